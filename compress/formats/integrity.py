@@ -70,7 +70,9 @@ class InspectedModel:
         """
         for tensor, data in self.how.stored(self.model):
             values = tensor.decoded(data) if tensor.readable else data
-            if "float" in values.dtype.name and not (tensor.role == "constant" and _is_infinite(values)):
+            if "float" in values.dtype.name and not (
+                tensor.role == "constant" and (values.ndim == 0 and bool(np.isinf(values)))
+            ):
                 yield from ((tensor.name, piece) for piece in _pieces(values))
 
     def digests(self) -> dict[str, str]:
@@ -122,10 +124,6 @@ def answers_of(session: Session, examples: Examples) -> np.ndarray:
         return np.concatenate([answers[:, :fewest] for answers in call_answers])
     batch = examples.batch(range(len(examples)))
     return examples.answers(session.predict(feed(batch)), batch)
-
-
-def _is_infinite(values: np.ndarray) -> bool:
-    return values.ndim == 0 and bool(np.isinf(values))
 
 
 def _pieces(values: np.ndarray) -> Iterator[np.ndarray]:

@@ -80,7 +80,9 @@ def to_coreml(
     """
     # Trace with the longest example; the sequence axis stays free.
     row = _SingleRowModel(model.module, examples).eval()
-    sample = _longest_example(examples)
+    # Trace the longest example.
+    batch = tensors(examples, [int(examples.lengths().argmax())])
+    sample = {name: batch[name].contiguous() for name in examples.padding}
     longest = max(max_length, *(value.shape[1] for value in sample.values()))
     with suppress_output("prints"), without_padding_masks(row.module), torch.no_grad():
         import coremltools
@@ -141,12 +143,6 @@ class _SingleRowModel(nn.Module):
         return answers(self._examples, self.module(**model_inputs), inputs)
 
 
-def _longest_example(examples: Examples) -> dict[str, torch.Tensor]:
-    """Return the inputs of the longest example."""
-    batch = tensors(examples, [int(examples.lengths().argmax())])
-    return {name: batch[name].contiguous() for name in examples.padding}
-
-
 def _trace_answers(traced_module: Any, examples: Examples) -> Answers:
     """Return a function that answers with the trace, row by row and including padding."""
 
@@ -160,9 +156,7 @@ def _trace_answers(traced_module: Any, examples: Examples) -> Answers:
     return answered
 
 
-def _quantize_weights(
-    coremltools: object, program: object, embedding: nn.Embedding | None, table_bits: TableBits
-) -> Any:
+def _quantize_weights(coremltools: Any, program: Any, embedding: nn.Embedding | None, table_bits: TableBits) -> Any:
     """Return the program with 8-bit weights per channel, and a 4-bit word embedding table if requested."""
     from coremltools.optimize.coreml import OpLinearQuantizerConfig, OptimizationConfig, linear_quantize_weights
 
@@ -171,24 +165,21 @@ def _quantize_weights(
         int4_config = OpLinearQuantizerConfig(
             mode="linear_symmetric", dtype="int4", granularity="per_block", block_size=_GROUP, weight_threshold=0
         )
-        table_configs = dict.fromkeys(_embedding_constants(program, tuple(embedding.weight.shape)), int4_config)
+        # Find the constants of the embedding's shape that rows are gathered from.
+        shape = tuple(embedding.weight.shape)
+        names = []
+        for operation in program._mil_program.functions["main"].operations:
+            if operation.op_type in ("gather", "gather_nd", "gather_along_axis"):
+                source = operation.inputs["x"].op
+                if source is not None and source.op_type == "const" and tuple(source.outputs[0].shape) == shape:
+                    names.append(source.name)
+        table_configs = dict.fromkeys(sorted(set(names)), int4_config)
     int8_config = OpLinearQuantizerConfig(
         mode="linear_symmetric", dtype="int8", granularity="per_channel", weight_threshold=_SMALL
     )
     return linear_quantize_weights(
         program, OptimizationConfig(global_config=int8_config, op_name_configs=table_configs)
     )
-
-
-def _embedding_constants(program: Any, shape: tuple[int, ...]) -> list[str]:
-    """Return the names of the constants of a shape that rows are gathered from."""
-    names = []
-    for operation in program._mil_program.functions["main"].operations:
-        if operation.op_type in ("gather", "gather_nd", "gather_along_axis"):
-            source = operation.inputs["x"].op
-            if source is not None and source.op_type == "const" and tuple(source.outputs[0].shape) == shape:
-                names.append(source.name)
-    return sorted(set(names))
 
 
 def _package_model(coremltools: Any, program: Any, model: TorchModel, names: Sequence[str]) -> CoreMlModel:

@@ -82,7 +82,11 @@ def to_executorch(
         StageError: The model cannot be traced or lowered.
     """
     load_runtime()
-    sample = _sample(examples)
+    # Trace the shortest and the longest example as one batch. A batch of one would freeze the batch axis.
+    lengths = examples.lengths()
+    chosen = [int(lengths.argmin()), int(lengths.argmax())] if len(lengths) > 1 else [0, 0]
+    batch = tensors(examples, chosen)
+    sample = {name: batch[name].contiguous() for name in examples.padding if name in batch}
     interface = ProgramInterface(
         {name: _axes(name, value, examples) for name, value in sample.items()}, examples.outputs
     )
@@ -93,7 +97,7 @@ def to_executorch(
         shapes: Any = _shapes(interface, max(max_length, values[0].shape[-1]))
         try:
             # XNNPACK's convolutions cannot find the range of their input at run time, so they are calibrated.
-            if precision == "int8" and _has_convolutions(module):
+            if precision == "int8" and any(isinstance(layer, _CONVOLUTIONS) for layer in module.modules()):
                 graph = torch.export.export(module, values, dynamic_shapes=shapes).module()
                 module = _quantize_static(graph, _calibration_batches(examples, tuple(sample)))
                 # The exported module takes its inputs under new names.
@@ -113,14 +117,6 @@ def _with_eager_attention(module: Any) -> torch.nn.Module:
     if hasattr(copied, "set_attn_implementation"):
         copied.set_attn_implementation("eager")
     return copied.requires_grad_(False)  # type: ignore[no-any-return]
-
-
-def _sample(examples: Examples) -> dict[str, torch.Tensor]:
-    """Return the shortest and the longest example as one batch, because a batch of one would freeze the batch axis."""
-    lengths = examples.lengths()
-    chosen = [int(lengths.argmin()), int(lengths.argmax())] if len(lengths) > 1 else [0, 0]
-    batch = tensors(examples, chosen)
-    return {name: batch[name].contiguous() for name in examples.padding if name in batch}
 
 
 def _axes(name: str, value: torch.Tensor, examples: Examples) -> Axes:
@@ -147,11 +143,6 @@ def _calibration_batches(examples: Examples, names: Sequence[str]) -> list[tuple
     chosen = np.linspace(0, len(examples) - 1, min(_CALIBRATION_EXAMPLES, len(examples))).round().astype(int).tolist()
     batches = [tensors(examples, chosen[at : at + ROWS]) for at in range(0, len(chosen), ROWS)]
     return [tuple(batch[name] for name in names) for batch in batches]
-
-
-def _has_convolutions(module: torch.nn.Module) -> bool:
-    """Return whether the model has convolutions."""
-    return any(isinstance(layer, _CONVOLUTIONS) for layer in module.modules())
 
 
 def _quantize_dynamic(module: torch.nn.Module, embedding_bits: EmbeddingBits) -> None:
@@ -207,7 +198,18 @@ def _quantize_static(
     for kind in (torch.nn.Linear, *_CONVOLUTIONS):
         products.set_module_type(kind, config)
     quantized = _calibrated(copy.deepcopy(graph), XNNPACKQuantizer().set_global(config), calibration)
-    close_enough = _relative_difference(graph, quantized, calibration[0]) < _FAR
+    # Compare outputs by their largest difference as a share of the largest magnitude.
+    with torch.no_grad():
+        pairs = [
+            (answers,) if isinstance(answers, torch.Tensor) else answers
+            for answers in (graph(*calibration[0]), quantized(*calibration[0]))
+        ]
+    close_enough = (
+        max(
+            float((expected - actual).abs().max() / expected.abs().max())
+            for expected, actual in zip(*pairs, strict=True)
+        )
+    ) < _FAR
     return quantized if close_enough else _calibrated(graph, products, calibration)
 
 
@@ -222,18 +224,6 @@ def _calibrated(
             prepared(*inputs)
     converted: torch.fx.GraphModule = convert_pt2e(prepared)
     return converted
-
-
-def _relative_difference(plain: Any, quantized: Any, inputs: tuple[torch.Tensor, ...]) -> float:
-    """Return the largest difference of an output as a share of its largest magnitude."""
-    with torch.no_grad():
-        pairs = [
-            (answers,) if isinstance(answers, torch.Tensor) else answers
-            for answers in (plain(*inputs), quantized(*inputs))
-        ]
-    return max(
-        float((expected - actual).abs().max() / expected.abs().max()) for expected, actual in zip(*pairs, strict=True)
-    )
 
 
 def _lower_to_xnnpack(traced: object) -> bytes:

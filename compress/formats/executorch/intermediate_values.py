@@ -64,14 +64,11 @@ class _Program:
         self._inputs = tuple(read_interface(file.parent).inputs)
         self._plan = self._file.program.execution_plan[0]
         self._graphs = {
-            index: self._graph(delegate)
+            index: read_graph(bytes(self._file.program.backend_delegate_data[delegate.processed.index].data))
             for index, delegate in enumerate(self._plan.delegates)
             if delegate.id == "XnnpackBackend"
         }
         self.outputs = [_outer(index) for index in self._plan.outputs]
-
-    def _graph(self, delegate: Any) -> XnnGraph:
-        return read_graph(bytes(self._file.program.backend_delegate_data[delegate.processed.index].data))
 
     def shaped(self, batches: Sequence[Values]) -> list[Values]:
         taken: list[Values] = [{name: batch[name] for name in self._inputs} for batch in batches]

@@ -171,7 +171,9 @@ def _delegate_constants(program: Any, base: int, content: bytes, file: Path) -> 
         for number, delegate in enumerate(plan.delegates):
             if delegate.id != "XnnpackBackend":
                 continue
-            start, size = _payload(program, delegate, base)
+            if delegate.processed.location.name != "SEGMENT":
+                raise ValueError("an XNNPACK delegate lies within the program")
+            start, size = _segment(program, delegate.processed.index, base)
             for constant in read_graph(content[start : start + size]).constants:
                 if constant.key in spans and constant.key not in seen:
                     seen.add(constant.key)
@@ -179,12 +181,6 @@ def _delegate_constants(program: Any, base: int, content: bytes, file: Path) -> 
                     shape = (span[1] // np.dtype(dtype).itemsize,) if constant.scale else constant.shape
                     role: Role = "quantization" if constant.scale else "weight"
                     yield stored(f"xnnpack.{number}.{constant.value}", dtype, shape, file, span, role)
-
-
-def _payload(program: Any, delegate: Any, base: int) -> tuple[int, int]:
-    if delegate.processed.location.name != "SEGMENT":
-        raise ValueError("an XNNPACK delegate lies within the program")
-    return _segment(program, delegate.processed.index, base)
 
 
 def _segment(program: Any, index: int, base: int) -> tuple[int, int]:

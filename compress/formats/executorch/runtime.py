@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,10 @@ from compress.formats.quiet_output import suppress_output
 from compress.formats.runtime import Batch, TensorType, check_inputs, check_target, why_missing
 from compress.formats.target_profile import Target
 from compress.utils.errors import InputError, StageError, incomplete_artifact_error, unreadable_file_error
+
+if TYPE_CHECKING:
+    from executorch.runtime import Runtime
+
 
 METHOD = "forward"
 _TYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64", 11: "bool"}
@@ -120,7 +124,12 @@ class ExecuTorchRuntime:
         program, interface = file.read_bytes(), read_interface(file.parent)
         check_whole(program, file)
         runtime = load_runtime()
-        _use_threads(threads)
+        # Set the number of threads for all sessions of this process, because XNNPACK has one thread pool.
+        with suppress_output("process"):
+            from executorch.extension.pybindings import portable_lib
+
+            if portable_lib._threadpool_get_thread_count() != threads:
+                portable_lib._unsafe_reset_threadpool(threads)
         with suppress_output("process") as error_output:
             try:
                 return ExecuTorchSession(runtime.load_program(program), interface, file, threads)
@@ -138,7 +147,7 @@ class ExecuTorchRuntime:
 
 
 @functools.cache
-def load_runtime() -> Any:
+def load_runtime() -> Runtime:
     """Return ExecuTorch's runtime with its kernels for quantized tables."""
     with suppress_output("process"):
         # In this order: the other way round, XNNPACK refuses quantized programs.
@@ -146,15 +155,6 @@ def load_runtime() -> Any:
         import executorch.kernels.quantized  # isort: skip
 
         return executorch.runtime.Runtime.get()
-
-
-def _use_threads(threads: int) -> None:
-    """Set the number of threads for all sessions of this process, because XNNPACK has one thread pool."""
-    with suppress_output("process"):
-        from executorch.extension.pybindings import portable_lib
-
-        if portable_lib._threadpool_get_thread_count() != threads:
-            portable_lib._unsafe_reset_threadpool(threads)
 
 
 def _reason(error: Exception, log: str) -> str:

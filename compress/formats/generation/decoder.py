@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from compress.formats.runtime import Batch, Session, SharesCache, TensorType
+from compress.formats.runtime import Batch, Session, SharesCache
 from compress.utils.errors import ModelError, StageError
 
 _IDS, _LOGITS = "input_ids", "logits"
@@ -63,7 +63,12 @@ class Decoder:
         """
         self._session, self._where = session, where
         self._plain = self._plain_inputs()
-        self._cache = self._cache_names()
+        # Each input of the cache with the output that replaces it at the next token.
+        names = {name: present_of(name) for name in self._session.inputs if name.startswith(_STATE)}
+        missing = [present for present in names.values() if present not in self._session.output_types]
+        if missing:
+            raise self._no_decoder(f"the cache has inputs without the outputs {', '.join(missing)}")
+        self._cache = names
         self._empty = {past: self._empty_cache(past) for past in self._cache}
         self._past = self._empty
         self._shared = session.shared_cache(self._cache) if isinstance(session, SharesCache) and self._cache else None
@@ -135,18 +140,14 @@ class Decoder:
             raise self._no_decoder(f"logits have the shape {list(shape)}")
         plain = {name: inputs[name].dtype for name in _PLAIN if name in inputs}
         odd = [f"{name} is {dtype}" for name, dtype in plain.items() if dtype not in _INTEGERS]
-        fixed = [f"{name} takes {inputs[name].shape[-1]} tokens only" for name in plain if _is_fixed(inputs[name])]
+        fixed = [
+            f"{name} takes {inputs[name].shape[-1]} tokens only"
+            for name in plain
+            if (len(inputs[name].shape) != 2 or _static(inputs[name].shape[-1]))
+        ]
         if odd or fixed:
             raise self._no_decoder(", ".join(odd + fixed))
         return plain
-
-    def _cache_names(self) -> dict[str, str]:
-        """Return each input of the cache with the output that replaces it at the next token."""
-        names = {name: present_of(name) for name in self._session.inputs if name.startswith(_STATE)}
-        missing = [present for present in names.values() if present not in self._session.output_types]
-        if missing:
-            raise self._no_decoder(f"the cache has inputs without the outputs {', '.join(missing)}")
-        return names
 
     def _empty_cache(self, past: str) -> np.ndarray:
         dtype, shape = self._session.input_types[past]
@@ -173,10 +174,6 @@ class Decoder:
 def _static(axis: int | str | None) -> bool:
     # An axis of 0 is how some exporters write an empty cache.
     return isinstance(axis, int) and axis > 0
-
-
-def _is_fixed(kind: TensorType) -> bool:
-    return len(kind.shape) != 2 or _static(kind.shape[-1])
 
 
 def _summary(names: Iterable[str]) -> str:

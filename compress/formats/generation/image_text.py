@@ -246,13 +246,11 @@ def open_together(sessions: Sequence[Session], folder: Path) -> Session:
     if is_pipeline(folder):
         session: Session = image_generation_hook("open_components")(sessions, folder)
         return session
-    return _open_three(sessions[0], sessions[1], sessions[2], folder)
-
-
-def _open_three(vision: Session, table: Session, decoder: Session, folder: Path) -> ImageAnswers:
     from compress.models.processor import load_tokenizer
 
     refuse_unfollowed(folder)
     rules = read_rules(folder)
-    graphs = EmbeddedDecoder(vision, table, decoder, rules.image, str(folder))
-    return ImageAnswers(lambda own: graphs.write(own[IDS], own[PIXELS], rules), folder, load_tokenizer(folder), vision)
+    graphs = EmbeddedDecoder(sessions[0], sessions[1], sessions[2], rules.image, str(folder))
+    return ImageAnswers(
+        lambda own: graphs.write(own[IDS], own[PIXELS], rules), folder, load_tokenizer(folder), sessions[0]
+    )

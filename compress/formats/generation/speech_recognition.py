@@ -104,7 +104,12 @@ class Transcriber:
         self._decoder = PairDecoder(decoder, self._where)
         self._rules = read_rules(folder)
         self._tokenizer = _tokenizer(folder)
-        self._shape = self._window()
+        # The encoder's window has a fixed number of features and frames.
+        shape = self.encoder.input_types[FEATURES].shape if FEATURES in self.encoder.input_types else ()
+        fixed = [axis for axis in shape[1:] if isinstance(axis, int)]
+        if len(shape) != 3 or len(fixed) != 2 or HIDDEN not in self.encoder.output_types:
+            raise self._no_speech(f"the encoder has the inputs {dict(self.encoder.input_types)}")
+        self._shape = (fixed[0], fixed[1])
         self.inputs = (FEATURES,)
         self.input_types = {FEATURES: TensorType("float32", (None, self._shape[0], None))}
         self.output_types = {SEQUENCES: TensorType("int64", (None, None)), TRANSCRIPTS: TensorType("str", (None,))}
@@ -154,28 +159,17 @@ class Transcriber:
         ids = list(rules.prompt)
         self._decoder.begin(audio)
         for _ in range(rules.longest - len(rules.prompt)):
-            token = self._choose(self._decoder.read(np.array([ids]))[0], first)
+            logits = self._decoder.read(np.array([ids]))[0]
+            allowed = logits.copy()
+            allowed[self._rules.never] = -np.inf
+            if first:
+                allowed[self._rules.not_first] = -np.inf
+            token = int(allowed.argmax())
+            self._decoder.finite(allowed[token])
             if token in rules.ends:
                 return
             yield token
             ids, first = [token], False
-
-    def _choose(self, logits: np.ndarray, first: bool) -> int:
-        allowed = logits.copy()
-        allowed[self._rules.never] = -np.inf
-        if first:
-            allowed[self._rules.not_first] = -np.inf
-        token = int(allowed.argmax())
-        self._decoder.finite(allowed[token])
-        return token
-
-    def _window(self) -> tuple[int, int]:
-        """Return the numbers of features and frames in the encoder's window."""
-        shape = self.encoder.input_types[FEATURES].shape if FEATURES in self.encoder.input_types else ()
-        fixed = [axis for axis in shape[1:] if isinstance(axis, int)]
-        if len(shape) != 3 or len(fixed) != 2 or HIDDEN not in self.encoder.output_types:
-            raise self._no_speech(f"the encoder has the inputs {dict(self.encoder.input_types)}")
-        return fixed[0], fixed[1]
 
     def _no_speech(self, why: str) -> ModelError:
         return ModelError(

@@ -271,22 +271,20 @@ class TensorTypes:
         if match is None:
             return kind.most
         leaf = "attn_v" if match[2] in _VALUES else re.sub(r"(ffn_\w+?)_(sh)?exps?$", r"\1", match[2])
-        position = self._position(int(match[1]), leaf)
+        # The position of a matrix; values are counted among the layers that have some.
+        layer = int(match[1])
+        index, count = layer, self.layers
+        if leaf == "attn_v":
+            parts = (_BLOCK.fullmatch(name) for name in self.tensors)
+            having = sorted(int(part[1]) for part in parts if part and part[2] in _VALUES)
+            index, count = having.index(layer), len(having)
+        position = MatrixPosition(index, count, self.heads >= 4, self.experts, self.weighed)
         if leaf in ("attn_v", "attn_k") and _like_mixtral(position) and not kind.below_three_bits:
             return "Q8_0"
         preferred = next((other for holds, other in kind.rules.get(leaf, ()) if holds(position)), kind.most)
         # Models with 80 layers and shared key-value heads have few values, and llama.cpp gives them at least 5 bits.
         few = leaf == "attn_v" and self.layers == 80 and self.heads > 1 and not kind.below_three_bits
         return "Q5_K" if few and preferred in ("Q3_K", "Q4_K") else preferred
-
-    def _position(self, layer: int, leaf: str) -> MatrixPosition:
-        """Return the position of a matrix; values are counted among the layers that have some."""
-        index, count = layer, self.layers
-        if leaf == "attn_v":
-            parts = (_BLOCK.fullmatch(name) for name in self.tensors)
-            having = sorted(int(part[1]) for part in parts if part and part[2] in _VALUES)
-            index, count = having.index(layer), len(having)
-        return MatrixPosition(index, count, self.heads >= 4, self.experts, self.weighed)
 
 
 def estimate_bytes(name: str, shape: Shape) -> float:

@@ -112,7 +112,11 @@ class Gguf(Stage[Checkpoint, GgufModel]):
                 f"about, by the rules of {self.type}, and the processor's files",
             )
         else:
-            matrices, tables = (self._stored_bits(bits) for bits in (before.matrix_bits, before.table_bits))
+            # The bits of a weight with its scale in the smallest block of 32 that holds it.
+            matrices, tables = (
+                next((width + 0.5 for width in (4, 5, 8) if bits <= width), self._float_bits)
+                for bits in (before.matrix_bits, before.table_bits)
+            )
             size = (before.working * matrices + before.embeddings * tables) / 8
             note = f"about: {matrices:g} bits a weight, {tables:g} of tables, and the processor's files"
         after = replace(before, packed_bytes=round(size) + before.processor_bytes)
@@ -121,10 +125,6 @@ class Gguf(Stage[Checkpoint, GgufModel]):
     @property
     def _float_bits(self) -> int:
         return 32 if self.float_type == "f32" else 16
-
-    def _stored_bits(self, bits: int) -> float:
-        """Return the bits of a weight with its scale in the smallest block of 32 that holds it."""
-        return next((width + 0.5 for width in (4, 5, 8) if bits <= width), self._float_bits)
 
     def search_values(self, before: Shape | None, timed: bool = False) -> dict[str, tuple[Any, ...]]:
         """Return the file types by increasing size, if the stage rounds."""

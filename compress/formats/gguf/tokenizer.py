@@ -60,7 +60,12 @@ def add_tokenizer(writer: GGUFWriter, folder: Path, rows: int) -> None:
     writer.add_token_list(tokens)
     if scores is not None:
         writer.add_token_scores([scores.get(token, 0.0) for token in tokens])
-        writer.add_add_space_prefix(_begins_with_space(content))
+        # Find out whether the tokenizer adds a space before a text.
+        steps = _steps(content.get("pre_tokenizer"))
+        schemes = [step.get("prepend_scheme", "always") for step in steps if step.get("type") == "Metaspace"]
+        writer.add_add_space_prefix(
+            any(step.get("type") == "Prepend" for step in _normal_steps(content)) or schemes not in ([], ["never"])
+        )
     writer.add_token_types(types)
     special = gguf.SpecialVocab(folder, load_merges=scores is None, n_vocab=rows)
     # llama.cpp has defaults of its own for each rule; the file says what this tokenizer does.
@@ -112,13 +117,6 @@ def _normal_steps(content: dict[str, Any]) -> list[dict[str, Any]]:
     normalizer = content.get("normalizer") or {}
     steps: list[dict[str, Any]] = normalizer.get("normalizers", [normalizer] if normalizer else [])
     return steps
-
-
-def _begins_with_space(content: dict[str, Any]) -> bool:
-    """Return whether a SentencePiece-like tokenizer adds a space before a text."""
-    steps = _steps(content.get("pre_tokenizer"))
-    schemes = [step.get("prepend_scheme", "always") for step in steps if step.get("type") == "Metaspace"]
-    return any(step.get("type") == "Prepend" for step in _normal_steps(content)) or schemes not in ([], ["never"])
 
 
 def _shows_spaces(step: dict[str, Any]) -> bool:

@@ -109,7 +109,21 @@ def to_litert(model: TorchModel, examples: Examples, lengths: tuple[int, ...]) -
         converter = litert_torch.Converter()
         for length in lengths or (None,):
             name = ANY_SIZE if length is None else f"length_{length}"
-            converter.add_signature(name, row, sample_kwargs=_sample(examples, length))
+            # An example with int32 integers, cut or repeated to ``length``, its last token masked.
+            names = list(examples.padding)
+            example_inputs = {name: value for name, value in tensors(examples, [0]).items() if name in names}
+            if length is not None:
+                example_inputs = {
+                    name: value.repeat(1, -(-length // value.shape[1]))[:, :length]
+                    for name, value in example_inputs.items()
+                }
+            narrow = {
+                name: value if value.is_floating_point() else value.to(torch.int32)
+                for name, value in example_inputs.items()
+            }
+            if length is not None and length > 1 and "attention_mask" in narrow:
+                narrow["attention_mask"][:, -1] = 0
+            converter.add_signature(name, row, sample_kwargs=narrow)
         try:
             content = _content(converter.convert())
         except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError) as error:
@@ -161,22 +175,6 @@ class _SingleRow(nn.Module):
 
     def _reads_ids(self) -> bool:
         return "input_ids" in self._examples.padding
-
-
-def _sample(examples: Examples, length: int | None) -> dict[str, torch.Tensor]:
-    """Return an example with int32 integers, cut or repeated to ``length``, its last token masked."""
-    names = list(examples.padding)
-    example_inputs = {name: value for name, value in tensors(examples, [0]).items() if name in names}
-    if length is not None:
-        example_inputs = {
-            name: value.repeat(1, -(-length // value.shape[1]))[:, :length] for name, value in example_inputs.items()
-        }
-    narrow = {
-        name: value if value.is_floating_point() else value.to(torch.int32) for name, value in example_inputs.items()
-    }
-    if length is not None and length > 1 and "attention_mask" in narrow:
-        narrow["attention_mask"][:, -1] = 0
-    return narrow
 
 
 def _content(converted: Any) -> bytes:

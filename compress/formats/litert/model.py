@@ -97,10 +97,18 @@ def _tensors(model: Any, content: Content, file: Path) -> Iterator[StoredTensor]
             seen.add(tensor.Buffer())
             shape = tuple(tensor.Shape(axis) for axis in range(tensor.ShapeLength()))
             name, dtype = tensor.Name().decode(), types[tensor.Type()]
-            _check_size(name, dtype, shape, span[1])
+            elements = int(np.prod(shape, dtype=np.int64))
+            bits = _BITS.get(dtype) or (8 * np.dtype(dtype).itemsize if dtype not in ("string", "bfloat16") else None)
+            if bits is not None and span[1] != -(-elements * bits // 8):
+                raise ValueError(f"{name!r}, {list(shape)} of {dtype}, has {span[1]} bytes")
             role = infer_role(dtype, shape, index in scale_indices)
             yield stored(name, dtype, shape, file, span, role, packed=dtype in _BITS)
-            yield from _scales(tensor, name, content, file)
+            # The scales of a quantized tensor are stored in the tensor table itself.
+            quantization = tensor.Quantization()
+            if quantization is not None and quantization.ScaleLength():
+                count = quantization.ScaleLength()
+                start = _start(quantization.ScaleAsNumpy(), content)
+                yield stored(f"{name}/scale", "float32", (count,), file, (start, 4 * count), "quantization")
 
 
 def _buffer_span(model: Any, index: int, content: Content) -> tuple[int, int] | None:
@@ -134,23 +142,7 @@ def _scale_tensors(graph: Any) -> Iterator[int]:
             yield details.Scales()
 
 
-def _scales(tensor: Any, name: str, content: Content, file: Path) -> Iterator[StoredTensor]:
-    """Yield the scales that are stored with a tensor."""
-    quantization = tensor.Quantization()
-    if quantization is not None and quantization.ScaleLength():
-        count = quantization.ScaleLength()
-        start = _start(quantization.ScaleAsNumpy(), content)
-        yield stored(f"{name}/scale", "float32", (count,), file, (start, 4 * count), "quantization")
-
-
 def _start(view: np.ndarray, content: Content) -> int:
     """Return the offset in ``content`` of an array that is a view of it."""
     origin = np.frombuffer(content, np.uint8).__array_interface__["data"][0]
     return int(view.__array_interface__["data"][0] - origin)
-
-
-def _check_size(name: str, dtype: str, shape: tuple[int, ...], size: int) -> None:
-    elements = int(np.prod(shape, dtype=np.int64))
-    bits = _BITS.get(dtype) or (8 * np.dtype(dtype).itemsize if dtype not in ("string", "bfloat16") else None)
-    if bits is not None and size != -(-elements * bits // 8):
-        raise ValueError(f"{name!r}, {list(shape)} of {dtype}, has {size} bytes")

@@ -71,7 +71,8 @@ class LiteRtSession:
         """See `Session.predict`; a row longer than every graph is an `InputError`."""
         check_inputs(self.inputs, batch, self._where)
         rows = [
-            self._answer({name: batch[name][row] for name in self.inputs}) for row in range(len(batch[_any(batch)]))
+            self._answer({name: batch[name][row] for name in self.inputs})
+            for row in range(len(batch[next(iter(batch))]))
         ]
         return {name: np.concatenate([row[name] for row in rows]) for name in self.output_types}
 
@@ -97,10 +98,6 @@ class LiteRtSession:
         except (RuntimeError, ValueError) as error:
             raise StageError(f"The model failed on a row: {error}", where=self._where) from error
         return answer
-
-
-def _any(batch: Batch) -> str:
-    return next(iter(batch))
 
 
 def _length(row: Mapping[str, np.ndarray]) -> int:

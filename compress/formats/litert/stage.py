@@ -58,7 +58,7 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
 
     @field_validator("lengths", mode="before")
     @classmethod
-    def _refuse_dynamic_lengths(cls, lengths: object) -> Any:
+    def _refuse_dynamic_lengths(cls, lengths: object) -> object:
         if isinstance(lengths, str):
             raise ValueError(
                 f"{lengths!r}: litert-torch converts transformers at fixed lengths only, e.g. [16, 64, 128]"

@@ -56,7 +56,12 @@ def add_sentence_embedding(model: onnx.ModelProto, modules: SentenceModules) -> 
             hint="leave sentence_embedding: false; sentence-transformers pools what the graph gives",
         )
     tail = _Tail(model.graph)
-    value = _mean(tail) if modules.modes == ("mean",) else _first(tail)
+    # Write the selection of the first token, for texts that are padded at the end.
+    value = (
+        _mean(tail)
+        if modules.modes == ("mean",)
+        else tail.node("Gather", LAST_HIDDEN_STATE, tail.constant(0, np.int64), axis=1)
+    )
     for step in modules.steps:
         value = _dense(tail, value, step) if isinstance(step, Dense) else _normalized(tail, value)
     # The last node's output becomes the graph's second output.
@@ -73,11 +78,6 @@ def _mean(tail: _Tail) -> str:
     total = tail.node("Squeeze", tail.node("MatMul", row, LAST_HIDDEN_STATE), tail.constant([1], np.int64))
     count = tail.node("ReduceSum", mask, tail.constant([1], np.int64), keepdims=1)
     return tail.node("Div", total, tail.node("Max", count, tail.constant(1)))
-
-
-def _first(tail: _Tail) -> str:
-    """Write the selection of the first token, for texts that are padded at the end."""
-    return tail.node("Gather", LAST_HIDDEN_STATE, tail.constant(0, np.int64), axis=1)
 
 
 def _dense(tail: _Tail, value: str, step: Dense) -> str:

@@ -89,7 +89,16 @@ def export_onnx(
     program = _trace(model, examples, opset, hooks=attention and attention_check.refused is None)
     _drop_inner_outputs(program)
     _record_shapes(program)
-    _keep_answers(program, examples)
+    # Keep only the outputs that are answers or that clients read beside them, in place.
+    outputs, answers = program.graph.outputs, examples.outputs
+    kept_outputs = [output for output in outputs if output.name in (*answers, *examples.extra_outputs)]
+    if (
+        len(answers) > 1
+        and len(kept_outputs) < len(outputs)
+        and {output.name for output in kept_outputs} >= set(answers)
+    ):
+        outputs[:] = kept_outputs
+        RemoveUnusedNodesPass()(program)
     # The batch axis of an input may have another name than `batch_size`, for several images of a text.
     axes = {name: dict(enumerate((axis, *_AXES[1:]))) for name, axis in examples.batches.items()}
     return _finished(program, axes, fusions, attention, attention_check, leave_out)
@@ -152,7 +161,20 @@ def _finished(
         rewrites = {ATTENTION: attention_count} if attention else {}
         rewrites |= optimize_graph(program, leave_out)
     # Names are written last, because fusions create values with the symbols of the trace.
-    _name_axes(program, axes)
+    # Name the dynamic axes, in place; tracing gives them numbered symbols such as ``s43``.
+    graph, texts = program.graph, dict(enumerate(_AXES))
+    symbols = {
+        str(value.shape[axis_index]): name
+        for value in graph.inputs
+        for axis_index, name in axes.get(str(value.name), texts).items()
+        if value.shape is not None
+        and axis_index < len(value.shape)
+        and isinstance(value.shape[axis_index], ir.SymbolicDim)
+    }
+    for value in (*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)):
+        if value.shape is not None:
+            # Several values may share one shape, and some shapes are frozen.
+            value.shape = ir.Shape([_renamed(axis, symbols) for axis in value.shape])
     _record_shapes(program)
     _strip(program)
     return ExportedGraph(ir.to_proto(program), rewrites, unfused)
@@ -198,22 +220,6 @@ def _trace(model: TorchModel, examples: Examples, opset: int | None, hooks: bool
             if _GUARD not in str(error):
                 break
     raise _refused(model, failure) from failure
-
-
-def _keep_answers(program: ir.Model, examples: Examples) -> None:
-    """Keep only the outputs that are answers or that clients read beside them, in place.
-
-    This applies to models whose answers are several outputs.
-    """
-    outputs, answers = program.graph.outputs, examples.outputs
-    kept_outputs = [output for output in outputs if output.name in (*answers, *examples.extra_outputs)]
-    if (
-        len(answers) > 1
-        and len(kept_outputs) < len(outputs)
-        and {output.name for output in kept_outputs} >= set(answers)
-    ):
-        outputs[:] = kept_outputs
-        RemoveUnusedNodesPass()(program)
 
 
 def _free(model: TorchModel, examples: Examples, shortest: int) -> dict[str, dict[int, torch.export.Dim]]:
@@ -291,26 +297,6 @@ def _drop_inner_outputs(model: ir.Model) -> None:
     if len(outer_outputs) < len(outputs):
         outputs[:] = outer_outputs
         RemoveUnusedNodesPass()(model)
-
-
-def _name_axes(model: ir.Model, axes: Axes) -> None:
-    """Name the dynamic axes, in place; tracing gives them numbered symbols such as ``s43``.
-
-    An input that is not in ``axes`` is a batch of texts.
-    """
-    graph, texts = model.graph, dict(enumerate(_AXES))
-    symbols = {
-        str(value.shape[axis_index]): name
-        for value in graph.inputs
-        for axis_index, name in axes.get(str(value.name), texts).items()
-        if value.shape is not None
-        and axis_index < len(value.shape)
-        and isinstance(value.shape[axis_index], ir.SymbolicDim)
-    }
-    for value in (*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)):
-        if value.shape is not None:
-            # Several values may share one shape, and some shapes are frozen.
-            value.shape = ir.Shape([_renamed(axis, symbols) for axis in value.shape])
 
 
 def _renamed(axis: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | str | None:

@@ -335,7 +335,13 @@ def _replace_einsum(graph: ir.Graph, node: ir.Node, index: int) -> bool:
         if weight is not None and not letters.batch:
             replacement = _projected(writer, first, weight, letters)
         elif len(letters.summed) == len(letters.rows) == len(letters.columns) == 1:
-            replacement = _multiplied(writer, first, second, letters)
+            # Multiply two computed operands as a batched matrix product.
+            batch, rows, columns, summed = letters.batch, letters.rows, letters.columns, letters.summed
+            left = _transposed(writer, first, letters.left, batch + rows + summed)
+            right = _transposed(writer, second, letters.right, batch + summed + columns)
+            shape = None if left.shape is None or right.shape is None else [*left.shape[:-1], right.shape[-1]]
+            product = writer.node("MatMul", [left, right], shape)
+            replacement = _transposed(writer, product, batch + rows + columns, letters.out)
     if replacement is None:
         return False
     replacement.dtype, replacement.shape = old.dtype, old.shape
@@ -372,16 +378,6 @@ def _projected(writer: NodeWriter, value: ir.Value, weight: np.ndarray, letters:
         return product
     split = writer.constant(np.array([0] * axes + list(sizes)))
     return writer.node("Reshape", [product, split], rows and [*rows, *sizes])
-
-
-def _multiplied(writer: NodeWriter, first: ir.Value, second: ir.Value, letters: _Letters) -> ir.Value:
-    """Multiply two computed operands as a batched matrix product."""
-    batch, rows, columns, summed = letters.batch, letters.rows, letters.columns, letters.summed
-    left = _transposed(writer, first, letters.left, batch + rows + summed)
-    right = _transposed(writer, second, letters.right, batch + summed + columns)
-    shape = None if left.shape is None or right.shape is None else [*left.shape[:-1], right.shape[-1]]
-    product = writer.node("MatMul", [left, right], shape)
-    return _transposed(writer, product, batch + rows + columns, letters.out)
 
 
 _FUSED, _DOMAIN = "FusedMatMul", "com.microsoft"

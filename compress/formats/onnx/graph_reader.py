@@ -236,7 +236,8 @@ class _Wire:
             elif number == 8:
                 tensor.name = self.text(begin, end)
             elif number in _PAYLOADS:
-                tensor.bytes += _varint_bytes(begin) if end < 0 else end - begin
+                # A varint has seven bits per byte.
+                tensor.bytes += max(1, (begin.bit_length() + 6) // 7) if end < 0 else end - begin
             elif number == 13:
                 key, value = self.pair(begin, end)
                 tensor.external[key] = value
@@ -255,11 +256,6 @@ class _Wire:
         """Read the key and the value of a StringStringEntryProto."""
         both = {number: self.text(begin, end) for number, begin, end in self.fields(start, stop)}
         return both.get(1, ""), both.get(2, "")
-
-
-def _varint_bytes(value: int) -> int:
-    """Return the bytes that a varint takes."""
-    return max(1, (value.bit_length() + 6) // 7)
 
 
 def _broken(path: Path, reason: str) -> ModelError:

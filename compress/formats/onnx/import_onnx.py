@@ -76,19 +76,7 @@ def read_graph_file(file: Path) -> onnx.ModelProto:
             expected="a whole .onnx file, and beside it the files that its weights lie in",
             hint="fetch or export it again",
         ) from error
-    _refuse_nan(graph, file)
-    if not graph.graph.output:
-        raise ModelError(
-            "The graph has no outputs.",
-            where=str(file),
-            expected="at least one output",
-            hint="export the model again, and name what it returns",
-        )
-    return graph
-
-
-def _refuse_nan(graph: onnx.ModelProto, file: Path) -> None:
-    """Raise `ModelError` for NaN in weights, which a diverged training leaves; infinity may be a mask."""
+    # A diverged training leaves NaN in weights. Infinity may be a mask.
     for tensor in (tensor for subgraph in all_graphs(graph.graph) for tensor in subgraph.initializer):
         array = onnx.numpy_helper.to_array(tensor)
         if array.dtype.kind == "f" and np.isnan(array).any():
@@ -98,6 +86,14 @@ def _refuse_nan(graph: onnx.ModelProto, file: Path) -> None:
                 expected="finite weights",
                 hint="export another checkpoint: a training run that diverged leaves such weights",
             )
+    if not graph.graph.output:
+        raise ModelError(
+            "The graph has no outputs.",
+            where=str(file),
+            expected="at least one output",
+            hint="export the model again, and name what it returns",
+        )
+    return graph
 
 
 def _open(graph: onnx.ModelProto, file: Path) -> onnxruntime.InferenceSession:

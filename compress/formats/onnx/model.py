@@ -182,7 +182,16 @@ def find_graphs(artifact: Path) -> tuple[Path, ...]:
     if not artifact.is_dir():
         return (find_graph(artifact),)
     if is_pipeline(artifact):
-        return _drawing_graphs(artifact)
+        # The graphs of a diffusion model. Raises `ModelError` if one is missing.
+        files = tuple(file for part in DIFFUSION_PARTS if (file := artifact / part / FLOAT_GRAPH).is_file())
+        if len(files) != len(DIFFUSION_PARTS):
+            raise ModelError(
+                f"The folder holds {', '.join(file.relative_to(artifact).as_posix() for file in files) or 'no graph'}.",
+                where=str(artifact),
+                expected=", ".join(f"{part}/{FLOAT_GRAPH}" for part in DIFFUSION_PARTS),
+                hint="write the model again with the stage onnx",
+            )
+        return files
     # A vision encoder distinguishes a vision-language model from an encoder-decoder.
     names = _PARTS[bool(_part(artifact, VISION))]
     parts = tuple(_part(artifact, part) for part in names)
@@ -202,19 +211,6 @@ def find_graphs(artifact: Path) -> tuple[Path, ...]:
 def graph_label(graph: Path) -> str:
     """Return a name that distinguishes a graph from the others of its model: its file, with the folder of a part."""
     return f"{graph.parent.name}/{graph.name}" if graph.parent.name in DIFFUSION_PARTS else graph.name
-
-
-def _drawing_graphs(artifact: Path) -> tuple[Path, ...]:
-    """Return the graphs of a diffusion model. Raises `ModelError` if one is missing."""
-    files = tuple(file for part in DIFFUSION_PARTS if (file := artifact / part / FLOAT_GRAPH).is_file())
-    if len(files) != len(DIFFUSION_PARTS):
-        raise ModelError(
-            f"The folder holds {', '.join(file.relative_to(artifact).as_posix() for file in files) or 'no graph'}.",
-            where=str(artifact),
-            expected=", ".join(f"{part}/{FLOAT_GRAPH}" for part in DIFFUSION_PARTS),
-            hint="write the model again with the stage onnx",
-        )
-    return files
 
 
 def _part(artifact: Path, part: str) -> list[Path]:

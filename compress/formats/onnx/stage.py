@@ -126,7 +126,22 @@ class Onnx(Stage[TorchModel, OnnxModel]):
         if GENERATES in context.task.capabilities:
             return self._write(model, context)
         if DESCRIBES_IMAGES in context.task.capabilities:
-            return self._write_image_reader(model, context)
+            # Write and compare the three graphs of a vision-language model.
+            from compress.formats.generation.image_text import read_rules
+            from compress.formats.onnx.decoder import GraphSettings, export_image_reader, verify_image_reader
+            from compress.models.processor import load_processor
+
+            rows = context.data.split("train").slice(0, _ANSWERS)
+            examples = context.task.encode(rows, load_processor(model.folder), None, context.max_length)
+            exported = export_image_reader(model, examples, GraphSettings(), self.tolerance)
+            image = read_rules(model.folder).image
+            limits = (self.tolerance, self.rounding_limit)
+            equality = verify_image_reader(exported.model, model, examples, image, *limits)
+            context.note(f"onnx: image features differ by at most {exported.difference:.1e} from torch; {equality}")
+            context.note(
+                f"onnx: attention is {'not fused: ' + exported.unfused if exported.unfused else 'one operator'}"
+            )
+            return exported.model
         return self._write_pair(model, context)
 
     def infer_shapes(self, model: TorchModel | Checkpoint, context: Context) -> OnnxModel | None:
@@ -186,22 +201,6 @@ class Onnx(Stage[TorchModel, OnnxModel]):
         equality = verify_encoder_decoder(model, checkpoint, inputs, texts, *limits, more)
         context.note(f"onnx: encoder and decoder; {equality}")
         return model
-
-    def _write_image_reader(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
-        """Write and compare the three graphs of a vision-language model."""
-        from compress.formats.generation.image_text import read_rules
-        from compress.formats.onnx.decoder import GraphSettings, export_image_reader, verify_image_reader
-        from compress.models.processor import load_processor
-
-        rows = context.data.split("train").slice(0, _ANSWERS)
-        examples = context.task.encode(rows, load_processor(checkpoint.folder), None, context.max_length)
-        exported = export_image_reader(checkpoint, examples, GraphSettings(), self.tolerance)
-        image = read_rules(checkpoint.folder).image
-        limits = (self.tolerance, self.rounding_limit)
-        equality = verify_image_reader(exported.model, checkpoint, examples, image, *limits)
-        context.note(f"onnx: image features differ by at most {exported.difference:.1e} from torch; {equality}")
-        context.note(f"onnx: attention is {'not fused: ' + exported.unfused if exported.unfused else 'one operator'}")
-        return exported.model
 
 
 def _speech_samples(checkpoint: Checkpoint, context: Context) -> tuple[list[dict[str, np.ndarray]], list[np.ndarray]]:

@@ -129,7 +129,12 @@ class _Names:
             match = COMPANION_NAME.match(name)
             if match and not weight_of.get(name):
                 base = match["weight"]
-                for candidate in (f"{base}_quantized", base, *_few_bit_names(base)):
+                # The names under which packed integers of a weight may be stored.
+                for candidate in (
+                    f"{base}_quantized",
+                    base,
+                    *([f"{base}_Q{bits}" for bits in (4, 8, 2)] + [f"{base}_Q{bits}_plane0" for bits in (3, 5, 6, 7)]),
+                ):
                     if candidate in self.stored:
                         weight_of[name] = candidate
                         break
@@ -198,7 +203,14 @@ class _Names:
             size = sum(math.prod(self.stored[bias].shape) for bias in biases)
             # The bias belongs to this weight only if it has as many elements as the product has columns.
             if biases and size in (*item.shape, node.integers.get("N")):
-                return _joined([bias.removesuffix(".bias") for bias in biases])
+                # The common name of several modules: `[a.query, a.key]` -> `a.query+key`.
+                modules = [bias.removesuffix(".bias") for bias in biases]
+                parents = {module.rpartition(".")[0] for module in modules}
+                if len(modules) == 1 or len(parents) > 1:
+                    return modules[0]
+                leaves = "+".join(module.rpartition(".")[2] for module in modules)
+                parent = parents.pop()
+                return f"{parent}.{leaves}" if parent else leaves
         return ""
 
     def biases_after(self, node: GraphNode) -> list[str]:
@@ -252,11 +264,6 @@ class _Names:
         return max(inner, key=lambda scope: scope.count("."), default="")
 
 
-def _few_bit_names(base: str) -> list[str]:
-    """Return the names under which packed integers of a weight may be stored."""
-    return [f"{base}_Q{bits}" for bits in (4, 8, 2)] + [f"{base}_Q{bits}_plane0" for bits in (3, 5, 6, 7)]
-
-
 def _scopes(node: GraphNode) -> str:
     """Return the module that the exporter recorded for a node; the last scope is the node's own name."""
     try:
@@ -264,16 +271,6 @@ def _scopes(node: GraphNode) -> str:
     except (ValueError, SyntaxError):
         return ""
     return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) > 1 else ""
-
-
-def _joined(modules: list[str]) -> str:
-    """Return the common name of several modules: `[a.query, a.key]` -> `a.query+key`."""
-    parents = {module.rpartition(".")[0] for module in modules}
-    if len(modules) == 1 or len(parents) > 1:
-        return modules[0]
-    leaves = "+".join(module.rpartition(".")[2] for module in modules)
-    parent = parents.pop()
-    return f"{parent}.{leaves}" if parent else leaves
 
 
 _NUMBERS = {name: number for number, name in DTYPES.items()}

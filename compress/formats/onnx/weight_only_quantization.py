@@ -83,7 +83,11 @@ class _Writer:
         for table in [value for value in self._model.graph.initializers.values() if _is_matrix(value)]:
             readers = [use.node for use in table.uses()]
             lookups = [node for node in readers if node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0]
-            turned = [node for node in readers if _turns(node)]
+            turned = [
+                node
+                for node in readers
+                if (node.op_type == "Transpose" and list(node.attributes.get_ints("perm", [1, 0])) == [1, 0])
+            ]
             products = [use.node for node in turned for use in node.outputs[0].uses()]
             # A table with any other reader stays float, and so does one whose transpose is not the right operand of a
             # product.
@@ -97,7 +101,20 @@ class _Writer:
                 continue
             self._store(table, _array(table))
             for node in lookups:
-                self._look_up(node, table)
+                # Replace a lookup by `GatherBlockQuantized`.
+                stored, (integers, scales, zeros) = self._operands[str(table.name)]
+                # `GatherBlockQuantized` takes the integers as a matrix, `MatMulNBits` in blocks.
+                flat = np.array([stored.rows, stored.shape[1] * stored.shape[2]], np.int64)
+                shape = self._constant(f"{table.name}_flat_shape", flat)
+                reshaped = self._first("Reshape", [integers, shape], f"{table.name}_flat")
+                attributes = {
+                    "gather_axis": 0,
+                    "quantize_axis": 1,
+                    "block_size": stored.block_size,
+                    "bits": stored.kernel_bits,
+                }
+                inputs = [reshaped, node.inputs[1], scales, zeros]
+                self._replace(node, "GatherBlockQuantized", _without_end(inputs), attributes)
             for node in products:
                 self._multiply(node, table)
         return done
@@ -212,17 +229,6 @@ class _Writer:
         }
         self._replace(node, "MatMulNBits", [node.inputs[0], *_without_end(operands)], attributes)
 
-    def _look_up(self, node: ir.Node, table: ir.Value) -> None:
-        """Replace a lookup by `GatherBlockQuantized`."""
-        stored, (integers, scales, zeros) = self._operands[str(table.name)]
-        # `GatherBlockQuantized` takes the integers as a matrix, `MatMulNBits` in blocks.
-        flat = np.array([stored.rows, stored.shape[1] * stored.shape[2]], np.int64)
-        shape = self._constant(f"{table.name}_flat_shape", flat)
-        reshaped = self._first("Reshape", [integers, shape], f"{table.name}_flat")
-        attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": stored.block_size, "bits": stored.kernel_bits}
-        inputs = [reshaped, node.inputs[1], scales, zeros]
-        self._replace(node, "GatherBlockQuantized", _without_end(inputs), attributes)
-
     def _replace(self, old: ir.Node, kind: str, inputs: Sequence[ir.Value | None], attributes: dict[str, int]) -> None:
         """Replace a node by one of ONNX Runtime's operators.
 
@@ -268,11 +274,6 @@ def _array(value: ir.Value) -> np.ndarray:
     assert value.const_value is not None, "initializers have values"
     array: np.ndarray = value.const_value.numpy()
     return array
-
-
-def _turns(node: ir.Node) -> bool:
-    """Return whether a node transposes a matrix."""
-    return node.op_type == "Transpose" and list(node.attributes.get_ints("perm", [1, 0])) == [1, 0]
 
 
 def _without_end(values: Sequence[ir.Value | None]) -> list[ir.Value | None]:

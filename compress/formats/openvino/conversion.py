@@ -77,12 +77,12 @@ def serialize_ir(model: Model, name: str, halves: bool = False) -> dict[str, byt
         return {path.name: path.read_bytes() for path in (xml_file, xml_file.with_suffix(".bin"))}
 
 
-def compress_to_int8(model: object, table_bits: int) -> Any:
+def compress_to_int8(model: object, table_bits: int) -> Model:
     """Return the graph with float weights in 8 bits, and its tables in 4 if ``table_bits`` is 4, by NNCF."""
     return _in_eight_bits(_tables_in_four_bits(model) if table_bits == 4 else model)
 
 
-def _tables_in_four_bits(model: Model) -> Any:
+def _tables_in_four_bits(model: Model) -> Model:
     """Return the graph with its embedding tables in 4 bits."""
     if not any(_is_table(operator) for operator in model.get_ordered_ops()):
         return model
@@ -110,7 +110,7 @@ def _is_table(operator: Any) -> bool:
     return len(shape) == 2 and shape[1] % _GROUP == 0
 
 
-def _in_eight_bits(model: object) -> Any:
+def _in_eight_bits(model: object) -> Model:
     with suppress_output("prints"):
         import nncf
 

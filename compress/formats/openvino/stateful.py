@@ -31,7 +31,7 @@ _BYTE, _FEWEST = 8, 4
 """Bits of a byte, and the smallest width that OpenVINO multiplies with."""
 
 
-def read_stateful(graph: Path) -> Any:
+def read_stateful(graph: Path) -> Model:
     """Read an ONNX graph that `compress.formats.onnx.decoder` wrote; raise `RuntimeError` on failure."""
     import openvino
     from openvino.frontend.onnx import ConversionExtension
@@ -97,7 +97,7 @@ def keep_states(model: Model) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def _heads(value: Any, heads: int) -> Any:
+def _heads(value: Any, heads: int) -> Node:
     """Return [batch, length, heads * size] as [batch, heads, length, size], undoing a preceding transposition."""
     from openvino import opset13 as ops
 
@@ -153,7 +153,7 @@ def attention(
     return flat, keys, values
 
 
-def _repeated(value: Any, times: int) -> Any:
+def _repeated(value: Any, times: int) -> Node:
     """Repeat each head of [batch, heads, length, size] for the queries that share it."""
     from openvino import opset13 as ops
 
@@ -165,7 +165,7 @@ def _repeated(value: Any, times: int) -> Any:
     return ops.reshape(expanded, ops.constant([0, shared * times, -1, size]), special_zero=True)
 
 
-def _visible(query: object, mask: object) -> Any:
+def _visible(query: object, mask: object) -> Node:
     """Return which keys each query sees, boolean [batch, 1, length, total length].
 
     Each query sees at least its own key. A query on left padding would otherwise see no key, and OpenVINO's
@@ -212,7 +212,7 @@ class _WeightConverter:
         weight = self._weight(table, node.get_input(2), _optional_input(node, 3), node.get_attribute("bits"))
         return [ops.gather(weight, ids, ops.constant(0)).output(0)]
 
-    def _weight(self, integers: Any, scales: Any, zeros: Any, bits: int) -> Any:
+    def _weight(self, integers: Any, scales: Any, zeros: Any, bits: int) -> Node:
         """Return dequantized weights [rows, columns]; without zero points, integers are centred on their range."""
         from openvino import opset13 as ops
 
@@ -240,7 +240,7 @@ class _WeightConverter:
         return self._written[name]
 
 
-def _optional_input(node: Node, index: int) -> Any:
+def _optional_input(node: Node, index: int) -> Node | None:
     """Return an optional input of a node, or None if it is left out."""
     if node.get_input_size() <= index:
         return None
@@ -248,7 +248,7 @@ def _optional_input(node: Node, index: int) -> Any:
     return None if value.get_node().get_type_name() == "NullNode" else value
 
 
-def _integer_constant(packed: np.ndarray, shape: Sequence[int], bits: int, signed: bool, name: str) -> Any:
+def _integer_constant(packed: np.ndarray, shape: Sequence[int], bits: int, signed: bool, name: str) -> Node:
     """Return a constant of integers as float16; ``signed`` integers are centred, so that their middle becomes 0."""
     from openvino import Shape, Tensor, Type
     from openvino import opset13 as ops

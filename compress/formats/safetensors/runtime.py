@@ -20,6 +20,7 @@ from compress.utils.errors import InputError, StageError, first_line
 
 if TYPE_CHECKING:
     import torch
+    from transformers.utils import ModelOutput
 
     from compress.models.model import TorchModel
 
@@ -53,7 +54,7 @@ class TorchSession:
         outputs = self.run({name: array for name, array in batch.items() if name in self.takes}, **without_cache)
         return {name: as_array(value) for name, value in outputs.items() if hasattr(value, "detach")}
 
-    def run(self, batch: Batch, **options: Any) -> Any:
+    def run(self, batch: Batch, **options: Any) -> ModelOutput:
         """Return the module's outputs for arrays and ``options``; raise `StageError` if the module fails."""
         import torch
 

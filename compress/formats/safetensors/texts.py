@@ -147,7 +147,12 @@ class _DecoderSession(_WhisperPart):
 
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         if np.asarray(batch[_CACHED]).all():
-            cache = EncoderDecoderCache(*(DynamicCache(self._held(batch, of)) for of in self._names))
+            cache = EncoderDecoderCache(
+                *(
+                    DynamicCache([tuple(as_tensor(np.asarray(batch[PAST + name])) for name in pair) for pair in of])
+                    for of in self._names
+                )
+            )
         outputs = self._whole.run(
             {"decoder_input_ids": batch[_IDS]},
             encoder_outputs=BaseModelOutput(last_hidden_state=as_tensor(np.asarray(batch[_AUDIO]))),
@@ -163,6 +168,3 @@ class _DecoderSession(_WhisperPart):
             for name, tensor in zip(pair, (layer.keys, layer.values), strict=True)
         }
         return {_LOGITS: as_array(outputs.logits), **present}
-
-    def _held(self, batch: Batch, names: list[list[str]]) -> list[Any]:
-        return [tuple(as_tensor(np.asarray(batch[PAST + name])) for name in pair) for pair in names]

@@ -3,22 +3,49 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from compress.evaluation.evaluate import artifact_labels
+from compress.formats.generation import seq2seq
+from compress.formats.generation.speech_recognition import HIDDEN, TRANSCRIPTS, read_rules
+from compress.formats.onnx.model import find_graphs
 from compress.formats.runtime import Batch, Session
+from compress.models.json_file import read_json
+from compress.models.processor import load_tokenizer
 from compress.models.sentence_modules import MODULES, Normalize, SentenceModules, has_modules, read_modules
+from compress.numerics.token_metrics import word_errors
 from compress.plugins.apps.app_type import Answers, Numbers, Rounding, round_to_float32
-from compress.plugins.apps.manifest import TensorRecord
-from compress.plugins.apps.postprocess import POOLED, Embed, Softmax
+from compress.plugins.apps.image import sampled
+from compress.plugins.apps.manifest import MODEL_FOLDER, TensorRecord
+from compress.plugins.apps.postprocess import (
+    POOLED,
+    Embed,
+    FindBoxes,
+    FindSpan,
+    RelevanceStep,
+    Rewrite,
+    Segment,
+    Softmax,
+    Tag,
+    Transcribe,
+    Unmask,
+)
 from compress.tasks.image_feature_extraction import POOLED as POOLER_OUTPUT
+from compress.tasks.object_detection import BOXES as BOXES_OUTPUT
+from compress.tasks.object_detection import is_separate
+from compress.tasks.question_answering import END, START
+from compress.tasks.spans import MOST_TOKENS
 from compress.tasks.task import LAST_HIDDEN_STATE, LOGITS, SENTENCE_EMBEDDING
+from compress.tasks.text_ranking import Relevance as RelevanceHead
 from compress.utils.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def _find_pooling(model: Path, outputs: Sequence[TensorRecord]) -> Embed:
@@ -141,4 +168,271 @@ LABELS = Answers(
     rounding=(Rounding(1e-3), Rounding(0.05)),
     find_postprocessing=_find_labels,
     predict=_predict_scores,
+)
+
+
+_TRIED = 64
+_OF_PAIRS: Mapping[str, str] = {
+    LOGITS: "how relevant the second text is to the first, as a logit",
+    RelevanceHead.answer: "logits of the second text not being relevant to the first, and of being so",
+}
+
+
+def _scores(
+    folder: str,
+    meanings: Mapping[str, str],
+    find_postprocessing: Callable[[Path, Sequence[TensorRecord]], Any],
+    predict: Callable[[Session, Any, Batch, Any], Numbers],
+    required: frozenset[str] | None = None,
+) -> Answers:
+    """Return a kind of answer that consists of logits.
+
+    Args:
+        folder: Folder of the JavaScript that interprets the logits, below `web`.
+        meanings: Descriptions of the graph outputs.
+        find_postprocessing: Finds the step of the manifest.
+        predict: Runs the model on one input.
+        required: Outputs that a graph must have, by default all of ``meanings``.
+    """
+    return Answers(
+        plural="scores",
+        field="logits",
+        folder=folder,
+        meanings=meanings,
+        required=frozenset(meanings) if required is None else required,
+        rounding=LABELS.rounding,
+        find_postprocessing=find_postprocessing,
+        predict=predict,
+    )
+
+
+def _find_tags(model: Path, outputs: Sequence[TensorRecord]) -> Tag:
+    """Return the step with the labels of the config."""
+    return Tag(output=LOGITS, labels=LABELS.find_postprocessing(model, outputs).labels)
+
+
+def _predict_tags(session: Session, step: Tag, feed: Batch, known: Numbers) -> Numbers:
+    """Return one score for each label of each token, token after token."""
+    scores: np.ndarray = session.predict(feed)[step.output][0]
+    if scores.ndim != 2 or scores.shape[1] != len(step.labels):
+        raise ModelError(
+            f"The model's config names {len(step.labels)} labels, and the graph gives {list(scores.shape)} scores.",
+            expected="an id2label in config.json with a name for each score of a token",
+        )
+    return round_to_float32(scores.ravel())
+
+
+def _find_relevance(model: Path, outputs: Sequence[TensorRecord]) -> RelevanceStep:
+    """Return the step with the relevance output of the graph. Raises `ModelError` if there is none."""
+    names = [entry.name for entry in outputs if entry.name in _OF_PAIRS]
+    if not names:
+        raise ModelError("The model gives no logits.", where=str(model), expected=" or ".join(_OF_PAIRS))
+    return RelevanceStep(output=names[0])
+
+
+def _predict_relevance(session: Session, step: RelevanceStep, feed: Batch, known: Numbers) -> Numbers:
+    """Return one or two logits of a pair."""
+    scores: np.ndarray = session.predict(feed)[step.output][0]
+    if scores.shape not in ((1,), (2,)):
+        raise ModelError(f"The graph gives scores of shape {list(scores.shape)}.", expected="one or two of a pair")
+    return round_to_float32(scores)
+
+
+def _find_span(model: Path, outputs: Sequence[TensorRecord]) -> FindSpan:
+    """Return the step with the limit of an answer's tokens."""
+    return FindSpan(output=START, end_output=END, max_tokens=MOST_TOKENS)
+
+
+def _predict_span(session: Session, step: FindSpan, feed: Batch, known: Numbers) -> Numbers:
+    """Return the start scores of all tokens, then their end scores."""
+    outputs = session.predict(feed)
+    return round_to_float32(np.concatenate([outputs[step.output][0], outputs[step.end_output][0]]))
+
+
+def _find_mask(model: Path, outputs: Sequence[TensorRecord]) -> Unmask:
+    """Return the step with the tokenizer's mask token."""
+    tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
+    tested_ids = np.unique(np.linspace(0, len(tokenizer) - 1, _TRIED).astype(int)).tolist()
+    return Unmask(
+        output=LOGITS, mask=tokenizer.mask_token, mask_id=tokenizer.mask_token_id, tested_ids=tuple(tested_ids)
+    )
+
+
+def _predict_masked(session: Session, step: Unmask, feed: Batch, known: Numbers) -> Numbers:
+    """Return the scores of the tested tokens at the first mask."""
+    positions = np.flatnonzero(feed["input_ids"][0] == step.mask_id)
+    if not len(positions):
+        raise ModelError(f"The text has no {step.mask}, or it is cut off.", expected="a mask where a word is asked")
+    scores: np.ndarray = session.predict(feed)[step.output][0, positions[0]]
+    return round_to_float32(scores[list(step.tested_ids)])
+
+
+TAGS = _scores(
+    "tags", {LOGITS: "one score a label, in the order of the labels, for each token"}, _find_tags, _predict_tags
+)
+RELEVANCE = _scores("relevance", _OF_PAIRS, _find_relevance, _predict_relevance, required=frozenset())
+SPANS = _scores(
+    "span",
+    {START: "one score a token: whether an answer begins there", END: "one score a token: whether it ends there"},
+    _find_span,
+    _predict_span,
+)
+MASKED = _scores(
+    "unmask", {LOGITS: "one score for each token of the vocabulary, at each place"}, _find_mask, _predict_masked
+)
+
+
+if TYPE_CHECKING:
+    pass
+
+
+def _find_boxes(model: Path, outputs: Sequence[TensorRecord]) -> FindBoxes:
+    """Return the step with the labels of the config. The model type decides whether a last class means no object."""
+    labels = LABELS.find_postprocessing(model, outputs).labels
+    activation = "sigmoid" if is_separate(read_json(model / "config.json")) else "softmax"
+    return FindBoxes(chances=activation, output=LOGITS, boxes_output=BOXES_OUTPUT, labels=labels)
+
+
+def _predict_boxes(session: Session, step: FindBoxes, feed: Batch, known: Numbers) -> Numbers:
+    """Return some of the scores and boxes of all queries.
+
+    Independent queries have no order, and rounding may exchange them. Each column is sorted for this reason.
+    """
+    outputs = session.predict(feed)
+    scores, boxes = outputs[step.output][0], outputs[step.boxes_output][0]
+    independent = step.chances == "sigmoid"
+    if scores.shape != (len(boxes), len(step.labels) + (not independent)) or boxes.shape[1:] != (4,):
+        raise ModelError(
+            f"The graph gives scores {list(scores.shape)} and boxes {list(boxes.shape)}.",
+            expected=f"{len(step.labels)} labels{'' if independent else ' and none'} for each query, and a box",
+        )
+    if independent:
+        scores, boxes = np.sort(scores, axis=0), np.sort(boxes, axis=0)
+    return sampled(np.concatenate([scores.ravel(), boxes.ravel()]))
+
+
+def _find_masks(model: Path, outputs: Sequence[TensorRecord]) -> Segment:
+    """Return the step with the size of the output grid.
+
+    Raises:
+        ModelError: The graph's grid has no fixed size.
+    """
+    labels = LABELS.find_postprocessing(model, outputs).labels
+    (shape,) = (entry.shape for entry in outputs if entry.name == LOGITS)
+    if len(shape) != 4 or shape[1] != len(labels) or not all(isinstance(side, int) for side in shape[2:]):
+        raise ModelError(
+            f"The graph gives scores of shape {list(shape)}.",
+            where=str(model),
+            expected=f"[batch, {len(labels)}, height, width], as the config names {len(labels)} labels",
+        )
+    return Segment(output=LOGITS, labels=labels, height=int(shape[2]), width=int(shape[3]))
+
+
+def _predict_masks(session: Session, step: Segment, feed: Batch, known: Numbers) -> Numbers:
+    """Return some of the scores of all classes and positions."""
+    return sampled(session.predict(feed)[step.output][0])
+
+
+BOXES = replace(
+    LABELS,
+    folder="boxes",
+    meanings={
+        LOGITS: "for each query one score a class, in the order of the labels; `chances: softmax` has one for nothing",
+        BOXES_OUTPUT: "for each query its box: centre, width and height in shares of the picture",
+    },
+    required=frozenset({LOGITS, BOXES_OUTPUT}),
+    find_postprocessing=_find_boxes,
+    predict=_predict_boxes,
+)
+MASKS: Answers = replace(
+    LABELS,
+    folder="masks",
+    meanings={LOGITS: "one score a class, in the order of the labels, for each place of a grid"},
+    find_postprocessing=_find_masks,
+    predict=_predict_masks,
+)
+
+
+def _find_transcription(model: Path, outputs: Sequence[TensorRecord]) -> Transcribe:
+    """Return the step for greedy decoding with the token rules of the generation config."""
+    rules, (_, decoder) = read_rules(model), find_graphs(model)
+    return Transcribe(
+        output=HIDDEN,
+        decoder=f"{MODEL_FOLDER}/{decoder.relative_to(model).as_posix()}",
+        tokenizer=f"{MODEL_FOLDER}/tokenizer.json",
+        prompt_ids=rules.prompt,
+        end_ids=tuple(sorted(rules.ends)),
+        never_ids=tuple(rules.never.tolist()),
+        not_first_ids=tuple(rules.not_first.tolist()),
+        max_length=rules.longest,
+    )
+
+
+def _predict_transcript(session: Session, step: Transcribe, feed: Batch, known: str) -> str:
+    return str(session.predict(feed)[TRANSCRIPTS][0])
+
+
+def _word_span(predicted: Sequence[str]) -> float:
+    """Return 1, since the tolerance is a share of all words."""
+    return 1.0
+
+
+def _word_error_rate(predicted: str, known: str) -> float:
+    """Return the word error rate."""
+    return word_errors(known.split(), predicted.split()) / max(1, len(known.split()))
+
+
+TRANSCRIPTS_OF_SPEECH = Answers(
+    plural="transcripts",
+    field="transcript",
+    folder="transcript",
+    meanings={HIDDEN: "what the decoder reads of the recording"},
+    required=frozenset({HIDDEN}),
+    # The share of words. With integers a token that was nearly as likely may come first.
+    rounding=(Rounding(0.01), Rounding(0.2)),
+    find_postprocessing=_find_transcription,
+    predict=_predict_transcript,
+    span=_word_span,
+    difference=_word_error_rate,
+    shown=repr,
+)
+
+
+def _find_rewrite(model: Path, outputs: Sequence[TensorRecord]) -> Rewrite:
+    """Return the step for greedy decoding with the token rules of the generation config.
+
+    Raises:
+        ModelError: The model needs beam search or penalties.
+    """
+    rules, (_, decoder) = seq2seq.read_rules(model), find_graphs(model)
+    if rules.beams > 1 or rules.no_repeat or rules.shortest > 1:
+        raise ModelError(
+            "The model writes by beam search, or with penalties, which an app does not.",
+            where=str(model / "generation_config.json"),
+            expected="the likeliest token each time: no num_beams above 1, no_repeat_ngram_size or min_length",
+            hint="set them so in generation_config.json, and evaluate the model anew: it writes otherwise then",
+        )
+    return Rewrite(
+        output=seq2seq.HIDDEN,
+        decoder=f"{MODEL_FOLDER}/{decoder.relative_to(model).as_posix()}",
+        tokenizer=f"{MODEL_FOLDER}/tokenizer.json",
+        prompt_ids=(rules.start,) if rules.first is None else (rules.start, rules.first),
+        end_ids=rules.ends,
+        never_ids=rules.never,
+        last_ids=rules.last,
+        max_length=rules.longest,
+    )
+
+
+def _predict_rewrite(session: Session, step: Rewrite, feed: Batch, known: str) -> str:
+    return str(session.predict(feed)[seq2seq.TEXTS][0])
+
+
+WRITTEN_TEXTS = replace(
+    TRANSCRIPTS_OF_SPEECH,
+    plural="texts",
+    field="written",
+    meanings={seq2seq.HIDDEN: "what the decoder reads of the text"},
+    find_postprocessing=_find_rewrite,
+    predict=_predict_rewrite,
 )

@@ -16,7 +16,7 @@ from torch import nn
 from compress.formats.onnx.decoder.tracing_patches import CacheSlot, TracingPatches
 
 if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedModel
+    from transformers import Cache, EncoderDecoderCache, PreTrainedModel
 
 
 PAST = 5
@@ -26,7 +26,7 @@ KINDS = ("conv", "recurrent")
 CROSS = "cross"
 
 
-def create_cache(model: PreTrainedModel) -> Any:
+def create_cache(model: PreTrainedModel) -> Cache:
     """Return an empty cache whose layers all keep every token, because the attention applies sliding windows."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
@@ -40,7 +40,7 @@ def create_cache(model: PreTrainedModel) -> Any:
     return cache
 
 
-def create_encoder_decoder_cache(layers: int) -> Any:
+def create_encoder_decoder_cache(layers: int) -> EncoderDecoderCache:
     """Return an empty cache of a decoder with an encoder."""
     from transformers import DynamicCache, EncoderDecoderCache
     from transformers.cache_utils import DynamicLayer
@@ -119,25 +119,21 @@ def fill_cache(cache: Cache, past: Mapping[str, torch.Tensor], patches: TracingP
     if cache is not None:
         cache.get_recurrent_state = _recording_state(patches, cache.get_recurrent_state)
     for side, index, layer in iterate_layers(cache):
-        _put_states(layer, index, past)
+        # Put states of convolutions and recurrences into a layer, in place.
+        for kind, number in _states_of(layer):
+            state = past.get(f"past_{kind}_{index}_{number}")
+            if state is None:
+                continue
+            getattr(layer, f"{kind}_states")[number] = state.clone()
+            getattr(layer, f"is_{kind}_states_initialized")[number] = True
+            layer.has_previous_state[number] = True
+            layer.device, layer.dtype = state.device, state.dtype
+            if kind == "conv":
+                # transformers derives the size of the convolution's state from the first update, which is missing here.
+                layer.conv_kernel_size[number] = state.shape[-1]
         if f"past_{side}key_{index}" in past:
             pair = past[f"past_{side}key_{index}"], past[f"past_{side}value_{index}"]
             _put_keys(layer, CacheSlot(f"{side}{index}", pair), patches.fused, length)
-
-
-def _put_states(layer: Any, index: int, past: Mapping[str, torch.Tensor]) -> None:
-    """Put states of convolutions and recurrences into a layer, in place."""
-    for kind, number in _states_of(layer):
-        state = past.get(f"past_{kind}_{index}_{number}")
-        if state is None:
-            continue
-        getattr(layer, f"{kind}_states")[number] = state.clone()
-        getattr(layer, f"is_{kind}_states_initialized")[number] = True
-        layer.has_previous_state[number] = True
-        layer.device, layer.dtype = state.device, state.dtype
-        if kind == "conv":
-            # transformers derives the size of the convolution's state from the first update, which is missing here.
-            layer.conv_kernel_size[number] = state.shape[-1]
 
 
 def _states_of(layer: object) -> list[tuple[str, int]]:

@@ -348,7 +348,18 @@ def write_cross_attention(model: ir.Model, cached: ir.Value) -> None:
         query, key, value, *others = node.inputs
         padding, bias, *past = others
         # Products that compute keys and values run in the first call only.
-        first = _taken_out(model.graph, node, {key, value})
+        # Remove the nodes that only the inputs ``targets`` of ``node`` need, and return them in order.
+        targets = {key, value}
+        first: list[ir.Node] = []
+        users = {node}
+        # Backwards, so that a node is removed if all of its readers are.
+        for candidate in reversed(list(model.graph)):
+            uses = [use for output in candidate.outputs for use in output.uses()]
+            read = [use.node in users and (use.node is not node or node.inputs[use.idx] in targets) for use in uses]
+            if uses and all(read) and not any(output.is_graph_output() for output in candidate.outputs):
+                users.add(candidate)
+                first.insert(0, candidate)
+        model.graph.remove(first)
         cached_attention, first_attention = (
             node_like(node, scope, _KIND, [query, *keys, None, padding, bias], node.attributes, MICROSOFT)
             for scope, keys in (("cached", past), ("first", (key, value)))
@@ -368,21 +379,6 @@ def write_cross_attention(model: ir.Model, cached: ir.Value) -> None:
         ir.convenience.replace_nodes_and_values(
             model.graph, node, [node], [conditional], node.outputs, conditional.outputs
         )
-
-
-def _taken_out(graph: ir.Graph, node: ir.Node, targets: set[ir.Value | None]) -> list[ir.Node]:
-    """Remove the nodes that only the inputs ``targets`` of ``node`` need, and return them in order."""
-    removed: list[ir.Node] = []
-    users = {node}
-    # Backwards, so that a node is removed if all of its readers are.
-    for candidate in reversed(list(graph)):
-        uses = [use for output in candidate.outputs for use in output.uses()]
-        read = [use.node in users and (use.node is not node or node.inputs[use.idx] in targets) for use in uses]
-        if uses and all(read) and not any(output.is_graph_output() for output in candidate.outputs):
-            users.add(candidate)
-            removed.insert(0, candidate)
-    graph.remove(removed)
-    return removed
 
 
 def _nothing(node: ir.Node, index: int, past: ir.Value) -> ir.Node:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnx
@@ -25,6 +25,10 @@ from compress.models.lora_adapter import ADAPTER, load_adapted
 from compress.models.meta_model import auto_class
 from compress.tasks.task import Examples
 from compress.utils.errors import InputError, IntegrityError, StageError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 _FEW_BITS, _LEVEL, _FP32 = "MatMulNBits", "accuracy_level", 1
 _CPU = "CPUExecutionProvider"
@@ -198,7 +202,7 @@ def verify_image_reader(
     return _verify(model, answers, tolerance, rounding_limit)
 
 
-def _pair_in_torch(checkpoint: Checkpoint) -> Any:
+def _pair_in_torch(checkpoint: Checkpoint) -> PreTrainedModel:
     """Load the torch model, through transformers if possible, which computes position tables that no file holds."""
     from transformers import AutoConfig
 

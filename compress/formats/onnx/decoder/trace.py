@@ -190,7 +190,17 @@ class _DryRun:
         }
         self.patches = TracingPatches(self.part.decoder_only, self.part.cached, not self.part.takes_positions)
         apply_patches.replace_parameters(self.model, self.patches)
-        self.prefix, self.blocks = _blocks(self.model, self.part.root(self.model))
+        # The name and the list of the blocks below ``root``: the longest of the outermost module lists.
+        root = self.part.root(self.model)
+        (root_name,) = (name for name, part in self.model.named_modules() if part is root)
+        lists = {name: part for name, part in root.named_modules(prefix=root_name) if isinstance(part, nn.ModuleList)}
+        outermost = {name: part for name, part in lists.items() if not any(name.startswith(f"{o}.") for o in lists)}
+        name = max(outermost, key=lambda name: len(outermost[name]), default=None)
+        if name is None:
+            raise ModelError(
+                f"{type(self.model).__name__} has no list of blocks.", expected="one torch.nn.ModuleList of blocks"
+            )
+        self.prefix, self.blocks = (name, outermost[name])
         self.cache = self.part.cache(self.model, len(self.blocks))
         slots = record_updates(self.cache)
         with apply_patches.patched(self.model, self.patches):
@@ -198,17 +208,6 @@ class _DryRun:
         self.patches.norms = apply_patches.find_rms_norms(self.model)
         reached = {call.layer for call in self.patches.calls.values()}
         self.missed = sorted(slot.name for slot in slots if slot.new and slot.name not in reached)
-
-
-def _blocks(model: nn.Module, root: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return the name and the list of the blocks below ``root``: the longest of the outermost module lists."""
-    (root_name,) = (name for name, part in model.named_modules() if part is root)
-    lists = {name: part for name, part in root.named_modules(prefix=root_name) if isinstance(part, nn.ModuleList)}
-    outermost = {name: part for name, part in lists.items() if not any(name.startswith(f"{o}.") for o in lists)}
-    name = max(outermost, key=lambda name: len(outermost[name]), default=None)
-    if name is None:
-        raise ModelError(f"{type(model).__name__} has no list of blocks.", expected="one torch.nn.ModuleList of blocks")
-    return name, outermost[name]
 
 
 def _unfused(dry_run: _DryRun) -> str:

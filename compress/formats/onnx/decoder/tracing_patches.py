@@ -23,7 +23,6 @@ from compress.formats.onnx.decoder.attention_calls import (
     CAUSAL,
     EVERYTHING,
     AttentionCall,
-    Rotation,
     classify_mask,
     describe_call,
 )
@@ -247,7 +246,15 @@ class TracingPatches:
         tables: Sequence[Any] = [None, None]
         if call.rotation is not None:
             # The operator rotates, so it gets queries and keys from before the rotation.
-            query, key, tables = query.compress_rotary, key.compress_rotary, _tables(call.rotation)
+            # The placeholder of cosines and sines, each [positions, pairs].
+            rotation = call.rotation
+            frequencies, factor, positions = list(rotation.frequencies), rotation.factor, rotation.positions
+            shapes = [[positions, len(frequencies)]] * 2
+            query, key, tables = (
+                query.compress_rotary,
+                key.compress_rotary,
+                nodes_of(Placeholder.ROTARY, [], shapes, frequencies=frequencies, factor=factor, positions=positions),
+            )
         batch, heads, length, size = query.shape
         # The operator requires values as wide as keys; the padding is cut off afterwards.
         if value.shape[-1] < size:
@@ -272,13 +279,6 @@ class TracingPatches:
 def lengths_of(mask: torch.Tensor) -> Sequence[torch.Tensor]:
     """Return the placeholder of the attention's lengths: of each row minus one [batch], and in total."""
     return nodes_of(Placeholder.LENGTHS, [mask], [[mask.shape[0]], []], torch.int32)
-
-
-def _tables(rotation: Rotation) -> Sequence[torch.Tensor]:
-    """Return the placeholder of cosines and sines, each [positions, pairs]."""
-    frequencies, factor, positions = list(rotation.frequencies), rotation.factor, rotation.positions
-    shapes = [[positions, len(frequencies)]] * 2
-    return nodes_of(Placeholder.ROTARY, [], shapes, frequencies=frequencies, factor=factor, positions=positions)
 
 
 def _attention(

@@ -98,7 +98,9 @@ def quantize_embeddings(model: onnx.ModelProto, bits: int, largest_block: int | 
     lookups = [
         node
         for node in graph.node
-        if node.op_type == "Gather" and _axis(node) == 0 and _is_table(tables.get(node.input[0]))
+        if node.op_type == "Gather"
+        and next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0) == 0
+        and _is_table(tables.get(node.input[0]))
     ]
     done = []
     for name in dict.fromkeys(node.input[0] for node in lookups):
@@ -108,7 +110,14 @@ def quantize_embeddings(model: onnx.ModelProto, bits: int, largest_block: int | 
         # A table with another reader would have to be stored twice.
         if block is None or any(reader not in lookups for reader in readers):
             continue
-        parts = _add_quantized(graph, name, weight, bits, block)
+        # Store a table's integers, scales and zero points, and return their names.
+        quantized = quantize_blocks(weight, bits, block)
+        integers, zero_points = quantized.integers, quantized.zero_points
+        if bits == 4:
+            integers, zero_points = pack_nibbles(integers), pack_nibbles(zero_points)
+        parts = (f"{name}_quantized", f"{name}_scales", f"{name}_zero_points")
+        for part, array in zip(parts, (integers, quantized.scales, zero_points), strict=True):
+            graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), part))
         for node in readers:
             _replace_lookup(node, parts, bits, block)
         graph.initializer.remove(tables[name])
@@ -117,11 +126,6 @@ def quantize_embeddings(model: onnx.ModelProto, bits: int, largest_block: int | 
     if done and not any(entry.domain == _CONTRIB for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
     return done
-
-
-def _axis(node: onnx.NodeProto) -> int:
-    """Return the axis of a lookup."""
-    return next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
 
 
 def _is_table(tensor: onnx.TensorProto | None) -> bool:
@@ -136,28 +140,6 @@ def _block_size(width: int, size: int) -> int | None:
             return size
         size //= 2
     return None
-
-
-def _add_quantized(
-    graph: onnx.GraphProto, name: str, weight: np.ndarray, bits: int, block: int
-) -> tuple[str, str, str]:
-    """Store a table's integers, scales and zero points, and return their names.
-
-    Args:
-        graph: The graph.
-        name: Name of the table.
-        weight: Its values.
-        bits: Number of bits.
-        block: Size of a block.
-    """
-    quantized = quantize_blocks(weight, bits, block)
-    integers, zero_points = quantized.integers, quantized.zero_points
-    if bits == 4:
-        integers, zero_points = pack_nibbles(integers), pack_nibbles(zero_points)
-    names = (f"{name}_quantized", f"{name}_scales", f"{name}_zero_points")
-    for part, array in zip(names, (integers, quantized.scales, zero_points), strict=True):
-        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), part))
-    return names
 
 
 def _replace_lookup(node: onnx.NodeProto, parts: tuple[str, str, str], bits: int, block: int) -> None:
@@ -319,7 +301,17 @@ def quantize_recurrent(graph: onnx.ModelProto, per_channel: bool, reduce_range: 
         return graph, 0
     source = onnx.ModelProto()
     # The quantizer only quantizes weights that are initializers of the LSTM's own graph.
-    source.CopyFrom(graph if _all_stored(graph) else optimize_basic(graph))
+    # The quantizer needs the weights of each `LSTM` as initializers of its own graph.
+    source.CopyFrom(
+        graph
+        if all(
+            set(node.input[1:3]) <= {tensor.name for tensor in subgraph.initializer}
+            for subgraph in all_graphs(graph.graph)
+            for node in subgraph.node
+            if node.op_type == "LSTM"
+        )
+        else optimize_basic(graph)
+    )
     # ONNX Runtime opens a graph that doesn't say which set its own operators are of; onnx infers no shapes of it.
     domains = {entry.domain for entry in source.opset_import} | {"", "ai.onnx"}
     used = {node.domain for subgraph in all_graphs(source.graph) for node in subgraph.node}
@@ -353,13 +345,3 @@ def _quantized(graph: onnx.ModelProto, per_channel: bool, reduce_range: bool) ->
 def _count(graph: onnx.ModelProto, operator: str) -> int:
     """Return the number of nodes of an operator, in branches too."""
     return sum(node.op_type == operator for subgraph in all_graphs(graph.graph) for node in subgraph.node)
-
-
-def _all_stored(graph: onnx.ModelProto) -> bool:
-    """Return whether the weights of each `LSTM` are initializers of its own graph."""
-    return all(
-        set(node.input[1:3]) <= {tensor.name for tensor in subgraph.initializer}
-        for subgraph in all_graphs(graph.graph)
-        for node in subgraph.node
-        if node.op_type == "LSTM"
-    )

@@ -60,7 +60,10 @@ def smooth(
         factors = smoothing_factors(largest, [_rows(node) for node in readers], alpha)
         if _divide(model.graph, value, factors):
             for node in readers:
-                _multiply(model.graph, node, factors)
+                # Multiply the input channels of a product's weights.
+                rows = _rows(node) * factors[:, None]
+                array = rows.T if node.attributes.get_int("transB", 0) else rows
+                node.replace_input_with(1, add_initializer(model.graph, f"{_weight_value(node).name}_smoothed", array))
                 done.append(str(node.name))
     return done
 
@@ -79,13 +82,6 @@ def _rows(node: ir.Node) -> np.ndarray:
     return array.T if node.attributes.get_int("transB", 0) else array
 
 
-def _multiply(graph: ir.Graph, node: ir.Node, factors: np.ndarray) -> None:
-    """Multiply the input channels of a product's weights."""
-    rows = _rows(node) * factors[:, None]
-    array = rows.T if node.attributes.get_int("transB", 0) else rows
-    node.replace_input_with(1, add_initializer(graph, f"{_weight_value(node).name}_smoothed", array))
-
-
 def _divide(graph: ir.Graph, value: ir.Value, factors: np.ndarray) -> bool:
     """Divide the channels of ``value`` in the node that computes them; return False if that is impossible."""
     node = value.producer()
@@ -95,7 +91,20 @@ def _divide(graph: ir.Graph, value: ir.Value, factors: np.ndarray) -> bool:
     if node.op_type in _NORMS and node.outputs[0] is value:
         return _scale_inputs(graph, node, range(1, len(node.inputs)), 1 / factors)
     if node.op_type == "MultiHeadAttention":
-        return _divide_values(graph, node, factors)
+        # Divide the last third of an unpacked attention's weights and biases, which computes its values.
+        split = node.inputs[2].producer() if node.inputs[2] is not None else None
+        added = split.inputs[0].producer() if split is not None and split.inputs[0] is not None else None
+        if split is None or split.op_type != "Split" or added is None or added.op_type != "Add":
+            return False
+        product = added.inputs[0].producer() if added.inputs[0] is not None else None
+        if product is None or product.op_type != "MatMul" or node.inputs[2] is not split.outputs[2]:
+            return False
+        # The packed product computes queries, keys and values, in this order.
+        by = np.concatenate([np.ones(2 * factors.size, np.float32), 1 / factors])
+        weight = constant(product.inputs[1])
+        if weight is None or weight.shape[1] != by.size:
+            return False
+        return _scale_inputs(graph, product, [1], by) and _scale_inputs(graph, added, [1], by)
     return False
 
 
@@ -116,23 +125,6 @@ def _scale_inputs(graph: ir.Graph, node: ir.Node, indices: Sequence[int], by: np
         assert value is not None and array is not None, "looked at above"
         node.replace_input_with(index, add_initializer(graph, f"{value.name}_smoothed", array * by))
     return True
-
-
-def _divide_values(graph: ir.Graph, heads: ir.Node, factors: np.ndarray) -> bool:
-    """Divide the last third of an unpacked attention's weights and biases, which computes its values."""
-    split = heads.inputs[2].producer() if heads.inputs[2] is not None else None
-    added = split.inputs[0].producer() if split is not None and split.inputs[0] is not None else None
-    if split is None or split.op_type != "Split" or added is None or added.op_type != "Add":
-        return False
-    product = added.inputs[0].producer() if added.inputs[0] is not None else None
-    if product is None or product.op_type != "MatMul" or heads.inputs[2] is not split.outputs[2]:
-        return False
-    # The packed product computes queries, keys and values, in this order.
-    by = np.concatenate([np.ones(2 * factors.size, np.float32), 1 / factors])
-    weight = constant(product.inputs[1])
-    if weight is None or weight.shape[1] != by.size:
-        return False
-    return _scale_inputs(graph, product, [1], by) and _scale_inputs(graph, added, [1], by)
 
 
 _PASSING = frozenset(

@@ -49,7 +49,10 @@ class IntegerLayer:
     @property
     def weight(self) -> np.ndarray:
         """Float weights that the integers represent [outputs, inputs, ...]."""
-        product: np.ndarray = self.integers.astype(np.float32) * _along(self.scales, self.integers.ndim)
+        # Scales with axes for broadcasting over weights.
+        product: np.ndarray = self.integers.astype(np.float32) * self.scales.reshape(
+            -1, *[1] * (self.integers.ndim - 1)
+        )
         return product
 
     @property
@@ -121,7 +124,18 @@ class _Writer:
         if any(layer.input_grid != first.input_grid for layer in layers):
             raise StageError(f"{first.name} and the layers beside it in the graph read different grids.")
         node.replace_input_with(0, self._on_grid(node, node.inputs[0], first.input_grid))
-        self._weights(node, layers)
+        # Replace the weights of a node.
+        # Layers whose weights are joined, such as queries, keys and values, are joined along the outputs.
+        integers = np.concatenate([layer.integers for layer in layers])
+        scales = np.concatenate([layer.scales for layer in layers])
+        product = node.op_type != "Conv"
+        suffix = _FOUR_BITS + _WIDE if all(layer.bits == 4 for layer in layers) else ".weight_quantized"
+        name = layers[0].name if len(layers) == 1 else f"{layers[0].name}+{len(layers) - 1}"
+        stored = self._initializer(f"{name}{suffix}", integers.T if product else integers)
+        scale = self._initializer(f"{name}.weight_scale", scales)
+        # The integers are stored as [inputs, outputs], so the node must not transpose them.
+        node.attributes.pop("transB", None)
+        self._dequantized(node, 1, stored, scale, 1 if product else 0)
         # Products return floats, so only convolutions have an output grid.
         if node.op_type == "Conv":
             self._bias(node, first)
@@ -152,20 +166,6 @@ class _Writer:
         down.outputs[0].type, up.outputs[0].type = (ir.TensorType(t) for t in (ir.DataType.UINT8, ir.DataType.FLOAT))
         down.outputs[0].shape = up.outputs[0].shape = value.shape
         return [down, up]
-
-    def _weights(self, node: ir.Node, layers: Sequence[IntegerLayer]) -> None:
-        """Replace the weights of a node."""
-        # Layers whose weights are joined, such as queries, keys and values, are joined along the outputs.
-        integers = np.concatenate([layer.integers for layer in layers])
-        scales = np.concatenate([layer.scales for layer in layers])
-        product = node.op_type != "Conv"
-        suffix = _FOUR_BITS + _WIDE if all(layer.bits == 4 for layer in layers) else ".weight_quantized"
-        name = layers[0].name if len(layers) == 1 else f"{layers[0].name}+{len(layers) - 1}"
-        stored = self._initializer(f"{name}{suffix}", integers.T if product else integers)
-        scale = self._initializer(f"{name}.weight_scale", scales)
-        # The integers are stored as [inputs, outputs], so the node must not transpose them.
-        node.attributes.pop("transB", None)
-        self._dequantized(node, 1, stored, scale, 1 if product else 0)
 
     def _bias(self, node: ir.Node, layer: IntegerLayer) -> None:
         """Replace the bias of a convolution by its integers."""
@@ -226,8 +226,3 @@ def _grid(scale: ir.Value, zero_point: ir.Value | None) -> ActivationGrid | None
     if step is None or zero is None or step.size != 1:
         return None
     return ActivationGrid(np.float32(step.reshape(())), int(zero.reshape(())))
-
-
-def _along(scales: np.ndarray, axes: int) -> np.ndarray:
-    """Return scales with axes for broadcasting over weights."""
-    return scales.reshape(-1, *[1] * (axes - 1))

@@ -53,7 +53,9 @@ class Page:
         if self._session is not None:
             message["sessionId"] = self._session
         try:
-            _write_all(self._to, json.dumps(message).encode() + b"\0")
+            content = json.dumps(message).encode() + b"\0"
+            while content:
+                content = content[os.write(self._to, content) :]
         except BrokenPipeError:
             raise _gone() from None
         for answer in self._messages(time.monotonic() + seconds):
@@ -184,11 +186,6 @@ def _start(command: list[str], read: int, write: int, home: Path) -> int:
     finally:
         for descriptor in (read, write, log, *descriptors):
             os.close(descriptor)
-
-
-def _write_all(descriptor: int, content: bytes) -> None:
-    while content:
-        content = content[os.write(descriptor, content) :]
 
 
 def _gone() -> StageError:

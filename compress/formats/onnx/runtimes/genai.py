@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,10 @@ from compress.formats.runtime import Batch, TensorType, why_missing
 from compress.formats.target_profile import Target
 from compress.models.json_file import read_json
 from compress.utils.errors import InputError, MissingExtraError, ModelError, StageError
+
+if TYPE_CHECKING:
+    from onnxruntime_genai import Generator
+
 
 _IDS, _MASK, _LOGITS = "input_ids", "attention_mask", "logits"
 PROVIDER = "cpu"
@@ -88,7 +92,7 @@ class OnnxGenaiSession:
         except RuntimeError as error:
             raise self._failed(error) from error
 
-    def generator(self, rows: int, length: int) -> Any:
+    def generator(self, rows: int, length: int) -> Generator:
         """Return a generation with capacity for so many tokens. Raises as `room` does."""
         genai = _library()
         self.room(length)

@@ -198,21 +198,18 @@ class _SharedCache:
     def predict(self, feed: Batch, seen: int, total: int) -> np.ndarray:
         """See `CacheInPlace.predict`."""
         try:
-            return self._read(feed, seen, total)
+            # Run the graph on new tokens and return the logits.
+            if not self._buffers or next(iter(self._buffers.values())).shape[2] < total:
+                self._make_room(seen, total)
+            for name, array in feed.items():
+                self._binding.bind_cpu_input(name, array)
+            # Bound anew, for otherwise it would be written into the array of the call before.
+            self._binding.bind_output(_LOGITS)
+            self._session.run_with_iobinding(self._binding)
+            logits: np.ndarray = self._binding.get_outputs()[-1].numpy()
+            return logits
         except (*FAILURES, RuntimeError) as error:
             raise StageError(f"The model failed on a token: {reason(error)}", where=self._where) from error
-
-    def _read(self, feed: Batch, past_length: int, total: int) -> np.ndarray:
-        """Run the graph on new tokens and return the logits."""
-        if not self._buffers or next(iter(self._buffers.values())).shape[2] < total:
-            self._make_room(past_length, total)
-        for name, array in feed.items():
-            self._binding.bind_cpu_input(name, array)
-        # Bound anew, for otherwise it would be written into the array of the call before.
-        self._binding.bind_output(_LOGITS)
-        self._session.run_with_iobinding(self._binding)
-        logits: np.ndarray = self._binding.get_outputs()[-1].numpy()
-        return logits
 
     def _make_room(self, past_length: int, total: int) -> None:
         """Allocate larger buffers and copy the cached tokens."""
@@ -296,7 +293,15 @@ def _why_not(provider: str) -> str | None:
         return None
     # A provider may be compiled in although its driver or device is missing.
     try:
-        session = onnxruntime.InferenceSession(_identity_graph(), session_options(1), providers=_providers(provider))
+        # A tiny graph.
+        from onnx import TensorProto, helper
+
+        value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+        graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "probe", value[:1], value[1:])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+        session = onnxruntime.InferenceSession(
+            bytes(model.SerializeToString()), session_options(1), providers=_providers(provider)
+        )
     except FAILURES as error:
         return f"{provider} does not start: {reason(error)}"
     if session.get_providers()[0] != provider:
@@ -326,16 +331,6 @@ def session_options(threads: int, alone: bool = True) -> onnxruntime.SessionOpti
     options.add_session_config_entry(_SPINNING, "1")
     options.add_session_config_entry(_STOPS_SPINNING, "0" if alone else "1")
     return options
-
-
-def _identity_graph() -> bytes:
-    """Return a tiny graph."""
-    from onnx import TensorProto, helper
-
-    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "probe", value[:1], value[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    return bytes(model.SerializeToString())
 
 
 RUNTIME = OnnxRuntime()

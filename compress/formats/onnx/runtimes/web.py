@@ -68,7 +68,10 @@ class WebSession:
         self.session_load_ms = float(opened["session_create_ms"])
         self.start_up = {name: float(value) for name, value in started.items() if name.endswith("_ms")}
         self.start_up["model_download_ms"] = float(opened["model_download_ms"])
-        self.start_up |= self._transfers()
+        # The transferred bytes by the Performance API; nothing is compressed in transit.
+        sizes = {str(name).removeprefix(self._server.address): float(size) for name, size in self._ask("transfers", {})}
+        model = sum(size for name, size in sizes.items() if name.startswith("model/"))
+        self.start_up |= {"transfer_bytes": sum(sizes.values()), "model_transfer_bytes": model}
         self.input_types: Mapping[str, TensorType] = {entry["name"]: _type(entry) for entry in opened["inputs"]}
         self.output_types: Mapping[str, TensorType] = {entry["name"]: _type(entry) for entry in opened["outputs"]}
         self.inputs = tuple(self.input_types)
@@ -103,12 +106,6 @@ class WebSession:
         except FailedError as error:
             raise cannot_open(graph, ModelError(_reason(error))) from error
         return opened
-
-    def _transfers(self) -> dict[str, float]:
-        """Return the transferred bytes by the Performance API; nothing is compressed in transit."""
-        sizes = {str(name).removeprefix(self._server.address): float(size) for name, size in self._ask("transfers", {})}
-        model = sum(size for name, size in sizes.items() if name.startswith("model/"))
-        return {"transfer_bytes": sum(sizes.values()), "model_transfer_bytes": model}
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """See `Session.predict`."""

@@ -28,7 +28,7 @@ def machine_findings(machine: dict[str, Any]) -> list[Finding]:
         *_installation(),
         *_plugins(),
         *_targets(),
-        *_device(),
+        *device_findings(),
         *_processor(machine),
         *_memory(machine),
         *_disk(Path.cwd()),
@@ -97,7 +97,7 @@ def _targets() -> Iterator[Finding]:
         )
 
 
-def _device() -> Iterator[Finding]:
+def device_findings() -> Iterator[Finding]:
     """Yield the device that `device: auto` selects."""
     device = resolve_device("auto")
     reason = f", {device_fault('cuda')}" if device == CPU else ""
@@ -123,8 +123,12 @@ def _processor(machine: dict[str, Any]) -> Iterator[Finding]:
             "the processor lacks VNNI: 8-bit products may saturate and int8 gains little speed",
             "`reduce_range: auto` of the quantize stage keeps weights from saturating",
         )
-    if features:
-        yield Finding("ok", _bf16())
+    if features and not environment.has_bf16():
+        yield Finding("ok", "no bf16 arithmetic: training runs in fp32")
+    elif features:
+        comparison, precision = ("faster", "bf16") if has_fast_bf16() else ("no faster", "fp32")
+        products = f"matrix products in bf16 are {comparison} than in fp32"
+        yield Finding("ok", f"{products}: `precision: fastest` trains in {precision}")
     if machine["governor"] not in (None, "performance"):
         yield Finding(
             "warning",
@@ -135,15 +139,6 @@ def _processor(machine: dict[str, Any]) -> Iterator[Finding]:
     load = os.getloadavg()[0]
     if load > granted:
         yield Finding("warning", f"the load is {load:.1f} on {granted} cores", "stop what else runs before timing")
-
-
-def _bf16() -> str:
-    """Return whether training can use bf16 arithmetic."""
-    if not environment.has_bf16():
-        return "no bf16 arithmetic: training runs in fp32"
-    if has_fast_bf16():
-        return "matrix products in bf16 are faster than in fp32: `precision: fastest` trains in bf16"
-    return "matrix products in bf16 are no faster than in fp32: `precision: fastest` trains in fp32"
 
 
 def _memory(machine: dict[str, Any]) -> Iterator[Finding]:

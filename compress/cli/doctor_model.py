@@ -21,7 +21,6 @@ from compress.inspection.integer_kernels import WeightedKernel, read_kernels
 from compress.inspection.saturation import Saturation, find_saturation
 from compress.numerics.sampling import spread_sample
 from compress.pipeline.warnings import float_label, has_integers
-from compress.recipe.recipe import Recipe
 from compress.report.console import cause_text, verdict_text
 from compress.report.run_folder import MODEL
 from compress.tasks.capability import GENERATES, READS_ROWS
@@ -87,7 +86,9 @@ def _kernels(kernels: Sequence[WeightedKernel]) -> Iterator[Finding]:
     # One finding per operator and reason.
     for operator, reason, helps in dict.fromkeys((kernel.operator, kernel.why, kernel.help) for kernel in in_float):
         names = [kernel.name for kernel in in_float if (kernel.operator, kernel.why) == (operator, reason)]
-        yield Finding("warning", f"{len(names)} {operator} in float ({_some(names)}): {reason}", helps)
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        shown = ", ".join(names[:_NAMED]) + more
+        yield Finding("warning", f"{len(names)} {operator} in float ({shown}): {reason}", helps)
 
 
 def _saturation(products: Sequence[Saturation], processor: Processor) -> Iterator[Finding]:
@@ -112,12 +113,6 @@ def _saturation(products: Sequence[Saturation], processor: Processor) -> Iterato
         f"{processor.name}: {len(saturating)} of {len(products)} products saturate in 16 bits; predictions will differ",
         "leave `reduce_range: auto` to the quantize stage there, or set `saturating`: weights that never saturate",
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    """Return the first names and the number of the others."""
-    shown = ", ".join(names[:_NAMED])
-    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
 
 
 _TIMED_RECORDINGS = 2
@@ -146,7 +141,12 @@ def speed_findings(
     if against is None and recipe is None and not has_recipe(model):
         return [], []
     artifact = find_artifact(model, recipe)
-    floats = against if against is not None else _of_run(model, artifact.recipe)
+    floats = against
+    if floats is None:
+        # The float file that a run quantized is still in its cache, unless that was pruned.
+        label = float_label(artifact.recipe) if has_integers(artifact.recipe) else None
+        run = run_of(model) if label else None
+        floats = outputs_of(run).get(label) if run and label else None
     if floats is None:
         return [Finding("ok", "its float file is not in the cache, so nothing was timed", "--against FLOAT")], []
     if GENERATES in artifact.task.capabilities or READS_ROWS not in artifact.task.capabilities:
@@ -158,14 +158,12 @@ def speed_findings(
             hint="`compress profile` of each file, and `compress compare A B --now` for their speed",
         )
     differences = _differences(artifact, floats, seconds, progress)
-    return [finding for difference in differences for finding in _named(difference, len(differences) > 1)], differences
-
-
-def _of_run(model: Path, recipe: Recipe) -> Path | None:
-    """Return the float file that a run's quantized model was made from, if its cache still has it."""
-    label = float_label(recipe) if has_integers(recipe) else None
-    run = run_of(model) if label else None
-    return outputs_of(run).get(label) if run and label else None
+    findings = []
+    for difference in differences:
+        # Several graphs are told apart by their files.
+        prefix = f"{graph_label(Path(difference.int8_file))}: " if len(differences) > 1 else ""
+        findings += [replace(item, what=f"{prefix}{item.what}") for item in difference_findings(difference)]
+    return findings, differences
 
 
 def _differences(artifact: Artifact, floats: Path, seconds: float, progress: Progress) -> list[OperatorDifference]:
@@ -206,16 +204,8 @@ def _calls(artifact: Artifact, progress: Progress) -> Sequence[ProfiledCalls]:
     ]
 
 
-def _named(difference: OperatorDifference, several: bool) -> Iterator[Finding]:
-    """Yield findings on a difference, prefixed with the graph's file if there are several."""
-    for finding in _findings(difference):
-        name = graph_label(Path(difference.int8_file))
-        yield replace(finding, what=f"{name}: {finding.what}") if several else finding
-
-
-def _findings(difference: OperatorDifference) -> Iterator[Finding]:
-    """Yield findings on one difference."""
-
+def difference_findings(difference: OperatorDifference) -> Iterator[Finding]:
+    """Yield findings on the times of a graph and its float graph."""
     verdict = difference.verdict
     yield Finding("ok" if verdict == "faster" else "warning", verdict_text(difference))
     for cause in difference.responsible[:_NAMED] if verdict != "faster" else ():

@@ -49,7 +49,8 @@ def new(
     from compress.recipe.starter import starter, starters
 
     if task not in starters():
-        raise _unknown_task(task, starters())
+        message = f"There is no starter for the task {task!r}.{did_you_mean(task, starters())}"
+        raise InputError(message, expected=f"one of {', '.join(starters())}")
     text = starter(task)
     if output is not None:
         _write(output, text, force)
@@ -59,11 +60,6 @@ def new(
         typer.echo(text, nl=False)
     else:
         typer.echo(str(output))
-
-
-def _unknown_task(task: str, known: list[str]) -> Exception:
-    message = f"There is no starter for the task {task!r}.{did_you_mean(task, known)}"
-    return InputError(message, expected=f"one of {', '.join(known)}")
 
 
 def _write(path: Path, text: str, force: bool) -> None:
@@ -80,7 +76,10 @@ def _write(path: Path, text: str, force: bool) -> None:
 def _described(folder: Path | None) -> list[dict[str, Any]]:
     from compress.recipe.loading import read_recipe
 
-    folder = folder or _default_folder()
+    if folder is None:
+        # Without `./recipes`, list the recipes beside the package in a source checkout.
+        folder, shipped = Path("recipes"), Path(__file__).parents[2] / "recipes"
+        folder = shipped if shipped.is_dir() and not folder.is_dir() else folder
     if not folder.is_dir():
         hint = "name a folder with recipes, or start one with `compress recipes new`"
         raise InputError("There is no such folder of recipes.", where=str(folder), hint=hint)
@@ -96,13 +95,6 @@ def _described(folder: Path | None) -> list[dict[str, Any]]:
         row |= {"name": recipe.name, "description": recipe.description, "task": recipe.task}
         described.append({**row, "stages": list(recipe.labels()), "problems": []})
     return described
-
-
-def _default_folder() -> Path:
-    """Return `./recipes`, or the folder beside the package in a source checkout."""
-    local = Path("recipes")
-    shipped = Path(__file__).parents[2] / "recipes"
-    return shipped if shipped.is_dir() and not local.is_dir() else local
 
 
 def _show(described: list[dict[str, Any]], as_json: bool) -> None:

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from compress.benchmark.profile import CauseDifference, LayerDifference, OperatorDifference
 from compress.cli.doctor import doctor
-from compress.cli.doctor_model import _findings
+from compress.cli.doctor_model import difference_findings
 from compress.formats import runtime
 from compress.formats.onnx.decoder import export_encoder_decoder
 from compress.formats.onnx.int8.dynamic import quantize_products
@@ -296,17 +296,19 @@ def difference(faster: float, low: float, high: float, **changes: Any) -> Operat
 
 def test_a_slower_file_is_a_warning_with_its_causes() -> None:
     """Only what costs a fiftieth of a call is a cause worth a line."""
-    verdict, cause = _findings(difference(0.8, 0.78, 0.82))
+    verdict, cause = difference_findings(difference(0.8, 0.78, 0.82))
     assert verdict.level == cause.level == "warning"
     assert verdict.what == "INT8 is slower than float: 0.80x as fast (0.78-0.82), 12.5 ms a call for 10.0 ms"
     assert cause.what == "3 ms more, 30% of the float file's time (MatMul, Cast in a, b, c and 1 more): apart"
     assert cause.advice == "unsigned"
-    assert next(iter(_findings(difference(1.0, 0.9, 1.1)))).what.startswith("INT8 is not proven faster than float")
+    assert next(iter(difference_findings(difference(1.0, 0.9, 1.1)))).what.startswith(
+        "INT8 is not proven faster than float"
+    )
 
 
 def test_a_faster_file_names_the_layers_that_lose() -> None:
     """Beyond doubt, and a fiftieth of a call: the first two."""
-    verdict, layers = _findings(difference(2.0, 1.9, 2.1))
+    verdict, layers = difference_findings(difference(2.0, 1.9, 2.1))
     assert (verdict.level, layers.level, layers.advice) == ("ok", "ok", "unsigned")
     assert layers.what == "2 layers are slower than in float, by 1.3 ms together: block[/0], block[/1]"
 

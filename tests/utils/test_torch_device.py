@@ -12,7 +12,7 @@ import tiny
 import torch
 from pydantic import ValidationError
 
-from compress.cli.doctor_machine import _device
+from compress.cli.doctor_machine import device_findings
 from compress.pipeline.keys import Keys
 from compress.pipeline.planning import make_plan
 from compress.recipe.recipe import Recipe
@@ -166,10 +166,10 @@ def test_memory_that_ends_is_told_with_what_is_left(monkeypatch: pytest.MonkeyPa
 
 def test_doctor_says_what_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:
     built(monkeypatch, "2.13.0+cpu")
-    (on_cpu,) = _device()
+    (on_cpu,) = device_findings()
     assert on_cpu.what == "stages compute on cpu, torch 2.13.0+cpu is built for CPUs only"
     monkeypatch.setattr(torch_device, "device_fault", lambda wanted: None)
     about = SimpleNamespace(name="GPU of a test", total_memory=80 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
-    (on_gpu,) = _device()
+    (on_gpu,) = device_findings()
     assert on_gpu.what == "stages compute on cuda:0 (GPU of a test, 80 GiB)"

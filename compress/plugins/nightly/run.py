@@ -143,7 +143,11 @@ class NightRun:
     def _run_entry(self, entry: SuiteEntry, folder: Path, earlier: Sequence[Night]) -> EntryResult:
         left = self.suite.budget_minutes * 60 - (time.monotonic() - self.began)
         # An entry that usually takes longer than the remaining time would only be ended halfway.
-        reason = _no_time(left, _usual_seconds(entry.label, earlier, self.host))
+        usual, reason = self._usual_seconds(entry.label, earlier), ""
+        if left <= 0:
+            reason = "the night's budget was used up"
+        elif usual is not None and usual > left:
+            reason = f"it usually takes {usual / 60:.2g} min and {left / 60:.2g} min of the budget are left"
         if reason:
             self.progress.note(f"{entry.label}: not run, {reason}")
             finding = NightFinding(entry=entry.label, kind="budget", what=f"not run: {reason}")
@@ -154,6 +158,13 @@ class NightRun:
         outcome = result.outcome
         self.progress.note(f"{entry.label}: {outcome.status} after {outcome.seconds:.0f} s, {outcome.short_reason}")
         return result
+
+    def _usual_seconds(self, label: str, earlier: Sequence[Night]) -> float | None:
+        """Return the median duration of the entry in the last ten nights on this host that ran it."""
+        outcomes = [night.outcome(label) for night in earlier if night.host.digest == self.host.digest]
+        durations = [outcome.seconds for outcome in outcomes if outcome and outcome.status in ("passed", "missed")]
+        # The median ignores single nights on which the machine was busy.
+        return median(durations[-10:]) if durations else None
 
     def _with_drifts(self, night: Night, rows: Rows, earlier: Sequence[Night], results: Iterable[EntryResult]) -> Night:
         """Return the night with the drifts that the history shows once this night is part of it."""
@@ -184,13 +195,20 @@ class NightRun:
             name: describe_weight_changes(last_passed(earlier, name), numbered, name, self.artifacts)
             for name in dict.fromkeys(finding.entry for finding in night.findings)
         }
-        explained = [with_weight_changes(finding, changes[finding.entry]) for finding in night.findings]
-        return night.model_copy(
-            update={
-                "findings": tuple(_merged(explained, drifts)),
-                "outcomes": tuple(_with_drift(outcome, drifts) for outcome in night.outcomes),
-            }
-        )
+        findings = [with_weight_changes(finding, changes[finding.entry]) for finding in night.findings]
+        # A gate that failed on a drifting metric has failed since the drift began.
+        began = {(drift.entry, drift.metric, drift.target): drift.since for drift in drifts}
+        for index, finding in enumerate(findings):
+            since = began.get((finding.entry, finding.metric, finding.target))
+            if finding.kind == "gate" and since:
+                findings[index] = finding.model_copy(update={"since": since})
+        # An entry that passed its gate but drifts has missed.
+        outcomes = list(night.outcomes)
+        for index, outcome in enumerate(outcomes):
+            first = next((drift for drift in drifts if drift.entry == outcome.entry), None)
+            if outcome.status == "passed" and first is not None:
+                outcomes[index] = outcome.model_copy(update={"status": "missed", "reason": first.short})
+        return night.model_copy(update={"findings": (*findings, *drifts), "outcomes": tuple(outcomes)})
 
     def _note(self, message: str) -> None:
         self.notes.append(message)
@@ -246,27 +264,6 @@ def _not_run(entry: SuiteEntry, reason: str, *findings: NightFinding) -> EntryRe
     return EntryResult(EntryOutcome(entry=entry.label, status="not run", reason=reason), findings)
 
 
-def _usual_seconds(label: str, earlier: Sequence[Night], host: Host) -> float | None:
-    """Return the median duration of the entry in the last ten nights on this host that ran it."""
-    durations = [
-        outcome.seconds
-        for night in earlier
-        if night.host.digest == host.digest
-        for outcome in night.outcomes
-        if outcome.entry == label and outcome.status in ("passed", "missed")
-    ]
-    # The median ignores single nights on which the machine was busy.
-    return median(durations[-10:]) if durations else None
-
-
-def _no_time(left_seconds: float, usual_seconds: float | None) -> str:
-    if left_seconds <= 0:
-        return "the night's budget was used up"
-    if usual_seconds is not None and usual_seconds > left_seconds:
-        return f"it usually takes {usual_seconds / 60:.2g} min and {left_seconds / 60:.2g} min of the budget are left"
-    return ""
-
-
 def _with_since(finding: NightFinding, earlier: Sequence[Night], host: Host) -> NightFinding:
     """Return the finding with the first of the consecutive nights that had it."""
     subject = attrgetter("entry", "kind", "metric", "target")
@@ -280,23 +277,6 @@ def _with_since(finding: NightFinding, earlier: Sequence[Night], host: Host) -> 
             break
         first = night
     return finding.model_copy(update={"since": first.label}) if first else finding
-
-
-def _merged(findings: Sequence[NightFinding], drifts: Sequence[NightFinding]) -> Iterator[NightFinding]:
-    """Yield the findings, those of a drifting metric dated to the start of the drift, then the drifts."""
-    began = {(drift.entry, drift.metric, drift.target): drift.since for drift in drifts}
-    for finding in findings:
-        since = began.get((finding.entry, finding.metric, finding.target)) if finding.kind == "gate" else None
-        yield finding.model_copy(update={"since": since}) if since else finding
-    yield from drifts
-
-
-def _with_drift(outcome: EntryOutcome, drifts: Sequence[NightFinding]) -> EntryOutcome:
-    """Return the outcome with status "missed" if it passed its gate but drifts."""
-    first = next((drift for drift in drifts if drift.entry == outcome.entry), None)
-    if outcome.status != "passed" or first is None:
-        return outcome
-    return outcome.model_copy(update={"status": "missed", "reason": first.short})
 
 
 @contextlib.contextmanager

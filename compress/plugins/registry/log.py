@@ -142,7 +142,13 @@ class Log:
                 self.state()
                 # Remove the truncated line of a killed writer before adding another one.
                 self._lines.repair()
-            yield self._add
+
+            def add(entry: Entry) -> None:
+                body = entry.model_dump_json().encode()
+                self._lines.add(line_check(self._reader.check, body) + b" " + body)
+                self.state()
+
+            yield add
 
     def append(self, lines: list[bytes]) -> None:
         """Add checked lines that another registry wrote after the same lines; only within `writing`."""
@@ -157,12 +163,6 @@ class Log:
             return []
         self.state()
         return self._lines.read()[0]
-
-    def _add(self, entry: Entry) -> None:
-        """Write an entry with its check."""
-        body = entry.model_dump_json().encode()
-        self._lines.add(line_check(self._reader.check, body) + b" " + body)
-        self.state()
 
     def _restart(self) -> None:
         """Start reading from the beginning."""

@@ -9,7 +9,7 @@ from compress.plugins.registry.contents import VersionContents
 from compress.plugins.registry.registry import Registry, Stamp, check_name
 from compress.plugins.registry.state import CHAMPION, Entry, GateOutcome, Promoted, State, Version
 from compress.report.compare.formatting import change_sentence
-from compress.report.compare.gate import GateResult, Judgement, find_policy, judge_comparison, recipe_policy
+from compress.report.compare.gate import GateResult, find_policy, judge_comparison, recipe_policy
 from compress.report.compare.reports import compare_reports
 from compress.report.rows import limit_bound
 from compress.report.run_folder import RECIPE, REPORT
@@ -148,15 +148,13 @@ def _judge(
         failed = (*missed, f"not compared: {error.what}")
         return GateOutcome(against=current.number, status="failed", failed=failed), None
     result = judge_comparison(comparison, policy)
-    failed = (*missed, *map(_failure, result.having("failed")))
+    failures = []
+    for judgement in result.having("failed"):
+        part = f" on the slice {judgement.slice}" if judgement.slice else ""
+        change = change_sentence(judgement.change) if judgement.change else f"{judgement.metric}: {judgement.reason}"
+        failures.append(f"{change}{part}, where {judgement.margin} is allowed")
+    failed = (*missed, *failures)
     return GateOutcome(against=current.number, status="failed" if failed else result.status, failed=failed), result
-
-
-def _failure(judgement: Judgement) -> str:
-    """Return a sentence about a metric that the gate failed."""
-    part = f" on the slice {judgement.slice}" if judgement.slice else ""
-    change = change_sentence(judgement.change) if judgement.change else f"{judgement.metric}: {judgement.reason}"
-    return f"{change}{part}, where {judgement.margin} is allowed"
 
 
 def report_of(registry: Registry, contents: VersionContents) -> Report:

@@ -81,7 +81,7 @@ def field_path(name: str, kind: str) -> list[str]:
     return tokens[3:] if tokens[2] == kind and len(tokens) > 3 else tokens[2:]
 
 
-def get_value(fields: Mapping[str, object], path: Sequence[str]) -> Any:
+def get_value(fields: Mapping[str, object], path: Sequence[str]) -> object:
     """Return the value at a path of a stage's fields, or None."""
     value: Any = fields
     for token in path:

@@ -95,7 +95,7 @@ def _columns(value: object) -> tuple[list[Any], list[Any]]:
     return [_of(item, _BOXES) for item in value], [_of(item, _CATEGORIES) for item in value]
 
 
-def _of(value: Mapping[str, object], names: Sequence[str]) -> Any:
+def _of(value: Mapping[str, object], names: Sequence[str]) -> object:
     key = next((name for name in names if name in value), None)
     if key is None:
         raise DataError(

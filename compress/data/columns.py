@@ -28,7 +28,7 @@ class LabelsWithin(Protocol):
     def find(self, value: Any) -> list[str]:
         """Return the labels in a value."""
 
-    def rename(self, value: Any, names: Sequence[str]) -> Any:
+    def rename(self, value: Any, names: Sequence[str]) -> object:
         """Return the value with ``names`` in place of its labels."""
 
 
@@ -219,7 +219,7 @@ def _converted(rows: Rows, name: str, values: Sequence[object], column: Column) 
     return converted
 
 
-def _value(value: object, column: Column, rows: Rows) -> Any:
+def _value(value: object, column: Column, rows: Rows) -> object:
     if column.read is not None:
         return None if value is None else column.read(value)
     if column.kind != "text":

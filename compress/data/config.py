@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -80,7 +80,7 @@ class DataConfig(Frozen):
 
     @field_validator("hold_out", mode="before")
     @classmethod
-    def _one_or_several(cls, value: object) -> Any:
+    def _one_or_several(cls, value: object) -> object:
         return (value,) if isinstance(value, dict | HoldOut) else tuple(value) if isinstance(value, list) else value
 
     @field_validator("without_labels")

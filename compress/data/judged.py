@@ -164,7 +164,7 @@ def _has(answer: str, phrase: str) -> bool:
     return re.search(f"{first}{re.escape(phrase)}{last}", answer, re.IGNORECASE) is not None
 
 
-def _json(answer: str) -> Any:
+def _json(answer: str) -> object:
     fenced = _FENCE.match(answer)
     try:
         return json.loads(fenced[1] if fenced else answer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     Field,
@@ -57,7 +57,7 @@ class Slice(Frozen):
 
     @field_validator("length", mode="wrap")
     @classmethod
-    def _rising(cls, value: object, validate: ValidatorFunctionWrapHandler) -> Any:
+    def _rising(cls, value: object, validate: ValidatorFunctionWrapHandler) -> object:
         try:
             length = validate(tuple(value) if isinstance(value, list) else value)
         except ValidationError:
@@ -68,7 +68,7 @@ class Slice(Frozen):
 
     @field_validator("equals", mode="before")
     @classmethod
-    def _as_text(cls, value: object) -> Any:
+    def _as_text(cls, value: object) -> object:
         return value_text(value) if isinstance(value, bool | int | float) else value
 
     @field_validator("matches")

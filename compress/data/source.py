@@ -7,12 +7,16 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress.data.config import FILE_SUFFIXES, DataConfig, is_file_name, is_sample, sample_split
 from compress.data.files import Rows, read_class_folder, read_file
 from compress.data.samples.sample import find_sample
 from compress.utils.errors import DataError, MissingExtraError, nearest_name
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 
 INPUTS = "inputs"
 """Name of the column."""
@@ -264,7 +268,7 @@ def rows_of(dataset: Any, name: str, wanted: Collection[str]) -> Rows:
     return Rows(name, tuple(dataset.column_names), columns)
 
 
-def _load(location: HubSplit) -> Any:
+def _load(location: HubSplit) -> Dataset:
     try:
         import datasets
         from datasets.exceptions import DatasetsError

@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_model, save_model
@@ -24,6 +24,10 @@ from compress.models.config_checks import MODULE_KEY, allowed_code, is_allowed
 from compress.models.folder_checks import WEIGHTS
 from compress.models.pruned_layer_sizes import resize_to_recorded
 from compress.utils.errors import ModelError, first_line
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
 
 Answers = Callable[[Any, Any, PreTrainedConfig], ModelOutput]
 """Converts a network's output, targets (or None) and the config to outputs with transformers' names and a loss."""
@@ -155,7 +159,7 @@ def _file(name: str, folder: Path) -> Path:
     return path
 
 
-def _module_of_file(path: Path) -> Any:
+def _module_of_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"compress_module_{path.stem}", path)
     assert spec is not None and spec.loader is not None, "its name ends in .py"
     module = importlib.util.module_from_spec(spec)

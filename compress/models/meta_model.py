@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
-def build_decoder_on_meta(folder: Path) -> Any:
+def build_decoder_on_meta(folder: Path) -> PreTrainedModel:
     """Build the causal language model that ``folder``'s config.json describes, without weights.
 
     Raises `ModelError` for an architecture that transformers does not have or cannot build.
@@ -25,7 +25,7 @@ def build_decoder_on_meta(folder: Path) -> Any:
     return _hollow(folder, lambda config: AutoModelForCausalLM)
 
 
-def build_on_meta(folder: Path) -> Any:
+def build_on_meta(folder: Path) -> PreTrainedModel:
     """Build the language, vision-language or encoder-decoder model of a folder's config.json, without weights.
 
     Raises `ModelError` for an architecture that transformers does not have or cannot build.
@@ -60,7 +60,7 @@ def reads_images(config: PretrainedConfig) -> bool:
     )
 
 
-def _hollow(folder: Path, class_of: Callable[[Any], Any]) -> Any:
+def _hollow(folder: Path, class_of: Callable[[Any], Any]) -> PreTrainedModel:
     """Build the model of a folder's config without weights; ``class_of`` returns transformers' auto class."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self, runtime_checkable
 
 from compress.utils.errors import ModelError
 
@@ -144,7 +144,7 @@ class TorchModel:
         return sum(parameter.numel() for parameter in self.module.parameters())
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the processor's tokenizer, or the processor itself if it is a tokenizer."""
         return getattr(self.processor, "tokenizer", self.processor)
 

@@ -29,7 +29,7 @@ _JOINED = "processor_config.json"
 _SIGLIP_LENGTH = 64
 
 
-def load_processor(folder: Path) -> Any:
+def load_processor(folder: Path) -> Processor:
     """Load the processor of a folder in Hugging Face layout according to its files. Raises `ModelError`.
 
     - `graph_inputs.json`: description of the inputs of an ONNX graph without a task.
@@ -92,7 +92,7 @@ def has_preprocessor(folder: Path) -> bool:
     return _preparation(folder) is not None
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a folder in Hugging Face layout. Raises `ModelError` if it does not load."""
     import transformers
 
@@ -118,7 +118,7 @@ class HasCompanions(Protocol):
         """Return the content of each companion file by relative path."""
 
 
-def processor_of(model: HasCompanions) -> Any:
+def processor_of(model: HasCompanions) -> Processor:
     """Load the processor from a model's companion files."""
     with tempfile.TemporaryDirectory() as folder:
         write_companions(Path(folder), model.companions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,6 +22,9 @@ from compress.models.transformer_pruning import (
 )
 from compress.models.vocabulary import token_embedding
 from compress.utils.errors import ModelError, StageError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def check_prunable(folder: Path, *, layers: bool, heads: float, neurons: float) -> None:
@@ -103,7 +106,7 @@ def _check_layers(module: Any) -> None:
             return
 
 
-def _hollow(folder: Path) -> Any:
+def _hollow(folder: Path) -> PreTrainedModel:
     """Return the model without weights and head, or None if transformers has no class for it."""
     from transformers import AutoConfig, AutoModel
 

@@ -92,7 +92,13 @@ class StoredTensor(Frozen):
 
 
 def stored(
-    name: str, dtype: str, shape: tuple[int, ...], path: Path, span: tuple[int, int], role: Role = "weight", **more: object
+    name: str,
+    dtype: str,
+    shape: tuple[int, ...],
+    path: Path,
+    span: tuple[int, int],
+    role: Role = "weight",
+    **more: object,
 ) -> StoredTensor:
     """Return a tensor's metadata; only the role `weight` counts parameters.
 

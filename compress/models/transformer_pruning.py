@@ -300,7 +300,7 @@ def resize_to_recorded_parts(module: PreTrainedModel) -> None:
         keep_neurons(module, [torch.arange(count) for count in neurons])
 
 
-def updated_config(config: PretrainedConfig, fields: Mapping[str, Any]) -> Any:
+def updated_config(config: PretrainedConfig, fields: Mapping[str, Any]) -> PretrainedConfig | None:
     """Return a config with changed fields, as if read from its file, or None if it rejects them."""
     try:
         current = {name: value for name, value in config.to_dict().items() if name.lstrip("_") not in _OF_BACKBONES}
@@ -367,7 +367,7 @@ def is_pruned(config: PretrainedConfig) -> bool:
     return any(getattr(config, key, None) for key in (HEADS_KEY, NEURONS_KEY, CHANNELS_KEY))
 
 
-def load_pruned(auto: Any, directory: Path, config: PretrainedConfig) -> Any:
+def load_pruned(auto: Any, directory: Path, config: PretrainedConfig) -> PreTrainedModel:
     """Load the model of auto class ``auto`` that `TorchModel.save` wrote to ``directory``.
 
     transformers loads the weights, because only it maps stored names to an architecture's modules. It gets a subclass

@@ -81,17 +81,15 @@ def find_licences(recipe: Recipe, folder: Path, fetch: bool = False) -> tuple[Li
         # The record of a source.
         name = Path(source.name).name if Path(source.name).is_absolute() else source.name
         records.append(
-            
-                LicenceRecord(
-                    of=source.role if source.role == "model" else f"{source.role} {name}",
-                    name=name,
-                    licence=stated.licence,
-                    stated_in=stated.by,
-                    binds=source.binds,
-                    duties=duties(stated.licence),
-                    allowed=recipe.licences.allowed.get(source.name),
-                )
-            
+            LicenceRecord(
+                of=source.role if source.role == "model" else f"{source.role} {name}",
+                name=name,
+                licence=stated.licence,
+                stated_in=stated.by,
+                binds=source.binds,
+                duties=duties(stated.licence),
+                allowed=recipe.licences.allowed.get(source.name),
+            )
         )
         if earlier:
             earlier_records = (record for record in earlier.licences if not record.of.startswith(RUNTIME))

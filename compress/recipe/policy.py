@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from fnmatch import fnmatchcase
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
@@ -58,7 +58,7 @@ class Rule(Frozen):
 
     @field_validator("worse_by", mode="before")
     @classmethod
-    def _readable(cls, value: object) -> Any:
+    def _readable(cls, value: object) -> object:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise ValueError(_EXPECTED)
         parse_margin(value)

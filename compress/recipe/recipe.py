@@ -123,7 +123,7 @@ class Benchmark(Frozen):
     every_stage: bool = Field(True, description="measure the output of every stage, not just baseline and final")
 
 
-def _with_kind(value: object) -> Any:
+def _with_kind(value: object) -> object:
     """Return `{distill: {...}}` or `distill` as the stage's fields with `kind`."""
     if isinstance(value, str):
         return {"kind": value}
@@ -200,7 +200,7 @@ class Recipe(Frozen):
 
     @field_validator("stages", mode="before")
     @classmethod
-    def _stages(cls, value: object) -> Any:
+    def _stages(cls, value: object) -> object:
         return tuple(_with_kind(item) for item in value) if isinstance(value, list | tuple) else value
 
     @field_validator("task")
@@ -212,7 +212,7 @@ class Recipe(Frozen):
 
     @field_validator("targets", mode="before")
     @classmethod
-    def _entries(cls, value: object) -> Any:
+    def _entries(cls, value: object) -> object:
         return tuple(from_entry(item) for item in value) if isinstance(value, list | tuple) else value
 
     @field_validator("targets")

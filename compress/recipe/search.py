@@ -52,7 +52,7 @@ class Search(Frozen):
 
     @field_validator("minimize", mode="before")
     @classmethod
-    def _one_or_two(cls, value: object) -> Any:
+    def _one_or_two(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
     @field_validator("budget")

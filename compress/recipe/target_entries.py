@@ -98,7 +98,7 @@ CUSTOM_TARGET_FIELDS = ("description", "runtime", "device")
 """Fields that only a custom target may have."""
 
 
-def from_entry(entry: object) -> Any:
+def from_entry(entry: object) -> object:
     """Return `{NAME: {...}}` as fields of a `ChosenTarget`, and any other value unchanged."""
     if not isinstance(entry, dict) or len(entry) != 1:
         return entry

@@ -110,7 +110,9 @@ def _judge(
     return {"ratio": ratio, "ratio_low": low, "ratio_high": high, **verdict}
 
 
-def _verdict(limit: Limit, final: Measurement, other: Measurement | None, machine: Mapping[str, object]) -> dict[str, Any]:
+def _verdict(
+    limit: Limit, final: Measurement, other: Measurement | None, machine: Mapping[str, object]
+) -> dict[str, Any]:
     """Return the verdict of a limit that the value alone does not meet.
 
     A time is inconclusive if noise could explain the miss. A quality is missed, and `within_chance` says whether its

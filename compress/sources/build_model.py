@@ -19,6 +19,7 @@ from compress.utils.storage import cache_key, digest_file
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
 
 PICKLED_STATE = (".pth", ".pt", ".bin")
 _CHAT = "chat_template.jinja"
@@ -133,7 +134,7 @@ def write_once(target: Path, write: Callable[[Path], None], hint: str) -> Path:
     return target
 
 
-def _random_model(folder: Path) -> Any:
+def _random_model(folder: Path) -> PreTrainedModel:
     """Build the architecture of `config.json` with random weights, without a head (added when labels are known).
 
     An image-text-to-text model is built with its head, which is its embedding table.

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import gcd
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -200,7 +200,7 @@ class _Hearing(OnDemand):
         return {name: features[name][0].astype(np.int64 if name == _MASK else np.float32) for name in names}
 
 
-def _extractor(processor: Processor) -> Any:
+def _extractor(processor: Processor) -> FeatureExtractionMixin:
     """Return the feature extractor of a processor. Raises `ModelError` if it has none for recordings."""
     extractor = getattr(processor, "feature_extractor", processor)
     if not hasattr(extractor, "sampling_rate"):

@@ -7,7 +7,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,11 @@ from numpy.typing import NDArray
 from compress.numerics.calibration import mean_interval
 from compress.results.report import Measurement
 from compress.utils.errors import DataError, MissingExtraError
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
 
 SCORE, CLASS, BOX = 0, 1, slice(2, 6)
 """Columns of a detection: score, class id, and [x, y, width, height] in pixels."""
@@ -128,7 +133,7 @@ def _same(some: np.ndarray, others: np.ndarray) -> bool:
     return bool(allowed[places].all())
 
 
-def _evaluated(detections: np.ndarray, gold: Sequence[Gold], names: Mapping[int, str]) -> Any:
+def _evaluated(detections: np.ndarray, gold: Sequence[Gold], names: Mapping[int, str]) -> COCOeval:
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -157,7 +162,7 @@ def _evaluated(detections: np.ndarray, gold: Sequence[Gold], names: Mapping[int,
     return judged
 
 
-def _data_set(coco: Any, boxes: Sequence[dict[str, Any]], pictures: int, names: Mapping[int, str]) -> Any:
+def _data_set(coco: Any, boxes: Sequence[dict[str, Any]], pictures: int, names: Mapping[int, str]) -> COCO:
     for box_id, box in enumerate(boxes, start=1):  # 0 would be no match
         box |= {"id": box_id, "iscrowd": 0, "area": box["bbox"][2] * box["bbox"][3]}
     coco.dataset = {

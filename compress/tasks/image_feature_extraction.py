@@ -216,7 +216,7 @@ def _without_head(module: Any) -> None:
         change_head(module, 0)
 
 
-def _plain_answers(outputs: ModelOutput, targets: Any, config: PretrainedConfig) -> Any:
+def _plain_answers(outputs: ModelOutput, targets: Any, config: PretrainedConfig) -> ModelOutput:
     """Return a plain network's embeddings [B, dimensions]; a feature map is averaged over its positions.
 
     Raises `ModelError` for anything else.

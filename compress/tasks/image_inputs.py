@@ -102,7 +102,7 @@ def mode_of(processor: Processor) -> Mode:
     return "L" if isinstance(mean, Sequence) and len(mean) == 1 else "RGB"
 
 
-def one_by_one(processor: Processor) -> Any:
+def one_by_one(processor: Processor) -> Processor:
     """Return an image processor that processes images separately, for processors that expect several images per text.
 
     This applies to Idefics3 and SmolVLM, whose pixels are [images, 1, channels, height, width].

@@ -226,7 +226,7 @@ class ImageSegmentation(Task):
         return None
 
 
-def _plain_answers(outputs: ModelOutput, targets: torch.Tensor | None, config: PretrainedConfig) -> Any:
+def _plain_answers(outputs: ModelOutput, targets: torch.Tensor | None, config: PretrainedConfig) -> ModelOutput:
     """Return a plain network's logits [B, classes, h, w] (key `out` if named) with SegFormer's loss."""
     from torch.nn.functional import cross_entropy, interpolate
     from transformers.modeling_outputs import SemanticSegmenterOutput

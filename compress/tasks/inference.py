@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,6 +11,10 @@ from torch import nn
 from compress.tasks.task import Examples, Task
 from compress.tasks.tokens import by_length, keep_all
 from compress.utils.errors import StageError, first_line
+
+if TYPE_CHECKING:
+    from transformers.utils import ModelOutput
+
 
 _JUDGED_AT_ONCE = 512
 
@@ -24,7 +28,7 @@ def tensors(examples: Examples, indices: list[int]) -> dict[str, torch.Tensor]:
     return batch
 
 
-def forward(module: nn.Module, batch: dict[str, torch.Tensor], **options: object) -> Any:
+def forward(module: nn.Module, batch: dict[str, torch.Tensor], **options: object) -> ModelOutput:
     """Return the module's output for the model inputs of ``batch``, without ``labels`` and ``index``."""
     return module(**{name: value for name, value in batch.items() if name not in ("labels", "index")}, **options)
 
@@ -82,7 +86,7 @@ def merit(task: Task, module: nn.Module, examples: Examples) -> float:
     return task.measure(collected, examples.labels, "validation", "torch")[0].value
 
 
-def with_targets(task: Task, module: nn.Module, batch: dict[str, torch.Tensor], **options: object) -> Any:
+def with_targets(task: Task, module: nn.Module, batch: dict[str, torch.Tensor], **options: object) -> ModelOutput:
     """Return the module's output for a labeled batch, with the targets that the loss needs. Raises `StageError`."""
     targets = task.targets(batch["labels"])
     if not targets:

@@ -272,7 +272,7 @@ def is_separate(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in _SEPARATE
 
 
-def _plain_answers(outputs: ModelOutput, targets: Any, config: PretrainedConfig) -> Any:
+def _plain_answers(outputs: ModelOutput, targets: Any, config: PretrainedConfig) -> ModelOutput:
     """Return a plain network's class logits and boxes, in this order or by DETR's names, with DETR's loss."""
     from transformers import DetrConfig
     from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss

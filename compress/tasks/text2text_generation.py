@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
+    from rouge_score.rouge_scorer import RougeScorer
     from transformers.utils import ModelOutput
 
     from compress.models.model import TorchModel
@@ -184,7 +185,7 @@ def _tokens(processor: Processor, max_length: int, **texts: list[str]) -> Mappin
     return encoded
 
 
-def _rouge() -> Any:
+def _rouge() -> RougeScorer:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ModuleNotFoundError as error:

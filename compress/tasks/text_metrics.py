@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,10 @@ from compress.tasks.classes import agreement_row
 from compress.tasks.task import CollectedOutputs, Examples
 from compress.tasks.tokens import IGNORED
 from compress.utils.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
 
 TEXTS = "texts"
 """Output of a generating session, and its collected form: [batch] strings."""
@@ -133,7 +137,7 @@ def rows_to_baseline(heard: np.ndarray, expected: np.ndarray, model: str, target
 
 
 @cache
-def _normalizer() -> Any:
+def _normalizer() -> EnglishTextNormalizer:
     from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
     # British spellings are told from American ones by a table that only some models have; without it they stay.

@@ -5,17 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from compress.models.pipeline_folder import model_config
+from compress.plugins.apps.answers import (
+    BOXES,
+    EMBEDDINGS,
+    IMAGE_EMBEDDINGS,
+    LABELS,
+    MASKED,
+    MASKS,
+    RELEVANCE,
+    SPANS,
+    TAGS,
+    TRANSCRIPTS_OF_SPEECH,
+    WRITTEN_TEXTS,
+)
 from compress.plugins.apps.app_type import AppType
 from compress.plugins.apps.audio import RECORDINGS, SOUNDS
-from compress.plugins.apps.boxes import BOXES, MASKS
 from compress.plugins.apps.chat import PROMPTS, REPLIES
 from compress.plugins.apps.client import ONNXRUNTIME_WEB_PARTS, TRANSFORMERS_JS
 from compress.plugins.apps.image import IMAGES, UNCROPPED_IMAGES
 from compress.plugins.apps.image_generation import GENERATED_IMAGES, IMAGE_PROMPTS
-from compress.plugins.apps.scores import MASKED, RELEVANCE, SPANS, TAGS
 from compress.plugins.apps.text import MASKED_TEXTS, QUESTION_PAIRS, RANKING_PAIRS, SENTENCES, SOURCES, TEXTS, WORDS
-from compress.plugins.apps.transcript import TRANSCRIPTS_OF_SPEECH, WRITTEN_TEXTS
-from compress.plugins.apps.answers import EMBEDDINGS, IMAGE_EMBEDDINGS, LABELS
 from compress.tasks.registry import TASKS, get_task
 from compress.utils.errors import InputError
 

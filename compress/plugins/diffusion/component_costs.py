@@ -6,7 +6,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,6 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compress.plugins.diffusion.sampling_settings import import_diffusers
 from compress.utils.errors import ModelError, first_line
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
 
 _FP32_BYTES = 4
 _TOKENS = 77
@@ -74,7 +78,7 @@ def cost_rows(before: PartCosts, after: PartCosts) -> list[tuple[str, float, flo
     return rows
 
 
-def hollow_part(config: Mapping[str, Any]) -> Any:
+def hollow_part(config: Mapping[str, Any]) -> ModelMixin:
     """The module of a diffusers config.json without weights. Raises `ModelError` where diffusers has none for it.
 
     What its class has no field for is passed over, as diffusers does.

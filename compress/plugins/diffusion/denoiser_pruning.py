@@ -62,7 +62,7 @@ def check_cut(unet: UNet2DConditionModel, settings: DenoiserPruning) -> None:
 
 def prune_unet(
     unet: UNet2DConditionModel, settings: DenoiserPruning, examples: Examples, noising: Noising, context: Context
-) -> Any:
+) -> UNet2DConditionModel:
     """A UNet with fewer blocks and narrower stages; ``unet`` is spent.
 
     Importance sees all of ``examples``, those of `latent_examples`. Raises `StageError` for what cannot be cut.
@@ -98,7 +98,9 @@ class Removal:
     loss: float
 
 
-def _without_pairs(unet: UNet2DConditionModel, settings: DenoiserPruning, probes: Probes, context: Context) -> Any:
+def _without_pairs(
+    unet: UNet2DConditionModel, settings: DenoiserPruning, probes: Probes, context: Context
+) -> UNet2DConditionModel:
     start = probes.loss(unet)
     kept, removed = least_missed(unet, settings.pairs, settings.middle, probes.loss)
     losses = [start, *(one.loss for one in removed)]
@@ -146,7 +148,9 @@ def _candidates(kept: KeptBlocks, middle: bool) -> list[tuple[str, KeptBlocks]]:
     return [*found, ("the block in the middle", replace(kept, middle=False))] if middle and kept.middle else found
 
 
-def _narrowed(unet: UNet2DConditionModel, settings: DenoiserPruning, probes: Probes, context: Context) -> Any:
+def _narrowed(
+    unet: UNet2DConditionModel, settings: DenoiserPruning, probes: Probes, context: Context
+) -> UNet2DConditionModel:
     sets = channel_sets(unet)
     if settings.block_out_channels is not None:
         check_widths(unet, settings.block_out_channels, sets)

@@ -77,7 +77,7 @@ def narrow(
     gates: Sequence[torch.Tensor],
     widths: Sequence[int],
     timesteps: int = 1000,
-) -> Any:
+) -> UNet2DConditionModel:
     """A UNet with stages of ``widths`` channels: those of each set with the largest ``gates`` [size].
 
     ``unet`` is spent. The time embedding keeps its width. Where the outermost stage gets narrower, there are fewer

@@ -31,7 +31,7 @@ from compress.plugins.diffusion.sampling_settings import (
 from compress.utils.errors import ModelError, first_line
 
 if TYPE_CHECKING:
-    from diffusers import SchedulerMixin
+    from diffusers import DiffusionPipeline, SchedulerMixin
     from torch import nn
 
 TEXT_ENCODER, VAE = "text_encoder", "vae"
@@ -69,7 +69,7 @@ class GeneratorModel(TorchModel):
         """None: there are no classes."""
         return ()
 
-    def pipeline(self) -> Any:
+    def pipeline(self) -> DiffusionPipeline:
         """diffusers' own pipeline of the very parts, of the class that ``index`` names, without what is ``kept``."""
         made = getattr(import_diffusers(), self.index["_class_name"])
         components = {**self.parts, TOKENIZER: self.tokenizer, SCHEDULER: self.scheduler}

@@ -16,6 +16,7 @@ from compress.utils.errors import MissingExtraError, ModelError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
+    from diffusers import SchedulerMixin
     from transformers import PreTrainedTokenizerBase
 
 TOKENIZER, SCHEDULER = "tokenizer", "scheduler"
@@ -143,7 +144,7 @@ def empty_ids(folder: Path) -> np.ndarray:
     return np.array([[*ids, *[filled] * (length - len(ids))]], dtype=np.int64)
 
 
-def load_scheduler(folder: Path) -> Any:
+def load_scheduler(folder: Path) -> SchedulerMixin:
     """diffusers' scheduler of the class and config in ``folder``. Raises `ModelError`, `MissingExtraError`."""
     from compress.models.config_checks import load_error_types
 

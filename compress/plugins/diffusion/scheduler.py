@@ -46,7 +46,7 @@ UNTRAINED: tuple[Choice, ...] = (
 """Those that are tried where a recipe leaves the choice: they follow the same path, so that they can be compared."""
 
 
-def fitting_scheduler(base: Any, choice: Choice, steps: int) -> Any:
+def fitting_scheduler(base: Any, choice: Choice, steps: int) -> SchedulerMixin:
     """The chosen scheduler with the noise levels and the prediction type of ``base``, the model's own.
 
     Raises `InputError` where there is no such scheduler, where the model was trained for one of another sort, and where
@@ -141,7 +141,7 @@ def best_untrained(
     return schedulers[str(tried[0].choice)], tried
 
 
-def scheduler_class(name: str) -> Any:
+def scheduler_class(name: str) -> type[SchedulerMixin]:
     """The class of that name in diffusers. Raises `InputError` where there is none, naming one that is spelt alike."""
     diffusers = import_diffusers()
     found = getattr(diffusers, name, None)

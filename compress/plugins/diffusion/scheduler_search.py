@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compress.plugins.diffusion.sampler import PictureSampler
 from compress.plugins.diffusion.scheduler import UNTRAINED, Choice, Tried, best_untrained, fitting_scheduler
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
 
 _REFERENCE = Choice("DPMSolverMultistepScheduler", {"timestep_spacing": "trailing"})
 """Of second order, so that at many steps next to nothing is left of its error."""
@@ -57,6 +61,6 @@ def rows_of(tried: list[Tried]) -> list[tuple[str, float | str]]:
     return [(str(one.choice), one.reason if one.error is None else round(one.error, 5)) for one in tried]
 
 
-def chosen(base: object, scheduler: str, steps: int, fields: Mapping[str, object]) -> Any:
+def chosen(base: object, scheduler: str, steps: int, fields: Mapping[str, object]) -> SchedulerMixin:
     """The scheduler of that name, where it fits. Raises `InputError`."""
     return fitting_scheduler(base, Choice(scheduler, fields), steps)

@@ -144,7 +144,7 @@ class StepTrainer:
         """The width of the embedding that tells the student of its guidance, or 0."""
         return int(getattr(self.student, "config", {}).get(_TOLD) or 0) if self.settings.conditions_on_guidance else 0
 
-    def train(self) -> Any:
+    def train(self) -> SchedulerMixin:
         """Train the student in place; returns the scheduler that draws with it. Raises `StageError`."""
         self.teacher.eval().requires_grad_(False)
         settings = self.settings
@@ -162,7 +162,7 @@ class StepTrainer:
             teacher = Denoiser(frozen, self.kind, self.table, self.told)
         return self.sampled_by()
 
-    def sampled_by(self) -> Any:
+    def sampled_by(self) -> SchedulerMixin:
         """The scheduler of the student."""
         config = {**self.scheduler.config, "prediction_type": self.kind, "clip_sample": False, "thresholding": False}
         if isinstance(self.settings, ConsistencyDistillation):

@@ -32,7 +32,7 @@ from compress.tasks.task import Examples
 from compress.utils.errors import StageError
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, AutoencoderTiny
 
     from compress.stages.base import Context
 
@@ -48,7 +48,7 @@ def picture_examples(vae: AutoencoderKL, pictures: np.ndarray) -> Examples:
     return Examples(inputs, {PICTURES: None, LATENTS: None})
 
 
-def make_small_autoencoder(vae: AutoencoderKL, settings: AutoencoderDistillation, seed: int) -> Any:
+def make_small_autoencoder(vae: AutoencoderKL, settings: AutoencoderDistillation, seed: int) -> AutoencoderTiny:
     """An `AutoencoderTiny` for pictures and latents shaped as those of ``vae``, with weights drawn from ``seed``.
 
     Raises `StageError` for a VAE of another kind than `AutoencoderKL`.
@@ -96,7 +96,7 @@ def train_small_autoencoder(
     held_out: Examples | None,
     settings: AutoencoderDistillation,
     context: Context,
-) -> Any:
+) -> AutoencoderTiny:
     """An autoencoder that decodes as ``vae`` does, taught on `picture_examples`; ``held_out`` ones judge every epoch.
 
     A killed training goes on where it was last kept. Raises `StageError`.

@@ -53,7 +53,7 @@ def _replaced(places: tuple[tuple[int, ...], ...], stage: int, kept: tuple[int, 
     return (*places[:stage], kept, *places[stage + 1 :])
 
 
-def require_unet(part: object) -> Any:
+def require_unet(part: object) -> UNet2DConditionModel:
     """The part itself. Raises `StageError` where it is none of diffusers' UNets for pictures."""
     if type(part).__name__ not in ("UNet2DConditionModel", "UNet2DModel"):
         raise StageError(
@@ -92,7 +92,7 @@ def bk_sdm_blocks(unet: UNet2DConditionModel, size: Size) -> KeptBlocks:
     return kept
 
 
-def keep_blocks(unet: UNet2DConditionModel, kept: KeptBlocks) -> Any:
+def keep_blocks(unet: UNet2DConditionModel, kept: KeptBlocks) -> UNet2DConditionModel:
     """The UNet with no other blocks than those of ``kept``, as a new module of the same class with weights of its own.
 
     Raises `StageError` where a block that stays cannot stand in the place that it would have: its widths are those of
@@ -200,7 +200,7 @@ def _chosen(layers: object, places: Sequence[int]) -> Any:
     return tuple(layers[place] for place in places) if isinstance(layers, list | tuple) else layers
 
 
-def hollow_like(module: Any, changes: Mapping[str, Any]) -> Any:
+def hollow_like(module: Any, changes: Mapping[str, Any]) -> UNet2DConditionModel:
     """A module of diffusers of the same class without weights, on the meta device, whose config is changed.
 
     Raises `StageError` for a config that makes no module.
@@ -213,7 +213,7 @@ def hollow_like(module: Any, changes: Mapping[str, Any]) -> Any:
         raise StageError(f"diffusers makes no {type(module).__name__} of {dict(changes)}: {error}") from error
 
 
-def with_config(module: Any, changes: Mapping[str, Any]) -> Any:
+def with_config(module: Any, changes: Mapping[str, Any]) -> UNet2DConditionModel:
     """A copy whose config says ``changes``, of a module whose tensors have the shapes of that config already.
 
     Raises `StageError` naming the layer that hasn't.
@@ -231,7 +231,7 @@ def with_config(module: Any, changes: Mapping[str, Any]) -> Any:
     return _loaded(made, state, share=False)
 
 
-def _loaded(made: Any, state: Mapping[str, torch.Tensor], share: bool) -> Any:
+def _loaded(made: Any, state: Mapping[str, torch.Tensor], share: bool) -> UNet2DConditionModel:
     made.load_state_dict({name: value if share else value.clone() for name, value in state.items()}, assign=True)
     return made.eval()
 

@@ -139,7 +139,9 @@ class BlockPass:
     def _passes(self, groups: Sequence[_Group]) -> Iterator[list[_Group]]:
         """Yield groups whose Hessians one pass over the text collects: many experts, and layers of one input."""
         for _, expert_groups in groupby(groups, key=lambda group: group.experts):
-            for _, same_rank in groupby(sorted(expert_groups, key=lambda group: group.rank), key=lambda group: group.rank):
+            for _, same_rank in groupby(
+                sorted(expert_groups, key=lambda group: group.rank), key=lambda group: group.rank
+            ):
                 independent = list(same_rank)
                 columns = self.linears[independent[0].names[0]].in_features
                 # As many Hessians per pass as the memory limit allows.
@@ -234,7 +236,9 @@ class BlockPass:
         twice = sorted({name for name in called if called.count(name) > 1})
         never = [name for name in self.linears if name not in called]
         if twice or never:
-            problem = f"is called several times: {', '.join(twice)}" if twice else f"is never called: {', '.join(never)}"
+            problem = (
+                f"is called several times: {', '.join(twice)}" if twice else f"is never called: {', '.join(never)}"
+            )
             raise StageError(
                 f"A layer of {self.name} {problem}.",
                 expected="layers that are each applied once to every token",

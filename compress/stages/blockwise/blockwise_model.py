@@ -323,7 +323,9 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
         if any(isinstance(part, nn.Linear) for part in module.modules())
     }
     if len(useful) != 1:
-        candidates = ", ".join(f"{name} ({len(module)} x {type(module[0]).__name__})" for name, module in useful.items())
+        candidates = ", ".join(
+            f"{name} ({len(module)} x {type(module[0]).__name__})" for name, module in useful.items()
+        )
         raise StageError(
             f"{type(model).__name__} cannot be quantized block by block: its blocks were not found.",
             expected=f"one torch.nn.ModuleList of blocks with torch.nn.Linear layers; found {candidates or 'none'}",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PreTrainedModel
+    from transformers.utils import ModelOutput
 
     from compress.stages.base import Context
 
@@ -126,7 +127,7 @@ class Body(nn.Module):
         self.causal = causal
         self.tokens = tokens
 
-    def outputs(self, input_ids: torch.Tensor, **options: object) -> Any:
+    def outputs(self, input_ids: torch.Tensor, **options: object) -> ModelOutput:
         """Return the base model's output for token ids."""
         ids = input_ids if self.tokens is None else self.tokens.to(input_ids.device)[input_ids]
         return self.causal.base_model(input_ids=ids, use_cache=False, **options)

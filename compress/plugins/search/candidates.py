@@ -116,13 +116,8 @@ class Candidates:
         if not self.space.is_enumerable:
             # Each round has its own seed, which does not depend on the process, so that a resumed search repeats it.
             seed = self.seed * 100_003 + number
-            proposed = propose_with_optuna(
-                self.space.parameters,
-                self._completed_trials(given_up),
-                len(self.observations.goal.minimize),
-                seed,
-                _OPTUNA_PROPOSALS,
-            )
+            trials, objectives = self._completed_trials(given_up), len(self.observations.goal.minimize)
+            proposed = propose_with_optuna(self.space.parameters, trials, objectives, seed, _OPTUNA_PROPOSALS)
             reasons |= self._promising(proposed, acquisition, "proposed by Optuna")
             reasons |= self._promising((trial.point for trial in self.past), acquisition, "tried before, elsewhere")
             centres = (self.observations.pareto_front() or self.observations.by_shortfall())[:_CENTRES]
@@ -161,12 +156,8 @@ class Candidates:
             # Climb to larger neighbours as long as they are likely to meet the predictable limits.
             for _ in range(_STEPS):
                 neighbours = self._promising(self._neighbours(largest), acquisition, reason)
-                relatives = (
-                    neighbour
-                    for neighbour in neighbours
-                    if family(neighbour) == family(largest) and acquisition.likely_meets_limits(neighbour)
-                )
-                best = max(relatives, key=extent, default=largest)
+                relatives = [neighbour for neighbour in neighbours if family(neighbour) == family(largest)]
+                best = max(filter(acquisition.likely_meets_limits, relatives), key=extent, default=largest)
                 # No neighbour is larger.
                 if extent(best) <= extent(largest):
                     break
@@ -226,14 +217,10 @@ class Candidates:
             if len(points) < _SAME_FAILURE:
                 continue
             # A choice that all failed recipes share and no other recipe has is the likely cause.
-            succeeded = [
-                point
-                for (point, _), trial_outcome in outcomes
-                if trial_outcome.error is None and self.costs.family(point) == family
-            ]
-            shared = {
-                index: values[0] for index, values in enumerate(zip(*points, strict=True)) if len(set(values)) == 1
-            }
+            finished = [point for (point, _), outcome in outcomes if outcome.error is None]
+            succeeded = [point for point in finished if self.costs.family(point) == family]
+            columns = enumerate(zip(*points, strict=True))
+            shared = {index: values[0] for index, values in columns if len(set(values)) == 1}
             choices = {
                 index: value for index, value in shared.items() if all(point[index] != value for point in succeeded)
             }

@@ -131,12 +131,8 @@ def _front(record: SearchRecord) -> RenderableType | None:
     if len(record.minimize) < 2 or not front:
         return None
     front.sort(key=lambda trial: trial.final.get(record.minimize[0], math.inf))
-    columns = [
-        TableColumn("", right=True),
-        *(TableColumn(describe_metric(name).title, right=True) for name in record.minimize),
-        TableColumn("Surely inside", right=True),
-        TableColumn("Differs in", rank=1),
-    ]
+    columns = [TableColumn(name, right=True) for name in ("", *(describe_metric(m).title for m in record.minimize))]
+    columns += [TableColumn("Surely inside", right=True), TableColumn("Differs in", rank=1)]
     more = f", {len(front) - _FRONT} more in search.html" if len(front) > _FRONT else ""
     table = ResponsiveTable(f"the front{more}", columns)
     for trial in front[:_FRONT]:

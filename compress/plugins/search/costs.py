@@ -101,9 +101,8 @@ class CostEstimator:
 
     def remaining(self, point: Point, share: float = 1.0) -> dict[str, float]:
         """Return the predicted time of each stage that no trial has run, by its key."""
-        return {
-            step.key: step.seconds for step in self.predicted_stages(point, share) if step.key not in self._stages_done
-        }
+        steps = self.predicted_stages(point, share)
+        return {step.key: step.seconds for step in steps if step.key not in self._stages_done}
 
     def total_seconds(self, point: Point, share: float = 1.0) -> float:
         """Return the predicted time of all stages, cached or not."""
@@ -115,10 +114,8 @@ class CostEstimator:
 
     def corrected_remaining_seconds(self, point: Point, share: float = 1.0) -> float:
         """Return the time of the remaining stages and the evaluation, corrected by finished trials."""
-        left = sum(
-            self._seconds(step) for step in self.predicted_stages(point, share) if step.key not in self._stages_done
-        )
-        return left + self.evaluation_seconds
+        steps = (step for step in self.predicted_stages(point, share) if step.key not in self._stages_done)
+        return sum(map(self._seconds, steps)) + self.evaluation_seconds
 
     @property
     def evaluation_seconds(self) -> float:

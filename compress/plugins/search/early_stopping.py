@@ -129,14 +129,11 @@ def _gap_persistence(observations: Observations, limit: Limit, rung: int) -> flo
     name, pairs = limit_name(limit), []
     # Compare pairs of finished recipes: their gap at this rung and their gap in the end.
     for first, second in itertools.combinations(_completed_after(observations, rung)[-_REMEMBERED:], 2):
-        rooms = [
-            observations.margins[point, stage][name]
-            for stage in (rung, observations.full_rung)
-            for point in (first, second)
-        ]
-        early = [room.value for room in rooms if room is not None]
-        if len(early) == len(rooms):
-            pairs.append((early[0] - early[1], early[2] - early[3]))
+        keys = itertools.product((rung, observations.full_rung), (first, second))
+        rooms = [observations.margins[point, stage][name] for stage, point in keys]
+        values = [room.value for room in rooms if room is not None]
+        if len(values) == len(rooms):
+            pairs.append((values[0] - values[1], values[2] - values[3]))
     # Regress final gaps on early gaps through the origin.
     total = sum(early_gap * early_gap for early_gap, _ in pairs)
     if len(pairs) < _FEWEST_PAIRS or not total:

@@ -180,10 +180,8 @@ class Engine:
             # Estimate the share of the recipes that miss a limit that this rung stops. By Laplace's rule of succession
             # it is one half before any observation.
             ended = sum(self.stopped_at.get(point) == lower for point in self.stopped)
-            missed = sum(
-                (point, lower) in self.observations.margins and point not in self.observations.feasible
-                for point in self.observations.finished
-            )
+            failing = self.observations.finished.keys() - self.observations.feasible.keys()
+            missed = sum((point, lower) in self.observations.margins for point in failing)
             stop_rate = (1 + ended) / (2 + ended + missed)
             if seconds < miss_probability * stop_rate * expected.seconds:
                 return lower

@@ -194,11 +194,8 @@ def select_models(engine: Engine, best: Point, refit: bool = False) -> dict[str,
         models[CHOSEN] = FinalCandidate(best)
     if best != engine.space.origin:
         models[ORIGIN] = FinalCandidate(engine.space.origin)
-    others = [
-        point
-        for point in engine.observations.pareto_front()
-        if point not in {candidate.point for candidate in models.values()}
-    ]
+    chosen = {candidate.point for candidate in models.values()}
+    others = [point for point in engine.observations.pareto_front() if point not in chosen]
     # Show both ends and the middle of a long front.
     spread = others if len(others) <= FRONT else [others[0], others[len(others) // 2], others[-1]]
     return models | {f"front {index}": FinalCandidate(point) for index, point in enumerate(spread, 1)}
@@ -303,13 +300,10 @@ def _seed(space: SearchSpace, engine: Engine, recipe: Recipe, rows: list[Measure
     if isinstance(rows, CompressError):
         return SeedResult(seed=recipe.seed, final={}, baseline={}, limits=(), error=first_line(rows))
     # Nothing is timed for seeds, so limits on times are left out.
-    measured_metrics = {row.metric for row in rows}
-    limits = [
-        limit
-        for limit in _limits(engine, rows, space, target_profile(recipe).name, {})
-        if limit.metric in measured_metrics
-    ]
-    return SeedResult(seed=recipe.seed, limits=tuple(limits), **_values_by_model(rows))
+    metrics = {row.metric for row in rows}
+    limits = _limits(engine, rows, space, target_profile(recipe).name, {})
+    measured = tuple(limit for limit in limits if limit.metric in metrics)
+    return SeedResult(seed=recipe.seed, limits=measured, **_values_by_model(rows))
 
 
 def additional_seeds(recipe: Recipe, count: int) -> range:

@@ -82,9 +82,8 @@ class Kernel:
             node = onnx.NodeProto()
             node.CopyFrom(self.node)
             node.name = f"{node.name}_{copy}"
-            renamed = {
-                weight.name: f"{weight.name}_{copy}" if has_no_branches else weight.name for weight in self.weights
-            }
+            suffix = f"_{copy}" if has_no_branches else ""
+            renamed = {weight.name: f"{weight.name}{suffix}" for weight in self.weights}
             node.input[:] = [renamed.get(name, name) for name in node.input]
             node.output[:] = [f"{name}_{copy}" if name else "" for name in node.output]
             nodes.append(node)

@@ -318,11 +318,8 @@ def _importance(space: SearchSpace, engine: Engine) -> dict[str, ParameterImport
     """Return the importance of parameters for each metric."""
     importances = {}
     for metric in _metrics(engine):
-        measured = {
-            point: outcome.final[metric]
-            for point, outcome in engine.observations.finished.items()
-            if metric in outcome.final
-        }
+        finished = engine.observations.finished.items()
+        measured = {point: outcome.final[metric] for point, outcome in finished if metric in outcome.final}
         values = np.array(list(measured.values()))
         # Choices multiply sizes and times, so that their effects add on a logarithmic scale.
         if not describe_metric(metric).quality and bool((values > 0).all()):
@@ -380,9 +377,8 @@ def tracked_run(record: SearchRecord, folder: Path) -> TrackedRun:
 
 
 def _tracked_trial(trial: TrialRecord, record: SearchRecord) -> TrackedRun:
-    parameters = {
-        parameter.name: parameter.values[index] for parameter, index in zip(record.knobs, trial.point, strict=True)
-    }
+    choices = zip(record.knobs, trial.point, strict=True)
+    parameters = {parameter.name: parameter.values[index] for parameter, index in choices}
     margins = {f"inside {margin.limit}": margin.value for margin in trial.rooms}
     return TrackedRun(
         name=f"trial {trial.number}",

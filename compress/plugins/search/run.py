@@ -259,9 +259,8 @@ class SearchRun:
     def _update_display(self, doing: str = "") -> None:
         """Show the present state of the search."""
         trying = () if doing else tuple(self._running_trials.values())
-        self.watcher.show(
-            SearchSnapshot(self._record(None), trying, self._remaining_seconds(), time.monotonic(), doing)
-        )
+        left, record = self._remaining_seconds(), self._record(None)
+        self.watcher.show(SearchSnapshot(record, trying, left, time.monotonic(), doing))
 
     def _announce(self, doing: str) -> None:
         """Note and show work that is not a trial."""

@@ -134,10 +134,9 @@ class SearchSpace:
                 if error is None:
                     values.append(value)
                 else:
-                    name = f"{parameter.name}={value_text(value)}"
-                    self.rejected[f"without {parameter.name}" if parameter.is_optional_stage else name] = first_line(
-                        error
-                    )
+                    named_value = f"{parameter.name}={value_text(value)}"
+                    name = f"without {parameter.name}" if parameter.is_optional_stage else named_value
+                    self.rejected[name] = first_line(error)
             parameters.append(replace(parameter, values=tuple(values)))
         self.parameters = self._require_variable(parameters)
 
@@ -216,12 +215,10 @@ class SearchSpace:
         """Describe how a recipe differs from the one as it stands: `prune.heads 0.25, no trim_vocabulary`."""
         parts = []
         for parameter, index in zip(self.parameters, point, strict=True):
-            if index:
-                parts.append(
-                    f"no {parameter.name}"
-                    if parameter.is_optional_stage
-                    else f"{short_name(parameter.name)} {value_text(parameter.values[index])}"
-                )
+            if index and parameter.is_optional_stage:
+                parts.append(f"no {parameter.name}")
+            elif index:
+                parts.append(f"{short_name(parameter.name)} {value_text(parameter.values[index])}")
         return ", ".join(parts) or "the recipe as it stands"
 
     def stages(self, point: Point) -> tuple[AnyStage, ...]:
@@ -232,11 +229,8 @@ class SearchSpace:
             if parameter.is_optional_stage and value_index:
                 left_out.add(parameter.stage_index)
             elif value_index:
-                set_value(
-                    fields[parameter.stage_index],
-                    field_path(parameter.name, self.base.stages[parameter.stage_index].kind),
-                    parameter.values[value_index],
-                )
+                path = field_path(parameter.name, self.base.stages[parameter.stage_index].kind)
+                set_value(fields[parameter.stage_index], path, parameter.values[value_index])
         try:
             stages = [stage_fields for index, stage_fields in enumerate(fields) if index not in left_out]
             return tuple(STAGES[stage_fields["kind"]].model_validate(stage_fields) for stage_fields in stages)
@@ -252,14 +246,11 @@ class SearchSpace:
             seed: Seed in place of the recipe's own.
             refit: Whether it is trained on the selection rows too.
         """
-        changed_values = self.changes(point)
+        changed = self.changes(point)
         stages = {parameter.name for parameter in self.parameters if parameter.is_optional_stage}
-        options = [
-            f"{name}={json.dumps(to_jsonable_python(value))}"
-            for name, value in changed_values.items()
-            if name not in stages
-        ]
-        recipe = self._recipe(options, [name for name in changed_values if name in stages])
+        values = {name: to_jsonable_python(value) for name, value in changed.items() if name not in stages}
+        options = [f"{name}={json.dumps(value)}" for name, value in values.items()]
+        recipe = self._recipe(options, [name for name in changed if name in stages])
         changes: dict[str, object] = {} if seed is None else {"seed": seed}
         if share < 1:
             changes["stages"] = shorten_training(recipe, share)
@@ -284,10 +275,8 @@ class SearchSpace:
         select = block.get("select") if isinstance(block, dict) else None
         # Without an explicit split, the selection rows are held out of the training rows.
         if isinstance(block, dict) and "hold_out" not in (document.values.get("data") or {}):
-            selection = {
-                "rows": Search.model_fields["select"].default.rows,
-                **(select if isinstance(select, dict) else {}),
-            }
+            rows = Search.model_fields["select"].default.rows
+            selection = {"rows": rows, **(select if isinstance(select, dict) else {})}
             options = [*options, f"data.hold_out={json.dumps(selection)}"]
         return parse_recipe(document, self.folder, options, without)
 
@@ -327,18 +316,16 @@ class SearchSpace:
             )
         index = self.labels.index(label)
         self._require_after_baseline(index, "search.optional", label)
+        values: tuple[str, ...] = (INCLUDED, LEFT_OUT)
         try:
             self._recipe([], [label])
         except RecipeError as error:
             # It may be left out together with the stages that need it, if other stages are optional too.
             if len(self.search.optional) == 1:
                 self.rejected[f"without {label}"] = str(error.problems[0])
-                return SearchParameter(
-                    label, (INCLUDED,), index, is_optional_stage=True, is_after_training=self._is_late(index)
-                )
-        return SearchParameter(
-            label, (INCLUDED, LEFT_OUT), index, is_optional_stage=True, is_after_training=self._is_late(index)
-        )
+                values = (INCLUDED,)
+        is_late = self._is_late(index)
+        return SearchParameter(label, values, index, is_optional_stage=True, is_after_training=is_late)
 
     def _field_parameter(self, name: str, values: Sequence[object]) -> SearchParameter:
         tokens = name.split(".")

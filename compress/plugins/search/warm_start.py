@@ -84,10 +84,10 @@ def _of_ledger(path: Path, space: SearchSpace, goal: Goal) -> list[PastTrial]:
         pairs = zip(header.knobs, entry.point, strict=True)
         chosen = {name: values[index] for (name, values), index in pairs if index}
         point = _point(space, _changed(header.recipe.get("stages", []), chosen))
-        estimates = {
-            limit_name(limit): constraint_margin(limit, entry.outcome, goal.confidence) for limit in goal.quality_limits
-        }
-        margins = {name: (room.value, room.value - room.low) for name, room in estimates.items() if room is not None}
+        margins = {}
+        for limit in goal.quality_limits:
+            if (room := constraint_margin(limit, entry.outcome, goal.confidence)) is not None:
+                margins[limit_name(limit)] = room.value, room.value - room.low
         if point is not None and entry.outcome.error is None and margins:
             share, source = header.rungs[entry.rung], f"the search {path.parent.parent.name}"
             trials.append(PastTrial(point=point, share=share, rooms=margins, source=source))
@@ -186,9 +186,8 @@ class TransferPrior:
         return self._processes[limit]
 
     def _fit(self, rows: Sequence[PastTrial], limit: str) -> Surrogate:
-        margins = [
-            trial.rooms.get(limit, (0.0, HALF_WIDTHS_PER_DEVIATION * SHIPPED_RECIPE_DEVIATION)) for trial in rows
-        ]
+        default = 0.0, HALF_WIDTHS_PER_DEVIATION * SHIPPED_RECIPE_DEVIATION
+        margins = [trial.rooms.get(limit, default) for trial in rows]
         features = np.array([self._features(trial.point, trial.share) for trial in rows])
         values, halves = (np.array(column) for column in zip(*margins, strict=True))
         return Surrogate.fit(features, values, np.maximum(halves / HALF_WIDTHS_PER_DEVIATION, 1e-3))

@@ -16,7 +16,7 @@ from pydantic_core import to_jsonable_python
 
 from compress.cli import app
 from compress.plugins import CATALOGUE, EXTENSION_POINTS, read_specs
-from compress.plugins.apps.app_types import KINDS
+from compress.plugins.apps.app_types import APP_TYPES
 from compress.plugins.nightly.suite import suite_schema
 from compress.recipe.loading import recipe_schema
 from compress.stages.base import SEARCH, SEARCH_TIMES
@@ -84,7 +84,7 @@ def tasks() -> str:
         lines += [f"For {name} alone: {', '.join(f'`{stage}`' for stage in for_one if for_one[stage] == name)}."]
     lines += ["", f"| task | what it is | {' | '.join(columns)} | app |", f"|---|---{'|---' * len(columns)}|---|"]
     for kind in kinds:
-        able = [STAGES[stage].supports(kind.capabilities) for stage in columns] + [kind.app_steps in KINDS]
+        able = [STAGES[stage].supports(kind.capabilities) for stage in columns] + [kind.app_steps in APP_TYPES]
         cells = " | ".join("yes" if one else "" for one in able)
         lines.append(f"| {kind.name} | {', '.join(sorted(kind.capabilities))} | {cells} |")
     lines += ["", "`compress check` refuses the others, by what a stage asks of a task:", ""]

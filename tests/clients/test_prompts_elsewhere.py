@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from many_lines import LINES, lines
+from transformers_js_page import run_node
 
 pytest.importorskip("compress.plugins.apps")
 
@@ -19,8 +19,8 @@ def test_node_gives_the_ids_of_transformers_on_ten_thousand_messages(
 ) -> None:
     from transformers import AutoTokenizer
 
+    from compress.plugins.apps.chat import PROMPTS
     from compress.plugins.apps.preprocess import Prompt
-    from compress.plugins.apps.prompt import PROMPTS
 
     model = tmp_path / "model"
     model.mkdir()
@@ -40,10 +40,6 @@ def test_node_gives_the_ids_of_transformers_on_ten_thousand_messages(
     assert name == rule.tokenizer
     (tmp_path / name).write_bytes(content)
     (tmp_path / "lines.json").write_text(json.dumps([f"{rule.before}{line}{rule.after}" for line in asked]))
-    script = Path(__file__).with_name("prompt_ids.mjs")
-    command = ["node", str(script), str(library), str(tmp_path), "model", str(tmp_path / "lines.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    wrong = [line for line, ours, theirs in zip(asked, right, found, strict=True) if ours != theirs]
-    assert (len(found), wrong[:3]) == (LINES, [])
+    ids = run_node("prompt_ids.mjs", library, tmp_path, "model", tmp_path / "lines.json")
+    wrong = [line for line, ours, theirs in zip(asked, right, ids, strict=True) if ours != theirs]
+    assert (len(ids), wrong[:3]) == (LINES, [])

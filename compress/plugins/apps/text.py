@@ -18,7 +18,7 @@ from compress.plugins.apps.tokenizer_fallbacks import STAND_INS, stand_ins
 from compress.utils.errors import BundleError, InputError, ModelError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from tokenizers import Tokenizer
 
     from compress.models.processor import Processor
 
@@ -212,7 +212,7 @@ def short_texts(most: int, short: int, cases: Sequence[TextCase]) -> list[str]:
     return [case.text for case in cases if 0 < len(case.text) <= short][:most]
 
 
-def open_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+def open_tokenizer(path: Path) -> Tokenizer:
     """Return the tokenizer of a tokenizer.json without truncation and padding. Raises `BundleError`."""
     from tokenizers import Tokenizer
 

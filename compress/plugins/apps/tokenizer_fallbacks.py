@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from tokenizers import Tokenizer
 
 
 STAND_INS = "stand_ins.json"
@@ -25,7 +25,7 @@ _LETTERS, _POINTS = range(0x10300, 0x1031F), range(0x2E00, 0x2E18)
 """Old Italic letters and editors' marks, as old as Unicode 3.1 and 4.1."""
 
 
-def stand_ins(tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+def stand_ins(tokenizer: Tokenizer) -> list[dict[str, Any]]:
     """Return replacements for code points that a page's tokenizer treats differently from BERT's.
 
     Each entry is `{"ranges": [[first, last], ...], "by": text}`. Other tokenizers split by rules in their
@@ -51,7 +51,7 @@ def stand_ins(tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     ]
 
 
-def classes(tokenizer: PreTrainedTokenizerBase, points: Iterable[int]) -> Iterator[tuple[int, Class]]:
+def classes(tokenizer: Tokenizer, points: Iterable[int]) -> Iterator[tuple[int, Class]]:
     """Yield how the tokenizer treats each code point between two letters, such as part of a word."""
     waiting: list[int] = []
     for point in points:
@@ -62,7 +62,7 @@ def classes(tokenizer: PreTrainedTokenizerBase, points: Iterable[int]) -> Iterat
     yield from _classes(tokenizer, waiting)
 
 
-def _classes(tokenizer: PreTrainedTokenizerBase, points: list[int]) -> Iterator[tuple[int, Class]]:
+def _classes(tokenizer: Tokenizer, points: list[int]) -> Iterator[tuple[int, Class]]:
     """Classify code points in one call. Letters around each one show how it splits them."""
     text = f" {_FENCE} ".join(f"{_LEFT}{chr(point)}{_RIGHT}" for point in points)
     normal = text if tokenizer.normalizer is None else tokenizer.normalizer.normalize_str(text)

@@ -31,11 +31,11 @@ from compress.cli import app
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.ort.write import to_ort
 from compress.plugins.apps import app_types
-from compress.plugins.apps.app_types import KINDS, kind_of
+from compress.plugins.apps.app_types import APP_TYPES, find_app_type
 from compress.plugins.apps.build import Bundle, build
 from compress.plugins.apps.templates import TEMPLATES
 from compress.plugins.apps.text import TEXTS, TextRule
-from compress.plugins.apps.tokenizer_fallbacks import for_page, written_out
+from compress.plugins.apps.tokenizer_fallbacks import expand_whitespace_classes, to_page_tokenizer
 from compress.plugins.apps.verify import verify
 from compress.tasks import registry
 from compress.tasks.registry import TASK_NAMES, get_task
@@ -67,7 +67,7 @@ def test_ids_are_those_of_transformers(made: Bundle) -> None:
 
 
 def test_examples_in_python_are_as_ruff_wants_them(tmp_path: Path) -> None:
-    for kind in KINDS.values():
+    for kind in APP_TYPES.values():
         written = TEMPLATES.get_template(f"examples/{kind.examples}/run.py.jinja").render()
         (tmp_path / f"{kind.examples}.py").write_text(written, encoding="utf-8")
     rules = ["--config", str(Path(__file__).parents[3] / "pyproject.toml"), "--no-cache", str(tmp_path)]
@@ -125,7 +125,9 @@ def test_wrong_wishes_are_named(run: Path, tmp_path: Path) -> None:
 
 def test_every_task_with_an_app_can_be_bundled() -> None:
     bundled_tasks = {name for name in TASK_NAMES if get_task(name).app_steps}
-    assert {kind_of(name).name for name in bundled_tasks} == bundled_tasks and len(KINDS) == len(bundled_tasks)
+    assert {find_app_type(name).name for name in bundled_tasks} == bundled_tasks and len(APP_TYPES) == len(
+        bundled_tasks
+    )
 
 
 def test_the_format_for_phones_is_bundled_too(run: Path, tmp_path: Path) -> None:
@@ -201,10 +203,10 @@ class Sentiment(TextClassification):
 
 def test_an_app_is_chosen_by_the_preprocessing_of_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "TASKS", {**registry.TASKS, "sentiment": Sentiment()})
-    assert app_types.kind_of("sentiment") is app_types.kind_of("text-classification")
+    assert app_types.find_app_type("sentiment") is app_types.find_app_type("text-classification")
     monkeypatch.setattr(Sentiment, "app_steps", None)
     with pytest.raises(InputError, match="no app for a model of sentiment"):
-        app_types.kind_of("sentiment")
+        app_types.find_app_type("sentiment")
 
 
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -240,7 +242,7 @@ def texts() -> list[str]:
 def test_pieces_are_the_same(name: str) -> None:
     whole = Tokenizer(models.BPE())
     whole.pre_tokenizer = STEPS[name]
-    page_tokenizer = for_page(json.loads(whole.to_str()))
+    page_tokenizer = to_page_tokenizer(json.loads(whole.to_str()))
     again = Tokenizer.from_str(json.dumps(page_tokenizer))
     assert again.to_str() != whole.to_str()
     for text in texts():
@@ -249,7 +251,7 @@ def test_pieces_are_the_same(name: str) -> None:
 
 
 def test_javascript_matches_as_rust_does(node: str) -> None:
-    plain, expanded = r"\p{N}|\s+(?!\S)|[^\s\p{N}]+|\s+", written_out(r"\p{N}|\s+(?!\S)|[^\s\p{N}]+|\s+")
+    plain, expanded = r"\p{N}|\s+(?!\S)|[^\s\p{N}]+|\s+", expand_whitespace_classes(r"\p{N}|\s+(?!\S)|[^\s\p{N}]+|\s+")
     rust = pre_tokenizers.Split(Regex(plain), behavior="isolated")
     right = [[piece for piece, _ in rust.pre_tokenize_str(text)] for text in texts()]
     matches = {}
@@ -262,8 +264,11 @@ def test_javascript_matches_as_rust_does(node: str) -> None:
 
 
 def test_only_classes_of_spaces_are_written_out() -> None:
-    assert written_out(r"a\\s[\\]\[b]") == r"a\\s[\\]\[b]"
-    assert re.sub("\t.*?}", "SPACES", written_out(r"\s[^\s\p{L}]\S[\S]")) == r"[SPACES][^SPACES\p{L}][^SPACES][\S]"
-    assert for_page({"pre_tokenizer": None, "model": 1}) == {"pre_tokenizer": None, "model": 1}
+    assert expand_whitespace_classes(r"a\\s[\\]\[b]") == r"a\\s[\\]\[b]"
+    assert (
+        re.sub("\t.*?}", "SPACES", expand_whitespace_classes(r"\s[^\s\p{L}]\S[\S]"))
+        == r"[SPACES][^SPACES\p{L}][^SPACES][\S]"
+    )
+    assert to_page_tokenizer({"pre_tokenizer": None, "model": 1}) == {"pre_tokenizer": None, "model": 1}
     bert = {"pre_tokenizer": {"type": "BertPreTokenizer"}}
-    assert for_page(bert) == bert
+    assert to_page_tokenizer(bert) == bert

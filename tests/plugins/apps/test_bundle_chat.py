@@ -23,10 +23,10 @@ from written_decoders import CONFIGS, FewBitsCheckpoint, save_decoder
 from compress.formats.onnx.decoder import GraphSettings, export_decoder, export_encoder_decoder
 from compress.models.checkpoint import Checkpoint
 from compress.plugins.apps.build import Bundle, build
-from compress.plugins.apps.format import bundled, contents
+from compress.plugins.apps.chat import PROMPTS, check_chat_rule
+from compress.plugins.apps.format import find_bundled_format, read_contents
 from compress.plugins.apps.postprocess import Generate, Rewrite
 from compress.plugins.apps.preprocess import Prompt
-from compress.plugins.apps.prompt import PROMPTS, check_rule
 from compress.plugins.apps.verify import verify
 from compress.utils.errors import BundleError, InputError, ModelError
 from compress.utils.progress import SilentProgress
@@ -134,10 +134,10 @@ def test_templates_that_do_more_are_refused(run: Path, template: str, expected: 
 
 def test_a_tokenizer_that_needs_more_than_its_file_is_refused(made: Bundle) -> None:
     way, processor = PROMPTS.open(made.folder, made.manifest.preprocessing), chat_tokenizer()
-    check_rule(way, "Hello", processor)
+    check_chat_rule(way, "Hello", processor)
     processor.add_tokens(["Hello"])
     with pytest.raises(ModelError, match="of 'Hello' it makes"):
-        check_rule(way, "Hello", processor)
+        check_chat_rule(way, "Hello", processor)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_weights_in_few_bits_compute_in_integers_at_level_4_alone(level: int, in
     (tmp_path / "out").mkdir()
     export_decoder(few, GraphSettings(accuracy_level=level)).save(tmp_path / "out")
     [graph] = (tmp_path / "out").rglob("*.onnx")
-    assert contents(bundled("onnx"), graph).integers is integers
+    assert read_contents(find_bundled_format("onnx"), graph).integers is integers
 
 
 @pytest.mark.parametrize(

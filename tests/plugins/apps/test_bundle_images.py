@@ -28,10 +28,8 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 import compress.plugins.apps
 from compress.models.sentence_modules import Dense, Normalize, SentenceModules
-from compress.plugins.apps.build import Bundle, build
-from compress.plugins.apps.download_size import transferred
-from compress.plugins.apps.image import IMAGES, ImageRule, find_rule
-from compress.plugins.apps.pictures import noise
+from compress.plugins.apps.build import Bundle, brotli_sizes, build
+from compress.plugins.apps.image import IMAGES, ImageRule, find_rule, noise
 from compress.plugins.apps.postprocess import Embed
 from compress.plugins.apps.verify import verify
 from compress.utils.errors import InputError, ModelError
@@ -160,7 +158,7 @@ def test_what_a_page_transfers_is_counted_in_brotli(tmp_path: Path, node: str) -
     for name, content in {"model/m.onnx": drawn, "a.mjs": b"a" * 90_000, "examples/run.mjs": drawn}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    byte_counts = transferred(tmp_path)
+    byte_counts = brotli_sizes(tmp_path)
     assert byte_counts.keys() == {"model/m.onnx", "a.mjs"}
     # What is drawn does not compress: brotli stores it with a header of a few bytes.
     assert 5000 < byte_counts["model/m.onnx"] < 5020

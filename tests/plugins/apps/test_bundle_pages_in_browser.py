@@ -30,7 +30,7 @@ from compress.formats.onnx.runtimes.chromium import Page, open_page
 from compress.formats.onnx.stage import Onnx
 from compress.plugins.apps.build import Bundle, build
 from compress.plugins.apps.client import ONNXRUNTIME_WEB, TRANSFORMERS_JS
-from compress.plugins.apps.pictures import noise, pictures
+from compress.plugins.apps.image import noise, synthetic_images
 from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.tasks.registry import get_task
 from compress.utils.errors import BundleError
@@ -208,7 +208,7 @@ def tab(picture_page: Bundle, chromium: str) -> Iterator[tuple[Page, int]]:
 @functools.cache
 def photo() -> Image.Image:
     """A landscape, larger and as smooth as a camera's."""
-    return Image.open(io.BytesIO(pictures()[0])).resize((400, 300), Image.Resampling.BICUBIC)
+    return Image.open(io.BytesIO(synthetic_images()[0])).resize((400, 300), Image.Resampling.BICUBIC)
 
 
 def encoded(image: Image.Image, form: str, **options: object) -> bytes:

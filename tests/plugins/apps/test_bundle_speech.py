@@ -32,8 +32,7 @@ from compress.formats.onnx.decoder import export_encoder_decoder
 from compress.formats.onnx.model import OnnxModel
 from compress.models.checkpoint import Checkpoint
 from compress.numerics.token_metrics import word_errors
-from compress.plugins.apps.audio import RECORDINGS, AudioRule, check_rule
-from compress.plugins.apps.audio_classification import SOUNDS, SoundRule
+from compress.plugins.apps.audio import RECORDINGS, SOUNDS, AudioRule, SoundRule, check_rule
 from compress.plugins.apps.build import Bundle, build
 from compress.plugins.apps.postprocess import Transcribe
 from compress.plugins.apps.preprocess import LogMel

@@ -21,7 +21,7 @@ from compress.formats.onnx.model import OnnxModel
 from compress.formats.targets import find_app_profile
 from compress.models.processor import SentenceProcessor
 from compress.models.sentence_modules import SentenceModules
-from compress.plugins.apps.build import Wanted
+from compress.plugins.apps.build import BundleRequest
 from compress.plugins.apps.manifest import MANIFEST, Manifest
 from compress.recipe.loading import read_recipe
 from compress.utils.storage import FileRecord, digest_file
@@ -166,11 +166,11 @@ def write_encoder_run(folder: Path, modules: SentenceModules, pooled: bool = Fal
     return folder
 
 
-def wanted_of(run: Path, target: str = "desktop", **more: object) -> Wanted:
+def wanted_of(run: Path, target: str = "desktop", **more: object) -> BundleRequest:
     """What is asked for of such a folder."""
     recipe = run / "recipe.yaml"
     fields = {"model": run / "model", "recipe": read_recipe(recipe), "recipe_file": recipe}
-    return Wanted(**{**fields, "profile": find_app_profile(target), **more})  # type: ignore[arg-type]
+    return BundleRequest(**{**fields, "profile": find_app_profile(target), **more})  # type: ignore[arg-type]
 
 
 def reseal(folder: Path, change: Callable[[dict[str, object]], None] = lambda fields: None) -> None:

@@ -21,7 +21,7 @@ from toy_bundles import wanted_of
 
 from compress.formats.onnx.runtimes.chromium import open_page
 from compress.plugins.apps.build import build
-from compress.plugins.apps.image_generation import noise_of, portable_noise
+from compress.plugins.apps.image_generation import initial_noise, portable_noise
 from compress.plugins.apps.postprocess import Draw
 from compress.plugins.diffusion.onnx_export import diffusion_folder, export_diffusion
 from compress.plugins.diffusion.pipeline_model import load_pipeline
@@ -62,7 +62,7 @@ def by_diffusers(run: Path, end: Draw, case: dict[str, Any]) -> np.ndarray:
     """Levels [height, width] of its own pipeline, from the same noise."""
     diffusers_pipeline = pipeline(scheduler=scheduler())
     diffusers_pipeline.set_progress_bar_config(disable=True)
-    noise = torch.from_numpy(noise_of(end, case["seed"])[0])
+    noise = torch.from_numpy(initial_noise(end, case["seed"])[0])
     pictures = diffusers_pipeline(
         case["text"],
         num_inference_steps=STEPS,
@@ -172,7 +172,7 @@ def test_a_page_steps_as_diffusers_does(name: str, fields: dict[str, Any], steps
     end = end_of(scheduler, steps)
     asked = json.dumps({"end": end.model_dump(mode="json"), "seed": 7})
     answer = json.loads(subprocess.run([node, SCRIPT], input=asked, capture_output=True, text=True, check=True).stdout)
-    noise, added = noise_of(end, 7)
+    noise, added = initial_noise(end, 7)
     np.testing.assert_allclose(answer["noise"], noise.reshape(-1), rtol=1e-6)
     np.testing.assert_allclose(answer["added"], added.reshape(steps, -1), rtol=1e-9, atol=1e-12)
     latents = torch.from_numpy(noise) * scheduler.init_noise_sigma

@@ -17,7 +17,7 @@ from compress.models.processor import PREPROCESSOR
 from compress.pipeline.runner import StageRunner
 from compress.recipe.recipe import START, Recipe
 from compress.results.report import BASELINE, FINAL
-from compress.stages.base import Context, OutputSpec, Stage
+from compress.stages.base import AnyStage, Context, OutputSpec, Stage
 from compress.stages.protocols import RoundsWeights, SetsPrecision, starts_from
 from compress.stages.registry import STAGES
 from compress.tasks.capability import (
@@ -250,7 +250,7 @@ class WithHead(Stage[TorchModel, TorchModel]):
         return model
 
 
-def _writer(runner: StageRunner, label: str, form: str, options: Options) -> Stage[Any, Any]:
+def _writer(runner: StageRunner, label: str, form: str, options: Options) -> AnyStage:
     """Return the stage that writes an output in a format, with the recipe's settings if it has that stage.
 
     Args:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.samples.fetch import cached_directory
@@ -14,7 +13,7 @@ from compress.data.source import HubSplit, find, locate_split, locate_unlabeled
 from compress.pipeline.cache import Cache
 from compress.recipe.recipe import START, Recipe
 from compress.sources.resolve import find_resolved
-from compress.stages.base import Stage, all_references
+from compress.stages.base import AnyStage, all_references
 from compress.stages.protocols import Trains
 from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import get_task
@@ -45,7 +44,7 @@ class Keys:
         head = {"labels": self.data.labels, "seed": self.recipe.seed, "task": self.recipe.task}
         return cache_key({"files": self.model_digest(self.recipe.model), "head": head})
 
-    def stage(self, stage: Stage[Any, Any], input_digest: str, referred: Sequence[str]) -> str:
+    def stage(self, stage: AnyStage, input_digest: str, referred: Sequence[str]) -> str:
         """Return the key of a stage.
 
         Args:
@@ -73,7 +72,7 @@ class Keys:
             }
         )
 
-    def _data(self, stage: Stage[Any, Any]) -> str | None:
+    def _data(self, stage: AnyStage) -> str | None:
         """Return the digest of the data that a stage reads, or None if it reads none."""
         needs = stage.needs()
         if not needs.splits and not needs.unlabeled:

@@ -39,7 +39,7 @@ from compress.report.run_folder import (
     write_atomically,
 )
 from compress.results.report import Report
-from compress.stages.base import Stage
+from compress.stages.base import AnyStage
 from compress.utils.environment import package_versions
 from compress.utils.errors import CompressError
 from compress.utils.progress import Progress, SilentProgress, Total
@@ -197,7 +197,7 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.model_copy(update=update)
 
 
-def _with_absolute_paths(stage: Stage[Any, Any], absolute: Callable[[str], str]) -> Stage[Any, Any]:
+def _with_absolute_paths(stage: AnyStage, absolute: Callable[[str], str]) -> AnyStage:
     """Return a copy of a stage in which each path is replaced by ``absolute(path)``."""
     for field, reference in stage.references().items():
         stage = _with_field(stage, field.split("."), absolute(reference.name))

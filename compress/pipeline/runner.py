@@ -19,7 +19,7 @@ from compress.pipeline.keys import Keys
 from compress.pipeline.run_inputs import RunInputs
 from compress.recipe.recipe import START, Recipe
 from compress.results.report import IntegrityRecord, StageRecord
-from compress.stages.base import Context, OutputSpec, Stage
+from compress.stages.base import AnyStage, Context, OutputSpec
 from compress.stages.protocols import Trains, loaded_type
 from compress.stages.training.processes import first_says, is_first, several, wait_for_all
 from compress.utils.errors import CompressError, DeviceError, StageError, StorageError
@@ -47,7 +47,7 @@ class StageRunner:
     artifacts: Path
     progress: Progress
     results: dict[str, StageResult] = field(default_factory=dict)
-    extra_results: dict[str, tuple[Stage[Any, Any], StageResult]] = field(default_factory=dict)
+    extra_results: dict[str, tuple[AnyStage, StageResult]] = field(default_factory=dict)
     """Results of stages that are not part of the recipe, by label (`run_extra`)."""
     measurement_entries: list[tuple[Entry, bool]] = field(default_factory=list)
     """Cache entries of measurements, each with whether it was in the cache before."""
@@ -86,7 +86,7 @@ class StageRunner:
         """Use an existing output for a stage, from an earlier run or from another machine."""
         self.results[label] = _result(label, entry, cached=True)
 
-    def run_extra(self, label: str, stage: Stage[Any, Any], input_label: str) -> None:
+    def run_extra(self, label: str, stage: AnyStage, input_label: str) -> None:
         """Apply a stage that is not part of the recipe to an output; its result gets ``label``."""
         self.extra_results[label] = stage, self._apply(label, stage, input_label)
 
@@ -149,7 +149,7 @@ class StageRunner:
             raise StageError(f"{label!r} gives an ONNX model; a torch model is needed.")
         return model
 
-    def _stage_and_input(self, label: str) -> tuple[Stage[Any, Any], str]:
+    def _stage_and_input(self, label: str) -> tuple[AnyStage, str]:
         """Return a stage of the recipe and the label of its input."""
         index = self.recipe.labels().index(label)
         return self.recipe.stages[index], self.recipe.labels()[index - 1] if index else START
@@ -157,7 +157,7 @@ class StageRunner:
     def _entry(self, label: str) -> Entry:
         return (self.extra_results[label][1] if label in self.extra_results else self.results[label]).entry
 
-    def _key(self, stage: Stage[Any, Any], input_label: str) -> str:
+    def _key(self, stage: AnyStage, input_label: str) -> str:
         referred = [self.digest_of(label) for label in stage.earlier_outputs()]
         return self.keys.stage(stage, self.digest_of(input_label), referred)
 
@@ -169,7 +169,7 @@ class StageRunner:
             return self.extra_results[label][0].output_type()
         return self._stage_and_input(label)[0].output_type()
 
-    def _apply(self, label: str, stage: Stage[Any, Any], input_label: str) -> StageResult:
+    def _apply(self, label: str, stage: AnyStage, input_label: str) -> StageResult:
         """Return the output of ``stage`` from the cache, or run it."""
         key = self._key(stage, input_label)
         entry, cached = self.cache.obtain(
@@ -183,7 +183,7 @@ class StageRunner:
             self.progress.note(f"{label}: from the cache")
         return _result(label, entry, cached)
 
-    def _apply_in_all_processes(self, label: str, stage: Stage[Any, Any], input_label: str) -> StageResult:
+    def _apply_in_all_processes(self, label: str, stage: AnyStage, input_label: str) -> StageResult:
         """Apply a stage in each of several launched processes: all of them train, the first one stores the output."""
         key = self._key(stage, input_label)
         done = first_says(self.cache.find(key) is not None)
@@ -199,9 +199,7 @@ class StageRunner:
             raise StageError(f"Stage {label!r}: the first process left no output.")
         return _result(label, entry, cached=done)
 
-    def _execute(
-        self, label: str, stage: Stage[Any, Any], input_label: str, key: str, content: Path
-    ) -> Mapping[str, Any]:
+    def _execute(self, label: str, stage: AnyStage, input_label: str, key: str, content: Path) -> Mapping[str, Any]:
         """Run a stage, write its output into ``content``, check it, and return the record of the cache entry."""
         with metered() as meter:
             model = self.load(input_label, loaded_type(stage, self.inputs.task.capabilities))
@@ -240,7 +238,7 @@ class StageRunner:
             "tables": [table.model_dump(mode="json") for table in context.tables],
         }
 
-    def _output_spec(self, stage: Stage[Any, Any]) -> OutputSpec:
+    def _output_spec(self, stage: AnyStage) -> OutputSpec:
         """Return what the stage guarantees. In a graph from elsewhere, no part may be one that the stage shrinks."""
         spec = stage.output_spec()
         if not self.inputs.from_graph or spec.max_size_ratio is None:

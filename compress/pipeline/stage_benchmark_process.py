@@ -24,7 +24,7 @@ from compress.pipeline.recipe_sources import count
 from compress.pipeline.run_inputs import resolve_recipe_model
 from compress.pipeline.stage_benchmark import REFUSED, StageBenchmarks, StageTiming
 from compress.recipe.recipe import START, Recipe
-from compress.stages.base import Context, Stage
+from compress.stages.base import AnyStage, Context
 from compress.stages.cost_model import Shape
 from compress.stages.protocols import ReadsExamples, SizedByData, loaded_type
 from compress.stages.training.settings import Training
@@ -222,7 +222,7 @@ class StageBenchmarker:
             shape=shape_of(output if isinstance(output, TorchModel) else model, self.start),
         )
 
-    def _run_on_all_rows(self, label: str, stage: Stage[Any, Any], model: TorchModel) -> StageTiming:
+    def _run_on_all_rows(self, label: str, stage: AnyStage, model: TorchModel) -> StageTiming:
         """Return the timing of a stage that runs on all rows."""
         rows = np.arange(len(self.data.split("train")))
         seconds, _, peak, self.outputs[label] = self._run(stage, model, rows)

@@ -14,7 +14,7 @@ from compress.models.model import TorchModel
 from compress.pipeline.formats import format_given
 from compress.pipeline.stage_benchmark import StageBenchmarks, StageTiming
 from compress.recipe.recipe import START, Recipe
-from compress.stages.base import Stage
+from compress.stages.base import AnyStage
 from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, Text, predicted
 from compress.stages.protocols import SizedByData, Trains, data_passes, predict_cost
 from compress.stages.registry import STAGES
@@ -46,7 +46,7 @@ _INSTRUCTIONS = 56
 
 
 def predict_stage_cost(
-    stage: Stage[Any, Any],
+    stage: AnyStage,
     label: str,
     input_shape: Shape | None,
     context: PlanContext,
@@ -96,7 +96,7 @@ def predict_stage_cost(
 
 
 def _benchmarked_memory(
-    stage: Stage[Any, Any], timing: StageTiming, examples: float, benchmarks: StageBenchmarks, held_bytes: float
+    stage: AnyStage, timing: StageTiming, examples: float, benchmarks: StageBenchmarks, held_bytes: float
 ) -> Estimate:
     """Return the peak memory of a stage, from its benchmark and the memory of all encoded examples.
 
@@ -115,7 +115,7 @@ def _benchmarked_memory(
     return Estimate(value=max(value, held_bytes), note=note).within(*MEMORY_RANGE)
 
 
-def _training_examples(stage: Stage[Any, Any], context: PlanContext) -> float | None:
+def _training_examples(stage: AnyStage, context: PlanContext) -> float | None:
     """Return the rows of the training split and of unlabeled text that the stage reads, or None if any is unknown."""
     train = context.splits.get("train")
     unlabeled: list[Text | None] = [*context.unlabeled.values()] if stage.needs().unlabeled else []
@@ -125,7 +125,7 @@ def _training_examples(stage: Stage[Any, Any], context: PlanContext) -> float | 
 
 
 def _with_library_memory(
-    stage: Stage[Any, Any],
+    stage: AnyStage,
     prediction: Prediction,
     input_shape: Shape | None,
     benchmarks: StageBenchmarks | None,

@@ -14,9 +14,9 @@ from compress.formats.targets import PROFILES
 from compress.recipe.policy import CannotTell, Policy
 from compress.recipe.search import Search
 from compress.recipe.target_entries import ChosenTarget, ProcessorClass, from_entry, profile_of
-from compress.stages.base import Stage, all_references
+from compress.stages.base import AnyStage, all_references
 from compress.stages.protocols import ResolvesForTargets
-from compress.stages.registry import AnyStage
+from compress.stages.registry import RecipeStage
 from compress.tasks.capability import DUAL_ENCODER, SINGLE_CALL, TAKES_IMAGES
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import TASK_NAMES, tasks_with
@@ -174,7 +174,7 @@ class Recipe(Frozen):
         description="torch device of the stages: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is CUDA if torch supports it. "
         "Files are still evaluated and timed on their targets",
     )
-    stages: tuple[AnyStage, ...] = Field(min_length=1, description="stages in the order in which they run")
+    stages: tuple[RecipeStage, ...] = Field(min_length=1, description="stages in the order in which they run")
     baseline: str = Field(
         "start", description="label of the stage whose output is the baseline of comparisons, or `start`"
     )
@@ -280,7 +280,7 @@ def stage_labels(kinds: list[str]) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def find_conflicting_student(model: str, stages: Iterable[Stage[Any, Any]]) -> str | None:
+def find_conflicting_student(model: str, stages: Iterable[AnyStage]) -> str | None:
     """Return a model name that is used for trained weights and for a student with random weights, or None.
 
     Models are identified by their names. ``model`` is the starting model.

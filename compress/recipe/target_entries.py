@@ -14,7 +14,7 @@ from compress.formats.target_profile import Target, TargetProfile
 from compress.formats.targets import PROFILES, in_format
 from compress.recipe.document import Document, FieldPath, FileKind, describe, read_document
 from compress.recipe.validation_errors import expected_names, validate, validate_partly
-from compress.stages.base import Stage
+from compress.stages.base import AnyStage
 from compress.stages.registry import STAGES
 from compress.utils.errors import RecipeError, nearest_name
 from compress.utils.pydantic_models import Frozen
@@ -123,7 +123,7 @@ def format_of(name: str, fields: TargetFields) -> Format:
     return fields.format or (PROFILES[name].target.format if name in PROFILES else DEFAULT)
 
 
-def writer(form: Format, options: Mapping[str, object]) -> Stage[Any, Any] | None:
+def writer(form: Format, options: Mapping[str, object]) -> AnyStage | None:
     """Return the stage that writes a format with these fields, or None if none is needed. Raises `ValidationError`."""
     kind = FORMATS[form].written_by
     return None if kind is None else STAGES[kind].model_validate({"kind": kind, **options})

@@ -18,7 +18,7 @@ from compress.recipe.document import Document, FieldPath, describe
 from compress.recipe.recipe import CONFLICTING_STUDENT_HINT, START, Benchmark, find_conflicting_student, stage_labels
 from compress.recipe.target_entries import ChosenTarget, profile_of
 from compress.recipe.target_entries import writer as writer_of
-from compress.stages.base import Reference, Stage
+from compress.stages.base import AnyStage, Reference
 from compress.stages.protocols import ConflictsWithEarlier, PrefersInput, fields_without_effect, starts_from
 from compress.stages.registry import STAGES
 from compress.tasks.capability import DUAL_ENCODER, EMBEDS, GENERATES, GENERATES_IMAGES, READS_ROWS, TAKES_TEXT
@@ -60,11 +60,11 @@ class ParsedStage:
     kind: str
     path: FieldPath
     fields: dict[str, Any]
-    stage: Stage[Any, Any] | None
+    stage: AnyStage | None
     whole: bool
 
     @property
-    def cls(self) -> type[Stage[Any, Any]] | None:
+    def cls(self) -> type[AnyStage] | None:
         """Return the stage's class, or None if its name is unknown."""
         return STAGES.get(self.kind)
 
@@ -196,7 +196,7 @@ def is_compatible(gives: type[Any], takes: type[Any]) -> bool:
     return issubclass(gives, takes) or {gives, takes} == {TorchModel, Checkpoint}
 
 
-def input_types(cls: type[Stage[Any, Any]], kinds: Sequence[Task]) -> list[type[Any]]:
+def input_types(cls: type[AnyStage], kinds: Sequence[Task]) -> list[type[Any]]:
     """Return the classes that a stage takes, one for each variant of the task that the stage supports."""
     supported = [kind.capabilities for kind in kinds if cls.supports(kind.capabilities)]
     if not issubclass(cls, PrefersInput) or not supported:
@@ -206,7 +206,7 @@ def input_types(cls: type[Stage[Any, Any]], kinds: Sequence[Task]) -> list[type[
     return [stage.preferred_input(capabilities) for capabilities in supported]
 
 
-def can_follow(gives: type[Any], cls: type[Stage[Any, Any]], kinds: Sequence[Task]) -> bool:
+def can_follow(gives: type[Any], cls: type[AnyStage], kinds: Sequence[Task]) -> bool:
     """Return True if a stage can read an output of class ``gives`` for one of the task's variants."""
     return any(is_compatible(gives, takes) for takes in input_types(cls, kinds))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from compress.models.checkpoint import QuantizedCheckpoint
 from compress.models.model import TorchModel
-from compress.stages.base import Context, OutputSpec, Reference, Stage
+from compress.stages.base import AnyStage, Context, OutputSpec, Reference, Stage
 from compress.stages.protocols import KeepsShape
 from compress.tasks.capability import GENERATES
 from compress.utils.pydantic_models import Frozen
@@ -23,7 +23,7 @@ class GivenAdapter(Frozen):
         """Return the adapter."""
         return {"adapter": Reference(self.adapter, "adapter")}
 
-    def conflicts_with(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
+    def conflicts_with(self, earlier: AnyStage) -> tuple[str | None, str] | None:
         """Return a conflict with a stage that rescales inputs of layers, which the adapter was not trained on."""
         if not earlier.output_spec().scales_inputs:
             return None

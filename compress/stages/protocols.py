@@ -12,7 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
-from compress.stages.base import SEARCH, SEARCH_TIMES, AnyStage, AppliesTo, IntegerWeights, Stage
+from compress.stages.base import SEARCH, SEARCH_TIMES, AnyStage, AppliesTo, IntegerWeights
 from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, predicted
 from compress.tasks.capability import Capabilities, suits
 from compress.utils.pydantic_models import changed_fields
@@ -269,7 +269,7 @@ def field_search_values(stage: AnyStage, timed: bool = False) -> dict[str, tuple
     }
 
 
-def check_stages(stages: Iterable[Stage[Any, Any]], start: Path) -> None:
+def check_stages(stages: Iterable[AnyStage], start: Path) -> None:
     """Check that every stage can be applied to the model in a folder. Raises a `CompressError`."""
     for check in model_checks(stages):
         check.ask(start)
@@ -279,7 +279,7 @@ def check_stages(stages: Iterable[Stage[Any, Any]], start: Path) -> None:
 class ModelCheck:
     """Check of the last of ``stages`` on the starting model, or on its sizes after the stages before it."""
 
-    stages: tuple[Stage[Any, Any], ...]
+    stages: tuple[AnyStage, ...]
     of_widths: bool
 
     def ask(self, start: Path) -> None:
@@ -292,12 +292,12 @@ class ModelCheck:
             stage.check_model(start)
 
 
-def model_checks(stages: Iterable[Stage[Any, Any]]) -> Iterator[ModelCheck]:
+def model_checks(stages: Iterable[AnyStage]) -> Iterator[ModelCheck]:
     """Yield the checks of each stage, up to one that continues with another model.
 
     Of those before it are told that cut widths, or leave an importance matrix.
     """
-    told: list[Stage[Any, Any]] = []
+    told: list[AnyStage] = []
     for stage in takewhile(lambda stage: not stage.references(), stages):
         yield ModelCheck((stage,), of_widths=False)
         yield ModelCheck((*told, stage), of_widths=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
 from compress.formats.registry import FORMATS
 from compress.formats.spec import load
 from compress.plugins import UnusablePluginError, load_extensions
-from compress.stages.base import Stage
+from compress.stages.base import AnyStage, Stage
 from compress.stages.block_qat.stage import BlockQat
 from compress.stages.cast import Cast
 from compress.stages.compressed_tensors.stage import CompressedTensors
@@ -31,7 +31,7 @@ from compress.stages.reduce_dimensions import ReduceDimensions
 from compress.stages.sparsify.stages import Sparsify, SparsifyDecoder, SparsifyGradually
 from compress.stages.trim_vocabulary import TrimVocabulary
 
-_BUILT_IN: tuple[type[Stage[Any, Any]], ...] = (
+_BUILT_IN: tuple[type[AnyStage], ...] = (
     *(Finetune, Distill, DistillLanguageModel),
     *(Prune, PruneDecoder, Sparsify, SparsifyGradually, SparsifyDecoder),
     *(TrimVocabulary, ReduceDimensions),
@@ -41,12 +41,12 @@ _BUILT_IN: tuple[type[Stage[Any, Any]], ...] = (
 )
 
 
-def _kind(cls: type[Stage[Any, Any]]) -> str:
+def _kind(cls: type[AnyStage]) -> str:
     kind: str = cls.model_fields["kind"].default
     return kind
 
 
-def _accepted(found: object) -> type[Stage[Any, Any]]:
+def _accepted(found: object) -> type[AnyStage]:
     """Return an extension's stage. Raises `UnusablePluginError`."""
     if not (isinstance(found, type) and issubclass(found, Stage)):
         raise UnusablePluginError(f"{found!r} is no stage; expected a subclass of compress.stages.base.Stage")
@@ -57,14 +57,14 @@ def _accepted(found: object) -> type[Stage[Any, Any]]:
     return found
 
 
-def _registered() -> dict[str, type[Stage[Any, Any]]]:
+def _registered() -> dict[str, type[AnyStage]]:
     classes = [*_BUILT_IN, *(load(spec.stage) for spec in FORMATS.values() if spec.stage)]
     found = {_kind(cls): cls for cls in classes}
     return found | load_extensions("stages", found, _accepted, _kind)
 
 
-STAGES: dict[str, type[Stage[Any, Any]]] = _registered()
+STAGES: dict[str, type[AnyStage]] = _registered()
 if TYPE_CHECKING:
-    AnyStage = Stage[Any, Any]
+    RecipeStage = AnyStage
 else:
-    AnyStage = Annotated[Union[tuple(STAGES.values())], Field(discriminator="kind")]  # noqa: UP007
+    RecipeStage = Annotated[Union[tuple(STAGES.values())], Field(discriminator="kind")]  # noqa: UP007

@@ -27,7 +27,7 @@ _FAMILIES = (
 
 _SEQUENCES = "SequenceClassification"
 
-_STARTER: dict[str, Any] = {
+_STARTER: dict[str, object] = {
     "name": "my-sound-classifier",
     "description": "a smaller, faster classifier of sounds from my own recordings, in a folder for each class",
     "model": "MIT/ast-finetuned-speech-commands-v2",

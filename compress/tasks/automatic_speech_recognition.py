@@ -217,7 +217,7 @@ CTC_TASK = FrameRecognition()
 
 
 _FEATURES, _TRANSCRIPTS = "input_features", "transcripts"
-_STARTER: dict[str, Any] = {
+_STARTER: dict[str, object] = {
     "name": "my-transcriber",
     "description": "a smaller, faster Whisper, judged on my own recordings and their texts",
     "model": "sample:whisper-tiny-en",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from compress.results.report import Measurement
     from compress.tasks.evaluation import Evaluation
 
-_STARTER: dict[str, Any] = {
+_STARTER: dict[str, object] = {
     "name": "my-search-model",
     "description": "a smaller, faster sentence encoder for search, taught on pairs of a question and what answers it",
     "model": "sample:minilm",

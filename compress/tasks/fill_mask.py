@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
@@ -36,7 +36,7 @@ _SHARE = 0.15
 """Share of a text's tokens that are masked, at least one (Devlin et al. 2019, section 3.1)."""
 _NONE = -1
 
-_STARTER: dict[str, Any] = {
+_STARTER: dict[str, object] = {
     "name": "my-masked-language-model",
     "description": "a smaller, faster masked language model, taught on my own texts",
     "model": "distilbert/distilbert-base-uncased",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _LOGITS = "logits"
 _TOP = 5
 
-_STARTER: dict[str, Any] = {
+_STARTER: dict[str, object] = {
     "name": "my-image-classifier",
     "description": "a smaller, faster image classifier from my own photographs, in a folder for each class",
     "model": "google/vit-base-patch16-224",

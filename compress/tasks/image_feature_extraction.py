@@ -30,7 +30,7 @@ _TEMPERATURE = 0.1
 """Temperature of the contrastive loss (Khosla et al. 2020)."""
 _IGNORED = -100
 
-_STARTER: dict[str, Any] = {
+_STARTER: dict[str, object] = {
     "name": "my-image-search",
     "description": "a smaller, faster model of images for search by example, from my own photographs, a folder a class",
     "model": "facebook/dinov2-small",

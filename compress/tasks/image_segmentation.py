@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _SIZE, _MASK = "size", "mask"
 _SHARED, _FOUND, _WANTED, _NAMES, _ANSWERS = "shared", "found", "wanted", "names", "answers"
 
-_STARTER: dict[str, Any] = {
+_STARTER: dict[str, object] = {
     "name": "my-segmenter",
     "description": "a smaller, faster model that finds what each pixel shows, from my own pictures and masks",
     "model": "nvidia/mit-b0",

@@ -51,7 +51,7 @@ _FAMILIES = """
 """
 """Families whose classes transformers has only for this task. The processor decides which of them are supported."""
 
-_STARTER: dict[str, Any] = {
+_STARTER: dict[str, object] = {
     "name": "my-picture-reader",
     "description": "a small vision-language model that answers questions about my own pictures",
     "model": "llava-hf/llava-interleave-qwen-0.5b-hf",

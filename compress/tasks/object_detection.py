@@ -40,7 +40,7 @@ _NOTHING, _UNKNOWN = -1.0, -100.0
 _BOX_COST, _OVERLAP_COST = 5.0, 2.0
 """Matching costs of a box's distance and overlap relative to that of classes (Carion et al. 2020, section A.4)."""
 
-_STARTER: dict[str, Any] = {
+_STARTER: dict[str, object] = {
     "name": "my-detector",
     "description": "a smaller, faster object detector, from my own pictures and the boxes in them",
     "model": "hustvl/yolos-tiny",

@@ -30,7 +30,7 @@ _ANSWER, _SCORE, _NOTHING, _ROW, _GOLD = "answer", "score", "nothing", "row", "g
 _OVERLAP = 3
 """Inverse of the overlap of two windows of a long context: a third, as in SQuAD (128 of 384 tokens)."""
 
-_STARTER: dict[str, Any] = {
+_STARTER: dict[str, object] = {
     "name": "my-answerer",
     "description": "a smaller, faster model that finds answers in texts, from my own questions",
     "model": "distilbert/distilbert-base-cased-distilled-squad",

@@ -36,7 +36,7 @@ START = -1
 """Placeholder in ``decoder_input_ids`` for the model's decoder start token, which the tokenizer does not know."""
 _RESAMPLES = 1000
 
-_STARTER: dict[str, Any] = {
+_STARTER: dict[str, object] = {
     "name": "my-rewriter",
     "description": "a small model that writes text from text, taught on my own pairs",
     "model": "google-t5/t5-small",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 _QUICK = {"precision": "fastest"}
-_STARTER: dict[str, Any] = {
+_STARTER: dict[str, object] = {
     "name": "my-classifier",
     "description": "a smaller, faster text classifier from my own CSV files",
     "model": "sample:minilm",

@@ -117,7 +117,7 @@ _SCORED, _TOKENS, _BEGIN, _FIRST, _END = range(5)
 makes of their text, and the bytes of the text at which the window begins, what counts begins, and both end."""
 _LOSS, _RIGHT, _TOP, _DISTRIBUTION = "loss", "right", "top", "log_probabilities"
 
-_STARTER: dict[str, Any] = {
+_STARTER: dict[str, object] = {
     "name": "my-chat-model",
     "description": "a language model with 4-bit weights, as ONNX, calibrated and judged on my own texts",
     "model": "sample:smollm2",

@@ -28,7 +28,7 @@ _SCORES, _QUERIES, _RELEVANCE = "scores", "queries", "relevance"
 _AT = 10
 _RELEVANT = 0.5
 
-_STARTER: dict[str, Any] = {
+_STARTER: dict[str, object] = {
     "name": "my-reranker",
     "description": "a smaller, faster cross-encoder that orders what a search has found, from my own judged pairs",
     "model": "sample:minilm",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _FOUND, _WANTED = "found", "wanted"
 
-_STARTER: dict[str, Any] = {
+_STARTER: dict[str, object] = {
     "name": "my-entity-finder",
     "description": "a smaller, faster model that finds names in text, from my own labeled sentences",
     "model": "sample:minilm",

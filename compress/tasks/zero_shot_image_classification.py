@@ -43,7 +43,7 @@ _AT = (1, 5, 10)
 _SCALE = 0.01
 """Divisor of cosines, like the temperature of a fully trained CLIP."""
 
-_STARTER: dict[str, Any] = {
+_STARTER: dict[str, object] = {
     "name": "my-clip",
     "description": "a smaller, faster model of images and texts for search and zero-shot classification",
     "model": "openai/clip-vit-base-patch32",

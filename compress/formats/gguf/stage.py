@@ -12,7 +12,7 @@ from pydantic import Field
 
 from compress.formats.gguf.model import GGUF_FILE, GgufModel
 from compress.models.checkpoint import Checkpoint
-from compress.stages.base import Context, OutputSpec, Stage
+from compress.stages.base import AnyStage, Context, OutputSpec, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, predicted
 from compress.stages.protocols import integer_weights
 from compress.tasks.capability import GENERATES
@@ -63,7 +63,7 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         """Return the distributions that the stage calls, with the one that contains ggml if it rounds."""
         return self.packages if self.type is None else (*self.packages, _RUNTIME)
 
-    def conflicts_with(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
+    def conflicts_with(self, earlier: AnyStage) -> tuple[str | None, str] | None:
         """Return the field and the remedy for groups, bits or adapters that GGUF cannot store.
 
         With a ``type``, any integers conflict.
@@ -84,7 +84,7 @@ class Gguf(Stage[Checkpoint, GgufModel]):
                 return weights.zero_points_field, f"{weights.no_zero_points}: {reason}"
         return None
 
-    def check_widths(self, start: Path, before: Sequence[Stage[Any, Any]]) -> None:
+    def check_widths(self, start: Path, before: Sequence[AnyStage]) -> None:
         """Raise `ModelError` for a type that needs an importance matrix, if there will be none."""
         from compress.models.safetensors_file import IMATRIX
 

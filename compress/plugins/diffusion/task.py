@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from compress.results.report import Measurement
 
 _IDS, _NOISE, _SEED, _PICTURES, _CLASS = "input_ids", "noise", "seed", "pictures", "class"
-_STARTER: dict[str, Any] = {
+_STARTER: dict[str, object] = {
     "name": "my-pictures",
     "description": "a smaller, faster model that draws pictures, judged on my own prompts",
     "model": "my-pipeline",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from compress.models.checkpoint import CompressedTensorsCheckpoint, QuantizedCheckpoint
-from compress.stages.base import Context, OutputSpec, Stage
+from compress.stages.base import AnyStage, Context, OutputSpec, Stage
 from compress.stages.protocols import KeepsShape, integer_weights
 from compress.tasks.capability import GENERATES
 
@@ -28,7 +28,7 @@ class CompressedTensors(KeepsShape, Stage[QuantizedCheckpoint, CompressedTensors
         description="16: inputs of layers stay float; 8: the server rounds each token's by a scale of its own",
     )
 
-    def conflicts_with(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
+    def conflicts_with(self, earlier: AnyStage) -> tuple[str | None, str] | None:
         """Return a conflict with an adapter beside the weights, and with integers that 8-bit products cannot use."""
         if earlier.output_spec().adapter_beside:
             return None, "merge_lora before quantization, which compressed-tensors has no other place for"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.stages.base import Context, IntegerWeights, OutputSpec, Requirements, Stage
+from compress.stages.base import AnyStage, Context, IntegerWeights, OutputSpec, Requirements, Stage
 from compress.stages.blockwise.cost import gptq_prediction
 from compress.stages.cost_model import PlanContext, Prediction, Shape
 from compress.stages.gptq.settings import Quantization
@@ -33,7 +33,7 @@ class DecoderQuantization(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
         if self.method == "gptq":
             calibration_sequences(context, Checkpoint(start), self.samples, self.sequence_length)
 
-    def check_widths(self, start: Path, before: Sequence[Stage[Any, Any]]) -> None:
+    def check_widths(self, start: Path, before: Sequence[AnyStage]) -> None:
         """Raise `ModelError` for matrices that the group size does not divide."""
         from compress.stages.gptq.quantizer import check_fits
 

@@ -3,7 +3,8 @@
     python benchmarks/recipe_bytes.py write FILE.json [RECIPE ...]
     python benchmarks/recipe_bytes.py compare BEFORE.json AFTER.json
 
-``write`` runs the recipes in `recipes/` (or those named) with the tiny models and data of `tests/recipe/test_recipes.py`.
+``write`` runs the recipes in `recipes/`, or those named, with the tiny models and data of
+`tests/recipe/test_recipes.py`.
 Run it before and after the change, on one machine and with the same packages. ``compare`` exits 1 if a file differs.
 """
 

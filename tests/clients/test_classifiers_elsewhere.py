@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import tiny
 import tiny_images
 from exports import exported
 from foreign_environments import SENTENCE_TRANSFORMERS
+from transformers_js_page import run_node
 
 from compress.data.media import media, media_type
 from compress.evaluation.evaluate import artifact_labels, encode_for_model
@@ -99,16 +99,12 @@ def test_same_logits_in_optimum(name: str, folders: dict[str, Path], in_optimum:
 def test_same_classes_in_transformers_js(library: Path, name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     kind, dtype, _ = SHIPPED[name]
     folder = folders[name]
-    arguments = [str(library), str(folder.parent), folder.name, dtype]
+    arguments = (library, folder.parent, folder.name, dtype)
     if kind == "text":
-        script, arguments = "classify.mjs", [*arguments, json.dumps(TEXTS)]
+        answers = run_node("classify.mjs", *arguments, json.dumps(TEXTS))
     else:
         (tmp_path / "pixels").write_bytes(PIXELS.tobytes())
-        script, arguments = "classify_images.mjs", [*arguments, str(tiny_images.SIDE), str(tmp_path / "pixels")]
-    command = ["node", str(Path(__file__).with_name(script)), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    answers = json.loads(done.stdout)
+        answers = run_node("classify_images.mjs", *arguments, str(tiny_images.SIDE), tmp_path / "pixels")
     logits = here(kind, folder)
     scores = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     labels = artifact_labels(folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pytest
 import sentences
 from foreign_environments import SENTENCE_TRANSFORMERS
+from transformers_js_page import run_node
 
 from compress.evaluation.evaluate import encode_for_model
 from compress.formats.onnx.model import FLOAT_GRAPH, QUANTIZED_GRAPH, OnnxModel
@@ -120,9 +120,6 @@ def plain() -> OnnxModel:
 @pytest.mark.parametrize("quantized", [False, True])
 def test_same_embeddings_in_transformers_js(library: Path, tmp_path: Path, plain: OnnxModel, quantized: bool) -> None:
     folder = saved(plain, tmp_path / "model", quantized)
-    script = Path(__file__).with_name("embed.mjs")
     dtype = "q8" if quantized else "fp32"
-    arguments = [str(library), str(folder.parent), folder.name, dtype, json.dumps(TEXTS)]
-    done = subprocess.run(["node", str(script), *arguments], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose(json.loads(done.stdout), here(folder), atol=2e-3 if quantized else 1e-5)
+    embeddings = run_node("embed.mjs", library, folder.parent, folder.name, dtype, json.dumps(TEXTS))
+    np.testing.assert_allclose(embeddings, here(folder), atol=2e-3 if quantized else 1e-5)

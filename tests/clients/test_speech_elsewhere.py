@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 import soundfile
 import torch
 from foreign_environments import SENTENCE_TRANSFORMERS
-from transformers_js_page import ask_page
+from transformers_js_page import ask_page, run_node
 
 from compress.data.samples.fetch import sample_directory
 from compress.formats.runtime import get_runtime
@@ -102,14 +101,6 @@ def test_transformers_js_opens_the_same_folder(library: Path, whisper: dict[str,
     assert rate == 16_000
     (tmp_path / "samples.f32").write_bytes(samples.tobytes())
     for name, folder in whisper.items():
-        model_folder, script = folder.resolve(), Path(__file__).parent / "transcribe.mjs"
-        arguments = [
-            str(library),
-            str(model_folder.parent),
-            model_folder.name,
-            json.dumps(DTYPES[name]),
-            str(tmp_path / "samples.f32"),
-        ]
-        done = subprocess.run(["node", str(script), *arguments], capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout.splitlines()[-1]) == heard(folder)[4], name
+        location, dtypes = folder.resolve(), json.dumps(DTYPES[name])
+        arguments = (library, location.parent, location.name, dtypes, tmp_path / "samples.f32")
+        assert run_node("transcribe.mjs", *arguments) == heard(folder)[4], name

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 import tiny_questions
 import torch
 from quantized import quantize_tiny_llama
-from transformers_js_page import ask_page
+from transformers_js_page import ask_page, run_node
 from written_decoders import CONFIGS, by_transformers, save_decoder
 
 from compress.formats.onnx.decoder import GraphSettings, export_decoder, export_image_reader
@@ -38,8 +37,9 @@ def test_greedy_tokens_are_those_of_transformers(
     library: Path, name: str, quantized: bool, expand_on_load: bool, tmp_path: Path
 ) -> None:
     source, weights, folder = written(name, quantized, tmp_path, expand_on_load)
-    answers = generate(library, folder, "q4" if quantized else "fp32")
-    check(answers, folder, source, weights)
+    location, dtype = folder.resolve(), "q4" if quantized else "fp32"
+    arguments = (library, location.parent, location.name, dtype, json.dumps(TEXTS), str(NEW_TOKENS))
+    check(run_node("generate.mjs", *arguments), folder, source, weights)
 
 
 @pytest.mark.slow
@@ -81,18 +81,6 @@ def check(answers: list[dict[str, list[int]]], folder: Path, source: Checkpoint,
     assert len(seen) > 6, "a model that repeats itself proves little"
 
 
-def generate(library: Path, folder: Path, dtype: str) -> list[dict[str, list[int]]]:
-    """For each text the ids of the prompt, and those with what follows it, from one node process."""
-    script = Path(__file__).parent / "generate.mjs"
-    model_folder = folder.resolve()
-    arguments = [str(library), str(model_folder.parent), model_folder.name, dtype, json.dumps(TEXTS), str(NEW_TOKENS)]
-    done = subprocess.run(["node", str(script), *arguments], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    answers: list[dict[str, list[int]]] = json.loads(done.stdout)
-    return answers
-
-
-SCRIPT = Path(__file__).with_name("tell_of_image.mjs")
 ROWS, TRANSFORMERS_NEW_TOKENS = 4, 8
 
 
@@ -113,19 +101,9 @@ def test_answers_are_those_of_transformers(library: Path, tmp_path: Path) -> Non
         }
         for batch in batches
     ]
-    command = [
-        "node",
-        str(SCRIPT),
-        str(library),
-        str(tmp_path),
-        "out",
-        "fp32",
-        json.dumps(jobs),
-        str(TRANSFORMERS_NEW_TOKENS),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    for batch, answer in zip(batches, json.loads(done.stdout), strict=True):
+    arguments = (library, tmp_path, "out", "fp32", json.dumps(jobs), str(TRANSFORMERS_NEW_TOKENS))
+    answers = run_node("tell_of_image.mjs", *arguments)
+    for batch, answer in zip(batches, answers, strict=True):
         given = {name: torch.from_numpy(array) for name, array in batch.items()}
         with torch.inference_mode():
             generated = model.module.generate(**given, do_sample=False, max_new_tokens=TRANSFORMERS_NEW_TOKENS)

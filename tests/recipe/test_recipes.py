@@ -25,6 +25,7 @@ from tiny_pairs import write_pairs
 from tiny_run import LABELS, tokenizer, write_rows
 from transformers import BertConfig, BertModel, MixtralConfig, MixtralForCausalLM
 
+from compress.data.config import DataConfig
 from compress.pipeline.run import run
 from compress.recipe.loading import dump_recipe, read_recipe
 from compress.recipe.recipe import Benchmark, Recipe
@@ -101,33 +102,28 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
     (write_pairs if EMBEDS in get_task(recipe.task).capabilities else write_rows)(folder)
     with (folder / "unlabeled.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["text"], ["the film was quite moving"], ["the film was quite boring"]])
-    data = recipe.data.model_copy(
-        update={
-            "source": None,
-            "splits": {split: f"{split}.csv" for split in ("train", "validation", "test")},
-            "unlabeled": ("unlabeled.csv",) if recipe.data.unlabeled else (),
-            "labels": None,
-            "max_length": 16,
-        }
-    )
-    stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
+    splits = {split: f"{split}.csv" for split in ("train", "validation", "test")}
+    unlabeled = ("unlabeled.csv",) if recipe.data.unlabeled else ()
+    data = _local_data(recipe, splits, unlabeled=unlabeled, labels=None, max_length=16)
     evaluation = Evaluation(similarity="rated.csv") if recipe.evaluation.similarity else recipe.evaluation
-    update = {"model": "model", "data": data, "evaluation": evaluation, "benchmark": QUICK}
-    changed = recipe.model_copy(update=update).model_dump()
-    return Recipe.model_validate({**changed, "stages": stages, **_here(recipe)})
+    return _shrunk(recipe, data=data, evaluation=evaluation)
 
 
 def _shrunk_text_task(recipe: Recipe, folder: Path) -> Recipe:
     tiny = read_recipe(tiny_tasks.write_all(folder, recipe.task, ["finetune", "onnx"]))
+    return _shrunk(recipe, data=tiny.data)
+
+
+def _shrunk(recipe: Recipe, **changes: Any) -> Recipe:
+    """The recipe with these fields, its stages shrunk, and this machine's processor in place of its targets."""
+    changed = recipe.model_copy(update={"model": "model", "benchmark": QUICK, **changes}).model_dump()
     stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
-    changed = recipe.model_copy(update={"model": "model", "data": tiny.data, "benchmark": QUICK}).model_dump()
-    return Recipe.model_validate({**changed, "stages": stages, **_here(recipe)})
-
-
-def _here(recipe: Recipe) -> dict[str, Any]:
-    """This machine's processor in place of the recipe's targets, and its limits there."""
     limits = [{**limit.model_dump(), "target": "cpu"} for limit in recipe.limits]
-    return {"targets": ("cpu",), "limits": limits}
+    return Recipe.model_validate({**changed, "stages": stages, "targets": ("cpu",), "limits": limits})
+
+
+def _local_data(recipe: Recipe, splits: dict[str, str], **changes: Any) -> DataConfig:
+    return recipe.data.model_copy(update={"source": None, "splits": splits, **changes})
 
 
 def _shrunk_generation(recipe: Recipe, folder: Path) -> Recipe:
@@ -141,7 +137,7 @@ def _shrunk_generation(recipe: Recipe, folder: Path) -> Recipe:
     splits = {split: f"{split}.jsonl" for split in ("train", "test")}
     changes = {
         "model": "model",
-        "data": recipe.data.model_copy(update={"source": None, "splits": splits, "max_length": 32}),
+        "data": _local_data(recipe, splits, max_length=32),
         "evaluation": Evaluation(windows=4, prompts=2, prompt_tokens=8, tokens=8),
         "benchmark": recipe.benchmark.model_copy(
             update={"budget_seconds": 0.1, "tokens": 4, "launches": 2, "threads": 1}
@@ -163,26 +159,14 @@ def _shrunk_images(recipe: Recipe, folder: Path) -> Recipe:
     (folder / "student/model.safetensors").unlink()
     tiny_images.write_class_folders(folder / "images")
     splits = {split: f"images/{split}" for split in ("train", "validation", "test")}
-    changes = {
-        "model": "model",
-        "module": None,
-        "module_arguments": {},
-        "data": recipe.data.model_copy(update={"source": None, "splits": splits, "without_labels": ()}),
-        "benchmark": QUICK,
-    }
-    stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
-    shrunk_recipe = recipe.model_copy(update=changes).model_dump()
-    return Recipe.model_validate({**shrunk_recipe, "stages": stages, **_here(recipe)})
+    return _shrunk(recipe, module=None, module_arguments={}, data=_local_data(recipe, splits, without_labels=()))
 
 
 def _shrunk_places(recipe: Recipe, folder: Path) -> Recipe:
     """A tiny detector or segmenter on toy pictures."""
     name = "yolos" if recipe.task == tiny_places.DETECTION else "segformer"
     tiny = read_recipe(tiny_places.write_all(folder, name, ["finetune", "onnx"]))
-    changes = {"model": "model", "random_weights": False, "data": tiny.data, "slices": None, "benchmark": QUICK}
-    changed = recipe.model_copy(update=changes).model_dump()
-    stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
-    return Recipe.model_validate({**changed, "stages": stages, **_here(recipe)})
+    return _shrunk(recipe, random_weights=False, data=tiny.data, slices=None)
 
 
 def _shrunk_towers(recipe: Recipe, folder: Path) -> Recipe:
@@ -190,20 +174,14 @@ def _shrunk_towers(recipe: Recipe, folder: Path) -> Recipe:
     for name, changes in {"model": {}, "student": {"num_hidden_layers": 1}}.items():
         tiny_towers.write_model(folder / name, **changes)
         (folder / name / "model.safetensors").unlink()
-    data = recipe.data.model_copy(update={"source": None, "splits": tiny_towers.write_splits(folder)})
-    stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
-    changed = recipe.model_copy(update={"model": "model", "data": data, "benchmark": QUICK}).model_dump()
-    return Recipe.model_validate({**changed, "stages": stages, **_here(recipe)})
+    return _shrunk(recipe, data=_local_data(recipe, tiny_towers.write_splits(folder)))
 
 
 def _shrunk_questions(recipe: Recipe, folder: Path) -> Recipe:
     """A tiny LLaVA by its config alone, and squares of which half is bright."""
     tiny_questions.write_model(folder / "model")
     (folder / "model" / "model.safetensors").unlink()
-    data = recipe.data.model_copy(update={"source": None, "splits": tiny_questions.write_splits(folder)})
-    stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
-    changed = recipe.model_copy(update={"model": "model", "data": data, "benchmark": QUICK}).model_dump()
-    return Recipe.model_validate({**changed, "stages": stages, **_here(recipe)})
+    return _shrunk(recipe, data=_local_data(recipe, tiny_questions.write_splits(folder)))
 
 
 def _shrunk_speech(recipe: Recipe, folder: Path) -> Recipe:
@@ -211,7 +189,7 @@ def _shrunk_speech(recipe: Recipe, folder: Path) -> Recipe:
     splits = tiny_speech.write_speech(folder)
     changes = {
         "model": "model",
-        "data": recipe.data.model_copy(update={"source": None, "splits": splits}),
+        "data": _local_data(recipe, splits),
         "benchmark": QUICK.model_copy(update={"batched": False, "threads": 1}),
     }
     return Recipe.model_validate(recipe.model_copy(update=changes).model_dump())
@@ -226,15 +204,8 @@ def _shrunk_pictures(recipe: Recipe, folder: Path) -> Recipe:
     pipeline_folder(folder / "model")
     (folder / "model" / "sampling_config.json").write_text('{"num_inference_steps": 4, "guidance_scale": 2.0}')
     tiny_pictures.write_judge(folder / "judge")
-    changes = {
-        "model": "model",
-        "data": recipe.data.model_copy(update={"source": None, "splits": splits, "hold_out": None}),
-        "evaluation": recipe.evaluation.model_copy(update={"judge": "judge"}),
-        "benchmark": QUICK,
-    }
-    stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
-    changed = recipe.model_copy(update=changes).model_dump()
-    return Recipe.model_validate({**changed, "stages": stages, **_here(recipe)})
+    evaluation = recipe.evaluation.model_copy(update={"judge": "judge"})
+    return _shrunk(recipe, data=_local_data(recipe, splits, hold_out=None), evaluation=evaluation)
 
 
 def _shrunk_sounds(recipe: Recipe, folder: Path) -> Recipe:
@@ -243,20 +214,14 @@ def _shrunk_sounds(recipe: Recipe, folder: Path) -> Recipe:
     tiny_sounds.write_splits(folder, splits)
     model = tiny_sounds.write_model(folder / "model", lambda: tiny_sounds.spectrograms(head=False))
     (model / "model.safetensors").unlink()
-    data = recipe.data.model_copy(update={"source": None, "splits": {split: f"{split}.jsonl" for split in splits}})
-    changed = recipe.model_copy(update={"model": "model", "data": data, "benchmark": QUICK}).model_dump()
-    stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
-    return Recipe.model_validate({**changed, "stages": stages, **_here(recipe)})
+    return _shrunk(recipe, data=_local_data(recipe, {split: f"{split}.jsonl" for split in splits}))
 
 
 def _shrunk_text_to_text(recipe: Recipe, folder: Path) -> Recipe:
     """A tiny BART on words the other way round."""
     tiny_text_to_text.save_tiny_bart(folder / "model")
-    files = {"splits": tiny_text_to_text.write_pairs(folder), "columns": {}, "drop_overlap": True, "max_length": 32}
-    changes = {"model": "model", "data": recipe.data.model_copy(update={"source": None, **files}), "benchmark": QUICK}
-    stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
-    changed = recipe.model_copy(update=changes).model_dump()
-    return Recipe.model_validate({**changed, "stages": stages, **_here(recipe)})
+    pairs = tiny_text_to_text.write_pairs(folder)
+    return _shrunk(recipe, data=_local_data(recipe, pairs, columns={}, drop_overlap=True, max_length=32))
 
 
 def save_tiny_mixture(folder: Path) -> None:

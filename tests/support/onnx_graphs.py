@@ -1,8 +1,10 @@
-"""ONNX graphs of chosen cost and size, for the tests of the benchmark."""
+"""ONNX graphs from a few words, and classifiers of chosen cost and size."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,6 +13,32 @@ from onnx import TensorProto, helper, numpy_helper
 from compress.tasks.task import Examples
 
 VOCABULARY = 100
+
+
+def onnx_model(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+    weights: Mapping[str, Any] | None = None,
+    opset: int = 20,
+    domains: Sequence[str] = (),
+    ir_version: int = 10,
+) -> onnx.ModelProto:
+    """A model of nodes, inputs and outputs by name, and stored arrays.
+
+    An input or output is the list of its axes or `None`, for float32, or a pair of another type and these.
+    """
+    ends = [
+        [
+            helper.make_tensor_value_info(name, *(entry if isinstance(entry, tuple) else (TensorProto.FLOAT, entry)))
+            for name, entry in entries.items()
+        ]
+        for entries in (inputs, outputs)
+    ]
+    stored = [numpy_helper.from_array(np.asarray(array), name) for name, array in (weights or {}).items()]
+    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
+    graph = helper.make_graph(nodes, "graph", *ends, stored)
+    return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
 
 
 def write_classifier(folder: Path, width: int, layers: int, extra_rows: int = 0) -> Path:
@@ -29,17 +57,9 @@ def write_classifier(folder: Path, width: int, layers: int, extra_rows: int = 0)
         nodes.append(helper.make_node("Tanh", [f"product_{i}"], [f"hidden_{i + 1}"]))
     nodes.append(helper.make_node("ReduceMean", [f"hidden_{layers}"], ["mean"], axes=[1], keepdims=0))
     nodes.append(helper.make_node("MatMul", ["mean", "head"], ["logits"]))
-    graph = helper.make_graph(
-        nodes,
-        "classifier",
-        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])],
-        [
-            numpy_helper.from_array(array, name)
-            for array, name in ((table, "table"), (square, "square"), (head, "head"))
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    ids = {"input_ids": (TensorProto.INT64, ["batch", "length"])}
+    stored = {"table": table, "square": square, "head": head}
+    model = onnx_model(nodes, ids, {"logits": ["batch", 2]}, stored, opset=17, ir_version=8)
     (folder / "onnx").mkdir(parents=True)
     onnx.save(model, folder / "onnx" / "model.onnx")
     return folder

@@ -12,7 +12,7 @@ from compress.report.run_folder import RECIPE, REPORT
 
 if TYPE_CHECKING:
     from compress.recipe.policy import Policy
-    from compress.report.compare.gate import GateResult
+    from compress.report.compare.change import Comparison
     from compress.results.report import Report
 
 
@@ -64,7 +64,6 @@ def compare(
     from compress.cli.output import show
     from compress.recipe.policy import comparison_policy
     from compress.report.compare.gate import read_policy
-    from compress.report.compare.reports import compare_reports
     from compress.report.compare.views import comparison_view
     from compress.results.report import BASELINE
 
@@ -78,16 +77,7 @@ def compare(
         return
     first = _find_side(baseline)
     second = _find_side(candidate) if candidate else first
-    comparison = compare_reports(
-        first.report,
-        second.report,
-        rules,
-        names=(first.name, second.name),
-        baseline_model=None if candidate else BASELINE,
-        across_hosts=across_hosts,
-        folders=(first.folder, second.folder),
-    )
-    show(comparison_view(comparison, view))
+    show(comparison_view(_compare(first, second, rules, across_hosts, None if candidate else BASELINE), view))
 
 
 def gate(
@@ -113,7 +103,7 @@ def gate(
 ) -> None:
     """Judge a run against a baseline by a policy. Exit code 1: something got worse than allowed."""
     from compress.cli.output import show
-    from compress.report.compare.gate import find_policy
+    from compress.report.compare.gate import find_policy, judge_comparison
     from compress.report.compare.views import gate_view
     from compress.utils.errors import InputError
 
@@ -127,25 +117,27 @@ def gate(
         _update(run_file, baseline, rules, why, json_)
         return
     typer.echo(f"policy: {source}", err=True)
-    result = _judged(run_file, _find_side(baseline), rules, across_hosts)
+    result = judge_comparison(_compare(_find_side(baseline), run_file, rules, across_hosts), rules)
     show(gate_view(result, "json" if json_ else format))
     if result.failed:
         raise typer.Exit(1)
 
 
-def _judged(run: ReportFile, baseline: ReportFile, rules: Policy, across_hosts: bool) -> GateResult:
-    from compress.report.compare.gate import judge_comparison
+def _compare(
+    baseline: ReportFile, candidate: ReportFile, rules: Policy, across_hosts: bool, baseline_model: str | None = None
+) -> Comparison:
     from compress.report.compare.reports import compare_reports
 
-    comparison = compare_reports(
+    names, folders = (baseline.name, candidate.name), (baseline.folder, candidate.folder)
+    return compare_reports(
         baseline.report,
-        run.report,
+        candidate.report,
         rules,
-        names=(baseline.name, run.name),
+        names=names,
+        baseline_model=baseline_model,
         across_hosts=across_hosts,
-        folders=(baseline.folder, run.folder),
+        folders=folders,
     )
-    return judge_comparison(comparison, rules)
 
 
 def _update(run: ReportFile, path: Path, rules: Policy, why: str | None, as_json: bool) -> None:
@@ -175,7 +167,7 @@ def _update(run: ReportFile, path: Path, rules: Policy, why: str | None, as_json
         )
     previous = _find_side(path) if path.exists() else None
     # The machines may differ: a new baseline is written on the machine that judges from now on.
-    lowered = lowered_metrics(_judged(run, previous, rules, across_hosts=True).comparison, rules) if previous else ()
+    lowered = lowered_metrics(_compare(previous, run, rules, across_hosts=True), rules) if previous else ()
     if lowered and not (why or "").strip():
         lines = "\n".join(f"  {change_sentence(change)}" for change in lowered)
         raise InputError(

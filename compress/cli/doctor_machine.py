@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from compress.stages import registry as stages  # noqa: F401, which records the 
 from compress.utils import environment
 from compress.utils.torch_device import CPU, describe_device, device_fault, has_fast_bf16, resolve_device
 
+Environment = Mapping[str, Any]
+"""Result of `compress.utils.environment.environment`."""
 _LITTLE_DISK_BYTES = 5_000_000_000
 _LITTLE_MEMORY_BYTES = 4_000_000_000
 
 
-def machine_findings(machine: dict[str, Any]) -> list[Finding]:
+def machine_findings(machine: Environment) -> list[Finding]:
     """Return the findings on this machine and installation; ``machine`` is its `environment`."""
     return [
         *_installation(),
@@ -104,7 +106,7 @@ def device_findings() -> Iterator[Finding]:
     yield Finding("ok", f"stages compute on {describe_device(device)}{reason}")
 
 
-def _processor(machine: dict[str, Any]) -> Iterator[Finding]:
+def _processor(machine: Environment) -> Iterator[Finding]:
     """Yield findings on cores, instruction sets and frequency."""
     granted, features = machine["cores_granted"], machine["features"]
     yield Finding(
@@ -141,7 +143,7 @@ def _processor(machine: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("warning", f"the load is {load:.1f} on {granted} cores", "stop what else runs before timing")
 
 
-def _memory(machine: dict[str, Any]) -> Iterator[Finding]:
+def _memory(machine: Environment) -> Iterator[Finding]:
     """Yield a finding on memory."""
     sizes = [size for size in (machine["memory_bytes"], machine["memory_limit_bytes"]) if size is not None]
     if not sizes:

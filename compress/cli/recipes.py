@@ -12,6 +12,8 @@ from compress.utils.errors import InputError, RecipeError, did_you_mean
 
 recipes_app = typer.Typer(help="List recipes, write their JSON Schema, or start a new one.")
 _Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
+RecipeRow = dict[str, Any]
+"""Fields of a recipe in the list."""
 _Folder = Annotated[Path | None, typer.Argument(help="Folder to look in; default: ./recipes.")]
 
 
@@ -73,7 +75,7 @@ def _write(path: Path, text: str, force: bool) -> None:
         raise InputError(f"{path} cannot be written: {error.strerror}.", where=str(path)) from error
 
 
-def _described(folder: Path | None) -> list[dict[str, Any]]:
+def _described(folder: Path | None) -> list[RecipeRow]:
     from compress.recipe.loading import read_recipe
 
     if folder is None:
@@ -85,7 +87,7 @@ def _described(folder: Path | None) -> list[dict[str, Any]]:
         raise InputError("There is no such folder of recipes.", where=str(folder), hint=hint)
     described = []
     for path in sorted(folder.rglob("*.yaml")):
-        row: dict[str, Any] = {"path": str(path), "name": path.stem, "description": "", "task": None}
+        row: RecipeRow = {"path": str(path), "name": path.stem, "description": "", "task": None}
         try:
             recipe = read_recipe(path)
         except RecipeError as error:
@@ -97,7 +99,7 @@ def _described(folder: Path | None) -> list[dict[str, Any]]:
     return described
 
 
-def _show(described: list[dict[str, Any]], as_json: bool) -> None:
+def _show(described: list[RecipeRow], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(described, indent=2))
         return

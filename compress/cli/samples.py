@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 samples_app = typer.Typer(help="List samples and fetch them into the user's cache folder.")
+SampleRow = dict[str, Any]
+"""Fields of a sample in the list."""
 _Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
 
 
@@ -48,7 +50,7 @@ def fetch_samples(
             typer.echo(f"sample:{name}\t{folder}")
 
 
-def _described() -> list[dict[str, Any]]:
+def _described() -> list[SampleRow]:
     from compress.data.samples.fetch import cached_directory
     from compress.data.samples.sample import known_samples
 
@@ -69,7 +71,7 @@ def _described() -> list[dict[str, Any]]:
     return described
 
 
-def _show(described: list[dict[str, Any]], as_json: bool) -> None:
+def _show(described: list[SampleRow], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(described, indent=2))
         return

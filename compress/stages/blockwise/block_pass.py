@@ -106,7 +106,7 @@ class BlockPass:
     def _solve_at_once(self, hidden: torch.Tensor, groups: Sequence[_Group], quantize: Quantize) -> torch.Tensor:
         firsts = {group.names[0]: group for group in groups}
 
-        def before(name: str, inputs: torch.Tensor) -> None:
+        def on_input(name: str, inputs: torch.Tensor) -> None:
             if name in firsts:
                 names = firsts[name].names
                 quantize(names, self._finite(names, gram(inputs, self._weights(name, slice(None)), self.bf16)))
@@ -120,7 +120,7 @@ class BlockPass:
         last: list[torch.Tensor] = []
         different = 0
 
-        def before(name: str, inputs: torch.Tensor) -> None:
+        def on_input(name: str, inputs: torch.Tensor) -> None:
             nonlocal different
             is_same_input = bool(last) and inputs is last[0]
             different += not is_same_input
@@ -155,7 +155,7 @@ class BlockPass:
         totals = {name: torch.zeros(count, count, device=device) for name, count in columns.items()}
         weight_sums, tokens = dict.fromkeys(totals, 0.0), slice(0)
 
-        def before(name: str, inputs: torch.Tensor) -> None:
+        def on_input(name: str, inputs: torch.Tensor) -> None:
             if name in totals:
                 weights = self._weights(name, tokens)
                 count = float(inputs[..., 0].numel() if weights is None else weights.sum())
@@ -184,7 +184,7 @@ class BlockPass:
             return
         sent, tokens = torch.zeros(experts.count, dtype=torch.long), 0
 
-        def before(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        def on_call(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
             nonlocal tokens
             expert_ids = named["top_k_index"] if "top_k_index" in named else arguments[1]
             sent.add_(experts.routed(expert_ids).cpu())

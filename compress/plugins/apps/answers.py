@@ -1,12 +1,12 @@
-"""Answers that are numbers: scores, one a label, and embeddings, as the model's folder says."""
+"""Answers of all tasks except chat and image generation: scores, embeddings, boxes, masks and transcripts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -178,34 +178,6 @@ _OF_PAIRS: Mapping[str, str] = {
 }
 
 
-def _scores(
-    folder: str,
-    meanings: Mapping[str, str],
-    find_postprocessing: Callable[[Path, Sequence[TensorRecord]], Any],
-    predict: Callable[[Session, Any, Batch, Any], Numbers],
-    required: frozenset[str] | None = None,
-) -> Answers:
-    """Return a kind of answer that consists of logits.
-
-    Args:
-        folder: Folder of the JavaScript that interprets the logits, below `web`.
-        meanings: Descriptions of the graph outputs.
-        find_postprocessing: Finds the step of the manifest.
-        predict: Runs the model on one input.
-        required: Outputs that a graph must have, by default all of ``meanings``.
-    """
-    return Answers(
-        plural="scores",
-        field="logits",
-        folder=folder,
-        meanings=meanings,
-        required=frozenset(meanings) if required is None else required,
-        rounding=LABELS.rounding,
-        find_postprocessing=find_postprocessing,
-        predict=predict,
-    )
-
-
 def _find_tags(model: Path, outputs: Sequence[TensorRecord]) -> Tag:
     """Return the step with the labels of the config."""
     return Tag(output=LOGITS, labels=LABELS.find_postprocessing(model, outputs).labels)
@@ -251,6 +223,7 @@ def _predict_span(session: Session, step: FindSpan, feed: Batch, known: Numbers)
 
 def _find_mask(model: Path, outputs: Sequence[TensorRecord]) -> Unmask:
     """Return the step with the tokenizer's mask token."""
+    # A few tokens, spread over the vocabulary, keep the self-test small.
     tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
     tested_ids = np.unique(np.linspace(0, len(tokenizer) - 1, _TRIED).astype(int)).tolist()
     return Unmask(
@@ -267,18 +240,39 @@ def _predict_masked(session: Session, step: Unmask, feed: Batch, known: Numbers)
     return round_to_float32(scores[list(step.tested_ids)])
 
 
-TAGS = _scores(
-    "tags", {LOGITS: "one score a label, in the order of the labels, for each token"}, _find_tags, _predict_tags
+TAGS = replace(
+    LABELS,
+    folder="tags",
+    meanings={LOGITS: "one score a label, in the order of the labels, for each token"},
+    find_postprocessing=_find_tags,
+    predict=_predict_tags,
 )
-RELEVANCE = _scores("relevance", _OF_PAIRS, _find_relevance, _predict_relevance, required=frozenset())
-SPANS = _scores(
-    "span",
-    {START: "one score a token: whether an answer begins there", END: "one score a token: whether it ends there"},
-    _find_span,
-    _predict_span,
+# One of two outputs is enough, and `_find_relevance` requires it.
+RELEVANCE = replace(
+    LABELS,
+    folder="relevance",
+    meanings=_OF_PAIRS,
+    required=frozenset(),
+    find_postprocessing=_find_relevance,
+    predict=_predict_relevance,
 )
-MASKED = _scores(
-    "unmask", {LOGITS: "one score for each token of the vocabulary, at each place"}, _find_mask, _predict_masked
+SPANS = replace(
+    LABELS,
+    folder="span",
+    meanings={
+        START: "one score a token: whether an answer begins there",
+        END: "one score a token: whether it ends there",
+    },
+    required=frozenset({START, END}),
+    find_postprocessing=_find_span,
+    predict=_predict_span,
+)
+MASKED = replace(
+    LABELS,
+    folder="unmask",
+    meanings={LOGITS: "one score for each token of the vocabulary, at each place"},
+    find_postprocessing=_find_mask,
+    predict=_predict_masked,
 )
 
 
@@ -405,6 +399,7 @@ def _find_rewrite(model: Path, outputs: Sequence[TensorRecord]) -> Rewrite:
         ModelError: The model needs beam search or penalties.
     """
     rules, (_, decoder) = seq2seq.read_rules(model), find_graphs(model)
+    # The page decodes greedily. Beam search or penalties would give another text.
     if rules.beams > 1 or rules.no_repeat or rules.shortest > 1:
         raise ModelError(
             "The model writes by beam search, or with penalties, which an app does not.",

@@ -110,9 +110,8 @@ class Inputs:
     """Kind of input, which one module implements.
 
     ``plural`` names these inputs in messages. ``folder`` contains the JavaScript of their preparation, below `web`.
-    ``meanings`` describes the graph inputs. ``tokenizes`` is True if a page needs tokenizers. ``page_files`` are
-    further
-    files of a page, below `web`. ``node_files`` are further files of the Node example, below `examples`.
+    ``meanings`` describes the graph inputs. ``tokenizes`` is True if a page needs tokenizers. ``page_files`` (below
+    `web`) and ``node_files`` (below `examples`) are further files of the page and of the Node example.
     """
 
     plural: str
@@ -124,22 +123,22 @@ class Inputs:
     page_files: tuple[str, ...] = ()
     node_files: tuple[str, ...] = ()
     find_rule: Callable[[Path, Any, int], Preprocessing]
-    """The rule by which an app prepares what a processor of transformers does, for the bundle's folder and length.
+    """Return the rule that equals a processor of transformers: (bundle folder, processor, max length) -> rule.
 
-    Raises `ModelError` where no rule holds.
+    Raises `ModelError` if no rule describes the processor.
     """
     open: Callable[[Path, Any], Preparation]
-    """The way of a bundle in a folder, by its rule. Raises `BundleError`."""
+    """Return the preparation of a bundle: (folder, rule) -> preparation. Raises `BundleError`."""
     make_cases: Callable[[Path, Any, Sequence[str], Any], Sequence[Case]]
-    """The self-test's inputs, from the folder, the rule, samples (without any: built-in ones) and the processor.
+    """Return the self-test's inputs without answers: (folder, rule, samples, processor) -> cases.
 
-    Files are written below the folder; answers are left out. Raises `ModelError` where the processor prepares one
-    otherwise than the rule, `InputError` for a bad sample.
+    Without samples the built-in ones are used. Files are written below the folder. Raises `ModelError` if the processor
+    prepares an input differently than the rule, and `InputError` for an invalid sample.
     """
     shown: Callable[[Sequence[Any]], Sequence[str]]
-    """Of the cases, what the page offers to try, in order."""
+    """Return the inputs that the page offers to try: cases -> inputs."""
     more_for_page: Callable[[Path, Any], dict[str, bytes]] = _nothing_more
-    """Further files that the page needs, of the folder and the rule: path -> contents."""
+    """Return further files of the page by path: (folder, rule) -> contents."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,18 +157,18 @@ class Answers:
     required: frozenset[str] = frozenset()
     rounding: tuple[Rounding, Rounding]
     find_postprocessing: Callable[[Path, Sequence[TensorRecord]], Any]
-    """What becomes of those outputs, as the files of a model's folder say. Raises `ModelError`."""
+    """Return the step after the model: (model folder, outputs) -> step. Raises `ModelError`."""
     predict: Callable[[Session, Any, Batch, Any], Any]
-    """The `Answer` to one input, for it alone, by what was found; the last is the expected one, where there is one.
+    """Return the `Answer` to one input: (session, step, prepared inputs, expected answer if any) -> answer.
 
-    Raises `ModelError` for outputs that don't fit, and what running the model raises.
+    Raises `ModelError` for unexpected outputs, and the errors of the runtime.
     """
     span: Callable[[Sequence[Any]], float] = span
-    """What `Rounding.share` is a share of."""
+    """Return the quantity of which `Rounding.share` is a share: all answers -> span."""
     difference: Callable[[Any, Any], float] = largest_difference
-    """How far an answer is from the expected one, to be held against that share."""
+    """Return the distance of an answer from the expected one, which that share limits."""
     shown: Callable[[Any], str] = format_numbers
-    """For a message."""
+    """Format an answer for a message."""
 
 
 @dataclass(frozen=True)

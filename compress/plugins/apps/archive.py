@@ -64,13 +64,14 @@ def unpack(archive: Path, folder: Path) -> None:
         with zipfile.ZipFile(archive) as opened:
             entries = _checked(archive, opened)
             _check_seal(archive, opened.comment)
+            # Compare all sizes before anything is written.
             sizes = _promised(archive, opened, entries)
             for name, entry in entries.items():
                 if entry.file_size != sizes[name]:
                     raise _refused(archive, name, f"unpacks to {entry.file_size} bytes; {MANIFEST} says {sizes[name]}")
             for name, entry in entries.items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                # It gives no more bytes than the entry claims, and then compares their checksum.
+                # zipfile returns at most the stated bytes, and verifies their checksum.
                 with opened.open(entry) as source, (folder / name).open("wb") as sink:
                     shutil.copyfileobj(source, sink, _CHUNK)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError) as error:
@@ -94,6 +95,7 @@ def _checked(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInf
             raise _refused(archive, name, reason)
         if name in ("", ".") or name != PurePosixPath(name).as_posix():
             raise _refused(archive, name, "is not written as a plain path")
+        # Windows and macOS do not distinguish upper and lower case.
         if name.casefold() in lowercase_names:
             raise _refused(archive, name, "stands twice")
         lowercase_names.add(name.casefold())
@@ -152,6 +154,7 @@ def _promised(archive: Path, opened: zipfile.ZipFile, entries: dict[str, zipfile
         listed = {str(name): int(record["size_bytes"]) for name, record in json.loads(content)["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"The {MANIFEST} lists no files: {error}", where=str(archive)) from None
+    # The manifest does not list itself or its signature, which is created afterwards.
     listed[MANIFEST] = size
     if SIGNATURE in entries:
         listed[SIGNATURE] = min(entries[SIGNATURE].file_size, _SIGNATURE_BYTES)

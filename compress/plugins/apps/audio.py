@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import wave
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,12 +191,18 @@ def check_rule(preparation: AudioRule, name: str, samples: np.ndarray, processor
         FEATURES
     ]
     features = preparation.features(samples)
-    difference = float(np.abs(expected - features).max()) if expected.shape == features.shape else float("inf")
+    _require_equal(name, features, expected, "Whisper's log-mel features")
+
+
+def _require_equal(name: str, values: np.ndarray, expected: np.ndarray, supported: str) -> None:
+    """Raise `ModelError` if the rule's values of a recording differ from those of transformers."""
+    difference = float(np.abs(expected - values).max()) if expected.shape == values.shape else float("inf")
+    # `not <=` also rejects NaN.
     if not difference <= _TOLERANCE:
         raise ModelError(
             f"The feature extractor cannot be described to an app: its {list(expected.shape)} features of {name} are "
             f"{difference:.3g} apart from the rule's.",
-            expected="Whisper's log-mel features",
+            expected=supported,
         )
 
 
@@ -313,6 +320,7 @@ def _find_sound_rule(folder: Path, processor: Processor, max_length: int) -> Pre
             expected=f"one that makes {_VALUES} of samples, or of Kaldi's log-mel features, as AST has them",
         )
     if hasattr(extractor, "num_mel_bins"):
+        # AST uses Kaldi features, scaled by 2 std: a deviation of 0.5 leaves them unchanged.
         mean, std = (extractor.mean, extractor.std) if extractor.do_normalize else (0.0, 0.5)
         bins, frames = extractor.num_mel_bins, extractor.max_length
         spectrogram = Spectrogram(mel_bins=bins, frames=frames, mean=mean, std=std)
@@ -335,23 +343,14 @@ def _make_sound_cases(
         values, rate = preparation.prepare(name), rule.sampling_rate
         samples_in_bundle = read_wav(folder / name, rate).astype(np.float32)
         expected = np.asarray(extractor(samples_in_bundle, sampling_rate=rate, return_tensors="np")[_VALUES])
-        difference = float(np.abs(expected - values).max()) if expected.shape == values.shape else float("inf")
-        if not difference <= _TOLERANCE:
-            raise ModelError(
-                f"The feature extractor cannot be described to an app: its {list(expected.shape)} features of {name} "
-                f"are {difference:.3g} apart from the rule's.",
-                expected="samples, or Kaldi's log-mel features",
-            )
+        _require_equal(name, values, expected, "samples, or Kaldi's log-mel features")
         cases.append(AudioCase(recording=name, features=sampled(values)))
     return cases
 
 
-SOUNDS = Inputs(
-    plural="recordings",
+SOUNDS = replace(
+    RECORDINGS,
     folder="sound",
-    page_files=("heard.mjs",),
-    node_files=("shared/recording_of_file.mjs",),
-    case=AudioCase,
     meanings={
         _VALUES: "samples of a recording, or its log-mel features",
         _MASK: "1 for a sample, 0 for padding",

@@ -42,7 +42,7 @@ from compress.plugins.apps.manifest import (
     TensorRecord,
 )
 from compress.plugins.apps.provenance import RunMeasurements, find_licences, find_measurements, find_provenance
-from compress.plugins.apps.selftest import SelfTest, TestedModel, make_selftest, unmeasured_selftest
+from compress.plugins.apps.selftest import ModelUnderTest, SelfTest, make_selftest, unmeasured_selftest
 from compress.plugins.apps.templates import examples, model_card, page
 from compress.plugins.apps.verify import verify_folder
 from compress.plugins.provenance.run_view import SBOM
@@ -56,7 +56,7 @@ from compress.utils.storage import FileRecord, digest_file
 
 _UNASKED = ("examples/", "runtime/LICENSE", CARD, SELFTEST)
 _SECONDS = 600
-# Python has no brotli of its own; whoever bundles for browsers has Node.
+# Python has no brotli module. Node, which browser bundles need anyway, has one.
 _SIZES = """
 const [zlib, fs] = [require("zlib"), require("fs")], c = zlib.constants;
 const params = {[c.BROTLI_PARAM_QUALITY]: 11, [c.BROTLI_PARAM_LGWIN]: 24};
@@ -180,9 +180,11 @@ def build(request: BundleRequest, output: Path, progress: Progress) -> Bundle:
             if request.profile.version is not None:
                 APP_TYPES[manifest.steps].client.try_out(folder, progress)
             write_zip(folder, packed)
+            # Browsers request single files, whereas other platforms download the zip.
             if request.most_bytes is not None:
                 sizes = zip_sizes(packed) if request.profile.version is None else brotli_sizes(folder)
                 check_budget(sizes, request.most_bytes, manifest.model, contents)
+            # The scratch folder is on the same disk, so that both renames are atomic.
             folder.rename(output)
             packed.rename(archive)
     except OSError as error:
@@ -233,6 +235,7 @@ def _fill(folder: Path, request: BundleRequest, progress: Progress) -> tuple[Man
     # Some formats run only on other machines. Their self-test has inputs without answers.
     unavailable_reason = why_unavailable(target)
     contents, session = read_contents(bundled_format, file), None
+    # One graph with integer arithmetic is enough for the larger tolerance.
     if kind.graphs > 1:
         others = [read_contents(bundled_format, entry) for entry in model_files(model)[1:]]
         contents = contents._replace(integers=any(entry.integers for entry in (contents, *others)))
@@ -248,7 +251,7 @@ def _fill(folder: Path, request: BundleRequest, progress: Progress) -> tuple[Man
         selftest = unmeasured_selftest(cases, unavailable_reason or "")
     else:
         made_with = f"{target.runtime} {get_runtime(target.runtime).build()}"
-        tested_model = TestedModel(session, kind.inputs.open(folder, rule), kind.answers, postprocessing)
+        tested_model = ModelUnderTest(session, kind.inputs.open(folder, rule), kind.answers, postprocessing)
         _check_fits(tested_model.preparation.feed(cases[0]), shape.inputs)
         selftest = make_selftest(tested_model, cases, contents.integers, made_with)
     profile = request.profile
@@ -305,7 +308,7 @@ def _runtime(profile: AppProfile, kind: AppType, written: str, minimum_version: 
     app = profile.apps[written]
     name, package, least = app.runtime, app.package, minimum_version
     if profile.version is not None:
-        name, package, least = kind.client.runs(profile)
+        name, package, least = kind.client.runtime(profile)
     provider = in_format(profile, written).target.provider
     return ManifestRuntime(name=name, package=package, minimum_version=least, execution_provider=provider)
 
@@ -341,6 +344,7 @@ def _write(
     for name, content in contents_by_name.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
+    # The manifest is written last, since it lists the digests of all other files.
     files = {
         path.relative_to(folder).as_posix(): FileRecord(size_bytes=path.stat().st_size, sha256=digest_file(path))
         for path in sorted(folder.rglob("*"))

@@ -64,10 +64,10 @@ class BundledFormat:
     target: str
     examples: str
     interface: Callable[[Path, Session | None], Interface]
-    """What a file takes and gives. A format that is read without its runtime needs no session."""
+    """Return the inputs and outputs of a file. Formats that are read without their runtime need no session."""
     contents: Callable[[Path], FormatContents] | None = None
-    """What a file holds, or raises `ModelError`; None where its stored tensors say it."""
+    """Return the contents of a file, or raise `ModelError`. None: the stored tensors are enough."""
     unread_reason: Callable[[], str | None] | None = None
-    """Why files can't be looked into on this machine; None where they can wherever the target is to be had."""
+    """Return the reason why files cannot be inspected here, or None. None: inspection needs the target's runtime."""
     minimum_version: Callable[[Path], str] | None = None
-    """The oldest version of the app's runtime that is known to open a file; None for the one that is here."""
+    """Return the oldest version of the app's runtime that opens a file. None: the version on this machine."""

@@ -1,4 +1,4 @@
-"""Answers of text generation: a reply, token by token.
+"""Inputs and answers of text generation: a message and its reply, token by token.
 
 Runtimes round differently. If two tokens are nearly equally likely, one machine may choose the other token, and the
 texts differ from there on. The self-test therefore follows the expected reply: it feeds each expected token and
@@ -173,6 +173,7 @@ def _round_all(values: Sequence[float]) -> Numbers:
 
 
 _PROBE = "zq8message8qz"
+"""Text that occurs in no template."""
 _TODAY = "strftime_now"
 _MESSAGES = (
     "What is the capital of France?",
@@ -228,6 +229,7 @@ def _find_chat_rule(folder: Path, processor: Processor, max_length: int) -> Prom
     template = getattr(processor, "chat_template", None)
     if not template:
         return Prompt(tokenizer=file, before="", after="", add_special_tokens=True, max_length=max_length)
+    # A template with the current date has no fixed text.
     if _TODAY in str(template):
         raise _no_chat_rule("it puts today's date into a prompt")
     # Render a probe that occurs in no template, and split the prompt at the probe.

@@ -58,13 +58,20 @@ class Client:
     parts: tuple[PackageLicence, ...]
     shared: tuple[str, ...]
     prepares: bool
-    runs: Callable[[AppProfile], PageRuntime]
-    """For a manifest."""
     try_out: Callable[[Path, Progress], None]
-    """Run the self-test of a bundle that was just made by the page's own code, where this machine can.
+    """Run the self-test of a new bundle with the page's own code, if this machine can.
 
-    Raises `BundleError` where it answers otherwise than ONNX Runtime here.
+    Raises `BundleError` if the answers differ from those of ONNX Runtime.
     """
+
+    def runtime(self, profile: AppProfile) -> PageRuntime:
+        """Return the runtime of a page for the manifest."""
+        # A page whose own code prepares inputs calls the target's runtime itself. Otherwise the library does.
+        if self.prepares:
+            app = profile.apps[profile.target.format]
+            return PageRuntime(app.runtime, app.package, WEB_VERSION)
+        library = self.packages.packages[0]
+        return PageRuntime("transformers.js", f"npm: {library.distribution}", library.version)
 
     def licences(self, tokenizes: bool) -> tuple[Licence, ...]:
         """Return the licences of the files that `copy` writes."""
@@ -96,16 +103,6 @@ class Client:
         (folder / _ONNXRUNTIME_WEB).write_bytes(content)
 
 
-def _runtime_of_target(profile: AppProfile) -> PageRuntime:
-    app = profile.apps[profile.target.format]
-    return PageRuntime(app.runtime, app.package, WEB_VERSION)
-
-
-def _transformers_js(profile: AppProfile) -> PageRuntime:
-    library = CLIENT.packages[0]
-    return PageRuntime("transformers.js", f"npm: {library.distribution}", library.version)
-
-
 def _try_in_node(folder: Path, progress: Progress) -> None:
     """Run the self-test in Node, which has the same WebAssembly runtime as a browser."""
     program = shutil.which("node")
@@ -133,6 +130,7 @@ def _try_in_chromium(folder: Path, progress: Progress) -> None:
     if program is None:
         progress.note("the page's code was not tried: there is no Chromium on PATH")
         return
+    # Browsers load modules only over HTTP, so that a local server provides the bundle.
     with Loopback() as server, open_page(program=program) as tab:
         for path in filter(Path.is_file, folder.rglob("*")):
             server.put(path.relative_to(folder).as_posix(), path)
@@ -152,18 +150,16 @@ ONNXRUNTIME_WEB = Client(
     (PackageLicence(_MIT), PackageLicence(_APACHE, "LICENSE-tokenizers.txt", tokenizes=True)),
     shared=("answer.mjs", "shown.mjs", "style.css"),
     prepares=True,
-    runs=_runtime_of_target,
     try_out=_try_in_node,
 )
-"""Pages whose own code prepares inputs and reads answers."""
+"""Pages whose own code prepares inputs and interprets outputs."""
 ONNXRUNTIME_WEB_PARTS = replace(ONNXRUNTIME_WEB, shared=("style.css",))
-"""The same, of models of several graphs, whose pages open them themselves."""
+"""Pages of models with several graphs, which they open themselves."""
 TRANSFORMERS_JS = Client(
     CLIENT,
     (PackageLicence(_APACHE, "LICENSE-transformers.txt"), PackageLicence(_MIT)),
     shared=("local.mjs", "style.css"),
     prepares=False,
-    runs=_transformers_js,
     try_out=_try_in_chromium,
 )
-"""Pages that answer token by token: it prepares inputs and decodes, by the files in the model's folder."""
+"""Pages that generate text. The library prepares inputs and decodes with the files of the model folder."""

@@ -153,12 +153,14 @@ class ImageRule:
         rule = self.rule
         if rule.resize is not None:
             image = self._resized(image, rule.resize)
+        # Pillow pads with zeros where the crop exceeds the image.
+        if (crop := rule.center_crop) is not None:
+            left, top = (image.width - crop.width) // 2, (image.height - crop.height) // 2
+            image = image.crop((left, top, left + crop.width, top + crop.height))
         array = np.asarray(image).reshape(image.height, image.width, -1)
         if rule.channels == "BGR":
             array = array[:, :, ::-1]
         array = array.transpose(2, 0, 1)
-        if rule.center_crop is not None:
-            array = _cropped(array, rule.center_crop)
         return np.stack([values[channel] for values, channel in zip(self._values, array, strict=True)])[None]
 
     def open(self, name: str) -> Image.Image:
@@ -221,17 +223,6 @@ def first_difference(values: np.ndarray, known: Sequence[float], what: str, tole
     return f"{what} {worst} is {prepared[worst]:.6g}", f"{expected[worst]:.6g} within {tolerance:g}"
 
 
-def _cropped(image: np.ndarray, crop: Crop) -> np.ndarray:
-    """Return the centre of an image [channels, height, width], padded with zeros."""
-    channels, height, width = image.shape
-    top, left = (height - crop.height) // 2, (width - crop.width) // 2
-    cropped = np.zeros((channels, crop.height, crop.width), np.uint8)
-    visible = image[:, max(top, 0) : top + crop.height, max(left, 0) : left + crop.width]
-    down, right = max(-top, 0), max(-left, 0)
-    cropped[:, down : down + visible.shape[1], right : right + visible.shape[2]] = visible
-    return cropped
-
-
 def find_rule(processor: Processor) -> PrepareImage:
     """Return the rule for an image processor of transformers.
 
@@ -288,6 +279,7 @@ def check_rule(preparation: ImageRule, name: str, image: Image.Image, processor:
     if expected.shape != prepared.shape:
         raise _no_rule(f"of {name} it makes {list(expected.shape)}, the rule {list(prepared.shape)}")
     difference = float(np.abs(expected - prepared).max())
+    # `not <=` also rejects NaN.
     if not difference <= _TOLERANCE:
         raise _no_rule(f"of {name} it makes values that are {difference:.3g} apart from the rule's")
 
@@ -324,6 +316,7 @@ def _small(path: str, mode: Mode) -> bytes:
     image = decode(media(path, None) or {}, mode, Counter())
     image.thumbnail((_LONGEST, _LONGEST))
     file = io.BytesIO()
+    # Metadata may contain personal data, such as a location.
     image.info.clear()
     image.save(file, "PNG", optimize=True)
     return file.getvalue()

@@ -14,7 +14,7 @@ from compress.plugins.apps.app_type import Answers, Inputs, Numbers, Rounding, r
 from compress.plugins.apps.manifest import MODEL_FOLDER, TensorRecord
 from compress.plugins.apps.postprocess import Draw
 from compress.plugins.apps.preprocess import TokenizePrompt
-from compress.plugins.apps.text import FOREIGN, TextCase, find_tokenize, id_difference, more_for_page, open_tokenizer
+from compress.plugins.apps.text import FOREIGN, TextCase, TextRule, find_tokenize, more_for_page
 from compress.utils.errors import ModelError
 
 if TYPE_CHECKING:
@@ -45,28 +45,17 @@ class ImagePromptCase(TextCase):
     seed: int
 
 
-class ImagePromptRule:
-    """Tokenization of image prompts by the rule of a manifest."""
-
-    def __init__(self, folder: Path, rule: TokenizePrompt) -> None:
-        self.rule = rule
-        self.tokenizer = open_tokenizer(folder / rule.tokenizer)
+class ImagePromptRule(TextRule):
+    """Tokenization of image prompts by the rule of a manifest, with padding to ``max_length``."""
 
     def ids(self, text: str) -> list[int]:
         """Return the ids of a prompt, padded to ``max_length``."""
-        rule = self.rule
-        text_ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-        room = rule.max_length - len(rule.prefix_ids) - len(rule.suffix_ids)
-        ids = [*rule.prefix_ids, *text_ids[:room], *rule.suffix_ids]
-        return [*ids, *[rule.pad_id] * (rule.max_length - len(ids))]
+        ids = super().ids(text)
+        return [*ids, *[self.rule.pad_id] * (self.rule.max_length - len(ids))]
 
-    def feed(self, case: ImagePromptCase) -> Batch:
+    def feed(self, case: ImagePromptCase) -> Batch:  # type: ignore[override]
         """Return the ids [1, tokens] and the seed [1] of a case."""
         return {IDS: np.array([self.ids(case.text)], np.int64), SEED: np.array([case.seed])}
-
-    def difference(self, case: ImagePromptCase) -> tuple[str, str] | None:
-        """Return the differing ids and the expected ones, or None."""
-        return id_difference(self.ids(case.text), case)
 
 
 def _find_rule(folder: Path, processor: Processor, max_length: int) -> TokenizePrompt:
@@ -117,7 +106,7 @@ def initial_noise(step: Draw, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return drawn[0].astype(np.float32), drawn[1:]
 
 
-def _find_end(model: Path, outputs: Sequence[TensorRecord]) -> Draw:
+def _find_sampling(model: Path, outputs: Sequence[TensorRecord]) -> Draw:
     """Return the step with the numbers of the model's scheduler. Raises `ModelError` if no table can hold them."""
     from compress.formats.onnx.model import find_graphs
 
@@ -138,10 +127,11 @@ def _find_end(model: Path, outputs: Sequence[TensorRecord]) -> Draw:
     )
 
 
-def _ask(session: Any, step: Draw, feed: Batch, known: Numbers) -> Numbers:
+def _generate_image(session: Any, step: Draw, feed: Batch, known: Numbers) -> Numbers:
     """Return levels of the image that the session of a plug-in generates in the way of an app."""
     sampler = session.sampler
     noise, added = initial_noise(step, int(feed[SEED][0]))
+    # Classifier-free guidance: one batch holds the prompt and the empty prompt.
     guided = step.guidance > 1
     ids = [feed[IDS], np.array([step.empty_ids])] if guided else [feed[IDS]]
     text = np.concatenate([sampler.encode({IDS: row})[HIDDEN] for row in ids])
@@ -187,6 +177,6 @@ GENERATED_IMAGES = Answers(
     required=frozenset({HIDDEN}),
     # Shares of all levels. Integers that are rounded another way at one step are found again in all that follow.
     rounding=(Rounding(0.01), Rounding(0.1)),
-    find_postprocessing=_find_end,
-    predict=_ask,
+    find_postprocessing=_find_sampling,
+    predict=_generate_image,
 )

@@ -123,6 +123,7 @@ class Manifest(FrozenAliased):
 
 def _written(manifest: Manifest) -> bytes:
     content = manifest.model_dump(mode="json")
+    # Sorted names make the bytes independent of the order in which files were written.
     content["files"] = dict(sorted(content["files"].items()))
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
@@ -137,6 +138,7 @@ def read_manifest(path: Path) -> Manifest:
         raise BundleError(f"The {MANIFEST} has {path.stat().st_size} bytes.", where=str(path), expected="far fewer")
     content = path.read_bytes()
     manifest = _parsed(content, str(path))
+    # Writing the manifest again gives the same bytes unless somebody changed it.
     if manifest.sealed() != content:
         raise BundleError(
             f"The {MANIFEST} was changed after it was written.",

@@ -84,6 +84,7 @@ def find_provenance(recipe: Recipe, recipe_file: Path, run: Path, target: str) -
             for name, run_fields in samples.items()
         },
     )
+    # A lock or report of another recipe says nothing about this model.
     if not _is_run(recipe_file, run):
         return provenance
     lock, figures = read_lock(run / LOCK), find_measurements(recipe, recipe_file, run, target)

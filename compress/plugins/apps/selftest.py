@@ -48,7 +48,7 @@ class SelfTest(FrozenAliased):
     ) = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _measured_or_not(self) -> Self:
+    def _require_answers_or_reason(self) -> Self:
         if {self.made_with is None, self.tolerance is None} != {self.unmeasured is not None}:
             raise ValueError("either made_with and tolerance, or unmeasured")
         return self
@@ -56,13 +56,14 @@ class SelfTest(FrozenAliased):
     def to_bytes(self) -> bytes:
         """Return the contents of the file, with one case a line."""
         fields = self.model_dump(mode="json", exclude_defaults=True)
+        # One line for each case keeps the file readable and its differences small.
         cases = ",\n".join("  " + json.dumps(case, ensure_ascii=False) for case in fields.pop("cases"))
         head = json.dumps({"schema": SCHEMA, **fields}, ensure_ascii=False, indent=1)[:-2]
         return f'{head},\n "cases": [\n{cases}\n ]\n}}\n'.encode()
 
 
 @dataclass(frozen=True)
-class TestedModel:
+class ModelUnderTest:
     """Model under test, which gets each input alone, as an app runs it."""
 
     session: Session
@@ -81,24 +82,24 @@ class TestedModel:
         return answer
 
 
-def make_selftest(asked: TestedModel, inputs: Sequence[Case], integers: bool, made_with: str) -> SelfTest:
+def make_selftest(model: ModelUnderTest, inputs: Sequence[Case], integers: bool, made_with: str) -> SelfTest:
     """Run the model on all inputs, and return the self-test.
 
     Args:
-        asked: Model and its steps.
+        model: Model and its steps.
         inputs: Cases without answers.
         integers: True if the model computes in integers, which have a larger tolerance.
         made_with: Runtime and version.
     """
-    measured = [asked.answer(case) for case in inputs]
-    rounding = asked.answers.rounding[integers]
+    measured = [model.answer(case) for case in inputs]
+    rounding = model.answers.rounding[integers]
     return SelfTest.model_validate(
         {
             "made_with": made_with,
-            "tolerance": float(f"{asked.answers.span(measured) * rounding.share:.3g}"),
+            "tolerance": float(f"{model.answers.span(measured) * rounding.share:.3g}"),
             "cosine": rounding.cosine,
             "cases": [
-                case.model_copy(update={asked.answers.field: answer}).model_dump(exclude_defaults=True)
+                case.model_copy(update={model.answers.field: answer}).model_dump(exclude_defaults=True)
                 for case, answer in zip(inputs, measured, strict=True)
             ],
         }
@@ -126,6 +127,7 @@ def read_selftest(folder: Path, kind: AppType, listed: Collection[str]) -> SelfT
         raise BundleError(
             f"The {SELFTEST} does not have {kind.inputs.plural}, which {kind.name} takes.", where=str(path)
         )
+    # A case without an expected answer would compare nothing.
     nothing = kind.inputs.case.model_fields[kind.answers.field].default
     if test.unmeasured is None and any(getattr(case, kind.answers.field) == nothing for case in test.cases):
         raise BundleError(f"The {SELFTEST} expects no {kind.answers.plural}, which {kind.name} gives.", where=str(path))
@@ -143,22 +145,23 @@ def check_prepared(test: SelfTest, preparation: Preparation, where: str) -> None
             raise _failed(where, number, case, *difference)
 
 
-def run_selftest(test: SelfTest, asked: TestedModel, where: str) -> float:
+def run_selftest(test: SelfTest, model: ModelUnderTest, where: str) -> float:
     """Return the largest difference of an answer as a multiple of the tolerance.
 
     Raises:
         BundleError: A prepared input or an answer differs.
     """
     assert test.tolerance is not None
-    check_prepared(test, asked.preparation, where)
+    check_prepared(test, model.preparation, where)
     worst = 0.0
     for number, case in enumerate(test.cases, start=1):
         try:
-            answer = asked.answer(case)
+            answer = model.answer(case)
         except (InputError, ModelError, StageError) as error:
             raise _failed(where, number, case, str(error), "an input that the model takes") from error
-        expected_answer, answers = asked.known(case), asked.answers
+        expected_answer, answers = model.known(case), model.answers
         difference = answers.difference(answer, expected_answer)
+        # `not <=` also rejects NaN.
         if not difference <= test.tolerance:
             expected = f"{answers.shown(expected_answer)} within {test.tolerance:g}"
             raise _failed(where, number, case, f"{answers.plural} {answers.shown(answer)}", expected)

@@ -46,7 +46,7 @@ def examples(manifest: Manifest, kind: AppType, profile: AppProfile) -> dict[str
     for language in languages:
         template_path = f"{EXAMPLES}/{kind.examples}/{kind.example(language)}"
         template_path += ".jinja" if language == "python" else ""
-        # Node's are plain JavaScript, with braces of their own.
+        # Node examples are no templates: JavaScript uses braces itself.
         is_plain = language == "node"
         contents[kind.example(language)] = (
             (_SOURCES / template_path).read_text(encoding="utf-8")

@@ -84,7 +84,7 @@ class TextCase(Case):
 class TextRule:
     """Tokenization by the rule of a manifest."""
 
-    def __init__(self, folder: Path, rule: Tokenize) -> None:
+    def __init__(self, folder: Path, rule: Tokenize | TokenizePrompt) -> None:
         self.rule = rule
         self.tokenizer = open_tokenizer(folder / rule.tokenizer)
 
@@ -181,6 +181,7 @@ def _make_word_cases(
     """
     preparation, texts = TextRule(folder, rule), [" ".join(text.split()) for text in samples or built_in]
     for text in texts:
+        # Byte-level tokenizers include the space before a word in its first token.
         ids_by_word = [
             preparation.ids_of(word if index == 0 else f" {word}") for index, word in enumerate(text.split(" ")) if word
         ]
@@ -226,6 +227,7 @@ def open_tokenizer(path: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises no other class
         raise BundleError(f"The tokenizer cannot be opened: {error}", where=str(path)) from error
+    # The rule of the manifest truncates and pads, so that every platform does it alike.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

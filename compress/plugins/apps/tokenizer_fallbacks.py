@@ -64,6 +64,7 @@ def classes(tokenizer: Tokenizer, points: Iterable[int]) -> Iterator[tuple[int, 
 
 def _classes(tokenizer: Tokenizer, points: list[int]) -> Iterator[tuple[int, Class]]:
     """Classify code points in one call. Letters around each one show how it splits them."""
+    # Each point stands between the letters a and b, and the word q separates the points.
     text = f" {_FENCE} ".join(f"{_LEFT}{chr(point)}{_RIGHT}" for point in points)
     normal = text if tokenizer.normalizer is None else tokenizer.normalizer.normalize_str(text)
     words: list[list[str]] = [[]]
@@ -94,6 +95,7 @@ def _by_category(point: int) -> Class | None:
         return "gone"
     if category == "Zs":
         return "space"
+    # BERT treats all ASCII symbols as punctuation, such as "$" and "^".
     ascii_sign = point < 0x7F and category[0] in "PS"
     return "apart" if category[0] == "P" or ascii_sign or _is_ideograph(point) else "word"
 
@@ -132,6 +134,7 @@ def _ranges(points: list[int]) -> Iterator[tuple[int, int]]:
     yield first, last
 
 
+# JavaScript counts U+FEFF as white space and U+0085 as none, unlike the regular expressions of tokenizers.
 _SPACES = "\t-\r\u0085\\p{Z}"
 _NUMBER = "\\p{N}"
 _BYTE_LEVEL = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"

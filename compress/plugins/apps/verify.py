@@ -25,7 +25,7 @@ from compress.plugins.apps.manifest import (
     TensorRecord,
     read_manifest,
 )
-from compress.plugins.apps.selftest import TestedModel, check_prepared, read_selftest, run_selftest
+from compress.plugins.apps.selftest import ModelUnderTest, check_prepared, read_selftest, run_selftest
 from compress.plugins.provenance.signature import check_signature
 from compress.utils.errors import BundleError, InputError
 from compress.utils.storage import digest_file
@@ -99,7 +99,7 @@ def verify_folder(folder: Path, signer: Path | None) -> Verification:
         check_prepared(selftest, preparation, str(folder))
     else:
         worst = run_selftest(
-            selftest, TestedModel(session, preparation, kind.answers, manifest.postprocessing), str(folder)
+            selftest, ModelUnderTest(session, preparation, kind.answers, manifest.postprocessing), str(folder)
         )
     size = sum(record.size_bytes for record in manifest.files.values())
     return Verification(
@@ -133,6 +133,7 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             "The bundle holds a link or a device.", where=str(special_files[0]), expected="plain files and folders"
         )
     existing = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    # The manifest lists all files except itself and its signature.
     existing -= {MANIFEST, SIGNATURE}
     listed = manifest.files.keys()
     if existing != listed:

@@ -103,7 +103,7 @@ def compare_on_rows(
 
     # Slices by text length need a length for each row. Rows such as images have none.
     parts: list[Part] = []
-    with suppress(CompressError):  # rows without a length, such as images
+    with suppress(CompressError):
         parts = find_parts(recipe.slices or task.slices or _QUARTILES, data, TEST, lengths)[0]
     # A task may turn a row into several examples or none, so that members of a slice are counted by example.
     if READS_ROWS not in task.capabilities:
@@ -126,7 +126,7 @@ def compare_on_rows(
     )
     answers = {label: _answers(task, artifacts[label], predictions[label], data.labels) for label in predictions}
     label_ids = predictions[BASELINE].labels
-    names = [data.labels[place] for place in label_ids] if data.labels and label_ids is not None else []
+    names = [data.labels[index] for index in label_ids] if data.labels and label_ids is not None else []
     comparison = _compare_with_flips(report, answers, names, input_texts(data, TEST))
     return AnswersDiff(inputs=f"{len(rows):,} rows", rows=tuple(agreement), comparison=comparison)
 

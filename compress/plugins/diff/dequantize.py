@@ -211,7 +211,7 @@ def _integers(tensor: StoredTensor, bits: int, signed: bool) -> np.ndarray:
     # Split each byte into its weights, the lowest bits first.
     unpacked = np.stack([stored >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)], axis=-1)
     if tensor.parameters > tensor.elements:
-        # A byte of several weights: unsigned, whatever the type is called.
+        # Bytes with several weights are unsigned, whatever the type is called.
         return unpacked.reshape(*stored.shape[:-1], -1)
     # Signed weights are stored in two's complement of ``bits`` bits. This extends their sign to a byte.
     flat = unpacked.reshape(-1)[: tensor.elements].reshape(tensor.shape).astype(np.int8)
@@ -237,7 +237,7 @@ def _zero_points(tensor: StoredTensor | None, scales: np.ndarray, integers: np.n
         return np.full(scales.shape, middle, np.float32)
     values = np.asarray(tensor.values() if tensor.readable else tensor.data())
     if values.size < scales.size:
-        # As many to a byte as weights are, row by row.
+        # Zero points are packed like the weights, row by row.
         values = np.stack([values >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)], axis=-1)
         rows = scales.reshape(len(integers), -1)
         values = values.reshape(len(rows), -1)[:, : rows.shape[1]]

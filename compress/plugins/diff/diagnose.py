@@ -80,6 +80,7 @@ def _residual_share(before: float, after: float, product: float, difference: flo
 
 def _zeroed_rows_explain(read: DifferenceSums, zeroed: np.ndarray) -> bool:
     """Return True if the zeroed rows contain the whole difference."""
+    # Rows that are not zeroed must not differ.
     others = read.difference - float(read.rows.difference[zeroed].sum())
     return bool(others <= (_LEFT**2) * read.difference)
 

@@ -204,7 +204,7 @@ class _Matching:
         if self.same_layout:
             for old, new in names.items():
                 first, second = self.before[old], self.after[new]
-                # Integers may lie the other way round than the floats that they are made of.
+                # Formats may store quantized weights transposed, so that types must agree too.
                 if first.shape == second.shape and first.dtype == second.dtype:
                     self._add_pair(Pair(first, second, "name"))
         # Content first: exporters keep names for tensors that they changed.
@@ -235,6 +235,7 @@ class _Matching:
 
     def _match_concatenated(self, names: Mapping[str, str]) -> None:
         """Match tensors of the second model that are concatenated in one of the first."""
+        # Exchange the roles, so that each part is looked for in the concatenation.
         reverse = _Matching(dict(self.after), dict(self.before), False)
         reverse._match_content({})
         spans: dict[str, int] = defaultdict(int)
@@ -244,6 +245,7 @@ class _Matching:
                 spans[whole.name] += pair.count
                 self.pairs.append(Pair(row_slice(pair), part, "content"))
                 del self.after[part.name]
+        # A concatenation is matched once its parts cover an axis.
         for name, count in spans.items():
             if count in self.before[name].shape:
                 del self.before[name]
@@ -255,11 +257,13 @@ class _Matching:
             if before.shape != after.shape or before.name not in self.before or after.name not in self.after:
                 continue
             old, new = (np.concatenate(list(table.chunks())) for table in (before, after))
+            # All rows moved by the same offset if the rest is small.
             offset = (new - old).mean(axis=0)
             if np.linalg.norm(new - old - offset) > 0.05 * np.linalg.norm(old):
                 continue
             for other in [table for table in tables if table is not before and table.shape[1] == len(offset)]:
                 distances = np.linalg.norm(np.concatenate(list(other.chunks())) - offset, axis=1)
+                # The offset is a row of another table, which the exporter folded into this one.
                 if distances.min() <= 0.05 * np.linalg.norm(offset):
                     self._add_pair(
                         Pair(before, after, "content", plus=np.concatenate(list(other.chunks()))[distances.argmin()])
@@ -273,7 +277,7 @@ class _Matching:
         for before, after in product([*self.before.values()], [*self.after.values()]):
             if after.scaled or before.flat != after.flat or before.name not in self.before:
                 continue
-            # Formats don't agree on which half of a byte comes first.
+            # Formats differ in the half of a byte that comes first.
             for read in (after, after.halves_exchanged()) if after.bits < 8 else (after,):
                 if after.name in self.after and rows_alike(before, read) > _ROW_ALIKE:
                     self._add_pair(Pair(before, read, "content"))
@@ -319,10 +323,8 @@ class _Matching:
             self.after.pop(pair.after.name, None)
 
     def _match_name(self, old: str, new: str) -> None:
+        """Match two tensors of one name, also transposed. Other shapes count as resized."""
         before, after = self.before[old], self.after[new]
-        if math.prod(before.shape) != math.prod(after.shape):
-            self.resized.append((self.before.pop(old), self.after.pop(new)))
-            return
         turned = before.shape != after.shape and before.flat == after.flat[::-1]
         if before.shape == after.shape or turned:
             self._add_pair(Pair(before, after, "name", turned=turned))
@@ -355,8 +357,8 @@ class _Matching:
                 same_name = names.get(before.name) == after.name
                 for score, pair in candidate_pairs(before, fingerprint, after, self._fingerprint(after)):
                     if same_name and pair.count is not None:
-                        continue  # a part of its namesake was cut off
-                    # Of equally likely ones, the namesake; then what lies at the same place of the file.
+                        continue  # The tensor was enlarged, and is not a part of itself.
+                    # Prefer the same name among equal scores, then the same relative position in the file.
                     distance = abs(positions[0][before.name] - positions[1][after.name])
                     yield score + 0.01 * same_name - 1e-3 * distance, pair
 

@@ -340,6 +340,7 @@ def _first(fields: Sequence[FieldChange], weights: WeightsDiff | None) -> str:
     """Return the first thing to examine: a recipe field that changes all weights, else a layer, else a setting."""
     layers = weights.layers if weights is not None else ()
     changed = [entry for entry in layers if entry.unexplained > 0]
+    # A different seed or data set explains separately trained weights, and comes first.
     causes = [entry for entry in fields if entry.file == RECIPE and entry.field.startswith(_CAUSES)]
     if weights is not None and causes and _is_trained_separately(weights):
         return f"{causes[0].file}: {describe_field(causes[0])}"

@@ -53,6 +53,7 @@ def compare_weights(before: Path, after: Path, progress: Progress) -> WeightsDif
     tensors = []
     for pair in progress.track(matches.pairs, "compare weights", len(matches.pairs)):
         tensors.append(_PairReader(pair, sides, matches.swapped).change(*layers[pair.before.name]))
+    # Pairs were matched by certainty. Show them in the order of the first model.
     order = {name: index for index, name in enumerate(new if matches.swapped else old)}
     tensors.sort(key=lambda tensor: order.get(tensor.name.partition("[")[0], 0))
     return WeightsDiff(
@@ -201,7 +202,7 @@ class _PairReader:
         explained = 0.0
         if old.dtype != new.dtype:
             for side, squares in ((old, read.before), (new, read.after)):
-                # A float's step is between epsilon / 2 and epsilon of it.
+                # The step of a float lies between epsilon / 2 and epsilon times its value, with uniform error.
                 explained += side.epsilon**2 * squares / 24
         if self.streams:
             return explained, None
@@ -226,6 +227,7 @@ class _PairReader:
         if rounding == 0 or self.pair.before.dtype == self.pair.after.dtype == "float32":
             return ("rounded", 0.0) if read.relative <= _SUM_ORDER else ("changed", read.relative)
         remainder = ratio(max(read.difference - rounding, 0.0), read.before)
+        # Sums of squares are compared, hence the squared ratio.
         if read.difference > _TIMES_ROUNDING**2 * rounding:
             return "changed", remainder
         factor = self._factor(read)
@@ -240,6 +242,7 @@ class _PairReader:
         if not read.before or not read.product:
             return 1.0
         fits = read.product / read.before, read.after / read.product
+        # Noise in both tensors draws the two fits to opposite sides of 1.
         if min(fits) <= 1 <= max(fits):
             return 1.0
         return min(fits, key=lambda fit: abs(fit - 1))

@@ -1,4 +1,4 @@
-"""Core ML packages in bundles: read by their own messages anywhere, run on a Mac."""
+"""Core ML packages in bundles. They are inspected on any machine and run on macOS."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from compress.plugins.apps.bundled_format import Axis, BundledFormat, Interface
 
 _FREE = "sequence_length"
 _IOS = {5: "15.0", 6: "15.0", 7: "16.0", 8: "17.0", 9: "18.0"}
-"""The first that opens a version of the specification, by coremltools' table of deployment targets."""
+"""First iOS version for each version of the specification, after coremltools' table of deployment targets."""
 
 
 def _interface(file: Path, session: Session | None) -> Interface:
-    """As the package tells it."""
+    """Return the inputs and outputs that the package states."""
     program = _read(file)
     inputs, axes = {}, {}
     for name, bounds in program.inputs.items():
@@ -24,7 +24,7 @@ def _interface(file: Path, session: Session | None) -> Interface:
             if low != high:
                 axes[_FREE] = Axis(least=low, most=high)
     outputs = {
-        # What depends on the input is the number of rows.
+        # The only output size that depends on the input is the number of rows.
         name: TensorType(program.types[name], tuple(1 if size is None else size for size in shape))
         for name, shape in program.outputs.items()
     }
@@ -32,7 +32,7 @@ def _interface(file: Path, session: Session | None) -> Interface:
 
 
 def _minimum_version(file: Path) -> str:
-    """Of iOS."""
+    """Return the oldest iOS version that opens the package."""
     version = _read(file).version
     return _IOS.get(version, f"that reads version {version} of the specification")
 
@@ -49,4 +49,4 @@ BUNDLE = BundledFormat(
     unread_reason=lambda: why_missing("coremltools", "coremltools", "coreml"),
     minimum_version=_minimum_version,
 )
-"""Through the system's framework, on a Mac."""
+"""Core ML framework of macOS."""

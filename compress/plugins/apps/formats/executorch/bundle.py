@@ -1,4 +1,4 @@
-"""ExecuTorch programs in bundles: inputs have no names but an order, and free axes have bounds."""
+"""ExecuTorch programs in bundles. Their inputs are positional, and dynamic axes have bounds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from compress.plugins.apps.bundled_format import Axis, BundledFormat, Interface
 
 
 def _interface(file: Path, session: Session | None) -> Interface:
-    """Names are those of the config beside it, bounds the program's own; an output has as many rows as an input."""
+    """Return names from the config and bounds from the program. Outputs have as many rows as inputs."""
     from compress.formats.executorch.runtime import ExecuTorchSession
 
     assert isinstance(session, ExecuTorchSession)
@@ -24,4 +24,4 @@ def _interface(file: Path, session: Session | None) -> Interface:
 
 
 BUNDLE = BundledFormat(target="executorch", examples="compress.plugins.apps.formats.executorch", interface=_interface)
-"""Through ExecuTorch's own runtime on this machine's processor; its package has the schema, too."""
+"""ExecuTorch runtime on this machine's CPU. Its package also contains the schema."""

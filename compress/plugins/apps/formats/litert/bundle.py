@@ -1,4 +1,4 @@
-"""LiteRT files in bundles: one row at once, by the shortest of several graphs that holds it."""
+"""LiteRT files in bundles. The shortest graph that fits computes one row at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LENGTH = "sequence_length"
 
 
 def _interface(file: Path, session: Session | None) -> Interface:
-    """One row; its length is a name where there are several."""
+    """Return inputs and outputs of one row. The length is a named axis if the file has several graphs."""
     from compress.formats.litert.runtime import LiteRtSession
 
     assert isinstance(session, LiteRtSession)
@@ -27,4 +27,4 @@ def _interface(file: Path, session: Session | None) -> Interface:
 
 
 BUNDLE = BundledFormat(target="litert", examples="compress.plugins.apps.formats.litert", interface=_interface)
-"""Through LiteRT's interpreter on this machine's processor; its package has the schema, too."""
+"""LiteRT interpreter on this machine's CPU. Its package also contains the schema."""

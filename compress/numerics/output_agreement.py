@@ -25,7 +25,6 @@ def output_agreement(expected: np.ndarray, actual: np.ndarray) -> OutputAgreemen
     reference, output = (_widened(array.astype(np.float64), width) for array in (expected, actual))
     counted = ~(np.isnan(reference) & np.isnan(output))
     reference, output = (np.where(np.isnan(array), 0.0, array) for array in (reference, output))
-    # Infinite alike, as in a mask, is no difference; infinite in one alone is an infinite one.
     # Equal infinities, as in a mask, are no difference.
     counted &= ~(np.isinf(reference) & (reference == output))
     if not counted.any():

@@ -221,7 +221,6 @@ def linearized(parts: ArrayLike, wholes: ArrayLike) -> NDArray[np.float64]:
 
 def pearson(predictions: Sequence[float], targets: Sequence[float], confidence: float = 0.95) -> Estimate:
     """Return Pearson's r of n >= 4 pairs; artanh r is about normal with variance 1 / (n - 3) (Fisher 1921)."""
-    # It takes longer to import than a run without rated pairs may cost for it.
     # Importing scipy.stats takes longer than a run without rated pairs should pay.
     from scipy import stats
 

@@ -72,6 +72,7 @@ class Cache:
         entry = self.find(key, on_damage)
         if entry is not None:
             return entry, True
+        # Another run may have stored the entry while this one waited for the lock, so look again.
         with self.lock(key, on_wait):
             entry = self.find(key)
             return (entry, True) if entry is not None else (self.store(key, write), False)
@@ -135,9 +136,11 @@ class Cache:
             (partial / CONTENT).mkdir(parents=True)
         try:
             with storage_errors(partial):
+                # The manifest is written last. A folder with a valid manifest is complete.
                 record = write(partial)
                 self._discard(final)
                 partial.replace(final)
+        # Also on Ctrl-C: a partial folder must not stay.
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -164,6 +167,7 @@ class Cache:
     def remove_partial(self) -> int:
         """Remove files of killed runs, but nothing that a run writes now; return the bytes freed."""
         partial = [folder for folder in self._folders() if folder.name.startswith(_PARTIAL)]
+        # The name of a partial folder contains the key whose lock protects it.
         keys = [folder.name.removeprefix(_PARTIAL).removesuffix(_OLD).removesuffix(_WORK) for folder in partial]
         return sum(self._remove(key, folder) or 0 for key, folder in zip(keys, partial, strict=True))
 
@@ -215,6 +219,7 @@ def _received(key: str, partial: Path, record: dict[str, Any], fill: Callable[[P
     for path in (partial / CONTENT).rglob("*"):
         if path.is_file():
             _flush(path)
+    # Trust no record of another machine: its digest must fit its own list of files, and the files must fit too.
     sealed = record["key"] == key and record["digest"] == _digest(record["files"])
     damage = _difference(partial / CONTENT, record) if sealed else "its record is of another entry"
     if damage is not None:
@@ -240,6 +245,7 @@ def _digest(files: Mapping[str, Mapping[str, object]]) -> str:
     """Return the digest over names and contents of all files of a manifest."""
     total = hashlib.sha256()
     for name in sorted(files):
+        # The null byte cannot occur in a name, so no two lists of files give the same bytes.
         total.update(f"{name}\0{files[name]['sha256']}\0".encode())
     return total.hexdigest()
 
@@ -257,6 +263,7 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
 
 def _difference(content: Path, record: Mapping[str, Any]) -> str | None:
     """Return the first difference between the files in ``content`` and the manifest, or None."""
+    # Compare names before contents: this needs no reading of large files.
     present = {path.relative_to(content).as_posix() for path in content.rglob("*") if path.is_file()}
     differing = sorted(present ^ set(record["files"]))
     if differing:

@@ -53,6 +53,7 @@ def unsupported_reason(recipe: Recipe, start: Path | None, target: Target, from_
         return f"it answers one batch at a time, and {recipe.task} goes token by token"
     if spec.written_by is None:  # what outputs are before they are in a format, the starting model at least
         return "it runs weights as transformers has them, and an ONNX graph has none" if from_graph else None
+    # Both models that are compared must exist in the target's format.
     for label in (recipe.labels()[-1], recipe.baseline):
         if (reason := _unwritable_reason(recipe, label, form, from_graph)) is not None:
             return f"{files}, {reason}"
@@ -62,6 +63,7 @@ def unsupported_reason(recipe: Recipe, start: Path | None, target: Target, from_
         return f"{target.runtime} runs {', '.join(tasks_with(frozenset({GENERATES})))} only"
     if not STAGES[spec.written_by].supports(capabilities):
         return f"{files}, which the stage {spec.written_by} does not write for {recipe.task}"
+    # The exporters of these tasks support some architectures only, so ask them.
     if _ANY_ARCHITECTURE & capabilities and start is not None:
         try:
             check_writable(start, form)
@@ -121,6 +123,7 @@ def leads_to(found: str | None, form: str) -> bool:
     while True:
         if found in (None, form):
             return True
+        # Some formats are converted from another one, such as ORT from ONNX. Follow the chain backwards.
         source = FORMATS[form].written_from
         if source is None:
             return False
@@ -153,6 +156,7 @@ def measurable(runner: StageRunner, form: str, options: Options = MappingProxyTy
     """
     labels = runner.recipe.labels()
     selected = [label for label in labels if leads_to(_format(runner, label), form)]
+    # A format with its own precisions is written from the float weights if the final model is in no such format.
     if FORMATS[form].own_bits and labels[-1] not in selected:
         selected.append(labels[-1])
     selected = selected if runner.recipe.benchmark.every_stage else selected[-1:]
@@ -212,6 +216,7 @@ def _in_format(runner: StageRunner, label: str, form: str, options: Options) -> 
         source = weights_of(runner, label)
     else:
         source = label if spec.written_from == current_format else _in_format(runner, label, spec.written_from, {})
+    # The label tells readers of the report which format the file is in.
     written_label = f"{label}, as {form.upper()}"
     runner.run_extra(written_label, _writer(runner, label, form, options), source)
     return written_label
@@ -222,6 +227,7 @@ def _whole(runner: StageRunner, label: str) -> str:
     if label != START or EXPORTED_FROM_CHECKPOINT in runner.inputs.task.capabilities:
         return label
     config = read_json(runner.inputs.start / "config.json")
+    # The config says which head the checkpoint has. A missing head gets seeded random weights.
     inferred_task = infer_task(config, (runner.inputs.start / PREPROCESSOR).is_file())
     if inferred_task == runner.recipe.task and set(runner.inputs.data.labels) <= set(
         (config.get("id2label") or {}).values()
@@ -242,7 +248,7 @@ class WithHead(Stage[TorchModel, TorchModel]):
     kind: Literal["with_head"] = "with_head"
 
     def output_spec(self) -> OutputSpec:
-        """Not one weight."""
+        """Guarantee that no weight changes."""
         return OutputSpec(changes_weights=False)
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
@@ -264,7 +270,6 @@ def _writer(runner: StageRunner, label: str, form: str, options: Options) -> Any
     if FORMATS[form].own_bits:
         precision_fields = asked_bits(runner.recipe, label, kind)
         fields = options if precision_fields["precision"] != FLOAT or label == runner.recipe.labels()[-1] else {}
-        # A precision that the recipe gives is not for the bits that it gives to ONNX.
         # The precision that the recipe asks for here replaces the one that it uses for ONNX.
         return STAGES[kind].model_validate(
             {"kind": kind, **({} if "precision" in fields else precision_fields), **fields}

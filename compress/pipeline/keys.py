@@ -55,6 +55,7 @@ class Keys:
         references = stage.references().values()
         folders = [self.folder_digest(reference.name) for reference in references if reference.kind != "model"]
         models = [self.model_digest(reference.name) for reference in references if reference.kind == "model"]
+        # Only the kind of device counts, not its number: two equal devices compute the same bits.
         device = self.device.partition(":")[0] if stage.uses_device or isinstance(stage, Trains) else CPU
         return cache_key(
             {
@@ -77,6 +78,7 @@ class Keys:
         needs = stage.needs()
         if not needs.splits and not needs.unlabeled:
             return None
+        # Stages that train may read the validation split for early stopping, whether or not they name it.
         validation = (_VALIDATION,) if _VALIDATION in self.data.splits else ()
         return self.data.digest(*needs.splits, *validation, unlabeled=needs.unlabeled)
 
@@ -117,6 +119,7 @@ class CachedStages:
             for named_reference in references
             if named_reference.kind != "model"
         }
+        # Without all inputs the keys cannot be computed, and nothing may be downloaded for a forecast.
         complete = None not in (*models.values(), *folders.values())
         if not complete or not cache.root.is_dir() or not _data_is_here(recipe, self.folder):
             return {}

@@ -75,6 +75,7 @@ def find_licences(recipe: Recipe, folder: Path, fetch: bool = False) -> tuple[Li
     records: list[LicenceRecord] = []
     for source in sources:
         path = _place(source, recipe.data, folder)
+        # A licence in the files wins over that of an earlier run which made them.
         stated, earlier = _stated(source, path, recipe, fetch), _earlier(source, path)
         if earlier and not stated.by:
             stated = Stated(carried(earlier.licences), f"run {earlier.recipe}")
@@ -92,6 +93,7 @@ def find_licences(recipe: Recipe, folder: Path, fetch: bool = False) -> tuple[Li
             )
         )
         if earlier:
+            # Weights of an earlier run carry the duties of that run's sources.
             earlier_records = (record for record in earlier.licences if not record.of.startswith(RUNTIME))
             of_run = f"{OF_RUN}{earlier.recipe}"
             records += [
@@ -130,6 +132,7 @@ def objections(records: Sequence[LicenceRecord], recipe: Recipe) -> list[Objecti
                 f"no licence is stated of {', '.join(without_licence)}; `licences.stated` of the recipe may say it"
             )
         )
+    # Unknown licences are not judged. The user has to read them.
     unknown_terms = [
         _shown(record) for record in sources if record.licence != NOT_STATED and not is_known(record.licence)
     ]
@@ -161,6 +164,7 @@ def _forbidden(record: LicenceRecord, sources: Sequence[LicenceRecord], recipe: 
         conflict = f"forbids to train other models with what it says, and the recipe teaches {student} so"
     else:
         return None
+    # The user may have a separate permission. The recipe then states the reason, and the report repeats it.
     if record.allowed is not None:
         return Objection(f"{_shown(record)} {conflict}; the recipe says why it may: {record.allowed}")
     return Objection(f"The licence of {_shown(record)} {conflict}.", forbids=True)
@@ -224,6 +228,7 @@ def _place(source: Source, data: DataConfig, folder: Path) -> Path | None:
     """Return the local path of a source, or None. Nothing is downloaded."""
     if is_sample(source.name):
         return None
+    # Rows may be named relative to the data's folder.
     for base in (folder, folder / data.source if source.is_data and data.source else folder):
         if (path := find(source.name, base)) is not None:
             return path
@@ -248,7 +253,6 @@ def _sources(recipe: Recipe) -> Iterator[Source]:
     references = {
         reference.name: reference for reference in all_references(recipe.stages) if reference.kind != "folder"
     }
-    # The last student that is read takes the place of what went before it; one of random weights is its config alone.
     # The last trained student replaces the model before it. A student with random weights is only a config.
     students = [name for name, reference in references.items() if reference.kind == "model"]
     yield Source("model", recipe.model, binds=not students)
@@ -257,7 +261,6 @@ def _sources(recipe: Recipe) -> Iterator[Source]:
             yield Source("adapter", name, binds=True)
         elif not reference.random_weights:
             yield Source("student", name, binds=name == students[-1])
-    # Rows that judge and nothing else leave no trace in the weights.
     # Rows that are only used for evaluation do not affect the weights.
     splits = {split: name for split, name in recipe.data.splits.items() if split != TEST}
     training_names = {*data_names(recipe.data.model_copy(update={"splits": splits}))}

@@ -135,6 +135,7 @@ def measure(runner: StageRunner, remeasure: bool) -> Findings:
         artifacts = _artifacts(findings, runner, profile, unavailable)
         if artifacts:
             sessions.append(_measured(findings, runner, profile, artifacts, remeasure))
+    # If no target is available here, ONNX Runtime or torch on this processor measures in its place.
     stand_in = PROFILES["cpu"] if runner.inputs.from_graph else REFERENCE
     if not sessions:
         findings.stand_in = stand_in.name
@@ -148,6 +149,7 @@ def measure(runner: StageRunner, remeasure: bool) -> Findings:
     if findings.stand_in and {row.target for row in findings.measurements} == {stand_in.name}:
         findings.measurements += _as_made(runner, runner.recipe.profiles()[0])
     findings.measurements += rows_against_reference(runner, sessions)
+    # Bytes by layer are the same on all targets that ship the files, so the last one is enough.
     session = next((candidate for candidate in reversed(sessions) if not is_reference(candidate)), sessions[-1])
     for label in (BASELINE, FINAL):
         layers = (LayerBytes.model_validate(row) for row in bytes_by_layer(session.artifacts[label]))
@@ -175,6 +177,7 @@ def _artifacts(
     if reason is None:
         try:
             return measurable(runner, target.format, profile.options)
+        # A full disk is no property of the target. It ends the run.
         except StorageError:
             raise
         except (ModelError, StageError) as error:
@@ -242,6 +245,7 @@ def measure_answers(findings: Findings, session: TargetSession) -> None:
         findings.parts = parts
         findings.slices = {part.name: SliceRecord.of(part.rows.tolist(), part.about) for part in parts}
         findings.notes += [*notes, *session.remarks()]
+    # Sizes and the task's own metrics, then evaluations by generated text or images where the recipe asks for them.
     findings.measurements += (
         session.sizes()
         + session.accuracies(findings.parts)
@@ -270,6 +274,7 @@ def _time(findings: Findings, session: TargetSession, remeasure: bool) -> None:
     device = session.profile.device
     try:
         rows, notes, machine = session.timings(remeasure)
+    # A device that cannot be reached loses its times only. Everything else was measured on this machine.
     except (DeviceError, InputError) as error:
         if device is None:
             raise

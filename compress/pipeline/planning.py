@@ -66,6 +66,7 @@ def stage_plans(
         except InputError as error:
             problems.append(error)
             return plans
+        # The shape of a cached output is still needed for the stages after it.
         if cached:
             nothing = Estimate(value=0, note="cached")
             prediction = replace(prediction, seconds=nothing, peak_memory_bytes=nothing)
@@ -117,7 +118,7 @@ def make_plan(
         artifacts: The folder of the cache and of stage benchmarks.
         looks_into_model: Check formats and stages against the model's structure, which imports torch and runs its
             blocks without weights, and benchmark stages that train for long on a few batches, once.
-        progress: Is told when stages are benchmarked.
+        progress: Shows when stages are benchmarked.
 
     Raises:
         InputError: With all problems at once.
@@ -132,6 +133,7 @@ def make_plan(
         except InputError as error:
             problems.append(error)
     problems += _inapplicable_stages(recipe, sources) if not problems else []
+    # Benchmarks run the recipe's code on its data, so everything must be local and valid.
     benchmarks = None
     if not problems and all(row.status == "here" for row in sources.rows):
         run_now = looks_into_model and _trains_for_long(recipe, sources, is_cached)
@@ -141,6 +143,7 @@ def make_plan(
             problems.append(error)
     context = plan_context(recipe, sources, start_shape or (benchmarks.start if benchmarks else None), benchmarks)
     stages = stage_plans(recipe, sources, context, is_cached, problems, benchmarks)
+    # The model's structure is looked at only if the recipe has no other problem, since this imports torch.
     folder = sources.start if looks_into_model and not problems else None
     folder = folder if folder is not None and (folder / "config.json").is_file() else None
     from_graph = False
@@ -153,6 +156,7 @@ def make_plan(
                 check_stages(recipe.stages, folder)
     except (ModelError, StageError, InputError) as error:
         problems.append(error)
+    # All problems are collected, so that one call of `compress check` shows them together.
     needed, free = _disk_needed(stages, sources), free_bytes(artifacts)
     if needed.value is not None and needed.value > free:
         problems.append(disk_error(needed.value, free, artifacts))
@@ -277,6 +281,7 @@ def _disk_needed(stages: Sequence[StagePlan], sources: Sources) -> Estimate:
     written = [*(stage.disk_bytes for stage in new), *(stage.disk_bytes for stage in stages[-1:])]
     labels = [*(stage.label for stage in new), "the final copy"]
     total = _total(written, labels)
+    # A download needs the archive and the unpacked files at the same time.
     fetched = sum(sources.downloads.values()) * UNPACKED
     if total.value is None:
         return Estimate(value=fetched or None, note=total.note)
@@ -290,6 +295,7 @@ def _total(estimates: Sequence[Estimate], labels: Sequence[str]) -> Estimate:
     note = f"without {', '.join(unknown)}" if unknown else ""
     if not known:
         return Estimate.unknown(note)
+    # An estimate without a range counts with its value at both ends.
     ends = [
         sum(value for estimate in estimates if (value := getattr(estimate, end) or estimate.value) is not None)
         for end in ("low", "high")

@@ -76,7 +76,6 @@ def _text_size(path: Path) -> tuple[Text, tuple[str, ...]]:
     """Estimate the rows of a text file from its first lines."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        # To the end of a line: a document may be longer than the beginning that is read.
         # Up to the end of a line, since one document may be longer than the head.
         head = file.read(_HEAD_BYTES) + file.readline()
     text = head.decode("utf-8-sig", errors="replace")

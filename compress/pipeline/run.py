@@ -81,6 +81,7 @@ def _notify_plugins(finished: FinishedRun, progress: Progress) -> None:
         write = load_extension(extension, lambda value: value)
         if write is not None:
             write(finished)
+    # A plug-in that failed does not undo the run. The user gets a note.
     for problem in plugin_problems():
         if problem.point == "run_finished":
             progress.note(str(problem))
@@ -99,13 +100,14 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         recipe: The recipe.
         recipe_folder: The folder that relative paths in the recipe start from.
         artifacts: The folder of the cache and the runs.
-        progress: Is told each step; the run's log gets the same notes.
+        progress: Shows each step; the log of the run gets the same notes.
         remeasure: Take new timings even if the cache has some.
 
     Raises:
         CompressError: A failed or interrupted run leaves its log, and finished stages in the cache, but no report and
             no `latest`.
     """
+    # A run without room on the disk ends before it makes a folder.
     check_artifacts(artifacts)
     quiet_libraries()
     began, started = time.perf_counter(), datetime.now(UTC).astimezone()
@@ -114,16 +116,20 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
     with _logged(progress, folder / LOG) as logged:
         runner = StageRunner(recipe, recipe_folder, artifacts, logged)
         absolute = with_absolute_paths(recipe, recipe_folder)
+        # The recipe is written first, so that even a failed run can be repeated from its folder.
         write_atomically(folder / RECIPE, dump_recipe(absolute))
+        # A forbidden licence ends the run before any computation.
         licences = find_licences(recipe, recipe_folder, fetch=True)
         remarks = refuse_forbidden(licences, recipe)
         check_run(runner)
         for error in plugin_problems():
             logged.note(str(error))
         runner.run_all()
+        # Everything is measured on the files that the stages wrote, through the runtime of each target.
         findings = measure(runner, remeasure)
         findings.notes[:0] = map(str, plugin_problems())
         findings.notes += remarks
+        # Targets may have limits of their own, on shipped bytes and memory. They are judged like the recipe's.
         all_limits = (*recipe.limits, *target_limits(recipe.profiles(), findings.measurements))
         limits = check_limits(
             *(all_limits, findings.measurements, recipe.baseline, findings.skipped),
@@ -132,6 +138,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         )
         limits = [explained(limit, recipe.profiles(), findings.finals, findings.shipped) for limit in limits]
         with storage_errors(folder):
+            # The final model is copied out of the cache, which `compress cache prune` may empty.
             _copy_model(runner.folder_of(recipe.labels()[-1]), folder / MODEL)
             # Files that were written for a target alone, not by a stage of the recipe.
             outputs = {runner.folder_of(label) for label in (START, *recipe.labels())}
@@ -154,11 +161,13 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
             **findings.report_fields(),
         )
         if findings.answers:
+            # Targets may disagree, so each has its own column of answers then.
             several = len({target for _, target in findings.answers}) > 1
             write_predictions(test_labels(runner), findings.answers, folder, several)
         write_report(report, folder)
         _notify_plugins(FinishedRun(absolute, report, lock, folder), logged)
         with storage_errors(folder.parent):
+            # The link moves last: `latest` always names a complete run.
             update_latest_link(folder)
     return Run(report, folder)
 
@@ -172,6 +181,7 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
 
     data = recipe.data
     source = data.source and absolute(data.source)
+    # Splits may be named relative to the data's folder, or to the recipe.
     home = Path(source) if source and Path(source).is_dir() else folder
     splits = {
         split: absolute(str(home / name) if (home / name).is_file() else name) if is_file_name(name) else name
@@ -179,6 +189,7 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     }
     changes = {"source": source, "splits": splits, "unlabeled": tuple(absolute(name) for name in data.unlabeled)}
     stages = tuple(_with_absolute_paths(stage, absolute) for stage in recipe.stages)
+    # Evaluation files that the recipe names besides its data.
     fields = ("questions", "similarity", "instructions", "judge")
     references = {name: getattr(recipe.evaluation, name) for name in fields}
     paths = {name: reference and absolute(reference) for name, reference in references.items()}
@@ -212,6 +223,7 @@ def _with_field(model: Model, field: Sequence[str], value: str) -> Model:
 
 def _copy_model(source: Path, folder: Path) -> None:
     folder.parent.mkdir(exist_ok=True)
+    # Copy under another name first, so that an interrupted copy is never taken for a model.
     partial = folder.with_name(f".{folder.name}")
     shutil.copytree(source, partial)
     partial.rename(folder)

@@ -64,6 +64,7 @@ def check_artifacts(artifacts: Path) -> None:
 def free_bytes(artifacts: Path) -> int:
     """Return the free bytes of the disk on which the artifacts folder is, or will be."""
     folder = artifacts.absolute()
+    # The folder may not exist yet. Its nearest existing parent lies on the same disk.
     while not folder.is_dir():
         folder = folder.parent
     return shutil.disk_usage(folder).free
@@ -97,6 +98,7 @@ def check_run(runner: StageRunner) -> None:
     if problems:
         raise combined_error(problems)
     inputs = runner.inputs
+    # Data first: these checks read files, but no model.
     check_slices(runner)
     check_judge(runner)
     for reference in dict.fromkeys(all_references(runner.recipe.stages)):
@@ -106,6 +108,7 @@ def check_run(runner: StageRunner) -> None:
             folder = inputs.locate(reference.name)
             if reference.kind == "adapter":
                 check_adapter(folder)
+    # Then the tokenizer and the model's architecture.
     check_running_text(runner)
     check_formats(runner.recipe, inputs.start)
     _check_disk_space(runner)
@@ -136,6 +139,7 @@ def _check_disk_space(runner: StageRunner) -> None:
     for label, stage in zip(runner.recipe.labels(), runner.recipe.stages, strict=True):
         ratio = stage.output_spec().max_size_ratio
         output_bytes *= 1.0 if ratio is None else min(ratio, 1.0)
+        # The final model is copied once more, into the run's folder.
         needed += output_bytes if label not in cached else 0.0
     needed += output_bytes
     free = free_bytes(runner.artifacts)
@@ -192,12 +196,14 @@ def check_running_text(runner: StageRunner) -> None:
             error.where = f"stages.{number}.{stage.kind}, {error.where}"
             raise
     processor = load_processor(runner.inputs.start)
+    # Texts in other languages are split into categories of tokens, which fails for unknown languages.
     for split, language in recipe.data.also.items():
         rows = runner.inputs.data.split(split)
         split_examples = encode_for_model(
             runner.inputs.start, runner.inputs.task, rows, recipe.data.max_length, recipe.evaluation
         )
         runner.inputs.task.token_categories(rows, processor, split_examples, language)
+    # Prompts of chats, with the model's own template around them.
     turns = (
         encode_chats(runner.inputs.start, [instruction.prompt for instruction in runner.inputs.instructions])
         if runner.inputs.instructions
@@ -217,6 +223,7 @@ def check_running_text(runner: StageRunner) -> None:
             where="benchmark.contexts",
             hint="give more text, raise evaluation.windows, or lower benchmark.contexts",
         )
+    # A model with learned positions cannot read beyond them. Each setting that makes a text longer is compared.
     positions = max_positions(read_json(runner.inputs.start / "config.json"))
     lengths = {
         "data.max_length": recipe.data.max_length,

@@ -115,6 +115,7 @@ class StageRunner:
         """
         folder = self.folder_of(label)
         stored_type = self._output_type(label)
+        # The stage's own type wins if it is a kind of checkpoint, since it may know more than `Checkpoint`.
         if model_type is Checkpoint and stored_type is not OnnxModel:
             stored_type = stored_type if issubclass(stored_type, Checkpoint) else Checkpoint
         elif model_type is TorchModel and stored_type is Checkpoint:
@@ -178,6 +179,7 @@ class StageRunner:
             on_damage=self.progress.note,
             on_wait=lambda: self.progress.note(f"{label}: waiting for another run that computes this stage"),
         )
+        # The entry is complete, so half-finished work on it has no use.
         self.cache.drop_scratch(key)
         if cached:
             self.progress.note(f"{label}: from the cache")
@@ -186,11 +188,13 @@ class StageRunner:
     def _apply_in_all_processes(self, label: str, stage: AnyStage, input_label: str) -> StageResult:
         """Apply a stage in each of several launched processes: all of them train, the first one stores the output."""
         key = self._key(stage, input_label)
+        # All processes must take the same branch, so the first one looks into the cache for all.
         done = first_says(self.cache.find(key) is not None)
         if is_first():
             result = self._apply(label, stage, input_label)
             wait_for_all()
             return result
+        # The other processes take part in training. Stages that do not train run in the first process alone.
         if not done and isinstance(stage, Trains):
             stage.run(self.load(input_label, loaded_type(stage, self.inputs.task.capabilities)), self.context(key))
         wait_for_all()
@@ -212,12 +216,14 @@ class StageRunner:
                     output = stage.run(model, context)
                 if use.was_used and self.inputs.device != CPU:
                     context.note(f"computed on {describe_device(self.inputs.device)}")
+                # The checks read the files that were just written, because these are shipped.
                 output.save(content)
                 with meter.checking():
                     task, data = self.inputs.task, self.inputs.data
                     probe = PredictionProbe.of_task(task, data, self.recipe.data.max_length, type(output))
                     input_size = measure_size(self.folder_of(input_label), self.model_bytes(input_label))
                     check.check(output, digests, input_size, content, probe)
+            # Name the stage in the error, since the library's own message does not.
             except DeviceError as error:
                 raise DeviceError(f"Stage {label!r}: {error.what}", hint=error.hint) from error
             except CompressError as error:
@@ -243,6 +249,7 @@ class StageRunner:
         spec = stage.output_spec()
         if not self.inputs.from_graph or spec.max_size_ratio is None:
             return spec
+        # A graph from another tool may have no tensor that the stage shrinks, so its size may stay the same.
         return replace(spec, max_size_ratio=1.0)
 
     def model_bytes(self, label: str) -> int:

@@ -125,6 +125,7 @@ class StageBenchmarker:
             pass
         model, input_label = self.outputs[START], START
         batch = max(getattr(stage, "batch_size", 1) for stage in self.recipe.stages)
+        # A random sample has the length distribution of the whole split.
         table = self.data.split("train")
         rows = np.random.default_rng(0).permutation(len(table))[: _SAMPLE_BATCHES * batch]
         began = self.clock.now()
@@ -140,6 +141,7 @@ class StageBenchmarker:
             ready_bytes=meter.peak_rss_bytes,
         )
         yield benchmarks
+        # Padding makes the longest examples decide the peak memory.
         lengths = examples.lengths() if len(examples) == len(rows) else np.zeros(len(rows))
         longest = rows[np.argsort(-lengths, kind="stable")]
         for label, stage in zip(self.recipe.labels(), self.recipe.stages, strict=True):
@@ -172,6 +174,7 @@ class StageBenchmarker:
         batch = tensors(examples, few)
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
             model.module.eval()(**{name: batch[name] for name in examples.padding})
+        # A multiplication and an addition per weight are two FLOPs.
         working = shape_of(model, self.start).working
         return float(counter.get_total_flops()) / (2 * max(working, 1.0) * len(few))
 
@@ -197,6 +200,7 @@ class StageBenchmarker:
             longest: The same, the longest examples first.
             encoding: Seconds of encoding an example.
         """
+        # One epoch without selection of the best one, so that each example is read exactly once.
         one_epoch = {"epochs": 1.0, "keep_best": False}
         fields = type(stage).model_fields
         short = stage.model_copy(update={name: value for name, value in one_epoch.items() if name in fields})
@@ -211,6 +215,7 @@ class StageBenchmarker:
         # A stage that reads unlabeled text gets as large a share of it as of the training split.
         unlabeled = self.data.unlabeled if stage.needs().unlabeled else None
         factor = 1.0 if unlabeled is None else 1.0 + len(unlabeled) / max(len(self.data.split("train")), 1)
+        # Two runs of different lengths separate the constant time from the time per example.
         per_example = max(beside - constant, 0.0) / (factor * max(len(sample) - _FEW, 1))
         # The first run also imports the libraries that the stage calls.
         startup = first - factor * per_example * min(len(longest), batch_size)

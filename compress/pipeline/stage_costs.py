@@ -74,6 +74,7 @@ def predict_stage_cost(
         return _with_library_memory(stage, prediction, input_shape, benchmarks, model_type, held_bytes)
     if prediction.shape is None or isinstance(stage, SizedByData):
         prediction = predicted(input_shape, timing.shape, prediction.seconds, prediction.peak_memory_bytes)
+    # Without the number of examples there is nothing to scale the benchmark by.
     examples = _training_examples(stage, context)
     if examples is None:
         return prediction
@@ -178,6 +179,7 @@ def predict_measuring(
         evaluations_and_timings = []
         for label in labels:
             shape = context.shapes.get(label)
+            # A model of unknown size makes the prediction a lower bound, which the note says.
             if shape is None:
                 unknown.append(f"the size of {label}")
                 continue
@@ -231,6 +233,7 @@ def _evaluation_and_timing(
         return None
     answer *= _GRAPH_SPEED
     encoding = benchmarks.encode_seconds if benchmarks else 0.0
+    # Each row is encoded and answered once. Timed calls repeat a sample of the rows, one at a time and in batches.
     evaluated = (answer + encoding) * test.rows
     timed = bench.seconds * kinds + calls * answer * (1 + bench.batch_size * bench.batched)
     if EXPORTED_FROM_CHECKPOINT in task:

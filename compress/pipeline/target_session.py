@@ -267,6 +267,7 @@ class TargetSession:
         if READS_ROWS in self.runner.inputs.task.capabilities or not parts:
             return parts, notes
         rows, examples = data.split(self.split), self.examples(first)
+        # Running text is cut into windows. A window belongs to a slice only if all of its rows do.
         member_slices = [
             replace(part, rows=self.runner.inputs.task.members(rows, part.rows, examples)) for part in parts
         ]
@@ -287,6 +288,7 @@ class TargetSession:
         task, target, rows = self.runner.inputs.task, self.target.name, list[Measurement]()
         for label, predictions in self.predictions.items():
             metric_rows = task.measure(predictions.kept, predictions.labels, label, target)
+            # Agreement shows changed answers that cancel out in the accuracy.
             agreement_rows = (
                 task.compare(predictions.kept, self.predictions[BASELINE].kept, label, target)
                 if BASELINE in self.predictions
@@ -305,6 +307,7 @@ class TargetSession:
             label: task.token_categories(texts, load_processor(folder), self.examples(label, split), language)
             for label, folder in self.artifacts.items()
         }
+        # Every model has the same texts, so the first model's counts serve for all.
         counts = {kind: chosen.sum(axis=1) for kind, chosen in next(iter(kinds.values())).items()}
         for label, predictions in predictions_by_label.items():
             metric_rows = task.measure(predictions.kept, predictions.labels, label, self.target.name)
@@ -329,6 +332,7 @@ class TargetSession:
         probabilities = self.runner.inputs.task.probabilities(predictions.kept)
         if probabilities is None:
             return None
+        # The order of the classes is the artifact's own, which may differ from the data's.
         names = artifact_labels(self.artifacts[label]) or self.runner.inputs.data.labels
         classes = probabilities.argmax(axis=-1)
         return ModelAnswers(
@@ -368,7 +372,6 @@ class TargetSession:
                 "target": self._target_key(),
                 "runtime": get_runtime(self.target.runtime).build(),
                 "packages": package_versions((*_PACKAGES, *self.runner.inputs.task.packages)),
-                # Where 8-bit products may saturate, answers are the processor's own.
                 # Where 8-bit products may saturate, predictions depend on the processor.
                 **({} if find_processor("cpu").sums_in_32_bits else {"processor": processor_class()}),
                 **parts,
@@ -442,6 +445,7 @@ class TargetSession:
     def timings(self, remeasure: bool) -> tuple[list[Measurement], list[str], dict[str, Any]]:
         """Return measurements, notes and the machine of one interleaved timing session over all artifacts."""
         runner, recipe, host = self.runner, self.runner.recipe, self._place()
+        # Times belong to this machine, so its description is part of the key.
         machine = environment()
         key = cache_key(
             {
@@ -458,6 +462,7 @@ class TargetSession:
                 "seed": recipe.seed,
             }
         )
+        # The old timings are removed now, so that an interrupted session does not bring them back.
         if remeasure and runner.cache.peek(key) is not None:
             runner.cache.remove(key)
 
@@ -499,6 +504,7 @@ class TargetSession:
 def windows_digest(examples: Examples) -> str:
     """Return a digest of token sequences and of the positions that count."""
     parts = [example["input_ids"] for example in examples.inputs]
+    # Positions that do not count towards the loss are marked in the labels.
     counts = [] if examples.labels is None else [examples.labels]
     return hashlib.sha256(b"".join(part.tobytes() for part in (*parts, *counts))).hexdigest()
 

@@ -41,7 +41,6 @@ def limit_result(report: Report, limit: LimitResult) -> str:
     else:
         interval = format_interval(metric, limit.low, limit.high)
         text = f"{value} ({interval})" if interval else value
-    # Why a target is not to be had is said once, of the target.
     # The reason is stated once, with the target.
     target_skipped = limit.skipped and any(skip.target == limit.target for skip in report.skipped)
     return "; ".join(filter(None, (text, _chance(limit), "target skipped" if target_skipped else limit.reason)))

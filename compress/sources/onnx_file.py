@@ -72,7 +72,6 @@ def convert_onnx(file: Path, cache: Path, arrays: bool, progress: Progress | Non
 def ready_folder(file: Path, cache: Path, arrays: bool) -> Path:
     """Return the path to which `convert_onnx` writes the graph, whether it exists or not. Raises `ModelError`."""
     # External weights belong to the graph's identity.
-    # The files of a graph's external weights.
     from compress.formats.onnx.graph_reader import read_graph
     from compress.utils.storage import cache_key
 

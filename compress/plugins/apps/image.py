@@ -237,7 +237,6 @@ def find_rule(processor: Processor) -> PrepareImage:
 
     resize, crop = _resize(said) if said("do_resize") else None, said("crop_size") if said("do_center_crop") else None
     if resize is not None and resize.shortest_edge is not None and said("crop_pct"):
-        # ConvNeXT's: resized to more, and cut to what the size says.
         # ConvNeXT resizes to a larger size and crops the centre.
         side = resize.shortest_edge
         crop = {"height": side, "width": side}

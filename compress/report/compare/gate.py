@@ -106,7 +106,6 @@ def _slices(comparison: Comparison, policy: Policy) -> Iterator[Judgement]:
     for target in dict.fromkeys(change.change.target for change in comparison.slices):
         parts = [change for change in comparison.slices if change.change.target == target]
         covered = [change for change in parts if policy.slice_rule(change.change.metric)]
-        # One that is surely worse goes before one that only looks so.
         # A slice that is significantly worse comes before one that only looks worse.
         worst = min(covered, key=lambda change: (change.change.verdict != "worse", change.change.effect), default=None)
         rule = policy.slice_rule(worst.change.metric) if worst else None

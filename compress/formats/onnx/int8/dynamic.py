@@ -300,7 +300,6 @@ def quantize_recurrent(graph: onnx.ModelProto, per_channel: bool, reduce_range: 
     if not _count(graph, "LSTM"):
         return graph, 0
     source = onnx.ModelProto()
-    # The quantizer only quantizes weights that are initializers of the LSTM's own graph.
     # The quantizer needs the weights of each `LSTM` as initializers of its own graph.
     source.CopyFrom(
         graph

@@ -14,7 +14,8 @@ import pytest
 import tiny
 import torch
 from exports import batch, exported, run
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+from onnx_graphs import onnx_model
 
 from compress.formats.onnx.embedding_graphs import add_sentence_embedding
 from compress.formats.onnx.fusions import (
@@ -106,13 +107,7 @@ def whole(*shape: int, seed: int = 0) -> np.ndarray:
 def graph_of(
     nodes: list[Any], inputs: dict[str, Any], outputs: dict[str, Any], weights: dict[str, np.ndarray]
 ) -> ir.Model:
-    def infos(values: dict[str, Any]) -> list[Any]:
-        return [helper.make_tensor_value_info(name, *value) for name, value in values.items()]
-
-    arrays = [numpy_helper.from_array(array, name) for name, array in weights.items()]
-    graph = helper.make_graph(nodes, "small", infos(inputs), infos(outputs), arrays)
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
-    return ir.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=10))
+    return ir.from_proto(onnx_model(nodes, inputs, outputs, weights, domains=["com.microsoft"]))
 
 
 HIDDEN = {"x": (TensorProto.FLOAT, ["batch", "length", 4])}
@@ -325,11 +320,7 @@ VALUES = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
 def product(weight: np.ndarray, **attributes: object) -> onnx.ModelProto:
     """[3, 4, 5] with its batch axis moved, times ``weight``."""
     node = helper.make_node("FusedMatMul", ["x", "w"], ["y"], domain="com.microsoft", transBatchA=1, **attributes)
-    source = helper.make_tensor_value_info("x", TensorProto.FLOAT, list(VALUES.shape))
-    target = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    graph = helper.make_graph([node], "product", [source], [target], [numpy_helper.from_array(weight, "w")])
-    domains = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=domains, ir_version=9)
+    return onnx_model([node], {"x": list(VALUES.shape)}, {"y": None}, {"w": weight}, 18, ["com.microsoft"])
 
 
 def run_both(model: onnx.ModelProto) -> np.ndarray:
@@ -367,13 +358,9 @@ WEIGHT = np.random.default_rng(1).normal(size=(2, 4)).astype(np.float32)
 def identity() -> onnx.ModelProto:
     """A graph that gives its hidden states as they come."""
     axes = ["batch_size", "sequence_length"]
-    hidden = helper.make_tensor_value_info("hidden", TensorProto.FLOAT, [*axes, 4])
-    mask = helper.make_tensor_value_info("attention_mask", TensorProto.INT64, axes)
-    output = helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, [*axes, 4])
+    inputs = {"hidden": [*axes, 4], "attention_mask": (TensorProto.INT64, axes)}
     nodes = [helper.make_node("Identity", ["hidden"], ["last_hidden_state"])]
-    return helper.make_model(
-        helper.make_graph(nodes, "g", [hidden, mask], [output]), opset_imports=[helper.make_opsetid("", 17)]
-    )
+    return onnx_model(nodes, inputs, {"last_hidden_state": [*axes, 4]}, opset=17)
 
 
 @pytest.mark.parametrize("mode", ["mean", "cls"])

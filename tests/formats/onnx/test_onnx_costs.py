@@ -11,7 +11,8 @@ import onnx_ir as ir
 import pytest
 import torch
 from graph_shapes import shapes_by_running
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
+from onnx_graphs import onnx_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress.formats.onnx.costs import GraphCost, NodeCost, Operations, Tensor, count_graph
@@ -19,7 +20,7 @@ from compress.formats.onnx.int8.dynamic import quantize_products
 from compress.formats.onnx.runtimes.profile import write_optimized
 
 MICROSOFT = "com.microsoft"
-FLOAT, UINT8, INT8, INT64 = (ir.DataType[name] for name in ("FLOAT", "UINT8", "INT8", "INT64"))
+FLOAT, UINT8, INT64 = ir.DataType.FLOAT, ir.DataType.UINT8, ir.DataType.INT64
 F32 = np.float32
 
 
@@ -39,18 +40,11 @@ def one_node(
     node = helper.make_node(
         operator, names, [f"y{i}" for i in range(len(outputs))], "node", domain=domain, **attributes
     )
-    stored = [numpy_helper.from_array(value, name) for name, value in inputs.items() if isinstance(value, np.ndarray)]
+    stored = {name: value for name, value in inputs.items() if isinstance(value, np.ndarray)}
     graph_inputs = {name: value for name, value in inputs.items() if isinstance(value, tuple)}
-    graph = helper.make_graph(
-        [node],
-        "one",
-        [helper.make_tensor_value_info(name, int(kind), shape) for name, (kind, shape) in graph_inputs.items()],
-        [helper.make_tensor_value_info(f"y{i}", int(kind), shape) for i, (kind, shape) in enumerate(outputs)],
-        stored,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid(MICROSOFT, 1)])
-    shapes = {name: Tensor(kind, shape) for name, (kind, shape) in graph_inputs.items()}
-    shapes |= {f"y{i}": Tensor(kind, shape) for i, (kind, shape) in enumerate(outputs)}
+    graph_outputs = {f"y{i}": value for i, value in enumerate(outputs)}
+    model = onnx_model([node], graph_inputs, graph_outputs, stored, domains=[MICROSOFT])
+    shapes = {name: Tensor(kind, shape) for name, (kind, shape) in (graph_inputs | graph_outputs).items()}
     return count_graph(ir.from_proto(model).graph, shapes).nodes["node"]
 
 
@@ -260,21 +254,19 @@ def test_what_is_not_known_is_not_counted() -> None:
     assert one_node("Einsum", {"x": (FLOAT, (6, 4))}, targets, equation="ij->ji") is None
     assert one_node("MatMul", {"x": (FLOAT, (4, 6))}, targets, "of.somebody") is None
     node = helper.make_node("MatMul", ["x", "w"], ["y"], "node")
-    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
-    graph = helper.make_graph([node], "g", value[:1], value[1:], [numpy_helper.from_array(ones(6, 6), "w")])
-    cost = count_graph(ir.from_proto(helper.make_model(graph)).graph, {"x": Tensor(FLOAT, (4, 6))})
+    graph = ir.from_proto(onnx_model([node], {"x": None}, {"y": None}, {"w": ones(6, 6)})).graph
+    cost = count_graph(graph, {"x": Tensor(FLOAT, (4, 6))})
     assert cost.nodes == {"node": None}, "the shape of y is missing"
-    cost = count_graph(ir.from_proto(helper.make_model(graph)).graph, {"y": Tensor(FLOAT, (4, 6))})
+    cost = count_graph(graph, {"y": Tensor(FLOAT, (4, 6))})
     assert cost.nodes == {"node": None}, "the shape of x is missing"
     assert cost.working_set_bytes == 0
 
 
 def test_the_working_set_counts_shared_weights_once() -> None:
     nodes = [helper.make_node("MatMul", [a, "w"], [b], b) for a, b in (("x", "h"), ("h", "y"))]
-    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [5, 8]) for name in ("x", "y")]
-    graph = helper.make_graph(nodes, "g", value[:1], value[1:], [numpy_helper.from_array(ones(8, 8), "w")])
+    graph = onnx_model(nodes, {"x": [5, 8]}, {"y": [5, 8]}, {"w": ones(8, 8)})
     shapes = {name: Tensor(FLOAT, (5, 8)) for name in ("x", "h", "y")}
-    graph_cost = count_graph(ir.from_proto(helper.make_model(graph)).graph, shapes)
+    graph_cost = count_graph(ir.from_proto(graph).graph, shapes)
     assert graph_cost.working_set_bytes == 8 * 8 * 4 + 2 * 5 * 8 * 4
     assert sum(cost.weight_bytes for cost in graph_cost.nodes.values() if cost) == 2 * 8 * 8 * 4
     assert graph_cost.operations == Operations(fp32=2 * 2 * 8 * 40)
@@ -350,10 +342,8 @@ def test_weights_read_are_the_bytes_in_the_file(tmp_path: Path, quantized: bool)
     """A file of three products holds their weights and a graph of some hundred bytes."""
     generator = np.random.default_rng(0)
     nodes = [helper.make_node("MatMul", [f"h{i}", f"w{i}"], [f"h{i + 1}"], f"product{i}") for i in range(3)]
-    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [5, 128]) for name in ("h0", "h3")]
-    stored = [numpy_helper.from_array(generator.normal(size=(128, 128)).astype(F32), f"w{i}") for i in range(3)]
-    graph = helper.make_graph(nodes, "g", value[:1], value[1:], stored)
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    stored = {f"w{i}": generator.normal(size=(128, 128)).astype(F32) for i in range(3)}
+    proto = onnx_model(nodes, {"h0": [5, 128]}, {"h3": [5, 128]}, stored, opset=17)
     proto = quantize_products(proto, True, False) if quantized else proto
     _, graph_cost = optimized(proto, tmp_path, {"h0": ones(5, 128)})
     read = sum(cost.weight_bytes for cost in graph_cost.nodes.values() if cost is not None)
@@ -390,13 +380,8 @@ def test_convolutions_against_pytorch(layer: torch.nn.Module) -> None:
 def test_a_blocked_convolution_counts_as_the_plain_one(tmp_path: Path) -> None:
     """ONNX Runtime turns this convolution into one of its own layout; the work is the same."""
     node = helper.make_node("Conv", ["x", "w", "b"], ["y"], "conv", pads=[1, 1, 1, 1])
-    value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, c, 9, 9]) for n, c in (("x", 16), ("y", 32))]
-    stored = [numpy_helper.from_array(ones(32, 16, 3, 3), "w"), numpy_helper.from_array(ones(32), "b")]
-    proto = helper.make_model(
-        helper.make_graph([node], "g", value[:1], value[1:], stored),
-        opset_imports=[helper.make_opsetid("", 17)],
-        ir_version=8,
-    )
+    stored = {"w": ones(32, 16, 3, 3), "b": ones(32)}
+    proto = onnx_model([node], {"x": [1, 16, 9, 9]}, {"y": [1, 32, 9, 9]}, stored, opset=17)
     graph, cost = optimized(proto, tmp_path, {"x": ones(1, 16, 9, 9)})
     domains = {node.domain for node in graph if node.op_type == "Conv"}
     assert cost.operations == Operations(fp32=(2 * 16 * 9 + 1) * 32 * 81), domains

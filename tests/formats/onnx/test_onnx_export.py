@@ -19,6 +19,7 @@ import tiny
 import torch
 from exports import ExportedGraph, batch, export, exported, run
 from onnx import TensorProto, helper, numpy_helper
+from onnx_graphs import onnx_model
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 from pydantic import ValidationError
 
@@ -351,10 +352,8 @@ def test_a_classifier_of_one_image_gets_the_names_and_the_batches_that_clients_k
 
 
 def graph() -> onnx.ModelProto:
-    values = [helper.make_tensor_value_info(name, 1, ["n", 8]) for name in ("x", "y")]
-    stored = [numpy_helper.from_array(np.eye(8, dtype=np.float32), "w")]
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
-    return helper.make_model(helper.make_graph(nodes, "g", values[:1], values[1:], stored))
+    return onnx_model(nodes, {"x": ["n", 8]}, {"y": ["n", 8]}, {"w": np.eye(8, dtype=np.float32)})
 
 
 def _cut(path: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import exports
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx_graphs import onnx_model
 from tiny_whisper import FRAMES, write_tiny_whisper
 
 from compress.formats.onnx.decoder import export_encoder_decoder, teacher_forced_logits
@@ -38,19 +40,12 @@ def tied_graph() -> onnx.ModelProto:
         helper.make_node("MatMul", ["y", "turned"], ["logits"]),
     ]
     arrays = {"table": weight(0, ROWS, WIDTH), "then": weight(1, WIDTH, WIDTH), "else": weight(2, WIDTH, WIDTH)}
-    inputs = [
-        helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "length"]),
-        helper.make_tensor_value_info("which", TensorProto.BOOL, [1]),
-    ]
-    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "length", ROWS])]
-    stored = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
-    graph = helper.make_graph(nodes, "tied", inputs, outputs, stored)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    inputs = {"ids": (TensorProto.INT64, ["batch", "length"]), "which": (TensorProto.BOOL, [1])}
+    return onnx_model(nodes, inputs, {"logits": ["batch", "length", ROWS]}, arrays, opset=21)
 
 
 def run(model: onnx.ModelProto, which: bool) -> np.ndarray:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {"ids": np.array([[0, 7, ROWS - 1]]), "which": np.array([which])})[0]
+    return exports.run(model, ids=np.array([[0, 7, ROWS - 1]]), which=np.array([which]))
 
 
 def restored(matrix: np.ndarray, how: WeightOnlySettings) -> np.ndarray:
@@ -93,15 +88,10 @@ def attention_graph(packed: np.ndarray) -> onnx.ModelProto:
         helper.make_node("Attention", input_names, ["attended"], "attention", domain="com.microsoft", num_heads=4),
         helper.make_node("Add", ["attended", "x"], ["y"]),
     ]
-    inputs = [
-        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "length", WIDTH]),
-        helper.make_tensor_value_info("mask", TensorProto.INT32, ["batch", "length"]),
-    ]
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "length", WIDTH])]
-    stored = [numpy_helper.from_array(packed, "packed"), numpy_helper.from_array(weight(6, 3 * WIDTH), "bias")]
-    graph = helper.make_graph(nodes, "attention", inputs, outputs, stored)
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    hidden = ["batch", "length", WIDTH]
+    inputs = {"x": hidden, "mask": (TensorProto.INT32, hidden[:2])}
+    stored = {"packed": packed, "bias": weight(6, 3 * WIDTH)}
+    return onnx_model(nodes, inputs, {"y": hidden}, stored, domains=["com.microsoft"])
 
 
 @pytest.mark.parametrize(("expand_on_load", "kinds"), [(False, {"MatMulNBits"}), (True, {"Attention"})])
@@ -112,10 +102,8 @@ def test_fused_attention_attends_with_what_its_integers_stand_for(expand_on_load
     assert len(names) == 1 and kinds == {node.op_type for node in model.graph.node} & {"Attention", "MatMulNBits"}
     assert not [item for item in model.graph.initializer if item.data_type == TensorProto.FLOAT and item.dims[1:]]
     feed = {"x": weight(7, 2, 5, WIDTH), "mask": np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], np.int32)}
-    actual, expected = (
-        onnxruntime.InferenceSession(item.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feed)[0]
-        for item in (model, attention_graph(restored(packed.T, how).T))
-    )
+    actual = exports.run(model, **feed)
+    expected = exports.run(attention_graph(restored(packed.T, how).T), **feed)
     assert np.abs(actual - expected).max() < 1e-3 * np.abs(expected).max()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx_graphs import write_classifier
+from onnx_graphs import onnx_model, write_classifier
 
 from compress.formats.model_file import format_of, model_file
 from compress.formats.onnx.model import OnnxModel
@@ -159,12 +159,10 @@ def test_what_is_not_whole_is_refused(tmp_path: Path) -> None:
 
 
 def test_operators_that_it_lacks_are_named() -> None:
-    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in ("x", "y")]
     node = onnx.helper.make_node("QuickGelu", ["x"], ["y"], domain="nowhere")
-    graph = onnx.helper.make_graph([node], "strange", value[:1], value[1:])
-    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("nowhere", 1)]
+    graph = onnx_model([node], {"x": [1, 4]}, {"y": [1, 4]}, domains=["nowhere"])
     with pytest.raises(StageError, match=r"OpenVINO cannot read the graph.*QuickGelu"):
-        to_openvino(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), {}, "fp32")
+        to_openvino(graph, {}, "fp32")
 
 
 def test_a_graph_is_needed_for_the_same_bytes(tmp_path: Path) -> None:

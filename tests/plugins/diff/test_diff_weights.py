@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 import pytest
 from mergeable import save_mergeable_llama
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
+from onnx_graphs import onnx_model
 from quantized import quantize_tiny_llama
 from safetensors.numpy import load_file, save_file
 from stage_contract import language_context, stage_of
@@ -119,22 +120,20 @@ def graph(folder: Path, factor: float = 1.0) -> Path:
     """Both weights side by side as integers, as an exporter writes a product: inputs first, a scale an output."""
     both = np.concatenate([WEIGHT, OTHER])
     stored, scales = integers(both)
-    constants = [
-        numpy_helper.from_array(np.ascontiguousarray(stored.T), "val_1_quantized"),
-        numpy_helper.from_array((scales * np.where(np.arange(96) < 48, factor, 1)).astype(np.float32), "val_1_scale"),
-        numpy_helper.from_array(np.zeros(96, np.int8), "val_1_zero_point"),
-        numpy_helper.from_array(VECTOR, "b"),
-    ]
+    constants = {
+        "val_1_quantized": stored.T,
+        "val_1_scale": (scales * np.where(np.arange(96) < 48, factor, 1)).astype(np.float32),
+        "val_1_zero_point": np.zeros(96, np.int8),
+        "b": VECTOR,
+    }
     nodes = [
         helper.make_node("DequantizeLinear", ["val_1_quantized", "val_1_scale", "val_1_zero_point"], ["w"], axis=1),
         helper.make_node("MatMul", ["x", "w"], ["y"]),
         helper.make_node("Concat", ["b", "b"], ["bb"], axis=0),
         helper.make_node("Add", ["y", "bb"], ["z"]),
     ]
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, size]) for name, size in (("x", 32), ("z", 96))]
     folder.mkdir()
-    model = helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:], constants))
-    onnx.save(model, folder / "model.onnx")
+    onnx.save(onnx_model(nodes, {"x": [1, 32]}, {"z": [1, 96]}, constants), folder / "model.onnx")
     return folder
 
 
@@ -194,19 +193,13 @@ BATCHES = [{"x": GENERATOR.standard_normal((4, 16)).astype(np.float32), "more": 
 
 def product_graph(folder: Path, weights: list[np.ndarray]) -> Path:
     """Three products one after the other, each with a weight of a layer's name."""
-    constants = [numpy_helper.from_array(weight, f"layer.{number}.weight") for number, weight in enumerate(weights)]
+    constants = {f"layer.{number}.weight": weight for number, weight in enumerate(weights)}
     nodes = [
-        helper.make_node(
-            "MatMul", ["x" if not number else f"y{number - 1}", constant.name], [f"y{number}"], name=f"m{number}"
-        )
-        for number, constant in enumerate(constants)
+        helper.make_node("MatMul", [f"y{number - 1}" if number else "x", name], [f"y{number}"], name=f"m{number}")
+        for number, name in enumerate(constants)
     ]
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 16]) for name in ("x", "y2")]
     folder.mkdir()
-    built = helper.make_graph(nodes, "g", ends[:1], ends[1:], constants)
-    onnx.save(
-        helper.make_model(built, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "model.onnx"
-    )
+    onnx.save(onnx_model(nodes, {"x": [None, 16]}, {"y2": [None, 16]}, constants, 17), folder / "model.onnx")
     return folder
 
 

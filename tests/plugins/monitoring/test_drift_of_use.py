@@ -15,7 +15,8 @@ import onnx
 import pyarrow as pa
 import pytest
 import tiny
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
+from onnx_graphs import onnx_model
 from pyarrow import csv
 from tiny_use import Done, write_run
 
@@ -50,19 +51,12 @@ def looks_of(done: Done) -> dict[str, dict[str, Any]]:
 
 def test_what_eight_bits_cut_off() -> None:
     # uint8 with a step of 0.5 and the zero at 10: -5 to 122.5, and half a step beyond rounds back into it.
-    constants = [
-        numpy_helper.from_array(np.float32(0.5), "scale"),
-        numpy_helper.from_array(np.uint8(10), "zero"),
-    ]
+    constants = {"scale": np.float32(0.5), "zero": np.uint8(10)}
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"], name="quantizer"),
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"], name="back"),
     ]
-    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in "xy"]
-    graph = helper.make_model(
-        helper.make_graph(nodes, "g", value[:1], value[1:], constants), opset_imports=[helper.make_opsetid("", 21)]
-    )
-    graph.ir_version = 10
+    graph = onnx_model(nodes, {"x": [1, 4]}, {"y": [1, 4]}, constants, opset=21)
     stored_range = ActivationRange("x", "layer", -5.0, 122.5, 0.5)
 
     rows = [{"x": np.float32([[-5.2, 0, 122.7, 1]])}, {"x": np.float32([[-5.3, 300, 122.8, 1]])}]

@@ -20,7 +20,8 @@ import pytest
 import yaml
 from foreign_environments import S3
 from loopback_sshd import find_binary, running
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
+from onnx_graphs import onnx_model
 from registry import made_run
 from rotation import is_todays
 from typer.testing import CliRunner
@@ -337,14 +338,9 @@ sys.exit(code)
 
 def weights(text: str) -> bytes:
     """An ONNX file whose one matrix is made of a text."""
-    matrix = numpy_helper.from_array(np.frombuffer(text.ljust(8).encode(), np.uint8).astype(np.float32)[None], "matrix")
-    given, outputs = (
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, width)) for name, width in (("x", 1), ("y", 8))
-    )
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "matrix"], ["y"])], "made", [given], [outputs], [matrix]
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    matrix = np.frombuffer(text.ljust(8).encode(), np.uint8).astype(np.float32)[None]
+    nodes = [helper.make_node("MatMul", ["x", "matrix"], ["y"])]
+    return onnx_model(nodes, {"x": [1, 1]}, {"y": [1, 8]}, {"matrix": matrix}, opset=17).SerializeToString()
 
 
 def answer(place: Path, arguments: list[str]) -> tuple[int, str, str]:

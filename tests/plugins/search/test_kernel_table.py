@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
+from onnx_graphs import onnx_model
 
 from compress.plugins.search import kernel_table
 from compress.plugins.search.kernel_table import KernelTable, kernel_times, list_kernels
@@ -20,21 +21,13 @@ BATCH = {"x": np.ones((ROWS, WIDTH), np.float32)}
 def chain(widths: list[int], name: str = "w") -> onnx.ModelProto:
     """Products with stored weights, one after the other, each followed by a Softmax that nothing fuses."""
     rng = np.random.default_rng(0)
-    nodes, stored, previous = [], [], "x"
+    nodes, stored, previous = [], {}, "x"
     for index, (rows, columns) in enumerate(zip([WIDTH, *widths[:-1]], widths, strict=True)):
-        weight = rng.normal(size=(rows, columns)).astype(np.float32)
-        stored.append(numpy_helper.from_array(weight, f"{name}{index}"))
+        stored[f"{name}{index}"] = rng.normal(size=(rows, columns)).astype(np.float32)
         nodes.append(helper.make_node("MatMul", [previous, f"{name}{index}"], [f"p{index}"]))
         nodes.append(helper.make_node("Softmax", [f"p{index}"], [f"s{index}"]))
         previous = f"s{index}"
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", WIDTH])],
-        [helper.make_tensor_value_info(previous, TensorProto.FLOAT, None)],
-        stored,
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return onnx_model(nodes, {"x": ["rows", WIDTH]}, {previous: None}, stored, opset=17)
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ import sentences
 import tiny
 from exports import exported
 from onnx import TensorProto, helper, numpy_helper
+from onnx_graphs import onnx_model
 from pydantic import ValidationError
 from tiny_speech import TASK, write_recordings, write_speech
 from tiny_whisper import FRAMES, write_tiny_whisper
@@ -228,24 +229,21 @@ INNER, LAYER_COUNT, BAD = 32, 26, (3, 9, 16)
 def network() -> onnx.ModelProto:
     """Products one after the other, of which those in `BAD` have an input channel that spoils a shared range."""
     generator = np.random.default_rng(0)
-    nodes, arrays, previous = [], [], "x"
+    nodes, arrays, previous = [], {}, "x"
     for layer in range(LAYER_COUNT):
         weight = np.linalg.qr(generator.normal(size=(INNER, INNER)))[0].astype(np.float32)
         if layer in BAD:
             # One huge channel out of a bias, which the product after it ignores.
             weight[5] = 0
-        arrays.append(numpy_helper.from_array(weight, f"w{layer}"))
+        arrays[f"w{layer}"] = weight
         shift = np.zeros(INNER, np.float32)
         if layer + 1 in BAD:
             shift[5] = 4000
-        arrays.append(numpy_helper.from_array(shift, f"b{layer}"))
+        arrays[f"b{layer}"] = shift
         nodes.append(helper.make_node("MatMul", [previous, f"w{layer}"], [f"p{layer}"], name=f"layer_{layer}"))
         nodes.append(helper.make_node("Add", [f"p{layer}", f"b{layer}"], [f"y{layer}"], name=f"add_{layer}"))
         previous = f"y{layer}"
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", INNER])
-    y = helper.make_tensor_value_info(previous, TensorProto.FLOAT, ["rows", INNER])
-    graph = helper.make_graph(nodes, "network", [x], [y], arrays)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return onnx_model(nodes, {"x": ["rows", INNER]}, {previous: ["rows", INNER]}, arrays)
 
 
 def feeds() -> list[dict[str, np.ndarray]]:
@@ -384,11 +382,9 @@ EMBEDDING_TASK = get_task(sentences.TASK)
 def lookup(table: np.ndarray) -> onnx.ModelProto:
     """A graph whose token embeddings are the rows of ``table``."""
     axes = ["batch_size", "sequence_length"]
-    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, axes)
-    output = helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, [*axes, table.shape[1]])
     nodes = [helper.make_node("Gather", ["table", "input_ids"], ["last_hidden_state"])]
-    graph = helper.make_graph(nodes, "g", [ids], [output], [numpy_helper.from_array(table, "table")])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    ends = {"input_ids": (TensorProto.INT64, axes)}, {"last_hidden_state": [*axes, table.shape[1]]}
+    return onnx_model(nodes, *ends, {"table": table}, opset=17)
 
 
 def test_merit_is_the_recall_of_the_examples_in_their_order() -> None:

@@ -15,7 +15,8 @@ import tiny
 import tiny_images
 import torch
 from exports import exported
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
+from onnx_graphs import onnx_model
 from pydantic import ValidationError
 from quantized import quantize_tiny_llama, save_tiny_llama
 from torch import nn
@@ -47,13 +48,11 @@ Conv = dict[str, int]
 
 def graph_of(layer: nn.Linear | nn.Conv2d, relu: bool) -> onnx.ModelProto:
     """``x`` through the layer, and through a ReLU."""
-    value = helper.make_tensor_value_info
     weight = layer.weight.detach().numpy()
-    stored = weight if isinstance(layer, nn.Conv2d) else weight.T.copy()
-    initializers = [numpy_helper.from_array(stored, "w")]
+    stored = {"w": weight if isinstance(layer, nn.Conv2d) else weight.T}
     bias = None if layer.bias is None else layer.bias.detach().numpy()
     if bias is not None:
-        initializers.append(numpy_helper.from_array(bias, "b"))
+        stored["b"] = bias
     if isinstance(layer, nn.Conv2d):
         attributes = {
             **{"pads": [*layer.padding, *layer.padding], "strides": layer.stride},
@@ -66,9 +65,7 @@ def graph_of(layer: nn.Linear | nn.Conv2d, relu: bool) -> onnx.ModelProto:
         nodes += [helper.make_node("Add", ["m", "b"], ["p"], "a")] if bias is not None else []
     nodes.append(helper.make_node("Relu" if relu else "Identity", ["p"], ["y"], "y"))
     axes = [None] * weight.ndim
-    inputs, outputs = value("x", TensorProto.FLOAT, axes), value("y", TensorProto.FLOAT, axes)
-    graph = helper.make_graph(nodes, "g", [inputs], [outputs], initializers)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    return onnx_model(nodes, {"x": axes}, {"y": axes}, stored, opset=21)
 
 
 def run(model: onnx.ModelProto, values: torch.Tensor, folder: Path, optimized: bool = True) -> np.ndarray:
@@ -167,7 +164,6 @@ def test_a_chain_of_convolutions_shares_its_grids(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.MaxPool2d(2), nn.Conv2d(8, 12, 3), nn.ReLU(), nn.Flatten())
     net.append(nn.Linear(12 * 16, 10))
-    value = helper.make_tensor_value_info
     names = {"0": "w0", "3": "w3", "6": "w6"}
     nodes = [
         helper.make_node("Conv", ["x", "w0", "b0"], ["c0"], "c0"),
@@ -183,10 +179,7 @@ def test_a_chain_of_convolutions_shares_its_grids(tmp_path: Path) -> None:
         limits = {"low": np.float32(0), "high": np.float32(6)}
         arrays = {name: net.get_submodule(layer).weight.detach().numpy() for layer, name in names.items()}
         arrays |= {f"b{layer}": net.get_submodule(layer).bias.detach().numpy() for layer in names}
-        stored = [numpy_helper.from_array(np.asarray(array), name) for name, array in {**limits, **arrays}.items()]
-        ends = [value("x", TensorProto.FLOAT, None)], [value("y", TensorProto.FLOAT, None)]
-        built = helper.make_graph(nodes, "g", *ends, stored)
-        return ir.from_proto(helper.make_model(built, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
+        return ir.from_proto(onnx_model(nodes, {"x": None}, {"y": None}, limits | arrays, opset=21))
 
     weights = {name: layer.weight.detach().numpy() for name, layer in quantizable(net)[0].items()}
     places = match_layers(graph(), weights)

@@ -13,7 +13,8 @@ import pytest
 import tiny
 import torch
 from exports import run
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+from onnx_graphs import onnx_model
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -158,17 +159,11 @@ def model_of(steps: list[Step], outputs: tuple[str, ...] = ("y",)) -> ir.Model:
         "window_mask": generator.normal(size=(1, BATCH, 1, LENGTH, LENGTH)).astype(np.float32),
     }
     used = {name for _, inputs, _, _ in steps for name in inputs}
-    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, LENGTH, WIDTH]) for name in "qkv"]
-    inputs.append(helper.make_tensor_value_info("attention_mask", TensorProto.INT64, [BATCH, LENGTH]))
-    graph = helper.make_graph(
-        [helper.make_node(kind, sources, model, **attributes) for kind, sources, model, attributes in steps],
-        "attention",
-        inputs,
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
-        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items() if name in used],
-    )
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    nodes = [helper.make_node(kind, sources, targets, **attributes) for kind, sources, targets, attributes in steps]
+    inputs: dict[str, Any] = {name: [BATCH, LENGTH, WIDTH] for name in "qkv"}
+    inputs |= {"attention_mask": (TensorProto.INT64, [BATCH, LENGTH])}
+    stored = {name: array for name, array in constants.items() if name in used}
+    model = onnx_model(nodes, inputs, dict.fromkeys(outputs), stored, domains=["com.microsoft"])
     return ir.from_proto(onnx.shape_inference.infer_shapes(model))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import exports
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -11,7 +12,8 @@ import onnxruntime
 import pytest
 import torch
 from adapters import save_adapter
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+from onnx_graphs import onnx_model
 from peft import PeftModel
 from quantized import quantize_tiny_llama, save_tiny_llama
 from transformers import MixtralConfig
@@ -75,17 +77,8 @@ def kernel(operator: str, stored: StoredWeight, given: np.ndarray, **attributes:
         **attributes,
     )
     kind = FLOAT if given.dtype == np.float32 else INT64
-    graph = helper.make_graph(
-        [node],
-        "one",
-        [helper.make_tensor_value_info("x", kind, given.shape)],
-        [helper.make_tensor_value_info("y", FLOAT, None)],
-        [numpy_helper.from_array(array, name) for name, array in stores.items()],
-    )
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {"x": given})[0]
+    model = onnx_model([node], {"x": (kind, given.shape)}, {"y": None}, stores, 21, ["com.microsoft"])
+    return exports.run(model, x=given)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -138,8 +131,7 @@ def test_planes_hold_no_bit_more_and_are_joined_again(bits: int) -> None:
     nodes = GraphBuilder()
     graph_inputs = [nodes.input(f"p{index}", ir.DataType.UINT8, plane.shape) for index, plane in enumerate(planes)]
     nodes.output(join_planes(nodes, "w", graph_inputs, bits, (5, 32)), "y", ir.DataType.UINT8, [5, 32])
-    session = onnxruntime.InferenceSession(ir.to_proto(nodes.model("planes")).SerializeToString())
-    actual = session.run(None, {f"p{index}": plane for index, plane in enumerate(planes)})[0]
+    actual = exports.run(nodes.model("planes"), **{f"p{index}": plane for index, plane in enumerate(planes)})
     np.testing.assert_array_equal(actual, values)
 
 

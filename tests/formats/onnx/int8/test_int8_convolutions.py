@@ -12,7 +12,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
+from onnx_graphs import onnx_model
 
 from compress.formats.onnx.graph_edits import constant
 from compress.formats.onnx.int8.equalization import apply_factors, equalize, find_channel_groups
@@ -40,7 +41,7 @@ def network(activation: Sequence[str] = ("Relu",)) -> onnx.ModelProto:
         **{"w1": weight(2, CHANNELS, 1, 3, 3), "b1": weight(3, CHANNELS, 1)[:, 0]},
         **{"w2": weight(4, CHANNELS, CHANNELS, 1, 1), "b2": weight(5, CHANNELS, 1)[:, 0]},
         **{"w3": weight(6, CLASSES, CHANNELS * 2), "b3": weight(7, CLASSES, 1)[:, 0]},
-        **{"low": np.float32(0), "high": np.float32(6), "twice": np.array([0], np.int64)},
+        **{"low": np.float32(0), "high": np.float32(6)},
     }
     limits = ["low", "high"] if activation[0] == "Clip" else []
     nodes = [
@@ -55,11 +56,7 @@ def network(activation: Sequence[str] = ("Relu",)) -> onnx.ModelProto:
         helper.make_node("Flatten", ["pooled"], ["flat"], name="flat"),
         helper.make_node("Gemm", ["flat", "w3", "b3"], ["y"], name="classifier", transB=1),
     ]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, SIZE, SIZE])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", CLASSES])
-    initializers = [numpy_helper.from_array(array, name) for name, array in arrays.items() if name != "twice"]
-    graph = helper.make_graph(nodes, "network", [x], [y], initializers)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return onnx_model(nodes, {"x": ["batch", 3, SIZE, SIZE]}, {"y": ["batch", CLASSES]}, arrays)
 
 
 def images(count: int = 8, seed: int = 0) -> list[dict[str, np.ndarray]]:
@@ -139,12 +136,8 @@ def test_what_has_no_integer_kernel_stays_float(tmp_path: Path):
         helper.make_node("ConvTranspose", ["p", "b"], ["q"], name="larger"),
         helper.make_node("Conv", ["q", "c"], ["y"], name="last"),
     ]
-    values = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", None, None, None]) for name in ("x", "y")
-    ]
-    stored = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
-    graph = helper.make_graph(nodes, "decoder", values[:1], values[1:], stored)
-    whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    axes = ["batch", None, None, None]
+    whole = onnx_model(nodes, {"x": axes}, {"y": axes}, arrays)
     quantizer = StaticQuantizer(whole, images(2), PLAIN)
     assert [layer.name for layer in quantizer.layers] == ["first", "last"]
     assert count_without_kernel(ir.from_proto(whole)) == {"ConvTranspose": 1}
@@ -161,9 +154,7 @@ def test_what_has_no_integer_kernel_stays_float(tmp_path: Path):
 def test_a_convolution_is_what_its_integers_say():
     x, kernel = images(1)[0]["x"], weight(0, CHANNELS, 3, 3, 3)
     node = helper.make_node("Conv", ["x", "w"], ["y"], name="only")
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
-    graph = helper.make_graph([node], "g", values[:1], values[1:], [numpy_helper.from_array(kernel, "w")])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model = onnx_model([node], {"x": None}, {"y": None}, {"w": kernel})
     actual = run(StaticQuantizer(model, [{"x": x}], PLAIN).quantize(), [{"x": x}])
     scale = (x.max() - x.min()) / 255
     zero = np.rint(-x.min() / scale)
@@ -259,11 +250,8 @@ def uneven_network(activation: str, uneven: float = 1.0, opset: int = 20) -> onn
         helper.make_node("Flatten", ["pooled"], ["flat"], name="flat"),
         helper.make_node("Gemm", ["flat", "w5", "b5"], ["y"], name="classifier", transB=1),
     ]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, SMALL_SIZE, SMALL_SIZE])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 40])
-    initializers = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()]
-    graph = helper.make_graph(nodes, "network", [x], [y], initializers)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    weights = {name: array.astype(np.float32) for name, array in arrays.items()}
+    return onnx_model(nodes, {"x": ["batch", 3, SMALL_SIZE, SMALL_SIZE]}, {"y": ["batch", 40]}, weights, opset)
 
 
 def small_images(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
@@ -301,16 +289,14 @@ def test_any_factors_leave_the_float_function_as_it_is(activation: str):
 
 
 def test_the_papers_factors_make_both_ranges_the_geometric_mean():
-    arrays = [numpy_helper.from_array(weight(seed, 6, 6, 1, 1), f"w{seed}") for seed in (1, 2)]
+    first, second = (weight(seed, 6, 6, 1, 1) for seed in (1, 2))
     nodes = [
         helper.make_node("Conv", ["x", "w1"], ["c"], name="one"),
         helper.make_node("Relu", ["c"], ["r"], name="relu"),
         helper.make_node("Conv", ["r", "w2"], ["y"], name="two"),
     ]
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 6, 4, 4]) for name in ("x", "y")]
-    graph = helper.make_graph(nodes, "pair", values[:1], values[1:], arrays)
-    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
-    first, second = (numpy_helper.to_array(array) for array in arrays)
+    axes = [1, 6, 4, 4]
+    model = ir.from_proto(onnx_model(nodes, {"x": axes}, {"y": axes}, {"w1": first, "w2": second}))
     assert equalize(model, {}, "weights") == ["two"]
     weights = [constant(model.graph.initializers[name]) for name in ("w1", "w2")]
     # Equations 9 and 11: row i of the first, column i of the second.
@@ -373,12 +359,8 @@ def skip_graph(weight: np.ndarray = WEIGHT, groups: int = 1, axis: int = 1, **at
         helper.make_node("Conv", ["joined", "weight", "bias"], ["out"], name="shortcut", group=groups, **attributes),
         helper.make_node("GlobalAveragePool", ["joined"], ["mean"], name="mean"),
     ]
-    shape = [None, None, None, None]
-    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("below", "kept")]
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("out", "mean")]
-    stored = [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(BIAS, "bias")]
-    graph = helper.make_graph(nodes, "skip", inputs, outputs, stored)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    ends = (dict.fromkeys(names, [None] * 4) for names in (("below", "kept"), ("out", "mean")))
+    return onnx_model(nodes, *ends, {"weight": weight, "bias": BIAS})
 
 
 def feeds(count: int = 4) -> list[dict[str, np.ndarray]]:

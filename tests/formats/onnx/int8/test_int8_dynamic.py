@@ -15,6 +15,7 @@ import tiny
 import torch
 from exports import batch, exported, run
 from onnx import TensorProto, helper, numpy_helper
+from onnx_graphs import onnx_model
 from recurrent_graph import WIDTH, recurrent
 
 from compress.formats.onnx.int8 import dynamic as subject
@@ -41,20 +42,17 @@ def table(width: int) -> np.ndarray:
 
 def lookup(width: int, axis: int = 0, tied: bool = False, twice: bool = False) -> onnx.ModelProto:
     nodes = [helper.make_node("Gather", ["table", "ids"], ["y"], axis=axis, name="look_up")]
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    outputs, arrays = {"y": None}, {"table": table(width)}
     if tied:
         nodes += [
             helper.make_node("Transpose", ["table"], ["turned"], perm=[1, 0]),
             helper.make_node("MatMul", ["y", "turned"], ["z"]),
         ]
-        outputs.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, None))
+        outputs["z"] = None
     if twice:
         nodes.append(helper.make_node("Gather", ["table", "zero"], ["first"]))
-        outputs.append(helper.make_tensor_value_info("first", TensorProto.FLOAT, None))
-    arrays = [numpy_helper.from_array(table(width), "table"), numpy_helper.from_array(np.array([0]), "zero")]
-    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "length"])
-    graph = helper.make_graph(nodes, "lookup", [ids], outputs, arrays[: 2 if twice else 1])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        outputs["first"], arrays["zero"] = None, np.array([0])
+    return onnx_model(nodes, {"ids": (TensorProto.INT64, ["batch", "length"])}, outputs, arrays)
 
 
 IDS = np.array([[0, 3, ROWS - 1], [7, 7, 1]])
@@ -212,27 +210,20 @@ def positions(
         helper.make_node("Gather", ["table", "ids"], ["rows"]),
         helper.make_node(reader, ["words", "rows"], ["sum"]),
     ]
-    outputs = [helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["batch", "rows", WORD_WIDTH])]
+    outputs: dict[str, Any] = {"sum": ["batch", "rows", WORD_WIDTH]}
     if ids_too:
-        outputs.append(helper.make_tensor_value_info("ids", TensorProto.INT64, [1, "rows"]))
+        outputs["ids"] = (TensorProto.INT64, [1, "rows"])
         nodes.append(helper.make_node("Identity", ["ids"], ["kept"]))
     arrays = {"table": TABLE, "counted": counted, "start": [start], "axis": [counted.ndim - 1], "step": [step]}
-    words = helper.make_tensor_value_info("words", TensorProto.FLOAT, ["batch", "length", WORD_WIDTH])
-    graph_inputs = [
-        numpy_helper.from_array(np.asarray(array, None if name == "table" else np.int64), name)
-        for name, array in arrays.items()
-    ]
-    recorded = [
-        helper.make_tensor_value_info("rows", TensorProto.FLOAT, [*[1] * (counted.ndim - 1), "rows", WORD_WIDTH])
-    ]
-    graph = helper.make_graph(nodes, "positions", [words], outputs, graph_inputs, value_info=recorded)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model = onnx_model(nodes, {"words": ["batch", "length", WORD_WIDTH]}, outputs, arrays)
+    axes = [*[1] * (counted.ndim - 1), "rows", WORD_WIDTH]
+    model.graph.value_info.append(helper.make_tensor_value_info("rows", TensorProto.FLOAT, axes))
+    return model
 
 
 def run_words(model: onnx.ModelProto) -> Any:
     onnx.checker.check_model(model, full_check=True)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(["sum"], {"words": WORDS})[0]
+    return run(model, words=WORDS)
 
 
 @pytest.mark.parametrize("counted", [np.arange(WORD_ROWS)[None], np.arange(WORD_ROWS)], ids=["a row", "flat"])
@@ -312,15 +303,7 @@ def network() -> onnx.ModelProto:
         helper.make_node("Conv", ["p", "b"], ["q"], "each", group=8, pads=[1, 1, 1, 1], kernel_shape=[3, 3]),
         helper.make_node("Conv", ["q", "c"], ["y"], "points", kernel_shape=[1, 1]),
     ]
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [value("x", TensorProto.FLOAT, ["batch", 3, 16, 16])],
-        [value("y", TensorProto.FLOAT, ["batch", 16, 7, 7])],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return onnx_model(nodes, {"x": ["batch", 3, 16, 16]}, {"y": ["batch", 16, 7, 7]}, weights, opset=17)
 
 
 def smooth_images(count: int, seed: int) -> list[dict[str, np.ndarray]]:
@@ -331,8 +314,7 @@ def smooth_images(count: int, seed: int) -> list[dict[str, np.ndarray]]:
 
 
 def run_layer(model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]]) -> np.ndarray:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return np.concatenate([session.run(["y"], feed)[0] for feed in feeds])
+    return np.concatenate([run(model, **feed) for feed in feeds])
 
 
 @pytest.mark.parametrize("reduce_range", [False, True])

@@ -11,7 +11,8 @@ import onnx_ir as ir
 import pytest
 import tiny
 from exports import exported, run
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
+from onnx_graphs import onnx_model
 
 from compress.formats.onnx.graph_edits import constant
 from compress.formats.onnx.int8.dynamic import quantize_embeddings, quantize_products
@@ -51,14 +52,11 @@ def error(graph: onnx.ModelProto) -> float:
 
 def product(weight: np.ndarray, *, opset: int = 20, bias: np.ndarray | None = None) -> onnx.ModelProto:
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y" if bias is None else "product"], name="layer")]
-    arrays = [numpy_helper.from_array(weight, "w")]
+    arrays = {"w": weight}
     if bias is not None:
         nodes.append(helper.make_node("Add", ["product", "b"], ["y"], name="add"))
-        arrays.append(numpy_helper.from_array(bias, "b"))
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", weight.shape[0]])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", weight.shape[1]])
-    graph = helper.make_graph(nodes, "product", [x], [y], arrays)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+        arrays["b"] = bias
+    return onnx_model(nodes, {"x": ["rows", weight.shape[0]]}, {"y": ["rows", weight.shape[1]]}, arrays, opset)
 
 
 def matrices(seed: int = 0, rows: int = 64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -210,12 +208,8 @@ def test_smoothing_changes_nothing_in_float_and_helps_in_int8():
         helper.make_node("LayerNormalization", ["x", "gain", "shift"], ["normal"], name="norm"),
         helper.make_node("MatMul", ["normal", "w"], ["y"], name="layer"),
     ]
-    arrays = [("gain", gain), ("shift", generator.normal(size=64).astype(np.float32)), ("w", weight)]
-    values = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", size]) for name, size in (("x", 64), ("y", 96))
-    ]
-    graph = helper.make_graph(nodes, "n", values[:1], values[1:], [numpy_helper.from_array(a, n) for n, a in arrays])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    arrays = {"gain": gain, "shift": generator.normal(size=64).astype(np.float32), "w": weight}
+    model = onnx_model(nodes, {"x": ["rows", 64]}, {"y": ["rows", 96]}, arrays)
     x = generator.normal(size=(200, 64)).astype(np.float32)
     expected, errors = run(model, x=x), {}
     for alpha in (None, 0.5):
@@ -295,15 +289,12 @@ QUERY, KEY, OUT = (GENERATOR.normal(size=(6, 8)).astype(np.float32) for _ in ran
 
 def graph(products: list[tuple[str, str, np.ndarray]]) -> ir.Model:
     """`MatMul` of a value's name with weights [inputs, outputs], giving the value named."""
-    value = helper.make_tensor_value_info
     nodes = [
         helper.make_node("MatMul", [source, f"w{i}"], [gives], gives) for i, (source, gives, _) in enumerate(products)
     ]
-    stored = [numpy_helper.from_array(np.ascontiguousarray(w), f"w{i}") for i, (_, _, w) in enumerate(products)]
-    inputs = [value(name, TensorProto.FLOAT, None) for name in ("x", "z")]
-    outputs = [value(gives, TensorProto.FLOAT, None) for _, gives, _ in products]
-    proto = helper.make_graph(nodes, "g", inputs, outputs, stored)
-    return ir.from_proto(helper.make_model(proto, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
+    stored = {f"w{i}": weight for i, (_, _, weight) in enumerate(products)}
+    outputs = {gives: None for _, gives, _ in products}
+    return ir.from_proto(onnx_model(nodes, {"x": None, "z": None}, outputs, stored, opset=21))
 
 
 def test_layers_side_by_side_are_found_in_their_order() -> None:

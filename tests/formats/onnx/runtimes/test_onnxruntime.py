@@ -15,7 +15,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from graph_shapes import shapes_by_running
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+from onnx_graphs import onnx_model
 from quantized import quantize_tiny_llama, save_tiny_llama
 from written_decoders import CONFIGS, Graph, random_ids, save_decoder
 
@@ -36,14 +37,9 @@ CPU = TARGETS["cpu"]
 
 def write_linear(path: Path, weight: np.ndarray) -> Path:
     """y = x @ weight, for float32 x [n, rows of weight]."""
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "linear",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", weight.shape[0]])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", weight.shape[1]])],
-        [numpy_helper.from_array(weight.astype(np.float32), "w")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    ends = {"x": ["n", weight.shape[0]]}, {"y": ["n", weight.shape[1]]}
+    model = onnx_model(nodes, *ends, {"w": weight.astype(np.float32)}, opset=17)
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path)
     return path
@@ -284,7 +280,6 @@ def test_the_shapes_are_those_of_the_run(source: Path, tmp_path: Path) -> None:
 
 def test_a_branch_is_part_of_the_node_around_it(tmp_path: Path) -> None:
     """The products within an If take its time; the one after it has its own."""
-    square = numpy_helper.from_array(np.full((32, 32), 0.01, np.float32), "w")
 
     def branch(name: str, times: int) -> onnx.GraphProto:
         nodes = [
@@ -297,10 +292,9 @@ def test_a_branch_is_part_of_the_node_around_it(tmp_path: Path) -> None:
         helper.make_node("If", ["flag"], ["middle"], then_branch=branch("a", 1), else_branch=branch("b", 2)),
         helper.make_node("MatMul", ["middle", "w"], ["y"]),
     ]
-    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 32]) for name in ("x", "y")]
-    flag = helper.make_tensor_value_info("flag", TensorProto.BOOL, [1])
-    graph = helper.make_graph(nodes, "g", [flag, value[0]], value[1:], [square])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "if.onnx")
+    inputs = {"flag": (TensorProto.BOOL, [1]), "x": [4, 32]}
+    square = {"w": np.full((32, 32), 0.01, np.float32)}
+    onnx.save(onnx_model(nodes, inputs, {"y": [4, 32]}, square, opset=17), tmp_path / "if.onnx")
     path = write_optimized(tmp_path / "if.onnx", tmp_path, threads=1)
     session = ProfiledSession(path, threads=1)
     session.session.predict({"flag": np.array([False]), "x": np.ones((4, 32), np.float32)})
@@ -310,11 +304,7 @@ def test_a_branch_is_part_of_the_node_around_it(tmp_path: Path) -> None:
 
 
 def test_weights_lie_beside_the_optimized_graph(tmp_path: Path) -> None:
-    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 256]) for name in ("x", "y")]
-    stored = [numpy_helper.from_array(np.ones((256, 256), np.float32), "w")]
-    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", value[:1], value[1:], stored)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
-    path = write_optimized(tmp_path / "m.onnx", tmp_path, threads=1)
+    path = write_optimized(write_linear(tmp_path / "m.onnx", np.ones((256, 256))), tmp_path, threads=1)
     assert path.stat().st_size < 4096
     assert (tmp_path / "optimized.data").stat().st_size >= 256 * 256 * 4
 

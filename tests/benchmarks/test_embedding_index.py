@@ -17,8 +17,8 @@ def embeddings(noise: float, seed: int = 0) -> np.ndarray:
     meant = np.concatenate([generator.normal(size=(40, 4)), np.zeros((40, 12))], axis=1)
     turn = np.linalg.qr(np.random.default_rng(9).normal(size=(16, 16)))[0]
     both = np.concatenate([meant, meant + np.pad(generator.normal(size=(40, 4)) * noise, ((0, 0), (0, 12)))])
-    found: np.ndarray = (both @ turn).astype(np.float32)
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+    turned: np.ndarray = (both @ turn).astype(np.float32)
+    return turned / np.linalg.norm(turned, axis=1, keepdims=True)
 
 
 @pytest.fixture

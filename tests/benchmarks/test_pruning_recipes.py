@@ -19,6 +19,6 @@ def test_every_width_of_the_network_can_be_cut() -> None:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     network = channel_nets.lively(module.build())
-    found, whole = find_couplings(network, lambda: network(torch.randn(2, 1, 28, 28)))
+    couplings, whole = find_couplings(network, lambda: network(torch.randn(2, 1, 28, 28)))
     # Stem; inner and outer widths of four blocks, two of which share a sum; expansion and squeeze in between.
-    assert not whole and sorted(coupling.size for coupling in found) == [32, 32, 32, 32, 32, 64, 64, 128, 128, 128]
+    assert not whole and sorted(coupling.size for coupling in couplings) == [32, 32, 32, 32, 32, 64, 64, 128, 128, 128]

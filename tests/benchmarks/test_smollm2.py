@@ -57,8 +57,8 @@ def test_the_whole_of_it_on_a_tiny_model(
     monkeypatch.setenv(llama_cpp_library.VARIABLE, "")
     monkeypatch.setattr(bench, "Benchmark", partial(Benchmark, launches=2))
     bench.main(tmp_path / "tiny.yaml", with_peers=False, seconds=0.1, output=tmp_path / "out.json")
-    found = json.loads((tmp_path / "out.json").read_text())["lines"]
-    values = {line["what"]: line["found"] for line in found}
+    printed_lines = json.loads((tmp_path / "out.json").read_text())["lines"]
+    values = {line["what"]: line["found"] for line in printed_lines}
     assert values["time of the quick GPTQ against Optimum + gptqmodel"] is None
     measured = [value for value in values.values() if value is not None]
     assert len(measured) == 5 and all(np.isfinite(measured)) and values["decode against llama.cpp"] > 0

@@ -182,10 +182,10 @@ def test_a_run_refuses(
     place: Path, refuse: Refuse, spoil: Callable[[Path], None], code: int, words: tuple[str, ...]
 ) -> None:
     spoil(place)
-    said = refuse("run", "tiny.yaml", code=code)
+    errors = refuse("run", "tiny.yaml", code=code)
     for word in words:
-        assert word in said, said
-    assert "expected" in said or "hint:" in said
+        assert word in errors, errors
+    assert "expected" in errors or "hint:" in errors
 
 
 def test_a_model_that_no_target_can_run_is_still_quantized(place: Path) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import tiny_generation
 import tiny_run
+from command_line import invoke
 from quantized import save_tiny_llama
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from compress.cli import app
 from compress.pipeline.run import run
 from compress.results.report import Report
 
@@ -34,8 +34,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     tensors["model.norm.weight"] *= 3
     save_file(tensors, folder / "surer" / "model.safetensors", metadata={"format": "pt"})
     tiny_generation.write_texts(folder)
-    asked = [{"prompt": "some", "choices": ["words", "meaning"], "answer": number % 2} for number in range(4)]
-    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    questions = [{"prompt": "some", "choices": ["words", "meaning"], "answer": number % 2} for number in range(4)]
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
     run_folders = {}
     for name, bits in {"four": 4, "two": 2}.items():
         gptq = {"bits": bits, "group_size": 32, "samples": 4, "sequence_length": 16, "embedding_bits": 4}
@@ -48,13 +48,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 def report(folder: Path) -> Report:
     return Report.model_validate_json((folder / "report.json").read_text())
-
-
-def invoke(*arguments: str | Path) -> Result:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def changes(result: Result) -> dict[str, dict[str, Any]]:

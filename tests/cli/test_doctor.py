@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import typer
 import yaml
+from command_line import invoke
 from narrow import broken_words, shown
 from onnx import TensorProto, helper, numpy_helper
 from tiny_speech import TASK, write_speech
-from typer.testing import CliRunner
 
 from compress.benchmark.profile import CauseDifference, LayerDifference, OperatorDifference
-from compress.cli.doctor import doctor
 from compress.cli.doctor_model import difference_findings
 from compress.formats import runtime
 from compress.formats.onnx.decoder import export_encoder_decoder
@@ -39,10 +37,8 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def diagnose(*options: str) -> tuple[int, str]:
-    app = typer.Typer()
-    app.command()(doctor)
-    answer = CliRunner().invoke(app, list(options))
-    return answer.exit_code, answer.stdout
+    result = invoke("doctor", *options)
+    return result.exit_code, result.stdout
 
 
 def findings(level: str) -> dict[str, str | None]:
@@ -220,12 +216,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def diagnose_as_json(*options: str) -> dict[str, Any]:
-    app = typer.Typer()
-    app.command()(doctor)
-    answer = CliRunner().invoke(app, [*options, "--json"])
-    if answer.exception and not isinstance(answer.exception, SystemExit):
-        raise answer.exception
-    diagnosis: dict[str, Any] = json.loads(answer.stdout)
+    diagnosis: dict[str, Any] = json.loads(diagnose(*options, "--json")[1])
     return diagnosis
 
 

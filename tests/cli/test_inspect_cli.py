@@ -3,16 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
+from command_line import output_of
 from imported import packages_imported_by
 from safetensors.numpy import save_file
-from typer.testing import CliRunner
 
-from compress.cli.inspect import inspect
 from compress.utils.errors import ModelError
-
-app = typer.Typer()
-app.command()(inspect)
 
 
 @pytest.fixture
@@ -23,14 +18,8 @@ def model(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(*arguments: str) -> str:
-    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert result.exit_code == 0
-    return result.stdout
-
-
 def test_json_holds_the_whole_budget(model: Path) -> None:
-    budget = json.loads(run(str(model), "--json", "--weights"))
+    budget = json.loads(output_of("inspect", model, "--json", "--weights"))
     assert budget["model"] == str(model)
     assert budget["parameters"] == 20
     assert budget["tensor_bytes"] == 8 * 2 * 4 + 2 * 2 * 2
@@ -40,7 +29,7 @@ def test_json_holds_the_whole_budget(model: Path) -> None:
 
 
 def test_table_shows_modules(model: Path) -> None:
-    text = run(str(model), "--top", "1")
+    text = output_of("inspect", model, "--top", "1")
     assert "88.9%" in text  # 64 of 72 bytes
     assert "largest 1 tensors" in text
 
@@ -50,7 +39,7 @@ def test_bad_input_is_one_error(model: Path, name: str) -> None:
     if name != "none.safetensors":
         (model / name).write_bytes(b"x")
     with pytest.raises(ModelError) as caught:
-        run(str(model / name))
+        output_of("inspect", model / name)
     assert str(model / name) in str(caught.value)
 
 

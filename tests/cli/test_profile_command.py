@@ -35,7 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("nowhere",), "There is no model in 'nowhere'"),
         (("exported",), "There is no recipe with the task"),
@@ -51,10 +51,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("exported", "--recipe", "tiny.yaml"), "cannot open the graph"),
     ],
 )
-def test_bad_input_is_told_in_words(here: Command, place: Path, arguments: tuple[str, ...], said: str) -> None:
+def test_bad_input_is_told_in_words(here: Command, place: Path, arguments: tuple[str, ...], message: str) -> None:
     done = here("profile", *arguments, "--json", folder=place)
     assert done.returncode == 2, done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
@@ -82,22 +82,22 @@ def test_a_decoder_s_time_is_told_by_operator(
     arguments = ("profile", "made", "--recipe", "tiny.yaml", "--seconds", "0.1", "--json", *options)
     done = here(*arguments, folder=decoder)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert (found["phase"], found["context"], found["lengths"]) == (phase, context, lengths)
-    assert {"MatMulNBits", "GroupQueryAttention"} <= {row["name"] for row in found["by_operator"]}
+    profile_json = json.loads(done.stdout)
+    assert (profile_json["phase"], profile_json["context"], profile_json["lengths"]) == (phase, context, lengths)
+    assert {"MatMulNBits", "GroupQueryAttention"} <= {row["name"] for row in profile_json["by_operator"]}
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--batch-size", "2"), "No effect on text-generation: --batch-size"),
         (("--context", "192"), "has 192 tokens; a prompt of 192 needs 193"),
     ],
 )
-def test_what_a_text_is_not_profiled_with(here: Command, decoder: Path, options: tuple[str, ...], said: str) -> None:
+def test_what_a_text_is_not_profiled_with(here: Command, decoder: Path, options: tuple[str, ...], message: str) -> None:
     done = here("profile", "made", "--recipe", "tiny.yaml", *options, folder=decoder)
     assert (done.returncode, done.stdout) == (2, "")
-    assert said in done.stderr and "Traceback" not in done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr
 
 
 def test_two_decoders_are_timed_without_a_recipe(tmp_path: Path) -> None:
@@ -109,15 +109,15 @@ def test_two_decoders_are_timed_without_a_recipe(tmp_path: Path) -> None:
         "bench", *artifacts, *lengths, "--threads", "1", "--budget", "3", "--json", folder=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    rows = {(row["model"], row["metric"]): row for row in found["measurements"]}
+    profile_json = json.loads(done.stdout)
+    rows = {(row["model"], row["metric"]): row for row in profile_json["measurements"]}
     for model in ("baseline", "artifact"):
         for context in (8, 16):
             row = rows[model, f"time_per_output_token_ms_context_{context}"]
-            assert len(row["raw"]) == 3 * found["environment"]["rounds"][f"context_{context}"]
+            assert len(row["raw"]) == 3 * profile_json["environment"]["rounds"][f"context_{context}"]
     assert rows["baseline", "speedup_time_to_first_token_context_8"]["value"] == 1.0
-    assert found["environment"]["tokens"] == 3
-    assert any("drawn at random" in note for note in found["notes"])
+    assert profile_json["environment"]["tokens"] == 3
+    assert any("drawn at random" in note for note in profile_json["notes"])
 
 
 @pytest.mark.parametrize(

@@ -7,34 +7,20 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-import typer
 import yaml
-from typer.testing import CliRunner
+from command_line import output_of
 
-from compress.cli.recipes import recipes_app
-from compress.cli.run import check
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
 from compress.recipe.starter import starter, starters
 from compress.tasks.registry import TASK_NAMES
 from compress.utils.errors import InputError
 
-app = typer.Typer()
-app.command("check")(check)
-app.add_typer(recipes_app, name="recipes")
-
 
 @pytest.fixture(autouse=True)
 def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-
-
-def run(*arguments: str) -> str:
-    result = CliRunner().invoke(app, list(arguments))
-    if result.exception:
-        raise result.exception
-    return result.stdout
 
 
 def data_files(folder: Path) -> None:
@@ -47,7 +33,7 @@ def test_every_task_has_a_starter() -> None:
 
 
 def test_new_writes_a_recipe_that_reads(tmp_path: Path) -> None:
-    assert run("recipes", "new", "--output", "mine.yaml").strip() == "mine.yaml"
+    assert output_of("recipes", "new", "--output", "mine.yaml").strip() == "mine.yaml"
     recipe = read_recipe(tmp_path / "mine.yaml")
     assert recipe.labels() == ("finetune", "prune", "distill", "trim_vocabulary", "onnx", "onnx_int8")
     assert recipe.data.splits["train"] == "train.csv"
@@ -72,9 +58,9 @@ def test_starter_says_the_defaults_as_they_are(tmp_path: Path) -> None:
 
 
 def test_check_explains_the_placeholders_of_the_starter(tmp_path: Path) -> None:
-    run("recipes", "new", "--output", "mine.yaml")
+    output_of("recipes", "new", "--output", "mine.yaml")
     with pytest.raises(InputError) as caught:
-        run("check", "mine.yaml")
+        output_of("check", "mine.yaml")
     for split in ("train", "validation", "test"):
         assert f"{split}.csv does not exist" in str(caught.value)
 
@@ -83,25 +69,25 @@ def test_new_keeps_what_is_there_unless_forced(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("mine")
     with pytest.raises(InputError, match="exists already"):
-        run("recipes", "new", "--output", str(path))
+        output_of("recipes", "new", "--output", str(path))
     assert path.read_text() == "mine"
-    run("recipes", "new", "--output", str(path), "--force")
+    output_of("recipes", "new", "--output", str(path), "--force")
     assert read_recipe(path).name == "my-classifier"
 
 
 def test_new_writes_to_standard_output_and_json() -> None:
-    text = run("recipes", "new")
+    text = output_of("recipes", "new")
     assert text == starter("text-classification")
-    assert json.loads(run("recipes", "new", "--json"))["recipe"] == text
+    assert json.loads(output_of("recipes", "new", "--json"))["recipe"] == text
 
 
 def test_new_for_an_unknown_task_offers_the_nearest() -> None:
     with pytest.raises(InputError, match="Did you mean 'text-classification'"):
-        run("recipes", "new", "--task", "text-clasification")
+        output_of("recipes", "new", "--task", "text-clasification")
 
 
 def test_schema_accepts_the_starter_and_refuses_a_misspelling() -> None:
-    validator = jsonschema.Draft202012Validator(json.loads(run("recipes", "schema")))
+    validator = jsonschema.Draft202012Validator(json.loads(output_of("recipes", "schema")))
     text = starter("text-classification")
     assert validator.is_valid(yaml.safe_load(text))
     assert not validator.is_valid(yaml.safe_load(text.replace("teacher:", "teachr:")))
@@ -111,25 +97,25 @@ def test_list_shows_good_and_broken_recipes_of_subfolders(tmp_path: Path) -> Non
     (tmp_path / "recipes" / "more").mkdir(parents=True)
     (tmp_path / "recipes" / "good.yaml").write_text(starter("text-classification"))
     (tmp_path / "recipes" / "more" / "bad.yaml").write_text("name: bad\n")
-    rows = json.loads(run("recipes", "list", "--json"))
+    rows = json.loads(output_of("recipes", "list", "--json"))
     assert [row["path"] for row in rows] == ["recipes/good.yaml", "recipes/more/bad.yaml"]
     assert rows[0]["stages"][0] == "finetune"
     assert len(rows[1]["problems"]) == 4  # task, model, data, stages
-    assert rows == json.loads(run("recipes", "--json"))
-    text = run("recipes")
+    assert rows == json.loads(output_of("recipes", "--json"))
+    text = output_of("recipes")
     assert "finetune -> prune -> distill" in text
     assert "4 problems: compress check recipes/more/bad.yaml" in text
 
 
 def test_list_of_a_folder_that_is_not_there() -> None:
     with pytest.raises(InputError, match="no such folder"):
-        run("recipes", "list", "nowhere")
+        output_of("recipes", "list", "nowhere")
 
 
 def test_check_prints_the_plan(tmp_path: Path) -> None:
     data_files(tmp_path)
-    run("recipes", "new", "--output", "mine.yaml")
-    text = run("check", "mine.yaml")
+    output_of("recipes", "new", "--output", "mine.yaml")
+    text = output_of("check", "mine.yaml")
     assert "my-classifier" in text
     assert "onnx_int8" in text
     assert "unknown until" in text
@@ -137,8 +123,8 @@ def test_check_prints_the_plan(tmp_path: Path) -> None:
 
 def test_check_as_json_with_an_override(tmp_path: Path) -> None:
     data_files(tmp_path)
-    run("recipes", "new", "--output", "mine.yaml")
-    plan = json.loads(run("check", "mine.yaml", "--json", "--set", "stages.4=onnx", "--set", "name=other"))
+    output_of("recipes", "new", "--output", "mine.yaml")
+    plan = json.loads(output_of("check", "mine.yaml", "--json", "--set", "stages.4=onnx", "--set", "name=other"))
     assert plan["recipe"] == "other"
     assert [stage["label"] for stage in plan["stages"]][-2:] == ["onnx", "onnx_int8"]
     assert plan["artifacts"] == "artifacts"

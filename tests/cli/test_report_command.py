@@ -1,4 +1,4 @@
-"""`compress report`, by its function behind a bare typer app."""
+"""`compress report`."""
 
 from __future__ import annotations
 
@@ -7,17 +7,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-import typer
+from command_line import output_of
 from imported import packages_imported_by
-from typer.testing import CliRunner
 
-from compress.cli.run import report as report_command
 from compress.report.pages import write_report
 from compress.results.report import LimitResult, Measurement, Report
 from compress.utils.errors import InputError
-
-app = typer.Typer()
-app.command()(report_command)
 
 
 @pytest.fixture
@@ -28,28 +23,23 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def output(*arguments: str) -> str:
-    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
-    assert result.exit_code == 0
-    return result.stdout
-
-
 def test_json_is_the_file_itself(run: Path) -> None:
     whole = (run / "report.json").read_text(encoding="utf-8")
-    assert output(str(run), "--json") == output(str(run), "--format", "json") == whole
+    assert output_of("report", run, "--json") == output_of("report", run, "--format", "json") == whole
     assert json.loads(whole)["schema"] == 1
 
 
 def test_each_format_is_a_view(run: Path) -> None:
-    assert output(str(run), "--format", "html").startswith("<!doctype html>")
-    assert output(str(run / "report.json"), "--format", "markdown") == (run / "report.md").read_text(encoding="utf-8")
-    assert ElementTree.fromstring(output(str(run), "--format", "junit")).get("failures") == "1"
-    assert "87.50%" in output(str(run))
+    assert output_of("report", run, "--format", "html").startswith("<!doctype html>")
+    markdown = (run / "report.md").read_text(encoding="utf-8")
+    assert output_of("report", run / "report.json", "--format", "markdown") == markdown
+    assert ElementTree.fromstring(output_of("report", run, "--format", "junit")).get("failures") == "1"
+    assert "87.50%" in output_of("report", run)
 
 
 def test_a_run_that_is_not_there_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        output(str(tmp_path / "nothing"))
+        output_of("report", tmp_path / "nothing")
     assert caught.value.exit_code == 2
 
 

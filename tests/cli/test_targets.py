@@ -5,25 +5,15 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
-import typer
-from typer.testing import CliRunner
+from command_line import output_of
 
-from compress.cli.targets import targets
 from compress.formats.targets import TARGETS
 from compress.recipe.target_entries import read_target_file
 from compress.utils.errors import InputError
 
 
-def list_targets(*options: str) -> str:
-    app = typer.Typer()
-    app.command()(targets)
-    answer = CliRunner().invoke(app, list(options))
-    assert answer.exit_code == 0
-    return answer.stdout
-
-
 def test_every_target_is_available_or_says_why_not() -> None:
-    rows = json.loads(list_targets("--json"))
+    rows = json.loads(output_of("targets", "--json"))
     assert [row["name"] for row in rows] == list(TARGETS)
     assert all(row["available"] == (row["reason"] is None) for row in rows)
     for row in rows:
@@ -48,7 +38,7 @@ def test_every_target_is_available_or_says_why_not() -> None:
 
 
 def test_the_list_reads_as_text() -> None:
-    text = list_targets()
+    text = output_of("targets")
     width = max(map(len, TARGETS))
     assert f"{'cpu':<{width}}  ONNX Runtime on this machine's processor; onnx\n{'':<{width}}  available\n" in text
     assert "measured on this machine instead of an Android phone\n" in text
@@ -57,7 +47,7 @@ def test_the_list_reads_as_text() -> None:
 def test_a_file_of_ones_own_is_checked_and_shown_alone(tmp_path: Path) -> None:
     file = tmp_path / "pi.yaml"
     file.write_text("name: pi\nformat: openvino\nthreads: 4\nmax_bytes: 9000000\nembedding_bits: 4\n")
-    (row,) = json.loads(list_targets(str(file), "--json"))
+    (row,) = json.loads(output_of("targets", file, "--json"))
     assert (row["name"], row["runtime"], row["threads"], row["max_bytes"]) == ("pi", "openvino", 4, 9_000_000)
     assert (row["formats"], row["options"], row["measured_instead_of"]) == (["openvino"], {"embedding_bits": 4}, "pi")
     file.write_text("name: pi\nformat: openvino\nembedding_bits: 5\n")
@@ -66,7 +56,7 @@ def test_a_file_of_ones_own_is_checked_and_shown_alone(tmp_path: Path) -> None:
 
 
 def test_what_a_phone_runs_is_told_from_what_runs_it_here() -> None:
-    rows = {row["name"]: row for row in json.loads(list_targets("--json"))}
+    rows = {row["name"]: row for row in json.loads(output_of("targets", "--json"))}
     android = rows["android"]
     assert (android["runtime"], android["formats"]) == ("onnxruntime", ["onnx", "ort", "litert", "executorch"])
     assert android["apps"]["ort"] == "Maven: com.microsoft.onnxruntime:onnxruntime-android"

@@ -55,11 +55,11 @@ def normalized() -> TorchModel:
     return sentences.encoder(SentenceModules(sentences.WIDTH, steps=(Normalize(),)))
 
 
-def saved(made: OnnxModel, folder: Path, quantized: bool) -> Path:
-    made = replace(made, graph=copy.deepcopy(made.graph))
-    made = OnnxInt8(embedding_bits=4).run(made, sentences.context()) if quantized else made
+def saved(model: OnnxModel, folder: Path, quantized: bool) -> Path:
+    model = replace(model, graph=copy.deepcopy(model.graph))
+    model = OnnxInt8(embedding_bits=4).run(model, sentences.context()) if quantized else model
     folder.mkdir()
-    made.save(folder)
+    model.save(folder)
     return folder
 
 

@@ -30,8 +30,8 @@ def generate(folder: Path, prompt: list[int]) -> list[int]:
     generator.append_tokens([prompt])
     while not generator.is_done():
         generator.generate_next_token()
-    found: list[int] = list(generator.get_sequence(0))
-    return found[len(prompt) :]
+    token_ids: list[int] = list(generator.get_sequence(0))
+    return token_ids[len(prompt) :]
 
 
 def expected(source: Checkpoint, prompt: list[int], weights: Checkpoint | None = None) -> list[int]:

@@ -22,15 +22,15 @@ def test_it_says_what_torch_says_by_beams_too(tmp_path: Path) -> None:
     from compress.formats.openvino.decoder import write_decoder
 
     source = save_tiny_llama(tmp_path / "source")
-    made = quantize_tiny_llama(source, tmp_path / "quantized", table_bits=8)
+    weights = quantize_tiny_llama(source, tmp_path / "quantized", table_bits=8)
     folder = tmp_path / "written"
     folder.mkdir()
-    write_decoder(made, "fp32", 8, random_ids(2, 16), 1e-4).model.save(folder)
+    write_decoder(weights, "fp32", 8, random_ids(2, 16), 1e-4).model.save(folder)
     ids = random_ids(1, 9, seed=3)[0].tolist()
     script = Path(__file__).with_name("optimum_intel_says.py")
     printed = OPTIMUM_INTEL.run(script, str(folder), json.dumps(ids), str(TOKENS))
-    said = json.loads(printed.splitlines()[-1])
-    module = by_transformers(source, made)
+    printed_answers = json.loads(printed.splitlines()[-1])
+    module = by_transformers(source, weights)
     for name, beams in (("greedy", 1), ("beams", 3)):
         expected = module.generate(
             torch.tensor([ids]),
@@ -41,5 +41,5 @@ def test_it_says_what_torch_says_by_beams_too(tmp_path: Path) -> None:
             eos_token_id=None,
             pad_token_id=2,
         )
-        assert said[name] == expected[0, len(ids) :].tolist()
-    assert said["stateful"] and said["text"] == tiny_tokenizer().decode(ids)
+        assert printed_answers[name] == expected[0, len(ids) :].tolist()
+    assert printed_answers["stateful"] and printed_answers["text"] == tiny_tokenizer().decode(ids)

@@ -30,11 +30,11 @@ def test_the_right_answer_is_the_lines_own_and_stands_among_others(tmp_path: Pat
     questions = read_questions(tmp_path / "questions.parquet")
     sections = pq.read_table(tmp_path / "questions.parquet")["section"].to_pylist()
     assert len(questions) == 14 * 20
-    for one, section in zip(questions, sections, strict=True):
-        (asked,) = {word for word, _ in pairs} & set(one.prompt.split(". ")[1].split())
-        assert one.choices[one.answer] == f"{asked}s"
-        assert len(set(one.choices)) == 4 and (asked in one.choices) == section.startswith("gram")
-    assert len({one.answer for one in questions}) == 4, "no place has all the answers"
+    for question, section in zip(questions, sections, strict=True):
+        (asked_word,) = {word for word, _ in pairs} & set(question.prompt.split(". ")[1].split())
+        assert question.choices[question.answer] == f"{asked_word}s"
+        assert len(set(question.choices)) == 4 and (asked_word in question.choices) == section.startswith("gram")
+    assert len({question.answer for question in questions}) == 4, "no place has all the answers"
 
 
 def test_another_file_is_refused(tmp_path: Path, progress: RecordingProgress) -> None:
@@ -68,8 +68,8 @@ def members(tmp_path):
 
 
 def test_every_two_documents_stand_once_with_their_entry(members):
-    found = read_documents(members / "lee.cor", members / "similarities0-1.txt")
-    assert found == [
+    documents = read_documents(members / "lee.cor", members / "similarities0-1.txt")
+    assert documents == [
         Rated("one text", "another", 0.25),
         Rated("one text", "a £3 third", 0.5),
         Rated("another", "a £3 third", 0.75),

@@ -44,9 +44,11 @@ def model() -> dict[str, np.ndarray]:
     for side in ("encoder", "decoder"):
         arrays |= {f"{side}/position_encodings/encodings": random(6, WIDTH), **norm(f"{side}/layer_norm")}
         layer = f"{side}/layer_0"
-        own = linear(f"{layer}/self_attention/linear_0", 3 * WIDTH)
-        own[f"{layer}/self_attention/linear_0/bias"][WIDTH : 2 * WIDTH] = 0
-        arrays |= own | linear(f"{layer}/self_attention/linear_1", WIDTH) | norm(f"{layer}/self_attention/layer_norm")
+        attention = linear(f"{layer}/self_attention/linear_0", 3 * WIDTH)
+        attention[f"{layer}/self_attention/linear_0/bias"][WIDTH : 2 * WIDTH] = 0
+        arrays |= (
+            attention | linear(f"{layer}/self_attention/linear_1", WIDTH) | norm(f"{layer}/self_attention/layer_norm")
+        )
         arrays |= linear(f"{layer}/ffn/linear_0", 16) | linear(f"{layer}/ffn/linear_1", WIDTH, 16)
         arrays |= norm(f"{layer}/ffn/layer_norm")
     other = "decoder/layer_0/attention"
@@ -63,9 +65,9 @@ def model() -> dict[str, np.ndarray]:
 
 def test_every_tensor_is_read_as_it_was_written(tmp_path: Path):
     write(tmp_path / "model.bin", model())
-    found = read_model(tmp_path / "model.bin")
-    assert found.keys() == model().keys()
-    assert all((found[name] == array).all() for name, array in model().items())
+    arrays = read_model(tmp_path / "model.bin")
+    assert arrays.keys() == model().keys()
+    assert all((arrays[name] == array).all() for name, array in model().items())
 
 
 def test_names_and_shapes_are_those_of_transformers(tmp_path: Path):

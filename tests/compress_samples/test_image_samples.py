@@ -82,24 +82,24 @@ def test_answers_follow_from_the_class_or_the_pixels(
     fashion_questions.write_questions(members, tmp_path, SilentProgress())
     rows = pyarrow.parquet.read_table(tmp_path / "train.parquet").to_pylist()
     assert {row["question"] for row in rows} <= {"what", "kind", "is it", "light"}
-    asked = list(fashion.PHRASES)
+    phrases = list(fashion.PHRASES)
     for row in rows:
         kind = fashion.CLASSES.index(row["label"])
         if row["question"] == "what":
-            assert row["target"] == f"it is {asked[kind]}"
+            assert row["target"] == f"it is {phrases[kind]}"
         if row["question"] == "is it":
-            named = next(phrase for phrase in sorted(asked, key=len, reverse=True) if phrase in row["text"])
-            assert (row["target"] == "yes") == (named == asked[kind])
+            named = next(phrase for phrase in sorted(phrases, key=len, reverse=True) if phrase in row["text"])
+            assert (row["target"] == "yes") == (named == phrases[kind])
         if row["question"] == "light":
             assert (row["target"] == "bright") == (_pixel(row["image"]) >= 128)
 
 
 def test_questions_are_of_each_kind_and_as_often_answered_yes_as_no() -> None:
     images = np.full((4000, 2, 2), 200, np.uint8)
-    found = fashion_questions.questions(images, [0] * len(images))
-    counts = Counter(found["question"])
+    questions = fashion_questions.questions(images, [0] * len(images))
+    counts = Counter(questions["question"])
     assert all(abs(count - 1000) < 100 for count in counts.values()) and len(counts) == 4
-    answers = Counter(found["target"])
+    answers = Counter(questions["target"])
     assert abs(answers["yes"] - answers["no"]) < 150 and answers["bright"] == counts["light"]
 
 
@@ -156,8 +156,8 @@ def test_efficientnet_becomes_safetensors_with_its_own_preprocessing(tmp_path: P
     config = json.loads((tmp_path / "files/config.json").read_text())
     assert config["id2label"]["999"] == "999" and len(config["id2label"]) == 1000
     pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8)
-    found = load_processor(tmp_path / "files")(Image.fromarray(pixels))["pixel_values"][0]
-    np.testing.assert_allclose(found, (pixels.transpose(2, 0, 1) - 127.0) / 128.0, atol=1e-5)
+    normalized = load_processor(tmp_path / "files")(Image.fromarray(pixels))["pixel_values"][0]
+    np.testing.assert_allclose(normalized, (pixels.transpose(2, 0, 1) - 127.0) / 128.0, atol=1e-5)
 
 
 def test_weights_that_would_run_code_are_refused(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_values_in_their_shape(tmp_path: Path, pack: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (IMAGES[:-1], "has 5 bytes of values"),
         (IMAGES + b"x", "has 7 bytes"),
@@ -188,10 +188,10 @@ def test_values_in_their_shape(tmp_path: Path, pack: object) -> None:
         (gzip.compress(IMAGES, mtime=0)[:-9], "is damaged"),
     ],
 )
-def test_what_is_no_whole_idx_file_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+def test_what_is_no_whole_idx_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "images"
     path.write_bytes(content)
-    with pytest.raises(SampleError, match=said):
+    with pytest.raises(SampleError, match=message):
         read_idx(path, 3)
 
 

@@ -169,14 +169,14 @@ def test_articles_are_written_once_and_the_same_each_time(wikipedia_members, tmp
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
         write_articles(wikipedia_members, tmp_path / name, progress)
-    found = {}
+    text_of_title = {}
     for split in ("train", "validation", "test"):
         path = tmp_path / "one" / f"{split}.parquet"
         assert path.read_bytes() == (tmp_path / "other" / f"{split}.parquet").read_bytes()
         for row in pq.read_table(path).to_pylist():
-            assert row["title"] not in found
-            found[row["title"]] = row["text"]
-    assert found == {f"Article {i}": f"Number {i} is a figure." for i in range(30)}
+            assert row["title"] not in text_of_title
+            text_of_title[row["title"]] = row["text"]
+    assert text_of_title == {f"Article {i}": f"Number {i} is a figure." for i in range(30)}
 
 
 def test_redirects_have_no_text(wikipedia_members):
@@ -260,13 +260,13 @@ def test_chapters_stay_whole_and_no_text_stands_in_two_splits():
         for chapter in range(400)
         for verse in range(40)
     ]
-    said = [pair._replace(text=" AND he said ") if pair.verse.endswith(":7") else pair for pair in pairs]
-    splits = split_pairs(said)
+    changed_pairs = [pair._replace(text=" AND he said ") if pair.verse.endswith(":7") else pair for pair in pairs]
+    splits = split_pairs(changed_pairs)
     chapters = {name: {pair.verse.split(":")[0] for pair in part} for name, part in splits.items()}
     texts = {name: {pair.text.strip().lower() for pair in part} for name, part in splits.items()}
-    for one, other in (("test", "validation"), ("test", "train"), ("validation", "train")):
-        assert chapters[one].isdisjoint(chapters[other])
-        assert texts[one].isdisjoint(texts[other])
+    for first, second in (("test", "validation"), ("test", "train"), ("validation", "train")):
+        assert chapters[first].isdisjoint(chapters[second])
+        assert texts[first].isdisjoint(texts[second])
     assert len(splits["test"]) == 5_000
     assert sum(pair.text == " AND he said " for pair in splits["test"]) == 125
     assert len(splits["train"]) + len(splits["validation"]) + 275 == 11_000

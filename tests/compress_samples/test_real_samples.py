@@ -70,8 +70,10 @@ def test_movie_reviews_hold_each_rated_text_in_one_split(raw):
     assert len(tables["test"]) == 2_000
     assert len(tables["validation"]) == 500
     assert len(tables["train"]) == len(expected) - 2_500
-    found = {plain(row["text"]): row["label"] == "positive" for table in tables.values() for row in table.to_pylist()}
-    assert found == expected  # as many keys as rows: no text stands twice
+    is_positive = {
+        plain(row["text"]): row["label"] == "positive" for table in tables.values() for row in table.to_pylist()
+    }
+    assert is_positive == expected  # as many keys as rows: no text stands twice
     for table in tables.values():
         positive = sum(label == "positive" for label in table["label"].to_pylist())
         assert 0.45 < positive / len(table) < 0.55

@@ -7,24 +7,17 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 from pydantic import ValidationError
+from stage_context import Notes
 
 from compress.data.columns import Column
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
-from compress.utils.errors import DataError, SampleError
+from compress.utils.errors import DataError
 from compress.utils.progress import SilentProgress
 
 COLUMNS = (Column("text"), Column("label", label=True))
 TRAIN = [("good film", "positive"), ("bad film", "negative"), ("fine plot", "positive")]
 TEST = [("great", "positive"), ("awful", "negative")]
-
-
-class Notes(SilentProgress):
-    def __init__(self):
-        self.notes = []
-
-    def note(self, message):
-        self.notes.append(message)
 
 
 def write_rows(path: Path, rows, names=("text", "label")) -> str:
@@ -252,8 +245,8 @@ def test_rows_that_also_stand_in_test_are_dropped_where_asked(folder):
     assert data.split("train")["text"].to_pylist() == [text for text, _ in TRAIN]
     assert data.split("validation")["text"].to_pylist() == ["x"]
     assert data.split("test")["text"].to_pylist() == ["great", "awful"]
-    assert len(notes.notes) == 2
-    assert notes.notes[0].startswith("1 rows of train")
+    assert len(notes.said) == 2
+    assert notes.said[0].startswith("1 rows of train")
 
 
 def test_what_is_judged_beside_test_is_in_no_training_either(folder):
@@ -280,7 +273,7 @@ def test_unlabeled_text_of_the_test_split_is_left_out(folder):
     notes = Notes()
     data = load(folder, notes, unlabeled=("more.csv", "other.jsonl"))
     assert data.unlabeled.to_pylist() == [{"text": "new"}, {"text": "good film"}, {"text": "other"}]
-    assert notes.notes == ["1 unlabeled texts also stand in the test split and are left out"]
+    assert notes.said == ["1 unlabeled texts also stand in the test split and are left out"]
 
 
 def test_a_task_without_labels_and_with_two_inputs(folder):
@@ -301,11 +294,6 @@ def test_a_folder_is_a_source(folder, tmp_path):
     assert [len(data.split(split)) for split in data.splits] == [3, 2]
 
 
-def test_a_sample_that_is_not_there(folder):
-    with pytest.raises(SampleError, match="Did you mean 'movie-reviews'"):
-        load(folder, source="sample:movie-review", splits={"train": "train"})
-
-
 @pytest.mark.slow
 def test_the_samples_load_without_overlap(tmp_path):
     config = DataConfig(source="sample:movie-reviews", unlabeled=("sample:snippets",))
@@ -313,7 +301,7 @@ def test_the_samples_load_without_overlap(tmp_path):
     data = load_dataset(config, COLUMNS, tmp_path, notes)
     assert data.labels == ("negative", "positive")
     assert len(data.split("test")) == 2_000
-    assert not [note for note in notes.notes if "left out" in note and "snippets" not in note]
+    assert not [note for note in notes.said if "left out" in note and "snippets" not in note]
     test = set(data.split("test")["text"].to_pylist())
     assert test.isdisjoint(data.unlabeled["text"].to_pylist())
     assert test.isdisjoint(data.split("train")["text"].to_pylist())

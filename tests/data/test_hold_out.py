@@ -95,18 +95,18 @@ def load_tokens(folder: Path, train: list[dict], test: list[dict], **config: obj
 
 
 def test_labels_are_those_of_all_words(tmp_path: Path) -> None:
-    found = load_tokens(
+    data = load_tokens(
         tmp_path, [{"tokens": ["a", "b"], "tags": ["O", "B-X"]}], [{"tokens": "c d e", "tags": "O O I-X"}],
         labels=("O", "B-X", "I-X"),
     )  # fmt: skip
-    assert found.labels == ("O", "B-X", "I-X")
-    assert found.split("test").to_pylist() == [{"tokens": "c d e", "tags": "O O I-X"}]
+    assert data.labels == ("O", "B-X", "I-X")
+    assert data.split("test").to_pylist() == [{"tokens": "c d e", "tags": "O O I-X"}]
 
 
 def test_ids_become_names(tmp_path: Path) -> None:
     rows = [{"tokens": ["a", "b"], "tags": [0, 1]}], [{"tokens": ["c"], "tags": [2]}]
-    found = load_tokens(tmp_path, *rows, labels=("O", "B-X", "I-X"))
-    assert [found.split(name)["tags"].to_pylist() for name in ("train", "test")] == [["O B-X"], ["I-X"]]
+    data = load_tokens(tmp_path, *rows, labels=("O", "B-X", "I-X"))
+    assert [data.split(name)["tags"].to_pylist() for name in ("train", "test")] == [["O B-X"], ["I-X"]]
 
 
 def test_a_label_that_is_unknown_is_named_with_its_row(tmp_path: Path) -> None:
@@ -134,9 +134,9 @@ def write(folder: Path, text: str) -> Path:
 
 def test_rows_are_read_with_numbers_for_scores(tmp_path: Path) -> None:
     write(tmp_path, GOOD)
-    (found,) = find_rated_pairs("mine.csv", tmp_path, SilentProgress())
-    assert (found.name, found.texts, found.pairs) == ("mine", ("a", "c", "e", "g"), ("b", "d", "f", "h"))
-    assert found.scores == (1.0, 2.5, 3.0, 3.0)
+    (rated,) = find_rated_pairs("mine.csv", tmp_path, SilentProgress())
+    assert (rated.name, rated.texts, rated.pairs) == ("mine", ("a", "c", "e", "g"), ("b", "d", "f", "h"))
+    assert rated.scores == (1.0, 2.5, 3.0, 3.0)
 
 
 @pytest.mark.parametrize(

@@ -104,15 +104,15 @@ def test_of_an_animation_the_first_picture_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"not an image", "is no image that Pillow knows"),
         (encoded(Image.effect_noise((64, 64), 50))[:900], "is broken"),
         (encoded(Image.effect_noise((64, 64), 50), "JPEG")[:900], "is broken"),
     ],
 )
-def test_what_is_no_whole_image_is_named(content: bytes, said: str) -> None:
-    with pytest.raises(DataError, match=said) as caught:
+def test_what_is_no_whole_image_is_named(content: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
         decoded(content)
     assert "SHA-256" in str(caught.value.where), "a row is known by its content where it has no path"
 

@@ -12,7 +12,6 @@ import pytest
 import tiny_run
 import yaml
 
-from compress.data.columns import value_text
 from compress.data.slices import Slice, extra_columns
 from compress.recipe.loading import dump_recipe, read_recipe, recipe_schema
 from compress.utils.errors import RecipeError
@@ -80,7 +79,7 @@ def test_the_schema_admits_every_way(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted"),
+    ("given", "message"),
     [
         ({}, "exactly one of `column` and `length`"),
         ({"column": "a", "length": "quartiles"}, "exactly one of `column` and `length`"),
@@ -107,17 +106,11 @@ def test_the_schema_admits_every_way(tmp_path: Path) -> None:
         ({"column": "a", "min_rows": 0}, "at least 1"),
     ],
 )
-def test_what_means_nothing_is_one_problem(tmp_path: Path, given: dict[str, Any], wanted: str) -> None:
-    found = problems(tmp_path, [given])
-    assert len(found) == 1, found
-    assert found[0].startswith("slices.0")
-    assert wanted in found[0]
-
-
-def test_a_misspelled_field_gets_the_nearest_name(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError) as caught:
-        read_recipe(recipe(tmp_path, [{"colum": "label"}]))
-    assert {problem.nearest for problem in caught.value.problems} >= {"column"}
+def test_what_means_nothing_is_one_problem(tmp_path: Path, given: dict[str, Any], message: str) -> None:
+    messages = problems(tmp_path, [given])
+    assert len(messages) == 1, messages
+    assert messages[0].startswith("slices.0")
+    assert message in messages[0]
 
 
 def test_a_name_stands_once(tmp_path: Path) -> None:
@@ -130,7 +123,3 @@ def test_the_columns_beside_the_tasks() -> None:
     slices = [Slice(column="text", name="a", contains="b"), Slice(column="source"), Slice(length="quartiles")]
     slices.append(Slice(column="source", name="c", equals="d"))
     assert extra_columns(slices, ("text", "label")) == ("source",)
-
-
-def test_values_as_text() -> None:
-    assert [value_text(value) for value in (True, 1, 1.0, 1.5, "a ")] == ["true", "1", "1", "1.5", "a "]

@@ -30,14 +30,14 @@ def make(path: Path) -> Path:
 
 
 def test_paths_count_from_the_source_then_the_recipe_then_here(tmp_path, monkeypatch):
-    here, recipe = tmp_path / "here", tmp_path / "recipe"
-    here.mkdir()
+    work, recipe = tmp_path / "here", tmp_path / "recipe"
+    work.mkdir()
     recipe.mkdir()
-    monkeypatch.chdir(here)
+    monkeypatch.chdir(work)
     config = {"source": "data", "splits": {"train": "a.csv"}}
-    make(here / "a.csv")
+    make(work / "a.csv")
     (recipe / "data").mkdir()
-    assert locate(recipe, **config).resolve() == here / "a.csv"
+    assert locate(recipe, **config).resolve() == work / "a.csv"
     make(recipe / "a.csv")
     assert locate(recipe, **config) == recipe / "a.csv"
     make(recipe / "data" / "a.csv")
@@ -98,8 +98,8 @@ def test_anything_else_is_a_dataset_id(tmp_path, source):
 def test_samples_are_opened_only_by_the_function_given(tmp_path):
     make(tmp_path / "train.parquet")
     assert locate(tmp_path, source="sample:movie-reviews") is None
-    found = locate(tmp_path, source="sample:movie-reviews", open_sample=lambda name: tmp_path)
-    assert found == tmp_path / "train.parquet"
+    location = locate(tmp_path, source="sample:movie-reviews", open_sample=lambda name: tmp_path)
+    assert location == tmp_path / "train.parquet"
     with pytest.raises(DataError, match="is a model") as error:
         locate(tmp_path, source="sample:minilm")
     assert "compress samples" in error.value.hint

@@ -132,27 +132,6 @@ def test_depth_limits_the_tree(tmp_path: Path) -> None:
     assert "largest" not in flat
 
 
-def test_largest_tensors_and_statistics(tmp_path: Path) -> None:
-    path = classifier(tmp_path / "m.onnx")
-    text = shown(path, 1, 2, weights=True)
-    assert "largest 2 tensors" in text
-    row = next(line for line in text.splitlines() if "output.dense.weight" in line)
-    assert row.split() == [
-        "m.encoder.layer.0.output.dense.weight",
-        "4x6",
-        "float32",
-        "96",
-        "B",
-        f"{96 / 341:.1%}",
-        "0.0%",
-        "1",
-        "1",
-        "1",
-        "0",
-        "0.000%",
-    ]
-
-
 def test_no_name_is_cut_in_80_columns(tmp_path: Path) -> None:
     budget = budget_of(classifier(tmp_path / "m.onnx"), weights=True)
     console = Console(file=StringIO(), width=80)

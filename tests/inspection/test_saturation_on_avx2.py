@@ -60,10 +60,10 @@ def integer_product() -> tuple[onnx.ModelProto, np.ndarray, np.ndarray]:
     return helper.make_model(graph, opset_imports=opsets, ir_version=10), rows, weight
 
 
-def check_cut_off(found: np.ndarray, rows: np.ndarray, weight: np.ndarray) -> None:
+def check_cut_off(output: np.ndarray, rows: np.ndarray, weight: np.ndarray) -> None:
     expected, cut = pairwise_saturating(rows, weight)
     assert cut > 0 and (expected != rows.astype(int) @ weight.astype(int)).any()
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(output, expected)
 
 
 def test_products_are_cut_off_as_kernels_for_avx2_cut_them_off(held: dict[str, str], tmp_path: Path):

@@ -126,7 +126,7 @@ SIZES = {"in_channels": 8, "out_channels": 24, "groups": 1}
 
 
 @pytest.mark.parametrize(
-    ("recorded", "said"),
+    ("recorded", "message"),
     [
         ([1], "is no table of layers"),
         ({"stem.7": SIZES}, "names the layer 'stem.7', which this network lacks"),
@@ -138,11 +138,11 @@ SIZES = {"in_channels": 8, "out_channels": 24, "groups": 1}
         ({"expand": SIZES}, "The weights are not those of the module"),
     ],
 )
-def test_a_record_that_does_not_fit_is_refused(recorded: Any, said: str, tmp_path: Path) -> None:
+def test_a_record_that_does_not_fit_is_refused(recorded: Any, message: str, tmp_path: Path) -> None:
     model = channel_nets.plain()
     setattr(model.module.config, CHANNELS_KEY, recorded)
     model.save(tmp_path)
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         TorchModel.load(tmp_path, get_task(tiny_images.TASK))
 
 

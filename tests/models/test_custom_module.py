@@ -168,7 +168,7 @@ def test_a_transformers_model_from_its_config_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"module": "gone.py:build"}, "There is no file 'gone.py' beside the recipe"),
         ({"module": "net.py:bild"}, "net.py:bild cannot be imported"),
@@ -179,8 +179,8 @@ def test_a_transformers_model_from_its_config_alone(tmp_path: Path) -> None:
         ({"arguments": {"width": 5}}, "The weights are not those of the module"),
     ],
 )
-def test_what_goes_wrong_is_named(folder: Path, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ModelError, match=said):
+def test_what_goes_wrong_is_named(folder: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
         make(folder, **changes)
     assert not list((folder / "cache").glob("made-*"))
 

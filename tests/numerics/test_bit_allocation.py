@@ -112,15 +112,15 @@ def test_what_cannot_be_chosen_is_refused() -> None:
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 26, 100])
 def test_every_answer_is_found_with_few_questions(count: int):
     for answer in range(count + 1):
-        asked: list[int] = []
+        tried: list[int] = []
 
-        def holds(k: int, answer: int = answer, asked: list[int] = asked) -> bool:
-            asked.append(k)
+        def holds(k: int, answer: int = answer, tried: list[int] = tried) -> bool:
+            tried.append(k)
             return k >= answer
 
         assert fewest(count, holds) == answer
-        assert len(asked) <= 2 + 2 * math.ceil(math.log2(max(answer, 1)))
-        assert count not in asked or count == 0
+        assert len(tried) <= 2 + 2 * math.ceil(math.log2(max(answer, 1)))
+        assert count not in tried or count == 0
 
 
 def test_when_time_is_over_what_is_known_to_hold_is_taken():
@@ -131,9 +131,9 @@ def test_when_time_is_over_what_is_known_to_hold_is_taken():
 
 
 def test_where_one_is_enough_two_questions_show_it():
-    asked: list[int] = []
-    assert fewest(1000, lambda k: asked.append(k) or k >= 1) == 1
-    assert asked == [0, 1]
+    tried: list[int] = []
+    assert fewest(1000, lambda k: tried.append(k) or k >= 1) == 1
+    assert tried == [0, 1]
 
 
 def test_rungs_are_multiples_below_the_whole() -> None:

@@ -134,7 +134,7 @@ UNREADABLE = "its manifest cannot be read"
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (change_a_byte, "(thing): a.txt has changed"),
         (remove_a_file, "(thing): sub/b.txt is missing"),
@@ -151,12 +151,14 @@ UNREADABLE = "its manifest cannot be read"
         (lambda folder: (folder / MANIFEST).write_bytes(b"\xff\xfe"), UNREADABLE),
     ],
 )
-def test_damage_is_noticed_and_the_entry_made_again(tmp_path: Path, damage: Callable[[Path], None], said: str) -> None:
+def test_damage_is_noticed_and_the_entry_made_again(
+    tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
     whole = stored(tmp_path)
     damage(tmp_path / KEY)
     entry, cached, notes = obtain(tmp_path)
     assert not cached
-    assert [note for note in notes if said in note and "made again" in note] == notes != []
+    assert [note for note in notes if message in note and "made again" in note] == notes != []
     assert entry.digest == whole.digest
     assert Cache(tmp_path).find(KEY) == entry
     assert partial_folders(tmp_path) == []

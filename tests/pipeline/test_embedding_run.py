@@ -97,5 +97,5 @@ def test_embeddings_of_the_shipped_file_are_finite_and_of_length_one(finished: P
     graph = latest(finished / "artifacts") / "model" / "onnx" / "model_quantized.onnx"
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     ids = np.array([[2, 8, 9, 3]], np.int64)
-    (found,) = session.run(["sentence_embedding"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})
-    assert np.linalg.norm(found, axis=1) == pytest.approx(1, abs=1e-5)
+    (embeddings,) = session.run(["sentence_embedding"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    assert np.linalg.norm(embeddings, axis=1) == pytest.approx(1, abs=1e-5)

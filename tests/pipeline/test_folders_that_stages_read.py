@@ -36,8 +36,8 @@ RECIPE = Recipe.model_validate(
 def test_the_bytes_of_the_folder_are_in_the_key() -> None:
     digests = iter(["one", "one", "other"])
     keys = Keys(RECIPE, tiny.dataset(), lambda reference: "model", lambda reference: next(digests))
-    found = [keys.stage(MergeLora(adapter="mine"), "input", []) for _ in range(3)]
-    assert found[0] == found[1] != found[2]
+    keys_of_stage = [keys.stage(MergeLora(adapter="mine"), "input", []) for _ in range(3)]
+    assert keys_of_stage[0] == keys_of_stage[1] != keys_of_stage[2]
 
 
 def test_a_stage_that_reads_none_keeps_its_key() -> None:

@@ -33,8 +33,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def forecast(place: Path, *overrides: str) -> list[bool]:
     """For each stage whether it is said to be cached, after proof that a run agrees on those that are."""
     recipe = tiny_run.load(place / "tiny.yaml", STAGES, *overrides)
-    said = CachedStages(recipe, place, place / "artifacts")
-    return [said(label) for label in recipe.labels()]
+    cached = CachedStages(recipe, place, place / "artifacts")
+    return [cached(label) for label in recipe.labels()]
 
 
 def travelled(place: Path, artifacts: Path, *overrides: str) -> list[bool]:
@@ -73,8 +73,8 @@ def test_a_stage_removed_from_the_cache_takes_those_after_it_along(place: Path, 
 
 
 def test_nothing_is_cached_without_a_cache_and_none_is_made(place: Path, tmp_path: Path) -> None:
-    said = CachedStages(tiny_run.load(place / "tiny.yaml", STAGES), place, tmp_path / "artifacts")
-    assert not any(said(label) for label in TORCH_LABELS)
+    cached = CachedStages(tiny_run.load(place / "tiny.yaml", STAGES), place, tmp_path / "artifacts")
+    assert not any(cached(label) for label in TORCH_LABELS)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -46,8 +46,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
         {"metric": "perplexity", "at_most": 3, "of": "baseline"},
         {"metric": "speedup_time_per_output_token_context_16", "at_least": 0.01},
     ]
-    asked = [{"prompt": "some", "choices": ["words", "meaning"], "answer": number % 2} for number in range(4)]
-    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    questions = [{"prompt": "some", "choices": ["words", "meaning"], "answer": number % 2} for number in range(4)]
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
     instructions = [{"prompt": "some words", "checks": {name: 0}} for name in ("words_at_least", "words_at_most")]
     (folder / "told.jsonl").write_text("\n".join(map(json.dumps, instructions)))
     files = ("evaluation.questions=questions.jsonl", "evaluation.instructions=told.jsonl", "evaluation.answer_tokens=6")

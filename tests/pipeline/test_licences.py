@@ -49,7 +49,7 @@ def place(folder: Path, name: str, licence: str | None = None) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("said", "expected", "asks"),
+    ("licence", "expected", "asks"),
     [
         ("apache-2.0", "Apache-2.0", ()),
         ("CC BY-SA 3.0", "CC-BY-SA-3.0", ("share-alike",)),
@@ -66,8 +66,8 @@ def place(folder: Path, name: str, licence: str | None = None) -> Path:
         ("", NOT_STATED, ()),
     ],
 )
-def test_a_licence_is_an_spdx_expression_with_its_duties(said: str, expected: str, asks: tuple[str, ...]) -> None:
-    assert (canonical(said), duties(canonical(said))) == (expected, asks)
+def test_a_licence_is_an_spdx_expression_with_its_duties(licence: str, expected: str, asks: tuple[str, ...]) -> None:
+    assert (canonical(licence), duties(canonical(licence))) == (expected, asks)
     if expected != NOT_STATED:
         assert canonicalize_license_expression(expected) == expected
 

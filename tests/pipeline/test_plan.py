@@ -87,9 +87,9 @@ def recipe(stages: list[dict[str, Any]] | None = None, **changes: Any) -> Recipe
     return Recipe.model_validate({**values, "stages": stages or STAGES, **changes})
 
 
-def refusal(wanted: Recipe, folder: Path, artifacts: Path) -> str:
+def refusal(recipe_to_plan: Recipe, folder: Path, artifacts: Path) -> str:
     with pytest.raises(InputError) as caught:
-        make_plan(wanted, folder, None, artifacts)
+        make_plan(recipe_to_plan, folder, None, artifacts)
     assert caught.value.exit_code == 2
     return str(caught.value)
 
@@ -256,7 +256,7 @@ def test_what_stages_read_and_write(folder: Path, tmp_path: Path) -> None:
 def test_licences_are_told_and_kept_before_the_run(folder: Path, tmp_path: Path) -> None:
     (folder / "model" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
     plan = make_plan(recipe(), folder, None, tmp_path)
-    assert {one.of: one.licence for one in plan.licences}["model"] == "CC-BY-NC-4.0"
+    assert {part.of: part.licence for part in plan.licences}["model"] == "CC-BY-NC-4.0"
     assert plan.licence_remarks[0] == "model model, CC-BY-NC-4.0: no commercial use"
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(render_plan(plan))

@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 import tiny_run
 import torch
+from command_line import invoke
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
-from typer.testing import CliRunner
 
-from compress.cli import app
 from compress.pipeline import measurements
 from compress.pipeline.cache import Cache
 from compress.pipeline.run import Run, run, with_absolute_paths
@@ -358,8 +357,7 @@ def test_relative_limits_are_ratios_of_the_rows(place: Path, first: Done, warm: 
 @pytest.mark.parametrize(("at_least", "code"), [(0.0, 0), (1.01, 1)])
 def test_a_missed_limit_is_exit_code_1_with_a_whole_report(place: Path, warm: Path, at_least: float, code: int) -> None:
     limits = f'limits=[{{"metric": "accuracy", "at_least": {at_least}}}]'
-    arguments = ["run", str(place / "tiny.yaml"), "--artifacts", str(warm), "--set", limits, "--set", BOTH, "--json"]
-    result = CliRunner().invoke(app, arguments)
+    result = invoke("run", place / "tiny.yaml", "--artifacts", warm, "--set", limits, "--set", BOTH, "--json")
     assert result.exit_code == code, result.output
     report = json.loads(result.stdout)
     assert report["limits"][0]["passed"] is (code == 0)
@@ -387,7 +385,7 @@ def test_a_run_without_a_target_to_be_had_is_not_silent(place: Path, without_tar
     arguments += [part for override in WITHOUT_TARGET for part in ("--set", override)]
     slow, large = ({"metric": metric, "target": "gpu", "at_most": 1e9} for metric in ("latency_ms", "size_bytes"))
     for limits, code in (([], 3), ([slow], 3), ([large], 0)):
-        result = CliRunner().invoke(app, [*arguments, "--set", f"limits={json.dumps(limits)}"])
+        result = invoke(*arguments, "--set", f"limits={json.dumps(limits)}")
         assert result.exit_code == code, result.output
         assert "No target could run it: torch measured the weights in place" in result.output
         last = result.output.splitlines()[-1]

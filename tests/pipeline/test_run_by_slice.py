@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 import tiny_run
+from command_line import invoke, output_of
 from typer.testing import CliRunner
 
 from compress.cli import app
@@ -197,16 +198,14 @@ def test_check_refuses_a_column_that_is_not_there(tmp_path: Path, name: str) -> 
 
 
 def test_evaluate_by_slice_tells_what_the_run_measured(done: Done) -> None:
-    result = CliRunner().invoke(app, ["evaluate", str(done.run.folder), "--by-slice", "--json"])
-    assert result.exit_code == 0, result.output
+    result = invoke("evaluate", done.run.folder, "--by-slice", "--json")
     rows = {row["metric"]: row["value"] for row in json.loads(result.stdout)}
     for name in done.run.report.slices:
         assert rows[f"accuracy[{name}]"] == pytest.approx(done.accuracy(name))
     assert "The slice 'shouted' holds no row" in result.stderr
     shown = CliRunner().invoke(app, ["evaluate", str(done.run.folder), "--by-slice"], env={"COLUMNS": "140"})
     assert "accuracy[source=a]" in shown.stdout
-    whole = CliRunner().invoke(app, ["evaluate", str(done.run.folder), "--json"])
-    assert not any("[" in row["metric"] for row in json.loads(whole.stdout))
+    assert not any("[" in row["metric"] for row in json.loads(output_of("evaluate", done.run.folder, "--json")))
 
 
 def test_the_run_compares_slice_by_slice_with_its_own_baseline(done: Done) -> None:

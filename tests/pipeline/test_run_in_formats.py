@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
+from command_line import output_of
 from tiny_run import Notes, load, write_all
-from typer.testing import CliRunner
 
 from compress.cli.artifact import outputs_of
-from compress.cli.doctor import doctor
 from compress.formats.litert.stage import LiteRt
 from compress.formats.openvino.stage import OpenVino
 from compress.formats.ort.model import read_ort
@@ -30,12 +28,7 @@ PHONE = {"android": {"threads": 1, "max_bytes": 2000, "max_memory_bytes": 10**11
 
 def diagnose(*options: str | Path) -> dict[str, Any]:
     """What `compress doctor` says in JSON; it ends well, since nothing needs mending before a run."""
-    app = typer.Typer()
-    app.command()(doctor)
-    answer = CliRunner().invoke(app, [*map(str, options), "--json"])
-    if answer.exception is not None:
-        raise answer.exception
-    diagnosis: dict[str, Any] = json.loads(answer.stdout)
+    diagnosis: dict[str, Any] = json.loads(output_of("doctor", *options, "--json"))
     return diagnosis
 
 

@@ -77,7 +77,7 @@ def test_the_graph_takes_any_number_of_pictures_and_gives_the_answers_alone(fini
 
 def test_a_comparison_pairs_its_pictures(finished: tuple[str, Run]) -> None:
     name, done = finished
-    found = compare_reports(done.report, done.report)
-    changes = {change.metric: change for change in found.changes}
+    comparison = compare_reports(done.report, done.report)
+    changes = {change.metric: change for change in comparison.changes}
     for metric in METRICS[name]:
         assert changes[metric].effect == 0 and "paired" in changes[metric].method

@@ -70,9 +70,9 @@ def test_a_classifier_of_spectrograms_ships_in_integers(tmp_path: Path) -> None:
     alone = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     for arguments in (["--selftest"], [str(sample)]):
         command = [sys.executable, str(bundle / "examples" / "run.py"), *arguments]
-        told = subprocess.run(command, env=alone, capture_output=True, text=True, check=False)
-        assert told.returncode == 0, told.stderr
-    assert "high" in told.stdout and "low" in told.stdout
+        printed = subprocess.run(command, env=alone, capture_output=True, text=True, check=False)
+        assert printed.returncode == 0, printed.stderr
+    assert "high" in printed.stdout and "low" in printed.stdout
 
 
 def test_a_model_that_spells_is_trained_and_quantized_as_one_graph(tmp_path: Path) -> None:

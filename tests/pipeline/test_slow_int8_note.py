@@ -28,9 +28,9 @@ def recipe(*stages: str) -> Recipe:
 
 
 def session(folder: Path, *stages: str, target: str = "cpu") -> Any:
-    asked = recipe(*stages)
-    inputs = SimpleNamespace(task=get_task(asked.task), progress=None)
-    runner = SimpleNamespace(inputs=inputs, recipe=asked, progress=None)
+    quantized_recipe = recipe(*stages)
+    inputs = SimpleNamespace(task=get_task(quantized_recipe.task), progress=None)
+    runner = SimpleNamespace(inputs=inputs, recipe=quantized_recipe, progress=None)
     artifacts = {label: folder / label for label in ("baseline", "onnx", "final")}
     for artifact in artifacts.values():
         artifact.mkdir()
@@ -40,7 +40,7 @@ def session(folder: Path, *stages: str, target: str = "cpu") -> Any:
         artifacts=artifacts,
         target=TARGETS[target],
         profile=SimpleNamespace(device=None),
-        benchmark=asked.benchmark,
+        benchmark=quantized_recipe.benchmark,
         examples=lambda label: label,
     )
 
@@ -53,7 +53,7 @@ def speed(high: float, latency_ms: float = 4.0) -> list[Measurement]:
 
 
 def test_a_slow_file_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    compared = []
     causes = (
         CauseDifference(why="apart", help="do so", more_ms=2.0, layers=("a", "b"), operators=("MatMul", "MatMul")),
         CauseDifference(why="too little to be said", more_ms=0.01, layers=("a",), operators=("Cast",)),
@@ -64,7 +64,7 @@ def test_a_slow_file_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )  # fmt: skip
 
     def compare(*arguments: Any) -> OperatorDifference:
-        asked.append(arguments[:3])
+        compared.append(arguments[:3])
         return difference
 
     monkeypatch.setattr(operator_difference, "compare_operators", compare)
@@ -73,7 +73,7 @@ def test_a_slow_file_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "cpu: INT8 is slower than float: 0.50x as fast (0.45-0.55), 4.00 ms a call for 2.00 ms",
         "cpu: 2 ms more, 100% of the float file's time (MatMul in a, b): apart; what helps: do so",
     ]
-    assert asked == [(tmp_path / "onnx", tmp_path / "final", ("final", 1))]
+    assert compared == [(tmp_path / "onnx", tmp_path / "final", ("final", 1))]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_model_of_two_graphs_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "stages", "said"),
+    ("kind", "stages", "has_note"),
     [
         ("x86-avx2", ("onnx", "onnx_int8"), True),
         ("x86-avx2", ("onnx",), False),
@@ -108,14 +108,14 @@ def test_a_model_of_two_graphs_is_left_alone(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_processor_without_vnni_costs_is_measured(
-    kind: str, stages: tuple[str, ...], said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, stages: tuple[str, ...], has_note: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(target_profile, "processor_class", lambda: kind)
     rates = {("fp32", 128): [2.0], ("int8", 128): [3.0], ("fp32", 256): [1.0, 3.0], ("int8", 256): [2.0]}
     rates |= {("fp32", 512): [1.0], ("int8", 512): [1.2]}
     monkeypatch.setattr(machine, "product_rates", lambda arithmetic, rows, *_: rates[arithmetic, rows])
     notes = processor_notes(session(tmp_path, *stages))
-    assert bool(notes) is said
+    assert bool(notes) is has_note
     assert all("8-bit integers are 1.0 to 1.5 times as fast as those of float" in note for note in notes)
 
 
@@ -143,21 +143,21 @@ def recipe_with_stage(**stage: object) -> Recipe:
 
 
 @pytest.mark.parametrize(
-    ("speed", "said"),
+    ("speed", "message"),
     [
         ((1.0, 0.97, 1.03), "it is 1.00 times as fast as the baseline, 0.97 to 1.03: they gain nothing"),
         ((1.01, 1.005, 1.015), "1.01 times as fast as the baseline, 1.00 to 1.01: they gain nothing"),
         ((1.5, 1.4, 1.6), "it is 1.50 times as fast as the baseline, 1.40 to 1.60"),
     ],
 )
-def test_zeros_are_counted_and_said_beside_the_speed(speed: tuple[float, ...], said: str, tmp_path: Path) -> None:
+def test_zeros_are_counted_and_said_beside_the_speed(speed: tuple[float, ...], message: str, tmp_path: Path) -> None:
     artifacts = {"baseline": write(tmp_path / "dense", 0), "sparsify": write(tmp_path / "sparse", 20)}
     artifacts["onnx"] = write(tmp_path / "hardly", 3)
     value, low, high = speed
     rows = [Measurement(model="sparsify", metric="speedup", target="cpu", value=value, unit="", low=low, high=high)]
     (line,) = sparse_notes(recipe_with_stage(sparsify={"pattern": "2:4"}), artifacts, rows, TARGETS["cpu"])
     assert line.startswith("cpu: 25% of the weights of sparsify are zeros, which no kernel of onnxruntime skips")
-    assert line.endswith(said)
+    assert line.endswith(message)
 
 
 def test_files_are_not_looked_at_where_no_stage_makes_zeros(tmp_path: Path) -> None:

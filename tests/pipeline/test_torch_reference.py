@@ -12,13 +12,11 @@ import tiny_generation
 import tiny_run
 import torch
 import transformers
-import typer
+from command_line import output_of
 from rich.console import Console
 from tiny_run import Notes, load, write_all
-from typer.testing import CliRunner
 
 import compress.pipeline.measurements as subject
-from compress.cli.evaluate import evaluate
 from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.pipeline import formats
@@ -129,15 +127,12 @@ def test_a_file_that_could_not_be_written_is_named_and_the_weights_are_measured(
 
 def test_a_folder_of_weights_is_evaluated_by_itself(place: Path, both: Run) -> None:
     (finetuned,) = set((place / "artifacts" / "cache").rglob("model.safetensors"))
-    app = typer.Typer()
-    app.command()(evaluate)
-    asked = [str(finetuned.parent), "--recipe", str(place / "tiny.yaml"), "--json", "--target"]
-    values = {row["metric"]: row["value"] for row in json.loads(CliRunner().invoke(app, [*asked, "torch"]).stdout)}
+    command = ("evaluate", finetuned.parent, "--recipe", place / "tiny.yaml", "--json", "--target")
+    values = {row["metric"]: row["value"] for row in json.loads(output_of(*command, "torch"))}
     known = both.report.find("final", "accuracy", "torch")
     assert known is not None and values["accuracy"] == known.value
-    refused = CliRunner().invoke(app, [*asked, "cpu"]).exception
-    assert isinstance(refused, InputError) and "cpu does not open SAFETENSORS" in str(refused)
-    assert "--target that does: torch" in str(refused)
+    with pytest.raises(InputError, match=r"(?s)cpu does not open SAFETENSORS.*--target that does: torch"):
+        output_of(*command, "cpu")
 
 
 def test_check_asks_a_format_whether_it_has_a_place_for_a_language_model(

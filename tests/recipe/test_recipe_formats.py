@@ -151,18 +151,23 @@ def test_a_dumped_recipe_of_the_other_task_reads_although_it_has_all_defaults(tm
 
 
 def test_fields_of_generation_mean_nothing_for_classes(tmp_path: Path) -> None:
-    found = problems_of_text(tmp_path, CLASSES)
-    assert [problem.field for problem in found] == [
+    refused = problems_of_text(tmp_path, CLASSES)
+    assert [problem.field for problem in refused] == [
         "evaluation.windows", "evaluation.stride", "benchmark.contexts", "benchmark.tokens",
     ]  # fmt: skip
-    assert {problem.line for problem in found} == {8, 9}
-    assert "it means nothing for text-classification" in found[0].expected
+    assert {problem.line for problem in refused} == {8, 9}
+    assert "it means nothing for text-classification" in refused[0].expected
 
 
 def test_fields_of_rows_mean_nothing_for_running_text(tmp_path: Path) -> None:
     text = GOOD.replace("data:\n", "data:\n  labels: [good, bad]\n").replace("tokens: 16", "rate: 5, batch_size: 8")
-    found = problems_of_text(tmp_path, f"{text}slices: [{{length: quartiles}}]\n")
-    assert {problem.field for problem in found} == {"data.labels", "slices", "benchmark.rate", "benchmark.batch_size"}
+    refused = problems_of_text(tmp_path, f"{text}slices: [{{length: quartiles}}]\n")
+    assert {problem.field for problem in refused} == {
+        "data.labels",
+        "slices",
+        "benchmark.rate",
+        "benchmark.batch_size",
+    }
 
 
 OF_TEXT = ("token-classification", "text-ranking", "fill-mask", "question-answering")
@@ -185,7 +190,7 @@ def test_language_models_have_stages_of_their_own_for_pruning(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("text", "field", "found"),
+    ("text", "field", "value"),
     [
         (GOOD, "opset: 20", "20"),
         (GOOD, "fusions: false", "false"),
@@ -193,13 +198,13 @@ def test_language_models_have_stages_of_their_own_for_pruning(tmp_path: Path) ->
         (CLASSES, "accuracy_level: 1", "1"),
     ],
 )
-def test_fields_of_the_other_export_mean_nothing(tmp_path: Path, text: str, field: str, found: str) -> None:
+def test_fields_of_the_other_export_mean_nothing(tmp_path: Path, text: str, field: str, value: str) -> None:
     task = "text-generation" if text is GOOD else "text-classification"
     wrong = [problem for problem in problems_of_text(tmp_path, text.replace("- onnx", f"- onnx: {{{field}}}"))
              if problem.field.startswith("stages")]  # fmt: skip
     (problem,) = wrong
     assert problem.field == f"stages.0.onnx.{field.partition(':')[0]}"
-    assert (problem.found, problem.line) == (found, 7)
+    assert (problem.found, problem.line) == (value, 7)
     assert problem.expected == f"nothing: it means nothing for {task}"
 
 

@@ -130,17 +130,17 @@ def test_cached_repository_is_found_without_network(call, bert: Path, tmp_path: 
 
 @pytest.mark.parametrize("trust", [False, True])
 def test_python_files_are_fetched_only_when_trusted(trust: bool, bert: Path, monkeypatch) -> None:
-    asked = {}
+    requests = {}
 
     def download(name: str, **options: object) -> str:
-        asked.update(options, name=name)
+        requests.update(options, name=name)
         return str(bert)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert resolve_model("someone/some-model@v1.0", trust_remote_code=trust) == bert
-    assert (asked["name"], asked["revision"]) == ("someone/some-model", "v1.0")
-    assert ("*.py" in asked["allow_patterns"]) is trust
-    assert not any(pattern.endswith((".bin", ".pt", "*")) for pattern in asked["allow_patterns"])
+    assert (requests["name"], requests["revision"]) == ("someone/some-model", "v1.0")
+    assert ("*.py" in requests["allow_patterns"]) is trust
+    assert not any(pattern.endswith((".bin", ".pt", "*")) for pattern in requests["allow_patterns"])
 
 
 def llama_cpp_order(weight: np.ndarray, heads: int) -> np.ndarray:

@@ -44,8 +44,8 @@ class ForeignEnvironment:
                 (site / "ours.pth").write_text(ours)
                 (site / "hidden.pth").write_text(hidden)
                 pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile"]
-                for wanted in self.steps:
-                    command = [*pip, "--disable-pip-version-check", *self.flags, *wanted]
+                for requirements in self.steps:
+                    command = [*pip, "--disable-pip-version-check", *self.flags, *requirements]
                     subprocess.run(command, check=True, timeout=900, env=os.environ | {"BUILD_CUDA_EXT": "0"})
                 ready.write_text(seen)
         return python

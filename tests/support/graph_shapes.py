@@ -17,12 +17,12 @@ def shapes_by_running(path: Path, inputs: Mapping[str, np.ndarray]) -> dict[str,
     """Name -> type and shape of the inputs and of whatever the nodes make of them."""
     model = onnx.load(path)
     known = {value.name for value in model.graph.output}
-    made = [name for node in model.graph.node for name in node.output if name]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made if name not in known)
+    outputs = [name for node in model.graph.node for name in node.output if name]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name not in known)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    wanted = {entry.name for entry in session.get_inputs()}
-    feed = {name: array for name, array in inputs.items() if name in wanted}
-    values = dict(zip(made, session.run(made, feed), strict=True)) | feed
+    input_names = {entry.name for entry in session.get_inputs()}
+    feed = {name: array for name, array in inputs.items() if name in input_names}
+    values = dict(zip(outputs, session.run(outputs, feed), strict=True)) | feed
     return {name: Tensor(ir.DataType.from_numpy(array.dtype), array.shape) for name, array in values.items()}

@@ -80,9 +80,9 @@ def train_sentence_piece(prefix: bool = True) -> PreTrainedTokenizerFast:
 
 def save_mergeable_llama(folder: Path, seed: int = 0, rule: str = "smollm", **changes: Any) -> Checkpoint:
     """`quantized.save_tiny_llama` with such a tokenizer and a row for each of its tokens."""
-    made = save_tiny_llama(folder, seed, vocab_size=ROWS, **changes)
+    model_folder = save_tiny_llama(folder, seed, vocab_size=ROWS, **changes)
     train_tokenizer(rule).save_pretrained(folder)
-    return made
+    return model_folder
 
 
 def save_qwen(folder: Path, kind: str, head_size: int = 128) -> Checkpoint:

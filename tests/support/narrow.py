@@ -31,5 +31,5 @@ def broken_words(what: RenderableType, width: int) -> list[str]:
 
 def pieces(word: str) -> set[str]:
     """All stretches of a name between joints."""
-    joints = [0, *(place + 1 for place, letter in enumerate(word) if letter in "_/,=[(.-"), len(word)]
+    joints = [0, *(index + 1 for index, letter in enumerate(word) if letter in "_/,=[(.-"), len(word)]
     return {word[start:end] for start in joints for end in joints if start < end}

@@ -26,8 +26,8 @@ def recurrent(in_pieces: bool) -> tuple[onnx.ModelProto, torch.nn.LSTM]:
     for name, (entry, forget, cell, out) in gates.items():
         pieces = [entry, out, forget, cell]
         if in_pieces:
-            nodes += [foreign_graphs.constant(f"{name}_{place}", piece) for place, piece in enumerate(pieces)]
-            names = [f"{name}_{place}" for place in range(4)]
+            nodes += [foreign_graphs.constant(f"{name}_{index}", piece) for index, piece in enumerate(pieces)]
+            names = [f"{name}_{index}" for index in range(4)]
             nodes.append(helper.make_node("Concat", names, [name], axis=1))
         else:
             nodes.append(foreign_graphs.constant(name, np.concatenate(pieces, axis=1)))

@@ -29,13 +29,13 @@ OTHERWISE = dict(zip((*GOOD[::2], *BAD[::2]), (*GOOD[1::2], *BAD[1::2]), strict=
 def pairs(count: int, seed: int = 0) -> pa.Table:
     """``count`` rows of text and pair, no text twice: the pair has other words of the same kind, in another order."""
     generator = np.random.default_rng(seed)
-    found: dict[str, str] = {}
-    while len(found) < count:
+    pair_of: dict[str, str] = {}
+    while len(pair_of) < count:
         length = int(generator.integers(3, 9))
         words = [*generator.choice(NEUTRAL, length, replace=False), *generator.choice([*OTHERWISE], 2, replace=False)]
         other = [OTHERWISE.get(str(word), str(word)) for word in words]
-        found[" ".join(generator.permutation(words))] = " ".join(generator.permutation(other))
-    return pa.table({"text": [*found], "pair": [*found.values()]})
+        pair_of[" ".join(generator.permutation(words))] = " ".join(generator.permutation(other))
+    return pa.table({"text": [*pair_of], "pair": [*pair_of.values()]})
 
 
 def dataset(train: int = 48, validation: int = 0, test: int = 24) -> Dataset:
@@ -64,9 +64,9 @@ def context(data: Dataset | None = None, max_length: int = 24) -> Context:
 def write_folder(folder: Path, kinds: Sequence[str], **files: dict[str, Any]) -> None:
     """The module files of sentence-transformers, written down: `write_folder(f, ["Pooling"], Pooling={...})`."""
     entries = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
-    for place, kind in enumerate(kinds, start=1):
-        path = f"{place}_{kind}"
-        entries.append({"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{kind}"})
+    for index, kind in enumerate(kinds, start=1):
+        path = f"{index}_{kind}"
+        entries.append({"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"})
         (folder / path).mkdir(parents=True)
         (folder / path / "config.json").write_text(json.dumps(files.get(kind, {})))
     (folder / "modules.json").write_text(json.dumps(entries))

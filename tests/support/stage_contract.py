@@ -138,7 +138,7 @@ def check_contract(stage: Stage[Any, Any], ran: Ran, folder: Path) -> None:
     rows = context.data.split("test")
     assert len(rows) == PROBE_ROWS
     probe = PredictionProbe(
-        load=lambda place: stage.output_type().load(place, get_task(task_of(stage))),
+        load=lambda path: stage.output_type().load(path, get_task(task_of(stage))),
         encode=lambda processor: context.task.encode(rows, processor, None, context.max_length),
     )
     if inspector_of(output).unavailable_reason() is None:

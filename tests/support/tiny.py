@@ -57,8 +57,8 @@ def table(count: int, seed: int = 0, longest: int = 12) -> pa.Table:
 
 def texts(count: int = 64, seed: int = 0) -> list[str]:
     """The texts of `table`."""
-    found: list[str] = table(count, seed)["text"].to_pylist()
-    return found
+    values: list[str] = table(count, seed)["text"].to_pylist()
+    return values
 
 
 def dataset(train: int = 64, validation: int = 0, unlabeled: int = 0) -> Dataset:
@@ -110,8 +110,8 @@ def encoder(architecture: str = "bert", seed: int = 0, processor: Any = None, **
 def logits(model: TorchModel, some_texts: list[str]) -> torch.Tensor:
     """Logits of one padded batch, [n, classes]."""
     batch = model.processor(some_texts, padding=True, return_tensors="pt", return_token_type_ids=False)
-    found: torch.Tensor = model.module.eval()(**batch).logits
-    return found
+    values: torch.Tensor = model.module.eval()(**batch).logits
+    return values
 
 
 def word_piece() -> BertTokenizer:

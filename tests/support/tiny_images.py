@@ -63,9 +63,9 @@ def write_class_folders(folder: Path) -> None:
     for seed, (split, count) in enumerate({"train": 40, "validation": 16, "test": 16}.items()):
         generator = np.random.default_rng(seed)
         for row in range(count):
-            place = folder / split / LABELS[row % 2]
-            place.mkdir(parents=True, exist_ok=True)
-            (place / f"{row}.png").write_bytes(png(pixels(row % 2, generator)))
+            class_folder = folder / split / LABELS[row % 2]
+            class_folder.mkdir(parents=True, exist_ok=True)
+            (class_folder / f"{row}.png").write_bytes(png(pixels(row % 2, generator)))
 
 
 def dataset(train: int = 64) -> Dataset:

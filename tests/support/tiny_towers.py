@@ -24,21 +24,23 @@ TEMPLATES = ("a photo of {}", "{} as it is")
 def words(names: Sequence[str] = ("input_ids", "attention_mask")) -> PreTrainedTokenizerFast:
     """A tokenizer of whole words, with a beginning and an end as CLIP's has, that gives inputs of these ``names``."""
     table = {word: index for index, word in enumerate((*WORDS, *SHOWN))}
-    made = Tokenizer(WordLevel(table, unk_token="<unk>"))
-    made.pre_tokenizer = Whitespace()
-    made.post_processor = TemplateProcessing(
+    tokenizer = Tokenizer(WordLevel(table, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
         single="<start> $A <end>", special_tokens=[("<start>", table["<start>"]), ("<end>", table["<end>"])]
     )
     special = {"bos_token": "<start>", "eos_token": "<end>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=64, model_input_names=list(names), **special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=64, model_input_names=list(names), **special
+    )
 
 
 def module(kind: str, **changes: Any) -> Any:
     """A CLIP, or a SigLIP, of two layers a tower."""
-    made = words()
+    tokenizer = words()
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-    text = {**shape, "vocab_size": len(made), "projection_dim": 24, "max_position_embeddings": 64, **changes}
-    text |= {"bos_token_id": made.bos_token_id, "eos_token_id": made.eos_token_id, "pad_token_id": made.pad_token_id}
+    text = {**shape, "vocab_size": len(tokenizer), "projection_dim": 24, "max_position_embeddings": 64, **changes}
+    text |= {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     image = {**shape, "image_size": tiny_images.SIDE, "patch_size": 8, "projection_dim": 24, **changes}
     torch.manual_seed(0)
     if kind == "clip":

@@ -53,14 +53,14 @@ def test_answers_are_those_of_transformers_pipeline(folder: Path) -> None:
     assert {value.dtype for value in model.module.parameters()} == {torch.float32}
     examples, module = doubled(examples), model.module.double()
     predicted = predict(module, examples)
-    asked = pipeline(
+    classifier = pipeline(
         "audio-classification",
         model=AutoModelForAudioClassification.from_pretrained(folder).double(),
         feature_extractor=AutoFeatureExtractor.from_pretrained(folder),
     )
     for (_, samples), logits in zip(some, predicted, strict=True):
         scores = {
-            label_score["label"]: label_score["score"] for label_score in asked(samples, function_to_apply="none")
+            label_score["label"]: label_score["score"] for label_score in classifier(samples, function_to_apply="none")
         }
         np.testing.assert_allclose(logits, [scores[label] for label in LABELS], atol=1e-6)
     assert np.ptp(predicted, axis=0).max() > 1e-3

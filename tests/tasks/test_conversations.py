@@ -76,15 +76,15 @@ def test_a_column_may_hold_messages_and_text(cells: list[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         (TALK[:1], "Nobody answers in a conversation of 1 messages"),
         ([{"role": "assistant", "content": " "}], "Nobody answers"),
         ([{"role": "robot", "content": "a"}], "the role 'robot'"),
     ],
 )
-def test_conversations_without_an_answer_are_refused_by_row(value: Any, said: str) -> None:
-    with pytest.raises(DataError, match=said) as caught:
+def test_conversations_without_an_answer_are_refused_by_row(value: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
         choose(Rows("rows.jsonl", ("text",), {"text": ["fine", value]}), get_task("text-generation").columns, {})
     assert "rows.jsonl" in caught.value.what
 

@@ -34,13 +34,13 @@ def test_transcripts_are_those_of_transformers_pipeline(folder: Path) -> None:
     logits = predict(model.module, examples)
     collected = CTC_TASK.collect({"logits": logits}, examples, range(len(some)))
     processor = AutoProcessor.from_pretrained(folder)
-    asked = pipeline(
+    recognizer = pipeline(
         "automatic-speech-recognition",
         model=AutoModelForCTC.from_pretrained(folder),
         tokenizer=processor.tokenizer,
         feature_extractor=processor.feature_extractor,
     )
-    expected = [asked(samples.copy())["text"] for _, samples in some]
+    expected = [recognizer(samples.copy())["text"] for _, samples in some]
     assert collected["transcripts"].tolist() == expected and len(set(expected)) > 5
     measured = {row.metric: row for row in CTC_TASK.measure(collected, None, "m", "t")}
     assert measured["word_accuracy"].value == pytest.approx(1 - measured["word_error_rate"].value)

@@ -13,8 +13,8 @@ TASK = get_task(sentences.TASK)
 ROWS = pa.table({"text": ["a film", "the plot", "A  cast"], "pair": ["great", "Great ", "dreadful"]})
 
 
-def rows_of(kept: np.ndarray, labels: list[int]) -> dict[str, float]:
-    measured = TASK.measure({"embedding": kept}, np.array(labels), "m", "cpu")
+def rows_of(embeddings: np.ndarray, labels: list[int]) -> dict[str, float]:
+    measured = TASK.measure({"embedding": embeddings}, np.array(labels), "m", "cpu")
     return {row.metric: row.value for row in measured}
 
 

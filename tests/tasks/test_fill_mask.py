@@ -31,7 +31,7 @@ def test_answers_are_those_of_transformers_pipeline(folder: Path) -> None:
     model = TASK.load(folder, None, trust_remote_code=False)
     examples = TASK.encode(table(), model.processor, None, 32)
     collected = TASK.collect({examples.answer: predict(model.module, examples)}, examples, range(len(examples)))
-    asked = pipeline(
+    unmasker = pipeline(
         "fill-mask",
         model=AutoModelForMaskedLM.from_pretrained(folder),
         tokenizer=AutoTokenizer.from_pretrained(folder),
@@ -39,7 +39,7 @@ def test_answers_are_those_of_transformers_pipeline(folder: Path) -> None:
     )
     for index, example in enumerate(examples.inputs):
         (mask_position,) = np.flatnonzero(example["input_ids"] == model.processor.mask_token_id)
-        answers = asked(model.processor.decode(example["input_ids"][1:-1]))
+        answers = unmasker(model.processor.decode(example["input_ids"][1:-1]))
         masked_token = examples.labels[index, mask_position]
         rank = next(at for at, answer in enumerate(answers, 1) if answer["token"] == masked_token)
         assert collected["rank"][index, 0] == rank and collected["first"][index, 0] == answers[0]["token"]

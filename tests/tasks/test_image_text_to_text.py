@@ -91,9 +91,9 @@ def test_answers_are_the_pipelines_own(folder: Path) -> None:
     texts = session.predict(examples.batch(range(6)))["texts"]
     transformers_pipeline = pipeline("image-text-to-text", model=str(folder), processor=model.processor, device="cpu")
     for row in range(6):
-        asked = _asked(rows["text"][row].as_py())
-        asked[0]["content"][0] = {"type": "image", "image": _image(rows, row)}
-        (answer,) = transformers_pipeline(text=asked, return_full_text=False)
+        conversation = _asked(rows["text"][row].as_py())
+        conversation[0]["content"][0] = {"type": "image", "image": _image(rows, row)}
+        (answer,) = transformers_pipeline(text=conversation, return_full_text=False)
         assert texts[row] == answer["generated_text"].strip()
     assert len(set(texts)) > 1
     assert TASK.collect({"texts": texts}, examples, [0])["texts"].tolist() == texts.tolist()

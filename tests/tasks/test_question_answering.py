@@ -95,7 +95,7 @@ def test_a_long_context_is_read_in_windows_and_its_answer_found_in_one(folder: P
 
 
 @pytest.mark.parametrize(
-    ("found", "wanted", "f1"),
+    ("answer", "reference", "f1"),
     [
         ("The Big Ben!", "big ben", 1.0),
         ("in London", "London", 2 / 3),
@@ -104,9 +104,9 @@ def test_a_long_context_is_read_in_windows_and_its_answer_found_in_one(folder: P
         ("", "", 1.0),
     ],
 )
-def test_words_are_compared_as_squads_script_does(found: str, wanted: str, f1: float) -> None:
-    assert word_f1(found, wanted) == pytest.approx(f1)
-    assert exact(found, wanted) == (f1 == 1.0)
+def test_words_are_compared_as_squads_script_does(answer: str, reference: str, f1: float) -> None:
+    assert word_f1(answer, reference) == pytest.approx(f1)
+    assert exact(answer, reference) == (f1 == 1.0)
 
 
 def test_no_answer_counts_where_some_questions_have_none() -> None:

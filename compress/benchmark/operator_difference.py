@@ -47,6 +47,7 @@ class _File:
     times: Mapping[str, Times]
 
     def sum(self, nodes: list[ir.Node], shape: tuple[int, ...]) -> Times:
+        # Nodes that did not run have no times.
         return sum((self.times[str(node.name)] for node in nodes if str(node.name) in self.times), np.zeros(shape))
 
     def typical(self, node: ir.Node) -> float:
@@ -105,6 +106,7 @@ def compare_operators(
     rounds = {
         name: np.median(times / np.median(times, axis=0), axis=1) for name, times in zip("ab", unprofiled, strict=True)
     }
+    # Each pass times both files one after the other, so the ratio within a pass is less noisy than the times.
     speedup = geometric_interval(np.median(unprofiled[0] / unprofiled[1], axis=1))
     return OperatorDifference(
         float_file=str(float_file),

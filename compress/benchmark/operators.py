@@ -46,6 +46,7 @@ def node_rows(
         layers: Layer of each node.
         roof: Limits of the machine.
     """
+    # Nodes that the runtime fused or folded away have no times.
     ran = [node for node in graph if all(str(node.name) in run for run in runs[0])]
     return tuple(
         _row(
@@ -103,6 +104,7 @@ def _row(
     """
     time_ms = typical_time(microseconds) / 1e3
     known_costs = [cost for cost in costs if cost is not None]
+    # A sum over some of the calls would look like the cost of all of them.
     if len(known_costs) < len(costs):
         known_costs = []
     limits = [least_time(roof, *cost.operations, cost.total_bytes) for cost in known_costs]
@@ -198,6 +200,7 @@ class _Session:
         limits = self._limits(max(cost.working_set_bytes for cost in costs))
         rows = node_rows(node_profile.graph, node_profile.runs, costs, node_layers(node_profile.optimized), limits.roof)
         unprofiled = np.array(self.child.unprofiled_ms)
+        # The profiler slows the model, so the total comes from passes without it.
         low_ms, high_ms = bootstrap_interval(unprofiled, typical_time, self.seed)
         noise = judge_noise(
             usage, {"the artifact": np.median(unprofiled / np.median(unprofiled, axis=0), axis=1)}, load
@@ -259,6 +262,7 @@ class _Session:
 
     def _limits(self, working_set_bytes: int) -> MachineLimits:
         """Return the best of all samples. Beyond the caches, bandwidth is that of memory for any size."""
+        # The working set decides which cache level limits the model.
         size = min(working_set_bytes, self.buffer - 1)
         for _ in range(math.ceil(len(self.child.unprofiled_ms) / _LIMITS_EVERY)):
             self._measure([size])

@@ -151,6 +151,7 @@ class TimingSession:
         """
         if any(len(set(rounds.launches)) < 2 for rounds in self._decisive(self.record)):
             return float("inf")
+        # A single model has no ratio, so the spread of its launches decides.
         others = [name for name in self._names if name != self._baseline]
         samples = [
             ratios
@@ -169,10 +170,12 @@ class TimingSession:
         done, deadline = self.record.launches, self._conditions.deadline
         # A launch in which a model was lost may have brought no round.
         has_rounds = all(rounds.calls for rounds in self._decisive(self.record))
+        # The longest launch so far, with a margin, must fit before the deadline.
         if deadline is not None and has_rounds and time.perf_counter() + _CAUTION * self._longest > deadline:
             return True
         if done < self._conditions.launches:
             return False
+        # Without a deadline the number of launches is bounded, so that a noisy machine does not run forever.
         if deadline is None and done >= self._conditions.max_launches:
             return True
         return self.interval_half_width() <= self._conditions.precision
@@ -205,6 +208,7 @@ class TimingSession:
                     # All processes stay alive from here on, and take turns.
                     record.energy_unavailable = child.load(workload.all_batches[name], self._conditions.timeout_seconds)
             for child in children.values():
+                # With a deadline, warm-up gets a third of the launch's time, shared by the models.
                 conditions = self._conditions
                 seconds = conditions.seconds
                 if conditions.deadline is not None:
@@ -217,6 +221,7 @@ class TimingSession:
             # Named anew, since the processes were started in alternating order and rounds alternate by themselves.
             ordered = {name: children[name] for name in self._names}
             self._timing.sample(ordered, number, lambda kinds: self._left(began, kinds), reference)
+            # One measurement at the end, so that each launch has at least one.
             reference.measure()
             record.usage += Usage.now(_processor_seconds(children, machine)) - usage_before
             frequency = frequency_mhz()
@@ -298,6 +303,7 @@ def repeat_rounds(run: Callable[[int], None], left: Callable[[], float], deadlin
     start = time.perf_counter()
     run(0)
     round_seconds = time.perf_counter() - start
+    # A round that would end after the deadline is not begun. Half a round may exceed the launch's share.
     latest_start = time.perf_counter() + left() - round_seconds / 2
     if deadline is not None:
         latest_start = min(latest_start, deadline - round_seconds)

@@ -79,6 +79,7 @@ class MeasurementWriter:
         rows = self.times(
             rounds.by_launch(timed_as), {"latency_ms": 0.5, "latency_p90_ms": 0.9, "latency_p99_ms": 0.99}
         )
+        # Without different lengths the quarters would repeat the whole.
         buckets = length_buckets(lengths)
         if len(buckets) < 2:
             return rows
@@ -90,6 +91,7 @@ class MeasurementWriter:
         for launch, calls, latencies in zip(rounds.launches, rounds.calls, rounds.latencies_ms(timed_as), strict=True):
             computed[launch] += sum(latencies) / 1000
             recorded[launch] += seconds[calls].sum()
+        # A launch without a round has no factor.
         factors = computed[recorded > 0] / recorded[recorded > 0]
         interval = t_interval(factors) if len(factors) >= _FEWEST_LAUNCHES else None
         return self.row("real_time_factor", float(computed.sum() / recorded.sum()), "", interval, factors)
@@ -115,6 +117,7 @@ class MeasurementWriter:
         if timed_as == baseline:
             return self.row(metric, 1.0, "x", None, n=rounds.launches[-1] + 1)
         ratios = rounds.ratios(baseline, timed_as)
+        # One launch gives a value, but no interval.
         if len(ratios) < 2:
             return self.row(metric, float(ratios[0]), "x", None, ratios)
         value, low, high = geometric_interval(ratios)
@@ -179,6 +182,7 @@ class MeasurementWriter:
         """
         pooled = np.concatenate([np.asarray(calls) for launch in launches for calls in launch])
         intervals: Sequence[tuple[float, float] | None] = [None] * len(metrics)
+        # The bootstrap resamples launches, then rounds, then calls, because times within a launch are correlated.
         if len(launches) >= _FEWEST_LAUNCHES:
             intervals = nested_quantile_intervals(launches, list(metrics.values()), self.seed, _RESAMPLES)
         rows = []

@@ -117,6 +117,7 @@ class TimedRounds:
         product_ms = np.array(self.product_ms)
         if not len(product_ms):
             return self
+        # The limits below keep enough rounds for an interval, so a busy machine gives a wide interval instead of none.
         usable = np.flatnonzero(is_undisturbed(product_ms))
         launches = len({self.launches[r] for r in usable})
         few = launches < min(_FEWEST_LAUNCHES, len(set(self.launches)))
@@ -168,6 +169,7 @@ class TimedRounds:
 
         It is the median of its calls, each divided by the median of its example.
         """
+        # Examples differ in length, so each call is compared with the same example only.
         by_call: dict[int, list[float]] = {}
         for calls, latencies in zip(self.calls, self.latencies_ms(model), strict=True):
             for call, latency in zip(calls, latencies, strict=True):
@@ -248,6 +250,7 @@ def warm_up(
         least_seconds: Time for which warm-up continues in any case.
     """
     began = time.perf_counter()
+    # A few shapes at a time, so that the time limit can end the loop between them.
     for start in range(0, len(shapes), _SHAPES_AT_ONCE):
         if time.perf_counter() - began > seconds:
             break
@@ -257,6 +260,7 @@ def warm_up(
     while True:
         rounds += 1
         median = float(np.median(run(calls).latencies_ms))
+        # One agreement may be chance, so several in a row count.
         agreeing = agreeing + 1 if abs(median - previous) <= _STEADY * previous else 0
         elapsed = time.perf_counter() - began
         steady = agreeing >= _STEADY_IN_A_ROW and elapsed >= least_seconds
@@ -286,6 +290,7 @@ def interleave(
     models = list(runs)
     began = time.perf_counter()
     for calls in schedule:
+        # The order alternates, since a model may find warm caches after another one.
         order = round_order(models, len(rounds.calls))
         times, product_ms = run_round({model: partial(runs[model], calls) for model in order}, pulse)
         rounds.add(calls, launch, times, product_ms)
@@ -349,6 +354,7 @@ def evenly_spaced(items: list[int], count: int) -> list[int]:
 
 def length_buckets(lengths: np.ndarray) -> list[tuple[int, int]]:
     """Return the quarters of the data by length as (shortest, longest), fewer if equal lengths lie on a boundary."""
+    # Equal quartiles collapse into one boundary, so no bucket is empty.
     edges = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75, 1.0], method="inverted_cdf"))
     buckets = []
     below = -1

@@ -92,6 +92,7 @@ def measure_side_by_side(
     if counts == {0}:
         raise DataError("There is no example to time.", expected="at least one row in the test split")
     settings, unbatched = _batched_if_possible(settings, [examples[label] for label in artifacts])
+    # Equal files would differ by noise only, so they share their times.
     timed_as = find_equal_artifacts(artifacts)
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch:
         lengths = examples[baseline].lengths()
@@ -118,6 +119,7 @@ def measure_side_by_side(
         timed = host.time(workload, conditions, progress)
     recording_seconds = examples[baseline].seconds
     seconds = None if recording_seconds is None else recording_seconds[sampled]
+    # Rounds in which other work slowed the machine do not count. A note states how many.
     record, rows = timed.record.undisturbed(), []
     for label, name in timed_as.items():
         if name not in record.lost_models:
@@ -182,6 +184,7 @@ def build_result(
     """
     whole, record = timed.record, timed.record.undisturbed()
     deciding = [record.timings[name] for name in plan.deciding_timings]
+    # The verdict uses all rounds that count, of all models together.
     noise = judge_noise(
         record.usage,
         {model: np.concatenate([rounds.relative_rounds(model) for rounds in deciding]) for model in deciding[0].times},
@@ -259,6 +262,7 @@ def _write_workload(
         scratch: Folder for the files.
     """
     batches = batches_by_length(len(sampled), settings.batch_size) if settings.batched else []
+    # Start-up is measured with the example of median length.
     middle = sampled[len(sampled) // 2]
     all_batches, first_batches = {}, {}
     for number, name in enumerate(artifacts):
@@ -285,6 +289,7 @@ def _notes(timed: TimingResult, settings: Benchmark) -> list[str]:
         for name, settings_of_model in record.settings.items()
         if "intra_op_threads" in settings_of_model
     }
+    # A runtime may reduce the number of threads, for example to the number of cores.
     threads_by_model = {name: count for name, count in threads_by_model.items() if count < settings.threads}
     if threads_by_model:
         threads = next(iter(threads_by_model.values()))

@@ -257,6 +257,7 @@ class WorkerProcess:
         try:
             self._piped.write(json.dumps(message).encode() + b"\n", timeout)
             line = self._piped.line(timeout)
+        # A process that hangs would block the session, so it is ended.
         except TimeoutError:
             raise self._failure(f"gave no answer to {message['do']!r} within {timeout:.0f} s and was stopped") from None
         if line is None:
@@ -276,6 +277,7 @@ class WorkerProcess:
             self._piped.process.wait(_QUIT_SECONDS)
         except (TimeoutError, subprocess.TimeoutExpired):
             pass
+        # Also after a regular end: this frees the pipes.
         self.kill()
 
     def kill(self) -> None:
@@ -298,6 +300,7 @@ class WorkerProcess:
             return self._failure("closed its output without ending")
         if code >= 0:
             return self._failure(f"ended by itself with exit code {code}")
+        # A negative exit code is the number of the signal that ended the process.
         name = signal.Signals(-code).name
         hint = " (the system may have run out of memory)" if name == "SIGKILL" else ""
         return self._failure(f"was ended by {name}{hint}")

@@ -160,6 +160,7 @@ def time_calls(session: Predictor, batches: Sequence[Batch], calls: Sequence[int
     nanoseconds, disturbed = [], []
     for index in calls:
         batch = batches[index]
+        # The counter of involuntary context switches shows whether the call was interrupted.
         switches = preemptions()
         start = now_ns()
         session.predict(batch)
@@ -188,6 +189,7 @@ def time_requests(
     due = now_ns()
     nanoseconds = []
     for index, gap_ms in zip(calls, gaps_ms, strict=True):
+        # The next arrival does not depend on the answer, so a slow model accumulates a queue.
         due += int(gap_ms * 1e6)
         wait = (due - now_ns()) / 1e9
         if wait > 0:
@@ -212,6 +214,7 @@ def time_generation(decoder: GreedyDecoder, ids: Sequence[int], tokens: int) -> 
     for position in range(tokens + 1):
         switches = preemptions()
         start = now_ns()
+        # The first step reads the prompt, each later one a single token.
         token = decoder.step(generated[-1]) if position else decoder.prefill(ids)
         nanoseconds.append(now_ns() - start)
         disturbed.append(preemptions() != switches)
@@ -252,6 +255,7 @@ class Worker:
         self._session = runtime.open(Path(self._artifact), target, message["threads"])
         load_ms = (time.perf_counter_ns() - start) / 1e6
         reply = {"session_load_ms": load_ms, "before_bytes": runtime_bytes, "start_up": {}}
+        # A browser or Node process reports its own memory and load time. This process is only its client.
         external = external_sessions(self._session)
         if external:
             reply = {
@@ -306,6 +310,7 @@ class Worker:
                 where="benchmark",
                 hint="time it on the target cpu",
             )
+        # The decoder keeps buffers for the cache, so it is created once.
         if self._decoder is None:
             self._decoder = open_decoder(self._open_session(), self._artifact)
         if message["untimed"]:
@@ -327,6 +332,7 @@ class Worker:
 
     def time_small_product(self, message: Reply) -> Reply:
         """Time the small product on each of the cores, if processes can be bound to cores. The longest time counts."""
+        # Any core may be the slow one, and the model uses all of them.
         times_ms = []
         for cores in [[core] for core in message["cores"]] or [[]]:
             _pin(cores)

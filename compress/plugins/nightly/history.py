@@ -236,7 +236,13 @@ class NightHistory:
                 _insert_many(connection, "measurements", night, values_of)
             connection.execute("COMMIT")
             # Back up after the commit, so that a backup contains complete nights only.
-            self._back_up(connection)
+            # Write a backup. An error is noted only, because the night itself is in the history.
+            try:
+                write_backup(connection, self.path)
+            except (OSError, sqlite3.OperationalError) as error:
+                self._note(
+                    f"No backup of the history {self.path} could be written: {error}. The night itself is in it."
+                )
         return night
 
     def read(self, suite: str) -> tuple[Night, ...]:
@@ -305,13 +311,6 @@ class NightHistory:
                 expected="a file that this user may write, on a disk with room for it",
                 hint="free some space or name another file under `history:` in the suite",
             ) from error
-
-    def _back_up(self, connection: sqlite3.Connection) -> None:
-        """Write a backup. An error is noted only, because the night itself is in the history."""
-        try:
-            write_backup(connection, self.path)
-        except (OSError, sqlite3.OperationalError) as error:
-            self._note(f"No backup of the history {self.path} could be written: {error}. The night itself is in it.")
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         """Create the tables of a new file. Raises `InputError` for another application's file or another schema."""

@@ -204,7 +204,14 @@ class CostEstimator:
                 self._compare(metric, point, actual)
             if actual and raw:
                 self._ratios.setdefault(metric, {})[point] = actual / raw
-                self._fit(metric)
+                # Fit the ratio of measured to predicted values as a product of one factor for each choice, by ridge
+                # regression of the logarithm. A choice that no trial has tested has the factor 1.
+                ratios = self._ratios[metric]
+                values = np.log(np.array(list(ratios.values())))
+                rows = np.array([self._one_hot(tested) for tested in ratios])
+                # The dual form of ridge regression solves a system as large as the number of trials, not of choices.
+                inner = rows @ rows.T + _RIDGE * np.eye(len(rows))
+                self._factors[metric] = values.mean(), rows.T @ np.linalg.solve(inner, values - values.mean())
         latency = outcome.final.get(LATENCY)
         if latency and self.latency_estimator is not None:
             # Before calibration, all predictions share an unknown factor, so their errors mean nothing.
@@ -223,18 +230,6 @@ class CostEstimator:
     def _counted(self, point: Point) -> int | None:
         """Return the bytes of the traced graph; None where there is none."""
         return None if self.size_estimator is None else self.size_estimator.size_bytes(point)
-
-    def _fit(self, metric: str) -> None:
-        """Fit the ratio of measured to predicted values as a product of one factor for each choice.
-
-        This is a ridge regression of the logarithm. A choice that no trial has tested has the factor 1.
-        """
-        ratios = self._ratios[metric]
-        values = np.log(np.array(list(ratios.values())))
-        rows = np.array([self._one_hot(tested) for tested in ratios])
-        # The dual form of ridge regression solves a system as large as the number of trials, not of choices.
-        inner = rows @ rows.T + _RIDGE * np.eye(len(rows))
-        self._factors[metric] = values.mean(), rows.T @ np.linalg.solve(inner, values - values.mean())
 
     def _one_hot(self, point: Point) -> np.ndarray:
         """Return the one-hot encoding of a point."""

@@ -142,13 +142,7 @@ def initial_stages(
         if not _fits(_FINETUNE, task) or kinds[: len(_FULL_SIZE)] != [next(iter(stage)) for stage in _FULL_SIZE]:
             return stages
         stages.insert(0, {_FINETUNE: {"epochs": 2}})
-    return _with_pruning(stages, task, shape, is_possible)
-
-
-def _with_pruning(
-    stages: list[StageFields], task: Task, shape: Shape | None, is_possible: Callable[[str, StageFields], bool]
-) -> list[StageFields]:
-    """Add the first possible `prune` stage after `finetune`, and `distill` after it if there is none."""
+    # Add the first possible `prune` stage after `finetune`, and `distill` after it if there is none.
     position = next(index for index, stage in enumerate(stages) if _FINETUNE in stage)
     prunings = () if shape is None or not _fits(_PRUNE, task) else _NARROWER if shape.attention else _FEWER_CHANNELS
     pruning = next((pruning for pruning in prunings if is_possible(_PRUNE, pruning)), None)

@@ -163,7 +163,16 @@ class SearchRun:
             replayed, new_trials = planned_trials[: len(earlier_entries)], planned_trials[len(earlier_entries) :]
             # The engine plans the trials of an earlier process once more, and their outcomes come from the ledger.
             for planned in replayed:
-                self._replay(ledger, planned, earlier_entries.pop(0))
+                entry = earlier_entries.pop(0)
+                if (entry.point, entry.rung) != (planned.point, planned.rung):
+                    raise InputError(
+                        f"The search cannot be resumed: trial {entry.number} of its ledger is another one now.",
+                        where=str(ledger.path),
+                        expected="the same version of compress and optuna as before",
+                        hint="start again without --resume; finished stages are cached",
+                    )
+                self.engine.record(planned, entry.outcome)
+                self.entries.append(entry)
             # Kernels may be timed between rounds, so no speculative work may run then.
             guess = None if self.goal.needs_timing else partial(self._speculate, new_trials, len(self.entries))
             outcomes = self.trials.run_all(self._affordable_trials(new_trials), guess)
@@ -217,18 +226,6 @@ class SearchRun:
     def _trial(self, planned: PlannedTrial, timed: bool) -> RecipeTrial:
         recipe = self.space.recipe(planned.point, self.engine.shares[planned.rung])
         return RecipeTrial(recipe, timed, self._expected_seconds(planned))
-
-    def _replay(self, ledger: Ledger, planned: PlannedTrial, entry: LedgerEntry) -> None:
-        """Record a trial of an earlier process as the ledger has it."""
-        if (entry.point, entry.rung) != (planned.point, planned.rung):
-            raise InputError(
-                f"The search cannot be resumed: trial {entry.number} of its ledger differs from the one planned now.",
-                where=str(ledger.path),
-                expected="the same version of compress and optuna as before",
-                hint="start again without --resume; finished stages are cached",
-            )
-        self.engine.record(planned, entry.outcome)
-        self.entries.append(entry)
 
     def _record_outcome(self, ledger: Ledger, planned: PlannedTrial, outcome: TrialOutcome) -> None:
         """Write an outcome to the ledger, record it and show it."""

@@ -203,6 +203,8 @@ def test_a_plugin_that_cannot_be_used_is_named_with_its_package(listed: list[str
 
 def test_every_target_has_a_runtime_for_its_formats_and_every_format_a_target() -> None:
     for profile in PROFILES.values():
+        assert profile.allowed[0] == profile.target.format
+        assert in_format(profile, profile.target.format) is profile
         for form in profile.allowed:
             assert in_format(profile, form).target.runtime in FORMATS[form].runtimes, (profile.name, form)
     assert {profile.target.format for profile in PROFILES.values()} == set(FORMATS)

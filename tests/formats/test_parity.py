@@ -59,10 +59,10 @@ def test_the_largest_difference_and_the_range_of_what_is_expected_by_hand() -> N
     assert (difference.worst, difference.lowest, difference.highest, difference.largest) == (0.5, -4.0, 2.0, 4.0)
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_difference_that_is_no_number_is_kept_wherever_it_is(place: int) -> None:
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_difference_that_is_no_number_is_kept_wherever_it_is(index: int) -> None:
     arrays = [np.zeros(2), np.zeros(2), np.zeros(2)]
-    arrays[place][1] = np.nan
+    arrays[index][1] = np.nan
     assert np.isnan(distance((np.zeros(2), array) for array in arrays).worst)
 
 
@@ -104,7 +104,7 @@ def test_a_file_whose_answers_are_no_numbers_is_not_told_of_but_refused(examples
 HEAD, WIDE = 8, 300
 
 
-def made(heads: int, neurons: int, tokens: int, operator: str = "Relu") -> onnx.ModelProto:
+def graph_of(heads: int, neurons: int, tokens: int, operator: str = "Relu") -> onnx.ModelProto:
     """A table, a product into heads, one into neurons and back, and a split that counts the heads."""
     rng = np.random.default_rng(heads)
     shapes = {
@@ -147,18 +147,18 @@ def widths(heads: int, neurons: int, tokens: int) -> dict[str, int]:
 @pytest.fixture(scope="module", params=[False, True], ids=["from large to small", "from small to large"])
 def resized(request: pytest.FixtureRequest) -> InterpolatedGraph:
     smaller, other = sorted([(12, 384, 5000), (11, 200, 6009)], reverse=not request.param)
-    return InterpolatedGraph(made(*smaller), widths(*smaller), made(*other), widths(*other))
+    return InterpolatedGraph(graph_of(*smaller), widths(*smaller), graph_of(*other), widths(*other))
 
 
 @pytest.mark.parametrize("at", [(12, 384, 5000), (3, 17, 100), (1, 255, 127), (2, 256, 128), (64, 5000, 70_000)])
 def test_bytes_are_those_of_the_graph_that_is_made(resized: InterpolatedGraph, at: tuple[int, int, int]) -> None:
     """Lengths of numbers in the file, marks of tensors from 1,024 bytes on and all."""
-    assert resized.size_bytes(widths(*at)) == made(*at).ByteSize()
+    assert resized.size_bytes(widths(*at)) == graph_of(*at).ByteSize()
 
 
 def test_every_number_but_weights_is_that_of_the_graph_that_is_made(resized: InterpolatedGraph) -> None:
     at = (3, 300, 77)
-    actual, expected = resized.at(widths(*at)), made(*at)
+    actual, expected = resized.at(widths(*at)), graph_of(*at)
     assert list(actual.graph.node) == list(expected.graph.node)
     assert {tensor.name: list(tensor.dims) for tensor in actual.graph.initializer} == {
         tensor.name: list(tensor.dims) for tensor in expected.graph.initializer
@@ -171,13 +171,13 @@ def test_every_number_but_weights_is_that_of_the_graph_that_is_made(resized: Int
 def test_graphs_of_other_operators_are_refused() -> None:
     first, other = (12, 384, 5000), (11, 200, 6009)
     with pytest.raises(ModelError, match="op_type"):
-        InterpolatedGraph(made(*first), widths(*first), made(*other, operator="Tanh"), widths(*other))
+        InterpolatedGraph(graph_of(*first), widths(*first), graph_of(*other, operator="Tanh"), widths(*other))
 
 
 def test_a_number_that_could_follow_two_widths_is_refused() -> None:
     first, other = (12, 384, 5000), (6, 192, 6009)
     with pytest.raises(ModelError, match="is ambiguous"):
-        InterpolatedGraph(made(*first), widths(*first), made(*other), widths(*other))
+        InterpolatedGraph(graph_of(*first), widths(*first), graph_of(*other), widths(*other))
 
 
 def test_a_width_of_no_whole_number_is_refused() -> None:

@@ -20,6 +20,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from compress.formats.generation.decoder import Decoder
 from compress.models.checkpoint import Checkpoint
 from compress.numerics.integer_grid import QuantizedWeight
 
@@ -110,3 +111,21 @@ class Graph:
         found = self.session.run(None, {"input_ids": ids, "attention_mask": mask, **past})
         values = dict(zip(self.outputs, found, strict=True))
         return values["logits"], {name: values[f"present.{name.removeprefix('past_key_values.')}"] for name in names}
+
+
+def greedy_tokens(decoder: Decoder, prompt: list[int], count: int) -> list[int]:
+    """The tokens that follow a prompt, one step each."""
+    tokens = [decoder.prefill(prompt)]
+    while len(tokens) < count:
+        tokens.append(decoder.step(tokens[-1]))
+    return tokens
+
+
+def tokens_of_transformers(module: PreTrainedModel, prompt: list[int], count: int) -> list[int]:
+    """The same by transformers, beyond the end of a text."""
+    ids = torch.tensor([prompt])
+    sequences = module.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, eos_token_id=None,
+        pad_token_id=2,
+    )  # fmt: skip
+    return sequences[0, len(prompt) :].tolist()

@@ -41,8 +41,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def compress(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
     """What a command says in JSON on a machine with the plugin."""
-    said = tmp_path_factory.mktemp("said")
-    files = [said / "stdout", said / "stderr"]
+    output_folder = tmp_path_factory.mktemp("said")
+    files = [output_folder / "stdout", output_folder / "stderr"]
     path = os.pathsep.join(map(str, (installed, ROOT, SUPPORT)))
     env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -51,8 +51,8 @@ def compress(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
         def call(*arguments: object) -> Any:
             assert process.stdin is not None and process.stdout is not None
-            told = [[*map(str, arguments), "--json"], *map(str, files)]
-            process.stdin.write(json.dumps(told) + "\n")
+            request = [[*map(str, arguments), "--json"], *map(str, files)]
+            process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
             assert process.stdout.readline() == "0\n", files[1].read_text()
             return json.loads(files[0].read_text())

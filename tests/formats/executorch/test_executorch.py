@@ -114,12 +114,12 @@ def test_nothing_is_copied_to_a_shape_that_it_has(small: tuple[TorchModel, Lower
 
     read: Any = deserialize_pte_binary(small[1].model.own[PTE_FILE])
     (plan,) = read.program.execution_plan
-    calls = [type(one.instr_args).__name__ for chain in plan.chains for one in chain.instructions]
+    calls = [type(tensor.instr_args).__name__ for chain in plan.chains for tensor in chain.instructions]
     kernels = [
-        plan.operators[one.instr_args.op_index].name
+        plan.operators[tensor.instr_args.op_index].name
         for chain in plan.chains
-        for one in chain.instructions
-        if type(one.instr_args).__name__ == "KernelCall"
+        for tensor in chain.instructions
+        if type(tensor.instr_args).__name__ == "KernelCall"
     ]
     # One for the mask, which is wider than what it is made of; attention's own would cut XNNPACK's share into pieces.
     assert kernels.count("aten::expand_copy") <= 1 and calls.count("DelegateCall") > 1
@@ -132,8 +132,8 @@ def test_executorch_alone_opens_it_and_gives_the_same(small: tuple[TorchModel, L
     done = subprocess.run(
         [sys.executable, "-c", FOREIGN, folder / PTE_FILE], input=given, capture_output=True, text=True, check=True
     )
-    here = get_runtime("executorch").open(folder, TARGET, threads=1).predict(batch)["logits"]
-    np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), here, atol=1e-6)
+    actual = get_runtime("executorch").open(folder, TARGET, threads=1).predict(batch)["logits"]
+    np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), actual, atol=1e-6)
 
 
 def test_in_eight_bits_every_weight_of_a_product_is_an_integer_near_the_float(
@@ -142,12 +142,12 @@ def test_in_eight_bits_every_weight_of_a_product_is_an_integer_near_the_float(
     model, _, folder = small
     content = (folder / PTE_FILE).read_bytes()
     found = read_pte(content, folder)
-    scales = {one.name.removesuffix(".scale"): one for one in found if one.name.endswith(".scale")}
+    scales = {tensor.name.removesuffix(".scale"): tensor for tensor in found if tensor.name.endswith(".scale")}
     stored = []
-    for one in found:
-        if one.dtype == "int8" and one.name in scales:
-            integers = np.frombuffer(content, np.int8, one.bytes, one.start).reshape(one.shape)
-            factors = scales[one.name]
+    for tensor in found:
+        if tensor.dtype == "int8" and tensor.name in scales:
+            integers = np.frombuffer(content, np.int8, tensor.bytes, tensor.start).reshape(tensor.shape)
+            factors = scales[tensor.name]
             stored.append((integers, np.frombuffer(content, np.float32, factors.bytes // 4, factors.start)))
     products = [layer.weight.detach().numpy() for layer in model.module.modules() if isinstance(layer, torch.nn.Linear)]
     assert len(stored) == len(products)
@@ -165,15 +165,15 @@ def test_words_have_four_bits_and_sizes_add_up(
 ) -> None:
     model, _, folder = small
     assert format_of(folder) == "executorch" and model_file(folder) == folder / PTE_FILE
-    budget, before = budget_of(folder), budget_of(plain[2])
+    budget, plain_budget = budget_of(folder), budget_of(plain[2])
     assert budget.format == "executorch"
     assert budget.total_bytes == budget.tensor_bytes + sum(budget.overhead.values())
     words = model.module.get_input_embeddings().weight
-    (table,) = [one for one in budget.tensors if one.parameters == words.numel()]
+    (table,) = [tensor for tensor in budget.tensors if tensor.parameters == words.numel()]
     assert (table.dtype, table.bytes) == ("uint8", words.numel() // 2)
     # Equal tensors, such as those of two new normalisations, are stored once.
     distinct = {value.detach().numpy().tobytes(): value.numel() for value in model.module.parameters()}
-    assert budget.parameters == before.parameters == sum(distinct.values())
+    assert budget.parameters == plain_budget.parameters == sum(distinct.values())
 
 
 def test_it_is_near_the_float_model_and_tells_how_near(small: tuple[TorchModel, Lowered, Path]) -> None:
@@ -274,11 +274,11 @@ def departing(reference: Path, folder: Path) -> FormatComparison:
 def with_larger_scales(model: TorchModel, file: Path) -> bytes:
     """The program whose integers of the layer at fault count half as much again; all else is as it was."""
     weight, content = model.module.get_parameter(f"{FAULTY}.weight").detach().numpy(), bytearray(file.read_bytes())
-    stored = {one.name: one for one in read_pte(bytes(content), file)}
-    for name, one in stored.items():
+    stored = {tensor.name: tensor for tensor in read_pte(bytes(content), file)}
+    for name, tensor in stored.items():
         scales = stored.get(f"{name}.scale")
-        if one.dtype == "int8" and one.shape == weight.shape and scales is not None:
-            integers = np.frombuffer(bytes(content), np.int8, one.bytes, one.start).reshape(one.shape)
+        if tensor.dtype == "int8" and tensor.shape == weight.shape and scales is not None:
+            integers = np.frombuffer(bytes(content), np.int8, tensor.bytes, tensor.start).reshape(tensor.shape)
             factors = np.frombuffer(bytes(content), np.float32, scales.bytes // 4, scales.start)
             if np.corrcoef((integers * factors[:, None]).ravel(), weight.ravel())[0, 1] > 0.99:
                 content[scales.start : scales.start + scales.bytes] = (factors * np.float32(1.5)).tobytes()
@@ -294,7 +294,7 @@ def test_a_part_whose_activation_has_no_upper_bound_is_read(tmp_path: Path) -> N
         module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU()).eval()
         exported = torch.export.export(module, (torch.zeros(2, 4),))
         made = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch()
-    assert sorted(one.shape for one in read_pte(bytes(made.buffer), tmp_path / "model.pte")) == [(3,), (3, 4)]
+    assert sorted(tensor.shape for tensor in read_pte(bytes(made.buffer), tmp_path / "model.pte")) == [(3,), (3, 4)]
 
 
 def test_operators_that_it_lacks_are_named_with_their_module() -> None:

@@ -18,6 +18,7 @@ from decoder_graphs import TinyDecoder, write
 from onnx import TensorProto, helper, numpy_helper
 from tiny_text_to_text import save_tiny_t5
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from written_decoders import greedy_tokens
 
 from compress.formats.generation.decoder import Decoder
 from compress.formats.generation.seq2seq import TextWriter, read_rules
@@ -34,13 +35,6 @@ def opened(folder: Path) -> Decoder:
     return Decoder(RUNTIME.open(folder, TARGETS["cpu"], threads=1), str(folder))
 
 
-def generated(decoder: Decoder, ids: list[int], count: int) -> list[int]:
-    found = [decoder.prefill(ids)]
-    while len(found) < count:
-        found.append(decoder.step(found[-1]))
-    return found
-
-
 def test_a_session_tells_types_and_shapes(tmp_path: Path) -> None:
     session = RUNTIME.open(TINY.write(tmp_path / "m"), TARGETS["cpu"], threads=1)
     assert session.input_types["input_ids"] == TensorType("int64", ("batch", "length"))
@@ -53,7 +47,7 @@ def test_tokens_are_those_of_whole_sequences_in_numpy(tmp_path: Path, cache: boo
     decoder = opened(TINY.write(tmp_path / "m", cache))
     expected = TINY.continuation(PROMPT, 20)
     assert len(set(expected)) > 3, "a model that repeats itself proves little"
-    assert generated(decoder, PROMPT, 20) == expected
+    assert greedy_tokens(decoder, PROMPT, 20) == expected
     assert decoder.cached is cache
     assert decoder.vocabulary == 50
 
@@ -61,7 +55,7 @@ def test_tokens_are_those_of_whole_sequences_in_numpy(tmp_path: Path, cache: boo
 def test_a_prompt_begins_anew(tmp_path: Path) -> None:
     decoder = opened(TINY.write(tmp_path / "m"))
     for prompt in ([1, 2, 3], PROMPT, [9]):
-        assert generated(decoder, prompt, 6) == TINY.continuation(prompt, 6)
+        assert greedy_tokens(decoder, prompt, 6) == TINY.continuation(prompt, 6)
 
 
 def changed(change: Callable[[onnx.ModelProto], None], folder: Path, cache: bool = True) -> Path:
@@ -85,9 +79,9 @@ def test_half_precision_caches_and_short_integers(tmp_path: Path) -> None:
             inner = f"{value.name}_wide"
             for node in graph.node:
                 names = node.output if outward else node.input
-                for place, name in enumerate(names):
+                for index, name in enumerate(names):
                     if name == value.name:
-                        names[place] = inner
+                        names[index] = inner
                 if outward:
                     node.input[:] = [inner if name == value.name else name for name in node.input]
             value.type.tensor_type.elem_type = kind
@@ -99,7 +93,7 @@ def test_half_precision_caches_and_short_integers(tmp_path: Path) -> None:
     # The margins between the likeliest tokens are far wider than half precision's rounding of keys and values.
     margins = [np.sort(TINY.logits(PROMPT + TINY.continuation(PROMPT, n))[-1])[-2:] for n in range(6)]
     assert min(high - low for low, high in margins) > 0.01
-    assert generated(decoder, PROMPT, 6) == TINY.continuation(PROMPT, 6)
+    assert greedy_tokens(decoder, PROMPT, 6) == TINY.continuation(PROMPT, 6)
 
 
 def drop_output(model: onnx.ModelProto) -> None:
@@ -261,14 +255,11 @@ def test_prompt_and_steps_are_what_transformers_generates(llama: LlamaForCausalL
     decoder = Decoder(RUNTIME.open(tmp_path, TARGETS["cpu"], threads=1), "llama")
     assert decoder.cached
     for prompt in ([5], [17, 2, 33, 33, 8, 51]):
-        found = [decoder.prefill(prompt)]
-        while len(found) < 24:
-            found.append(decoder.step(found[-1]))
         ids = torch.tensor([prompt])
         whole = llama.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24)
         expected = whole[0, len(prompt) :].tolist()
         assert len(set(expected)) > 3, "a model that repeats itself proves little"
-        assert found == expected
+        assert greedy_tokens(decoder, prompt, 24) == expected
 
 
 RULES: dict[str, dict[str, Any]] = {

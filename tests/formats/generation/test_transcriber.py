@@ -52,24 +52,24 @@ def generated(source: Path, batch: np.ndarray) -> list[list[int]]:
     return found
 
 
-def said(sequences: np.ndarray) -> list[list[int]]:
+def transcripts(sequences: np.ndarray) -> list[list[int]]:
     return [[token for token in row if token >= 0] for row in sequences.tolist()]
 
 
 def test_tokens_are_those_of_generate(source: Path, artifact: Path):
     expected = generated(source, features())
     answer = opened(artifact).predict({"input_features": features()})
-    assert said(answer["sequences"]) == expected
+    assert transcripts(answer["sequences"]) == expected
     assert len({tuple(row) for row in expected}) > 1, "recordings are told apart"
 
 
 def test_suppressed_tokens_are_not_said(source: Path, artifact: Path):
     rules = json.loads((artifact / "generation_config.json").read_text())
-    free = said(opened(artifact).predict({"input_features": features()})["sequences"])
+    free = transcripts(opened(artifact).predict({"input_features": features()})["sequences"])
     unwanted = sorted({row[0] for row in free})
     (artifact / "generation_config.json").write_text(json.dumps({**rules, "suppress_tokens": unwanted}))
     try:
-        bound = said(opened(artifact).predict({"input_features": features()})["sequences"])
+        bound = transcripts(opened(artifact).predict({"input_features": features()})["sequences"])
     finally:
         (artifact / "generation_config.json").write_text(json.dumps(rules))
     assert not {token for row in bound for token in row} & set(unwanted)
@@ -80,9 +80,10 @@ def test_windows_of_a_long_recording_are_heard_one_after_the_other(artifact: Pat
     session = opened(artifact)
     long = features(1, windows=2)
     parts = [
-        said(session.predict({"input_features": long[..., at : at + FRAMES]})["sequences"])[0] for at in (0, FRAMES)
+        transcripts(session.predict({"input_features": long[..., at : at + FRAMES]})["sequences"])[0]
+        for at in (0, FRAMES)
     ]
-    assert said(session.predict({"input_features": long})["sequences"]) == [parts[0] + parts[1]]
+    assert transcripts(session.predict({"input_features": long})["sequences"]) == [parts[0] + parts[1]]
 
 
 def test_features_of_another_length_are_refused(artifact: Path):

@@ -219,8 +219,8 @@ FAMILIES = (
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_llama_cpp_answers_as_transformers(name: str, tmp_path: Path) -> None:
-    equal, said = judge(name, tmp_path / "model")
-    assert equal, said
+    equal, report = judge(name, tmp_path / "model")
+    assert equal, report
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 from mergeable import LLAMA3_ROPE, ROWS, TEXTS, save_mergeable_llama, save_qwen, train_sentence_piece, train_tokenizer
 from quantized import quantize_tiny_llama, tiny_tokenizer
 from transformers import AutoModelForCausalLM
+from written_decoders import greedy_tokens, tokens_of_transformers
 
 from compress.formats.gguf import llama_cpp_library
 from compress.formats.gguf.export import GgufTypes, write_gguf
@@ -84,13 +85,7 @@ def test_greedy_tokens_are_those_of_transformers_also_beyond_the_first_room(tmp_
     prompt = ids(1, 500)[0].tolist()
     model = AutoModelForCausalLM.from_pretrained(source.folder).float().eval()
     for start in (prompt[:7], prompt):
-        expected = model.generate(
-            torch.tensor([start]), max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=2
-        )[0, len(start) :].tolist()
-        tokens_written = [decoder.prefill(start)]
-        while len(tokens_written) < 24:
-            tokens_written.append(decoder.step(tokens_written[-1]))
-        assert tokens_written == expected
+        assert greedy_tokens(decoder, start, 24) == tokens_of_transformers(model, start, 24)
     assert decoder.cached and decoder.vocabulary == ROWS
 
 

@@ -27,12 +27,12 @@ def test_it_answers_as_well_as_the_onnx_file_and_is_no_larger_than_a_tenth_more(
     shutil.copytree(ARTIFACTS / "cache", tmp_path / "cache")  # the stages; neither stays in the user's own
     recipe = read_recipe(RECIPE, ["targets=[cpu, litert]", "benchmark.seconds=0.5"])
     report = run(recipe, RECIPE.parent, tmp_path, Notes()).report
-    found = {
+    matches = {
         (metric, target): report.find("final", metric, target)
         for metric in ("accuracy", "size_bytes")
         for target in ("cpu", "litert")
     }
-    value = {key: one.value for key, one in found.items() if one is not None}
+    value = {key: match.value for key, match in matches.items() if match is not None}
     accuracy = report.find("final", "accuracy", "litert")
     assert accuracy is not None and accuracy.n == 2000
     assert abs(value["accuracy", "litert"] - value["accuracy", "cpu"]) <= 0.005

@@ -15,7 +15,7 @@ import torch
 from quantized import VOCABULARY, quantize_tiny_llama, save_tiny_llama, tiny_tokenizer
 from rotation import todays
 from transformers import Gemma2Config, GraniteConfig
-from written_decoders import CONFIGS, by_transformers, logits_of, random_ids, save_decoder
+from written_decoders import CONFIGS, by_transformers, greedy_tokens, logits_of, random_ids, save_decoder
 
 from compress.benchmark.worker import time_generation
 from compress.formats.generation.decoder import WritesItself, open_decoder
@@ -60,15 +60,15 @@ def written(quantized: QuantizedCheckpoint, tmp_path_factory: pytest.TempPathFac
     return saved(write_decoder(quantized, "fp32", 8, random_ids(2, 16), TOLERANCE), tmp_path_factory.mktemp("written"))
 
 
-def saved(found: VerifiedIrDecoder, folder: Path) -> Path:
+def saved(decoder: VerifiedIrDecoder, folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
-    found.model.save(folder)
+    decoder.model.save(folder)
     return folder
 
 
 def constants(folder: Path) -> dict[str, Any]:
     model = core().read_model(folder / IR_FILE)
-    return {one.get_friendly_name(): one for one in model.get_ordered_ops() if one.get_type_name() == "Constant"}
+    return {node.get_friendly_name(): node for node in model.get_ordered_ops() if node.get_type_name() == "Constant"}
 
 
 def test_integers_and_scales_are_those_of_the_checkpoint_and_a_tied_table_is_stored_once(
@@ -79,14 +79,14 @@ def test_integers_and_scales_are_those_of_the_checkpoint_and_a_tied_table_is_sto
         weight, stored = quantized.quantized(name), held[f"{name}.weight_Q{bits}"]
         assert weight is not None and stored.get_element_type().get_type_name() == f"i{bits}"
         # OpenVINO itself unpacks them.
-        found = openvino.Model([openvino.opset13.convert(stored, "i32")], [])
-        integers = core().compile_model(found, "CPU")()[0]
+        model = openvino.Model([openvino.opset13.convert(stored, "i32")], [])
+        integers = core().compile_model(model, "CPU")()[0]
         expected = weight.integers.numpy().astype(np.int32) - (1 << (bits - 1))
         np.testing.assert_array_equal(integers.reshape(expected.shape), expected)
         np.testing.assert_array_equal(held[f"{name}.weight_Q{bits}/scale"].data[..., 0], weight.scales.numpy())
     budget = budget_of(written)
-    assert budget.format == "openvino" and sum(one.dtype == "int8" for one in budget.tensors) == 1
-    joined = {one.name: one for one in budget.tensors}["model.layers.0.self_attn.q_k_v_proj.weight_Q4"]
+    assert budget.format == "openvino" and sum(tensor.dtype == "int8" for tensor in budget.tensors) == 1
+    joined = {tensor.name: tensor for tensor in budget.tensors}["model.layers.0.self_attn.q_k_v_proj.weight_Q4"]
     assert joined.bytes * 2 == joined.parameters == 128 * 64
 
 
@@ -98,14 +98,14 @@ def test_logits_are_those_of_transformers_and_of_what_it_generates(
     ids, module = random_ids(3, 20, seed=2), by_transformers(source, quantized)
     mask = np.ones_like(ids)
     mask[1, 12:] = 0
-    found = session.predict({"input_ids": ids, "attention_mask": mask})["logits"]
+    actual = session.predict({"input_ids": ids, "attention_mask": mask})["logits"]
     expected = logits_of(module, ids)
     # Inputs of products, keys and values are rounded to 8 bits.
     bound = 0.05 * np.abs(expected).max()
-    np.testing.assert_allclose(found[[0, 2]], expected[[0, 2]], atol=bound)
-    np.testing.assert_allclose(found[1, :12], expected[1, :12], atol=bound)
+    np.testing.assert_allclose(actual[[0, 2]], expected[[0, 2]], atol=bound)
+    np.testing.assert_allclose(actual[1, :12], expected[1, :12], atol=bound)
     # A text knows nothing of the one before.
-    np.testing.assert_array_equal(session.predict({"input_ids": ids, "attention_mask": mask})["logits"], found)
+    np.testing.assert_array_equal(session.predict({"input_ids": ids, "attention_mask": mask})["logits"], actual)
     # Padding on the left, as other people's batches have it, is as good.
     left = np.where(np.arange(20) < 8, 2, np.roll(ids[1], 8))[None]
     padded = session.predict({"input_ids": left, "attention_mask": (np.arange(20) >= 8).astype(np.int64)[None]})
@@ -113,9 +113,7 @@ def test_logits_are_those_of_transformers_and_of_what_it_generates(
     # Token by token other groups of keys share a scale, unless nothing is rounded.
     session = open_stateful(written / IR_FILE, 1, exact=True)
     decoder = open_decoder(session, "here")
-    tokens = [decoder.prefill(ids[0].tolist())]
-    for _ in range(5):
-        tokens.append(decoder.step(tokens[-1]))
+    tokens = greedy_tokens(decoder, ids[0].tolist(), 6)
     assert decoder.cached and decoder.vocabulary == VOCABULARY
     read = np.concatenate([ids[:1], [tokens[:-1]]], axis=1)
     assert tokens == logits_of(module, read)[0, 19:].argmax(-1).tolist()
@@ -136,13 +134,6 @@ def test_openvino_genai_says_what_torch_says(written: Path, backend: str, source
     assert pipe.generate(openvino.Tensor(np.array([ids])), chosen).tokens == [expected]
 
 
-def generated(decoder: Any, ids: list[int], count: int) -> list[int]:
-    tokens = [decoder.prefill(ids)]
-    while len(tokens) < count:
-        tokens.append(decoder.step(tokens[-1]))
-    return tokens
-
-
 def test_openvino_genai_generates_the_same_text_and_is_timed(written: Path) -> None:
     pytest.importorskip("openvino_genai")
     session: Any = get_runtime("openvino").open(written, TARGET, 1)
@@ -150,14 +141,14 @@ def test_openvino_genai_generates_the_same_text_and_is_timed(written: Path) -> N
     decoder, own = session.decoder(), open_stateful(written / IR_FILE, 1).decoder()
     assert isinstance(decoder, WritesItself) and decoder.vocabulary == own.vocabulary
     for ids in (random_ids(1, 1)[0].tolist(), random_ids(1, 60)[0].tolist()):
-        expected, result = generated(own, ids, 40), decoder.write(ids, 40)
+        expected, result = greedy_tokens(own, ids, 40), decoder.write(ids, 40)
         assert result.tokens == expected and 0 < result.first_ms < result.all_ms
         timed = time_generation(decoder, ids, 39)
         assert timed["tokens"] == expected and len(timed["steps_ms"]) == 39 and len(set(timed["steps_ms"])) == 1
         assert time_generation(decoder, ids, 0)["tokens"] == expected[:1]
     # The model is not loaded a second time while it is timed, and a prompt is read again each time.
     assert "own" not in vars(session) and not session.pipeline.scheduler.enable_prefix_caching
-    assert generated(decoder, ids, 40) == expected
+    assert greedy_tokens(decoder, ids, 40) == expected
     batch = {"input_ids": np.array([ids])}
     np.testing.assert_array_equal(session.predict(batch)["logits"], session.own.predict(batch)["logits"])
 
@@ -193,10 +184,12 @@ FAMILIES = {
 @pytest.mark.parametrize("family", todays(FAMILIES, 4, str))
 def test_other_families_are_proven_and_float_weights_become_eight_bits(family: str, tmp_path: Path) -> None:
     config, reason = FAMILIES[family]
-    found = write_decoder(save_decoder(tmp_path, config), "int8", 8, random_ids(2, 24), TOLERANCE)
-    assert reason in found.unfused and bool(reason) == bool(found.unfused)
-    assert found.equality.difference < TOLERANCE and found.equality.rounding > 0
-    kinds = {one.dtype for one in budget_of(saved(found, tmp_path / "written")).tensors if one.parameters > 1000}
+    decoder = write_decoder(save_decoder(tmp_path, config), "int8", 8, random_ids(2, 24), TOLERANCE)
+    assert reason in decoder.unfused and bool(reason) == bool(decoder.unfused)
+    assert decoder.equality.difference < TOLERANCE and decoder.equality.rounding > 0
+    kinds = {
+        tensor.dtype for tensor in budget_of(saved(decoder, tmp_path / "written")).tensors if tensor.parameters > 1000
+    }
     assert kinds == {"uint8"}
 
 
@@ -204,11 +197,11 @@ def test_odd_bits_are_kept_in_the_next_width_and_the_same_bytes_are_written_agai
     source: Checkpoint, tmp_path: Path
 ) -> None:
     odd = quantize_tiny_llama(source, tmp_path / "odd", bits=3, table_bits=None)
-    found, again = (write_decoder(odd, "int8", 8, random_ids(2, 16), TOLERANCE).model for _ in range(2))
-    assert found.own == again.own and found.companions == again.companions
+    model, again = (write_decoder(odd, "int8", 8, random_ids(2, 16), TOLERANCE).model for _ in range(2))
+    assert model.own == again.own and model.companions == again.companions
     (tmp_path / "written").mkdir()
-    found.save(tmp_path / "written")
-    kinds = {name: one.get_element_type().get_type_name() for name, one in constants(tmp_path / "written").items()}
+    model.save(tmp_path / "written")
+    kinds = {name: node.get_element_type().get_type_name() for name, node in constants(tmp_path / "written").items()}
     assert kinds["model.layers.0.mlp.down_proj.weight_Q4"] == "i4"
     assert next(kind for name, kind in kinds.items() if "embed_tokens" in name and "scale" not in name) == "u8"
 
@@ -246,8 +239,8 @@ def test_every_width_and_zero_points_are_what_onnx_runtime_makes_of_them(
     (expected,) = theirs.run(None, {"input_ids": given})
     exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
     compiled = core().compile_model(read_stateful(tmp_path / "model.onnx"), "CPU", exact)
-    found = compiled({"input_ids": given, "beam_idx": np.arange(2, dtype=np.int32)})["logits"]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-2)
+    actual = compiled({"input_ids": given, "beam_idx": np.arange(2, dtype=np.int32)})["logits"]
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-2)
 
 
 def test_a_wrong_decoder_is_never_written(
@@ -257,7 +250,9 @@ def test_a_wrong_decoder_is_never_written(
 
     def with_other_scales(graph: Path) -> Any:
         model = real(graph)
-        (scale,) = (one for one in model.get_ops() if one.get_friendly_name() == "model.embed_tokens.weight_Q8/scale")
+        (scale,) = (
+            node for node in model.get_ops() if node.get_friendly_name() == "model.embed_tokens.weight_Q8/scale"
+        )
         other = openvino.opset13.constant(scale.data * np.float16(1.01))
         for reader in scale.output(0).get_target_inputs():
             reader.replace_source_output(other.output(0))
@@ -282,9 +277,9 @@ def test_bad_input_is_refused_by_name(written: Path, source: Checkpoint, monkeyp
 
 def test_the_stage_takes_folders_of_language_models_and_modules_of_others(written: Path) -> None:
     stage = OpenVino()
-    for name, wanted in (("text-generation", Checkpoint), ("text-classification", TorchModel)):
+    for name, input_type in (("text-generation", Checkpoint), ("text-classification", TorchModel)):
         capabilities = get_task(name).capabilities
-        assert stage.supports(capabilities) and stage.preferred_input(capabilities) is wanted
+        assert stage.supports(capabilities) and stage.preferred_input(capabilities) is input_type
     assert not stage.supports(get_task("text2text-generation").capabilities)
     again = OpenVinoModel.load(written, None)
     assert set(again.own) == {IR_FILE, "openvino_model.bin"} and "openvino_tokenizer.xml" in again.companions

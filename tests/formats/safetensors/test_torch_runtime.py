@@ -20,6 +20,7 @@ import transformers
 from adapters import save_adapter
 from quantized import quantize_tiny_llama, save_tiny_llama
 from tiny_whisper import FRAMES, write_tiny_whisper
+from written_decoders import greedy_tokens, tokens_of_transformers
 
 from compress.formats.generation.decoder import open_decoder
 from compress.formats.model_file import format_of, model_files
@@ -166,11 +167,7 @@ def test_tokens_are_those_of_generate_and_a_step_reads_one(tmp_path: Path, famil
     decoder = open_decoder(opened(tmp_path), str(tmp_path))
     module = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     for prompt in ([5, 9, 40], [7]):
-        expected = module.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False, eos_token_id=None)
-        tokens_written = [decoder.prefill(prompt)]
-        while len(tokens_written) < 6:
-            tokens_written.append(decoder.step(tokens_written[-1]))
-        assert tokens_written == expected[0, len(prompt) :].tolist()
+        assert greedy_tokens(decoder, prompt, 6) == tokens_of_transformers(module, prompt, 6)
     assert decoder.cached and decoder.vocabulary == 160
 
 

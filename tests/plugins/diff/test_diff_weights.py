@@ -243,10 +243,10 @@ def one_model(rows: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("one_model")
 def test_every_planted_change_is_found_in_its_place(rows: ModuleType, tmp_path: Path) -> None:
-    told = {name: rows.plant(name, tmp_path / str(place)) for place, name in enumerate(rows.PLANTED)}
-    assert {name: diff.first for name, diff in told.items() if not rows.found(name, diff)} == {}
+    expected = {name: rows.plant(name, tmp_path / str(index)) for index, name in enumerate(rows.PLANTED)}
+    assert {name: diff.first for name, diff in expected.items() if not rows.found(name, diff)} == {}
     # What is found of one is not what is looked for of another.
-    others = dict(zip(told, [*list(told.values())[1:], told["one layer retrained"]], strict=True))
+    others = dict(zip(expected, [*list(expected.values())[1:], expected["one layer retrained"]], strict=True))
     assert not any(rows.found(name, diff) for name, diff in others.items())
 
 

@@ -17,12 +17,12 @@ else:
 
     pipeline = ORTDiffusionPipeline.from_pretrained(folder)
 pipeline.set_progress_bar_config(disable=True)
-found = pipeline(
+pictures = pipeline(
     json.loads(prompts),
     num_inference_steps=int(steps),
     guidance_scale=float(guidance),
     latents=torch.from_numpy(np.load(noise)),
     output_type="np",
 )
-np.save(out, found.images)
+np.save(out, pictures.images)
 sys.stdout.write(type(pipeline).__name__)

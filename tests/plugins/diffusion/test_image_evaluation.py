@@ -211,8 +211,8 @@ def test_psnr_by_hand() -> None:
 def test_equal_pictures_are_as_near_as_rounding_can_tell() -> None:
     levels = np.arange(0, 256, 0.001) / 255
     rounding = np.square(np.round(levels * 255) / 255 - levels).mean()
-    found = psnr(_pictures(0), _pictures(0))
-    assert found == pytest.approx([10 * math.log10(1 / rounding)] * 3, abs=0.05)
+    result = psnr(_pictures(0), _pictures(0))
+    assert result == pytest.approx([10 * math.log10(1 / rounding)] * 3, abs=0.05)
 
 
 def test_the_distance_in_layers_by_loops() -> None:
@@ -370,7 +370,7 @@ def _road(folder: Path, names: tuple[str, ...]) -> StageRunner:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Findings:
+def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
     """Of a pipeline, the same again, and one of other weights in fewer steps."""
     folder = tmp_path_factory.mktemp("judged")
     runner = _road(folder, KINDS)
@@ -382,36 +382,38 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Findings:
     return findings
 
 
-def _row(found: Findings, model: str, metric: str) -> Measurement:
-    (row,) = (candidate for candidate in found.measurements if (candidate.model, candidate.metric) == (model, metric))
+def _row(findings: Findings, model: str, metric: str) -> Measurement:
+    (row,) = (
+        candidate for candidate in findings.measurements if (candidate.model, candidate.metric) == (model, metric)
+    )
     return row
 
 
-def test_every_model_is_judged_on_every_row(found: Findings) -> None:
+def test_every_model_is_judged_on_every_row(findings: Findings) -> None:
     for label in (BASELINE, "same", FINAL):
-        seen, distance = (_row(found, label, metric) for metric in ("prompt_accuracy", "frechet_distance"))
+        seen, distance = (_row(findings, label, metric) for metric in ("prompt_accuracy", "frechet_distance"))
         assert seen.n == distance.n == ROWS["test"] and seen.raw is not None and distance.raw is not None
-        parts = [_row(found, label, f"prompt_accuracy[label={kind}]") for kind in KINDS]
+        parts = [_row(findings, label, f"prompt_accuracy[label={kind}]") for kind in KINDS]
         assert sum(part.n for part in parts) == ROWS["test"]
         assert sum(part.value * part.n for part in parts) == pytest.approx(sum(seen.raw))
-        assert _row(found, label, "picture_recall").n == ROWS["test"]
-    far = _row(found, FINAL, "perceptual_distance_to_baseline").value
-    assert _row(found, "same", "perceptual_distance_to_baseline").value < 1e-9 < far
-    assert [_row(found, label, "sampling_steps").value for label in (BASELINE, FINAL)] == [3, 2]
-    near, apart = (_row(found, label, "ssim_to_baseline").value for label in ("same", FINAL))
+        assert _row(findings, label, "picture_recall").n == ROWS["test"]
+    far = _row(findings, FINAL, "perceptual_distance_to_baseline").value
+    assert _row(findings, "same", "perceptual_distance_to_baseline").value < 1e-9 < far
+    assert [_row(findings, label, "sampling_steps").value for label in (BASELINE, FINAL)] == [3, 2]
+    near, apart = (_row(findings, label, "ssim_to_baseline").value for label in ("same", FINAL))
     assert near == pytest.approx(1) and apart < 0.99
 
 
-def test_the_first_rows_are_shown_as_every_model_draws_them(found: Findings) -> None:
-    shown = {(picture.model, picture.seed): picture for picture in found.pictures}
+def test_the_first_rows_are_shown_as_every_model_draws_them(findings: Findings) -> None:
+    shown = {(picture.model, picture.seed): picture for picture in findings.pictures}
     assert set(shown) == {(model, seed) for model in (BASELINE, "same", FINAL) for seed in (0, 1)}
     assert shown[("same", 0)].png == shown[(BASELINE, 0)].png != shown[(FINAL, 0)].png
     assert shown[(BASELINE, 0)].difference is None and shown[("same", 0)].levels == 0
     assert (shown[(FINAL, 1)].levels or 0) > 0 and shown[(FINAL, 1)].difference
 
 
-def test_paths_are_followed_from_the_same_noise(found: Findings) -> None:
-    same, final = found.drift
+def test_paths_are_followed_from_the_same_noise(findings: Findings) -> None:
+    same, final = findings.drift
     assert (same.model, same.steps, len(same.times)) == ("same", 3, 4)
     assert max(same.typical) == 0 and same.parted is None
     assert (final.model, final.steps, final.times[-1]) == (FINAL, 2, -1)

@@ -32,12 +32,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[GeneratorModel, 
     return model, {name: part.graph for name, part in parts.items()}
 
 
-def drawn_elsewhere(place: ForeignEnvironment, runtime: str, folder: Path, noise: np.ndarray) -> tuple[str, np.ndarray]:
+def drawn_elsewhere(
+    environment: ForeignEnvironment, runtime: str, folder: Path, noise: np.ndarray
+) -> tuple[str, np.ndarray]:
     """The class of the pipeline that optimum opens there, and its pictures."""
     given, out = folder.with_name("noise.npy"), folder.with_name("out.npy")
     np.save(given, noise)
     script = Path(__file__).parent / "optimum_pictures.py"
-    printed = place.run(script, runtime, str(folder), json.dumps(PROMPTS), str(given), "4", "3.0", str(out))
+    printed = environment.run(script, runtime, str(folder), json.dumps(PROMPTS), str(given), "4", "3.0", str(out))
     return printed.splitlines()[-1].strip(), np.load(out)
 
 

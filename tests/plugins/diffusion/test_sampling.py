@@ -343,9 +343,9 @@ def test_schedulers_of_another_scale_keep_to_the_same_path() -> None:
     # DDIM without noise is Euler's method in another scale (Karras et al. 2022, section 3).
     exact = sampling_path(_sampler(DDIMScheduler, 100), IDS, NOISE, [0, 1])
     scaled = sampling_path(_sampler(EulerDiscreteScheduler, 100), IDS, NOISE, [0, 1])
-    found = drift(exact, scaled)
-    assert found.typical.max() < 1e-3
-    assert found.parting() is None
+    distances = drift(exact, scaled)
+    assert distances.typical.max() < 1e-3
+    assert distances.parting() is None
 
 
 def test_of_a_timestep_that_is_asked_twice_the_second_call_counts() -> None:
@@ -371,10 +371,10 @@ def _path(times: np.ndarray, slope: float, turn: float = 1000.0) -> SamplingPath
 
 
 def test_the_distance_is_over_the_baselines_own_size() -> None:
-    found = drift(_path(TIMES, 0.0), _path(TIMES, 0.4))
-    assert found.distances == pytest.approx(np.repeat([[0.0], [0.1], [0.2], [0.3], [0.4]], 2, axis=1))
-    assert found.typical == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
-    assert found.added == pytest.approx([0.1] * 4)
+    distances = drift(_path(TIMES, 0.0), _path(TIMES, 0.4))
+    assert distances.distances == pytest.approx(np.repeat([[0.0], [0.1], [0.2], [0.3], [0.4]], 2, axis=1))
+    assert distances.typical == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    assert distances.added == pytest.approx([0.1] * 4)
     halved = drift(_path(TIMES, 1.0), _path(TIMES, 1.4))
     assert halved.typical == pytest.approx([0, 0.1 / 1.25, 0.2 / 1.5, 0.3 / 1.75, 0.4 / 2])
 
@@ -398,14 +398,14 @@ def _bare(latents: np.ndarray) -> SamplingPath:
 
 def test_few_steps_are_compared_where_they_are() -> None:
     few = np.array([1000.0, 600.0, 0.0])
-    found = drift(_path(TIMES, 1.0), _path(few, 1.5))
-    assert found.times.tolist() == few.tolist()
-    assert found.typical == pytest.approx([0, 0.2 / 1.4, 0.5 / 2])
+    distances = drift(_path(TIMES, 1.0), _path(few, 1.5))
+    assert distances.times.tolist() == few.tolist()
+    assert distances.typical == pytest.approx([0, 0.2 / 1.4, 0.5 / 2])
     assert drift(_path(few, 1.5), _path(TIMES, 1.0)).typical == pytest.approx([0, 0.2 / 1.6, 0.5 / 2.5])
 
 
 @pytest.mark.parametrize(
-    ("times", "latents", "said"),
+    ("times", "latents", "message"),
     [
         (TIMES[::-1], np.ones((5, 2, 3)), "falling"),
         (TIMES, np.ones((4, 2, 3)), "falling"),
@@ -413,6 +413,6 @@ def test_few_steps_are_compared_where_they_are() -> None:
         (TIMES, np.full((5, 2, 3), np.nan), "NaN"),
     ],
 )
-def test_paths_that_cannot_be_compared(times: np.ndarray, latents: np.ndarray, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_paths_that_cannot_be_compared(times: np.ndarray, latents: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         drift(_bare(np.ones((5, 2, 3))), SamplingPath(times, latents))

@@ -90,18 +90,18 @@ def test_steps_that_were_learned_are_twice_as_near_as_the_best_that_were_not(
     assert tried[0].error is not None and apart(taught.student)(trained) * 2 < tried[0].error
 
 
-@pytest.mark.parametrize("place", range(4))
-def test_a_target_ends_where_two_steps_of_diffusers_do(place: int) -> None:
+@pytest.mark.parametrize("index", range(4))
+def test_a_target_ends_where_two_steps_of_diffusers_do(index: int) -> None:
     teacher = mixture.ExactDenoiser()
     loss = Join(denoiser(teacher), denoiser(teacher), 4)
-    time, noisy = loss.times[place], noise(6)
+    time, noisy = loss.times[index], noise(6)
     target = loss.target(noisy, time.repeat(6), Batch(noisy))
     eight, four = (mixture.scheduler(timestep_spacing="trailing") for _ in range(2))
     eight.set_timesteps(8)
     four.set_timesteps(4)
     assert four.timesteps.tolist() == loss.times.tolist()
     reached = noisy
-    for when in eight.timesteps[2 * place : 2 * place + 2]:
+    for when in eight.timesteps[2 * index : 2 * index + 2]:
         reached = eight.step(teacher(reached, when.repeat(6))[0], when, reached).prev_sample
     level = table().at(time.reshape(1), 2)
     output = (level.alpha * noisy - target) / level.sigma

@@ -417,7 +417,7 @@ def test_the_middle_goes_where_it_is_missed_least():
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({}, "blocks or pairs"),
         ({"channels": 0.5, "flops": 0.5}, "one of channels"),
@@ -425,6 +425,6 @@ def test_the_middle_goes_where_it_is_missed_least():
         ({"middle": True, "channels": 0.5}, "pairs, one of which"),
     ],
 )
-def test_settings_that_ask_for_nothing_or_two_things_are_refused(fields, said):
-    with pytest.raises(ValueError, match=said):
+def test_settings_that_ask_for_nothing_or_two_things_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
         DenoiserPruning(**fields)

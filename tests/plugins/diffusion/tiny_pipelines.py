@@ -27,7 +27,7 @@ def tokenizer(length: int = TOKENS) -> Any:
     from transformers import BertTokenizerFast
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = {word: place for place, word in enumerate((*special, *WORDS))}
+    vocabulary = {word: index for index, word in enumerate((*special, *WORDS))}
     return BertTokenizerFast(vocab=vocabulary, model_max_length=length)
 
 

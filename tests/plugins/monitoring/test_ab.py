@@ -45,7 +45,7 @@ def test_labels_arrive_with_a_request_or_later(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "message"),
     [
         ([{"text": "a"}], "no time of arrival: 'at' is None"),
         ([{"text": "a", "at": "noon"}], "no time of arrival: 'at' is 'noon'"),
@@ -58,10 +58,10 @@ def test_labels_arrive_with_a_request_or_later(tmp_path: Path) -> None:
         ([{"id": 1, "label": "x"}], "has no request"),
     ],
 )
-def test_traffic_that_cannot_be_replayed(tmp_path: Path, lines: list[dict[str, Any]], said: str) -> None:
+def test_traffic_that_cannot_be_replayed(tmp_path: Path, lines: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(DataError) as error:
         read_traffic(write(tmp_path / "traffic.jsonl", *lines), TEXT)
-    assert said in error.value.what
+    assert message in error.value.what
 
 
 def test_stretches_hold_every_request_once() -> None:

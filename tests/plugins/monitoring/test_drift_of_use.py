@@ -173,7 +173,7 @@ def test_rows_of_training_are_no_measure_of_sureness(run_folder: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("sentence\n" + "a film\n" * 30, "today.csv has no column 'text'"),
         ("text\n" + "a film\n" * 4, "There are 4 rows to look at."),
@@ -181,13 +181,13 @@ def test_rows_of_training_are_no_measure_of_sureness(run_folder: Path, tmp_path:
         (None, "does not exist"),
     ],
 )
-def test_bad_input_is_told(run_folder: Path, tmp_path: Path, compress: Run, content: str | None, said: str) -> None:
+def test_bad_input_is_told(run_folder: Path, tmp_path: Path, compress: Run, content: str | None, message: str) -> None:
     path = tmp_path / "today.csv"
     if content is not None:
         path.write_text(content)
     done = compress("drift", run_folder, "--recent", path)
     assert (done.code, done.stdout) == (2, "")
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -270,8 +270,8 @@ def test_shifts_are_found_and_windows_of_one_source_are_not(tmp_path: Path, monk
     _, model = drift_of_use.opened(write_run(tmp_path / "run"))
     whole = drift_of_use.seen(model, tiny.texts(200, seed=5))
     chosen = ["web addresses", "texts three times as long", "Greek words"]
-    found = drift_of_use.find_shifts(model, whole.take(np.arange(80)), tiny.texts(200, seed=6), chosen)
-    assert all(found[name] for name in chosen)
+    shifts = drift_of_use.find_shifts(model, whole.take(np.arange(80)), tiny.texts(200, seed=6), chosen)
+    assert all(shifts[name] for name in chosen)
     alarms = drift_of_use.windows(model, whole, 6, 200)
     assert sum(map(bool, alarms)) <= 1
 

@@ -378,7 +378,7 @@ policy: {rules: [{metric: latency_ms, worse_by: much}]}
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "an empty file"),
         ("- a\n", "a list of 1"),
@@ -388,10 +388,10 @@ policy: {rules: [{metric: latency_ms, worse_by: much}]}
         ("name: x\nentries: [a.yaml]\n", "a mapping of fields"),
     ],
 )
-def test_what_is_no_suite_is_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_what_is_no_suite_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError) as refused:
         read_suite(write(tmp_path, text))
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert "The suite has" in str(refused.value)
     assert refused.value.exit_code == 2
 

@@ -59,21 +59,21 @@ def main(folder: Path) -> dict[str, Any]:
     except StorageError as error:
         vanished = error.what
     again = Remote("s3://models/reviews")
-    found: dict[str, Any] = {"vanished": vanished, "lines after": len(again.lines())}
-    found["second"] = push(registry, again).model_dump()
-    found["third"] = push(registry, Remote("s3://models/reviews")).model_dump()
-    found["faults there"] = [fault.path for fault in verify_remote(again)]
+    findings: dict[str, Any] = {"vanished": vanished, "lines after": len(again.lines())}
+    findings["second"] = push(registry, again).model_dump()
+    findings["third"] = push(registry, Remote("s3://models/reviews")).model_dump()
+    findings["faults there"] = [fault.path for fault in verify_remote(again)]
     new = Registry(folder / "new")
-    found["fetched"] = fetch(new, again).model_dump()
-    found["faults here"] = [fault.path for fault in verify(new)]
-    found["same log"] = new.log.path.read_bytes() == registry.log.path.read_bytes()
-    found["pulled"] = pull_remote(again, "reviews@champion", folder / "pulled").reference
+    findings["fetched"] = fetch(new, again).model_dump()
+    findings["faults here"] = [fault.path for fault in verify(new)]
+    findings["same log"] = new.log.path.read_bytes() == registry.log.path.read_bytes()
+    findings["pulled"] = pull_remote(again, "reviews@champion", folder / "pulled").reference
     damaged = next(path for path in again._system.find("models/reviews/objects") if path.endswith("/00003"))
     again._system.pipe_file(damaged, b"x")
-    found["damaged"] = [(fault.path, fault.fault) for fault in verify_remote(again)]
-    found["of"] = "objects/" + damaged.split("/")[-2]
+    findings["damaged"] = [(fault.path, fault.fault) for fault in verify_remote(again)]
+    findings["of"] = "objects/" + damaged.split("/")[-2]
     server.stop()
-    return found
+    return findings
 
 
 if __name__ == "__main__":

@@ -343,9 +343,9 @@ def weights(text: str) -> bytes:
     return onnx_model(nodes, {"x": [1, 1]}, {"y": [1, 8]}, {"matrix": matrix}, opset=17).SerializeToString()
 
 
-def answer(place: Path, arguments: list[str]) -> tuple[int, str, str]:
+def answer(folder: Path, arguments: list[str]) -> tuple[int, str, str]:
     """Exit code, standard output and error of a command; `run` leaves what a run leaves, at once."""
-    with contextlib.chdir(place):
+    with contextlib.chdir(folder):
         if arguments[0] == "run":
             recipe = yaml.safe_load(Path(arguments[1]).read_text())
             runs = Path("artifacts/runs") / recipe["name"]

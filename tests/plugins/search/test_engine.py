@@ -337,8 +337,8 @@ class Siblings(Made):
     parameters = (
         SearchParameter("stages.1.distill.student.layers", (12, 1, 2, 4), 1),
         *(
-            SearchParameter(f"stages.2.onnx_int8.choice{place}", (0, 1, 2), 2, is_after_training=True)
-            for place in range(4)
+            SearchParameter(f"stages.2.onnx_int8.choice{index}", (0, 1, 2), 2, is_after_training=True)
+            for index in range(4)
         ),
     )
     seconds, loss = (1200, 50, 100, 1000), (0.0, 0.09, 0.06, 0.0)
@@ -547,7 +547,7 @@ def test_what_a_sample_of_a_large_space_lacks_is_climbed_to() -> None:
 
     class Wide(Vast):
         parameters = tuple(
-            SearchParameter(f"stages.1.distill.choice{place}", (4, 3, 2, 1, 0), 1) for place in range(12)
+            SearchParameter(f"stages.1.distill.choice{index}", (4, 3, 2, 1, 0), 1) for index in range(12)
         )
 
         def points(self, seed: int) -> Iterator[Point]:
@@ -580,7 +580,7 @@ def test_what_a_sample_of_a_large_space_lacks_is_climbed_to() -> None:
 class EvaluatedModel(Made):
     """Four choices of which the second and the last decide a perplexity that nothing foretells, together."""
 
-    parameters = tuple(SearchParameter(f"stages.1.gptq.choice{place}", (0, 1, 2, 3), 1) for place in range(4))
+    parameters = tuple(SearchParameter(f"stages.1.gptq.choice{index}", (0, 1, 2, 3), 1) for index in range(4))
 
     def family(self, point: Point) -> tuple[object, ...]:
         return ()

@@ -36,9 +36,9 @@ def test_logits_are_those_of_transformers(config: str, tmp_path: Path) -> None:
     ids = some_ids(3, 20)
     with torch.no_grad():
         expected = module_of(checkpoint)(input_ids=ids).logits
-    found = logits(checkpoint, ids)
-    assert found.shape == expected.shape
-    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
+    actual = logits(checkpoint, ids)
+    assert actual.shape == expected.shape
+    torch.testing.assert_close(actual, expected, atol=2e-4, rtol=1e-4)
     assert float(expected.std()) > 0.1
 
 

@@ -186,12 +186,12 @@ def kill_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None
     """Ends a training behind a step, as a signal would; every step is kept. Returns what lets the next one live."""
     plain = LanguageDistillationTrainer._told
 
-    def told(self: LanguageDistillationTrainer, done: int, share: float, loss: float) -> None:
+    def record(self: LanguageDistillationTrainer, done: int, share: float, loss: float) -> None:
         plain(self, done, share, loss)
         if done == steps + 1:
             raise Killed
 
-    monkeypatch.setattr(LanguageDistillationTrainer, "_told", told)
+    monkeypatch.setattr(LanguageDistillationTrainer, "_told", record)
     monkeypatch.setattr(TrainingCheckpoint, "is_due", lambda self: True)
     return lambda: monkeypatch.setattr(LanguageDistillationTrainer, "_told", plain)
 
@@ -279,7 +279,7 @@ def test_nan_ends_at_the_last_good_state_and_names_the_layer(
     good: list[dict[str, torch.Tensor]] = []
     plain = LanguageDistillationTrainer._told
 
-    def told(self: LanguageDistillationTrainer, done: int, share: float, loss: float) -> None:
+    def record(self: LanguageDistillationTrainer, done: int, share: float, loss: float) -> None:
         plain(self, done, share, loss)
         causal = self.student.body.causal
         if done == 4:
@@ -287,7 +287,7 @@ def test_nan_ends_at_the_last_good_state_and_names_the_layer(
         good.append({name: tensor.clone() for name, tensor in causal.state_dict().items()})
 
     handles: list[Any] = []
-    monkeypatch.setattr(LanguageDistillationTrainer, "_told", told)
+    monkeypatch.setattr(LanguageDistillationTrainer, "_told", record)
     monkeypatch.setattr(LanguageDistillationTrainer, "_error", lambda self, quality: -1.0)
     stage_context = context(source, tmp_path)
     student = run(source, stage_context, **SHORT)
@@ -299,11 +299,11 @@ def test_nan_ends_at_the_last_good_state_and_names_the_layer(
 def test_nan_before_anything_was_kept_is_an_error_with_the_layer(
     source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def told(self: LanguageDistillationTrainer, done: int, share: float, loss: float) -> None:
+    def record(self: LanguageDistillationTrainer, done: int, share: float, loss: float) -> None:
         norm = self.student.body.causal.model.layers[1].input_layernorm
         norm.weight.register_hook(lambda slope: slope * torch.inf)
 
-    monkeypatch.setattr(LanguageDistillationTrainer, "_told", told)
+    monkeypatch.setattr(LanguageDistillationTrainer, "_told", record)
     with pytest.raises(StageError, match=r"length became \w+ at step 2 of 6; .* model.layers.1.input_layernorm\."):
         run(source, context(source, tmp_path), **SHORT)
 

@@ -212,7 +212,7 @@ def test_channels_of_a_vit_are_its_neurons() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parameters", "said"),
+    ("parameters", "message"),
     [
         ({"channels": 0.99, "channel_multiple": 1}, r"Removing 99% of the \d+ channels of \w+ leaves none"),
         (
@@ -224,10 +224,10 @@ def test_channels_of_a_vit_are_its_neurons() -> None:
         ({"parameters": 0.999}, r"Cutting channels can remove \d\d\.\d% of the parameters, and not 99\.9%"),
     ],
 )
-def test_a_cut_that_cannot_be_is_refused(parameters: dict[str, Any], said: str) -> None:
+def test_a_cut_that_cannot_be_is_refused(parameters: dict[str, Any], message: str) -> None:
     model = channel_nets.plain()
     parameters_before = model.parameters()
-    with pytest.raises(StageError, match=said):
+    with pytest.raises(StageError, match=message):
         prune(model, **parameters)
     assert model.parameters() == parameters_before and not hasattr(model.module.config, CHANNELS_KEY)
 

@@ -417,9 +417,9 @@ def test_normalisations_are_folded_where_that_changes_nothing() -> None:
             norm.bias.normal_()
     net.eval()
     with torch.no_grad():
-        before = net(values)
+        original = net(values)
         assert fold_batch_norms(net, lambda: net(values)) == 2
-        torch.testing.assert_close(net(values), before, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(net(values), original, atol=1e-4, rtol=1e-4)
     assert isinstance(net.first_norm, nn.Identity) and isinstance(net.last_norm, nn.Identity)
     assert isinstance(net.second_norm, nn.BatchNorm2d) and isinstance(net.third_norm, nn.BatchNorm2d)
     assert net.first.bias is not None and net.first.bias.requires_grad
@@ -453,11 +453,11 @@ def test_a_vit_learns_and_ships_what_it_learned(bits: int, format: str, tmp_path
     assert accuracy(shipped, model, context) > 0.8
     domains = {node.domain for node in shipped.graph.graph.node}
     assert ("com.microsoft" in domains) is (format == "qoperator"), "QDQ is for any runtime"
-    found = kernels(shipped, tmp_path)
+    kernel_names = kernels(shipped, tmp_path)
     # Two blocks of query, key and value (with their attention, in the fused graph), output, up and down.
-    assert found["QAttention"] == (2 if format == "qoperator" else 0)
-    assert found["MatMulIntegerToFloat"] == (6 if format == "qoperator" else 12)
-    assert found["QLinearConv"] == 1, "the patches"
+    assert kernel_names["QAttention"] == (2 if format == "qoperator" else 0)
+    assert kernel_names["MatMulIntegerToFloat"] == (6 if format == "qoperator" else 12)
+    assert kernel_names["QLinearConv"] == 1, "the patches"
     stored = {tensor.data_type for tensor in shipped.graph.graph.initializer}
     assert (onnx.TensorProto.INT4 in stored) is (bits == 4)
 
@@ -468,9 +468,9 @@ def test_a_net_of_convolutions_learns_and_ships_what_it_learned(tmp_path: Path) 
     shipped, context = taught(model, bits=8, learning_rate=3e-3)
     assert accuracy(shipped, model, context) > 0.9
     assert not any(isinstance(part, nn.BatchNorm2d) for part in model.module.modules())
-    found = kernels(shipped, tmp_path)
+    kernel_names = kernels(shipped, tmp_path)
     convolutions = sum(isinstance(part, nn.Conv2d) for part in model.module.modules())
-    assert found["QLinearConv"] == convolutions and not found["Conv"] and not found["FusedConv"]
+    assert kernel_names["QLinearConv"] == convolutions and not kernel_names["Conv"] and not kernel_names["FusedConv"]
     assert any("batch normalisations folded" in remark for remark in context.notes)
 
 

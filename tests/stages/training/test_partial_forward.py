@@ -369,8 +369,8 @@ def test_what_is_kept_can_be_given_back():
     ended = subprocess.run([sys.executable, "-c", _RESIDENT], capture_output=True, text=True, check=False)
     if "no mallopt" in ended.stderr:
         pytest.skip("the C library has no mallopt")
-    full, kept, left = map(int, ended.stdout.split())
-    assert full - kept < 1 << 27
+    full, frozen, left = map(int, ended.stdout.split())
+    assert full - frozen < 1 << 27
     assert full - left > 7 << 25
 
 

@@ -13,7 +13,17 @@ import torch
 from quantized import quantize_tiny_llama, save_tiny_llama
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel, RwkvConfig, RwkvForCausalLM
 from transformers.models.mamba.modeling_mamba import mamba_selective_scan
-from written_decoders import CONFIGS, FewBitsCheckpoint, Graph, by_transformers, logits_of, random_ids, save_decoder
+from written_decoders import (
+    CONFIGS,
+    FewBitsCheckpoint,
+    Graph,
+    by_transformers,
+    greedy_tokens,
+    logits_of,
+    random_ids,
+    save_decoder,
+    tokens_of_transformers,
+)
 
 from compress.formats.generation.decoder import Decoder
 from compress.formats.onnx.decoder import GraphSettings, export_decoder, export_verified_decoder
@@ -104,27 +114,32 @@ def test_a_quantized_checkpoint_equals_torch_with_the_weights_it_stands_for(name
     assert 1e-3 < np.abs(rounded - expected).max() < 0.1 * np.ptp(expected)
 
 
+def check_exact(source: Checkpoint, quantized: Any) -> None:
+    """The graph of a quantized checkpoint answers as torch does with the weights it stands for."""
+    ids = random_ids(2, 9)
+    logits, _ = Graph(export_decoder(quantized, FP32).graph).run(ids)
+    np.testing.assert_allclose(logits, logits_of(by_transformers(source, quantized), ids), **EXACT)
+
+
 @pytest.mark.parametrize(("bits", "group_size", "table_bits"), [(2, 32, 8), (3, 64, 3), (8, 16, None), (4, 64, 2)])
 def test_bits_and_groups(bits: int, group_size: int, table_bits: int | None, tmp_path) -> None:
     source = save_tiny_llama(tmp_path / "source")
-    quantized = quantize_tiny_llama(source, tmp_path / "quantized", bits, group_size, table_bits)
-    ids = random_ids(2, 9)
-    expected = logits_of(by_transformers(source, quantized), ids)
-    logits, _ = Graph(export_decoder(quantized, FP32).graph).run(ids)
-    np.testing.assert_allclose(logits, expected, **EXACT)
+    check_exact(source, quantize_tiny_llama(source, tmp_path / "quantized", bits, group_size, table_bits))
 
 
 MIXED = (("q_proj", 8), ("k_proj", 3), ("v_proj", 5), ("gate_proj", 6), ("down_proj", 7), ("embed_tokens", 5))
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
-def test_bits_mixed_within_a_layer(name: str, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        *((name, MIXED) for name in ("llama", "qwen2", "qwen3")),
+        ("llama with biases", (("lm_head", 4), ("embed_tokens", 8))),
+    ],
+)
+def test_bits_mixed_within_a_layer_and_a_separate_head(name: str, bits: Any, tmp_path) -> None:
     source = save_decoder(tmp_path, CONFIGS[name])
-    mixed = FewBitsCheckpoint(source.folder, MIXED)
-    ids = random_ids(2, 9)
-    expected = logits_of(by_transformers(source, mixed), ids)
-    logits, _ = Graph(export_decoder(mixed, FP32).graph).run(ids)
-    np.testing.assert_allclose(logits, expected, **EXACT)
+    check_exact(source, FewBitsCheckpoint(source.folder, bits))
 
 
 def test_exact_attention_takes_queries_keys_and_values_out_of_the_rounding(tmp_path) -> None:
@@ -146,14 +161,6 @@ def test_nothing_is_stored_that_no_node_reads(tmp_path) -> None:
         graph = export_decoder(FewBitsCheckpoint(source.folder, bits)).graph.graph
         read = {name for node in graph.node for name in node.input}
         assert {tensor.name for tensor in graph.initializer} <= read
-
-
-def test_a_head_of_its_own_is_quantized_too(tmp_path) -> None:
-    source = save_decoder(tmp_path, CONFIGS["llama with biases"])
-    few = FewBitsCheckpoint(source.folder, (("lm_head", 4), ("embed_tokens", 8)))
-    ids = random_ids(2, 9)
-    logits, _ = Graph(export_decoder(few, FP32).graph).run(ids)
-    np.testing.assert_allclose(logits, logits_of(by_transformers(source, few), ids), **EXACT)
 
 
 def test_the_last_token_only(tmp_path) -> None:
@@ -317,12 +324,7 @@ def test_states_of_convolutions_go_from_token_to_token(tmp_path) -> None:
     graph = onnxruntime.InferenceSession(exported.graph.SerializeToString(), providers=[name])
     decoder = Decoder(OnnxSession(graph, Path("a test"), name, 0), "a test")
     prompt = some_ids(7)[0].tolist()
-    answer = [decoder.prefill(prompt)]
-    while len(answer) < 12:
-        answer.append(decoder.step(answer[-1]))
-    with torch.inference_mode():
-        expected = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=None)
-    assert answer == expected[0, 7:].tolist()
+    assert greedy_tokens(decoder, prompt, 12) == tokens_of_transformers(model, prompt, 12)
     assert "past_conv.0" in {entry.name for entry in graph.get_inputs()}
 
 

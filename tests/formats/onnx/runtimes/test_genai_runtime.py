@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from quantized import VOCABULARY, quantize_tiny_llama, save_tiny_llama
-from written_decoders import by_transformers, logits_of
+from written_decoders import by_transformers, greedy_tokens, logits_of, tokens_of_transformers
 
 from compress.formats.generation.decoder import feeder, open_decoder
 from compress.formats.onnx.decoder import GraphSettings, export_decoder
@@ -80,13 +80,7 @@ def test_greedy_tokens_are_those_of_transformers_beyond_the_first_room_and_beyon
     decoder, module = open_decoder(session, "here"), by_transformers(source)
     prompt = ids(1, 500)[0].tolist()
     for start in (prompt[:7], prompt):
-        expected = module.generate(
-            torch.tensor([start]), max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=2
-        )[0, len(start) :].tolist()
-        generated = [decoder.prefill(start)]
-        while len(generated) < 24:
-            generated.append(decoder.step(generated[-1]))
-        assert generated == expected
+        assert greedy_tokens(decoder, start, 24) == tokens_of_transformers(module, start, 24)
     assert decoder.cached and decoder.vocabulary == VOCABULARY
     # The token that ends a text is read like any other.
     whole = torch.tensor([[*prompt[:7], 2, 9]])

@@ -18,7 +18,7 @@ from graph_shapes import shapes_by_running
 from onnx import TensorProto, helper
 from onnx_graphs import onnx_model
 from quantized import quantize_tiny_llama, save_tiny_llama
-from written_decoders import CONFIGS, Graph, random_ids, save_decoder
+from written_decoders import CONFIGS, Graph, greedy_tokens, random_ids, save_decoder
 
 from compress.formats.generation.decoder import Decoder
 from compress.formats.onnx.costs import Tensor
@@ -123,7 +123,7 @@ def _with_other_shapes(model: onnx.ModelProto, path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said", "hint"),
+    ("spoil", "message", "hint"),
     [
         (_without_weights, "external weights are missing: .*weights.data", "copy the folder"),
         (_of_tomorrow, "operator set is newer", "older `opset`"),
@@ -132,11 +132,11 @@ def _with_other_shapes(model: onnx.ModelProto, path: Path) -> None:
     ],
 )
 def test_a_graph_that_does_not_open_says_why_and_what_to_do(
-    tmp_path: Path, weight: np.ndarray, spoil: Callable[[onnx.ModelProto, Path], None], said: str, hint: str
+    tmp_path: Path, weight: np.ndarray, spoil: Callable[[onnx.ModelProto, Path], None], message: str, hint: str
 ) -> None:
     path = write_linear(tmp_path / "m.onnx", weight)
     spoil(onnx.load(path), path)
-    with pytest.raises(ModelError, match=said) as raised:
+    with pytest.raises(ModelError, match=message) as raised:
         subject.RUNTIME.open(path, CPU, threads=1)
     assert hint in (raised.value.hint or "") and raised.value.where == str(path)
 
@@ -187,13 +187,6 @@ def open_decoder(path: Path) -> Decoder:
     return Decoder(RUNTIME.open(path, TARGETS["cpu"], threads=1), "tiny")
 
 
-def tokens(decoder: Decoder, prompt: list[int], count: int) -> list[int]:
-    generated = [decoder.prefill(prompt)]
-    while len(generated) < count:
-        generated.append(decoder.step(generated[-1]))
-    return generated
-
-
 @pytest.mark.parametrize("name", ["llama", "mistral", "quantized"])
 def test_the_same_tokens_as_with_a_cache_that_is_passed_on(name: str, tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", CONFIGS["llama" if name == "quantized" else name])
@@ -207,7 +200,7 @@ def test_the_same_tokens_as_with_a_cache_that_is_passed_on(name: str, tmp_path: 
     assert in_place._shared is not None
     assert other._shared is None
     for prompt, count in (([7, 40, 3], 12), ([9], 3), ([(index * 37) % 150 + 3 for index in range(240)], 15)):
-        assert tokens(in_place, prompt, count) == tokens(other, prompt, count)
+        assert greedy_tokens(in_place, prompt, count) == greedy_tokens(other, prompt, count)
 
 
 def test_a_buffer_grows_and_keeps_what_it_held(tmp_path: Path) -> None:

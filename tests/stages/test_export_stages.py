@@ -288,11 +288,11 @@ def test_what_is_left_is_the_leading_part_of_the_embeddings() -> None:
     model = sentences.encoder(SentenceModules(sentences.WIDTH, steps=(Normalize(),)))
     context = sentences.context()
     examples = context.encode("train", model)
-    before = predict(model.module, examples).astype(np.float64)
+    exact = predict(model.module, examples).astype(np.float64)
     reduced = ReduceDimensions(dimensions=6).run(model, context)
     after = predict(model.module, context.encode("train", reduced)).astype(np.float64)
-    _, _, rows = np.linalg.svd(before, full_matrices=False)
-    expected = before @ rows[:6].T
+    _, _, rows = np.linalg.svd(exact, full_matrices=False)
+    expected = exact @ rows[:6].T
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     assert after.shape == (len(examples), 6)
     # Rows of a decomposition have no sign, so products are compared.

@@ -64,12 +64,12 @@ def test_symmetric_weights_come_back_to_the_bit(bits: int, kind: str, group_size
 def test_minima_of_weights_with_zero_points_are_rounded_to_float16_and_nothing_else(bits: int, kind: str) -> None:
     quantized = weight(bits, 64, symmetric=False)
     assert block_type(bits, False, "layer") == kind
-    found = given_back(pack_blocks(quantized, kind), kind)
+    restored = given_back(pack_blocks(quantized, kind), kind)
     groups = np.arange(192) // 64
     scales, zeros = quantized.scales.numpy()[:, groups], quantized.zero_points.numpy()[:, groups]
     minima = (-zeros.astype(np.float32) * scales).astype(np.float16).astype(np.float32)
-    assert np.array_equal(found, quantized.integers.numpy().astype(np.float32) * scales + minima)
-    assert np.abs(found - quantized.dequantize().numpy()).max() > 0
+    assert np.array_equal(restored, quantized.integers.numpy().astype(np.float32) * scales + minima)
+    assert np.abs(restored - quantized.dequantize().numpy()).max() > 0
 
 
 def test_zero_in_the_middle_makes_minima_exact() -> None:

@@ -138,10 +138,10 @@ def test_openvino_genai_generates_the_same_text_and_is_timed(written: Path) -> N
     pytest.importorskip("openvino_genai")
     session: Any = get_runtime("openvino").open(written, TARGET, 1)
     assert session.settings["runtime"].startswith("openvino-genai ")
-    decoder, own = session.decoder(), open_stateful(written / IR_FILE, 1).decoder()
-    assert isinstance(decoder, WritesItself) and decoder.vocabulary == own.vocabulary
+    decoder, ours = session.decoder(), open_stateful(written / IR_FILE, 1).decoder()
+    assert isinstance(decoder, WritesItself) and decoder.vocabulary == ours.vocabulary
     for ids in (random_ids(1, 1)[0].tolist(), random_ids(1, 60)[0].tolist()):
-        expected, result = greedy_tokens(own, ids, 40), decoder.write(ids, 40)
+        expected, result = greedy_tokens(ours, ids, 40), decoder.write(ids, 40)
         assert result.tokens == expected and 0 < result.first_ms < result.all_ms
         timed = time_generation(decoder, ids, 39)
         assert timed["tokens"] == expected and len(timed["steps_ms"]) == 39 and len(set(timed["steps_ms"])) == 1

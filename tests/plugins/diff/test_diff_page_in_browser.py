@@ -43,7 +43,7 @@ def page() -> str:
     worst = by_cell[3, kinds[1]]
     layer = LayerChange(name="layers.3", relative=0.5, unexplained=0.5, changed=1, tensors=7, worst=worst.name)
     # Files have them by their names, so that 10 comes before 2.
-    tensors = sorted(by_cell.values(), key=lambda one: one.name)
+    tensors = sorted(by_cell.values(), key=lambda entry: entry.name)
     weights = WeightsDiff(formats=("safetensors", "safetensors"), tensors=tuple(tensors), layers=(layer,))
     diff = Diff(before="a", after="b", verdict="changed", first="layers.3", summary=("weights",), weights=weights)
     return html_diff(diff)

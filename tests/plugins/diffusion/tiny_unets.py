@@ -99,8 +99,8 @@ def doubled(make: Any, widths: tuple[int, ...], **changes: Any) -> tuple[Any, An
         wider["attention_head_dim"] = 2 * small.config.attention_head_dim
     wide = make(block_out_channels=tuple(2 * width for width in widths), **changes, **wider)
     heads = {name: module.heads for name, module in small.named_modules() if hasattr(module, "to_q")}
-    state, found = small.state_dict(), wide.state_dict()
-    for name, tensor in found.items():
+    state, wide_state = small.state_dict(), wide.state_dict()
+    for name, tensor in wide_state.items():
         value, layer = state[name], name.rpartition(".")[0]
         owner, _, last = layer.removesuffix(".0").rpartition(".")
         size = len(value) // heads[owner] if last in _BY_HEAD_OUT else 1

@@ -119,7 +119,7 @@ def test_the_commit_is_that_of_the_repository_around(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tiny_ran: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def night_folder(tiny_ran: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Recipes beside a suite, and the baseline of an undisturbed run for two entries."""
     folder = shutil.copytree(tiny_ran, tmp_path_factory.mktemp("night") / "place", symlinks=True)
     stages = [{"finetune": {"epochs": 1000, "batch_size": 1}}, {"onnx": {}}]
@@ -138,12 +138,12 @@ DEGRADED = "{recipe: tiny.yaml, name: degraded, set: [stages.0.finetune.learning
 
 
 @pytest.mark.slow
-def test_a_night_survives_what_fails_and_hangs_and_names_the_culprit(place: Path) -> None:
-    suite = place / "suite.yaml"
+def test_a_night_survives_what_fails_and_hangs_and_names_the_culprit(night_folder: Path) -> None:
+    suite = night_folder / "suite.yaml"
     entries = ("recipe: tiny.yaml", "recipe: broken.yaml", "{recipe: endless.yaml, time_limit_minutes: 0.02}", DEGRADED)
     listed = "\n".join(f"  - {entry}" for entry in entries)
     suite.write_text(f"name: all\nbudget_minutes: 60\nbaselines: baselines\n{LENIENT}\nentries:\n{listed}\n")
-    done = tiny_run.compress("nightly", "suite.yaml", "--json", folder=place)
+    done = tiny_run.compress("nightly", "suite.yaml", "--json", folder=night_folder)
     assert done.returncode == 3, done.stderr
     night_record = json.loads(done.stdout)
     outcomes = {entry_outcome["entry"]: entry_outcome for entry_outcome in night_record["outcomes"]}
@@ -159,15 +159,15 @@ def test_a_night_survives_what_fails_and_hangs_and_names_the_culprit(place: Path
     assert 1.2 <= outcomes["endless"]["seconds"] < 1.2 + 25
     (gated,) = [finding for finding in night_record["findings"] if finding["kind"] == "gate"]
     assert (gated["entry"], gated["metric"], gated["target"]) == ("degraded", "accuracy", "cpu")
-    report = json.loads((place / outcomes["degraded"]["report"]).read_text())
+    report = json.loads((night_folder / outcomes["degraded"]["report"]).read_text())
     final = {row["metric"]: row["value"] for row in report["measurements"] if row["model"] == "final"}
     assert gated["effect"] < -0.005
     assert f"{final['accuracy'] * 100:.2f}%" in gated["what"]
-    again = tiny_run.compress("nightly", "suite.yaml", "--only", "degraded", folder=place)
+    again = tiny_run.compress("nightly", "suite.yaml", "--only", "degraded", folder=night_folder)
     assert again.returncode == 1, again.stderr
     assert "degraded: accuracy on cpu" in again.stdout
     assert "since night 1" in again.stdout
-    series = NightHistory(place / "artifacts" / "nights" / "all" / "history.sqlite", ignore).series("all")
+    series = NightHistory(night_folder / "artifacts" / "nights" / "all" / "history.sqlite", ignore).series("all")
     (line,) = [
         candidate
         for candidate in series
@@ -177,20 +177,20 @@ def test_a_night_survives_what_fails_and_hangs_and_names_the_culprit(place: Path
 
 
 @pytest.mark.slow
-def test_a_level_that_rose_two_nights_ago_fails_the_third(place: Path) -> None:
-    measured = tiny_run.read_report(place / "artifacts")["measurements"]
+def test_a_level_that_rose_two_nights_ago_fails_the_third(night_folder: Path) -> None:
+    measured = tiny_run.read_report(night_folder / "artifacts")["measurements"]
     (size,) = [
         measurement["value"]
         for measurement in measured
         if (measurement["model"], measurement["metric"]) == ("final", "size_bytes")
     ]
-    history = NightHistory(place / "drifting.sqlite", ignore)
+    history = NightHistory(night_folder / "drifting.sqlite", ignore)
     for number, value in enumerate([size * 0.99] * 9 + [size] * 2):
         earlier_night = night(number, [outcome()], host=HERE).model_copy(update={"suite": "drifting"})
         history.append(earlier_night, {"tiny": (row("size_bytes", value, "bytes"),)})
-    suite = place / "drifting.yaml"
+    suite = night_folder / "drifting.yaml"
     suite.write_text(f"name: drifting\nhistory: drifting.sqlite\n{LENIENT}\nentries: [{{recipe: tiny.yaml}}]\n")
-    done = tiny_run.compress("nightly", suite.name, folder=place)
+    done = tiny_run.compress("nightly", suite.name, folder=night_folder)
     assert done.returncode == 1, done.stderr
     assert "tiny: size_bytes on cpu: the level changed by +1.0%" in done.stdout
     assert "since night 10 (2026-08-10)" in done.stdout
@@ -203,16 +203,16 @@ def test_a_level_that_rose_two_nights_ago_fails_the_third(place: Path) -> None:
     ("number", "entry", "status"), [(signal.SIGINT, "tiny", "passed"), (signal.SIGTERM, "unread", "failed")]
 )
 def test_an_interrupted_night_keeps_what_was_finished_and_leaves_no_process(
-    place: Path, number: int, entry: str, status: str
+    night_folder: Path, number: int, entry: str, status: str
 ) -> None:
-    suite = place / f"suite-{int(number)}.yaml"
+    suite = night_folder / f"suite-{int(number)}.yaml"
     suite.write_text(
         f"name: cut-{int(number)}\n{LENIENT}\nentries: [{{recipe: {entry}.yaml}}, {{recipe: endless.yaml}}]\n"
     )
     # One night as a user starts it, which begins its entries so; what `tiny_run` starts forks them.
     begin = tiny_run.start_anew if entry == "unread" else tiny_run.start
-    process = begin("nightly", suite.name, folder=place)
-    logs = place / "artifacts" / "nights" / f"cut-{int(number)}"
+    process = begin("nightly", suite.name, folder=night_folder)
+    logs = night_folder / "artifacts" / "nights" / f"cut-{int(number)}"
     end = time.monotonic() + 300
     while time.monotonic() < end and not any("finetune" in log.read_text() for log in logs.glob("*/endless/run.log")):
         assert process.poll() is None, process.communicate()

@@ -139,9 +139,9 @@ def test_a_float_mixture_equals_transformers_whole_and_token_by_token(tmp_path: 
     np.testing.assert_allclose(graph.run(ids)[0], expected, **EXACT)
     # A single token leaves two of the four experts without any.
     logits, past = graph.run(ids[:1, :1])
-    for place in range(1, 21):
-        np.testing.assert_allclose(logits[0, 0], expected[0, place - 1], **EXACT)
-        logits, past = graph.run(ids[:1, place : place + 1], past=past)
+    for index in range(1, 21):
+        np.testing.assert_allclose(logits[0, 0], expected[0, index - 1], **EXACT)
+        logits, past = graph.run(ids[:1, index : index + 1], past=past)
 
 
 @pytest.mark.parametrize("choices", [(2, 4, 8), (3, 4)])
@@ -165,8 +165,8 @@ def test_every_expert_has_its_own_bits(choices: tuple[int, ...], tmp_path: Path)
     with torch.no_grad():
         expected = load_quantized_module(checkpoint)(input_ids=torch.from_numpy(ids)).logits.numpy()
     np.testing.assert_allclose(Graph(model.graph).run(ids)[0], expected, **EXACT)
-    found = verify_decoder(export_decoder(checkpoint), checkpoint, ids, 1e-3, 0.5)
-    assert found.difference < 1e-3 < found.rounding
+    equality = verify_decoder(export_decoder(checkpoint), checkpoint, ids, 1e-3, 0.5)
+    assert equality.difference < 1e-3 < equality.rounding
 
 
 def test_the_router_is_multiplied_in_fp32(tmp_path: Path) -> None:

@@ -385,9 +385,9 @@ def test_each_layer_of_an_input_comes_out_as_if_alone(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("compress.stages.gptq.solver.quantize_gptq", counted)
     monkeypatch.setattr("compress.stages.gptq.solver._STACKED_ROWS", 128)
-    found = solve_layers(Quantization(), layers, weights, hessian)
+    solutions = solve_layers(Quantization(), layers, weights, hessian)
     assert calls == [96, 32, 128, 32]
-    for solved, given, weight in zip(found, layers, weights, strict=True):
+    for solved, given, weight in zip(solutions, layers, weights, strict=True):
         assert given.bits is not None
         expected = quantize_gptq(weight, hessian, GptqSettings(given.bits, given.group_size))
         assert solved.layer.name == given.name and solved.weight.bits == given.bits

@@ -204,7 +204,7 @@ def test_nncfs_logger_is_left_as_it_was(source: Checkpoint, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "expected"),
     [
         ({"gptq": True}, "false: NNCF has it for OpenVINO only; the stage `gptq` has it"),
         (
@@ -215,10 +215,10 @@ def test_nncfs_logger_is_left_as_it_was(source: Checkpoint, tmp_path: Path) -> N
         ({"ratio": 0}, "greater than 0"),
     ],
 )
-def test_what_its_torch_backend_does_not_have_is_refused_by_name(fields: dict[str, Any], said: str) -> None:
+def test_what_its_torch_backend_does_not_have_is_refused_by_name(fields: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValidationError) as caught:
         NncfWeights.model_validate({"kind": "nncf_weights", **fields})
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
     assert [detail["loc"] for detail in caught.value.errors()] == [tuple(fields)]
 
 

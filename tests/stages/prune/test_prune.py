@@ -313,10 +313,12 @@ def test_the_stage_says_how_sparse_a_model_is_and_what_zip_makes_of_it():
     assert small < dense < whole
 
 
-@pytest.mark.parametrize(("pattern", "said"), [("2:5", "it has 32 inputs"), ("7x1", "it has 32 inputs and 32 outputs")])
-def test_a_pattern_that_layers_do_not_hold_is_refused(pattern: str, said: str):
+@pytest.mark.parametrize(
+    ("pattern", "expected"), [("2:5", "it has 32 inputs"), ("7x1", "it has 32 inputs and 32 outputs")]
+)
+def test_a_pattern_that_layers_do_not_hold_is_refused(pattern: str, expected: str):
     sparsity = {"sparsity": 0.5} if "x" in pattern else {}
-    with pytest.raises(StageError, match=f"query, and 12 layers more, cannot hold the pattern {pattern}: {said}"):
+    with pytest.raises(StageError, match=f"query, and 12 layers more, cannot hold the pattern {pattern}: {expected}"):
         sparsify(tiny.encoder(), pattern=pattern, **sparsity)
 
 

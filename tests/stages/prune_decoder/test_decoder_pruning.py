@@ -356,7 +356,7 @@ def test_what_is_left_keeps_the_contract_and_is_quantized(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("config", "changes", "fields", "said"),
+    ("config", "changes", "fields", "expected"),
     [
         ("LlamaConfig", {}, {"layers": 2}, "removes 2 of 2 blocks"),
         ("LlamaConfig", {}, {"heads": 0.8}, "Removing 80% of 2 heads leaves none"),
@@ -371,10 +371,10 @@ def test_what_is_left_keeps_the_contract_and_is_quantized(tmp_path: Path) -> Non
     ],
 )
 def test_cuts_that_cannot_be_are_refused_before_any_work(
-    config: str, changes: dict[str, Any], fields: dict[str, Any], said: str, tmp_path: Path, gpt2: None
+    config: str, changes: dict[str, Any], fields: dict[str, Any], expected: str, tmp_path: Path, gpt2: None
 ) -> None:
     source = save_decoder(tmp_path, config, **changes)
-    with pytest.raises(StageError, match=said):
+    with pytest.raises(StageError, match=expected):
         stage = SparsifyDecoder(**fields) if "pattern" in fields else stage_of(**fields)
         stage.check_model(source.folder)
 
@@ -401,7 +401,7 @@ def test_fields_without_an_effect_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "expected"),
     [
         ({"method": "wanda"}, "sparsity or a pattern"),
         ({"sparsity": 0.5, "samples": 4}, "method: wanda or sparsegpt"),
@@ -409,8 +409,8 @@ def test_fields_without_an_effect_are_refused() -> None:
         ({"sparsity": 0.5, "pattern": "4x1", "method": "sparsegpt"}, "not blocks"),
     ],
 )
-def test_fields_that_contradict_each_other_are_refused(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_fields_that_contradict_each_other_are_refused(fields: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
         SparsifyDecoder(**fields)
 
 

@@ -168,10 +168,10 @@ EXACT = {"atol": 2e-4, "rtol": 1e-4}
 EXPANDED = GraphSettings(expand_on_load=True)
 
 
-def few_bits(place: Path, name: str, bits: int = 4) -> FewBitsCheckpoint:
+def few_bits(folder: Path, name: str, bits: int = 4) -> FewBitsCheckpoint:
     """Every matrix of a tiny decoder in so many bits."""
     modules = ("_proj", "embed_tokens", "lm_head")
-    return FewBitsCheckpoint(save_decoder(place, CONFIGS[name]).folder, tuple((module, bits) for module in modules))
+    return FewBitsCheckpoint(save_decoder(folder, CONFIGS[name]).folder, tuple((module, bits) for module in modules))
 
 
 @pytest.mark.parametrize("bits", [4, 8])

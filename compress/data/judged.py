@@ -237,7 +237,7 @@ def find_instructions(reference: str, folder: Path) -> list[Instruction]:
     Raises `DataError`.
     """
     if reference == USUAL:
-        return read_instructions(Path(__file__).with_suffix(".jsonl"))
+        return read_instructions(Path(__file__).with_name("instructions.jsonl"))
     return read_instructions(find_file(reference, folder, "evaluation.instructions", f"`{USUAL}`, or a file"))
 
 

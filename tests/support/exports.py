@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -14,6 +16,7 @@ import onnxruntime
 import tiny
 
 from compress.formats.onnx import export as onnx_export
+from compress.formats.onnx.runtimes.profile import write_optimized
 from compress.models.model import TorchModel
 from compress.tasks.task import Examples
 
@@ -59,9 +62,9 @@ def export(model: TorchModel, examples: Examples, fusions: bool = True) -> Expor
 
     rewrite = onnx_export.optimize_graph
     with mock.patch.object(onnx_export, "optimize_graph", keep):
-        found = onnx_export.export_onnx(model, examples, None, fusions)
-    content = found.graph.SerializeToString()
-    return ExportedGraph(model, examples, content, before[0] if before else content, found.rewrites)
+        exported_model = onnx_export.export_onnx(model, examples, None, fusions)
+    content = exported_model.graph.SerializeToString()
+    return ExportedGraph(model, examples, content, before[0] if before else content, exported_model.rewrites)
 
 
 def run(graph: onnx.ModelProto | ir.Model | bytes, **inputs: np.ndarray) -> np.ndarray:
@@ -83,3 +86,9 @@ def batch(size: int, length: int, vocabulary: int, pad: int, seed: int = 0) -> d
     lengths = np.array([length, *generator.integers(1, length + 1, size - 1)])
     mask = (np.arange(length)[None] < lengths[:, None]).astype(np.int64)
     return {"input_ids": np.where(mask == 1, ids, pad), "attention_mask": mask}
+
+
+def kernels(graph: onnx.ModelProto, folder: Path) -> Counter[str]:
+    """The operators that ONNX Runtime really runs."""
+    onnx.save(graph, folder / "model.onnx")
+    return Counter(node.op_type for node in ir.load(write_optimized(folder / "model.onnx", folder, 1)).graph)

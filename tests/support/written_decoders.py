@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 import torch
 from quantized import SIZES, VOCABULARY, rounded, tiny_llama_config, tiny_tokenizer
 from transformers import (
@@ -23,6 +24,7 @@ from transformers import (
 from compress.formats.generation.decoder import Decoder
 from compress.models.checkpoint import Checkpoint
 from compress.numerics.integer_grid import QuantizedWeight
+from compress.utils.errors import InputError
 
 _FIELDS: dict[str, Any] = {**SIZES, "intermediate_size": 96}
 _LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0}
@@ -129,3 +131,20 @@ def tokens_of_transformers(module: PreTrainedModel, prompt: list[int], count: in
         pad_token_id=2,
     )  # fmt: skip
     return sequences[0, len(prompt) :].tolist()
+
+
+def check_refused_batches(session: Any, vocabulary: int) -> None:
+    """A session that reads whole texts refuses padding, unknown ids, another input and a single row without a batch."""
+    tokens = random_ids(2, 8)
+    mask = np.ones_like(tokens)
+    mask[0, -1] = 0
+    for batch, message in (
+        ({"input_ids": tokens, "attention_mask": mask}, "no padding"),
+        ({"input_ids": np.full((1, 3), vocabulary)}, f"id {vocabulary}"),
+        ({"tokens": tokens}, "lacks the model's input input_ids"),
+        ({"input_ids": tokens[0]}, r"shape \[8\]"),
+    ):
+        with pytest.raises(InputError, match=message):
+            session.predict(batch)
+    with pytest.raises(InputError, match="id -1"):
+        session.decoder().prefill([3, -1])

@@ -43,7 +43,7 @@ def weight(bits: int, group_size: int, symmetric: bool, columns: int = 192, rows
     )
 
 
-def given_back(packed: np.ndarray, kind: str) -> np.ndarray:
+def unpack(packed: np.ndarray, kind: str) -> np.ndarray:
     return dequantize(packed, GGMLQuantizationType[kind])
 
 
@@ -57,14 +57,14 @@ def test_symmetric_weights_come_back_to_the_bit(bits: int, kind: str, group_size
     assert block_type(bits, True, "layer") == kind
     packed = pack_blocks(quantized, kind)
     assert packed.shape == (6, row_bytes(kind, 192)) and packed.dtype == np.uint8
-    assert np.array_equal(given_back(packed, kind), quantized.dequantize().numpy())
+    assert np.array_equal(unpack(packed, kind), quantized.dequantize().numpy())
 
 
 @pytest.mark.parametrize(("bits", "kind"), [(2, "Q4_1"), (3, "Q4_1"), (4, "Q4_1"), (5, "Q5_1")])
 def test_minima_of_weights_with_zero_points_are_rounded_to_float16_and_nothing_else(bits: int, kind: str) -> None:
     quantized = weight(bits, 64, symmetric=False)
     assert block_type(bits, False, "layer") == kind
-    restored = given_back(pack_blocks(quantized, kind), kind)
+    restored = unpack(pack_blocks(quantized, kind), kind)
     groups = np.arange(192) // 64
     scales, zeros = quantized.scales.numpy()[:, groups], quantized.zero_points.numpy()[:, groups]
     minima = (-zeros.astype(np.float32) * scales).astype(np.float16).astype(np.float32)
@@ -75,7 +75,7 @@ def test_minima_of_weights_with_zero_points_are_rounded_to_float16_and_nothing_e
 def test_zero_in_the_middle_makes_minima_exact() -> None:
     # -8 * scale is the scale with another exponent.
     quantized = weight(4, 32, symmetric=True)
-    assert np.array_equal(given_back(pack_blocks(quantized, "Q4_1"), "Q4_1"), quantized.dequantize().numpy())
+    assert np.array_equal(unpack(pack_blocks(quantized, "Q4_1"), "Q4_1"), quantized.dequantize().numpy())
 
 
 def test_a_block_of_four_bits_by_hand() -> None:
@@ -124,10 +124,10 @@ def k_weight(bits: int, symmetric: bool, group_size: int = 64, equal: bool = Fal
     return QuantizedWeight(integers, scales, zeros.to(torch.uint8), bits, group_size)
 
 
-def unpack_k(made: QuantizedWeight, kind: str) -> np.ndarray:
-    packed = pack_k_blocks(made, kind)
+def unpack_k(quantized: QuantizedWeight, kind: str) -> np.ndarray:
+    packed = pack_k_blocks(quantized, kind)
     assert packed.dtype == np.uint8 and packed.shape == (6, row_bytes(kind, 512))
-    return dequantize(packed, GGMLQuantizationType[kind])
+    return unpack(packed, kind)
 
 
 @pytest.mark.parametrize("group_size", [32, 64, 512])

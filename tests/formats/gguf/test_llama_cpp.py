@@ -13,7 +13,7 @@ import torch
 from mergeable import LLAMA3_ROPE, ROWS, TEXTS, save_mergeable_llama, save_qwen, train_sentence_piece, train_tokenizer
 from quantized import quantize_tiny_llama, tiny_tokenizer
 from transformers import AutoModelForCausalLM
-from written_decoders import greedy_tokens, tokens_of_transformers
+from written_decoders import check_refused_batches, greedy_tokens, tokens_of_transformers
 
 from compress.formats.gguf import llama_cpp_library
 from compress.formats.gguf.export import GgufTypes, write_gguf
@@ -109,19 +109,7 @@ def test_a_text_does_not_remember_the_one_before(tmp_path: Path) -> None:
 
 def test_batches_that_llama_cpp_cannot_take_are_refused(tmp_path: Path) -> None:
     opened = session(save_mergeable_llama(tmp_path / "source"), tmp_path)
-    tokens = ids(2, 8)
-    mask = np.ones_like(tokens)
-    mask[0, -1] = 0
-    with pytest.raises(InputError, match="no padding"):
-        opened.predict({"input_ids": tokens, "attention_mask": mask})
-    with pytest.raises(InputError, match=f"id {ROWS}"):
-        opened.predict({"input_ids": np.full((1, 3), ROWS)})
-    with pytest.raises(InputError, match="id -1"):
-        opened.decoder().prefill([3, -1])
-    with pytest.raises(InputError, match="lacks the model's input input_ids"):
-        opened.predict({"tokens": tokens})
-    with pytest.raises(InputError, match=r"shape \[3\]"):
-        opened.predict({"input_ids": tokens[0, :3]})
+    check_refused_batches(opened, ROWS)
     with pytest.raises(InputError, match="0 threads"):
         get_runtime("llama-cpp").open(tmp_path / "tiny.gguf", TARGET, 0)
 

@@ -83,10 +83,16 @@ def test_what_is_sent_and_brought_is_the_same(registry: Registry, url: str, tmp_
     assert sorted(path.name for path in tmp_path.glob(".out*")) == []
 
 
-def test_two_that_part_are_told_so_and_neither_is_changed(registry: Registry, url: str, tmp_path: Path) -> None:
+def copy_over(registry: Registry, url: str, folder: Path) -> Registry:
+    """Another registry, with what this one sent to the address."""
     push(registry, Remote(url))
-    other = Registry(tmp_path / "other")
+    other = Registry(folder / "other")
     fetch(other, Remote(url))
+    return other
+
+
+def test_two_that_part_are_told_so_and_neither_is_changed(registry: Registry, url: str, tmp_path: Path) -> None:
+    other = copy_over(registry, url, tmp_path)
     grow(registry)
     push(registry, Remote(url))
     grow(other, b"another")
@@ -100,9 +106,7 @@ def test_two_that_part_are_told_so_and_neither_is_changed(registry: Registry, ur
 
 
 def test_of_two_that_send_at_once_one_is_told(registry: Registry, url: str, tmp_path: Path) -> None:
-    push(registry, Remote(url))
-    other = Registry(tmp_path / "other")
-    fetch(other, Remote(url))
+    other = copy_over(registry, url, tmp_path)
     grow(registry)
     grow(other, b"another")
     far, put = Remote(url), Remote._put

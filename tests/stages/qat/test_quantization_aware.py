@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 import tiny
 import tiny_images
 import torch
-from exports import exported
+from exports import exported, kernels
 from onnx import helper
 from onnx_graphs import onnx_model
 from pydantic import ValidationError
@@ -29,7 +28,6 @@ from compress.formats.onnx.int8.fuse_integer_ops import fuse_products
 from compress.formats.onnx.int8.layer_matching import Grids, grids, match_layers
 from compress.formats.onnx.int8.static import NncfQuantizer
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.formats.onnx.runtimes.profile import write_optimized
 from compress.formats.onnx.stored_tensors import describe_initializers
 from compress.models.model import TorchModel
 from compress.numerics.int8_activations import pairs_at_risk
@@ -433,11 +431,6 @@ def taught(model: TorchModel, **fields: Any) -> tuple[OnnxModel, Context]:
     return Qat.model_validate({**QUICK, **fields}).run(model, context), context
 
 
-def kernels(shipped: OnnxModel, folder: Path) -> Counter[str]:
-    onnx.save(shipped.graph, folder / "model.onnx")
-    return Counter(node.op_type for node in ir.load(write_optimized(folder / "model.onnx", folder, 1)).graph)
-
-
 def accuracy(shipped: OnnxModel, model: TorchModel, context: Context) -> float:
     session = onnxruntime.InferenceSession(shipped.graph.SerializeToString(), providers=["CPUExecutionProvider"])
     examples = TASK.encode(context.data.split("test"), model.processor, tiny_images.LABELS, 128)
@@ -453,7 +446,7 @@ def test_a_vit_learns_and_ships_what_it_learned(bits: int, format: str, tmp_path
     assert accuracy(shipped, model, context) > 0.8
     domains = {node.domain for node in shipped.graph.graph.node}
     assert ("com.microsoft" in domains) is (format == "qoperator"), "QDQ is for any runtime"
-    kernel_names = kernels(shipped, tmp_path)
+    kernel_names = kernels(shipped.graph, tmp_path)
     # Two blocks of query, key and value (with their attention, in the fused graph), output, up and down.
     assert kernel_names["QAttention"] == (2 if format == "qoperator" else 0)
     assert kernel_names["MatMulIntegerToFloat"] == (6 if format == "qoperator" else 12)
@@ -468,7 +461,7 @@ def test_a_net_of_convolutions_learns_and_ships_what_it_learned(tmp_path: Path) 
     shipped, context = taught(model, bits=8, learning_rate=3e-3)
     assert accuracy(shipped, model, context) > 0.9
     assert not any(isinstance(part, nn.BatchNorm2d) for part in model.module.modules())
-    kernel_names = kernels(shipped, tmp_path)
+    kernel_names = kernels(shipped.graph, tmp_path)
     convolutions = sum(isinstance(part, nn.Conv2d) for part in model.module.modules())
     assert kernel_names["QLinearConv"] == convolutions and not kernel_names["Conv"] and not kernel_names["FusedConv"]
     assert any("batch normalisations folded" in remark for remark in context.notes)

@@ -210,24 +210,10 @@ def test_all_are_floats_once_the_graph_is_open_and_four_bits_before(tmp_path: Pa
     assert weights < floats < 1.3 * weights  # scales, norms and the table of rotations are the rest
 
 
-def random_weight(bits: int, symmetric: bool, columns: int = 96, group_size: int = 32) -> QuantizedWeight:
-    """Random integers, scales and zero points of 24 rows."""
-    generator = torch.Generator().manual_seed(bits)
-    groups = columns // group_size
-    zeros = torch.randint(0, 1 << bits, (24, groups), generator=generator)
-    return QuantizedWeight(
-        integers=torch.randint(0, 1 << bits, (24, columns), generator=generator).to(torch.uint8),
-        scales=(torch.rand(24, groups, generator=generator) + 0.1).half().float(),
-        zero_points=(torch.full_like(zeros, 1 << (bits - 1)) if symmetric else zeros).to(torch.uint8),
-        bits=bits,
-        group_size=group_size,
-    )
-
-
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_products_block_by_block_and_whole_are_those_of_the_weight_itself(bits: int, symmetric: bool) -> None:
-    quantized = random_weight(bits, symmetric)
+    quantized = weight(24, 96, bits, 32, symmetric, seed=bits)
     scales = quantized.scales.repeat_interleave(32, dim=1).numpy()
     zeros = quantized.zero_points.repeat_interleave(32, dim=1).numpy()
     matrix = (quantized.integers.numpy().astype(np.float64) - zeros) * scales
@@ -254,7 +240,7 @@ def products(stored: StoredWeight, value: np.ndarray) -> list[np.ndarray]:
     ("bits", "columns", "group_size"), [(3, 96, 32), (4, 100, 32)], ids=["three bits", "a block too long"]
 )
 def test_what_does_not_fit_is_refused_by_name(bits: int, columns: int, group_size: int) -> None:
-    quantized = random_weight(bits, True, 128, group_size)
+    quantized = weight(24, 128, bits, group_size, True, seed=bits)
     quantized = QuantizedWeight(
         quantized.integers[:, :columns], quantized.scales, quantized.zero_points, bits, group_size
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from exports import kernels
 from onnx import helper, numpy_helper
 from onnx_graphs import onnx_model
 
@@ -22,7 +22,6 @@ from compress.formats.onnx.int8.qdq_cleanup import split_concatenations
 from compress.formats.onnx.int8.select_nodes import count_without_kernel
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
-from compress.formats.onnx.runtimes.profile import write_optimized
 from compress.utils.errors import DataError
 
 PLAIN = Int8Options(method="static", reduce_range=False, bias_correction=False)
@@ -69,11 +68,6 @@ def run(graph: onnx.ModelProto, feeds: Sequence[dict[str, np.ndarray]]) -> np.nd
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return np.concatenate([session.run(None, feed)[0] for feed in feeds])
-
-
-def kernels(graph: onnx.ModelProto, folder: Path) -> Counter[str]:
-    onnx.save(graph, folder / "model.onnx")
-    return Counter(node.op_type for node in ir.load(write_optimized(folder / "model.onnx", folder, 1)).graph)
 
 
 def error(graph: onnx.ModelProto, whole: onnx.ModelProto) -> float:

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import tiny
-from exports import exported, run
+from exports import exported, kernels, run
 from onnx import helper, numpy_helper
 from onnx_graphs import onnx_model
 
@@ -20,7 +20,6 @@ from compress.formats.onnx.int8.fuse_integer_ops import pack_attention, unpack_a
 from compress.formats.onnx.int8.layer_matching import UNLIMITED, LayerMatch, grids, match_layers
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import NncfQuantizer, StaticQuantizer, run_nncf
-from compress.formats.onnx.runtimes.profile import write_optimized
 from compress.inspection.integer_kernels import read_kernels
 from compress.utils.errors import DataError, StageError
 
@@ -34,12 +33,6 @@ def feeds(count: int = 24) -> list[dict[str, np.ndarray]]:
 
 def encoder(settings: Int8Options = PLAIN) -> StaticQuantizer:
     return StaticQuantizer(exported().graph(), feeds(), settings)
-
-
-def kernels(graph: onnx.ModelProto, folder: Path) -> Counter[str]:
-    """The operators that ONNX Runtime really runs."""
-    onnx.save(graph, folder / "model.onnx")
-    return Counter(node.op_type for node in ir.load(write_optimized(folder / "model.onnx", folder, 1)).graph)
 
 
 def error(graph: onnx.ModelProto) -> float:

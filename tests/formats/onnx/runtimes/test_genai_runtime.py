@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 import torch
 from quantized import VOCABULARY, quantize_tiny_llama, save_tiny_llama
-from written_decoders import by_transformers, greedy_tokens, logits_of, tokens_of_transformers
+from written_decoders import (
+    by_transformers,
+    check_refused_batches,
+    greedy_tokens,
+    logits_of,
+    random_ids,
+    tokens_of_transformers,
+)
 
 from compress.formats.generation.decoder import feeder, open_decoder
 from compress.formats.onnx.decoder import GraphSettings, export_decoder
@@ -52,12 +59,8 @@ def opened(folder: Path) -> OnnxGenaiSession:
     return session
 
 
-def ids(rows: int, length: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(3, VOCABULARY, (rows, length))
-
-
 def test_logits_of_every_place_are_those_of_transformers(session: OnnxGenaiSession, source: Checkpoint) -> None:
-    tokens = ids(3, 70)
+    tokens = random_ids(3, 70)
     logits = session.predict({"input_ids": tokens, "attention_mask": np.ones_like(tokens)})["logits"]
     assert logits.shape == (3, 70, VOCABULARY) and logits.dtype == np.float32
     np.testing.assert_allclose(logits, logits_of(by_transformers(source), tokens), atol=1e-4)
@@ -67,7 +70,7 @@ def test_logits_of_every_place_are_those_of_transformers(session: OnnxGenaiSessi
 
 def test_few_bit_logits_are_those_of_onnx_runtime_itself(source: Checkpoint, tmp_path: Path) -> None:
     export_decoder(quantize_tiny_llama(source, tmp_path / "quantized")).save(tmp_path)
-    tokens = ids(2, 40)
+    tokens = random_ids(2, 40)
     plain = get_runtime("onnxruntime").open(tmp_path, TARGETS["cpu"], 1)
     batch = {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}
     expected = plain.predict(feeder(plain, "")(batch))["logits"]
@@ -78,7 +81,7 @@ def test_greedy_tokens_are_those_of_transformers_beyond_the_first_room_and_beyon
     session: OnnxGenaiSession, source: Checkpoint
 ) -> None:
     decoder, module = open_decoder(session, "here"), by_transformers(source)
-    prompt = ids(1, 500)[0].tolist()
+    prompt = random_ids(1, 500)[0].tolist()
     for start in (prompt[:7], prompt):
         assert greedy_tokens(decoder, start, 24) == tokens_of_transformers(module, start, 24)
     assert decoder.cached and decoder.vocabulary == VOCABULARY
@@ -90,23 +93,11 @@ def test_greedy_tokens_are_those_of_transformers_beyond_the_first_room_and_beyon
 
 
 def test_batches_that_it_cannot_take_are_refused(session: OnnxGenaiSession) -> None:
-    tokens = ids(2, 8)
-    mask = np.ones_like(tokens)
-    mask[0, -1] = 0
-    with pytest.raises(InputError, match="takes no padding"):
-        session.predict({"input_ids": tokens, "attention_mask": mask})
-    with pytest.raises(InputError, match=f"id {VOCABULARY}"):
-        session.predict({"input_ids": np.full((1, 3), VOCABULARY)})
-    with pytest.raises(InputError, match="id -1"):
-        session.decoder().prefill([3, -1])
-    with pytest.raises(InputError, match="lacks the model's input input_ids"):
-        session.predict({"tokens": tokens})
-    with pytest.raises(InputError, match=r"shape \[8\]"):
-        session.predict({"input_ids": tokens[0]})
+    check_refused_batches(session, VOCABULARY)
     with pytest.raises(InputError, match=f"{POSITIONS + 1} tokens exceeds the model's context length"):
         session.decoder().prefill([5] * (POSITIONS + 1))
     # The longest that can be placed is read.
-    assert session.predict({"input_ids": ids(1, POSITIONS)})["logits"].shape[1] == POSITIONS
+    assert session.predict({"input_ids": random_ids(1, POSITIONS)})["logits"].shape[1] == POSITIONS
 
 
 def changed(folder: Path, to: Path, **model: Any) -> Path:

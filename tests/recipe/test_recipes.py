@@ -238,7 +238,7 @@ def _shrunk_generation_stage(fields: dict[str, Any]) -> dict[str, Any]:
     fields |= {name: value for name, value in small.items() if name in fields}
     if fields["kind"] == "block_qat":
         fields["held_out"] = 1
-    if fields["kind"] == "distill":
+    if fields["kind"] == "distill_language_model":
         fields |= {"budget": None, "tokens": 512}
     # Random weights have no structure that few bits could keep.
     return fields | ({"rounding_limit": 10.0} if fields["kind"] == "onnx" else {})

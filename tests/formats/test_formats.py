@@ -100,7 +100,7 @@ CASES = {
 
 
 def lines_of(code: str, place: Path, *path: Path) -> list[str]:
-    """What a fresh process in ``place`` prints."""
+    """The lines that a fresh process in ``place`` prints."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -116,7 +116,7 @@ def lines_of(code: str, place: Path, *path: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def listed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """What is found where a package `toy-formats` is installed that registers a good format and all of `CASES`."""
+    """The output where a package `toy-formats` is installed that registers a good format and all of `CASES`."""
     folder = tmp_path_factory.mktemp("installed")
     (folder / "toy_plugin.py").write_text(PLUGIN)
     entries = ["[compress.formats]"]

@@ -45,7 +45,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
 
 
 class Elsewhere(Stage[TorchModel, TorchModel]):
-    """Of somebody else's package: it says nothing of its costs, and reads a folder and two models."""
+    """A stage of another package: it says nothing of its costs, and reads a folder and two models."""
 
     kind: Literal["elsewhere"] = "elsewhere"
     words: str = "words"
@@ -58,7 +58,7 @@ class Elsewhere(Stage[TorchModel, TorchModel]):
         return {"words": Reference(self.words, "folder"), **models}
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
-        """Nothing."""
+        """Return nothing."""
         return model
 
 

@@ -68,7 +68,7 @@ def plain(executorch_program: Path) -> tuple[TorchModel, ExecuTorchModel, Path]:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ran, Lowered]:
-    """What the stage makes of that model in 8 bits, its words in 4, and the program that it proved."""
+    """The stage's file of that model in 8 bits, its words in 4, and the program that the stage proved."""
     proven: list[Lowered] = []
 
     def watched(made: Lowered, *others: Any) -> str:
@@ -317,7 +317,7 @@ def test_the_stage_keeps_the_contract(ran: tuple[Ran, Lowered], tmp_path: Path) 
 
 @pytest.mark.slow
 def test_the_same_weights_give_the_same_bytes() -> None:
-    """Of the head alone, in 8 bits and 4: a layer takes half a minute each time."""
+    """The head alone, in 8 bits and 4: a layer takes half a minute each time."""
     models = [tiny.encoder(num_hidden_layers=0) for _ in range(2)]
     first, second = (to_executorch(model, examples_of(model), "int8", 4, LENGTH).model for model in models)
     assert first == second

@@ -121,7 +121,7 @@ def fixed_length(model: onnx.ModelProto) -> None:
 
 
 def classify(model: onnx.ModelProto) -> None:
-    """As a classifier does: logits of the first token only."""
+    """Like a classifier: logits of the first token only."""
     graph = model.graph
     graph.node[-1].output[0] = "all"
     graph.node.append(helper.make_node("Gather", ["all", "zero"], ["logits"], axis=1))
@@ -221,7 +221,7 @@ def llama() -> LlamaForCausalLM:
 
 
 def export(model: LlamaForCausalLM, path: Path) -> None:
-    """As `input_ids`, `attention_mask`, `position_ids`, `past_key_values.N.*` -> `logits`, `present.N.*`."""
+    """A graph of `input_ids`, `attention_mask`, `position_ids`, `past_key_values.N.*` -> `logits`, `present.N.*`."""
     kinds = [f"{layer}.{kind}" for layer in range(LAYERS) for kind in ("key", "value")]
     length, past = torch.export.Dim("length", min=1, max=64), torch.export.Dim("past", min=1, max=64)
     automatic = torch.export.Dim.AUTO

@@ -49,7 +49,7 @@ def run(model: onnx.ModelProto, which: bool) -> np.ndarray:
 
 
 def restored(matrix: np.ndarray, how: WeightOnlySettings) -> np.ndarray:
-    """What the integers of ``matrix`` [rows, columns] stand for, worked out here."""
+    """``matrix`` [rows, columns] restored from its integers, computed here."""
     stored = how.of(matrix, "matrix")
     zeros = stored.zero_points if stored.zero_points is not None else np.full(stored.scales.shape, 1 << (how.bits - 1))
     blocks = stored.values.reshape(len(matrix), -1, stored.block_size).astype(np.float32)

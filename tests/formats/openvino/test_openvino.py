@@ -96,7 +96,7 @@ def test_as_many_inputs_share_a_scale_as_all_products_allow(tmp_path: Path, widt
 
 
 def rows_of(folder: Path, ids: np.ndarray) -> np.ndarray:
-    """What plain OpenVINO looks up in the table, by the graph cut off after it."""
+    """The rows of the table as plain OpenVINO gives them, from the graph cut off after the look-up."""
     import openvino
 
     model = core().read_model(folder / IR_FILE)
@@ -111,7 +111,7 @@ def rows_of(folder: Path, ids: np.ndarray) -> np.ndarray:
 
 
 def is_of_ids(gather: Any) -> bool:
-    """Whether token ids choose the rows, be it through a conversion."""
+    """True if token ids choose the rows, directly or through a conversion."""
     source = gather.input_value(1).get_node()
     while source.get_type_name() == "Convert":
         source = source.input_value(0).get_node()

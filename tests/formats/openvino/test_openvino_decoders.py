@@ -56,7 +56,7 @@ def quantized(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Q
 
 @pytest.fixture(scope="module")
 def written(quantized: QuantizedCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its folder."""
+    """The quantized decoder's IR folder."""
     return saved(write_decoder(quantized, "fp32", 8, random_ids(2, 16), TOLERANCE), tmp_path_factory.mktemp("written"))
 
 

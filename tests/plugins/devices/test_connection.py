@@ -25,7 +25,7 @@ from compress.utils.progress import SilentProgress
 
 
 def fingerprint(public: Path) -> str:
-    """As ssh-keygen says it."""
+    """The key's fingerprint from ssh-keygen."""
     command = ["ssh-keygen", "-lf", str(public)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[1]
 

@@ -57,7 +57,7 @@ class Dropping(SilentProgress):
 
 @pytest.fixture(scope="module")
 def device(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Device:
-    """With a cache of its own, so that the environment is made by pip once."""
+    """A device with a separate cache, so that the environment is made by pip once."""
     return server.device(tmp_path_factory.mktemp("device") / "cache")
 
 

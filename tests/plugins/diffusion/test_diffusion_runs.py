@@ -92,7 +92,7 @@ def test_parts_lie_where_optimum_opens_them(done: Run) -> None:
 
 
 def test_what_is_cached_is_foretold(done: Run) -> None:
-    """Of the parts alone, whatever lies beside them, as a run takes them."""
+    """The prediction covers the parts alone, whatever lies beside them, like a run."""
     folder = done.folder.parents[3]
     (folder / "model" / "README.md").write_text("where it comes from")
     recipe = load(folder / "recipe.yaml")

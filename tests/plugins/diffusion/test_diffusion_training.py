@@ -219,7 +219,7 @@ def exact(noisy: torch.Tensor, here: Level, there: Level) -> torch.Tensor:
 
 
 def walked(steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where so many DDIM steps with the exact denoiser arrive, and where the exact solution does."""
+    """The end points of that many DDIM steps with the exact denoiser, and of the exact solution."""
     levels, noisy = table(), torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
     times = [1000 * step // steps - 1 for step in range(steps, -1, -1)]
     latents = noisy

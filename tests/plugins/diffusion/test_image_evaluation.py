@@ -371,7 +371,7 @@ def _road(folder: Path, names: tuple[str, ...]) -> StageRunner:
 
 @pytest.fixture(scope="module")
 def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
-    """Of a pipeline, the same again, and one of other weights in fewer steps."""
+    """Findings for a pipeline, the same again, and one of other weights in fewer steps."""
     folder = tmp_path_factory.mktemp("judged")
     runner = _road(folder, KINDS)
     other = pipeline_folder(folder / "other", seed=3)

@@ -40,7 +40,7 @@ def made_settings(fields: dict[str, Any]) -> ProgressiveDistillation | Consisten
 
 
 def lesson(folder: Path, few: dict[str, Any], rows: int = 8192, **settings: Any) -> StepTrainer:
-    """Of points in the plane, for a student with random weights."""
+    """A lesson of points in the plane, for a student with random weights."""
     fields = {"batch_size": 256, "precision": "fp32", "optimizer": {"weight_decay": 0.0}, **settings}
     chosen = made_settings({**few, **fields})
     torch.manual_seed(0)

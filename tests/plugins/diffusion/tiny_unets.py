@@ -65,7 +65,7 @@ def conditions(rows: int) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def answer(unet: Any, rows: int = 2) -> torch.Tensor:
-    """What a UNet makes of the same noise at two timesteps."""
+    """A UNet's output for the same noise at two timesteps."""
     sample = torch.randn(rows, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     arguments = conditions(rows) if "cross_attention_dim" in unet.config else {}
     return unet.eval()(sample, torch.tensor([7, 600][:rows]), **arguments, return_dict=False)[0]

@@ -45,7 +45,7 @@ def write(path: Path, texts: Sequence[str]) -> Path:
 
 
 def looks_of(done: Done) -> dict[str, dict[str, Any]]:
-    """By their names."""
+    """The tests of a drift report by their names."""
     return {look["name"]: look for look in json.loads(done.stdout)["tests"]}
 
 
@@ -219,13 +219,13 @@ def test_a_night_holds_it(run_folder: Path, tmp_path: Path, compress: Run, monke
 
 
 def recipe(*stages: Any, **data: Any) -> Recipe:
-    """With a model that isn't asked for."""
+    """A recipe with a model that isn't asked for."""
     values = {"name": "r", "task": "text-classification", "model": "model", "stages": list(stages)}
     return Recipe.model_validate(values | {"data": {"splits": {"train": "a.csv", "test": "b.csv"}, **data}})
 
 
 def look(name: str, p_value: float, effect: float = 1.0, matters_from: float = 0.1) -> DriftTest:
-    """A tested one."""
+    """A look that was tested."""
     return DriftTest(name=name, title=name, verdict="none", effect=effect, matters_from=matters_from, p_value=p_value)
 
 

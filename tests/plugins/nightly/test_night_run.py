@@ -251,7 +251,7 @@ def run(folder: Path, script: str, limit: float = 60.0, grace: float = 5.0) -> E
 
 
 def are_gone(pids: list[int]) -> bool:
-    """Whether no process of these lives, zombies apart."""
+    """True if none of these processes lives, zombies apart."""
     end = time.monotonic() + 10
     while time.monotonic() < end:
         alive = [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]

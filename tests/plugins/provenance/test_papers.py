@@ -229,7 +229,7 @@ def test_a_run_writes_card_bill_and_provenance(tiny_ran: Path) -> None:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """As HF_ENDPOINT, HF_TOKEN and HF_HUB_DISABLE_XET would have it, which the library has read already."""
+    """Point the library at the toy hub: it has already read HF_ENDPOINT, HF_TOKEN and HF_HUB_DISABLE_XET."""
     with serving(Hub()) as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.address)
         monkeypatch.setattr(

@@ -21,18 +21,18 @@ from compress.plugins.ray.task import FOLDER_VARIABLE, MachineInfo
 
 
 class RayError(Exception):
-    """What is not the task's own fault."""
+    """An error that is not the task's fault."""
 
 
 class RayTaskError(RayError):
-    """What a task raised."""
+    """An error that a task raised."""
 
     def __init__(self, cause: Exception) -> None:
         super().__init__(str(cause))
         self.cause = cause
 
     def as_instanceof_cause(self) -> Exception:
-        """The cause."""
+        """Return the error that caused this one."""
         return self.cause
 
 
@@ -164,4 +164,4 @@ class FakeRay(ModuleType):
         self.pending = [pending for pending in self.pending if pending is not ref]
 
     def shutdown(self) -> None:
-        """Nothing."""
+        """Do nothing."""

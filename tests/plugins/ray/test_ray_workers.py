@@ -52,7 +52,7 @@ class Nudge(Stage[TorchModel, TorchModel]):
 
 @dataclass(frozen=True)
 class Sum:
-    """What the final model's first tensor sums to."""
+    """The sum of the final model's first tensor."""
 
     def __call__(self, runner: StageRunner) -> float:
         model = runner.load(runner.recipe.labels()[-1])
@@ -81,13 +81,13 @@ def jobs(base: Path) -> list[Job]:
 
 @pytest.fixture(scope="module")
 def here(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[JobResult]:
-    """What comes of them in one process."""
+    """The results of the same jobs in one process."""
     context = JobContext(base, tmp_path_factory.mktemp("here"), tiny_run.Notes())
     return list(InProcessWorkers(context).run_all(jobs(base)))
 
 
 def told(results: Sequence[JobResult]) -> list[Any]:
-    """What of them no clock has a say in."""
+    """The parts of results that do not depend on the clock."""
     return [
         (
             result.evaluation,
@@ -300,7 +300,7 @@ class Judged:
     times: Path
 
     def __call__(self, runner: StageRunner) -> bool:
-        """Whether somebody had before."""
+        """True if somebody had called it before."""
 
         def measure(folder: Path) -> dict[str, Any]:
             with self.times.open("a") as file:

@@ -138,7 +138,7 @@ def by_brute_force(made: Made, goal: Goal = GOAL) -> dict[Point, TrialOutcome]:
 
 
 def test_it_finds_what_trying_everything_would_find_at_a_fraction_of_the_work() -> None:
-    """In the mean of searches in which other things cost quality; where the limit is nearly kept, chance decides."""
+    """The mean of searches in which other choices cost quality; where the limit is nearly kept, chance decides."""
     shares, bests = [], []
     for seed in range(16):
         space = Made(seed, other=seed)
@@ -543,7 +543,7 @@ def test_a_space_of_millions_is_drawn_from_and_optuna_proposes() -> None:
 
 
 def test_what_a_sample_of_a_large_space_lacks_is_climbed_to() -> None:
-    """Of 5 ** 12 recipes whose sizes are foretold the smallest is tried second, several choices from all drawn."""
+    """The smallest of 5 ** 12 recipes with predicted sizes is tried second, several choices away from all drawn."""
 
     class Wide(Vast):
         parameters = tuple(
@@ -604,7 +604,7 @@ class EvaluatedModel(Made):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_figure_that_nothing_foretells_is_expected_by_what_others_came_to(seed: int) -> None:
-    """Of 256 recipes the best, or one as good, is among the first 24 trials."""
+    """The best of 256 recipes, or one as good, is among the first 24 trials."""
     space = EvaluatedModel(seed)
     goal = Goal(("perplexity",), (Limit(metric="size_bytes", at_most=2e6),), 0.95)
     engine = search(space, seed, goal, most=24)

@@ -136,7 +136,7 @@ def test_what_the_recipe_says_of_the_time_for_times_goes_first(
 
 
 def ending(ranked: list[tuple[int, ...]], refit: bool = True, width: int = 1, budget: str = "20m") -> FinalEvaluation:
-    """Of a search in which a training takes 100 s, a refit a tenth more, and judging 15 s."""
+    """The ending rule of a search in which a training takes 100 s, a refit a tenth more, and judging 15 s."""
     observations = SimpleNamespace(ranked=lambda: ranked, by_shortfall=lambda: [(0,)])
     return FinalEvaluation(
         space=cast("Any", SimpleNamespace(search=search(budget), origin=(0,))),

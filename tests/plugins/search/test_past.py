@@ -55,7 +55,7 @@ def past(made: Made, misleads: bool = False) -> list[PastTrial]:
 
 
 def seconds_to_the_best(made: Made, before: list[PastTrial]) -> float:
-    """What was spent when the smallest that keeps the limit was trained in full."""
+    """The seconds spent until the smallest recipe that keeps the limit was trained in full."""
     best = min(map(made.bytes, by_brute_force(made)))
     engine = Engine(made, made, GOAL, SHARES, 0, before)
     while jobs := engine.next_round():
@@ -74,7 +74,7 @@ class Near(Made):
 
 
 def test_a_search_finds_sooner_by_a_near_one_and_one_that_misleads_costs_little() -> None:
-    """In the mean of six searches in which other things cost quality; one in twenty loses its best to a low rung."""
+    """The mean of six searches in which other things cost quality; one in twenty loses its best to a low rung."""
     again, near, misled = [], [], []
     for other in (0, 1, 2, 3, 5, 6):
         cold = seconds_to_the_best(Made(other=other), [])

@@ -81,7 +81,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
 
 
 def test_bytes_foretold_are_the_bytes_made(watched: Watched) -> None:
-    """Of a recipe with other heads, neurons, tokens and bits than those whose graphs are traced."""
+    """A recipe with other heads, neurons, tokens and bits than those whose graphs are traced."""
     costs, wide, bits = watched.costs, (0, 0, 0, 1, 0), (0, 0, 0, 1, 1)
     assert costs.predict(wide, SIZE) is None, "nothing is known before a trial has made the baseline"
     costs.update(SMALLEST, 0.5, TrialOutcome(stages=watched.stages, seconds=10.0))
@@ -121,7 +121,7 @@ def test_what_all_rows_would_make_of_it_is_foretold_too(watched: Watched) -> Non
 
 
 def foreseen(watched: Watched, space: SearchSpace, most: int) -> SizeEstimator:
-    """Of a space on the same start, in which so many structures are traced at most."""
+    """Predictions for a space on the same start, with a limit on traced structures."""
     estimator = SizeEstimator(space, lambda: watched.trials.context.runner(watched.space.base))
     estimator.max_structures = most
     estimator.start(TrialOutcome(stages=watched.stages))

@@ -63,7 +63,7 @@ def latest(artifacts: Path) -> Path:
 
 
 def trials(artifacts: Path) -> list[dict[str, Any]]:
-    """What the ledger has of each trial, but for what a clock says."""
+    """The ledger's record of each trial, without times."""
     lines = (latest(artifacts) / "ledger.jsonl").read_text().splitlines()[1:]
     records = [json.loads(line) for line in lines]
     for trial in records:

@@ -67,7 +67,7 @@ def serve(before: QuantizedCheckpoint, folder: Path, **fields: Any) -> Made:
 
 
 def answers(folder: Path) -> np.ndarray:
-    """Of the runtime that evaluates them: transformers with compressed-tensors."""
+    """Answers of the runtime that evaluates checkpoints: transformers with compressed-tensors."""
     session = RUNTIME.open(folder, REFERENCE.target, 1)
     return session.predict({"input_ids": IDS.numpy()})["logits"]
 
@@ -246,7 +246,7 @@ def test_smoothing_keeps_the_function_and_divides_what_is_large(tmp_path: Path) 
 
 
 def largest_inputs(checkpoint: Checkpoint, folder: Path) -> torch.Tensor:
-    """Of the first attention, on the windows that the stage reads, by transformers alone."""
+    """The largest inputs of the first attention on the stage's windows, from transformers alone."""
     ids = calibration_sequences(context(folder / "windows"), checkpoint, 4, 16)
     return inputs_of_layers(module_of(checkpoint), ids)["model.layers.0.self_attn.q_proj"].abs().amax(0)
 

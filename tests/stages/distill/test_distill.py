@@ -331,7 +331,7 @@ TEXTS = ["great", "the film was a boring and clumsy plot", "lovely music"]
 
 @dataclass
 class Seen:
-    """What one unpadded text looks like inside a model: [length, width] each, and [heads, length, length]."""
+    """The states of one unpadded text inside a model: [length, width] each, and [heads, length, length]."""
 
     hidden: list[torch.Tensor]
     scores: list[torch.Tensor]

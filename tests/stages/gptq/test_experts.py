@@ -40,7 +40,7 @@ def quantized(source: Checkpoint, scratch: Path, notes: Notes | None = None, **f
 
 
 def routed(module: Any, ids: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """What transformers' own fused experts are given in each block: hidden states, the router's choice, its weights."""
+    """The inputs of transformers' own fused experts in each block: hidden states, the router's choice, its weights."""
     seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     for part in module.modules():
         if hasattr(part, "gate_up_proj"):

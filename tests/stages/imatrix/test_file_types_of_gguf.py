@@ -130,7 +130,7 @@ def test_the_stage_names_every_type() -> None:
 
 
 def planned_bytes(checkpoint: Checkpoint, types: GgufTypes) -> int:
-    """Of all tensors of the file."""
+    """The planned bytes of all tensors of the file."""
     planned = plan_gguf(checkpoint, types)
     return sum(row_bytes(tensor.kind, tensor.shape[-1]) * math.prod(tensor.shape[:-1]) for tensor in planned)
 

@@ -274,7 +274,7 @@ def test_parameters_that_contradict_each_other_are_refused(parameters: dict[str,
 
 
 def patterned(model: TorchModel, pattern: str) -> bool:
-    """Whether at most N of every M inputs are there, group by group."""
+    """True for each group of M inputs of which at most N remain."""
     kept_count, of = map(int, pattern.split(":"))
     weights = [layer.weight for layer in sparse_layers(model.module).values()]
     matrices = [weight.movedim(1, -1).reshape(-1, of) for weight in weights]

@@ -42,7 +42,7 @@ def prune(model: TorchModel, context: Context | None = None, **parameters: Any) 
 
 
 def flops(model: TorchModel) -> int:
-    """By torch's own counter, for one image."""
+    """FLOPs for one image by torch's own counter."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.module(pixel_values=PIXELS[:1])
     return counter.get_total_flops()

@@ -25,7 +25,7 @@ LAST_LAYERS = {"GPT2Config": ("transformer.h", "mlp.c_proj"), "PhiConfig": ("mod
 
 
 def cut_of(source: Checkpoint, scratch: Path, gone: list[int], monkeypatch: Any, **fields: Any) -> tuple[Any, Context]:
-    """What `prune` leaves where those blocks are the ones that change states least."""
+    """The checkpoint that `prune` leaves if those blocks change states least."""
     influences = [0.0 if index in gone else 1.0 for index in range(module_of(source).config.num_hidden_layers)]
     monkeypatch.setattr("compress.stages.prune_decoder.depth.distances", lambda *given: influences)
     given = context(scratch, text(8000))
@@ -43,7 +43,7 @@ def stack_of(module: Any, config: str) -> tuple[Any, list[nn.Module]]:
 
 @torch.no_grad()
 def watched(module: Any, block: nn.Module, layer: nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a layer reads, and what its block leaves, [tokens, ...]."""
+    """The inputs of a layer and the outputs of its block, [tokens, ...]."""
     seen: list[torch.Tensor] = []
     handles = [
         layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].reshape(-1, given[0].shape[-1]))),

@@ -130,7 +130,7 @@ def test_the_judge_is_the_mean_over_held_out_tokens(
 def test_the_loss_is_the_two_sums_as_weighted(
     logits: float, labels: float, given: int, start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
 ) -> None:
-    """Of all tokens, or of those alone that the teacher wrote behind some that were ``given``."""
+    """The loss of all tokens, or only of those that the teacher wrote behind some that were ``given``."""
     stage = TuneScales(**QUICK, logits_weight=logits, labels_weight=labels)
     stage_context = context(source, tmp_path / "scratch")
     module, teacher = load_quantized_module(start), stage_context.earlier("start")

@@ -63,7 +63,7 @@ def windows(source: Checkpoint, teacher: TorchModel, tmp_path: Path) -> TokenSeq
 
 
 def alone(teacher: TorchModel, beginning: np.ndarray) -> list[int]:
-    """What transformers writes behind one beginning, not batched, token by token without its `generate`."""
+    """The continuation of one beginning by transformers, not batched, token by token without its `generate`."""
     ids = beginning.tolist()
     while len(ids) < LENGTH:
         with torch.no_grad():

@@ -323,7 +323,7 @@ def test_torchs_own_function_with_a_bias_is_a_call_like_others():
 
 
 def calls_of(module: Any, given: Examples) -> list[AttentionInputs]:
-    """What each call of a padded batch hands to the operator."""
+    """The arguments of each call of the operator on a padded batch."""
     hooks, calls = keeping()
     batch = {name: torch.from_numpy(array) for name, array in given.batch([0, 1, 2]).items() if name in given.padding}
     with install_hooks(module, hooks), torch.no_grad():

@@ -61,7 +61,7 @@ def weight(rows: int, columns: int, bits: int, group_size: int, symmetric: bool,
 
 
 def kernel(operator: str, stored: StoredWeight, given: np.ndarray, **attributes: int) -> np.ndarray:
-    """What ONNX Runtime's kernel gives for ``given`` and the stored weight."""
+    """The output of ONNX Runtime's kernel for ``given`` and the stored weight."""
     integers = stored.integers() if operator == "MatMulNBits" else stored.integers().reshape(stored.rows, -1)
     stores = {"b": integers, "s": stored.scales.astype(np.float32)}
     zeros = stored.packed_zero_points()

@@ -347,7 +347,7 @@ BIAS = SIZES.standard_normal(8).astype(np.float32)
 
 
 def skip_graph(weight: np.ndarray = WEIGHT, groups: int = 1, axis: int = 1, **attributes: object) -> onnx.ModelProto:
-    """What comes from below and what was kept, joined and read by a convolution, and by an average beside it."""
+    """A U-Net's skip connection: two values joined, which a convolution and an average read."""
     nodes = [
         helper.make_node("Concat", ["below", "kept"], ["joined"], name="concat", axis=axis),
         helper.make_node("Conv", ["joined", "weight", "bias"], ["out"], name="shortcut", group=groups, **attributes),

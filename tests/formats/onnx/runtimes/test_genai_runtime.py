@@ -42,7 +42,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def exact(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its folder."""
+    """The decoder's exported folder."""
     folder = tmp_path_factory.mktemp("exact")
     export_decoder(source, GraphSettings(accuracy_level=1)).save(folder)
     return folder

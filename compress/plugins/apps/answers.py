@@ -178,11 +178,6 @@ _OF_PAIRS: Mapping[str, str] = {
 }
 
 
-def _find_tags(model: Path, outputs: Sequence[TensorRecord]) -> Tag:
-    """Return the step with the labels of the config."""
-    return Tag(output=LOGITS, labels=LABELS.find_postprocessing(model, outputs).labels)
-
-
 def _predict_tags(session: Session, step: Tag, feed: Batch, known: Numbers) -> Numbers:
     """Return one score for each label of each token, token after token."""
     scores: np.ndarray = session.predict(feed)[step.output][0]
@@ -208,11 +203,6 @@ def _predict_relevance(session: Session, step: RelevanceStep, feed: Batch, known
     if scores.shape not in ((1,), (2,)):
         raise ModelError(f"The graph gives scores of shape {list(scores.shape)}.", expected="one or two of a pair")
     return round_to_float32(scores)
-
-
-def _find_span(model: Path, outputs: Sequence[TensorRecord]) -> FindSpan:
-    """Return the step with the limit of an answer's tokens."""
-    return FindSpan(output=START, end_output=END, max_tokens=MOST_TOKENS)
 
 
 def _predict_span(session: Session, step: FindSpan, feed: Batch, known: Numbers) -> Numbers:
@@ -244,7 +234,9 @@ TAGS = replace(
     LABELS,
     folder="tags",
     meanings={LOGITS: "one score a label, in the order of the labels, for each token"},
-    find_postprocessing=_find_tags,
+    find_postprocessing=lambda model, outputs: Tag(
+        output=LOGITS, labels=LABELS.find_postprocessing(model, outputs).labels
+    ),
     predict=_predict_tags,
 )
 # One of two outputs is enough, and `_find_relevance` requires it.
@@ -264,7 +256,7 @@ SPANS = replace(
         END: "one score a token: whether it ends there",
     },
     required=frozenset({START, END}),
-    find_postprocessing=_find_span,
+    find_postprocessing=lambda model, outputs: FindSpan(output=START, end_output=END, max_tokens=MOST_TOKENS),
     predict=_predict_span,
 )
 MASKED = replace(
@@ -322,11 +314,6 @@ def _find_masks(model: Path, outputs: Sequence[TensorRecord]) -> Segment:
     return Segment(output=LOGITS, labels=labels, height=int(shape[2]), width=int(shape[3]))
 
 
-def _predict_masks(session: Session, step: Segment, feed: Batch, known: Numbers) -> Numbers:
-    """Return some of the scores of all classes and positions."""
-    return sampled(session.predict(feed)[step.output][0])
-
-
 BOXES = replace(
     LABELS,
     folder="boxes",
@@ -343,7 +330,8 @@ MASKS: Answers = replace(
     folder="masks",
     meanings={LOGITS: "one score a class, in the order of the labels, for each place of a grid"},
     find_postprocessing=_find_masks,
-    predict=_predict_masks,
+    # Some of the scores are enough.
+    predict=lambda session, step, feed, known: sampled(session.predict(feed)[step.output][0]),
 )
 
 
@@ -362,15 +350,6 @@ def _find_transcription(model: Path, outputs: Sequence[TensorRecord]) -> Transcr
     )
 
 
-def _predict_transcript(session: Session, step: Transcribe, feed: Batch, known: str) -> str:
-    return str(session.predict(feed)[TRANSCRIPTS][0])
-
-
-def _word_span(predicted: Sequence[str]) -> float:
-    """Return 1, since the tolerance is a share of all words."""
-    return 1.0
-
-
 def _word_error_rate(predicted: str, known: str) -> float:
     """Return the word error rate."""
     return word_errors(known.split(), predicted.split()) / max(1, len(known.split()))
@@ -382,11 +361,11 @@ TRANSCRIPTS_OF_SPEECH = Answers(
     folder="transcript",
     meanings={HIDDEN: "what the decoder reads of the recording"},
     required=frozenset({HIDDEN}),
-    # The share of words. With integers a token that was nearly as likely may come first.
+    # The tolerance is a share of the words. With integers a token that was nearly as likely may come first.
     rounding=(Rounding(0.01), Rounding(0.2)),
     find_postprocessing=_find_transcription,
-    predict=_predict_transcript,
-    span=_word_span,
+    predict=lambda session, step, feed, known: str(session.predict(feed)[TRANSCRIPTS][0]),
+    span=lambda transcripts: 1.0,
     difference=_word_error_rate,
     shown=repr,
 )
@@ -419,15 +398,11 @@ def _find_rewrite(model: Path, outputs: Sequence[TensorRecord]) -> Rewrite:
     )
 
 
-def _predict_rewrite(session: Session, step: Rewrite, feed: Batch, known: str) -> str:
-    return str(session.predict(feed)[seq2seq.TEXTS][0])
-
-
 WRITTEN_TEXTS = replace(
     TRANSCRIPTS_OF_SPEECH,
     plural="texts",
     field="written",
     meanings={seq2seq.HIDDEN: "what the decoder reads of the text"},
     find_postprocessing=_find_rewrite,
-    predict=_predict_rewrite,
+    predict=lambda session, step, feed, known: str(session.predict(feed)[seq2seq.TEXTS][0]),
 )

@@ -101,10 +101,6 @@ def format_numbers(numbers: Numbers) -> str:
     return f"{list(numbers[:_SHOWN])}{more}"
 
 
-def _nothing_more(folder: Path, rule: object) -> dict[str, bytes]:
-    return {}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """Kind of input, which one module implements.
@@ -137,7 +133,7 @@ class Inputs:
     """
     shown: Callable[[Sequence[Any]], Sequence[str]]
     """Return the inputs that the page offers to try: cases -> inputs."""
-    more_for_page: Callable[[Path, Any], dict[str, bytes]] = _nothing_more
+    more_for_page: Callable[[Path, Any], dict[str, bytes]] = lambda folder, rule: {}
     """Return further files of the page by path: (folder, rule) -> contents."""
 
 

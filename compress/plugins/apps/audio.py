@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -73,7 +73,9 @@ class AudioRule:
         """Triangular mel filters of area 1, [mel_bins, n_fft / 2 + 1]."""
         rule = self.rule
         hertz = np.fft.rfftfreq(rule.n_fft, 1 / rule.sampling_rate)
-        edges = _slaney_hertz(np.linspace(0, _slaney_mel(_HIGHEST_HZ), rule.mel_bins + 2))[:, None]
+        # Slaney's mel scale is linear up to 1000 Hz (15 mel), then logarithmic: 27 mel for a factor of 6.4.
+        mels = np.linspace(0, 15 + 27 * np.log(_HIGHEST_HZ / 1000) / np.log(6.4), rule.mel_bins + 2)
+        edges = np.where(mels < 15, 200 * mels / 3, 1000 * np.exp((mels - 15) * np.log(6.4) / 27))[:, None]
         rising = (hertz - edges[:-2]) / (edges[1:-1] - edges[:-2])
         falling = (edges[2:] - hertz) / (edges[2:] - edges[1:-1])
         triangles: np.ndarray = np.maximum(0, np.minimum(rising, falling)) * 2 / (edges[2:] - edges[:-2])
@@ -165,7 +167,7 @@ def store_recordings(folder: Path, samples: Sequence[str], rate: int, most_secon
 RECORDINGS = Inputs(
     plural="recordings",
     folder="audio",
-    page_files=("heard.mjs",),
+    page_files=("recording.mjs",),
     node_files=("shared/recording_of_file.mjs",),
     case=AudioCase,
     meanings={FEATURES: "log-mel features of a recording"},
@@ -204,20 +206,6 @@ def _require_equal(name: str, values: np.ndarray, expected: np.ndarray, supporte
             f"{difference:.3g} apart from the rule's.",
             expected=supported,
         )
-
-
-def _slaney_mel(hertz: Any) -> np.ndarray:
-    """Convert hertz to Slaney's mel scale: linear up to 1000 Hz, then logarithmic with 27 steps for a factor of 6.4."""
-    mel: np.ndarray = np.where(
-        hertz < 1000, 3 * hertz / 200, 15 + 27 * np.log(np.maximum(hertz, 1) / 1000) / np.log(6.4)
-    )
-    return mel
-
-
-def _slaney_hertz(mel: np.ndarray) -> np.ndarray:
-    """Convert Slaney's mel scale to hertz."""
-    hertz: np.ndarray = np.where(mel < 15, 200 * mel / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))
-    return hertz
 
 
 def _encode_wav(path: str, rate: int, most_seconds: float) -> bytes:
@@ -302,11 +290,13 @@ class SoundRule:
         return first_difference(self.prepare(case.recording), case.features, "feature", _TOLERANCE)
 
 
-def _kaldi_mel(hertz: Any) -> Any:
-    return 1127 * np.log(1 + hertz / 700)
+def _kaldi_mel(hertz: float | np.ndarray) -> np.ndarray:
+    """Convert hertz to the mel scale of Kaldi (HTK)."""
+    return np.asarray(1127 * np.log(1 + hertz / 700))
 
 
 def _power_of_two(size: int) -> int:
+    """Return the smallest power of two that is not below ``size``."""
     return 1 << (size - 1).bit_length()
 
 

@@ -64,9 +64,8 @@ class ReplyComparison(NamedTuple):
 
 def _find_generation(model: Path, outputs: Sequence[TensorRecord]) -> Generate:
     """Return the step for greedy decoding by config.json and generation_config.json. Sampling settings are ignored."""
-    generation_config = (
-        read_json(model / "generation_config.json") if (model / "generation_config.json").is_file() else {}
-    )
+    file = model / "generation_config.json"
+    generation_config = read_json(file) if file.is_file() else {}
     longest = longest_text(model)
     presents = [entry.name for entry in outputs if entry.name.startswith(PRESENT)]
     return Generate(
@@ -85,8 +84,7 @@ def _predict_reply(session: Session, step: Generate, feed: Batch, known: Reply |
         length = min(_TESTED, step.max_new_tokens, step.max_length - len(prompt))
         reply = list(_greedy_tokens(decoder, prompt, step.end_ids, length))
         return Reply(ids=tuple(token for token, _ in reply), logits=_round_all([logit for _, logit in reply]))
-    comparisons = [_compare_token(logits, token) for logits, token in _expected_tokens(decoder, prompt, known.ids)]
-    ids, logits_above_mean, behind = zip(*comparisons, strict=True)
+    ids, logits_above_mean, behind = zip(*_follow_reply(decoder, prompt, known.ids), strict=True)
     return ReplyComparison(ids, _round_all(logits_above_mean), _round_all(behind))
 
 
@@ -149,22 +147,19 @@ def _greedy_tokens(
         logits = decoder.read_on(token)
 
 
-def _expected_tokens(decoder: Decoder, prompt: Sequence[int], ids: Sequence[int]) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield each expected token with the logits at its position."""
+def _follow_reply(decoder: Decoder, prompt: Sequence[int], ids: Sequence[int]) -> Iterator[tuple[int, float, float]]:
+    """Yield for each expected token: the most likely token, the logit above the mean, and the distance to the top."""
     for number, token in enumerate(ids):
+        # The cache holds the expected tokens, also where the model prefers others.
         logits = decoder.read_on(ids[number - 1]) if number else decoder.read(prompt)
         if token >= len(logits):
             raise ModelError(f"Token {token} is expected, and the model has {len(logits)}.", where=_WHERE)
-        yield logits, token
-
-
-def _compare_token(logits: np.ndarray, token: int) -> tuple[int, float, float]:
-    """Return the most likely token, the token's logit above the mean, and its distance from the largest logit."""
-    first = likeliest(logits, _WHERE)
-    return first, _logit_above_mean(logits, token), float(logits[first]) - float(logits[token])
+        first = likeliest(logits, _WHERE)
+        yield first, _logit_above_mean(logits, token), float(logits[first]) - float(logits[token])
 
 
 def _logit_above_mean(logits: np.ndarray, token: int) -> float:
+    """Return a logit minus the mean of all, which a constant added to all logits does not change."""
     return float(logits[token]) - float(logits.mean(dtype=np.float64))
 
 

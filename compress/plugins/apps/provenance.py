@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult
 from pydantic import ValidationError
@@ -80,8 +79,8 @@ def find_provenance(recipe: Recipe, recipe_file: Path, run: Path, target: str) -
         recipe=recipe.name,
         recipe_sha256=digest_file(recipe_file),
         samples={
-            name: {package.requirement: package.sha256 for package in run_fields.packages}
-            for name, run_fields in samples.items()
+            name: {package.requirement: package.sha256 for package in sample.packages}
+            for name, sample in samples.items()
         },
     )
     # A lock or report of another recipe says nothing about this model.
@@ -89,22 +88,16 @@ def find_provenance(recipe: Recipe, recipe_file: Path, run: Path, target: str) -
         return provenance
     lock, figures = read_lock(run / LOCK), find_measurements(recipe, recipe_file, run, target)
     measured = {f"{row.metric} on {row.target}": row.value for row in figures.rows} if figures else {}
-    run_fields: dict[str, Any] = {
+    run_fields: dict[str, object] = {
         name: lock[name] for name in ("seed", "start", "data", "stages", "packages") if name in lock
     }
-    return _checked(
-        provenance, {**run_fields, "report_sha256": digest_file(run / REPORT), "measured": measured}, run / LOCK
-    )
-
-
-def _checked(provenance: Provenance, run_fields: dict[str, Any], lock: Path) -> Provenance:
-    """Return the provenance with the fields of the run's lock. Raises `InputError` for an invalid field."""
+    run_fields |= {"report_sha256": digest_file(run / REPORT), "measured": measured}
     try:
         return Provenance.model_validate({**provenance.model_dump(), **run_fields})
     except ValidationError as error:
         problem = error.errors()[0]
         name = ".".join(map(str, problem["loc"]))
-        raise InputError(f"The run's lock has a strange {name}: {problem['msg']}", where=str(lock)) from None
+        raise InputError(f"The run's lock has a strange {name}: {problem['msg']}", where=str(run / LOCK)) from None
 
 
 def find_licences(recipe: Recipe, folder: Path, stated: str | None) -> tuple[Licence, ...]:

@@ -165,15 +165,13 @@ def run_selftest(test: SelfTest, model: ModelUnderTest, where: str) -> float:
         if not difference <= test.tolerance:
             expected = f"{answers.shown(expected_answer)} within {test.tolerance:g}"
             raise _failed(where, number, case, f"{answers.plural} {answers.shown(answer)}", expected)
-        if test.cosine is not None and not (cosine := _cosine(answer, expected_answer)) >= test.cosine:
-            raise _failed(where, number, case, f"its cosine is {cosine:.6f}", f"{test.cosine:g} at least")
+        if test.cosine is not None:
+            left, right = np.array(answer), np.array(expected_answer)
+            cosine = float(left @ right / (np.linalg.norm(left) * np.linalg.norm(right)))
+            if not cosine >= test.cosine:
+                raise _failed(where, number, case, f"its cosine is {cosine:.6f}", f"{test.cosine:g} at least")
         worst = max(worst, difference / test.tolerance)
     return worst
-
-
-def _cosine(answer: Answer, expected: Answer) -> float:
-    a, b = np.array(answer), np.array(expected)
-    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
 def _failed(where: str, number: int, case: Case, result: str, expected: str) -> BundleError:

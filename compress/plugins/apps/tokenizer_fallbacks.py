@@ -21,6 +21,15 @@ PLANES = (range(0x20, 0xD800), range(0xE000, 0x40000), range(0xE0000, 0xE1000))
 """Code points that have a meaning, or may get one."""
 _AT_ONCE = 1000
 _FENCE, _LEFT, _RIGHT = "q", "a", "b"
+_IDEOGRAPHS = (
+    range(0x4E00, 0xA000),
+    range(0x3400, 0x4DC0),
+    range(0x20000, 0x2A6E0),
+    range(0x2A700, 0x2CEB0),
+    range(0xF900, 0xFB00),
+    range(0x2F800, 0x2FA20),
+)
+"""Blocks of ideographs in BERT's tokenizer, where each character is a word."""
 _LETTERS, _POINTS = range(0x10300, 0x1031F), range(0x2E00, 0x2E18)
 """Old Italic letters and editors' marks, as old as Unicode 3.1 and 4.1."""
 
@@ -36,7 +45,11 @@ def stand_ins(tokenizer: Tokenizer) -> list[dict[str, Any]]:
     vocabulary = tokenizer.get_vocab()
     points_by_class: dict[Class, list[int]] = {"word": [], "apart": [], "gone": [], "space": []}
     for point, kind in classes(tokenizer, (point for plane in PLANES for point in plane)):
-        if kind != _by_category(point) and chr(point) not in vocabulary and not _is_composed(point):
+        if (
+            kind != _by_category(point)
+            and chr(point) not in vocabulary
+            and unicodedata.normalize("NFD", chr(point)) == chr(point)
+        ):
             points_by_class[kind].append(point)
     replacements = {
         "word": _unknown(_LETTERS, vocabulary),
@@ -74,16 +87,13 @@ def _classes(tokenizer: Tokenizer, points: list[int]) -> Iterator[tuple[int, Cla
         else:
             words[-1].append(word)
     for point, parts in zip(points, words, strict=True):
-        yield point, _class(parts)
-
-
-def _class(parts: list[str]) -> Class:
-    """Return the class of a code point by the parts into which it splits two letters."""
-    if parts == [_LEFT + _RIGHT]:
-        return "gone"
-    if parts == [_LEFT, _RIGHT]:
-        return "space"
-    return "word" if len(parts) == 1 else "apart"
+        # "ab": the point was removed. "a", "b": it is a space. One word: it is a letter. Otherwise it is a word itself.
+        if parts == [_LEFT + _RIGHT]:
+            yield point, "gone"
+        elif parts == [_LEFT, _RIGHT]:
+            yield point, "space"
+        else:
+            yield point, "word" if len(parts) == 1 else "apart"
 
 
 def _by_category(point: int) -> Class | None:
@@ -97,25 +107,8 @@ def _by_category(point: int) -> Class | None:
         return "space"
     # BERT treats all ASCII symbols as punctuation, such as "$" and "^".
     ascii_sign = point < 0x7F and category[0] in "PS"
-    return "apart" if category[0] == "P" or ascii_sign or _is_ideograph(point) else "word"
-
-
-def _is_composed(point: int) -> bool:
-    """Return True if normalisation decomposes a character, such as a slashed equals sign. JavaScript does the same."""
-    return unicodedata.normalize("NFD", chr(point)) != chr(point)
-
-
-def _is_ideograph(point: int) -> bool:
-    """Return True for the blocks of ideographs in BERT's tokenizer, where each is a word."""
-    blocks = (
-        (0x4E00, 0x9FFF),
-        (0x3400, 0x4DBF),
-        (0x20000, 0x2A6DF),
-        (0x2A700, 0x2CEAF),
-        (0xF900, 0xFAFF),
-        (0x2F800, 0x2FA1F),
-    )
-    return any(first <= point <= last for first, last in blocks)
+    is_word = category[0] == "P" or ascii_sign or any(point in block for block in _IDEOGRAPHS)
+    return "apart" if is_word else "word"
 
 
 def _unknown(points: range, vocabulary: dict[str, int]) -> str:

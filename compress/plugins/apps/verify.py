@@ -83,7 +83,11 @@ def verify_folder(folder: Path, signer: Path | None) -> Verification:
     _check_files(folder, manifest)
     fingerprint = check_signature(folder, signer, SIGNED)
     model = folder / manifest.model
-    bundled_format = _format_of(folder, manifest)
+    # The support for the model file's format. Raises `BundleError` if the manifest states another format.
+    actual = format_of(folder / manifest.model)
+    if actual != manifest.format:
+        raise _lie(folder, "the format", manifest.format, actual)
+    bundled_format = find_bundled_format(actual)
     kind = APP_TYPES[manifest.steps]
     unread, unavailable_reason = unread_reason(bundled_format), why_unavailable(TARGETS[bundled_format.target])
     session = None
@@ -91,7 +95,11 @@ def verify_folder(folder: Path, signer: Path | None) -> Verification:
         session = open_model(bundled_format, model if kind.graphs == 1 else folder / MODEL_FOLDER)
     # Compare the manifest with the model, so that a wrong manifest is found even with a valid digest.
     outputs = manifest.outputs if unread else _check_shape(manifest, folder, bundled_format, session)
-    _check_end(manifest, folder, outputs)
+    # Compare the step after the model with the model's files.
+    end = APP_TYPES[manifest.steps].answers.find_postprocessing(folder / MODEL_FOLDER, outputs)
+    for name, value in end:
+        if not _agree(getattr(manifest.postprocessing, name), value):
+            raise _lie(folder, name, str(getattr(manifest.postprocessing, name)), str(value))
     preparation = kind.inputs.open(folder, manifest.preprocessing)
     selftest = read_selftest(folder, kind, manifest.files)
     worst = None
@@ -155,14 +163,6 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             )
 
 
-def _format_of(folder: Path, manifest: Manifest) -> BundledFormat:
-    """Return the support for the model file's format. Raises `BundleError` if the manifest states another format."""
-    actual = format_of(folder / manifest.model)
-    if actual != manifest.format:
-        raise _lie(folder, "the format", manifest.format, actual)
-    return find_bundled_format(actual)
-
-
 def _check_shape(
     manifest: Manifest, folder: Path, form: BundledFormat, session: Session | None
 ) -> Sequence[TensorRecord]:
@@ -186,14 +186,6 @@ def _check_shape(
         if stated_sizes != actual_sizes:
             raise _lie(folder, name, str(stated_sizes), str(actual_sizes))
     return shape.outputs
-
-
-def _check_end(manifest: Manifest, folder: Path, outputs: Sequence[TensorRecord]) -> None:
-    """Compare the step after the model with the model's files."""
-    end = APP_TYPES[manifest.steps].answers.find_postprocessing(folder / MODEL_FOLDER, outputs)
-    for name, value in end:
-        if not _agree(getattr(manifest.postprocessing, name), value):
-            raise _lie(folder, name, str(getattr(manifest.postprocessing, name)), str(value))
 
 
 def _agree(said: Any, true: Any) -> bool:

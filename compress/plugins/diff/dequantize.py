@@ -132,6 +132,7 @@ def _companions(tensors: tuple[StoredTensor, ...]) -> Mapping[str, Mapping[str, 
 
 
 def _stored_weight(tensor: StoredTensor, companions: Mapping[str, StoredTensor]) -> Weight | None:
+    """Return a weight with its scales and zero points, or None for a layout that cannot be read."""
     integer = _INTEGER.match(tensor.dtype)
     if integer is None:
         return _floats(tensor) if tensor.readable and "complex" not in tensor.dtype else None
@@ -151,23 +152,19 @@ def _stored_weight(tensor: StoredTensor, companions: Mapping[str, StoredTensor])
 
 
 def _floats(tensor: StoredTensor) -> Weight:
+    """Return a weight of a floating-point type or a block format."""
     # NumPy has no type for block formats such as Q4_K. They decode to values on a grid with one step per block.
-    is_block_format = numpy_dtype(tensor.dtype) is None
-    bits = 8 * tensor.stored_bytes / tensor.elements if is_block_format else 8 * _itemsize(tensor.dtype)
+    dtype = numpy_dtype(tensor.dtype)
+    bits = 8 * tensor.stored_bytes / tensor.elements if dtype is None else 8 * dtype.itemsize
 
     def read() -> ValuesAndSteps:
         values = np.asarray(tensor.values(), np.float32)
-        return values, smallest_steps(values.reshape(flat_shape(values.shape))).reshape(
-            values.shape
-        ) if is_block_format else None
+        if dtype is not None:
+            return values, None
+        return values, smallest_steps(values.reshape(flat_shape(values.shape))).reshape(values.shape)
 
-    plain = None if is_block_format or tensor.decode is not None else tensor.values
+    plain = None if dtype is None or tensor.decode is not None else tensor.values
     return Weight(tensor.name, tensor.shape, tensor.dtype, bits, read, plain)
-
-
-def _itemsize(dtype: str) -> int:
-    dtype_info = numpy_dtype(dtype)
-    return dtype_info.itemsize if dtype_info is not None else 4
 
 
 def _packed_weight(tensor: StoredTensor, folder: Path) -> Weight | None:
@@ -232,6 +229,7 @@ def _dequantize(integers: np.ndarray, companions: Mapping[str, StoredTensor], bi
 
 
 def _zero_points(tensor: StoredTensor | None, scales: np.ndarray, integers: np.ndarray, bits: int) -> np.ndarray:
+    """Return the zero points in the shape of the scales. Unsigned weights without any are centred."""
     if tensor is None:
         middle = 1 << bits - 1 if bits < 8 and integers.dtype == np.uint8 else 0
         return np.full(scales.shape, middle, np.float32)

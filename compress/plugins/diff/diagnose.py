@@ -135,25 +135,24 @@ def _axis_scaling(axis: AxisSums, name: str) -> str | None:
 
 
 def _permutations(read: DifferenceSums, chunks: Chunks, shape: tuple[int, int]) -> Iterator[str]:
+    """Yield the description of a permutation of rows or of columns."""
     for along_rows, axis, name in ((True, read.rows, "row"), (False, read.columns, "column")):
-        if 1 < len(axis.before) <= _MOST_ROWS and _same_norms(axis):
+        old, new = np.sqrt(np.sort(axis.before)), np.sqrt(np.sort(axis.after))
+        # A permutation keeps the sorted norms. This is much cheaper than a search for the order.
+        if 1 < len(old) <= _MOST_ROWS and np.linalg.norm(old - new) <= 0.05 * np.linalg.norm(old):
             order = reordered(chunks, shape, along_rows)
             if order is not None:
-                yield _order_words(order, name)
+                yield _describe_order(order, name)
                 return
 
 
-def _same_norms(axis: AxisSums) -> bool:
-    old, new = np.sqrt(np.sort(axis.before)), np.sqrt(np.sort(axis.after))
-    return bool(np.linalg.norm(old - new) <= 0.05 * np.linalg.norm(old))
-
-
-def _order_words(found: Reordered, name: str) -> str:
-    unit = f"{name}s" if found.block == 1 else f"blocks of {found.block} {name}s"
-    if found.swapped is not None:
-        first, second = found.swapped
+def _describe_order(order: Reordered, name: str) -> str:
+    """Describe a permutation of rows or columns, or of blocks of them."""
+    unit = f"{name}s" if order.block == 1 else f"blocks of {order.block} {name}s"
+    if order.swapped is not None:
+        first, second = order.swapped
         return f"{unit} {first} and {second} have changed places"
-    return f"{len(found.displaced):,} of {len(found.order) // found.block:,} {unit} stand in another order"
+    return f"{len(order.displaced):,} of {len(order.order) // order.block:,} {unit} stand in another order"
 
 
 def _coarser_grid_bits(chunks: Chunks) -> int | None:

@@ -1,5 +1,5 @@
 // The page: what is heard in a recording that is chosen, dropped or spoken is told here, on this device. Nothing is sent.
-import { listen, samplesOf } from "./heard.mjs";
+import { listen, samplesOf } from "./recording.mjs";
 import { ask, clear, say, start } from "./shown.mjs";
 
 const MOST = 5;

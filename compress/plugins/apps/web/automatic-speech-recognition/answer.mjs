@@ -2,7 +2,7 @@
 import { pipeline } from "./runtime/transformers.min.js";
 import { json, typesOf } from "./local.mjs";
 
-export { samplesOf } from "./heard.mjs";
+export { samplesOf } from "./recording.mjs";
 
 /** {manifest, json, transcribe}. */
 export async function openBundle() {

@@ -1,6 +1,6 @@
 // The page: a recording that is chosen, dropped or spoken is heard here, on this device. Nothing is sent.
 import { openBundle } from "./answer.mjs";
-import { listen, samplesOf } from "./heard.mjs";
+import { listen, samplesOf } from "./recording.mjs";
 import { wordErrors } from "./words.mjs";
 
 const [words, status] = ["words", "status"].map((id) => document.getElementById(id));

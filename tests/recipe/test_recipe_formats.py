@@ -162,12 +162,7 @@ def test_fields_of_generation_mean_nothing_for_classes(tmp_path: Path) -> None:
 def test_fields_of_rows_mean_nothing_for_running_text(tmp_path: Path) -> None:
     text = GOOD.replace("data:\n", "data:\n  labels: [good, bad]\n").replace("tokens: 16", "rate: 5, batch_size: 8")
     refused = problems_of_text(tmp_path, f"{text}slices: [{{length: quartiles}}]\n")
-    assert {problem.field for problem in refused} == {
-        "data.labels",
-        "slices",
-        "benchmark.rate",
-        "benchmark.batch_size",
-    }
+    assert {problem.field for problem in refused} == {"data.labels", "slices", "benchmark.rate", "benchmark.batch_size"}
 
 
 OF_TEXT = ("token-classification", "text-ranking", "fill-mask", "question-answering")

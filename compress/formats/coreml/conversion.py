@@ -80,14 +80,12 @@ def to_coreml(
     """
     # Trace with the longest example; the sequence axis stays free.
     row = _SingleRowModel(model.module, examples).eval()
-    # Trace the longest example.
     batch = tensors(examples, [int(examples.lengths().argmax())])
     sample = {name: batch[name].contiguous() for name in examples.padding}
     longest = max(max_length, *(value.shape[1] for value in sample.values()))
     with suppress_output("prints"), without_padding_masks(row.module), torch.no_grad():
         import coremltools
 
-        # Positions of 1 row and any length.
         sequence_length = torch.export.Dim("sequence_length", min=_SHORTEST, max=longest)
         shapes = tuple({} if examples.padding[name] is None else {1: sequence_length} for name in sample)
         try:
@@ -97,12 +95,12 @@ def to_coreml(
             ).run_decompositions({})
             reference, trace_answers = torch_answers(model.module, examples), _trace_answers(traced.module(), examples)
             what = f"As traced for Core ML the {examples.answer_label} differ from the model's"
-            largest_difference = check_parity(reference, trace_answers, examples, tolerance, what).worst
+            parity = check_parity(reference, trace_answers, examples, tolerance, what)
             converted = coremltools.convert(
                 traced,
                 convert_to="mlprogram",
                 compute_precision=getattr(coremltools.precision, "FLOAT32" if precision == "fp32" else "FLOAT16"),
-                # The first that has weights of 4 bits in groups.
+                # iOS 18 is the first version that has 4-bit weights in groups.
                 minimum_deployment_target=coremltools.target.iOS18,
                 skip_model_load=True,
             )
@@ -114,7 +112,7 @@ def to_coreml(
             ) from error
         if precision == "int8":
             converted = _quantize_weights(coremltools, converted, token_embedding(model.module), table_bits)
-        return _package_model(coremltools, converted, model, [*sample, examples.answer]), largest_difference
+        return _package_model(coremltools, converted, model, [*sample, examples.answer]), parity.worst
 
 
 class _SingleRowModel(nn.Module):
@@ -126,7 +124,7 @@ class _SingleRowModel(nn.Module):
     def __init__(self, module: Any, examples: Examples) -> None:
         super().__init__()
         self.module = copy.deepcopy(module).requires_grad_(False)
-        # Without a mask of ours the eager one would make its own.
+        # Eager attention takes our additive mask unchanged. Without a mask of ours it would build one itself.
         masked = "attention_mask" in examples.padding
         if masked and hasattr(self.module, "set_attn_implementation"):
             self.module.set_attn_implementation("eager")

@@ -335,8 +335,8 @@ def _embedding_lookups(call: NodeCall) -> dict[int, tuple[int, int]]:
     return {2: (0, 0), 3: (0, 0), 4: (0, 0)}
 
 
-def _table() -> dict[tuple[str, str], Operator]:
-    """Build the table of counting rules."""
+def _standard_operators() -> dict[tuple[str, str], Operator]:
+    """Return the counting rules of operators in the ONNX standard."""
     single_step = (
         *("Add", "Sub", "Mul", "Div", "Pow", "Mod", "Neg", "Abs", "Sqrt", "Reciprocal", "Sign", "Exp", "Log", "Erf"),
         *("Tanh", "Sigmoid", "Sin", "Cos", "Relu", "Ceil", "Floor", "Round", "Where", "And", "Or", "Not", "Xor"),
@@ -361,12 +361,14 @@ def _table() -> dict[tuple[str, str], Operator]:
     counts |= {"Conv": _convolution(1, 2), "ConvInteger": _convolution(1, None, integer=True)}
     counts |= {"QLinearConv": _convolution(3, 8, integer=True, after=2), "ConvTranspose": _transposed_convolution}
     counts |= {"MaxPool": _pool, "AveragePool": _pool}
-    # Operators of the ONNX standard.
     table = {("", name): Operator(count) for name, count in counts.items()}
     table |= {("", name): Operator(_nothing, view=True) for name in views}
     table |= {("", "Slice"): Operator(_nothing, picks=True), ("", "Gather"): Operator(_nothing, rows=_lookup)}
-    table |= {("", name): Operator(_nothing, picks=True) for name in ("GatherElements", "GatherND")}
-    # Operators of ONNX Runtime's contrib domain.
+    return table | {("", name): Operator(_nothing, picks=True) for name in ("GatherElements", "GatherND")}
+
+
+def _onnxruntime_operators() -> dict[tuple[str, str], Operator]:
+    """Return the counting rules of operators that only ONNX Runtime has."""
     fused: dict[str, Count] = {
         "Attention": _attention(mask=3, past=4, integer=False),
         "QAttention": _attention(mask=5, past=8, integer=True),
@@ -392,7 +394,7 @@ def _table() -> dict[tuple[str, str], Operator]:
         "QuantizeLinear": _each_output(4),
         "DequantizeLinear": _each_output(2),
     }
-    table |= {(MICROSOFT, name): Operator(count) for name, count in fused.items()}
+    table = {(MICROSOFT, name): Operator(count) for name, count in fused.items()}
     # ONNX Runtime writes this one into the standard domain of optimized graphs.
     table |= {("", "SimplifiedLayerNormalization"): Operator(_each_output(4))}
     table |= {(MICROSOFT, "GatherBlockQuantized"): Operator(_each_output(2), rows=_quantized_lookup)}
@@ -408,7 +410,7 @@ def _table() -> dict[tuple[str, str], Operator]:
     return table
 
 
-OPERATORS = _table()
+OPERATORS = _standard_operators() | _onnxruntime_operators()
 """Counting rule by (domain, operator)."""
 
 

@@ -44,38 +44,13 @@ def spoil(path: Path, **changes: Any) -> None:
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}, sort_keys=False))
 
 
-TEN_MISTAKES = """\
-name: bad name!
-task: text-clasification
-model: 7
-data: {splits: {train: train.csv, test: test.csv}, max_length: 2, colums: {text: sentence}}
-seed: -1
-stages:
-  - finetun: {}
-  - distill: {student: {layers: [0]}, temperature: 0, epochs: many}
-targets: [cpuu]
-"""
-
-
 @pytest.mark.parametrize("command", ["run", "check"])
-def test_ten_mistakes_are_all_listed_at_once(place: Path, refuse: Refuse, command: str) -> None:
-    (place / "tiny.yaml").write_text(TEN_MISTAKES)
+def test_all_mistakes_are_listed_at_once(place: Path, refuse: Refuse, command: str) -> None:
+    spoil(place / "tiny.yaml", task="text-clasification", seed=-1, targets=["cpuu"])
     message = refuse(command, "tiny.yaml")
-    assert "The recipe has 10 problems" in message
-    expected = {
-        1: "name",
-        2: "'text-classification'",
-        3: "model",
-        4: "data.max_length",
-        5: "seed",
-        7: "'finetune'",
-        8: "stages.1.distill.temperature",
-        9: "targets",
-    }
-    for line, text in expected.items():
-        assert re.search(rf"tiny\.yaml:{line}: .*{re.escape(text)}", message), (line, text, message)
-    assert "'columns'" in message
-    assert "stages.1.distill.epochs" in message
+    assert "The recipe has 3 problems" in message
+    for words in ("'text-classification'", "seed", "targets"):
+        assert re.search(rf"tiny\.yaml:\d+: .*{words}", message), (words, message)
 
 
 @pytest.mark.parametrize("command", ["run", "check"])

@@ -15,6 +15,7 @@ import tiny_images
 import tiny_run
 import tiny_speech
 import yaml
+from stage_context import write_recipe
 
 from compress.cli import main
 
@@ -29,18 +30,10 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_run.write_all(root / "text", stages=[{"finetune": {"epochs": 1}}], baseline="start")
     tiny_generation.write_all(root / "chat")
     (root / "speech").mkdir()
-    shared: dict[str, Any] = {"name": "tiny", "model": "model", "stages": ["onnx"]}
-    splits = tiny_speech.write_speech(root / "speech")
-    speech = {**shared, "task": tiny_speech.TASK, "data": {"splits": splits}}
+    write_recipe(root / "speech", tiny_speech.TASK, tiny_speech.write_speech(root / "speech"), ["onnx"])
     tiny_images.vit().save(_made(root / "images" / "model"))
     tiny_images.write_class_folders(root / "images")
-    images = {
-        **shared,
-        "task": tiny_images.TASK,
-        "data": {"splits": {split: f"./{split}" for split in ("train", "test")}},
-    }
-    for kind, recipe in (("speech", speech), ("images", images)):
-        (root / kind / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    write_recipe(root / "images", tiny_images.TASK, {"train": "./train", "test": "./test"}, ["onnx"])
     return root
 
 

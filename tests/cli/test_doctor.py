@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import yaml
 from command_line import invoke
 from narrow import broken_words, shown
 from onnx import TensorProto, helper, numpy_helper
+from stage_context import write_recipe
 from tiny_speech import TASK, write_speech
 
 from compress.benchmark.profile import CauseDifference, LayerDifference, OperatorDifference
@@ -201,9 +201,7 @@ ENCODER, DECODER = "encoder_model_quantized.onnx", "decoder_model_merged_quantiz
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`float/`, `int8/` and a recipe with recordings."""
     folder = tmp_path_factory.mktemp("place")
-    recipe = {"name": "tiny", "task": TASK, "model": "model", "data": {"splits": write_speech(folder)}}
-    recipe |= {"stages": ["onnx"], "benchmark": {"threads": 1}}
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    write_recipe(folder, TASK, write_speech(folder), ["onnx"], benchmark={"threads": 1})
     floats = export_encoder_decoder(Checkpoint(folder / "model"))
     graphs = {
         quantized_name(name): quantize_products(graph, per_channel=True, reduce_range=False)

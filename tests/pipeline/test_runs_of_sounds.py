@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from stage_context import write_recipe
 from tiny_run import compress, latest, read_report
 from tiny_sounds import spectrograms, waves, write_model, write_splits
 
@@ -23,24 +23,9 @@ SPELLED: list[Any] = [{"finetune": {"epochs": 1, **TRAINED}}, {"onnx": {}}, {"on
 
 def recipe(folder: Path, task: str, stages: list[Any], judged: int = 16) -> Path:
     write_splits(folder, {"train": 32, "validation": 8, "test": judged})
-    values = {
-        "name": "tiny",
-        "task": task,
-        "model": "model",
-        "data": {"splits": {split: f"{split}.jsonl" for split in ("train", "validation", "test")}},
-        "stages": stages,
-        "baseline": "finetune",
-        "benchmark": {
-            "threads": 1,
-            "seconds": 0.05,
-            "examples": 8,
-            "batch_size": 4,
-            "launches": 2,
-            "every_stage": False,
-        },
-    }
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    return folder / "tiny.yaml"
+    benchmark = {"threads": 1, "seconds": 0.05, "examples": 8, "batch_size": 4, "launches": 2, "every_stage": False}
+    splits = ("train", "validation", "test")
+    return write_recipe(folder, task, splits, stages, baseline="finetune", benchmark=benchmark)
 
 
 def run(path: Path) -> dict[tuple[str, str], Any]:

@@ -21,10 +21,10 @@ from compress.results.report import Measurement
 from compress.tasks.registry import get_task
 
 
-def recipe(*stages: str) -> Recipe:
+def recipe(*stages: str | dict[str, object], baseline: str = "start") -> Recipe:
     data = {"splits": {"train": "train.csv", "test": "test.csv"}}
-    given = {"name": "r", "task": "text-classification", "model": "m", "data": data, "baseline": "start"}
-    return Recipe.model_validate({**given, "stages": [{stage: {}} for stage in stages]})
+    given = {"name": "r", "task": "text-classification", "model": "m", "data": data, "baseline": baseline}
+    return Recipe.model_validate({**given, "stages": stages})
 
 
 def session(folder: Path, *stages: str, target: str = "cpu") -> Any:
@@ -136,10 +136,7 @@ def write(folder: Path, zeros: int) -> Path:
 
 
 def recipe_with_stage(**stage: object) -> Recipe:
-    data = {"splits": {"train": "train.csv", "test": "test.csv"}}
-    stages = [{"finetune": {}}, stage, {"onnx": {}}]
-    given = {"name": "r", "task": "text-classification", "model": "m", "data": data, "baseline": "finetune"}
-    return Recipe.model_validate({**given, "stages": stages})
+    return recipe("finetune", stage, "onnx", baseline="finetune")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import yaml
+from stage_context import write_recipe
 from tiny_run import Notes, load
 from tiny_speech import write_speech
 
@@ -20,18 +20,11 @@ STAGES = ({"onnx": {}}, {"onnx_weight_only": {"bits": 8, "part": "encoder"}}, {"
 
 def write_all(folder: Path) -> Path:
     splits = write_speech(folder)
-    recipe = {
-        "name": "tiny",
-        "task": "automatic-speech-recognition",
-        "model": "model",
-        "data": {"splits": splits},
-        "stages": list(STAGES),
-        "baseline": "start",
-        "benchmark": {"threads": 1, "budget_seconds": 0.1, "examples": 8, "launches": 2},
-        "limits": [{"metric": "size_bytes", "at_most": 0.9, "of": "baseline"}],
-    }
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    return folder / "tiny.yaml"
+    benchmark = {"threads": 1, "budget_seconds": 0.1, "examples": 8, "launches": 2}
+    limits = [{"metric": "size_bytes", "at_most": 0.9, "of": "baseline"}]
+    return write_recipe(
+        folder, "automatic-speech-recognition", splits, STAGES, baseline="start", benchmark=benchmark, limits=limits
+    )
 
 
 def test_a_speech_recipe_is_run_measured_and_reported(tmp_path: Path):

@@ -80,6 +80,12 @@ def label_maps(labels: Sequence[str]) -> dict[str, Any]:
     return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
 
 
+def two_sides(width: int, layers: int = 2, hidden: int = 48) -> dict[str, int]:
+    """Return the sizes of an encoder and a decoder as a config has them; every layer has two heads."""
+    sizes = {"layers": layers, "attention_heads": 2, "ffn_dim": hidden}
+    return {"d_model": width} | {f"{side}_{name}": sizes[name] for side in ("encoder", "decoder") for name in sizes}
+
+
 @torch.no_grad()
 def shaken(module: Any, spread: float = 0.2) -> Any:
     """Return the module in eval mode, with noise on all parameters but those of its normalisations."""

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import stage_context
 import torch
 import transformers
-from tiny import label_maps
+from tiny import label_maps, two_sides
 from tiny_images import png
 from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
 from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImageProcessorPil
@@ -80,22 +80,9 @@ def detr(seed: int = 0) -> tuple[Any, Any]:
     net = transformers.ResNetConfig(
         embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", out_features=["stage2"]
     )
-    config = transformers.DetrConfig(
-        use_timm_backbone=False,
-        use_pretrained_backbone=False,
-        backbone=None,
-        backbone_config=net,
-        d_model=32,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_ffn_dim=64,
-        decoder_ffn_dim=64,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        num_queries=5,
-        init_std=0.2,
-        **label_maps(LABELS[1:]),
-    )
+    backbone = {"backbone": None, "use_timm_backbone": False, "use_pretrained_backbone": False, "backbone_config": net}
+    sizes = {**two_sides(32, layers=1, hidden=64), "num_queries": 5, "init_std": 0.2}
+    config = transformers.DetrConfig(**backbone, **sizes, **label_maps(LABELS[1:]))
     torch.manual_seed(seed)
     return transformers.DetrForObjectDetection(config).eval(), _processor(DetrImageProcessorPil)
 
@@ -109,21 +96,10 @@ def rt_detr(seed: int = 0) -> tuple[Any, Any]:
         layer_type="basic",
         out_features=["stage2", "stage3", "stage4"],
     )
+    channels = {f"{side}_in_channels": [16, 16, 16] for side in ("encoder", "decoder")}
+    sizes = {**two_sides(16, layers=1, hidden=32), "encoder_hidden_dim": 16, "num_queries": 5, "num_denoising": 4}
     config = transformers.RTDetrConfig(
-        backbone_config=net,
-        d_model=16,
-        encoder_hidden_dim=16,
-        encoder_in_channels=[16, 16, 16],
-        encoder_ffn_dim=32,
-        encoder_attention_heads=2,
-        decoder_in_channels=[16, 16, 16],
-        decoder_layers=1,
-        decoder_ffn_dim=32,
-        decoder_attention_heads=2,
-        num_queries=5,
-        num_denoising=4,
-        freeze_backbone_batch_norms=False,
-        **label_maps(LABELS[1:]),
+        backbone_config=net, freeze_backbone_batch_norms=False, **channels, **sizes, **label_maps(LABELS[1:])
     )
     torch.manual_seed(seed)
     made = transformers.RTDetrForObjectDetection(config).eval()

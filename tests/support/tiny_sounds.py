@@ -14,7 +14,7 @@ import pyarrow as pa
 import soundfile
 import torch
 import transformers
-from tiny import label_maps
+from tiny import label_maps, two_sides
 from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from compress.data.media import media_type
@@ -85,21 +85,9 @@ def spectrograms(head: bool = True) -> tuple[Any, Any]:
 
 def whisper() -> tuple[Any, Any]:
     """Whisper's encoder of a second, with a classifier."""
-    config = transformers.WhisperConfig(
-        d_model=32,
-        encoder_layers=2,
-        encoder_attention_heads=2,
-        encoder_ffn_dim=48,
-        num_mel_bins=8,
-        max_source_positions=50,
-        vocab_size=10,
-        decoder_layers=1,
-        decoder_attention_heads=2,
-        decoder_ffn_dim=32,
-        classifier_proj_size=16,
-        **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0),
-        **_NAMES,
-    )
+    sizes = {"num_mel_bins": 8, "max_source_positions": 50, "vocab_size": 10, "classifier_proj_size": 16}
+    tokens = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0)
+    config = transformers.WhisperConfig(**two_sides(32), **sizes, **tokens, **_NAMES)
     return transformers.WhisperForAudioClassification(config), WhisperFeatureExtractor(feature_size=8, chunk_length=1)
 
 

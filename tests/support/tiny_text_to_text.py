@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from tiny import two_sides
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     BartConfig,
@@ -27,19 +28,9 @@ def save_tiny_t5(folder: Path, seed: int = 0) -> Path:
     """Two layers a side; weights spread enough for texts to differ and, some of them, to end."""
     torch.manual_seed(seed)
     tokenizer = letters()
-    config = T5Config(
-        vocab_size=len(tokenizer),
-        d_model=32,
-        d_kv=16,
-        d_ff=48,
-        num_layers=2,
-        num_heads=2,
-        relative_attention_num_buckets=8,
-        relative_attention_max_distance=12,
-        decoder_start_token_id=PAD,
-        pad_token_id=PAD,
-        eos_token_id=END,
-    )
+    sizes = {"vocab_size": len(tokenizer), "d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_heads": 2}
+    positions = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12}
+    config = T5Config(**sizes, **positions, decoder_start_token_id=PAD, pad_token_id=PAD, eos_token_id=END)
     return _spread(T5ForConditionalGeneration(config), tokenizer, folder)
 
 
@@ -47,25 +38,11 @@ def save_tiny_bart(folder: Path, seed: int = 0) -> Path:
     """One layer a side, the sooner traced."""
     torch.manual_seed(seed)
     tokenizer = letters()
-    config = BartConfig(
-        vocab_size=len(tokenizer),
-        d_model=32,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=48,
-        decoder_ffn_dim=48,
-        max_position_embeddings=64,
-        decoder_start_token_id=END,
-        bos_token_id=END,
-        pad_token_id=PAD,
-        eos_token_id=END,
-        forced_eos_token_id=None,
-    )
-    said = {"decoder_start_token_id": END, "eos_token_id": END, "pad_token_id": PAD, "max_length": 24, "num_beams": 2}
+    tokens = {"decoder_start_token_id": END, "eos_token_id": END, "pad_token_id": PAD}
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 64, **two_sides(32, layers=1)}
+    config = BartConfig(**sizes, **tokens, bos_token_id=END, forced_eos_token_id=None)
     _spread(BartForConditionalGeneration(config), tokenizer, folder)
-    (folder / "generation_config.json").write_text(json.dumps(said))
+    (folder / "generation_config.json").write_text(json.dumps(tokens | {"max_length": 24, "num_beams": 2}))
     return folder
 
 

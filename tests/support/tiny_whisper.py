@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from tiny import two_sides
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 START, END = 256, 257
@@ -16,26 +17,10 @@ FRAMES = 100
 def write_tiny_whisper(folder: Path, seed: int = 0, spread: float = 0.3) -> Path:
     """Two layers a side, 258 tokens (bytes, start and end), one second of audio; weights spread enough to differ."""
     torch.manual_seed(seed)
-    config = WhisperConfig(
-        vocab_size=258,
-        d_model=64,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=128,
-        decoder_ffn_dim=128,
-        num_mel_bins=8,
-        max_source_positions=FRAMES // 2,
-        max_target_positions=32,
-        init_std=spread,
-        decoder_start_token_id=START,
-        bos_token_id=END,
-        eos_token_id=END,
-        pad_token_id=END,
-        suppress_tokens=None,
-        begin_suppress_tokens=None,
-    )
+    sizes = {"vocab_size": 258, "num_mel_bins": 8, "max_source_positions": FRAMES // 2, "max_target_positions": 32}
+    tokens = {"decoder_start_token_id": START, **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), END)}
+    nothing = {"suppress_tokens": None, "begin_suppress_tokens": None}
+    config = WhisperConfig(**two_sides(64, hidden=128), **sizes, init_std=spread, **tokens, **nothing)
     module = WhisperForConditionalGeneration(config).eval()
     with torch.no_grad():
         for name, parameter in module.named_parameters():

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from onnx import TensorProto, helper, numpy_helper
 from serving import assert_asks_nobody, open_bundle
 from tiny_sounds import LABELS, RATE, tones
 from tiny_whisper import END, START, write_tiny_whisper
-from toy_bundles import RECIPE, changed_json, reseal, run_example, set_field, wanted_of
+from toy_bundles import RECIPE, changed_json, product_graph, reseal, run_example, set_field, wanted_of
 from transformers import (
     ASTFeatureExtractor,
     SeamlessM4TFeatureExtractor,
@@ -253,14 +252,7 @@ def test_the_page_hears_what_the_extractor_does(tmp_path: Path, node: str) -> No
 @pytest.mark.slow
 def test_the_page_tells_what_it_hears_and_asks_nobody(tmp_path: Path, chromium: str, npm: None) -> None:
     extractor, matrix = EXTRACTORS["spectrogram"], np.random.default_rng(0).normal(size=(40 * 32, 2)).astype(np.float32)
-    given = helper.make_tensor_value_info("input_values", TensorProto.FLOAT, ["batch", 40, 32])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])
-    nodes = [
-        helper.make_node("Flatten", ["input_values"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "matrix"], ["logits"]),
-    ]
-    built = helper.make_graph(nodes, "toy", [given], [logits], [numpy_helper.from_array(matrix, "matrix")])
-    graph = helper.make_model(built, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    graph = product_graph("input_values", [40, 32], matrix)
     (tmp_path / "model").mkdir()
     OnnxModel(graph, "model.onnx", {}).save(tmp_path / "model")
     extractor.save_pretrained(tmp_path / "model")

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+from onnx_graphs import onnx_model
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -53,12 +54,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=word_tokenizer, model_max_length=40, **special)
 
 
+IDS = {name: (TensorProto.INT64, ["batch", "length"]) for name in ("input_ids", "attention_mask")}
+
+
 def graph() -> onnx.ModelProto:
     """ids -> mean of their embeddings -> logits; the mask only multiplies."""
-    ids = [
-        helper.make_tensor_value_info(n, TensorProto.INT64, ["batch", "length"])
-        for n in ("input_ids", "attention_mask")
-    ]
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["tokens"]),
         helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
@@ -68,10 +68,7 @@ def graph() -> onnx.ModelProto:
         helper.make_node("MatMul", ["mean", "matrix"], ["logits"]),
     ]
     stored = {"table": EMBEDDINGS, "matrix": MATRIX, "last": np.array([2]), "middle": np.array([1])}
-    logits = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(LABELS)])]
-    initializers = [numpy_helper.from_array(array, name) for name, array in stored.items()]
-    built = helper.make_graph(nodes, "toy", ids, logits, initializers)
-    return helper.make_model(built, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return onnx_model(nodes, IDS, {"logits": ["batch", len(LABELS)]}, stored, opset=18, ir_version=9)
 
 
 def write_run(folder: Path) -> Path:
@@ -95,16 +92,11 @@ SIDE = 16
 IMAGE_MATRIX = _CHANCE.normal(size=(3 * SIDE * SIDE, len(LABELS))).astype(np.float32)
 
 
-def image_graph() -> onnx.ModelProto:
-    """Pixels, flat, times a matrix."""
-    pixels = helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(LABELS)])
-    nodes = [
-        helper.make_node("Flatten", ["pixel_values"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "matrix"], ["logits"]),
-    ]
-    built = helper.make_graph(nodes, "toy", [pixels], [logits], [numpy_helper.from_array(IMAGE_MATRIX, "matrix")])
-    return helper.make_model(built, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+def product_graph(name: str, axes: list[int], matrix: np.ndarray) -> onnx.ModelProto:
+    """An input, flat, times a matrix."""
+    nodes = [helper.make_node("Flatten", [name], ["flat"]), helper.make_node("MatMul", ["flat", "matrix"], ["logits"])]
+    ends = {name: ["batch", *axes]}, {"logits": ["batch", matrix.shape[1]]}
+    return onnx_model(nodes, *ends, {"matrix": matrix}, opset=18, ir_version=9)
 
 
 def write_image_run(folder: Path) -> Path:
@@ -112,7 +104,7 @@ def write_image_run(folder: Path) -> Path:
     model = folder / "model"
     model.mkdir(parents=True)
     (folder / "recipe.yaml").write_text(IMAGE_RECIPE)
-    OnnxModel(image_graph(), "model.onnx", {}).save(model)
+    OnnxModel(product_graph("pixel_values", [3, SIDE, SIDE], IMAGE_MATRIX), "model.onnx", {}).save(model)
     size, crop = {"shortest_edge": SIDE + 4}, {"height": SIDE, "width": SIDE}
     processor = ViTImageProcessorPil(
         size=size,
@@ -129,10 +121,6 @@ def write_image_run(folder: Path) -> Path:
 
 def encoder_graph(pooled: bool = False) -> onnx.ModelProto:
     """ids -> their embeddings, one a token; ``pooled``: and the first token's as `sentence_embedding`."""
-    ids = [
-        helper.make_tensor_value_info(n, TensorProto.INT64, ["batch", "length"])
-        for n in ("input_ids", "attention_mask")
-    ]
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["tokens"]),
         helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
@@ -146,13 +134,8 @@ def encoder_graph(pooled: bool = False) -> onnx.ModelProto:
     ]
     stored = {"table": EMBEDDINGS, "last": np.array([2]), **({"zero": np.array(0)} if pooled else {})}
     shapes = {"last_hidden_state": ["batch", "length", WIDTH], "sentence_embedding": ["batch", WIDTH]}
-    outputs = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name]) for name in list(shapes)[: 1 + pooled]
-    ]
-    built = helper.make_graph(
-        nodes, "toy", ids, outputs, [numpy_helper.from_array(array, name) for name, array in stored.items()]
-    )
-    return helper.make_model(built, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    outputs = dict(list(shapes.items())[: 1 + pooled])
+    return onnx_model(nodes, IDS, outputs, stored, opset=18, ir_version=9)
 
 
 def write_encoder_run(folder: Path, modules: SentenceModules, pooled: bool = False) -> Path:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
+from onnx_graphs import onnx_model
 from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImageProcessorPil
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -43,19 +44,19 @@ MATRICES = {
 
 
 def outputs(task: str, pixels: np.ndarray) -> dict[str, np.ndarray]:
-    """What the graph makes of prepared pictures [n, 3, side, side]."""
-    found = {}
+    """The graph's outputs for prepared pictures [n, 3, side, side]."""
+    heads = {}
     for name, shape in TASKS[task][1].items():
         values = pixels.reshape(len(pixels), -1) @ MATRICES[task, name]
         values = 1 / (1 + np.exp(-values)) if name == "pred_boxes" else values
-        found[name] = values.reshape(len(pixels), *shape)
-    return found
+        heads[name] = values.reshape(len(pixels), *shape)
+    return heads
 
 
 def _graph(task: str) -> onnx.ModelProto:
     """Pixels, flat, times a matrix for each output; a box is of numbers between 0 and 1."""
     nodes = [helper.make_node("Flatten", ["pixel_values"], ["flat"])]
-    stored, given = {}, []
+    stored, heads = {}, {}
     for name, shape in TASKS[task][1].items():
         stored |= {f"{name}_matrix": MATRICES[task, name], f"{name}_shape": np.array([-1, *shape])}
         nodes.append(helper.make_node("MatMul", ["flat", f"{name}_matrix"], [f"{name}_flat"]))
@@ -63,12 +64,8 @@ def _graph(task: str) -> onnx.ModelProto:
         if name == "pred_boxes":
             nodes.append(helper.make_node("Sigmoid", [last], [last := f"{name}_share"]))
         nodes.append(helper.make_node("Reshape", [last, f"{name}_shape"], [name]))
-        given.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape]))
-    pixels = helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])
-    made = helper.make_graph(
-        nodes, "toy", [pixels], given, [numpy_helper.from_array(array, name) for name, array in stored.items()]
-    )
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+        heads[name] = ["batch", *shape]
+    return onnx_model(nodes, {"pixel_values": ["batch", 3, SIDE, SIDE]}, heads, stored, opset=18, ir_version=9)
 
 
 def write_places_run(folder: Path, task: str) -> Path:

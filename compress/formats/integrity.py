@@ -69,6 +69,7 @@ class InspectedModel:
         A scalar may be infinite, such as the addend of a mask. It is left out.
         """
         for tensor, data in self.how.stored(self.model):
+            # Packed weights are decoded to the values that the model computes with.
             values = tensor.decoded(data) if tensor.readable else data
             if "float" in values.dtype.name and not (
                 tensor.role == "constant" and (values.ndim == 0 and bool(np.isinf(values)))
@@ -119,6 +120,7 @@ def answers_of(session: Session, examples: Examples) -> np.ndarray:
     feed = feeder(session, "the stage's model")
     if examples.full_call:
         calls = [examples.batch([index]) for index in range(min(len(examples), _CALLS))]
+        # Outputs of whole calls may differ in length; only the common part is compared.
         call_answers = [examples.answers(session.predict(call), call) for call in calls]
         fewest = min(answers.shape[1] for answers in call_answers)
         return np.concatenate([answers[:, :fewest] for answers in call_answers])

@@ -77,6 +77,7 @@ class ValueGraph:
     def segment(self, value: str, cuts: Collection[str]) -> list[str]:
         """Return the values between the preceding ``cuts`` and ``value``, the last one first."""
         values, seen = [value], {value}
+        # The list grows while it is iterated, which makes this a breadth-first search from the end.
         for name in values:
             for read in self.reads[name]:
                 if read in self.reads and read not in cuts and read not in seen:

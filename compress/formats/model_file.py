@@ -52,6 +52,7 @@ def model_files(artifact: Path, runtime: str | None = None) -> tuple[Path, ...]:
     """
     form = format_of(artifact)
     if runtime is not None and runtime not in FORMATS[form].runtimes:
+        # A runtime may open several formats, and the artifact may contain files of more than one.
         opened = [name for name, spec in FORMATS.items() if runtime in spec.runtimes]
         form = next((name for name in opened if holds(artifact, name)), opened[0])
     return _files_of(artifact, form)

@@ -118,6 +118,7 @@ def check_shipped_parity(
     """
     words = examples.answer_label
     what = f"In {runtime} the {words} differ from {original}"
+    # In fp32 the conversion itself must be exact; fewer bits may only add rounding.
     exact = check_parity(
         reference, session_answers(plain, examples), examples, tolerance, what, "on padded batches, in fp32"
     )
@@ -166,6 +167,7 @@ def mixed_batches(examples: Examples) -> list[list[int]]:
     """Return up to four batches that mix lengths, and one single example; for whole calls, a few single examples."""
     if examples.full_call:
         return [[index] for index in range(min(_BATCH, len(examples)))]
+    # Sort by length, spread over all lengths, and take every n-th example into a batch.
     order = np.argsort(examples.lengths(), kind="stable")
     spread = order[np.linspace(0, len(order) - 1, min(_SPREAD, len(order))).round().astype(int)]
     groups = [spread[start :: max(1, len(spread) // _BATCH)] for start in range(max(1, len(spread) // _BATCH))]

@@ -46,6 +46,7 @@ The spec of a format states which platforms accept it, and which runtime runs it
 
 def _built_in() -> dict[str, FormatSpec]:
     folders = [package.name for package in iter_modules([str(Path(__file__).parent)]) if package.ispkg]
+    # A format's `__init__` contains its spec only, so importing all of them is fast.
     modules = [import_module(f"compress.formats.{name}") for name in folders]
     return {module.FORMAT.name: module.FORMAT for module in modules if hasattr(module, "FORMAT")}
 

@@ -215,6 +215,7 @@ def open_model(model: Model) -> Session:
     """Open a model with the first target of its format and one thread."""
     target = FORMATS[model.kind].targets[0].target
     with tempfile.TemporaryDirectory() as folder:
+        # The session keeps the file's content, so the folder may be deleted.
         model.save(Path(folder))
         return get_runtime(target.runtime).open(Path(folder), target, threads=1)
 

@@ -31,6 +31,7 @@ def lean_tracing() -> Iterator[None]:
     exporter: Any = vars(_registration)["onnxscript_apis"]
     # It is called for each namespace of operators, and lists those of all.
     materialized = functools.cache(vars(utils)["_materialize_cpp_cia_ops"])
+    # All changes to torch are undone after tracing.
     traces, threshold = config.do_not_emit_stack_traces, gc.get_threshold()
     config.do_not_emit_stack_traces = True
     gc.set_threshold(_OBJECTS, *threshold[1:])
@@ -103,6 +104,7 @@ def without_padding_masks(module: Any) -> Iterator[None]:
 
     The operators of DETR's masks are missing in some formats.
     """
+    # The masks are arguments of the encoder and the decoder.
     parts = [part for name, part in module.named_modules() if name.rpartition(".")[2] in ("encoder", "decoder")]
     makes_masks = "pixel_mask" in inspect.signature(module.forward).parameters
     hooks = [part.register_forward_pre_hook(_without_masks, with_kwargs=True) for part in parts if makes_masks]

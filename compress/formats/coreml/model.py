@@ -69,6 +69,7 @@ class CoreMlModel(FileModel):
 
 def package_files(specification: bytes, weights: bytes) -> dict[str, bytes]:
     """Return the files of a package with content-based ids, because coremltools generates random ids each time."""
+    # Ids follow from the content, so that equal models give equal packages.
     root = _item_id(specification)
     items = {
         _item_id(weights, b"weights"): {"description": "CoreML Model Weights", "name": "weights", "path": _WEIGHTS},
@@ -163,6 +164,7 @@ def read_coreml(specification: bytes, weights: bytes, where: Path, weights_file:
     if model.WhichOneof("Type") != "mlProgram" or "main" not in model.mlProgram.functions:
         raise unreadable_file_error("The specification holds no program.", where, "coreml")
     function = model.mlProgram.functions["main"]
+    # The main function may have a block for each opset version; their operators are listed together.
     operations = [operation for block in function.block_specializations.values() for operation in block.operations]
     lengths = {value.name: _lengths(value.type.tensorType) for operation in operations for value in operation.outputs}
     reader = _ConstantReader(weights, weights_file, where, MIL_pb2.DataType.Name)

@@ -45,6 +45,7 @@ class CoreMlSession:
         """See `Session.predict`."""
         check_inputs(self.inputs, batch, self._where)
         inputs = {name: np.asarray(batch[name], kind.dtype) for name, kind in self.input_types.items()}
+        # The program takes one row at a time.
         rows = len(next(iter(inputs.values())))
         try:
             answers = [
@@ -60,6 +61,7 @@ class CoreMlSession:
 def _type(feature: Any) -> TensorType:
     array = feature.type.multiArrayType
     ranges = array.shapeRange.sizeRanges
+    # An axis of variable length has different bounds; without ranges the shape is fixed.
     shape = [bounds.lowerBound if bounds.lowerBound == bounds.upperBound else None for bounds in ranges] or list(
         array.shape
     )

@@ -82,6 +82,7 @@ class _Program:
             tensors = [tensor for tensor in _tensors(self._plan, step.args) if not self._stored(tensor)]
             outputs = [tensor for tensor in tensors if tensor not in seen]
             seen.update(tensors)
+            # A call of a delegate consists of the nodes of its XNNPACK graph.
             graph = self._graphs.get(getattr(step, "delegate_index", -1))
             if graph is None:
                 yield from self._kernel_steps(
@@ -176,6 +177,7 @@ class _Program:
             return int(name.removeprefix("value_"))
         delegate, _, value = name.removeprefix("part_").partition(".")
         dims = [int(size) for size in self._graphs[int(delegate)].values[int(value)]["dims"]]
+        # The value gets a tensor of its own shape in the program.
         tensor = copy.deepcopy(self._float_template)
         tensor.sizes, tensor.dim_order = dims, list(range(len(dims)))
         plan.values.append(EValue(val=tensor))

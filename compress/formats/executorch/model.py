@@ -85,6 +85,7 @@ def check_whole(content: bytes, where: Path) -> tuple[int, int]:
     """Return the size of the program and the offset of its segments; raise `ModelError` for a truncated file."""
     if content[4:6] != b"ET":
         raise ModelError("The file is no ExecuTorch program.", where=str(where), expected="the letters ET at byte 4")
+    # Without the extended header there are no segments, and the program is the whole file.
     if content[8:12] != b"eh00":
         return len(content), len(content)
     program, base, segments = (int.from_bytes(content[at : at + 8], "little") for at in (16, 24, 32))
@@ -138,6 +139,7 @@ def _kernel_constants(program: Any, base: int, file: Path) -> Iterator[StoredTen
         for index, value in enumerate(plan.values):
             tensor = value.val
             buffer = getattr(tensor, "data_buffer_idx", 0)
+            # Buffer 0 is empty. Tensors with an allocation are computed at run time.
             if not buffer or tensor.allocation_info is not None or buffer in seen:
                 continue
             seen.add(buffer)
@@ -147,6 +149,7 @@ def _kernel_constants(program: Any, base: int, file: Path) -> Iterator[StoredTen
                 role = "weight" if dtype.startswith("float") and shape else "constant"
             span = segment + offsets[buffer], math.prod(shape) * np.dtype(dtype).itemsize
             constant = stored(f"constant.{buffer}", dtype, shape, file, span, role, packed=packed > 1)
+            # A byte of a packed table holds several weights.
             yield constant.model_copy(update={"parameters": constant.parameters * packed})
 
 

@@ -39,6 +39,7 @@ def feeder(session: Session, where: str) -> Callable[[Batch], Batch]:
     A decoder with a cache gets an empty cache and the positions of its tokens. Any other graph gets the batch
     unchanged. Raises `ModelError` for a graph whose cache has another form.
     """
+    # A graph without a cache takes the batch as it is.
     if not any(name.startswith(_STATE) for name in session.inputs):
         return lambda batch: batch
     return Decoder(session, where).whole

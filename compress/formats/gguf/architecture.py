@@ -227,6 +227,7 @@ class GgufArchitecture:
             metadata["attention.sliding_window"] = int(self._window or config.max_position_embeddings)
             metadata["attention.sliding_window_pattern"] = self._windowed_layers
         metadata |= {key: value(config) if callable(value) else value for key, value in self.family.keys.items()}
+        # Settings of experts make llama.cpp expect expert tensors.
         dense = metadata["expert_count"] is None
         metadata = {key: value for key, value in metadata.items() if not (dense and key.startswith("expert_"))}
         return {key: value for key, value in metadata.items() if value is not None}
@@ -253,6 +254,7 @@ class GgufArchitecture:
             for name in ("beta_fast", "beta_slow"):
                 if rotary.get(name) is not None:
                     metadata[f"rope.scaling.yarn_{name}"] = float(rotary[name])
+        # LongRoPE scales attention by the logarithm of the stretch (Ding et al. 2024).
         if self._rotation == "longrope":
             stretch = self.config.max_position_embeddings / metadata["rope.scaling.original_context_length"]
             length = metadata["rope.scaling.original_context_length"]

@@ -115,6 +115,7 @@ def plan_gguf(checkpoint: Checkpoint, types: GgufTypes = EXACT_TYPES) -> list[Pl
     architecture = GgufArchitecture.of(checkpoint)
     _check_all_known(checkpoint, architecture)
     named = architecture.tensors()
+    # Only file types of llama.cpp are rounded with the importance matrix.
     imatrix = {} if types.file_type is None else read_imatrix(checkpoint.folder)
     rules = None if types.file_type is None else _tensor_types(types.file_type, architecture, named, bool(imatrix))
     plan = _Plan(checkpoint, architecture, types, rules, imatrix)
@@ -153,6 +154,7 @@ def write_gguf(checkpoint: Checkpoint, file: Path, types: GgufTypes = EXACT_TYPE
     writer.add_type("model")
     architecture.add_metadata(writer)
     add_tokenizer(writer, checkpoint.folder, planned[0].shape[0])
+    # Readers show the file type only. It is the type of most matrices.
     kinds = Counter(tensor.kind for tensor in planned if len(tensor.shape) > 1)
     main_kind = kinds.most_common(1)[0][0]
     numbers = (file_type.number for file_type in FILE_TYPES.values() if file_type.most == main_kind)
@@ -163,6 +165,7 @@ def write_gguf(checkpoint: Checkpoint, file: Path, types: GgufTypes = EXACT_TYPE
         kind = gguf.GGMLQuantizationType[tensor.kind]
         *rows, columns = tensor.shape
         size = row_bytes(tensor.kind, columns) * math.prod(rows)
+        # The header lists all tensors before the first one is written.
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=kind)
     try:
         writer.write_header_to_file()
@@ -200,6 +203,7 @@ class _Plan:
     def _stacked(self, tensor: NamedTensor) -> PlannedTensor:
         """Return several tensors as one [tensors, rows, columns], of one type that holds them all."""
         parts = [self._part(tensor, source) for source in tensor.sources]
+        # One type must hold all experts: the widest of the types that they would have alone.
         kinds = sorted({part.kind for part in parts}, key=lambda kind: row_bytes(kind, _LONGEST_BLOCK))
         floats = {kind for kind in kinds if kind in ("F16", "F32")}
         if floats and len(kinds) > 1:
@@ -381,6 +385,7 @@ def compare_gguf(file: Path, checkpoint: Checkpoint, types: GgufTypes = EXACT_TY
         restored = dequantize(tensor.data, tensor.tensor_type).reshape(planned.shape)
         expected, magnitude = _expected(checkpoint, planned)
         floats = types.file_type is not None and kind not in ("F16", "F32")
+        # Rounded tensors are compared by the root mean square, since a single weight may be off by a whole step.
         if floats or kind in K_TYPES:
             allowed = _UNRELATED if floats else _SCALES[kind]
             error, size = (float(np.linalg.norm(values)) for values in (restored - expected, expected))
@@ -396,6 +401,7 @@ def _expected(checkpoint: Checkpoint, planned: PlannedTensor) -> tuple[np.ndarra
     if planned.parts:
         parts = [_expected(checkpoint, part) for part in planned.parts]
         return np.stack([values for values, _ in parts]), max(magnitude for _, magnitude in parts)
+    # Computed tensors, such as rotary factors, have no source in the checkpoint.
     if planned.source is None:
         values = planned.data()
         return values, float(np.abs(values).max())

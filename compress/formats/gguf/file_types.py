@@ -247,6 +247,7 @@ class TensorTypes:
 
     def kind(self, name: str, columns: int) -> str:
         """Return the block type of a matrix with that name and number of columns."""
+        # llama.cpp stores a head whose rows do not fill blocks in 8 bits.
         if self._is_head(name) and columns % block_length(self.file_type.most):
             return self.fitting("Q8_0", columns)
         return self.fitting(self._preferred(name), columns)
@@ -296,6 +297,7 @@ def estimate_bytes(name: str, shape: Shape) -> float:
     layers = max(shape.layers, 1)
     square, attention = shape.hidden**2, shape.attention / layers
     shared = attention / 2 - square
+    # Query and output are square, and key and value have the same size.
     parts = {"attn": attention}
     if shape.intermediate and 0 < shared <= square:
         parts = {"attn_q": square, "attn_k": shared, "attn_v": shared, "attn_output": square}

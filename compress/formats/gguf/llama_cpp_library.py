@@ -155,6 +155,7 @@ def library() -> ctypes.CDLL:
         raise InputError(
             f"{VARIABLE} names no llama.cpp: {error}.", where=custom_library, expected="the path of libllama.so"
         ) from error
+    # llama.cpp writes to stderr by default. The callback keeps the last errors for messages.
     loaded.llama_log_set(_LISTENER, None)
     _check_layout(loaded)
     if custom_library:
@@ -230,6 +231,7 @@ class LlamaModel:
     def tokenize(self, text: str, special: bool = False) -> list[int]:
         """Return the ids of ``text`` without added tokens; ``special`` parses the names of special tokens."""
         encoded = text.encode()
+        # There is at most one token per byte, and a few special ones.
         room = (ctypes.c_int32 * (len(encoded) + 8))()
         count = self._library.llama_tokenize(self._vocabulary, encoded, len(encoded), room, len(room), False, special)
         return list(room[:count])
@@ -290,6 +292,7 @@ class LlamaContext:
         """
         ids = np.ascontiguousarray(ids, dtype=np.int32)
         answered = np.arange(len(ids)) >= len(ids) - self._answers
+        # llama.cpp runs at most `n_batch` tokens per call.
         pieces = [slice(start, start + self._most) for start in range(0, len(ids), self._most)]
         return np.concatenate([self._run(ids[piece], answered[piece]) for piece in pieces])
 

@@ -45,6 +45,7 @@ class GgufModel:
     def load(cls, directory: Path, task: object) -> Self:
         """Open a saved folder; raise `ModelError` if it does not contain one complete GGUF file."""
 
+        # The header shows whether the file is complete.
         read_gguf(find_gguf(directory))
         return cls(directory)
 
@@ -79,6 +80,7 @@ def read_gguf(path: Path) -> GgufHeader:
                 raise _truncated(path, f"{len(data)} bytes, less than its header") from error
             except (UnicodeDecodeError, KeyError, OverflowError, ValueError) as error:
                 raise _broken(path, f"its header cannot be read ({error})") from error
+            # A truncated file ends before the last tensor.
             needed = max((tensor.start + tensor.bytes for tensor in header.tensors), default=0)
             if needed > len(data):
                 raise _truncated(path, f"{len(data)} bytes, where its header speaks of {needed}")

@@ -61,6 +61,7 @@ class LlamaCppSession:
         """Return logits [n, length, vocabulary] of texts without padding; see `Session.predict`."""
         ids = self._checked(batch)
         if self._context is None or self._context.length < ids.shape[1]:
+            # The old context is freed before the larger one is allocated.
             self._context = None
             self._context = LlamaContext(self._model, ids.shape[1], self._threads, answers=EVERY)
         rows = []

@@ -89,6 +89,7 @@ def split_rule(content: dict[str, Any], place: str) -> str:
     steps = _steps(content.get("pre_tokenizer"))
     kinds = [step.get("type") for step in steps]
     last = steps[-1] if steps else {}
+    # All byte-level rules end with the conversion to bytes.
     if kinds and kinds[-1] == "ByteLevel" and not last.get("add_prefix_space"):
         splits_words = last.get("use_regex", True)
         if kinds == ["ByteLevel"] and splits_words:
@@ -189,6 +190,7 @@ def _check_kind(content: dict[str, Any], place: str) -> None:
 def _vocabulary(content: dict[str, Any], rows: int, place: str) -> tuple[list[str], list[int]]:
     from gguf import TokenType
 
+    # Rows without a token are marked as unused.
     tokens = [f"[PAD{row}]" for row in range(rows)]
     types = [int(TokenType.UNUSED)] * rows
     letters = {content["model"].get("unk_token"): TokenType.UNKNOWN} if content["model"].get("byte_fallback") else {}

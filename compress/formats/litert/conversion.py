@@ -147,6 +147,7 @@ class _SingleRow(nn.Module):
     def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the logits or the embedding of one row."""
         first = next(iter(inputs.values()))
+        # The comparison is false for all ids, but the converter cannot know that.
         self._nothing["zero"] = (first[:, :1] < 0).to(first.dtype)
         return {self._examples.answer: answers(self._examples, self.module(**inputs), inputs)}
 
@@ -229,6 +230,7 @@ def quantize_litert(
     """
     from ai_edge_quantizer import quantizer
 
+    # Nothing is left to quantize.
     if precision == "fp32" and embedding_bits is None:
         return content
     recipe = _recipe(precision, table, embedding_bits, block)

@@ -75,6 +75,7 @@ class _Graph:
         from ai_edge_litert.schema_py_generated import TensorMapT
         from ai_edge_litert.tools.flatbuffer_utils import convert_object_to_bytearray
 
+        # Shallow copies suffice, because only the outputs change.
         graph, signature, model = copy.copy(self._graph), copy.copy(self._signature), copy.copy(self._model)
         graph.outputs = [self._places[name] for name in values]
         signature.outputs = [TensorMapT(f"out_{number}", index) for number, index in enumerate(graph.outputs)]

@@ -80,6 +80,7 @@ class LiteRtSession:
         signature, length = self._signatures[-1], 0
         if signature.length is not None:
             length = _length(row)
+            # The shortest signature that holds the row costs the least padding.
             signature = next(
                 (candidate for candidate in self._signatures if (candidate.length or 0) >= length), signature
             )
@@ -113,6 +114,7 @@ def _filled(values: np.ndarray, signature: _Signature, name: str, length: int) -
     shape, kind = signature.shapes[name], signature.types[name]
     if signature.length is None:
         return np.ascontiguousarray(values, dtype=kind).reshape(shape)
+    # The mask is padded with zeros too, so that the model ignores the padding.
     filled = np.zeros(shape, dtype=kind)
     filled[0, :length] = values[:length]
     return filled

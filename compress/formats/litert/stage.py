@@ -105,6 +105,7 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
         block = self._block(model.tensors()[word_embedding].shape[1], context) if word_embedding is not None else None
         content = quantize_litert(content, self.precision, word_embedding, self.embedding_bits, block)
         litert_model = LiteRtModel({LITERT_FILE: content}, plain.companions)
+        # The float file is compared exactly; the shipped file may differ by rounding.
         shipped = open_model(litert_model)
         first = shipped if self.precision == "fp32" else open_model(plain)
         reference = torch_answers(model.module, examples)
@@ -129,6 +130,7 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
         """
         from compress.numerics.sampling import covering_lengths
 
+        # A signature may not be longer than the model's position table, nor shorter than a training text.
         positions = max_positions(model.module.config.to_dict()) or context.max_length
         longest = max(min(context.max_length, positions, model.tokenizer.model_max_length), int(text_lengths.max()))
         chosen = (

@@ -100,7 +100,7 @@ class OnnxParts(ValueGraph):
         """Return for each cut the nodes from the previous cuts up to it, the node that computes it first."""
         makers = {out: node for node in self.graph.graph.node for out in node.output if out}
         ends = frozenset(cuts)
-        return {name: [makers[value] for value in self.part(name, ends)] for name in cuts}
+        return {name: [makers[value] for value in self.segment(name, ends)] for name in cuts}
 
 
 def _steps(graph: onnx.ModelProto) -> Iterator[GraphStep]:

@@ -136,6 +136,7 @@ class Onnx(Stage[TorchModel, OnnxModel]):
             exported = export_image_reader(model, examples, GraphSettings(), self.tolerance)
             image = read_rules(model.folder).image
             limits = (self.tolerance, self.rounding_limit)
+            # The graphs together must answer as torch does.
             equality = verify_image_reader(exported.model, model, examples, image, *limits)
             context.note(f"onnx: image features differ by at most {exported.difference:.1e} from torch; {equality}")
             context.note(

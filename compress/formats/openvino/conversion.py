@@ -125,6 +125,7 @@ def _widen_groups(model: Model) -> None:
         if operator.get_type_name() == "MatMul"
         and len(weights := _shape_of_weights(operator.input_value(1).get_node())) == 2
     }
+    # A group must divide the width of every product.
     shared = math.gcd(*widths)
     sizes = [size for size in range(_STEP, min(shared, _MOST_INPUTS_A_SCALE) + 1, _STEP) if shared % size == 0]
     if sizes:

@@ -67,6 +67,7 @@ def read_ir(content: bytes, where: Path, size: int, weights: Path = Path()) -> t
 
     ``size``: bytes of the ``weights``, which no constant may exceed.
     """
+    # Entities of a document type could expand to any size or read other files.
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
         raise ModelError("The IR declares a document type.", where=str(where), expected="plain layers and edges")
     try:

@@ -112,6 +112,7 @@ class StatefulSession:
 
     def more(self, ids: np.ndarray) -> np.ndarray:
         """Return the logits [rows, length, vocabulary] of ``ids`` that continue the texts so far."""
+        # New tokens are never padding.
         self._mask = np.concatenate([self._mask, np.ones(ids.shape, np.int64)], axis=1)
         return self._read(ids)
 
@@ -178,6 +179,7 @@ class OpenVinoRuntime:
     def _open(self, graph: Path, threads: int) -> OpenVinoSession | StatefulSession | GenaiSession:
         settings = {**SETTINGS, "INFERENCE_NUM_THREADS": threads}
         model = read_model(graph)
+        # A language model runs in openvino-genai where possible, because apps use it.
         if is_stateful(model):
             return _open_in_genai(graph, model, threads) or open_stateful(graph, threads)
         try:
@@ -286,6 +288,7 @@ def _run(model: Model, values: Sequence[str]) -> Run:
     import openvino
 
     extended = model.clone()
+    # Values are found by name in the copy, whose results are replaced.
     ports = {name: port for port in _ports(extended) for name in port.get_names()}
     results = [openvino.opset13.result(ports[name]) for name in values]
     extended = openvino.Model(results, extended.get_parameters())
@@ -312,6 +315,7 @@ def _steps(model: object) -> Iterator[GraphStep]:
         operator = port.get_node()
         sources = [source.get_source_output() for source in operator.inputs()]
         stored = [source.get_node() for source in sources if source.get_node().get_type_name() == "Constant"]
+        # Small constants are scales or indices and do not determine the bit width.
         weights = [source for source in stored if np.prod(list(source.shape)) >= MIN_WEIGHT_ELEMENTS]
         kind, name = operator.get_type_name(), operator.get_friendly_name()
         bits = [_BITS.get(source.get_element_type().get_type_name(), 32) for source in weights]

@@ -89,6 +89,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         from compress.formats.runtime import open_model
         from compress.models.processor import labels_of, processor_of
 
+        # Language models are written tensor by tensor.
         if isinstance(model, Checkpoint):
             return self._write_language_model(model, context)
         if model.is_diffusion if isinstance(model, OnnxModel) else model.generates_images:

@@ -72,11 +72,13 @@ def read_ort(content: bytes, file: Path) -> OrtGraph:
     """Return the graph in the ``content`` of a file; raise `ModelError` for an incomplete file or another kind."""
     if content[4:8] != IDENTIFIER:
         raise ModelError(f"{file.name} is not in ONNX Runtime's format.", where=str(file), expected="a whole .ort file")
+    # The flatbuffers schema is importable only after onnxruntime's tools.
     ort_tools()
     from ort_flatbuffers_py.fbs.InferenceSession import InferenceSession
 
     try:
         graphs = list(_graphs(InferenceSession.GetRootAs(content, 0).Model().Graph()))
+        # Offsets of tensors follow from the addresses of their views.
         origin = np.frombuffer(content, np.uint8).__array_interface__["data"][0]
         nodes = tuple(_node(graph.Nodes(index)) for graph in graphs for index in range(graph.NodesLength()))
         return OrtGraph(nodes, tuple(tensor for graph in graphs for tensor in _tensors(graph, origin, file)))

@@ -77,6 +77,7 @@ def with_sorted_kernel_types(content: bytes) -> bytes:
     # Keep everything from the model's table, or from its vtable if that comes first, to the end.
     tail = content[min(model, model - vtable_offset) :]
     builder = Builder(len(tail))
+    # Continue building in front of the model's bytes.
     builder.Bytes[:], builder.head, builder.minalign = tail, 0, _ALIGNMENT
     types = _kernel_types(builder, root.KernelTypeStrResolver())
     version = builder.CreateString(root.OrtVersion())
@@ -94,6 +95,7 @@ def _kernel_types(builder: Any, resolver: Any) -> int:
 
     operators = [resolver.OpKernelTypeStrArgs(index) for index in range(resolver.OpKernelTypeStrArgsLength())]
     entries = []
+    # Readers search the entries by binary search, so they are sorted.
     for operator in sorted(operators, key=lambda entry: entry.OpId()):
         types = [operator.KernelTypeStrArgs(index) for index in range(operator.KernelTypeStrArgsLength())]
         arguments = [_arguments(builder, entry) for entry in sorted(types, key=lambda entry: entry.KernelTypeStr())]

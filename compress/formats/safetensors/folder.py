@@ -52,10 +52,12 @@ def load_folder(artifact: Path) -> tuple[Task, TorchModel]:
     folder = artifact.parent if artifact.is_file() else artifact
     check_model_folder(folder)
     task = task_of_folder(folder)
+    # transformers itself opens compressed-tensors; the other layouts are dequantized here.
     if GENERATES in task.capabilities and has_integers(folder):
         model = _as_served(folder) if Checkpoint(folder).is_compressed_tensors else _floats(folder)
     else:
         model = task.load(folder, None, trust_remote_code=is_allowed(str(folder.resolve())))
+    # An adapter that lies beside quantized weights applies to the dequantized ones.
     if (folder / ADAPTER).is_dir():
         model.module = merge(model.module, folder / ADAPTER)
     model.module.requires_grad_(False).eval()

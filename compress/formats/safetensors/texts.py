@@ -57,6 +57,7 @@ def answers_to_images(whole: TorchSession, processor: Processor, folder: Path) -
     rules = read_rules(folder)
 
     def write(batch: dict[str, np.ndarray]) -> list[np.ndarray]:
+        # `generate` returns the prompt before the new tokens.
         prompt = batch[IDS].shape[1]
         sequences = _generated(whole, batch, max_new_tokens=rules.room(prompt), do_sample=False)
         return until_ended(as_array(sequences[:, prompt:]), rules.ends)
@@ -145,6 +146,7 @@ class _DecoderSession(_WhisperPart):
         from transformers.cache_utils import DynamicCache, EncoderDecoderCache
         from transformers.modeling_outputs import BaseModelOutput
 
+        # The first call computes the keys and values of the audio; later calls pass them in.
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         if np.asarray(batch[_CACHED]).all():
             cache = EncoderDecoderCache(

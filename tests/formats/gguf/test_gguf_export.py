@@ -257,7 +257,7 @@ def test_heads_that_the_config_says_are_cut_in_the_file_too(tmp_path: Path) -> N
     other = tiny_decoders.save("gpt2", tmp_path)
     keep_heads(other, [[1], [0]])
     other.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="were cut in a way that its own config has no words for"):
+    with pytest.raises(ModelError, match="was pruned in a way that neither its config nor GGUF can express"):
         check_writable(tmp_path)
 
 

@@ -21,7 +21,7 @@ from compress.results.report import Measurement
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Examples
 from compress.tasks.text_generation import perplexity_row
-from compress.tasks.token_sequences import asked, has_template, spread
+from compress.tasks.token_sequences import has_template, render_question, spread
 from compress.utils.errors import ModelError
 from compress.utils.progress import Progress
 
@@ -236,7 +236,7 @@ def has_chat_template(artifact: Path) -> bool:
 def encode_chats(artifact: Path, questions: Sequence[str]) -> list[list[int]]:
     """Return each question as a chat, up to the start of the answer. Raises `DataError` without a template."""
     tokenizer = load_tokenizer(artifact)
-    texts = [asked(question, tokenizer) for question in questions]
+    texts = [render_question(question, tokenizer) for question in questions]
     return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
 
 

@@ -284,10 +284,10 @@ class ModelCheck:
 
     def ask(self, start: Path) -> None:
         """Run the check on the model in a folder. Raises a `CompressError`."""
-        *before, stage = self.stages
+        *earlier_stages, stage = self.stages
         if self.of_widths:
             if isinstance(stage, ChecksWidths):
-                stage.check_widths(start, before)
+                stage.check_widths(start, earlier_stages)
         elif isinstance(stage, ChecksModel):
             stage.check_model(start)
 
@@ -297,9 +297,9 @@ def model_checks(stages: Iterable[AnyStage]) -> Iterator[ModelCheck]:
 
     Of those before it are told that cut widths, or leave an importance matrix.
     """
-    told: list[AnyStage] = []
+    relevant_stages: list[AnyStage] = []
     for stage in takewhile(lambda stage: not stage.references(), stages):
         yield ModelCheck((stage,), of_widths=False)
-        yield ModelCheck((*told, stage), of_widths=True)
+        yield ModelCheck((*relevant_stages, stage), of_widths=True)
         if stage.output_spec().imatrix_beside or isinstance(stage, ChangesWidths):
-            told.append(stage)
+            relevant_stages.append(stage)

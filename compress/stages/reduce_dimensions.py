@@ -56,7 +56,7 @@ class ReduceDimensions(KeepsShape, Stage[TorchModel, TorchModel]):
             )
         embeddings = predict(model.module, chosen)
         rotation = principal_rotation(embeddings, self.dimensions)
-        kept = retained_share(embeddings, rotation)
-        context.note(f"reduce_dimensions: {self.dimensions} of {modules.dimensions} hold {kept:.1%}")
+        retained = retained_share(embeddings, rotation)
+        context.note(f"reduce_dimensions: {self.dimensions} of {modules.dimensions} hold {retained:.1%}")
         model.processor.modules = modules.followed_by(Dense(rotation))
         return model

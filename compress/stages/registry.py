@@ -59,8 +59,8 @@ def _accepted(found: object) -> type[AnyStage]:
 
 def _registered() -> dict[str, type[AnyStage]]:
     classes = [*_BUILT_IN, *(load(spec.stage) for spec in FORMATS.values() if spec.stage)]
-    found = {_kind(cls): cls for cls in classes}
-    return found | load_extensions("stages", found, _accepted, _kind)
+    stages_by_kind = {_kind(cls): cls for cls in classes}
+    return stages_by_kind | load_extensions("stages", stages_by_kind, _accepted, _kind)
 
 
 STAGES: dict[str, type[AnyStage]] = _registered()

@@ -84,18 +84,18 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
         """Trim a module in place, or a folder into the context's scratch. Raises `StageError` or `ModelError`."""
         if isinstance(model, Checkpoint):
             return self._rewrite(model, context)
-        before = model.module.config.vocab_size
-        kept = self._trim(model, self._count(model, context), context.max_length)
-        context.note(f"trim_vocabulary: {kept} of {before} tokens kept")
+        size_before = model.module.config.vocab_size
+        size_after = self._trim(model, self._count(model, context), context.max_length)
+        context.note(f"trim_vocabulary: {size_after} of {size_before} tokens kept")
         return model
 
     def infer_shapes(self, model: TorchModel | Checkpoint, context: Context) -> TorchModel | None:
         """Return the trimmed model; token counts are cached for a text and tokenizer. None for folders."""
         if isinstance(model, Checkpoint) or EXPORTED_FROM_CHECKPOINT in context.task.capabilities:
             return None
-        told = [model.tokenizer.backend_tokenizer.to_str(), context.max_length, self.use_unlabeled]
-        told.append(context.data.digest("train", unlabeled=self.use_unlabeled))
-        file = context.scratch / f"tokens-{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}.json"
+        key_parts = [model.tokenizer.backend_tokenizer.to_str(), context.max_length, self.use_unlabeled]
+        key_parts.append(context.data.digest("train", unlabeled=self.use_unlabeled))
+        file = context.scratch / f"tokens-{hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:16]}.json"
         if file.is_file():
             counts = Counter({int(token): count for token, count in json.loads(file.read_text()).items()})
         else:
@@ -123,11 +123,11 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
         # As often as text asks for: an app says it with every message.
         counts.update(dict.fromkeys(template_tokens(tokenizer), self.min_count))
         with storage_errors(context.scratch):
-            trimmed, before, kept = trim_checkpoint(
+            trimmed, size_before, size_after = trim_checkpoint(
                 *(model, tokenizer, context.scratch / "trimmed", counts, self.min_count),
                 *(self.characters == "all", self.multiple_of, speech),
             )
-        context.note(f"trim_vocabulary: {kept} of {before} tokens kept")
+        context.note(f"trim_vocabulary: {size_after} of {size_before} tokens kept")
         return trimmed
 
     def _count(self, model: TorchModel, context: Context) -> Counter[int]:
@@ -141,7 +141,7 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
         from compress.models.vocabulary import trim, trim_positions
 
         used = {token for token, count in counts.items() if count >= self.min_count}
-        kept = trim(model, used, self.characters == "all", self.multiple_of)
+        size_after = trim(model, used, self.characters == "all", self.multiple_of)
         if self.trim_positions:
             trim_positions(model, max_length)
-        return len(kept)
+        return len(size_after)

@@ -85,6 +85,12 @@ class AudioClassification(Classification):
         """Return the extracted features of each recording. ``max_length`` has no effect.
 
         Raises `DataError` for an unusable recording.
+
+        Args:
+            rows: Rows with the task's columns; label columns are optional.
+            processor: Processor of the model.
+            labels: Class names of the model, or None to ignore labels.
+            max_length: Number of tokens after which texts are truncated.
         """
         from compress.tasks.audio import encode_recordings
         from compress.tasks.classes import label_ids

@@ -104,6 +104,12 @@ class FrameRecognition(Task):
         """Return the extracted features of each recording and the characters of its text. See `Task.encode`.
 
         ``max_length`` has no effect: recordings are not truncated. Raises `DataError` for an unusable recording.
+
+        Args:
+            rows: Rows with the task's columns; label columns are optional.
+            processor: Processor of the model.
+            labels: Class names of the model, or None to ignore labels.
+            max_length: Number of tokens after which texts are truncated.
         """
         from compress.tasks.audio import encode_recordings
 
@@ -171,7 +177,14 @@ class FrameRecognition(Task):
     def measure(
         self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
     ) -> list[Measurement]:
-        """Return word accuracy first, because early stopping maximizes it, then word and character error rates."""
+        """Return word accuracy first, because early stopping maximizes it, then word and character error rates.
+
+        Args:
+            collected: Collected outputs of all examples.
+            labels: Labels of all examples.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
         from compress.tasks.text_metrics import character_row, word_rows
 
         heard, texts = collected[_CTC_TRANSCRIPTS], collected[_TEXTS]
@@ -184,7 +197,14 @@ class FrameRecognition(Task):
     def compare(
         self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """Return the share of transcripts that equal the baseline's, and the word error rate against them."""
+        """Return the share of transcripts that equal the baseline's, and the word error rate against them.
+
+        Args:
+            collected: Collected outputs of the model.
+            reference: Collected outputs of the baseline.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
         from compress.tasks.text_metrics import rows_to_baseline
 
         return rows_to_baseline(collected[_CTC_TRANSCRIPTS], reference[_CTC_TRANSCRIPTS], model, target)
@@ -284,6 +304,12 @@ class SpeechRecognition(Task):
         """Return features of every recording, in windows of the encoder's length, and the texts as ``labels``.
 
         ``max_length`` has no effect: recordings are not truncated. Raises `DataError` for an unusable recording.
+
+        Args:
+            rows: Rows with the task's columns; label columns are optional.
+            processor: Processor of the model.
+            labels: Class names of the model, or None to ignore labels.
+            max_length: Number of tokens after which texts are truncated.
         """
         import numpy as np
 
@@ -321,7 +347,14 @@ class SpeechRecognition(Task):
     def measure(
         self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
     ) -> list[Measurement]:
-        """Return word error rates of normalized texts and of texts as written, with intervals, and the counts."""
+        """Return word error rates of normalized texts and of texts as written, with intervals, and the counts.
+
+        Args:
+            collected: Collected outputs of all examples.
+            labels: Labels of all examples.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
         from compress.tasks.text_metrics import word_rows
 
         assert labels is not None, "keep asks for texts"
@@ -330,7 +363,14 @@ class SpeechRecognition(Task):
     def compare(
         self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """Return the share of transcripts that equal the baseline's, and the word error rate against them."""
+        """Return the share of transcripts that equal the baseline's, and the word error rate against them.
+
+        Args:
+            collected: Collected outputs of the model.
+            reference: Collected outputs of the baseline.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
         from compress.tasks.text_metrics import rows_to_baseline
 
         return rows_to_baseline(collected[_TRANSCRIPTS], reference[_TRANSCRIPTS], model, target)

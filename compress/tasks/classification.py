@@ -35,7 +35,14 @@ class Classification(Task):
     def measure(
         self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
     ) -> list[Measurement]:
-        """Return accuracy with its Wilson interval, macro F1, calibration error and Brier score. See `Task.measure`."""
+        """Return accuracy with its Wilson interval, macro F1, calibration error and Brier score. See `Task.measure`.
+
+        Args:
+            collected: Collected outputs of all examples.
+            labels: Labels of all examples.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
         from compress.tasks.classes import class_rows
 
         return class_rows(collected, labels, model, target)
@@ -49,7 +56,14 @@ class Classification(Task):
     def compare(
         self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """Return the share of examples for which both models choose the same class. See `Task.compare`."""
+        """Return the share of examples for which both models choose the same class. See `Task.compare`.
+
+        Args:
+            collected: Collected outputs of the model.
+            reference: Collected outputs of the baseline.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
         from compress.tasks.classes import same_class
 
         return same_class(collected, reference, model, target)

@@ -91,7 +91,14 @@ class FeatureExtraction(Task):
         return model
 
     def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """Return the texts, followed by the pairs if the rows have them."""
+        """Return the texts, followed by the pairs if the rows have them.
+
+        Args:
+            rows: Rows with the task's columns; label columns are optional.
+            processor: Processor of the model.
+            labels: Class names of the model, or None to ignore labels.
+            max_length: Number of tokens after which texts are truncated.
+        """
         import numpy as np
 
         from compress.tasks.embeddings import numbers
@@ -113,7 +120,15 @@ class FeatureExtraction(Task):
         max_length: int,
         evaluation: Evaluation,
     ) -> Examples:
-        """Return all rows; the corpus is the pairs of the split. Raises `DataError` for fewer than two pairs."""
+        """Return all rows; the corpus is the pairs of the split. Raises `DataError` for fewer than two pairs.
+
+        Args:
+            rows: Rows of the test split.
+            processor: Processor of the model.
+            labels: Class names of the model.
+            max_length: Number of tokens after which texts are truncated.
+            evaluation: The recipe's `evaluation` section.
+        """
         examples = self.encode(rows, processor, labels, max_length)
         if examples.labels is None or len(set(examples.labels.tolist())) < 2:
             raise DataError(
@@ -146,7 +161,14 @@ class FeatureExtraction(Task):
     def measure(
         self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
     ) -> list[Measurement]:
-        """Return recall and mean reciprocal rank over the queries, and recall and bytes with quantized embeddings."""
+        """Return recall and mean reciprocal rank over the queries, and recall and bytes with quantized embeddings.
+
+        Args:
+            collected: Collected outputs of all examples.
+            labels: Labels of all examples.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
         from compress.tasks.embeddings import Retrieval, halves
 
         assert labels is not None, "held_out asks for pairs"
@@ -155,7 +177,14 @@ class FeatureExtraction(Task):
     def compare(
         self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """Return the overlap of the ten nearest pairs of both models, and the cosine of their embeddings."""
+        """Return the overlap of the ten nearest pairs of both models, and the cosine of their embeddings.
+
+        Args:
+            collected: Collected outputs of the model.
+            reference: Collected outputs of the baseline.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
         from compress.tasks.embeddings import likeness_rows
 
         return likeness_rows(collected, reference, False, model, target)

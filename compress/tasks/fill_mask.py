@@ -112,6 +112,12 @@ class FillMask(Task):
         """Tokenize and mask; ``labels`` [n, positions] hold the masked tokens, else -100.
 
         Raises `DataError` for a text that already contains a mask token.
+
+        Args:
+            rows: Rows with the task's columns; label columns are optional.
+            processor: Processor of the model.
+            labels: Class names of the model, or None to ignore labels.
+            max_length: Number of tokens after which texts are truncated.
         """
         import numpy as np
 
@@ -189,7 +195,14 @@ class FillMask(Task):
     def measure(
         self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
     ) -> list[Measurement]:
-        """Return top-1 and top-5 accuracy and the loss in nats of all masked tokens, with intervals over texts."""
+        """Return top-1 and top-5 accuracy and the loss in nats of all masked tokens, with intervals over texts.
+
+        Args:
+            collected: Collected outputs of all examples.
+            labels: Labels of all examples.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
         import numpy as np
 
         from compress.tasks.classes import ratio_row
@@ -206,7 +219,14 @@ class FillMask(Task):
     def compare(
         self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """Return the share of masked tokens for which both models have the same most likely token."""
+        """Return the share of masked tokens for which both models have the same most likely token.
+
+        Args:
+            collected: Collected outputs of the model.
+            reference: Collected outputs of the baseline.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
         from compress.tasks.classes import agreement_row
 
         real = collected[_RANK] != _NONE

@@ -65,7 +65,14 @@ class GraphAgreement(Task):
         )
 
     def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """Return one call of the graph per row. Raises `DataError` for arrays that the graph does not accept."""
+        """Return one call of the graph per row. Raises `DataError` for arrays that the graph does not accept.
+
+        Args:
+            rows: Rows with the task's columns; label columns are optional.
+            processor: Processor of the model.
+            labels: Class names of the model, or None to ignore labels.
+            max_length: Number of tokens after which texts are truncated.
+        """
         import numpy as np
 
         if not isinstance(processor, GraphInputs):
@@ -111,7 +118,14 @@ class GraphAgreement(Task):
     def measure(
         self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
     ) -> list[Measurement]:
-        """Return nothing: rows have no reference answer."""
+        """Return nothing: rows have no reference answer.
+
+        Args:
+            collected: Collected outputs of all examples.
+            labels: Labels of all examples.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
         return []
 
     def compare(
@@ -120,6 +134,12 @@ class GraphAgreement(Task):
         """Return the distance of the worst output from the reference's (see `compress.numerics.output_agreement`).
 
         `agreement` is the share of calls for which the argmax of all outputs is equal.
+
+        Args:
+            collected: Collected outputs of the model.
+            reference: Collected outputs of the baseline.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
         """
         import numpy as np
 

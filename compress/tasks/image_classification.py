@@ -67,6 +67,12 @@ class ImageClassification(Classification):
         """Decode and preprocess the images with the model's processor. Raises `DataError` for a broken image.
 
         ``max_length`` has no effect. The note tells which images were converted.
+
+        Args:
+            rows: Rows with the task's columns; label columns are optional.
+            processor: Processor of the model.
+            labels: Class names of the model, or None to ignore labels.
+            max_length: Number of tokens after which texts are truncated.
         """
         from compress.tasks.classes import label_ids
         from compress.tasks.image_inputs import encode_images
@@ -79,7 +85,14 @@ class ImageClassification(Classification):
     def measure(
         self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
     ) -> list[Measurement]:
-        """Return accuracy, macro F1, calibration error, Brier score and, for more than five classes, top-5 accuracy."""
+        """Return accuracy, macro F1, calibration error, Brier score and, for more than five classes, top-5 accuracy.
+
+        Args:
+            collected: Collected outputs of all examples.
+            labels: Labels of all examples.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
         import numpy as np
 
         from compress.tasks.classes import outcome_row

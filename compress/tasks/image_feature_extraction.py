@@ -116,7 +116,14 @@ class ImageFeatureExtraction(Task):
         return model
 
     def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """Preprocess the images with the model's processor; labels are class ids [n]."""
+        """Preprocess the images with the model's processor; labels are class ids [n].
+
+        Args:
+            rows: Rows with the task's columns; label columns are optional.
+            processor: Processor of the model.
+            labels: Class names of the model, or None to ignore labels.
+            max_length: Number of tokens after which texts are truncated.
+        """
         from compress.tasks.embeddings import numbers
         from compress.tasks.image_inputs import encode_images
 
@@ -133,7 +140,15 @@ class ImageFeatureExtraction(Task):
         max_length: int,
         evaluation: Evaluation,
     ) -> Examples:
-        """Return all rows. Raises `DataError` if no image shares its class with another, or all have one class."""
+        """Return all rows. Raises `DataError` if no image shares its class with another, or all have one class.
+
+        Args:
+            rows: Rows of the test split.
+            processor: Processor of the model.
+            labels: Class names of the model.
+            max_length: Number of tokens after which texts are truncated.
+            evaluation: The recipe's `evaluation` section.
+        """
         import numpy as np
 
         examples = self.encode(rows, processor, labels, max_length)
@@ -183,6 +198,12 @@ class ImageFeatureExtraction(Task):
         """Return recall@1, precision@10 and mean reciprocal rank by class.
 
         An image that is the only one of its class counts as not found.
+
+        Args:
+            collected: Collected outputs of all examples.
+            labels: Labels of all examples.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
         """
         from compress.tasks.classes import mean_row
         from compress.tasks.embeddings import Retrieval
@@ -196,7 +217,14 @@ class ImageFeatureExtraction(Task):
     def compare(
         self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """Return the overlap of the ten nearest images of both models, and the cosine of their embeddings."""
+        """Return the overlap of the ten nearest images of both models, and the cosine of their embeddings.
+
+        Args:
+            collected: Collected outputs of the model.
+            reference: Collected outputs of the baseline.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
         from compress.tasks.embeddings import likeness_rows
 
         return likeness_rows(collected, reference, True, model, target)

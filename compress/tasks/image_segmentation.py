@@ -108,6 +108,12 @@ class ImageSegmentation(Task):
         ``max_length`` has no effect. Raises `DataError` for a broken image or mask, and for a processor that keeps the
         sizes
         of images or counts classes from 1.
+
+        Args:
+            rows: Rows with the task's columns; label columns are optional.
+            processor: Processor of the model.
+            labels: Class names of the model, or None to ignore labels.
+            max_length: Number of tokens after which texts are truncated.
         """
         import numpy as np
         from PIL import Image
@@ -194,6 +200,12 @@ class ImageSegmentation(Task):
         """Return mean IoU over classes, over the pixels of all images, and pixel accuracy (Everingham et al. 2015).
 
         Classes that are neither predicted nor in the reference do not count. Intervals are over images.
+
+        Args:
+            collected: Collected outputs of all examples.
+            labels: Labels of all examples.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
         """
         import numpy as np
 
@@ -215,7 +227,14 @@ class ImageSegmentation(Task):
     def compare(
         self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """Return the share of positions for which both models predict the same class."""
+        """Return the share of positions for which both models predict the same class.
+
+        Args:
+            collected: Collected outputs of the model.
+            reference: Collected outputs of the baseline.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
         from compress.tasks.classes import mean_row
 
         same = collected[_ANSWERS] == reference[_ANSWERS]

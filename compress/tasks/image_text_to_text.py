@@ -149,6 +149,12 @@ class ImageTextToText(Task):
 
         Raises `DataError` for a broken image, a prompt without the image, or a prompt that leaves no room for an
         answer.
+
+        Args:
+            rows: Rows with the task's columns; label columns are optional.
+            processor: Processor of the model.
+            labels: Class names of the model, or None to ignore labels.
+            max_length: Number of tokens after which texts are truncated.
         """
         from compress.tasks.tokens import ragged
 
@@ -170,7 +176,15 @@ class ImageTextToText(Task):
         max_length: int,
         evaluation: Evaluation,
     ) -> Examples:
-        """Return the prompt of every row, with its answer as text."""
+        """Return the prompt of every row, with its answer as text.
+
+        Args:
+            rows: Rows of the test split.
+            processor: Processor of the model.
+            labels: Class names of the model.
+            max_length: Number of tokens after which texts are truncated.
+            evaluation: The recipe's `evaluation` section.
+        """
         import numpy as np
 
         targets = np.array(rows["target"].to_pylist()) if "target" in rows.column_names else None
@@ -198,6 +212,12 @@ class ImageTextToText(Task):
         """Return exact match and word F1 with intervals over rows.
 
         Both ignore case, punctuation and articles, as in SQuAD (Rajpurkar et al. 2016, section 6.1).
+
+        Args:
+            collected: Collected outputs of all examples.
+            labels: Labels of all examples.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
         """
         import numpy as np
 
@@ -217,7 +237,14 @@ class ImageTextToText(Task):
     def compare(
         self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """Return the share of answers that equal the baseline's."""
+        """Return the share of answers that equal the baseline's.
+
+        Args:
+            collected: Collected outputs of the model.
+            reference: Collected outputs of the baseline.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
         from compress.tasks.text_metrics import same_texts
 
         return same_texts(collected, reference, model, target)

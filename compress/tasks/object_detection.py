@@ -165,6 +165,12 @@ class ObjectDetection(Task):
         Boxes are center, width and height relative to the image; class -1 is no object. ``max_length`` has no effect.
         Raises
         `DataError` for a broken image, or a processor that keeps the sizes of images.
+
+        Args:
+            rows: Rows with the task's columns; label columns are optional.
+            processor: Processor of the model.
+            labels: Class names of the model, or None to ignore labels.
+            max_length: Number of tokens after which texts are truncated.
         """
         import numpy as np
 
@@ -248,7 +254,14 @@ class ObjectDetection(Task):
     def measure(
         self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
     ) -> list[Measurement]:
-        """Return COCO's mAP and its parts, with intervals over images."""
+        """Return COCO's mAP and its parts, with intervals over images.
+
+        Args:
+            collected: Collected outputs of all examples.
+            labels: Labels of all examples.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
         from compress.tasks.coco_metrics import rows
 
         return rows(collected, model, target)
@@ -256,7 +269,14 @@ class ObjectDetection(Task):
     def compare(
         self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """Return the share of images in which both models detect the same objects."""
+        """Return the share of images in which both models detect the same objects.
+
+        Args:
+            collected: Collected outputs of the model.
+            reference: Collected outputs of the baseline.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
         from compress.tasks.classes import agreement_row
         from compress.tasks.coco_metrics import same_objects
 

@@ -102,6 +102,12 @@ class QuestionAnswering(Task):
         """Tokenize in windows; ``labels`` [n, 2] are an answer's first and last token, or those of no answer.
 
         Raises `DataError` for an answer that is not in its context, or a question that leaves no room for the context.
+
+        Args:
+            rows: Rows with the task's columns; label columns are optional.
+            processor: Processor of the model.
+            labels: Class names of the model, or None to ignore labels.
+            max_length: Number of tokens after which texts are truncated.
         """
         import numpy as np
 
@@ -209,7 +215,14 @@ class QuestionAnswering(Task):
     def measure(
         self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
     ) -> list[Measurement]:
-        """Return exact match and word F1 (Rajpurkar et al. 2016, section 6.1), the best over the references."""
+        """Return exact match and word F1 (Rajpurkar et al. 2016, section 6.1), the best over the references.
+
+        Args:
+            collected: Collected outputs of all examples.
+            labels: Labels of all examples.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
         import numpy as np
 
         from compress.tasks.classes import mean_row, outcome_row
@@ -229,7 +242,14 @@ class QuestionAnswering(Task):
     def compare(
         self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """Return the share of answers that equal the baseline's."""
+        """Return the share of answers that equal the baseline's.
+
+        Args:
+            collected: Collected outputs of the model.
+            reference: Collected outputs of the baseline.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
         import numpy as np
 
         from compress.tasks.classes import agreement_row

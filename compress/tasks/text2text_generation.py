@@ -89,6 +89,12 @@ class TextToText(Task):
         """Tokenize; ``labels`` [n, longest] are the target's tokens padded with -100, if there are targets.
 
         ``decoder_input_ids`` are the preceding tokens, with `START` before the first.
+
+        Args:
+            rows: Rows with the task's columns; label columns are optional.
+            processor: Processor of the model.
+            labels: Class names of the model, or None to ignore labels.
+            max_length: Number of tokens after which texts are truncated.
         """
         import numpy as np
 
@@ -110,7 +116,15 @@ class TextToText(Task):
         max_length: int,
         evaluation: Evaluation,
     ) -> Examples:
-        """Return every row, with its target as text."""
+        """Return every row, with its target as text.
+
+        Args:
+            rows: Rows of the test split.
+            processor: Processor of the model.
+            labels: Class names of the model.
+            max_length: Number of tokens after which texts are truncated.
+            evaluation: The recipe's `evaluation` section.
+        """
         import numpy as np
 
         from compress.tasks.tokens import text_inputs
@@ -141,6 +155,12 @@ class TextToText(Task):
         """Return chrF and BLEU of all texts, ROUGE-L F1 per text, and exact match.
 
         Popovic 2015, Papineni et al. 2002 and Lin 2004, by sacrebleu and rouge-score; intervals are over texts.
+
+        Args:
+            collected: Collected outputs of all examples.
+            labels: Labels of all examples.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
         """
         from compress.tasks.classes import mean_row, outcome_row
         from compress.tasks.text_metrics import TEXTS, next_token_row, stripped
@@ -163,7 +183,14 @@ class TextToText(Task):
     def compare(
         self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """Return the share of texts that equal the baseline's."""
+        """Return the share of texts that equal the baseline's.
+
+        Args:
+            collected: Collected outputs of the model.
+            reference: Collected outputs of the baseline.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
         from compress.tasks.text_metrics import same_texts
 
         return same_texts(collected, reference, model, target)

@@ -75,7 +75,14 @@ class TextClassification(Classification):
         return load_encoder(self.name, directory, "SequenceClassification", labels, trust_remote_code)
 
     def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """Tokenize the texts. Token type ids are omitted because they are zero for single texts. Raises `DataError`."""
+        """Tokenize the texts. Token type ids are omitted because they are zero for single texts. Raises `DataError`.
+
+        Args:
+            rows: Rows with the task's columns; label columns are optional.
+            processor: Processor of the model.
+            labels: Class names of the model, or None to ignore labels.
+            max_length: Number of tokens after which texts are truncated.
+        """
         from compress.tasks.classes import label_ids
         from compress.tasks.tokens import text_inputs
 

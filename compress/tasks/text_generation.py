@@ -19,7 +19,7 @@ from compress.tasks.token_sequences import (
     SEPARATOR,
     Reading,
     cut,
-    opening,
+    prefix_tokens,
     read,
     spread,
     text_or_messages,
@@ -167,8 +167,15 @@ class TextGeneration(Task):
         return TorchModel(module.eval(), tokenizer)
 
     def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """Return all full sequences of ``max_length`` tokens of the running text, or none if the text is shorter."""
-        return _examples(cut(token_ids(rows, processor), opening(processor), max_length))
+        """Return all full sequences of ``max_length`` tokens of the running text, or none if the text is shorter.
+
+        Args:
+            rows: Rows with the task's columns; label columns are optional.
+            processor: Processor of the model.
+            labels: Class names of the model, or None to ignore labels.
+            max_length: Number of tokens after which texts are truncated.
+        """
+        return _examples(cut(token_ids(rows, processor), prefix_tokens(processor), max_length))
 
     def eval_examples(
         self,
@@ -178,10 +185,18 @@ class TextGeneration(Task):
         max_length: int,
         evaluation: Evaluation,
     ) -> Examples:
-        """Return the sequences that ``evaluation`` selects. Raises `DataError` for text shorter than one sequence."""
+        """Return the sequences that ``evaluation`` selects. Raises `DataError` for text shorter than one sequence.
+
+        Args:
+            rows: Rows of the test split.
+            processor: Processor of the model.
+            labels: Class names of the model.
+            max_length: Number of tokens after which texts are truncated.
+            evaluation: The recipe's `evaluation` section.
+        """
         import numpy as np
 
-        reading, first, stride = read(rows, processor), opening(processor), evaluation.stride
+        reading, first, stride = read(rows, processor), prefix_tokens(processor), evaluation.stride
         ids = token_ids(rows, processor) if reading is None else reading.ids
         body = max_length - len(first)
         if stride is not None and stride > body:
@@ -224,7 +239,7 @@ class TextGeneration(Task):
         if processor.get_vocab() == reference.get_vocab():
             return self.eval_examples(rows, processor, labels, max_length, evaluation)
         whole = self.eval_examples(rows, reference, labels, max_length, evaluation)
-        mine, theirs, first = read(rows, processor), read(rows, reference), opening(processor)
+        mine, theirs, first = read(rows, processor), read(rows, reference), prefix_tokens(processor)
         if mine is None or theirs is None or whole.labels is None:
             raise DataError(
                 "Nobody knows which text a window of another tokenizer has.",
@@ -264,7 +279,14 @@ class TextGeneration(Task):
     def token_categories(
         self, rows: pa.Table, processor: Processor, examples: Examples, language: str
     ) -> Mapping[str, np.ndarray]:
-        """Return for Python code which scored tokens are identifiers, keywords and so on, [n, scored] each."""
+        """Return for Python code which scored tokens are identifiers, keywords and so on, [n, scored] each.
+
+        Args:
+            rows: Rows of the split.
+            processor: Tokenizer of the model.
+            examples: The examples made of the rows.
+            language: "text" or "python".
+        """
         import numpy as np
 
         reading = None if language == "text" else read(rows, processor)
@@ -311,6 +333,12 @@ class TextGeneration(Task):
 
         The raw outcomes of perplexity are the losses per token of each sequence. Tokens are counted by the baseline's
         tokenizer. Next-token accuracy is omitted for another vocabulary.
+
+        Args:
+            collected: Collected outputs of all examples.
+            labels: Labels of all examples.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
         """
         import numpy as np
 
@@ -335,6 +363,12 @@ class TextGeneration(Task):
         """Return the agreement of the most likely tokens and the KL divergence from the baseline's distributions.
 
         Returns nothing for a model with another vocabulary.
+
+        Args:
+            collected: Collected outputs of the model.
+            reference: Collected outputs of the baseline.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
         """
         import numpy as np
 

@@ -126,6 +126,12 @@ class TextRanking(Task):
         """Tokenize both texts as one input and truncate the longer one first.
 
         ``labels`` [n, 2] are relevance and query.
+
+        Args:
+            rows: Rows with the task's columns; label columns are optional.
+            processor: Processor of the model.
+            labels: Class names of the model, or None to ignore labels.
+            max_length: Number of tokens after which texts are truncated.
         """
         import numpy as np
 
@@ -182,6 +188,12 @@ class TextRanking(Task):
         """Return NDCG@10 (Järvelin and Kekäläinen 2002), mean reciprocal rank, and accuracy of the relevance decision.
 
         The first two are means over queries with a relevant text among several candidates.
+
+        Args:
+            collected: Collected outputs of all examples.
+            labels: Labels of all examples.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
         """
         import numpy as np
 
@@ -205,7 +217,14 @@ class TextRanking(Task):
     def compare(
         self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """Return the share of queries for which both models rank the same candidate first."""
+        """Return the share of queries for which both models rank the same candidate first.
+
+        Args:
+            collected: Collected outputs of the model.
+            reference: Collected outputs of the baseline.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
         import numpy as np
 
         from compress.tasks.classes import agreement_row

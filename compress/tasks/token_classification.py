@@ -111,6 +111,12 @@ class TokenClassification(Task):
         Labels of words without a token, because the text is truncated or the tokenizer drops them, follow after the
         last
         token. Raises `DataError` for rows whose words and labels differ in number.
+
+        Args:
+            rows: Rows with the task's columns; label columns are optional.
+            processor: Processor of the model.
+            labels: Class names of the model, or None to ignore labels.
+            max_length: Number of tokens after which texts are truncated.
         """
         from compress.tasks.tokens import IGNORED, TokenLogits, ragged, text_inputs
 
@@ -193,6 +199,12 @@ class TokenClassification(Task):
         """Return entity F1, precision and recall (Tjong Kim Sang and De Meulder 2003), and accuracy of rows and words.
 
         Intervals are over rows. If labels mark no entities, only accuracy is returned.
+
+        Args:
+            collected: Collected outputs of all examples.
+            labels: Labels of all examples.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
         """
         import numpy as np
 
@@ -225,7 +237,14 @@ class TokenClassification(Task):
     def compare(
         self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """Return the share of rows for which both models predict the same labels."""
+        """Return the share of rows for which both models predict the same labels.
+
+        Args:
+            collected: Collected outputs of the model.
+            reference: Collected outputs of the baseline.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
         from compress.tasks.classes import agreement_row
 
         return [agreement_row(collected[_FOUND] == reference[_FOUND], model, target)]

@@ -89,7 +89,7 @@ _QUESTION = "the question"
 """Placeholder of the user's message in a template."""
 
 
-def asked(prompt: str, processor: Processor) -> str:
+def render_question(prompt: str, processor: Processor) -> str:
     """Return a user's message in the chat template, up to the start of the answer. Raises `DataError`."""
     _check_template(processor, "Instructions are asked as a chat")
     return _applied(processor, [{"role": "user", "content": prompt}], opened=True)
@@ -215,7 +215,7 @@ def _plain(text: str | list[str], processor: Processor, **options: Any) -> Any:
     return processor(text, add_special_tokens=False, return_attention_mask=False, verbose=False, **options)
 
 
-def opening(processor: Processor) -> list[int]:
+def prefix_tokens(processor: Processor) -> list[int]:
     """Return the special tokens that the processor puts before a text, such as Llama's `<s>`."""
     special = set(processor.all_special_ids)
     return list(itertools.takewhile(special.__contains__, processor("a", verbose=False)["input_ids"]))

@@ -115,7 +115,14 @@ class ZeroShotImageClassification(Task):
         return model
 
     def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """Return pairs; labels [n, 3] are the ids of a row's group, caption and image."""
+        """Return pairs; labels [n, 3] are the ids of a row's group, caption and image.
+
+        Args:
+            rows: Rows with the task's columns; label columns are optional.
+            processor: Processor of the model.
+            labels: Class names of the model, or None to ignore labels.
+            max_length: Number of tokens after which texts are truncated.
+        """
         import numpy as np
 
         from compress.data.media import identities
@@ -135,7 +142,15 @@ class ZeroShotImageClassification(Task):
         max_length: int,
         evaluation: Evaluation,
     ) -> Examples:
-        """Return all rows, then the prompts of each class. Raises `DataError` if there is only one candidate."""
+        """Return all rows, then the prompts of each class. Raises `DataError` if there is only one candidate.
+
+        Args:
+            rows: Rows of the test split.
+            processor: Processor of the model.
+            labels: Class names of the model.
+            max_length: Number of tokens after which texts are truncated.
+            evaluation: The recipe's `evaluation` section.
+        """
         import numpy as np
 
         examples = self.encode(rows, processor, labels, max_length)
@@ -211,6 +226,12 @@ class ZeroShotImageClassification(Task):
         Candidates are the distinct captions or images. A class embedding is the mean of its prompts' embeddings
         (Radford et
         al. 2021, section 3.1.4).
+
+        Args:
+            collected: Collected outputs of all examples.
+            labels: Labels of all examples.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
         """
         from compress.numerics.embeddings import ranks
         from compress.tasks.classes import outcome_row
@@ -234,7 +255,14 @@ class ZeroShotImageClassification(Task):
     def compare(
         self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """Return the share of images with the same class or nearest caption, and the cosine of embeddings."""
+        """Return the share of images with the same class or nearest caption, and the cosine of embeddings.
+
+        Args:
+            collected: Collected outputs of the model.
+            reference: Collected outputs of the baseline.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
         from compress.tasks.classes import agreement_row, mean_row
 
         choices, theirs = (_chosen(outputs) for outputs in (collected, reference))

@@ -26,7 +26,7 @@ from compress.results.report import Measurement
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import CollectedOutputs, Examples
 from compress.tasks.text_generation import TASK
-from compress.tasks.token_sequences import cut, opening, spread, token_ids
+from compress.tasks.token_sequences import cut, prefix_tokens, spread, token_ids
 from compress.utils.errors import DataError, ModelError
 from compress.utils.progress import SilentProgress
 
@@ -171,11 +171,11 @@ def test_cut(ids: range, first: list[int], length: int, stride: int | None, expe
 
 def test_every_window_begins_as_the_tokenizer_begins_a_text() -> None:
     tokenizer = tiny_tokenizer()
-    assert opening(tokenizer) == []
+    assert prefix_tokens(tokenizer) == []
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
-    assert opening(tokenizer) == [1]
+    assert prefix_tokens(tokenizer) == [1]
     examples = TASK.encode(rows("abcdef"), tokenizer, None, 4)
     window_tokens = [tokenizer.convert_ids_to_tokens(example["input_ids"].tolist()) for example in examples.inputs]
     assert window_tokens == [["<s>", "a", "b", "c"], ["<s>", "d", "e", "f"]]

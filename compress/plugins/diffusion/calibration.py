@@ -74,7 +74,7 @@ class PictureCalibration:
 
 @dataclass(frozen=True)
 class PictureInputs:
-    """See `GraphInputs`: what the graph ``file`` of a ``model`` is given while all of it draws."""
+    """See `CalibrationInputs`: what the graph ``file`` of a ``model`` is given while all of it draws."""
 
     model: OnnxModel
     file: str
@@ -90,7 +90,7 @@ class PictureInputs:
         return open_diffusion(self.model)
 
     def choose(self, count: int) -> PictureCalibration:
-        """See `GraphInputs.choose`: as many prompts as give ``count`` examples of the part."""
+        """See `CalibrationInputs.choose`: as many prompts as give ``count`` examples of the part."""
         rows = self.context.data.split(SPLIT)
         if len(rows) == 0:
             raise DataError("The train split is empty, so there is nothing to calibrate with.", where=f"split {SPLIT}")
@@ -103,7 +103,7 @@ class PictureInputs:
         return watch(self._session, self.part, examples.batch(range(len(examples))), chosen, self.context.seed)
 
     def merit(self) -> Merit:
-        """See `GraphInputs.merit`: SSIM of pictures drawn with a graph in the place of the part to the model's own."""
+        """See `CalibrationInputs.merit`: SSIM of pictures drawn with a graph in the place of the part to the model's own."""
         examples = validation_examples(self.model, self.context)
         batches = [examples.batch(places) for places in by_length(examples, _DRAWN_AT_ONCE)]
         expected = [self._session.predict(batch)[PICTURES] for batch in batches]

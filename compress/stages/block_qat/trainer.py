@@ -157,8 +157,8 @@ class BlockTrainer:
         rate = functools.partial(Length(steps).rate, warmup_ratio=_WARM_UP, decay="linear")
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         generator = torch.Generator().manual_seed(self.seed)
-        before = self._error(held_out_rows)
-        best = self._state(before, before)
+        initial_error = self._error(held_out_rows)
+        best = self._state(initial_error, initial_error)
         # Each epoch visits the sequences in a new order; the best state on held-out sequences is returned.
         for done in range(steps):
             if done % epoch == 0:
@@ -177,7 +177,7 @@ class BlockTrainer:
                 if not math.isfinite(error):
                     return replace(best, stopped=f"; stopped, since it became {error} in step {done + 1} of {steps}")
                 if error < best.after:
-                    best = self._state(before, error)
+                    best = self._state(initial_error, error)
         return best
 
     def _windows(self) -> tuple[torch.Tensor, torch.Tensor]:

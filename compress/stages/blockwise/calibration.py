@@ -177,7 +177,7 @@ Rows of a tied table are also read as embeddings, where every column counts the 
 
 @dataclass
 class CalibrationActivations:
-    """Hidden states of token ids [sequences, length] between the blocks of ``decoder``, one file per block in ``folder``.
+    """Hidden states of token ids [sequences, length] between the blocks of ``decoder``, in files of ``folder``.
 
     ``importance`` has the weight of each token for a layer; without it all tokens count alike.
     """

@@ -40,17 +40,19 @@ def block_training_prediction(
     config: Quantization, training: BlockTraining, before: Shape | None, plan: PlanContext
 ) -> Prediction:
     """Return the cost of GPTQ with a training of each block."""
-    found = gptq_prediction(config, before, plan)
-    if before is None or found.peak_memory_bytes.value is None:
-        return found
+    prediction = gptq_prediction(config, before, plan)
+    if before is None or prediction.peak_memory_bytes.value is None:
+        return prediction
     blocks, tokens = before.attention + before.feed_forward, config.samples * config.sequence_length
     passes = training.epochs * _PASSES_OF_TRAINING + _PASSES_BESIDE
     flops = quantization_flops(config, before) + 2 * blocks * tokens * passes
-    kept = _TENSORS_OF_TRAINING * training.batch_size * config.sequence_length * max(before.hidden, before.intermediate)
-    held = _HELD_IN_TRAINING * blocks / max(before.layers, 1) + 4 * kept
+    activations = (
+        _TENSORS_OF_TRAINING * training.batch_size * config.sequence_length * max(before.hidden, before.intermediate)
+    )
+    held = _HELD_IN_TRAINING * blocks / max(before.layers, 1) + 4 * activations
     note = "one block with its optimizer and a batch's activations, or what rounding needs; without torch itself"
-    memory = Estimate(value=round(max(found.peak_memory_bytes.value, held)), note=note)
-    return replace(found, seconds=plan.seconds(flops), peak_memory_bytes=memory)
+    memory = Estimate(value=round(max(prediction.peak_memory_bytes.value, held)), note=note)
+    return replace(prediction, seconds=plan.seconds(flops), peak_memory_bytes=memory)
 
 
 def gptq_prediction(config: Quantization, before: Shape | None, plan: PlanContext) -> Prediction:

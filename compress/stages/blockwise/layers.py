@@ -62,18 +62,18 @@ def plan_layers(decoder: BlockwiseModel, config: Quantization) -> tuple[tuple[La
     plan = tuple(_block_layers(decoder, index, config) for index in range(len(decoder.blocks)))
     layers = [layer for block in plan for layer in block]
     # Refuse experts that cannot be told apart, unless they are to stay as they are.
-    found = []
+    fused_experts = []
     for index, block in enumerate(decoder.blocks):
         for name, part in block.named_modules(prefix=f"{decoder.prefix}.{index}"):
             leaves = [f"{name}.{leaf}" for leaf, _ in part.named_parameters(recurse=False)]
-            if is_fused(part) and not all(kept_by(config.keep, leaf) for leaf in leaves):
-                found.append(f"{name}: {inseparable_reason(part) or _FUSED_ON_DISK}")
-    if found:
+            if is_fused(part) and not all(skip_reason(config.keep, leaf) for leaf in leaves):
+                fused_experts.append(f"{name}: {inseparable_reason(part) or _FUSED_ON_DISK}")
+    if fused_experts:
         raise ModelError(
-            f"The experts of {len(found)} blocks cannot be quantized one by one:\n  {_some(found)}",
+            f"The experts of {len(fused_experts)} blocks cannot be quantized one by one:\n  {_some(fused_experts)}",
             where=str(decoder.checkpoint.folder),
             expected="experts such as those of Mixtral, Qwen-MoE, OLMoE or DeepSeek, a matrix each in the files",
-            hint=f"leave them in float16: keep: ['*.{found[0].partition(':')[0].rpartition('.')[2]}.*']",
+            hint=f"leave them in float16: keep: ['*.{fused_experts[0].partition(':')[0].rpartition('.')[2]}.*']",
         )
     tables = [decoder.name(decoder.embedding), decoder.name(decoder.model.get_output_embeddings())]
     names = [*(layer.name for layer in layers), *tables]
@@ -117,7 +117,7 @@ def about_starved(layers: Sequence[Layer], minimum: int) -> str:
     )
 
 
-def kept_by(patterns: Sequence[str], name: str) -> str:
+def skip_reason(patterns: Sequence[str], name: str) -> str:
     """Why a layer is left alone, or nothing."""
     pattern = next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
     return "" if pattern is None else f"kept by the pattern {pattern!r}"
@@ -130,16 +130,16 @@ def linears(block: nn.Module, prefix: str) -> dict[str, nn.Linear]:
 
 def _block_layers(decoder: BlockwiseModel, index: int, config: Quantization) -> tuple[Layer, ...]:
     block, prefix = decoder.blocks[index], f"{decoder.prefix}.{index}"
-    found, routing = [], router_layers(block, prefix)
+    block_layers, routing = [], router_layers(block, prefix)
     for name, part in linears(block, prefix).items():
-        kept = kept_by(config.keep, name) or ("kept: it routes tokens to experts" if name in routing else "")
+        reason = skip_reason(config.keep, name) or ("kept: it routes tokens to experts" if name in routing else "")
         size = part.in_features if config.group_size == -1 else config.group_size
-        kept = kept or _narrow(part.out_features, part.in_features)
-        if not kept:
-            found.append(Layer(name, part.out_features, part.in_features, config.bits, size))
+        reason = reason or _narrow(part.out_features, part.in_features)
+        if not reason:
+            block_layers.append(Layer(name, part.out_features, part.in_features, config.bits, size))
         else:
-            found.append(Layer(name, part.out_features, part.in_features, None, why=kept))
-    return (*found, *_others(block, prefix, config))
+            block_layers.append(Layer(name, part.out_features, part.in_features, None, why=reason))
+    return (*block_layers, *_others(block, prefix, config))
 
 
 def _narrow(rows: int, columns: int) -> str:
@@ -150,15 +150,15 @@ def _narrow(rows: int, columns: int) -> str:
 
 def _others(block: nn.Module, prefix: str, config: Quantization) -> list[Layer]:
     """Parameters with two sides or more that are no linear layer's."""
-    found = []
+    other_layers = []
     for name, part in block.named_modules(prefix=prefix):
         for leaf, parameter in part.named_parameters(recurse=False):
             if parameter.ndim >= 2 and not isinstance(part, nn.Linear):
                 columns = parameter.shape[-1]
                 why = f"not a torch.nn.Linear: {leaf} of {type(part).__name__} {list(parameter.shape)}"
-                why = kept_by(config.keep, f"{name}.{leaf}") or why
-                found.append(Layer(f"{name}.{leaf}", parameter.numel() // columns, columns, None, why=why))
-    return found
+                why = skip_reason(config.keep, f"{name}.{leaf}") or why
+                other_layers.append(Layer(f"{name}.{leaf}", parameter.numel() // columns, columns, None, why=why))
+    return other_layers
 
 
 def _some(lines: Sequence[str]) -> str:
@@ -182,7 +182,7 @@ def _problems(layer: Layer) -> list[str]:
 
 def _check_tied(patterns: Sequence[str], embedding: str, head: str) -> None:
     """Raise `ModelError` for a head that is to be kept while the table whose weights it has is quantized."""
-    if kept_by(patterns, head) and not kept_by(patterns, embedding):
+    if skip_reason(patterns, head) and not skip_reason(patterns, embedding):
         raise ModelError(
             f"keep: {head} has the weights of {embedding}, which is not kept.",
             where="keep",

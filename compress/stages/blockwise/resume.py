@@ -19,7 +19,7 @@ from compress.models.safetensors_file import read_header, read_metadata, read_te
 from compress.numerics.integer_grid import QuantizedWeight
 from compress.stages.blockwise.blockwise_model import BlockwiseModel
 from compress.stages.blockwise.calibration import CalibrationActivations
-from compress.stages.blockwise.layers import Layer, kept_by
+from compress.stages.blockwise.layers import Layer, skip_reason
 from compress.stages.gptq.settings import Quantization
 from compress.stages.gptq.solver import solve_layers
 from compress.utils.errors import ModelError
@@ -55,8 +55,8 @@ class BlockCache:
 
     def store(self, index: int, tensors: Mapping[str, torch.Tensor], layers: Sequence[Layer]) -> None:
         """Keep a block's packed layers, and float tensors of it that are not the model's own any more."""
-        here = {name: tensor.cpu() for name, tensor in tensors.items()}
-        write_whole(self.file(index), here, {"layers": layers_to_text(layers)})
+        cpu_tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
+        write_whole(self.file(index), cpu_tensors, {"layers": layers_to_text(layers)})
 
     def names(self, index: int) -> tuple[str, ...]:
         """Return the names of the tensors stored for a block."""
@@ -105,12 +105,12 @@ def plan_tables(decoder: BlockwiseModel, config: Quantization, bits: int | None)
     modules = [decoder.embedding, *([] if decoder.tied else [decoder.model.get_output_embeddings()])]
     # Not the embedding's weight: at work it has the rows of some tokens only.
     rows, columns = decoder.vocabulary, decoder.embedding.embedding_dim
-    found = []
+    tables = []
     for module in modules:
         name = decoder.name(module)
-        kept = kept_by(config.keep, name)
-        if bits in (None, 16) or kept:
-            found.append(Layer(name, rows, columns, None, why=kept or "left as float16"))
+        reason = skip_reason(config.keep, name)
+        if bits in (None, 16) or reason:
+            tables.append(Layer(name, rows, columns, None, why=reason or "left as float16"))
             continue
         if columns % config.embedding_group_size or columns % 32:
             raise ModelError(
@@ -118,8 +118,8 @@ def plan_tables(decoder: BlockwiseModel, config: Quantization, bits: int | None)
                 expected=f"a group that divides {columns}, which must be a multiple of 32",
                 hint="choose another embedding_group_size, or embedding_bits: 16",
             )
-        found.append(Layer(name, rows, columns, bits, config.embedding_group_size))
-    return tuple(found)
+        tables.append(Layer(name, rows, columns, bits, config.embedding_group_size))
+    return tuple(tables)
 
 
 def quantize_tables(
@@ -139,21 +139,21 @@ def quantize_tables(
         return layers_in(folder / _FLOATS)
     packed: dict[str, torch.Tensor] = {}
     floats: dict[str, torch.Tensor] = {}
-    found: list[Layer] = []
+    results: list[Layer] = []
     inputs = hessian() if hessian is not None and any(table.bits for table in plan) else None
     for table in plan:
         if table.bits is None or table.group_size is None:
-            found.append(table)
+            results.append(table)
             continue
         weight = decoder.checkpoint.stored(f"{table.name}.weight")
         is_head = decoder.head_weight == f"{table.name}.weight"
         pieces, halves, solved = _by_rows(config, table, weight, inputs if is_head else None)
         packed |= {f"{table.name}.{part}": tensor for part, tensor in pieces.items()}
         floats[f"{table.name}.weight"] = halves
-        found.append(solved)
+        results.append(solved)
     if packed:
-        _write(folder, packed, floats, found)
-    return tuple(found)
+        _write(folder, packed, floats, results)
+    return tuple(results)
 
 
 def keep_tables(weights: Mapping[str, QuantizedWeight], plan: Sequence[Layer], folder: Path) -> None:
@@ -186,9 +186,9 @@ def _by_rows(
     pieces: list[dict[str, torch.Tensor]] = []
     error, damping, start = 0.0, None, 0
     for rows in torch.split(weight, _ROWS):
-        there = rows if hessian is None else rows.to(hessian.device)
-        (found,) = solve_layers(config, [table], [there.float()], hessian)
-        solved = replace(found, weight=found.weight.cpu())
+        device_rows = rows if hessian is None else rows.to(hessian.device)
+        (solution,) = solve_layers(config, [table], [device_rows.float()], hessian)
+        solved = replace(solution, weight=solution.weight.cpu())
         assert solved.layer.error is not None
         error += solved.layer.error * len(rows) / len(weight)
         damping = solved.layer.damping

@@ -52,7 +52,7 @@ class Result:
         """Write the checkpoint into a new ``folder``. Raises `StageError` for a value beyond float16."""
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        write_beside_weights(self.source, folder, dtype="float16", quantization_config=self.quantization())
+        write_companions(self.source, folder, dtype="float16", quantization_config=self.quantization())
         has_tables = any(table.bits for table in self.tables)
         # With an index, since gptqmodel would take `TABLES` for the weights.
         write_shards(folder, self._tensors(), index_one=has_tables)
@@ -70,7 +70,7 @@ class Result:
 
     def quantization(self) -> dict[str, Any]:
         """`quantization_config` as transformers and gptqmodel read it."""
-        found: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "quant_method": "gptq",
             "bits": self.config.bits,
             "group_size": self.config.group_size,
@@ -85,22 +85,22 @@ class Result:
         }
         # Gptqmodel's rules for layers that differ from the rest: a pattern that matches the name -> what differs.
         layers = [layer for block in self.plan for layer in block]
-        kept = [layer for layer in layers if layer.bits is None and layer.why.startswith("kept")]
+        float_layers = [layer for layer in layers if layer.bits is None and layer.why.startswith("kept")]
         changed = {f"+:{_exactly(layer)}": self._differing(layer) for layer in layers if layer.bits}
         changed = {pattern: settings for pattern, settings in changed.items() if settings}
-        if changes := (changed | {f"-:{_exactly(layer)}": {} for layer in kept}):
-            found["dynamic"] = changes
+        if changes := (changed | {f"-:{_exactly(layer)}": {} for layer in float_layers}):
+            fields["dynamic"] = changes
         if names := self._kept():
-            found["modules_in_block_to_quantize"] = names
-        return found
+            fields["modules_in_block_to_quantize"] = names
+        return fields
 
     def _differing(self, layer: Layer) -> dict[str, int]:
         """`bits` and `group_size` of a layer where they are not those of the whole."""
         assert layer.bits is not None and layer.group_size is not None
         size = -1 if layer.group_size == layer.columns else layer.group_size
         same_size = size == self.config.group_size or layer.group_size == self.config.group_size
-        found = {} if layer.bits == self.config.bits else {"bits": layer.bits}
-        return found if same_size else found | {"group_size": size}
+        differences = {} if layer.bits == self.config.bits else {"bits": layer.bits}
+        return differences if same_size else differences | {"group_size": size}
 
     def _kept(self) -> list[list[str]]:
         """Return the quantized layers' names within a block if some stay float; optimum knows no patterns."""
@@ -144,12 +144,12 @@ def write_floats(source: Checkpoint, folder: Path, changed: Iterable[tuple[str, 
     with storage_errors(folder.parent):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        write_beside_weights(source, folder, dtype="float32")
+        write_companions(source, folder, dtype="float32")
         write_shards(folder, tensors())
     return Checkpoint(folder)
 
 
-def write_beside_weights(source: Checkpoint, folder: Path, **changes: object) -> None:
+def write_companions(source: Checkpoint, folder: Path, **changes: object) -> None:
     """Write the config with ``changes``, and copy the tokenizer's files."""
     for pattern in _COMPANIONS:
         for path in sorted(source.folder.glob(pattern)):
@@ -195,9 +195,9 @@ def config_changes(folder: Path, cut: Cut) -> dict[str, Any]:
     of a language model go by nothing else.
     """
     module = build_decoder_on_meta(folder)
-    before = module.config.to_dict()
+    original = module.config.to_dict()
     cut(module)
-    changed = {name: value for name, value in module.config.to_dict().items() if before.get(name) != value}
+    changed = {name: value for name, value in module.config.to_dict().items() if original.get(name) != value}
     field = next((field for key, field in _NO_WORDS.items() if changed.get(key)), None)
     if field is not None:
         raise StageError(
@@ -219,11 +219,14 @@ def write_pruned(
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write_beside_weights(source, folder, **changes)
-    wanted = {name: list(shape) for name, shape in stored_shapes(build_decoder_on_meta(folder)).items()}
-    write_shards(folder, _as_wanted(tensors, wanted))
-    if wanted:
-        raise StageError(f"The cut model lacks {min(wanted)!r}, and {len(wanted) - 1} tensors more.", where=str(folder))
+    write_companions(source, folder, **changes)
+    expected_shapes = {name: list(shape) for name, shape in stored_shapes(build_decoder_on_meta(folder)).items()}
+    write_shards(folder, _as_wanted(tensors, expected_shapes))
+    if expected_shapes:
+        raise StageError(
+            f"The cut model lacks {min(expected_shapes)!r}, and {len(expected_shapes) - 1} tensors more.",
+            where=str(folder),
+        )
     return Checkpoint(folder)
 
 

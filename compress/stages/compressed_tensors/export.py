@@ -15,7 +15,7 @@ from compress.models.compressed_tensors_layout import pack_layer, store_int8_lay
 from compress.models.meta_model import build_on_meta
 from compress.models.model import link_or_copy
 from compress.models.quantization_config import COMPRESSED_TENSORS, Scheme, compressed_tensors_config
-from compress.stages.blockwise.write import write_beside_weights
+from compress.stages.blockwise.write import write_companions
 from compress.utils.errors import ModelError, StageError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def write_compressed_tensors(
     integer that came back as another.
     """
     settings = {name: checkpoint.layer_settings(name) for name in checkpoint.integer_layers}
-    layers = {name: (found["bits"], found["group_size"]) for name, found in settings.items()}
+    layers = {name: (layer_format["bits"], layer_format["group_size"]) for name, layer_format in settings.items()}
     # Linear layers of transformers' module that stay float. Raises `ModelError` where ``layers`` are none of them.
     model = build_on_meta(checkpoint.folder)
     linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
@@ -54,27 +54,25 @@ def write_compressed_tensors(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     config = compressed_tensors_config(layers, others, activation_bits, version(COMPRESSED_TENSORS))
-    write_beside_weights(checkpoint, folder, quantization_config=config)
+    write_companions(checkpoint, folder, quantization_config=config)
     (folder / _OF_GPTQ).unlink(missing_ok=True)
     # With an index, so that nobody takes `TABLES` for weights.
     write_shards(folder, _tensors(checkpoint, layers, activation_bits), index_one=bool(checkpoint.tables))
     if checkpoint.tables:
         link_or_copy(checkpoint.folder / TABLES, folder / TABLES)
-    made = CompressedTensorsCheckpoint(folder)
+    exported = CompressedTensorsCheckpoint(folder)
     for name in context.progress.track(layers, "reading back", len(layers)):
-        _compare(checkpoint, made, name)
+        _compare(checkpoint, exported, name)
     kinds = {
         f"W{bits}A{activation_bits} {'by row' if size == -1 else f'in groups of {size}'}"
         for bits, size in layers.values()
     }
     left = f"; in float16: {', '.join(others[:3])}{' ...' if len(others) > 3 else ''}" if others else ""
     context.note(
-        (
-            f"compressed-tensors: {len(layers)} layers, {', '.join(sorted(kinds))}, every integer and scale read back as "
-            f"it was{left}; no GPU ran it here"
-        )
+        f"compressed-tensors: {len(layers)} layers, {', '.join(sorted(kinds))}, every integer and scale read back as "
+        f"it was{left}; no GPU ran it here"
     )
-    return made
+    return exported
 
 
 def _check(
@@ -132,9 +130,9 @@ def _compare(checkpoint: QuantizedCheckpoint, made: CompressedTensorsCheckpoint,
     else:
         shape = torch.Size(made.stored(f"{name}.weight_shape").tolist())
         integers = unpack_from_int32(made.stored(f"{name}.weight_packed"), weight.bits, shape)
-    wanted = weight.integers.to(torch.int16) - (1 << (weight.bits - 1))
+    expected = weight.integers.to(torch.int16) - (1 << (weight.bits - 1))
     scales = made.stored(f"{name}.weight_scale").float()
-    if not (torch.equal(integers.to(torch.int16), wanted) and torch.equal(scales, weight.scales)):
+    if not (torch.equal(integers.to(torch.int16), expected) and torch.equal(scales, weight.scales)):
         raise StageError(
             f"compressed-tensors unpacks other numbers of {name} than the checkpoint has.",
             hint="this is a defect of the stage; please report it with the recipe",

@@ -92,7 +92,7 @@ _SIZELESS = re.compile(r"dropout|hidden_act|initializer|num_attention_heads|labe
 
 def spread_layers(layers: int, count: int) -> list[int]:
     """Return ``count`` of ``layers`` indices, evenly spread, including the last: 6 and 3 give 1, 3, 5."""
-    return [(place + 1) * layers // count - 1 for place in range(count)]
+    return [(position + 1) * layers // count - 1 for position in range(count)]
 
 
 def reconfigured(shape: Shape, changes: Mapping[str, Any]) -> Shape | None:

@@ -123,9 +123,11 @@ class DistillationTrainer:
                 for theirs, mine in zip(examples.inputs[:_COMPARED], self.examples.inputs[:_COMPARED], strict=True):
                     if not np.array_equal(theirs["pixel_values"], mine["pixel_values"]):
                         raise StageError(
-                            "The teacher answers the images that the student is shown, but the two prepare images differently.",
+                            "The teacher answers the images that the student is shown, but the two prepare "
+                            "images differently.",
                             expected="the same size, scale, mean and deviation in both preprocessor_config.json",
-                            hint="write the same into both, or leave augment out if there is any: then each has its way",
+                            hint="write the same into both, or leave augment out if there is any: then each has its "
+                            "way",
                         )
         else:
             _require_same_tokens(self.teacher, self.student, f"method: {settings.method} compares representations")
@@ -228,8 +230,8 @@ class _Comparison:
         widths: tuple[int, int] = student.config.hidden_size, teacher.config.hidden_size
         if method in ("tinybert", "minilm"):
             comparison.heads = teacher_blocks[-1].require_attention().heads
-            found = [block.require_attention() for block in (*teacher_blocks, *student_blocks)]
-            counts = {count for attention in found for count in (attention.heads, attention.groups)}
+            attentions = [block.require_attention() for block in (*teacher_blocks, *student_blocks)]
+            counts = {count for attention in attentions for count in (attention.heads, attention.groups)}
             if len(counts) != 1:
                 raise StageError(
                     f"method: {method} compares attention head by head; the models have {sorted(counts)} heads.",

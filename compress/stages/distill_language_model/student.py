@@ -86,23 +86,27 @@ def block_pairs(student: PreTrainedModel, teacher: PreTrainedModel) -> list[tupl
     mine, theirs = blocks(student), blocks(teacher)
     places = _kept_blocks([block.module for block in mine], [block.module for block in theirs])
     if places is None:
-        places = [place - 1 for place in uniform_layer_map(len(mine), len(theirs))]
-    pairs = [(own + 1, other + 1) for own, other in enumerate(places)]
-    return [(own, other) for own, other in pairs if (own == len(mine)) == (other == len(theirs))]
+        places = [layer - 1 for layer in uniform_layer_map(len(mine), len(theirs))]
+    pairs = [(student_block + 1, other + 1) for student_block, other in enumerate(places)]
+    return [
+        (student_block, other)
+        for student_block, other in pairs
+        if (student_block == len(mine)) == (other == len(theirs))
+    ]
 
 
 def _kept_blocks(mine: list[nn.Module], theirs: list[nn.Module]) -> list[int] | None:
-    found: list[int] = []
+    teacher_blocks: list[int] = []
     for block in mine:
         vectors = _vectors(block)
         if not vectors:
             return None
-        later = range(found[-1] + 1 if found else 0, len(theirs))
-        place = next((place for place in later if _same(vectors, _vectors(theirs[place]))), None)
-        if place is None:
+        later = range(teacher_blocks[-1] + 1 if teacher_blocks else 0, len(theirs))
+        position = next((position for position in later if _same(vectors, _vectors(theirs[position]))), None)
+        if position is None:
             return None
-        found.append(place)
-    return found
+        teacher_blocks.append(position)
+    return teacher_blocks
 
 
 def _vectors(block: nn.Module) -> dict[str, torch.Tensor]:
@@ -141,8 +145,8 @@ class StudentWithLoss(nn.Module):
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the student's embedding table."""
-        found: nn.Module = self.body.causal.get_input_embeddings()
-        return found
+        embedding: nn.Module = self.body.causal.get_input_embeddings()
+        return embedding
 
     def forward(self, batch: dict[str, torch.Tensor], teacher: Callable[[], Any], taught: Any) -> torch.Tensor:
         """Return the loss of some sequences; ``taught`` has the teacher's states, ``teacher`` its head."""
@@ -151,17 +155,17 @@ class StudentWithLoss(nn.Module):
         loss = torch.zeros((), device=batch["input_ids"].device)
         if weights.logits_weight or weights.labels_weight:
             which = Divergence(weights.temperature, weights.direction == "reverse", weights.top_k)
-            wanted = HeadLoss(
+            head_loss_spec = HeadLoss(
                 which,
                 weights.logits_weight * batch["each"],
                 batch["following"] if weights.labels_weight else None,
                 weights.labels_weight * batch["labels_each"],
             )
             heads = head_of(self.body, outputs.last_hidden_state, self.dtype), teacher()
-            loss = loss + head_loss(*heads, wanted)
-        for place, (mine, theirs) in enumerate(self.pairs):
+            loss = loss + head_loss(*heads, head_loss_spec)
+        for pair_index, (mine, theirs) in enumerate(self.pairs):
             states = outputs.hidden_states[mine]
-            states = self.projections[place](states) if len(self.projections) else states
+            states = self.projections[pair_index](states) if len(self.projections) else states
             apart = relative_error(states.float(), taught.hidden_states[theirs].float())
             share = weights.hidden_weight / len(self.pairs)
             loss = loss + share * (apart.flatten() * batch["each"]).sum()

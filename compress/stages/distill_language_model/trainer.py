@@ -169,7 +169,7 @@ class LanguageDistillationTrainer:
     def train(self, after_step: Callable[[int, int], None] | None) -> None:
         """Train the student in place, and report the change."""
         context, judge = self.context, self.judge
-        before = None if judge is None else judge.quality()
+        quality_before = None if judge is None else judge.quality()
         shared = self._shared() if self.blocks[0] else None
         student = self.student if shared is None else shared.module
         if shared is not None and after_step is not None:
@@ -205,8 +205,8 @@ class LanguageDistillationTrainer:
         done = f"{self._last * self.step_tokens:,} tokens, {self._rate():,.0f} a second"
         if self.states.answered or self.states.found:
             done += f"; the teacher read {self.states.answered:,} windows, {self.states.found:,} were known"
-        if before is not None and after is not None:
-            done = f"{Recovered(before, after)}; {done}"
+        if quality_before is not None and after is not None:
+            done = f"{Recovered(quality_before, after)}; {done}"
         context.note(f"distill_language_model: {done}")
 
     def _shared(self) -> Sharded[StudentWithLoss]:
@@ -251,9 +251,9 @@ class LanguageDistillationTrainer:
                 states = taught.last_hidden_state
             elif self.settings.loss.logits_weight:
                 states = self.states.of(ids)[_STATES]
-        wanted = states if self.settings.loss.logits_weight else None
+        teacher_states = states if self.settings.loss.logits_weight else None
         loss: torch.Tensor = module(
-            batch, lambda: None if wanted is None else head_of(self.teacher, wanted, self.dtype), taught
+            batch, lambda: None if teacher_states is None else head_of(self.teacher, teacher_states, self.dtype), taught
         )
         return loss
 

@@ -47,9 +47,9 @@ def equalize_checkpoint(
         context.scratch.mkdir(parents=True, exist_ok=True)
         stream = CalibrationActivations(decoder, text, ids, context.scratch)
     work = _Work(decoder, strength, context, stream)
-    made = write_floats(checkpoint, context.scratch / "equalized", work.tensors())
+    equalized = write_floats(checkpoint, context.scratch / "equalized", work.tensors())
     context.note(work.summary())
-    return made
+    return equalized
 
 
 def probe(decoder: BlockwiseModel, index: int) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
@@ -121,16 +121,16 @@ class _Work:
 
 def _largest_inputs(stream: CalibrationActivations, index: int, modules: Modules) -> dict[str, torch.Tensor]:
     """Return the largest magnitude of each input of a loaded block's linear layers, [columns], over all sequences."""
-    found: dict[str, torch.Tensor] = {}
+    maxima: dict[str, torch.Tensor] = {}
 
     def seen(name: str, values: torch.Tensor) -> None:
         largest = values.detach().flatten(0, -2).abs().amax(0).float()
-        found[name] = torch.maximum(found[name], largest) if name in found else largest
+        maxima[name] = torch.maximum(maxima[name], largest) if name in maxima else largest
 
     layers = {name: part for name, part in modules.items() if isinstance(part, nn.Linear)}
     stream.pass_watched(index, layers, seen)
     stream.forget(index)
-    return found
+    return maxima
 
 
 _TOLERANCE = 1e-3
@@ -174,12 +174,12 @@ def find_folds(modules: Modules, run: Run, head_size: int) -> tuple[list[Fold], 
     ``run`` gives the block's output on some input.
     """
     groups, makers = _watch(modules, run)
-    before = run()
+    output_before = run()
     folds: list[Fold] = []
     alone: list[str] = []
     for consumers, columns, value in groups:
         candidates = _candidates(modules, consumers, makers.get(value), columns, head_size)
-        fold = next((fold for fold in candidates if _holds(fold, modules, run, before)), None)
+        fold = next((fold for fold in candidates if _holds(fold, modules, run, output_before)), None)
         if fold is None:
             alone.extend(consumers)
         else:

@@ -79,8 +79,8 @@ class Survey:
         text = (
             CalibrationActivations(self.decoder, self.config, ids, self.folder, self.importance) if embeddings else None
         )
-        rest = range(len(self.plan))
-        for index in self.progress.track(rest, "measuring sensitivity", len(rest)):
+        block_indices = range(len(self.plan))
+        for index in self.progress.track(block_indices, "measuring sensitivity", len(block_indices)):
             self.decoder.load(index)
             states = self._block(index, probe, states, errors, shares)
             if text is not None:
@@ -116,12 +116,12 @@ class Survey:
         return list(variants.values())
 
     def _embedded(self, probe: torch.Tensor, table: torch.Tensor | None) -> torch.Tensor:
-        before = self.decoder.table
+        original_table = self.decoder.table
         self.decoder.table = table
         try:
             return self.decoder.embedded(probe)
         finally:
-            self.decoder.table = before
+            self.decoder.table = original_table
 
     def _block(
         self,
@@ -170,15 +170,15 @@ class Survey:
         places = torch.linspace(0, states.shape[1] - 1, min(_JUDGED, states.shape[1])).round().long()
         judged = states[:, places]
         original = self._answers(judged[:1])
-        found = []
+        divergences = []
         for variant, hidden in enumerate(judged[1:]):
             answers = self._answers(hidden[None], heads[variant] if variant < len(heads) else None)
             divergence = torch.nn.functional.kl_div(answers, original, reduction="sum", log_target=True)
-            found.append(float(divergence) / len(places))
-        if not all(map(math.isfinite, found)):
+            divergences.append(float(divergence) / len(places))
+        if not all(map(math.isfinite, divergences)):
             raise StageError("The model's answers to the calibration text are not finite.", expected="finite logits")
         # Rounding can leave a variant that changes nothing a hair below zero.
-        return [max(value, 0.0) for value in found]
+        return [max(value, 0.0) for value in divergences]
 
     def _answers(self, hidden: torch.Tensor, head: torch.Tensor | None = None) -> torch.Tensor:
         """Log-probabilities [1, positions, vocabulary]."""
@@ -188,22 +188,22 @@ class Survey:
 @contextmanager
 def _replaced(changed: Mapping[nn.Linear, torch.Tensor]) -> Iterator[None]:
     """Let layers have other weights for a while."""
-    before = {linear: linear.weight for linear in changed}
+    original_weights = {linear: linear.weight for linear in changed}
     for linear, weight in changed.items():
         linear.weight = nn.Parameter(weight, requires_grad=False)
     try:
         yield
     finally:
-        for linear, weight in before.items():
+        for linear, weight in original_weights.items():
             linear.weight = weight
 
 
 def _parts(experts: Mapping[str, SeparateExperts], run: Callable[[], object]) -> dict[str, torch.Tensor]:
     """Return each expert's contribution to its block's output, [its tokens, hidden] by name, for one ``run``."""
-    found: dict[str, torch.Tensor] = {}
+    outputs_by_expert: dict[str, torch.Tensor] = {}
 
     def note(owner: str, number: int, part: torch.Tensor) -> None:
-        found[f"{owner}.{number}"] = part
+        outputs_by_expert[f"{owner}.{number}"] = part
 
     for owner, module in experts.items():
         module.on_output = partial(note, owner)
@@ -212,7 +212,7 @@ def _parts(experts: Mapping[str, SeparateExperts], run: Callable[[], object]) ->
     finally:
         for module in experts.values():
             module.on_output = None
-    return found
+    return outputs_by_expert
 
 
 def _shares(
@@ -264,8 +264,8 @@ def average_bits(plan: Sequence[Sequence[Layer]], tables: Sequence[Layer], param
     """Bits of a parameter, on average over all of the model's ``parameters``, those that stay float16 included."""
     layers = [*tables, *(layer for block in plan for layer in block)]
     counted = sum(stored_bits(layer, layer.bits, symmetric) for layer in layers)
-    rest = parameters - sum(layer.rows * layer.columns for layer in layers)
-    return (counted + FLOAT_BITS * rest) / parameters
+    other_parameters = parameters - sum(layer.rows * layer.columns for layer in layers)
+    return (counted + FLOAT_BITS * other_parameters) / parameters
 
 
 def allocate(

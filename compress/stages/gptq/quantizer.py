@@ -102,7 +102,7 @@ class _Work:
             counts = {bits: list(chosen.bits.values()).count(bits) for bits in sorted(set(chosen.bits.values()))}
             layers = ", ".join(f"{count} layers at {bits}" for bits, count in counts.items())
             self.context.note(
-                (f"mixed bits: {layers}, the tables at {chosen.tables}; {chosen.average:.2f} bits on average")
+                f"mixed bits: {layers}, the tables at {chosen.tables}; {chosen.average:.2f} bits on average"
             )
         self.decoder.shipped = torch.float16
         self.decoder.exact = frozenset(layer.name for block in self.plan for layer in block if layer.bits)
@@ -115,10 +115,10 @@ class _Work:
         self._walk(text, finished)
         give_back_freed_memory()
         work, tables = self._tables("final", table_bits, None if text is None else text.table_hessian)
-        found = tuple(finished.layers(index) or () for index in range(len(self.plan)))
-        average = average_bits(found, tables, self.decoder.count_parameters(), self.config.sym)
+        results = tuple(finished.layers(index) or () for index in range(len(self.plan)))
+        average = average_bits(results, tables, self.decoder.count_parameters(), self.config.sym)
         result = Result(
-            self.decoder.checkpoint, self.config, found, tables, average, finished, work, self.decoder.tied_tensors
+            self.decoder.checkpoint, self.config, results, tables, average, finished, work, self.decoder.tied_tensors
         )
         quantized = [layer for layer in result.layers if layer.bits]
         alone = [layer for layer in result.layers if layer.bits is None]
@@ -126,7 +126,7 @@ class _Work:
         left = f"; left alone: {', '.join(f'{layer.name} ({layer.why})' for layer in alone)}" if alone else ""
         error = f"the largest error {worst.error:.2%} in {worst.name}"
         self.context.note(
-            (f"quantized {len(quantized)} layers to {average:.2f} bits a parameter on average, {error}{left}")
+            f"quantized {len(quantized)} layers to {average:.2f} bits a parameter on average, {error}{left}"
         )
         if starved := about_starved(result.layers, self.config.expert_tokens):
             self.context.note(starved)
@@ -143,8 +143,8 @@ class _Work:
         first = done if done == 0 or all(stream.entering(done).are_whole for stream in streams) else 0
         if first:
             self.context.progress.note(f"onnx_int8: {first} of {len(self.plan)} blocks were done before")
-        rest = range(first, len(self.plan))
-        for index in self.context.progress.track(rest, "quantizing blocks", len(rest)):
+        remaining = range(first, len(self.plan))
+        for index in self.context.progress.track(remaining, "quantizing blocks", len(remaining)):
             with device_memory_errors(f"{self.decoder.prefix}.{index}", _LOWER):
                 self._block(index, streams, finished)
 
@@ -156,7 +156,7 @@ class _Work:
         modules = {name: part for name, part in linears(block, name).items() if plan[name].bits}
         trainer = self._trainer(index, modules, *streams) if len(streams) > 1 else None
         work = streams[0].pass_through(index, modules) if streams else None
-        found: dict[str, Solved] = {}
+        solved_layers: dict[str, Solved] = {}
         vectors: Mapping[str, torch.Tensor] = {}
 
         def quantize(names: Sequence[str], hessian: torch.Tensor | None) -> None:
@@ -166,7 +166,7 @@ class _Work:
             for name, solved in zip(names, solutions, strict=True):
                 sent = None if work is None else work.sent(name)
                 layer = solved.layer if sent is None else solved.layer.sent(sent, self.config.expert_tokens)
-                found[name] = Solved(solved.weight, layer)
+                solved_layers[name] = Solved(solved.weight, layer)
                 modules[name].weight = nn.Parameter(solved.weight.dequantize(), requires_grad=False)
 
         if work is None:
@@ -176,12 +176,12 @@ class _Work:
             outputs = work.solve(quantize)
             if trainer is not None:
                 deque(outputs, maxlen=0)
-                vectors = self._taught(trainer, found)
+                vectors = self._taught(trainer, solved_layers)
                 outputs = (work.run(batch()) for batch in work.batches)
             streams[0].leave(index, outputs)
         self.decoder.unload(index)
-        packed = [solved.packed(stored_less_one=self.config.sym) for solved in found.values()]
-        layers = [found[name].layer if name in found else layer for name, layer in plan.items()]
+        packed = [solved.packed(stored_less_one=self.config.sym) for solved in solved_layers.values()]
+        layers = [solved_layers[name].layer if name in solved_layers else layer for name, layer in plan.items()]
         finished.store(index, dict(ChainMap(*packed, dict(vectors))), layers)
         for stream in streams:
             stream.forget(index)
@@ -205,9 +205,9 @@ class _Work:
         run = BlockRun.of(self.decoder, self.config, index, text.ids, training.batch_size)
         run = replace(run, bf16=device_uses_bf16("fastest" if precision == "auto" else precision))
         name, block = f"{self.decoder.prefix}.{index}", self.decoder.blocks[index]
-        own = {layer: module.weight.data for layer, module in modules.items()}
+        float_weights = {layer: module.weight.data for layer, module in modules.items()}
         given, wanted = text.entering(index), floats.entering(index + 1)
-        return BlockTrainer(name, block, modules, own, run, given, wanted, training, self.context.seed)
+        return BlockTrainer(name, block, modules, float_weights, run, given, wanted, training, self.context.seed)
 
     def _tables(
         self, use: str, bits: int, hessian: Callable[[], torch.Tensor] | None
@@ -263,11 +263,11 @@ class _Work:
 
 
 def _line(name: str, layers: Sequence[Layer]) -> str:
-    found = []
+    parts = []
     for layer in layers:
         short = layer.name.removeprefix(f"{name}.")
         if layer.bits is None:
-            found.append(f"{short} left alone ({layer.why})")
+            parts.append(f"{short} left alone ({layer.why})")
         else:
-            found.append(f"{short} {layer.bits} bits {layer.error:.2%}")
-    return f"{name}: {', '.join(found)}"
+            parts.append(f"{short} {layer.bits} bits {layer.error:.2%}")
+    return f"{name}: {', '.join(parts)}"

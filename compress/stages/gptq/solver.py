@@ -51,22 +51,22 @@ def solve_layers(
 
     Without one they are rounded to nearest. Raises `StageError` that names the layer.
     """
-    found = []
-    for place in _stacks(layers, weights):
-        some, stack = layers[place], weights[place]
+    solutions = []
+    for stack_indices in _stacks(layers, weights):
+        some, stack = layers[stack_indices], weights[stack_indices]
         try:
-            found += _solve(config, some, stack, hessian)
+            solutions += _solve(config, some, stack, hessian)
         except ValueError as error:
             if len(some) > 1:
                 # Which of them it is, they tell one by one.
                 for layer, weight in zip(some, stack, strict=True):
-                    found += solve_layers(config, [layer], [weight], hessian)
+                    solutions += solve_layers(config, [layer], [weight], hessian)
                 continue
             raise StageError(
                 f"The layer {some[0].name} cannot be quantized: {error}.",
                 hint="give more calibration text (samples), raise damp_percent, or name the layer in `keep`",
             ) from error
-    return found
+    return solutions
 
 
 def _stacks(layers: Sequence[Layer], weights: Sequence[torch.Tensor]) -> Iterator[slice]:

@@ -60,7 +60,7 @@ class Gradients:
         next(steps, None)
         embedding = self._by_rows(gradient)
         shutil.rmtree(self.folder)
-        return Importance({name: found.cpu() for name, found in layers.items()}, head.cpu(), embedding.cpu())
+        return Importance({name: weights.cpu() for name, weights in layers.items()}, head.cpu(), embedding.cpu())
 
     def _by_rows(self, gradient: States) -> torch.Tensor:
         """Return the mean outer product of the gradient by the table's rows, from that by the first block's input."""
@@ -138,12 +138,12 @@ class Gradients:
                     torch.autograd.backward(run(hidden), gradient[some])
                 yield _of(hidden)
 
-        found = self._kept(f"gradient-{index:05}.bin", f"the gradient before {prefix}", gradients())
+        gradient_states = self._kept(f"gradient-{index:05}.bin", f"the gradient before {prefix}", gradients())
         for used in (states, gradient):
             used.path.unlink()
         self.decoder.unload(index)
         layers.update({name: _relative(torch.cat(parts)) for name, parts in seen.items() if parts})
-        return found
+        return gradient_states
 
 
 def _of(hidden: torch.Tensor) -> torch.Tensor:

@@ -42,17 +42,17 @@ def add_imatrix(checkpoint: Checkpoint, text: Quantization, context: Context) ->
                 finished.store(index, _block(decoder, stream, index), ())
             stream.forget(index)
         stream.forget(count)
-        found = {name: finished.tensor(index, name) for index in range(count) for name in finished.names(index)}
-        made = context.scratch / _FOLDER
-        checkpoint.save(made)
-        (made / IMATRIX).unlink(missing_ok=True)
-        write_whole(made / IMATRIX, found, {"tokens": str(ids.numel())})
-    unseen = sum(not bool(squares.any()) for squares in found.values())
+        mean_squares = {name: finished.tensor(index, name) for index in range(count) for name in finished.names(index)}
+        target_folder = context.scratch / _FOLDER
+        checkpoint.save(target_folder)
+        (target_folder / IMATRIX).unlink(missing_ok=True)
+        write_whole(target_folder / IMATRIX, mean_squares, {"tokens": str(ids.numel())})
+    unseen = sum(not bool(squares.any()) for squares in mean_squares.values())
     context.note(
-        f"imatrix: inputs of {len(found)} layers on {ids.numel():,} tokens"
+        f"imatrix: inputs of {len(mean_squares)} layers on {ids.numel():,} tokens"
         + (f"; {unseen} of them, of experts, were sent none of these" if unseen else "")
     )
-    return Checkpoint(made)
+    return Checkpoint(target_folder)
 
 
 @torch.no_grad()

@@ -44,10 +44,10 @@ def quantize_with_nncf(checkpoint: Checkpoint, options: NncfOptions, context: Co
     plan = plan_layers(decoder, options.equivalent)
     tables = plan_tables(decoder, options.equivalent, None)
     ids = calibration_sequences(context, checkpoint, options.samples, options.sequence_length)
-    kept = [layer.name for block in plan for layer in block if layer.bits is None]
-    kept += [table.name for table in tables if table.why.startswith("kept")]
+    float_names = [layer.name for block in plan for layer in block if layer.bits is None]
+    float_names += [table.name for table in tables if table.why.startswith("kept")]
     context.progress.note(f"nncf: {len(ids)} windows of text; the whole model is in memory, in float32")
-    compressed = _compress(checkpoint, options, ids, kept, context.progress)
+    compressed = _compress(checkpoint, options, ids, float_names, context.progress)
     with storage_errors(context.scratch):
         context.scratch.mkdir(parents=True, exist_ok=True)
         return _Chosen(decoder, options, plan, tables, compressed, context).keep()
@@ -106,12 +106,12 @@ def _told_to(progress: Progress) -> Iterator[None]:
     """NNCF writes bars and notes to stdout, which is for results: its warnings become notes, the rest is left out."""
     # Once nncf is imported, which gives this logger a class of its own.
     logger = logging.getLogger("nncf")
-    before, logger.handlers = logger.handlers, [_Notes(progress)]
+    handlers, logger.handlers = logger.handlers, [_Notes(progress)]
     try:
         with redirect_stdout(io.StringIO()):
             yield
     finally:
-        logger.handlers = before
+        logger.handlers = handlers
 
 
 class _Notes(logging.Handler):
@@ -150,12 +150,12 @@ class _Chosen:
                 hint="quantize this model with the stage gptq",
             )
         weights, scratch = self.compressed.weights, self.context.scratch
-        found = [[self._settled(layer) for layer in block] for block in self.plan]
+        settled_layers = [[self._settled(layer) for layer in block] for block in self.plan]
         tables = [self._settled(layer) for layer in self.tables]
-        symmetric = all(weights[layer.name].symmetric for block in found for layer in block if layer.bits)
+        symmetric = all(weights[layer.name].symmetric for block in settled_layers for layer in block if layer.bits)
         config = self.options.equivalent.model_copy(update={"sym": symmetric})
         finished = BlockCache(scratch)
-        for index, block in enumerate(found):
+        for index, block in enumerate(settled_layers):
             # Yield a block's packed layers, and the float tensors of it that NNCF changed.
             prefix = f"{self.decoder.prefix}.{index}."
             tensors = {name: tensor for name, tensor in self.compressed.changed.items() if name.startswith(prefix)}
@@ -170,7 +170,7 @@ class _Chosen:
         made_by = {"quantizer": [f"nncf:{nncf.__version__}"], **{name: getattr(self.options, name) for name in _SAID}}
         skipped = self.decoder.tied_tensors
         result = Result(
-            self.decoder.checkpoint, config, found, tables, self._average(), finished, work, skipped, made_by
+            self.decoder.checkpoint, config, settled_layers, tables, self._average(), finished, work, skipped, made_by
         )
         self._note(result)
         return result.write(scratch / "checkpoint")
@@ -185,8 +185,8 @@ class _Chosen:
         """Bits of a parameter, scales and zero points included."""
         weights = self.compressed.weights.values()
         parameters = self.decoder.count_parameters()
-        rest = parameters - sum(weight.integers.numel() for weight in weights)
-        return (sum(weight.size_bits() for weight in weights) + FLOAT_BITS * rest) / parameters
+        other_parameters = parameters - sum(weight.integers.numel() for weight in weights)
+        return (sum(weight.size_bits() for weight in weights) + FLOAT_BITS * other_parameters) / parameters
 
     def _note(self, result: Result) -> None:
         layers = [layer for block in self.plan for layer in block]

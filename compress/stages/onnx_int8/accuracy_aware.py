@@ -55,7 +55,7 @@ class Damage:
 
 
 @dataclass(frozen=True)
-class Search:
+class FallbackSearch:
     """Result of the search: the ``kept`` layers stay float; counts of metric ``evaluations`` and damage ``passes``."""
 
     graph: onnx.ModelProto
@@ -100,7 +100,7 @@ def search(
     progress: Progress,
     left: Sequence[str] = (),
     by_error: bool = False,
-) -> Search:
+) -> FallbackSearch:
     """Find the 8-bit graph with the fewest float layers whose merit is ``share`` of the float graph's or better.
 
     The layers ``left`` are float in any case; ``by_error`` says that the merit is `agreement_with`. Damage is measured
@@ -113,7 +113,7 @@ def search(
     asked: dict[int, tuple[onnx.ModelProto, float]] = {0: _judged(quantizer.quantize(left), merit)}
     damages: list[Damage] = []
     if asked[0][1] < floor:
-        few = [feeds[place] for place in range(min(len(feeds), _RANKED_ON))] if by_error else feeds
+        few = [feeds[index] for index in range(min(len(feeds), _RANKED_ON))] if by_error else feeds
         damages = rank(graph, quantizer, few, progress, left)
 
     def holds(count: int) -> bool:
@@ -141,8 +141,10 @@ def search(
             "try smooth_quant and another calibration_method",
         )
     best, found = asked[count]
-    kept = tuple(damage.layer.name for damage in damages[:count])
-    return Search(best, tuple(damages), kept, floor, found, float_merit, len(asked), len(damages), finished, by_error)
+    float_layers = tuple(damage.layer.name for damage in damages[:count])
+    return FallbackSearch(
+        best, tuple(damages), float_layers, floor, found, float_merit, len(asked), len(damages), finished, by_error
+    )
 
 
 def _judged(graph: onnx.ModelProto, merit: Merit) -> tuple[onnx.ModelProto, float]:
@@ -156,13 +158,13 @@ def rank(
     expected = _outputs(graph, feeds)
     spread = sum(float(np.square(array - array.mean(axis=0)).sum()) for array in expected)
     layers = [layer for layer in quantizer.layers if layer.name not in left]
-    found = []
+    damages_by_layer = []
     for layer in progress.track(layers, "Measuring each layer's damage", len(layers)):
         alone = quantizer.quantize([other.name for other in quantizer.layers if other is not layer])
         pairs = zip(_outputs(alone, feeds), expected, strict=True)
         error = sum(float(np.square(array - exact).sum()) for array, exact in pairs)
-        found.append(Damage(layer, error / max(spread, np.finfo(float).tiny)))
-    return sorted(found, key=lambda damage: -damage.error)
+        damages_by_layer.append(Damage(layer, error / max(spread, np.finfo(float).tiny)))
+    return sorted(damages_by_layer, key=lambda damage: -damage.error)
 
 
 def _outputs(graph: onnx.ModelProto, feeds: Sequence[Feed]) -> list[np.ndarray]:
@@ -172,10 +174,10 @@ def _outputs(graph: onnx.ModelProto, feeds: Sequence[Feed]) -> list[np.ndarray]:
     columns: dict[int, list[np.ndarray]] = {}
     for feed in feeds:
         values = session.run(None, {name: array for name, array in feed.items() if name in names})
-        for place, array in enumerate(values):
+        for index, array in enumerate(values):
             if array.dtype.kind == "f":
                 whole = np.atleast_1d(array)
-                columns.setdefault(place, []).append(whole.reshape(-1, whole.shape[-1]))
+                columns.setdefault(index, []).append(whole.reshape(-1, whole.shape[-1]))
     return [np.concatenate(parts).astype(np.float64) for parts in columns.values()]
 
 
@@ -185,7 +187,7 @@ def agreement_with(graph: onnx.ModelProto, feeds: Sequence[Feed]) -> Merit:
 
     def agreement(other: onnx.ModelProto) -> float:
         pairs = zip(expected, _outputs(other, feeds), strict=True)
-        errors = [output_agreement(one.reshape(1, -1), found.reshape(1, -1)).rms for one, found in pairs]
+        errors = [output_agreement(reference.reshape(1, -1), answer.reshape(1, -1)).rms for reference, answer in pairs]
         return 1 - max(errors, default=0.0)
 
     return agreement
@@ -203,8 +205,8 @@ def merit_of(task: Task, examples: Examples) -> Merit:
             batch = {name: array for name, array in examples.batch(places).items() if name in names}
             return dict(zip(outputs, session.run(None, batch), strict=True))
 
-        kept = keep_all(task, examples, by_length(examples, _EVALUATED_AT_ONCE), answered)
-        return task.measure(kept, examples.labels, "validation", "onnxruntime")[0].value
+        collected = keep_all(task, examples, by_length(examples, _EVALUATED_AT_ONCE), answered)
+        return task.measure(collected, examples.labels, "validation", "onnxruntime")[0].value
 
     return merit
 

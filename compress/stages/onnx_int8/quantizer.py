@@ -23,7 +23,7 @@ from compress.formats.onnx.int8.static import NncfQuantizer, StaticQuantizer
 from compress.formats.onnx.model import OnnxModel
 from compress.models.processor import labels_of, processor_of
 from compress.numerics.sampling import spread_sample
-from compress.stages.onnx_int8.accuracy_aware import COLUMNS, Merit, Search, agreement_with, merit_of, search
+from compress.stages.onnx_int8.accuracy_aware import COLUMNS, FallbackSearch, Merit, agreement_with, merit_of, search
 from compress.utils.errors import DataError, StageError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class ChosenInputs(Protocol):
         """Write into ``graph``, in place, what it was calibrated on."""
 
 
-class GraphInputs(Protocol):
+class CalibrationInputs(Protocol):
     """Source of a graph's real inputs, and of the metric for its accuracy floor."""
 
     def choose(self, count: int) -> ChosenInputs:
@@ -61,7 +61,7 @@ class GraphInputs(Protocol):
 
 
 def quantize_int8(
-    model: OnnxModel, options: Int8Options, context: Context, inputs: GraphInputs | None = None
+    model: OnnxModel, options: Int8Options, context: Context, inputs: CalibrationInputs | None = None
 ) -> onnx.ModelProto:
     """Quantize the graph of ``model`` to 8 bits, except tables.
 
@@ -74,33 +74,33 @@ def quantize_int8(
     chosen = inputs.choose(options.calibration_examples) if static else None
     for operator, count in count_without_kernel(ir.from_proto(model.graph)).items():
         context.note(f"onnx_int8: {count} {operator} left in float: ONNX Runtime has no integer kernel for it")
-    made = _quantizer(model, options, chosen)
-    left = kept_layers(made.layers, options.keep) if options.keep else []
+    quantizer = _quantizer(model, options, chosen)
+    left = excluded_layers(quantizer.layers, options.keep) if options.keep else []
     if left:
         context.note(f"onnx_int8: {', '.join(left)} left in float, as the recipe says")
     if not options.searches:
-        graph = made.quantize(left)
+        graph = quantizer.quantize(left)
     else:
-        found = _search(model.graph, made, left, options, inputs, context)
-        graph = found.graph
-        context.note(f"onnx_int8: {found.verdict()}")
-        for name in found.kept:
+        search_result = _search(model.graph, quantizer, left, options, inputs, context)
+        graph = search_result.graph
+        context.note(f"onnx_int8: {search_result.verdict()}")
+        for name in search_result.kept:
             context.note(f"onnx_int8: {name} stays in float")
-        if found.damages:
-            context.add_table("damage of each layer alone in INT8, and what INT8 saves", COLUMNS, found.rows())
-        _record(found, graph)
+        if search_result.damages:
+            context.add_table("damage of each layer alone in INT8, and what INT8 saves", COLUMNS, search_result.rows())
+        _record(search_result, graph)
     graph = _with_lstms(graph, options, context)
     if chosen is not None:
         chosen.record(graph)
-        context.note(f"onnx_int8: {len(made.layers) - len(left)} layers, calibrated on {chosen}")
+        context.note(f"onnx_int8: {len(quantizer.layers) - len(left)} layers, calibrated on {chosen}")
     if options.narrowing() == "saturating":
-        _say_narrowed(made.narrowed, context)
-    if isinstance(made, StaticQuantizer):
-        if made.split:
-            context.note(f"onnx_int8: {len(made.split)} convolutions split by the parts of what they read")
-        if made.equalized:
-            context.note(f"onnx_int8: channels evened before {len(made.equalized)} layers")
-        for name in made.constant:
+        _say_narrowed(quantizer.narrowed, context)
+    if isinstance(quantizer, StaticQuantizer):
+        if quantizer.split:
+            context.note(f"onnx_int8: {len(quantizer.split)} convolutions split by the parts of what they read")
+        if quantizer.equalized:
+            context.note(f"onnx_int8: channels evened before {len(quantizer.equalized)} layers")
+        for name in quantizer.constant:
             context.note(f"onnx_int8: {name} was the same in every calibration example; are they too few?")
     return graph
 
@@ -115,10 +115,10 @@ def quantize_dynamically(model: OnnxModel, options: Int8Options, context: Contex
 
 
 def _with_lstms(graph: onnx.ModelProto, options: Int8Options, context: Context) -> onnx.ModelProto:
-    made, count = quantize_recurrent(graph, options.per_channel, options.narrowing() is not False)
+    quantized_graph, count = quantize_recurrent(graph, options.per_channel, options.narrowing() is not False)
     if count:
         context.note(f"onnx_int8: {count} LSTM at 8 bits, ranges of what they read found in each call")
-    return made
+    return quantized_graph
 
 
 def _say_narrowed(layers: Sequence[str], context: Context) -> None:
@@ -141,9 +141,9 @@ def _search(
     made: MadeQuantizer,
     left: Sequence[str],
     options: Int8Options,
-    inputs: GraphInputs,
+    inputs: CalibrationInputs,
     context: Context,
-) -> Search:
+) -> FallbackSearch:
     feeds = inputs.choose(options.damage_examples).feeds
     ceiling, floor = options.error_ceiling, options.accuracy_floor
     if ceiling is not None:
@@ -157,17 +157,17 @@ def _search(
 
 @dataclass(frozen=True)
 class RowInputs:
-    """See `GraphInputs`: the examples that the task makes of the rows of a split."""
+    """See `CalibrationInputs`: the examples that the task makes of the rows of a split."""
 
     model: OnnxModel
     context: Context
 
     def choose(self, count: int) -> CalibrationSet:
-        """See `GraphInputs.choose`."""
+        """See `CalibrationInputs.choose`."""
         return calibration_set(self.model, self.context, count)
 
     def merit(self) -> Merit:
-        """See `GraphInputs.merit`."""
+        """See `CalibrationInputs.merit`."""
         return merit_of(self.context.task, validation_examples(self.model, self.context))
 
 
@@ -179,7 +179,7 @@ def validation_examples(model: OnnxModel, context: Context) -> Examples:
     return context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
 
 
-def _record(found: Search, graph: onnx.ModelProto) -> None:
+def _record(found: FallbackSearch, graph: onnx.ModelProto) -> None:
     rows = [
         {"layer": damage.layer.name, "weight": damage.layer.weight, "damage": damage.error}
         | {"saved_bytes": damage.saved_bytes, "int8": damage.layer.name not in found.kept}
@@ -190,14 +190,18 @@ def _record(found: Search, graph: onnx.ModelProto) -> None:
     graph.metadata_props.add(key=LAYERS, value=json.dumps({**facts, **counts, "layers": rows}))
 
 
-def kept_layers(layers: Sequence[QuantizableLayer], patterns: Sequence[str]) -> list[str]:
+def excluded_layers(layers: Sequence[QuantizableLayer], patterns: Sequence[str]) -> list[str]:
     """Names of the layers whose own name or whose weight's fits one of ``patterns``.
 
     Raises `StageError` for a pattern that fits none, and where no layer is left.
     """
-    found: set[str] = set()
+    layer_names: set[str] = set()
     for pattern in patterns:
-        fitting = {each.name for each in layers if fnmatchcase(each.name, pattern) or fnmatchcase(each.weight, pattern)}
+        fitting = {
+            candidate.name
+            for candidate in layers
+            if fnmatchcase(candidate.name, pattern) or fnmatchcase(candidate.weight, pattern)
+        }
         if not fitting:
             weights = [layer.weight for layer in layers]
             near = get_close_matches(pattern, weights, n=3, cutoff=0) or weights[:3]
@@ -207,12 +211,12 @@ def kept_layers(layers: Sequence[QuantizableLayer], patterns: Sequence[str]) -> 
                 expected=f"patterns such as {', '.join(map(repr, near))}",
                 hint="`compress inspect` on the export shows the weights' names",
             )
-        found |= fitting
-    if len(found) == len(layers):
+        layer_names |= fitting
+    if len(layer_names) == len(layers):
         raise StageError(
             "Every layer is to be kept in float.", where="quantize, keep", expected="some left to quantize"
         )
-    return [layer.name for layer in layers if layer.name in found]
+    return [layer.name for layer in layers if layer.name in layer_names]
 
 
 SPLIT = "train"

@@ -25,7 +25,7 @@ from compress.utils.pydantic_models import changed_fields
 if TYPE_CHECKING:
     import onnx
 
-    from compress.stages.onnx_int8.quantizer import GraphInputs
+    from compress.stages.onnx_int8.quantizer import CalibrationInputs
 
 _STATIC_SECONDS, _WATCHING = 4.5, 8
 """Seconds of static quantization whatever it is given, and to how many answers a calibration example comes."""
@@ -81,12 +81,16 @@ class OnnxInt8(Int8Options, Stage[OnnxModel, OnnxModel]):
 
         A ceiling on the error only where there is one: what it costs in bytes is what a search is for.
         """
-        found = field_search_values(self, timed)
+        candidates = field_search_values(self, timed)
         if self.error_ceiling is not None:
-            found["error_ceiling"] = _CEILINGS
+            candidates["error_ceiling"] = _CEILINGS
         if before is not None and before.embeddings < _TABLES * before.parameters:
-            found = {name: tried for name, tried in found.items() if not name.startswith("embedding")}
-        return found if self.part == "all" else {name: tried for name, tried in found.items() if name != "method"}
+            candidates = {name: tried for name, tried in candidates.items() if not name.startswith("embedding")}
+        return (
+            candidates
+            if self.part == "all"
+            else {name: tried for name, tried in candidates.items() if name != "method"}
+        )
 
     def called_packages(self) -> tuple[str, ...]:
         """NNCF too where it finds the ranges."""
@@ -156,7 +160,7 @@ class OnnxInt8(Int8Options, Stage[OnnxModel, OnnxModel]):
         """OnnxInt8 the graph, or each that is meant. Raises `StageError` when nothing in it could be quantized."""
         return self._parts(model, context) if model.others else self._alone(model, context)
 
-    def _alone(self, model: OnnxModel, context: Context, inputs: GraphInputs | None = None) -> OnnxModel:
+    def _alone(self, model: OnnxModel, context: Context, inputs: CalibrationInputs | None = None) -> OnnxModel:
         """Quantize one graph; by default its ``inputs`` are the task's examples."""
         import onnx_ir as ir
 
@@ -216,4 +220,4 @@ class OnnxInt8(Int8Options, Stage[OnnxModel, OnnxModel]):
 
 def _stored(graph: onnx.ModelProto) -> set[str]:
     """Names of the stored tensors, those of branches too."""
-    return {tensor.name for one in all_graphs(graph.graph) for tensor in one.initializer}
+    return {tensor.name for each_graph in all_graphs(graph.graph) for tensor in each_graph.initializer}

@@ -50,9 +50,9 @@ def layer_costs(
         return [cost for name, layer in network.named_modules() for cost in _parameters(name, layer, counts)]
     positions = _positions(network, run)
     return [
-        Cost(each * positions[name], counts.of(name, "in"), counts.of(name, "out"))
+        Cost(products * positions[name], counts.of(name, "in"), counts.of(name, "out"))
         for name, layer in network.named_modules()
-        if (each := _products(layer)) and name in positions
+        if (products := _products(layer)) and name in positions
     ]
 
 
@@ -72,16 +72,16 @@ def _alone(layer: nn.Module) -> bool:
 
 
 def _parameters(name: str, layer: nn.Module, counts: _Counts) -> list[Cost]:
-    own = {key: tensor for key, tensor in layer.named_parameters(recurse=False) if tensor is not None}
-    if not own:
+    parameters = {key: tensor for key, tensor in layer.named_parameters(recurse=False) if tensor is not None}
+    if not parameters:
         return []
-    one, outputs = Count(1.0), counts.of(name, "out")
+    constant, outputs = Count(1.0), counts.of(name, "out")
     if not (isinstance(layer, nn.Conv2d | nn.Linear) or outputs.of):
-        return [Cost(float(sum(tensor.numel() for tensor in own.values())), one, one)]
+        return [Cost(float(sum(tensor.numel() for tensor in parameters.values())), constant, constant)]
     if isinstance(layer, nn.Conv2d | nn.Linear):
-        found = [Cost(_products(layer), counts.of(name, "in"), outputs)]
-        return [*found, *([Cost(1.0, one, outputs)] if "bias" in own else [])]
-    return [Cost(float(len(own)), one, outputs)]
+        costs = [Cost(_products(layer), counts.of(name, "in"), outputs)]
+        return [*costs, *([Cost(1.0, constant, outputs)] if "bias" in parameters else [])]
+    return [Cost(float(len(parameters)), constant, outputs)]
 
 
 class _Counts:
@@ -115,17 +115,17 @@ def _width(layer: object, side: Side) -> int:
 
 def _positions(network: nn.Module, run: Callable[[], torch.Tensor]) -> dict[str, float]:
     """Return at how many positions of an image each convolution and linear layer is computed."""
-    found: dict[str, float] = {}
+    positions_by_layer: dict[str, float] = {}
     layers = {name: layer for name, layer in network.named_modules() if _products(layer)}
 
     def count(name: str, output: torch.Tensor) -> None:
         layer = layers[name]
         width = layer.out_channels if isinstance(layer, nn.Conv2d) else output.shape[-1]
-        found[name] = found.get(name, 0.0) + output.numel() / len(output) / int(width)
+        positions_by_layer[name] = positions_by_layer.get(name, 0.0) + output.numel() / len(output) / int(width)
 
     with torch.no_grad(), capture_outputs(layers, count):
         run()
-    return found
+    return positions_by_layer
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Count:
 
     def at(self, kept: Sequence[int]) -> float:
         """Their number once ``kept[c]`` places are left."""
-        return self.fixed + sum(kept[index] * each for index, each in self.of.items())
+        return self.fixed + sum(kept[index] * factor for index, factor in self.of.items())
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class Net:
 def prune_channels(model: TorchModel, settings: Pruning, examples: Examples, context: Context) -> None:
     """Cut channels in place, and record the sizes in the model's config. Raises `StageError` where nothing can go."""
     net = Net.of(model, examples)
-    sizes, before = layer_sizes(net.network), _figures(net)
+    sizes, figures_before = layer_sizes(net.network), _figures(net)
     couplings, whole = _provable(net, context)
     if not couplings:
         raise StageError(
@@ -255,7 +255,7 @@ def prune_channels(model: TorchModel, settings: Pruning, examples: Examples, con
             hint="this is a defect of the stage; please report it with the recipe",
         )
     record(net.module.config, sizes, net.network)
-    for line in _told(cuts, whole, before, _figures(net)):
+    for line in _told(cuts, whole, figures_before, _figures(net)):
         context.note(f"prune: {line}")
 
 
@@ -286,10 +286,10 @@ def _cuts_cleanly(net: Net, coupling: Coupling) -> bool:
 
 @torch.no_grad()
 def _same(net: Net, expected: torch.Tensor) -> bool:
-    found = net.run()
-    if found.shape != expected.shape:
+    output = net.run()
+    if output.shape != expected.shape:
         return False
-    return bool((found - expected).abs().max() <= _CLOSE * expected.abs().max() + 1e-6)
+    return bool((output - expected).abs().max() <= _CLOSE * expected.abs().max() + 1e-6)
 
 
 def _scores(
@@ -297,14 +297,14 @@ def _scores(
 ) -> list[torch.Tensor]:
     """Return the importance of each place [places] of each coupling."""
     if settings.importance == "magnitude":
-        found = [_squared_norms(net.network, coupling) for coupling in couplings]
+        importances = [_squared_norms(net.network, coupling) for coupling in couplings]
         # Norms of layers of different sizes are compared by how far each lies from its layer's mean.
-        found = [scores / scores.mean().clamp_min(1e-30) for scores in found]
+        importances = [scores / scores.mean().clamp_min(1e-30) for scores in importances]
     else:
-        found = _taylor(net, couplings, examples, context)
+        importances = _taylor(net, couplings, examples, context)
     return [
         scores.view(coupling.groups, coupling.prunable_units).sum(0)
-        for scores, coupling in zip(found, couplings, strict=True)
+        for scores, coupling in zip(importances, couplings, strict=True)
     ]
 
 
@@ -329,8 +329,8 @@ def _taylor(net: Net, couplings: Sequence[Coupling], examples: Examples, context
         batch = tensors(examples, list(range(start, min(start + _BATCH, len(examples)))))
         with capture_inputs(layers, inputs.__setitem__):
             loss = loss_of(context.task, net.module, batch) * len(batch["index"])
-        found = torch.autograd.grad(loss, [inputs[name] for name in layers], allow_unused=True)
-        gradients = dict(zip(layers, found, strict=True))
+        input_gradients = torch.autograd.grad(loss, [inputs[name] for name in layers], allow_unused=True)
+        gradients = dict(zip(layers, input_gradients, strict=True))
         for index, coupling in enumerate(couplings):
             sums[index] += _gates(net.network, coupling, inputs, gradients).abs().sum(0)
     return sums
@@ -381,9 +381,9 @@ def _choose(net: Net, couplings: Sequence[Coupling], scores: Sequence[torch.Tens
                 hint="remove less, set channel_multiple: 1, or start from a smaller model",
             )
     cuts = []
-    for coupling, found, count in zip(couplings, scores, counts, strict=True):
+    for coupling, importances, count in zip(couplings, scores, counts, strict=True):
         if count < coupling.prunable_units:
-            cuts.append((coupling, coupling.channels_at(most_important(found, count))))
+            cuts.append((coupling, coupling.channels_at(most_important(importances, count))))
     if not cuts:
         raise StageError(
             f"By multiples of {settings.channel_multiple}, no channel goes.",
@@ -393,13 +393,13 @@ def _choose(net: Net, couplings: Sequence[Coupling], scores: Sequence[torch.Tens
 
 
 def _share(coupling: Coupling, rungs: Sequence[int], share: float) -> int:
-    wanted = coupling.prunable_units * (1 - share)
-    if round(wanted) < 1:
+    remaining_units = coupling.prunable_units * (1 - share)
+    if round(remaining_units) < 1:
         raise StageError(
             f"Removing {share:.0%} of the {coupling.size} channels of {coupling.name} leaves none.",
             hint="remove a smaller share",
         )
-    return nearest_rung(rungs, wanted)
+    return nearest_rung(rungs, remaining_units)
 
 
 @torch.no_grad()
@@ -412,9 +412,9 @@ def _figures(net: Net) -> dict[str, int]:
 
 
 def _told(cuts: Sequence[Cut], whole: dict[str, str], before: dict[str, int], after: dict[str, int]) -> list[str]:
-    sizes, kept = sum(coupling.size for coupling, _ in cuts), sum(len(channels) for _, channels in cuts)
+    sizes, remaining = sum(coupling.size for coupling, _ in cuts), sum(len(channels) for _, channels in cuts)
     figures = ", ".join(f"{before[name]:,} -> {after[name]:,} {name}" for name in before)
-    lines = [f"{kept:,} of {sizes:,} channels kept in {len(cuts)} sets of coupled layers; {figures}"]
+    lines = [f"{remaining:,} of {sizes:,} channels kept in {len(cuts)} sets of coupled layers; {figures}"]
     if whole:
         lines.append(f"left whole: {_listed(whole)}")
     return lines

@@ -48,18 +48,18 @@ def prune(model: TorchModel, settings: Pruning, context: Context) -> None:
         if count >= total:
             raise StageError(f"Cannot remove {count} of {total} layers.", expected=f"at most {total - 1}")
         reference = torch.from_numpy(predict(model.module, examples))
-        kept = list(range(total))
+        layer_indices = list(range(total))
         for _ in context.progress.track(range(count), "prune: layers", count):
             damage = {}
-            for candidate in kept:
+            for candidate in layer_indices:
                 trial = copy.deepcopy(model.module)
-                keep_layers(trial, [index for index in kept if index != candidate])
+                keep_layers(trial, [index for index in layer_indices if index != candidate])
                 damage[candidate] = float(
                     context.task.distance(torch.from_numpy(predict(trial, examples)), reference, 1.0)
                 )
-            kept.remove(min(damage, key=lambda index: (damage[index], index)))
-        context.note(f"prune: layers {kept} of {total} kept")
-        keep_layers(model.module, kept)
+            layer_indices.remove(min(damage, key=lambda index: (damage[index], index)))
+        context.note(f"prune: layers {layer_indices} of {total} kept")
+        keep_layers(model.module, layer_indices)
     if settings.heads or settings.feed_forward:
         _cut_blocks(model, settings, examples, context)
     if settings.removes_channels:

@@ -45,13 +45,13 @@ _APART = 0.05
 
 def gaps(gone: Collection[int]) -> list[range]:
     """Neighbours among the blocks that go, ascending."""
-    found: list[range] = []
+    ranges: list[range] = []
     for index in sorted(gone):
-        if found and found[-1].stop == index:
-            found[-1] = range(found[-1].start, index + 1)
+        if ranges and ranges[-1].stop == index:
+            ranges[-1] = range(ranges[-1].start, index + 1)
         else:
-            found.append(range(index, index + 1))
-    return found
+            ranges.append(range(index, index + 1))
+    return ranges
 
 
 @torch.no_grad()
@@ -94,62 +94,62 @@ class _Work:
 
         Those states are not made where nothing ``goes_on`` with them.
         """
-        before, behind = gap.start - 1, self.whole.as_float("cut")
+        block_before, behind = gap.start - 1, self.whole.as_float("cut")
         streams = [self.whole] if cut is self.whole else [self.whole, cut]
         what = f"prune_decoder: compensating for blocks {gap.start} to {gap.stop - 1}"
         for index in self.context.progress.track(range(at, gap.stop), what, gap.stop - at):
             with device_memory_errors(f"prune_decoder: {self.decoder.prefix}.{index}", "samples or sequence_length"):
                 self.decoder.load(index)
-                for stream in streams if index < before else [self.whole]:
+                for stream in streams if index < block_before else [self.whole]:
                     stream.pass_as_it_is(index)
-                    if index != before:
+                    if index != block_before:
                         stream.forget(index)
                 self.decoder.unload(index)
-        if before < 0:
+        if block_before < 0:
             if goes_on:
                 embedded = (self.decoder.embedded(row) for row in torch.split(self.whole.ids, 1))
                 behind.entering(gap.stop).write(embedded)
             return behind, {}
-        with device_memory_errors(f"prune_decoder: {self.decoder.prefix}.{before}", "samples or sequence_length"):
-            self.decoder.load(before)
-            run = BlockRun.of(self.decoder, self.whole.config, before, self.whole.ids)
-            states = cut.entering(before)
+        with device_memory_errors(f"prune_decoder: {self.decoder.prefix}.{block_before}", "samples or sequence_length"):
+            self.decoder.load(block_before)
+            run = BlockRun.of(self.decoder, self.whole.config, block_before, self.whole.ids)
+            states = cut.entering(block_before)
             solved = self._solved(run, states, gap)
             if goes_on:
                 behind.entering(gap.stop).write(run(states[some]) for some in run.slices())
-            self.decoder.unload(before)
+            self.decoder.unload(block_before)
         for stream in streams:
-            stream.forget(before)
+            stream.forget(block_before)
         return behind, solved
 
     def _solved(self, run: BlockRun, states: States, gap: range) -> dict[str, torch.Tensor]:
         """Solve the last layer of the loaded block in place, and return it as laid out in the files, or nothing."""
-        told = f"prune_decoder: nothing compensates for blocks {gap.start} to {gap.stop - 1}"
+        warning = f"prune_decoder: nothing compensates for blocks {gap.start} to {gap.stop - 1}"
         block = self.blocks[run.index]
         layer = None if block.feed_forward is None else block.feed_forward.output
         if not isinstance(layer, nn.Linear):
-            self.context.note(f"{told}: {block.name} has no feed-forward layers that are known")
+            self.context.note(f"{warning}: {block.name} has no feed-forward layers that are known")
             return {}
         if len(self.whole.ids) < 2:
-            self.context.note(f"{told}: of one window (samples) none is left to judge by")
+            self.context.note(f"{warning}: of one window (samples) none is left to judge by")
             return {}
         counts = _share(run, states[run.slices()[0]], layer)
         name = self.decoder.name(layer)
         if counts is None:
-            self.context.note(f"{told}: what {name} gives is not added to the states as it is")
+            self.context.note(f"{warning}: what {name} gives is not added to the states as it is")
             return {}
         with autocast(False, self.decoder.device):
             # Regression sums of ``layer``'s inputs and missing outputs, for sequences to solve on and to judge by.
-            wanted = self.whole.entering(gap.stop)
+            target = self.whole.entering(gap.stop)
             rows, columns = layer.weight.shape
             both = tuple(RegressionSums.none(columns, rows, layer.weight.device) for _ in range(2))
-            counting = _counting(torch.cat([wanted[some].square().mean(dim=-1).sqrt() for some in run.slices()]))
+            counting = _counting(torch.cat([target[some].square().mean(dim=-1).sqrt() for some in run.slices()]))
             seen: list[torch.Tensor] = []
             last = run.windows - 1
             for some in run.slices():
                 with capture_inputs({"": layer}, lambda _, inputs: seen.append(inputs.float())):
                     output = run(states[some]).float()
-                aim = wanted[some]
+                aim = target[some]
                 inputs = seen.pop().reshape(*aim.shape[:2], columns)
                 weights = counting[some].unsqueeze(-1)
                 for at, window in enumerate(range(*some.indices(run.windows))):
@@ -167,7 +167,7 @@ class _Work:
                     hint="give more calibration text (samples), or raise damp_percent",
                 ) from error
         if not left < 1:
-            self.context.note(f"{told}: what {name} learns of some windows does not help in others (samples)")
+            self.context.note(f"{warning}: what {name} learns of some windows does not help in others (samples)")
             return {}
         layer.weight = nn.Parameter(self.decoder.rounded(name, layer.weight + change.T), requires_grad=False)
         self.context.note(
@@ -216,10 +216,10 @@ def remove_blocks(
         gone: Sequence[int] = range(total - count, total)
     else:
         gone = _CHOOSERS[settings.layer_importance](decoder, text, ids, count, context)
-    kept = [index for index in range(total) if index not in gone]
+    remaining_blocks = [index for index in range(total) if index not in gone]
     if ids is not None:
         context.note(f"prune_decoder: {_told(gone)} of {total} removed")
-    changes = config_changes(checkpoint.folder, lambda module: keep_layers(module, kept))
+    changes = config_changes(checkpoint.folder, lambda module: keep_layers(module, remaining_blocks))
     fitted = {}
     if ids is not None and settings.compensate:
         folder = context.scratch / "compensation"
@@ -227,7 +227,7 @@ def remove_blocks(
         fitted = compensate_removed_blocks(
             CalibrationActivations(decoder, text, ids, folder), gone, settings.damp_percent, context
         )
-    return write_pruned(checkpoint, context.scratch / "blocks", changes, _renumbered(decoder, kept, fitted))
+    return write_pruned(checkpoint, context.scratch / "blocks", changes, _renumbered(decoder, remaining_blocks, fitted))
 
 
 def _told(gone: Sequence[int]) -> str:
@@ -255,28 +255,28 @@ def _renumbered(
     places = {old: new for new, old in enumerate(kept)}
     of_block = re.compile(rf"{re.escape(decoder.prefix)}\.(\d+)\.(.+)")
     for name in decoder.checkpoint.files:
-        found = of_block.fullmatch(name)
-        if found is not None and int(found[1]) not in places:
+        match = of_block.fullmatch(name)
+        if match is not None and int(match[1]) not in places:
             continue
         stored = decoder.checkpoint.stored(name)
         stored = fitted[name].contiguous().to(stored) if name in fitted else stored
-        yield name if found is None else f"{decoder.prefix}.{places[int(found[1])]}.{found[2]}", stored
+        yield name if match is None else f"{decoder.prefix}.{places[int(match[1])]}.{match[2]}", stored
 
 
 def _by_influence(
     decoder: BlockwiseModel, text: Quantization, ids: torch.Tensor, count: int, context: Context
 ) -> list[int]:
-    found = distances(decoder, text, ids, 1, context.scratch / "influence", context.progress)
-    context.add_table("Block influence", ("block", "influence"), enumerate(found))
-    return sorted(range(len(found)), key=lambda index: (found[index], index))[:count]
+    block_distances = distances(decoder, text, ids, 1, context.scratch / "influence", context.progress)
+    context.add_table("Block influence", ("block", "influence"), enumerate(block_distances))
+    return sorted(range(len(block_distances)), key=lambda index: (block_distances[index], index))[:count]
 
 
 def _neighbours(
     decoder: BlockwiseModel, text: Quantization, ids: torch.Tensor, count: int, context: Context
 ) -> list[int]:
-    found = distances(decoder, text, ids, count, context.scratch / "influence", context.progress)
-    context.add_table(f"Runs of {count} blocks", ("first block", "distance"), enumerate(found))
-    first = min(range(len(found)), key=lambda index: (found[index], index))
+    block_distances = distances(decoder, text, ids, count, context.scratch / "influence", context.progress)
+    context.add_table(f"Runs of {count} blocks", ("first block", "distance"), enumerate(block_distances))
+    first = min(range(len(block_distances)), key=lambda index: (block_distances[index], index))
     return list(range(first, first + count))
 
 
@@ -291,9 +291,9 @@ def distances(
     states lie in ``folder``, one block is in memory at a time. Raises `StageError` for states that are not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    stream, found = CalibrationActivations(decoder, text, ids, folder), list[float]()
-    rest = range(len(decoder.blocks))
-    for index in progress.track(rest, "prune_decoder: block influence", len(rest)):
+    stream, results = CalibrationActivations(decoder, text, ids, folder), list[float]()
+    block_indices = range(len(decoder.blocks))
+    for index in progress.track(block_indices, "prune_decoder: block influence", len(block_indices)):
         with device_memory_errors(f"prune_decoder: {decoder.prefix}.{index}", "samples or sequence_length"):
             decoder.load(index)
             stream.pass_as_it_is(index)
@@ -301,11 +301,11 @@ def distances(
         first = index + 1 - span
         if first >= 0:
             likeness = sum(_likeness(stream, first, index + 1))
-            found.append(_finite(1 - likeness / ids.numel(), f"what leaves {decoder.prefix}.{index}"))
+            results.append(_finite(1 - likeness / ids.numel(), f"what leaves {decoder.prefix}.{index}"))
             stream.forget(first)
-    for index in range(len(rest) + 1 - span, len(rest) + 1):
+    for index in range(len(block_indices) + 1 - span, len(block_indices) + 1):
         stream.forget(index)
-    return found
+    return results
 
 
 def _likeness(stream: CalibrationActivations, first: int, second: int) -> Iterator[float]:
@@ -366,8 +366,8 @@ def losses_without(
                 whole = decoder.run(index, whole, calls[index]).float() if index != kept[-1] else whole
             decoder.unload(index)
         for trial, hidden in trials.items():
-            for place, tokens in enumerate(some):
-                logits = decoder.logits(hidden[place : place + 1])[0, :-1]
+            for row, tokens in enumerate(some):
+                logits = decoder.logits(hidden[row : row + 1])[0, :-1]
                 totals[trial] += float(cross_entropy(logits.float(), tokens[1:].to(logits.device)))
     return {
         index: _finite(total / len(ids), f"the loss without {decoder.prefix}.{index}")

@@ -41,7 +41,7 @@ PLACES, NEURONS = "places", "neurons"
 
 
 @dataclass(frozen=True)
-class Part:
+class PrunablePart:
     """Parts of a block that are pruned together: the layer that reads its ``count`` parts, of which ``left`` remain."""
 
     layer: nn.Linear
@@ -51,7 +51,7 @@ class Part:
 
 
 @dataclass
-class Choice:
+class PartSelection:
     """Selection of the parts that remain in one block after the other; without a ``stream`` the first ones."""
 
     decoder: BlockwiseModel
@@ -67,7 +67,7 @@ class Choice:
         if not self.sizes.experts:
             return {}
         name = f"{self.decoder.prefix}.{index}"
-        found = find_separate_experts(self.decoder.blocks[index], name)
+        mixtures = find_separate_experts(self.decoder.blocks[index], name)
         fused = [path for path, part in self.decoder.blocks[index].named_modules(prefix=name) if is_fused(part)]
         if fused:
             raise StageError(
@@ -75,7 +75,7 @@ class Choice:
                 where="prune_decoder.experts",
                 hint="leave experts out",
             )
-        return found
+        return mixtures
 
     def of(self, index: int, block: TransformerBlock | None) -> dict[str, torch.Tensor]:
         """Return the remaining parts of a loaded block: of `PLACES`, `NEURONS`, and mixtures by name, ascending."""
@@ -86,7 +86,7 @@ class Choice:
             read[NEURONS] = block.require_feed_forward().output, block.neurons, self.sizes.neurons
         named = self.decoder.name
         parts, mixtures = (
-            {kind: Part(layer, named(layer), count, left) for kind, (layer, count, left) in read.items()},
+            {kind: PrunablePart(layer, named(layer), count, left) for kind, (layer, count, left) in read.items()},
             self.mixtures(index),
         )
         counts = {name: (part.count, part.left) for name, part in parts.items()}
@@ -98,16 +98,16 @@ class Choice:
         scores = _Scores()
         if mixtures or not solves:
             self._watch(self.stream, index, {} if solves else parts, mixtures, scores)
-        found = {name: self._most(scores.of[name], counts[name][1]) for name in scores.of}
+        selection = {name: self._most(scores.of[name], counts[name][1]) for name in scores.of}
         if solves:
-            found |= self._solved(self.stream, index, parts)
-        return found
+            selection |= self._solved(self.stream, index, parts)
+        return selection
 
     def _watch(
         self,
         stream: CalibrationActivations,
         index: int,
-        parts: dict[str, Part],
+        parts: dict[str, PrunablePart],
         mixtures: dict[str, SeparateExperts],
         scores: _Scores,
     ) -> None:
@@ -126,21 +126,23 @@ class Choice:
             )
             stream.leave(index, (work.run(batch()) for batch in work.batches))
 
-    def _solved(self, stream: CalibrationActivations, index: int, parts: dict[str, Part]) -> dict[str, torch.Tensor]:
+    def _solved(
+        self, stream: CalibrationActivations, index: int, parts: dict[str, PrunablePart]
+    ) -> dict[str, torch.Tensor]:
         """Return the remaining parts; update in place the layers that read them: zeros, and the rest compensates."""
-        kinds, found = {part.name: kind for kind, part in parts.items()}, dict[str, torch.Tensor]()
+        kinds, selection = {part.name: kind for kind, part in parts.items()}, dict[str, torch.Tensor]()
 
         def solve(names: Sequence[str], hessian: torch.Tensor) -> None:
             for name in names:
                 part = parts[kinds[name]]
                 with autocast(False, self.decoder.device):  # the block's own pass may be in bf16
-                    found[kinds[name]] = self._solve(part, hessian).cpu()
+                    selection[kinds[name]] = self._solve(part, hessian).cpu()
 
         modules = {part.name: part.layer for part in parts.values()}
         stream.leave(index, stream.pass_through(index, modules).solve(solve))
-        return found
+        return selection
 
-    def _solve(self, part: Part, hessian: torch.Tensor) -> torch.Tensor:
+    def _solve(self, part: PrunablePart, hessian: torch.Tensor) -> torch.Tensor:
         whole = part.layer.weight
         size = whole.shape[1] // part.count
         try:
@@ -208,15 +210,15 @@ def narrow(
         folder = context.scratch / "states"
         folder.mkdir(parents=True, exist_ok=True)
         stream = CalibrationActivations(decoder, text, ids, folder)
-    choice = Choice(decoder, sizes, stream, settings.width_importance == "obs", settings.damp_percent)
+    choice = PartSelection(decoder, sizes, stream, settings.width_importance == "obs", settings.damp_percent)
     finished = BlockCache(context.scratch / "narrow")
     finished.folder.mkdir(parents=True, exist_ok=True)
     work = _Work(decoder, sizes, choice, finished, context)
-    made = write_pruned(checkpoint, context.scratch / "narrowed", changes, work.tensors())
+    narrowed = write_pruned(checkpoint, context.scratch / "narrowed", changes, work.tensors())
     if stream is not None:
         layers = [layer for index in range(len(decoder.blocks)) for layer in finished.layers(index) or ()]
         context.note(f"prune_decoder: {sizes}{_said(layers)}")
-    return made
+    return narrowed
 
 
 def _said(layers: Sequence[Layer]) -> str:
@@ -233,7 +235,7 @@ def _said(layers: Sequence[Layer]) -> str:
 class _Work:
     decoder: BlockwiseModel
     sizes: Sizes
-    choice: Choice
+    choice: PartSelection
     finished: BlockCache
     context: Context
 
@@ -318,9 +320,9 @@ class _Work:
 
     def _routed(self, path: str, tensor: torch.Tensor, experts: torch.Tensor | None) -> torch.Tensor:
         """Return a tensor with its entries for the ``experts`` that remain, if it has one for each of them."""
-        wanted = self.shapes.get(path)
-        if experts is None or wanted is None:
+        expected_shape = self.shapes.get(path)
+        if experts is None or expected_shape is None:
             return tensor
-        sizes = zip(tensor.shape, wanted, strict=True)
+        sizes = zip(tensor.shape, expected_shape, strict=True)
         axis = next((axis for axis, size in enumerate(sizes) if size == (self.sizes.found[2], len(experts))), None)
         return tensor if axis is None else tensor.index_select(axis, experts)

@@ -69,7 +69,8 @@ class Sizes:
                 )
             if any((getattr(config, name, None) or 1) > 1 for name in _GROUPS):
                 raise StageError(
-                    f"The router of a {config.model_type!r} model chooses among groups of experts, which would differ in size.",
+                    f"The router of a {config.model_type!r} model chooses among groups of experts, which would "
+                    "differ in size.",
                     where="prune_decoder.experts",
                     hint="leave experts out",
                 )
@@ -117,8 +118,8 @@ def _left(count: int, share: float, multiple: int, width: int, name: str, possib
 
     The nearest such number below ``count``, of those ``possible``. Raises `StageError` where there is none.
     """
-    wanted = count * (1 - share)
-    if round(wanted) < 1:
+    remaining = count * (1 - share)
+    if round(remaining) < 1:
         raise StageError(
             f"Removing {share:.0%} of {count} {name} leaves none.",
             where=f"prune_decoder.{name}",
@@ -132,7 +133,7 @@ def _left(count: int, share: float, multiple: int, width: int, name: str, possib
             expected=f"more than {multiple} features to begin with",
             hint="lower `multiple`, or leave the field out",
         )
-    return min(even, key=lambda left: (abs(left - wanted), -left))
+    return min(even, key=lambda left: (abs(left - remaining), -left))
 
 
 def _count_field(model: PreTrainedModel) -> str:

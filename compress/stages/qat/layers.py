@@ -180,21 +180,21 @@ class QuantizedLayer(nn.Module):
 
 def quantizable(module: nn.Module) -> tuple[dict[str, Quantizable], dict[str, str]]:
     """Return the layers that can compute through integers by name, and the others with the reason."""
-    found: dict[str, Quantizable] = {}
-    kept: dict[str, str] = {}
+    layers_by_name: dict[str, Quantizable] = {}
+    reasons: dict[str, str] = {}
     shared = _shared(module)
     for name, layer in module.named_modules():
         if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
             continue
         if isinstance(layer, nn.Linear) and layer.weight.numel() < _SMALLEST_LINEAR:
-            kept[name] = f"has fewer than {_SMALLEST_LINEAR} weights"
+            reasons[name] = f"has fewer than {_SMALLEST_LINEAR} weights"
         elif id(layer.weight) in shared:
-            kept[name] = "shares its weights with another module"
+            reasons[name] = "shares its weights with another module"
         elif getattr(layer, "padding_mode", "zeros") != "zeros":
-            kept[name] = "is not padded with zeros"
+            reasons[name] = "is not padded with zeros"
         else:
-            found[name] = layer
-    return found, kept
+            layers_by_name[name] = layer
+    return layers_by_name, reasons
 
 
 def put_in(
@@ -206,9 +206,9 @@ def put_in(
     """
     names = {*grids.inputs.values(), *grids.outputs.values()}
     learned = {name: LearnedGrid(grids.limits.get(name, UNLIMITED)) for name in sorted(names)}
-    found = {}
+    quantized_layers = {}
     for name, layer in layers.items():
-        made = learned[grids.outputs[name]] if name in grids.outputs else None
+        output_grid = learned[grids.outputs[name]] if name in grids.outputs else None
         # True the layer is a convolution that ONNX Runtime sums in 32 bits on every processor.
         highest = (
             _NARROW
@@ -217,9 +217,9 @@ def put_in(
             and not (not isinstance(layer, nn.Linear) and layer.groups == layer.in_channels == layer.out_channels)
             else 2 ** (bits - 1) - 1
         )
-        found[name] = QuantizedLayer(layer, bits, highest, learned[grids.inputs[name]], made)
-        _replace(module, name, found[name])
-    return found
+        quantized_layers[name] = QuantizedLayer(layer, bits, highest, learned[grids.inputs[name]], output_grid)
+        _replace(module, name, quantized_layers[name])
+    return quantized_layers
 
 
 def start(layers: Mapping[str, QuantizedLayer]) -> list[str]:
@@ -247,9 +247,9 @@ def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
     """Wherever the same layer stands."""
     old = module.get_submodule(name)
     for parent in list(module.modules()):
-        for own, child in list(parent.named_children()):
+        for child_name, child in list(parent.named_children()):
             if child is old:
-                setattr(parent, own, layer)
+                setattr(parent, child_name, layer)
 
 
 def _shared(module: nn.Module) -> set[int]:

@@ -122,22 +122,24 @@ class QatTrainer:
     def _choose(self) -> tuple[dict[str, Quantizable], Grids]:
         """Return the layers that become integers, and the grids they share. Raises `StageError` if there is none."""
         module = self.model.module
-        layers, kept = quantizable(module)
+        layers, reasons = quantizable(module)
         graph = self._exported()
         places, _ = _unpacked(graph, {name: layer.weight.detach().numpy() for name, layer in layers.items()})
-        found = {name for place in places for name in place.layers}
-        kept |= dict.fromkeys(layers.keys() - found, "does not stand in the exported graph as it is, or alone")
-        for reason, count in sorted(Counter(kept.values()).items()):
-            named = next(name for name, why in kept.items() if why == reason)
+        placed_layers = {name for position in places for name in position.layers}
+        reasons |= dict.fromkeys(
+            layers.keys() - placed_layers, "does not stand in the exported graph as it is, or alone"
+        )
+        for reason, count in sorted(Counter(reasons.values()).items()):
+            named = next(name for name, why in reasons.items() if why == reason)
             others = f" and {count - 1} others" if count > 1 else ""
             self.context.note(f"qat: {named}{others} stays in float: it {reason}")
-        if not found:
+        if not placed_layers:
             raise StageError(
                 "The model has no layer to quantize.",
                 expected="linear layers of 1,024 weights or more, or convolutions, that stand in the exported graph",
                 hint="leave the stage out: a model without such layers gains nothing from integers",
             )
-        return {name: layer for name, layer in layers.items() if name in found}, grids(places)
+        return {name: layer for name, layer in layers.items() if name in placed_layers}, grids(places)
 
     def _exported(self) -> ir.Model:
         """Return the exported model; for `qdq`, which is for any runtime, with operators of ONNX alone."""
@@ -152,21 +154,21 @@ class QatTrainer:
     def _written(self, layers: dict[str, IntegerLayer]) -> onnx.ModelProto:
         graph = self._exported()
         places, attentions = _unpacked(graph, {name: layer.weight for name, layer in layers.items()})
-        lost = layers.keys() - {name for place in places for name in place.layers}
+        lost = layers.keys() - {name for position in places for name in position.layers}
         if lost:
             raise StageError(f"The weights of {sorted(lost)[0]} don't stand in the graph after training.")
         insert_integers(graph, places, layers)
         if self.settings.format == "qoperator":
             fuse_products(graph)
             pack_attention(graph, attentions)
-        made: onnx.ModelProto = ir.to_proto(graph)
+        graph_proto: onnx.ModelProto = ir.to_proto(graph)
         # What was recorded of values in between is no longer so; the runtime infers it.
-        del made.graph.value_info[:]
-        store_in_four_bits(made)
+        del graph_proto.graph.value_info[:]
+        store_in_four_bits(graph_proto)
         kinds = Counter("convolutions" if layer.output_grid else "linear layers" for layer in layers.values())
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         self.context.note(f"qat: {counts} with {_bits(self.settings)}-bit weights")
-        return made
+        return graph_proto
 
     def _loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         outputs = with_targets(self.context.task, module, batch)
@@ -209,9 +211,9 @@ def _differences(
         rows = range(first, min(first + _BATCH, len(examples)))
         batch = examples.batch(rows)
         given = session.run(list(examples.outputs), {name: batch[name] for name in names})
-        found = examples.answers(dict(zip(examples.outputs, given, strict=True)), batch)
-        known = expected[rows.start : rows.stop][tuple(map(slice, found.shape))]
-        parts.append(np.abs(scale(found) - scale(known)).ravel())
+        float_answers = examples.answers(dict(zip(examples.outputs, given, strict=True)), batch)
+        known = expected[rows.start : rows.stop][tuple(map(slice, float_answers.shape))]
+        parts.append(np.abs(scale(float_answers) - scale(known)).ravel())
     differences = np.concatenate(parts)
     return float(differences.max()), float(differences.mean())
 
@@ -237,11 +239,11 @@ def fold_batch_norms(module: nn.Module, run: Run) -> int:
     ):
         run()
     makers = {id(values): layer for layer, outputs in layers.items() for values in outputs}
-    found = {norm: makers[id(inputs[0])] for norm, inputs in norms.items() if inputs and id(inputs[0]) in makers}
+    convolutions = {norm: makers[id(inputs[0])] for norm, inputs in norms.items() if inputs and id(inputs[0]) in makers}
     # True the normalization has its own statistics and factors.
     pairs = {
         norm: layer
-        for norm, layer in found.items()
+        for norm, layer in convolutions.items()
         if len(norms[norm]) == 1 == len(layers[layer])
         and (norm.running_mean is not None and norm.running_var is not None and norm.affine)
     }

@@ -19,8 +19,8 @@ def recovery_prediction(settings: Recovery, before: Shape | None, plan: PlanCont
         return predicted(None, None, Estimate.unknown(SIZE_UNKNOWN))
     judged = 3 * settings.validation_windows * FLOPS_FORWARD
     learned = settings.steps * settings.batch_size * (FLOPS_TRAINING + FLOPS_FORWARD)
-    own = settings.teacher_writes
-    written = 0 if own is None else FLOPS_FORWARD * own.tokens(settings.sequence_length)
+    synthetic_text = settings.teacher_writes
+    written = 0 if synthetic_text is None else FLOPS_FORWARD * synthetic_text.tokens(settings.sequence_length)
     flops = ((judged + learned) * settings.sequence_length + written) * before.parameters
     return predicted(before, before, plan.seconds(flops))
 

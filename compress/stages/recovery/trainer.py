@@ -58,9 +58,9 @@ class Recovered(NamedTuple):
     after: Quality
 
     def __str__(self) -> str:
-        before, after = self.before, self.after
+        first, after = self.before, self.after
         return (
-            f"KL {before.divergence:.4f} -> {after.divergence:.4f} nats a token, perplexity {before.perplexity:.2f} -> "
+            f"KL {first.divergence:.4f} -> {after.divergence:.4f} nats a token, perplexity {first.perplexity:.2f} -> "
             f"{after.perplexity:.2f} (teacher {after.teacher_perplexity:.2f}) on held-out windows"
         )
 
@@ -106,14 +106,16 @@ def token_shares(ids: torch.Tensor, counted: torch.Tensor | None) -> tuple[torch
     Either sums to 1 over the batch, of all processes' on average. ``counted`` is 1 where a token is to be learned: what
     counts then is the prediction of it, one place before. The last token of a window is followed by none.
     """
-    each = torch.ones(ids.shape, device=ids.device)
-    labels_each = each.clone()
+    token_weights = torch.ones(ids.shape, device=ids.device)
+    labels_each = token_weights.clone()
     labels_each[:, -1] = 0
     if counted is not None:
         labels_each *= counted.roll(-1, 1)
-        each = labels_each.clone()
-    each, labels_each = (share / processes.mean(share.sum()).clamp(min=1) for share in (each, labels_each))
-    return each, labels_each
+        token_weights = labels_each.clone()
+    token_weights, labels_each = (
+        share / processes.mean(share.sum()).clamp(min=1) for share in (token_weights, labels_each)
+    )
+    return token_weights, labels_each
 
 
 class Body(nn.Module):
@@ -156,8 +158,8 @@ class Body(nn.Module):
         """Prove that logits are the head's product with the last states, and nothing more (no cap, no factor)."""
         ids = torch.from_numpy(windows.inputs[0]["input_ids"][None, :_PROBE_TOKENS])
         with torch.inference_mode():
-            own = ids if self.tokens is None else self.tokens[ids]
-            logits = self.causal(input_ids=own, use_cache=False).logits
+            student_ids = ids if self.tokens is None else self.tokens[ids]
+            logits = self.causal(input_ids=student_ids, use_cache=False).logits
             logits = logits if self.tokens is None else logits[..., self.tokens]
             difference = float((self(ids) @ self.head(torch.float32).T - logits).abs().max())
         if not math.isfinite(difference):
@@ -270,25 +272,25 @@ class RecoveryTrainer:
 
     def train(self, context: Context, description: str) -> Recovered:
         """Train the student in place, and report the change."""
-        before = self.quality()
+        quality_before = self.quality()
         context.progress.note(
-            f"{description}: KL to the teacher {before.divergence:.4f} nats a token, perplexity "
-            f"{before.perplexity:.2f} (teacher {before.teacher_perplexity:.2f}) before"
+            f"{description}: KL to the teacher {quality_before.divergence:.4f} nats a token, perplexity "
+            f"{quality_before.perplexity:.2f} (teacher {quality_before.teacher_perplexity:.2f}) before"
         )
-        kept = None if processes.several() else TrainingCheckpoint(context.scratch)
+        training_checkpoint = None if processes.several() else TrainingCheckpoint(context.scratch)
         trainee = Trainee(
             self.student,
             self.windows.train,
             self.loss,
             validate=lambda: -self._error(self.quality()),
-            kept=kept,
+            kept=training_checkpoint,
             known=self.student.causal,
         )
         rate, dropout, low = self.settings.learning_rate, self.settings.dropout, self.dtype == torch.bfloat16
         settings = self.settings.training(rate, len(self.windows.train), low, dropout)
         train(trainee, settings, context.seed, context.progress, description)
         # The loop has put back the state that was judged best, by this run or by one that was killed.
-        recovered = Recovered(before, self.quality())
+        recovered = Recovered(quality_before, self.quality())
         context.note(f"{description}: {recovered}")
         return recovered
 
@@ -307,8 +309,8 @@ class RecoveryTrainer:
         counted = batch.get("labels")
         if taught is not None and not settings.labels_weight and counted is None:
             return settings.logits_weight * head_divergence(states, taught)
-        each, labels_each = (share.flatten() for share in token_shares(ids, counted))
-        weights = settings.logits_weight * each, settings.labels_weight * labels_each
+        token_weights, labels_each = (share.flatten() for share in token_shares(ids, counted))
+        weights = settings.logits_weight * token_weights, settings.labels_weight * labels_each
         following = ids.roll(-1, 1).flatten() if settings.labels_weight else None
         return head_loss(states, taught, HeadLoss(Divergence(), weights[0], following, weights[1]))
 
@@ -318,10 +320,10 @@ class RecoveryTrainer:
         indices = batch["index"].tolist()
         if len(self.windows.train) // self.settings.batch_size >= self.settings.steps:
             return states_of(self.teacher, batch["input_ids"], self.dtype)
-        missing = [place for place, index in enumerate(indices) if index not in self.known]
+        missing = [position for position, index in enumerate(indices) if index not in self.known]
         if missing:
             states = states_of(self.teacher, batch["input_ids"][missing], self.dtype).to(self.dtype)
-            self.known |= {indices[place]: state for place, state in zip(missing, states, strict=True)}
+            self.known |= {indices[position]: state for position, state in zip(missing, states, strict=True)}
         return torch.stack([self.known[index] for index in indices])
 
     def quality(self) -> Quality:

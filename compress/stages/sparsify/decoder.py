@@ -57,7 +57,7 @@ def sparsify_checkpoint(checkpoint: Checkpoint, settings: DecoderSparsity, conte
     worst = max(layers, key=lambda layer: layer.error or 0.0)
     error = "" if worst.error is None else f"; the largest error {worst.error:.2%} in {worst.name}"
     of = f"of the weights of {len(layers)} layers are zero{shape} by {settings.method}{error}"
-    context.note((f"sparsify_decoder: {share:.2%} {of}"))
+    context.note(f"sparsify_decoder: {share:.2%} {of}")
     return sparse
 
 
@@ -79,16 +79,18 @@ def _layers(decoder: BlockwiseModel, index: int, pattern: Pattern | None) -> dic
     """Return the layers of a block that get zeros. Raises `StageError` for one that does not hold the pattern."""
     block, prefix = decoder.blocks[index], f"{decoder.prefix}.{index}"
     routing = router_layers(block, prefix)
-    found = {name: part for name, part in linears(block, prefix).items() if name not in routing}
-    misfit = next((name for name, part in found.items() if pattern and not pattern.fits(*part.weight.shape)), None)
+    layers_by_name = {name: part for name, part in linears(block, prefix).items() if name not in routing}
+    misfit = next(
+        (name for name, part in layers_by_name.items() if pattern and not pattern.fits(*part.weight.shape)), None
+    )
     if misfit is not None:
-        outputs, inputs = found[misfit].weight.shape
+        outputs, inputs = layers_by_name[misfit].weight.shape
         raise StageError(
             f"{misfit} cannot hold the pattern {pattern}: it has {inputs} inputs and {outputs} outputs.",
             where="sparsify_decoder.pattern",
             hint="choose a pattern that divides them, or do without one",
         )
-    return found
+    return layers_by_name
 
 
 @dataclass

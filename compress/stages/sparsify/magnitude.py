@@ -157,33 +157,33 @@ def sparse_layers(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
     """
     plain = isinstance(module, CustomModule)
     base: Any = module.network if plain else getattr(module, "base_model", module)
-    found: dict[str, nn.Linear | nn.Conv2d] = {}
+    layers_by_name: dict[str, nn.Linear | nn.Conv2d] = {}
     convolutions = 0
     for name, layer in base.named_modules():
         if isinstance(layer, nn.Conv2d):
             convolutions += 1
             if convolutions > 1 and layer.groups < layer.in_channels:
-                found[name] = layer
+                layers_by_name[name] = layer
         elif isinstance(layer, nn.Linear):
-            found[name] = layer
-    if plain and found:
-        found.popitem()
-    return found
+            layers_by_name[name] = layer
+    if plain and layers_by_name:
+        layers_by_name.popitem()
+    return layers_by_name
 
 
 def keep_zeros(module: nn.Module) -> Callable[[int, int], None] | None:
     """Return a hook for after each step that resets pruned weights to zero, or None for a dense model."""
     masks = []
     for layer in sparse_layers(module).values():
-        kept = layer.weight.detach() != 0
-        if 1 - float(gathered(kept.float().mean())) >= _PRUNED_FROM:
-            masks.append((layer, kept))
+        is_nonzero = layer.weight.detach() != 0
+        if 1 - float(gathered(is_nonzero.float().mean())) >= _PRUNED_FROM:
+            masks.append((layer, is_nonzero))
     if not masks:
         return None
 
     @torch.no_grad()
     def restore(step: int, steps: int) -> None:
-        for layer, kept in masks:
-            layer.weight.mul_(kept.to(layer.weight.device))
+        for layer, is_nonzero in masks:
+            layer.weight.mul_(is_nonzero.to(layer.weight.device))
 
     return restore

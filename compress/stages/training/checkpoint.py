@@ -59,11 +59,11 @@ class TrainingCheckpoint:
         parts = {_MODEL: state.tensors, _MOMENTS: state.moments, _BEST: state.best or {}}
         tensors = {f"{part}{name}": tensor for part, held in parts.items() for name, tensor in held.items()}
         tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        name, words, *rest = np.random.get_state()
+        name, words, *state_values = np.random.get_state()
         about = json.dumps(
             {
                 **state.figures,
-                "random": {"numpy": [name, np.asarray(words).tolist(), *rest], "python": random.getstate()},
+                "random": {"numpy": [name, np.asarray(words).tolist(), *state_values], "python": random.getstate()},
             }
         )
         write_whole(self.file, {**tensors, _RANDOM: torch.get_rng_state()}, {"state": about})
@@ -75,13 +75,13 @@ class TrainingCheckpoint:
         if not self.file.is_file():
             return None
         parts: dict[str, dict[str, torch.Tensor]] = {_MODEL: {}, _MOMENTS: {}, _BEST: {}}
-        with safe_open(self.file, framework="pt") as kept:
-            figures = json.loads(kept.metadata()["state"])
-            for name in kept.keys():  # noqa: SIM118
+        with safe_open(self.file, framework="pt") as stored_file:
+            figures = json.loads(stored_file.metadata()["state"])
+            for name in stored_file.keys():  # noqa: SIM118
                 for part, held in parts.items():
                     if name.startswith(part):
-                        held[name.removeprefix(part)] = kept.get_tensor(name)
-            self._random = kept.get_tensor(_RANDOM), figures.pop("random")
+                        held[name.removeprefix(part)] = stored_file.get_tensor(name)
+            self._random = stored_file.get_tensor(_RANDOM), figures.pop("random")
         return TrainingState(figures, parts[_MODEL], parts[_MOMENTS], parts[_BEST] or None)
 
     def restore_random_state(self) -> None:
@@ -91,8 +91,8 @@ class TrainingCheckpoint:
         state, figures = self._random
         self._random = None
         torch.set_rng_state(state)
-        name, words, *rest = figures["numpy"]
-        np.random.set_state((name, np.array(words, dtype=np.uint32), *rest))
+        name, words, *state_values = figures["numpy"]
+        np.random.set_state((name, np.array(words, dtype=np.uint32), *state_values))
         version, words, following = figures["python"]
         random.setstate((version, tuple(words), following))
 
@@ -102,13 +102,13 @@ def trained_tensors(module: nn.Module, extra: Sequence[nn.Parameter]) -> dict[st
     stored = module.state_dict().keys()
     learning = {name: value for name, value in module.named_parameters() if value.requires_grad}
     buffers = {name: value for name, value in module.named_buffers() if name in stored}
-    return {**learning, **buffers, **{f"extra.{place}": value for place, value in enumerate(extra)}}
+    return {**learning, **buffers, **{f"extra.{index}": value for index, value in enumerate(extra)}}
 
 
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Return an optimizer's state of each parameter, by index and name of the moment."""
-    states = [optimizer.state[one] for group in optimizer.param_groups for one in group["params"]]
-    return {f"{place}.{name}": value for place, state in enumerate(states) for name, value in state.items()}
+    states = [optimizer.state[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    return {f"{index}.{name}": value for index, state in enumerate(states) for name, value in state.items()}
 
 
 @torch.no_grad()
@@ -120,8 +120,8 @@ def put_back(tensors: Mapping[str, torch.Tensor], kept: Mapping[str, torch.Tenso
 
 def put_moments_back(optimizer: torch.optim.Optimizer, kept: Mapping[str, torch.Tensor]) -> None:
     """Give an optimizer the moments that were kept, each on its parameter's device but for the count of steps."""
-    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    parameters = [trained for group in optimizer.param_groups for trained in group["params"]]
     for name, value in kept.items():
-        place, _, moment = name.partition(".")
-        parameter = parameters[int(place)]
+        index, _, moment = name.partition(".")
+        parameter = parameters[int(index)]
         optimizer.state[parameter][moment] = value.to(parameter.device) if value.ndim else value

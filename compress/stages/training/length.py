@@ -71,15 +71,15 @@ class Length:
     def rate(self, done: int, warmup_ratio: float, decay: str) -> float:
         """Return the share of the peak rate of the next step: a linear rise, then a fall to 0."""
         if self.seconds is None:
-            total, warmup, place = float(self.steps), float(max(1, round(warmup_ratio * self.steps))), float(done)
+            total, warmup, progress = float(self.steps), float(max(1, round(warmup_ratio * self.steps))), float(done)
         else:
             spent = self.seconds_spent()
             step = spent / done if done else _FIRST * self.seconds
-            place, total = min(spent, self.seconds) / step, self.seconds / step
+            progress, total = min(spent, self.seconds) / step, self.seconds / step
             warmup = max(1.0, warmup_ratio * total)
-        if place < warmup:
-            return min((place + 1) / warmup, 1.0)
-        left = (total - place) / max(1, total - warmup)
+        if progress < warmup:
+            return min((progress + 1) / warmup, 1.0)
+        left = (total - progress) / max(1, total - warmup)
         return left if decay == "linear" else (1 - math.cos(math.pi * left)) / 2
 
 
@@ -119,10 +119,10 @@ def _seconds(before: Shape | None, after: Shape | None, plan: PlanContext, flops
     train = plan.splits.get("train")
     if train is None:
         return Estimate.unknown("the training text is not here yet")
-    found = flops(before, after, plan.tokens(train))
-    if found is None:
+    training_flops = flops(before, after, plan.tokens(train))
+    if training_flops is None:
         return Estimate.unknown("the unlabeled text or the teacher is not here yet")
-    return plan.seconds(found)
+    return plan.seconds(training_flops)
 
 
 def _memory(batch_size: int, trained: Shape | None, teacher: Shape | None, plan: PlanContext) -> Estimate:

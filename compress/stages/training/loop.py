@@ -64,11 +64,11 @@ def blamed(module: nn.Module, losses: Callable[[], list[torch.Tensor]]) -> str:
     if broken is not None:
         return f"; the weight {broken} is not finite"
     with removed_on_exit(part.register_forward_hook(watch(name)) for name, part in leaves.items()):
-        found = losses()
+        layer_losses = losses()
     layer = first_found(bad[0] if bad else None)
     if layer is not None:
         return f"; the first layer whose outputs are not finite is {layer}"
-    torch.autograd.backward([one for one in found if _finite(one)])
+    torch.autograd.backward([layer_loss for layer_loss in layer_losses if _finite(layer_loss)])
     # A gradient goes back from the last layer, which is the first that shows it.
     slopes = [name for name, value in module.named_parameters() if value.grad is not None and not _finite(value.grad)]
     module.zero_grad()
@@ -143,10 +143,10 @@ class LengthGroupedBatches(Sampler[list[int]]):
 
     def __len__(self) -> int:
         pool = self.batch_size * _POOL
-        full, rest = divmod(len(self.lengths), pool)
+        full, remainder = divmod(len(self.lengths), pool)
         if self.whole:
-            return full * _POOL + rest // self.batch_size
-        return full * _POOL + math.ceil(rest / self.batch_size)
+            return full * _POOL + remainder // self.batch_size
+        return full * _POOL + math.ceil(remainder / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = np.random.default_rng([self.seed, self.epoch])
@@ -223,14 +223,14 @@ def train(trainee: Trainee, config: TrainingSettings, seed: int, progress: Progr
 def _dropout(module: nn.Module, probability: float | None) -> Iterator[None]:
     """Train with another dropout probability than the model's own, and put that back."""
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Dropout)]
-    before = [layer.p for layer in layers]
+    probabilities = [layer.p for layer in layers]
     for layer in layers:
         layer.p = layer.p if probability is None else probability
     try:
         yield
     finally:
-        for layer, own in zip(layers, before, strict=True):
-            layer.p = own
+        for layer, original in zip(layers, probabilities, strict=True):
+            layer.p = original
 
 
 def _optimizer(trainee: Trainee, config: TrainingSettings) -> torch.optim.Optimizer:
@@ -267,9 +267,9 @@ class _Session:
         self._go_on(len(loader), progress, description)
         self.length.begin()
         try:
-            batches, before = self._batches(loader), self.done
-            left = self.length.steps_in_all(before) - before
-            total = left if self.length.seconds is None else lambda: self.length.steps_in_all(self.done) - before
+            batches, steps_before = self._batches(loader), self.done
+            left = self.length.steps_in_all(steps_before) - steps_before
+            total = left if self.length.seconds is None else lambda: self.length.steps_in_all(self.done) - steps_before
             for batch in progress.track(batches, description, total):
                 self._step(module, batch)
                 self.over = self._is_over()
@@ -298,16 +298,16 @@ class _Session:
         return over if self.length.seconds is None else processes.first_says(over)
 
     def _batches(self, loader: DataLoader[int]) -> Iterator[dict[str, torch.Tensor]]:
-        kept = self.trainee.kept
+        checkpoint = self.trainee.kept
         self.over = self.done > 0 and self._is_over()
         while not self.over:
             # The loader draws a number as an epoch begins; what was kept within one was kept after that.
             within = self.sampler.skipped > 0
-            if kept is not None and not within:
-                kept.restore_random_state()
+            if checkpoint is not None and not within:
+                checkpoint.restore_random_state()
             for batch in loader:
-                if kept is not None and within:
-                    kept.restore_random_state()
+                if checkpoint is not None and within:
+                    checkpoint.restore_random_state()
                 within = False
                 yield batch
                 if self.over:
@@ -323,8 +323,8 @@ class _Session:
             )
         pieces = [batch] if trainee.pieces is None else trainee.pieces(batch)
         value = 0.0
-        for place, piece in enumerate(pieces, 1):
-            with contextlib.nullcontext() if place == len(pieces) else self.accelerator.no_sync(module):
+        for piece_number, piece in enumerate(pieces, 1):
+            with contextlib.nullcontext() if piece_number == len(pieces) else self.accelerator.no_sync(module):
                 value += self._backward(module, piece)
         parameters = [*trainee.module.parameters(), *trainee.extra]
         norm = self.accelerator.clip_grad_norm_(parameters, self.config.optimizer.max_gradient_norm)
@@ -376,8 +376,8 @@ class _Session:
         self, error: NotFiniteError, module: nn.Module, batches: int, progress: Progress, description: str
     ) -> None:
         """End with what was last kept. Raises ``error`` again where nothing was."""
-        kept, stopped = self.trainee.kept, self.trainee.stopped
-        state = None if kept is None or stopped is None else kept.read()
+        checkpoint, stopped = self.trainee.kept, self.trainee.stopped
+        state = None if checkpoint is None or stopped is None else checkpoint.read()
         if state is None or stopped is None:
             raise error
         self._restore(state)
@@ -387,8 +387,8 @@ class _Session:
 
     def _go_on(self, batches: int, progress: Progress, description: str) -> None:
         """Begin where a killed training was last kept."""
-        kept = self.trainee.kept
-        state = None if kept is None else kept.read()
+        checkpoint = self.trainee.kept
+        state = None if checkpoint is None else checkpoint.read()
         if state is None:
             return
         self._restore(state)
@@ -405,13 +405,13 @@ class _Session:
 
     def _judge(self, progress: Progress, description: str, losses: list[float]) -> None:
         """Say how the epoch went, and keep it if it is the best one."""
-        said = f"{description}: epoch {len(losses)}, loss {losses[-1]:.4f}"
+        summary = f"{description}: epoch {len(losses)}, loss {losses[-1]:.4f}"
         if self.trainee.validate is None:
-            progress.note(said)
+            progress.note(summary)
             return
         self.trainee.module.eval()
         merit = self.trainee.validate()
-        progress.note(f"{said}, validation {merit:.4f}")
+        progress.note(f"{summary}, validation {merit:.4f}")
         if self.trainee.keep_best and (self.best is None or merit > self.best[0]):
             state = {name: tensor.detach().clone() for name, tensor in self.trainee.module.state_dict().items()}
             self.best = merit, state

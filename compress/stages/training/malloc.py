@@ -28,10 +28,10 @@ def keep_freed_memory(largest_bytes: int | None = None) -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    wanted = _UNLIMITED
+    thresholds = _UNLIMITED
     if largest_bytes is not None:
-        wanted = {_TRIM_THRESHOLD: _KEPT_SHARE * largest_bytes, _MMAP_THRESHOLD: largest_bytes}
-    heeded = [mallopt(number, value) for number, value in wanted.items() if _VARIABLES[number] not in os.environ]
+        thresholds = {_TRIM_THRESHOLD: _KEPT_SHARE * largest_bytes, _MMAP_THRESHOLD: largest_bytes}
+    heeded = [mallopt(number, value) for number, value in thresholds.items() if _VARIABLES[number] not in os.environ]
     return 0 not in heeded
 
 

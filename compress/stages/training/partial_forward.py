@@ -117,8 +117,8 @@ class FirstTokenLayer(nn.Module):
         first, attention = hidden[:, :1], block.require_attention()
 
         def by_head(states: torch.Tensor, projection: Linear) -> torch.Tensor:
-            found: torch.Tensor = projection(states).unflatten(-1, (attention.heads, attention.head_size))
-            return found.transpose(1, 2)
+            heads: torch.Tensor = projection(states).unflatten(-1, (attention.heads, attention.head_size))
+            return heads.transpose(1, 2)
 
         attended = scaled_dot_product_attention(
             by_head(first, attention.query),

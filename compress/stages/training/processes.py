@@ -46,15 +46,15 @@ def together(found: dict[int, Found]) -> dict[int, Found]:
 
     accelerator()
     merged: dict[int, Found] = {}
-    for each in gather_object([found]):
-        merged |= each
+    for part in gather_object([found]):
+        merged |= part
     return merged
 
 
 def first_found(found: Found | None) -> Found | None:
     """Return in every process the result of the first process that has one."""
-    each = together({_rank(): found})
-    return next((each[rank] for rank in sorted(each) if each[rank] is not None), None)
+    result = together({_rank(): found})
+    return next((result[rank] for rank in sorted(result) if result[rank] is not None), None)
 
 
 def own_device(device: str) -> str:
@@ -71,12 +71,12 @@ def accelerator(split_batches: bool = False) -> Accelerator:
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DataLoaderConfiguration
 
-    here = current_device() == CPU
+    on_cpu = current_device() == CPU
     # What was chosen first stays accelerate's for the whole process, which may run another recipe by now.
-    if PartialState._shared_state and (PartialState().device.type == CPU) != here:
+    if PartialState._shared_state and (PartialState().device.type == CPU) != on_cpu:
         AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(
-        cpu=here,
+        cpu=on_cpu,
         dataloader_config=DataLoaderConfiguration(split_batches=split_batches),
     )
 
@@ -87,8 +87,8 @@ def mean(value: torch.Tensor) -> torch.Tensor:
         return value
     from accelerate.utils import reduce
 
-    found: torch.Tensor = reduce(value, "mean")
-    return found
+    average: torch.Tensor = reduce(value, "mean")
+    return average
 
 
 def any_says(values: torch.Tensor) -> torch.Tensor:
@@ -97,8 +97,8 @@ def any_says(values: torch.Tensor) -> torch.Tensor:
         return values > 0
     from accelerate.utils import reduce
 
-    found: torch.Tensor = reduce(values.float().to(accelerator().device), "sum")
-    return found.cpu() > 0
+    total: torch.Tensor = reduce(values.float().to(accelerator().device), "sum")
+    return total.cpu() > 0
 
 
 def wait_for_all() -> None:
@@ -114,5 +114,5 @@ def first_says(value: bool) -> bool:
     from accelerate.utils import broadcast_object_list
 
     accelerator()
-    (said,) = broadcast_object_list([value])
-    return bool(said)
+    (answer,) = broadcast_object_list([value])
+    return bool(answer)

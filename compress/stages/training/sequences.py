@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compress.tasks.task import Examples
-from compress.tasks.token_sequences import cut, learned_tokens, opening, spread
+from compress.tasks.token_sequences import cut, learned_tokens, prefix_tokens, spread
 from compress.utils.errors import DataError
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def training_sequences(processor: Processor, settings: LanguageDistillation, con
             expected=f"at least {step:,}: {settings.batch_size} windows of {length} tokens",
             hint="raise tokens, or lower batch_size",
         )
-    judged = [judged[place] for place in spread(len(judged), HELD_OUT)]
-    labels = None if all(one.all() for one in counted) else np.stack(counted).astype(np.int64)
+    judged = [judged[position] for position in spread(len(judged), HELD_OUT)]
+    labels = None if all(mask.all() for mask in counted) else np.stack(counted).astype(np.int64)
     return TokenSequences(_examples(learned, labels), _examples(judged))
 
 
@@ -82,12 +82,12 @@ def _windows(
                 hint="set documents: blank_line",
             )
     ids, counted = learned_tokens(context.data.split(split), processor, end)
-    first = opening(processor)
+    first = prefix_tokens(processor)
     windows, marks = cut(ids, first, length), cut(counted.astype(np.int64), [0] * len(first), length)
-    kept = [place for place, mark in enumerate(marks) if mark.any()]
+    selected = [position for position, mark in enumerate(marks) if mark.any()]
     plain = counted.all()
-    return [windows[place] for place in kept], [
-        np.ones(length, bool) if plain else marks[place].astype(bool) for place in kept
+    return [windows[position] for position in selected], [
+        np.ones(length, bool) if plain else marks[position].astype(bool) for position in selected
     ]
 
 

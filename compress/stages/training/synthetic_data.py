@@ -24,7 +24,7 @@ from compress.models.safetensors_file import write_whole
 from compress.stages.training import processes
 from compress.stages.training.settings import TORCH
 from compress.tasks.task import Examples
-from compress.tasks.token_sequences import asked, before_question, cut, opening, spread
+from compress.tasks.token_sequences import before_question, cut, prefix_tokens, render_question, spread
 from compress.utils.errors import DataError, StageError
 from compress.utils.torch_device import CPU
 
@@ -81,15 +81,15 @@ def with_synthetic_text(
         writer = _RuntimesWriter(teacher, context, bf16, settings.runtime)
     length = len(train.inputs[0][_IDS])
     marks = np.ones((len(train), length), np.int64) if train.labels is None else train.labels
-    text = [(one[_IDS], mark) for one, mark in zip(train.inputs, marks, strict=True)]
+    text = [(example[_IDS], mark) for example, mark in zip(train.inputs, marks, strict=True)]
     written = []
     if settings.beginnings:
-        written += _gone_on([text[place] for place in spread(len(text), settings.beginnings)], writer)
+        written += _gone_on([text[position] for position in spread(len(text), settings.beginnings)], writer)
     if settings.conversations:
         written += _conversations(settings.conversations, length, writer)
     if settings.share < 1:
-        wanted = round(len(text) * settings.share / (1 - settings.share))
-        written = text + [written[place % len(written)] for place in range(wanted)]
+        written_count = round(len(text) * settings.share / (1 - settings.share))
+        written = text + [written[position % len(written)] for position in range(written_count)]
     counted = np.stack([mark for _, mark in written])
     inputs = [{_IDS: ids} for ids, _ in written]
     examples = Examples(inputs, train.padding, None if counted.all() else counted)
@@ -100,14 +100,14 @@ def _gone_on(text: Sequence[tuple[np.ndarray, np.ndarray]], writer: _Writer) -> 
     """Return the sequences after their beginnings, and which tokens the teacher generated."""
     given = [int(mark.argmax()) or max(1, len(ids) // _SHARE) for ids, mark in text]
     begun = [ids[:start] for (ids, _), start in zip(text, given, strict=True)]
-    found = []
+    continued = []
     room = [len(ids) - start for (ids, _), start in zip(text, given, strict=True)]
     for (ids, _), start, more in zip(text, given, writer.write("beginnings", begun, room), strict=True):
         whole, counted = np.full_like(ids, writer.filler), np.zeros(len(ids), np.int64)
         whole[:start], whole[start : start + len(more)] = ids[:start], more
         counted[start : start + len(more)] = 1
-        found.append((whole, counted))
-    return found
+        continued.append((whole, counted))
+    return continued
 
 
 def _conversations(count: int, length: int, writer: _Writer) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -117,18 +117,19 @@ def _conversations(count: int, length: int, writer: _Writer) -> list[tuple[np.nd
     def encoded(text: str) -> np.ndarray:
         return np.array(tokenizer(text, add_special_tokens=False)[_IDS], np.int64)
 
-    before = encoded(before_question(tokenizer))
-    drawn = writer.write("questions", [before] * count, [_QUESTION] * count, temperature=1.0)
+    prefix = encoded(before_question(tokenizer))
+    drawn = writer.write("questions", [prefix] * count, [_QUESTION] * count, temperature=1.0)
     questions = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in drawn]
-    prompts = [encoded(asked(question, tokenizer)) for question in questions if question]
+    prompts = [encoded(render_question(question, tokenizer)) for question in questions if question]
     answers = writer.write("answers", prompts, [_ANSWER] * len(prompts))
     whole = [pair for pair in zip(prompts, answers, strict=True) if writer.ends(pair[1])]
     # Who reads answers that were broken off learns to come to no end.
-    said = list(chain.from_iterable(whole or zip(prompts, answers, strict=True)))
-    windows = cut(np.concatenate(said), opening(tokenizer), length) if said else []
+    conversations = list(chain.from_iterable(whole or zip(prompts, answers, strict=True)))
+    windows = cut(np.concatenate(conversations), prefix_tokens(tokenizer), length) if conversations else []
     if not len(windows):
         raise DataError(
-            f"{count} conversations of the teacher are {sum(map(len, said))} tokens, and a window has {length}.",
+            f"{count} conversations of the teacher are {sum(map(len, conversations))} tokens, and a window has "
+            f"{length}.",
             where="teacher_writes.conversations",
             expected="more of them, or a smaller sequence_length",
         )
@@ -158,22 +159,22 @@ class _Writer:
         The likeliest, or drawn at a ``temperature``.
         """
         # Those that are as long are written together, so that few tokens fill up.
-        order = sorted(range(len(begun)), key=lambda place: len(begun[place]))
-        size = self._at_once(max((len(each) + more for each, more in zip(begun, room, strict=True)), default=1))
+        order = sorted(range(len(begun)), key=lambda position: len(begun[position]))
+        size = self._at_once(max((len(prompt) + more for prompt, more in zip(begun, room, strict=True)), default=1))
         size = max(1, min(size, -(-len(order) // processes.count())))
         parts = list(enumerate(order[start : start + size] for start in range(0, len(order), size)))
         mine = [part for part in parts if processes.is_mine(part[0])]
-        found: dict[int, np.ndarray] = {}
+        generated: dict[int, np.ndarray] = {}
         for number, places in self._context.progress.track(mine, f"the teacher writes {what}", len(mine)):
-            texts, most = [begun[place] for place in places], max(room[place] for place in places)
+            texts, most = [begun[position] for position in places], max(room[position] for position in places)
             if self._positions is not None:
                 most = min(most, self._positions - max(map(len, texts)))
             rows = self._kept(f"{what}-{size}-{number}", partial(self._written, texts, most, number, temperature))
-            found |= {place: row[: room[place]] for place, row in zip(places, rows, strict=True)}
-        found = processes.together(found)
-        total = sum(map(len, found.values()))
-        self._context.note(f"the teacher wrote {total:,} tokens, {len(found)} {what}")
-        return [found[place] for place in range(len(begun))]
+            generated |= {position: row[: room[position]] for position, row in zip(places, rows, strict=True)}
+        generated = processes.together(generated)
+        total = sum(map(len, generated.values()))
+        self._context.note(f"the teacher wrote {total:,} tokens, {len(generated)} {what}")
+        return [generated[position] for position in range(len(begun))]
 
     @cached_property
     def _module(self) -> PreTrainedModel:
@@ -184,20 +185,20 @@ class _Writer:
     def _at_once(self, tokens: int) -> int:
         """Return how many texts of so many tokens fit, as if each head had keys and values of its own in float32."""
         config = self.teacher.module.config.get_text_config()
-        each = 4 * 2 * config.num_hidden_layers * config.hidden_size * tokens
-        return max(1, min(_AT_ONCE, int(_CACHE_BYTES // each)))
+        bytes_per_text = 4 * 2 * config.num_hidden_layers * config.hidden_size * tokens
+        return max(1, min(_AT_ONCE, int(_CACHE_BYTES // bytes_per_text)))
 
     def _kept(self, name: str, make: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
         file = self._context.scratch / f"written-{name}.safetensors"
         if not file.is_file():
             began = time.monotonic()
-            rows = {str(place): torch.from_numpy(row) for place, row in enumerate(make())}
+            rows = {str(index): torch.from_numpy(row) for index, row in enumerate(make())}
             seconds = time.monotonic() - began
             file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(file, rows, {_SECONDS: str(seconds)})
-        with safe_open(file, framework="np") as kept:
-            self.seconds += float(kept.metadata()[_SECONDS])
-            return [kept.get_tensor(str(place)) for place in range(len(kept.keys()))]
+        with safe_open(file, framework="np") as stored_rows:
+            self.seconds += float(stored_rows.metadata()[_SECONDS])
+            return [stored_rows.get_tensor(str(index)) for index in range(len(stored_rows.keys()))]
 
     def _written(
         self, begun: Sequence[np.ndarray], room: int, number: int, temperature: float | None
@@ -216,8 +217,8 @@ class _Writer:
         others = [] if module.device.type == CPU else [module.device]
         with torch.inference_mode(), torch.random.fork_rng(others, device_type=module.device.type):
             torch.manual_seed(self._context.seed + number)
-            found = module.generate(**given, max_new_tokens=room, pad_token_id=self.filler, **chosen)
-        return [self._up_to_the_end(row[longest:].cpu().numpy()) for row in found]
+            output_ids = module.generate(**given, max_new_tokens=room, pad_token_id=self.filler, **chosen)
+        return [self._up_to_the_end(row[longest:].cpu().numpy()) for row in output_ids]
 
     def _up_to_the_end(self, ids: np.ndarray) -> np.ndarray:
         ended = np.isin(ids, sorted(self._ends))

@@ -56,42 +56,42 @@ class TeacherStates:
         """Tensors [B, L, ...] for token ids [B, L]."""
         files = [None if self.folder is None else self._file(self.folder, window) for window in ids]
         known = [None if file is None else _read(file, ids.shape[1]) for file in files]
-        missing = torch.tensor([said is None for said in known])
+        missing = torch.tensor([state is None for state in known])
         if self.together:
             missing = processes.any_says(missing)
         self.found += int((~missing).sum())
         every = [
-            self._answer(window, file) if said is None or miss else said
-            for window, file, said, miss in zip(ids, files, known, missing.tolist(), strict=True)
+            self._answer(window, file) if state is None or miss else state
+            for window, file, state, miss in zip(ids, files, known, missing.tolist(), strict=True)
         ]
-        return {name: torch.stack([said[name].to(ids.device) for said in every]) for name in every[0]}
+        return {name: torch.stack([state[name].to(ids.device) for state in every]) for name in every[0]}
 
     def _answer(self, ids: torch.Tensor, file: Path | None) -> Said:
         self.answered += 1
         with torch.no_grad():
-            said = self.ask(self.teacher, ids[None])
+            states = self.ask(self.teacher, ids[None])
         if file is not None:
-            _write(file, said)
-        return said
+            _write(file, states)
+        return states
 
     def _file(self, folder: Path, ids: torch.Tensor) -> Path:
-        own = ids if self.teacher.tokens is None else self.teacher.tokens[ids.cpu()]
-        name = hashlib.sha256(own.cpu().numpy().tobytes()).hexdigest()
+        teacher_ids = ids if self.teacher.tokens is None else self.teacher.tokens[ids.cpu()]
+        name = hashlib.sha256(teacher_ids.cpu().numpy().tobytes()).hexdigest()
         return folder / name[:2] / f"{name[2:34]}.safetensors"
 
 
 def _read(file: Path, tokens: int) -> Said | None:
     try:
-        said: Said = load_file(file)
+        states: Said = load_file(file)
     except (OSError, SafetensorError):
         return None
-    return said if said and all(len(each) == tokens for each in said.values()) else None
+    return states if states and all(len(tensor) == tokens for tensor in states.values()) else None
 
 
 def _write(file: Path, said: Said) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}")
-    save_file({name: each.cpu().contiguous() for name, each in said.items()}, partial)
+    save_file({name: tensor.cpu().contiguous() for name, tensor in said.items()}, partial)
     partial.replace(file)
 
 
@@ -114,11 +114,11 @@ def states_key(teacher: Body, dtype: torch.dtype) -> str:
 
 def with_room(folder: Path, windows: TokenSequences, token_bytes: int, stage: str, context: Context) -> Path | None:
     """``folder``, if the disk that it will be on can take what is said of all ``windows``; else nothing is kept."""
-    place = folder.absolute()
-    while not place.is_dir():
-        place = place.parent
+    existing = folder.absolute()
+    while not existing.is_dir():
+        existing = existing.parent
     tokens = len(windows.train) * len(windows.train.inputs[0]["input_ids"])
-    if shutil.disk_usage(place).free >= tokens * token_bytes + _SPARE_BYTES:
+    if shutil.disk_usage(existing).free >= tokens * token_bytes + _SPARE_BYTES:
         return folder
     context.progress.note(f"{stage}: the disk has no room for the teacher's states; it reads each window anew")
     return None

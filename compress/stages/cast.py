@@ -110,9 +110,9 @@ class Cast(Stage[OnnxModel, OnnxModel]):
             calls = inputs.choose(_EXAMPLES).calls()
             share = verify_float16_calls(graphs[name], graph, calls, inputs.part, self.tolerance)
             context.note(f"cast: answers of {inputs.part} differ by at most {share:.2%} of their range from float32")
-        made = model.with_graphs(graphs)
+        converted = model.with_graphs(graphs)
         rows = context.data.split("train").slice(0, 1)
         examples = context.task.encode(rows, processor_of(model), None, context.max_length)
-        open_model(made).predict(examples.batch([0]))
+        open_model(converted).predict(examples.batch([0]))
         context.note("cast: these files are for graphics processors; on this processor float32 is faster")
-        return made
+        return converted

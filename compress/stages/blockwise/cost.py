@@ -39,7 +39,14 @@ _TENSORS_OF_TRAINING = 12
 def block_training_prediction(
     config: Quantization, training: BlockTraining, before: Shape | None, plan: PlanContext
 ) -> Prediction:
-    """Return the cost of GPTQ with a training of each block."""
+    """Return the cost of GPTQ with a training of each block.
+
+    Args:
+        config: Settings of the quantization.
+        training: Settings of the blocks' training.
+        before: Shape of the stage's input.
+        plan: Data sizes and speed of the machine.
+    """
     prediction = gptq_prediction(config, before, plan)
     if before is None or prediction.peak_memory_bytes.value is None:
         return prediction

@@ -49,9 +49,16 @@ _COMPARED = 16
 
 
 def make_student(origin: Student | None, model: TorchModel, teacher: TorchModel, context: Context) -> TorchModel:
-    """Return the model to train: the stage's input, some of its layers, its config changed, or another model.
+    """Return the model to train: the stage's input, some of its layers, a copy with another config, or another model.
 
-    Raises `StageError` for config changes that do not make a valid model.
+    Args:
+        origin: Settings of the student, or None for the stage's input.
+        model: Input of the stage.
+        teacher: Teacher, whose classes the student gets.
+        context: Context of the stage.
+
+    Raises:
+        StageError: If config changes do not make a valid model.
     """
     if origin is None:
         return model
@@ -132,8 +139,8 @@ class DistillationTrainer:
         else:
             _require_same_tokens(self.teacher, self.student, f"method: {settings.method} compares representations")
             rows = context.data.split("train").slice(0, 1)
-            own = context.task.encode(rows, self.teacher.processor, None, context.max_length)
-            self.teacher_examples = replace(self.examples, head=own.head)
+            teacher_examples = context.task.encode(rows, self.teacher.processor, None, context.max_length)
+            self.teacher_examples = replace(self.examples, head=teacher_examples.head)
             self.comparison = _Comparison.between(settings.method, self.teacher.module, self.student.module)
         self.teacher.module.eval().requires_grad_(False)
         trainee = Trainee(

@@ -28,8 +28,16 @@ def shared_tokens(
 ) -> tuple[Tokens, Tokens, bool]:
     """Return student and teacher ids of each of the student's tokens, and whether the teacher has all of them.
 
-    None and None where the two have the same vocabulary. Tokens are the same where they are spelled the same. Raises
-    `StageError` for tokens that the teacher doesn't know, if these are to be compared.
+    Both are None if the two have the same vocabulary. Tokens are the same if they have the same spelling.
+
+    Args:
+        weights: Weights of the losses, which determine whether tokens are compared.
+        teacher: Teacher with its tokenizer.
+        student: Student with its tokenizer.
+        windows: Token sequences of the training.
+
+    Raises:
+        StageError: If the loss compares tokens and the teacher lacks some of them.
     """
     rows = [model.module.get_output_embeddings().weight.shape[0] for model in (student, teacher)]
     mine, theirs = (model.tokenizer.get_vocab() for model in (student, teacher))
@@ -42,12 +50,13 @@ def shared_tokens(
     if mine == theirs and rows[0] == rows[1]:
         return None, None, True
     count = min(max(mine.values()) + 1, rows[0])
-    found = torch.full((count,), -1, dtype=torch.int64)
-    for token, place in mine.items():
+    teacher_ids = torch.full((count,), -1, dtype=torch.int64)
+    # Map each of the student's ids to the teacher's id of the same spelling; -1 if there is none.
+    for token, token_id in mine.items():
         other = theirs.get(token, -1)
-        if place < count and other < rows[1]:
-            found[place] = other
-    missing = sorted(token for token, place in mine.items() if place < count and found[place] < 0)
+        if token_id < count and other < rows[1]:
+            teacher_ids[token_id] = other
+    missing = sorted(token for token, token_id in mine.items() if token_id < count and teacher_ids[token_id] < 0)
     if missing and weights.logits_weight:
         raise StageError(
             f"The teacher has another vocabulary: it lacks {len(missing):,} of the student's {len(mine):,} tokens, "
@@ -57,9 +66,9 @@ def shared_tokens(
             hint="name such a teacher, or compare hidden states alone, by loss: {hidden_weight: 1, logits_weight: 0}",
         )
     if missing and weights.hidden_weight:
-        _require_known(found, windows, len(missing))
-    found[found < 0] = 0
-    return torch.arange(count) if count < rows[0] else None, found, not missing
+        _require_known(teacher_ids, windows, len(missing))
+    teacher_ids[teacher_ids < 0] = 0
+    return torch.arange(count) if count < rows[0] else None, teacher_ids, not missing
 
 
 def _require_known(found: torch.Tensor, windows: TokenSequences, missing: int) -> None:

@@ -129,7 +129,18 @@ class LanguageDistillationTrainer:
         windows: TokenSequences,
         context: Context,
     ) -> LanguageDistillationTrainer:
-        """Prepare both models. Raises `StageError` where their predictions cannot be compared."""
+        """Prepare both models.
+
+        Args:
+            settings: Settings of the stage.
+            teacher: Teacher model.
+            student: Student model.
+            windows: Token sequences of the training.
+            context: Context of the stage.
+
+        Raises:
+            StageError: If the predictions of the two models cannot be compared.
+        """
         module = teacher.module.eval().requires_grad_(False)
         mine, theirs, complete = shared_tokens(settings.loss, teacher, student, windows)
         bodies = Body(student.module, mine), Body(module, theirs)
@@ -225,14 +236,14 @@ class LanguageDistillationTrainer:
         ids = batch["input_ids"]
         counted = batch.pop("labels", None)
         following = ids.roll(-1, 1)
-        each, labels_each = token_shares(ids, counted)
+        token_weights, labels_each = token_shares(ids, counted)
         size = max(1, _AT_ONCE // ids.shape[1])
         parts = (slice(start, start + size) for start in range(0, len(ids), size))
         return [
             {
                 "input_ids": ids[part],
                 "index": batch["index"][part],
-                "each": each[part].flatten(),
+                "each": token_weights[part].flatten(),
                 "labels_each": labels_each[part].flatten(),
                 "following": following[part].flatten(),
             }

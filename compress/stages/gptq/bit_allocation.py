@@ -133,9 +133,9 @@ class Survey:
     ) -> torch.Tensor:
         """Return all variants' states [variants, length, hidden] after a block, its own layers' variants last."""
         prefix = f"{self.decoder.prefix}.{index}"
-        found = linears(self.decoder.blocks[index], prefix)
+        layers_by_name = linears(self.decoder.blocks[index], prefix)
         groups = {layer.name: layer.group_size for layer in self.plan[index] if layer.bits}
-        modules = {name: part for name, part in found.items() if name in groups}
+        modules = {name: part for name, part in layers_by_name.items() if name in groups}
         coarse: dict[str, torch.Tensor] = {}
 
         def run(hidden: torch.Tensor) -> torch.Tensor:
@@ -145,11 +145,11 @@ class Survey:
             self.together.append(tuple(names))
             for name in names:
                 weight = modules[name].weight
-                whole, found = max(output_energy(weight, hessian), 1e-30), errors.setdefault(name, {})
+                whole, relative_errors = max(output_energy(weight, hessian), 1e-30), errors.setdefault(name, {})
                 for bits in sorted({*self.choices, PROBE_BITS}):
                     settings = settings_for(self.config, bits, groups[name] or weight.shape[1])
                     rounded = round_to_nearest(weight, settings, hessian.diagonal()).dequantize()
-                    found[bits] = output_energy(weight - rounded, hessian) / whole
+                    relative_errors[bits] = output_energy(weight - rounded, hessian) / whole
                     if bits == PROBE_BITS:
                         coarse[name] = rounded
 

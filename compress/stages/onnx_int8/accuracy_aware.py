@@ -72,10 +72,10 @@ class FallbackSearch:
 
     def rows(self) -> list[tuple[str, str, float, int, str]]:
         """Each layer's damage and gain under `COLUMNS`, the worst first."""
-        now = [_FLOAT if each.layer.name in self.kept else _INT8 for each in self.damages]
+        now = [_FLOAT if damage.layer.name in self.kept else _INT8 for damage in self.damages]
         return [
-            (each.layer.name, each.layer.operator, each.error, each.saved_bytes, what)
-            for each, what in zip(self.damages, now, strict=True)
+            (damage.layer.name, damage.layer.operator, damage.error, damage.saved_bytes, what)
+            for damage, what in zip(self.damages, now, strict=True)
         ]
 
     def verdict(self) -> str:
@@ -110,21 +110,21 @@ def search(
     deadline = time.perf_counter() + seconds
     float_merit = merit(graph)
     floor = share * float_merit
-    asked: dict[int, tuple[onnx.ModelProto, float]] = {0: _judged(quantizer.quantize(left), merit)}
+    judged: dict[int, tuple[onnx.ModelProto, float]] = {0: _judged(quantizer.quantize(left), merit)}
     damages: list[Damage] = []
-    if asked[0][1] < floor:
+    if judged[0][1] < floor:
         few = [feeds[index] for index in range(min(len(feeds), _RANKED_ON))] if by_error else feeds
         damages = rank(graph, quantizer, few, progress, left)
 
     def holds(count: int) -> bool:
-        if count not in asked:
-            asked[count] = _judged(
+        if count not in judged:
+            judged[count] = _judged(
                 quantizer.quantize([*left, *(damage.layer.name for damage in damages[:count])]), merit
             )
-        return asked[count][1] >= floor
+        return judged[count][1] >= floor
 
     count = fewest(len(damages), holds, lambda: time.perf_counter() < deadline)
-    finished = count == 0 or (count - 1) in asked
+    finished = count == 0 or (count - 1) in judged
     if damages and count == len(damages):
         if not finished:
             aim = f"an error of {1 - share:.1%}" if by_error else f"{share:.1%} of the float model's metric"
@@ -140,10 +140,10 @@ def search(
             hint=f"{'raise error_ceiling' if by_error else 'lower accuracy_floor'}, give more calibration_examples, or "
             "try smooth_quant and another calibration_method",
         )
-    best, found = asked[count]
+    best, achieved = judged[count]
     float_layers = tuple(damage.layer.name for damage in damages[:count])
     return FallbackSearch(
-        best, tuple(damages), float_layers, floor, found, float_merit, len(asked), len(damages), finished, by_error
+        best, tuple(damages), float_layers, floor, achieved, float_merit, len(judged), len(damages), finished, by_error
     )
 
 

@@ -172,34 +172,35 @@ def least_loss(
     greedily (Dantzig 1957). A coupling of ``scores`` [places] keeps its best places. Where even the lowest rungs cost
     more than ``limit``, these are given.
     """
-    ordered = [torch.cumsum(found.double().sort().values, 0).tolist() for found in scores]
+    # Removing the least important units first, the loss of any count is a prefix sum of the sorted scores.
+    ordered = [torch.cumsum(unit_scores.double().sort().values, 0).tolist() for unit_scores in scores]
     couplings = range(len(scores))
     touching = [[cost for cost in costs if index in {**cost.inputs.of, **cost.outputs.of}] for index in couplings]
     at = [0] * len(scores)
-    kept = [steps[0] for steps in rungs]
-    total = sum(cost.at(kept) for cost in costs)
+    remaining = [steps[0] for steps in rungs]
+    total = sum(cost.at(remaining) for cost in costs)
     while total > limit:
         best: tuple[float, int, float] | None = None
         for index, steps in enumerate(rungs):
             if at[index] + 1 == len(steps):
                 continue
-            lower = [*kept]
+            lower = [*remaining]
             lower[index] = steps[at[index] + 1]
-            saved = sum(cost.at(kept) - cost.at(lower) for cost in touching[index])
+            saved = sum(cost.at(remaining) - cost.at(lower) for cost in touching[index])
             # The importance of the places that are lost when ``after`` are kept in place of ``before``.
             cumulated = ordered[index]
             places = len(cumulated)
             gone = cumulated[places - lower[index] - 1]
-            loss = gone - (cumulated[places - kept[index] - 1] if kept[index] < places else 0.0)
+            loss = gone - (cumulated[places - remaining[index] - 1] if remaining[index] < places else 0.0)
             if saved > 0 and (best is None or loss / saved < best[0]):
                 best = (loss / saved, index, saved)
         if best is None:
             break
         _, index, saved = best
         at[index] += 1
-        kept[index] = rungs[index][at[index]]
+        remaining[index] = rungs[index][at[index]]
         total -= saved
-    return kept
+    return remaining
 
 
 _BATCH = 16
@@ -235,7 +236,18 @@ class Net:
 
 
 def prune_channels(model: TorchModel, settings: Pruning, examples: Examples, context: Context) -> None:
-    """Cut channels in place, and record the sizes in the model's config. Raises `StageError` where nothing can go."""
+    """Remove channels in place, and record the remaining sizes in the model's config.
+
+    Args:
+        model: Model to prune.
+        settings: Share or budget, and measure of importance.
+        examples: Examples on which importance is measured.
+        context: Context of the stage.
+
+    Raises:
+        StageError: If no channel can be removed.
+    """
+    # Find the sets of channels that must be removed together.
     net = Net.of(model, examples)
     sizes, figures_before = layer_sizes(net.network), _figures(net)
     couplings, whole = _provable(net, context)
@@ -261,16 +273,16 @@ def prune_channels(model: TorchModel, settings: Pruning, examples: Examples, con
 
 def _provable(net: Net, context: Context) -> tuple[list[Coupling], dict[str, str]]:
     """Couplings that, cut by half on trial, leave the answers that zeros would; and why others stay whole."""
-    found, whole = find_couplings(net.network, net.run)
-    kept = []
-    for coupling in context.progress.track(found, "prune: trial cuts", len(found)):
+    couplings, whole = find_couplings(net.network, net.run)
+    provable = []
+    for coupling in context.progress.track(couplings, "prune: trial cuts", len(couplings)):
         if coupling.prunable_units < 2:
             whole[coupling.name] = "there is one alone"
         elif _cuts_cleanly(net, coupling):
-            kept.append(coupling)
+            provable.append(coupling)
         else:
             whole[coupling.name] = "a trial cut changed what the others mean"
-    return kept, whole
+    return provable, whole
 
 
 def _cuts_cleanly(net: Net, coupling: Coupling) -> bool:
@@ -343,15 +355,15 @@ def _gates(
     gradients: Mapping[str, torch.Tensor | None],
 ) -> torch.Tensor:
     """dL/d xi of a gate xi at 1 on each channel, wherever it is read, [batch, size]."""
-    found: torch.Tensor | None = None
+    products_sum: torch.Tensor | None = None
     for part in coupling.readers:
         gradient, activation = gradients[part.layer], inputs[part.layer].detach()
         if gradient is None:
             continue
         products = channel_products(activation, gradient, channel_axis(network.get_submodule(part.layer), activation))
-        found = torch.zeros(len(products), coupling.size) if found is None else found
-        found.index_add_(1, part.channels, products[:, part.features])
-    return torch.zeros(1, coupling.size) if found is None else found
+        products_sum = torch.zeros(len(products), coupling.size) if products_sum is None else products_sum
+        products_sum.index_add_(1, part.channels, products[:, part.features])
+    return torch.zeros(1, coupling.size) if products_sum is None else products_sum
 
 
 def _choose(net: Net, couplings: Sequence[Coupling], scores: Sequence[torch.Tensor], settings: Pruning) -> list[Cut]:

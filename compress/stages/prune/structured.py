@@ -114,8 +114,8 @@ def _masked(
     few = examples.subset(range(min(_PROVEN, len(examples))))
     parts = zip(_readers(found), (*heads, *neurons), strict=True)
     with removed_on_exit(
-        layer.register_forward_pre_hook(_mask(torch.isin(torch.arange(count), torch.tensor(kept)).float()))
-        for (count, layer), kept in parts
+        layer.register_forward_pre_hook(_mask(torch.isin(torch.arange(count), torch.tensor(units)).float()))
+        for (count, layer), units in parts
         if layer is not None
     ):
         return predict(module, few), few

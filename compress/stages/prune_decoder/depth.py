@@ -63,14 +63,14 @@ def compensate_removed_blocks(
     A gap is left as it is, with a remark, where nothing is before it, where the block there has no feed-forward layers
     that are known or norms what they give, and where the windows are too few or say nothing of others.
     """
-    work, found = _Work(stream, damping, context), dict[str, torch.Tensor]()
+    work, tensors = _Work(stream, damping, context), dict[str, torch.Tensor]()
     cut, at = stream, 0  # the cut model's states are the whole one's up to the first gap
     every = gaps(gone)
     for gap in every:
         cut, solved = work.pass_gap(cut, at, gap, goes_on=gap != every[-1])
-        found, at = found | solved, gap.stop
+        tensors, at = tensors | solved, gap.stop
     stream.forget(at)
-    return found
+    return tensors
 
 
 @dataclass
@@ -324,16 +324,16 @@ def _greedily(
     rounds: list[dict[str, float]] = json.loads(path.read_text()) if path.is_file() else []
     gone = [_best(losses) for losses in rounds]
     for _ in context.progress.track(range(len(gone), count), "prune_decoder: blocks", count - len(gone)):
-        kept = [index for index in range(len(decoder.blocks)) if index not in gone]
+        remaining = [index for index in range(len(decoder.blocks)) if index not in gone]
         with device_memory_errors(
-            f"prune_decoder: a trial without each of {len(kept)} blocks", "samples or sequence_length"
+            f"prune_decoder: a trial without each of {len(remaining)} blocks", "samples or sequence_length"
         ):
-            losses = losses_without(decoder, text, ids, kept)
+            losses = losses_without(decoder, text, ids, remaining)
         rounds.append({str(index): loss for index, loss in losses.items()})
         cached_json(path, rounds)
         gone.append(_best(rounds[-1]))
         context.progress.note(f"prune_decoder: without block {gone[-1]} too, the loss is {losses[gone[-1]]:.4f}")
-    rows = [(place + 1, index, rounds[place][str(index)]) for place, index in enumerate(gone)]
+    rows = [(round_index + 1, index, rounds[round_index][str(index)]) for round_index, index in enumerate(gone)]
     context.add_table("Blocks removed", ("order", "block", "loss without it"), rows)
     return gone
 

@@ -43,21 +43,21 @@ class Sizes:
     def of(cls, model: PreTrainedModel, settings: DecoderPruning) -> Sizes:
         """Return the sizes for a model without weights. Raises `StageError` for parts that cannot be removed."""
         places = neurons = experts = None
-        found = [0, 0, 0]
+        original_counts = [0, 0, 0]
         if settings.heads:
             check_heads_prunable(model)
             attention = [block.require_attention() for block in blocks(model)]
-            found[0], size = _alike({(one.prunable_units, one.head_size) for one in attention}, "heads")
-            possible = [left for left in range(1, found[0]) if _can_say(model.config, attention[0], left)]
-            places = _left(found[0], settings.heads, settings.multiple, size, "heads", possible)
+            original_counts[0], size = _alike({(layer.prunable_units, layer.head_size) for layer in attention}, "heads")
+            possible = [left for left in range(1, original_counts[0]) if _can_say(model.config, attention[0], left)]
+            places = _left(original_counts[0], settings.heads, settings.multiple, size, "heads", possible)
         if settings.feed_forward:
-            found[1], _ = _alike(
+            original_counts[1], _ = _alike(
                 {(one.neurons, 1) for one in map(TransformerBlock.require_feed_forward, blocks(model))}, "feed_forward"
             )
-            neurons = _left(found[1], settings.feed_forward, settings.multiple, 1, "feed_forward")
+            neurons = _left(original_counts[1], settings.feed_forward, settings.multiple, 1, "feed_forward")
         if settings.experts:
-            found[2] = int(getattr(model.config, _count_field(model)))
-            experts = _left(found[2], settings.experts, 1, 1, "experts")
+            original_counts[2] = int(getattr(model.config, _count_field(model)))
+            experts = _left(original_counts[2], settings.experts, 1, 1, "experts")
             config = model.config
             chosen = next((int(getattr(config, name)) for name in _CHOSEN if getattr(config, name, None)), 1)
             if chosen > experts:
@@ -74,7 +74,7 @@ class Sizes:
                     where="prune_decoder.experts",
                     hint="leave experts out",
                 )
-        return cls(places, neurons, experts, (found[0], found[1], found[2]))
+        return cls(places, neurons, experts, (original_counts[0], original_counts[1], original_counts[2]))
 
     def cut(self, module: Any) -> None:
         """Cut a model without weights, and its config, in place: any parts, since one is as large as another.
@@ -91,8 +91,8 @@ class Sizes:
 
     def __str__(self) -> str:
         names = ("heads, or groups of them,", "neurons", "experts")
-        kept = zip((self.places, self.neurons, self.experts), self.found, names, strict=True)
-        return ", ".join(f"{left} of {count} {name} kept in each block" for left, count, name in kept if left)
+        sizes = zip((self.places, self.neurons, self.experts), self.found, names, strict=True)
+        return ", ".join(f"{left} of {count} {name} kept in each block" for left, count, name in sizes if left)
 
 
 def _alike(sizes: set[tuple[int, int]], name: str) -> tuple[int, int]:

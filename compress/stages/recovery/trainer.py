@@ -248,7 +248,14 @@ class RecoveryTrainer:
         windows: TokenSequences,
         settings: ScaleTuning | AdapterTraining,
     ) -> RecoveryTrainer:
-        """Prepare both models. Raises `StageError` where their predictions cannot be compared."""
+        """Prepare the training of a quantized student towards its float teacher.
+
+        Args:
+            student: Quantized model.
+            teacher: Float model.
+            windows: Token sequences of the training.
+            settings: Settings of the training.
+        """
         bodies = Body(student), Body(teacher.module.eval().requires_grad_(False))
         vocabularies = [len(body.head(torch.float32)) for body in bodies]
         if vocabularies[0] != vocabularies[1]:

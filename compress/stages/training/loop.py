@@ -263,7 +263,16 @@ class _Session:
     over: bool = False
 
     def run(self, module: nn.Module, loader: DataLoader[int], progress: Progress, description: str) -> list[float]:
+        """Train the module, and return the mean loss of each epoch.
+
+        Args:
+            module: Module to train.
+            loader: Batches of example indices.
+            progress: Progress bars and messages.
+            description: Name of the stage in messages.
+        """
         module.train()
+        # Restore the state of a killed run, if there is one.
         self._go_on(len(loader), progress, description)
         self.length.begin()
         try:

@@ -56,7 +56,14 @@ class FrozenLayers(nn.Module):
 
     @torch.no_grad()
     def keep_states(self, examples: Examples, bf16: bool, progress: Progress, description: str) -> None:
-        """Compute the states of every example, where they are not too large to be kept."""
+        """Compute the states of every example, unless they are too large to be kept.
+
+        Args:
+            examples: Examples of the training.
+            bf16: Compute in bfloat16.
+            progress: Progress bars and messages.
+            description: Name of the stage in messages.
+        """
         (module,) = self._module
         lengths = examples.lengths()
         if 4 * int(lengths.sum()) * module.config.hidden_size > KEPT_STATES_BYTES:

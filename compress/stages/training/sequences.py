@@ -56,7 +56,14 @@ def training_sequences(processor: Processor, settings: LanguageDistillation, con
 
 
 def check_enough(learned: Sequence[object], judged: Sequence[object], batch_size: int, length: int) -> None:
-    """Raise `DataError` for fewer sequences than one step takes, or none that is held out."""
+    """Raise `DataError` for fewer sequences than one step takes, or none that is held out.
+
+    Args:
+        learned: Sequences to train on.
+        judged: Held-out sequences.
+        batch_size: Sequences of a step.
+        length: Tokens of a sequence.
+    """
     if not judged or len(learned) < batch_size:
         raise DataError(
             f"The text is too short: {len(learned)} windows of {length} tokens to learn from and {len(judged)} held "

@@ -216,7 +216,14 @@ class SequenceTraining(Frozen):
         return (*self.packages, *writing_packages(self.teacher_writes))
 
     def training(self, learning_rate: float, windows: int, bf16: bool, dropout: float = 0.0) -> TrainingSettings:
-        """Return the settings of the training loop for a number of sequences."""
+        """Return the settings of the training loop for a number of sequences.
+
+        Args:
+            learning_rate: Highest learning rate.
+            windows: Number of sequences.
+            bf16: Compute in bfloat16.
+            dropout: Dropout probability.
+        """
         return TrainingSettings(
             epochs=self.steps / -(-windows // self.batch_size),
             learning_rate=learning_rate,

@@ -68,6 +68,7 @@ def _find_pooling(model: Path, outputs: Sequence[TensorRecord]) -> Embed:
             expected=f"{SENTENCE_EMBEDDING} or {LAST_HIDDEN_STATE}",
         )
     fields = {"output": SENTENCE_EMBEDDING, "pooling": None, "normalize": False, "dimensions": modules.dimensions}
+    # Without a finished embedding the app pools the token vectors itself.
     if SENTENCE_EMBEDDING not in names:
         mode, normalize = _simple(modules, model)
         fields |= {"output": LAST_HIDDEN_STATE, "pooling": mode, "normalize": normalize}
@@ -223,6 +224,7 @@ def _find_mask(model: Path, outputs: Sequence[TensorRecord]) -> Unmask:
 
 def _predict_masked(session: Session, step: Unmask, feed: Batch, known: Numbers) -> Numbers:
     """Return the scores of the tested tokens at the first mask."""
+    # Scores at other positions are not part of the answer.
     positions = np.flatnonzero(feed["input_ids"][0] == step.mask_id)
     if not len(positions):
         raise ModelError(f"The text has no {step.mask}, or it is cut off.", expected="a mask where a word is asked")
@@ -287,6 +289,7 @@ def _predict_boxes(session: Session, step: FindBoxes, feed: Batch, known: Number
     outputs = session.predict(feed)
     scores, boxes = outputs[step.output][0], outputs[step.boxes_output][0]
     independent = step.chances == "sigmoid"
+    # With softmax one more score stands for no object.
     if scores.shape != (len(boxes), len(step.labels) + (not independent)) or boxes.shape[1:] != (4,):
         raise ModelError(
             f"The graph gives scores {list(scores.shape)} and boxes {list(boxes.shape)}.",

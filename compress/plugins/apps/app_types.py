@@ -79,6 +79,7 @@ def find_app_type(task: str, model: Path | None = None) -> AppType:
             expected="a model whose answers the task's app reads; other kinds of it have one",
             hint="run the ONNX file of the run's folder model/ by code of your own, or take another architecture",
         )
+    # Plug-in tasks get an application by stating steps that exist here.
     if steps is None or steps not in APP_TYPES:
         available = [name for name, other in TASKS.items() if other.app_steps in APP_TYPES]
         raise InputError(

@@ -35,6 +35,7 @@ def write_zip(folder: Path, target: Path) -> None:
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL) as packed:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), _EPOCH)
+            # System 3 is Unix. Fixed modes and times make the same files give the same bytes.
             entry.create_system, entry.external_attr = 3, (stat.S_IFREG | 0o644) << 16
             entry.compress_type, entry.file_size = zipfile.ZIP_DEFLATED, path.stat().st_size
             with path.open("rb") as source, packed.open(entry, "w") as sink:
@@ -101,9 +102,11 @@ def _checked(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInf
         lowercase_names.add(name.casefold())
         entries[name] = entry
     for name in entries:
+        # A path below a file cannot be created.
         if any(parent.as_posix().casefold() in lowercase_names for parent in PurePosixPath(name).parents):
             raise _refused(archive, name, "lies below another file")
     total = sum(entry.file_size for entry in entries.values())
+    # Stated sizes reveal a zip bomb before anything is unpacked.
     if total > _SMALL and total > _EXPANSION * archive.stat().st_size:
         raise BundleError(
             f"The zip of {archive.stat().st_size} bytes would unpack to {total}.",

@@ -284,6 +284,7 @@ def _check_fits(feed: Batch, inputs: Sequence[TensorRecord]) -> None:
     """Raise `ModelError` if prepared inputs have another size than the model takes."""
     for entry in inputs:
         prepared_shape = feed[entry.name].shape if entry.name in feed else entry.shape
+        # Only fixed sizes can be compared. A named axis has any size.
         if any(
             isinstance(expected_size, int) and expected_size != prepared_size
             for expected_size, prepared_size in zip(entry.shape, prepared_shape, strict=False)

@@ -80,6 +80,7 @@ def _find_generation(model: Path, outputs: Sequence[TensorRecord]) -> Generate:
 def _predict_reply(session: Session, step: Generate, feed: Batch, known: Reply | None) -> Reply | ReplyComparison:
     """Return the beginning of the reply to a prompt, or the comparison with a ``known`` reply."""
     decoder, prompt = Decoder(session, _WHERE), [int(token) for token in feed["input_ids"][0]]
+    # Without an expected reply the self-test is being made.
     if known is None:
         length = min(_TESTED, step.max_new_tokens, step.max_length - len(prompt))
         reply = list(_greedy_tokens(decoder, prompt, step.end_ids, length))
@@ -208,6 +209,7 @@ class ChatPromptRule:
     def difference(self, case: TextCase) -> tuple[str, str] | None:
         """Return the differing ids and the expected ones, or None."""
         ids = self.ids(case.text)
+        # A prompt that is too long is refused, since a cut chat template misleads the model.
         if not self.fits(ids):
             return f"{len(ids)} ids", f"1 to {self.rule.max_length}"
         return id_difference(ids, case)
@@ -241,6 +243,7 @@ def _make_chat_cases(folder: Path, rule: Prompt, samples: Sequence[str], process
         check_chat_rule(preparation, message, processor)
     cases = [TextCase(text=text, input_ids=tuple(preparation.ids(text))) for text in samples or _MESSAGES]
     fitting = [case for case in cases if preparation.fits(case.input_ids)]
+    # Built-in messages may be too long for a small model. The user's own must fit.
     if not fitting or (samples and len(fitting) < len(cases)):
         case = next(case for case in cases if not preparation.fits(case.input_ids))
         raise InputError(
@@ -293,6 +296,7 @@ def check_chat_rule(preparation: ChatPromptRule, message: str, processor: Proces
     """Raise `ModelError` if transformers returns another prompt or other ids for ``message`` than the rule."""
     rule = preparation.rule
     if not rule.add_special_tokens:
+        # The template writes all special tokens itself, so that the tokenizer adds none.
         text = render_prompt(processor, message)
         if text != f"{rule.before}{message}{rule.after}":
             raise _no_chat_rule(f"of {message[:60]!r} it makes {text[-200:]!r}")

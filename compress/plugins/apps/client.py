@@ -99,6 +99,7 @@ class Client:
                     shutil.copyfile(cached / name, folder / name)
                 if part.licence_file is not None:
                     shutil.copyfile(cached.parent / part.licence_file, folder / part.licence_file)
+        # The package of onnxruntime-web contains no licence file.
         content = (files("compress.plugins.apps") / "web" / _ONNXRUNTIME_WEB).read_bytes()
         (folder / _ONNXRUNTIME_WEB).write_bytes(content)
 
@@ -114,6 +115,7 @@ def _try_in_node(folder: Path, progress: Progress) -> None:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
         raise BundleError(f"The page's code does not answer within {_SECONDS} s.", where=" ".join(command)) from error
+    # Node prints a stack trace. The line with the error is enough for a message.
     if done.returncode:
         reasons = [line for line in done.stderr.splitlines() if "Error: " in line]
         reason = " ".join(reasons[:1]) or done.stderr[-300:]

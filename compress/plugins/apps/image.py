@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,7 @@ def _noise(width: int, height: int) -> np.ndarray:
 
 def _landscape(width: int, height: int) -> np.ndarray:
     """Draw a sky, a sun and hills with antialiased edges (3 by 3 supersampling)."""
+    # Draw at three times the size, and average 3 by 3 points at the end.
     y, x = np.mgrid[0 : 3 * height, 0 : 3 * width] / (3 * height)
     row = (np.floor(y * height) / height)[..., None]
     canvas = (1 - row) * np.array(_SKY[0]) + row * np.array(_SKY[1])
@@ -187,6 +188,7 @@ class ImageRule:
             edge, short, long = how.shortest_edge or 1, min(image.size), max(image.size)
             other = int(edge * long / short)
             width, height = (edge, other) if image.width <= image.height else (other, edge)
+        # A very narrow image would become huge if its shorter side is enlarged.
         if width * height > _MOST_PIXELS:
             raise BundleError(
                 f"A picture of {image.width} x {image.height} would be resized to {width} x {height}.",
@@ -198,6 +200,7 @@ class ImageRule:
 def sampled(pixels: np.ndarray) -> tuple[float, ...]:
     """Return the prepared values that a case stores, rounded to seven digits."""
     flat = pixels.ravel()
+    # The step is prime, so that the positions spread over all channels and rows.
     return tuple(float(f"{flat[index * _STEP % flat.size]:.7g}") for index in range(_PLACES))
 
 
@@ -232,31 +235,34 @@ def find_rule(processor: Processor) -> PrepareImage:
         ModelError: A setting has no counterpart in the rule.
     """
 
-    def said(name: str) -> Any:
+    def setting(name: str) -> Any:
         return getattr(processor, name, None)
 
-    resize, crop = _resize(said) if said("do_resize") else None, said("crop_size") if said("do_center_crop") else None
-    if resize is not None and resize.shortest_edge is not None and said("crop_pct"):
+    resize, crop = (
+        _resize(setting) if setting("do_resize") else None,
+        setting("crop_size") if setting("do_center_crop") else None,
+    )
+    if resize is not None and resize.shortest_edge is not None and setting("crop_pct"):
         # ConvNeXT resizes to a larger size and crops the centre.
         side = resize.shortest_edge
         crop = {"height": side, "width": side}
-        resize = Resize(filter=resize.filter, shortest_edge=int(side / said("crop_pct")))
-    mean, std = (said("image_mean"), said("image_std")) if said("do_normalize") else ((0.0,) * 3, (1.0,) * 3)
-    channels: Channels = "L" if len(mean) == 1 else "BGR" if said("do_flip_channel_order") else "RGB"
+        resize = Resize(filter=resize.filter, shortest_edge=int(side / setting("crop_pct")))
+    mean, std = (setting("image_mean"), setting("image_std")) if setting("do_normalize") else ((0.0,) * 3, (1.0,) * 3)
+    channels: Channels = "L" if len(mean) == 1 else "BGR" if setting("do_flip_channel_order") else "RGB"
     return PrepareImage(
         input=INPUT,
         channels=channels,
         resize=resize,
         center_crop=None if crop is None else Crop(height=crop["height"], width=crop["width"]),
-        rescale_factor=said("rescale_factor") if said("do_rescale") else 1.0,
+        rescale_factor=setting("rescale_factor") if setting("do_rescale") else 1.0,
         mean=tuple(mean),
         std=tuple(std),
     )
 
 
-def _resize(said: Any) -> Resize:
+def _resize(setting: Callable[[str], Any]) -> Resize:
     """Return the resizing of a processor. Raises `ModelError` for other filters or sizes."""
-    size, number = dict(said("size")), said("resample")
+    size, number = dict(setting("size")), setting("resample")
     stated_sizes = {name: value for name, value in size.items() if value is not None}
     name = _FILTERS.get(int(2 if number is None else number))
     if name is None or stated_sizes.keys() not in ({"height", "width"}, {"shortest_edge"}):
@@ -299,6 +305,7 @@ def _make_cases(folder: Path, rule: PrepareImage, samples: Sequence[str], proces
     for name, content in zip(names, contents, strict=True):
         (folder / name).write_bytes(content)
         check_rule(preparation, name, preparation.open(name), processor)
+    # Samples may not need every branch of the rule, so that noise of other sizes is tried too.
     for size in _PROBES:
         check_rule(preparation, f"noise of {size[0]} x {size[1]}", noise(*size, preparation.mode), processor)
     return [ImageCase(image=name, pixels=sampled(preparation.pixels(preparation.open(name)))) for name in names]

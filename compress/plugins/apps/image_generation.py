@@ -75,6 +75,7 @@ def _make_cases(
 ) -> Sequence[ImagePromptCase]:
     """Verify the rule on all prompts, and return a case for each sample or built-in prompt."""
     preparation, texts = ImagePromptRule(folder, rule), samples or _PROMPTS
+    # Other scripts and long texts verify the rule, but generating images for them would take long.
     probes = [*texts, *FOREIGN]
     for text, expected in zip(probes, processor.ids(probes).tolist(), strict=True):
         if preparation.ids(text) != expected:
@@ -110,6 +111,7 @@ def _find_sampling(model: Path, outputs: Sequence[TensorRecord]) -> Draw:
     """Return the step with the numbers of the model's scheduler. Raises `ModelError` if no table can hold them."""
     from compress.formats.onnx.model import find_graphs
 
+    # The graphs are the text encoder, the denoiser and the image decoder, in this order.
     _, denoiser, decoder = (f"{MODEL_FOLDER}/{graph.relative_to(model).as_posix()}" for graph in find_graphs(model))
     sampling: dict[str, Any] = image_generation_hook("app_sampling")(model)
     condition = sampling.pop("condition")

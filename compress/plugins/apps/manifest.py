@@ -152,6 +152,7 @@ def read_manifest(path: Path) -> Manifest:
 def _parsed(content: bytes, where: str) -> Manifest:
     try:
         fields: Any = json.loads(content)
+    # Deeply nested JSON exceeds the recursion limit of the parser.
     except (ValueError, RecursionError) as error:
         raise BundleError(f"The {MANIFEST} is not JSON: {error}", where=where) from None
     schema = fields.get("schema") if isinstance(fields, dict) else None

@@ -20,7 +20,7 @@ POOLED = {
 
 
 class Generate(AppStep):
-    """Prompt -> reply: token by token, always the likeliest one, up to one of ``end_ids``.
+    """Prompt -> reply by greedy decoding, up to one of ``end_ids``.
 
     All ids of the prompt are read at once, then each token alone. ``attention_mask`` is 1 for each token so far;
     ``position_ids``, if the model takes them, count from 0. A cache that is empty at first has the shape of its input
@@ -56,8 +56,8 @@ class Transcribe(AppStep):
     tokenizer: str = Field(description="a tokenizer.json; special tokens are no text")
     prompt_ids: tuple[int, ...] = Field(min_length=1)
     end_ids: tuple[int, ...] = Field(min_length=1)
-    never_ids: tuple[int, ...] = Field(description="are not said")
-    not_first_ids: tuple[int, ...] = Field(description="are not said at once")
+    never_ids: tuple[int, ...] = Field(description="are never generated")
+    not_first_ids: tuple[int, ...] = Field(description="are never the first token")
     max_length: int = Field(ge=2, description="tokens in all, the prompt's among them")
 
     words = ("gets what is said in it", "Where nothing is said, it makes words up.")
@@ -75,8 +75,8 @@ class Rewrite(AppStep):
     tokenizer: str = Field(description="a tokenizer.json; special tokens are no text")
     prompt_ids: tuple[int, ...] = Field(min_length=1)
     end_ids: tuple[int, ...] = Field(min_length=1)
-    never_ids: tuple[int, ...] = Field(description="are not written")
-    last_ids: tuple[int, ...] = Field(description="one of them stands last in the longest text, if there are any")
+    never_ids: tuple[int, ...] = Field(description="are never generated")
+    last_ids: tuple[int, ...] = Field(description="one of them ends a text of the largest length, if there are any")
     max_length: int = Field(ge=2, description="tokens in all, the prompt's among them")
 
     words = (
@@ -86,7 +86,7 @@ class Rewrite(AppStep):
 
 
 class Draw(AppStep):
-    """What the text encoder gives -> a picture, in as many calls of ``denoiser`` as there are ``timesteps``.
+    """Output of the text encoder -> image, in one call of ``denoiser`` for each of the ``timesteps``.
 
     z is noise [1, channels, height, width], and latents are ``initial`` times z at first. At step i the denoiser is
     given sample = ``scales[i]`` times the latents, timestep = ``timesteps[i]`` and encoder_hidden_states, and the
@@ -205,13 +205,13 @@ class Unmask(AppStep):
     output: str = Field(description="logits [batch, length, vocabulary]")
     mask: str
     mask_id: int
-    tested_ids: tuple[int, ...] = Field(min_length=1, description="tokens whose scores the self-test has")
+    tested_ids: tuple[int, ...] = Field(min_length=1, description="tokens whose scores the self-test compares")
 
     words = ("gets the likeliest tokens in the place of {mask}", "A probability is the model's own.")
 
 
 class FindBoxes(AppStep):
-    """Of each query scores and a box -> what is in a picture, and where.
+    """Scores and boxes of all queries -> detected objects with their boxes.
 
     By ``chances``, scores become probabilities that sum to 1, in the order of ``labels``, the last one's that there is
     nothing, and of each query the likeliest label counts; or each becomes a probability of its own, a sigmoid's, there
@@ -256,14 +256,14 @@ class Segment(AppStep):
 
 
 class Embed(AppStep):
-    """Values of one input -> its embedding. Of two, the larger their embeddings' cosine, the nearer they are."""
+    """Output for one input -> its embedding. Similar inputs have embeddings with a large cosine."""
 
     kind: Literal["embed"] = "embed"
     output: str
     pooling: Literal["mean", "cls", "max", "lasttoken"] | None = Field(
-        description="how the vectors of a text's tokens become one; null where the graph gives the finished embedding"
+        description="pooling of the token vectors; null if the graph returns the finished embedding"
     )
-    normalize: bool = Field(description="whether it is divided by its Euclidean length then")
+    normalize: bool = Field(description="True: divide it by its Euclidean length")
     dimensions: int = Field(ge=1)
 
     def in_words(self) -> tuple[str, str]:
@@ -282,6 +282,7 @@ def _named(labels: tuple[str, ...]) -> str:
     return f"{some}{', '.join(named)}"
 
 
+# Names and order of the fields of a step determine the bytes of a manifest, and bundles in use must stay valid.
 Postprocessing = (
     Softmax
     | Tag

@@ -39,7 +39,7 @@ class Tokenize(AppStep):
 
     kind: Literal["tokenize"] = "tokenize"
     tokenizer: str = Field(description="a tokenizer.json of Hugging Face tokenizers")
-    max_length: int = Field(ge=1, description="tokens in all; what is beyond is cut off at the end")
+    max_length: int = Field(ge=1, description="tokens in all; longer texts are cut at the end")
     prefix_ids: tuple[int, ...]
     suffix_ids: tuple[int, ...]
     pad_id: int = Field(description="fills shorter texts of a batch, where attention_mask is 0")
@@ -55,7 +55,7 @@ class TokenizePrompt(AppStep):
 
     kind: Literal["tokenize-prompt"] = "tokenize-prompt"
     tokenizer: str = Field(description="a tokenizer.json of Hugging Face tokenizers")
-    max_length: int = Field(ge=1, description="tokens of every prompt; what is beyond is cut off at the end")
+    max_length: int = Field(ge=1, description="tokens of every prompt; longer prompts are cut at the end")
     prefix_ids: tuple[int, ...]
     suffix_ids: tuple[int, ...]
     pad_id: int
@@ -128,9 +128,9 @@ class PrepareImage(AppStep):
     layout: Literal["NCHW"] = "NCHW"
     resize: Resize | None = None
     center_crop: Crop | None = None
-    rescale_factor: float = Field(1.0, gt=0, description="each value is multiplied by it")
-    mean: tuple[float, ...] = Field(description="subtracted then, one a channel")
-    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(description="each value is divided by it at last")
+    rescale_factor: float = Field(1.0, gt=0, description="factor for each value")
+    mean: tuple[float, ...] = Field(description="subtracted afterwards, one for each channel")
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(description="divisor of each value afterwards")
 
     @model_validator(mode="after")
     def _each_channel(self) -> Self:
@@ -159,7 +159,7 @@ class LogMel(AppStep):
     n_fft: int = Field(ge=2, le=8192)
     hop_length: int = Field(ge=1, le=8192)
     mel_bins: int = Field(ge=1, le=1024)
-    chunk_seconds: int = Field(ge=1, le=60, description="what is longer is heard in several pieces")
+    chunk_seconds: int = Field(ge=1, le=60, description="longer recordings are split")
 
     words = ("A recording", "Recordings of more than {chunk_seconds} seconds are heard in several pieces.")
 
@@ -174,7 +174,7 @@ class Spectrogram(FrozenAliased):
     """
 
     mel_bins: int = Field(ge=1, le=1024)
-    frames: int = Field(ge=1, le=100_000, description="what is beyond is not heard")
+    frames: int = Field(ge=1, le=100_000, description="further frames are dropped")
     mean: float
     std: float = Field(gt=0)
 
@@ -205,9 +205,11 @@ class Prompt(AppStep):
 
     kind: Literal["prompt"] = "prompt"
     tokenizer: str = Field(description="a tokenizer.json of Hugging Face tokenizers")
-    before: str = Field(description="what the model's chat template puts before a message, if it has one")
-    after: str = Field(description="what it puts behind it, up to where the reply begins")
-    add_special_tokens: bool = Field(description="whether the tokenizer adds its own; without a chat template it does")
+    before: str = Field(description="text of the chat template before a message, if there is a template")
+    after: str = Field(description="text of the chat template between a message and the reply")
+    add_special_tokens: bool = Field(
+        description="True: the tokenizer adds special tokens, as it does without a chat template"
+    )
     max_length: int = Field(ge=1, description="tokens of a prompt at most")
 
     words = ("A message", "Prompts of more than {max_length} tokens, the chat template's among them, are refused.")

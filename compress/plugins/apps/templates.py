@@ -65,6 +65,7 @@ def page(manifest: Manifest, kind: AppType, cases: Sequence[Case]) -> dict[str, 
     runtime, recipe = manifest.runtime, manifest.provenance.recipe
     shown = kind.inputs.shown(cases)
     web = _SOURCES / "web"
+    # A library that prepares inputs itself needs only the folder that interprets answers.
     steps = (kind.inputs.folder, kind.answers.folder) if kind.client.prepares else (kind.answers.folder,)
     task_files = [path for name in (*steps, kind.name) if (web / name).is_dir() for path in (web / name).iterdir()]
     shared = (web / name for name in (*kind.client.shared, *kind.inputs.page_files))

@@ -138,6 +138,7 @@ def find_tokenize(folder: Path, file: str, processor: Processor, max_length: int
     starts = [
         index for index in range(len(whole) - len(probe_ids) + 1) if whole[index : index + len(probe_ids)] == probe_ids
     ]
+    # Other tokenizers put special tokens into a text, or cut its beginning.
     if not starts or getattr(processor, "truncation_side", "right") != "right":
         raise no_rule(folder, "its special tokens stand within the text, or it cuts texts at the beginning")
     prefix, suffix = whole[: starts[0]], whole[starts[0] + len(probe_ids) :]
@@ -198,6 +199,7 @@ def _make_masked_cases(
 ) -> Sequence[TextCase]:
     """Return cases with a mask. Built-in texts get the tokenizer's mask in place of theirs, or at their beginning."""
     mask = processor.mask_token
+    # The built-in texts contain BERT's mask, which other tokenizers name differently.
     masked_texts = [text.replace(_MASK, mask) if _MASK in text else f"{mask} {text}" for text in built_in]
     return _make_cases(masked_texts, folder, rule, samples, processor)
 
@@ -326,6 +328,7 @@ def cut(first: list[int], second: list[int], room: int, truncation: str) -> tupl
     """
     if len(first) + len(second) <= room:
         return first, second
+    # Answers are searched in the second text only, so that the question stays complete.
     if truncation == "only-second":
         return first, second[: max(room - len(first), 0)]
     short = min(len(first), len(second))

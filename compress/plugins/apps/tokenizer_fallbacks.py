@@ -44,6 +44,7 @@ def stand_ins(tokenizer: Tokenizer) -> list[dict[str, Any]]:
         return []
     vocabulary = tokenizer.get_vocab()
     points_by_class: dict[Class, list[int]] = {"word": [], "apart": [], "gone": [], "space": []}
+    # A replacement is needed if both classifications differ, and the vocabulary lacks the character.
     for point, kind in classes(tokenizer, (point for plane in PLANES for point in plane)):
         if (
             kind != _by_category(point)
@@ -168,6 +169,7 @@ def expand_whitespace_classes(pattern: str) -> str:
             inside = mark == "["
         if mark == "\\s":
             mark = _SPACES if inside else f"[{_SPACES}]"
+        # A negated class cannot be nested in another class.
         elif mark == "\\S" and not inside:
             mark = f"[^{_SPACES}]"
         result += mark

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -83,13 +83,14 @@ def verify_folder(folder: Path, signer: Path | None) -> Verification:
     _check_files(folder, manifest)
     fingerprint = check_signature(folder, signer, SIGNED)
     model = folder / manifest.model
-    # The support for the model file's format. Raises `BundleError` if the manifest states another format.
+    # The file decides on the format, and the manifest must agree with it.
     actual = format_of(folder / manifest.model)
     if actual != manifest.format:
-        raise _lie(folder, "the format", manifest.format, actual)
+        raise _contradiction(folder, "the format", manifest.format, actual)
     bundled_format = find_bundled_format(actual)
     kind = APP_TYPES[manifest.steps]
     unread, unavailable_reason = unread_reason(bundled_format), why_unavailable(TARGETS[bundled_format.target])
+    # A model that cannot run here is still verified: its files, its interface and the prepared inputs.
     session = None
     if unavailable_reason is None:
         session = open_model(bundled_format, model if kind.graphs == 1 else folder / MODEL_FOLDER)
@@ -99,7 +100,7 @@ def verify_folder(folder: Path, signer: Path | None) -> Verification:
     end = APP_TYPES[manifest.steps].answers.find_postprocessing(folder / MODEL_FOLDER, outputs)
     for name, value in end:
         if not _agree(getattr(manifest.postprocessing, name), value):
-            raise _lie(folder, name, str(getattr(manifest.postprocessing, name)), str(value))
+            raise _contradiction(folder, name, str(getattr(manifest.postprocessing, name)), str(value))
     preparation = kind.inputs.open(folder, manifest.preprocessing)
     selftest = read_selftest(folder, kind, manifest.files)
     worst = None
@@ -129,6 +130,7 @@ def verify_folder(folder: Path, signer: Path | None) -> Verification:
 def _check_files(folder: Path, manifest: Manifest) -> None:
     """Raise `BundleError` for unsafe paths, links, missing, unlisted or changed files."""
     used = {manifest.model, *manifest.preprocessing.uses, *manifest.postprocessing.uses}
+    # Names come from the manifest, which anybody may have written. None may leave the folder.
     for name in (*manifest.files, *used):
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name or path.as_posix() != name:
@@ -145,14 +147,16 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     existing -= {MANIFEST, SIGNATURE}
     listed = manifest.files.keys()
     if existing != listed:
-        parts = [f"missing: {_some(listed - existing)}"] if listed - existing else []
-        parts += [f"not listed: {_some(existing - listed)}"] if existing - listed else []
+        parts = [f"missing: {_first_names(listed - existing)}"] if listed - existing else []
+        parts += [f"not listed: {_first_names(existing - listed)}"] if existing - listed else []
         raise BundleError(f"The bundle has other files than its {MANIFEST}; {'; '.join(parts)}.", where=str(folder))
     unlisted = used - listed
     if any(name.startswith(f"{manifest.model}/") for name in listed):  # a package, which is a folder
         unlisted.discard(manifest.model)
     if unlisted:
-        raise BundleError(f"The {MANIFEST} uses files that it does not list: {_some(unlisted)}.", where=str(folder))
+        raise BundleError(
+            f"The {MANIFEST} uses files that it does not list: {_first_names(unlisted)}.", where=str(folder)
+        )
     for name, record in manifest.files.items():
         if (folder / name).stat().st_size != record.size_bytes or digest_file(folder / name) != record.sha256:
             raise BundleError(
@@ -175,16 +179,16 @@ def _check_shape(
         ("outputs", manifest.outputs, shape.outputs),
     ):
         if stated != actual:
-            raise _lie(folder, name, _words(stated), _words(actual))
+            raise _contradiction(folder, name, _describe_tensors(stated), _describe_tensors(actual))
     opsets = read_contents(form, model).opsets
     if manifest.opsets != opsets:
-        raise _lie(folder, "opsets", str(manifest.opsets), str(opsets))
+        raise _contradiction(folder, "opsets", str(manifest.opsets), str(opsets))
     for name, stated_sizes, actual_sizes in (
         ("axes", manifest.axes, dict(shape.axes)),
         ("signatures", manifest.signatures, shape.signatures),
     ):
         if stated_sizes != actual_sizes:
-            raise _lie(folder, name, str(stated_sizes), str(actual_sizes))
+            raise _contradiction(folder, name, str(stated_sizes), str(actual_sizes))
     return shape.outputs
 
 
@@ -192,10 +196,11 @@ def _agree(said: Any, true: Any) -> bool:
     """Return True if two values are equal. Floats may differ by rounding."""
     if isinstance(true, tuple):
         return len(said) == len(true) and all(map(_agree, said, true))
+    # Scheduler tables are computed anew, and machines round differently.
     return math.isclose(said, true, rel_tol=_ROUNDED, abs_tol=_ROUNDED) if isinstance(true, float) else said == true
 
 
-def _lie(folder: Path, what: str, said: str, true: str) -> BundleError:
+def _contradiction(folder: Path, what: str, said: str, true: str) -> BundleError:
     return BundleError(
         f"The {MANIFEST} says {what} {said}.",
         where=str(folder / MANIFEST),
@@ -204,9 +209,11 @@ def _lie(folder: Path, what: str, said: str, true: str) -> BundleError:
     )
 
 
-def _words(entries: Any) -> str:
+def _describe_tensors(entries: Sequence[TensorRecord]) -> str:
+    """Return name, type and shape of each tensor."""
     return ", ".join(f"{entry.name} {entry.dtype} {list(entry.shape)}" for entry in entries)
 
 
-def _some(names: Any) -> str:
+def _first_names(names: Iterable[str]) -> str:
+    """Return the first names in sorted order."""
     return ", ".join(sorted(names)[:_SHOWN])

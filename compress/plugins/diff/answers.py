@@ -362,6 +362,7 @@ def _compare_logits(inputs: RandomInputs, outputs: Sequence[tuple[np.ndarray, np
             np.exp(log_probabilities(side).max(axis=-1)).reshape(len(before), -1) for side in (before, after)
         ]
         confidence_changes.append((probabilities[1] - probabilities[0]).mean(axis=1))
+        # Only a classifier has one prediction for each input.
         if before.ndim == 2:
             flips += [
                 f"input {index + _EACH * (len(agreements) - 1)}: {old} ({probabilities[0][index, 0]:.2f}) \u2192 "

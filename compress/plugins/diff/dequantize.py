@@ -170,6 +170,7 @@ def _floats(tensor: StoredTensor) -> Weight:
 def _packed_weight(tensor: StoredTensor, folder: Path) -> Weight | None:
     """Return a weight in the AutoGPTQ layout, or a weight with stored integer tables. Return None for other tensors."""
     packed = tensor.packed and tensor.name.endswith(".qweight")
+    # AutoGPTQ stores `qweight`. This project stores integer tables beside the float weights.
     if not packed and not (tensor.name.endswith(".weight") and (folder / TABLES).is_file()):
         return None
     module, checkpoint = tensor.module, Checkpoint(folder)
@@ -252,6 +253,7 @@ def _broadcastable(part: np.ndarray, integers: np.ndarray) -> np.ndarray:
         return part.reshape(*integers.shape[:2], 1)
     if part.ndim == 2 and len(part) == len(integers) and integers.shape[1] % part.shape[1] == 0:
         return part.repeat(integers.shape[1] // part.shape[1], axis=1)
+    # If several axes have the right size, the one on which all channels use the whole range is meant.
     axes = [axis for axis, size in enumerate(integers.shape) if size == part.size]
     axis = max(axes, key=lambda candidate: _channel_reach(integers, candidate), default=0)
     return part.reshape([-1 if index == axis else 1 for index in range(integers.ndim)])

@@ -137,6 +137,7 @@ def compare_recipes(before: Path, after: Path) -> Iterator[FieldChange]:
     """
     sides = [read_recipe(path).model_dump(mode="json", exclude_defaults=False) for path in (before, after)]
     for side in sides:
+        # Numbered names keep two stages of one kind apart.
         side["stages"] = {f"{index}. {stage['kind']}": stage for index, stage in enumerate(side["stages"], start=1)}
     yield from field_changes(RECIPE, *(flatten_fields(side) for side in sides))
 

@@ -285,6 +285,7 @@ def _compare_activations(
 
 def _on_rows(before: Side, after: Side, request: DiffRequest, progress: Progress) -> AnswersDiff | None:
     """Run both models on the rows that the request names, else compare the reports of their runs."""
+    # The second model's recipe is preferred: it names the data of the newer run.
     recipe = request.recipe or after.recipe or before.recipe
     if request.data is None and request.recipe is None:
         reports = before.report(), after.report()
@@ -309,6 +310,7 @@ def _recipe_for(side: Side, data: Path | None) -> Recipe:
 
     labels = artifact_labels(side.folder)
     config = DataConfig(splits={"test": str(data)}, labels=labels if labels and len(labels) > 1 else None)
+    # A recipe needs a stage. It is never run.
     fields = {"name": "diff", "task": task_of_folder(side.folder).name, "model": str(side.folder.resolve())}
     return Recipe.model_validate({**fields, "data": config.model_dump(), "stages": ["onnx"]})
 

@@ -48,6 +48,7 @@ def compare_weights(before: Path, after: Path, progress: Progress) -> WeightsDif
         for contents, path in zip(sides, (before, after), strict=True)
     )
     progress.note("finding out which tensor is which")
+    # Names identify tensors only within one format.
     matches = match_tensors(old, new, same_layout=sides[0].format == sides[1].format)
     layers = layer_kinds([pair.before.name for pair in matches.pairs])
     tensors = []
@@ -204,6 +205,7 @@ class _PairReader:
             for side, squares in ((old, read.before), (new, read.after)):
                 # The step of a float lies between epsilon / 2 and epsilon times its value, with uniform error.
                 explained += side.epsilon**2 * squares / 24
+        # Plain arrays are floats, whose rounding is counted above.
         if self.streams:
             return explained, None
         _, _, steps = self.whole

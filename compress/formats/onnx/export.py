@@ -161,7 +161,7 @@ def _finished(
         rewrites = {ATTENTION: attention_count} if attention else {}
         rewrites |= optimize_graph(program, leave_out)
     # Names are written last, because fusions create values with the symbols of the trace.
-    # Name the dynamic axes, in place; tracing gives them numbered symbols such as ``s43``.
+    # Tracing gives dynamic axes numbered symbols such as ``s43``; clients expect names.
     graph, texts = program.graph, dict(enumerate(_AXES))
     symbols = {
         str(value.shape[axis_index]): name

@@ -348,7 +348,7 @@ def write_cross_attention(model: ir.Model, cached: ir.Value) -> None:
         query, key, value, *others = node.inputs
         padding, bias, *past = others
         # Products that compute keys and values run in the first call only.
-        # Remove the nodes that only the inputs ``targets`` of ``node`` need, and return them in order.
+        # Move the nodes that only the operator's keys and values need, in their order.
         targets = {key, value}
         first: list[ir.Node] = []
         users = {node}

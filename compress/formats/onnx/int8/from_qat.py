@@ -124,7 +124,6 @@ class _Writer:
         if any(layer.input_grid != first.input_grid for layer in layers):
             raise StageError(f"{first.name} and the layers beside it in the graph read different grids.")
         node.replace_input_with(0, self._on_grid(node, node.inputs[0], first.input_grid))
-        # Replace the weights of a node.
         # Layers whose weights are joined, such as queries, keys and values, are joined along the outputs.
         integers = np.concatenate([layer.integers for layer in layers])
         scales = np.concatenate([layer.scales for layer in layers])

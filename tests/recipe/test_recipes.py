@@ -245,8 +245,8 @@ def _shrunk_generation_stage(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shrunk_stage(fields: dict[str, Any]) -> dict[str, Any]:
-    if fields.get("denoiser"):
-        return {**fields, "denoiser": {**fields["denoiser"], "importance_examples": 4, "timesteps": 4}}
+    if fields["kind"] == "prune_denoiser":
+        return {**fields, "importance_examples": 4, "timesteps": 4}
     small = {"epochs": 0.2, "batch_size": 8, "importance_examples": 16, "min_count": 1, "learning_rate": 1e-3}
     small |= {"calibration_examples": 16, "dimensions": 8, "keep": ()}
     if fields.get("method") == "dynamic":
@@ -254,8 +254,8 @@ def _shrunk_stage(fields: dict[str, Any]) -> dict[str, Any]:
     fields |= {name: value for name, value in small.items() if name in fields}
     if fields.get("budget"):
         fields |= {"epochs": 1.0, "budget": None}
-    if fields.get("fewer_steps"):
-        fields["fewer_steps"] |= {"teacher_steps": 2 * fields["fewer_steps"]["steps"]}
+    if "teacher_steps" in fields:
+        fields["teacher_steps"] = 2 * fields["steps"]
     if fields["kind"] == "prune" and fields["layers"]:
         assert fields["layers"] < LAYERS
         fields["layers"] = 1

@@ -1,56 +1,56 @@
-"""A text encoder, a denoiser and a decoder of pictures that were opened, as one session: prompts and noise in."""
+"""Sessions that generate images with an open text encoder, denoiser and decoder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from compress.formats.runtime import Batch, Session, TensorType, check_inputs
+from compress.formats.safetensors.runtime import FAILURES
 from compress.models.pipeline_folder import UNET, part_config
-from compress.plugins.diffusion.pipeline_checks import vae_config
 from compress.plugins.diffusion.sampler import (
     CONDITION,
     DENOISED,
     HIDDEN,
     IDS,
+    IMAGE,
+    IMAGES,
     LATENT,
     NOISE,
-    PICTURE,
-    PICTURES,
     SAMPLE,
     SEED,
     TEXT,
     TIMESTEP,
-    Call,
-    Latents,
-    PictureSampler,
+    ComponentCall,
+    DiffusionSampler,
+    LatentSpace,
 )
-from compress.plugins.diffusion.sampling_settings import Sampling, empty_ids, load_scheduler
+from compress.plugins.diffusion.sampling_settings import Sampling, empty_prompt_ids, load_scheduler, vae_config
 from compress.tasks.task import Examples
-from compress.utils.errors import ModelError
+from compress.utils.errors import ModelError, StageError, first_line
 
 if TYPE_CHECKING:
-    from diffusers import SchedulerMixin
+    import torch
 
+    from compress.plugins.diffusion.pipeline_model import GeneratorModel
 
 TEXT_ENCODER, DECODER = "text_encoder", "vae_decoder"
-"""The folders before the UNet's and behind it, as optimum names them."""
-_TAKES = {TEXT_ENCODER: {IDS}, UNET: {SAMPLE, TIMESTEP, TEXT}, DECODER: {LATENT}}
-_GIVES = {TEXT_ENCODER: HIDDEN, UNET: DENOISED, DECODER: PICTURE}
+"""Folders of optimum before the UNet's and after it."""
+_INPUTS = {TEXT_ENCODER: {IDS}, UNET: {SAMPLE, TIMESTEP, TEXT}, DECODER: {LATENT}}
+_OUTPUTS = {TEXT_ENCODER: HIDDEN, UNET: DENOISED, DECODER: IMAGE}
 _PROBES, _PROBE_STEPS = 2, 2
-_OPTIONAL = {CONDITION}
 
 
-class PictureSession:
-    """Draws with ``parts``, sessions by optimum's names of their folders, in the order in which they run."""
+class DiffusionSession:
+    """Session of several components. ``parts`` are their sessions by optimum's folders, in the order they run."""
 
     inputs = (IDS, NOISE, SEED)
 
-    def __init__(self, sampler: PictureSampler, parts: Mapping[str, Session], where: str) -> None:
+    def __init__(self, sampler: DiffusionSampler, parts: Mapping[str, Session], where: str) -> None:
         self.sampler, self.parts, self._where = sampler, dict(parts), where
         channels = sampler.latents.channels
         self.input_types = {
@@ -58,10 +58,10 @@ class PictureSession:
             NOISE: TensorType("float32", (None, channels, None, None)),
             SEED: TensorType("int64", (None,)),
         }
-        self.output_types = {PICTURES: TensorType("float32", (None, None, None, None))}
+        self.output_types = {IMAGES: TensorType("float32", (None, None, None, None))}
         first = next(iter(self.parts.values()))
         self.provider = first.provider
-        self.settings: dict[str, Any] = {
+        self.settings: dict[str, object] = {
             **first.settings,
             "scheduler": type(sampler.scheduler).__name__,
             "steps": sampler.sampling.steps,
@@ -69,88 +69,137 @@ class PictureSession:
         }
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
-        """`pictures` [n, height, width, channels] from 0 to 1 of `input_ids`, `noise` and `seed`.
+        """Generate images [n, height, width, channels] from 0 to 1 of `input_ids`, `noise` and `seed`.
 
-        Raises `InputError` for a batch without these or of sizes that the parts can't take, and what the parts raise.
+        Raises:
+            InputError: An input is missing, or has a size that the components cannot use.
         """
         check_inputs(self.inputs, batch, self._where)
-        return {PICTURES: self.sampler.draw(batch[IDS], batch[NOISE], batch[SEED].tolist())}
+        return {IMAGES: self.sampler.generate(batch[IDS], batch[NOISE], batch[SEED].tolist())}
 
     def probe(self, examples: Examples) -> np.ndarray:
-        """A few pictures in next to no steps, which every part has a hand in: [n, height, width, channels]."""
+        """Generate a few images in a few steps, with all components: [n, height, width, channels]."""
         batch = examples.batch(range(min(_PROBES, len(examples))))
-        return self.shortened().predict(batch)[PICTURES]
+        return self.shortened().predict(batch)[IMAGES]
 
-    def shortened(self) -> PictureSession:
-        """The same in next to no steps: what parts differ by is not yet what many steps make of it."""
+    def shortened(self) -> DiffusionSession:
+        """Return the session with few steps, which do not amplify differences of components as many steps do."""
         return self.with_sampling(replace(self.sampler.sampling, steps=_PROBE_STEPS))
 
-    def with_sampling(self, sampling: Sampling) -> PictureSession:
-        """The same parts, drawing in another number of steps or with other guidance."""
-        return PictureSession(replace(self.sampler, sampling=sampling), self.parts, self._where)
+    def with_sampling(self, sampling: Sampling) -> DiffusionSession:
+        """Return the session with another number of steps or guidance scale."""
+        return DiffusionSession(replace(self.sampler, sampling=sampling), self.parts, self._where)
 
-    def with_part(self, part: str, session: Session) -> PictureSession:
-        """The same but for one part."""
-        calls = {TEXT_ENCODER: "encode", DECODER: "decode"}
-        sampler = replace(self.sampler, **{calls.get(part, "denoise"): _call(session)})  # type: ignore[arg-type]
-        return PictureSession(sampler, {**self.parts, part: session}, self._where)
+    def with_part(self, part: str, session: Session) -> DiffusionSession:
+        """Return the session with another session of one component."""
+        call = {TEXT_ENCODER: "encode", DECODER: "decode"}.get(part, "denoise")
+        sampler = replace(self.sampler, **{call: _component_call(session)})  # type: ignore[arg-type]
+        return DiffusionSession(sampler, {**self.parts, part: session}, self._where)
 
 
-def open_pictures(sessions: Sequence[Session], folder: Path) -> PictureSession:
-    """Draw with the opened parts of ``folder``, its scheduler and its own number of steps.
+def open_session(sessions: Sequence[Session], folder: Path) -> DiffusionSession:
+    """Return the session of the open components of ``folder``, with its scheduler and number of steps.
 
-    Raises `ModelError` for parts that lack an input or an output of optimum's.
+    Raises:
+        ModelError: A component lacks an input or an output of optimum's export.
     """
     parts = dict(zip((TEXT_ENCODER, UNET, DECODER), sessions, strict=True))
     for name, session in parts.items():
-        _check(name, session, folder)
-    latents = Latents.of(part_config(folder, UNET), vae_config(folder))
-    found = (Sampling.read(folder), load_scheduler(folder), empty_ids(folder))
-    return PictureSession(sampler_of(parts, latents, *found), parts, str(folder))
-
-
-def sampler_of(
-    parts: Mapping[str, Session],
-    latents: Latents,
-    sampling: Sampling,
-    scheduler: SchedulerMixin,
-    empty: np.ndarray,
-) -> PictureSampler:
-    """The loop over sessions; ``empty`` is the empty prompt [1, tokens]."""
-    return PictureSampler(
-        encode=_call(parts[TEXT_ENCODER]),
-        denoise=_call(parts[UNET]),
-        decode=_call(parts[DECODER]),
-        scheduler=scheduler,
-        latents=latents,
-        sampling=sampling,
-        empty=empty,
+        inputs, outputs = set(session.inputs), session.output_types
+        if inputs - {CONDITION} != _INPUTS[name] or _OUTPUTS[name] not in outputs:
+            raise ModelError(
+                f"The part {name!r} has the inputs {', '.join(sorted(inputs))} and the outputs {', '.join(outputs)}.",
+                where=str(folder / name),
+                expected=f"{', '.join(sorted(_INPUTS[name]))} and {_OUTPUTS[name]}",
+                hint="write the model with the stage onnx; pipelines of other inputs are not supported",
+            )
+    sampler = DiffusionSampler(
+        **_component_calls(parts),
+        scheduler=load_scheduler(folder),
+        latents=LatentSpace.from_configs(part_config(folder, UNET), vae_config(folder)),
+        sampling=Sampling.read(folder),
+        empty=empty_prompt_ids(folder),
     )
+    return DiffusionSession(sampler, parts, str(folder))
 
 
-def _call(session: Session) -> Call:
-    """A session given each input in the type and with the axes that it takes: other exporters' timesteps are integers,
-    or have an axis.
+def _component_calls(parts: Mapping[str, Session]) -> dict[str, ComponentCall]:
+    """Return the calls of a sampler."""
+    names = {"encode": TEXT_ENCODER, "denoise": UNET, "decode": DECODER}
+    return {call: _component_call(parts[name]) for call, name in names.items()}
+
+
+def _component_call(session: Session) -> ComponentCall:
+    """Return a call that converts inputs to the types of the session.
+
+    Timesteps of other exporters are integers, or have an axis.
     """
 
     def call(batch: Batch) -> Mapping[str, np.ndarray]:
-        given = dict(batch)
+        inputs = dict(batch)
         for name, (dtype, shape) in session.input_types.items():
-            if name in given:
-                array = given[name].astype(dtype, copy=False)
-                given[name] = array[np.newaxis] if array.ndim == 0 and len(shape) == 1 else array
-        return session.predict(given)
+            if name in inputs:
+                array = inputs[name].astype(dtype, copy=False)
+                inputs[name] = array[np.newaxis] if array.ndim == 0 and len(shape) == 1 else array
+        return session.predict(inputs)
 
     return call
 
 
-def _check(part: str, session: Session, folder: Path) -> None:
-    takes, gives = set(session.inputs), session.output_types
-    if takes - _OPTIONAL == _TAKES[part] and _GIVES[part] in gives:
-        return
-    raise ModelError(
-        f"The part {part!r} has the inputs {', '.join(sorted(takes))} and the outputs {', '.join(gives)}.",
-        where=str(folder / part),
-        expected=f"{', '.join(sorted(_TAKES[part]))} and {_GIVES[part]}",
-        hint="write the model with the stage onnx; pipelines of other inputs cannot be drawn with here",
+class TorchComponent:
+    """Session of one torch component. ``compute`` maps tensors with the names of ``inputs`` to the ``output``."""
+
+    provider = "cpu"
+
+    def __init__(
+        self,
+        inputs: Sequence[str],
+        output: str,
+        compute: Callable[..., torch.Tensor],
+        settings: Mapping[str, object],
+    ) -> None:
+        self.inputs, self._output, self._compute, self.settings = tuple(inputs), output, compute, dict(settings)
+        self.input_types: Mapping[str, TensorType] = {}
+        self.output_types: Mapping[str, TensorType] = {}
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        """See `Session.predict`."""
+        import torch
+
+        check_inputs(self.inputs, batch, "the torch module")
+        tensors = {name: torch.from_numpy(np.asarray(batch[name])) for name in self.inputs}
+        try:
+            with torch.inference_mode():
+                return {self._output: np.asarray(self._compute(**tensors).float().numpy())}
+        except FAILURES as error:
+            raise StageError(f"The model failed on a batch: {first_line(error)}") from error
+
+
+def open_torch(model: GeneratorModel, settings: Mapping[str, object], where: str = "the model") -> DiffusionSession:
+    """Return the session of the torch components of ``model``, with its scheduler and number of steps."""
+    text, denoiser, vae = (model.parts[name] for name in (TEXT_ENCODER, UNET, "vae"))
+    latents = LatentSpace.from_configs(denoiser.config, vae.config)
+    condition = (CONDITION,) if latents.condition else ()
+    parts: dict[str, Session] = {
+        TEXT_ENCODER: TorchComponent([IDS], HIDDEN, lambda input_ids: text(input_ids)[0], settings),
+        UNET: TorchComponent(
+            (SAMPLE, TIMESTEP, TEXT, *condition),
+            DENOISED,
+            lambda **inputs: denoiser(**inputs, return_dict=False)[0],
+            settings,
+        ),
+        DECODER: TorchComponent([LATENT], IMAGE, lambda latent_sample: vae.decode(latent_sample)[0], settings),
+    }
+    sampler = DiffusionSampler(
+        **_component_calls(parts),
+        scheduler=model.scheduler,
+        latents=latents,
+        sampling=model.sampling,
+        empty=model.processor.ids([""]),
     )
+    return DiffusionSession(sampler, parts, where)
+
+
+def torch_sampler(model: GeneratorModel) -> DiffusionSampler:
+    """Return the sampling loop over the torch components of ``model``."""
+    return open_torch(model, {}).sampler

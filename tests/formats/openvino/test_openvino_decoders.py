@@ -150,7 +150,7 @@ def test_openvino_genai_generates_the_same_text_and_is_timed(written: Path) -> N
     assert "own" not in vars(session) and not session.pipeline.scheduler.enable_prefix_caching
     assert greedy_tokens(decoder, ids, 40) == expected
     batch = {"input_ids": np.array([ids])}
-    np.testing.assert_array_equal(session.predict(batch)["logits"], session.own.predict(batch)["logits"])
+    np.testing.assert_array_equal(session.predict(batch)["logits"], session.direct.predict(batch)["logits"])
 
 
 def fail_to_open(*positional: Any, **named: Any) -> Any:
@@ -186,7 +186,7 @@ def test_other_families_are_proven_and_float_weights_become_eight_bits(family: s
     config, reason = FAMILIES[family]
     decoder = write_decoder(save_decoder(tmp_path, config), "int8", 8, random_ids(2, 24), TOLERANCE)
     assert reason in decoder.unfused and bool(reason) == bool(decoder.unfused)
-    assert decoder.equality.difference < TOLERANCE and decoder.equality.rounding > 0
+    assert decoder.parity.difference < TOLERANCE and decoder.parity.rounding > 0
     kinds = {
         tensor.dtype for tensor in budget_of(saved(decoder, tmp_path / "written")).tensors if tensor.parameters > 1000
     }
@@ -258,8 +258,8 @@ def test_a_wrong_decoder_is_never_written(
             reader.replace_source_output(other.output(0))
         return model
 
-    decoder_with_positions = decoders._placed
-    monkeypatch.setattr(decoders, "_placed", lambda *a: (decoder_with_positions(*a)[0], "it is traced as it is"))
+    decoder_with_positions = decoders._export_graph
+    monkeypatch.setattr(decoders, "_export_graph", lambda *a: (decoder_with_positions(*a)[0], "it is traced as it is"))
     monkeypatch.setattr(decoders, "read_stateful", with_other_scales)
     with pytest.raises(IntegrityError, match="differ from torch"):
         write_decoder(quantized, "fp32", 8, random_ids(2, 16), TOLERANCE)
@@ -271,7 +271,7 @@ def test_bad_input_is_refused_by_name(written: Path, source: Checkpoint, monkeyp
         with pytest.raises(InputError, match="no tokens of the model"):
             session.predict({"input_ids": odd})
     monkeypatch.setattr(decoders, "load_tokenizer", lambda folder: object())
-    with pytest.raises(StageError, match="openvino-tokenizers cannot follow"):
+    with pytest.raises(StageError, match="openvino-tokenizers cannot convert"):
         write_decoder(source, "fp32", 8, random_ids(2, 16), TOLERANCE)
 
 

@@ -46,7 +46,7 @@ from compress.benchmark.worker import write_batches
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
 from compress.formats.quiet_output import quiet_libraries
 from compress.numerics.differences import decide, samples_to_settle
-from compress.numerics.statistics import Estimate, median_interval
+from compress.numerics.statistics import IntervalEstimate, median_interval
 from compress.tasks.task import Examples
 from compress.utils.environment import environment, spread_cores
 from compress.utils.errors import CompressError, DataError, StageError
@@ -69,8 +69,8 @@ class Row:
     """One way of timing: its median latency over the repetitions, and the ratio to compress."""
 
     name: str
-    latency_ms: Estimate
-    ratio: Estimate | None
+    latency_ms: IntervalEstimate
+    ratio: IntervalEstimate | None
     verdict: str
 
 
@@ -155,9 +155,9 @@ def compare(medians: Mapping[str, np.ndarray]) -> list[Row]:
     return rows
 
 
-def judge(ratio: Estimate, repeats: int) -> str:
+def judge(ratio: IntervalEstimate, repeats: int) -> str:
     """Whether ``ratio`` is 1 within the margin."""
-    loss = Estimate(*(bound - 1 for bound in ratio))
+    loss = IntervalEstimate(*(bound - 1 for bound in ratio))
     verdict = decide(loss, MARGIN)
     if verdict == "same":
         return f"within {MARGIN:.0%}"
@@ -167,8 +167,8 @@ def judge(ratio: Estimate, repeats: int) -> str:
     return "can't tell" if more is None else f"can't tell, {more} more repetitions might"
 
 
-def _middle(values: np.ndarray) -> Estimate:
-    return Estimate(float(np.median(values)), *median_interval(values))
+def _middle(values: np.ndarray) -> IntervalEstimate:
+    return IntervalEstimate(float(np.median(values)), *median_interval(values))
 
 
 def _note(line: str) -> None:

@@ -33,10 +33,9 @@ from compress.numerics.differences import difference_of_shares
 from compress.pipeline.run import run
 from compress.plugins.diffusion.onnx_export import diffusion_folder, export_diffusion, open_diffusion
 from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipeline
-from compress.plugins.diffusion.sampler import IDS, NOISE, PICTURES, SEED
-from compress.plugins.diffusion.session import PictureSession
+from compress.plugins.diffusion.sampler import IDS, IMAGES, NOISE, SEED
+from compress.plugins.diffusion.session import DiffusionSession, open_torch
 from compress.plugins.diffusion.stage_settings import StepDistillation
-from compress.plugins.diffusion.torch_session import torch_pictures
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
 from compress.report.compare.machine_match import machine_summary
@@ -200,16 +199,16 @@ def of_levels(model: GeneratorModel) -> list[Row]:
     exported = export_diffusion(model, ids, None, fusions=True)
     graphs = open_diffusion(diffusion_folder(model, {name: part.graph for name, part in exported.items()}))
     theirs = as_diffusers(model, prompts)
-    apart = {"torch": torch_pictures(model, {}), "ONNX Runtime": graphs}
+    apart = {"torch": open_torch(model, {}), "ONNX Runtime": graphs}
     levels = {name: levels_apart(drawn(session, ids, model), theirs) for name, session in apart.items()}
     words = ", ".join(f"{count:g} in {name}" for name, count in levels.items())
     return [row("ours against diffusers' own, levels of 255", max(levels.values()), words, 1, None, "{:g}", lower=True)]
 
 
-def drawn(session: PictureSession, ids: np.ndarray, model: GeneratorModel) -> np.ndarray:
+def drawn(session: DiffusionSession, ids: np.ndarray, model: GeneratorModel) -> np.ndarray:
     """Pictures [n, height, width, channels] from 0 to 1, each from the noise of its place."""
     noise = np.stack([model.processor.noise(index) for index in range(len(ids))])
-    return session.predict({IDS: ids, NOISE: noise, SEED: np.arange(len(ids))})[PICTURES]
+    return session.predict({IDS: ids, NOISE: noise, SEED: np.arange(len(ids))})[IMAGES]
 
 
 def as_diffusers(model: GeneratorModel, prompts: Sequence[str]) -> np.ndarray:

@@ -23,7 +23,7 @@ from compress.formats.openvino.genai import EXACT, SETTINGS
 from compress.formats.quiet_output import quiet_libraries
 from compress.models.processor import load_tokenizer
 from compress.numerics.differences import paired_bootstrap
-from compress.numerics.statistics import Estimate
+from compress.numerics.statistics import IntervalEstimate
 
 PROMPTS = (
     "Explain in two sentences why the sky is blue.",
@@ -101,7 +101,7 @@ def tokens_per_second(rows: np.ndarray) -> float:
     return float(rows[:, 0].sum() / rows[:, 1].sum())
 
 
-def speedup(pairs: Sequence[Sequence[Reply]]) -> Estimate:
+def speedup(pairs: Sequence[Sequence[Reply]]) -> IntervalEstimate:
     """Return the ratio of tokens per second, with a 95% bootstrap interval over prompts."""
     plain, lookup = (np.array([[len(pair[side].tokens), pair[side].seconds] for pair in pairs]) for side in (0, 1))
     return paired_bootstrap(plain, lookup, lambda a, b: tokens_per_second(b) / tokens_per_second(a), 0, confidence=0.95)

@@ -46,7 +46,7 @@ from compress.models.structure import blocks
 from compress.models.transformer_pruning import keep_heads, keep_neurons
 from compress.models.vocabulary import trim
 from compress.numerics.differences import decide, difference_of_shares, discordant
-from compress.numerics.statistics import Estimate, geometric_interval, wilson_interval
+from compress.numerics.statistics import IntervalEstimate, geometric_interval, wilson_interval
 from compress.recipe.recipe import Benchmark
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
@@ -109,9 +109,9 @@ def compare(folders: dict[str, Path], examples: Examples, seed: int, settings: B
     seconds = time.perf_counter() - began
     (speedup,) = (row for row in comparison.measurements if (row.model, row.metric) == ("candidate", "speedup"))
     assert speedup.raw is not None
-    change = Estimate(1 / speedup.value - 1, -1.0, float("inf"))
+    change = IntervalEstimate(1 / speedup.value - 1, -1.0, float("inf"))
     if len(speedup.raw) > 1:
-        change = Estimate(*(value - 1 for value in geometric_interval(1 / np.array(speedup.raw), CONFIDENCE)))
+        change = IntervalEstimate(*(value - 1 for value in geometric_interval(1 / np.array(speedup.raw), CONFIDENCE)))
     return {
         "verdict": decide(change, MARGIN),
         "effect": change.value,
@@ -329,7 +329,7 @@ def _drawings(baseline: np.ndarray, candidate: np.ndarray, times: int) -> Found:
 
 def _is_worse(lost: int, won: int, n: int) -> bool:
     change = difference_of_shares(lost, won, n, 0.9)
-    return decide(Estimate(-change.value, -change.high, -change.low), 0.005) == "worse"
+    return decide(IntervalEstimate(-change.value, -change.high, -change.low), 0.005) == "worse"
 
 
 def _outcomes() -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from compress.numerics.statistics import Estimate, Floats
+from compress.numerics.statistics import Floats, IntervalEstimate
 
 BINS = 15
 _CHUNK = 4_000_000
@@ -69,7 +69,7 @@ def calibration_error_interval(
     bins: int = BINS,
     resamples: int = 1000,
     level: float = 0.95,
-) -> Estimate:
+) -> IntervalEstimate:
     """Return `calibration_error` with a bootstrap interval that allows for its bias.
 
     Resampling adds the same noise that sampling added before, so the lower end reflects the upper percentile at the
@@ -95,7 +95,7 @@ def calibration_error_interval(
     by_chance = float(np.quantile(_errors_if_calibrated(confidences, seed, bins, resamples), (1 + level) / 2))
     low = 0.0 if value <= by_chance else max(0.0, min(value, 2 * value - last))
     high = value + NormalDist().inv_cdf((1 + level) / 2) * float(errors.std())
-    return Estimate(value, low, min(1.0, high))
+    return IntervalEstimate(value, low, min(1.0, high))
 
 
 def brier_scores(probabilities: ArrayLike, labels: ArrayLike) -> Floats:
@@ -109,7 +109,7 @@ def brier_scores(probabilities: ArrayLike, labels: ArrayLike) -> Floats:
     return np.asarray(((array - one_hot) ** 2).sum(axis=-1), dtype=np.float64)
 
 
-def mean_interval(samples: ArrayLike, seed: int, resamples: int = 1000, level: float = 0.95) -> Estimate:
+def mean_interval(samples: ArrayLike, seed: int, resamples: int = 1000, level: float = 0.95) -> IntervalEstimate:
     """Return the mean with its percentile bootstrap interval, computed for all resamples at once.
 
     Args:
@@ -124,7 +124,7 @@ def mean_interval(samples: ArrayLike, seed: int, resamples: int = 1000, level: f
     means = _resampled_sums(array[:, None], seed, resamples)[:, 0] / len(array)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     value = float(array.mean())
-    return Estimate(value, min(value, float(low)), max(value, float(high)))
+    return IntervalEstimate(value, min(value, float(low)), max(value, float(high)))
 
 
 def _resampled_sums(values: Floats, seed: int, resamples: int) -> Floats:

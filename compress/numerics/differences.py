@@ -10,12 +10,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from compress.numerics.statistics import Estimate, Floats, bootstrap_interval
+from compress.numerics.statistics import Floats, IntervalEstimate, bootstrap_interval
 
 Statistic = Callable[[Floats, Floats], float]
 
 
-def paired_difference(baseline: ArrayLike, candidate: ArrayLike, confidence: float = 0.9) -> Estimate:
+def paired_difference(baseline: ArrayLike, candidate: ArrayLike, confidence: float = 0.9) -> IntervalEstimate:
     """Return the candidate's success rate minus the baseline's, from outcomes of 0 or 1 [n] on the same examples.
 
     The interval is that of `difference_of_shares`. Raises `ValueError` for unequal lengths, no example, or an outcome
@@ -36,7 +36,7 @@ def discordant(baseline: ArrayLike, candidate: ArrayLike) -> tuple[int, int]:
     return int((baseline_outcomes > candidate_outcomes).sum()), int((candidate_outcomes > baseline_outcomes).sum())
 
 
-def difference_of_shares(only_baseline: int, only_candidate: int, n: int, confidence: float = 0.9) -> Estimate:
+def difference_of_shares(only_baseline: int, only_candidate: int, n: int, confidence: float = 0.9) -> IntervalEstimate:
     """Return (only_candidate - only_baseline) / n with its adjusted Wald interval (Agresti and Min 2005, section 2).
 
     Half an observation is added to each cell of the 2 x 2 table: with b, c = only_baseline + 1/2, only_candidate + 1/2
@@ -63,7 +63,7 @@ def difference_of_shares(only_baseline: int, only_candidate: int, n: int, confid
     centre = (only_candidate - only_baseline) / total
     half = z * math.sqrt(only_baseline + only_candidate + 1 - (only_candidate - only_baseline) ** 2 / total) / total
     # The adjustment draws the centre to 0, never so far that the interval may leave the estimate out.
-    return Estimate(value, max(-1.0, min(value, centre - half)), min(1.0, max(value, centre + half)))
+    return IntervalEstimate(value, max(-1.0, min(value, centre - half)), min(1.0, max(value, centre + half)))
 
 
 def mcnemar_mid_p(only_a: int, only_b: int) -> float:
@@ -96,7 +96,7 @@ def paired_bootstrap(
     seed: int,
     resamples: int = 2000,
     confidence: float = 0.9,
-) -> Estimate:
+) -> IntervalEstimate:
     """Return ``statistic(baseline, candidate)`` with its percentile bootstrap interval over examples (axis 0).
 
     An example is resampled with both of its values, so that difficulty shared by both cancels (Efron and Tibshirani
@@ -122,7 +122,7 @@ def paired_bootstrap(
     # Resample indices, so that both values of an example stay together.
     low, high = bootstrap_interval(np.arange(len(baseline_values)), of_chosen, seed, resamples, confidence)
     value = float(statistic(baseline_values, candidate_values))
-    return Estimate(value, min(value, low), max(value, high))
+    return IntervalEstimate(value, min(value, low), max(value, high))
 
 
 def _paired(baseline: ArrayLike, candidate: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -136,7 +136,7 @@ def _paired(baseline: ArrayLike, candidate: ArrayLike) -> tuple[NDArray[np.float
     return first, second
 
 
-def difference_of_estimates(baseline: Estimate, candidate: Estimate) -> Estimate:
+def difference_of_estimates(baseline: IntervalEstimate, candidate: IntervalEstimate) -> IntervalEstimate:
     """Return candidate - baseline with the interval implied by their independent intervals.
 
     MOVER (Zou and Donner 2008): low = d - √((candidate - its low)² + (baseline's high - baseline)²), high likewise.
@@ -145,41 +145,41 @@ def difference_of_estimates(baseline: Estimate, candidate: Estimate) -> Estimate
     value = candidate.value - baseline.value
     below = math.hypot(candidate.value - candidate.low, baseline.high - baseline.value)
     above = math.hypot(candidate.high - candidate.value, baseline.value - baseline.low)
-    return Estimate(value, value - below, value + above)
+    return IntervalEstimate(value, value - below, value + above)
 
 
-def widen(estimate: Estimate, confidence: float, wanted: float) -> Estimate:
+def widen(estimate: IntervalEstimate, confidence: float, wanted: float) -> IntervalEstimate:
     """Return the estimate with its interval rescaled from ``confidence`` to ``wanted`` by normal quantiles."""
     normal = NormalDist()
     # Widths are proportional to normal quantiles.
     scale = normal.inv_cdf((1 + wanted) / 2) / normal.inv_cdf((1 + confidence) / 2)
     value, low, high = estimate
-    return Estimate(value, value - (value - low) * scale, value + (high - value) * scale)
+    return IntervalEstimate(value, value - (value - low) * scale, value + (high - value) * scale)
 
 
-def logarithm(estimate: Estimate) -> Estimate:
+def logarithm(estimate: IntervalEstimate) -> IntervalEstimate:
     """Return the natural logarithms of a positive estimate and its bounds. Raises `ValueError` for other values."""
     if not 0 < estimate.low <= estimate.value <= estimate.high < math.inf:
         raise ValueError(f"expected 0 < low <= value <= high, found {estimate}")
-    return Estimate(*map(math.log, estimate))
+    return IntervalEstimate(*map(math.log, estimate))
 
 
-def relative(log_ratio: Estimate) -> Estimate:
+def relative(log_ratio: IntervalEstimate) -> IntervalEstimate:
     """Convert the logarithm of a ratio to the ratio minus 1: ln 1.05 -> 0.05."""
-    return Estimate(*map(math.expm1, log_ratio))
+    return IntervalEstimate(*map(math.expm1, log_ratio))
 
 
-def allow_for(estimate: Estimate, half: float) -> Estimate:
+def allow_for(estimate: IntervalEstimate, half: float) -> IntervalEstimate:
     """Return the estimate with a further independent uncertainty of ± ``half`` at the same confidence."""
     value, low, high = estimate
-    return Estimate(value, value - math.hypot(value - low, half), value + math.hypot(high - value, half))
+    return IntervalEstimate(value, value - math.hypot(value - low, half), value + math.hypot(high - value, half))
 
 
 Verdict = Literal["better", "same", "worse", "can't tell"]
 """Result of a comparison of one metric."""
 
 
-def decide(loss: Estimate, margin: float) -> Verdict:
+def decide(loss: IntervalEstimate, margin: float) -> Verdict:
     """Return the verdict on a change for which positive is worse; ``margin`` is the smallest relevant change.
 
     *worse* if the interval excludes 0 and the estimate reaches the margin; *better* likewise on the other side; *same*
@@ -204,7 +204,7 @@ def decide(loss: Estimate, margin: float) -> Verdict:
     return "can't tell"
 
 
-def samples_to_settle(loss: Estimate, margin: float, n: int) -> int | None:
+def samples_to_settle(loss: IntervalEstimate, margin: float, n: int) -> int | None:
     """Return the number of samples beyond ``n`` that should turn *can't tell* into a verdict if the estimate stays.
 
     The interval narrows with the square root of the number of samples. It must become narrower than the distance to 0

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from compress.numerics.statistics import Estimate, Floats
+from compress.numerics.statistics import Floats, IntervalEstimate
 
 PERMUTATIONS = 4999
 _AT_ONCE = 500
@@ -285,7 +285,7 @@ def log_wealth(wins: int, losses: int, ties: int, mean: float) -> float:
     return largest + math.log(float(np.exp(logarithms - largest).mean()))
 
 
-def mean_sequence(wins: int, losses: int, ties: int, confidence: float = 0.95) -> Estimate:
+def mean_sequence(wins: int, losses: int, ties: int, confidence: float = 0.95) -> IntervalEstimate:
     """Return the mean of outcomes of 1, -1 and 0 with its confidence sequence.
 
     The order of outcomes does not matter.
@@ -308,7 +308,7 @@ def mean_sequence(wins: int, losses: int, ties: int, confidence: float = 0.95) -
     def refuted(mean: float) -> bool:
         return log_wealth(wins, losses, ties, mean) >= limit
 
-    return Estimate(value, _end(value, -_EDGE, refuted), _end(value, _EDGE, refuted))
+    return IntervalEstimate(value, _end(value, -_EDGE, refuted), _end(value, _EDGE, refuted))
 
 
 def _end(inside: float, outside: float, refuted: Callable[[float], bool]) -> float:
@@ -336,7 +336,7 @@ def log_even_odds(below: int, above: int) -> float:
     return n * math.log(2) + math.lgamma(below + 1) + math.lgamma(above + 1) - math.lgamma(n + 2)
 
 
-def median_sequence(values: Sequence[float], confidence: float = 0.95) -> Estimate:
+def median_sequence(values: Sequence[float], confidence: float = 0.95) -> IntervalEstimate:
     """Return the median of independent values with its confidence sequence, infinite while there are too few values.
 
     A value is below the median as often as above it: the positions that `log_even_odds` has not refuted are between two
@@ -350,5 +350,5 @@ def median_sequence(values: Sequence[float], confidence: float = 0.95) -> Estima
     fewest = next((k for k in range(n // 2 + 1) if log_even_odds(k, n - k) < limit), n // 2)
     value = float(np.median(ordered))
     if not fewest:
-        return Estimate(value, -np.inf, np.inf)
-    return Estimate(value, float(ordered[fewest - 1]), float(ordered[n - fewest]))
+        return IntervalEstimate(value, -np.inf, np.inf)
+    return IntervalEstimate(value, float(ordered[fewest - 1]), float(ordered[n - fewest]))

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 
-class Estimate(NamedTuple):
+class IntervalEstimate(NamedTuple):
     """Value with the bounds of its confidence interval."""
 
     value: float
@@ -123,7 +123,7 @@ def t_interval(samples: ArrayLike, confidence: float = 0.95) -> tuple[float, flo
     return float(array.mean()) - half, float(array.mean()) + half
 
 
-def geometric_interval(samples: ArrayLike, confidence: float = 0.95) -> Estimate:
+def geometric_interval(samples: ArrayLike, confidence: float = 0.95) -> IntervalEstimate:
     """Return the geometric mean of positive samples [n], n >= 2, with the t interval of the mean of their logarithms.
 
     exp(m ± t s / √n), with m and s the mean and standard deviation of the logarithms and t the quantile at n - 1
@@ -134,7 +134,7 @@ def geometric_interval(samples: ArrayLike, confidence: float = 0.95) -> Estimate
         raise ValueError(f"expected two positive samples or more, found {array[:3].tolist()}")
     logs = np.log(array)
     low, high = t_interval(logs, confidence)
-    return Estimate(math.exp(float(logs.mean())), math.exp(low), math.exp(high))
+    return IntervalEstimate(math.exp(float(logs.mean())), math.exp(low), math.exp(high))
 
 
 def median_interval(samples: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
@@ -176,7 +176,7 @@ def _positive(resamples: int) -> int:
 
 def ratio_interval(
     parts: ArrayLike, wholes: ArrayLike, seed: int, resamples: int = 1000, level: float = 0.95
-) -> Estimate:
+) -> IntervalEstimate:
     """Return the sum of ``parts`` over the sum of ``wholes`` with its percentile bootstrap interval over examples.
 
     For word errors over words it is the interval of Bisani and Ney 2004.
@@ -201,7 +201,7 @@ def ratio_interval(
     # A resample without any denominator gets the overall value.
     rates = np.divide(sums[0], sums[1], out=np.full(resamples, value), where=sums[1] > 0)
     low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(value, min(value, float(low)), max(value, float(high)))
+    return IntervalEstimate(value, min(value, float(low)), max(value, float(high)))
 
 
 def linearized(parts: ArrayLike, wholes: ArrayLike) -> NDArray[np.float64]:
@@ -219,7 +219,7 @@ def linearized(parts: ArrayLike, wholes: ArrayLike) -> NDArray[np.float64]:
     return contributions
 
 
-def pearson(predictions: Sequence[float], targets: Sequence[float], confidence: float = 0.95) -> Estimate:
+def pearson(predictions: Sequence[float], targets: Sequence[float], confidence: float = 0.95) -> IntervalEstimate:
     """Return Pearson's r of n >= 4 pairs; artanh r is about normal with variance 1 / (n - 3) (Fisher 1921)."""
     # Importing scipy.stats takes longer than a run without rated pairs should pay.
     from scipy import stats
@@ -227,19 +227,19 @@ def pearson(predictions: Sequence[float], targets: Sequence[float], confidence: 
     return _estimate(float(stats.pearsonr(predictions, targets).statistic), 1 / (len(predictions) - 3), confidence)
 
 
-def spearman(predictions: Sequence[float], targets: Sequence[float], confidence: float = 0.95) -> Estimate:
+def spearman(predictions: Sequence[float], targets: Sequence[float], confidence: float = 0.95) -> IntervalEstimate:
     """Return Spearman's rho of n >= 4 pairs, with variance 1.06 / (n - 3) (Fieller, Hartley and Pearson 1957)."""
     from scipy import stats
 
     return _estimate(float(stats.spearmanr(predictions, targets).statistic), 1.06 / (len(predictions) - 3), confidence)
 
 
-def _estimate(value: float, variance: float, confidence: float) -> Estimate:
+def _estimate(value: float, variance: float, confidence: float) -> IntervalEstimate:
     from scipy.special import ndtri
 
     # The transformation is infinite for a perfect correlation.
     if abs(value) >= 1:
-        return Estimate(value, value, value)
+        return IntervalEstimate(value, value, value)
     width = float(ndtri((1 + confidence) / 2)) * math.sqrt(variance)
     middle = math.atanh(value)
-    return Estimate(value, math.tanh(middle - width), math.tanh(middle + width))
+    return IntervalEstimate(value, math.tanh(middle - width), math.tanh(middle + width))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compress.numerics.differences import paired_bootstrap, paired_difference
-from compress.numerics.statistics import Estimate
+from compress.numerics.statistics import IntervalEstimate
 from compress.results.formatting import format_measurement
 from compress.results.metrics import Metric, metric_on_slice, quality_metric, slice_of, split_of
 from compress.results.report import BASELINE, FINAL, Measurement, Report, SliceRecord
@@ -26,7 +26,7 @@ class SliceResult:
     about: str
     rows: int
     measured: dict[str, Measurement]
-    change: Estimate | None
+    change: IntervalEstimate | None
 
 
 def slice_results(report: Report, target: str) -> tuple[Metric, list[SliceResult]] | None:
@@ -49,7 +49,7 @@ def _rows(report: Report, metric: str, target: str) -> dict[str, Measurement]:
     return {model: row for model, row in measurements.items() if row is not None}
 
 
-def _change(whole: dict[str, Measurement], record: SliceRecord | None) -> Estimate | None:
+def _change(whole: dict[str, Measurement], record: SliceRecord | None) -> IntervalEstimate | None:
     """Return the final model's share of correct answers less the baseline's, paired by row, with its 95% interval."""
     baseline, final = (whole[model].raw if model in whole else None for model in (BASELINE, FINAL))
     if baseline is None or final is None or len(baseline) != len(final) or {*baseline, *final} - {0.0, 1.0}:
@@ -60,7 +60,7 @@ def _change(whole: dict[str, Measurement], record: SliceRecord | None) -> Estima
     return paired_difference([baseline[row] for row in rows], [final[row] for row in rows], 0.95)
 
 
-def format_change(change: Estimate | None) -> str:
+def format_change(change: IntervalEstimate | None) -> str:
     """Return `-1.20 points (-2.31 to -0.09)` with true minus signs, or nothing if the change is unknown."""
     if change is None:
         return ""

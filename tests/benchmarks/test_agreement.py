@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from compress.benchmark.worker import write_batches
-from compress.numerics.statistics import Estimate
+from compress.numerics.statistics import IntervalEstimate
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -29,11 +29,11 @@ def perf_test(monkeypatch):
 @pytest.mark.parametrize(
     ("ratio", "verdict"),
     [
-        (Estimate(1.005, 0.98, 1.02), "within 3%"),
-        (Estimate(1.05, 1.04, 1.06), "not within 3%"),
-        (Estimate(0.9, 0.88, 0.92), "not within 3%"),
+        (IntervalEstimate(1.005, 0.98, 1.02), "within 3%"),
+        (IntervalEstimate(1.05, 1.04, 1.06), "not within 3%"),
+        (IntervalEstimate(0.9, 0.88, 0.92), "not within 3%"),
         # 3.2 points from the value to the far end, 1 point to the margin: 12 x 3.2^2 = 122.88 would do.
-        (Estimate(1.02, 0.988, 1.05), "can't tell, 111 more repetitions might"),
+        (IntervalEstimate(1.02, 0.988, 1.05), "can't tell, 111 more repetitions might"),
     ],
 )
 def test_agreement_is_judged_by_the_whole_interval(agreement, ratio, verdict):
@@ -44,7 +44,7 @@ def test_ratios_pair_repetitions_so_that_drift_cancels(agreement):
     drifting = np.array([1.0, 3.0, 2.0, 5.0, 4.0, 9.0])
     rows = {row.name: row for row in agreement.compare({"compress": drifting, "perf_test loop": 1.01 * drifting})}
     assert rows["compress"].ratio is None
-    assert rows["compress"].latency_ms == Estimate(3.5, 1.0, 9.0)
+    assert rows["compress"].latency_ms == IntervalEstimate(3.5, 1.0, 9.0)
     assert rows["perf_test loop"].ratio == pytest.approx((1.01, 1.01, 1.01))
     assert rows["perf_test loop"].verdict == "within 3%"
 

@@ -25,7 +25,7 @@ from compress.numerics.differences import (
     relative,
     widen,
 )
-from compress.numerics.statistics import Estimate, wilson_interval
+from compress.numerics.statistics import IntervalEstimate, wilson_interval
 from compress.numerics.weight_difference import (
     Chunk,
     Chunks,
@@ -93,7 +93,7 @@ def test_a_drop_of_one_point_on_2000_rows_is_found_and_equals_are_not_accused() 
         equal = np.where(original, ~(generator.random(2000) < 0.0129), generator.random(2000) < 0.0862)
         for after, is_drop in ((dropped, True), (equal, False)):
             effect = paired_difference(original, after, 0.9)
-            worse = decide(Estimate(-effect.value, -effect.high, -effect.low), 0.005) == "worse"
+            worse = decide(IntervalEstimate(-effect.value, -effect.high, -effect.low), 0.005) == "worse"
             actual += worse and is_drop
             alarms += worse and not is_drop
     assert actual >= 0.8 * 400
@@ -164,17 +164,17 @@ def test_bootstrap_of_four_examples_against_every_resample() -> None:
 
 def test_newcombes_method_10_of_his_published_example() -> None:
     # 56 of 70 against 48 of 80 (Newcombe 1998, example a, method 10): 0.0524 to 0.3339.
-    shares = [Estimate(k / n, *wilson_interval(k, n, 0.95)) for k, n in ((48, 80), (56, 70))]
+    shares = [IntervalEstimate(k / n, *wilson_interval(k, n, 0.95)) for k, n in ((48, 80), (56, 70))]
     assert difference_of_estimates(*shares) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
 
 
 def test_widening_and_logarithms() -> None:
-    wide = widen(Estimate(1.0, 0.804, 1.392), 0.95, 0.99)
+    wide = widen(IntervalEstimate(1.0, 0.804, 1.392), 0.95, 0.99)
     assert wide == pytest.approx((1.0, 1 - 0.196 * 2.575829 / 1.959964, 1 + 0.392 * 2.575829 / 1.959964), rel=1e-6)
-    assert relative(logarithm(Estimate(1.05, 1.0, 1.1))) == pytest.approx((0.05, 0.0, 0.1))
-    assert allow_for(Estimate(0.0, -3.0, 6.0), 4.0) == pytest.approx((0.0, -5.0, math.hypot(6, 4)))
+    assert relative(logarithm(IntervalEstimate(1.05, 1.0, 1.1))) == pytest.approx((0.05, 0.0, 0.1))
+    assert allow_for(IntervalEstimate(0.0, -3.0, 6.0), 4.0) == pytest.approx((0.0, -5.0, math.hypot(6, 4)))
     with pytest.raises(ValueError, match="0 < low"):
-        logarithm(Estimate(1.0, 0.0, 2.0))
+        logarithm(IntervalEstimate(1.0, 0.0, 2.0))
 
 
 RANDOM = np.random.default_rng(5)

@@ -149,7 +149,7 @@ def _generate_image(session: Any, step: Draw, feed: Batch, known: Numbers) -> Nu
 
     sample_by_table = image_generation_hook("sample_by_table")
     table = {name: getattr(step, name) for name in _TABLE}
-    image = sampler.decoded(sample_by_table(table, denoise, noise, added))
+    image = sampler.decode_latents(sample_by_table(table, denoise, noise, added))
     return round_to_float32(tested(image.reshape(-1)))
 
 

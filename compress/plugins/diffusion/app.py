@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from compress.models.pipeline_folder import UNET, part_config
-from compress.plugins.diffusion.pipeline_checks import vae_config
-from compress.plugins.diffusion.sampler import Latents
-from compress.plugins.diffusion.sampling_settings import Sampling, load_prompt_processor, load_scheduler
-from compress.plugins.diffusion.scheduler_table import StepTable, step_table
+from compress.plugins.diffusion.sampler import LatentSpace
+from compress.plugins.diffusion.sampling_settings import Sampling, load_prompt_processor, load_scheduler, vae_config
+from compress.plugins.diffusion.scheduler_table import SchedulerTable, build_scheduler_table
 
 
 def app_sampling(folder: Path) -> dict[str, Any]:
@@ -25,9 +24,9 @@ def app_sampling(folder: Path) -> dict[str, Any]:
         ModelError: The scheduler cannot be written as a table.
     """
     sampling, processor = Sampling.read(folder), load_prompt_processor(folder)
-    latents = Latents.of(part_config(folder, UNET), vae_config(folder))
+    latents = LatentSpace.from_configs(part_config(folder, UNET), vae_config(folder))
     channels, height, width = processor.noise_shape
-    table = step_table(load_scheduler(folder), sampling.steps)
+    table = build_scheduler_table(load_scheduler(folder), sampling.steps)
     return {
         "channels": channels,
         "height": height,
@@ -53,7 +52,7 @@ def sample_by_table(
         noise: Initial noise, [1, channels, height, width].
         added: Noise of each step, [steps, 1, channels, height, width].
     """
-    latents: np.ndarray = StepTable(**table).draw(denoise, noise, added)
+    latents: np.ndarray = SchedulerTable(**table).sample(denoise, noise, added)
     return latents
 
 

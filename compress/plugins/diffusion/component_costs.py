@@ -1,4 +1,4 @@
-"""What a part of a diffusers pipeline costs, by its config alone: built and run without weights, on the meta device."""
+"""Costs of a pipeline component, computed from its config by running it without weights on the meta device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import inspect
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -15,26 +16,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from compress.inspection.budget import PartCall
+from compress.models.json_file import read_json
+from compress.models.pipeline_folder import UNET, is_pipeline
 from compress.plugins.diffusion.sampling_settings import import_diffusers
 from compress.utils.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-
 _FP32_BYTES = 4
 _TOKENS = 77
 _SDXL_SIZES = 6
-"""Numbers that SDXL's UNet is told of the picture's size."""
+"""Number of sizes and crop coordinates of the image that SDXL's UNet takes as an input."""
+_COMPONENTS = (UNET, "vae", "vae_decoder")
 
 
 @dataclass(frozen=True)
-class PartCosts:
-    """Of one call with the batch and size that it was computed for.
+class ComponentCosts:
+    """Costs of one call with a certain batch and size.
 
-    ``multiplications`` are those of convolutions, linear layers and attention, in FLOPs half as many. The values that
-    are alive at once beside the weights: ``working_values`` where attention is computed in pieces, as torch and CUDA's
-    kernels do, ``stored_attention_values`` where its matrices are stored, as ONNX Runtime does on processors.
+    ``multiplications`` are those of convolutions, linear layers and attention: half the FLOPs. The other two are the
+    values that are alive at once beside the weights. ``working_values`` assumes fused attention, as in torch and CUDA
+    kernels. ``stored_attention_values`` assumes stored attention matrices, as in ONNX Runtime on CPUs.
     """
 
     parameters: int
@@ -43,131 +47,180 @@ class PartCosts:
     stored_attention_values: int
 
     def memory_bytes(self, bits: int, stored_attention: bool = False) -> int:
-        """Weights and all that is alive at the peak, in floats of so many bits."""
+        """Return the peak of weights and values in floats of ``bits`` bits."""
         alive = self.stored_attention_values if stored_attention else self.working_values
         return (self.parameters + alive) * bits // 8
 
 
-def part_costs(config: Mapping[str, Any], batch: int = 1, size: int | None = None, tokens: int = _TOKENS) -> PartCosts:
-    """Of a UNet, or of the decoder of an `AutoencoderKL` or `AutoencoderTiny`, whose config.json is ``config``.
+def component_calls(folder: Path) -> tuple[PartCall, ...]:
+    """Predict the cost of one call of each component, whatever format its weights are stored in.
 
-    ``size`` is the side of the latents, by default the UNet's ``sample_size``, or what the VAE makes its own of; a
-    UNet is called once, as for one step without guidance. Raises `ModelError` for other parts.
+    Raises:
+        ModelError: ``folder`` is no pipeline, or the cost of its denoiser cannot be predicted.
     """
-    part = hollow_part(config)
-    call = _call(part, batch, size, tokens)
-    return PartCosts(
-        parameters(part), _multiplications(call), *(_peak_values(part, call, fused) for fused in (True, False))
-    )
+    if not is_pipeline(folder):
+        raise ModelError(
+            "The cost of a call is predicted for the parts of a pipeline.",
+            where=str(folder),
+            expected="a folder in diffusers' layout, with model_index.json",
+            hint="measure it: compress bench, or compress profile",
+        )
+    files = {name: path for name in _COMPONENTS if (path := folder / name / "config.json").is_file()}
+    configs = {name: read_json(path) for name, path in files.items()}
+    side = configs.get(UNET, {}).get("sample_size")
+    calls = []
+    for name, config in configs.items():
+        costs = component_costs(config, size=side if isinstance(side, int) else None)
+        calls.append(
+            PartCall(
+                part=name,
+                parameters=costs.parameters,
+                multiplications=costs.multiplications,
+                fp32_bytes=costs.memory_bytes(32),
+                fp16_bytes=costs.memory_bytes(16),
+                fp32_stored_attention_bytes=costs.memory_bytes(32, stored_attention=True),
+            )
+        )
+    return tuple(calls)
 
 
-def costs_of(part: Any, size: int | None = None) -> PartCosts:
-    """Of a part that is there, for one picture, by its config: see `part_costs`."""
-    return part_costs({**part.config, "_class_name": type(part).__name__}, size=size)
+def component_costs(
+    config: Mapping[str, Any], batch: int = 1, size: int | None = None, tokens: int = _TOKENS
+) -> ComponentCosts:
+    """Predict the costs of a UNet, or of the decoder of an `AutoencoderKL` or `AutoencoderTiny`.
+
+    Args:
+        config: Content of the component's config.json.
+        batch: Number of images. A UNet is called once, as for one step without guidance.
+        size: Side of the latents; by default the UNet's ``sample_size``, or that of the VAE's own images.
+        tokens: Number of text tokens.
+
+    Raises:
+        ModelError: The component is of another class.
+    """
+    component = build_component_on_meta(config)
+    call = _component_call(component, batch, size, tokens)
+    peaks = (_peak_values(component, call, fused) for fused in (True, False))
+    return ComponentCosts(count_parameters(component), _multiplications_of(call), *peaks)
 
 
-def cost_rows(before: PartCosts, after: PartCosts) -> list[tuple[str, float, float]]:
-    """Figures for a table: of a call before and after a cut."""
-    rows = [
+def costs_of_component(component: ModelMixin, size: int | None = None) -> ComponentCosts:
+    """Predict the costs of a loaded component for one image: see `component_costs`."""
+    return component_costs({**component.config, "_class_name": type(component).__name__}, size=size)
+
+
+def cost_rows(before: ComponentCosts, after: ComponentCosts) -> list[tuple[str, float, float]]:
+    """Return rows of a table that compares a call before and after pruning."""
+    return [
         ("parameters", float(before.parameters), float(after.parameters)),
         ("multiplications", float(before.multiplications), float(after.multiplications)),
+        *(
+            (
+                f"memory in fp{bits}, MB",
+                round(before.memory_bytes(bits) / 1e6, 2),
+                round(after.memory_bytes(bits) / 1e6, 2),
+            )
+            for bits in (32, 16)
+        ),
     ]
-    for bits in (32, 16):
-        first, second = (round(one.memory_bytes(bits) / 1e6, 2) for one in (before, after))
-        rows.append((f"memory in fp{bits}, MB", first, second))
-    return rows
 
 
-def hollow_part(config: Mapping[str, Any]) -> ModelMixin:
-    """The module of a diffusers config.json without weights. Raises `ModelError` where diffusers has none for it.
+def build_component_on_meta(config: Mapping[str, Any]) -> ModelMixin:
+    """Build the module of a diffusers config.json without weights.
 
-    What its class has no field for is passed over, as diffusers does.
+    Fields that the class does not have are ignored, as diffusers does.
+
+    Raises:
+        ModelError: diffusers has no such model, or the config does not fit it.
     """
     diffusers = import_diffusers()
     name = str(config.get("_class_name"))
-    made: Any = getattr(diffusers, name, None) if name.isidentifier() else None
-    known = isinstance(made, type) and issubclass(made, diffusers.ModelMixin)
-    if not known:
+    component_class = getattr(diffusers, name, None) if name.isidentifier() else None
+    if not inspect.isclass(component_class) or not issubclass(component_class, diffusers.ModelMixin):
         raise ModelError(
             f"diffusers has no model {name!r}.",
             where="config.json: _class_name",
             expected="a class of diffusers' models",
         )
     try:
-        known_fields = inspect.signature(made.__init__).parameters
+        fields = inspect.signature(component_class).parameters
         with torch.device("meta"):
-            return made.from_config({field: value for field, value in config.items() if field in known_fields})
+            model: ModelMixin = cast(Any, component_class).from_config(
+                {field: value for field, value in config.items() if field in fields}
+            )
+            return model
     except (ValueError, TypeError, RuntimeError, ArithmeticError, IndexError) as error:
         raise ModelError(
             f"diffusers makes no {name} of this config: {first_line(error)}", where="config.json"
         ) from error
 
 
-def parameters(part: nn.Module) -> int:
-    """How many a module has."""
-    return sum(parameter.numel() for parameter in part.parameters())
+def count_parameters(module: nn.Module) -> int:
+    """Return the number of parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
-def multiplications(part: nn.Module) -> int:
-    """Of one call of a UNet or a VAE's decoder on the meta device, for one picture of its own size."""
-    return _multiplications(_call(part, 1, None, _TOKENS))
+def count_multiplications(component: ModelMixin) -> int:
+    """Count the multiplications of one call of a component on the meta device, for one image of its own size."""
+    return _multiplications_of(_component_call(component, 1, None, _TOKENS))
 
 
-def _multiplications(call: Callable[[], Any]) -> int:
-    with FlopCounterMode(display=False) as counted, torch.no_grad():
+def _multiplications_of(call: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
         call()
-    return int(counted.get_total_flops()) // 2
+    return int(counter.get_total_flops()) // 2
 
 
-def _call(part: Any, batch: int, size: int | None, tokens: int) -> Callable[[], Any]:
-    config, kind = part.config, type(part).__name__
+def _component_call(component: ModelMixin, batch: int, size: int | None, tokens: int) -> Callable[[], object]:
+    """Return a call of the component with inputs of zeros on the meta device."""
+    config, class_name = component.config, type(component).__name__
 
     def zeros(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, device="meta")
 
-    if kind in ("AutoencoderKL", "AutoencoderTiny"):
+    if class_name in ("AutoencoderKL", "AutoencoderTiny"):
         side = size or (config.get("sample_size") or 512) // 2 ** (len(config.block_out_channels) - 1)
         latents = zeros(batch, config.latent_channels, side, side)
-        return lambda: part.decode(latents, return_dict=False)
-    if kind not in ("UNet2DConditionModel", "UNet2DModel"):
+        return lambda: component.decode(latents, return_dict=False)
+    if class_name not in ("UNet2DConditionModel", "UNet2DModel"):
         raise ModelError(
-            f"The cost of a {kind} is not predicted.",
+            f"The cost of a {class_name} is not predicted.",
             where="config.json: _class_name",
             expected="UNet2DConditionModel, UNet2DModel, AutoencoderKL or AutoencoderTiny",
         )
     side = size or config.sample_size or 64
     height, width = (side, side) if isinstance(side, int) else side
-    arguments: dict[str, Any] = {}
-    if kind == "UNet2DConditionModel":
+    arguments: dict[str, object] = {}
+    if class_name == "UNet2DConditionModel":
         text = config.encoder_hid_dim or config.cross_attention_dim
-        text = text if isinstance(text, int) else text[0]
-        arguments["encoder_hidden_states"] = zeros(batch, tokens, text)
+        arguments["encoder_hidden_states"] = zeros(batch, tokens, text if isinstance(text, int) else text[0])
     if config.get("addition_embed_type") == "text_time":
+        # SDXL concatenates the pooled text embedding and the embedded sizes of the image.
         pooled = config.projection_class_embeddings_input_dim - _SDXL_SIZES * config.addition_time_embed_dim
         arguments["added_cond_kwargs"] = {"text_embeds": zeros(batch, pooled), "time_ids": zeros(batch, _SDXL_SIZES)}
     if config.get("num_class_embeds") or config.get("class_embed_type") == "timestep":
         arguments["class_labels"] = torch.zeros(batch, dtype=torch.long, device="meta")
     sample = zeros(batch, config.in_channels, height, width)
     timestep = torch.zeros(batch, dtype=torch.long, device="meta")
-    return lambda: part(sample, timestep, **arguments, return_dict=False)
+    return lambda: component(sample, timestep, **arguments, return_dict=False)
 
 
-def _peak_values(part: nn.Module, call: Callable[[], Any], fused: bool) -> int:
-    """How many values are alive at once, beside weights and inputs, while eager torch makes the call."""
-    alive = _Alive(part)
-    with torch.no_grad(), _FusedAttention(fused), alive:
+def _peak_values(component: nn.Module, call: Callable[[], object], fused: bool) -> int:
+    """Return the largest number of values alive at once, beside weights and inputs, in eager torch."""
+    tracker = MemoryTracker(component)
+    with torch.no_grad(), _FusedAttention(fused), tracker:
         call()
-    return alive.peak_bytes // _FP32_BYTES
+    return tracker.peak_bytes // _FP32_BYTES
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention makes its output and nothing else, if it is ``fused``."""
+    """Mode in which attention allocates only its output, if it is ``fused``."""
 
     def __init__(self, fused: bool) -> None:
         super().__init__()
         self._fused = fused
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, function: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self._fused and function is torch.nn.functional.scaled_dot_product_attention:
             named = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
@@ -176,33 +229,33 @@ class _FusedAttention(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of storages that operators make, until they are freed."""
+class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Mode that counts the bytes of the storages that operators allocate, until they are freed."""
 
-    def __init__(self, part: nn.Module) -> None:
+    def __init__(self, component: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        held = [*part.parameters(), *part.buffers()]
-        self._known = {tensor.untyped_storage()._cdata for tensor in held}
-        self._held = held
+        # References keep the storages of weights alive, so that their addresses are not reused.
+        self._weights = [*component.parameters(), *component.buffers()]
+        self._addresses = {tensor.untyped_storage()._cdata for tensor in self._weights}
         self._bytes = 0
         self.peak_bytes = 0
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
+    def __torch_dispatch__(self, function: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
+        outputs = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(outputs):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor.untyped_storage())
-        return made
+        return outputs
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         address, size = storage._cdata, storage.nbytes()
-        if address in self._known:
+        if address in self._addresses:
             return
-        self._known.add(address)
+        self._addresses.add(address)
         self._bytes += size
         self.peak_bytes = max(self.peak_bytes, self._bytes)
         weakref.finalize(storage, self._free, address, size)
 
     def _free(self, address: int, size: int) -> None:
-        self._known.discard(address)
+        self._addresses.discard(address)
         self._bytes -= size

@@ -1,185 +1,311 @@
-"""Cut blocks and channels of a diffusers UNet that matter least for its denoising loss."""
+"""Pruning of the blocks and channels of a diffusers UNet that matter least for its denoising loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
 from compress.models.pipeline_folder import UNET
-from compress.plugins.diffusion.caption_images import TRAIN, latent_rows, some_places
-from compress.plugins.diffusion.component_costs import cost_rows, costs_of, multiplications, parameters
-from compress.plugins.diffusion.denoiser_importance import Probes, gates_over_timesteps
-from compress.plugins.diffusion.narrow_unet import check_widths, narrow, narrow_config, tied_stages, width_steps
-from compress.plugins.diffusion.noised_latents import Noising
+from compress.numerics.pruning import relevant_timesteps, weight_gates
+from compress.plugins.diffusion.component_costs import (
+    cost_rows,
+    costs_of_component,
+    count_multiplications,
+    count_parameters,
+)
+from compress.plugins.diffusion.noised_latents import (
+    TRAIN,
+    NoisedLatents,
+    NoiseProcess,
+    denoising_losses,
+    encode_split,
+    sample_rows,
+)
 from compress.plugins.diffusion.pipeline_model import GeneratorModel
 from compress.plugins.diffusion.stage_settings import DenoiserPruning
 from compress.plugins.diffusion.unet_blocks import (
-    KeptBlocks,
-    Size,
+    BKSDMSize,
+    UNetBlocks,
     all_blocks,
     bk_sdm_blocks,
-    hollow_like,
-    keep_blocks,
+    build_like_on_meta,
     require_unet,
-    shared_blocks,
+    select_blocks,
+    select_shared_blocks,
 )
-from compress.plugins.diffusion.unet_channels import ChannelSet, channel_sets
+from compress.plugins.diffusion.unet_channels import (
+    ChannelSet,
+    channel_sets,
+    check_widths,
+    narrow_config,
+    narrow_unet,
+    tied_stages,
+    width_steps,
+)
 from compress.stages.prune.channels import ladder, nearest_rung
+from compress.tasks.inference import device_of, tensors
 from compress.tasks.task import Examples
 from compress.utils.errors import StageError
+from compress.utils.progress import Progress
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
-
+    from compress.plugins.diffusion.unet_blocks import UNet
     from compress.stages.base import Context
 
-_SIZES: dict[str, Size] = {"bk-sdm-base": "base", "bk-sdm-small": "small", "bk-sdm-tiny": "tiny"}
+_SIZES: dict[str, BKSDMSize] = {"bk-sdm-base": "base", "bk-sdm-small": "small", "bk-sdm-tiny": "tiny"}
 _THIRDS = ("least noise", "some noise", "most noise")
 
 
+@dataclass(frozen=True)
+class LossProbe:
+    """Denoising loss of UNets on the same latents, with the same noise at the same ``timesteps``.
+
+    ``seed`` determines the noise of every timestep and batch, independent of the random state of training.
+    """
+
+    examples: Examples
+    noising: NoiseProcess
+    timesteps: Sequence[int]
+    batch_size: int
+    seed: int
+
+    @classmethod
+    def spaced(cls, examples: Examples, noising: NoiseProcess, count: int, batch_size: int, seed: int) -> LossProbe:
+        """Return a probe at evenly spaced timesteps, each in the middle of its share. Every row has its prompt.
+
+        Args:
+            examples: Latents and conditions.
+            noising: Noising that the UNet was trained with.
+            count: Number of timesteps.
+            batch_size: Number of examples in a batch.
+            seed: Seed of the noise.
+        """
+        count = min(count, noising.steps)
+        timesteps = [int((index + 0.5) * noising.steps / count) for index in range(count)]
+        return cls(examples, replace(noising, dropped=0.0), timesteps, batch_size, seed)
+
+    def batches(self, timestep: int, device: torch.device) -> Iterator[tuple[NoisedLatents, float]]:
+        """Yield noised latents in batches, each with its share of all examples."""
+        rows = len(self.examples)
+        for start in range(0, rows, self.batch_size):
+            indices = list(range(start, min(start + self.batch_size, rows)))
+            batch = {name: value.to(device) for name, value in tensors(self.examples, indices).items()}
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + timestep) * 10_007 + start)
+            yield self.noising.sample(batch, torch.tensor(timestep), generator), len(indices) / rows
+
+    @torch.no_grad()
+    def losses(self, unet: nn.Module) -> torch.Tensor:
+        """Return the mean denoising loss at each timestep [T]; puts the UNet in eval mode."""
+        unet.eval()
+        device = device_of(unet)
+        losses = [
+            sum(share * float(denoising_losses(unet, noised).mean()) for noised, share in self.batches(step, device))
+            for step in self.timesteps
+        ]
+        return torch.tensor(losses, dtype=torch.float64)
+
+    def mean_loss(self, unet: nn.Module) -> float:
+        """Return the mean loss over timesteps."""
+        return float(self.losses(unet).mean())
+
+
+def accumulate_gates(
+    unet: nn.Module, sets: Sequence[ChannelSet], probe: LossProbe, threshold: float, progress: Progress
+) -> tuple[list[torch.Tensor], list[int]]:
+    """Return dL/d xi of a gate xi at 1 on each channel [size] of each set, and the timesteps that L sums over.
+
+    L is the sum of the denoising losses at timesteps whose loss exceeds ``threshold`` times the largest. At the others,
+    where noise drowns the image, gradients carry little information (Fang et al. 2023, Diff-Pruning).
+
+    Args:
+        unet: UNet to prune.
+        sets: Its sets of coupled channels.
+        probe: Latents and timesteps.
+        threshold: Share of the largest loss.
+        progress: Progress display.
+    """
+    losses = probe.losses(unet)
+    chosen = [probe.timesteps[index] for index in relevant_timesteps(losses, threshold).nonzero().flatten().tolist()]
+    device = device_of(unet)
+    unet.zero_grad()
+    # Gradients of all batches and timesteps accumulate in the weights.
+    for timestep in progress.track(chosen, "prune: importance", len(chosen)):
+        for noised, share in probe.batches(timestep, device):
+            torch.autograd.backward([denoising_losses(unet, noised).mean() * share])
+    gates = []
+    for channel_set in sets:
+        total = torch.zeros(channel_set.coupling.size)
+        # The gate's derivative is the sum over all layers that read the channels.
+        for coupled in channel_set.coupling.readers:
+            weight = unet.get_submodule(coupled.layer).weight
+            assert isinstance(weight, nn.Parameter)
+            if weight.grad is not None:
+                products = weight_gates(weight.detach(), weight.grad, 1).float().cpu()
+                total.index_add_(0, coupled.channels, products[coupled.features])
+        gates.append(total)
+    unet.zero_grad()
+    return gates, chosen
+
+
 def prune_denoiser(model: GeneratorModel, settings: DenoiserPruning, context: Context) -> None:
-    """Cut the model's UNet, by pictures of the train split, in place. Raises `StageError` where it has none."""
+    """Prune the model's UNet by images of the train split, in place. Raises `StageError` if it has no UNet."""
     unet = require_unet(model.parts[UNET])
-    examples, _ = latent_rows(model, context, TRAIN, some_places(context, TRAIN, settings.importance_examples))
-    model.replace_part(UNET, prune_unet(unet, settings, examples, Noising.of(model.scheduler), context))
+    examples, _ = encode_split(model, context, TRAIN, sample_rows(context, TRAIN, settings.importance_examples))
+    noising = NoiseProcess.from_scheduler(model.scheduler)
+    model.replace_part(UNET, prune_unet(unet, settings, examples, noising, context))
 
 
-def check_cut(unet: UNet2DConditionModel, settings: DenoiserPruning) -> None:
-    """Try on a UNet that may have no weights what the settings name: blocks, and widths. Raises `StageError`."""
-    require_unet(unet)
+def check_pruning(component: nn.Module, settings: DenoiserPruning) -> None:
+    """Try the named blocks and widths on a UNet, which may have no weights. Raises `StageError`."""
+    unet = require_unet(component)
     if settings.blocks is not None:
-        unet = keep_blocks(unet, bk_sdm_blocks(unet, _SIZES[settings.blocks]))
-    if settings.cuts_channels:
+        unet = select_blocks(unet, bk_sdm_blocks(unet, _SIZES[settings.blocks]))
+    if settings.prunes_channels:
         sets = channel_sets(unet)
         if settings.block_out_channels is not None:
             check_widths(unet, settings.block_out_channels, sets)
 
 
 def prune_unet(
-    unet: UNet2DConditionModel, settings: DenoiserPruning, examples: Examples, noising: Noising, context: Context
-) -> UNet2DConditionModel:
-    """A UNet with fewer blocks and narrower stages; ``unet`` is spent.
+    unet: UNet, settings: DenoiserPruning, examples: Examples, noising: NoiseProcess, context: Context
+) -> UNet:
+    """Return a UNet with fewer blocks and narrower stages; the weights of ``unet`` are consumed.
 
-    Importance sees all of ``examples``, those of `latent_examples`. Raises `StageError` for what cannot be cut.
+    Args:
+        unet: UNet to prune.
+        settings: Settings of the stage.
+        examples: All `latent_examples` that importance is measured on.
+        noising: Noising that the UNet was trained with.
+        context: Context of the stage.
+
+    Raises:
+        StageError: The UNet cannot be pruned in this way.
     """
-    probes = Probes.spaced(examples, noising, settings.timesteps, settings.batch_size, context.seed)
-    before, whole = costs_of(unet), probes.losses(unet)
+    probe = LossProbe.spaced(examples, noising, settings.timesteps, settings.batch_size, context.seed)
+    costs_before, losses_before = costs_of_component(unet), probe.losses(unet)
     if settings.blocks is not None:
-        unet = keep_blocks(unet, bk_sdm_blocks(unet, _SIZES[settings.blocks]))
+        unet = select_blocks(unet, bk_sdm_blocks(unet, _SIZES[settings.blocks]))
     if settings.pairs:
-        unet = _without_pairs(unet, settings, probes, context)
-    if settings.cuts_channels:
-        unet = _narrowed(unet, settings, probes, context)
-    after, left = costs_of(unet), probes.losses(unet)
+        start = probe.mean_loss(unet)
+        blocks, removals = remove_least_important(unet, settings.pairs, settings.middle, probe.mean_loss)
+        losses = [start, *(removal.loss for removal in removals)]
+        removed_rows = [
+            (removal.block, round(removal.loss, 5), round(removal.loss - previous, 5))
+            for removal, previous in zip(removals, losses, strict=False)
+        ]
+        context.add_table("Removed blocks", ("block", "loss", "rise"), removed_rows)
+        unet = select_blocks(unet, blocks)
+    if settings.prunes_channels:
+        unet = _prune_channels(unet, settings, probe, context)
+    costs, losses_after = costs_of_component(unet), probe.losses(unet)
     context.note(
-        f"prune: {before.parameters:,} -> {after.parameters:,} parameters; denoising loss before any teaching "
-        f"{float(whole.mean()):.4f} -> {float(left.mean()):.4f}"
+        f"prune: {costs_before.parameters:,} -> {costs.parameters:,} parameters; denoising loss before training "
+        f"{float(losses_before.mean()):.4f} -> {float(losses_after.mean()):.4f}"
     )
-    rows = zip(_THIRDS, _by_thirds(whole), _by_thirds(left), strict=True)
-    context.add_table("Denoising loss by timestep", ("timesteps", "before", "after the cut"), rows)
-    context.add_table("A call of the UNet, predicted", ("", "before", "after the cut"), cost_rows(before, after))
+    thirds = (
+        [round(float(part.mean()), 5) for part in values.tensor_split(len(_THIRDS))]
+        for values in (losses_before, losses_after)
+    )
+    header = ("timesteps", "before", "after pruning")
+    context.add_table("Denoising loss by timestep", header, zip(_THIRDS, *thirds, strict=True))
+    header = ("", "before", "after pruning")
+    context.add_table("A call of the UNet, predicted", header, cost_rows(costs_before, costs))
     return unet
-
-
-def _by_thirds(losses: torch.Tensor) -> list[float]:
-    return [round(float(part.mean()), 5) for part in losses.tensor_split(len(_THIRDS))]
 
 
 @dataclass(frozen=True)
 class Removal:
-    """What went, in words, and the loss without it and all that went before."""
+    """Description of a removed block, and the loss without it and all blocks that were removed before."""
 
-    what: str
+    block: str
     loss: float
 
 
-def _without_pairs(
-    unet: UNet2DConditionModel, settings: DenoiserPruning, probes: Probes, context: Context
-) -> UNet2DConditionModel:
-    start = probes.loss(unet)
-    kept, removed = least_missed(unet, settings.pairs, settings.middle, probes.loss)
-    losses = [start, *(one.loss for one in removed)]
-    rows = [(one.what, round(one.loss, 5), round(one.loss - was, 5)) for one, was in zip(removed, losses, strict=False)]
-    context.add_table("Blocks that went", ("block", "loss", "rise"), rows)
-    return keep_blocks(unet, kept)
+def remove_least_important(
+    unet: UNet, count: int, middle: bool, measure: Callable[[UNet], float]
+) -> tuple[UNetBlocks, list[Removal]]:
+    """Remove pairs one by one: each time the one without which the loss rises least.
 
+    A pair on the way down is removed with one that reads its stage on the way up.
 
-def least_missed(
-    unet: UNet2DConditionModel, count: int, middle: bool, judge: Callable[[Any], float]
-) -> tuple[KeptBlocks, list[Removal]]:
-    """Remove ``count`` pairs, each the one whose absence, tried, raises the loss of ``judge`` least.
+    Args:
+        unet: UNet to prune.
+        count: Number of pairs to remove.
+        middle: Whether the middle block may be removed as one of them.
+        measure: Returns the loss of a UNet.
 
-    A pair on the way down goes together with one that reads its stage on the way up. With ``middle`` the block there
-    may go as one of them. Raises `StageError` where there are no more that can go.
+    Raises:
+        StageError: Fewer pairs can be removed.
     """
-    kept, removed = all_blocks(unet), list[Removal]()
+    blocks, removals = all_blocks(unet), list[Removal]()
     for _ in range(count):
-        tried = {
-            what: (judge(made), one)
-            for what, one in _candidates(kept, middle)
-            if (made := shared_blocks(unet, one)) is not None
+        candidates = {
+            f"stage {stage}: pair {down} down, pair {up} up": blocks.without(stage, down, up)
+            for stage, pairs in enumerate(blocks.down)
+            if len(pairs) > 1
+            for down in pairs
+            for up in blocks.up[stage]
         }
-        if not tried:
+        if middle and blocks.middle:
+            candidates["the block in the middle"] = replace(blocks, middle=False)
+        # Trials share the UNet's tensors. Candidates whose stages do not fit together are skipped.
+        trials = {
+            name: measure(smaller)
+            for name, candidate in candidates.items()
+            if (smaller := select_shared_blocks(unet, candidate)) is not None
+        }
+        if not trials:
             raise StageError(
-                f"Only {len(removed)} blocks of this UNet can go, and {count} are to.",
+                f"Only {len(removals)} blocks of this UNet can be removed, and {count} are to.",
                 where="pairs",
                 expected="a pair left in every stage, and stages that can be joined without it",
-                hint="remove fewer, or cut channels",
+                hint="remove fewer, or prune channels",
             )
-        what = min(tried, key=lambda one: tried[one][0])
-        loss, kept = tried[what]
-        removed.append(Removal(what, loss))
-    return kept, removed
+        best = min(trials, key=lambda name: trials[name])
+        blocks = candidates[best]
+        removals.append(Removal(best, trials[best]))
+    return blocks, removals
 
 
-def _candidates(kept: KeptBlocks, middle: bool) -> list[tuple[str, KeptBlocks]]:
-    found = [
-        (f"stage {stage}: pair {down} down, pair {up} up", kept.without(stage, down, up))
-        for stage, places in enumerate(kept.down)
-        if len(places) > 1
-        for down in places
-        for up in kept.up[stage]
-    ]
-    return [*found, ("the block in the middle", replace(kept, middle=False))] if middle and kept.middle else found
-
-
-def _narrowed(
-    unet: UNet2DConditionModel, settings: DenoiserPruning, probes: Probes, context: Context
-) -> UNet2DConditionModel:
+def _prune_channels(unet: UNet, settings: DenoiserPruning, probe: LossProbe, context: Context) -> UNet:
     sets = channel_sets(unet)
     if settings.block_out_channels is not None:
+        # Widths of the recipe are checked before importance, which takes minutes.
         check_widths(unet, settings.block_out_channels, sets)
-    gates, timesteps = gates_over_timesteps(unet, sets, probes, settings.threshold, context.progress)
-    widths = _widths(unet, sets, gates, settings)
+    gates, timesteps = accumulate_gates(unet, sets, probe, settings.threshold, context.progress)
+    widths = _choose_widths(unet, sets, gates, settings)
     context.note(
         f"prune: stages of {list(unet.config.block_out_channels)} -> {list(widths)} channels, by importance at "
-        f"{len(timesteps)} of {len(probes.timesteps)} timesteps, up to {max(timesteps)}"
+        f"{len(timesteps)} of {len(probe.timesteps)} timesteps, up to {max(timesteps)}"
     )
-    return narrow(unet, sets, gates, widths, probes.noising.steps)
+    return narrow_unet(unet, sets, gates, widths, probe.noising.steps)
 
 
-def _widths(
-    unet: UNet2DConditionModel, sets: Sequence[ChannelSet], gates: Sequence[torch.Tensor], settings: DenoiserPruning
+def _choose_widths(
+    unet: UNet, sets: Sequence[ChannelSet], gates: Sequence[torch.Tensor], settings: DenoiserPruning
 ) -> tuple[int, ...]:
     if settings.block_out_channels is not None:
         return settings.block_out_channels
-    choice = _Choice.of(unet, sets, gates)
+    search = _WidthSearch.of(unet, sets, gates)
     if settings.channels:
-        counts = [nearest_rung(rungs, rungs[0] * (1 - settings.channels)) for rungs in choice.rungs]
-        widths = choice.widths(counts)
+        counts = [nearest_rung(rungs, rungs[0] * (1 - settings.channels)) for rungs in search.rungs]
+        widths = search.stage_widths(counts)
     else:
         share = settings.parameters if settings.parameters is not None else settings.flops
         assert share is not None
-        figure: Callable[[Any], float] = parameters if settings.parameters is not None else multiplications
-        widths = choice.under(share, lambda tried: figure(hollow_like(unet, narrow_config(unet, sets, tried))))
+        count: Callable[[UNet], int] = count_parameters if settings.parameters is not None else count_multiplications
+        widths = search.widths_below(
+            share, lambda candidate: count(build_like_on_meta(unet, narrow_config(unet, sets, candidate)))
+        )
     if widths == tuple(unet.config.block_out_channels):
         raise StageError(
-            f"In multiples of {width_steps(unet, sets)}, no channel of stages of {list(widths)} goes.",
+            f"In multiples of {width_steps(unet, sets)}, no channel of stages of {list(widths)} is removed.",
             expected="stages of several times that: of the groups of group norm and of whole attention heads",
             hint="remove a larger share, or blocks",
         )
@@ -187,10 +313,11 @@ def _widths(
 
 
 @dataclass(frozen=True)
-class _Choice:
-    """Widths that stages may have, downwards, and what the importance of all that goes with each adds up to.
+class _WidthSearch:
+    """Possible widths of stages and the importance that each removes.
 
-    Stages that must be equally wide are one: ``stages[i]`` share ``rungs[i]``, and ``lost[i]`` goes with these.
+    ``stages[i]`` are stages that must be equally wide. ``rungs[i]`` are their widths, largest first, and ``lost[i]``
+    the total importance of the channels that each width removes.
     """
 
     stages: list[list[int]]
@@ -198,57 +325,61 @@ class _Choice:
     lost: list[list[float]]
 
     @classmethod
-    def of(cls, unet: UNet2DConditionModel, sets: Sequence[ChannelSet], gates: Sequence[torch.Tensor]) -> _Choice:
+    def of(cls, unet: UNet, sets: Sequence[ChannelSet], gates: Sequence[torch.Tensor]) -> _WidthSearch:
         tied, steps = tied_stages(unet), width_steps(unet, sets)
         rungs, lost = [], []
         for stages in tied:
-            width, step = unet.config.block_out_channels[stages[0]], int(np.lcm.reduce([steps[one] for one in stages]))
-            rungs.append(ladder(width, step))
-            mine = [(one, scores) for one, scores in zip(sets, gates, strict=True) if one.stage in stages]
-            lost.append([sum(_lost(one, scores, rung) for one, scores in mine) for rung in rungs[-1]])
+            step = int(np.lcm.reduce([steps[stage] for stage in stages]))
+            rungs.append(ladder(unet.config.block_out_channels[stages[0]], step))
+            group = [
+                (channels, scores) for channels, scores in zip(sets, gates, strict=True) if channels.stage in stages
+            ]
+            lost.append([sum(_lost_importance(*pair, rung) for pair in group) for rung in rungs[-1]])
         return cls(tied, rungs, lost)
 
-    def widths(self, counts: Sequence[int]) -> tuple[int, ...]:
-        """The width of each stage."""
+    def stage_widths(self, counts: Sequence[int]) -> tuple[int, ...]:
+        """Return the width of each stage, from that of each group."""
         return tuple(count for stages, count in zip(self.stages, counts, strict=True) for _ in stages)
 
-    def under(self, share: float, cost: Callable[[tuple[int, ...]], float]) -> tuple[int, ...]:
-        """Widths without ``share`` of the cost: the step down that loses least for what it saves, again and again.
+    def widths_below(self, share: float, cost: Callable[[tuple[int, ...]], float]) -> tuple[int, ...]:
+        """Return widths that remove ``share`` of the cost. Neighbours that differ stay different.
 
-        Neighbours that differ stay different. Raises `StageError` where even the lowest cost more.
+        Raises:
+            StageError: Even the smallest widths cost more.
         """
-        at = [0] * len(self.rungs)
-        whole = now = cost(self._widths_at(at))
-        while now > whole * (1 - share):
+        rungs_at = [0] * len(self.rungs)
+        initial = current = cost(self._widths_at(rungs_at))
+        # Greedy search: take the step down that loses the least importance for the cost that it saves.
+        while current > initial * (1 - share):
             best: tuple[float, int, float] | None = None
-            for index in range(len(at)):
-                lower = [place + (other == index) for other, place in enumerate(at)]
-                if lower[index] == len(self.rungs[index]) or self._alike(lower):
+            for index in range(len(rungs_at)):
+                lower = [rung + (other == index) for other, rung in enumerate(rungs_at)]
+                if lower[index] == len(self.rungs[index]) or self._has_equal_neighbours(lower):
                     continue
-                costs = cost(self._widths_at(lower))
-                lost = self.lost[index][lower[index]] - self.lost[index][at[index]]
-                if costs < now and (best is None or lost / (now - costs) < best[0]):
-                    best = lost / (now - costs), index, costs
+                lower_cost = cost(self._widths_at(lower))
+                lost = self.lost[index][lower[index]] - self.lost[index][rungs_at[index]]
+                if lower_cost < current and (best is None or lost / (current - lower_cost) < best[0]):
+                    best = lost / (current - lower_cost), index, lower_cost
             if best is None:
                 raise StageError(
-                    f"Cutting channels can remove {1 - now / whole:.1%}, and not {share:.1%}.",
+                    f"Pruning channels can remove {1 - current / initial:.1%}, and not {share:.1%}.",
                     expected=f"stages no narrower than {[rungs[-1] for rungs in self.rungs]}",
                     hint="remove less, or blocks first",
                 )
-            _, index, now = best
-            at[index] += 1
-        return self._widths_at(at)
+            _, index, current = best
+            rungs_at[index] += 1
+        return self._widths_at(rungs_at)
 
-    def _widths_at(self, at: Sequence[int]) -> tuple[int, ...]:
-        return self.widths([rungs[place] for rungs, place in zip(self.rungs, at, strict=True)])
+    def _widths_at(self, rungs_at: Sequence[int]) -> tuple[int, ...]:
+        return self.stage_widths([rungs[rung] for rungs, rung in zip(self.rungs, rungs_at, strict=True)])
 
-    def _alike(self, at: Sequence[int]) -> bool:
-        found = [rungs[place] for rungs, place in zip(self.rungs, at, strict=True)]
-        return any(one == other for one, other in pairwise(found))
+    def _has_equal_neighbours(self, rungs_at: Sequence[int]) -> bool:
+        widths = [rungs[rung] for rungs, rung in zip(self.rungs, rungs_at, strict=True)]
+        return any(width == following for width, following in pairwise(widths))
 
 
-def _lost(one: ChannelSet, gates: torch.Tensor, width: int) -> float:
-    """The importance of the channels that go in a stage of ``width``."""
-    scores = one.scores(gates)
-    stay = one.kept(gates, width)[:: one.unit] // one.unit
-    return float(scores.sum() - scores[stay].sum())
+def _lost_importance(channels: ChannelSet, gates: torch.Tensor, width: int) -> float:
+    """Return the importance of the channels that a stage of ``width`` removes."""
+    scores = channels.scores(gates)
+    remaining = channels.select(gates, width)[:: channels.unit] // channels.unit
+    return float(scores.sum() - scores[remaining].sum())

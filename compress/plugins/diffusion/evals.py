@@ -16,11 +16,10 @@ from compress.formats.runtime import get_runtime
 from compress.formats.target_profile import Target
 from compress.pipeline.target_session import TargetSession
 from compress.plugins.diffusion.judge import ImageEvaluation
-from compress.plugins.diffusion.sampler import IDS, NOISE, PICTURES, SEED
-from compress.plugins.diffusion.sampling_drift import SamplingPath, drift
-from compress.plugins.diffusion.sampling_path import sampling_path
+from compress.plugins.diffusion.sampler import IDS, IMAGES, NOISE, SEED
+from compress.plugins.diffusion.sampling_drift import SamplingPath, drift, sampling_path
 from compress.plugins.diffusion.sampling_settings import Sampling
-from compress.plugins.diffusion.session import PictureSession
+from compress.plugins.diffusion.session import DiffusionSession
 from compress.results.report import BASELINE, DriftRecord, Measurement, PictureRecord
 from compress.utils.progress import Progress
 from compress.utils.storage import digest_directory
@@ -36,7 +35,7 @@ def judgements(session: TargetSession, parts: Sequence[Part]) -> list[Measuremen
         return []
     rows, labels = session.runner.inputs.data.split(session.split), list(session.predictions)
     classes = rows["label"].to_pylist() if "label" in rows.column_names else None
-    usual = session.predictions[BASELINE].kept[PICTURES] if BASELINE in session.predictions else None
+    usual = session.predictions[BASELINE].kept[IMAGES] if BASELINE in session.predictions else None
     asked = ImageEvaluation(folder, rows["text"].to_pylist(), classes, session.predictions[labels[0]].labels, usual)
     key = {
         "judge": digest_directory(folder),
@@ -49,7 +48,7 @@ def judgements(session: TargetSession, parts: Sequence[Part]) -> list[Measuremen
 
         def compute(_: Target, threads: int, progress: Progress, text: str, label: str = label) -> list[dict[str, Any]]:
             progress.note(text)
-            return [row.model_dump() for row in asked.measurements(session.predictions[label].kept[PICTURES])]
+            return [row.model_dump() for row in asked.measurements(session.predictions[label].kept[IMAGES])]
 
         names = (f"judgement of {label}", f"look at what {label} drew")
         stored_rows = session.cached_json("judgement", label, key, "rows.json", names, compute)
@@ -79,11 +78,11 @@ def image_grid(session: TargetSession) -> list[PictureRecord]:
     if not count or BASELINE not in session.predictions:
         return []
     prompts = session.runner.inputs.data.split(session.split)["text"].slice(0, count).to_pylist()
-    baseline_images = session.predictions[BASELINE].kept[PICTURES]
+    baseline_images = session.predictions[BASELINE].kept[IMAGES]
     records = []
     for label, predictions in session.predictions.items():
         for row, prompt in enumerate(prompts):
-            levels, difference_fields = predictions.kept[PICTURES][row], dict[str, Any]()
+            levels, difference_fields = predictions.kept[IMAGES][row], dict[str, Any]()
             if label != BASELINE:
                 mean_difference = np.abs(levels.astype(np.float64) - baseline_images[row]).mean()
                 difference_fields = {
@@ -130,7 +129,7 @@ def sampling_drifts(session: TargetSession) -> list[DriftRecord]:
             progress.note(text)
             path = path_of(label, threads)
             drift_values = drift(cached_path(BASELINE, threads), path)
-            parting_index = drift_values.parting()
+            parting_index = drift_values.diverging_index()
             low, typical, high = np.quantile(drift_values.distances, [0.25, 0.5, 0.75], axis=1).round(6).tolist()
             return {
                 "steps": len(path.times) - 1,
@@ -147,8 +146,8 @@ def sampling_drifts(session: TargetSession) -> list[DriftRecord]:
     return records
 
 
-def _open(artifact: Path, target: Target, threads: int) -> PictureSession:
+def _open(artifact: Path, target: Target, threads: int) -> DiffusionSession:
     """Open an image session of an artifact."""
     session = get_runtime(target.runtime).open(artifact, target, threads)
-    assert isinstance(session, PictureSession), "whatever draws is opened as such a session"
+    assert isinstance(session, DiffusionSession), "whatever draws is opened as such a session"
     return session

@@ -1,11 +1,11 @@
-"""Teach a UNet that lost blocks or channels by denoising, by its teacher's outputs and by features behind blocks."""
+"""Training of a pruned UNet by denoising, by its teacher's outputs, and by features after each block."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -13,12 +13,19 @@ from torch import nn
 from compress.models.hooks import removed_on_exit
 from compress.models.model import TorchModel
 from compress.models.pipeline_folder import UNET
-from compress.plugins.diffusion.caption_images import VALIDATION, latent_rows, some_places
-from compress.plugins.diffusion.denoiser_importance import Probes
-from compress.plugins.diffusion.noised_latents import TEXT, NoisedLatents, Noising, denoise
+from compress.plugins.diffusion.denoiser_pruning import LossProbe
+from compress.plugins.diffusion.noised_latents import (
+    TEXT,
+    VALIDATION,
+    NoisedLatents,
+    NoiseProcess,
+    denoise,
+    encode_split,
+    sample_rows,
+)
 from compress.plugins.diffusion.pipeline_model import GeneratorModel
 from compress.plugins.diffusion.stage_settings import FeatureDistillation
-from compress.plugins.diffusion.unet_blocks import require_unet, stage_ends
+from compress.plugins.diffusion.unet_blocks import require_unet, stage_blocks
 from compress.stages.training import processes
 from compress.stages.training.checkpoint import TrainingCheckpoint
 from compress.stages.training.length import Length
@@ -28,100 +35,130 @@ from compress.tasks.task import Examples
 from compress.utils.errors import StageError
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
-
+    from compress.plugins.diffusion.unet_blocks import UNet
     from compress.stages.base import Context
 
 _RIDGE = 1e-4
-"""Of the mean square of a feature, added where projections are fitted."""
-_FITTED = 16
-"""Examples by which they are."""
+"""Share of a feature's mean square that is added to the diagonal when projections are fitted."""
+_FIT_EXAMPLES = 16
 
 
 def distill_features(
     settings: FeatureDistillation, teacher: TorchModel, model: TorchModel, context: Context
 ) -> GeneratorModel:
-    """``model`` with a UNet that has learned from ``teacher``'s. Raises `StageError` where one of them has none."""
+    """Train the UNet of ``model`` by that of ``teacher``.
+
+    Args:
+        settings: Settings of the stage.
+        teacher: Model before pruning.
+        model: Model whose UNet is trained, in place.
+        context: Context of the stage.
+
+    Raises:
+        StageError: One of the models has no UNet.
+    """
     assert isinstance(model, GeneratorModel) and isinstance(teacher, GeneratorModel)
-    student, taught = (require_unet(one.parts[UNET]) for one in (model, teacher))
-    examples, empty = latent_rows(teacher, context)
+    student, teacher_unet = require_unet(model.parts[UNET]), require_unet(teacher.parts[UNET])
+    examples, empty = encode_split(teacher, context)
     held_out = None
     if VALIDATION in context.data.splits:
-        places = some_places(context, VALIDATION, settings.judged_examples)
-        held_out, _ = latent_rows(teacher, context, VALIDATION, places)
-    noising = Noising.of(teacher.scheduler, {TEXT: empty[0]}, settings.without_prompt)
-    train_on_features(student, taught, examples, held_out, noising, settings, context)
+        indices = sample_rows(context, VALIDATION, settings.judged_examples)
+        held_out, _ = encode_split(teacher, context, VALIDATION, indices)
+    noising = NoiseProcess.from_scheduler(teacher.scheduler, {TEXT: empty[0]}, settings.without_prompt)
+    train_on_features(student, teacher_unet, examples, held_out, noising, settings, context)
     return model
 
 
 def train_on_features(
-    student: Any,
-    teacher: UNet2DConditionModel,
+    student: UNet,
+    teacher: UNet,
     examples: Examples,
     held_out: Examples | None,
-    noising: Noising,
+    noising: NoiseProcess,
     settings: FeatureDistillation,
     context: Context,
 ) -> None:
-    """Train ``student`` in place on `latent_examples`; ``held_out`` ones judge every epoch.
+    """Train ``student`` in place. A killed training continues from its checkpoint in the context's scratch folder.
 
-    A killed training goes on where it was last kept in the context's scratch. Raises `StageError` for UNets that
-    cannot be compared.
+    Args:
+        student: UNet to train.
+        teacher: UNet to learn from.
+        examples: `latent_examples` of the train split.
+        held_out: Those of the validation split, which judge each epoch.
+        noising: Noising that the teacher was trained with.
+        settings: Settings of the stage.
+        context: Context of the stage.
+
+    Raises:
+        StageError: The UNets do not have the same latents and blocks.
     """
-    lesson = FeatureTrainer.between(teacher, student, examples, noising, settings, context.seed)
+    trainer = FeatureTrainer.between(teacher, student, examples, noising, settings, context.seed)
     batches = -(-len(examples) // settings.batch_size)
-    probes = None
+    probe = None
     if held_out is not None:
-        probes = Probes.spaced(held_out, noising, settings.judged_timesteps, settings.batch_size, context.seed)
-    before = None if probes is None else probes.loss(student)
+        probe = LossProbe.spaced(held_out, noising, settings.judged_timesteps, settings.batch_size, context.seed)
+    loss_before = None if probe is None else probe.mean_loss(student)
     trainee = Trainee(
         student,
         examples,
-        lesson.loss,
-        extra=list(lesson.projections.parameters()),
-        validate=None if probes is None else lambda: -probes.loss(student),
+        trainer.loss,
+        extra=list(trainer.projections.parameters()),
+        validate=None if probe is None else lambda: -probe.mean_loss(student),
         length=Length(max(1, round(settings.epochs * batches)), settings.seconds),
         kept=None if processes.several() else TrainingCheckpoint(context.scratch),
         stopped=context.note,
         known=student,
         keep_best=settings.keep_best,
     )
-    with lesson.listening():
+    with trainer.capture_features():
         train(trainee, settings, context.seed, context.progress, "distill_features")
-    if probes is not None:
+    if probe is not None:
+        teacher_loss = probe.mean_loss(teacher.to(device_of(student)))
         context.note(
-            f"distill_features: denoising loss on held-out pictures {before:.4f} -> {probes.loss(student):.4f}, "
-            f"the teacher's {probes.loss(teacher.to(device_of(student))):.4f}"
+            f"distill_features: denoising loss on held-out images {loss_before:.4f} -> {probe.mean_loss(student):.4f}, "
+            f"the teacher's {teacher_loss:.4f}"
         )
 
 
 @dataclass
 class FeatureTrainer:
-    """L = w_d L_denoising + w_o L_output + w_f sum of L_feature (Kim et al. 2023, section 3.2, equations 1 to 4).
+    """Loss L = w_d L_denoising + w_o L_output + w_f sum of L_feature (Kim et al. 2023, section 3.2, equations 1 to 4).
 
-    Features are what blocks give, of those that both UNets have. Where a student's is narrower it is projected to the
-    teacher's width, by a matrix that is learned with it and thrown away.
+    Features are the outputs of blocks that both UNets have. Narrower features of the student are projected to the
+    teacher's width by a matrix that is trained with it and then discarded.
     """
 
-    teacher: UNet2DConditionModel
-    noising: Noising
-    losses: FeatureDistillation
+    teacher: UNet
+    noising: NoiseProcess
+    settings: FeatureDistillation
     pairs: dict[str, tuple[nn.Module, nn.Module]]
-    """The teacher's block and the student's, by what they are."""
+    """Block of the teacher and of the student, by name."""
     projections: nn.ModuleDict = field(default_factory=nn.ModuleDict)
-    _seen: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
+    _features: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def between(
         cls,
-        teacher: UNet2DConditionModel,
-        student: Any,
+        teacher: UNet,
+        student: UNet,
         examples: Examples,
-        noising: Noising,
-        losses: FeatureDistillation,
+        noising: NoiseProcess,
+        settings: FeatureDistillation,
         seed: int,
     ) -> FeatureTrainer:
-        """Pair the blocks, and fit the projections on some examples. Raises `StageError`."""
+        """Pair the blocks of two UNets and fit projections on some examples.
+
+        Args:
+            teacher: UNet to learn from.
+            student: UNet to train.
+            examples: Examples to fit projections on.
+            noising: Noising that the teacher was trained with.
+            settings: Weights of the losses.
+            seed: Seed of the noise of the examples.
+
+        Raises:
+            StageError: The UNets do not have the same latents and blocks.
+        """
         if teacher.config.out_channels != student.config.out_channels:
             raise StageError(
                 f"The student answers with {student.config.out_channels} channels and the teacher with "
@@ -129,111 +166,105 @@ class FeatureTrainer:
                 expected="two UNets of the same latents",
             )
         teacher.eval().requires_grad_(False)
-        lesson = cls(teacher, noising, losses, _pairs(teacher, student))
-        if losses.feature_weight:
-            lesson._fit_projections(student, examples, seed)
-        return lesson
+        trainer = cls(teacher, noising, settings, _pair_blocks(teacher, student))
+        if settings.feature_weight:
+            trainer._fit_projections(student, examples, seed)
+        return trainer
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Keep what the blocks give, as they are called."""
-        watched = self.pairs if self.losses.feature_weight else {}
+    def capture_features(self) -> Iterator[None]:
+        """Record the outputs of the paired blocks while the context is open."""
+        pairs = self.pairs if self.settings.feature_weight else {}
+
+        def recorder(side: str, name: str) -> Callable[[nn.Module, object, tuple[torch.Tensor, ...]], None]:
+            def hook(block: nn.Module, inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+                # Blocks on the way down return a tuple: hidden states, then skip connections.
+                self._features[side, name] = output if isinstance(output, torch.Tensor) else output[0]
+
+            return hook
+
         handles = [
-            block.register_forward_hook(self._keep(whose, name))
-            for name, blocks in watched.items()
-            for whose, block in zip(("teacher", "student"), blocks, strict=True)
+            block.register_forward_hook(recorder(side, name))
+            for name, blocks in pairs.items()
+            for side, block in zip(("teacher", "student"), blocks, strict=True)
         ]
         with removed_on_exit(handles):
             yield
-        self._seen.clear()
+        self._features.clear()
 
     def loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Of a batch, with noise and timesteps drawn for it."""
-        return self.loss_of(module, self.noising.draw(batch))
+        """Return the loss of a batch with random noise and timesteps."""
+        return self.noised_loss(module, self.noising.sample(batch))
 
-    def loss_of(self, module: nn.Module, noised: NoisedLatents) -> torch.Tensor:
-        """Of noised latents; features count while the lesson is `listening`."""
-        weights = self.losses
-        mine = denoise(module, noised).float()
-        loss = weights.denoising_weight * nn.functional.mse_loss(mine, noised.target.float())
+    def noised_loss(self, module: nn.Module, noised: NoisedLatents) -> torch.Tensor:
+        """Return the loss of noised latents. Features count inside `capture_features`."""
+        weights = self.settings
+        prediction = denoise(module, noised).float()
+        loss = weights.denoising_weight * nn.functional.mse_loss(prediction, noised.target.float())
         if weights.output_weight or weights.feature_weight:
             self.teacher.to(noised.clean.device)
             with torch.no_grad():
-                taught = denoise(self.teacher, noised).float()
-            loss = loss + weights.output_weight * nn.functional.mse_loss(mine, taught)
+                teacher_prediction = denoise(self.teacher, noised).float()
+            loss = loss + weights.output_weight * nn.functional.mse_loss(prediction, teacher_prediction)
         if weights.feature_weight:
-            loss = loss + weights.feature_weight * self._feature_loss()
+            losses = []
+            for name in self.pairs:
+                target, features = self._pop_features(name)
+                if name in self.projections:
+                    features = self.projections[name](features)
+                losses.append(nn.functional.mse_loss(features, target))
+            loss = loss + weights.feature_weight * torch.stack(losses).sum()
         return loss
 
-    def _feature_loss(self) -> torch.Tensor:
-        losses = []
-        for name in self.pairs:
-            taught, mine = self._seen.pop(("teacher", name)).float(), self._seen.pop(("student", name)).float()
-            if name in self.projections:
-                mine = self.projections[name](mine)
-            losses.append(nn.functional.mse_loss(mine, taught))
-        return torch.stack(losses).sum()
-
-    def _keep(self, whose: str, name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(block: nn.Module, given: object, output: object) -> None:
-            self._seen[whose, name] = _features(output)
-
-        return hook
+    def _pop_features(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the features of the teacher and of the student."""
+        return self._features.pop(("teacher", name)).float(), self._features.pop(("student", name)).float()
 
     @torch.no_grad()
-    def _fit_projections(self, student: Any, examples: Examples, seed: int) -> None:
-        """Least squares from the student's features to the teacher's, so that it learns to follow from the start on."""
-        places = list(range(min(_FITTED, len(examples))))
+    def _fit_projections(self, student: UNet, examples: Examples, seed: int) -> None:
+        """Fit projections by least squares, so that the student follows the teacher's features from the start."""
+        indices = list(range(min(_FIT_EXAMPLES, len(examples))))
         device = device_of(student)
-        batch = {name: value.to(device) for name, value in tensors(examples, places).items()}
-        noised = self.noising.draw(batch, generator=torch.Generator().manual_seed(seed))
+        batch = {name: value.to(device) for name, value in tensors(examples, indices).items()}
+        noised = self.noising.sample(batch, generator=torch.Generator().manual_seed(seed))
         student.eval()
-        with self.listening():
+        with self.capture_features():
             for unet in (self.teacher.to(device), student):
                 denoise(unet, noised)
             for name in self.pairs:
-                taught, mine = self._seen["teacher", name], self._seen["student", name]
-                if mine.shape[1] != taught.shape[1]:
-                    self.projections[name] = _fitted(mine, taught)
+                target, features = self._features["teacher", name], self._features["student", name]
+                if features.shape[1] != target.shape[1]:
+                    self.projections[name] = _fit_projection(features, target)
 
 
-def _pairs(teacher: UNet2DConditionModel, student: Any) -> dict[str, tuple[nn.Module, nn.Module]]:
-    theirs, mine = stage_ends(teacher), stage_ends(student)
-    found = {}
-    for name, block in mine.items():
-        taught = theirs.get(name)
-        if taught is None:
+def _pair_blocks(teacher: UNet, student: UNet) -> dict[str, tuple[nn.Module, nn.Module]]:
+    teacher_blocks = stage_blocks(teacher)
+    pairs = {}
+    for name, block in stage_blocks(student).items():
+        teacher_block = teacher_blocks.get(name)
+        if teacher_block is None:
             raise StageError(
                 f"The student has a block ({name}) that the teacher lacks.",
-                expected="a student that was cut out of its teacher",
+                expected="a student that was pruned from its teacher",
             )
-        if bool(getattr(taught, "downsamplers", None)) != bool(getattr(block, "downsamplers", None)):
-            # The innermost stage that is left doesn't halve what it gives, as it did on the way to the next.
-            taught, block = _last_layer(taught), _last_layer(block)
-        found[name] = (taught, block)
-    return found
+        if bool(getattr(teacher_block, "downsamplers", None)) != bool(getattr(block, "downsamplers", None)):
+            # Without inner stages, the student's last stage does not downsample, as the teacher's does. Compare the
+            # outputs of their last layers.
+            teacher_block, block = _last_layer(teacher_block), _last_layer(block)
+        pairs[name] = (teacher_block, block)
+    return pairs
 
 
-def _last_layer(block: Any) -> nn.Module:
-    layers: Any = block.attentions if hasattr(block, "attentions") else block.resnets
-    last: nn.Module = layers[-1]
-    return last
+def _last_layer(block: nn.Module) -> nn.Module:
+    return list(block.get_submodule("attentions" if hasattr(block, "attentions") else "resnets").children())[-1]
 
 
-def _features(output: Any) -> torch.Tensor:
-    """What a block gives [B, C, H, W], first of all that it hands on."""
-    if isinstance(output, torch.Tensor):
-        return output
-    found: torch.Tensor = output[0]
-    return found
-
-
-def _fitted(mine: torch.Tensor, taught: torch.Tensor) -> nn.Conv2d:
-    """The 1x1 convolution nearest to a map from ``mine`` [B, C, H, W] to ``taught`` [B, D, H, W]."""
-    given, wanted = (one.double().movedim(1, -1).flatten(0, 2) for one in (mine, taught))
-    products = given.T @ given
+def _fit_projection(features: torch.Tensor, target: torch.Tensor) -> nn.Conv2d:
+    """Return the 1x1 convolution nearest to a map from ``features`` [B, C, H, W] to ``target`` [B, D, H, W]."""
+    inputs, outputs = (values.double().movedim(1, -1).flatten(0, 2) for values in (features, target))
+    products = inputs.T @ inputs
     products += _RIDGE * products.diagonal().mean() * torch.eye(len(products), dtype=products.dtype)
-    weight = torch.linalg.solve(products, given.T @ wanted).T.to(mine.dtype)
-    made = nn.Conv2d(mine.shape[1], taught.shape[1], 1, bias=False)
-    made.weight = nn.Parameter(weight[:, :, None, None].contiguous())
-    return made
+    weight = torch.linalg.solve(products, inputs.T @ outputs).T.to(features.dtype)
+    projection = nn.Conv2d(features.shape[1], target.shape[1], 1, bias=False)
+    projection.weight = nn.Parameter(weight[:, :, None, None].contiguous())
+    return projection

@@ -14,13 +14,13 @@ import numpy as np
 from compress.data.media import Media, media
 from compress.evaluation.evaluate import artifact_labels
 from compress.numerics.calibration import mean_interval
-from compress.plugins.diffusion.image_similarity import perceptual_distance
-from compress.plugins.diffusion.image_statistics import (
+from compress.plugins.diffusion.image_metrics import (
     diversity,
+    frechet_contributions,
     frechet_distance,
     frechet_interval,
-    frechet_shares,
     in_manifold,
+    perceptual_distance,
 )
 from compress.results.metrics import describe_metric
 from compress.results.report import Measurement
@@ -207,7 +207,7 @@ def _distances(features: np.ndarray, real: np.ndarray) -> list[Measurement]:
     count, width = features.shape
     if count > width:
         estimate = frechet_interval(features, real, _SEED)
-        raw = tuple(frechet_shares(features, real).tolist())
+        raw = tuple(frechet_contributions(features, real).tolist())
         rows.append(_row("frechet_distance", count, **estimate._asdict(), raw=raw))
     elif count > 1:
         rows.append(_row("frechet_distance", count, value=frechet_distance(features, real)))

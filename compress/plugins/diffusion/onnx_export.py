@@ -26,15 +26,14 @@ from compress.plugins.diffusion.sampler import (
     DENOISED,
     HIDDEN,
     IDS,
+    IMAGE,
     LATENT,
-    PICTURE,
     SAMPLE,
     TEXT,
     TIMESTEP,
-    Latents,
+    LatentSpace,
 )
-from compress.plugins.diffusion.session import DECODER, PictureSession, open_pictures
-from compress.plugins.diffusion.torch_session import torch_pictures
+from compress.plugins.diffusion.session import DECODER, DiffusionSession, open_session, open_torch
 from compress.stages.base import Context
 from compress.tasks.task import Examples
 from compress.utils.errors import IntegrityError, StageError
@@ -85,7 +84,7 @@ class _Decoder(nn.Module):
 
     def forward(self, latent_sample: torch.Tensor) -> dict[str, torch.Tensor]:
         post_quant_conv = self.vae.post_quant_conv
-        return {PICTURE: self.vae.decoder(latent_sample if post_quant_conv is None else post_quant_conv(latent_sample))}
+        return {IMAGE: self.vae.decoder(latent_sample if post_quant_conv is None else post_quant_conv(latent_sample))}
 
 
 @dataclass(frozen=True)
@@ -190,11 +189,11 @@ def verify_diffusion(
     return distances
 
 
-def open_diffusion(model: OnnxModel) -> PictureSession:
+def open_diffusion(model: OnnxModel) -> DiffusionSession:
     """Open the graphs of ``model`` on the processor as a session that generates images."""
     with tempfile.TemporaryDirectory() as folder:
         write_companions(Path(folder), model.companions)
-        return open_pictures([session_of(graph, alone=False) for graph in model.graphs.values()], Path(folder))
+        return open_session([session_of(graph, alone=False) for graph in model.graphs.values()], Path(folder))
 
 
 def diffusion_folder(model: GeneratorModel, graphs: Mapping[str, onnx.ModelProto]) -> OnnxModel:
@@ -203,7 +202,7 @@ def diffusion_folder(model: GeneratorModel, graphs: Mapping[str, onnx.ModelProto
     Raises:
         StageError: The model has parts that cannot be exported.
     """
-    unwritten = [name for name, folder in model.kept.items() if any(folder.glob("*.safetensors"))]
+    unwritten = [name for name, folder in model.other_components.items() if any(folder.glob("*.safetensors"))]
     if unwritten:
         raise StageError(
             f"{', '.join(unwritten)} cannot be exported.",
@@ -212,7 +211,7 @@ def diffusion_folder(model: GeneratorModel, graphs: Mapping[str, onnx.ModelProto
             hint="write `safety_checker: leave_out` into the recipe, and see to what is shown to people yourself",
         )
     companions = model.companions()
-    for name, folder in model.kept.items():
+    for name, folder in model.other_components.items():
         companions |= {f"{name}/{file.name}": file.read_bytes() for file in folder.iterdir() if file.is_file()}
     for name in graphs:
         part = model.parts[VAE if name == DECODER else name]
@@ -254,7 +253,7 @@ def _prefix(graph: onnx.GraphProto, prefix: str) -> None:
 
 def _multiple(model: GeneratorModel) -> int:
     """Return the number of which the sides of latents are multiples."""
-    return Latents.of(model.parts[UNET].config, model.parts[VAE].config).multiple
+    return LatentSpace.from_configs(model.parts[UNET].config, model.parts[VAE].config).multiple
 
 
 def _parts(model: GeneratorModel, count: int, height: int, width: int, tokens: int) -> dict[str, _Part]:
@@ -272,7 +271,7 @@ def _parts(model: GeneratorModel, count: int, height: int, width: int, tokens: i
     latents = torch.randn((count, unet.config.in_channels, height, width), generator=random)
     text = torch.randn((count, tokens, unet.config.cross_attention_dim), generator=random)
     denoiser_inputs = {SAMPLE: latents, TIMESTEP: torch.tensor(_WHEN), TEXT: text}
-    condition = Latents.of(unet.config, vae.config).condition
+    condition = LatentSpace.from_configs(unet.config, vae.config).condition
     if condition:
         denoiser_inputs[CONDITION] = torch.randn((count, condition), generator=random)
     decoded = {LATENT: torch.randn((count, vae.config.latent_channels, height, width), generator=random)}
@@ -306,13 +305,13 @@ def write_onnx(
 
 def graphs_to_convert(
     model: GeneratorModel | OnnxModel, context: Context
-) -> tuple[OnnxModel, PictureSession, Literal["torch", "the graphs"]]:
+) -> tuple[OnnxModel, DiffusionSession, Literal["torch", "the graphs"]]:
     """Return graphs for another format, a session that computes the reference, and the name of what computes it."""
     if isinstance(model, OnnxModel):
         return model, open_diffusion(model), "the graphs"
     exported = export_diffusion(model, model.processor.ids(_prompts(context)), None, fusions=False)
     graphs = diffusion_folder(model, {name: component.graph for name, component in exported.items()})
-    return graphs, torch_pictures(model, {}), "torch"
+    return graphs, open_torch(model, {}), "torch"
 
 
 def _prompts(context: Context) -> list[str]:

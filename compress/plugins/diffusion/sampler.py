@@ -1,6 +1,6 @@
-"""Pictures from words with three opened models and a scheduler of diffusers: arrays in, arrays out.
+"""Sampling loop of a diffusion model: three open components and a scheduler of diffusers, arrays in, arrays out.
 
-It is the loop of diffusers' StableDiffusionPipeline and LatentConsistencyModelPipeline, whoever computes the parts.
+It is the loop of diffusers' StableDiffusionPipeline and LatentConsistencyModelPipeline for components of any runtime.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ import numpy as np
 
 from compress.formats.runtime import Batch
 from compress.plugins.diffusion.sampling_settings import Sampling
-from compress.plugins.diffusion.scheduler_table import OnStep, StepTable, set_steps, step_table
+from compress.plugins.diffusion.scheduler_table import (
+    Denoise,
+    OnStep,
+    SchedulerTable,
+    build_scheduler_table,
+    set_steps,
+)
 from compress.utils.errors import InputError, ModelError, StageError
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
-
-Call = Callable[[Batch], Mapping[str, np.ndarray]]
-"""A part: arrays by the names of its inputs -> arrays by the names of its outputs, those of optimum's files."""
+ComponentCall = Callable[[Batch], Mapping[str, np.ndarray]]
+"""Function from the named inputs of a component to its named outputs, with the names of optimum's files."""
 IDS, HIDDEN = "input_ids", "last_hidden_state"
-SAMPLE, TIMESTEP, TEXT, CONDITION, DENOISED = (
-    "sample",
-    "timestep",
-    "encoder_hidden_states",
-    "timestep_cond",
-    "out_sample",
-)
-LATENT, PICTURE = "latent_sample", "sample"
-NOISE, SEED, PICTURES = "noise", "seed", "pictures"
+SAMPLE, TIMESTEP, TEXT = "sample", "timestep", "encoder_hidden_states"
+CONDITION, DENOISED = "timestep_cond", "out_sample"
+LATENT, IMAGE = "latent_sample", "sample"
+NOISE, SEED, IMAGES = "noise", "seed", "pictures"
 
 
 @dataclass(frozen=True)
-class Latents:
-    """What lies between the denoiser and the decoder of pictures.
+class LatentSpace:
+    """Shape and scale of the latents between the denoiser and the decoder.
 
-    A picture is ``factor`` times as high and wide as its latents, whose sides are multiples of ``multiple``. The
-    decoder is given latents / ``scaling`` + ``shift``. ``condition`` is the width of the embedding that tells the
-    denoiser of the guidance, 0 where it isn't told.
+    An image is ``factor`` times as high and wide as its latents, whose sides are multiples of ``multiple``. The decoder
+    takes latents / ``scaling`` + ``shift``. ``condition`` is the width of the guidance embedding that the denoiser
+    takes, or 0.
     """
 
     channels: int
@@ -55,8 +55,8 @@ class Latents:
     condition: int = 0
 
     @classmethod
-    def of(cls, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> Latents:
-        """By the configs of the two parts."""
+    def from_configs(cls, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> LatentSpace:
+        """Read the latent space from the configs of the denoiser and the VAE."""
         return cls(
             channels=int(denoiser["in_channels"]),
             factor=2 ** (len(vae["block_out_channels"]) - 1),
@@ -68,118 +68,98 @@ class Latents:
 
 
 @dataclass(frozen=True)
-class PictureSampler:
-    """Draws pictures: ``encode``, ``denoise`` and ``decode`` are the parts, ``empty`` [1, tokens] the empty prompt."""
+class DiffusionSampler:
+    """Sampling loop. ``encode``, ``denoise`` and ``decode`` call the components.
 
-    encode: Call
-    denoise: Call
-    decode: Call
+    ``empty`` are the token ids of the empty prompt, [1, tokens].
+    """
+
+    encode: ComponentCall
+    denoise: ComponentCall
+    decode: ComponentCall
     scheduler: SchedulerMixin
-    latents: Latents
+    latents: LatentSpace
     sampling: Sampling
     empty: np.ndarray
 
     @property
     def guided(self) -> bool:
-        """Whether the denoiser is called with the empty prompt too, to be led away from it."""
+        """Whether the denoiser also runs with the empty prompt, for classifier-free guidance."""
         return self.sampling.guidance > 1 and not self.latents.condition
 
-    def draw(
+    def generate(
         self, ids: np.ndarray, noise: np.ndarray, seeds: Sequence[int] | None = None, on_step: OnStep | None = None
     ) -> np.ndarray:
-        """Pictures [n, height, width, channels] from 0 to 1 for prompts [n, tokens] and noise [n, channels, h, w].
+        """Generate images [n, height, width, channels] from 0 to 1.
 
-        ``seeds`` [n] are of the noise that some schedulers add at each step. ``on_step`` is told the number of a step
-        that is done, from 1 on, and its latents. Raises `InputError` for sizes that the parts can't take or steps
-        that the scheduler can't make, `StageError` for a part that gives NaN.
+        Args:
+            ids: Token ids of the prompts, [n, tokens].
+            noise: Initial noise, [n, channels, h, w].
+            seeds: Seeds [n] of the noise that some schedulers add at each step.
+            on_step: Called after each step with its number, from 1 on, and its latents.
+
+        Raises:
+            InputError: The components cannot use the size, or the scheduler the number of steps.
+            StageError: A component returns NaN.
         """
-        return self.decoded(self.denoised(ids, noise, seeds, on_step))
+        return self.decode_latents(self.sample_latents(ids, noise, seeds, on_step))
 
-    def denoised(
+    def sample_latents(
         self, ids: np.ndarray, noise: np.ndarray, seeds: Sequence[int] | None = None, on_step: OnStep | None = None
     ) -> np.ndarray:
-        """The latents [n, channels, h, w] that `decoded` makes pictures of."""
-        self._check(noise)
-        text = self._encoded(ids)
-        told = {CONDITION: self._condition(len(noise))} if self.latents.condition else {}
+        """Return the latents [n, channels, h, w] of `generate`.
+
+        Args:
+            ids: Token ids of the prompts, [n, tokens].
+            noise: Initial noise, [n, channels, h, w].
+            seeds: Seeds [n] of the noise that some schedulers add at each step.
+            on_step: Called after each step with its number, from 1 on, and its latents.
+        """
+        self._check_noise(noise)
+        text = self._encode_prompts(ids)
+        condition = {CONDITION: self._guidance_condition(len(noise))} if self.latents.condition else {}
         steps = itertools.count(1)
 
-        def denoise(latents: np.ndarray, timestep: object) -> np.ndarray:
-            given = np.concatenate([latents] * 2) if self.guided else latents
-            return self._denoised(given, timestep, text, told, next(steps))
+        def denoise(latents: np.ndarray, timestep: float) -> np.ndarray:
+            """Return the denoiser's output for latents, guidance applied."""
+            # One call computes both halves of classifier-free guidance: the empty prompt first, as in diffusers.
+            sample, time = np.concatenate([latents] * 2) if self.guided else latents, float(timestep)
+            inputs = {SAMPLE: sample, TIMESTEP: np.asarray(time, np.float32), TEXT: text, **condition}
+            output = self.denoise(inputs)[DENOISED].astype(np.float32)
+            _require_finite(output, f"the denoiser, at step {next(steps)} of {self.sampling.steps} (timestep {time:g})")
+            if self.guided:
+                unconditional, conditional = np.split(output, 2)
+                output = unconditional + np.float32(self.sampling.guidance) * (conditional - unconditional)
+            return output
 
         if self._table is not None:
-            return self._table.draw(denoise, noise, on_step=on_step)
-        return self._scheduled(denoise, noise, seeds, on_step)
+            return self._table.sample(denoise, noise, on_step=on_step)
+        return self._run_scheduler(denoise, noise, seeds, on_step)
 
     @cached_property
-    def _table(self) -> StepTable | None:
-        """The scheduler as sums, which take next to no time; None where it is none, or draws noise of its own."""
+    def _table(self) -> SchedulerTable | None:
+        """Table of the scheduler, which is much faster; None if there is none, or if the scheduler adds noise."""
         try:
-            table = step_table(self.scheduler, self.sampling.steps)
+            table = build_scheduler_table(self.scheduler, self.sampling.steps)
         except (ModelError, ValueError, IndexError, ZeroDivisionError):
             return None
         return None if table.adds_noise else table
 
-    def _scheduled(
-        self,
-        denoise: Callable[[np.ndarray, Any], np.ndarray],
-        noise: np.ndarray,
-        seeds: Sequence[int] | None,
-        on_step: OnStep | None,
+    def _run_scheduler(
+        self, denoise: Denoise, noise: np.ndarray, seeds: Sequence[int] | None, on_step: OnStep | None
     ) -> np.ndarray:
-        """`denoised` by the scheduler itself."""
+        """Return the latents that the scheduler itself computes.
+
+        Args:
+            denoise: Denoiser with guidance.
+            noise: Initial noise.
+            seeds: Seeds of the noise of each step.
+            on_step: Called after each step.
+        """
         import torch
 
-        # Its steps leave traces in it. To make one of its config takes as long as a call of a small denoiser.
+        # Steps change the scheduler's state. Building one from its config takes as long as a call of a small denoiser.
         scheduler = copy.deepcopy(self.scheduler)
-        timesteps = self._timesteps(scheduler)
-        latents = torch.from_numpy(np.asarray(noise, np.float32)) * scheduler.init_noise_sigma
-        options = self._options(scheduler, seeds)
-        for place, timestep in enumerate(timesteps):
-            found = denoise(scheduler.scale_model_input(latents, timestep).numpy(), timestep)
-            latents = scheduler.step(torch.from_numpy(found), timestep, latents, **options, return_dict=False)[0]
-            if on_step is not None:
-                on_step(place + 1, latents.numpy())
-        return np.asarray(latents.numpy())
-
-    def decoded(self, latents: np.ndarray) -> np.ndarray:
-        """Pictures [n, height, width, channels] from 0 to 1."""
-        given = latents / np.float32(self.latents.scaling) + np.float32(self.latents.shift)
-        found = self.decode({LATENT: given.astype(np.float32)})[PICTURE]
-        _finite(found, "the decoder of pictures")
-        return np.ascontiguousarray(np.clip(found / 2 + 0.5, 0, 1).transpose(0, 2, 3, 1))
-
-    def _encoded(self, ids: np.ndarray) -> np.ndarray:
-        """[n, tokens, width], behind as many of the empty prompt where guidance asks for it."""
-        text = self.encode({IDS: ids})[HIDDEN]
-        _finite(text, "the text encoder")
-        if not self.guided:
-            return text
-        empty = self.encode({IDS: self.empty})[HIDDEN]
-        return np.concatenate([np.repeat(empty, len(text), axis=0), text])
-
-    def _denoised(
-        self, given: np.ndarray, timestep: Any, text: np.ndarray, told: Mapping[str, np.ndarray], step: int
-    ) -> np.ndarray:
-        """What the denoiser makes of latents, guidance applied."""
-        when = np.asarray(float(timestep), np.float32)
-        found = self.denoise({SAMPLE: given, TIMESTEP: when, TEXT: text, **told})[DENOISED].astype(np.float32)
-        _finite(found, f"the denoiser, at step {step} of {self.sampling.steps} (timestep {float(timestep):g})")
-        if self.guided:
-            without, wanted = np.split(found, 2)
-            found = without + np.float32(self.sampling.guidance) * (wanted - without)
-        return found
-
-    def _condition(self, count: int) -> np.ndarray:
-        """Sinusoids of the guidance [count, width] (Meng et al. 2023, On Distillation of Guided Diffusion Models)."""
-        half = self.latents.condition // 2
-        rates = np.exp(np.arange(half, dtype=np.float32) * -(np.log(10000.0) / (half - 1)))
-        angles = 1000.0 * (self.sampling.guidance - 1) * rates
-        row = np.concatenate([np.sin(angles), np.cos(angles), np.zeros(self.latents.condition % 2)])
-        return np.repeat(row[np.newaxis].astype(np.float32), count, axis=0)
-
-    def _timesteps(self, scheduler: SchedulerMixin) -> Any:
         try:
             set_steps(scheduler, self.sampling.steps)
         except (ValueError, IndexError, ZeroDivisionError) as error:
@@ -188,33 +168,59 @@ class PictureSampler:
                 expected="a number of steps that the scheduler takes",
                 hint="choose fewer steps, or another scheduler",
             ) from error
-        return scheduler.timesteps
+        latents = torch.from_numpy(np.asarray(noise, np.float32)) * scheduler.init_noise_sigma
+        options = {}
+        if seeds is not None and "generator" in inspect.signature(scheduler.step).parameters:
+            # One generator per image makes an image independent of its batch.
+            options["generator"] = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        for index, timestep in enumerate(scheduler.timesteps):
+            output = denoise(scheduler.scale_model_input(latents, timestep).numpy(), timestep)
+            latents = scheduler.step(torch.from_numpy(output), timestep, latents, **options, return_dict=False)[0]
+            if on_step is not None:
+                on_step(index + 1, latents.numpy())
+        return np.asarray(latents.numpy())
 
-    def _options(self, scheduler: SchedulerMixin, seeds: Sequence[int] | None) -> dict[str, Any]:
-        """A generator for each picture, where the scheduler draws noise of its own."""
+    def decode_latents(self, latents: np.ndarray) -> np.ndarray:
+        """Decode latents [n, channels, h, w] to images [n, height, width, channels] from 0 to 1."""
+        unscaled = latents / np.float32(self.latents.scaling) + np.float32(self.latents.shift)
+        images = self.decode({LATENT: unscaled.astype(np.float32)})[IMAGE]
+        _require_finite(images, "the decoder of images")
+        return np.ascontiguousarray(np.clip(images / 2 + 0.5, 0, 1).transpose(0, 2, 3, 1))
+
+    def _encode_prompts(self, ids: np.ndarray) -> np.ndarray:
+        """Return hidden states [n, tokens, width], with guidance after as many of the empty prompt."""
+        text = self.encode({IDS: ids})[HIDDEN]
+        _require_finite(text, "the text encoder")
+        if not self.guided:
+            return text
+        empty = self.encode({IDS: self.empty})[HIDDEN]
+        return np.concatenate([np.repeat(empty, len(text), axis=0), text])
+
+    def _guidance_condition(self, count: int) -> np.ndarray:
+        """Return the embedding of the guidance scale, [count, width] (Meng et al. 2023)."""
         import torch
 
-        if seeds is None or "generator" not in inspect.signature(scheduler.step).parameters:
-            return {}
-        return {"generator": [torch.Generator().manual_seed(int(seed)) for seed in seeds]}
+        from compress.plugins.diffusion.noise_prediction import guidance_embedding
 
-    def _check(self, noise: np.ndarray) -> None:
-        known = self.latents
-        sides = noise.shape[2:]
-        if noise.ndim != 4 or noise.shape[1] != known.channels or any(not s or s % known.multiple for s in sides):
-            step = known.factor * known.multiple
+        row = guidance_embedding(torch.tensor([self.sampling.guidance]), self.latents.condition).numpy()
+        return np.repeat(row, count, axis=0)
+
+    def _check_noise(self, noise: np.ndarray) -> None:
+        space, sides = self.latents, noise.shape[2:]
+        if noise.ndim != 4 or noise.shape[1] != space.channels or any(not s or s % space.multiple for s in sides):
+            step = space.factor * space.multiple
             raise InputError(
-                f"Noise of the shape {list(noise.shape)} makes no picture.",
-                expected=f"[n, {known.channels}, height / {known.factor}, width / {known.factor}], with pictures whose "
+                f"Noise of the shape {list(noise.shape)} makes no image.",
+                expected=f"[n, {space.channels}, height / {space.factor}, width / {space.factor}], with images whose "
                 f"sides are multiples of {step}",
                 hint=f"choose a height and a width that {step} divides",
             )
 
 
-def _finite(found: np.ndarray, what: str) -> None:
-    if not np.isfinite(found).all():
+def _require_finite(array: np.ndarray, source: str) -> None:
+    if not np.isfinite(array).all():
         raise StageError(
-            f"There is NaN or infinity in what comes of {what}.",
+            f"The output of {source} has NaN or infinity.",
             expected="finite numbers",
             hint="in half precision, keep the operators that overflow in float32",
         )

@@ -1,17 +1,16 @@
-"""How a model draws pictures, and how prompts become what its text encoder reads. Importing this imports no torch."""
+"""Sampling settings of a pipeline's folder: steps, guidance, prompts and scheduler. Importing this imports no torch."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.models.json_file import read_json
-from compress.models.pipeline_folder import part_config
-from compress.plugins.diffusion.pipeline_checks import noise_shape, picture_shape
+from compress.models.pipeline_folder import UNET, part_config
 from compress.utils.errors import MissingExtraError, ModelError, first_line
 
 if TYPE_CHECKING:
@@ -20,16 +19,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOKENIZER, SCHEDULER = "tokenizer", "scheduler"
-"""diffusers' names of their folders."""
+"""Names of their folders in diffusers' layout."""
 SAMPLING = "sampling_config.json"
-"""Beside model_index.json: diffusers' arguments of a call, where the model's maker has an opinion on them."""
+"""File beside model_index.json with the arguments of a diffusers call that the model was made for."""
 _TORCHAO = "torchao"
 _STEPS, _GUIDANCE = "num_inference_steps", "guidance_scale"
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """``steps`` of the scheduler, and ``guidance`` as diffusers' guidance_scale has it: 1 or less is none.
+    """Number of scheduler ``steps``, and ``guidance``: diffusers' guidance_scale, with 1 or less for none.
 
     The defaults are those of diffusers' StableDiffusionPipeline.
     """
@@ -39,11 +38,11 @@ class Sampling:
 
     @classmethod
     def read(cls, folder: Path) -> Sampling:
-        """What lies in ``folder``, or diffusers' own defaults. Raises `ModelError`."""
+        """Read the settings in ``folder``, or return diffusers' defaults. Raises `ModelError`."""
         if not (folder / SAMPLING).is_file():
             return cls()
-        said = read_json(folder / SAMPLING)
-        steps, guidance = said.get(_STEPS, cls.steps), said.get(_GUIDANCE, cls.guidance)
+        config = read_json(folder / SAMPLING)
+        steps, guidance = config.get(_STEPS, cls.steps), config.get(_GUIDANCE, cls.guidance)
         if type(steps) is not int or steps < 1 or not isinstance(guidance, int | float):
             raise ModelError(
                 f"{SAMPLING} gives {steps!r} steps and the guidance {guidance!r}.",
@@ -53,52 +52,56 @@ class Sampling:
         return cls(steps, float(guidance))
 
     def as_json(self) -> bytes:
-        """What `read` reads."""
+        """Return the content of the file that `read` reads."""
         return json.dumps({_STEPS: self.steps, _GUIDANCE: self.guidance}).encode()
 
 
 @dataclass(frozen=True)
 class PromptProcessor:
-    """A tokenizer, and the shapes [channels, height, width] of what a picture begins as, its noise, and of itself."""
+    """Tokenizer of prompts, and the shapes [channels, height, width] of the initial noise and of the image."""
 
     tokenizer: PreTrainedTokenizerBase
     noise_shape: tuple[int, int, int]
-    picture_shape: tuple[int, int, int]
+    image_shape: tuple[int, int, int]
 
     @property
     def length(self) -> int:
-        """Tokens of a prompt, shorter ones padded to it."""
+        """Number of tokens that every prompt is padded to."""
         return int(self.tokenizer.model_max_length)
 
     def ids(self, prompts: Sequence[str]) -> np.ndarray:
-        """[prompts, length] int64, padded and cut as diffusers does it."""
+        """Return token ids [prompts, length] int64, padded and truncated as diffusers does."""
         import numpy as np
 
-        found = self.tokenizer(list(prompts), padding="max_length", max_length=self.length, truncation=True)
-        return np.array(found["input_ids"], dtype=np.int64)
+        encoded = self.tokenizer(list(prompts), padding="max_length", max_length=self.length, truncation=True)
+        return np.array(encoded["input_ids"], dtype=np.int64)
 
     def sizes(self, prompts: Sequence[str]) -> np.ndarray:
-        """How many tokens each prompt has, neither padded nor cut."""
+        """Return the number of tokens of each prompt, without padding and truncation."""
         import numpy as np
 
-        found = self.tokenizer(list(prompts), padding=False, truncation=False, verbose=False)["input_ids"]
-        return np.array([len(ids) for ids in found], dtype=np.int64)
+        encoded = self.tokenizer(list(prompts), padding=False, truncation=False, verbose=False)["input_ids"]
+        return np.array([len(ids) for ids in encoded], dtype=np.int64)
 
-    def cut(self, prompts: Sequence[str]) -> list[int]:
-        """Places of the prompts that `ids` cuts."""
-        return [place for place, size in enumerate(self.sizes(prompts)) if size > self.length]
+    def truncated(self, prompts: Sequence[str]) -> list[int]:
+        """Return the indices of the prompts that `ids` truncates."""
+        return [index for index, size in enumerate(self.sizes(prompts)) if size > self.length]
 
     def noise(self, seed: int) -> np.ndarray:
-        """Standard normal numbers of that shape, float32: those of torch for the seed, as diffusers draws them."""
+        """Return the initial noise of a seed, float32 from torch's generator, as diffusers samples it."""
         import numpy as np
         import torch
 
-        drawn = torch.randn(self.noise_shape, generator=torch.Generator().manual_seed(seed))
-        return np.asarray(drawn.numpy())
+        return np.asarray(torch.randn(self.noise_shape, generator=torch.Generator().manual_seed(seed)).numpy())
+
+
+def vae_config(folder: Path) -> Mapping[str, Any]:
+    """Return the config of the VAE, which is that of its decoder in a folder of ONNX graphs."""
+    return part_config(folder, "vae_decoder" if (folder / "vae_decoder").is_dir() else "vae")
 
 
 def load_prompt_processor(folder: Path) -> PromptProcessor:
-    """What prepares prompts for the parts in ``folder``, and the size of its pictures. Raises `ModelError`."""
+    """Load the tokenizer in ``folder`` and the sizes of its images. Raises `ModelError`."""
     from transformers import AutoTokenizer
 
     from compress.models.config_checks import load_error_types, max_positions
@@ -119,13 +122,18 @@ def load_prompt_processor(folder: Path) -> PromptProcessor:
             expected=f"a model_max_length of at most {positions}",
             hint="write the length that the model was trained with",
         )
-    return PromptProcessor(tokenizer, noise_shape(folder), picture_shape(folder))
+    unet, vae = part_config(folder, UNET), vae_config(folder)
+    size = unet.get("sample_size")
+    height, width = (int(side or 0) for side in (size if isinstance(size, list) else (size, size)))
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    image_shape = (int(vae["out_channels"]), factor * height, factor * width)
+    return PromptProcessor(tokenizer, (int(unet["in_channels"]), height, width), image_shape)
 
 
-def empty_ids(folder: Path) -> np.ndarray:
-    """The empty prompt of the parts in ``folder``, [1, tokens] int64, without transformers where that can be.
+def empty_prompt_ids(folder: Path) -> np.ndarray:
+    """Return the token ids of the empty prompt, [1, tokens] int64. Raises `ModelError`.
 
-    Raises `ModelError`.
+    Transformers, which takes seconds to import, is used only if tokenizer.json does not suffice.
     """
     import numpy as np
 
@@ -136,44 +144,46 @@ def empty_ids(folder: Path) -> np.ndarray:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(file))
-    filled = tokenizer.token_to_id(str(pad.get("content") if isinstance(pad, dict) else pad))
+    pad_id = tokenizer.token_to_id(str(pad.get("content") if isinstance(pad, dict) else pad))
     tokenizer.no_padding()
     ids = tokenizer.encode("").ids
-    if filled is None or len(ids) > length:
+    if pad_id is None or len(ids) > length:
         return load_prompt_processor(folder).ids([""])
-    return np.array([[*ids, *[filled] * (length - len(ids))]], dtype=np.int64)
+    return np.array([[*ids, *[pad_id] * (length - len(ids))]], dtype=np.int64)
 
 
 def load_scheduler(folder: Path) -> SchedulerMixin:
-    """diffusers' scheduler of the class and config in ``folder``. Raises `ModelError`, `MissingExtraError`."""
+    """Load diffusers' scheduler of the class and config in ``folder``. Raises `ModelError`, `MissingExtraError`."""
     from compress.models.config_checks import load_error_types
 
-    said = read_json(folder / SCHEDULER / "scheduler_config.json")
-    made = getattr(import_diffusers(), str(said.get("_class_name")), None)
-    if made is None or not hasattr(made, "step"):
+    config = read_json(folder / SCHEDULER / "scheduler_config.json")
+    scheduler_class = getattr(import_diffusers(), str(config.get("_class_name")), None)
+    if scheduler_class is None or not hasattr(scheduler_class, "step"):
         raise ModelError(
-            f"diffusers has no scheduler {said.get('_class_name')!r}.",
+            f"diffusers has no scheduler {config.get('_class_name')!r}.",
             where=str(folder / SCHEDULER),
             expected="the class of one of its schedulers as _class_name",
         )
     try:
-        return made.from_config(said)
+        return scheduler_class.from_config(config)
     except load_error_types() as error:
         raise ModelError(f"The scheduler cannot be made: {first_line(error)}", where=str(folder / SCHEDULER)) from error
 
 
 def import_diffusers() -> Any:
-    """The package, imported without torchao, which takes seconds and isn't needed; it logs errors alone.
+    """Return diffusers, imported without torchao and with errors as its only log messages.
 
-    Raises `MissingExtraError`.
+    Raises:
+        MissingExtraError: diffusers is not installed.
     """
+    # Importing torchao takes seconds and is not needed. None in sys.modules makes diffusers take it for not installed.
     hidden = _TORCHAO not in sys.modules
     if hidden:
-        sys.modules[_TORCHAO] = None  # type: ignore[assignment]  # so that it is taken for not installed
+        sys.modules[_TORCHAO] = None  # type: ignore[assignment]
     try:
         import diffusers.utils.import_utils
     except ModuleNotFoundError as error:
-        raise MissingExtraError("diffusers", "diffusion", "A model that draws pictures") from error
+        raise MissingExtraError("diffusers", "diffusion", "A model that generates images") from error
     finally:
         if hidden:
             del sys.modules[_TORCHAO]

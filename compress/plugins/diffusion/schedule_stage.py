@@ -57,9 +57,9 @@ class Schedule(KeepsShape, Stage[TorchModel, TorchModel]):
     def check_model(self, start: Path) -> None:
         """Raises `InputError` for a scheduler that diffusers doesn't have."""
         if self.scheduler not in (None, _BEST):
-            from compress.plugins.diffusion.scheduler import scheduler_class
+            from compress.plugins.diffusion.scheduler import find_scheduler_class
 
-            scheduler_class(str(self.scheduler))
+            find_scheduler_class(str(self.scheduler))
 
     def infer_shapes(self, model: TorchModel, context: Context) -> TorchModel:
         """The same, as far as bytes go."""
@@ -69,17 +69,21 @@ class Schedule(KeepsShape, Stage[TorchModel, TorchModel]):
         """Raises `InputError` for a scheduler that does not fit the denoiser, with the reason."""
         from dataclasses import replace
 
-        from compress.plugins.diffusion.caption_images import walked_path
+        from compress.plugins.diffusion.noised_latents import reference_trajectory
         from compress.plugins.diffusion.pipeline_model import GeneratorModel
-        from compress.plugins.diffusion.scheduler_search import COLUMNS, chosen, rows_of
+        from compress.plugins.diffusion.scheduler import TRIAL_COLUMNS, SchedulerChoice, build_scheduler, trial_rows
 
         assert isinstance(model, GeneratorModel)
         guidance = model.sampling.guidance if self.guidance is None else self.guidance
         model = replace(model, sampling=replace(model.sampling, steps=self.steps, guidance=guidance))
         if self.scheduler != _BEST:
             name = self.scheduler or type(model.scheduler).__name__
-            return replace(model, scheduler=chosen(model.scheduler, name, self.steps, self.config))
-        scheduler, tried = walked_path(model, context, self.prompts, self.reference_steps).best(self.steps)
-        context.add_table(f"Distance in {self.steps} steps from {self.reference_steps}", COLUMNS, rows_of(tried))
-        context.note(f"schedule: {tried[0].choice}, {tried[0].error:.1%} from {self.reference_steps} steps")
+            choice = SchedulerChoice(name, self.config)
+            return replace(model, scheduler=build_scheduler(model.scheduler, choice, self.steps))
+        trajectory = reference_trajectory(model, context, self.prompts, self.reference_steps)
+        scheduler, trials = trajectory.best_scheduler(self.steps)
+        context.add_table(
+            f"Distance in {self.steps} steps from {self.reference_steps}", TRIAL_COLUMNS, trial_rows(trials)
+        )
+        context.note(f"schedule: {trials[0].choice}, {trials[0].error:.1%} from {self.reference_steps} steps")
         return replace(model, scheduler=scheduler)

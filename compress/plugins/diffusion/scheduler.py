@@ -1,192 +1,239 @@
-"""Another scheduler of diffusers for the same denoiser, where it fits; importing this imports no torch."""
+"""Choice of another scheduler of diffusers for the same denoiser. Importing this imports no torch."""
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from compress.plugins.diffusion.sampler import DiffusionSampler
 from compress.plugins.diffusion.sampling_settings import import_diffusers
 from compress.utils.errors import InputError, first_line, nearest_name
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
-
 _SPACING = "timestep_spacing"
-_SAME = 1e-5
-"""How far the noise levels of two schedulers may differ."""
-FAILURES = (ValueError, TypeError, IndexError, AttributeError, NotImplementedError, ImportError, ArithmeticError)
-"""What diffusers raises for settings that don't go together."""
+_NOISE_TOLERANCE = 1e-5
+"""Largest accepted difference of the noise levels of two schedulers."""
+_CONFIG_ERRORS = (ValueError, TypeError, IndexError, AttributeError, NotImplementedError, ImportError, ArithmeticError)
+"""Errors that diffusers raises for settings that do not fit together."""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A scheduler by its class's name in diffusers, and what of its config is not as the model has it."""
+class SchedulerChoice:
+    """Class of a scheduler in diffusers, and the fields of its config that differ from the model's scheduler."""
 
     scheduler: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, object] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return " ".join((self.scheduler, *(f"{name}={value}" for name, value in self.fields.items())))
 
 
-UNTRAINED: tuple[Choice, ...] = (
-    Choice("DDIMScheduler", {_SPACING: "leading"}),
-    Choice("DDIMScheduler", {_SPACING: "trailing"}),
-    Choice("DPMSolverMultistepScheduler", {_SPACING: "linspace"}),
-    Choice("DPMSolverMultistepScheduler", {_SPACING: "trailing"}),
-    Choice("DPMSolverMultistepScheduler", {_SPACING: "linspace", "use_karras_sigmas": True}),
-    Choice("UniPCMultistepScheduler", {_SPACING: "linspace"}),
-    Choice("UniPCMultistepScheduler", {_SPACING: "trailing"}),
-    Choice("EulerDiscreteScheduler", {_SPACING: "linspace"}),
-    Choice("EulerDiscreteScheduler", {_SPACING: "trailing"}),
+CANDIDATES: tuple[SchedulerChoice, ...] = (
+    SchedulerChoice("DDIMScheduler", {_SPACING: "leading"}),
+    SchedulerChoice("DDIMScheduler", {_SPACING: "trailing"}),
+    SchedulerChoice("DPMSolverMultistepScheduler", {_SPACING: "linspace"}),
+    SchedulerChoice("DPMSolverMultistepScheduler", {_SPACING: "trailing"}),
+    SchedulerChoice("DPMSolverMultistepScheduler", {_SPACING: "linspace", "use_karras_sigmas": True}),
+    SchedulerChoice("UniPCMultistepScheduler", {_SPACING: "linspace"}),
+    SchedulerChoice("UniPCMultistepScheduler", {_SPACING: "trailing"}),
+    SchedulerChoice("EulerDiscreteScheduler", {_SPACING: "linspace"}),
+    SchedulerChoice("EulerDiscreteScheduler", {_SPACING: "trailing"}),
 )
-"""Those that are tried where a recipe leaves the choice: they follow the same path, so that they can be compared."""
+"""Schedulers of `scheduler: best`. They follow the same trajectory without training, so that they can be compared."""
+_REFERENCE = SchedulerChoice("DPMSolverMultistepScheduler", {_SPACING: "trailing"})
+"""DPM-Solver++ 2M (Lu et al. 2022) is of second order, so that its error at many steps is negligible."""
 
 
-def fitting_scheduler(base: Any, choice: Choice, steps: int) -> SchedulerMixin:
-    """The chosen scheduler with the noise levels and the prediction type of ``base``, the model's own.
+def build_scheduler(base: SchedulerMixin, choice: SchedulerChoice, steps: int) -> SchedulerMixin:
+    """Build the chosen scheduler with the noise levels and the prediction type of ``base``, the model's own.
 
-    Raises `InputError` where there is no such scheduler, where the model was trained for one of another sort, and where
-    prediction type, timestep spacing or the number of ``steps`` don't fit it.
+    Raises:
+        InputError: There is no such scheduler, the model was trained for another kind, or prediction type, timestep
+            spacing or number of steps do not fit it.
     """
-    made = scheduler_class(choice.scheduler)
-    _require_compatible(base, made)
-    accepted = set(_parameters(made))
+    scheduler_class = find_scheduler_class(choice.scheduler)
+    # diffusers lists the schedulers that can replace each other.
+    if scheduler_class is not type(base) and scheduler_class not in base.compatibles:
+        others = sorted(other.__name__ for other in base.compatibles if not other.__name__.startswith("Dummy"))
+        raise InputError(
+            f"{scheduler_class.__name__} does not fit a denoiser that was trained for {type(base).__name__}.",
+            where="scheduler",
+            expected=f"one of {', '.join(others)}",
+            hint="models that `distill_consistency` trained are sampled by LCMScheduler, and no others are",
+        )
+    accepted = inspect.signature(scheduler_class).parameters
     for name in choice.fields:
         if name not in accepted:
-            raise _unfit(choice, f"it has no {name}", f"one of {', '.join(sorted(accepted))}")
-    kind = base.config.get("prediction_type", "epsilon")
-    if kind != "epsilon" and "prediction_type" not in accepted:
-        raise _unfit(choice, f"it takes networks that predict epsilon, and this one predicts {kind}")
+            raise _misfit(choice, f"it has no {name}", f"one of {', '.join(sorted(accepted))}")
+    prediction_type = base.config.get("prediction_type", "epsilon")
+    if prediction_type != "epsilon" and "prediction_type" not in accepted:
+        raise _misfit(choice, f"it takes networks that predict epsilon, and this one predicts {prediction_type}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = made.from_config(dict(base.config), **choice.fields)
-    except FAILURES as error:
-        raise _unfit(choice, first_line(error)) from error
-    _require_same_noise(base, found, choice)
-    check_steps(found, steps, choice)
-    return found
+            scheduler = scheduler_class.from_config(dict(base.config), **choice.fields)
+    except _CONFIG_ERRORS as error:
+        raise _misfit(choice, first_line(error)) from error
+    expected, actual = getattr(base, "alphas_cumprod", None), getattr(scheduler, "alphas_cumprod", None)
+    differs = (
+        expected is not None
+        and actual is not None
+        and (expected.shape != actual.shape or float((expected - actual).abs().max()) > _NOISE_TOLERANCE)
+    )
+    if differs:
+        raise _misfit(choice, "it makes other noise levels of the model's config than the model was trained with")
+    check_steps(scheduler, steps, choice)
+    return scheduler
 
 
-def check_steps(scheduler: SchedulerMixin, steps: int, choice: Choice | None = None) -> None:
-    """Walk ``steps`` of them on zeros. Raises `InputError` where the scheduler can't."""
+def check_steps(scheduler: SchedulerMixin, steps: int, choice: SchedulerChoice | None = None) -> None:
+    """Run ``steps`` steps on zeros. Raises `InputError` if the scheduler cannot."""
     import torch
 
-    walked = type(scheduler).from_config(scheduler.config)
-    said = choice or Choice(type(scheduler).__name__)
-    trained = int(scheduler.config.num_train_timesteps)
+    trial = type(scheduler).from_config(scheduler.config)
+    choice = choice or SchedulerChoice(type(scheduler).__name__)
+    num_timesteps = int(scheduler.config.num_train_timesteps)
     try:
-        walked.set_timesteps(steps)
-        times = walked.timesteps.tolist()
-        if min(times) < 0 or max(times) > trained - 1:
-            raise _unfit(said, f"{steps} steps reach timestep {max(times):g} of {trained}")
-        sample = torch.zeros(1, 3, 2, 2) * walked.init_noise_sigma
-        for time in walked.timesteps:
-            output = torch.zeros_like(walked.scale_model_input(sample, time))
-            sample = walked.step(output, time, sample).prev_sample
-    except FAILURES as error:
-        raise _unfit(
-            said, first_line(error), f"a number of steps that suits it, where {steps} were asked for"
-        ) from error
+        trial.set_timesteps(steps)
+        timesteps = trial.timesteps.tolist()
+        if min(timesteps) < 0 or max(timesteps) > num_timesteps - 1:
+            raise _misfit(choice, f"{steps} steps reach timestep {max(timesteps):g} of {num_timesteps}")
+        sample = torch.zeros(1, 3, 2, 2) * trial.init_noise_sigma
+        for timestep in trial.timesteps:
+            output = torch.zeros_like(trial.scale_model_input(sample, timestep))
+            sample = trial.step(output, timestep, sample).prev_sample
+    except _CONFIG_ERRORS as error:
+        expected = f"a number of steps that suits it; the recipe has {steps}"
+        raise _misfit(choice, first_line(error), expected) from error
     if not torch.isfinite(sample).all():
-        raise _unfit(said, f"{steps} steps end in numbers that are not finite")
-
-
-def network_calls(scheduler: SchedulerMixin, steps: int) -> int:
-    """How often the denoiser is called for so many steps: twice as often by schedulers of second order."""
-    walked = type(scheduler).from_config(scheduler.config)
-    walked.set_timesteps(steps)
-    return len(walked.timesteps)
+        raise _misfit(choice, f"{steps} steps end in numbers that are not finite")
 
 
 @dataclass(frozen=True)
-class Tried:
-    """A choice, and by the measure how far it is off at so many steps; or why it doesn't fit."""
+class SchedulerTrial:
+    """Error of a scheduler at a number of steps, or the reason why it does not fit."""
 
-    choice: Choice
+    choice: SchedulerChoice
     error: float | None
     reason: str = ""
 
 
-def best_untrained(
-    base: object, steps: int, measure: Callable[[Any], float], choices: Sequence[Choice] = UNTRAINED
-) -> tuple[Any, list[Tried]]:
-    """The scheduler of least ``measure`` at so many calls of the denoiser, and all that were tried, best first.
+def rank_schedulers(
+    base: SchedulerMixin,
+    steps: int,
+    measure: Callable[[SchedulerMixin], float],
+    choices: Sequence[SchedulerChoice] = CANDIDATES,
+) -> tuple[SchedulerMixin, list[SchedulerTrial]]:
+    """Return the scheduler with the smallest error for ``steps`` denoiser calls, and all trials, best first.
 
-    Raises `InputError` where none fits.
+    Args:
+        base: The model's own scheduler.
+        steps: Number of steps.
+        measure: Returns the error of a scheduler.
+        choices: Schedulers to compare.
+
+    Raises:
+        InputError: No scheduler fits.
     """
-    tried, schedulers = list[Tried](), dict[str, Any]()
+    trials, schedulers = list[SchedulerTrial](), dict[str, "SchedulerMixin"]()
     for choice in choices:
         try:
-            scheduler = fitting_scheduler(base, choice, steps)
+            scheduler = build_scheduler(base, choice, steps)
         except InputError as error:
-            tried.append(Tried(choice, None, error.what))
+            trials.append(SchedulerTrial(choice, None, error.what))
             continue
-        if network_calls(scheduler, steps) != steps:
-            tried.append(Tried(choice, None, "it calls the denoiser more than once a step"))
+        # Schedulers of second order call the denoiser twice per step, which would be an unfair comparison.
+        trial = type(scheduler).from_config(scheduler.config)
+        trial.set_timesteps(steps)
+        if len(trial.timesteps) != steps:
+            trials.append(SchedulerTrial(choice, None, "it calls the denoiser more than once a step"))
             continue
         schedulers[str(choice)] = scheduler
-        tried.append(Tried(choice, measure(scheduler)))
-    tried.sort(key=lambda one: float("inf") if one.error is None else one.error)
+        trials.append(SchedulerTrial(choice, measure(scheduler)))
+    trials.sort(key=lambda trial: float("inf") if trial.error is None else trial.error)
     if not schedulers:
         raise InputError(
-            f"No scheduler fits {steps} steps: {tried[0].reason}",
+            f"No scheduler fits {steps} steps: {trials[0].reason}",
             where="scheduler",
             expected=f"one like the model's own, {type(base).__name__}",
         )
-    return schedulers[str(tried[0].choice)], tried
+    return schedulers[str(trials[0].choice)], trials
 
 
-def scheduler_class(name: str) -> type[SchedulerMixin]:
-    """The class of that name in diffusers. Raises `InputError` where there is none, naming one that is spelt alike."""
+TRIAL_COLUMNS = ("scheduler", "distance")
+
+
+def trial_rows(trials: Sequence[SchedulerTrial]) -> list[tuple[str, float | str]]:
+    """Return rows of a stage's table: each scheduler, and its distance or the reason why it does not fit."""
+    return [(str(trial.choice), trial.reason if trial.error is None else round(trial.error, 5)) for trial in trials]
+
+
+@dataclass(frozen=True)
+class ReferenceTrajectory:
+    """End of a trajectory of many steps: latents ``end`` [n, channels, h, w] for prompts and noise."""
+
+    sampler: DiffusionSampler
+    ids: np.ndarray
+    noise: np.ndarray
+    end: np.ndarray = field(repr=False)
+
+    @classmethod
+    def sample(cls, sampler: DiffusionSampler, ids: np.ndarray, noise: np.ndarray, steps: int) -> ReferenceTrajectory:
+        """Sample the trajectory.
+
+        Args:
+            sampler: Sampler of the model.
+            ids: Token ids of the prompts, [n, tokens].
+            noise: Initial noise, [n, channels, h, w].
+            steps: Number of steps.
+
+        Raises:
+            InputError: DPM-Solver++ 2M does not fit the denoiser.
+        """
+        scheduler = build_scheduler(sampler.scheduler, _REFERENCE, steps)
+        reference = replace(sampler, scheduler=scheduler, sampling=replace(sampler.sampling, steps=steps))
+        return cls(sampler, ids, noise, reference.sample_latents(ids, noise))
+
+    def distance(self, sampler: DiffusionSampler) -> float:
+        """Return the root mean square error of another sampler's latents, relative to the latents."""
+        latents = sampler.sample_latents(self.ids, self.noise, seeds=range(len(self.noise)))
+        return float(np.sqrt(np.mean((latents - self.end) ** 2) / np.mean(self.end**2)))
+
+    def best_scheduler(self, steps: int) -> tuple[SchedulerMixin, list[SchedulerTrial]]:
+        """Return the nearest scheduler for ``steps`` steps of the same denoiser, and all trials, nearest first."""
+        sampling = replace(self.sampler.sampling, steps=steps)
+        return rank_schedulers(
+            self.sampler.scheduler,
+            steps,
+            lambda scheduler: self.distance(replace(self.sampler, scheduler=scheduler, sampling=sampling)),
+        )
+
+
+def find_scheduler_class(name: str) -> type[SchedulerMixin]:
+    """Return the scheduler class of diffusers with that name. Raises `InputError` with a similar name."""
     diffusers = import_diffusers()
-    found = getattr(diffusers, name, None)
-    if isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin):
-        return found
-    known = [one for one in dir(diffusers) if one.endswith("Scheduler")]
-    near = nearest_name(name, known)
+    scheduler_class = getattr(diffusers, name, None)
+    if isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin):
+        return scheduler_class
+    similar = nearest_name(name, [other for other in dir(diffusers) if other.endswith("Scheduler")])
     raise InputError(
         f"diffusers has no scheduler {name!r}.",
         where="scheduler",
         expected="the name of one of its scheduler classes, such as DPMSolverMultistepScheduler",
-        hint=f"did you mean {near}?" if near else None,
+        hint=f"did you mean {similar}?" if similar else None,
     )
 
 
-def _parameters(made: Any) -> tuple[str, ...]:
-    import inspect
-
-    return tuple(name for name in inspect.signature(made.__init__).parameters if name != "self")
-
-
-def _require_compatible(base: Any, made: Any) -> None:
-    """diffusers' own word on which schedulers can take each other's place."""
-    if made is type(base) or made in base.compatibles:
-        return
-    others = sorted(one.__name__ for one in base.compatibles if not one.__name__.startswith("Dummy"))
-    raise InputError(
-        f"{made.__name__} does not fit a denoiser that was trained for {type(base).__name__}.",
-        where="scheduler",
-        expected=f"one of {', '.join(others)}",
-        hint="models that `distill` made consistent are sampled by LCMScheduler, and no others are",
-    )
-
-
-def _require_same_noise(base: object, found: object, choice: Choice) -> None:
-    ours, theirs = getattr(base, "alphas_cumprod", None), getattr(found, "alphas_cumprod", None)
-    if ours is None or theirs is None:
-        return
-    if ours.shape != theirs.shape or float((ours - theirs).abs().max()) > _SAME:
-        raise _unfit(choice, "it makes other noise levels of the model's config than the model was trained with")
-
-
-def _unfit(choice: Choice, why: str, expected: str | None = None) -> InputError:
+def _misfit(choice: SchedulerChoice, reason: str, expected: str | None = None) -> InputError:
     return InputError(
-        f"{choice} does not fit: {why.rstrip('.')}.",
+        f"{choice} does not fit: {reason.rstrip('.')}.",
         where="scheduler",
         expected=expected or "a scheduler that takes what the denoiser was trained for",
         hint="take another scheduler, timestep_spacing or number of steps, or `scheduler: best`",

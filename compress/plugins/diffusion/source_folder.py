@@ -1,10 +1,12 @@
-"""Conversion of a diffusers folder to a starting folder: checked parts only. Imports no torch."""
+"""Checks of a diffusers folder, and its conversion to a starting folder with the checked components only.
+
+JSON and safetensors headers suffice. Importing this imports no torch.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from compress.models.folder_checks import check_model_folder
 from compress.models.json_file import read_json
@@ -13,68 +15,158 @@ from compress.models.pipeline_folder import (
     CHECKER,
     CONFIG,
     MODEL_INDEX,
+    UNET,
     SafetyChecker,
     component_classes,
+    part_config,
     pipeline_config,
     weights_of,
 )
 from compress.plugins.diffusion.sampling_settings import SAMPLING
-from compress.sources.build_model import write_once
 from compress.utils.errors import ModelError
 from compress.utils.progress import Progress, SilentProgress
 from compress.utils.storage import digest_file
 
-_CHECKING = (CHECKER, "feature_extractor")
-"""A safety checker, and what prepares pictures for it."""
+_REQUIRED = ("text_encoder", UNET, "vae", "tokenizer", "scheduler")
+_UNET_CLASS = "UNet2DConditionModel"
+_CHECKER_COMPONENTS = (CHECKER, "feature_extractor")
+"""Safety checker, and the component that prepares images for it."""
 _REVISION = 1
-"""Raised when the same files would be turned into another folder."""
-_BESIDE = (".json", ".txt", ".model", ".jinja")
+"""Increase it when the same files should be converted into another folder."""
+_SMALL_FILES = (".json", ".txt", ".model", ".jinja")
+
+
+def check_pipeline_folder(folder: Path) -> None:
+    """Check that every component exists and that their widths fit. Raises `ModelError`."""
+    # Benchmarks only ask if a folder is a pipeline, and should import no more than that needs.
+    from compress.models.safetensors_file import read_header
+
+    _check_components(folder)
+    for name in _REQUIRED:
+        if not (folder / name).is_dir():
+            raise ModelError(
+                f"The pipeline's part {name!r} is missing.",
+                where=str(folder / name),
+                expected="a folder for each part that model_index.json names",
+                hint="fetch the model again; its download stopped early",
+            )
+    for name in ("text_encoder", UNET, "vae"):
+        for file in weights_of(folder / name):
+            read_header(file)
+    if part_config(folder, "text_encoder").get("use_attention_mask"):
+        raise ModelError(
+            "The pipeline's text encoder needs an attention mask for padding, which is not supported.",
+            where=str(folder / "text_encoder" / CONFIG),
+            expected="a text encoder without use_attention_mask, as Stable Diffusion 1 and 2 have it",
+        )
+    _check_widths(folder)
+
+
+def _check_components(folder: Path) -> None:
+    """Check the components that model_index.json names."""
+    classes = component_classes(folder)
+    absent = [name for name in _REQUIRED if name not in classes]
+    if absent:
+        transformer = classes.get("transformer") if absent[0] == UNET else None
+        raise ModelError(
+            f"The pipeline lacks the part {absent[0]}"
+            + (f", and has a transformer ({transformer[1]}) instead." if transformer else "."),
+            where=str(folder / MODEL_INDEX),
+            expected=f"{', '.join(_REQUIRED)}, as Stable Diffusion 1 and 2 have them",
+        )
+    further = [name for name in classes if name.startswith(("text_encoder_", "tokenizer_"))]
+    if further:
+        raise ModelError(
+            f"The pipeline has a {further[0]} beside the first.",
+            where=str(folder / MODEL_INDEX),
+            expected="one text encoder and one denoiser, as Stable Diffusion 1 and 2 have them",
+        )
+    _, denoiser_class = classes[UNET]
+    if denoiser_class != _UNET_CLASS:
+        raise ModelError(
+            f"The pipeline's UNet is a {denoiser_class}, which takes other arguments.",
+            where=str(folder / MODEL_INDEX),
+            expected=f"a {_UNET_CLASS}, as Stable Diffusion 1 and 2 have it",
+        )
+
+
+def _check_widths(folder: Path) -> None:
+    unet, text, vae = (part_config(folder, name) for name in (UNET, "text_encoder", "vae"))
+    pairs = (
+        ("cross_attention_dim", "text_encoder", "hidden_size", text.get("hidden_size", text.get("d_model"))),
+        ("out_channels", "vae", "latent_channels", vae.get("latent_channels")),
+    )
+    for field, component, component_field, component_size in pairs:
+        size = unet.get(field)
+        if isinstance(size, int) and isinstance(component_size, int) and size != component_size:
+            raise ModelError(
+                f"The parts are of two versions: {UNET} has {field} {size}, {component} has {component_field} "
+                f"{component_size}.",
+                where=str(folder),
+                expected="parts that were trained together",
+                hint="take all parts from one model",
+            )
 
 
 def converted_folder(folder: Path, cache: Path, checker: SafetyChecker | None) -> Path:
-    """Where `convert_pipeline` puts what it makes of ``folder``; itself where there is nothing to make.
+    """Return the path that `convert_pipeline` writes, or ``folder`` if there is nothing to convert.
 
-    Raises `ModelError`.
+    Raises:
+        ModelError: A file of the pipeline cannot be read.
     """
     from compress.utils.storage import cache_key
 
-    if (folder / CONFIG).is_file() and not _refused(folder, checker):
+    if (folder / CONFIG).is_file() and not _removes_checker(folder, checker):
         return folder
-    digests = {path.relative_to(folder).as_posix(): digest_file(path) for path in _files(folder, checker)}
+    digests = {path.relative_to(folder).as_posix(): digest_file(path) for path in _component_files(folder, checker)}
     return cache / f"pipeline-{cache_key({'revision': _REVISION, 'files': digests, 'checker': checker})[:32]}"
 
 
 def convert_pipeline(
     folder: Path, cache: Path, checker: SafetyChecker | None, progress: Progress | None = None
 ) -> Path:
-    """The folder with the parts of ``folder`` and a config.json that says which pipeline they are.
+    """Write a folder with the components of ``folder`` and a config.json that names the pipeline.
 
-    It lies below ``cache`` and is made at the first call; files are linked where they can be. Raises `ModelError` for a
-    folder that is not whole, and for a safety checker where ``checker`` says nothing.
+    It is written once, below ``cache``. Files are linked where possible.
+
+    Args:
+        folder: Pipeline in diffusers' layout.
+        cache: Folder of converted models.
+        checker: Decision of the recipe about the safety checker.
+        progress: Progress display.
+
+    Raises:
+        ModelError: The pipeline is incomplete, or has a safety checker that the recipe does not decide about.
     """
+    from compress.sources.build_model import write_once
+
     check_model_folder(folder)
-    check_checker(folder, checker)
+    check_safety_checker(folder, checker)
     target = converted_folder(folder, cache, checker)
     if target == folder or target.is_dir():
         return target
-    (progress or SilentProgress()).note(f"making the parts of {folder.name} ready in {cache}")
+    (progress or SilentProgress()).note(f"preparing the parts of {folder.name} in {cache}")
 
-    def write(made: Path) -> None:
-        made.mkdir()
-        for path in _files(folder, checker):
-            place = made / path.relative_to(folder)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            link_or_copy(path, place)
-        index = _index(folder, checker)
-        (made / MODEL_INDEX).unlink()
-        (made / MODEL_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        (made / CONFIG).write_text(json.dumps(pipeline_config(index), indent=2) + "\n", encoding="utf-8")
+    def write(directory: Path) -> None:
+        directory.mkdir()
+        for path in _component_files(folder, checker):
+            copy = directory / path.relative_to(folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(path, copy)
+        left_out = _CHECKER_COMPONENTS if _removes_checker(folder, checker) else ()
+        index = {
+            name: [None, None] if name in left_out else value for name, value in read_json(folder / MODEL_INDEX).items()
+        }
+        # The copy may be a link to the source's file, which must not change.
+        (directory / MODEL_INDEX).unlink()
+        (directory / MODEL_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (directory / CONFIG).write_text(json.dumps(pipeline_config(index), indent=2) + "\n", encoding="utf-8")
 
     return write_once(target, write, "free some space or name another folder with --artifacts")
 
 
-def check_checker(folder: Path, checker: SafetyChecker | None) -> None:
-    """Raise `ModelError` for a pipeline with a safety checker of which ``checker`` says nothing."""
+def check_safety_checker(folder: Path, checker: SafetyChecker | None) -> None:
+    """Raise `ModelError` for a pipeline with a safety checker that the recipe does not decide about."""
     if checker is None and CHECKER in component_classes(folder):
         raise ModelError(
             "The pipeline has a safety checker, and the recipe does not say whether to keep it.",
@@ -85,24 +177,17 @@ def check_checker(folder: Path, checker: SafetyChecker | None) -> None:
         )
 
 
-def _refused(folder: Path, checker: SafetyChecker | None) -> bool:
-    """Whether there is a part that is not to be there."""
+def _removes_checker(folder: Path, checker: SafetyChecker | None) -> bool:
     return checker == "leave_out" and CHECKER in component_classes(folder)
 
 
-def _index(folder: Path, checker: SafetyChecker | None) -> dict[str, Any]:
-    index = dict(read_json(folder / MODEL_INDEX))
-    without = _CHECKING if _refused(folder, checker) else ()
-    return {name: [None, None] if name in without else value for name, value in index.items()}
-
-
-def _files(folder: Path, checker: SafetyChecker | None) -> list[Path]:
-    """What belongs to the parts: their weights, one variant of them, and small files."""
-    found = [path for name in (MODEL_INDEX, SAMPLING) if (path := folder / name).is_file()]
+def _component_files(folder: Path, checker: SafetyChecker | None) -> list[Path]:
+    """Return the files of the components: one variant of their weights, and small files."""
+    files = [path for name in (MODEL_INDEX, SAMPLING) if (path := folder / name).is_file()]
     for name in component_classes(folder):
-        if name in _CHECKING and _refused(folder, checker):
+        if name in _CHECKER_COMPONENTS and _removes_checker(folder, checker):
             continue
-        small = [path for path in sorted((folder / name).rglob("*")) if path.suffix in _BESIDE and path.is_file()]
+        small = [p for p in sorted((folder / name).rglob("*")) if p.suffix in _SMALL_FILES and p.is_file()]
         weights = weights_of(folder / name) if any((folder / name).glob("*.safetensors")) else ()
-        found += [*small, *weights]
-    return found
+        files += [*small, *weights]
+    return files

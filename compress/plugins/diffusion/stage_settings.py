@@ -48,7 +48,7 @@ class DenoiserPruning(Frozen):
     batch_size: int = Field(16, ge=1, description="images whose importance is computed at once")
 
     @property
-    def cuts_channels(self) -> bool:
+    def prunes_channels(self) -> bool:
         """Whether channels are removed."""
         return self._ways() > 0
 

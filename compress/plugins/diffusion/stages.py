@@ -50,11 +50,11 @@ class PruneDenoiser(DenoiserPruning, Stage[TorchModel, TorchModel]):
     def check_model(self, start: Path) -> None:
         """Raise `StageError` for a UNet that does not have these blocks or channels."""
         from compress.models.pipeline_folder import UNET, part_config
-        from compress.plugins.diffusion.component_costs import hollow_part
-        from compress.plugins.diffusion.denoiser_pruning import check_cut
+        from compress.plugins.diffusion.component_costs import build_component_on_meta
+        from compress.plugins.diffusion.denoiser_pruning import check_pruning
 
         if (start / UNET).is_dir():
-            check_cut(hollow_part(part_config(start, UNET)), self)
+            check_pruning(build_component_on_meta(part_config(start, UNET)), self)
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Prune the UNet of ``model`` in place."""
@@ -155,9 +155,9 @@ class DistillAutoencoder(AutoencoderDistillation, _DistillsDenoiser):
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Train a small autoencoder and put it in the VAE's place."""
-        from compress.plugins.diffusion.tiny_autoencoder import distill_decoder
+        from compress.plugins.diffusion.tiny_autoencoder import distill_autoencoder
 
-        return distill_decoder(self, self._teacher(model, context), model, context)
+        return distill_autoencoder(self, self._teacher(model, context), model, context)
 
 
 def _generator(model: TorchModel) -> GeneratorModel:

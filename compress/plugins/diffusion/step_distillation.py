@@ -1,12 +1,12 @@
-"""How a generator learns to draw in fewer steps: rounds of training, each kept, and the scheduler that goes with it."""
+"""Distillation of a denoiser that samples in fewer steps: rounds of training, and the student's scheduler."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import inspect
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,16 +14,21 @@ from torch import nn
 
 from compress.models.model import TorchModel
 from compress.models.pipeline_folder import UNET
-from compress.plugins.diffusion.caption_images import latent_rows, walked_path
-from compress.plugins.diffusion.noise_prediction import NoiseTable, PredictionType
-from compress.plugins.diffusion.noised_latents import LATENTS, TEXT
+from compress.plugins.diffusion.noise_prediction import NoiseSchedule, PredictionType
+from compress.plugins.diffusion.noised_latents import LATENTS, TEXT, encode_split, reference_trajectory
 from compress.plugins.diffusion.pipeline_model import GeneratorModel
 from compress.plugins.diffusion.sampling_settings import Sampling
-from compress.plugins.diffusion.scheduler import scheduler_class
-from compress.plugins.diffusion.scheduler_search import COLUMNS, rows_of
+from compress.plugins.diffusion.scheduler import TRIAL_COLUMNS, find_scheduler_class, trial_rows
+from compress.plugins.diffusion.session import torch_sampler
 from compress.plugins.diffusion.stage_settings import ConsistencyDistillation, ProgressiveDistillation
-from compress.plugins.diffusion.step_losses import Agree, Averaged, Batch, Denoiser, Join, Match
-from compress.plugins.diffusion.torch_session import torch_sampler
+from compress.plugins.diffusion.step_losses import (
+    AveragedNetwork,
+    CleanBatch,
+    ConsistencyLoss,
+    GuidanceLoss,
+    GuidedDenoiser,
+    ProgressiveLoss,
+)
 from compress.stages.training import processes
 from compress.stages.training.checkpoint import TrainingCheckpoint
 from compress.stages.training.length import Length
@@ -36,11 +41,13 @@ if TYPE_CHECKING:
 
     from compress.stages.base import Context
 
-_COMPARED, _REFERENCE_STEPS = 16, 50
-"""Pictures, and steps of the teacher, by which it is told what was learned."""
-_TOLD = "time_cond_proj_dim"
-_TOLD_WIDTH = 256
-"""Of the embedding of guidance, as in Luo et al. 2023."""
+_COMPARED_IMAGES, _REFERENCE_STEPS = 16, 50
+"""Number of images, and steps of the teacher, of the comparison in the report."""
+_CONDITION_FIELD = "time_cond_proj_dim"
+_CONDITION_WIDTH = 256
+"""Width of the guidance embedding, as in Luo et al. 2023."""
+
+StepLoss = GuidanceLoss | ProgressiveLoss | ConsistencyLoss
 
 
 def distill_steps(
@@ -49,50 +56,44 @@ def distill_steps(
     model: TorchModel,
     context: Context,
 ) -> GeneratorModel:
-    """``model`` with a denoiser that has learned to draw in fewer steps, and the scheduler that goes with it.
+    """Return ``model`` with a denoiser that samples in fewer steps, and its scheduler.
 
-    The report says how far from the teacher's pictures it ends, and how far the best scheduler of the untrained does.
+    The report compares its distance from the teacher's images with that of the best untrained scheduler.
+
+    Args:
+        settings: Settings of the stage.
+        teacher: Model to learn from.
+        model: Model whose denoiser is trained.
+        context: Context of the stage.
     """
     assert isinstance(model, GeneratorModel) and isinstance(teacher, GeneratorModel)
-    examples, empty = latent_rows(teacher, context)
-    path = walked_path(guided_by(teacher, settings.guidance_range[0]), context, _COMPARED, _REFERENCE_STEPS)
-    _, tried = path.best(settings.steps)
-    student: UNet2DConditionModel = model.parts[UNET]
-    student = told_of_guidance(student) if settings.conditions_on_guidance else copy.deepcopy(student)
-    lesson = StepTrainer(settings, teacher.parts[UNET], student, teacher.scheduler, examples, empty, context)
-    made = replace(model, scheduler=lesson.train(), sampling=Sampling(settings.steps, lesson.sampled_guidance))
-    made.replace_part(UNET, student)
-    rows = [*rows_of(tried), (f"{_method(settings)}, trained", round(path.distance(torch_sampler(made)), 5))]
-    context.add_table(f"Distance in {settings.steps} steps from {_REFERENCE_STEPS}", COLUMNS, rows)
+    examples, empty = encode_split(teacher, context)
+    guided_teacher = replace(teacher, sampling=replace(teacher.sampling, guidance=settings.guidance_range[0]))
+    trajectory = reference_trajectory(guided_teacher, context, _COMPARED_IMAGES, _REFERENCE_STEPS)
+    _, trials = trajectory.best_scheduler(settings.steps)
+    # The input may also be the teacher, so the student is a copy.
+    denoiser = model.parts[UNET]
+    student = add_guidance_input(denoiser) if settings.conditions_on_guidance else copy.deepcopy(denoiser)
+    trainer = StepTrainer(settings, teacher.parts[UNET], student, teacher.scheduler, examples, empty, context)
+    guidance = settings.guidance_range[0] if settings.conditions_on_guidance else 1.0
+    distilled = replace(model, scheduler=trainer.train(), sampling=Sampling(settings.steps, guidance))
+    distilled.replace_part(UNET, student)
+    method = "progressive" if isinstance(settings, ProgressiveDistillation) else "consistency"
+    distance = round(trajectory.distance(torch_sampler(distilled)), 5)
+    rows = [*trial_rows(trials), (f"{method}, trained", distance)]
+    context.add_table(f"Distance in {settings.steps} steps from {_REFERENCE_STEPS}", TRIAL_COLUMNS, rows)
     context.note(
-        f"distill_steps: {rows[-1][1]:.1%} from the teacher's {_REFERENCE_STEPS} steps, {rows[0][0]} {rows[0][1]:.1%}"
+        f"distill_steps: {distance:.1%} from the teacher's {_REFERENCE_STEPS} steps, {rows[0][0]} {rows[0][1]:.1%}"
     )
-    return made
-
-
-def _method(settings: ProgressiveDistillation | ConsistencyDistillation) -> str:
-    return "progressive" if isinstance(settings, ProgressiveDistillation) else "consistency"
-
-
-def _follower(
-    averaged: Averaged, settings: ProgressiveDistillation | ConsistencyDistillation
-) -> Callable[[int, int], None]:
-    """Return a hook for after each step that moves the averaged weights towards the trained ones."""
-    assert isinstance(settings, ConsistencyDistillation)
-    return lambda done, steps: averaged.follow(settings.average)
-
-
-def guided_by(model: GeneratorModel, guidance: float) -> GeneratorModel:
-    """The same model, drawing with another guidance."""
-    return replace(model, sampling=replace(model.sampling, guidance=guidance))
+    return distilled
 
 
 @dataclass
 class StepTrainer:
-    """One distillation of ``teacher`` into ``student``, both denoisers of diffusers; ``scheduler`` is the teacher's.
+    """Distillation of the denoiser ``teacher`` into ``student``. ``scheduler`` is the teacher's.
 
-    ``examples`` are those of `noised_latents.latent_examples`; ``empty`` [1, tokens, width] is what the text encoder
-    says of the empty prompt, where the denoiser reads text.
+    ``examples`` are `latent_examples`. ``empty`` [1, tokens, width] are the hidden states of the empty prompt, if the
+    denoiser reads text.
     """
 
     settings: ProgressiveDistillation | ConsistencyDistillation
@@ -104,24 +105,27 @@ class StepTrainer:
     context: Context
 
     def __post_init__(self) -> None:
-        kind = self.scheduler.config.get("prediction_type", "epsilon")
+        prediction_type = self.scheduler.config.get("prediction_type", "epsilon")
         squares = getattr(self.scheduler, "alphas_cumprod", None)
-        if squares is None or kind not in ("epsilon", "sample", "v_prediction"):
+        if squares is None or prediction_type not in ("epsilon", "sample", "v_prediction"):
             raise StageError(
-                f"A denoiser that was trained for {type(self.scheduler).__name__} ({kind}) learns no fewer steps here.",
+                f"A denoiser that was trained for {type(self.scheduler).__name__} ({prediction_type}) learns no fewer "
+                "steps here.",
                 expected="one of alphas and sigmas, as of DDPM or DDIM, which predicts epsilon, sample or v_prediction",
                 hint="leave the stage out, and choose a scheduler for fewer steps by `schedule`",
             )
-        self.taught: PredictionType = kind
-        progressive = isinstance(self.settings, ProgressiveDistillation)
-        self.kind: PredictionType = self.settings.prediction_type or ("v_prediction" if progressive else kind)
-        if self.kind == "epsilon" and not float(squares.min()) > 0:
+        self.teacher_prediction: PredictionType = prediction_type
+        is_progressive = isinstance(self.settings, ProgressiveDistillation)
+        default: PredictionType = "v_prediction" if is_progressive else prediction_type
+        self.student_prediction: PredictionType = self.settings.prediction_type or default
+        # The student's x is (z - sigma epsilon) / alpha, which has no value without a signal.
+        if self.student_prediction == "epsilon" and not float(squares.min()) > 0:
             raise StageError(
-                "Nothing of the signal is left at the last timestep, where epsilon says nothing of x.",
+                "Nothing of the signal is left at the last timestep, where epsilon does not determine x.",
                 where="prediction_type",
                 expected="v_prediction or sample",
             )
-        self.table = NoiseTable(squares.float())
+        self.schedule = NoiseSchedule(squares.float())
         if self.guides and self.empty is None:
             raise StageError(
                 "Guidance is the difference that a prompt makes, and this denoiser reads none.",
@@ -131,158 +135,149 @@ class StepTrainer:
 
     @property
     def guides(self) -> bool:
-        """Whether guidance is folded in."""
+        """Whether classifier-free guidance is folded in."""
         return self.settings.guidance_range[1] > 1
 
     @property
-    def sampled_guidance(self) -> float:
-        """What the student is drawn with: none, since it has it in itself, or what it is told where it is told."""
-        return self.settings.guidance_range[0] if self.settings.conditions_on_guidance else 1.0
-
-    @property
-    def told(self) -> int:
-        """The width of the embedding that tells the student of its guidance, or 0."""
-        return int(getattr(self.student, "config", {}).get(_TOLD) or 0) if self.settings.conditions_on_guidance else 0
+    def condition_width(self) -> int:
+        """Width of the student's guidance embedding, or 0."""
+        if not self.settings.conditions_on_guidance:
+            return 0
+        return int(getattr(self.student, "config", {}).get(_CONDITION_FIELD) or 0)
 
     def train(self) -> SchedulerMixin:
-        """Train the student in place; returns the scheduler that draws with it. Raises `StageError`."""
+        """Train the student in place and return its scheduler. Raises `StageError`."""
         self.teacher.eval().requires_grad_(False)
-        settings = self.settings
+        settings, empty = self.settings, self.empty if self.guides else None
+        teacher = GuidedDenoiser(self.teacher, self.teacher_prediction, self.schedule, 0, empty)
+        student = self._denoiser(self.student)
         if isinstance(settings, ConsistencyDistillation):
-            self._train("consistent", lambda: self._agree(settings), 0, 1)
-            return self.sampled_by()
+            averaged, huber = AveragedNetwork(self.student), settings.loss == "pseudo_huber"
+            loss = ConsistencyLoss(teacher, student, settings.teacher_steps, averaged, settings.timestep_scaling, huber)
+            self._train_round("consistent", loss, 0, 1)
+            return self.student_scheduler()
         counts = [settings.first_steps, *settings.rounds]
-        rounds = [(f"{steps}-steps", steps, before // steps) for before, steps in pairwise(counts)]
-        if settings.guidance_first and (self.guides or self.kind != self.taught):
+        rounds = [(f"{steps}-steps", steps, previous // steps) for previous, steps in pairwise(counts)]
+        if settings.guidance_first and (self.guides or self.student_prediction != self.teacher_prediction):
+            # The student first learns to predict as the guided teacher, at all timesteps.
             rounds.insert(0, ("guided", 0, 1))
-        teacher = self._first_teacher()
-        for place, (name, steps, joined) in enumerate(rounds):
-            self._train(name, _Round(self, teacher, steps, joined, settings.solver != "ddim"), place, len(rounds))
-            frozen = copy.deepcopy(self.student).eval().requires_grad_(False)
-            teacher = Denoiser(frozen, self.kind, self.table, self.told)
-        return self.sampled_by()
+        second_order = settings.solver != "ddim"
+        for index, (name, steps, merged) in enumerate(rounds):
+            round_loss = (
+                ProgressiveLoss(teacher, student, steps, merged, second_order)
+                if steps
+                else GuidanceLoss(teacher, student)
+            )
+            self._train_round(name, round_loss, index, len(rounds))
+            # The student of a round is the teacher of the next.
+            teacher = self._denoiser(copy.deepcopy(self.student).eval().requires_grad_(False))
+        return self.student_scheduler()
 
-    def sampled_by(self) -> SchedulerMixin:
-        """The scheduler of the student."""
-        config = {**self.scheduler.config, "prediction_type": self.kind, "clip_sample": False, "thresholding": False}
+    def _denoiser(self, network: nn.Module) -> GuidedDenoiser:
+        return GuidedDenoiser(network, self.student_prediction, self.schedule, self.condition_width)
+
+    def student_scheduler(self) -> SchedulerMixin:
+        """Return the scheduler of the student: LCM after consistency distillation, otherwise DDIM."""
+        is_consistent = isinstance(self.settings, ConsistencyDistillation)
+        scheduler_class = find_scheduler_class("LCMScheduler" if is_consistent else "DDIMScheduler")
+        config = {
+            **self.scheduler.config,
+            "prediction_type": self.student_prediction,
+            "clip_sample": False,
+            "thresholding": False,
+        }
+        fields = inspect.signature(scheduler_class).parameters
+        config = {name: value for name, value in config.items() if name in fields}
         if isinstance(self.settings, ConsistencyDistillation):
-            lcm = scheduler_class("LCMScheduler")
-            return lcm.from_config(
-                _known(lcm, config),
+            return scheduler_class.from_config(
+                config,
                 original_inference_steps=self.settings.teacher_steps,
                 timestep_scaling=self.settings.timestep_scaling,
             )
-        ddim = scheduler_class("DDIMScheduler")
-        return ddim.from_config(_known(ddim, config), timestep_spacing="trailing", set_alpha_to_one=True)
+        return scheduler_class.from_config(config, timestep_spacing="trailing", set_alpha_to_one=True)
 
-    def _first_teacher(self) -> Denoiser:
-        return Denoiser(self.teacher, self.taught, self.table, 0, self.empty if self.guides else None)
-
-    def _agree(self, settings: ConsistencyDistillation) -> tuple[nn.Module, Agree]:
-        averaged = Averaged(self.student)
-        student = Denoiser(self.student, self.kind, self.table, self.told)
-        loss = Agree(
-            self._first_teacher(),
-            student,
-            settings.teacher_steps,
-            averaged,
-            settings.timestep_scaling,
-            settings.loss == "pseudo_huber",
-        )
-        return averaged, loss
-
-    def batch(self, given: dict[str, torch.Tensor]) -> Batch:
-        """A batch of the loop as the losses want it; guidance scales are drawn."""
-        latents, text = given[LATENTS], given.get(TEXT)
+    def batch(self, inputs: dict[str, torch.Tensor]) -> CleanBatch:
+        """Return a batch for the losses, with random guidance scales."""
+        latents, text = inputs[LATENTS], inputs.get(TEXT)
         if not self.guides:
-            return Batch(latents, text)
+            return CleanBatch(latents, text)
         low, high = self.settings.guidance_range
-        return Batch(latents, text, (low + (high - low) * torch.rand(len(latents))).to(latents.device))
+        return CleanBatch(latents, text, (low + (high - low) * torch.rand(len(latents))).to(latents.device))
 
-    def _train(self, name: str, make: Callable[[], tuple[nn.Module, Any]], place: int, rounds: int) -> None:
-        """One round of so many, unless a run that was killed had done it; then its weights are read."""
-        done = self.context.scratch / f"{name}.safetensors"
-        if done.is_file():
-            self.student.load_state_dict(load_file(done))
+    def _train_round(self, name: str, loss: StepLoss, index: int, rounds: int) -> None:
+        """Train one round, or read its weights if a killed run completed it.
+
+        Args:
+            name: Name of the round and of its files in the scratch folder.
+            loss: Loss of the round.
+            index: Index of the round.
+            rounds: Number of rounds, which share the time budget.
+        """
+        completed = self.context.scratch / f"{name}.safetensors"
+        if completed.is_file():
+            self.student.load_state_dict(load_file(completed))
             return
-        module, loss = make()
-        after = _follower(module, self.settings) if isinstance(module, Averaged) else None
-        batches = -(-len(self.examples) // self.settings.batch_size)
-        taken = [0]
-        seconds = None if self.settings.seconds is None else self.settings.seconds / rounds
+        settings = self.settings
+        averaged = loss.averaged if isinstance(loss, ConsistencyLoss) else None
+
+        def update_average(done: int, steps: int) -> None:
+            assert averaged is not None and isinstance(settings, ConsistencyDistillation)
+            averaged.update_average(settings.average)
+
+        batches = -(-len(self.examples) // settings.batch_size)
+        num_steps = [0]
+
+        def batch_loss(network: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+            loss.teacher.network.to(inputs[LATENTS].device)
+            return loss.loss(network, self.batch(inputs))
+
         trainee = Trainee(
-            module,
+            self.student if averaged is None else averaged,
             self.examples,
-            loss=lambda network, given: self._loss(loss, network, given),
-            after_step=after,
-            length=Length(max(1, round(self.settings.epochs * batches / rounds)), seconds),
-            told=lambda done, share, loss: taken.append(done),
+            loss=batch_loss,
+            after_step=None if averaged is None else update_average,
+            length=Length(
+                max(1, round(settings.epochs * batches / rounds)),
+                None if settings.seconds is None else settings.seconds / rounds,
+            ),
+            told=lambda done, share, loss: num_steps.append(done),
             kept=None if processes.several() else TrainingCheckpoint(self.context.scratch / name),
             stopped=self.context.note,
             known=self.student,
         )
-        for one in (loss.teacher.network, self.student):
-            one.requires_grad_(one is self.student)
-        losses = train(
-            trainee, self.settings, self.context.seed + place, self.context.progress, f"distill_steps, {name}"
-        )
-        if isinstance(module, Averaged):
-            module.settle()
+        # Gradients are needed for the student alone.
+        for network in (loss.teacher.network, self.student):
+            network.requires_grad_(network is self.student)
+        label = f"distill_steps, {name}"
+        losses = train(trainee, settings, self.context.seed + index, self.context.progress, label)
+        if averaged is not None:
+            averaged.apply_average()
         self.context.note(
-            f"distill_steps, {name}: {taken[-1]:,} training steps; loss {losses[0]:.4g} first, {losses[-1]:.4g} last"
+            f"{label}: {num_steps[-1]:,} training steps; loss {losses[0]:.4g} first, {losses[-1]:.4g} last"
         )
         if not processes.several():
-            done.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: value.contiguous() for name, value in self.student.state_dict().items()}, done)
-
-    def _loss(self, loss: Match | Join | Agree, network: nn.Module, given: dict[str, torch.Tensor]) -> torch.Tensor:
-        loss.teacher.network.to(given[LATENTS].device)
-        return loss.loss(network, self.batch(given))
+            completed.parent.mkdir(parents=True, exist_ok=True)
+            save_file({key: value.contiguous() for key, value in self.student.state_dict().items()}, completed)
 
 
-@dataclass(frozen=True)
-class _Round:
-    """What a round of progressive distillation trains: ``steps`` of the student, or 0 to say what the teacher does."""
+def add_guidance_input(network: UNet2DConditionModel, width: int = _CONDITION_WIDTH) -> UNet2DConditionModel:
+    """Return a copy that also takes `timestep_cond` of ``width``, and gives the same output for any value of it.
 
-    lesson: StepTrainer
-    teacher: Denoiser
-    steps: int
-    joined: int
-    by_dpm_solver: bool
-
-    def __call__(self) -> tuple[nn.Module, Match | Join]:
-        lesson = self.lesson
-        student = Denoiser(lesson.student, lesson.kind, lesson.table, lesson.told)
-        match = Match(self.teacher, student)
-        return lesson.student, self._joined(student) if self.steps else match
-
-    def _joined(self, student: Denoiser) -> Join:
-        return Join(self.teacher, student, self.steps, self.joined, self.by_dpm_solver)
-
-
-def told_of_guidance(network: Any, width: int = _TOLD_WIDTH) -> Any:
-    """A copy that takes `timestep_cond` of ``width`` beside timesteps, and does with any what ``network`` does without.
-
-    Raises `StageError` for a network that has no such input.
+    Raises:
+        StageError: The network's class has no such input.
     """
-    if not hasattr(network.config, _TOLD):
+    if not hasattr(network.config, _CONDITION_FIELD):
         raise StageError(
-            f"A {type(network).__name__} cannot be told of guidance.",
+            f"A {type(network).__name__} has no input for the guidance scale.",
             where="guidance",
             expected="one number, or a UNet2DConditionModel, which takes timestep_cond",
         )
-    if network.config.get(_TOLD):
+    if network.config.get(_CONDITION_FIELD):
         return copy.deepcopy(network)
-    made = type(network).from_config(network.config, **{_TOLD: width})
-    lacking = made.load_state_dict(network.state_dict(), strict=False).missing_keys
+    conditioned = type(network).from_config(network.config, **{_CONDITION_FIELD: width})
+    missing = conditioned.load_state_dict(network.state_dict(), strict=False).missing_keys
+    # Zeros in the new projection leave the output as it is.
     with torch.no_grad():
-        for name in lacking:
-            made.get_parameter(name).zero_()
-    return made
-
-
-def _known(made: Any, config: dict[str, Any]) -> dict[str, Any]:
-    """What of a config a scheduler of that class has a field for."""
-    import inspect
-
-    return {name: value for name, value in config.items() if name in inspect.signature(made.__init__).parameters}
+        for name in missing:
+            conditioned.get_parameter(name).zero_()
+    return conditioned

@@ -89,7 +89,7 @@ class TextToImage(Task):
                 expected="a folder in diffusers' layout, with model_index.json",
             )
         prompts: list[str] = rows["text"].to_pylist()
-        ids, cut = processor.ids(prompts), processor.cut(prompts)
+        ids, cut = processor.ids(prompts), processor.truncated(prompts)
         names = rows["label"].to_pylist() if "label" in rows.column_names else None
         inputs = [
             {_IDS: row, _NOISE: processor.noise(seed), _SEED: np.array(seed, np.int64)}
@@ -98,9 +98,9 @@ class TextToImage(Task):
         ]
         pictures = None
         if "image" in rows.column_names and len(rows):
-            from compress.plugins.diffusion.image_levels import levels_of
+            from compress.plugins.diffusion.image_metrics import decode_images
 
-            pictures = levels_of(rows["image"].to_pylist(), processor.picture_shape)
+            pictures = decode_images(rows["image"].to_pylist(), processor.image_shape)
         note = f"{len(cut)} of {len(prompts)} prompts are cut at {processor.length} tokens" if cut else ""
         padding = dict.fromkeys((_IDS, _NOISE, _SEED))
         return Examples(inputs, padding, pictures, note=note, sizes=processor.sizes(prompts), head=Drawn())
@@ -113,9 +113,9 @@ class TextToImage(Task):
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
         """The pictures in levels, [batch, height, width, channels] uint8, and the names of their classes."""
-        from compress.plugins.diffusion.image_levels import as_levels
+        from compress.plugins.diffusion.image_metrics import to_uint8
 
-        kept = {_PICTURES: as_levels(outputs[_PICTURES])}
+        kept = {_PICTURES: to_uint8(outputs[_PICTURES])}
         if indices and _CLASS in examples.inputs[indices[0]]:
             import numpy as np
 
@@ -124,7 +124,7 @@ class TextToImage(Task):
 
     def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """How much the pictures differ within themselves: that of one gray is 0."""
-        from compress.plugins.diffusion.image_levels import contrast_row
+        from compress.plugins.diffusion.image_metrics import contrast_row
 
         return [contrast_row(kept[_PICTURES], model, target)]
 
@@ -132,9 +132,9 @@ class TextToImage(Task):
         self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
         """How near each picture is to the baseline's of the same prompt and noise."""
-        from compress.plugins.diffusion.image_levels import nearness_rows
+        from compress.plugins.diffusion.image_metrics import similarity_rows
 
-        return nearness_rows(kept[_PICTURES], reference[_PICTURES], model, target)
+        return similarity_rows(kept[_PICTURES], reference[_PICTURES], model, target)
 
     def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
         """None: pictures are no classes."""

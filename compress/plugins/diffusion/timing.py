@@ -22,15 +22,7 @@ from compress.benchmark.session import (
 )
 from compress.benchmark.worker import write_batches
 from compress.formats.target_profile import Target
-from compress.plugins.diffusion.workload import (
-    DECODER,
-    IMAGE,
-    LOOP,
-    STEP,
-    TEXT,
-    ImageGenerationPlan,
-    ImageSetting,
-)
+from compress.plugins.diffusion.workload import DECODER, IMAGE, LOOP, STEP, TEXT, ImageGenerationPlan, ImageSetting
 from compress.recipe.recipe import Benchmark
 from compress.results.report import Measurement
 from compress.tasks.task import Examples

@@ -1,15 +1,14 @@
-"""A small autoencoder of convolutions in the place of a pipeline's VAE, taught by it.
+"""Distillation of a pipeline's VAE into a small convolutional autoencoder.
 
-It is an `AutoencoderTiny` of diffusers (TAESD's layout) and no narrower `AutoencoderKL`: that has one list of widths
-for encoder and decoder and attention in the middle of both, and keeps group norms, which the small one does without.
-diffusers' pipelines, and optimum's for ONNX Runtime, divide latents by the ``scaling_factor`` of the config and call
-``decode``, of whichever class the VAE is. The small one is taught on latents as the UNet has them, with a
-``scaling_factor`` of 1, so that a pipeline opens as it is.
+It is diffusers' `AutoencoderTiny` (TAESD's layout) rather than a narrower `AutoencoderKL`, which has one list of widths
+for encoder and decoder, attention in the middle of both, and group norms. The pipelines of diffusers and optimum divide
+latents by the config's ``scaling_factor`` and call ``decode`` of any VAE class. The small autoencoder is trained on
+latents as the UNet has them, with a ``scaling_factor`` of 1, so that pipelines open without changes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,9 +16,15 @@ from torch import nn
 
 from compress.models.model import TorchModel
 from compress.numerics.losses import feature_distance
-from compress.plugins.diffusion.caption_images import VALIDATION, picture_rows, some_places
-from compress.plugins.diffusion.component_costs import cost_rows, costs_of, parameters
-from compress.plugins.diffusion.noised_latents import LATENTS, encode_pictures, unscaled_latents
+from compress.plugins.diffusion.component_costs import cost_rows, costs_of_component, count_parameters
+from compress.plugins.diffusion.noised_latents import (
+    LATENTS,
+    VALIDATION,
+    encode_images,
+    load_images,
+    sample_rows,
+    unscale_latents,
+)
 from compress.plugins.diffusion.pipeline_model import VAE, GeneratorModel
 from compress.plugins.diffusion.sampling_settings import import_diffusers
 from compress.plugins.diffusion.stage_settings import AutoencoderDistillation
@@ -36,27 +41,28 @@ if TYPE_CHECKING:
 
     from compress.stages.base import Context
 
-PICTURES = "pixel_values"
-_JUDGED = 64
-"""Pictures of the validation split that judge an epoch."""
+PIXELS = "pixel_values"
+_JUDGED_IMAGES = 64
+"""Number of validation images that judge an epoch."""
 
 
-def picture_examples(vae: AutoencoderKL, pictures: np.ndarray) -> Examples:
-    """Pictures [n, channels, H, W] from -1 to 1 with their latents, for `train_small_autoencoder`."""
-    latents = encode_pictures(vae, pictures)
-    inputs = [{PICTURES: one, LATENTS: other} for one, other in zip(pictures, latents, strict=True)]
-    return Examples(inputs, {PICTURES: None, LATENTS: None})
+def image_examples(vae: AutoencoderKL, images: np.ndarray) -> Examples:
+    """Return training examples of images [n, channels, H, W] from -1 to 1 with their latents."""
+    latents = encode_images(vae, images)
+    inputs = [{PIXELS: image, LATENTS: latent} for image, latent in zip(images, latents, strict=True)]
+    return Examples(inputs, {PIXELS: None, LATENTS: None})
 
 
-def make_small_autoencoder(vae: AutoencoderKL, settings: AutoencoderDistillation, seed: int) -> AutoencoderTiny:
-    """An `AutoencoderTiny` for pictures and latents shaped as those of ``vae``, with weights drawn from ``seed``.
+def build_tiny_autoencoder(vae: AutoencoderKL, settings: AutoencoderDistillation, seed: int) -> AutoencoderTiny:
+    """Build an `AutoencoderTiny` for the images and latents of ``vae``, with random weights of a seed.
 
-    Raises `StageError` for a VAE of another kind than `AutoencoderKL`.
+    Raises:
+        StageError: ``vae`` is no `AutoencoderKL`.
     """
     diffusers = import_diffusers()
     if not isinstance(vae, diffusers.AutoencoderKL):
         raise StageError(
-            f"A {type(vae).__name__} teaches no small decoder.",
+            f"A {type(vae).__name__} cannot be distilled into a small decoder.",
             expected="an AutoencoderKL, whose decoder is called with one tensor of latents",
             hint="leave the stage out",
         )
@@ -75,41 +81,55 @@ def make_small_autoencoder(vae: AutoencoderKL, settings: AutoencoderDistillation
     )
 
 
-def distill_decoder(
+def distill_autoencoder(
     settings: AutoencoderDistillation, teacher: TorchModel, model: TorchModel, context: Context
 ) -> GeneratorModel:
-    """``model`` with a small autoencoder in the place of its VAE, taught by ``teacher``'s."""
+    """Return ``model`` with a small autoencoder instead of its VAE, trained by that of ``teacher``.
+
+    Args:
+        settings: Settings of the stage.
+        teacher: Model whose VAE is the teacher.
+        model: Model whose VAE is replaced, in place.
+        context: Context of the stage.
+    """
     assert isinstance(model, GeneratorModel) and isinstance(teacher, GeneratorModel)
     vae = teacher.parts[VAE]
-    examples = picture_examples(vae, picture_rows(teacher, context))
+    examples = image_examples(vae, load_images(teacher, context))
     held_out = None
     if VALIDATION in context.data.splits:
-        places = some_places(context, VALIDATION, _JUDGED)
-        held_out = picture_examples(vae, picture_rows(teacher, context, VALIDATION, places))
-    model.replace_part(VAE, train_small_autoencoder(vae, examples, held_out, settings, context))
+        indices = sample_rows(context, VALIDATION, _JUDGED_IMAGES)
+        held_out = image_examples(vae, load_images(teacher, context, VALIDATION, indices))
+    model.replace_part(VAE, train_tiny_autoencoder(vae, examples, held_out, settings, context))
     return model
 
 
-def train_small_autoencoder(
+def train_tiny_autoencoder(
     vae: AutoencoderKL,
     examples: Examples,
     held_out: Examples | None,
     settings: AutoencoderDistillation,
     context: Context,
 ) -> AutoencoderTiny:
-    """An autoencoder that decodes as ``vae`` does, taught on `picture_examples`; ``held_out`` ones judge every epoch.
+    """Train an autoencoder that decodes as ``vae`` does. A killed training continues from its checkpoint.
 
-    A killed training goes on where it was last kept. Raises `StageError`.
+    Args:
+        vae: Teacher.
+        examples: `image_examples` of the train split.
+        held_out: Those of the validation split, which judge each epoch.
+        settings: Settings of the stage.
+        context: Context of the stage.
+
+    Raises:
+        StageError: ``vae`` is no `AutoencoderKL`.
     """
-    small = make_small_autoencoder(vae, settings, context.seed)
+    small = build_tiny_autoencoder(vae, settings, context.seed)
     vae.eval().requires_grad_(False)
-    both = _Both(small)
     batches = -(-len(examples) // settings.batch_size)
     trainee = Trainee(
-        both,
+        _EncoderAndDecoder(small),
         examples,
         AutoencoderTrainer(vae, settings).loss,
-        validate=None if held_out is None else lambda: -decoded_distance(vae, small, held_out),
+        validate=None if held_out is None else lambda: -decoding_error(vae, small, held_out),
         length=Length(max(1, round(settings.epochs * batches)), settings.seconds),
         kept=None if processes.several() else TrainingCheckpoint(context.scratch),
         stopped=context.note,
@@ -117,31 +137,32 @@ def train_small_autoencoder(
         keep_best=settings.keep_best,
     )
     train(trainee, settings, context.seed, context.progress, "distill_autoencoder")
-    said = f"{parameters(vae.decoder):,} -> {parameters(small.decoder):,} parameters of the decoder"
+    note = f"{count_parameters(vae.decoder):,} -> {count_parameters(small.decoder):,} parameters of the decoder"
     side = examples.inputs[0][LATENTS].shape[-1]
-    rows = cost_rows(costs_of(vae, side), costs_of(small, side))
+    rows = cost_rows(costs_of_component(vae, side), costs_of_component(small, side))
     context.add_table("Decoding, predicted", ("", "before", "after"), rows)
     if held_out is not None:
-        said += f"; pictures are off by {decoded_distance(vae, small, held_out) * 127.5:.2f} of 255 levels on average"
-    context.note(f"distill_autoencoder: {said}")
+        error = decoding_error(vae, small, held_out) * 127.5
+        note += f"; images differ by {error:.2f} of 255 levels on average"
+    context.note(f"distill_autoencoder: {note}")
     return small.eval()
 
 
-class _Both(nn.Module):
-    """Encodes and decodes in one call, as several processes want it."""
+class _EncoderAndDecoder(nn.Module):
+    """Module that encodes and decodes in one call, because training in several processes wraps a single module."""
 
-    def __init__(self, small: Any) -> None:
+    def __init__(self, small: AutoencoderTiny) -> None:
         super().__init__()
         self.small = small
 
-    def forward(self, pictures: torch.Tensor, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.small.encode(pictures, return_dict=False)[0], self.small.decode(latents, return_dict=False)[0]
+    def forward(self, images: torch.Tensor, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.small.encode(images, return_dict=False)[0], self.small.decode(latents, return_dict=False)[0]
 
 
 class AutoencoderTrainer:
-    """L1 and a distance of features between decoded pictures, and the squared error of encoded latents.
+    """L1 and feature distance of decoded images, and the squared error of encoded latents.
 
-    The features are those of the VAE's own encoder behind each of its blocks: they are there for pictures of any kind.
+    The features are those of the VAE's own encoder, which exist for images of any kind.
     """
 
     def __init__(self, vae: AutoencoderKL, settings: AutoencoderDistillation) -> None:
@@ -149,41 +170,40 @@ class AutoencoderTrainer:
         self.settings = settings
 
     def loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Of a batch of `picture_examples`."""
+        """Return the loss of a batch of `image_examples`."""
         weights, latents = self.settings, batch[LATENTS]
         vae = self.vae.to(latents.device)
         with torch.no_grad():
-            taught = vae.decode(unscaled_latents(vae, latents), return_dict=False)[0]
-        encoded, mine = module(batch[PICTURES], latents)
-        loss = nn.functional.l1_loss(mine.float(), taught.float())
+            target = vae.decode(unscale_latents(vae, latents), return_dict=False)[0]
+        encoded, decoded = module(batch[PIXELS], latents)
+        loss = nn.functional.l1_loss(decoded.float(), target.float())
         if weights.encoder_weight:
             loss = loss + weights.encoder_weight * nn.functional.mse_loss(encoded.float(), latents)
         if weights.feature_weight:
             with torch.no_grad():
-                wanted = encoder_features(vae, taught)
-            found = encoder_features(vae, mine)
-            distances = [feature_distance(one, other) for one, other in zip(found, wanted, strict=True)]
-            loss = loss + weights.feature_weight * torch.stack(distances).mean()
+                target_features = encoder_features(vae, target)
+            pairs = zip(encoder_features(vae, decoded), target_features, strict=True)
+            loss = loss + weights.feature_weight * torch.stack([feature_distance(*pair) for pair in pairs]).mean()
         return loss
 
 
-def encoder_features(vae: AutoencoderKL, pictures: torch.Tensor) -> list[torch.Tensor]:
-    """What each block of a VAE's encoder makes of pictures [B, channels, H, W]."""
-    hidden, found = vae.encoder.conv_in(pictures), []
+def encoder_features(vae: AutoencoderKL, images: torch.Tensor) -> list[torch.Tensor]:
+    """Return the output of each block of a VAE's encoder for images [B, channels, H, W]."""
+    hidden, features = vae.encoder.conv_in(images), []
     for block in vae.encoder.down_blocks:
         hidden = block(hidden)
-        found.append(hidden.float())
-    return found
+        features.append(hidden.float())
+    return features
 
 
 @torch.no_grad()
-def decoded_distance(vae: AutoencoderKL, small: Any, examples: Examples) -> float:
-    """The mean absolute difference of what both decode, for pictures from -1 to 1."""
+def decoding_error(vae: AutoencoderKL, small: AutoencoderTiny, examples: Examples) -> float:
+    """Return the mean absolute difference of the images that both decode, from -1 to 1."""
     small.eval()
     total = 0.0
-    for place in range(len(examples)):
-        latents = tensors(examples, [place])[LATENTS].to(small.device)
-        taught = vae.to(small.device).decode(unscaled_latents(vae, latents), return_dict=False)[0]
-        mine = small.decode(unscaled_latents(small, latents), return_dict=False)[0]
-        total += float((mine.clamp(-1, 1) - taught.clamp(-1, 1)).abs().mean())
+    for index in range(len(examples)):
+        latents = tensors(examples, [index])[LATENTS].to(small.device)
+        target = vae.to(small.device).decode(unscale_latents(vae, latents), return_dict=False)[0]
+        decoded = small.decode(unscale_latents(small, latents), return_dict=False)[0]
+        total += float((decoded.clamp(-1, 1) - target.clamp(-1, 1)).abs().mean())
     return total / len(examples)

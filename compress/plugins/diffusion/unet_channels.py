@@ -1,37 +1,47 @@
-"""Which channels of diffusers' UNets stand or fall together.
+"""Coupled channels of diffusers' UNets, and UNets with narrower stages.
 
-diffusers' config knows one width for all that lies in a stage, so that all its sets of channels get as many.
+diffusers' config has one width for all layers of a stage, so that all sets of channels of a stage get the same width.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import nn
 
-from compress.models.channel_coupling import CoupledLayer, Coupling, Side
+from compress.models.channel_coupling import CoupledLayer, Coupling, Side, remove_channels
 from compress.plugins.diffusion.sampling_settings import import_diffusers
+from compress.plugins.diffusion.unet_blocks import copy_with_config
 from compress.utils.errors import StageError
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
+    from diffusers import UNet2DConditionModel, UNet2DModel
+    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.unets.unet_2d_blocks import DownBlock2D, UpBlock2D
 
+    UNet: TypeAlias = UNet2DConditionModel | UNet2DModel
 
-_KNOWN = frozenset(
+_SUPPORTED_BLOCKS = frozenset(
     {"DownBlock2D", "CrossAttnDownBlock2D", "AttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D"}
     | {"UNetMidBlock2D", "UNetMidBlock2DCrossAttn"}
 )
+_RCOND = 1e-5
+"""Directions of sinusoids that are shorter than this share of the longest are rounding errors, and are not fitted."""
+_SHIFTS = 8
+"""Number of steps between the two ways to choose frequencies."""
 
 
 @dataclass(frozen=True)
 class ChannelSet:
     """A coupling of ``times`` as many channels as its stage is wide.
 
-    ``unit`` channels side by side are one thing: a head's. Of each of ``groups`` parts of equal size, those of a group
-    norm, as many stay.
+    ``unit`` adjacent channels, such as those of a head, stay or go together. Each of ``groups`` parts of equal size,
+    the groups of a group norm, keeps equally many.
     """
 
     coupling: Coupling
@@ -40,8 +50,8 @@ class ChannelSet:
     groups: int = 1
     times: int = 1
 
-    def kept(self, gates: torch.Tensor, width: int) -> torch.Tensor:
-        """The channels that stay in a stage of ``width``: those with the largest sums of ``gates`` [size] by unit."""
+    def select(self, gates: torch.Tensor, width: int) -> torch.Tensor:
+        """Return the channels of a stage of ``width``: those with the largest sums of ``gates`` [size] by unit."""
         scores = self.scores(gates)
         count = width * self.times // (self.unit * self.groups)
         best = scores.view(self.groups, -1).sort(dim=1, descending=True, stable=True).indices[:, :count].sort().values
@@ -49,180 +59,324 @@ class ChannelSet:
         return (units[:, None] * self.unit + torch.arange(self.unit)).flatten()
 
     def scores(self, gates: torch.Tensor) -> torch.Tensor:
-        """The importance |dL/d xi| of one gate xi on each unit [size / unit], of ``gates`` [size] on its channels."""
+        """Return the importance |dL/d xi| of a gate xi on each unit [size / unit], from ``gates`` on channels."""
         return gates.view(-1, self.unit).sum(1).abs()
 
 
-def channel_sets(unet: UNet2DConditionModel) -> list[ChannelSet]:
-    """Every set of channels of a UNet's stages, but for what the config fixes: time embedding, text states, latents.
+def channel_sets(unet: UNet) -> list[ChannelSet]:
+    """Return all sets of coupled channels, except those that the config fixes: time embedding, text states, latents.
 
-    Raises `StageError` for blocks that are not known here.
+    Raises:
+        StageError: The UNet has blocks that are not supported.
     """
-    _check_known(unet)
-    return _Walk(unet).sets()
-
-
-def _check_known(unet: UNet2DConditionModel) -> None:
     blocks = [*unet.down_blocks, *unet.up_blocks, *([] if unet.mid_block is None else [unet.mid_block])]
-    strange = next((type(block).__name__ for block in blocks if type(block).__name__ not in _KNOWN), None)
+    unknown = next((type(block).__name__ for block in blocks if type(block).__name__ not in _SUPPORTED_BLOCKS), None)
     config = unet.config
-    if strange is None and config.norm_num_groups is None:
-        strange = "a UNet without group norms"
-    if strange is None and config.get("attention_type", "default") != "default":
-        strange = f"attention_type {config.attention_type!r}"
-    if strange is None and "cross_attention_dim" not in config and config.attention_head_dim is None:
-        strange = "attention in one head of a stage's width"
-    if strange is None and config.get("dual_cross_attention"):
-        strange = "dual_cross_attention"
-    if strange is not None:
+    if unknown is None and config.norm_num_groups is None:
+        unknown = "a UNet without group norms"
+    if unknown is None and config.get("attention_type", "default") != "default":
+        unknown = f"attention_type {config.attention_type!r}"
+    if unknown is None and "cross_attention_dim" not in config and config.attention_head_dim is None:
+        unknown = "attention in one head of a stage's width"
+    if unknown is None and config.get("dual_cross_attention"):
+        unknown = "dual_cross_attention"
+    if unknown is not None:
         raise StageError(
-            f"The channels of this UNet cannot be cut: {strange} is not known here.",
-            expected="blocks of " + ", ".join(sorted(_KNOWN)),
+            f"The channels of this UNet cannot be pruned: {unknown} is not known here.",
+            expected="blocks of " + ", ".join(sorted(_SUPPORTED_BLOCKS)),
             hint="remove blocks in place of channels, and report the architecture",
         )
+    return _ChannelTracer(unet).trace()
 
 
-class _Walk:
-    """Goes through a UNet as its forward pass does, and notes who makes and who reads which channels."""
+class _ChannelTracer:
+    """Tracer that follows a UNet's forward pass and records which layers write and read each set of channels.
 
-    def __init__(self, unet: UNet2DConditionModel) -> None:
+    Sets are named by their index.
+    """
+
+    def __init__(self, unet: UNet) -> None:
         self._unet, self._models = unet, import_diffusers().models
         self._groups = int(unet.config.norm_num_groups)
-        self._about: list[tuple[int, int, int, int, int]] = []
+        self._sizes: list[tuple[int, int, int, int, int]] = []
         """Size, stage, unit, groups and times of each set."""
-        self._parts: list[list[CoupledLayer]] = []
+        self._layers: list[list[CoupledLayer]] = []
 
-    def sets(self) -> list[ChannelSet]:
-        """Of the whole UNet."""
+    def trace(self) -> list[ChannelSet]:
+        """Return the sets of the whole UNet."""
         unet = self._unet
-        hidden = self._stream(0)
-        self._note(hidden, "conv_in", "out")
+        hidden = self._add_stream(0)
+        self._couple(hidden, "conv_in", "out")
+        # Skip connections are read in reverse order on the way up.
         skipped = [hidden]
         for stage, block in enumerate(unet.down_blocks):
             name = f"down_blocks.{stage}"
-            for place in range(len(block.resnets)):
-                hidden = self._pair(name, block, place, [hidden], stage)
+            for index in range(len(block.resnets)):
+                hidden = self._trace_pair(name, block, index, [hidden], stage)
                 skipped.append(hidden)
-            for place, sampler in enumerate(block.downsamplers or ()):
-                hidden = self._resampled(f"{name}.downsamplers.{place}", sampler, hidden, stage)
+            for index, sampler in enumerate(block.downsamplers or ()):
+                hidden = self._trace_resampler(f"{name}.downsamplers.{index}", sampler, hidden, stage)
                 skipped.append(hidden)
         last = len(unet.down_blocks) - 1
         if unet.mid_block is not None:
-            hidden = self._resnet("mid_block.resnets.0", unet.mid_block.resnets[0], [hidden], last)
-            for place, resnet in enumerate(list(unet.mid_block.resnets)[1:]):
-                self._attention(f"mid_block.attentions.{place}", unet.mid_block.attentions[place], hidden, last)
-                hidden = self._resnet(f"mid_block.resnets.{place + 1}", resnet, [hidden], last)
+            hidden = self._trace_resnet("mid_block.resnets.0", unet.mid_block.resnets[0], [hidden], last)
+            for index, resnet in enumerate(list(unet.mid_block.resnets)[1:]):
+                self._trace_attention(f"mid_block.attentions.{index}", unet.mid_block.attentions[index], hidden, last)
+                hidden = self._trace_resnet(f"mid_block.resnets.{index + 1}", resnet, [hidden], last)
         for number, block in enumerate(unet.up_blocks):
             name, stage = f"up_blocks.{number}", last - number
-            for place in range(len(block.resnets)):
-                hidden = self._pair(name, block, place, [hidden, skipped.pop()], stage)
-            for place, sampler in enumerate(block.upsamplers or ()):
-                hidden = self._resampled(f"{name}.upsamplers.{place}", sampler, hidden, stage)
-        self._note(hidden, "conv_norm_out", "both")
-        self._note(hidden, "conv_out", "in")
+            for index in range(len(block.resnets)):
+                hidden = self._trace_pair(name, block, index, [hidden, skipped.pop()], stage)
+            for index, sampler in enumerate(block.upsamplers or ()):
+                hidden = self._trace_resampler(f"{name}.upsamplers.{index}", sampler, hidden, stage)
+        self._couple(hidden, "conv_norm_out", "both")
+        self._couple(hidden, "conv_out", "in")
         return [
-            ChannelSet(Coupling(size, 1, tuple(parts)), stage, unit, groups, times)
-            for (size, stage, unit, groups, times), parts in zip(self._about, self._parts, strict=True)
+            ChannelSet(Coupling(size, 1, tuple(layers)), stage, unit, groups, times)
+            for (size, stage, unit, groups, times), layers in zip(self._sizes, self._layers, strict=True)
         ]
 
-    def _new(self, size: int, stage: int, unit: int = 1, groups: int = 1, times: int = 1) -> int:
-        self._about.append((size, stage, unit, groups, times))
-        self._parts.append([])
-        return len(self._about) - 1
+    def _add_set(self, size: int, stage: int, unit: int = 1, groups: int = 1, times: int = 1) -> int:
+        self._sizes.append((size, stage, unit, groups, times))
+        self._layers.append([])
+        return len(self._sizes) - 1
 
-    def _stream(self, stage: int) -> int:
-        return self._new(int(self._unet.config.block_out_channels[stage]), stage, groups=self._groups)
+    def _add_stream(self, stage: int) -> int:
+        return self._add_set(int(self._unet.config.block_out_channels[stage]), stage, groups=self._groups)
 
-    def _note(self, one: int, layer: str, side: Side, offset: int = 0, repeats: int = 1) -> None:
-        """The channels of a set are those of a layer from ``offset`` on, ``repeats`` times behind each other."""
-        size = self._about[one][0]
+    def _couple(self, channels: int, layer: str, side: Side, offset: int = 0, repeats: int = 1) -> None:
+        """Add a layer to a set: its features from ``offset`` on are the channels, ``repeats`` times in a row."""
+        size = self._sizes[channels][0]
         features = torch.arange(size * repeats)
-        self._parts[one].append(CoupledLayer(layer, side, features + offset, features % size))
+        self._layers[channels].append(CoupledLayer(layer, side, features + offset, features % size))
 
-    def _pair(self, name: str, block: Any, place: int, inputs: Sequence[int], stage: int) -> int:
-        hidden = self._resnet(f"{name}.resnets.{place}", block.resnets[place], inputs, stage)
+    def _trace_pair(
+        self, name: str, block: DownBlock2D | UpBlock2D, index: int, inputs: Sequence[int], stage: int
+    ) -> int:
+        hidden = self._trace_resnet(f"{name}.resnets.{index}", block.resnets[index], inputs, stage)
         if hasattr(block, "attentions"):
-            self._attention(f"{name}.attentions.{place}", block.attentions[place], hidden, stage)
+            self._trace_attention(f"{name}.attentions.{index}", block.attentions[index], hidden, stage)
         return hidden
 
-    def _resnet(self, name: str, resnet: object, inputs: Sequence[int], stage: int) -> int:
-        """What it gives: a set of its own, or what it is given where nothing but itself is added to that."""
+    def _trace_resnet(self, name: str, resnet: object, inputs: Sequence[int], stage: int) -> int:
+        """Return the output's set: a new one, or that of the input if the resnet only adds to it."""
         if not isinstance(resnet, self._models.resnet.ResnetBlock2D):
-            raise self._strange(name, resnet)
-        around, offset = resnet.conv_shortcut is not None, 0
-        for one in inputs:
-            readers: tuple[tuple[str, Side], ...] = (("norm1", "both"), ("conv1", "in"))
-            for layer, side in (*readers, *([("conv_shortcut", "in")] if around else [])):
-                self._note(one, f"{name}.{layer}", side, offset)  # type: ignore[arg-type]
-            offset += self._about[one][0]
-        inner = self._stream(stage)
-        self._note(inner, f"{name}.conv1", "out")
+            raise self._unsupported(name, resnet)
+        has_shortcut, offset = resnet.conv_shortcut is not None, 0
+        # The inputs are concatenated: the hidden states, then a skip connection.
+        for channels in inputs:
+            self._couple(channels, f"{name}.norm1", "both", offset)
+            self._couple(channels, f"{name}.conv1", "in", offset)
+            if has_shortcut:
+                self._couple(channels, f"{name}.conv_shortcut", "in", offset)
+            offset += self._sizes[channels][0]
+        inner = self._add_stream(stage)
+        self._couple(inner, f"{name}.conv1", "out")
         if resnet.time_emb_proj is not None:
-            doubled = resnet.time_emb_proj.out_features // resnet.conv1.out_channels
-            self._note(inner, f"{name}.time_emb_proj", "out", repeats=doubled)
-        self._note(inner, f"{name}.norm2", "both")
-        self._note(inner, f"{name}.conv2", "in")
-        given = self._stream(stage) if around else inputs[0]
-        self._note(given, f"{name}.conv2", "out")
-        if around:
-            self._note(given, f"{name}.conv_shortcut", "out")
-        return given
+            # The time embedding may give a scale and a shift of each channel.
+            repeats = resnet.time_emb_proj.out_features // resnet.conv1.out_channels
+            self._couple(inner, f"{name}.time_emb_proj", "out", repeats=repeats)
+        self._couple(inner, f"{name}.norm2", "both")
+        self._couple(inner, f"{name}.conv2", "in")
+        output = self._add_stream(stage) if has_shortcut else inputs[0]
+        self._couple(output, f"{name}.conv2", "out")
+        if has_shortcut:
+            self._couple(output, f"{name}.conv_shortcut", "out")
+        return output
 
-    def _resampled(self, name: str, sampler: object, hidden: int, stage: int) -> int:
+    def _trace_resampler(self, name: str, sampler: object, hidden: int, stage: int) -> int:
         if isinstance(sampler, self._models.resnet.ResnetBlock2D):
-            return self._resnet(name, sampler, [hidden], stage)
+            return self._trace_resnet(name, sampler, [hidden], stage)
         if not isinstance(getattr(sampler, "conv", None), nn.Conv2d):
             return hidden
-        self._note(hidden, f"{name}.conv", "in")
-        given = self._stream(stage)
-        self._note(given, f"{name}.conv", "out")
-        return given
+        self._couple(hidden, f"{name}.conv", "in")
+        output = self._add_stream(stage)
+        self._couple(output, f"{name}.conv", "out")
+        return output
 
-    def _attention(self, name: str, module: object, hidden: int, stage: int) -> None:
+    def _trace_attention(self, name: str, module: object, hidden: int, stage: int) -> None:
         if module is None:
             return
         if isinstance(module, self._models.attention_processor.Attention):
-            self._note(hidden, f"{name}.group_norm", "both")
-            self._heads(name, module, hidden, stage)
+            self._couple(hidden, f"{name}.group_norm", "both")
+            self._trace_heads(name, module, hidden, stage)
         elif isinstance(module, self._models.Transformer2DModel):
-            inner = self._new(module.inner_dim, stage)
-            self._note(hidden, f"{name}.norm", "both")
-            self._note(hidden, f"{name}.proj_in", "in")
-            self._note(inner, f"{name}.proj_in", "out")
-            for place, block in enumerate(module.transformer_blocks):
-                self._transformer_block(f"{name}.transformer_blocks.{place}", block, inner, stage)
-            self._note(inner, f"{name}.proj_out", "in")
-            self._note(hidden, f"{name}.proj_out", "out")
+            inner = self._add_set(module.inner_dim, stage)
+            self._couple(hidden, f"{name}.norm", "both")
+            self._couple(hidden, f"{name}.proj_in", "in")
+            self._couple(inner, f"{name}.proj_in", "out")
+            for index, block in enumerate(module.transformer_blocks):
+                self._trace_transformer_block(f"{name}.transformer_blocks.{index}", block, inner, stage)
+            self._couple(inner, f"{name}.proj_out", "in")
+            self._couple(hidden, f"{name}.proj_out", "out")
         else:
-            raise self._strange(name, module)
+            raise self._unsupported(name, module)
 
-    def _transformer_block(self, name: str, block: Any, inner: int, stage: int) -> None:
+    def _trace_transformer_block(self, name: str, block: BasicTransformerBlock, inner: int, stage: int) -> None:
         for norm in ("norm1", "norm2", "norm3"):
             if getattr(block, norm) is not None:
-                self._note(inner, f"{name}.{norm}", "both")
+                self._couple(inner, f"{name}.{norm}", "both")
         for attention in ("attn1", "attn2"):
             if getattr(block, attention) is not None:
-                self._heads(f"{name}.{attention}", getattr(block, attention), inner, stage)
-        rises, falls = block.ff.net[0].proj, block.ff.net[2]
-        size = falls.in_features
-        neurons = self._new(size, stage, times=size // self._about[inner][0])
-        self._note(inner, f"{name}.ff.net.0.proj", "in")
-        self._note(neurons, f"{name}.ff.net.0.proj", "out", repeats=rises.out_features // size)
-        self._note(neurons, f"{name}.ff.net.2", "in")
-        self._note(inner, f"{name}.ff.net.2", "out")
+                self._trace_heads(f"{name}.{attention}", getattr(block, attention), inner, stage)
+        up, down = block.ff.net[0].proj, block.ff.net[2]
+        size = down.in_features
+        neurons = self._add_set(size, stage, times=size // self._sizes[inner][0])
+        self._couple(inner, f"{name}.ff.net.0.proj", "in")
+        # A gated activation has two outputs for each neuron.
+        self._couple(neurons, f"{name}.ff.net.0.proj", "out", repeats=up.out_features // size)
+        self._couple(neurons, f"{name}.ff.net.2", "in")
+        self._couple(inner, f"{name}.ff.net.2", "out")
 
-    def _heads(self, name: str, attention: Any, stream: int, stage: int) -> None:
-        """Queries, keys and values by head; keys and values of a text are made of its states, which stay."""
-        heads = self._new(attention.inner_dim, stage, unit=attention.inner_dim // attention.heads)
+    def _trace_heads(self, name: str, attention: Attention, stream: int, stage: int) -> None:
+        """Couple queries, keys and values by head. Keys and values of cross-attention read text states, which stay."""
+        channels = self._add_set(attention.inner_dim, stage, unit=attention.inner_dim // attention.heads)
         for layer in ("to_q", "to_k", "to_v"):
             if layer == "to_q" or not attention.is_cross_attention:
-                self._note(stream, f"{name}.{layer}", "in")
-            self._note(heads, f"{name}.{layer}", "out")
-        self._note(heads, f"{name}.to_out.0", "in")
-        self._note(stream, f"{name}.to_out.0", "out")
+                self._couple(stream, f"{name}.{layer}", "in")
+            self._couple(channels, f"{name}.{layer}", "out")
+        self._couple(channels, f"{name}.to_out.0", "in")
+        self._couple(stream, f"{name}.to_out.0", "out")
 
-    def _strange(self, name: str, module: object) -> StageError:
+    def _unsupported(self, name: str, module: object) -> StageError:
         return StageError(
-            f"The channels of this UNet cannot be cut: {name} is a {type(module).__name__}.",
+            f"The channels of this UNet cannot be pruned: {name} is a {type(module).__name__}.",
             hint="remove blocks in place of channels, and report the architecture",
         )
+
+
+def width_steps(unet: UNet, sets: Sequence[ChannelSet]) -> list[int]:
+    """Return the number that each stage's width must be a multiple of, for group norms and whole heads."""
+    units: list[list[int]] = [[int(unet.config.norm_num_groups)] for _ in unet.config.block_out_channels]
+    units[-1].append(int(unet.config.get("attn_norm_num_groups") or 1))
+    for channel_set in sets:
+        units[channel_set.stage].append(channel_set.unit)
+    return [math.lcm(*stage_units) for stage_units in units]
+
+
+def tied_stages(unet: UNet) -> list[list[int]]:
+    """Return groups of stages that must stay equally wide: resnets between them have no shortcut convolution."""
+    groups: list[list[int]] = []
+    widths = unet.config.block_out_channels
+    for stage, width in enumerate(widths):
+        if stage and width == widths[stage - 1]:
+            groups[-1].append(stage)
+        else:
+            groups.append([stage])
+    return groups
+
+
+def check_widths(unet: UNet, widths: Sequence[int], sets: Sequence[ChannelSet]) -> None:
+    """Raise `StageError` for widths that the UNet's config, groups or heads do not allow."""
+    before, steps = unet.config.block_out_channels, width_steps(unet, sets)
+    if len(widths) != len(before) or any(
+        new < 1 or new > old or new % step for new, old, step in zip(widths, before, steps, strict=True)
+    ):
+        raise StageError(
+            f"A UNet with stages of {list(before)} channels cannot be pruned to {list(widths)}.",
+            where="block_out_channels",
+            expected=f"as many or fewer in each stage, in multiples of {steps}: of the groups of group norm and of "
+            "whole attention heads",
+        )
+    for stage in range(1, len(widths)):
+        if (before[stage] == before[stage - 1]) != (widths[stage] == widths[stage - 1]):
+            raise StageError(
+                f"Stages {stage - 1} and {stage} have {before[stage - 1]} and {before[stage]} channels and would have "
+                f"{widths[stage - 1]} and {widths[stage]}.",
+                where="block_out_channels",
+                expected="neighbours that are equally wide to stay so, and others to stay apart: diffusers puts a "
+                "convolution between these alone",
+            )
+
+
+def narrow_unet(
+    unet: UNet, sets: Sequence[ChannelSet], gates: Sequence[torch.Tensor], widths: Sequence[int], timesteps: int = 1000
+) -> UNet:
+    """Return a UNet with narrower stages; the weights of ``unet`` are consumed.
+
+    The time embedding keeps its width. If the outermost stage gets narrower, the timestep has fewer sinusoids.
+
+    Args:
+        unet: UNet to prune.
+        sets: Its sets of coupled channels.
+        gates: Importance of the channels of each set, [size]. Those with the largest stay.
+        widths: Channels of each stage.
+        timesteps: Number of timesteps at which the time embedding is fitted.
+
+    Raises:
+        StageError: The config cannot describe the widths.
+    """
+    check_widths(unet, widths, sets)
+    cuts = [
+        (channel_set.coupling, channel_set.select(scores, widths[channel_set.stage]))
+        for channel_set, scores in zip(sets, gates, strict=True)
+    ]
+    changes = narrow_config(unet, sets, widths)
+    if widths[0] != unet.config.block_out_channels[0]:
+        changes["freq_shift"] = _fit_time_embedding(unet, widths[0], timesteps)
+    remove_channels(unet, cuts)
+    return copy_with_config(unet, changes)
+
+
+def narrow_config(unet: UNet, sets: Sequence[ChannelSet], widths: Sequence[int]) -> dict[str, object]:
+    """Return the config fields that narrower stages change. Heads keep their size, so their number falls."""
+    config, before = unet.config, unet.config.block_out_channels
+    changes: dict[str, object] = {"block_out_channels": tuple(widths)}
+    if widths[0] != before[0]:
+        changes["time_embedding_dim"] = int(unet.time_embedding.linear_1.out_features)
+    if "cross_attention_dim" in config:
+        # diffusers' attention_head_dim is the number of heads of these UNets.
+        heads = config.attention_head_dim
+        heads = [heads] * len(before) if isinstance(heads, int) else list(heads)
+        attended = {channel_set.stage for channel_set in sets if channel_set.coupling.name.endswith(".to_q")}
+        changes["attention_head_dim"] = tuple(
+            count * widths[stage] // before[stage] if stage in attended else count for stage, count in enumerate(heads)
+        )
+    return changes
+
+
+@torch.no_grad()
+def _fit_time_embedding(unet: UNet, width: int, timesteps: int) -> int:
+    """Fit the layers that read sinusoids to ``width`` of them, in place, and return their ``freq_shift``.
+
+    Raises:
+        StageError: The UNet has no sinusoids of the timestep.
+    """
+    config = unet.config
+    if config.time_embedding_type != "positional":
+        raise StageError(
+            f"The outermost stage of a UNet with time_embedding_type {config.time_embedding_type!r} cannot be pruned.",
+            where="block_out_channels",
+            expected="time_embedding_type positional",
+            hint="leave the first of block_out_channels as it is",
+        )
+    readers = [unet.time_embedding.linear_1]
+    if config.class_embed_type == "timestep":
+        readers.append(unet.class_embedding.linear_1)
+    steps = torch.arange(timesteps)
+    target = unet.time_proj(steps).double() @ torch.cat([layer.weight.double() for layer in readers]).T
+
+    def fit(shift: int) -> tuple[float, torch.Tensor]:
+        """Return the squared error of the least-squares weights [out, width] for sinusoids of a shift, and these."""
+        sinusoids = import_diffusers().models.embeddings.Timesteps(width, config.flip_sin_to_cos, shift)(steps).double()
+        weights = torch.linalg.lstsq(sinusoids, target, rcond=_RCOND, driver="gelsd").solution
+        return float((sinusoids @ weights - target).square().mean()), weights.T
+
+    # The shift spreads the frequencies over the former range, selects the highest of them, or something between.
+    removed = int(unet.time_proj.num_channels) // 2 - width // 2
+    shifts = sorted({config.freq_shift - round(removed * step / _SHIFTS) for step in range(_SHIFTS + 1)}, reverse=True)
+    fits = [fit(shift) for shift in shifts]
+    best = min(range(len(fits)), key=lambda index: fits[index][0])
+    first_weight = readers[0].weight.double()
+    weights, start = fits[best][1], 0
+    for layer in readers:
+        layer_weights = weights[start : start + layer.out_features]
+        layer.weight, layer.in_features = nn.Parameter(layer_weights.to(layer.weight.dtype)), width
+        start += layer.out_features
+    condition = unet.time_embedding.cond_proj
+    if condition is not None:
+        # The guidance embedding is added to the sinusoids. Solve for one that has the same effect on the next layer.
+        product = first_weight @ condition.weight.double()
+        solved = torch.linalg.lstsq(readers[0].weight.double(), product).solution
+        condition.weight, condition.out_features = nn.Parameter(solved.to(condition.weight.dtype)), width
+    return int(shifts[best])

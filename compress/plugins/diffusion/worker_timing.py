@@ -12,7 +12,7 @@ import numpy as np
 
 from compress.benchmark.worker import external_sessions, preemptions
 from compress.formats.runtime import Batch, Session, TimesItself
-from compress.plugins.diffusion.sampler import IDS, NOISE, SEED, Call, PictureSampler
+from compress.plugins.diffusion.sampler import IDS, NOISE, SEED, ComponentCall, DiffusionSampler
 from compress.plugins.diffusion.sampling_settings import load_prompt_processor, load_scheduler
 from compress.utils.errors import InputError, StageError
 
@@ -22,7 +22,7 @@ class ImageGenerationSession(Protocol):
     """Session of several components, each with its own session, that generate images together."""
 
     @property
-    def sampler(self) -> PictureSampler:
+    def sampler(self) -> DiffusionSampler:
         """Return the sampling loop over the components."""
 
     @property
@@ -44,7 +44,7 @@ def load_libraries(artifact: Path) -> None:
 class _Timed:
     """Component whose calls are timed. If ``keeps`` is set, it also records their inputs."""
 
-    part: Call
+    part: ComponentCall
     keeps: bool = False
     given: list[Batch] = field(default_factory=list)
     times_ms: list[float] = field(default_factory=list)
@@ -92,7 +92,7 @@ def time_image(session: object, batch: Batch, steps: int | None, size: int | Non
     return _drawn(sampler, batch)[0]
 
 
-def _noise(sampler: PictureSampler, size: int) -> np.ndarray:
+def _noise(sampler: DiffusionSampler, size: int) -> np.ndarray:
     """Return noise for one square image, [1, channels, side, side]. Its values don't affect the time."""
     side, remainder = divmod(size, sampler.latents.factor)
     if remainder:
@@ -105,11 +105,11 @@ def _noise(sampler: PictureSampler, size: int) -> np.ndarray:
     return np.random.default_rng(size).standard_normal(shape, dtype=np.float32)
 
 
-def _drawn(sampler: PictureSampler, batch: Batch, keeps: bool = False) -> tuple[dict[str, Any], list[_Timed]]:
+def _drawn(sampler: DiffusionSampler, batch: Batch, keeps: bool = False) -> tuple[dict[str, Any], list[_Timed]]:
     text, denoiser, decoder = (_Timed(part, keeps) for part in (sampler.encode, sampler.denoise, sampler.decode))
     timed = replace(sampler, encode=text, denoise=denoiser, decode=decoder)
     start = time.perf_counter_ns()
-    timed.draw(batch[IDS], batch[NOISE], batch[SEED].tolist())
+    timed.generate(batch[IDS], batch[NOISE], batch[SEED].tolist())
     image_ms = (time.perf_counter_ns() - start) / 1e6
     return {
         "image_ms": image_ms,
@@ -120,7 +120,7 @@ def _drawn(sampler: PictureSampler, batch: Batch, keeps: bool = False) -> tuple[
     }, [text, denoiser, decoder]
 
 
-def _timed_elsewhere(sampler: PictureSampler, parts: list[TimesItself], batch: Batch) -> dict[str, Any]:
+def _timed_elsewhere(sampler: DiffusionSampler, parts: list[TimesItself], batch: Batch) -> dict[str, Any]:
     """Time components in other processes: each repeats the calls of one image, timed by its own clock.
 
     The scheduler's time in this process is added to their sum, so that the transfer between processes doesn't count.

@@ -19,7 +19,7 @@ from compress.evaluation.evaluate import artifact_labels, predict
 from compress.models.processor import load_processor
 from compress.numerics.differences import Verdict, decide
 from compress.numerics.hypothesis_tests import mean_sequence, median_sequence
-from compress.numerics.statistics import Estimate
+from compress.numerics.statistics import IntervalEstimate
 from compress.plugins.monitoring.outputs import ServedModel, gives_classes
 from compress.plugins.monitoring.traffic import Traffic
 from compress.tasks.capability import SINGLE_CALL
@@ -173,7 +173,7 @@ def judge_answers(
     # Only requests that exactly one model answers correctly tell the models apart. Count them for B and for A.
     wins, losses = (np.cumsum(first & ~second).tolist() for first, second in (right.T[::-1], right.T))
 
-    def estimate(seen: int) -> Estimate:
+    def estimate(seen: int) -> IntervalEstimate:
         won, lost = wins[seen - 1], losses[seen - 1]
         return mean_sequence(won, lost, seen - won - lost, 1 - level)
 
@@ -193,9 +193,9 @@ def judge_times(served: Sequence[Mapping[str, ServedRequests]], level: float, ma
         # Both models serve a stretch one after the other, so that a disturbance of the machine cancels in the ratio.
         ratios = np.log([max(value(stretch[B]), 1e-6) / max(value(stretch[A]), 1e-6) for stretch in served])
 
-        def estimate(seen: int, ratios: np.ndarray = ratios) -> Estimate:
+        def estimate(seen: int, ratios: np.ndarray = ratios) -> IntervalEstimate:
             # The interval is that of the median logarithm, for which "twice as fast" and "half as fast" are symmetric.
-            return Estimate(*np.expm1(median_sequence(ratios[:seen].tolist(), 1 - level)).tolist())
+            return IntervalEstimate(*np.expm1(median_sequence(ratios[:seen].tolist(), 1 - level)).tolist())
 
         values = _total(served, A, share), _total(served, B, share)
         judged.append(_judge(name, "ms", values, estimate, len(served), margin, higher_is_better=False))
@@ -218,7 +218,7 @@ def _judge(
     name: str,
     unit: str,
     values: tuple[float, float],
-    estimate: Callable[[int], Estimate],
+    estimate: Callable[[int], IntervalEstimate],
     observations: int,
     margin: float,
     higher_is_better: bool,
@@ -241,7 +241,7 @@ def _judge(
     """
     for seen in range(1, observations + 1):
         change = estimate(seen)
-        loss = Estimate(-change.value, -change.high, -change.low) if higher_is_better else change
+        loss = IntervalEstimate(-change.value, -change.high, -change.low) if higher_is_better else change
         # `decide` expects a loss: positive values are for the worse.
         verdict = decide(loss, margin)
         if verdict != "can't tell":
@@ -269,7 +269,7 @@ def _sizes(models: tuple[ServedModel, ServedModel], margin: float) -> JudgedQuan
     change = b / a - 1
     values = {"name": "size", "unit": "bytes", "a": a, "b": b, "change": change, "low": change, "high": change}
     # A size has no uncertainty, so its interval is a point.
-    verdict = decide(Estimate(change, change, change), margin)
+    verdict = decide(IntervalEstimate(change, change, change), margin)
     return JudgedQuantity(**values, margin=margin, verdict=verdict, observations=1, decided_after=1)
 
 

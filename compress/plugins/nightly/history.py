@@ -213,6 +213,7 @@ class NightHistory:
             for row in measured:
                 _check_finite(entry, row)
         with self._open(create=True) as connection:
+            assert connection is not None, "a new history is created"
             night = night.model_copy(update={"notes": (*night.notes, *_clock_notes(connection, night))})
             host = {"host": night.host.digest, "host_words": night.host.words}
             of_night = {"suite": night.suite, "started": night.started, **host}

@@ -197,9 +197,9 @@ class NightRun:
         }
         findings = [with_weight_changes(finding, changes[finding.entry]) for finding in night.findings]
         # A gate that failed on a drifting metric has failed since the drift began.
-        began = {(drift.entry, drift.metric, drift.target): drift.since for drift in drifts}
+        drift_starts = {(drift.entry, drift.metric, drift.target): drift.since for drift in drifts}
         for index, finding in enumerate(findings):
-            since = began.get((finding.entry, finding.metric, finding.target))
+            since = drift_starts.get((finding.entry, finding.metric, finding.target))
             if finding.kind == "gate" and since:
                 findings[index] = finding.model_copy(update={"since": since})
         # An entry that passed its gate but drifts has missed.

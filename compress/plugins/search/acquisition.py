@@ -327,11 +327,11 @@ class Acquisition:
             process, share = self._processes[name]
             # The process models what remains after the prior's mean is subtracted, so the bound is shifted by it.
             expected = np.zeros(len(points)) if prior is None else share * prior.mean(queried)
-            room = (typical_half_width if self._front else self._margin_of_pick(name)) - expected
-            chances = process.probability_at_least(queried, room)
+            bound = (typical_half_width if self._front else self._margin_of_pick(name)) - expected
+            chances = process.probability_at_least(queried, bound)
             if not self._front:
                 # The improvement given that there is one, as a multiple of the usual half-width.
-                improvement = process.expected_improvement(queried, room) / np.maximum(chances, _LEAST)
+                improvement = process.expected_improvement(queried, bound) / np.maximum(chances, _LEAST)
                 safety *= improvement / max(typical_half_width, _LEAST)
             products *= chances
         return [max(float(chance), _LEAST) for chance in products], safety.tolist()

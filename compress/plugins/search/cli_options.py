@@ -130,7 +130,8 @@ def _stages(
     folder = resolve_model(model)
     kind = task.specialize(read_json(folder / "config.json"))
     # Start from the stages of the target's format, unless they do not apply to the task.
-    first_stages = FORMATS[TARGETS[target].format].searched if target in TARGETS else ()
+    searched = FORMATS[TARGETS[target].format].searched if target in TARGETS else ()
+    first_stages: Sequence[StageFields] = [dict(stage) for stage in searched]
     if not first_stages or not all(STAGES[next(iter(s))].supports(kind.capabilities) for s in first_stages):
         first_stages = starter
     stages = initial_stages(kind, first_stages, read_shape(folder), partial(is_possible, folder))

@@ -13,7 +13,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from compress.numerics.statistics import Estimate
+from compress.numerics.statistics import IntervalEstimate
 from compress.numerics.token_metrics import divergence
 from compress.pipeline.target_session import TargetSession
 from compress.plugins.search.observations import Observations
@@ -79,7 +79,7 @@ def _predict_final_margin(
     relatives: Sequence[tuple[TrialOutcome, TrialOutcome]],
     persistence: float,
     error: float,
-) -> Estimate | None:
+) -> IntervalEstimate | None:
     """Predict the final margin of a limit, as a share of the bound; None if outcomes of rows are not stored.
 
     Args:
@@ -111,7 +111,7 @@ def _predict_final_margin(
     # The interval of the mean margin over rows is one-sided at both ends.
     half = NormalDist().inv_cdf(1 - error) * float(inside.std(ddof=1)) / math.sqrt(len(inside))
     middle = float(inside.mean())
-    return Estimate(middle, middle - half, middle + half)
+    return IntervalEstimate(middle, middle - half, middle + half)
 
 
 def _rows(outcome: TrialOutcome, model: str, limit: Limit) -> Floats | None:

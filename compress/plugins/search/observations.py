@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
-from compress.numerics.statistics import Estimate
+from compress.numerics.statistics import IntervalEstimate
 from compress.plugins.search.outcome import Goal, TrialOutcome, constraint_margin, is_dominated, limit_name
 from compress.plugins.search.space import Point
 from compress.results.metrics import describe_metric
@@ -156,7 +156,7 @@ class Observations:
     full_rung: int
     origin: Point
     outcomes: dict[tuple[Point, int], TrialOutcome] = field(default_factory=dict)
-    margins: dict[tuple[Point, int], dict[str, Estimate | None]] = field(default_factory=dict)
+    margins: dict[tuple[Point, int], dict[str, IntervalEstimate | None]] = field(default_factory=dict)
     finished: dict[Point, TrialOutcome] = field(default_factory=dict)
     feasible: dict[Point, tuple[float, ...]] = field(default_factory=dict)
 

@@ -11,7 +11,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from compress.numerics.statistics import Estimate
+from compress.numerics.statistics import IntervalEstimate
 from compress.recipe.recipe import Limit, Recipe
 from compress.recipe.search import Search
 from compress.report.limits import paired_ratio_interval
@@ -88,7 +88,7 @@ def unpack_rows(text: str) -> tuple[float, ...]:
     return tuple(float(value) for value in np.frombuffer(content, dtype="<f8"))
 
 
-def constraint_margin(limit: Limit, outcome: TrialOutcome, confidence: float) -> Estimate | None:
+def constraint_margin(limit: Limit, outcome: TrialOutcome, confidence: float) -> IntervalEstimate | None:
     """Return the margin of a limit as a share of its bound: at least 0 meets it. None if it was not measured.
 
     The interval of a quality metric is paired with the baseline where the limit is relative. Its lower end is met with
@@ -101,11 +101,11 @@ def constraint_margin(limit: Limit, outcome: TrialOutcome, confidence: float) ->
     value = final.value if other is None else final.value / other.value
     # The lower end has the one-sided confidence of the goal, so the interval is two-sided with 2 c - 1.
     low, high = _interval(final, other, 2 * confidence - 1)
-    estimate = Estimate(value, value if low is None else low, value if high is None else high)
+    estimate = IntervalEstimate(value, value if low is None else low, value if high is None else high)
     if limit.at_least is not None:
-        return Estimate(*(_relative_margin(edge, limit.bound) for edge in estimate))
+        return IntervalEstimate(*(_relative_margin(edge, limit.bound) for edge in estimate))
     edges = (estimate.value, estimate.high, estimate.low)
-    return Estimate(*(-_relative_margin(edge, limit.bound) for edge in edges))
+    return IntervalEstimate(*(-_relative_margin(edge, limit.bound) for edge in edges))
 
 
 def _relative_margin(value: float, bound: float) -> float:
@@ -124,7 +124,9 @@ def _interval(final: Measurement, other: Measurement | None, confidence: float) 
     return value - (value - final.low) * scale, value + (final.high - value) * scale
 
 
-def paired_difference(limit: Limit, first: TrialOutcome, second: TrialOutcome, confidence: float) -> Estimate | None:
+def paired_difference(
+    limit: Limit, first: TrialOutcome, second: TrialOutcome, confidence: float
+) -> IntervalEstimate | None:
     """Return how much larger the margin of ``first`` is than that of ``second``, judged on the same rows.
 
     Args:
@@ -154,7 +156,7 @@ def paired_difference(limit: Limit, first: TrialOutcome, second: TrialOutcome, c
     gaps = sign * (np.asarray(above.raw) - np.asarray(below.raw)) / scale
     half = NormalDist().inv_cdf(confidence) * float(gaps.std(ddof=1)) / math.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
     middle = float(gaps.mean())
-    return Estimate(middle, middle - half, middle + half)
+    return IntervalEstimate(middle, middle - half, middle + half)
 
 
 def outcome_fields(measurements: Sequence[Measurement], row_metrics: Sequence[str]) -> Mapping[str, object]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compress.formats.onnx.model import OnnxModel, find_graph
 from compress.pipeline.runner import StageRunner, library_failures
@@ -258,7 +258,7 @@ class ShapeInference:
             return folder
         # Trace the stages one after another, each from the stored output of the previous one.
         *earlier_stages, last = graph_stages
-        model: TorchModel | OnnxModel
+        model: Any
         if earlier_stages:
             previous_folder = self._traced(torch_stages, tuple(earlier_stages), changed)
             model, outline = (

@@ -24,7 +24,7 @@ from compress.numerics.differences import (
     samples_to_settle,
     widen,
 )
-from compress.numerics.statistics import Estimate, geometric_interval, wilson_interval
+from compress.numerics.statistics import IntervalEstimate, geometric_interval, wilson_interval
 from compress.recipe.policy import Margin
 from compress.report.compare.change import ComparedModels, MetricChange, SliceChange
 from compress.results.metrics import Metric, describe_metric
@@ -62,7 +62,7 @@ class KernelRatio(NamedTuple):
     """Ratio of the machine's time in the candidate's session to the baseline's, by one kernel that both timed."""
 
     name: str
-    log_ratio: Estimate
+    log_ratio: IntervalEstimate
 
 
 def exact_change(pair: MeasurementPair, note: str | None = None) -> MetricChange:
@@ -70,7 +70,7 @@ def exact_change(pair: MeasurementPair, note: str | None = None) -> MetricChange
     baseline, candidate = pair.before.value, pair.after.value
     relative_effect = candidate / baseline - 1 if not pair.is_share and candidate != baseline else 0.0
     effect = candidate - baseline if pair.is_share else relative_effect
-    return make_change(pair, Estimate(effect, effect, effect), None, 1, "figures compared as they are", note)
+    return make_change(pair, IntervalEstimate(effect, effect, effect), None, 1, "figures compared as they are", note)
 
 
 def unjudged_change(pair: MeasurementPair, reason: str) -> MetricChange:
@@ -163,11 +163,11 @@ def time_change(
     for kernel in references:
         # A rate falls where a time rises, so the kernel's ratio is inverted for rates.
         slower = widen(kernel.log_ratio, _MEASURED_CONFIDENCE, confidence)
-        divisor = slower if sign > 0 else Estimate(-slower.value, -slower.high, -slower.low)
+        divisor = slower if sign > 0 else IntervalEstimate(-slower.value, -slower.high, -slower.low)
         by_kernel.append(difference_of_estimates(divisor, ratio))
     if by_kernel:
         values, lows, highs = zip(*by_kernel, strict=True)
-        estimate = Estimate(fmean(values), min(lows), max(highs))
+        estimate = IntervalEstimate(fmean(values), min(lows), max(highs))
     allowance = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(2) * session_spread
     estimate = relative(allow_for(estimate, allowance))
     divisors = f", divided by {' and '.join(kernel.name for kernel in references)}" if references else ""
@@ -191,13 +191,18 @@ def launch_change(pair: MeasurementPair, ratios: tuple[float, ...], confidence: 
         ValueError: There are fewer than two launches.
     """
     inverse = geometric_interval(1 / np.asarray(ratios, dtype=np.float64), confidence)
-    estimate = Estimate(*(value - 1 for value in inverse))
+    estimate = IntervalEstimate(*(value - 1 for value in inverse))
     method = f"calls paired side by side, t interval over {len(ratios)} launches of both"
     return make_change(pair, estimate, confidence, len(ratios), method)
 
 
 def make_change(
-    pair: MeasurementPair, effect: Estimate, confidence: float | None, n: int, method: str, note: str | None = None
+    pair: MeasurementPair,
+    effect: IntervalEstimate,
+    confidence: float | None,
+    n: int,
+    method: str,
+    note: str | None = None,
 ) -> MetricChange:
     """Return the change with the verdict of its interval and margin.
 
@@ -211,7 +216,7 @@ def make_change(
     """
     better, margin = pair.metric.better, pair.margin_value
     value, low, high = effect
-    loss = Estimate(-value, -high, -low) if better == "higher" else effect
+    loss = IntervalEstimate(-value, -high, -low) if better == "higher" else effect
     verdict, more = decide(loss, margin), samples_to_settle(loss, margin, n)
     if better == "unknown" and verdict in ("worse", "better"):
         verdict, more = "can't tell", None
@@ -252,10 +257,10 @@ def _outcomes(row: Measurement) -> tuple[float, ...]:
     return row.raw
 
 
-def _own_interval(row: Measurement, confidence: float) -> Estimate:
+def _own_interval(row: Measurement, confidence: float) -> IntervalEstimate:
     """Return the interval at ``confidence``: a Wilson interval is computed again, any other is widened."""
     if row.low is None or row.high is None:
-        return Estimate(row.value, row.value, row.value)
+        return IntervalEstimate(row.value, row.value, row.value)
     right = round(row.value * row.n)
     if 0 <= right <= row.n:
         wilson = wilson_interval(right, row.n, _MEASURED_CONFIDENCE)
@@ -264,11 +269,11 @@ def _own_interval(row: Measurement, confidence: float) -> Estimate:
             for bound, estimate in zip(wilson, (row.low, row.high), strict=True)
         ):
             low, high = wilson_interval(right, row.n, confidence)
-            return Estimate(row.value, min(low, row.value), max(high, row.value))
-    estimate = Estimate(row.value, min(row.low, row.value), max(row.high, row.value))
+            return IntervalEstimate(row.value, min(low, row.value), max(high, row.value))
+    estimate = IntervalEstimate(row.value, min(row.low, row.value), max(row.high, row.value))
     if estimate.low <= 0:
         return widen(estimate, _MEASURED_CONFIDENCE, confidence)
-    return Estimate(*map(math.exp, widen(logarithm(estimate), _MEASURED_CONFIDENCE, confidence)))
+    return IntervalEstimate(*map(math.exp, widen(logarithm(estimate), _MEASURED_CONFIDENCE, confidence)))
 
 
 _METHOD = "paired outcomes, adjusted Wald interval (Agresti and Min 2005), Bonferroni over slices"

@@ -26,7 +26,7 @@ from compress.plugins.apps.postprocess import Draw
 from compress.plugins.diffusion.onnx_export import diffusion_folder, export_diffusion
 from compress.plugins.diffusion.pipeline_model import load_pipeline
 from compress.plugins.diffusion.sampling_settings import SAMPLING, Sampling
-from compress.plugins.diffusion.scheduler_table import step_table
+from compress.plugins.diffusion.scheduler_table import build_scheduler_table
 from compress.utils.errors import ModelError
 from compress.utils.progress import SilentProgress
 
@@ -149,7 +149,7 @@ SCRIPT = Path(__file__).parent / "draws.mjs"
 def end_of(scheduler: Any, steps: int) -> Draw:
     defaults: dict[str, Any] = {"guidance": 1.0, "empty_ids": (), "condition": (), "scaling": 1.0, "shift": 0.0}
     places = {"output": "", "denoiser": "", "decoder": "", "channels": 4, "height": 3, "width": 5, "factor": 1}
-    return Draw.model_validate({**places, **defaults, **asdict(step_table(scheduler, steps))})
+    return Draw.model_validate({**places, **defaults, **asdict(build_scheduler_table(scheduler, steps))})
 
 
 def denoiser(sample: np.ndarray, time: float) -> np.ndarray:

@@ -24,27 +24,27 @@ from compress.formats.onnx.runtimes.onnxruntime import session_of
 from compress.formats.openvino.model import OpenVinoModel
 from compress.formats.openvino.stage import OpenVino
 from compress.formats.runtime import Batch, TensorType, open_model
-from compress.plugins.diffusion.calibration import TIMESTEPS, evenly, prompts_needed, watch
-from compress.plugins.diffusion.image_similarity import ssim
+from compress.plugins.diffusion.calibration import TIMESTEPS, count_prompts, record_inputs, spaced_indices
+from compress.plugins.diffusion.image_metrics import ssim
 from compress.plugins.diffusion.onnx_export import diffusion_folder, export_diffusion, open_diffusion, verify_diffusion
 from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipeline
 from compress.plugins.diffusion.sampler import (
     DENOISED,
     HIDDEN,
     IDS,
+    IMAGE,
+    IMAGES,
     LATENT,
     NOISE,
-    PICTURE,
-    PICTURES,
     SAMPLE,
     SEED,
     TEXT,
     TIMESTEP,
-    Latents,
-    PictureSampler,
+    DiffusionSampler,
+    LatentSpace,
 )
 from compress.plugins.diffusion.sampling_settings import Sampling
-from compress.plugins.diffusion.session import PictureSession
+from compress.plugins.diffusion.session import DiffusionSession
 from compress.stages.base import Context
 from compress.stages.cast import Cast
 from compress.stages.onnx_int8.quantizer import LAYERS, METADATA
@@ -77,7 +77,7 @@ def context(tmp_path: Path) -> Context:
 def drawn(model: OnnxModel, context: Context) -> np.ndarray:
     session = open_diffusion(model)
     examples = TASK.encode(context.data.split("validation"), load_processor(model), None, 24)
-    return session.predict(examples.batch([0, 1]))[PICTURES]
+    return session.predict(examples.batch([0, 1]))[IMAGES]
 
 
 def load_processor(model: OnnxModel) -> object:
@@ -169,7 +169,7 @@ def test_each_part_is_an_ir_in_its_folder(model: OnnxModel, context: Context, tm
     assert again == result
     examples = TASK.encode(context.data.split("validation"), load_processor(model), None, 24)
     np.testing.assert_allclose(
-        open_model(again).predict(examples.batch([0, 1]))[PICTURES], drawn(model, context), atol=1e-3
+        open_model(again).predict(examples.batch([0, 1]))[IMAGES], drawn(model, context), atol=1e-3
     )
 
 
@@ -194,21 +194,21 @@ class Part:
             return {HIDDEN: np.repeat(batch[IDS][:, :, np.newaxis], 2, axis=2).astype(np.float32)}
         if self.gives == DENOISED:
             return {DENOISED: 0.1 * batch[SAMPLE]}
-        return {PICTURE: batch[LATENT][:, :1]}
+        return {IMAGE: batch[LATENT][:, :1]}
 
 
-def session(steps: int = 50, guidance: float = 7.5, scheduler: Any = None) -> PictureSession:
+def session(steps: int = 50, guidance: float = 7.5, scheduler: Any = None) -> DiffusionSession:
     parts = {
         "text_encoder": Part(HIDDEN, input_ids="int64"),
         "unet": Part(DENOISED, sample="float32", timestep="int64", encoder_hidden_states="float32"),
-        "vae_decoder": Part(PICTURE, latent_sample="float32"),
+        "vae_decoder": Part(IMAGE, latent_sample="float32"),
     }
     text, unet, decoder = (part.predict for part in parts.values())
-    latents = Latents(channels=4, factor=2, multiple=2, scaling=SCALING)
+    latents = LatentSpace(channels=4, factor=2, multiple=2, scaling=SCALING)
     scheduler = scheduler or DDIMScheduler(clip_sample=False)
     empty = np.full((1, TOKENS), EMPTY, np.int64)
-    sampler = PictureSampler(text, unet, decoder, scheduler, latents, Sampling(steps, guidance), empty)
-    return PictureSession(sampler, parts, "here")
+    sampler = DiffusionSampler(text, unet, decoder, scheduler, latents, Sampling(steps, guidance), empty)
+    return DiffusionSession(sampler, parts, "here")
 
 
 def batch() -> dict[str, np.ndarray]:
@@ -218,7 +218,7 @@ def batch() -> dict[str, np.ndarray]:
 
 
 def test_a_denoiser_is_watched_evenly_over_the_way_with_guidance() -> None:
-    watched = watch(session(), "unet", batch(), np.arange(PROMPT_COUNT), seed=0)
+    watched = record_inputs(session(), "unet", batch(), np.arange(PROMPT_COUNT), seed=0)
     # DDIM's 50 of 1000 timesteps are 980, 960, ..., 0; 25 of them from the first to the last.
     expected = [980 - 20 * round(sample * 49 / 24) for sample in range(25)]
     assert list(watched.timesteps) == expected
@@ -236,22 +236,22 @@ def test_a_denoiser_is_watched_evenly_over_the_way_with_guidance() -> None:
 
 
 def test_without_guidance_there_is_one_row_a_prompt() -> None:
-    watched = watch(session(4, 1.0), "unet", batch(), np.arange(PROMPT_COUNT), seed=0)
+    watched = record_inputs(session(4, 1.0), "unet", batch(), np.arange(PROMPT_COUNT), seed=0)
     assert [feed[SAMPLE].shape[0] for feed in watched.feeds] == [PROMPT_COUNT] * 4
     assert list(watched.timesteps) == [750, 500, 250, 0]
 
 
 def test_a_scheduler_that_calls_twice_a_step_is_watched_at_both() -> None:
-    watched = watch(session(5, 1.0, HeunDiscreteScheduler()), "unet", batch(), np.arange(PROMPT_COUNT), seed=0)
+    watched = record_inputs(session(5, 1.0, HeunDiscreteScheduler()), "unet", batch(), np.arange(PROMPT_COUNT), seed=0)
     assert len(watched.feeds) == 2 * 5 - 1
 
 
 def test_a_decoder_is_given_what_sampling_ends_in() -> None:
     drawing = session(10)
-    latents = drawing.sampler.denoised(batch()[IDS], batch()[NOISE], list(range(PROMPT_COUNT)))
-    watched = watch(drawing, "vae_decoder", batch(), np.arange(PROMPT_COUNT), seed=0)
+    latents = drawing.sampler.sample_latents(batch()[IDS], batch()[NOISE], list(range(PROMPT_COUNT)))
+    watched = record_inputs(drawing, "vae_decoder", batch(), np.arange(PROMPT_COUNT), seed=0)
     np.testing.assert_allclose(np.concatenate([feed[LATENT] for feed in watched.feeds]), latents / SCALING, rtol=1e-6)
-    text = watch(drawing, "text_encoder", batch(), np.arange(PROMPT_COUNT), seed=0)
+    text = record_inputs(drawing, "text_encoder", batch(), np.arange(PROMPT_COUNT), seed=0)
     assert [feed[IDS].tolist() for feed in text.feeds] == [[[1 + row] * TOKENS] for row in range(PROMPT_COUNT)]
 
 
@@ -271,13 +271,13 @@ def test_a_decoder_is_given_what_sampling_ends_in() -> None:
 def test_prompts_are_as_many_as_the_examples_take(
     part: str, steps: int, guidance: float, count: int, prompts: int
 ) -> None:
-    assert prompts_needed(session(steps, guidance).sampler, part, count) == prompts
+    assert count_prompts(session(steps, guidance).sampler, part, count) == prompts
 
 
 def test_places_are_even() -> None:
-    assert evenly(5, 25) == [0, 1, 2, 3, 4]
-    assert evenly(100, 5) == [0, 25, 50, 74, 99]
-    assert evenly(1, 25) == [0]
+    assert spaced_indices(5, 25) == [0, 1, 2, 3, 4]
+    assert spaced_indices(100, 5) == [0, 25, 50, 74, 99]
+    assert spaced_indices(1, 25) == [0]
 
 
 PROMPTS = ["a bag", "the small dark boot of a photo"]

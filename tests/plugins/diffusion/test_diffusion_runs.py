@@ -26,8 +26,8 @@ from compress.cli.bench_measurement import refuse_together
 from compress.data.media import media, media_type
 from compress.pipeline.keys import CachedStages
 from compress.pipeline.run import Run, run
-from compress.plugins.diffusion.image_levels import as_levels, fitted
-from compress.plugins.diffusion.sampling_settings import PromptProcessor, empty_ids, load_prompt_processor
+from compress.plugins.diffusion.image_metrics import fit_size, to_uint8
+from compress.plugins.diffusion.sampling_settings import PromptProcessor, empty_prompt_ids, load_prompt_processor
 from compress.plugins.diffusion.stage_settings import StepDistillation
 from compress.plugins.diffusion.task import TASK
 from compress.recipe.loading import read_recipe
@@ -129,7 +129,7 @@ def test_a_picture_is_timed_and_the_integers_are_there(done: Run) -> None:
 
 def test_the_empty_prompt_is_read_without_transformers(done: Run) -> None:
     model = done.folder / "model"
-    np.testing.assert_array_equal(empty_ids(model), load_prompt_processor(model).ids([""]))
+    np.testing.assert_array_equal(empty_prompt_ids(model), load_prompt_processor(model).ids([""]))
 
 
 @pytest.mark.browser
@@ -280,7 +280,7 @@ def test_real_pictures_lie_in_the_middle_of_black(processor: PromptProcessor) ->
 def test_larger_pictures_are_scaled_and_cropped_evenly() -> None:
     wide = np.zeros((32, 64), np.uint8)
     wide[:, 16:48] = 200
-    cropped = np.asarray(fitted(Image.fromarray(wide), 16, 16))
+    cropped = np.asarray(fit_size(Image.fromarray(wide), 16, 16))
     assert cropped.shape == (16, 16) and (cropped[:, 2:-2] == 200).all()
 
 
@@ -289,7 +289,7 @@ def test_levels_are_those_that_diffusers_rounds_to() -> None:
 
     pictures = np.random.default_rng(0).random((2, 4, 4, 3), dtype=np.float32)
     expected = [np.asarray(picture) for picture in VaeImageProcessor.numpy_to_pil(pictures)]
-    np.testing.assert_array_equal(as_levels(pictures), np.stack(expected))
+    np.testing.assert_array_equal(to_uint8(pictures), np.stack(expected))
 
 
 def test_pictures_keep_the_names_of_their_classes(processor: PromptProcessor) -> None:

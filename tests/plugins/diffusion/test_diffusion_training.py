@@ -16,24 +16,24 @@ from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler,
 from torch import nn
 
 from compress.plugins.diffusion.noise_prediction import (
-    Level,
-    NoiseTable,
+    NoiseLevel,
+    NoiseSchedule,
     PredictionType,
+    add_noise,
     boundary_scalings,
-    clean_of,
     ddim_step,
     guidance_embedding,
-    noised,
+    predicted_clean,
     progressive_target,
     pseudo_huber,
 )
 from compress.plugins.diffusion.noised_latents import (
     TEXT,
-    Noising,
-    caption_states,
+    NoiseProcess,
     denoising_losses,
-    encode_pictures,
-    unscaled_latents,
+    encode_captions,
+    encode_images,
+    unscale_latents,
 )
 from compress.utils.errors import InputError, StageError
 from compress.utils.progress import SilentProgress
@@ -202,17 +202,17 @@ diffusers = pytest.importorskip("diffusers")
 MEAN, DEVIATION = 0.7, 0.3
 
 
-def table(final: float = 1.0) -> NoiseTable:
-    return NoiseTable(diffusers.DDIMScheduler(1000).alphas_cumprod.double(), final)
+def table(final: float = 1.0) -> NoiseSchedule:
+    return NoiseSchedule(diffusers.DDIMScheduler(1000).alphas_cumprod.double(), final)
 
 
-def posterior_mean(noisy: torch.Tensor, level: Level) -> torch.Tensor:
+def posterior_mean(noisy: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
     """E[x | z] of x ~ N(m, s^2): m + alpha s^2 / (alpha^2 s^2 + sigma^2) (z - alpha m)."""
     share = level.alpha * DEVIATION**2 / (level.alpha**2 * DEVIATION**2 + level.sigma**2)
     return MEAN + share * (noisy - level.alpha * MEAN)
 
 
-def exact(noisy: torch.Tensor, here: Level, there: Level) -> torch.Tensor:
+def exact(noisy: torch.Tensor, here: NoiseLevel, there: NoiseLevel) -> torch.Tensor:
     """The probability flow's solution for x ~ N(m, s^2): z keeps its place in units of its own deviation."""
     deviation_before, after = ((level.alpha**2 * DEVIATION**2 + level.sigma**2).sqrt() for level in (here, there))
     return there.alpha * MEAN + after / deviation_before * (noisy - here.alpha * MEAN)
@@ -224,9 +224,9 @@ def walked(steps: int) -> tuple[torch.Tensor, torch.Tensor]:
     times = [1000 * step // steps - 1 for step in range(steps, -1, -1)]
     latents = noisy
     for start_time, end_time in pairwise(times):
-        start_level, other = (levels.at(torch.tensor([time]), 2) for time in (start_time, end_time))
+        start_level, other = (levels.levels(torch.tensor([time]), 2) for time in (start_time, end_time))
         latents = ddim_step(posterior_mean(latents, start_level), latents, start_level, other)
-    return latents, exact(noisy, levels.at(torch.tensor([999]), 2), levels.at(torch.tensor([-1]), 2))
+    return latents, exact(noisy, levels.levels(torch.tensor([999]), 2), levels.levels(torch.tensor([-1]), 2))
 
 
 def test_ddim_comes_to_the_exact_solution_as_steps_grow() -> None:
@@ -240,11 +240,11 @@ def test_a_step_is_that_of_diffusers(kind: PredictionType) -> None:
         1000, prediction_type=kind, clip_sample=False, timestep_spacing="trailing", set_alpha_to_one=False
     )
     scheduler.set_timesteps(8)
-    levels = NoiseTable(scheduler.alphas_cumprod, float(scheduler.final_alpha_cumprod))
+    levels = NoiseSchedule(scheduler.alphas_cumprod, float(scheduler.final_alpha_cumprod))
     noisy, output = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).split(1)
     for time in scheduler.timesteps.tolist():
-        start_level, end_level = levels.at(torch.tensor([time]), 4), levels.at(torch.tensor([time - 125]), 4)
-        stepped = ddim_step(clean_of(kind, output, noisy, start_level), noisy, start_level, end_level)
+        start_level, end_level = levels.levels(torch.tensor([time]), 4), levels.levels(torch.tensor([time - 125]), 4)
+        stepped = ddim_step(predicted_clean(kind, output, noisy, start_level), noisy, start_level, end_level)
         expected = scheduler.step(output, time, noisy).prev_sample
         torch.testing.assert_close(stepped, expected, rtol=2e-5, atol=2e-5)
 
@@ -252,7 +252,7 @@ def test_a_step_is_that_of_diffusers(kind: PredictionType) -> None:
 @pytest.mark.parametrize("time", [999, 749, 249])
 def test_one_step_with_the_target_arrives_where_two_of_the_teacher_do(time: int) -> None:
     levels, noisy = table(), torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
-    start_level, middle, end_level = (levels.at(torch.tensor([time - less]), 2) for less in (0, 125, 250))
+    start_level, middle, end_level = (levels.levels(torch.tensor([time - less]), 2) for less in (0, 125, 250))
     half = ddim_step(posterior_mean(noisy, start_level), noisy, start_level, middle)
     reached = ddim_step(posterior_mean(half, middle), half, middle, end_level)
     target = progressive_target(noisy, reached, start_level, end_level)
@@ -263,15 +263,15 @@ def test_one_step_with_the_target_arrives_where_two_of_the_teacher_do(time: int)
 
 def test_outputs_of_every_kind_mean_the_same() -> None:
     clean, noise = torch.randn(2, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    level = table().at(torch.tensor([3, 100, 500, 900, 999]), 2)
-    noisy = noised(clean, noise, level)
+    level = table().levels(torch.tensor([3, 100, 500, 900, 999]), 2)
+    noisy = add_noise(clean, noise, level)
     outputs: dict[PredictionType, torch.Tensor] = {
         "epsilon": noise,
         "sample": clean,
         "v_prediction": level.alpha * noise - level.sigma * clean,
     }
     for kind, output in outputs.items():
-        torch.testing.assert_close(clean_of(kind, output, noisy, level), clean)
+        torch.testing.assert_close(predicted_clean(kind, output, noisy, level), clean)
 
 
 def test_at_the_smallest_timestep_a_consistency_function_is_the_identity() -> None:
@@ -309,7 +309,9 @@ def batch(rows: int = 4) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_a_scheduler_that_is_given_the_target_finds_the_clean_latents(kind):
-    noised = Noising.of(DPMSolverMultistepScheduler(prediction_type=kind)).draw(batch(), torch.tensor(400))
+    noised = NoiseProcess.from_scheduler(DPMSolverMultistepScheduler(prediction_type=kind)).generate(
+        batch(), torch.tensor(400)
+    )
     scheduler = DDIMScheduler(prediction_type=kind, clip_sample=False)
     scheduler.set_timesteps(1000)
     clean_latents = scheduler.step(noised.target, 400, noised.noised).pred_original_sample
@@ -319,17 +321,17 @@ def test_a_scheduler_that_is_given_the_target_finds_the_clean_latents(kind):
 
 def test_the_share_without_a_prompt_has_the_empty_one():
     empty = torch.full((tiny_unets.TOKENS, tiny_unets.TEXT_WIDTH), 7.0)
-    noising = Noising.of(DDIMScheduler(), {TEXT: empty}, dropped=0.25)
+    noising = NoiseProcess.from_scheduler(DDIMScheduler(), {TEXT: empty}, dropped=0.25)
     torch.manual_seed(0)
     rows = {name: value.repeat(100, *[1] * (value.ndim - 1)) for name, value in batch(4).items()}
-    states = noising.draw(rows).conditions[TEXT]
+    states = noising.sample(rows).conditions[TEXT]
     emptied = (states == 7.0).all(2).all(1)
     assert emptied.float().mean().item() == pytest.approx(0.25, abs=0.08)
     assert torch.equal(states[~emptied], rows[TEXT][~emptied])
 
 
 def test_a_unet_that_answers_with_the_target_has_no_loss():
-    noised = Noising.of(DDIMScheduler()).draw(batch())
+    noised = NoiseProcess.from_scheduler(DDIMScheduler()).sample(batch())
     asked = []
 
     def unet(sample, timesteps, encoder_hidden_states, return_dict):
@@ -351,11 +353,11 @@ def test_latents_of_pictures_are_scaled_as_the_config_says():
         shift_factor=0.25,
     )
     pictures = np.random.default_rng(0).uniform(-1, 1, (3, 3, 8, 8)).astype(np.float32)
-    latents = encode_pictures(vae, pictures)
+    latents = encode_images(vae, pictures)
     with torch.no_grad():
         own = vae.encode(torch.from_numpy(pictures)).latent_dist.mode()
     assert np.allclose(latents, (own - 0.25) * 0.5, atol=1e-5)
-    assert torch.allclose(unscaled_latents(vae, torch.from_numpy(latents)), own, atol=1e-5)
+    assert torch.allclose(unscale_latents(vae, torch.from_numpy(latents)), own, atol=1e-5)
 
 
 def test_each_caption_is_encoded_once():
@@ -365,11 +367,11 @@ def test_each_caption_is_encoded_once():
         asked.extend(captions)
         return np.array([[[float(len(caption))]] for caption in captions])
 
-    states = caption_states(["a", "bcd", "a"], encode)
+    states = encode_captions(["a", "bcd", "a"], encode)
     assert asked == ["a", "bcd"] and [state.item() for state in states] == [1.0, 3.0, 1.0]
     assert states[0] is states[2]
 
 
 def test_flow_matching_is_refused_by_name():
     with pytest.raises(StageError, match="FlowMatchEulerDiscreteScheduler has no schedule of betas"):
-        Noising.of(FlowMatchEulerDiscreteScheduler())
+        NoiseProcess.from_scheduler(FlowMatchEulerDiscreteScheduler())

@@ -20,16 +20,18 @@ from compress.pipeline.measurements import Findings, measure_answers
 from compress.pipeline.run_checks import check_run
 from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_session import TargetSession
-from compress.plugins.diffusion.image_similarity import perceptual_distance, psnr, ssim
-from compress.plugins.diffusion.image_statistics import (
+from compress.plugins.diffusion.image_metrics import (
     Gaussian,
     diversity,
-    frechet,
+    fit_gaussian,
+    frechet_contributions,
     frechet_distance,
     frechet_interval,
-    frechet_shares,
-    gaussian_of,
+    gaussian_frechet_distance,
     in_manifold,
+    perceptual_distance,
+    psnr,
+    ssim,
 )
 from compress.plugins.diffusion.judge import ImageClassifier, ImageEvaluation, check_classes
 from compress.results.report import BASELINE, FINAL, Measurement
@@ -48,7 +50,7 @@ def _features(seed: int, count: int, width: int, scale: float = 1.0, shift: floa
 def test_two_normal_distributions_of_one_feature() -> None:
     # (m - w)² + (s - t)², of standard deviations s and t.
     first, second = Gaussian(np.array([1.0]), np.array([[4.0]])), Gaussian(np.array([3.0]), np.array([[0.25]]))
-    assert frechet(first, second) == pytest.approx((1 - 3) ** 2 + (2 - 0.5) ** 2)
+    assert gaussian_frechet_distance(first, second) == pytest.approx((1 - 3) ** 2 + (2 - 0.5) ** 2)
 
 
 def test_independent_features_add_up() -> None:
@@ -56,7 +58,7 @@ def test_independent_features_add_up() -> None:
     means, deviations = generator.normal(size=(2, 5)), generator.uniform(0.1, 2, size=(2, 5))
     both = [Gaussian(mean, np.diag(deviation**2)) for mean, deviation in zip(means, deviations, strict=True)]
     expected = np.square(means[0] - means[1]).sum() + np.square(deviations[0] - deviations[1]).sum()
-    assert frechet(*both) == pytest.approx(expected)
+    assert gaussian_frechet_distance(*both) == pytest.approx(expected)
 
 
 def test_the_distance_is_that_of_scipys_root() -> None:
@@ -84,27 +86,28 @@ def _weighted(rows: np.ndarray, weights: np.ndarray) -> Gaussian:
 
 def test_shares_are_what_a_little_more_of_a_picture_changes() -> None:
     generated, real = _features(3, 40, 4, 1.5, 0.5), _features(4, 200, 4)
-    shares = frechet_shares(generated, real)
+    shares = frechet_contributions(generated, real)
     value = frechet_distance(generated, real)
     assert shares.mean() == pytest.approx(value)
     even, step = np.full(40, 1 / 40), 1e-5
     for picture in (0, 7, 39):
         toward = np.eye(40)[picture] - even
         ahead, behind = (
-            frechet(_weighted(generated, even + sign * step * toward), gaussian_of(real)) for sign in (1.0, -1.0)
+            gaussian_frechet_distance(_weighted(generated, even + sign * step * toward), fit_gaussian(real))
+            for sign in (1.0, -1.0)
         )
         assert shares[picture] - value == pytest.approx((ahead - behind) / (2 * step), rel=1e-4)
 
 
 def test_too_few_pictures_have_no_shares() -> None:
-    with pytest.raises(ValueError, match="4 pictures"):
-        frechet_shares(_features(0, 4, 4), _features(1, 40, 4))
+    with pytest.raises(ValueError, match="4 images"):
+        frechet_contributions(_features(0, 4, 4), _features(1, 40, 4))
 
 
 def test_the_interval_is_about_as_wide_as_the_shares_say() -> None:
     generated, real = _features(5, 400, 3, 1.4, 0.4), _features(6, 400, 3)
     value, low, high = frechet_interval(generated, real, seed=0, resamples=400)
-    half = 1.96 * frechet_shares(generated, real).std(ddof=1) / math.sqrt(400)
+    half = 1.96 * frechet_contributions(generated, real).std(ddof=1) / math.sqrt(400)
     assert value == pytest.approx(frechet_distance(generated, real))
     assert (high - low) / 2 == pytest.approx(half, rel=0.15)
     assert (high + low) / 2 == pytest.approx(value, abs=0.3 * half)
@@ -144,7 +147,7 @@ def test_manifolds_by_loops() -> None:
 
 
 def test_a_manifold_needs_neighbours() -> None:
-    with pytest.raises(ValueError, match="3 pictures have no 3"):
+    with pytest.raises(ValueError, match="3 images have no 3"):
         in_manifold(_features(0, 5, 2), _features(1, 3, 2))
 
 
@@ -158,7 +161,7 @@ def test_diversity_is_among_the_pictures_of_a_prompt() -> None:
 
 def test_features_that_are_not_finite_are_refused() -> None:
     with pytest.raises(ValueError, match="NaN"):
-        gaussian_of(np.array([[1.0, np.nan], [1.0, 2.0]]))
+        fit_gaussian(np.array([[1.0, np.nan], [1.0, 2.0]]))
 
 
 def _pictures(seed: int, count: int = 3, side: int = 14, channels: int = 2) -> np.ndarray:

@@ -18,7 +18,7 @@ from compress.formats.onnx.weight_only_quantization import WeightOnlySettings, q
 from compress.plugins.diffusion.onnx_export import diffusion_folder, export_diffusion, open_diffusion
 from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipeline
 from compress.plugins.diffusion.sampling_settings import Sampling
-from compress.plugins.diffusion.torch_session import torch_pictures
+from compress.plugins.diffusion.session import open_torch
 
 pytestmark = pytest.mark.slow
 PROMPTS = ["a picture of a bag", "the dark boot"]
@@ -55,7 +55,7 @@ def test_optimum_draws_the_same_pictures(
     folder = tmp_path / "onnx"
     folder.mkdir()
     diffusion_folder(model, graphs).save(folder)
-    expected = open_diffusion(OnnxModel.load(folder, None)).sampler.draw(ids, noise)
+    expected = open_diffusion(OnnxModel.load(folder, None)).sampler.generate(ids, noise)
     pipeline, pictures = drawn_elsewhere(SENTENCE_TRANSFORMERS, "onnxruntime", folder, noise)
     assert pipeline == "ORTStableDiffusionPipeline"
     np.testing.assert_allclose(pictures * 255, expected * 255, atol=1)
@@ -82,4 +82,4 @@ def test_optimum_intel_draws_the_same_pictures(
     noise = np.stack([model.processor.noise(seed) for seed in (5, 6)])
     pipeline, pictures = drawn_elsewhere(OPTIMUM_INTEL_DRAWS, "openvino", folder, noise)
     assert pipeline == "OVStableDiffusionPipeline"
-    np.testing.assert_allclose(pictures * 255, torch_pictures(model, {}).sampler.draw(ids, noise) * 255, atol=1)
+    np.testing.assert_allclose(pictures * 255, open_torch(model, {}).sampler.generate(ids, noise) * 255, atol=1)

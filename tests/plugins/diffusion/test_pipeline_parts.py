@@ -24,25 +24,25 @@ from compress.inspection.budget_rendering import write_budget
 from compress.models.folder_checks import check_model_folder, check_weights_finite, weight_files
 from compress.numerics.losses import feature_distance
 from compress.plugins.diffusion.component_costs import (
-    _Alive,
-    costs_of,
-    hollow_part,
-    multiplications,
-    parameters,
-    part_costs,
+    MemoryTracker,
+    build_component_on_meta,
+    component_calls,
+    component_costs,
+    costs_of_component,
+    count_multiplications,
+    count_parameters,
 )
 from compress.plugins.diffusion.onnx_export import diffusion_folder
-from compress.plugins.diffusion.part_calls import part_calls
 from compress.plugins.diffusion.pipeline_model import load_pipeline
 from compress.plugins.diffusion.sampling_settings import SAMPLING, Sampling, load_prompt_processor
 from compress.plugins.diffusion.source_folder import convert_pipeline
 from compress.plugins.diffusion.stage_settings import AutoencoderDistillation
 from compress.plugins.diffusion.tiny_autoencoder import (
-    decoded_distance,
+    build_tiny_autoencoder,
+    decoding_error,
     encoder_features,
-    make_small_autoencoder,
-    picture_examples,
-    train_small_autoencoder,
+    image_examples,
+    train_tiny_autoencoder,
 )
 from compress.utils.errors import ModelError, StageError
 
@@ -215,7 +215,7 @@ def pictures(rows: int = 8) -> np.ndarray:
 
 def test_a_pipeline_opens_as_it_is_and_draws_with_the_small_decoder(tmp_path):
     parts = tiny_pipelines.parts()
-    parts["vae"] = make_small_autoencoder(parts["vae"], SETTINGS, seed=0).eval()
+    parts["vae"] = build_tiny_autoencoder(parts["vae"], SETTINGS, seed=0).eval()
     pipeline = StableDiffusionPipeline(
         **parts,
         tokenizer=tiny_pipelines.tokenizer(),
@@ -241,13 +241,13 @@ def test_a_pipeline_opens_as_it_is_and_draws_with_the_small_decoder(tmp_path):
 
 def test_it_learns_what_the_vae_decodes(tmp_path):
     vae = tiny_pipelines.parts()["vae"]
-    examples = picture_examples(vae, pictures())
+    examples = image_examples(vae, pictures())
     assert examples.inputs[0]["latents"].shape == (4, 8, 8)
-    untaught = decoded_distance(vae, make_small_autoencoder(vae, SETTINGS, 0), examples)
+    untaught = decoding_error(vae, build_tiny_autoencoder(vae, SETTINGS, 0), examples)
     context = tiny.context(scratch=tmp_path)
-    small = train_small_autoencoder(vae, examples, examples, SETTINGS, context)
-    assert decoded_distance(vae, small, examples) < 0.6 * untaught
-    assert "parameters of the decoder; pictures are off by" in context.notes[-1]
+    small = train_tiny_autoencoder(vae, examples, examples, SETTINGS, context)
+    assert decoding_error(vae, small, examples) < 0.6 * untaught
+    assert "parameters of the decoder; images differ by" in context.notes[-1]
     latents = torch.from_numpy(np.stack([row["latents"] for row in examples.inputs]))
     with torch.no_grad():
         encoded = small.encode(torch.from_numpy(pictures())).latents
@@ -277,9 +277,9 @@ def test_the_distance_of_features_forgets_their_length():
 
 
 def test_a_vae_of_another_kind_is_refused():
-    small = make_small_autoencoder(tiny_pipelines.parts()["vae"], SETTINGS, 0)
-    with pytest.raises(StageError, match="AutoencoderTiny teaches no small decoder"):
-        make_small_autoencoder(small, SETTINGS, 0)
+    small = build_tiny_autoencoder(tiny_pipelines.parts()["vae"], SETTINGS, 0)
+    with pytest.raises(StageError, match="AutoencoderTiny cannot be distilled into a small decoder"):
+        build_tiny_autoencoder(small, SETTINGS, 0)
 
 
 def test_parts_of_a_pipeline_are_predicted_and_shown(tmp_path: Path) -> None:
@@ -293,10 +293,12 @@ def test_parts_of_a_pipeline_are_predicted_and_shown(tmp_path: Path) -> None:
         assert call.fp32_bytes == 2 * call.fp16_bytes > 4 * call.parameters
         assert call.fp32_stored_attention_bytes >= call.fp32_bytes
     # A small decoder's config has no size of its own, and is asked about the same latents.
-    small = make_small_autoencoder(parts["vae"], AutoencoderDistillation(width=8, layers=1), seed=0)
+    small = build_tiny_autoencoder(parts["vae"], AutoencoderDistillation(width=8, layers=1), seed=0)
     small.save_pretrained(tmp_path / "small")
     (folder / "vae" / "config.json").write_bytes((tmp_path / "small" / "config.json").read_bytes())
-    assert part_calls(folder)[1].multiplications == costs_of(small, 8).multiplications < vae.multiplications
+    assert (
+        component_calls(folder)[1].multiplications == costs_of_component(small, 8).multiplications < vae.multiplications
+    )
     console = Console(width=120, record=True)
     write_budget(budget, 1, 0, console)
     shown = console.export_text()
@@ -305,7 +307,7 @@ def test_parts_of_a_pipeline_are_predicted_and_shown(tmp_path: Path) -> None:
 
 def test_what_is_no_pipeline_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="parts of a pipeline"):
-        part_calls(tmp_path)
+        component_calls(tmp_path)
 
 
 SMALL = {
@@ -321,7 +323,7 @@ SMALL = {
     ("config", "count"), [(SD15_UNET, 859_520_964), (SDXL_UNET, 2_567_463_684), (SD_VAE, 83_653_863)]
 )
 def test_published_models_have_their_published_counts(config, count):
-    assert parameters(hollow_part(config)) == count
+    assert count_parameters(build_component_on_meta(config)) == count
 
 
 @pytest.mark.parametrize(
@@ -333,12 +335,12 @@ def test_unets_multiply_as_often_as_published(config, blocks, published):
     # Attention multiplies queries with keys, and what comes of it with values.
     places = zip((64 * 64, 32 * 32, 16 * 16, 8 * 8), (320, 640, 1280, 1280), blocks, strict=True)
     attention = sum(2 * width * here * (here + 77) * count for here, width, count in places)
-    unet = hollow_part(config)
-    assert (multiplications(unet) - attention) / 1e9 == pytest.approx(published, abs=0.5)
+    unet = build_component_on_meta(config)
+    assert (count_multiplications(unet) - attention) / 1e9 == pytest.approx(published, abs=0.5)
 
 
 def test_memory_is_that_of_weights_and_of_what_is_alive_at_once():
-    costs = part_costs(SD15_UNET)
+    costs = component_costs(SD15_UNET)
     # The largest attention: 4096 x 4096 places for each of 8 heads, of which softmax makes another.
     matrix = 8 * 4096 * 4096
     assert matrix <= costs.stored_attention_values - costs.working_values <= 3 * matrix
@@ -346,15 +348,15 @@ def test_memory_is_that_of_weights_and_of_what_is_alive_at_once():
 
 
 def test_multiplications_of_convolutions_are_those_of_the_formula():
-    part = hollow_part(SMALL)
+    part = build_component_on_meta(SMALL)
     convolutions, side = 0, 4
     for layer in part.decoder.layers:
         side *= 2 if isinstance(layer, nn.Upsample) else 1
         for one in layer.modules():
             if isinstance(one, nn.Conv2d):
                 convolutions += one.weight.numel() * side * side
-    assert part_costs(SMALL, size=4).multiplications == convolutions
-    assert part_costs(SMALL, batch=3, size=4).multiplications == 3 * convolutions
+    assert component_costs(SMALL, size=4).multiplications == convolutions
+    assert component_costs(SMALL, batch=3, size=4).multiplications == 3 * convolutions
 
 
 def test_what_is_alive_at_once_is_counted_with_what_was_freed():
@@ -366,7 +368,7 @@ def test_what_is_alive_at_once_is_counted_with_what_was_freed():
             return small + small.expand(2, 10)
 
     module, values = Chain(), torch.zeros(2, 10, device="meta")
-    alive = _Alive(module)
+    alive = MemoryTracker(module)
     with alive:
         module(values)
     # Three times 20 values, and the 10 that are made of them: more than the 10 and 20 that come behind.
@@ -375,6 +377,6 @@ def test_what_is_alive_at_once_is_counted_with_what_was_freed():
 
 def test_other_parts_are_refused_by_name():
     with pytest.raises(ModelError, match="'Strange'"):
-        hollow_part({"_class_name": "Strange"})
+        build_component_on_meta({"_class_name": "Strange"})
     with pytest.raises(ModelError, match="PixArtTransformer2DModel"):
-        part_costs({"_class_name": "PixArtTransformer2DModel", "num_layers": 1, "sample_size": 8})
+        component_costs({"_class_name": "PixArtTransformer2DModel", "num_layers": 1, "sample_size": 8})

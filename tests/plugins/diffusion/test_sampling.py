@@ -16,13 +16,18 @@ from tiny_pipelines import pipeline_folder
 from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipeline
-from compress.plugins.diffusion.sampler import DENOISED, HIDDEN, PICTURE, SAMPLE, Latents, PictureSampler
-from compress.plugins.diffusion.sampling_drift import SamplingPath, drift
-from compress.plugins.diffusion.sampling_path import FINISHED, sampling_path
+from compress.plugins.diffusion.sampler import DENOISED, HIDDEN, IMAGE, SAMPLE, DiffusionSampler, LatentSpace
+from compress.plugins.diffusion.sampling_drift import FINISHED, SamplingPath, drift, sampling_path
 from compress.plugins.diffusion.sampling_settings import Sampling
-from compress.plugins.diffusion.scheduler import UNTRAINED, Choice, best_untrained, check_steps, fitting_scheduler
-from compress.plugins.diffusion.scheduler_table import step_table
-from compress.plugins.diffusion.torch_session import torch_sampler
+from compress.plugins.diffusion.scheduler import (
+    CANDIDATES,
+    SchedulerChoice,
+    build_scheduler,
+    check_steps,
+    rank_schedulers,
+)
+from compress.plugins.diffusion.scheduler_table import build_scheduler_table
+from compress.plugins.diffusion.session import torch_sampler
 from compress.utils.errors import InputError, ModelError, StageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -72,7 +77,7 @@ def test_pictures_are_those_of_diffusers(model: GeneratorModel, name: str, guida
     scheduler = getattr(diffusers, name)(**SCHEDULERS[name], steps_offset=1)
     model = replace(model, scheduler=scheduler, sampling=Sampling(5, guidance))
     expected = of_diffusers(model, 5, guidance)
-    pictures = torch_sampler(model).draw(model.processor.ids(PROMPTS), noise_of(model), SEEDS)
+    pictures = torch_sampler(model).generate(model.processor.ids(PROMPTS), noise_of(model), SEEDS)
     assert pictures.shape == expected.shape == (2, 16, 16, 1)
     assert np.ptp(expected) > 0.1
     np.testing.assert_allclose(pictures * 255, expected * 255, atol=1)
@@ -85,15 +90,15 @@ def test_a_scheduler_that_only_adds_up_is_asked_once(
     scheduler = getattr(diffusers, name)(**SCHEDULERS[name])
     sampler = torch_sampler(replace(model, scheduler=scheduler, sampling=Sampling(6, 2.0)))
     ids, noise = model.processor.ids(PROMPTS), noise_of(model)
-    first = sampler.denoised(ids, noise)
+    first = sampler.sample_latents(ids, noise)
     asked: list[Any] = []
     monkeypatch.setattr(type(scheduler), "step", lambda *given, **named: asked.append(given))
-    np.testing.assert_array_equal(sampler.denoised(ids, noise), first)
+    np.testing.assert_array_equal(sampler.sample_latents(ids, noise), first)
     assert not asked
     monkeypatch.undo()
     denoise = replace(sampler)
     monkeypatch.setattr(type(denoise), "_table", None)
-    np.testing.assert_allclose(denoise.denoised(ids, noise), first, rtol=0, atol=1e-4 * np.abs(first).max())
+    np.testing.assert_allclose(denoise.sample_latents(ids, noise), first, rtol=0, atol=1e-4 * np.abs(first).max())
 
 
 def test_a_denoiser_that_is_told_of_the_guidance_draws_as_in_diffusers(tmp_path: Path) -> None:
@@ -101,9 +106,9 @@ def test_a_denoiser_that_is_told_of_the_guidance_draws_as_in_diffusers(tmp_path:
     index = {**guided_model.index, "_class_name": "LatentConsistencyModelPipeline"}
     model = replace(guided_model, index=index, scheduler=diffusers.LCMScheduler(), sampling=Sampling(4, 8.5))
     expected = of_diffusers(model, 4, 8.5)
-    pictures = torch_sampler(model).draw(model.processor.ids(PROMPTS), noise_of(model), SEEDS)
+    pictures = torch_sampler(model).generate(model.processor.ids(PROMPTS), noise_of(model), SEEDS)
     np.testing.assert_allclose(pictures * 255, expected * 255, atol=1)
-    less = torch_sampler(replace(model, sampling=Sampling(4, 1.5))).draw(
+    less = torch_sampler(replace(model, sampling=Sampling(4, 1.5))).generate(
         model.processor.ids(PROMPTS), noise_of(model), SEEDS
     )
     assert np.abs(less - expected).max() > 0.01
@@ -117,13 +122,13 @@ def test_a_part_that_gives_nan_is_named_with_its_step(model: GeneratorModel) -> 
         return {"out_sample": np.full_like(batch["sample"], np.nan if len(calls) == 3 else 0.0)}
 
     with pytest.raises(StageError, match="step 3 of 4"):
-        replace(sampler, denoise=denoise).draw(model.processor.ids(PROMPTS), noise_of(model))
+        replace(sampler, denoise=denoise).generate(model.processor.ids(PROMPTS), noise_of(model))
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 7, 8), (1, 3, 8, 8), (1, 4, 0, 8), (4, 8, 8)])
 def test_sizes_that_the_parts_cannot_take_are_refused(model: GeneratorModel, shape: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match="makes no picture") as refused:
-        torch_sampler(model).draw(model.processor.ids(PROMPTS[:1]), np.zeros(shape, np.float32))
+    with pytest.raises(InputError, match="makes no image") as refused:
+        torch_sampler(model).generate(model.processor.ids(PROMPTS[:1]), np.zeros(shape, np.float32))
     assert "multiples of 4" in str(refused.value)
 
 
@@ -131,14 +136,14 @@ def test_a_picture_is_the_same_alone_and_among_others(model: GeneratorModel) -> 
     scheduler = diffusers.EulerAncestralDiscreteScheduler()
     sampler = torch_sampler(replace(model, scheduler=scheduler, sampling=Sampling(4, 3.0)))
     ids, noise = model.processor.ids(PROMPTS), noise_of(model)
-    both, second = sampler.draw(ids, noise, SEEDS), sampler.draw(ids[1:], noise[1:], SEEDS[1:])
+    both, second = sampler.generate(ids, noise, SEEDS), sampler.generate(ids[1:], noise[1:], SEEDS[1:])
     np.testing.assert_allclose(both[1:], second, atol=1e-5)
 
 
 def test_steps_are_told(model: GeneratorModel) -> None:
     steps_seen: list[tuple[int, np.ndarray]] = []
     sampler = torch_sampler(replace(model, sampling=Sampling(3, 2.0)))
-    last = sampler.denoised(
+    last = sampler.sample_latents(
         model.processor.ids(PROMPTS), noise_of(model), on_step=lambda step, latents: steps_seen.append((step, latents))
     )
     assert [step for step, _ in steps_seen] == [1, 2, 3]
@@ -148,7 +153,7 @@ def test_steps_are_told(model: GeneratorModel) -> None:
 
 def test_prompts_that_are_too_long_are_cut_as_diffusers_cuts_them(model: GeneratorModel) -> None:
     prompts = ["a bag", " ".join(["dark"] * 40)]
-    assert model.processor.cut(prompts) == [1]
+    assert model.processor.truncated(prompts) == [1]
     expected = model.pipeline().tokenizer(prompts, padding="max_length", max_length=12, truncation=True)["input_ids"]
     np.testing.assert_array_equal(model.processor.ids(prompts), expected)
 
@@ -156,7 +161,7 @@ def test_prompts_that_are_too_long_are_cut_as_diffusers_cuts_them(model: Generat
 def test_steps_that_a_scheduler_cannot_make_are_refused(model: GeneratorModel) -> None:
     sampler = torch_sampler(replace(model, sampling=Sampling(2000, 1.0)))
     with pytest.raises(InputError, match="DDIMScheduler cannot make 2000 steps"):
-        sampler.draw(model.processor.ids(PROMPTS), noise_of(model))
+        sampler.generate(model.processor.ids(PROMPTS), noise_of(model))
 
 
 def test_what_is_saved_draws_the_same(model: GeneratorModel, tmp_path: Path) -> None:
@@ -164,8 +169,8 @@ def test_what_is_saved_draws_the_same(model: GeneratorModel, tmp_path: Path) -> 
     with_sampling.save(tmp_path)
     again = load_pipeline(tmp_path)
     assert again.sampling == Sampling(2, 1.5)
-    expected = torch_sampler(with_sampling).draw(model.processor.ids(PROMPTS), noise_of(model))
-    pictures = torch_sampler(again).draw(again.processor.ids(PROMPTS), noise_of(again))
+    expected = torch_sampler(with_sampling).generate(model.processor.ids(PROMPTS), noise_of(model))
+    pictures = torch_sampler(again).generate(again.processor.ids(PROMPTS), noise_of(again))
     np.testing.assert_allclose(pictures, expected, atol=1e-5)
     opened = diffusers.DiffusionPipeline.from_pretrained(tmp_path, local_files_only=True)
     assert type(opened).__name__ == "StableDiffusionPipeline"
@@ -177,7 +182,7 @@ def test_the_torch_target_draws_from_a_folder(model: GeneratorModel, tmp_path: P
     session = get_runtime("torch").open(tmp_path, TARGETS["torch"], threads=1)
     ids, noise = model.processor.ids(PROMPTS), noise_of(model)
     pictures = session.predict({"input_ids": ids, "noise": noise, "seed": np.array(SEEDS)})["pictures"]
-    np.testing.assert_allclose(pictures, torch_sampler(with_sampling).draw(ids, noise, SEEDS), atol=1e-5)
+    np.testing.assert_allclose(pictures, torch_sampler(with_sampling).generate(ids, noise, SEEDS), atol=1e-5)
     assert session.settings["steps"] == 2 and session.settings["scheduler"] == "DDIMScheduler"
 
 
@@ -189,13 +194,13 @@ def own(**fields: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("choice", UNTRAINED, ids=str)
+@pytest.mark.parametrize("choice", CANDIDATES, ids=str)
 @pytest.mark.parametrize("steps", [50, 4])
 def test_what_is_tried_fits_and_keeps_the_noise_and_what_the_network_predicts(
-    kind: str, choice: Choice, steps: int
+    kind: str, choice: SchedulerChoice, steps: int
 ) -> None:
     base = own(prediction_type=kind)
-    fitted = fitting_scheduler(base, choice, steps)
+    fitted = build_scheduler(base, choice, steps)
     assert type(fitted).__name__ == choice.scheduler and fitted.config.prediction_type == kind
     torch.testing.assert_close(fitted.alphas_cumprod, base.alphas_cumprod)
     assert fitted.config.timestep_spacing == choice.fields["timestep_spacing"]
@@ -204,42 +209,48 @@ def test_what_is_tried_fits_and_keeps_the_noise_and_what_the_network_predicts(
 @pytest.mark.parametrize(
     ("base", "choice", "steps", "words"),
     [
-        ({}, Choice("DDIMSchedular"), 10, "no scheduler 'DDIMSchedular'"),
-        ({}, Choice("LCMScheduler"), 4, "LCMScheduler does not fit"),
-        ({}, Choice("FlowMatchEulerDiscreteScheduler"), 4, "does not fit"),
-        ({"prediction_type": "sample"}, Choice("PNDMScheduler"), 10, "does not fit"),
-        ({}, Choice("PNDMScheduler", {"timestep_spacing": "karras"}), 10, "karras"),
-        ({}, Choice("DDIMScheduler", {"use_karras_sigmas": True}), 10, "has no use_karras_sigmas"),
-        ({}, Choice("DDIMScheduler"), 1001, "1001|1000"),
-        ({"rescale_betas_zero_snr": True}, Choice("PNDMScheduler"), 10, "noise levels"),
+        ({}, SchedulerChoice("DDIMSchedular"), 10, "no scheduler 'DDIMSchedular'"),
+        ({}, SchedulerChoice("LCMScheduler"), 4, "LCMScheduler does not fit"),
+        ({}, SchedulerChoice("FlowMatchEulerDiscreteScheduler"), 4, "does not fit"),
+        ({"prediction_type": "sample"}, SchedulerChoice("PNDMScheduler"), 10, "does not fit"),
+        ({}, SchedulerChoice("PNDMScheduler", {"timestep_spacing": "karras"}), 10, "karras"),
+        ({}, SchedulerChoice("DDIMScheduler", {"use_karras_sigmas": True}), 10, "has no use_karras_sigmas"),
+        ({}, SchedulerChoice("DDIMScheduler"), 1001, "1001|1000"),
+        ({"rescale_betas_zero_snr": True}, SchedulerChoice("PNDMScheduler"), 10, "noise levels"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_reason(
-    base: dict[str, Any], choice: Choice, steps: int, words: str
+    base: dict[str, Any], choice: SchedulerChoice, steps: int, words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
-        fitting_scheduler(own(**base), choice, steps)
+        build_scheduler(own(**base), choice, steps)
 
 
 def test_a_consistent_model_keeps_its_scheduler() -> None:
     lcm = diffusers.LCMScheduler(**TRAINED, original_inference_steps=50)
     check_steps(lcm, 4)
     with pytest.raises(InputError, match="DDIMScheduler does not fit"):
-        fitting_scheduler(lcm, Choice("DDIMScheduler"), 4)
+        build_scheduler(lcm, SchedulerChoice("DDIMScheduler"), 4)
     with pytest.raises(InputError, match="smaller"):
         check_steps(lcm, 51)
 
 
 def test_the_best_is_that_of_the_least_measure_and_misfits_are_told() -> None:
-    choices = (Choice("DDIMScheduler"), Choice("LCMScheduler"), Choice("UniPCMultistepScheduler"))
+    choices = (
+        SchedulerChoice("DDIMScheduler"),
+        SchedulerChoice("LCMScheduler"),
+        SchedulerChoice("UniPCMultistepScheduler"),
+    )
     measures = {"DDIMScheduler": 2.0, "UniPCMultistepScheduler": 1.0}
-    best, tried = best_untrained(own(), 4, lambda trial: measures[type(trial).__name__], choices)
+    best, tried = rank_schedulers(own(), 4, lambda trial: measures[type(trial).__name__], choices)
     assert type(best).__name__ == "UniPCMultistepScheduler"
     assert [trial.error for trial in tried] == [1.0, 2.0, None] and "LCMScheduler does not fit" in tried[2].reason
 
 
 def test_schedulers_that_call_twice_a_step_are_no_choice_for_so_many_calls() -> None:
-    _, tried = best_untrained(own(), 4, lambda one: 0.0, (Choice("DDIMScheduler"), Choice("HeunDiscreteScheduler")))
+    _, tried = rank_schedulers(
+        own(), 4, lambda one: 0.0, (SchedulerChoice("DDIMScheduler"), SchedulerChoice("HeunDiscreteScheduler"))
+    )
     assert "more than once" in tried[1].reason
 
 
@@ -291,8 +302,8 @@ def test_a_table_draws_what_diffusers_draws(name: str, fields: dict[str, Any], s
     scheduler = getattr(diffusers, name)(**fields)
     noise = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
     expected, added = by_diffusers(scheduler, steps, noise, seed=3)
-    table = step_table(scheduler, steps)
-    latents = table.draw(denoiser, noise, added)
+    table = build_scheduler_table(scheduler, steps)
+    latents = table.sample(denoiser, noise, added)
     np.testing.assert_allclose(latents, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
     assert table.adds_noise == (name in ("LCMScheduler", "EulerAncestralDiscreteScheduler"))
 
@@ -300,11 +311,11 @@ def test_a_table_draws_what_diffusers_draws(name: str, fields: dict[str, Any], s
 @pytest.mark.parametrize("fields", [{"clip_sample": True}, {"clip_sample": False, "thresholding": True}])
 def test_a_scheduler_that_clips_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match="no sum"):
-        step_table(diffusers.DDIMScheduler(**COSINE, **fields), 4)
+        build_scheduler_table(diffusers.DDIMScheduler(**COSINE, **fields), 4)
 
 
 def test_the_last_step_of_a_consistent_model_adds_no_noise() -> None:
-    table = step_table(diffusers.LCMScheduler(**COSINE), 3)
+    table = build_scheduler_table(diffusers.LCMScheduler(**COSINE), 3)
     assert all(table.added[step][step] for step in (0, 1)) and not table.added[2][2]
 
 
@@ -313,14 +324,14 @@ SETTINGS = {DDIMScheduler: {"clip_sample": False}}
 IDS = np.ones((2, 3), np.int64)
 
 
-def _sampler(scheduler: type, steps: int, guidance: float = 1.0) -> PictureSampler:
+def _sampler(scheduler: type, steps: int, guidance: float = 1.0) -> DiffusionSampler:
     """A denoiser that takes half of what it is given for noise."""
-    return PictureSampler(
+    return DiffusionSampler(
         encode=lambda batch: {HIDDEN: np.zeros((len(batch["input_ids"]), 3, 2), np.float32)},
         denoise=lambda batch: {DENOISED: 0.5 * batch[SAMPLE]},
-        decode=lambda batch: {PICTURE: batch["latent_sample"]},
+        decode=lambda batch: {IMAGE: batch["latent_sample"]},
         scheduler=scheduler(**SETTINGS.get(scheduler, {}), timestep_spacing="trailing"),
-        latents=Latents(4, 1, 1, 1.0),
+        latents=LatentSpace(4, 1, 1, 1.0),
         sampling=Sampling(steps, guidance),
         empty=np.zeros((1, 3), np.int64),
     )
@@ -345,7 +356,7 @@ def test_schedulers_of_another_scale_keep_to_the_same_path() -> None:
     scaled = sampling_path(_sampler(EulerDiscreteScheduler, 100), IDS, NOISE, [0, 1])
     distances = drift(exact, scaled)
     assert distances.typical.max() < 1e-3
-    assert distances.parting() is None
+    assert distances.diverging_index() is None
 
 
 def test_of_a_timestep_that_is_asked_twice_the_second_call_counts() -> None:
@@ -356,7 +367,9 @@ def test_of_a_timestep_that_is_asked_twice_the_second_call_counts() -> None:
 
 def test_drawing_is_not_changed_by_being_watched() -> None:
     sampler = _sampler(DDIMScheduler, 3, 2.0)
-    assert np.array_equal(sampling_path(sampler, IDS, NOISE, [0, 1]).latents[-1], sampler.denoised(IDS, NOISE, [0, 1]))
+    assert np.array_equal(
+        sampling_path(sampler, IDS, NOISE, [0, 1]).latents[-1], sampler.sample_latents(IDS, NOISE, [0, 1])
+    )
     other = replace(sampler, sampling=Sampling(4, 2.0))
     assert len(sampling_path(other, IDS, NOISE, [0, 1]).times) == 5
 
@@ -380,16 +393,16 @@ def test_the_distance_is_over_the_baselines_own_size() -> None:
 
 
 def test_paths_part_where_they_stay_apart() -> None:
-    assert drift(_path(TIMES, 0.0), _path(TIMES, 0.8, turn=500.0)).parting() == 3
-    assert drift(_path(TIMES, 0.0), _path(TIMES, 0.8, turn=500.0)).parting(0.3) == 4
-    assert drift(_path(TIMES, 0.0), _path(TIMES, 0.05)).parting() is None
+    assert drift(_path(TIMES, 0.0), _path(TIMES, 0.8, turn=500.0)).diverging_index() == 3
+    assert drift(_path(TIMES, 0.0), _path(TIMES, 0.8, turn=500.0)).diverging_index(0.3) == 4
+    assert drift(_path(TIMES, 0.0), _path(TIMES, 0.05)).diverging_index() is None
 
 
 def test_a_path_that_comes_back_has_not_parted() -> None:
     away = np.array([1.0, 1.5, 1.5, 1.0, 1.0])[:, None, None] * np.ones((5, 2, 3))
-    assert drift(_bare(np.ones((5, 2, 3))), _bare(away)).parting() is None
+    assert drift(_bare(np.ones((5, 2, 3))), _bare(away)).diverging_index() is None
     away[-1] = 1.2
-    assert drift(_bare(np.ones((5, 2, 3))), _bare(away)).parting() == 4
+    assert drift(_bare(np.ones((5, 2, 3))), _bare(away)).diverging_index() == 4
 
 
 def _bare(latents: np.ndarray) -> SamplingPath:

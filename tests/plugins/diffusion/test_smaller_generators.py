@@ -19,20 +19,20 @@ from tiny_pipelines import captioned_context, check_reopened, drawn
 
 from compress.plugins.diffusion import feature_distillation
 from compress.plugins.diffusion.feature_distillation import FeatureTrainer, train_on_features
-from compress.plugins.diffusion.noised_latents import NoisedLatents, Noising, denoise
+from compress.plugins.diffusion.noised_latents import NoisedLatents, NoiseProcess, denoise
 from compress.plugins.diffusion.onnx_export import export_diffusion, verify_diffusion
 from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipeline
 from compress.plugins.diffusion.stage_settings import AutoencoderDistillation, FeatureDistillation
 from compress.plugins.diffusion.stages import DistillAutoencoder, DistillFeatures, PruneDenoiser
-from compress.plugins.diffusion.tiny_autoencoder import make_small_autoencoder
-from compress.plugins.diffusion.unet_blocks import bk_sdm_blocks, keep_blocks
+from compress.plugins.diffusion.tiny_autoencoder import build_tiny_autoencoder
+from compress.plugins.diffusion.unet_blocks import bk_sdm_blocks, select_blocks
 from compress.stages.base import Context
 from compress.stages.protocols import fields_without_effect
 from compress.stages.training.checkpoint import TrainingCheckpoint
 from compress.tasks.registry import get_task
 from compress.utils.errors import StageError
 
-NOISING = Noising.of(DDPMScheduler())
+NOISING = NoiseProcess.from_scheduler(DDPMScheduler())
 FAST = FeatureDistillation(
     teacher="start", judged_timesteps=2, epochs=2, batch_size=4, learning_rate=2e-3, precision="fp32"
 )
@@ -41,7 +41,7 @@ EXAMPLES = tiny_unets.latents(8)
 
 def noised(rows: int = 3) -> NoisedLatents:
     batch = {name: torch.from_numpy(value) for name, value in EXAMPLES.batch(list(range(rows))).items()}
-    return NOISING.draw(batch, generator=torch.Generator().manual_seed(2))
+    return NOISING.sample(batch, generator=torch.Generator().manual_seed(2))
 
 
 def lesson(teacher, student, **weights) -> FeatureTrainer:
@@ -52,16 +52,16 @@ def test_an_identical_student_has_no_loss_against_its_teacher():
     teacher = tiny_unets.conditional(layers_per_block=2)
     student = copy.deepcopy(teacher)
     distillation = lesson(teacher, student, denoising_weight=0.0)
-    with distillation.listening():
-        assert float(distillation.loss_of(student, noised()).detach()) == 0.0
+    with distillation.capture_features():
+        assert float(distillation.noised_loss(student, noised()).detach()) == 0.0
         with torch.no_grad():
             student.up_blocks[0].resnets[0].conv2.bias.add_(0.5)
-        assert float(distillation.loss_of(student, noised()).detach()) > 0.01
+        assert float(distillation.noised_loss(student, noised()).detach()) > 0.01
 
 
 def test_the_loss_is_the_sum_of_denoising_output_and_features_behind_each_block():
     teacher = tiny_unets.conditional(layers_per_block=2)
-    student = keep_blocks(teacher, bk_sdm_blocks(teacher, "small"))
+    student = select_blocks(teacher, bk_sdm_blocks(teacher, "small"))
     seen = noised()
     features = []
     for unet in (teacher, student):
@@ -83,8 +83,8 @@ def test_the_loss_is_the_sum_of_denoising_output_and_features_behind_each_block(
     expected_loss = 0.5 * mse(answer, seen.noise) + 2 * mse(answer, taught)
     expected_loss = expected_loss + 3 * sum(mse(feature, other) for feature, other in zip(mine, theirs, strict=True))
     distillation = lesson(teacher, student, denoising_weight=0.5, output_weight=2.0, feature_weight=3.0)
-    with distillation.listening():
-        assert float(distillation.loss_of(student, seen).detach()) == pytest.approx(
+    with distillation.capture_features():
+        assert float(distillation.noised_loss(student, seen).detach()) == pytest.approx(
             float(expected_loss.detach()), rel=1e-5
         )
 
@@ -99,18 +99,18 @@ def test_a_narrower_student_is_projected_to_the_width_of_its_teacher():
         "up 0": (16, 8),
         "up 1": (32, 16),
     }
-    with distillation.listening():
+    with distillation.capture_features():
         # Its features are the teacher's without their twins: a matrix makes the one of the other.
-        twins = float(distillation.loss_of(student, noised()).detach())
+        twins = float(distillation.noised_loss(student, noised()).detach())
         with torch.no_grad():
             for projection in distillation.projections.values():
                 projection.weight.zero_()
-        assert twins < 1e-4 * float(distillation.loss_of(student, noised()).detach())
+        assert twins < 1e-4 * float(distillation.noised_loss(student, noised()).detach())
 
 
 def test_without_an_innermost_stage_features_are_compared_before_they_are_halved():
     teacher = tiny_unets.conditional(block_out_channels=(8, 16, 16), **tiny_unets.THREE)
-    student = keep_blocks(teacher, bk_sdm_blocks(teacher, "tiny"))
+    student = select_blocks(teacher, bk_sdm_blocks(teacher, "tiny"))
     distillation = lesson(teacher, student)
     assert list(distillation.pairs) == ["down 0", "down 1", "up 0", "up 1"]
     assert distillation.pairs["down 1"] == (
@@ -118,15 +118,15 @@ def test_without_an_innermost_stage_features_are_compared_before_they_are_halved
         student.down_blocks[1].attentions[-1],
     )
     assert distillation.pairs["up 1"] == (teacher.up_blocks[1], student.up_blocks[0])
-    with distillation.listening():
-        assert distillation.loss_of(student, noised()).isfinite()
+    with distillation.capture_features():
+        assert distillation.noised_loss(student, noised()).isfinite()
     with pytest.raises(StageError, match="that the teacher lacks"):
         lesson(student, teacher)
 
 
 def test_a_student_comes_nearer_and_its_teacher_stays(tmp_path):
     teacher = tiny_unets.conditional(layers_per_block=2)
-    student = keep_blocks(teacher, bk_sdm_blocks(teacher, "small"))
+    student = select_blocks(teacher, bk_sdm_blocks(teacher, "small"))
     states_before = copy.deepcopy(teacher.state_dict())
     context = tiny.context(scratch=tmp_path)
     apart = (tiny_unets.answer(student) - tiny_unets.answer(teacher)).square().mean()
@@ -134,7 +134,7 @@ def test_a_student_comes_nearer_and_its_teacher_stays(tmp_path):
     train_on_features(student, teacher, EXAMPLES, EXAMPLES, NOISING, settings, context)
     assert (tiny_unets.answer(student) - tiny_unets.answer(teacher)).square().mean() < 0.7 * apart
     assert all(torch.equal(value, states_before[name]) for name, value in teacher.state_dict().items())
-    assert "denoising loss on held-out pictures" in context.notes[-1]
+    assert "denoising loss on held-out images" in context.notes[-1]
 
 
 class Killed(BaseException):
@@ -142,17 +142,17 @@ class Killed(BaseException):
 
 
 @dataclass(frozen=True)
-class Mortal(Noising):
+class Mortal(NoiseProcess):
     """Dies when it is asked for the batch after so many."""
 
     left: list[int] = field(default_factory=lambda: [-1])
 
-    def draw(self, batch, timesteps=None, generator=None):
+    def sample(self, batch, timesteps=None, generator=None):
         if timesteps is None and generator is None:
             if self.left[0] == 0:
                 raise Killed
             self.left[0] -= 1
-        return super().draw(batch, timesteps, generator)
+        return super().sample(batch, timesteps, generator)
 
 
 def test_a_killed_teaching_ends_with_the_same_bytes(tmp_path, monkeypatch):
@@ -231,7 +231,7 @@ def test_a_small_decoder_takes_the_place_of_the_vae(start: Path, context: Contex
 @pytest.mark.slow
 def test_cut_parts_are_exported_as_whole_ones_are(start: Path, context: Context) -> None:
     smaller = pruned(start, context, blocks="bk-sdm-small", channels=0.5)
-    small = make_small_autoencoder(smaller.parts["vae"], AutoencoderDistillation(width=8, layers=1), seed=0)
+    small = build_tiny_autoencoder(smaller.parts["vae"], AutoencoderDistillation(width=8, layers=1), seed=0)
     smaller.replace_part("vae", small.eval())
     ids = smaller.processor.ids(["a bag", "the small dark boot of a photo"])
     graphs = {name: part.graph for name, part in export_diffusion(smaller, ids, None, True).items()}
@@ -242,7 +242,7 @@ def test_cut_parts_are_exported_as_whole_ones_are(start: Path, context: Context)
 
 def test_what_the_config_cannot_say_is_refused_before_anything_runs(start: Path) -> None:
     stage = PruneDenoiser(block_out_channels=(8, 10))
-    with pytest.raises(StageError, match=r"cannot be cut to \[8, 10\]"):
+    with pytest.raises(StageError, match=r"cannot be pruned to \[8, 10\]"):
         stage.check_model(start)
     PruneDenoiser(block_out_channels=(8, 12)).check_model(start)
 

@@ -17,15 +17,21 @@ from pydantic import ValidationError
 from tiny_pipelines import captioned_context, check_reopened, drawn
 from torch import nn
 
-from compress.plugins.diffusion.noise_prediction import NoiseTable
+from compress.plugins.diffusion.noise_prediction import NoiseSchedule
 from compress.plugins.diffusion.noised_latents import latent_examples
 from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipeline
 from compress.plugins.diffusion.schedule_stage import Schedule
-from compress.plugins.diffusion.scheduler import best_untrained
+from compress.plugins.diffusion.scheduler import rank_schedulers
 from compress.plugins.diffusion.stage_settings import ConsistencyDistillation, ProgressiveDistillation
 from compress.plugins.diffusion.stages import DistillConsistency, DistillSteps
-from compress.plugins.diffusion.step_distillation import StepTrainer, told_of_guidance
-from compress.plugins.diffusion.step_losses import Agree, Averaged, Batch, Denoiser, Join
+from compress.plugins.diffusion.step_distillation import StepTrainer, add_guidance_input
+from compress.plugins.diffusion.step_losses import (
+    AveragedNetwork,
+    CleanBatch,
+    ConsistencyLoss,
+    GuidedDenoiser,
+    ProgressiveLoss,
+)
 from compress.stages.base import Context
 from compress.stages.training.checkpoint import TrainingCheckpoint
 from compress.tasks.registry import get_task
@@ -59,12 +65,12 @@ def noise(count: int = 1500) -> torch.Tensor:
     return torch.randn(count, 2, generator=torch.Generator().manual_seed(5))
 
 
-def table() -> NoiseTable:
-    return NoiseTable(mixture.scheduler().alphas_cumprod)
+def table() -> NoiseSchedule:
+    return NoiseSchedule(mixture.scheduler().alphas_cumprod)
 
 
-def denoiser(network: nn.Module) -> Denoiser:
-    return Denoiser(network, "v_prediction", table())
+def denoiser(network: nn.Module) -> GuidedDenoiser:
+    return GuidedDenoiser(network, "v_prediction", table())
 
 
 @pytest.mark.parametrize(
@@ -84,7 +90,7 @@ def test_steps_that_were_learned_are_twice_as_near_as_the_best_that_were_not(
     def apart(network: nn.Module) -> Callable[[Any], float]:
         return lambda trained: energy(mixture.drawn(network, trained, few["steps"], noise()), real)
 
-    _, tried = best_untrained(mixture.scheduler(), few["steps"], apart(exact))
+    _, tried = rank_schedulers(mixture.scheduler(), few["steps"], apart(exact))
     taught = lesson(tmp_path, few, epochs=60, learning_rate=8e-3, batch_size=1024)
     trained = taught.train()
     assert tried[0].error is not None and apart(taught.student)(trained) * 2 < tried[0].error
@@ -93,17 +99,17 @@ def test_steps_that_were_learned_are_twice_as_near_as_the_best_that_were_not(
 @pytest.mark.parametrize("index", range(4))
 def test_a_target_ends_where_two_steps_of_diffusers_do(index: int) -> None:
     teacher = mixture.ExactDenoiser()
-    loss = Join(denoiser(teacher), denoiser(teacher), 4)
-    time, noisy = loss.times[index], noise(6)
-    target = loss.target(noisy, time.repeat(6), Batch(noisy))
+    loss = ProgressiveLoss(denoiser(teacher), denoiser(teacher), 4)
+    time, noisy = loss.timesteps[index], noise(6)
+    target = loss.target(noisy, time.repeat(6), CleanBatch(noisy))
     eight, four = (mixture.scheduler(timestep_spacing="trailing") for _ in range(2))
     eight.set_timesteps(8)
     four.set_timesteps(4)
-    assert four.timesteps.tolist() == loss.times.tolist()
+    assert four.timesteps.tolist() == loss.timesteps.tolist()
     reached = noisy
     for when in eight.timesteps[2 * index : 2 * index + 2]:
         reached = eight.step(teacher(reached, when.repeat(6))[0], when, reached).prev_sample
-    level = table().at(time.reshape(1), 2)
+    level = table().levels(time.reshape(1), 2)
     output = (level.alpha * noisy - target) / level.sigma
     torch.testing.assert_close(four.step(output, time, noisy).prev_sample, reached, rtol=1e-3, atol=1e-4)
 
@@ -111,8 +117,8 @@ def test_a_target_ends_where_two_steps_of_diffusers_do(index: int) -> None:
 @pytest.mark.parametrize("second_order", [False, True])
 def test_four_steps_at_once_end_where_those_of_diffusers_do(second_order: bool) -> None:
     teacher, noisy = mixture.ExactDenoiser(), noise(6)
-    loss = Join(denoiser(teacher), denoiser(teacher), 1, joined=4, second_order=second_order)
-    target = loss.target(noisy, loss.times.repeat(6), Batch(noisy))
+    loss = ProgressiveLoss(denoiser(teacher), denoiser(teacher), 1, merged=4, second_order=second_order)
+    target = loss.target(noisy, loss.timesteps.repeat(6), CleanBatch(noisy))
     scheduler = mixture.scheduler(timestep_spacing="trailing")
     if second_order:
         scheduler = diffusers.DPMSolverMultistepScheduler.from_config(scheduler.config)
@@ -121,24 +127,26 @@ def test_four_steps_at_once_end_where_those_of_diffusers_do(second_order: bool) 
 
 
 def test_the_end_of_a_path_is_itself_at_the_smallest_timestep() -> None:
-    averaged = Averaged(mixture.SmallDenoiser())
-    loss = Agree(denoiser(mixture.ExactDenoiser()), denoiser(averaged.network), 50, averaged, 10.0, True)
+    averaged = AveragedNetwork(mixture.SmallDenoiser())
+    loss = ConsistencyLoss(denoiser(mixture.ExactDenoiser()), denoiser(averaged.network), 50, averaged, 10.0, True)
     noisy = noise(6)
     for network in (averaged, averaged.average):
-        assert torch.equal(loss.end(noisy, torch.zeros(6, dtype=torch.int64), Batch(noisy), network), noisy)
+        assert torch.equal(
+            loss.predict_end(noisy, torch.zeros(6, dtype=torch.int64), CleanBatch(noisy), network), noisy
+        )
     lcm = diffusers.LCMScheduler(original_inference_steps=50)
     lcm.set_timesteps(50)
-    assert sorted(lcm.timesteps.tolist()) == loss.times.tolist()
+    assert sorted(lcm.timesteps.tolist()) == loss.timesteps.tolist()
 
 
 def test_the_average_follows_the_weights_and_settles_as_them() -> None:
-    averaged = Averaged(nn.Linear(2, 2, bias=False))
+    averaged = AveragedNetwork(nn.Linear(2, 2, bias=False))
     with torch.no_grad():
         averaged.network.weight.fill_(0.0)  # type: ignore[union-attr]
     average_before = averaged.get_buffer("average_0").clone()
-    averaged.follow(0.75)
-    averaged.follow(0.75)
-    averaged.settle()
+    averaged.update_average(0.75)
+    averaged.update_average(0.75)
+    averaged.apply_average()
     torch.testing.assert_close(averaged.network.weight, average_before * 0.75**2)
 
 
@@ -150,7 +158,7 @@ def test_guidance_is_that_of_diffusers() -> None:
     noisy, times = torch.randn(2, 4, 8, 8), torch.tensor([900, 100])
     scales = torch.tensor([2.0, 5.0])
     with torch.no_grad():
-        guided = Denoiser(unet, "epsilon", table(), 0, empty).clean(noisy, times, Batch(noisy, text, scales))
+        guided = GuidedDenoiser(unet, "epsilon", table(), 0, empty).clean(noisy, times, CleanBatch(noisy, text, scales))
         for row, scale in enumerate(scales):
             noisy_row, when = noisy[row : row + 1], times[row : row + 1]
             without, conditioned = (unet(noisy_row, when, states).sample for states in (empty, text[row : row + 1]))
@@ -164,12 +172,12 @@ def test_a_network_that_is_told_of_guidance_begins_as_it_was() -> None:
     import tiny_pipelines
 
     unet = tiny_pipelines.parts()["unet"]
-    guided_unet = told_of_guidance(unet)
+    guided_unet = add_guidance_input(unet)
     given = torch.randn(2, 4, 8, 8), torch.tensor([7, 700]), torch.randn(2, 5, tiny_pipelines.WIDTH)
     with torch.no_grad():
         torch.testing.assert_close(guided_unet(*given, timestep_cond=torch.randn(2, 256)).sample, unet(*given).sample)
-    with pytest.raises(StageError, match="cannot be told"):
-        told_of_guidance(tiny_pipelines.parts()["vae"])
+    with pytest.raises(StageError, match="has no input"):
+        add_guidance_input(tiny_pipelines.parts()["vae"])
 
 
 @pytest.mark.parametrize("few", [{"method": "progressive", "teacher_steps": 16}, {"method": "consistency"}])
@@ -184,7 +192,7 @@ def test_a_lesson_that_was_killed_ends_with_the_same_bytes(
     monkeypatch.setattr(TrainingCheckpoint, "is_due", lambda self: True)
     original_batch, calls = StepTrainer.batch, 0
 
-    def failing(self: StepTrainer, given: dict[str, torch.Tensor]) -> Batch:
+    def failing(self: StepTrainer, given: dict[str, torch.Tensor]) -> CleanBatch:
         nonlocal calls
         calls += 1
         if calls == 12:  # in the second round, where there are two
@@ -207,7 +215,7 @@ def test_numbers_that_are_not_finite_end_a_round_with_what_was_kept(
     monkeypatch.setattr(TrainingCheckpoint, "is_due", lambda self: True)
     original_batch, calls = StepTrainer.batch, 0
 
-    def spoiled(self: StepTrainer, given: dict[str, torch.Tensor]) -> Batch:
+    def spoiled(self: StepTrainer, given: dict[str, torch.Tensor]) -> CleanBatch:
         nonlocal calls
         calls += 1
         batch = original_batch(self, given)
@@ -246,7 +254,7 @@ def test_guidance_is_folded_in_by_a_round_of_its_own_or_by_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     named: list[str] = []
-    monkeypatch.setattr(StepTrainer, "_train", lambda self, name, make, place, rounds: named.append(name))
+    monkeypatch.setattr(StepTrainer, "_train_round", lambda self, name, make, place, rounds: named.append(name))
     few = {"steps": 4, "teacher_steps": 16, "prediction_type": "sample"}
     lesson(tmp_path, few).train()
     lesson(tmp_path, {**few, "guidance_first": False, "at_once": 4}).train()
@@ -265,10 +273,10 @@ def test_flow_matching_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_scheduler_of_a_student_is_the_one_it_learned_for(tmp_path: Path) -> None:
-    scheduler = lesson(tmp_path, {"steps": 4}).sampled_by()
+    scheduler = lesson(tmp_path, {"steps": 4}).student_scheduler()
     assert isinstance(scheduler, diffusers.DDIMScheduler) and scheduler.config.timestep_spacing == "trailing"
     assert scheduler.config.prediction_type == "v_prediction" and not scheduler.config.clip_sample
-    lcm = lesson(tmp_path, {"method": "consistency", "teacher_steps": 20, "timestep_scaling": 3.0}).sampled_by()
+    lcm = lesson(tmp_path, {"method": "consistency", "teacher_steps": 20, "timestep_scaling": 3.0}).student_scheduler()
     assert isinstance(lcm, diffusers.LCMScheduler) and lcm.config.original_inference_steps == 20
     assert lcm.config.timestep_scaling == 3.0
     np.testing.assert_array_equal(lcm.alphas_cumprod, mixture.scheduler().alphas_cumprod)

@@ -18,13 +18,13 @@ from compress.plugins.diffusion.sampler import (
     DENOISED,
     HIDDEN,
     IDS,
+    IMAGE,
     LATENT,
     NOISE,
-    PICTURE,
     SAMPLE,
     SEED,
-    Latents,
-    PictureSampler,
+    DiffusionSampler,
+    LatentSpace,
 )
 from compress.plugins.diffusion.sampling_settings import Sampling
 from compress.plugins.diffusion.timing import image_rows, speedup_rows
@@ -50,7 +50,7 @@ class Part:
             return {HIDDEN: np.zeros((len(given), TOKENS, 3), np.float32)}
         if self.name == "denoiser":
             return {DENOISED: np.zeros_like(batch[SAMPLE])}
-        return {PICTURE: np.zeros((len(given), 1, *(2 * side for side in batch[LATENT].shape[2:])), np.float32)}
+        return {IMAGE: np.zeros((len(given), 1, *(2 * side for side in batch[LATENT].shape[2:])), np.float32)}
 
 
 class FarPart(Part):
@@ -81,9 +81,9 @@ class Drawer:
         self.shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in ("text", "denoiser", "decoder")}
         self.parts: Mapping[str, Any] = {name: kind(name, shape) for name, shape in self.shapes.items()}
         encode, denoise, decode = (part.predict for part in self.parts.values())
-        latents = Latents(channels=4, factor=2, multiple=2, scaling=1.0)
+        latents = LatentSpace(channels=4, factor=2, multiple=2, scaling=1.0)
         scheduler, empty = DDIMScheduler(clip_sample=False), np.zeros((1, TOKENS), np.int64)
-        self.sampler = PictureSampler(encode, denoise, decode, scheduler, latents, sampling, empty)
+        self.sampler = DiffusionSampler(encode, denoise, decode, scheduler, latents, sampling, empty)
 
 
 def test_a_picture_is_its_texts_its_steps_and_the_decoder() -> None:
@@ -106,7 +106,7 @@ def test_steps_and_sizes_are_those_that_are_asked_for() -> None:
     assert len(times.steps_ms) == 4
     with pytest.raises(InputError, match="No picture of 25 pixels"):
         time_image(drawer, BATCH, None, 25, untimed=0)
-    with pytest.raises(InputError, match="makes no picture"):
+    with pytest.raises(InputError, match="makes no image"):
         time_image(drawer, BATCH, None, 26, untimed=0)
     with pytest.raises(StageError, match="draws no pictures"):
         time_image(object(), BATCH, None, None, untimed=0)

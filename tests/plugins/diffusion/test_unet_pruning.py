@@ -12,14 +12,18 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from real_diffusion_configs import BK_SDM_BASE, BK_SDM_SMALL, BK_SDM_TINY, SD15_UNET, SDXL_UNET
 
-from compress.plugins.diffusion.component_costs import hollow_part, parameters
-from compress.plugins.diffusion.denoiser_importance import Probes, gates_over_timesteps
-from compress.plugins.diffusion.denoiser_pruning import least_missed, prune_unet
-from compress.plugins.diffusion.narrow_unet import check_widths, narrow, tied_stages, width_steps
-from compress.plugins.diffusion.noised_latents import Noising
+from compress.plugins.diffusion.component_costs import build_component_on_meta, count_parameters
+from compress.plugins.diffusion.denoiser_pruning import LossProbe, accumulate_gates, prune_unet, remove_least_important
+from compress.plugins.diffusion.noised_latents import NoiseProcess
 from compress.plugins.diffusion.stage_settings import DenoiserPruning
-from compress.plugins.diffusion.unet_blocks import KeptBlocks, all_blocks, bk_sdm_blocks, keep_blocks, shared_blocks
-from compress.plugins.diffusion.unet_channels import channel_sets
+from compress.plugins.diffusion.unet_blocks import (
+    UNetBlocks,
+    all_blocks,
+    bk_sdm_blocks,
+    select_blocks,
+    select_shared_blocks,
+)
+from compress.plugins.diffusion.unet_channels import channel_sets, check_widths, narrow_unet, tied_stages, width_steps
 from compress.utils.errors import StageError
 from compress.utils.progress import SilentProgress
 
@@ -59,7 +63,7 @@ def test_twins_of_channels_heads_and_neurons_go_and_nothing_else(kind, tmp_path)
         assert channel_set.coupling.size % (2 * channel_set.unit) == 0
         units = torch.arange(channel_set.coupling.size) // channel_set.unit
         gates.append((units % 2 == 0).float())
-    narrowed = narrow(wide, sets, gates, widths)
+    narrowed = narrow_unet(wide, sets, gates, widths)
     narrowed.save_pretrained(tmp_path)
     loaded = type(small).from_pretrained(tmp_path)
     assert loaded.config.block_out_channels == (
@@ -78,7 +82,7 @@ def test_as_many_stay_of_each_group_and_heads_stay_whole():
     torch.manual_seed(1)
     for channel_set in sets:
         width = unet.config.block_out_channels[channel_set.stage] // 2
-        kept_channels = channel_set.kept(torch.randn(channel_set.coupling.size), width)
+        kept_channels = channel_set.select(torch.randn(channel_set.coupling.size), width)
         assert len(kept_channels) == channel_set.coupling.size // 2 == len(set(kept_channels.tolist()))
         assert torch.equal(kept_channels, kept_channels.sort().values)
         counts = torch.bincount(
@@ -117,7 +121,7 @@ def test_published_unets_are_cut_by_groups_and_heads():
         (SD15_UNET, [160, 160, 160, 160], [[0], [1], [2, 3]]),
         (SDXL_UNET, [32, 64, 64], [[0], [1], [2]]),
     ):
-        unet = hollow_part(config)
+        unet = build_component_on_meta(config)
         sets = channel_sets(unet)
         assert width_steps(unet, sets) == steps
         assert tied_stages(unet) == tied
@@ -126,11 +130,11 @@ def test_published_unets_are_cut_by_groups_and_heads():
 def test_widths_that_the_config_cannot_say_are_refused():
     unet = tiny_unets.conditional(block_out_channels=(16, 32))
     sets = channel_sets(unet)
-    with pytest.raises(StageError, match=r"\[16, 32\] channels cannot be cut to \[16, 24\]"):
+    with pytest.raises(StageError, match=r"\[16, 32\] channels cannot be pruned to \[16, 24\]"):
         check_widths(unet, (16, 24), sets)
     with pytest.raises(StageError, match="would have 16 and 16"):
         check_widths(unet, (16, 16), sets)
-    with pytest.raises(StageError, match="cannot be cut to"):
+    with pytest.raises(StageError, match="cannot be pruned to"):
         check_widths(unet, (32, 32), sets)
 
 
@@ -148,7 +152,7 @@ def test_fewer_sinusoids_tell_nearly_the_same_time():
     steps = torch.arange(1000)
     sinusoids = unet.time_proj(steps)
     sets = channel_sets(unet)
-    narrowed = narrow(unet, sets, [torch.rand(channel_set.coupling.size) for channel_set in sets], (48, 96))
+    narrowed = narrow_unet(unet, sets, [torch.rand(channel_set.coupling.size) for channel_set in sets], (48, 96))
     with torch.no_grad():
         expected, embedded = original_layer(sinusoids), narrowed.time_embedding.linear_1(narrowed.time_proj(steps))
         spread = (expected - expected.mean(0)).square().mean()
@@ -164,7 +168,7 @@ def test_what_a_denoiser_is_told_of_guidance_is_read_as_nearly_as_can_be():
     with torch.no_grad():
         expected = embedding.linear_1.weight @ embedding.cond_proj.weight
     sets = channel_sets(unet)
-    narrowed = narrow(
+    narrowed = narrow_unet(
         unet, sets, [torch.rand(channel_set.coupling.size) for channel_set in sets], (4, 8)
     ).time_embedding
     assert narrowed.cond_proj.weight.shape == (4, 6)
@@ -177,13 +181,13 @@ def test_what_a_denoiser_is_told_of_guidance_is_read_as_nearly_as_can_be():
 
 @pytest.mark.parametrize(("size", "published"), [("base", BK_SDM_BASE), ("small", BK_SDM_SMALL), ("tiny", BK_SDM_TINY)])
 def test_stable_diffusion_is_cut_to_the_published_configs(size, published):
-    unet = hollow_part(SD15_UNET)
-    cut, expected_unet = keep_blocks(unet, bk_sdm_blocks(unet, size)), hollow_part(published)
+    unet = build_component_on_meta(SD15_UNET)
+    cut, expected_unet = select_blocks(unet, bk_sdm_blocks(unet, size)), build_component_on_meta(published)
     shapes = [
         {name: tensor.shape for name, tensor in compared.state_dict().items()} for compared in (cut, expected_unet)
     ]
     assert shapes[0] == shapes[1]
-    assert parameters(cut) == {"base": 579_384_964, "small": 482_346_884, "tiny": 323_384_964}[size]
+    assert count_parameters(cut) == {"base": 579_384_964, "small": 482_346_884, "tiny": 323_384_964}[size]
     for name, value in published.items():
         if not name.startswith("_"):
             cut_value = cut.config[name]
@@ -192,7 +196,7 @@ def test_stable_diffusion_is_cut_to_the_published_configs(size, published):
 
 def test_what_is_left_computes_with_the_weights_of_the_paper(tmp_path):
     unet = tiny_unets.conditional(layers_per_block=2)
-    cut = keep_blocks(unet, bk_sdm_blocks(unet, "small"))
+    cut = select_blocks(unet, bk_sdm_blocks(unet, "small"))
     by_hand = UNet2DConditionModel(**{**tiny_unets.SETTINGS, "layers_per_block": 1, "mid_block_type": None}).eval()
     state = by_hand.state_dict()
     for name in state:
@@ -205,27 +209,27 @@ def test_what_is_left_computes_with_the_weights_of_the_paper(tmp_path):
     cut.save_pretrained(tmp_path)
     loaded = UNet2DConditionModel.from_pretrained(tmp_path)
     assert torch.equal(tiny_unets.answer(loaded), tiny_unets.answer(by_hand))
-    assert parameters(loaded) < parameters(unet)
+    assert count_parameters(loaded) < count_parameters(unet)
 
 
 def test_the_innermost_stage_goes_where_the_next_is_as_wide():
     unet = tiny_unets.conditional(block_out_channels=(8, 16, 16), **tiny_unets.THREE)
-    cut = keep_blocks(unet, bk_sdm_blocks(unet, "tiny"))
+    cut = select_blocks(unet, bk_sdm_blocks(unet, "tiny"))
     assert cut.config.block_out_channels == (8, 16) and cut.mid_block is None
     assert cut.down_blocks[1].downsamplers is None
     assert torch.equal(cut.up_blocks[0].resnets[0].conv1.weight, unet.up_blocks[1].resnets[0].conv1.weight)
     assert tiny_unets.answer(cut).shape == tiny_unets.answer(unet).shape
     apart = tiny_unets.conditional(block_out_channels=(8, 16, 24), **tiny_unets.THREE)
     with pytest.raises(StageError, match=r"up_blocks\.1\.resnets\.0"):
-        keep_blocks(apart, bk_sdm_blocks(apart, "tiny"))
+        select_blocks(apart, bk_sdm_blocks(apart, "tiny"))
 
 
 def test_pairs_go_only_where_what_is_left_can_be_joined():
     unet = tiny_unets.conditional(layers_per_block=2)
     whole = all_blocks(unet)
-    assert whole == KeptBlocks(((0, 1), (0, 1)), ((0, 1, 2), (0, 1, 2)), True)
+    assert whole == UNetBlocks(((0, 1), (0, 1)), ((0, 1, 2), (0, 1, 2)), True)
     removable = {
-        (stage, down, up): shared_blocks(unet, whole.without(stage, down, up)) is not None
+        (stage, down, up): select_shared_blocks(unet, whole.without(stage, down, up)) is not None
         for stage in (0, 1)
         for down in (0, 1)
         for up in (0, 1, 2)
@@ -240,7 +244,7 @@ def test_pairs_go_only_where_what_is_left_can_be_joined():
 
 def test_one_stage_may_lose_a_pair_alone():
     unet = tiny_unets.conditional(layers_per_block=2)
-    cut = keep_blocks(unet, all_blocks(unet).without(1, 1, 1))
+    cut = select_blocks(unet, all_blocks(unet).without(1, 1, 1))
     assert tuple(cut.config.layers_per_block) == (2, 1)
     assert torch.equal(cut.up_blocks[0].resnets[1].conv2.weight, unet.up_blocks[0].resnets[2].conv2.weight)
     assert torch.equal(cut.up_blocks[1].resnets[1].conv2.weight, unet.up_blocks[1].resnets[1].conv2.weight)
@@ -250,18 +254,18 @@ def test_one_stage_may_lose_a_pair_alone():
 def test_a_copy_leaves_the_whole_one_as_it_was_and_a_look_shares_its_weights():
     unet = tiny_unets.conditional(layers_per_block=2)
     kept_blocks = bk_sdm_blocks(unet, "base")
-    look = shared_blocks(unet, kept_blocks)
+    look = select_shared_blocks(unet, kept_blocks)
     assert look is not None and look.conv_in.weight.data_ptr() == unet.conv_in.weight.data_ptr()
-    assert keep_blocks(unet, kept_blocks).conv_in.weight.data_ptr() != unet.conv_in.weight.data_ptr()
+    assert select_blocks(unet, kept_blocks).conv_in.weight.data_ptr() != unet.conv_in.weight.data_ptr()
 
 
 def test_unconditional_unets_lose_pairs_of_every_stage():
     unet = tiny_unets.unconditional(layers_per_block=2)
-    cut = keep_blocks(unet, bk_sdm_blocks(unet, "small"))
+    cut = select_blocks(unet, bk_sdm_blocks(unet, "small"))
     assert isinstance(cut, UNet2DModel) and cut.mid_block is None
     assert tiny_unets.answer(cut).shape == tiny_unets.answer(unet).shape
     with pytest.raises(StageError, match=r"as many layers in each stage, and \[2, 1\]"):
-        keep_blocks(unet, all_blocks(unet).without(1, 1, 1))
+        select_blocks(unet, all_blocks(unet).without(1, 1, 1))
 
 
 def test_transformer_layers_by_attention_go_with_their_pair():
@@ -270,23 +274,23 @@ def test_transformer_layers_by_attention_go_with_their_pair():
         "reverse_transformer_layers_per_block": ((1, 2, 1), (1, 1, 1)),
     }
     unet = tiny_unets.conditional(layers_per_block=2, **nested)
-    cut = keep_blocks(unet, all_blocks(unet).without(1, 1, 1))
+    cut = select_blocks(unet, all_blocks(unet).without(1, 1, 1))
     assert cut.config.transformer_layers_per_block == ((1, 1), (1,))
     assert cut.config.reverse_transformer_layers_per_block == ((1, 1), (1, 1, 1))
     assert tiny_unets.answer(cut).isfinite().all()
 
 
 def test_nothing_to_remove_is_said():
-    unet = keep_blocks(whole := tiny_unets.conditional(layers_per_block=2), bk_sdm_blocks(whole, "base"))
+    unet = select_blocks(whole := tiny_unets.conditional(layers_per_block=2), bk_sdm_blocks(whole, "base"))
     with pytest.raises(StageError, match="would leave this UNet as it is"):
         bk_sdm_blocks(unet, "base")
 
 
-NOISING = Noising.of(DDIMScheduler(prediction_type="v_prediction"))
+NOISING = NoiseProcess.from_scheduler(DDIMScheduler(prediction_type="v_prediction"))
 
 
-def probes(rows: int = 3, count: int = 4, **more) -> Probes:
-    return Probes.spaced(tiny_unets.latents(rows, **more), NOISING, count, batch_size=2, seed=5)
+def probes(rows: int = 3, count: int = 4, **more) -> LossProbe:
+    return LossProbe.spaced(tiny_unets.latents(rows, **more), NOISING, count, batch_size=2, seed=5)
 
 
 def test_gates_are_the_slopes_of_the_loss_summed_over_timesteps():
@@ -295,9 +299,9 @@ def test_gates_are_the_slopes_of_the_loss_summed_over_timesteps():
     for row in examples.inputs:
         for name in row:
             row[name] = row[name].astype("float64")
-    seen = Probes.spaced(examples, NOISING, 4, batch_size=2, seed=5)
+    seen = LossProbe.spaced(examples, NOISING, 4, batch_size=2, seed=5)
     sets = channel_sets(unet)
-    gates, timesteps = gates_over_timesteps(unet, sets, seen, 0.0, SilentProgress())
+    gates, timesteps = accumulate_gates(unet, sets, seen, 0.0, SilentProgress())
     assert timesteps == [125, 375, 625, 875]
     chosen = [set_index for set_index, channel_set in enumerate(sets) if channel_set.unit > 1][:1]
     chosen += [
@@ -326,7 +330,7 @@ def test_timesteps_whose_loss_is_small_beside_the_largest_are_left_out():
     unet, seen = tiny_unets.conditional(), probes(count=6)
     losses = seen.losses(unet)
     threshold = float((losses.sort().values[2] + losses.sort().values[3]) / 2 / losses.max())
-    _, timesteps = gates_over_timesteps(unet, [], seen, threshold, SilentProgress())
+    _, timesteps = accumulate_gates(unet, [], seen, threshold, SilentProgress())
     assert timesteps == [
         step for step, loss in zip(seen.timesteps, losses.tolist(), strict=True) if loss in losses.topk(3).values
     ]
@@ -351,15 +355,15 @@ def test_channels_that_nobody_reads_go_first(tmp_path):
     settings = DenoiserPruning(channels=0.5, timesteps=4, importance_examples=3)
     pruned = prune_unet(wide, settings, tiny_unets.latents(3), NOISING, context)
     assert torch.allclose(tiny_unets.answer(pruned), tiny_unets.answer(small), atol=1e-3)
-    assert f"-> {parameters(small):,} parameters" in context.notes[-1]
+    assert f"-> {count_parameters(small):,} parameters" in context.notes[-1]
     table, costs = context.tables
-    assert costs.rows[0][1:] == (parameters(whole), parameters(small))
+    assert costs.rows[0][1:] == (count_parameters(whole), count_parameters(small))
     assert [row[1] for row in table.rows] == pytest.approx([row[2] for row in table.rows], abs=1e-3)
 
 
 def test_a_share_of_parameters_goes_where_least_is_lost():
     unet = tiny_unets.conditional(block_out_channels=(8, 32))
-    parameters_before = parameters(unet)
+    parameters_before = count_parameters(unet)
     context = tiny.context()
     pruned = prune_unet(
         unet,
@@ -368,7 +372,7 @@ def test_a_share_of_parameters_goes_where_least_is_lost():
         NOISING,
         context,
     )
-    assert parameters(pruned) <= 0.7 * parameters_before
+    assert count_parameters(pruned) <= 0.7 * parameters_before
     assert tiny_unets.answer(pruned).isfinite().all()
     with pytest.raises(StageError, match=r"can remove .*, and not 99\.0%"):
         prune_unet(
@@ -388,9 +392,9 @@ def test_the_pair_goes_without_which_the_loss_is_least():
         for down in (0, 1):
             for up in (0, 1, 2):
                 kept_blocks = whole.without(stage, down, up)
-                if (candidate := shared_blocks(unet, kept_blocks)) is not None:
-                    tried[kept_blocks] = seen.loss(candidate)
-    kept_blocks, removed = least_missed(unet, 1, middle=False, judge=seen.loss)
+                if (candidate := select_shared_blocks(unet, kept_blocks)) is not None:
+                    tried[kept_blocks] = seen.mean_loss(candidate)
+    kept_blocks, removed = remove_least_important(unet, 1, middle=False, judge=seen.loss)
     assert kept_blocks == min(tried, key=tried.__getitem__)
     assert removed[0].loss == pytest.approx(min(tried.values()))
     assert len(set(tried.values())) > 1
@@ -408,12 +412,12 @@ def test_the_middle_goes_where_it_is_missed_least():
     def apart(tried):
         return float((tiny_unets.answer(tried) - whole).square().mean())
 
-    kept_blocks, (first, second) = least_missed(unet, 2, middle=True, judge=apart)
-    assert first.what == "the block in the middle" and not kept_blocks.middle
+    kept_blocks, (first, second) = remove_least_important(unet, 2, middle=True, judge=apart)
+    assert first.block == "the block in the middle" and not kept_blocks.middle
     assert first.loss == 0.0 < second.loss
-    assert least_missed(unet, 1, middle=False, judge=apart)[0].middle
-    with pytest.raises(StageError, match="Only 2 blocks of this UNet can go, and 3 are to"):
-        least_missed(unet, 3, middle=True, judge=lambda _: 0.0)
+    assert remove_least_important(unet, 1, middle=False, judge=apart)[0].middle
+    with pytest.raises(StageError, match="Only 2 blocks of this UNet can be removed, and 3 are to"):
+        remove_least_important(unet, 3, middle=True, judge=lambda _: 0.0)
 
 
 @pytest.mark.parametrize(

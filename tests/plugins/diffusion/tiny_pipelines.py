@@ -14,7 +14,7 @@ from stage_context import refuse_earlier, stage_context
 
 from compress.data.dataset import Dataset
 from compress.plugins.diffusion.pipeline_model import load_pipeline
-from compress.plugins.diffusion.torch_session import torch_sampler
+from compress.plugins.diffusion.session import torch_sampler
 from compress.stages.base import Context
 from compress.tasks.registry import get_task
 
@@ -108,7 +108,7 @@ def captioned_context(scratch: Path, earlier: Callable[[str], Any] = refuse_earl
 def drawn(model: Any) -> np.ndarray:
     """Return what the sampler of compress draws for two prompts."""
     noise = np.stack([model.processor.noise(seed) for seed in range(2)])
-    return torch_sampler(model).draw(model.processor.ids(["a coat", "a bag"]), noise, [0, 1])
+    return torch_sampler(model).generate(model.processor.ids(["a coat", "a bag"]), noise, [0, 1])
 
 
 def check_reopened(model: Any, folder: Path) -> Any:

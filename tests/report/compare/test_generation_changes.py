@@ -9,7 +9,7 @@ import pytest
 from comparisons import report, row, time_row
 from generation_reports import PROMPTS, TEXTS, generation_report
 
-from compress.plugins.diffusion.image_statistics import frechet_distance, frechet_interval, frechet_shares
+from compress.plugins.diffusion.image_metrics import frechet_contributions, frechet_distance, frechet_interval
 from compress.recipe.policy import Policy
 from compress.report.compare.pages import html_comparison, markdown_comparison
 from compress.report.compare.reports import compare_reports
@@ -105,7 +105,7 @@ REAL = np.random.default_rng(9).normal(0.5, 1.0, size=(PICTURES, 4))
 
 def distance(generated: np.ndarray) -> Measurement:
     value, low, high = frechet_interval(generated, REAL, 0, 50)
-    raw = tuple(frechet_shares(generated, REAL).tolist())
+    raw = tuple(frechet_contributions(generated, REAL).tolist())
     return row("frechet_distance", value, "", raw=raw, n=len(raw), low=low, high=high)
 
 

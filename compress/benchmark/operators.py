@@ -196,7 +196,11 @@ class _Session:
         load = load_average()
         usage = run_interleaved([self.child], target, self.threads, cores, self.seconds, self._numbers)
         node_profile = self.child.end()
-        costs = [self._cost(node_profile.graph, node_profile.runs[0][call], call) for call in range(len(self.work))]
+        costs: list[GraphCost] = []
+        for call in range(len(self.work)):
+            graph = node_profile.graph
+            shapes = self.work.shapes(graph, call)
+            costs.append(count_graph(graph, {**shapes_of(graph, node_profile.runs[0][call], shapes), **shapes}))
         limits = self._limits(max(cost.working_set_bytes for cost in costs))
         rows = node_rows(node_profile.graph, node_profile.runs, costs, node_layers(node_profile.optimized), limits.roof)
         unprofiled = np.array(self.child.unprofiled_ms)
@@ -255,10 +259,6 @@ class _Session:
         for size, samples in reply["bytes_per_s"].items():
             name = "memory_bytes_per_s" if int(size) == self.buffer else "working_set_bytes_per_s"
             self.rates.setdefault(name, []).extend(samples)
-
-    def _cost(self, graph: ir.Graph, run: CallRun, call: int) -> GraphCost:
-        shapes = self.work.shapes(graph, call)
-        return count_graph(graph, {**shapes_of(graph, run, shapes), **shapes})
 
     def _limits(self, working_set_bytes: int) -> MachineLimits:
         """Return the best of all samples. Beyond the caches, bandwidth is that of memory for any size."""

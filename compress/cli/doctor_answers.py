@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -203,31 +203,22 @@ def _findings(compared: FormatComparison, target: Target, reference: str) -> Ite
             f"errs most, by {worst.error:.2g} of the value's spread{_explained(worst)}",
         )
     else:
-        yield _departing(bad, compared, target, reference)
+        # The finding on the first layer that departs from the reference.
+        first = bad[0]
+        others = ", ".join(dict.fromkeys(departure.layer or departure.name for departure in bad[1:]))
+        suffix = f"; so do {len(bad)} of {compared.parts}, also in {others}" if others else ""
+        yield (
+            Finding(
+                "warning",
+                f"{target.name}: the first operator that departs from {reference} is {_part(first)}: on its inputs it "
+                f"errs by {first.error:.2g} of the value's spread{_explained(first)}; in the file as it runs the error is "
+                f"{first.before:.2g} before it and {first.after:.2g} behind it; alone it moves the answers by "
+                f"{first.alone:.2g} of their spread, and all of the file by {compared.answers:.2g}{suffix}",
+                _advice(first, target),
+            )
+        )
     share = f"{compared.answers:.2g} of their spread"
     yield Finding("ok", f"{target.name}: the answers of {compared.examples} examples are off by {share} in all")
-
-
-def _departing(bad: Sequence[Departure], compared: FormatComparison, target: Target, reference: str) -> Finding:
-    """Return the finding on the first layer that departs from the reference.
-
-    Args:
-        bad: Layers that depart.
-        compared: The comparison.
-        target: The target.
-        reference: Description of the reference.
-    """
-    first = bad[0]
-    others = ", ".join(dict.fromkeys(departure.layer or departure.name for departure in bad[1:]))
-    suffix = f"; so do {len(bad)} of {compared.parts}, also in {others}" if others else ""
-    return Finding(
-        "warning",
-        f"{target.name}: the first operator that departs from {reference} is {_part(first)}: on what it reads it errs "
-        f"by {first.error:.2g} of the value's spread{_explained(first)}; in the file as it runs the error is "
-        f"{first.before:.2g} before it and {first.after:.2g} behind it; alone it moves the answers by "
-        f"{first.alone:.2g} of their spread, and all of the file by {compared.answers:.2g}{suffix}",
-        _advice(first, target),
-    )
 
 
 def _part(departure: Departure) -> str:

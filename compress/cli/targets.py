@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from compress.formats.target_profile import TargetProfile
 
 
 def targets(
@@ -20,6 +17,8 @@ def targets(
     """List the targets, and why some are not available here."""
     import json
 
+    from compress.formats.runtime import why_unavailable
+    from compress.formats.target_profile import AppProfile
     from compress.formats.targets import PROFILES
 
     if file is None:
@@ -28,7 +27,30 @@ def targets(
         from compress.recipe.target_entries import read_target_file
 
         profiles = [read_target_file(file)]
-    rows = [_row(profile) for profile in profiles]
+    rows: list[dict[str, Any]] = []
+    for profile in profiles:
+        target = profile.target
+        reason = why_unavailable(target)
+        rows.append(
+            {
+                "name": target.name,
+                "description": target.description,
+                "runtime": target.runtime,
+                "provider": target.provider,
+                "formats": list(profile.allowed),
+                "threads": profile.threads,
+                "max_bytes": profile.max_bytes,
+                "max_memory_bytes": profile.max_memory_bytes,
+                "measured_instead_of": profile.instead_of,
+                "device": profile.device,
+                "options": dict(profile.options),
+                "apps": {form: app.package for form, app in profile.apps.items()}
+                if isinstance(profile, AppProfile)
+                else {},
+                "available": reason is None,
+                "reason": reason,
+            }
+        )
     if json_:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -40,27 +62,3 @@ def targets(
             typer.echo(f"{'':<{width}}  timed on the device {row['device']}")
         elif row["measured_instead_of"]:
             typer.echo(f"{'':<{width}}  measured on this machine instead of {row['measured_instead_of']}")
-
-
-def _row(profile: TargetProfile) -> dict[str, Any]:
-    from compress.formats.runtime import why_unavailable
-    from compress.formats.target_profile import AppProfile
-
-    target = profile.target
-    reason = why_unavailable(target)
-    return {
-        "name": target.name,
-        "description": target.description,
-        "runtime": target.runtime,
-        "provider": target.provider,
-        "formats": list(profile.allowed),
-        "threads": profile.threads,
-        "max_bytes": profile.max_bytes,
-        "max_memory_bytes": profile.max_memory_bytes,
-        "measured_instead_of": profile.instead_of,
-        "device": profile.device,
-        "options": dict(profile.options),
-        "apps": {form: app.package for form, app in profile.apps.items()} if isinstance(profile, AppProfile) else {},
-        "available": reason is None,
-        "reason": reason,
-    }

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -156,7 +156,12 @@ def separate_experts(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
     for name, part in fused.items():
         if name in stored_names.names:
             owner, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(owner), leaf, _separated(part, stored_names.names[name]))
+            experts, hidden, inner = part.down_proj.shape
+            activate = part._apply_gate if part.has_gate else part.act_fn
+            ordered = {
+                role: stored_names.names[name][role] for role in (GATE, UP, DOWN) if role in stored_names.names[name]
+            }
+            setattr(model.get_submodule(owner), leaf, SeparateExperts(ordered, (experts, hidden, inner), activate))
     # Rename the deepest modules first, so that paths of outer ones stay valid.
     for path in sorted(stored_names.moved, key=lambda path: -path.count(".")):
         owner, _, leaf = path.rpartition(".")
@@ -275,13 +280,6 @@ def _role(parameter: torch.Tensor, leaf: str, marks: torch.Tensor, expert: int) 
             expected="gate, up and down of each expert in a tensor of their own",
         )
     return roles[first % rows // size]
-
-
-def _separated(fused: Any, names: Mapping[str, str]) -> SeparateExperts:
-    experts, hidden, inner = fused.down_proj.shape
-    activate = fused._apply_gate if fused.has_gate else fused.act_fn
-    ordered = {role: names[role] for role in (GATE, UP, DOWN) if role in names}
-    return SeparateExperts(ordered, (experts, hidden, inner), activate)
 
 
 def _rename(owner: nn.Module, old: str, new: str) -> None:

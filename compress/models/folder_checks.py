@@ -57,7 +57,18 @@ def check_model_folder(folder: Path) -> None:
         # Reading the header detects truncated files.
         for file in weight_files(folder):
             read_header(file)
-        _check_index(folder)
+        if not ((folder / WEIGHTS).is_file()):
+            mapping = _weight_map(folder)
+            present = {tensor.name: file.name for file in weight_files(folder) for tensor in read_header(file)}
+            # Index and shards of different versions disagree about the location of tensors.
+            wrong = [name for name, file in mapping.items() if present.get(name) != PurePosixPath(file).name]
+            if wrong:
+                raise ModelError(
+                    f"{len(wrong)} of {len(mapping)} tensors are not where {INDEX} says, such as {wrong[0]!r}.",
+                    where=str(folder / INDEX),
+                    expected=f"{wrong[0]!r} in {mapping[wrong[0]]}",
+                    hint="Fetch the model again; index and shards are of different versions.",
+                )
         if not is_timm(config):  # how pictures are prepared is in the config
             check_processor(folder, config)
     except OSError as error:
@@ -210,22 +221,6 @@ def _stays(folder: Path, path: Path) -> bool:
     if root.parent.name == "snapshots":
         allowed.append(root.parent.parent / "blobs")
     return any(target.is_relative_to(allowed_root) for allowed_root in allowed)
-
-
-def _check_index(folder: Path) -> None:
-    if (folder / WEIGHTS).is_file():
-        return
-    mapping = _weight_map(folder)
-    present = {tensor.name: file.name for file in weight_files(folder) for tensor in read_header(file)}
-    # Index and shards of different versions disagree about the location of tensors.
-    wrong = [name for name, file in mapping.items() if present.get(name) != PurePosixPath(file).name]
-    if wrong:
-        raise ModelError(
-            f"{len(wrong)} of {len(mapping)} tensors are not where {INDEX} says, such as {wrong[0]!r}.",
-            where=str(folder / INDEX),
-            expected=f"{wrong[0]!r} in {mapping[wrong[0]]}",
-            hint="Fetch the model again; index and shards are of different versions.",
-        )
 
 
 def check_processor(folder: Path, config: dict[str, Any]) -> None:

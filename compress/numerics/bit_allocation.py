@@ -46,7 +46,14 @@ def allocate_bits(units: Sequence[Sequence[Option]], budget_bits: int) -> tuple[
         losses = (losses[:, None] + unit_losses).ravel()
         # Reserve the minimum for the remaining units.
         room = budget_bits - sizes - sum(least[unit + 1 :])
-        remaining_loss = _relaxed_loss(frontiers, steps, unit + 1, room)
+        # The least loss of the units from ``first`` on if hull steps could be divided.
+        first = unit + 1
+        ours = steps.units >= first
+        filled = np.concatenate([[0.0], np.cumsum(steps.sizes[ours])])
+        saved = np.concatenate([[0.0], np.cumsum(steps.savings[ours])])
+        start = sum(float(losses[0]) for _, losses, _ in frontiers[first:])
+        # With divisible steps the optimum takes them in order of efficiency.
+        remaining_loss: np.ndarray = start - np.interp(room, filled, saved)
         survivors = np.flatnonzero((room >= 0) & (losses + remaining_loss <= ceiling))
         # Of the choices that can still win, keep those that no other one dominates.
         survivors = survivors[_undominated(sizes[survivors], losses[survivors])]
@@ -142,21 +149,3 @@ def _greedy_loss(frontiers: Sequence[Frontier], steps: _Steps, budget_bits: int)
             continue
         room, loss = room - int(size), loss - saving
     return loss
-
-
-def _relaxed_loss(frontiers: Sequence[Frontier], steps: _Steps, first: int, room: np.ndarray) -> np.ndarray:
-    """Return the least loss of the units from ``first`` on if hull steps could be divided.
-
-    Args:
-        frontiers: Options of all units.
-        steps: Hull steps of all units.
-        first: First remaining unit.
-        room: Bits beyond the minimum of the remaining units, for each partial choice.
-    """
-    ours = steps.units >= first
-    filled = np.concatenate([[0.0], np.cumsum(steps.sizes[ours])])
-    saved = np.concatenate([[0.0], np.cumsum(steps.savings[ours])])
-    start = sum(float(losses[0]) for _, losses, _ in frontiers[first:])
-    # With divisible steps the optimum takes them in order of efficiency.
-    relaxed: np.ndarray = start - np.interp(room, filled, saved)
-    return relaxed

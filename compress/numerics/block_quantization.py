@@ -42,30 +42,29 @@ def quantize_blocks(weight: np.ndarray, bits: int, block_size: int) -> Quantized
         raise ValueError(f"{columns} columns are not a multiple of the block size {block_size}")
     # As many at a time as stay in a processor's cache.
     count = max(1, weight.size // _AT_ONCE)
-    quantized = [_best(part, bits) for part in np.array_split(weight.reshape(rows, -1, block_size), count)]
+    # Integers, scales and zero points of ``blocks`` [rows, blocks, elements].
+    quantized: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for part in np.array_split(weight.reshape(rows, -1, block_size), count):
+        blocks = part
+        blocks = blocks.astype(np.float32)
+        low = np.minimum(blocks.min(axis=-1), 0.0)
+        high = np.maximum(blocks.max(axis=-1), 0.0)
+        best = _round(blocks, low, high, bits)
+        least = _squared_error(blocks, *best)
+        # Keep for each block the range with the least error.
+        for share in _GRID[1:]:
+            candidate = _round(blocks, low * share, high * share, bits)
+            error = _squared_error(blocks, *candidate)
+            better = error < least
+            least = np.where(better, error, least)
+            best = (
+                np.where(better[..., None], candidate[0], best[0]),
+                np.where(better, candidate[1], best[1]),
+                np.where(better, candidate[2], best[2]),
+            )
+        quantized.append(best)
     integers, scales, zero_points = (np.concatenate(parts) for parts in zip(*quantized, strict=True))
     return QuantizedBlocks(integers.reshape(rows, columns), scales, zero_points, block_size)
-
-
-def _best(blocks: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return integers, scales and zero points of ``blocks`` [rows, blocks, elements]."""
-    blocks = blocks.astype(np.float32)
-    low = np.minimum(blocks.min(axis=-1), 0.0)
-    high = np.maximum(blocks.max(axis=-1), 0.0)
-    best = _round(blocks, low, high, bits)
-    least = _squared_error(blocks, *best)
-    # Keep for each block the range with the least error.
-    for share in _GRID[1:]:
-        candidate = _round(blocks, low * share, high * share, bits)
-        error = _squared_error(blocks, *candidate)
-        better = error < least
-        least = np.where(better, error, least)
-        best = (
-            np.where(better[..., None], candidate[0], best[0]),
-            np.where(better, candidate[1], best[1]),
-            np.where(better, candidate[2], best[2]),
-        )
-    return best
 
 
 def _round(

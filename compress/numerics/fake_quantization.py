@@ -161,7 +161,14 @@ class _Dequantize(torch.autograd.Function):
         rows = max(1, _PIECE_ELEMENTS // integers.shape[1])
         pieces = [slice(start, start + rows) for start in range(0, len(integers), rows)]
         # Recompute integer products piece by piece in place of keeping them.
-        sums = [_group_sums(gradient[piece], integers[piece], ctx.group_size, scales.dtype) for piece in pieces]
+        sums: list[torch.Tensor] = []
+        for piece in pieces:
+            product = integers[piece].to(scales.dtype, copy=True).mul_(gradient[piece])
+            missing = -product.shape[1] % ctx.group_size
+            # Pad the last group with zeros.
+            if missing:
+                product = torch.nn.functional.pad(product, (0, missing))
+            sums.append(product.view(len(product), -1, ctx.group_size).sum(-1))
         by_integers = None
         if ctx.needs_input_grad[0]:
             by_integers = torch.cat([_product(gradient[piece], scales[piece], ctx.group_size) for piece in pieces])
@@ -173,12 +180,3 @@ def _product(integers: torch.Tensor, scales: torch.Tensor, group_size: int) -> t
     if columns % group_size == 0:
         return copied.view(len(integers), -1, group_size).mul_(scales[..., None]).flatten(1)
     return copied.mul_(scales.repeat_interleave(group_size, 1)[:, :columns])
-
-
-def _group_sums(gradient: torch.Tensor, integers: torch.Tensor, group_size: int, dtype: torch.dtype) -> torch.Tensor:
-    product = integers.to(dtype, copy=True).mul_(gradient)
-    missing = -product.shape[1] % group_size
-    # Pad the last group with zeros.
-    if missing:
-        product = torch.nn.functional.pad(product, (0, missing))
-    return product.view(len(product), -1, group_size).sum(-1)

@@ -41,7 +41,18 @@ def refine_columns(
             # Gradient of the error with respect to the group's errors.
             gradient = (hessian[columns] @ errors).add_(errors[columns], alpha=shift)
             steps = integers[columns] - grid.zero_points[group]
-            change = _refit_scale(steps, gradient, local, grid.scales[group])
+            # Set ``scales`` [rows] in place to the best of their group and return the change of the errors [size,
+            # rows].
+            scales = grid.scales[group]
+            curvature = (local @ steps).mul_(steps).sum(0)
+            optimum = scales + (steps * gradient).sum(0) / curvature.clamp(min=1e-30)
+            optimum = torch.where((curvature > 0) & (optimum * scales > 0), optimum, scales)
+            stored = as_float16(optimum)
+            # Rounding to float16 may move a scale away from the optimum: then the old one stays.
+            nearer = (stored - optimum).abs() < (scales - optimum).abs()
+            refit = torch.where(nearer, stored, scales)
+            change = steps * (scales - refit)
+            scales.copy_(refit)
             old_gradient, gradient = gradient, gradient + local @ change
             change += _descend(steps, gradient, local, grid.scales[group], grid.bounds(group))
             # Exact decrease of the quadratic error.
@@ -49,31 +60,6 @@ def refine_columns(
             errors[columns] += change
             integers[columns] = (steps + grid.zero_points[group]).to(torch.uint8)
     return gained
-
-
-def _refit_scale(
-    steps: torch.Tensor, gradient: torch.Tensor, local: torch.Tensor, scales: torch.Tensor
-) -> torch.Tensor:
-    """Set ``scales`` [rows] in place to the best of their group and return the change of the errors [size, rows].
-
-    With errors e - d n for a change d of the scale, the error is least at d = (n H e) / (n H n).
-
-    Args:
-        steps: Integers minus zero points [size, rows].
-        gradient: H E [size, rows].
-        local: Hessian of the group [size, size].
-        scales: Scales [rows].
-    """
-    curvature = (local @ steps).mul_(steps).sum(0)
-    optimum = scales + (steps * gradient).sum(0) / curvature.clamp(min=1e-30)
-    optimum = torch.where((curvature > 0) & (optimum * scales > 0), optimum, scales)
-    stored = as_float16(optimum)
-    # Rounding to float16 may move a scale away from the optimum: then the old one stays.
-    nearer = (stored - optimum).abs() < (scales - optimum).abs()
-    refit = torch.where(nearer, stored, scales)
-    change = steps * (scales - refit)
-    scales.copy_(refit)
-    return change
 
 
 def _descend(
@@ -180,9 +166,42 @@ def quantize_gptq(weight: torch.Tensor, hessian: torch.Tensor, settings: GptqSet
     """
     check_solvable(weight, hessian)
     # The factorization depends on the inputs only and serves all rows.
-    inputs = _prepare(hessian, settings)
+    diagonal = hessian.diagonal()
+    live, mean = diagonal > 0, mean_energy(hessian)
+    # Inputs that are always zero get the mean energy, so that their order is arbitrary.
+    alone = torch.where(live, diagonal, mean)
+    # Ascending energy: the factor is walked backwards, so the largest is rounded first.
+    places = alone.argsort(stable=True) if settings.act_order else backwards(hessian)
+    factor, damping = factorize(hessian, settings.damping, places)
+    pivots = factor.diagonal().clone()
+    # Geometric mean of H_ii and L_ii^2.
+    importance = alone.sqrt()
+    importance[places] *= pivots
+    inputs = _Inputs(hessian, live, importance, places, factor.div_(pivots), pivots, damping * float(mean), damping)
     # Bands of rows bound the memory of the solver.
-    bands = [_solve(band, inputs, settings) for band in torch.split(weight, _BAND)]
+    bands: list[GptqSolution] = []
+    for band in torch.split(weight, _BAND):
+        columns = band.T.clone(memory_format=torch.contiguous_format)
+        # Weights of inputs that are always zero have no effect.
+        columns[~inputs.live] = 0
+        grid = _find_grid(columns, settings, inputs.importance)
+        ordered = columns[inputs.places]
+        del columns
+        # Energies are diag(W L L^T W^T) [rows], computed in blocks of the factor, less the share of the damping.
+        total = torch.zeros(ordered.shape[1], device=ordered.device)
+        for start in range(0, len(ordered), _BLOCK):
+            end = min(start + _BLOCK, len(ordered))
+            total.addmv_(
+                (inputs.coupling[start:, start:end].T @ ordered[start:]).square_().T, inputs.pivots[start:end] ** 2
+            )
+        energies = total.sub_(ordered.square().sum(0), alpha=inputs.shift)
+        integers, losses = _round_in_turn(ordered, inputs, grid)
+        # Refinement works on columns in their original order.
+        errors, integers = _put_back(ordered, inputs.places), _put_back(integers, inputs.places)
+        del ordered
+        losses -= refine_columns(errors, integers, grid, inputs.hessian, inputs.shift, settings.refinement_sweeps)
+        losses.sub_(errors.square().sum(0), alpha=inputs.shift).clamp_(min=0)
+        bands.append(GptqSolution(grid.weight(integers), losses, energies, inputs.damping, int((~inputs.live).sum())))
     return replace(
         bands[0],
         quantized=_stack([band.quantized for band in bands]),
@@ -276,21 +295,6 @@ class _Inputs:
     damping: float
 
 
-def _prepare(hessian: torch.Tensor, settings: GptqSettings) -> _Inputs:
-    diagonal = hessian.diagonal()
-    live, mean = diagonal > 0, mean_energy(hessian)
-    # Inputs that are always zero get the mean energy, so that their order is arbitrary.
-    alone = torch.where(live, diagonal, mean)
-    # Ascending energy: the factor is walked backwards, so the largest is rounded first.
-    places = alone.argsort(stable=True) if settings.act_order else backwards(hessian)
-    factor, damping = factorize(hessian, settings.damping, places)
-    pivots = factor.diagonal().clone()
-    # Geometric mean of H_ii and L_ii^2.
-    importance = alone.sqrt()
-    importance[places] *= pivots
-    return _Inputs(hessian, live, importance, places, factor.div_(pivots), pivots, damping * float(mean), damping)
-
-
 def mean_energy(hessian: torch.Tensor) -> torch.Tensor:
     """Return the mean of the Hessian's diagonal over inputs that are not always zero; 1 if all are."""
     diagonal = hessian.diagonal()
@@ -344,30 +348,6 @@ def _permuted(hessian: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         rows = places[start : start + _BLOCK]
         matrix[start : start + len(rows)] = hessian[rows][:, places]
     return matrix
-
-
-def _solve(weight: torch.Tensor, inputs: _Inputs, settings: GptqSettings) -> GptqSolution:
-    columns = weight.T.clone(memory_format=torch.contiguous_format)
-    # Weights of inputs that are always zero have no effect.
-    columns[~inputs.live] = 0
-    grid = _find_grid(columns, settings, inputs.importance)
-    ordered = columns[inputs.places]
-    del columns
-    # Energies are diag(W L L^T W^T) [rows], computed in blocks of the factor, less the share of the damping.
-    total = torch.zeros(ordered.shape[1], device=ordered.device)
-    for start in range(0, len(ordered), _BLOCK):
-        end = min(start + _BLOCK, len(ordered))
-        total.addmv_(
-            (inputs.coupling[start:, start:end].T @ ordered[start:]).square_().T, inputs.pivots[start:end] ** 2
-        )
-    energies = total.sub_(ordered.square().sum(0), alpha=inputs.shift)
-    integers, losses = _round_in_turn(ordered, inputs, grid)
-    # Refinement works on columns in their original order.
-    errors, integers = _put_back(ordered, inputs.places), _put_back(integers, inputs.places)
-    del ordered
-    losses -= refine_columns(errors, integers, grid, inputs.hessian, inputs.shift, settings.refinement_sweeps)
-    losses.sub_(errors.square().sum(0), alpha=inputs.shift).clamp_(min=0)
-    return GptqSolution(grid.weight(integers), losses, energies, inputs.damping, int((~inputs.live).sum()))
 
 
 def _put_back(ordered: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

@@ -41,18 +41,15 @@ class Histogram:
         if self.limit == 0.0 and largest > 0:
             self.limit = float(2.0 ** np.ceil(np.log2(largest)))
         while largest > self.limit > 0:
-            self._double()
+            # Double the limit by merging pairs of bins around the middle.
+            merged = np.zeros(_BINS)
+            merged[_HALF // 2 : _HALF // 2 + _HALF] = self.counts.reshape(_HALF, 2).sum(axis=1)
+            self.counts, self.limit = merged, 2 * self.limit
         if self.limit == 0.0:
             self.counts[_HALF] += values.size
             return
         positions = (values.ravel() * (_HALF / self.limit)).astype(np.float32)
         self.counts += np.bincount(np.clip(np.floor(positions) + _HALF, 0, _BINS - 1).astype(np.int64), minlength=_BINS)
-
-    def _double(self) -> None:
-        """Double the limit by merging pairs of bins around the middle."""
-        merged = np.zeros(_BINS)
-        merged[_HALF // 2 : _HALF // 2 + _HALF] = self.counts.reshape(_HALF, 2).sum(axis=1)
-        self.counts, self.limit = merged, 2 * self.limit
 
     def centers(self) -> np.ndarray:
         """Return the middle of each bin, clipped to the observed values."""
@@ -81,7 +78,12 @@ def find_range(histogram: Histogram, method: RangeMethod, percentile: float = 99
     if method == "minmax" or histogram.limit == 0.0:
         return low, high
     if method == "percentile":
-        return _percentile(histogram, percentile, low, high)
+        share = np.cumsum(histogram.counts) / histogram.counts.sum()
+        tail = (100.0 - percentile) / 200.0
+        edges = (np.arange(_BINS + 1) - _HALF) * (histogram.limit / _HALF)
+        lowest = float(edges[np.searchsorted(share, tail, side="right")])
+        highest = float(edges[np.searchsorted(share, 1.0 - tail) + 1])
+        return max(low, min(lowest, 0.0)), min(high, max(highest, 0.0))
     # Ignore empty bins at both ends.
     used = np.flatnonzero(histogram.counts)
     counts, centers = histogram.counts[used[0] : used[-1] + 1], histogram.centers()[used[0] : used[-1] + 1]
@@ -94,15 +96,6 @@ def find_range(histogram: Histogram, method: RangeMethod, percentile: float = 99
             candidates = [tuple(np.where(np.arange(2) == end, np.multiply(s, (low, high)), best)) for s in shares]
             best = min(candidates, key=lambda ends: error(counts, centers, float(ends[0]), float(ends[1])))
     return float(best[0]), float(best[1])
-
-
-def _percentile(histogram: Histogram, percentile: float, low: float, high: float) -> tuple[float, float]:
-    share = np.cumsum(histogram.counts) / histogram.counts.sum()
-    tail = (100.0 - percentile) / 200.0
-    edges = (np.arange(_BINS + 1) - _HALF) * (histogram.limit / _HALF)
-    lowest = float(edges[np.searchsorted(share, tail, side="right")])
-    highest = float(edges[np.searchsorted(share, 1.0 - tail) + 1])
-    return max(low, min(lowest, 0.0)), min(high, max(highest, 0.0))
 
 
 def round_to_levels(values: np.ndarray, low: float, high: float) -> np.ndarray:

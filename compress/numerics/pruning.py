@@ -50,7 +50,11 @@ def _pattern_masks(
 ) -> list[torch.Tensor]:
     # Blocks are ranked by their norms like single weights.
     if pattern.blocks:
-        norms = [_block_norms(matrix, pattern) for matrix in matrices]
+        # Squared norms of the blocks, [out / rows, in / columns].
+        norms: list[torch.Tensor] = []
+        for matrix in matrices:
+            rows, columns = pattern.first, pattern.second
+            norms.append(matrix.square().view(len(matrix) // rows, rows, -1, columns).sum(dim=(1, 3)))
         return [
             mask.repeat_interleave(pattern.first, 0).repeat_interleave(pattern.second, 1)
             for mask in magnitude_masks(norms, sparsity, scope)
@@ -78,12 +82,6 @@ def largest_of_each(matrix: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     grouped = matrix.abs().view(len(matrix), -1, pattern.second)
     order = torch.argsort(grouped, dim=-1, descending=True, stable=True)[..., : pattern.first]
     return torch.zeros_like(grouped, dtype=torch.bool).scatter_(-1, order, True).view_as(matrix)
-
-
-def _block_norms(matrix: torch.Tensor, pattern: Pattern) -> torch.Tensor:
-    """Return squared norms of the blocks, [out / rows, in / columns]."""
-    rows, columns = pattern.first, pattern.second
-    return matrix.square().view(len(matrix) // rows, rows, -1, columns).sum(dim=(1, 3))
 
 
 def _keep_largest(magnitudes: torch.Tensor, sparsity: float) -> torch.Tensor:

@@ -36,19 +36,10 @@ def recipe_schema() -> dict[str, Any]:
         ]
     }
     schema["required"].remove("task")
-    schema["properties"]["targets"]["items"] = _targets(definitions)
-    schema["properties"]["limits"]["items"] = {
-        **schema["properties"]["limits"]["items"],
-        "oneOf": [{"required": ["at_least"]}, {"required": ["at_most"]}],
-    }
-    return {"$schema": DIALECT, **schema}
-
-
-def _targets(definitions: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of a target entry: a name, a name with fields, or a file."""
+    # The schema of a target entry: a name, a name with fields, or a file.
     definitions.pop("ChosenTarget", None)
     definitions["TargetFields"] = TargetFields.model_json_schema()
-    return {
+    schema["properties"]["targets"]["items"] = {
         "anyOf": [
             {"type": "string", "enum": list(PROFILES), "description": "a target as `compress targets` lists it"},
             {"type": "string", "pattern": r"\.ya?ml$", "description": "a file that describes a target of your own"},
@@ -67,6 +58,11 @@ def _targets(definitions: dict[str, Any]) -> dict[str, Any]:
             },
         ]
     }
+    schema["properties"]["limits"]["items"] = {
+        **schema["properties"]["limits"]["items"],
+        "oneOf": [{"required": ["at_least"]}, {"required": ["at_most"]}],
+    }
+    return {"$schema": DIALECT, **schema}
 
 
 def _target(profile: TargetProfile) -> dict[str, Any]:

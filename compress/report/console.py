@@ -33,7 +33,34 @@ _SIGNS = {"passed": "\u2713", "missed": "\u2717", "skipped": "\u2013", "unknown"
 
 def console_table(report: Report) -> RenderableType:
     """Return every model's main metrics and ratios to the baseline, the limits, skipped targets and the verdict."""
-    parts: list[RenderableType] = [_measured(report, target) for target in report.targets]
+    parts: list[RenderableType] = []
+    for target in report.targets:
+        units = report.metrics(target)
+        limited_metrics = list(dict.fromkeys(limit.metric for limit in report.limits if limit.target == target))
+        generates_text = shortest_context(units) is not None
+        task_metrics = [
+            metric.name for metric in main_metrics(units) if metric.quality or metric.name in ("agreement", "rms_error")
+        ]
+        # Of the many things that a language model is judged by, those not named above come behind size and speed.
+        order = [
+            *limited_metrics,
+            *(_WRITING if generates_text else task_metrics),
+            *(task_metrics if generates_text else _FIRST),
+        ]
+        columns_by_name = {metric.name: metric for metric in main_metrics(units)}
+        columns_by_name |= {name: describe_metric(name, units[name]) for name in limited_metrics if name in units}
+        metrics = [metric for metric in columns_by_name.values() if {metric.name, _bare(metric)} & set(order)]
+        ranks = [
+            1 + min(order.index(name) for name in (metric.name, _bare(metric)) if name in order) for metric in metrics
+        ]
+        headings = [_WRITING.get(_bare(metric), metric.title) if generates_text else metric.title for metric in metrics]
+        columns = [TableColumn(heading, right=True, rank=rank) for heading, rank in zip(headings, ranks, strict=True)]
+        table = ResponsiveTable(f"{report.recipe} on {target}", [TableColumn("Model"), *columns], "in the report")
+        for model in report.models:
+            cells = [_cell(report, model, metric, target) for metric in metrics]
+            if any(cells):
+                table.add(model, *cells, style="bold" if model == FINAL else "dim" if model == BASELINE else "")
+        parts.append(table)
     for limit in report.limits:
         state = limit_state(limit)
         requirement = f"{_SIGNS[state]} {limit.metric} on {limit.target} {limit_bound(limit)}"
@@ -44,33 +71,6 @@ def console_table(report: Report) -> RenderableType:
     timing = run_line(report)
     parts.append(Text(f"{sentence}." + (f" Run {timing}." if timing else ""), style=_STYLES[status]))
     return Group(*parts)
-
-
-def _measured(report: Report, target: str) -> ResponsiveTable:
-    units = report.metrics(target)
-    limited_metrics = list(dict.fromkeys(limit.metric for limit in report.limits if limit.target == target))
-    generates_text = shortest_context(units) is not None
-    task_metrics = [
-        metric.name for metric in main_metrics(units) if metric.quality or metric.name in ("agreement", "rms_error")
-    ]
-    # Of the many things that a language model is judged by, those not named above come behind size and speed.
-    order = [
-        *limited_metrics,
-        *(_WRITING if generates_text else task_metrics),
-        *(task_metrics if generates_text else _FIRST),
-    ]
-    columns_by_name = {metric.name: metric for metric in main_metrics(units)}
-    columns_by_name |= {name: describe_metric(name, units[name]) for name in limited_metrics if name in units}
-    metrics = [metric for metric in columns_by_name.values() if {metric.name, _bare(metric)} & set(order)]
-    ranks = [1 + min(order.index(name) for name in (metric.name, _bare(metric)) if name in order) for metric in metrics]
-    headings = [_WRITING.get(_bare(metric), metric.title) if generates_text else metric.title for metric in metrics]
-    columns = [TableColumn(heading, right=True, rank=rank) for heading, rank in zip(headings, ranks, strict=True)]
-    table = ResponsiveTable(f"{report.recipe} on {target}", [TableColumn("Model"), *columns], "in the report")
-    for model in report.models:
-        cells = [_cell(report, model, metric, target) for metric in metrics]
-        if any(cells):
-            table.add(model, *cells, style="bold" if model == FINAL else "dim" if model == BASELINE else "")
-    return table
 
 
 def _bare(metric: Metric) -> str:
@@ -144,10 +144,6 @@ def cause_text(cause: CauseDifference, difference: OperatorDifference) -> str:
 
 def console_difference(difference: OperatorDifference) -> RenderableType:
     """Return two tables. Times of layers and causes were measured with the profiler on."""
-    return Group(Text(""), _causes(difference), _layers(difference))
-
-
-def _causes(difference: OperatorDifference) -> ResponsiveTable:
     columns = [TableColumn("Time", right=True), TableColumn("Layers", right=True, rank=1)]
     columns += [TableColumn("Why"), TableColumn("What helps")]
     table = ResponsiveTable("What it spends and saves", columns)
@@ -155,7 +151,7 @@ def _causes(difference: OperatorDifference) -> ResponsiveTable:
         if abs(cause.more_ms) >= _LEAST * difference.float_ms:
             why = f"{cause.why} ({', '.join(dict.fromkeys(cause.operators))})"
             table.add(_signed(cause.more_ms), str(len(cause.layers)), why, cause.help)
-    return table
+    return Group(Text(""), table, _layers(difference))
 
 
 def _layers(difference: OperatorDifference) -> ResponsiveTable:

@@ -28,14 +28,6 @@ _STYLES = {"arithmetic": "green", "memory": "cyan", "overhead": "yellow", "not c
 
 def console_profile(profile: OperatorProfile) -> RenderableType:
     """Return tables with bars, without the notes."""
-    return Group(
-        _whole(profile),
-        _rows("By operator type", "Operator", profile.by_operator()),
-        _rows("By layer", "Layer", profile.by_layer()),
-    )
-
-
-def _whole(profile: OperatorProfile) -> RenderableType:
     whole = profile.whole
     phase = "" if profile.phase == "batch" else f", {words.call_text(profile)}"
     title = Text(f"{profile.artifact} on {profile.target}{phase}", overflow="fold")
@@ -57,7 +49,11 @@ def _whole(profile: OperatorProfile) -> RenderableType:
     ]
     for name, value in facts:
         table.add_row(name, Text(value))
-    return Group(table, Text(words.verdict_text(profile)), Text(words.working_set_text(profile.limits)), Text(""))
+    return Group(
+        Group(table, Text(words.verdict_text(profile)), Text(words.working_set_text(profile.limits)), Text("")),
+        _rows("By operator type", "Operator", profile.by_operator()),
+        _rows("By layer", "Layer", profile.by_layer()),
+    )
 
 
 def _rows(title: str, head: str, rows: Sequence[ProfileRow]) -> ResponsiveTable:

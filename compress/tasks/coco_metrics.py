@@ -228,7 +228,12 @@ def precision_influence(
     correct, ranks = np.cumsum(hit), np.arange(1, len(hit) + 1, dtype=np.float64)
     precision = correct / ranks
     # The place of the best precision from each rank on; of equal ones the last, whatever lies between.
-    reached = len(hit) - 1 - _last_maxima(precision[::-1])[::-1]
+    # For each position the latest position up to it that set a new maximum.
+    values = precision[::-1]
+    highest = np.maximum.accumulate(values)
+    new = np.r_[True, highest[1:] > highest[:-1]]
+    positions: NDArray[np.int64] = np.maximum.accumulate(np.where(new, np.arange(len(values)), 0))
+    reached = len(hit) - 1 - positions[::-1]
     # Interpolated precision at each rank.
     best = precision[reached]
     area = float((hit * best).sum() / total)
@@ -242,11 +247,3 @@ def precision_influence(
     sums = np.bincount(owner, weights=contributions, minlength=pictures)
     influence: Floats = pictures * (sums - area * objects / total)
     return area, influence
-
-
-def _last_maxima(values: Floats) -> NDArray[np.int64]:
-    """Return for each position the latest position up to it that set a new maximum."""
-    highest = np.maximum.accumulate(values)
-    new = np.r_[True, highest[1:] > highest[:-1]]
-    positions: NDArray[np.int64] = np.maximum.accumulate(np.where(new, np.arange(len(values)), 0))
-    return positions

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
-    from rouge_score.rouge_scorer import RougeScorer
     from transformers.utils import ModelOutput
 
     from compress.models.model import TorchModel
@@ -171,7 +170,11 @@ class TextToText(Task):
 
         assert labels is not None, "keep asks for targets"
         written, references = stripped(collected[TEXTS]), stripped(labels)
-        scorer = _rouge()
+        try:
+            from rouge_score.rouge_scorer import RougeScorer
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("rouge-score", "metrics", "ROUGE") from error
+        scorer = RougeScorer(["rougeL"], use_stemmer=False)
         overlap = [scorer.score(*pair)["rougeL"].fmeasure for pair in zip(references, written, strict=True)]
         same = np.array([text == other for text, other in zip(written, references, strict=True)])
         return [
@@ -210,14 +213,6 @@ def _begin(module: Any, given: Any, named: dict[str, Any]) -> tuple[Any, dict[st
 def _tokens(processor: Processor, max_length: int, **texts: list[str]) -> Mapping[str, Any]:
     encoded: Mapping[str, Any] = processor(**texts, truncation=True, max_length=max_length)
     return encoded
-
-
-def _rouge() -> RougeScorer:
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("rouge-score", "metrics", "ROUGE") from error
-    return RougeScorer(["rougeL"], use_stemmer=False)
 
 
 def _corpus_rows(written: list[str], references: list[str], model: str, target: str) -> list[Measurement]:

@@ -35,19 +35,17 @@ def keep_texts(outputs: Mapping[str, np.ndarray], examples: Examples, indices: S
     if TEXTS in outputs:
         return {TEXTS: outputs[TEXTS]}
     logits = outputs[examples.answer]
-    pairs = [_judged(logits[row], examples.labels[index]) for row, index in enumerate(indices)]
+    pairs: list[tuple[float, float]] = []
+    for row, index in enumerate(indices):
+        from compress.numerics.token_metrics import negative_log_likelihood
+
+        target_ids = examples.labels[index][examples.labels[index] != IGNORED].astype(np.int64)
+        target_logits = logits[row][: len(target_ids)]
+        if not np.isfinite(target_logits).all():
+            raise ModelError("The model's outputs are not finite.", hint="export or quantize it anew")
+        loss = negative_log_likelihood(target_logits, target_ids)
+        pairs.append((float(loss.mean()), float((target_logits.argmax(axis=-1) == target_ids).mean())))
     return {name: np.array(values) for name, values in zip((_LOSS, _RIGHT), zip(*pairs, strict=True), strict=True)}
-
-
-def _judged(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    from compress.numerics.token_metrics import negative_log_likelihood
-
-    target_ids = labels[labels != IGNORED].astype(np.int64)
-    target_logits = logits[: len(target_ids)]
-    if not np.isfinite(target_logits).all():
-        raise ModelError("The model's outputs are not finite.", hint="export or quantize it anew")
-    loss = negative_log_likelihood(target_logits, target_ids)
-    return float(loss.mean()), float((target_logits.argmax(axis=-1) == target_ids).mean())
 
 
 def next_token_row(collected: CollectedOutputs, model: str, target: str) -> Measurement:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -112,7 +112,21 @@ def to_coreml(
             ) from error
         if precision == "int8":
             converted = _quantize_weights(coremltools, converted, token_embedding(model.module), table_bits)
-        return _package_model(coremltools, converted, model, [*sample, examples.answer]), parity.worst
+        # The files that coremltools saves, with ``names`` of inputs and outputs and without the conversion date.
+        names = [*sample, examples.answer]
+        with tempfile.TemporaryDirectory() as folder:
+            package = Path(folder) / "model.mlpackage"
+            converted.save(str(package))
+            specification_file = specification_of(package)
+            specification = type(converted.get_spec()).FromString(specification_file.read_bytes())
+            weights = weights_of(specification_file).read_bytes()
+        description = specification.description
+        for feature, name in zip([*description.input, *description.output], names, strict=True):
+            coremltools.utils.rename_feature(specification, feature.name, name)
+        specification.description.metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
+        return CoreMlModel(
+            package_files(specification.SerializeToString(deterministic=True), weights), model.companions()
+        ), parity.worst
 
 
 class _SingleRowModel(nn.Module):
@@ -180,21 +194,6 @@ def _quantize_weights(coremltools: Any, program: Any, embedding: nn.Embedding | 
     )
 
 
-def _package_model(coremltools: Any, program: Any, model: TorchModel, names: Sequence[str]) -> CoreMlModel:
-    """Return the files that coremltools saves, with ``names`` of inputs and outputs and without the conversion date."""
-    with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder) / "model.mlpackage"
-        program.save(str(package))
-        specification_file = specification_of(package)
-        specification = type(program.get_spec()).FromString(specification_file.read_bytes())
-        weights = weights_of(specification_file).read_bytes()
-    description = specification.description
-    for feature, name in zip([*description.input, *description.output], names, strict=True):
-        coremltools.utils.rename_feature(specification, feature.name, name)
-    specification.description.metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
-    return CoreMlModel(package_files(specification.SerializeToString(deterministic=True), weights), model.companions())
-
-
 def check_stored_weights(package: CoreMlModel, model: TorchModel) -> str:
     """Compare each stored matrix with the model's and return a summary.
 
@@ -205,11 +204,16 @@ def check_stored_weights(package: CoreMlModel, model: TorchModel) -> str:
             model.
     """
     program = read_coreml(package.specification, package.weights, Path(PACKAGE))
-    parameters = {_traced_name(name): value for name, value in model.tensors().items()}
+    # A parameter's name as the trace spells it.
+    parameters = {name.replace(".", "_").lower(): value for name, value in model.tensors().items()}
     compared = 0
     worst = 0.0
     for constant in program.constants:
-        name = _parameter_name(constant.name, parameters)
+        # The parameter that a stored constant is named after, without coremltools' suffixes.
+        candidate = constant.name.removeprefix("p_module_").removeprefix("b_module_")
+        while candidate and candidate not in parameters:
+            candidate = candidate.rpartition("_")[0]
+        name = candidate or None
         if (
             name is None
             or constant.role == "quantization"
@@ -246,16 +250,3 @@ def stored_values(program: MilProgram, one: StoredTensor, weights: bytes) -> tup
     for axis, size in enumerate(one.shape):
         step = np.repeat(step, size // step.shape[axis], axis)
     return values * step, step
-
-
-def _traced_name(name: str) -> str:
-    """Return a parameter's name as the trace spells it."""
-    return name.replace(".", "_").lower()
-
-
-def _parameter_name(name: str, parameters: Mapping[str, object]) -> str | None:
-    """Return the parameter that a stored constant is named after, without coremltools' suffixes."""
-    candidate = name.removeprefix("p_module_").removeprefix("b_module_")
-    while candidate and candidate not in parameters:
-        candidate = candidate.rpartition("_")[0]
-    return candidate or None

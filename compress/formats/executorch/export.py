@@ -90,11 +90,25 @@ def to_executorch(
     interface = ProgramInterface(
         {name: _axes(name, value, examples) for name, value in sample.items()}, examples.outputs
     )
-    plain = _with_eager_attention(model.module)
+    # A copy with eager attention, whose products and softmax XNNPACK runs.
+    copied: Any = copy.deepcopy(model.module).eval()
+    if hasattr(copied, "set_attn_implementation"):
+        copied.set_attn_implementation("eager")
+    plain = copied.requires_grad_(False)
     module: torch.nn.Module = _FixedOrderModule(plain, tuple(sample), examples.outputs).eval()
     values = tuple(sample.values())
     with suppress_output("process"), lean_tracing(), without_padding_masks(plain), torch.no_grad():
-        shapes: Any = _shapes(interface, max(max_length, values[0].shape[-1]))
+        longest = max(max_length, values[0].shape[-1])
+        free = {
+            "batch_size": torch.export.Dim("batch_size", min=1, max=ROWS),
+            "sequence_length": torch.export.Dim("sequence_length", min=_SHORTEST, max=longest),
+        }
+        shapes: Any = {
+            "values": tuple(
+                {dimension: free[axis] for dimension, axis in enumerate(axes) if isinstance(axis, str)}
+                for axes in interface.inputs.values()
+            )
+        }
         try:
             # XNNPACK's convolutions cannot find the range of their input at run time, so they are calibrated.
             if precision == "int8" and any(isinstance(layer, _CONVOLUTIONS) for layer in module.modules()):
@@ -111,31 +125,10 @@ def to_executorch(
     return Lowered(ExecuTorchModel({PTE_FILE: program}, with_interface(model.companions(), interface)), module)
 
 
-def _with_eager_attention(module: Any) -> torch.nn.Module:
-    """Return a copy with eager attention, whose products and softmax XNNPACK runs."""
-    copied: Any = copy.deepcopy(module).eval()
-    if hasattr(copied, "set_attn_implementation"):
-        copied.set_attn_implementation("eager")
-    return copied.requires_grad_(False)  # type: ignore[no-any-return]
-
-
 def _axes(name: str, value: torch.Tensor, examples: Examples) -> Axes:
     if examples.padding[name] is None:
         return ("batch_size", *value.shape[1:])
     return ("batch_size", "sequence_length", *value.shape[2:])
-
-
-def _shapes(interface: ProgramInterface, longest: int) -> dict[str, Any]:
-    free = {
-        "batch_size": torch.export.Dim("batch_size", min=1, max=ROWS),
-        "sequence_length": torch.export.Dim("sequence_length", min=_SHORTEST, max=longest),
-    }
-    return {
-        "values": tuple(
-            {dimension: free[axis] for dimension, axis in enumerate(axes) if isinstance(axis, str)}
-            for axes in interface.inputs.values()
-        )
-    }
 
 
 def _calibration_batches(examples: Examples, names: Sequence[str]) -> list[tuple[torch.Tensor, ...]]:

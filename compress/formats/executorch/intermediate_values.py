@@ -89,7 +89,13 @@ class _Program:
                     step, outputs, [_outer(tensor) for tensor in tensors if tensor not in outputs]
                 )
             else:
-                yield from self._delegate_steps(step, graph)
+                names = self._names(step, graph)
+                for node in graph.nodes:
+                    for value in node.outputs:
+                        bits = min(graph.bits(operand) for operand in (value, *node.reads))
+                        computes = node.kind not in _MOVED and graph.is_float(value)
+                        reads = [names[operand] for operand in node.reads]
+                        yield GraphStep(names[value], node.kind, names[value], reads, bits, computes)
 
     def _kernel_steps(self, step: Any, outputs: Sequence[int], reads: Sequence[str]) -> Iterator[GraphStep]:
         operator = self._plan.operators[step.op_index].name if hasattr(step, "op_index") else "delegate"
@@ -107,15 +113,6 @@ class _Program:
             yield GraphStep(
                 _outer(tensor), operator, _outer(tensor), reads, min([_TABLES.get(kind, 32), *bits]), computes
             )
-
-    def _delegate_steps(self, step: object, graph: XnnGraph) -> Iterator[GraphStep]:
-        names = self._names(step, graph)
-        for node in graph.nodes:
-            for value in node.outputs:
-                bits = min(graph.bits(operand) for operand in (value, *node.reads))
-                computes = node.kind not in _MOVED and graph.is_float(value)
-                reads = [names[operand] for operand in node.reads]
-                yield GraphStep(names[value], node.kind, names[value], reads, bits, computes)
 
     def _names(self, step: Any, graph: XnnGraph) -> dict[int, str]:
         """Return the names of a delegate's values; its inputs and outputs have the program's names."""
@@ -166,7 +163,16 @@ class _Program:
             index = plan.delegates[step.delegate_index].processed.index
             program.backend_delegate_data[index] = BackendDelegateInlineData(data=graph.with_outputs(missing))
         plan.outputs = list(positions.values())
-        _allocate_separately(plan)
+        # Give each value memory of its own, in place.
+        from executorch.exir.schema import AllocationDetails
+
+        sizes = {"BYTE": 1, "CHAR": 1, "BOOL": 1, "SHORT": 2, "HALF": 2, "INT": 4, "FLOAT": 4, "LONG": 8, "DOUBLE": 8}
+        end = 0
+        for value in (entry.val for entry in plan.values if getattr(entry.val, "allocation_info", None) is not None):
+            value.allocation_info = AllocationDetails(1, end & 0xFFFFFFFF, end >> 32)
+            size = math.prod(value.sizes) * sizes[value.scalar_type.name]
+            end += -(-max(size, 1) // _ALIGNED) * _ALIGNED
+        plan.non_const_buffer_sizes = [0, end]
         return plan
 
     def _position(self, plan: Any, name: str) -> int:
@@ -221,16 +227,3 @@ def _tensors(plan: Any, args: Sequence[int]) -> list[int]:
         elif hasattr(value, "scalar_type"):
             tensors.append(index)
     return list(dict.fromkeys(tensors))
-
-
-def _allocate_separately(plan: Any) -> None:
-    """Give each value memory of its own, in place."""
-    from executorch.exir.schema import AllocationDetails
-
-    sizes = {"BYTE": 1, "CHAR": 1, "BOOL": 1, "SHORT": 2, "HALF": 2, "INT": 4, "FLOAT": 4, "LONG": 8, "DOUBLE": 8}
-    end = 0
-    for value in (entry.val for entry in plan.values if getattr(entry.val, "allocation_info", None) is not None):
-        value.allocation_info = AllocationDetails(1, end & 0xFFFFFFFF, end >> 32)
-        size = math.prod(value.sizes) * sizes[value.scalar_type.name]
-        end += -(-max(size, 1) // _ALIGNED) * _ALIGNED
-    plan.non_const_buffer_sizes = [0, end]

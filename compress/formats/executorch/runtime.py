@@ -66,7 +66,25 @@ class ExecuTorchSession:
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """See `Session.predict`."""
         check_inputs(self.inputs, batch, self._where)
-        arrays = [self._checked(name, index, batch) for index, name in enumerate(self.inputs)]
+        arrays: list[np.ndarray] = []
+        for index, name in enumerate(self.inputs):
+            array, (dtype, axes), bound = batch[name], self.input_types[name], self._bounds[index]
+            sizes = zip(array.shape[1:], axes[1:], bound[1:], strict=False)
+            fits = array.ndim == len(axes) and all(
+                size == most or (isinstance(axis, str) and 0 < size < most) for size, axis, most in sizes
+            )
+            if not fits or array.dtype.name != dtype:
+                shape = ", ".join(
+                    f"{axis} up to {most}" if isinstance(axis, str) else str(axis)
+                    for axis, most in zip(axes[1:], bound[1:], strict=True)
+                )
+                raise InputError(
+                    f"The model's input {name} cannot be {array.dtype.name} {list(array.shape)}.",
+                    where=self._where,
+                    expected=f"{dtype} [rows{', ' if shape else ''}{shape}]",
+                    hint="for longer texts, write the program again with a larger max_length",
+                )
+            arrays.append(array)
         rows = self._bounds[0][0]
         outputs = [
             self._run([array[start : start + rows] for array in arrays]) for start in range(0, len(arrays[0]), rows)
@@ -83,25 +101,6 @@ class ExecuTorchSession:
         except RuntimeError as error:
             raise StageError(f"The model failed on a batch: {error}", where=self._where) from error
         return [output.numpy() for output in outputs]
-
-    def _checked(self, name: str, index: int, batch: Batch) -> np.ndarray:
-        array, (dtype, axes), bound = batch[name], self.input_types[name], self._bounds[index]
-        sizes = zip(array.shape[1:], axes[1:], bound[1:], strict=False)
-        fits = array.ndim == len(axes) and all(
-            size == most or (isinstance(axis, str) and 0 < size < most) for size, axis, most in sizes
-        )
-        if not fits or array.dtype.name != dtype:
-            shape = ", ".join(
-                f"{axis} up to {most}" if isinstance(axis, str) else str(axis)
-                for axis, most in zip(axes[1:], bound[1:], strict=True)
-            )
-            raise InputError(
-                f"The model's input {name} cannot be {array.dtype.name} {list(array.shape)}.",
-                where=self._where,
-                expected=f"{dtype} [rows{', ' if shape else ''}{shape}]",
-                hint="for longer texts, write the program again with a larger max_length",
-            )
-        return array
 
 
 def _dtype(about: Any) -> str:

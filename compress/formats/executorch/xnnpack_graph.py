@@ -115,7 +115,22 @@ class XnnGraph:
             tensors[value].update(external_id=content["num_externs"], flags=_OUTPUT)
             content["num_externs"] += 1
             content["output_ids"].append(value)
-        return _serialize(content, self.payload)
+        # The bytes of a graph with the constants that ``payload`` contains.
+        from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader
+        from executorch.exir._serialize._flatbuffer import _flatc_compile
+
+        with tempfile.TemporaryDirectory() as folder:
+            json_file = Path(folder) / "graph.json"
+            json_file.write_text(json.dumps(content))
+            _flatc_compile(folder, _schema(folder), str(json_file))
+            flatbuffer = json_file.with_suffix(".bin").read_bytes()
+        previous_header = XNNHeader.from_bytes(self.payload[: XNNHeader.EXPECTED_LENGTH])
+        constants = self.payload[previous_header.constant_data_offset :][: previous_header.constant_data_size]
+        start = previous_header.flatbuffer_offset
+        # The constants follow at a multiple of 16 bytes.
+        end = -(-(start + len(flatbuffer)) // 16) * 16
+        header = XNNHeader(start, len(flatbuffer), end, previous_header.constant_data_size).to_bytes()
+        return b"".join([header.ljust(start, b"\0"), flatbuffer.ljust(end - start, b"\0"), constants])
 
 
 def _tensor(value: Mapping[str, Any]) -> Any:
@@ -145,25 +160,6 @@ def read_graph(payload: bytes) -> XnnGraph:
         # flatc writes an activation's bounds as inf, which Python's JSON calls Infinity.
         text = _INFINITY.sub(r"\1Infinity", binary.with_suffix(".json").read_text())
         return XnnGraph(json.loads(text), payload)
-
-
-def _serialize(content: Mapping[str, object], payload: bytes) -> bytes:
-    """Return the bytes of a graph with the constants that ``payload`` contains."""
-    from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import XNNHeader
-    from executorch.exir._serialize._flatbuffer import _flatc_compile
-
-    with tempfile.TemporaryDirectory() as folder:
-        json_file = Path(folder) / "graph.json"
-        json_file.write_text(json.dumps(content))
-        _flatc_compile(folder, _schema(folder), str(json_file))
-        flatbuffer = json_file.with_suffix(".bin").read_bytes()
-    previous_header = XNNHeader.from_bytes(payload[: XNNHeader.EXPECTED_LENGTH])
-    constants = payload[previous_header.constant_data_offset :][: previous_header.constant_data_size]
-    start = previous_header.flatbuffer_offset
-    # The constants follow at a multiple of 16 bytes.
-    end = -(-(start + len(flatbuffer)) // 16) * 16
-    header = XNNHeader(start, len(flatbuffer), end, previous_header.constant_data_size).to_bytes()
-    return b"".join([header.ljust(start, b"\0"), flatbuffer.ljust(end - start, b"\0"), constants])
 
 
 def _schema(folder: str) -> str:

@@ -63,7 +63,24 @@ class Decoder:
         Raise `ModelError` for a graph that is no decoder.
         """
         self._session, self._where = session, where
-        self._plain = self._plain_inputs()
+        # Integer inputs and their types.
+        inputs, outputs = self._session.input_types, self._session.output_types
+        unknown = [name for name in inputs if name not in _PLAIN and not name.startswith(_STATE)]
+        if _IDS not in inputs or _LOGITS not in outputs or unknown:
+            raise self._no_decoder()
+        shape = outputs[_LOGITS].shape
+        if shape and len(shape) != 3:
+            raise self._no_decoder(f"logits have the shape {list(shape)}")
+        plain = {name: inputs[name].dtype for name in _PLAIN if name in inputs}
+        odd = [f"{name} is {dtype}" for name, dtype in plain.items() if dtype not in _INTEGERS]
+        fixed = [
+            f"{name} takes {inputs[name].shape[-1]} tokens only"
+            for name in plain
+            if (len(inputs[name].shape) != 2 or _static(inputs[name].shape[-1]))
+        ]
+        if odd or fixed:
+            raise self._no_decoder(", ".join(odd + fixed))
+        self._plain = plain
         # Each input of the cache with the output that replaces it at the next token.
         names = {name: present_of(name) for name in self._session.inputs if name.startswith(_STATE)}
         missing = [present for present in names.values() if present not in self._session.output_types]
@@ -129,26 +146,6 @@ class Decoder:
         self.vocabulary = logits.shape[-1]
         last: np.ndarray = logits[0, -1]
         return last
-
-    def _plain_inputs(self) -> dict[str, str]:
-        """Integer inputs and their types."""
-        inputs, outputs = self._session.input_types, self._session.output_types
-        unknown = [name for name in inputs if name not in _PLAIN and not name.startswith(_STATE)]
-        if _IDS not in inputs or _LOGITS not in outputs or unknown:
-            raise self._no_decoder()
-        shape = outputs[_LOGITS].shape
-        if shape and len(shape) != 3:
-            raise self._no_decoder(f"logits have the shape {list(shape)}")
-        plain = {name: inputs[name].dtype for name in _PLAIN if name in inputs}
-        odd = [f"{name} is {dtype}" for name, dtype in plain.items() if dtype not in _INTEGERS]
-        fixed = [
-            f"{name} takes {inputs[name].shape[-1]} tokens only"
-            for name in plain
-            if (len(inputs[name].shape) != 2 or _static(inputs[name].shape[-1]))
-        ]
-        if odd or fixed:
-            raise self._no_decoder(", ".join(odd + fixed))
-        return plain
 
     def _empty_cache(self, past: str) -> np.ndarray:
         dtype, shape = self._session.input_types[past]

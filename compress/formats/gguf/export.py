@@ -113,7 +113,20 @@ def plan_gguf(checkpoint: Checkpoint, types: GgufTypes = EXACT_TYPES) -> list[Pl
             hint="leave out the stage that adds it, or merge the adapter before quantization with merge_lora",
         )
     architecture = GgufArchitecture.of(checkpoint)
-    _check_all_known(checkpoint, architecture)
+    # Raise `ModelError` for a missing module and for a module that would be left out.
+    expected_modules = {name.rpartition(".")[0] for name in architecture.shapes}
+    read_tensors = (name for name in checkpoint.files if not architecture.is_ignored(name))
+    stored_modules = {name.rpartition(".")[0] for name in read_tensors} - (architecture.tied - expected_modules)
+    missing, unknown = sorted(expected_modules - stored_modules), sorted(stored_modules - expected_modules)
+    if missing or unknown:
+        what = f"lacks {', '.join(missing[:3])}" if missing else f"has {', '.join(unknown[:3])}"
+        count = len(missing or unknown)
+        raise ModelError(
+            f"The checkpoint {what}{' and more' if count > 3 else ''}, which is not how a "
+            f"{architecture.config.model_type} is made.",
+            where=str(checkpoint.folder),
+            expected="the modules of transformers' own class, no more and no fewer",
+        )
     named = architecture.tensors()
     # Only file types of llama.cpp are rounded with the importance matrix.
     imatrix = {} if types.file_type is None else read_imatrix(checkpoint.folder)
@@ -322,23 +335,6 @@ def _reordered(weight: QuantizedWeight, order: np.ndarray) -> QuantizedWeight:
         scales=weight.scales[rows],
         zero_points=weight.zero_points[rows],
     )
-
-
-def _check_all_known(checkpoint: Checkpoint, architecture: GgufArchitecture) -> None:
-    """Raise `ModelError` for a missing module and for a module that would be left out."""
-    expected_modules = {name.rpartition(".")[0] for name in architecture.shapes}
-    read_tensors = (name for name in checkpoint.files if not architecture.is_ignored(name))
-    stored_modules = {name.rpartition(".")[0] for name in read_tensors} - (architecture.tied - expected_modules)
-    missing, unknown = sorted(expected_modules - stored_modules), sorted(stored_modules - expected_modules)
-    if missing or unknown:
-        what = f"lacks {', '.join(missing[:3])}" if missing else f"has {', '.join(unknown[:3])}"
-        count = len(missing or unknown)
-        raise ModelError(
-            f"The checkpoint {what}{' and more' if count > 3 else ''}, which is not how a "
-            f"{architecture.config.model_type} is made.",
-            where=str(checkpoint.folder),
-            expected="the modules of transformers' own class, no more and no fewer",
-        )
 
 
 _ROUNDING = 1.001 * 2.0**-11

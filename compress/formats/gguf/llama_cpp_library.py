@@ -157,7 +157,15 @@ def library() -> ctypes.CDLL:
         ) from error
     # llama.cpp writes to stderr by default. The callback keeps the last errors for messages.
     loaded.llama_log_set(_LISTENER, None)
-    _check_layout(loaded)
+    defaults = loaded.llama_context_default_params()
+    values = tuple(getattr(defaults, name) for name, *_ in _ContextParameters._fields_[:-1])
+    if values != _CONTEXT_DEFAULTS:
+        raise StageError(
+            f"llama.cpp's settings are laid out otherwise than in {PACKAGE} {VERSION}: {values}.",
+            where=os.environ.get(VARIABLE),
+            expected=str(_CONTEXT_DEFAULTS),
+            hint=f"unset {VARIABLE} and pip install '{PACKAGE}=={VERSION}'",
+        )
     if custom_library:
         loaded.ggml_backend_load_all_from_path(str(Path(custom_library).absolute().parent).encode())
     loaded.llama_backend_init()
@@ -170,18 +178,6 @@ def _packaged() -> str:
     import xllamacpp
 
     return str(xllamacpp.xllamacpp.__file__)
-
-
-def _check_layout(loaded: ctypes.CDLL) -> None:
-    defaults = loaded.llama_context_default_params()
-    values = tuple(getattr(defaults, name) for name, *_ in _ContextParameters._fields_[:-1])
-    if values != _CONTEXT_DEFAULTS:
-        raise StageError(
-            f"llama.cpp's settings are laid out otherwise than in {PACKAGE} {VERSION}: {values}.",
-            where=os.environ.get(VARIABLE),
-            expected=str(_CONTEXT_DEFAULTS),
-            hint=f"unset {VARIABLE} and pip install '{PACKAGE}=={VERSION}'",
-        )
 
 
 def build() -> str:

@@ -59,22 +59,6 @@ class LlamaCppSession:
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """Return logits [n, length, vocabulary] of texts without padding; see `Session.predict`."""
-        ids = self._checked(batch)
-        if self._context is None or self._context.length < ids.shape[1]:
-            # The old context is freed before the larger one is allocated.
-            self._context = None
-            self._context = LlamaContext(self._model, ids.shape[1], self._threads, answers=EVERY)
-        rows = []
-        for row in ids:
-            self._context.clear()
-            rows.append(self._context.append(row))
-        return {_LOGITS: np.stack(rows)}
-
-    def decoder(self) -> LlamaCppDecoder:
-        """Return a greedy decoder that uses llama.cpp's own cache."""
-        return LlamaCppDecoder(self._model, self._file, self._threads)
-
-    def _checked(self, batch: Batch) -> np.ndarray:
         if _IDS not in batch:
             raise InputError(f"The batch lacks the model's input {_IDS}.", where=str(self._file))
         ids = np.asarray(batch[_IDS])
@@ -91,7 +75,19 @@ class LlamaCppSession:
                 expected="texts of one length in a batch",
             )
         check_ids(ids, self._model.vocabulary, self._file)
-        return ids
+        if self._context is None or self._context.length < ids.shape[1]:
+            # The old context is freed before the larger one is allocated.
+            self._context = None
+            self._context = LlamaContext(self._model, ids.shape[1], self._threads, answers=EVERY)
+        rows = []
+        for row in ids:
+            self._context.clear()
+            rows.append(self._context.append(row))
+        return {_LOGITS: np.stack(rows)}
+
+    def decoder(self) -> LlamaCppDecoder:
+        """Return a greedy decoder that uses llama.cpp's own cache."""
+        return LlamaCppDecoder(self._model, self._file, self._threads)
 
 
 def open_gguf(artifact: Path, threads: int) -> LlamaCppSession:

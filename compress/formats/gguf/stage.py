@@ -19,7 +19,7 @@ from compress.tasks.capability import GENERATES
 from compress.utils.errors import ModelError, StageError
 
 if TYPE_CHECKING:
-    from compress.formats.gguf.export import Difference, GgufTypes
+    from compress.formats.gguf.export import Difference
 
 _BLOCK = 32
 _MOST_BITS_WITH_ZEROS = 5
@@ -161,27 +161,23 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         folder.mkdir(parents=True, exist_ok=True)
         types = GgufTypes(self.float_type, self.type, self.k_quants)
         write_companions(model, folder)
-        differences = _write_checked(model, folder / GGUF_FILE, types)
+        # Write a file and return how its tensors differ; raise `StageError` if one differs by more than allowed.
+        file = folder / GGUF_FILE
+        from compress.formats.gguf.export import compare_gguf, write_gguf
+
+        write_gguf(model, file, types)
+        differences = list(compare_gguf(file, model, types))
+        worst = max(differences, key=lambda difference: difference.largest - difference.allowed)
+        if worst.largest > worst.allowed:
+            raise StageError(
+                f"The tensor {worst.name!r} came back from the file with a difference of {worst.largest:.1e}.",
+                expected=f"at most {worst.allowed:.1e} of its largest weight in {worst.kind}",
+                hint="this is a defect of the stage; please report it with the recipe",
+            )
         context.note(
             _exact_summary(differences) if self.type is None else _rounded_summary(differences, self.type, weighed)
         )
         return GgufModel(folder)
-
-
-def _write_checked(model: Checkpoint, file: Path, types: GgufTypes) -> list[Difference]:
-    """Write a file and return how its tensors differ; raise `StageError` if one differs by more than allowed."""
-    from compress.formats.gguf.export import compare_gguf, write_gguf
-
-    write_gguf(model, file, types)
-    differences = list(compare_gguf(file, model, types))
-    worst = max(differences, key=lambda difference: difference.largest - difference.allowed)
-    if worst.largest > worst.allowed:
-        raise StageError(
-            f"The tensor {worst.name!r} came back from the file with a difference of {worst.largest:.1e}.",
-            expected=f"at most {worst.allowed:.1e} of its largest weight in {worst.kind}",
-            hint="this is a defect of the stage; please report it with the recipe",
-        )
-    return differences
 
 
 def _exact_summary(differences: Sequence[Difference]) -> str:

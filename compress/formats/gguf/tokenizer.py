@@ -77,10 +77,35 @@ def check_tokenizer(folder: Path) -> str:
     """Return llama.cpp's name for the splitting rule of a folder's tokenizer; raise `ModelError` if it has none."""
     content, where = read_json(folder / TOKENIZER), str(folder / TOKENIZER)
     if (content.get("model") or {}).get("byte_fallback"):
-        _check_sentence_piece(content, where)
+        # Raise `ModelError` for a SentencePiece-like tokenizer that does more than make spaces visible.
+        steps = [*_normal_steps(content), *_steps(content.get("pre_tokenizer"))]
+        odd = next((step for step in steps if not _shows_spaces(step)), None)
+        if odd is not None or not steps:
+            raise ModelError(
+                "llama.cpp does not prepare text as this SentencePiece-like tokenizer does "
+                f"({(odd or {}).get('type')}).",
+                where=where,
+                expected="one that makes spaces visible, and nothing else",
+            )
         _scores(content, where)
         return _SENTENCE_PIECE
-    _check_kind(content, where)
+    model = content.get("model") or {}
+    normalizer = (content.get("normalizer") or {}).get("type")
+    if model.get("type") != "BPE":
+        raise ModelError(f"The tokenizer's model is {model.get('type')}.", where=where, expected=_EXPECTED)
+    # Composed characters are the rule in text, and llama.cpp's own converter leaves the step out as well.
+    if normalizer not in (None, "NFC"):
+        raise ModelError(
+            f"The tokenizer changes its text first ({normalizer}), which llama.cpp does not.",
+            where=where,
+            expected=_EXPECTED,
+        )
+    if not model.get("merges"):
+        raise ModelError(
+            "The tokenizer has no merges, and llama.cpp opens no BPE vocabulary without any.",
+            where=where,
+            expected=_EXPECTED,
+        )
     return split_rule(content, where)
 
 
@@ -131,18 +156,6 @@ def _shows_spaces(step: dict[str, Any]) -> bool:
     )
 
 
-def _check_sentence_piece(content: dict[str, Any], place: str) -> None:
-    """Raise `ModelError` for a SentencePiece-like tokenizer that does more than make spaces visible."""
-    steps = [*_normal_steps(content), *_steps(content.get("pre_tokenizer"))]
-    odd = next((step for step in steps if not _shows_spaces(step)), None)
-    if odd is not None or not steps:
-        raise ModelError(
-            f"llama.cpp does not prepare text as this SentencePiece-like tokenizer does ({(odd or {}).get('type')}).",
-            where=place,
-            expected="one that makes spaces visible, and nothing else",
-        )
-
-
 def _scores(content: dict[str, Any], place: str) -> dict[str, float]:
     """Return a score per token, which is higher for earlier merges; single characters and unmerged tokens have 0.
 
@@ -165,26 +178,6 @@ def _scores(content: dict[str, Any], place: str) -> dict[str, float]:
         scores.setdefault(token, -float(len(scores) + 1))
         last = token
     return scores
-
-
-def _check_kind(content: dict[str, Any], place: str) -> None:
-    model = content.get("model") or {}
-    normalizer = (content.get("normalizer") or {}).get("type")
-    if model.get("type") != "BPE":
-        raise ModelError(f"The tokenizer's model is {model.get('type')}.", where=place, expected=_EXPECTED)
-    # Composed characters are the rule in text, and llama.cpp's own converter leaves the step out as well.
-    if normalizer not in (None, "NFC"):
-        raise ModelError(
-            f"The tokenizer changes its text first ({normalizer}), which llama.cpp does not.",
-            where=place,
-            expected=_EXPECTED,
-        )
-    if not model.get("merges"):
-        raise ModelError(
-            "The tokenizer has no merges, and llama.cpp opens no BPE vocabulary without any.",
-            where=place,
-            expected=_EXPECTED,
-        )
 
 
 def _vocabulary(content: dict[str, Any], rows: int, place: str) -> tuple[list[str], list[int]]:

@@ -233,21 +233,7 @@ def quantize_litert(
     # Nothing is left to quantize.
     if precision == "fp32" and embedding_bits is None:
         return content
-    recipe = _recipe(precision, table, embedding_bits, block)
-    try:
-        with suppress_output("prints"):  # it has a bar that nothing turns off
-            quantized = quantizer.Quantizer(content, recipe).quantize(
-                enable_progress_bar=False, enable_progress_report=False
-            )
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise StageError(
-            f"The model cannot be quantized for LiteRT: {error}", hint="set precision: fp32, or leave this target out"
-        ) from error
-    return bytes(quantized.quantized_model)
-
-
-def _recipe(precision: Precision, table: str | None, bits: int | None, block: Blocks | None) -> list[dict[str, Any]]:
-    """Return the recipe for ai-edge-quantizer; of two entries for an operator the later one applies."""
+    # The recipe for ai-edge-quantizer; of two entries for an operator the later one applies.
     from ai_edge_quantizer import algorithm_manager, qtyping, recipe_manager
 
     manager = recipe_manager.RecipeManager()
@@ -261,9 +247,18 @@ def _recipe(precision: Precision, table: str | None, bits: int | None, block: Bl
         manager.add_weight_only_config(".*", every, 8)
         # A table is looked up in its integers either way.
         manager.add_dynamic_config(f"{re.escape(LOOKUP_SUFFIX)}", look_up, 8)
-    if table is not None and bits is not None:
+    if table is not None and embedding_bits is not None:
         granularity = qtyping.QuantGranularity
-        by = granularity(f"BLOCKWISE_{block}") if bits == 4 and block else granularity.CHANNELWISE
-        manager.add_dynamic_config(f"{re.escape(table + LOOKUP_SUFFIX)}", look_up, bits, by)
-    entries: list[dict[str, Any]] = manager.get_quantization_recipe()
-    return entries
+        by = granularity(f"BLOCKWISE_{block}") if embedding_bits == 4 and block else granularity.CHANNELWISE
+        manager.add_dynamic_config(f"{re.escape(table + LOOKUP_SUFFIX)}", look_up, embedding_bits, by)
+    recipe: list[dict[str, Any]] = manager.get_quantization_recipe()
+    try:
+        with suppress_output("prints"):  # it has a bar that nothing turns off
+            quantized = quantizer.Quantizer(content, recipe).quantize(
+                enable_progress_bar=False, enable_progress_report=False
+            )
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise StageError(
+            f"The model cannot be quantized for LiteRT: {error}", hint="set precision: fp32, or leave this target out"
+        ) from error
+    return bytes(quantized.quantized_model)

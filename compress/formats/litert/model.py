@@ -54,7 +54,17 @@ def read_litert(content: Content, file: Path) -> list[StoredTensor]:
             hint="pip install 'compress[litert]'",
         ) from error
     try:
-        return _with_unique_names(_tensors(Model.GetRootAs(content, 0), content, file))
+        # The tensors in file order, with numbers added to names that occur more than once.
+        tensors = _tensors(Model.GetRootAs(content, 0), content, file)
+        unique = list(tensors)
+        counts = Counter(tensor.name for tensor in unique)
+        seen: Counter[str] = Counter()
+        for index, tensor in enumerate(unique):
+            if counts[tensor.name] > 1:
+                seen[tensor.name] += 1
+                name = f"{tensor.name}#{seen[tensor.name]}"
+                unique[index] = tensor.model_copy(update={"name": name, "origin": name})
+        return unique
     except (struct.error, AttributeError, ValueError, TypeError, IndexError, KeyError) as error:
         raise ModelError(
             f"{file.name} is cut or broken: {error}",
@@ -66,19 +76,6 @@ def read_litert(content: Content, file: Path) -> list[StoredTensor]:
 def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
     """Return the tensors of a file."""
     return read_litert(file.read_bytes(), file)
-
-
-def _with_unique_names(tensors: Iterator[StoredTensor]) -> list[StoredTensor]:
-    """Return the tensors in file order, with numbers added to names that occur more than once."""
-    unique = list(tensors)
-    counts = Counter(tensor.name for tensor in unique)
-    seen: Counter[str] = Counter()
-    for index, tensor in enumerate(unique):
-        if counts[tensor.name] > 1:
-            seen[tensor.name] += 1
-            name = f"{tensor.name}#{seen[tensor.name]}"
-            unique[index] = tensor.model_copy(update={"name": name, "origin": name})
-    return unique
 
 
 def _tensors(model: Any, content: Content, file: Path) -> Iterator[StoredTensor]:

@@ -78,7 +78,24 @@ def to_float32(graph: onnx.ModelProto) -> onnx.ModelProto:
     widened = onnx.ModelProto()
     widened.CopyFrom(graph)
     _cast_at_edges(widened.graph)
-    _widen(widened.graph)
+    # Convert stored tensors, types and casts from float16 to float32, in place, except casts at `_EDGE`.
+    for subgraph in all_graphs(widened.graph):
+        for tensor in subgraph.initializer:
+            _widen_tensor(tensor)
+        del subgraph.value_info[:]
+        for value in (*subgraph.input, *subgraph.output) if subgraph is not widened.graph else ():
+            if _type(value) == TensorProto.FLOAT16:
+                value.type.tensor_type.elem_type = TensorProto.FLOAT
+        for node in subgraph.node:
+            if node.doc_string == _EDGE:
+                node.doc_string = ""
+                continue
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    _widen_tensor(attribute.t)
+                # `Cast`, `RandomNormalLike` and similar operators name a type.
+                if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
+                    attribute.i = TensorProto.FLOAT
     _drop_idle_casts(widened.graph)
     return widened
 
@@ -123,27 +140,6 @@ def _rename(node: onnx.NodeProto, old: str, new: str) -> None:
             if name == old:
                 names[index] = new
     node.CopyFrom(wrapper.node[0])
-
-
-def _widen(graph: onnx.GraphProto) -> None:
-    """Convert stored tensors, types and casts from float16 to float32, in place, except casts at `_EDGE`."""
-    for subgraph in all_graphs(graph):
-        for tensor in subgraph.initializer:
-            _widen_tensor(tensor)
-        del subgraph.value_info[:]
-        for value in (*subgraph.input, *subgraph.output) if subgraph is not graph else ():
-            if _type(value) == TensorProto.FLOAT16:
-                value.type.tensor_type.elem_type = TensorProto.FLOAT
-        for node in subgraph.node:
-            if node.doc_string == _EDGE:
-                node.doc_string = ""
-                continue
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    _widen_tensor(attribute.t)
-                # `Cast`, `RandomNormalLike` and similar operators name a type.
-                if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
-                    attribute.i = TensorProto.FLOAT
 
 
 def _widen_tensor(tensor: onnx.TensorProto) -> None:

@@ -56,7 +56,32 @@ def import_graph(file: Path) -> ImportedGraph:
     session = _open(original, file)
     # An unknown graph does not state sizes and values of its inputs, so they are found by trial.
     inputs = synthesize_inputs(original, session)
-    return _normalize(original, session, inputs)
+    # Apply the normalization steps; a step counts if the graph still opens, gives the same answers and is no larger.
+    graph, changes, failures = original, list[str](), list[str]()
+    feeds = [] if inputs.unproven else [inputs.draw(seed) for seed in CHECK_SEEDS]
+    expected = [run_session(session, feed) for feed in feeds]
+    # Folding would turn the integers of a quantized graph into floats.
+    quantized = any(node.op_type in INTEGER_OPERATORS for node in original.graph.node)
+    # The alternatives of a step are tried in order until one of them works.
+    for ways, computes in _STEPS:
+        if computes and (not feeds or quantized):
+            continue
+        for step in ways:
+            try:
+                with suppress_output("logs"):
+                    changed, change = step(ir.from_proto(graph))
+                changed_graph = ir.to_proto(changed)
+            except _LIBRARY_FAILURES as error:
+                # A pass that fails on a graph leaves it as it was; a stage that needs the step says what is missing.
+                failures.append(f"{step.__name__.strip('_')}: {first_line(error)}")
+                continue
+            if change is not None and changed_graph.ByteSize() <= original.ByteSize() * _GROWTH + _OVERHEAD_BYTES:
+                if _same_answers(changed_graph, feeds, expected):
+                    graph, changes = changed_graph, [*changes, change]
+                else:
+                    failures.append(f"{change}, but the answers changed")
+            break
+    return ImportedGraph(graph, inputs, tuple(changes), tuple(failures))
 
 
 def read_graph_file(file: Path) -> onnx.ModelProto:
@@ -126,38 +151,6 @@ _LIBRARY_FAILURES = (
 )
 Step = Callable[[ir.Model], tuple[ir.Model, str | None]]
 """Changes the graph in place or returns a new one, with a description of the change; None if nothing was changed."""
-
-
-def _normalize(original: onnx.ModelProto, session: onnxruntime.InferenceSession, inputs: GraphInputs) -> ImportedGraph:
-    """Apply the normalization steps; a step counts if the graph still opens, gives the same answers and is no larger.
-
-    Without inputs to compare on, and for a graph that is quantized already, only steps that compute nothing apply.
-    """
-    graph, changes, failures = original, list[str](), list[str]()
-    feeds = [] if inputs.unproven else [inputs.draw(seed) for seed in CHECK_SEEDS]
-    expected = [run_session(session, feed) for feed in feeds]
-    # Folding would turn the integers of a quantized graph into floats.
-    quantized = any(node.op_type in INTEGER_OPERATORS for node in original.graph.node)
-    # The alternatives of a step are tried in order until one of them works.
-    for ways, computes in _STEPS:
-        if computes and (not feeds or quantized):
-            continue
-        for step in ways:
-            try:
-                with suppress_output("logs"):
-                    changed, change = step(ir.from_proto(graph))
-                changed_graph = ir.to_proto(changed)
-            except _LIBRARY_FAILURES as error:
-                # A pass that fails on a graph leaves it as it was; a stage that needs the step says what is missing.
-                failures.append(f"{step.__name__.strip('_')}: {first_line(error)}")
-                continue
-            if change is not None and changed_graph.ByteSize() <= original.ByteSize() * _GROWTH + _OVERHEAD_BYTES:
-                if _same_answers(changed_graph, feeds, expected):
-                    graph, changes = changed_graph, [*changes, change]
-                else:
-                    failures.append(f"{change}, but the answers changed")
-            break
-    return ImportedGraph(graph, inputs, tuple(changes), tuple(failures))
 
 
 def _same_answers(

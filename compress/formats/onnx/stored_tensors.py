@@ -337,11 +337,7 @@ def _external(item: Initializer, file: Path) -> tuple[Path, int, int]:
             expected=f"{location} beside it",
             hint="Copy the data file along with the ONNX file.",
         )
-    return _external_span(item, path)
-
-
-def _external_span(item: Initializer, path: Path) -> tuple[Path, int, int]:
-    """Return the path with offset and length. Raises `ModelError` if they exceed the file."""
+    # The path with offset and length. Raises `ModelError` if they exceed the file.
     size = path.stat().st_size
     try:
         offset = int(item.external.get("offset") or 0)
@@ -381,34 +377,27 @@ def probe_logits(model: OnnxModel, encode: Encode) -> np.ndarray:
         images: np.ndarray = image_generation_hook("open_onnx")(model).probe(encode(processor_of(model)))
         return images
     if model.others:
-        return _first_token_logits(model, encode)
+        # Logits [examples, vocabulary] of the first token of a few outputs.
+        from compress.formats.generation.speech_recognition import read_rules
+        from compress.formats.onnx.decoder import teacher_forced_logits
+        from compress.models.processor import load_processor
+
+        with tempfile.TemporaryDirectory() as name:
+            write_companions(Path(name), model.companions)
+            if next(iter(model.graphs)).startswith(VISION):
+                return _next_token_logits(model, Path(name), encode)
+            processor, rules = load_processor(Path(name)), read_rules(Path(name))
+        if not hasattr(processor, "feature_extractor"):
+            start = np.array([rules.prompt[0]])
+            names = ("input_ids", "attention_mask")
+            texts = [{name: example[name] for name in names} for example in encode(processor).inputs]
+            return np.stack([teacher_forced_logits(model, text, start)[-1] for text in texts[:_RECORDINGS]])
+        frames = processor.feature_extractor.nb_max_frames
+        prompt = np.array(rules.prompt, dtype=np.int64)
+        inputs = encode(processor).inputs[:_RECORDINGS]
+        windows = [{"input_features": example["input_features"][:, :frames]} for example in inputs]
+        return np.stack([teacher_forced_logits(model, window, prompt)[-1] for window in windows])
     return answers_of(open_model(model), encode(processor_of(model)))
-
-
-def _first_token_logits(model: OnnxModel, encode: Encode) -> np.ndarray:
-    """Return logits [examples, vocabulary] of the first token of a few outputs.
-
-    For speech it follows the prompt in a recording's first window.
-    """
-    from compress.formats.generation.speech_recognition import read_rules
-    from compress.formats.onnx.decoder import teacher_forced_logits
-    from compress.models.processor import load_processor
-
-    with tempfile.TemporaryDirectory() as name:
-        write_companions(Path(name), model.companions)
-        if next(iter(model.graphs)).startswith(VISION):
-            return _next_token_logits(model, Path(name), encode)
-        processor, rules = load_processor(Path(name)), read_rules(Path(name))
-    if not hasattr(processor, "feature_extractor"):
-        start = np.array([rules.prompt[0]])
-        names = ("input_ids", "attention_mask")
-        texts = [{name: example[name] for name in names} for example in encode(processor).inputs]
-        return np.stack([teacher_forced_logits(model, text, start)[-1] for text in texts[:_RECORDINGS]])
-    frames = processor.feature_extractor.nb_max_frames
-    prompt = np.array(rules.prompt, dtype=np.int64)
-    inputs = encode(processor).inputs[:_RECORDINGS]
-    windows = [{"input_features": example["input_features"][:, :frames]} for example in inputs]
-    return np.stack([teacher_forced_logits(model, window, prompt)[-1] for window in windows])
 
 
 def _next_token_logits(model: OnnxModel, folder: Path, encode: Encode) -> np.ndarray:

@@ -69,7 +69,25 @@ def _guesses(graph: onnx.GraphProto, entries: Sequence[onnx.ValueInfoProto]) -> 
         return
     # First only the first input grows; then all do.
     for alone, attempt in product((True, False), range(max(map(len, (_IMAGE, _TOKENS, _SIGNAL))))):
-        sizes = _sizes(axes, dtypes, attempt, alone)
+        # The size of each dynamic axis by its name, or by its position; a name has one size everywhere.
+        sizes: dict[str, int] = {}
+        for name, input_axes in axes.items():
+            first = name == next(iter(axes))
+            for index, axis in enumerate(input_axes):
+                if isinstance(axis, int):
+                    continue
+                key = axis if isinstance(axis, str) else f"{name}/{index}"
+                # The first axis is the batch.
+                if (index == 0 and len(input_axes) > 1) or (alone and not first and axis is None):
+                    sizes.setdefault(key, 1)
+                    continue
+                candidates = _IMAGE if len(input_axes) == 4 else _TOKENS if dtypes[name].startswith("int") else _SIGNAL
+                size = (
+                    1
+                    if len(input_axes) == 1 and dtypes[name].startswith("int")
+                    else candidates[min(attempt, len(candidates) - 1)]
+                )
+                sizes.setdefault(key, size)
         shapes = {name: tuple(_size(sizes, name, index, axis) for index, axis in enumerate(input_axes))
                   for name, input_axes in axes.items()}  # fmt: skip
         longest = max((shape[-1] for name, shape in shapes.items() if len(shape) > 1), default=1)
@@ -123,36 +141,6 @@ def _dtype(entry: onnx.ValueInfoProto) -> str:
     if number == TensorProto.STRING:
         return "str"
     return str(np.dtype(helper.tensor_dtype_to_np_dtype(number)).name) if number else "float32"
-
-
-def _sizes(axes: Mapping[str, Axes], dtypes: Mapping[str, str], attempt: int, alone: bool) -> dict[str, int]:
-    """Return the size of each dynamic axis by its name, or by its position; a name has one size everywhere.
-
-    Args:
-        axes: The axes of each input.
-        dtypes: The numpy type of each input.
-        attempt: Number of the attempt; later attempts are larger.
-        alone: Whether only the axes of the first input grow, and unnamed axes of others are 1.
-    """
-    sizes: dict[str, int] = {}
-    for name, input_axes in axes.items():
-        first = name == next(iter(axes))
-        for index, axis in enumerate(input_axes):
-            if isinstance(axis, int):
-                continue
-            key = axis if isinstance(axis, str) else f"{name}/{index}"
-            # The first axis is the batch.
-            if (index == 0 and len(input_axes) > 1) or (alone and not first and axis is None):
-                sizes.setdefault(key, 1)
-                continue
-            candidates = _IMAGE if len(input_axes) == 4 else _TOKENS if dtypes[name].startswith("int") else _SIGNAL
-            size = (
-                1
-                if len(input_axes) == 1 and dtypes[name].startswith("int")
-                else candidates[min(attempt, len(candidates) - 1)]
-            )
-            sizes.setdefault(key, size)
-    return sizes
 
 
 def _size(sizes: Mapping[str, int], name: str, index: int, axis: int | str | None) -> int:

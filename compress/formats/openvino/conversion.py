@@ -59,7 +59,18 @@ def to_openvino(
             ) from error
         if precision == "int8":
             model = compress_to_int8(model, table_bits)
-            _widen_groups(model)
+            # Let as many inputs share a scale as all products allow; smaller groups add partial sums in float.
+            widths = {
+                weights[-1 if operator.get_attributes()["transpose_b"] else -2]
+                for operator in model.get_ordered_ops()
+                if operator.get_type_name() == "MatMul"
+                and len(weights := _shape_of_weights(operator.input_value(1).get_node())) == 2
+            }
+            # A group must divide the width of every product.
+            shared = math.gcd(*widths)
+            sizes = [size for size in range(_STEP, min(shared, _MOST_INPUTS_A_SCALE) + 1, _STEP) if shared % size == 0]
+            if sizes:
+                model.set_rt_info(f"{sizes[-1]}", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
         return OpenVinoModel(serialize_ir(model, IR_FILE, precision == "fp16"), companions)
 
 
@@ -115,21 +126,6 @@ def _in_eight_bits(model: object) -> Model:
         import nncf
 
         return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
-
-
-def _widen_groups(model: Model) -> None:
-    """Let as many inputs share a scale as all products allow; smaller groups add partial sums in float."""
-    widths = {
-        weights[-1 if operator.get_attributes()["transpose_b"] else -2]
-        for operator in model.get_ordered_ops()
-        if operator.get_type_name() == "MatMul"
-        and len(weights := _shape_of_weights(operator.input_value(1).get_node())) == 2
-    }
-    # A group must divide the width of every product.
-    shared = math.gcd(*widths)
-    sizes = [size for size in range(_STEP, min(shared, _MOST_INPUTS_A_SCALE) + 1, _STEP) if shared % size == 0]
-    if sizes:
-        model.set_rt_info(f"{sizes[-1]}", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
 
 
 def _shape_of_weights(node: Node) -> list[int]:

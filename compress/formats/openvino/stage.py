@@ -91,7 +91,16 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
 
         # Language models are written tensor by tensor.
         if isinstance(model, Checkpoint):
-            return self._write_language_model(model, context)
+            # Export a language model tensor by tensor and compare it with torch.
+            from compress.formats.onnx.stage import comparison_sequences
+            from compress.formats.openvino.decoder import write_decoder
+
+            windows = comparison_sequences(model, context)
+            verified = write_decoder(
+                model, self.precision, self.embedding_bits, windows, self.tolerance, self.kv_cache_precision
+            )
+            context.note(f"openvino: {verified}")
+            return verified.model
         if model.is_diffusion if isinstance(model, OnnxModel) else model.generates_images:
             return self._convert_components(model, context)
         if isinstance(model, OnnxModel):
@@ -143,15 +152,3 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         )
         context.note(f"openvino: {summary}, in few steps")
         return converted
-
-    def _write_language_model(self, checkpoint: Checkpoint, context: Context) -> OpenVinoModel:
-        """Export a language model tensor by tensor and compare it with torch."""
-        from compress.formats.onnx.stage import comparison_sequences
-        from compress.formats.openvino.decoder import write_decoder
-
-        windows = comparison_sequences(checkpoint, context)
-        verified = write_decoder(
-            checkpoint, self.precision, self.embedding_bits, windows, self.tolerance, self.kv_cache_precision
-        )
-        context.note(f"openvino: {verified}")
-        return verified.model

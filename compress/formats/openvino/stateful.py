@@ -46,13 +46,7 @@ def read_stateful(graph: Path) -> Model:
     for kind, write in writers.items():
         core.add_extension(ConversionExtension(kind, _MICROSOFT, write))
     model = core.read_model(graph)
-    _multiply_transposed(model)
-    keep_states(model)
-    return model
-
-
-def _multiply_transposed(model: Model) -> None:
-    """Multiply with stored matrices as they are, instead of transposing them first."""
+    # Multiply with stored matrices as they are, instead of transposing them first.
     for product in model.get_ops():
         if product.get_type_name() != "MatMul" or product.get_attributes()["transpose_b"]:
             continue
@@ -63,6 +57,8 @@ def _multiply_transposed(model: Model) -> None:
         ):
             product.set_arguments([product.input_value(0), transpose.input_value(0)])
             product.set_attribute("transpose_b", True)
+    keep_states(model)
+    return model
 
 
 def keep_states(model: Model) -> None:

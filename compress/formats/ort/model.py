@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,10 +16,6 @@ from compress.formats.onnx.graph_reader import DTYPES, GraphNode, Initializer, O
 from compress.formats.onnx.stored_tensors import annotate_tensors
 from compress.models.stored_tensor import StoredTensor, stored
 from compress.utils.errors import ModelError
-
-if TYPE_CHECKING:
-    pass
-
 
 ORT_FILE = "model.ort"
 OPERATORS_FILE = "required_operators_and_types.config"

@@ -270,10 +270,6 @@ MASKED = replace(
 )
 
 
-if TYPE_CHECKING:
-    pass
-
-
 def _find_boxes(model: Path, outputs: Sequence[TensorRecord]) -> FindBoxes:
     """Return the step with the labels of the config. The model type decides whether a last class means no object."""
     labels = LABELS.find_postprocessing(model, outputs).labels

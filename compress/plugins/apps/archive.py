@@ -64,7 +64,19 @@ def unpack(archive: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as opened:
             entries = _checked(archive, opened)
-            _check_seal(archive, opened.comment)
+            comment = opened.comment
+            if not comment.startswith(_MARK) or len(comment) != len(_MARK) + _DIGEST:
+                raise BundleError(
+                    "The zip lacks the seal that `compress bundle` writes at its end.",
+                    where=str(archive),
+                    hint="take it again; or, if it was packed anew on purpose, unpack it and verify the folder",
+                )
+            if comment[len(_MARK) :].decode("ascii", "replace") != _digest_before_seal(archive):
+                raise BundleError(
+                    "The zip was changed after it was written: its SHA-256 differs from the one in its seal.",
+                    where=str(archive),
+                    hint="take it again from where it came",
+                )
             # Compare all sizes before anything is written.
             sizes = _promised(archive, opened, entries)
             for name, entry in entries.items():
@@ -114,21 +126,6 @@ def _checked(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInf
             expected=f"at most {_EXPANSION} times its own size",
         )
     return entries
-
-
-def _check_seal(archive: Path, comment: bytes) -> None:
-    if not comment.startswith(_MARK) or len(comment) != len(_MARK) + _DIGEST:
-        raise BundleError(
-            "The zip lacks the seal that `compress bundle` writes at its end.",
-            where=str(archive),
-            hint="take it again; or, if it was packed anew on purpose, unpack it and verify the folder",
-        )
-    if comment[len(_MARK) :].decode("ascii", "replace") != _digest_before_seal(archive):
-        raise BundleError(
-            "The zip was changed after it was written: its SHA-256 differs from the one in its seal.",
-            where=str(archive),
-            hint="take it again from where it came",
-        )
 
 
 def _digest_before_seal(archive: Path) -> str:

@@ -248,24 +248,22 @@ class SoundRule:
         """Return the model input for a recording of the bundle, [1, ...]. Raises `BundleError`."""
         samples = read_wav(self.folder / name, self.rule.sampling_rate)
         if self.rule.spectrogram is not None:
-            return self._spectrogram(samples, self.rule.spectrogram)[None].astype(np.float32)
+            # Log-mel features of samples as Kaldi computes them, [frames, mel_bins].
+            settings = self.rule.spectrogram
+            rate = self.rule.sampling_rate
+            size, step = round(_WINDOW_SECONDS * rate), round(_STEP_SECONDS * rate)
+            pieces = np.lib.stride_tricks.sliding_window_view(samples, size)[::step][: settings.frames]
+            # Kaldi removes the mean of each window and then applies pre-emphasis.
+            pieces = pieces - pieces.mean(axis=1, keepdims=True)
+            previous = np.concatenate([pieces[:, :1], pieces[:, :-1]], axis=1)
+            window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / (size - 1))
+            power = np.abs(np.fft.rfft((pieces - _EMPHASIS * previous) * window, _power_of_two(size))) ** 2
+            features = np.zeros((settings.frames, settings.mel_bins))
+            features[: len(pieces)] = np.log(np.maximum(power @ self._filters, _FLOOR))
+            return ((features - settings.mean) / (2 * settings.std))[None].astype(np.float32)
         if self.rule.normalize:
             samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
         return samples[None].astype(np.float32)
-
-    def _spectrogram(self, samples: np.ndarray, settings: Spectrogram) -> np.ndarray:
-        """Return log-mel features of samples as Kaldi computes them, [frames, mel_bins]."""
-        rate = self.rule.sampling_rate
-        size, step = round(_WINDOW_SECONDS * rate), round(_STEP_SECONDS * rate)
-        pieces = np.lib.stride_tricks.sliding_window_view(samples, size)[::step][: settings.frames]
-        # Kaldi removes the mean of each window and then applies pre-emphasis.
-        pieces = pieces - pieces.mean(axis=1, keepdims=True)
-        previous = np.concatenate([pieces[:, :1], pieces[:, :-1]], axis=1)
-        window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / (size - 1))
-        power = np.abs(np.fft.rfft((pieces - _EMPHASIS * previous) * window, _power_of_two(size))) ** 2
-        features = np.zeros((settings.frames, settings.mel_bins))
-        features[: len(pieces)] = np.log(np.maximum(power @ self._filters, _FLOOR))
-        return (features - settings.mean) / (2 * settings.std)
 
     @cached_property
     def _filters(self) -> np.ndarray:

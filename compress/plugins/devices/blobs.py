@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from compress.plugins.devices.agent import BYTES_AT_ONCE
 from compress.plugins.devices.connection import Connection, ConnectionLostError
@@ -57,7 +56,18 @@ def send_blobs(
     by_digest = {blob.digest: blob for blob in blobs}
     probe = connection.request("probe", blobs=list(by_digest), requirements=requirements)
     missing = [blob for digest, blob in by_digest.items() if digest not in probe["present"]]
-    _check_room(connection, missing, probe)
+    # Raise `DeviceError` if the device has too little space.
+    needed = sum(blob.size - min(blob.size, probe["parts"].get(blob.digest, 0)) for blob in missing) + _SPARE_BYTES
+    if not probe["has_environment"]:
+        needed += ENVIRONMENT_BYTES
+    if needed > probe["free_bytes"]:
+        what = "" if probe["has_environment"] else ", of which 600 MB are for an environment with ONNX Runtime"
+        raise DeviceError(
+            f"The device {connection.name!r} has too little room: {probe['free_bytes'] / 1e6:.0f} MB are free.",
+            where=probe["cache"],
+            expected=f"{needed / 1e6:.0f} MB{what}",
+            hint="free some there, or name a `cache` on another disk in the inventory",
+        )
     if not missing:
         return 0
     sent, touched = 0, time.monotonic()
@@ -99,18 +109,3 @@ def _copied(connection: Connection, blob: Blob, parts: dict[str, int], requireme
         expected="files that have the SHA-256 digests that they have here",
         hint="look for a failing disk or memory on the device",
     )
-
-
-def _check_room(connection: Connection, missing: Sequence[Blob], probe: dict[str, Any]) -> None:
-    """Raise `DeviceError` if the device has too little space."""
-    needed = sum(blob.size - min(blob.size, probe["parts"].get(blob.digest, 0)) for blob in missing) + _SPARE_BYTES
-    if not probe["has_environment"]:
-        needed += ENVIRONMENT_BYTES
-    if needed > probe["free_bytes"]:
-        what = "" if probe["has_environment"] else ", of which 600 MB are for an environment with ONNX Runtime"
-        raise DeviceError(
-            f"The device {connection.name!r} has too little room: {probe['free_bytes'] / 1e6:.0f} MB are free.",
-            where=probe["cache"],
-            expected=f"{needed / 1e6:.0f} MB{what}",
-            hint="free some there, or name a `cache` on another disk in the inventory",
-        )

@@ -57,7 +57,14 @@ class DeviceHost:
     def time(self, workload: Workload, conditions: TimingConditions, progress: Progress) -> TimingResult:
         """See `BenchmarkHost.time`. Raises `DeviceError` too."""
         places = {name: f"artifacts/{index}" for index, name in enumerate(workload.artifacts)}
-        files, entries = dict(_files(workload.artifacts, places)), _entries(workload.artifacts, places)
+        # The path of each artifact on the device: a folder, or a file in one.
+        files, entries = (
+            dict(_files(workload.artifacts, places)),
+            {
+                name: places[name] if path.is_dir() else f"{places[name]}/{path.name}"
+                for name, path in workload.artifacts.items()
+            },
+        )
         batches: dict[str, dict[str, str]] = {}
         for kind, named in (("first_batches", workload.first_batches), ("all_batches", workload.all_batches)):
             batches[kind] = {name: f"{kind}/{index}.npz" for index, name in enumerate(named)}
@@ -126,8 +133,3 @@ def _files(artifacts: Mapping[str, Path], places: Mapping[str, str]) -> Iterator
         for file in sorted(folder.rglob("*") if path.is_dir() else folder.glob(f"{path.name}*")):
             if file.is_file():
                 yield f"{places[name]}/{file.relative_to(folder).as_posix()}", file
-
-
-def _entries(artifacts: Mapping[str, Path], places: Mapping[str, str]) -> dict[str, str]:
-    """Return the path of each artifact on the device: a folder, or a file in one."""
-    return {name: places[name] if path.is_dir() else f"{places[name]}/{path.name}" for name, path in artifacts.items()}

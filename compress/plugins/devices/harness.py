@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from compress.benchmark.host import LOCAL_HOST, TimingResult
+from compress.benchmark.host import LOCAL_HOST
 from compress.benchmark.record import TimingConditions
 from compress.benchmark.restarts import Workload
 from compress.benchmark.subprocess_client import error_reply
@@ -53,20 +53,18 @@ def main(session_folder: str) -> None:
     folder = Path(session_folder)
     order = json.loads((folder / ORDER).read_text(encoding="utf-8"))["bench"]
     try:
-        reply: dict[str, Any] = {"timed": asdict(_timed(order, folder))}
+        # Run the timings that an order describes.
+        conditions = TimingConditions(**{**order["conditions"], "target": Target(**order["conditions"]["target"])})
+        plan = (TextGenerationPlan if "contexts" in order["plan"] else CallPlan)(**order["plan"])
+        # Paths within the session's folder.
+        workload = Workload(
+            **{
+                kind: {name: folder / FILES / path for name, path in paths.items()}
+                for kind, paths in order["work"].items()
+            },
+            plan=plan,
+        )
+        reply: dict[str, Any] = {"timed": asdict(LOCAL_HOST.time(workload, conditions, LineProgress(folder)))}
     except CompressError as error:
         reply = error_reply(error)
     write_json(folder / RESULT, reply)
-
-
-def _timed(order: dict[str, Any], folder: Path) -> TimingResult:
-    """Run the timings that an order describes."""
-    conditions = TimingConditions(**{**order["conditions"], "target": Target(**order["conditions"]["target"])})
-    plan = (TextGenerationPlan if "contexts" in order["plan"] else CallPlan)(**order["plan"])
-    workload = Workload(**{kind: _paths(paths, folder) for kind, paths in order["work"].items()}, plan=plan)
-    return LOCAL_HOST.time(workload, conditions, LineProgress(folder))
-
-
-def _paths(paths: dict[str, str], folder: Path) -> dict[str, Path]:
-    """Return paths within the session's folder."""
-    return {name: folder / FILES / path for name, path in paths.items()}

@@ -7,11 +7,10 @@ import binascii
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, field_validator
 
-from compress.recipe.document import Document, FileKind, describe, read_document
+from compress.recipe.document import FileKind, describe, read_document
 from compress.recipe.validation_errors import validate
 from compress.utils.errors import InputError, nearest_name
 from compress.utils.pydantic_models import Frozen
@@ -98,7 +97,11 @@ def read_inventory(path: Path) -> dict[str, Device]:
     if not isinstance(section, dict) or not section:
         document.problem((_SECTION,), describe(section), f"devices by their names, such as {_EXAMPLE}")
         section = {}
-    _check_names(section, document)
+    # Note a problem for every name that is not allowed.
+    for name in section:
+        if not isinstance(name, str) or not _NAME.match(name) or name == ALL_DEVICES:
+            expected = f"a name of up to 40 small letters, digits, - and _, other than `{ALL_DEVICES}`"
+            document.problem((_SECTION, name), repr(name), expected)
     validated = {name: validate(Device, fields, document, (_SECTION, name)) for name, fields in section.items()}
     if document.problems:
         raise document.error()
@@ -122,11 +125,3 @@ def choose_devices(known: Mapping[str, Device], names: Sequence[str], file: Path
                 expected=f"one of {', '.join([*known, ALL_DEVICES])}{hint}",
             )
     return chosen
-
-
-def _check_names(section: Mapping[Any, object], document: Document) -> None:
-    """Note a problem for every name that is not allowed."""
-    for name in section:
-        if not isinstance(name, str) or not _NAME.match(name) or name == ALL_DEVICES:
-            expected = f"a name of up to 40 small letters, digits, - and _, other than `{ALL_DEVICES}`"
-            document.problem((_SECTION, name), repr(name), expected)

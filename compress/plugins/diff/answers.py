@@ -258,7 +258,10 @@ def draw_inputs(before: Path, after: Path) -> RandomInputs:
     """
     configs = [read_json(folder / "config.json") for folder in (before, after)]
     generator = np.random.default_rng(_SEED)
-    text_configs = [_text_config(config) for config in configs]
+    text_configs: list[Mapping[str, Any]] = []
+    for config in configs:
+        inner = config.get("text_config")
+        text_configs.append(inner if isinstance(inner, Mapping) else config)
     vocabulary = [config.get("vocab_size") for config in text_configs]
     if all(isinstance(size, int) for size in vocabulary):
         position_limit = min(
@@ -284,11 +287,6 @@ def draw_inputs(before: Path, after: Path) -> RandomInputs:
         expected="configs with a vocabulary, or with the same image_size and num_channels",
         hint="name a file of rows with --data, and a recipe that says how they are read with --recipe",
     )
-
-
-def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    inner = config.get("text_config")
-    return inner if isinstance(inner, Mapping) else config
 
 
 def _tokens(ids: np.ndarray) -> dict[str, np.ndarray]:

@@ -200,7 +200,10 @@ class _Matching:
 
     def run(self) -> Matches:
         """Return the matches, from the most certain rule to the least."""
-        names = self._common_names()
+        # The names of the second model by the equal names of the first, without the prefixes of wrappers.
+        prefixes = model_prefix(self.before), model_prefix(self.after)
+        bare = {name.removeprefix(prefixes[1]): name for name in self.after}
+        names = {name: bare[short] for name in self.before if (short := name.removeprefix(prefixes[0])) in bare}
         if self.same_layout:
             for old, new in names.items():
                 first, second = self.before[old], self.after[new]
@@ -215,23 +218,28 @@ class _Matching:
                 self._match_name(old, new)
         if not self.same_layout:
             self._match_added_rows()
-            self._match_transposed(names)
+            # Match parts of concatenated tensors that the first model stores transposed.
+            originals = dict(self.before)
+            self.before = {name: weight.transposed() for name, weight in originals.items()}
+            self._match_content(names)
+            self._match_concatenated(names)
+            self.before = {name: originals[name] for name in self.before}
             self._match_unscaled_integers()
-            self._describe_constants()
+            # Describe constant vectors. A graph stores equal ones once, and omits zeros and ones.
+            for side in (self.before, self.after):
+                for name, weight in list(side.items()):
+                    fingerprint = self._fingerprint(weight)
+                    if fingerprint.columns is None and fingerprint.constant:
+                        self.folded.append(
+                            f"{name} is {fingerprint.rows[0]:g} everywhere, which the other needn't store"
+                        )
+                        del side[name]
             self._describe_derived()
         extra = tuple(self._extra_copies())
         duplicates = {pair.after.name for pair in extra}
         added = tuple(first for name, first in self.after.items() if name not in duplicates)
         removed = tuple(self.before.values())
         return Matches(tuple(self.pairs), removed, added, tuple(self.resized), extra, tuple(self.folded))
-
-    def _match_transposed(self, names: Mapping[str, str]) -> None:
-        """Match parts of concatenated tensors that the first model stores transposed."""
-        originals = dict(self.before)
-        self.before = {name: weight.transposed() for name, weight in originals.items()}
-        self._match_content(names)
-        self._match_concatenated(names)
-        self.before = {name: originals[name] for name in self.before}
 
     def _match_concatenated(self, names: Mapping[str, str]) -> None:
         """Match tensors of the second model that are concatenated in one of the first."""
@@ -296,25 +304,10 @@ class _Matching:
                 )
                 del self.before[name]
 
-    def _describe_constants(self) -> None:
-        """Describe constant vectors. A graph stores equal ones once, and omits zeros and ones."""
-        for side in (self.before, self.after):
-            for name, weight in list(side.items()):
-                fingerprint = self._fingerprint(weight)
-                if fingerprint.columns is None and fingerprint.constant:
-                    self.folded.append(f"{name} is {fingerprint.rows[0]:g} everywhere, which the other needn't store")
-                    del side[name]
-
     def _fingerprint(self, weight: Weight) -> TensorFingerprint:
         if weight not in self._fingerprints:
             self._fingerprints[weight] = TensorFingerprint.of(weight)
         return self._fingerprints[weight]
-
-    def _common_names(self) -> dict[str, str]:
-        """Return the names of the second model by the equal names of the first, without the prefixes of wrappers."""
-        prefixes = model_prefix(self.before), model_prefix(self.after)
-        bare = {name.removeprefix(prefixes[1]): name for name in self.after}
-        return {name: bare[short] for name in self.before if (short := name.removeprefix(prefixes[0])) in bare}
 
     def _add_pair(self, pair: Pair) -> None:
         self.pairs.append(pair)

@@ -114,7 +114,12 @@ class _PairReader:
             before, after, steps = aligned_matrices(self.pair)
             before = before if self._order is None else before[self._order]
             if not self.pair.after.scaled:
-                after, steps = _fit_scales(before, after)
+                # Fit scale and zero point of each row of integers to the float rows by least squares.
+                mean, integer_mean = before.mean(axis=1, keepdims=True), after.mean(axis=1, keepdims=True)
+                spread = np.square(after - integer_mean).sum(axis=1, keepdims=True)
+                products = ((before - mean) * (after - integer_mean)).sum(axis=1, keepdims=True)
+                scale = np.divide(products, spread, out=np.zeros_like(products), where=spread > 0)
+                after, steps = (mean + scale * (after - integer_mean), np.broadcast_to(np.abs(scale), before.shape))
             self._whole = before, after, steps
         return self._whole
 
@@ -250,15 +255,6 @@ class _PairReader:
         return min(fits, key=lambda fit: abs(fit - 1))
 
 
-def _fit_scales(before: np.ndarray, integers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fit scale and zero point of each row of integers to the float rows by least squares."""
-    mean, integer_mean = before.mean(axis=1, keepdims=True), integers.mean(axis=1, keepdims=True)
-    spread = np.square(integers - integer_mean).sum(axis=1, keepdims=True)
-    products = ((before - mean) * (integers - integer_mean)).sum(axis=1, keepdims=True)
-    scale = np.divide(products, spread, out=np.zeros_like(products), where=spread > 0)
-    return mean + scale * (integers - integer_mean), np.broadcast_to(np.abs(scale), before.shape)
-
-
 def _finite(value: float) -> float:
     """Replace infinity, which JSON does not have, by 1e9."""
     return value if np.isfinite(value) else 1e9
@@ -269,26 +265,23 @@ def layers_changed(tensors: Iterable[TensorChange]) -> tuple[LayerChange, ...]:
     by_layer: dict[str, list[TensorChange]] = defaultdict(list)
     for tensor in tensors:
         by_layer[tensor.layer].append(tensor)
-    changes = [
-        _layer(name, members)
-        for name, members in by_layer.items()
-        if any(change.how != "identical" for change in members)
-    ]
+    # Summarise a layer. The change of each tensor counts by its number of weights.
+    changes: list[LayerChange] = []
+    for name, members in by_layer.items():
+        if any(change.how != "identical" for change in members):
+            worst = max(members, key=lambda tensor: (tensor.unexplained, tensor.relative))
+            weights = sum(tensor.entries for tensor in members)
+            squares = sum(tensor.entries * min(tensor.relative, 1e3) ** 2 for tensor in members)
+            unexplained = sum(tensor.entries * min(tensor.unexplained, 1e3) ** 2 for tensor in members)
+            changes.append(
+                LayerChange(
+                    name=name,
+                    relative=float(np.sqrt(squares / weights)),
+                    unexplained=float(np.sqrt(unexplained / weights)),
+                    changed=sum(tensor.how == "changed" for tensor in members),
+                    tensors=len(members),
+                    worst=worst.name,
+                    causes=tuple(dict.fromkeys(cause for tensor in members for cause in tensor.causes)),
+                )
+            )
     return tuple(sorted(changes, key=lambda change: (-change.unexplained, -change.relative)))
-
-
-def _layer(name: str, members: Sequence[TensorChange]) -> LayerChange:
-    """Summarise a layer. The change of each tensor counts by its number of weights."""
-    worst = max(members, key=lambda tensor: (tensor.unexplained, tensor.relative))
-    weights = sum(tensor.entries for tensor in members)
-    squares = sum(tensor.entries * min(tensor.relative, 1e3) ** 2 for tensor in members)
-    unexplained = sum(tensor.entries * min(tensor.unexplained, 1e3) ** 2 for tensor in members)
-    return LayerChange(
-        name=name,
-        relative=float(np.sqrt(squares / weights)),
-        unexplained=float(np.sqrt(unexplained / weights)),
-        changed=sum(tensor.how == "changed" for tensor in members),
-        tensors=len(members),
-        worst=worst.name,
-        causes=tuple(dict.fromkeys(cause for tensor in members for cause in tensor.causes)),
-    )

@@ -202,7 +202,17 @@ def prune_unet(
         context.add_table("Removed blocks", ("block", "loss", "rise"), removed_rows)
         unet = select_blocks(unet, blocks)
     if settings.prunes_channels:
-        unet = _prune_channels(unet, settings, probe, context)
+        sets = channel_sets(unet)
+        if settings.block_out_channels is not None:
+            # Widths of the recipe are checked before importance, which takes minutes.
+            check_widths(unet, settings.block_out_channels, sets)
+        gates, timesteps = accumulate_gates(unet, sets, probe, settings.threshold, context.progress)
+        widths = _choose_widths(unet, sets, gates, settings)
+        context.note(
+            f"prune: stages of {list(unet.config.block_out_channels)} -> {list(widths)} channels, by importance at "
+            f"{len(timesteps)} of {len(probe.timesteps)} timesteps, up to {max(timesteps)}"
+        )
+        unet = narrow_unet(unet, sets, gates, widths, probe.noising.steps)
     costs, losses_after = costs_of_component(unet), probe.losses(unet)
     context.note(
         f"prune: {costs_before.parameters:,} -> {costs.parameters:,} parameters; denoising loss before training "
@@ -271,20 +281,6 @@ def remove_least_important(
         blocks = candidates[best]
         removals.append(Removal(best, trials[best]))
     return blocks, removals
-
-
-def _prune_channels(unet: UNet, settings: DenoiserPruning, probe: LossProbe, context: Context) -> UNet:
-    sets = channel_sets(unet)
-    if settings.block_out_channels is not None:
-        # Widths of the recipe are checked before importance, which takes minutes.
-        check_widths(unet, settings.block_out_channels, sets)
-    gates, timesteps = accumulate_gates(unet, sets, probe, settings.threshold, context.progress)
-    widths = _choose_widths(unet, sets, gates, settings)
-    context.note(
-        f"prune: stages of {list(unet.config.block_out_channels)} -> {list(widths)} channels, by importance at "
-        f"{len(timesteps)} of {len(probe.timesteps)} timesteps, up to {max(timesteps)}"
-    )
-    return narrow_unet(unet, sets, gates, widths, probe.noising.steps)
 
 
 def _choose_widths(

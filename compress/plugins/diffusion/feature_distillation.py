@@ -166,7 +166,21 @@ class FeatureTrainer:
                 expected="two UNets of the same latents",
             )
         teacher.eval().requires_grad_(False)
-        trainer = cls(teacher, noising, settings, _pair_blocks(teacher, student))
+        teacher_blocks = stage_blocks(teacher)
+        pairs = {}
+        for name, block in stage_blocks(student).items():
+            teacher_block = teacher_blocks.get(name)
+            if teacher_block is None:
+                raise StageError(
+                    f"The student has a block ({name}) that the teacher lacks.",
+                    expected="a student that was pruned from its teacher",
+                )
+            if bool(getattr(teacher_block, "downsamplers", None)) != bool(getattr(block, "downsamplers", None)):
+                # Without inner stages, the student's last stage does not downsample, as the teacher's does. Compare the
+                # outputs of their last layers.
+                teacher_block, block = _last_layer(teacher_block), _last_layer(block)
+            pairs[name] = (teacher_block, block)
+        trainer = cls(teacher, noising, settings, pairs)
         if settings.feature_weight:
             trainer._fit_projections(student, examples, seed)
         return trainer
@@ -209,16 +223,16 @@ class FeatureTrainer:
         if weights.feature_weight:
             losses = []
             for name in self.pairs:
-                target, features = self._pop_features(name)
+                # The features of the teacher and of the student.
+                target, features = (
+                    self._features.pop(("teacher", name)).float(),
+                    self._features.pop(("student", name)).float(),
+                )
                 if name in self.projections:
                     features = self.projections[name](features)
                 losses.append(nn.functional.mse_loss(features, target))
             loss = loss + weights.feature_weight * torch.stack(losses).sum()
         return loss
-
-    def _pop_features(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the features of the teacher and of the student."""
-        return self._features.pop(("teacher", name)).float(), self._features.pop(("student", name)).float()
 
     @torch.no_grad()
     def _fit_projections(self, student: UNet, examples: Examples, seed: int) -> None:
@@ -234,37 +248,15 @@ class FeatureTrainer:
             for name in self.pairs:
                 target, features = self._features["teacher", name], self._features["student", name]
                 if features.shape[1] != target.shape[1]:
-                    self.projections[name] = _fit_projection(features, target)
-
-
-def _pair_blocks(teacher: UNet, student: UNet) -> dict[str, tuple[nn.Module, nn.Module]]:
-    teacher_blocks = stage_blocks(teacher)
-    pairs = {}
-    for name, block in stage_blocks(student).items():
-        teacher_block = teacher_blocks.get(name)
-        if teacher_block is None:
-            raise StageError(
-                f"The student has a block ({name}) that the teacher lacks.",
-                expected="a student that was pruned from its teacher",
-            )
-        if bool(getattr(teacher_block, "downsamplers", None)) != bool(getattr(block, "downsamplers", None)):
-            # Without inner stages, the student's last stage does not downsample, as the teacher's does. Compare the
-            # outputs of their last layers.
-            teacher_block, block = _last_layer(teacher_block), _last_layer(block)
-        pairs[name] = (teacher_block, block)
-    return pairs
+                    # The 1x1 convolution nearest to a map from ``features`` [B, C, H, W] to ``target`` [B, D, H, W].
+                    inputs, outputs = (values.double().movedim(1, -1).flatten(0, 2) for values in (features, target))
+                    products = inputs.T @ inputs
+                    products += _RIDGE * products.diagonal().mean() * torch.eye(len(products), dtype=products.dtype)
+                    weight = torch.linalg.solve(products, inputs.T @ outputs).T.to(features.dtype)
+                    projection = nn.Conv2d(features.shape[1], target.shape[1], 1, bias=False)
+                    projection.weight = nn.Parameter(weight[:, :, None, None].contiguous())
+                    self.projections[name] = projection
 
 
 def _last_layer(block: nn.Module) -> nn.Module:
     return list(block.get_submodule("attentions" if hasattr(block, "attentions") else "resnets").children())[-1]
-
-
-def _fit_projection(features: torch.Tensor, target: torch.Tensor) -> nn.Conv2d:
-    """Return the 1x1 convolution nearest to a map from ``features`` [B, C, H, W] to ``target`` [B, D, H, W]."""
-    inputs, outputs = (values.double().movedim(1, -1).flatten(0, 2) for values in (features, target))
-    products = inputs.T @ inputs
-    products += _RIDGE * products.diagonal().mean() * torch.eye(len(products), dtype=products.dtype)
-    weight = torch.linalg.solve(products, inputs.T @ outputs).T.to(features.dtype)
-    projection = nn.Conv2d(features.shape[1], target.shape[1], 1, bias=False)
-    projection.weight = nn.Parameter(weight[:, :, None, None].contiguous())
-    return projection

@@ -83,9 +83,18 @@ class ImageClassifier:
 
     def outputs(self, levels: np.ndarray) -> Iterator[ClassifierOutputs]:
         """Yield the outputs for a few images at a time, because the outputs of all stages are large."""
+        # A table of images, stored without compression.
+        import pyarrow as pa
         import torch
 
-        examples = self._task.encode(_rows(levels), self._model.processor, None, 0)
+        from compress.data.media import media_type
+
+        examples = self._task.encode(
+            pa.table({"image": pa.array([_stored(picture) for picture in levels], media_type())}),
+            self._model.processor,
+            None,
+            0,
+        )
         for start in range(0, len(levels), _BATCH):
             batch = examples.batch(range(start, min(start + _BATCH, len(levels))))
             features: list[torch.Tensor] = []
@@ -98,7 +107,8 @@ class ImageClassifier:
                 hook.remove()
             states = getattr(outputs, "hidden_states", None) or (features[0],)
             chosen = outputs.logits.argmax(dim=-1).tolist()
-            layers = [_channels_first(state).numpy() for state in states]
+            # Tokens [n, tokens, width] as [n, width, tokens], and other states unchanged.
+            layers = [(state.transpose(1, 2) if state.ndim == 3 else state).numpy() for state in states]
             yield ClassifierOutputs(features[0].numpy(), [self.classes[class_index] for class_index in chosen], layers)
 
     def _answer(self, batch: dict[str, Any]) -> Any:
@@ -130,20 +140,6 @@ def check_classes(folder: Path, classes: Iterable[str]) -> None:
             expected=f"a classifier of the rows' labels; it knows {', '.join(classes_of_judge)}",
             hint="train it on rows with the same labels, or leave the column `label` out",
         )
-
-
-def _channels_first(state: Any) -> Any:
-    """Return tokens [n, tokens, width] as [n, width, tokens], and other states unchanged."""
-    return state.transpose(1, 2) if state.ndim == 3 else state
-
-
-def _rows(levels: np.ndarray) -> Any:
-    """Return a table of images, stored without compression."""
-    import pyarrow as pa
-
-    from compress.data.media import media_type
-
-    return pa.table({"image": pa.array([_stored(picture) for picture in levels], media_type())})
 
 
 def _stored(levels: np.ndarray) -> Media:
@@ -190,7 +186,20 @@ class ImageEvaluation:
             )
             results.append(outcome_row("prompt_accuracy", is_right, "", ""))
         if self.real_features is not None:
-            results += _distances(features, self.real_features)
+            # The Fréchet distance, precision and recall of generated and real images.
+            real = self.real_features
+            rows = []
+            count, width = features.shape
+            if count > width:
+                estimate = frechet_interval(features, real, _SEED)
+                raw = tuple(frechet_contributions(features, real).tolist())
+                rows.append(_row("frechet_distance", count, **estimate._asdict(), raw=raw))
+            elif count > 1:
+                rows.append(_row("frechet_distance", count, value=frechet_distance(features, real)))
+            if count > _NEIGHBOURS:
+                rows.append(outcome_row("picture_precision", in_manifold(features, real, _NEIGHBOURS), "", ""))
+                rows.append(outcome_row("picture_recall", in_manifold(real, features, _NEIGHBOURS), "", ""))
+            results += rows
         diversities = diversity(features, self.prompts)
         if np.isfinite(diversities).any():
             results.append(_mean_row("prompt_diversity", diversities[np.isfinite(diversities)]))
@@ -199,22 +208,6 @@ class ImageEvaluation:
                 _mean_row("perceptual_distance_to_baseline", self.judge.distances(pictures, self.baseline_images))
             )
         return results
-
-
-def _distances(features: np.ndarray, real: np.ndarray) -> list[Measurement]:
-    """Return the Fréchet distance, precision and recall of generated and real images."""
-    rows = []
-    count, width = features.shape
-    if count > width:
-        estimate = frechet_interval(features, real, _SEED)
-        raw = tuple(frechet_contributions(features, real).tolist())
-        rows.append(_row("frechet_distance", count, **estimate._asdict(), raw=raw))
-    elif count > 1:
-        rows.append(_row("frechet_distance", count, value=frechet_distance(features, real)))
-    if count > _NEIGHBOURS:
-        rows.append(outcome_row("picture_precision", in_manifold(features, real, _NEIGHBOURS), "", ""))
-        rows.append(outcome_row("picture_recall", in_manifold(real, features, _NEIGHBOURS), "", ""))
-    return rows
 
 
 def _mean_row(metric: str, values: np.ndarray) -> Measurement:

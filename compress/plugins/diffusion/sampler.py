@@ -115,7 +115,15 @@ class DiffusionSampler:
             seeds: Seeds [n] of the noise that some schedulers add at each step.
             on_step: Called after each step with its number, from 1 on, and its latents.
         """
-        self._check_noise(noise)
+        space, sides = self.latents, noise.shape[2:]
+        if noise.ndim != 4 or noise.shape[1] != space.channels or any(not s or s % space.multiple for s in sides):
+            step = space.factor * space.multiple
+            raise InputError(
+                f"Noise of the shape {list(noise.shape)} makes no image.",
+                expected=f"[n, {space.channels}, height / {space.factor}, width / {space.factor}], with images whose "
+                f"sides are multiples of {step}",
+                hint=f"choose a height and a width that {step} divides",
+            )
         text = self._encode_prompts(ids)
         condition = {CONDITION: self._guidance_condition(len(noise))} if self.latents.condition else {}
         steps = itertools.count(1)
@@ -204,17 +212,6 @@ class DiffusionSampler:
 
         row = guidance_embedding(torch.tensor([self.sampling.guidance]), self.latents.condition).numpy()
         return np.repeat(row, count, axis=0)
-
-    def _check_noise(self, noise: np.ndarray) -> None:
-        space, sides = self.latents, noise.shape[2:]
-        if noise.ndim != 4 or noise.shape[1] != space.channels or any(not s or s % space.multiple for s in sides):
-            step = space.factor * space.multiple
-            raise InputError(
-                f"Noise of the shape {list(noise.shape)} makes no image.",
-                expected=f"[n, {space.channels}, height / {space.factor}, width / {space.factor}], with images whose "
-                f"sides are multiples of {step}",
-                hint=f"choose a height and a width that {step} divides",
-            )
 
 
 def _require_finite(array: np.ndarray, source: str) -> None:

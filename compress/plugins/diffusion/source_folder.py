@@ -41,29 +41,7 @@ def check_pipeline_folder(folder: Path) -> None:
     # Benchmarks only ask if a folder is a pipeline, and should import no more than that needs.
     from compress.models.safetensors_file import read_header
 
-    _check_components(folder)
-    for name in _REQUIRED:
-        if not (folder / name).is_dir():
-            raise ModelError(
-                f"The pipeline's part {name!r} is missing.",
-                where=str(folder / name),
-                expected="a folder for each part that model_index.json names",
-                hint="fetch the model again; its download stopped early",
-            )
-    for name in ("text_encoder", UNET, "vae"):
-        for file in weights_of(folder / name):
-            read_header(file)
-    if part_config(folder, "text_encoder").get("use_attention_mask"):
-        raise ModelError(
-            "The pipeline's text encoder needs an attention mask for padding, which is not supported.",
-            where=str(folder / "text_encoder" / CONFIG),
-            expected="a text encoder without use_attention_mask, as Stable Diffusion 1 and 2 have it",
-        )
-    _check_widths(folder)
-
-
-def _check_components(folder: Path) -> None:
-    """Check the components that model_index.json names."""
+    # Check the components that model_index.json names.
     classes = component_classes(folder)
     absent = [name for name in _REQUIRED if name not in classes]
     if absent:
@@ -88,6 +66,24 @@ def _check_components(folder: Path) -> None:
             where=str(folder / MODEL_INDEX),
             expected=f"a {_UNET_CLASS}, as Stable Diffusion 1 and 2 have it",
         )
+    for name in _REQUIRED:
+        if not (folder / name).is_dir():
+            raise ModelError(
+                f"The pipeline's part {name!r} is missing.",
+                where=str(folder / name),
+                expected="a folder for each part that model_index.json names",
+                hint="fetch the model again; its download stopped early",
+            )
+    for name in ("text_encoder", UNET, "vae"):
+        for file in weights_of(folder / name):
+            read_header(file)
+    if part_config(folder, "text_encoder").get("use_attention_mask"):
+        raise ModelError(
+            "The pipeline's text encoder needs an attention mask for padding, which is not supported.",
+            where=str(folder / "text_encoder" / CONFIG),
+            expected="a text encoder without use_attention_mask, as Stable Diffusion 1 and 2 have it",
+        )
+    _check_widths(folder)
 
 
 def _check_widths(folder: Path) -> None:

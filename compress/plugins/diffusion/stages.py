@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from compress.models.model import TorchModel
 from compress.plugins.diffusion.stage_settings import (
@@ -17,9 +17,6 @@ from compress.plugins.diffusion.stage_settings import (
 from compress.stages.base import Context, Requirements, Stage
 from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, predicted
 from compress.tasks.capability import GENERATES_IMAGES
-
-if TYPE_CHECKING:
-    from compress.plugins.diffusion.pipeline_model import GeneratorModel
 
 
 class PruneDenoiser(DenoiserPruning, Stage[TorchModel, TorchModel]):
@@ -59,8 +56,10 @@ class PruneDenoiser(DenoiserPruning, Stage[TorchModel, TorchModel]):
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Prune the UNet of ``model`` in place."""
         from compress.plugins.diffusion.denoiser_pruning import prune_denoiser
+        from compress.plugins.diffusion.pipeline_model import GeneratorModel
 
-        prune_denoiser(_generator(model), self, context)
+        assert isinstance(model, GeneratorModel)
+        prune_denoiser(model, self, context)
         return model
 
 
@@ -158,10 +157,3 @@ class DistillAutoencoder(AutoencoderDistillation, _DistillsDenoiser):
         from compress.plugins.diffusion.tiny_autoencoder import distill_autoencoder
 
         return distill_autoencoder(self, self._teacher(model, context), model, context)
-
-
-def _generator(model: TorchModel) -> GeneratorModel:
-    from compress.plugins.diffusion.pipeline_model import GeneratorModel
-
-    assert isinstance(model, GeneratorModel)
-    return model

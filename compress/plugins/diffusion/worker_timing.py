@@ -82,7 +82,16 @@ def time_image(session: object, batch: Batch, steps: int | None, size: int | Non
     if steps is not None:
         sampler = replace(sampler, sampling=replace(sampler.sampling, steps=steps))
     if size is not None:
-        batch = {**batch, NOISE: _noise(sampler, size)}
+        # Noise for one square image, [1, channels, side, side]. Its values don't affect the time.
+        side, remainder = divmod(size, sampler.latents.factor)
+        if remainder:
+            raise InputError(
+                f"No picture of {size} pixels a side can be drawn.",
+                where="benchmark.picture_sizes",
+                expected=f"multiples of {sampler.latents.factor * sampler.latents.multiple}",
+            )
+        shape = (1, sampler.latents.channels, side, side)
+        batch = {**batch, NOISE: np.random.default_rng(size).standard_normal(shape, dtype=np.float32)}
     parts = external_sessions(session)
     if parts:
         return _timed_elsewhere(sampler, parts, batch)
@@ -90,19 +99,6 @@ def time_image(session: object, batch: Batch, steps: int | None, size: int | Non
         shorter = replace(sampler.sampling, steps=min(untimed, sampler.sampling.steps))
         _drawn(replace(sampler, sampling=shorter), batch)
     return _drawn(sampler, batch)[0]
-
-
-def _noise(sampler: DiffusionSampler, size: int) -> np.ndarray:
-    """Return noise for one square image, [1, channels, side, side]. Its values don't affect the time."""
-    side, remainder = divmod(size, sampler.latents.factor)
-    if remainder:
-        raise InputError(
-            f"No picture of {size} pixels a side can be drawn.",
-            where="benchmark.picture_sizes",
-            expected=f"multiples of {sampler.latents.factor * sampler.latents.multiple}",
-        )
-    shape = (1, sampler.latents.channels, side, side)
-    return np.random.default_rng(size).standard_normal(shape, dtype=np.float32)
 
 
 def _drawn(sampler: DiffusionSampler, batch: Batch, keeps: bool = False) -> tuple[dict[str, Any], list[_Timed]]:

@@ -142,7 +142,15 @@ def compare_in_use(
     if options.timed:
         stretches = replay(sides, examples, traffic.at, options.speed, models[0].recipe.seed, progress)
         judged += judge_times([served for _, served in stretches], options.level, options.cost_margin)
-    judged.append(_sizes(models, options.cost_margin))
+    # Judge the sizes of both models, which are known exactly.
+    a, b = (size_bytes(model.folder) for model in models)
+    change = b / a - 1
+    values = {"name": "size", "unit": "bytes", "a": a, "b": b, "change": change, "low": change, "high": change}
+    # A size has no uncertainty, so its interval is a point.
+    verdict = decide(IntervalEstimate(change, change, change), options.cost_margin)
+    judged.append(
+        JudgedQuantity(**values, margin=options.cost_margin, verdict=verdict, observations=1, decided_after=1)
+    )
     return AbReport(
         a=names[0],
         b=names[1],
@@ -261,16 +269,6 @@ def _judge(
         observations=observations,
         decided_after=seen if verdict != "can't tell" else None,
     )
-
-
-def _sizes(models: tuple[ServedModel, ServedModel], margin: float) -> JudgedQuantity:
-    """Judge the sizes of both models, which are known exactly."""
-    a, b = (size_bytes(model.folder) for model in models)
-    change = b / a - 1
-    values = {"name": "size", "unit": "bytes", "a": a, "b": b, "change": change, "low": change, "high": change}
-    # A size has no uncertainty, so its interval is a point.
-    verdict = decide(IntervalEstimate(change, change, change), margin)
-    return JudgedQuantity(**values, margin=margin, verdict=verdict, observations=1, decided_after=1)
 
 
 def _encode_requests(model: ServedModel, traffic: Traffic) -> Examples:

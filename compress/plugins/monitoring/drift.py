@@ -387,7 +387,17 @@ def advice_of(test: DriftTest, recipe: Recipe) -> str:
     """Return what to do about a drift, in one or two sentences."""
     match test.name:
         case "unknown" | "words":
-            return _widen(recipe)
+            # The advice to extend the vocabulary.
+            index, stage = _stage(recipe, "trim_vocabulary")
+            if stage is None:
+                return f"the tokenizer never had these words: {_retrain(recipe)}"
+            fewer = f" and `min_count` to 1 (now {stage.min_count})" if stage.min_count > 1 else ""
+            letters = ", `characters: all`" if stage.characters == "seen" else ""
+            return (
+                "widen the table: put today's text into `data.unlabeled`, "
+                f"set `use_unlabeled: true`{letters}{fewer} of "
+                f"`stages.{index}.trim_vocabulary`, and run the recipe again"
+            )
         case "length" | "cut":
             return _lengthen(recipe, test.name == "cut")
         case "ranges":
@@ -413,19 +423,6 @@ def _retrain(recipe: Recipe) -> str:
     stages = " and ".join(f"`{kind}`" for kind in dict.fromkeys(kinds) if kind in _TRAINING)
     unlabeled = " (unlabeled ones into `data.unlabeled`, which `distill` reads)" if "distill" in kinds else ""
     return _LEARN.format(unlabeled=unlabeled, stages=stages or "a `finetune` stage")
-
-
-def _widen(recipe: Recipe) -> str:
-    """Return the advice to extend the vocabulary."""
-    index, stage = _stage(recipe, "trim_vocabulary")
-    if stage is None:
-        return f"the tokenizer never had these words: {_retrain(recipe)}"
-    fewer = f" and `min_count` to 1 (now {stage.min_count})" if stage.min_count > 1 else ""
-    letters = ", `characters: all`" if stage.characters == "seen" else ""
-    return (
-        f"widen the table: put today's text into `data.unlabeled`, set `use_unlabeled: true`{letters}{fewer} of "
-        f"`stages.{index}.trim_vocabulary`, and run the recipe again"
-    )
 
 
 def _lengthen(recipe: Recipe, cut: bool) -> str:

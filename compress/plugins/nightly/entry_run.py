@@ -322,7 +322,23 @@ def run_process(
             timed_out = not _ends_within(process, limit_seconds)
         # This also runs on Ctrl-C, so that no process outlives the night.
         finally:
-            _end(process, grace_seconds)
+            # End the process and its descendants, first with SIGTERM, then with SIGKILL.
+            # List the descendants first: once their parent has ended, they can no longer be found.
+            members: list[psutil.Process] = []
+            with contextlib.suppress(psutil.NoSuchProcess):
+                parent = psutil.Process(process.pid)
+                members = [parent, *parent.children(recursive=True)]
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGTERM)
+                _ends_within(process, grace_seconds)
+            for member in members:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.kill()
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                # Processes that started after the list was made are still in the group.
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     return EndedProcess(process.returncode, time.monotonic() - began, timed_out)
 
 
@@ -332,26 +348,6 @@ def _ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
     except subprocess.TimeoutExpired:
         return False
     return True
-
-
-def _end(process: subprocess.Popen[bytes], grace_seconds: float) -> None:
-    """End the process and its descendants, first with SIGTERM, then with SIGKILL."""
-    # List the descendants first: once their parent has ended, they can no longer be found.
-    members: list[psutil.Process] = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(process.pid)
-        members = [parent, *parent.children(recursive=True)]
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
-        _ends_within(process, grace_seconds)
-    for member in members:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.kill()
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        # Processes that started after the list was made are still in the group.
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def _failure(ended: EndedProcess, log: Path, limit_seconds: float, by_budget: bool) -> str:

@@ -21,7 +21,6 @@ from filelock import FileLock
 
 from compress.plugins.nightly.record import EntryOutcome, Host, Kind, Night, NightFinding, Rows, Status
 from compress.plugins.nightly.trend import Series, TrendPoint
-from compress.results.report import Measurement
 from compress.utils.errors import InputError, StorageError
 
 BACKUP_COUNT = 3
@@ -211,7 +210,15 @@ class NightHistory:
         # Check everything before the transaction begins.
         for entry, measured in rows.items():
             for row in measured:
-                _check_finite(entry, row)
+                for name in ("value", "low", "high"):
+                    value = getattr(row, name) or 0.0
+                    if not math.isfinite(value):
+                        raise InputError(
+                            f"A {name} that is no finite number cannot go into the history: {value}.",
+                            where=f"{entry}: {row.metric} of {row.model} on {row.target}",
+                            expected="a finite number",
+                            hint="find out why the measurement gave none; nothing of this night was added",
+                        )
         with self._open(create=True) as connection:
             assert connection is not None, "a new history is created"
             night = night.model_copy(update={"notes": (*night.notes, *_clock_notes(connection, night))})
@@ -301,7 +308,29 @@ class NightHistory:
                 with closing(connect(self.path)) as connection:
                     # Take the write lock now. Upgrading a read lock later could fail.
                     connection.execute("BEGIN IMMEDIATE")
-                    self._prepare(connection)
+                    # Create the tables of a new file. Raises `InputError` for another application's file or another
+                    # schema.
+                    (application,) = connection.execute("PRAGMA application_id").fetchone()
+                    (version,) = connection.execute("PRAGMA user_version").fetchone()
+                    # A file without tables is new.
+                    (count,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                    if count == 0:
+                        for statement in CREATE.split(";"):
+                            connection.execute(statement)
+                    elif application != APPLICATION:
+                        raise InputError(
+                            "This SQLite file is no history of nights.",
+                            where=str(self.path),
+                            expected="a file that `compress nightly` made, or none",
+                            hint="name another file under `history:` in the suite",
+                        )
+                    elif version != VERSION:
+                        raise InputError(
+                            f"The history has schema {version}; this compress reads schema {VERSION}.",
+                            where=str(self.path),
+                            expected=f"a history of schema {VERSION}",
+                            hint="pip install --upgrade compress, or name another file under `history:` in the suite",
+                        )
                     yield connection
                     if connection.in_transaction:
                         connection.execute("COMMIT")
@@ -313,48 +342,12 @@ class NightHistory:
                 hint="free some space or name another file under `history:` in the suite",
             ) from error
 
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        """Create the tables of a new file. Raises `InputError` for another application's file or another schema."""
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        # A file without tables is new.
-        (count,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if count == 0:
-            for statement in CREATE.split(";"):
-                connection.execute(statement)
-        elif application != APPLICATION:
-            raise InputError(
-                "This SQLite file is no history of nights.",
-                where=str(self.path),
-                expected="a file that `compress nightly` made, or none",
-                hint="name another file under `history:` in the suite",
-            )
-        elif version != VERSION:
-            raise InputError(
-                f"The history has schema {version}; this compress reads schema {VERSION}.",
-                where=str(self.path),
-                expected=f"a history of schema {VERSION}",
-                hint="pip install --upgrade compress, or name another file under `history:` in the suite",
-            )
-
 
 def connect(path: Path) -> sqlite3.Connection:
     """Return a connection that begins and ends transactions only by explicit statements."""
     connection = sqlite3.connect(path, timeout=_LOCK_TIMEOUT_SECONDS, isolation_level=None)
     connection.row_factory = sqlite3.Row
     return connection
-
-
-def _check_finite(entry: str, row: Measurement) -> None:
-    for name in ("value", "low", "high"):
-        value = getattr(row, name) or 0.0
-        if not math.isfinite(value):
-            raise InputError(
-                f"A {name} that is no finite number cannot go into the history: {value}.",
-                where=f"{entry}: {row.metric} of {row.model} on {row.target}",
-                expected="a finite number",
-                hint="find out why the measurement gave none; nothing of this night was added",
-            )
 
 
 def _clock_notes(connection: sqlite3.Connection, night: Night) -> tuple[str, ...]:

@@ -143,7 +143,11 @@ class NightRun:
     def _run_entry(self, entry: SuiteEntry, folder: Path, earlier: Sequence[Night]) -> EntryResult:
         left = self.suite.budget_minutes * 60 - (time.monotonic() - self.began)
         # An entry that usually takes longer than the remaining time would only be ended halfway.
-        usual, reason = self._usual_seconds(entry.label, earlier), ""
+        # The median duration of the entry in the last ten nights on this host that ran it.
+        outcomes = [night.outcome(entry.label) for night in earlier if night.host.digest == self.host.digest]
+        durations = [outcome.seconds for outcome in outcomes if outcome and outcome.status in ("passed", "missed")]
+        # The median ignores single nights on which the machine was busy.
+        usual, reason = (median(durations[-10:]) if durations else None), ""
         if left <= 0:
             reason = "the night's budget was used up"
         elif usual is not None and usual > left:
@@ -158,13 +162,6 @@ class NightRun:
         outcome = result.outcome
         self.progress.note(f"{entry.label}: {outcome.status} after {outcome.seconds:.0f} s, {outcome.short_reason}")
         return result
-
-    def _usual_seconds(self, label: str, earlier: Sequence[Night]) -> float | None:
-        """Return the median duration of the entry in the last ten nights on this host that ran it."""
-        outcomes = [night.outcome(label) for night in earlier if night.host.digest == self.host.digest]
-        durations = [outcome.seconds for outcome in outcomes if outcome and outcome.status in ("passed", "missed")]
-        # The median ignores single nights on which the machine was busy.
-        return median(durations[-10:]) if durations else None
 
     def _with_drifts(self, night: Night, rows: Rows, earlier: Sequence[Night], results: Iterable[EntryResult]) -> Night:
         """Return the night with the drifts that the history shows once this night is part of it."""

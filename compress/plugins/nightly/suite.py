@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field
 
 from compress.formats.targets import TARGETS
-from compress.recipe.document import Document, FileKind, describe, nearest_sibling, read_document
+from compress.recipe.document import FileKind, describe, nearest_sibling, read_document
 from compress.recipe.json_schema import DIALECT
 from compress.recipe.policy import Policy
 from compress.recipe.validation_errors import validate
@@ -70,32 +70,7 @@ def read_suite(path: Path) -> NightlySuite:
     """Read a suite. Raises `InputError` with every problem: fields, missing recipes, duplicate names."""
     document = read_document(path, _SUITE)
     suite = validate(NightlySuite, document.values, document, ())
-    _check_entries(document, path.parent)
-    if suite is None or document.problems:
-        raise document.error()
-    return suite
-
-
-def select_entries(suite: NightlySuite, only: Sequence[str]) -> NightlySuite:
-    """Return the suite with the entries named in ``only``, or all. Raises `InputError` for an unknown name."""
-    labels = [entry.label for entry in suite.entries]
-    for name in only:
-        if name not in labels:
-            message = f"The suite has no entry {name!r}.{did_you_mean(name, labels)}"
-            raise InputError(message, expected=f"one of {', '.join(labels)}")
-    selected = tuple(entry for entry in suite.entries if not only or entry.label in only)
-    return suite.model_copy(update={"entries": selected})
-
-
-def suite_schema() -> dict[str, object]:
-    """Return the JSON Schema (draft 2020-12) of a suite file, for editors."""
-    schema = NightlySuite.model_json_schema()
-    # Editors complete the names of targets.
-    schema["$defs"]["SuiteEntry"]["properties"]["targets"]["items"] = {"type": "string", "enum": list(TARGETS)}
-    return {"$schema": DIALECT, **schema}
-
-
-def _check_entries(document: Document, folder: Path) -> None:
+    folder = path.parent
     entries = document.values.get("entries")
     # The values have not been validated, so that one pass reports every problem. Skip the entries without a recipe.
     numbered = [
@@ -119,3 +94,25 @@ def _check_entries(document: Document, folder: Path) -> None:
             if isinstance(target, str) and target not in TARGETS:
                 location, near = ("entries", index, "targets", position), nearest_name(target, list(TARGETS))
                 document.problem(location, describe(target), f"one of {', '.join(TARGETS)}", near)
+    if suite is None or document.problems:
+        raise document.error()
+    return suite
+
+
+def select_entries(suite: NightlySuite, only: Sequence[str]) -> NightlySuite:
+    """Return the suite with the entries named in ``only``, or all. Raises `InputError` for an unknown name."""
+    labels = [entry.label for entry in suite.entries]
+    for name in only:
+        if name not in labels:
+            message = f"The suite has no entry {name!r}.{did_you_mean(name, labels)}"
+            raise InputError(message, expected=f"one of {', '.join(labels)}")
+    selected = tuple(entry for entry in suite.entries if not only or entry.label in only)
+    return suite.model_copy(update={"entries": selected})
+
+
+def suite_schema() -> dict[str, object]:
+    """Return the JSON Schema (draft 2020-12) of a suite file, for editors."""
+    schema = NightlySuite.model_json_schema()
+    # Editors complete the names of targets.
+    schema["$defs"]["SuiteEntry"]["properties"]["targets"]["items"] = {"type": "string", "enum": list(TARGETS)}
+    return {"$schema": DIALECT, **schema}

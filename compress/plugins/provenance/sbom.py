@@ -34,7 +34,22 @@ def run_sbom(run: RunView) -> str:
     It lists the model, its parents, data and packages with digests and licences, and the metrics with their intervals.
     """
     data, packages = _data(run), _packages(run)
-    model = _model(run, _parents(run), data)
+    # The components that the weights derive from.
+    parents: dict[str, Part] = {}
+    for record in run.licences:
+        # Runtimes and data are components of their own.
+        if record.of.startswith((RUNTIME, *_ROWS)):
+            continue
+        start = str(run.lock.get(START, "")) if record.of == "model" else ""
+        properties = {"compress:role": record.of.partition(" ")[0], "compress:directory-sha256": start}
+        parents[record.of] = {
+            "type": "machine-learning-model",
+            "bom-ref": f"parent:{record.of}",
+            "name": record.name,
+            **_licence_fields(record.licence),
+            "properties": _properties((name, value) for name, value in properties.items() if value),
+        }
+    model = _model(run, [*parents.values()], data)
     # Other components refer to a component by its `bom-ref`.
     serial = uuid.uuid5(_NAMESPACE, digest_file(run.folder / REPORT))
     used = [part["bom-ref"] for part in (*data, *packages)]
@@ -85,28 +100,6 @@ def _model(run: RunView, parents: list[Part], data: list[Part]) -> Part:
         "modelCard": card,
         "properties": _properties(("compress:licence-remark", remark) for remark in run.licence_remarks),
     }
-
-
-def _parents(run: RunView) -> list[Part]:
-    """Return the components that the weights derive from.
-
-    These are the starting model, students, adapters and what models of earlier runs derive from.
-    """
-    parents: dict[str, Part] = {}
-    for record in run.licences:
-        # Runtimes and data are components of their own.
-        if record.of.startswith((RUNTIME, *_ROWS)):
-            continue
-        start = str(run.lock.get(START, "")) if record.of == "model" else ""
-        properties = {"compress:role": record.of.partition(" ")[0], "compress:directory-sha256": start}
-        parents[record.of] = {
-            "type": "machine-learning-model",
-            "bom-ref": f"parent:{record.of}",
-            "name": record.name,
-            **_licence_fields(record.licence),
-            "properties": _properties((name, value) for name, value in properties.items() if value),
-        }
-    return [*parents.values()]
 
 
 def _data(run: RunView) -> list[Part]:

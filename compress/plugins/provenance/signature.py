@@ -107,7 +107,22 @@ def _check_signer(folder: Path, signer: Path, signed: SignedFile, content: bytes
     with tempfile.TemporaryDirectory() as scratch:
         allowed, identity = signer.resolve(), None
         # ssh-keygen verifies against a file of allowed signers only, so a public key is wrapped into one.
-        if (keys := _public_keys(signer)) is not None:
+        # The keys of a public key file, or None for `allowed_signers`, which only `ssh-keygen` interprets.
+        try:
+            text = signer.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"The public key cannot be read: {error}", where=str(signer)) from None
+        lines = [line.split() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        # A key is a type followed by base64. Lines of `allowed_signers` have principals before that.
+        if not any(_KEY_TYPE.match(field) for fields in lines for field in fields[:-1]):
+            raise InputError("This is no public key.", where=str(signer), expected="the .pub file of the signer's key")
+        if (
+            keys := (
+                [" ".join(fields[:2]) for fields in lines]
+                if all(_KEY_TYPE.match(fields[0]) for fields in lines)
+                else None
+            )
+        ) is not None:
             allowed, identity = Path(scratch) / "allowed_signers", _SIGNER
             allowed.write_text("".join(f'{identity} namespaces="{signed.namespace}" {key}\n' for key in keys))
         options = ["-f", str(allowed), "-n", signed.namespace, "-s", signed.signature]
@@ -124,22 +139,6 @@ def _check_signer(folder: Path, signer: Path, signed: SignedFile, content: bytes
             hint="ask whoever you trust for the signer's public key, and compare its fingerprint "
             "(`ssh-keygen -l -f KEY.pub`); do not take the key from where these files came from",
         )
-
-
-def _public_keys(signer: Path) -> list[str] | None:
-    """Return the keys of a public key file, or None for `allowed_signers`, which only `ssh-keygen` interprets.
-
-    Raises `InputError` for a file without a key.
-    """
-    try:
-        text = signer.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The public key cannot be read: {error}", where=str(signer)) from None
-    lines = [line.split() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    # A key is a type followed by base64. Lines of `allowed_signers` have principals before that.
-    if not any(_KEY_TYPE.match(field) for fields in lines for field in fields[:-1]):
-        raise InputError("This is no public key.", where=str(signer), expected="the .pub file of the signer's key")
-    return [" ".join(fields[:2]) for fields in lines] if all(_KEY_TYPE.match(fields[0]) for fields in lines) else None
 
 
 def _check_armour(path: Path) -> None:

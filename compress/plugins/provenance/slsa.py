@@ -128,7 +128,21 @@ def verify_statement(folder: Path, signer: Path | None) -> VerifiedStatement:
             "(`ssh-keygen -l -f KEY.pub`)",
         )
     for subject in statement.subject:
-        _check_file(folder, subject)
+        # Raise `BundleError` if a file is missing or differs. On the Hub the model's own files lie at the top.
+        candidates = [folder / subject.name, folder / subject.name.removeprefix(f"{MODEL}/")]
+        # A statement must not make this read files outside the folder.
+        inside = [path for path in candidates if path.resolve().is_relative_to(folder.resolve())]
+        file = next((path for path in inside if path.is_file()), None)
+        if file is None:
+            raise BundleError(f"The file {subject.name} is missing.", where=str(folder))
+        expected_digest = subject.digest.get("sha256")
+        if expected_digest is None or digest_file(file) != expected_digest:
+            raise BundleError(
+                f"The file {subject.name} was changed.",
+                where=str(folder),
+                expected=f"the SHA-256 {expected_digest}",
+                hint="download the model again",
+            )
     parameters = statement.predicate.get("buildDefinition", {}).get("externalParameters", {})
     return VerifiedStatement(len(statement.subject), fingerprint, str(parameters.get("recipe", {}).get("name", "")))
 
@@ -147,24 +161,6 @@ def read_statement(path: Path) -> Statement:
     except ValidationError as error:
         lines = "\n  ".join(invalid_fields(error))
         raise BundleError(f"The {STATEMENT} is no statement of provenance:\n  {lines}", where=str(path)) from None
-
-
-def _check_file(folder: Path, subject: Subject) -> None:
-    """Raise `BundleError` if a file is missing or differs. On the Hub the model's own files lie at the top."""
-    candidates = [folder / subject.name, folder / subject.name.removeprefix(f"{MODEL}/")]
-    # A statement must not make this read files outside the folder.
-    inside = [path for path in candidates if path.resolve().is_relative_to(folder.resolve())]
-    file = next((path for path in inside if path.is_file()), None)
-    if file is None:
-        raise BundleError(f"The file {subject.name} is missing.", where=str(folder))
-    expected_digest = subject.digest.get("sha256")
-    if expected_digest is None or digest_file(file) != expected_digest:
-        raise BundleError(
-            f"The file {subject.name} was changed.",
-            where=str(folder),
-            expected=f"the SHA-256 {expected_digest}",
-            hint="download the model again",
-        )
 
 
 def _resource(name: str, digest: Mapping[str, str | None]) -> dict[str, object]:

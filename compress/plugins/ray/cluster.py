@@ -79,15 +79,13 @@ class Cluster:
             self.progress.note(f"worker {gone.name} has gone")
         new = {name: resources for name, resources in alive.items() if name not in self._known}
         self._known |= new.keys()
-        asked = {name: self._ask(name) for name, resources in new.items() if self._is_meant(resources)}
+        asked = {
+            name: self.remote(machine_info, name, 0).remote(tuple(self._packages))
+            for name, resources in new.items()
+            if (resources.get("CPU", 0) >= 1 or self.resource in resources)
+        }
         for name, reference in asked.items():
             self._meet(name, new[name], reference)
-
-    def _is_meant(self, resources: dict[str, float]) -> bool:
-        return resources.get("CPU", 0) >= 1 or self.resource in resources
-
-    def _ask(self, name: str) -> Any:
-        return self.remote(machine_info, name, 0).remote(tuple(self._packages))
 
     def remote(self, function: object, node: str, processors: float) -> Any:
         """A function as a task of that machine; whoever asks sees to it when a worker dies."""

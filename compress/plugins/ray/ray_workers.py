@@ -94,9 +94,8 @@ class RayWorkers:
 
     def _optional_items(self, dag_jobs: Sequence[DagJob]) -> list[WorkItem]:
         """What nobody waits for yet: sure to be wanted, or guessed to be, if it is done about when the others are."""
-        if (
-            any(dag_job.timing is not None and not dag_job.is_finished for dag_job in dag_jobs)
-            or not self._has_free_slot()
+        if any(dag_job.timing is not None and not dag_job.is_finished for dag_job in dag_jobs) or not any(
+            node.busy < node.slots for node in self.cluster.nodes.values()
         ):
             return []
         if sure := self._ready_items(self._prefetched):
@@ -113,9 +112,6 @@ class RayWorkers:
         for item in (item for dag_job in guessed for item in dag_job.all_items):
             item.is_guessed = True
         return self._ready_items(guessed)
-
-    def _has_free_slot(self) -> bool:
-        return any(node.busy < node.slots for node in self.cluster.nodes.values())
 
     def _ready_items(self, dag_jobs: Sequence[DagJob]) -> list[WorkItem]:
         """Stages and looks that can begin, the most urgent first; of stages those that the cache doesn't have."""
@@ -162,7 +158,18 @@ class RayWorkers:
         """A free machine: of those that were not lost at it the one that has most of what it needs."""
         nodes = list(self.cluster.nodes.values())
         if item.is_timing:
-            return next((node for node in nodes if node.has_target and not self._load(node)), None)
+            # What runs now on the machine that it is on.
+            return next(
+                (
+                    node
+                    for node in nodes
+                    if node.has_target
+                    and not sum(
+                        each.busy for each in self.cluster.nodes.values() if each.machine.host == node.machine.host
+                    )
+                ),
+                None,
+            )
         timing = {node.machine.host for other, node in self._running.values() if other.is_timing}
         free = [node for node in nodes if node.busy < node.slots and node.machine.host not in timing]
         if item.label is None:
@@ -198,10 +205,6 @@ class RayWorkers:
 
     def _has_timing_worker(self) -> bool:
         return any(node.has_target for node in self.cluster.nodes.values())
-
-    def _load(self, node: ClusterNode) -> int:
-        """What runs now on the machine that it is on."""
-        return sum(each.busy for each in self.cluster.nodes.values() if each.machine.host == node.machine.host)
 
     def _measure_here(self, dag_jobs: Sequence[DagJob]) -> bool:
         """Take one journey's times on this machine, if one is ready and nothing runs here; whether that was so."""
@@ -250,7 +253,19 @@ class RayWorkers:
                     raise error.as_instanceof_cause() from None
                 self._drop(node, f"it can't load what the recipe needs ({first_line(error.cause)})")
             except self.ray.exceptions.RayError as error:
-                self._handle_lost_worker(item, node, error)
+                # A worker died: somebody else does its work.
+                item.tries += 1
+                item.lost_on.add(node.id)
+                self.cluster.refresh()
+                why = type(error).__name__
+                what = item.label or "judging"
+                self.cluster.progress.note(f"{what}: worker {node.name} was lost ({why}); it is done again")
+                if item.tries == _TRIES:
+                    item.error = StageError(
+                        f"Stage {what!r}: {_TRIES} workers were lost at it, the last one by {why}.",
+                        hint="look at the memory of the machines; with more OMP_NUM_THREADS fewer tasks run at once",
+                    )
+                self.cluster.check_any()
             else:
                 self._handle_answer(item, node, answer)
 
@@ -289,21 +304,6 @@ class RayWorkers:
         if found is None:
             raise StorageError(f"The cache entry {sent.key[:12]} has gone.", where=str(self.cache.root))
         return found
-
-    def _handle_lost_worker(self, item: WorkItem, node: ClusterNode, error: Exception) -> None:
-        """A worker died: somebody else does its work."""
-        item.tries += 1
-        item.lost_on.add(node.id)
-        self.cluster.refresh()
-        why = type(error).__name__
-        what = item.label or "judging"
-        self.cluster.progress.note(f"{what}: worker {node.name} was lost ({why}); it is done again")
-        if item.tries == _TRIES:
-            item.error = StageError(
-                f"Stage {what!r}: {_TRIES} workers were lost at it, the last one by {why}.",
-                hint="look at the memory of the machines; fewer pieces of work run at once with more OMP_NUM_THREADS",
-            )
-        self.cluster.check_any()
 
     def _result(self, dag_job: DagJob, told: bool) -> JobResult:
         """What came of a journey; once it is ``told``, the work is no other's any more."""

@@ -185,7 +185,15 @@ class OrderExecution:
         self.is_shared = order.host == socket.gethostname() and FOLDER_VARIABLE not in os.environ
         self.folder = Path(order.shared) if self.is_shared else own_folder()
         self.missing: set[str] = set()
-        self._receive_entries()
+        cache = Cache(self.folder / "cache")
+        for key, record in self.order.entries().items():
+            found = cache.find(key)
+            if found is not None and found.digest == record["digest"]:
+                continue
+            content = self._sent(key)
+            if content is not None:
+                cache.remove(key)  # what is there is damaged, or of another making
+                cache.admit(key, dict(record), partial(unpack, content))
         self.models = {name: self._source(*told) for name, told in order.models.items()}
         self.folders = {name: self._source(*told) for name, told in order.folders.items()}
         if order.data not in _datasets and (data := self._sent(order.data)) is not None:
@@ -200,17 +208,6 @@ class OrderExecution:
             return ray.get(self.references[digest][0])
         self.missing.add(digest)
         return None
-
-    def _receive_entries(self) -> None:
-        cache = Cache(self.folder / "cache")
-        for key, record in self.order.entries().items():
-            found = cache.find(key)
-            if found is not None and found.digest == record["digest"]:
-                continue
-            content = self._sent(key)
-            if content is not None:
-                cache.remove(key)  # what is there is damaged, or of another making
-                cache.admit(key, dict(record), partial(unpack, content))
 
     def _source(self, digest: str, path: str) -> Path:
         if self.is_shared:

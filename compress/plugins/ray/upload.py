@@ -87,12 +87,9 @@ class Uploader:
             if entry.key == digest:
                 return pack(entry.folder)
         if self._data is not None and self._data[1] == digest:
-            return _to_go(self._data[0])
+            # The data with every file's bytes in it.
+            data = self._data[0]
+            tables = {split: with_contents(table) for split, table in data.tables.items()}
+            unlabeled = None if data.unlabeled is None else with_contents(data.unlabeled)
+            return replace(data, tables=tables, unlabeled=unlabeled)
         return pack(next(place for place, known in self._digests.items() if known == digest))
-
-
-def _to_go(data: Dataset) -> Dataset:
-    """The data with every file's bytes in it."""
-    tables = {split: with_contents(table) for split, table in data.tables.items()}
-    unlabeled = None if data.unlabeled is None else with_contents(data.unlabeled)
-    return replace(data, tables=tables, unlabeled=unlabeled)

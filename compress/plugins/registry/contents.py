@@ -76,7 +76,25 @@ def add_run(run: Path, bundle: Path | None, incoming: Incoming) -> tuple[str, Re
     sources = {name: folder / name for name in (REPORT, RECIPE, LOCK) if (folder / name).is_file()}
     sources |= {path: folder / path for path in shipped_files(folder)}
     if bundle is not None:
-        sources |= _bundle_files(bundle, report_file)
+        # The files of a bundle by their path in the version.
+        try:
+            manifest = json.loads((bundle / _MANIFEST).read_text(encoding="utf-8"))
+            report_digest = manifest["provenance"]["report_sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(
+                "This is no bundle.",
+                where=str(bundle),
+                expected=f"a folder with {_MANIFEST}, as `compress bundle` writes it",
+            ) from None
+        if report_digest != digest_file(report_file):
+            raise InputError(
+                "The bundle was made of another run.",
+                where=str(bundle),
+                expected=f"one that was made of {report_file.parent}",
+                hint="bundle the run anew: compress bundle RUN --target TARGET -o FOLDER",
+            )
+        paths = (path for path in sorted(bundle.rglob("*")) if path.is_file())
+        sources |= {f"{BUNDLE}/{path.relative_to(bundle).as_posix()}": path for path in paths}
     files = {}
     for path, source in sources.items():
         size = source.stat().st_size
@@ -102,31 +120,6 @@ def summary(report: Report) -> str:
         if texts:
             return f"{', '.join(texts)} on {target}"
     return ""
-
-
-def _bundle_files(bundle: Path, report: Path) -> dict[str, Path]:
-    """Return the files of a bundle by their path in the version.
-
-    Raises `InputError` for a folder without a manifest, or a bundle of another run.
-    """
-    try:
-        manifest = json.loads((bundle / _MANIFEST).read_text(encoding="utf-8"))
-        report_digest = manifest["provenance"]["report_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(
-            "This is no bundle.",
-            where=str(bundle),
-            expected=f"a folder with {_MANIFEST}, as `compress bundle` writes it",
-        ) from None
-    if report_digest != digest_file(report):
-        raise InputError(
-            "The bundle was made of another run.",
-            where=str(bundle),
-            expected=f"one that was made of {report.parent}",
-            hint="bundle the run anew: compress bundle RUN --target TARGET -o FOLDER",
-        )
-    paths = (path for path in sorted(bundle.rglob("*")) if path.is_file())
-    return {f"{BUNDLE}/{path.relative_to(bundle).as_posix()}": path for path in paths}
 
 
 class FileStore(Protocol):

@@ -50,35 +50,32 @@ class LogReader:
     def apply(self, lines: Iterable[bytes]) -> Self:
         """Check lines and apply their entries to the state."""
         for line in lines:
-            self.state.apply(self._entry(line))
+            # The entry of the next line after checking it.
+            if not is_valid_line(self.check, line):
+                raise self.damaged("it is not what was written")
+            body = line[65:]
+            # Check the version before the fields, since the fields of a newer version may be unknown.
+            if not self.number:
+                version = json.loads(body).get("version")
+                if isinstance(version, int) and version > VERSION:
+                    raise InputError(
+                        f"The registry is of version {version}, which is newer than this compress reads.",
+                        where=self.where,
+                        expected=f"a registry of version {VERSION}",
+                        hint="pip install --upgrade compress",
+                    )
+            try:
+                entry = ENTRY.validate_json(body)
+            except ValidationError as error:
+                raise self.damaged(f"it cannot be read ({error.error_count()} fields)") from error
+            # A second beginning would reset the versions without a trace.
+            if isinstance(entry, Began) != (not self.number):
+                raise self.damaged("only the first line begins a registry")
+            self.state.apply(entry)
             # The check of a line stands for all lines up to it.
             self.check = line[:64]
             self.number += 1
         return self
-
-    def _entry(self, line: bytes) -> Entry:
-        """Return the entry of the next line after checking it."""
-        if not is_valid_line(self.check, line):
-            raise self.damaged("it is not what was written")
-        body = line[65:]
-        # Check the version before the fields, since the fields of a newer version may be unknown.
-        if not self.number:
-            version = json.loads(body).get("version")
-            if isinstance(version, int) and version > VERSION:
-                raise InputError(
-                    f"The registry is of version {version}, which is newer than this compress reads.",
-                    where=self.where,
-                    expected=f"a registry of version {VERSION}",
-                    hint="pip install --upgrade compress",
-                )
-        try:
-            entry = ENTRY.validate_json(body)
-        except ValidationError as error:
-            raise self.damaged(f"it cannot be read ({error.error_count()} fields)") from error
-        # A second beginning would reset the versions without a trace.
-        if isinstance(entry, Began) != (not self.number):
-            raise self.damaged("only the first line begins a registry")
-        return entry
 
     def damaged(self, reason: str) -> InputError:
         """Return the error for the next line."""

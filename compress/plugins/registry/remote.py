@@ -16,7 +16,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compress.plugins.registry.contents import contents_of, needed_by, parse_contents
 from compress.plugins.registry.log import LOG, LogReader, is_valid_line
@@ -28,10 +28,6 @@ from compress.utils.errors import InputError, MissingExtraError, StorageError, f
 from compress.utils.progress import Progress
 from compress.utils.pydantic_models import Frozen
 from compress.utils.storage import digest_file, flush
-
-if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem
-
 
 PIECE_BYTES = 16 * 2**20
 _CLIENTS = (("botocore.exceptions", "BotoCoreError"), ("botocore.exceptions", "ClientError"), ("asyncssh", "Error"),
@@ -53,7 +49,28 @@ class Remote:
     def __init__(self, url: str) -> None:
         self.url = url
         with self._errors():
-            self._system, base = _opened(url)
+            # The file system of an address, and the path in it.
+            try:
+                import fsspec
+                from fsspec.config import conf
+            except ImportError as error:
+                raise MissingExtraError("fsspec", "remote", "a remote registry") from error
+            protocol = url.partition("://")[0] if "://" in url else "file"
+            # sshfs verifies the key of a server only if it is given the file with the keys: () is ~/.ssh/known_hosts.
+            needs_known_hosts = protocol in ("ssh", "sftp") and "known_hosts" not in conf.get(protocol, {})
+            try:
+                system, path = fsspec.core.url_to_fs(url, **({"known_hosts": ()} if needs_known_hosts else {}))
+            except ImportError as error:
+                if protocol in _PACKAGES:
+                    raise MissingExtraError(_PACKAGES[protocol], "remote", f"{protocol}://") from error
+                raise InputError(first_line(error), where=url, hint="install the package that it names") from error
+            except ValueError as error:
+                raise InputError(
+                    f"This is no address of a remote: {first_line(error)}",
+                    where=url,
+                    expected="s3://bucket/folder, sftp://user@host/folder, or another that fsspec knows",
+                ) from error
+            self._system, base = (system, str(path))
         self._base = base.rstrip("/")
 
     def lines(self) -> list[bytes]:
@@ -235,31 +252,6 @@ class Remote:
                 expected="an address that fsspec opens, and the right to write there",
                 hint="give the same command again: what has arrived is not sent again",
             ) from error
-
-
-def _opened(url: str) -> tuple[AbstractFileSystem, str]:
-    """Return the file system of an address, and the path in it."""
-    try:
-        import fsspec
-        from fsspec.config import conf
-    except ImportError as error:
-        raise MissingExtraError("fsspec", "remote", "a remote registry") from error
-    protocol = url.partition("://")[0] if "://" in url else "file"
-    # sshfs verifies the key of a server only if it is given the file with the keys: () is ~/.ssh/known_hosts.
-    needs_known_hosts = protocol in ("ssh", "sftp") and "known_hosts" not in conf.get(protocol, {})
-    try:
-        system, path = fsspec.core.url_to_fs(url, **({"known_hosts": ()} if needs_known_hosts else {}))
-    except ImportError as error:
-        if protocol in _PACKAGES:
-            raise MissingExtraError(_PACKAGES[protocol], "remote", f"{protocol}://") from error
-        raise InputError(first_line(error), where=url, hint="install the package that it names") from error
-    except ValueError as error:
-        raise InputError(
-            f"This is no address of a remote: {first_line(error)}",
-            where=url,
-            expected="s3://bucket/folder, sftp://user@host/folder, or another that fsspec knows",
-        ) from error
-    return system, str(path)
 
 
 def _first(part: str) -> int:

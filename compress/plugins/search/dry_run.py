@@ -80,7 +80,17 @@ class PreparedSearch:
         self.first_seconds = sum(seconds for seconds in stage_seconds if seconds is not None)
         """Predicted time of the stages of the first trial, without its evaluation."""
         if self.fetches or all(source.status == "here" for source in plan.sources):
-            self._check_runnable()
+            check_run(self._runner)
+            stages = self.space.base.stages
+            if (error := self._failure(stages)) is not None:
+                raise InputError(
+                    f"The recipe cannot run, so there is nothing to search from: {error.what}",
+                    where=error.where or f"stages {' -> '.join(self.space.labels)}",
+                    expected=error.expected,
+                    hint=error.hint,
+                ) from error
+            # Values that the model cannot have are found without training, by shape inference.
+            self.space.exclude_failing_values(lambda point: self._failure(self.space.stages(point)))
         self.past = find_past_trials(self.space, self.goal, self.artifacts, RECIPES) if search.past else ()
 
     def summary(self, origin: str) -> SpaceSummary:
@@ -109,19 +119,6 @@ class PreparedSearch:
             first_seconds=self.first_seconds,
             budget_seconds=space.search.seconds,
         )
-
-    def _check_runnable(self) -> None:
-        check_run(self._runner)
-        stages = self.space.base.stages
-        if (error := self._failure(stages)) is not None:
-            raise InputError(
-                f"The recipe cannot run, so there is nothing to search from: {error.what}",
-                where=error.where or f"stages {' -> '.join(self.space.labels)}",
-                expected=error.expected,
-                hint=error.hint,
-            ) from error
-        # Values that the model cannot have are found without training, by shape inference.
-        self.space.exclude_failing_values(lambda point: self._failure(self.space.stages(point)))
 
     @cached_property
     def _passed_checks(self) -> set[tuple[bool, str]]:

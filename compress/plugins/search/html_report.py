@@ -148,7 +148,19 @@ def pareto_chart(record: SearchRecord) -> str:
     x = scale_around([*xs, *_near(limits[0], xs)], _FRAME.left, _FRAME.right, min(xs) > 0, 0.06)
     y = scale_around([*ys, *(_near(limits[1], ys) if second else [0.0])], _FRAME.bottom, _FRAME.top, margin=0.1)
     plot = Plot(_FRAME, x, y)
-    _tint(plot, limits[0], limits[1] if second else 0.0, above=second)
+    # Tint the area right of ``across``, and the area ``above`` a level or below it.
+    across = limits[0]
+    level = limits[1] if second else 0.0
+    frame = plot.frame
+    if across is not None and across < plot.x.high:
+        left = plot.x(across)
+        plot.add(element("rect", {"x": left, "y": frame.top, "width": max(frame.right - left, 0.0),
+                                  "height": frame.bottom - frame.top, "class": "infeasible"}))  # fmt: skip
+    if level is not None and (level < plot.y.high or not second):
+        edge = plot.y(level)
+        top, bottom = (frame.top, edge) if second else (edge, frame.bottom)
+        plot.add(element("rect", {"x": frame.left, "y": top, "width": frame.right - frame.left,
+                                  "height": max(bottom - top, 0.0), "class": "infeasible"}))  # fmt: skip
     plot.x_axis(f"{first.title}, smaller is better", lambda value: format_value(first, value))
     if second:
         other = describe_metric(record.minimize[1])
@@ -173,22 +185,16 @@ def _draw(plot: Plot, spots: list[_Spot], record: SearchRecord) -> None:
         if trial.share == 1 and not any(trial.point) and trial.status != "best":
             kind = "baseline"
         size = 5.5 if trial.share == 1 else 3.5
-        plot.add(plot.mark(kind, (spot.x, spot.y), _tip(trial, record), size, spot.across, spot.up))
+        share = "" if trial.share == 1 else f", {trial.share:.0%} of its training"
+        lines = [f"trial {trial.number}{share}: {trial.words}"]
+        lines += [
+            f"{describe_metric(name).title}: {format_metric(name, trial.final.get(name))}" for name in record.minimize
+        ]
+        lines += [format_margin(room.limit, room.value, room.low) for room in trial.rooms]
+        lines += [f"tried because: {trial.why}"] if trial.why else []
+        lines.append(trial.status + (f": {trial.reason}" if trial.reason else ""))
+        plot.add(plot.mark(kind, (spot.x, spot.y), "\n".join(lines), size, spot.across, spot.up))
     plot.labels([((spot.x, spot.y), f"{spot.trial.number}", "label") for spot in spots if spot.trial.status in _LAST])
-
-
-def _tint(plot: Plot, across: float | None, level: float | None, above: bool) -> None:
-    """Tint the area right of ``across``, and the area ``above`` a level or below it."""
-    frame = plot.frame
-    if across is not None and across < plot.x.high:
-        left = plot.x(across)
-        plot.add(element("rect", {"x": left, "y": frame.top, "width": max(frame.right - left, 0.0),
-                                  "height": frame.bottom - frame.top, "class": "infeasible"}))  # fmt: skip
-    if level is not None and (level < plot.y.high or not above):
-        edge = plot.y(level)
-        top, bottom = (frame.top, edge) if above else (edge, frame.bottom)
-        plot.add(element("rect", {"x": frame.left, "y": top, "width": frame.right - frame.left,
-                                  "height": max(bottom - top, 0.0), "class": "infeasible"}))  # fmt: skip
 
 
 def _near(bound: float | None, values: list[float]) -> list[float]:
@@ -216,18 +222,6 @@ def _quality(record: SearchRecord) -> str:
     names = [room.limit for trial in record.trials for room in trial.rooms]
     good = [name for name in names if describe_metric(name.split()[0]).quality]
     return (good or names or [""])[0]
-
-
-def _tip(trial: TrialRecord, record: SearchRecord) -> str:
-    share = "" if trial.share == 1 else f", {trial.share:.0%} of its training"
-    lines = [f"trial {trial.number}{share}: {trial.words}"]
-    lines += [
-        f"{describe_metric(name).title}: {format_metric(name, trial.final.get(name))}" for name in record.minimize
-    ]
-    lines += [format_margin(room.limit, room.value, room.low) for room in trial.rooms]
-    lines += [f"tried because: {trial.why}"] if trial.why else []
-    lines.append(trial.status + (f": {trial.reason}" if trial.reason else ""))
-    return "\n".join(lines)
 
 
 def _label(first: Metric, record: SearchRecord) -> str:

@@ -122,7 +122,20 @@ def list_kernels(graph: onnx.ModelProto, batch: Batch, threads: int) -> list[Ker
         names = list(dict.fromkeys(name for reader in (node, *inner_nodes) for name in reader.input if name))
         weights = tuple(stored[name] for name in names if name in stored)
         inputs = {name: values[name] for name in names if name in values and name not in stored}
-        key = _key(node, weights, inputs)
+        # A key of operator, attributes, and each input's type and shape, with the values of few stored integers.
+        weight_keys = {tensor.name: _weight_key(tensor) for tensor in weights}
+        input_keys = [
+            weight_keys.get(name) or ([str(inputs[name].dtype), inputs[name].shape] if name in inputs else name)
+            for name in node.input
+        ]
+        # Serialize deterministically: the order of map fields differs between processes otherwise.
+        attributes = sorted(
+            (attribute.name, hashlib.sha256(attribute.SerializeToString(deterministic=True)).hexdigest())
+            for attribute in node.attribute
+        )
+        outputs = [bool(name) for name in node.output]
+        content = json.dumps([VERSION, node.domain, node.op_type, attributes, input_keys, outputs])
+        key = f"{node.op_type} {hashlib.sha256(content.encode()).hexdigest()[:24]}"
         kernels.append(Kernel(key, node, weights, inputs, opsets, optimized.ir_version))
     return kernels
 
@@ -157,23 +170,6 @@ def _session(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSessi
     # The graph is optimized already. Another pass could merge the copies of a kernel.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=_CPU)
-
-
-def _key(node: onnx.NodeProto, stored: Sequence[onnx.TensorProto], inputs: Batch) -> str:
-    """Return a key of operator, attributes, and each input's type and shape, with the values of few stored integers."""
-    weight_keys = {tensor.name: _weight_key(tensor) for tensor in stored}
-    input_keys = [
-        weight_keys.get(name) or ([str(inputs[name].dtype), inputs[name].shape] if name in inputs else name)
-        for name in node.input
-    ]
-    # Serialize deterministically: the order of map fields differs between processes otherwise.
-    attributes = sorted(
-        (attribute.name, hashlib.sha256(attribute.SerializeToString(deterministic=True)).hexdigest())
-        for attribute in node.attribute
-    )
-    outputs = [bool(name) for name in node.output]
-    content = json.dumps([VERSION, node.domain, node.op_type, attributes, input_keys, outputs])
-    return f"{node.op_type} {hashlib.sha256(content.encode()).hexdigest()[:24]}"
 
 
 def _weight_key(tensor: onnx.TensorProto) -> list[object]:

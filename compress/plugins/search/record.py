@@ -224,11 +224,23 @@ def _parameter_records(
             for metric, importance in importances.items()
             if importance.shares is not None
         }
+        # The largest mean over the smallest, of the recipes of each value, by metric.
+        effects = {}
+        finished = engine.observations.finished
+        for metric in _metrics(engine):
+            groups: dict[int, list[float]] = {}
+            # Group the finished recipes by the value of this parameter.
+            for point, outcome in finished.items():
+                if metric in outcome.final:
+                    groups.setdefault(point[index], []).append(outcome.final[metric])
+            means = [sum(values) / len(values) for values in groups.values()]
+            if len(means) > 1 and min(means) > 0:
+                effects[metric] = max(means) / min(means)
         records.append(
             ParameterRecord(
                 name=parameter.name,
                 values=tuple(map(str, parameter.values)),
-                effects=_effects(engine, index),
+                effects=effects,
                 importance={metric: share for metric, share in shares.items() if share is not None},
             )
         )
@@ -291,22 +303,6 @@ def _shortfall(space: SearchSpace, engine: Engine, point: Point) -> str:
                 f"{limit.metric} is {value} and needs {bound} or {direction} ({-room.value:.2%} short{surely})"
             )
     return f"{space.describe(point)}: {'; '.join(parts)}"
-
-
-def _effects(engine: Engine, index: int) -> dict[str, float]:
-    """Return the largest mean over the smallest, of the recipes of each value, by metric."""
-    effects = {}
-    finished = engine.observations.finished
-    for metric in _metrics(engine):
-        groups: dict[int, list[float]] = {}
-        # Group the finished recipes by the value of this parameter.
-        for point, outcome in finished.items():
-            if metric in outcome.final:
-                groups.setdefault(point[index], []).append(outcome.final[metric])
-        means = [sum(values) / len(values) for values in groups.values()]
-        if len(means) > 1 and min(means) > 0:
-            effects[metric] = max(means) / min(means)
-    return effects
 
 
 def _metrics(engine: Engine) -> list[str]:

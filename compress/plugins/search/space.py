@@ -292,7 +292,26 @@ class SearchSpace:
                 expected="a block `search:` with choices, or a model and data in place of a recipe",
                 hint="e.g. search: {minimize: size_bytes, choices: {stages.1.prune.heads: [0, 0.25, 0.5]}}",
             )
-        parameters = [self._stage_parameter(label) for label in self.search.optional]
+        parameters: list[SearchParameter] = []
+        for label in self.search.optional:
+            if label not in self.labels:
+                raise InputError(
+                    f"No stage {label!r} can be left out.{did_you_mean(label, self.labels)}",
+                    where="search.optional",
+                    expected=f"one of {', '.join(self.labels)}",
+                )
+            index = self.labels.index(label)
+            self._require_after_baseline(index, "search.optional", label)
+            values: tuple[str, ...] = (INCLUDED, LEFT_OUT)
+            try:
+                self._recipe([], [label])
+            except RecipeError as error:
+                # It may be left out together with the stages that need it, if other stages are optional too.
+                if len(self.search.optional) == 1:
+                    self.rejected[f"without {label}"] = str(error.problems[0])
+                    values = (INCLUDED,)
+            is_late = self._is_late(index)
+            parameters.append(SearchParameter(label, values, index, is_optional_stage=True, is_after_training=is_late))
         parameters += [self._field_parameter(name, values) for name, values in self.search.choices.items()]
         return self._require_variable(parameters)
 
@@ -306,26 +325,6 @@ class SearchSpace:
                 hint=" ".join(f"{name}: {reason}." for name, reason in self.rejected.items()) or None,
             )
         return variable
-
-    def _stage_parameter(self, label: str) -> SearchParameter:
-        if label not in self.labels:
-            raise InputError(
-                f"No stage {label!r} can be left out.{did_you_mean(label, self.labels)}",
-                where="search.optional",
-                expected=f"one of {', '.join(self.labels)}",
-            )
-        index = self.labels.index(label)
-        self._require_after_baseline(index, "search.optional", label)
-        values: tuple[str, ...] = (INCLUDED, LEFT_OUT)
-        try:
-            self._recipe([], [label])
-        except RecipeError as error:
-            # It may be left out together with the stages that need it, if other stages are optional too.
-            if len(self.search.optional) == 1:
-                self.rejected[f"without {label}"] = str(error.problems[0])
-                values = (INCLUDED,)
-        is_late = self._is_late(index)
-        return SearchParameter(label, values, index, is_optional_stage=True, is_after_training=is_late)
 
     def _field_parameter(self, name: str, values: Sequence[object]) -> SearchParameter:
         tokens = name.split(".")

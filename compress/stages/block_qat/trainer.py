@@ -150,7 +150,11 @@ class BlockTrainer:
         return best
 
     def _train(self) -> TrainedBlock:
-        train_rows, held_out_rows = self._windows()
+        # The sequences to train on and those that judge the block, spread over the text.
+        count, held = self.given.shape[0], self.settings.held_out
+        is_trained = torch.ones(count, dtype=torch.bool)
+        is_trained[torch.linspace(0, count - 1, held + 2)[1:-1].round().long()] = False
+        train_rows, held_out_rows = (is_trained.nonzero()[:, 0], (~is_trained).nonzero()[:, 0])
         optimizer = torch.optim.AdamW(self._groups(), weight_decay=0.0, eps=_EPSILON, fused=True)
         epoch = math.ceil(len(train_rows) / self.settings.batch_size)
         steps = max(1, round(self.settings.epochs * epoch))
@@ -179,13 +183,6 @@ class BlockTrainer:
                 if error < best.after:
                     best = self._state(initial_error, error)
         return best
-
-    def _windows(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the sequences to train on and those that judge the block, spread over the text."""
-        count, held = self.given.shape[0], self.settings.held_out
-        is_trained = torch.ones(count, dtype=torch.bool)
-        is_trained[torch.linspace(0, count - 1, held + 2)[1:-1].round().long()] = False
-        return is_trained.nonzero()[:, 0], (~is_trained).nonzero()[:, 0]
 
     def _loss(self, windows: torch.Tensor) -> torch.Tensor:
         """Return the mean over tokens of the squared error of the outputs, relative to their size."""

@@ -305,7 +305,32 @@ def build_blockwise_model(checkpoint: Checkpoint, device: str = CPU) -> Blockwis
     prefix, blocks = find_blocks(model)
     decoder = BlockwiseModel(checkpoint, model, prefix, blocks, transposed=transposed, device=device)
     _read_rows_as_needed(decoder)
-    _check_tables(decoder)
+    # Verify that embedding and head match the config: their size, and whether they are one tensor or two.
+    head, embedding = decoder.model.get_output_embeddings(), decoder.embedding
+    if head is None:
+        raise StageError(f"{type(decoder.model).__name__} has no head over the vocabulary.", expected="an lm_head")
+    names = [f"{decoder.name(module)}.weight" for module in (head, embedding)]
+    stored = [name for name in names if name in decoder.checkpoint.files]
+    for name in stored:
+        shape, expected = decoder.checkpoint.stored(name).shape, embedding.weight.shape
+        if shape != expected:
+            raise ModelError(
+                f"The tensor {name!r} is {list(shape)}; the config makes it {list(expected)}.",
+                where=str(decoder.checkpoint.folder),
+                expected="weights and config.json of the same model",
+            )
+    if not decoder.tied and names[0] not in stored:
+        raise ModelError(
+            f"The checkpoint has no {names[0]!r}, and its config says that it is not tied to the embedding.",
+            where=str(decoder.checkpoint.folder),
+            expected=f"{names[0]!r}, or tie_word_embeddings: true in config.json",
+        )
+    if decoder.tied and len(stored) == 2 and not torch.equal(*(decoder.checkpoint.stored(name) for name in stored)):
+        raise ModelError(
+            f"The config ties {names[0]!r} to {names[1]!r}, but the checkpoint holds two different tensors.",
+            where=str(decoder.checkpoint.folder),
+            expected="one tensor for both, or tie_word_embeddings: false in config.json",
+        )
     decoder.fill_surroundings()
     return decoder
 
@@ -357,35 +382,6 @@ def _read_rows_as_needed(decoder: BlockwiseModel) -> None:
         return (positions, *arguments[1:])
 
     embedding.register_forward_pre_hook(gather)
-
-
-def _check_tables(decoder: BlockwiseModel) -> None:
-    """Verify that embedding and head match the config: their size, and whether they are one tensor or two."""
-    head, embedding = decoder.model.get_output_embeddings(), decoder.embedding
-    if head is None:
-        raise StageError(f"{type(decoder.model).__name__} has no head over the vocabulary.", expected="an lm_head")
-    names = [f"{decoder.name(module)}.weight" for module in (head, embedding)]
-    stored = [name for name in names if name in decoder.checkpoint.files]
-    for name in stored:
-        shape, expected = decoder.checkpoint.stored(name).shape, embedding.weight.shape
-        if shape != expected:
-            raise ModelError(
-                f"The tensor {name!r} is {list(shape)}; the config makes it {list(expected)}.",
-                where=str(decoder.checkpoint.folder),
-                expected="weights and config.json of the same model",
-            )
-    if not decoder.tied and names[0] not in stored:
-        raise ModelError(
-            f"The checkpoint has no {names[0]!r}, and its config says that it is not tied to the embedding.",
-            where=str(decoder.checkpoint.folder),
-            expected=f"{names[0]!r}, or tie_word_embeddings: true in config.json",
-        )
-    if decoder.tied and len(stored) == 2 and not torch.equal(*(decoder.checkpoint.stored(name) for name in stored)):
-        raise ModelError(
-            f"The config ties {names[0]!r} to {names[1]!r}, but the checkpoint holds two different tensors.",
-            where=str(decoder.checkpoint.folder),
-            expected="one tensor for both, or tie_word_embeddings: false in config.json",
-        )
 
 
 @torch.no_grad()

@@ -257,7 +257,30 @@ def prune_channels(model: TorchModel, settings: Pruning, examples: Examples, con
             expected="convolutions or linear layers whose channels other layers read",
             hint=f"what stood against it: {_listed(whole) or 'its layers have no channels that only layers read'}",
         )
-    scores = _scores(net, couplings, settings, examples, context)
+    # The importance of each place [places] of each coupling.
+    if settings.importance == "magnitude":
+        # Squared norms of the weights that read each channel, [size].
+        importances: list[torch.Tensor] = []
+        for coupling in couplings:
+            sums = torch.zeros(coupling.size)
+            for part in coupling.readers:
+                layer: Any = net.network.get_submodule(part.layer)
+                groups = getattr(layer, "groups", 1)
+                norms = (
+                    layer.weight.detach()
+                    .square()
+                    .view(groups, layer.weight.shape[0] // groups, layer.weight.shape[1], -1)
+                )
+                sums.index_add_(0, part.channels, norms.sum(dim=(1, 3)).flatten()[part.features])
+            importances.append(sums)
+        # Norms of layers of different sizes are compared by how far each lies from its layer's mean.
+        importances = [scores / scores.mean().clamp_min(1e-30) for scores in importances]
+    else:
+        importances = _taylor(net, couplings, examples, context)
+    scores = [
+        scores.view(coupling.groups, coupling.prunable_units).sum(0)
+        for scores, coupling in zip(importances, couplings, strict=True)
+    ]
     cuts = _choose(net, couplings, scores, settings)
     expected = masked(net.network, cuts, net.run)
     remove_channels(net.network, cuts)
@@ -302,33 +325,6 @@ def _same(net: Net, expected: torch.Tensor) -> bool:
     if output.shape != expected.shape:
         return False
     return bool((output - expected).abs().max() <= _CLOSE * expected.abs().max() + 1e-6)
-
-
-def _scores(
-    net: Net, couplings: Sequence[Coupling], settings: Pruning, examples: Examples, context: Context
-) -> list[torch.Tensor]:
-    """Return the importance of each place [places] of each coupling."""
-    if settings.importance == "magnitude":
-        importances = [_squared_norms(net.network, coupling) for coupling in couplings]
-        # Norms of layers of different sizes are compared by how far each lies from its layer's mean.
-        importances = [scores / scores.mean().clamp_min(1e-30) for scores in importances]
-    else:
-        importances = _taylor(net, couplings, examples, context)
-    return [
-        scores.view(coupling.groups, coupling.prunable_units).sum(0)
-        for scores, coupling in zip(importances, couplings, strict=True)
-    ]
-
-
-def _squared_norms(network: nn.Module, coupling: Coupling) -> torch.Tensor:
-    """Squared norms of the weights that read each channel, [size]."""
-    sums = torch.zeros(coupling.size)
-    for part in coupling.readers:
-        layer: Any = network.get_submodule(part.layer)
-        groups = getattr(layer, "groups", 1)
-        norms = layer.weight.detach().square().view(groups, layer.weight.shape[0] // groups, layer.weight.shape[1], -1)
-        sums.index_add_(0, part.channels, norms.sum(dim=(1, 3)).flatten()[part.features])
-    return sums
 
 
 def _taylor(net: Net, couplings: Sequence[Coupling], examples: Examples, context: Context) -> list[torch.Tensor]:

@@ -209,7 +209,7 @@ def put_in(
     quantized_layers = {}
     for name, layer in layers.items():
         output_grid = learned[grids.outputs[name]] if name in grids.outputs else None
-        # True the layer is a convolution that ONNX Runtime sums in 32 bits on every processor.
+        # True if the layer is a convolution that ONNX Runtime sums in 32 bits on every processor.
         highest = (
             _NARROW
             if narrow

@@ -240,7 +240,7 @@ def fold_batch_norms(module: nn.Module, run: Run) -> int:
         run()
     makers = {id(values): layer for layer, outputs in layers.items() for values in outputs}
     convolutions = {norm: makers[id(inputs[0])] for norm, inputs in norms.items() if inputs and id(inputs[0]) in makers}
-    # True the normalization has its own statistics and factors.
+    # True if the normalization has its own statistics and factors.
     pairs = {
         norm: layer
         for norm, layer in convolutions.items()

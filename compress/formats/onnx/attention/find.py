@@ -296,12 +296,19 @@ def _sorted(graph: ir.Graph, scores: _Scores, writer: NodeWriter) -> tuple[ir.Va
     padding, bias, complete = None, None, False
     for term, factor in scores.terms:
         # A term that is the same for all queries and computed from the mask is padding.
-        if mask is not None and factor != 0 and _one_row(term) and _comes_from_mask(term, mask):
+        # True if a term is equal for every head and query.
+        if (
+            mask is not None
+            and factor != 0
+            and (rank(term) == 4 and term.shape is not None and term.shape[1] == 1 and term.shape[2] == 1)
+            and _comes_from_mask(term, mask)
+        ):
             padding = mask
             continue
         if factor != 1:
             term = writer.node("Mul", [term, writer.constant(np.array(factor, np.float32))], term.shape)
-        complete |= _has_rows(term)
+        # True if a term has every query and key.
+        complete |= term.shape is not None and len(term.shape) >= 3 and all(axis != 1 for axis in term.shape[-2:])
         bias = term if bias is None else writer.node("Add", [bias, term], None)
     if bias is not None and not complete:
         return None
@@ -313,16 +320,6 @@ def _sorted(graph: ir.Graph, scores: _Scores, writer: NodeWriter) -> tuple[ir.Va
         cast.dtype = ir.DataType.INT32
         padding = cast
     return padding, bias
-
-
-def _one_row(term: ir.Value) -> bool:
-    """Return whether a term is equal for every head and query."""
-    return rank(term) == 4 and term.shape is not None and term.shape[1] == 1 and term.shape[2] == 1
-
-
-def _has_rows(term: ir.Value) -> bool:
-    """Return whether a term has every query and key."""
-    return term.shape is not None and len(term.shape) >= 3 and all(axis != 1 for axis in term.shape[-2:])
 
 
 def _comes_from_mask(value: ir.Value, mask: ir.Value) -> bool:

@@ -364,7 +364,12 @@ def write_cross_attention(model: ir.Model, cached: ir.Value) -> None:
             node_like(node, scope, _KIND, [query, *keys, None, padding, bias], node.attributes, MICROSOFT)
             for scope, keys in (("cached", past), ("first", (key, value)))
         )
-        nothing = [_nothing(node, index, past_value) for index, past_value in enumerate(past)]
+        # An empty tensor in place of keys or values that the client keeps.
+        nothing: list[ir.Node] = []
+        for index, past_value in enumerate(past):
+            _, heads, _, size = past_value.shape
+            empty = ir.Tensor(np.zeros((0, int(heads), 1, int(size)), np.float32))
+            nothing.append(node_like(node, f"nothing_{index}", "Constant", [], {"value": empty}))
         branches = {
             "then_branch": _branch(
                 cached_attention,
@@ -379,13 +384,6 @@ def write_cross_attention(model: ir.Model, cached: ir.Value) -> None:
         ir.convenience.replace_nodes_and_values(
             model.graph, node, [node], [conditional], node.outputs, conditional.outputs
         )
-
-
-def _nothing(node: ir.Node, index: int, past: ir.Value) -> ir.Node:
-    """Return an empty tensor in place of keys or values that the client keeps."""
-    _, heads, _, size = past.shape
-    empty = ir.Tensor(np.zeros((0, int(heads), 1, int(size)), np.float32))
-    return node_like(node, f"nothing_{index}", "Constant", [], {"value": empty})
 
 
 def _branch(last: ir.Node, nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> ir.Graph:

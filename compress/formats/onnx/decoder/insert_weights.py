@@ -225,16 +225,18 @@ class _Writer:
 
     def _copy(self, node: ir.Node) -> Sequence[ir.Value]:
         """Copy a node that is no placeholder."""
-        return self._nodes.copy(node, self._rename(_module(node)) or "graph", self._mapped(node), self._values)
+        # The new graph's values for a traced node's inputs.
+        return self._nodes.copy(
+            node,
+            self._rename(_module(node)) or "graph",
+            [None if value is None else self._values[value] for value in node.inputs],
+            self._values,
+        )
 
     def _recurrence(self, node: ir.Node) -> Sequence[ir.Value]:
         """Write a recurrence as a `Scan`."""
         inputs = [self._values[value] for value in node.inputs if value is not None]
         return RECURRENCES[node.op_type](self._nodes, self._rename(_module(node)), inputs)
-
-    def _mapped(self, node: ir.Node) -> list[ir.Value | None]:
-        """Return the new graph's values for a traced node's inputs."""
-        return [None if value is None else self._values[value] for value in node.inputs]
 
     def _products(self, layers: Sequence[ir.Node]) -> Sequence[ir.Value]:
         """Return the products of layers with the same input, as one product where their weights can be joined."""

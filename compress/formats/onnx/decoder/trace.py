@@ -227,7 +227,14 @@ def _describe(dry_run: _DryRun) -> list[TracedBlock]:
     for index, block in enumerate(dry_run.blocks):
         name = f"{dry_run.prefix}.{index}"
         calls = [call for call in dry_run.patches.calls.values() if call.module.startswith(f"{name}.")]
-        likeness = [*_likeness(block), *(_likeness_of_call(call, name) for call in calls)]
+        # An attention call without the names that depend on its block.
+        likeness = [
+            *_likeness(block),
+            *(
+                replace(call, module=call.module.removeprefix(name), layer=call.layer.rstrip("0123456789"))
+                for call in calls
+            ),
+        ]
         blocks.append(TracedBlock(name, likenesses.index(likeness) if likeness in likenesses else index))
         likenesses.append(likeness)
     return blocks
@@ -244,11 +251,6 @@ def _likeness(block: nn.Module) -> Iterator[Any]:
         }
         buffers = [(leaf, value.tolist()) for leaf, value in module.named_buffers(recurse=False)]
         yield path, type(module).__name__, plain, module.compress_shapes, buffers
-
-
-def _likeness_of_call(call: AttentionCall, name: str) -> Any:
-    """Return an attention call without the names that depend on its block."""
-    return replace(call, module=call.module.removeprefix(name), layer=call.layer.rstrip("0123456789"))
 
 
 class _OneGraph(nn.Module):

@@ -139,7 +139,22 @@ class _Writer:
         if node.op_type == "Conv":
             self._bias(node, first)
             assert first.output_grid is not None, "a convolution's outputs have a grid"
-            self._output(node, first.output_grid)
+            # Lead readers of a convolution through the grid, and past a `Relu` or `Clip` that the grid makes redundant.
+            grid = first.output_grid
+            low, high = limits_of(node)
+            # A `Relu` or `Clip` changes nothing if the grid covers no value beyond its bounds.
+            within = grid.zero_point == 0 == low and grid.scale * np.float32(_LEVELS) <= high
+            end = end_of(node) if within else node.outputs[0]
+            uses, is_output = list(end.uses()), end.is_graph_output()
+            down, up = self._pair(node.outputs[0], grid)
+            self.graph.insert_after(node, [down, up])
+            for use in uses:
+                use.node.replace_input_with(use.idx, up.outputs[0])
+            # A graph output keeps its name.
+            if is_output:
+                index = list(self.graph.outputs).index(end)
+                self.graph.outputs[index] = up.outputs[0]
+                end.name, up.outputs[0].name, up.outputs[0].shape = up.outputs[0].name, end.name, end.shape
 
     def _on_grid(self, node: ir.Node, value: ir.Value | None, grid: ActivationGrid) -> ir.Value:
         """Return ``value`` rounded to the grid before ``node``; itself if it is on the grid already."""
@@ -192,26 +207,6 @@ class _Writer:
         up.outputs[0].type, up.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), stored.shape
         self.graph.insert_before(node, up)
         node.replace_input_with(index, up.outputs[0])
-
-    def _output(self, node: ir.Node, grid: ActivationGrid) -> None:
-        """Lead readers of a convolution through the grid, and past a `Relu` or `Clip` that the grid makes redundant.
-
-        ONNX Runtime has an integer kernel only if the output of the convolution itself is quantized.
-        """
-        low, high = limits_of(node)
-        # A `Relu` or `Clip` changes nothing if the grid covers no value beyond its bounds.
-        within = grid.zero_point == 0 == low and grid.scale * np.float32(_LEVELS) <= high
-        end = end_of(node) if within else node.outputs[0]
-        uses, is_output = list(end.uses()), end.is_graph_output()
-        down, up = self._pair(node.outputs[0], grid)
-        self.graph.insert_after(node, [down, up])
-        for use in uses:
-            use.node.replace_input_with(use.idx, up.outputs[0])
-        # A graph output keeps its name.
-        if is_output:
-            index = list(self.graph.outputs).index(end)
-            self.graph.outputs[index] = up.outputs[0]
-            end.name, up.outputs[0].name, up.outputs[0].shape = up.outputs[0].name, end.name, end.shape
 
     def _initializer(self, name: str, array: np.ndarray) -> ir.Value:
         """Store an array once, for a layer that several nodes use."""

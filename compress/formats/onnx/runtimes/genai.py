@@ -55,7 +55,22 @@ class OnnxGenaiSession:
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """Return the logits [n, length, vocabulary] of texts without padding; see `Session.predict`."""
-        ids = self._checked(batch)
+        # The batch's token ids. Raises `InputError` for other inputs and for padding.
+        if _IDS not in batch:
+            raise InputError(f"The batch lacks the model's input {_IDS}.", where=self.where)
+        ids = np.asarray(batch[_IDS])
+        if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iu":
+            raise InputError(
+                f"{_IDS} has the type {ids.dtype} and the shape {list(ids.shape)}.",
+                where=self.where,
+                expected="integers [n, length]",
+            )
+        if not np.asarray(batch.get(_MASK, 1)).all():
+            raise InputError(
+                "onnxruntime-genai pads on the left, where the graph takes no padding, and the batch has some.",
+                where=self.where,
+                expected="texts of one length in a batch",
+            )
         generator = self.generator(*ids.shape)
         self.append(generator, ids)
         return {_LOGITS: np.asarray(generator.get_output(_LOGITS), dtype=np.float32)}
@@ -106,25 +121,6 @@ class OnnxGenaiSession:
     def _failed(self, error: RuntimeError) -> StageError:
         """Return the error for a failure of onnxruntime-genai."""
         return StageError(f"onnxruntime-genai failed on a text: {_reason(error)}", where=self.where)
-
-    def _checked(self, batch: Batch) -> np.ndarray:
-        """Return the batch's token ids. Raises `InputError` for other inputs and for padding."""
-        if _IDS not in batch:
-            raise InputError(f"The batch lacks the model's input {_IDS}.", where=self.where)
-        ids = np.asarray(batch[_IDS])
-        if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iu":
-            raise InputError(
-                f"{_IDS} has the type {ids.dtype} and the shape {list(ids.shape)}.",
-                where=self.where,
-                expected="integers [n, length]",
-            )
-        if not np.asarray(batch.get(_MASK, 1)).all():
-            raise InputError(
-                "onnxruntime-genai pads on the left, where the graph takes no padding, and the batch has some.",
-                where=self.where,
-                expected="texts of one length in a batch",
-            )
-        return ids
 
 
 class OnnxGenaiDecoder:

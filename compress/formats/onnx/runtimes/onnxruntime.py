@@ -200,7 +200,21 @@ class _SharedCache:
         try:
             # Run the graph on new tokens and return the logits.
             if not self._buffers or next(iter(self._buffers.values())).shape[2] < total:
-                self._make_room(seen, total)
+                # Allocate larger buffers and copy the cached tokens.
+                # Buffers grow in steps, because every growth copies the cache.
+                room = -(-total // _ROOM) * _ROOM
+                self._binding.clear_binding_inputs()
+                self._binding.clear_binding_outputs()
+                for past, present in self._names.items():
+                    dtype, shape = self._types[past]
+                    buffer = np.zeros((1, int(shape[1] or 0), room, int(shape[3] or 0)), dtype)
+                    if seen:
+                        buffer[:, :, :seen] = self._buffers[past][:, :, :seen]
+                    self._buffers[past] = buffer
+                    # Input and output are bound to the same buffer.
+                    value = onnxruntime.OrtValue.ortvalue_from_numpy(buffer)
+                    self._binding.bind_ortvalue_input(past, value)
+                    self._binding.bind_ortvalue_output(present, value)
             for name, array in feed.items():
                 self._binding.bind_cpu_input(name, array)
             # Bound anew, for otherwise it would be written into the array of the call before.
@@ -210,23 +224,6 @@ class _SharedCache:
             return logits
         except (*FAILURES, RuntimeError) as error:
             raise StageError(f"The model failed on a token: {reason(error)}", where=self._where) from error
-
-    def _make_room(self, past_length: int, total: int) -> None:
-        """Allocate larger buffers and copy the cached tokens."""
-        # Buffers grow in steps, because every growth copies the cache.
-        room = -(-total // _ROOM) * _ROOM
-        self._binding.clear_binding_inputs()
-        self._binding.clear_binding_outputs()
-        for past, present in self._names.items():
-            dtype, shape = self._types[past]
-            buffer = np.zeros((1, int(shape[1] or 0), room, int(shape[3] or 0)), dtype)
-            if past_length:
-                buffer[:, :, :past_length] = self._buffers[past][:, :, :past_length]
-            self._buffers[past] = buffer
-            # Input and output are bound to the same buffer.
-            value = onnxruntime.OrtValue.ortvalue_from_numpy(buffer)
-            self._binding.bind_ortvalue_input(past, value)
-            self._binding.bind_ortvalue_output(present, value)
 
 
 def allows_shared_cache(session: onnxruntime.InferenceSession) -> bool:
@@ -252,27 +249,27 @@ class OnnxRuntime:
         """
         check_target(self, target, threads)
         graphs = model_files(artifact, self.name)
-        sessions = [self._open(graph, target, threads, len(graphs) == 1) for graph in graphs]
+        # Open one graph. Raises `StageError` if ONNX Runtime falls back to another provider.
+        sessions: list[OnnxSession] = []
+        for graph in graphs:
+            alone = len(graphs) == 1
+            try:
+                session = onnxruntime.InferenceSession(
+                    graph, sess_options=session_options(threads, alone), providers=_providers(target.provider)
+                )
+            except FAILURES as error:
+                raise cannot_open(graph, error) from error
+            # Otherwise a failing provider is replaced during a later call, without a word.
+            session.disable_fallback()
+            providers = session.get_providers()
+            if providers[0] != target.provider:
+                raise StageError(
+                    f"ONNX Runtime took {providers[0]} in place of {target.provider}.",
+                    where=f"target {target.name!r}",
+                    hint="see `compress doctor`; the provider's libraries or its device are missing",
+                )
+            sessions.append(OnnxSession(session, graph, providers[0], threads, alone))
         return open_together(sessions, artifact)
-
-    def _open(self, graph: Path, target: Target, threads: int, alone: bool) -> OnnxSession:
-        """Open one graph. Raises `StageError` if ONNX Runtime falls back to another provider."""
-        try:
-            session = onnxruntime.InferenceSession(
-                graph, sess_options=session_options(threads, alone), providers=_providers(target.provider)
-            )
-        except FAILURES as error:
-            raise cannot_open(graph, error) from error
-        # Otherwise a failing provider is replaced during a later call, without a word.
-        session.disable_fallback()
-        providers = session.get_providers()
-        if providers[0] != target.provider:
-            raise StageError(
-                f"ONNX Runtime took {providers[0]} in place of {target.provider}.",
-                where=f"target {target.name!r}",
-                hint="see `compress doctor`; the provider's libraries or its device are missing",
-            )
-        return OnnxSession(session, graph, providers[0], threads, alone)
 
     def unavailable(self, target: Target) -> str | None:
         """Return why this machine lacks the target: the package lacks the provider, or it cannot open a graph."""

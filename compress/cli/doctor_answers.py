@@ -207,15 +207,13 @@ def _findings(compared: FormatComparison, target: Target, reference: str) -> Ite
         first = bad[0]
         others = ", ".join(dict.fromkeys(departure.layer or departure.name for departure in bad[1:]))
         suffix = f"; so do {len(bad)} of {compared.parts}, also in {others}" if others else ""
-        yield (
-            Finding(
-                "warning",
-                f"{target.name}: the first operator that departs from {reference} is {_part(first)}: on its inputs it "
-                f"errs by {first.error:.2g} of the value's spread{_explained(first)}; in the file as it runs the error is "
-                f"{first.before:.2g} before it and {first.after:.2g} behind it; alone it moves the answers by "
-                f"{first.alone:.2g} of their spread, and all of the file by {compared.answers:.2g}{suffix}",
-                _advice(first, target),
-            )
+        yield Finding(
+            "warning",
+            f"{target.name}: the first operator that departs from {reference} is {_part(first)}: on its inputs it "
+            f"errs by {first.error:.2g} of the value's spread{_explained(first)}; in the file as it runs the error "
+            f"is {first.before:.2g} before it and {first.after:.2g} behind it; alone it moves the answers by "
+            f"{first.alone:.2g} of their spread, and all of the file by {compared.answers:.2g}{suffix}",
+            _advice(first, target),
         )
     share = f"{compared.answers:.2g} of their spread"
     yield Finding("ok", f"{target.name}: the answers of {compared.examples} examples are off by {share} in all")

@@ -93,7 +93,7 @@ def _unwritable_reason(recipe: Recipe, label: str, form: str, from_graph: bool) 
     if not spec.own_bits:
         return None if leads_to(output_format, form) else f"and {label} gives {str(output_format).upper()}"
     assert spec.written_by is not None, "a stage writes every format with its own precisions"
-    precision = asked_bits(recipe, label, spec.written_by)["precision"]
+    precision = requested_precision(recipe, label, spec.written_by)["precision"]
     if precision in get_args(STAGES[spec.written_by].model_fields["precision"].annotation):
         return None
     return f"which the stage {spec.written_by} does not write in {precision}"
@@ -130,7 +130,7 @@ def leads_to(found: str | None, form: str) -> bool:
         form = source
 
 
-def asked_bits(recipe: Recipe, label: str, kind: str) -> dict[str, Any]:
+def requested_precision(recipe: Recipe, label: str, kind: str) -> dict[str, Any]:
     """Return the precision that the recipe's ONNX stages up to ``label`` give the weights, as fields of stage ``kind``.
 
     If there are several, the last one with the fewest bits counts.
@@ -268,7 +268,7 @@ def _writer(runner: StageRunner, label: str, form: str, options: Options) -> Any
     kind = FORMATS[form].written_by
     assert kind is not None, "what no stage writes is there already"
     if FORMATS[form].own_bits:
-        precision_fields = asked_bits(runner.recipe, label, kind)
+        precision_fields = requested_precision(runner.recipe, label, kind)
         fields = options if precision_fields["precision"] != FLOAT or label == runner.recipe.labels()[-1] else {}
         # The precision that the recipe asks for here replaces the one that it uses for ONNX.
         return STAGES[kind].model_validate(

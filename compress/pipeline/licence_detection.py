@@ -158,17 +158,17 @@ _CREATIVE = re.compile(r"Attribution((?:-(?:NonCommercial|NoDerivatives|NoDerivs
 _SHORT = {"NonCommercial": "NC", "NoDerivatives": "ND", "NoDerivs": "ND", "ShareAlike": "SA"}
 
 
-class Stated(NamedTuple):
-    """SPDX expression, or `NOT_STATED`, and the file that states it."""
+class LicenceStatement(NamedTuple):
+    """A licence, and the file or source that states it."""
 
     licence: str
     by: str
 
 
-def stated_by(place: Path) -> Stated:
-    """Return the licence of a file or folder; for a file also from its sidecar and its folder's card."""
+def find_licence(place: Path) -> LicenceStatement:
+    """Return the licence that a file or folder states, or `NOT_STATED`."""
     candidates = _of_folder(place) if place.is_dir() else _of_file(place)
-    return next((stated for stated in candidates if stated.licence != NOT_STATED), Stated(NOT_STATED, ""))
+    return next((stated for stated in candidates if stated.licence != NOT_STATED), LicenceStatement(NOT_STATED, ""))
 
 
 def package_licence(name: str) -> str:
@@ -191,17 +191,17 @@ def package_licence(name: str) -> str:
     )
 
 
-def _of_file(place: Path) -> Iterator[Stated]:
+def _of_file(place: Path) -> Iterator[LicenceStatement]:
     """Yield licences that a file states."""
     if place.suffix.lower() == ".gguf":
-        yield Stated(canonical(str(read_gguf(place).metadata.get("general.license", ""))), place.name)
+        yield LicenceStatement(canonical(str(read_gguf(place).metadata.get("general.license", ""))), place.name)
     sidecar = place.with_name(f"{place.name}.license")
     if sidecar.is_file() and (tag := _TAG.search(_text(sidecar))):
-        yield Stated(canonical(tag[1]), sidecar.name)
+        yield LicenceStatement(canonical(tag[1]), sidecar.name)
     yield from _of_card(place.parent / CARD, own=False)
 
 
-def _of_folder(folder: Path) -> Iterator[Stated]:
+def _of_folder(folder: Path) -> Iterator[LicenceStatement]:
     """Yield licences that a folder states."""
     yield from _of_card(folder / CARD)
     if (config := folder / "config.json").is_file():
@@ -210,15 +210,15 @@ def _of_folder(folder: Path) -> Iterator[Stated]:
         except (ValueError, AttributeError):  # told by whoever loads the model
             licence = None
         if isinstance(licence, str):
-            yield Stated(canonical(licence), config.name)
+            yield LicenceStatement(canonical(licence), config.name)
     for name in _TEXTS:
         if (folder / name).is_file():
-            yield Stated(_recognised(_text(folder / name), name), name)
+            yield LicenceStatement(_recognised(_text(folder / name), name), name)
     for file in sorted(folder.glob("*.gguf"))[:1]:
-        yield Stated(canonical(str(read_gguf(file).metadata.get("general.license", ""))), file.name)
+        yield LicenceStatement(canonical(str(read_gguf(file).metadata.get("general.license", ""))), file.name)
 
 
-def _of_card(card: Path, own: bool = True) -> Iterator[Stated]:
+def _of_card(card: Path, own: bool = True) -> Iterator[LicenceStatement]:
     """Yield the licence of a card as the Hub reads it: `license`, one or a list, or `license_name` if that is `other`.
 
     With ``own`` False the file may be a page that is not the source's card, and may be invalid.
@@ -241,7 +241,7 @@ def _of_card(card: Path, own: bool = True) -> Iterator[Stated]:
     if licence == "other":
         licence = fields.get("license_name")
     licences = licence if isinstance(licence, list) else [licence or ""]
-    yield Stated(joined(canonical(str(name)) for name in licences), card.name)
+    yield LicenceStatement(joined(canonical(str(name)) for name in licences), card.name)
 
 
 def _recognised(text: str, name: str) -> str:

@@ -15,13 +15,13 @@ from compress.data.source import find
 from compress.formats.registry import RUNTIMES
 from compress.pipeline.licence_detection import (
     NOT_STATED,
-    Stated,
+    LicenceStatement,
     canonical,
     duties,
+    find_licence,
     is_known,
     joined,
     package_licence,
-    stated_by,
 )
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import LOCK, REPORT
@@ -78,7 +78,7 @@ def find_licences(recipe: Recipe, folder: Path, fetch: bool = False) -> tuple[Li
         # A licence in the files wins over that of an earlier run which made them.
         stated, earlier = _stated(source, path, recipe, fetch), _earlier(source, path)
         if earlier and not stated.by:
-            stated = Stated(carried(earlier.licences), f"run {earlier.recipe}")
+            stated = LicenceStatement(carried(earlier.licences), f"run {earlier.recipe}")
         # The record of a source.
         name = Path(source.name).name if Path(source.name).is_absolute() else source.name
         records.append(
@@ -197,7 +197,7 @@ def _shown(record: LicenceRecord) -> str:
     return f"{of}, {record.licence}"
 
 
-def _stated(source: Source, place: Path | None, recipe: Recipe, fetch: bool) -> Stated:
+def _stated(source: Source, place: Path | None, recipe: Recipe, fetch: bool) -> LicenceStatement:
     """Return the licence that the recipe, a sample, a file or a card states for a source.
 
     Args:
@@ -207,12 +207,12 @@ def _stated(source: Source, place: Path | None, recipe: Recipe, fetch: bool) -> 
         fetch: Download cards of the Hub.
     """
     if (licence := recipe.licences.stated.get(source.name)) is not None:
-        return Stated(canonical(licence), "the recipe")
+        return LicenceStatement(canonical(licence), "the recipe")
     if is_sample(source.name):
         sample = known_samples().get(source.name.removeprefix("sample:"))
         licence_of_sample = canonical(sample.spdx or sample.licence) if sample else NOT_STATED
-        return Stated(licence_of_sample, "the sample" if licence_of_sample != NOT_STATED else "")
-    stated = stated_by(place) if place is not None else Stated(NOT_STATED, "")
+        return LicenceStatement(licence_of_sample, "the sample" if licence_of_sample != NOT_STATED else "")
+    stated = find_licence(place) if place is not None else LicenceStatement(NOT_STATED, "")
     # True for a download of the Hub's library, which does not contain the card.
     if stated.by or (place is not None and place.exists() and place.parent.name != "snapshots"):
         return stated
@@ -220,8 +220,8 @@ def _stated(source: Source, place: Path | None, recipe: Recipe, fetch: bool) -> 
         return stated
     card = hub_card(source.name, "dataset" if source.is_data else "model", fetch)
     if card is None:
-        return Stated(NOT_STATED, "" if fetch else _LATER)
-    return stated_by(card)
+        return LicenceStatement(NOT_STATED, "" if fetch else _LATER)
+    return find_licence(card)
 
 
 def _place(source: Source, data: DataConfig, folder: Path) -> Path | None:

@@ -85,7 +85,7 @@ def _made_of(runner: StageRunner, label: str) -> str:
 
 @dataclass
 class Findings:
-    """All measurements of one run."""
+    """Measurements of one run, with notes and everything else that the report shows."""
 
     measurements: list[Measurement] = field(default_factory=list)
     skipped: list[SkippedTarget] = field(default_factory=list)

@@ -238,7 +238,14 @@ def _trains_for_long(recipe: Recipe, sources: Sources, is_cached: Callable[[str]
 def plan_context(
     recipe: Recipe, sources: Sources, start: Shape | None, benchmarks: StageBenchmarks | None = None
 ) -> PlanContext:
-    """Return what stages predict their costs from: sizes of the recipe's sources, and the benchmark's timings."""
+    """Return what stages predict their costs from: sizes of the recipe's sources, and the benchmark's timings.
+
+    Args:
+        recipe: The recipe.
+        sources: Sizes of its model and data.
+        start: Shape of the starting model, or None if unknown.
+        benchmarks: Timings of stages on a few batches, if there are any.
+    """
     texts = sources.texts
     answers = benchmarks.answer_seconds / max(benchmarks.start.working, 1.0) if benchmarks else None
     return PlanContext(

@@ -15,11 +15,11 @@ from compress.pipeline.licence_detection import (
     NOT_STATED,
     canonical,
     duties,
+    find_licence,
     hub_name,
     is_known,
     joined,
     package_licence,
-    stated_by,
 )
 from compress.pipeline.licences import carried, find_licences, objections, refuse_forbidden
 from compress.recipe.recipe import Recipe
@@ -97,27 +97,27 @@ def _gguf(path: Path, licence: str) -> Path:
 
 
 def test_places_where_a_source_says_it(tmp_path: Path) -> None:
-    assert stated_by(place(tmp_path, "card", "bigscience-openrail-m")) == (
+    assert find_licence(place(tmp_path, "card", "bigscience-openrail-m")) == (
         "LicenseRef-bigscience-openrail-m",
         "README.md",
     )
-    assert stated_by(place(tmp_path, "several", "[mit, cc-by-4.0]")).licence == "CC-BY-4.0 AND MIT"
-    assert stated_by(place(tmp_path, "other", "other\nlicense_name: my-terms")).licence == "LicenseRef-my-terms"
-    assert stated_by(_gguf(tmp_path / "model.gguf", "llama3.1")) == ("LicenseRef-llama3.1", "model.gguf")
+    assert find_licence(place(tmp_path, "several", "[mit, cc-by-4.0]")).licence == "CC-BY-4.0 AND MIT"
+    assert find_licence(place(tmp_path, "other", "other\nlicense_name: my-terms")).licence == "LicenseRef-my-terms"
+    assert find_licence(_gguf(tmp_path / "model.gguf", "llama3.1")) == ("LicenseRef-llama3.1", "model.gguf")
     config = place(tmp_path, "config")
     (config / "config.json").write_text(json.dumps({"license": "mit"}))
-    assert stated_by(config) == ("MIT", "config.json")
+    assert find_licence(config) == ("MIT", "config.json")
     (tmp_path / "rows.csv").write_text("text,label\n")
-    assert stated_by(tmp_path / "rows.csv") == (NOT_STATED, "")
+    assert find_licence(tmp_path / "rows.csv") == (NOT_STATED, "")
     # REUSE 3.3: the licence of a file that has no comments stands beside it.
     (tmp_path / "rows.csv.license").write_text(
         "SPDX-FileCopyrightText: 2026 Me\n\nSPDX-License-Identifier: CC-BY-4.0\n"
     )
-    assert stated_by(tmp_path / "rows.csv") == ("CC-BY-4.0", "rows.csv.license")
+    assert find_licence(tmp_path / "rows.csv") == ("CC-BY-4.0", "rows.csv.license")
     (place(tmp_path, "broken") / "README.md").write_text("---\nlicense: [mit\n---\n")
-    assert stated_by(tmp_path / "broken" / "rows.csv") == (NOT_STATED, "")
+    assert find_licence(tmp_path / "broken" / "rows.csv") == (NOT_STATED, "")
     with pytest.raises(InputError, match="front matter is no YAML"):
-        stated_by(tmp_path / "broken")
+        find_licence(tmp_path / "broken")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_places_where_a_source_says_it(tmp_path: Path) -> None:
 )
 def test_a_licence_is_told_by_its_text(text: str, expected: str, tmp_path: Path) -> None:
     (tmp_path / "LICENSE").write_text(text)
-    assert stated_by(tmp_path) == (expected, "LICENSE")
+    assert find_licence(tmp_path) == (expected, "LICENSE")
 
 
 def test_packages_say_it_in_their_metadata() -> None:

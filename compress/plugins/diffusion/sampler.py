@@ -3,6 +3,7 @@
 It is the loop of diffusers' StableDiffusionPipeline and LatentConsistencyModelPipeline for components of any runtime.
 """
 
+# Shapes: latents are [batch, channels, height, width].
 from __future__ import annotations
 
 import copy
@@ -84,7 +85,7 @@ class DiffusionSampler:
 
     @property
     def guided(self) -> bool:
-        """Whether the denoiser also runs with the empty prompt, for classifier-free guidance."""
+        """True if the denoiser also runs with the empty prompt, for classifier-free guidance."""
         return self.sampling.guidance > 1 and not self.latents.condition
 
     def generate(

@@ -47,26 +47,30 @@ class Schedule(KeepsShape, Stage[TorchModel, TorchModel]):
         return self
 
     def needs(self) -> Requirements:
-        """Prompts, where schedulers are compared."""
+        """Return the training split if schedulers are compared on its prompts."""
         return Requirements(splits=("train",) if self.scheduler == _BEST else ())
 
     def output_spec(self) -> OutputSpec:
-        """Return that no weight differs."""
+        """Guarantee that no weight changes."""
         return OutputSpec(changes_weights=False)
 
     def check_model(self, start: Path) -> None:
-        """Raises `InputError` for a scheduler that diffusers doesn't have."""
+        """Raise `InputError` for a scheduler that diffusers does not have."""
         if self.scheduler not in (None, _BEST):
             from compress.plugins.diffusion.scheduler import find_scheduler_class
 
             find_scheduler_class(str(self.scheduler))
 
     def infer_shapes(self, model: TorchModel, context: Context) -> TorchModel:
-        """The same, as far as bytes go."""
+        """Return the model itself, because no size changes."""
         return model
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
-        """Raises `InputError` for a scheduler that does not fit the denoiser, with the reason."""
+        """Return the model with the scheduler and the number of steps.
+
+        Raises:
+            InputError: The scheduler does not fit the denoiser.
+        """
         from dataclasses import replace
 
         from compress.plugins.diffusion.noised_latents import reference_trajectory
@@ -80,6 +84,7 @@ class Schedule(KeepsShape, Stage[TorchModel, TorchModel]):
             name = self.scheduler or type(model.scheduler).__name__
             choice = SchedulerChoice(name, self.config)
             return replace(model, scheduler=build_scheduler(model.scheduler, choice, self.steps))
+        # `best`: compare schedulers by their distance from a trajectory of many steps.
         trajectory = reference_trajectory(model, context, self.prompts, self.reference_steps)
         scheduler, trials = trajectory.best_scheduler(self.steps)
         context.add_table(

@@ -50,7 +50,7 @@ class SchedulerTable:
 
     @property
     def adds_noise(self) -> bool:
-        """Whether any step adds noise."""
+        """True if any step adds noise."""
         return any(value for row in self.added for value in row)
 
     def sample(

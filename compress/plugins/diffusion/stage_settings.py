@@ -49,7 +49,7 @@ class DenoiserPruning(Frozen):
 
     @property
     def prunes_channels(self) -> bool:
-        """Whether channels are removed."""
+        """True if channels are removed."""
         return self._ways() > 0
 
     def _ways(self) -> int:
@@ -144,7 +144,7 @@ class StepDistillation(DenoiserDistillation):
 
     @property
     def conditions_on_guidance(self) -> bool:
-        """Whether the student gets the guidance scale as an input."""
+        """True if the student gets the guidance scale as an input."""
         return isinstance(self.guidance, tuple)
 
 

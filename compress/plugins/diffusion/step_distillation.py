@@ -135,7 +135,7 @@ class StepTrainer:
 
     @property
     def guides(self) -> bool:
-        """Whether classifier-free guidance is folded in."""
+        """True if classifier-free guidance is folded in."""
         return self.settings.guidance_range[1] > 1
 
     @property

@@ -38,22 +38,22 @@ _STARTER: dict[str, object] = {
 }
 
 
-class Drawn:
-    """The pictures as they are: a `Head`."""
+class GeneratedImages:
+    """Model head whose answer is the generated images themselves."""
 
     outputs: ClassVar[tuple[str, ...]] = (_PICTURES,)
     answer: ClassVar[str] = _PICTURES
     answer_label: ClassVar[str] = "pictures"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """[batch, height, width, channels] from 0 to 1."""
+        """Return the images, [batch, height, width, channels], with values from 0 to 1."""
         return outputs[_PICTURES]
 
 
 class TextToImage(Task):
-    """Hugging Face `text-to-image`: of each row, `text` is a prompt and `image`, where there is one, what it shows.
+    """Hugging Face `text-to-image`: in each row, `text` is a prompt and `image`, if present, is an image that fits it.
 
-    Row i is drawn from the noise of seed i, so that models and stages are compared picture by picture.
+    The image of row i is generated from noise with seed i, so that models and stages are compared image by image.
     """
 
     name = "text-to-image"
@@ -76,10 +76,11 @@ class TextToImage(Task):
         return load_pipeline(directory)
 
     def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """Token ids, noise and its seed of every prompt; pictures [n, height, width, channels] in levels as labels.
+        """Return token ids, noise and its seed for every prompt, with images [n, height, width, channels] as labels.
 
-        ``max_length`` has no say: the model's own length of a prompt has. The note says how many are cut. Beside its
-        inputs an example has the name of its `class`, where the rows have one. Raises `DataError` for a broken image.
+        ``max_length`` has no effect, because the model limits the length of prompts. The note states how many prompts
+        are
+        truncated. If the rows have a `class`, the examples contain it. Raises `DataError` for a broken image.
         """
         import numpy as np
 
@@ -103,16 +104,16 @@ class TextToImage(Task):
             pictures = decode_images(rows["image"].to_pylist(), processor.image_shape)
         note = f"{len(cut)} of {len(prompts)} prompts are cut at {processor.length} tokens" if cut else ""
         padding = dict.fromkeys((_IDS, _NOISE, _SEED))
-        return Examples(inputs, padding, pictures, note=note, sizes=processor.sizes(prompts), head=Drawn())
+        return Examples(inputs, padding, pictures, note=note, sizes=processor.sizes(prompts), head=GeneratedImages())
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """Not of pictures: who trains a denoiser looks at noise. Raises `ModelError`."""
+        """Raise `ModelError`, because a denoiser is trained on noise and has no loss of a whole image."""
         raise ModelError(f"Models for {self.name} have no loss of a whole picture.", expected="a stage for its parts")
 
     def collect(
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
-        """The pictures in levels, [batch, height, width, channels] uint8, and the names of their classes."""
+        """Return the images as levels, [batch, height, width, channels] uint8, and the names of their classes."""
         from compress.plugins.diffusion.image_metrics import to_uint8
 
         kept = {_PICTURES: to_uint8(outputs[_PICTURES])}
@@ -123,7 +124,14 @@ class TextToImage(Task):
         return kept
 
     def measure(self, kept: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-        """How much the pictures differ within themselves: that of one gray is 0."""
+        """Return the contrast within the images, which is 0 for a uniform gray.
+
+        Args:
+            kept: Collected outputs of all rows.
+            labels: Images of the rows, if any.
+            model: Label of the model.
+            target: Name of the target.
+        """
         from compress.plugins.diffusion.image_metrics import contrast_row
 
         return [contrast_row(kept[_PICTURES], model, target)]
@@ -131,13 +139,20 @@ class TextToImage(Task):
     def compare(
         self, kept: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
     ) -> list[Measurement]:
-        """How near each picture is to the baseline's of the same prompt and noise."""
+        """Return the similarity of each image to the baseline's image of the same prompt and noise.
+
+        Args:
+            kept: Collected outputs of all rows.
+            reference: Collected outputs of the baseline.
+            model: Label of the model.
+            target: Name of the target.
+        """
         from compress.plugins.diffusion.image_metrics import similarity_rows
 
         return similarity_rows(kept[_PICTURES], reference[_PICTURES], model, target)
 
     def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
-        """None: pictures are no classes."""
+        """Return None, because images are not classes."""
         return None
 
 

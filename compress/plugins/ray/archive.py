@@ -1,4 +1,4 @@
-"""Folders as bytes, to travel between machines."""
+"""Folders as tar archives in memory, for the transfer between machines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MEND = "free space where the worker keeps its files (COMPRESS_WORKER_FOLDER)"
 
 
 def pack(folder: Path) -> bytes:
-    """All files below a folder, as a tar; links are followed."""
+    """Return all files below a folder as a tar archive. Links are followed."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w", dereference=True) as tar:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -23,16 +23,17 @@ def pack(folder: Path) -> bytes:
 
 
 def unpack(content: bytes, folder: Path) -> None:
-    """Write the files into a folder, which may be there already; none outside of it."""
+    """Write the files of an archive into a folder, which may exist. Members outside of the folder are refused."""
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(fileobj=io.BytesIO(content), mode="r") as tar:
         tar.extractall(folder, filter="data")
 
 
 def unpack_verified(content: bytes, digest: str, folder: Path) -> None:
-    """The files of that digest in a folder of their own, put there whole or not at all.
+    """Write the files of an archive into a new folder, which appears complete or not at all.
 
-    Raises `StorageError` where they are others, or cannot be written.
+    Raises:
+        StorageError: The files have another digest, or cannot be written.
     """
 
     def write(made: Path) -> None:

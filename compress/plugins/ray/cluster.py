@@ -1,4 +1,4 @@
-"""A Ray cluster as a search sees it: which machines may work, which may take times, and why others may not."""
+"""View of a Ray cluster: the machines that may run stages or timings, and the reasons why others may not."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ANSWERS_WITHIN = 120.0
 
 @dataclass(eq=False)
 class ClusterNode:
-    """One machine of the cluster, or a part of one. ``busy`` is how many pieces of work it has now."""
+    """One Ray node: a machine of the cluster, or a part of one. ``busy`` is the number of its running work items."""
 
     id: str
     machine: MachineInfo
@@ -35,15 +35,18 @@ class ClusterNode:
 
     @property
     def name(self) -> str:
-        """How a message calls it."""
+        """Name in messages: the host and the beginning of the node's id."""
         return f"{self.machine.host} ({self.id[:6]})"
 
 
 class Cluster:
-    """The machines behind an address, `HOST:PORT` or `auto`; with none, this one alone, as its own cluster.
+    """The machines behind an address, `HOST:PORT` or `auto`. Without an address this machine is its own cluster.
 
-    A piece of work has as many ``threads`` as it would have here. Raises `InputError` where the cluster cannot be
-    reached or no machine of it may work, `MissingExtraError` without Ray.
+    Each work item has as many ``threads`` as it would have on this machine.
+
+    Raises:
+        InputError: The cluster cannot be reached, or none of its machines can work.
+        MissingExtraError: Ray is not installed.
     """
 
     def __init__(self, address: str, target: str, packages: Sequence[str], threads: int, progress: Progress) -> None:
@@ -73,66 +76,69 @@ class Cluster:
             )
 
     def refresh(self) -> None:
-        """Meet machines that have come, and forget those that have gone."""
-        alive = {each["NodeID"]: each["Resources"] for each in self.ray.nodes() if each["Alive"]}
-        for gone in [self.nodes.pop(name) for name in self.nodes.keys() - alive.keys()]:
-            self.progress.note(f"worker {gone.name} has gone")
+        """Add machines that have joined the cluster, and remove those that have left it."""
+        alive = {node["NodeID"]: node["Resources"] for node in self.ray.nodes() if node["Alive"]}
+        for lost in [self.nodes.pop(name) for name in self.nodes.keys() - alive.keys()]:
+            self.progress.note(f"worker {lost.name} has gone")
+        # A node that was dropped stays known, so that it does not come back.
         new = {name: resources for name, resources in alive.items() if name not in self._known}
         self._known |= new.keys()
-        asked = {
+        # All nodes are asked before the first answer is awaited, since each starts a process.
+        references = {
             name: self.remote(machine_info, name, 0).remote(tuple(self._packages))
             for name, resources in new.items()
             if (resources.get("CPU", 0) >= 1 or self.resource in resources)
         }
-        for name, reference in asked.items():
+        for name, reference in references.items():
             self._meet(name, new[name], reference)
 
     def remote(self, function: object, node: str, processors: float) -> Any:
-        """A function as a task of that machine; whoever asks sees to it when a worker dies."""
+        """Return a function as a Ray task of one node. The caller handles the death of its worker."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        place = NodeAffinitySchedulingStrategy(node, soft=False)
-        return self.ray.remote(function).options(num_cpus=processors, max_retries=0, scheduling_strategy=place)
+        strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+        return self.ray.remote(function).options(num_cpus=processors, max_retries=0, scheduling_strategy=strategy)
 
     def _meet(self, name: str, resources: dict[str, float], reference: object) -> None:
+        """Add a node if it computes the same files as this machine, and note why not otherwise."""
         try:
-            told: MachineInfo = self.ray.get(reference, timeout=_ANSWERS_WITHIN)
+            machine: MachineInfo = self.ray.get(reference, timeout=_ANSWERS_WITHIN)
         except self.ray.exceptions.RayError as error:
             why = first_line(error.cause if isinstance(error, self.ray.exceptions.RayTaskError) else error)
             self.progress.note(
                 f"worker {name[:6]} gets nothing: it can't load compress ({why}); pip install 'compress[ray]' there"
             )
             return
-        node = ClusterNode(name, told, int(resources.get("CPU", 0)) // self.threads, self.resource in resources)
-        if (other := self.here.differs(told)) is not None:
+        node = ClusterNode(name, machine, int(resources.get("CPU", 0)) // self.threads, self.resource in resources)
+        if (other := self.here.differs(machine)) is not None:
             self.progress.note(f"worker {node.name} gets nothing: it has {other}")
             return
-        said = f"worker {node.name}: {node.slots} at once, {self.threads} threads each"
+        note = f"worker {node.name}: {node.slots} at once, {self.threads} threads each"
         if not node.slots and not node.has_target:
-            said += f"; it has too few processors for {self.threads} (OMP_NUM_THREADS)"
-        if told.is_timed_as != self.here.is_timed_as:
+            note += f"; it has too few processors for {self.threads} (OMP_NUM_THREADS)"
+        if machine.is_timed_as != self.here.is_timed_as:
             node.has_target = False
-            said += f"; no times are taken there, its processor is another ({told.processor})"
-            if told.processor_class != self.here.processor_class:
-                said += f", and nothing is judged there ({told.processor_class}, here {self.here.processor_class})"
-        self.progress.note(said)
+            note += f"; no times are taken there, its processor is another ({machine.processor})"
+            if machine.processor_class != self.here.processor_class:
+                note += f", and nothing is judged there ({machine.processor_class}, here {self.here.processor_class})"
+        self.progress.note(note)
         self.nodes[name] = node
 
     def can_evaluate(self, node: ClusterNode) -> bool:
-        """Whether answers there are what they would be here: 8-bit products are a processor's own."""
+        """Return True if predictions there equal those here. Rounding in 8-bit products depends on the processor."""
         return node.machine.processor_class == self.here.processor_class
 
     def is_local(self, node: ClusterNode) -> bool:
-        """Whether it is on this machine."""
+        """Return True if the node is on this machine."""
         return node.machine.host == socket.gethostname()
 
     def drop(self, node: ClusterNode, why: str) -> None:
-        """Give a machine nothing more. Raises `DeviceError` where it was the last."""
+        """Give a machine no more work."""
         self.nodes.pop(node.id, None)
         self.progress.note(f"worker {node.name} gets nothing more: {why}")
 
     def check_any(self) -> None:
-        """Raise `DeviceError` where nobody is left to work."""
+        """Raise `DeviceError` if no machine is left."""
         if not any(node.slots for node in self.nodes.values()):
             raise DeviceError(
                 "No worker is left.",
@@ -140,7 +146,7 @@ class Cluster:
             )
 
     def close(self) -> None:
-        """Leave the cluster, unless somebody else had entered it."""
+        """Leave the cluster, unless Ray was initialized before."""
         if self.began_here:
             self.ray.shutdown()
 
@@ -148,6 +154,7 @@ class Cluster:
 def _connect(ray: ModuleType, address: str, threads: int) -> None:
     address = address or os.environ.get("RAY_ADDRESS", "")
     options: dict[str, Any] = {"configure_logging": False, "log_to_driver": False, "include_dashboard": False}
+    # Ray waits for minutes if nothing listens at the address, so try the port first.
     if address and address != "auto":
         _check_reached(address)
     try:

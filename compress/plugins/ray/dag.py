@@ -1,4 +1,4 @@
-"""What journeys have in common: a tree of stages, each to be done once, and a look at the end of each journey."""
+"""Graph of the work of several jobs: shared stages are one work item, and evaluations are its leaves."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from compress.utils.errors import CompressError
 
 @dataclass(eq=False)
 class WorkItem:
-    """One piece of work: a stage, or with no ``label`` the look at the end of a journey.
+    """One task: a stage, or an evaluation or timing if it has no ``label``.
 
-    ``before`` is the stage that it follows. ``trip`` is the first journey that needs it; ``urgency`` the seconds of
-    the longest one.
+    ``previous`` is the stage before it. ``dag_job`` is the first job that needs it. ``urgency`` is the number of
+    seconds
+    of the longest job that needs it.
     """
 
     dag_job: DagJob
@@ -47,7 +48,7 @@ class WorkItem:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it can begin now."""
+        """True if it can begin now."""
         waits = self.baseline_item is not None and not (self.baseline_item.done or self.baseline_item.error)
         return not (self.done or self.error or self.is_running or waits) and (
             self.previous is None or self.previous.done
@@ -55,11 +56,11 @@ class WorkItem:
 
     @property
     def is_timing(self) -> bool:
-        """Whether nothing else may run beside it."""
+        """True if nothing else may run at the same time."""
         return self is self.dag_job.timing
 
     def inputs(self) -> list[Entry]:
-        """The outputs of the stages before it, in their order."""
+        """Return the outputs of the stages before it, in their order."""
         if self.previous is None:
             return []
         own = [] if self.previous.entry is None else [self.previous.entry]
@@ -67,21 +68,21 @@ class WorkItem:
 
     @property
     def is_baseline_evaluation(self) -> bool:
-        """Whether it is only for looks to come, and may wait for stages."""
+        """True if it evaluates the baseline, which only later evaluations need."""
         return self is self.dag_job.baseline_evaluation
 
     def available_entries(self) -> list[Entry]:
-        """Everything of other work that it may have use for."""
+        """Return the cache entries of other work that it may read."""
         return [*self.inputs(), *(() if self.baseline_item is None else self.baseline_item.entries)]
 
     def failure(self) -> CompressError | None:
-        """What it, or a stage before it, failed by."""
+        """Return its error or that of a stage before it, or None."""
         return self.error or (self.previous.failure() if self.previous is not None else None)
 
 
 @dataclass(eq=False)
 class DagJob:
-    """A journey on its way. ``stages`` may be other trips' too."""
+    """A job with its work items. Other jobs may share its ``stages``."""
 
     job: Job
     stages: list[WorkItem] = field(default_factory=list)
@@ -92,22 +93,22 @@ class DagJob:
 
     @property
     def required_items(self) -> list[WorkItem]:
-        """What has to be done for it, in this order."""
+        """Work items that the job needs, in order."""
         return [*self.stages, *filter(None, (self.evaluation, self.timing))]
 
     @property
     def all_items(self) -> list[WorkItem]:
-        """The same, and what others need not do then."""
+        """Required work items, and the evaluation of the baseline."""
         return [*filter(None, (self.baseline_evaluation,)), *self.required_items]
 
     @property
     def failure(self) -> CompressError | None:
-        """What it failed by."""
-        return next((found for work in self.required_items if (found := work.failure()) is not None), None)
+        """First error of the required work items, or None."""
+        return next((error for work in self.required_items if (error := work.failure()) is not None), None)
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing is left to do."""
+        """True if nothing is left to do."""
         return self.failure is not None or all(work.done for work in self.required_items)
 
 
@@ -116,20 +117,24 @@ WorkItems = dict[tuple[object, ...], WorkItem]
 
 
 def build_dag(jobs: Sequence[Job], items: WorkItems) -> list[DagJob]:
-    """The journeys with the work that each needs; what several need is one piece of work, added to ``works``."""
+    """Return the jobs with their work items. Items that several jobs need are created once and added to ``items``."""
     dag_jobs = []
     for job in jobs:
         dag_job = DagJob(job)
         previous: WorkItem | None = None
+        # Two stages with the same name have the same output, so they become one work item.
         name, *names = _names(job.recipe)
-        made: dict[str, tuple[WorkItem | None, tuple[object, ...]]] = {START: (None, name)}
+        outputs: dict[str, tuple[WorkItem | None, tuple[object, ...]]] = {START: (None, name)}
         for label, name in zip(job.labels(), names, strict=False):
             previous = _shared(items, name, dag_job, label, previous)
-            made[label] = previous, name
+            outputs[label] = previous, name
             dag_job.stages.append(previous)
+        # Jobs with the same baseline share its evaluation, which runs as soon as the baseline exists.
         if job.evaluate_baseline is not None:
-            at, named = made[job.recipe.baseline]
-            dag_job.baseline_evaluation = _shared(items, (*named, job.evaluate_baseline), dag_job, None, at)
+            baseline_stage, baseline_name = outputs[job.recipe.baseline]
+            dag_job.baseline_evaluation = _shared(
+                items, (*baseline_name, job.evaluate_baseline), dag_job, None, baseline_stage
+            )
         if job.evaluate is not None:
             previous = dag_job.evaluation = _shared(items, (*name, job.evaluate), dag_job, None, previous)
             previous.baseline_item = dag_job.baseline_evaluation
@@ -142,22 +147,23 @@ def build_dag(jobs: Sequence[Job], items: WorkItems) -> list[DagJob]:
 def _shared(
     items: WorkItems, name: tuple[object, ...], dag_job: DagJob, label: str | None, previous: WorkItem | None
 ) -> WorkItem:
-    found = items.get(name)
-    if found is None or found.failure() is not None:
-        found = items[name] = WorkItem(dag_job, label, previous)
-    found.urgency = max(found.urgency, dag_job.job.seconds)
-    return found
+    item = items.get(name)
+    if item is None or item.failure() is not None:
+        item = items[name] = WorkItem(dag_job, label, previous)
+    item.urgency = max(item.urgency, dag_job.job.seconds)
+    return item
 
 
 def _names(recipe: Recipe) -> list[tuple[object, ...]]:
     """For the start and each stage a digest of everything that decides its output."""
-    told = recipe.model_dump(
+    inputs = recipe.model_dump(
         mode="json",
         include={"task", "model", "module", "module_arguments", "random_weights", "trust_remote_code", "data", "seed"},
     )
-    sofar = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    names: list[tuple[object, ...]] = [(sofar.hexdigest(),)]
+    total = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode())
+    names: list[tuple[object, ...]] = [(total.hexdigest(),)]
     for stage in recipe.stages:
-        sofar.update(json.dumps(stage.model_dump(mode="json"), sort_keys=True).encode())
-        names.append((sofar.copy().hexdigest(),))
+        # The digest covers all stages so far, since the output depends on each of them.
+        total.update(json.dumps(stage.model_dump(mode="json"), sort_keys=True).encode())
+        names.append((total.copy().hexdigest(),))
     return names

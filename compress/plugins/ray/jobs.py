@@ -1,4 +1,4 @@
-"""Recipes that are taken down the road together, and what comes of each; here, or on other machines."""
+"""Jobs that run together, and their results, in this process or on other machines."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ RunnerFunction = Callable[[StageRunner], Any]
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe to be taken down the road, as far as the stage ``until`` (left out: all of it).
+    """A recipe to run up to the stage ``last_stage``, or completely.
 
-    ``then`` looks at what was made, beside other work; ``alone`` does so where nothing else runs, to take times.
-    ``early`` finds what ``then`` would of the baseline alone: with several workers it is done once for all journeys of
-    one baseline, as soon as that is made. ``seconds`` is what it will take, about: what takes longest begins first.
+    ``evaluate`` is called with the finished runner while other work runs. ``measure`` is called when nothing else runs,
+    to
+    take timings. ``evaluate_baseline`` computes the part of ``evaluate`` that concerns the baseline: with several
+    workers it
+    runs once for all jobs of one baseline. ``seconds`` is the estimated duration. The longest job begins first.
     """
 
     recipe: Recipe
@@ -36,16 +38,16 @@ class Job:
     evaluate_baseline: RunnerFunction | None = None
 
     def labels(self) -> tuple[str, ...]:
-        """Of the stages that it has."""
+        """Return the labels of the stages that the job runs."""
         every = self.recipe.labels()
         return every if self.last_stage is None else every[: every.index(self.last_stage) + 1]
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """What came of a journey. ``found`` and ``timed`` are what its two looks gave; with an ``error`` there is nothing.
+    """Result of a job: the outputs of ``evaluate`` and ``measure``, or an ``error``.
 
-    A stage that several journeys share is ``cached`` for all but the first; ``seconds`` is the work of its own.
+    A stage that several jobs share is ``cached`` for all but the first. ``seconds`` counts the job's own work.
     """
 
     stages: tuple[StageRecord, ...] = ()
@@ -60,31 +62,31 @@ Speculation = Callable[[Mapping[int, JobResult]], Sequence[Job]]
 
 
 class Workers(Protocol):
-    """Who takes journeys. Arrivals come in the order of the journeys, whichever ends first."""
+    """Interface of workers. Results come in the order of the jobs, whichever ends first."""
 
     @property
     def width(self) -> int:
-        """How many journeys can be under way at once."""
+        """Number of jobs that can run at once."""
 
     def run_all(self, jobs: Iterable[Job], guess: Speculation | None = None) -> Iterator[JobResult]:
-        """What comes of each. A full disk raises `StorageError`; another error is its journey's alone.
+        """Yield the result of each job. A full disk raises `StorageError`; another error belongs to its job alone.
 
-        Workers with nothing to do begin with what ``guess`` says.
+        Idle workers begin with the jobs that ``guess`` returns.
         """
 
     def prefetch(self, jobs: Sequence[Job]) -> None:
-        """What will be asked for later, surely; done where a worker would have nothing to do."""
+        """Add jobs that will be requested later, for idle workers."""
 
     def cancel(self) -> None:
-        """Stop what nobody waits for, so that nothing runs."""
+        """Stop all running work."""
 
     def close(self) -> None:
-        """Let everything go."""
+        """Release all resources."""
 
 
 @dataclass
 class JobContext:
-    """Roads of recipes in ``folder`` that share a cache, and their data, which is read once."""
+    """Runners of recipes in ``folder`` that share a cache and their data, which is read once."""
 
     folder: Path
     artifacts: Path
@@ -93,46 +95,53 @@ class JobContext:
     """Data of the last recipe, with the fields of the recipe that determine it."""
 
     def runner(self, recipe: Recipe) -> StageRunner:
-        """The road of a recipe, not travelled yet."""
+        """Return a new runner of a recipe."""
         runner = StageRunner(recipe, self.folder, self.artifacts, self.progress)
-        told = recipe.data, recipe.task, recipe.slices
-        if self._read is not None and self._read[0] == told:
+        fields = recipe.data, recipe.task, recipe.slices
+        if self._read is not None and self._read[0] == fields:
             runner.inputs.data = self._read[1]
         else:
-            self._read = told, runner.inputs.data
+            self._read = fields, runner.inputs.data
         return runner
 
 
 @dataclass
 class InProcessWorkers:
-    """One journey after another, in this process; the next is asked for when what came of the last has been taken."""
+    """Workers that run one job after another in this process.
+
+    The next job is requested after the last result was taken.
+    """
 
     context: JobContext
     width: int = 1
 
     def run_all(self, jobs: Iterable[Job], guess: Speculation | None = None) -> Iterator[JobResult]:
-        """What comes of each; nothing is guessed."""
+        """Yield the result of each job. There is no speculation."""
         yield from map(self._arrived, jobs)
 
     def _arrived(self, job: Job) -> JobResult:
+        """Run one job and return its result."""
         began = time.perf_counter()
         try:
             runner = self.context.runner(job.recipe)
             for label in job.labels():
                 runner.run_stage(label)
-            found, timed = (None if look is None else look(runner) for look in (job.evaluate, job.measure))
+            evaluation, timings = (
+                None if function is None else function(runner) for function in (job.evaluate, job.measure)
+            )
+        # A full disk would fail every other job too.
         except StorageError:
             raise
         except CompressError as error:
             return JobResult(error=error, seconds=time.perf_counter() - began)
-        stages = tuple(one.record for one in runner.results.values())
-        return JobResult(stages, found, timed, time.perf_counter() - began)
+        stages = tuple(result.record for result in runner.results.values())
+        return JobResult(stages, evaluation, timings, time.perf_counter() - began)
 
     def prefetch(self, jobs: Sequence[Job]) -> None:
-        """Nothing: this process is never idle."""
+        """Do nothing, because this process is never idle."""
 
     def cancel(self) -> None:
-        """Nothing: nothing runs."""
+        """Do nothing, because nothing runs between results."""
 
     def close(self) -> None:
-        """Nothing: there is nothing to let go."""
+        """Do nothing, because there are no resources."""

@@ -1,4 +1,4 @@
-"""Journeys on a Ray cluster: one task a stage, each once; what comes of it lies in this machine's cache too."""
+"""Workers on a Ray cluster: each stage is one task that runs once. Outputs also enter this machine's cache."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BESIDE = 1.5
 
 
 class RayWorkers:
-    """`Workers` on a cluster. Work that many journeys share is done once; the longest begins first."""
+    """`Workers` on a cluster. Jobs share their common stages, and the longest job begins first."""
 
     def __init__(self, cluster: Cluster, context: JobContext) -> None:
         self.cluster, self.context, self.ray = cluster, context, cluster.ray
@@ -41,15 +41,25 @@ class RayWorkers:
 
     @property
     def width(self) -> int:
-        """Pieces of work that the cluster takes at once."""
+        """Number of work items that the cluster runs at once."""
         return max(1, sum(node.slots for node in self.cluster.nodes.values()))
 
     def prefetch(self, jobs: Sequence[Job]) -> None:
-        """What machines do that would have nothing to do."""
+        """Add jobs that idle machines may run, because they will be requested later."""
         self._prefetched += build_dag(jobs, self._works)
 
     def run_all(self, jobs: Iterable[Job], guess: Speculation | None = None) -> Iterator[JobResult]:
-        """What comes of each, in their order. Raises `DeviceError` where no worker is left, `StorageError`."""
+        """Yield the result of each job, in the order of the jobs.
+
+        Args:
+            jobs: Jobs to run.
+            guess: Returns jobs that may come next, for machines that are idle.
+
+        Raises:
+            DeviceError: No worker is left.
+            StorageError: The driver's disk is full or cannot be written.
+        """
+        # Machines may have joined or left since the last call.
         self.cluster.refresh()
         dag_jobs = build_dag(list(jobs), self._works)
         self._speculation = SpeculativeScheduler(guess)
@@ -59,26 +69,29 @@ class RayWorkers:
                     self._start_work(dag_jobs)
                     if not self._measure_here(dag_jobs) and not dag_job.is_finished:
                         self._wait()
-                yield self._result(dag_job, told=True)
+                yield self._result(dag_job, final=True)
             dag_jobs = []
         finally:
             if dag_jobs:  # it was broken off
                 self.cancel()
-            kept = {*self._prefetched, *(item.dag_job for item, _ in self._running.values())}
-            self._works = {name: item for name, item in self._works.items() if item.dag_job in kept or item.is_guessed}
-            self._runners = {dag_job: runner for dag_job, runner in self._runners.items() if dag_job in kept}
+            unfinished = {*self._prefetched, *(item.dag_job for item, _ in self._running.values())}
+            self._works = {
+                name: item for name, item in self._works.items() if item.dag_job in unfinished or item.is_guessed
+            }
+            self._runners = {dag_job: runner for dag_job, runner in self._runners.items() if dag_job in unfinished}
             self._sending.forget_entries()
 
     def close(self) -> None:
-        """Stop what runs, and leave the cluster."""
+        """Stop running work and leave the cluster."""
         self.cancel()
         self.cluster.close()
 
     def cancel(self) -> None:
-        """Stop what runs."""
+        """Stop running work."""
         for reference in self._running:
             self.ray.cancel(reference, force=True)
         if self._running:
+            # Ray ends the processes in the background. Wait, so that no later timing is disturbed.
             self.ray.wait(list(self._running), num_returns=len(self._running), timeout=_STOPS_WITHIN)
         for item, node in self._running.values():
             item.is_running, node.busy = False, node.busy - 1
@@ -87,52 +100,56 @@ class RayWorkers:
     # What begins
 
     def _start_work(self, dag_jobs: Sequence[DagJob]) -> None:
-        """Give every machine that is free what is most urgent; what may wait, last."""
+        """Give every free machine the most urgent work, and optional work last."""
         while ready := self._ready_items(dag_jobs) or self._optional_items(dag_jobs):
             if not sum(self._start_item(item) for item in ready):
                 return
 
     def _optional_items(self, dag_jobs: Sequence[DagJob]) -> list[WorkItem]:
-        """What nobody waits for yet: sure to be wanted, or guessed to be, if it is done about when the others are."""
+        """Return work that no job waits for yet.
+
+        This is prefetched work, or speculative work that ends at about the same time as the running work.
+        """
         if any(dag_job.timing is not None and not dag_job.is_finished for dag_job in dag_jobs) or not any(
             node.busy < node.slots for node in self.cluster.nodes.values()
         ):
             return []
-        if sure := self._ready_items(self._prefetched):
-            return sure
+        if prefetched := self._ready_items(self._prefetched):
+            return prefetched
         if sum(not dag_job.is_finished for dag_job in dag_jobs) >= self.width:
             return []  # what they wait for now may be done in a moment
         now = time.perf_counter()
-        left = max((item.urgency - (now - item.began) for item, _ in self._running.values()), default=0.0)
-        arrived = {
-            place: self._result(dag_job, told=False) for place, dag_job in enumerate(dag_jobs) if dag_job.is_finished
+        remaining_seconds = max((item.urgency - (now - item.began) for item, _ in self._running.values()), default=0.0)
+        results = {
+            index: self._result(dag_job, final=False) for index, dag_job in enumerate(dag_jobs) if dag_job.is_finished
         }
-        short = [item for item in self._speculation.jobs(arrived) if item.seconds <= _BESIDE * left]
-        guessed = build_dag(short, self._works)
+        jobs = [item for item in self._speculation.jobs(results) if item.seconds <= _BESIDE * remaining_seconds]
+        guessed = build_dag(jobs, self._works)
         for item in (item for dag_job in guessed for item in dag_job.all_items):
             item.is_guessed = True
         return self._ready_items(guessed)
 
     def _ready_items(self, dag_jobs: Sequence[DagJob]) -> list[WorkItem]:
-        """Stages and looks that can begin, the most urgent first; of stages those that the cache doesn't have."""
+        """Return the work that can begin, the most urgent first. Stages whose outputs are cached are left out."""
         while True:
-            found = {
+            items = {
                 id(item): item
                 for dag_job in dag_jobs
                 if not dag_job.failure
                 for item in dag_job.all_items
                 if item.is_ready
             }
-            ready = [item for item in found.values() if not item.is_timing or self._has_timing_worker()]
+            ready = [item for item in items.values() if not item.is_timing or self._has_timing_worker()]
             for item in ready:
                 self._look_up(item)
+            # A cached output makes the stages after it ready, so look again until nothing changes.
             if not any(item.done or item.error for item in ready):
-                at_it = self._running_keys()
-                ready = [item for item in ready if item.label is None or item.key not in at_it]
+                running_keys = self._running_keys()
+                ready = [item for item in ready if item.label is None or item.key not in running_keys]
                 return sorted(ready, key=lambda item: (item.is_timing, item.is_baseline_evaluation, -item.urgency))
 
     def _look_up(self, item: WorkItem) -> None:
-        """Find out a stage's key, and take its output from the cache if it is there."""
+        """Compute the key of a stage, and take its output from the cache if it is there."""
         if item.label is None or item.is_looked_up:
             return
         try:
@@ -145,7 +162,7 @@ class RayWorkers:
             item.done = item.entry is not None
 
     def _running_keys(self) -> set[str]:
-        """Keys of the stages that run now: what comes to the same is not done twice."""
+        """Return the keys of the stages that run now, so that no stage with the same output runs twice."""
         return {item.key for item, _ in self._running.values() if item.key is not None}
 
     def _start_item(self, item: WorkItem) -> bool:
@@ -155,7 +172,10 @@ class RayWorkers:
         return node is not None
 
     def _node_for(self, item: WorkItem) -> ClusterNode | None:
-        """A free machine: of those that were not lost at it the one that has most of what it needs."""
+        """Return the free machine that already has most of the item's inputs.
+
+        Machines that were lost while they ran the item come last.
+        """
         nodes = list(self.cluster.nodes.values())
         if item.is_timing:
             # What runs now on the machine that it is on.
@@ -165,26 +185,30 @@ class RayWorkers:
                     for node in nodes
                     if node.has_target
                     and not sum(
-                        each.busy for each in self.cluster.nodes.values() if each.machine.host == node.machine.host
+                        neighbour.busy
+                        for neighbour in self.cluster.nodes.values()
+                        if neighbour.machine.host == node.machine.host
                     )
                 ),
                 None,
             )
+        # Work on the same host would disturb a timing, so such hosts get nothing else.
         timing = {node.machine.host for other, node in self._running.values() if other.is_timing}
         free = [node for node in nodes if node.busy < node.slots and node.machine.host not in timing]
         if item.label is None:
             free = [node for node in free if self.cluster.can_evaluate(node)]
-        before = item.available_entries()
+        inputs = item.available_entries()
 
         def merit(node: ClusterNode) -> tuple[bool, int, float]:
-            has = sum(entry.size_bytes for entry in before if entry.key in node.holds)
-            return node.id not in item.lost_on, has, -node.busy / node.slots
+            held_bytes = sum(entry.size_bytes for entry in inputs if entry.key in node.holds)
+            return node.id not in item.lost_on, held_bytes, -node.busy / node.slots
 
         return max(free, key=merit, default=None)
 
     def _submit(self, item: WorkItem, node: ClusterNode, missing: Iterable[str]) -> None:
         order = self._sending.order(item, self._runner(item.dag_job))
         references = self._sending.references(item, order, missing)
+        # A timing needs the whole machine, which `_node_for` has checked. Ray must not wait for free processors.
         processors = 0 if item.is_timing else self.cluster.threads
         reference = self.cluster.remote(execute, node.id, processors).remote(order, references)
         item.is_running, item.began = True, time.perf_counter()
@@ -192,7 +216,10 @@ class RayWorkers:
         self._running[reference] = item, node
 
     def _runner(self, dag_job: DagJob) -> StageRunner:
-        """The driver's own runner of a journey, as far as it has come. Raises what the recipe's sources do."""
+        """Return the driver's own runner of a job, with the stages that are finished.
+
+        Raises the errors of the recipe's sources.
+        """
         runner = self._runners.get(dag_job)
         if runner is None:
             runner = self._runners[dag_job] = self.context.runner(dag_job.job.recipe)
@@ -207,7 +234,7 @@ class RayWorkers:
         return any(node.has_target for node in self.cluster.nodes.values())
 
     def _measure_here(self, dag_jobs: Sequence[DagJob]) -> bool:
-        """Take one journey's times on this machine, if one is ready and nothing runs here; whether that was so."""
+        """Time one job's models on this machine if one is ready and nothing runs here. Return True if it did."""
         ready = [
             dag_job
             for dag_job in dag_jobs
@@ -230,12 +257,12 @@ class RayWorkers:
     # What ends
 
     def _wait(self) -> None:
-        """Take what ends next."""
+        """Wait for the next work to end, and handle its answer."""
         if not self._running:
-            known = set(self.cluster.nodes)
+            nodes_before = set(self.cluster.nodes)
             self.cluster.refresh()
             self.cluster.check_any()
-            if known == set(self.cluster.nodes):
+            if nodes_before == set(self.cluster.nodes):
                 raise DeviceError(
                     "No worker can judge what was made.",
                     expected=f"a machine whose processor is of the kind {self.cluster.here.processor_class}",
@@ -257,12 +284,12 @@ class RayWorkers:
                 item.tries += 1
                 item.lost_on.add(node.id)
                 self.cluster.refresh()
-                why = type(error).__name__
-                what = item.label or "judging"
-                self.cluster.progress.note(f"{what}: worker {node.name} was lost ({why}); it is done again")
+                reason = type(error).__name__
+                name = item.label or "judging"
+                self.cluster.progress.note(f"{name}: worker {node.name} was lost ({reason}); it is done again")
                 if item.tries == _TRIES:
                     item.error = StageError(
-                        f"Stage {what!r}: {_TRIES} workers were lost at it, the last one by {why}.",
+                        f"Stage {name!r}: {_TRIES} workers were lost at it, the last one by {reason}.",
                         hint="look at the memory of the machines; with more OMP_NUM_THREADS fewer tasks run at once",
                     )
                 self.cluster.check_any()
@@ -278,12 +305,14 @@ class RayWorkers:
     ) -> None:
         match answer:
             case MissingInputs():
+                # The machine lacks inputs, so send the same order again with them.
                 self._submit(item, node, answer.digests)
             case WorkFailure() if answer.storage:
                 self._drop(node, f"{answer.what} ({answer.where})")
             case WorkFailure():
                 item.error = StageError(answer.what, where=answer.where, expected=answer.expected, hint=answer.hint)
             case WorkResult() if item.label is not None and answer.entries[0].key != item.key:
+                # Another key means that the machine computes something else, such as with another package version.
                 self._drop(node, "it makes other files than this machine would")
             case WorkResult():
                 entries = [self._receive_entry(sent) for sent in answer.entries]
@@ -296,65 +325,77 @@ class RayWorkers:
                     self._seconds_of_entries[entries[0].key] = answer.seconds
 
     def _receive_entry(self, sent: TransferredEntry) -> Entry:
-        """A worker's entry in the driver's cache."""
+        """Return a worker's entry as an entry of the driver's cache."""
         if sent.content is not None:
             content = sent.content
             return self.cache.admit(sent.key, sent.record, lambda files: unpack(content, files))
-        found = self.cache.find(sent.key)
-        if found is None:
+        entry = self.cache.find(sent.key)
+        if entry is None:
             raise StorageError(f"The cache entry {sent.key[:12]} has gone.", where=str(self.cache.root))
-        return found
+        return entry
 
-    def _result(self, dag_job: DagJob, told: bool) -> JobResult:
-        """What came of a journey; once it is ``told``, the work is no other's any more."""
-        early = (
+    def _result(self, dag_job: DagJob, final: bool) -> JobResult:
+        """Return the result of a job. If it is ``final``, later jobs do not count the seconds of its entries again."""
+        baseline_evaluation = (
             dag_job.baseline_evaluation
             if dag_job.baseline_evaluation is not None and dag_job.baseline_evaluation.dag_job is dag_job
             else None
         )
-        looks = [item for item in (early, dag_job.evaluation, dag_job.timing) if item is not None]
+        evaluations = [item for item in (baseline_evaluation, dag_job.evaluation, dag_job.timing) if item is not None]
         keys = [item.entry.key for item in dag_job.stages if item.entry is not None]
-        own = {key: self._seconds_of_entries[key] for key in keys if key in self._seconds_of_entries}
-        if told:
+        own_seconds = {key: self._seconds_of_entries[key] for key in keys if key in self._seconds_of_entries}
+        if final:
             self._seconds_of_entries = {
-                key: seconds for key, seconds in self._seconds_of_entries.items() if key not in own
+                key: seconds for key, seconds in self._seconds_of_entries.items() if key not in own_seconds
             }
-        seconds = sum(own.values()) + sum(item.seconds for item in looks)
+        seconds = sum(own_seconds.values()) + sum(item.seconds for item in evaluations)
+        # The cost of failed work still counts.
         if (error := dag_job.failure) is not None:
             return JobResult(error=error, seconds=seconds)
         stages = []
         for finished in self._runner(dag_job).results.values():
             entry, record = finished.entry, finished.record
-            if entry.key in own:
+            if entry.key in own_seconds:
                 times = {name: entry.record[name] for name in ("seconds", "check_seconds")}
                 record = record.model_copy(update={"cached": False, **times})
             stages.append(record)
-        found, timed = (None if item is None else item.output for item in (dag_job.evaluation, dag_job.timing))
-        return JobResult(tuple(stages), found, timed, seconds)
+        evaluation, timings = (None if item is None else item.output for item in (dag_job.evaluation, dag_job.timing))
+        return JobResult(tuple(stages), evaluation, timings, seconds)
 
 
 class SpeculativeScheduler:
-    """What a search may ask for next; asked again once more is known."""
+    """Scheduler of jobs that a search may request next. It asks the search again when more results are known."""
 
     def __init__(self, guess: Speculation | None) -> None:
         self._speculation = guess
         self._last: tuple[int, Sequence[Job]] = -1, ()
 
-    def jobs(self, arrived: Mapping[int, JobResult]) -> Sequence[Job]:
-        """Those that it says by what has arrived."""
+    def jobs(self, results: Mapping[int, JobResult]) -> Sequence[Job]:
+        """Return the jobs that may come next, given the results so far."""
         if self._speculation is None:
             return ()
-        if len(arrived) != self._last[0]:
-            self._last = len(arrived), self._speculation(arrived)
+        if len(results) != self._last[0]:
+            self._last = len(results), self._speculation(results)
         return self._last[1]
 
 
-def open_workers(told: str, context: JobContext, target: str, packages: Sequence[str], progress: Progress) -> Workers:
-    """What `--workers` names: `ray`, or `ray:ADDRESS`. Raises as `Cluster`."""
-    kind, _, address = told.partition(":")
+def open_workers(option: str, context: JobContext, target: str, packages: Sequence[str], progress: Progress) -> Workers:
+    """Open the workers that `--workers` names: `ray` or `ray:ADDRESS`.
+
+    Args:
+        option: Value of `--workers`.
+        context: Folders and progress of the search.
+        target: Name of the target that is timed.
+        packages: Packages that workers must have in the same versions.
+        progress: Shows notes on the machines.
+
+    Raises:
+        InputError: The value is invalid, or the cluster cannot be used; see `Cluster`.
+    """
+    kind, _, address = option.partition(":")
     if kind != "ray":
         raise InputError(
-            f"There are no workers {told!r}.", where="--workers", expected="ray, ray:HOST:PORT or ray:auto"
+            f"There are no workers {option!r}.", where="--workers", expected="ray, ray:HOST:PORT or ray:auto"
         )
     import torch
 

@@ -1,4 +1,4 @@
-"""What runs on a worker: a stage or a look at what stages made, from files that its own folder has or is sent."""
+"""Execution of one task on a worker: a stage or an evaluation, from files that the worker has or receives."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _datasets: dict[str, Dataset] = {}
 
 @dataclass(frozen=True)
 class MachineInfo:
-    """What a machine is, as far as it bears on what is made and measured there."""
+    """Properties of a machine that affect its outputs and timings."""
 
     host: str
     python: str
@@ -45,7 +45,7 @@ class MachineInfo:
     processor_class: str
 
     def differs(self, other: MachineInfo) -> str | None:
-        """What would give other files there than here: the first of Python, packages and this package itself."""
+        """Return the first difference that could change outputs, or None: Python, packages, or this package."""
         if self.python != other.python:
             return f"Python {other.python} (here {self.python})"
         for name, version in self.packages.items():
@@ -55,12 +55,12 @@ class MachineInfo:
 
     @property
     def is_timed_as(self) -> tuple[str, tuple[str, ...]]:
-        """What times depend on."""
+        """Properties that timings depend on."""
         return self.processor, self.features
 
 
 def machine_info(packages: Sequence[str]) -> MachineInfo:
-    """Those of this machine; ``packages`` are looked at beside the usual ones."""
+    """Return the properties of this machine, with the versions of ``packages`` besides the usual ones."""
     import compress
 
     root = Path(compress.__file__).parent
@@ -85,7 +85,7 @@ def _code(root: Path) -> str:
 
 
 def own_folder() -> Path:
-    """Where this machine keeps what it makes and is sent, unless it is the driver's."""
+    """Return the folder of this machine's outputs and received files, unless it is the driver's machine."""
     from compress.data.samples.fetch import cache_root
 
     return Path(os.environ.get(FOLDER_VARIABLE) or cache_root().parent / "worker")
@@ -93,11 +93,11 @@ def own_folder() -> Path:
 
 @dataclass(frozen=True)
 class WorkOrder:
-    """One piece of work: a stage by its label, or a look at all that was made.
+    """One task: a stage by its label, or an evaluation of finished stages.
 
-    ``earlier`` are the stages before it, each with the key and the record of its output; ``models`` and ``folders``
-    are what the recipe names, each with its digest and where it lies for the driver; ``data`` is the digest of its
-    rows. ``shared`` is the driver's own folder, on the machine named ``host``.
+    ``earlier`` are the stages before it, each with the key and the record of its output. ``models`` and ``folders`` are
+    those that the recipe names, each with its digest and its path on the driver. ``data`` is the digest of the rows.
+    ``shared`` is the driver's own folder, on the machine ``host``.
     """
 
     recipe: Recipe
@@ -115,25 +115,25 @@ class WorkOrder:
     shared: str
 
     def digests(self) -> set[str]:
-        """Everything that the machine has to have, as it travels."""
+        """Return the digests of everything that the machine needs."""
         return {*self.entries(), *(digest for digest, _ in (*self.models.values(), *self.folders.values())), self.data}
 
     def entries(self) -> dict[str, Mapping[str, Any]]:
-        """Records of the entries whose files it has to have, by their keys."""
+        """Return the records of the cache entries that the machine needs, by key."""
         read = {key: record for label, key, record in self.earlier if label in self.needs}
         return {**read, **dict(self.baseline_entries)}
 
 
 @dataclass(frozen=True)
 class MissingInputs:
-    """What the machine hasn't got: keys of entries, and digests of models, folders and data."""
+    """Answer of a machine that lacks inputs: keys of entries, and digests of models, folders and data."""
 
     digests: frozenset[str]
 
 
 @dataclass(frozen=True)
 class WorkFailure:
-    """A `CompressError` in words; ``storage``: the machine's disk is full or can't be written."""
+    """Text of a `CompressError`. ``storage`` is True if the machine's disk is full or cannot be written."""
 
     what: str
     where: str | None
@@ -144,7 +144,7 @@ class WorkFailure:
 
 @dataclass(frozen=True)
 class TransferredEntry:
-    """An entry of a machine's cache; without ``content`` where the driver has the same folder."""
+    """Cache entry of a worker. ``content`` is None if the driver uses the same folder."""
 
     key: str
     record: dict[str, Any]
@@ -153,7 +153,7 @@ class TransferredEntry:
 
 @dataclass(frozen=True)
 class WorkResult:
-    """What came of an order: new entries, the stage's own first, or what a look found; and the seconds of it all."""
+    """Result of a task: new cache entries, the stage's own first, or the output of an evaluation."""
 
     entries: tuple[TransferredEntry, ...]
     output: Any
@@ -161,7 +161,10 @@ class WorkResult:
 
 
 def execute(order: WorkOrder, references: Mapping[str, Any]) -> MissingInputs | WorkFailure | WorkResult:
-    """Do it, or say what is lacking; ``parcels`` are references to what the machine was found to lack before."""
+    """Run a task, or return its missing inputs.
+
+    ``references`` refer to objects in Ray's store that this machine lacked before.
+    """
     # A worker gets all that it needs from the driver.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -171,14 +174,14 @@ def execute(order: WorkOrder, references: Mapping[str, Any]) -> MissingInputs | 
     importlib.import_module("torch")
     began = time.perf_counter()
     try:
-        at = OrderExecution(order, references)
-        return MissingInputs(frozenset(at.missing)) if at.missing else at.execute(began)
+        execution = OrderExecution(order, references)
+        return MissingInputs(frozenset(execution.missing)) if execution.missing else execution.execute(began)
     except CompressError as error:
         return WorkFailure(error.what, error.where, error.expected, error.hint, isinstance(error, StorageError))
 
 
 class OrderExecution:
-    """One machine's folder, with everything in its place that an order needs; ``lacking`` is what isn't."""
+    """Execution of an order in one machine's folder. ``missing`` collects the inputs that are not there."""
 
     def __init__(self, order: WorkOrder, references: Mapping[str, Any]) -> None:
         self.order, self.references = order, references
@@ -187,21 +190,22 @@ class OrderExecution:
         self.missing: set[str] = set()
         cache = Cache(self.folder / "cache")
         for key, record in self.order.entries().items():
-            found = cache.find(key)
-            if found is not None and found.digest == record["digest"]:
+            entry = cache.find(key)
+            if entry is not None and entry.digest == record["digest"]:
                 continue
             content = self._sent(key)
             if content is not None:
                 cache.remove(key)  # what is there is damaged, or of another making
                 cache.admit(key, dict(record), partial(unpack, content))
-        self.models = {name: self._source(*told) for name, told in order.models.items()}
-        self.folders = {name: self._source(*told) for name, told in order.folders.items()}
+        self.models = {name: self._source(*source) for name, source in order.models.items()}
+        self.folders = {name: self._source(*source) for name, source in order.folders.items()}
+        # A process keeps one data set, since trials of a search read the same rows.
         if order.data not in _datasets and (data := self._sent(order.data)) is not None:
             _datasets.clear()
             _datasets[order.data] = data
 
     def _sent(self, digest: str) -> Any:
-        """What the driver sent, or None, and then it is lacking."""
+        """Return an object that the driver sent. If it sent none, add the digest to ``missing`` and return None."""
         import ray
 
         if digest in self.references:
@@ -212,36 +216,41 @@ class OrderExecution:
     def _source(self, digest: str, path: str) -> Path:
         if self.is_shared:
             return Path(path)
-        there = self.folder / "cache" / "sources" / digest
-        if not there.is_dir() and (content := self._sent(digest)) is not None:
-            unpack_verified(content, digest, there)
-        return there
+        folder = self.folder / "cache" / "sources" / digest
+        if not folder.is_dir() and (content := self._sent(digest)) is not None:
+            unpack_verified(content, digest, folder)
+        return folder
 
     def execute(self, began: float) -> WorkResult:
-        """Take the stage, or look."""
+        """Run the stage, or evaluate."""
         import torch
 
         from compress.formats.quiet_output import quiet_libraries
 
         quiet_libraries()
+        # The number of threads changes the order of sums, so it must be the driver's.
         if torch.get_num_threads() != self.order.threads:
             torch.set_num_threads(self.order.threads)
-        runner, label, found = self._runner(), self.order.label, None
+        runner, label, output = self._runner(), self.order.label, None
         if label is not None:
-            made = [runner.run_stage(label).entry]
+            new_entries = [runner.run_stage(label).entry]
         else:
             assert self.order.function is not None
-            found = self.order.function(runner)
-            left = [
-                (one.entry, one.record.cached) for _, one in runner.extra_results.values()
+            output = self.order.function(runner)
+            extra_entries = [
+                (result.entry, result.record.cached) for _, result in runner.extra_results.values()
             ] + runner.measurement_entries
-            made = [entry for entry, cached in left if self.order.is_baseline_evaluation or not cached]
-        entries = {entry.key: entry for entry in made}.values()
-        sent = (TransferredEntry(one.key, one.record, None if self.is_shared else pack(one.folder)) for one in entries)
-        return WorkResult(tuple(sent), found, time.perf_counter() - began)
+            # Cached entries are already on the driver. Those of the baseline are sent anyway, for other machines.
+            new_entries = [entry for entry, cached in extra_entries if self.order.is_baseline_evaluation or not cached]
+        entries = {entry.key: entry for entry in new_entries}.values()
+        sent = (
+            TransferredEntry(result.key, result.record, None if self.is_shared else pack(result.folder))
+            for result in entries
+        )
+        return WorkResult(tuple(sent), output, time.perf_counter() - began)
 
     def _runner(self) -> StageRunner:
-        """The recipe's runner, by what came from the driver."""
+        """Return a runner of the recipe whose inputs are the received files."""
         from compress.models.config_checks import allow
         from compress.pipeline.runner import StageRunner
         from compress.utils.progress import SilentProgress
@@ -254,5 +263,6 @@ class OrderExecution:
             for model in self.models.values():
                 allow(str(model.resolve()), model)
         for label, key, record in self.order.earlier:
+            # Earlier stages are not run again.
             runner.use_cached(label, Entry(key, runner.cache.root / key / CONTENT, dict(record)))
         return runner

@@ -1,4 +1,4 @@
-"""What the driver sends: orders, and the files and rows that a machine was found to lack."""
+"""Orders for workers, and the files and rows that a machine lacks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from compress.utils.storage import digest_directory
 
 
 class Uploader:
-    """``shared`` is the driver's own folder, which workers on its machine use too."""
+    """Sender of orders and files. ``shared`` is the driver's own folder, which workers on its machine use as well."""
 
     def __init__(self, cluster: Cluster, shared: str) -> None:
         self.cluster, self.shared = cluster, shared
@@ -30,16 +30,18 @@ class Uploader:
         self._digests: dict[Path, str] = {}
 
     def order(self, item: WorkItem, runner: StageRunner) -> WorkOrder:
-        """A piece of work for a machine; ``runner`` is the driver's, as far as it has come."""
+        """Return the order of a work item; ``runner`` is the driver's, with the stages that are finished."""
         job, recipe = item.dag_job.job, runner.recipe
-        labels, named = job.labels(), all_references(recipe.stages)
+        labels, references = job.labels(), all_references(recipe.stages)
         earlier = zip(labels, item.inputs(), strict=False)
-        look = job.measure if item.is_timing else job.evaluate_baseline if item.is_baseline_evaluation else job.evaluate
-        models = [recipe.model, *(each.name for each in named if each.kind == "model")]
+        function = (
+            job.measure if item.is_timing else job.evaluate_baseline if item.is_baseline_evaluation else job.evaluate
+        )
+        models = [recipe.model, *(reference.name for reference in references if reference.kind == "model")]
         return WorkOrder(
             recipe=recipe,
             label=item.label,
-            function=None if item.label is not None else look,
+            function=None if item.label is not None else function,
             earlier=tuple((label, entry.key, entry.record) for label, entry in earlier),
             needs=frozenset(labels if item.label is None else runner.input_labels(item.label)),
             baseline_entries=()
@@ -47,7 +49,11 @@ class Uploader:
             else tuple((entry.key, entry.record) for entry in item.baseline_item.entries),
             is_baseline_evaluation=item.is_baseline_evaluation,
             models={name: self._named(runner.inputs.resolve(name)) for name in models},
-            folders={each.name: self._named(runner.inputs.locate(each.name)) for each in named if each.kind != "model"},
+            folders={
+                reference.name: self._named(runner.inputs.locate(reference.name))
+                for reference in references
+                if reference.kind != "model"
+            },
             data=self._data_digest(runner),
             threads=self.cluster.threads,
             host=self.cluster.here.host,
@@ -55,7 +61,7 @@ class Uploader:
         )
 
     def references(self, item: WorkItem, order: WorkOrder, missing: Iterable[str]) -> dict[str, list[Any]]:
-        """References to what is ``lacking``, and to what other machines lacked of it."""
+        """Return references to the missing objects, and to others that were sent before and that the order needs."""
         for digest in missing:
             if digest not in self._sent:
                 self._sent[digest] = self.cluster.ray.put(self._content(digest, item))
@@ -63,18 +69,20 @@ class Uploader:
         return {digest: [self._sent[digest]] for digest in order.digests() if digest in self._sent}
 
     def forget_entries(self) -> None:
-        """Let the store go of everything but the recipe's sources."""
-        kept = {*self._digests.values(), "" if self._data is None else self._data[1]}
-        self._sent = {digest: item for digest, item in self._sent.items() if digest in kept}
+        """Remove all objects from the store except the recipe's sources."""
+        sources = {*self._digests.values(), "" if self._data is None else self._data[1]}
+        self._sent = {digest: item for digest, item in self._sent.items() if digest in sources}
 
     def _named(self, folder: Path) -> tuple[str, str]:
-        place = folder.resolve()
-        if place not in self._digests:
-            self._digests[place] = digest_directory(place)
-        return self._digests[place], str(place)
+        """Return the digest and the path of a folder."""
+        path = folder.resolve()
+        if path not in self._digests:
+            self._digests[path] = digest_directory(path)
+        return self._digests[path], str(path)
 
     def _data_digest(self, runner: StageRunner) -> str:
         if self._data is None or self._data[0] is not runner.inputs.data:
+            # Extra columns are part of the rows but not of the data's own digest.
             extra = json.dumps({split: sorted(names) for split, names in runner.inputs.data.extra.items()})
             self._data = (
                 runner.inputs.data,
@@ -83,6 +91,7 @@ class Uploader:
         return self._data[1]
 
     def _content(self, digest: str, item: WorkItem) -> Any:
+        """Return the object with a digest: a packed folder, or the data with the bytes of its files."""
         for entry in item.available_entries():
             if entry.key == digest:
                 return pack(entry.folder)
@@ -92,4 +101,4 @@ class Uploader:
             tables = {split: with_contents(table) for split, table in data.tables.items()}
             unlabeled = None if data.unlabeled is None else with_contents(data.unlabeled)
             return replace(data, tables=tables, unlabeled=unlabeled)
-        return pack(next(place for place, known in self._digests.items() if known == digest))
+        return pack(next(folder for folder, folder_digest in self._digests.items() if folder_digest == digest))

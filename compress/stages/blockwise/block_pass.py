@@ -96,8 +96,9 @@ class BlockPass:
             yield self.run(batch())
 
     def sent(self, name: str) -> int | None:
-        """Return the number of tokens that the router sends to a layer's expert while it is solved, or None without
-        experts.
+        """Return the number of tokens that the router sends to a layer's expert.
+
+        Layers without experts have no such number.
         """
         owner, number, _ = self._seat(name)
         calibration = self.experts[owner].calibration if owner else None

@@ -96,13 +96,18 @@ def quantize_int8(
     if options.narrowing() == "saturating":
         _say_narrowed(quantizer.narrowed, context)
     if isinstance(quantizer, StaticQuantizer):
-        if quantizer.split:
-            context.note(f"onnx_int8: {len(quantizer.split)} convolutions split by the parts of what they read")
-        if quantizer.equalized:
-            context.note(f"onnx_int8: channels evened before {len(quantizer.equalized)} layers")
-        for name in quantizer.constant:
-            context.note(f"onnx_int8: {name} was the same in every calibration example; are they too few?")
+        _note_changes(quantizer, context)
     return graph
+
+
+def _note_changes(quantizer: StaticQuantizer, context: Context) -> None:
+    """Note the changes of the graph that static quantization made, and inputs that never changed."""
+    if quantizer.split:
+        context.note(f"onnx_int8: {len(quantizer.split)} convolutions split by the parts of what they read")
+    if quantizer.equalized:
+        context.note(f"onnx_int8: channels evened before {len(quantizer.equalized)} layers")
+    for name in quantizer.constant:
+        context.note(f"onnx_int8: {name} was the same in every calibration example; are they too few?")
 
 
 def quantize_dynamically(model: OnnxModel, options: Int8Options, context: Context) -> onnx.ModelProto:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from loopback_sshd import find_binary, running
 
-from compress.benchmark.host import LOCAL_HOST, BenchmarkHost
+from compress.benchmark.restarts import LOCAL_HOST, BenchmarkHost
 from compress.benchmark.session import BenchmarkResult
 from compress.cli.artifact import find_artifact
 from compress.cli.output import ConsoleProgress

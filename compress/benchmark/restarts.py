@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import Field, dataclass
+from dataclasses import Field, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from compress.benchmark.noise import Usage, frequency_mhz
+from compress.benchmark.noise import Usage, frequency_mhz, load_average
 from compress.benchmark.record import TimingConditions, TimingRecord
 from compress.benchmark.reference_timing import SINGLE_THREADED, ReferenceTimes
 from compress.benchmark.rounds import ProductTimer, TimedRounds, WarmUp, round_order
 from compress.benchmark.subprocess_client import WorkerProcess
+from compress.formats.runtime import prepare_runtime, why_unavailable
 from compress.formats.target_profile import Target
 from compress.numerics.statistics import geometric_interval
-from compress.utils.errors import StageError
+from compress.plugins import explain_missing, find_extensions, load_extension
+from compress.utils.environment import environment, spread_cores
+from compress.utils.errors import InputError, StageError
+from compress.utils.progress import Progress
 
 SETTLE_SECONDS = 0.02
 """Pause after a model's calls in seconds: its threads spin for some milliseconds after their last call."""
@@ -323,3 +327,86 @@ def record_peak_memory(children: Mapping[str, WorkerProcess], peak_bytes: dict[s
 def _processor_seconds(children: Mapping[str, WorkerProcess], machine: WorkerProcess) -> float:
     """Return the processor time of all measured processes so far."""
     return sum(float(child.memory()["cpu_seconds"]) for child in (*children.values(), machine))
+
+
+PROGRESS_LABEL = "Timing, launches of all models"
+
+
+@dataclass(frozen=True)
+class TimingResult:
+    """Record of a timing session, and the machine that made it.
+
+    ``precision`` is `TimingSession.interval_half_width`. ``cores`` are the cores that processes were bound to. ``load``
+    is the load average before the start.
+    """
+
+    record: TimingRecord
+    precision: float
+    cores: tuple[int, ...]
+    load: float | None
+    environment: dict[str, Any]
+
+
+class BenchmarkHost(Protocol):
+    """Machine that runs timing sessions."""
+
+    def target(self, target: Target) -> Target:
+        """Return the target with the name that measurement rows use on this host."""
+
+    def why_unavailable(self, target: Target) -> str | None:
+        """Return why nothing can run on ``target`` there, or None if it can."""
+
+    def time(self, workload: Workload, conditions: TimingConditions, progress: Progress) -> TimingResult:
+        """Run a `TimingSession`, and raise its errors."""
+
+
+class LocalHost:
+    """This machine as a host."""
+
+    def target(self, target: Target) -> Target:
+        """Return the target unchanged; see `BenchmarkHost.target`."""
+        return target
+
+    def why_unavailable(self, target: Target) -> str | None:
+        """Return why nothing can run on ``target`` here; see `BenchmarkHost.why_unavailable`."""
+        return why_unavailable(target)
+
+    def time(self, workload: Workload, conditions: TimingConditions, progress: Progress) -> TimingResult:
+        """Install what the runtime lacks, then run the session; see `BenchmarkHost.time`."""
+        reason = prepare_runtime(conditions.target, progress)
+        if reason is not None:
+            raise StageError(f"The target {conditions.target.name!r} is not to be had here: {reason}")
+        seconds = conditions.seconds_left
+        deadline = None if seconds is None else time.perf_counter() + seconds
+        cores = spread_cores(conditions.threads)
+        session = TimingSession(workload, replace(conditions, cores=cores, deadline=deadline))
+        load = load_average()
+        for _ in progress.track(session, PROGRESS_LABEL, conditions.max_launches):
+            pass
+        return TimingResult(session.record, session.interval_half_width(), tuple(cores), load, environment())
+
+
+LOCAL_HOST = LocalHost()
+HostFinder = Callable[[Sequence[str], Path | None, Sequence[Path]], Mapping[str, BenchmarkHost]]
+"""Signature of a plug-in's function for the extension point `hosts`, with the parameters of `find_hosts`."""
+
+
+def find_hosts(names: Sequence[str], inventory: Path | None, folders: Sequence[Path]) -> Mapping[str, BenchmarkHost]:
+    """Return other machines by name, through the plug-in that reaches them. Nothing is connected yet.
+
+    Args:
+        names: Names of machines, or "all".
+        inventory: File that describes the machines; None looks for the usual file name in ``folders``.
+        folders: Folders in which the inventory may lie, the first one that has it counts.
+
+    Raises:
+        InputError: No plug-in reaches other machines, or it knows no machine of a name.
+    """
+    extensions = find_extensions("hosts").values()
+    for extension in extensions:
+        finder: HostFinder | None = load_extension(extension, lambda value: value)
+        if finder is not None:
+            return finder(names, inventory, folders)
+    raise InputError(
+        f"No plug-in reaches other machines, such as {names[0]!r}.", expected=explain_missing("hosts", "ssh")
+    )

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from compress.benchmark.host import LOCAL_HOST, BenchmarkHost, TimingResult
 from compress.benchmark.noise import judge_noise
 from compress.benchmark.record import TimingConditions
-from compress.benchmark.restarts import Workload, WorkloadPlan
+from compress.benchmark.restarts import LOCAL_HOST, BenchmarkHost, TimingResult, Workload, WorkloadPlan
 from compress.benchmark.results import MeasurementWriter
 from compress.benchmark.rounds import batches_by_length, one_of_each_length, sample_by_length, slowed_rounds_note
 from compress.benchmark.worker import write_batches

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from compress.benchmark.host import BenchmarkHost
+    from compress.benchmark.restarts import BenchmarkHost
     from compress.benchmark.session import BenchmarkResult
     from compress.cli.bench_measurement import HostResults, Measure
     from compress.tasks.capability import Capabilities
@@ -82,7 +82,7 @@ def bench(
 
 def _measure(measure: Measure, hosts: Mapping[str, BenchmarkHost], json_: bool) -> None:
     """Measure on the given hosts, or on this machine without any, and print the results."""
-    from compress.benchmark.host import LOCAL_HOST
+    from compress.benchmark.restarts import LOCAL_HOST
     from compress.cli.bench_measurement import bench_on_hosts
     from compress.cli.output import ConsoleProgress
 

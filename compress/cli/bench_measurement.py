@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from compress.benchmark.generation import encode_text, measure_generation
-from compress.benchmark.host import BenchmarkHost, find_hosts
+from compress.benchmark.restarts import BenchmarkHost, find_hosts
 from compress.benchmark.session import BenchmarkResult
 from compress.cli.artifact import generating_artifact
 from compress.cli.output import ConsoleProgress

@@ -16,9 +16,8 @@ from compress.formats.onnx.model import find_graphs, graph_label
 from compress.formats.quiet_output import quiet_libraries
 from compress.formats.target_profile import Processor, find_processor
 from compress.formats.targets import TARGETS
-from compress.inspection.activation_clipping import transcription_calls
+from compress.inspection.activation_clipping import Saturation, find_saturation, transcription_calls
 from compress.inspection.integer_kernels import WeightedKernel, read_kernels
-from compress.inspection.saturation import Saturation, find_saturation
 from compress.numerics.sampling import spread_sample
 from compress.pipeline.warnings import float_label, has_integers
 from compress.report.console import cause_text, verdict_text

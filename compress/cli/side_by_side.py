@@ -18,8 +18,7 @@ from compress.recipe.loading import dump_recipe
 from compress.recipe.policy import Policy, default_margin
 from compress.report.compare.change import Comparison
 from compress.report.compare.reports import compare_reports
-from compress.report.predictions import write_predictions
-from compress.report.run_folder import RECIPE
+from compress.report.run_folder import RECIPE, write_predictions
 from compress.results.report import BASELINE, FINAL, Report
 from compress.tasks.capability import GENERATES
 from compress.utils.errors import InputError

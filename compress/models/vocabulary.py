@@ -17,7 +17,7 @@ from compress.utils.errors import StageError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from compress.models.processor import Processor
+    from compress.models.model import Processor
 
 
 _SUPPORTED = ("WordPiece", "BPE", "Unigram")

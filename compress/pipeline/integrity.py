@@ -35,7 +35,7 @@ from compress.utils.errors import IntegrityError, ModelError
 from compress.utils.storage import size_bytes
 
 if TYPE_CHECKING:
-    from compress.models.processor import Processor
+    from compress.models.model import Processor
 
 
 PROBE_ROWS = 32

@@ -19,7 +19,7 @@ from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_session import SHIPPED, SPLIT, Shipped, TargetSession, shipped, size_rows
 from compress.pipeline.warnings import processor_notes, run_remarks, slow_int8_notes, sparse_notes
 from compress.report.compare.machine_match import machine_summary
-from compress.report.predictions import ModelAnswers
+from compress.report.run_folder import ModelAnswers
 from compress.results.metrics import metric_against
 from compress.results.report import (
     BASELINE,

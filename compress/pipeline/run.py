@@ -28,7 +28,6 @@ from compress.recipe.loading import dump_recipe
 from compress.recipe.recipe import START, Recipe
 from compress.report.limits import check_limits
 from compress.report.pages import write_report
-from compress.report.predictions import write_predictions
 from compress.report.run_folder import (
     LOCK,
     MODEL,
@@ -37,6 +36,7 @@ from compress.report.run_folder import (
     create_run_folder,
     update_latest_link,
     write_atomically,
+    write_predictions,
 )
 from compress.results.report import Report
 from compress.stages.base import AnyStage

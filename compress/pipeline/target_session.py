@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compress.benchmark.host import LOCAL_HOST, BenchmarkHost, find_hosts
+from compress.benchmark.restarts import LOCAL_HOST, BenchmarkHost, find_hosts
 from compress.benchmark.session import PRECISION, TIMING_VERSION
 from compress.data.dataset import TEST
 from compress.data.membership import Part, character_lengths, find_parts
@@ -38,7 +38,7 @@ from compress.numerics.calibration import calibration_bins
 from compress.pipeline.runner import StageRunner
 from compress.pipeline.timing import time_artifacts
 from compress.recipe.recipe import Limit
-from compress.report.predictions import ModelAnswers
+from compress.report.run_folder import ModelAnswers
 from compress.results.metrics import metric_on_split
 from compress.results.report import (
     BASELINE,

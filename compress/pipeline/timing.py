@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from compress.benchmark.generation import measure_generation
-from compress.benchmark.host import LOCAL_HOST, BenchmarkHost
+from compress.benchmark.restarts import LOCAL_HOST, BenchmarkHost
 from compress.benchmark.session import PRECISION, BenchmarkResult, measure_side_by_side
 from compress.formats.target_profile import Target
 from compress.models.pipeline_folder import image_generation_hook

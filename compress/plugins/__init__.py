@@ -81,7 +81,7 @@ class PluginSpec:
         tasks: Objects with the interface of `compress.tasks.task.Task`, by name.
         formats: Objects of `compress.formats.spec.FormatSpec`, by name.
         samples: Samples for recipes and tests.
-        hosts: Functions with the signature of `compress.benchmark.host.HostFinder`, which open other machines.
+        hosts: Functions with the signature of `compress.benchmark.restarts.HostFinder`, which open other machines.
         run_finished: Functions that receive a `compress.pipeline.run.FinishedRun` after its report is written.
         doctor_checks: Functions without parameters that return findings for `compress doctor`.
         metrics: Sequences of `compress.results.metrics.Metric`, rows of the metrics table.

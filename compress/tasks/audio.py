@@ -18,7 +18,7 @@ from compress.utils.errors import DataError, MissingExtraError, ModelError
 if TYPE_CHECKING:
     from transformers import FeatureExtractionMixin
 
-    from compress.models.processor import Processor
+    from compress.models.model import Processor
 
 
 _SILENCE = 1e-4

@@ -16,8 +16,7 @@ from compress.tasks.task import Examples, Task
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from compress.models.model import TorchModel
-    from compress.models.processor import Processor
+    from compress.models.model import Processor, TorchModel
 
 _FAMILIES = (
     *("Wav2Vec2", "Wav2Vec2Bert", "Wav2Vec2Conformer", "Hubert", "WavLM", "UniSpeech", "UniSpeechSat", "SEW", "SEWD"),

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
     from transformers.utils import ModelOutput
 
-    from compress.models.processor import Processor
+    from compress.models.model import Processor
     from compress.results.report import Measurement
 
 _CTC_TRANSCRIPTS, _TEXTS = "transcripts", "texts"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from compress.models.processor import Processor
+    from compress.models.model import Processor
     from compress.results.report import Measurement
 
 _LOGITS = "logits"

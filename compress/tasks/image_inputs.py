@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    from compress.models.processor import Processor
+    from compress.models.model import Processor
 
 PIXELS = "pixel_values"
 _AT_ONCE = 256

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
     from transformers.utils import ModelOutput
 
-    from compress.models.model import TorchModel
-    from compress.models.processor import Processor
+    from compress.models.model import Processor, TorchModel
     from compress.results.report import Measurement
 
 _SIZE, _MASK = "size", "mask"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from transformers.utils import ModelOutput
 
-    from compress.models.processor import Processor
+    from compress.models.model import Processor
     from compress.results.report import Measurement
     from compress.tasks.evaluation import Evaluation
 

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     import torch
     from transformers.utils import ModelOutput
 
-    from compress.models.model import TorchModel
-    from compress.models.processor import Processor
+    from compress.models.model import Processor, TorchModel
     from compress.results.report import Measurement
 
 START, END = "start_logits", "end_logits"

@@ -16,7 +16,7 @@ from compress.tasks.task import Examples
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from compress.models.processor import Processor
+    from compress.models.model import Processor
 
 
 _QUICK = {"precision": "fastest"}

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     import torch
     from transformers.utils import ModelOutput
 
-    from compress.models.model import TorchModel
-    from compress.models.processor import Processor
+    from compress.models.model import Processor, TorchModel
     from compress.results.report import Measurement
 
 _SCORES, _QUERIES, _RELEVANCE = "scores", "queries", "relevance"

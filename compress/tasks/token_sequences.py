@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from compress.models.processor import Processor
+    from compress.models.model import Processor
 
 _BEGINNING = '{"messages": [{'
 _ROLES = ("system", "user", "assistant", "tool")

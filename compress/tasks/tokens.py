@@ -14,8 +14,7 @@ from compress.tasks.task import LOGITS, CollectedOutputs, Examples, Task
 if TYPE_CHECKING:
     import torch
 
-    from compress.models.model import TorchModel
-    from compress.models.processor import Processor
+    from compress.models.model import Processor, TorchModel
 
 IGNORED = -100
 """Label of a position without a label."""

@@ -20,9 +20,9 @@ from compress.data.judged import Instruction, Question, find_questions, read_que
 from compress.data.membership import Part
 from compress.evaluation.evaluate import Predictions, slice_rows, task_slice_rows
 from compress.evaluation.generate import answer_instructions, instruction_rows
-from compress.evaluation.image_files import encode_difference_png, encode_png
 from compress.evaluation.zero_shot import choice_rows, choice_scores
 from compress.formats.targets import TARGETS
+from compress.plugins.diffusion.evals import encode_difference_png, encode_png
 from compress.tasks.registry import get_task
 from compress.utils.errors import DataError
 from compress.utils.progress import SilentProgress

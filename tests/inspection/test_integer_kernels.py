@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from compress.formats.onnx.int8.dynamic import quantize_products
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
+from compress.inspection.activation_clipping import find_saturation
 from compress.inspection.integer_kernels import read_kernels
-from compress.inspection.saturation import find_saturation
 
 INNER, OUTER = 64, 48
 

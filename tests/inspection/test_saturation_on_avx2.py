@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compress.formats.onnx.int8.dynamic import DynamicQuantizer
 from compress.formats.onnx.int8.settings import Int8Options, ReduceRange
 from compress.formats.onnx.int8.static import StaticQuantizer
-from compress.inspection.saturation import find_saturation
+from compress.inspection.activation_clipping import find_saturation
 from compress.numerics.int8_activations import pairwise_saturating
 from compress.utils.environment import processor_class
 

@@ -16,7 +16,7 @@ from compress.formats.targets import TARGETS
 from compress.pipeline.formats import unsupported_reason
 from compress.pipeline.run import run
 from compress.recipe.recipe import Recipe
-from compress.report.predictions import read_predictions
+from compress.report.run_folder import read_predictions
 from compress.results.report import Report
 
 BENCHMARK = {"threads": 1, "budget_seconds": 1, "examples": 16, "batch_size": 8, "every_stage": False}

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from compress.report.predictions import ModelAnswers, read_predictions, write_predictions
+from compress.report.run_folder import ModelAnswers, read_predictions, write_predictions
 from compress.utils.errors import InputError, StorageError
 
 LABELS = ("bad", "good", "good")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from compress.evaluation.image_files import encode_difference_png, encode_png
+from compress.plugins.diffusion.evals import encode_difference_png, encode_png
 from compress.results.report import DriftRecord, Measurement, PictureRecord, Report, StageRecord
 
 PROMPTS = ("a photo of a coat", "a bag in a catalogue", "the shop has <b>boots</b>")

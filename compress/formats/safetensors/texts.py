@@ -19,7 +19,7 @@ from compress.utils.errors import ModelError, StageError, first_line
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from compress.models.processor import Processor
+    from compress.models.model import Processor
 
 
 _IDS, _AUDIO, _CACHED, _LOGITS = "input_ids", "encoder_hidden_states", "use_cache_branch", "logits"

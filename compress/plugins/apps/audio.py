@@ -21,7 +21,7 @@ from compress.tasks.audio import Remarks, read_recording
 from compress.utils.errors import BundleError, InputError, ModelError
 
 if TYPE_CHECKING:
-    from compress.models.processor import Processor
+    from compress.models.model import Processor
 
 
 _HIGHEST_HZ = 8000.0

@@ -21,7 +21,7 @@ from compress.utils.errors import BundleError, DataError, InputError, ModelError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from compress.models.processor import Processor
+    from compress.models.model import Processor
 
 
 _SKY, _SUN, _HILLS = ((96, 148, 214), (250, 214, 165)), (255, 240, 190), ((84, 120, 92), (52, 92, 70), (34, 62, 54))

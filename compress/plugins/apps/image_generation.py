@@ -18,7 +18,7 @@ from compress.plugins.apps.text import FOREIGN, TextCase, TextRule, find_tokeniz
 from compress.utils.errors import ModelError
 
 if TYPE_CHECKING:
-    from compress.models.processor import Processor
+    from compress.models.model import Processor
 
 
 IDS, SEED, HIDDEN = "input_ids", "seed", "last_hidden_state"

@@ -20,7 +20,7 @@ from compress.utils.errors import BundleError, InputError, ModelError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from compress.models.processor import Processor
+    from compress.models.model import Processor
 
 
 _PROBE = "a"

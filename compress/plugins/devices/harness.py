@@ -8,9 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from compress.benchmark.host import LOCAL_HOST
 from compress.benchmark.record import TimingConditions
-from compress.benchmark.restarts import Workload
+from compress.benchmark.restarts import LOCAL_HOST, Workload
 from compress.benchmark.subprocess_client import error_reply
 from compress.benchmark.workloads.calls import CallPlan
 from compress.benchmark.workloads.text_generation import TextGenerationPlan

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from compress.benchmark.host import PROGRESS_LABEL
+from compress.benchmark.restarts import PROGRESS_LABEL
 from compress.plugins.devices.connection import Connection, ConnectionLostError, printable
 from compress.utils.errors import DeviceError
 from compress.utils.progress import Progress

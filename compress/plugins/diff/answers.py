@@ -21,7 +21,6 @@ from compress.formats.runtime import Session, get_runtime, why_unavailable
 from compress.formats.target_profile import Target
 from compress.formats.targets import PROFILES
 from compress.inspection.tensors import read_model
-from compress.models.json_file import read_json
 from compress.numerics.calibration import mean_interval
 from compress.numerics.output_agreement import output_agreement
 from compress.numerics.token_metrics import divergence, log_probabilities
@@ -31,7 +30,7 @@ from compress.recipe.recipe import Recipe
 from compress.report.compare.change import Comparison
 from compress.report.compare.flips import input_texts, shorten
 from compress.report.compare.reports import compare_reports
-from compress.report.predictions import ModelAnswers, write_predictions
+from compress.report.run_folder import ModelAnswers, write_predictions
 from compress.results.formatting import format_bytes
 from compress.results.metrics import describe_metric, metric_on_slice
 from compress.results.report import BASELINE, FINAL, DataRecord, Measurement, Report, SliceRecord
@@ -40,6 +39,7 @@ from compress.tasks.classes import agreement_row, mean_row
 from compress.tasks.task import Task
 from compress.utils.errors import CompressError, InputError, ModelError
 from compress.utils.progress import Progress
+from compress.utils.storage import read_json
 
 HERE = "here"
 """Target name of measurements that use one runtime for each model's own format."""

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.models.model import TorchModel
-    from compress.models.processor import Processor
+    from compress.models.model import Processor, TorchModel
     from compress.results.report import Measurement
 
 _IDS, _NOISE, _SEED, _PICTURES, _CLASS = "input_ids", "noise", "seed", "pictures", "class"

@@ -8,11 +8,19 @@ from typing import Any
 
 from compress.pipeline.cache import Cache, Entry
 from compress.pipeline.runner import StageRunner
-from compress.plugins.ray.archive import unpack
 from compress.plugins.ray.cluster import Cluster, ClusterNode
-from compress.plugins.ray.dag import DagJob, WorkItem, WorkItems, build_dag
-from compress.plugins.ray.jobs import Job, JobContext, JobResult, Speculation, Workers
-from compress.plugins.ray.task import MissingInputs, TransferredEntry, WorkFailure, WorkResult, execute
+from compress.plugins.ray.jobs import (
+    DagJob,
+    Job,
+    JobContext,
+    JobResult,
+    Speculation,
+    Workers,
+    WorkItem,
+    WorkItems,
+    build_dag,
+)
+from compress.plugins.ray.task import MissingInputs, TransferredEntry, WorkFailure, WorkResult, execute, unpack
 from compress.plugins.ray.upload import Uploader
 from compress.utils.errors import CompressError, DeviceError, InputError, StageError, StorageError, first_line
 from compress.utils.progress import Progress

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import platform
 import socket
+import tarfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,16 +16,51 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.pipeline.cache import CONTENT, Cache, Entry
-from compress.plugins.ray.archive import pack, unpack, unpack_verified
+from compress.sources.build_model import write_once
 from compress.utils.environment import PACKAGES, features, package_versions, processor, processor_class
 from compress.utils.errors import CompressError, StorageError
-from compress.utils.storage import digest_file
+from compress.utils.storage import digest_directory, digest_file
 
 if TYPE_CHECKING:
     from compress.data.dataset import Dataset
     from compress.pipeline.runner import StageRunner
     from compress.plugins.ray.jobs import RunnerFunction
     from compress.recipe.recipe import Recipe
+
+
+_MEND = "free space where the worker keeps its files (COMPRESS_WORKER_FOLDER)"
+
+
+def pack(folder: Path) -> bytes:
+    """Return all files below a folder as a tar archive. Links are followed."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", dereference=True) as tar:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            tar.add(path, path.relative_to(folder).as_posix(), recursive=False)
+    return content.getvalue()
+
+
+def unpack(content: bytes, folder: Path) -> None:
+    """Write the files of an archive into a folder, which may exist. Members outside of the folder are refused."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r") as tar:
+        tar.extractall(folder, filter="data")
+
+
+def unpack_verified(content: bytes, digest: str, folder: Path) -> None:
+    """Write the files of an archive into a new folder, which appears complete or not at all.
+
+    Raises:
+        StorageError: The files have another digest, or cannot be written.
+    """
+
+    def write(made: Path) -> None:
+        unpack(content, made)
+        if digest_directory(made) != digest:
+            raise StorageError(f"The files of {digest[:12]} have not arrived whole.", where=str(folder))
+
+    write_once(folder, write, _MEND)
+
 
 FOLDER_VARIABLE = "COMPRESS_WORKER_FOLDER"
 """Environment variable with the folder of a worker's files."""

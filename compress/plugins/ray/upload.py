@@ -11,10 +11,9 @@ from typing import Any
 from compress.data.dataset import Dataset
 from compress.data.media import with_contents
 from compress.pipeline.runner import StageRunner
-from compress.plugins.ray.archive import pack
 from compress.plugins.ray.cluster import Cluster
-from compress.plugins.ray.dag import WorkItem
-from compress.plugins.ray.task import WorkOrder
+from compress.plugins.ray.jobs import WorkItem
+from compress.plugins.ray.task import WorkOrder, pack
 from compress.stages.base import all_references
 from compress.utils.storage import digest_directory
 

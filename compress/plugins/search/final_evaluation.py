@@ -20,8 +20,7 @@ from compress.plugins.search.outcome import outcome_fields
 from compress.plugins.search.size_estimator import SizeEstimator
 from compress.plugins.search.space import Point, SearchSpace
 from compress.plugins.search.trial import TrialRunner, target_profile
-from compress.recipe.recipe import Limit, Recipe
-from compress.recipe.search import Search
+from compress.recipe.recipe import Limit, Recipe, Search
 from compress.report.limits import check_limits
 from compress.results.report import BASELINE, FINAL, LimitResult, Measurement
 from compress.utils.errors import CompressError, InputError, first_line

@@ -12,8 +12,7 @@ from statistics import NormalDist
 import numpy as np
 
 from compress.numerics.statistics import IntervalEstimate
-from compress.recipe.recipe import Limit, Recipe
-from compress.recipe.search import Search
+from compress.recipe.recipe import Limit, Recipe, Search
 from compress.report.limits import paired_ratio_interval
 from compress.results.metrics import describe_metric
 from compress.results.report import BASELINE, FINAL, Measurement

@@ -20,8 +20,7 @@ from pydantic_core import to_jsonable_python
 
 from compress.recipe.document import Document
 from compress.recipe.loading import parse_recipe
-from compress.recipe.recipe import START, Recipe
-from compress.recipe.search import Search
+from compress.recipe.recipe import START, Recipe, Search
 from compress.stages.base import AnyStage
 from compress.stages.protocols import Trains
 from compress.stages.registry import STAGES

@@ -15,8 +15,7 @@ from compress.data.samples.fetch import cached_directory
 from compress.data.source import HubSplit, locate_split
 from compress.recipe.loading import read_recipe
 from compress.report.compare.change import ComparedModels, Flip
-from compress.report.predictions import StoredPredictions, read_predictions
-from compress.report.run_folder import RECIPE
+from compress.report.run_folder import RECIPE, StoredPredictions, read_predictions
 from compress.results.report import Report
 from compress.tasks.registry import get_task
 from compress.utils.errors import CompressError, InputError

@@ -14,7 +14,7 @@ from compress.models.experts import router_layers
 from compress.models.folder_checks import refuse_quantized
 from compress.numerics.gptq import output_error
 from compress.numerics.pruning import magnitude_masks, sparsegpt, wanda
-from compress.numerics.sparse_pattern import Pattern
+from compress.numerics.sparse_solver import Pattern
 from compress.stages.blockwise.blockwise_model import BlockwiseModel, build_blockwise_model
 from compress.stages.blockwise.calibration import CalibrationActivations, calibration_sequences
 from compress.stages.blockwise.layers import Layer, linears

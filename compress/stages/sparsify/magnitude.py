@@ -12,7 +12,7 @@ from torch import nn
 from compress.models.custom_module import CustomModule
 from compress.models.model import TorchModel
 from compress.numerics.pruning import cubic_sparsity, magnitude_masks
-from compress.numerics.sparse_pattern import Pattern
+from compress.numerics.sparse_solver import Pattern
 from compress.stages.sparsify.settings import GradualSparsity, MagnitudeSparsity
 from compress.stages.training.loop import Trainee, train
 from compress.stages.training.sharding import gathered

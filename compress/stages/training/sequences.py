@@ -13,7 +13,7 @@ from compress.tasks.token_sequences import cut, learned_tokens, prefix_tokens, s
 from compress.utils.errors import DataError
 
 if TYPE_CHECKING:
-    from compress.models.processor import Processor
+    from compress.models.model import Processor
     from compress.stages.base import Context
     from compress.stages.distill_language_model.settings import LanguageDistillation
 

@@ -10,8 +10,8 @@ import disks
 import pytest
 from loopback_sshd import Server
 
-from compress.plugins.devices.blobs import ENVIRONMENT_BYTES, Blob, send_blobs
 from compress.plugins.devices.connection import Connection
+from compress.plugins.devices.device_host import ENVIRONMENT_BYTES, Blob, send_blobs
 from compress.plugins.devices.session import open_session
 from compress.utils.errors import DeviceError
 from compress.utils.progress import SilentProgress
@@ -48,7 +48,7 @@ def sent(connection: Connection, blobs: list[Blob], progress: SilentProgress) ->
 @pytest.fixture(autouse=True)
 def room(monkeypatch: pytest.MonkeyPatch) -> None:
     """No environment is made here, so none needs room."""
-    monkeypatch.setattr("compress.plugins.devices.blobs.ENVIRONMENT_BYTES", 0)
+    monkeypatch.setattr("compress.plugins.devices.device_host.ENVIRONMENT_BYTES", 0)
 
 
 def test_what_is_there_is_not_sent_again(server: Server, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_file_that_changes_while_it_is_sent_never_gets_the_name(server: Server
 def test_too_little_room_is_told_before_anything_is_sent(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compress.plugins.devices.blobs.ENVIRONMENT_BYTES", ENVIRONMENT_BYTES)
+    monkeypatch.setattr("compress.plugins.devices.device_host.ENVIRONMENT_BYTES", ENVIRONMENT_BYTES)
     with disks.mounted(tmp_path / "disk", 30) as disk, server.connect(server.device(disk / "cache")) as connection:
         with pytest.raises(DeviceError, match=r"too little room: 3[01] MB are free") as caught:
             sent(connection, [made(tmp_path, "a", 2 * MEGABYTE)], SilentProgress())

@@ -16,8 +16,8 @@ import psutil
 import pytest
 from loopback_sshd import Server
 
-from compress.plugins.devices.blobs import Blob, send_blobs
 from compress.plugins.devices.connection import Connection, printable
+from compress.plugins.devices.device_host import Blob, send_blobs
 from compress.plugins.devices.inventory import choose_devices, find_inventory, read_inventory
 from compress.plugins.devices.session import bootstrap_program, follow_session, open_session
 from compress.utils.errors import DeviceError, InputError
@@ -247,7 +247,7 @@ def result(connection: Connection, archive: Blob, files: dict[str, Path], progre
 
 @pytest.fixture
 def connection(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("compress.plugins.devices.blobs.ENVIRONMENT_BYTES", 0)
+    monkeypatch.setattr("compress.plugins.devices.device_host.ENVIRONMENT_BYTES", 0)
     with server.connect(server.device(tmp_path / "cache")) as made:
         yield made
 

@@ -19,7 +19,7 @@ from onnx_graphs import make_examples, write_classifier
 from typer.testing import CliRunner
 
 from compress.benchmark.generation import measure_generation
-from compress.benchmark.host import BenchmarkHost
+from compress.benchmark.restarts import BenchmarkHost
 from compress.benchmark.session import BenchmarkResult, measure_side_by_side
 from compress.cli import app
 from compress.cli.bench import show_outcome

@@ -15,9 +15,9 @@ from tiny_pipelines import pipeline_folder
 
 from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
+from compress.plugins.diffusion.evals import FINISHED, SamplingPath, drift, sampling_path
 from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipeline
 from compress.plugins.diffusion.sampler import DENOISED, HIDDEN, IMAGE, SAMPLE, DiffusionSampler, LatentSpace
-from compress.plugins.diffusion.sampling_drift import FINISHED, SamplingPath, drift, sampling_path
 from compress.plugins.diffusion.sampling_settings import Sampling
 from compress.plugins.diffusion.scheduler import (
     CANDIDATES,

@@ -20,10 +20,9 @@ from torch import nn
 from compress.plugins.diffusion.noise_prediction import NoiseSchedule
 from compress.plugins.diffusion.noised_latents import latent_examples
 from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipeline
-from compress.plugins.diffusion.schedule_stage import Schedule
 from compress.plugins.diffusion.scheduler import rank_schedulers
 from compress.plugins.diffusion.stage_settings import ConsistencyDistillation, ProgressiveDistillation
-from compress.plugins.diffusion.stages import DistillConsistency, DistillSteps
+from compress.plugins.diffusion.stages import DistillConsistency, DistillSteps, Schedule
 from compress.plugins.diffusion.step_distillation import StepTrainer, add_guidance_input
 from compress.plugins.diffusion.step_losses import (
     AveragedNetwork,

@@ -27,9 +27,14 @@ from compress.plugins.diffusion.sampler import (
     LatentSpace,
 )
 from compress.plugins.diffusion.sampling_settings import Sampling
-from compress.plugins.diffusion.timing import image_rows, speedup_rows
+from compress.plugins.diffusion.timing import (
+    ImageGenerationPlan,
+    ImageSetting,
+    add_image_round,
+    image_rows,
+    speedup_rows,
+)
 from compress.plugins.diffusion.worker_timing import time_image
-from compress.plugins.diffusion.workload import ImageGenerationPlan, ImageSetting, add_image_round
 from compress.results.metrics import describe_metric
 from compress.utils.errors import InputError, StageError
 

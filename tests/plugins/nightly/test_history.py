@@ -18,13 +18,13 @@ from safetensors.numpy import save_file
 
 from compress.plugins.nightly.drift import MetricDrift, drift_finding, find_drifts
 from compress.plugins.nightly.history import NightHistory
-from compress.plugins.nightly.night_diff import (
+from compress.plugins.nightly.record import Host, Night, NightFinding
+from compress.plugins.nightly.run import (
     describe_weight_changes,
     last_passed,
     previous_night,
     with_weight_changes,
 )
-from compress.plugins.nightly.record import Host, Night, NightFinding
 from compress.recipe.policy import Policy, Rule
 from compress.report.run_folder import folder_name
 from compress.results.report import Measurement, Report

@@ -23,11 +23,10 @@ from compress.pipeline.keys import CachedStages
 from compress.pipeline.runner import StageRunner
 from compress.plugins.nightly.run import prefetch_stages
 from compress.plugins.nightly.suite import SuiteEntry
-from compress.plugins.ray.archive import pack, unpack_verified
 from compress.plugins.ray.cluster import Cluster
 from compress.plugins.ray.jobs import InProcessWorkers, Job, JobContext, JobResult
 from compress.plugins.ray.ray_workers import RayWorkers, open_workers
-from compress.plugins.ray.task import WorkOrder
+from compress.plugins.ray.task import WorkOrder, pack, unpack_verified
 from compress.recipe.recipe import Recipe
 from compress.stages.base import Context, Requirements, Stage
 from compress.utils.errors import DeviceError, InputError, MissingExtraError, StageError, StorageError

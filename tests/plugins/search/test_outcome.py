@@ -27,8 +27,7 @@ from compress.plugins.search.outcome import (
     paired_difference,
     unpack_rows,
 )
-from compress.recipe.recipe import Benchmark, Limit
-from compress.recipe.search import Search
+from compress.recipe.recipe import Benchmark, Limit, Search
 from compress.results.report import BASELINE, FINAL, Measurement
 
 bits = st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=70)

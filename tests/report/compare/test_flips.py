@@ -16,7 +16,7 @@ from compress.numerics.differences import difference_of_shares
 from compress.report.compare.change import ComparedModels
 from compress.report.compare.effects import largest_change, slice_changes
 from compress.report.compare.flips import find_flips
-from compress.report.predictions import ModelAnswers, write_predictions
+from compress.report.run_folder import ModelAnswers, write_predictions
 from compress.results.report import DataRecord, Measurement, Report, SliceRecord
 from compress.tasks.registry import get_task
 from compress.utils.progress import SilentProgress

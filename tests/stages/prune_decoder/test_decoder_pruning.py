@@ -15,7 +15,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from compress.models.checkpoint import Checkpoint
 from compress.models.model import TorchModel
 from compress.numerics.pruning import remove_parts, sparsegpt, wanda
-from compress.numerics.sparse_pattern import Pattern
+from compress.numerics.sparse_solver import Pattern
 from compress.pipeline.integrity import IntegrityCheck, PredictionProbe, inspector_of, measure_size
 from compress.pipeline.runner import StageRunner
 from compress.recipe.loading import read_recipe

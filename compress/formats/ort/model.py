@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from compress.formats.model_file import FileModel
 from compress.formats.onnx.graph_reader import DTYPES, GraphNode, Initializer, OnnxGraph
 from compress.formats.onnx.stored_tensors import annotate_tensors
@@ -75,6 +73,9 @@ def read_ort(content: bytes, file: Path) -> OrtGraph:
     try:
         graphs = list(_graphs(InferenceSession.GetRootAs(content, 0).Model().Graph()))
         # Offsets of tensors follow from the addresses of their views.
+        # Imported here: recipes load this module, and `compress recipes` must not wait for NumPy.
+        import numpy as np
+
         origin = np.frombuffer(content, np.uint8).__array_interface__["data"][0]
         nodes = tuple(_node(graph.Nodes(index)) for graph in graphs for index in range(graph.NodesLength()))
         return OrtGraph(nodes, tuple(tensor for graph in graphs for tensor in _tensors(graph, origin, file)))

@@ -14,14 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from compress.formats.model_file import FileModel
 from compress.formats.quiet_output import suppress_output
 from compress.models.stored_tensor import StoredTensor, infer_role, stored
 from compress.utils.errors import MissingExtraError, incomplete_artifact_error, unreadable_file_error
+
+# Recipes load this module, and `compress recipes` must not wait for NumPy.
+if TYPE_CHECKING:
+    import numpy as np
+
 
 PACKAGE = "model.mlpackage"
 """Name of the package, a folder that Finder and Xcode show as one file."""
@@ -209,6 +212,8 @@ class _ConstantReader:
     steps: dict[str, np.ndarray] = field(default_factory=dict)
 
     def read(self, operation: Any) -> None:
+        import numpy as np
+
         name = operation.outputs[0].name if operation.outputs else operation.type
         if operation.type == "const":
             self.add(name, operation.attributes["val"])
@@ -225,6 +230,8 @@ class _ConstantReader:
 
     def add(self, name: str, value: Any, scales: bool = False) -> StoredTensor | None:
         """Return a constant of the weights file, or None for a constant that the program itself contains."""
+        import numpy as np
+
         if not value.HasField("blobFileValue"):
             return None
         kind, offset = value.type.tensorType, value.blobFileValue.offset
@@ -251,6 +258,8 @@ class _ConstantReader:
 
 def _unpack_int4(shape: tuple[int, ...], data: np.ndarray) -> np.ndarray:
     """Return signed 4-bit integers, two per byte with the low half first."""
+    import numpy as np
+
     nibbles = np.stack([data & 15, data >> 4], axis=-1).reshape(-1)[: math.prod(shape)]
     # Flipping bit 3 and subtracting 8 sign-extends a 4-bit number.
     return (nibbles.astype(np.int8) ^ 8).reshape(shape) - np.int8(8)
@@ -258,6 +267,8 @@ def _unpack_int4(shape: tuple[int, ...], data: np.ndarray) -> np.ndarray:
 
 def _immediate(value: Any) -> np.ndarray:
     """Return a small constant that the program itself contains."""
+    import numpy as np
+
     tensor = value.immediateValue.tensor
     shape = [axis.constant.size for axis in value.type.tensorType.dimensions]
     if tensor.WhichOneof("value") == "bytes":

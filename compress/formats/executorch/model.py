@@ -7,15 +7,18 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from compress.formats.executorch.xnnpack_graph import read_graph
 from compress.formats.model_file import FileModel
 from compress.formats.quiet_output import suppress_output
 from compress.models.stored_tensor import Role, StoredTensor, check_spans, stored
 from compress.utils.errors import MissingExtraError, ModelError, incomplete_artifact_error, unreadable_file_error
+
+# Recipes load this module, and `compress recipes` must not wait for NumPy.
+if TYPE_CHECKING:
+    pass
+
 
 PTE_FILE = "model.pte"
 """File name that optimum-executorch expects."""
@@ -131,6 +134,8 @@ def read_pte(content: bytes, where: Path) -> tuple[StoredTensor, ...]:
 
 def _kernel_constants(program: Any, base: int, file: Path) -> Iterator[StoredTensor]:
     """Yield the tensors that ExecuTorch's own kernels read, with shared buffers once."""
+    import numpy as np
+
     segment, _ = _segment(program, program.constant_segment.segment_index, base)
     offsets = program.constant_segment.offsets
     seen: set[int] = set()
@@ -168,6 +173,8 @@ def _embedding_operands(plan: Any) -> Iterator[tuple[int, tuple[Role | None, int
 
 def _delegate_constants(program: Any, base: int, content: bytes, file: Path) -> Iterator[StoredTensor]:
     """Yield the constants of XNNPACK delegates as their own description lists them; equal constants are stored once."""
+    import numpy as np
+
     spans = {entry.key: _segment(program, entry.segment_index, base) for entry in program.named_data or ()}
     seen: set[str] = set()
     for plan in program.execution_plan:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.formats.generation.decoder import PAST, present_of
-from compress.formats.generation.seq2seq import MASK, PLAIN, SEQUENCES, TEXTS, open_pair, said_of, token_ids
+from compress.formats.generation.seq2seq import MASK, PLAIN, SEQUENCES, TEXTS, said_of, token_ids
+from compress.formats.generation.speech_recognition import open_pair
 from compress.formats.runtime import Batch, Session, TensorType, check_inputs
 from compress.models.pipeline_folder import image_generation_hook, is_pipeline
 from compress.utils.errors import InputError, ModelError, StageError

@@ -318,12 +318,3 @@ def _repeats(text: np.ndarray, size: int) -> set[int]:
         return set()
     tail = text[len(text) + 1 - size :].tolist()
     return {int(text[at + size - 1]) for at in range(len(text) - size + 1) if text[at : at + size - 1].tolist() == tail}
-
-
-def open_pair(encoder: Session, decoder: Session, folder: Path) -> Session:
-    """Return a session for an encoder and its decoder: a transcriber of recordings, or a writer of text."""
-    from compress.formats.generation.speech_recognition import FEATURES, Transcriber
-
-    if FEATURES in encoder.input_types:
-        return Transcriber(encoder, decoder, folder)
-    return TextWriter(encoder, decoder, folder)

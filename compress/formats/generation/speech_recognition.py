@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.formats.generation.seq2seq import PairDecoder
+from compress.formats.generation.seq2seq import PairDecoder, TextWriter
 from compress.formats.runtime import Batch, Session, TensorType
 from compress.utils.errors import InputError, ModelError
 from compress.utils.storage import read_json
@@ -191,3 +191,10 @@ def _tokenizer(folder: Path) -> Tokenizer:
             hint="write it with save_pretrained of the model's tokenizer",
         )
     return Tokenizer.from_file(str(folder / _TOKENIZER))
+
+
+def open_pair(encoder: Session, decoder: Session, folder: Path) -> Session:
+    """Return a session for an encoder and its decoder: a transcriber of recordings, or a writer of text."""
+    if FEATURES in encoder.input_types:
+        return Transcriber(encoder, decoder, folder)
+    return TextWriter(encoder, decoder, folder)

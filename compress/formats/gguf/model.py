@@ -11,13 +11,16 @@ import struct
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from compress.models.model import link_or_copy, only_file
 from compress.models.stored_tensor import StoredTensor, stored
 from compress.utils.errors import ModelError
+
+# Recipes load this module, and `compress recipes` must not wait for NumPy.
+if TYPE_CHECKING:
+    import numpy as np
+
 
 GGUF_FILE = "model.gguf"
 
@@ -164,6 +167,7 @@ def _tensor(path: Path, begin: int, name: str, shape: tuple[int, ...], kind: int
 
 def _dequantized(kind: str, shape: tuple[int, ...], data: np.ndarray) -> np.ndarray:
     """Return the values of a ggml type, with quantized ones as float32."""
+
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 

@@ -6,13 +6,16 @@ import struct
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal
 
 from compress.formats.model_file import FileModel
 from compress.models.stored_tensor import Content, StoredTensor, infer_role, stored
 from compress.utils.errors import ModelError
+
+# Recipes load this module, and `compress recipes` must not wait for NumPy.
+if TYPE_CHECKING:
+    import numpy as np
+
 
 LITERT_FILE = "model.tflite"
 Precision = Literal["fp32", "fp16", "int8", "int8_weights"]
@@ -80,6 +83,7 @@ def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
 
 def _tensors(model: Any, content: Content, file: Path) -> Iterator[StoredTensor]:
     """Yield the stored tensors of every graph; a shared buffer is listed once, under its first name."""
+    import numpy as np
     from ai_edge_litert.schema_py_generated import TensorType
 
     types = {number: name.lower() for name, number in vars(TensorType).items() if isinstance(number, int)}
@@ -141,5 +145,7 @@ def _scale_tensors(graph: Any) -> Iterator[int]:
 
 def _start(view: np.ndarray, content: Content) -> int:
     """Return the offset in ``content`` of an array that is a view of it."""
+    import numpy as np
+
     origin = np.frombuffer(content, np.uint8).__array_interface__["data"][0]
     return int(view.__array_interface__["data"][0] - origin)

@@ -11,7 +11,6 @@ from typing import Any
 
 from compress.formats.model_file import FileModel
 from compress.formats.onnx.graph_reader import DTYPES, GraphNode, Initializer, OnnxGraph
-from compress.formats.onnx.stored_tensors import annotate_tensors
 from compress.models.stored_tensor import StoredTensor, stored
 from compress.utils.errors import ModelError
 
@@ -59,6 +58,9 @@ class OrtGraph:
 def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
     """Return the tensors of a file, named and counted like those of an ONNX graph."""
     graph = read_ort(file.read_bytes(), file)
+    # Imported here: recipes load this module, and `compress recipes` must not wait for NumPy.
+    from compress.formats.onnx.stored_tensors import annotate_tensors
+
     return annotate_tensors(graph.as_onnx(), graph.tensors)
 
 
@@ -73,7 +75,6 @@ def read_ort(content: bytes, file: Path) -> OrtGraph:
     try:
         graphs = list(_graphs(InferenceSession.GetRootAs(content, 0).Model().Graph()))
         # Offsets of tensors follow from the addresses of their views.
-        # Imported here: recipes load this module, and `compress recipes` must not wait for NumPy.
         import numpy as np
 
         origin = np.frombuffer(content, np.uint8).__array_interface__["data"][0]

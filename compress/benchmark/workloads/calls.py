@@ -90,7 +90,14 @@ class _CallTiming:
         left: Callable[[int], float],
         reference: ReferenceTimer,
     ) -> None:
-        """See `WorkloadTimer`: one scenario after the other."""
+        """Time rounds of each scenario; see `WorkloadTimer`.
+
+        Args:
+            children: Processes by model.
+            number: Number of the launch.
+            left: Returns the seconds that are left for a number of scenarios.
+            reference: Timer of the reference work.
+        """
         conditions, record = self._conditions, self._record
         runs = {name: self._run(child) for name, child in children.items()}
         if not self._schedules:

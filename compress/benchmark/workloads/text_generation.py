@@ -145,7 +145,14 @@ class _TextTiming:
         left: Callable[[int], float],
         reference: ReferenceTimer,
     ) -> None:
-        """See `WorkloadTimer`: rounds of all contexts until the launch's share of the time is over."""
+        """Time rounds of all contexts until the launch's share of the time is over; see `WorkloadTimer`.
+
+        Args:
+            children: Processes by model.
+            number: Number of the launch.
+            left: Returns the seconds that are left for a number of contexts.
+            reference: Timer of the reference work.
+        """
         run = partial(self._round, children, number, reference)
         repeat_rounds(run, partial(left, len(self._plan.contexts)), self._conditions.deadline)
         record_peak_memory(children, self._record.single_bytes)

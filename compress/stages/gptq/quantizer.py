@@ -53,12 +53,14 @@ def quantize(
     plan = plan_layers(decoder, config)
     _plan_tables(decoder, config)
     ids = None
+    # Rounding to nearest reads no text.
     if config.method != "rtn":
         ids = calibration_sequences(context, checkpoint, config.samples, config.sequence_length)
     with storage_errors(context.scratch):
         context.scratch.mkdir(parents=True, exist_ok=True)
         try:
             return _Work(decoder, config, context, plan, ids, training).run()
+        # safetensors reports a full disk as its own error.
         except SafetensorError as error:
             if "No space left on device" in str(error):
                 raise disk_full(context.scratch) from error
@@ -96,6 +98,7 @@ class _Work:
     def run(self) -> QuantizedCheckpoint:
         table_bits = self.config.embedding_bits or FLOAT_BITS
         importance = self._importance()
+        # Mixed precision: choose the bits of each layer before anything is quantized.
         if self.config.mixed:
             chosen = self._allocation(importance)
             self.plan, table_bits = with_bits(self.plan, chosen.bits), chosen.tables
@@ -104,6 +107,7 @@ class _Work:
             self.context.note(
                 f"mixed bits: {layers}, the tables at {chosen.tables}; {chosen.average:.2f} bits on average"
             )
+        # From here on the model computes with the types that the file will store.
         self.decoder.shipped = torch.float16
         self.decoder.exact = frozenset(layer.name for block in self.plan for layer in block if layer.bits)
         scratch, finished = self.context.scratch, BlockCache(self.context.scratch)
@@ -114,6 +118,7 @@ class _Work:
         )
         self._walk(text, finished)
         give_back_freed_memory()
+        # Tables come last: the head's Hessian is that of the last block's quantized outputs.
         work, tables = self._tables("final", table_bits, None if text is None else text.table_hessian)
         results = tuple(finished.layers(index) or () for index in range(len(self.plan)))
         average = average_bits(results, tables, self.decoder.count_parameters(), self.config.sym)
@@ -139,10 +144,11 @@ class _Work:
         Blocks that are done count only if the states that enter the next one are here.
         """
         done = finished.count(len(self.plan))
+        # A block that is trained needs two streams: activations of the quantized model, and of the float model.
         streams = () if text is None else (text,) if self.training is None else (text, text.as_float("float"))
         first = done if done == 0 or all(stream.entering(done).are_whole for stream in streams) else 0
         if first:
-            self.context.progress.note(f"onnx_int8: {first} of {len(self.plan)} blocks were done before")
+            self.context.progress.note(f"{first} of {len(self.plan)} blocks were done before")
         remaining = range(first, len(self.plan))
         for index in self.context.progress.track(remaining, "quantizing blocks", len(remaining)):
             with device_memory_errors(f"{self.decoder.prefix}.{index}", _LOWER):
@@ -153,6 +159,7 @@ class _Work:
         block = self.decoder.load(index)
         name = f"{self.decoder.prefix}.{index}"
         plan = {layer.name: layer for layer in self.plan[index]}
+        # Layers without bits stay in float.
         modules = {name: part for name, part in linears(block, name).items() if plan[name].bits}
         trainer = self._trainer(index, modules, *streams) if len(streams) > 1 else None
         work = streams[0].pass_through(index, modules) if streams else None
@@ -173,12 +180,15 @@ class _Work:
             for layer in modules:
                 quantize([layer], None)
         else:
+            # Each layer is solved on inputs that have passed the quantized layers before it.
             outputs = work.solve(quantize)
             if trainer is not None:
+                # Run the generator to its end, since training begins from all solved layers.
                 deque(outputs, maxlen=0)
                 vectors = self._taught(trainer, solved_layers)
                 outputs = (work.run(batch()) for batch in work.batches)
             streams[0].leave(index, outputs)
+        # Only one block is in memory at a time.
         self.decoder.unload(index)
         packed = [solved.packed(stored_less_one=self.config.sym) for solved in solved_layers.values()]
         layers = [solved_layers[name].layer if name in solved_layers else layer for name, layer in plan.items()]
@@ -191,6 +201,7 @@ class _Work:
         """Train a block whose layers were ``found`` and are found anew, in place; returns its vectors."""
         trained = trainer.train({name: solved.weight for name, solved in found.items()})
         for name, weight in trained.weights.items():
+            # The block's error after training replaces the layer's own one in the report.
             found[name] = Solved(weight, replace(found[name].layer, block_error=trained.after))
         (self.context.note if trained.stopped else self.context.progress.note)(f"{trainer.name}: {trained}")
         return trained.vectors
@@ -243,6 +254,7 @@ class _Work:
         survey = Survey(
             self.decoder, self.config, self.plan, self.config.choices, self.context.progress, folder, importance
         )
+        # The first table's error acts on all blocks, the last one's on the logits alone.
         embeddings = {bits: self._table(bits, 0, None) for bits in coarse}
         with device_memory_errors("measuring sensitivity", _LOWER):
             sensitivity = survey.run(
@@ -253,6 +265,7 @@ class _Work:
         chosen = allocate(self.config, self.plan, tables, parameters, sensitivity, choices, together)
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(asdict(chosen)))
+        # A killed run must not leave half a file.
         partial.replace(path)
         return chosen
 

@@ -68,6 +68,7 @@ class PartSelection:
             return {}
         name = f"{self.decoder.prefix}.{index}"
         mixtures = find_separate_experts(self.decoder.blocks[index], name)
+        # Experts in one fused tensor cannot be removed one by one.
         fused = [path for path, part in self.decoder.blocks[index].named_modules(prefix=name) if is_fused(part)]
         if fused:
             raise StageError(
@@ -92,12 +93,14 @@ class PartSelection:
         counts = {name: (part.count, part.left) for name, part in parts.items()}
         counts |= {name: (mixture.count, self.sizes.experts or 0) for name, mixture in mixtures.items()}
         self.solved = []
+        # Without text, as in a dry run, any parts of the right number will do.
         if self.stream is None:
             return {name: torch.arange(left) for name, (_, left) in counts.items()}
         solves = self.solves and bool(parts)
         scores = _Scores()
         if mixtures or not solves:
             self._watch(self.stream, index, {} if solves else parts, mixtures, scores)
+        # Parts with the largest scores remain.
         selection = {name: self._most(scores.of[name], counts[name][1]) for name in scores.of}
         if solves:
             selection |= self._solved(self.stream, index, parts)
@@ -146,6 +149,7 @@ class PartSelection:
         whole = part.layer.weight
         size = whole.shape[1] // part.count
         try:
+            # Optimal brain surgeon: remove the part with the smallest error, and let the rest compensate.
             stays, fitted = remove_parts(whole, hessian, size, part.left, self.damping)
         except ValueError as error:
             raise StageError(
@@ -181,6 +185,7 @@ class _Scores:
         The norm of a part at each token, its mean over a window's tokens, the sum of squares of that over windows.
         """
         windows = inputs.float().reshape(-1, inputs.shape[-2], count, inputs.shape[-1] // count)
+        # [windows, length, count]
         norms = torch.linalg.vector_norm(windows, dim=-1)
         self.of[name] = self.of.get(name, norms.new_zeros(count)) + norms.mean(dim=-2).square().sum(dim=0)
 

@@ -59,6 +59,7 @@ def blamed(module: nn.Module, losses: Callable[[], list[torch.Tensor]]) -> str:
 
         return look
 
+    # Only leaf modules compute; their parents would repeat the same finding.
     leaves = {name: part for name, part in module.named_modules() if name and not any(part.children())}
     broken = first_found(next((name for name, value in module.named_parameters() if not _finite(value)), None))
     if broken is not None:
@@ -156,11 +157,13 @@ class LengthGroupedBatches(Sampler[list[int]]):
         pool = self.batch_size * _POOL
         for start in range(0, len(order), pool):
             members = order[start : start + pool]
+            # Sorting within pools keeps batches random enough while their examples have similar lengths.
             members = members[np.argsort(self.lengths[members], kind="stable")]
             batches += [members[i : i + self.batch_size].tolist() for i in range(0, len(members), self.batch_size)]
         if self.whole:
             batches = [batch for batch in batches if len(batch) == self.batch_size]
         generator.shuffle(batches)
+        # A resumed run skips the batches that it has already learned from.
         skipped, self.skipped = self.skipped, 0
         yield from batches[skipped:]
 
@@ -180,6 +183,7 @@ def train(trainee: Trainee, config: TrainingSettings, seed: int, progress: Progr
     frozen = FrozenLayers(trainee.module, trainee.frozen_layers) if trainee.frozen_layers else None
     if frozen is not None:
         frozen.requires_grad_(False)
+    # With several processes the sampler yields whole batches, and accelerate splits them.
     sampler = LengthGroupedBatches(trainee.examples.lengths(), config.batch_size, seed, trainee.together)
     augmentation = Augmentation.of(trainee.augment, trainee.examples, seed) if trainee.augment else None
 
@@ -195,10 +199,12 @@ def train(trainee: Trainee, config: TrainingSettings, seed: int, progress: Progr
     for parameter in trainee.extra:  # which accelerate isn't given
         parameter.data = parameter.data.to(accelerator.device)
     optimizer = _optimizer(trainee, config)
+    # FSDP has wrapped a sharded module already; accelerate must not wrap it again.
     if is_sharded(trainee.module):
         module, loader = trainee.module, accelerator.prepare(loader)
     else:
         module, optimizer, loader = accelerator.prepare(trainee.module, optimizer, loader)
+    # The outputs of frozen layers never change, so compute them once for all epochs.
     if frozen is not None and augmentation is None:
         frozen.keep_states(trainee.examples, device_uses_bf16(config.precision), progress, description)
     length = trainee.length or Length(max(1, round(config.epochs * len(loader))))
@@ -238,6 +244,7 @@ def _optimizer(trainee: Trainee, config: TrainingSettings) -> torch.optim.Optimi
     plain = list(trainee.extra)
     for parameter in trainee.module.parameters():
         if parameter.requires_grad:
+            # Biases and norms have one dimension, and weight decay does not help them.
             (decayed if parameter.ndim > 1 else plain).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": config.optimizer.weight_decay},
@@ -277,6 +284,7 @@ class _Session:
         self.length.begin()
         try:
             batches, steps_before = self._batches(loader), self.done
+            # With a time budget the number of steps is an estimate that changes.
             left = self.length.steps_in_all(steps_before) - steps_before
             total = left if self.length.seconds is None else lambda: self.length.steps_in_all(self.done) - steps_before
             for batch in progress.track(batches, description, total):
@@ -298,6 +306,7 @@ class _Session:
                     self.trainee.kept.write(TrainingState(figures, tensors, moments(self.optimizer), best))
         except NotFiniteError as error:
             self._stop(error, module, len(loader), progress, description)
+        # Return to the weights of the best epoch.
         if self.best is not None:
             self.trainee.module.load_state_dict(self.best[1])
         return self.losses
@@ -330,12 +339,14 @@ class _Session:
             group["lr"] = self.config.learning_rate * self.length.rate(
                 self.done, self.config.optimizer.warmup_ratio, self.config.optimizer.decay
             )
+        # Gradient accumulation: the pieces' gradients add up to that of the batch.
         pieces = [batch] if trainee.pieces is None else trainee.pieces(batch)
         value = 0.0
         for piece_number, piece in enumerate(pieces, 1):
             with contextlib.nullcontext() if piece_number == len(pieces) else self.accelerator.no_sync(module):
                 value += self._backward(module, piece)
         parameters = [*trainee.module.parameters(), *trainee.extra]
+        # All processes see the same norm, so all of them stop if it is not finite.
         norm = self.accelerator.clip_grad_norm_(parameters, self.config.optimizer.max_gradient_norm)
         length = None if norm is None else float(gathered(norm))
         if length is not None and not math.isfinite(length):

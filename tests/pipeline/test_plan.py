@@ -409,7 +409,7 @@ def test_a_column_that_the_file_lacks(folder: Path, tmp_path: Path) -> None:
 def test_all_problems_come_at_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _pickled(folder)
     (folder / "test.csv").unlink()
-    monkeypatch.setattr(compress.utils.installation, "version", _without("onnxscript"))
+    monkeypatch.setattr(compress.utils.environment, "version", _without("onnxscript"))
     text = refusal(recipe(), folder, tmp_path)
     assert "3 reasons" in text
     for words in ("is a pickle", "test.csv does not exist", "onnx needs the package 'onnxscript'"):
@@ -426,9 +426,9 @@ def _without(missing: str) -> Callable[[str], str]:
 
 
 def test_a_missing_extra_names_the_pip_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compress.utils.installation, "version", _without("onnxscript"))
+    monkeypatch.setattr(compress.utils.environment, "version", _without("onnxscript"))
     needs = ["onnx>=1", "onnxscript>=0.7; extra == 'export'"]
-    monkeypatch.setattr(compress.utils.installation, "_requirements", lambda: needs)
+    monkeypatch.setattr(compress.utils.environment, "_requirements", lambda: needs)
     assert "pip install 'compress[export]'" in refusal(recipe(), folder, tmp_path)
 
 

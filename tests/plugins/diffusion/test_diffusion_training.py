@@ -309,7 +309,7 @@ def batch(rows: int = 4) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_a_scheduler_that_is_given_the_target_finds_the_clean_latents(kind):
-    noised = NoiseProcess.from_scheduler(DPMSolverMultistepScheduler(prediction_type=kind)).generate(
+    noised = NoiseProcess.from_scheduler(DPMSolverMultistepScheduler(prediction_type=kind)).sample(
         batch(), torch.tensor(400)
     )
     scheduler = DDIMScheduler(prediction_type=kind, clip_sample=False)

@@ -96,7 +96,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a mask": (
         lambda folder: change(folder / "text_encoder" / "config.json", use_attention_mask=True),
-        "told which tokens are padding",
+        "needs an attention mask for padding",
     ),
     "another tokenizer": (
         lambda folder: change(folder / "text_encoder" / "config.json", vocab_size=7),

@@ -213,7 +213,7 @@ def test_a_unet_without_blocks_and_channels_learns_from_the_whole_one(
 def test_pairs_are_chosen_by_the_loss(start: Path, context: Context) -> None:
     smaller = pruned(start, context, pairs=1)
     table = context.tables[0]
-    assert table.title == "Blocks that went" and len(table.rows) == 1
+    assert table.title == "Removed blocks" and len(table.rows) == 1
     assert sorted(len(block.resnets) for block in smaller.parts["unet"].down_blocks) == [1, 2]
 
 

@@ -225,7 +225,7 @@ def test_an_emulated_board_and_this_machine_are_benched_at_once(arm_server: Serv
     def measure(place: BenchmarkHost, progress: Progress) -> BenchmarkResult:
         examples = {"final": make_examples(20)}
         return measure_side_by_side(
-            {"final": model}, examples, TARGETS["cpu"], EMULATED_QUICK, "final", progress, seed=0, place=place
+            {"final": model}, examples, TARGETS["cpu"], EMULATED_QUICK, "final", progress, seed=0, host=place
         )
 
     hosts = {name: DeviceHost(name, device, arm_server.folder) for name, device in devices.items()}

@@ -394,7 +394,7 @@ def test_the_pair_goes_without_which_the_loss_is_least():
                 kept_blocks = whole.without(stage, down, up)
                 if (candidate := select_shared_blocks(unet, kept_blocks)) is not None:
                     tried[kept_blocks] = seen.mean_loss(candidate)
-    kept_blocks, removed = remove_least_important(unet, 1, middle=False, judge=seen.loss)
+    kept_blocks, removed = remove_least_important(unet, 1, middle=False, measure=seen.mean_loss)
     assert kept_blocks == min(tried, key=tried.__getitem__)
     assert removed[0].loss == pytest.approx(min(tried.values()))
     assert len(set(tried.values())) > 1
@@ -412,12 +412,12 @@ def test_the_middle_goes_where_it_is_missed_least():
     def apart(tried):
         return float((tiny_unets.answer(tried) - whole).square().mean())
 
-    kept_blocks, (first, second) = remove_least_important(unet, 2, middle=True, judge=apart)
+    kept_blocks, (first, second) = remove_least_important(unet, 2, middle=True, measure=apart)
     assert first.block == "the block in the middle" and not kept_blocks.middle
     assert first.loss == 0.0 < second.loss
-    assert remove_least_important(unet, 1, middle=False, judge=apart)[0].middle
+    assert remove_least_important(unet, 1, middle=False, measure=apart)[0].middle
     with pytest.raises(StageError, match="Only 2 blocks of this UNet can be removed, and 3 are to"):
-        remove_least_important(unet, 3, middle=True, judge=lambda _: 0.0)
+        remove_least_important(unet, 3, middle=True, measure=lambda _: 0.0)
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_an_expert_that_is_kept_among_quantized_ones_is_named(tmp_path: Path) ->
 def test_a_window_that_llama_cpp_does_not_know_is_refused(tmp_path: Path) -> None:
     source = mixtral(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(source.config | {"sliding_window": 8}))
-    with pytest.raises(ModelError, match="cannot say sliding_window: 8"):
+    with pytest.raises(ModelError, match="cannot express sliding_window: 8"):
         write_gguf(Checkpoint(tmp_path), tmp_path / "tiny.gguf")
 
 

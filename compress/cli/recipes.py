@@ -48,7 +48,7 @@ def new(
     json_: _Json = False,
 ) -> None:
     """Write a commented starter recipe, every field explained."""
-    from compress.recipe.starter import starter, starters
+    from compress.recipe.json_schema import starter, starters
 
     if task not in starters():
         message = f"There is no starter for the task {task!r}.{did_you_mean(task, starters())}"

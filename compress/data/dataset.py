@@ -110,6 +110,7 @@ def hold_out(
             where="data.hold_out.split",
             hint="give the rows that are held out another name",
         )
+    # Rows are compared by their inputs, not by their position.
     source_keys = keys(source, inputs)
     other_keys = {key for split, table in tables.items() if split != config.source for key in keys(table, inputs)}
     chosen = _drawn(source_keys, other_keys, config)
@@ -120,6 +121,7 @@ def hold_out(
             where="data.hold_out.rows",
             hint="hold out fewer rows, or give more to train on",
         )
+    # A mask keeps the order of the rows in both parts.
     held_mask = np.zeros(len(source), dtype=bool)
     held_mask[chosen] = True
     values = beside.get(config.source, {})
@@ -136,8 +138,10 @@ def _drawn(source_keys: Sequence[Key], other_keys: Collection[Key], config: Hold
     rows_by_key: dict[Key, list[int]] = {}
     for row, key in enumerate(source_keys):
         rows_by_key.setdefault(key, []).append(row)
+    # A row that also stands in another split must stay where it is, or the splits would overlap.
     candidates = [key for key in rows_by_key if key not in other_keys]
     chosen: list[int] = []
+    # The permutation depends on the seed alone, so that the same rows are held out on every machine.
     for index in np.random.default_rng(config.seed).permutation(len(candidates)):
         if len(chosen) >= config.rows:
             break
@@ -203,6 +207,7 @@ class Dataset:
         """
         total = hashlib.sha256()
         _add(total, self.labels)
+        # The order in which a caller names the splits must not change a cache key.
         for name in sorted(set(splits)):
             _add_table(total, f"split {name}", self.split(name))
         if unlabeled and self.unlabeled is not None:

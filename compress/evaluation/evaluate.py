@@ -1,4 +1,7 @@
-"""Evaluation of an artifact on a split, through the runtime of its target."""
+"""Evaluation of an artifact on a split, through the runtime of its target.
+
+Evaluation runs the shipped file through the runtime of its target, never the model in memory.
+"""
 
 from __future__ import annotations
 

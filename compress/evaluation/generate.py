@@ -1,4 +1,7 @@
-"""Greedy continuations of test texts, through the runtime of the target."""
+"""Greedy continuations of test texts, through the runtime of the target.
+
+Decoding is greedy, so that two models differ by their weights alone.
+"""
 
 from __future__ import annotations
 

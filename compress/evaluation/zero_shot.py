@@ -1,4 +1,7 @@
-"""Zero-shot evaluations of text models: multiple-choice questions, and similarity of sentences rated by people."""
+"""Zero-shot evaluations of text models: multiple-choice questions, and similarity of sentences rated by people.
+
+Choices are compared by the log-likelihood of their tokens, as in the lm-evaluation-harness.
+"""
 
 from __future__ import annotations
 

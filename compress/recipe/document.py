@@ -1,4 +1,7 @@
-"""YAML documents as plain values with the line of each field. Scalars follow the YAML 1.2 core schema."""
+"""YAML documents as plain values with the line of each field. Scalars follow the YAML 1.2 core schema.
+
+PyYAML follows YAML 1.1, where `no` is False. Scalars are read by the YAML 1.2 core schema instead.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Loading of recipe files with all problems at once, and writing of recipes as YAML."""
+"""Loading of recipe files with all problems at once, and writing of recipes as YAML.
+
+All problems of a file are collected, because a user wants to see them at once.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Normalization of stages to single-key mappings, and overrides (`--set FIELD=VALUE`), on plain values."""
+"""Normalization of stages to single-key mappings, and overrides (`--set FIELD=VALUE`), on plain values.
+
+Overrides change plain values before validation, so that errors in them are reported like errors in the file.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Validation of a recipe's parts together: stages follow each other, labels exist, splits are named."""
+"""Validation of a recipe's parts together: stages follow each other, labels exist, splits are named.
+
+These checks concern several fields. Fields by themselves are validated by pydantic.
+"""
 
 from __future__ import annotations
 

@@ -33,9 +33,11 @@ def verdict(report: Report) -> tuple[Status, str]:
     skipped = [limit for limit in report.limits if limit.skipped]
     skipped_targets = {skip.target for skip in report.skipped}
     other_processors = sum(limit.target not in skipped_targets for limit in skipped)
+    # Limits may be skipped for two reasons, and the sentence names both.
     reasons = ["target skipped"] if len(skipped) > other_processors else []
     reasons += ["for another processor"] if other_processors else []
     remark = f" ({len(skipped)} not judged: {', '.join(reasons)})" if skipped else ""
+    # Without a runnable file only sizes are known, so limits on quality and speed were not judged.
     if report.unmeasured:
         summary = f"; of what files weigh, {_kept(report)}" if judged else f", and no limit was judged{remark}"
         summary_of_run = "Nothing could be run: only sizes are known"
@@ -53,6 +55,7 @@ def verdict(report: Report) -> tuple[Status, str]:
 def _kept(report: Report) -> str:
     judged, missed = report.judged, report.missed
     unknown = [limit for limit in judged if limit.unknown]
+    # A missed limit that chance could explain is not counted as missed.
     chance = [limit for limit in unknown if limit.verdict == "missed"]
     inconclusive = len(unknown) - len(chance)
     details = (
@@ -103,6 +106,7 @@ def _quality(report: Report, target: str) -> Iterator[Headline]:
         change = f"{final.value / baseline.value - 1:+.1%}"
         yield _tile(report, target, metric.title, change, detail, metric.name)
         return
+    # For error rates the ratio is inverted, so that 100% always means that nothing was lost.
     higher = metric.better == "higher"
     ratio = final.value / baseline.value if higher else baseline.value / final.value
     if higher and (interval := paired_ratio_interval(final, baseline)):
@@ -116,6 +120,7 @@ def _size(report: Report, target: str) -> Iterator[Headline]:
         figure, word = _figure("size_bytes", pair)
         bits = report.find(FINAL, "bits_per_parameter", target)
         detail = _from_to(report, "size_bytes", target)
+        # Bits per parameter tell readers how strongly the weights are quantized.
         detail += f"; {format_number(bits.value)} bits a parameter" if bits and bits.value < _FEW_BITS else ""
         yield _tile(report, target, f"{word} on disk", figure, detail, "size_bytes")
 
@@ -123,6 +128,7 @@ def _size(report: Report, target: str) -> Iterator[Headline]:
 def _speed(report: Report, target: str) -> Iterator[Headline]:
     pair = _pair(report, "latency_ms", target)
     paired = report.find(FINAL, "speedup", target)
+    # The paired ratio is preferred: it removes noise that both models share.
     if paired is not None:
         figure, word = f"{format_number(paired.value)}x", "Faster" if paired.value >= 1 else "The speed"
     elif pair is not None:
@@ -142,6 +148,7 @@ def _times_interval(row: Measurement | None) -> str:
 def _generation(report: Report, target: str) -> Iterator[Headline]:
     """Yield the speed-ups of generation and of prompt processing after the shortest prompt."""
     context = shortest_context(report.metrics(target))
+    # Reading a prompt is bound by arithmetic, writing by memory, so they are shown apart.
     kinds = (
         ("time_per_output_token", "tokens_per_second", "Faster writing"),
         ("time_to_first_token", "prefill_tokens_per_second", "Faster reading"),
@@ -198,6 +205,7 @@ def _tile(report: Report, target: str, label: str, figure: str, detail: str, *me
     ]
     if not limits:
         return Headline(label, figure, detail)
+    # A missed limit comes before an inconclusive one, and that before a passed one.
     decisive_limit = min(limits, key=lambda limit: 2 * limit.passed + limit.unknown)
     status: Status = "passed" if decisive_limit.passed else "unknown" if decisive_limit.unknown else "missed"
     return Headline(label, figure, detail, status, decisive_limit.limit)

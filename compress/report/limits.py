@@ -41,6 +41,7 @@ def check_limits(
     results = []
     for limit in limits:
         machine = (machines or {}).get(limit.target, {})
+        # Each limit is judged on its own. Several limits on one metric may have different verdicts.
         judgement = _judge(limit, measurements, baseline_label, skipped, machine)
         final = _find(measurements, FINAL, limit)
         result = LimitResult(
@@ -94,13 +95,16 @@ def _judge(
         if skip_reason is not None:
             return {"verdict": "skipped", "reason": f"target skipped: {skip_reason}"}
         return {"verdict": "missed", "reason": _absent(rows, FINAL, limit)}
+    # An absolute bound needs no other model.
     if limit.of is None:
         return {"verdict": "kept"} if _within(limit, final.value) else _verdict(limit, final, None, machine)
     reference = _find(rows, limit.of, limit)
+    # The baseline may be named by its role or by its stage.
     if reference is None and limit.of in (BASELINE, baseline_label):
         reference = _find(rows, BASELINE, limit) or _find(rows, baseline_label, limit)
     if reference is None:
         return {"verdict": "missed", "reason": _absent(rows, limit.of, limit)}
+    # A ratio to zero has no value, so the limit cannot be met.
     if reference.value == 0:
         return {"verdict": "missed", "reason": f"{limit.metric} of {limit.of} is 0, so there is no ratio"}
     ratio = final.value / reference.value
@@ -125,6 +129,7 @@ def _verdict(
         machine: Environment of the target.
     """
     interval = _interval(final, other)
+    # Chance explains the miss if any value of the interval meets the limit.
     beyond = interval is None or not any(_within(limit, end) for end in interval)
     if describe_metric(limit.metric, final.unit).timed:
         if noise := unusable_machine(machine):
@@ -200,6 +205,7 @@ def _absent(rows: Sequence[Measurement], model: str, limit: Limit) -> str:
 def _within(limit: Limit, value: float) -> bool:
     """Return whether the value meets the limit. A value within rounding of the bound meets it, NaN never does."""
     bound = limit.bound
+    # Otherwise a bound such as 98.5% could be missed by a rounding error in the 16th digit.
     if math.isclose(value, bound, rel_tol=1e-12):
         return True
     return value > bound if limit.at_least is not None else value < bound
@@ -211,6 +217,7 @@ def limit_text(limit: Limit, unit: str = "") -> str:
     if limit.of is not None:
         return f"{sign} {bound * 100:.6g}% of {limit.of}"
     metric = describe_metric(limit.metric, unit)
+    # The unit follows the metric, as people write it.
     match metric.style:
         case "percent":
             return f"{sign} {bound if metric.unit == '%' else bound * 100:.6g}%"
@@ -252,6 +259,7 @@ def paired_ratio_interval(
     if metric.exponential:
         low, high = t_interval([yi - xi for yi, xi in zip(y, x, strict=True)], confidence)
         return math.exp(low), math.exp(high)
+    # The delta method on pairs: examples are independent, the two values of an example are not.
     ratio, mean, n = fmean(y) / fmean(x), fmean(x), len(x)
     spread = sum((yi - ratio * xi) ** 2 for yi, xi in zip(y, x, strict=True))
     half_width = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(spread / (n * (n - 1))) / mean

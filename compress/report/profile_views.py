@@ -1,4 +1,7 @@
-"""Profile in the terminal, and as one self-contained page."""
+"""Profile in the terminal, and as one self-contained page.
+
+The terminal and the page show the same rows, whose texts come from `profile_formatting`.
+"""
 
 from __future__ import annotations
 

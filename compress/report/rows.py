@@ -23,6 +23,7 @@ def environment_rows(environment: dict[str, Any], prefix: str = "") -> Iterator[
         elif isinstance(value, list | tuple):
             yield name, ", ".join(map(str, value))
         else:
+            # Booleans are integers in Python, and no sizes.
             is_size = isinstance(value, int) and not isinstance(value, bool) and name.endswith("_bytes")
             yield name, format_bytes(value) if is_size else "" if value is None else str(value)
 
@@ -190,6 +191,7 @@ def module_of(name: str) -> str:
     parts = [part for part in _SEPARATORS.split(name) if part]
     if not parts or _GENERATED.match(name.strip("/")):
         return UNNAMED
+    # Numbered blocks are the unit in which people think about a transformer.
     for index, part in enumerate(parts[:-1]):
         if part.isdigit() and index > 0:
             return ".".join(parts[: index + 1])
@@ -200,6 +202,7 @@ def group_by_module(layers: Iterable[LayerBytes]) -> dict[str, dict[str, int]]:
     """Return module -> bytes by dtype, the largest first, with modules in the order of first appearance."""
     modules: dict[str, Counter[str]] = {}
     for layer in layers:
+        # A counter sums tensors of one dtype.
         modules.setdefault(module_of(layer.name), Counter())[layer.dtype] += layer.bytes
     return {name: dict(dtypes.most_common()) for name, dtypes in modules.items()}
 
@@ -212,6 +215,7 @@ def largest(layers: Iterable[LayerBytes], count: int = 12) -> list[LayerBytes]:
 def module_bytes(report: Report) -> ModuleBytes:
     """Return the stored bytes of the baseline and the final model, or else of the first two models."""
     available = [model for model, layers in report.bytes_by_layer.items() if layers]
+    # Two models fit side by side.
     shown = [model for model in (BASELINE, FINAL) if model in available] or available[:2]
     groups = {model: group_by_module(report.bytes_by_layer[model]) for model in shown}
     sizes: dict[str, int] = {}

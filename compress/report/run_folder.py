@@ -1,4 +1,7 @@
-"""Folders of runs, named after their start: a link to the latest, atomic writing, and finding a report."""
+"""Folders of runs, named after their start: a link to the latest, atomic writing, and finding a report.
+
+Nothing here imports the pipeline: `compress compare` reads old runs with these functions alone.
+"""
 
 from __future__ import annotations
 

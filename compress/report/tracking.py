@@ -1,4 +1,7 @@
-"""MLflow tracking of runs, searches and registered versions, on a server or in an SQLite file."""
+"""MLflow tracking of runs, searches and registered versions, on a server or in an SQLite file.
+
+MLflow is an extra, so it is imported inside the functions.
+"""
 
 from __future__ import annotations
 

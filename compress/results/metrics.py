@@ -1,4 +1,7 @@
-"""Metrics table: title, direction, unit, margins and use in views of every metric, one row each."""
+"""Metrics table: title, direction, unit, margins and use in views of every metric, one row each.
+
+A new metric is one row of the table below, and a function that measures it.
+"""
 
 from __future__ import annotations
 

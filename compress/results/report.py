@@ -1,4 +1,7 @@
-"""`report.json`, schema 1: the record of a run, from which Markdown, HTML, JUnit and the terminal's tables are made."""
+"""`report.json`, schema 1: the record of a run, from which Markdown, HTML, JUnit and the terminal's tables are made.
+
+Fields are only added to schema 1. Readers of old reports rely on it.
+"""
 
 from __future__ import annotations
 

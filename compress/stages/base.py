@@ -2,6 +2,8 @@
 
 An author of a stage needs ``kind``, fields, `Stage.needs` and `Stage.run`. What some stages do beyond that, such as
 predicting their cost, is declared by the protocols in `compress.stages.protocols`.
+
+A stage is a pydantic model: its fields are the recipe's fields, and its values are part of the cache key.
 """
 
 from __future__ import annotations

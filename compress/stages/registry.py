@@ -1,4 +1,7 @@
-"""Every stage: those of models, those of the formats, and others by the entry point `compress.stages`."""
+"""Every stage: those of models, those of the formats, and others by the entry point `compress.stages`.
+
+Recipes name stages by `kind`, so kinds are unique over all packages.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""COCO detection metrics by pycocotools, with intervals over images. Imports no torch."""
+"""COCO detection metrics by pycocotools, with intervals over images. Imports no torch.
+
+pycocotools is the reference implementation of these metrics. Only its input is made here.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Inference of a torch model over encoded examples."""
+"""Inference of a torch model over encoded examples.
+
+Only inputs that the module's `forward` accepts are passed to it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Loading of weights and processor for a task; a missing head is initialized randomly. Imports no torch."""
+"""Loading of weights and processor for a task; a missing head is initialized randomly. Imports no torch.
+
+transformers is imported inside the functions: tasks are listed without loading it.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """Registry of tasks by Hugging Face name, including those of other packages (entry points `compress.tasks`).
 
 Importing this imports neither torch nor numpy.
+
+Tasks of plug-ins are added to the built-in ones, and may not replace them.
 """
 
 from __future__ import annotations

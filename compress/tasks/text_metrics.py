@@ -1,4 +1,7 @@
-"""Shared functions of tasks that generate text: collected texts, and losses of reference tokens."""
+"""Shared functions of tasks that generate text: collected texts, and losses of reference tokens.
+
+Texts are normalized as the papers that introduced the metrics do it.
+"""
 
 from __future__ import annotations
 

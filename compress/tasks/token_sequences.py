@@ -1,4 +1,7 @@
-"""Conversations in running text: messages of a row, chat templates, and positions of the answers."""
+"""Conversations in running text: messages of a row, chat templates, and positions of the answers.
+
+A word may be split into several tokens. Labels belong to its first token; the others are ignored in the loss.
+"""
 
 from __future__ import annotations
 

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from command_line import output_of
 
+from compress.recipe.json_schema import starter, starters
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
-from compress.recipe.starter import starter, starters
 from compress.tasks.registry import TASK_NAMES
 from compress.utils.errors import InputError
 

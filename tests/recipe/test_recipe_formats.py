@@ -9,8 +9,8 @@ import pytest
 import yaml
 from tiny_generation import write_recipe
 
+from compress.recipe.json_schema import starter
 from compress.recipe.loading import dump_recipe, read_recipe
-from compress.recipe.starter import starter
 from compress.utils.errors import Problem, RecipeError
 
 

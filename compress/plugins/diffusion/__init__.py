@@ -15,7 +15,7 @@ SPEC = PluginSpec(
         "distill_steps": f"{_PACKAGE}.stages:DistillSteps",
         "distill_consistency": f"{_PACKAGE}.stages:DistillConsistency",
         "distill_autoencoder": f"{_PACKAGE}.stages:DistillAutoencoder",
-        "schedule": f"{_PACKAGE}.schedule_stage:Schedule",
+        "schedule": f"{_PACKAGE}.stages:Schedule",
     },
     tasks={"text-to-image": f"{_PACKAGE}.task:TASK"},
     metrics={"image_generation": f"{_PACKAGE}.metrics:METRICS"},

@@ -1,9 +1,10 @@
 """Sampling loop of a diffusion model: three open components and a scheduler of diffusers, arrays in, arrays out.
 
 It is the loop of diffusers' StableDiffusionPipeline and LatentConsistencyModelPipeline for components of any runtime.
+
+Shapes: latents are [batch, channels, height, width].
 """
 
-# Shapes: latents are [batch, channels, height, width].
 from __future__ import annotations
 
 import copy

@@ -1,4 +1,7 @@
-"""Change of one metric from two measurements, with interval and verdict."""
+"""Change of one metric from two measurements, with interval and verdict.
+
+Verdicts depend on the interval of a change and on the margin that the policy gives to the metric.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Comparison of two reports, or of two models of one, metric by metric."""
+"""Comparison of two reports, or of two models of one, metric by metric.
+
+Two reports are paired by target and metric. Rows that only one of them has are listed as missing.
+"""
 
 from __future__ import annotations
 

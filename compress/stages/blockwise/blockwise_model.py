@@ -134,17 +134,6 @@ class BlockwiseModel:
                 if parameter is not None:
                     module._parameters[leaf] = nn.Parameter(parameter.to("meta"), requires_grad=False)
 
-    def fill_surroundings(self) -> None:
-        """Load everything outside the blocks except the embedding table and the head."""
-        head = self.model.get_output_embeddings()
-        inside = {id(part) for block in self.blocks for part in block.modules()}
-        for name, part in self.model.named_modules():
-            if id(part) not in inside and part is not self.embedding and part is not head:
-                self._fill(name, part)
-            for leaf, buffer in part._buffers.items():
-                if buffer is not None and not buffer.is_meta:
-                    part._buffers[leaf] = buffer.to(self.device)
-
     def _fill(self, name: str, part: nn.Module) -> None:
         for leaf, parameter in part._parameters.items():
             if parameter is not None:
@@ -291,6 +280,18 @@ def _same(first: Any, second: Any) -> bool:
     return type(first) is type(second)
 
 
+def fill_surroundings(decoder: BlockwiseModel) -> None:
+    """Load everything outside the blocks except the embedding table and the head."""
+    head = decoder.model.get_output_embeddings()
+    inside = {id(part) for block in decoder.blocks for part in block.modules()}
+    for name, part in decoder.model.named_modules():
+        if id(part) not in inside and part is not decoder.embedding and part is not head:
+            decoder._fill(name, part)
+        for leaf, buffer in part._buffers.items():
+            if buffer is not None and not buffer.is_meta:
+                part._buffers[leaf] = buffer.to(decoder.device)
+
+
 def build_blockwise_model(checkpoint: Checkpoint, device: str = CPU) -> BlockwiseModel:
     """Build the model of a folder without its weights, which are loaded block by block to ``device``.
 
@@ -331,7 +332,7 @@ def build_blockwise_model(checkpoint: Checkpoint, device: str = CPU) -> Blockwis
             where=str(decoder.checkpoint.folder),
             expected="one tensor for both, or tie_word_embeddings: false in config.json",
         )
-    decoder.fill_surroundings()
+    fill_surroundings(decoder)
     return decoder
 
 

@@ -20,7 +20,7 @@ from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.numerics.gptq import GptqSettings, output_error, round_to_nearest
 from compress.pipeline.recipe_sources import read_shape
 from compress.stages.blockwise.block_pass import BlockPass
-from compress.stages.blockwise.blockwise_model import build_blockwise_model
+from compress.stages.blockwise.blockwise_model import build_blockwise_model, fill_surroundings
 from compress.stages.blockwise.calibration import Importance, calibration_sequences
 from compress.stages.blockwise.cost import (
     checkpoint_bytes,
@@ -383,7 +383,7 @@ def test_a_gradient_that_is_not_finite_is_named(tmp_path: Path) -> None:
         return filled.fill_(float("nan")) if module == "model.norm" else filled
 
     decoder.tensor = broken  # type: ignore[method-assign]
-    decoder.fill_surroundings()
+    fill_surroundings(decoder)
     work = Gradients(decoder, Quantization(precision="fp32"), some_ids(2, 16), tmp_path / "work", SilentProgress())
     with pytest.raises(StageError, match="the answer is not finite"):
         work.importance()

@@ -19,12 +19,12 @@ from compress.formats.model_file import model_files
 from compress.formats.target_profile import Target
 from compress.models.config_checks import max_positions
 from compress.models.folder_checks import check_processor
+from compress.models.json_file import read_json
 from compress.models.processor import load_tokenizer
 from compress.recipe.recipe import Benchmark
 from compress.results.report import Measurement
 from compress.utils.errors import DataError, InputError, ModelError
 from compress.utils.progress import Progress
-from compress.utils.storage import read_json
 
 CPU_PROVIDER = "CPUExecutionProvider"
 

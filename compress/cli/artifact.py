@@ -13,6 +13,7 @@ from compress.formats.registry import FORMATS
 from compress.formats.target_profile import AppProfile, Target
 from compress.formats.targets import PROFILES
 from compress.models.config_checks import allow
+from compress.models.json_file import read_json
 from compress.pipeline.cache import Cache
 from compress.pipeline.formats import measurable, unsupported_reason
 from compress.pipeline.runner import StageRunner
@@ -27,7 +28,6 @@ from compress.tasks.registry import get_task, tasks_with
 from compress.tasks.task import Examples, Task
 from compress.utils.errors import InputError
 from compress.utils.progress import Progress
-from compress.utils.storage import read_json
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from compress.formats.generation.decoder import feeder
 from compress.formats.runtime import get_runtime
 from compress.formats.target_profile import Target
 from compress.models.folder_checks import check_processor
+from compress.models.json_file import read_json
 from compress.models.processor import load_processor
 from compress.numerics.statistics import linearized, ratio_interval, wilson_interval
 from compress.results.metrics import metric_on_slice
@@ -27,7 +28,6 @@ from compress.tasks.task import CollectedOutputs, Examples, Task
 from compress.tasks.tokens import by_length, keep_all
 from compress.utils.errors import ModelError
 from compress.utils.progress import Progress
-from compress.utils.storage import read_json
 
 if TYPE_CHECKING:
     import pyarrow as pa

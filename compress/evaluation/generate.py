@@ -16,6 +16,7 @@ from compress.evaluation.evaluate import share_row
 from compress.formats.generation.decoder import feeder, open_decoder, written_tokens
 from compress.formats.runtime import get_runtime
 from compress.formats.target_profile import Target
+from compress.models.json_file import read_json
 from compress.models.processor import load_tokenizer
 from compress.numerics.calibration import mean_interval
 from compress.numerics.token_metrics import log_probabilities, loop_length, repeated_share
@@ -26,7 +27,6 @@ from compress.tasks.text_generation import perplexity_row
 from compress.tasks.token_sequences import has_template, render_question, spread
 from compress.utils.errors import ModelError
 from compress.utils.progress import Progress
-from compress.utils.storage import read_json
 
 _SEED = 0
 _CONFIGS = ("generation_config.json", "config.json")

@@ -16,11 +16,11 @@ from compress.evaluation.generate import end_tokens
 from compress.formats.generation.decoder import feeder, open_decoder, written_tokens
 from compress.formats.runtime import get_runtime
 from compress.formats.targets import find_target
+from compress.models.json_file import read_json
 from compress.models.processor import load_tokenizer
 from compress.numerics.token_metrics import negative_log_likelihood
 from compress.utils.errors import InputError, MissingExtraError, ModelError
 from compress.utils.progress import Progress, SilentProgress
-from compress.utils.storage import read_json
 
 try:
     from lm_eval import utils

@@ -13,11 +13,11 @@ from compress.inspection.layers import group_layers
 from compress.inspection.tensors import READERS, ModelContents, read_model
 from compress.inspection.weight_statistics import WeightStatistics, measure_weights
 from compress.models.folder_checks import PICKLE_SUFFIXES, PROCESSOR_FILES
+from compress.models.json_file import read_json
 from compress.models.pipeline_folder import image_generation_hook
 from compress.models.stored_tensor import StoredTensor
 from compress.utils.progress import Progress, SilentProgress
 from compress.utils.pydantic_models import Frozen
-from compress.utils.storage import read_json
 
 _TOKENIZER_FILES = (
     *PROCESSOR_FILES,

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from compress.models.folder_checks import INDEX, WEIGHTS, weight_files
+from compress.models.json_file import read_json
 from compress.models.model import link_or_copy
 from compress.models.quantization_config import COMPRESSED_TENSORS, layer_settings
 from compress.models.stored_tensor import StoredTensor
 from compress.utils.errors import ModelError
-from compress.utils.storage import read_json
 
 if TYPE_CHECKING:
     import torch

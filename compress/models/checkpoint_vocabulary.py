@@ -12,10 +12,10 @@ import torch
 
 from compress.models.checkpoint import Checkpoint, write_shards
 from compress.models.folder_checks import INDEX, TOKENIZER_FILES, refuse_quantized
+from compress.models.json_file import read_json
 from compress.models.meta_model import build_on_meta
 from compress.models.vocabulary import tokenizer_definition, trim_definition
 from compress.utils.errors import StageError
-from compress.utils.storage import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from compress.models.json_file import read_json
 from compress.models.pipeline_folder import is_pipeline
 from compress.utils.errors import MissingExtraError, ModelError
-from compress.utils.storage import read_json
 
 _MAPPINGS = ("auto_mappings", "configuration_auto")
 """transformers' modules that list every `model_type`; the first one is plain data."""

@@ -7,12 +7,12 @@ from typing import Any
 
 from compress.models.config_checks import is_timm
 from compress.models.graph_inputs import GRAPH_INPUTS
+from compress.models.json_file import read_json
 from compress.models.pipeline_folder import image_generation_hook, is_pipeline, part_config, pipeline_weights
 from compress.models.safetensors_file import read_header
 from compress.models.stored_tensor import StoredTensor
 from compress.utils.errors import ModelError
 from compress.utils.progress import Progress, SilentProgress
-from compress.utils.storage import read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.models.json_file import read_json
 from compress.utils.errors import DataError, ModelError
-from compress.utils.storage import read_json
 
 if TYPE_CHECKING:
     import numpy as np

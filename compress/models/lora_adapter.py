@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from compress.models.folder_checks import count_not_finite, pickle_error
+from compress.models.json_file import read_json
 from compress.models.safetensors_file import read_header
 from compress.utils.errors import InputError, MissingExtraError, ModelError, first_line
-from compress.utils.storage import read_json
 
 if TYPE_CHECKING:
     import torch

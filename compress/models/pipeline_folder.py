@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from compress.models.json_file import read_json
 from compress.plugins import explain_missing, find_extensions
 from compress.utils.errors import ModelError
-from compress.utils.storage import read_json
 
 __all__ = ["HOOKS", "image_generation_hook"]
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from compress.models.config_checks import explain_load_failure, is_allowed, load_error_types
 from compress.models.folder_checks import TOKENIZER_FILES
 from compress.models.graph_inputs import GRAPH_INPUTS, read_graph_inputs
+from compress.models.json_file import read_json
 from compress.models.model import write_companions
 from compress.models.pipeline_folder import image_generation_hook, is_pipeline
 from compress.models.sentence_modules import MODULES, SentenceModules, has_modules, read_modules
 from compress.utils.errors import MissingExtraError, ModelError, first_line
-from compress.utils.storage import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

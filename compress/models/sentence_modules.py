@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress.models.json_file import read_json
 from compress.utils.errors import ModelError
-from compress.utils.storage import read_json
 
 if TYPE_CHECKING:
     import torch

@@ -11,6 +11,7 @@ from compress.formats.model_file import check_writable
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.registry import FORMATS, RUNTIMES
 from compress.formats.target_profile import Target
+from compress.models.json_file import read_json
 from compress.models.model import TorchModel
 from compress.models.processor import PREPROCESSOR
 from compress.pipeline.runner import StageRunner
@@ -30,7 +31,6 @@ from compress.tasks.capability import (
 from compress.tasks.registry import get_task, infer_task, tasks_with
 from compress.utils.environment import has_package
 from compress.utils.errors import ModelError
-from compress.utils.storage import read_json
 
 FLOAT = "fp32"
 _ANY_ARCHITECTURE = frozenset({GENERATES, DESCRIBES_IMAGES})

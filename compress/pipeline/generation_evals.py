@@ -27,6 +27,7 @@ from compress.evaluation.generate import (
 )
 from compress.evaluation.zero_shot import choice_rows, choice_scores, pair_cosines, similarity_rows
 from compress.models.config_checks import max_positions
+from compress.models.json_file import read_json
 from compress.models.pipeline_folder import image_generation_hook
 from compress.pipeline.target_session import TargetSession, windows_digest
 from compress.results.report import (
@@ -43,7 +44,6 @@ from compress.results.report import (
 from compress.tasks.capability import GENERATES, GENERATES_IMAGES
 from compress.tasks.token_sequences import spread
 from compress.utils.errors import DataError
-from compress.utils.storage import read_json
 
 
 def generations(session: TargetSession) -> tuple[list[Measurement], list[ContinuationRecord], list[str]]:

@@ -15,6 +15,7 @@ from compress.formats.runtime import why_unavailable
 from compress.formats.target_profile import TargetProfile, describe_limits
 from compress.formats.targets import REFERENCE
 from compress.models import PRUNING_TESTED_TYPES
+from compress.models.json_file import read_json
 from compress.pipeline.formats import check_formats, unsupported_reason
 from compress.pipeline.licences import find_licences, refuse_forbidden
 from compress.pipeline.plan import Plan, StagePlan, TargetPlan, render_plan
@@ -34,7 +35,6 @@ from compress.tasks.registry import get_task
 from compress.utils.environment import cores_quota, granted_cores, processor_class
 from compress.utils.errors import CompressError, InputError, ModelError, StageError
 from compress.utils.progress import Progress, SilentProgress
-from compress.utils.storage import read_json
 from compress.utils.torch_device import resolve_device
 
 

@@ -37,6 +37,7 @@ from compress.formats.onnx.graph_reader import first_integer_operator, read_grap
 from compress.formats.onnx.stored_tensors import read_tensors
 from compress.models.config_checks import check_config
 from compress.models.folder_checks import check_model_folder, refuse_quantized, weight_files
+from compress.models.json_file import read_json
 from compress.models.lora_adapter import check_adapter
 from compress.models.pipeline_folder import image_generation_hook, is_pipeline
 from compress.models.safetensors_file import read_header
@@ -50,7 +51,6 @@ from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, TAKES_ARRAYS
 from compress.tasks.registry import get_task
 from compress.utils.errors import CompressError, DataError, InputError, ModelError
 from compress.utils.progress import Progress, SilentProgress
-from compress.utils.storage import read_json
 
 _HEAD_BYTES = 1 << 16
 

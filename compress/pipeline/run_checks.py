@@ -14,6 +14,7 @@ from compress.evaluation.evaluate import encode_for_model
 from compress.evaluation.generate import encode_chats
 from compress.models import PRUNING_TESTED_TYPES
 from compress.models.config_checks import max_positions
+from compress.models.json_file import read_json
 from compress.models.lora_adapter import check_adapter
 from compress.models.pipeline_folder import image_generation_hook
 from compress.models.processor import load_processor
@@ -28,7 +29,6 @@ from compress.tasks.capability import READS_ROWS
 from compress.tasks.registry import get_task
 from compress.utils.environment import extra_containing, has_package
 from compress.utils.errors import CompressError, DataError, InputError, MissingExtraError
-from compress.utils.storage import read_json
 
 _RUN_FILES_BYTES = 1_000_000
 """Bytes of a run's log and report."""

@@ -12,6 +12,7 @@ from compress.data.slices import Slice, extra_columns
 from compress.data.source import find
 from compress.models.config_checks import allow
 from compress.models.folder_checks import check_weights_finite
+from compress.models.json_file import read_json
 from compress.recipe.recipe import Recipe
 from compress.sources.build_model import ModelOrigin
 from compress.sources.onnx_file import onnx_file
@@ -23,7 +24,6 @@ from compress.tasks.registry import get_task
 from compress.tasks.task import Task
 from compress.utils.errors import InputError
 from compress.utils.progress import Progress
-from compress.utils.storage import read_json
 from compress.utils.torch_device import resolve_device
 
 

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from compress.data.dataset import load_dataset
 from compress.formats.quiet_output import quiet_libraries
 from compress.models.folder_checks import weight_files
+from compress.models.json_file import read_json
 from compress.models.model import TorchModel
 from compress.pipeline.recipe_sources import count
 from compress.pipeline.run_inputs import resolve_recipe_model
@@ -33,7 +34,6 @@ from compress.tasks.task import Examples, Task
 from compress.utils.errors import InputError
 from compress.utils.progress import SilentProgress, Total
 from compress.utils.resource_meter import metered
-from compress.utils.storage import read_json
 from compress.utils.torch_device import resolve_device, use_device
 
 Item = TypeVar("Item")

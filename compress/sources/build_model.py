@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from compress.models.config_checks import MODULE_KEY, allow, load_error_types
 from compress.models.folder_checks import INDEX, PROCESSOR_FILES, WEIGHTS
+from compress.models.json_file import read_json
 from compress.utils.errors import ModelError, StorageError, first_line
 from compress.utils.progress import Progress
-from compress.utils.storage import cache_key, digest_file, read_json
+from compress.utils.storage import cache_key, digest_file
 
 if TYPE_CHECKING:
     from torch import nn

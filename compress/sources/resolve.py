@@ -9,6 +9,7 @@ from typing import Literal
 from compress.data.source import find
 from compress.models.config_checks import check_config
 from compress.models.folder_checks import PICKLE_SUFFIXES, check_model_folder, pickle_error
+from compress.models.json_file import read_json
 from compress.models.pipeline_folder import SafetyChecker, image_generation_hook, is_pipeline
 from compress.sources.onnx_file import convert_onnx, onnx_file, ready_folder
 from compress.sources.timm_folder import convert_timm, is_timm_folder
@@ -17,7 +18,6 @@ from compress.tasks.task import Task
 from compress.utils.environment import user_cache
 from compress.utils.errors import InputError, ModelError
 from compress.utils.progress import Progress, SilentProgress
-from compress.utils.storage import read_json
 
 CARD = "README.md"
 DEFAULT_CACHE = Path("artifacts/cache/models")

@@ -12,10 +12,11 @@ from typing import Any
 
 from compress.models.config_checks import MODULE_KEY, TIMM_NETWORK, is_timm
 from compress.models.folder_checks import WEIGHTS
+from compress.models.json_file import read_json
 from compress.sources.build_model import write_once
 from compress.utils.errors import MissingExtraError, ModelError
 from compress.utils.progress import Progress, SilentProgress
-from compress.utils.storage import digest_file, read_json
+from compress.utils.storage import digest_file
 
 _CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
 _REVISION = 1

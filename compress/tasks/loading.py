@@ -146,7 +146,7 @@ def load_plain_for(directory: Path, labels: Sequence[str] | None, answers: Calla
     `DataError` if a trained head lacks a label.
     """
     from compress.models.config_checks import MODULE_KEY, TIMM_NETWORK
-    from compress.utils.storage import read_json
+    from compress.models.json_file import read_json
 
     content = read_json(directory / "config.json")
     if MODULE_KEY not in content:

@@ -94,9 +94,9 @@ class TokenClassification(Task):
 
         Raises `ModelError` for files that do not load and `DataError` for unknown labels or another scheme.
         """
+        from compress.models.json_file import read_json
         from compress.tasks.spans import check_schemes
         from compress.tasks.tokens import load_encoder
-        from compress.utils.storage import read_json
 
         config = read_json(directory / "config.json")
         if labels is not None and any("TokenClassification" in name for name in config.get("architectures") or ()):

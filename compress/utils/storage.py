@@ -11,12 +11,11 @@ import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
 
 from filelock import FileLock
 from pydantic import Field
 
-from compress.utils.errors import ModelError, StorageError
+from compress.utils.errors import StorageError
 from compress.utils.pydantic_models import FrozenAliased
 
 AT_ONCE_SECONDS = 0.05
@@ -182,23 +181,3 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises `ModelError` for a missing file or other content."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"The model folder has no {path.name}.",
-            where=str(path.parent),
-            expected=f"a {path.name} in Hugging Face layout",
-            hint="Name the folder that save_pretrained wrote.",
-        ) from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(
-            f"{path.name} is not valid JSON: {error}.", where=str(path), hint="Fetch or write the file again."
-        ) from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path.name} holds {type(value).__name__}.", where=str(path), expected="a JSON object")
-    return value

@@ -11,9 +11,9 @@ import pytest
 
 from compress.data.dataset import Dataset
 from compress.formats.gguf.tokenizer import split_rule
+from compress.models.json_file import read_json
 from compress.tasks.registry import get_task
 from compress.utils.progress import SilentProgress
-from compress.utils.storage import read_json
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SMALL = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}

@@ -17,9 +17,9 @@ from compress.formats.generation.decoder import PAST, present_of
 from compress.formats.generation.seq2seq import MASK, PLAIN, SEQUENCES, TEXTS, said_of, token_ids
 from compress.formats.generation.speech_recognition import open_pair
 from compress.formats.runtime import Batch, Session, TensorType, check_inputs
+from compress.models.json_file import read_json
 from compress.models.pipeline_folder import image_generation_hook, is_pipeline
 from compress.utils.errors import InputError, ModelError, StageError
-from compress.utils.storage import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

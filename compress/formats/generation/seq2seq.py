@@ -13,8 +13,8 @@ import numpy as np
 
 from compress.formats.generation.decoder import PAST, present_of
 from compress.formats.runtime import Batch, Session, TensorType
+from compress.models.json_file import read_json
 from compress.utils.errors import InputError, ModelError, StageError
-from compress.utils.storage import read_json
 
 IDS, LOGITS = "input_ids", "logits"
 _HIDDEN, _MASK, _CACHED = "encoder_hidden_states", "encoder_attention_mask", "use_cache_branch"

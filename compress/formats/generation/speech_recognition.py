@@ -11,8 +11,8 @@ import numpy as np
 
 from compress.formats.generation.seq2seq import PairDecoder, TextWriter
 from compress.formats.runtime import Batch, Session, TensorType
+from compress.models.json_file import read_json
 from compress.utils.errors import InputError, ModelError
-from compress.utils.storage import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.models.json_file import read_json
 from compress.utils.errors import ModelError
-from compress.utils.storage import read_json
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter

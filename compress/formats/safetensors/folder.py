@@ -9,6 +9,7 @@ from compress.formats.quiet_output import suppress_output
 from compress.models.checkpoint import Checkpoint
 from compress.models.config_checks import is_allowed
 from compress.models.folder_checks import check_model_folder, weight_files
+from compress.models.json_file import read_json
 from compress.models.lora_adapter import ADAPTER, merge
 from compress.models.model import TorchModel
 from compress.models.pipeline_folder import model_config
@@ -19,7 +20,6 @@ from compress.tasks.registry import TASKS, infer_task, tasks_with
 from compress.tasks.task import Task
 from compress.utils.environment import has_package
 from compress.utils.errors import MissingExtraError, ModelError
-from compress.utils.storage import read_json
 
 
 def find_weights(artifact: Path) -> tuple[Path, ...]:

@@ -15,6 +15,7 @@ from compress.formats.generation import seq2seq
 from compress.formats.generation.speech_recognition import HIDDEN, TRANSCRIPTS, read_rules
 from compress.formats.onnx.model import find_graphs
 from compress.formats.runtime import Batch, Session
+from compress.models.json_file import read_json
 from compress.models.processor import load_tokenizer
 from compress.models.sentence_modules import MODULES, Normalize, SentenceModules, has_modules, read_modules
 from compress.numerics.token_metrics import word_errors
@@ -42,7 +43,6 @@ from compress.tasks.spans import MOST_TOKENS
 from compress.tasks.task import LAST_HIDDEN_STATE, LOGITS, SENTENCE_EMBEDDING
 from compress.tasks.text_ranking import Relevance as RelevanceHead
 from compress.utils.errors import ModelError
-from compress.utils.storage import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

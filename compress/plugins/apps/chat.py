@@ -18,6 +18,7 @@ import numpy as np
 from compress.evaluation.generate import end_tokens
 from compress.formats.generation.decoder import PAST, PRESENT, Decoder, likeliest
 from compress.formats.runtime import Batch, Session
+from compress.models.json_file import read_json
 from compress.plugins.apps.app_type import (
     Answers,
     Inputs,
@@ -36,7 +37,6 @@ from compress.plugins.apps.text import _IDS, TEXTS, TextCase, id_difference, ope
 from compress.plugins.apps.tokenizer_fallbacks import to_page_tokenizer
 from compress.tasks.task import LOGITS
 from compress.utils.errors import InputError, ModelError
-from compress.utils.storage import read_json
 
 if TYPE_CHECKING:
     from compress.models.model import Processor

@@ -21,6 +21,7 @@ from compress.formats.runtime import Session, get_runtime, why_unavailable
 from compress.formats.target_profile import Target
 from compress.formats.targets import PROFILES
 from compress.inspection.tensors import read_model
+from compress.models.json_file import read_json
 from compress.numerics.calibration import mean_interval
 from compress.numerics.output_agreement import output_agreement
 from compress.numerics.token_metrics import divergence, log_probabilities
@@ -39,7 +40,6 @@ from compress.tasks.classes import agreement_row, mean_row
 from compress.tasks.task import Task
 from compress.utils.errors import CompressError, InputError, ModelError
 from compress.utils.progress import Progress
-from compress.utils.storage import read_json
 
 HERE = "here"
 """Target name of measurements that use one runtime for each model's own format."""

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from compress.models.json_file import read_json
 from compress.plugins.diff.record import FieldChange
 from compress.recipe.loading import read_recipe
 from compress.results.report import Report
 from compress.utils.errors import CompressError
-from compress.utils.storage import digest_file, read_json
+from compress.utils.storage import digest_file
 
 TOKENIZER = "tokenizer.json"
 RECIPE = "recipe"

@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress.inspection.budget import PartCall
+from compress.models.json_file import read_json
 from compress.models.pipeline_folder import UNET, is_pipeline
 from compress.plugins.diffusion.sampling_settings import import_diffusers
 from compress.utils.errors import ModelError, first_line
-from compress.utils.storage import read_json
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin

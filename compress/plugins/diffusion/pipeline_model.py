@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.models.folder_checks import check_model_folder
+from compress.models.json_file import read_json
 from compress.models.model import TorchModel, link_or_copy, remove_load_options
 from compress.models.pipeline_folder import CONFIG, MODEL_INDEX, UNET, component_classes, pipeline_config
 from compress.plugins.diffusion.sampling_settings import (
@@ -22,7 +23,6 @@ from compress.plugins.diffusion.sampling_settings import (
     load_scheduler,
 )
 from compress.utils.errors import ModelError, first_line
-from compress.utils.storage import read_json
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin

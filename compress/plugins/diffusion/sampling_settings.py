@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.models.json_file import read_json
 from compress.models.pipeline_folder import UNET, part_config
 from compress.utils.errors import MissingExtraError, ModelError, first_line
-from compress.utils.storage import read_json
 
 if TYPE_CHECKING:
     import numpy as np

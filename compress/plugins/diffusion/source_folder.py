@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from compress.models.folder_checks import check_model_folder
+from compress.models.json_file import read_json
 from compress.models.model import link_or_copy
 from compress.models.pipeline_folder import (
     CHECKER,
@@ -24,7 +25,7 @@ from compress.models.pipeline_folder import (
 from compress.plugins.diffusion.sampling_settings import SAMPLING
 from compress.utils.errors import ModelError
 from compress.utils.progress import Progress, SilentProgress
-from compress.utils.storage import digest_file, read_json
+from compress.utils.storage import digest_file
 
 _REQUIRED = ("text_encoder", UNET, "vae", "tokenizer", "scheduler")
 _UNET_CLASS = "UNet2DConditionModel"

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterable
 
 from compress import __version__
+from compress.models.json_file import read_json
 from compress.pipeline.licence_detection import NOT_STATED, package_licence
 from compress.pipeline.licences import OF_RUN, RUNTIME, data_names
 from compress.plugins.provenance.run_view import RunView, plain_name
@@ -18,7 +19,7 @@ from compress.recipe.recipe import START
 from compress.report.run_folder import MODEL, REPORT
 from compress.results.report import LicenceRecord, Measurement
 from compress.utils.environment import MISSING, package_versions
-from compress.utils.storage import digest_file, read_json
+from compress.utils.storage import digest_file
 
 _SPEC = "1.6"
 _NAMESPACE = uuid.UUID("5c1f3a52-2b2e-5d7b-9d0a-3f0f6a7f1c11")

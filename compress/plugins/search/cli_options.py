@@ -16,6 +16,7 @@ from compress.data.source import find, read
 from compress.formats.quiet_output import quiet_libraries
 from compress.formats.registry import FORMATS
 from compress.formats.targets import TARGETS
+from compress.models.json_file import read_json
 from compress.pipeline.recipe_sources import read_shape
 from compress.plugins.search.default_space import add_default_space, initial_stages, is_possible
 from compress.plugins.search.space import StageFields
@@ -29,7 +30,6 @@ from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import TASK_NAMES, TASKS
 from compress.tasks.task import Task
 from compress.utils.errors import InputError, did_you_mean
-from compress.utils.storage import read_json
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?)[bB]")
 _FACTORS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}

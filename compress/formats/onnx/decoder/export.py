@@ -47,11 +47,11 @@ from compress.formats.onnx.model import (
 )
 from compress.models.checkpoint import Checkpoint
 from compress.models.folder_checks import INDEX
+from compress.models.json_file import read_json
 from compress.models.meta_model import build_on_meta
 from compress.models.model import minified_content
 from compress.tasks.task import Examples
 from compress.utils.errors import IntegrityError
-from compress.utils.storage import read_json
 
 _COMPANION_PATTERNS = ("*.json", "*.txt", "*.jinja", "*.model", "*.spm")
 _EXCLUDED_COMPANIONS = (INDEX, "config.json", "quantize_config.json", GENAI_CONFIG)

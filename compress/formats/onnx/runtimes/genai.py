@@ -17,8 +17,8 @@ from compress.formats.generation.decoder import likeliest
 from compress.formats.onnx.model import GENAI_CONFIG, find_graph
 from compress.formats.runtime import Batch, TensorType, why_missing
 from compress.formats.target_profile import Target
+from compress.models.json_file import read_json
 from compress.utils.errors import InputError, MissingExtraError, ModelError, StageError
-from compress.utils.storage import read_json
 
 if TYPE_CHECKING:
     from onnxruntime_genai import Generator

@@ -1,0 +1,29 @@
+"""JSON files of a model folder. Importing this module needs the standard library only, as on a remote device."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from compress.utils.errors import ModelError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises `ModelError` for a missing file or other content."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"The model folder has no {path.name}.",
+            where=str(path.parent),
+            expected=f"a {path.name} in Hugging Face layout",
+            hint="Name the folder that save_pretrained wrote.",
+        ) from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(
+            f"{path.name} is not valid JSON: {error}.", where=str(path), hint="Fetch or write the file again."
+        ) from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path.name} holds {type(value).__name__}.", where=str(path), expected="a JSON object")
+    return value

@@ -16,7 +16,8 @@ from compress.inspection.budget import bytes_by_layer
 from compress.pipeline import generation_evals
 from compress.pipeline.formats import can_write, measurable, unsupported_reason, weights_of
 from compress.pipeline.runner import StageRunner
-from compress.pipeline.target_session import SHIPPED, SPLIT, Shipped, TargetSession, shipped, size_rows
+from compress.pipeline.target_limits import SHIPPED, Shipped, shipped, size_rows
+from compress.pipeline.target_session import SPLIT, TargetSession
 from compress.pipeline.warnings import processor_notes, run_remarks, slow_int8_notes, sparse_notes
 from compress.report.compare.machine_match import machine_summary
 from compress.report.run_folder import ModelAnswers

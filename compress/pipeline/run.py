@@ -22,7 +22,7 @@ from compress.pipeline.licences import find_licences, refuse_forbidden
 from compress.pipeline.measurements import data_record, measure, test_labels
 from compress.pipeline.run_checks import check_artifacts, check_run
 from compress.pipeline.runner import StageRunner
-from compress.pipeline.target_session import explained, target_limits
+from compress.pipeline.target_limits import explained, target_limits
 from compress.plugins import find_extensions, load_extension, plugin_problems
 from compress.recipe.loading import dump_recipe
 from compress.recipe.recipe import START, Recipe

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper, save
 
 from compress.formats.target_profile import TargetProfile
 from compress.formats.targets import find_profile
-from compress.pipeline.target_session import explained, shipped, target_limits
+from compress.pipeline.target_limits import explained, shipped, target_limits
 from compress.report.limits import check_limits
 from compress.results.report import LimitResult, Measurement
 

@@ -208,12 +208,12 @@ class DiffusionSampler:
 
     def _guidance_condition(self, count: int) -> np.ndarray:
         """Return the embedding of the guidance scale, [count, width] (Meng et al. 2023)."""
-        import torch
-
-        from compress.plugins.diffusion.noise_prediction import guidance_embedding
-
-        row = guidance_embedding(torch.tensor([self.sampling.guidance]), self.latents.condition).numpy()
-        return np.repeat(row, count, axis=0)
+        # In NumPy: a process that times graphs must not load torch.
+        half = self.latents.condition // 2
+        rates = np.exp(np.arange(half, dtype=np.float32) * -(np.log(10000.0) / (half - 1)))
+        angles = 1000.0 * (self.sampling.guidance - 1) * rates
+        row = np.concatenate([np.sin(angles), np.cos(angles), np.zeros(self.latents.condition % 2)])
+        return np.repeat(row[np.newaxis].astype(np.float32), count, axis=0)
 
 
 def _require_finite(array: np.ndarray, source: str) -> None:

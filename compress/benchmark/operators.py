@@ -20,13 +20,13 @@ from compress.benchmark.profile_worker import SETTLE_SECONDS, ProfiledProcess, r
 from compress.benchmark.profiled_calls import ProfiledCalls
 from compress.formats.onnx.costs import GraphCost, NodeCost, count_graph
 from compress.formats.onnx.runtimes.profile import CPU, CallRun, original_name, shapes_of
-from compress.formats.runtime import why_unavailable
+from compress.formats.runtime import refuse_unavailable, why_unavailable
 from compress.formats.target_profile import Target
 from compress.inspection.layers import node_layers
 from compress.numerics.roofline import Roof, least_time
 from compress.numerics.statistics import bootstrap_interval
 from compress.utils.environment import environment, granted_cores, spread_cores
-from compress.utils.errors import InputError, StageError
+from compress.utils.errors import InputError
 from compress.utils.progress import Progress
 
 
@@ -158,9 +158,7 @@ def profile_operators(
         StageError: The process died or hung.
     """
     refuse_other_devices(target)
-    reason = why_unavailable(target)
-    if reason is not None:
-        raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
+    refuse_unavailable(target, why_unavailable(target))
     with (
         tempfile.TemporaryDirectory(prefix="compress-profile-") as scratch,
         ProfiledProcess(artifact, calls, Path(scratch), timeout_seconds) as child,

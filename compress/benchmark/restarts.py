@@ -14,7 +14,7 @@ from compress.benchmark.record import TimingConditions, TimingRecord
 from compress.benchmark.reference_timing import SINGLE_THREADED, ReferenceTimes
 from compress.benchmark.rounds import ProductTimer, TimedRounds, WarmUp, round_order
 from compress.benchmark.subprocess_client import WorkerProcess
-from compress.formats.runtime import prepare_runtime, why_unavailable
+from compress.formats.runtime import prepare_runtime, refuse_unavailable, why_unavailable
 from compress.formats.target_profile import Target
 from compress.numerics.statistics import geometric_interval
 from compress.plugins import explain_missing, find_extensions, load_extension
@@ -373,9 +373,7 @@ class LocalHost:
 
     def time(self, workload: Workload, conditions: TimingConditions, progress: Progress) -> TimingResult:
         """Install what the runtime lacks, then run the session; see `BenchmarkHost.time`."""
-        reason = prepare_runtime(conditions.target, progress)
-        if reason is not None:
-            raise StageError(f"The target {conditions.target.name!r} is not to be had here: {reason}")
+        refuse_unavailable(conditions.target, prepare_runtime(conditions.target, progress))
         seconds = conditions.seconds_left
         deadline = None if seconds is None else time.perf_counter() + seconds
         cores = spread_cores(conditions.threads)

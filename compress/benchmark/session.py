@@ -18,11 +18,12 @@ from compress.benchmark.results import MeasurementWriter
 from compress.benchmark.rounds import batches_by_length, one_of_each_length, sample_by_length, slowed_rounds_note
 from compress.benchmark.worker import write_batches
 from compress.benchmark.workloads.calls import CallPlan
+from compress.formats.runtime import refuse_unavailable
 from compress.formats.target_profile import Target
 from compress.recipe.recipe import Benchmark
 from compress.results.report import MACHINE, Measurement
 from compress.tasks.task import Examples
-from compress.utils.errors import DataError, InputError, StageError
+from compress.utils.errors import DataError, InputError
 from compress.utils.progress import Progress
 from compress.utils.storage import digest_directory
 
@@ -149,9 +150,7 @@ def check_host(artifacts: Mapping[str, Path], baseline: str, targets: Sequence[T
     if baseline not in artifacts:
         raise InputError(f"The baseline {baseline!r} is not among the models.", expected=", ".join(artifacts))
     for target in targets:
-        reason = host.why_unavailable(target)
-        if reason is not None:
-            raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
+        refuse_unavailable(target, host.why_unavailable(target))
 
 
 def seconds_left(budget_seconds: float | None, began: float) -> float | None:

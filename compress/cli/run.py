@@ -80,7 +80,8 @@ def check(
     """Check that a recipe can run, and predict its time, memory and disk, before any model is loaded."""
     from compress.cli.output import ConsoleProgress
     from compress.pipeline.keys import CachedStages
-    from compress.pipeline.planning import make_plan, render_plan
+    from compress.pipeline.plan import render_plan
+    from compress.pipeline.planning import make_plan
     from compress.recipe.loading import read_recipe
 
     loaded = read_recipe(recipe, set_ or ())

@@ -80,7 +80,11 @@ def check_target(runtime: Runtime, target: Target, threads: int) -> None:
     """Raise `InputError` for fewer than one thread, `StageError` if this machine lacks the target."""
     if threads < 1:
         raise InputError(f"{threads} threads cannot run a model.", expected="at least 1")
-    reason = runtime.unavailable(target)
+    refuse_unavailable(target, runtime.unavailable(target))
+
+
+def refuse_unavailable(target: Target, reason: str | None) -> None:
+    """Raise `StageError` with the reason why a target is not available, if there is one."""
     if reason is not None:
         raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
 

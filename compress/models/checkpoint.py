@@ -64,7 +64,6 @@ class Checkpoint:
     @cached_property
     def files(self) -> Mapping[str, Path]:
         """Return the file of each stored tensor, by tensor name."""
-        from compress.models.folder_checks import weight_files
         from compress.models.safetensors_file import read_header
 
         return {tensor.name: file for file in weight_files(self.folder) for tensor in read_header(file)}

@@ -254,10 +254,8 @@ def _matched(
     from scipy.optimize import linear_sum_assignment
 
     teacher_logits, student_logits = (_yes_or_no(part) if separate else part for part in (theirs[0], mine[0]))
-    teacher_probabilities, student_logs = (
-        softmax(teacher_logits, dim=-1).flatten(2),
-        log_softmax(student_logits, dim=-1).flatten(2),
-    )
+    teacher_probabilities = softmax(teacher_logits, dim=-1).flatten(2)
+    student_logs = log_softmax(student_logits, dim=-1).flatten(2)
     # Cross-entropy between every pair of queries.
     classes = -teacher_probabilities @ student_logs.transpose(1, 2)
     l1_distance = torch.cdist(theirs[1], mine[1], p=1)

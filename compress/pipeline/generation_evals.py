@@ -101,10 +101,8 @@ def _talk(session: TargetSession) -> tuple[list[Measurement], list[ContinuationR
         turns = {label: encode_chats(folder, questions) for label, folder in session.artifacts.items()}
     except DataError as error:
         return [], [], f"not asked as a chat: {error.what}"
-    positions, longest = (
-        max_positions(read_json(session.runner.inputs.start / "config.json")),
-        max(map(len, turns[BASELINE])),
-    )
+    positions = max_positions(read_json(session.runner.inputs.start / "config.json"))
+    longest = max(map(len, turns[BASELINE]))
     if positions is not None and longest + settings.tokens > positions:
         return [], [], f"not asked as a chat: it reads {positions} tokens, and a question has {longest}"
     texts_by_label = {label: _written(session, label, prompts) for label, prompts in turns.items()}
@@ -124,10 +122,8 @@ def _written(session: TargetSession, label: str, prompts: Sequence[Sequence[int]
     """Return the texts that a model generates after prompts, as token ids."""
     tokens = session.runner.recipe.evaluation.tokens
     generate = partial(continue_prompts, session.artifacts[label], prompts, tokens)
-    parts, names = (
-        {"prompts": prompts, "tokens": tokens},
-        (f"generation of {label}", f"continue texts with {label}"),
-    )
+    parts = {"prompts": prompts, "tokens": tokens}
+    names = (f"generation of {label}", f"continue texts with {label}")
     texts: list[list[int]] = session.cached_json("generation", label, parts, "written.json", names, generate)
     return texts
 

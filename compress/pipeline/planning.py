@@ -18,7 +18,7 @@ from compress.models import PRUNING_TESTED_TYPES
 from compress.models.json_file import read_json
 from compress.pipeline.formats import check_formats, unsupported_reason
 from compress.pipeline.licences import find_licences, refuse_forbidden
-from compress.pipeline.plan import Plan, StagePlan, TargetPlan, render_plan
+from compress.pipeline.plan import Plan, StagePlan, TargetPlan
 from compress.pipeline.recipe_sources import Sources
 from compress.pipeline.run_checks import check_artifacts, combined_error, disk_error, free_bytes, missing_packages
 from compress.pipeline.stage_benchmark import StageBenchmarks, benchmark_stages
@@ -36,6 +36,12 @@ from compress.utils.environment import cores_quota, granted_cores, processor_cla
 from compress.utils.errors import CompressError, InputError, ModelError, StageError
 from compress.utils.progress import Progress, SilentProgress
 from compress.utils.torch_device import resolve_device
+
+UNPACKED = 2
+"""Disk space of a fetched sample over its download: the archive and its files."""
+_MIN_ROUNDS = 5
+_MIN_BENCHMARKED_STEPS = 100
+"""Training of fewer steps is not benchmarked: the benchmark would take a large part of its time."""
 
 
 def stage_plans(
@@ -90,15 +96,6 @@ def stage_plans(
         )
         plans.append(plan)
     return plans
-
-
-__all__ = ["Plan", "make_plan", "plan_context", "render_plan"]
-
-UNPACKED = 2
-"""Disk space of a fetched sample over its download: the archive and its files."""
-_MIN_ROUNDS = 5
-_MIN_BENCHMARKED_STEPS = 100
-"""Training of fewer steps is not benchmarked: the benchmark would take a large part of its time."""
 
 
 def make_plan(

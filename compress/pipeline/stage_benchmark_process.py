@@ -247,21 +247,17 @@ class StageBenchmarker:
         unlabeled = data.unlabeled
         few = None if unlabeled is None else unlabeled.slice(0, max(round(share * len(unlabeled)), 1))
         tables = {"train": data.split("train").take(rows)}
-        context, began = (
-            (
-                Context(
-                    task=self.task,
-                    data=replace(data, tables=tables, unlabeled=few, extra={}),
-                    max_length=self.recipe.data.max_length,
-                    seed=self.recipe.seed,
-                    progress=progress,
-                    earlier=lambda label: copy.deepcopy(self.outputs[label]),
-                    resolve=self._resolve,
-                    scratch=self.scratch / "work",
-                )
-            ),
-            self.clock.now(),
+        context = Context(
+            task=self.task,
+            data=replace(data, tables=tables, unlabeled=few, extra={}),
+            max_length=self.recipe.data.max_length,
+            seed=self.recipe.seed,
+            progress=progress,
+            earlier=lambda label: copy.deepcopy(self.outputs[label]),
+            resolve=self._resolve,
+            scratch=self.scratch / "work",
         )
+        began = self.clock.now()
         with metered() as meter, use_device(resolve_device(self.recipe.device)):
             output = stage.run(model, context)
         steps = progress.spent.get(stage.kind, 0.0)

@@ -342,10 +342,8 @@ class TextGeneration(Task):
         """
         import numpy as np
 
-        nats, token_counts = (
-            np.nansum(collected[_LOSS], axis=1, dtype=np.float64),
-            np.isfinite(collected[_LOSS]).sum(axis=1),
-        )
+        nats = np.nansum(collected[_LOSS], axis=1, dtype=np.float64)
+        token_counts = np.isfinite(collected[_LOSS]).sum(axis=1)
         tokens = token_counts if labels is None else labels[:, _TOKENS]
         measurements = [perplexity_row("perplexity", nats / tokens, model, target)]
         if (token_counts == tokens).all():

@@ -37,11 +37,11 @@ def keep_texts(outputs: Mapping[str, np.ndarray], examples: Examples, indices: S
         raise DataError("The split has no targets, so nothing can be evaluated on it.", expected="a column target")
     if TEXTS in outputs:
         return {TEXTS: outputs[TEXTS]}
+    from compress.numerics.token_metrics import negative_log_likelihood
+
     logits = outputs[examples.answer]
     pairs: list[tuple[float, float]] = []
     for row, index in enumerate(indices):
-        from compress.numerics.token_metrics import negative_log_likelihood
-
         target_ids = examples.labels[index][examples.labels[index] != IGNORED].astype(np.int64)
         target_logits = logits[row][: len(target_ids)]
         if not np.isfinite(target_logits).all():

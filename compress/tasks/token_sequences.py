@@ -73,10 +73,8 @@ def rendered(text: str, processor: Processor) -> tuple[str, Spans]:
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        prefix, with_answer = (
-            _applied(processor, messages[:index], opened=True),
-            _applied(processor, messages[: index + 1]),
-        )
+        prefix = _applied(processor, messages[:index], opened=True)
+        with_answer = _applied(processor, messages[: index + 1])
         if not (with_answer.startswith(prefix) and whole.startswith(with_answer)):
             raise DataError(
                 "The model's chat template changes messages once others follow, so that no answer has a place.",

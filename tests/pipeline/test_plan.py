@@ -25,7 +25,8 @@ from transformers import BertConfig, BertForSequenceClassification, MPNetConfig,
 
 import compress.pipeline.planning
 import compress.utils.environment
-from compress.pipeline.planning import machine_flops_per_second, make_plan, render_plan
+from compress.pipeline.plan import render_plan
+from compress.pipeline.planning import machine_flops_per_second, make_plan
 from compress.pipeline.recipe_sources import read_shape, read_size
 from compress.pipeline.stage_costs import GRAPH_BYTES, LIBRARIES_BYTES
 from compress.recipe.recipe import Recipe

@@ -15,7 +15,8 @@ from transformers import AutoModelForSequenceClassification
 import compress.pipeline.planning
 import compress.pipeline.stage_benchmark
 from compress.pipeline import stage_benchmark_process
-from compress.pipeline.planning import make_plan, render_plan
+from compress.pipeline.plan import render_plan
+from compress.pipeline.planning import make_plan
 from compress.pipeline.recipe_sources import read_shape
 from compress.pipeline.stage_benchmark import StageBenchmarks, StageTiming, benchmark_stages
 from compress.pipeline.stage_benchmark_process import StageBenchmarker

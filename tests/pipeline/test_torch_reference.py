@@ -20,7 +20,8 @@ import compress.pipeline.measurements as subject
 from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.pipeline import formats
-from compress.pipeline.planning import make_plan, render_plan
+from compress.pipeline.plan import render_plan
+from compress.pipeline.planning import make_plan
 from compress.pipeline.run import Run, run
 from compress.report.console import closing_line
 from compress.results.metrics import describe_metric

@@ -13,7 +13,8 @@ from imported import packages_imported_by
 from rich.console import Console
 
 from compress.formats.registry import FORMATS
-from compress.pipeline.planning import make_plan, render_plan
+from compress.pipeline.plan import render_plan
+from compress.pipeline.planning import make_plan
 from compress.recipe.loading import dump_recipe, read_recipe, recipe_schema
 from compress.recipe.recipe import Recipe
 from compress.stages.registry import STAGES

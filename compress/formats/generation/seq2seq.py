@@ -141,10 +141,8 @@ def read_rules(folder: Path) -> WritingRules:
         ModelError: A setting is not supported.
     """
     config = said_of(folder)
-    start, ends = (
-        config.get("decoder_start_token_id", config.get("bos_token_id")),
-        token_ids(config.get("eos_token_id")),
-    )
+    start = config.get("decoder_start_token_id", config.get("bos_token_id"))
+    ends = token_ids(config.get("eos_token_id"))
     odd = [name for name, plain in PLAIN.items() if config.get(name) not in (None, plain)]
     banned = config.get("bad_words_ids") or []
     odd += ["bad_words_ids of several tokens"] if any(len(words) != 1 for words in banned) else []

@@ -107,10 +107,8 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         from compress.formats.gguf.file_types import estimate_bytes
 
         if self.type is not None:
-            size, note = (
-                estimate_bytes(self.type, before),
-                f"about, by the rules of {self.type}, and the processor's files",
-            )
+            size = estimate_bytes(self.type, before)
+            note = f"about, by the rules of {self.type}, and the processor's files"
         else:
             # The bits of a weight with its scale in the smallest block of 32 that holds it.
             matrices, tables = (
@@ -184,10 +182,8 @@ def _exact_summary(differences: Sequence[Difference]) -> str:
     plain, scaled = (
         [difference for difference in differences if difference.rounded == rounded] for rounded in (False, True)
     )
-    exact, largest = (
-        sum(difference.largest == 0 for difference in plain),
-        max(difference.largest for difference in plain),
-    )
+    exact = sum(difference.largest == 0 for difference in plain)
+    largest = max(difference.largest for difference in plain)
     summary = f"gguf: {exact} of {len(differences)} tensors are stored exactly"
     if scaled:
         worst = max(difference.largest for difference in scaled)

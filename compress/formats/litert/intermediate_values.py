@@ -59,10 +59,8 @@ class _Graph:
 
         tensors = self._graph.tensors
         for operator in self._graph.operators:
-            kind, reads = (
-                opcode_to_name(self._model, operator.opcodeIndex),
-                [index for index in operator.inputs if index >= 0],
-            )
+            kind = opcode_to_name(self._model, operator.opcodeIndex)
+            reads = [index for index in operator.inputs if index >= 0]
             for output in operator.outputs:
                 computes = kind not in _MOVED and type_to_name(tensors[output].type) == "FLOAT32"
                 bits = min(_bits(tensors[index]) for index in (output, *reads))

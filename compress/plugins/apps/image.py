@@ -242,10 +242,8 @@ def find_rule(processor: Processor) -> PrepareImage:
     def setting(name: str) -> Any:
         return getattr(processor, name, None)
 
-    resize, crop = (
-        _resize(setting) if setting("do_resize") else None,
-        setting("crop_size") if setting("do_center_crop") else None,
-    )
+    resize = _resize(setting) if setting("do_resize") else None
+    crop = setting("crop_size") if setting("do_center_crop") else None
     if resize is not None and resize.shortest_edge is not None and setting("crop_pct"):
         # ConvNeXT resizes to a larger size and crops the centre.
         side = resize.shortest_edge

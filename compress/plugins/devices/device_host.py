@@ -157,13 +157,11 @@ class DeviceHost:
         """See `BenchmarkHost.time`. Raises `DeviceError` too."""
         places = {name: f"artifacts/{index}" for index, name in enumerate(workload.artifacts)}
         # The path of each artifact on the device: a folder, or a file in one.
-        files, entries = (
-            dict(_files(workload.artifacts, places)),
-            {
-                name: places[name] if path.is_dir() else f"{places[name]}/{path.name}"
-                for name, path in workload.artifacts.items()
-            },
-        )
+        files = dict(_files(workload.artifacts, places))
+        entries = {
+            name: places[name] if path.is_dir() else f"{places[name]}/{path.name}"
+            for name, path in workload.artifacts.items()
+        }
         batches: dict[str, dict[str, str]] = {}
         for kind, named in (("first_batches", workload.first_batches), ("all_batches", workload.all_batches)):
             batches[kind] = {name: f"{kind}/{index}.npz" for index, name in enumerate(named)}

@@ -43,10 +43,8 @@ class TensorFingerprint:
             rows, columns = np.square(whole).sum(axis=others), np.square(whole).sum(axis=tuple(range(len(shape) - 1)))
         else:
             parts = [np.square(part) for part in weight.chunks()]
-            rows, columns = (
-                np.concatenate([part.sum(axis=1) for part in parts]),
-                sum(part.sum(axis=0) for part in parts),
-            )
+            rows = np.concatenate([part.sum(axis=1) for part in parts])
+            columns = sum(part.sum(axis=0) for part in parts)
         return cls(np.sqrt(rows), np.sqrt(columns), bool(not np.any(rows)))
 
 

@@ -224,10 +224,8 @@ class FeatureTrainer:
             losses = []
             for name in self.pairs:
                 # The features of the teacher and of the student.
-                target, features = (
-                    self._features.pop(("teacher", name)).float(),
-                    self._features.pop(("student", name)).float(),
-                )
+                target = self._features.pop(("teacher", name)).float()
+                features = self._features.pop(("student", name)).float()
                 if name in self.projections:
                     features = self.projections[name](features)
                 losses.append(nn.functional.mse_loss(features, target))

@@ -261,10 +261,8 @@ class ShapeInference:
         model: Any
         if earlier_stages:
             previous_folder = self._traced(torch_stages, tuple(earlier_stages), changed)
-            model, outline = (
-                OnnxModel.load(previous_folder, self.runner.inputs.task),
-                (previous_folder / _OUTLINE).read_text(),
-            )
+            model = OnnxModel.load(previous_folder, self.runner.inputs.task)
+            outline = (previous_folder / _OUTLINE).read_text()
         else:
             model = self._baseline()
             for stage in torch_stages:

@@ -86,10 +86,8 @@ class PartSelection:
         if block is not None and self.sizes.neurons:
             read[NEURONS] = block.require_feed_forward().output, block.neurons, self.sizes.neurons
         named = self.decoder.name
-        parts, mixtures = (
-            {kind: PrunablePart(layer, named(layer), count, left) for kind, (layer, count, left) in read.items()},
-            self.mixtures(index),
-        )
+        parts = {kind: PrunablePart(layer, named(layer), count, left) for kind, (layer, count, left) in read.items()}
+        mixtures = self.mixtures(index)
         counts = {name: (part.count, part.left) for name, part in parts.items()}
         counts |= {name: (mixture.count, self.sizes.experts or 0) for name, mixture in mixtures.items()}
         self.solved = []

@@ -50,10 +50,8 @@ def _property(patches: TracingPatches, name: str, shape: torch.Size) -> property
 def patched(model: nn.Module, patches: TracingPatches) -> Iterator[None]:
     """Run ``model``, prepared by `replace_parameters`, with ``patches`` in place of attention, layers and tables."""
     with ExitStack() as stack:
-        attend, mask = (
-            patches.attend if patches.fused or not patches.tracing else None,
-            None if patches.tracing else patches.mask,
-        )
+        attend = patches.attend if patches.fused or not patches.tracing else None
+        mask = None if patches.tracing else patches.mask
         stack.enter_context(use_attention_functions(model, attend, mask))
         for kind, forward in (
             (nn.Linear, patches.product),

@@ -240,10 +240,8 @@ class _Writer:
 
     def _products(self, layers: Sequence[ir.Node]) -> Sequence[ir.Value]:
         """Return the products of layers with the same input, as one product where their weights can be joined."""
-        modules, value = (
-            [self._rename(string_attribute(layer, "module")) for layer in layers],
-            self._values[layers[0].inputs[0]],
-        )
+        modules = [self._rename(string_attribute(layer, "module")) for layer in layers]
+        value = self._values[layers[0].inputs[0]]
         if modules == [self._head]:
             return [self._logits(value)]
         scope, leaves = modules[0].rpartition(".")[0], [module.rpartition(".")[2] for module in modules]

@@ -250,10 +250,10 @@ class TracingPatches:
             rotation = call.rotation
             frequencies, factor, positions = list(rotation.frequencies), rotation.factor, rotation.positions
             shapes = [[positions, len(frequencies)]] * 2
-            query, key, tables = (
-                query.compress_rotary,
-                key.compress_rotary,
-                nodes_of(Placeholder.ROTARY, [], shapes, frequencies=frequencies, factor=factor, positions=positions),
+            query = query.compress_rotary
+            key = key.compress_rotary
+            tables = nodes_of(
+                Placeholder.ROTARY, [], shapes, frequencies=frequencies, factor=factor, positions=positions
             )
         batch, heads, length, size = query.shape
         # The operator requires values as wide as keys; the padding is cut off afterwards.

@@ -39,7 +39,7 @@ def test_greedy_tokens_are_those_of_transformers(
     source, weights, folder = written(name, quantized, tmp_path, expand_on_load)
     location, dtype = folder.resolve(), "q4" if quantized else "fp32"
     arguments = (library, location.parent, location.name, dtype, json.dumps(TEXTS), str(NEW_TOKENS))
-    check(run_node("generate.mjs", *arguments), folder, source, weights)
+    assert_tokens_of_transformers(run_node("generate.mjs", *arguments), folder, source, weights)
 
 
 @pytest.mark.slow
@@ -52,7 +52,9 @@ def test_a_page_generates_the_same_with_webassembly(
 ) -> None:
     source, weights, folder = written(name, quantized, tmp_path, expand_on_load)
     dtype = "q4" if quantized else "fp32"
-    check(ask_page(library, chromium, folder, "generate", dtype, TEXTS, NEW_TOKENS), folder, source, weights)
+    assert_tokens_of_transformers(
+        ask_page(library, chromium, folder, "generate", dtype, TEXTS, NEW_TOKENS), folder, source, weights
+    )
 
 
 def written(
@@ -67,7 +69,9 @@ def written(
     return source, weights, folder
 
 
-def check(answers: list[dict[str, list[int]]], folder: Path, source: Checkpoint, weights: Checkpoint | None) -> None:
+def assert_tokens_of_transformers(
+    answers: list[dict[str, list[int]]], folder: Path, source: Checkpoint, weights: Checkpoint | None
+) -> None:
     """Prompts and continuations are those of transformers."""
     from transformers import AutoTokenizer
 

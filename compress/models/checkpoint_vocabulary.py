@@ -91,8 +91,17 @@ def trim_checkpoint(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     write_shards(folder, _cut_rows(checkpoint, tensor_names, torch.tensor(token_ids)))
-    # Write all files except weights and configs, with new ids in the tokenizer's files.
-    source = checkpoint.folder
+    _write_companions(checkpoint.folder, folder, definition, new_ids)
+    for name, config in configs.items():
+        changed = _renumbered(config, lambda token, needed: new_ids.get(token), height, len(token_ids))
+        _write_json(
+            folder / name, changed | ({_SIZE: len(token_ids)} if name == "config.json" and _SIZE in config else {})
+        )
+    return Checkpoint(folder), height, len(token_ids)
+
+
+def _write_companions(source: Path, folder: Path, definition: Mapping[str, object], new_ids: Mapping[int, int]) -> None:
+    """Write all files except weights and configs, with new ids in the tokenizer's files."""
     for path in sorted(path for pattern in _COMPANIONS for path in source.glob(pattern)):
         if path.name not in _REWRITTEN and path.name not in _CONFIGS:
             shutil.copyfile(path, folder / path.name)
@@ -106,12 +115,6 @@ def trim_checkpoint(
         _write_json(folder / _TOKENIZER_CONFIG, tokenizer_config)
     if (source / _ADDED).is_file():
         _write_json(folder / _ADDED, {name: new_ids[token] for name, token in read_json(source / _ADDED).items()})
-    for name, config in configs.items():
-        changed = _renumbered(config, lambda token, needed: new_ids.get(token), height, len(token_ids))
-        _write_json(
-            folder / name, changed | ({_SIZE: len(token_ids)} if name == "config.json" and _SIZE in config else {})
-        )
-    return Checkpoint(folder), height, len(token_ids)
 
 
 def _vocabulary_tensors(checkpoint: Checkpoint) -> tuple[set[str], int]:

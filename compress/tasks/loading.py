@@ -5,7 +5,7 @@ transformers is imported inside the functions: tasks are listed without loading 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -115,20 +115,7 @@ def load_by(
             module, loading_info = cls.from_pretrained(
                 directory, config=config, trust_remote_code=trust_remote_code, **options
             )
-            # Only layers as wide as the classes may have other shapes than the model; they are initialized at random.
-            # A detector that selects its queries by score has such layers outside its head.
-            for name, stored_shape, model_shape in loading_info["mismatched_keys"]:
-                parts = [
-                    pair
-                    for pair in zip(stored_shape, model_shape, strict=len(stored_shape) == len(model_shape))
-                    if pair[0] != pair[1]
-                ]
-                if len(stored_shape) != len(model_shape) or any(
-                    part[1] not in (config.num_labels, config.num_labels + 1) for part in parts
-                ):
-                    raise RuntimeError(
-                        f"{_OTHER_SHAPES}: {name} is {list(stored_shape)}, and {list(model_shape)} by the config"
-                    )
+            _check_shapes(loading_info["mismatched_keys"], config.num_labels)
     except load_error_types() as error:
         reason = _OTHER_SHAPES if "ignore_mismatched_sizes" in str(error) else str(error)
         raise explain_load_failure(directory, trust_remote_code) or ModelError(
@@ -137,6 +124,21 @@ def load_by(
             expected=origin.expected,
         ) from error
     return TorchModel(module.float().eval(), processor)
+
+
+def _check_shapes(mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]], classes: int) -> None:
+    """Raise `RuntimeError` for a tensor whose shape differs from the model's in more than the number of classes.
+
+    Layers as wide as the classes are initialized at random. A detector that selects its queries by score has such
+    layers outside its head.
+    """
+    for name, stored_shape, model_shape in mismatched:
+        same_rank = len(stored_shape) == len(model_shape)
+        differing = [new for old, new in zip(stored_shape, model_shape, strict=same_rank) if old != new]
+        if not same_rank or any(size not in (classes, classes + 1) for size in differing):
+            raise RuntimeError(
+                f"{_OTHER_SHAPES}: {name} is {list(stored_shape)}, and {list(model_shape)} by the config"
+            )
 
 
 def load_plain_for(directory: Path, labels: Sequence[str] | None, answers: Callable[[Any, Any, Any], Any]) -> Any:

@@ -112,21 +112,23 @@ def to_coreml(
             ) from error
         if precision == "int8":
             converted = _quantize_weights(coremltools, converted, token_embedding(model.module), table_bits)
-        # The files that coremltools saves, with ``names`` of inputs and outputs and without the conversion date.
-        names = [*sample, examples.answer]
-        with tempfile.TemporaryDirectory() as folder:
-            package = Path(folder) / "model.mlpackage"
-            converted.save(str(package))
-            specification_file = specification_of(package)
-            specification = type(converted.get_spec()).FromString(specification_file.read_bytes())
-            weights = weights_of(specification_file).read_bytes()
-        description = specification.description
-        for feature, name in zip([*description.input, *description.output], names, strict=True):
-            coremltools.utils.rename_feature(specification, feature.name, name)
-        specification.description.metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
-        return CoreMlModel(
-            package_files(specification.SerializeToString(deterministic=True), weights), model.companions()
-        ), parity.worst
+        package = _reproducible_package(coremltools, converted, [*sample, examples.answer])
+        return CoreMlModel(package, model.companions()), parity.worst
+
+
+def _reproducible_package(coremltools: Any, converted: Any, names: Sequence[str]) -> dict[str, bytes]:
+    """Return the files that coremltools saves, with the names of inputs and outputs and without the conversion date."""
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "model.mlpackage"
+        converted.save(str(package))
+        specification_file = specification_of(package)
+        specification = type(converted.get_spec()).FromString(specification_file.read_bytes())
+        weights = weights_of(specification_file).read_bytes()
+    description = specification.description
+    for feature, name in zip([*description.input, *description.output], names, strict=True):
+        coremltools.utils.rename_feature(specification, feature.name, name)
+    description.metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
+    return package_files(specification.SerializeToString(deterministic=True), weights)
 
 
 class _SingleRowModel(nn.Module):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,25 +29,20 @@ _MOST = 200
 """Number of modules in a record, in the order of computation."""
 
 
-def torch_modules(sessions: Sequence[Session]) -> list[nn.Module] | None:
-    """Return the modules of both models if both were loaded whole in this process, or None."""
-    modules = [getattr(session, "module", None) for session in sessions]
-    return modules if all(hasattr(module, "named_modules") for module in modules) else None  # type: ignore[return-value]
-
-
-def compare_modules(
-    modules: Sequence[nn.Module], sessions: Sequence[Session], batches: Sequence[Mapping[str, np.ndarray]]
-) -> Activations:
+def compare_modules(sessions: Sequence[Session], batches: Sequence[Mapping[str, np.ndarray]]) -> Activations | None:
     """Compare the outputs of all leaf modules that both models have, in the order of computation.
 
     Args:
-        modules: Both models as PyTorch modules.
-        sessions: Runtime sessions that run these modules.
+        sessions: Runtime sessions of both models.
         batches: Inputs to run, each by input name.
 
     Returns:
-        Difference of each module's output, and notes about modules that could not be compared.
+        Difference of each module's output, and notes about modules that could not be compared. None if a model is not
+        loaded as a PyTorch module in this process.
     """
+    modules: list[nn.Module] = [getattr(session, "module", None) for session in sessions]  # type: ignore[misc]
+    if not all(hasattr(module, "named_modules") for module in modules):
+        return None
     # Containers repeat the outputs of their children, so that only leaf modules are compared.
     names = [{name for name, module in model.named_modules() if not any(module.children())} for model in modules]
     shared = names[0] & names[1]
@@ -54,14 +50,14 @@ def compare_modules(
     shapes: set[str] = set()
     # Record the outputs of both models for one batch, and add up their squared differences.
     for batch in batches:
-        old, new = (_outputs(model, session, batch, shared) for model, session in zip(modules, sessions, strict=True))
+        old, new = (_outputs(*side, batch, shared) for side in zip(modules, sessions, strict=True))
         for name, value in old.items():
             if name in new and value.shape == new[name].shape:
                 gaps.setdefault(name, Gap()).add(value, new[name])
             else:
                 shapes.add(name)
     differences = [ModuleDifference(module=name, error=min(gap.error, 1e9)) for name, gap in gaps.items()]
-    first = next((model for model in differences if model.error > NOISE), None)
+    first = next((difference for difference in differences if difference.error > NOISE), None)
     unshared = sorted(names[0] ^ names[1])
     notes = [f"{len(unshared)} modules stand in one of both alone, such as {unshared[0]}"] if unshared else []
     notes += [f"{len(shapes)} modules give outputs of other shapes, such as {min(shapes)}"] if shapes else []
@@ -129,20 +125,16 @@ def _outputs(
     """Return the outputs of the named modules in their first call."""
     import torch
 
+    from compress.models.hooks import removed_on_exit
+
     outputs: dict[str, np.ndarray] = {}
 
-    def keep(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, __: object, output: object) -> None:
-            value = output[0] if isinstance(output, tuple) and output else output
-            if name not in outputs and isinstance(value, torch.Tensor) and value.is_floating_point():
-                outputs[name] = value.detach().float().cpu().numpy()
+    def keep(name: str, _: nn.Module, __: object, output: object) -> None:
+        value = output[0] if isinstance(output, tuple) and output else output
+        if name not in outputs and isinstance(value, torch.Tensor) and value.is_floating_point():
+            outputs[name] = value.detach().float().cpu().numpy()
 
-        return hook
-
-    hooks = [child.register_forward_hook(keep(name)) for name, child in module.named_modules() if name in names]
-    try:
+    named = ((name, child) for name, child in module.named_modules() if name in names)
+    with removed_on_exit(child.register_forward_hook(partial(keep, name)) for name, child in named):
         session.predict(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return outputs

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from compress.data.dataset import TEST, load_dataset
+from compress.data.dataset import TEST, Dataset, load_dataset
 from compress.data.membership import Part, character_lengths, find_parts
 from compress.data.slices import Slice
 from compress.evaluation.evaluate import Predictions, artifact_labels, encode_for_model, predict, task_slice_rows
@@ -22,7 +21,6 @@ from compress.formats.target_profile import Target
 from compress.formats.targets import PROFILES
 from compress.inspection.tensors import read_model
 from compress.models.json_file import read_json
-from compress.numerics.calibration import mean_interval
 from compress.numerics.output_agreement import output_agreement
 from compress.numerics.token_metrics import divergence, log_probabilities
 from compress.plugins.diff.record import AnswersDiff
@@ -37,7 +35,7 @@ from compress.results.metrics import describe_metric, metric_on_slice
 from compress.results.report import BASELINE, FINAL, DataRecord, Measurement, Report, SliceRecord
 from compress.tasks.capability import READS_ROWS
 from compress.tasks.classes import agreement_row, mean_row
-from compress.tasks.task import Task
+from compress.tasks.task import Examples, Task
 from compress.utils.errors import CompressError, InputError, ModelError
 from compress.utils.progress import Progress
 
@@ -45,7 +43,6 @@ HERE = "here"
 """Target name of measurements that use one runtime for each model's own format."""
 _SEED = 0
 _QUARTILES = (Slice(length="quartiles"),)
-Batches = Sequence[Mapping[str, np.ndarray]]
 
 
 def runnable_target(artifact: Path) -> Target:
@@ -88,10 +85,8 @@ def compare_on_rows(
         CompressError: The data cannot be read, or a model cannot be run.
     """
     data = load_dataset(recipe.data, task.columns, folder, progress)
-    rows, length = data.split(TEST), recipe.data.max_length
-    artifacts = {BASELINE: before, FINAL: after}
-    predictions: dict[str, Predictions] = {}
-    examples = {}
+    rows, length, artifacts = data.split(TEST), recipe.data.max_length, {BASELINE: before, FINAL: after}
+    predictions, examples = dict[str, Predictions](), dict[str, Examples]()
     for label, artifact in artifacts.items():
         reference = None if label == BASELINE else before
         examples[label] = encode_for_model(artifact, task, rows, length, recipe.evaluation, reference)
@@ -113,67 +108,49 @@ def compare_on_rows(
     for label, model_predictions in predictions.items():
         whole = task.measure(model_predictions.kept, model_predictions.labels, label, HERE)
         measured += [*whole, *task_slice_rows(task, model_predictions, whole, parts)]
-    agreement = [
-        *task.compare(predictions[FINAL].kept, predictions[BASELINE].kept, FINAL, HERE),
-        *_probability_changes(task, predictions),
-    ]
-    record = DataRecord(split=TEST, digest=data.digest(TEST), rows=len(rows), labels=data.labels)
+    agreement = list(task.compare(predictions[FINAL].kept, predictions[BASELINE].kept, FINAL, HERE))
+    # Tasks do not report the KL divergence of class probabilities and the change of confidence.
+    probabilities = {label: task.probabilities(predictions[label].kept) for label in artifacts}
+    old, new = probabilities[BASELINE], probabilities[FINAL]
+    if old is not None and new is not None and old.shape == new.shape:
+        with np.errstate(divide="ignore"):
+            agreement.append(mean_measurement("kl_divergence", divergence(np.log(old), np.log(new)), "nats"))
+        agreement.append(mean_measurement("confidence_change", new.max(axis=-1) - old.max(axis=-1)))
     report = Report(
         recipe=recipe.name,
-        data=record,
+        data=DataRecord(split=TEST, digest=data.digest(TEST), rows=len(rows), labels=data.labels),
         measurements=(*measured, *agreement),
         slices={part.name: SliceRecord.of(part.rows.tolist(), part.about) for part in parts},
     )
-    answers = {label: _answers(task, artifacts[label], predictions[label], data.labels) for label in predictions}
-    label_ids = predictions[BASELINE].labels
-    names = [data.labels[index] for index in label_ids] if data.labels and label_ids is not None else []
-    comparison = _compare_with_flips(report, answers, names, input_texts(data, TEST))
+    answers: dict[tuple[str, str], ModelAnswers] = {}
+    for label, scores in probabilities.items():
+        if scores is not None and data.labels:
+            names, chosen = artifact_labels(artifacts[label]) or data.labels, scores.argmax(axis=-1)
+            correct = chosen == predictions[label].labels
+            answers[label, HERE] = ModelAnswers([names[index] for index in chosen], scores.max(axis=-1), correct)
+    comparison = _compare_with_flips(report, answers, predictions[BASELINE].labels, data)
     return AnswersDiff(inputs=f"{len(rows):,} rows", rows=tuple(agreement), comparison=comparison)
 
 
-def _probability_changes(task: Task, predictions: Mapping[str, Predictions]) -> list[Measurement]:
-    """Compute the KL divergence of class probabilities and the change of confidence. Tasks do not report these."""
-    old, new = (task.probabilities(predictions[label].kept) for label in (BASELINE, FINAL))
-    if old is None or new is None or old.shape != new.shape:
-        return []
-    with np.errstate(divide="ignore"):
-        values = divergence(np.log(old), np.log(new))
-    confidence = mean_row("confidence_change", new.max(axis=-1) - old.max(axis=-1), FINAL, HERE)
-    return [mean_measurement("kl_divergence", values, "nats"), confidence.model_copy(update={"raw": None})]
-
-
-def _answers(task: Task, artifact: Path, predictions: Predictions, labels: Sequence[str]) -> ModelAnswers | None:
-    probabilities = task.probabilities(predictions.kept)
-    if probabilities is None:
-        return None
-    names, chosen = artifact_labels(artifact) or labels, probabilities.argmax(axis=-1)
-    return ModelAnswers([names[index] for index in chosen], probabilities.max(axis=-1), chosen == predictions.labels)
-
-
 def _compare_with_flips(
-    report: Report, answers: Mapping[str, ModelAnswers | None], labels: Sequence[str], texts: Sequence[str]
+    report: Report, answers: Mapping[tuple[str, str], ModelAnswers], label_ids: np.ndarray | None, data: Dataset
 ) -> Comparison | None:
-    """Compare the two models of one report, with the text of changed rows.
-
-    Return None if no metric covers both models.
-    """
+    """Compare the two models of one report, with the text of changed rows. None if no metric covers both models."""
     with tempfile.TemporaryDirectory(prefix="compress-diff-") as scratch:
-        folder = Path(scratch)
-        model_answers = {(label, HERE): flip for label, flip in answers.items() if flip is not None}
-        if model_answers and labels:
-            write_predictions(labels, model_answers, folder, several=False)
+        if answers and label_ids is not None:
+            write_predictions([data.labels[index] for index in label_ids], answers, Path(scratch), several=False)
         try:
             policy = comparison_policy().model_copy(update={"model": FINAL})
-            comparison = compare_without_timing(report, report, policy, (folder, folder), BASELINE)
+            comparison = compare_without_timing((report,), policy, (Path(scratch),) * 2, BASELINE)
         except InputError:
             return None
+    texts = input_texts(data, TEST)
     flips = tuple(flip.model_copy(update={"example": shorten(texts[flip.row])}) for flip in comparison.flips)
     return comparison.model_copy(update={"flips": flips})
 
 
 def compare_without_timing(
-    before: Report,
-    after: Report,
+    reports: Sequence[Report],
     policy: Policy,
     folders: tuple[Path | None, Path | None],
     baseline_model: str | None = None,
@@ -181,26 +158,20 @@ def compare_without_timing(
     """Compare two reports without latency and size metrics, which depend on the machine.
 
     Args:
-        before: First report.
-        after: Second report. It may be the same report with both models.
+        reports: Both reports, or one report with both models.
         policy: Margins of the comparison.
         folders: Folders with the predictions of both reports.
         baseline_model: First model, if both models are in one report.
     """
-    reports = [
-        report.model_copy(
-            update={"measurements": tuple(row for row in report.measurements if not _depends_on_machine(row))}
-        )
-        for report in ((before,) if before is after else (before, after))
-    ]
+    comparable = []
+    for report in reports:
+        measurements = [row for row in report.measurements if row.model != "machine"]
+        described = [(row, describe_metric(row.metric, row.unit)) for row in measurements]
+        rows = tuple(row for row, metric in described if not metric.timed and metric.style not in ("bytes", "count"))
+        comparable.append(report.model_copy(update={"measurements": rows}))
     return compare_reports(
-        reports[0], reports[-1], policy, names=("A", "B"), baseline_model=baseline_model, folders=folders
+        comparable[0], comparable[-1], policy, names=("A", "B"), baseline_model=baseline_model, folders=folders
     )
-
-
-def _depends_on_machine(row: Measurement) -> bool:
-    metric = describe_metric(row.metric, row.unit)
-    return metric.timed or metric.style in ("bytes", "count") or row.model == "machine"
 
 
 def open_session(artifact: Path) -> Session:
@@ -209,12 +180,9 @@ def open_session(artifact: Path) -> Session:
     return get_runtime(target.runtime).open(artifact, target, 1)
 
 
-def mean_measurement(metric: str, samples: np.ndarray, unit: str) -> Measurement:
+def mean_measurement(metric: str, samples: np.ndarray, unit: str = "ratio") -> Measurement:
     """Return the mean of samples of the second model with its bootstrap interval as a measurement."""
-    value, low, high = mean_interval(samples, _SEED)
-    return Measurement(
-        model=FINAL, metric=metric, target=HERE, value=value, unit=unit, low=low, high=high, n=len(samples)
-    )
+    return mean_row(metric, samples, FINAL, HERE).model_copy(update={"unit": unit, "raw": None})
 
 
 def check_memory(artifacts: Sequence[Path]) -> None:
@@ -228,12 +196,6 @@ def check_memory(artifacts: Sequence[Path]) -> None:
             f"Both models take {format_bytes(needed)} of memory, and {format_bytes(free)} are free.",
             hint="--depth weights reads them tensor by tensor",
         )
-
-
-def check_config(folder: Path) -> None:
-    """Raise `ModelError` if the folder lacks the `config.json` that describes the model's inputs."""
-    if not (folder / "config.json").is_file():
-        raise ModelError("There is no config.json beside the weights.", where=str(folder))
 
 
 _LENGTHS, _EACH = (8, 16, 32, 64), 16
@@ -254,50 +216,46 @@ def draw_inputs(before: Path, after: Path) -> RandomInputs:
     """Create random inputs that both models accept according to their configs.
 
     Raises:
+        ModelError: A folder lacks the `config.json` that describes the model's inputs.
         InputError: The configs describe no common inputs.
     """
+    for folder in (before, after):
+        if not (folder / "config.json").is_file():
+            raise ModelError("There is no config.json beside the weights.", where=str(folder))
     configs = [read_json(folder / "config.json") for folder in (before, after)]
     generator = np.random.default_rng(_SEED)
-    text_configs: list[Mapping[str, Any]] = []
-    for config in configs:
-        inner = config.get("text_config")
-        text_configs.append(inner if isinstance(inner, Mapping) else config)
+    inner = [config.get("text_config") for config in configs]
+    text_configs = [text if isinstance(text, Mapping) else config for text, config in zip(inner, configs, strict=True)]
     vocabulary = [config.get("vocab_size") for config in text_configs]
     if all(isinstance(size, int) for size in vocabulary):
-        position_limit = min(
-            int(config.get("max_position_embeddings") or config.get("n_positions") or 512) for config in text_configs
-        )
-        lengths = [length for length in _LENGTHS if length <= position_limit - 2] or [max(1, position_limit - 2)]
+        names = ("max_position_embeddings", "n_positions")
+        longest = min(int(next(filter(None, map(config.get, names)), 512)) for config in text_configs) - 2
+        lengths = tuple(length for length in _LENGTHS if length <= longest) or (max(1, longest),)
         # Ids below the smaller vocabulary are valid in both models.
         size = min(int(size or 0) for size in vocabulary)
-        batches = [_tokens(generator.integers(0, size, (_EACH, length))) for length in lengths]
-        return RandomInputs(
-            tuple(batches),
-            tuple(lengths),
-            f"{_EACH * len(lengths)} random texts of {lengths[0]} to {lengths[-1]} tokens",
+        tokens = [generator.integers(0, size, (_EACH, length)) for length in lengths]
+        batches = tuple(
+            {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+            for ids in tokens
         )
-    shapes = [_pixels(config) for config in configs]
-    if shapes[0] is not None and shapes[0] == shapes[1]:
+        about = f"{_EACH * len(lengths)} random texts of {lengths[0]} to {lengths[-1]} tokens"
+        return RandomInputs(batches, lengths, about)
+    shapes = []
+    for config in configs:
+        side = config.get("image_size")
+        sides = [side, side] if isinstance(side, int) else side
+        if isinstance(sides, list) and len(sides) == 2:
+            shapes.append([int(length) for length in (config.get("num_channels", 3), *sides)])
+    if len(shapes) == 2 and shapes[0] == shapes[1]:
         pixels = generator.standard_normal((4 * _EACH, *shapes[0])).astype(np.float32)
-        image_batches = [{"pixel_values": pixels[start : start + _EACH]} for start in range(0, len(pixels), _EACH)]
-        return RandomInputs(tuple(image_batches), (0,) * len(image_batches), f"{len(pixels)} random images")
+        images = tuple({"pixel_values": batch} for batch in np.split(pixels, 4))
+        return RandomInputs(images, (0,) * len(images), f"{len(pixels)} random images")
     raise InputError(
         "Nothing says what both models take.",
         where=f"{before} and {after}",
         expected="configs with a vocabulary, or with the same image_size and num_channels",
         hint="name a file of rows with --data, and a recipe that says how they are read with --recipe",
     )
-
-
-def _tokens(ids: np.ndarray) -> dict[str, np.ndarray]:
-    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-
-
-def _pixels(config: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    size, channels = config.get("image_size"), config.get("num_channels", 3)
-    if isinstance(size, int):
-        return int(channels), size, size
-    return (int(channels), *map(int, size)) if isinstance(size, list) and len(size) == 2 else None  # type: ignore[return-value]
 
 
 def compare_on_random_inputs(
@@ -318,34 +276,26 @@ def compare_on_random_inputs(
     feeds = [feeder(session, str(folder)) for session, folder in zip(sessions, (before, after), strict=True)]
     outputs: list[tuple[np.ndarray, np.ndarray]] = []
     for batch in progress.track(inputs.batches, "ask both", len(inputs.batches)):
-        predictions = [session.predict(feed(batch)) for session, feed in zip(sessions, feeds, strict=True)]
-        name = next(
-            (output for output in (_LOGITS, *predictions[0]) if all(output in answers for answers in predictions)),
-            None,
-        )
-        if name is None or predictions[0][name].shape != predictions[1][name].shape:
-            return AnswersDiff(inputs=inputs.description, notes=(_mismatch_note(predictions, name),))
-        outputs.append((predictions[0][name].astype(np.float64), predictions[1][name].astype(np.float64)))
+        old, new = (session.predict(feed(batch)) for session, feed in zip(sessions, feeds, strict=True))
+        name = next((output for output in (_LOGITS, *old) if output in old and output in new), None)
+        if name is None:
+            note = f"their answers have no name in common: {', '.join(old)} and {', '.join(new)}"
+            return AnswersDiff(inputs=inputs.description, notes=(note,))
+        if old[name].shape != new[name].shape:
+            note = f"their answers have other shapes: {name} {list(old[name].shape)} and {list(new[name].shape)}"
+            return AnswersDiff(inputs=inputs.description, notes=(note,))
+        outputs.append((old[name].astype(np.float64), new[name].astype(np.float64)))
+    if name == _LOGITS:
+        return _compare_logits(inputs, outputs)
     # Outputs other than logits have no classes. Compare their numbers, cut to a common width.
-    if name != _LOGITS:
-        width = min(int(np.prod(before.shape[1:])) for before, _ in outputs)
-        matrices = [
-            np.concatenate([pair[side].reshape(len(pair[side]), -1)[:, :width] for pair in outputs]) for side in (0, 1)
-        ]
-        agreement = output_agreement(*matrices)
-        rows = [
-            Measurement(model=FINAL, metric=metric, target=HERE, value=float(value), unit="ratio")
-            for metric, value in (("rms_error", agreement.rms), ("output_cosine", agreement.cosine))
-        ]
-        return AnswersDiff(inputs=inputs.description, rows=tuple(rows))
-    return _compare_logits(inputs, outputs)
-
-
-def _mismatch_note(outputs: Sequence[Mapping[str, np.ndarray]], name: str | None) -> str:
-    if name is None:
-        return f"their answers have no name in common: {', '.join(outputs[0])} and {', '.join(outputs[1])}"
-    shapes = [list(output[name].shape) for output in outputs]
-    return f"their answers have other shapes: {name} {shapes[0]} and {shapes[1]}"
+    width = min(int(np.prod(before.shape[1:])) for before, _ in outputs)
+    sides = zip(*([array.reshape(len(array), -1)[:, :width] for array in pair] for pair in outputs), strict=True)
+    agreement = output_agreement(*map(np.concatenate, sides))
+    rows = [
+        Measurement(model=FINAL, metric=metric, target=HERE, value=float(value), unit="ratio")
+        for metric, value in (("rms_error", agreement.rms), ("output_cosine", agreement.cosine))
+    ]
+    return AnswersDiff(inputs=inputs.description, rows=tuple(rows))
 
 
 def _compare_logits(inputs: RandomInputs, outputs: Sequence[tuple[np.ndarray, np.ndarray]]) -> AnswersDiff:
@@ -368,19 +318,18 @@ def _compare_logits(inputs: RandomInputs, outputs: Sequence[tuple[np.ndarray, np
                 for index, (old, new) in enumerate(zip(*answers, strict=True))
                 if old != new
             ]
-    rows = _drawn_rows(np.concatenate(agreements), np.concatenate(divergences), np.concatenate(confidence_changes))
-    for length, agreement, divergence_values in zip(inputs.lengths, agreements, divergences, strict=True):
+    rows = _drawn_rows(np.concatenate(agreements), np.concatenate(divergences))
+    rows.append(mean_measurement("confidence_change", np.concatenate(confidence_changes)))
+    for length, *values in zip(inputs.lengths, agreements, divergences, strict=True):
         if len(inputs.lengths) > 1 and length:
-            length_rows = _drawn_rows(agreement, divergence_values, None)
             rows += [
                 row.model_copy(update={"metric": metric_on_slice(row.metric, f"tokens={length}")})
-                for row in length_rows
+                for row in _drawn_rows(*values)
             ]
     return AnswersDiff(inputs=inputs.description, rows=tuple(rows), flips=tuple(flips[:_FLIPS]))
 
 
-def _drawn_rows(same: np.ndarray, apart: np.ndarray, surer: np.ndarray | None) -> list[Measurement]:
+def _drawn_rows(same: np.ndarray, divergences: np.ndarray) -> list[Measurement]:
     is_binary = set(np.unique(same)) <= {0.0, 1.0}
-    rows = [agreement_row(same, FINAL, HERE) if is_binary else mean_measurement("agreement", same, "ratio")]
-    rows.append(mean_measurement("kl_divergence", apart, "nats"))
-    return rows if surer is None else [*rows, mean_measurement("confidence_change", surer, "ratio")]
+    agreement = agreement_row(same, FINAL, HERE) if is_binary else mean_measurement("agreement", same)
+    return [agreement, mean_measurement("kl_divergence", divergences, "nats")]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +20,6 @@ CHUNK = 1 << 22
 """Number of elements of a chunk of rows, the part of a tensor that is in memory at a time."""
 _COMPANION = re.compile(r"^(?P<weight>.+?)[_/.](?P<part>scale|zero_point|offset)s?$")
 _INTEGER = re.compile(r"^(?P<unsigned>u?)(int|i)(?P<bits>\d+)$|^u(?P<bare>\d+)$")
-_DIGITS = re.compile(r"\d+")
 
 ValuesAndSteps = tuple[np.ndarray, np.ndarray | None]
 """Values of a tensor, and the quantization step of each value, or None for floating point."""
@@ -42,8 +43,10 @@ class Weight:
 
     @property
     def flat(self) -> tuple[int, int]:
-        """Rows and columns of the tensor as a matrix."""
-        return flat_shape(self.shape)
+        """Rows and columns of the tensor as a matrix: the first axis, and the product of all others."""
+        if len(self.shape) < 2:
+            return 1, max(1, math.prod(self.shape))
+        return self.shape[0], math.prod(self.shape[1:])
 
     @property
     def epsilon(self) -> float:
@@ -78,8 +81,7 @@ class Weight:
 
     def chunks(self) -> Iterator[np.ndarray]:
         """Yield its rows as float32, in chunks."""
-        for part in self.stored_chunks():
-            yield np.asarray(part, np.float32)
+        return (np.asarray(part, np.float32) for part in self.stored_chunks())
 
     def stored_chunks(self) -> Iterator[np.ndarray]:
         """Yield its rows in chunks, in the stored type if the file's bytes are the values."""
@@ -98,37 +100,24 @@ def paired_chunks(one: Weight, other: Weight) -> Iterator[tuple[np.ndarray, np.n
         yield values, values if is_equal else np.asarray(right, np.float32)
 
 
-def flat_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return rows and columns of a tensor as a matrix: the first axis, and the product of all others."""
-    if len(shape) < 2:
-        return 1, max(1, int(np.prod(shape)))
-    return shape[0], int(np.prod(shape[1:]))
-
-
 def read_weights(contents: ModelContents, folder: Path) -> tuple[dict[str, Weight], list[str]]:
     """Return all weights by name, and reasons for tensors that cannot be read."""
     weights: dict[str, Weight] = {}
     unread: list[str] = []
-    companions = _companions(contents.tensors)
+    # The scales and zero points of each quantized weight, by the weight's name.
+    companions: dict[str, dict[str, StoredTensor]] = defaultdict(dict)
+    for tensor in contents.tensors:
+        if tensor.role == "quantization" and (match := _COMPANION.match(tensor.name)):
+            companions[match["weight"]][match["part"]] = tensor
     for tensor in contents.tensors:
         if tensor.role != "weight" or tensor.tied_to or not tensor.elements:
             continue
-        weight = _packed_weight(tensor, folder) or _stored_weight(tensor, companions.get(tensor.name, {}))
+        weight = _packed_weight(tensor, folder) or _stored_weight(tensor, companions[tensor.name])
         if weight is None:
             unread.append(f"{tensor.name} is stored as {tensor.dtype} in a layout that isn't read here")
         else:
             weights[weight.name] = weight
     return weights, unread
-
-
-def _companions(tensors: tuple[StoredTensor, ...]) -> Mapping[str, Mapping[str, StoredTensor]]:
-    """Return the scales and zero points of each quantized weight by the weight's name."""
-    companions: dict[str, dict[str, StoredTensor]] = {}
-    for tensor in tensors:
-        match = _COMPANION.match(tensor.name) if tensor.role == "quantization" else None
-        if match:
-            companions.setdefault(match["weight"], {})[match["part"]] = tensor
-    return companions
 
 
 def _stored_weight(tensor: StoredTensor, companions: Mapping[str, StoredTensor]) -> Weight | None:
@@ -139,16 +128,19 @@ def _stored_weight(tensor: StoredTensor, companions: Mapping[str, StoredTensor])
     # Several weights may share a stored integer. The number of parameters then exceeds the number of elements.
     shares_bytes = tensor.packed and tensor.parameters > tensor.elements
     bits = 8 * tensor.stored_bytes // tensor.parameters if shares_bytes else int(integer["bits"] or integer["bare"])
-    has_scale = "scale" in companions
-
-    def read() -> ValuesAndSteps:
-        return _dequantize(
-            _integers(tensor, bits, signed=not (integer["unsigned"] or integer["bare"])), companions, bits
-        )
-
     if not tensor.readable and 8 % bits:
         return None
-    return Weight(tensor.name, _logical_shape(tensor, bits), tensor.dtype, bits, read, scaled=has_scale)
+    shape, signed = tensor.shape, not (integer["unsigned"] or integer["bare"])
+    if shares_bytes:
+        shape = (shape[0], tensor.elements // shape[0] * 8 // bits)
+    elif len(shape) == 3 and bits < 8:
+        # The blocks of a row are joined.
+        shape = (shape[0], shape[1] * shape[2])
+
+    def read() -> ValuesAndSteps:
+        return _dequantize(_integers(tensor, bits, signed), companions, bits)
+
+    return Weight(tensor.name, shape, tensor.dtype, bits, read, scaled="scale" in companions)
 
 
 def _floats(tensor: StoredTensor) -> Weight:
@@ -161,7 +153,8 @@ def _floats(tensor: StoredTensor) -> Weight:
         values = np.asarray(tensor.values(), np.float32)
         if dtype is not None:
             return values, None
-        return values, smallest_steps(values.reshape(flat_shape(values.shape))).reshape(values.shape)
+        rows = values.reshape(len(values) if values.ndim > 1 else 1, -1)
+        return values, smallest_steps(rows).reshape(values.shape)
 
     plain = None if dtype is None or tensor.decode is not None else tensor.values
     return Weight(tensor.name, tensor.shape, tensor.dtype, bits, read, plain)
@@ -189,15 +182,6 @@ def _packed_weight(tensor: StoredTensor, folder: Path) -> Weight | None:
     return Weight(f"{module}.weight", shape, tensor.dtype, bits, read)
 
 
-def _logical_shape(tensor: StoredTensor, bits: int) -> tuple[int, ...]:
-    """Return the shape of the weights. Several weights may share a stored integer, and blocks of a row are joined."""
-    if tensor.packed and tensor.parameters > tensor.elements:
-        return (tensor.shape[0], tensor.elements // tensor.shape[0] * 8 // bits)
-    if len(tensor.shape) == 3 and bits < 8:
-        return (tensor.shape[0], tensor.shape[1] * tensor.shape[2])
-    return tensor.shape
-
-
 def _integers(tensor: StoredTensor, bits: int, signed: bool) -> np.ndarray:
     """Return one integer for each weight in the layout of its scales: [rows, blocks, block size] for block formats."""
     is_decoded = tensor.decode is not None or tensor.readable
@@ -206,8 +190,7 @@ def _integers(tensor: StoredTensor, bits: int, signed: bool) -> np.ndarray:
         stored = stored.reshape(tensor.shape)
     if bits >= 8 or (tensor.readable and not tensor.packed) or stored.dtype == np.int8:
         return stored
-    # Split each byte into its weights, the lowest bits first.
-    unpacked = np.stack([stored >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)], axis=-1)
+    unpacked = _unpack(stored, bits)
     if tensor.parameters > tensor.elements:
         # Bytes with several weights are unsigned, whatever the type is called.
         return unpacked.reshape(*stored.shape[:-1], -1)
@@ -222,25 +205,26 @@ def _dequantize(integers: np.ndarray, companions: Mapping[str, StoredTensor], bi
     if "scale" not in companions:
         return integers.astype(np.float32), np.ones_like(integers, np.float32)
     scales = np.asarray(companions["scale"].values(), np.float32)
-    zeros = _zero_points(companions.get("zero_point") or companions.get("offset"), scales, integers, bits)
-    step, zero = _broadcastable(scales, integers), _broadcastable(zeros, integers)
+    tensor = companions.get("zero_point") or companions.get("offset")
+    if tensor is None:
+        # Unsigned weights without zero points are centred.
+        zeros = np.full(scales.shape, 1 << bits - 1 if bits < 8 and integers.dtype == np.uint8 else 0)
+    else:
+        zeros = np.asarray(tensor.values() if tensor.readable else tensor.data())
+        if zeros.size < scales.size:
+            # Zero points are packed like the weights, row by row.
+            rows = _unpack(zeros, bits).reshape(len(integers), -1)
+            zeros = rows[:, : scales.size // len(integers)]
+        zeros = zeros.reshape(scales.shape)
+    step, zero = _broadcastable(scales, integers), _broadcastable(zeros.astype(np.float32), integers)
     values = (integers.astype(np.float32) - zero) * step
     shape = values.shape if values.ndim < 3 or scales.size <= values.shape[0] else (values.shape[0], -1)
     return values.reshape(shape), np.broadcast_to(np.abs(step), values.shape).reshape(shape)
 
 
-def _zero_points(tensor: StoredTensor | None, scales: np.ndarray, integers: np.ndarray, bits: int) -> np.ndarray:
-    """Return the zero points in the shape of the scales. Unsigned weights without any are centred."""
-    if tensor is None:
-        middle = 1 << bits - 1 if bits < 8 and integers.dtype == np.uint8 else 0
-        return np.full(scales.shape, middle, np.float32)
-    values = np.asarray(tensor.values() if tensor.readable else tensor.data())
-    if values.size < scales.size:
-        # Zero points are packed like the weights, row by row.
-        values = np.stack([values >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)], axis=-1)
-        rows = scales.reshape(len(integers), -1)
-        values = values.reshape(len(rows), -1)[:, : rows.shape[1]]
-    return values.astype(np.float32).reshape(scales.shape)
+def _unpack(stored: np.ndarray, bits: int) -> np.ndarray:
+    """Split each byte into its weights along a new last axis, the lowest bits first."""
+    return np.stack([stored >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)], axis=-1)
 
 
 def _broadcastable(part: np.ndarray, integers: np.ndarray) -> np.ndarray:
@@ -253,20 +237,16 @@ def _broadcastable(part: np.ndarray, integers: np.ndarray) -> np.ndarray:
         return part.reshape(*integers.shape[:2], 1)
     if part.ndim == 2 and len(part) == len(integers) and integers.shape[1] % part.shape[1] == 0:
         return part.repeat(integers.shape[1] // part.shape[1], axis=1)
-    # If several axes have the right size, the one on which all channels use the whole range is meant.
-    axes = [axis for axis, size in enumerate(integers.shape) if size == part.size]
-    axis = max(axes, key=lambda candidate: _channel_reach(integers, candidate), default=0)
+
+    def reach(axis: int) -> float:
+        """Return the 10th percentile of the channels' largest magnitudes."""
+        magnitudes = np.abs(integers.astype(np.int32) - (128 if integers.dtype == np.uint8 else 0))
+        others = tuple(index for index in range(integers.ndim) if index != axis)
+        return float(np.quantile(magnitudes.max(axis=others), 0.1))
+
+    # If several axes have the right size, the one on which each channel reaches an end of the integer range is meant.
+    axis = max((axis for axis, size in enumerate(integers.shape) if size == part.size), key=reach, default=0)
     return part.reshape([-1 if index == axis else 1 for index in range(integers.ndim)])
-
-
-def _channel_reach(integers: np.ndarray, axis: int) -> float:
-    """Return the 10th percentile of the channels' largest magnitudes.
-
-    With one scale per channel, each channel reaches an end of the integer range along the right axis.
-    """
-    others = tuple(index for index in range(integers.ndim) if index != axis)
-    reach = np.abs(integers.astype(np.int32) - (128 if integers.dtype == np.uint8 else 0)).max(axis=others)
-    return float(np.quantile(reach, 0.1))
 
 
 @dataclass(frozen=True)
@@ -302,36 +282,29 @@ def aligned_matrices(pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray | N
 
 def _in_layout_of_first(pair: Pair, array: np.ndarray) -> np.ndarray:
     """Return an array of the second tensor as a matrix in the layout of the first."""
-    shape = pair.before.shape
-    # Convolutions that store channels last are permuted instead of transposed.
-    if pair.turned:
-        array = (
-            array.reshape(-1, array.shape[-1]).T
-            if array.ndim != len(shape) or array.ndim == 2
-            else _channels_first(array)
-        )
+    shape, (rows, columns) = pair.before.shape, pair.before.flat
+    is_matrix = array.ndim == 2 or array.ndim != len(shape)
+    if pair.turned and is_matrix:
+        array = array.reshape(-1, array.shape[-1]).T
+    elif pair.turned:
+        # Convolutions that store channels last: [out, height, width, in] becomes [out, in, height, width].
+        array = np.moveaxis(array, -1, 1)
     if pair.count is not None:
-        array = array.reshape(-1)[pair.start :][: pair.count] if len(shape) < 2 else array[pair.start :][: pair.count]
-    elif array.ndim > 2 and array.shape != shape:
-        array = _channels_first(array) if array.shape[0] != shape[0] or array.shape[-1] == shape[1] else array
-    rows, columns = flat_shape(shape)
+        array = (array.reshape(-1) if len(shape) < 2 else array)[pair.start :][: pair.count]
+    elif array.ndim > 2 and array.shape != shape and (array.shape[0] != shape[0] or array.shape[-1] == shape[1]):
+        array = np.moveaxis(array, -1, 1)
     return np.asarray(array, np.float32).reshape(-1, columns)[:rows]
-
-
-def _channels_first(array: np.ndarray) -> np.ndarray:
-    """Move channels before spatial axes: [out, height, width, in] becomes [out, in, height, width]."""
-    return np.moveaxis(array, -1, 1)
 
 
 def row_slice(pair: Pair) -> Weight:
     """Return the rows of ``pair.after`` that match ``pair.before`` as a tensor with the layout of ``pair.before``."""
 
-    def read() -> tuple[np.ndarray, np.ndarray | None]:
-        values, steps = pair.after.read()
-        shape = pair.before.shape
+    whole, shape = pair.after, pair.before.shape
+
+    def read() -> ValuesAndSteps:
+        values, steps = whole.read()
         row_steps = None if steps is None else _in_layout_of_first(pair, steps).reshape(shape)
         return _in_layout_of_first(pair, values).reshape(shape), row_steps
 
-    whole = pair.after
     name = f"{whole.name}[{pair.start}:{pair.start + (pair.count or 0)}]"
-    return Weight(name, pair.before.shape, whole.dtype, whole.bits, read, scaled=whole.scaled)
+    return Weight(name, shape, whole.dtype, whole.bits, read, scaled=whole.scaled)

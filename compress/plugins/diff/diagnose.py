@@ -11,7 +11,6 @@ from compress.numerics.weight_difference import (
     AxisSums,
     Chunks,
     DifferenceSums,
-    Reordered,
     Spectrum,
     grid_bits,
     reordered,
@@ -39,30 +38,41 @@ def find_causes(read: DifferenceSums, head: Spectrum | None, chunks: Chunks, sha
     """
     if read.not_finite[1] > read.not_finite[0]:
         return (f"{read.not_finite[1]} values are no finite numbers",)
-    causes = list(_causes_in_sums(read, chunks, shape))
+    causes = tuple(_causes_in_sums(read, chunks, shape))
     if causes or head is None:
-        return tuple(causes)
+        return causes
     if head.rank is not None and head.rank < min(shape) // 2:
         return (f"a change of rank {head.rank} was added, as a merged LoRA adds it",)
-    bits = _coarser_grid_bits(chunks)
-    return (f"its rows lie on a grid of {bits} bits now",) if bits is not None else ()
+    # The new rows alone may lie on a coarser integer grid.
+    before, after = next(iter(chunks()))
+    rows = np.linspace(0, len(before) - 1, min(_SAMPLED, len(before))).astype(int)
+    previous_bits, bits = grid_bits(before[rows]), grid_bits(after[rows])
+    is_coarser = bits is not None and (previous_bits is None or previous_bits > bits)
+    return (f"its rows lie on a grid of {bits} bits now",) if is_coarser else ()
 
 
 def _causes_in_sums(read: DifferenceSums, chunks: Chunks, shape: tuple[int, int]) -> Iterator[str]:
     """Yield causes that the sums show: a common factor, zeroed rows, pruning, a factor for each row, or a new order."""
-    factor = read.product / read.before if read.before else 0.0
-    if read.size >= _TELLING and _residual_share(read.before, read.after, read.product, read.difference) <= _LEFT:
-        yield f"all of it is {format_number(factor, 4)} times what it was"
-        return
+    if read.size >= _TELLING and read.before and read.difference:
+        # The best common factor must leave little of the difference's norm.
+        residual = max(read.after - read.product**2 / read.before, 0.0) / read.difference
+        if float(np.sqrt(residual)) <= _LEFT:
+            yield f"all of it is {format_number(read.product / read.before, 4)} times what it was"
+            return
     zeroed = np.flatnonzero((read.rows.before > 0) & (read.rows.after == 0))
-    # Structured pruning sets whole rows to zero and leaves the others.
-    if len(zeroed) and _zeroed_rows_explain(read, zeroed):
-        yield f"{_rows(zeroed)} {'is' if len(zeroed) == 1 else 'are'} all zeros now, the others are as they were"
-        return
-    if len(zeroed) and len(zeroed) < shape[0]:
-        yield f"{_rows(zeroed)} {'is' if len(zeroed) == 1 else 'are'} all zeros now"
-    if (pruned := _describe_pruning(read, chunks, shape)) is not None:
-        yield pruned
+    if len(zeroed):
+        more = f" and {len(zeroed) - _NAMED} more" if len(zeroed) > _NAMED else ""
+        shown = ", ".join(map(str, zeroed[:_NAMED])) + more
+        zeros = f"row {shown} is all zeros now" if len(zeroed) == 1 else f"rows {shown} are all zeros now"
+        # Structured pruning sets whole rows to zero. They then contain the whole difference.
+        if read.difference - float(read.rows.difference[zeroed].sum()) <= (_LEFT**2) * read.difference:
+            yield f"{zeros}, the others are as they were"
+            return
+        if len(zeroed) < shape[0]:
+            yield zeros
+    before, after = (count / read.size for count in read.zeros)
+    if after - before >= 0.02:
+        yield _describe_pruning(read, chunks, shape)
         return
     for axis, name, length in ((read.rows, "row", shape[1]), (read.columns, "column", shape[0])):
         if length >= _TELLING and len(axis.before) > 1 and (scaling := _axis_scaling(axis, name)) is not None:
@@ -71,52 +81,20 @@ def _causes_in_sums(read: DifferenceSums, chunks: Chunks, shape: tuple[int, int]
     yield from _permutations(read, chunks, shape)
 
 
-def _residual_share(before: float, after: float, product: float, difference: float) -> float:
-    """Return the share of the difference's norm that the best common factor does not explain."""
-    if not before or not difference:
-        return 1.0
-    return float(np.sqrt(max(after - product**2 / before, 0.0) / difference))
-
-
-def _zeroed_rows_explain(read: DifferenceSums, zeroed: np.ndarray) -> bool:
-    """Return True if the zeroed rows contain the whole difference."""
-    # Rows that are not zeroed must not differ.
-    others = read.difference - float(read.rows.difference[zeroed].sum())
-    return bool(others <= (_LEFT**2) * read.difference)
-
-
-def _rows(places: np.ndarray) -> str:
-    shown = ", ".join(map(str, places[:_NAMED]))
-    more = f" and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
-    return f"row{'s' if len(places) > 1 else ''} {shown}{more}"
-
-
-def _describe_pruning(read: DifferenceSums, chunks: Chunks, shape: tuple[int, int]) -> str | None:
+def _describe_pruning(read: DifferenceSums, chunks: Chunks, shape: tuple[int, int]) -> str:
     """Describe new zeros by their share and N:M pattern, and state whether the other values changed."""
     before, after = (count / read.size for count in read.zeros)
-    if after - before < 0.02:
-        return None
     unchanged = read.kept / max(read.size - read.zeros[1], 1)
     others = "the others are as they were" if unchanged > 0.99 else "the others were changed too"
-    # Whether no stretch of inputs keeps more than the pattern lets it.
-    pattern = next(
-        (
-            candidate
-            for candidate in _PATTERNS
-            if candidate.fits(*shape)
-            and all(
-                int(np.count_nonzero(after.reshape(len(after), -1, candidate.second), axis=-1).max()) <= candidate.first
-                for _, after in chunks()
-            )
-        ),
-        None,
-    )
-    pattern_text = (
-        f" by {pattern}"
-        if pattern is not None and pattern.sparsity is not None and after > pattern.sparsity - 0.02
-        else ""
-    )
-    return f"pruned{pattern_text}: {after:.1%} zeros where there were {before:.1%}, {others}"
+    # The first pattern that no stretch of inputs exceeds.
+    for pattern in _PATTERNS:
+        if pattern.fits(*shape) and all(
+            int(np.count_nonzero(rows.reshape(len(rows), -1, pattern.second), axis=-1).max()) <= pattern.first
+            for _, rows in chunks()
+        ):
+            text = f" by {pattern}" if pattern.sparsity is not None and after > pattern.sparsity - 0.02 else ""
+            return f"pruned{text}: {after:.1%} zeros where there were {before:.1%}, {others}"
+    return f"pruned: {after:.1%} zeros where there were {before:.1%}, {others}"
 
 
 def _axis_scaling(axis: AxisSums, name: str) -> str | None:
@@ -135,30 +113,17 @@ def _axis_scaling(axis: AxisSums, name: str) -> str | None:
 
 
 def _permutations(read: DifferenceSums, chunks: Chunks, shape: tuple[int, int]) -> Iterator[str]:
-    """Yield the description of a permutation of rows or of columns."""
+    """Yield the description of a permutation of rows or of columns, or of blocks of them."""
     for along_rows, axis, name in ((True, read.rows, "row"), (False, read.columns, "column")):
         old, new = np.sqrt(np.sort(axis.before)), np.sqrt(np.sort(axis.after))
         # A permutation keeps the sorted norms. This is much cheaper than a search for the order.
         if 1 < len(old) <= _MOST_ROWS and np.linalg.norm(old - new) <= 0.05 * np.linalg.norm(old):
             order = reordered(chunks, shape, along_rows)
             if order is not None:
-                yield _describe_order(order, name)
+                unit = f"{name}s" if order.block == 1 else f"blocks of {order.block} {name}s"
+                if order.swapped is not None:
+                    yield f"{unit} {order.swapped[0]} and {order.swapped[1]} have changed places"
+                else:
+                    count = len(order.order) // order.block
+                    yield f"{len(order.displaced):,} of {count:,} {unit} stand in another order"
                 return
-
-
-def _describe_order(order: Reordered, name: str) -> str:
-    """Describe a permutation of rows or columns, or of blocks of them."""
-    unit = f"{name}s" if order.block == 1 else f"blocks of {order.block} {name}s"
-    if order.swapped is not None:
-        first, second = order.swapped
-        return f"{unit} {first} and {second} have changed places"
-    return f"{len(order.displaced):,} of {len(order.order) // order.block:,} {unit} stand in another order"
-
-
-def _coarser_grid_bits(chunks: Chunks) -> int | None:
-    """Return the bits of a coarser integer grid that only the new rows lie on, or None."""
-    before, after = next(iter(chunks()))
-    row_indices = np.linspace(0, len(before) - 1, min(_SAMPLED, len(before))).astype(int)
-    bits = grid_bits(after[row_indices])
-    previous_bits = grid_bits(before[row_indices])
-    return bits if bits is not None and (previous_bits is None or previous_bits > bits) else None

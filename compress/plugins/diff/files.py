@@ -20,7 +20,7 @@ _NAMELESS = ("_name_or_path",)
 _LONGEST = 60
 _SHOWN = 3
 _READ_WHOLE = 1 << 22
-_WEIGHTS = (".safetensors", ".index.json")
+_SETTINGS = (".json", ".txt", ".model", ".jinja")
 Fields = Mapping[str, str]
 
 
@@ -32,33 +32,22 @@ def compare_folders(before: Path, after: Path) -> Iterator[FieldChange]:
     """
     if not (before.is_dir() and after.is_dir()):
         return
-    # True for settings and tables. Weights are compared tensor by tensor.
-    sides = [
-        {
-            path.name: path
-            for path in sorted(folder.glob("*"))
-            if (
-                path.is_file()
-                and path.suffix in (".json", ".txt", ".model", ".jinja")
-                and not path.name.endswith(_WEIGHTS)
-            )
-        }
-        for folder in (before, after)
-    ]
+    # Settings and tables. Weights are compared tensor by tensor.
+    sides = []
+    for folder in (before, after):
+        files = (path for path in sorted(folder.glob("*")) if path.is_file() and path.suffix in _SETTINGS)
+        sides.append({path.name: path for path in files if not path.name.endswith(".index.json")})
     for name in dict.fromkeys((*sides[0], *sides[1])):
-        paths = [side.get(name) for side in sides]
-        if None in paths:
-            yield FieldChange(file=name, field="", before=_size_text(paths[0]), after=_size_text(paths[1]))
+        paths = [side[name] for side in sides if name in side]
+        if len(paths) == 1:
+            sizes = [f"{side[name].stat().st_size:,} bytes" if name in side else None for side in sides]
+            yield FieldChange(file=name, field="", before=sizes[0], after=sizes[1])
         elif name == TOKENIZER:
-            yield from _tokenizer_changes(*(read_json(path) for path in paths if path))
-        elif name.endswith(".json") and all(path and path.stat().st_size < _READ_WHOLE for path in paths):
-            yield from field_changes(name, *(flatten_fields(_json(path)) for path in paths if path))
-        elif (digests := [digest_file(path)[:12] for path in paths if path])[0] != digests[1]:
+            yield from _tokenizer_changes(*map(read_json, paths))
+        elif name.endswith(".json") and all(path.stat().st_size < _READ_WHOLE for path in paths):
+            yield from field_changes(name, *(flatten_fields(_json(path)) for path in paths))
+        elif (digests := [digest_file(path)[:12] for path in paths])[0] != digests[1]:
             yield FieldChange(file=name, field="", before=digests[0], after=digests[1])
-
-
-def _size_text(path: Path | None) -> str | None:
-    return None if path is None else f"{path.stat().st_size:,} bytes"
 
 
 def _json(path: Path) -> object:
@@ -91,16 +80,22 @@ def field_changes(file: str, before: Fields, after: Fields) -> Iterator[FieldCha
 
 def _tokenizer_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[FieldChange]:
     """Yield the differences of vocabulary, merges and settings."""
-    tables = [_vocabulary(tokenizer) for tokenizer in (before, after)]
-    if tables[0] != tables[1]:
-        yield FieldChange(
-            file=TOKENIZER, field="vocabulary", before=f"{len(tables[0]):,} tokens", after=_describe_vocabulary(*tables)
-        )
     models = [dict(tokenizer.get("model") or {}) for tokenizer in (before, after)]
+    old, new = (_vocabulary(model.pop("vocab", None) or {}) for model in models)
+    if old != new:
+        groups = {
+            "new": [token for token in new if token not in old],
+            "gone": [token for token in old if token not in new],
+            "of another id": [token for token, index in new.items() if old.get(token, index) != index],
+        }
+        parts = []
+        for what, tokens in groups.items():
+            shown = ", ".join(map(repr, tokens[:_SHOWN])) + (", \u2026" if len(tokens) > _SHOWN else "")
+            parts += [f"{len(tokens):,} {what} ({shown})"] if tokens else []
+        after_text = f"{len(new):,} tokens: {', '.join(parts)}"
+        yield FieldChange(file=TOKENIZER, field="vocabulary", before=f"{len(old):,} tokens", after=after_text)
+    # The vocabulary was compared by token. Merges are counted.
     merges = [model.pop("merges", None) for model in models]
-    # The vocabulary is compared above, by token.
-    for model in models:
-        model.pop("vocab", None)
     settings = [flatten_fields({**side, "model": model}) for side, model in zip((before, after), models, strict=True)]
     yield from field_changes(TOKENIZER, *settings)
     if merges[0] != merges[1]:
@@ -108,49 +103,26 @@ def _tokenizer_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> I
         yield FieldChange(file=TOKENIZER, field="merges", before=counts[0], after=f"{counts[1]}, others")
 
 
-def _vocabulary(tokenizer: Mapping[str, Any]) -> dict[str, int]:
+def _vocabulary(entries: Mapping[str, int] | Sequence[Any]) -> dict[str, int]:
     """Return token ids by token. Unigram models store a list of tokens with scores, whose index is the id."""
-    entries = (tokenizer.get("model") or {}).get("vocab") or {}
     if isinstance(entries, Mapping):
         return {str(token): int(index) for token, index in entries.items()}
     return {str(entry[0] if isinstance(entry, list) else entry): index for index, entry in enumerate(entries)}
 
 
-def _describe_vocabulary(before: Mapping[str, int], after: Mapping[str, int]) -> str:
-    new = [token for token in after if token not in before]
-    removed = [token for token in before if token not in after]
-    moved = [token for token, index in after.items() if token in before and before[token] != index]
-    parts = [_list_tokens(new, "new"), _list_tokens(removed, "gone"), _list_tokens(moved, "of another id")]
-    return f"{len(after):,} tokens: {', '.join(part for part in parts if part)}"
-
-
-def _list_tokens(tokens: Sequence[str], what: str) -> str:
-    shown = ", ".join(map(repr, tokens[:_SHOWN])) + (", \u2026" if len(tokens) > _SHOWN else "")
-    return f"{len(tokens):,} {what} ({shown})" if tokens else ""
-
-
-def compare_recipes(before: Path, after: Path) -> Iterator[FieldChange]:
-    """Yield the fields of both resolved recipes that differ.
-
-    Raises:
-        InputError: A file is no valid recipe.
-    """
-    sides = [read_recipe(path).model_dump(mode="json", exclude_defaults=False) for path in (before, after)]
-    for side in sides:
-        # Numbered names keep two stages of one kind apart.
-        side["stages"] = {f"{index}. {stage['kind']}": stage for index, stage in enumerate(side["stages"], start=1)}
-    yield from field_changes(RECIPE, *(flatten_fields(side) for side in sides))
-
-
-def try_recipes(before: Path | None, after: Path | None) -> tuple[list[FieldChange], list[str]]:
-    """Compare the recipes of both sides, and return reasons if that is impossible."""
+def compare_recipes(before: Path | None, after: Path | None) -> tuple[list[FieldChange], list[str]]:
+    """Return the fields of both resolved recipes that differ, and reasons if the recipes cannot be compared."""
     if before is None or after is None:
         missing = [name for name, path in (("A", before), ("B", after)) if path is None]
         return [], [] if len(missing) == 2 else [f"recipes: none lies beside {missing[0]}"]
     try:
-        return list(compare_recipes(before, after)), []
+        sides = [read_recipe(path).model_dump(mode="json") for path in (before, after)]
     except CompressError as error:
         return [], [f"recipes: {error.what}"]
+    for side in sides:
+        # Numbered names keep two stages of one kind apart.
+        side["stages"] = {f"{index}. {stage['kind']}": stage for index, stage in enumerate(side["stages"], start=1)}
+    return list(field_changes(RECIPE, *map(flatten_fields, sides))), []
 
 
 def compare_report_fields(before: Report, after: Report) -> Iterator[FieldChange]:
@@ -159,9 +131,9 @@ def compare_report_fields(before: Report, after: Report) -> Iterator[FieldChange
 
 
 def _report_fields(report: Report) -> Fields:
-    data = report.data
-    packages = {f"packages.{name}": str(value) for name, value in (report.environment.get("packages") or {}).items()}
-    machine_fields = [name for name in ("python", "platform", "processor") if name in report.environment]
-    machine: dict[str, str] = {name: str(report.environment[name]) for name in machine_fields}
+    data, environment = report.data, report.environment
+    packages = {f"packages.{name}": str(value) for name, value in (environment.get("packages") or {}).items()}
+    names: tuple[str, ...] = ("python", "platform", "processor")
+    machine = {name: str(environment[name]) for name in names if name in environment}
     rows = {} if data is None else {"data.digest": data.digest[:12], "data.rows": str(data.rows)}
     return {"recipe": report.recipe, **rows, **packages, **machine}

@@ -59,8 +59,9 @@ def candidate_pairs(
         after: Tensor of the second model.
         theirs: Fingerprint of ``after``.
     """
+    count = len(mine.rows)
     if mine.columns is None or theirs.columns is None:
-        if mine.columns is theirs.columns and len(mine.rows) <= len(theirs.rows):
+        if mine.columns is theirs.columns and count <= len(theirs.rows):
             yield from _vector_pairs(before, mine, after, theirs)
         return
     # Try the stored layout first, then the transposed one.
@@ -69,19 +70,19 @@ def candidate_pairs(
         if turned and len(after.shape) > 2 and math.prod(after.shape) != math.prod(before.shape):
             continue
         row_length = math.prod(after.shape) // max(len(rows), 1)
-        if row_length != before.flat[1] or len(rows) < len(mine.rows):
+        if row_length != before.flat[1] or len(rows) < count:
             continue
         column_score = correlation(mine.columns, columns) if len(columns) == len(mine.columns) else 0.0
-        if len(rows) == len(mine.rows):
+        if len(rows) == count:
             row_score = correlation(mine.rows, rows)
             scores = [score for score, side in ((column_score, columns), (row_score, rows)) if len(side) >= FEWEST]
             if scores and (min(scores) >= _ALIKE or max(scores) >= _SURE):
                 yield sum(scores) / len(scores), Pair(before, after, "content", turned)
         # A shorter tensor may be a slice of a concatenation, such as the query part of a fused projection.
-        elif len(mine.rows) >= FEWEST:
+        elif count >= FEWEST:
             start, row_score = _best_offset(mine.rows, rows)
             if row_score >= _SURE:
-                yield row_score, Pair(before, after, "content", turned, start, len(mine.rows))
+                yield row_score, Pair(before, after, "content", turned, start, count)
 
 
 def _vector_pairs(
@@ -103,10 +104,7 @@ def _vector_pairs(
 
 def _best_offset(mine: np.ndarray, theirs: np.ndarray) -> tuple[int, float]:
     """Return the offset in ``theirs`` of the slice that is most similar to ``mine``, and their correlation."""
-    if len(theirs) == len(mine):
-        return 0, correlation(mine, theirs)
-    step = math.gcd(len(mine), len(theirs))
-    starts = range(0, len(theirs) - len(mine) + 1, step)
+    starts = range(0, len(theirs) - len(mine) + 1, math.gcd(len(mine), len(theirs)))
     scores = [correlation(mine, theirs[start : start + len(mine)]) for start in starts]
     best = int(np.argmax(scores))
     return starts[best], scores[best]
@@ -121,14 +119,11 @@ def correlation(left: np.ndarray, right: np.ndarray) -> float:
         return float(np.allclose(left, right, rtol=0.05, atol=1e-6))
     left_centred, right_centred = left - left.mean(), right - right.mean()
     norms = np.linalg.norm(left_centred) * np.linalg.norm(right_centred)
-    return (
-        float(left_centred @ right_centred / norms)
-        if norms > 1e-12 * np.linalg.norm(left) * np.linalg.norm(right)
-        else 0.0
-    )
+    varies = norms > 1e-12 * np.linalg.norm(left) * np.linalg.norm(right)
+    return float(left_centred @ right_centred / norms) if varies else 0.0
 
 
-def rows_alike(before: Weight, after: Weight) -> float:
+def _row_correlation(before: Weight, after: Weight) -> float:
     """Return the median correlation of corresponding rows."""
     old, new = (np.concatenate(list(array.chunks())) for array in (before, after))
     old, new = (array - array.mean(axis=1, keepdims=True) for array in (old, new))
@@ -211,9 +206,14 @@ class _Matching:
         # Content first: exporters keep names for tensors that they changed.
         self._match_content(names)
         self._match_concatenated(names)
+        # Two tensors of one name may be transposed. Other shapes count as resized.
         for old, new in names.items():
             if old in self.before and new in self.after:
-                self._match_name(old, new)
+                first, second = self.before[old], self.after[new]
+                if first.shape == second.shape or first.flat == second.flat[::-1]:
+                    self._add_pair(Pair(first, second, "name", turned=first.shape != second.shape))
+                else:
+                    self.resized.append((self.before.pop(old), self.after.pop(new)))
         if not self.same_layout:
             self._match_added_rows()
             # Match parts of concatenated tensors that the first model stores transposed.
@@ -223,19 +223,10 @@ class _Matching:
             self._match_concatenated(names)
             self.before = {name: originals[name] for name in self.before}
             self._match_unscaled_integers()
-            # Describe constant vectors. A graph stores equal ones once, and omits zeros and ones.
-            for side in (self.before, self.after):
-                for name, weight in list(side.items()):
-                    fingerprint = self._fingerprint(weight)
-                    if fingerprint.columns is None and fingerprint.constant:
-                        self.folded.append(
-                            f"{name} is {fingerprint.rows[0]:g} everywhere, which the other needn't store"
-                        )
-                        del side[name]
             self._describe_derived()
         extra = tuple(self._extra_copies())
         duplicates = {pair.after.name for pair in extra}
-        added = tuple(first for name, first in self.after.items() if name not in duplicates)
+        added = tuple(weight for name, weight in self.after.items() if name not in duplicates)
         removed = tuple(self.before.values())
         return Matches(tuple(self.pairs), removed, added, tuple(self.resized), extra, tuple(self.folded))
 
@@ -285,21 +276,27 @@ class _Matching:
                 continue
             # Formats differ in the half of a byte that comes first.
             for read in (after, after.halves_exchanged()) if after.bits < 8 else (after,):
-                if after.name in self.after and rows_alike(before, read) > _ROW_ALIKE:
+                if after.name in self.after and _row_correlation(before, read) > _ROW_ALIKE:
                     self._add_pair(Pair(before, read, "content"))
 
     def _describe_derived(self) -> None:
-        """Describe rotary frequencies, which checkpoints do not store, and tiny tensors, which programs inline."""
+        """Describe tensors that a model need not store: constant vectors, rotary frequencies and tiny tensors."""
+        # A graph stores equal constant vectors once, and omits zeros and ones.
+        for side in (self.before, self.after):
+            for name, weight in list(side.items()):
+                fingerprint = self._fingerprint(weight)
+                if fingerprint.columns is None and fingerprint.constant:
+                    self.folded.append(f"{name} is {fingerprint.rows[0]:g} everywhere, which the other needn't store")
+                    del side[name]
+        # Checkpoints do not store rotary frequencies, and programs inline tiny tensors.
         for name, after in list(self.after.items()):
             values = self._fingerprint(after).rows if len(after.shape) == 1 else np.empty(0)
             if len(values) > 1 and values[0] == 1 and (np.diff(values) < 0).all() and values[-1] > 0:
                 self.folded.append(f"{name} are frequencies of rotary positions, which the first computes")
                 del self.after[name]
         for name, before in list(self.before.items()):
-            if math.prod(before.shape) < FEWEST:
-                self.folded.append(
-                    f"{name}, {math.prod(before.shape)} numbers, was not found among the second's tensors"
-                )
+            if (count := math.prod(before.shape)) < FEWEST:
+                self.folded.append(f"{name}, {count} numbers, was not found among the second's tensors")
                 del self.before[name]
 
     def _fingerprint(self, weight: Weight) -> TensorFingerprint:
@@ -312,15 +309,6 @@ class _Matching:
         self.before.pop(pair.before.name, None)
         if pair.count is None:
             self.after.pop(pair.after.name, None)
-
-    def _match_name(self, old: str, new: str) -> None:
-        """Match two tensors of one name, also transposed. Other shapes count as resized."""
-        before, after = self.before[old], self.after[new]
-        turned = before.shape != after.shape and before.flat == after.flat[::-1]
-        if before.shape == after.shape or turned:
-            self._add_pair(Pair(before, after, "name", turned=turned))
-        else:
-            self.resized.append((self.before.pop(old), self.after.pop(new)))
 
     def _match_content(self, names: Mapping[str, str]) -> None:
         """Match the most similar pairs first. Parts of a concatenated tensor must not overlap."""

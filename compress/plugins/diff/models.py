@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import get_args
 
 from compress.data.config import DataConfig
-from compress.formats.runtime import Session
-from compress.plugins.diff.activations import compare_files, compare_modules, torch_modules
+from compress.evaluation.evaluate import artifact_labels
+from compress.plugins.diff.activations import compare_files, compare_modules
 from compress.plugins.diff.answers import (
-    Batches,
-    check_config,
     check_memory,
     compare_on_random_inputs,
     compare_on_rows,
@@ -21,14 +19,13 @@ from compress.plugins.diff.answers import (
     draw_inputs,
     open_session,
 )
-from compress.plugins.diff.files import RECIPE, TOKENIZER, compare_folders, compare_report_fields, try_recipes
+from compress.plugins.diff.files import RECIPE, TOKENIZER, compare_folders, compare_recipes, compare_report_fields
 from compress.plugins.diff.record import (
     Activations,
     AnswersDiff,
     Diff,
     FieldChange,
     How,
-    LayerChange,
     LimitFound,
     WeightsDiff,
 )
@@ -45,6 +42,16 @@ from compress.utils.progress import Progress
 
 LIMITS = ("fields", "weights", "rounding", "tensors", "flips", "divergence", "activations")
 """Names of the limits: the quantities that `_limited_value` reads from a diff."""
+CONFIG = "config.json"
+_OTHER_MODEL = 0.5
+"""Share of changed matrices from which both models count as trained separately."""
+_CAUSES = ("seed", "data.", "task", "model")
+"""Recipe fields that change all weights of a model."""
+_STORAGE_FIELDS = (
+    *("dtype", "torch_dtype", "transformers_version", "quantization_config", "architectures", "use_cache"),
+    *("transformers.js_config", "truncation", "padding"),
+)
+"""Settings that describe only storage or the program that reads the model."""
 
 
 def read_limits(texts: Iterable[str]) -> dict[str, float]:
@@ -53,20 +60,20 @@ def read_limits(texts: Iterable[str]) -> dict[str, float]:
     Raises:
         InputError: The name is unknown, or the number is invalid.
     """
-    limits = {}
+    limits, where = {}, "--at-most"
     for text in texts:
         name, _, number = text.partition("=")
         name = name.strip()
         if name not in LIMITS:
             suggestion = nearest_name(name, LIMITS)
             hint = f"did you mean {suggestion!r}?" if suggestion else None
-            expected = f"one of {', '.join(LIMITS)}"
-            raise InputError(f"There is no limit {name!r}.", where="--at-most", expected=expected, hint=hint)
+            raise InputError(
+                f"There is no limit {name!r}.", where=where, expected=f"one of {', '.join(LIMITS)}", hint=hint
+            )
         try:
             limits[name] = float(number)
         except ValueError:
-            message = f"{number!r} is no number."
-            raise InputError(message, where="--at-most", expected=f"such as {name}=0.01") from None
+            raise InputError(f"{number!r} is no number.", where=where, expected=f"such as {name}=0.01") from None
     return limits
 
 
@@ -74,59 +81,40 @@ def check_limits(diff: Diff, limits: dict[str, float]) -> tuple[LimitFound, ...]
     """Return the state of each limit."""
     states = []
     for name, bound in limits.items():
-        measured = _limited_value(diff, name)
-        if measured is None:
-            states.append(LimitFound(name=name, bound=bound, value=None, state="not measured"))
-            continue
-        value, low = measured
-        state = "kept" if value <= bound else "missed" if low > bound else "cannot tell"
-        states.append(LimitFound(name=name, bound=bound, value=value, state=state))
+        value, low = _limited_value(diff, name)
+        state = "kept" if value is not None and value <= bound else "missed" if low > bound else "cannot tell"
+        states.append(LimitFound(name=name, bound=bound, value=value, state="not measured" if value is None else state))
     return tuple(states)
 
 
-def _limited_value(diff: Diff, name: str) -> tuple[float, float] | None:
-    """Return a quantity and the lower end of its confidence interval, or None if it was not measured.
+def _limited_value(diff: Diff, name: str) -> tuple[float | None, float]:
+    """Return a quantity, or None if it was not measured, and the lower end of its confidence interval.
 
     `fields` counts different fields. `weights` is the largest change beyond rounding, `rounding` the largest change.
     `tensors` counts changed tensors. `flips` is the share of changed predictions, `divergence` their mean KL divergence
     in nats. `activations` is the largest error of a module's output.
     """
-    if name == "fields":
-        value = float(len(diff.fields))
-    elif name in ("flips", "divergence"):
+    if name in ("flips", "divergence"):
         row = diff.answers.find("agreement" if name == "flips" else "kl_divergence") if diff.answers else None
         if row is None:
-            return None
+            return None, 0.0
         if name == "flips":
             return 1 - row.value, 1 - (row.value if row.high is None else row.high)
         return row.value, row.value if row.low is None else row.low
+    values: list[float] | None = None
+    if name == "fields":
+        values = [float(len(diff.fields))]
     elif name == "activations":
-        if diff.activations is None:
-            return None
-        value = max((module.error for module in diff.activations.modules), default=0.0)
-    elif diff.weights is None:
-        return None
-    else:
-        value = _limited_weight_change(diff.weights, name)
-    return value, value
-
-
-def _limited_weight_change(weights: WeightsDiff, name: str) -> float:
-    """Return the quantity of weights that a limit bounds."""
-    unmatched = (*weights.added, *weights.removed, *weights.resized)
-    if name == "tensors":
-        return float(len(weights.having("changed")) + len(unmatched))
-    if name == "rounding":
-        return max((tensor.relative for tensor in weights.tensors), default=0.0)
-    # A tensor without a counterpart counts as changed by its whole size.
-    return max([tensor.unexplained for tensor in weights.tensors] + ([1.0] if unmatched else []), default=0.0)
-
-
-CONFIG = "config.json"
-_OTHER_MODEL = 0.5
-"""Share of changed matrices from which both models count as trained separately."""
-_CAUSES = ("seed", "data.", "task", "model")
-"""Recipe fields that change all weights of a model."""
+        values = None if diff.activations is None else [module.error for module in diff.activations.modules]
+    elif (weights := diff.weights) is not None:
+        # A tensor without a counterpart counts as changed by its whole size.
+        values = {
+            "rounding": [tensor.relative for tensor in weights.tensors],
+            "tensors": [float(len(weights.having("changed")) + len(weights.unmatched))],
+            "weights": [tensor.unexplained for tensor in weights.tensors] + [1.0] * len(weights.unmatched),
+        }[name]
+    value = None if values is None else max(values, default=0.0)
+    return value, value or 0.0
 
 
 @dataclass(frozen=True)
@@ -183,19 +171,24 @@ def compare_models(before: Side, after: Side, request: DiffRequest, progress: Pr
     Raises:
         ModelError: Weights cannot be read.
     """
-    not_compared: list[str] = []
-    fields = list(_fields(before, after, not_compared))
+    fields, not_compared = compare_recipes(before.recipe, after.recipe)
+    reports = before.report(), after.report()
+    if reports[0] is not None and reports[1] is not None:
+        fields += compare_report_fields(reports[0], reports[1])
+    fields += compare_folders(before.folder, after.folder)
     weights = None if request.depth == "files" else compare_weights(before.model, after.model, progress)
     not_compared += [] if weights is None else weights.unread
     answers, activations = None, None
     if request.depth == "answers":
         answers, activations = _answers(before, after, request, not_compared, progress)
-    is_identical = weights is None or weights.verdict == "identical"
-    verdict = "changed" if _is_changed(fields, weights, answers) else "identical" if is_identical else "same"
+    # The models compute different results with other settings, or with weights or metrics beyond noise.
+    metrics = [change.verdict for change in answers.comparison.changes] if answers and answers.comparison else []
+    is_changed = any(map(_is_setting, fields)) or "worse" in metrics or "better" in metrics
+    verdict = "identical" if weights is None else weights.verdict
     result = Diff(
         before=before.name,
         after=after.name,
-        verdict=verdict,
+        verdict="changed" if is_changed else "same" if verdict == "rounded" else verdict,
         first=_first(fields, weights),
         summary=tuple(_summary(fields, weights, answers, activations)),
         fields=tuple(fields),
@@ -205,17 +198,6 @@ def compare_models(before: Side, after: Side, request: DiffRequest, progress: Pr
         not_compared=tuple(not_compared),
     )
     return result.model_copy(update={"limits": check_limits(result, dict(request.limits))})
-
-
-def _fields(before: Side, after: Side, not_compared: list[str]) -> Iterator[FieldChange]:
-    """Yield the differences of recipes, reports and files."""
-    changes, reasons = try_recipes(before.recipe, after.recipe)
-    not_compared += reasons
-    yield from changes
-    reports = before.report(), after.report()
-    if reports[0] is not None and reports[1] is not None:
-        yield from compare_report_fields(reports[0], reports[1])
-    yield from compare_folders(before.folder, after.folder)
 
 
 def _answers(
@@ -230,15 +212,24 @@ def _answers(
         not_compared: Reasons for parts that could not be compared. This function appends to it.
         progress: Shows the comparison.
     """
-    random_answers, activations = None, None
+    random_answers, row_answers, activations = None, None, None
     try:
-        for side in (before, after):
-            check_config(side.folder)
-        check_memory((before.model, after.model))
-        # Activations need few inputs: two batches show where values start to differ.
         inputs = draw_inputs(before.folder, after.folder)
+        check_memory((before.model, after.model))
         sessions = [open_session(side.model) for side in (before, after)]
-        activations = _compare_activations(before, after, inputs.batches[:2], sessions, not_compared, progress)
+        # Activations need few inputs: two batches show where values start to differ.
+        batches = inputs.batches[:2]
+        activations = compare_modules(sessions, batches)
+        if activations is None:
+            activations = compare_files(before.model, after.model, batches, progress)
+            if activations is None:
+                not_compared.append(
+                    "activations: they are seen where both are weights that transformers runs, or A is a graph of "
+                    "floats; `compress doctor FILE --target T --against WEIGHTS` compares a file with weights"
+                )
+        elif not activations.modules:
+            activations = None
+            not_compared.append("activations: the two have no module of one name and shape")
         random_answers = compare_on_random_inputs(before.model, after.model, inputs, sessions, progress)
     except CompressError as error:
         not_compared.append(f"answers to random inputs: {error.what}")
@@ -246,54 +237,30 @@ def _answers(
         row_answers = _on_rows(before, after, request, progress)
     except CompressError as error:
         not_compared.append(f"answers to rows: {error}")
-        row_answers = None
     not_compared += [f"answers: {note}" for note in (random_answers.notes if random_answers else ())]
     return row_answers or random_answers, activations
 
 
-def _compare_activations(
-    before: Side,
-    after: Side,
-    batches: Batches,
-    sessions: Sequence[Session],
-    not_compared: list[str],
-    progress: Progress,
-) -> Activations | None:
-    """Compare activations by PyTorch module, else by operator of the model files, if the formats allow it.
-
-    Args:
-        before: First model.
-        after: Second model.
-        batches: Inputs to run.
-        sessions: Sessions of both models.
-        not_compared: Reasons for parts that could not be compared. This function appends to it.
-        progress: Shows the comparison.
-    """
-    modules = torch_modules(sessions)
-    if modules is not None:
-        activations = compare_modules(modules, sessions, batches)
-        not_compared += [] if activations.modules else ["activations: the two have no module of one name and shape"]
-        return activations if activations.modules else None
-    file_activations = compare_files(before.model, after.model, batches, progress)
-    if file_activations is None:
-        not_compared.append(
-            "activations: they are seen where both are weights that transformers runs, or A is a graph of floats; "
-            "`compress doctor FILE --target T --against WEIGHTS` compares a file with weights"
-        )
-    return file_activations
-
-
 def _on_rows(before: Side, after: Side, request: DiffRequest, progress: Progress) -> AnswersDiff | None:
     """Run both models on the rows that the request names, else compare the reports of their runs."""
+    from compress.formats.safetensors.folder import task_of_folder
+
     # The second model's recipe is preferred: it names the data of the newer run.
     recipe = request.recipe or after.recipe or before.recipe
     if request.data is None and request.recipe is None:
         reports = before.report(), after.report()
         if reports[0] is None or reports[1] is None:
             return None
-        compared = compare_without_timing(reports[0], reports[1], comparison_policy(), (before.run, after.run))
+        compared = compare_without_timing((reports[0], reports[1]), comparison_policy(), (before.run, after.run))
         return AnswersDiff(inputs="the test rows of both runs, as their reports have them", comparison=compared)
-    resolved = _recipe_for(after, request.data) if recipe is None else read_recipe(recipe)
+    if recipe is not None:
+        resolved = read_recipe(recipe)
+    else:
+        # A recipe for the task in the model's config. It needs a stage, which is never run.
+        labels = artifact_labels(after.folder)
+        config = DataConfig(splits={"test": str(request.data)}, labels=labels if labels and len(labels) > 1 else None)
+        fields = {"name": "diff", "task": task_of_folder(after.folder).name, "model": str(after.folder.resolve())}
+        resolved = Recipe.model_validate({**fields, "data": config.model_dump(), "stages": ["onnx"]})
     if request.data is not None:
         path = str(request.data.resolve())
         data = resolved.data.model_copy(update={"splits": {"test": path}, "unlabeled": (), "hold_out": None})
@@ -303,90 +270,41 @@ def _on_rows(before: Side, after: Side, request: DiffRequest, progress: Progress
     return compare_on_rows(before.model, after.model, resolved, folder, task, progress)
 
 
-def _recipe_for(side: Side, data: Path | None) -> Recipe:
-    """Return a recipe for the task in the model's config."""
-    from compress.evaluation.evaluate import artifact_labels
-    from compress.formats.safetensors.folder import task_of_folder
-
-    labels = artifact_labels(side.folder)
-    config = DataConfig(splits={"test": str(data)}, labels=labels if labels and len(labels) > 1 else None)
-    # A recipe needs a stage. It is never run.
-    fields = {"name": "diff", "task": task_of_folder(side.folder).name, "model": str(side.folder.resolve())}
-    return Recipe.model_validate({**fields, "data": config.model_dump(), "stages": ["onnx"]})
-
-
-def _is_changed(fields: Sequence[FieldChange], weights: WeightsDiff | None, answers: AnswersDiff | None) -> bool:
-    """Return True if the models compute different results: other settings, or weights or metrics beyond noise."""
-    settings = [
-        difference
-        for difference in fields
-        if difference.file in (TOKENIZER, CONFIG) and _affects_computation(difference.field)
-    ]
-    compared = answers.comparison if answers else None
-    worse = compared is not None and any(change.verdict in ("worse", "better") for change in compared.changes)
-    return bool(settings) or worse or (weights is not None and weights.verdict == "changed")
-
-
-_STORAGE_FIELDS = (
-    *("dtype", "torch_dtype", "transformers_version", "quantization_config", "architectures", "use_cache"),
-    *("transformers.js_config", "truncation", "padding"),
-)
-
-
-def _affects_computation(name: str) -> bool:
-    """Return False for fields that describe only storage or the program that reads the model."""
-    return not name.startswith(_STORAGE_FIELDS)
+def _is_setting(change: FieldChange) -> bool:
+    """Return True for a field of the tokenizer or the config that affects what the model computes."""
+    return change.file in (TOKENIZER, CONFIG) and not change.field.startswith(_STORAGE_FIELDS)
 
 
 def _first(fields: Sequence[FieldChange], weights: WeightsDiff | None) -> str:
     """Return the first thing to examine: a recipe field that changes all weights, else a layer, else a setting."""
     layers = weights.layers if weights is not None else ()
-    changed = [entry for entry in layers if entry.unexplained > 0]
+    matrices = [tensor.how for tensor in weights.tensors if len(tensor.shape) > 1] if weights is not None else []
     # A different seed or data set explains separately trained weights, and comes first.
     causes = [entry for entry in fields if entry.file == RECIPE and entry.field.startswith(_CAUSES)]
-    if weights is not None and causes and _is_trained_separately(weights):
+    if causes and matrices and matrices.count("changed") >= _OTHER_MODEL * len(matrices):
         return f"{causes[0].file}: {describe_field(causes[0])}"
-    if changed:
-        return _describe_layer(changed[0], weights)
-    ranked = [
-        entry
-        for name in (TOKENIZER, CONFIG)
-        for entry in fields
-        if entry.file == name and _affects_computation(entry.field)
-    ] + causes
-    if weights is not None and (weights.added or weights.removed or weights.resized):
-        return next(iter((*weights.resized, *(f"{name}: removed" for name in weights.removed),
-                          *(f"{name}: added" for name in weights.added))))  # fmt: skip
-    if ranked:
-        return f"{ranked[0].file}: {describe_field(ranked[0])}"
-    if layers:
-        return _describe_layer(layers[0], weights)
-    return f"{fields[0].file}: {describe_field(fields[0])}" if fields else "nothing differs"
-
-
-def _describe_layer(layer: LayerChange, weights: WeightsDiff | None) -> str:
-    """Describe a layer by its most changed tensor and that tensor's cause."""
-    worst = next(tensor for tensor in weights.tensors if tensor.name == layer.worst) if weights else None
+    if not layers or layers[0].unexplained == 0:
+        if weights is not None and weights.unmatched:
+            return weights.unmatched[0]
+        settings = sorted(filter(_is_setting, fields), key=lambda entry: entry.file == CONFIG)
+        entries = [*settings, *causes] or ([] if layers else fields)
+        if entries:
+            return f"{entries[0].file}: {describe_field(entries[0])}"
+    if weights is None or not layers:
+        return "nothing differs"
+    # Describe the layer by its most changed tensor and that tensor's cause.
+    layer = layers[0]
+    worst = next(tensor for tensor in weights.tensors if tensor.name == layer.worst)
     title = layer.name if layer.worst.rpartition(".")[0].endswith(layer.name) else f"{layer.name} ({layer.worst})"
-    if worst is not None and worst.causes:
-        return f"{title}: {worst.causes[0]}"
     change = percent(layer.relative)
-    return f"{title}: changed by {change}" if layer.unexplained else f"{title}: {change} by rounding"
-
-
-def _is_trained_separately(weights: WeightsDiff) -> bool:
-    """Return True if most matrices changed beyond rounding."""
-    matrices = [tensor for tensor in weights.tensors if len(tensor.shape) > 1]
-    changed = sum(tensor.how == "changed" for tensor in matrices)
-    return bool(matrices) and changed >= _OTHER_MODEL * len(matrices)
+    cause = f"changed by {change}" if layer.unexplained else f"{change} by rounding"
+    return f"{title}: {worst.causes[0] if worst.causes else cause}"
 
 
 def describe_field(change: FieldChange) -> str:
     """Return a change such as `seed 0 -> 1`, with an arrow."""
-    name = f"{change.field} " if change.field else ""
-    return f"{name}{'none' if change.before is None else change.before} \u2192 " + (
-        "none" if change.after is None else change.after
-    )
+    before, after = ("none" if value is None else value for value in (change.before, change.after))
+    return f"{change.field} {before} \u2192 {after}" if change.field else f"{before} \u2192 {after}"
 
 
 def percent(value: float) -> str:
@@ -403,15 +321,14 @@ def _summary(
     """Yield one sentence for each depth of the comparison."""
     files = Counter(change.file for change in fields)
     counts = ", ".join(f"{count} in {name}" for name, count in files.most_common())
-    yield f"files and recipe: {counts}" if files else "files and recipe: nothing differs"
+    yield f"files and recipe: {counts or 'nothing differs'}"
     if weights is not None:
         yield f"weights: {describe_weights(weights)}"
-    if activations is not None:
-        first_difference = (
-            f"part first in {activations.first}, by {format_number(activations.error, 2)} of the value's spread"
-        )
-        otherwise = "; ".join(activations.notes) or "the same in all modules"
-        yield f"activations: {first_difference if activations.first else otherwise}"
+    if activations is not None and activations.first:
+        error = format_number(activations.error, 2)
+        yield f"activations: part first in {activations.first}, by {error} of the value's spread"
+    elif activations is not None:
+        yield f"activations: {'; '.join(activations.notes) or 'the same in all modules'}"
     if answers is not None and answers.rows:
         rows = [row for row in answers.rows if "[" not in row.metric]
         yield f"answers to {answers.inputs}: {', '.join(f'{row.metric} {format_measurement(row)}' for row in rows)}"
@@ -419,15 +336,12 @@ def _summary(
 
 def describe_weights(weights: WeightsDiff) -> str:
     """Return the number of tensors for each kind of change, and the size of rounding errors."""
-    counts = Counter(tensor.how for tensor in weights.tensors)
-    parts = [f"{counts[how]} {how}" for how in get_args(How) if counts[how]]
-    for how in ("added", "removed", "resized"):
-        parts += [f"{len(getattr(weights, how))} {how}"] if getattr(weights, how) else []
+    sizes = {how: len(weights.having(how)) for how in get_args(How)}
+    sizes |= {how: len(getattr(weights, how)) for how in ("added", "removed", "resized")}
+    counts = ", ".join(f"{size} {how}" for how, size in sizes.items() if size)
+    text = f"{counts} of {len(weights.tensors)} tensors"
     rounded = weights.having("rounded")
-    if not rounded:
-        return f"{', '.join(parts)} of {len(weights.tensors)} tensors"
-    largest = max(tensor.relative for tensor in rounded)
+    if rounded:
+        text += f"; rounding moved one by {percent(max(tensor.relative for tensor in rounded))} of its size"
     times = [tensor.times_rounding for tensor in rounded if tensor.times_rounding is not None]
-    explanation = f", {format_number(max(times), 2)} times what the stored bits explain at most" if times else ""
-    counted = f"{', '.join(parts)} of {len(weights.tensors)} tensors"
-    return f"{counted}; rounding moved one by {percent(largest)} of its size{explanation}"
+    return text + (f", {format_number(max(times), 2)} times what the stored bits explain at most" if times else "")

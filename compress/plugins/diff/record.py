@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field
@@ -58,10 +59,7 @@ class TensorChange(Frozen):
     @property
     def entries(self) -> int:
         """Number of weights."""
-        total = 1
-        for size in self.shape:
-            total *= size
-        return total
+        return math.prod(self.shape)
 
 
 class LayerChange(Frozen):
@@ -91,13 +89,17 @@ class WeightsDiff(Frozen):
     unread: tuple[str, ...] = ()
 
     @property
+    def unmatched(self) -> tuple[str, ...]:
+        """Descriptions of the tensors without a counterpart of the same shape."""
+        removed, added = (f"{name}: removed" for name in self.removed), (f"{name}: added" for name in self.added)
+        return (*self.resized, *removed, *added)
+
+    @property
     def verdict(self) -> How:
         """Largest kind of change of all tensors."""
-        if self.added or self.removed or self.resized:
+        if self.unmatched or self.having("changed"):
             return "changed"
-        return next(
-            (how for how in ("changed", "rounded") if any(tensor.how == how for tensor in self.tensors)), "identical"
-        )
+        return "rounded" if self.having("rounded") else "identical"
 
     def having(self, how: How) -> tuple[TensorChange, ...]:
         """Return the tensors with one kind of change."""

@@ -24,7 +24,6 @@ from compress.utils.responsive_table import ResponsiveTable, TableColumn
 _MOST_KINDS = 12
 _ROW, _CELL, _NAME, _HEAD = 24.0, 74.0, 8.2, 118.0
 _FAINTEST, _DEEPEST = 1e-4, 1.0
-WHOLE = "whole"
 
 
 def cells(tensors: Sequence[TensorChange]) -> dict[tuple[str, str], list[TensorChange]]:
@@ -45,43 +44,34 @@ def heat_map(tensors: Sequence[TensorChange]) -> str:
     layers = sorted({layer for layer, _ in groups}, key=reading_order)
     kinds = list(dict.fromkeys(kind for _, kind in groups))
     left = max(map(len, layers), default=1) * _NAME + 14
-    width, height = left + _CELL * len(kinds) + 46, _HEAD + _ROW * len(layers) + 6
-    parts = [_head(kind, left + _CELL * (column + 0.5)) for column, kind in enumerate(kinds)]
+    size = format_coordinate(left + _CELL * len(kinds) + 46), format_coordinate(_HEAD + _ROW * len(layers) + 6)
+    parts = []
+    for column, kind in enumerate(kinds):
+        x, y = left + _CELL * (column + 0.5), _HEAD - 8
+        turned = f"rotate(-38 {format_coordinate(x)} {format_coordinate(y)})"
+        parts.append(
+            element("text", {"x": x, "y": y, "text-anchor": "start", "transform": turned, "class": "tick"}, kind)
+        )
     for row, layer in enumerate(layers):
         y = _HEAD + _ROW * row
         parts.append(text(left - 10, y + 16, layer, "tick", "end"))
-        parts += [
-            _cell(groups[layer, kind], layer, kind, left + _CELL * column, y)
-            for column, kind in enumerate(kinds)
-            if (layer, kind) in groups
-        ]
-    box = {
-        "viewBox": f"0 0 {format_coordinate(width)} {format_coordinate(height)}",
-        "class": "heat",
-        "width": format_coordinate(width),
-    }
+        for column, kind in enumerate(kinds):
+            if (layer, kind) in groups:
+                parts.append(_cell(groups[layer, kind], layer, kind, left + _CELL * column, y))
+    box = {"viewBox": f"0 0 {size[0]} {size[1]}", "class": "heat", "width": size[0]}
     return element("svg", {**box, "role": "img", "aria-label": "change of the weights by layer and kind"}, *parts)
-
-
-def _head(kind: str, x: float) -> str:
-    """Return the rotated name of a column."""
-    y = _HEAD - 8
-    turned = f"rotate(-38 {format_coordinate(x)} {format_coordinate(y)})"
-    position: dict[str, str | float | None] = {"x": x, "y": y, "text-anchor": "start", "transform": turned}
-    return element("text", {**position, "class": "tick"}, kind)
 
 
 def _cell(members: Sequence[TensorChange], layer: str, kind: str, x: float, y: float) -> str:
     worst = max(members, key=lambda one: (one.unexplained, one.relative))
     state = worst.how
     shade = None if state == "identical" else format_coordinate(0.12 + 0.88 * depth(worst.relative))
-    box: dict[str, str | float | None] = {"x": x + 1, "y": y + 1, "width": _CELL - 2, "height": _ROW - 2, "rx": 3.0}
-    box |= {"class": state, "fill-opacity": shade}
+    box = {"x": x + 1, "y": y + 1, "width": _CELL - 2, "height": _ROW - 2, "rx": 3.0, "class": state}
     words = "=" if state == "identical" else f"{format_number(worst.relative * 100, 2)}%"
     deep = "deep" if state == "changed" and depth(worst.relative) > 0.55 else ""
     causes = "".join(f"; {cause}" for cause in worst.causes)
     tip = f"{layer} {kind}: {worst.name} {state}, {'0%' if words == '=' else words}{causes}"
-    shape = element("rect", box)
+    shape = element("rect", {**box, "fill-opacity": shade})
     return with_tooltip("cell", tip, shape, text(x + _CELL / 2, y + 16, words, f"figure {deep}".strip()))
 
 
@@ -94,7 +84,7 @@ def depth(relative: float) -> float:
 _STYLES = {"identical": "green", "same": "green", "changed": "yellow"}
 _CHIPS = {"kept": "passed", "missed": "missed", "cannot tell": "unknown", "not measured": "unknown"}
 _MOST_FIELDS, _MOST_LAYERS = 12, 12
-SENTENCES = {
+_SENTENCES = {
     "identical": "identical in every weight",
     "same": "the same but for rounding",
     "changed": "not the same",
@@ -105,7 +95,7 @@ def describe_verdict(diff: Diff) -> str:
     """Return the verdict as a phrase."""
     if diff.weights is None:
         return "settings differ" if diff.fields else "no setting differs"
-    return SENTENCES[diff.verdict]
+    return _SENTENCES[diff.verdict]
 
 
 def base_name(name: str) -> str:
@@ -121,9 +111,7 @@ def console_diff(diff: Diff) -> RenderableType:
         *(Text(line) for line in diff.summary),
     ]
     if diff.fields:
-        table = ResponsiveTable(
-            "Files and recipe", [TableColumn("file"), TableColumn("what"), TableColumn("A"), TableColumn("B")]
-        )
+        table = ResponsiveTable("Files and recipe", [TableColumn(name) for name in ("file", "what", "A", "B")])
         for change in diff.fields[:_MOST_FIELDS]:
             table.add(change.file, change.field, change.before or "none", change.after or "none")
         parts += [table, *_more(len(diff.fields), _MOST_FIELDS)]
@@ -162,10 +150,8 @@ def html_diff(diff: Diff) -> str:
     """Return the HTML page with heat map, layers, fields, answers, and all tensors that are not identical."""
     comparison = diff.answers.comparison if diff.answers else None
     tensors = diff.weights.tensors if diff.weights else ()
-    moved = sorted(
-        (tensor for tensor in tensors if tensor.how != "identical"),
-        key=lambda tensor: (-tensor.unexplained, -tensor.relative),
-    )
+    moved = [tensor for tensor in tensors if tensor.how != "identical"]
+    moved.sort(key=lambda tensor: (-tensor.unexplained, -tensor.relative))
     missed = any(limit.state == "missed" for limit in diff.limits)
     return render(
         "plugins/diff/templates/diff.html",
@@ -195,9 +181,7 @@ def html_diff(diff: Diff) -> str:
 def _figures(one: TensorChange) -> tuple[str, ...]:
     """Return the table cells of a tensor: shape, bits, change, cosine, factor, range, zeros and singular values."""
     ranges = [format_number(value, 3) for value in one.ranges]
-    head = "" if one.spectrum is None else " \u2192 ".join(
-        ", ".join(format_number(value, 3) for value in side[:2]) for side in one.spectrum
-    )  # fmt: skip
+    singular = [", ".join(format_number(value, 3) for value in side[:2]) for side in one.spectrum or ()]
     bits = f"{one.bits[0]:g}" if one.bits[0] == one.bits[1] else f"{one.bits[0]:.3g} \u2192 {one.bits[1]:.3g}"
     zeros = percent(one.sparsity[0])
     zeros = zeros if one.sparsity[0] == one.sparsity[1] else f"{zeros} \u2192 {percent(one.sparsity[1])}"
@@ -210,5 +194,5 @@ def _figures(one: TensorChange) -> tuple[str, ...]:
         f"{one.factor:.4f}",
         f"{ranges[0]}\u2026{ranges[1]} \u2192 {ranges[2]}\u2026{ranges[3]}",
         zeros,
-        head,
+        " \u2192 ".join(singular),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,10 +50,13 @@ def compare_weights(before: Path, after: Path, progress: Progress) -> WeightsDif
     progress.note("finding out which tensor is which")
     # Names identify tensors only within one format.
     matches = match_tensors(old, new, same_layout=sides[0].format == sides[1].format)
-    layers = layer_kinds([pair.before.name for pair in matches.pairs])
-    tensors = []
+    prefix, tensors = model_prefix([pair.before.name for pair in matches.pairs]), []
     for pair in progress.track(matches.pairs, "compare weights", len(matches.pairs)):
-        tensors.append(_PairReader(pair, sides, matches.swapped).change(*layers[pair.before.name]))
+        module = pair.before.name.removeprefix(prefix).rpartition(".")[0] or pair.before.name
+        # A numbered block is a layer. Weight and bias of a module have the same kind.
+        block = _BLOCK.match(module)
+        layer, kind = (block["block"], block["rest"]) if block else (module, "whole")
+        tensors.append(_PairReader(pair, sides, matches.swapped).change(layer, kind))
     # Pairs were matched by certainty. Show them in the order of the first model.
     order = {name: index for index, name in enumerate(new if matches.swapped else old)}
     tensors.sort(key=lambda tensor: order.get(tensor.name.partition("[")[0], 0))
@@ -67,18 +70,6 @@ def compare_weights(before: Path, after: Path, progress: Progress) -> WeightsDif
         again=(*matches.folded, *(f"{pair.after.name} is {pair.before.name} once more" for pair in matches.extra)),
         unread=tuple(dict.fromkeys((*unread_old, *unread_new))),
     )
-
-
-def layer_kinds(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Return the layer of each tensor, and the kind of the tensor within its layer."""
-    prefix = model_prefix(names)
-    kinds = {}
-    for name in names:
-        module = name.removeprefix(prefix).rpartition(".")[0] or name
-        # A numbered block is a layer. Weight and bias of a module have the same kind.
-        match = _BLOCK.match(module)
-        kinds[name] = (match["block"], match["rest"]) if match else (module, "whole")
-    return kinds
 
 
 @dataclass
@@ -97,15 +88,15 @@ class _PairReader:
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield chunks of rows of both tensors. Plain arrays are streamed from the files."""
-        for left, right in paired_chunks(self.pair.before, self.pair.after) if self.streams else self._stretches():
+        if self.streams:
+            pairs = paired_chunks(self.pair.before, self.pair.after)
+        else:
+            before, after, _ = self.whole
+            step = max(1, CHUNK // before.shape[1])
+            pairs = ((before[row : row + step], after[row : row + step]) for row in range(0, len(before), step))
+        for left, right in pairs:
             scaled = left if self._scale == 1 else left * self._scale
             yield (right, scaled) if self.swapped else (scaled, right)
-
-    def _stretches(self) -> Iterator[Chunk]:
-        before, after, _ = self.whole
-        step = max(1, CHUNK // before.shape[1])
-        for start in range(0, len(before), step):
-            yield before[start : start + step], after[start : start + step]
 
     @property
     def whole(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -136,42 +127,39 @@ class _PairReader:
         folded = self._undo_attention_scale(read) or self._undo_rotary_order(read)
         read = sums(self.chunks) if folded else read
         rounding, within = self._rounding(read)
-        relative, scaled = read.relative, read.product / read.before if read.before else 1.0
-        rounding_ratio = ratio(read.difference, rounding) if rounding else None
         how, unexplained = self._classify(read, rounding)
-        old, new = self._sides
-        name, shape, flat = self.pair.before.name, self.pair.before.shape, self.pair.before.flat
-        matrix = min(flat) > 1
+        (old, new), before, flat = self._sides, self.pair.before, self.pair.before.flat
         causes = folded if how != "changed" else ()
         if old.bits != new.bits and self.sides[0].format == self.sides[1].format:
             causes = (*causes, f"{new.bits:.3g} bits a weight where there were {old.bits:.3g}")
-        # The spectrum is expensive and only useful for matrices that changed.
-        needs_spectrum = how == "changed" and matrix and not any(read.not_finite)
-        singular_values = spectrum(self.chunks, flat[1], read.difference) if needs_spectrum else None
+        values = None
+        if how == "changed":
+            # The singular values are expensive and only useful for matrices that changed.
+            if min(flat) > 1 and not any(read.not_finite):
+                values = spectrum(self.chunks, flat[1], read.difference)
+            causes = (*find_causes(read, values, self.chunks, flat), *causes)
         return TensorChange(
-            name=name,
+            name=before.name,
             other="" if old.name == new.name else self.pair.after.name,
             layer=layer,
             kind=kind,
-            shape=shape,
+            shape=before.shape,
             how=how,
             by=self.pair.by,
-            relative=_finite(relative),
+            relative=_finite(read.relative),
             unexplained=_finite(unexplained),
-            times_rounding=None if rounding_ratio is None else _finite(rounding_ratio),
+            times_rounding=_finite(ratio(read.difference, rounding)) if rounding else None,
             within_half_step=within,
             cosine=read.cosine,
-            factor=scaled,
+            factor=read.product / read.before if read.before else 1.0,
             ranges=(read.low[0], read.high[0], read.low[1], read.high[1]),
             sparsity=(read.zeros[0] / read.size, read.zeros[1] / read.size),
             bits=(old.bits, new.bits),
             dtypes=(old.dtype, new.dtype),
             zeroed_rows=tuple(np.flatnonzero((read.rows.before > 0) & (read.rows.after == 0)).tolist()),
-            spectrum=None
-            if singular_values is None
-            else (singular_values.before[:_HEAD], singular_values.after[:_HEAD]),
-            rank=None if singular_values is None else singular_values.rank,
-            causes=causes if how != "changed" else (*find_causes(read, singular_values, self.chunks, flat), *causes),
+            spectrum=(values.before[:_HEAD], values.after[:_HEAD]) if values else None,
+            rank=values.rank if values else None,
+            causes=causes,
         )
 
     def _undo_attention_scale(self, read: DifferenceSums) -> tuple[str, ...]:
@@ -237,22 +225,10 @@ class _PairReader:
         # Sums of squares are compared, hence the squared ratio.
         if read.difference > _TIMES_ROUNDING**2 * rounding:
             return "changed", remainder
-        factor = self._factor(read)
-        return ("changed", abs(factor - 1)) if abs(factor - 1) > _FACTOR else ("rounded", 0.0)
-
-    @staticmethod
-    def _factor(read: DifferenceSums) -> float:
-        """Return the factor between both tensors, or 1 if the two ways to fit it disagree on its direction.
-
-        Noise lowers one fit and raises the other. A true factor moves both to the same side of 1.
-        """
-        if not read.before or not read.product:
-            return 1.0
-        fits = read.product / read.before, read.after / read.product
-        # Noise in both tensors draws the two fits to opposite sides of 1.
-        if min(fits) <= 1 <= max(fits):
-            return 1.0
-        return min(fits, key=lambda fit: abs(fit - 1))
+        # A true factor moves both ways to fit it to the same side of 1. Noise lowers one and raises the other.
+        fits = (read.product / read.before, read.after / read.product) if read.before and read.product else (1.0, 1.0)
+        deviation = 0.0 if min(fits) <= 1 <= max(fits) else min(abs(fit - 1) for fit in fits)
+        return ("changed", deviation) if deviation > _FACTOR else ("rounded", 0.0)
 
 
 def _finite(value: float) -> float:

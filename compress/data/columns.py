@@ -92,6 +92,11 @@ class Column:
         return [new[0] if self.within is None else self.within.rename(value, new) for value, new in pairs]
 
 
+def normalised(text: str) -> str:
+    """Return the text casefolded, with each run of white space as one space."""
+    return " ".join(text.casefold().split())
+
+
 def check_mapping(mapping: Mapping[str, str], columns: Sequence[Column]) -> None:
     """Raise `DataError` for a mapped name that is none of the task's columns."""
     names = [column.name for column in columns]

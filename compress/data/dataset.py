@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.data.columns import Column, are_label_ids, check_extra, check_labels, check_mapping, choose, sorted_labels
+from compress.data.columns import (
+    Column,
+    are_label_ids,
+    check_extra,
+    check_labels,
+    check_mapping,
+    choose,
+    normalised,
+    sorted_labels,
+)
 from compress.data.config import DataConfig, HoldOut, is_sample
 from compress.data.files import Rows
 from compress.data.media import identities, shown
@@ -66,11 +75,6 @@ def overlap_error(split: str, table: pa.Table, rows: Sequence[int], place: Calla
         expected="texts of the test split in no other split, whatever their case and spacing",
         hint=f"`data.drop_overlap: true` leaves them out of {split}",
     )
-
-
-def normalised(text: str) -> str:
-    """Return the text casefolded, with each run of white space as one space."""
-    return " ".join(text.casefold().split())
 
 
 Beside = Mapping[str, Mapping[str, Sequence[Any]]]

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field, replace
 from math import gcd
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from compress.data.media import Media, content, describe
+from compress.tasks.lazy_modules import np
 from compress.tasks.task import Examples, OnDemand
 from compress.utils.errors import DataError, MissingExtraError, ModelError
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from compress.data.columns import Column
 from compress.data.media import content, describe
 from compress.models.model import TorchModel
+from compress.tasks.audio import Remarks, describe_length, encode_recordings, features_of, read_recording
 from compress.tasks.capability import (
     ANSWERS_PER_TOKEN,
     EXPORTED_FROM_CHECKPOINT,
@@ -20,42 +21,39 @@ from compress.tasks.capability import (
     TRANSCRIBES,
     VARIABLE_LENGTH,
 )
-from compress.tasks.task import LOGITS, CollectedOutputs, Examples, Task
+from compress.tasks.classes import finite, required
+from compress.tasks.lazy_modules import np, pa, torch
+from compress.tasks.loading import Origin, load_with_head
+from compress.tasks.task import LOGITS, CollectedOutputs, Examples, Head, Task, starter_recipe
+from compress.tasks.text_metrics import character_row, rows_to_baseline, word_rows
+from compress.tasks.tokens import token_distance
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-    import torch
     from transformers import PreTrainedTokenizerBase
     from transformers.utils import ModelOutput
 
     from compress.models.model import Processor
     from compress.results.report import Measurement
 
-_CTC_TRANSCRIPTS, _TEXTS = "transcripts", "texts"
+_FEATURES, _TRANSCRIPTS, _TEXTS = "input_features", "transcripts", "texts"
 _NONE = -100
 _LENGTH, _BLANK, _FIRST = 0, 1, 2
 """Columns of the labels: samples of the recording, id of the blank, and the ids of the text from there on."""
 
 
 @dataclass(frozen=True)
-class Frames:
-    """Logits of each frame with decoding to text and encoding of text: a `Head`.
+class Frames(Head):
+    """Logits of each frame with decoding to text and encoding of text.
 
     ``texts`` [n] are the reference texts of the examples, if there are any.
     """
 
     tokenizer: PreTrainedTokenizerBase
     texts: tuple[str, ...] | None = None
-    outputs: ClassVar[tuple[str, ...]] = (LOGITS,)
-    answer: ClassVar[str] = LOGITS
-    answer_label: ClassVar[str] = "logits"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return logits [B, frames, characters], 0 for padding frames if there is a mask."""
-        import torch
-
         logits = outputs[LOGITS]
         if "attention_mask" not in batch:
             return logits
@@ -79,11 +77,29 @@ class Frames:
         return ids
 
 
-class FrameRecognition(Task):
-    """Hugging Face `automatic-speech-recognition` with a `ForCTC` class."""
+class _Recognition(Task):
+    """Transcription of recordings, evaluated by word error rate."""
 
     name = "automatic-speech-recognition"
     columns = (Column("audio", kind="audio"), Column("text"))
+
+    def compare(
+        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+    ) -> list[Measurement]:
+        """Return the share of transcripts that equal the baseline's, and the word error rate against them.
+
+        Args:
+            collected: Collected outputs of the model.
+            reference: Collected outputs of the baseline.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
+        return rows_to_baseline(collected[_TRANSCRIPTS], reference[_TRANSCRIPTS], model, target)
+
+
+class FrameRecognition(_Recognition):
+    """Hugging Face `automatic-speech-recognition` with a `ForCTC` class."""
+
     capabilities = frozenset({READS_ROWS, TAKES_AUDIO, VARIABLE_LENGTH, HAS_CLASSES, SINGLE_CALL, ANSWERS_PER_TOKEN})
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
@@ -92,7 +108,6 @@ class FrameRecognition(Task):
         Raises `ModelError` for files that do not load.
         """
         from compress.models.processor import load_processor, load_tokenizer
-        from compress.tasks.loading import Origin, load_with_head
 
         expected = "a model of recordings with a feature extractor and a tokenizer of letters, in Hugging Face layout"
         origin = Origin(self.name, directory, load_processor, expected)
@@ -111,8 +126,6 @@ class FrameRecognition(Task):
             labels: Class names of the model, or None to ignore labels.
             max_length: Number of tokens after which texts are truncated.
         """
-        from compress.tasks.audio import encode_recordings
-
         tokenizer = getattr(processor, "tokenizer", None)
         if tokenizer is None or tokenizer.pad_token_id is None:
             raise ModelError("The model has no tokenizer with a pad token, which is the blank.", expected="vocab.json")
@@ -155,24 +168,17 @@ class FrameRecognition(Task):
 
     def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
         """Return the softened KL divergence of logits [B, frames, characters], averaged over frames without padding."""
-        from compress.tasks.tokens import token_distance
-
         return token_distance(mine, taught[:, : mine.shape[1]], temperature)
 
     def collect(
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
         """Return transcripts and references, [batch] strings each. Raises `DataError` for rows without text."""
-        import numpy as np
-
         head = examples.head
-        if not isinstance(head, Frames) or head.texts is None:
-            raise DataError("The split has no texts, so nothing can be evaluated on it.", expected="a column text")
-        logits = outputs[LOGITS]
-        if not np.isfinite(logits).all():
-            raise ModelError("The model's logits are not finite.", hint="export or quantize it anew")
-        heard = [head.transcript(frame_logits) for frame_logits in logits]
-        return {_CTC_TRANSCRIPTS: np.array(heard), _TEXTS: np.array([head.texts[index] for index in indices])}
+        assert isinstance(head, Frames), "`encode` sets it"
+        texts = required(head.texts, "texts", "text")
+        heard = [head.transcript(frame_logits) for frame_logits in finite(outputs[LOGITS], "logits")]
+        return {_TRANSCRIPTS: np.array(heard), _TEXTS: np.array([texts[index] for index in indices])}
 
     def measure(
         self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
@@ -185,33 +191,12 @@ class FrameRecognition(Task):
             model: Name of the model in the report.
             target: Name of the target in the report.
         """
-        from compress.tasks.text_metrics import character_row, word_rows
-
-        heard, texts = collected[_CTC_TRANSCRIPTS], collected[_TEXTS]
+        heard, texts = collected[_TRANSCRIPTS], collected[_TEXTS]
         rate, *others = word_rows(heard, texts, model, target)
         turned = {"value": 1 - rate.value, "raw": tuple(1 - error_rate for error_rate in rate.raw or ())}
         ends = {"low": None if rate.high is None else 1 - rate.high, "high": None if rate.low is None else 1 - rate.low}
         right = rate.model_copy(update={"metric": "word_accuracy", **turned, **ends})
         return [right, rate, character_row(heard, texts, model, target), *others]
-
-    def compare(
-        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
-    ) -> list[Measurement]:
-        """Return the share of transcripts that equal the baseline's, and the word error rate against them.
-
-        Args:
-            collected: Collected outputs of the model.
-            reference: Collected outputs of the baseline.
-            model: Name of the model in the report.
-            target: Name of the target in the report.
-        """
-        from compress.tasks.text_metrics import rows_to_baseline
-
-        return rows_to_baseline(collected[_CTC_TRANSCRIPTS], reference[_CTC_TRANSCRIPTS], model, target)
-
-    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
-        """Return None: transcripts are no classes."""
-        return None
 
 
 def frames(samples: torch.Tensor, longest: int, count: int) -> torch.Tensor:
@@ -223,7 +208,6 @@ def frames(samples: torch.Tensor, longest: int, count: int) -> torch.Tensor:
 
 
 def _labels(lengths: np.ndarray, blank: int, spelled: Sequence[Sequence[int]]) -> np.ndarray:
-    import numpy as np
 
     labels = np.full((len(spelled), _FIRST + max(map(len, spelled), default=0)), _NONE, np.int64)
     for row, length, ids in zip(labels, lengths, spelled, strict=True):
@@ -236,38 +220,23 @@ CTC_TASK = FrameRecognition()
 """Variant of `compress.tasks.automatic_speech_recognition`, which selects it."""
 
 
-_FEATURES, _TRANSCRIPTS = "input_features", "transcripts"
-_STARTER: dict[str, object] = {
-    "name": "my-transcriber",
-    "description": "a smaller, faster Whisper, judged on my own recordings and their texts",
-    "model": "sample:whisper-tiny-en",
-    "data": {
-        "splits": {"train": "train.csv", "test": "test.csv"},
-        "columns": {"audio": "file", "text": "text"},
-    },
-    "stages": [
-        {"onnx": {}},
-        {"onnx_int8": {"part": "encoder"}},
-        {"onnx_weight_only": {"part": "decoder", "bits": 4}},
-    ],
-    "targets": ["cpu"],
-    "benchmark": {},
-    "limits": [{"metric": "word_error_rate", "at_most": 1.1, "of": "baseline"}],
-}
-
-
-class SpeechRecognition(Task):
+class SpeechRecognition(_Recognition):
     """Hugging Face `automatic-speech-recognition` with encoder-decoders such as Whisper, evaluated by word error rate.
 
     Models with one answer per frame are another variant, `compress.tasks.automatic_speech_recognition`.
     """
 
-    name = "automatic-speech-recognition"
-    columns = (Column("audio", kind="audio"), Column("text"))
     capabilities = frozenset({READS_ROWS, TAKES_AUDIO, TRANSCRIBES, EXPORTED_FROM_CHECKPOINT})
     architectures = ("WhisperForConditionalGeneration", "ForCTC")
     app_steps = ("log-mel", "transcribe")
-    starter = _STARTER
+    starter = starter_recipe(
+        "my-transcriber",
+        "a smaller, faster Whisper, judged on my own recordings and their texts",
+        "sample:whisper-tiny-en",
+        {"splits": {"train": "train.csv", "test": "test.csv"}, "columns": {"audio": "file", "text": "text"}},
+        {"onnx": {}, "onnx_int8": {"part": "encoder"}, "onnx_weight_only": {"part": "decoder", "bits": 4}},
+        {"metric": "word_error_rate", "at_most": 1.1, "of": "baseline"},
+    )
     batch_size = 1
 
     def variants(self) -> tuple[Task, ...]:
@@ -282,7 +251,6 @@ class SpeechRecognition(Task):
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights in fp32 and the processor. Raises `ModelError` for files that do not load."""
-        import torch
         from transformers import AutoModelForSpeechSeq2Seq
 
         from compress.models.config_checks import load_error_types
@@ -311,10 +279,6 @@ class SpeechRecognition(Task):
             labels: Class names of the model, or None to ignore labels.
             max_length: Number of tokens after which texts are truncated.
         """
-        import numpy as np
-
-        from compress.tasks.audio import Remarks, describe_length, features_of, read_recording
-
         extractor = getattr(processor, "feature_extractor", processor)
         if not hasattr(extractor, "n_samples"):
             raise ModelError(
@@ -340,8 +304,7 @@ class SpeechRecognition(Task):
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
         """Return the transcripts, [batch] strings. Raises `DataError` for rows without text."""
-        if examples.labels is None:
-            raise DataError("The split has no texts, so nothing can be evaluated on it.", expected="a column text")
+        required(examples.labels, "texts", "text")
         return {_TRANSCRIPTS: outputs[_TRANSCRIPTS]}
 
     def measure(
@@ -355,29 +318,8 @@ class SpeechRecognition(Task):
             model: Name of the model in the report.
             target: Name of the target in the report.
         """
-        from compress.tasks.text_metrics import word_rows
-
         assert labels is not None, "keep asks for texts"
         return word_rows(collected[_TRANSCRIPTS], labels, model, target)
-
-    def compare(
-        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
-    ) -> list[Measurement]:
-        """Return the share of transcripts that equal the baseline's, and the word error rate against them.
-
-        Args:
-            collected: Collected outputs of the model.
-            reference: Collected outputs of the baseline.
-            model: Name of the model in the report.
-            target: Name of the target in the report.
-        """
-        from compress.tasks.text_metrics import rows_to_baseline
-
-        return rows_to_baseline(collected[_TRANSCRIPTS], reference[_TRANSCRIPTS], model, target)
-
-    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
-        """Return None: transcripts are no classes."""
-        return None
 
 
 TASK = SpeechRecognition()

@@ -1,24 +1,25 @@
-"""Shared functions of tasks with classes: labels, loss and metrics. Importing this imports no torch."""
+"""Base class of tasks with classes, and the labels, loss and rows of metrics that tasks share. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-
-from compress.numerics.calibration import brier_scores, calibration_error_interval, mean_interval, softmax
-from compress.numerics.statistics import linearized, ratio_interval, wilson_interval
+from compress.data.slices import Slice
 from compress.results.report import Measurement
-from compress.tasks.task import CollectedOutputs, Examples
+from compress.tasks.lazy_modules import calibration, np, pa, statistics, torch
+from compress.tasks.task import LOGITS, CollectedOutputs, Examples, Task
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PretrainedConfig
+    from transformers.utils import ModelOutput
+
+    from compress.models.model import Processor
 
 _IGNORED = -100
-_LOGITS = "logits"
 _SEED = 0
 """Seed of the bootstrap, so that equal answers give equal intervals."""
 
@@ -55,37 +56,64 @@ def label_ids(names: Sequence[str], labels: Sequence[str]) -> np.ndarray:
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the mean loss over the rows of logits [n, classes] that have a label (not -100)."""
-    import torch
-
     if not bool((labels != _IGNORED).any()):
         return logits.sum() * 0.0
     return torch.nn.functional.cross_entropy(logits, labels, ignore_index=_IGNORED)
 
 
-def keep_logits(outputs: Mapping[str, np.ndarray], examples: Examples) -> CollectedOutputs:
-    """Return the logits, [batch, classes]. Raises `DataError` for examples without labels."""
-    if examples.labels is None:
-        raise DataError("The split has no labels, so nothing can be evaluated on it.", expected="a label column")
-    return {_LOGITS: outputs[_LOGITS]}
+_Reference = TypeVar("_Reference")
 
 
-def class_rows(collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-    """Return accuracy with its Wilson interval, macro F1, calibration error and Brier score.
+def required(reference: _Reference | None, noun: str, column: str) -> _Reference:
+    """Return the reference values of a split. Raises `DataError` if there are none.
 
     Args:
-        collected: Collected logits [n, classes].
-        labels: Class ids [n].
+        reference: Labels or other reference values.
+        noun: Noun for the values in the message.
+        column: Column of the data that holds them.
+    """
+    if reference is None:
+        raise DataError(f"The split has no {noun}, so nothing can be evaluated on it.", expected=f"a column {column}")
+    return reference
+
+
+def finite(values: np.ndarray, noun: str = "outputs") -> np.ndarray:
+    """Return a model's ``values`` unchanged. Raises `ModelError` if one of them is not finite."""
+    if not np.isfinite(values).all():
+        raise ModelError(
+            f"The model's {noun} are not finite.",
+            expected=f"finite {noun}",
+            hint="export or quantize it anew; float16 overflows where float32 does not",
+        )
+    return values
+
+
+def interval_row(
+    metric: str,
+    interval: Sequence[float | None],
+    count: int,
+    model: str,
+    target: str,
+    unit: str = "ratio",
+    raw: Iterable[float] | None = None,
+) -> Measurement:
+    """Return a metric with its interval.
+
+    Args:
+        metric: Name of the metric.
+        interval: Value and bounds of the interval, which are None for a metric without one.
+        count: Number of samples.
         model: Name of the model in the report.
         target: Name of the target in the report.
+        unit: Unit of the metric.
+        raw: Outcome of each sample.
     """
-    assert labels is not None, "keep asks for labels"
-    predicted = collected[_LOGITS].argmax(axis=-1)
-    f1 = macro_f1(predicted, labels)
-    return [
-        outcome_row("accuracy", predicted == labels, model, target),
-        Measurement(model=model, metric="f1", target=target, value=f1, unit="ratio", n=len(labels)),
-        *_calibration(collected, labels, model, target),
-    ]
+    value, low, high = interval
+    assert value is not None, "only the bounds may be missing"
+    outcomes = None if raw is None else tuple(map(float, raw))
+    return Measurement(
+        model=model, metric=metric, target=target, value=value, unit=unit, low=low, high=high, n=count, raw=outcomes
+    )
 
 
 def outcome_row(metric: str, right: np.ndarray, model: str, target: str) -> Measurement:
@@ -97,28 +125,13 @@ def outcome_row(metric: str, right: np.ndarray, model: str, target: str) -> Meas
         model: Name of the model in the report.
         target: Name of the target in the report.
     """
-    low, high = wilson_interval(int(right.sum()), len(right))
-    return Measurement(
-        model=model,
-        metric=metric,
-        target=target,
-        value=float(right.mean()),
-        unit="ratio",
-        low=low,
-        high=high,
-        n=len(right),
-        raw=tuple(float(outcome) for outcome in right),
-    )
+    bounds = statistics.wilson_interval(int(right.sum()), len(right))
+    return interval_row(metric, (float(right.mean()), *bounds), len(right), model, target, raw=right)
 
 
 def agreement_row(same: np.ndarray, model: str, target: str) -> Measurement:
     """Return the share of examples [n] that are answered like the baseline, with its Wilson interval."""
-    count = int(same.sum())
-    low, high = wilson_interval(count, len(same))
-    share = count / len(same)
-    return Measurement(
-        model=model, metric="agreement", target=target, value=share, unit="ratio", low=low, high=high, n=len(same)
-    )
+    return outcome_row("agreement", same, model, target).model_copy(update={"raw": None})
 
 
 def mean_row(metric: str, samples: np.ndarray, model: str, target: str) -> Measurement:
@@ -130,10 +143,8 @@ def mean_row(metric: str, samples: np.ndarray, model: str, target: str) -> Measu
         model: Name of the model in the report.
         target: Name of the target in the report.
     """
-    value, low, high = mean_interval(samples, _SEED)
-    raw = tuple(samples.tolist())
-    return Measurement(
-        model=model, metric=metric, target=target, value=value, unit="ratio", low=low, high=high, n=len(raw), raw=raw
+    return interval_row(
+        metric, calibration.mean_interval(samples, _SEED), len(samples), model, target, raw=samples.tolist()
     )
 
 
@@ -151,56 +162,9 @@ def ratio_row(
         unit: Unit of the metric.
     """
     if not wholes.sum():
-        return Measurement(model=model, metric=metric, target=target, value=0.0, unit=unit, n=max(len(parts), 1))
-    return Measurement(
-        model=model,
-        metric=metric,
-        target=target,
-        unit=unit,
-        n=len(parts),
-        raw=tuple(linearized(parts, wholes).tolist()),
-        **ratio_interval(parts, wholes, _SEED)._asdict(),
-    )
-
-
-def _calibration(collected: CollectedOutputs, labels: np.ndarray, model: str, target: str) -> list[Measurement]:
-    probabilities = class_probabilities(collected)
-    right = probabilities.argmax(axis=-1) == labels
-    rows = {
-        "calibration_error": (calibration_error_interval(probabilities.max(axis=-1), right, _SEED), "ratio"),
-        "brier_score": (mean_interval(brier_scores(probabilities, labels), _SEED), ""),
-    }
-    return [
-        Measurement(model=model, metric=name, target=target, unit=unit, n=len(labels), **interval._asdict())
-        for name, (interval, unit) in rows.items()
-    ]
-
-
-def class_probabilities(collected: CollectedOutputs) -> np.ndarray:
-    """Return the softmax of logits [n, classes]. Raises `ModelError` if they are not finite."""
-    outputs = collected[_LOGITS]
-    try:
-        return softmax(outputs)
-    except ValueError as error:
-        wrong = int((~np.isfinite(outputs)).any(axis=-1).sum())
-        raise ModelError(
-            f"The model's outputs are not finite for {wrong} of {len(outputs)} examples.",
-            expected="finite logits",
-            hint="export or quantize it anew; float16 overflows where float32 does not",
-        ) from error
-
-
-def same_class(collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str) -> list[Measurement]:
-    """Return the share of examples for which both models choose the same class.
-
-    Args:
-        collected: Collected outputs of the model.
-        reference: Collected outputs of the baseline.
-        model: Name of the model in the report.
-        target: Name of the target in the report.
-    """
-    same = collected[_LOGITS].argmax(axis=-1) == reference[_LOGITS].argmax(axis=-1)
-    return [agreement_row(same, model, target)]
+        return interval_row(metric, (0.0, None, None), max(len(parts), 1), model, target, unit)
+    interval, raw = statistics.ratio_interval(parts, wholes, _SEED), statistics.linearized(parts, wholes)
+    return interval_row(metric, interval, len(parts), model, target, unit, raw)
 
 
 def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
@@ -211,3 +175,89 @@ def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
         errors = np.sum((predicted == label) != (labels == label))
         scores.append(2 * true_positives / (2 * true_positives + errors))
     return float(np.mean(scores))
+
+
+class Classification(Task):
+    """Assignment of one class per example, by logits [batch, classes]."""
+
+    slices: tuple[Slice, ...] = (Slice(column="label"),)
+
+    @abstractmethod
+    def encode_inputs(self, rows: pa.Table, processor: Processor, max_length: int) -> Examples:
+        """Convert rows to model inputs without labels. Raises `DataError`."""
+
+    def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
+        """Return the inputs, with class ids [n] as labels if the rows have a label. See `Task.encode`.
+
+        Args:
+            rows: Rows with the task's columns; label columns are optional.
+            processor: Processor of the model.
+            labels: Class names of the model, or None to ignore labels.
+            max_length: Number of tokens after which texts are truncated.
+        """
+        examples = self.encode_inputs(rows, processor, max_length)
+        if labels is None or "label" not in rows.column_names:
+            return examples
+        return replace(examples, labels=label_ids(rows["label"].to_pylist(), labels))
+
+    def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
+        """Return the cross-entropy over the rows that have a label (not -100)."""
+        return cross_entropy(outputs.logits.float(), labels)
+
+    def collect(
+        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
+    ) -> CollectedOutputs:
+        """Return the logits, [batch, classes]. Raises `DataError` for examples without labels."""
+        required(examples.labels, "labels", "label")
+        return {LOGITS: outputs[LOGITS]}
+
+    def measure(
+        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
+    ) -> list[Measurement]:
+        """Return accuracy with its Wilson interval, macro F1, calibration error and Brier score. See `Task.measure`.
+
+        Args:
+            collected: Collected outputs of all examples.
+            labels: Labels of all examples.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
+        assert labels is not None, "`collect` requires labels"
+        predicted, probabilities = collected[LOGITS].argmax(axis=-1), self.probabilities(collected)
+        right = probabilities.argmax(axis=-1) == labels
+        error = calibration.calibration_error_interval(probabilities.max(axis=-1), right, _SEED)
+        brier = calibration.mean_interval(calibration.brier_scores(probabilities, labels), _SEED)
+        count = len(labels)
+        return [
+            outcome_row("accuracy", predicted == labels, model, target),
+            interval_row("f1", (macro_f1(predicted, labels), None, None), count, model, target),
+            interval_row("calibration_error", error, count, model, target),
+            interval_row("brier_score", brier, count, model, target, unit=""),
+        ]
+
+    def probabilities(self, collected: CollectedOutputs) -> np.ndarray:
+        """Return the softmax of logits [n, classes]. Raises `ModelError` if they are not finite."""
+        outputs = collected[LOGITS]
+        try:
+            return calibration.softmax(outputs)
+        except ValueError as error:
+            wrong = int((~np.isfinite(outputs)).any(axis=-1).sum())
+            raise ModelError(
+                f"The model's outputs are not finite for {wrong} of {len(outputs)} examples.",
+                expected="finite logits",
+                hint="export or quantize it anew; float16 overflows where float32 does not",
+            ) from error
+
+    def compare(
+        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+    ) -> list[Measurement]:
+        """Return the share of examples for which both models choose the same class. See `Task.compare`.
+
+        Args:
+            collected: Collected outputs of the model.
+            reference: Collected outputs of the baseline.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
+        same = collected[LOGITS].argmax(axis=-1) == reference[LOGITS].argmax(axis=-1)
+        return [agreement_row(same, model, target)]

@@ -12,11 +12,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 
-from compress.numerics.calibration import mean_interval
 from compress.results.report import Measurement
+from compress.tasks.lazy_modules import calibration, np
 from compress.utils.errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -84,7 +82,7 @@ def rows(collected: Mapping[str, np.ndarray], model: str, target: str) -> list[M
         row = Measurement(model=model, metric=name, target=target, value=value, unit="ratio", n=count)
         if name in metrics.influences:
             raw = value + metrics.influences[name]
-            _, low, high = mean_interval(raw, _SEED)
+            _, low, high = calibration.mean_interval(raw, _SEED)
             bounds = {"low": max(0.0, min(value, low)), "high": min(1.0, max(value, high))}
             row = row.model_copy(update={**bounds, "raw": None if name.startswith("ap_") else tuple(raw.tolist())})
         measured.append(row)
@@ -197,12 +195,11 @@ def _influences(judged: Any, class_index: int, gold: Sequence[Gold], key: int) -
     return np.stack([precision_influence(scores, right, owners, objects)[1] for right in matches])
 
 
-Floats = NDArray[np.float64]
 
 
 def precision_influence(
-    scores: Floats, right: NDArray[np.bool_], owners: NDArray[np.int64], objects: NDArray[np.int64]
-) -> tuple[float, Floats]:
+    scores: np.ndarray, right: np.ndarray, owners: np.ndarray, objects: np.ndarray
+) -> tuple[float, np.ndarray]:
     """Return the average precision A of one class, and n dA/dw of each image's weight w at 1, [n].
 
     A is the area below precision as a function of recall, made monotonically decreasing: A = sum over correct
@@ -235,7 +232,7 @@ def precision_influence(
     values = precision[::-1]
     highest = np.maximum.accumulate(values)
     new = np.r_[True, highest[1:] > highest[:-1]]
-    positions: NDArray[np.int64] = np.maximum.accumulate(np.where(new, np.arange(len(values)), 0))
+    positions: np.ndarray = np.maximum.accumulate(np.where(new, np.arange(len(values)), 0))
     reached = len(hit) - 1 - positions[::-1]
     # Interpolated precision at each rank.
     best = precision[reached]
@@ -248,5 +245,5 @@ def precision_influence(
     contributions = hit * best / total + hit * gain - (1 - hit) * loss
     # Sum the contributions of each image and subtract its share of the objects.
     sums = np.bincount(owner, weights=contributions, minlength=pictures)
-    influence: Floats = pictures * (sums - area * objects / total)
+    influence: np.ndarray = pictures * (sums - area * objects / total)
     return area, influence

@@ -11,43 +11,34 @@ from compress.data.columns import Column
 from compress.data.slices import Slice
 from compress.models.model import TorchModel
 from compress.tasks.capability import EMBEDS, READS_ROWS, SINGLE_CALL, TAKES_TEXT
-from compress.tasks.task import LAST_HIDDEN_STATE, SENTENCE_EMBEDDING, CollectedOutputs, Examples, Task
+from compress.tasks.classes import finite
+from compress.tasks.embeddings import EMBEDDING, EmbeddingTask, numbers
+from compress.tasks.lazy_modules import np, pa, torch
+from compress.tasks.loading import Origin, load_by, tokenizer_by
+from compress.tasks.task import (
+    LAST_HIDDEN_STATE,
+    SENTENCE_EMBEDDING,
+    CollectedOutputs,
+    Examples,
+    Head,
+    relative_limit,
+    split_files,
+    starter_recipe,
+)
+from compress.tasks.tokens import text_inputs
 from compress.utils.errors import DataError, StageError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-    import torch
     from transformers.utils import ModelOutput
 
     from compress.models.model import Processor
     from compress.models.sentence_modules import SentenceModules
-    from compress.results.report import Measurement
     from compress.tasks.evaluation import Evaluation
-
-_STARTER: dict[str, object] = {
-    "name": "my-search-model",
-    "description": "a smaller, faster sentence encoder for search, taught on pairs of a question and what answers it",
-    "model": "sample:minilm",
-    "data": {
-        "splits": {"train": "train.csv", "validation": "validation.csv", "test": "test.csv"},
-        "columns": {"text": "text", "pair": "pair"},
-    },
-    "stages": [
-        {"trim_vocabulary": {}},
-        {"distill": {"teacher": "start", "student": {"layers": [1, 3, 5]}, "epochs": 3}},
-        {"onnx": {}},
-        {"onnx_int8": {}},
-    ],
-    "targets": ["cpu"],
-    "benchmark": {},
-    "limits": [{"metric": "recall_at_10", "at_least": 0.98, "of": "baseline"}],
-}
 
 
 @dataclass(frozen=True)
-class Pooled:
-    """Pooling of token embeddings to a text embedding: a `Head`."""
+class Pooled(Head):
+    """Pooling of token embeddings to a text embedding."""
 
     modules: SentenceModules
     outputs: ClassVar[tuple[str, ...]] = (LAST_HIDDEN_STATE,)
@@ -59,7 +50,7 @@ class Pooled:
         return self.modules.embed(outputs[LAST_HIDDEN_STATE], batch["attention_mask"])
 
 
-class FeatureExtraction(Task):
+class FeatureExtraction(EmbeddingTask):
     """Hugging Face `feature-extraction`. `text` is the query; its `pair` is to be retrieved among all pairs.
 
     n rows give 2n examples: the texts, then the pairs. The label is an id of the pair's text, so rows with the same
@@ -72,16 +63,26 @@ class FeatureExtraction(Task):
     capabilities = frozenset({READS_ROWS, TAKES_TEXT, EMBEDS, SINGLE_CALL})
     architectures = ("Model",)
     app_steps = ("tokenize", "embed")
-    starter = _STARTER
+    starter = starter_recipe(
+        "my-search-model",
+        "a smaller, faster sentence encoder for search, taught on pairs of a question and what answers it",
+        "sample:minilm",
+        split_files("csv", {"text": "text", "pair": "pair"}),
+        {
+            "trim_vocabulary": {},
+            "distill": {"teacher": "start", "student": {"layers": [1, 3, 5]}, "epochs": 3},
+            "onnx": {},
+            "onnx_int8": {},
+        },
+        relative_limit("recall_at_10", 0.98),
+    )
     slices = (Slice(length="quartiles"),)
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights, tokenizer and pooling modules. Raises `ModelError` for files that do not load."""
-        import torch
 
         from compress.models.processor import sentence_processor
         from compress.models.transformer_pruning import drop_pooler
-        from compress.tasks.loading import Origin, load_by, tokenizer_by
 
         expected = "a text encoder with a tokenizer, in the layout of Hugging Face or sentence-transformers"
         origin = Origin(self.name, directory, tokenizer_by(trust_remote_code), expected)
@@ -99,11 +100,6 @@ class FeatureExtraction(Task):
             labels: Class names of the model, or None to ignore labels.
             max_length: Number of tokens after which texts are truncated.
         """
-        import numpy as np
-
-        from compress.tasks.embeddings import numbers
-        from compress.tasks.tokens import text_inputs
-
         texts, ids = rows["text"].to_pylist(), None
         if "pair" in rows.column_names:
             pairs = rows["pair"].to_pylist()
@@ -144,54 +140,11 @@ class FeatureExtraction(Task):
             "Embeddings are not trained on labels here.", hint="distill from a teacher, with labels_weight: 0"
         )
 
-    def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
-        """Return the squared distance of embeddings (Reimers and Gurevych 2020)."""
-        from compress.numerics.losses import embedding_distance
-
-        return embedding_distance(mine, taught)
-
     def collect(
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
         """Return the embeddings, [batch, dimensions]. Raises `ModelError` if they are not finite."""
-        from compress.tasks.embeddings import EMBEDDING, finite
-
-        return {EMBEDDING: finite(examples.answers(outputs, examples.batch(indices)))}
-
-    def measure(
-        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
-    ) -> list[Measurement]:
-        """Return recall and mean reciprocal rank over the queries, and recall and bytes with quantized embeddings.
-
-        Args:
-            collected: Collected outputs of all examples.
-            labels: Labels of all examples.
-            model: Name of the model in the report.
-            target: Name of the target in the report.
-        """
-        from compress.tasks.embeddings import Retrieval, halves
-
-        assert labels is not None, "held_out asks for pairs"
-        return Retrieval.of(collected, itself=False).rows(*halves(labels), model, target)
-
-    def compare(
-        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
-    ) -> list[Measurement]:
-        """Return the overlap of the ten nearest pairs of both models, and the cosine of their embeddings.
-
-        Args:
-            collected: Collected outputs of the model.
-            reference: Collected outputs of the baseline.
-            model: Name of the model in the report.
-            target: Name of the target in the report.
-        """
-        from compress.tasks.embeddings import likeness_rows
-
-        return likeness_rows(collected, reference, False, model, target)
-
-    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
-        """Return None: an embedding is no class."""
-        return None
+        return {EMBEDDING: finite(examples.answers(outputs, examples.batch(indices)), "embeddings")}
 
 
 TASK = FeatureExtraction()

@@ -18,13 +18,23 @@ from compress.tasks.capability import (
     SINGLE_CALL,
     TAKES_TEXT,
 )
-from compress.tasks.task import LOGITS, CollectedOutputs, Examples, Task
+from compress.tasks.classes import agreement_row, cross_entropy, finite, ratio_row
+from compress.tasks.lazy_modules import np, pa, token_metrics, torch
+from compress.tasks.task import (
+    LOGITS,
+    CollectedOutputs,
+    Examples,
+    Head,
+    Task,
+    distill_finetuned,
+    relative_limit,
+    split_files,
+    starter_recipe,
+)
+from compress.tasks.tokens import IGNORED, load_encoder, ragged, text_inputs, token_distance
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-    import torch
     from transformers.utils import ModelOutput
 
     from compress.models.model import Processor, TorchModel
@@ -35,40 +45,17 @@ _SHARE = 0.15
 """Share of a text's tokens that are masked, at least one (Devlin et al. 2019, section 3.1)."""
 _NONE = -1
 
-_STARTER: dict[str, object] = {
-    "name": "my-masked-language-model",
-    "description": "a smaller, faster masked language model, taught on my own texts",
-    "model": "distilbert/distilbert-base-uncased",
-    "data": {
-        "splits": {"train": "train.csv", "validation": "validation.csv", "test": "test.csv"},
-        "columns": {"text": "text"},
-    },
-    "stages": [
-        {"finetune": {"epochs": 1}},
-        {"distill": {"teacher": "finetune", "student": {"layers": [0, 2, 4]}, "epochs": 2}},
-        {"onnx": {}},
-        {"onnx_int8": {}},
-    ],
-    "baseline": "finetune",
-    "targets": ["cpu"],
-    "benchmark": {},
-    "limits": [{"metric": "top_1_accuracy", "at_least": 0.95, "of": "baseline"}],
-}
-
 
 @dataclass(frozen=True)
-class MaskedLogits:
-    """Logits of the masked tokens of each text in order, padded with zeros: a `Head`."""
+class MaskedLogits(Head):
+    """Logits of the masked tokens of each text in order, padded with zeros."""
 
     mask_id: int
-    outputs: ClassVar[tuple[str, ...]] = (LOGITS,)
     answer: ClassVar[str] = "masked_logits"
     answer_label: ClassVar[str] = "logits of masked tokens"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return logits [B, most masked tokens of a text, vocabulary]."""
-        import torch
-
         logits = outputs[LOGITS]
         masked = batch["input_ids"] == self.mask_id
         most = max(int(masked.sum(dim=1).max()), 1)
@@ -91,7 +78,15 @@ class FillMask(Task):
     capabilities = frozenset({READS_ROWS, TAKES_TEXT, HAS_CLASSES, SINGLE_CALL, ANSWERS_PER_TOKEN, PREDICTS_TOKENS})
     architectures = ("ForMaskedLM", "WithLMHeadModel")
     app_steps = ("tokenize", "unmask")
-    starter = _STARTER
+    starter = starter_recipe(
+        "my-masked-language-model",
+        "a smaller, faster masked language model, taught on my own texts",
+        "distilbert/distilbert-base-uncased",
+        split_files("csv", {"text": "text"}),
+        {"finetune": {"epochs": 1}, **distill_finetuned(epochs=2), "onnx": {}, "onnx_int8": {}},
+        relative_limit("top_1_accuracy", 0.95),
+        baseline="finetune",
+    )
     slices = (Slice(length="quartiles"),)
     ratios = ("top_1_accuracy", "top_5_accuracy", "loss")
     batch_size = 8
@@ -101,8 +96,6 @@ class FillMask(Task):
 
         Raises `ModelError` if they do not load, or if the tokenizer has no mask token.
         """
-        from compress.tasks.tokens import load_encoder
-
         model = load_encoder(self.name, directory, "MaskedLM", None, trust_remote_code)
         _mask_id(model.processor)
         return model
@@ -118,18 +111,12 @@ class FillMask(Task):
             labels: Class names of the model, or None to ignore labels.
             max_length: Number of tokens after which texts are truncated.
         """
-        import numpy as np
-
-        from compress.tasks.tokens import IGNORED, ragged, text_inputs
-
         mask, texts = _mask_id(processor), rows["text"].to_pylist()
         encoded = processor(texts, truncation=True, max_length=max_length, return_special_tokens_mask=True)
         inputs, padding = text_inputs(encoded, processor)
         label_rows = []
-        for index, (example, text, special) in enumerate(
-            zip(inputs, texts, encoded["special_tokens_mask"], strict=True)
-        ):
-            ids = example["input_ids"]
+        for index, (text, special) in enumerate(zip(texts, encoded["special_tokens_mask"], strict=True)):
+            ids = inputs[index]["input_ids"]
             if (ids == mask).any():
                 raise DataError(
                     f"The text {text[:60]!r} has {processor.mask_token} in it.",
@@ -148,9 +135,6 @@ class FillMask(Task):
 
     def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Return the cross-entropy of the masked tokens."""
-        from compress.tasks.classes import cross_entropy
-        from compress.tasks.tokens import IGNORED
-
         logits = outputs.logits
         targets = labels[:, : logits.shape[1]]
         real = targets != IGNORED
@@ -158,8 +142,6 @@ class FillMask(Task):
 
     def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
         """Return the softened KL divergence averaged over masked tokens."""
-        from compress.tasks.tokens import token_distance
-
         return token_distance(mine, taught, temperature)
 
     def collect(
@@ -169,15 +151,8 @@ class FillMask(Task):
 
         Raises `ModelError` if logits are not finite.
         """
-        import numpy as np
-
-        from compress.numerics.token_metrics import log_probabilities
-        from compress.tasks.tokens import IGNORED
-
         assert examples.labels is not None, "encode masks every text"
-        answers = examples.answers(outputs, examples.batch(indices))
-        if not np.isfinite(answers).all():
-            raise ModelError("The model's outputs are not finite.", hint="export or quantize it anew")
+        answers = finite(examples.answers(outputs, examples.batch(indices)))
         most = int((examples.labels != IGNORED).sum(axis=1).max(initial=0))
         loss = np.full((len(indices), most), np.nan)
         rank, first = (np.full((len(indices), most), _NONE) for _ in range(2))
@@ -186,7 +161,9 @@ class FillMask(Task):
             targets = targets[targets != IGNORED]
             logits = answers[row, : len(targets)]
             target_logits = np.take_along_axis(logits, targets[:, None].astype(np.int64), 1)
-            loss[row, : len(targets)] = -np.take_along_axis(log_probabilities(logits), targets[:, None], 1)[:, 0]
+            loss[row, : len(targets)] = -np.take_along_axis(
+                token_metrics.log_probabilities(logits), targets[:, None], 1
+            )[:, 0]
             rank[row, : len(targets)] = 1 + (logits > target_logits).sum(axis=1)
             first[row, : len(targets)] = logits.argmax(axis=1)
         return {_LOSS: loss, _RANK: rank, _FIRST: first}
@@ -202,10 +179,6 @@ class FillMask(Task):
             model: Name of the model in the report.
             target: Name of the target in the report.
         """
-        import numpy as np
-
-        from compress.tasks.classes import ratio_row
-
         rank, real = collected[_RANK], collected[_RANK] != _NONE
         tokens = real.sum(axis=1)
         loss = ratio_row(_LOSS, np.nansum(collected[_LOSS], axis=1), tokens, model, target, unit="nats")
@@ -226,14 +199,8 @@ class FillMask(Task):
             model: Name of the model in the report.
             target: Name of the target in the report.
         """
-        from compress.tasks.classes import agreement_row
-
         real = collected[_RANK] != _NONE
         return [agreement_row(collected[_FIRST][real] == reference[_FIRST][real], model, target)]
-
-    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
-        """Return None: a text has many masked tokens."""
-        return None
 
 
 def _mask_id(processor: Processor) -> int:

@@ -12,13 +12,12 @@ from compress.data.media import content, describe
 from compress.data.source import INPUTS, seed_of
 from compress.models.graph_inputs import GraphInputs
 from compress.tasks.capability import READS_ROWS, SINGLE_CALL, TAKES_ARRAYS
-from compress.tasks.task import CollectedOutputs, Examples, Task
+from compress.tasks.classes import agreement_row
+from compress.tasks.lazy_modules import np, pa, torch
+from compress.tasks.task import CollectedOutputs, Examples, Task, starter_recipe
 from compress.utils.errors import DataError, ModelError, StageError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-    import torch
     from transformers.utils import ModelOutput
 
     from compress.models.model import Processor, TorchModel
@@ -41,16 +40,13 @@ class GraphAgreement(Task):
     columns = (Column(INPUTS, kind="arrays"),)
     capabilities = frozenset({READS_ROWS, TAKES_ARRAYS, SINGLE_CALL})
     batch_size = 1
-    starter = MappingProxyType(
-        {
-            "name": "my-graph",
-            "description": "an ONNX graph in INT8, compared with itself in float",
-            "model": "model.onnx",
-            "stages": [{"onnx_int8": {"error_ceiling": 0.05}}],
-            "targets": ["cpu"],
-            "benchmark": {},
-            "limits": [{"metric": "rms_error", "at_most": 0.1}],
-        }
+    starter = starter_recipe(
+        "my-graph",
+        "an ONNX graph in INT8, compared with itself in float",
+        "model.onnx",
+        {},
+        {"onnx_int8": {"error_ceiling": 0.05}},
+        {"metric": "rms_error", "at_most": 0.1},
     )
     data = MappingProxyType({"splits": {"train": "random:64", "test": "random:128"}})
 
@@ -72,8 +68,6 @@ class GraphAgreement(Task):
             labels: Class names of the model, or None to ignore labels.
             max_length: Number of tokens after which texts are truncated.
         """
-        import numpy as np
-
         if not isinstance(processor, GraphInputs):
             raise DataError("The model takes no plain arrays.", expected="an ONNX graph", where="task")
         calls, num_random = [], 0
@@ -97,8 +91,6 @@ class GraphAgreement(Task):
 
         Raises `ModelError` if an output is not finite.
         """
-        import numpy as np
-
         collected: dict[str, np.ndarray] = {}
         for name, array in outputs.items():
             if array.dtype.kind not in "fiub":
@@ -140,11 +132,9 @@ class GraphAgreement(Task):
             model: Name of the model in the report.
             target: Name of the target in the report.
         """
-        import numpy as np
 
         from compress.numerics.output_agreement import output_agreement
         from compress.results.report import Measurement
-        from compress.tasks.classes import agreement_row
 
         names = [name for name in reference if not name.startswith((_CHOICE, _SIZE))]
         agreements = [output_agreement(reference[name], collected[name]) for name in names]
@@ -165,10 +155,6 @@ class GraphAgreement(Task):
                 same &= _alike(reference[name], collected[name])
         return [*rows, agreement_row(same, model, target)]
 
-    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
-        """Return None: no output is known to be a probability."""
-        return None
-
 
 def _spread(array: np.ndarray) -> np.ndarray:
     """Return all values of an output, or an evenly spaced subset, [1, n]."""
@@ -179,8 +165,6 @@ def _spread(array: np.ndarray) -> np.ndarray:
 
 def _alike(expected: np.ndarray, candidate: np.ndarray) -> np.ndarray:
     """Return for each call [calls, n] whether all values are equal, [calls]."""
-    import numpy as np
-
     if expected.shape != candidate.shape:
         return np.zeros(len(expected), dtype=bool)
     same: np.ndarray = (expected == candidate).all(axis=1)

@@ -3,39 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.data.columns import Column
-from compress.data.slices import Slice
 from compress.models.config_checks import MODULE_KEY, is_timm
 from compress.models.model import TorchModel
 from compress.tasks.capability import HAS_CLASSES, READS_ROWS, SINGLE_CALL, TAKES_IMAGES
-from compress.tasks.classification import Classification
-from compress.tasks.task import CollectedOutputs, Examples
+from compress.tasks.classes import Classification, outcome_row
+from compress.tasks.image_inputs import encode_images, load_model
+from compress.tasks.lazy_modules import np, pa
+from compress.tasks.task import LOGITS, CollectedOutputs, Examples, relative_limit, split_folders, starter_recipe
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-
     from compress.models.model import Processor
     from compress.results.report import Measurement
 
-_LOGITS = "logits"
 _TOP = 5
-
-_STARTER: dict[str, object] = {
-    "name": "my-image-classifier",
-    "description": "a smaller, faster image classifier from my own photographs, in a folder for each class",
-    "model": "google/vit-base-patch16-224",
-    "data": {"splits": {"train": "photos/train", "validation": "photos/validation", "test": "photos/test"}},
-    "stages": [{"finetune": {"epochs": 2}}, {"onnx": {}}, {"onnx_int8": {"method": "static"}}],
-    "baseline": "finetune",
-    "targets": ["cpu"],
-    "benchmark": {},
-    "limits": [{"metric": "accuracy", "at_least": 0.98, "of": "baseline"}],
-}
 
 
 class ImageClassification(Classification):
@@ -46,8 +30,15 @@ class ImageClassification(Classification):
     capabilities = frozenset({READS_ROWS, TAKES_IMAGES, HAS_CLASSES, SINGLE_CALL})
     architectures = ("ForImageClassification", "ForImageClassificationWithTeacher")
     app_steps = ("prepare-image", "softmax")
-    starter = _STARTER
-    slices = (Slice(column="label"),)
+    starter = starter_recipe(
+        "my-image-classifier",
+        "a smaller, faster image classifier from my own photographs, in a folder for each class",
+        "google/vit-base-patch16-224",
+        split_folders("photos"),
+        {"finetune": {"epochs": 2}, "onnx": {}, "onnx_int8": {"method": "static"}},
+        relative_limit("accuracy", 0.98),
+        baseline="finetune",
+    )
 
     def matches_config(self, config: Mapping[str, Any]) -> bool:
         """Return whether the model is a plain torch module or a timm network."""
@@ -59,28 +50,15 @@ class ImageClassification(Classification):
         Raises `ModelError` for files that do not load and `DataError` for labels that a trained head lacks.
         """
         from compress.models.custom_module import logits
-        from compress.tasks.image_inputs import load_model
 
         return load_model(self.name, directory, ("ImageClassification",), labels, trust_remote_code, logits)
 
-    def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
+    def encode_inputs(self, rows: pa.Table, processor: Processor, max_length: int) -> Examples:
         """Decode and preprocess the images with the model's processor. Raises `DataError` for a broken image.
 
         ``max_length`` has no effect. The note tells which images were converted.
-
-        Args:
-            rows: Rows with the task's columns; label columns are optional.
-            processor: Processor of the model.
-            labels: Class names of the model, or None to ignore labels.
-            max_length: Number of tokens after which texts are truncated.
         """
-        from compress.tasks.classes import label_ids
-        from compress.tasks.image_inputs import encode_images
-
-        examples = encode_images(rows["image"].to_pylist(), processor)
-        if labels is None or "label" not in rows.column_names:
-            return examples
-        return replace(examples, labels=label_ids(rows["label"].to_pylist(), labels))
+        return encode_images(rows["image"].to_pylist(), processor)
 
     def measure(
         self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
@@ -93,12 +71,8 @@ class ImageClassification(Classification):
             model: Name of the model in the report.
             target: Name of the target in the report.
         """
-        import numpy as np
-
-        from compress.tasks.classes import outcome_row
-
         rows = super().measure(collected, labels, model, target)
-        logits = collected[_LOGITS]
+        logits = collected[LOGITS]
         if labels is not None and logits.shape[-1] > _TOP:
             # Of equal logits the first counts, as argmax has it.
             first = np.argsort(-logits, axis=-1, kind="stable")[:, :_TOP]

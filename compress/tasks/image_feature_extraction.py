@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from compress.data.columns import Column, value_text
 from compress.data.slices import Slice
 from compress.tasks.capability import EMBEDS, HAS_LABELS, READS_ROWS, SINGLE_CALL, TAKES_IMAGES
-from compress.tasks.task import CollectedOutputs, Examples, Task
+from compress.tasks.classes import finite, mean_row
+from compress.tasks.embeddings import EMBEDDING, EmbeddingTask, numbers
+from compress.tasks.image_inputs import encode_images
+from compress.tasks.lazy_modules import losses, np, pa, torch
+from compress.tasks.loading import Origin, load_by
+from compress.tasks.task import CollectedOutputs, Examples, Head, relative_limit, split_folders, starter_recipe
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-    import torch
     from transformers import PretrainedConfig
     from transformers.utils import ModelOutput
 
@@ -29,23 +31,6 @@ _TEMPERATURE = 0.1
 """Temperature of the contrastive loss (Khosla et al. 2020)."""
 _IGNORED = -100
 
-_STARTER: dict[str, object] = {
-    "name": "my-image-search",
-    "description": "a smaller, faster model of images for search by example, from my own photographs, a folder a class",
-    "model": "facebook/dinov2-small",
-    "data": {"splits": {"train": "photos/train", "validation": "photos/validation", "test": "photos/test"}},
-    "stages": [
-        {"finetune": {"epochs": 2}},
-        {"distill": {"student": {"layers": [0, 2, 4, 6, 8, 10]}, "epochs": 3}},
-        {"onnx": {}},
-        {"onnx_int8": {"method": "static"}},
-    ],
-    "baseline": "finetune",
-    "targets": ["cpu"],
-    "benchmark": {},
-    "limits": [{"metric": "recall_at_1", "at_least": 0.98, "of": "baseline"}],
-}
-
 
 def class_name(value: object) -> str | None:
     """Return a class, given by name or number, as text."""
@@ -55,8 +40,8 @@ def class_name(value: object) -> str | None:
 
 
 @dataclass(frozen=True)
-class PoolerOutput:
-    """Pooled image embedding, flattened: a `Head`."""
+class PoolerOutput(Head):
+    """Pooled image embedding, flattened."""
 
     outputs: ClassVar[tuple[str, ...]] = (POOLED,)
     answer: ClassVar[str] = "image_embedding"
@@ -77,7 +62,7 @@ class PoolerOutput:
         return pooled.flatten(1)
 
 
-class ImageFeatureExtraction(Task):
+class ImageFeatureExtraction(EmbeddingTask):
     """Hugging Face `image-feature-extraction`. Each `image` is to retrieve others with the same `label`.
 
     The embedding is the model's `pooler_output`: the mean over positions of a convolutional network, or the pooled
@@ -93,17 +78,29 @@ class ImageFeatureExtraction(Task):
     capabilities = frozenset({READS_ROWS, TAKES_IMAGES, HAS_LABELS, EMBEDS, SINGLE_CALL})
     architectures = ("Dinov2Model", "Dinov2WithRegistersModel", "DINOv3ViTModel", "IJepaModel")
     app_steps = ("prepare-image", "embed")
-    starter = _STARTER
+    searches_itself = True
+    starter = starter_recipe(
+        "my-image-search",
+        "a smaller, faster model of images for search by example, from my own photographs, a folder a class",
+        "facebook/dinov2-small",
+        split_folders("photos"),
+        {
+            "finetune": {"epochs": 2},
+            "distill": {"student": {"layers": [0, 2, 4, 6, 8, 10]}, "epochs": 3},
+            "onnx": {},
+            "onnx_int8": {"method": "static"},
+        },
+        relative_limit("recall_at_1", 0.98),
+        baseline="finetune",
+    )
     slices = (Slice(column="label"),)
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights and image processor without a head. Raises `ModelError` for files that do not load."""
-        import torch
 
         from compress.models.config_checks import MODULE_KEY
         from compress.models.processor import load_processor
         from compress.models.transformer_pruning import pool_first_token
-        from compress.tasks.loading import Origin, load_by
 
         expected = "an image model with a preprocessor_config.json, in Hugging Face layout"
         origin = Origin(self.name, directory, load_processor, expected, _plain_answers)
@@ -123,9 +120,6 @@ class ImageFeatureExtraction(Task):
             labels: Class names of the model, or None to ignore labels.
             max_length: Number of tokens after which texts are truncated.
         """
-        from compress.tasks.embeddings import numbers
-        from compress.tasks.image_inputs import encode_images
-
         examples = replace(encode_images(rows["image"].to_pylist(), processor), head=PoolerOutput())
         if "label" not in rows.column_names:
             return examples
@@ -148,8 +142,6 @@ class ImageFeatureExtraction(Task):
             max_length: Number of tokens after which texts are truncated.
             evaluation: The recipe's `evaluation` section.
         """
-        import numpy as np
-
         examples = self.encode(rows, processor, labels, max_length)
         counts = np.zeros(0, int) if examples.labels is None else np.unique(examples.labels, return_counts=True)[1]
         if len(counts) < 2 or counts.max() < 2:
@@ -162,34 +154,23 @@ class ImageFeatureExtraction(Task):
 
     def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Return the supervised contrastive loss of the labeled rows. A batch needs several images of a class."""
-        from compress.numerics.losses import supervised_contrastive
-
         known = labels != _IGNORED
         embeddings = PoolerOutput.flat(outputs.pooler_output).float()[known]
-        return supervised_contrastive(embeddings, labels[known], _TEMPERATURE)
+        return losses.supervised_contrastive(embeddings, labels[known], _TEMPERATURE)
 
     def predicted_labels(self, outputs: ModelOutput, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return labels that put each image and its nearest neighbor in the batch into one class."""
-        import torch
         from torch.nn.functional import normalize
 
         unit = normalize(PoolerOutput.flat(outputs.pooler_output.detach()), dim=-1)
         near = (unit @ unit.T).fill_diagonal_(-2.0).argmax(dim=-1)
         return torch.minimum(near, torch.arange(len(near), device=near.device))
 
-    def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
-        """Return the squared distance of embeddings (Reimers and Gurevych 2020)."""
-        from compress.numerics.losses import embedding_distance
-
-        return embedding_distance(mine, taught)
-
     def collect(
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
         """Return the embeddings, [batch, dimensions]. Raises `ModelError` if they are not finite."""
-        from compress.tasks.embeddings import EMBEDDING, finite
-
-        return {EMBEDDING: finite(examples.answers(outputs, {}))}
+        return {EMBEDDING: finite(examples.answers(outputs, {}), "embeddings")}
 
     def measure(
         self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
@@ -204,33 +185,10 @@ class ImageFeatureExtraction(Task):
             model: Name of the model in the report.
             target: Name of the target in the report.
         """
-        from compress.tasks.classes import mean_row
-        from compress.tasks.embeddings import Retrieval
-
-        assert labels is not None, "held_out asks for labels"
-        search = Retrieval.of(collected, itself=True)
-        first, second, *others = search.rows(labels, labels, model, target)
-        same = (labels[search.near()] == labels[:, None]).mean(axis=1)
+        assert labels is not None, "`eval_examples` requires labels"
+        first, second, *others = super().measure(collected, labels, model, target)
+        same = (labels[self.nearest(collected)] == labels[:, None]).mean(axis=1)
         return [second, mean_row("precision_at_10", same, model, target), first, *others]
-
-    def compare(
-        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
-    ) -> list[Measurement]:
-        """Return the overlap of the ten nearest images of both models, and the cosine of their embeddings.
-
-        Args:
-            collected: Collected outputs of the model.
-            reference: Collected outputs of the baseline.
-            model: Name of the model in the report.
-            target: Name of the target in the report.
-        """
-        from compress.tasks.embeddings import likeness_rows
-
-        return likeness_rows(collected, reference, True, model, target)
-
-    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
-        """Return None: an embedding is no class."""
-        return None
 
 
 def _without_head(module: Any) -> None:

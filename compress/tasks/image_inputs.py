@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from compress.data.media import Mode, decode, in_words
 from compress.models.model import TorchModel
+from compress.tasks.lazy_modules import np
+from compress.tasks.loading import Origin, load_with_head
 from compress.tasks.task import Examples, Joined, OnDemand
 from compress.utils.errors import DataError
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL import Image
 
     from compress.models.model import Processor
@@ -33,8 +34,6 @@ def encode_images(values: Sequence[Mapping[str, object]], processor: Processor) 
 
     The note tells which images were converted.
     """
-    import numpy as np
-
     images = Images(values, processor)
     sizes = np.full(len(images), images[0][PIXELS].shape[-1] if len(images) else 0)
     inputs = images if images.size_bytes > _IN_MEMORY_BYTES else images.all()
@@ -84,7 +83,6 @@ class Images(OnDemand):
         return self._through_processor([decode(value, self._mode, conversions) for value in values])
 
     def _through_processor(self, images: list[Image.Image]) -> list[dict[str, np.ndarray]]:
-        import numpy as np
 
         try:
             arrays = self._processor(images)[PIXELS]
@@ -147,7 +145,6 @@ def load_model(
         DataError: If a trained head lacks a label.
     """
     from compress.models.processor import load_processor
-    from compress.tasks.loading import Origin, load_with_head
 
     expected = "an image model with a preprocessor_config.json, in Hugging Face layout"
     origin = Origin(task, directory, load_processor, expected, answers)

@@ -7,18 +7,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from compress.data.annotations import IGNORED, MaskIds, check_as_large, read_mask
 from compress.data.columns import Column
 from compress.tasks.capability import HAS_CLASSES, LOCALIZES, READS_ROWS, SINGLE_CALL, TAKES_IMAGES
-from compress.tasks.task import LOGITS, CollectedOutputs, Examples, Task
+from compress.tasks.classes import finite, mean_row, ratio_row, required
+from compress.tasks.image_inputs import encode_places, load_model
+from compress.tasks.lazy_modules import losses, np, pa, torch
+from compress.tasks.task import (
+    LOGITS,
+    CollectedOutputs,
+    Examples,
+    Head,
+    Task,
+    relative_limit,
+    split_files,
+    starter_recipe,
+)
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-    import torch
     from transformers import PretrainedConfig
     from transformers.utils import ModelOutput
 
@@ -28,43 +37,16 @@ if TYPE_CHECKING:
 _SIZE, _MASK = "size", "mask"
 _SHARED, _FOUND, _WANTED, _NAMES, _ANSWERS = "shared", "found", "wanted", "names", "answers"
 
-_STARTER: dict[str, object] = {
-    "name": "my-segmenter",
-    "description": "a smaller, faster model that finds what each pixel shows, from my own pictures and masks",
-    "model": "nvidia/mit-b0",
-    "data": {
-        "splits": {"train": "train.csv", "validation": "validation.csv", "test": "test.csv"},
-        "columns": {"image": "image", "mask": "mask"},
-        "labels": ["background", "thing"],
-    },
-    "stages": [
-        {"finetune": {"epochs": 20, "learning_rate": 6.0e-5, "batch_size": 8}},
-        {"onnx": {}},
-        {"onnx_int8": {"method": "static"}},
-    ],
-    "baseline": "finetune",
-    "targets": ["cpu"],
-    "benchmark": {},
-    "limits": [{"metric": "mean_iou", "at_least": 0.98, "of": "baseline"}],
-}
-
 
 @dataclass(frozen=True)
-class PixelLogits:
-    """Logits of each class [B, classes, h, w] on a grid coarser than the image: a `Head`.
+class PixelLogits(Head):
+    """Logits of each class [B, classes, h, w] on a grid coarser than the image.
 
     ``processor`` converts them to masks, ``labels`` are the class names.
     """
 
     processor: Processor = None
     labels: tuple[str, ...] | None = None
-    outputs: ClassVar[tuple[str, ...]] = (LOGITS,)
-    answer: ClassVar[str] = LOGITS
-    answer_label: ClassVar[str] = "logits"
-
-    def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the logits unchanged."""
-        return outputs[LOGITS]
 
 
 class ImageSegmentation(Task):
@@ -81,7 +63,19 @@ class ImageSegmentation(Task):
     capabilities = frozenset({READS_ROWS, TAKES_IMAGES, HAS_CLASSES, SINGLE_CALL, LOCALIZES})
     architectures = ("ForSemanticSegmentation",)
     app_steps = ("prepare-image", "segment")
-    starter = _STARTER
+    starter = starter_recipe(
+        "my-segmenter",
+        "a smaller, faster model that finds what each pixel shows, from my own pictures and masks",
+        "nvidia/mit-b0",
+        split_files("csv", {"image": "image", "mask": "mask"}, labels=["background", "thing"]),
+        {
+            "finetune": {"epochs": 20, "learning_rate": 6.0e-5, "batch_size": 8},
+            "onnx": {},
+            "onnx_int8": {"method": "static"},
+        },
+        relative_limit("mean_iou", 0.98),
+        baseline="finetune",
+    )
     ratios = ("mean_iou", "pixel_accuracy")
     batch_size = 16
 
@@ -90,8 +84,6 @@ class ImageSegmentation(Task):
 
         Raises `ModelError` for files that do not load, and `DataError` for labels that a trained head lacks.
         """
-        from compress.tasks.image_inputs import load_model
-
         model = load_model(self.name, directory, ("SemanticSegmentation",), labels, trust_remote_code, _plain_answers)
         if not hasattr(model.processor, "post_process_semantic_segmentation"):
             raise ModelError(
@@ -114,11 +106,9 @@ class ImageSegmentation(Task):
             labels: Class names of the model, or None to ignore labels.
             max_length: Number of tokens after which texts are truncated.
         """
-        import numpy as np
         from PIL import Image
 
         from compress.data.media import content, describe, picture_size
-        from compress.tasks.image_inputs import encode_places
 
         if getattr(processor, "do_reduce_labels", False):
             raise DataError(
@@ -130,9 +120,9 @@ class ImageSegmentation(Task):
         values = rows["image"].to_pylist()
         more: list[dict[str, np.ndarray]] = [{_SIZE: np.array(picture_size(value)[::-1])} for value in values]
         head = PixelLogits(processor, None if labels is None else tuple(labels))
+        examples = replace(encode_places(values, processor, more), head=head)
         if labels is None or "mask" not in rows.column_names:
-            return replace(encode_places(values, processor, more), head=head)
-        examples = encode_places(values, processor, more)
+            return examples
         size = (processor.size["width"], processor.size["height"])
         known = np.full((len(values), *size[::-1]), IGNORED, np.uint8)
         for row, value in enumerate(rows["mask"].to_pylist()):
@@ -140,7 +130,7 @@ class ImageSegmentation(Task):
             ids = read_mask(encoded, describe(value))
             more[row][_MASK] = np.frombuffer(encoded, np.uint8)
             known[row] = np.asarray(Image.fromarray(ids).resize(size, Image.Resampling.NEAREST))
-        return replace(examples, labels=known, head=head)
+        return replace(examples, labels=known)
 
     def targets(self, labels: torch.Tensor) -> Mapping[str, Any]:
         """Return the class id of each pixel, for the loss that the model computes."""
@@ -153,10 +143,8 @@ class ImageSegmentation(Task):
 
     def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
         """Return the softened KL divergence averaged over positions."""
-        from compress.numerics.losses import softened_kl
-
         student_logits, theirs = (logits.movedim(1, -1).flatten(0, -2) for logits in (mine, taught))
-        return softened_kl(student_logits, theirs, temperature)
+        return losses.softened_kl(student_logits, theirs, temperature)
 
     def predicted_labels(self, outputs: ModelOutput, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the most likely class of each position."""
@@ -171,26 +159,20 @@ class ImageSegmentation(Task):
         Pixels are those of the original image. Raises `DataError` for rows without masks, and `ModelError` for answers
         that are not finite.
         """
-        import numpy as np
-
-        head = examples.head
-        if examples.labels is None or not isinstance(head, PixelLogits) or head.labels is None:
-            raise DataError("The split has no masks, so nothing can be evaluated on it.", expected="a column mask")
-        logits = outputs[LOGITS]
-        if not np.isfinite(logits).all():
-            raise ModelError("The model's outputs are not finite.", hint="export or quantize it anew")
+        required(examples.labels, "masks", "mask")
+        classes = required(getattr(examples.head, "labels", None), "masks", "mask")
+        logits = finite(outputs[LOGITS])
         inputs = getattr(examples.inputs, "more", examples.inputs.__getitem__)
         rows = [inputs(index) for index in indices]
-        predicted_masks = masks(logits, [tuple(row[_SIZE].tolist()) for row in rows], head.processor)
-        reference_masks = [
-            read_mask(row[_MASK].tobytes(), f"the mask of row {index + 1}")
-            for row, index in zip(rows, indices, strict=True)
-        ]
-        counts = np.array(
-            [pixel_counts(*pair, len(head.labels)) for pair in zip(predicted_masks, reference_masks, strict=True)]
-        )
-        collected = dict(zip((_SHARED, _FOUND, _WANTED), counts.transpose(1, 0, 2), strict=True))
-        names = np.array([json.dumps(head.labels)] * len(rows))
+        sizes = [tuple(row[_SIZE].tolist()) for row in rows]
+        counts = []
+        for row, index, predicted in zip(
+            rows, indices, masks(logits, sizes, getattr(examples.head, "processor", None)), strict=True
+        ):
+            reference = read_mask(row[_MASK].tobytes(), f"the mask of row {index + 1}")
+            counts.append(pixel_counts(predicted, reference, len(classes)))
+        collected = dict(zip((_SHARED, _FOUND, _WANTED), np.array(counts).transpose(1, 0, 2), strict=True))
+        names = np.array([json.dumps(classes)] * len(rows))
         return {**collected, _NAMES: names, _ANSWERS: logits.argmax(axis=1).astype(np.uint8)}
 
     def measure(
@@ -206,10 +188,6 @@ class ImageSegmentation(Task):
             model: Name of the model in the report.
             target: Name of the target in the report.
         """
-        import numpy as np
-
-        from compress.tasks.classes import mean_row, ratio_row
-
         shared, predicted, reference = (collected[name] for name in (_SHARED, _FOUND, _WANTED))
         union = predicted + reference - shared
         present = np.flatnonzero(union.sum(axis=0))
@@ -234,14 +212,8 @@ class ImageSegmentation(Task):
             model: Name of the model in the report.
             target: Name of the target in the report.
         """
-        from compress.tasks.classes import mean_row
-
         same = collected[_ANSWERS] == reference[_ANSWERS]
         return [mean_row("agreement", same.reshape(len(same), -1).mean(axis=1), model, target)]
-
-    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
-        """Return None: an image has many answers."""
-        return None
 
 
 def _plain_answers(outputs: ModelOutput, targets: torch.Tensor | None, config: PretrainedConfig) -> ModelOutput:
@@ -265,8 +237,6 @@ def _plain_answers(outputs: ModelOutput, targets: torch.Tensor | None, config: P
 
 def masks(logits: np.ndarray, sizes: Sequence[tuple[int, ...]], processor: Processor) -> list[np.ndarray]:
     """Return the class of each pixel, [height, width] for each of ``sizes``, by the model's processor."""
-    import torch
-
     outputs = SimpleNamespace(logits=torch.from_numpy(logits))
     predicted = processor.post_process_semantic_segmentation(outputs, target_sizes=list(sizes))
     return [mask.numpy() for mask in predicted]
@@ -274,16 +244,10 @@ def masks(logits: np.ndarray, sizes: Sequence[tuple[int, ...]], processor: Proce
 
 def pixel_counts(predicted: np.ndarray, reference: np.ndarray, classes: int) -> np.ndarray:
     """Return correct, predicted and reference pixels per class, [3, classes], where ``wanted`` is valid."""
-    import numpy as np
-
-    counts = reference != IGNORED
-    valid_predicted, theirs = predicted[counts], reference[counts]
-    return np.stack(
-        [
-            np.bincount(part, minlength=classes)
-            for part in (valid_predicted[valid_predicted == theirs], valid_predicted, theirs)
-        ]
-    )
+    is_valid = reference != IGNORED
+    predicted, reference = predicted[is_valid], reference[is_valid]
+    parts = (predicted[predicted == reference], predicted, reference)
+    return np.stack([np.bincount(part, minlength=classes) for part in parts])
 
 
 TASK = ImageSegmentation()

@@ -19,13 +19,24 @@ from compress.tasks.capability import (
     TAKES_IMAGES,
     TAKES_TEXT,
 )
-from compress.tasks.task import LOGITS, CollectedOutputs, Examples, Task
+from compress.tasks.classes import cross_entropy, mean_row, outcome_row
+from compress.tasks.image_inputs import PIXELS, encode_images, mode_of, one_by_one
+from compress.tasks.lazy_modules import np, pa, torch
+from compress.tasks.spans import exact, word_f1
+from compress.tasks.task import (
+    LOGITS,
+    Examples,
+    Head,
+    Joined,
+    relative_limit,
+    split_files,
+    starter_recipe,
+)
+from compress.tasks.text_metrics import TextWriting
+from compress.tasks.tokens import ragged, text_inputs
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-    import torch
     from transformers.utils import ModelOutput
 
     from compress.models.model import Processor
@@ -51,34 +62,12 @@ _FAMILIES = """
 """
 """Families whose classes transformers has only for this task. The processor decides which of them are supported."""
 
-_STARTER: dict[str, object] = {
-    "name": "my-picture-reader",
-    "description": "a small vision-language model that answers questions about my own pictures",
-    "model": "llava-hf/llava-interleave-qwen-0.5b-hf",
-    "data": {
-        "splits": {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"},
-        "columns": {"image": "image", "text": "question", "target": "answer"},
-        "max_length": 1024,
-    },
-    "stages": [
-        {"finetune": {"epochs": 1, "batch_size": 4}},
-        {"onnx": {}},
-        {"onnx_weight_only": {"part": "decoder", "bits": 4}},
-    ],
-    "baseline": "onnx",
-    "targets": ["cpu"],
-    "benchmark": {},
-    "limits": [{"metric": "exact_match", "at_least": 0.97, "of": "baseline"}],
-}
-
 
 @dataclass(frozen=True)
-class AnswerLogits:
-    """Logits that predict each token of an answer, padded with 0: a `Head`."""
+class AnswerLogits(Head):
+    """Logits that predict each token of an answer, padded with 0."""
 
-    outputs: ClassVar[tuple[str, ...]] = (LOGITS,)
     answer: ClassVar[str] = "answer_logits"
-    answer_label: ClassVar[str] = "logits"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return logits [B, longest answer, vocabulary]."""
@@ -95,7 +84,7 @@ def _foretold(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return labels[:, 1 : logits.shape[1]].long()
 
 
-class ImageTextToText(Task):
+class ImageTextToText(TextWriting):
     """Hugging Face `image-text-to-text`: models such as LLaVA, which read an image as tokens of a text.
 
     `text` is the question about `image`, `target` the answer. With a chat template, `text` is a user's message after
@@ -110,13 +99,24 @@ class ImageTextToText(Task):
         {READS_ROWS, TAKES_IMAGES, TAKES_TEXT, HAS_LABELS, PREDICTS_TOKENS, EXPORTED_FROM_CHECKPOINT, DESCRIBES_IMAGES}
     )
     architectures = tuple(f"{family}ForConditionalGeneration" for family in _FAMILIES.split())
-    starter = _STARTER
+    starter = starter_recipe(
+        "my-picture-reader",
+        "a small vision-language model that answers questions about my own pictures",
+        "llava-hf/llava-interleave-qwen-0.5b-hf",
+        split_files("jsonl", {"image": "image", "text": "question", "target": "answer"}, max_length=1024),
+        {
+            "finetune": {"epochs": 1, "batch_size": 4},
+            "onnx": {},
+            "onnx_weight_only": {"part": "decoder", "bits": 4},
+        },
+        relative_limit("exact_match", 0.97),
+        baseline="onnx",
+    )
     slices = (Slice(length="quartiles"),)
     batch_size = 16
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights in fp32 and the processor. Raises `ModelError` for files that do not load."""
-        import torch
         from transformers import AutoModelForImageTextToText
 
         from compress.models.config_checks import explain_load_failure, load_error_types
@@ -156,8 +156,6 @@ class ImageTextToText(Task):
             labels: Class names of the model, or None to ignore labels.
             max_length: Number of tokens after which texts are truncated.
         """
-        from compress.tasks.tokens import ragged
-
         images, prompts = _prompts(rows, processor, max_length - 1)
         if "target" not in rows.column_names:
             return _joined(images, prompts, processor)
@@ -185,73 +183,31 @@ class ImageTextToText(Task):
             max_length: Number of tokens after which texts are truncated.
             evaluation: The recipe's `evaluation` section.
         """
-        import numpy as np
-
         targets = np.array(rows["target"].to_pylist()) if "target" in rows.column_names else None
         return replace(_joined(*_prompts(rows, processor, max_length), processor), labels=targets)
 
     def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy of the answer's tokens."""
-        from compress.tasks.classes import cross_entropy
-
         targets = _foretold(outputs.logits, labels)
         chosen = targets != _IGNORED
         return cross_entropy(outputs.logits[:, :-1][chosen].float(), targets[chosen])
 
-    def collect(
-        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
-    ) -> CollectedOutputs:
-        """Return the generated texts, or losses of the answers. See `keep_texts`."""
-        from compress.tasks.text_metrics import keep_texts
-
-        return keep_texts(outputs, examples, indices)
-
-    def measure(
-        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
-    ) -> list[Measurement]:
+    def text_rows(self, texts: Sequence[str], references: Sequence[str], model: str, target: str) -> list[Measurement]:
         """Return exact match and word F1 with intervals over rows.
 
         Both ignore case, punctuation and articles, as in SQuAD (Rajpurkar et al. 2016, section 6.1).
 
         Args:
-            collected: Collected outputs of all examples.
-            labels: Labels of all examples.
+            texts: Generated texts.
+            references: Target of each text.
             model: Name of the model in the report.
             target: Name of the target in the report.
         """
-        import numpy as np
-
-        from compress.tasks.classes import mean_row, outcome_row
-        from compress.tasks.spans import exact, word_f1
-        from compress.tasks.text_metrics import TEXTS, next_token_row
-
-        if TEXTS not in collected:
-            return [next_token_row(collected, model, target)]
-        assert labels is not None, "keep asks for targets"
-        pairs = list(zip(map(str, collected[TEXTS]), map(str, labels), strict=True))
+        pairs = list(zip(texts, references, strict=True))
         return [
             outcome_row("exact_match", np.array([exact(*pair) for pair in pairs]), model, target),
             mean_row("f1", np.array([word_f1(*pair) for pair in pairs]), model, target),
         ]
-
-    def compare(
-        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
-    ) -> list[Measurement]:
-        """Return the share of answers that equal the baseline's.
-
-        Args:
-            collected: Collected outputs of the model.
-            reference: Collected outputs of the baseline.
-            model: Name of the model in the report.
-            target: Name of the target in the report.
-        """
-        from compress.tasks.text_metrics import same_texts
-
-        return same_texts(collected, reference, model, target)
-
-    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
-        """Return None: texts are no classes."""
-        return None
 
 
 def unfit_processor(processor: Processor) -> str:
@@ -269,11 +225,7 @@ def unfit_processor(processor: Processor) -> str:
 
 def _unfit_tokens(module: Any, processor: Processor) -> str:
     """Return why the number of image tokens differs from the number of image features, or an empty string."""
-    import numpy as np
-    import torch
     from PIL import Image
-
-    from compress.tasks.image_inputs import PIXELS, mode_of, one_by_one
 
     side = int(np.ravel(module.config.vision_config.image_size)[0])
     black = Image.new(mode_of(processor.image_processor), (side, side))
@@ -284,13 +236,11 @@ def _unfit_tokens(module: Any, processor: Processor) -> str:
         return "its processor_config.json says no patch_size"
     with torch.inference_mode():
         features = len(module.get_image_features(pixel_values=pixels).pooler_output[0])
+    if tokens == features:
+        return ""
     return (
-        ""
-        if tokens == features
-        else (
-            f"an image has {features} features, and its processor writes {tokens} tokens for it (patch_size, "
-            "vision_feature_select_strategy and num_additional_image_tokens in processor_config.json say how many)"
-        )
+        f"an image has {features} features, and its processor writes {tokens} tokens for it (patch_size, "
+        "vision_feature_select_strategy and num_additional_image_tokens in processor_config.json say how many)"
     )
 
 
@@ -327,8 +277,6 @@ def prompt_of(processor: Processor, text: str, row: int) -> str:
 
 def _prompts(rows: pa.Table, processor: Processor, longest: int) -> tuple[Examples, list[list[int]]]:
     """Return the images and each row's prompt as tokens, with one image token per image feature. Raises `DataError`."""
-    from compress.tasks.image_inputs import PIXELS, encode_images, one_by_one
-
     images = encode_images(rows["image"].to_pylist(), one_by_one(processor.image_processor))
     prompts = [prompt_of(processor, text, row) for row, text in enumerate(rows["text"].to_pylist())]
     if not prompts:
@@ -351,12 +299,6 @@ def _prompts(rows: pa.Table, processor: Processor, longest: int) -> tuple[Exampl
 
 def _joined(images: Examples, texts: Sequence[Sequence[int]], processor: Processor) -> Examples:
     """Return the images merged with the tokens of their prompts."""
-    import numpy as np
-
-    from compress.tasks.image_inputs import PIXELS
-    from compress.tasks.task import Joined
-    from compress.tasks.tokens import text_inputs
-
     inputs, padding = text_inputs({_IDS: texts}, processor.tokenizer)
     sizes = np.array([len(ids) for ids in texts], dtype=np.int64)
     joined = Joined(inputs, images.inputs)

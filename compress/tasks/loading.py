@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from compress.tasks.classes import set_labels
 from compress.utils.errors import ModelError
 
 if TYPE_CHECKING:
@@ -61,7 +62,6 @@ def load_with_head(
         ModelError: If files do not load.
         DataError: If a trained head lacks a label.
     """
-    from compress.tasks.classes import set_labels
 
     def with_head(config: PretrainedConfig) -> Mapping[str, Any]:
         has_head = any(head in name for name in config.architectures or () for head in heads)
@@ -158,7 +158,6 @@ def load_plain_for(directory: Path, labels: Sequence[str] | None, answers: Calla
 
     from compress.models.custom_module import load_custom_module
     from compress.models.timm_models import change_head
-    from compress.tasks.classes import set_labels
 
     is_known_type = content.get("model_type") in CONFIG_MAPPING_NAMES
     config = (AutoConfig if is_known_type else PreTrainedConfig).from_pretrained(directory)

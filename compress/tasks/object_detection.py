@@ -12,13 +12,23 @@ from compress.data.annotations import EXPECTED, Categories, check_inside, object
 from compress.data.columns import Column
 from compress.models.config_checks import MODULE_KEY
 from compress.tasks.capability import HAS_CLASSES, LOCALIZES, READS_ROWS, SINGLE_CALL, TAKES_IMAGES
-from compress.tasks.task import LOGITS, CollectedOutputs, Examples, Task
-from compress.utils.errors import DataError, ModelError
+from compress.tasks.classes import agreement_row, finite, label_ids, required
+from compress.tasks.coco_metrics import Gold, rows, same_objects, write_gold
+from compress.tasks.image_inputs import encode_places, load_model
+from compress.tasks.lazy_modules import losses, np, pa, torch
+from compress.tasks.task import (
+    LOGITS,
+    CollectedOutputs,
+    Examples,
+    Head,
+    Task,
+    relative_limit,
+    split_files,
+    starter_recipe,
+)
+from compress.utils.errors import ModelError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-    import torch
     from transformers import PretrainedConfig
     from transformers.utils import ModelOutput
 
@@ -39,29 +49,10 @@ _NOTHING, _UNKNOWN = -1.0, -100.0
 _BOX_COST, _OVERLAP_COST = 5.0, 2.0
 """Matching costs of a box's distance and overlap relative to that of classes (Carion et al. 2020, section A.4)."""
 
-_STARTER: dict[str, object] = {
-    "name": "my-detector",
-    "description": "a smaller, faster object detector, from my own pictures and the boxes in them",
-    "model": "hustvl/yolos-tiny",
-    "data": {
-        "splits": {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"},
-        "columns": {"image": "image", "objects": "objects"},
-    },
-    "stages": [
-        {"finetune": {"epochs": 20, "learning_rate": 5.0e-5, "batch_size": 8}},
-        {"onnx": {}},
-        {"onnx_int8": {"method": "static"}},
-    ],
-    "baseline": "finetune",
-    "targets": ["cpu"],
-    "benchmark": {},
-    "limits": [{"metric": "map", "at_least": 0.97, "of": "baseline"}],
-}
-
 
 @dataclass(frozen=True)
-class Detections:
-    """Class logits and box of each query: a `Head`.
+class Detections(Head):
+    """Class logits and box of each query.
 
     The last class means no object, unless classes are ``separate``. Boxes are center, width and height relative to the
     image. ``processor`` converts them to detections, ``labels`` are the class names.
@@ -77,8 +68,6 @@ class Detections:
 
     def read(self, outputs: Mapping[str, Any], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return [B, queries, classes + 4 (+ 1)], without the queries that exist only during training."""
-        import torch
-
         answers = torch.cat([outputs[LOGITS], outputs[BOXES]], dim=-1)
         more = outputs.get(_DENOISING)
         return answers if more is None else answers[:, more["dn_num_split"][0] :]
@@ -88,7 +77,6 @@ class Detections:
 
         Rounding changes the order of two queries with similar scores.
         """
-        import numpy as np
         from scipy.optimize import linear_sum_assignment
 
         if not self.separate or not (np.isfinite(candidates).all() and np.isfinite(expected).all()):
@@ -117,7 +105,19 @@ class ObjectDetection(Task):
     )
     capabilities = frozenset({READS_ROWS, TAKES_IMAGES, HAS_CLASSES, SINGLE_CALL, LOCALIZES})
     architectures = ("ForObjectDetection",)
-    starter = _STARTER
+    starter = starter_recipe(
+        "my-detector",
+        "a smaller, faster object detector, from my own pictures and the boxes in them",
+        "hustvl/yolos-tiny",
+        split_files("jsonl", {"image": "image", "objects": "objects"}),
+        {
+            "finetune": {"epochs": 20, "learning_rate": 5.0e-5, "batch_size": 8},
+            "onnx": {},
+            "onnx_int8": {"method": "static"},
+        },
+        relative_limit("map", 0.97),
+        baseline="finetune",
+    )
     ratios = ("map", "map_50")
 
     def __init__(self, separate: bool = False) -> None:
@@ -138,8 +138,6 @@ class ObjectDetection(Task):
 
         Raises `ModelError` for files that do not load, and `DataError` for labels that a trained head lacks.
         """
-        from compress.tasks.image_inputs import load_model
-
         model = load_model(self.name, directory, ("ObjectDetection",), labels, trust_remote_code, _plain_answers)
         config = model.module.config.to_dict()
         known = MODULE_KEY in config or is_separate(config)
@@ -171,12 +169,8 @@ class ObjectDetection(Task):
             labels: Class names of the model, or None to ignore labels.
             max_length: Number of tokens after which texts are truncated.
         """
-        import numpy as np
 
         from compress.data.media import picture_size
-        from compress.tasks.classes import label_ids
-        from compress.tasks.coco_metrics import Gold, write_gold
-        from compress.tasks.image_inputs import encode_places
 
         values = rows["image"].to_pylist()
         sizes = [picture_size(value) for value in values]
@@ -185,11 +179,8 @@ class ObjectDetection(Task):
         if labels is None or "objects" not in rows.column_names:
             return replace(encode_places(values, processor, more), head=head)
         annotations = [objects_in(value) for value in rows["objects"].to_pylist()]
-        label_array = np.full(
-            (len(annotations), max([1, *(len(objects.boxes) for objects in annotations)]), 1 + _COORDINATES),
-            _NOTHING,
-            "f4",
-        )
+        most = max([1, *(len(objects.boxes) for objects in annotations)])
+        label_array = np.full((len(annotations), most, 1 + _COORDINATES), _NOTHING, "f4")
         for row, (objects, size) in enumerate(zip(annotations, sizes, strict=True)):
             ids = label_ids(objects.categories, labels)
             more[row][_GOLD] = np.array(write_gold(Gold(ids.tolist(), objects.categories, objects.boxes)))
@@ -199,15 +190,8 @@ class ObjectDetection(Task):
 
     def targets(self, labels: torch.Tensor) -> Mapping[str, Any]:
         """Return classes and boxes of each image in the form that transformers' models match with their predictions."""
-        return {
-            "labels": [
-                {
-                    "class_labels": image_labels[image_labels[:, 0] >= 0, 0].long(),
-                    "boxes": image_labels[image_labels[:, 0] >= 0, 1:].float(),
-                }
-                for image_labels in labels
-            ]
-        }
+        objects = [image_labels[image_labels[:, 0] >= 0] for image_labels in labels]
+        return {"labels": [{"class_labels": rows[:, 0].long(), "boxes": rows[:, 1:].float()} for rows in objects]}
 
     def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Return the model's own loss: classes, boxes and overlaps after matching (Carion et al. 2020, section 3.1)."""
@@ -216,14 +200,10 @@ class ObjectDetection(Task):
 
     def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
         """Return the softened KL of classes and the distance of boxes, after matching the queries."""
-        from compress.numerics.losses import matched_distance
-
-        return matched_distance(mine, taught, temperature, _BOX_COST, _OVERLAP_COST, self._separate)
+        return losses.matched_distance(mine, taught, temperature, _BOX_COST, _OVERLAP_COST, self._separate)
 
     def predicted_labels(self, outputs: ModelOutput, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the objects that the model detects, as labels."""
-        import torch
-
         best, chosen = outputs.logits.detach().max(dim=-1, keepdim=True)
         nothing = best < 0 if self._separate else chosen == outputs.logits.shape[-1] - 1
         chosen = torch.where(nothing, _NOTHING, chosen.float())
@@ -236,18 +216,12 @@ class ObjectDetection(Task):
 
         Raises `DataError` for rows without objects, and `ModelError` for answers that are not finite.
         """
-        import numpy as np
-
-        if examples.labels is None:
-            raise DataError("The split has no boxes, so nothing can be evaluated on it.", expected="a column objects")
-        answers = examples.answers(outputs, {})
-        if not np.isfinite(answers).all():
-            raise ModelError("The model's outputs are not finite.", hint="export or quantize it anew")
+        required(examples.labels, "boxes", "objects")
+        answers = finite(examples.answers(outputs, {}))
         inputs = getattr(examples.inputs, "more", examples.inputs.__getitem__)
         rows = [inputs(index) for index in indices]
-        detected = detections(
-            answers, np.stack([row[_SIZE] for row in rows]), getattr(examples.head, "processor", None)
-        )
+        sizes = np.stack([row[_SIZE] for row in rows])
+        detected = detections(answers, sizes, getattr(examples.head, "processor", None))
         return {"found": detected, _GOLD: np.array([str(row[_GOLD]) for row in rows])}
 
     def measure(
@@ -261,8 +235,6 @@ class ObjectDetection(Task):
             model: Name of the model in the report.
             target: Name of the target in the report.
         """
-        from compress.tasks.coco_metrics import rows
-
         return rows(collected, model, target)
 
     def compare(
@@ -276,14 +248,7 @@ class ObjectDetection(Task):
             model: Name of the model in the report.
             target: Name of the target in the report.
         """
-        from compress.tasks.classes import agreement_row
-        from compress.tasks.coco_metrics import same_objects
-
         return [agreement_row(same_objects(collected, reference), model, target)]
-
-    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
-        """Return None: an image has many answers."""
-        return None
 
 
 def is_separate(config: Mapping[str, Any]) -> bool:
@@ -318,8 +283,6 @@ def shares(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     ``size`` is width and height. Parts outside the image are cut off.
     """
-    import numpy as np
-
     whole = np.array(size, dtype=np.float64)
     first = np.clip(boxes[:, :2] / whole, 0, 1)
     last = np.clip((boxes[:, :2] + boxes[:, 2:]) / whole, 0, 1)
@@ -331,9 +294,6 @@ def detections(answers: np.ndarray, sizes: np.ndarray, processor: Processor) -> 
 
     ``sizes`` [B, 2] are heights and widths. Every query counts, whatever its score.
     """
-    import numpy as np
-    import torch
-
     logits, boxes = (torch.from_numpy(part) for part in np.split(answers, [answers.shape[-1] - _COORDINATES], axis=-1))
     outputs = SimpleNamespace(logits=logits, pred_boxes=boxes)
     results = processor.post_process_object_detection(outputs, threshold=-1.0, target_sizes=torch.from_numpy(sizes))

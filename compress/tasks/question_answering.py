@@ -11,14 +11,23 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from compress.data.columns import Column
 from compress.data.slices import Slice
 from compress.tasks.capability import ANSWERS_PER_TOKEN, HAS_CLASSES, READS_ROWS, SINGLE_CALL, TAKES_PAIRS, TAKES_TEXT
+from compress.tasks.classes import agreement_row, cross_entropy, finite, mean_row, outcome_row, required
+from compress.tasks.lazy_modules import losses, np, pa, torch
 from compress.tasks.spans import best_span, exact, read_answers, word_f1
-from compress.tasks.task import CollectedOutputs, Examples, Task
-from compress.utils.errors import DataError, ModelError
+from compress.tasks.task import (
+    CollectedOutputs,
+    Examples,
+    Head,
+    Task,
+    distill_finetuned,
+    relative_limit,
+    split_files,
+    starter_recipe,
+)
+from compress.tasks.tokens import load_encoder, ragged, text_inputs
+from compress.utils.errors import DataError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-    import torch
     from transformers.utils import ModelOutput
 
     from compress.models.model import Processor, TorchModel
@@ -29,41 +38,16 @@ _ANSWER, _SCORE, _NOTHING, _ROW, _GOLD = "answer", "score", "nothing", "row", "g
 _OVERLAP = 3
 """Inverse of the overlap of two windows of a long context: a third, as in SQuAD (128 of 384 tokens)."""
 
-_STARTER: dict[str, object] = {
-    "name": "my-answerer",
-    "description": "a smaller, faster model that finds answers in texts, from my own questions",
-    "model": "distilbert/distilbert-base-cased-distilled-squad",
-    "data": {
-        "splits": {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"},
-        "columns": {"question": "question", "context": "context", "answers": "answers"},
-        "max_length": 384,
-    },
-    "stages": [
-        {"finetune": {"epochs": 1}},
-        {"distill": {"teacher": "finetune", "student": {"layers": [0, 2, 4]}, "epochs": 2}},
-        {"trim_vocabulary": {}},
-        {"onnx": {}},
-        {"onnx_int8": {}},
-    ],
-    "baseline": "finetune",
-    "targets": ["cpu"],
-    "benchmark": {},
-    "limits": [{"metric": "f1", "at_least": 0.97, "of": "baseline"}],
-}
-
 
 @dataclass(frozen=True)
-class SpanLogits:
-    """Logits of being an answer's first and last token, 0 for padding: a `Head`."""
+class SpanLogits(Head):
+    """Logits of being an answer's first and last token, 0 for padding."""
 
     outputs: ClassVar[tuple[str, ...]] = (START, END)
     answer: ClassVar[str] = "span_logits"
-    answer_label: ClassVar[str] = "logits"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return logits [B, 2, L]."""
-        import torch
-
         both = torch.stack([outputs[START], outputs[END]], dim=1)
         return torch.where(batch["attention_mask"].bool()[:, None], both, torch.zeros((), dtype=both.dtype))
 
@@ -88,13 +72,19 @@ class QuestionAnswering(Task):
     capabilities = frozenset({READS_ROWS, TAKES_TEXT, TAKES_PAIRS, HAS_CLASSES, SINGLE_CALL, ANSWERS_PER_TOKEN})
     architectures = ("ForQuestionAnswering", "ForQuestionAnsweringSimple")
     app_steps = ("tokenize-pair", "span")
-    starter = _STARTER
+    starter = starter_recipe(
+        "my-answerer",
+        "a smaller, faster model that finds answers in texts, from my own questions",
+        "distilbert/distilbert-base-cased-distilled-squad",
+        split_files("jsonl", {name: name for name in ("question", "context", "answers")}, max_length=384),
+        {"finetune": {"epochs": 1}, **distill_finetuned(epochs=2), "trim_vocabulary": {}, "onnx": {}, "onnx_int8": {}},
+        relative_limit("f1", 0.97),
+        baseline="finetune",
+    )
     slices = (Slice(length="quartiles"),)
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights and tokenizer. A missing head is initialized randomly. Raises `ModelError`."""
-        from compress.tasks.tokens import load_encoder
-
         return load_encoder(self.name, directory, "QuestionAnswering", None, trust_remote_code)
 
     def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
@@ -108,10 +98,6 @@ class QuestionAnswering(Task):
             labels: Class names of the model, or None to ignore labels.
             max_length: Number of tokens after which texts are truncated.
         """
-        import numpy as np
-
-        from compress.tasks.tokens import ragged, text_inputs
-
         questions, contexts = rows["question"].to_pylist(), rows["context"].to_pylist()
         longest = max(len(ids) for ids in processor(questions, add_special_tokens=False)["input_ids"])
         room = max_length - longest - processor.num_special_tokens_to_add(pair=True)
@@ -157,27 +143,19 @@ class QuestionAnswering(Task):
 
     def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy of the first and the last token."""
-        from compress.tasks.classes import cross_entropy
-
         ends = (outputs.start_logits, outputs.end_logits)
         first, last = (cross_entropy(logits.float(), labels[:, at].long()) for at, logits in enumerate(ends))
         return (first + last) / 2
 
     def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
         """Return the softened KL divergence of both distributions over tokens without padding."""
-        import torch
-
-        from compress.numerics.losses import softened_kl
-
         padding = taught.eq(0)
         least = torch.finfo(mine.dtype).min / 4
         student_logits, theirs = (logits.masked_fill(padding, least).flatten(0, 1) for logits in (mine, taught))
-        return softened_kl(student_logits, theirs, temperature)
+        return losses.softened_kl(student_logits, theirs, temperature)
 
     def predicted_labels(self, outputs: ModelOutput, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the most likely first and last token."""
-        import torch
-
         ends = (outputs.start_logits, outputs.end_logits)
         return torch.stack([logits.detach().argmax(dim=-1) for logits in ends], dim=-1)
 
@@ -188,13 +166,8 @@ class QuestionAnswering(Task):
 
         Raises `DataError` for rows without answers, and `ModelError` for logits that are not finite.
         """
-        import numpy as np
-
-        if examples.labels is None:
-            raise DataError("The split has no answers, so nothing can be evaluated on it.", expected="a column answers")
-        window_answers = examples.answers(outputs, examples.batch(indices))
-        if not np.isfinite(window_answers).all():
-            raise ModelError("The model's outputs are not finite.", hint="export or quantize it anew")
+        required(examples.labels, "answers", "answers")
+        window_answers = finite(examples.answers(outputs, examples.batch(indices)))
         answers, scores = [], []
         for (first, last), index in zip(window_answers, indices, strict=True):
             example = examples.inputs[index]
@@ -222,20 +195,11 @@ class QuestionAnswering(Task):
             model: Name of the model in the report.
             target: Name of the target in the report.
         """
-        import numpy as np
-
-        from compress.tasks.classes import mean_row, outcome_row
-
-        given = _answers(collected)
-        gold = dict(
-            zip(
-                collected[_ROW].tolist(),
-                (json.loads(reference) for reference in collected[_GOLD].tolist()),
-                strict=True,
-            )
-        )
-        f1 = np.array([max(word_f1(given[row], reference) for reference in gold[row] or [""]) for row in sorted(gold)])
-        right = np.array([any(exact(given[row], reference) for reference in gold[row] or [""]) for row in sorted(gold)])
+        answers = _answers(collected)
+        gold = dict(zip(collected[_ROW].tolist(), map(json.loads, collected[_GOLD].tolist()), strict=True))
+        pairs = [(answers[row], gold[row] or [""]) for row in sorted(gold)]
+        f1 = np.array([max(word_f1(answer, reference) for reference in references) for answer, references in pairs])
+        right = np.array([any(exact(answer, reference) for reference in references) for answer, references in pairs])
         return [mean_row("f1", f1, model, target), outcome_row("exact_match", right, model, target)]
 
     def compare(
@@ -249,16 +213,8 @@ class QuestionAnswering(Task):
             model: Name of the model in the report.
             target: Name of the target in the report.
         """
-        import numpy as np
-
-        from compress.tasks.classes import agreement_row
-
         answers, theirs = _answers(collected), _answers(reference)
         return [agreement_row(np.array([answers[row] == theirs[row] for row in sorted(answers)]), model, target)]
-
-    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
-        """Return None: answers are no classes."""
-        return None
 
 
 def _answers(collected: CollectedOutputs) -> dict[int, str]:
@@ -275,8 +231,6 @@ def _answers(collected: CollectedOutputs) -> dict[int, str]:
 
 def _tokens_of(gold: Mapping[str, Any], context: str, offsets: np.ndarray, row: int) -> list[int]:
     """Return first and last token of the first answer that lies within a window, else those of no answer."""
-    import numpy as np
-
     for text, start in zip(gold["text"], gold["answer_start"], strict=True):
         start = context.find(text) if start is None else start
         if start < 0 or context[start : start + len(text)] != text:

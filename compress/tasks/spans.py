@@ -7,12 +7,10 @@ import re
 import string
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from compress.tasks.lazy_modules import np
 from compress.utils.errors import DataError, MissingExtraError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 MOST_TOKENS = 30
 """Largest number of tokens of an answer."""
@@ -50,8 +48,6 @@ def best_span(first: np.ndarray, last: np.ndarray, allowed: np.ndarray) -> tuple
 
     ``first`` and ``last`` are logits [tokens]. A span has 1 to `MOST_TOKENS` tokens (Devlin et al. 2019, section 4.2).
     """
-    import numpy as np
-
     positions = np.flatnonzero(allowed)
     if not len(positions):
         return 0, 0, float("-inf")

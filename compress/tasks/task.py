@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, overload
 from compress.data.columns import Column
 from compress.data.slices import Slice
 from compress.tasks.capability import Capabilities
+from compress.tasks.lazy_modules import losses, np, pa, torch
 from compress.utils.errors import DataError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-    import torch
     from transformers.utils import ModelOutput
 
     from compress.models.model import Processor, TorchModel
@@ -82,7 +80,7 @@ LOGITS, LAST_HIDDEN_STATE, SENTENCE_EMBEDDING = "logits", "last_hidden_state", "
 
 
 class Head(Protocol):
-    """Postprocessing of a model's outputs into answers, for models whose answers are not their logits.
+    """Postprocessing of a model's outputs into answers, by default its logits unchanged.
 
     Attributes:
         outputs: Names of the outputs that it reads.
@@ -90,12 +88,13 @@ class Head(Protocol):
         answer_label: Noun for the answers in messages.
     """
 
-    outputs: ClassVar[tuple[str, ...]]
-    answer: ClassVar[str]
-    answer_label: ClassVar[str]
+    outputs: ClassVar[tuple[str, ...]] = (LOGITS,)
+    answer: ClassVar[str] = LOGITS
+    answer_label: ClassVar[str] = "logits"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the answers [B, ...] of a batch. Answers of padding are 0, so that a longer batch only adds zeros."""
+        return outputs[LOGITS]
 
 
 @dataclass(frozen=True)
@@ -143,8 +142,6 @@ class Examples:
 
     def subset(self, rows: Iterable[int]) -> Examples:
         """Return the examples at ``rows``, in that order."""
-        import numpy as np
-
         indices = np.fromiter(rows, dtype=np.int64)
         labels, sizes, seconds = (
             None if values is None else values[indices] for values in (self.labels, self.sizes, self.seconds)
@@ -157,8 +154,6 @@ class Examples:
 
         Examples of similar length share a batch, and are timed apart from longer ones.
         """
-        import numpy as np
-
         if self.sizes is not None:
             return self.sizes
         return np.array([next(iter(example.values())).shape[-1] for example in self.inputs])
@@ -206,10 +201,11 @@ class Examples:
     def answers(self, outputs: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the answers [B, ...] of a batch, from a graph's outputs and ``head``."""
         if self.full_call:
-            return _all_outputs(outputs)
+            # All numbers of all outputs, [1, numbers].
+            numbers = [array.astype(np.float32).reshape(-1) for array in outputs.values() if array.dtype.kind in "fiub"]
+            return np.concatenate(numbers)[np.newaxis]
         if self.head is None or (self.answer in outputs and self.answer not in self.outputs):
             return outputs[self.answer]
-        import torch
 
         tensors = {name: torch.from_numpy(outputs[name]) for name in self.outputs}
         return self.head.read(tensors, {name: torch.from_numpy(array) for name, array in batch.items()}).numpy()
@@ -221,24 +217,13 @@ class Examples:
 
     def with_unlabeled(self, more: Examples) -> Examples:
         """Return the examples followed by ``more``, whose labels are -100 (none)."""
-        import numpy as np
-
         assert self.labels is not None, "asked for by who learns from labels"
         none = np.full((len(more), *self.labels.shape[1:]), -100, self.labels.dtype)
         labels = np.concatenate([self.labels, none])
         return replace(self, inputs=[*self.inputs, *more.inputs], labels=labels)
 
 
-def _all_outputs(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return all numbers of all outputs of a call, [1, numbers]."""
-    import numpy as np
-
-    numbers = [array.astype(np.float32).reshape(-1) for array in outputs.values() if array.dtype.kind in "fiub"]
-    return np.concatenate(numbers)[np.newaxis]
-
-
 def _stack(name: str, arrays: Sequence[np.ndarray], fill: float | None) -> np.ndarray:
-    import numpy as np
 
     shapes = {array.shape for array in arrays}
     if len(shapes) == 1:
@@ -265,7 +250,7 @@ class Task(Protocol):
     """One Hugging Face task. Its file defines an object `TASK`, which `registry` finds.
 
     A task of another package is an object named by an entry point of the group `compress.tasks`. Importing the file
-    imports neither torch nor numpy: methods import them.
+    imports neither torch nor numpy: methods import them, or use those of `compress.tasks.lazy_modules`.
     """
 
     name: str
@@ -396,9 +381,7 @@ class Task(Protocol):
 
     def distance(self, student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
         """Return a differentiable scalar distance between a student's answers [B, ...] and its teacher's."""
-        from compress.numerics.losses import softened_kl
-
-        return softened_kl(student, teacher, temperature)
+        return losses.softened_kl(student, teacher, temperature)
 
     def predicted_labels(self, outputs: ModelOutput, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the model's own predictions for a batch as labels, for rows without labels."""
@@ -440,6 +423,61 @@ class Task(Protocol):
             target: Name of the target in the report.
         """
 
-    @abstractmethod
     def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
         """Return class probabilities, [n, classes], or None if answers are no classes. Raises `ModelError`."""
+        return None
+
+
+def starter_recipe(
+    name: str,
+    description: str,
+    model: str,
+    data: Mapping[str, object],
+    stages: Mapping[str, Mapping[str, object]],
+    limit: Mapping[str, object],
+    **sections: object,
+) -> dict[str, Any]:
+    """Return the fields of a task's starter recipe, whose models are measured on this machine's CPU.
+
+    Args:
+        name: Name of the recipe.
+        description: Description of its result.
+        model: Reference of the starting model.
+        data: The `data` section, or empty for the task's default.
+        stages: Parameters of each stage by its name, in the order of the run.
+        limit: Limit of the most important metric.
+        **sections: Further fields of the recipe.
+    """
+    recipe = {
+        "name": name,
+        "description": description,
+        "model": model,
+        "data": data,
+        "stages": [{stage: parameters} for stage, parameters in stages.items()],
+        "targets": ["cpu"],
+        "benchmark": {},
+        "limits": [limit],
+        **sections,
+    }
+    return recipe if data else {field: value for field, value in recipe.items() if field != "data"}
+
+
+def split_files(suffix: str, columns: Mapping[str, str], **settings: object) -> dict[str, object]:
+    """Return a starter's `data` section: one file for each split, the columns of the files, and further settings."""
+    splits = {split: f"{split}.{suffix}" for split in ("train", "validation", "test")}
+    return {"splits": splits, "columns": columns, **settings}
+
+
+def split_folders(folder: str) -> dict[str, object]:
+    """Return a starter's `data` section with a subfolder of ``folder`` for each split."""
+    return {"splits": {split: f"{folder}/{split}" for split in ("train", "validation", "test")}}
+
+
+def distill_finetuned(epochs: int) -> dict[str, dict[str, object]]:
+    """Return a starter's stage that trains a student with half of the layers of a base model."""
+    return {"distill": {"teacher": "finetune", "student": {"layers": [0, 2, 4]}, "epochs": epochs}}
+
+
+def relative_limit(metric: str, share: float) -> dict[str, object]:
+    """Return a starter's limit: the least ``share`` of the baseline's value that a metric may have."""
+    return {"metric": metric, "at_least": share, "of": "baseline"}

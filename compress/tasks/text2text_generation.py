@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,15 @@ from compress.tasks.capability import (
     REWRITES,
     TAKES_TEXT,
 )
-from compress.tasks.task import CollectedOutputs, Examples, Task
+from compress.tasks.classes import cross_entropy, interval_row, mean_row, outcome_row
+from compress.tasks.lazy_modules import np, pa, torch
+from compress.tasks.loading import Origin, load_by, tokenizer_by
+from compress.tasks.task import Examples, relative_limit, split_files, starter_recipe
+from compress.tasks.text_metrics import TextWriting
+from compress.tasks.tokens import IGNORED, ragged, text_inputs
 from compress.utils.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-    import torch
     from transformers.utils import ModelOutput
 
     from compress.models.model import Processor, TorchModel
@@ -34,23 +37,8 @@ START = -1
 """Placeholder in ``decoder_input_ids`` for the model's decoder start token, which the tokenizer does not know."""
 _RESAMPLES = 1000
 
-_STARTER: dict[str, object] = {
-    "name": "my-rewriter",
-    "description": "a small model that writes text from text, taught on my own pairs",
-    "model": "google-t5/t5-small",
-    "data": {
-        "splits": {"train": "train.csv", "validation": "validation.csv", "test": "test.csv"},
-        "columns": {"text": "source", "target": "target"},
-    },
-    "stages": [{"finetune": {"epochs": 3}}, {"onnx": {}}, {"onnx_int8": {}}],
-    "baseline": "onnx",
-    "targets": ["cpu"],
-    "benchmark": {},
-    "limits": [{"metric": "chrf", "at_least": 0.97, "of": "baseline"}],
-}
 
-
-class TextToText(Task):
+class TextToText(TextWriting):
     """Hugging Face `text2text-generation`: T5, BART, Marian and similar models, evaluated by their generated texts.
 
     Generation follows the model's generation_config.json, greedy or by beam search.
@@ -67,16 +55,20 @@ class TextToText(Task):
         "EncoderDecoderModel",
     )
     app_steps = ("tokenize", "rewrite")
-    starter = _STARTER
+    starter = starter_recipe(
+        "my-rewriter",
+        "a small model that writes text from text, taught on my own pairs",
+        "google-t5/t5-small",
+        split_files("csv", {"text": "source", "target": "target"}),
+        {"finetune": {"epochs": 3}, "onnx": {}, "onnx_int8": {}},
+        relative_limit("chrf", 0.97),
+        baseline="onnx",
+    )
     slices = (Slice(length="quartiles"),)
     batch_size = 8
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights in fp32 and the tokenizer. Raises `ModelError` for files that do not load."""
-        import torch
-
-        from compress.tasks.loading import Origin, load_by, tokenizer_by
-
         expected = "an encoder with a decoder and a tokenizer, in Hugging Face layout"
         origin = Origin(self.name, directory, tokenizer_by(trust_remote_code), expected)
         model = load_by("AutoModelForSeq2SeqLM", origin, trust_remote_code, dtype=torch.float32)
@@ -94,14 +86,12 @@ class TextToText(Task):
             labels: Class names of the model, or None to ignore labels.
             max_length: Number of tokens after which texts are truncated.
         """
-        import numpy as np
-
-        from compress.tasks.tokens import IGNORED, ragged, text_inputs
-
-        inputs, padding = text_inputs(_tokens(processor, max_length, text=rows["text"].to_pylist()), processor)
+        encoded = processor(text=rows["text"].to_pylist(), truncation=True, max_length=max_length)
+        inputs, padding = text_inputs(encoded, processor)
         if "target" not in rows.column_names:
             return Examples(inputs, padding)
-        target_ids = _tokens(processor, max_length, text_target=rows["target"].to_pylist())["input_ids"]
+        targets = processor(text_target=rows["target"].to_pylist(), truncation=True, max_length=max_length)
+        target_ids = targets["input_ids"]
         for example, ids in zip(inputs, target_ids, strict=True):
             example[DECODER_IDS] = np.array([START, *ids[:-1]], dtype=np.int64)
         return Examples(inputs, padding | {DECODER_IDS: padding["input_ids"]}, ragged(target_ids, IGNORED))
@@ -123,83 +113,48 @@ class TextToText(Task):
             max_length: Number of tokens after which texts are truncated.
             evaluation: The recipe's `evaluation` section.
         """
-        import numpy as np
-
-        from compress.tasks.tokens import text_inputs
-
-        inputs, padding = text_inputs(_tokens(processor, max_length, text=rows["text"].to_pylist()), processor)
+        examples = self.encode(rows.select(["text"]), processor, labels, max_length)
         targets = np.array(rows["target"].to_pylist()) if "target" in rows.column_names else None
-        return Examples(inputs, padding, targets)
+        return replace(examples, labels=targets)
 
     def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy of the target's tokens."""
-        from compress.tasks.classes import cross_entropy
-
         logits = outputs.logits.float()
         targets = labels[:, : logits.shape[1]].long()
         return cross_entropy(logits.flatten(0, 1), targets.flatten())
 
-    def collect(
-        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
-    ) -> CollectedOutputs:
-        """Return the generated texts, or losses of the targets. See `keep_texts`."""
-        from compress.tasks.text_metrics import keep_texts
-
-        return keep_texts(outputs, examples, indices)
-
-    def measure(
-        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
-    ) -> list[Measurement]:
+    def text_rows(self, texts: Sequence[str], references: Sequence[str], model: str, target: str) -> list[Measurement]:
         """Return chrF and BLEU of all texts, ROUGE-L F1 per text, and exact match.
 
-        Popovic 2015, Papineni et al. 2002 and Lin 2004, by sacrebleu and rouge-score; intervals are over texts.
+        Popovic 2015, Papineni et al. 2002 and Lin 2004, by sacrebleu and rouge-score; intervals are over texts. A
+        single text has no interval of chrF and BLEU.
 
         Args:
-            collected: Collected outputs of all examples.
-            labels: Labels of all examples.
+            texts: Generated texts.
+            references: Target of each text.
             model: Name of the model in the report.
             target: Name of the target in the report.
         """
-        from compress.tasks.classes import mean_row, outcome_row
-        from compress.tasks.text_metrics import TEXTS, next_token_row, stripped
-
-        if TEXTS not in collected:
-            return [next_token_row(collected, model, target)]
-        import numpy as np
-
-        assert labels is not None, "keep asks for targets"
-        written, references = stripped(collected[TEXTS]), stripped(labels)
         try:
             from rouge_score.rouge_scorer import RougeScorer
+            from sacrebleu.metrics import BLEU, CHRF
         except ModuleNotFoundError as error:
-            raise MissingExtraError("rouge-score", "metrics", "ROUGE") from error
-        scorer = RougeScorer(["rougeL"], use_stemmer=False)
-        overlap = [scorer.score(*pair)["rougeL"].fmeasure for pair in zip(references, written, strict=True)]
-        same = np.array([text == other for text, other in zip(written, references, strict=True)])
-        return [
-            *_corpus_rows(written, references, model, target),
-            mean_row("rouge_l", np.array(overlap), model, target),
-            outcome_row("exact_match", same, model, target),
-        ]
-
-    def compare(
-        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
-    ) -> list[Measurement]:
-        """Return the share of texts that equal the baseline's.
-
-        Args:
-            collected: Collected outputs of the model.
-            reference: Collected outputs of the baseline.
-            model: Name of the model in the report.
-            target: Name of the target in the report.
-        """
-        from compress.tasks.text_metrics import same_texts
-
-        return same_texts(collected, reference, model, target)
-
-    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
-        """Return None: texts are no classes."""
-        return None
+            raise MissingExtraError(
+                "rouge-score" if error.name == "rouge_score" else "sacrebleu", "metrics", "Measuring texts"
+            ) from error
+        rows, count = [], len(texts)
+        for name, metric in (("chrf", CHRF()), ("bleu", BLEU())):
+            score = metric.corpus_score(texts, [references], n_bootstrap=_RESAMPLES if count > 1 else 1)
+            low = high = None
+            if count > 1:
+                low = min(score.score, score._mean - score._ci) / 100
+                high = max(score.score, score._mean + score._ci) / 100
+            rows.append(interval_row(name, (score.score / 100, low, high), count, model, target))
+        scorer, pairs = RougeScorer(["rougeL"], use_stemmer=False), list(zip(references, texts, strict=True))
+        overlap = np.array([scorer.score(*pair)["rougeL"].fmeasure for pair in pairs])
+        same = np.array([reference == text for reference, text in pairs])
+        rows.append(mean_row("rouge_l", overlap, model, target))
+        return [*rows, outcome_row("exact_match", same, model, target)]
 
 
 def _begin(module: Any, given: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -209,14 +164,8 @@ def _begin(module: Any, given: Any, named: dict[str, Any]) -> tuple[Any, dict[st
     return given, named if ids is None else named | {DECODER_IDS: ids.masked_fill(ids == START, start)}
 
 
-def _tokens(processor: Processor, max_length: int, **texts: list[str]) -> Mapping[str, Any]:
-    encoded: Mapping[str, Any] = processor(**texts, truncation=True, max_length=max_length)
-    return encoded
-
-
 def _corpus_rows(written: list[str], references: list[str], model: str, target: str) -> list[Measurement]:
-    from compress.results.report import Measurement
-
+    """Return chrF and BLEU of all texts. A single text has no interval."""
     try:
         from sacrebleu.metrics import BLEU, CHRF
     except ModuleNotFoundError as error:
@@ -224,16 +173,11 @@ def _corpus_rows(written: list[str], references: list[str], model: str, target: 
     rows = []
     for name, metric in (("chrf", CHRF()), ("bleu", BLEU())):
         score = metric.corpus_score(written, [references], n_bootstrap=_RESAMPLES if len(written) > 1 else 1)
-        known = {}
+        low = high = None
         if len(written) > 1:
-            known = {
-                "low": min(score.score, score._mean - score._ci) / 100,
-                "high": max(score.score, score._mean + score._ci) / 100,
-            }
-        value = score.score / 100
-        rows.append(
-            Measurement(model=model, metric=name, target=target, value=value, unit="ratio", n=len(written), **known)
-        )
+            low = min(score.score, score._mean - score._ci) / 100
+            high = max(score.score, score._mean + score._ci) / 100
+        rows.append(interval_row(name, (score.score / 100, low, high), len(written), model, target))
     return rows
 
 

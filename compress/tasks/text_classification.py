@@ -10,48 +10,15 @@ from compress.data.columns import Column
 from compress.data.slices import Slice
 from compress.models.model import TorchModel
 from compress.tasks.capability import HAS_CLASSES, READS_ROWS, SINGLE_CALL, TAKES_TEXT
-from compress.tasks.classification import Classification
-from compress.tasks.task import Examples
+from compress.tasks.classes import Classification
+from compress.tasks.lazy_modules import pa
+from compress.tasks.task import Examples, relative_limit, split_files, starter_recipe
+from compress.tasks.tokens import load_encoder, text_inputs
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from compress.models.model import Processor
 
-
-_QUICK = {"precision": "fastest"}
-_STARTER: dict[str, object] = {
-    "name": "my-classifier",
-    "description": "a smaller, faster text classifier from my own CSV files",
-    "model": "sample:minilm",
-    "data": {
-        "splits": {"train": "train.csv", "validation": "validation.csv", "test": "test.csv"},
-        "columns": {"text": "text", "label": "label"},
-    },
-    "stages": [
-        {"finetune": {"epochs": 2, "learning_rate": 1e-4, "batch_size": 64, "freeze_embeddings": True, **_QUICK}},
-        {"prune": {"feed_forward": 0.25}},
-        {
-            "distill": {
-                "teacher": "finetune",
-                "student": {"layers": [0, 2, 4]},
-                "epochs": 3,
-                "learning_rate": 3e-4,
-                "batch_size": 64,
-                "dropout": 0,
-                "keep_best": False,
-                **_QUICK,
-            }
-        },
-        {"trim_vocabulary": {}},
-        {"onnx": {}},
-        {"onnx_int8": {}},
-    ],
-    "baseline": "finetune",
-    "targets": ["cpu"],
-    "benchmark": {},
-    "limits": [{"metric": "accuracy", "at_least": 0.98, "of": "baseline"}],
-}
+_QUICK = {"batch_size": 64, "precision": "fastest"}
 
 
 class TextClassification(Classification):
@@ -62,7 +29,23 @@ class TextClassification(Classification):
     capabilities = frozenset({READS_ROWS, TAKES_TEXT, HAS_CLASSES, SINGLE_CALL})
     architectures = ("ForSequenceClassification",)
     app_steps = ("tokenize", "softmax")
-    starter = _STARTER
+    starter = starter_recipe(
+        "my-classifier",
+        "a smaller, faster text classifier from my own CSV files",
+        "sample:minilm",
+        split_files("csv", {"text": "text", "label": "label"}),
+        {
+            "finetune": {"epochs": 2, "learning_rate": 1e-4, "freeze_embeddings": True, **_QUICK},
+            "prune": {"feed_forward": 0.25},
+            "distill": {"teacher": "finetune", "student": {"layers": [0, 2, 4]}, "epochs": 3, "learning_rate": 3e-4}
+            | {"dropout": 0, "keep_best": False, **_QUICK},
+            "trim_vocabulary": {},
+            "onnx": {},
+            "onnx_int8": {},
+        },
+        relative_limit("accuracy", 0.98),
+        baseline="finetune",
+    )
     slices = (Slice(column="label"), Slice(length="quartiles"))
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
@@ -70,28 +53,12 @@ class TextClassification(Classification):
 
         Raises `ModelError` for files that do not load and `DataError` for labels that a trained head lacks.
         """
-        from compress.tasks.tokens import load_encoder
-
         return load_encoder(self.name, directory, "SequenceClassification", labels, trust_remote_code)
 
-    def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """Tokenize the texts. Token type ids are omitted because they are zero for single texts. Raises `DataError`.
-
-        Args:
-            rows: Rows with the task's columns; label columns are optional.
-            processor: Processor of the model.
-            labels: Class names of the model, or None to ignore labels.
-            max_length: Number of tokens after which texts are truncated.
-        """
-        from compress.tasks.classes import label_ids
-        from compress.tasks.tokens import text_inputs
-
+    def encode_inputs(self, rows: pa.Table, processor: Processor, max_length: int) -> Examples:
+        """Tokenize the texts. Token type ids are omitted because they are zero for single texts."""
         encoded = processor(rows["text"].to_pylist(), truncation=True, max_length=max_length)
-        inputs, padding = text_inputs(encoded, processor)
-        ids = None
-        if labels is not None and "label" in rows.column_names:
-            ids = label_ids(rows["label"].to_pylist(), labels)
-        return Examples(inputs, padding, ids)
+        return Examples(*text_inputs(encoded, processor))
 
 
 TASK = TextClassification()

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from compress.data.columns import Column
 from compress.models.model import TorchModel
 from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, GENERATES, TAKES_TEXT
-from compress.tasks.task import CollectedOutputs, Examples, Task
+from compress.tasks.lazy_modules import calibration, np, pa, statistics, token_metrics, torch
+from compress.tasks.task import CollectedOutputs, Examples, Task, starter_recipe
 from compress.tasks.token_sequences import (
     EXPECTED,
     SEPARATOR,
@@ -28,9 +29,6 @@ from compress.tasks.token_sequences import (
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-    import torch
     from transformers.utils import ModelOutput
 
     from compress.models.model import Processor
@@ -47,8 +45,6 @@ def python_kinds(texts: Sequence[str]) -> np.ndarray:
     Tokens are those of the standard library's `tokenize`. Text between tokens and indents count as white space. Raises
     `DataError` for a text that is not Python.
     """
-    import numpy as np
-
     byte_kinds = []
     for row, text in enumerate(texts):
         try:
@@ -70,8 +66,6 @@ def kinds_of_tokens(kinds: np.ndarray, spaces: np.ndarray, starts: np.ndarray) -
     the
     end.
     """
-    import numpy as np
-
     positions = np.where(spaces, len(spaces), np.arange(len(spaces)))
     following = np.append(np.minimum.accumulate(positions[::-1])[::-1], len(spaces))
     first = following[starts[:-1]]
@@ -81,8 +75,6 @@ def kinds_of_tokens(kinds: np.ndarray, spaces: np.ndarray, starts: np.ndarray) -
 
 def _bytes(text: str) -> np.ndarray:
     """Return the categories of the bytes of one text in UTF-8."""
-    import numpy as np
-
     lines = list(io.StringIO(text, newline=""))
     begins = np.concatenate([[0], np.cumsum([len(line) for line in lines])]).astype(int)
     kinds, opened = np.zeros(len(text), np.int8), list[int]()
@@ -117,22 +109,6 @@ _SCORED, _TOKENS, _BEGIN, _FIRST, _END = range(5)
 makes of their text, and the bytes of the text at which the window begins, what counts begins, and both end."""
 _LOSS, _RIGHT, _TOP, _DISTRIBUTION = "loss", "right", "top", "log_probabilities"
 
-_STARTER: dict[str, object] = {
-    "name": "my-chat-model",
-    "description": "a language model with 4-bit weights, as ONNX, calibrated and judged on my own texts",
-    "model": "sample:smollm2",
-    "data": {
-        "splits": {"train": "train.jsonl", "test": "test.jsonl"},
-        "columns": {"text": "text"},
-        "max_length": 512,
-    },
-    "stages": [{"equalize": {}}, {"gptq": {"bits": 4, "group_size": 64, "embedding_bits": 4}}, {"onnx": {}}],
-    "targets": ["cpu"],
-    "evaluation": {"windows": 20},
-    "benchmark": {"contexts": [128], "every_stage": False},
-    "limits": [{"metric": "perplexity", "at_most": 1.35, "of": "baseline"}],
-}
-
 
 class TextGeneration(Task):
     """Hugging Face `text-generation`, evaluated by how well the test text is predicted token by token."""
@@ -143,12 +119,20 @@ class TextGeneration(Task):
     architectures = ("ForCausalLM", "LMHeadModel")
     ratios = ("perplexity", "next_token_accuracy", "bits_per_byte")
     app_steps = ("prompt", "generate")
-    starter = _STARTER
+    starter = starter_recipe(
+        "my-chat-model",
+        "a language model with 4-bit weights, as ONNX, calibrated and judged on my own texts",
+        "sample:smollm2",
+        {"splits": {"train": "train.jsonl", "test": "test.jsonl"}, "columns": {"text": "text"}, "max_length": 512},
+        {"equalize": {}, "gptq": {"bits": 4, "group_size": 64, "embedding_bits": 4}, "onnx": {}},
+        {"metric": "perplexity", "at_most": 1.35, "of": "baseline"},
+        evaluation={"windows": 20},
+        benchmark={"contexts": [128], "every_stage": False},
+    )
     batch_size = 1
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights in fp32 and the tokenizer. Raises `ModelError` for files that do not load."""
-        import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from compress.models.config_checks import explain_load_failure, load_error_types
@@ -194,8 +178,6 @@ class TextGeneration(Task):
             max_length: Number of tokens after which texts are truncated.
             evaluation: The recipe's `evaluation` section.
         """
-        import numpy as np
-
         reading, first, stride = read(rows, processor), prefix_tokens(processor), evaluation.stride
         ids = token_ids(rows, processor) if reading is None else reading.ids
         body = max_length - len(first)
@@ -233,8 +215,6 @@ class TextGeneration(Task):
 
         A token belongs to the sequence in which it begins. Raises `DataError` for a sequence without a scored token.
         """
-        import numpy as np
-
         reference = baseline()
         if processor.get_vocab() == reference.get_vocab():
             return self.eval_examples(rows, processor, labels, max_length, evaluation)
@@ -265,8 +245,6 @@ class TextGeneration(Task):
 
         The blank line after a row belongs to the row.
         """
-        import numpy as np
-
         if examples.labels is None:
             return np.zeros(len(examples), dtype=bool)
         sizes = [len(text.encode()) + len(SEPARATOR) for text in rows["text"].to_pylist()]
@@ -287,8 +265,6 @@ class TextGeneration(Task):
             examples: The examples made of the rows.
             language: "text" or "python".
         """
-        import numpy as np
-
         reading = None if language == "text" else read(rows, processor)
         if reading is None or examples.labels is None:
             return {}
@@ -306,8 +282,6 @@ class TextGeneration(Task):
 
     def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy of ``labels`` [batch, length] without the first token and those of -100."""
-        import torch
-
         logits: torch.Tensor = outputs.logits[:, :-1].float()
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED)
 
@@ -321,8 +295,6 @@ class TextGeneration(Task):
         logits
         that are not finite or incomplete.
         """
-        import numpy as np
-
         parts = [_kept(outputs[_LOGITS][row], examples, index) for row, index in enumerate(indices)]
         return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
@@ -340,8 +312,6 @@ class TextGeneration(Task):
             model: Name of the model in the report.
             target: Name of the target in the report.
         """
-        import numpy as np
-
         nats = np.nansum(collected[_LOSS], axis=1, dtype=np.float64)
         token_counts = np.isfinite(collected[_LOSS]).sum(axis=1)
         tokens = token_counts if labels is None else labels[:, _TOKENS]
@@ -368,29 +338,20 @@ class TextGeneration(Task):
             model: Name of the model in the report.
             target: Name of the target in the report.
         """
-        import numpy as np
-
-        from compress.numerics.token_metrics import divergence
-
         if any(collected[name].shape != reference[name].shape for name in (_TOP, _DISTRIBUTION)):
             return []
         same = (collected[_TOP] == reference[_TOP]).mean(axis=1, dtype=np.float64)
         pairs = zip(reference[_DISTRIBUTION], collected[_DISTRIBUTION], strict=True)
-        divergences = np.array([divergence(baseline, student).mean() for baseline, student in pairs])
+        divergences = np.array([token_metrics.divergence(baseline, student).mean() for baseline, student in pairs])
         return [
             _row("agreement", same, model, target, "ratio"),
             _row("kl_divergence", divergences, model, target, "nats"),
         ]
 
-    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
-        """Return None: a vocabulary is no set of classes."""
-        return None
-
 
 def _examples(
     windows: Sequence[np.ndarray], scored: int | None = None, note: str = "", counts: np.ndarray | None = None
 ) -> Examples:
-    import numpy as np
 
     inputs = [{_IDS: window, "attention_mask": np.ones_like(window)} for window in windows]
     return Examples(inputs, {_IDS: 0, "attention_mask": 0}, counts, num_scored_tokens=scored, note=note)
@@ -398,8 +359,6 @@ def _examples(
 
 def _counts(reading: Reading, begins: np.ndarray, body: int, scored: int) -> np.ndarray:
     """Return the labels of sequences of ``body`` tokens at the given starts; their last ``scored`` tokens count."""
-    import numpy as np
-
     places = [begins, begins + body - min(scored, body), begins + body]
     counted = np.full(len(begins), scored)
     return np.column_stack([counted, counted, *(reading.starts[position] for position in places)])
@@ -423,9 +382,6 @@ def _note(tokens: int, windows: int, chosen: int, body: int, stride: int) -> str
 
 
 def _kept(logits: np.ndarray, examples: Examples, index: int) -> dict[str, np.ndarray]:
-    import numpy as np
-
-    from compress.numerics.token_metrics import log_probabilities, negative_log_likelihood
 
     ids = examples.inputs[index][_IDS]
     if logits.shape[:-1] != ids.shape:
@@ -442,7 +398,7 @@ def _kept(logits: np.ndarray, examples: Examples, index: int) -> dict[str, np.nd
             f"The text has the token {int(followed.max())}; the model has logits for {logits.shape[-1]}.",
             expected="the tokenizer that the model was trained with",
         )
-    loss, top = negative_log_likelihood(answers, followed), answers.argmax(axis=-1)
+    loss, top = token_metrics.negative_log_likelihood(answers, followed), answers.argmax(axis=-1)
     if not np.isfinite(loss).all():
         raise ModelError(
             "The model's logits are not finite.",
@@ -456,14 +412,12 @@ def _kept(logits: np.ndarray, examples: Examples, index: int) -> dict[str, np.nd
         _LOSS: np.pad(loss.astype(np.float32), (0, more), constant_values=np.nan),
         _RIGHT: np.pad(top == followed, (0, more)),
         _TOP: np.pad(top.astype(np.int32), (0, more), constant_values=-1),
-        _DISTRIBUTION: log_probabilities(answers[places]).astype(np.float16),
+        _DISTRIBUTION: token_metrics.log_probabilities(answers[places]).astype(np.float16),
     }
 
 
 def _places(scored: int, windows: int, index: int) -> np.ndarray:
     """Return the positions of a sequence whose distribution is collected; they are the same for every model."""
-    import numpy as np
-
     count = min(scored, max(1, _DISTRIBUTIONS // windows))
     return np.sort(np.random.default_rng([_SEED, index]).choice(scored, count, replace=False))
 
@@ -484,10 +438,9 @@ def perplexity_row(metric: str, nats: np.ndarray, model: str, target: str) -> Me
 
 def _row(metric: str, samples: np.ndarray, model: str, target: str, unit: str) -> Measurement:
     """Return the mean over sequences. A single sequence has no interval."""
-    from compress.numerics.calibration import mean_interval
     from compress.results.report import Measurement
 
-    value, low, high = mean_interval(samples, _SEED)
+    value, low, high = calibration.mean_interval(samples, _SEED)
     known = {"low": low, "high": high} if len(samples) > 1 else {}
     raw = tuple(samples.tolist())
     return Measurement(
@@ -497,10 +450,11 @@ def _row(metric: str, samples: np.ndarray, model: str, target: str, unit: str) -
 
 def _bits_row(bits: np.ndarray, size: np.ndarray, model: str, target: str) -> Measurement:
     """Return bits per byte of text, which is comparable between vocabularies. Outcomes use the mean number of bytes."""
-    from compress.numerics.statistics import ratio_interval
     from compress.results.report import Measurement
 
-    interval = ratio_interval(bits, size, _SEED)._asdict() if len(bits) > 1 else {"value": float(bits[0] / size[0])}
+    interval = (
+        statistics.ratio_interval(bits, size, _SEED)._asdict() if len(bits) > 1 else {"value": float(bits[0] / size[0])}
+    )
     raw = tuple((bits / size.mean()).tolist())
     return Measurement(model=model, metric="bits_per_byte", target=target, unit="bits", n=len(raw), raw=raw, **interval)
 

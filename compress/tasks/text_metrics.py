@@ -1,23 +1,21 @@
-"""Shared functions of tasks that generate text: collected texts, and losses of reference tokens.
+"""Base class of tasks that generate text, and word and character error rates. Importing this imports no torch.
 
 Texts are normalized as the papers that introduced the metrics do it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from compress.numerics.statistics import ratio_interval
-from compress.numerics.token_metrics import word_errors
 from compress.results.report import Measurement
-from compress.tasks.classes import agreement_row
-from compress.tasks.task import CollectedOutputs, Examples
+from compress.tasks.classes import agreement_row, finite, interval_row, mean_row, required
+from compress.tasks.lazy_modules import np, statistics, token_metrics
+from compress.tasks.task import CollectedOutputs, Examples, Task
 from compress.tasks.tokens import IGNORED
-from compress.utils.errors import DataError, ModelError
+from compress.utils.errors import DataError
 
 if TYPE_CHECKING:
     from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
@@ -28,51 +26,68 @@ TEXTS = "texts"
 _LOSS, _RIGHT = "loss", "right"
 
 
-def keep_texts(outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> CollectedOutputs:
-    """Return the generated texts [batch], or from logits each row's loss and share of correct tokens.
+class TextWriting(Task):
+    """Generation of a text for each row, evaluated by its similarity to a target."""
 
-    Raises `DataError` for rows without a target, and `ModelError` for logits that are not finite.
-    """
-    if examples.labels is None:
-        raise DataError("The split has no targets, so nothing can be evaluated on it.", expected="a column target")
-    if TEXTS in outputs:
-        return {TEXTS: outputs[TEXTS]}
-    from compress.numerics.token_metrics import negative_log_likelihood
+    @abstractmethod
+    def text_rows(self, texts: Sequence[str], references: Sequence[str], model: str, target: str) -> list[Measurement]:
+        """Return the metrics of generated texts.
 
-    logits = outputs[examples.answer]
-    pairs: list[tuple[float, float]] = []
-    for row, index in enumerate(indices):
-        target_ids = examples.labels[index][examples.labels[index] != IGNORED].astype(np.int64)
-        target_logits = logits[row][: len(target_ids)]
-        if not np.isfinite(target_logits).all():
-            raise ModelError("The model's outputs are not finite.", hint="export or quantize it anew")
-        loss = negative_log_likelihood(target_logits, target_ids)
-        pairs.append((float(loss.mean()), float((target_logits.argmax(axis=-1) == target_ids).mean())))
-    return {name: np.array(values) for name, values in zip((_LOSS, _RIGHT), zip(*pairs, strict=True), strict=True)}
+        Args:
+            texts: Generated texts.
+            references: Target of each text.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
 
+    def collect(
+        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
+    ) -> CollectedOutputs:
+        """Return the generated texts [batch], or from logits each row's loss and share of correct tokens.
 
-def next_token_row(collected: CollectedOutputs, model: str, target: str) -> Measurement:
-    """Return the share of correct tokens, if logits were collected."""
-    from compress.tasks.classes import mean_row
+        Raises `DataError` for rows without a target, and `ModelError` for logits that are not finite.
+        """
+        labels = required(examples.labels, "targets", "target")
+        if TEXTS in outputs:
+            return {TEXTS: outputs[TEXTS]}
+        logits = outputs[examples.answer]
+        pairs: list[tuple[float, float]] = []
+        for row, index in enumerate(indices):
+            target_ids = labels[index][labels[index] != IGNORED].astype(np.int64)
+            target_logits = finite(logits[row][: len(target_ids)])
+            loss = token_metrics.negative_log_likelihood(target_logits, target_ids)
+            pairs.append((float(loss.mean()), float((target_logits.argmax(axis=-1) == target_ids).mean())))
+        return {name: np.array(values) for name, values in zip((_LOSS, _RIGHT), zip(*pairs, strict=True), strict=True)}
 
-    return mean_row("next_token_accuracy", collected[_RIGHT], model, target)
+    def measure(
+        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
+    ) -> list[Measurement]:
+        """Return the metrics of the generated texts, or the share of correct tokens if logits were collected.
 
+        Args:
+            collected: Collected outputs of all examples.
+            labels: Labels of all examples.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
+        if TEXTS not in collected:
+            return [mean_row("next_token_accuracy", collected[_RIGHT], model, target)]
+        assert labels is not None, "`collect` requires targets"
+        texts, references = ([str(text).strip() for text in part] for part in (collected[TEXTS], labels))
+        return self.text_rows(texts, references, model, target)
 
-def stripped(texts: np.ndarray) -> list[str]:
-    """Return the strings without surrounding white space."""
-    return [str(text).strip() for text in texts]
+    def compare(
+        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
+    ) -> list[Measurement]:
+        """Return the share of texts that equal the baseline's.
 
-
-def same_texts(collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str) -> list[Measurement]:
-    """Return the share of texts that equal the baseline's.
-
-    Args:
-        collected: Collected outputs of the model.
-        reference: Collected outputs of the baseline.
-        model: Name of the model in the report.
-        target: Name of the target in the report.
-    """
-    return [agreement_row(collected[TEXTS] == reference[TEXTS], model, target)]
+        Args:
+            collected: Collected outputs of the model.
+            reference: Collected outputs of the baseline.
+            model: Name of the model in the report.
+            target: Name of the target in the report.
+        """
+        return [agreement_row(collected[TEXTS] == reference[TEXTS], model, target)]
 
 
 _SEED = 0
@@ -93,21 +108,15 @@ def word_rows(heard: np.ndarray, texts: np.ndarray, model: str, target: str) -> 
     """
     rate = _rate_row("word_error_rate", texts, heard, model, target)
     written = _rate_row("word_error_rate_as_written", texts, heard, model, target, str.split)
-    errors, words = _counts(texts, heard, _normalised_words)
-    counted = {"word_errors": errors, "words": words}
-    counts = [
-        Measurement(
-            model=model,
-            metric=name,
-            target=target,
-            value=float(count.sum()),
-            unit="words",
-            n=len(count),
-            raw=tuple(map(float, count)),
-        )
-        for name, count in counted.items()
+    counts = zip(("word_errors", "words"), _counts(texts, heard, _normalised_words), strict=True)
+    return [
+        rate,
+        written,
+        *(
+            interval_row(name, (float(count.sum()), None, None), len(count), model, target, "words", count)
+            for name, count in counts
+        ),
     ]
-    return [rate, written, *counts]
 
 
 def character_row(heard: np.ndarray, texts: np.ndarray, model: str, target: str) -> Measurement:
@@ -119,7 +128,9 @@ def character_row(heard: np.ndarray, texts: np.ndarray, model: str, target: str)
         model: Name of the model in the report.
         target: Name of the target in the report.
     """
-    return _rate_row("character_error_rate", texts, heard, model, target, _normalised_letters)
+    return _rate_row(
+        "character_error_rate", texts, heard, model, target, lambda text: list(" ".join(_normalised_words(text)))
+    )
 
 
 def rows_to_baseline(heard: np.ndarray, expected: np.ndarray, model: str, target: str) -> list[Measurement]:
@@ -154,31 +165,23 @@ def _normalised_words(text: str) -> list[str]:
     return words
 
 
-def _normalised_letters(text: str) -> list[str]:
-    return list(" ".join(_normalised_words(text)))
+Words = Callable[[str], list[str]]
+"""Function that divides a text into the parts that are counted."""
 
 
-def _counts(texts: np.ndarray, heard: np.ndarray, words_of: Any) -> tuple[np.ndarray, np.ndarray]:
+def _counts(texts: np.ndarray, heard: np.ndarray, words_of: Words) -> tuple[np.ndarray, np.ndarray]:
     """Return the errors and words of each utterance."""
     pairs = [(words_of(str(text)), words_of(str(other))) for text, other in zip(texts, heard, strict=True)]
-    return np.array([word_errors(*pair) for pair in pairs]), np.array([len(reference) for reference, _ in pairs])
+    errors = np.array([token_metrics.word_errors(*pair) for pair in pairs])
+    return errors, np.array([len(reference) for reference, _ in pairs])
 
 
 def _rate_row(
-    metric: str, texts: np.ndarray, heard: np.ndarray, model: str, target: str, words_of: object = _normalised_words
+    metric: str, texts: np.ndarray, heard: np.ndarray, model: str, target: str, words_of: Words = _normalised_words
 ) -> Measurement:
     errors, words = _counts(texts, heard, words_of)
     try:
-        interval = ratio_interval(errors, words, _SEED)
+        interval = statistics.ratio_interval(errors, words, _SEED)
     except ValueError as error:
         raise DataError("The texts hold no word.", expected="what is said in each recording") from error
-    outcomes = errors / words.mean()
-    return Measurement(
-        model=model,
-        metric=metric,
-        target=target,
-        unit="ratio",
-        n=len(words),
-        raw=tuple(map(float, outcomes)),
-        **interval._asdict(),
-    )
+    return interval_row(metric, interval, len(words), model, target, raw=errors / words.mean())

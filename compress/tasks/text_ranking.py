@@ -11,13 +11,24 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from compress.data.columns import Column
 from compress.data.slices import Slice
 from compress.tasks.capability import HAS_CLASSES, READS_ROWS, SINGLE_CALL, TAKES_PAIRS, TAKES_TEXT
-from compress.tasks.task import LOGITS, CollectedOutputs, Examples, Task
+from compress.tasks.classes import agreement_row, finite, mean_row, outcome_row, required
+from compress.tasks.embeddings import numbers
+from compress.tasks.lazy_modules import np, pa, torch
+from compress.tasks.task import (
+    LOGITS,
+    CollectedOutputs,
+    Examples,
+    Head,
+    Task,
+    distill_finetuned,
+    relative_limit,
+    split_files,
+    starter_recipe,
+)
+from compress.tasks.tokens import load_encoder, text_inputs
 from compress.utils.errors import DataError, MissingExtraError, ModelError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-    import torch
     from transformers.utils import ModelOutput
 
     from compress.models.model import Processor, TorchModel
@@ -26,27 +37,6 @@ if TYPE_CHECKING:
 _SCORES, _QUERIES, _RELEVANCE = "scores", "queries", "relevance"
 _AT = 10
 _RELEVANT = 0.5
-
-_STARTER: dict[str, object] = {
-    "name": "my-reranker",
-    "description": "a smaller, faster cross-encoder that orders what a search has found, from my own judged pairs",
-    "model": "sample:minilm",
-    "data": {
-        "splits": {"train": "train.csv", "validation": "validation.csv", "test": "test.csv"},
-        "columns": {"text": "query", "pair": "passage", "label": "label"},
-    },
-    "stages": [
-        {"finetune": {"epochs": 2}},
-        {"distill": {"teacher": "finetune", "student": {"layers": [0, 2, 4]}, "epochs": 3}},
-        {"trim_vocabulary": {}},
-        {"onnx": {}},
-        {"onnx_int8": {}},
-    ],
-    "baseline": "finetune",
-    "targets": ["cpu"],
-    "benchmark": {},
-    "limits": [{"metric": "ndcg_at_10", "at_least": 0.98, "of": "baseline"}],
-}
 
 
 def _number(value: Any) -> str | None:
@@ -67,17 +57,14 @@ def _number(value: Any) -> str | None:
 
 
 @dataclass(frozen=True)
-class Relevance:
-    """Logit of relevance beside a 0 for irrelevance: a `Head` of models with one output."""
+class Relevance(Head):
+    """Logit of relevance beside a 0 for irrelevance, of models with one output."""
 
-    outputs: ClassVar[tuple[str, ...]] = (LOGITS,)
     answer: ClassVar[str] = "relevance"
     answer_label: ClassVar[str] = "scores"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return [B, 2]: 0 and the logit, or both logits of the model."""
-        import torch
-
         logits = outputs[LOGITS]
         return torch.cat([torch.zeros_like(logits), logits], dim=-1) if logits.shape[-1] == 1 else logits
 
@@ -96,7 +83,15 @@ class TextRanking(Task):
     )
     capabilities = frozenset({READS_ROWS, TAKES_TEXT, TAKES_PAIRS, HAS_CLASSES, SINGLE_CALL})
     app_steps = ("tokenize-pair", "relevance")
-    starter = _STARTER
+    starter = starter_recipe(
+        "my-reranker",
+        "a smaller, faster cross-encoder that orders what a search has found, from my own judged pairs",
+        "sample:minilm",
+        split_files("csv", {"text": "query", "pair": "passage", "label": "label"}),
+        {"finetune": {"epochs": 2}, **distill_finetuned(epochs=3), "trim_vocabulary": {}, "onnx": {}, "onnx_int8": {}},
+        relative_limit("ndcg_at_10", 0.98),
+        baseline="finetune",
+    )
     slices = (Slice(length="quartiles"),)
 
     def matches_config(self, config: Mapping[str, Any]) -> bool:
@@ -110,8 +105,6 @@ class TextRanking(Task):
 
         Raises `ModelError` for files that do not load, or a head with more than two outputs.
         """
-        from compress.tasks.tokens import load_encoder
-
         model = load_encoder(self.name, directory, "SequenceClassification", None, trust_remote_code, num_labels=1)
         if model.module.config.num_labels > 2:
             raise ModelError(
@@ -132,20 +125,14 @@ class TextRanking(Task):
             labels: Class names of the model, or None to ignore labels.
             max_length: Number of tokens after which texts are truncated.
         """
-        import numpy as np
-
-        from compress.data.dataset import normalised
-        from compress.tasks.tokens import text_inputs
 
         texts, pairs = rows["text"].to_pylist(), rows["pair"].to_pylist()
         encoded = processor(texts, pairs, truncation="longest_first", max_length=max_length)
         inputs, padding = text_inputs(encoded, processor, kinds=True)
         if "label" not in rows.column_names:
             return Examples(inputs, padding, head=Relevance())
-        known: dict[str, int] = {}
-        queries = [known.setdefault(normalised(text), len(known)) for text in texts]
         relevance = [float(value) for value in rows["label"].to_pylist()]
-        return Examples(inputs, padding, np.array([relevance, queries], np.float32).T, head=Relevance())
+        return Examples(inputs, padding, np.array([relevance, numbers(texts)], np.float32).T, head=Relevance())
 
     def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Return the binary cross-entropy over the rows that have a relevance."""
@@ -160,8 +147,6 @@ class TextRanking(Task):
 
     def predicted_labels(self, outputs: ModelOutput, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the model's own relevance decisions as labels."""
-        import torch
-
         scores = Relevance().read({LOGITS: outputs.logits.detach()}, {})
         chosen = (scores[:, 1] > scores[:, 0]).float()
         return torch.stack([chosen, torch.zeros_like(chosen)], dim=-1)
@@ -170,15 +155,9 @@ class TextRanking(Task):
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
         """Return scores, relevance and queries, [batch] each. Raises `DataError` for rows without a relevance."""
-        import numpy as np
-
-        if examples.labels is None:
-            raise DataError("The split has no relevance, so nothing can be evaluated on it.", expected="a column label")
+        batch_labels = required(examples.labels, "relevance", "label")[np.asarray(indices)]
         answers = examples.answers(outputs, {})
-        scores = answers[:, 1] - answers[:, 0]
-        if not np.isfinite(scores).all():
-            raise ModelError("The model's scores are not finite.", hint="export or quantize it anew")
-        batch_labels = examples.labels[np.asarray(indices)]
+        scores = finite(answers[:, 1] - answers[:, 0], "scores")
         return {_SCORES: scores, _RELEVANCE: batch_labels[:, 0], _QUERIES: batch_labels[:, 1].astype(np.int64)}
 
     def measure(
@@ -194,10 +173,6 @@ class TextRanking(Task):
             model: Name of the model in the report.
             target: Name of the target in the report.
         """
-        import numpy as np
-
-        from compress.tasks.classes import mean_row, outcome_row
-
         scores, relevance = collected[_SCORES], collected[_RELEVANCE]
         accuracy = outcome_row("accuracy", (scores > 0) == (relevance >= _RELEVANT), model, target)
         places = [
@@ -224,25 +199,15 @@ class TextRanking(Task):
             model: Name of the model in the report.
             target: Name of the target in the report.
         """
-        import numpy as np
-
-        from compress.tasks.classes import agreement_row
-
         first_choices, theirs = (
             np.array([rows[np.argmax(side[_SCORES][rows])] for rows in by_query(side[_QUERIES])])
             for side in (collected, reference)
         )
         return [agreement_row(first_choices == theirs, model, target)]
 
-    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
-        """Return None: candidates are ranked, not classified."""
-        return None
-
 
 def by_query(queries: np.ndarray) -> list[np.ndarray]:
     """Return the row indices of each query."""
-    import numpy as np
-
     order = np.argsort(queries, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(queries[order])) + 1)
 
@@ -258,8 +223,6 @@ def ndcg(relevance: np.ndarray, scores: np.ndarray) -> float:
 
 def first_rank(relevance: np.ndarray, scores: np.ndarray) -> float:
     """Return the rank of the first relevant candidate, from 1. At equal scores, irrelevant candidates come first."""
-    import numpy as np
-
     best = scores[relevance >= _RELEVANT].max(initial=-math.inf)
     return 1 + float(np.sum((scores >= best) & (relevance < _RELEVANT)))
 

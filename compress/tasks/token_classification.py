@@ -9,40 +9,28 @@ from typing import TYPE_CHECKING, Any
 from compress.data.columns import Column, Spaced
 from compress.data.slices import Slice
 from compress.tasks.capability import ANSWERS_PER_TOKEN, HAS_CLASSES, READS_ROWS, SINGLE_CALL, TAKES_TEXT
-from compress.tasks.task import CollectedOutputs, Examples, Task
+from compress.tasks.classes import agreement_row, cross_entropy, finite, outcome_row, ratio_row, required
+from compress.tasks.lazy_modules import np, pa, torch
+from compress.tasks.spans import OUTSIDE, check_schemes, entities, scheme_of
+from compress.tasks.task import (
+    CollectedOutputs,
+    Examples,
+    Task,
+    distill_finetuned,
+    relative_limit,
+    split_files,
+    starter_recipe,
+)
+from compress.tasks.tokens import IGNORED, TokenLogits, load_encoder, ragged, text_inputs, token_distance
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-    import torch
     from transformers.utils import ModelOutput
 
     from compress.models.model import Processor, TorchModel
     from compress.results.report import Measurement
 
 _FOUND, _WANTED = "found", "wanted"
-
-_STARTER: dict[str, object] = {
-    "name": "my-entity-finder",
-    "description": "a smaller, faster model that finds names in text, from my own labeled sentences",
-    "model": "sample:minilm",
-    "data": {
-        "splits": {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"},
-        "columns": {"tokens": "tokens", "tags": "ner_tags"},
-    },
-    "stages": [
-        {"finetune": {"epochs": 3}},
-        {"distill": {"teacher": "finetune", "student": {"layers": [0, 2, 4]}, "epochs": 5}},
-        {"trim_vocabulary": {}},
-        {"onnx": {}},
-        {"onnx_int8": {}},
-    ],
-    "baseline": "finetune",
-    "targets": ["cpu"],
-    "benchmark": {},
-    "limits": [{"metric": "f1", "at_least": 0.98, "of": "baseline"}],
-}
 
 
 def _words(value: Any) -> str | None:
@@ -85,7 +73,15 @@ class TokenClassification(Task):
     capabilities = frozenset({READS_ROWS, TAKES_TEXT, HAS_CLASSES, SINGLE_CALL, ANSWERS_PER_TOKEN})
     architectures = ("ForTokenClassification",)
     app_steps = ("tokenize", "tag")
-    starter = _STARTER
+    starter = starter_recipe(
+        "my-entity-finder",
+        "a smaller, faster model that finds names in text, from my own labeled sentences",
+        "sample:minilm",
+        split_files("jsonl", {"tokens": "tokens", "tags": "ner_tags"}),
+        {"finetune": {"epochs": 3}, **distill_finetuned(epochs=5), "trim_vocabulary": {}, "onnx": {}, "onnx_int8": {}},
+        relative_limit("f1", 0.98),
+        baseline="finetune",
+    )
     slices = (Slice(length="quartiles"),)
     ratios = ("f1", "precision", "recall", "token_accuracy")
 
@@ -95,8 +91,6 @@ class TokenClassification(Task):
         Raises `ModelError` for files that do not load and `DataError` for unknown labels or another scheme.
         """
         from compress.models.json_file import read_json
-        from compress.tasks.spans import check_schemes
-        from compress.tasks.tokens import load_encoder
 
         config = read_json(directory / "config.json")
         if labels is not None and any("TokenClassification" in name for name in config.get("architectures") or ()):
@@ -117,8 +111,6 @@ class TokenClassification(Task):
             labels: Class names of the model, or None to ignore labels.
             max_length: Number of tokens after which texts are truncated.
         """
-        from compress.tasks.tokens import IGNORED, TokenLogits, ragged, text_inputs
-
         if not processor.is_fast:
             raise ModelError("The tokenizer does not say where tokens stand.", expected="a fast tokenizer")
         texts = rows["tokens"].to_pylist()
@@ -129,9 +121,8 @@ class TokenClassification(Task):
             return Examples(inputs, padding, head=head)
         ids = {label: index for index, label in enumerate(labels)}
         placed, lost = [], 0
-        for index, (text, tags, offsets) in enumerate(
-            zip(texts, rows["tags"].to_pylist(), encoded["offset_mapping"], strict=True)
-        ):
+        sentences = zip(texts, rows["tags"].to_pylist(), encoded["offset_mapping"], strict=True)
+        for index, (text, tags, offsets) in enumerate(sentences):
             named = [ids[tag] for tag in tags.split(" ")]
             places = first_tokens(text, offsets)
             if len(named) != len(places):
@@ -152,15 +143,11 @@ class TokenClassification(Task):
 
     def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Return the cross-entropy over the tokens that have a label."""
-        from compress.tasks.classes import cross_entropy
-
         logits = outputs.logits.float()
         return cross_entropy(logits.flatten(0, 1), labels[:, : logits.shape[1]].flatten().long())
 
     def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
         """Return the softened KL divergence averaged over tokens."""
-        from compress.tasks.tokens import token_distance
-
         return token_distance(mine, taught, temperature)
 
     def collect(
@@ -170,23 +157,14 @@ class TokenClassification(Task):
 
         Raises `DataError` without labels.
         """
-        import numpy as np
-
-        from compress.tasks.spans import OUTSIDE
-        from compress.tasks.tokens import IGNORED
-
-        names = getattr(examples.head, "labels", None)
-        if examples.labels is None or names is None:
-            raise DataError("The split has no labels, so nothing can be evaluated on it.", expected="a column tags")
-        logits = outputs[examples.answer]
-        if not np.isfinite(logits).all():
-            raise ModelError("The model's outputs are not finite.", hint="export or quantize it anew")
-        chosen = logits.argmax(axis=-1)
+        labels = required(examples.labels, "labels", "tags")
+        names = required(getattr(examples.head, "labels", None), "labels", "tags")
+        chosen = finite(outputs[examples.answer]).argmax(axis=-1)
         predicted, reference = [], []
         for row, index in enumerate(indices):
-            real = np.flatnonzero(examples.labels[index] != IGNORED)
+            real = np.flatnonzero(labels[index] != IGNORED)
             length = len(examples.inputs[index]["input_ids"])
-            reference.append(" ".join(names[examples.labels[index, position]] for position in real))
+            reference.append(" ".join(names[labels[index, position]] for position in real))
             predicted.append(
                 " ".join(names[chosen[row, position]] if position < length else OUTSIDE for position in real)
             )
@@ -205,11 +183,6 @@ class TokenClassification(Task):
             model: Name of the model in the report.
             target: Name of the target in the report.
         """
-        import numpy as np
-
-        from compress.tasks.classes import outcome_row, ratio_row
-        from compress.tasks.spans import entities, scheme_of
-
         pairs = [
             (predicted.split(" "), reference.split(" "))
             for predicted, reference in zip(collected[_FOUND].tolist(), collected[_WANTED].tolist(), strict=True)
@@ -244,13 +217,7 @@ class TokenClassification(Task):
             model: Name of the model in the report.
             target: Name of the target in the report.
         """
-        from compress.tasks.classes import agreement_row
-
         return [agreement_row(collected[_FOUND] == reference[_FOUND], model, target)]
-
-    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
-        """Return None: a row has many labels."""
-        return None
 
 
 def first_tokens(text: str, offsets: Sequence[tuple[int, int]]) -> list[int | None]:
@@ -275,9 +242,6 @@ def first_tokens(text: str, offsets: Sequence[tuple[int, int]]) -> list[int | No
 
 
 def _of_kind(kind: str, sets: Sequence[tuple[Any, Any]], model: str, target: str) -> Measurement:
-    import numpy as np
-
-    from compress.tasks.classes import ratio_row
 
     entities_of_kind = [tuple({entity for entity in side if entity.kind == kind} for side in pair) for pair in sets]
     hits = np.array([len(predicted & reference) for predicted, reference in entities_of_kind])

@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from compress.tasks.lazy_modules import np, pa
 from compress.utils.errors import DataError, first_line
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-
     from compress.models.model import Processor
 
 _BEGINNING = '{"messages": [{'
@@ -142,8 +140,6 @@ def token_ids(rows: pa.Table, processor: Processor) -> np.ndarray:
 
     Conversations are rendered with the processor's chat template. Raises `DataError` if it has none.
     """
-    import numpy as np
-
     return np.array(_plain(_text(rows, processor), processor)["input_ids"], dtype=np.int64)
 
 
@@ -166,8 +162,6 @@ class Reading:
 
 def read(rows: pa.Table, processor: Processor) -> Reading | None:
     """Return the rows' texts as `token_ids` reads them, or None if the tokenizer does not report offsets."""
-    import numpy as np
-
     if not getattr(processor, "is_fast", False):
         return None
     text = _text(rows, processor)
@@ -186,8 +180,6 @@ def learned_tokens(rows: pa.Table, processor: Processor, end: int | None) -> tup
     In running text all tokens are; in conversations only those of the answers. ``end`` follows each text, or a blank
     line if it is None; a conversation ends as its template does. Raises `DataError`.
     """
-    import numpy as np
-
     texts = rows["text"].to_pylist()
     if end is None and not any(map(is_conversation, texts)):
         joined = token_ids(rows, processor)
@@ -233,8 +225,6 @@ def cut(ids: np.ndarray, first: Sequence[int], length: int, stride: int | None =
         length: Tokens per sequence, ``first`` included.
         stride: Distance between the starts of two sequences.
     """
-    import numpy as np
-
     body = length - len(first)
     starts = range(0, len(ids) - body + 1, stride or body)
     head = np.array(first, dtype=np.int64)
@@ -243,8 +233,6 @@ def cut(ids: np.ndarray, first: Sequence[int], length: int, stride: int | None =
 
 def spread(count: int, wanted: int) -> list[int]:
     """Return ``wanted`` indices below ``count``, evenly spaced from first to last, or all if there are fewer."""
-    import numpy as np
-
     if wanted >= count:
         return list(range(count))
     return [round(position) for position in np.linspace(0, count - 1, wanted)] if wanted > 1 else [count // 2]

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from compress.tasks.task import LOGITS, CollectedOutputs, Examples, Task
+from compress.tasks.lazy_modules import losses, np, torch
+from compress.tasks.loading import Origin, load_with_head, tokenizer_by
+from compress.tasks.task import LOGITS, CollectedOutputs, Examples, Head, Task
 
 if TYPE_CHECKING:
-    import torch
-
     from compress.models.model import Processor, TorchModel
 
 IGNORED = -100
@@ -44,18 +42,13 @@ def ragged(rows: Sequence[Sequence[int]], fill: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class TokenLogits:
-    """Logits of each token, 0 for padding: a `Head`. ``labels`` are the names of the classes."""
+class TokenLogits(Head):
+    """Logits of each token, 0 for padding. ``labels`` are the names of the classes."""
 
     labels: tuple[str, ...] | None = None
-    outputs: ClassVar[tuple[str, ...]] = (LOGITS,)
-    answer: ClassVar[str] = LOGITS
-    answer_label: ClassVar[str] = "logits"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return logits [B, L, classes]."""
-        import torch
-
         mask = batch["attention_mask"].bool()[..., None]
         logits = outputs[LOGITS][:, : mask.shape[1]]
         return torch.where(mask, logits, torch.zeros((), dtype=logits.dtype, device=logits.device))
@@ -63,10 +56,8 @@ class TokenLogits:
 
 def token_distance(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
     """Return the softened KL divergence of logits [B, L, classes], averaged over tokens that are not padding."""
-    from compress.numerics.losses import softened_kl
-
     real = teacher.ne(0).any(dim=-1)
-    return softened_kl(student[real], teacher[real], temperature)
+    return losses.softened_kl(student[real], teacher[real], temperature)
 
 
 def load_encoder(
@@ -87,8 +78,6 @@ def load_encoder(
         trust_remote_code: Allow code of the repository.
         **config_values: Config values for a new head.
     """
-    from compress.tasks.loading import Origin, load_with_head, tokenizer_by
-
     expected = "a text encoder with a fast tokenizer, in Hugging Face layout"
     origin = Origin(task, directory, tokenizer_by(trust_remote_code), expected)
     return load_with_head(origin, (head,), labels, trust_remote_code, **config_values)

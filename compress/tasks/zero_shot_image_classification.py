@@ -17,14 +17,27 @@ from compress.tasks.capability import (
     TAKES_IMAGES,
     TAKES_TEXT,
 )
+from compress.tasks.classes import agreement_row, finite, mean_row, outcome_row
+from compress.tasks.embeddings import distinct, numbers, together
 from compress.tasks.image_feature_extraction import class_name
-from compress.tasks.task import Chained, CollectedOutputs, Examples, Joined, Task
+from compress.tasks.image_inputs import PIXELS, encode_images
+from compress.tasks.lazy_modules import losses, np, pa, retrieval, torch
+from compress.tasks.loading import Origin, load_by
+from compress.tasks.task import (
+    Chained,
+    CollectedOutputs,
+    Examples,
+    Head,
+    Joined,
+    Task,
+    relative_limit,
+    split_files,
+    starter_recipe,
+)
+from compress.tasks.tokens import text_inputs
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-    import torch
     from transformers.utils import ModelOutput
 
     from compress.models.model import Processor, TorchModel
@@ -42,28 +55,10 @@ _AT = (1, 5, 10)
 _SCALE = 0.01
 """Divisor of cosines, like the temperature of a fully trained CLIP."""
 
-_STARTER: dict[str, object] = {
-    "name": "my-clip",
-    "description": "a smaller, faster model of images and texts for search and zero-shot classification",
-    "model": "openai/clip-vit-base-patch32",
-    "data": {
-        "splits": {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"},
-        "columns": {"image": "image", "text": "caption"},
-    },
-    "stages": [
-        {"distill": {"student": {"model": "wkcn/TinyCLIP-ViT-8M-16-Text-3M-YFCC15M"}, "epochs": 3}},
-        {"onnx": {}},
-        {"onnx_int8": {}},
-    ],
-    "targets": ["cpu"],
-    "benchmark": {},
-    "limits": [{"metric": "recall_at_10_image_to_text", "at_least": 0.98, "of": "baseline"}],
-}
-
 
 @dataclass(frozen=True)
-class Towers:
-    """Concatenated embeddings of an image and its text: a `Head`."""
+class Towers(Head):
+    """Concatenated embeddings of an image and its text."""
 
     outputs: ClassVar[tuple[str, ...]] = (_IMAGES, _TEXTS)
     answer: ClassVar[str] = "embeddings"
@@ -71,7 +66,6 @@ class Towers:
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return [B, 2 x dimensions], image embeddings first, each half normalized."""
-        import torch
         from torch.nn.functional import normalize
 
         return torch.cat([normalize(outputs[name], dim=-1) for name in self.outputs], dim=-1)
@@ -92,15 +86,24 @@ class ZeroShotImageClassification(Task):
     )
     capabilities = frozenset({READS_ROWS, TAKES_IMAGES, TAKES_TEXT, HAS_LABELS, DUAL_ENCODER, SINGLE_CALL})
     architectures = ("CLIPModel", "SiglipModel", "Siglip2Model", "AltCLIPModel", "AlignModel", "MetaClip2Model")
-    starter = _STARTER
+    starter = starter_recipe(
+        "my-clip",
+        "a smaller, faster model of images and texts for search and zero-shot classification",
+        "openai/clip-vit-base-patch32",
+        split_files("jsonl", {"image": "image", "text": "caption"}),
+        {
+            "distill": {"student": {"model": "wkcn/TinyCLIP-ViT-8M-16-Text-3M-YFCC15M"}, "epochs": 3},
+            "onnx": {},
+            "onnx_int8": {},
+        },
+        relative_limit("recall_at_10_image_to_text", 0.98),
+    )
     slices = (Slice(length="quartiles"),)
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights, tokenizer and image processor. Raises `ModelError` for files that do not load."""
-        import torch
 
         from compress.models.processor import ImageTextProcessor, load_processor
-        from compress.tasks.loading import Origin, load_by
 
         expected = "a model of two towers such as CLIP or SigLIP, with its tokenizer and a preprocessor_config.json"
         origin = Origin(self.name, directory, load_processor, expected)
@@ -122,10 +125,8 @@ class ZeroShotImageClassification(Task):
             labels: Class names of the model, or None to ignore labels.
             max_length: Number of tokens after which texts are truncated.
         """
-        import numpy as np
 
         from compress.data.media import identities
-        from compress.tasks.embeddings import numbers, together
 
         texts = rows["text"].to_pylist()
         captions, pictures = numbers(texts), numbers(identities(rows["image"]))
@@ -150,8 +151,6 @@ class ZeroShotImageClassification(Task):
             max_length: Number of tokens after which texts are truncated.
             evaluation: The recipe's `evaluation` section.
         """
-        import numpy as np
-
         examples = self.encode(rows, processor, labels, max_length)
         assert examples.labels is not None, "captions are labels"
         if len(np.unique(examples.labels[:, 0])) < 2:
@@ -180,39 +179,28 @@ class ZeroShotImageClassification(Task):
 
     def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Return the model's contrastive loss: sigmoid for SigLIP, else softmax in both directions."""
-        import torch
-
-        from compress.numerics.losses import paired_contrastive, sigmoid_contrastive
-
         kinds = labels[:, 0]
         alone = torch.eye(len(kinds), dtype=torch.bool, device=kinds.device)
         belongs = alone | ((kinds[:, None] == kinds[None, :]) & (kinds >= 0)[:, None])
-        sigmoids = type(outputs).__name__.startswith("Siglip")
-        return (sigmoid_contrastive if sigmoids else paired_contrastive)(outputs.logits_per_image.float(), belongs)
+        is_siglip = type(outputs).__name__.startswith("Siglip")
+        loss = losses.sigmoid_contrastive if is_siglip else losses.paired_contrastive
+        return loss(outputs.logits_per_image.float(), belongs)
 
     def predicted_labels(self, outputs: ModelOutput, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return labels that put each row into its own group."""
-        import torch
-
         count = len(outputs.image_embeds)
         return torch.arange(count)[:, None].expand(count, 3)
 
     def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
         """Return the distance of the batch's image-text affinities from the teacher's (Wu et al. 2023, section 3.1)."""
-        from compress.numerics.losses import affinity_kl
-
         student, teacher = (embeddings.chunk(2, dim=-1) for embeddings in (mine, taught))
-        return affinity_kl((student[0], student[1]), (teacher[0], teacher[1]), _SCALE * temperature)
+        return losses.affinity_kl((student[0], student[1]), (teacher[0], teacher[1]), _SCALE * temperature)
 
     def collect(
         self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
     ) -> CollectedOutputs:
         """Return both embeddings [batch, dimensions] and the labels. Raises `ModelError` if they are not finite."""
-        import numpy as np
-
-        from compress.tasks.embeddings import finite
-
-        images, texts = np.split(finite(examples.answers(outputs, {})), 2, axis=-1)
+        images, texts = np.split(finite(examples.answers(outputs, {}), "embeddings"), 2, axis=-1)
         assert examples.labels is not None, "captions are labels"
         kinds, captions, pictures = examples.labels[np.asarray(indices)].T
         return {_IMAGE: images, _TEXT: texts, _KIND: kinds, _CAPTION: captions, _PICTURE: pictures}
@@ -232,16 +220,12 @@ class ZeroShotImageClassification(Task):
             model: Name of the model in the report.
             target: Name of the target in the report.
         """
-        from compress.numerics.embeddings import ranks
-        from compress.tasks.classes import outcome_row
-        from compress.tasks.embeddings import distinct
-
         rows = collected[_CAPTION] != _NONE
         images, texts, kinds = collected[_IMAGE][rows], collected[_TEXT][rows], collected[_KIND][rows]
         captions, pictures = distinct(collected[_CAPTION][rows]), distinct(collected[_PICTURE][rows])
         recall_pairs = {
-            "image_to_text": ranks(images, texts[captions], kinds, kinds[captions]),
-            "text_to_image": ranks(texts, images[pictures], kinds, kinds[pictures]),
+            "image_to_text": retrieval.ranks(images, texts[captions], kinds, kinds[captions]),
+            "text_to_image": retrieval.ranks(texts, images[pictures], kinds, kinds[pictures]),
         }
         recalls = [
             outcome_row(f"recall_at_{count}_{way}", places <= count, model, target)
@@ -262,8 +246,6 @@ class ZeroShotImageClassification(Task):
             model: Name of the model in the report.
             target: Name of the target in the report.
         """
-        from compress.tasks.classes import agreement_row, mean_row
-
         choices, theirs = (_chosen(outputs) for outputs in (collected, reference))
         if choices is None or theirs is None:
             choices, theirs = _first_captions(collected), _first_captions(reference)
@@ -274,36 +256,27 @@ class ZeroShotImageClassification(Task):
             )
         return rows
 
-    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
-        """Return None: the classes are chosen with each image."""
-        return None
-
 
 _ACCURACY = "zero_shot_accuracy"
 
 
 def _chosen(collected: CollectedOutputs) -> np.ndarray | None:
     """Return the class whose prompts are nearest to each row's image, [n], or None without prompts."""
-    import numpy as np
-
-    from compress.numerics.embeddings import normalized
-
     asked = collected[_CAPTION] == _NONE
     if not asked.any():
         return None
     classes = np.unique(collected[_KIND][asked])
     means = [collected[_TEXT][asked & (collected[_KIND] == class_id)].mean(axis=0) for class_id in classes]
-    chosen_classes: np.ndarray = classes[(collected[_IMAGE][~asked] @ normalized(np.stack(means)).T).argmax(axis=1)]
+    chosen_classes: np.ndarray = classes[
+        (collected[_IMAGE][~asked] @ retrieval.normalized(np.stack(means)).T).argmax(axis=1)
+    ]
     return chosen_classes
 
 
 def _first_captions(collected: CollectedOutputs) -> np.ndarray:
     """Return the id of the caption nearest to each row's image, [n]."""
-    from compress.numerics.embeddings import nearest
-    from compress.tasks.embeddings import distinct
-
     places = distinct(collected[_CAPTION])
-    caption_ids: np.ndarray = nearest(collected[_IMAGE], collected[_TEXT][places], 1)[:, 0]
+    caption_ids: np.ndarray = retrieval.nearest(collected[_IMAGE], collected[_TEXT][places], 1)[:, 0]
     return caption_ids
 
 
@@ -318,11 +291,6 @@ def _pairs(
         processor: Processor of the model.
         max_length: Number of tokens after which texts are truncated.
     """
-    import numpy as np
-
-    from compress.tasks.image_inputs import PIXELS, encode_images
-    from compress.tasks.tokens import text_inputs
-
     pixels = encode_images(images, processor.image_processor)
     encoded = processor.tokens(texts, max_length)
     inputs, padding = text_inputs(encoded, processor.tokenizer)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet
 
-from compress.data.dataset import normalised
+from compress.data.columns import normalised
 from compress.utils.errors import SampleError
 from compress.utils.progress import Progress
 from compress_samples.verses import OLD, plain_verse, read_raw

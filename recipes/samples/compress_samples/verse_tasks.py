@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from compress.data.dataset import normalised
+from compress.data.columns import normalised
 from compress.utils.errors import SampleError
 from compress.utils.progress import Progress
 from compress_samples.bible_names import Name, labeled, read_names

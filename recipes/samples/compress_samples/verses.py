@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from pysword.books import BibleStructure
 
-from compress.data.dataset import normalised
+from compress.data.columns import normalised
 from compress.utils.errors import SampleError
 from compress.utils.progress import Progress
 

@@ -8,33 +8,53 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from compress.formats.onnx.graph_edits import NodeWriter, add_initializer, clean, constant, rank
+from compress.formats.onnx.graph_edits import (
+    MICROSOFT,
+    NodeWriter,
+    add_initializer,
+    clean,
+    constant,
+    only_consumer,
+    other_operand,
+    producer,
+    rank,
+    replace_node,
+)
 
 _PASSES_ZEROS_ON = (
-    "Expand",
-    "Slice",
-    "Reshape",
-    "Unsqueeze",
-    "Squeeze",
-    "Identity",
-    "Cast",
-    "GatherElements",
-    "Gather",
+    *("Expand", "Slice", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Cast", "GatherElements", "Gather"),
 )
 
 
 def fold_constant_embeddings(model: ir.Model) -> int:
     """Fold lookups at index zero into another lookup that they are added to, in place; return how many.
 
-    An encoder that is exported for single texts looks up token type 0 for every token. That row is a constant. Adding
-    it to each position embedding once saves the lookup, its index arithmetic and an addition in each call.
+    ``Add(Add(words, types[0]), positions[i])`` becomes ``Add(words, (positions + types[0])[i])``. An encoder that is
+    exported for single texts looks up token type 0 for every token. That row is a constant. Adding it to each position
+    embedding once saves the lookup, its index arithmetic and an addition in each call.
     """
     graph, count = model.graph, 0
-    for node in list(graph):
+    for lookup in list(graph):
         # A lookup in a stored table whose index is zero for every token.
-        if node.op_type != "Gather" or constant(node.inputs[0]) is None or not _is_zero(node.inputs[1]):
+        table = constant(lookup.inputs[0]) if lookup.op_type == "Gather" else None
+        if table is None or not _is_zero(lookup.inputs[1]):
             continue
-        if _fold_lookup(graph, node, count):
+        # The lookup must be added to something, and that sum to another lookup, and neither may be read elsewhere.
+        inner = only_consumer(lookup.outputs[0], "Add")
+        outer = None if inner is None else only_consumer(inner.outputs[0], "Add")
+        if inner is None or outer is None:
+            continue
+        words = other_operand(inner, lookup.outputs[0])
+        positions = producer(other_operand(outer, inner.outputs[0]), "Gather")
+        source = positions.inputs[0] if positions is not None and len(positions.outputs[0].uses()) == 1 else None
+        rows = constant(source)
+        if words is None or positions is None or source is None or rows is None:
+            continue
+        if rows.ndim == 2 and rows.shape[1] == table.shape[-1]:
+            # The row is added to every position embedding once, at export.
+            merged = add_initializer(graph, f"{source.name}.with_token_type_{count}", rows + table[0])
+            positions.replace_input_with(0, merged)
+            inner.outputs[0].replace_all_uses_with(words)
             count += 1
     if count:
         clean(model)
@@ -46,36 +66,8 @@ def _is_zero(value: ir.Value | None) -> bool:
     array = constant(value)
     if array is not None:
         return not array.any()
-    node = value.producer() if value is not None else None
-    return node is not None and node.op_type in _PASSES_ZEROS_ON and _is_zero(node.inputs[0])
-
-
-def _fold_lookup(graph: ir.Graph, lookup: ir.Node, index: int) -> bool:
-    """``Add(Add(words, types[0]), positions[i])`` -> ``Add(words, (positions + types[0])[i])``."""
-    table = constant(lookup.inputs[0])
-    # The lookup must be added to something, and that sum to another lookup, and neither may be read elsewhere.
-    uses = list(lookup.outputs[0].uses())
-    if table is None or len(uses) != 1 or uses[0].node.op_type != "Add":
-        return False
-    inner = uses[0].node
-    words = inner.inputs[1 - uses[0].idx]
-    outer_uses = list(inner.outputs[0].uses())
-    if words is None or len(outer_uses) != 1 or outer_uses[0].node.op_type != "Add":
-        return False
-    outer = outer_uses[0].node
-    other_term = outer.inputs[1 - outer_uses[0].idx]
-    positions = other_term.producer() if other_term is not None else None
-    if positions is None or positions.op_type != "Gather" or len(list(positions.outputs[0].uses())) != 1:
-        return False
-    rows = constant(positions.inputs[0])
-    source = positions.inputs[0]
-    if rows is None or source is None or rows.ndim != 2 or rows.shape[1] != table.shape[-1]:
-        return False
-    # The row is added to every position embedding once, at export.
-    merged = add_initializer(graph, f"{source.name}.with_token_type_{index}", rows + table[0])
-    positions.replace_input_with(0, merged)
-    inner.outputs[0].replace_all_uses_with(words)
-    return True
+    node = producer(value, *_PASSES_ZEROS_ON)
+    return node is not None and _is_zero(node.inputs[0])
 
 
 def split_skip_normalization(model: ir.Model) -> int:
@@ -92,54 +84,25 @@ def split_skip_normalization(model: ir.Model) -> int:
         # Without a beta the node has no equivalent in `LayerNormalization` here.
         if len(node.inputs) < 4:
             continue
-        _split(graph, node)
+        product, skip, gamma, beta, bias = (*node.inputs, None)[:5]
+        added = []
+        if bias is not None:
+            added.append(ir.node("Add", [product, bias]))
+            product = added[-1].outputs[0]
+        # `Sum` instead of `Add` keeps ONNX Runtime from fusing the pair again.
+        total = ir.node("Sum", [product, skip])
+        attributes = {"axis": -1, "epsilon": node.attributes.get_float("epsilon", 1e-12)}
+        norm = ir.node("LayerNormalization", [total.outputs[0], gamma, beta], attributes)
+        replace_node(graph, node, [*added, total, norm])
         count += 1
     if count:
         clean(model)
     return count
 
 
-def _split(graph: ir.Graph, node: ir.Node) -> None:
-    """Write one node as `Add` of the bias, `Sum` of the residual and `LayerNormalization`."""
-    product, skip, gamma, beta = node.inputs[:4]
-    bias = node.inputs[4] if len(node.inputs) > 4 else None
-    old = node.outputs[0]
-    added = []
-    if bias is not None:
-        added.append(ir.node("Add", [product, bias]))
-        product = added[-1].outputs[0]
-    # `Sum` instead of `Add` keeps ONNX Runtime from fusing the pair again.
-    added.append(ir.node("Sum", [product, skip]))
-    epsilon = node.attributes.get_float("epsilon", 1e-12)
-    added.append(
-        ir.node(
-            "LayerNormalization",
-            [added[-1].outputs[0], gamma, beta],
-            attributes={"axis": -1, "epsilon": epsilon},
-        )
-    )
-    for new in added:
-        new.outputs[0].type, new.outputs[0].shape = old.type, old.shape
-    graph.insert_before(node, added)
-    new = added[-1].outputs[0]
-    # A graph output keeps its name, so the new value takes it over.
-    name, old.name = old.name, None
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    new.name = name
-    graph.remove(node, safe=True)
-
-
 _POSITION_WISE = (
-    "MatMul",
-    "Add",
-    "Sum",
-    "BiasGelu",
-    "Gelu",
-    "FastGelu",
-    "Relu",
-    "Tanh",
-    "LayerNormalization",
-    "SkipLayerNormalization",
+    *("MatMul", "Add", "Sum", "BiasGelu", "Gelu", "FastGelu", "Relu", "Tanh"),
+    *("LayerNormalization", "SkipLayerNormalization"),
 )
 
 
@@ -163,7 +126,13 @@ def select_first_token_early(model: ir.Model) -> int:
             if value is None or constant(value) is not None or value.producer() in moved:
                 continue
             if value not in chosen:
-                chosen[value] = _select(graph, select, value, len(chosen))
+                name = f"first_token_{len(chosen)}"
+                gather = ir.node("Gather", [value, select.inputs[1]], attributes={"axis": 1}, name=name)
+                chosen[value] = output = gather.outputs[0]
+                output.name, output.type = name, value.type
+                if value.shape is not None and len(value.shape) == 3:
+                    output.shape = ir.Shape([value.shape[0], value.shape[2]])
+                graph.append(gather)
             node.replace_input_with(position, chosen[value])
         # The length axis is gone, so recorded shapes no longer hold.
         for output in node.outputs:
@@ -193,30 +162,14 @@ def _only_feeding(last: ir.Value, select: ir.Node) -> dict[ir.Node, None]:
             continue
         readers = {usage.node for output in node.outputs for usage in output.uses()}
         # A node that the rest of the graph reads must keep all tokens.
-        outward = any(output.is_graph_output() for output in node.outputs)
-        if outward or not readers <= {*moved, select} or not _keeps_last_axis(node):
+        if any(output.is_graph_output() for output in node.outputs) or not readers <= {*moved, select}:
             continue
-        moved[node] = None
-        pending += [value.producer() for value in node.inputs if value is not None]
+        # Constant operands must apply along the last axis, so that a leading axis may be dropped.
+        limit = 2 if node.op_type == "MatMul" else 1
+        if all(array.ndim <= limit for value in node.inputs if (array := constant(value)) is not None):
+            moved[node] = None
+            pending += [value.producer() for value in node.inputs if value is not None]
     return moved
-
-
-def _keeps_last_axis(node: ir.Node) -> bool:
-    """Return whether constant operands apply along the last axis, so that a leading axis may be dropped."""
-    limit = 2 if node.op_type == "MatMul" else 1
-    arrays = [array for value in node.inputs if (array := constant(value)) is not None]
-    return all(array.ndim <= limit for array in arrays)
-
-
-def _select(graph: ir.Graph, select: ir.Node, value: ir.Value, index: int) -> ir.Value:
-    """Add a `Gather` of the token of ``value`` and return its output."""
-    node = ir.node("Gather", [value, select.inputs[1]], attributes={"axis": 1}, name=f"first_token_{index}")
-    output = node.outputs[0]
-    output.name, output.type = f"first_token_{index}", value.type
-    if value.shape is not None and len(value.shape) == 3:
-        output.shape = ir.Shape([value.shape[0], value.shape[2]])
-    graph.append(node)
-    return output
 
 
 def pool_globally(model: ir.Model) -> int:
@@ -227,35 +180,18 @@ def pool_globally(model: ir.Model) -> int:
     """
     graph, count = model.graph, 0
     for node in list(graph):
-        if not _is_pooling(node):
+        value = node.inputs[0] if node.op_type == "ReduceMean" and node.domain in ("", "ai.onnx") else None
+        if value is None or rank(value) != 4 or value.dtype != ir.DataType.FLOAT:
             continue
-        old = node.outputs[0]
-        pool = ir.node("GlobalAveragePool", [node.inputs[0]], name=node.name)
-        new = pool.outputs[0]
-        new.type, new.shape = old.type, old.shape
-        graph.insert_before(node, pool)
-        name, old.name = old.name, None
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        new.name = name
-        graph.remove(node, safe=True)
-        count += 1
+        # The axes are an attribute before opset 18, an input since.
+        axes = constant(node.inputs[1]) if len(node.inputs) > 1 else node.attributes.get_ints("axes", ())
+        over_image = axes is not None and sorted(int(axis) % 4 for axis in axes) == [2, 3]
+        if over_image and node.attributes.get_int("keepdims", 1) == 1:
+            replace_node(graph, node, [ir.node("GlobalAveragePool", [value], name=node.name)])
+            count += 1
     if count:
         clean(model)
     return count
-
-
-def _is_pooling(node: ir.Node) -> bool:
-    """Return whether a node is a mean over the last two of four axes that keeps them."""
-    if node.op_type != "ReduceMean" or node.domain not in ("", "ai.onnx"):
-        return False
-    value = node.inputs[0]
-    if value is None or value.shape is None or len(value.shape) != 4:
-        return False
-    if node.attributes.get_int("keepdims", 1) != 1 or value.dtype != ir.DataType.FLOAT:
-        return False
-    # An attribute before opset 18, an input since.
-    listed = constant(node.inputs[1]) if len(node.inputs) > 1 else node.attributes.get_ints("axes", ())
-    return listed is not None and sorted(int(axis) % 4 for axis in listed) == [2, 3]
 
 
 REWRITES: dict[str, Callable[[ir.Model], int]] = {
@@ -380,7 +316,6 @@ def _projected(writer: NodeWriter, value: ir.Value, weight: np.ndarray, letters:
     return writer.node("Reshape", [product, split], rows and [*rows, *sizes])
 
 
-_FUSED, _DOMAIN = "FusedMatMul", "com.microsoft"
 _FLAGS = (("transBatchA", "transA"), ("transBatchB", "transB"))
 
 
@@ -393,17 +328,17 @@ def unfold_batch_transposes(model: ir.Model) -> int:
     """
     count = 0
     for node in list(model.graph):
-        if node.op_type == _FUSED and node.domain == _DOMAIN and _refused(node):
+        ranks = [rank(value) for value in node.inputs]
+        # ONNX Runtime refuses operands of different or low rank.
+        if (
+            (node.domain, node.op_type) == (MICROSOFT, "FusedMatMul")
+            and any(node.attributes.get_int(batch, 0) for batch, _ in _FLAGS)
+            and None not in ranks
+            and not (ranks[0] == ranks[1] and (ranks[0] or 0) > 2)
+        ):
             _unfold(model.graph, node)
             count += 1
     return count
-
-
-def _refused(node: ir.Node) -> bool:
-    """Return whether ONNX Runtime refuses a product, which it does for operands of different or low rank."""
-    ranks = [rank(value) for value in node.inputs]
-    transposes = any(node.attributes.get_int(batch, 0) for batch, _ in _FLAGS)
-    return transposes and None not in ranks and not (ranks[0] == ranks[1] and (ranks[0] or 0) > 2)
 
 
 def _unfold(graph: ir.Graph, node: ir.Node) -> None:
@@ -422,5 +357,4 @@ def _unfold(graph: ir.Graph, node: ir.Node) -> None:
         return
     # A plain product is what quantizers look for.
     node.op_type, node.domain = "MatMul", ""
-    for name in list(node.attributes):
-        del node.attributes[name]
+    node.attributes.clear()

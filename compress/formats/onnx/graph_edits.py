@@ -12,6 +12,8 @@ import onnx_ir as ir
 import onnxruntime
 from onnx_ir.passes import common
 
+MICROSOFT = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
 _FATAL_ONLY = 4
 
 
@@ -30,6 +32,38 @@ def only_consumer(value: ir.Value, *operators: str) -> ir.Node | None:
     nodes = [usage.node for usage in value.uses()]
     single = len(nodes) == 1 and not value.is_graph_output()
     return nodes[0] if single and nodes[0].op_type in operators else None
+
+
+def producer(value: ir.Value | None, *operators: str) -> ir.Node | None:
+    """Return the node that computes ``value``, or ``None`` if ``operators`` are named and it is none of them."""
+    node = None if value is None else value.producer()
+    return node if node is not None and (not operators or node.op_type in operators) else None
+
+
+def input_at(node: ir.Node, index: int) -> ir.Value | None:
+    """Return an input of a node, or ``None`` if it is absent."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def other_operand(node: ir.Node, value: ir.Value) -> ir.Value | None:
+    """Return the first input of ``node`` that is not ``value``."""
+    return next((operand for operand in node.inputs if operand is not value), None)
+
+
+def replace_node(graph: ir.Graph, node: ir.Node, replacement: Sequence[ir.Node]) -> None:
+    """Replace a node by others; the last one's output takes over the name, type, shape and readers of the old output.
+
+    The other outputs get that type and shape too.
+    """
+    old, new = node.outputs[0], replacement[-1].outputs[0]
+    for added in replacement:
+        added.outputs[0].type, added.outputs[0].shape = old.type, old.shape
+    graph.insert_before(node, replacement)
+    # A graph output keeps its name, so the old value gives it up first.
+    name, old.name = old.name, None
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    new.name = name
+    graph.remove(node, safe=True)
 
 
 def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:

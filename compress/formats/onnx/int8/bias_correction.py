@@ -18,7 +18,7 @@ import onnx_ir as ir
 import torch
 from onnx import numpy_helper
 
-from compress.formats.onnx.graph_edits import constant, only_consumer
+from compress.formats.onnx.graph_edits import constant, input_at, only_consumer, other_operand, producer, rank
 from compress.formats.onnx.int8.fuse_integer_ops import DequantizedValue, quantized_source
 from compress.formats.onnx.int8.observers import ActivationStatistics, Feed, stream_activations
 from compress.formats.onnx.int8.qdq_cleanup import restored
@@ -57,10 +57,12 @@ def mean_errors(
     for layer in layers:
         node = exact[layer.name]
         name = str(node.inputs[0].name) if node.inputs[0] is not None else ""
-        weight, coarse_weight = constant(node.inputs[WEIGHTED[layer.operator]]), _restored(rounded[layer.name])
-        if name in means and weight is not None and coarse_weight is not None and bias_of(node) is not None:
+        weight = constant(node.inputs[WEIGHTED[layer.operator]])
+        # The float weights that the rounded layer's integers represent.
+        dequantize = producer(rounded[layer.name].inputs[WEIGHTED[layer.operator]], "DequantizeLinear")
+        if name in means and weight is not None and dequantize is not None and bias_of(node) is not None:
             exact_means = _means_out(node, weight, observed[name].mean)
-            shifts[layer.name] = _means_out(node, coarse_weight, means[name]) - exact_means
+            shifts[layer.name] = _means_out(node, restored(dequantize), means[name]) - exact_means
     return shifts
 
 
@@ -107,15 +109,13 @@ def _subtract(tensor: onnx.TensorProto, error: np.ndarray) -> None:
 
 def bias_of(node: ir.Node) -> ir.Value | None:
     """Return the stored bias that only this node reads: an input of the node, or of the addition after it."""
+    bias = input_at(node, 2)
     if node.op_type == "MatMul":
         # A product's bias is added by the node after it.
         end = only_consumer(node.outputs[0], "Add", "BiasGelu")
-        candidates = [] if end is None else [value for value in end.inputs if value is not node.outputs[0]]
-    else:
-        candidates = list(node.inputs[2:3])
-    bias = next((value for value in candidates if value is not None), None)
+        bias = None if end is None else other_operand(end, node.outputs[0])
     array = constant(bias)
-    return bias if bias is not None and array is not None and array.ndim == 1 and len(list(bias.uses())) == 1 else None
+    return bias if bias is not None and array is not None and array.ndim == 1 and len(bias.uses()) == 1 else None
 
 
 def _rounded_means(
@@ -127,37 +127,22 @@ def _rounded_means(
     for values in stream_activations(graph, list(scales), feeds):
         for name, array in values.items():
             stored, axis = scales[name]
+            scale, zero = constant(stored.scale), constant(stored.zero_point)
+            assert scale is not None and zero is not None, "scales are stored"
+            # Round as `QuantizeLinear` and `DequantizeLinear` do.
+            limits, shift = np.iinfo(zero.dtype), np.float32(zero)
+            rounded = (np.clip(np.rint(array / scale) + shift, limits.min, limits.max) - shift) * scale
             # Channels last, so that every row is one position.
-            rows = np.moveaxis(round_with(stored, array), axis, -1).reshape(-1, array.shape[axis])
+            rows = np.moveaxis(rounded, axis, -1).reshape(-1, array.shape[axis])
             totals[name] = totals.get(name, 0.0) + rows.sum(axis=0, dtype=np.float64)
             counts[name] = counts.get(name, 0) + len(rows)
     return {name: total / counts[name] for name, total in totals.items()}
 
 
-def round_with(stored: DequantizedValue, values: np.ndarray) -> np.ndarray:
-    """Return ``values`` after `QuantizeLinear` and `DequantizeLinear` with one scale."""
-    scale, zero = constant(stored.scale), constant(stored.zero_point)
-    assert scale is not None and zero is not None, "scales are stored"
-    limits = np.iinfo(zero.dtype)
-    shift = np.float32(zero)
-    rounded: np.ndarray = (np.clip(np.rint(values / scale) + shift, limits.min, limits.max) - shift) * scale
-    return rounded
-
-
-def _restored(node: ir.Node) -> np.ndarray | None:
-    """Return the float weights that a node's integers represent."""
-    weight = node.inputs[WEIGHTED[node.op_type]]
-    maker = weight.producer() if weight is not None else None
-    return restored(maker) if maker is not None and maker.op_type == "DequantizeLinear" else None
-
-
 def _means_out(node: ir.Node, weight: np.ndarray, means: np.ndarray) -> np.ndarray:
     """Return the mean output without bias for mean inputs [channels]; padding at image borders makes it inexact."""
     result: np.ndarray
-    if node.op_type == "MatMul":
-        result = means @ weight
-        return result
-    if node.op_type == "Gemm":
+    if node.op_type in ("MatMul", "Gemm"):
         result = means @ (weight.T if node.attributes.get_int("transB", 0) else weight)
         return result
     # Away from the borders a convolution sums its kernel over constant means.
@@ -177,8 +162,13 @@ def input_products(
 ) -> dict[str, torch.Tensor]:
     """Return the sum of x x^T over all patches [groups, inputs, inputs] by layer, for convolutions among ``layers``."""
     nodes = {str(node.name): node for node in ir.from_proto(graph).graph}
+    # Convolutions with two spatial axes and explicit padding.
     chosen = {
-        layer.name: nodes[layer.name] for layer in layers if layer.operator == "Conv" and _is_plain(nodes[layer.name])
+        layer.name: node
+        for layer in layers
+        if (node := nodes[layer.name]).op_type == "Conv"
+        and rank(node.inputs[1]) == 4
+        and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
     }
     names = {name: str(node.inputs[0].name) for name, node in chosen.items() if node.inputs[0] is not None}
     totals: dict[str, torch.Tensor] = {}
@@ -224,12 +214,6 @@ def round_weights(
             int(np.abs(nearest.astype(int)).max()),
         )
         integers.CopyFrom(numpy_helper.from_array(rounded.numpy().reshape(weight.shape), integers.name))
-
-
-def _is_plain(node: ir.Node) -> bool:
-    """Return whether a convolution has two spatial axes and explicit padding."""
-    weight = constant(node.inputs[1])
-    return weight is not None and weight.ndim == 4 and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
 
 
 def _patches(node: ir.Node, values: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,9 @@ import onnx
 import onnx_ir as ir
 from onnx import numpy_helper
 
-from compress.formats.onnx.graph_edits import constant
+from compress.formats.onnx.graph_edits import constant, input_at
 from compress.formats.onnx.int8.fuse_integer_ops import DequantizedValue, quantized_source
+from compress.formats.onnx.model import all_graphs
 from compress.numerics.int8_activations import cut_pairs, pairs_at_risk, without_saturation
 
 _INTEGER_INPUTS = {
@@ -54,27 +55,20 @@ def byte_products(model: ir.Model) -> Iterator[ByteProduct]:
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         bias = None
         if node.op_type in _INTEGER_INPUTS:
-            activations, weights, zero = (
-                node.inputs[zero_value] if zero_value < len(node.inputs) else None
-                for zero_value in _INTEGER_INPUTS[node.op_type]
-            )
+            activations, weights, zero = (input_at(node, index) for index in _INTEGER_INPUTS[node.op_type])
         elif node.op_type in ("MatMul", "Gemm", "Conv"):
             # Standard operators between `DequantizeLinear` become integer kernels when the graph is loaded.
             first, second = quantized_source(node.inputs[0]), quantized_source(node.inputs[1])
             if first is None or second is None:
                 continue
             activations, weights, zero = first.integers, second.integers, first.zero_point
-            bias = quantized_source(node.inputs[2]) if len(node.inputs) > 2 else None
+            bias = quantized_source(input_at(node, 2))
         else:
             continue
         array = constant(weights)
-        if (
-            activations is None
-            or weights is None
-            or array is None
-            or array.dtype != np.int8
-            or (array.ndim < 3 if node.op_type == "Conv" else array.ndim != 2)
-        ):
+        if activations is None or weights is None or array is None or array.dtype != np.int8:
+            continue
+        if array.ndim < 3 if node.op_type == "Conv" else array.ndim != 2:
             continue
         groups = node.attributes.get_int("group", 1)
         # Depthwise convolutions have kernels of their own, which sum in 32 bits.
@@ -84,15 +78,13 @@ def byte_products(model: ir.Model) -> Iterator[ByteProduct]:
         # Signed activations are multiplied by another instruction.
         if stored is not None and stored.dtype == np.int8:
             continue
-        zero_value = int(stored.item()) if stored is not None else str(zero.name)  # type: ignore[union-attr]
         maker = activations.producer()
-        observable = maker is None or maker.graph is model.graph
         to, back, unfold = _layout(node, array)
         yield ByteProduct(
             layer=str(node.name),
             operator=node.op_type,
             activations=str(activations.name),
-            zero_point=zero_value,
+            zero_point=int(stored.item()) if stored is not None else str(zero.name),  # type: ignore[union-attr]
             stored=str(weights.name),
             weights=to(array),
             as_matrix=to,
@@ -100,7 +92,7 @@ def byte_products(model: ir.Model) -> Iterator[ByteProduct]:
             unfold=unfold,
             groups=groups,
             bias=bias,
-            observable=observable,
+            observable=maker is None or maker.graph is model.graph,
         )
 
 
@@ -109,7 +101,7 @@ def keep_from_saturating(graph: onnx.ModelProto, source: onnx.ModelProto) -> lis
 
     ``source`` is the float graph that ``graph`` was quantized from. Integer biases are rescaled.
     """
-    tensors, floats = _stored_tensors(graph.graph), _stored_tensors(source.graph)
+    tensors, floats = _stored_tensors(graph), _stored_tensors(source)
     products = [candidate for candidate in byte_products(ir.from_proto(graph)) if pairs_at_risk(candidate.weights)]
     for product in {candidate.stored: candidate for candidate in products}.values():
         # The quantizer's names lead back to the float weights.
@@ -131,21 +123,16 @@ def keep_from_saturating(graph: onnx.ModelProto, source: onnx.ModelProto) -> lis
 
 def cut_saturating(graph: onnx.ModelProto) -> list[str]:
     """Reduce pairs of weights that may saturate, in place, with unchanged scales; return the layers concerned."""
-    tensors = _stored_tensors(graph.graph)
+    tensors = _stored_tensors(graph)
     products = [candidate for candidate in byte_products(ir.from_proto(graph)) if pairs_at_risk(candidate.weights)]
     for product in products:
         _write(tensors[product.stored], product.as_stored(cut_pairs(product.weights)))
     return [candidate.layer for candidate in products]
 
 
-def _stored_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+def _stored_tensors(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     """Return all initializers by name, those of branches included."""
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                tensors |= _stored_tensors(attribute.g)
-    return tensors
+    return {tensor.name: tensor for graph in all_graphs(model.graph) for tensor in graph.initializer}
 
 
 def _weights(product: ByteProduct, scales: np.ndarray, tensor: onnx.TensorProto | None) -> np.ndarray:

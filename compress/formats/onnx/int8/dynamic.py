@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.formats.onnx.graph_edits import optimize_basic
+from compress.formats.onnx.graph_edits import MICROSOFT, optimize_basic
 from compress.formats.onnx.int8.byte_products import keep_from_saturating
 from compress.formats.onnx.int8.fuse_integer_ops import unpack_attention
 from compress.formats.onnx.int8.select_nodes import WEIGHTED, QuantizableLayer, find_layers, refuse_unfit
@@ -21,10 +22,8 @@ from compress.formats.onnx.model import all_graphs
 from compress.formats.quiet_output import suppress_output
 from compress.numerics.block_quantization import pack_nibbles, quantize_blocks
 
-_OPERATORS = ["MatMul", "Gemm", "Attention"]
 _LARGEST_BLOCK = {8: 128, 4: 32}
 _SMALLEST_BLOCK = 16
-_CONTRIB = "com.microsoft"
 
 
 def quantize_products(
@@ -38,33 +37,48 @@ def quantize_products(
         reduce_range: Whether weights have 7 bits.
         float_layers: Names of nodes that stay float.
     """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    source = onnx.ModelProto()
-    # The quantizer changes the model that it gets.
-    source.CopyFrom(graph)
+    source = deepcopy(graph)
     # Recorded shapes of a fused graph contradict those that the quantizer infers.
     del source.graph.value_info[:]
     _give_biases_to_products(source.graph)
+    # ONNX Runtime makes a product and an addition of each Gemm first.
+    excluded = [name for node in float_layers for name in (node, f"{node}_MatMul")]
+    return _quantize(source, ["MatMul", "Gemm", "Attention"], per_channel, reduce_range, excluded)
+
+
+def _quantize(
+    graph: onnx.ModelProto,
+    operators: list[str],
+    per_channel: bool,
+    reduce_range: bool,
+    excluded: Sequence[str] = (),
+) -> onnx.ModelProto:
+    """Return the file that ONNX Runtime's quantizer writes for ``graph``, which it changes.
+
+    Args:
+        graph: The float graph.
+        operators: Types of the operators to quantize.
+        per_channel: Whether each output channel has its own scale.
+        reduce_range: Whether weights have 7 bits.
+        excluded: Names of nodes that stay float.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    producer = graph.producer_name
     with suppress_output("logs"), tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "model.onnx"
         quantize_dynamic(
-            source,
+            graph,
             output,
-            op_types_to_quantize=_OPERATORS,
-            # ONNX Runtime makes a product and an addition of each Gemm first.
-            nodes_to_exclude=[name for node in float_layers for name in (node, f"{node}_MatMul")],
+            op_types_to_quantize=operators,
+            nodes_to_exclude=list(excluded),
             per_channel=per_channel,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
-            extra_options={
-                "MatMulConstBOnly": True,
-                "EnableSubgraph": True,
-                "DefaultTensorType": onnx.TensorProto.FLOAT,
-            },
+            extra_options={"EnableSubgraph": True, "DefaultTensorType": TensorProto.FLOAT},
         )
-        quantized = onnx.load(output)
-    quantized.producer_name, quantized.producer_version = graph.producer_name, ""
+        quantized: onnx.ModelProto = onnx.load(output)
+    quantized.producer_name, quantized.producer_version = producer, ""
     return quantized
 
 
@@ -82,7 +96,7 @@ def _give_biases_to_products(graph: onnx.GraphProto) -> None:
             continue
         total = f"{node.output[0]}_biased"
         nodes.append(helper.make_node("Add", list(node.input), [total], name=f"{node.name}_bias"))
-        nodes.append(helper.make_node("Gelu", [total], list(node.output), name=node.name, domain=_CONTRIB))
+        nodes.append(helper.make_node("Gelu", [total], list(node.output), name=node.name, domain=MICROSOFT))
     del graph.node[:]
     graph.node.extend(nodes)
 
@@ -94,21 +108,22 @@ def quantize_embeddings(model: onnx.ModelProto, bits: int, largest_block: int | 
     such divisor from 16 on stays float, and its name is not returned.
     """
     graph = model.graph
-    tables = {tensor.name: tensor for tensor in graph.initializer}
+    tables = _float_matrices(graph)
     lookups = [
         node
         for node in graph.node
         if node.op_type == "Gather"
         and next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0) == 0
-        and _is_table(tables.get(node.input[0]))
+        and node.input[0] in tables
     ]
     done = []
     for name in dict.fromkeys(node.input[0] for node in lookups):
         weight = numpy_helper.to_array(tables[name])
-        block = _block_size(weight.shape[1], largest_block or _LARGEST_BLOCK[bits])
-        readers = [node for node in graph.node if name in node.input]
+        # The largest power of two that divides the width.
+        block = min(largest_block or _LARGEST_BLOCK[bits], weight.shape[1] & -weight.shape[1])
+        readers = _readers(graph, name)
         # A table with another reader would have to be stored twice.
-        if block is None or any(reader not in lookups for reader in readers):
+        if block < _SMALLEST_BLOCK or any(reader not in lookups for reader in readers):
             continue
         # Store a table's integers, scales and zero points, and return their names.
         quantized = quantize_blocks(weight, bits, block)
@@ -118,52 +133,34 @@ def quantize_embeddings(model: onnx.ModelProto, bits: int, largest_block: int | 
         parts = (f"{name}_quantized", f"{name}_scales", f"{name}_zero_points")
         for part, array in zip(parts, (integers, quantized.scales, zero_points), strict=True):
             graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), part))
+        data, *others = parts
+        attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": block, "bits": bits}
         for node in readers:
-            _replace_lookup(node, parts, bits, block)
+            inputs, outputs = [data, node.input[1], *others], list(node.output)
+            lookup = helper.make_node(
+                "GatherBlockQuantized", inputs, outputs, name=node.name, domain=MICROSOFT, **attributes
+            )
+            node.CopyFrom(lookup)
         graph.initializer.remove(tables[name])
         done.append(name)
     # The contrib domain must be declared once.
-    if done and not any(entry.domain == _CONTRIB for entry in model.opset_import):
-        model.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
+    if done and not any(entry.domain == MICROSOFT for entry in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
     return done
 
 
-def _is_table(tensor: onnx.TensorProto | None) -> bool:
-    """Return whether a tensor is a float matrix."""
-    return tensor is not None and tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 2
+def _float_matrices(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """Return the stored float matrices by name."""
+    return {
+        tensor.name: tensor
+        for tensor in graph.initializer
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 2
+    }
 
 
-def _block_size(width: int, size: int) -> int | None:
-    """Return the largest block of at most ``size`` that divides ``width``, or None."""
-    while size >= _SMALLEST_BLOCK:
-        if width % size == 0:
-            return size
-        size //= 2
-    return None
-
-
-def _replace_lookup(node: onnx.NodeProto, parts: tuple[str, str, str], bits: int, block: int) -> None:
-    """Turn a lookup into `GatherBlockQuantized`, in place.
-
-    Args:
-        node: The lookup.
-        parts: Names of integers, scales and zero points.
-        bits: Number of bits.
-        block: Size of a block.
-    """
-    data, scales, zero_points = parts
-    replacement = helper.make_node(
-        "GatherBlockQuantized",
-        [data, node.input[1], scales, zero_points],
-        list(node.output),
-        name=node.name,
-        domain=_CONTRIB,
-        gather_axis=0,
-        quantize_axis=1,
-        block_size=block,
-        bits=bits,
-    )
-    node.CopyFrom(replacement)
+def _readers(graph: onnx.GraphProto, name: str) -> list[onnx.NodeProto]:
+    """Return the nodes that read a value."""
+    return [node for node in graph.node if name in node.input]
 
 
 @dataclass
@@ -205,52 +202,36 @@ def quantize_rows_in_order(model: onnx.ModelProto) -> list[str]:
     have no batch axis.
     """
     graph = model.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    tables, returned = _float_matrices(graph), {output.name for output in graph.output}
     done = []
-    for lookup in [node for node in graph.node if node.op_type == "Gather"]:
-        table, cut = constants.get(lookup.input[0]), _cut_of(graph, constants, lookup)
-        if table is None or cut is None or len(table.dims) != 2 or table.data_type != onnx.TensorProto.FLOAT:
+    for lookup in [node for node in graph.node if node.op_type == "Gather" and node.input[0] in tables]:
+        name, rows = lookup.input[0], lookup.output[0]
+        sums = _readers(graph, rows)
+        if not sums or rows in returned or any(node.op_type != "Add" for node in sums):
             continue
-        if not _added(graph, lookup.output[0]) or _readers(graph, table.name) != [lookup]:
-            continue
-        _replace(graph, lookup, cut, table)
-        done.append(table.name)
+        if _readers(graph, name) == [lookup] and (cut := _cut_of(graph, lookup)) is not None:
+            _replace(graph, lookup, cut, tables[name])
+            done.append(name)
     return done
 
 
-def _cut_of(
-    graph: onnx.GraphProto, constants: dict[str, onnx.TensorProto], lookup: onnx.NodeProto
-) -> onnx.NodeProto | None:
+def _cut_of(graph: onnx.GraphProto, lookup: onnx.NodeProto) -> onnx.NodeProto | None:
     """Return the `Slice` that gives a lookup the rows 0, 1, 2, ..., if nothing else reads it."""
-    rows = lookup.input[1]
+    constants, rows = {tensor.name: tensor for tensor in graph.initializer}, lookup.input[1]
     cut = next((node for node in graph.node if rows in node.output), None)
     if cut is None or cut.op_type != "Slice" or len(cut.input) < 4 or _readers(graph, rows) != [lookup]:
         return None
-    counted, start, axis = (
-        numpy_helper.to_array(constants[name]) if name in constants else None
-        for name in (cut.input[0], cut.input[1], cut.input[3])
-    )
-    if counted is None or start is None or axis is None or (start != 0).any():
+    # All inputs but the ends must be stored.
+    stored = [name for index, name in enumerate(cut.input) if index != 2]
+    if not constants.keys() >= set(stored):
         return None
+    counted, start, axis, *steps = (numpy_helper.to_array(constants[name]) for name in stored)
     # The sliced constant must count 0, 1, 2, ... and be sliced from 0 with step 1 along its only long axis.
     every = counted.ndim and counted.size == counted.shape[-1] and (counted.ravel() == np.arange(counted.size)).all()
-    steps = constants.get(cut.input[4]) if len(cut.input) > 4 else None
-    one_by_one = len(cut.input) < 5 or (steps is not None and (numpy_helper.to_array(steps) == 1).all())
+    one_by_one = not (start != 0).any() and all((step == 1).all() for step in steps)
     along = axis.tolist() in ([counted.ndim - 1], [-1])
     by_rows = all(attribute.i == 0 for attribute in lookup.attribute)
     return cut if every and one_by_one and along and by_rows else None
-
-
-def _readers(graph: onnx.GraphProto, name: str) -> list[onnx.NodeProto]:
-    """Return the nodes that read a value."""
-    return [node for node in graph.node if name in node.input]
-
-
-def _added(graph: onnx.GraphProto, name: str) -> bool:
-    """Return whether a value is only read by additions."""
-    readers = _readers(graph, name)
-    returned = any(output.name == name for output in graph.output)
-    return bool(readers) and not returned and all(node.op_type == "Add" for node in readers)
 
 
 def _replace(graph: onnx.GraphProto, lookup: onnx.NodeProto, cut: onnx.NodeProto, table: onnx.TensorProto) -> None:
@@ -297,50 +278,21 @@ def quantize_recurrent(graph: onnx.ModelProto, per_channel: bool, reduce_range: 
     The operator finds the ranges of its inputs in each call. Weights that are computed from constants are folded first.
     A graph that would not become smaller is returned unchanged.
     """
-    if not _count(graph, "LSTM"):
+    has_own_weights = [
+        set(node.input[1:3]) <= {tensor.name for tensor in subgraph.initializer}
+        for subgraph in all_graphs(graph.graph)
+        for node in subgraph.node
+        if node.op_type == "LSTM"
+    ]
+    if not has_own_weights:
         return graph, 0
-    source = onnx.ModelProto()
     # The quantizer needs the weights of each `LSTM` as initializers of its own graph.
-    source.CopyFrom(
-        graph
-        if all(
-            set(node.input[1:3]) <= {tensor.name for tensor in subgraph.initializer}
-            for subgraph in all_graphs(graph.graph)
-            for node in subgraph.node
-            if node.op_type == "LSTM"
-        )
-        else optimize_basic(graph)
-    )
+    source = deepcopy(graph) if all(has_own_weights) else optimize_basic(graph)
     # ONNX Runtime opens a graph that doesn't say which set its own operators are of; onnx infers no shapes of it.
     domains = {entry.domain for entry in source.opset_import} | {"", "ai.onnx"}
     used = {node.domain for subgraph in all_graphs(source.graph) for node in subgraph.node}
     source.opset_import.extend(helper.make_opsetid(domain, 1) for domain in sorted(used - domains))
-    quantized = _quantized(source, per_channel, reduce_range)
-    count = _count(quantized, "DynamicQuantizeLSTM")
+    quantized = _quantize(source, ["LSTM"], per_channel, reduce_range)
+    kinds = (node.op_type for subgraph in all_graphs(quantized.graph) for node in subgraph.node)
+    count = sum(kind == "DynamicQuantizeLSTM" for kind in kinds)
     return (quantized, count) if count and quantized.ByteSize() < graph.ByteSize() else (graph, 0)
-
-
-def _quantized(graph: onnx.ModelProto, per_channel: bool, reduce_range: bool) -> onnx.ModelProto:
-    """Return a graph whose LSTMs ONNX Runtime's quantizer has quantized."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    producer = graph.producer_name
-    with suppress_output("logs"), tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "model.onnx"
-        quantize_dynamic(
-            graph,
-            output,
-            op_types_to_quantize=["LSTM"],
-            per_channel=per_channel,
-            reduce_range=reduce_range,
-            weight_type=QuantType.QInt8,
-            extra_options={"EnableSubgraph": True, "DefaultTensorType": TensorProto.FLOAT},
-        )
-        quantized: onnx.ModelProto = onnx.load(output)
-    quantized.producer_name, quantized.producer_version = producer, ""
-    return quantized
-
-
-def _count(graph: onnx.ModelProto, operator: str) -> int:
-    """Return the number of nodes of an operator, in branches too."""
-    return sum(node.op_type == operator for subgraph in all_graphs(graph.graph) for node in subgraph.node)

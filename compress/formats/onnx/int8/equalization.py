@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from compress.formats.onnx.graph_edits import add_initializer, constant
+from compress.formats.onnx.graph_edits import add_initializer, constant, input_at, producer
 from compress.formats.onnx.int8.observers import ActivationStatistics
 from compress.formats.onnx.int8.select_nodes import QuantizableLayer
 from compress.numerics.int8_activations import smoothing_factors
@@ -43,97 +43,65 @@ def smooth(
         alpha: The paper's alpha, 0.5 by default there.
     """
     nodes = {str(node.name): node for node in model.graph}
-    products = {layer.name: nodes[layer.name] for layer in layers if layer.operator in ("MatMul", "Gemm")}
     # Products that read the same value get the same factors.
     by_input: dict[ir.Value, list[ir.Node]] = {}
-    for node in products.values():
-        if node.inputs[0] is not None:
-            by_input.setdefault(node.inputs[0], []).append(node)
+    for layer in layers:
+        value = nodes[layer.name].inputs[0]
+        if layer.operator in ("MatMul", "Gemm") and value is not None:
+            by_input.setdefault(value, []).append(nodes[layer.name])
     done: list[str] = []
     for value, readers in by_input.items():
         # The division is free only if all readers are products that take it back.
         if {use.node for use in value.uses()} != set(readers) or value.is_graph_output():
             continue
-        largest = observed[str(value.name)].largest
-        if largest is None or any(len(list(_weight_value(node).uses())) > 1 for node in readers):
+        largest, weights = observed[str(value.name)].largest, [node.inputs[1] for node in readers]
+        if largest is None or any(weight is None or len(weight.uses()) > 1 for weight in weights):
             continue
-        factors = smoothing_factors(largest, [_rows(node) for node in readers], alpha)
+        factors = smoothing_factors(largest, [_columns(node) for node in readers], alpha)
         if _divide(model.graph, value, factors):
-            for node in readers:
+            for node, weight in zip(readers, weights, strict=True):
                 # Multiply the input channels of a product's weights.
-                rows = _rows(node) * factors[:, None]
-                array = rows.T if node.attributes.get_int("transB", 0) else rows
-                node.replace_input_with(1, add_initializer(model.graph, f"{_weight_value(node).name}_smoothed", array))
+                by = factors[None, :] if node.attributes.get_int("transB", 0) else factors[:, None]
+                name = f"{weight and weight.name}_smoothed"
+                node.replace_input_with(1, add_initializer(model.graph, name, _weight(node) * by))
                 done.append(str(node.name))
     return done
 
 
-def _weight_value(node: ir.Node) -> ir.Value:
-    """Return the value of a product's weights."""
-    weight = node.inputs[1]
-    assert weight is not None, "a product has weights"
-    return weight
-
-
-def _rows(node: ir.Node) -> np.ndarray:
-    """Return the weights as [channels, outputs]."""
-    array = constant(_weight_value(node))
-    assert array is not None, "chosen layers have stored weights"
-    return array.T if node.attributes.get_int("transB", 0) else array
-
-
 def _divide(graph: ir.Graph, value: ir.Value, factors: np.ndarray) -> bool:
     """Divide the channels of ``value`` in the node that computes them; return False if that is impossible."""
-    node = value.producer()
-    if node is None:
-        return False
     # The gain and bias of a normalisation absorb the division.
-    if node.op_type in _NORMS and node.outputs[0] is value:
-        return _scale_inputs(graph, node, range(1, len(node.inputs)), 1 / factors)
-    if node.op_type == "MultiHeadAttention":
-        # Divide the last third of an unpacked attention's weights and biases, which computes its values.
-        split = node.inputs[2].producer() if node.inputs[2] is not None else None
-        added = split.inputs[0].producer() if split is not None and split.inputs[0] is not None else None
-        if split is None or split.op_type != "Split" or added is None or added.op_type != "Add":
-            return False
-        product = added.inputs[0].producer() if added.inputs[0] is not None else None
-        if product is None or product.op_type != "MatMul" or node.inputs[2] is not split.outputs[2]:
-            return False
-        # The packed product computes queries, keys and values, in this order.
-        by = np.concatenate([np.ones(2 * factors.size, np.float32), 1 / factors])
-        weight = constant(product.inputs[1])
-        if weight is None or weight.shape[1] != by.size:
-            return False
-        return _scale_inputs(graph, product, [1], by) and _scale_inputs(graph, added, [1], by)
-    return False
+    norm = producer(value, *_NORMS)
+    if norm is not None and norm.outputs[0] is value:
+        return _scale_inputs(graph, norm, range(1, len(norm.inputs)), 1 / factors)
+    # The last third of an unpacked attention's weights and biases computes its values.
+    attention = producer(value, "MultiHeadAttention")
+    split = None if attention is None else producer(attention.inputs[2], "Split")
+    added = None if split is None else producer(split.inputs[0], "Add")
+    product = None if added is None else producer(added.inputs[0], "MatMul")
+    if attention is None or split is None or added is None or product is None:
+        return False
+    # The packed product computes queries, keys and values, in this order.
+    by = np.concatenate([np.ones(2 * factors.size, np.float32), 1 / factors])
+    weight = constant(product.inputs[1])
+    if attention.inputs[2] is not split.outputs[2] or weight is None or weight.shape[1] != by.size:
+        return False
+    return _scale_inputs(graph, product, [1], by) and _scale_inputs(graph, added, [1], by)
 
 
 def _scale_inputs(graph: ir.Graph, node: ir.Node, indices: Sequence[int], by: np.ndarray) -> bool:
-    """Multiply stored inputs of a node, and return whether all could be multiplied.
-
-    Args:
-        graph: The graph.
-        node: The node.
-        indices: Indices of the inputs.
-        by: Factor of each channel.
-    """
-    stored_inputs = [(index, node.inputs[index]) for index in indices if node.inputs[index] is not None]
-    arrays = [(index, value, constant(value)) for index, value in stored_inputs]
-    if any(array is None or array.shape[-1:] != by.shape for _, _, array in arrays):
+    """Multiply the channels of a node's inputs ``indices``; return False if one is not stored or has others."""
+    stored = [(index, value, constant(value)) for index in indices if (value := node.inputs[index]) is not None]
+    arrays = [(index, value.name, array) for index, value, array in stored if array is not None]
+    if len(arrays) < len(stored) or any(array.shape[-1:] != by.shape for _, _, array in arrays):
         return False
-    for index, value, array in arrays:
-        assert value is not None and array is not None, "looked at above"
-        node.replace_input_with(index, add_initializer(graph, f"{value.name}_smoothed", array * by))
+    for index, name, array in arrays:
+        node.replace_input_with(index, add_initializer(graph, f"{name}_smoothed", array * by))
     return True
 
 
-_PASSING = frozenset(
-    (
-        *("Relu", "LeakyRelu", "PRelu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool"),
-        *("Flatten", "Identity", "Add"),
-    )
-)
-_ACTIVATIONS = frozenset(("Relu", "LeakyRelu", "PRelu", "Clip"))
+_ACTIVATIONS = ("Relu", "LeakyRelu", "PRelu", "Clip")
+_PASSING = (*_ACTIVATIONS, *("MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Identity", "Add"))
 _REACHED = 0.999
 _MARGIN = 0.95
 """Share of a `Clip`'s bound up to which a channel may be raised; other examples are slightly larger."""
@@ -179,19 +147,22 @@ def equalize(model: ir.Model, observed: Mapping[str, ActivationStatistics], meth
         moved = 0.0
         # The factors of one group change the ranges that the next one sees.
         for group in groups:
-            factors = _activation_factors(group, observed) if method == "activations" else _weight_factors(group)
-            factors = _within_bound(group, observed, factors)
+            if method == "activations":
+                factors = _activation_factors(group, observed)
+            else:
+                # Equation 11 of the paper: sqrt(r2 / r1) for the writers.
+                written = [np.abs(_weight(node)).reshape(group.channels, -1).max(axis=1) for node in group.writers]
+                factors = _balanced(np.maximum.reduce(written), group)
+            # No value may reach a `Clip` of the group that it did not reach before.
+            if np.isfinite(group.bound):
+                sizes = magnitudes(group, observed)
+                room = _MARGIN * group.bound / np.maximum(sizes * group.raised, _FEWEST)
+                factors = np.where(sizes >= _REACHED * group.bound, 1.0, np.minimum(factors, room))
             apply_factors(model, group, factors)
             moved = max(moved, float(np.abs(np.log(factors)).max()))
         if moved < _STILL:
             break
     return [str(node.name) for group in groups for node in group.readers]
-
-
-def _weight_factors(group: ChannelGroup) -> np.ndarray:
-    """Return the factor of each channel by equation 11 of the paper: sqrt(r2 / r1) for the writers."""
-    written = [np.abs(_weight(node)).reshape(group.channels, -1).max(axis=1) for node in group.writers]
-    return _balanced(np.maximum.reduce(written), _read_ranges(group))
 
 
 def _activation_factors(group: ChannelGroup, observed: Mapping[str, ActivationStatistics]) -> np.ndarray:
@@ -201,33 +172,22 @@ def _activation_factors(group: ChannelGroup, observed: Mapping[str, ActivationSt
     # A channel that is nearly nothing stays so: what it is worth is not known from so few values.
     live = sizes > _SMALLEST * largest
     # Depthwise readers have a scale per channel, so every channel may use the full range.
-    if all(is_depthwise(node) for node in group.readers):
+    if all(node.op_type == "Conv" and _weight(node).shape[1] == 1 for node in group.readers):
         return np.where(live, largest / np.where(live, sizes, 1.0), 1.0)
-    factors = np.where(live, _balanced(sizes, _read_ranges(group)), 1.0)
+    factors = np.where(live, _balanced(sizes, group), 1.0)
     # Those that a bound holds fast are what the others are compared with.
     still = sizes >= _REACHED * group.bound
     return factors / np.exp(np.log(factors[still]).mean()) if still.any() else factors
 
 
-def _read_ranges(group: ChannelGroup) -> np.ndarray:
-    """Return the range of the weights that read each channel."""
-    ranges: np.ndarray = np.maximum.reduce([np.abs(_columns(node)).max(axis=1) for node in group.readers])
-    return ranges
+def _balanced(written: np.ndarray, group: ChannelGroup) -> np.ndarray:
+    """Return the root of a channel's range in the weights that read it over its range as ``written``.
 
-
-def _balanced(written: np.ndarray, read: np.ndarray) -> np.ndarray:
-    """Return sqrt(read / written), or 1 for channels that are nearly zero on one side."""
+    Channels that are nearly zero on one side get 1.
+    """
+    read: np.ndarray = np.maximum.reduce([np.abs(_columns(node)).max(axis=1) for node in group.readers])
     live = (written > _FEWEST) & (read > _FEWEST)
     return np.where(live, np.sqrt(np.where(live, read, 1.0) / np.where(live, written, 1.0)), 1.0)
-
-
-def _within_bound(group: ChannelGroup, observed: Mapping[str, ActivationStatistics], factors: np.ndarray) -> np.ndarray:
-    """Limit ``factors`` so that no value reaches a `Clip` of the group that it did not reach before."""
-    if not np.isfinite(group.bound):
-        return factors
-    sizes = magnitudes(group, observed)
-    room = _MARGIN * group.bound / np.maximum(sizes * group.raised, _FEWEST)
-    return np.where(sizes >= _REACHED * group.bound, 1.0, np.minimum(factors, room))
 
 
 def find_channel_groups(model: ir.Model) -> list[ChannelGroup]:
@@ -255,42 +215,35 @@ def _collect(start: ir.Value) -> ChannelGroup | None:
         maker = value.producer()
         if maker is None or value.is_graph_output():
             return None
-        neighbours = _writes(group, maker)
-        if neighbours is None:
-            return None
-        waiting += neighbours
-        for use in value.uses():
-            further = _reads(group, use.node, use.idx)
+        for further in (_writes(group, maker), *(_reads(group, use.node, use.idx) for use in value.uses())):
             if further is None:
                 return None
             waiting += further
     # All writers and readers must agree on the number of channels.
     sizes = {len(_weight(node)) for node in group.writers}
-    fits = len(sizes) == 1 and all(_inputs_of(node) == group.channels for node in group.readers)
+    fits = len(sizes) == 1 and all(len(_columns(node)) == group.channels for node in group.readers)
     return group if fits else None
 
 
 def _writes(group: ChannelGroup, maker: ir.Node) -> list[ir.Value] | None:
     """Return further values of the group of a value that ``maker`` computes; None if it cannot be scaled there."""
+    if maker.op_type != "Conv":
+        return _passed(group, maker)
     # Weights that another node reads cannot be scaled.
-    if maker.op_type == "Conv":
-        if not _own(maker.inputs[1]) or (
-            len(maker.inputs) > 2 and maker.inputs[2] is not None and not _own(maker.inputs[2])
-        ):
-            return None
-        group.writers.append(maker)
-        return []
-    return _passed(group, maker)
+    if not all(value is None or _own(value) for value in (maker.inputs[1], input_at(maker, 2))):
+        return None
+    group.writers.append(maker)
+    return []
 
 
 def _reads(group: ChannelGroup, reader: ir.Node, index: int) -> list[ir.Value] | None:
     """Return further values of the group of a value that ``reader`` reads; None if it cannot be scaled there."""
-    if reader.op_type in ("Conv", "Gemm", "MatMul") and index == 0:
-        if not _own(reader.inputs[1]) or reader.attributes.get_int("transA", 0):
-            return None
-        group.readers.append(reader)
-        return []
-    return _passed(group, reader)
+    if reader.op_type not in ("Conv", "Gemm", "MatMul") or index != 0:
+        return _passed(group, reader)
+    if not _own(reader.inputs[1]) or reader.attributes.get_int("transA", 0):
+        return None
+    group.readers.append(reader)
+    return []
 
 
 def _passed(group: ChannelGroup, node: ir.Node) -> list[ir.Value] | None:
@@ -302,15 +255,13 @@ def _passed(group: ChannelGroup, node: ir.Node) -> list[ir.Value] | None:
     if node.op_type == "Add" and len(computed) < 2:
         return None
     if node.op_type == "Clip":
-        low, high = (constant(value) for value in (*node.inputs[1:3], None, None)[:2])
+        low, high = (constant(input_at(node, index)) for index in (1, 2))
         if low is None or high is None or float(low) != 0:
             return None
         group.bound = min(group.bound, float(high))
     # A flattened image would mix channels and positions.
-    if node.op_type == "Flatten":
-        producer = node.inputs[0].producer() if node.inputs[0] is not None else None
-        if producer is None or producer.op_type != "GlobalAveragePool":
-            return None
+    if node.op_type == "Flatten" and producer(node.inputs[0], "GlobalAveragePool") is None:
+        return None
     return [*computed, *node.outputs[:1]]
 
 
@@ -327,14 +278,6 @@ def _weight(node: ir.Node) -> np.ndarray:
     return array
 
 
-def _inputs_of(node: ir.Node) -> int:
-    """Return the number of channels that a layer reads."""
-    weight = _weight(node)
-    if node.op_type == "Conv":
-        return int(weight.shape[1]) * int(node.attributes.get_int("group", 1))
-    return int(weight.shape[1] if node.attributes.get_int("transB", 0) else weight.shape[0])
-
-
 def _columns(node: ir.Node) -> np.ndarray:
     """Return a reader's weights as [channels, rest]; a row holds the weights of one channel."""
     weight = _weight(node)
@@ -346,11 +289,6 @@ def _columns(node: ir.Node) -> np.ndarray:
     return np.swapaxes(split, 1, 2).reshape(groups * weight.shape[1], -1)
 
 
-def is_depthwise(node: ir.Node) -> bool:
-    """Return whether each output reads one channel, so that per-output scales absorb a factor completely."""
-    return bool(node.op_type == "Conv" and _weight(node).shape[1] == 1)
-
-
 def magnitudes(group: ChannelGroup, observed: Mapping[str, ActivationStatistics]) -> np.ndarray:
     """Return the greatest value of each channel [channels] among values that are quantized.
 
@@ -358,10 +296,9 @@ def magnitudes(group: ChannelGroup, observed: Mapping[str, ActivationStatistics]
     """
     quantized = [value for value in group.values if any(use.node.op_type not in _ACTIVATIONS for use in value.uses())]
     ranges = [observed[str(value.name)].largest for value in quantized if str(value.name) in observed]
-    channel_ranges = [
-        channel_range for channel_range in ranges if channel_range is not None and len(channel_range) == group.channels
-    ]
-    largest: np.ndarray = np.maximum.reduce(channel_ranges)
+    largest: np.ndarray = np.maximum.reduce(
+        [sizes for sizes in ranges if sizes is not None and len(sizes) == group.channels]
+    )
     return largest
 
 
@@ -372,30 +309,22 @@ def apply_factors(model: ir.Model, group: ChannelGroup, factors: np.ndarray) -> 
     for node in group.writers:
         shape = (-1, *[1] * (_weight(node).ndim - 1))
         _replace(graph, node, 1, _weight(node) * factors.reshape(shape))
-        bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-        if bias is not None:
+        if (bias := constant(input_at(node, 2))) is not None:
             _replace(graph, node, 2, bias * factors)
     for node in group.readers:
         weight = _weight(node)
-        if node.op_type != "Conv":
+        if node.op_type == "Conv":
+            groups = node.attributes.get_int("group", 1)
+            # Every output of a group reads the same channels.
+            by = np.repeat(factors.reshape(groups, 1, -1), weight.shape[0] // groups, axis=1)
+            by = by.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
+        else:
             by = factors[None, :] if node.attributes.get_int("transB", 0) else factors[:, None]
-            _replace(graph, node, 1, weight / by)
-            continue
-        groups = node.attributes.get_int("group", 1)
-        # Every output of a group reads the same channels.
-        by = np.repeat(factors.reshape(groups, 1, -1), weight.shape[0] // groups, axis=1)
-        _replace(graph, node, 1, weight / by.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2)))
+        _replace(graph, node, 1, weight / by)
 
 
 def _replace(graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray) -> None:
-    """Store other values for an input under the same name.
-
-    Args:
-        graph: The graph.
-        node: The node.
-        index: Index of the input.
-        array: The new values.
-    """
+    """Store other values for the input ``index`` of a node under the same name."""
     old = node.inputs[index]
     assert old is not None, "what is replaced is stored"
     name = str(old.name)

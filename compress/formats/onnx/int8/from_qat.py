@@ -50,9 +50,8 @@ class IntegerLayer:
     def weight(self) -> np.ndarray:
         """Float weights that the integers represent [outputs, inputs, ...]."""
         # Scales with axes for broadcasting over weights.
-        product: np.ndarray = self.integers.astype(np.float32) * self.scales.reshape(
-            -1, *[1] * (self.integers.ndim - 1)
-        )
+        scales = self.scales.reshape(-1, *[1] * (self.integers.ndim - 1))
+        product: np.ndarray = self.integers.astype(np.float32) * scales
         return product
 
     @property
@@ -159,7 +158,14 @@ class _Writer:
     def _on_grid(self, node: ir.Node, value: ir.Value | None, grid: ActivationGrid) -> ir.Value:
         """Return ``value`` rounded to the grid before ``node``; itself if it is on the grid already."""
         assert value is not None, "a layer has an input"
-        if (source := quantized_source(value)) is not None and _grid(source.scale, source.zero_point) == grid:
+        source = quantized_source(value)
+        step, zero = (None, None) if source is None else (constant(source.scale), constant(source.zero_point))
+        if (
+            step is not None
+            and zero is not None
+            and step.size == 1
+            and (step.item(), zero.item()) == (grid.scale, grid.zero_point)
+        ):
             return value
         # Layers that read one value with the same grid share the quantization.
         key = (id(value), float(grid.scale), grid.zero_point)
@@ -212,11 +218,3 @@ class _Writer:
         """Store an array once, for a layer that several nodes use."""
         existing = self.graph.initializers.get(name)
         return existing if existing is not None else add_initializer(self.graph, name, array)
-
-
-def _grid(scale: ir.Value, zero_point: ir.Value | None) -> ActivationGrid | None:
-    """Return the grid of a stored scale and zero point, or None if it is not a single one."""
-    step, zero = constant(scale), constant(zero_point)
-    if step is None or zero is None or step.size != 1:
-        return None
-    return ActivationGrid(np.float32(step.reshape(())), int(zero.reshape(())))

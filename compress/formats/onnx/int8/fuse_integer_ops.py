@@ -14,9 +14,17 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from compress.formats.onnx.graph_edits import add_initializer, clean, constant, only_consumer
-
-MICROSOFT = "com.microsoft"
+from compress.formats.onnx.graph_edits import (
+    MICROSOFT,
+    add_initializer,
+    clean,
+    constant,
+    input_at,
+    only_consumer,
+    other_operand,
+    producer,
+    rank,
+)
 
 
 class UnpackedAttention(NamedTuple):
@@ -36,69 +44,44 @@ def unpack_attention(model: ir.Model) -> list[UnpackedAttention]:
 
     The product gets the attention's name.
     """
-    unpacked = []
-    for node in list(model.graph):
-        if (node.domain, node.op_type) == (MICROSOFT, "Attention") and _is_plain(node):
-            unpacked.append(_unpack(model.graph, node))
-    return unpacked
+    attentions = [node for node in model.graph if (node.domain, node.op_type) == (MICROSOFT, "Attention")]
+    return [_unpack(model.graph, node) for node in attentions if _is_plain(node)]
 
 
 def _is_plain(node: ir.Node) -> bool:
     """Return whether an attention has only inputs and attributes that the unpacked form supports."""
-    inputs = node.inputs
-    stored = all(value is not None and value.const_value is not None for value in inputs[1:3])
-    other_inputs = [value for value in inputs[4:] if value is not None]
-    supported = set(node.attributes) <= {"num_heads", "scale", "mask_filter_value", "unidirectional"}
-    flat = len(inputs) < 4 or inputs[3] is None or _axes(inputs[3]) == 2
+    mask = input_at(node, 3)
+    # The shape of a cast mask may be recorded for the value that it was cast from alone.
+    cast = producer(mask, "Cast") if mask is not None and mask.shape is None else None
     return (
-        len(inputs) >= 3
-        and stored
-        and not other_inputs
-        and supported
-        and flat
-        and len(list(node.outputs[0].uses())) > 0
+        len(node.inputs) >= 3
+        and all(constant(value) is not None for value in node.inputs[1:3])
+        and all(value is None for value in node.inputs[4:])
+        and set(node.attributes) <= {"num_heads", "scale", "mask_filter_value", "unidirectional"}
+        and (mask is None or rank(mask if cast is None else cast.inputs[0]) == 2)
+        and len(node.outputs[0].uses()) > 0
     )
-
-
-def _axes(value: ir.Value) -> int | None:
-    """Return the number of axes of a mask if it, or the value that it was cast from, has a recorded shape."""
-    if value.shape is not None:
-        return len(value.shape)
-    node = value.producer()
-    cast_input = node.inputs[0] if node is not None and node.op_type == "Cast" else None
-    return None if cast_input is None or cast_input.shape is None else len(cast_input.shape)
 
 
 def _unpack(graph: ir.Graph, node: ir.Node) -> UnpackedAttention:
     """Replace one attention by product, bias, split and `MultiHeadAttention`."""
     parts = UnpackedAttention(str(node.name), *(f"{node.name}/{part}" for part in ("bias", "split", "heads")))
     hidden, weight, bias = node.inputs[:3]
-    mask = node.inputs[3] if len(node.inputs) > 3 else None
-    kind = node.outputs[0].type
+    old = node.outputs[0]
     product = ir.node("MatMul", [hidden, weight], name=parts.product)
     added = ir.node("Add", [product.outputs[0], bias], name=parts.bias)
-    split = ir.node(
-        "Split", [added.outputs[0]], attributes={"axis": -1, "num_outputs": 3}, num_outputs=3, name=parts.split
-    )
-    heads = ir.node(
-        "MultiHeadAttention",
-        [*split.outputs, None, mask],
-        attributes=dict(node.attributes),
-        domain=MICROSOFT,
-        name=parts.heads,
-    )
+    split = ir.node("Split", [added.outputs[0]], {"axis": -1, "num_outputs": 3}, num_outputs=3, name=parts.split)
+    inputs = [*split.outputs, None, input_at(node, 3)]
+    heads = ir.node("MultiHeadAttention", inputs, dict(node.attributes), domain=MICROSOFT, name=parts.heads)
     for new_node in (product, added, split, heads):
         for index, output in enumerate(new_node.outputs):
-            output.name = f"{new_node.name}_output_{index}"
-            output.type = kind
-    heads.outputs[0].shape = node.outputs[0].shape
-    old = node.outputs[0]
-    # The attention's output keeps its name.
-    name = old.name
+            output.name, output.type = f"{new_node.name}_output_{index}", old.type
+    heads.outputs[0].shape = old.shape
     graph.insert_before(node, [product, added, split, heads])
     old.replace_all_uses_with(heads.outputs[0])
     graph.remove(node, safe=True)
-    heads.outputs[0].name = name
+    # The attention's output keeps its name.
+    heads.outputs[0].name = old.name
     return parts
 
 
@@ -116,18 +99,14 @@ def pack_attention(model: ir.Model, attentions: Collection[UnpackedAttention]) -
         if product is None or (product.op_type == "MatMul" and quantized_source(product.inputs[1]) is not None):
             continue
         heads = nodes[parts.heads]
-        mask = heads.inputs[4] if len(heads.inputs) > 4 else None
+        mask = input_at(heads, 4)
         if product.op_type == "MatMul":
-            bias = nodes[parts.bias].inputs[1]
-            packed = ir.node("Attention", [*product.inputs[:2], bias, mask], domain=MICROSOFT)
+            kind, inputs = "Attention", [*product.inputs[:2], nodes[parts.bias].inputs[1], mask]
         else:
             # The operands of `MatMulIntegerToFloat` in the order of `QAttention`.
             integers, weight, scale, weight_scale, zero, weight_zero, bias = product.inputs
-            inputs = [integers, weight, bias, scale, weight_scale, mask, zero, weight_zero]
-            packed = ir.node("QAttention", inputs, domain=MICROSOFT)
-        for attribute in heads.attributes.values():
-            packed.attributes.add(attribute)
-        packed.name = parts.product
+            kind, inputs = "QAttention", [integers, weight, bias, scale, weight_scale, mask, zero, weight_zero]
+        packed = ir.node(kind, inputs, dict(heads.attributes), domain=MICROSOFT, name=parts.product)
         old, new = heads.outputs[0], packed.outputs[0]
         new.type, new.shape = old.type, old.shape
         graph.insert_before(heads, packed)
@@ -147,12 +126,12 @@ class DequantizedValue:
 
 def quantized_source(value: ir.Value | None) -> DequantizedValue | None:
     """Return the integers that ``value`` is dequantized from, or None."""
-    node = value.producer() if value is not None else None
-    if node is None or node.op_type != "DequantizeLinear":
+    node = producer(value, "DequantizeLinear")
+    if node is None:
         return None
     integers, scale = node.inputs[:2]
     assert integers is not None and scale is not None, "both are required"
-    return DequantizedValue(integers, scale, node.inputs[2] if len(node.inputs) > 2 else None)
+    return DequantizedValue(integers, scale, input_at(node, 2))
 
 
 def make_unsigned(model: ir.Model, products: Collection[str] | None = None) -> None:
@@ -162,7 +141,7 @@ def make_unsigned(model: ir.Model, products: Collection[str] | None = None) -> N
     activations only, and is slow with signed ones on x86.
     """
     for node in list(model.graph):
-        zero = constant(node.inputs[2]) if node.op_type == "QuantizeLinear" and len(node.inputs) > 2 else None
+        zero = constant(input_at(node, 2)) if node.op_type == "QuantizeLinear" else None
         if zero is None or zero.dtype != np.int8:
             continue
         # The zero point is shared by the quantization and all dequantizations of the value.
@@ -181,16 +160,12 @@ def fuse_products(model: ir.Model) -> int:
     """Replace each `MatMul` and `Gemm` of quantized values with stored weights, in place; return how many."""
     count = 0
     for node in list(model.graph):
-        if node.op_type == "MatMul" or (node.op_type == "Gemm" and _is_affine(node)):
+        # A `Gemm` must be a plain product with a bias; `MatMul` has none of these attributes.
+        factors = [node.attributes.get_float(name, 1.0) for name in ("alpha", "beta")]
+        if node.op_type in ("MatMul", "Gemm") and factors == [1, 1] and not node.attributes.get_int("transA", 0):
             count += _write(model.graph, node)
     clean(model)
     return count
-
-
-def _is_affine(node: ir.Node) -> bool:
-    """Return whether a `Gemm` is a plain product with a bias."""
-    plain = node.attributes.get_float("alpha", 1.0) == 1.0 and node.attributes.get_float("beta", 1.0) == 1.0
-    return plain and not node.attributes.get_int("transA", 0)
 
 
 def _write(graph: ir.Graph, node: ir.Node) -> bool:
@@ -231,12 +206,11 @@ def _write(graph: ir.Graph, node: ir.Node) -> bool:
 def _with_bias(node: ir.Node) -> tuple[ir.Node, ir.Value | None]:
     """Return the last node of the product, and the stored bias that is added."""
     if node.op_type == "Gemm":
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        return node, _as_float(node, bias)
+        return node, _as_float(node, input_at(node, 2))
     end = only_consumer(node.outputs[0], "Add", "BiasGelu")
     if end is None:
         return node, None
-    bias = next((value for value in end.inputs if value is not node.outputs[0]), None)
+    bias = other_operand(end, node.outputs[0])
     array = constant(bias)
     # Only a vector with one entry per column is a bias of the product.
     columns = constant(node.inputs[1].producer().inputs[0]).shape[-1]  # type: ignore[union-attr]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,11 +48,13 @@ def match_layers(model: ir.Model, weights: Mapping[str, np.ndarray]) -> list[Lay
 
     Layers are identified by the values of their weights. A layer that is missing or equal to another has no match.
     """
-    layers_by_weight = _LayersByWeights(weights)
+    by_first_row: dict[bytes, list[tuple[str, np.ndarray]]] = {}
+    for name, weight in weights.items():
+        by_first_row.setdefault(weight[0].tobytes(), []).append((name, weight))
     matches: dict[ir.Node, tuple[str, ...]] = {}
     for node in model.graph:
         stored = stored_weights(node)
-        if stored is not None and (names := layers_by_weight.names(stored)):
+        if stored is not None and (names := _joined_layers(stored, by_first_row)):
             matches[node] = names
     # Ends of convolutions, to find layers that read their 8-bit outputs.
     ends = {id(end_of(node)): names[0] for node, names in matches.items() if node.op_type == "Conv"}
@@ -159,40 +161,24 @@ def _output_grid(layer: str) -> str:
     return f"{layer}, outputs"
 
 
-class _LayersByWeights:
-    """Layers by their weights."""
+def _joined_layers(
+    stored: np.ndarray, by_first_row: Mapping[bytes, Sequence[tuple[str, np.ndarray]]]
+) -> tuple[str, ...]:
+    """Return the layers joined in a stored matrix.
 
-    def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
-        self._by_row: dict[bytes, list[tuple[str, np.ndarray]]] = {}
-        for name, weight in weights.items():
-            self._by_row.setdefault(_row(weight, 0), []).append((name, weight))
-
-    def names(self, stored: np.ndarray) -> tuple[str, ...]:
-        """Return the layers joined in a stored matrix.
-
-        Returns none if it is not made of whole layers, or if two layers are equal.
-        """
-        names, start = [], 0
-        while start < len(stored):
-            # The first row narrows the candidates; all rows are compared.
-            fitting = list(self._fitting(stored, start))
-            if len(fitting) != 1:
-                return ()
-            name, count = fitting[0]
-            names.append(name)
-            start += count
-        return tuple(names)
-
-    def _fitting(self, stored: np.ndarray, start: int) -> Iterator[tuple[str, int]]:
-        """Yield the layers whose weights start at a row, with their number of rows."""
-        for name, weight in self._by_row.get(_row(stored, start), ()):
-            if np.array_equal(stored[start : start + len(weight)], weight):
-                yield name, len(weight)
-
-
-def _row(weight: np.ndarray, index: int) -> bytes:
-    """Return one row of weights as bytes."""
-    return np.ascontiguousarray(weight[index]).tobytes()
+    Returns none if it is not made of whole layers, or if two layers are equal.
+    """
+    names, start = [], 0
+    while start < len(stored):
+        rows = stored[start:]
+        # The first row narrows the candidates; all rows are compared.
+        candidates = by_first_row.get(rows[0].tobytes(), ())
+        fitting = [(name, len(weight)) for name, weight in candidates if np.array_equal(rows[: len(weight)], weight)]
+        if len(fitting) != 1:
+            return ()
+        names.append(fitting[0][0])
+        start += fitting[0][1]
+    return tuple(names)
 
 
 class _EquivalentNames:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,6 +80,8 @@ def stream_activations(
     graph: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Feed]
 ) -> Iterator[dict[str, np.ndarray]]:
     """Run ``graph`` on each feed and yield the tensors ``names``, which need not be outputs."""
+    from compress.formats.onnx.runtimes.onnxruntime import FAILURES
+
     session = open_session(add_outputs(graph, names))
     inputs = {entry.name for entry in session.get_inputs()}
     computed = [name for name in names if name not in inputs]
@@ -90,30 +93,21 @@ def stream_activations(
                 f"The calibration data lacks the input {sorted(inputs - batch.keys())[0]!r}.",
                 expected=f"arrays for {', '.join(sorted(inputs))}",
             )
-        values = _run(session, computed, batch) if computed else []
+        try:
+            values: list[np.ndarray] = session.run(computed, batch) if computed else []
+        except FAILURES as error:
+            shapes = ", ".join(f"{name} {array.dtype} {list(array.shape)}" for name, array in batch.items())
+            raise DataError(
+                f"The graph refuses the calibration data ({shapes}): {first_line(error)}",
+                expected=", ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in session.get_inputs()),
+                hint="prepare the examples as the model was exported for; look at the files of its processor",
+            ) from error
         yield {**dict(zip(computed, values, strict=True)), **{name: batch[name] for name in names if name in inputs}}
-
-
-def _run(session: onnxruntime.InferenceSession, names: Sequence[str], batch: Feed) -> list[np.ndarray]:
-    """Run the graph. Raises `DataError` if it refuses the batch."""
-    from compress.formats.onnx.runtimes.onnxruntime import FAILURES
-
-    try:
-        values: list[np.ndarray] = session.run(names, batch)
-    except FAILURES as error:
-        shapes = ", ".join(f"{name} {array.dtype} {list(array.shape)}" for name, array in batch.items())
-        raise DataError(
-            f"The graph refuses the calibration data ({shapes}): {first_line(error)}",
-            expected=", ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in session.get_inputs()),
-            hint="prepare the examples as the model was exported for; look at the files of its processor",
-        ) from error
-    return values
 
 
 def add_outputs(graph: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """Return a copy of ``graph`` with the additional outputs ``names``."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(graph)
+    changed = deepcopy(graph)
     existing = {value.name for value in (*changed.graph.output, *changed.graph.input)}
     # ONNX Runtime infers the type of an added output.
     changed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in existing)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from compress.formats.onnx.graph_edits import add_initializer, clean, constant
+from compress.formats.onnx.graph_edits import add_initializer, clean, constant, input_at, producer, replace_node
 from compress.formats.onnx.int8.fuse_integer_ops import quantized_source
 from compress.formats.onnx.int8.observers import Feed, stream_activations
 from compress.formats.onnx.int8.select_nodes import BRIDGES
@@ -29,23 +29,20 @@ def drop_redundant_qdq(model: ir.Model) -> int:
     """
     count = 0
     # A removed pair may make the pair before it redundant.
-    while changed := sum(
-        _lead_past(model.graph, node) for node in list(model.graph) if node.op_type == "DequantizeLinear"
-    ):
+    while changed := sum(_lead_past(model.graph, node) for node in list(model.graph)):
         count += changed
     clean(model)
     return count
 
 
 def _lead_past(graph: ir.Graph, node: ir.Node) -> int:
-    """Return the number of readers of one dequantized value that now read the original."""
-    idle = [use for use in list(node.outputs[0].uses()) if not _useful(use.node)]
-    if not idle:
+    """Return the number of readers of a node's dequantized value that now read the original."""
+    uses = node.outputs[0].uses() if node.op_type == "DequantizeLinear" else ()
+    if not (idle := [use for use in uses if not _useful(use.node)]):
         return 0
-    source = node.inputs[0]
-    maker = source.producer() if source is not None else None
-    # These quantizations make an integer kernel or replace an activation function, so they stay.
-    if maker is not None and (_ends_convolution(maker) or _clips(maker)):
+    source, maker = node.inputs[0], producer(node.inputs[0])
+    # Quantizations that make an integer kernel or replace an activation function stay.
+    if maker is not None and _affects_producer(maker):
         return 0
     if maker is not None and maker.op_type == "QuantizeLinear":
         original = maker.inputs[0]
@@ -59,32 +56,24 @@ def _lead_past(graph: ir.Graph, node: ir.Node) -> int:
     return len(idle)
 
 
-def _ends_convolution(node: ir.Node) -> bool:
-    """Return whether a quantization gives the preceding convolution an integer kernel."""
-    producer = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if producer is not None and producer.op_type in ("Relu", "Clip") and producer.inputs[0] is not None:
-        producer = producer.inputs[0].producer()
-    return producer is not None and producer.op_type == "Conv" and _useful(producer)
-
-
-def _clips(node: ir.Node) -> bool:
-    """Return whether a quantization replaces a `Relu` that the quantizer removed: negative values have no integer."""
-    zero = constant(node.inputs[2]) if node.op_type == "QuantizeLinear" and len(node.inputs) > 2 else None
-    if zero is None or zero.size != 1 or zero.item() != np.iinfo(zero.dtype).min:
-        return False
-    producer = node.inputs[0].producer() if node.inputs[0] is not None else None
-    return producer is not None and producer.op_type in _BELOW_ZERO_TOO
+def _affects_producer(node: ir.Node) -> bool:
+    """Return whether a quantization gives the convolution before it an integer kernel, or replaces a `Relu`."""
+    maker = producer(node.inputs[0])
+    activation = producer(node.inputs[0], "Relu", "Clip")
+    convolution = producer(activation.inputs[0] if activation is not None else node.inputs[0], "Conv")
+    if convolution is not None and _useful(convolution):
+        return True
+    # The quantizer removed a `Relu` if negative values have no integer.
+    zero = constant(input_at(node, 2)) if node.op_type == "QuantizeLinear" else None
+    no_negative = zero is not None and zero.size == 1 and zero.item() == np.iinfo(zero.dtype).min
+    return no_negative and maker is not None and maker.op_type in _BELOW_ZERO_TOO
 
 
 def _useful(node: ir.Node) -> bool:
     """Return whether a reader of dequantized values becomes an integer kernel."""
     if node.op_type in ("MatMul", "Gemm"):
-        weight = quantized_source(node.inputs[1])
-        return (
-            quantized_source(node.inputs[0]) is not None
-            and weight is not None
-            and constant(weight.integers) is not None
-        )
+        activations, weight = (quantized_source(value) for value in node.inputs[:2])
+        return activations is not None and weight is not None and constant(weight.integers) is not None
     if node.op_type == "Conv":
         return all(quantized_source(value) is not None for value in node.inputs[:2])
     # A bridge is an integer kernel if everything around it is integers.
@@ -99,8 +88,7 @@ def _useful(node: ir.Node) -> bool:
 
 def restored(node: ir.Node) -> np.ndarray:
     """Return the float32 array of a `DequantizeLinear` of stored integers."""
-    integers, scale = constant(node.inputs[0]), constant(node.inputs[1])
-    zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    integers, scale, zero = (constant(input_at(node, index)) for index in range(3))
     assert integers is not None and scale is not None, "stored integers have stored scales"
     shape = [1] * integers.ndim
     if scale.ndim and scale.size > 1:
@@ -172,50 +160,40 @@ def split_concatenations(model: ir.Model, feeds: Iterable[Feed]) -> list[str]:
     the whole with `/part_0`, `/part_1` appended. The bias is added once. Grouped convolutions stay, because a group may
     read two parts.
     """
-    convolutions = [node for node in model.graph if _reads_parts(node)]
-    if not convolutions:
+    parts_of = {node: parts for node in model.graph if len(parts := _concatenated(node)) > 1}
+    if not parts_of:
         return []
-    names = list(dict.fromkeys(str(part.name) for node in convolutions for part in _parts(node)))
+    names = list(dict.fromkeys(str(part.name) for parts in parts_of.values() for part in parts))
     shapes = {
         name: array.shape
         for values in stream_activations(ir.to_proto(model), names, list(feeds)[:1])
         for name, array in values.items()
     }
-    for node in convolutions:
-        _split(model.graph, node, [shapes[str(part.name)][_CHANNELS] for part in _parts(node)])
+    for node, parts in parts_of.items():
+        _split(model.graph, node, parts, [shapes[str(part.name)][_CHANNELS] for part in parts])
     clean(model)
-    return [str(node.name) for node in convolutions]
+    return [str(node.name) for node in parts_of]
 
 
-def _reads_parts(node: ir.Node) -> bool:
-    """Return whether a node is a convolution of concatenated channels that can be split."""
+def _concatenated(node: ir.Node) -> list[ir.Value]:
+    """Return the values whose channels a convolution reads side by side; none if it cannot be split by them."""
     if node.op_type != "Conv" or node.attributes.get_int("group", 1) != 1 or constant(node.inputs[1]) is None:
-        return False
-    joined = node.inputs[0].producer() if node.inputs[0] is not None else None
-    return (
-        joined is not None
-        and joined.op_type == "Concat"
-        and joined.attributes.get_int("axis", 0) == _CHANNELS
-        and len(joined.inputs) > 1
-        and all(part is not None and constant(part) is None for part in joined.inputs)
-    )
+        return []
+    joined = producer(node.inputs[0], "Concat")
+    if joined is None or joined.attributes.get_int("axis", 0) != _CHANNELS:
+        return []
+    computed = [part for part in joined.inputs if part is not None and constant(part) is None]
+    return computed if len(computed) == len(joined.inputs) else []
 
 
-def _parts(node: ir.Node) -> Sequence[ir.Value]:
-    """Return the concatenated values."""
-    joined = node.inputs[0].producer()
-    assert joined is not None, "it reads a concatenation"
-    return [part for part in joined.inputs if part is not None]
-
-
-def _split(graph: ir.Graph, node: ir.Node, channels: Sequence[int]) -> None:
-    """Replace one convolution by a sum of convolutions."""
-    weight, old = constant(node.inputs[1]), node.outputs[0]
+def _split(graph: ir.Graph, node: ir.Node, parts: Sequence[ir.Value], channels: Sequence[int]) -> None:
+    """Replace one convolution by a sum of convolutions, one for each of ``parts`` with so many ``channels``."""
+    weight = constant(node.inputs[1])
     assert weight is not None, "weights are stored"
     attributes: Mapping[str, ir.Attr] = dict(node.attributes)
-    ends = np.cumsum(channels)
     new_nodes: list[ir.Node] = []
-    for index, (part, piece) in enumerate(zip(_parts(node), np.split(weight, ends[:-1], axis=1), strict=True)):
+    pieces = np.split(weight, np.cumsum(channels)[:-1], axis=1)
+    for index, (part, piece) in enumerate(zip(parts, pieces, strict=True)):
         stored = add_initializer(graph, f"{node.inputs[1].name}/part_{index}", piece)
         # The bias belongs to the first part only, so that it is added once.
         bias = [] if index else list(node.inputs[2:])
@@ -225,9 +203,4 @@ def _split(graph: ir.Graph, node: ir.Node, channels: Sequence[int]) -> None:
             new_nodes.append(ir.node("Add", sums, name=f"{node.name}/sum_{index}"))
     for new_node in new_nodes:
         new_node.outputs[0].name = f"{new_node.name}_output"
-        new_node.outputs[0].type, new_node.outputs[0].shape = old.type, old.shape
-    graph.insert_before(node, new_nodes)
-    new, name = new_nodes[-1].outputs[0], old.name
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    new.name = name
+    replace_node(graph, node, new_nodes)

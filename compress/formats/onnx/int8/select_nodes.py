@@ -122,16 +122,14 @@ def select_bridges(model: ir.Model, layers: Iterable[str]) -> list[str]:
     useful: set[ir.Node] = set()
     # Backwards, so that a node counts as useful if a later useful node reads it.
     for node in reversed(nodes):
-        readers = {use.node for output in node.outputs for use in output.uses()}
-        if node in passing and (readers & (taking | useful) or _ends(node)):
+        if node not in passing:
+            continue
+        readers, source = {use.node for output in node.outputs for use in output.uses()}, node.inputs[0]
+        # ONNX Runtime fuses an activation function into the preceding integer convolution.
+        fused = node.op_type in ("Relu", "Clip") and source is not None and len(source.uses()) == 1
+        if fused or readers & (taking | useful):
             useful.add(node)
     return [str(node.name) for node in nodes if node in useful]
-
-
-def _ends(node: ir.Node) -> bool:
-    """Return whether ONNX Runtime fuses a node into the preceding integer convolution."""
-    source = node.inputs[0]
-    return node.op_type in ("Relu", "Clip") and source is not None and len(list(source.uses())) == 1
 
 
 def name_nodes(model: ir.Model) -> None:

@@ -8,6 +8,7 @@ are removed, and products and attention become integer operators.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,8 +26,14 @@ from compress.formats.onnx.int8.bias_correction import (
 )
 from compress.formats.onnx.int8.byte_products import cut_saturating, keep_from_saturating
 from compress.formats.onnx.int8.equalization import equalize, smooth
-from compress.formats.onnx.int8.fuse_integer_ops import fuse_products, make_unsigned, pack_attention, unpack_attention
-from compress.formats.onnx.int8.observers import ActivationStatistics, Feed, observe
+from compress.formats.onnx.int8.fuse_integer_ops import (
+    UnpackedAttention,
+    fuse_products,
+    make_unsigned,
+    pack_attention,
+    unpack_attention,
+)
+from compress.formats.onnx.int8.observers import Feed, observe
 from compress.formats.onnx.int8.qdq_cleanup import drop_redundant_qdq, protect_float_layers, split_concatenations
 from compress.formats.onnx.int8.select_nodes import (
     QuantizableLayer,
@@ -86,47 +93,41 @@ class StaticQuantizer:
         self._model = model
         observed = observe(ir.to_proto(model), self._tensors(model), self.feeds)
         method, percentile = self.options.calibration_method, self.options.percentile
-        self._ranges = {
-            name: find_range(statistics.histogram, method, percentile) for name, statistics in observed.items()
-        }
-        self._products = (
-            input_products(ir.to_proto(model), self.layers, self.feeds)
-            if self.options.weight_rounding == "feedback"
-            else {}
-        )
-        self.constant = [name for name, statistics in observed.items() if statistics.histogram.constant]
-        self._errors = self._bias_errors(observed) if self.options.bias_correction else {}
+        histograms = {name: statistics.histogram for name, statistics in observed.items()}
+        self._ranges = {name: find_range(histogram, method, percentile) for name, histogram in histograms.items()}
+        self.constant = [name for name, histogram in histograms.items() if histogram.constant]
+        feedback = self.options.weight_rounding == "feedback"
+        self._products = input_products(ir.to_proto(model), self.layers, self.feeds) if feedback else {}
+        # The shift of each layer's mean output is that between the graph and the one with all layers rounded.
+        self._errors: dict[str, np.ndarray] = {}
+        if self.options.bias_correction:
+            graph = ir.to_proto(model)
+            coarse = self._rounded(graph, [*(layer.name for layer in self.layers), *self._passing])
+            self._coarse = coarse, self.narrowed
+            self._errors = mean_errors(graph, coarse, self.layers, observed, self.feeds)
 
     def quantize(self, float_layers: Collection[str] = ()) -> onnx.ModelProto:
         """Return the 8-bit graph in which ``float_layers`` stay float. Inputs and outputs stay."""
         chosen = [layer.name for layer in self.layers if layer.name not in float_layers]
-        quantized = ir.from_proto(self._corrected(chosen))
-        # The quantizer leads every reader of a quantized value past it, residuals in float too.
-        drop_redundant_qdq(quantized)
-        protect_float_layers(quantized)
-        if self.options.format == "qoperator":
-            make_unsigned(quantized, [parts.product for parts in self._attentions])
-            fuse_products(quantized)
-        pack_attention(quantized, self._attentions)
-        graph = ir.to_proto(quantized)
-        if self.options.narrowing() == "saturating":
-            # Signed activations became unsigned above.
-            self.narrowed += cut_saturating(graph)
-        # What was recorded of values in between is no longer so; the runtime infers it.
-        del graph.graph.value_info[:]
-        return graph
-
-    def _corrected(self, chosen: Sequence[str]) -> onnx.ModelProto:
-        """Return the graph with the layers ``chosen`` rounded and their biases corrected."""
         errors = {name: self._errors[name] for name in chosen if name in self._errors}
         # The graph with all layers rounded exists already, from the measurement of the bias errors.
         if self._coarse is not None and len(chosen) == len(self.layers):
-            (coarse, self.narrowed), self._coarse = self._coarse, None
-            correct_rounded(coarse, ir.to_proto(self._model), errors)
-            return coarse
-        graph = ir.to_proto(self._model)
-        correct_biases(graph, errors)
-        return self._rounded(graph, [*chosen, *select_bridges(ir.from_proto(graph), chosen)])
+            (rounded, self.narrowed), self._coarse = self._coarse, None
+            correct_rounded(rounded, ir.to_proto(self._model), errors)
+        else:
+            graph = ir.to_proto(self._model)
+            correct_biases(graph, errors)
+            rounded = self._rounded(graph, [*chosen, *select_bridges(ir.from_proto(graph), chosen)])
+        quantized = ir.from_proto(rounded)
+        # The quantizer leads every reader of a quantized value past it, residuals in float too.
+        drop_redundant_qdq(quantized)
+        protect_float_layers(quantized)
+        fuse, narrow = self.options.format == "qoperator", self.options.narrowing() == "saturating"
+        if fuse:
+            make_unsigned(quantized, [parts.product for parts in self._attentions])
+        finished, narrowed = _finish(quantized, self._attentions, fuse, narrow)
+        self.narrowed += narrowed
+        return finished
 
     def _rounded(self, graph: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
         """Return ``graph`` with 8-bit ``nodes``, their weights rounded as the settings require."""
@@ -157,13 +158,23 @@ class StaticQuantizer:
                     axes.setdefault(str(value.name), 1)
         return axes
 
-    def _bias_errors(self, observed: Mapping[str, ActivationStatistics]) -> dict[str, np.ndarray]:
-        """Return the shift of each layer's mean output by rounding."""
-        graph = ir.to_proto(self._model)
-        nodes = [*(layer.name for layer in self.layers), *self._passing]
-        coarse = self._rounded(graph, nodes)
-        self._coarse = coarse, self.narrowed
-        return mean_errors(graph, coarse, self.layers, observed, self.feeds)
+
+def _finish(
+    quantized: ir.Model, attentions: Collection[UnpackedAttention], fuse: bool, narrow: bool
+) -> tuple[onnx.ModelProto, list[str]]:
+    """Return the quantized graph with packed attention, and the layers whose weights were cut.
+
+    ``fuse``: products become integer operators. ``narrow``: weights that may saturate are cut.
+    """
+    if fuse:
+        fuse_products(quantized)
+    pack_attention(quantized, attentions)
+    graph = ir.to_proto(quantized)
+    # Signed activations are unsigned by now.
+    narrowed = cut_saturating(graph) if narrow else []
+    # What was recorded of values in between is no longer so; the runtime infers it.
+    del graph.graph.value_info[:]
+    return graph, narrowed
 
 
 _FLOAT_OUTPUT = ("MatMul", "Gemm")
@@ -190,8 +201,7 @@ def insert_qdq(
     from onnxruntime.quantization.calibrate import TensorData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-    source = onnx.ModelProto()
-    source.CopyFrom(graph)
+    source = deepcopy(graph)
     del source.graph.value_info[:]
     # The quantizer needs the type of every tensor with a range.
     source.graph.value_info.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ranges)
@@ -202,22 +212,13 @@ def insert_qdq(
         name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
         for name, (low, high) in ranges.items()
     }
-    node_names = set(nodes)
+    names = sorted(set(nodes))
+    operators = sorted({node.op_type for node in source.graph.node if node.name in names})
+    extra = {"WeightSymmetric": options.types != "u8u8", "OpTypesToExcludeOutputQuantization": list(_FLOAT_OUTPUT)}
+    narrow = options.narrowing() is True
     with suppress_output("logs"):
         quantizer = QDQQuantizer(
-            source,
-            options.per_channel,
-            options.narrowing() is True,
-            weights,
-            activations,
-            data,
-            sorted(node_names),
-            [],
-            sorted({node.op_type for node in source.graph.node if node.name in node_names}),
-            {
-                "WeightSymmetric": options.types != "u8u8",
-                "OpTypesToExcludeOutputQuantization": list(_FLOAT_OUTPUT),
-            },
+            source, options.per_channel, narrow, weights, activations, data, names, [], operators, extra
         )
         quantized: onnx.ModelProto = quantizer.quantize_model()
     # The model keeps its producer and metadata.
@@ -260,22 +261,15 @@ class NncfQuantizer:
 
     def quantize(self, float_layers: Collection[str] = ()) -> onnx.ModelProto:
         """Return the 8-bit graph in which ``float_layers`` stay float."""
-        attention = len(self._attentions) > 0
-        quantized = ir.from_proto(
-            run_nncf(self.readable, self.feeds, attention, float_layers, self.reduce_range is not False)
-        )
+        narrow, attention = self.reduce_range is not False, len(self._attentions) > 0
+        quantized = ir.from_proto(run_nncf(self.readable, self.feeds, attention, float_layers, narrow))
         drop_redundant_qdq(quantized)
         protect_float_layers(quantized)
         # NNCF's activations are signed.
         make_unsigned(quantized)
-        if self.format == "qoperator":
-            fuse_products(quantized)
-        pack_attention(quantized, self._attentions)
         quantized.producer_name, quantized.producer_version = self.graph.producer_name, ""
-        graph = ir.to_proto(quantized)
-        if self.reduce_range == "saturating":
-            self.narrowed = cut_saturating(graph)
-        del graph.graph.value_info[:]
+        fuse, cut = self.format == "qoperator", self.reduce_range == "saturating"
+        graph, self.narrowed = _finish(quantized, self._attentions, fuse, cut)
         return graph
 
 
@@ -300,21 +294,18 @@ def run_nncf(
     """
     names = {value.name for value in graph.graph.input}
     batches = [{name: array for name, array in feed.items() if name in names} for feed in feeds]
-    source = onnx.ModelProto()
-    source.CopyFrom(graph)
     with suppress_output("prints"):
         # NNCF prints on import.
         import nncf
 
+        seven_bits = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
         try:
             quantized: onnx.ModelProto = nncf.quantize(
-                source,
+                deepcopy(graph),
                 nncf.Dataset(batches),
                 subset_size=len(batches),
                 model_type=nncf.ModelType.TRANSFORMER if transformer else None,
-                advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
-                if narrow
-                else None,
+                advanced_parameters=seven_bits if narrow else None,
                 ignored_scope=nncf.IgnoredScope(names=sorted(float_layers), validate=False) if float_layers else None,
             )
         except (nncf.InternalError, nncf.UnsupportedModelError, nncf.ValidationError) as error:

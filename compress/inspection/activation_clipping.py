@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,18 @@ class ActivationRange:
         """Return True if calibration stored a range."""
         return self.low is not None
 
+    def clipped_share(self, array: np.ndarray) -> float:
+        """Return the share of values that lie more than half a step outside the range of the integers."""
+        if self.low is None or self.high is None:
+            return 0.0
+        half = self.step / 2
+        below, above = array < self.low - half, array > self.high + half
+        # Quantizers let integers from 0 on stand for a ReLU, and those from 0 to 6 for a ReLU6: that is no cut.
+        rectified = self.low == 0
+        if rectified and abs(self.high - _RELU6) < half:
+            return 0.0
+        return float((above if rectified else below | above).mean())
+
 
 @dataclass(frozen=True)
 class RowActivations:
@@ -70,49 +82,32 @@ class RowActivations:
 
 def activation_ranges(file: Path) -> list[ActivationRange]:
     """Return the ranges stored by static INT8, or else the float activations that products read. Runs nothing."""
-    modules, ranges = node_modules(file), list[ActivationRange]()
+    modules = node_modules(file)
+    stored, products = dict[str, ActivationRange](), dict[str, ActivationRange]()
     for node in ir.load(file).graph:
         source = node.inputs[0] if node.inputs else None
-        # Quantized weights are constants; only activations are of interest.
-        if node.op_type != "QuantizeLinear" or source is None or constant(source) is not None:
+        # A constant first input is a weight. Only activations are of interest.
+        if node.op_type not in ("QuantizeLinear", *_PRODUCTS) or source is None or constant(source) is not None:
+            continue
+        tensor, own = str(source.name), str(node.name)
+        readers = [str(use.node.name) for value in node.outputs for use in value.uses()]
+        # Name the activation after the layer that reads it.
+        names = [*readers, own] if node.op_type == "QuantizeLinear" else [own, *readers]
+        layer = _WEIGHT.sub("", next(filter(None, map(modules.get, names)), tensor))
+        if node.op_type != "QuantizeLinear":
+            products[tensor] = ActivationRange(tensor, layer)
             continue
         # Static quantization has one scalar scale per activation.
         scale, zero = (constant(node.inputs[index]) if index < len(node.inputs) else None for index in (1, 2))
-        if scale is None or scale.size != 1 or (zero is not None and zero.dtype not in (np.int8, np.uint8)):
-            continue
-        step, origin = float(scale.item()), 0 if zero is None else int(zero.item())
-        limits = np.iinfo(np.uint8 if zero is None else zero.dtype)
-        low, high = ((int(limit) - origin) * step for limit in (limits.min, limits.max))
-        # Name the activation after the layer that reads it.
-        readers = [str(use.node.name) for use in node.outputs[0].uses()]
-        layer = next(filter(None, map(modules.get, [*readers, str(node.name)])), str(source.name))
-        ranges.append(ActivationRange(str(source.name), _module(layer), low, high, step))
-    return _distinct(ranges) or _distinct(_products(file, modules))
-
-
-def _products(file: Path, modules: dict[str, str]) -> list[ActivationRange]:
-    """Return the float activations that products read."""
-    ranges = []
-    for node in ir.load(file).graph:
-        source = node.inputs[0] if node.inputs else None
-        # A constant first input is a weight.
-        if node.op_type in _PRODUCTS and source is not None and constant(source) is None and source.name:
-            readers = [str(use.node.name) for value in node.outputs for use in value.uses()]
-            layer = next(filter(None, map(modules.get, [str(node.name), *readers])), str(source.name))
-            ranges.append(ActivationRange(str(source.name), _module(layer)))
-    return ranges
-
-
-def _module(weight: str) -> str:
-    """Return the module of a weight, without the suffixes of quantized parts."""
-    return _WEIGHT.sub("", weight)
-
-
-def _distinct(ranges: Iterable[ActivationRange]) -> list[ActivationRange]:
-    """Return one range per tensor; several ranges of one layer get the tensor's name appended."""
-    single = {item.tensor: item for item in ranges}.values()
-    counts = Counter(item.layer for item in single)
-    return [replace(item, layer=f"{item.layer} ({item.tensor})") if counts[item.layer] > 1 else item for item in single]
+        if scale is not None and scale.size == 1 and (zero is None or zero.dtype in (np.int8, np.uint8)):
+            step, origin = float(scale.item()), 0 if zero is None else int(zero.item())
+            limits = np.iinfo(np.uint8 if zero is None else zero.dtype)
+            low, high = ((int(limit) - origin) * step for limit in (limits.min, limits.max))
+            stored[tensor] = ActivationRange(tensor, layer, low, high, step)
+    # Several ranges of one layer get the tensor's name appended.
+    ranges = (stored or products).values()
+    counts = Counter(item.layer for item in ranges)
+    return [replace(item, layer=f"{item.layer} ({item.tensor})") if counts[item.layer] > 1 else item for item in ranges]
 
 
 def record_activations(graph: onnx.ModelProto, ranges: list[ActivationRange], rows: Iterable[Feed]) -> RowActivations:
@@ -126,24 +121,12 @@ def record_activations(graph: onnx.ModelProto, ranges: list[ActivationRange], ro
         arrays = [values[item.tensor].astype(np.float32, copy=False) for item in ranges]
         least.append([float(array.min()) for array in arrays])
         greatest.append([float(array.max()) for array in arrays])
-        cut.append([_cut(item, array) for item, array in zip(ranges, arrays, strict=True)])
+        cut.append([item.clipped_share(array) for item, array in zip(ranges, arrays, strict=True)])
     return RowActivations(tuple(ranges), np.array(cut), np.array(least), np.array(greatest))
 
 
-def _cut(activation: ActivationRange, array: np.ndarray) -> float:
-    if activation.low is None or activation.high is None:
-        return 0.0
-    half = activation.step / 2
-    below, above = array < activation.low - half, array > activation.high + half
-    # Quantizers let integers from 0 on stand for a ReLU, and those from 0 to 6 for a ReLU6: that is no cut.
-    rectified = activation.low == 0
-    if rectified and abs(activation.high - _RELU6) < half:
-        return 0.0
-    return float((above if rectified else below | above).mean())
-
-
-class _Recorder:
-    """Session wrapper that records its inputs."""
+class RecordingSession:
+    """Session wrapper that records the inputs of its calls."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -153,6 +136,7 @@ class _Recorder:
         return getattr(self._session, name)
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        """See `Session.predict`."""
         self.calls.append(dict(batch))
         return self._session.predict(batch)
 
@@ -165,7 +149,7 @@ def transcription_calls(folder: Path, examples: Iterable[Batch], most: int) -> l
     """
     runtime, cpu = get_runtime("onnxruntime"), TARGETS["cpu"]
     # Wrap every graph's session, then run the model through the wrappers.
-    recorders: list[Any] = [_Recorder(runtime.open(path, cpu, 1)) for path in find_graphs(folder)]
+    recorders: list[Any] = [RecordingSession(runtime.open(path, cpu, 1)) for path in find_graphs(folder)]
     model = open_together(recorders, folder)
     recorded: list[list[Feed]] = [[] for _ in recorders]
     for example in examples:
@@ -219,41 +203,25 @@ def find_saturation(graph: onnx.ModelProto, feeds: Iterable[Feed] | None) -> lis
     if feeds is None:
         return at_risk
     # Observe all activations in one pass.
-    names = list(dict.fromkeys(name for product in products for name in _tapped(product)))
-    observed: dict[str, list[Mapping[str, np.ndarray]]] = {product.layer: [] for product in products}
-    rows = dict.fromkeys(observed, 0)
+    tapped = (name for product in products for name in (product.activations, product.zero_point))
+    names = list(dict.fromkeys(name for name in tapped if isinstance(name, str)))
+    observed: dict[str, list[tuple[np.ndarray, int]]] = {product.layer: [] for product in products}
     for values in stream_activations(graph, names, feeds):
         for product in products:
-            if rows[product.layer] < MOST_ROWS:
-                zero = (
-                    product.zero_point
-                    if isinstance(product.zero_point, int)
-                    else int(values[product.zero_point].item())
-                )
-                array = _some(product.unfold(values[product.activations], zero), MOST_ROWS - rows[product.layer])
-                observed[product.layer].append({"rows": array, "zero": np.array(zero)})
-                rows[product.layer] += len(array)
+            missing = MOST_ROWS - sum(len(rows) for rows, _ in observed[product.layer])
+            if missing:
+                zero = product.zero_point
+                zero = zero if isinstance(zero, int) else int(values[zero].item())
+                array = product.unfold(values[product.activations], zero)
+                spread = np.linspace(0, len(array) - 1, min(len(array), missing)).astype(int)
+                observed[product.layer].append((array[spread], zero))
     return [*(_judge(product, observed[product.layer]) for product in products), *at_risk]
 
 
-def _tapped(product: ByteProduct) -> list[str]:
-    zero = [] if isinstance(product.zero_point, int) else [product.zero_point]
-    return [product.activations, *zero]
-
-
-def _some(rows: np.ndarray, count: int) -> np.ndarray:
-    """Return up to ``count`` of the rows, evenly spaced."""
-    if len(rows) <= count:
-        return rows
-    spread: np.ndarray = rows[np.linspace(0, len(rows) - 1, count).astype(int)]
-    return spread
-
-
-def _judge(product: ByteProduct, observed: list[Mapping[str, np.ndarray]]) -> Saturation:
+def _judge(product: ByteProduct, observed: Iterable[tuple[np.ndarray, int]]) -> Saturation:
     saturated, pairs, squared_error, squared_total = 0, 0, 0.0, 0.0
-    for values in observed:
-        zero = int(values["zero"])
-        parts = np.split(values["rows"], product.groups, axis=1)
+    for activations, zero in observed:
+        parts = np.split(activations, product.groups, axis=1)
         # Grouped convolutions are independent products.
         for rows, weights in zip(parts, np.split(product.weights, product.groups, axis=1), strict=True):
             product_saturated, count = pairwise_saturating(rows, weights)

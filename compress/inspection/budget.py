@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import Field
 
+from compress.formats.registry import FORMATS
 from compress.inspection.layers import group_layers
-from compress.inspection.tensors import READERS, ModelContents, read_model
+from compress.inspection.tensors import SUFFIXES, ModelContents, read_model
 from compress.inspection.weight_statistics import WeightStatistics, measure_weights
 from compress.models.folder_checks import PICKLE_SUFFIXES, PROCESSOR_FILES
 from compress.models.json_file import read_json
@@ -101,18 +102,20 @@ def budget_of(
     """
     contents = read_model(path)
     # Tied tensors have 0 bytes, so that nothing counts twice.
-    tensor_bytes = sum(tensor.bytes for tensor in contents.tensors)
+    size, parameters = _by_type(contents.tensors)
+    tensor_bytes = size.total()
+    tree = _module("", [(tensor.name.split("."), tensor) for tensor in contents.tensors], tensor_bytes or 1)
     return Budget(
         model=name or str(path),
         format=contents.format,
         total_bytes=sum(file.stat().st_size for file in contents.files),
         tensor_bytes=tensor_bytes,
         overhead=_overhead(contents, tensor_bytes),
-        parameters=sum(tensor.parameters for tensor in contents.tensors),
-        dtypes=_types(contents.tensors),
+        parameters=parameters.total(),
+        dtypes={kind: TypeShare(bytes=size[kind], parameters=parameters[kind]) for kind, _ in size.most_common()},
         notes=_notes(path, contents),
         layers=_layers(contents.tensors),
-        modules=module_tree(contents.tensors),
+        modules=tree,
         tensors=contents.tensors,
         statistics=measure_weights(contents, progress or SilentProgress()) if weights else None,
         calls=image_generation_hook("component_calls")(path) if calls else None,
@@ -124,13 +127,8 @@ def bytes_by_layer(path: Path) -> list[dict[str, Any]]:
     return [layer.model_dump(include={"name", "bytes", "dtype"}) for layer in _layers(read_model(path).tensors)]
 
 
-def module_tree(tensors: Sequence[StoredTensor]) -> Module:
-    """Build the tree of modules from tensor names; numbered children in order, others by size."""
-    total = sum(tensor.bytes for tensor in tensors) or 1
-    return _module("", [(tensor.name.split("."), tensor) for tensor in tensors], total)
-
-
 def _module(name: str, below: list[tuple[list[str], StoredTensor]], total: int) -> Module:
+    """Build the tree of a module from the names of the tensors below it."""
     parts: dict[str, list[tuple[list[str], StoredTensor]]] = defaultdict(list)
     for path, tensor in below:
         if path:
@@ -158,11 +156,6 @@ def _layers(tensors: Sequence[StoredTensor]) -> tuple[LayerBudget, ...]:
     return tuple(layers)
 
 
-def _types(tensors: Sequence[StoredTensor]) -> dict[str, TypeShare]:
-    size, parameters = _by_type(tensors)
-    return {dtype: TypeShare(bytes=size[dtype], parameters=parameters[dtype]) for dtype, _ in size.most_common()}
-
-
 def _by_type(tensors: Sequence[StoredTensor]) -> tuple[Counter[str], Counter[str]]:
     """Return bytes and parameters of each type."""
     size: Counter[str] = Counter()
@@ -174,28 +167,20 @@ def _by_type(tensors: Sequence[StoredTensor]) -> tuple[Counter[str], Counter[str
 
 
 def _overhead(contents: ModelContents, tensor_bytes: int) -> dict[str, int]:
-    weight_files = set(contents.weight_files)
-    overhead: Counter[str] = Counter()
-    for file in contents.files:
-        overhead[_kind(file, weight_files, contents.format)] += file.stat().st_size
     # Weight files contain headers or graphs in addition to tensors.
-    overhead[_around(contents.format)] -= tensor_bytes
+    around = "graph" if FORMATS[contents.format].has_graph else "header"
+    overhead = Counter({around: -tensor_bytes})
+    for file in contents.files:
+        if file in contents.weight_files:
+            kind = around
+        elif file.name in _TOKENIZER_FILES or file.suffix == ".model":
+            kind = "tokenizer"
+        elif file.suffix in PICKLE_SUFFIXES or file.suffix in SUFFIXES:
+            kind = "other weights"
+        else:
+            kind = "configuration" if file.suffix == ".json" else "other files"
+        overhead[kind] += file.stat().st_size
     return dict(overhead.most_common())
-
-
-def _kind(file: Path, held: set[Path], form: str) -> str:
-    if file in held:
-        return _around(form)
-    if file.name in _TOKENIZER_FILES or file.suffix == ".model":
-        return "tokenizer"
-    if file.suffix in PICKLE_SUFFIXES or any(file.suffix == reader.suffix for reader in READERS.values()):
-        return "other weights"
-    return "configuration" if file.suffix == ".json" else "other files"
-
-
-def _around(form: str) -> str:
-    """Return the kind of a weight file's bytes that are not tensors."""
-    return "graph" if READERS[form].graph else "header"
 
 
 def _notes(path: Path, contents: ModelContents) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.inspection.budget import Budget, Module, PartCall
-from compress.inspection.weight_statistics import WeightStatistics
 from compress.results.formatting import format_bytes, format_count
 from compress.utils.responsive_table import ResponsiveTable, TableColumn, bar
 
@@ -19,8 +18,15 @@ SMALL_SHARE = 0.001
 _LEFT_OUT = "hidden at this width; see --json"
 
 
-def render_budget(budget: Budget, depth: int, top: int) -> RenderableType:
-    """Return the output of `compress inspect`: ``depth`` levels of modules and the ``top`` largest tensors."""
+def write_budget(budget: Budget, depth: int, top: int, console: Console) -> None:
+    """Write the output of `compress inspect`: ``depth`` levels of modules and the ``top`` largest tensors.
+
+    Args:
+        budget: Budget to write.
+        depth: Number of levels of modules.
+        top: Number of tensors.
+        console: Console to write to.
+    """
     table = Table.grid(padding=(0, 2))
     table.add_column()
     table.add_column(overflow="fold")
@@ -36,40 +42,20 @@ def render_budget(budget: Budget, depth: int, top: int) -> RenderableType:
     overhead = (f"{kind} {format_bytes(size)}" for kind, size in budget.overhead.items() if size)
     table.add_row("not tensors", ", ".join(overhead) or "nothing")
     if budget.statistics is not None:
-        table.add_row("zeros", f"{_overall_sparsity(budget):.1%} of the weights that could be read")
-    parts: list[RenderableType] = [table, Text(), _tree(budget, depth)]
+        sizes = {item.name: item.parameters for item in budget.tensors if item.name in budget.statistics}
+        zeros = sum(budget.statistics[name].sparsity * size for name, size in sizes.items())
+        table.add_row("zeros", f"{zeros / (sum(sizes.values()) or 1):.1%} of the weights that could be read")
+    columns = [TableColumn("module"), TableColumn("", rank=2), TableColumn("share", right=True)]
+    columns += [TableColumn("bytes", right=True), TableColumn("weights", right=True, rank=1)]
+    tree = ResponsiveTable("", [*columns, TableColumn("types", rank=3)], _LEFT_OUT)
+    _branch(tree, budget.modules, "all tensors", 0, depth)
+    parts: list[RenderableType] = [table, Text(), tree]
     if top:
         parts += [Text(), _largest(budget, top)]
     if budget.calls is not None:
         parts += [Text(), _calls(budget.calls)]
     parts += [Text(f"note: {note}", style="dim") for note in budget.notes]
-    return Group(*parts)
-
-
-def write_budget(budget: Budget, depth: int, top: int, console: Console) -> None:
-    """Write the budget to ``console``."""
-    console.print(render_budget(budget, depth, top), soft_wrap=True)
-
-
-def _overall_sparsity(budget: Budget) -> float:
-    statistics = budget.statistics or {}
-    sizes = {tensor.name: tensor.parameters for tensor in budget.tensors if tensor.name in statistics}
-    total = sum(sizes.values())
-    return sum(statistics[name].sparsity * size for name, size in sizes.items()) / total if total else 0.0
-
-
-def _tree(budget: Budget, depth: int) -> ResponsiveTable:
-    columns = [
-        TableColumn("module"),
-        TableColumn("", rank=2),
-        TableColumn("share", right=True),
-        TableColumn("bytes", right=True),
-    ]
-    table = ResponsiveTable(
-        "", [*columns, TableColumn("weights", right=True, rank=1), TableColumn("types", rank=3)], _LEFT_OUT
-    )
-    _branch(table, budget.modules, "all tensors", 0, depth)
-    return table
+    console.print(Group(*parts), soft_wrap=True)
 
 
 def _branch(table: ResponsiveTable, module: Module, name: str, level: int, depth: int) -> None:
@@ -88,22 +74,18 @@ def _branch(table: ResponsiveTable, module: Module, name: str, level: int, depth
         name = f"{name}.{module.name}"
     numbers = (f"{module.share:.1%}", format_bytes(module.bytes), format_count(module.parameters))
     label = (f"{'  ' * level}{name}", "bold" if level <= 1 else "")
-    table.add(label, (bar(module.share, BAR_CELLS), "cyan"), *numbers, (_types(module), "dim"))
+    dtypes = [dtype for dtype, size in module.dtypes.items() if size] or list(module.dtypes)
+    types = ", ".join([*dtypes[:2], *(["..."] if len(dtypes) > 2 else [])])
+    table.add(label, (bar(module.share, BAR_CELLS), "cyan"), *numbers, (types, "dim"))
     for child in module.children if level < depth and (module.share >= SMALL_SHARE or not level) else ():
         _branch(table, child, child.name, level + 1, depth)
-
-
-def _types(module: Module) -> str:
-    dtypes = [dtype for dtype, size in module.dtypes.items() if size] or list(module.dtypes)
-    return ", ".join(dtypes[:2]) + (", ..." if len(dtypes) > 2 else "")
 
 
 def _largest(budget: Budget, top: int) -> ResponsiveTable:
     columns = [TableColumn("tensor"), TableColumn("shape", rank=1), TableColumn("type", rank=2)]
     columns += [TableColumn("bytes", right=True), TableColumn("share", right=True)]
-    statistics = budget.statistics
     # Statistics are optional columns.
-    if statistics is not None:
+    if budget.statistics is not None:
         names = ("zeros", "min", "max", "mean", "std", "> 6 std")
         columns += [TableColumn(name, right=True, rank=rank) for rank, name in enumerate(names, start=3)]
     table = ResponsiveTable(f"largest {min(top, len(budget.tensors))} tensors", columns, _LEFT_OUT)
@@ -111,17 +93,17 @@ def _largest(budget: Budget, top: int) -> ResponsiveTable:
         shape = "x".join(str(size) for size in tensor.shape) or "scalar"
         share = tensor.bytes / (budget.tensor_bytes or 1)
         cells = [tensor.name, shape, tensor.dtype, format_bytes(tensor.bytes), f"{share:.1%}"]
-        table.add(*cells, *(_statistics(statistics.get(tensor.name)) if statistics is not None else ()))
+        statistics = None if budget.statistics is None else budget.statistics.get(tensor.name)
+        if statistics is not None:
+            values = (statistics.minimum, statistics.maximum, statistics.mean, statistics.std)
+            cells += [f"{statistics.sparsity:.1%}", *(f"{value:.3g}" for value in values), f"{statistics.outliers:.3%}"]
+        table.add(*cells, *["-"] * (len(columns) - len(cells)))
     return table
 
 
 def _calls(calls: Sequence[PartCall]) -> ResponsiveTable:
-    columns = [
-        TableColumn("one call of"),
-        TableColumn("weights", right=True),
-        TableColumn("multiplications", right=True),
-    ]
-    columns += [TableColumn("memory, fp32", right=True), TableColumn("fp16", right=True)]
+    names = ("weights", "multiplications", "memory, fp32", "fp16")
+    columns = [TableColumn("one call of"), *(TableColumn(name, right=True) for name in names)]
     columns.append(TableColumn("fp32, attention stored", right=True, rank=1))
     table = ResponsiveTable("predicted for one picture of the model's own size", columns, _LEFT_OUT)
     for call in calls:
@@ -129,12 +111,3 @@ def _calls(calls: Sequence[PartCall]) -> ResponsiveTable:
         counts = (call.parameters, call.multiplications)
         table.add(call.part, *map(format_count, counts), *map(format_bytes, sizes))
     return table
-
-
-def _statistics(statistics: WeightStatistics | None) -> tuple[str, ...]:
-    if statistics is None:
-        return ("-",) * 6
-    numbers = tuple(
-        f"{value:.3g}" for value in (statistics.minimum, statistics.maximum, statistics.mean, statistics.std)
-    )
-    return (f"{statistics.sparsity:.1%}", *numbers, f"{statistics.outliers:.3%}")

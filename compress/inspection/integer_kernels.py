@@ -31,6 +31,7 @@ _ONLY_WEIGHTS = "its weights are dequantized in each call, since its input is fl
 Part = Literal["products", "conversions", "rest"]
 _CONVERTS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 _STATIC = "onnx_int8: {method: static}"
+_EMBEDDING = "onnx_int8: {embedding_bits: 8} writes GatherBlockQuantized"
 _KEEP = "keep such layers in float: `onnx_int8: {keep: [...]}`, with the layers' names"
 
 
@@ -65,12 +66,9 @@ def kernel_of(node: ir.Node) -> WeightedKernel | None:
     ):
         return WeightedKernel(name, node.op_type, integer=True)
     if node.op_type == "MatMulNBits":
-        return WeightedKernel(name, node.op_type, False, _ONLY_WEIGHTS, "onnx_int8: {method: static}")
-    if node.op_type in ("Gather", *PRODUCTS, *CONVOLUTIONS):
-        reason = _reason(node)
-        if reason is not None:
-            return WeightedKernel(name, node.op_type, False, *reason)
-    return None
+        return WeightedKernel(name, node.op_type, False, _ONLY_WEIGHTS, _STATIC)
+    reason = _reason(node) if node.op_type in ("Gather", *PRODUCTS, *CONVOLUTIONS) else None
+    return None if reason is None else WeightedKernel(name, node.op_type, False, *reason)
 
 
 def _reason(node: ir.Node) -> tuple[str, str] | None:
@@ -79,15 +77,10 @@ def _reason(node: ir.Node) -> tuple[str, str] | None:
     # A weight that is dequantized in the optimized graph was not fused into an integer operator.
     packed = [value for _, value in stored if _from_integers(value)]
     if node.op_type == "Gather":
-        if not packed:
-            return None
-        return (
-            "the whole table is dequantized in each call",
-            "onnx_int8: {embedding_bits: 8} writes GatherBlockQuantized",
-        )
+        return ("the whole table is dequantized in each call", _EMBEDDING) if packed else None
     if packed:
         if not all(_dequantized(value) for _, value in stored):
-            return _ONLY_WEIGHTS, "onnx_int8: {method: static}"
+            return _ONLY_WEIGHTS, _STATIC
         return f"its integers are dequantized and multiplied in float: {_why_apart(node)}", _WRITES_OPERATORS
     sizes = [array.size for index, value in stored if index and (array := constant(value)) is not None]
     # Small constant factors are not worth quantizing.
@@ -107,10 +100,10 @@ def _why_apart(node: ir.Node) -> str:
     """
     readers = [use.node for value in node.outputs for use in value.uses()]
     quantizers = [user for user in readers if user.op_type == "QuantizeLinear"]
-    # Compare the integer types of the input and of every consumer.
-    types = [
-        _zero_type(quantizer) for quantizer in (_dequantizer(node.inputs[0]), *quantizers) if quantizer is not None
-    ]
+    # The integer types of the input and of every consumer. Without a zero point they are unsigned bytes.
+    converters = [converter for converter in (_dequantizer(node.inputs[0]), *quantizers) if converter is not None]
+    zeros = [converter.inputs[2] for converter in converters if len(converter.inputs) > 2]
+    types = [zero.dtype if zero.const_value is None else zero.const_value.dtype for zero in zeros if zero is not None]
     if ir.DataType.INT8 in types:
         return "its activations are signed bytes, which ONNX Runtime leaves so on x86 where several operators read them"
     if node.op_type in CONVOLUTIONS and len(node.inputs) > 2 and not _dequantized(node.inputs[2]):
@@ -120,14 +113,6 @@ def _why_apart(node: ir.Node) -> str:
     if node.op_type in CONVOLUTIONS and not quantizers:
         return "nothing rounds what it gives, and no kernel for convolutions gives float"
     return "ONNX Runtime fuses no such pair here"
-
-
-def _zero_type(node: ir.Node) -> ir.DataType | None:
-    """Return the integer type of a QuantizeLinear or DequantizeLinear; unsigned bytes without a zero point."""
-    zero = node.inputs[2] if len(node.inputs) > 2 else None
-    if zero is None:
-        return ir.DataType.UINT8
-    return zero.dtype if zero.const_value is None else zero.const_value.dtype
 
 
 def _dequantizer(value: ir.Value | None) -> ir.Node | None:
@@ -181,17 +166,16 @@ def product_cause(node: ir.Node) -> SlowdownCause:
         return SlowdownCause(kernel.why, kernel.help)
     if node.op_type in (*PRODUCTS, *CONVOLUTIONS):
         return SlowdownCause(
-            "it is in float here too, and slower: its neighbours want another layout, or it lost a fusion", ""
+            "it is in float here too, and slower: its neighbours want another layout, or it lost a fusion"
         )
     if node.op_type == "ConvInteger":
-        return SlowdownCause(
-            "ConvInteger, which a convolution becomes whose range is found in each call, is slow", _STATIC
-        )
-    if _depthwise(node):
-        return SlowdownCause(
-            "the 8-bit kernel for depthwise convolutions is slower than the float one at this shape", _KEEP
-        )
-    return SlowdownCause("the 8-bit kernel is slower than the float one at this shape", _KEEP)
+        reason = "ConvInteger, which a convolution becomes whose range is found in each call, is slow"
+        return SlowdownCause(reason, _STATIC)
+    # A depthwise convolution has as many groups as channels.
+    weight = node.inputs[3].const_value if node.op_type == "QLinearConv" and node.inputs[3] is not None else None
+    is_depthwise = weight is not None and weight.shape[0] == node.attributes.get_int("group", 1) > 1
+    kind = "8-bit kernel for depthwise convolutions" if is_depthwise else "8-bit kernel"
+    return SlowdownCause(f"the {kind} is slower than the float one at this shape", _KEEP)
 
 
 def conversion_cause(node: ir.Node) -> SlowdownCause:
@@ -202,35 +186,26 @@ def conversion_cause(node: ir.Node) -> SlowdownCause:
     if node.op_type == "DynamicQuantizeLinear":
         return SlowdownCause("the range of every input is found in each call", _STATIC)
     if node.op_type == "QuantizeLinear":
-        return SlowdownCause("floats are rounded to integers before a product", "")
+        return SlowdownCause("floats are rounded to integers before a product")
     if node.op_type == "DequantizeLinear":
-        if node.inputs[0] is not None and node.inputs[0].const_value is not None:
-            readers = {use.node.op_type for value in node.outputs for use in value.uses()}
-            if "Gather" in readers:
-                return SlowdownCause(
-                    "a whole table is dequantized in each call",
-                    "onnx_int8: {embedding_bits: 8} writes GatherBlockQuantized",
-                )
-            return SlowdownCause("stored integers are dequantized in each call", _STATIC)
-        return SlowdownCause("integers are turned back into floats for operators that have no 8-bit kernel", "")
+        if node.inputs[0] is None or node.inputs[0].const_value is None:
+            return SlowdownCause("integers are turned back into floats for operators that have no 8-bit kernel")
+        if "Gather" in {use.node.op_type for value in node.outputs for use in value.uses()}:
+            return SlowdownCause("a whole table is dequantized in each call", _EMBEDDING)
+        return SlowdownCause("stored integers are dequantized in each call", _STATIC)
     return SlowdownCause("an integer product is scaled back to float by operators of its own", _STATIC)
 
 
 def _scales_back(node: ir.Node, depth: int = 3) -> bool:
     """Return True if a Cast or Mul only converts an integer product to float, or multiplies scales."""
-    if node.op_type not in ("Cast", "Mul"):
+    if node.op_type not in ("Cast", "Mul") or depth < 0:
         return False
-    makers = [value.producer() for value in node.inputs if value is not None]
+    makers = [maker for value in node.inputs if value is not None and (maker := value.producer()) is not None]
+    operators = {maker.op_type for maker in makers}
     # The result of an integer product is cast and scaled.
-    if any(maker is not None and maker.op_type in ("ConvInteger", "MatMulInteger") for maker in makers):
+    if operators & {"ConvInteger", "MatMulInteger"} or (node.op_type == "Mul" and "DynamicQuantizeLinear" in operators):
         return True
-    if node.op_type == "Mul" and any(
-        maker is not None and maker.op_type == "DynamicQuantizeLinear" for maker in makers
-    ):
-        return True
-    return depth > 0 and any(
-        maker is not None and maker.op_type in ("Cast", "Mul") and _scales_back(maker, depth - 1) for maker in makers
-    )
+    return any(_scales_back(maker, depth - 1) for maker in makers)
 
 
 def _float_reader(node: ir.Node, depth: int = 3) -> ir.Node | None:
@@ -248,12 +223,3 @@ def _float_reader(node: ir.Node, depth: int = 3) -> ir.Node | None:
                 if product is not None:
                     return product
     return None
-
-
-def _depthwise(node: ir.Node) -> bool:
-    """Return True if an integer convolution has as many groups as channels."""
-    if node.op_type != "QLinearConv":
-        return False
-    weight = node.inputs[3]
-    group = node.attributes.get_int("group", 1)
-    return group > 1 and weight is not None and weight.const_value is not None and weight.const_value.shape[0] == group

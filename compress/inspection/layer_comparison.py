@@ -137,7 +137,14 @@ def compare_parts(
     whole, running = float_parts.whole(shared), candidate.whole(shared)
     ours, theirs = whole(batches[0]), running(batches[0])
     # Masks and integer values carry no information about errors.
-    names = [name for name in shared if _comparable(ours[name], theirs[name])]
+    names = [
+        name
+        for name in shared
+        if ours[name].dtype.kind == theirs[name].dtype.kind == "f"
+        and ours[name].shape == theirs[name].shape
+        and ours[name].any()
+        and np.abs(ours[name]).max() < MASK_MAGNITUDE
+    ]
     if not names:
         return None
     comparing = _Comparing(float_parts, candidate, layers, names, whole, running)
@@ -150,13 +157,6 @@ def compare_parts(
     worst = max(departures or parts, key=lambda part: part.error / max(NOISE, part.explained))
     answers = comparing.running_gap[comparing.answer].error
     return FormatComparison(len(names), len(batches), answers, worst, tuple(departures))
-
-
-def _comparable(ours: np.ndarray, theirs: np.ndarray) -> bool:
-    """Return True for float values of equal shape that are not masks."""
-    if ours.dtype.kind != "f" or theirs.dtype.kind != "f" or ours.shape != theirs.shape or not ours.size:
-        return False
-    return bool(np.abs(ours).max() < MASK_MAGNITUDE) and bool(ours.any())
 
 
 class _Comparing:
@@ -217,9 +217,7 @@ class _Comparing:
         """Return the result for the part that computes a value."""
         nodes, step, bits = self.nodes[name], self.candidate.steps[name], self.bits[name]
         reads = [read for node in nodes for read in node.input]
-        stored = {
-            initializer.name for initializer in self.reference.graph.graph.initializer if len(initializer.dims) > 1
-        }
+        stored = {tensor.name for tensor in self.reference.graph.graph.initializer if len(tensor.dims) > 1}
         # The module path of a weight; for a fused attention, the whole attention module.
         weight = self.layers.get(nodes[0].name, "")
         module = re.sub(r"\.(weight|bias)\b.*$", "", weight) if _PARAMETER.search(weight) else weight.rpartition(".")[0]

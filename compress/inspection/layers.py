@@ -36,8 +36,12 @@ def group_layers(tensors: Sequence[StoredTensor], at_most: int = 40) -> Groups:
     groups: Groups = defaultdict(list)
     for tensor in tensors:
         groups[layers[tensor.name]].append(tensor)
-    largest = _largest(groups, at_most)
-    return {name: largest[name] for name in sorted(largest, key=reading_order)}
+    if len(groups) > at_most:
+        # Small groups are joined into "other".
+        ranked = sorted(groups, key=lambda name: -sum(tensor.bytes for tensor in groups[name]))
+        other = [tensor for name in ranked[at_most - 1 :] for tensor in groups[name]]
+        groups = {**{name: groups[name] for name in ranked[: at_most - 1]}, "other": other}
+    return {name: groups[name] for name in sorted(groups, key=reading_order)}
 
 
 def layers_of(names: Iterable[str], at_most: int = 40) -> dict[str, str]:
@@ -70,33 +74,18 @@ def model_prefix(names: Iterable[str]) -> str:
 
 
 def _layer(name: str, form: str) -> str:
+    """Return the layer of a tensor. Inside a numbered block its name has the given form."""
     match = _BLOCK.match(name)
-    return form.format(**match.groupdict(), part=_part(match["rest"])) if match else _outside_blocks(name)
-
-
-def _outside_blocks(name: str) -> str:
-    parts = name.split(".")
+    if match:
+        first = match["rest"].split(".")[0]
+        parts = ((part, pattern.search(match["rest"])) for part, pattern in _PARTS)
+        part = "norms" if _NORM.search(first) else next((part for part, is_part in parts if is_part), first)
+        return form.format(**match.groupdict(), part=part)
+    modules = name.split(".")
     # Names without a module stay as they are.
-    if len(parts) == 1 or parts[0] == "constants":
-        return parts[0]
-    return ".".join(parts[:-1][:2]) if parts[0] != "unnamed" else COMPANION_NAME.sub(r"\g<weight>", name)
-
-
-def _part(path: str) -> str:
-    first = path.split(".")[0]
-    if _NORM.search(first):
-        return "norms"
-    return next((part for part, pattern in _PARTS if pattern.search(path)), first)
-
-
-def _largest(groups: Groups, at_most: int) -> Groups:
-    if len(groups) <= at_most:
-        return groups
-    # Small groups are joined into "other".
-    ranked = sorted(groups, key=lambda name: -sum(tensor.bytes for tensor in groups[name]))
-    largest = {name: groups[name] for name in ranked[: at_most - 1]}
-    largest["other"] = [tensor for name in ranked[at_most - 1 :] for tensor in groups[name]]
-    return largest
+    if len(modules) == 1 or modules[0] == "constants":
+        return modules[0]
+    return ".".join(modules[:-1][:2]) if modules[0] != "unnamed" else COMPANION_NAME.sub(r"\g<weight>", name)
 
 
 def reading_order(name: str) -> tuple[int, str, int, int, str]:
@@ -129,9 +118,8 @@ def node_modules(path: Path, origins: Mapping[str, str] | None = None) -> dict[s
     nearest module behind it, for which it prepares the input, or before it in the case of activations and sums.
     """
     graph = read_graph(path)
-    meanings = {
-        item.name: meaning for item, meaning in zip(graph.initializers, describe_initializers(graph), strict=True)
-    }
+    initializers = (item.name for item in graph.initializers)
+    meanings = dict(zip(initializers, describe_initializers(graph), strict=True))
     # Index consumers and producers of each value.
     users: dict[str, list[GraphNode]] = defaultdict(list)
     for node in graph.nodes:
@@ -156,12 +144,9 @@ def node_modules(path: Path, origins: Mapping[str, str] | None = None) -> dict[s
 
 def origins_in(path: Path) -> dict[str, str]:
     """Map the names of nodes, values and weights of a graph to modules, to recognise them in a derived graph."""
-    graph = read_graph(path)
-    modules = node_modules(path)
-    origins: dict[str, str] = {}
+    graph, modules, origins = read_graph(path), node_modules(path), dict[str, str]()
     for node in graph.nodes:
-        module = modules.get(node.name, "")
-        if module:
+        if module := modules.get(node.name):
             origins |= dict.fromkeys((node.name, *node.outputs), module)
     # Weights keep their own names as origins.
     for item, meaning in zip(graph.initializers, describe_initializers(graph), strict=True):
@@ -172,23 +157,16 @@ def origins_in(path: Path) -> dict[str, str]:
 
 def _own(node: GraphNode, meanings: Mapping[str, InitializerRole], origins: Mapping[str, str]) -> str:
     """Return the module implied by the node's names or weights; constants of quantizers have unknown modules."""
-    # The name of the first weight that belongs to a module.
-    names = [meanings[name] for name in node.inputs if name in meanings]
-    weights = [role.name for role in names if role.role == "weight" and "." in role.name]
-    module = next((name for name in weights if not name.startswith("unnamed.")), "")
-    return _origin(node, origins) or (module if not origins or module in origins.values() else "")
-
-
-def _origin(node: GraphNode, origins: Mapping[str, str]) -> str:
-    """Return the module of the longest known name that a name of the node contains as whole words."""
-    if not origins:
-        return ""
-    # Optimizers append suffixes to names of nodes and outputs.
-    for name in (node.name, *node.outputs):
+    # The longest known name that a name of the node contains as whole words. Optimizers append suffixes to names.
+    for name in (node.name, *node.outputs) if origins else ():
         matches = [part for part in _parts(name.rpartition("#")[0] or name) if part in origins]
         if matches:
             return origins[max(matches, key=len)]
-    return ""
+    # The name of the first weight that belongs to a module.
+    roles = [meanings[name] for name in node.inputs if name in meanings]
+    weights = [role.name for role in roles if role.role == "weight" and "." in role.name]
+    module = next((name for name in weights if not name.startswith("unnamed.")), "")
+    return module if not origins or module in origins.values() else ""
 
 
 def _parts(name: str) -> Iterator[str]:

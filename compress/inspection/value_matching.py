@@ -15,7 +15,7 @@ from itertools import islice, permutations
 
 import numpy as np
 
-from compress.formats.intermediate_values import MASK_MAGNITUDE, GraphStep, Run, ValueGraph, Values
+from compress.formats.intermediate_values import MASK_MAGNITUDE, Run, ValueGraph, Values
 from compress.formats.onnx.intermediate_values import OnnxParts
 
 _SAME = ((32, 1e-3), (16, 0.01), (8, 0.05), (0, 0.2))
@@ -105,9 +105,6 @@ def match(file: ValueGraph, reference: OnnxParts, batch: Values) -> ValueGraph:
     def named(own: str) -> str:
         return names.get(own, f"the file's {own}")
 
-    def step(part: GraphStep) -> GraphStep:
-        return replace(part, value=named(part.value), reads=list(map(named, part.reads)))
-
     def whole(values: Sequence[str]) -> Run:
         run = file.whole([matched[name].own for name in values])
 
@@ -117,9 +114,8 @@ def match(file: ValueGraph, reference: OnnxParts, batch: Values) -> ValueGraph:
 
         return answered
 
-    return ValueGraph(
-        map(step, file.steps.values()), [names[output] for output in file.outputs if output in names], whole
-    )
+    steps = (replace(step, value=named(step.value), reads=list(map(named, step.reads))) for step in file.steps.values())
+    return ValueGraph(steps, [names[output] for output in file.outputs if output in names], whole)
 
 
 @dataclass
@@ -182,11 +178,8 @@ class _Matching:
         matches: dict[str, Likeness] = {}
         # Greedily accept the most similar pairs.
         for likeness in sorted(alike(ours, theirs), key=lambda likeness: likeness.error):
-            if (
-                likeness.value not in matches
-                and likeness.own not in used
-                and likeness.error <= self._rounding(likeness.own)
-            ):
+            is_free = likeness.value not in matches and likeness.own not in used
+            if is_free and likeness.error <= self._rounding(likeness.own):
                 used.add(likeness.own)
                 matches[likeness.value] = likeness
         return matches

@@ -31,17 +31,10 @@ class WeightStatistics(Frozen):
 
 def measure_weights(contents: ModelContents, progress: Progress) -> dict[str, WeightStatistics]:
     """Return the statistics of every weight by name, except packed and sub-byte ones."""
-    readable = [
-        candidate
-        for candidate in contents.tensors
-        if candidate.role == "weight"
-        and not candidate.tied_to
-        and (candidate.readable and candidate.elements > 0 and "complex" not in candidate.dtype)
-    ]
-    measured = {}
-    for tensor in progress.track(readable, "reading weights", len(readable)):
-        measured[tensor.name] = describe(tensor.values())
-    return measured
+    weights = [tensor for tensor in contents.tensors if tensor.role == "weight" and not tensor.tied_to]
+    readable = [item for item in weights if item.readable and item.elements > 0 and "complex" not in item.dtype]
+    tracked = progress.track(readable, "reading weights", len(readable))
+    return {tensor.name: describe(tensor.values()) for tensor in tracked}
 
 
 def describe(values: np.ndarray) -> WeightStatistics:

@@ -18,12 +18,13 @@ import numpy as np
 import typer
 from search_page import FOUND_AND_WANTED, Write, show
 
+from compress.plugins.ray.jobs import JobContext
 from compress.plugins.search.costs import LATENCY, SIZE, CostEstimator
 from compress.plugins.search.latency_estimator import LatencyEstimator
 from compress.plugins.search.outcome import Goal, TrialOutcome
 from compress.plugins.search.size_estimator import SizeEstimator
 from compress.plugins.search.space import Point, SearchSpace
-from compress.plugins.search.trial import TrialRunner
+from compress.plugins.search.trial import BarsOnly, TrialRunner
 
 RECIPE = Path(__file__).parent / "searching" / "reviews.yaml"
 Artifacts = Annotated[Path, typer.Option(help="Where stages are cached.")]
@@ -40,12 +41,11 @@ class _Watched:
 
         quiet_libraries()
         self.space = SearchSpace(read_document(RECIPE), RECIPE.parent)
-        goal = replace(Goal.from_recipe(self.space.base, self.space.search), minimize=(SIZE, LATENCY))
-        self.trials = TrialRunner.in_process(goal, RECIPE.parent, artifacts, ConsoleProgress())
-        self.costs = CostEstimator(self.space)
+        goal = replace(Goal.from_recipe(self.space.base), minimize=(SIZE, LATENCY))
+        self.trials = TrialRunner.in_process(goal, JobContext(RECIPE.parent, artifacts, BarsOnly(ConsoleProgress())))
         self.size_estimator = SizeEstimator(self.space, lambda: self.trials.context.runner(self.space.base))
         self.latency_estimator = LatencyEstimator(self.size_estimator)
-        self.costs.use_estimators(self.size_estimator, self.latency_estimator)
+        self.costs = CostEstimator(self.space, self.size_estimator, self.latency_estimator)
 
     def made(self, point: Point, timed: bool = False) -> TrialOutcome:
         """The recipe at its first rung."""

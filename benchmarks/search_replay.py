@@ -43,14 +43,15 @@ def collect(
     """Run every recipe to every rung and evaluate it on the held-out rows and on the test rows."""
     from compress.cli.output import ConsoleProgress
     from compress.formats.quiet_output import quiet_libraries
+    from compress.plugins.ray.jobs import JobContext
     from compress.plugins.search.space import SearchSpace
-    from compress.plugins.search.trial import EvaluateModels, TrialRunner
+    from compress.plugins.search.trial import BarsOnly, EvaluateModels, TrialRunner
     from compress.recipe.document import read_document
 
     quiet_libraries()
     space = SearchSpace(read_document(RECIPE), RECIPE.parent)
-    goal, progress = Goal.from_recipe(space.base, space.search), ConsoleProgress()
-    trials = TrialRunner.in_process(goal, RECIPE.parent, artifacts, progress)
+    goal, progress = Goal.from_recipe(space.base), ConsoleProgress()
+    trials = TrialRunner.in_process(goal, JobContext(RECIPE.parent, artifacts, BarsOnly(progress)))
     shares = (*space.search.rungs, 1.0)
     rows = []
     for number, point in enumerate(space.points(0)):

@@ -15,31 +15,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache, partial
-from importlib import import_module
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from itertools import chain
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, NamedTuple, TypeVar
-
-__all__ = [
-    "API_VERSION",
-    "EXTENSION_POINTS",
-    "Command",
-    "Extension",
-    "PluginProblem",
-    "PluginSpec",
-    "UnusablePluginError",
-    "explain_missing",
-    "find_commands",
-    "find_extensions",
-    "installed_plugins",
-    "load_all",
-    "load_extension",
-    "load_extensions",
-    "plugin_problems",
-    "read_specs",
-]
 
 Loaded = TypeVar("Loaded")
 API_VERSION = 1
@@ -123,11 +104,7 @@ class Extension:
 
     def load(self) -> Any:
         """Import and return the object. Raises whatever the import raises."""
-        module, _, attribute = self.reference.partition(":")
-        value = import_module(module)
-        for part in filter(None, attribute.split(".")):
-            value = getattr(value, part)
-        return value
+        return EntryPoint(self.name, self.reference, self.point).load()
 
 
 @dataclass(frozen=True)
@@ -243,7 +220,12 @@ def load_extensions(
 
 def load_all() -> None:
     """Import everything that plug-ins register, so that `plugin_problems` names all that cannot be used."""
-    for extension in (*_command_extensions(), *(one for point in EXTENSION_POINTS for one in _registered(point))):
+    commands = (
+        Extension("commands", name, plugin.provider, command.reference)
+        for plugin in _discover().values()
+        for name, command in plugin.spec.commands.items()
+    )
+    for extension in chain(commands, *map(_registered, EXTENSION_POINTS)):
         load_extension(extension, lambda value: value)
 
 
@@ -278,7 +260,8 @@ def read_specs() -> dict[str, PluginSpec]:
 @cache
 def _discover() -> Mapping[str, _Discovered]:
     candidates: dict[str, _Discovered] = {}
-    for name, provider, value in (*_own_specs(), *_entry_point_specs()):
+    others = ((entry.name, _package(entry), _spec_of(entry)) for entry in _entry_points(_ENTRY_POINTS))
+    for name, provider, value in (*_own_specs(), *others):
         reason = None
         if isinstance(value, Exception):
             reason = f"it cannot be imported: {type(value).__name__}: {value}"
@@ -304,36 +287,19 @@ def _discover() -> Mapping[str, _Discovered]:
     return candidates
 
 
-def _import_spec(name: str) -> Any:
-    return import_module(f"{__name__}.{name}").SPEC
-
-
 def _own_specs() -> Iterator[tuple[str, str, Any]]:
     for module in iter_modules([str(Path(__file__).parent)]):
         if module.ispkg:
-            yield (
-                module.name,
-                f"the plug-in {module.name}",
-                _spec_of(partial(_import_spec, module.name)),
-            )
+            entry = EntryPoint(module.name, f"{__name__}.{module.name}:SPEC", _ENTRY_POINTS)
+            yield module.name, f"the plug-in {module.name}", _spec_of(entry)
 
 
-def _entry_point_specs() -> Iterator[tuple[str, str, Any]]:
-    for entry in _entry_points(_ENTRY_POINTS):
-        yield entry.name, _package(entry), _spec_of(entry.load)
-
-
-def _spec_of(load: Callable[[], Any]) -> Any:
+def _spec_of(entry: EntryPoint) -> Any:
+    """Return the imported object, or the error of its import."""
     try:
-        return load()
+        return entry.load()
     except Exception as error:  # noqa: BLE001  # the module of another author may raise anything while it is imported
         return error
-
-
-def _command_extensions() -> Iterator[Extension]:
-    for plugin in _discover().values():
-        for name, command in plugin.spec.commands.items():
-            yield Extension("commands", name, plugin.provider, command.reference)
 
 
 def _registered(point: str) -> Iterator[Extension]:

@@ -89,11 +89,10 @@ def begin(message: Message) -> Message:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except OSError:
-            holder = _holder(cache)
-            if holder and holder["session"] == message["session"]:
+            if _own_holder(message):
                 return {"holder": None}
             if not tries_left:
-                return {"holder": holder or {"who": "somebody", "since": "just now", "session": ""}}
+                return {"holder": _holder(cache) or {"who": "somebody", "since": "just now", "session": ""}}
             # Whoever only asked who has the lock lets go of it at once.
             time.sleep(0.05)
     _sweep(cache)
@@ -158,11 +157,9 @@ def follow(message: Message) -> Message:
 
     The answer, once the session's process has ended, is `{"ended": true, "result": ..., "log": ...}`.
     """
-    cache, folder = _cache(message), _running(message)
-    offset, last_output = message["offset"], time.monotonic()
-    running = True
+    folder, offset, last_output, running = _running(message), message["offset"], time.monotonic(), True
     while running:
-        running = (_holder(cache) or {}).get("session") == message["session"]
+        running = _own_holder(message) is not None
         (folder / ALIVE).touch()
         for end_of_line, line in _lines(folder / PROGRESS, offset):
             offset = end_of_line
@@ -179,13 +176,11 @@ def follow(message: Message) -> Message:
 
 def end(message: Message) -> Message:
     """Stop the session if it still runs, and remove its files."""
-    cache = _cache(message)
-    holder = _holder(cache)
-    if holder and holder["session"] == message["session"]:
+    if holder := _own_holder(message):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(holder["pid"], signal.SIGKILL)
         for _ in range(_TRIES):
-            if (_holder(cache) or {}).get("session") != message["session"]:
+            if _own_holder(message) is None:
                 break
             time.sleep(0.1)
     shutil.rmtree(_session(message), ignore_errors=True)
@@ -255,6 +250,12 @@ def _holder(cache: Path) -> Message | None:
     return None
 
 
+def _own_holder(message: Message) -> Message | None:
+    """Return the holder of the lock if it is the message's own session."""
+    holder = _holder(_cache(message))
+    return holder if holder and holder["session"] == message["session"] else None
+
+
 def _lines(path: Path, offset: int) -> list[tuple[int, Message]]:
     """Return the complete lines from byte ``offset`` on, each with the offset of its end."""
     if not path.is_file():
@@ -305,8 +306,6 @@ def answer(message: Message) -> None:
     actions = {action.__name__: action for action in (probe, begin, receive, order, touch, follow, end, clear)}
     try:
         reply = actions[message["do"]](message)
-    except RefusedError as refusal:
-        reply = {"refusal": refusal.told}
-    except OSError as error:
-        reply = {"refusal": {"what": str(error), "expected": None}}
+    except (RefusedError, OSError) as error:
+        reply = {"refusal": error.told if isinstance(error, RefusedError) else {"what": str(error), "expected": None}}
     _say(reply)

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Sequence
 from json import dumps, loads
 from pathlib import Path
 from typing import Any
@@ -40,16 +39,19 @@ def main(cache: str, name: str) -> None:
     order = loads((folder / agent.ORDER).read_text(encoding="utf-8"))
     try:
         code = unpack(cache_folder, agent.checked_digest(order["code"]))
-        for path, blob in order["files"].items():
-            _arrange(path_inside(folder / FILES, path), cache_folder / agent.BLOBS / agent.checked_digest(blob))
+        for path, digest in order["files"].items():
+            file, blob = path_inside(folder / FILES, path), cache_folder / agent.BLOBS / agent.checked_digest(digest)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # A hard link takes no space. Some file systems have none.
+            try:
+                os.link(blob, file)
+            except OSError:
+                shutil.copyfile(blob, file)
         python = _environment(cache_folder, folder, order["requirements"], order["imports"], code)
-    except agent.RefusedError as refusal:
-        agent.write_json(folder / agent.RESULT, {"refusal": refusal.told})
-        return
-    except (OSError, zipfile.BadZipFile) as error:
-        agent.write_json(
-            folder / agent.RESULT, {"refusal": {"what": f"the session cannot be made ready: {error}", "expected": None}}
-        )
+    except (agent.RefusedError, OSError, zipfile.BadZipFile) as error:
+        told = {"what": f"the session cannot be made ready: {error}", "expected": None}
+        refusal = error.told if isinstance(error, agent.RefusedError) else told
+        agent.write_json(folder / agent.RESULT, {"refusal": refusal})
         return
     os.execv(python, [python, "-P", "-c", _HARNESS, str(code), str(folder)])
 
@@ -89,15 +91,6 @@ def path_inside(folder: Path, path: str) -> Path:
     return folder.joinpath(*parts)
 
 
-def _arrange(path: Path, blob: Path) -> None:
-    """Give a blob its path in the session's folder, as a hard link where possible."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(blob, path)
-    except OSError:
-        shutil.copyfile(blob, path)
-
-
 def _environment(cache: Path, folder: Path, requirements: list[str], imports: list[str], code: Path) -> str:
     """Return the interpreter of the environment with these requirements, and create the environment if necessary.
 
@@ -123,49 +116,28 @@ def _environment(cache: Path, folder: Path, requirements: list[str], imports: li
     python = str(unfinished / "bin" / "python")
     requirements_file = folder / "requirements.txt"
     requirements_file.write_text("".join(f"{requirement}\n" for requirement in requirements), encoding="utf-8")
-    pip = [python, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--no-cache-dir", "--quiet"]
-    # Most of SciPy is never imported; what is, the trial compiles.
-    pip.append("--no-compile")
+    # Most of SciPy is never imported. The trial compiles the imported modules.
+    pip = [python, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--no-cache-dir", "--quiet",
+           "--no-compile", "--only-binary", ":all:", "-r", str(requirements_file)]  # fmt: skip
+    # Each command has the message of its failure, and the expectation.
+    steps = (
+        ([sys.executable, "-m", "venv", str(unfinished)], "no virtual environment can be made",
+         "Python's venv module, which Debian has in the package python3-venv"),
+        (pip, "the packages of the harness cannot be installed",
+         "a package index that the device's own pip reaches, with wheels for its processor and its Python"),
+        ([python, "-P", "-c", _TRIAL, str(code), *imports], "the harness does not start",
+         "a processor and a system that the packages were built for"),
+    )  # fmt: skip
     try:
-        _command(
-            folder,
-            [sys.executable, "-m", "venv", str(unfinished)],
-            "no virtual environment can be made",
-            "Python's venv module, which Debian has in the package python3-venv",
-        )
-        _command(
-            folder,
-            [*pip, "--only-binary", ":all:", "-r", str(requirements_file)],
-            "the packages of the harness cannot be installed",
-            "a package index that the device's own pip reaches, with wheels for its processor and its Python",
-        )
-        _command(
-            folder,
-            [python, "-P", "-c", _TRIAL, str(code), *imports],
-            "the harness does not start",
-            "a processor and a system that the packages were built for",
-        )
+        for command, failure, expected in steps:
+            with (folder / agent.LOG).open("ab") as log:
+                done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)
+            if done.returncode:
+                text = (folder / agent.LOG).read_text(encoding="utf-8", errors="replace")
+                tail = text[-agent.TAIL_CHARACTERS :].strip()
+                raise agent.RefusedError(f"{failure}: {tail or 'nothing was said'}", expected)
         # Only its interpreter is used, never its scripts, so that it may move.
         unfinished.rename(environment)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return str(environment / "bin" / "python")
-
-
-def _command(folder: Path, command: Sequence[str], failure: str, expected: str) -> None:
-    """Run a command with its output in the session's log.
-
-    Args:
-        folder: Folder of the session.
-        command: Program and arguments.
-        failure: Message if it fails.
-        expected: Expectation in that message.
-
-    Raises:
-        RefusedError: The command fails.
-    """
-    with (folder / agent.LOG).open("ab") as log:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)
-    if done.returncode:
-        tail = (folder / agent.LOG).read_text(encoding="utf-8", errors="replace")[-agent.TAIL_CHARACTERS :].strip()
-        raise agent.RefusedError(f"{failure}: {tail or 'nothing was said'}", expected)

@@ -6,7 +6,6 @@ import base64
 import contextlib
 import hashlib
 import json
-import math
 import re
 import shlex
 import shutil
@@ -26,7 +25,7 @@ from compress.utils.errors import CompressError, DeviceError, InputError
 
 Reply = dict[str, Any]
 
-_CONNECT_SECONDS = 20.0
+_CONNECT_SECONDS = 20
 _ALIAS = "device"
 _OPTIONS = {
     # Nothing asked, no other way in, nothing forwarded.
@@ -169,21 +168,10 @@ class Connection:
         """Run a command on the device over a connection of its own."""
         known_hosts = Path(self._scratch.name) / "known_hosts"
         known_hosts.write_text(f"{_ALIAS} {self.device.host_key}\n", encoding="utf-8")
-        seconds = math.ceil(_CONNECT_SECONDS)
-        options = {**_OPTIONS, "ConnectTimeout": str(seconds), "UserKnownHostsFile": f'"{known_hosts}"'}
-        option_arguments = [f"-o{name}={value}" for name, value in options.items()]
-        address_arguments = [
-            "-i",
-            str(self._key),
-            "-p",
-            str(self.device.port),
-            "-l",
-            self.device.user,
-            self.device.host,
-        ]
-        process = PipedProcess(
-            ["ssh", "-F", "none", "-T", "-e", "none", *option_arguments, *address_arguments, command], apart=True
-        )
+        options = {**_OPTIONS, "ConnectTimeout": str(_CONNECT_SECONDS), "UserKnownHostsFile": f'"{known_hosts}"'}
+        ssh = ["ssh", "-F", "none", "-T", "-e", "none", *(f"-o{name}={value}" for name, value in options.items())]
+        address = ["-i", str(self._key), "-p", str(self.device.port), "-l", self.device.user, self.device.host]
+        process = PipedProcess([*ssh, *address, command], apart=True)
         try:
             yield process
         finally:
@@ -285,10 +273,10 @@ class Connection:
         except OSError as error:
             raise InputError(f"The private key cannot be read: {error.strerror}", where=str(key)) from None
         command = ["ssh-keygen", "-y", "-P", "", "-f", str(key)]
-        public_key = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-        if public_key.returncode:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if done.returncode:
             raise InputError(
-                f"The private key cannot be used: {_last_line(public_key.stderr)}",
+                f"The private key cannot be used: {_last_line(done.stderr)}",
                 where=str(key),
                 expected="a private key without a passphrase, made for this",
                 hint=f"ssh-keygen -t ed25519 -N '' -f {key}-device",
@@ -297,8 +285,7 @@ class Connection:
 
 def _last_line(text: str) -> str:
     """Return the last line of a text."""
-    lines = text.strip().splitlines()
-    return lines[-1].strip() if lines else ""
+    return text.strip().rpartition("\n")[2].strip()
 
 
 def printable(text: str) -> str:

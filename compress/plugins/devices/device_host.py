@@ -78,8 +78,7 @@ def send_blobs(
     missing = [blob for digest, blob in by_digest.items() if digest not in probe["present"]]
     # Raise `DeviceError` if the device has too little space.
     needed = sum(blob.size - min(blob.size, probe["parts"].get(blob.digest, 0)) for blob in missing) + _SPARE_BYTES
-    if not probe["has_environment"]:
-        needed += ENVIRONMENT_BYTES
+    needed += 0 if probe["has_environment"] else ENVIRONMENT_BYTES
     if needed > probe["free_bytes"]:
         what = "" if probe["has_environment"] else ", of which 600 MB are for an environment with ONNX Runtime"
         raise DeviceError(
@@ -155,22 +154,19 @@ class DeviceHost:
 
     def time(self, workload: Workload, conditions: TimingConditions, progress: Progress) -> TimingResult:
         """See `BenchmarkHost.time`. Raises `DeviceError` too."""
-        places = {name: f"artifacts/{index}" for index, name in enumerate(workload.artifacts)}
-        # The path of each artifact on the device: a folder, or a file in one.
-        files = dict(_files(workload.artifacts, places))
-        entries = {
-            name: places[name] if path.is_dir() else f"{places[name]}/{path.name}"
-            for name, path in workload.artifacts.items()
-        }
-        batches: dict[str, dict[str, str]] = {}
+        work: dict[str, dict[str, str]] = {"artifacts": {}}
+        files: dict[str, Path] = {}
+        for index, (name, path) in enumerate(workload.artifacts.items()):
+            # An artifact is a folder, or a graph file in one, which comes with its external weights.
+            remote, folder = f"artifacts/{index}", path if path.is_dir() else path.parent
+            work["artifacts"][name] = remote if path.is_dir() else f"{remote}/{path.name}"
+            for file in sorted(folder.rglob("*") if path.is_dir() else folder.glob(f"{path.name}*")):
+                if file.is_file():
+                    files[f"{remote}/{file.relative_to(folder).as_posix()}"] = file
         for kind, named in (("first_batches", workload.first_batches), ("all_batches", workload.all_batches)):
-            batches[kind] = {name: f"{kind}/{index}.npz" for index, name in enumerate(named)}
-            files |= {batches[kind][name]: file for name, file in named.items()}
-        bench = {
-            "work": {"artifacts": entries, **batches},
-            "plan": asdict(workload.plan),
-            "conditions": asdict(conditions),
-        }
+            work[kind] = {name: f"{kind}/{index}.npz" for index, name in enumerate(named)}
+            files |= {work[kind][name]: file for name, file in named.items()}
+        bench = {"work": work, "plan": asdict(workload.plan), "conditions": asdict(conditions)}
         transcribes = any(len(find_graphs(path)) > 1 for path in workload.artifacts.values())
         packages = PACKAGES + TRANSCRIPTION_PACKAGES if transcribes else PACKAGES
         return self._timed(self._measured(bench, files, packages, progress))
@@ -221,12 +217,3 @@ def find_devices(names: Sequence[str], inventory: Path | None, folders: Sequence
     file = find_inventory(inventory, folders)
     devices = choose_devices(read_inventory(file), names, file)
     return {name: DeviceHost(name, device, file.absolute().parent) for name, device in devices.items()}
-
-
-def _files(artifacts: Mapping[str, Path], places: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
-    """Yield the files of each artifact with the paths that they get; a graph file comes with its external weights."""
-    for name, path in artifacts.items():
-        folder = path if path.is_dir() else path.parent
-        for file in sorted(folder.rglob("*") if path.is_dir() else folder.glob(f"{path.name}*")):
-            if file.is_file():
-                yield f"{places[name]}/{file.relative_to(folder).as_posix()}", file

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from compress.recipe.document import FileKind, describe, read_document
 from compress.recipe.validation_errors import validate
-from compress.utils.errors import InputError, nearest_name
+from compress.utils.errors import InputError, did_you_mean, nearest_name
 from compress.utils.pydantic_models import Frozen
 
 FILE_NAME = "devices.yaml"
@@ -25,12 +25,9 @@ _EXAMPLE = (
 )
 
 _INVENTORY = FileKind(
-    "inventory",
-    "The inventory of devices",
-    "a YAML inventory",
-    f"a mapping such as {_EXAMPLE}",
+    "inventory", "The inventory of devices", "a YAML inventory", f"a mapping such as {_EXAMPLE}",
     "docs/guides/devices.md describes every field",
-)
+)  # fmt: skip
 
 
 class Device(Frozen):
@@ -117,11 +114,9 @@ def choose_devices(known: Mapping[str, Device], names: Sequence[str], file: Path
         elif name in known:
             chosen[name] = known[name]
         else:
-            near = nearest_name(name, known)
-            hint = f"; did you mean {near!r}?" if near else ""
             raise InputError(
-                f"There is no device {name!r}.",
+                f"There is no device {name!r}.{did_you_mean(name, known)}",
                 where=str(file),
-                expected=f"one of {', '.join([*known, ALL_DEVICES])}{hint}",
+                expected=f"one of {', '.join([*known, ALL_DEVICES])}",
             )
     return chosen

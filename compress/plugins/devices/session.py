@@ -6,6 +6,7 @@ import getpass
 import socket
 import uuid
 import zipfile
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -48,15 +49,14 @@ def bootstrap_program() -> dict[str, str]:
 
 def requirements(packages: tuple[str, ...]) -> list[str]:
     """Return the packages in the versions that are installed here, so that both machines measure the same."""
-    return [f"{name}=={_version(name)}" for name in packages]
-
-
-def _version(name: str) -> str:
-    """Return the installed version of a package, or of the build that replaces it."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return version(_BUILDS[name])
+    pinned = []
+    for name in packages:
+        # A build with another name may replace a package.
+        try:
+            pinned.append(f"{name}=={version(name)}")
+        except PackageNotFoundError:
+            pinned.append(f"{name}=={version(_BUILDS[name])}")
+    return pinned
 
 
 _SILENT_ENDS = 5
@@ -103,10 +103,8 @@ def follow_session(connection: Connection, session: str, launches: int, progress
         DeviceError: The session ends without a result, or the device disappears.
     """
     last: dict[str, Any] = {}
-    for _ in progress.track(
-        _steps(connection, session, progress, last), f"{PROGRESS_LABEL} on {connection.name}", launches
-    ):
-        pass
+    steps = _steps(connection, session, progress, last)
+    deque(progress.track(steps, f"{PROGRESS_LABEL} on {connection.name}", launches), maxlen=0)
     result: dict[str, Any] | None = last["result"]
     if result is None:
         words = printable(last["log"]) or "none"

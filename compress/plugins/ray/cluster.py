@@ -153,36 +153,24 @@ class Cluster:
 
 def _connect(ray: ModuleType, address: str, threads: int) -> None:
     address = address or os.environ.get("RAY_ADDRESS", "")
-    options: dict[str, Any] = {"configure_logging": False, "log_to_driver": False, "include_dashboard": False}
-    # Ray waits for minutes if nothing listens at the address, so try the port first.
-    if address and address != "auto":
-        _check_reached(address)
-    try:
-        if address:
-            options.pop("include_dashboard")
-            ray.init(address=address, **options)
-        else:
-            ray.init(address="local", num_cpus=max(len(granted_cores()), threads), **options)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise _unreached(address, first_line(error)) from error
-
-
-def _check_reached(address: str) -> None:
+    options: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or "/" in address:
+    if address not in ("", "auto") and (not host or not port.isdecimal() or "/" in address):
         raise InputError(
             f"{address!r} is no address of a Ray cluster.", where="--workers", expected="ray:HOST:PORT, ray:auto or ray"
         )
     try:
-        socket.create_connection((host, int(port)), _REACHED_WITHIN).close()
-    except OSError as error:
-        raise _unreached(address, error.strerror or str(error)) from error
-
-
-def _unreached(address: str, why: str) -> InputError:
-    return InputError(
-        f"The Ray cluster cannot be reached: {why}",
-        where=f"--workers ray:{address}" if address else "--workers ray",
-        expected="a cluster that this machine is part of, with the same Python and Ray",
-        hint="ray start --head on one machine, ray start --address=HOST:PORT on the others, this one too",
-    )
+        if not address:
+            ray.init(address="local", num_cpus=max(len(granted_cores()), threads), include_dashboard=False, **options)
+            return
+        # Ray waits for minutes if nothing listens at the address, so try the port first.
+        if address != "auto":
+            socket.create_connection((host, int(port)), _REACHED_WITHIN).close()
+        ray.init(address=address, **options)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise InputError(
+            f"The Ray cluster cannot be reached: {getattr(error, 'strerror', None) or first_line(error)}",
+            where=f"--workers ray:{address}" if address else "--workers ray",
+            expected="a cluster that this machine is part of, with the same Python and Ray",
+            hint="ray start --head on one machine, ray start --address=HOST:PORT on the others, this one too",
+        ) from error

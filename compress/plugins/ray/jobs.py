@@ -120,25 +120,21 @@ class InProcessWorkers:
 
     def run_all(self, jobs: Iterable[Job], guess: Speculation | None = None) -> Iterator[JobResult]:
         """Yield the result of each job. There is no speculation."""
-        yield from map(self._arrived, jobs)
-
-    def _arrived(self, job: Job) -> JobResult:
-        """Run one job and return its result."""
-        began = time.perf_counter()
-        try:
-            runner = self.context.runner(job.recipe)
-            for label in job.labels():
-                runner.run_stage(label)
-            evaluation, timings = (
-                None if function is None else function(runner) for function in (job.evaluate, job.measure)
-            )
-        # A full disk would fail every other job too.
-        except StorageError:
-            raise
-        except CompressError as error:
-            return JobResult(error=error, seconds=time.perf_counter() - began)
-        stages = tuple(result.record for result in runner.results.values())
-        return JobResult(stages, evaluation, timings, time.perf_counter() - began)
+        for job in jobs:
+            began = time.perf_counter()
+            try:
+                runner = self.context.runner(job.recipe)
+                for label in job.labels():
+                    runner.run_stage(label)
+                evaluation, timings = (function and function(runner) for function in (job.evaluate, job.measure))
+            # A full disk would fail every other job too.
+            except StorageError:
+                raise
+            except CompressError as error:
+                yield JobResult(error=error, seconds=time.perf_counter() - began)
+            else:
+                stages = tuple(result.record for result in runner.results.values())
+                yield JobResult(stages, evaluation, timings, time.perf_counter() - began)
 
     def prefetch(self, jobs: Sequence[Job]) -> None:
         """Do nothing, because this process is never idle."""
@@ -200,8 +196,7 @@ class WorkItem:
         """Return the outputs of the stages before it, in their order."""
         if self.previous is None:
             return []
-        own = [] if self.previous.entry is None else [self.previous.entry]
-        return [*self.previous.inputs(), *own]
+        return [*self.previous.inputs(), *filter(None, (self.previous.entry,))]
 
     @property
     def is_baseline_evaluation(self) -> bool:
@@ -292,7 +287,7 @@ def _shared(
 
 
 def _names(recipe: Recipe) -> list[tuple[object, ...]]:
-    """For the start and each stage a digest of everything that decides its output."""
+    """Return a digest of everything that decides the output, for the start and each stage."""
     inputs = recipe.model_dump(
         mode="json",
         include={"task", "model", "module", "module_arguments", "random_weights", "trust_remote_code", "data", "seed"},

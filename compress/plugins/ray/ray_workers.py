@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from compress.pipeline.cache import Cache, Entry
@@ -20,14 +21,7 @@ from compress.plugins.ray.jobs import (
     WorkItems,
     build_dag,
 )
-from compress.plugins.ray.task import (
-    MissingInputs,
-    TransferredEntry,
-    WorkFailure,
-    WorkResult,
-    execute,
-    unpack,
-)
+from compress.plugins.ray.task import MissingInputs, TransferredEntry, WorkFailure, WorkResult, execute, unpack
 from compress.plugins.ray.upload import Uploader
 from compress.utils.errors import CompressError, DeviceError, InputError, StageError, StorageError, first_line
 from compress.utils.progress import Progress
@@ -51,7 +45,9 @@ class RayWorkers:
         self._prefetched: list[DagJob] = []
         self._works: WorkItems = {}
         self._runners: dict[DagJob, StageRunner] = {}
-        self._speculation = SpeculativeScheduler(None)
+        self._guess: Speculation | None = None
+        self._guessed: tuple[int, Sequence[Job]] = -1, ()
+        """Jobs that may come next, and the number of results that they were guessed from."""
         self._sending = Uploader(cluster, str(context.artifacts.resolve()))
 
     @property
@@ -77,7 +73,7 @@ class RayWorkers:
         # Machines may have joined or left since the last call.
         self.cluster.refresh()
         dag_jobs = build_dag(list(jobs), self._works)
-        self._speculation = SpeculativeScheduler(guess)
+        self._guess, self._guessed = guess, (-1, ())
         try:
             for dag_job in dag_jobs:
                 while not dag_job.is_finished:
@@ -117,7 +113,13 @@ class RayWorkers:
     def _start_work(self, dag_jobs: Sequence[DagJob]) -> None:
         """Give every free machine the most urgent work, and optional work last."""
         while ready := self._ready_items(dag_jobs) or self._optional_items(dag_jobs):
-            if not sum(self._start_item(item) for item in ready):
+            is_started = False
+            for item in ready:
+                node = None if item.label and item.key in self._running_keys() else self._node_for(item)
+                if node is not None:
+                    self._submit(item, node, ())
+                    is_started = True
+            if not is_started:
                 return
 
     def _optional_items(self, dag_jobs: Sequence[DagJob]) -> list[WorkItem]:
@@ -131,14 +133,17 @@ class RayWorkers:
             return []
         if prefetched := self._ready_items(self._prefetched):
             return prefetched
-        if sum(not dag_job.is_finished for dag_job in dag_jobs) >= self.width:
-            return []  # what they wait for now may be done in a moment
+        if self._guess is None or sum(not dag_job.is_finished for dag_job in dag_jobs) >= self.width:
+            return []  # the inputs that jobs wait for may be complete in a moment
         now = time.perf_counter()
         remaining_seconds = max((item.urgency - (now - item.began) for item, _ in self._running.values()), default=0.0)
         results = {
             index: self._result(dag_job, final=False) for index, dag_job in enumerate(dag_jobs) if dag_job.is_finished
         }
-        jobs = [item for item in self._speculation.jobs(results) if item.seconds <= _BESIDE * remaining_seconds]
+        # Ask the search again when more results are known.
+        if len(results) != self._guessed[0]:
+            self._guessed = len(results), self._guess(results)
+        jobs = [job for job in self._guessed[1] if job.seconds <= _BESIDE * remaining_seconds]
         guessed = build_dag(jobs, self._works)
         for item in (item for dag_job in guessed for item in dag_job.all_items):
             item.is_guessed = True
@@ -180,12 +185,6 @@ class RayWorkers:
         """Return the keys of the stages that run now, so that no stage with the same output runs twice."""
         return {item.key for item, _ in self._running.values() if item.key is not None}
 
-    def _start_item(self, item: WorkItem) -> bool:
-        node = None if item.label is not None and item.key in self._running_keys() else self._node_for(item)
-        if node is not None:
-            self._submit(item, node, ())
-        return node is not None
-
     def _node_for(self, item: WorkItem) -> ClusterNode | None:
         """Return the free machine that already has most of the item's inputs.
 
@@ -193,20 +192,9 @@ class RayWorkers:
         """
         nodes = list(self.cluster.nodes.values())
         if item.is_timing:
-            # What runs now on the machine that it is on.
-            return next(
-                (
-                    node
-                    for node in nodes
-                    if node.has_target
-                    and not sum(
-                        neighbour.busy
-                        for neighbour in self.cluster.nodes.values()
-                        if neighbour.machine.host == node.machine.host
-                    )
-                ),
-                None,
-            )
+            # Other nodes on the same machine must be idle too.
+            busy = {node.machine.host for node in nodes if node.busy}
+            return next((node for node in nodes if node.has_target and node.machine.host not in busy), None)
         # Work on the same host would disturb a timing, so such hosts get nothing else.
         timing = {node.machine.host for other, node in self._running.values() if other.is_timing}
         free = [node for node in nodes if node.busy < node.slots and node.machine.host not in timing]
@@ -250,23 +238,20 @@ class RayWorkers:
 
     def _measure_here(self, dag_jobs: Sequence[DagJob]) -> bool:
         """Time one job's models on this machine if one is ready and nothing runs here. Return True if it did."""
-        ready = [
-            dag_job
-            for dag_job in dag_jobs
-            if dag_job.timing is not None and dag_job.timing.is_ready and not dag_job.failure
-        ]
+        timings = (dag_job.timing for dag_job in dag_jobs if dag_job.timing is not None and not dag_job.failure)
+        timing = next((item for item in timings if item.is_ready), None)
         busy = any(self.cluster.is_local(node) for _, node in self._running.values())
-        if not ready or busy or self._has_timing_worker():
+        if timing is None or busy or self._has_timing_worker():
             return False
-        dag_job, began = ready[0], time.perf_counter()
-        assert dag_job.timing is not None and dag_job.job.measure is not None
+        dag_job, began = timing.dag_job, time.perf_counter()
+        assert dag_job.job.measure is not None
         try:
-            dag_job.timing.output, dag_job.timing.done = dag_job.job.measure(self._runner(dag_job)), True
+            timing.output, timing.done = dag_job.job.measure(self._runner(dag_job)), True
         except StorageError:
             raise
         except CompressError as error:
-            dag_job.timing.error = error
-        dag_job.timing.seconds = time.perf_counter() - began
+            timing.error = error
+        timing.seconds = time.perf_counter() - began
         return True
 
     # What ends
@@ -342,8 +327,7 @@ class RayWorkers:
     def _receive_entry(self, sent: TransferredEntry) -> Entry:
         """Return a worker's entry as an entry of the driver's cache."""
         if sent.content is not None:
-            content = sent.content
-            return self.cache.admit(sent.key, sent.record, lambda files: unpack(content, files))
+            return self.cache.admit(sent.key, sent.record, partial(unpack, sent.content))
         entry = self.cache.find(sent.key)
         if entry is None:
             raise StorageError(f"The cache entry {sent.key[:12]} has gone.", where=str(self.cache.root))
@@ -351,18 +335,14 @@ class RayWorkers:
 
     def _result(self, dag_job: DagJob, final: bool) -> JobResult:
         """Return the result of a job. If it is ``final``, later jobs do not count the seconds of its entries again."""
-        baseline_evaluation = (
-            dag_job.baseline_evaluation
-            if dag_job.baseline_evaluation is not None and dag_job.baseline_evaluation.dag_job is dag_job
-            else None
-        )
-        evaluations = [item for item in (baseline_evaluation, dag_job.evaluation, dag_job.timing) if item is not None]
+        # The evaluation of a baseline counts for the job that began it.
+        baseline = dag_job.baseline_evaluation
+        shared = None if baseline is None or baseline.dag_job is not dag_job else baseline
+        evaluations = filter(None, (shared, dag_job.evaluation, dag_job.timing))
         keys = [item.entry.key for item in dag_job.stages if item.entry is not None]
         own_seconds = {key: self._seconds_of_entries[key] for key in keys if key in self._seconds_of_entries}
-        if final:
-            self._seconds_of_entries = {
-                key: seconds for key, seconds in self._seconds_of_entries.items() if key not in own_seconds
-            }
+        for key in own_seconds if final else ():
+            del self._seconds_of_entries[key]
         seconds = sum(own_seconds.values()) + sum(item.seconds for item in evaluations)
         # The cost of failed work still counts.
         if (error := dag_job.failure) is not None:
@@ -376,22 +356,6 @@ class RayWorkers:
             stages.append(record)
         evaluation, timings = (None if item is None else item.output for item in (dag_job.evaluation, dag_job.timing))
         return JobResult(tuple(stages), evaluation, timings, seconds)
-
-
-class SpeculativeScheduler:
-    """Scheduler of jobs that a search may request next. It asks the search again when more results are known."""
-
-    def __init__(self, guess: Speculation | None) -> None:
-        self._speculation = guess
-        self._last: tuple[int, Sequence[Job]] = -1, ()
-
-    def jobs(self, results: Mapping[int, JobResult]) -> Sequence[Job]:
-        """Return the jobs that may come next, given the results so far."""
-        if self._speculation is None:
-            return ()
-        if len(results) != self._last[0]:
-            self._last = len(results), self._speculation(results)
-        return self._last[1]
 
 
 def open_workers(option: str, context: JobContext, target: str, packages: Sequence[str], progress: Progress) -> Workers:

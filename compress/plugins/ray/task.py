@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import io
 import os
@@ -100,32 +101,18 @@ def machine_info(packages: Sequence[str]) -> MachineInfo:
     """Return the properties of this machine, with the versions of ``packages`` besides the usual ones."""
     import compress
 
-    root = Path(compress.__file__).parent
+    root, code = Path(compress.__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        code.update(f"{path.relative_to(root).as_posix()}\0{digest_file(path)}\0".encode())
     return MachineInfo(
         host=socket.gethostname(),
         python=platform.python_version(),
-        code=_code(root),
+        code=code.hexdigest(),
         packages=package_versions(tuple(sorted({*PACKAGES, *packages} - {"compress"}))),
         processor=processor(),
         features=features(),
         processor_class=processor_class(),
     )
-
-
-def _code(root: Path) -> str:
-    import hashlib
-
-    total = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        total.update(f"{path.relative_to(root).as_posix()}\0{digest_file(path)}\0".encode())
-    return total.hexdigest()
-
-
-def own_folder() -> Path:
-    """Return the folder of this machine's outputs and received files, unless it is the driver's machine."""
-    from compress.data.samples.fetch import cache_root
-
-    return Path(os.environ.get(FOLDER_VARIABLE) or cache_root().parent / "worker")
 
 
 @dataclass(frozen=True)
@@ -221,18 +208,20 @@ class OrderExecution:
     """Execution of an order in one machine's folder. ``missing`` collects the inputs that are not there."""
 
     def __init__(self, order: WorkOrder, references: Mapping[str, Any]) -> None:
+        from compress.data.samples.fetch import cache_root
+
         self.order, self.references = order, references
-        self.is_shared = order.host == socket.gethostname() and FOLDER_VARIABLE not in os.environ
-        self.folder = Path(order.shared) if self.is_shared else own_folder()
+        # The driver's own machine uses the driver's folder. Others have one for outputs and received files.
+        folder = os.environ.get(FOLDER_VARIABLE)
+        self.is_shared = order.host == socket.gethostname() and folder is None
+        self.folder = Path(order.shared if self.is_shared else folder or cache_root().parent / "worker")
         self.missing: set[str] = set()
         cache = Cache(self.folder / "cache")
-        for key, record in self.order.entries().items():
+        for key, record in order.entries().items():
             entry = cache.find(key)
-            if entry is not None and entry.digest == record["digest"]:
-                continue
-            content = self._sent(key)
-            if content is not None:
-                cache.remove(key)  # what is there is damaged, or of another making
+            is_valid = entry is not None and entry.digest == record["digest"]
+            if not is_valid and (content := self._sent(key)) is not None:
+                cache.remove(key)  # the present entry is damaged, or of another origin
                 cache.admit(key, dict(record), partial(unpack, content))
         self.models = {name: self._source(*source) for name, source in order.models.items()}
         self.folders = {name: self._source(*source) for name, source in order.folders.items()}
@@ -274,15 +263,13 @@ class OrderExecution:
         else:
             assert self.order.function is not None
             output = self.order.function(runner)
-            extra_entries = [
-                (result.entry, result.record.cached) for _, result in runner.extra_results.values()
-            ] + runner.measurement_entries
+            extra_entries = [(result.entry, result.record.cached) for _, result in runner.extra_results.values()]
+            extra_entries += runner.measurement_entries
             # Cached entries are already on the driver. Those of the baseline are sent anyway, for other machines.
             new_entries = [entry for entry, cached in extra_entries if self.order.is_baseline_evaluation or not cached]
-        entries = {entry.key: entry for entry in new_entries}.values()
         sent = (
-            TransferredEntry(result.key, result.record, None if self.is_shared else pack(result.folder))
-            for result in entries
+            TransferredEntry(entry.key, entry.record, None if self.is_shared else pack(entry.folder))
+            for entry in {entry.key: entry for entry in new_entries}.values()
         )
         return WorkResult(tuple(sent), output, time.perf_counter() - began)
 

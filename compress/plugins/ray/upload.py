@@ -12,13 +12,8 @@ from compress.data.dataset import Dataset
 from compress.data.media import with_contents
 from compress.pipeline.runner import StageRunner
 from compress.plugins.ray.cluster import Cluster
-from compress.plugins.ray.jobs import (
-    WorkItem,
-)
-from compress.plugins.ray.task import (
-    WorkOrder,
-    pack,
-)
+from compress.plugins.ray.jobs import WorkItem
+from compress.plugins.ray.task import WorkOrder, pack
 from compress.stages.base import all_references
 from compress.utils.storage import digest_directory
 
@@ -42,22 +37,18 @@ class Uploader:
             job.measure if item.is_timing else job.evaluate_baseline if item.is_baseline_evaluation else job.evaluate
         )
         models = [recipe.model, *(reference.name for reference in references if reference.kind == "model")]
+        folders = [reference.name for reference in references if reference.kind != "model"]
+        baseline_entries = () if item.baseline_item is None else item.baseline_item.entries
         return WorkOrder(
             recipe=recipe,
             label=item.label,
             function=None if item.label is not None else function,
             earlier=tuple((label, entry.key, entry.record) for label, entry in earlier),
             needs=frozenset(labels if item.label is None else runner.input_labels(item.label)),
-            baseline_entries=()
-            if item.baseline_item is None
-            else tuple((entry.key, entry.record) for entry in item.baseline_item.entries),
+            baseline_entries=tuple((entry.key, entry.record) for entry in baseline_entries),
             is_baseline_evaluation=item.is_baseline_evaluation,
             models={name: self._named(runner.inputs.resolve(name)) for name in models},
-            folders={
-                reference.name: self._named(runner.inputs.locate(reference.name))
-                for reference in references
-                if reference.kind != "model"
-            },
+            folders={name: self._named(runner.inputs.locate(name)) for name in folders},
             data=self._data_digest(runner),
             threads=self.cluster.threads,
             host=self.cluster.here.host,
@@ -85,13 +76,11 @@ class Uploader:
         return self._digests[path], str(path)
 
     def _data_digest(self, runner: StageRunner) -> str:
-        if self._data is None or self._data[0] is not runner.inputs.data:
+        data = runner.inputs.data
+        if self._data is None or self._data[0] is not data:
             # Extra columns are part of the rows but not of the data's own digest.
-            extra = json.dumps({split: sorted(names) for split, names in runner.inputs.data.extra.items()})
-            self._data = (
-                runner.inputs.data,
-                f"{runner.inputs.data.digest(*runner.inputs.data.splits, unlabeled=True)}-{extra}",
-            )
+            extra = json.dumps({split: sorted(names) for split, names in data.extra.items()})
+            self._data = data, f"{data.digest(*data.splits, unlabeled=True)}-{extra}"
         return self._data[1]
 
     def _content(self, digest: str, item: WorkItem) -> Any:
@@ -100,7 +89,6 @@ class Uploader:
             if entry.key == digest:
                 return pack(entry.folder)
         if self._data is not None and self._data[1] == digest:
-            # The data with every file's bytes in it.
             data = self._data[0]
             tables = {split: with_contents(table) for split, table in data.tables.items()}
             unlabeled = None if data.unlabeled is None else with_contents(data.unlabeled)

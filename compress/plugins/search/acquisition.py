@@ -101,12 +101,8 @@ class Acquisition:
         self.observations, self.costs, self.shares = observations, costs, shares
         self._ranks = [parameter.ranks() for parameter in parameters]
         # Stages after training, and the bytes that they save, change quality less than training does.
-        self._is_minor_feature = [
-            *(parameter.is_after_training for parameter in parameters),
-            any(parameter.is_after_training for parameter in parameters),
-            False,
-            False,
-        ]
+        late = [parameter.is_after_training for parameter in parameters]
+        self._is_minor_feature = [*late, any(late), False, False]
         self._start = observations.initial_objectives()
         self._front = [observations.feasible[point] for point in observations.pareto_front()]
         first = observations.finished.get(observations.origin)
@@ -135,15 +131,11 @@ class Acquisition:
         chances = order_by_divergence(self.observations, next_rungs, probabilities, self.costs.family)
         predicts_quality = self.observations.goal.quality_limits and len(self.observations.margins) >= _FEWEST_KNOWN
         for point, chance, factor in zip(candidates, chances, safety, strict=True):
-            seconds = self.costs.marginal_seconds(point)
-            gain = self.gain(point)
-            expected_gain = chance * factor * self._chance_of_predicted_limits(point) * gain
+            seconds, gain = self.costs.marginal_seconds(point), self.gain(point)
+            expected_gain = chance * factor * self._predicted_chances[point] * gain
             values[point] = expected_gain / max(seconds, 1e-3) ** exponent
-            self.expected[point] = Expectation(
-                gain if self._start is not None and self._front else None,
-                chance if predicts_quality else None,
-                seconds,
-            )
+            shown_gain = gain if self._start is not None and self._front else None
+            self.expected[point] = Expectation(shown_gain, chance if predicts_quality else None, seconds)
         return sorted(values, key=lambda point: (-values[point], point))
 
     def gain(self, point: Point) -> float:
@@ -207,9 +199,9 @@ class Acquisition:
         Analytic predictions come first, so that no graph is traced for a recipe that is far from its limits.
         """
         limits = self.observations.goal.limits
-        analytic = (self.costs.predict_analytically(point, limit.metric) for limit in limits)
         if not all(
-            self._may_meet(limit, value, _ANALYTIC_TOLERANCE) for limit, value in zip(limits, analytic, strict=True)
+            self._may_meet(limit, self.costs.predict_analytically(point, limit.metric), _ANALYTIC_TOLERANCE)
+            for limit in limits
         ):
             return False
         return all(
@@ -228,18 +220,15 @@ class Acquisition:
 
     def likely_meets_limits(self, point: Point) -> bool:
         """Return whether every predictable limit is likely to be met."""
-        return self._chance_of_predicted_limits(point) >= _LIKELY
+        self._predict_chances([point])
+        return self._predicted_chances[point] >= _LIKELY
 
-    def _chance_of_predicted_limits(self, point: Point) -> float:
-        """Return the probability that every limit on size and time is met.
+    def _predict_chances(self, points: Sequence[Point]) -> None:
+        """Predict the probability that every limit on size and time is met.
 
         The tolerance of a prediction counts as two standard deviations. Limits that nothing predicts are
         extrapolated from the trials.
         """
-        self._predict_chances([point])
-        return self._predicted_chances[point]
-
-    def _predict_chances(self, points: Sequence[Point]) -> None:
         new = [point for point in points if point not in self._predicted_chances]
         chances = np.ones(len(new))
         for limit in self.observations.goal.limits:
@@ -250,8 +239,7 @@ class Acquisition:
             unknown = [index for index, chance in enumerate(within) if chance is None]
             if not unknown or limit in self.observations.goal.quality_limits:
                 continue
-            process = self._margin_process(limit)
-            if process is not None:
+            if (process := self._margin_process(limit)) is not None:
                 features = np.array([self._features(new[index], self.shares[-1]) for index in unknown])
                 chances[unknown] *= process.probability_at_least(features, np.zeros(len(unknown)))
         self._predicted_chances |= dict(zip(new, chances.tolist(), strict=True))
@@ -267,9 +255,9 @@ class Acquisition:
             }
             features = np.array([self._features(point, self.shares[-1]) for point in margins])
             values, deviations = np.array(list(margins.values())), np.full(len(margins), _APART)
-            is_fitted = len(margins) >= _FEWEST_WEIGHED
-            process = Surrogate.fit(features, values, deviations, _WEIGHED_APART) if is_fitted else None
-            self._margin_processes[name] = process
+            self._margin_processes[name] = (
+                Surrogate.fit(features, values, deviations, _WEIGHED_APART) if len(margins) >= _FEWEST_WEIGHED else None
+            )
         return self._margin_processes[name]
 
     def _chance_within(self, limit: Limit, point: Point) -> float | None:
@@ -277,7 +265,6 @@ class Acquisition:
         if not ratio:
             return None
         room = math.log(ratio) if limit.at_least is not None else -math.log(ratio)
-        # The tolerance of a prediction counts as two standard deviations.
         return NormalDist(sigma=max(self.costs.tolerance(point, limit.metric) / 2, 1e-9)).cdf(room)
 
     def _ratio(self, limit: Limit, value: float | None) -> float | None:
@@ -300,6 +287,10 @@ class Acquisition:
         """
         products, safety = np.ones(len(points)), np.ones(len(points))
         queried = np.array([self._features(point, self.shares[-1]) for point in points])
+        # Take the margins of the present pick where no recipe meets all limits with confidence.
+        pick = None if self._front else self.observations.pick()
+        finished = {} if pick is None else self.observations.margins[pick, self.observations.full_rung]
+        picked = {name: margin.value for name, margin in finished.items() if margin is not None}
         for limit in self.observations.goal.quality_limits if points else ():
             name = limit_name(limit)
             # Use the margins of all trials, after any share of training.
@@ -327,20 +318,14 @@ class Acquisition:
             process, share = self._processes[name]
             # The process models what remains after the prior's mean is subtracted, so the bound is shifted by it.
             expected = np.zeros(len(points)) if prior is None else share * prior.mean(queried)
-            bound = (typical_half_width if self._front else self._margin_of_pick(name)) - expected
+            bound = (typical_half_width if self._front else picked.get(name, 0.0)) - expected
             chances = process.probability_at_least(queried, bound)
             if not self._front:
                 # The improvement given that there is one, as a multiple of the usual half-width.
                 improvement = process.expected_improvement(queried, bound) / np.maximum(chances, _LEAST)
                 safety *= improvement / max(typical_half_width, _LEAST)
             products *= chances
-        return [max(float(chance), _LEAST) for chance in products], safety.tolist()
-
-    def _margin_of_pick(self, name: str) -> float:
-        """Return the margin of the present pick where no recipe meets all limits with confidence."""
-        pick = self.observations.pick()
-        room = None if pick is None else self.observations.margins[pick, self.observations.full_rung][name]
-        return 0.0 if room is None else room.value
+        return np.maximum(products, _LEAST).tolist(), safety.tolist()
 
     def _features(self, point: Point, share: float) -> list[float]:
         """Return the features of a point: coordinates, predicted size, predicted time and share of training.

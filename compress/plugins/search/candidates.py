@@ -68,6 +68,10 @@ class FailurePattern(NamedTuple):
     family: Family
     choices: dict[int, int]
 
+    def matches(self, point: Point, family: Family) -> bool:
+        """Return whether a recipe is of the family and has all of the values."""
+        return family == self.family and all(point[index] == value for index, value in self.choices.items())
+
 
 @dataclass
 class Candidates:
@@ -197,12 +201,12 @@ class Candidates:
             if point in tried or point in reasons or not self.has_valid_stages(point):
                 continue
             # Sizes are predicted faster than times, and the size after a refit takes longest.
-            promising = (
+            if (
                 acquisition.may_meet_limits(point)
                 and acquisition.gain(point) > 0
-                and not self._matches_failure(point, patterns)
-            )
-            if promising and self.may_ship(point, self.observations):
+                and not any(pattern.matches(point, self.costs.family(point)) for pattern in patterns)
+                and self.may_ship(point, self.observations)
+            ):
                 reasons[point] = why
         return reasons
 
@@ -219,21 +223,14 @@ class Candidates:
             # A choice that all failed recipes share and no other recipe has is the likely cause.
             finished = [point for (point, _), outcome in outcomes if outcome.error is None]
             succeeded = [point for point in finished if self.costs.family(point) == family]
-            columns = enumerate(zip(*points, strict=True))
-            shared = {index: values[0] for index, values in columns if len(set(values)) == 1}
             choices = {
-                index: value for index, value in shared.items() if all(point[index] != value for point in succeeded)
+                index: values[0]
+                for index, values in enumerate(zip(*points, strict=True))
+                if len(set(values)) == 1 and all(point[index] != values[0] for point in succeeded)
             }
             if not succeeded or choices:
                 patterns.append(FailurePattern(family, choices if succeeded else {}))
         return patterns
-
-    def _matches_failure(self, point: Point, patterns: Iterable[FailurePattern]) -> bool:
-        family = self.costs.family(point)
-        return any(
-            family == pattern.family and all(point[index] == value for index, value in pattern.choices.items())
-            for pattern in patterns
-        )
 
     def has_valid_stages(self, point: Point) -> bool:
         """Return whether the stages of a point can be built; records the reason otherwise."""
@@ -248,11 +245,9 @@ class Candidates:
         """Return whether a point is a recipe that can run; records the reason otherwise."""
         try:
             self.space.recipe(point)
-        except RecipeError as error:
-            self.rejected[point] = str(error.problems[0]) if error.problems else first_line(error)
-            return False
         except InputError as error:
-            self.rejected[point] = first_line(error)
+            problems = error.problems if isinstance(error, RecipeError) else ()
+            self.rejected[point] = str(problems[0]) if problems else first_line(error)
             return False
         return True
 
@@ -319,10 +314,9 @@ def propose_with_optuna(
             for parameter, index in zip(parameters, trial.point, strict=True)
         }
         # A constraint value above 0 marks a violated limit.
+        constraints = dict(trial.constraints)
         study.add_trial(
-            create_trial(
-                params=params, distributions=distributions, values=trial.values, constraints=dict(trial.constraints)
-            )
+            create_trial(params=params, distributions=distributions, values=trial.values, constraints=constraints)
         )
     for _ in range(count):
         # The study learns no value for a proposal, so a proposal may repeat.

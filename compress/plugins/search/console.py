@@ -8,8 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Self, TypeVar
 
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, Group, RenderableType, RenderResult
 from rich.control import Control
@@ -65,24 +64,14 @@ class SearchSnapshot:
     doing: str = ""
 
 
-class ProgressDisplay(Protocol):
-    """Display of a running search."""
+class ProgressDisplay:
+    """Display of a running search; this one shows nothing."""
 
     def show(self, seen: SearchSnapshot) -> None:
         """Show a snapshot until the next one."""
 
     def stop(self) -> None:
         """Leave the last snapshot in place; later output comes below it."""
-
-
-class NoDisplay:
-    """Display that shows nothing."""
-
-    def show(self, seen: SearchSnapshot) -> None:
-        """Ignore the snapshot."""
-
-    def stop(self) -> None:
-        """Do nothing."""
 
 
 _FRONT = 8
@@ -105,18 +94,17 @@ class LiveTable:
         rows = Table.grid(padding=(0, 2, 0, 0))
         rows.add_column(style="dim", no_wrap=True)
         rows.add_column(overflow="fold")
+        left = f"{_clock(seen.left - (now - seen.moment))} for trials, of {_clock(record.budget_seconds)} for all"
         for name, lines in (("best", _best(record)), ("now", _now(seen, now)), ("trials", [_counts(record)]),
-                            ("left", [_left(seen, now)])):  # fmt: skip
+                            ("left", [Text(left)])):  # fmt: skip
             for index, line in enumerate(lines):
                 rows.add_row("" if index else name, line)
-        front = _front(record)
-        if front is not None:
-            yield front
+        yield from _front(record)
         yield rows
 
 
 def _best(record: SearchRecord) -> list[Text]:
-    trial = next((record_trial for record_trial in record.trials if record_trial.status == "best"), None)
+    trial = next((trial for trial in record.trials if trial.status == "best"), None)
     if trial is None:
         nearest = f" Nearest: {record.nearest}" if record.nearest else ""
         return [Text(f"no recipe meets every limit yet.{nearest}")]
@@ -125,11 +113,11 @@ def _best(record: SearchRecord) -> list[Text]:
     return [Text(", ".join(figures), style="green"), *map(Text, margins), Text(f"trial {trial.number}: {trial.words}")]
 
 
-def _front(record: SearchRecord) -> RenderableType | None:
-    """Return a table of the Pareto-optimal recipes where two objectives are minimized."""
+def _front(record: SearchRecord) -> Iterator[RenderableType]:
+    """Yield a table of the Pareto-optimal recipes where two objectives are minimized."""
     front = [trial for trial in record.trials if trial.status in ("best", "front")]
     if len(record.minimize) < 2 or not front:
-        return None
+        return
     front.sort(key=lambda trial: trial.final.get(record.minimize[0], math.inf))
     columns = [TableColumn(name, right=True) for name in ("", *(describe_metric(m).title for m in record.minimize))]
     columns += [TableColumn("Surely inside", right=True), TableColumn("Differs in", rank=1)]
@@ -141,7 +129,7 @@ def _front(record: SearchRecord) -> RenderableType | None:
         figures = [format_metric(name, trial.final.get(name)) for name in record.minimize]
         table.add(f"{trial.number}", *figures, "" if least_margin is None else f"{least_margin:+.2%}", trial.words,
                   style="green" if trial.status == "best" else "")  # fmt: skip
-    return table
+    yield table
 
 
 def _now(seen: SearchSnapshot, now: float) -> list[Text]:
@@ -155,14 +143,13 @@ def _now(seen: SearchSnapshot, now: float) -> list[Text]:
 
 def describe_running_trial(trial: RunningTrial) -> str:
     """Describe why a trial is tried, and its expected gain."""
-    expected, parts = trial.expected, list[str]()
-    if expected is not None:
-        if expected.gain is not None:
-            parts.append(f"{expected.gain:.1%} expected gain")
-        if expected.probability is not None:
-            parts.append(f"{expected.probability:.0%} to meet the limits on quality")
-        parts.append(f"about {format_seconds(expected.seconds)} to its end")
-    return trial.why + (f": {', '.join(parts)}" if parts else "")
+    expected = trial.expected
+    if expected is None:
+        return trial.why
+    parts = [] if expected.gain is None else [f"{expected.gain:.1%} expected gain"]
+    if expected.probability is not None:
+        parts.append(f"{expected.probability:.0%} to meet the limits on quality")
+    return f"{trial.why}: {', '.join([*parts, f'about {format_seconds(expected.seconds)} to its end'])}"
 
 
 def _counts(record: SearchRecord) -> Text:
@@ -176,11 +163,6 @@ def _counts(record: SearchRecord) -> Text:
     left = "" if record.left is None else f"; predictions leave {record.left:,} more"
     recipes = f"{len(last)} of {record.size:,} recipes"
     return Text(f"{len(record.trials)} done, {recipes}: {', '.join(parts) or 'none yet'}{left}")
-
-
-def _left(seen: SearchSnapshot, now: float) -> Text:
-    left = max(seen.left - (now - seen.moment), 0.0)
-    return Text(f"{_clock(left)} for trials, of {_clock(seen.record.budget_seconds)} for all")
 
 
 def _clock(seconds: float) -> str:
@@ -211,18 +193,15 @@ def closing_lines(record: SearchRecord) -> list[str]:
     """Return the lines that conclude a search."""
     lines = []
     if record.unsure is not None:
-        lines.append(
-            f"No recipe meets every limit with confidence on the selection rows; evaluated is the safest: "
-            f"{record.unsure}."
-        )
+        unsure = "No recipe meets every limit with confidence on the selection rows; evaluated is the safest"
+        lines.append(f"{unsure}: {record.unsure}.")
     if record.final is not None:
         for limit in record.final.winner.limits:
             mark = "✓" if limit.passed else "?" if not limit.missed else "✗"
             ratio = f", {limit.ratio:.2%} of {limit.of}" if limit.ratio is not None else ""
             value = "" if limit.value is None else format_value(describe_metric(limit.metric), limit.value)
-            lines.append(
-                f"{mark} {limit.metric} {limit.limit}: {value}{ratio}{f' ({limit.reason})' if limit.reason else ''}"
-            )
+            reason = f" ({limit.reason})" if limit.reason else ""
+            lines.append(f"{mark} {limit.metric} {limit.limit}: {value}{ratio}{reason}")
     elif record.ended:
         lines.append("No recipe meets every limit." + (f" Nearest: {record.nearest}." if record.nearest else ""))
     lines += prediction_error_lines(record)
@@ -238,7 +217,7 @@ _PERIOD_SECONDS = 0.5
 """Interval at which the table is drawn, for its clocks."""
 
 
-class SearchConsole:
+class SearchConsole(ProgressDisplay):
     """Progress and display of a search. Notes scroll above the table, which stays in place after Ctrl-C."""
 
     def __init__(self, console: Console | None = None, lines: bool = False) -> None:
@@ -257,9 +236,7 @@ class SearchConsole:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.stop()
 
     def show(self, seen: SearchSnapshot) -> None:

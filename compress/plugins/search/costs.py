@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +14,6 @@ from compress.plugins.search.latency_estimator import LatencyEstimator
 from compress.plugins.search.outcome import TrialOutcome
 from compress.plugins.search.size_estimator import SizeEstimator
 from compress.plugins.search.space import Point, SearchSpace, shorten_training
-from compress.stages.base import AnyStage
 from compress.stages.cost_model import Shape, predicted
 from compress.stages.protocols import predict_cost
 from compress.utils.errors import CompressError, InputError
@@ -60,20 +58,21 @@ class CostEstimator:
         InputError: With all problems of the recipe's sources.
     """
 
-    size_estimator: SizeEstimator | None = None
-    latency_estimator: LatencyEstimator | None = None
-    """Estimators that `use_estimators` sets; they are more precise than the stages' arithmetic."""
-
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        size_estimator: SizeEstimator | None = None,
+        latency_estimator: LatencyEstimator | None = None,
+    ) -> None:
+        """Read the sizes of model and data; the estimators are more precise than the stages' arithmetic."""
+        self.size_estimator, self.latency_estimator = size_estimator, latency_estimator
         recipe = space.base
-        # Read the sizes of model and data without downloading anything.
+        # Nothing is downloaded.
         sources = Sources(recipe, space.folder)
         start = sources.find_all()
         if sources.problems:
-            listed = "\n".join(map(str, sources.problems))
-            raise InputError(f"The recipe cannot be searched:\n{listed}")
-        self.space, self.task = space, recipe.task
-        self._start = start
+            raise InputError("\n".join(["The recipe cannot be searched:", *map(str, sources.problems)]))
+        self.space, self._start = space, start
         self._context = replace(plan_context(recipe, sources, start), rate=lambda: _FLOPS_PER_SECOND)
         self._steps: dict[tuple[Point, float], list[PredictedStage]] = {}
         self._stages_done: set[str] = set()
@@ -120,13 +119,8 @@ class CostEstimator:
     @property
     def evaluation_seconds(self) -> float:
         """Mean time that a trial takes beside its stages."""
-        return (
-            sum(self._evaluation_times) / len(self._evaluation_times) if self._evaluation_times else _EVALUATION_SECONDS
-        )
-
-    def use_estimators(self, size_estimator: SizeEstimator, latency_estimator: LatencyEstimator) -> None:
-        """Use these estimators of size and latency, once the first trial has made the baseline."""
-        self.size_estimator, self.latency_estimator = size_estimator, latency_estimator
+        times = self._evaluation_times or [_EVALUATION_SECONDS]
+        return sum(times) / len(times)
 
     def predict(self, point: Point, metric: str) -> float | None:
         """Return the predicted value of a metric of the final model; None where it cannot be predicted."""
@@ -170,16 +164,11 @@ class CostEstimator:
     def imprecision_reasons(self) -> dict[str, str]:
         """Return for each metric why some recipes are predicted less precisely."""
         estimators = {SIZE: self.size_estimator, LATENCY: self.latency_estimator}
-        return {
-            metric: estimator.unavailable_reason
-            for metric, estimator in estimators.items()
-            if estimator is not None and estimator.unavailable_reason
-        }
+        reasons = {metric: estimator.unavailable_reason for metric, estimator in estimators.items() if estimator}
+        return {metric: reason for metric, reason in reasons.items() if reason}
 
     def update(self, point: Point, share: float, outcome: TrialOutcome) -> None:
         """Record the times and sizes of a trial."""
-        if outcome.error is not None:
-            return
         if self.size_estimator is not None:
             self.size_estimator.start(outcome)
         steps = self.predicted_stages(point, share)
@@ -255,14 +244,12 @@ class CostEstimator:
         return predicted(shape, shape).disk_bytes.value
 
     def _predict_stages(self, point: Point, share: float) -> list[PredictedStage]:
-        stages: Sequence[AnyStage] = self.space.stages(point)
-        if share < 1:
-            stages = shorten_training(self.space.base.model_copy(update={"stages": tuple(stages)}), share)
+        recipe = self.space.unchecked_recipe(point)
+        stages = shorten_training(recipe, share) if share < 1 else recipe.stages
         # Stages record their output shapes in the context, so each recipe has its own.
         context = replace(self._context, shapes={"start": self._start})
-        labels = self.space.base.model_copy(update={"stages": tuple(stages)}).labels()
         shape, predicted_stages, digest = self._start, list[PredictedStage](), hashlib.sha256()
-        for stage, label in zip(stages, labels, strict=True):
+        for stage, label in zip(stages, recipe.labels(), strict=True):
             # The key of a stage covers all stages up to it.
             digest.update(json.dumps(stage.model_dump(mode="json"), sort_keys=True).encode())
             try:
@@ -273,14 +260,7 @@ class CostEstimator:
                 raise InputError(str(error)) from error
             shape = context.shapes[label] = prediction.shape
             # A later stage starts from the shape that this one predicts.
-            seconds = prediction.seconds.value
-            predicted_stages.append(
-                PredictedStage(
-                    key=digest.hexdigest(),
-                    kind=stage.kind,
-                    seconds=_UNKNOWN_SECONDS if seconds is None else seconds,
-                    disk=prediction.disk_bytes.value,
-                    shape=shape,
-                )
-            )
+            seconds = _UNKNOWN_SECONDS if prediction.seconds.value is None else prediction.seconds.value
+            disk = prediction.disk_bytes.value
+            predicted_stages.append(PredictedStage(digest.hexdigest(), stage.kind, seconds, disk, shape))
         return predicted_stages

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from compress.pipeline.planning import plan_context
 from compress.pipeline.recipe_sources import Sources
-from compress.plugins.search.space import StageFields
+from compress.plugins.search.space import StageFields, first_varied
 from compress.recipe.document import Document
 from compress.recipe.loading import parse_recipe
 from compress.recipe.overrides import apply_override
@@ -45,7 +45,11 @@ def add_default_space(document: Document, folder: Path, held_out: tuple[float, i
     recipe = parse_recipe(copy, folder)
     sources = Sources(recipe, folder)
     start = sources.find_all()
-    _fit_rows(document, sources, *held_out)
+    # Hold out at most the given share of the training rows.
+    rows = next((source.rows for source in sources.rows if source.role == "split train" and source.rows), None)
+    share, most = held_out
+    if rows is not None and selection["rows"] == most and share * rows < most:
+        selection["rows"] = values["search"]["select"]["rows"] = max(int(share * rows), 2)
     context = plan_context(recipe, sources, start)
     metrics = (*values["search"]["minimize"], *(limit.metric for limit in recipe.limits))
     timed = any(describe_metric(name).timed for name in metrics)
@@ -53,7 +57,7 @@ def add_default_space(document: Document, folder: Path, held_out: tuple[float, i
     optional: list[str] = []
     shape: Shape | None = start
     labels = recipe.labels()
-    first = labels.index(recipe.baseline) + 1 if recipe.baseline in labels else 0
+    first = first_varied(recipe)
     for index, (stage, label) in enumerate(zip(recipe.stages, labels, strict=True)):
         if index >= first:
             for name, candidates in search_values(stage, shape, timed).items():
@@ -77,17 +81,6 @@ def is_possible(model: Path, kind: str, fields: StageFields) -> bool:
     except (CompressError, ValidationError):
         return False
     return True
-
-
-def _fit_rows(document: Document, sources: Sources, share: float, most: int) -> None:
-    """Hold out at most the given share of the training rows for selection."""
-    rows = next(
-        (source.rows for source in sources.rows if source.role == "split train" and source.rows is not None), None
-    )
-    for split in document.values["data"]["hold_out"]:
-        if split["split"] == "select" and split["rows"] == most and rows is not None and share * rows < most:
-            split["rows"] = max(int(share * rows), 2)
-            document.values["search"]["select"]["rows"] = split["rows"]
 
 
 def _is_valid(document: Document, folder: Path, field: str, value: object) -> bool:

@@ -19,7 +19,7 @@ from compress.pipeline.run_checks import check_run
 from compress.pipeline.runner import StageRunner
 from compress.plugins.ray.jobs import JobContext
 from compress.plugins.search.final_evaluation import check_refit
-from compress.plugins.search.outcome import Goal
+from compress.plugins.search.outcome import Goal, target_profile
 from compress.plugins.search.shape_inference import (
     ShapeInference,
     Stages,
@@ -28,7 +28,6 @@ from compress.plugins.search.shape_inference import (
     stages_key,
 )
 from compress.plugins.search.space import SearchSpace, value_text
-from compress.plugins.search.trial import target_profile
 from compress.plugins.search.warm_start import find_past_trials
 from compress.recipe.document import Document
 from compress.recipe.recipe import START
@@ -63,9 +62,11 @@ class PreparedSearch:
 
     def __post_init__(self) -> None:
         quiet_libraries()
+        self._passed_checks = set[tuple[bool, str]]()
+        """Checks of the starting model that have passed: whether about widths, and their stages."""
         self.space = SearchSpace(self.document, self.folder)
         base, search = self.space.base, self.space.search
-        self.goal = Goal.from_recipe(base, search)
+        self.goal = Goal.from_recipe(base)
         self.goal.check_resolution(search.select.rows)
         check_refit(self.space)
         target = target_profile(base).target
@@ -76,13 +77,11 @@ class PreparedSearch:
                 expected="a target that is available here",
             )
         plan = make_plan(base, self.folder, CachedStages(base, self.folder, self.artifacts), self.artifacts)
-        stage_seconds = [stage.seconds.value for stage in plan.stages]
-        self.first_seconds = sum(seconds for seconds in stage_seconds if seconds is not None)
+        self.first_seconds = sum(stage.seconds.value or 0.0 for stage in plan.stages)
         """Predicted time of the stages of the first trial, without its evaluation."""
         if self.fetches or all(source.status == "here" for source in plan.sources):
             check_run(self._runner)
-            stages = self.space.base.stages
-            if (error := self._failure(stages)) is not None:
+            if (error := self._failure(base.stages)) is not None:
                 raise InputError(
                     f"The recipe cannot run, so there is nothing to search from: {error.what}",
                     where=error.where or f"stages {' -> '.join(self.space.labels)}",
@@ -121,11 +120,6 @@ class PreparedSearch:
         )
 
     @cached_property
-    def _passed_checks(self) -> set[tuple[bool, str]]:
-        """Checks of the starting model that have passed: whether about widths, and their stages."""
-        return set()
-
-    @cached_property
     def _runner(self) -> StageRunner:
         return self.context.runner(self.space.base.model_copy(update={"baseline": START}))
 
@@ -158,9 +152,8 @@ class PreparedSearch:
 def prepare_dry_run(document: Document, folder: Path, artifacts: Path) -> Iterator[PreparedSearch]:
     """Prepare a search for `--dry-run`: nothing is downloaded, and files go to a temporary folder only."""
     with tempfile.TemporaryDirectory(prefix="compress-search-") as scratch:
-        yield PreparedSearch(
-            document, folder, artifacts, JobContext(folder, Path(scratch), SilentProgress()), fetches=False
-        )
+        context = JobContext(folder, Path(scratch), SilentProgress())
+        yield PreparedSearch(document, folder, artifacts, context, fetches=False)
 
 
 class ParameterSummary(Frozen):
@@ -208,9 +201,7 @@ class SpaceSummary(Frozen):
         for why in dict.fromkeys(self.refused.values()):
             yield f"  left out: {', '.join(name for name, reason in self.refused.items() if reason == why)}: {why}"
         if self.first_seconds > self.budget_seconds:
-            yield (
-                f"the first trial alone is predicted to take {format_seconds(self.first_seconds)}, longer than the "
-                f"budget of {self.budget}: without more time nothing else will be tried"
-            )
+            first = f"the first trial alone is predicted to take {format_seconds(self.first_seconds)}"
+            yield f"{first}, longer than the budget of {self.budget}: without more time nothing else will be tried"
         if self.past:
             yield f"the first trials follow {', '.join(self.past)}"

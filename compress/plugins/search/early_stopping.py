@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from statistics import NormalDist
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from compress.numerics.statistics import IntervalEstimate
 from compress.numerics.token_metrics import divergence
 from compress.pipeline.target_session import TargetSession
 from compress.plugins.search.observations import Observations
-from compress.plugins.search.outcome import TrialOutcome, limit_name, paired_difference
+from compress.plugins.search.outcome import TrialOutcome, limit_name, mean_interval, paired_difference
 from compress.plugins.search.space import Point
 from compress.plugins.search.surrogate import Floats
 from compress.recipe.recipe import Limit
@@ -89,9 +88,10 @@ def _predict_final_margin(
         persistence: Share of a gap that persists until training is complete.
         error: Probability with which each end of the interval is exceeded.
     """
-    early, finished = ([_rows(values, FINAL, limit) for values in column] for column in zip(*relatives, strict=True))
-    base = _rows(relatives[0][1], BASELINE, limit) if limit.of is not None else None
-    columns = [_rows(partial, FINAL, limit), *early, *finished, *([base] if limit.of is not None else [])]
+    metric = limit.metric
+    early, finished = ([_rows(values, FINAL, metric) for values in column] for column in zip(*relatives, strict=True))
+    base = _rows(relatives[0][1], BASELINE, metric) if limit.of is not None else None
+    columns = [_rows(partial, FINAL, metric), *early, *finished, *([base] if limit.of is not None else [])]
     rows = [values for values in columns if values is not None]
     # The prediction pairs rows, so all outcomes must be of the same rows.
     if len(rows) < len(columns) or len({len(values) for values in rows}) > 1 or len(rows[0]) < 2:
@@ -107,15 +107,11 @@ def _predict_final_margin(
         inside = final / limit.bound - 1
     else:
         inside = (final - limit.bound * base) / (limit.bound * float(base.mean()))
-    inside = inside if limit.at_least is not None else -inside
-    # The interval of the mean margin over rows is one-sided at both ends.
-    half = NormalDist().inv_cdf(1 - error) * float(inside.std(ddof=1)) / math.sqrt(len(inside))
-    middle = float(inside.mean())
-    return IntervalEstimate(middle, middle - half, middle + half)
+    return mean_interval(inside if limit.at_least is not None else -inside, 1 - error)
 
 
-def _rows(outcome: TrialOutcome, model: str, limit: Limit) -> Floats | None:
-    measurement = outcome.measurement(model, limit.metric)
+def _rows(outcome: TrialOutcome, model: str, metric: str) -> Floats | None:
+    measurement = outcome.measurement(model, metric)
     return None if measurement is None or measurement.raw is None else np.asarray(measurement.raw, dtype=np.float64)
 
 
@@ -151,9 +147,8 @@ def measure_divergence(session: TargetSession) -> list[Measurement]:
 
     Other tasks than classification compare models in `Task.compare`.
     """
-    task = session.runner.inputs.task
-    probabilities = [task.probabilities(session.predictions[label].kept) for label in (BASELINE, FINAL)]
-    teacher, student = probabilities
+    task, predictions = session.runner.inputs.task, session.predictions
+    teacher, student = (task.probabilities(predictions[label].kept) for label in (BASELINE, FINAL))
     if teacher is None or student is None or teacher.shape != student.shape:
         return []
     # Keep the logarithm of a probability that underflowed to 0 finite.
@@ -189,11 +184,11 @@ def order_by_divergence(
         The probabilities in the order of ``going``.
     """
     ordered = list(chances)
-    groups: dict[object, list[int]] = {}
+    groups: dict[tuple[int, object], list[int]] = {}
     for index, (point, rung) in enumerate(going):
         if (point, rung - 1) in observations.margins:
             groups.setdefault((rung, family(point)), []).append(index)
-    for (rung, _), indices in ((key, value) for key, value in groups.items() if isinstance(key, tuple)):
+    for (rung, _), indices in groups.items():
         outcomes = {index: observations.outcomes[going[index][0], rung - 1] for index in indices}
         order = sorted(indices, key=lambda index: -ordered[index])
         # This is bubble sort. "Nearer" is no total order, since it requires significance, so `sorted` cannot be used.
@@ -217,17 +212,14 @@ def _nearer(observations: Observations, first: TrialOutcome, second: TrialOutcom
     near, far = _divergences(first), _divergences(second)
     if near is None or far is None or len(near) != len(far) or len(near) < 2:
         return False
-    gaps = far - near
-    half = NormalDist().inv_cdf(confidence) * float(gaps.std(ddof=1)) / math.sqrt(len(gaps))
-    return float(gaps.mean()) > half
+    return mean_interval(far - near, confidence).low > 0
 
 
 def _divergences(outcome: TrialOutcome) -> Floats | None:
     """Return the divergence of each row, larger if further apart; None where none is stored."""
     for metric in PROXY_METRICS:
-        measurement = outcome.measurement(FINAL, metric)
-        if measurement is not None and measurement.raw is not None:
-            rows = np.asarray(measurement.raw, dtype=np.float64)
+        rows = _rows(outcome, FINAL, metric)
+        if rows is not None:
             # Cosine and agreement are larger if models are closer.
             return rows if metric == DIVERGENCE else 1 - rows
     return None

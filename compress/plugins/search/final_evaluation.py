@@ -16,11 +16,11 @@ from compress.plugins.ray.jobs import Job
 from compress.plugins.search.costs import SIZE, CostEstimator
 from compress.plugins.search.engine import Engine
 from compress.plugins.search.observations import Observations
-from compress.plugins.search.outcome import outcome_fields
+from compress.plugins.search.outcome import TrialOutcome, target_profile
 from compress.plugins.search.size_estimator import SizeEstimator
 from compress.plugins.search.space import Point, SearchSpace
-from compress.plugins.search.trial import TrialRunner, target_profile
-from compress.recipe.recipe import Limit, Recipe, Search
+from compress.plugins.search.trial import TrialRunner
+from compress.recipe.recipe import Recipe, Search
 from compress.report.limits import check_limits
 from compress.results.report import BASELINE, FINAL, LimitResult, Measurement
 from compress.utils.errors import CompressError, InputError, first_line
@@ -43,9 +43,9 @@ class Refit:
         """Return whether the winner is refitted: by the recipe, or else by the number of selection rows."""
         # An explicit setting wins, and `check_refit` has refused an impossible one.
         setting = self.space.search.refit
-        if setting is not None or _why_not(self.space) is not None:
-            return bool(setting)
-        return self.more_rows >= _LEAST_SHARE
+        if setting is not None:
+            return setting
+        return _why_not(self.space) is None and self.more_rows >= _LEAST_SHARE
 
     @cached_property
     def more_rows(self) -> float:
@@ -61,20 +61,19 @@ class Refit:
         """Return whether the refitted model is predicted to meet every limit on size."""
         if not self.enabled or not self.size_estimator.is_ready or observations.origin not in observations.finished:
             return True
-        limits = [limit for limit in observations.goal.limits if limit.metric == SIZE]
-        return all(self._fits_limit(limit, point, observations) for limit in limits)
-
-    def _fits_limit(self, limit: Limit, point: Point, observations: Observations) -> bool:
-        size_bytes = self.size_estimator.size_bytes(point)
-        if limit.at_most is None or size_bytes is None:
-            return True
-        bound = limit.at_most * (1.0 if limit.of is None else observations.finished[observations.origin].baseline[SIZE])
-        # The vocabulary grows slower than the rows (Heaps 1978, section 7.5) and is only a part of the size. So a size
-        # that fits after growing like the rows needs no further estimate.
-        if size_bytes * (1 + self.more_rows) <= bound:
-            return True
-        refit_bytes = self._estimator_of_all_rows.size_bytes(point)
-        return refit_bytes is None or refit_bytes <= bound
+        baseline = observations.finished[observations.origin].baseline
+        for limit in observations.goal.limits:
+            size_bytes = self.size_estimator.size_bytes(point) if limit.metric == SIZE else None
+            if limit.at_most is None or size_bytes is None:
+                continue
+            bound = limit.at_most * (1.0 if limit.of is None else baseline[SIZE])
+            # The vocabulary grows slower than the rows (Heaps 1978, section 7.5) and is only a part of the size. So a
+            # size that fits after growing like the rows needs no further estimate.
+            if size_bytes * (1 + self.more_rows) > bound:
+                refit_bytes = self._estimator_of_all_rows.size_bytes(point)
+                if refit_bytes is not None and refit_bytes > bound:
+                    return False
+        return True
 
     @cached_property
     def _estimator_of_all_rows(self) -> SizeEstimator:
@@ -108,6 +107,8 @@ WINNER, CHOSEN, ORIGIN = "winner", "as chosen", "trial 0"
 _EARLIER = "the trials' baseline"
 _TIMING_SECONDS, _TIMING_SHARE = 60.0, 0.2
 """Usual seconds of latency measurement at the end, and its largest share of a short search."""
+_SESSION_MODELS = 2.0
+"""Number of models whose evaluation time is reserved for the final evaluation."""
 
 
 class FinalCandidate(NamedTuple):
@@ -177,85 +178,6 @@ class FinalResult(Frozen):
         return self.judged[0]
 
 
-def select_models(engine: Engine, best: Point, refit: bool = False) -> dict[str, FinalCandidate]:
-    """Return the models of the final evaluation by name.
-
-    These are the winner, the recipe that the search started from, and up to three more of the front. A refitted winner
-    is compared with its state before the refit too.
-
-    Args:
-        engine: Engine at the end of the search.
-        best: Point of the winner.
-        refit: Whether the winner is trained on the selection rows too.
-    """
-    models = {WINNER: FinalCandidate(best, refit)}
-    if refit:
-        models[CHOSEN] = FinalCandidate(best)
-    if best != engine.space.origin:
-        models[ORIGIN] = FinalCandidate(engine.space.origin)
-    chosen = {candidate.point for candidate in models.values()}
-    others = [point for point in engine.observations.pareto_front() if point not in chosen]
-    # Show both ends and the middle of a long front.
-    spread = others if len(others) <= FRONT else [others[0], others[len(others) // 2], others[-1]]
-    return models | {f"front {index}": FinalCandidate(point) for index, point in enumerate(spread, 1)}
-
-
-def evaluate_models(
-    space: SearchSpace, engine: Engine, best: Point, trials: TrialRunner, refit: bool = False
-) -> FinalResult:
-    """Evaluate and time the winner and the other models side by side on the test rows. There is no second pick.
-
-    Limits relative to the baseline refer to the baseline that was trained on the same rows.
-
-    Args:
-        space: Search space.
-        engine: Engine at the end of the search.
-        best: Point of the winner.
-        trials: Runner of trials.
-        refit: Whether the winner is trained on the selection rows too.
-    """
-    candidates = select_models(engine, best, refit)
-    runners, artifacts, baselines = {}, dict[str, Path](), dict[str, str]()
-    profile = target_profile(space.base)
-    for name, candidate in candidates.items():
-        runner = runners[name] = trials.run_recipe(space.recipe(candidate.point, refit=candidate.refit))
-        paths = measurable(runner, profile.target.format, profile.options)
-        # A baseline that was trained on other rows is a model of its own.
-        other_rows = candidate.refit != refit and space.base.baseline in space.labels
-        baselines[name] = _EARLIER if other_rows else BASELINE
-        artifacts.setdefault(baselines[name], paths[BASELINE])
-        artifacts[name] = paths[FINAL]
-    # Bonferroni: the intervals of all models hold together.
-    confidence = 1 - 0.05 / len(candidates)
-    session = TargetSession(
-        runners[WINNER], profile, artifacts, TEST, confidence=confidence, budget_seconds=timing_budget(space.search)
-    )
-    # Time all models in one session, interleaved, so that disturbances affect them alike.
-    rows = session.sizes() + session.accuracies([]) + judgements(session, [])
-    timed, notes, machine = session.timings(remeasure=True)
-    rows += timed
-    models = []
-    for name, candidate in candidates.items():
-        names = {baselines[name]: BASELINE, name: FINAL}
-        measurements = [row.model_copy(update={"model": names[row.model]}) for row in rows if row.model in names]
-        models.append(
-            EvaluatedModel(
-                name=name,
-                point=candidate.point,
-                words=space.describe(candidate.point),
-                intervals={
-                    row.metric: (row.low, row.high)
-                    for row in measurements
-                    if row.model == FINAL and row.low is not None and row.high is not None
-                },
-                limits=tuple(_limits(engine, measurements, space, profile.name, machine)),
-                folder=str(artifacts[name]),
-                **_values_by_model(measurements),
-            )
-        )  # fmt: skip
-    return FinalResult(confidence=confidence, judged=tuple(models), refit=refit, notes=tuple(notes))
-
-
 def expected_timing_seconds(search: Search) -> float:
     """Return about how long latency measurement takes at the end."""
     return min(_TIMING_SECONDS, _TIMING_SHARE * search.seconds)
@@ -267,69 +189,9 @@ def timing_budget(search: Search) -> float | None:
     return seconds if seconds < _TIMING_SECONDS else None
 
 
-def retrain(
-    space: SearchSpace, engine: Engine, best: Point, trials: TrialRunner, count: int, refit: bool
-) -> tuple[CompressError | None, list[SeedResult]]:
-    """Refit the winner and train it with further seeds.
-
-    Seeds are evaluated on the test rows, each against its own baseline; nothing is timed. Workers evaluate the
-    other models of the final evaluation meanwhile.
-
-    Args:
-        space: Search space.
-        engine: Engine at the end of the search.
-        best: Point of the winner.
-        trials: Runner of trials.
-        count: Number of further seeds.
-        refit: Whether the winner is refitted.
-
-    Returns:
-        The error of the refit or None, and the results of the seeds.
-    """
-    # Seeds and the refit come first, so that workers evaluate the other models while these train.
-    seeds = [space.recipe(best, seed=seed, refit=refit) for seed in additional_seeds(space.base, count)]
-    refits = [space.recipe(best, refit=True)] if refit else []
-    others = [space.recipe(answer.point) for answer in select_models(engine, best, refit).values() if not answer.refit]
-    answers = list(trials.evaluate_all([*refits, *seeds, *others], TEST))
-    failed = next((answer for answer in answers[: len(refits)] if isinstance(answer, CompressError)), None)
-    return failed, [_seed(space, engine, *answer) for answer in zip(seeds, answers[len(refits) :], strict=False)]
-
-
-def _seed(space: SearchSpace, engine: Engine, recipe: Recipe, rows: list[Measurement] | CompressError) -> SeedResult:
-    if isinstance(rows, CompressError):
-        return SeedResult(seed=recipe.seed, final={}, baseline={}, limits=(), error=first_line(rows))
-    # Nothing is timed for seeds, so limits on times are left out.
-    metrics = {row.metric for row in rows}
-    limits = _limits(engine, rows, space, target_profile(recipe).name, {})
-    measured = tuple(limit for limit in limits if limit.metric in metrics)
-    return SeedResult(seed=recipe.seed, limits=measured, **_values_by_model(rows))
-
-
-def additional_seeds(recipe: Recipe, count: int) -> range:
-    """Return the seeds that follow the recipe's own."""
-    return range(recipe.seed + 1, recipe.seed + 1 + count)
-
-
-def _limits(
-    engine: Engine, rows: Sequence[Measurement], space: SearchSpace, target: str, machine: dict[str, object]
-) -> list[LimitResult]:
-    return check_limits(
-        engine.goal.limits, rows, space.base.baseline, machines={target: machine}, verdicts=space.base.verdicts
-    )
-
-
-def _values_by_model(rows: Sequence[Measurement]) -> dict[str, dict[str, float]]:
-    fields = outcome_fields(rows, ())
-    return {"final": dict(fields["final"]), "baseline": dict(fields["baseline"])}  # type: ignore[call-overload]
-
-
-_SESSION_MODELS = 2.0
-"""Number of models whose evaluation time is reserved for the final evaluation."""
-
-
 @dataclass
 class FinalEvaluation:
-    """Planning and execution of the final evaluation."""
+    """Planning and execution of the final evaluation on the test rows."""
 
     space: SearchSpace
     costs: CostEstimator
@@ -348,8 +210,12 @@ class FinalEvaluation:
         if base.baseline not in self.space.labels:
             return []
         # These trainings do not depend on the search, so idle workers may run them from the start.
-        seeds = [base.seed] * self.refit.enabled + [*additional_seeds(base, self.seeds)]
+        seeds = [base.seed] * self.refit.enabled + [*self._further_seeds(self.seeds)]
         return [Job(self.refit.recipe(self.space.origin, seed), last_stage=base.baseline) for seed in seeds]
+
+    def _further_seeds(self, count: int) -> range:
+        """Return the seeds that follow the recipe's own."""
+        return range(self.space.base.seed + 1, self.space.base.seed + 1 + count)
 
     def reserved_seconds(self) -> float:
         """Return the time to reserve for tests, latency measurement, refit and further seeds.
@@ -387,10 +253,14 @@ class FinalEvaluation:
             announce: Function that shows the present work.
             left: Seconds left, which limit the number of further seeds.
         """
-        pick = next(iter(self.engine.observations.ranked()), None)
+        observations = self.engine.observations
+        pick = next(iter(observations.ranked()), None)
         if pick is None:
             return None
-        best, refit, seeds = *self._winner(pick), list[SeedResult]()
+        # The winner is the pick, or the next recipe that meets the limits on size after a refit.
+        trained = (point for point in observations.ranked() if self.refit.enabled and self.space.trains(point))
+        refitted = next((point for point in trained if self.refit.fits_limits(point, observations)), None)
+        best, refit, seeds = refitted or pick, refitted is not None, list[SeedResult]()
         purposes = ["on the selection rows too"] * refit
         count = self.affordable_seeds(best, refit, left)
         if count < self.seeds:
@@ -399,7 +269,7 @@ class FinalEvaluation:
             purposes.append(f"with {count} more seed{'s'[: count > 1]}")
         if purposes:
             announce(f"training the winner again, {' and '.join(purposes)}")
-            failed, seeds = retrain(self.space, self.engine, best, self.trials, count, refit)
+            failed, seeds = self._retrain(best, count, refit)
             if failed is not None:
                 note(f"that failed, so the winner ships as it was chosen: {first_line(failed)}")
                 # The seeds were trained on the selection rows too, so they do not describe this winner.
@@ -407,15 +277,95 @@ class FinalEvaluation:
         # No speculative work may disturb the measurement of latency.
         self.trials.workers.cancel()
         announce(f"final evaluation on the test rows: {self.space.describe(best)}")
-        final = evaluate_models(self.space, self.engine, best, self.trials, refit)
+        final = self._evaluate(best, refit)
         return final.model_copy(update={"seeds": tuple(seeds)})
 
-    def _winner(self, pick: Point) -> tuple[Point, bool]:
-        """Return the winner and whether it is refitted.
+    def _candidates(self, best: Point, refit: bool) -> dict[str, FinalCandidate]:
+        """Return the models of the final evaluation by name.
 
-        The winner is the pick, or the next recipe that meets the limits on size after a refit.
+        These are the winner, the recipe that the search started from, and up to three more of the front. A refitted
+        winner is compared with its state before the refit too.
         """
-        observations = self.engine.observations
-        trained = (point for point in observations.ranked() if self.refit.enabled and self.space.trains(point))
-        best = next((point for point in trained if self.refit.fits_limits(point, observations)), None)
-        return (pick, False) if best is None else (best, True)
+        models, origin = {WINNER: FinalCandidate(best, refit)}, self.space.origin
+        if refit:
+            models[CHOSEN] = FinalCandidate(best)
+        if best != origin:
+            models[ORIGIN] = FinalCandidate(origin)
+        others = [point for point in self.engine.observations.pareto_front() if point not in (best, origin)]
+        # Show both ends and the middle of a long front.
+        spread = others if len(others) <= FRONT else [others[0], others[len(others) // 2], others[-1]]
+        return models | {f"front {index}": FinalCandidate(point) for index, point in enumerate(spread, 1)}
+
+    def _evaluate(self, best: Point, refit: bool) -> FinalResult:
+        """Evaluate and time the winner and the other models side by side on the test rows. There is no second pick.
+
+        Limits relative to the baseline refer to the baseline that was trained on the same rows.
+        """
+        space, candidates = self.space, self._candidates(best, refit)
+        runners, artifacts, baselines = {}, dict[str, Path](), dict[str, str]()
+        profile = target_profile(space.base)
+        for name, candidate in candidates.items():
+            runner = runners[name] = self.trials.run_recipe(space.recipe(candidate.point, refit=candidate.refit))
+            paths = measurable(runner, profile.target.format, profile.options)
+            # A baseline that was trained on other rows is a model of its own.
+            other_rows = candidate.refit != refit and space.base.baseline in space.labels
+            baselines[name] = _EARLIER if other_rows else BASELINE
+            artifacts.setdefault(baselines[name], paths[BASELINE])
+            artifacts[name] = paths[FINAL]
+        # Bonferroni: the intervals of all models hold together.
+        confidence, budget = 1 - 0.05 / len(candidates), timing_budget(space.search)
+        session = TargetSession(runners[WINNER], profile, artifacts, TEST, confidence=confidence, budget_seconds=budget)
+        # Time all models in one session, interleaved, so that disturbances affect them alike.
+        rows = session.sizes() + session.accuracies([]) + judgements(session, [])
+        timed, notes, machine = session.timings(remeasure=True)
+        models = []
+        for name, candidate in candidates.items():
+            names = {baselines[name]: BASELINE, name: FINAL}
+            measurements = [
+                row.model_copy(update={"model": names[row.model]}) for row in rows + timed if row.model in names
+            ]
+            outcome = TrialOutcome.from_measurements(measurements)
+            models.append(
+                EvaluatedModel(
+                    name=name, point=candidate.point, words=space.describe(candidate.point), final=outcome.final,
+                    baseline=outcome.baseline, intervals=outcome.spread,
+                    limits=tuple(self._check_limits(measurements, machine)), folder=str(artifacts[name]),
+                )
+            )  # fmt: skip
+        return FinalResult(confidence=confidence, judged=tuple(models), refit=refit, notes=tuple(notes))
+
+    def _retrain(self, best: Point, count: int, refit: bool) -> tuple[CompressError | None, list[SeedResult]]:
+        """Refit the winner and train it with ``count`` further seeds.
+
+        Seeds are evaluated on the test rows, each against its own baseline; nothing is timed. Workers evaluate the
+        other models of the final evaluation meanwhile.
+
+        Returns:
+            The error of the refit or None, and the results of the seeds.
+        """
+        recipe, candidates = self.space.recipe, self._candidates(best, refit).values()
+        # Seeds and the refit come first, so that workers evaluate the other models while these train.
+        seeds = [recipe(best, seed=seed, refit=refit) for seed in self._further_seeds(count)]
+        refits = [recipe(best, refit=True)] if refit else []
+        others = [recipe(candidate.point) for candidate in candidates if not candidate.refit]
+        answers = list(self.trials.evaluate_all([*refits, *seeds, *others], TEST))
+        failed = next((answer for answer in answers[: len(refits)] if isinstance(answer, CompressError)), None)
+        results = []
+        for retrained, rows in zip(seeds, answers[len(refits) :], strict=False):
+            if isinstance(rows, CompressError):
+                error = first_line(rows)
+                results.append(SeedResult(seed=retrained.seed, final={}, baseline={}, limits=(), error=error))
+                continue
+            # Nothing is timed for seeds, so limits on times are left out.
+            metrics, outcome = {row.metric for row in rows}, TrialOutcome.from_measurements(rows)
+            limits = tuple(limit for limit in self._check_limits(rows, {}) if limit.metric in metrics)
+            results.append(
+                SeedResult(seed=retrained.seed, final=outcome.final, baseline=outcome.baseline, limits=limits)
+            )
+        return failed, results
+
+    def _check_limits(self, rows: Sequence[Measurement], machine: dict[str, object]) -> list[LimitResult]:
+        """Check the limits of the search's target; ``machine`` describes the machine that measured times."""
+        base = self.space.base
+        machines = {target_profile(base).name: machine}
+        return check_limits(self.engine.goal.limits, rows, base.baseline, machines=machines, verdicts=base.verdicts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,7 +17,7 @@ from compress.plugins.search.record import (
 from compress.report.pages import render
 from compress.report.plot import Frame, Plot, element, scale_around
 from compress.results.formatting import format_value
-from compress.results.metrics import Metric, describe_metric
+from compress.results.metrics import describe_metric
 
 
 def search_page(record: SearchRecord) -> str:
@@ -60,18 +61,17 @@ def stage_tree(record: SearchRecord) -> list[StageNode]:
 
     A stage that was cached before the search took no time.
     """
-    nodes: dict[tuple[str, ...], list[int]] = {}
-    took: dict[tuple[str, ...], list[float]] = {}
+    nodes, took = defaultdict[tuple[str, ...], list[int]](list), defaultdict[tuple[str, ...], list[float]](list)
     labels: dict[tuple[str, ...], str] = {}
     for trial in record.trials:
         path: tuple[str, ...] = ()
         for label, key, seconds, cached in trial.stages:
             # A stage is identified by its whole path, since its key covers the stages before it.
             path = (*path, key)
-            nodes.setdefault(path, []).append(trial.number)
+            nodes[path].append(trial.number)
             labels[path] = label
             if not cached:
-                took.setdefault(path, []).append(seconds)
+                took[path].append(seconds)
     shown = []
 
     def order(path: tuple[str, ...]) -> list[tuple[int, str]]:
@@ -79,7 +79,7 @@ def stage_tree(record: SearchRecord) -> list[StageNode]:
         return [(nodes[path[:end]][0], path[end - 1]) for end in range(1, len(path) + 1)]
 
     for path in sorted(nodes, key=order):
-        numbers, run_seconds = sorted(set(nodes[path])), took.get(path, [])
+        numbers, run_seconds = sorted(set(nodes[path])), took[path]
         saved = (len(nodes[path]) - len(run_seconds)) * sum(run_seconds) / len(run_seconds) if run_seconds else 0.0
         numbers_text = ", ".join(map(str, numbers[:12])) + (" ..." if len(numbers) > 12 else "")
         shown.append(StageNode(len(path) - 1, labels[path], len(numbers), sum(run_seconds), saved, numbers_text))
@@ -92,20 +92,20 @@ class _Choice:
 
     name: str
     values: str
-    bars: tuple[tuple[str, float | None, str], ...]
+    bars: list[tuple[str, float | None, str]]
 
 
 def _parameters(record: SearchRecord) -> list[_Choice]:
     rows = []
     for parameter in record.knobs:
-        bars = []
+        row = _Choice(parameter.name, ", ".join(parameter.values), [])
         for metric in record.explained or parameter.effects:
             share, ratio = parameter.importance.get(metric), parameter.effects.get(metric)
             words = [] if share is None else [f"{share:.0%} of the variance"]
             words += [] if ratio is None else [f"means up to {ratio:.3g} times as large"]
             if words:
-                bars.append((describe_metric(metric).title, share, ", ".join(words)))
-        rows.append(_Choice(parameter.name, ", ".join(parameter.values), tuple(bars)))
+                row.bars.append((describe_metric(metric).title, share, ", ".join(words)))
+        rows.append(row)
     return sorted(rows, key=lambda row: (-max([share or 0.0 for _, share, _ in row.bars], default=0.0), row.name))
 
 
@@ -148,28 +148,27 @@ def pareto_chart(record: SearchRecord) -> str:
     x = scale_around([*xs, *_near(limits[0], xs)], _FRAME.left, _FRAME.right, min(xs) > 0, 0.06)
     y = scale_around([*ys, *(_near(limits[1], ys) if second else [0.0])], _FRAME.bottom, _FRAME.top, margin=0.1)
     plot = Plot(_FRAME, x, y)
-    # Tint the area right of ``across``, and the area ``above`` a level or below it.
-    across = limits[0]
-    level = limits[1] if second else 0.0
-    frame = plot.frame
-    if across is not None and across < plot.x.high:
-        left = plot.x(across)
-        plot.add(element("rect", {"x": left, "y": frame.top, "width": max(frame.right - left, 0.0),
-                                  "height": frame.bottom - frame.top, "class": "infeasible"}))  # fmt: skip
-    if level is not None and (level < plot.y.high or not second):
-        edge = plot.y(level)
-        top, bottom = (frame.top, edge) if second else (edge, frame.bottom)
-        plot.add(element("rect", {"x": frame.left, "y": top, "width": frame.right - frame.left,
+    # Tint the area right of the first bound. Of two metrics also the area above the second bound, else that below 0.
+    across, level = limits[0], limits[1] if second else 0.0
+    areas = []
+    if across is not None and across < x.high:
+        areas.append((x(across), _FRAME.top, _FRAME.right, _FRAME.bottom))
+    if level is not None and (level < y.high or not second):
+        top, bottom = (_FRAME.top, y(level)) if second else (y(level), _FRAME.bottom)
+        areas.append((_FRAME.left, top, _FRAME.right, bottom))
+    for left, top, right, bottom in areas:
+        plot.add(element("rect", {"x": left, "y": top, "width": max(right - left, 0.0),
                                   "height": max(bottom - top, 0.0), "class": "infeasible"}))  # fmt: skip
     plot.x_axis(f"{first.title}, smaller is better", lambda value: format_value(first, value))
-    if second:
-        other = describe_metric(record.minimize[1])
+    other = describe_metric(record.minimize[1]) if second else None
+    if other is not None:
         plot.y_axis(f"{other.title}, smaller is better", lambda value: format_value(other, value))
     else:
         plot.y_axis(f"Inside {_quality(record)}, as a share of its bound", lambda value: f"{value:+.1%}")
         plot.add(plot.straight((x.low, 0.0), (x.high, 0.0), "bound"))
     _draw(plot, spots, record)
-    return plot.svg(_label(first, record))
+    against = f"its {other.title.lower()}" if other is not None else "how well it keeps its limits"
+    return plot.svg(f"{first.title} of every trial against {against}")
 
 
 def _draw(plot: Plot, spots: list[_Spot], record: SearchRecord) -> None:
@@ -186,13 +185,14 @@ def _draw(plot: Plot, spots: list[_Spot], record: SearchRecord) -> None:
             kind = "baseline"
         size = 5.5 if trial.share == 1 else 3.5
         share = "" if trial.share == 1 else f", {trial.share:.0%} of its training"
-        lines = [f"trial {trial.number}{share}: {trial.words}"]
-        lines += [
-            f"{describe_metric(name).title}: {format_metric(name, trial.final.get(name))}" for name in record.minimize
+        values = ((describe_metric(name).title, format_metric(name, trial.final.get(name))) for name in record.minimize)
+        lines = [
+            f"trial {trial.number}{share}: {trial.words}",
+            *(f"{title}: {value}" for title, value in values),
+            *(format_margin(room.limit, room.value, room.low) for room in trial.rooms),
+            *([f"tried because: {trial.why}"] if trial.why else []),
+            trial.status + (f": {trial.reason}" if trial.reason else ""),
         ]
-        lines += [format_margin(room.limit, room.value, room.low) for room in trial.rooms]
-        lines += [f"tried because: {trial.why}"] if trial.why else []
-        lines.append(trial.status + (f": {trial.reason}" if trial.reason else ""))
         plot.add(plot.mark(kind, (spot.x, spot.y), "\n".join(lines), size, spot.across, spot.up))
     plot.labels([((spot.x, spot.y), f"{spot.trial.number}", "label") for spot in spots if spot.trial.status in _LAST])
 
@@ -203,18 +203,14 @@ def _near(bound: float | None, values: list[float]) -> list[float]:
 
 
 def _spot(trial: TrialRecord, record: SearchRecord) -> _Spot | None:
-    name = record.minimize[0]
+    name, *others = record.minimize
+    if others:
+        second, up = trial.final.get(others[0]), trial.spread.get(others[0])
+    else:
+        rooms = {room.limit: (room.value, (room.low, room.high)) for room in trial.rooms}
+        second, up = rooms.get(_quality(record), (None, None))
     first = trial.final.get(name)
-    if first is None:
-        return None
-    if len(record.minimize) > 1:
-        other = record.minimize[1]
-        second = trial.final.get(other)
-        if second is None:
-            return None
-        return _Spot(trial, first, second, trial.spread.get(name), trial.spread.get(other))
-    room = next((room for room in trial.rooms if room.limit == _quality(record)), None)
-    return None if room is None else _Spot(trial, first, room.value, trial.spread.get(name), (room.low, room.high))
+    return None if first is None or second is None else _Spot(trial, first, second, trial.spread.get(name), up)
 
 
 def _quality(record: SearchRecord) -> str:
@@ -222,9 +218,3 @@ def _quality(record: SearchRecord) -> str:
     names = [room.limit for trial in record.trials for room in trial.rooms]
     good = [name for name in names if describe_metric(name.split()[0]).quality]
     return (good or names or [""])[0]
-
-
-def _label(first: Metric, record: SearchRecord) -> str:
-    if len(record.minimize) > 1:
-        return f"{first.title} of every trial against its {describe_metric(record.minimize[1]).title.lower()}"
-    return f"{first.title} of every trial against how well it keeps its limits"

@@ -123,11 +123,9 @@ def list_kernels(graph: onnx.ModelProto, batch: Batch, threads: int) -> list[Ker
         weights = tuple(stored[name] for name in names if name in stored)
         inputs = {name: values[name] for name in names if name in values and name not in stored}
         # A key of operator, attributes, and each input's type and shape, with the values of few stored integers.
-        weight_keys = {tensor.name: _weight_key(tensor) for tensor in weights}
-        input_keys = [
-            weight_keys.get(name) or ([str(inputs[name].dtype), inputs[name].shape] if name in inputs else name)
-            for name in node.input
-        ]
+        keys = {tensor.name: _weight_key(tensor) for tensor in weights}
+        keys |= {name: [str(array.dtype), array.shape] for name, array in inputs.items()}
+        input_keys = [keys.get(name, name) for name in node.input]
         # Serialize deterministically: the order of map fields differs between processes otherwise.
         attributes = sorted(
             (attribute.name, hashlib.sha256(attribute.SerializeToString(deterministic=True)).hexdigest())
@@ -156,12 +154,12 @@ def _values(model: onnx.ModelProto, batch: Batch, path: Path, threads: int) -> d
     exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name not in output_names)
     try:
         session = _session(exposed, threads)
-        feed = {entry.name: batch[entry.name] for entry in session.get_inputs()}
-        output_names_of_session = [output.name for output in session.get_outputs()]
-        values = dict(zip(output_names_of_session, session.run(output_names_of_session, feed), strict=True))
+        values = {entry.name: batch[entry.name] for entry in session.get_inputs()}
+        results = zip(session.get_outputs(), session.run(None, values), strict=True)
     except FAILURES as error:
         raise cannot_open(path, error) from error
-    return {name: value for name, value in {**feed, **values}.items() if isinstance(value, np.ndarray)}
+    values |= {output.name: value for output, value in results if isinstance(value, np.ndarray)}
+    return values
 
 
 def _session(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:
@@ -225,15 +223,13 @@ class KernelTable:
         run alone counts as 0. Times measured while other work disturbed the machine (``noise``) count for this object
         only.
         """
-        missing = {kernel.key: kernel for kernel in kernels if kernel.key not in self._known}
+        pending = list({kernel.key: kernel for kernel in kernels if kernel.key not in self._known}.values())
         deadline = time.perf_counter() + seconds
         # Measure in chunks, between which the noise of the machine is checked.
-        pending = list(missing.values())
-        while pending:
+        for start in range(0, len(pending), _AT_ONCE):
             if time.perf_counter() > deadline:
                 return None
-            chunk, pending = pending[:_AT_ONCE], pending[_AT_ONCE:]
-            self._measure(chunk)
+            self._measure(pending[start : start + _AT_ONCE])
         times = [self._known[kernel.key] for kernel in kernels]
         # Weights beyond the cache come from slower memory at each call.
         far = min(sum(kernel.weight_bytes for kernel in kernels) / _cache_bytes(), 1.0)
@@ -243,9 +239,8 @@ class KernelTable:
         usage_before = Usage.now(0.0)
         measured, halves = dict[str, KernelTimes](), list[float]()
         for kernel in kernels:
-            measurement = kernel_times(kernel, self.threads)
-            measured[kernel.key] = KernelTimes(0.0, 0.0) if measurement is None else measurement[0]
-            halves += [] if measurement is None else [measurement[1]]
+            measured[kernel.key], *half = kernel_times(kernel, self.threads) or (KernelTimes(0.0, 0.0),)
+            halves += half
         self.measured += len(measured)
         self.noise = judge_noise(Usage.now(0.0) - usage_before, {"the kernels": np.array(halves or [1.0])})
         # Use the times in this process in any case, so that its decisions stay consistent.
@@ -270,9 +265,9 @@ def kernel_times(kernel: Kernel, threads: int) -> tuple[KernelTimes, float] | No
 
     Returns None if the kernel cannot run alone.
     """
-    counts = [1, 1 + _copies(kernel, _WARM, 1, _COPIES)]
+    counts = [1, 1 + _copies(kernel, _WARM, _COPIES)]
     if kernel.weight_bytes:
-        counts.append(1 + _copies(kernel, _COLD, 1, _MOST_COPIES))
+        counts.append(1 + _copies(kernel, _COLD, _MOST_COPIES))
     try:
         sessions = [_session(kernel.graph(copies), threads) for copies in counts]
         for session in sessions:
@@ -293,16 +288,9 @@ def kernel_times(kernel: Kernel, threads: int) -> tuple[KernelTimes, float] | No
     return KernelTimes(copy_ms[0], max(copy_ms)), halves[0] / halves[1]
 
 
-def _copies(kernel: Kernel, share: float, fewest: int, most: int) -> int:
-    """Return the number of copies whose weights together have ``share`` of the core's cache.
-
-    Args:
-        kernel: Kernel that is copied.
-        share: Share of the cache.
-        fewest: Lower bound of the number.
-        most: Upper bound of the number.
-    """
-    return min(max(int(share * _cache_bytes() / max(kernel.weight_bytes, 1)), fewest), most)
+def _copies(kernel: Kernel, share: float, most: int) -> int:
+    """Return the number of copies, up to ``most``, whose weights together have ``share`` of the core's cache."""
+    return min(max(int(share * _cache_bytes() / max(kernel.weight_bytes, 1)), 1), most)
 
 
 @functools.cache

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from compress.formats.onnx import CPU
 from compress.formats.target_profile import TargetProfile
+from compress.plugins.search.outcome import target_profile
 from compress.plugins.search.shape_inference import GraphStructure, expected_failures
 from compress.plugins.search.size_estimator import SizeEstimator
 from compress.plugins.search.space import Point
-from compress.plugins.search.trial import target_profile
 from compress.report.run_folder import write_atomically
 from compress.utils.errors import first_line
 from compress.utils.storage import storage_errors
@@ -128,9 +128,14 @@ class LatencyEstimator:
 
     def kernel_sum(self, point: Point) -> KernelSum | None:
         """Return the sum of the model's kernels, measured at most once."""
-        key = None if self._why_not_this_machine() else self.size_estimator.timing_key(point)
+        target, device = self._profile.target, self._profile.device
+        # Kernels of this machine predict the latency on its processor only.
+        if target.provider != CPU or target.runtime != "onnxruntime" or device is not None:
+            self.unavailable_reason = f"times on {device or target.name} are not predicted"
+            return None
+        key = self.size_estimator.timing_key(point)
         if key is None:
-            self.unavailable_reason = self._why_not_this_machine() or self.size_estimator.unavailable_reason
+            self.unavailable_reason = self.size_estimator.unavailable_reason
             return None
         if key not in self._sums:
             # Store the sum before anything depends on it.
@@ -153,7 +158,6 @@ class LatencyEstimator:
             self.unavailable_reason = f"other work disturbed the timing of kernels: {self.table.noise}"
         if kernel_sum is None:
             self.unavailable_reason = "kernels were not timed: the time was over"
-            return None
         return kernel_sum
 
     def _sum_kernels(self, point: Point) -> KernelSum | None:
@@ -166,11 +170,11 @@ class LatencyEstimator:
             return total
         # Composed graphs: add the kernels by which two traced graphs differ.
         first, second = graph.difference
-        if (id(first), id(second)) not in self._differences:
-            sums = self._kernels_of(first, outline.widths, batch), self._kernels_of(second, outline.widths, batch)
-            difference = None if sums[0] is None or sums[1] is None else sums[0].add(sums[1], -1)
-            self._differences[id(first), id(second)] = difference
-        difference = self._differences[id(first), id(second)]
+        key = id(first), id(second)
+        if key not in self._differences:
+            more, less = self._kernels_of(first, outline.widths, batch), self._kernels_of(second, outline.widths, batch)
+            self._differences[key] = None if more is None or less is None else more.add(less, -1)
+        difference = self._differences[key]
         return None if difference is None else total.add(difference)
 
     def _kernels_of(self, structure: GraphStructure, widths: Mapping[str, int], batch: Batch) -> KernelSum | None:
@@ -192,9 +196,3 @@ class LatencyEstimator:
     def _threads(self) -> int:
         threads = self._profile.threads
         return self.size_estimator.space.base.benchmark.threads if threads is None else threads
-
-    def _why_not_this_machine(self) -> str:
-        """Return why kernels of this machine do not predict the target's latency; an empty string if they do."""
-        target, device = self._profile.target, self._profile.device
-        is_this_machine = target.provider == CPU and target.runtime == "onnxruntime" and device is None
-        return "" if is_this_machine else f"times on {device or target.name} are not predicted"

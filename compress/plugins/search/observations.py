@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
 from compress.numerics.statistics import IntervalEstimate
-from compress.plugins.search.outcome import Goal, TrialOutcome, constraint_margin, is_dominated, limit_name
+from compress.plugins.search.outcome import Goal, TrialOutcome, is_dominated, limit_name
 from compress.plugins.search.space import Point
 from compress.results.metrics import describe_metric
 from compress.utils.errors import InputError
@@ -162,29 +162,22 @@ class Observations:
 
     def copy(self) -> Observations:
         """Return a copy whose changes do not affect this one."""
-        return replace(
-            self,
-            outcomes=dict(self.outcomes),
-            margins=dict(self.margins),
-            finished=dict(self.finished),
-            feasible=dict(self.feasible),
-        )
+        outcomes, margins = dict(self.outcomes), dict(self.margins)
+        finished, feasible = dict(self.finished), dict(self.feasible)
+        return replace(self, outcomes=outcomes, margins=margins, finished=finished, feasible=feasible)
 
     def add(self, point: Point, rung: int, outcome: TrialOutcome) -> None:
         """Record the outcome of a trial."""
         self.outcomes[point, rung] = outcome
         if outcome.error is not None:
             return
-        goal = self.goal
         # Margins of partly trained recipes count too, since the surrogate learns from them.
-        self.margins[point, rung] = {
-            limit_name(limit): constraint_margin(limit, outcome, goal.confidence) for limit in goal.limits
-        }
+        self.margins[point, rung] = self.goal.margins(outcome)
         if rung < self.full_rung:
             return
         self.finished[point] = outcome
-        values = goal.objectives(outcome)
-        if values is not None and goal.meets_limits(outcome):
+        values = self.goal.objectives(outcome)
+        if values is not None and self.goal.meets_limits(outcome):
             self.feasible[point] = values
 
     def last_rungs(self) -> dict[Point, int]:

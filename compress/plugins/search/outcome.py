@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 
+from compress.formats.target_profile import TargetProfile
 from compress.numerics.statistics import IntervalEstimate
-from compress.recipe.recipe import Limit, Recipe, Search
+from compress.recipe.recipe import Limit, Recipe
 from compress.report.limits import paired_ratio_interval
 from compress.results.metrics import describe_metric
 from compress.results.report import BASELINE, FINAL, Measurement
@@ -52,6 +54,23 @@ class TrialOutcome(Frozen):
     seconds: float = 0.0
     error: str | None = None
 
+    @classmethod
+    def from_measurements(cls, measurements: Iterable[Measurement], row_metrics: Sequence[str] = ()) -> TrialOutcome:
+        """Return the outcome with these measurements; outcomes of rows are stored for ``row_metrics`` only."""
+        values: dict[str, dict[str, float]] = {FINAL: {}, BASELINE: {}}
+        rows: dict[str, dict[str, str]] = {FINAL: {}, BASELINE: {}}
+        spread: dict[str, tuple[float, float]] = {}
+        for row in measurements:
+            if row.model not in rows:
+                continue
+            values[row.model][row.metric] = row.value
+            if row.model == FINAL and row.low is not None and row.high is not None:
+                spread[row.metric] = (row.low, row.high)
+            relative = describe_metric(row.metric, row.unit).relative
+            if row.metric in row_metrics and row.raw and not (relative and row.model == BASELINE):
+                rows[row.model][row.metric] = pack_rows(row.raw)
+        return cls(final=values[FINAL], baseline=values[BASELINE], spread=spread, rows=rows)
+
     def measurement(self, model: str, metric: str) -> Measurement | None:
         """Return a metric as a measurement, with the outcomes of single rows where they are stored."""
         value = (self.final if model == FINAL else self.baseline).get(metric)
@@ -71,20 +90,18 @@ def pack_rows(outcomes: Sequence[float]) -> str:
     """Encode outcomes of rows as text: as bits where all are 0 or 1, else as 8-byte floats."""
     values = np.asarray(outcomes, dtype="<f8")
     # Correct or wrong takes one bit a row. A ledger of many trials stays small.
-    if np.isin(values, (0.0, 1.0)).all():
-        return f"bits:{len(values)}:{base64.b64encode(np.packbits(values.astype(bool)).tobytes()).decode()}"
-    return f"f64:{len(values)}:{base64.b64encode(values.tobytes()).decode()}"
+    is_binary = np.isin(values, (0.0, 1.0)).all()
+    content = np.packbits(values.astype(bool)) if is_binary else values
+    return f"{'bits' if is_binary else 'f64'}:{len(values)}:{base64.b64encode(content.tobytes()).decode()}"
 
 
 @functools.lru_cache(maxsize=4096)
 def unpack_rows(text: str) -> tuple[float, ...]:
     """Decode the text of `pack_rows`."""
     kind, count, data = text.split(":")
-    content = base64.b64decode(data)
-    if kind == "bits":
-        bits = np.unpackbits(np.frombuffer(content, dtype=np.uint8))[: int(count)]
-        return tuple(float(bit) for bit in bits)
-    return tuple(float(value) for value in np.frombuffer(content, dtype="<f8"))
+    content = np.frombuffer(base64.b64decode(data), dtype=np.uint8)
+    values = np.unpackbits(content, count=int(count)).astype(float) if kind == "bits" else content.view("<f8")
+    return tuple(values.tolist())
 
 
 def constraint_margin(limit: Limit, outcome: TrialOutcome, confidence: float) -> IntervalEstimate | None:
@@ -152,26 +169,14 @@ def paired_difference(
         return None
     # A margin grows with the metric for a lower limit and shrinks for an upper one.
     sign = 1.0 if limit.at_least is not None else -1.0
-    gaps = sign * (np.asarray(above.raw) - np.asarray(below.raw)) / scale
-    half = NormalDist().inv_cdf(confidence) * float(gaps.std(ddof=1)) / math.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
-    middle = float(gaps.mean())
+    return mean_interval(sign * (np.asarray(above.raw) - np.asarray(below.raw)) / scale, confidence)
+
+
+def mean_interval(values: NDArray[np.float64], confidence: float) -> IntervalEstimate:
+    """Return the mean of rows, with an interval whose ends each have this one-sided confidence."""
+    count, middle = len(values), float(values.mean())
+    half = NormalDist().inv_cdf(confidence) * float(values.std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0
     return IntervalEstimate(middle, middle - half, middle + half)
-
-
-def outcome_fields(measurements: Sequence[Measurement], row_metrics: Sequence[str]) -> Mapping[str, object]:
-    """Return the fields of a `TrialOutcome` from measurements; outcomes of rows are stored for ``row_metrics`` only."""
-    final, baseline, spread = dict[str, float](), dict[str, float](), dict[str, tuple[float, float]]()
-    rows: dict[str, dict[str, str]] = {FINAL: {}, BASELINE: {}}
-    for row in measurements:
-        if row.model not in rows:
-            continue
-        (final if row.model == FINAL else baseline)[row.metric] = row.value
-        if row.model == FINAL and row.low is not None and row.high is not None:
-            spread[row.metric] = (row.low, row.high)
-        relative = describe_metric(row.metric, row.unit).relative
-        if row.metric in row_metrics and row.raw and not (relative and row.model == BASELINE):
-            rows[row.model][row.metric] = pack_rows(row.raw)
-    return {"final": final, "baseline": baseline, "spread": spread, "rows": rows}
 
 
 _DISAGREEMENT = 0.1
@@ -187,9 +192,10 @@ class Goal:
     confidence: float
 
     @classmethod
-    def from_recipe(cls, recipe: Recipe, search: Search) -> Goal:
+    def from_recipe(cls, recipe: Recipe) -> Goal:
         """Return the goal of a recipe. Raises `InputError` for a metric to minimize that is better the larger it is."""
-        target = target_name(recipe, search)
+        target, search = target_profile(recipe).name, recipe.search
+        assert search is not None
         for metric in search.minimize:
             if describe_metric(metric).better == "higher":
                 raise InputError(
@@ -199,9 +205,8 @@ class Goal:
                     hint=f"limits: [{{metric: {metric}, at_least: 0.985, of: baseline}}]",
                 )
         # Limits on other targets are checked by a run, and not by the search.
-        return cls(
-            search.minimize, tuple(limit for limit in recipe.limits if limit.target == target), search.confidence
-        )
+        limits = tuple(limit for limit in recipe.limits if limit.target == target)
+        return cls(search.minimize, limits, search.confidence)
 
     def check_resolution(self, rows: int) -> None:
         """Raise `InputError` for a limit on accuracy that this number of rows cannot resolve."""
@@ -246,16 +251,16 @@ class Goal:
 
     def objectives(self, outcome: TrialOutcome) -> tuple[float, ...] | None:
         """Return the values to minimize; None where one is missing."""
-        values = [outcome.final.get(metric) for metric in self.minimize]
-        return None if None in values else tuple(value for value in values if value is not None)
+        is_complete = all(metric in outcome.final for metric in self.minimize)
+        return tuple(outcome.final[metric] for metric in self.minimize) if is_complete else None
+
+    def margins(self, outcome: TrialOutcome) -> dict[str, IntervalEstimate | None]:
+        """Return the margin of each limit by its name; None where it was not measured."""
+        return {limit_name(limit): constraint_margin(limit, outcome, self.confidence) for limit in self.limits}
 
     def shortfalls(self, outcome: TrialOutcome) -> dict[str, float]:
         """Return by what share of its bound each limit is not met with confidence; at most 0 where it is."""
-        shortfalls = {}
-        for limit in self.limits:
-            margin = constraint_margin(limit, outcome, self.confidence)
-            shortfalls[limit_name(limit)] = float("inf") if margin is None else -margin.low
-        return shortfalls
+        return {name: math.inf if margin is None else -margin.low for name, margin in self.margins(outcome).items()}
 
     def meets_limits(self, outcome: TrialOutcome) -> bool:
         """Return whether every limit is met with the required confidence."""
@@ -267,16 +272,15 @@ def limit_name(limit: Limit) -> str:
     return f"{limit.metric} {'at least' if limit.at_least is not None else 'at most'} {limit.bound:g}"
 
 
-def target_name(recipe: Recipe, search: Search) -> str:
+def target_profile(recipe: Recipe) -> TargetProfile:
     """Return the target that trials are measured on. Raises `InputError` for a target that the recipe lacks."""
-    names = [profile.name for profile in recipe.profiles()]
-    if search.target is None:
-        return names[0]
-    if search.target not in names:
-        raise InputError(
-            f"The recipe has no target {search.target!r}.", where="search.target", expected=f"one of {', '.join(names)}"
-        )
-    return search.target
+    assert recipe.search is not None
+    name, profiles = recipe.search.target, recipe.profiles()
+    for profile in profiles:
+        if name in (None, profile.name):
+            return profile
+    names = ", ".join(profile.name for profile in profiles)
+    raise InputError(f"The recipe has no target {name!r}.", where="search.target", expected=f"one of {names}")
 
 
 def is_dominated(values: Sequence[float], others: Sequence[Sequence[float]]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,13 +45,11 @@ def format_objectives(
 ) -> list[str]:
     """Format the objectives with their intervals: `latency 0.4 ms (0.38-0.42)`."""
     texts = []
-    for name in minimize:
-        if name in final:
-            metric = describe_metric(name)
-            interval = format_interval(metric, *spread.get(name, (None, None)))
-            texts.append(
-                f"{metric.title.lower()} {format_metric(name, final[name])}" + (f" ({interval})" if interval else "")
-            )
+    for name in filter(final.__contains__, minimize):
+        metric = describe_metric(name)
+        interval = format_interval(metric, *spread.get(name, (None, None)))
+        text = f"{metric.title.lower()} {format_value(metric, final[name])}"
+        texts.append(f"{text} ({interval})" if interval else text)
     return texts
 
 
@@ -62,8 +60,8 @@ def format_margin(limit: str, value: float, low: float) -> str:
 
 def format_outcome(goal: Goal, outcome: TrialOutcome) -> list[str]:
     """Format the metrics of a trial on the selection rows: objectives, then every limit that was measured."""
-    margins = ((limit, constraint_margin(limit, outcome, goal.confidence)) for limit in goal.limits)
-    lines = [format_margin(limit_name(limit), room.value, room.low) for limit, room in margins if room is not None]
+    margins = goal.margins(outcome).items()
+    lines = [format_margin(limit, room.value, room.low) for limit, room in margins if room is not None]
     return [*format_objectives(goal.minimize, outcome.final, outcome.spread), *lines]
 
 
@@ -219,31 +217,24 @@ def _parameter_records(
 ) -> tuple[ParameterRecord, ...]:
     records = []
     for index, parameter in enumerate(space.parameters):
-        shares = {
-            metric: importance.shares[index]
-            for metric, importance in importances.items()
-            if importance.shares is not None
+        importance = {
+            metric: share
+            for metric, result in importances.items()
+            if result.shares is not None and (share := result.shares[index]) is not None
         }
         # The largest mean over the smallest, of the recipes of each value, by metric.
         effects = {}
-        finished = engine.observations.finished
-        for metric in _metrics(engine):
-            groups: dict[int, list[float]] = {}
+        for metric in importances:
             # Group the finished recipes by the value of this parameter.
-            for point, outcome in finished.items():
+            groups = defaultdict[int, list[float]](list)
+            for point, outcome in engine.observations.finished.items():
                 if metric in outcome.final:
-                    groups.setdefault(point[index], []).append(outcome.final[metric])
+                    groups[point[index]].append(outcome.final[metric])
             means = [sum(values) / len(values) for values in groups.values()]
             if len(means) > 1 and min(means) > 0:
                 effects[metric] = max(means) / min(means)
-        records.append(
-            ParameterRecord(
-                name=parameter.name,
-                values=tuple(map(str, parameter.values)),
-                effects=effects,
-                importance={metric: share for metric, share in shares.items() if share is not None},
-            )
-        )
+        values = tuple(map(str, parameter.values))
+        records.append(ParameterRecord(name=parameter.name, values=values, effects=effects, importance=importance))
     return tuple(records)
 
 
@@ -298,22 +289,15 @@ def _shortfall(space: SearchSpace, engine: Engine, point: Point) -> str:
             value = format_metric(limit.metric, outcome.final[limit.metric])
             bound = format_metric(limit.metric, limit.bound * base)
             surely = "" if room.low == room.value else f", {-room.low:.2%} with the required confidence"
-            direction = "more" if limit.at_least is not None else "less"
-            parts.append(
-                f"{limit.metric} is {value} and needs {bound} or {direction} ({-room.value:.2%} short{surely})"
-            )
+            needed = f"{bound} or {'more' if limit.at_least is not None else 'less'}"
+            parts.append(f"{limit.metric} is {value} and needs {needed} ({-room.value:.2%} short{surely})")
     return f"{space.describe(point)}: {'; '.join(parts)}"
 
 
-def _metrics(engine: Engine) -> list[str]:
-    """Return every metric that is minimized or has a limit."""
-    return list(dict.fromkeys([*engine.goal.minimize, *(limit.metric for limit in engine.goal.limits)]))
-
-
 def _importance(space: SearchSpace, engine: Engine) -> dict[str, ParameterImportance]:
-    """Return the importance of parameters for each metric."""
+    """Return the importance of parameters for each metric that is minimized or has a limit."""
     importances = {}
-    for metric in _metrics(engine):
+    for metric in dict.fromkeys([*engine.goal.minimize, *(limit.metric for limit in engine.goal.limits)]):
         finished = engine.observations.finished.items()
         measured = {point: outcome.final[metric] for point, outcome in finished if metric in outcome.final}
         values = np.array(list(measured.values()))
@@ -338,14 +322,13 @@ def _bounds(engine: Engine) -> dict[str, float]:
 
 def prediction_error_lines(record: SearchRecord) -> list[str]:
     """Describe the errors of predictions for people."""
-    lines = []
-    for metric, errors in record.errors.items():
-        sizes: Sequence[float] = sorted(map(abs, errors))
-        if sizes:
-            lines.append(
-                f"{describe_metric(metric).title} was predicted within {sizes[-1]:.2%}, {sizes[len(sizes) // 2]:.2%} "
-                f"in the median, for {len(sizes)} recipes"
-            )
+    sizes = {describe_metric(metric).title: sorted(map(abs, errors)) for metric, errors in record.errors.items()}
+    lines = [
+        f"{title} was predicted within {values[-1]:.2%}, {values[len(values) // 2]:.2%} in the median, "
+        f"for {len(values)} recipes"
+        for title, values in sizes.items()
+        if values
+    ]
     return lines + [f"{describe_metric(metric).title}: {why}" for metric, why in record.rough.items()]
 
 

@@ -10,19 +10,19 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from compress.plugins.ray.jobs import InProcessWorkers, JobContext
-from compress.plugins.search.console import NoDisplay, ProgressDisplay, RunningTrial, SearchSnapshot
+from compress.plugins.ray.jobs import JobContext
+from compress.plugins.search.console import ProgressDisplay, RunningTrial, SearchSnapshot
 from compress.plugins.search.costs import CostEstimator
 from compress.plugins.search.dry_run import PreparedSearch
 from compress.plugins.search.engine import Engine, PlannedTrial
 from compress.plugins.search.final_evaluation import FinalEvaluation, FinalResult, Refit
 from compress.plugins.search.latency_estimator import LatencyEstimator
 from compress.plugins.search.observations import Ledger, LedgerEntry
-from compress.plugins.search.outcome import TrialOutcome
+from compress.plugins.search.outcome import TrialOutcome, target_profile
 from compress.plugins.search.record import SearchRecord, build_record, format_outcome
 from compress.plugins.search.search_folder import BEST, MODEL, create_folder, resume_folder, write_results
 from compress.plugins.search.size_estimator import SizeEstimator
-from compress.plugins.search.trial import BarsOnly, RecipeTrial, TrialRunner, target_profile
+from compress.plugins.search.trial import BarsOnly, RecipeTrial, TrialRunner
 from compress.recipe.document import Document
 from compress.report.run_folder import update_latest_link
 from compress.results.formatting import format_seconds
@@ -53,7 +53,7 @@ class SearchRun:
     resume: bool = False
     workers: str | None = None
     """`ray`, `ray:ADDRESS`, or None for this process."""
-    watcher: ProgressDisplay = field(default_factory=NoDisplay)
+    watcher: ProgressDisplay = field(default_factory=ProgressDisplay)
     origin: str = "the recipe as it stands"
 
     def __post_init__(self) -> None:
@@ -62,18 +62,17 @@ class SearchRun:
         self.prepared = PreparedSearch(self.document, self.folder, self.artifacts, context)
         self.space, self.goal = self.prepared.space, self.prepared.goal
         self.search, base = self.space.search, self.space.base
-        self.costs = CostEstimator(self.space)
         shares = (*self.search.rungs, 1.0) if self.space.trains(self.space.origin) else (1.0,)
-        self.trials = TrialRunner(self.goal, context, InProcessWorkers(context))
+        self.trials = TrialRunner.in_process(self.goal, context)
         size_estimator = SizeEstimator(self.space, lambda: context.runner(base))
+        self.latency_estimator = LatencyEstimator(size_estimator)
+        # The precise estimators take over once the first trial has produced the baseline.
+        self.costs = CostEstimator(self.space, size_estimator, self.latency_estimator)
         refit = Refit(self.space, self.trials, size_estimator)
         self.engine = Engine(
             self.space, self.costs, self.goal, shares, base.seed, self.prepared.past, refit.fits_limits
         )
         self.final_evaluation = FinalEvaluation(self.space, self.costs, self.engine, self.trials, refit)
-        self.latency_estimator = LatencyEstimator(size_estimator)
-        # Connect the precise estimators, which take over once the first trial has produced the baseline.
-        self.costs.use_estimators(size_estimator, self.latency_estimator)
         self.entries: list[LedgerEntry] = []
         self._running_trials: dict[int, RunningTrial] = {}
         self._earlier_seconds, self._start_time, self._is_over = 0.0, time.perf_counter(), False
@@ -99,11 +98,9 @@ class SearchRun:
                     where="module",
                     hint="search without --workers",
                 )
-            packages = {name for stage in base.stages for name in stage.called_packages()}
-            target = target_profile(base).name
-            self.trials.workers = open_workers(
-                self.workers, self.trials.context, target, sorted(packages), self.progress
-            )
+            packages = sorted({name for stage in base.stages for name in stage.called_packages()})
+            target, context = target_profile(base).name, self.trials.context
+            self.trials.workers = open_workers(self.workers, context, target, packages, self.progress)
         try:
             return self._run()
         finally:
@@ -127,10 +124,8 @@ class SearchRun:
             self.watcher.stop()
             best = self.engine.observations.best()
             result = f"the best so far is in {folder / BEST}" if best is not None else "no recipe meets every limit yet"
-            ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped"
-            self.progress.note(
-                f"{ended} after {len(self.entries)} trials: {result}; the same command with --resume continues"
-            )
+            ended = f"{'interrupted' if isinstance(error, KeyboardInterrupt) else 'stopped'} after {len(self.entries)}"
+            self.progress.note(f"{ended} trials: {result}; the same command with --resume continues")
             raise
         record = self._record(final)
         write_results(folder, self.space, self.engine, record)
@@ -194,9 +189,8 @@ class SearchRun:
             words, share = self.space.describe(planned.point), self.engine.shares[planned.rung]
             part = "" if share == 1 else f", {share:.0%} of its training"
             self.progress.note(f"trial {number}: {words}{part} ({planned.why})")
-            self._running_trials[number] = RunningTrial(
-                number, words, share, planned.why, planned.expected, time.monotonic()
-            )
+            running_trial = RunningTrial(number, words, share, planned.why, planned.expected, time.monotonic())
+            self._running_trials[number] = running_trial
             self._update_display()
             yield self._trial(planned, timed=planned.rung == self.engine.full_rung)
 
@@ -256,8 +250,8 @@ class SearchRun:
     def _update_display(self, doing: str = "") -> None:
         """Show the present state of the search."""
         trying = () if doing else tuple(self._running_trials.values())
-        left, record = self._remaining_seconds(), self._record(None)
-        self.watcher.show(SearchSnapshot(record, trying, left, time.monotonic(), doing))
+        left = self._remaining_seconds()
+        self.watcher.show(SearchSnapshot(self._record(None), trying, left, time.monotonic(), doing))
 
     def _announce(self, doing: str) -> None:
         """Note and show work that is not a trial."""

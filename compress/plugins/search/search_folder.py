@@ -15,7 +15,6 @@ from compress.plugins.search.observations import LEDGER_FILE, Ledger, LedgerEntr
 from compress.plugins.search.record import SearchRecord, format_outcome
 from compress.plugins.search.space import Point, SearchParameter, SearchSpace, value_text
 from compress.recipe.loading import dump_recipe
-from compress.recipe.recipe import Recipe
 from compress.report.run_folder import LATEST, RECIPE, create_run_folder, update_latest_link, write_atomically
 from compress.results.metrics import describe_metric
 from compress.utils.environment import granted_cores, processor_class
@@ -82,13 +81,11 @@ def write_results(folder: Path, space: SearchSpace, engine: Engine, record: Sear
 
 
 def _header(space: SearchSpace, engine: Engine) -> LedgerHeader:
-    machine = {"processor": processor_class(), "cores": len(granted_cores())}
-    parameters = tuple((parameter.name, tuple(parameter.values)) for parameter in space.parameters)
     return LedgerHeader(
         recipe=to_jsonable_python(space.base),
-        knobs=parameters,
+        knobs=tuple((parameter.name, parameter.values) for parameter in space.parameters),
         rungs=engine.shares,
-        machine=machine,
+        machine={"processor": processor_class(), "cores": len(granted_cores())},
         past=tuple(engine.candidates.past),
     )
 
@@ -109,18 +106,15 @@ def best_recipe_yaml(space: SearchSpace, engine: Engine, point: Point, refit: bo
         Text of the file.
     """
     recipe = with_absolute_paths(space.recipe(point, refit=refit), space.folder).model_copy(update={"search": None})
-    text = dump_recipe(recipe, defaults=False)
-    reasons = {parameter.name: explain_choice(space, engine, parameter, point) for parameter in space.parameters}
-    lines = text.splitlines()
+    lines, left_out = dump_recipe(recipe, defaults=False).splitlines(), list[str]()
+    included = [index for index in range(len(space.labels)) if index not in space.left_out(point)]
     # Explain each choice at the field itself. Stages that are left out have no field, so they are named at the top.
-    for parameter in space.parameters:
-        if not parameter.is_optional_stage:
-            _comment(lines, recipe, space, parameter, reasons[parameter.name], point)
-    left_out = [
-        f"# {parameter.name} is left out: {reasons[parameter.name]}"
-        for parameter, index in zip(space.parameters, point, strict=True)
-        if parameter.is_optional_stage and index
-    ]
+    for parameter, index in zip(space.parameters, point, strict=True):
+        reason = explain_choice(space, engine, parameter, point)
+        if parameter.is_optional_stage and index:
+            left_out.append(f"# {parameter.name} is left out: {reason}")
+        elif not parameter.is_optional_stage and parameter.stage_index in included:
+            _comment(lines, included.index(parameter.stage_index), parameter.name.split(".")[-1], reason)
     head = [
         f"# Found by `compress search` among {space.size:,} recipes: {space.describe(point)}.",
         f"# On the selection rows{', before it was trained on them too' if refit else ''}:",
@@ -143,40 +137,25 @@ def explain_choice(space: SearchSpace, engine: Engine, parameter: SearchParamete
     chosen_outcome, tried = engine.observations.finished[point], []
     for other, outcome in engine.observations.finished.items():
         differing = [position for position, pair in enumerate(zip(point, other, strict=True)) if len(set(pair)) > 1]
-        if differing != [index]:
-            continue
-        value = parameter.values[other[index]]
-        keeps = engine.goal.meets_limits(outcome)
-        figures = [
-            f"{describe_metric(metric).title.lower()} times {outcome.final[metric] / chosen_outcome.final[metric]:.2f}"
-            for metric in engine.goal.minimize
-            if chosen_outcome.final.get(metric) and metric in outcome.final
-        ]
-        tried.append(f"{value_text(value)} gives {', '.join(figures)}" + ("" if keeps else " and misses a limit"))
-    if tried:
-        return "; ".join(tried)
-    return "no recipe that differs in this alone was tried in full"
+        if differing == [index]:
+            figures = ", ".join(
+                f"{describe_metric(metric).title.lower()} times "
+                f"{outcome.final[metric] / chosen_outcome.final[metric]:.2f}"
+                for metric in engine.goal.minimize
+                if chosen_outcome.final.get(metric) and metric in outcome.final
+            )
+            verdict = "" if engine.goal.meets_limits(outcome) else " and misses a limit"
+            tried.append(f"{value_text(parameter.values[other[index]])} gives {figures}{verdict}")
+    return "; ".join(tried) or "no recipe that differs in this alone was tried in full"
 
 
-def _comment(
-    lines: list[str], recipe: Recipe, space: SearchSpace, parameter: SearchParameter, words: str, point: Point
-) -> None:
-    """Insert a comment above a field of a stage."""
-    is_left_out = any(
-        other.is_optional_stage and value and other.stage_index == parameter.stage_index
-        for other, value in zip(space.parameters, point, strict=True)
-    )
-    if is_left_out:
-        return
-    label, field = space.labels[parameter.stage_index], parameter.name.split(".")[-1]
+def _comment(lines: list[str], index: int, field: str, words: str) -> None:
+    """Insert a comment above a field of the stage at ``index``."""
     # Earlier comments have moved the lines, so they are located anew.
-    # The range of lines of each stage, by its label.
     first = lines.index("stages:") + 1
     last = next((number for number in range(first, len(lines)) if re.match(r"[a-z_]+:", lines[number])), len(lines))
     heads = [number for number in range(first, last) if lines[number].startswith("- ")]
-    ends = [*heads[1:], last]
-    start, end = dict(zip(recipe.labels(), zip(heads, ends, strict=True), strict=True)).get(label, (0, 0))
-    for number in range(start, end):
+    for number in range(heads[index], [*heads, last][index + 1]):
         if re.match(rf"\s+(- )?{re.escape(field)}:", lines[number]):
             indent = len(lines[number]) - len(lines[number].lstrip())
             lines.insert(number, f"{' ' * indent}# {words}")

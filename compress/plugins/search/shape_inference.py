@@ -78,11 +78,8 @@ class GraphStructure:
         try:
             # Compute the weight shapes at the model's widths and compare them with its own.
             shapes = {
-                name: tuple(
-                    self.rules[name, axis].at(outline.widths) if (name, axis) in self.rules else size
-                    for axis, size in enumerate(shape)
-                )
-                for name, shape in self.shapes.items()
+                name: tuple(axis if isinstance(axis, int) else axis.at(outline.widths) for axis in self.axes(name))
+                for name in self.shapes
             }
         except (KeyError, ModelError):
             return False
@@ -90,15 +87,11 @@ class GraphStructure:
 
     def is_like(self, other: GraphStructure) -> bool:
         """Return whether weights of the same name have the same axes and, apart from widths, the same sizes."""
-        for name in self.shapes.keys() & other.shapes.keys():
-            first, second = self.shapes[name], other.shapes[name]
-            if len(first) != len(second):
-                return False
-            for axis, sizes in enumerate(zip(first, second, strict=True)):
-                rules = [self.rules.get((name, axis)), other.rules.get((name, axis))]
-                if rules[0] != rules[1] or (rules[0] is None and sizes[0] != sizes[1]):
-                    return False
-        return True
+        return all(self.axes(name) == other.axes(name) for name in self.shapes.keys() & other.shapes.keys())
+
+    def axes(self, name: str) -> list[LinearRule | int]:
+        """Return the rule of each axis of a weight, or its size where it follows no width."""
+        return [self.rules.get((name, axis), size) for axis, size in enumerate(self.shapes[name])]
 
 
 @dataclass(frozen=True)
@@ -122,10 +115,10 @@ class ComposedGraph:
     def size_bytes(self, widths: Mapping[str, int]) -> int:
         """Return the bytes of the file. Raises `ModelError`."""
         size = self.own.graph.size_bytes(widths)
-        if self.difference is not None:
-            more, less = (structure.graph.size_bytes(widths) for structure in self.difference)
-            size += more - less
-        return size
+        if self.difference is None:
+            return size
+        more, less = (structure.graph.size_bytes(widths) for structure in self.difference)
+        return size + more - less
 
 
 class UnpredictableStageError(ModelError):
@@ -163,22 +156,22 @@ class ShapeInference:
     def infer_model(self, stages: Stages) -> TorchModel:
         """Return the output of stages without weights; a common prefix of stages is inferred once."""
         key = stages_key(stages)
-        if key not in self._sketches:
-            if not stages:
-                model = self._baseline()
-                # On the meta device a model has shapes and no weights.
-                model.module.to("meta")
-                self._sketches[key] = model
-            else:
-                # Recipes share prefixes of stages, so each prefix is inferred once.
-                previous = self.infer_model(stages[:-1])
-                # Stages change a model in place, and other recipes need the previous one.
-                copied = type(previous)(copy.deepcopy(previous.module), copy.copy(previous.processor))
-                inferred = inferred_output(stages[-1], copied, self.context)
-                if inferred is None:
-                    raise UnpredictableStageError(stages[-1])
-                self._sketches[key] = inferred
-        return self._sketches[key]
+        if key in self._sketches:
+            return self._sketches[key]
+        inferred: TorchModel | None
+        if not stages:
+            inferred = self._baseline()
+            # On the meta device a model has shapes and no weights.
+            inferred.module.to("meta")
+        else:
+            # Stages change a model in place, and other recipes need the previous one.
+            previous = self.infer_model(stages[:-1])
+            copied = type(previous)(copy.deepcopy(previous.module), copy.copy(previous.processor))
+            inferred = inferred_output(stages[-1], copied, self.context)
+            if inferred is None:
+                raise UnpredictableStageError(stages[-1])
+        self._sketches[key] = inferred
+        return inferred
 
     def outline(self, sketch: TorchModel) -> ModelOutline:
         """Return the outline of an inferred model."""
@@ -237,10 +230,9 @@ class ShapeInference:
             {
                 "kind": "rehearsal",
                 "version": VERSION,
-                "baseline": self._digest,
+                **self._input_digests,
                 "stages": [[stage.model_dump(mode="json"), stage.version] for stage in (*torch_stages, *graph_stages)],
                 "changed": changed,
-                "data": self._data,
                 "max_length": runner.recipe.data.max_length,
                 "packages": package_versions(_PACKAGES),
             }
@@ -286,12 +278,8 @@ class ShapeInference:
         return folder
 
     @cached_property
-    def _digest(self) -> str:
-        return digest_directory(self.folder)
-
-    @cached_property
-    def _data(self) -> str:
-        return self.runner.inputs.data.digest("train")
+    def _input_digests(self) -> dict[str, str]:
+        return {"baseline": digest_directory(self.folder), "data": self.runner.inputs.data.digest("train")}
 
 
 def load_structure(first: Path, second: Path, stages: Stages, kind: str) -> GraphStructure:

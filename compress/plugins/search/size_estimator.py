@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from compress.formats.onnx.model import OnnxModel
 from compress.formats.registry import FORMATS
 from compress.pipeline.recipe_sources import count as count_weights
 from compress.pipeline.runner import StageRunner
-from compress.plugins.search.outcome import TrialOutcome
+from compress.plugins.search.outcome import TrialOutcome, target_profile
 from compress.plugins.search.shape_inference import (
     ComposedGraph,
     GraphStructure,
@@ -33,8 +34,7 @@ from compress.plugins.search.shape_inference import (
     load_structure,
     stages_key,
 )
-from compress.plugins.search.space import Point, SearchSpace
-from compress.plugins.search.trial import target_profile
+from compress.plugins.search.space import Point, SearchSpace, first_varied
 from compress.recipe.recipe import START
 from compress.stages.cost_model import Shape
 from compress.stages.protocols import QuantizesEmbeddings, Trains
@@ -204,9 +204,7 @@ class SizeEstimator:
             for stage in graph_stages
         )
         stages = stages_key(graph_stages)
-        is_traced = any(
-            traced_stages == stages and self._has(traced, outline) for traced_stages, traced in self._traced
-        )
+        is_traced = any(traced == stages and self._has(structure, outline) for traced, structure in self._traced)
         # Embedding options change one part of the graph. Add the difference that they make in another traced model.
         if stages_key(usual) != stages and not is_traced:
             base = self._structure_of(outline, torch_stages, usual)
@@ -220,11 +218,10 @@ class SizeEstimator:
         """Return two structures of one model, with these stages and with usual tables; they may have other layers."""
         with_stages = [structure for traced, structure in self._traced if traced == stages and structure.is_like(base)]
         with_usual = [structure for traced, structure in self._traced if traced == usual]
-        for other in with_stages:
-            for third in with_usual:
-                same_weights = third.kind == other.kind and third.shapes.keys() == other.shapes.keys()
-                if same_weights and third.is_like(other):
-                    return other, third
+        for other, third in itertools.product(with_stages, with_usual):
+            same_weights = third.kind == other.kind and third.shapes.keys() == other.shapes.keys()
+            if same_weights and third.is_like(other):
+                return other, third
         return None
 
     def _structure_of(self, outline: ModelOutline, torch_stages: Stages, graph_stages: Stages) -> GraphStructure | None:
@@ -239,12 +236,8 @@ class SizeEstimator:
             self.unavailable_reason = "beyond the traced structures, sizes are predicted by the stages' arithmetic"
             return None
         # Models that differ only in widths or graph stages share one export, which is the expensive part.
-        alike = (
-            traced_structure.stages
-            for _, traced_structure in self._traced
-            if traced_structure.kind == outline.kind and self._has(traced_structure, outline)
-        )
-        stages = next(alike, torch_stages)
+        same_kind = (structure for _, structure in self._traced if structure.kind == outline.kind)
+        stages = next((structure.stages for structure in same_kind if self._has(structure, outline)), torch_stages)
         start_time = perf_counter()
         try:
             traced = self._structure(stages, graph_stages, outline)
@@ -255,9 +248,8 @@ class SizeEstimator:
         if self._spent > _SHARE * self.space.search.seconds:
             self.max_structures = 1 + sum(map(len, self._structures.values()))
         structures.append(traced)
-        if traced is None:
-            return None
-        self._traced.append((stages_key(graph_stages), traced))
+        if traced is not None:
+            self._traced.append((stages_key(graph_stages), traced))
         return traced
 
     def _has(self, structure: GraphStructure, outline: ModelOutline) -> bool:
@@ -269,9 +261,8 @@ class SizeEstimator:
 
     def _divided(self, point: Point) -> tuple[Stages, Stages]:
         """Return the stages after the baseline: those before the export, then the export and those after it."""
-        recipe, stages = self.space.base, self.space.stages(point)
-        first = 0 if recipe.baseline == START else recipe.labels().index(recipe.baseline) + 1
-        resolved = recipe.model_copy(update={"stages": stages}).resolved().stages[first:]
+        recipe = self.space.base
+        resolved = self.space.unchecked_recipe(point).resolved().stages[first_varied(recipe) :]
         count = next((index for index, stage in enumerate(resolved) if stage.output_type() is OnnxModel), len(resolved))
         graph_stages = resolved[count:]
         if not graph_stages:
@@ -279,10 +270,8 @@ class SizeEstimator:
             assert kind is not None, "ONNX is written by a stage"
             # A recipe without an export is exported for its target at the end.
             graph_stages = (STAGES[kind].model_validate({"kind": kind, **profile.options}),)
-        torch_stages = (
-            stage.with_default_training() if isinstance(stage, Trains) else stage for stage in resolved[:count]
-        )
-        return tuple(torch_stages), graph_stages
+        torch_stages = resolved[:count]
+        return tuple(s.with_default_training() if isinstance(s, Trains) else s for s in torch_stages), graph_stages
 
     def _outline(self, stages: Stages) -> ModelOutline | None:
         key = stages_key(stages)

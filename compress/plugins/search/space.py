@@ -56,12 +56,17 @@ class SearchParameter:
 
     def ranks(self) -> tuple[float, ...]:
         """Return the rank of each value between 0 and 1: numbers by size, lists by length, others by position."""
-        # Lists such as the kept layers are ordered by their length.
-        sizes = [len(value) if isinstance(value, list | tuple) else value for value in self.values]
-        ordered = all(isinstance(size, int | float) and not isinstance(size, bool) for size in sizes)
-        keys = sizes if ordered else list(range(len(sizes)))
+        sizes = [size for value in self.values if (size := magnitude(value)) is not None]
+        keys = sizes if len(sizes) == len(self.values) else [float(index) for index in range(len(self.values))]
         steps = sorted(set(keys))
         return tuple(steps.index(key) / max(len(steps) - 1, 1) for key in keys)
+
+
+def magnitude(value: object) -> float | None:
+    """Return a number, or the length of a list such as the kept layers; None for values that have no order."""
+    if isinstance(value, list | tuple):
+        return float(len(value))
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def short_name(name: str) -> str:
@@ -132,17 +137,17 @@ class SearchSpace:
                 error = failure(tuple(value_index * (other == index) for other in range(len(self.parameters))))
                 if error is None:
                     values.append(value)
+                elif parameter.is_optional_stage:
+                    self.rejected[f"without {parameter.name}"] = first_line(error)
                 else:
-                    named_value = f"{parameter.name}={value_text(value)}"
-                    name = f"without {parameter.name}" if parameter.is_optional_stage else named_value
-                    self.rejected[name] = first_line(error)
+                    self.rejected[f"{parameter.name}={value_text(value)}"] = first_line(error)
             parameters.append(replace(parameter, values=tuple(values)))
         self.parameters = self._require_variable(parameters)
 
     @cached_property
     def base(self) -> Recipe:
         """Recipe as it stands, with the selection rows held out."""
-        return self._recipe([], [])
+        return self._recipe()
 
     @property
     def search(self) -> Search:
@@ -195,15 +200,16 @@ class SearchSpace:
 
     def canonicalize(self, point: Sequence[int]) -> Point:
         """Return the point with the fields of stages that are left out reset to those of the recipe."""
-        left_out = {
-            parameter.stage_index
-            for parameter, index in zip(self.parameters, point, strict=True)
-            if parameter.is_optional_stage and index
-        }
+        left_out = self.left_out(point)
         return tuple(
             index if parameter.is_optional_stage or parameter.stage_index not in left_out else 0
             for parameter, index in zip(self.parameters, point, strict=True)
         )
+
+    def left_out(self, point: Sequence[int]) -> set[int]:
+        """Return the indices of the stages that a point leaves out."""
+        pairs = zip(self.parameters, point, strict=True)
+        return {parameter.stage_index for parameter, index in pairs if parameter.is_optional_stage and index}
 
     def changes(self, point: Point) -> dict[str, object]:
         """Return the values by parameter that differ from the recipe as it stands."""
@@ -222,12 +228,9 @@ class SearchSpace:
 
     def stages(self, point: Point) -> tuple[AnyStage, ...]:
         """Return the stages at a point, unchecked for compatibility. Raises `InputError` for values that do not fit."""
-        fields = deepcopy(self._plain)
-        left_out = set()
+        fields, left_out = deepcopy(self._plain), self.left_out(point)
         for parameter, value_index in zip(self.parameters, point, strict=True):
-            if parameter.is_optional_stage and value_index:
-                left_out.add(parameter.stage_index)
-            elif value_index:
+            if value_index and not parameter.is_optional_stage:
                 path = field_path(parameter.name, self.base.stages[parameter.stage_index].kind)
                 set_value(fields[parameter.stage_index], path, parameter.values[value_index])
         try:
@@ -247,8 +250,9 @@ class SearchSpace:
         """
         changed = self.changes(point)
         stages = {parameter.name for parameter in self.parameters if parameter.is_optional_stage}
-        values = {name: to_jsonable_python(value) for name, value in changed.items() if name not in stages}
-        options = [f"{name}={json.dumps(value)}" for name, value in values.items()]
+        options = [
+            f"{name}={json.dumps(to_jsonable_python(value))}" for name, value in changed.items() if name not in stages
+        ]
         recipe = self._recipe(options, [name for name in changed if name in stages])
         changes: dict[str, object] = {} if seed is None else {"seed": seed}
         if share < 1:
@@ -258,6 +262,10 @@ class SearchSpace:
             changes["data"] = recipe.data.model_copy(update={"hold_out": hold_out or None})
         return recipe.model_copy(update=changes)
 
+    def unchecked_recipe(self, point: Point) -> Recipe:
+        """Return the recipe at a point, without any check that its stages fit together."""
+        return self.base.model_copy(update={"stages": self.stages(point)})
+
     def identity(self, point: Point) -> str:
         """Return a digest of 12 hex digits that points share whose stages are equal."""
         stages = [stage.model_dump(mode="json") for stage in self.stages(point)]
@@ -265,10 +273,10 @@ class SearchSpace:
 
     def trains(self, point: Point) -> bool:
         """Return whether a stage after the baseline trains, so that it can be trained in part."""
-        recipe = self.base.model_copy(update={"stages": self.stages(point)})
+        recipe = self.unchecked_recipe(point)
         return shorten_training(recipe, 0.5) != recipe.stages
 
-    def _recipe(self, options: Sequence[str], without: Sequence[str]) -> Recipe:
+    def _recipe(self, options: Sequence[str] = (), without: Sequence[str] = ()) -> Recipe:
         document = deepcopy(self.document)
         block = document.values.get("search") if isinstance(document.values, dict) else None
         select = block.get("select") if isinstance(block, dict) else None
@@ -303,14 +311,13 @@ class SearchSpace:
             self._require_after_baseline(index, "search.optional", label)
             values: tuple[str, ...] = (INCLUDED, LEFT_OUT)
             try:
-                self._recipe([], [label])
+                self._recipe(without=[label])
             except RecipeError as error:
                 # It may be left out together with the stages that need it, if other stages are optional too.
                 if len(self.search.optional) == 1:
                     self.rejected[f"without {label}"] = str(error.problems[0])
                     values = (INCLUDED,)
-            is_late = self._is_late(index)
-            parameters.append(SearchParameter(label, values, index, is_optional_stage=True, is_after_training=is_late))
+            parameters.append(SearchParameter(label, values, index, True, index > self._last_trained))
         parameters += [self._field_parameter(name, values) for name, values in self.search.choices.items()]
         return self._require_variable(parameters)
 
@@ -344,28 +351,24 @@ class SearchSpace:
                 continue
             try:
                 # Validate each value alone. Combinations are checked when a search proposes them.
-                self._recipe([f"{name}={json.dumps(plain)}"], [])
+                self._recipe([f"{name}={json.dumps(plain)}"])
             except RecipeError as error:
                 reason = self.rejected[f"{name}={value_text(plain)}"] = first_line(error)
             else:
                 allowed.append(plain)
         if len(allowed) == 1 and reason:
             raise InputError(f"No value of {name} can be tried: {reason}", where="search.choices")
-        return SearchParameter(name, tuple(allowed), index, is_after_training=self._is_late(index))
-
-    def _is_late(self, index: int) -> bool:
-        """Return whether a stage comes after all stages that train."""
-        return bool(self._trained) and index > self._trained[-1]
+        return SearchParameter(name, tuple(allowed), index, is_after_training=index > self._last_trained)
 
     @cached_property
-    def _trained(self) -> list[int]:
-        """Indices of the stages after the baseline that train."""
+    def _last_trained(self) -> float:
+        """Index of the last stage after the baseline that trains; infinite where none does."""
         pairs = zip(self.base.stages, shorten_training(self.base, 0.5), strict=True)
-        return [index for index, (stage, short) in enumerate(pairs) if stage != short]
+        return max((index for index, (stage, short) in enumerate(pairs) if stage != short), default=math.inf)
 
     def _require_after_baseline(self, index: int, where: str, name: str) -> None:
         """Raise `InputError` for a stage before the baseline, which must be the same for all recipes."""
-        if self.base.baseline != START and index <= self.labels.index(self.base.baseline):
+        if index < first_varied(self.base):
             raise InputError(
                 f"{name} would change the baseline {self.base.baseline!r}.",
                 where=where,
@@ -376,9 +379,13 @@ class SearchSpace:
 
 def shorten_training(recipe: Recipe, share: float) -> tuple[AnyStage, ...]:
     """Return the stages of a recipe, with those after the baseline trained for a share of their time."""
-    labels = recipe.labels()
-    first = 0 if recipe.baseline == START else labels.index(recipe.baseline) + 1
+    first = first_varied(recipe)
     return tuple(
         stage.shortened(share) if index >= first and isinstance(stage, Trains) else stage
         for index, stage in enumerate(recipe.stages)
     )
+
+
+def first_varied(recipe: Recipe) -> int:
+    """Return the index of the first stage after the baseline."""
+    return 0 if recipe.baseline == START else recipe.labels().index(recipe.baseline) + 1

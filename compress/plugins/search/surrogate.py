@@ -40,22 +40,18 @@ class _Process:
     """Logarithm of the density of the values, up to a constant that depends on their number."""
 
     def mean(self, features: Floats) -> Floats:
-        return self._mean(self._cross(features))
+        cross = _kernel(features * self.scales, self.features, self.length, self.linear)
+        mean: Floats = self.centre + self.scale * (cross @ self.weights)
+        return mean
 
     def predict(self, features: Floats) -> tuple[Floats, Floats]:
         """Return means [m] and standard deviations [m]."""
-        cross = self._cross(features)
+        cross = _kernel(features * self.scales, self.features, self.length, self.linear)
         # The kernel of a point with itself: 1 for the squared-exponential part, plus the linear part.
         prior_variance = 1.0 + self.linear * (1 + ((features * self.scales) ** 2).sum(axis=1))
         explained = (cross.T * cho_solve((self.factor, True), cross.T)).sum(axis=0)
-        return self._mean(cross), self.scale * np.sqrt(np.maximum(prior_variance - explained, 1e-9))
-
-    def _cross(self, features: Floats) -> Floats:
-        return _kernel(features * self.scales, self.features, self.length, self.linear)
-
-    def _mean(self, cross: Floats) -> Floats:
         mean: Floats = self.centre + self.scale * (cross @ self.weights)
-        return mean
+        return mean, self.scale * np.sqrt(np.maximum(prior_variance - explained, 1e-9))
 
     def leave_one_out_errors(self) -> Floats:
         # The errors follow from the inverse kernel without fitting again (equation 5.12).
@@ -115,9 +111,9 @@ class Surrogate:
                 processes.append(_Process(scaled, scales, centre, scale, length, linear, factor, weights, likelihood))
         likelihoods = np.array([process.likelihood for process in processes])
         # Processes that are far less likely than the best one are dropped.
-        relevant = tuple(process for process in processes if process.likelihood > likelihoods.max() + _NEGLIGIBLE)
-        shares = softmax([process.likelihood for process in relevant])
-        return cls(relevant, shares, float(logsumexp(likelihoods)) - math.log(len(likelihoods)))
+        relevant = np.flatnonzero(likelihoods > likelihoods.max() + _NEGLIGIBLE)
+        total = float(logsumexp(likelihoods)) - math.log(len(likelihoods))
+        return cls(tuple(processes[index] for index in relevant), softmax(likelihoods[relevant]), total)
 
     def mean(self, features: Floats) -> Floats:
         """Return the expected values [m] at ``features`` [m, d]."""

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from compress.formats.target_profile import TargetProfile
 from compress.pipeline.formats import measurable, written
 from compress.pipeline.generation_evals import judgements
 from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_session import TargetSession
 from compress.plugins.ray.jobs import InProcessWorkers, Job, JobContext, JobResult, Workers
 from compress.plugins.search.early_stopping import PROXY_METRICS, measure_divergence
-from compress.plugins.search.outcome import Goal, StageCost, TrialOutcome, outcome_fields, target_name
+from compress.plugins.search.outcome import Goal, StageCost, TrialOutcome, target_profile
 from compress.recipe.recipe import Recipe
 from compress.results.report import BASELINE, FINAL, Measurement
 from compress.utils.errors import CompressError, first_line
@@ -90,16 +88,8 @@ class TrialRunner:
     workers: Workers
 
     @classmethod
-    def in_process(cls, goal: Goal, folder: Path, artifacts: Path, progress: Progress) -> TrialRunner:
-        """Return a runner that runs trials one after another in this process.
-
-        Args:
-            goal: Objectives and limits.
-            folder: Folder that the recipe's paths are relative to.
-            artifacts: Folder of the cache.
-            progress: Shows the bars of stages.
-        """
-        context = JobContext(folder, artifacts, BarsOnly(progress))
+    def in_process(cls, goal: Goal, context: JobContext) -> TrialRunner:
+        """Return a runner that runs trials one after another in this process."""
         return cls(goal, context, InProcessWorkers(context))
 
     def run_recipe(self, recipe: Recipe) -> StageRunner:
@@ -145,13 +135,8 @@ class TrialRunner:
         assert search is not None
         split, benchmark = search.select.split, recipe.benchmark
         # These settings are precise enough to choose by. The final evaluation uses the recipe's own.
-        brief = benchmark.model_copy(
-            update={
-                "batched": False,
-                "launches": min(benchmark.launches, _LAUNCHES),
-                "seconds": min(benchmark.seconds, _SECONDS),
-            }
-        )
+        launches, seconds = min(benchmark.launches, _LAUNCHES), min(benchmark.seconds, _SECONDS)
+        brief = benchmark.model_copy(update={"batched": False, "launches": launches, "seconds": seconds})
         recipe = _without_stages(recipe.model_copy(update={"benchmark": brief}))
         is_timed = trial.timed and self.goal.needs_timing
         timed = MeasureLatency(split, self.goal.compares_times) if is_timed else None
@@ -166,21 +151,9 @@ class TrialRunner:
             StageCost(label=record.name, key=record.key, seconds=record.seconds, cached=record.cached)
             for record in result.stages
         )
-        return TrialOutcome.model_validate(
-            {
-                **outcome_fields([*rows, *(result.timings or ())], (*self.goal.quality_metrics, *PROXY_METRICS)),
-                "model": model,
-                "stages": stages,
-                "seconds": result.seconds,
-            }
-        )
-
-
-def target_profile(recipe: Recipe) -> TargetProfile:
-    """Return the target that trials are measured on."""
-    assert recipe.search is not None
-    name = target_name(recipe, recipe.search)
-    return next(profile for profile in recipe.profiles() if profile.name == name)
+        row_metrics = (*self.goal.quality_metrics, *PROXY_METRICS)
+        outcome = TrialOutcome.from_measurements([*rows, *(result.timings or ())], row_metrics)
+        return outcome.model_copy(update={"model": model, "stages": stages, "seconds": result.seconds})
 
 
 def _session_of(runner: StageRunner, split: str, labels: Sequence[str]) -> TargetSession:

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic_core import to_jsonable_python
 
 from compress.plugins.search.observations import LEDGER_FILE, Ledger, PastTrial
-from compress.plugins.search.outcome import Goal, constraint_margin, limit_name
+from compress.plugins.search.outcome import Goal, limit_name
 from compress.plugins.search.space import (
     LEFT_OUT,
     Point,
@@ -22,6 +22,7 @@ from compress.plugins.search.space import (
     StageFields,
     field_path,
     get_value,
+    magnitude,
     set_value,
 )
 from compress.plugins.search.surrogate import Floats, Surrogate
@@ -84,10 +85,11 @@ def _of_ledger(path: Path, space: SearchSpace, goal: Goal) -> list[PastTrial]:
         pairs = zip(header.knobs, entry.point, strict=True)
         chosen = {name: values[index] for (name, values), index in pairs if index}
         point = _point(space, _changed(header.recipe.get("stages", []), chosen))
-        margins = {}
-        for limit in goal.quality_limits:
-            if (room := constraint_margin(limit, entry.outcome, goal.confidence)) is not None:
-                margins[limit_name(limit)] = room.value, room.value - room.low
+        measured = goal.margins(entry.outcome).items()
+        quality = set(map(limit_name, goal.quality_limits))
+        margins = {
+            name: (room.value, room.value - room.low) for name, room in measured if room is not None and name in quality
+        }
         if point is not None and entry.outcome.error is None and margins:
             share, source = header.rungs[entry.rung], f"the search {path.parent.parent.name}"
             trials.append(PastTrial(point=point, share=share, rooms=margins, source=source))
@@ -101,18 +103,13 @@ def _of_recipe(path: Path, space: SearchSpace) -> list[PastTrial]:
         return []
     if not isinstance(values, Mapping) or values.get("task") != space.base.task:
         return []
-    point = _point(space, [_stage_of(item) for item in values.get("stages") or []])
+    # A stage is its kind, or a mapping from its kind to its fields.
+    items = (item if isinstance(item, Mapping) else {str(item): {}} for item in values.get("stages") or [])
+    pairs = (pair for item in items for pair in item.items())
+    point = _point(space, [{"kind": kind, **(fields if isinstance(fields, Mapping) else {})} for kind, fields in pairs])
     if point is None or not any(point):
         return []
     return [PastTrial(point=point, share=1.0, rooms={}, source=f"the recipe {path.stem}")]
-
-
-def _stage_of(item: object) -> StageFields:
-    """Return a stage of a recipe file as its fields with its kind."""
-    if isinstance(item, Mapping) and len(item) == 1:
-        ((kind, fields),) = item.items()
-        return {"kind": kind, **(fields if isinstance(fields, Mapping) else {})}
-    return {"kind": item}
 
 
 def _changed(stages: Sequence[StageFields], chosen: Mapping[str, object]) -> list[StageFields]:
@@ -156,16 +153,10 @@ def _nearest(parameter: SearchParameter, value: object) -> int | None:
     if plain in parameter.values:
         return parameter.values.index(plain)
     # Values without an order have a counterpart only if they are equal.
-    size, sizes = _size(plain), [_size(item) for item in parameter.values]
+    size, sizes = magnitude(plain), [magnitude(item) for item in parameter.values]
     if size is None or None in sizes:
         return None
     return min(range(len(sizes)), key=lambda index: abs((sizes[index] or 0.0) - size))
-
-
-def _size(value: object) -> float | None:
-    if isinstance(value, list | tuple):
-        return float(len(value))
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 class TransferPrior:
@@ -181,16 +172,16 @@ class TransferPrior:
         Shipped recipes are assumed to just meet every limit.
         """
         if limit not in self._processes:
+            self._processes[limit] = None
             rows = [trial for trial in self._past if limit in trial.rooms or not trial.rooms]
-            self._processes[limit] = self._fit(rows, limit) if len(rows) >= _FEWEST else None
+            if len(rows) >= _FEWEST:
+                default = 0.0, HALF_WIDTHS_PER_DEVIATION * SHIPPED_RECIPE_DEVIATION
+                margins = [trial.rooms.get(limit, default) for trial in rows]
+                features = np.array([self._features(trial.point, trial.share) for trial in rows])
+                values, halves = (np.array(column) for column in zip(*margins, strict=True))
+                deviations = np.maximum(halves / HALF_WIDTHS_PER_DEVIATION, 1e-3)
+                self._processes[limit] = Surrogate.fit(features, values, deviations)
         return self._processes[limit]
-
-    def _fit(self, rows: Sequence[PastTrial], limit: str) -> Surrogate:
-        default = 0.0, HALF_WIDTHS_PER_DEVIATION * SHIPPED_RECIPE_DEVIATION
-        margins = [trial.rooms.get(limit, default) for trial in rows]
-        features = np.array([self._features(trial.point, trial.share) for trial in rows])
-        values, halves = (np.array(column) for column in zip(*margins, strict=True))
-        return Surrogate.fit(features, values, np.maximum(halves / HALF_WIDTHS_PER_DEVIATION, 1e-3))
 
     def chances(self, limit: str, features: Floats, bound: float) -> Floats | None:
         """Return the probability [m] of a margin of at least ``bound``; None with too few past trials."""

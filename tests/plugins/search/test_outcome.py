@@ -22,7 +22,6 @@ from compress.plugins.search.outcome import (
     Goal,
     TrialOutcome,
     constraint_margin,
-    outcome_fields,
     pack_rows,
     paired_difference,
     unpack_rows,
@@ -49,7 +48,7 @@ def outcome(final: list[float], baseline: list[float], metric: str = "accuracy")
         Measurement(model=model, metric=metric, target="cpu", value=float(np.mean(raw)), unit="ratio", raw=tuple(raw))
         for model, raw in (("final", final), ("baseline", baseline))
     ]
-    return TrialOutcome.model_validate(outcome_fields(rows, (metric,)))
+    return TrialOutcome.from_measurements(rows, (metric,))
 
 
 def test_the_room_to_a_limit_of_the_baseline_is_cochran_s_ratio() -> None:
@@ -69,7 +68,7 @@ def test_what_must_be_small_has_room_below_its_bound() -> None:
         Measurement(model=model, metric="size_bytes", target="cpu", value=value, unit="bytes")
         for model, value in (("final", 30.0), ("baseline", 100.0))
     ]
-    trial_outcome = TrialOutcome.model_validate(outcome_fields(rows, ()))
+    trial_outcome = TrialOutcome.from_measurements(rows)
     relative = constraint_margin(Limit(metric="size_bytes", at_most=0.4, of="baseline"), trial_outcome, 0.9)
     absolute = constraint_margin(Limit(metric="size_bytes", at_most=25.0), trial_outcome, 0.9)
     assert relative is not None

@@ -18,6 +18,7 @@ import tiny_sounds
 from mergeable import save_mergeable_llama
 from test_engine import GOAL, LIMIT, SHARES, Made, by_brute_force, search
 
+from compress.plugins.ray.jobs import JobContext
 from compress.plugins.search.cli_options import SearchOptions, build_document
 from compress.plugins.search.default_space import initial_stages
 from compress.plugins.search.dry_run import SpaceSummary, prepare_dry_run
@@ -414,9 +415,8 @@ def refit_space(
 
 
 def trials(made: SearchSpace) -> TrialRunner:
-    return TrialRunner.in_process(
-        Goal.from_recipe(made.base, made.search), made.folder, made.folder / "artifacts", SilentProgress()
-    )
+    context = JobContext(made.folder, made.folder / "artifacts", SilentProgress())
+    return TrialRunner.in_process(Goal.from_recipe(made.base), context)
 
 
 def is_refit(made: SearchSpace) -> bool:

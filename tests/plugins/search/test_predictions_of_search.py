@@ -12,6 +12,7 @@ import pytest
 import tiny_run
 from transformers import BertConfig, BertModel
 
+from compress.plugins.ray.jobs import JobContext
 from compress.plugins.search.costs import SIZE, CostEstimator
 from compress.plugins.search.final_evaluation import Refit
 from compress.plugins.search.kernel_table import KernelTable
@@ -59,14 +60,13 @@ class Watched:
                             intermediate_size=128, max_position_embeddings=32)  # fmt: skip
         BertModel(config).save_pretrained(folder / "model")
         self.space = SearchSpace(read_document(path), folder)
-        goal = Goal.from_recipe(self.space.base, self.space.search)
-        self.trials = TrialRunner.in_process(goal, folder, folder / "artifacts", SilentProgress())
+        goal = Goal.from_recipe(self.space.base)
+        self.trials = TrialRunner.in_process(goal, JobContext(folder, folder / "artifacts", SilentProgress()))
         self.size_estimator = SizeEstimator(self.space, lambda: self.trials.context.runner(self.space.base))
         self.latency_estimator = LatencyEstimator(
             self.size_estimator, KernelTable(1, folder / "kernels", noisy_too=True)
         )
-        self.costs = CostEstimator(self.space)
-        self.costs.use_estimators(self.size_estimator, self.latency_estimator)
+        self.costs = CostEstimator(self.space, self.size_estimator, self.latency_estimator)
         runner = self.trials.run_recipe(self.space.recipe(SMALLEST))
         self.made = size_bytes(runner.folder_of("onnx_int8"))
         self.stages = tuple(
@@ -143,8 +143,7 @@ def test_bytes_of_a_graph_that_is_not_traced_are_told_by_its_weights(watched: Wa
     space = other_space(watched, tmp_path, choices=choices)
     few, all_ = foreseen(watched, space, 3), foreseen(watched, space, 9)
     first = all_.size_bytes(space.origin)
-    costs = CostEstimator(space)
-    costs.use_estimators(few, watched.latency_estimator)
+    costs = CostEstimator(space, few, watched.latency_estimator)
     costs.update(space.origin, 1.0, TrialOutcome(stages=watched.stages, final={SIZE: float(first or 0)}))
     for point in ((1, 0, 0), (0, 0, 0), (0, 1, 0)):
         assert few.size_bytes(point) is not None

@@ -69,4 +69,4 @@ RECIPES = sorted((Path(__file__).parents[3] / "benchmarks" / "searching").glob("
 def test_each_has_choices_and_rows_enough_for_its_limits(path: Path) -> None:
     space = SearchSpace(read_document(path), path.parent)
     assert space.size > 8
-    Goal.from_recipe(space.base, space.search).check_resolution(space.search.select.rows)
+    Goal.from_recipe(space.base).check_resolution(space.search.select.rows)

@@ -6,7 +6,7 @@ Evaluation runs the shipped file through the runtime of its target, never the mo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,11 +82,9 @@ def encode_for_model(
     # Without its files, transformers would make an empty tokenizer and say nothing.
     check_processor(artifact, read_json(artifact / "config.json"))
     arguments = rows, load_processor(artifact), artifact_labels(artifact), max_length, evaluation or Evaluation()
-    return (
-        task.eval_examples(*arguments)
-        if baseline is None
-        else task.eval_examples_like(*arguments, lambda: load_processor(baseline))
-    )
+    if baseline is None:
+        return task.eval_examples(*arguments)
+    return task.eval_examples_like(*arguments, lambda: load_processor(baseline))
 
 
 def predict(
@@ -109,19 +107,40 @@ def predict(
     feed = feeder(session, str(artifact))
     _check_outputs(session, examples, artifact)
     batches = by_length(examples, 1 if examples.full_call else task.batch_size)
-    batches_with_progress = progress.track(batches, description, len(batches))
-    outputs = keep_all(
-        task, examples, batches_with_progress, lambda indices: session.predict(feed(examples.batch(indices)))
-    )
+    tracked = progress.track(batches, description, len(batches))
+    outputs = keep_all(task, examples, tracked, lambda indices: session.predict(feed(examples.batch(indices))))
     return Predictions(outputs, examples.labels)
+
+
+def open_reader(artifact: Path, target: Target, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Open a language model and return a function from token ids [length] to their logits [length, vocabulary].
+
+    Raises the errors of opening the model. The function raises those of running it.
+    """
+    return logits_reader(get_runtime(target.runtime).open(artifact, target, threads), str(artifact))
+
+
+def logits_reader(session: Session, where: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function from token ids [length] to their logits [length, vocabulary]; ``where`` names the model."""
+    feed = feeder(session, where)
+
+    def read(ids: np.ndarray) -> np.ndarray:
+        batch = {"input_ids": ids[None], "attention_mask": np.ones_like(ids)[None]}
+        logits: np.ndarray = session.predict(feed(batch))["logits"][0]
+        if len(logits) != len(ids):
+            raise ModelError("The model gives logits of the last token alone.", where=where)
+        return logits
+
+    return read
 
 
 def _check_outputs(session: Session, examples: Examples, artifact: Path) -> None:
     """Raise `ModelError` for a graph that lacks the outputs of the task."""
     output_types = session.output_types
     missing = [name for name in examples.outputs if name not in output_types]
+    # Two graphs that write text have the answer in words.
     if any(output_type.dtype == "str" for output_type in output_types.values()):
-        return  # two graphs that write text: the answer is there in words
+        return
     if missing and examples.answer not in output_types and output_types:
         raise ModelError(
             f"The model has no output {missing[0]!r}.",
@@ -146,12 +165,10 @@ def task_slice_rows(
     for part in parts if task.ratios and whole else ():
         outputs = {name: array[part.rows] for name, array in predictions.kept.items()}
         labels = None if predictions.labels is None else predictions.labels[part.rows]
-        measurements = task.measure(outputs, labels, whole[0].model, whole[0].target)
-        rows += [
-            row.model_copy(update={"metric": metric_on_slice(row.metric, part.name), "raw": None})
-            for row in measurements
-            if row.metric in task.ratios
-        ]
+        for row in task.measure(outputs, labels, whole[0].model, whole[0].target):
+            if row.metric in task.ratios:
+                name = metric_on_slice(row.metric, part.name)
+                rows.append(row.model_copy(update={"metric": name, "raw": None}))
     return rows
 
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from compress.data.judged import Instruction
-from compress.evaluation.evaluate import share_row
-from compress.formats.generation.decoder import feeder, open_decoder, written_tokens
+from compress.evaluation.evaluate import open_reader, share_row
+from compress.formats.generation.decoder import open_decoder, written_tokens
 from compress.formats.runtime import get_runtime
 from compress.formats.target_profile import Target
 from compress.models.json_file import read_json
@@ -25,7 +25,6 @@ from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Examples
 from compress.tasks.text_generation import perplexity_row
 from compress.tasks.token_sequences import has_template, render_question, spread
-from compress.utils.errors import ModelError
 from compress.utils.progress import Progress
 
 _SEED = 0
@@ -73,10 +72,9 @@ def continue_prompts(
 def end_tokens(artifact: Path) -> set[int]:
     """Return the ids that end a text by the model's configuration, or none."""
     for name in _CONFIGS:
-        if (artifact / name).is_file():
-            ids = read_json(artifact / name).get("eos_token_id")
-            if ids is not None:
-                return set(ids) if isinstance(ids, list) else {int(ids)}
+        ids = read_json(artifact / name).get("eos_token_id") if (artifact / name).is_file() else None
+        if ids is not None:
+            return set(ids) if isinstance(ids, list) else {int(ids)}
     return set()
 
 
@@ -111,23 +109,16 @@ def token_probabilities(
         progress: Progress display.
         description: Text of the progress bar.
     """
-    session = get_runtime(target.runtime).open(artifact, target, threads)
-    feed = feeder(session, str(artifact))
-    steps = []
+    read, steps = open_reader(artifact, target, threads), []
     for prompt, text in progress.track(list(zip(prompts, texts, strict=True)), description, len(prompts)):
-        ids = np.array([*prompt, *text[:-1]], dtype=np.int64)
-        logits = session.predict(feed({"input_ids": ids[None], "attention_mask": np.ones_like(ids)[None]}))["logits"][0]
-        if len(logits) != len(ids):
-            raise ModelError("The model gives logits of the last token alone.", where=str(artifact))
+        logits = read(np.array([*prompt, *text[:-1]], dtype=np.int64))
         probabilities = np.exp(log_probabilities(logits[len(prompt) - 1 :]))
         positions, chosen_ids = np.arange(len(text)), np.array(text)
         chosen = probabilities[positions, chosen_ids].copy()
         probabilities[positions, chosen_ids] = -1.0
         others = probabilities.argmax(axis=-1)
         columns = (chosen_ids, chosen, others, probabilities[positions, others])
-        steps.append(
-            [TokenProbability(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
-        )
+        steps.append([*map(TokenProbability._make, zip(*(column.tolist() for column in columns), strict=True))])
     return steps
 
 
@@ -141,17 +132,8 @@ def repetition_row(written: Sequence[Sequence[int]], model: str, target: str) ->
     """Return the mean share of repeated 4-grams, with its interval over prompts."""
     shares = [repeated_share(np.asarray(tokens)) for tokens in written]
     value, low, high = mean_interval(shares, _SEED)
-    interval = {"low": low, "high": high} if len(shares) > 1 else {}
-    return Measurement(
-        model=model,
-        metric="repetition",
-        target=target,
-        value=value,
-        unit="ratio",
-        n=len(shares),
-        raw=tuple(shares),
-        **interval,
-    )
+    samples = {"n": len(shares), "raw": tuple(shares), **({"low": low, "high": high} if len(shares) > 1 else {})}
+    return Measurement(model=model, metric="repetition", target=target, value=value, unit="ratio", **samples)
 
 
 def repetition_note(measured: Measurement, baseline: Measurement) -> str | None:
@@ -255,11 +237,8 @@ def answer_perplexity(
         target: Name of the target.
     """
     least = float(np.finfo(np.float32).tiny)
-    probabilities = ([max(step.probability, least) for step in answer] for answer in steps)
-    nats = [
-        -float(np.log(answer_probabilities).sum()) / count
-        for answer_probabilities, count in zip(probabilities, tokens, strict=True)
-    ]
+    logarithms = (np.log([max(step.probability, least) for step in answer]) for answer in steps)
+    nats = [-float(values.sum()) / count for values, count in zip(logarithms, tokens, strict=True)]
     return perplexity_row("answer_perplexity", np.array(nats), model, target)
 
 
@@ -276,9 +255,8 @@ def instruction_rows(
         model: Label of the model.
         target: Name of the target.
     """
-    passed = [
-        list(instruction.passed(answer).values()) for instruction, answer in zip(instructions, answers, strict=True)
-    ]
+    pairs = zip(instructions, answers, strict=True)
+    passed = [list(instruction.passed(answer).values()) for instruction, answer in pairs]
     return [
         share_row("instructions_followed", [float(all(checks)) for checks in passed], model, target),
         share_row("checks_passed", [float(check) for checks in passed for check in checks], model, target),

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from compress.evaluation.evaluate import logits_reader
 from compress.evaluation.generate import end_tokens
-from compress.formats.generation.decoder import feeder, open_decoder, written_tokens
+from compress.formats.generation.decoder import open_decoder, written_tokens
 from compress.formats.runtime import get_runtime
 from compress.formats.targets import find_target
 from compress.models.json_file import read_json
 from compress.models.processor import load_tokenizer
 from compress.numerics.token_metrics import negative_log_likelihood
-from compress.utils.errors import InputError, MissingExtraError, ModelError
+from compress.utils.errors import InputError, MissingExtraError
 from compress.utils.progress import Progress, SilentProgress
 
 try:
@@ -61,7 +62,7 @@ class CompressLM(TemplateLM):  # type: ignore[misc]  # the harness has no types 
         folder, name = Path(path), str(path)
         self.tokenizer = load_tokenizer(folder)
         session = get_runtime(find_target(target).runtime).open(folder, find_target(target), int(threads))
-        self._session, self._feed, self._writer = session, feeder(session, name), open_decoder(session, name)
+        self._read, self._writer = logits_reader(session, name), open_decoder(session, name)
         self._path, self._ends = name, {self.eot_token_id, *end_tokens(folder)}
         config = read_json(folder / "config.json")
         self.max_length = int(max_length or config.get("max_position_embeddings") or _LONGEST)
@@ -112,7 +113,7 @@ class CompressLM(TemplateLM):  # type: ignore[misc]  # the harness has no types 
                     f"A text of {len(target_ids)} tokens leaves no room for context in {self.max_length} tokens.",
                     hint="give a larger max_length in --model_args, if the model can read so much",
                 )
-            logits = self._logits(ids[:-1])[-len(target_ids) :]
+            logits = self._read(ids[:-1])[-len(target_ids) :]
             is_greedy = bool((logits.argmax(axis=-1) == target_ids).all())
             results.append((-float(negative_log_likelihood(logits, target_ids).sum()), is_greedy))
             if text is not None:
@@ -157,13 +158,6 @@ class CompressLM(TemplateLM):  # type: ignore[misc]  # the harness has no types 
             texts.append(min((text.split(stop)[0] for stop in stops), key=len, default=text))
             self.cache_hook.add_partial("generate_until", request.args, texts[-1])
         return texts
-
-    def _logits(self, ids: np.ndarray) -> np.ndarray:
-        batch = {"input_ids": ids[None], "attention_mask": np.ones_like(ids)[None]}
-        logits: np.ndarray = self._session.predict(self._feed(batch))["logits"][0]
-        if len(logits) != len(ids):
-            raise ModelError("The model gives logits of the last token alone.", where=self._path)
-        return logits
 
 
 def main() -> None:

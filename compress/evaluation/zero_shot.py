@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compress.data.judged import Question, RatedPairs
-from compress.evaluation.evaluate import predict, share_row
-from compress.formats.generation.decoder import feeder
-from compress.formats.runtime import get_runtime
+from compress.evaluation.evaluate import open_reader, predict, share_row
 from compress.formats.target_profile import Target
 from compress.models.processor import load_processor, load_tokenizer
 from compress.numerics.embeddings import normalized
@@ -23,7 +21,7 @@ from compress.numerics.token_metrics import negative_log_likelihood
 from compress.results.report import Measurement
 from compress.tasks.embeddings import EMBEDDING
 from compress.tasks.task import Task
-from compress.utils.errors import DataError, ModelError
+from compress.utils.errors import DataError
 from compress.utils.progress import Progress
 
 if TYPE_CHECKING:
@@ -54,19 +52,14 @@ def choice_scores(
         progress: Progress display.
         description: Text of the progress bar.
     """
-    tokenizer = load_tokenizer(artifact)
-    session = get_runtime(target.runtime).open(artifact, target, threads)
-    feed = feeder(session, str(artifact))
+    tokenizer, read = load_tokenizer(artifact), open_reader(artifact, target, threads)
     scores: list[list[float]] = []
     for question in progress.track(questions, description, len(questions)):
         scores.append([])
         for choice in question.choices:
             ids, first = _tokens(tokenizer, question.prompt, choice)
-            batch = {"input_ids": ids[None], "attention_mask": np.ones_like(ids)[None]}
-            logits = session.predict(feed(batch))["logits"][0]
-            if len(logits) != len(ids):
-                raise ModelError("The model gives logits of the last token alone.", where=str(artifact))
-            scores[-1].append(-float(negative_log_likelihood(logits[first - 1 : -1], ids[first:]).sum()))
+            losses = negative_log_likelihood(read(ids)[first - 1 : -1], ids[first:])
+            scores[-1].append(-float(losses.sum()))
     return scores
 
 
@@ -140,15 +133,11 @@ def pair_cosines(
     index_of_text = {text: index for index, text in enumerate(texts)}
     examples = task.encode(pa.table({"text": texts}), load_processor(artifact), None, max_length)
     outputs = predict(artifact, task, examples, target, threads, progress, description).kept
-    embeddings = normalized(outputs[EMBEDDING])
-    return [
-        np.einsum(
-            "nd,nd->n",
-            embeddings[[index_of_text[text] for text in pairs.texts]],
-            embeddings[[index_of_text[text] for text in pairs.pairs]],
-        ).tolist()
-        for pairs in rated
-    ]
+    embeddings, cosines = normalized(outputs[EMBEDDING]), []
+    for pairs in rated:
+        sides = (embeddings[[index_of_text[text] for text in side]] for side in (pairs.texts, pairs.pairs))
+        cosines.append(np.einsum("nd,nd->n", *sides).tolist())
+    return cosines
 
 
 def similarity_rows(
@@ -165,15 +154,6 @@ def similarity_rows(
     rows = []
     for pairs, values in zip(rated, cosines, strict=True):
         for name, correlation in (("spearman", spearman), ("pearson", pearson)):
-            estimate = correlation(values, pairs.scores)
-            rows.append(
-                Measurement(
-                    model=model,
-                    metric=f"{name}_{pairs.name}",
-                    target=target,
-                    unit="",
-                    n=len(values),
-                    **estimate._asdict(),
-                )
-            )
+            fields = {"metric": f"{name}_{pairs.name}", "n": len(values), **correlation(values, pairs.scores)._asdict()}
+            rows.append(Measurement(model=model, target=target, unit="", **fields))
     return rows

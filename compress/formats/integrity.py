@@ -71,10 +71,11 @@ class InspectedModel:
         for tensor, data in self.how.stored(self.model):
             # Packed weights are decoded to the values that the model computes with.
             values = tensor.decoded(data) if tensor.readable else data
-            if "float" in values.dtype.name and not (
-                tensor.role == "constant" and (values.ndim == 0 and bool(np.isinf(values)))
-            ):
-                yield from ((tensor.name, piece) for piece in _pieces(values))
+            infinite_scalar = tensor.role == "constant" and values.ndim == 0 and bool(np.isinf(values))
+            if "float" in values.dtype.name and not infinite_scalar:
+                flat = values.reshape(-1)
+                starts = range(0, max(flat.size, 1), CHUNK_ELEMENTS)
+                yield from ((tensor.name, flat[start : start + CHUNK_ELEMENTS]) for start in starts)
 
     def digests(self) -> dict[str, str]:
         """Return the SHA-256 of each stored tensor's type, shape and bytes, by name."""
@@ -98,18 +99,18 @@ def stored_arrays(arrays: Iterable[tuple[str, np.ndarray]]) -> Stored:
 
 def file_inspector(form: str) -> ModelInspector:
     """Return the `ModelInspector` of a file format, which uses the format's own tensor reader and target."""
-    target = FORMATS[form].targets[0].name
-    return ModelInspector(
-        _of_files, lambda model, encode: answers_of(open_model(model), encode(processor_of(model))), target
-    )
+    spec, read_tensors = FORMATS[form], part_of(form, "tensors")
 
+    def stored_tensors(model: FileModel) -> Stored:
+        with tempfile.TemporaryDirectory() as folder:
+            model.save(Path(folder))
+            for file in files_in(Path(folder), spec.tensors_suffix or spec.suffix, spec.beside):
+                yield from ((tensor, tensor.data()) for tensor in read_tensors(file, Path(folder)))
 
-def _of_files(model: FileModel) -> Stored:
-    spec, read_tensors = FORMATS[model.kind], part_of(model.kind, "tensors")
-    with tempfile.TemporaryDirectory() as folder:
-        model.save(Path(folder))
-        for file in files_in(Path(folder), spec.tensors_suffix or spec.suffix, spec.beside):
-            yield from ((tensor, tensor.data()) for tensor in read_tensors(file, Path(folder)))
+    def logits(model: FileModel, encode: Encode) -> np.ndarray:
+        return answers_of(open_model(model), encode(processor_of(model)))
+
+    return ModelInspector(stored_tensors, logits, spec.targets[0].name)
 
 
 def answers_of(session: Session, examples: Examples) -> np.ndarray:
@@ -126,14 +127,6 @@ def answers_of(session: Session, examples: Examples) -> np.ndarray:
         return np.concatenate([answers[:, :fewest] for answers in call_answers])
     batch = examples.batch(range(len(examples)))
     return examples.answers(session.predict(feed(batch)), batch)
-
-
-def _pieces(values: np.ndarray) -> Iterator[np.ndarray]:
-    if values.size <= CHUNK_ELEMENTS:
-        yield values
-        return
-    flat = values.reshape(-1)
-    yield from (flat[start : start + CHUNK_ELEMENTS] for start in range(0, flat.size, CHUNK_ELEMENTS))
 
 
 def _digest(tensor: StoredTensor, data: np.ndarray) -> str:

@@ -88,11 +88,9 @@ class FileModel:
         Raises:
             ModelError: The folder does not hold exactly one complete model file.
         """
-        model_files = tuple(
-            file for model_path in _files_of(directory, cls.kind) for file in cls.files_with(model_path)
-        )
-        contents = {path.relative_to(directory).as_posix(): path.read_bytes() for path in model_files}
-        return cls(contents, read_companions(directory, model_files))
+        files = [file for model_file in _files_of(directory, cls.kind) for file in cls.files_with(model_file)]
+        contents = {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}
+        return cls(contents, read_companions(directory, files))
 
     @classmethod
     def files_with(cls, file: Path) -> tuple[Path, ...]:

@@ -85,12 +85,11 @@ def check_parity(
     Raises:
         IntegrityError: The largest difference exceeds ``tolerance`` or is NaN.
     """
-    largest_distance = measure_distance(reference, session, examples)
-    if not largest_distance.worst <= tolerance:
-        raise IntegrityError(
-            f"{what} by {largest_distance.worst:.2e}.", expected=f"at most {tolerance:g} {condition}", hint=hint
-        )
-    return largest_distance
+    measured = measure_distance(reference, session, examples)
+    if not measured.worst <= tolerance:
+        expected = f"at most {tolerance:g} {condition}"
+        raise IntegrityError(f"{what} by {measured.worst:.2e}.", expected=expected, hint=hint)
+    return measured
 
 
 def check_shipped_parity(
@@ -119,9 +118,8 @@ def check_shipped_parity(
     words = examples.answer_label
     what = f"In {runtime} the {words} differ from {original}"
     # In fp32 the conversion itself must be exact; fewer bits may only add rounding.
-    exact = check_parity(
-        reference, session_answers(plain, examples), examples, tolerance, what, "on padded batches, in fp32"
-    )
+    answers, condition = session_answers(plain, examples), "on padded batches, in fp32"
+    exact = check_parity(reference, answers, examples, tolerance, what, condition)
     text = f"{words} differ by at most {exact.worst:.1e} from {original} in fp32"
     if made is plain:
         return text
@@ -170,5 +168,5 @@ def mixed_batches(examples: Examples) -> list[list[int]]:
     # Sort by length, spread over all lengths, and take every n-th example into a batch.
     order = np.argsort(examples.lengths(), kind="stable")
     spread = order[np.linspace(0, len(order) - 1, min(_SPREAD, len(order))).round().astype(int)]
-    groups = [spread[start :: max(1, len(spread) // _BATCH)] for start in range(max(1, len(spread) // _BATCH))]
-    return [[int(i) for i in group] for group in groups] + [[int(order[0])]]
+    count = max(1, len(spread) // _BATCH)
+    return [spread[start::count].tolist() for start in range(count)] + [[int(order[0])]]

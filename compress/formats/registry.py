@@ -19,23 +19,14 @@ from compress.plugins import UnusablePluginError, load_extensions
 from compress.utils.errors import InputError
 
 _CPU = "CPUExecutionProvider"
+_WEB = Target("browser", "onnxruntime-web", "wasm", "a web page that answers by itself, as WebAssembly", "onnx")
+_ANDROID = Target("android", "onnxruntime", _CPU, "an Android app", "onnx")
+_BOARD = Target("linux-arm64", "onnxruntime", _CPU, "a small board with Python", "onnx")
 PLATFORMS = (
-    AppProfile(
-        Target("browser", "onnxruntime-web", "wasm", "a web page that answers by itself, as WebAssembly", "onnx"),
-        threads=1,
-        downloaded=True,
-        version=WEB_VERSION,
-    ),
-    AppProfile(
-        Target("android", "onnxruntime", _CPU, "an Android app", "onnx"),
-        instead_of="an Android phone",
-        downloaded=True,
-    ),
+    AppProfile(_WEB, threads=1, downloaded=True, version=WEB_VERSION),
+    AppProfile(_ANDROID, instead_of="an Android phone", downloaded=True),
     AppProfile(Target("ios", "onnxruntime", _CPU, "an iOS app", "onnx"), instead_of="an iPhone", downloaded=True),
-    AppProfile(
-        Target("linux-arm64", "onnxruntime", _CPU, "a small board with Python", "onnx"),
-        instead_of="a 64-bit ARM board",
-    ),
+    AppProfile(_BOARD, instead_of="a 64-bit ARM board"),
     AppProfile(Target("desktop", "onnxruntime", _CPU, "a computer with Python", "onnx")),
 )
 """Platforms that apps are bundled for, each with its default format.
@@ -52,14 +43,12 @@ def _built_in() -> dict[str, FormatSpec]:
 
 
 def _third_party() -> dict[str, FormatSpec]:
-    accepted = list(BUILT_IN.values())
+    accepted = dict(BUILT_IN)
 
     def accept(candidate: object) -> FormatSpec:
-        spec = _require_usable(candidate, accepted)
+        spec = _require_usable(candidate, list(accepted.values()))
         # `load_extensions` itself leaves out built-in formats.
-        if spec.name not in BUILT_IN:
-            accepted.append(spec)
-        return spec
+        return accepted.setdefault(spec.name, spec)
 
     return load_extensions("formats", BUILT_IN, accept, lambda spec: spec.name)
 
@@ -109,9 +98,8 @@ def _check_stage(spec: FormatSpec, reference: Reference) -> None:
 
     stage = load(reference)
     if not (isinstance(stage, type) and issubclass(stage, Stage)):
-        raise UnusablePluginError(
-            f"its stage {reference} is no Stage; expected a subclass of compress.stages.base.Stage"
-        )
+        expected = "a subclass of compress.stages.base.Stage"
+        raise UnusablePluginError(f"its stage {reference} is no Stage; expected {expected}")
     if abstract := sorted(stage.__abstractmethods__):
         raise UnusablePluginError(f"its stage {reference} lacks {', '.join(abstract)}")
     if (kind := stage.model_fields["kind"].default) != spec.written_by:
@@ -122,14 +110,12 @@ def _check_stage(spec: FormatSpec, reference: Reference) -> None:
         raise UnusablePluginError(f"its stage gives a model of the kind {kind!r}; expected {spec.name!r}")
 
 
-CORE_STAGES = frozenset(
-    {
-        *("attach_lora", "block_qat", "cast", "compressed_tensors", "distill", "distill_language_model", "equalize"),
-        *("finetune", "gptq", "imatrix", "lora_recovery", "merge_lora", "nncf_weights", "onnx_int8"),
-        *("onnx_weight_only", "prune", "prune_decoder", "qat", "reduce_dimensions", "sparsify", "sparsify_decoder"),
-        *("sparsify_gradually", "trim_vocabulary", "tune_scales"),
-    }
-)
+CORE_STAGES = {
+    *("attach_lora", "block_qat", "cast", "compressed_tensors", "distill", "distill_language_model", "equalize"),
+    *("finetune", "gptq", "imatrix", "lora_recovery", "merge_lora", "nncf_weights", "onnx_int8"),
+    *("onnx_weight_only", "prune", "prune_decoder", "qat", "reduce_dimensions", "sparsify", "sparsify_decoder"),
+    *("sparsify_gradually", "trim_vocabulary", "tune_scales"),
+}
 """Kinds of stages that belong to no format, which a format's stage must not use. Stages cannot be imported here."""
 BUILT_IN: Mapping[str, FormatSpec] = _built_in()
 PLUGGED: Mapping[str, FormatSpec] = _third_party()
@@ -163,7 +149,5 @@ def part_of(form: str, name: str) -> Any:
     except ImportError as error:
         if form in BUILT_IN:
             raise
-        raise InputError(
-            f"The plugin of the format {form!r} lacks {reference}: {error}",
-            hint="fix or uninstall the package that registers it, as `compress doctor` names it",
-        ) from error
+        hint = "fix or uninstall the package that registers it, as `compress doctor` names it"
+        raise InputError(f"The plugin of the format {form!r} lacks {reference}: {error}", hint=hint) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
@@ -93,6 +94,21 @@ def why_missing(module: str, distribution: str, extra: str) -> str | None:
     """Return the reason why the runtime of a package is not installed, or ``None`` if it is installed."""
     module_spec = importlib.util.find_spec(module)
     return None if module_spec else f"{distribution} is not installed (pip install 'compress[{extra}]')"
+
+
+class PackagedRuntime:
+    """Base class of runtimes that are one Python ``distribution``, which the extra of the runtime's name installs."""
+
+    name: str
+    distribution: str
+
+    def unavailable(self, target: Target) -> str | None:
+        """Return the reason why this machine lacks the target: the package is not installed."""
+        return why_missing(self.distribution.replace("-", "_"), self.distribution, self.name)
+
+    def build(self) -> str:
+        """Return the package's version."""
+        return version(self.distribution)
 
 
 class CacheInPlace(Protocol):
@@ -227,13 +243,9 @@ def open_model(model: Model) -> Session:
 def prepare_runtime(target: Target, progress: Progress) -> str | None:
     """Fetch missing files of the runtime of ``target``; return the reason if it is still unavailable, else ``None``."""
     reason = why_unavailable(target)
-    if reason is not None:
-        return reason
-
-    runtime = get_runtime(target.runtime)
-    try:
-        if isinstance(runtime, Fetches):
+    if reason is None and isinstance(runtime := get_runtime(target.runtime), Fetches):
+        try:
             runtime.fetch(target, progress)
-    except (SampleError, StorageError) as error:
-        return error.what
-    return None
+        except (SampleError, StorageError) as error:
+            return error.what
+    return reason

@@ -37,18 +37,11 @@ class RuntimeSpec:
     package: str | None = None
     generates_only: bool = False
     one_batch_at_a_time: bool = False
-    """A cache of keys and values would have to be sent to it at each token."""
     on_devices: bool = False
-    """Devices can be timed with it."""
     gives_values: bool = False
-    """Those within a file too, on its processor."""
     about_values: str = ""
-    """Why it gives none, where more is to be said of that."""
     many_texts: Reference | None = None
-    """Opens a language model as `ManyTexts`, for a teacher that writes: (checkpoint, an empty folder, windows of ids to
-    prove the file on, threads, whether in bfloat16, tokens that end a text)."""
     writing_packages: tuple[str, ...] = ()
-    """Distributions that this calls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +95,10 @@ class FormatSpec:
     def references(self) -> dict[str, Reference]:
         """Return every reference of the format by a description of the object."""
         names = ("stage", "inspector", "find_all", "tensors", "value_graph", "check_writable")
-        references = {name: value for name in names if (value := getattr(self, name)) is not None}
-        generators = {
-            f"many texts of {name}": runtime_spec.many_texts
-            for name, runtime_spec in self.runtimes.items()
-            if runtime_spec.many_texts
-        }
-        runtimes = {f"runtime {name}": runtime_spec.runtime for name, runtime_spec in self.runtimes.items()}
-        return references | runtimes | generators
+        references: dict[str, Reference | None] = {name: getattr(self, name) for name in names}
+        references |= {f"runtime {name}": runtime_spec.runtime for name, runtime_spec in self.runtimes.items()}
+        references |= {f"many texts of {name}": runtime_spec.many_texts for name, runtime_spec in self.runtimes.items()}
+        return {name: reference for name, reference in references.items() if reference is not None}
 
 
 def load(reference: Reference) -> Any:

@@ -111,16 +111,14 @@ class Processor:
     description: str
 
 
-PROCESSORS: dict[str, Processor] = {
-    processor.name: processor
-    for processor in (
-        Processor("x86-avx2", False, "x86-64 without VNNI: Intel before Ice Lake and Cascade Lake, AMD before Zen 4"),
-        Processor("x86-vnni", True, "x86-64 with AVX512-VNNI, AVX-VNNI or AMX"),
-        Processor("arm64-dotprod", True, "64-bit ARM with dot products of bytes: most since 2018"),
-        Processor("arm64", True, "64-bit ARM without them"),
-        Processor("linux-arm64", True, "the same, under the name that it has as a target"),
-    )
-}
+_KINDS = (
+    Processor("x86-avx2", False, "x86-64 without VNNI: Intel before Ice Lake and Cascade Lake, AMD before Zen 4"),
+    Processor("x86-vnni", True, "x86-64 with AVX512-VNNI, AVX-VNNI or AMX"),
+    Processor("arm64-dotprod", True, "64-bit ARM with dot products of bytes: most since 2018"),
+    Processor("arm64", True, "64-bit ARM without them"),
+    Processor("linux-arm64", True, "the same, under the name that it has as a target"),
+)
+PROCESSORS: dict[str, Processor] = {processor.name: processor for processor in _KINDS}
 
 
 def find_processor(name: str) -> Processor:

@@ -29,6 +29,8 @@ def lean_tracing() -> Iterator[None]:
 
     types: Any = type_promotion
     exporter: Any = vars(_registration)["onnxscript_apis"]
+    torchlib_operators = functools.partial(_call_once, exporter.get_torchlib_ops)
+    signature = functools.partial(_call_once, _schemas.op_signature_from_function)
     # It is called for each namespace of operators, and lists those of all.
     materialized = functools.cache(vars(utils)["_materialize_cpp_cia_ops"])
     # All changes to torch are undone after tracing.
@@ -37,12 +39,8 @@ def lean_tracing() -> Iterator[None]:
     gc.set_threshold(_OBJECTS, *threshold[1:])
     try:
         with (
-            patch.object(exporter, "get_torchlib_ops", functools.partial(_call_once, exporter.get_torchlib_ops)),
-            patch.object(
-                _schemas,
-                "op_signature_from_function",
-                functools.partial(_call_once, _schemas.op_signature_from_function),
-            ),
+            patch.object(exporter, "get_torchlib_ops", torchlib_operators),
+            patch.object(_schemas, "op_signature_from_function", signature),
             patch.object(utils, "_materialize_cpp_cia_ops", materialized),
             patch.object(types._TypePromotionInterpreter, "run_node", _run_node_with_traced_values(types)),
         ):
@@ -88,8 +86,7 @@ def with_traceable_builtins(module: Any) -> Iterator[None]:
     """Replace `len` and `set` in the files of transformers that define a model's modules.
 
     `len` of a tensor stays symbolic, because a number would fix the batch size (RT-DETR, D-FINE). A `set` of layer
-    types
-    has a fixed order, so that the same model gives the same bytes (ModernBERT, Gemma 3).
+    types has a fixed order, so that the same model gives the same bytes (ModernBERT, Gemma 3).
     """
     files = {type(part).__module__ for part in module.modules()}
     with ExitStack() as stack:

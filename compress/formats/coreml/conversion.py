@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +22,7 @@ from compress.formats.coreml.model import (
     specification_of,
     weights_of,
 )
+from compress.formats.export_stage import refuse_unconvertible
 from compress.formats.parity import Answers, check_parity, torch_answers
 from compress.formats.quiet_output import suppress_output
 from compress.formats.tracing import without_padding_masks
@@ -28,7 +30,7 @@ from compress.models.stored_tensor import StoredTensor
 from compress.models.vocabulary import token_embedding
 from compress.tasks.inference import answers, tensors
 from compress.tasks.task import Examples
-from compress.utils.errors import IntegrityError, StageError, first_line
+from compress.utils.errors import IntegrityError
 
 if TYPE_CHECKING:
     from compress.models.model import TorchModel
@@ -88,11 +90,10 @@ def to_coreml(
 
         sequence_length = torch.export.Dim("sequence_length", min=_SHORTEST, max=longest)
         shapes = tuple({} if examples.padding[name] is None else {1: sequence_length} for name in sample)
-        try:
+        with refuse_unconvertible("Core ML", "coremltools"):
+            exported = torch.export.export(row, tuple(sample.values()), dynamic_shapes={"values": shapes})
+            traced = exported.run_decompositions({})
             # The trace is compared in torch, because Core ML itself runs on macOS only.
-            traced = torch.export.export(
-                row, tuple(sample.values()), dynamic_shapes={"values": shapes}
-            ).run_decompositions({})
             reference, trace_answers = torch_answers(model.module, examples), _trace_answers(traced.module(), examples)
             what = f"As traced for Core ML the {examples.answer_label} differ from the model's"
             parity = check_parity(reference, trace_answers, examples, tolerance, what)
@@ -104,12 +105,6 @@ def to_coreml(
                 minimum_deployment_target=coremltools.target.iOS18,
                 skip_model_load=True,
             )
-        except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError, KeyError) as error:
-            raise StageError(
-                f"The model cannot be converted for Core ML: {first_line(error)}",
-                expected="operators that coremltools supports",
-                hint="leave this target out, or export to another format",
-            ) from error
         if precision == "int8":
             converted = _quantize_weights(coremltools, converted, token_embedding(model.module), table_bits)
         package = _reproducible_package(coremltools, converted, [*sample, examples.answer])
@@ -150,10 +145,8 @@ class _SingleRowModel(nn.Module):
         """Return the logits or the embedding of one row."""
         inputs = dict(zip(self._examples.padding, values, strict=True))
         model_inputs = dict(inputs)
-        if "attention_mask" in model_inputs:
-            model_inputs["attention_mask"] = (
-                1.0 - model_inputs["attention_mask"][:, None, None, :].to(torch.float32)
-            ) * _MASKED
+        if (mask := inputs.get("attention_mask")) is not None:
+            model_inputs["attention_mask"] = (1.0 - mask[:, None, None, :].to(torch.float32)) * _MASKED
         return answers(self._examples, self.module(**model_inputs), inputs)
 
 
@@ -163,9 +156,8 @@ def _trace_answers(traced_module: Any, examples: Examples) -> Answers:
     def answered(indices: Sequence[int]) -> np.ndarray:
         batch = tensors(examples, list(indices))
         inputs = [batch[name] for name in examples.padding]
-        return torch.cat(
-            [traced_module(*(value[at : at + 1] for value in inputs)) for at in range(len(indices))]
-        ).numpy()
+        rows = [traced_module(*(value[at : at + 1] for value in inputs)) for at in range(len(indices))]
+        return torch.cat(rows).numpy()
 
     return answered
 
@@ -174,26 +166,20 @@ def _quantize_weights(coremltools: Any, program: Any, embedding: nn.Embedding | 
     """Return the program with 8-bit weights per channel, and a 4-bit word embedding table if requested."""
     from coremltools.optimize.coreml import OpLinearQuantizerConfig, OptimizationConfig, linear_quantize_weights
 
-    table_configs = {}
+    symmetric = partial(OpLinearQuantizerConfig, mode="linear_symmetric")
+    names: set[str] = set()
     if embedding is not None and table_bits == 4 and embedding.embedding_dim % _GROUP == 0:
-        int4_config = OpLinearQuantizerConfig(
-            mode="linear_symmetric", dtype="int4", granularity="per_block", block_size=_GROUP, weight_threshold=0
-        )
         # Find the constants of the embedding's shape that rows are gathered from.
         shape = tuple(embedding.weight.shape)
-        names = []
         for operation in program._mil_program.functions["main"].operations:
             if operation.op_type in ("gather", "gather_nd", "gather_along_axis"):
                 source = operation.inputs["x"].op
                 if source is not None and source.op_type == "const" and tuple(source.outputs[0].shape) == shape:
-                    names.append(source.name)
-        table_configs = dict.fromkeys(sorted(set(names)), int4_config)
-    int8_config = OpLinearQuantizerConfig(
-        mode="linear_symmetric", dtype="int8", granularity="per_channel", weight_threshold=_SMALL
-    )
-    return linear_quantize_weights(
-        program, OptimizationConfig(global_config=int8_config, op_name_configs=table_configs)
-    )
+                    names.add(source.name)
+    int4_config = symmetric(dtype="int4", granularity="per_block", block_size=_GROUP, weight_threshold=0)
+    int8_config = symmetric(dtype="int8", granularity="per_channel", weight_threshold=_SMALL)
+    tables = dict.fromkeys(sorted(names), int4_config)
+    return linear_quantize_weights(program, OptimizationConfig(global_config=int8_config, op_name_configs=tables))
 
 
 def check_stored_weights(package: CoreMlModel, model: TorchModel) -> str:
@@ -208,22 +194,18 @@ def check_stored_weights(package: CoreMlModel, model: TorchModel) -> str:
     program = read_coreml(package.specification, package.weights, Path(PACKAGE))
     # A parameter's name as the trace spells it.
     parameters = {name.replace(".", "_").lower(): value for name, value in model.tensors().items()}
-    compared = 0
-    worst = 0.0
+    differences = []
     for constant in program.constants:
         # The parameter that a stored constant is named after, without coremltools' suffixes.
-        candidate = constant.name.removeprefix("p_module_").removeprefix("b_module_")
-        while candidate and candidate not in parameters:
-            candidate = candidate.rpartition("_")[0]
-        name = candidate or None
-        if (
-            name is None
-            or constant.role == "quantization"
-            or parameters[name].ndim < 2
-            or tuple(parameters[name].shape) != constant.shape
-        ):
+        name = constant.name.removeprefix("p_module_").removeprefix("b_module_")
+        while name and name not in parameters:
+            name = name.rpartition("_")[0]
+        parameter = parameters.get(name)
+        if parameter is None or constant.role == "quantization" or parameter.ndim < 2:
             continue
-        expected = parameters[name].float().numpy()
+        if tuple(parameter.shape) != constant.shape:
+            continue
+        expected = parameter.float().numpy()
         values, step = stored_values(program, constant, package.weights)
         difference = np.abs(values - expected)
         # Half a quantization step, plus the rounding of the scale or value to float16.
@@ -234,12 +216,12 @@ def check_stored_weights(package: CoreMlModel, model: TorchModel) -> str:
                 expected="at most half a step of its grid",
                 hint="this is a defect of the stage; please report it with the recipe",
             )
-        compared += 1
-        worst = max(worst, float(difference.max()))
-    if compared == 0:
+        differences.append(float(difference.max()))
+    if not differences:
         raise IntegrityError("No stored matrix of the package is the model's.", expected="its weights by their names")
     matrices = sum(value.ndim > 1 and value.is_floating_point() for value in parameters.values())
-    return f"{compared} of {matrices} matrices were read back, at most {worst:.1e} from the float weights"
+    worst = f"at most {max(differences):.1e} from the float weights"
+    return f"{len(differences)} of {matrices} matrices were read back, {worst}"
 
 
 def stored_values(program: MilProgram, one: StoredTensor, weights: bytes) -> tuple[np.ndarray, np.ndarray]:

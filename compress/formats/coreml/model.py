@@ -166,21 +166,26 @@ def read_coreml(specification: bytes, weights: bytes, where: Path, weights_file:
         raise unreadable_file_error(f"The specification cannot be read: {error}", where, "coreml") from error
     if model.WhichOneof("Type") != "mlProgram" or "main" not in model.mlProgram.functions:
         raise unreadable_file_error("The specification holds no program.", where, "coreml")
-    function = model.mlProgram.functions["main"]
+    function, features = model.mlProgram.functions["main"], model.description
     # The main function may have a block for each opset version; their operators are listed together.
     operations = [operation for block in function.block_specializations.values() for operation in block.operations]
-    lengths = {value.name: _lengths(value.type.tensorType) for operation in operations for value in operation.outputs}
+    lengths = {
+        value.name: tuple(
+            axis.constant.size if axis.WhichOneof("dimension") == "constant" else None
+            for axis in value.type.tensorType.dimensions
+        )
+        for operation in operations
+        for value in operation.outputs
+    }
     reader = _ConstantReader(weights, weights_file, where, MIL_pb2.DataType.Name)
     for operation in operations:
         reader.read(operation)
+    arrays = {feature.name: feature.type.multiArrayType for feature in (*features.input, *features.output)}
     return MilProgram(
         version=model.specificationVersion,
-        inputs={operation.name: _axes(operation.type.multiArrayType) for operation in model.description.input},
-        outputs={operation.name: lengths.get(operation.name, ()) for operation in model.description.output},
-        types={
-            operation.name: ARRAY_TYPES.get(operation.type.multiArrayType.dataType, "other")
-            for operation in (*model.description.input, *model.description.output)
-        },
+        inputs={feature.name: _axes(arrays[feature.name]) for feature in features.input},
+        outputs={feature.name: lengths.get(feature.name, ()) for feature in features.output},
+        types={name: ARRAY_TYPES.get(array.dataType, "other") for name, array in arrays.items()},
         operators=tuple(operation.type for operation in operations if operation.type != "const"),
         constants=tuple(reader.constants.values()),
         steps=reader.steps,
@@ -191,13 +196,6 @@ def _axes(array_type: Any) -> tuple[tuple[int, int], ...]:
     if array_type.WhichOneof("ShapeFlexibility") == "shapeRange":
         return tuple((axis.lowerBound, axis.upperBound) for axis in array_type.shapeRange.sizeRanges)
     return tuple((axis, axis) for axis in array_type.shape)
-
-
-def _lengths(tensor_type: Any) -> tuple[int | None, ...]:
-    fixed_axes = (axis.WhichOneof("dimension") == "constant" for axis in tensor_type.dimensions)
-    return tuple(
-        axis.constant.size if fixed else None for axis, fixed in zip(tensor_type.dimensions, fixed_axes, strict=True)
-    )
 
 
 @dataclass

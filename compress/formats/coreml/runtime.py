@@ -25,12 +25,10 @@ if TYPE_CHECKING:
     from coremltools.models import MLModel
 
 
-_UNITS = "CPU_ONLY"
-"""Core ML's name for the processor alone; Core ML chooses the number of threads itself."""
-
-
 class CoreMlSession:
     """Opened package that answers row by row."""
+
+    provider = "CPU_ONLY"
 
     def __init__(self, model: MLModel, where: str) -> None:
         self._model, self._where = model, where
@@ -38,7 +36,7 @@ class CoreMlSession:
         self.input_types: Mapping[str, TensorType] = {feature.name: _type(feature) for feature in description.input}
         self.output_types: Mapping[str, TensorType] = {feature.name: _type(feature) for feature in description.output}
         self.inputs = tuple(self.input_types)
-        self.provider = _UNITS
+        # Core ML chooses the number of threads itself.
         self.settings: dict[str, Any] = {"runtime": f"coremltools {version('coremltools')}", "provider": self.provider}
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
@@ -46,26 +44,22 @@ class CoreMlSession:
         check_inputs(self.inputs, batch, self._where)
         inputs = {name: np.asarray(batch[name], kind.dtype) for name, kind in self.input_types.items()}
         # The program takes one row at a time.
-        rows = len(next(iter(inputs.values())))
+        rows = range(len(next(iter(inputs.values()))))
+        feeds = [{name: value[at : at + 1] for name, value in inputs.items()} for at in rows]
         try:
-            answers = [
-                self._model.predict({name: value[at : at + 1] for name, value in inputs.items()}) for at in range(rows)
-            ]
+            answers = [self._model.predict(feed) for feed in feeds]
         except (RuntimeError, TypeError, ValueError) as error:
             raise StageError(f"The model failed on a batch: {error}", where=self._where) from error
-        return {
-            name: np.concatenate([np.asarray(row[name], np.float32) for row in answers]) for name in self.output_types
-        }
+        columns = {name: [np.asarray(row[name], np.float32) for row in answers] for name in self.output_types}
+        return {name: np.concatenate(column) for name, column in columns.items()}
 
 
 def _type(feature: Any) -> TensorType:
     array = feature.type.multiArrayType
     ranges = array.shapeRange.sizeRanges
     # An axis of variable length has different bounds; without ranges the shape is fixed.
-    shape = [bounds.lowerBound if bounds.lowerBound == bounds.upperBound else None for bounds in ranges] or list(
-        array.shape
-    )
-    return TensorType(ARRAY_TYPES.get(array.dataType, str(array.dataType)), tuple(shape))
+    shape = [bounds.lowerBound if bounds.lowerBound == bounds.upperBound else None for bounds in ranges]
+    return TensorType(ARRAY_TYPES.get(array.dataType, str(array.dataType)), tuple(shape or array.shape))
 
 
 class CoreMlRuntime:

@@ -7,13 +7,13 @@ from typing import Literal
 from pydantic import Field
 
 from compress.formats.coreml.model import CoreMlModel
+from compress.formats.export_stage import ExportStage
 from compress.models.model import TorchModel
-from compress.stages.base import Context, OutputSpec, Requirements, Stage
-from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
+from compress.stages.base import Context
 from compress.tasks.capability import ANSWERS_PER_TOKEN, DUAL_ENCODER, SINGLE_CALL, VARIABLE_LENGTH
 
 
-class CoreMl(Stage[TorchModel, CoreMlModel]):
+class CoreMl(ExportStage[TorchModel, CoreMlModel]):
     """Core ML's `.mlpackage`, for apps on iOS 18, macOS 15 and later.
 
     The model takes one row at a time, of any length up to the recipe's `max_length`; images keep their size. The traced
@@ -37,18 +37,6 @@ class CoreMl(Stage[TorchModel, CoreMlModel]):
         1e-3, gt=0, description="largest accepted difference of an answer's entry from torch, as traced"
     )
 
-    def needs(self) -> Requirements:
-        """Return the request for real examples, for tracing and for the comparison."""
-        return Requirements(splits=("train",))
-
-    def output_spec(self) -> OutputSpec:
-        """Return the output specification; weights change unless they stay float32."""
-        return OutputSpec(changes_weights=self.precision != "fp32")
-
-    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """Predict the size of the same weights in the requested precision; the graph itself is small."""
-        return in_precision(before, self.precision, self.embedding_bits)
-
     def run(self, model: TorchModel, context: Context) -> CoreMlModel:
         """Trace and convert the model, then read the weights back.
 
@@ -63,7 +51,6 @@ class CoreMl(Stage[TorchModel, CoreMlModel]):
             model, examples, self.precision, self.embedding_bits, context.max_length, self.tolerance
         )
         stored = check_stored_weights(package, model)
-        context.note(
-            f"coreml: {examples.answer_label} differ by at most {difference:.1e} from torch as traced; {stored}"
-        )
+        summary = f"{examples.answer_label} differ by at most {difference:.1e} from torch as traced; {stored}"
+        context.note(f"coreml: {summary}")
         return package

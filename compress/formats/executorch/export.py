@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -42,8 +41,7 @@ _CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.ConvTranspose1d, tor
 _SHORTEST = 2
 
 
-@dataclass(frozen=True)
-class Lowered:
+class Lowered(NamedTuple):
     """Program together with the quantized torch module that it was lowered from."""
 
     model: ExecuTorchModel
@@ -87,14 +85,12 @@ def to_executorch(
     chosen = [int(lengths.argmin()), int(lengths.argmax())] if len(lengths) > 1 else [0, 0]
     batch = tensors(examples, chosen)
     sample = {name: batch[name].contiguous() for name in examples.padding if name in batch}
-    interface = ProgramInterface(
-        {name: _axes(name, value, examples) for name, value in sample.items()}, examples.outputs
-    )
+    axes = {name: _axes(value, examples.padding[name] is not None) for name, value in sample.items()}
+    interface = ProgramInterface(axes, examples.outputs)
     # A copy with eager attention, whose products and softmax XNNPACK runs.
-    copied: Any = copy.deepcopy(model.module).eval()
-    if hasattr(copied, "set_attn_implementation"):
-        copied.set_attn_implementation("eager")
-    plain = copied.requires_grad_(False)
+    plain: Any = copy.deepcopy(model.module).eval().requires_grad_(False)
+    if hasattr(plain, "set_attn_implementation"):
+        plain.set_attn_implementation("eager")
     module: torch.nn.Module = _FixedOrderModule(plain, tuple(sample), examples.outputs).eval()
     values = tuple(sample.values())
     with suppress_output("process"), lean_tracing(), without_padding_masks(plain), torch.no_grad():
@@ -103,32 +99,29 @@ def to_executorch(
             "batch_size": torch.export.Dim("batch_size", min=1, max=ROWS),
             "sequence_length": torch.export.Dim("sequence_length", min=_SHORTEST, max=longest),
         }
-        shapes: Any = {
-            "values": tuple(
-                {dimension: free[axis] for dimension, axis in enumerate(axes) if isinstance(axis, str)}
-                for axes in interface.inputs.values()
-            )
-        }
+        shapes: Any = tuple(
+            {dimension: free[axis] for dimension, axis in enumerate(input_axes) if isinstance(axis, str)}
+            for input_axes in axes.values()
+        )
+        named_shapes: Any = {"values": shapes}
         try:
             # XNNPACK's convolutions cannot find the range of their input at run time, so they are calibrated.
             if precision == "int8" and any(isinstance(layer, _CONVOLUTIONS) for layer in module.modules()):
-                graph = torch.export.export(module, values, dynamic_shapes=shapes).module()
+                graph = torch.export.export(module, values, dynamic_shapes=named_shapes).module()
                 module = _quantize_static(graph, _calibration_batches(examples, tuple(sample)))
                 # The exported module takes its inputs under new names.
-                shapes = shapes["values"]
+                named_shapes = shapes
             elif precision == "int8":
                 _quantize_dynamic(module, embedding_bits)
-            traced = torch.export.export(module, values, dynamic_shapes=shapes)
+            traced = torch.export.export(module, values, dynamic_shapes=named_shapes)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise StageError(f"The model cannot be traced for ExecuTorch: {first_line(error)}") from error
         program = _lower_to_xnnpack(traced)
     return Lowered(ExecuTorchModel({PTE_FILE: program}, with_interface(model.companions(), interface)), module)
 
 
-def _axes(name: str, value: torch.Tensor, examples: Examples) -> Axes:
-    if examples.padding[name] is None:
-        return ("batch_size", *value.shape[1:])
-    return ("batch_size", "sequence_length", *value.shape[2:])
+def _axes(value: torch.Tensor, variable: bool) -> Axes:
+    return ("batch_size", "sequence_length", *value.shape[2:]) if variable else ("batch_size", *value.shape[1:])
 
 
 def _calibration_batches(examples: Examples, names: Sequence[str]) -> list[tuple[torch.Tensor, ...]]:
@@ -145,12 +138,7 @@ def _quantize_dynamic(module: torch.nn.Module, embedding_bits: EmbeddingBits) ->
     token. Embedding tables have a scale per row. The largest one has ``embedding_bits`` bits; 4 bits have a scale for
     every 32 weights.
     """
-    from torchao.quantization import (
-        Int8DynamicActivationIntxWeightConfig,
-        IntxWeightOnlyConfig,
-        MappingType,
-        quantize_,
-    )
+    from torchao import quantization
     from torchao.quantization.granularity import PerAxis, PerGroup
 
     tables = [layer for layer in module.modules() if isinstance(layer, torch.nn.Embedding)]
@@ -159,19 +147,15 @@ def _quantize_dynamic(module: torch.nn.Module, embedding_bits: EmbeddingBits) ->
         # The padding index only matters in training, and it hides the table from the pattern of quantized embeddings.
         table.padding_idx = None
         four_bits = table is largest and embedding_bits == 4 and table.embedding_dim % _GROUP == 0
-        config = IntxWeightOnlyConfig(
-            weight_dtype=getattr(torch, "int4" if four_bits else "int8"),
-            granularity=PerGroup(_GROUP) if four_bits else PerAxis(0),
-        )
-        quantize_(module, config, _only(table))
-    products = Int8DynamicActivationIntxWeightConfig(
-        weight_dtype=torch.int8, weight_granularity=PerAxis(0), weight_mapping_type=MappingType.SYMMETRIC
+        dtype = getattr(torch, "int4" if four_bits else "int8")
+        granularity = PerGroup(_GROUP) if four_bits else PerAxis(0)
+        config = quantization.IntxWeightOnlyConfig(weight_dtype=dtype, granularity=granularity)
+        quantization.quantize_(module, config, lambda layer, _, table=table: layer is table)
+    symmetric = quantization.MappingType.SYMMETRIC
+    products = quantization.Int8DynamicActivationIntxWeightConfig(
+        weight_dtype=torch.int8, weight_granularity=PerAxis(0), weight_mapping_type=symmetric
     )
-    quantize_(module, products)
-
-
-def _only(table: torch.nn.Module) -> Callable[[torch.nn.Module, str], bool]:
-    return lambda layer, name: layer is table
+    quantization.quantize_(module, products)
 
 
 def _quantize_static(
@@ -182,28 +166,23 @@ def _quantize_static(
     Other operators, such as additions, are quantized as well unless that changes answers by more than `_FAR`:
     activations with outliers have too few steps in 8 bits.
     """
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
+    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
 
-    config, products = get_symmetric_quantization_config(is_per_channel=True), XNNPACKQuantizer()
+    config = xnnpack_quantizer.get_symmetric_quantization_config(is_per_channel=True)
+    everything, products = (xnnpack_quantizer.XNNPACKQuantizer() for _ in range(2))
     for kind in (torch.nn.Linear, *_CONVOLUTIONS):
         products.set_module_type(kind, config)
-    quantized = _calibrated(copy.deepcopy(graph), XNNPACKQuantizer().set_global(config), calibration)
+    quantized = _calibrated(copy.deepcopy(graph), everything.set_global(config), calibration)
     # Compare outputs by their largest difference as a share of the largest magnitude.
     with torch.no_grad():
-        pairs = [
-            (answers,) if isinstance(answers, torch.Tensor) else answers
-            for answers in (graph(*calibration[0]), quantized(*calibration[0]))
-        ]
-    close_enough = (
-        max(
-            float((expected - actual).abs().max() / expected.abs().max())
-            for expected, actual in zip(*pairs, strict=True)
-        )
-    ) < _FAR
-    return quantized if close_enough else _calibrated(graph, products, calibration)
+        answers = (_as_tuple(model(*calibration[0])) for model in (graph, quantized))
+        pairs = list(zip(*answers, strict=True))
+    far = max(float((expected - actual).abs().max() / expected.abs().max()) for expected, actual in pairs)
+    return quantized if far < _FAR else _calibrated(graph, products, calibration)
+
+
+def _as_tuple(answers: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (answers,) if isinstance(answers, torch.Tensor) else answers
 
 
 def _calibrated(
@@ -239,7 +218,7 @@ def _lower_to_xnnpack(traced: object) -> bytes:
         raise _lowering_error(traced, first_line(error), str(error)) from error
     # The runtime must have a kernel for every operator that XNNPACK does not run.
     operators = {
-        f"{operator.name}.{operator.overload}" if operator.overload else operator.name
+        f"{operator.name}.{operator.overload}".rstrip(".")
         for plan in program.executorch_program.execution_plan
         for operator in plan.operators
     }
@@ -252,9 +231,8 @@ def _lower_to_xnnpack(traced: object) -> bytes:
 def _lowering_error(traced: Any, reason: str, text: str) -> StageError:
     """Return an error that names the modules whose operators occur in ``text``."""
     operators = {name.replace("::", ".") for name in re.findall(r"aten(?:\.|::)\w+", text)}
-    locations = sorted(
-        {f"{_operator(node)} in {_module(node)}" for node in traced.graph.nodes if _operator(node) in operators}
-    )
+    nodes = [node for node in traced.graph.nodes if _operator(node) in operators]
+    locations = sorted({f"{_operator(node)} in {_module(node)}" for node in nodes})
     shown_locations = ", ".join(locations[:5]) + (f" and {len(locations) - 5} more" if len(locations) > 5 else "")
     return StageError(
         f"ExecuTorch cannot run the model: {reason}{f' ({shown_locations})' if locations else ''}",
@@ -293,34 +271,29 @@ def check_program_parity(made: Lowered, model: TorchModel, examples: Examples, t
         IntegrityError: The answers differ too much.
     """
     session = open_model(made.model)
-    quantized_answers = torch_answers(
-        _NamedInputModule(made, tuple(session.inputs), tuple(session.output_types)), examples
-    )
+    names = tuple(session.inputs), tuple(session.output_types)
+    quantized_answers = torch_answers(_NamedInputModule(made.source, *names), examples)
     quantization_distance = measure_distance(torch_answers(model.module, examples), quantized_answers, examples)
     label, allowed = examples.answer_label, quantization_distance.worst + tolerance
     what = f"In ExecuTorch the {label} differ from torch"
     program_distance = check_parity(quantized_answers, session_answers(session, examples), examples, allowed, what)
+    summary = f"{label} differ by at most {program_distance.worst:.1e} from torch"
     if quantization_distance.worst <= tolerance:
-        return f"{label} differ by at most {program_distance.worst:.1e} from torch"
-    return (
-        f"{label} differ by at most {program_distance.worst:.1e} from torch over the same integers, "
-        f"which are {quantization_distance.worst:.1e} "
-        f"from the float model, where the largest is {quantization_distance.largest:.1f}"
-    )
+        return summary
+    from_floats = f"{quantization_distance.worst:.1e} from the float model"
+    largest = f"where the largest is {quantization_distance.largest:.1f}"
+    return f"{summary} over the same integers, which are {from_floats}, {largest}"
 
 
 class _NamedInputModule:
     """Adapter that calls a lowered program's source module with named inputs, as the original model is called."""
 
-    def __init__(self, made: Lowered, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
-        self._made, self._inputs, self._outputs = made, inputs, outputs
+    def __init__(self, source: torch.nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
+        self._source, self._inputs, self._outputs = source, inputs, outputs
 
     def eval(self) -> _NamedInputModule:
         return self
 
     def __call__(self, **values: object) -> Any:
-        inputs = [values[name] for name in self._inputs]
-        outputs = self._made.source(*inputs)
-        return SimpleNamespace(
-            **dict(zip(self._outputs, outputs if isinstance(outputs, tuple) else (outputs,), strict=True))
-        )
+        outputs = _as_tuple(self._source(*(values[name] for name in self._inputs)))
+        return SimpleNamespace(**dict(zip(self._outputs, outputs, strict=True)))

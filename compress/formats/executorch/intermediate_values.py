@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.formats.executorch.model import read_interface, read_pte
+from compress.formats.executorch.model import calls_of, read_interface, read_pte
 from compress.formats.executorch.runtime import METHOD, load_runtime
 from compress.formats.executorch.xnnpack_graph import XnnGraph, read_graph
 from compress.formats.intermediate_values import (
@@ -30,13 +30,11 @@ from compress.formats.intermediate_values import (
 from compress.formats.quiet_output import suppress_output
 from compress.formats.target_profile import Target
 
-_MOVED = frozenset(
-    {
-        *("_to_copy", "_to_dim_order_copy", "cat", "clone", "et_view", "expand_copy", "permute_copy", "select_copy"),
-        *("slice_copy", "split_copy", "split_with_sizes_copy", "squeeze_copy", "transpose_copy", "unsqueeze_copy"),
-        *("view_copy", "StaticTranspose", "StaticReshape", "StaticSlice", "Copy"),
-        *("Concatenate2", "Concatenate3", "Concatenate4", "Concatenate5"),
-    }
+_MOVED = (
+    *("_to_copy", "_to_dim_order_copy", "cat", "clone", "et_view", "expand_copy", "permute_copy", "select_copy"),
+    *("slice_copy", "split_copy", "split_with_sizes_copy", "squeeze_copy", "transpose_copy", "unsqueeze_copy"),
+    *("view_copy", "StaticTranspose", "StaticReshape", "StaticSlice", "Copy"),
+    *("Concatenate2", "Concatenate3", "Concatenate4", "Concatenate5"),
 )
 """Kernels and nodes that only move or reshape values."""
 _BITS = {"BYTE": 8, "CHAR": 8, "HALF": 16}
@@ -78,7 +76,7 @@ class _Program:
     def steps(self) -> Iterator[GraphStep]:
         """Yield the steps in execution order; a program writes each value before it reads it."""
         seen = set(self._plan.inputs)
-        for step in _calls(self._plan):
+        for step in calls_of(self._plan):
             tensors = [tensor for tensor in _tensors(self._plan, step.args) if not self._stored(tensor)]
             outputs = [tensor for tensor in tensors if tensor not in seen]
             seen.update(tensors)
@@ -152,7 +150,7 @@ class _Program:
 
         plan = copy.deepcopy(self._plan)
         positions = {name: self._position(plan, name) for name in values}
-        for step in _calls(plan):
+        for step in calls_of(plan):
             graph = self._graphs.get(getattr(step, "delegate_index", -1))
             names = {} if graph is None else self._names(step, graph)
             missing = [value for value, name in names.items() if name in positions and not name.startswith("value_")]
@@ -193,7 +191,7 @@ class _Program:
     def _float_template(self) -> Any:
         """Float tensor with a bounded dynamic shape, which new values are copied from."""
         tensors = (
-            self._plan.values[index].val for step in _calls(self._plan) for index in _tensors(self._plan, step.args)
+            self._plan.values[index].val for step in calls_of(self._plan) for index in _tensors(self._plan, step.args)
         )
         return next(
             tensor
@@ -207,14 +205,6 @@ class _Program:
 def _outer(place: int) -> str:
     """Return the name of a value of the program."""
     return f"value_{place}"
-
-
-def _calls(plan: Any) -> Iterator[Any]:
-    """Yield the calls of kernels and delegates."""
-    for chain in plan.chains:
-        for instruction in chain.instructions:
-            if hasattr(instruction.instr_args, "args"):
-                yield instruction.instr_args
 
 
 def _tensors(plan: Any, args: Sequence[int]) -> list[int]:

@@ -7,18 +7,13 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compress.formats.executorch.xnnpack_graph import read_graph
 from compress.formats.model_file import FileModel
 from compress.formats.quiet_output import suppress_output
 from compress.models.stored_tensor import Role, StoredTensor, check_spans, stored
 from compress.utils.errors import MissingExtraError, ModelError, incomplete_artifact_error, unreadable_file_error
-
-# Recipes load this module, and `compress recipes` must not wait for NumPy.
-if TYPE_CHECKING:
-    pass
-
 
 PTE_FILE = "model.pte"
 """File name that optimum-executorch expects."""
@@ -116,18 +111,12 @@ def read_pte(content: bytes, where: Path) -> tuple[StoredTensor, ...]:
             from executorch.exir._serialize._flatbuffer_program import _flatbuffer_to_program
 
             program = _flatbuffer_to_program(content[:size])
+        constants = (*_kernel_constants(program, base, where), *_delegate_constants(program, base, content, where))
     except ImportError as error:
         raise MissingExtraError("executorch", "executorch", "Looking into a .pte file") from error
-    except (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError, UnicodeError) as error:
-        raise unreadable_file_error(
-            f"The program cannot be read: {error or type(error).__name__}", where, "executorch"
-        ) from error
-    try:
-        constants = (*_kernel_constants(program, base, where), *_delegate_constants(program, base, content, where))
-    except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        raise unreadable_file_error(
-            f"The program cannot be read: {error or type(error).__name__}", where, "executorch"
-        ) from error
+    except (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError) as error:
+        what = f"The program cannot be read: {error or type(error).__name__}"
+        raise unreadable_file_error(what, where, "executorch") from error
     check_spans(constants, len(content), where)
     return constants
 
@@ -140,7 +129,13 @@ def _kernel_constants(program: Any, base: int, file: Path) -> Iterator[StoredTen
     offsets = program.constant_segment.offsets
     seen: set[int] = set()
     for plan in program.execution_plan:
-        tables = dict(_embedding_operands(plan))
+        # Quantized tables with their weights per byte, and the tables' scales and zero points.
+        tables: dict[int, tuple[Role | None, int]] = {}
+        for call in calls_of(plan):
+            kind = plan.operators[call.op_index].name.rpartition("::")[2] if hasattr(call, "op_index") else ""
+            if kind in _PACKED_WEIGHTS:
+                table, *scales = call.args[:3]
+                tables |= {table: ("weight", _PACKED_WEIGHTS[kind]), **dict.fromkeys(scales, ("quantization", 1))}
         for index, value in enumerate(plan.values):
             tensor = value.val
             buffer = getattr(tensor, "data_buffer_idx", 0)
@@ -158,17 +153,10 @@ def _kernel_constants(program: Any, base: int, file: Path) -> Iterator[StoredTen
             yield constant.model_copy(update={"parameters": constant.parameters * packed})
 
 
-def _embedding_operands(plan: Any) -> Iterator[tuple[int, tuple[Role | None, int]]]:
-    """Yield quantized tables with their weights per byte, and the tables' scales and zero points."""
-    for chain in plan.chains:
-        for instruction in chain.instructions:
-            call = instruction.instr_args
-            index = getattr(call, "op_index", None)
-            kind = "" if index is None else plan.operators[index].name.rpartition("::")[2]
-            if kind in _PACKED_WEIGHTS:
-                table, *scales = call.args[:3]
-                yield table, ("weight", _PACKED_WEIGHTS[kind])
-                yield from ((operand, ("quantization", 1)) for operand in scales)
+def calls_of(plan: Any) -> Iterator[Any]:
+    """Yield the calls of kernels, which have an ``op_index``, and of delegates, in execution order."""
+    arguments = (instruction.instr_args for chain in plan.chains for instruction in chain.instructions)
+    return (call for call in arguments if hasattr(call, "args"))
 
 
 def _delegate_constants(program: Any, base: int, content: bytes, file: Path) -> Iterator[StoredTensor]:

@@ -13,7 +13,7 @@ import numpy as np
 from compress.formats.executorch.model import ExecuTorchModel, ProgramInterface, check_whole, read_interface
 from compress.formats.model_file import file_of
 from compress.formats.quiet_output import suppress_output
-from compress.formats.runtime import Batch, TensorType, check_inputs, check_target, why_missing
+from compress.formats.runtime import Batch, PackagedRuntime, TensorType, check_inputs, check_target
 from compress.formats.target_profile import Target
 from compress.utils.errors import InputError, StageError, incomplete_artifact_error, unreadable_file_error
 
@@ -29,6 +29,8 @@ _TYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float
 class ExecuTorchSession:
     """Session of a program's method. It runs as many rows per call as the program has memory for."""
 
+    provider = "XnnpackBackend"
+
     def __init__(self, program: Any, interface: ProgramInterface, file: Path, threads: int) -> None:
         # The method reads its weights from the program's bytes, so the program must stay alive.
         self._program = program
@@ -41,57 +43,50 @@ class ExecuTorchSession:
                 f"its config names {len(interface.inputs)} and {len(interface.outputs)}.",
                 file,
             )
-        self._bounds = [tuple(metadata.input_tensor_meta(index).sizes()) for index in range(metadata.num_inputs())]
-        self.inputs = tuple(interface.inputs)
-        self.input_types: Mapping[str, TensorType] = {
-            name: TensorType(_dtype(metadata.input_tensor_meta(index)), axes)
-            for index, (name, axes) in enumerate(interface.inputs.items())
+        inputs = {name: metadata.input_tensor_meta(index) for index, name in enumerate(interface.inputs)}
+        outputs = {name: metadata.output_tensor_meta(index) for index, name in enumerate(interface.outputs)}
+        self.bounds: Mapping[str, tuple[int, ...]] = {name: tuple(tensor.sizes()) for name, tensor in inputs.items()}
+        """Largest shape of each input."""
+        self.inputs = tuple(inputs)
+        self.input_types = {name: TensorType(_dtype(inputs[name]), axes) for name, axes in interface.inputs.items()}
+        self.output_types = {
+            name: TensorType(_dtype(tensor), tuple(tensor.sizes())) for name, tensor in outputs.items()
         }
-        self.output_types: Mapping[str, TensorType] = {
-            name: _output(metadata.output_tensor_meta(index)) for index, name in enumerate(interface.outputs)
-        }
-        self.provider = "XnnpackBackend"
+        self._rows = self.bounds[self.inputs[0]][0]
         self.settings: dict[str, Any] = {
             "runtime": f"executorch {version('executorch')}",
             "provider": self.provider,
             "intra_op_threads": threads,
-            "rows_at_once": self._bounds[0][0],
+            "rows_at_once": self._rows,
         }
-
-    @property
-    def bounds(self) -> Mapping[str, tuple[int, ...]]:
-        """Largest shape of each input."""
-        return dict(zip(self.inputs, self._bounds, strict=True))
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """See `Session.predict`."""
         check_inputs(self.inputs, batch, self._where)
-        arrays: list[np.ndarray] = []
-        for index, name in enumerate(self.inputs):
-            array, (dtype, axes), bound = batch[name], self.input_types[name], self._bounds[index]
-            sizes = zip(array.shape[1:], axes[1:], bound[1:], strict=False)
-            fits = array.ndim == len(axes) and all(
-                size == most or (isinstance(axis, str) and 0 < size < most) for size, axis, most in sizes
+        arrays = [batch[name] for name in self.inputs]
+        for name, array in zip(self.inputs, arrays, strict=True):
+            self._check_input(name, array)
+        starts = range(0, len(arrays[0]), self._rows)
+        calls = (self._run([array[start : start + self._rows] for array in arrays]) for start in starts)
+        columns = zip(*calls, strict=True)
+        return {name: np.concatenate(parts) for name, parts in zip(self.output_types, columns, strict=True)}
+
+    def _check_input(self, name: str, array: np.ndarray) -> None:
+        """Raise `InputError` for an array of another type or shape, or one that exceeds the program's memory."""
+        (dtype, axes), bound = self.input_types[name], self.bounds[name]
+        sizes = zip(array.shape[1:], axes[1:], bound[1:], strict=False)
+        fits = array.ndim == len(axes) and all(
+            size == most or (isinstance(axis, str) and 0 < size < most) for size, axis, most in sizes
+        )
+        if not fits or array.dtype.name != dtype:
+            limits = zip(axes[1:], bound[1:], strict=True)
+            shape = ["rows", *(f"{axis} up to {most}" if isinstance(axis, str) else str(axis) for axis, most in limits)]
+            raise InputError(
+                f"The model's input {name} cannot be {array.dtype.name} {list(array.shape)}.",
+                where=self._where,
+                expected=f"{dtype} [{', '.join(shape)}]",
+                hint="for longer texts, write the program again with a larger max_length",
             )
-            if not fits or array.dtype.name != dtype:
-                shape = ", ".join(
-                    f"{axis} up to {most}" if isinstance(axis, str) else str(axis)
-                    for axis, most in zip(axes[1:], bound[1:], strict=True)
-                )
-                raise InputError(
-                    f"The model's input {name} cannot be {array.dtype.name} {list(array.shape)}.",
-                    where=self._where,
-                    expected=f"{dtype} [rows{', ' if shape else ''}{shape}]",
-                    hint="for longer texts, write the program again with a larger max_length",
-                )
-            arrays.append(array)
-        rows = self._bounds[0][0]
-        outputs = [
-            self._run([array[start : start + rows] for array in arrays]) for start in range(0, len(arrays[0]), rows)
-        ]
-        return {
-            name: np.concatenate([output[index] for output in outputs]) for index, name in enumerate(self.output_types)
-        }
 
     def _run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         import torch
@@ -107,14 +102,10 @@ def _dtype(about: Any) -> str:
     return _TYPES.get(about.dtype(), f"type {about.dtype()}")
 
 
-def _output(about: Any) -> TensorType:
-    return TensorType(_dtype(about), tuple(about.sizes()))
-
-
-class ExecuTorchRuntime:
+class ExecuTorchRuntime(PackagedRuntime):
     """Runtime that opens programs through `executorch.runtime`."""
 
-    name = "executorch"
+    name = distribution = "executorch"
 
     def open(self, artifact: Path, target: Target, threads: int) -> ExecuTorchSession:
         """Open the only program of ``artifact``, a folder or the file beside its config."""
@@ -135,14 +126,6 @@ class ExecuTorchRuntime:
             except (RuntimeError, KeyError) as error:
                 what = f"ExecuTorch cannot open the program: {_reason(error, error_output())}"
                 raise unreadable_file_error(what, file, "executorch") from error
-
-    def unavailable(self, target: Target) -> str | None:
-        """Return the reason why this machine lacks the target: the package is not installed."""
-        return why_missing("executorch", "executorch", "executorch")
-
-    def build(self) -> str:
-        """Return the package's version."""
-        return version("executorch")
 
 
 @functools.cache

@@ -7,13 +7,13 @@ from typing import Literal
 from pydantic import Field
 
 from compress.formats.executorch.model import ExecuTorchModel
+from compress.formats.export_stage import ExportStage
 from compress.models.model import TorchModel
-from compress.stages.base import Context, OutputSpec, Requirements, Stage
-from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
+from compress.stages.base import Context
 from compress.tasks.capability import DUAL_ENCODER, SINGLE_CALL, TAKES_PAIRS, VARIABLE_LENGTH
 
 
-class ExecuTorch(Stage[TorchModel, ExecuTorchModel]):
+class ExecuTorch(ExportStage[TorchModel, ExecuTorchModel]):
     """ExecuTorch's `.pte` program, for apps on phones and boards, run by XNNPACK on their processors.
 
     The model takes up to 8 rows at a time, of any length up to the recipe's `max_length`; images keep their size. In
@@ -36,18 +36,6 @@ class ExecuTorch(Stage[TorchModel, ExecuTorchModel]):
     tolerance: float = Field(
         1e-3, gt=0, description="largest accepted difference of an answer's entry from torch, in fp32"
     )
-
-    def needs(self) -> Requirements:
-        """Return the request for real examples, for tracing, calibration and comparison."""
-        return Requirements(splits=("train",))
-
-    def output_spec(self) -> OutputSpec:
-        """Return the output specification; weights change unless they stay float32."""
-        return OutputSpec(changes_weights=self.precision != "fp32")
-
-    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """Predict the size of the same weights in the requested precision; the graph itself is small."""
-        return in_precision(before, self.precision, self.embedding_bits)
 
     def run(self, model: TorchModel, context: Context) -> ExecuTorchModel:
         """Trace and lower the model, then compare its answers with torch.

@@ -63,30 +63,27 @@ class Decoder:
         Raise `ModelError` for a graph that is no decoder.
         """
         self._session, self._where = session, where
-        # Integer inputs and their types.
-        inputs, outputs = self._session.input_types, self._session.output_types
+        inputs, outputs = session.input_types, session.output_types
         unknown = [name for name in inputs if name not in _PLAIN and not name.startswith(_STATE)]
         if _IDS not in inputs or _LOGITS not in outputs or unknown:
             raise self._no_decoder()
         shape = outputs[_LOGITS].shape
         if shape and len(shape) != 3:
             raise self._no_decoder(f"logits have the shape {list(shape)}")
-        plain = {name: inputs[name].dtype for name in _PLAIN if name in inputs}
-        odd = [f"{name} is {dtype}" for name, dtype in plain.items() if dtype not in _INTEGERS]
-        fixed = [
-            f"{name} takes {inputs[name].shape[-1]} tokens only"
-            for name in plain
-            if (len(inputs[name].shape) != 2 or _static(inputs[name].shape[-1]))
-        ]
-        if odd or fixed:
-            raise self._no_decoder(", ".join(odd + fixed))
-        self._plain = plain
+        self._plain = {name: inputs[name].dtype for name in _PLAIN if name in inputs}
+        odd = [f"{name} is {dtype}" for name, dtype in self._plain.items() if dtype not in _INTEGERS]
+        for name in self._plain:
+            *rest, length = inputs[name].shape
+            # A length of 0 is how some exporters write an empty cache.
+            if len(rest) != 1 or (isinstance(length, int) and length > 0):
+                odd.append(f"{name} takes {length} tokens only")
+        if odd:
+            raise self._no_decoder(", ".join(odd))
         # Each input of the cache with the output that replaces it at the next token.
-        names = {name: present_of(name) for name in self._session.inputs if name.startswith(_STATE)}
-        missing = [present for present in names.values() if present not in self._session.output_types]
+        self._cache = {name: present_of(name) for name in session.inputs if name.startswith(_STATE)}
+        missing = [present for present in self._cache.values() if present not in outputs]
         if missing:
             raise self._no_decoder(f"the cache has inputs without the outputs {', '.join(missing)}")
-        self._cache = names
         self._empty = {past: self._empty_cache(past) for past in self._cache}
         self._past = self._empty
         self._shared = session.shared_cache(self._cache) if isinstance(session, SharesCache) and self._cache else None
@@ -167,11 +164,6 @@ class Decoder:
             expected=_EXPECTED,
             hint="export it for the task text-generation with past, e.g. by optimum or onnxruntime-genai's builder",
         )
-
-
-def _static(axis: int | str | None) -> bool:
-    # An axis of 0 is how some exporters write an empty cache.
-    return isinstance(axis, int) and axis > 0
 
 
 def _summary(names: Iterable[str]) -> str:

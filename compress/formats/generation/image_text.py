@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress.formats.generation import seq2seq
 from compress.formats.generation.decoder import PAST, present_of
 from compress.formats.generation.seq2seq import MASK, PLAIN, SEQUENCES, TEXTS, said_of, token_ids
 from compress.formats.generation.speech_recognition import open_pair
@@ -138,10 +139,8 @@ class ImageAnswers:
         for rows, row_batch in each_length({name: batch[name] for name in self.inputs}):
             answers |= {int(row): tokens.tolist() for row, tokens in zip(rows, self._write(row_batch), strict=True)}
         ordered = [answers[row] for row in sorted(answers)]
-        longest = max(map(len, ordered))
-        sequences = np.array([[*row, *[-1] * (longest - len(row))] for row in ordered], dtype=np.int64)
         texts = self._tokenizer.batch_decode(ordered, skip_special_tokens=True)
-        return {SEQUENCES: sequences.reshape(len(ordered), -1), TEXTS: np.array([text.strip() for text in texts])}
+        return {SEQUENCES: seq2seq.padded_sequences(ordered), TEXTS: np.array([text.strip() for text in texts])}
 
 
 def until_ended(tokens: np.ndarray, ends: Sequence[int]) -> list[np.ndarray]:
@@ -161,14 +160,9 @@ class EmbeddedDecoder:
         self._vision, self._table, self._decoder, self._image, self._where = vision, table, decoder, image, where
         inputs, outputs = decoder.input_types, decoder.output_types
         self._pasts = {name: kind for name, kind in inputs.items() if name.startswith(PAST)}
-        missing = [name for name in self._pasts if present_of(name) not in outputs]
-        odd = inputs.keys() - self._pasts.keys() ^ {EMBEDS, MASK}
-        wrong = [
-            *sorted(odd),
-            *missing,
-            *({FEATURES} - vision.output_types.keys()),
-            *({EMBEDS} - table.output_types.keys()),
-        ]
+        wrong = sorted(inputs.keys() - self._pasts.keys() ^ {EMBEDS, MASK})
+        wrong += [name for name in self._pasts if present_of(name) not in outputs]
+        wrong += [*({FEATURES} - vision.output_types.keys()), *({EMBEDS} - table.output_types.keys())]
         if wrong or not self._pasts or LOGITS not in outputs:
             raise ModelError(
                 f"The graphs lack or add {', '.join(wrong) or 'a cache or logits'}.",
@@ -183,31 +177,21 @@ class EmbeddedDecoder:
     def begin(self, ids: np.ndarray, pixels: np.ndarray) -> np.ndarray:
         """Return the logits [rows, length, vocabulary] of prompts ``ids`` [rows, length] with one image each."""
         features = self._vision.predict({PIXELS: pixels})[FEATURES]
-        self._past = {
-            name: np.zeros(
-                [axis if isinstance(axis, int) else len(ids) * (not at) for at, axis in enumerate(kind.shape)],
-                kind.dtype,
-            )
-            for name, kind in self._pasts.items()
-        }
-        self._seen = 0
-        return self._read(self._embedded(ids, features.reshape(-1, features.shape[-1])))
-
-    def read(self, ids: np.ndarray) -> np.ndarray:
-        """Return the logits [rows, length, vocabulary] of ``ids`` [rows, length] after the tokens read so far."""
-        return self._read(self._table.predict({IDS: ids})[EMBEDS])
-
-    def _embedded(self, ids: np.ndarray, features: np.ndarray) -> np.ndarray:
-        embeds, places = self._table.predict({IDS: ids})[EMBEDS], ids == self._image
+        features = features.reshape(-1, features.shape[-1])
+        self._past, self._seen = seq2seq.empty_cache(self._pasts, len(ids)), 0
+        embeds, places = np.array(self._table.predict({IDS: ids})[EMBEDS]), ids == self._image
         if int(places.sum()) != len(features):
             raise InputError(
                 f"The prompts have {int(places.sum())} tokens for images that have {len(features)} features.",
                 where=self._where,
                 expected="prompts as the model's processor makes them",
             )
-        embeds = np.array(embeds)
         embeds[places] = features
-        return embeds
+        return self._read(embeds)
+
+    def read(self, ids: np.ndarray) -> np.ndarray:
+        """Return the logits [rows, length, vocabulary] of ``ids`` [rows, length] after the tokens read so far."""
+        return self._read(self._table.predict({IDS: ids})[EMBEDS])
 
     def _read(self, embeds: np.ndarray) -> np.ndarray:
         rows, length = embeds.shape[:2]
@@ -251,7 +235,6 @@ def open_together(sessions: Sequence[Session], folder: Path) -> Session:
 
     refuse_unfollowed(folder)
     rules = read_rules(folder)
-    graphs = EmbeddedDecoder(sessions[0], sessions[1], sessions[2], rules.image, str(folder))
-    return ImageAnswers(
-        lambda own: graphs.write(own[IDS], own[PIXELS], rules), folder, load_tokenizer(folder), sessions[0]
-    )
+    vision, table, decoder = sessions
+    graphs, tokenizer = EmbeddedDecoder(vision, table, decoder, rules.image, str(folder)), load_tokenizer(folder)
+    return ImageAnswers(lambda batch: graphs.write(batch[IDS], batch[PIXELS], rules), folder, tokenizer, vision)

@@ -5,6 +5,7 @@ What is written equals what transformers' `generate` writes by the same generati
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from compress.formats.generation.decoder import PAST, present_of
-from compress.formats.runtime import Batch, Session, TensorType
+from compress.formats.runtime import Batch, Session, TensorType, check_inputs
 from compress.models.json_file import read_json
-from compress.utils.errors import InputError, ModelError, StageError
+from compress.utils.errors import ModelError, StageError
 
 IDS, LOGITS = "input_ids", "logits"
 _HIDDEN, _MASK, _CACHED = "encoder_hidden_states", "encoder_attention_mask", "use_cache_branch"
@@ -27,7 +28,7 @@ class PairDecoder:
         """Read the graph's inputs and outputs; raise `ModelError` if it is no decoder of this form."""
         self._session, self._where = session, where
         inputs, outputs = session.input_types, session.output_types
-        self._pasts = {name: _heads(kind) for name, kind in inputs.items() if name.startswith(PAST)}
+        self._pasts = {name: kind for name, kind in inputs.items() if name.startswith(PAST)}
         unknown = inputs.keys() - self._pasts.keys() - {_MASK} ^ {IDS, _HIDDEN, _CACHED}
         missing = [name for name in self._pasts if present_of(name) not in outputs]
         if unknown or missing or not self._pasts or LOGITS not in outputs:
@@ -46,7 +47,7 @@ class PairDecoder:
     def begin(self, hidden: np.ndarray, mask: np.ndarray | None = None) -> None:
         """Start new texts for ``hidden`` [rows, positions, hidden]; ``mask`` [rows, positions] hides some positions."""
         self._feed = {_HIDDEN: hidden} if mask is None else {_HIDDEN: hidden, _MASK: mask}
-        self._past = {name: np.zeros([len(hidden), *shape], np.float32) for name, shape in self._pasts.items()}
+        self._past = empty_cache(self._pasts, len(hidden))
         self._begun = False
 
     def read(self, ids: np.ndarray) -> np.ndarray:
@@ -75,11 +76,12 @@ class PairDecoder:
             raise StageError("The decoder's logits are not finite.", where=self._where, hint="write the model again")
 
 
-def _heads(kind: TensorType) -> tuple[int, int, int]:
-    """Return the shape [heads, 0, size] of an empty cache for an input [batch, heads, past, size]."""
-    _, heads, _, size = kind.shape
-    assert isinstance(heads, int) and isinstance(size, int), "the writer fixes both"
-    return heads, 0, size
+def empty_cache(pasts: Mapping[str, TensorType], rows: int) -> dict[str, np.ndarray]:
+    """Return an empty cache of ``rows`` texts for inputs [batch, heads, past, size], whose free axes become 0."""
+    return {
+        name: np.zeros([rows, *(axis if isinstance(axis, int) else 0 for axis in kind.shape[1:])], kind.dtype)
+        for name, kind in pasts.items()
+    }
 
 
 MASK, HIDDEN = "attention_mask", "last_hidden_state"
@@ -173,19 +175,27 @@ def token_ids(said: int | list[int] | None) -> tuple[int, ...]:
     return () if said is None else tuple(said) if isinstance(said, list) else (said,)
 
 
+def padded_sequences(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return rows of tokens as [n, longest], padded with -1."""
+    longest = max(map(len, rows))
+    padded = [[*row, *[-1] * (longest - len(row))] for row in rows]
+    return np.array(padded, dtype=np.int64).reshape(len(rows), -1)
+
+
 class TextWriter:
     """Session that generates tokens and text from token ids, row by row and without padding."""
 
+    inputs = (IDS, MASK)
+    input_types = dict.fromkeys(inputs, TensorType("int64", (None, None)))
+    output_types = {SEQUENCES: TensorType("int64", (None, None)), TEXTS: TensorType("str", (None,))}
+
     def __init__(self, encoder: Session, decoder: Session, folder: Path) -> None:
         """Read the tokenizer and the generation config of ``folder``; raise `ModelError` for graphs of another kind."""
-        self.encoder, self._where, self.rules = encoder, str(folder), read_rules(folder)
-        self._decoder = PairDecoder(decoder, self._where)
         from compress.models.processor import load_tokenizer
 
+        self.encoder, self._where, self.rules = encoder, str(folder), read_rules(folder)
+        self._decoder = PairDecoder(decoder, self._where)
         self._tokenizer: Any = load_tokenizer(folder)
-        self.inputs = (IDS, MASK)
-        self.input_types = {name: TensorType("int64", (None, None)) for name in self.inputs}
-        self.output_types = {SEQUENCES: TensorType("int64", (None, None)), TEXTS: TensorType("str", (None,))}
         self.provider = encoder.provider
         way = "greedy" if self.rules.beams == 1 else f"{self.rules.beams} beams"
         self.settings: dict[str, Any] = {**encoder.settings, "decoding": way}
@@ -196,21 +206,17 @@ class TextWriter:
         ``batch``: `input_ids` [n, length], whose padding `attention_mask` hides. Raises `InputError` for a batch
         without these, and the errors of the graphs.
         """
-        if any(name not in batch for name in self.inputs):
-            raise InputError(f"The batch lacks one of {', '.join(self.inputs)}.", where=self._where)
+        check_inputs(self.inputs, batch, self._where)
         lengths = np.asarray(batch[MASK]).sum(axis=1)
         rows = [self.tokens(row[:length]) for row, length in zip(np.asarray(batch[IDS]), lengths, strict=True)]
-        longest = max(map(len, rows))
-        sequences = np.array([[*row, *[-1] * (longest - len(row))] for row in rows], dtype=np.int64)
         texts = self._tokenizer.batch_decode(rows, skip_special_tokens=True)
-        return {SEQUENCES: sequences.reshape(len(rows), -1), TEXTS: np.array(texts)}
+        return {SEQUENCES: padded_sequences(rows), TEXTS: np.array(texts)}
 
     def tokens(self, ids: np.ndarray) -> list[int]:
         """Return the tokens generated for one text [length], without the start token."""
         ids = np.asarray(ids, np.int64)[np.newaxis]
         mask = np.ones_like(ids)
-        hidden = self.encoder.predict({IDS: ids, MASK: mask})[HIDDEN]
-        self._decoder.begin(hidden, mask)
+        self._decoder.begin(self.encoder.predict({IDS: ids, MASK: mask})[HIDDEN], mask)
         written = self._likeliest() if self.rules.beams == 1 else self._best_of_beams()
         return [int(token) for token in written[1:]]
 
@@ -237,7 +243,9 @@ class TextWriter:
         while True:
             logits = self._decoder.read(texts[:, -1:])
             self._decoder.finite(logits.max())
-            chances = [self._allowed(*pair) for pair in zip(texts, _log_softmax(logits), strict=True)]
+            shifted = logits - logits.max(axis=-1, keepdims=True)
+            log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+            chances = [self._allowed(*pair) for pair in zip(texts, log_probabilities, strict=True)]
             whole = (np.stack(chances) + scores[:, None]).ravel()
             best = np.argsort(-whole, kind="stable")[:candidates]
             values, rows, tokens = whole[best], best // logits.shape[1], best % logits.shape[1]
@@ -302,12 +310,6 @@ def _can_improve(
     possible = best / ((rules.longest if longest else length) - 1) ** rules.length_penalty
     worst = min(score for score, _, _ in done)
     return any(possible > (worst if finished else _LOW) for _, finished, _ in done)
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    log_probabilities: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return log_probabilities
 
 
 def _repeats(text: np.ndarray, size: int) -> set[int]:

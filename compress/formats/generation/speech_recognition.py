@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.formats.generation.seq2seq import PairDecoder, TextWriter
-from compress.formats.runtime import Batch, Session, TensorType
-from compress.models.json_file import read_json
+from compress.formats.generation.seq2seq import PairDecoder, TextWriter, padded_sequences, said_of, token_ids
+from compress.formats.runtime import Batch, Session, TensorType, check_inputs
 from compress.utils.errors import InputError, ModelError
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ class SpeechRules:
     """
 
     prompt: tuple[int, ...]
-    ends: frozenset[int]
+    ends: tuple[int, ...]
     never: np.ndarray
     not_first: np.ndarray
     longest: int
@@ -41,14 +40,9 @@ class SpeechRules:
 
 def read_rules(folder: Path) -> SpeechRules:
     """Return the rules of a folder's generation_config.json and config.json; raise `ModelError` if they are invalid."""
-    config = read_json(folder / "config.json")
-    if (folder / GENERATION_CONFIG).is_file():
-        config = config | {
-            key: value for key, value in read_json(folder / GENERATION_CONFIG).items() if value is not None
-        }
-    ends = config.get("eos_token_id")
-    start = config.get("decoder_start_token_id")
-    if start is None or ends is None:
+    config = said_of(folder)
+    start, ends = config.get("decoder_start_token_id"), token_ids(config.get("eos_token_id"))
+    if start is None or not ends:
         raise ModelError(
             "Nothing says with which token a transcript begins and ends.",
             where=str(folder / GENERATION_CONFIG),
@@ -57,11 +51,14 @@ def read_rules(folder: Path) -> SpeechRules:
         )
     prompt = (start, *_after_start(config, folder))
     positions = config.get("max_target_positions") or _POSITIONS
+    never, not_first = (
+        np.array(config.get(key) or [], dtype=np.int64) for key in ("suppress_tokens", "begin_suppress_tokens")
+    )
     return SpeechRules(
         prompt=prompt,
-        ends=frozenset(ends if isinstance(ends, list) else [ends]),
-        never=_tokens(config, "suppress_tokens"),
-        not_first=_tokens(config, "begin_suppress_tokens"),
+        ends=ends,
+        never=never,
+        not_first=not_first,
         # transformers' `generate` counts the prompt on top of max_length.
         longest=min(positions, (config.get("max_length") or _POSITIONS) + len(prompt)),
     )
@@ -86,10 +83,6 @@ def _after_start(said: Mapping[str, Any], folder: Path) -> list[int]:
     return prompt
 
 
-def _tokens(said: Mapping[str, object], key: str) -> np.ndarray:
-    return np.array(said.get(key) or [], dtype=np.int64)
-
-
 FEATURES, HIDDEN = "input_features", "last_hidden_state"
 SEQUENCES, TRANSCRIPTS = "sequences", "transcripts"
 _TOKENIZER = "tokenizer.json"
@@ -98,6 +91,9 @@ _TOKENIZER = "tokenizer.json"
 class Transcriber:
     """Session that transcribes audio; a recording longer than the encoder's window is split into windows."""
 
+    inputs = (FEATURES,)
+    output_types = {SEQUENCES: TensorType("int64", (None, None)), TRANSCRIPTS: TensorType("str", (None,))}
+
     def __init__(self, encoder: Session, decoder: Session, folder: Path) -> None:
         """Read the tokenizer and the generation config of ``folder``; raise `ModelError` for graphs of another kind."""
         self.encoder, self._where = encoder, str(folder)
@@ -105,14 +101,17 @@ class Transcriber:
         self._rules = read_rules(folder)
         self._tokenizer = _tokenizer(folder)
         # The encoder's window has a fixed number of features and frames.
-        shape = self.encoder.input_types[FEATURES].shape if FEATURES in self.encoder.input_types else ()
+        shape = encoder.input_types[FEATURES].shape if FEATURES in encoder.input_types else ()
         fixed = [axis for axis in shape[1:] if isinstance(axis, int)]
-        if len(shape) != 3 or len(fixed) != 2 or HIDDEN not in self.encoder.output_types:
-            raise self._no_speech(f"the encoder has the inputs {dict(self.encoder.input_types)}")
+        if len(shape) != 3 or len(fixed) != 2 or HIDDEN not in encoder.output_types:
+            raise ModelError(
+                f"The graphs cannot transcribe: the encoder has the inputs {dict(encoder.input_types)}.",
+                where=self._where,
+                expected="an encoder from input_features to last_hidden_state, and its decoder",
+                hint="write the model with the stage onnx",
+            )
         self._shape = (fixed[0], fixed[1])
-        self.inputs = (FEATURES,)
         self.input_types = {FEATURES: TensorType("float32", (None, self._shape[0], None))}
-        self.output_types = {SEQUENCES: TensorType("int64", (None, None)), TRANSCRIPTS: TensorType("str", (None,))}
         self.provider = encoder.provider
         self.settings: dict[str, Any] = {**encoder.settings, "decoding": "greedy"}
 
@@ -122,8 +121,7 @@ class Transcriber:
         `sequences` [n, longest] are tokens, padded with -1. Raises `InputError` for features of another shape, and the
         errors of the graphs.
         """
-        if FEATURES not in batch:
-            raise InputError(f"The batch lacks the model's input {FEATURES}.", where=self._where)
+        check_inputs(self.inputs, batch, self._where)
         features = np.asarray(batch[FEATURES], np.float32)
         bins, frames = self._shape
         if features.ndim != 3 or features.shape[1] != bins or features.shape[2] % frames or not features.size:
@@ -132,14 +130,27 @@ class Transcriber:
                 where=self._where,
                 expected=f"[n, {bins}, a multiple of {frames}], as the model's feature extractor gives them",
             )
-        rows = [[token for window in self._windows(row) for token in self.tokens(window)] for row in features]
-        longest = max(map(len, rows))
-        sequences = np.array([row + [-1] * (longest - len(row)) for row in rows], dtype=np.int64).reshape(len(rows), -1)
-        return {SEQUENCES: sequences, TRANSCRIPTS: np.array([self.text(row) for row in rows])}
+        windows = [np.split(row, row.shape[1] // frames, axis=1) for row in features]
+        rows = [[token for window in row for token in self.tokens(np.ascontiguousarray(window))] for row in windows]
+        return {SEQUENCES: padded_sequences(rows), TRANSCRIPTS: np.array([self.text(row) for row in rows])}
 
     def tokens(self, window: np.ndarray) -> list[int]:
         """Return the tokens of one window [features, frames], without the prompt and the end token."""
-        return list(self._said(self.encode(window)))
+        rules, tokens = self._rules, []
+        ids = list(rules.prompt)
+        self._decoder.begin(self.encode(window))
+        for position in range(rules.longest - len(rules.prompt)):
+            allowed = self._decoder.read(np.array([ids]))[0].copy()
+            allowed[rules.never] = -np.inf
+            if position == 0:
+                allowed[rules.not_first] = -np.inf
+            token = int(allowed.argmax())
+            self._decoder.finite(allowed[token])
+            if token in rules.ends:
+                break
+            tokens.append(token)
+            ids = [token]
+        return tokens
 
     def text(self, tokens: list[int]) -> str:
         """Return the tokens as text."""
@@ -149,35 +160,6 @@ class Transcriber:
     def encode(self, window: np.ndarray) -> np.ndarray:
         """Return the encoder's output [1, positions, hidden] for one window [features, frames]."""
         return self.encoder.predict({FEATURES: window[np.newaxis]})[HIDDEN]
-
-    def _windows(self, row: np.ndarray) -> list[np.ndarray]:
-        frames = self._shape[1]
-        return [np.ascontiguousarray(row[:, at : at + frames]) for at in range(0, row.shape[1], frames)]
-
-    def _said(self, audio: np.ndarray) -> Iterator[int]:
-        rules, first = self._rules, True
-        ids = list(rules.prompt)
-        self._decoder.begin(audio)
-        for _ in range(rules.longest - len(rules.prompt)):
-            logits = self._decoder.read(np.array([ids]))[0]
-            allowed = logits.copy()
-            allowed[self._rules.never] = -np.inf
-            if first:
-                allowed[self._rules.not_first] = -np.inf
-            token = int(allowed.argmax())
-            self._decoder.finite(allowed[token])
-            if token in rules.ends:
-                return
-            yield token
-            ids, first = [token], False
-
-    def _no_speech(self, why: str) -> ModelError:
-        return ModelError(
-            f"The graphs cannot transcribe: {why}.",
-            where=self._where,
-            expected="an encoder from input_features to last_hidden_state, and its decoder",
-            hint="write the model with the stage onnx",
-        )
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

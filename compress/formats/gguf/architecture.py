@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -130,7 +130,8 @@ class GgufArchitecture:
                 if self.family.activations and activation not in self.family.activations:
                     raise self._unsupported(name, activation, " or ".join(self.family.activations))
                 break
-        if self._windowed and not self._windows_are_known:
+        windowed = self._window is not None and self._window < self.config.max_position_embeddings
+        if windowed and any(self._windowed_layers) and not self._windows_are_known:
             raise self._unsupported("sliding_window", self._window, "null: llama.cpp attends to all of the text")
         if self._rotation not in ("default", "linear", "llama3", "yarn", "longrope"):
             raise self._unsupported("rope_type", self._rotation, "default, linear, llama3, yarn or longrope")
@@ -150,11 +151,6 @@ class GgufArchitecture:
         """GGUF's name of the architecture."""
         return self.family.name
 
-    @property
-    def head_size(self) -> int:
-        """Width of an attention head."""
-        return head_size(self.config)
-
     def is_ignored(self, tensor: str) -> bool:
         """Return whether no reader uses a tensor of that name, such as a table of rotary frequencies."""
         patterns = (r"rotary_emb\.inv_freq", *self.ignored)
@@ -168,7 +164,13 @@ class GgufArchitecture:
         names = gguf.get_tensor_name_map(numbers[self.name], self.config.num_hidden_layers)
         sources_by_name: dict[str, tuple[dict[int, str], TensorRule | None]] = {}
         for source in self.shapes:
-            for target, piece in self._targets(source):
+            # Several rules split one tensor; a tensor without a rule keeps its name.
+            targets: list[tuple[str, TensorRule | None]] = [
+                (source if piece.name is None else match.expand(piece.name), piece)
+                for piece in self.family.pieces
+                if (match := re.fullmatch(piece.match, source)) is not None
+            ]
+            for target, piece in targets or [(source, None)]:
                 # Experts are numbered in the checkpoint and stacked in the file.
                 stacked = _STACKED.fullmatch(target)
                 number = int(stacked[3]) if stacked else 0
@@ -183,14 +185,6 @@ class GgufArchitecture:
         )
         return sorted(tensors, key=_sort_key)
 
-    def _targets(self, source: str) -> Iterator[tuple[str, TensorRule | None]]:
-        matches = [(re.fullmatch(piece.match, source), piece) for piece in self.family.pieces]
-        matching = [(match, piece) for match, piece in matches if match is not None]
-        for match, piece in matching:
-            yield source if piece.name is None else match.expand(piece.name), piece
-        if not matching:
-            yield source, None
-
     def add_metadata(self, writer: GGUFWriter) -> None:
         """Add the sizes and constants of the architecture."""
         from gguf import GGUFValueType
@@ -204,7 +198,8 @@ class GgufArchitecture:
         """Return sizes and constants in file order, by their names without the architecture's prefix."""
         config, heads = self.config, self._first("num_attention_heads", kind=int)
         experts = self._first("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", kind=int)
-        size = self.head_size if heads else None
+        size = head_size(config) if heads else None
+        rotated = (self._rotary.get("partial_rotary_factor") or 1.0) if "rope_theta" in self._rotary else None
         metadata: dict[str, Any] = {
             "context_length": self._first("max_position_embeddings", "max_seq_len", kind=int),
             "embedding_length": int(config.hidden_size),
@@ -215,7 +210,7 @@ class GgufArchitecture:
             "attention.head_count_kv": self._first("num_key_value_heads", kind=int) or heads,
             "attention.key_length": size,
             "attention.value_length": size,
-            "rope.dimension_count": self._rotated,
+            "rope.dimension_count": None if size is None or rotated is None else int(size * float(rotated)),
             "attention.layer_norm_rms_epsilon": self._first("rms_norm_eps", "norm_eps", kind=float),
             "vocab_size": int(config.vocab_size),
             "expert_count": experts or None,
@@ -228,9 +223,8 @@ class GgufArchitecture:
             metadata["attention.sliding_window_pattern"] = self._windowed_layers
         metadata |= {key: value(config) if callable(value) else value for key, value in self.family.keys.items()}
         # Settings of experts make llama.cpp expect expert tensors.
-        dense = metadata["expert_count"] is None
-        metadata = {key: value for key, value in metadata.items() if not (dense and key.startswith("expert_"))}
-        return {key: value for key, value in metadata.items() if value is not None}
+        unset = "expert_" if metadata["expert_count"] is None else " "
+        return {key: value for key, value in metadata.items() if value is not None and not key.startswith(unset)}
 
     def _first(self, *names: str, kind: type) -> Any:
         """Return the first config field that is set, converted to ``kind``."""
@@ -256,8 +250,8 @@ class GgufArchitecture:
                     metadata[f"rope.scaling.yarn_{name}"] = float(rotary[name])
         # LongRoPE scales attention by the logarithm of the stretch (Ding et al. 2024).
         if self._rotation == "longrope":
-            stretch = self.config.max_position_embeddings / metadata["rope.scaling.original_context_length"]
             length = metadata["rope.scaling.original_context_length"]
+            stretch = self.config.max_position_embeddings / length
             attention = math.sqrt(1 + math.log(stretch) / math.log(length)) if stretch > 1 else 1.0
             metadata["rope.scaling.attn_factor"] = rotary.get("attention_factor") or attention
         sliding = self._rotary_of("sliding_attention")
@@ -282,10 +276,10 @@ class GgufArchitecture:
         """
         if self._rotation != "llama3":
             return None
-        rotary = self._rotary
+        rotary, size = self._rotary, head_size(self.config)
         base, factor = float(rotary["rope_theta"]), float(rotary["factor"])
         low, high = float(rotary["low_freq_factor"]), float(rotary["high_freq_factor"])
-        frequencies = base ** (-np.arange(0, self.head_size, 2) / self.head_size)
+        frequencies = base ** (-np.arange(0, size, 2) / size)
         # Number of turns that a frequency makes within the original context length.
         turns = rotary["original_max_position_embeddings"] * frequencies / (2 * math.pi)
         share = np.clip((turns - low) / (high - low), 0, 1)
@@ -303,12 +297,6 @@ class GgufArchitecture:
         return dict(getattr(self.config, "rope_parameters", None) or {}) if parameters is None else parameters
 
     @property
-    def _rotated(self) -> int | None:
-        if "rope_theta" not in self._rotary:
-            return None
-        return int(self.head_size * float(self._rotary.get("partial_rotary_factor") or 1.0))
-
-    @property
     def _rotation(self) -> str:
         return str(self._rotary.get("rope_type", "default"))
 
@@ -324,11 +312,6 @@ class GgufArchitecture:
         if self._window is None or kinds is None:
             return [self._window is not None] * self.config.num_hidden_layers
         return [kind == "sliding_attention" for kind in kinds]
-
-    @property
-    def _windowed(self) -> bool:
-        shorter = self._window is not None and self._window < self.config.max_position_embeddings
-        return shorter and any(self._windowed_layers)
 
     @property
     def _windows_are_known(self) -> bool:

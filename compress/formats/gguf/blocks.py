@@ -14,13 +14,13 @@ rounding error of the scales is chosen.
 from __future__ import annotations
 
 import ctypes
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from compress.formats.gguf.llama_cpp_library import library
+from compress.utils.environment import granted_cores
 from compress.utils.errors import ModelError, StageError
 
 if TYPE_CHECKING:
@@ -110,8 +110,11 @@ def pack_blocks(weight: QuantizedWeight, kind: str) -> np.ndarray:
     zeros = weight.zero_points.numpy().astype(np.int16)[:, groups]
     parts = [_float16_bytes(scales)]
     if kind in _SIGNED:
-        centred = integers.astype(np.int16) - zeros[..., None]
-        parts.append(_signed(centred, _SIGNED[kind]))
+        centred, bits = integers.astype(np.int16) - zeros[..., None], _SIGNED[kind]
+        if bits == 8:
+            parts.append(centred.astype(np.int8).view(np.uint8))
+        else:
+            parts.append(_pack_bits((centred + (1 << (bits - 1))).astype(np.uint8), bits))
     else:
         parts += [_float16_bytes(-zeros * scales), _pack_bits(integers, _WITH_MINIMUM[kind])]
     return np.concatenate(parts, axis=-1).reshape(rows, -1)
@@ -120,12 +123,6 @@ def pack_blocks(weight: QuantizedWeight, kind: str) -> np.ndarray:
 def _float16_bytes(values: np.ndarray) -> np.ndarray:
     """Return [rows, blocks] as bytes [rows, blocks, 2]."""
     return values.astype("<f2")[..., None].view(np.uint8)
-
-
-def _signed(centred: np.ndarray, bits: int) -> np.ndarray:
-    if bits == 8:
-        return centred.astype(np.int8).view(np.uint8)
-    return _pack_bits((centred + (1 << (bits - 1))).astype(np.uint8), bits)
 
 
 def _pack_bits(integers: np.ndarray, bits: int) -> np.ndarray:
@@ -160,27 +157,21 @@ def quantize_rows(values: np.ndarray, kind: str, importance: np.ndarray | None =
     column_weights = None if importance is None else np.ascontiguousarray(importance, dtype=np.float32)
     importance_pointer = None if column_weights is None else column_weights.ctypes.data_as(_FLOATS)
     rows, columns = values.shape
-    size = row_bytes(kind, columns)
-    blocks = np.empty((rows, size), dtype=np.uint8)
-
-    def some(start: int, stop: int) -> int:
-        source, target = values.ctypes.data_as(_FLOATS), blocks.ctypes.data_as(ctypes.c_void_p)
-        return int(
-            ggml.ggml_quantize_chunk(number, source, target, start * columns, stop - start, columns, importance_pointer)
-        )
-
+    blocks = np.empty((rows, row_bytes(kind, columns)), dtype=np.uint8)
     step = max(1, _AT_ONCE // columns)
-    starts = range(0, rows, step)
+
+    def quantize(start: int) -> int:
+        source, target = values.ctypes.data_as(_FLOATS), blocks.ctypes.data_as(ctypes.c_void_p)
+        size = start * columns, min(step, rows - start), columns
+        return int(ggml.ggml_quantize_chunk(number, source, target, *size, importance_pointer))
+
     # The first call builds tables that the other threads read.
-    written_bytes = some(0, min(step, rows))
-    with ThreadPoolExecutor(
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    ) as pool:
-        written_bytes += sum(pool.map(some, starts[1:], (min(start + step, rows) for start in starts[1:])))
+    written_bytes = quantize(0)
+    with ThreadPoolExecutor(len(granted_cores())) as pool:
+        written_bytes += sum(pool.map(quantize, range(step, rows, step)))
     if written_bytes != blocks.nbytes:
-        raise StageError(
-            f"llama.cpp rounded to {written_bytes:,} bytes of {kind}, where {blocks.nbytes:,} were expected."
-        )
+        written = f"{written_bytes:,} bytes of {kind}"
+        raise StageError(f"llama.cpp rounded to {written}, where {blocks.nbytes:,} were expected.")
     return blocks
 
 
@@ -199,29 +190,23 @@ def pack_k_blocks(weight: QuantizedWeight, kind: str) -> np.ndarray:
     scales = weight.scales.numpy().astype(np.float32)[:, groups].reshape(shape)
     zeros = weight.zero_points.numpy().astype(np.float32)[:, groups].reshape(shape)
     integers = weight.integers.numpy().astype(np.int16).reshape(*shape, _PART)
-    parts = (
-        _pack_q3_k(integers - zeros[..., None].astype(np.int16), scales)
-        if kind == "Q3_K"
-        else _pack_q2_k(integers, scales, zeros)
-    )
+    if kind == "Q3_K":
+        parts = _pack_q3_k(integers - zeros[..., None].astype(np.int16), scales)
+    else:
+        parts = _pack_q2_k(integers, scales, zeros)
     return np.concatenate(parts, axis=-1).reshape(rows, -1)
 
 
 def _pack_q3_k(centred: np.ndarray, scales: np.ndarray) -> list[np.ndarray]:
     step, rounded = _fit_step(scales, np.square(centred).sum(-1), -32, 31)
-    stored = (rounded + 32).astype(np.uint8)
-    low_bits, high_bits = stored & 0x0F, stored >> 4
-    quarters = high_bits.reshape(*high_bits.shape[:-1], 4, 4)
-    packed = [
-        low_bits[..., :8] | low_bits[..., 8:] << 4,
-        sum(quarters[..., position, :] << 2 * position for position in range(4)),
-    ]
-    unsigned = (centred + 4).astype(np.uint8)
+    stored, unsigned = (rounded + 32).astype(np.uint8), (centred + 4).astype(np.uint8)
+    low_bits, quarters = stored & 0x0F, (stored >> 4).reshape(*stored.shape[:-1], 4, 4)
     return [
         _interleave_bits(unsigned >> 2, 1),
         _interleave_bits(unsigned & 3, 2),
-        *map(np.asarray, packed),
-        _float16_step_bytes(step),
+        low_bits[..., :8] | low_bits[..., 8:] << 4,
+        np.bitwise_or.reduce([quarters[..., position, :] << 2 * position for position in range(4)]),
+        _float16_bytes(step[..., 0]),
     ]
 
 
@@ -234,12 +219,8 @@ def _pack_q2_k(integers: np.ndarray, scales: np.ndarray, zeros: np.ndarray) -> l
     target_minima = np.maximum(_float(step) * rounded * reflected.mean(-1) - means, 0)
     step_of_minima, minima = _fit_step(target_minima, np.ones_like(target_minima), 0, 15)
     packed = rounded.astype(np.uint8) | minima.astype(np.uint8) << 4
-    return [
-        packed,
-        _interleave_bits(reflected.astype(np.uint8), 2),
-        _float16_step_bytes(step),
-        _float16_step_bytes(step_of_minima),
-    ]
+    steps = [_float16_bytes(step[..., 0]), _float16_bytes(step_of_minima[..., 0])]
+    return [packed, _interleave_bits(reflected.astype(np.uint8), 2), *steps]
 
 
 def _fit_step(values: np.ndarray, counts: np.ndarray, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
@@ -260,10 +241,9 @@ def _fit_step(values: np.ndarray, counts: np.ndarray, low: int, high: int) -> tu
         candidate = largest / end
         multiples = np.clip(np.rint(values / np.where(candidate == 0, 1, candidate)), low, high) * (candidate != 0)
         # With the multiples fixed, the best step is a least-squares solution.
+        numerator = (counts * values * multiples).sum(-1, keepdims=True)
         denominator = (counts * np.square(multiples)).sum(-1, keepdims=True)
-        candidate = _float(
-            (counts * values * multiples).sum(-1, keepdims=True) / np.where(denominator == 0, 1, denominator)
-        )
+        candidate = _float(numerator / np.where(denominator == 0, 1, denominator))
         error = (counts * np.square(values - candidate * multiples)).sum(-1, keepdims=True)
         better = error < best
         best, step = np.where(better, error, best), np.where(better, candidate, step)
@@ -274,11 +254,6 @@ def _fit_step(values: np.ndarray, counts: np.ndarray, low: int, high: int) -> tu
 def _float(values: np.ndarray) -> np.ndarray:
     """Return the values quantize_rows to float16."""
     return values.astype(np.float16).astype(np.float32)
-
-
-def _float16_step_bytes(step: np.ndarray) -> np.ndarray:
-    """Return [rows, blocks, 1] as bytes [rows, blocks, 2]."""
-    return step.astype("<f2").view(np.uint8)
 
 
 def _interleave_bits(values: np.ndarray, width: int) -> np.ndarray:

@@ -132,10 +132,10 @@ def plan_gguf(checkpoint: Checkpoint, types: GgufTypes = EXACT_TYPES) -> list[Pl
     imatrix = {} if types.file_type is None else read_imatrix(checkpoint.folder)
     rules = None if types.file_type is None else _tensor_types(types.file_type, architecture, named, bool(imatrix))
     plan = _Plan(checkpoint, architecture, types, rules, imatrix)
-    planned = [plan.tensor(tensor) for tensor in named]
-    for name, factors in architecture.factors().items():
-        planned.append(PlannedTensor(name, None, "F32", factors.shape, None, partial(np.asarray, factors)))
-    return planned
+    return [plan.tensor(tensor) for tensor in named] + [
+        PlannedTensor(name, None, "F32", factors.shape, None, partial(np.asarray, factors))
+        for name, factors in architecture.factors().items()
+    ]
 
 
 def _tensor_types(
@@ -173,12 +173,12 @@ def write_gguf(checkpoint: Checkpoint, file: Path, types: GgufTypes = EXACT_TYPE
     numbers = (file_type.number for file_type in FILE_TYPES.values() if file_type.most == main_kind)
     file_number = FILE_TYPES[types.file_type].number if types.file_type else _FLOAT_FILES.get(main_kind)
     writer.add_file_type(file_number or next(numbers, 0))
+    # The header lists all tensors before the first one is written.
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for tensor in planned:
         kind = gguf.GGMLQuantizationType[tensor.kind]
         *rows, columns = tensor.shape
         size = row_bytes(tensor.kind, columns) * math.prod(rows)
-        # The header lists all tensors before the first one is written.
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=kind)
     try:
         writer.write_header_to_file()
@@ -208,14 +208,10 @@ class _Plan:
     imatrix: Mapping[str, Any]
 
     def tensor(self, tensor: NamedTensor) -> PlannedTensor:
-        """Return the plan of one tensor of the file, from one tensor of the checkpoint or from several stacked ones."""
-        if len(tensor.sources) == 1:
-            return self._part(tensor, tensor.sources[0])
-        return self._stacked(tensor)
-
-    def _stacked(self, tensor: NamedTensor) -> PlannedTensor:
-        """Return several tensors as one [tensors, rows, columns], of one type that holds them all."""
+        """Return the plan of one tensor of the file; several of the checkpoint become one [tensors, rows, columns]."""
         parts = [self._part(tensor, source) for source in tensor.sources]
+        if len(parts) == 1:
+            return parts[0]
         # One type must hold all experts: the widest of the types that they would have alone.
         kinds = sorted({part.kind for part in parts}, key=lambda kind: row_bytes(kind, _LONGEST_BLOCK))
         floats = {kind for kind in kinds if kind in ("F16", "F32")}
@@ -229,11 +225,7 @@ class _Plan:
             )
         converted = tuple(self._part(tensor, source, kinds[-1]) for source in tensor.sources)
         shape = (len(converted), *converted[0].shape)
-
-        def data() -> np.ndarray:
-            return np.stack([part.data() for part in converted])
-
-        return PlannedTensor(tensor.name, None, kinds[-1], shape, None, data, converted)
+        return PlannedTensor(tensor.name, None, kinds[-1], shape, None, partial(_stack, converted), converted)
 
     def _part(self, tensor: NamedTensor, source: str, wider: str | None = None) -> PlannedTensor:
         """Return the plan of one checkpoint tensor; ``wider`` replaces the smallest type that holds its integers."""
@@ -270,15 +262,18 @@ class _Plan:
         return PlannedTensor(tensor.name, f"{module}.weight", kind, (rows, shape[1]), order, data)
 
     def _order(self, tensor: NamedTensor, rows: int) -> np.ndarray | None:
-        reorder = tensor.piece.rows if tensor.piece is not None else None
-        return None if reorder is None else reorder(self.architecture.config, rows)
+        if tensor.piece is None or tensor.piece.rows is None:
+            return None
+        return tensor.piece.rows(self.architecture.config, rows)
 
     def _float(self, tensor: NamedTensor, source: str) -> PlannedTensor:
         """Return the plan of a float tensor; vectors are always F32, as llama.cpp requires."""
         import torch
 
-        stored = self.checkpoint.stored(source)
-        order, change = self._order(tensor, len(stored) if stored.ndim else 1), self._values(tensor)
+        stored, config = self.checkpoint.stored(source), self.architecture.config
+        transform = tensor.piece.values if tensor.piece is not None else None
+        change = None if transform is None else lambda values: transform(values, config)
+        order = self._order(tensor, len(stored) if stored.ndim else 1)
         transformed = stored if change is None else change(stored.to("meta"))
         small = transformed.ndim == 1 or tensor.always_float32
         kind = "F32" if small else self.types.floats.upper()
@@ -306,10 +301,6 @@ class _Plan:
         shape = tuple(transformed.shape) if order is None else (len(order), *transformed.shape[1:])
         return PlannedTensor(tensor.name, source, kind, shape, order, data, values=change)
 
-    def _values(self, tensor: NamedTensor) -> Callable[[Any], Any] | None:
-        transform, config = tensor.piece.values if tensor.piece is not None else None, self.architecture.config
-        return None if transform is None else lambda found: transform(found, config)
-
 
 def _quantization(checkpoint: Checkpoint, module: str) -> tuple[int, int, bool, tuple[int, int]] | None:
     """Return bits, group size, symmetry and [rows, columns] of a quantized module, or None for a float module."""
@@ -329,12 +320,12 @@ def _reordered(weight: QuantizedWeight, order: np.ndarray) -> QuantizedWeight:
     import torch
 
     rows = torch.from_numpy(order)
-    return replace(
-        weight,
-        integers=weight.integers[rows],
-        scales=weight.scales[rows],
-        zero_points=weight.zero_points[rows],
-    )
+    integers, scales, zeros = (tensor[rows] for tensor in (weight.integers, weight.scales, weight.zero_points))
+    return replace(weight, integers=integers, scales=scales, zero_points=zeros)
+
+
+def _stack(parts: tuple[PlannedTensor, ...]) -> np.ndarray:
+    return np.stack([part.data() for part in parts])
 
 
 _ROUNDING = 1.001 * 2.0**-11

@@ -64,16 +64,12 @@ def head_size(config: Config) -> int:
 
 def _pairs(config: Config, rows: int) -> np.ndarray:
     """Return the row order for llama.cpp's rotation of neighbouring pairs; transformers rotates halves of a head."""
-    size = head_size(config)
-    order: np.ndarray = np.arange(rows).reshape(-1, 2, size // 2).swapaxes(1, 2).reshape(-1)
-    return order
+    return np.arange(rows).reshape(-1, 2, head_size(config) // 2).swapaxes(1, 2).reshape(-1)
 
 
 def _by_head(config: Config, rows: int) -> np.ndarray:
     """Return the order that turns query, key and value per head into all queries, all keys, all values."""
-    size = head_size(config)
-    order: np.ndarray = np.arange(rows).reshape(-1, 3, size).swapaxes(0, 1).reshape(-1)
-    return order
+    return np.arange(rows).reshape(-1, 3, head_size(config)).swapaxes(0, 1).reshape(-1)
 
 
 def _falcon(config: Config, rows: int) -> np.ndarray:
@@ -113,15 +109,14 @@ _GATE_UP = tuple(
     for number, name in enumerate(("gate_proj", "up_proj"))
 )
 _GELU = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast")
-_SSM = (
-    TensorRule(r".*\.A_log", values=lambda tensor, _: -tensor.float().exp()),
-    TensorRule(r".*\.conv1d\.weight", values=lambda tensor, _: tensor.squeeze(1)),
-)
+_SQUEEZED = TensorRule(r".*\.(conv1d|conv\.conv)\.weight", values=lambda tensor, _: tensor.squeeze(1))
+_DECAY = TensorRule(r".*\.A_log", values=lambda tensor, _: -tensor.float().exp())
+_STEP = TensorRule(r"(.*)\.dt_bias", r"\1.dt_proj.bias")
+_SSM = (_DECAY, _SQUEEZED)
 _SSM2 = (
     TensorRule(r".*\.A_log", values=lambda tensor, _: -tensor.float().exp()[:, None]),
     TensorRule(r".*\.D", values=lambda tensor, _: tensor[:, None]),
-    TensorRule(r"(.*)\.dt_bias", r"\1.dt_proj.bias"),
-    TensorRule(r".*\.conv1d\.weight", values=lambda tensor, _: tensor.squeeze(1)),
+    *(_STEP, _SQUEEZED),
 )
 _EXPERT_WIDTH = {"expert_feed_forward_length": lambda config: config.intermediate_size}
 _DEEPSEEK = {
@@ -139,8 +134,10 @@ _KV_B = (
     TensorRule(r"(.*)\.kv_b_proj\.weight", r"\1.v_b_proj.weight", values=_latent(keys=False)),
 )
 _SIGMOID = {"expert_gating_func": 2}
+_NO_SHARED_HEADS = {"num_key_value_heads": lambda config: config.num_attention_heads}
 _GEMMA_HEADS = {"query_pre_attn_scalar": lambda config: head_size(config)}
-_GROUPED_NORM = TensorRule(
+_GROUPED_NORM = TensorRule(r".*\.mixer\.norm\.weight", values=lambda tensor, config: tensor.view(config.n_groups, -1))
+_MAMBA_NORM = TensorRule(
     r".*\.mamba\.norm\.weight", values=lambda tensor, config: tensor.view(config.mamba_n_groups, -1)
 )
 _HYBRID = {
@@ -150,9 +147,7 @@ _HYBRID = {
     "rope.scaling.finetuned": lambda config: getattr(config, "position_embedding_type", "rope") == "rope",
 }
 _LINEAR_ATTENTION = (
-    TensorRule(r".*\.A_log", values=lambda tensor, _: -tensor.float().exp()),
-    TensorRule(r"(.*)\.dt_bias", r"\1.dt_proj.bias"),
-    TensorRule(r".*\.conv1d\.weight", values=lambda tensor, _: tensor.squeeze(1)),
+    *(_DECAY, _STEP, _SQUEEZED),
     TensorRule(r"(?!.*linear_attn\.norm).*norm\.weight", values=lambda tensor, _: tensor + 1),
 )
 _LINEAR_KEYS = {
@@ -190,14 +185,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "olmo2": Family("olmo2"),
     "olmo3": Family("olmo2", windows=True),
-    "olmoe": Family(
-        "olmoe",
-        built_in={
-            "norm_topk_prob": False,
-            "clip_qkv": None,
-            "num_key_value_heads": lambda config: config.num_attention_heads,
-        },
-    ),
+    "olmoe": Family("olmoe", built_in={"norm_topk_prob": False, "clip_qkv": None, **_NO_SHARED_HEADS}),
     "granite": Family("granite", (_Q_AND_K,)),
     "granitemoe": Family("granitemoe", (_Q_AND_K, *_GATE_UP)),
     "starcoder2": Family("starcoder2", activations=_GELU),
@@ -252,10 +240,7 @@ FAMILIES: dict[str, Family] = {
     "nemotron": Family(
         "nemotron",
         (_PLUS_ONE,),
-        {
-            "attention.layer_norm_epsilon": lambda config: config.norm_eps,
-            "attention.layer_norm_rms_epsilon": None,
-        },
+        {"attention.layer_norm_epsilon": lambda config: config.norm_eps, "attention.layer_norm_rms_epsilon": None},
         activations=("relu2",),
     ),
     "glm": Family("chatglm"),
@@ -267,12 +252,7 @@ FAMILIES: dict[str, Family] = {
     "arcee": Family("arcee", (_Q_AND_K,), activations=("relu2",)),
     "seed_oss": Family("seed_oss"),
     "helium": Family("llama"),
-    "dots1": Family(
-        "dots1",
-        (_ROUTER_BIAS,),
-        _SIGMOID,
-        built_in={"num_key_value_heads": lambda config: config.num_attention_heads},
-    ),
+    "dots1": Family("dots1", (_ROUTER_BIAS,), _SIGMOID, built_in=_NO_SHARED_HEADS),
     "deepseek_v2": Family("deepseek2", _KV_B, {**_DEEPSEEK, "expert_gating_func": 1}),
     "deepseek_v3": Family("deepseek2", (*_KV_B, _ROUTER_BIAS), {**_DEEPSEEK, **_SIGMOID}),
     "minicpm3": Family(
@@ -302,7 +282,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "lfm2": Family(
         "lfm2",
-        (TensorRule(r".*\.conv\.conv\.weight", values=lambda tensor, _: tensor.squeeze(1)),),
+        (_SQUEEZED,),
         {
             "attention.head_count_kv": lambda config: _groups_where(config, "full_attention"),
             "shortconv.l_cache": lambda config: config.conv_L_cache,
@@ -323,10 +303,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "mamba2": Family(
         "mamba2",
-        (
-            *_SSM2,
-            TensorRule(r".*\.mixer\.norm\.weight", values=lambda tensor, config: tensor.view(config.n_groups, -1)),
-        ),
+        (*_SSM2, _GROUPED_NORM),
         {
             "context_length": 2**20,
             "feed_forward_length": 0,
@@ -350,7 +327,7 @@ FAMILIES |= {
     "granitemoeshared": FAMILIES["granitemoe"],
     "granitemoehybrid": Family(
         "granitehybrid",
-        (_Q_AND_K, *_GATE_UP, *_SSM2, _GROUPED_NORM),
+        (_Q_AND_K, *_GATE_UP, *_SSM2, _MAMBA_NORM),
         _HYBRID,
         built_in={"num_local_experts": lambda config: max(config.num_local_experts, 1)},
     ),
@@ -380,7 +357,7 @@ FAMILIES |= {
     "lfm2_moe": Family(
         "lfm2moe",
         (
-            TensorRule(r".*\.conv\.conv\.weight", values=lambda tensor, _: tensor.squeeze(1)),
+            _SQUEEZED,
             *(
                 TensorRule(rf"(.*)\.feed_forward\.(experts\.\d+)\.{short}\.weight", rf"\1.mlp.\2.{name}.weight")
                 for short, name in (("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj"))
@@ -401,10 +378,7 @@ FAMILIES |= {
     ),
     "nemotron_h": Family(
         "nemotron_h",
-        (
-            *_SSM2,
-            TensorRule(r".*\.mixer\.norm\.weight", values=lambda tensor, config: tensor.view(config.n_groups, -1)),
-        ),
+        (*_SSM2, _GROUPED_NORM),
         {
             "attention.head_count_kv": lambda config: _groups_where(config, "full_attention"),
             "feed_forward_length": lambda config: [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from compress.formats.gguf.blocks import block_length, row_bytes
@@ -72,20 +73,7 @@ def _like_mixtral(place: MatrixPosition) -> bool:
     return place.experts == _MIXTRAL
 
 
-def _grouped(place: MatrixPosition) -> bool:
-    return place.grouped
-
-
-def _grouped_or_mixed(place: MatrixPosition) -> bool:
-    return place.grouped or place.experts >= 4
-
-
-def _unweighed_first(place: MatrixPosition) -> bool:
-    return not place.weighed and place.first_eighth()
-
-
-def _weighed_first(place: MatrixPosition) -> bool:
-    return place.weighed and place.first_eighth()
+_grouped = attrgetter("grouped")
 
 
 @dataclass(frozen=True)
@@ -121,7 +109,7 @@ _HALF_FINER: dict[str, tuple[Rule, ...]] = {
 
 def _two_bits(number: int, most: str, finer: str, table: str, output: tuple[Rule, ...] = ()) -> FileType:
     rules: dict[str, tuple[Rule, ...]] = {
-        "attn_v": ((_grouped_or_mixed, "Q4_K"), (_always, finer)),
+        "attn_v": ((lambda place: place.grouped or place.experts >= 4, "Q4_K"), (_always, finer)),
         "attn_k": ((_like_mixtral, "Q4_K"),),
         "ffn_down": ((MatrixPosition.first_eighth, finer),),
         "attn_output": (_OUTPUT_OF_MIXTRAL, *output),
@@ -130,9 +118,9 @@ def _two_bits(number: int, most: str, finer: str, table: str, output: tuple[Rule
 
 
 FILE_TYPES: dict[str, FileType] = {
-    "Q4_0": FileType(2, "Q4_0", rules={"ffn_down": ((_weighed_first, "Q4_1"),)}),
+    "Q4_0": FileType(2, "Q4_0", rules={"ffn_down": ((lambda place: place.weighed and place.first_eighth(), "Q4_1"),)}),
     "Q4_1": FileType(3, "Q4_1"),
-    "Q5_0": FileType(8, "Q5_0", rules={"ffn_down": ((_weighed_first, "Q5_1"),)}),
+    "Q5_0": FileType(8, "Q5_0", rules={"ffn_down": ((lambda place: place.weighed and place.first_eighth(), "Q5_1"),)}),
     "Q5_1": FileType(9, "Q5_1"),
     "Q8_0": FileType(7, "Q8_0", "Q8_0"),
     "Q2_K": FileType(
@@ -210,7 +198,7 @@ FILE_TYPES: dict[str, FileType] = {
             *(number, name),
             rules={
                 "attn_v": ((_grouped, "Q5_K"),),
-                "ffn_down": ((_unweighed_first, "Q5_K"),),
+                "ffn_down": ((lambda place: place.first_eighth() and not place.weighed, "Q5_K"),),
                 "attn_output": (_OUTPUT_OF_MIXTRAL,),
             },
         )
@@ -266,11 +254,10 @@ class TensorTypes:
         kind = self.file_type
         if self._is_head(name):
             return kind.head
-        if name in ("token_embd.weight", "per_layer_token_embd.weight"):
-            return kind.table or kind.most
         match = _BLOCK.fullmatch(name)
         if match is None:
-            return kind.most
+            table = name in ("token_embd.weight", "per_layer_token_embd.weight")
+            return (kind.table if table else None) or kind.most
         leaf = "attn_v" if match[2] in _VALUES else re.sub(r"(ffn_\w+?)_(sh)?exps?$", r"\1", match[2])
         # The position of a matrix; values are counted among the layers that have some.
         layer = int(match[1])

@@ -28,7 +28,11 @@ EXTRA = "llama-cpp"
 VERSION = "2026.10.11549"
 """Build whose structs have the layout below."""
 VARIABLE = "COMPRESS_LLAMA_CPP"
-_CONTEXT_DEFAULTS = (512, 2048, 512, 1, 0, 0, 1, 4, 4)
+_CONTEXT_DEFAULTS = {
+    "n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "n_rs_seq": 0, "n_outputs_max": 0,
+    "n_outputs_max_per_seq": 1, "n_threads": 4, "n_threads_batch": 4,
+}  # fmt: skip
+"""First fields of a context's parameters, which have 32 bits each, with llama.cpp's default values."""
 EVERY = 2**31 - 1
 """Number of answers that includes every token of a call."""
 _ERROR_LEVEL = 4
@@ -37,18 +41,7 @@ _ROOM_BYTES = 512
 
 
 class _ContextParameters(ctypes.Structure):
-    _fields_ = [
-        ("n_ctx", ctypes.c_uint32),
-        ("n_batch", ctypes.c_uint32),
-        ("n_ubatch", ctypes.c_uint32),
-        ("n_seq_max", ctypes.c_uint32),
-        ("n_rs_seq", ctypes.c_uint32),
-        ("n_outputs_max", ctypes.c_uint32),
-        ("n_outputs_max_per_seq", ctypes.c_uint32),
-        ("n_threads", ctypes.c_int32),
-        ("n_threads_batch", ctypes.c_int32),
-        ("rest", ctypes.c_uint8 * _ROOM_BYTES),
-    ]
+    _fields_ = [*((name, ctypes.c_int32) for name in _CONTEXT_DEFAULTS), ("rest", ctypes.c_uint8 * _ROOM_BYTES)]
 
 
 class _ModelParameters(ctypes.Structure):
@@ -145,9 +138,15 @@ def library() -> ctypes.CDLL:
         InputError: The environment variable names no llama.cpp library.
         StageError: The library has another version.
     """
-    custom_library = os.environ.get(VARIABLE)
+    custom_library = packaged_library = os.environ.get(VARIABLE)
+    if not custom_library:
+        if why_missing() is not None:
+            raise MissingExtraError(f"{PACKAGE}=={VERSION}", EXTRA, "The target 'llama-cpp'")
+        import xllamacpp
+
+        packaged_library = str(xllamacpp.xllamacpp.__file__)
     try:
-        loaded = ctypes.CDLL(custom_library or _packaged())
+        loaded = ctypes.CDLL(packaged_library)
         for name, (result_type, argument_types) in _FUNCTIONS.items():
             function = getattr(loaded, name)
             function.restype, function.argtypes = result_type, argument_types
@@ -158,7 +157,7 @@ def library() -> ctypes.CDLL:
     # llama.cpp writes to stderr by default. The callback keeps the last errors for messages.
     loaded.llama_log_set(_LISTENER, None)
     defaults = loaded.llama_context_default_params()
-    values = tuple(getattr(defaults, name) for name, *_ in _ContextParameters._fields_[:-1])
+    values = {name: getattr(defaults, name) for name in _CONTEXT_DEFAULTS}
     if values != _CONTEXT_DEFAULTS:
         raise StageError(
             f"llama.cpp's settings are laid out otherwise than in {PACKAGE} {VERSION}: {values}.",
@@ -172,36 +171,22 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-def _packaged() -> str:
-    if why_missing() is not None:
-        raise MissingExtraError(f"{PACKAGE}=={VERSION}", EXTRA, "The target 'llama-cpp'")
-    import xllamacpp
-
-    return str(xllamacpp.xllamacpp.__file__)
-
-
 def build() -> str:
     """Return the package's version, or the digest of a custom library and of its backends."""
     custom_library = os.environ.get(VARIABLE)
     if not custom_library:
         return VERSION
     backends = sorted(Path(custom_library).absolute().parent.glob("libggml*"))
-    total = hashlib.sha256()
-    for file in (Path(custom_library), *backends):
-        total.update(digest_file(file).encode())
-    return total.hexdigest()
+    digests = "".join(digest_file(file) for file in (Path(custom_library), *backends))
+    return hashlib.sha256(digests.encode()).hexdigest()
 
 
 def describe() -> dict[str, str]:
     """Return the library in use and the processor features that it detected, such as AVX512_VNNI."""
     text: bytes = library().llama_print_system_info()
     custom_library = os.environ.get(VARIABLE)
-    return {
-        "runtime": f"llama.cpp in {Path(custom_library).name}"
-        if custom_library
-        else f"llama.cpp in {PACKAGE} {VERSION}",
-        "processor": text.decode().strip(),
-    }
+    source = Path(custom_library).name if custom_library else f"{PACKAGE} {VERSION}"
+    return {"runtime": f"llama.cpp in {source}", "processor": text.decode().strip()}
 
 
 class LlamaModel:
@@ -258,7 +243,7 @@ class LlamaContext:
         parameters = self._library.llama_context_default_params()
         parameters.n_ctx = length
         parameters.n_threads = parameters.n_threads_batch = threads
-        parameters.n_batch = parameters.n_ubatch = min(length, _CONTEXT_DEFAULTS[2])
+        parameters.n_batch = parameters.n_ubatch = min(length, _CONTEXT_DEFAULTS["n_ubatch"])
         if answers > 1:
             parameters.n_outputs_max = parameters.n_outputs_max_per_seq = min(answers, parameters.n_batch)
         _errors.clear()
@@ -272,9 +257,8 @@ class LlamaContext:
         self._most = int(self._library.llama_n_batch(self.pointer))
         actual_threads = int(self._library.llama_n_threads(self.pointer))
         if self.length < length or actual_threads != threads:
-            raise StageError(
-                f"llama.cpp took {self.length} tokens and {actual_threads} threads for {length} and {threads}."
-            )
+            actual = f"{self.length} tokens and {actual_threads} threads"
+            raise StageError(f"llama.cpp took {actual} for {length} and {threads}.")
 
     def clear(self) -> None:
         """Discard the keys and values of the sequence."""
@@ -295,19 +279,15 @@ class LlamaContext:
     def _run(self, ids: np.ndarray, answered: np.ndarray) -> np.ndarray:
         requested = answered.copy()
         requested[-1] = True  # llama.cpp takes no batch that is asked for nothing
-        flags = requested.astype(np.int8)
         # `logits` flags the tokens whose logits are computed.
-        batch = _Batch(
-            n_tokens=len(ids),
-            token=ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
-            logits=flags.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
-        )
+        flags = requested.astype(np.int8)
+        tokens = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        batch = _Batch(len(ids), tokens, logits=flags.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)))
         _errors.clear()
         code = self._library.llama_decode(self.pointer, batch)
         if code != 0:
-            raise StageError(
-                f"llama.cpp failed on {len(ids)} tokens (code {code}): {'; '.join(_errors) or 'no reason'}"
-            )
+            reason = "; ".join(_errors) or "no reason"
+            raise StageError(f"llama.cpp failed on {len(ids)} tokens (code {code}): {reason}")
         logits = self._library.llama_get_logits(self.pointer)
         view = np.ctypeslib.as_array(logits, (int(requested.sum()), self._model.vocabulary))
         copied: np.ndarray = view[answered[requested]]  # a copy

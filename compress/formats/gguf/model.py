@@ -47,7 +47,6 @@ class GgufModel:
     @classmethod
     def load(cls, directory: Path, task: object) -> Self:
         """Open a saved folder; raise `ModelError` if it does not contain one complete GGUF file."""
-
         # The header shows whether the file is complete.
         read_gguf(find_gguf(directory))
         return cls(directory)
@@ -105,10 +104,7 @@ class _Cursor:
         if version not in (2, 3):
             raise _broken(path, f"its version is {version}; little-endian versions 2 and 3 are known")
         count, pairs = self.scalar("Q"), self.scalar("Q")
-        metadata = {}
-        for _ in range(pairs):
-            key = self.string()
-            metadata[key] = self.value(self.scalar("I"))
+        metadata = {self.string(): self.value(self.scalar("I")) for _ in range(pairs)}
         entries = [self.entry() for _ in range(count)]
         alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1:
@@ -123,29 +119,25 @@ class _Cursor:
         return value
 
     def string(self) -> str:
-        return self.take(self.scalar("Q")).decode()
-
-    def take(self, length: int) -> bytes:
+        length = self.scalar("Q")
         if self.position + length > len(self.data):
             raise IndexError
         self.position += length
-        return self.data[self.position - length : self.position]
+        return self.data[self.position - length : self.position].decode()
 
     def value(self, kind: int) -> Any:
         if kind == _STRING:
             return self.string()
-        if kind == _ARRAY:
-            return self.skip_array()
-        return self.scalar(_SCALARS[kind])
-
-    def skip_array(self) -> int:
-        kind, length = self.scalar("I"), self.scalar("Q")
+        if kind != _ARRAY:
+            return self.scalar(_SCALARS[kind])
+        # Skip the entries of an array, of which only the length is returned.
+        kind, length = self.scalar("I"), int(self.scalar("Q"))
         if kind in _SCALARS:
             self.position += length * struct.calcsize("<" + _SCALARS[kind])
-            return int(length)
-        for _ in range(length):
-            self.value(kind)
-        return int(length)
+        else:
+            for _ in range(length):
+                self.value(kind)
+        return length
 
     def entry(self) -> tuple[str, tuple[int, ...], int, int]:
         name, dimensions = self.string(), self.scalar("I")

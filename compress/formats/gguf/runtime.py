@@ -24,7 +24,7 @@ from compress.formats.gguf.llama_cpp_library import (
 )
 from compress.formats.gguf.model import GgufModel, find_gguf, read_gguf
 from compress.formats.integrity import POSITIONS, TOKENS, WINDOWS, Encode, ModelInspector, Stored
-from compress.formats.runtime import Batch, TensorType, get_runtime
+from compress.formats.runtime import Batch, TensorType, check_inputs, get_runtime
 from compress.formats.target_profile import Target
 from compress.formats.targets import TARGETS
 from compress.models.processor import load_tokenizer
@@ -59,8 +59,7 @@ class LlamaCppSession:
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """Return logits [n, length, vocabulary] of texts without padding; see `Session.predict`."""
-        if _IDS not in batch:
-            raise InputError(f"The batch lacks the model's input {_IDS}.", where=str(self._file))
+        check_inputs(self.inputs, batch, str(self._file))
         ids = np.asarray(batch[_IDS])
         if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iu":
             raise InputError(
@@ -90,15 +89,6 @@ class LlamaCppSession:
         return LlamaCppDecoder(self._model, self._file, self._threads)
 
 
-def open_gguf(artifact: Path, threads: int) -> LlamaCppSession:
-    """Open the only GGUF file of ``artifact``, a folder or file."""
-    file = find_gguf(artifact)
-    library()
-    # llama.cpp aborts the process for some invalid files. The header is enough to refuse them before.
-    read_gguf(file)
-    return LlamaCppSession(LlamaModel(file), file, threads)
-
-
 class LlamaCppRuntime:
     """Runtime that opens GGUF files through llama.cpp."""
 
@@ -108,7 +98,11 @@ class LlamaCppRuntime:
         """Open the only GGUF file of ``artifact``; the number of ``threads`` applies within an operator."""
         if threads < 1:
             raise InputError(f"{threads} threads cannot run a model.", expected="at least 1")
-        return open_gguf(artifact, threads)
+        file = find_gguf(artifact)
+        library()
+        # llama.cpp aborts the process for some invalid files. The header is enough to refuse them before.
+        read_gguf(file)
+        return LlamaCppSession(LlamaModel(file), file, threads)
 
     def unavailable(self, target: Target) -> str | None:
         """Return the reason why this machine lacks the target: the package is missing or has another version."""
@@ -166,8 +160,8 @@ class LlamaCppDecoder:
         check_ids(np.asarray(ids), self.vocabulary, self._file)
         unread = list(ids)
         self._ids += unread
-        if len(self._ids) > self._context.length:
-            length = self._context.length
+        length = self._context.length
+        if len(self._ids) > length:
             while length < len(self._ids):
                 length *= 2
             # Free the old context before the larger one is allocated. The larger one reads the whole sequence again.

@@ -71,10 +71,8 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         if earlier.output_spec().adapter_beside:
             return None, "merge_lora before quantization, or a recipe without GGUF"
         if self.type is not None and integer_weights(earlier):
-            return (
-                None,
-                f"weights in float, which gguf rounds to {self.type}; or gguf without type, which keeps integers",
-            )
+            remedy = f"weights in float, which gguf rounds to {self.type}; or gguf without type, which keeps integers"
+            return None, remedy
         for weights in integer_weights(earlier):
             if weights.group_size % _BLOCK and weights.group_size != -1:
                 return weights.group_field, f"a multiple of {_BLOCK}, GGUF's blocks"
@@ -111,18 +109,15 @@ class Gguf(Stage[Checkpoint, GgufModel]):
             note = f"about, by the rules of {self.type}, and the processor's files"
         else:
             # The bits of a weight with its scale in the smallest block of 32 that holds it.
+            float_bits = 32 if self.float_type == "f32" else 16
             matrices, tables = (
-                next((width + 0.5 for width in (4, 5, 8) if bits <= width), self._float_bits)
+                next((width + 0.5 for width in (4, 5, 8) if bits <= width), float_bits)
                 for bits in (before.matrix_bits, before.table_bits)
             )
             size = (before.working * matrices + before.embeddings * tables) / 8
             note = f"about: {matrices:g} bits a weight, {tables:g} of tables, and the processor's files"
         after = replace(before, packed_bytes=round(size) + before.processor_bytes)
         return predicted(before, after, disk_note=note)
-
-    @property
-    def _float_bits(self) -> int:
-        return 32 if self.float_type == "f32" else 16
 
     def search_values(self, before: Shape | None, timed: bool = False) -> dict[str, tuple[Any, ...]]:
         """Return the file types by increasing size, if the stage rounds."""
@@ -147,7 +142,7 @@ class Gguf(Stage[Checkpoint, GgufModel]):
             ModelError: GGUF cannot hold the checkpoint.
             StageError: A weight differs by more than its type allows.
         """
-        from compress.formats.gguf.export import GgufTypes, write_companions
+        from compress.formats.gguf.export import GgufTypes, compare_gguf, write_companions, write_gguf
         from compress.models.folder_checks import refuse_quantized
         from compress.models.safetensors_file import read_imatrix
 
@@ -159,12 +154,9 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         folder.mkdir(parents=True, exist_ok=True)
         types = GgufTypes(self.float_type, self.type, self.k_quants)
         write_companions(model, folder)
-        # Write a file and return how its tensors differ; raise `StageError` if one differs by more than allowed.
-        file = folder / GGUF_FILE
-        from compress.formats.gguf.export import compare_gguf, write_gguf
-
-        write_gguf(model, file, types)
-        differences = list(compare_gguf(file, model, types))
+        write_gguf(model, folder / GGUF_FILE, types)
+        # Read the file back; no tensor may differ by more than its type explains.
+        differences = compare_gguf(folder / GGUF_FILE, model, types)
         worst = max(differences, key=lambda difference: difference.largest - difference.allowed)
         if worst.largest > worst.allowed:
             raise StageError(
@@ -172,32 +164,26 @@ class Gguf(Stage[Checkpoint, GgufModel]):
                 expected=f"at most {worst.allowed:.1e} of its largest weight in {worst.kind}",
                 hint="this is a defect of the stage; please report it with the recipe",
             )
-        context.note(
-            _exact_summary(differences) if self.type is None else _rounded_summary(differences, self.type, weighed)
-        )
+        exact = self.type is None
+        context.note(f"gguf: {_exact_summary(differences) if exact else self._rounded_summary(differences, weighed)}")
         return GgufModel(folder)
+
+    def _rounded_summary(self, differences: Sequence[Difference], weighed: bool) -> str:
+        rounded = [difference for difference in differences if difference.rounded]
+        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(one.kind for one in rounded).most_common())
+        worst = max(rounded, key=lambda difference: difference.largest)
+        weighting = "by the importance matrix" if weighed else "without an importance matrix"
+        error = f"the largest error {worst.largest:.1%} of the weights in {worst.name}"
+        return f"{self.type}, {weighting}: {kinds}; {error}"
 
 
 def _exact_summary(differences: Sequence[Difference]) -> str:
     plain, scaled = (
-        [difference for difference in differences if difference.rounded == rounded] for rounded in (False, True)
+        [difference.largest for difference in differences if difference.rounded == rounded] for rounded in (False, True)
     )
-    exact = sum(difference.largest == 0 for difference in plain)
-    largest = max(difference.largest for difference in plain)
-    summary = f"gguf: {exact} of {len(differences)} tensors are stored exactly"
+    exact = plain.count(0)
+    summary = f"{exact} of {len(differences)} tensors are stored exactly"
     if scaled:
-        worst = max(difference.largest for difference in scaled)
-        summary += f", the integers of {len(scaled)} with rounded scales, which moves a tensor by {worst:.1%} at most"
-    return summary + (f", the others within {largest:.1e} of their largest weight" if exact < len(plain) else "")
-
-
-def _rounded_summary(differences: Sequence[Difference], file_type: str, weighed: bool) -> str:
-    counts = Counter(difference.kind for difference in differences if difference.rounded)
-    worst = max(
-        (difference for difference in differences if difference.rounded), key=lambda difference: difference.largest
-    )
-    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
-    weighting = "by the importance matrix" if weighed else "without an importance matrix"
-    return (
-        f"gguf: {file_type}, {weighting}: {kinds}; the largest error {worst.largest:.1%} of the weights in {worst.name}"
-    )
+        rounding = f"which moves a tensor by {max(scaled):.1%} at most"
+        summary += f", the integers of {len(scaled)} with rounded scales, {rounding}"
+    return summary + (f", the others within {max(plain):.1e} of their largest weight" if exact < len(plain) else "")

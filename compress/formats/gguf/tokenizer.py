@@ -63,9 +63,8 @@ def add_tokenizer(writer: GGUFWriter, folder: Path, rows: int) -> None:
         # Find out whether the tokenizer adds a space before a text.
         steps = _steps(content.get("pre_tokenizer"))
         schemes = [step.get("prepend_scheme", "always") for step in steps if step.get("type") == "Metaspace"]
-        writer.add_add_space_prefix(
-            any(step.get("type") == "Prepend" for step in _normal_steps(content)) or schemes not in ([], ["never"])
-        )
+        prepends = any(step.get("type") == "Prepend" for step in _normal_steps(content))
+        writer.add_add_space_prefix(prepends or schemes not in ([], ["never"]))
     writer.add_token_types(types)
     special = gguf.SpecialVocab(folder, load_merges=scores is None, n_vocab=rows)
     # llama.cpp has defaults of its own for each rule; the file says what this tokenizer does.
@@ -76,36 +75,30 @@ def add_tokenizer(writer: GGUFWriter, folder: Path, rows: int) -> None:
 def check_tokenizer(folder: Path) -> str:
     """Return llama.cpp's name for the splitting rule of a folder's tokenizer; raise `ModelError` if it has none."""
     content, where = read_json(folder / TOKENIZER), str(folder / TOKENIZER)
-    if (content.get("model") or {}).get("byte_fallback"):
+    model = content.get("model") or {}
+    if model.get("byte_fallback"):
         # Raise `ModelError` for a SentencePiece-like tokenizer that does more than make spaces visible.
         steps = [*_normal_steps(content), *_steps(content.get("pre_tokenizer"))]
         odd = next((step for step in steps if not _shows_spaces(step)), None)
         if odd is not None or not steps:
+            kind = (odd or {}).get("type")
             raise ModelError(
-                "llama.cpp does not prepare text as this SentencePiece-like tokenizer does "
-                f"({(odd or {}).get('type')}).",
+                f"llama.cpp does not prepare text as this SentencePiece-like tokenizer does ({kind}).",
                 where=where,
                 expected="one that makes spaces visible, and nothing else",
             )
         _scores(content, where)
         return _SENTENCE_PIECE
-    model = content.get("model") or {}
-    normalizer = (content.get("normalizer") or {}).get("type")
+    normalizer, problem = (content.get("normalizer") or {}).get("type"), None
     if model.get("type") != "BPE":
-        raise ModelError(f"The tokenizer's model is {model.get('type')}.", where=where, expected=_EXPECTED)
+        problem = f"The tokenizer's model is {model.get('type')}."
     # Composed characters are the rule in text, and llama.cpp's own converter leaves the step out as well.
-    if normalizer not in (None, "NFC"):
-        raise ModelError(
-            f"The tokenizer changes its text first ({normalizer}), which llama.cpp does not.",
-            where=where,
-            expected=_EXPECTED,
-        )
-    if not model.get("merges"):
-        raise ModelError(
-            "The tokenizer has no merges, and llama.cpp opens no BPE vocabulary without any.",
-            where=where,
-            expected=_EXPECTED,
-        )
+    elif normalizer not in (None, "NFC"):
+        problem = f"The tokenizer changes its text first ({normalizer}), which llama.cpp does not."
+    elif not model.get("merges"):
+        problem = "The tokenizer has no merges, and llama.cpp opens no BPE vocabulary without any."
+    if problem is not None:
+        raise ModelError(problem, where=where, expected=_EXPECTED)
     return split_rule(content, where)
 
 

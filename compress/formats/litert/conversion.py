@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from compress.formats.export_stage import refuse_unconvertible
 from compress.formats.litert.model import LITERT_FILE, Blocks, Precision
 from compress.formats.quiet_output import suppress_output
 from compress.formats.tracing import lean_tracing, without_padding_masks
 from compress.models.vocabulary import token_embedding
 from compress.tasks.inference import answers, tensors
 from compress.tasks.task import Examples
-from compress.utils.errors import StageError, first_line
+from compress.utils.errors import StageError
 
 if TYPE_CHECKING:
     from compress.models.model import TorchModel
@@ -44,47 +45,32 @@ def rename_tensors(content: bytes, parameters: Mapping[str, np.ndarray]) -> byte
     from ai_edge_litert.tools import flatbuffer_utils
 
     model = flatbuffer_utils.read_model_from_bytearray(content)
-    parameter_names = _parameter_names(parameters)
+    # Names of parameters by the digests of their values, including transposed ones.
+    parameter_names: dict[str, str] = {}
+    for name, values in parameters.items():
+        for array in (values, values.T):
+            parameter_names.setdefault(_digest(array), name)
+    seen: Counter[str] = Counter()
     for number, graph in enumerate(model.subgraphs):
         suffix = f"@{number}" if number else ""
-        names = [_name(model, tensor, index, parameter_names) for index, tensor in enumerate(graph.tensors)]
+        names = []
+        for index, tensor in enumerate(graph.tensors):
+            data = model.buffers[tensor.buffer].data
+            stored = data is not None and len(data)
+            names.append(parameter_names.get(_digest(data), f"constant_{index}") if stored else f"value_{index}")
         for operator in graph.operators:
-            if flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex) == "EMBEDDING_LOOKUP":
+            if flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex) == _LOOK_UP:
                 names[operator.outputs[0]] = f"{names[operator.inputs[1]]}{LOOKUP_SUFFIX}"
+        # A name that occurs again gets a number.
         for tensor, name in zip(graph.tensors, names, strict=True):
             tensor.name = f"{name}{suffix}"
-    _number_duplicates([tensor for graph in model.subgraphs for tensor in graph.tensors])
+            seen[tensor.name] += 1
+            tensor.name += f"#{count}" if (count := seen[tensor.name]) > 1 else ""
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
-def _name(model: Any, tensor: Any, index: int, parameter_names: Mapping[str, str]) -> str:
-    data = model.buffers[tensor.buffer].data
-    if data is None or len(data) == 0:
-        return f"value_{index}"
-    return parameter_names.get(_digest(np.asarray(data)), f"constant_{index}")
-
-
-def _parameter_names(parameters: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Return parameter names by the digests of their values, including transposed ones."""
-    names: dict[str, str] = {}
-    for name, values in parameters.items():
-        for array in (values, values.T):
-            names.setdefault(_digest(np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)), name)
-    return names
-
-
-def _digest(data: np.ndarray) -> str:
-    return hashlib.sha256(data.tobytes()).hexdigest()
-
-
-def _number_duplicates(tensors: list[Any]) -> None:
-    """Append a number to names that occur more than once."""
-    seen: Counter[str] = Counter()
-    for tensor in tensors:
-        name = tensor.name
-        seen[name] += 1
-        if seen[name] > 1:
-            tensor.name = f"{name}#{seen[name]}"
+def _digest(values: Any) -> str:
+    return hashlib.sha256(np.asarray(values).tobytes()).hexdigest()
 
 
 ANY_SIZE = "serving_default"
@@ -108,30 +94,19 @@ def to_litert(model: TorchModel, examples: Examples, lengths: tuple[int, ...]) -
     ):
         converter = litert_torch.Converter()
         for length in lengths or (None,):
-            name = ANY_SIZE if length is None else f"length_{length}"
             # An example with int32 integers, cut or repeated to ``length``, its last token masked.
-            names = list(examples.padding)
-            example_inputs = {name: value for name, value in tensors(examples, [0]).items() if name in names}
-            if length is not None:
-                example_inputs = {
-                    name: value.repeat(1, -(-length // value.shape[1]))[:, :length]
-                    for name, value in example_inputs.items()
-                }
-            narrow = {
-                name: value if value.is_floating_point() else value.to(torch.int32)
-                for name, value in example_inputs.items()
-            }
-            if length is not None and length > 1 and "attention_mask" in narrow:
-                narrow["attention_mask"][:, -1] = 0
-            converter.add_signature(name, row, sample_kwargs=narrow)
-        try:
-            content = _content(converter.convert())
-        except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError) as error:
-            raise StageError(
-                f"The model cannot be converted for LiteRT: {first_line(error)}",
-                expected="operators that litert-torch supports",
-                hint="leave this target out, or export to another format",
-            ) from error
+            sample = {}
+            for name, value in tensors(examples, [0]).items():
+                if name in examples.padding:
+                    fitted = value if length is None else value.repeat(1, -(-length // value.shape[1]))[:, :length]
+                    sample[name] = fitted if fitted.is_floating_point() else fitted.to(torch.int32)
+            if length is not None and length > 1 and "attention_mask" in sample:
+                sample["attention_mask"][:, -1] = 0
+            converter.add_signature(ANY_SIZE if length is None else f"length_{length}", row, sample_kwargs=sample)
+        with refuse_unconvertible("LiteRT", "litert-torch"), tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / LITERT_FILE
+            converter.convert().export(str(file))
+            content = file.read_bytes()
     return rename_tensors(content, {name: value.numpy() for name, value in model.tensors().items()})
 
 
@@ -159,30 +134,20 @@ class _SingleRow(nn.Module):
         Adding a
         zero that is computed from the input prevents the folding, so that the table itself is stored once.
         """
-        word_embedding = token_embedding(self.module) if self._reads_ids() else None
-        tables = [
-            layer for layer in self.module.modules() if isinstance(layer, nn.Embedding) and layer is not word_embedding
-        ]
-        hooks = [table.register_forward_pre_hook(self._add_zero) for table in tables if self._reads_ids()]
+
+        def add_zero(table: nn.Module, ids: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            return (ids[0] + self._nothing["zero"], *ids[1:])
+
+        hooks = []
+        if "input_ids" in self._examples.padding:
+            word_embedding = token_embedding(self.module)
+            tables = (layer for layer in self.module.modules() if isinstance(layer, nn.Embedding))
+            hooks = [table.register_forward_pre_hook(add_zero) for table in tables if table is not word_embedding]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
-
-    def _add_zero(self, table: nn.Module, ids: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """Add a zero that depends on the input to the ids of a lookup."""
-        return (ids[0] + self._nothing["zero"], *ids[1:])
-
-    def _reads_ids(self) -> bool:
-        return "input_ids" in self._examples.padding
-
-
-def _content(converted: Any) -> bytes:
-    """Return the bytes of a converted model."""
-    with tempfile.TemporaryDirectory() as folder:
-        converted.export(str(Path(folder) / LITERT_FILE))
-        return (Path(folder) / LITERT_FILE).read_bytes()
 
 
 @contextlib.contextmanager
@@ -228,19 +193,17 @@ def quantize_litert(
     Raises:
         StageError: ai-edge-quantizer cannot quantize the model.
     """
-    from ai_edge_quantizer import quantizer
+    from ai_edge_quantizer import algorithm_manager, qtyping, quantizer, recipe_manager
 
     # Nothing is left to quantize.
     if precision == "fp32" and embedding_bits is None:
         return content
     # The recipe for ai-edge-quantizer; of two entries for an operator the later one applies.
-    from ai_edge_quantizer import algorithm_manager, qtyping, recipe_manager
-
     manager = recipe_manager.RecipeManager()
     every, look_up = qtyping.TFLOperationName.ALL_SUPPORTED, qtyping.TFLOperationName(_LOOK_UP)
-    names = algorithm_manager.AlgorithmName
     if precision == "fp16":
-        manager.add_weight_only_config(".*", every, 16, algorithm_key=names.FLOAT_CASTING)
+        casting = algorithm_manager.AlgorithmName.FLOAT_CASTING
+        manager.add_weight_only_config(".*", every, 16, algorithm_key=casting)
     elif precision == "int8":
         manager.add_dynamic_config(".*", every, 8)
     elif precision == "int8_weights":
@@ -251,12 +214,10 @@ def quantize_litert(
         granularity = qtyping.QuantGranularity
         by = granularity(f"BLOCKWISE_{block}") if embedding_bits == 4 and block else granularity.CHANNELWISE
         manager.add_dynamic_config(f"{re.escape(table + LOOKUP_SUFFIX)}", look_up, embedding_bits, by)
-    recipe: list[dict[str, Any]] = manager.get_quantization_recipe()
     try:
         with suppress_output("prints"):  # it has a bar that nothing turns off
-            quantized = quantizer.Quantizer(content, recipe).quantize(
-                enable_progress_bar=False, enable_progress_report=False
-            )
+            quantizing = quantizer.Quantizer(content, manager.get_quantization_recipe())
+            quantized = quantizing.quantize(enable_progress_bar=False, enable_progress_report=False)
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise StageError(
             f"The model cannot be quantized for LiteRT: {error}", hint="set precision: fp32, or leave this target out"

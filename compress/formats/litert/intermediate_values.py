@@ -15,11 +15,9 @@ from compress.formats.target_profile import Target
 from compress.utils.errors import InputError
 
 _BITS = {"INT8": 8, "UINT8": 8, "INT16": 16, "INT4": 4, "UINT4": 4, "INT2": 2, "FLOAT16": 16}
-_MOVED = frozenset(
-    {
-        *("CAST", "CONCATENATION", "EXPAND_DIMS", "PACK", "RESHAPE", "SLICE", "SPLIT", "SQUEEZE", "STRIDED_SLICE"),
-        *("TRANSPOSE", "UNPACK"),
-    }
+_MOVED = (
+    *("CAST", "CONCATENATION", "EXPAND_DIMS", "PACK", "RESHAPE", "SLICE", "SPLIT", "SQUEEZE", "STRIDED_SLICE"),
+    *("TRANSPOSE", "UNPACK"),
 )
 """Operators that only move or reshape values."""
 
@@ -93,10 +91,7 @@ class _Graph:
 
 def _signature_for(model: Any, length: int | None, file: Path) -> Any:
     """Return the shortest signature that holds ``length`` tokens; raise `InputError` if there is none."""
-    signatures = sorted(model.signatureDefs or [], key=lambda signature: _length(model, signature) or 0)
-    if length is None and len(signatures) == 1:
-        return signatures[0]
-    for signature in signatures:
+    for signature in sorted(model.signatureDefs or [], key=lambda signature: _length(model, signature) or 0):
         if (_length(model, signature) or 0) >= (length or 0):
             return signature
     raise InputError(

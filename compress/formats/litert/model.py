@@ -35,7 +35,6 @@ class LiteRtModel(FileModel):
     @classmethod
     def files_with(cls, file: Path) -> tuple[Path, ...]:
         """See `FileModel.files_with`."""
-
         read_litert(file.read_bytes(), file)
         return (file,)
 
@@ -58,16 +57,15 @@ def read_litert(content: Content, file: Path) -> list[StoredTensor]:
         ) from error
     try:
         # The tensors in file order, with numbers added to names that occur more than once.
-        tensors = _tensors(Model.GetRootAs(content, 0), content, file)
-        unique = list(tensors)
-        counts = Counter(tensor.name for tensor in unique)
+        tensors = list(_tensors(Model.GetRootAs(content, 0), content, file))
+        counts = Counter(tensor.name for tensor in tensors)
         seen: Counter[str] = Counter()
-        for index, tensor in enumerate(unique):
+        for index, tensor in enumerate(tensors):
             if counts[tensor.name] > 1:
                 seen[tensor.name] += 1
                 name = f"{tensor.name}#{seen[tensor.name]}"
-                unique[index] = tensor.model_copy(update={"name": name, "origin": name})
-        return unique
+                tensors[index] = tensor.model_copy(update={"name": name, "origin": name})
+        return tensors
     except (struct.error, AttributeError, ValueError, TypeError, IndexError, KeyError) as error:
         raise ModelError(
             f"{file.name} is cut or broken: {error}",
@@ -89,9 +87,9 @@ def _tensors(model: Any, content: Content, file: Path) -> Iterator[StoredTensor]
     types = {number: name.lower() for name, number in vars(TensorType).items() if isinstance(number, int)}
     seen: set[int] = set()
     for graph in (model.Subgraphs(index) for index in range(model.SubgraphsLength())):
-        scale_indices = set(_scale_tensors(graph))
-        for index in range(graph.TensorsLength()):
-            tensor = graph.Tensors(index)
+        graph_tensors = [graph.Tensors(index) for index in range(graph.TensorsLength())]
+        scale_indices = {_scale_index(tensor.Quantization()) for tensor in graph_tensors}
+        for index, tensor in enumerate(graph_tensors):
             span = _buffer_span(model, tensor.Buffer(), content)
             if span is None or tensor.Buffer() in seen:
                 continue
@@ -120,7 +118,7 @@ def _buffer_span(model: Any, index: int, content: Content) -> tuple[int, int] | 
     """
     buffer = model.Buffers(index)
     # Files above 2 GB store their buffers behind the tables.
-    if buffer.Size():  # of a file above 2 GB, behind the tables
+    if buffer.Size():
         start, size = buffer.Offset(), buffer.Size()
     elif buffer.DataLength():
         start, size = _start(buffer.DataAsNumpy(), content), buffer.DataLength()
@@ -131,16 +129,15 @@ def _buffer_span(model: Any, index: int, content: Content) -> tuple[int, int] | 
     return start, size
 
 
-def _scale_tensors(graph: Any) -> Iterator[int]:
-    """Yield the tensors that scale the blocks of another tensor."""
+def _scale_index(quantization: Any) -> int | None:
+    """Return the index of the tensor that scales the blocks of another one, or None without blocks."""
     from ai_edge_litert.schema_py_generated import BlockwiseQuantization, QuantizationDetails
 
-    for index in range(graph.TensorsLength()):
-        quantization = graph.Tensors(index).Quantization()
-        if quantization is not None and quantization.DetailsType() == QuantizationDetails.BlockwiseQuantization:
-            details, table = BlockwiseQuantization(), quantization.Details()
-            details.Init(table.Bytes, table.Pos)
-            yield details.Scales()
+    if quantization is None or quantization.DetailsType() != QuantizationDetails.BlockwiseQuantization:
+        return None
+    details, table = BlockwiseQuantization(), quantization.Details()
+    details.Init(table.Bytes, table.Pos)
+    return int(details.Scales())
 
 
 def _start(view: np.ndarray, content: Content) -> int:

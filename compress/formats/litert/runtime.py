@@ -11,7 +11,7 @@ import numpy as np
 
 from compress.formats.litert.model import LiteRtModel
 from compress.formats.model_file import file_of
-from compress.formats.runtime import Batch, TensorType, check_inputs, check_target, why_missing
+from compress.formats.runtime import Batch, PackagedRuntime, TensorType, check_inputs, check_target
 from compress.formats.target_profile import Target
 from compress.utils.errors import InputError, ModelError, StageError
 
@@ -39,27 +39,25 @@ class _Signature:
 class LiteRtSession:
     """Opened file. Rows run one after the other, each by the shortest graph that holds it, as in an app."""
 
+    provider = "CPU"
+
     def __init__(self, interpreter: Any, where: str, threads: int) -> None:
-        self._where = where
-        signatures = [
-            _Signature(name, interpreter.get_signature_runner(name)) for name in interpreter.get_signature_list()
-        ]
+        self._where, names = where, interpreter.get_signature_list()
+        signatures = [_Signature(name, interpreter.get_signature_runner(name)) for name in names]
         self._signatures = sorted(signatures, key=lambda signature: signature.length or 0)
-        last = self._signatures[-1]
+        last, lengths = self._signatures[-1], [str(signature.length) for signature in self._signatures]
         self.input_types: Mapping[str, TensorType] = {
             name: TensorType(last.types[name].name, (None, None) if last.length else (None, *shape[1:]))
             for name, shape in last.shapes.items()
         }
         self.output_types: Mapping[str, TensorType] = last.outputs
         self.inputs = tuple(self.input_types)
-        self.provider = "CPU"
         self.settings: dict[str, Any] = {
             "runtime": f"ai-edge-litert {version('ai-edge-litert')}",
             "provider": self.provider,
             "intra_op_threads": threads,
             "delegate": "XNNPACK",
-            "lengths": ", ".join(str(signature.length) for signature in self._signatures if signature.length)
-            or "one size",
+            "lengths": ", ".join(lengths) if last.length else "one size",
         }
 
     @property
@@ -70,10 +68,8 @@ class LiteRtSession:
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """See `Session.predict`; a row longer than every graph is an `InputError`."""
         check_inputs(self.inputs, batch, self._where)
-        rows = [
-            self._answer({name: batch[name][row] for name in self.inputs})
-            for row in range(len(batch[next(iter(batch))]))
-        ]
+        feeds = ({name: batch[name][row] for name in self.inputs} for row in range(len(batch[self.inputs[0]])))
+        rows = [self._answer(feed) for feed in feeds]
         return {name: np.concatenate([row[name] for row in rows]) for name in self.output_types}
 
     def _answer(self, row: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -81,9 +77,8 @@ class LiteRtSession:
         if signature.length is not None:
             length = _length(row)
             # The shortest signature that holds the row costs the least padding.
-            signature = next(
-                (candidate for candidate in self._signatures if (candidate.length or 0) >= length), signature
-            )
+            fitting = (candidate for candidate in self._signatures if (candidate.length or 0) >= length)
+            signature = next(fitting, signature)
         try:
             feed = {name: _filled(row[name], signature, name, length) for name in self.inputs}
         except (ValueError, TypeError) as error:
@@ -120,10 +115,10 @@ def _filled(values: np.ndarray, signature: _Signature, name: str, length: int) -
     return filled
 
 
-class LiteRtRuntime:
+class LiteRtRuntime(PackagedRuntime):
     """Runtime that opens LiteRT files through its interpreter."""
 
-    name = "litert"
+    name, distribution = "litert", "ai-edge-litert"
 
     def open(self, artifact: Path, target: Target, threads: int) -> LiteRtSession:
         """See `Runtime.open`."""
@@ -142,14 +137,6 @@ class LiteRtRuntime:
         if not interpreter.get_signature_list():
             raise ModelError("The file names no signature.", where=str(file), hint="write it with the stage litert")
         return LiteRtSession(interpreter, str(file), threads)
-
-    def unavailable(self, target: Target) -> str | None:
-        """Return the reason why this machine lacks the target: the package is not installed."""
-        return why_missing("ai_edge_litert", "ai-edge-litert", "litert")
-
-    def build(self) -> str:
-        """Return the package's version."""
-        return version("ai-edge-litert")
 
 
 RUNTIME = LiteRtRuntime()

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from compress.formats.export_stage import ExportStage
 from compress.formats.litert.model import LITERT_FILE, Blocks, LiteRtModel, Precision
 from compress.models.config_checks import max_positions
 from compress.models.model import TorchModel
-from compress.stages.base import AppliesTo, Context, OutputSpec, Requirements, Stage
-from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
+from compress.stages.base import AppliesTo, Context
 from compress.tasks.capability import (
     ANSWERS_PER_TOKEN,
     DUAL_ENCODER,
@@ -24,7 +24,7 @@ from compress.utils.errors import StageError
 _TEXT_ONLY = AppliesTo(excludes=frozenset({TAKES_IMAGES, TAKES_AUDIO}))
 
 
-class LiteRt(Stage[TorchModel, LiteRtModel]):
+class LiteRt(ExportStage[TorchModel, LiteRtModel]):
     """LiteRT (`.tflite`), for the runtime of Android and other phones: a signature for each fixed length of a text.
 
     The signatures share the weights; an app pads a text to the shortest signature that holds it. The file's answers are
@@ -74,18 +74,6 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
             raise ValueError("embedding_bits are for integers: set precision: int8 or int8_weights")
         return self
 
-    def needs(self) -> Requirements:
-        """Return the request for real examples, for their lengths, for tracing and for the comparison."""
-        return Requirements(splits=("train",))
-
-    def output_spec(self) -> OutputSpec:
-        """Return the output specification; graphs of several lengths can outweigh the weights of a very small model."""
-        return OutputSpec(changes_weights=self.precision != "fp32")
-
-    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """Predict the size of the same weights in the requested precision; the graph itself is small."""
-        return in_precision(before, self.precision, self.embedding_bits)
-
     def run(self, model: TorchModel, context: Context) -> LiteRtModel:
         """Convert and quantize the model, then compare its answers with torch.
 
@@ -101,8 +89,13 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
         lengths = self._signature_lengths(model, examples.lengths(), context) if "input_ids" in examples.padding else ()
         content = to_litert(model, examples, lengths)
         plain = LiteRtModel({LITERT_FILE: content}, model.companions())
-        word_embedding = word_embedding_name(model) if lengths else None
-        block = self._block(model.tensors()[word_embedding].shape[1], context) if word_embedding is not None else None
+        word_embedding, block = word_embedding_name(model) if lengths else None, self.embedding_block_size
+        if word_embedding is not None and self.embedding_bits == 4 and block is not None:
+            width = model.tensors()[word_embedding].shape[1]
+            if width % block:
+                reason = f"because {block} does not divide its width {width}"
+                context.note(f"litert: the word embedding table has a scale per row, {reason}")
+                block = None
         content = quantize_litert(content, self.precision, word_embedding, self.embedding_bits, block)
         litert_model = LiteRtModel({LITERT_FILE: content}, plain.companions)
         # The float file is compared exactly; the shipped file may differ by rounding.
@@ -111,16 +104,6 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
         reference = torch_answers(model.module, examples)
         context.note(f"litert: {check_shipped_parity('LiteRT', first, shipped, reference, examples, self.tolerance)}")
         return litert_model
-
-    def _block(self, width: int, context: Context) -> Blocks | None:
-        """Return the block size that divides the table's rows, or None for a scale per row."""
-        block = self.embedding_block_size
-        if self.embedding_bits != 4 or block is None or width % block == 0:
-            return block
-        context.note(
-            f"litert: the word embedding table has a scale per row, because {block} does not divide its width {width}"
-        )
-        return None
 
     def _signature_lengths(self, model: TorchModel, text_lengths: Any, context: Context) -> tuple[int, ...]:
         """Return the recipe's lengths, or those that pad the training texts least.

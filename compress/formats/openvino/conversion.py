@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from compress.formats.openvino.genai import reason
 from compress.formats.openvino.model import IR_FILE, OpenVinoModel
 from compress.formats.quiet_output import suppress_output
 from compress.utils.errors import StageError
@@ -53,7 +54,7 @@ def to_openvino(
             model = openvino.Core().read_model(source)
         except RuntimeError as error:
             raise StageError(
-                f"OpenVINO cannot read the graph: {str(error).strip().splitlines()[-1]}",
+                f"OpenVINO cannot read the graph: {reason(error)}",
                 expected="operators of ONNX itself",
                 hint="see OpenVINO's list of supported operators, or leave this target out",
             ) from error
@@ -88,26 +89,17 @@ def serialize_ir(model: Model, name: str, halves: bool = False) -> dict[str, byt
         return {path.name: path.read_bytes() for path in (xml_file, xml_file.with_suffix(".bin"))}
 
 
-def compress_to_int8(model: object, table_bits: int) -> Model:
+def compress_to_int8(model: Model, table_bits: int) -> Model:
     """Return the graph with float weights in 8 bits, and its tables in 4 if ``table_bits`` is 4, by NNCF."""
-    return _in_eight_bits(_tables_in_four_bits(model) if table_bits == 4 else model)
-
-
-def _tables_in_four_bits(model: Model) -> Model:
-    """Return the graph with its embedding tables in 4 bits."""
-    if not any(_is_table(operator) for operator in model.get_ordered_ops()):
-        return model
     with suppress_output("prints"):
         import nncf
 
-        return nncf.compress_weights(
-            model,
-            mode=nncf.CompressWeightsMode.INT4_ASYM,
-            group_size=_GROUP,
-            ratio=1.0,
-            all_layers=True,
-            ignored_scope=nncf.IgnoredScope(types=list(_NOT_TABLES), validate=False),
-        )
+        modes = nncf.CompressWeightsMode
+        if table_bits == 4 and any(_is_table(operator) for operator in model.get_ordered_ops()):
+            others = nncf.IgnoredScope(types=list(_NOT_TABLES), validate=False)
+            in_groups = {"group_size": _GROUP, "ratio": 1.0, "all_layers": True, "ignored_scope": others}
+            model = nncf.compress_weights(model, mode=modes.INT4_ASYM, **in_groups)
+        return nncf.compress_weights(model, mode=modes.INT8_ASYM)
 
 
 def _is_table(operator: Any) -> bool:
@@ -119,13 +111,6 @@ def _is_table(operator: Any) -> bool:
         return False
     shape = list(source.get_output_shape(0))
     return len(shape) == 2 and shape[1] % _GROUP == 0
-
-
-def _in_eight_bits(model: object) -> Model:
-    with suppress_output("prints"):
-        import nncf
-
-        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
 
 
 def _shape_of_weights(node: Node) -> list[int]:

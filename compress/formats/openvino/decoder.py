@@ -111,13 +111,10 @@ def _export_graph(checkpoint: Checkpoint, fused: bool | None) -> tuple[OnnxModel
 def _special_attention(trace: Trace) -> str:
     """Return the attention features that OpenVINO's operators lack, as text, or an empty string."""
     sinks = any(node.op_type == _GROUPED and len(node.inputs) > _PLAIN_INPUTS for node in trace.program.graph)
-    features = ((call.module, sinks, call.softcap, call.window != CAUSAL) for call in trace.calls)
-    for module, *flags in features:
-        names = [
-            name for name, present in zip(("has sinks", "caps scores", "has a window"), flags, strict=True) if present
-        ]
-        if names:
-            return f"{module}: it {' and '.join(names)}"
+    for call in trace.calls:
+        features = {"has sinks": sinks, "caps scores": call.softcap, "has a window": call.window != CAUSAL}
+        if names := [name for name, present in features.items() if present]:
+            return f"{call.module}: it {' and '.join(names)}"
     return ""
 
 
@@ -131,7 +128,7 @@ def _converted(
             model = read_stateful(next(Path(folder).rglob("*.onnx")))
         except RuntimeError as error:
             raise StageError(
-                f"OpenVINO cannot read the decoder: {str(error).strip().splitlines()[-1]}",
+                f"OpenVINO cannot read the decoder: {reason(error)}",
                 expected="operators that OpenVINO supports",
                 hint="ship the model as ONNX or GGUF instead",
             ) from error
@@ -166,9 +163,11 @@ def _tokenizer(folder: Path) -> dict[str, bytes]:
                 expected="a tokenizer of transformers that it supports",
                 hint="ship the model as ONNX or GGUF instead",
             ) from error
-    tokenizer, detokenizer = converted
-    files = {**serialize_ir(tokenizer, TOKENIZER), **serialize_ir(detokenizer, DETOKENIZER)}
-    return {name: _renumber_names(data) if name in (TOKENIZER, DETOKENIZER) else data for name, data in files.items()}
+    files: dict[str, bytes] = {}
+    for name, model in zip((TOKENIZER, DETOKENIZER), converted, strict=True):
+        files |= serialize_ir(model, name)
+        files[name] = _renumber_names(files[name])
+    return files
 
 
 def _renumber_names(xml: bytes) -> bytes:

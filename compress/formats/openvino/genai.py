@@ -152,4 +152,5 @@ def genai_version() -> str | None:
 
 def reason(error: Exception) -> str:
     """Return the last line of OpenVINO's message; the lines before it locate the error in OpenVINO's source."""
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

@@ -20,7 +20,7 @@ TOKENIZER, DETOKENIZER = "openvino_tokenizer.xml", "openvino_detokenizer.xml"
 """openvino-genai's file names for the models that convert text to tokens and back."""
 
 _TYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "boolean": "bool"}
-_BITS = {"u4": 4, "i4": 4, "u1": 1, "u2": 2, "nf4": 4}
+_PACKED = ("u4", "i4", "u1", "u2", "nf4")
 _COMPANIONS = ("/zero_point", "/scale")
 
 
@@ -40,19 +40,17 @@ def find_graphs(artifact: Path) -> tuple[Path, ...]:
 
     Raises `ModelError` if one is missing.
     """
-    if not artifact.is_dir() or not is_pipeline(artifact):
-        return (file_of(artifact, OpenVinoModel.kind),)
-    parts = [artifact / part for part in part_folders(artifact)]
-    return tuple(file_of(part, OpenVinoModel.kind) for part in parts)
+    pipeline = artifact.is_dir() and is_pipeline(artifact)
+    folders = [artifact / part for part in part_folders(artifact)] if pipeline else [artifact]
+    return tuple(file_of(folder, OpenVinoModel.kind) for folder in folders)
 
 
 def weights_of(graph: Path) -> Path:
     """Return the weights file beside an IR; raise `ModelError` if it is missing."""
     weights = graph.with_suffix(".bin")
     if not weights.is_file():
-        raise incomplete_artifact_error(
-            f"The weights of {graph.name} are missing.", graph.parent, f"{weights.name} beside it"
-        )
+        what = f"The weights of {graph.name} are missing."
+        raise incomplete_artifact_error(what, graph.parent, f"{weights.name} beside it")
     return weights
 
 
@@ -86,14 +84,10 @@ def _constants(root: ElementTree.Element, weights: Path) -> Iterator[StoredTenso
         if layer.get("type") != "Const" or data is None:
             continue
         shape = tuple(int(axis) for axis in data.attrib["shape"].split(",") if axis.strip())
-        kind = data.attrib["element_type"]
-        name, dtype = layer.attrib["name"], _numpy_type(kind)
+        name, kind = layer.attrib["name"], data.attrib["element_type"]
+        # numpy's name of the type, or OpenVINO's own for packed integers.
+        long_name = {"i": "int", "u": "uint"}.get(kind[0], kind[0]) + kind[1:]
+        dtype = _TYPES.get(kind, kind if kind in _PACKED else long_name)
         span = int(data.attrib["offset"]), int(data.attrib["size"])
         role = infer_role(dtype, shape, scales=name.endswith(_COMPANIONS))
-        yield stored(name, dtype, shape, weights, span, role, packed=kind in _BITS)
-
-
-def _numpy_type(kind: str) -> str:
-    if kind in _TYPES or kind in _BITS:
-        return _TYPES.get(kind, kind)
-    return {"i": "int", "u": "uint"}.get(kind[0], kind[0]) + kind[1:]
+        yield stored(name, dtype, shape, weights, span, role, packed=kind in _PACKED)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +27,7 @@ from compress.formats.openvino.genai import (
     reason,
 )
 from compress.formats.openvino.model import OpenVinoModel, find_graphs, weights_of
-from compress.formats.runtime import Batch, Session, TensorType, check_inputs, check_target, why_missing
+from compress.formats.runtime import Batch, PackagedRuntime, Session, TensorType, check_inputs, check_target
 from compress.formats.target_profile import Target
 from compress.utils.errors import InputError, ModelError, StageError, unreadable_file_error
 
@@ -45,14 +47,14 @@ _NO_OPERATORS = ("Constant", "Parameter", "Result")
 class OpenVinoSession:
     """Session of a compiled IR."""
 
+    provider = "CPU"
+
     def __init__(self, compiled: CompiledModel, where: str, threads: int) -> None:
         self._where = where
         self._request = compiled.create_infer_request()
-        self._outputs = [output.any_name for output in compiled.outputs]
         self.input_types: Mapping[str, TensorType] = {port.any_name: _type(port) for port in compiled.inputs}
         self.output_types: Mapping[str, TensorType] = {port.any_name: _type(port) for port in compiled.outputs}
         self.inputs = tuple(self.input_types)
-        self.provider = "CPU"
         self.settings: dict[str, Any] = {
             "runtime": f"openvino {version('openvino')}",
             "provider": self.provider,
@@ -67,7 +69,7 @@ class OpenVinoSession:
             outputs = self._request.infer({name: batch[name] for name in self.inputs}, share_inputs=True)
         except (RuntimeError, TypeError, ValueError) as error:
             raise StageError(f"The model failed on a batch: {reason(error)}", where=self._where) from error
-        return {name: np.array(outputs[index]) for index, name in enumerate(self._outputs)}
+        return {name: np.array(outputs[index]) for index, name in enumerate(self.output_types)}
 
 
 class StatefulSession:
@@ -163,10 +165,10 @@ def _type(port: Any) -> TensorType:
     return TensorType(_NUMPY_NAMES.get(kind, kind), shape)
 
 
-class OpenVinoRuntime:
+class OpenVinoRuntime(PackagedRuntime):
     """Runtime that opens IR through OpenVINO's processor plugin."""
 
-    name = "openvino"
+    name = distribution = "openvino"
 
     def open(self, artifact: Path, target: Target, threads: int) -> Session:
         """Open the only IR of ``artifact``, a folder or file, or those of an image generator's components.
@@ -177,19 +179,17 @@ class OpenVinoRuntime:
         return open_together([self._open(graph, threads) for graph in find_graphs(artifact)], artifact)
 
     def _open(self, graph: Path, threads: int) -> OpenVinoSession | StatefulSession | GenaiSession:
-        settings = {**SETTINGS, "INFERENCE_NUM_THREADS": threads}
         model = read_model(graph)
-        # A language model runs in openvino-genai where possible, because apps use it.
-        if is_stateful(model):
-            return _open_in_genai(graph, model, threads) or open_stateful(graph, threads)
-        try:
-            return OpenVinoSession(core().compile_model(model, "CPU", settings), str(graph), threads)
-        except RuntimeError as error:
-            raise _cannot_open(graph, error) from error
-
-    def unavailable(self, target: Target) -> str | None:
-        """Return a message if this machine lacks the target because the package is missing, or ``None``."""
-        return why_missing("openvino", "openvino", "openvino")
+        # A language model keeps its cache as internal state.
+        if not any(BEAMS in port.get_names() for port in model.inputs):
+            return OpenVinoSession(_compiled(graph, model, threads, SETTINGS), str(graph), threads)
+        open_directly = partial(_stateful_session, graph, model, threads, SETTINGS)
+        # It runs in openvino-genai where possible, because apps use it.
+        if genai_can_open(graph):
+            with contextlib.suppress(RuntimeError):
+                pipeline = Pipeline(graph.parent, SETTINGS, threads)
+                return GenaiSession(pipeline, _vocabulary(model), SETTINGS, threads, open_directly)
+        return open_directly()
 
     def build(self) -> str:
         """Return the versions of OpenVINO and of openvino-genai, which generates text where it is installed."""
@@ -206,11 +206,6 @@ def read_model(artifact: Path) -> openvino.Model:
         raise _cannot_open(graph, error) from error
 
 
-def is_stateful(model: openvino.Model) -> bool:
-    """Return whether a graph keeps its cache as internal state, as language models do."""
-    return any(BEAMS in port.get_names() for port in model.inputs)
-
-
 def open_stateful(graph: Path, threads: int, exact: bool = False) -> StatefulSession:
     """Open a language model's IR; raise `ModelError` if it is invalid.
 
@@ -219,43 +214,23 @@ def open_stateful(graph: Path, threads: int, exact: bool = False) -> StatefulSes
         threads: Number of threads.
         exact: Whether to turn off the 8-bit rounding of activations and keys.
     """
-    settings = {**SETTINGS, **(EXACT if exact else {})}
-    return _opener(graph, read_model(graph), threads, settings)()
+    return _stateful_session(graph, read_model(graph), threads, {**SETTINGS, **(EXACT if exact else {})})
 
 
-def _open_in_genai(graph: Path, model: openvino.Model, threads: int) -> GenaiSession | None:
-    """Open the model in openvino-genai, or return None if openvino-genai is missing or cannot open it."""
-    if not genai_can_open(graph):
-        return None
-    try:
-        pipeline = Pipeline(graph.parent, SETTINGS, threads)
-    except RuntimeError:
-        return None
-    open_directly = _opener(graph, model, threads, SETTINGS)
-    return GenaiSession(pipeline, _vocabulary(model), SETTINGS, threads, open_directly)
-
-
-def _opener(
+def _stateful_session(
     graph: Path, model: openvino.Model, threads: int, settings: Mapping[str, object]
-) -> Callable[[], StatefulSession]:
-    """Return a function that compiles ``model``, which was read from ``graph``.
-
-    The model is read now, because its folder may be deleted before the function is called.
-    """
-
-    def opened() -> StatefulSession:
-        try:
-            compiled = core().compile_model(model, "CPU", {**settings, "INFERENCE_NUM_THREADS": threads})
-        except RuntimeError as error:
-            raise _cannot_open(graph, error) from error
-        return StatefulSession(compiled, str(graph), threads)
-
-    return opened
+) -> StatefulSession:
+    """Compile ``model``, which was read from ``graph``, whose folder may be gone by now."""
+    return StatefulSession(_compiled(graph, model, threads, settings), str(graph), threads)
 
 
-def compile_model(model: openvino.Model) -> openvino.CompiledModel:
-    """Compile a modified graph with the runtime's settings and one thread."""
-    return core().compile_model(model, "CPU", {**SETTINGS, "INFERENCE_NUM_THREADS": 1})
+def _compiled(
+    graph: Path, model: openvino.Model, threads: int, settings: Mapping[str, object]
+) -> openvino.CompiledModel:
+    try:
+        return core().compile_model(model, "CPU", {**settings, "INFERENCE_NUM_THREADS": threads})
+    except RuntimeError as error:
+        raise _cannot_open(graph, error) from error
 
 
 def _cannot_open(graph: Path, error: RuntimeError) -> ModelError:
@@ -292,7 +267,9 @@ def _run(model: Model, values: Sequence[str]) -> Run:
     ports = {name: port for port in _ports(extended) for name in port.get_names()}
     results = [openvino.opset13.result(ports[name]) for name in values]
     extended = openvino.Model(results, extended.get_parameters())
-    request = compile_model(extended).create_infer_request()
+    # One thread, with the runtime's settings.
+    compiled = core().compile_model(extended, "CPU", {**SETTINGS, "INFERENCE_NUM_THREADS": 1})
+    request = compiled.create_infer_request()
     inputs = {port.any_name: port.get_element_type().to_dtype() for port in extended.inputs}
 
     def run(batch: Values) -> Values:

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from compress.formats.export_stage import ExportStage
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.openvino.model import OpenVinoModel
 from compress.models.checkpoint import Checkpoint
 from compress.models.model import TorchModel
 from compress.models.pipeline_folder import image_generation_hook
-from compress.stages.base import AppliesTo, Context, OutputSpec, Requirements, Stage
-from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
+from compress.stages.base import AppliesTo, Context
 from compress.tasks.capability import GENERATES, GENERATES_IMAGES, SINGLE_CALL, Capabilities
 
 _PROMPTS = 4
@@ -21,7 +21,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 CachePrecision = Literal["u8", "f16", "bf16", "f32"]
 
 
-class OpenVino(Stage[TorchModel, OpenVinoModel]):
+class OpenVino(ExportStage[TorchModel, OpenVinoModel]):
     """OpenVINO's IR, for Intel's processors and graphics, under the file names that optimum-intel opens.
 
     Answers are compared in OpenVINO itself: in fp32 they must equal torch's, and in fewer bits the note states the
@@ -64,18 +64,6 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         """Return `Checkpoint` for a language model, which is written tensor by tensor, else `TorchModel`."""
         return Checkpoint if GENERATES in task else TorchModel
 
-    def needs(self) -> Requirements:
-        """Return the request for real examples, for tracing and for the comparison."""
-        return Requirements(splits=("train",))
-
-    def output_spec(self) -> OutputSpec:
-        """Return the output specification; a graph as XML can outweigh the weights of a very small model."""
-        return OutputSpec(changes_weights=self.precision != "fp32")
-
-    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """Predict the size of the same weights in the requested precision; the graph itself is small."""
-        return in_precision(before, self.precision, self.embedding_bits)
-
     def run(self, model: TorchModel | OnnxModel | Checkpoint, context: Context) -> OpenVinoModel:
         """Export, convert and compare; an ONNX graph is converted as it is.
 
@@ -89,16 +77,13 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         from compress.formats.runtime import open_model
         from compress.models.processor import labels_of, processor_of
 
-        # Language models are written tensor by tensor.
+        # Export a language model tensor by tensor and compare it with torch.
         if isinstance(model, Checkpoint):
-            # Export a language model tensor by tensor and compare it with torch.
             from compress.formats.onnx.stage import comparison_sequences
             from compress.formats.openvino.decoder import write_decoder
 
-            windows = comparison_sequences(model, context)
-            verified = write_decoder(
-                model, self.precision, self.embedding_bits, windows, self.tolerance, self.kv_cache_precision
-            )
+            limits = comparison_sequences(model, context), self.tolerance, self.kv_cache_precision
+            verified = write_decoder(model, self.precision, self.embedding_bits, *limits)
             context.note(f"openvino: {verified}")
             return verified.model
         if model.is_diffusion if isinstance(model, OnnxModel) else model.generates_images:
@@ -115,10 +100,9 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
             graph, companions = export_onnx(model, examples, opset=None, fusions=False).graph, model.companions()
             reference, tolerance, original = torch_answers(model.module, examples), self.tolerance, "torch"
         converted = to_openvino(graph, companions, self.precision, self.embedding_bits)
-        float_model = converted if self.precision == "fp32" else to_openvino(graph, companions, "fp32")
         shipped = open_model(converted)
-        float_session = shipped if float_model is converted else open_model(float_model)
-        summary = check_shipped_parity("OpenVINO", float_session, shipped, reference, examples, tolerance, original)
+        plain = shipped if self.precision == "fp32" else open_model(to_openvino(graph, companions, "fp32"))
+        summary = check_shipped_parity("OpenVINO", plain, shipped, reference, examples, tolerance, original)
         context.note(f"openvino: {summary}")
         return converted
 
@@ -141,14 +125,12 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
             return OpenVinoModel(files, graphs.companions)
 
         converted = convert(self.precision)
-        float_model = converted if self.precision == "fp32" else convert("fp32")
-        shipped = open_model(converted)
-        sessions: list[Any] = [shipped if float_model is converted else open_model(float_model), shipped]
+        opened: Any = open_model(converted)
+        shipped = opened.shortened()
+        opened_floats: Any = opened if self.precision == "fp32" else open_model(convert("fp32"))
         examples = context.task.encode(rows, processor_of(graphs), None, context.max_length)
-        float_session, shipped_session = (session.shortened() for session in sessions)
-        reference_answers = session_answers(reference.shortened(), examples)
-        summary = check_shipped_parity(
-            "OpenVINO", float_session, shipped_session, reference_answers, examples, self.tolerance, original
-        )
+        answers = session_answers(reference.shortened(), examples)
+        sessions = opened_floats.shortened(), shipped
+        summary = check_shipped_parity("OpenVINO", *sessions, answers, examples, self.tolerance, original)
         context.note(f"openvino: {summary}, in few steps")
         return converted

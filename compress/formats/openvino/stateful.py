@@ -36,27 +36,21 @@ def read_stateful(graph: Path) -> Model:
     import openvino
     from openvino.frontend.onnx import ConversionExtension
 
-    core = openvino.Core()
-    weights = _WeightConverter()
-    writers = {
-        "GroupQueryAttention": _attention,
-        "MatMulNBits": weights.product,
-        "GatherBlockQuantized": weights.rows,
-    }
-    for kind, write in writers.items():
-        core.add_extension(ConversionExtension(kind, _MICROSOFT, write))
+    core, weights = openvino.Core(), _WeightConverter()
+    core.add_extension(ConversionExtension("GroupQueryAttention", _MICROSOFT, _attention))
+    core.add_extension(ConversionExtension("MatMulNBits", _MICROSOFT, weights.product))
+    core.add_extension(ConversionExtension("GatherBlockQuantized", _MICROSOFT, weights.rows))
     model = core.read_model(graph)
     # Multiply with stored matrices as they are, instead of transposing them first.
     for product in model.get_ops():
         if product.get_type_name() != "MatMul" or product.get_attributes()["transpose_b"]:
             continue
         transpose = product.input_value(1).get_node()
-        if (
-            transpose.get_type_name() == "Transpose"
-            and transpose.input_value(0).get_node().get_type_name() == "Constant"
-        ):
-            product.set_arguments([product.input_value(0), transpose.input_value(0)])
-            product.set_attribute("transpose_b", True)
+        if transpose.get_type_name() == "Transpose":
+            matrix = transpose.input_value(0)
+            if matrix.get_node().get_type_name() == "Constant":
+                product.set_arguments([product.input_value(0), matrix])
+                product.set_attribute("transpose_b", True)
     keep_states(model)
     return model
 
@@ -73,8 +67,7 @@ def keep_states(model: Model) -> None:
     model.add_parameters([beams])
     beams.output(0).get_tensor().set_names({BEAMS})
     # Each row continues the cache of the row that `beam_idx` names.
-    for name in pasts:
-        past = model.input(name)
+    for past in map(model.input, pasts):
         readers = past.get_target_inputs()
         selected = ops.gather(past, beams, ops.constant(0, Type.i64))
         for reader in readers:
@@ -195,7 +188,11 @@ class _WeightConverter:
 
         zeros, bias = (_optional_input(node, index) for index in (_ZEROS, _BIAS))
         weight = self._weight(node.get_input(1), node.get_input(2), zeros, node.get_attribute("bits"))
-        product = ops.matmul(node.get_input(0), _without_padding(weight, node.get_attribute("K")), False, True)
+        # The last block may be filled with columns that are no weights.
+        columns = node.get_attribute("K")
+        if weight.get_output_shape(0)[1] != columns:
+            weight = ops.slice(weight, *(ops.constant([end]) for end in (0, columns, 1, 1)))
+        product = ops.matmul(node.get_input(0), weight, False, True)
         return [(product if bias is None else ops.add(product, bias)).output(0)]
 
     def rows(self, node: Node) -> Sequence[Any]:
@@ -229,10 +226,8 @@ class _WeightConverter:
                 dequantized = ops.subtract(dequantized, zero_points)
             scale_node = ops.constant(factors[..., np.newaxis])
             scale_node.set_friendly_name(f"{name}/scale")
-            flat = ops.reshape(
-                ops.multiply(dequantized, scale_node), ops.constant([shape[0], shape[1] * shape[2]]), False
-            )
-            self._written[name] = ops.convert(flat, "f32")
+            weights, flat_shape = ops.multiply(dequantized, scale_node), [shape[0], shape[1] * shape[2]]
+            self._written[name] = ops.convert(ops.reshape(weights, ops.constant(flat_shape), False), "f32")
         return self._written[name]
 
 
@@ -264,13 +259,3 @@ def _unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
     """Return the integers of each row of bytes, the first in the low bits."""
     digits = [packed >> np.uint8(shift) & np.uint8((1 << bits) - 1) for shift in range(0, _BYTE, bits)]
     return np.stack(digits, axis=-1).reshape(len(packed), -1)
-
-
-def _without_padding(weight: Any, columns: int) -> Any:
-    """Return the weight without the columns that fill the last block."""
-    from openvino import opset13 as ops
-
-    if weight.get_output_shape(0)[1] == columns:
-        return weight
-    ends = [ops.constant([end]) for end in (0, columns, 1, 1)]
-    return ops.slice(weight, *ends)

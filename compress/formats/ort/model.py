@@ -32,7 +32,6 @@ class OrtModel(FileModel):
     @classmethod
     def files_with(cls, file: Path) -> tuple[Path, ...]:
         """See `FileModel.files_with`."""
-
         read_ort(file.read_bytes(), file)
         return (file,)
 
@@ -47,10 +46,8 @@ class OrtGraph:
     def as_onnx(self) -> OnnxGraph:
         """Return the graph in the form that ONNX files are read in; ``start`` and ``stop`` bound a tensor's values."""
         initializers = [
-            Initializer(
-                tensor.start, tensor.start + tensor.bytes, tensor.name, tensor.shape, tensor.dtype, tensor.bytes
-            )
-            for tensor in self.tensors
+            Initializer(one.start, one.start + one.bytes, one.name, one.shape, one.dtype, one.bytes)
+            for one in self.tensors
         ]
         return OnnxGraph(list(self.nodes), initializers)
 
@@ -70,13 +67,12 @@ def read_ort(content: bytes, file: Path) -> OrtGraph:
         raise ModelError(f"{file.name} is not in ONNX Runtime's format.", where=str(file), expected="a whole .ort file")
     # The flatbuffers schema is importable only after onnxruntime's tools.
     ort_tools()
+    import numpy as np
     from ort_flatbuffers_py.fbs.InferenceSession import InferenceSession
 
     try:
         graphs = list(_graphs(InferenceSession.GetRootAs(content, 0).Model().Graph()))
         # Offsets of tensors follow from the addresses of their views.
-        import numpy as np
-
         origin = np.frombuffer(content, np.uint8).__array_interface__["data"][0]
         nodes = tuple(_node(graph.Nodes(index)) for graph in graphs for index in range(graph.NodesLength()))
         return OrtGraph(nodes, tuple(tensor for graph in graphs for tensor in _tensors(graph, origin, file)))
@@ -105,9 +101,8 @@ def ort_tools() -> Any:
 def _graphs(graph: Any) -> Iterator[Any]:
     yield graph
     for index in range(graph.NodesLength()):
-        for attribute in _attributes(graph.Nodes(index)):
-            if attribute.G() is not None:
-                yield from _graphs(attribute.G())
+        for branch in filter(None, (attribute.G() for attribute in _attributes(graph.Nodes(index)))):
+            yield from _graphs(branch)
 
 
 def _attributes(node: Any) -> Iterator[Any]:
@@ -117,16 +112,13 @@ def _attributes(node: Any) -> Iterator[Any]:
 def _node(node: Any) -> GraphNode:
     from onnx import AttributeProto
 
+    integers = (attribute for attribute in _attributes(node) if attribute.Type() == AttributeProto.INT)
     return GraphNode(
         node.OpType().decode(),
         (node.Name() or b"").decode(),
         [node.Inputs(index).decode() for index in range(node.InputsLength())],
         [node.Outputs(index).decode() for index in range(node.OutputsLength())],
-        {
-            attribute.Name().decode(): attribute.I()
-            for attribute in _attributes(node)
-            if attribute.Type() == AttributeProto.INT
-        },
+        {attribute.Name().decode(): attribute.I() for attribute in integers},
     )
 
 

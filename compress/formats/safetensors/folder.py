@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,14 @@ def has_integers(folder: Path) -> bool:
 def task_of_folder(folder: Path) -> Task:
     """Return the task that the folder's config determines; raise `ModelError` if it determines none."""
     config = model_config(folder)
-    pictures = (folder / PREPROCESSOR).is_file() and "sampling_rate" not in read_json(folder / PREPROCESSOR)
-    task_name = infer_task(config, (folder / PREPROCESSOR).is_file()) or _generating(config)
-    task_name = task_name or (_embedding(config) if pictures else None)
+    preprocessor = read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else None
+    from transformers.models.auto import modeling_auto
+
+    # The config may name a causal language model of its type, or transformers' headless class of it for images.
+    task_name = infer_task(config, preprocessor is not None)
+    task_name = task_name or _task_of_class(config, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, GENERATES)
+    if task_name is None and preprocessor is not None and "sampling_rate" not in preprocessor:
+        task_name = _task_of_class(config, modeling_auto.MODEL_MAPPING_NAMES, EMBEDS, TAKES_IMAGES)
     if task_name is None:
         raise ModelError(
             f"Nothing tells what a model of the class {', '.join(config.get('architectures') or ['?'])} is for.",
@@ -53,21 +59,20 @@ def load_folder(artifact: Path) -> tuple[Task, TorchModel]:
     check_model_folder(folder)
     task = task_of_folder(folder)
     # transformers itself opens compressed-tensors; the other layouts are dequantized here.
-    if GENERATES in task.capabilities and has_integers(folder):
-        model = _as_served(folder) if Checkpoint(folder).is_compressed_tensors else _floats(folder)
-    else:
+    if GENERATES not in task.capabilities or not has_integers(folder):
         model = task.load(folder, None, trust_remote_code=is_allowed(str(folder.resolve())))
+    elif Checkpoint(folder).is_compressed_tensors:
+        model = _as_served(folder)
+    else:
+        from compress.models.quantized_module import dequantize_weights, load_quantized_module
+
+        module = dequantize_weights(load_quantized_module(Checkpoint(folder)))
+        model = TorchModel(module, load_tokenizer(folder))
     # An adapter that lies beside quantized weights applies to the dequantized ones.
     if (folder / ADAPTER).is_dir():
         model.module = merge(model.module, folder / ADAPTER)
     model.module.requires_grad_(False).eval()
     return task, model
-
-
-def _floats(folder: Path) -> TorchModel:
-    from compress.models.quantized_module import dequantize_weights, load_quantized_module
-
-    return TorchModel(dequantize_weights(load_quantized_module(Checkpoint(folder))), load_tokenizer(folder))
 
 
 def _as_served(folder: Path) -> TorchModel:
@@ -88,19 +93,7 @@ def _as_served(folder: Path) -> TorchModel:
     return TorchModel(module, load_tokenizer(folder))
 
 
-def _embedding(config: dict[str, Any]) -> str | None:
-    """Return a task that embeds images if the config names transformers' headless class of its model type."""
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
-
-    known = MODEL_MAPPING_NAMES.get(config.get("model_type"))
-    bare = known is not None and known in (config.get("architectures") or [])
-    return next(iter(tasks_with(frozenset({EMBEDS, TAKES_IMAGES}))), None) if bare else None
-
-
-def _generating(config: dict[str, Any]) -> str | None:
-    """Return a generation task if the config's class maps to transformers' causal language model of its type."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.get("model_type"))
-    generates = known is not None and known in (config.get("architectures") or [])
-    return next(iter(tasks_with(frozenset({GENERATES}))), None) if generates else None
+def _task_of_class(config: Mapping[str, Any], classes: Mapping[str, str], *capabilities: str) -> str | None:
+    """Return a task with the capabilities if the config names the class that ``classes`` has for its model type."""
+    is_named = classes.get(config.get("model_type", "")) in (config.get("architectures") or [])
+    return next(iter(tasks_with(frozenset(capabilities))), None) if is_named else None

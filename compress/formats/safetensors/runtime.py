@@ -14,7 +14,7 @@ import numpy as np
 
 from compress.formats.generation.decoder import PAST, PRESENT, likeliest
 from compress.formats.generation.image_text import ImageAnswers, read_rules, until_ended
-from compress.formats.generation.seq2seq import IDS, MASK, SEQUENCES, TEXTS
+from compress.formats.generation.seq2seq import IDS, MASK, SEQUENCES, TEXTS, TextWriter
 from compress.formats.generation.speech_recognition import FEATURES, HIDDEN, Transcriber
 from compress.formats.runtime import Batch, Session, TensorType, check_inputs, check_target
 from compress.formats.target_profile import Target
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
     from transformers.utils import ModelOutput
 
-    from compress.models.model import Processor, TorchModel
+    from compress.models.model import Processor
 
 
 _CACHES = ("cache", "past_key_values", "cache_params", "state")
@@ -34,7 +34,7 @@ _CACHES = ("cache", "past_key_values", "cache_params", "state")
 
 A class may have a current and a deprecated name.
 """
-_IDS, _MASK, _LAST = "input_ids", "attention_mask", "logits_to_keep"
+_LAST = "logits_to_keep"
 FAILURES = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
 
 
@@ -47,7 +47,7 @@ class TorchSession:
         self.module, self.where, self.settings = module, where, dict(settings)
         self.takes = frozenset(inspect.signature(module.forward).parameters)
         self.cache_name = next((name for name in _CACHES if name in self.takes), None)
-        self.inputs = (str(getattr(module, "main_input_name", "pixel_values")),)
+        self.inputs: tuple[str, ...] = (str(getattr(module, "main_input_name", "pixel_values")),)
         self.input_types: Mapping[str, TensorType] = {}
         self.output_types: Mapping[str, TensorType] = {}
 
@@ -82,11 +82,8 @@ class TorchDecoder:
         self._cache: Any = None
         self._ids: list[int] = []
         self.vocabulary = int(session.module.config.get_text_config().vocab_size)
-
-    @property
-    def cached(self) -> bool:
-        """Return whether the class has a cache; without one, every token runs the whole text again."""
-        return self._name is not None
+        # Without a cache, every token runs the whole text again.
+        self.cached = self._name is not None
 
     def prefill(self, ids: Sequence[int]) -> int:
         """Start a new text with one or more ``ids`` and return the next token."""
@@ -99,11 +96,9 @@ class TorchDecoder:
 
     def _answer(self, ids: Sequence[int]) -> int:
         self._ids += ids
-        inputs = self._ids if self._name is None else ids
-        # Without a cache the whole text runs again for every token.
-        batch, takes = {_IDS: np.array([inputs])}, self._session.takes
-        if _MASK in takes:
-            batch[_MASK] = np.ones((1, len(self._ids)), np.int64)
+        batch, takes = {IDS: np.array([self._ids if self._name is None else ids])}, self._session.takes
+        if MASK in takes:
+            batch[MASK] = np.ones((1, len(self._ids)), np.int64)
         options: dict[str, Any] = {_LAST: 1} if _LAST in takes else {}
         if self._name is not None:
             options |= {"use_cache": True, self._name: self._cache}
@@ -144,6 +139,7 @@ class TorchRuntime:
         import torch
 
         from compress.formats.safetensors.folder import has_integers, load_folder
+        from compress.models.pipeline_folder import image_generation_hook
 
         task, model = load_folder(artifact)
         folder = artifact.parent if artifact.is_file() else artifact
@@ -154,7 +150,11 @@ class TorchRuntime:
             "computes_in": "float32",
             "integers_made_float": has_integers(folder),
         }
-        session = _opened(model, folder, settings)
+        session: Session
+        if model.generates_images:
+            session = image_generation_hook("open_torch")(model, settings, str(folder))
+        else:
+            session = TorchSession(model.module, str(folder), settings)
         previous_threads = torch.get_num_threads()
         torch.set_num_threads(threads)
         # The number is the process's: it ends with the session.
@@ -190,16 +190,6 @@ class TorchRuntime:
         )
 
 
-def _opened(model: TorchModel, folder: Path, settings: Mapping[str, object]) -> Session:
-    """Return a session for the module, or for the components that draw images."""
-    from compress.models.pipeline_folder import image_generation_hook
-
-    if model.generates_images:
-        session: Session = image_generation_hook("open_torch")(model, settings, str(folder))
-        return session
-    return TorchSession(model.module, str(folder), settings)
-
-
 RUNTIME = TorchRuntime()
 
 
@@ -211,12 +201,7 @@ _OF = (".decoder", ".encoder")
 class GeneratedText:
     """Session that writes text with the module of ``whole``, as `seq2seq.TextWriter` does with two graphs."""
 
-    inputs = (IDS, MASK)
-    input_types: Mapping[str, TensorType] = dict.fromkeys(inputs, TensorType("int64", (None, None)))
-    output_types: Mapping[str, TensorType] = {
-        SEQUENCES: TensorType("int64", (None, None)),
-        TEXTS: TensorType("str", (None,)),
-    }
+    inputs, input_types, output_types = TextWriter.inputs, TextWriter.input_types, TextWriter.output_types
 
     def __init__(self, whole: TorchSession, tokenizer: PreTrainedTokenizerBase) -> None:
         self._whole, self._tokenizer = whole, tokenizer
@@ -268,55 +253,42 @@ def open_transcriber(session: TorchSession, folder: Path) -> Transcriber:
     return Transcriber(_EncoderSession(session), _DecoderSession(session), folder)
 
 
-class _WhisperPart:
-    """Attributes that the encoder session and the decoder session share."""
-
-    def __init__(self, whole: TorchSession) -> None:
-        self._whole, self._config = whole, whole.module.config
-        self.provider, self.settings = whole.provider, whole.settings
-
-
-class _EncoderSession(_WhisperPart):
+class _EncoderSession(TorchSession):
     """Session of the encoder: `input_features` to `last_hidden_state`."""
 
-    inputs = (FEATURES,)
-
     def __init__(self, whole: TorchSession) -> None:
-        super().__init__(whole)
-        encoder = whole.module.get_encoder()
-        frames = self._config.max_source_positions * encoder.conv1.stride[0] * encoder.conv2.stride[0]
-        self.input_types = {FEATURES: TensorType("float32", (None, self._config.num_mel_bins, frames))}
-        self.output_types = {HIDDEN: TensorType("float32", (None, None, self._config.d_model))}
-        self._own = TorchSession(encoder, whole.where, whole.settings)
+        super().__init__(whole.module.get_encoder(), whole.where, whole.settings)
+        config = whole.module.config
+        frames = config.max_source_positions * self.module.conv1.stride[0] * self.module.conv2.stride[0]
+        self.inputs = (FEATURES,)
+        self.input_types = {FEATURES: TensorType("float32", (None, config.num_mel_bins, frames))}
+        self.output_types = {HIDDEN: TensorType("float32", (None, None, config.d_model))}
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """See `Session.predict`."""
-        return {HIDDEN: as_array(self._own.run({FEATURES: batch[FEATURES]}).last_hidden_state)}
+        return {HIDDEN: as_array(self.run({FEATURES: batch[FEATURES]}).last_hidden_state)}
 
 
-class _DecoderSession(_WhisperPart):
+class _DecoderSession(TorchSession):
     """Session of the decoder: token ids, encoder output and cache to logits and new keys and values."""
 
     def __init__(self, whole: TorchSession) -> None:
-        super().__init__(whole)
-        layers, heads = self._config.decoder_layers, self._config.decoder_attention_heads
-        cache_type = TensorType("float32", (None, heads, None, self._config.d_model // heads))
+        super().__init__(whole.module, whole.where, whole.settings)
+        config = whole.module.config
+        layers, heads = config.decoder_layers, config.decoder_attention_heads
+        cache_type = TensorType("float32", (None, heads, None, config.d_model // heads))
         self._names = [
             [[f"{layer}{suffix}.{part}" for part in ("key", "value")] for layer in range(layers)] for suffix in _OF
         ]
-        cache_names = [name for suffix in self._names for pair in suffix for name in pair]
-        plain = {
-            _IDS: TensorType("int64", (None, None)),
-            _AUDIO: TensorType("float32", (None, None, self._config.d_model)),
+        cache = dict.fromkeys([name for suffix in self._names for pair in suffix for name in pair], cache_type)
+        self.input_types = {
+            IDS: TensorType("int64", (None, None)),
+            _AUDIO: TensorType("float32", (None, None, config.d_model)),
             _CACHED: TensorType("bool", (1,)),
+            **{PAST + name: kind for name, kind in cache.items()},
         }
         logits = {_LOGITS: TensorType("float32", (None, None, None))}
-        self.input_types: Mapping[str, TensorType] = plain | dict.fromkeys(
-            [PAST + name for name in cache_names], cache_type
-        )
-        self.output_types: Mapping[str, TensorType] = logits | dict.fromkeys(
-            [PRESENT + name for name in cache_names], cache_type
-        )
+        self.output_types = {**logits, **{PRESENT + name: kind for name, kind in cache.items()}}
         self.inputs = tuple(self.input_types)
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
@@ -328,20 +300,16 @@ class _DecoderSession(_WhisperPart):
         from transformers.modeling_outputs import BaseModelOutput
 
         # The first call computes the keys and values of the audio; later calls pass them in.
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        parts = [DynamicCache(), DynamicCache()]
         if np.asarray(batch[_CACHED]).all():
-            cache = EncoderDecoderCache(
-                *(
-                    DynamicCache([tuple(as_tensor(np.asarray(batch[PAST + name])) for name in pair) for pair in of])
-                    for of in self._names
-                )
-            )
-        outputs = self._whole.run(
-            {"decoder_input_ids": batch[_IDS]},
-            encoder_outputs=BaseModelOutput(last_hidden_state=as_tensor(np.asarray(batch[_AUDIO]))),
-            use_cache=True,
-            **{str(self._whole.cache_name): cache},
-        )
+            parts = [
+                DynamicCache([tuple(as_tensor(np.asarray(batch[PAST + name])) for name in pair) for pair in names])
+                for names in self._names
+            ]
+        cache = EncoderDecoderCache(*parts)
+        audio = BaseModelOutput(last_hidden_state=as_tensor(np.asarray(batch[_AUDIO])))
+        options = {"encoder_outputs": audio, "use_cache": True, str(self.cache_name): cache}
+        outputs = self.run({"decoder_input_ids": batch[IDS]}, **options)
         updated_cache = cache_of(outputs)
         caches = (updated_cache.self_attention_cache, updated_cache.cross_attention_cache)
         present = {

@@ -74,7 +74,7 @@ def find_artifact(path: Path, recipe: Path | None) -> Artifact:
     Without a recipe the path may be an ONNX graph from elsewhere, which gets random inputs. Raises `InputError` if
     there is no model that a runtime opens, or no recipe for it.
     """
-    folder = _model_folder(path)
+    folder = model_folder(path)
     # A graph without a folder of its own is converted into one.
     graph = onnx_file(path) if folder is None and recipe is None else None
     if graph is not None:
@@ -132,12 +132,8 @@ def written_for(artifact: Artifact, profile: AppProfile) -> Path:
     return folder if fits else artifact.folder
 
 
-def generating_artifact(path: Path) -> Path:
-    """Return the model folder of an artifact as for `find_artifact`, or the path itself; no recipe is needed."""
-    return _model_folder(path) or path
-
-
-def _model_folder(path: Path) -> Path | None:
+def model_folder(path: Path) -> Path | None:
+    """Return the model folder of a run's folder, of a recipe's latest run, or at the path itself; None without any."""
     named = Path("artifacts") / "runs" / path / "latest"
     folders = (path / MODEL, path / "latest" / MODEL, path, named / MODEL)
     return next((folder for folder in folders if (folder / "config.json").is_file()), None)
@@ -191,9 +187,3 @@ def final_for(run: Path, recipe: Recipe, target: Target, progress: Progress) -> 
         runner.run_stage(label)
     options = next((profile.options for profile in recipe.profiles() if profile.name == target.name), {})
     return measurable(runner, target.format, options)[FINAL]
-
-
-def weights_of_run(run: Path) -> Path | None:
-    """Return the last output that is a folder of weights in no runtime's format, or None."""
-    folders = [folder for folder in outputs_of(run).values() if any(folder.glob("*.safetensors"))]
-    return folders[-1] if folders else None

@@ -15,7 +15,7 @@ from typing import TypeVar
 from compress.benchmark.generation import encode_text, measure_generation
 from compress.benchmark.restarts import BenchmarkHost, find_hosts
 from compress.benchmark.session import BenchmarkResult
-from compress.cli.artifact import generating_artifact
+from compress.cli.artifact import model_folder
 from compress.cli.output import ConsoleProgress
 from compress.formats.model_file import format_of
 from compress.formats.quiet_output import quiet_libraries
@@ -133,7 +133,7 @@ def generation_bench(
     runtime_target = find_target(target)
     quiet_libraries()
     artifacts = {"artifact": artifact} if baseline is None else {"baseline": baseline, "artifact": artifact}
-    folders = {label: generating_artifact(path) for label, path in artifacts.items()}
+    folders = {label: model_folder(path) or path for label, path in artifacts.items()}
     # A file in another format runs on the first target that opens it.
     other_targets = targets_of_other_formats(folders, runtime_target)
     longest = max(settings.contexts)

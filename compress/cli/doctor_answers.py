@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.cli.artifact import Artifact, final_for, find_artifact, outputs_of, run_of, weights_of_run
+from compress.cli.artifact import Artifact, final_for, find_artifact, outputs_of, run_of
 from compress.cli.output import Finding
 from compress.formats.intermediate_values import Values, longest_length
 from compress.formats.model_file import format_of, model_file, model_files
@@ -147,33 +147,23 @@ def _reference(
         examples: Inputs for an export.
         progress: Progress display.
     """
+    import onnx
+
     run = run_of(model)
     path = against
     if path is None and run is not None:
-        exported = outputs_of(run).get(float_label(artifact.recipe) or "")
+        outputs = outputs_of(run)
+        path = outputs.get(float_label(artifact.recipe) or "")
         # Formats with their own quantization are written from the weights, and others from the exported graph.
-        from_weights = FORMATS[target.format].own_bits
-        path = weights_of_run(run) if from_weights or exported is None else exported
+        if path is None or FORMATS[target.format].own_bits:
+            weights = [folder for folder in outputs.values() if any(folder.glob("*.safetensors"))]
+            path = weights[-1] if weights else None
     if path is None:
         raise InputError(
             "There is no reference to compare the file with.",
             where=str(model),
             hint="name its float file, or the folder of its weights, with --against",
         )
-    return _read_reference(path, artifact, examples, progress)
-
-
-def _read_reference(path: Path, artifact: Artifact, examples: Examples, progress: Progress) -> _Reference:
-    """Read a float graph, or export one from weights.
-
-    Args:
-        path: Float file or folder of weights.
-        artifact: The artifact.
-        examples: Inputs for an export.
-        progress: Progress display.
-    """
-    import onnx
-
     if not (path.is_dir() and any(path.glob("*.safetensors"))):
         if format_of(path) != OnnxModel.kind:
             raise InputError(

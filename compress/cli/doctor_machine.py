@@ -32,8 +32,7 @@ def machine_findings(machine: Environment) -> list[Finding]:
         *_targets(),
         *device_findings(),
         *_processor(machine),
-        *_memory(machine),
-        *_disk(Path.cwd()),
+        *_memory_and_disk(machine),
     ]
 
 
@@ -143,23 +142,17 @@ def _processor(machine: Environment) -> Iterator[Finding]:
         yield Finding("warning", f"the load is {load:.1f} on {granted} cores", "stop what else runs before timing")
 
 
-def _memory(machine: Environment) -> Iterator[Finding]:
-    """Yield a finding on memory."""
+def _memory_and_disk(machine: Environment) -> Iterator[Finding]:
+    """Yield findings on memory and on free disk space."""
     sizes = [size for size in (machine["memory_bytes"], machine["memory_limit_bytes"]) if size is not None]
-    if not sizes:
-        return
-    text = f"{min(sizes) / 1e9:.1f} GB of memory"
-    if min(sizes) < _LITTLE_MEMORY_BYTES:
+    text = f"{min(sizes, default=0) / 1e9:.1f} GB of memory"
+    if sizes and min(sizes) < _LITTLE_MEMORY_BYTES:
         yield Finding("warning", f"{text} is little", "train small models, or lower batch_size")
-    else:
+    elif sizes:
         yield Finding("ok", text)
-
-
-def _disk(folder: Path) -> Iterator[Finding]:
-    """Yield a finding on free disk space."""
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(Path.cwd()).free
     text = f"{free / 1e9:.1f} GB free on the disk of the current folder"
-    if not os.access(folder, os.W_OK):
+    if not os.access(Path.cwd(), os.W_OK):
         yield Finding("problem", "the current folder cannot be written to", "run from a folder of your own")
     elif free < _LITTLE_DISK_BYTES:
         yield Finding("warning", f"{text}, which is little", "`compress cache prune`, or free some space")

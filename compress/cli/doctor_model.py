@@ -37,24 +37,21 @@ def model_findings(model: Path, target: str | None, recipe: Path | None, progres
 
     Raises `InputError` and `ModelError` for files that cannot be read.
     """
+    import onnx
+
     processor = find_processor(target or "cpu")
     folder, feeds = real_inputs(model, recipe, progress)
     graphs = find_graphs(folder)
     for index, graph in enumerate(graphs):
-        for finding in _of_graph(graph, feeds[index] if feeds else None, processor):
+        findings = list(_kernels(read_kernels(graph)))
+        # Without VNNI, pairs of 8-bit products are summed in 16 bits, which may saturate.
+        if processor.sums_in_32_bits:
+            message = f"{processor.name}: 8-bit products are summed in 32 bits, so none saturates"
+            findings.append(Finding("ok", message))
+        else:
+            findings += _saturation(find_saturation(onnx.load(graph), feeds[index] if feeds else None), processor)
+        for finding in findings:
             yield replace(finding, what=f"{graph_label(graph)}: {finding.what}") if len(graphs) > 1 else finding
-
-
-def _of_graph(graph: Path, feeds: Sequence[Feed] | None, processor: Processor) -> Iterator[Finding]:
-    """Yield findings on one graph."""
-    import onnx
-
-    yield from _kernels(read_kernels(graph))
-    # Without VNNI, pairs of 8-bit products are summed in 16 bits, which may saturate.
-    if processor.sums_in_32_bits:
-        yield Finding("ok", f"{processor.name}: 8-bit products are summed in 32 bits, so none saturates")
-        return
-    yield from _saturation(find_saturation(onnx.load(graph), feeds), processor)
 
 
 def real_inputs(model: Path, recipe: Path | None, progress: Progress) -> tuple[Path, Sequence[Sequence[Feed]] | None]:
@@ -183,23 +180,16 @@ def _differences(artifact: Artifact, floats: Path, seconds: float, progress: Pro
             expected=f"float graphs of {', '.join(map(graph_label, graphs))}",
         )
     recipe = artifact.recipe
-    pairs = zip(float_graphs, graphs, _calls(artifact, progress), strict=True)
+    # One example is a call; a decoder gets a prompt once, and then tokens.
+    calls = [batch_calls(artifact.examples(progress), 1, recipe.seed)]
+    if len(graphs) > 1:
+        recordings = calls[0].batches[:_TIMED_RECORDINGS]
+        batches_by_graph = transcription_calls(artifact.folder, recordings, MAX_CALLS // _TIMED_RECORDINGS)
+        calls = [ProfiledCalls(tuple(batches)) for batches in batches_by_graph]
     threads, share = recipe.benchmark.threads, seconds / len(graphs)
     return [
-        compare_operators(float_graph, graph, calls, TARGETS["cpu"], threads, share, progress, recipe.seed)
-        for float_graph, graph, calls in pairs
-    ]
-
-
-def _calls(artifact: Artifact, progress: Progress) -> Sequence[ProfiledCalls]:
-    """Return the inputs of each graph, one example per call; a decoder gets a prompt once, and then tokens."""
-    calls = batch_calls(artifact.examples(progress), 1, artifact.recipe.seed)
-    if len(find_graphs(artifact.folder)) == 1:
-        return [calls]
-    recordings = calls.batches[:_TIMED_RECORDINGS]
-    return [
-        ProfiledCalls(tuple(batches))
-        for batches in transcription_calls(artifact.folder, recordings, MAX_CALLS // _TIMED_RECORDINGS)
+        compare_operators(float_graph, graph, inputs, TARGETS["cpu"], threads, share, progress, recipe.seed)
+        for float_graph, graph, inputs in zip(float_graphs, graphs, calls, strict=True)
     ]
 
 

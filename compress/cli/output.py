@@ -30,8 +30,6 @@ def show(view: RenderableType) -> None:
         # Bytes bypass the terminal's encoding.
         typer.echo(view.removesuffix("\n").encode("utf-8"))
         return
-    from rich.console import Console
-
     Console(file=sys.stdout).print(view)
 
 
@@ -123,27 +121,23 @@ class ConsoleProgress:
     """Implementation of `Progress` with bars on a terminal, and occasional lines in files and pipes."""
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
-        self._clock = clock
+        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self.clock = clock
 
     def track(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
         """Yield ``items`` while a bar shows steps, rate and time left; the bar goes away at the end."""
-        # Bars redraw their line, which would fill a file with copies.
-        if not self._console.is_terminal:
-            yield from self._with_lines(items, description, total)
+        if self.console.is_terminal:
+            with Progress(*bars(), console=self.console, transient=True) as bar:
+                task = bar.add_task(description, total=expected_steps(total))
+                for item in items:
+                    yield item
+                    bar.update(task, advance=1, total=expected_steps(total))
             return
-        with Progress(*bars(), console=self._console, transient=True) as bar:
-            task = bar.add_task(description, total=expected_steps(total))
-            for item in items:
-                yield item
-                bar.update(task, advance=1, total=expected_steps(total))
-
-    def _with_lines(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
-        """Yield ``items`` and print a line with the time left every `PERIOD_SECONDS`."""
-        began = last_line = self._clock()
+        # Bars would fill a file with copies of their line. Print a line with the time left every `PERIOD_SECONDS`.
+        began = last_line = self.clock()
         for done, item in enumerate(items, 1):
             yield item
-            now, steps = self._clock(), expected_steps(total)
+            now, steps = self.clock(), expected_steps(total)
             if now - last_line >= PERIOD_SECONDS and done < steps:
                 last_line = now
                 seconds_left = (now - began) / done * (steps - done)
@@ -151,4 +145,4 @@ class ConsoleProgress:
 
     def note(self, message: str) -> None:
         """Print one line."""
-        self._console.print(message, markup=False)
+        self.console.print(message, markup=False)

@@ -55,24 +55,20 @@ def new(
         raise InputError(message, expected=f"one of {', '.join(starters())}")
     text = starter(task)
     if output is not None:
-        _write(output, text, force)
+        try:
+            with output.open("w" if force else "x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError as error:
+            hint = "give another name, or --force to replace it"
+            raise InputError(f"{output} exists already.", where=str(output), hint=hint) from error
+        except OSError as error:
+            raise InputError(f"{output} cannot be written: {error.strerror}.", where=str(output)) from error
     if json_:
         typer.echo(json.dumps({"task": task, "file": str(output) if output else None, "recipe": text}))
     elif output is None:
         typer.echo(text, nl=False)
     else:
         typer.echo(str(output))
-
-
-def _write(path: Path, text: str, force: bool) -> None:
-    try:
-        with path.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        hint = "give another name, or --force to replace it"
-        raise InputError(f"{path} exists already.", where=str(path), hint=hint) from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}.", where=str(path)) from error
 
 
 def _described(folder: Path | None) -> list[RecipeRow]:

@@ -69,10 +69,18 @@ def compare_now(
         session = TargetSession(
             runner, TargetProfile(runtime_target), artifacts, precision=precision, confidence=confidence
         )
-        report = _measure(session, folder)
+        # One report holds both models: the baseline and the candidate of one session.
+        started, findings = datetime.now(UTC).astimezone().isoformat(timespec="seconds"), Findings()
+        measure_answers(findings, session)
+        if findings.answers:
+            write_predictions(test_labels(runner), findings.answers, folder, several=False)
+        rows, notes, findings.environment = session.timings(remeasure=False)
+        findings.measurements += rows
+        findings.notes += notes
+        fields = findings.report_fields()
+        report = Report(recipe=runner.recipe.name, started=started, data=data_record(runner), **fields)
         resolved_recipe = with_absolute_paths(candidate_artifact.recipe, candidate_artifact.recipe_folder)
         (folder / RECIPE).write_text(dump_recipe(resolved_recipe), encoding="utf-8")
-        # One report holds both models: the baseline and the candidate of one session.
         comparison = compare_reports(
             report,
             report,
@@ -82,16 +90,3 @@ def compare_now(
             folders=(folder, folder),
         )
     return comparison.model_copy(update={"how": "side by side", "notes": (*comparison.notes, *report.notes)})
-
-
-def _measure(session: TargetSession, folder: Path) -> Report:
-    """Return one report of both models, and write their answers into ``folder``."""
-    runner, started, findings = session.runner, datetime.now(UTC).astimezone(), Findings()
-    measure_answers(findings, session)
-    if findings.answers:
-        write_predictions(test_labels(runner), findings.answers, folder, several=False)
-    rows, notes, findings.environment = session.timings(remeasure=False)
-    findings.measurements += rows
-    findings.notes += notes
-    moment = started.isoformat(timespec="seconds")
-    return Report(recipe=runner.recipe.name, started=moment, data=data_record(runner), **findings.report_fields())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,7 @@ from typing import Any
 from filelock import FileLock
 
 from compress.utils.errors import StorageError
-from compress.utils.storage import AT_ONCE_SECONDS, digest_file, locked, size_bytes, storage_errors
+from compress.utils.storage import AT_ONCE_SECONDS, digest_file, flush, locked, size_bytes, storage_errors
 
 MANIFEST = "manifest.json"
 CONTENT = "content"
@@ -44,6 +43,7 @@ class Entry:
         return sum(file["bytes"] for file in self.record["files"].values())
 
 
+@dataclass(frozen=True)
 class Cache:
     """Folder of entries that several runs may use at once. Nothing is written before the first `store`.
 
@@ -51,8 +51,7 @@ class Cache:
     writer of the same key removes. Methods raise `StorageError` if the folder cannot be read or written.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    root: Path
 
     def obtain(
         self,
@@ -105,12 +104,8 @@ class Cache:
         """Prevent other runs from computing the same entry; ``on_wait`` is called if one is doing so now."""
         with storage_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            with locked(self._lock(key), on_wait):
+            with locked(self.root / f"{key}.lock", on_wait):
                 yield
-
-    def _lock(self, key: str) -> Path:
-        """Return the lock file of an entry."""
-        return self.root / f"{key}.lock"
 
     def store(self, key: str, write: Callable[[Path], Mapping[str, Any]]) -> Entry:
         """Let ``write`` fill a folder and return its record, then rename it into place, replacing any other entry.
@@ -118,18 +113,6 @@ class Cache:
         The record must have a ``name``. Call it within `lock`. If an error occurs, no entry is left. Files of a killed
         run are removed.
         """
-        return self._placed(key, lambda partial: _seal(key, partial, dict(write(partial / CONTENT))))
-
-    def admit(self, key: str, record: dict[str, Any], fill: Callable[[Path], None]) -> Entry:
-        """Add an entry of another cache with its record; ``fill`` writes its files. An existing entry is kept.
-
-        Raises `StorageError` if the files do not match the record.
-        """
-        with self.lock(key, lambda: None):
-            return self.find(key) or self._placed(key, lambda partial: _received(key, partial, record, fill))
-
-    def _placed(self, key: str, write: Callable[[Path], dict[str, Any]]) -> Entry:
-        """Write an entry into a partial folder and rename it into place."""
         partial, final = self.root / f"{_PARTIAL}{key}", self.root / key
         with storage_errors(self.root):
             shutil.rmtree(partial, ignore_errors=True)
@@ -137,7 +120,7 @@ class Cache:
         try:
             with storage_errors(partial):
                 # The manifest is written last. A folder with a valid manifest is complete.
-                record = write(partial)
+                record = _seal(key, partial, write(partial / CONTENT))
                 self._discard(final)
                 partial.replace(final)
         # Also on Ctrl-C: a partial folder must not stay.
@@ -145,6 +128,24 @@ class Cache:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         return Entry(key, final / CONTENT, record)
+
+    def admit(self, key: str, record: dict[str, Any], fill: Callable[[Path], None]) -> Entry:
+        """Add an entry of another cache with its record; ``fill`` writes its files. An existing entry is kept.
+
+        Raises `StorageError` if the files do not match the record.
+        """
+
+        def receive(content: Path) -> Mapping[str, Any]:
+            fill(content)
+            # Trust no record of another machine: its digest must fit its own list of files, and the files must fit too.
+            sealed = record["key"] == key and record["digest"] == _digest(record["files"])
+            damage = _difference(content, record) if sealed else "its record is of another entry"
+            if damage is not None:
+                raise StorageError(f"The cache entry {key[:12]} ({record['name']}) has not arrived whole: {damage}.")
+            return record
+
+        with self.lock(key, lambda: None):
+            return self.find(key) or self.store(key, receive)
 
     def scratch(self, key: str) -> Path:
         """Return a folder, not created yet, for work on an entry that a later run may resume. Call it within `lock`."""
@@ -173,10 +174,11 @@ class Cache:
 
     def _remove(self, key: str, folder: Path) -> int | None:
         """Remove a folder under the entry's lock and return the bytes freed, or None if the lock is held."""
-        with storage_errors(folder), contextlib.suppress(TimeoutError), FileLock(self._lock(key), AT_ONCE_SECONDS):
+        lock = self.root / f"{key}.lock"
+        with storage_errors(folder), contextlib.suppress(TimeoutError), FileLock(lock, AT_ONCE_SECONDS):
             freed = size_bytes(folder)
             self._discard(folder)
-            self._lock(key).unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
             return freed
         return None
 
@@ -196,49 +198,21 @@ class Cache:
             return sorted(path for path in self.root.iterdir() if path.is_dir()) if self.root.exists() else []
 
 
-def _seal(key: str, partial: Path, record: dict[str, Any]) -> dict[str, Any]:
+def _seal(key: str, partial: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """Write the manifest of a partial folder, with all files flushed to disk before it returns."""
-    files = {}
-    for path in sorted(path for path in (partial / CONTENT).rglob("*") if path.is_file()):
-        _flush(path)
-        name = path.relative_to(partial / CONTENT).as_posix()
-        files[name] = {"sha256": digest_file(path), "bytes": path.stat().st_size}
-    return _written(partial, record | {"key": key, "files": files, "digest": _digest(files), "created": time.time()})
-
-
-def _received(key: str, partial: Path, record: dict[str, Any], fill: Callable[[Path], None]) -> dict[str, Any]:
-    """Write the files and the manifest of an entry from another cache, and check them.
-
-    Args:
-        key: Content key.
-        partial: Folder to write into.
-        record: The entry's record.
-        fill: Writes the files.
-    """
-    fill(partial / CONTENT)
-    for path in (partial / CONTENT).rglob("*"):
-        if path.is_file():
-            _flush(path)
-    # Trust no record of another machine: its digest must fit its own list of files, and the files must fit too.
-    sealed = record["key"] == key and record["digest"] == _digest(record["files"])
-    damage = _difference(partial / CONTENT, record) if sealed else "its record is of another entry"
-    if damage is not None:
-        raise StorageError(f"The cache entry {key[:12]} ({record['name']}) has not arrived whole: {damage}.")
-    return _written(partial, record)
-
-
-def _written(partial: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Write the manifest and return the record."""
+    paths = sorted(path for path in (partial / CONTENT).rglob("*") if path.is_file())
+    for path in paths:
+        flush(path)
+    # The record of another cache lists its files, which were compared with it already.
+    files = record.get("files") or {
+        path.relative_to(partial / CONTENT).as_posix(): {"sha256": digest_file(path), "bytes": path.stat().st_size}
+        for path in paths
+    }
+    sealed = {"created": time.time(), **record, "key": key, "files": files, "digest": _digest(files)}
     manifest = partial / MANIFEST
-    manifest.write_text(json.dumps(record, indent=1, sort_keys=True))
-    _flush(manifest)
-    return record
-
-
-def _flush(path: Path) -> None:
-    """Flush a file to disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    manifest.write_text(json.dumps(sealed, indent=1, sort_keys=True))
+    flush(manifest)
+    return sealed
 
 
 def _digest(files: Mapping[str, Mapping[str, object]]) -> str:

@@ -26,7 +26,6 @@ from compress.tasks.capability import (
     GENERATES,
     GENERATES_IMAGES,
     SINGLE_CALL,
-    Capabilities,
 )
 from compress.tasks.registry import get_task, infer_task, tasks_with
 from compress.utils.environment import has_package
@@ -46,7 +45,8 @@ def unsupported_reason(recipe: Recipe, start: Path | None, target: Target, from_
         target: The target.
         from_graph: True if the starting model is an ONNX file.
     """
-    capabilities = _capabilities(recipe, start)
+    task, config = get_task(recipe.task), None if start is None else start / "config.json"
+    capabilities = (task.specialize(read_json(config)) if config and config.is_file() else task).capabilities
     form, runtime = target.format, RUNTIMES[target.runtime]
     spec, files = FORMATS[form], f"it runs {target.format.upper()} files"
     if runtime.one_batch_at_a_time and not {SINGLE_CALL, GENERATES_IMAGES} & capabilities:
@@ -70,14 +70,6 @@ def unsupported_reason(recipe: Recipe, start: Path | None, target: Target, from_
         except ModelError as error:
             return f"{files}. {error.what}"
     return None
-
-
-def _capabilities(recipe: Recipe, start: Path | None) -> Capabilities:
-    """Return the capabilities of the recipe's task, specialized for the starting model if its config is known."""
-    task = get_task(recipe.task)
-    if start is not None and (start / "config.json").is_file():
-        task = task.specialize(read_json(start / "config.json"))
-    return task.capabilities
 
 
 def _unwritable_reason(recipe: Recipe, label: str, form: str, from_graph: bool) -> str | None:
@@ -199,14 +191,7 @@ def written(runner: StageRunner, label: str, form: str, options: Options) -> Pat
 
 
 def _in_format(runner: StageRunner, label: str, form: str, options: Options) -> str:
-    """Return the label of an output in a format, and write it if it is missing.
-
-    Args:
-        runner: Results of the stages.
-        label: Label of the output.
-        form: Name of the format.
-        options: Fields of the stage that writes the format.
-    """
+    """Return the label of an output in a format, and write it if it is missing."""
     spec, current_format = FORMATS[form], _format(runner, label)
     if spec.written_by is None:
         return _whole(runner, weights_of(runner, label))

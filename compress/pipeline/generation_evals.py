@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from compress.data.judged import USUAL, find_instructions
 from compress.data.membership import Part
@@ -35,11 +34,9 @@ from compress.results.report import (
     FINAL,
     AnswerRecord,
     ContinuationRecord,
-    DriftRecord,
     GeneratedToken,
     LostToken,
     Measurement,
-    PictureRecord,
 )
 from compress.tasks.capability import GENERATES, GENERATES_IMAGES
 from compress.tasks.token_sequences import spread
@@ -57,7 +54,14 @@ def generations(session: TargetSession) -> tuple[list[Measurement], list[Continu
     settings = session.runner.recipe.evaluation
     if not (GENERATES in session.runner.inputs.task.capabilities and settings.prompts):
         return [], [], []
-    prompts_by_label = {label: _begun(session, label) for label in session.artifacts}
+    prompts_by_label = {
+        label: _as_read_by(
+            session,
+            label,
+            choose_prompts(session.examples(BASELINE if BASELINE in session.artifacts else label), settings),
+        )
+        for label in session.artifacts
+    }
     texts_by_label = {label: _written(session, label, prompts) for label, prompts in prompts_by_label.items()}
     rows = {label: repetition_row(texts, label, session.target.name) for label, texts in texts_by_label.items()}
     note = repetition_note(rows[FINAL], rows[BASELINE]) if FINAL in rows else None
@@ -70,12 +74,6 @@ def generations(session: TargetSession) -> tuple[list[Measurement], list[Continu
     answer_rows, answer_records, reason = _talk(session)
     notes = [f"{session.target.name}: {text}" for text in (note, reason) if text is not None]
     return [*rows.values(), *loop_rows, *answer_rows], [*records, *answer_records], notes
-
-
-def _begun(session: TargetSession, label: str) -> list[list[int]]:
-    """Return the prompts as token ids of a model."""
-    source = BASELINE if BASELINE in session.artifacts else label
-    return _as_read_by(session, label, choose_prompts(session.examples(source), session.runner.recipe.evaluation))
 
 
 def _as_read_by(session: TargetSession, label: str, texts: list[list[int]]) -> list[list[int]]:
@@ -260,26 +258,7 @@ def similarities(session: TargetSession) -> list[Measurement]:
 
 def judgements(session: TargetSession, parts: Sequence[Part]) -> list[Measurement]:
     """Return the metrics that the recipe's judge computes from each model's images, on all rows and each slice."""
-    return _evaluate("judgements", session, parts)
-
-
-def sampling_steps(session: TargetSession) -> list[Measurement]:
-    """Return the number of sampling steps of each model."""
-    return _evaluate("sampling_steps", session)
-
-
-def image_grid(session: TargetSession) -> list[PictureRecord]:
-    """Return the first images of each model, with their difference from the baseline's images."""
-    return _evaluate("image_grid", session)
-
-
-def sampling_drifts(session: TargetSession) -> list[DriftRecord]:
-    """Return how far each model's latents drift from the baseline's, over the images of the grid."""
-    return _evaluate("sampling_drifts", session)
-
-
-def _evaluate(hook: str, session: TargetSession, *arguments: object) -> list[Any]:
     if GENERATES_IMAGES not in session.runner.inputs.task.capabilities:
         return []
-    results: list[Any] = image_generation_hook(hook)(session, *arguments)
-    return results
+    rows: list[Measurement] = image_generation_hook("judgements")(session, parts)
+    return rows

@@ -57,6 +57,9 @@ class Keys:
         models = [self.model_digest(reference.name) for reference in references if reference.kind == "model"]
         # Only the kind of device counts, not its number: two equal devices compute the same bits.
         device = self.device.partition(":")[0] if stage.uses_device or isinstance(stage, Trains) else CPU
+        # Stages that train may read the validation split for early stopping, whether or not they name it.
+        needs, validation = stage.needs(), (_VALIDATION,) if _VALIDATION in self.data.splits else ()
+        reads_data = needs.splits or needs.unlabeled
         return cache_key(
             {
                 "device": device,
@@ -66,21 +69,12 @@ class Keys:
                 "version": stage.version,
                 "input": input_digest,
                 "refers_to": list(referred),
-                "data": self._data(stage),
+                "data": self.data.digest(*needs.splits, *validation, unlabeled=needs.unlabeled) if reads_data else None,
                 "max_length": self.recipe.data.max_length,
                 "seed": self.recipe.seed,
                 "packages": package_versions((*stage.called_packages(), *get_task(self.recipe.task).packages)),
             }
         )
-
-    def _data(self, stage: AnyStage) -> str | None:
-        """Return the digest of the data that a stage reads, or None if it reads none."""
-        needs = stage.needs()
-        if not needs.splits and not needs.unlabeled:
-            return None
-        # Stages that train may read the validation split for early stopping, whether or not they name it.
-        validation = (_VALIDATION,) if _VALIDATION in self.data.splits else ()
-        return self.data.digest(*needs.splits, *validation, unlabeled=needs.unlabeled)
 
 
 @dataclass(frozen=True)
@@ -104,32 +98,28 @@ class CachedStages:
         """Return the digest of each cached stage's output by label."""
         recipe, cache = self.recipe.resolved(), Cache(self.artifacts / "cache")
         references = all_references(recipe.stages)
-        names = [
-            recipe.model,
-            *(named_reference.name for named_reference in references if named_reference.kind == "model"),
-        ]
-        models_cache = cache.root / "models"
-        arrays = TAKES_ARRAYS in get_task(recipe.task).capabilities
+        names = [recipe.model, *(reference.name for reference in references if reference.kind == "model")]
+        models_cache, task = cache.root / "models", get_task(recipe.task)
+        arrays = TAKES_ARRAYS in task.capabilities
         models = {
             name: find_resolved(str(find(name, self.folder) or name), models_cache, arrays, recipe.safety_checker)
             for name in names
         }
-        folders = {
-            named_reference.name: find(named_reference.name, self.folder)
-            for named_reference in references
-            if named_reference.kind != "model"
-        }
+        others = [reference.name for reference in references if reference.kind != "model"]
+        folders = {name: find(name, self.folder) for name in others}
         # Without all inputs the keys cannot be computed, and nothing may be downloaded for a forecast.
-        complete = None not in (*models.values(), *folders.values())
-        if not complete or not cache.root.is_dir() or not _data_is_here(recipe, self.folder):
+        if None in (*models.values(), *folders.values()) or not cache.root.is_dir():
             return {}
-        data = load_dataset(recipe.data, get_task(recipe.task).columns, self.folder, SilentProgress())
-        digests = {reference: digest_directory(path) for reference, path in models.items() if path}
-        folder_digests = {name: digest_directory(path) for name, path in folders.items() if path}
-        device = resolve_device(recipe.device)
-        return cached_digests(
-            recipe, Keys(recipe, data, digests.__getitem__, folder_digests.__getitem__, device), cache
+        splits = [locate_split(recipe.data, split, self.folder, cached_directory) for split in recipe.data.splits]
+        unlabeled = [locate_unlabeled(name, self.folder, cached_directory) for name in recipe.data.unlabeled]
+        if any(location is None or isinstance(location, HubSplit) for location in (*splits, *unlabeled)):
+            return {}
+        data = load_dataset(recipe.data, task.columns, self.folder, SilentProgress())
+        digests, folder_digests = (
+            {name: digest_directory(path) for name, path in paths.items() if path} for paths in (models, folders)
         )
+        keys = Keys(recipe, data, digests.__getitem__, folder_digests.__getitem__, resolve_device(recipe.device))
+        return cached_digests(recipe, keys, cache)
 
 
 def cached_digests(recipe: Recipe, keys: Keys, cache: Cache) -> dict[str, str]:
@@ -142,10 +132,3 @@ def cached_digests(recipe: Recipe, keys: Keys, cache: Cache) -> dict[str, str]:
             break
         digests[label], input_label = entry.digest, label
     return digests
-
-
-def _data_is_here(recipe: Recipe, folder: Path) -> bool:
-    """Return True if all splits and unlabeled text are local."""
-    splits = (locate_split(recipe.data, split, folder, cached_directory) for split in recipe.data.splits)
-    unlabeled = (locate_unlabeled(reference, folder, cached_directory) for reference in recipe.data.unlabeled)
-    return not any(location is None or isinstance(location, HubSplit) for location in (*splits, *unlabeled))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -58,55 +58,31 @@ def canonical(licence: str) -> str:
 
 def duties(expression: str) -> tuple[Duty, ...]:
     """Return the duties of an expression in the order of `Duty`: any part's for `AND`, those of all parts for `OR`."""
-    # True if ``asks`` holds for the expression. SPDX's `AND` binds closer than its `OR`.
-    return tuple(
-        duty
-        for duty, pattern in _RULES
-        if (expression != NOT_STATED and _alternatives(_parts(expression), re.compile(pattern).search))
-    )
+    return tuple(duty for duty, pattern in _RULES if expression != NOT_STATED and _matches(expression, pattern))
 
 
 def is_known(expression: str) -> bool:
     """Return True if the terms are known: SPDX's are, and those of the Hub's licences with a duty here."""
-    references = [part.removeprefix(_REF).lower() for part in _parts(expression) if part.startswith(_REF)]
+    names = [name.lower() for name in re.findall(rf"(?<![^\s()]){_REF}([^\s()]+)", expression)]
     return expression != NOT_STATED and all(
-        name in _FREE or any(re.search(pattern, name) for _, pattern in _RULES) for name in references
+        name in _FREE or any(re.search(pattern, name) for _, pattern in _RULES) for name in names
     )
 
 
-def _parts(expression: str) -> list[str]:
-    """Split an expression into identifiers, operators and parentheses."""
-    return re.findall(r"[()]|[^\s()]+", expression)
-
-
-def _alternatives(left: list[str], asks: Callable[[str], object]) -> bool:
-    """Consume alternatives joined by `OR`; return True if ``asks`` holds for all of them."""
-    results = [_together(left, asks)]
-    while left[:1] == ["OR"]:
-        del left[0]
-        results.append(_together(left, asks))
-    return all(results)
-
-
-def _together(left: list[str], asks: Callable[[str], object]) -> bool:
-    """Consume parts joined by `AND`; return True if ``asks`` holds for any of them."""
-    results = [_one(left, asks)]
-    while left[:1] == ["AND"]:
-        del left[0]
-        results.append(_one(left, asks))
-    return any(results)
-
-
-def _one(left: list[str], asks: Callable[[str], object]) -> bool:
-    """Consume one licence or a parenthesized expression; return True if ``asks`` holds for it."""
-    part = left.pop(0)
-    if part == "(":
-        inner = _alternatives(left, asks)
-        del left[0]
-        return inner
-    if left[:1] == ["WITH"]:
-        del left[:2]
-    return bool(asks(part.removeprefix(_REF).lower()))
+def _matches(expression: str, pattern: str) -> bool:
+    """Return True if the pattern matches any part of an `AND`, and all parts of an `OR`."""
+    # Replace each licence by True or False. Exceptions (`WITH`) have no duties.
+    tokens = re.findall(r"[()]|[^\s()]+", re.sub(r" WITH [^\s()]+", "", expression))
+    values = [
+        token if token in ("AND", "OR", "(", ")") else str(bool(re.search(pattern, token.removeprefix(_REF).lower())))
+        for token in tokens
+    ]
+    # Then replace the innermost parentheses by their value until none is left. `AND` binds closer than `OR`.
+    text = f"({' '.join(values)})"
+    while innermost := re.search(r"\(([^()]*)\)", text):
+        value = all("True" in alternative for alternative in innermost[1].split("OR"))
+        text = text.replace(innermost[0], str(value))
+    return text == "True"
 
 
 def joined(expressions: Iterable[str]) -> str:
@@ -181,14 +157,10 @@ def package_licence(name: str) -> str:
     classifiers = [line.rpartition("::")[2].strip() for line in lines if "License ::" in line]
     texts = [fields.get("License-Expression") or "", *classifiers, (fields.get("License") or "").split("\n")[0]]
     expressions = [canonical(re.sub(r" License$| Software License$", "", text)) for text in texts]
-    spdx_expressions = (
-        expression
-        for expression in expressions
-        if expression != NOT_STATED and not expression.startswith("LicenseRef-")
-    )
-    return next(
-        spdx_expressions, next((expression for expression in expressions if expression != NOT_STATED), NOT_STATED)
-    )
+    stated = [expression for expression in expressions if expression != NOT_STATED]
+    # The first one of SPDX's list goes before other names.
+    in_spdx = [expression for expression in stated if not expression.startswith(_REF)]
+    return (in_spdx or stated or [NOT_STATED])[0]
 
 
 def _of_file(place: Path) -> Iterator[LicenceStatement]:

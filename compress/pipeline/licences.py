@@ -25,7 +25,7 @@ from compress.pipeline.licence_detection import (
 )
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import LOCK, REPORT
-from compress.results.report import LicenceRecord, Report, load_report
+from compress.results.report import LicenceRecord, load_report
 from compress.sources.resolve import find_model, hub_card
 from compress.stages.base import all_references
 from compress.utils.errors import InputError, ModelError, did_you_mean
@@ -71,15 +71,26 @@ def find_licences(recipe: Recipe, folder: Path, fetch: bool = False) -> tuple[Li
     licences of that run's sources. Raises `InputError` for a name under `licences` that the recipe does not read.
     """
     sources = tuple(_sources(recipe))
-    _check_names(recipe, sources)
+    source_names = [source.name for source in sources]
+    for field in ("stated", "allowed"):
+        for name in getattr(recipe.licences, field):
+            if name not in source_names:
+                raise InputError(
+                    f"The recipe reads nothing that is called {name!r}.{did_you_mean(name, source_names)}",
+                    where=f"licences.{field}",
+                    expected=f"one of {', '.join(source_names)}",
+                )
     records: list[LicenceRecord] = []
     for source in sources:
         path = _place(source, recipe.data, folder)
-        # A licence in the files wins over that of an earlier run which made them.
-        stated, earlier = _stated(source, path, recipe, fetch), _earlier(source, path)
+        # The report of the earlier run on this machine that made the model.
+        home = path.parent if path is not None and not source.is_data else None
+        is_run = home is not None and all((home / name).is_file() for name in (REPORT, LOCK))
+        earlier = load_report(home / REPORT) if home is not None and is_run else None
+        # A licence in the files wins over that of the earlier run.
+        stated = _stated(source, path, recipe, fetch)
         if earlier and not stated.by:
             stated = LicenceStatement(carried(earlier.licences), f"run {earlier.recipe}")
-        # The record of a source.
         name = Path(source.name).name if Path(source.name).is_absolute() else source.name
         records.append(
             LicenceRecord(
@@ -94,21 +105,18 @@ def find_licences(recipe: Recipe, folder: Path, fetch: bool = False) -> tuple[Li
         )
         if earlier:
             # Weights of an earlier run carry the duties of that run's sources.
-            earlier_records = (record for record in earlier.licences if not record.of.startswith(RUNTIME))
-            of_run = f"{OF_RUN}{earlier.recipe}"
             records += [
-                record.model_copy(update={"of": f"{record.of}{of_run}", "binds": False}) for record in earlier_records
+                record.model_copy(update={"of": f"{record.of}{OF_RUN}{earlier.recipe}", "binds": False})
+                for record in earlier.licences
+                if not record.of.startswith(RUNTIME)
             ]
-    return (*records, *_runtimes(recipe))
-
-
-def _runtimes(recipe: Recipe) -> Iterator[LicenceRecord]:
-    """Yield the licences of the packages that run files for the recipe's targets."""
+    # The packages that run files for the recipe's targets.
     runtimes = (RUNTIMES.get(profile.target.runtime) for profile in recipe.profiles())
     for package in dict.fromkeys(runtime.package for runtime in runtimes if runtime and runtime.package):
         licence = package_licence(package)
-        source = "its metadata" if licence != NOT_STATED else ""
-        yield LicenceRecord(of=f"{RUNTIME}{package}", name=package, licence=licence, stated_in=source)
+        stated_in = "its metadata" if licence != NOT_STATED else ""
+        records.append(LicenceRecord(of=f"{RUNTIME}{package}", name=package, licence=licence, stated_in=stated_in))
+    return tuple(records)
 
 
 def carried(records: Iterable[LicenceRecord]) -> str:
@@ -120,22 +128,25 @@ def objections(records: Sequence[LicenceRecord], recipe: Recipe) -> list[Objecti
     """Return duties, contradictions between them, unknown terms, and conflicts with the recipe."""
     sources = [record for record in records if not record.of.startswith(RUNTIME)]
     remarks = [remark for record in sources if (remark := _forbidden(record, sources, recipe))]
-    for record in sources:
-        duty_texts = [_ASKS[duty] for duty in record.duties if duty in _ASKS]
-        if duty_texts:
-            remarks.append(Objection(f"{_shown(record)}: {'; '.join(duty_texts)}"))
-    remarks += _contradictions(sources)
+    remarks += [Objection(f"{_shown(record)}: {'; '.join(map(_ASKS.__getitem__, record.duties))}")
+                for record in sources if record.duties]  # fmt: skip
+    # Pairs of share-alike licences and others with duties may not be combined.
+    with_duties = [record for record in sources if record.duties and (record.binds or record.of.startswith("data "))]
+    remarks += [
+        Objection(
+            f"{_shown(first)} and {_shown(second)} may contradict each other: "
+            "one wants its own terms for what is made of it, and the other has more"
+        )
+        for first, second in combinations(with_duties, 2)
+        if first.licence != second.licence and "share-alike" in (*first.duties, *second.duties)
+    ]
     without_licence = [record.of for record in sources if record.licence == NOT_STATED and record.stated_in != _LATER]
     if without_licence:
-        remarks.append(
-            Objection(
-                f"no licence is stated of {', '.join(without_licence)}; `licences.stated` of the recipe may say it"
-            )
-        )
+        names = ", ".join(without_licence)
+        remarks.append(Objection(f"no licence is stated of {names}; `licences.stated` of the recipe may say it"))
     # Unknown licences are not judged. The user has to read them.
-    unknown_terms = [
-        _shown(record) for record in sources if record.licence != NOT_STATED and not is_known(record.licence)
-    ]
+    licensed = [record for record in sources if record.licence != NOT_STATED]
+    unknown_terms = [_shown(record) for record in licensed if not is_known(record.licence)]
     if unknown_terms:
         remarks.append(Objection(f"read the terms before you pass the model on: {', '.join(unknown_terms)}"))
     return remarks
@@ -158,37 +169,18 @@ def refuse_forbidden(records: Sequence[LicenceRecord], recipe: Recipe) -> list[s
 def _forbidden(record: LicenceRecord, sources: Sequence[LicenceRecord], recipe: Recipe) -> Objection | None:
     """Return an objection if the recipe does what the licence of a model does not permit."""
     changes_weights = any(stage.output_spec().changes_weights for stage in recipe.stages)
+    # Students with another licence than the model whose output trains them.
+    students = [other.name for other in sources if other.of.startswith("student ") and other.licence != record.licence]
     if record.binds and "no-derivatives" in record.duties and changes_weights:
         conflict = "permits no derivatives, and the recipe changes the weights"
-    elif "no-training" in record.duties and (student := _other_student(record, sources)):
-        conflict = f"forbids to train other models with what it says, and the recipe teaches {student} so"
+    elif record.of == "model" and "no-training" in record.duties and students:
+        conflict = f"forbids to train other models with what it says, and the recipe teaches {students[0]} so"
     else:
         return None
     # The user may have a separate permission. The recipe then states the reason, and the report repeats it.
     if record.allowed is not None:
         return Objection(f"{_shown(record)} {conflict}; the recipe says why it may: {record.allowed}")
     return Objection(f"The licence of {_shown(record)} {conflict}.", forbids=True)
-
-
-def _other_student(record: LicenceRecord, sources: Sequence[LicenceRecord]) -> str | None:
-    """Return the name of a student with another licence that the model's output trains, if any."""
-    if record.of != "model":
-        return None
-    students = (
-        student for student in sources if student.of.startswith("student ") and student.licence != record.licence
-    )
-    return next((student.name for student in students), None)
-
-
-def _contradictions(sources: Sequence[LicenceRecord]) -> Iterator[Objection]:
-    """Yield pairs of share-alike licences and others with duties, which may not be combined."""
-    with_duties = [record for record in sources if record.duties and (record.binds or record.of.startswith("data "))]
-    for first, second in combinations(with_duties, 2):
-        if first.licence != second.licence and "share-alike" in (*first.duties, *second.duties):
-            yield Objection(
-                f"{_shown(first)} and {_shown(second)} may contradict each other: "
-                "one wants its own terms for what is made of it, and the other has more"
-            )
 
 
 def _shown(record: LicenceRecord) -> str:
@@ -240,14 +232,6 @@ def _place(source: Source, data: DataConfig, folder: Path) -> Path | None:
         return None
 
 
-def _earlier(source: Source, place: Path | None) -> Report | None:
-    """Return the report of the earlier run that made the model, or None."""
-    home = place.parent if place is not None and not source.is_data else None
-    if home is None or not all((home / name).is_file() for name in (REPORT, LOCK)):
-        return None
-    return load_report(home / REPORT)
-
-
 def _sources(recipe: Recipe) -> Iterator[Source]:
     """Yield the starting model, models and adapters that stages name, and every source of rows."""
     references = {
@@ -277,16 +261,3 @@ def data_names(data: DataConfig) -> Iterator[str]:
             yield sample[0]
         elif is_sample(name) or is_file_name(name) or (not data.source and not name.startswith("random:")):
             yield name
-
-
-def _check_names(recipe: Recipe, sources: Sequence[Source]) -> None:
-    """Raise `InputError` for a name under `licences` that the recipe does not read."""
-    source_names = [source.name for source in sources]
-    for field in ("stated", "allowed"):
-        for name in getattr(recipe.licences, field):
-            if name not in source_names:
-                raise InputError(
-                    f"The recipe reads nothing that is called {name!r}.{did_you_mean(name, source_names)}",
-                    where=f"licences.{field}",
-                    expected=f"one of {', '.join(source_names)}",
-                )

@@ -13,6 +13,7 @@ from compress.formats.runtime import prepare_runtime, why_unavailable
 from compress.formats.target_profile import TargetProfile
 from compress.formats.targets import PROFILES, REFERENCE
 from compress.inspection.budget import bytes_by_layer
+from compress.models.pipeline_folder import image_generation_hook
 from compress.pipeline import generation_evals
 from compress.pipeline.formats import can_write, measurable, unsupported_reason, weights_of
 from compress.pipeline.runner import StageRunner
@@ -37,7 +38,7 @@ from compress.results.report import (
     SkippedTarget,
     SliceRecord,
 )
-from compress.tasks.capability import READS_ROWS
+from compress.tasks.capability import GENERATES_IMAGES, READS_ROWS
 from compress.utils.environment import environment
 from compress.utils.errors import DeviceError, InputError, ModelError, StageError, StorageError
 from compress.utils.storage import cache_key
@@ -54,16 +55,20 @@ def rows_against_reference(runner: StageRunner, sessions: Sequence[TargetSession
     if reference is None:
         return []
     rows = list[Measurement]()
+    baseline_weights = weights_of(runner, runner.recipe.baseline)
     for session in sessions:
         for label, predictions in session.predictions.items() if not is_reference(session) else ():
-            reference_predictions = reference.predictions.get(_made_of(runner, label))
-            if reference_predictions is None:
-                continue
-            agreement_rows = runner.inputs.task.compare(
-                predictions.kept, reference_predictions.kept, label, session.target.name
-            )
-            names = [metric_against(row.metric, reference.target.name) for row in agreement_rows]
-            rows += [row.model_copy(update={"metric": name}) for row, name in zip(agreement_rows, names, strict=True)]
+            # The label under which the weights behind the model were measured.
+            source = label
+            if label not in (BASELINE, FINAL):
+                weights = weights_of(runner, label)
+                source = BASELINE if weights == baseline_weights else weights
+            if (weights_answers := reference.predictions.get(source)) is not None:
+                agreement = runner.inputs.task.compare(
+                    predictions.kept, weights_answers.kept, label, session.target.name
+                )
+                target = reference.target.name
+                rows += [row.model_copy(update={"metric": metric_against(row.metric, target)}) for row in agreement]
     return rows
 
 
@@ -74,14 +79,6 @@ def reference_notes(session: TargetSession) -> list[str]:
     if not is_reference(session) or weights == last_label:
         return []
     return [f"final is the weights of {weights}, which the output of {last_label} was made of"]
-
-
-def _made_of(runner: StageRunner, label: str) -> str:
-    """Return the label under which the weights behind ``label`` were measured."""
-    if label in (BASELINE, FINAL):
-        return label
-    weights = weights_of(runner, label)
-    return BASELINE if weights == weights_of(runner, runner.recipe.baseline) else weights
 
 
 @dataclass
@@ -148,7 +145,10 @@ def measure(runner: StageRunner, remeasure: bool) -> Findings:
     for profile in unavailable:
         _only_written(findings, runner, profile)
     if findings.stand_in and {row.target for row in findings.measurements} == {stand_in.name}:
-        findings.measurements += _as_made(runner, runner.recipe.profiles()[0])
+        # The sizes of the stages' own outputs stand for files that can be neither written nor run here.
+        for model, label in ((BASELINE, runner.recipe.baseline), (FINAL, runner.recipe.labels()[-1])):
+            target = runner.recipe.profiles()[0].target
+            findings.measurements += size_rows(runner.folder_of(label), model, target)
     findings.measurements += rows_against_reference(runner, sessions)
     # Bytes by layer are the same on all targets that ship the files, so the last one is enough.
     session = next((candidate for candidate in reversed(sessions) if not is_reference(candidate)), sessions[-1])
@@ -222,12 +222,6 @@ def _only_written(findings: Findings, runner: StageRunner, profile: TargetProfil
     _weigh(findings, profile, artifacts)
 
 
-def _as_made(runner: StageRunner, profile: TargetProfile) -> list[Measurement]:
-    """Return the sizes of the stages' own outputs, for targets whose files can be neither written nor run here."""
-    folders = {BASELINE: runner.folder_of(runner.recipe.baseline), FINAL: runner.folder_of(runner.recipe.labels()[-1])}
-    return [row for label, folder in folders.items() for row in size_rows(folder, label, profile.target)]
-
-
 def _weigh(findings: Findings, profile: TargetProfile, artifacts: Mapping[str, Path]) -> None:
     """Measure the shipped bytes of the final model for a target with a size limit."""
     findings.finals[profile.name] = artifacts[FINAL]
@@ -252,11 +246,12 @@ def measure_answers(findings: Findings, session: TargetSession) -> None:
         + session.accuracies(findings.parts)
         + generation_evals.choices(session)
         + generation_evals.similarities(session)
+        + generation_evals.judgements(session, findings.parts)
     )
-    findings.measurements += generation_evals.judgements(session, findings.parts)
-    findings.measurements += generation_evals.sampling_steps(session)
-    findings.pictures += generation_evals.image_grid(session)
-    findings.drift += generation_evals.sampling_drifts(session)
+    if GENERATES_IMAGES in session.runner.inputs.task.capabilities:
+        findings.measurements += image_generation_hook("sampling_steps")(session)
+        findings.pictures += image_generation_hook("image_grid")(session)
+        findings.drift += image_generation_hook("sampling_drifts")(session)
     findings.calibration += session.calibration()
     answers_by_model = {(label, name): session.answers(label) for label in session.artifacts}
     findings.answers |= {key: answers for key, answers in answers_by_model.items() if answers is not None}

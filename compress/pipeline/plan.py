@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -86,8 +87,13 @@ class Plan(Frozen):
 
 def render_plan(plan: Plan) -> RenderableType:
     """Return tables of sources, stages, targets, limits and totals."""
+    processor = PROCESSORS.get(plan.processor)
+    summation = "8-bit products are summed in 32 bits"
+    if processor is not None and not processor.sums_in_32_bits:
+        summation = "8-bit products may saturate in 16 bits, and gain less speed than with VNNI"
+    decided = "".join(f"; {label}: {text}" for label, text in plan.decided.items())
     totals = Text(
-        f"here   {_processor(plan)}\n"
+        f"here   {plan.processor}: {summation}{decided}\n"
         f"time   {_seconds(plan.seconds)}{_note(plan.seconds)}\n"
         f"disk   {_bytes(plan.disk_needed_bytes.value)} needed{_note(plan.disk_needed_bytes)}, "
         f"{_bytes(plan.disk_free_bytes)} free at {plan.artifacts}"
@@ -102,24 +108,23 @@ def render_plan(plan: Plan) -> RenderableType:
             [_stage(stage) for stage in plan.stages],
         ),
         *_notes(plan),
-        _table(
-            "targets",
-            ("target", "here", ""),
-            [
-                (target.name, "yes" if target.available else "no, will be skipped", target.reason)
-                for target in plan.targets
-            ],
-        ),
     ]
+    states = [(target.name, "yes" if target.available else "no, will be skipped", target.reason)
+              for target in plan.targets]  # fmt: skip
+    parts.append(_table("targets", ("target", "here", ""), states))
     if plan.stand_in:
         parts.append(Text(f"none of them can run it: {plan.stand_in} measures the weights in place, in float32"))
-    if plan.limits:
-        parts.append(_table("limits", ("metric", "target", "bound"), [_limit(limit) for limit in plan.limits]))
+    limits = []
+    for limit in plan.limits:
+        bound = f"{'at least' if limit.at_least is not None else 'at most'} {limit.bound:g}"
+        bound += f" of {limit.of}" if limit.of else ""
+        limits.append((limit.metric, limit.target, bound + (f" on {limit.processor}" if limit.processor else "")))
+    parts += [_table("limits", ("metric", "target", "bound"), limits)] if limits else []
     parts += [Text(remark, style="yellow") for remark in plan.licence_remarks]
     return Group(*parts, *map(Text, plan.plugins), totals)
 
 
-def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> ResponsiveTable:
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> ResponsiveTable:
     """Return a table that fits the terminal."""
     table = ResponsiveTable(title, [TableColumn(heading) for heading in columns])
     for row in rows:
@@ -166,23 +171,6 @@ def _notes(plan: Plan) -> list[RenderableType]:
     return [Text("\n".join(lines), style="dim")] if lines else []
 
 
-def _limit(limit: Limit) -> tuple[str, ...]:
-    """Return the table row of a limit."""
-    bound = f"{'at least' if limit.at_least is not None else 'at most'} {limit.bound:g}"
-    bound += f" of {limit.of}" if limit.of else ""
-    return limit.metric, limit.target, bound + (f" on {limit.processor}" if limit.processor else "")
-
-
-def _processor(plan: Plan) -> str:
-    """Return the processor's way of adding 8-bit products, and the fields that depend on it."""
-    processor = PROCESSORS.get(plan.processor)
-    summation = "8-bit products are summed in 32 bits"
-    if processor is not None and not processor.sums_in_32_bits:
-        summation = "8-bit products may saturate in 16 bits, and gain less speed than with VNNI"
-    resolved = "".join(f"; {label}: {text}" for label, text in plan.decided.items())
-    return f"{plan.processor}: {summation}{resolved}"
-
-
 def _note(estimate: Estimate) -> str:
     """Return an estimate's note in parentheses."""
     return f" ({estimate.note})" if estimate.note else ""
@@ -198,13 +186,12 @@ def _seconds(estimate: Estimate) -> str:
     name, unit = next((name, unit) for name, unit, limit in _UNITS if estimate.value < limit)
     if high < _CERTAIN * low or high < _SHORT_SECONDS:
         return f"~{estimate.value / unit:.{int(unit == 3600)}f} {name}"
-    first, last = (_two_figures(value / unit) for value in (low, high))
+    # Two significant digits are enough.
+    first, last = (
+        f"{end:.1f}" if end < 1 else f"{end:.0f}" if end < 100 else f"{float(f'{end:.2g}'):.0f}"
+        for end in (low / unit, high / unit)
+    )
     return f"{first} to {last} {name}"
-
-
-def _two_figures(value: float) -> str:
-    """Return a number with two significant digits."""
-    return f"{value:.1f}" if value < 1 else f"{value:.0f}" if value < 100 else f"{float(f'{value:.2g}'):.0f}"
 
 
 def _bytes(value: float | None) -> str:

@@ -124,20 +124,17 @@ def make_plan(
     start_shape = sources.find_all()
     problems = sources.problems
     problems += missing_packages(recipe)
-    for check in (lambda: resolve_device(recipe.device), lambda: check_artifacts(artifacts)):
-        try:
-            check()
-        except InputError as error:
-            problems.append(error)
+    with sources.noting():
+        resolve_device(recipe.device)
+    with sources.noting():
+        check_artifacts(artifacts)
     problems += _inapplicable_stages(recipe, sources) if not problems else []
     # Benchmarks run the recipe's code on its data, so everything must be local and valid.
     benchmarks = None
     if not problems and all(row.status == "here" for row in sources.rows):
         run_now = looks_into_model and _trains_for_long(recipe, sources, is_cached)
-        try:
+        with sources.noting():
             benchmarks = benchmark_stages(recipe, recipe_folder, artifacts, run_now, progress or SilentProgress())
-        except InputError as error:
-            problems.append(error)
     context = plan_context(recipe, sources, start_shape or (benchmarks.start if benchmarks else None), benchmarks)
     stages = stage_plans(recipe, sources, context, is_cached, problems, benchmarks)
     # The model's structure is looked at only if the recipe has no other problem, since this imports torch.
@@ -157,7 +154,11 @@ def make_plan(
     needed, free = _disk_needed(stages, sources), free_bytes(artifacts)
     if needed.value is not None and needed.value > free:
         problems.append(disk_error(needed.value, free, artifacts))
-    licences, remarks = _licences(recipe, recipe_folder, problems)
+    licences: tuple[LicenceRecord, ...] = ()
+    remarks: list[str] = []
+    with sources.noting():
+        licences = find_licences(recipe, recipe_folder)
+        remarks = refuse_forbidden(licences, recipe)
     if problems:
         raise combined_error(problems)
     stand_in = None if any(target.available for target in targets) else "cpu" if from_graph else REFERENCE.name
@@ -182,21 +183,9 @@ def make_plan(
         disk_free_bytes=free,
         artifacts=str(artifacts),
         licences=licences,
-        licence_remarks=remarks,
+        licence_remarks=tuple(remarks),
         plugins=tuple(map(str, plugin_problems())),
     )
-
-
-def _licences(
-    recipe: Recipe, folder: Path, problems: list[CompressError]
-) -> tuple[tuple[LicenceRecord, ...], tuple[str, ...]]:
-    """Return the licences of local sources and remarks on them. A forbidden licence is added to ``problems``."""
-    try:
-        licences = find_licences(recipe, folder)
-        return licences, tuple(refuse_forbidden(licences, recipe))
-    except InputError as error:
-        problems.append(error)
-        return (), ()
 
 
 def _resolved_fields(recipe: Recipe) -> dict[str, str]:

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from compress.pipeline.plan import SourcePlan
 from compress.recipe.recipe import Recipe
 from compress.sources.onnx_file import companions_of, onnx_file
 from compress.sources.resolve import find_model, local_task_variants
-from compress.stages.base import Reference, all_references
+from compress.stages.base import all_references
 from compress.stages.cost_model import Shape, Text
 from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, TAKES_ARRAYS
 from compress.tasks.registry import get_task
@@ -83,22 +83,15 @@ def _text_size(path: Path) -> tuple[Text, tuple[str, ...]]:
         rows_in_head = text.count("}")
     else:
         rows_in_head = text.count("\n") if size > len(head) else len(text.splitlines())
-    columns = _columns(path.suffix, text)
+    columns: tuple[str, ...] = ()
+    if path.suffix == ".csv":
+        columns = tuple(next(csv.reader(io.StringIO(text)), ()))
+    elif path.suffix == ".jsonl":
+        with suppress(ValueError):  # reported when the rows are read
+            first = json.loads(text.split("\n", 1)[0])
+            columns = tuple(first) if isinstance(first, dict) else ()
     rows = round(rows_in_head * size / max(len(head), 1)) - bool(columns and path.suffix == ".csv")
     return Text(rows, size), columns
-
-
-def _columns(suffix: str, head: str) -> tuple[str, ...]:
-    """Return the column names in the first line of a CSV or JSONL file."""
-    if suffix == ".csv":
-        return tuple(next(csv.reader(io.StringIO(head)), ()))
-    if suffix == ".jsonl":
-        try:
-            first = json.loads(head.split("\n", 1)[0])
-        except ValueError:
-            return ()
-        return tuple(first) if isinstance(first, dict) else ()
-    return ()
 
 
 def _parquet_size(path: Path) -> tuple[Text, tuple[str, ...]]:
@@ -217,19 +210,24 @@ class Sources:
         elif shape is not None:
             self.start = self._model_path(recipe.model)
         for split, reference in recipe.data.splits.items():
-            with self._noting():
+            with self.noting():
                 self._split(split, reference)
         for reference in recipe.data.unlabeled:
-            with self._noting():
+            with self.noting():
                 location = locate_unlabeled(reference, self.folder, cached_directory)
                 self._describe(f"unlabeled {reference}", reference, location, (), reference)
-        for stage_reference in dict.fromkeys(all_references(recipe.stages)):
-            if stage_reference.kind != "model":
-                with self._noting():
-                    self._folder(stage_reference)
+        folders = [reference for reference in all_references(recipe.stages) if reference.kind != "model"]
+        for kind, name in dict.fromkeys((reference.kind, reference.name) for reference in folders):
+            with self.noting():
+                path = find(name, self.folder)
+                if path is None:
+                    raise InputError(f"There is no folder {name!r}.", where=str(self.folder), hint="check the path")
+                if kind == "adapter":
+                    check_adapter(path)
+                self._here(kind, name, path)
         if recipe.evaluation.judge is not None:
             self.model(recipe.evaluation.judge, "evaluation.judge")
-        with self._noting():
+        with self.noting():
             self._judged("questions", recipe.evaluation.questions, find_questions)
             self._judged("similarity", recipe.evaluation.similarity, find_rated_pairs)
             if recipe.evaluation.instructions:
@@ -237,7 +235,7 @@ class Sources:
         return shape
 
     @contextmanager
-    def _noting(self) -> Iterator[None]:
+    def noting(self) -> Iterator[None]:
         """Record an `InputError` as a problem and continue."""
         try:
             yield
@@ -262,7 +260,7 @@ class Sources:
 
     def model(self, reference: str, role: str) -> Shape | None:
         """Describe a model and return its shape if it is local."""
-        with self._noting():
+        with self.noting():
             path = self._model_path(reference)
             if path is None:
                 self._unknown(role, reference)
@@ -314,7 +312,7 @@ class Sources:
             module: Function that builds it.
             random_weights: True if its weights are random.
         """
-        with self._noting():
+        with self.noting():
             path = self._model_path(reference)
             if module is not None:
                 check_module(module, self.folder)
@@ -331,7 +329,14 @@ class Sources:
             if sample.kind != "model":
                 raise InputError(f"{reference} is data, not a model.", hint="`compress samples` lists the models")
             return cached_directory(sample.name)
-        return find(reference, self.folder) or _in_hub_cache(reference)
+        path = find(reference, self.folder)
+        try:
+            return path or find_model(reference)
+        except ModelError:
+            # A Hugging Face id that was never downloaded; anything else is neither a path nor an id.
+            if not _HUB_ID.match(reference) or Path(reference).suffix in (".gguf", ".onnx", ".safetensors", ".bin"):
+                raise
+            return None
 
     def _split(self, split: str, reference: str) -> None:
         """Describe a split of the data."""
@@ -347,15 +352,6 @@ class Sources:
             extra = extra_columns(self.recipe.slices or (), task)
             if extra:
                 check_extra(read(location, ()), extra)
-
-    def _folder(self, reference: Reference) -> None:
-        """Describe a folder that a stage names, and check an adapter."""
-        name, path = reference.name, find(reference.name, self.folder)
-        if path is None:
-            raise InputError(f"There is no folder {name!r}.", where=str(self.folder), hint="check the path")
-        if reference.kind == "adapter":
-            check_adapter(path)
-        self._here(reference.kind, name, path)
 
     def _describe(
         self, role: str, shown: str, place: Location | None, columns: Iterable[str], source: str | None
@@ -395,21 +391,6 @@ class Sources:
             self.downloads[sample.name] = sample.download_bytes
             note = f"{sample.download_bytes / 1e6:.0f} MB: compress samples fetch {sample.name}"
         self.rows.append(SourcePlan(role=role, reference=shown, status="unknown until fetched", path=None, note=note))
-
-
-def _in_hub_cache(reference: str) -> Path | None:
-    """Return an earlier download of a Hugging Face id. Raises `ModelError` for neither a path nor an id."""
-    try:
-        return find_model(reference)
-    except ModelError:
-        if not _HUB_ID.match(reference) or Path(reference).suffix in (
-            ".gguf",
-            ".onnx",
-            ".safetensors",
-            ".bin",
-        ):
-            raise
-        return None
 
 
 def check_module(reference: str, folder: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,7 +39,6 @@ from compress.report.run_folder import (
     write_predictions,
 )
 from compress.results.report import Report
-from compress.stages.base import AnyStage
 from compress.utils.environment import package_versions
 from compress.utils.errors import CompressError
 from compress.utils.progress import Progress, SilentProgress, Total
@@ -188,31 +187,26 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
         for split, name in data.splits.items()
     }
     changes = {"source": source, "splits": splits, "unlabeled": tuple(absolute(name) for name in data.unlabeled)}
-    stages = tuple(_with_absolute_paths(stage, absolute) for stage in recipe.stages)
+    stages = []
+    for stage in recipe.stages:
+        for field, reference in stage.references().items():
+            stage = _with_field(stage, field.split("."), absolute(reference.name))
+        stages.append(stage)
     # Evaluation files that the recipe names besides its data.
-    fields = ("questions", "similarity", "instructions", "judge")
-    references = {name: getattr(recipe.evaluation, name) for name in fields}
-    paths = {name: reference and absolute(reference) for name, reference in references.items()}
-    evaluation = recipe.evaluation.model_copy(update=paths)
+    names = ("questions", "similarity", "instructions", "judge")
+    files = {name: absolute(path) for name in names if (path := getattr(recipe.evaluation, name))}
     licences = {
-        field: {absolute(name): value for name, value in licences_by_name.items()}
-        for field, licences_by_name in (("stated", recipe.licences.stated), ("allowed", recipe.licences.allowed))
+        field: {absolute(name): value for name, value in getattr(recipe.licences, field).items()}
+        for field in ("stated", "allowed")
     }
     update = {
         "licences": recipe.licences.model_copy(update=licences),
         "data": data.model_copy(update=changes),
         "model": absolute(recipe.model),
-        "stages": stages,
-        "evaluation": evaluation,
+        "stages": tuple(stages),
+        "evaluation": recipe.evaluation.model_copy(update=files),
     }
     return recipe.model_copy(update=update)
-
-
-def _with_absolute_paths(stage: AnyStage, absolute: Callable[[str], str]) -> AnyStage:
-    """Return a copy of a stage in which each path is replaced by ``absolute(path)``."""
-    for field, reference in stage.references().items():
-        stage = _with_field(stage, field.split("."), absolute(reference.name))
-    return stage
 
 
 def _with_field(model: Model, field: Sequence[str], value: str) -> Model:
@@ -245,27 +239,27 @@ def _lock_record(runner: StageRunner) -> dict[str, object]:
     }
 
 
+@dataclass(frozen=True)
 class _LoggedProgress:
     """Progress that also writes each note, with its time, into a log file."""
 
-    def __init__(self, inner: Progress, log: BinaryIO) -> None:
-        self._inner = inner
-        self._log = log
+    inner: Progress
+    log: BinaryIO
 
     def track(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
         """Yield ``items`` through the inner progress."""
         self.write(description if callable(total) else f"{description} ({total} steps)")
-        yield from self._inner.track(items, description, total)
+        yield from self.inner.track(items, description, total)
 
     def note(self, message: str) -> None:
         """Show one line and log it."""
         self.write(message)
-        self._inner.note(message)
+        self.inner.note(message)
 
     def write(self, message: str) -> None:
         """Log one line without showing it."""
         line = f"{datetime.now(UTC).astimezone().isoformat(timespec='milliseconds')} {message}\n"
-        self._log.write(line.encode())
+        self.log.write(line.encode())
 
 
 @contextlib.contextmanager

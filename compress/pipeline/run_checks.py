@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from pyarrow import Table
 
 from compress.data.membership import character_lengths, find_parts
 from compress.data.slices import Unit
@@ -27,6 +28,7 @@ from compress.stages.base import all_references
 from compress.stages.protocols import ChecksData, model_checks
 from compress.tasks.capability import READS_ROWS
 from compress.tasks.registry import get_task
+from compress.tasks.task import Examples
 from compress.utils.environment import extra_containing, has_package
 from compress.utils.errors import CompressError, DataError, InputError, MissingExtraError
 
@@ -98,9 +100,14 @@ def check_run(runner: StageRunner) -> None:
     if problems:
         raise combined_error(problems)
     inputs = runner.inputs
-    # Data first: these checks read files, but no model.
-    check_slices(runner)
-    check_judge(runner)
+    # Data first: these checks read files, but no model. The task's own slices fit its columns.
+    if runner.recipe.slices is not None:
+        check_slices(runner)
+    # The judge of images must know the classes of the rows.
+    if runner.recipe.evaluation.judge is not None:
+        rows = inputs.data.split(SPLIT)
+        labels = rows["label"].to_pylist() if "label" in rows.column_names else ()
+        image_generation_hook("check_judge")(inputs.judge, labels)
     for reference in dict.fromkeys(all_references(runner.recipe.stages)):
         if reference.kind == "model":
             inputs.resolve(reference.name)
@@ -109,24 +116,28 @@ def check_run(runner: StageRunner) -> None:
             if reference.kind == "adapter":
                 check_adapter(folder)
     # Then the tokenizer and the model's architecture.
-    check_running_text(runner)
+    if READS_ROWS not in inputs.task.capabilities:
+        check_running_text(runner)
     check_formats(runner.recipe, inputs.start)
     _check_disk_space(runner)
     # Models of types that all stages are tested with need no dry run of the first stage: it starts right away.
     config = inputs.start / "config.json"
     tested = config.is_file() and read_json(config).get("model_type") in PRUNING_TESTED_TYPES
-    for check in model_checks(runner.recipe.stages):
-        if not tested or check.stages != runner.recipe.stages[:1]:
-            check.ask(inputs.start)
+    checks = model_checks(runner.recipe.stages)
+    for check in [check for check in checks if not tested or check.stages != runner.recipe.stages[:1]]:
+        check.ask(inputs.start)
     # Evaluation files are read now, so that a damaged one ends the run here.
+    evaluation = runner.recipe.evaluation
     notes = (
-        (len(inputs.questions), "multiple-choice questions are asked"),
-        (len(inputs.instructions), "instructions are given, whose answers are checked"),
-        (sum(len(part.scores) for part in inputs.rated_pairs), "pairs with human similarities are read"),
+        (evaluation.questions and len(inputs.questions), "multiple-choice questions are asked"),
+        (evaluation.instructions and len(inputs.instructions), "instructions are given, whose answers are checked"),
+        (
+            evaluation.similarity and sum(len(part.scores) for part in inputs.rated_pairs),
+            "pairs with human similarities are read",
+        ),
     )
-    for count, text in notes:
-        if count:
-            runner.progress.note(f"{count:,} {text}")
+    for text in [f"{count:,} {text}" for count, text in notes if count]:
+        runner.progress.note(text)
 
 
 def _check_disk_space(runner: StageRunner) -> None:
@@ -147,75 +158,50 @@ def _check_disk_space(runner: StageRunner) -> None:
         raise disk_error(needed, free, runner.artifacts)
 
 
-def check_judge(runner: StageRunner) -> None:
-    """Check that the judge of images knows the classes of the rows. Raises `DataError` or `ModelError`."""
-    rows = runner.inputs.data.split(SPLIT)
-    if runner.inputs.judge is not None:
-        check_classes = image_generation_hook("check_judge")
-        check_classes(runner.inputs.judge, rows["label"].to_pylist() if "label" in rows.column_names else ())
-
-
 def check_slices(runner: StageRunner) -> None:
     """Check that the recipe's slices can be formed from the test split. Raises `DataError`."""
-    if runner.recipe.slices is None:
-        return  # the task's own slices fit its columns
-    if READS_ROWS not in runner.inputs.task.capabilities and any(
-        part.length is not None for part in runner.inputs.slices
-    ):
+    task, slices, data = runner.inputs.task, runner.inputs.slices, runner.inputs.data
+    if READS_ROWS not in task.capabilities and any(part.length is not None for part in slices):
         raise DataError(
-            f"There are no slices by length of running text, which {runner.inputs.task.name} is judged on.",
+            f"There are no slices by length of running text, which {task.name} is judged on.",
             where="slices",
             expected="slices by a column of its rows, such as their domain",
         )
 
     def lengths(unit: Unit) -> np.ndarray:
         """Count characters; before there is a tokenizer every row counts one token."""
-        return (
-            character_lengths(runner.inputs.data, SPLIT)
-            if unit == "characters"
-            else np.ones(len(runner.inputs.data.split(SPLIT)))
-        )
+        return character_lengths(data, SPLIT) if unit == "characters" else np.ones(len(data.split(SPLIT)))
 
-    find_parts(runner.inputs.slices, runner.inputs.data, SPLIT, lengths)
+    find_parts(slices, data, SPLIT, lengths)
 
 
 def check_running_text(runner: StageRunner) -> None:
-    """Split all text with the starting model's tokenizer, to check lengths before any stage runs.
+    """Split all running text with the starting model's tokenizer, to check lengths before any stage runs.
 
-    Tasks whose examples are rows are not checked. Raises `DataError`.
+    Raises `DataError`.
     """
-    if READS_ROWS in runner.inputs.task.capabilities:
-        return
-    recipe = runner.recipe
+    recipe, inputs = runner.recipe, runner.inputs
     for number, stage in enumerate(recipe.stages):
         if not isinstance(stage, ChecksData):
             continue
         try:
-            stage.check_data(runner.inputs.start, runner.context(runner.digest_of(START)))
+            stage.check_data(inputs.start, runner.context(runner.digest_of(START)))
         except DataError as error:
             error.where = f"stages.{number}.{stage.kind}, {error.where}"
             raise
-    processor = load_processor(runner.inputs.start)
+
+    def encode(rows: Table) -> Examples:
+        return encode_for_model(inputs.start, inputs.task, rows, recipe.data.max_length, recipe.evaluation)
+
+    processor = load_processor(inputs.start)
     # Texts in other languages are split into categories of tokens, which fails for unknown languages.
     for split, language in recipe.data.also.items():
-        rows = runner.inputs.data.split(split)
-        split_examples = encode_for_model(
-            runner.inputs.start, runner.inputs.task, rows, recipe.data.max_length, recipe.evaluation
-        )
-        runner.inputs.task.token_categories(rows, processor, split_examples, language)
+        rows = inputs.data.split(split)
+        inputs.task.token_categories(rows, processor, encode(rows), language)
     # Prompts of chats, with the model's own template around them.
-    turns = (
-        encode_chats(runner.inputs.start, [instruction.prompt for instruction in runner.inputs.instructions])
-        if runner.inputs.instructions
-        else []
-    )
-    examples = encode_for_model(
-        runner.inputs.start,
-        runner.inputs.task,
-        runner.inputs.data.split(SPLIT),
-        recipe.data.max_length,
-        recipe.evaluation,
-    )
+    prompts = [instruction.prompt for instruction in inputs.instructions]
+    turns = encode_chats(inputs.start, prompts) if prompts else []
+    examples = encode(inputs.data.split(SPLIT))
     num_tokens, prompt_length = int(examples.lengths().sum()), max(recipe.benchmark.contexts)
     if prompt_length > num_tokens:
         raise DataError(
@@ -224,7 +210,7 @@ def check_running_text(runner: StageRunner) -> None:
             hint="give more text, raise evaluation.windows, or lower benchmark.contexts",
         )
     # A model with learned positions cannot read beyond them. Each setting that makes a text longer is compared.
-    positions = max_positions(read_json(runner.inputs.start / "config.json"))
+    positions = max_positions(read_json(inputs.start / "config.json"))
     lengths = {
         "data.max_length": recipe.data.max_length,
         "benchmark.contexts": prompt_length + recipe.benchmark.tokens,

@@ -132,8 +132,15 @@ def resolve_recipe_model(reference: str, recipe: Recipe, recipe_folder: Path, ca
         SampleError: If a sample cannot be fetched.
     """
     path = str(find(reference, recipe_folder) or reference)
-    origin = _origin(reference, recipe, recipe_folder)
-    if origin is not None:
+    # A model that is built from code or with random weights is built first.
+    module, arguments, random_weights = recipe.module, recipe.module_arguments, recipe.random_weights
+    if reference != recipe.model:
+        module, arguments = None, {}
+        random_weights = any(
+            other.random_weights and other.name == reference for other in all_references(recipe.stages)
+        )
+    if module is not None or random_weights:
+        origin = ModelOrigin(module, random_weights, recipe.seed, recipe_folder, arguments)
         path = str(origin.make(find_model(path, progress), cache, progress))
     folder = resolve_model(
         path,
@@ -146,15 +153,3 @@ def resolve_recipe_model(reference: str, recipe: Recipe, recipe_folder: Path, ca
     if recipe.trust_remote_code:
         allow(str(folder.resolve()), folder)
     return folder
-
-
-def _origin(reference: str, recipe: Recipe, recipe_folder: Path) -> ModelOrigin | None:
-    """Return how to build a model from code or with random weights, or None if its files are used as they are."""
-    if reference == recipe.model:
-        if recipe.module is None and not recipe.random_weights:
-            return None
-        return ModelOrigin(recipe.module, recipe.random_weights, recipe.seed, recipe_folder, recipe.module_arguments)
-    has_random_weights = any(
-        other.random_weights and other.name == reference for other in all_references(recipe.stages)
-    )
-    return ModelOrigin(None, True, recipe.seed, recipe_folder) if has_random_weights else None

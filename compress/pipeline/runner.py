@@ -19,10 +19,10 @@ from compress.pipeline.keys import Keys
 from compress.pipeline.run_inputs import RunInputs
 from compress.recipe.recipe import START, Recipe
 from compress.results.report import IntegrityRecord, StageRecord
-from compress.stages.base import AnyStage, Context, OutputSpec
+from compress.stages.base import AnyStage, Context
 from compress.stages.protocols import Trains, loaded_type
 from compress.stages.training.processes import first_says, is_first, several, wait_for_all
-from compress.utils.errors import CompressError, DeviceError, StageError, StorageError
+from compress.utils.errors import CompressError, DeviceError, StageError, StorageError, first_line
 from compress.utils.progress import Progress
 from compress.utils.resource_meter import metered
 from compress.utils.storage import digest_directory, disk_full, size_bytes
@@ -114,7 +114,10 @@ class StageRunner:
         is read tensor by tensor.
         """
         folder = self.folder_of(label)
-        stored_type = self._output_type(label)
+        stored_type: type[Any] = OnnxModel if self.inputs.from_graph else TorchModel
+        if label != START:
+            extra = self.extra_results.get(label)
+            stored_type = (extra[0] if extra else self._stage_and_input(label)[0]).output_type()
         # The stage's own type wins if it is a kind of checkpoint, since it may know more than `Checkpoint`.
         if model_type is Checkpoint and stored_type is not OnnxModel:
             stored_type = stored_type if issubclass(stored_type, Checkpoint) else Checkpoint
@@ -162,14 +165,6 @@ class StageRunner:
         referred = [self.digest_of(label) for label in stage.earlier_outputs()]
         return self.keys.stage(stage, self.digest_of(input_label), referred)
 
-    def _output_type(self, label: str) -> type[Any]:
-        """Return the model class of a stage's output, or of the starting model."""
-        if label == START:
-            return OnnxModel if self.inputs.from_graph else TorchModel
-        if label in self.extra_results:
-            return self.extra_results[label][0].output_type()
-        return self._stage_and_input(label)[0].output_type()
-
     def _apply(self, label: str, stage: AnyStage, input_label: str) -> StageResult:
         """Return the output of ``stage`` from the cache, or run it."""
         key = self._key(stage, input_label)
@@ -210,7 +205,11 @@ class StageRunner:
             with meter.checking():
                 # Before the stage runs, since it may change the model in place.
                 digests = inspector_of(model).digests()
-            check, context = IntegrityCheck(label, self._output_spec(stage)), self.context(key)
+            spec, context = stage.output_spec(), self.context(key)
+            # A graph from another tool may have no tensor that the stage shrinks, so its size may stay the same.
+            if self.inputs.from_graph and spec.max_size_ratio is not None:
+                spec = replace(spec, max_size_ratio=1.0)
+            check = IntegrityCheck(label, spec)
             try:
                 with use_device(self.inputs.device) as use:
                     output = stage.run(model, context)
@@ -232,7 +231,12 @@ class StageRunner:
                     self.cache.drop_scratch(key)
                 raise
             except library_failures() as error:
-                raise _unexpected(label, content, error) from error
+                if "No space left on device" in str(error):
+                    raise disk_full(content) from error
+                raise StageError(
+                    f"Stage {label!r} failed: {type(error).__name__}: {first_line(error)}",
+                    hint="see the run's log; finished stages are kept, so the next run resumes here",
+                ) from error
         return {
             "name": label,
             "stage": stage.model_dump(mode="json"),
@@ -243,14 +247,6 @@ class StageRunner:
             "remarks": context.notes,
             "tables": [table.model_dump(mode="json") for table in context.tables],
         }
-
-    def _output_spec(self, stage: AnyStage) -> OutputSpec:
-        """Return what the stage guarantees. In a graph from elsewhere, no part may be one that the stage shrinks."""
-        spec = stage.output_spec()
-        if not self.inputs.from_graph or spec.max_size_ratio is None:
-            return spec
-        # A graph from another tool may have no tensor that the stage shrinks, so its size may stay the same.
-        return replace(spec, max_size_ratio=1.0)
 
     def model_bytes(self, label: str) -> int:
         """Return the bytes of an output, or of the starting model: only the top level of a snapshot belongs to it."""
@@ -285,26 +281,5 @@ def library_failures() -> tuple[type[Exception], ...]:
 
     from compress.formats.onnx.runtimes.onnxruntime import FAILURES
 
-    builtin_errors = (
-        ArithmeticError,
-        AttributeError,
-        ImportError,
-        LookupError,
-        MemoryError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    )
-    return (*builtin_errors, ValidationError, SafetensorError, *FAILURES)
-
-
-def _unexpected(label: str, folder: Path, error: BaseException) -> CompressError:
-    """Return the error of a failed stage with its label and a hint, or `StorageError` if the disk is full."""
-    text = str(error).strip().splitlines()
-    first = text[0] if text else type(error).__name__
-    if "No space left on device" in str(error):
-        return disk_full(folder)
-    return StageError(
-        f"Stage {label!r} failed: {type(error).__name__}: {first}",
-        hint="see the run's log; finished stages are kept, so the next run resumes here",
-    )
+    failures = (ArithmeticError, AttributeError, ImportError, LookupError, MemoryError, RuntimeError, TypeError)
+    return (*failures, ValueError, ValidationError, SafetensorError, *FAILURES)

@@ -26,7 +26,7 @@ REFUSED = "refused.json"
 _REVISION = 1
 """Increased when the benchmark itself changes, so that stored results are not used any more."""
 _TIMEOUT_SECONDS = 120.0
-_INDEPENDENT_FIELDS = ("epochs", "importance_examples", "learning_rate", "warmup_ratio", "weight_decay", "keep_best")
+_INDEPENDENT_FIELDS = {"epochs", "importance_examples", "learning_rate", "warmup_ratio", "weight_decay", "keep_best"}
 """Fields that change the number of examples or the result of a stage, but not the cost of an example."""
 
 
@@ -79,7 +79,20 @@ def benchmark_stages(
     Raises:
         InputError: If the benchmark finds an error in the data or the model.
     """
-    file = artifacts / FOLDER / f"{_key(recipe, recipe_folder)}.json"
+    stages = [stage.model_dump(mode="json", exclude=_INDEPENDENT_FIELDS) for stage in recipe.resolved().stages]
+    key = cache_key(
+        {
+            "revision": _REVISION,
+            "folder": str(recipe_folder.resolve()),
+            **{name: getattr(recipe, name) for name in ("task", "model", "module", "random_weights")},
+            "module_arguments": dict(recipe.module_arguments),
+            "data": recipe.data.model_dump(mode="json"),
+            "stages": stages,
+            "packages": package_versions(("compress", "torch", "transformers")),
+            "machine": [processor(), len(granted_cores()), os.environ.get("OMP_NUM_THREADS")],
+        }
+    )
+    file = artifacts / FOLDER / f"{key}.json"
     if not file.is_file() and run_now:
         progress.note("benchmarking the training stages on a few batches, once: about 20 seconds")
         _run_benchmark(recipe, recipe_folder, file)
@@ -89,40 +102,18 @@ def benchmark_stages(
         return None
 
 
-def _key(recipe: Recipe, folder: Path) -> str:
-    stages = [
-        {name: value for name, value in stage.model_dump(mode="json").items() if name not in _INDEPENDENT_FIELDS}
-        for stage in recipe.resolved().stages
-    ]
-    return cache_key(
-        {
-            "revision": _REVISION,
-            "folder": str(folder.resolve()),
-            **{name: getattr(recipe, name) for name in ("task", "model", "module", "random_weights")},
-            "module_arguments": dict(recipe.module_arguments),
-            "data": recipe.data.model_dump(mode="json"),
-            "stages": stages,
-            "packages": package_versions(("compress", "torch", "transformers")),
-            "machine": [processor(), len(granted_cores()), os.environ.get("OMP_NUM_THREADS")],
-        }
-    )
-
-
 def _run_benchmark(recipe: Recipe, recipe_folder: Path, file: Path) -> None:
     """Run the benchmark in a separate process, so that the caller loads no torch, and store its result in ``file``."""
     command = [sys.executable, "-m", "compress.pipeline.stage_benchmark_process"]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=".trial-") as scratch:
-            order = {"recipe": recipe.model_dump(mode="json"), "folder": str(recipe_folder), "scratch": scratch}
+            order = json.dumps(
+                {"recipe": recipe.model_dump(mode="json"), "folder": str(recipe_folder), "scratch": scratch}
+            )
             with contextlib.suppress(subprocess.TimeoutExpired):
                 subprocess.run(
-                    command,
-                    input=json.dumps(order),
-                    text=True,
-                    capture_output=True,
-                    timeout=_TIMEOUT_SECONDS,
-                    check=False,
+                    command, input=order, text=True, capture_output=True, timeout=_TIMEOUT_SECONDS, check=False
                 )
             refused = Path(scratch) / REFUSED
             if refused.is_file():

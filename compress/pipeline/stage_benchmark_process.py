@@ -24,7 +24,7 @@ from compress.pipeline.recipe_sources import count
 from compress.pipeline.run_inputs import resolve_recipe_model
 from compress.pipeline.stage_benchmark import REFUSED, StageBenchmarks, StageTiming
 from compress.recipe.recipe import START, Recipe
-from compress.stages.base import AnyStage, Context
+from compress.stages.base import Context
 from compress.stages.cost_model import Shape
 from compress.stages.protocols import ReadsExamples, SizedByData, loaded_type
 from compress.stages.training.settings import Training
@@ -129,14 +129,15 @@ class StageBenchmarker:
         table = self.data.split("train")
         rows = np.random.default_rng(0).permutation(len(table))[: _SAMPLE_BATCHES * batch]
         began = self.clock.now()
-        examples = self._encode(model, rows)
+        examples = self.task.encode(table.take(rows), model.processor, model.labels(), self.recipe.data.max_length)
         encoding = (self.clock.now() - began) / len(rows)
+        few = [examples.inputs[index] for index in range(min(len(examples), _FORWARD_EXAMPLES))]
         benchmarks = StageBenchmarks(
             start=shape_of(model, self.start),
             uses=self._uses(model, examples),
             answer_seconds=self._answer_seconds(model, examples),
             encode_seconds=encoding,
-            example_bytes=_bytes_of(examples),
+            example_bytes=sum(array.nbytes for example in few for array in example.values()) / max(len(few), 1),
             ready_seconds=self.ready_seconds,
             ready_bytes=meter.peak_rss_bytes,
         )
@@ -157,16 +158,17 @@ class StageBenchmarker:
                 # unless they decide the shape of the model.
                 self.outputs[label] = self.outputs[input_label]
                 if isinstance(stage, SizedByData):
-                    timing = self._run_on_all_rows(label, stage, self.outputs[input_label])
+                    all_rows = np.arange(len(table))
+                    seconds, _, peak, self.outputs[label] = self._run(stage, self.outputs[input_label], all_rows)
+                    shape = shape_of(self.outputs[label], self.start)
+                    timing = StageTiming(
+                        seconds=seconds, example_seconds=0.0, step_seconds=0.0, peak_rss_bytes=peak, shape=shape
+                    )
                     benchmarks = benchmarks.model_copy(update={"stages": {**benchmarks.stages, label: timing}})
                     yield benchmarks
                 input_label = label
             else:
                 return
-
-    def _encode(self, model: TorchModel, rows: np.ndarray) -> Examples:
-        table = self.data.split("train").take(rows)
-        return self.task.encode(table, model.processor, model.labels(), self.recipe.data.max_length)
 
     def _uses(self, model: TorchModel, examples: Examples) -> float:
         """Return how often each weight is multiplied per example, from the FLOPs of a forward pass."""
@@ -227,13 +229,6 @@ class StageBenchmarker:
             shape=shape_of(output if isinstance(output, TorchModel) else model, self.start),
         )
 
-    def _run_on_all_rows(self, label: str, stage: AnyStage, model: TorchModel) -> StageTiming:
-        """Return the timing of a stage that runs on all rows."""
-        rows = np.arange(len(self.data.split("train")))
-        seconds, _, peak, self.outputs[label] = self._run(stage, model, rows)
-        shape = shape_of(self.outputs[label], self.start)
-        return StageTiming(seconds=seconds, example_seconds=0.0, step_seconds=0.0, peak_rss_bytes=peak, shape=shape)
-
     def _run(self, stage: Any, model: TorchModel, rows: np.ndarray) -> tuple[float, float, int, Any]:
         """Run a stage on a copy of a model.
 
@@ -242,14 +237,12 @@ class StageBenchmarker:
         """
         progress, model = _Steps(self.clock), copy.deepcopy(model)
         # A context with those rows of the training split, and the same share of the unlabeled rows.
-        data = self.data
-        share = len(rows) / max(len(data.split("train")), 1)
-        unlabeled = data.unlabeled
+        train, unlabeled = self.data.split("train"), self.data.unlabeled
+        share = len(rows) / max(len(train), 1)
         few = None if unlabeled is None else unlabeled.slice(0, max(round(share * len(unlabeled)), 1))
-        tables = {"train": data.split("train").take(rows)}
         context = Context(
             task=self.task,
-            data=replace(data, tables=tables, unlabeled=few, extra={}),
+            data=replace(self.data, tables={"train": train.take(rows)}, unlabeled=few, extra={}),
             max_length=self.recipe.data.max_length,
             seed=self.recipe.seed,
             progress=progress,
@@ -270,12 +263,6 @@ def shape_of(model: TorchModel, start: Path) -> Shape:
     processor = sum(file.stat().st_size for file in start.rglob("*") if file.is_file() and file not in weights)
     named = ((name, tuple(tensor.shape)) for name, tensor in model.module.named_parameters())
     return count(named, model.module.config.to_dict(), processor)
-
-
-def _bytes_of(examples: Examples) -> float:
-    """Return the mean bytes of an encoded example."""
-    sample = [examples.inputs[index] for index in range(min(len(examples), _FORWARD_EXAMPLES))]
-    return sum(array.nbytes for example in sample for array in example.values()) / max(len(sample), 1)
 
 
 def main() -> None:

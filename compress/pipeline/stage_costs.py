@@ -12,8 +12,8 @@ from compress.formats.registry import FORMATS
 from compress.formats.target_profile import TargetProfile
 from compress.models.model import TorchModel
 from compress.pipeline.formats import format_given
-from compress.pipeline.stage_benchmark import StageBenchmarks, StageTiming
-from compress.recipe.recipe import START, Recipe
+from compress.pipeline.stage_benchmark import StageBenchmarks
+from compress.recipe.recipe import Recipe
 from compress.stages.base import AnyStage
 from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, Text, predicted
 from compress.stages.protocols import SizedByData, Trains, data_passes, predict_cost
@@ -75,54 +75,30 @@ def predict_stage_cost(
     if prediction.shape is None or isinstance(stage, SizedByData):
         prediction = predicted(input_shape, timing.shape, prediction.seconds, prediction.peak_memory_bytes)
     # Without the number of examples there is nothing to scale the benchmark by.
-    examples = _training_examples(stage, context)
-    if examples is None:
+    needs, train = stage.needs(), context.splits.get("train")
+    unlabeled: list[Text | None] = [*context.unlabeled.values()] if needs.unlabeled else []
+    if train is None or None in unlabeled:
         return prediction
+    examples = float(train.rows + sum(text.rows for text in unlabeled if text))
     # The seconds of a stage, scaled from its benchmark to all examples.
     read, trained = data_passes(stage, examples)
     validation = context.splits.get("validation")
     validated = benchmarks.answer_seconds * validation.rows * trained / max(examples, 1.0) if validation else 0.0
     # All rows are encoded, even if the stage reads a part of them.
     on_all_rows = isinstance(stage, SizedByData)
-    unread = benchmarks.encode_seconds * (examples - read) if stage.needs().splits and not on_all_rows else 0.0
+    unread = benchmarks.encode_seconds * (examples - read) if needs.splits and not on_all_rows else 0.0
     per_example = timing.example_seconds * read + timing.step_seconds * trained
     count = max(read, trained, 1.0)
     note = f"benchmarked here on a few batches: {per_example / count * 1e3:.3g} ms for each of {count:,.0f} examples"
     note = "benchmarked here on all rows" if on_all_rows else note
-    return replace(
-        prediction,
-        seconds=Estimate(value=timing.seconds + unread + per_example + validated, note=note).within(*BENCHMARK_RANGE),
-        peak_memory_bytes=_benchmarked_memory(stage, timing, examples, benchmarks, held_bytes),
+    seconds = Estimate(value=timing.seconds + unread + per_example + validated, note=note)
+    # Memory has all encoded examples beside the peak of a few batches.
+    encoded = benchmarks.example_bytes * (examples if needs.splits else 0.0) * (1 + len(stage.earlier_outputs()))
+    memory = Estimate(
+        value=max(_MEMORY_GROWTH * (timing.peak_rss_bytes + encoded), held_bytes),
+        note="benchmarked here on the longest examples, with torch and all examples",
     )
-
-
-def _benchmarked_memory(
-    stage: AnyStage, timing: StageTiming, examples: float, benchmarks: StageBenchmarks, held_bytes: float
-) -> Estimate:
-    """Return the peak memory of a stage, from its benchmark and the memory of all encoded examples.
-
-    Args:
-        stage: The stage.
-        timing: Its benchmark.
-        examples: Number of training examples.
-        benchmarks: Bytes of an encoded example.
-        held_bytes: Memory that the process still holds from earlier stages.
-    """
-    encoded = (
-        benchmarks.example_bytes * (examples if stage.needs().splits else 0.0) * (1 + len(stage.earlier_outputs()))
-    )
-    value = _MEMORY_GROWTH * (timing.peak_rss_bytes + encoded)
-    note = "benchmarked here on the longest examples, with torch and all examples"
-    return Estimate(value=max(value, held_bytes), note=note).within(*MEMORY_RANGE)
-
-
-def _training_examples(stage: AnyStage, context: PlanContext) -> float | None:
-    """Return the rows of the training split and of unlabeled text that the stage reads, or None if any is unknown."""
-    train = context.splits.get("train")
-    unlabeled: list[Text | None] = [*context.unlabeled.values()] if stage.needs().unlabeled else []
-    if train is None or None in unlabeled:
-        return None
-    return float(train.rows + sum(text.rows for text in unlabeled if text))
+    return replace(prediction, seconds=seconds.within(*BENCHMARK_RANGE), peak_memory_bytes=memory.within(*MEMORY_RANGE))
 
 
 def _with_library_memory(
@@ -171,7 +147,8 @@ def predict_measuring(
         context: Sizes that costs are predicted from.
         benchmarks: Time of encoding and of a forward pass.
     """
-    labels, launches = _measured_labels(recipe), 2 * recipe.benchmark.launches
+    outputs = recipe.labels() if recipe.benchmark.every_stage else recipe.labels()[-1:]
+    labels, launches = list(dict.fromkeys([recipe.baseline, *outputs])), 2 * recipe.benchmark.launches
     rows = context.splits.get(TEST)
     unknown = [] if rows else ["the test rows"]
     seconds = _SETUP_SECONDS
@@ -186,9 +163,8 @@ def predict_measuring(
             # A model that is not in the target's format is written in it first.
             kind = FORMATS[profile.target.format].written_by
             if kind is not None and format_given(recipe, label, False) != profile.target.format:
-                seconds += (
-                    predict_cost(STAGES[kind].model_validate({"kind": kind}), shape, context).seconds.value or 0.0
-                )
+                writer = STAGES[kind].model_validate({"kind": kind})
+                seconds += predict_cost(writer, shape, context).seconds.value or 0.0
             costs = _evaluation_and_timing(recipe, shape, context, benchmarks, rows or Text(0, 0))
             unknown += [] if costs else ["the time of a forward pass"]
             evaluations_and_timings.append(costs or (0.0, recipe.benchmark.seconds))
@@ -240,10 +216,3 @@ def _evaluation_and_timing(
         token = context.max_length * _TOKEN_SECONDS
         return evaluated + test.rows / _GENERATION_BATCH * token, timed + calls * kinds * token
     return evaluated, timed
-
-
-def _measured_labels(recipe: Recipe) -> list[str]:
-    """Return the labels of the models that are evaluated and timed, each once."""
-    labels = recipe.labels()
-    others = labels if recipe.benchmark.every_stage else labels[-1:]
-    return list(dict.fromkeys([recipe.baseline if recipe.baseline != START else START, *others]))

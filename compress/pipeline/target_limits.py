@@ -15,11 +15,7 @@ from compress.inspection.budget import budget_of, size_advice
 from compress.inspection.tensors import read_model
 from compress.models.pipeline_folder import part_folders
 from compress.recipe.recipe import Limit
-from compress.results.report import (
-    FINAL,
-    LimitResult,
-    Measurement,
-)
+from compress.results.report import FINAL, LimitResult, Measurement
 from compress.utils.storage import size_bytes
 
 SHIPPED, MEMORY = "shipped_bytes", "peak_memory_bytes"
@@ -74,13 +70,8 @@ def target_limits(profiles: Sequence[TargetProfile], rows: Sequence[Measurement]
         if profile.max_memory_bytes is not None:
             # The metric name of the peak memory at batch 1. A language model's contains the prompt length.
             named = [row.metric for row in rows if (row.model, row.target) == (FINAL, profile.name)]
-            limits.append(
-                Limit(
-                    metric=next((name for name in named if name.startswith(MEMORY) and "_batch_" not in name), MEMORY),
-                    target=profile.name,
-                    at_most=profile.max_memory_bytes,
-                )
-            )
+            metric = next((name for name in named if name.startswith(MEMORY) and "_batch_" not in name), MEMORY)
+            limits.append(Limit(metric=metric, target=profile.name, at_most=profile.max_memory_bytes))
     return limits
 
 
@@ -103,26 +94,16 @@ def explained(
     if counted.runtime is None:
         words.append("without the runtime, which is not here to be counted")
     if not result.passed:
-        stored = {
-            candidate.name: (candidate.dtype, candidate.shape, candidate.bytes)
-            for candidate in read_model(finals[result.target]).tensors
-        }
-        words += [
-            _biggest(counted, stored),
-            *size_advice(stored, sum(counted.model.values()), counted.runtime or 0, max_bytes),
-        ]
+        tensors = read_model(finals[result.target]).tensors
+        parts = {**counted.model, **({"the runtime": counted.runtime} if counted.runtime else {})}
+        largest = sorted(parts, key=lambda name: -parts[name])[:_NAMED]
+        words.append(f"biggest: {', '.join(f'{name} {parts[name] / _MEGABYTE:.2f} MB' for name in largest)}")
+        if tensors:
+            tensor = max(tensors, key=lambda tensor: tensor.bytes)
+            words.append(f"the largest tensor, {tensor.name}, {tensor.bytes / _MEGABYTE:.2f} MB as stored")
+        stored = {tensor.name: (tensor.dtype, tensor.shape, tensor.bytes) for tensor in tensors}
+        words += size_advice(stored, sum(counted.model.values()), counted.runtime or 0, max_bytes)
     return result.model_copy(update={"reason": "; ".join(words) or None})
-
-
-def _biggest(found: Shipped, stored: Mapping[str, tuple[str, tuple[int, ...], int]]) -> str:
-    """Return a sentence with the largest files and the largest tensor."""
-    parts = {**found.model, **({"the runtime": found.runtime} if found.runtime else {})}
-    largest = sorted(parts, key=lambda name: -parts[name])[:_NAMED]
-    listed = ", ".join(f"{name} {parts[name] / _MEGABYTE:.2f} MB" for name in largest)
-    if not stored:
-        return f"biggest: {listed}"
-    tensor = max(stored, key=lambda name: stored[name][2])
-    return f"biggest: {listed}; the largest tensor, {tensor}, {stored[tensor][2] / _MEGABYTE:.2f} MB as stored"
 
 
 def _runtime_files(profile: TargetProfile) -> list[Path] | None:

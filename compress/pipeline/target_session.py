@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.benchmark.restarts import LOCAL_HOST, BenchmarkHost, find_hosts
+from compress.benchmark.restarts import LOCAL_HOST, find_hosts
 from compress.benchmark.session import PRECISION, TIMING_VERSION
 from compress.data.dataset import TEST
 from compress.data.membership import Part, character_lengths, find_parts
@@ -307,8 +307,15 @@ class TargetSession:
         return json.loads((folder / file).read_text())
 
     def timings(self, remeasure: bool) -> tuple[list[Measurement], list[str], dict[str, Any]]:
-        """Return measurements, notes and the machine of one interleaved timing session over all artifacts."""
-        runner, recipe, host = self.runner, self.runner.recipe, self._place()
+        """Return measurements, notes and the machine of one interleaved timing session over all artifacts.
+
+        Raises `InputError` for a device that neither the `devices.yaml` beside the recipe nor that in the current
+        folder names.
+        """
+        runner, recipe, device = self.runner, self.runner.recipe, self.profile.device
+        # No connection to a device is made yet.
+        folders = [runner.recipe_folder, Path()]
+        host = LOCAL_HOST if device is None else find_hosts([device], None, folders)[device]
         # Times belong to this machine, so its description is part of the key.
         machine = environment()
         key = cache_key(
@@ -322,7 +329,7 @@ class TargetSession:
                 "settings": self.benchmark.model_dump(),
                 "max_length": recipe.data.max_length,
                 "machine": {name: value for name, value in machine.items() if name != "processor_class"},
-                **({} if self.profile.device is None else {"device": self.profile.device}),
+                **({} if device is None else {"device": device}),
                 "seed": recipe.seed,
             }
         )
@@ -353,16 +360,6 @@ class TargetSession:
                 f"{self.target.name}: timings are of an earlier run on this machine; --remeasure takes new ones"
             )
         return [Measurement.model_validate(row) for row in stored["rows"]], notes, stored["environment"]
-
-    def _place(self) -> BenchmarkHost:
-        """Return this machine, or the device from the `devices.yaml` beside the recipe or in the current folder.
-
-        Raises `InputError` for an unknown device. No connection is made yet.
-        """
-        name = self.profile.device
-        if name is None:
-            return LOCAL_HOST
-        return find_hosts([name], None, [self.runner.recipe_folder, Path()])[name]
 
 
 def windows_digest(examples: Examples) -> str:

@@ -83,13 +83,8 @@ def slow_int8_notes(session: TargetSession, rows: Sequence[Measurement]) -> list
 
 def processor_notes(session: TargetSession) -> list[str]:
     """Return a note on the measured speed of INT8 products if the processor has no VNNI and the model is quantized."""
-    saturates = not find_processor("cpu").sums_in_32_bits
-    if (
-        not saturates
-        or session.profile.device
-        or session.target.provider != CPU
-        or not has_integers(session.runner.recipe)
-    ):
+    elsewhere = session.profile.device or session.target.provider != CPU
+    if find_processor("cpu").sums_in_32_bits or elsewhere or not has_integers(session.runner.recipe):
         return []
     from compress.benchmark.machine import PRODUCTS, product_rates
 
@@ -109,13 +104,10 @@ def has_integers(recipe: Recipe) -> bool:
 
 def float_label(recipe: Recipe) -> str | None:
     """Return the label of the float graph that a recipe exports, or None if it exports none."""
-    stages = zip(recipe.labels(), recipe.stages, strict=True)
-    floats = (
-        label
-        for label, stage in stages
-        if not stage.output_spec().integer_graph and issubclass(stage.output_type(), OnnxModel)
-    )
-    return next(floats, None)
+    for label, stage in zip(recipe.labels(), recipe.stages, strict=True):
+        if issubclass(stage.output_type(), OnnxModel) and not stage.output_spec().integer_graph:
+            return label
+    return None
 
 
 _NOTABLE = 0.05
@@ -144,9 +136,18 @@ def sparse_notes(
         if label not in artifacts or label == recipe.baseline:
             continue
         share = zero_share(OnnxModel.load(artifacts[label], recipe.task).graphs.values())
-        if share >= _NOTABLE:
-            words = f"{share:.0%} of the weights of {label} are zeros, which no kernel of {target.runtime} skips"
-            lines.append(f"{target.name}: {words}{_speed(speeds.get(label))}")
+        if share < _NOTABLE:
+            continue
+        line = (
+            f"{target.name}: {share:.0%} of the weights of {label} are zeros, which no kernel of {target.runtime} skips"
+        )
+        if row := speeds.get(label):
+            known_interval = row.low is not None and row.high is not None
+            interval = f", {row.low:.2f} to {row.high:.2f}" if known_interval else ""
+            line += f"; it is {row.value:.2f} times as fast as the baseline{interval}"
+            inside = known_interval and (row.low or 0) <= 1 <= (row.high or 0)
+            line += ": they gain nothing" if inside or abs(row.value - 1) <= _SAME else ""
+        lines.append(line)
     return lines
 
 
@@ -163,13 +164,3 @@ def zero_share(graphs: Iterable[onnx.ModelProto]) -> float:
                 if array.dtype.kind == "f":
                     zeros, of = zeros + int(array.size - np.count_nonzero(array)), of + array.size
     return zeros / of if of else 0.0
-
-
-def _speed(row: Measurement | None) -> str:
-    """Return the end of a sparsity note that states the measured speed."""
-    if row is None:
-        return ""
-    interval = "" if row.low is None or row.high is None else f", {row.low:.2f} to {row.high:.2f}"
-    words = f"; it is {row.value:.2f} times as fast as the baseline{interval}"
-    inside = row.low is not None and row.high is not None and row.low <= 1 <= row.high
-    return f"{words}: they gain nothing" if inside or abs(row.value - 1) <= _SAME else words

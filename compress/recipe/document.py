@@ -207,14 +207,14 @@ class _TooMuchError(Exception):
     """Error of a document that is refused as a whole, with the value found and the value expected."""
 
 
+@dataclass
 class _Values:
     """Converter of YAML nodes to values, which records lines and problems."""
 
-    def __init__(self, document: Document, keep_lines: bool) -> None:
-        self.document = document
-        self.keep_lines = keep_lines
-        self.visited = 0
-        self.around: list[yaml.Node] = []
+    document: Document
+    keep_lines: bool
+    visited: int = 0
+    around: list[yaml.Node] = field(default_factory=list)
 
     def read(self, node: yaml.Node, path: FieldPath) -> Any:
         """Return the node's value. Raises `_TooMuchError` for values that no recipe contains."""

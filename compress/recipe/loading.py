@@ -66,15 +66,23 @@ def parse_recipe(
     Raises:
         RecipeError: With every problem.
     """
+    from compress.sources.resolve import is_graph, local_task_variants
+
     normalize_stages(document)
     for option in overrides:
         apply_override(document, option)
-    drop_stages(document, without)
+    if without:
+        drop_stages(document, without)
     task_was_inferred = infer_task_of_document(document, folder)
-    fill_in_data(document)
-    # Record an unknown task here, where the nearest name can be suggested.
-    task = document.values.get("task")
-    if isinstance(task, str) and task not in TASK_NAMES:
+    task, reference = document.values.get("task"), document.values.get("model")
+    kinds: tuple[Task, ...] = ()
+    if isinstance(task, str) and task in TASKS:
+        # Some tasks have data that a recipe need not name.
+        if "data" not in document.values and TASKS[task].data:
+            document.values["data"] = deepcopy(dict(TASKS[task].data))
+        is_name = isinstance(reference, str)
+        kinds = local_task_variants(TASKS[task], reference, folder) if is_name else TASKS[task].variants()
+    elif isinstance(task, str):
         plugin = explain_missing("tasks", task)
         near = None if plugin else nearest_name(task, TASK_NAMES)
         document.problem(("task",), describe(task), plugin or f"one of {', '.join(TASK_NAMES)}", near)
@@ -84,8 +92,12 @@ def parse_recipe(
     targets: tuple[str | ChosenTarget, ...] = Recipe.model_fields["targets"].default
     if "targets" in document.values:
         targets = read_targets(document, folder, [part.kind if part else "" for part in parts])
-    kinds = _kinds(document, folder)
-    check_consistency(document, parts, targets, kinds, _starts_as(document, folder))
+    starts_as: type[Any] = TorchModel
+    try:
+        starts_as = OnnxModel if isinstance(reference, str) and is_graph(reference, folder) else TorchModel
+    except InputError as error:  # of a folder with several graphs
+        document.problem(("model",), describe(reference), f"{error.expected}: {error.what}")
+    check_consistency(document, parts, targets, kinds, starts_as)
     if document.problems:
         raise document.error()
     assert header is not None
@@ -102,10 +114,10 @@ def parse_recipe(
 def dump_recipe(recipe: Recipe, defaults: bool = True) -> str:
     """Return the recipe as YAML, with or without fields at their ``defaults``. Reading it gives an equal recipe."""
     values = _plain(recipe, defaults)
-    stages = [{stage.kind: _plain(stage, defaults)} for stage in recipe.stages]
-    for (fields,) in (stage_entry.values() for stage_entry in stages):
-        fields.pop("kind", None)
-    values["stages"] = stages
+    values["stages"] = [
+        {stage.kind: {name: value for name, value in _plain(stage, defaults).items() if name != "kind"}}
+        for stage in recipe.stages
+    ]
     values["targets"] = [entry if isinstance(entry, str) else entry.as_entry() for entry in recipe.targets]
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
@@ -131,31 +143,15 @@ for _tag, _pattern, _first in CORE_SCHEMA:
 def _plain(value: object, defaults: bool = True) -> Any:
     """Return models as mappings of their fields, without those that are None, or without all at their defaults."""
     if isinstance(value, BaseModel):
-        fields = {(field.alias or name): getattr(value, name) for name, field in type(value).model_fields.items()}
-        default_values = {(field.alias or name): field.get_default(call_default_factory=True)
-                 for name, field in type(value).model_fields.items()}  # fmt: skip
-        written = {
-            name: field_value
-            for name, field_value in fields.items()
-            if field_value is not None and (defaults or field_value != default_values[name])
+        return {
+            field.alias or name: _plain(item, defaults)
+            for name, field in type(value).model_fields.items()
+            if (item := getattr(value, name)) is not None
+            and (defaults or item != field.get_default(call_default_factory=True))
         }
-        return {name: _plain(field_value, defaults) for name, field_value in written.items()}
     if isinstance(value, tuple):
         return [_plain(item, defaults) for item in value]
     return to_jsonable_python(value)
-
-
-def _kinds(document: Document, recipe_folder: Path) -> tuple[Task, ...]:
-    """Return the variants of the task that the model may be for, or none for an unknown task."""
-    task, reference = document.values.get("task"), document.values.get("model")
-    if not isinstance(task, str) or task not in TASKS:
-        return ()
-    kinds = TASKS[task].variants()
-    if len(kinds) == 1 or not isinstance(reference, str):
-        return kinds
-    from compress.sources.resolve import local_task_variants
-
-    return local_task_variants(TASKS[task], reference, recipe_folder)
 
 
 def _stage_parts(document: Document) -> list[ParsedStage | None]:
@@ -165,29 +161,28 @@ def _stage_parts(document: Document) -> list[ParsedStage | None]:
         description = describe(stages) if "stages" in document.values else "nothing"
         document.problem(("stages",), description, "a list of at least one stage, e.g. `- onnx`")
         return []
-    return [_stage_part(document, index, item) for index, item in enumerate(stages)]
-
-
-def _stage_part(document: Document, index: int, item: object) -> ParsedStage | None:
-    """Parse one stage and record its problems."""
-    path = ("stages", index)
-    if not isinstance(item, dict) or len(item) != 1:
-        document.problem(path, describe(item), "one stage as a single name with its fields, e.g. `distill: {...}`")
-        return None
-    ((kind, fields),) = item.items()
-    stage_path = (*path, kind)
-    if kind not in STAGES:
-        replacement = explain_missing("stages", kind) or OLD_NAMES.get(kind)
-        expected = replacement or f"a stage: one of {', '.join(STAGES)}"
-        suggestion = None if replacement else nearest_name(kind, list(STAGES))
-        document.problem(stage_path, f"an unknown stage {kind!r}", expected, suggestion)
-        return ParsedStage(index, kind, stage_path, {}, None, whole=False)
-    if not isinstance(fields, dict):
-        document.problem(stage_path, describe(fields), f"the fields of {kind} as a mapping")
-        return ParsedStage(index, kind, stage_path, {}, None, whole=False)
-    valid_stage = validate(STAGES[kind], {**fields, "kind": kind}, document, stage_path)
-    stage = valid_stage or validate_partly(STAGES[kind], {**fields, "kind": kind})
-    return ParsedStage(index, kind, stage_path, fields, stage, whole=valid_stage is not None)
+    parts: list[ParsedStage | None] = []
+    for index, item in enumerate(stages):
+        if not isinstance(item, dict) or len(item) != 1:
+            expected = "one stage as a single name with its fields, e.g. `distill: {...}`"
+            document.problem(("stages", index), describe(item), expected)
+            parts.append(None)
+            continue
+        ((kind, fields),) = item.items()
+        path, cls, valid_stage, stage = ("stages", index, kind), STAGES.get(kind), None, None
+        if cls is None:
+            replacement = explain_missing("stages", kind) or OLD_NAMES.get(kind)
+            suggestion = None if replacement else nearest_name(kind, list(STAGES))
+            expected = replacement or f"a stage: one of {', '.join(STAGES)}"
+            document.problem(path, f"an unknown stage {kind!r}", expected, suggestion)
+        elif not isinstance(fields, dict):
+            document.problem(path, describe(fields), f"the fields of {kind} as a mapping")
+        else:
+            valid_stage = validate(cls, {**fields, "kind": kind}, document, path)
+            stage = valid_stage or validate_partly(cls, {**fields, "kind": kind})
+        valid_fields = fields if cls is not None and isinstance(fields, dict) else {}
+        parts.append(ParsedStage(index, kind, path, cls, valid_fields, stage, whole=valid_stage is not None))
+    return parts
 
 
 def infer_task_of_document(document: Document, recipe_folder: Path) -> bool:
@@ -204,26 +199,6 @@ def infer_task_of_document(document: Document, recipe_folder: Path) -> bool:
         return False
     document.values["task"] = task
     return True
-
-
-def fill_in_data(document: Document) -> None:
-    """Fill in missing data if the task has default data."""
-    task = document.values.get("task")
-    if "data" not in document.values and isinstance(task, str) and task in TASKS and TASKS[task].data:
-        document.values["data"] = deepcopy(dict(TASKS[task].data))
-
-
-def _starts_as(document: Document, recipe_folder: Path) -> type[Any]:
-    """Return the class of the starting model: a graph or a torch model. Record an ambiguous folder as a problem."""
-    from compress.sources.resolve import is_graph
-
-    reference = document.values.get("model")
-    try:
-        graph = isinstance(reference, str) and is_graph(reference, recipe_folder)
-    except InputError as error:
-        document.problem(("model",), describe(reference), f"{error.expected}: {error.what}")
-        return TorchModel
-    return OnnxModel if graph else TorchModel
 
 
 def infer_task_of_reference(reference: str, recipe_folder: Path) -> tuple[str | None, str]:

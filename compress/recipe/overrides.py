@@ -14,33 +14,21 @@ from compress.stages.registry import STAGES
 from compress.utils.errors import nearest_name
 
 
-def normalize_stage(document: Document, index: int) -> None:
-    """Rewrite stage ``index`` as `{kind: {fields}}`, from a bare name or a mapping with `kind`."""
-    stages, path = document.values["stages"], ("stages", index)
-    item = stages[index]
-    if isinstance(item, str):
-        stages[index] = {item: {}}
-    elif isinstance(item, dict) and isinstance(item.get("kind"), str):
-        kind = item["kind"]
-        stages[index] = {kind: {name: value for name, value in item.items() if name != "kind"}}
-        lines = {
-            line_path: line
-            for line_path, line in document.lines.items()
-            if line_path[:2] == path and len(line_path) > 2
-        }
-        for line_path, line in lines.items():
-            del document.lines[line_path]
-            document.lines[(*path, kind, *line_path[2:])] = line
-    elif isinstance(item, dict) and len(item) == 1:
-        ((kind, fields),) = item.items()
-        stages[index] = {kind: {} if fields is None else fields}
-
-
 def normalize_stages(document: Document) -> None:
-    """Rewrite every stage of the document as a single-key mapping."""
+    """Rewrite every stage as `{kind: {fields}}`, from a bare name or a mapping with `kind`."""
     stages = document.values.get("stages")
-    for index in range(len(stages) if isinstance(stages, list) else 0):
-        normalize_stage(document, index)
+    for index, item in enumerate(stages if isinstance(stages, list) else ()):
+        if isinstance(item, str):
+            stages[index] = {item: {}}
+        elif isinstance(item, dict) and isinstance(item.get("kind"), str):
+            kind = item["kind"]
+            stages[index] = {kind: {name: value for name, value in item.items() if name != "kind"}}
+            # The fields are one level deeper now.
+            for path in [path for path in document.lines if path[:2] == ("stages", index) and len(path) > 2]:
+                document.lines[("stages", index, kind, *path[2:])] = document.lines.pop(path)
+        elif isinstance(item, dict) and len(item) == 1:
+            ((kind, fields),) = item.items()
+            stages[index] = {kind: {} if fields is None else fields}
 
 
 def apply_override(document: Document, option: str) -> None:
@@ -60,7 +48,7 @@ def apply_override(document: Document, option: str) -> None:
 def drop_stages(document: Document, labels: Sequence[str]) -> None:
     """Remove the stages with these labels. Record a problem for a label that no stage has."""
     stages = document.values.get("stages")
-    if not labels or not isinstance(stages, list):
+    if not isinstance(stages, list):
         return
     kinds = [next(iter(item), "") if isinstance(item, dict) else "" for item in stages]
     all_labels = stage_labels(kinds)

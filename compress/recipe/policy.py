@@ -90,13 +90,6 @@ def gate_rules() -> tuple[Rule, ...]:
     return (*(Rule(metric=row.pattern, worse_by=margin) for row, margin in rows), *on_splits)
 
 
-def comparison_rules() -> tuple[Rule, ...]:
-    """Return the rules of a comparison: the margins of the metrics table, which are finer than those of a gate."""
-    return tuple(
-        Rule(metric=row.pattern, worse_by=row.margin) for row in metrics_table().rows if row.margin is not None
-    )
-
-
 class Policy(Frozen):
     """Rules of a gate or a comparison."""
 
@@ -140,8 +133,9 @@ class Policy(Frozen):
 
 
 def comparison_policy() -> Policy:
-    """Return the policy of a comparison that names none."""
-    return Policy(rules=comparison_rules())
+    """Return the policy of a comparison that names none: the margins of the metrics table, finer than a gate's."""
+    rows = metrics_table().rows
+    return Policy(rules=tuple(Rule(metric=row.pattern, worse_by=row.margin) for row in rows if row.margin is not None))
 
 
 def default_margin(share: bool) -> Margin:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from compress.data.config import DataConfig, HoldOut
 from compress.data.slices import Slice, check_names
@@ -238,11 +238,13 @@ class Recipe(Frozen):
         description="torch device of the stages: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is CUDA if torch supports it. "
         "Files are still evaluated and timed on their targets",
     )
-    stages: tuple[RecipeStage, ...] = Field(min_length=1, description="stages in the order in which they run")
+    stages: tuple[Annotated[RecipeStage, BeforeValidator(_with_kind)], ...] = Field(
+        min_length=1, description="stages in the order in which they run"
+    )
     baseline: str = Field(
         "start", description="label of the stage whose output is the baseline of comparisons, or `start`"
     )
-    targets: tuple[str | ChosenTarget, ...] = Field(
+    targets: tuple[Annotated[str | ChosenTarget, BeforeValidator(from_entry)], ...] = Field(
         ("cpu",),
         description="targets that the result is written for and measured on: names, `{NAME: {...}}` with fields of "
         "the target or of the stage that writes its format, or files that describe a custom target",
@@ -262,22 +264,12 @@ class Recipe(Frozen):
         None, description="regressions against a baseline that matter; default: those of `compress gate`"
     )
 
-    @field_validator("stages", mode="before")
-    @classmethod
-    def _stages(cls, value: object) -> object:
-        return tuple(_with_kind(item) for item in value) if isinstance(value, list | tuple) else value
-
     @field_validator("task")
     @classmethod
     def _known_task(cls, value: str) -> str:
         if value not in TASK_NAMES:
             raise ValueError(f"one of {', '.join(TASK_NAMES)}")
         return value
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _entries(cls, value: object) -> object:
-        return tuple(from_entry(item) for item in value) if isinstance(value, list | tuple) else value
 
     @field_validator("targets")
     @classmethod

@@ -21,7 +21,7 @@ from compress.recipe.document import Document, FieldPath, describe
 from compress.recipe.recipe import CONFLICTING_STUDENT_HINT, START, Benchmark, find_conflicting_student, stage_labels
 from compress.recipe.target_entries import ChosenTarget, profile_of
 from compress.recipe.target_entries import writer as writer_of
-from compress.stages.base import AnyStage, Reference
+from compress.stages.base import AnyStage
 from compress.stages.protocols import ConflictsWithEarlier, PrefersInput, fields_without_effect, starts_from
 from compress.stages.registry import STAGES
 from compress.tasks.capability import DUAL_ENCODER, EMBEDS, GENERATES, GENERATES_IMAGES, READS_ROWS, TAKES_TEXT
@@ -57,19 +57,18 @@ _DEFAULTS = {
 
 @dataclass(frozen=True)
 class ParsedStage:
-    """One stage of a document. ``stage`` has the valid fields only; ``whole`` is True if all fields are valid."""
+    """One stage of a document.
+
+    ``cls`` is None if its name is unknown. ``stage`` has the valid fields only; ``whole`` is True if all are valid.
+    """
 
     index: int
     kind: str
     path: FieldPath
+    cls: type[AnyStage] | None
     fields: dict[str, Any]
     stage: AnyStage | None
     whole: bool
-
-    @property
-    def cls(self) -> type[AnyStage] | None:
-        """Return the stage's class, or None if its name is unknown."""
-        return STAGES.get(self.kind)
 
 
 def check_consistency(
@@ -89,7 +88,13 @@ def check_consistency(
         starts_as: Class of the starting model.
     """
     profiles = [profile_of(entry) for entry in targets]
-    labels = stage_labels([_meant_kind(part) for part in parts])
+    parsed = [part for part in parts if part]
+    # A misspelt stage gets the label of the nearest valid name, so that references to it are valid.
+    kinds_of_labels = [
+        "?" if part is None else part.kind if part.cls else nearest_name(part.kind, STAGES) or part.kind
+        for part in parts
+    ]
+    labels = stage_labels(kinds_of_labels)
     # Record stages that cannot take the output of the stage before them.
     previous_type: type[Any] | None = starts_as
     previous_name = "the starting model"
@@ -114,14 +119,14 @@ def check_consistency(
             )
         previous_type = cls.output_type() if cls else None
         previous_name = f"the output of stage {part.index} ({part.kind})" if part else ""
-    _check_formats(document, [part for part in parts if part], profiles)
+    _check_formats(document, parsed, profiles)
     _check_references(document, parts, labels, starts_as)
     _check_one_of(document, ("baseline",), START, (START, *labels), "the label of a stage")
     _check_limits(document, labels, [profile.name for profile in profiles])
-    _check_splits(document, [part for part in parts if part])
-    _check_samples(document, parts)
-    _check_students(document, [part for part in parts if part])
-    _check_task(document, [part for part in parts if part], kinds)
+    _check_splits(document, parsed)
+    _check_needs(document, parsed)
+    _check_models(document, parsed)
+    _check_task(document, parsed, kinds)
 
 
 def _check_task(document: Document, parts: list[ParsedStage], kinds: Sequence[Task]) -> None:
@@ -165,13 +170,6 @@ def _in_all(lists: Sequence[Sequence[T]]) -> list[T]:
     return [item for item in lists[0] if all(item in other_list for other_list in lists[1:])] if lists else []
 
 
-def _meant_kind(part: ParsedStage | None) -> str:
-    """Return the stage's name, or the nearest valid name."""
-    if part is None:
-        return "?"
-    return part.kind if part.cls else nearest_name(part.kind, list(STAGES)) or part.kind
-
-
 def _check_formats(document: Document, parts: list[ParsedStage], profiles: Sequence[TargetProfile]) -> None:
     """Record conflicts between a stage that writes a format, named or added by a target, and the stages before it."""
     writers = [(part.stage, parts[:index]) for index, part in enumerate(parts) if part.stage]
@@ -194,11 +192,6 @@ def _check_formats(document: Document, parts: list[ParsedStage], profiles: Seque
                     document.problem((*part.path, field), describe(getattr(part.stage, field)), expected)
 
 
-def is_compatible(gives: type[Any], takes: type[Any]) -> bool:
-    """Return True if a stage can read an output: a Hugging Face folder can be read whole or tensor by tensor."""
-    return issubclass(gives, takes) or {gives, takes} == {TorchModel, Checkpoint}
-
-
 def input_types(cls: type[AnyStage], kinds: Sequence[Task]) -> list[type[Any]]:
     """Return the classes that a stage takes, one for each variant of the task that the stage supports."""
     supported = [kind.capabilities for kind in kinds if cls.supports(kind.capabilities)]
@@ -211,7 +204,10 @@ def input_types(cls: type[AnyStage], kinds: Sequence[Task]) -> list[type[Any]]:
 
 def can_follow(gives: type[Any], cls: type[AnyStage], kinds: Sequence[Task]) -> bool:
     """Return True if a stage can read an output of class ``gives`` for one of the task's variants."""
-    return any(is_compatible(gives, takes) for takes in input_types(cls, kinds))
+    # A Hugging Face folder can be read whole or tensor by tensor.
+    return any(
+        issubclass(gives, takes) or {gives, takes} == {TorchModel, Checkpoint} for takes in input_types(cls, kinds)
+    )
 
 
 def _a(model: type[Any]) -> str:
@@ -227,16 +223,16 @@ def _check_references(
         for label in part.stage.earlier_outputs() if part and part.stage else ():
             assert part
             earlier = labels[: part.index]
+            expected = f"an earlier stage: {', '.join((START, *earlier))}"
             # The path of the stage's field that holds ``value``, so that the problem gets its line.
             path = next(
                 ((*part.path, name) for name, field_value in part.fields.items() if field_value == label), part.path
             )
             if label in labels and label not in earlier:
                 order = "its own output" if label == labels[part.index] else "a later stage"
-                document.problem(path, f"{label!r}, {order}", f"an earlier stage: {_listed(earlier)}")
+                document.problem(path, f"{label!r}, {order}", expected)
             elif label != START and label not in earlier:
-                suggestion = nearest_name(label, [START, *earlier])
-                document.problem(path, describe(label), f"an earlier stage: {_listed(earlier)}", suggestion)
+                document.problem(path, describe(label), expected, nearest_name(label, [START, *earlier]))
             else:
                 referenced = parts[labels.index(label)] if label != START else None
                 output_class = (
@@ -249,11 +245,6 @@ def _check_references(
                 if not issubclass(output_class, TorchModel):
                     description = f"{label!r}, which gives {_a(output_class)}"
                     document.problem(path, description, f"a stage that gives {_a(TorchModel)}")
-
-
-def _listed(labels: tuple[str, ...]) -> str:
-    """Return the labels that a reference may name."""
-    return ", ".join((START, *labels))
 
 
 def _check_limits(document: Document, labels: tuple[str, ...], targets: Sequence[str]) -> None:
@@ -299,13 +290,10 @@ def _check_splits(document: Document, parts: list[ParsedStage]) -> None:
     path = ("data", "splits") if "splits" in data else ("data",)
     if "test" not in split_names:
         document.problem(path, f"the splits {listed}", "a split `test`, on which the result is measured")
-    for split in dict.fromkeys(
-        split for part in parts if part.whole and part.stage for split in part.stage.needs().splits
-    ):
-        users = [part.kind for part in parts if part.whole and part.stage and split in part.stage.needs().splits]
-        if split not in split_names:
-            document.problem(path, f"the splits {listed}", f"a split {split!r}, which {_and(users)} reads")
-    _check_labels(document, parts)
+    needs = [(part.kind, part.stage.needs().splits) for part in parts if part.whole and part.stage]
+    for split in dict.fromkeys(split for _, needed in needs for split in needed if split not in split_names):
+        users = [kind for kind, needed in needs if split in needed]
+        document.problem(path, f"the splits {listed}", f"a split {split!r}, which {_and(users)} reads")
     for split, source in splits.items():
         if split != "test" and source == splits.get("test") and draws(source, split) is None:
             expected = "other rows: the test split must be seen by nothing else"
@@ -320,22 +308,30 @@ def _check_splits(document: Document, parts: list[ParsedStage]) -> None:
         if unlocated:
             expected = "a source, since not every split names a file (.csv, .jsonl, .json or .parquet)"
             document.problem(("data", "source"), f"no source for {', '.join(map(repr, unlocated))}", expected)
-    _check_unlabeled(document, parts)
 
 
-def _check_labels(document: Document, parts: list[ParsedStage]) -> None:
-    """Record a split without labels that a stage trains on with labels."""
+def _check_needs(document: Document, parts: list[ParsedStage]) -> None:
+    """Record splits without the labels that a stage trains on, and missing unlabeled text."""
+    if not isinstance(document.values.get("data"), dict):
+        return
     unlabeled_splits = _value(document, ("data", "without_labels"), [], broken=[])
+    has_text = _value(document, ("data", "unlabeled"), [], broken=["?"])
     for part in parts:
-        if part.stage is None or not part.stage.needs().labels:
+        if part.stage is None:
             continue
-        if missing_labels := [split for split in part.stage.needs().splits if split in unlabeled_splits]:
+        needs = part.stage.needs()
+        missing_labels = [split for split in needs.splits if split in unlabeled_splits and needs.labels]
+        if missing_labels:
             expected = f"labels in {missing_labels[0]}, which {part.kind} trains on"
             document.problem(("data", "without_labels"), describe(unlabeled_splits), expected)
+        if part.whole and needs.unlabeled and not has_text:
+            expected = f"at least one source of unlabeled text, which {part.kind} reads"
+            document.problem(("data", "unlabeled"), "no unlabeled text", expected)
+            has_text = True
 
 
-def _check_samples(document: Document, parts: list[ParsedStage | None]) -> None:
-    """Record samples that do not exist or are of the wrong kind."""
+def _check_models(document: Document, parts: list[ParsedStage]) -> None:
+    """Record samples that do not exist or are of the wrong kind, and names of both trained and random weights."""
     expected_kinds: list[tuple[FieldPath, str]] = [(("model",), "model"), (("data", "source"), "data")]
     expected_kinds += [(("evaluation", name), "data") for name in ("similarity", "questions")]
     expected_kinds.append((("evaluation", "judge"), "model"))
@@ -343,7 +339,12 @@ def _check_samples(document: Document, parts: list[ParsedStage | None]) -> None:
     unlabeled = data.get("unlabeled") if isinstance(data, dict) else None
     count = len(unlabeled) if isinstance(unlabeled, list) else 0
     expected_kinds += [(("data", "unlabeled", index), "data") for index in range(count)]
-    stage_references = _references([part for part in parts if part])
+    stage_references = [
+        ((*part.path, *field.split(".")), reference)
+        for part in parts
+        if part.stage
+        for field, reference in part.stage.references().items()
+    ]
     expected_kinds += [(path, "model") for path, reference in stage_references if reference.kind == "model"]
     for path, kind in expected_kinds:
         reference = _value(document, path, None)
@@ -353,35 +354,13 @@ def _check_samples(document: Document, parts: list[ParsedStage | None]) -> None:
                 suggestion = nearest_name(reference, names)
                 listed = ", ".join(names) or f"those of a package that is not installed: {INSTALL} in a checkout"
                 document.problem(path, describe(reference), f"one of the {kind} samples {listed}", suggestion)
-
-
-def _check_students(document: Document, parts: list[ParsedStage]) -> None:
-    """Record a model name that is used for trained weights and for a student with random weights."""
+    # A student with random weights needs another name than a model with trained weights.
     model = _value(document, ("model",), None)
     stages = [part.stage for part in parts if part.stage]
     conflicting = find_conflicting_student(model, stages) if isinstance(model, str) else None
-    for path, reference in _references(parts):
-        if conflicting is not None and reference.name == conflicting:
+    for path, reference in stage_references if conflicting is not None else ():
+        if reference.name == conflicting:
             document.problem(path, describe(conflicting), CONFLICTING_STUDENT_HINT)
-
-
-def _references(parts: list[ParsedStage]) -> list[tuple[FieldPath, Reference]]:
-    """Return the fields of stages that name models and folders."""
-    fields = [
-        (part, field, reference) for part in parts if part.stage for field, reference in part.stage.references().items()
-    ]
-    return [((*part.path, *field.split(".")), reference) for part, field, reference in fields]
-
-
-def _check_unlabeled(document: Document, parts: list[ParsedStage]) -> None:
-    """Record stages that read unlabeled text if the recipe has none."""
-    if _value(document, ("data", "unlabeled"), [], broken=["?"]):
-        return
-    for part in parts:
-        if part.whole and part.stage and part.stage.needs().unlabeled:
-            expected = f"at least one source of unlabeled text, which {part.kind} reads"
-            document.problem(("data", "unlabeled"), "no unlabeled text", expected)
-            return
 
 
 def _and(names: Iterable[str]) -> str:

@@ -44,18 +44,14 @@ def pair_by_prompt(old: Iterable[ContinuationRecord], new: Iterable[Continuation
     for baseline in old:
         if final := others.get(baseline.prompt):
             shared = takewhile(lambda pair: pair[0] == pair[1], zip(baseline.text, final.text, strict=False))
-            pairs.append(
-                ContinuationPair(baseline.prompt, baseline, final, len(list(shared)), _parting(baseline, final))
+            # The first token that differs, with both models' probabilities, or nothing if it is unknown.
+            steps = enumerate(zip(baseline.steps, final.steps, strict=False), 1)
+            differing = ((number, pair) for number, pair in steps if pair[0].token != pair[1].token)
+            parting = next(
+                (f"They part at token {n}: {_choice(a)} before, {_choice(b)} now" for n, (a, b) in differing), ""
             )
+            pairs.append(ContinuationPair(baseline.prompt, baseline, final, len(list(shared)), parting))
     return pairs
-
-
-def _parting(old: ContinuationRecord, new: ContinuationRecord) -> str:
-    """Return the first token that differs with both models' probabilities, or nothing if it is unknown."""
-    for index, (baseline, final) in enumerate(zip(old.steps, new.steps, strict=False)):
-        if baseline.token != final.token:
-            return f"They part at token {index + 1}: {_choice(baseline)} before, {_choice(final)} now"
-    return ""
 
 
 def _choice(step: GeneratedToken) -> str:
@@ -156,19 +152,12 @@ def drift_records(report: Report, target: str) -> list[tuple[tuple[str, ...], Dr
 
 def drift_cells(report: Report, target: str) -> list[tuple[str, str, str, str]]:
     """Return name, steps, final distance to the baseline, and the timestep from which a model differs."""
-    return [
-        (
-            " = ".join(names),
-            f"{drift.steps:,}",
-            f"{drift.typical[-1]:.1%}",
-            "nowhere"
-            if drift.parted is None
-            else "at the end"
-            if drift.parted < 0
-            else f"timestep {drift.parted:,.0f}",
-        )
-        for names, drift in drift_records(report, target)
-    ]
+    cells = []
+    for names, drift in drift_records(report, target):
+        timestep = "at the end" if (drift.parted or 0) < 0 else f"timestep {drift.parted or 0:,.0f}"
+        parted = "nowhere" if drift.parted is None else timestep
+        cells.append((" = ".join(names), f"{drift.steps:,}", f"{drift.typical[-1]:.1%}", parted))
+    return cells
 
 
 def drift_curves(report: Report, target: str) -> str | None:

@@ -98,8 +98,18 @@ def limit_facts(limits: MachineLimits) -> list[tuple[str, str]]:
 
 def method_notes(profile: OperatorProfile) -> list[str]:
     """Return notes on how the profile was measured, followed by its own notes."""
+    # Kind and number of the calls in a pass.
+    match profile.phase:
+        case "token":
+            calls = f"{profile.calls} tokens, one after the other, behind a prompt of {profile.context}"
+        case "prompt":
+            calls = f"{profile.calls} prompts of {profile.context} tokens"
+        case _:
+            lengths = profile.lengths
+            span = f" of {min(lengths)}\u2013{max(lengths)} tokens" if lengths else ""
+            calls = f"{profile.calls} batches of {profile.batch_size}{span}"
     notes = [
-        f"{_calls_text(profile)}, {profile.passes} passes each without and with profiling, {profile.threads} threads.",
+        f"{calls}, {profile.passes} passes each without and with profiling, {profile.threads} threads.",
         f"With profiling a call takes {time_text(profile.profiled_ms)}, {profile.profiler_overhead:+.0%}; for "
         f"{time_text(profile.operators_ms)} of it operators are at work. The figures of the whole are without it.",
     ]
@@ -116,14 +126,3 @@ def method_notes(profile: OperatorProfile) -> list[str]:
             f"this machine was slower when its limits were measured: {names}."
         )
     return [*notes, *profile.notes]
-
-
-def _calls_text(profile: OperatorProfile) -> str:
-    """Return the kind and number of calls in a pass."""
-    if profile.phase == "token":
-        return f"{profile.calls} tokens, one after the other, behind a prompt of {profile.context}"
-    if profile.phase == "prompt":
-        return f"{profile.calls} prompts of {profile.context} tokens"
-    lengths = profile.lengths
-    span = f" of {min(lengths)}\u2013{max(lengths)} tokens" if lengths else ""
-    return f"{profile.calls} batches of {profile.batch_size}{span}"

@@ -122,11 +122,16 @@ def roofline_chart(profile: OperatorProfile) -> str | None:
     rows = [row for row in profile.rows if _drawn(row)]
     if not rows:
         return None
-    whole = profile.whole if _drawn(profile.whole) else None
-    plot = Plot(_FRAME, *_scales([*rows, *([whole] if whole else [])], profile.limits))
+    whole, limits = profile.whole if _drawn(profile.whole) else None, profile.limits
+    places = [_place(row) for row in rows] + ([_place(whole)] if whole else [])
+    (least, lowest), (most, highest) = map(min, zip(*places, strict=True)), map(max, zip(*places, strict=True))
+    top = max(limits.int8_per_s, limits.fp32_per_s)
+    ridge = top / limits.memory_bytes_per_s
+    x = Scale(least / _ROOM, max(most, ridge) * _ROOM * 2, _FRAME.left, _FRAME.right, True)
+    plot = Plot(_FRAME, x, Scale(lowest / _ROOM, max(top, highest) * _ROOM, _FRAME.bottom, _FRAME.top, True))
     plot.x_axis("Operations for each byte moved (log scale)", lambda value: format_number(value, 2), 7)
     plot.y_axis("Operations per second (log scale)", _rate_tick, 6)
-    roofs = roof_lines(profile.limits, plot.x.low, plot.x.high, plot.y.low)
+    roofs = roof_lines(limits, plot.x.low, plot.x.high, plot.y.low)
     for roof in roofs:
         plot.add(plot.straight(roof.start, roof.end, f"roof {roof.kind}"))
     longest, total_ms = max(row.time_ms for row in rows), sum(row.time_ms for row in profile.rows)
@@ -135,7 +140,12 @@ def roofline_chart(profile: OperatorProfile) -> str | None:
         radius = max(_SMALLEST_RADIUS, _LARGEST_RADIUS * math.sqrt(row.time_ms / longest))
         arithmetic = "int8" if row.int8_operations > row.fp32_operations else "fp32"
         plot.add(plot.dot(_place(row), radius, f"point {arithmetic}", _told(row, total_ms)))
-    labels = [(_place(row), name, "label") for name, row in _longest(profile, rows)]
+    # Each of the operator types that take longest is named at its longest node.
+    labels = []
+    for group in profile.by_operator()[:_LABELLED]:
+        members = [row for row in rows if row.operators == group.operators]
+        if members:
+            labels.append((_place(max(members, key=lambda row: row.time_ms)), group.name, "label"))
     if whole:
         words = f"The whole model\n{time_text(whole.time_ms)}, {share_text(whole.share_of_roof)} of the limit"
         plot.add(with_tooltip("point whole", words, shape("final", *plot.at(_place(whole)), 9.0 / 1.4)))
@@ -182,14 +192,6 @@ def _place(row: ProfileRow) -> tuple[float, float]:
     return row.intensity or 0.0, row.operations_per_s
 
 
-def _scales(rows: Sequence[ProfileRow], limits: MachineLimits) -> tuple[Scale, Scale]:
-    top = max(limits.int8_per_s, limits.fp32_per_s)
-    intensities, rates = [row.intensity or 1.0 for row in rows], [row.operations_per_s for row in rows]
-    ridge = top / limits.memory_bytes_per_s
-    x = Scale(min(intensities) / _ROOM, max(*intensities, ridge) * _ROOM * 2, _FRAME.left, _FRAME.right, True)
-    return x, Scale(min(rates) / _ROOM, max(top, *rates) * _ROOM, _FRAME.bottom, _FRAME.top, True)
-
-
 def _rate_tick(value: float) -> str:
     for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
         if value >= factor:
@@ -227,13 +229,3 @@ def _name(plot: Plot, roof: Roofline) -> None:
         "transform": f"translate({middle}) rotate({math.degrees(angle):.1f}) translate(0 {offset})",
     }
     plot.add(element("text", attributes, roof.label))
-
-
-def _longest(profile: OperatorProfile, rows: Sequence[ProfileRow]) -> list[tuple[str, ProfileRow]]:
-    """Return the operator types that take longest, each with its longest node."""
-    longest = []
-    for group in profile.by_operator()[:_LABELLED]:
-        members = [row for row in rows if row.operators == group.operators]
-        if members:
-            longest.append((group.name, max(members, key=lambda row: row.time_ms)))
-    return longest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -42,20 +43,15 @@ def limit_result(report: Report, limit: LimitResult) -> str:
     else:
         interval = format_interval(metric, limit.low, limit.high)
         text = f"{value} ({interval})" if interval else value
+    chance = ""
+    if limit.within_chance is not None:  # a missed limit on quality: `7 of 2,000 rows, within chance (99.4-99.8%)`
+        lost = f"{limit.rows_lost:,} of " if limit.rows_lost is not None else ""
+        chance = f"{lost}{limit.rows or 0:,} rows, {'within' if limit.within_chance else 'beyond'} chance"
+        if limit.ratio_low is not None and limit.ratio_high is not None:
+            chance += f" ({limit.ratio_low * 100:.1f}\u2013{limit.ratio_high * 100:.1f}%)"
     # The reason is stated once, with the target.
     target_skipped = limit.skipped and any(skip.target == limit.target for skip in report.skipped)
-    return "; ".join(filter(None, (text, _chance(limit), "target skipped" if target_skipped else limit.reason)))
-
-
-def _chance(limit: LimitResult) -> str:
-    """Return `7 of 2,000 rows, within chance (99.4-99.8%)` for a missed limit on quality."""
-    if limit.within_chance is None:
-        return ""
-    lost = f"{limit.rows_lost:,} of " if limit.rows_lost is not None else ""
-    interval = ""
-    if limit.ratio_low is not None and limit.ratio_high is not None:
-        interval = f" ({limit.ratio_low * 100:.1f}\u2013{limit.ratio_high * 100:.1f}%)"
-    return f"{lost}{limit.rows or 0:,} rows, {'within' if limit.within_chance else 'beyond'} chance{interval}"
+    return "; ".join(filter(None, (text, chance, "target skipped" if target_skipped else limit.reason)))
 
 
 def limit_bound(limit: LimitResult) -> str:
@@ -145,18 +141,13 @@ def format_cell(value: Cell) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
 
 
-def _moment(started: str) -> str:
-    """Return `2026-11-25 12:00 UTC`. Text that is no ISO 8601 time stays as it is."""
-    try:
-        moment = datetime.fromisoformat(started)
-    except ValueError:
-        return started
-    return f"{moment:%Y-%m-%d %H:%M} {moment.tzname() or ''}".rstrip()
-
-
 def run_line(report: Report) -> str:
-    """Return start, duration and kind of processor of a run."""
-    parts = [f"started {_moment(report.started)}"] if report.started else []
+    """Return start (`2026-11-25 12:00 UTC`), duration and kind of processor of a run."""
+    started = report.started
+    with suppress(ValueError):  # text that is no ISO 8601 time stays as it is
+        moment = datetime.fromisoformat(started or "")
+        started = f"{moment:%Y-%m-%d %H:%M} {moment.tzname() or ''}".rstrip()
+    parts = [f"started {started}"] if started else []
     parts += [f"took {format_seconds(report.seconds)}"] if report.seconds is not None else []
     kind = report.environment.get("processor_class")
     parts += [f"on {kind}"] if kind and parts else []

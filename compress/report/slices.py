@@ -95,17 +95,14 @@ def perplexity_cells(report: Report, target: str) -> list[tuple[str, str, str, s
         on_split, kind = split_of(name), slice_of(name)
         split = on_split[1] if on_split else "test"
         baseline, final = (format_measurement(rows[model]) if model in rows else "" for model in (BASELINE, FINAL))
-        cells.append((f"{split}, {kind[1]}" if kind else split, baseline, final, _growth(rows)))
+        # The increase of perplexity, `+9.2% (8.1% to 10.4%)`, or nothing if sequences don't pair.
+        change, samples = "", [row.raw for row in rows.values() if row.raw]
+        if len(samples) == 2 and len(samples[0]) == len(samples[1]) > 1:
+            old, new = samples
+            growth = paired_bootstrap(
+                old, new, lambda a, b: float(np.expm1(b.mean() - a.mean())), _SEED, confidence=0.95
+            )
+            value, low, high = (f"{bound:+.1%}".replace("-", "\u2212") for bound in growth)
+            change = f"{value} ({low} to {high})"
+        cells.append((f"{split}, {kind[1]}" if kind else split, baseline, final, change))
     return cells
-
-
-def _growth(rows: dict[str, Measurement]) -> str:
-    """Return the increase of perplexity, `+9.2% (8.1% to 10.4%)`, or nothing if sequences don't pair."""
-    baseline, final = (rows[model].raw if model in rows else None for model in (BASELINE, FINAL))
-    if baseline is None or final is None or len(baseline) != len(final) or len(baseline) < 2:
-        return ""
-    growth = paired_bootstrap(
-        baseline, final, lambda a, b: float(np.expm1(b.mean() - a.mean())), _SEED, confidence=0.95
-    )
-    value, low, high = (f"{bound:+.1%}".replace("-", "\u2212") for bound in growth)
-    return f"{value} ({low} to {high})"

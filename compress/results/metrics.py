@@ -94,6 +94,9 @@ _RATIO_WORDS: dict[str, tuple[str, str]] = {
     "rate": ("more", "less"),
     "times": ("faster", "slower"),
 }
+_COUNTED = ("fewer", "more")
+_OF_FILE: dict[str, Any] = {"from_file": True, "margin": "0%", "column": True, "on_card": True}
+"""Columns of the main metrics that are read from a model's files."""
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _CONSUMED = ("J", "mJ", "W", "s")
 _PLACEHOLDERS = {
@@ -122,6 +125,31 @@ def milliseconds(name: str, title: str, **columns: Any) -> Metric:
 def speedup(name: str, title: str, **columns: Any) -> Metric:
     """Return the row of a ratio of times to the baseline's."""
     return replace(Metric(name, title, "times", "higher", relative=True), **columns)
+
+
+def cost(name: str, title: str, style: Style = "plain", **columns: Any) -> Metric:
+    """Return the row of a quantity of which less is better."""
+    return replace(Metric(name, title, style, "lower"), **columns)
+
+
+def error_rate(name: str, title: str, **columns: Any) -> Metric:
+    """Return the row of a percentage of wrong words or characters."""
+    return cost(name, title, "percent", aggregation="ratio of sums", **columns)
+
+
+def stored(name: str, title: str, style: Style = "plain", **columns: Any) -> Metric:
+    """Return the row of a quantity that is read from files."""
+    return cost(name, title, style, aggregation="exact", **columns)
+
+
+def memory(name: str, title: str, **columns: Any) -> Metric:
+    """Return the row of a resident memory in bytes."""
+    return cost(name, title, "bytes", aggregation="median", margin="2%", **columns)
+
+
+def tokens_rate(name: str, title: str) -> Metric:
+    """Return the row of a number of tokens per second, which tables show."""
+    return Metric(name, title, "rate", "higher", "tokens/s", aggregation="median", column=True)
 
 
 METRICS = (
@@ -164,125 +192,40 @@ METRICS = (
     share("bleu", "BLEU", aggregation="all examples"),
     share("rouge_l", "ROUGE-L", aggregation="mean"),
     share("token_accuracy", "Words right", aggregation="ratio of sums"),
-    Metric(
-        "perplexity",
-        "Perplexity",
-        better="lower",
-        quality=True,
-        aggregation="exp of mean",
-        gate_margin="1%",
-        on_card=True,
-    ),
-    Metric(
-        "bits_per_byte",
-        "Bits a byte of text",
-        better="lower",
-        unit="bits",
-        aggregation="ratio of sums",
-        words=("fewer", "more"),
-    ),
+    cost("perplexity", "Perplexity", quality=True, aggregation="exp of mean", gate_margin="1%", on_card=True),
+    cost("bits_per_byte", "Bits a byte of text", unit="bits", aggregation="ratio of sums", words=_COUNTED),
     share("next_token_accuracy", "Next token right", aggregation="mean"),
     share("choice_accuracy", "Choices right", aggregation="mean"),
     share("choice_accuracy_normalized", "Choices right, by length", aggregation="mean"),
     share("instructions_followed", "Instructions followed", aggregation="mean"),
     share("checks_passed", "Checks of answers passed", quality=False, aggregation="mean"),
     # The task's own perplexity is the quality of a language model. This one and the next two come beside it.
-    Metric(
-        "answer_perplexity",
-        "Perplexity of the baseline's answers",
-        better="lower",
-        aggregation="exp of mean",
-        margin="2%",
-    ),
+    cost("answer_perplexity", "Perplexity of the baseline's answers", aggregation="exp of mean", margin="2%"),
     Metric("repetition", "Repeated runs of four tokens", "percent", "lower", aggregation="mean", margin="5 points"),
     Metric("looping", "Continuations that end in a loop", "percent", "lower", aggregation="mean", margin="5 points"),
     # Speech.
-    Metric(
-        "word_error_rate",
-        "Word error rate",
-        "percent",
-        "lower",
-        quality=True,
-        aggregation="ratio of sums",
-        gate_margin="0.5 points",
-        on_card=True,
-        hub_name="wer",
+    error_rate(
+        "word_error_rate", "Word error rate", quality=True, gate_margin="0.5 points", on_card=True, hub_name="wer"
     ),
-    Metric(
-        "character_error_rate", "Character error rate", "percent", "lower", quality=True, aggregation="ratio of sums"
-    ),
+    error_rate("character_error_rate", "Character error rate", quality=True),
     share("word_accuracy", "Words heard right", aggregation="ratio of sums"),
-    Metric("word_error_rate_as_written", "Word error rate as written", "percent", "lower", aggregation="ratio of sums"),
-    Metric(
-        "word_error_rate_to_baseline",
-        "Words unlike the baseline's",
-        "percent",
-        "lower",
-        relative=True,
-        aggregation="ratio of sums",
-    ),
+    error_rate("word_error_rate_as_written", "Word error rate as written"),
+    error_rate("word_error_rate_to_baseline", "Words unlike the baseline's", relative=True),
     Metric("word_errors", "Words wrong", "count", "lower"),
     Metric("words", "Words", "count"),
     # Nearness to the baseline's outputs.
     Metric("agreement", "Agreement", "percent", "higher", relative=True, aggregation="mean", column=True, on_card=True),
     Metric("rms_error", "RMS difference over spread", "percent", "lower", relative=True, column=True),
     Metric("largest_error", "Largest difference over spread", "percent", "lower", relative=True),
-    Metric(
-        "kl_divergence",
-        "KL divergence",
-        better="lower",
-        unit="nats",
-        relative=True,
-        aggregation="mean",
-        column=True,
-    ),
-    Metric(
-        "embedding_cosine",
-        "Cosine to the baseline's embedding",
-        "percent",
-        "higher",
-        relative=True,
-        aggregation="mean",
-    ),
-    Metric("output_cosine", "Cosine to the baseline's outputs", "percent", "higher", relative=True, aggregation="mean"),
+    cost("kl_divergence", "KL divergence", unit="nats", relative=True, aggregation="mean", column=True),
+    share("embedding_cosine", "Cosine to the baseline's embedding", quality=False, relative=True, aggregation="mean"),
+    share("output_cosine", "Cosine to the baseline's outputs", quality=False, relative=True, aggregation="mean"),
     # Files.
-    Metric(
-        "size_bytes",
-        "Size on disk",
-        "bytes",
-        "lower",
-        aggregation="exact",
-        from_file=True,
-        margin="0%",
-        gate_margin="0%",
-        column=True,
-        on_card=True,
-    ),
-    Metric("size_bytes_{label}", "Size on disk of {label}", "bytes", "lower", aggregation="exact"),
-    Metric("shipped_bytes", "Model and runtime", "bytes", "lower", aggregation="exact"),
-    Metric(
-        "bits_per_parameter",
-        "Bits a parameter",
-        better="lower",
-        unit="bits",
-        aggregation="exact",
-        from_file=True,
-        margin="0%",
-        column=True,
-        on_card=True,
-        words=("fewer", "more"),
-    ),
-    Metric(
-        "parameters",
-        "Parameters",
-        "count",
-        "lower",
-        aggregation="exact",
-        from_file=True,
-        margin="0%",
-        column=True,
-        on_card=True,
-    ),
+    stored("size_bytes", "Size on disk", "bytes", gate_margin="0%", **_OF_FILE),
+    stored("size_bytes_{label}", "Size on disk of {label}", "bytes"),
+    stored("shipped_bytes", "Model and runtime", "bytes"),
+    stored("bits_per_parameter", "Bits a parameter", unit="bits", words=_COUNTED, **_OF_FILE),
+    stored("parameters", "Parameters", "count", **_OF_FILE),
     # Times of calls on examples.
     milliseconds("latency_ms", "Latency", gate_margin="5%", column=True, on_card=True),
     milliseconds("latency_p90_ms", "Latency p90", column=True),
@@ -291,7 +234,7 @@ METRICS = (
     milliseconds("latency_ms_batch_{number}", "Latency, batch {number}", gate_margin="5%"),
     milliseconds("latency_ms_rate_{rate}", "Latency at {rate}/s"),
     milliseconds("latency_p99_ms_rate_{rate}", "Latency p99 at {rate}/s"),
-    Metric("real_time_factor", "Real-time factor", better="lower", column=True, words=("faster", "slower")),
+    cost("real_time_factor", "Real-time factor", column=True, words=("faster", "slower")),
     Metric("throughput", "Throughput", "rate", "higher", "examples/s", aggregation="median", column=True),
     # Times of text generation, each after a prompt of so many tokens.
     milliseconds(
@@ -300,49 +243,14 @@ METRICS = (
     milliseconds(
         "time_per_output_token_ms_context_{context}", "Time per output token, context {context}", gate_margin="5%"
     ),
-    Metric(
-        "tokens_per_second_context_{context}",
-        "Tokens per second, context {context}",
-        "rate",
-        "higher",
-        "tokens/s",
-        aggregation="median",
-        column=True,
-    ),
-    Metric(
-        "prefill_tokens_per_second_context_{context}",
-        "Prompt tokens per second, context {context}",
-        "rate",
-        "higher",
-        "tokens/s",
-        aggregation="median",
-        column=True,
-    ),
+    tokens_rate("tokens_per_second_context_{context}", "Tokens per second, context {context}"),
+    tokens_rate("prefill_tokens_per_second_context_{context}", "Prompt tokens per second, context {context}"),
     # Start-up, memory and energy.
     milliseconds("startup_ms", "Start-up", margin="5%", gate_margin="10%", column=True),
     milliseconds("session_load_ms", "Session load", margin="5%"),
-    Metric(
-        "peak_memory_bytes",
-        "Peak memory",
-        "bytes",
-        "lower",
-        aggregation="median",
-        margin="2%",
-        gate_margin="5%",
-        column=True,
-        words=("less", "more"),
-    ),
-    Metric(
-        "peak_memory_bytes_batch_{number}",
-        "Peak memory, batch {number}",
-        "bytes",
-        "lower",
-        aggregation="median",
-        margin="2%",
-        gate_margin="5%",
-        words=("less", "more"),
-    ),
-    Metric("runtime_memory_bytes", "Runtime memory", "bytes", "lower", aggregation="median", margin="2%"),
+    memory("peak_memory_bytes", "Peak memory", gate_margin="5%", column=True, words=("less", "more")),
+    memory("peak_memory_bytes_batch_{number}", "Peak memory, batch {number}", gate_margin="5%", words=("less", "more")),
+    memory("runtime_memory_bytes", "Runtime memory"),
     milliseconds("cpu_ms", "Processor time a call"),
     Metric("energy_mj", "Energy a call", better="lower", unit="mJ", aggregation="median", words=("less", "more")),
     # Speed-ups over the baseline in the same session.

@@ -201,13 +201,7 @@ def governor(root: Path = _ROOT) -> str | None:
 
 def package_versions(names: tuple[str, ...]) -> dict[str, str]:
     """Return the installed versions of distributions; a missing one has the version `missing`."""
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = MISSING
-    return versions
+    return {name: _version(name) or MISSING for name in names}
 
 
 @functools.cache

@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.utils.environment import has_bf16
+from compress.utils.environment import has_bf16, package_versions
 from compress.utils.errors import DeviceError, InputError
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ def describe_device(device: str) -> str:
 
 def device_fault(requested: str, root: Path = Path("/")) -> str | None:
     """Return the reason why a device cannot be used, or ``None``; torch is imported only if a driver is present."""
-    torch_build = _torch_build()
+    torch_build = package_versions(("torch",))["torch"]
     if requested == "mps":
         if (platform.system(), platform.machine()) != ("Darwin", "arm64"):
             return "mps is the GPU of Apple processors"
@@ -117,13 +116,6 @@ def device_fault(requested: str, root: Path = Path("/")) -> str | None:
     # `cuda` without a number is the first GPU.
     count, index = torch.cuda.device_count(), int(requested.partition(":")[2] or 0)
     return None if index < count else f"torch finds {count} GPUs, numbered from cuda:0"
-
-
-def _torch_build() -> str:
-    try:
-        return version("torch")
-    except PackageNotFoundError:
-        return "missing"
 
 
 _BF16_GAIN, _PRODUCT, _ROUNDS = 1.5, 512, 7

@@ -66,11 +66,6 @@ def tokenizer_code(place: Path) -> None:
     (place / "model" / "pony.py").write_text("raise SystemExit('it ran')\n")
 
 
-def no_tokenizer(place: Path) -> None:
-    for path in place.glob("model/*token*"):
-        path.unlink()
-
-
 def endless_recording(place: Path) -> None:
     import numpy as np
     import soundfile
@@ -123,7 +118,6 @@ CASES = {
         "chat", change({"num_key_value_heads": None, "hidden_size": None}), ("config.json", "hidden_size")
     ),
     "no heads": Case("chat", change({"num_attention_heads": 0}), ("config.json", "num_attention_heads")),
-    "no tokenizer": Case("text", no_tokenizer, ("no tokenizer", "Copy the files of the tokenizer")),
     "audio of no length": Case("speech", endless_recording, ("recording is empty", "test-3.flac"), ("run",)),
     "an empty file": Case("speech", empty_recording, ("test-3.flac is empty",), ("run",)),
     "captions without pictures": Case("images", captions_alone, ("'image'", "1 of 16", "test.jsonl"), ("run",)),

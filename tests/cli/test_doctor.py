@@ -13,7 +13,6 @@ import numpy as np
 import onnx
 import pytest
 from command_line import invoke
-from narrow import broken_words, shown
 from onnx import TensorProto, helper, numpy_helper
 from stage_context import write_recipe
 from tiny_speech import TASK, write_speech
@@ -28,7 +27,6 @@ from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.model import quantized_name
 from compress.formats.registry import RUNTIMES
 from compress.models.checkpoint import Checkpoint
-from compress.report.console import console_difference
 from compress.utils import environment
 from compress.utils.environment import RequiredPackage
 from compress.utils.errors import InputError
@@ -300,10 +298,3 @@ def test_a_faster_file_names_the_layers_that_lose() -> None:
     verdict, layers = difference_findings(difference(2.0, 1.9, 2.1))
     assert (verdict.level, layers.level, layers.advice) == ("ok", "ok", "unsigned")
     assert layers.what == "2 layers are slower than in float, by 1.3 ms together: block[/0], block[/1]"
-
-
-def test_the_tables_show_names_as_they_are_and_leave_out_trifles() -> None:
-    tables = console_difference(difference(0.8, 0.78, 0.82))
-    assert broken_words(tables, 80) == []
-    text = shown(tables, 200)
-    assert "block[/3]" in text and "-500 µs (-0.6 to -0.4)" in text and "+3.00 ms" in text and "gain (QGemm)" in text

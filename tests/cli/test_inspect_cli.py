@@ -28,12 +28,6 @@ def test_json_holds_the_whole_budget(model: Path) -> None:
     assert {tensor["file"] for tensor in budget["tensors"]} == {"model.safetensors"}
 
 
-def test_table_shows_modules(model: Path) -> None:
-    text = output_of("inspect", model, "--top", "1")
-    assert "88.9%" in text  # 64 of 72 bytes
-    assert "largest 1 tensors" in text
-
-
 @pytest.mark.parametrize("name", ["none.safetensors", "notes.txt", "weights.bin"])
 def test_bad_input_is_one_error(model: Path, name: str) -> None:
     if name != "none.safetensors":

@@ -85,8 +85,3 @@ def test_the_cache_is_listed_and_pruned(place: Path, tmp_path: Path) -> None:
     assert (sorted(pruned["removed"]), pruned["in_use"]) == (sorted(row["key"] for row in rows), [])
     assert pruned["freed_bytes"] > sum(row["bytes"] for row in rows)
     assert answer(tmp_path, "cache") == []
-
-
-def test_looking_at_a_cache_that_is_none_makes_none(tmp_path: Path) -> None:
-    assert answer(tmp_path, "cache") == []
-    assert not (tmp_path / "artifacts").exists()

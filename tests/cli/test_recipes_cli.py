@@ -47,16 +47,6 @@ def test_starter_mentions_every_field_of_the_recipe_and_of_its_stages() -> None:
             assert f"{name}:" in text, name
 
 
-def test_starter_says_the_defaults_as_they_are(tmp_path: Path) -> None:
-    text = starter("text-classification")
-    lines = [line for line in text.splitlines() if line.startswith("      # ") and ": " in line]
-    uncommented = text.replace("      # batch_size: 32", "      batch_size: 32", 1)
-    assert lines
-    path = tmp_path / "u.yaml"
-    path.write_text(uncommented)
-    assert read_recipe(path) == Recipe.model_validate(yaml.safe_load(text))
-
-
 def test_check_explains_the_placeholders_of_the_starter(tmp_path: Path) -> None:
     output_of("recipes", "new", "--output", "mine.yaml")
     with pytest.raises(InputError) as caught:
@@ -110,15 +100,6 @@ def test_list_shows_good_and_broken_recipes_of_subfolders(tmp_path: Path) -> Non
 def test_list_of_a_folder_that_is_not_there() -> None:
     with pytest.raises(InputError, match="no such folder"):
         output_of("recipes", "list", "nowhere")
-
-
-def test_check_prints_the_plan(tmp_path: Path) -> None:
-    data_files(tmp_path)
-    output_of("recipes", "new", "--output", "mine.yaml")
-    text = output_of("check", "mine.yaml")
-    assert "my-classifier" in text
-    assert "onnx_int8" in text
-    assert "unknown until" in text
 
 
 def test_check_as_json_with_an_override(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from imported import packages_imported_by
 
 from compress.report.pages import write_report
 from compress.results.report import LimitResult, Measurement, Report
-from compress.utils.errors import InputError
 
 
 @pytest.fixture
@@ -35,12 +34,6 @@ def test_each_format_is_a_view(run: Path) -> None:
     assert output_of("report", run / "report.json", "--format", "markdown") == markdown
     assert ElementTree.fromstring(output_of("report", run, "--format", "junit")).get("failures") == "1"
     assert "87.50%" in output_of("report", run)
-
-
-def test_a_run_that_is_not_there_is_an_input_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError) as caught:
-        output_of("report", tmp_path / "nothing")
-    assert caught.value.exit_code == 2
 
 
 def test_importing_the_command_loads_nothing_heavy() -> None:

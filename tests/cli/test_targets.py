@@ -37,13 +37,6 @@ def test_every_target_is_available_or_says_why_not() -> None:
     }
 
 
-def test_the_list_reads_as_text() -> None:
-    text = output_of("targets")
-    width = max(map(len, TARGETS))
-    assert f"{'cpu':<{width}}  ONNX Runtime on this machine's processor; onnx\n{'':<{width}}  available\n" in text
-    assert "measured on this machine instead of an Android phone\n" in text
-
-
 def test_a_file_of_ones_own_is_checked_and_shown_alone(tmp_path: Path) -> None:
     file = tmp_path / "pi.yaml"
     file.write_text("name: pi\nformat: openvino\nthreads: 4\nmax_bytes: 9000000\nembedding_bits: 4\n")

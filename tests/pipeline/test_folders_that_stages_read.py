@@ -74,12 +74,6 @@ def ask(folder: Path, *stages: dict[str, Any]) -> None:
     check_stages(recipe.stages, folder / "model")
 
 
-@pytest.mark.parametrize("stage", [ROUNDS, {"block_qat": {"group_size": 128}}, {"nncf_weights": {"group_size": 128}}])
-def test_groups_that_divide_no_width_are_refused(tmp_path: Path, stage: dict[str, Any]) -> None:
-    with pytest.raises(ModelError, match="do not fit the GPTQ format with group_size 128"):
-        ask(tmp_path, stage)
-
-
 @pytest.mark.parametrize("stage", ["gptq", "block_qat", "nncf_weights"])
 def test_groups_are_to_divide_the_widths_that_a_cut_leaves(tmp_path: Path, stage: str) -> None:
     """Of 128 neurons 96 are left, which groups of 64 don't divide and groups of 32 do."""
@@ -95,14 +89,6 @@ def test_of_widths_that_none_can_tell_nothing_is_asked(tmp_path: Path) -> None:
     ask(tmp_path, student, ROUNDS)
     with pytest.raises(ModelError, match="do not fit"):
         ask(tmp_path, {"prune_decoder": {"layers": 1}}, ROUNDS)
-
-
-def test_a_recipe_is_checked_for_it_before_it_runs(tmp_path: Path) -> None:
-    path = write_all(tmp_path, stages=[ROUNDS, {"onnx": {}}])
-    done = tiny_run.compress("check", path, folder=tmp_path)
-    assert done.returncode == 2
-    assert "do not fit the GPTQ format with group_size 128" in done.stderr
-    assert "choose a group_size that divides all widths" in done.stderr
 
 
 LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")

@@ -153,26 +153,6 @@ def test_limits_are_judged(done: Done) -> None:
     assert speed.passed
 
 
-def test_nothing_of_classes_is_in_the_run(done: Done) -> None:
-    report = done.run.report
-    assert (report.calibration, report.slices, report.data and report.data.labels) == ((), {}, ())
-    assert not (done.run.folder / "predictions.parquet").exists()
-
-
-def test_perplexity_is_compared_window_by_window(done: Done) -> None:
-    report = done.run.report
-    comparison = compare_reports(report, report, baseline_model="baseline")
-    (change,) = (candidate for candidate in comparison.changes if candidate.metric == "perplexity")
-    assert change.method == "paired bootstrap over 6 windows"
-    expected = done.value("final", "perplexity") / done.value("baseline", "perplexity") - 1
-    assert change.effect == pytest.approx(expected)
-    assert change.low is not None and change.high is not None and change.low < expected < change.high
-    (step,) = (
-        candidate for candidate in comparison.changes if candidate.metric == "time_per_output_token_ms_context_16"
-    )
-    assert "launches" in step.method
-
-
 def test_a_second_run_takes_evaluations_from_the_cache(done: Done) -> None:
     progress = Notes()
     again = run(load(done.folder / "tiny.yaml"), done.folder, done.folder / "artifacts", progress)

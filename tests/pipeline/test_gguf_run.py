@@ -50,13 +50,3 @@ def test_one_quantized_model_is_measured_in_every_runtime(folder: Path) -> None:
         assert speed is not None and speed.value > 0
         assert size is not None and size_before is not None and size.value < size_before.value
     assert "llama-cpp" in html_page(report)
-
-
-def test_a_run_that_ends_in_gguf_ships_it_and_leaves_out_other_targets(folder: Path) -> None:
-    recipe = load(write_recipe(folder, stages=[GPTQ, "gguf"], targets=["cpu", "llama-cpp"], benchmark=ONE_LAUNCH))
-    done = run(recipe, folder, folder / "artifacts", Notes())
-    assert (done.folder / "model" / "model.gguf").is_file()
-    assert [(skipped.target, "GGUF" in skipped.reason) for skipped in done.report.skipped] == [("cpu", True)]
-    findings = {check.check: check.found for check in done.report.integrity if check.stage == "gguf"}
-    assert findings["predictions"] == "finite and not constant"
-    assert done.report.find("final", "perplexity", "llama-cpp") is not None

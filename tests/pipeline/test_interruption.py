@@ -95,7 +95,10 @@ def test_a_run_killed_within_each_stage_goes_on_from_there(place: Path, tmp_path
     assert list(finish(place, tmp_path).values()) == [True] * (len(LABELS) - 1) + [False]
 
 
-def test_a_run_killed_while_it_measures_leaves_no_process_and_goes_on(place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_ends_while_it_measures_leaves_no_process_and_goes_on(
+    place: Path, tmp_path: Path, sent: signal.Signals
+) -> None:
     all_done(place, tmp_path)
     process = start(place, tmp_path)
     wait_for(process, tmp_path, "evaluate onnx_int8")
@@ -103,10 +106,13 @@ def test_a_run_killed_while_it_measures_leaves_no_process_and_goes_on(place: Pat
     end = time.monotonic() + PATIENCE_SECONDS
     while not (children := run.children(recursive=True)) and time.monotonic() < end:
         time.sleep(0.005)
-    kill(process)
-    _, left = psutil.wait_procs(children, timeout=20)
-    assert left == []
-    assert all(finish(place, tmp_path).values())
+    os.killpg(process.pid, sent) if sent == signal.SIGINT else process.kill()
+    _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == (130 if sent == signal.SIGINT else -sent)
+    assert "Traceback" not in stderr
+    assert psutil.wait_procs(children, timeout=20)[1] == []
+    if sent == signal.SIGKILL:
+        assert all(finish(place, tmp_path).values())
 
 
 def test_an_interrupt_says_one_line_and_the_next_run_goes_on(place: Path, tmp_path: Path) -> None:
@@ -129,21 +135,6 @@ def test_an_interrupt_says_one_line_and_the_next_run_goes_on(place: Path, tmp_pa
         assert {path.name for path in log.parent.iterdir()} == {"run.log", "recipe.yaml"}
         assert from_the_cache(tmp_path) == []
     assert list(finish(place, tmp_path).values()) == [True] * 4 + [False] * 2
-
-
-def test_an_interrupt_while_it_measures_leaves_no_process(place: Path, tmp_path: Path) -> None:
-    all_done(place, tmp_path)
-    process = start(place, tmp_path)
-    wait_for(process, tmp_path, "evaluate onnx_int8")
-    run = psutil.Process(process.pid)
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not (children := run.children(recursive=True)) and time.monotonic() < end:
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
-    assert process.returncode == 130
-    assert "Traceback" not in stderr
-    assert psutil.wait_procs(children, timeout=20)[1] == []
 
 
 def test_two_runs_at_once_on_one_cache_end_alike(place: Path, tmp_path: Path) -> None:

@@ -17,18 +17,15 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
 
-from compress.pipeline import measurements
 from compress.pipeline.cache import Cache
 from compress.pipeline.run import Run, run, with_absolute_paths
 from compress.pipeline.runner import StageRunner
 from compress.recipe.recipe import Recipe
-from compress.results.report import load_report
 from compress.utils.errors import CompressError, InputError, IntegrityError, ModelError, StageError
 from compress.utils.storage import digest_directory, size_bytes
 
 LABELS = tiny_run.LABELS_OF_STAGES
 BOTH = 'targets=["cpu", "gpu"]'
-WITHOUT_TARGET = ('targets=["gpu"]', "benchmark.every_stage=false")
 
 # Tracing in the exporter warns; the command line silences the same in `quiet_libraries`.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
@@ -161,13 +158,9 @@ def test_the_recipe_in_the_run_runs_again_from_the_cache(first: Done) -> None:
 
 
 def test_the_lock_has_seed_versions_and_digests(place: Path, first: Done) -> None:
-    import torch
-
     lock = json.loads((first.run.folder / "lock.json").read_text())
     assert lock["seed"] == 0
-    assert (
-        lock["packages"]["torch"] == torch.__version__.split("+")[0] or lock["packages"]["torch"] == torch.__version__
-    )
+    assert lock["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert lock["start"] == digest_directory(place / "model")
     assert tuple(lock["stages"]) == LABELS
     assert set(lock["data"]) == set(tiny_run.ROWS)
@@ -253,23 +246,10 @@ def test_a_second_run_takes_everything_from_the_cache(first: Done, again: Done) 
     assert (again.run.folder.parent / "latest").resolve() == again.run.folder.resolve()
 
 
-@pytest.mark.parametrize(
-    ("override", "from_stage"),
-    [("stages.2.prune.feed_forward=0.25", 2), ("stages.5.onnx_int8.per_channel=false", 5), ("seed=1", 0)],
-)
-def test_a_changed_parameter_runs_its_stage_and_those_after_it(
-    place: Path, first: Done, warm: Path, override: str, from_stage: int
-) -> None:
-    done = travel(place / "tiny.yaml", warm, override)
-    assert [done.cached[label] for label in LABELS] == [index < from_stage for index in range(len(LABELS))]
+def test_a_changed_parameter_runs_its_stage_and_those_after_it(place: Path, first: Done, warm: Path) -> None:
+    done = travel(place / "tiny.yaml", warm, "stages.2.prune.feed_forward=0.25")
+    assert [done.cached[label] for label in LABELS] == [index < 2 for index in range(len(LABELS))]
     assert all((done.digests[label] == first.digests[label]) == done.cached[label] for label in LABELS)
-
-
-def test_changed_training_data_runs_everything_again(copy: Path, warm: Path) -> None:
-    rows = (copy / "train.csv").read_text().splitlines()
-    (copy / "train.csv").write_text("\n".join(rows[:-1]) + "\n")
-    done = travel(copy / "tiny.yaml", warm)
-    assert not any(done.cached[label] for label in LABELS[:5])
 
 
 def test_changed_test_rows_train_nothing_and_measure_again(copy: Path, first: Done, warm: Path) -> None:
@@ -291,28 +271,10 @@ def test_the_same_data_in_another_format_runs_nothing(copy: Path, warm: Path) ->
     assert all(travel(copy / "tiny.yaml", warm, f"data.splits={splits}").cached.values())
 
 
-def test_a_changed_starting_model_runs_everything_again(copy: Path, warm: Path) -> None:
-    config = json.loads((copy / "model" / "config.json").read_text())
-    (copy / "model" / "config.json").write_text(json.dumps({**config, "hidden_dropout_prob": 0.0}))
-    assert not any(travel(copy / "tiny.yaml", warm).cached.values())
-
-
 def test_two_runs_from_nothing_give_the_same_bits(place: Path, first: Done, tmp_path: Path) -> None:
     other = travel(place / "tiny.yaml", tmp_path / "artifacts")
     assert not any(other.cached.values())
     assert other.digests == first.digests
-
-
-def test_a_damaged_entry_is_reported_and_made_again(place: Path, first: Done, warm: Path) -> None:
-    key = first.run.report.stages[2].key
-    weights = warm / "cache" / key / "content" / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    done = travel(place / "tiny.yaml", warm)
-    assert done.cached == {label: label != "prune" for label in LABELS}
-    assert done.digests == first.digests
-    assert any("(prune): model.safetensors has changed; it is made again" in line for line in done.said)
 
 
 @pytest.mark.slow
@@ -328,32 +290,6 @@ def test_remeasuring_takes_new_timings_and_nothing_else(place: Path, first: Done
     assert not any("earlier run" in note for note in report.notes)
 
 
-def test_relative_limits_are_ratios_of_the_rows(place: Path, first: Done, warm: Path) -> None:
-    rows = {model: first.run.report.find(model, "size_bytes", "cpu") for model in ("baseline", "distill", "final")}
-    sizes = {model: row.value for model, row in rows.items() if row is not None}
-    ratio = sizes["final"] / sizes["baseline"]
-    limits = [
-        {"metric": "size_bytes", "at_most": ratio * 1.001, "of": "baseline"},
-        {"metric": "size_bytes", "at_most": ratio * 0.999, "of": "baseline"},
-        {"metric": "size_bytes", "at_most": 1.0, "of": "distill"},
-        {"metric": "size_bytes", "at_least": sizes["final"]},
-        {"metric": "size_bytes", "at_least": sizes["final"] + 1},
-        {"metric": "accuracy", "target": "gpu", "at_least": 0.5},
-    ]
-    results = go(place / "tiny.yaml", warm, f"limits={json.dumps(limits)}", BOTH).run.report.limits
-    assert [(result.passed, result.missed) for result in results] == [
-        (True, False),
-        (False, True),
-        (True, False),
-        (True, False),
-        (False, True),
-        (False, False),
-    ]
-    assert results[0].ratio == pytest.approx(ratio)
-    assert results[2].ratio == pytest.approx(sizes["final"] / sizes["distill"])
-    assert results[5].skipped
-
-
 @pytest.mark.parametrize(("at_least", "code"), [(0.0, 0), (1.01, 1)])
 def test_a_missed_limit_is_exit_code_1_with_a_whole_report(place: Path, warm: Path, at_least: float, code: int) -> None:
     limits = f'limits=[{{"metric": "accuracy", "at_least": {at_least}}}]'
@@ -362,53 +298,6 @@ def test_a_missed_limit_is_exit_code_1_with_a_whole_report(place: Path, warm: Pa
     report = json.loads(result.stdout)
     assert report["limits"][0]["passed"] is (code == 0)
     assert report == tiny_run.read_report(warm)
-
-
-@pytest.fixture(scope="module")
-def timed_by_torch(place: Path, first: Done, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Artifacts in which torch, which takes seconds to start, has timed the weights in place."""
-    artifacts = tmp_path_factory.mktemp("torch") / "artifacts"
-    shutil.copytree(first.artifacts, artifacts, symlinks=True)
-    go(place / "tiny.yaml", artifacts, *WITHOUT_TARGET)
-    return artifacts
-
-
-@pytest.fixture
-def without_target(timed_by_torch: Path, tmp_path: Path) -> Path:
-    """A copy of those, to go on from."""
-    return Path(shutil.copytree(timed_by_torch, tmp_path / "artifacts", symlinks=True))
-
-
-def test_a_run_without_a_target_to_be_had_is_not_silent(place: Path, without_target: Path) -> None:
-    """Its weights are measured in place, and that is said; of the target's limits those on files alone are judged."""
-    arguments = ["run", str(place / "tiny.yaml"), "--artifacts", str(without_target)]
-    arguments += [part for override in WITHOUT_TARGET for part in ("--set", override)]
-    slow, large = ({"metric": metric, "target": "gpu", "at_most": 1e9} for metric in ("latency_ms", "size_bytes"))
-    for limits, code in (([], 3), ([slow], 3), ([large], 0)):
-        result = invoke(*arguments, "--set", f"limits={json.dumps(limits)}")
-        assert result.exit_code == code, result.output
-        assert "No target could run it: torch measured the weights in place" in result.output
-        last = result.output.splitlines()[-1]
-        assert last.startswith("No target of the recipe could run the model here (gpu:"), last
-        assert "torch measured its weights in place, in float32" in last
-        report = tiny_run.read_report(without_target)
-        assert report["stand_in"] == "torch"
-        assert [limit["skipped"] for limit in report["limits"]] == ([code == 3] if limits else [])
-    read = load_report(max((without_target / "runs" / "tiny").glob("2*")) / "report.json")
-    assert read.unmeasured and read.ran_on == ("torch",)
-    assert read.find("final", "size_bytes", "gpu") is not None and read.find("final", "accuracy", "gpu") is None
-    assert read.find("final", "accuracy", "torch") is not None
-
-
-def test_where_no_file_of_a_target_can_be_written_the_stages_own_are_weighed(
-    place: Path, without_target: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(measurements, "can_write", lambda form: False)
-    done = go(place / "tiny.yaml", without_target, *WITHOUT_TARGET)
-    sizes = [done.run.report.find(model, "size_bytes", "gpu") for model in ("baseline", "final")]
-    assert [row and row.value for row in sizes][1] == size_bytes(done.run.folder / "model")
-    assert sizes[0] is not None and sizes[0].value > (sizes[1].value if sizes[1] else 0)
-    assert done.run.report.unmeasured
 
 
 @pytest.fixture

@@ -18,9 +18,6 @@ from compress.cli import app
 from compress.pipeline.keys import CachedStages
 from compress.pipeline.planning import make_plan
 from compress.pipeline.run import Run, run
-from compress.report.compare.change import ComparedModels
-from compress.report.compare.effects import slice_changes
-from compress.report.compare.flips import find_flips
 from compress.results.report import load_report
 from compress.utils.errors import DataError, InputError
 
@@ -174,13 +171,6 @@ def test_other_slices_need_no_new_evaluation_and_are_never_stale(place: Path, do
     assert {path.name for path in cache.iterdir()} == names_before
 
 
-def test_left_out_slices_are_by_label_and_length(place: Path, done: Done, tmp_path: Path) -> None:
-    shutil.copytree(place, tmp_path / "place", symlinks=True)
-    recipe = write(tmp_path / "place", slices=None, limits=[])
-    names = list(go(recipe, tmp_path / "place" / "artifacts").run.report.slices)
-    assert names[:3] == ["label=bad", "label=good", "characters=Q1"]
-
-
 def test_a_wrong_slice_ends_the_run_before_its_stages(place: Path, tmp_path: Path) -> None:
     recipe = write(tmp_path / "place", slices=[{"name": "x", "column": "source", "at_least": 3}], limits=[])
     with pytest.raises(DataError, match="compares numbers"):
@@ -206,20 +196,3 @@ def test_evaluate_by_slice_tells_what_the_run_measured(done: Done) -> None:
     shown = CliRunner().invoke(app, ["evaluate", str(done.run.folder), "--by-slice"], env={"COLUMNS": "140"})
     assert "accuracy[source=a]" in shown.stdout
     assert not any("[" in row["metric"] for row in json.loads(output_of("evaluate", done.run.folder, "--json")))
-
-
-def test_the_run_compares_slice_by_slice_with_its_own_baseline(done: Done) -> None:
-    report, folder = done.run.report, done.run.folder
-    sides = ComparedModels(report, report, baseline_model="baseline", baseline_folder=folder, candidate_folder=folder)
-    parts = slice_changes(sides, "cpu", 0.005, 0.9)
-    assert {part.name for part in parts} == set(report.slices)
-    for part in parts:
-        effect = done.accuracy(part.name) - done.accuracy(part.name, "baseline")
-        assert part.change.effect == pytest.approx(effect)
-    turned = find_flips(sides, "cpu")
-    answers = kept(done)
-    expected = {row["row"] for row in answers if row["baseline.correct"] != row["final.correct"]}
-    assert {flip.row for flip in turned} == expected
-    for flip in turned:
-        assert flip.example == done.rows[flip.row]["text"]
-        assert flip.candidate_answer == answers[flip.row]["final.answer"]

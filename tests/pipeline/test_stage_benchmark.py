@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from tiny_run import ROWS, UNUSED, write_all
 from transformers import AutoModelForSequenceClassification
 
 import compress.pipeline.planning
 import compress.pipeline.stage_benchmark
 from compress.pipeline import stage_benchmark_process
-from compress.pipeline.plan import render_plan
 from compress.pipeline.planning import make_plan
 from compress.pipeline.recipe_sources import read_shape
 from compress.pipeline.stage_benchmark import StageBenchmarks, StageTiming, benchmark_stages
@@ -148,20 +146,6 @@ def test_measuring_is_evaluation_and_launches(
     evaluation = 2 * ROWS["test"] * (answer + 0.001)
     launches = 2 * 2 * 2 + 12 * 2 * 0.35 + 12 * 12 * 2 * answer * (1 + 4)
     assert plan.measuring.value == pytest.approx(6 + writing + evaluation + launches)
-
-
-def test_the_console_shows_a_range_where_a_figure_is_rough(
-    place: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = planned(recipe, place, tmp_path, monkeypatch, trial=None)
-    seconds = plan.stages[0].seconds.model_copy(update={"value": 300.0, "low": 240.0, "high": 540.0})
-    surer = seconds.model_copy(update={"low": 240.0, "high": 420.0})
-    for estimate, words in ((seconds, "4 to 9 min"), (surer, "~5 min")):
-        shown = plan.model_copy(update={"seconds": estimate})
-        console = Console(width=160, record=True, file=io.StringIO())
-        console.print(render_plan(shown))
-        assert f"time   {words}" in console.export_text()
-        assert shown.model_dump(mode="json")["seconds"]["high"] == estimate.high
 
 
 def test_a_trial_is_made_once_and_only_where_training_takes_long(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -12,20 +11,19 @@ import tiny_generation
 import tiny_run
 import torch
 import transformers
-from command_line import output_of
-from rich.console import Console
+from command_line import invoke, output_of
 from tiny_run import Notes, load, write_all
 
 import compress.pipeline.measurements as subject
 from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.pipeline import formats
-from compress.pipeline.plan import render_plan
 from compress.pipeline.planning import make_plan
 from compress.pipeline.run import Run, run
 from compress.report.console import closing_line
 from compress.results.metrics import describe_metric
 from compress.utils.errors import InputError, ModelError, StageError
+from compress.utils.storage import size_bytes
 
 STAGES = [{"finetune": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}}, "onnx", "onnx_int8"]
 LABELS = ("baseline", "onnx", "onnx_int8", "final")
@@ -106,6 +104,18 @@ def test_where_no_target_can_be_had_the_weights_are_measured_in_place(place: Pat
     words = closing_line(done.report, done.folder, "tiny")
     assert "torch measured its weights in place, in float32" in words and "CUDAExecutionProvider" in words
     assert done.report.unfit, "what was asked for could not be had"
+    overrides = [part for override in alone for part in ("--set", override)]
+    result = invoke("run", place / "tiny.yaml", "--artifacts", place / "artifacts", *overrides)
+    assert result.exit_code == 3, result.output
+
+
+def test_where_no_file_of_a_target_can_be_written_the_stages_own_are_weighed(
+    place: Path, both: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subject, "can_write", lambda form: False)
+    done = go(place, 'targets=["gpu"]', "stages=" + json.dumps(STAGES[:1]))
+    size = done.report.find("final", "size_bytes", "gpu")
+    assert size is not None and size.value == size_bytes(done.folder / "model") and done.report.unmeasured
 
 
 def test_a_file_that_could_not_be_written_is_named_and_the_weights_are_measured(
@@ -149,9 +159,3 @@ def test_check_asks_a_format_whether_it_has_a_place_for_a_language_model(
     tiny_generation.write_recipe(tmp_path)
     with pytest.raises(InputError, match="model has no place in onnx"):
         make_plan(load(path), tmp_path, looks_into_model=True)
-
-
-def test_what_check_says_of_it(place: Path) -> None:
-    shown = io.StringIO()
-    Console(width=200, file=shown).print(render_plan(make_plan(load(place / "tiny.yaml", 'targets=["gpu"]'), place)))
-    assert "none of them can run it: torch measures the weights in place, in float32" in shown.getvalue()

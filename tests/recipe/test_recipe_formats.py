@@ -203,19 +203,6 @@ def test_fields_of_the_other_export_mean_nothing(tmp_path: Path, text: str, fiel
     assert problem.expected == f"nothing: it means nothing for {task}"
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "field"),
-    [
-        ("windows: 20", "windows: 0", "evaluation.windows"),
-        ("stride: 64", "strid: 64", "evaluation.strid"),
-        ("[128, 512]", "[]", "benchmark.contexts"),
-        ("[128, 512]", "[0]", "benchmark.contexts.0"),
-    ],
-)
-def test_values_out_of_bounds_are_named(tmp_path: Path, old: str, new: str, field: str) -> None:
-    assert problems_of_text(tmp_path, GOOD.replace(old, new))[0].field == field
-
-
 def test_starter_reads(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(starter("text-generation"))

@@ -9,8 +9,6 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from imported import packages_imported_by
 
 from compress.recipe.loading import dump_recipe, read_recipe, recipe_schema
@@ -389,55 +387,19 @@ def test_an_override_below_a_stage_that_is_no_mapping(tmp_path: Path) -> None:
 
 # writing
 
-_words = st.text(min_size=1, max_size=8).filter(lambda text: text.strip() != "")
-_tricky = st.sampled_from(
-    ["no", "5e-5", "~", "<<", "1:30", "0x1F", "", "null", "- a", "#", "'", '"', "a\nb", "é\u2028", "=", ".nan"]
-)
-_json = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(-1e300, 1e300) | _words | _tricky,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_words | _tricky, inner, max_size=3),
-    max_leaves=5,
-)  # fmt: skip
-_students = st.one_of(
-    st.lists(st.integers(0, 99), min_size=1, max_size=4).map(lambda layers: {"layers": tuple(layers)}),
-    st.dictionaries(_words, _json, max_size=3).map(lambda config: {"config": config}),
-    st.just({"model": "org/student"}),
-)
-_distills = st.fixed_dictionaries(
-    {"kind": st.just("distill"), "student": _students},
-    optional={
-        "epochs": st.floats(1e-9, 1000),
-        "learning_rate": st.floats(1e-300, 1),
-        "method": st.sampled_from(["logits", "distilbert", "tinybert", "minilm"]),
-        "teacher": st.just("start"),
-    },
-)
-_recipes = st.builds(
-    lambda description, distills, seed, columns, splits: Recipe.model_validate(
-        {
-            "name": "r",
-            "description": description,
-            "task": "text-classification",
-            "model": "org/model",
-            "data": {"splits": {"train": "a.csv", "test": "b.csv", **splits}, "columns": columns},
-            "seed": seed,
-            "stages": [*distills, {"kind": "onnx"}, {"kind": "onnx_int8", "embedding_bits": 4}],
-            "limits": [{"metric": "accuracy", "at_least": 1e-9, "of": "start"}],
-        }
-    ),
-    _words | _tricky,
-    st.lists(_distills, max_size=2),
-    st.integers(0, 2**63),
-    st.dictionaries(_words | _tricky, _words | _tricky, max_size=3),
-    st.dictionaries(_words, st.just("other.csv"), max_size=2).filter(lambda splits: "test" not in splits),
-)
+TRICKY = ("no", "5e-5", "~", "<<", "1:30", "0x1F", "null", "- a", "#", "'", '"', "a\nb", "é\u2028", "=", ".nan", "x: y")
+STUDENTS = ({"layers": (0, 7)}, {"config": {"a": [None, True, 1.5e-9, "1e3"]}}, {"model": "org/student"})
 
 
-@given(recipe=_recipes)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_what_is_written_reads_back_equal(tmp_path: Path, recipe: Recipe) -> None:
-    text = dump_recipe(recipe)
-    assert read_recipe(write(tmp_path, text)) == recipe
+@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize("text", TRICKY)
+def test_what_is_written_reads_back_equal(tmp_path: Path, text: str, student: dict[str, Any]) -> None:
+    data = {"splits": {"train": "a.csv", "test": "b.csv", text: "other.csv"}, "columns": {text: text}}
+    distill = {"kind": "distill", "student": student, "epochs": 1e-9, "learning_rate": 1e-300, "teacher": "start"}
+    limits = [{"metric": "accuracy", "at_least": 1e-9, "of": "start"}]
+    values = {"name": "r", "description": text, "task": "text-classification", "model": "org/model", "data": data}
+    recipe = Recipe.model_validate({**values, "seed": 2**63, "stages": [distill, {"kind": "onnx"}], "limits": limits})
+    assert read_recipe(write(tmp_path, dump_recipe(recipe))) == recipe
 
 
 def test_written_stages_have_a_single_key_and_all_defaults(tmp_path: Path) -> None:

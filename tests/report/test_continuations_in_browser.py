@@ -1,4 +1,4 @@
-"""What two models write, side by side in a real Chromium, wide and narrow, hostile text among it."""
+"""What two models write, side by side in a real Chromium, wide and narrow."""
 
 from __future__ import annotations
 
@@ -9,15 +9,9 @@ from browser import Browser
 from generation_reports import PROMPTS, TEXTS, generation_report
 
 from compress.report.pages import html_page
-from compress.results.report import ContinuationRecord
 
 pytestmark = pytest.mark.browser
 
-HOSTILE = (
-    "</p></article><script>document.title = 'owned'</script>",
-    "<img src='x' onerror=\"document.title = 'owned'\"> &lt;b&gt; &amp; \"'></span>",
-    "one\n\n  two\ttabs\u202e reversed " + "unbroken" * 60,
-)
 CARDS = """
 return {
   cards: [...document.querySelectorAll("article.written")].map((card) => ({
@@ -25,9 +19,8 @@ return {
     prompt: card.querySelector(".prompt").textContent,
     texts: [...card.querySelectorAll(".text")].map((text) => text.textContent),
     colours: [...card.querySelectorAll(".text, .apart")].map((node) => getComputedStyle(node).color),
-    chips: [...card.querySelectorAll(".chip")].map((chip) => chip.textContent),
-    strangers: card.querySelectorAll("img, script, b").length })),
-  wide: document.documentElement.scrollWidth, title: document.title };
+    chips: [...card.querySelectorAll(".chip")].map((chip) => chip.textContent) })),
+  wide: document.documentElement.scrollWidth };
 """
 
 
@@ -59,20 +52,3 @@ def test_each_prompt_has_both_texts_beside_or_below_each_other(browser: Browser,
     assert plain == same and len({plain, baseline, final}) == 3
     assert layout["cards"][1]["colours"] == [plain, plain]
     assert [card["chips"] for card in layout["cards"]] == [[], [], ["repeats itself: 71%"]]
-
-
-@pytest.mark.parametrize("width", [1280, 420])
-def test_hostile_text_is_shown_and_does_nothing(browser: Browser, width: int) -> None:
-    written = [
-        ContinuationRecord(model=model, target="cpu", prompt=prompt, text=text, repeated=0.0)
-        for model in ("baseline", "final")
-        for prompt, text in zip(HOSTILE, HOSTILE[::-1] if model == "final" else HOSTILE, strict=True)
-    ]
-    layout = visited(browser, html_page(generation_report(continuations=tuple(written))), width)
-    assert "owned" not in layout["title"]
-    assert layout["wide"] <= width
-    assert [card["prompt"] for card in layout["cards"]] == list(HOSTILE)
-    assert [card["texts"] for card in layout["cards"]] == [
-        [text, HOSTILE[-1 - index]] for index, text in enumerate(HOSTILE)
-    ]
-    assert [card["strangers"] for card in layout["cards"]] == [0, 0, 0]

@@ -6,11 +6,9 @@ import math
 
 import pytest
 from generation_reports import LOSSES, TEXTS, generation_report, perplexity
-from narrow import shown
 from scipy import stats
 
 from compress.report.charts import cost_metrics
-from compress.report.console import console_table
 from compress.report.generated_outputs import continuation_pairs, equal_texts
 from compress.report.headline import headlines
 from compress.report.limits import paired_ratio_interval
@@ -88,14 +86,6 @@ def test_tokens_that_were_lost_stand_behind_their_text() -> None:
     assert 'capital of<span class="apart final"> France</span>' in page and "91.2% \u2192 3.1%" in page
     assert "| Paris is the capital of | France | 91.2% | 3.1% |" in text
     assert "What was lost" not in html_page(REPORT)
-
-
-def test_console_shows_perplexity_size_and_speed() -> None:
-    """In a terminal of the usual width, with no column cut off."""
-    text = shown(console_table(REPORT), 80)
-    for words in ("Perplexity", "Agreement", "Size", "Bits", "Tokens/s", "Speed-up", "78.0 MB", "4.46", "90.9"):
-        assert words in text, words
-    assert "\u2026" not in text
 
 
 def test_report_is_read_back_as_it_was() -> None:

@@ -14,27 +14,24 @@ from compress.report.plot import (
     LINE,
     SMALL,
     Box,
-    Frame,
     Plot,
     Scale,
     element,
     log_ticks,
     nice_ticks,
-    place_labels,
     scale_around,
     text,
 )
 from compress.report.rows import UNNAMED, group_by_module, module_of
 from compress.results.formatting import (
     format_bytes,
-    format_count,
     format_improvement,
     format_measurement,
     format_number,
     format_seconds,
     format_value,
 )
-from compress.results.metrics import describe_metric, length_range_of, main_metrics, other_metrics, quality_metric
+from compress.results.metrics import describe_metric, main_metrics, other_metrics, quality_metric
 from compress.results.report import LayerBytes, Measurement, Report
 
 
@@ -53,30 +50,6 @@ def test_three_significant_digits(value: float, text: str) -> None:
 )
 def test_bytes_in_decimal_units(value: float, text: str) -> None:
     assert format_bytes(value) == text
-
-
-def test_counts_in_thousands() -> None:
-    assert [format_count(value) for value in (5, 22_713_986, 7e9)] == ["5", "22.7 M", "7.00 B"]
-
-
-@pytest.mark.parametrize(
-    ("name", "unit", "title", "text", "change"),
-    [
-        ("time_to_first_token_ms", "ms", "Time to first token", "20.0 ms", "2.00x faster"),
-        ("time_per_output_token_ms", "ms", "Time per output token", "20.0 ms", "2.00x faster"),
-        ("tokens_per_second", "tokens/s", "Tokens per second", "20.0 tokens/s", "2.00x less"),
-        ("prefill_tokens_per_second", "tokens/s", "Prompt tokens per second", "20.0 tokens/s", "2.00x less"),
-        ("speedup_time_to_first_token", "x", "Speed-up to the first token", "20.0x", ""),
-        ("speedup_time_per_output_token", "x", "Speed-up per output token", "20.0x", ""),
-    ],
-)
-def test_generation_is_described_for_every_context(name: str, unit: str, title: str, text: str, change: str) -> None:
-    metric = describe_metric(f"{name}_context_512", unit)
-    assert (metric.name, metric.title) == (f"{name}_context_512", f"{title}, context 512")
-    assert format_value(metric, 20.0) == text
-    assert format_improvement(metric, 20.0, 40.0) == change
-    assert metric.better == ("lower" if unit == "ms" else "higher")
-    assert describe_metric(f"{name}s_context_512", unit).title != metric.title
 
 
 @pytest.mark.parametrize(
@@ -145,12 +118,6 @@ def test_the_quality_is_the_tasks_own_metric_before_agreement() -> None:
     assert quality_metric({"size_bytes": "bytes"}) is None
 
 
-def test_length_buckets_are_read_from_the_name() -> None:
-    assert length_range_of("latency_ms_length_9_16") == (9, 16)
-    assert length_range_of("latency_ms_batch_32") is None
-    assert describe_metric("latency_ms_length_9_16").title == "Latency, 9\u201316 tokens"
-
-
 @pytest.mark.parametrize(
     ("low", "high", "ticks"),
     [(0, 10, [0, 2, 4, 6, 8, 10]), (0.853, 0.895, [0.86, 0.87, 0.88, 0.89]), (-3, 3, [-2, 0, 2]), (5, 5, [5])],
@@ -184,15 +151,6 @@ def test_scales_hold_their_values_with_a_margin() -> None:
     assert around_five(5) == pytest.approx(50)
     single = scale_around([5.0], 0, 100, logarithmic=True)
     assert single(5) == pytest.approx(50)
-
-
-def test_an_axis_draws_each_tick_at_its_coordinate() -> None:
-    plot = Plot(Frame(300, 120, 100, 200, 10, 90), Scale(0, 10, 100, 200), Scale(0, 1, 90, 10))
-    plot.x_axis("Bytes", lambda value: f"{value:g}")
-    root = ElementTree.fromstring(plot.svg("made up"))
-    lines = [(line.get("x1"), line.get("y1"), line.get("y2")) for line in root.iter("line")][:-1]
-    assert lines == [(str(x), "10", "90") for x in (100, 120, 140, 160, 180, 200)]
-    assert [item.text for item in root.iter("text")] == ["0", "2", "4", "6", "8", "10", "Bytes"]
 
 
 def test_text_and_attributes_are_escaped() -> None:
@@ -268,16 +226,6 @@ def test_a_model_measured_twice_is_one_point(report: Report) -> None:
 def test_one_model_makes_no_chart() -> None:
     rows = (row("final", "accuracy", 0.8), row("final", "size_bytes", 5))
     assert trade_off(Report(recipe="r", measurements=rows), "cpu", QUALITY, SIZE) is None
-
-
-def test_labels_cover_neither_points_nor_one_another() -> None:
-    points = [(100.0 + 7 * i, 100.0 + 3 * (i % 3)) for i in range(6)]
-    bounds = Box(0, 0, 400, 300)
-    placed = place_labels(points, ["label " + "x" * i for i in range(6)], bounds)
-    boxes = [spot.box for spot in placed]
-    assert not any(a.overlap(b) for a, b in combinations(boxes, 2))
-    assert not any(box.left < x < box.right and box.top < y < box.bottom for box in boxes for x, y in points)
-    assert not any(box.outside(bounds) for box in boxes)
 
 
 def test_percentiles_interpolate() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from compress.report.run_folder import ModelAnswers, read_predictions, write_predictions
-from compress.utils.errors import InputError, StorageError
+from compress.utils.errors import InputError
 
 LABELS = ("bad", "good", "good")
 FIRST = ModelAnswers(("bad", "bad", "good"), np.array([0.75, 0.5, 1.0]), np.array([True, False, True]))
@@ -52,22 +51,3 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     (tmp_path / "predictions.parquet").write_bytes(b"PAR1 and not much more")
     with pytest.raises(InputError, match="cannot be read"):
         read_predictions(tmp_path, "final", "cpu")
-
-
-def test_a_folder_that_cannot_be_is_a_storage_error(tmp_path: Path) -> None:
-    (tmp_path / "gone").write_text("a file where the folder should be")
-    with pytest.raises(StorageError, match="cannot be written"):
-        write_predictions(LABELS, {("final", "cpu"): FIRST}, tmp_path / "gone", several=False)
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_predictions(LABELS, {("final", "cpu"): FIRST}, tmp_path, several=False)
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match="No space left"):
-        write_predictions(LABELS, {("final", "cpu"): SECOND}, tmp_path, several=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["predictions.parquet"]
-    assert read_predictions(tmp_path, "final", "cpu").answers.answers == list(FIRST.answers)

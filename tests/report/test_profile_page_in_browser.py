@@ -46,14 +46,3 @@ def test_everything_is_drawn_within_the_page(browser: Browser, width: int) -> No
     assert covered(layout["labels"], 0.0) == []
     assert len(set(layout["fills"])) == 2, "8-bit and float products have colours of their own"
     assert len(layout["roofs"]) == 4 and len(set(layout["roofs"])) >= 3
-
-
-def test_a_table_sorts_by_time(browser: Browser) -> None:
-    rising = outcome(browser)["rising"]
-    assert set(rising[:2]) == {"Gather", "Einsum"}
-    assert rising[2:] == ["DynamicQuantizeMatMul", "MatMul"]
-
-
-def test_it_follows_the_system_into_the_dark(browser: Browser) -> None:
-    dark = outcome(browser, dark=True)
-    assert dark["page"] == "rgb(15, 18, 23)"

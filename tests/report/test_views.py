@@ -6,9 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
-import pytest
-from generation_reports import generation_report
-from narrow import broken_words, shown
+from narrow import shown
 
 from compress.recipe.recipe import Limit
 from compress.report.console import closing_line, console_table
@@ -118,12 +116,6 @@ def test_a_run_that_could_run_nothing_says_so(report: Report) -> None:
     assert verdict(judged)[1] == "Nothing could be run: only sizes are known; of what files weigh, the limit is kept"
 
 
-def test_the_kind_of_processor_stands_with_the_run(report: Report) -> None:
-    with_class = report.model_copy(update={"environment": {**report.environment, "processor_class": "x86-avx2"}})
-    assert "took 5 min 12 s, on x86-avx2." in shown(console_table(with_class))
-    assert "on x86-avx2" in markdown_report(with_class).split("**")[0]
-
-
 def test_markdown_holds_every_model_with_its_figures(report: Report) -> None:
     parsed = tables(markdown_report(report))
     heads, _, *rows = parsed["Measured on cpu"]
@@ -181,14 +173,6 @@ def test_junit_survives_characters_that_xml_cannot_hold(report: Report) -> None:
     assert case.get("name") == "a\ufffd<b>& >= 1"
 
 
-def test_the_console_shows_models_limits_and_verdict(report: Report) -> None:
-    text = shown(console_table(report))
-    for words in ("baseline", "trim_vocabulary", "86.85%", "5.12 MB", "17.8x", "Skipped target gpu"):
-        assert words in text
-    assert "\u2717 latency_ms on cpu \u2264 0.2 ms: 0.231 ms" in text
-    assert "1 of 4 limits missed" in text
-
-
 def test_the_console_takes_names_as_text(build: Callable[..., Report]) -> None:
     assert "[red]x[/red] on cpu" in shown(console_table(build(recipe="[red]x[/red]")))
 
@@ -198,12 +182,6 @@ def test_an_empty_report_has_every_view() -> None:
     assert "The recipe sets no limits" in shown(console_table(empty))
     assert markdown_report(empty) == "# empty\n\n**The recipe sets no limits.**\n"
     assert ElementTree.fromstring(junit_report(empty)).get("tests") == "0"
-
-
-@pytest.mark.parametrize("width", [80, 100, 160])
-def test_no_word_is_broken_at_any_width(report: Report, width: int) -> None:
-    for shown_report in (report, generation_report()):
-        assert broken_words(console_table(shown_report), width) == []
 
 
 def test_a_narrow_terminal_has_the_columns_that_limits_name(build: Callable[..., Report]) -> None:

@@ -34,7 +34,7 @@ from compress.utils.torch_device import (
 
 def built(patch: pytest.MonkeyPatch, build: str, gpus: int = 0) -> None:
     """Let torch be of a ``build``, and find so many GPUs."""
-    patch.setattr(torch_device, "_torch_build", lambda: build)
+    patch.setattr(torch_device, "package_versions", lambda names: {"torch": build})
     patch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     patch.setattr(torch.cuda, "device_count", lambda: gpus)
 

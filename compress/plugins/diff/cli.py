@@ -73,12 +73,12 @@ def find_side(name: str, progress: Progress) -> Side:
     Raises:
         ModelError: No such model exists.
     """
-    from compress.cli.artifact import generating_artifact
+    from compress.cli.artifact import model_folder
     from compress.plugins.diff.models import Side
     from compress.report.run_folder import RECIPE, REPORT
     from compress.sources.resolve import find_model
 
-    path = generating_artifact(Path(name))
+    path = model_folder(Path(name)) or Path(name)
     model = path if path.exists() else find_model(name, progress)
     folders = (model, model.parent, model.parent.parent)
     run = next((folder for folder in folders if (folder / RECIPE).is_file() or (folder / REPORT).is_file()), None)

@@ -141,30 +141,26 @@ def write_baseline(report: Report, path: Path, origin: BaselineOrigin, model: st
         raise InputError("The baseline is a folder.", where=str(path), expected="a file such as baselines/my.json")
     rows = [row for row in report.measurements if row.model in (model, MACHINE)]
     packed = [Outcomes.of(row) for row in rows if _is_outcomes(row)]
+    noise = report.environment.get("noise")
+    noise_record = {}
+    if isinstance(noise, dict):
+        noise_record = {"noise": {name: noise[name] for name in ("verdict", "reasons") if name in noise}}
     reduced = report.model_copy(
         update={
             "measurements": tuple(_cut(row) for row in rows),
-            "environment": {**fingerprint(report.environment), **_noise(report.environment)},
+            "environment": {**fingerprint(report.environment), **noise_record},
             "bytes_by_layer": {},
-            "stages": (),
-            "integrity": (),
-            "limits": (),
-            "calibration": (),
-            "notes": (),
+            **dict.fromkeys(("stages", "integrity", "limits", "calibration", "notes"), ()),
         }
     )
     file = BaselineFile(origin=origin, outcomes=tuple(packed), report=json.loads(reduced.to_json()))
-    write_atomically(path, _lines(file))
-
-
-def _lines(file: BaselineFile) -> str:
-    """Return the file's JSON with one line for each row, so that a changed value is a changed line."""
+    # One line for each row, so that a changed value is a changed line.
     dumped = file.model_dump(mode="json")
-    report = dumped.pop("report")
-    fields = {name: value for name, value in report.items() if value or value == 0}
+    fields = {name: value for name, value in dumped.pop("report").items() if value or value == 0}
     parts = [f"  {json.dumps(name)}: {_block(value, '    ')}" for name, value in dumped.items()]
     report_lines = [f"    {json.dumps(name)}: {_block(value, '      ')}" for name, value in fields.items()]
-    return "{\n" + ",\n".join([*parts, '  "report": {\n' + ",\n".join(report_lines) + "\n  }"]) + "\n}\n"
+    report_text = '  "report": {\n' + ",\n".join(report_lines) + "\n  }"
+    write_atomically(path, "{\n" + ",\n".join([*parts, report_text]) + "\n}\n")
 
 
 def _block(value: object, indent: str) -> str:
@@ -187,13 +183,6 @@ def _cut(row: Measurement) -> Measurement:
         return row.model_copy(update={"raw": None})
     raw = tuple(float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else value for value in row.raw or ())
     return row.model_copy(update={"raw": raw})
-
-
-def _noise(environment: dict[str, Any]) -> dict[str, Any]:
-    noise = environment.get("noise")
-    if not isinstance(noise, dict):
-        return {}
-    return {"noise": {name: noise[name] for name in ("verdict", "reasons") if name in noise}}
 
 
 def _broken(path: Path, why: str) -> InputError:
@@ -227,15 +216,11 @@ def lowered_metrics(comparison: Comparison, policy: Policy) -> tuple[MetricChang
     For values that repeat exactly, such as bytes and accuracy, any loss counts, because small ones accumulate over
     updates. Times and memory count only if the verdict is *worse*.
     """
-    return tuple(
-        change for change in comparison.changes if policy.rule(change.metric) is not None and _asks_less(change)
-    )
-
-
-def _asks_less(change: MetricChange) -> bool:
-    metric = describe_metric(change.metric, change.unit)
-    if change.verdict == "worse":
-        return True
-    if not (metric.quality or change.metric == "size_bytes"):
-        return False
-    return change.effect < 0 if metric.better == "higher" else change.effect > 0
+    lowered = []
+    for change in comparison.changes:
+        metric = describe_metric(change.metric, change.unit)
+        loss = -change.effect if metric.better == "higher" else change.effect
+        repeats_exactly = metric.quality or change.metric == "size_bytes"
+        if policy.rule(change.metric) and (change.verdict == "worse" or (repeats_exactly and loss > 0)):
+            lowered.append(change)
+    return tuple(lowered)

@@ -80,12 +80,17 @@ def judge_comparison(comparison: Comparison, policy: Policy) -> GateResult:
         for missing in comparison.uncompared
         if (rule := policy.rule(missing.metric)) is not None
     ]
-    judged += _slices(comparison, policy)
+    for target in dict.fromkeys(change.change.target for change in comparison.slices):
+        parts = [change for change in comparison.slices if change.change.target == target]
+        covered = [change for change in parts if policy.slice_rule(change.change.metric)]
+        # A slice that is significantly worse comes before one that only looks worse.
+        worst = min(covered, key=lambda change: (change.change.verdict != "worse", change.change.effect), default=None)
+        if worst and (rule := policy.slice_rule(worst.change.metric)):
+            judged.append(_judge(rule, worst.change, policy, worst))
     judged += _idle(judged, policy)
-    order = {"failed": 0, "warned": 1, "passed": 2}
-    return GateResult(
-        comparison=comparison, judgements=tuple(sorted(judged, key=lambda judgement: order[judgement.status]))
-    )
+    order = ["failed", "warned", "passed"]
+    judged.sort(key=lambda judgement: order.index(judgement.status))
+    return GateResult(comparison=comparison, judgements=tuple(judged))
 
 
 def _judge(rule: Rule, change: MetricChange, policy: Policy, part: SliceChange | None) -> Judgement:
@@ -100,17 +105,6 @@ def _judge(rule: Rule, change: MetricChange, policy: Policy, part: SliceChange |
         change=change,
         reason=(change.note or "") if change.verdict == "can't tell" else "",
     )
-
-
-def _slices(comparison: Comparison, policy: Policy) -> Iterator[Judgement]:
-    for target in dict.fromkeys(change.change.target for change in comparison.slices):
-        parts = [change for change in comparison.slices if change.change.target == target]
-        covered = [change for change in parts if policy.slice_rule(change.change.metric)]
-        # A slice that is significantly worse comes before one that only looks worse.
-        worst = min(covered, key=lambda change: (change.change.verdict != "worse", change.change.effect), default=None)
-        rule = policy.slice_rule(worst.change.metric) if worst else None
-        if worst and rule:
-            yield _judge(rule, worst.change, policy, worst)
 
 
 def _idle(judged: list[Judgement], policy: Policy) -> Iterator[Judgement]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from compress.results.formatting import format_bytes, format_number
@@ -53,14 +52,32 @@ def machine_differences(baseline: dict[str, Any], candidate: dict[str, Any]) -> 
         for key, name in MACHINE.items()
         if key in baseline_parts and key in candidate_parts and _differ(key, baseline_parts[key], candidate_parts[key])
     ]
-    return MachineDifferences(tuple(unknown + machine), tuple(_software(baseline_parts, candidate_parts)))
+    software = [
+        f"{name}: {baseline[key]} and {candidate[key]}"
+        for key, name in SOFTWARE.items()
+        if key != "packages" and key in baseline and key in candidate and baseline[key] != candidate[key]
+    ]
+    packages = baseline.get("packages") or {}, candidate.get("packages") or {}
+    for package in sorted(packages[0].keys() | packages[1].keys()) if all(packages) else ():
+        versions = [side.get(package, "not installed") for side in packages]
+        if versions[0] != versions[1]:
+            software.append(f"{package}: {' and '.join(versions)}")
+    return MachineDifferences(tuple(unknown + machine), tuple(software))
 
 
 def fingerprint(environment: dict[str, Any]) -> dict[str, Any]:
     """Return the parts of a report's environment that identify machine and software."""
     parts = {key: environment[key] for key in (*MACHINE, *SOFTWARE) if key in environment}
-    provider = _provider(environment)
-    return parts if provider is None else {**parts, "provider": provider}
+    # The execution provider that the runtime used comes before the one of the target.
+    settings, target = environment.get("runtime_settings"), environment.get("target")
+    used = {
+        str(settings_of_model["provider"])
+        for settings_of_model in (settings.values() if isinstance(settings, dict) else ())
+        if isinstance(settings_of_model, dict) and "provider" in settings_of_model
+    }
+    requested = target.get("provider") if isinstance(target, dict) else environment.get("provider")
+    provider = ", ".join(sorted(used)) or requested
+    return parts if provider is None else {**parts, "provider": str(provider)}
 
 
 def machine_summary(environment: dict[str, Any]) -> str:
@@ -74,21 +91,6 @@ def machine_summary(environment: dict[str, Any]) -> str:
         str(environment.get("platform") or ""),
     ]
     return ", ".join(part for part in parts if part)
-
-
-def _provider(environment: dict[str, Any]) -> str | None:
-    """Return the execution provider that the runtime used, else the one of the target."""
-    settings = environment.get("runtime_settings")
-    providers = {
-        str(settings_of_model["provider"])
-        for settings_of_model in (settings.values() if isinstance(settings, dict) else ())
-        if isinstance(settings_of_model, dict) and "provider" in settings_of_model
-    }
-    if providers:
-        return ", ".join(sorted(providers))
-    target = environment.get("target")
-    requested = target.get("provider") if isinstance(target, dict) else environment.get("provider")
-    return None if requested is None else str(requested)
 
 
 def _differ(key: str, baseline: Any, candidate: Any) -> bool:
@@ -107,17 +109,3 @@ def _written(key: str, value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "none"
     return format_number(value) if isinstance(value, float) else str(value)
-
-
-def _software(baseline: dict[str, Any], candidate: dict[str, Any]) -> Iterator[str]:
-    for key, name in SOFTWARE.items():
-        if key == "packages" or key not in baseline or key not in candidate or baseline[key] == candidate[key]:
-            continue
-        yield f"{name}: {baseline[key]} and {candidate[key]}"
-    baseline_packages, candidate_packages = baseline.get("packages") or {}, candidate.get("packages") or {}
-    for package in (
-        sorted(baseline_packages.keys() | candidate_packages.keys()) if baseline_packages and candidate_packages else ()
-    ):
-        if baseline_packages.get(package) != candidate_packages.get(package):
-            versions = [packages.get(package, "not installed") for packages in (baseline_packages, candidate_packages)]
-            yield f"{package}: {' and '.join(versions)}"

@@ -86,9 +86,14 @@ def compare_reports(
             where=f"{names[0]} ({baseline_model_name}) and {names[1]} ({policy.model})",
             expected=f"rows on one target: {targets}",
         )
+    sides = zip((baseline, candidate), names, (baseline_model_name, policy.model), strict=True)
+    compared_models = [
+        ComparedModel(name=name, model=model, started=report.started, host=machine_summary(report.environment))
+        for report, name, model in sides
+    ]
     return Comparison(
-        baseline=_side(baseline, names[0], baseline_model_name),
-        candidate=_side(candidate, names[1], policy.model),
+        baseline=compared_models[0],
+        candidate=compared_models[1],
         how="from reports",
         changes=changes,
         uncompared=tuple(result for result in compared if isinstance(result, UncomparedMetric)),
@@ -98,10 +103,6 @@ def compare_reports(
         host_differences=ways.hosts.machine,
         notes=tuple(ways.notes(changes)),
     )
-
-
-def _side(report: Report, name: str, model: str) -> ComparedModel:
-    return ComparedModel(name=name, model=model, started=report.started, host=machine_summary(report.environment))
 
 
 @dataclass
@@ -128,41 +129,40 @@ class _Ways:
     def metrics(self) -> Iterator[tuple[str, str]]:
         """Yield (target, metric) of everything that either side has, without slices, which are compared separately."""
         sides = self.sides
-        rows = [row for row in sides.baseline.measurements if row.model == sides.baseline_model]
-        rows += [row for row in sides.candidate.measurements if row.model == sides.candidate_model]
+        baseline, candidate = sides.baseline, sides.candidate
+        # Metrics that compare with a run's own baseline, such as agreement, need the same baseline on both sides.
+        if self.one_session:
+            same_meaning = sides.baseline_model == self.policy.model
+        else:
+            same_meaning = (baseline.recipe, baseline.baseline) == (candidate.recipe, candidate.baseline)
+        rows = [row for row in baseline.measurements if row.model == sides.baseline_model]
+        rows += [row for row in candidate.measurements if row.model == sides.candidate_model]
         for target, metric in dict.fromkeys((row.target, row.metric) for row in rows):
             is_selected = not self.policy.targets or target in self.policy.targets
             is_slice = slice_of(metric) is not None and split_of(metric) is None
-            if is_selected and not is_slice and not (describe_metric(metric).relative and self._own_baselines()):
+            if is_selected and not is_slice and (same_meaning or not describe_metric(metric).relative):
                 yield target, metric
-
-    def _own_baselines(self) -> bool:
-        """Return whether metrics that compare with a run's own baseline, such as agreement, have different meanings."""
-        baseline, candidate = self.sides.baseline, self.sides.candidate
-        if self.one_session:
-            return self.sides.baseline_model != self.policy.model
-        return (baseline.recipe, baseline.baseline) != (candidate.recipe, candidate.baseline)
 
     def compare(self, metric: str, target: str) -> MetricChange | UncomparedMetric:
         """Return the change of one metric, or why there is none."""
         baseline, candidate = self.sides.rows(metric, target)
         if baseline is None or candidate is None:
-            return self._absent(metric, target, baseline is None)
+            side, report = ("candidate", self.sides.candidate) if baseline else ("baseline", self.sides.baseline)
+            skipped = next((skip.reason for skip in report.skipped if skip.target == target), None)
+            reason = f"the target was skipped: {skipped}" if skipped else f"the {side} was not measured for it"
+            lacks = side == "candidate" and skipped is None
+            return UncomparedMetric(metric=metric, target=target, reason=reason, candidate_lacks=lacks)
         for row, side in ((baseline, "baseline"), (candidate, "candidate")):
             if not _is_finite(row):
                 reason = f"the {side}'s {metric} is no finite number, or holds samples that are none"
-                return UncomparedMetric(
-                    metric=metric, target=target, reason=reason, candidate_lacks=side == "candidate"
-                )
-        described = describe_metric(metric, candidate.unit)
-        rule = self.policy.rule(metric)
-        pair = MeasurementPair(
-            baseline, candidate, rule.margin if rule else default_margin(described.style == "percent")
-        )
+                lacks = side == "candidate"
+                return UncomparedMetric(metric=metric, target=target, reason=reason, candidate_lacks=lacks)
+        described, rule = describe_metric(metric, candidate.unit), self.policy.rule(metric)
+        margin = rule.margin if rule else default_margin(described.style == "percent")
+        pair = MeasurementPair(baseline, candidate, margin)
         if not pair.is_share and baseline.value == 0 and candidate.value != 0:
-            return UncomparedMetric(
-                metric=metric, target=target, reason="the baseline is 0, so there is no ratio to it"
-            )
+            reason = "the baseline is 0, so there is no ratio to it"
+            return UncomparedMetric(metric=metric, target=target, reason=reason)
         by_kind = self.policy.time_confidence if _varies(described) else self.policy.quality_confidence
         return self._change(pair, described, (rule and rule.confidence) or by_kind)
 
@@ -193,18 +193,13 @@ class _Ways:
                 return effects.launch_change(pair, ratios, confidence)
             note = "interleaved in one session, compared by their medians"
             return effects.time_change(pair, confidence, 0.0, (), note)
-        if (baseline.value, baseline.low, baseline.high) == (
-            candidate.value,
-            candidate.low,
-            candidate.high,
-        ) and baseline.low is not None:
+        figures = [(row.value, row.low, row.high) for row in (baseline, candidate)]
+        if baseline.low is not None and figures[0] == figures[1]:
             self.reused = True
             return effects.exact_change(pair, _REUSED)
         references = self._references(pair, metric)
-        missing_reference = (
-            None if references else "no reference kernel on both sides: how fast the machine was is not known"
-        )
-        change = effects.time_change(pair, confidence, self.policy.session_spread, references, missing_reference)
+        unknown = None if references else "no reference kernel on both sides: how fast the machine was is not known"
+        change = effects.time_change(pair, confidence, self.policy.session_spread, references, unknown)
         noisy = [
             f"the {side}'s machine was too noisy ({reasons})"
             for side, report in (("baseline", self.sides.baseline), ("candidate", self.sides.candidate))
@@ -248,14 +243,6 @@ class _Ways:
             return change
         return effects.without_verdict(change, f"measured on different machines ({'; '.join(self.hosts.machine)})")
 
-    def _absent(self, metric: str, target: str, baseline_lacks: bool) -> UncomparedMetric:
-        side = "baseline" if baseline_lacks else "candidate"
-        report = self.sides.baseline if baseline_lacks else self.sides.candidate
-        skipped = next((skip.reason for skip in report.skipped if skip.target == target), None)
-        reason = f"the target was skipped: {skipped}" if skipped else f"the {side} was not measured for it"
-        lacks = not baseline_lacks and skipped is None
-        return UncomparedMetric(metric=metric, target=target, reason=reason, candidate_lacks=lacks)
-
     def slices(self, changes: tuple[MetricChange, ...]) -> Iterator[SliceChange]:
         """Yield the changes of each slice, wherever slices were compared."""
         for change in changes:
@@ -267,23 +254,27 @@ class _Ways:
 
     def find_flips(self, changes: tuple[MetricChange, ...]) -> tuple[Flip, ...]:
         """Return examples, or instructions, that only one side gets right, on the first target."""
-        target = next((change.target for change in changes if change.metric == _ACCURACY), None)
-        if target is None:
-            return find_answer_flips(self.sides, most=MOST_FLIPS)
-        return find_flips(self.sides, target, most=MOST_FLIPS)
+        for change in changes:
+            if change.metric == _ACCURACY:
+                return find_flips(self.sides, change.target, most=MOST_FLIPS)
+        return find_answer_flips(self.sides, most=MOST_FLIPS)
 
     def continuations(self) -> tuple[ContinuationChange, ...]:
         """Return the continuations of both models after the same prompts, on the first target that has any."""
-        reports, models = (self.sides.baseline, self.sides.candidate), (self.sides.baseline_model, self.policy.model)
-        for target in self.policy.targets or reports[1].targets:
+        sides = (self.sides.baseline, self.sides.baseline_model), (self.sides.candidate, self.policy.model)
+        for target in self.policy.targets or self.sides.candidate.targets:
             records = (
                 [record for record in report.continuations if (record.model, record.target) == (model, target)]
-                for report, model in zip(reports, models, strict=True)
+                for report, model in sides
             )
             if pairs := pair_by_prompt(*records):
-                texts = ((pair.prompt, pair.baseline.text, pair.final.text, pair.same, pair.parting) for pair in pairs)
-                names = ("prompt", "baseline", "candidate", "same", "parting")
-                return tuple(ContinuationChange(target=target, **dict(zip(names, text, strict=True))) for text in texts)
+                return tuple(
+                    ContinuationChange(
+                        target=target, prompt=pair.prompt, baseline=pair.baseline.text, candidate=pair.final.text,
+                        same=pair.same, parting=pair.parting,
+                    )
+                    for pair in pairs
+                )  # fmt: skip
         return ()
 
     def notes(self, changes: tuple[MetricChange, ...]) -> Iterator[str]:

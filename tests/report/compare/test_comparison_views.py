@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 from comparisons import accuracy, outcomes, report, row, time_row
-from narrow import broken_words, shown
+from narrow import shown
 
 from compress.recipe.policy import Policy
 from compress.report.compare.change import Comparison, Flip, MetricChange
@@ -88,15 +88,6 @@ def test_console_names_the_verdict(result: GateResult) -> None:
     assert "allowed 0.5 points worse; worse" in text
     assert "\x1b" not in text
     assert "Worse: accuracy; 1 same; 1 inconclusive." in shown(console_comparison(result.comparison), 200)
-
-
-@pytest.mark.parametrize("width", [80, 100, 160])
-def test_the_console_breaks_no_word(result: GateResult, width: int) -> None:
-    assert broken_words(console_gate(result), width) == []
-    assert broken_words(console_comparison(result.comparison), width) == []
-    narrow = shown(console_gate(result), 80)
-    for words in ("metric", "change", "allowed", "verdict", "-1.50 points", "inconclusive"):
-        assert words in narrow
 
 
 def test_markdown_puts_the_verdict_first_and_escapes(result: GateResult) -> None:

@@ -124,19 +124,6 @@ def test_every_problem_of_a_file_is_told_with_its_line(tmp_path: Path) -> None:
         assert words in text
 
 
-@pytest.mark.parametrize(
-    ("content", "words"), [("", "an empty file"), ("- 1", "a list of 1"), ("a: [", "invalid YAML")]
-)
-def test_a_file_that_is_none(tmp_path: Path, content: str, words: str) -> None:
-    path = tmp_path / "policy.yaml"
-    path.write_text(content)
-    with pytest.raises(InputError, match=words) as caught:
-        read_policy(path)
-    assert "recipe" not in caught.value.what
-    with pytest.raises(InputError, match="no such file"):
-        read_policy(tmp_path / "another.yaml")
-
-
 def test_a_recipe_holds_one(tmp_path: Path) -> None:
     gate = {"rules": [{"metric": "accuracy", "worse_by": "1 point"}], "cannot_tell": "fail"}
     path = tiny_run.write_recipe(tmp_path, gate=gate)

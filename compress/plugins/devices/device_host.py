@@ -169,7 +169,17 @@ class DeviceHost:
         bench = {"work": work, "plan": asdict(workload.plan), "conditions": asdict(conditions)}
         transcribes = any(len(find_graphs(path)) > 1 for path in workload.artifacts.values())
         packages = PACKAGES + TRANSCRIPTION_PACKAGES if transcribes else PACKAGES
-        return self._timed(self._measured(bench, files, packages, progress))
+        result = self._measured(bench, files, packages, progress)
+        if "error" in result:
+            raise error_from_reply(result["error"])
+        timings = result["timed"]
+        try:
+            record = TypeAdapter(TimingRecord).validate_python(timings["record"])
+        except ValidationError as error:
+            raise DeviceError(f"What {self.name!r} measured cannot be read: {error.errors()[0]}") from None
+        versions = {"compress": __version__, **timings["environment"]["packages"]}
+        environment = {**timings["environment"], "packages": versions, "device": self.name}
+        return TimingResult(record, timings["precision"], tuple(timings["cores"]), timings["load"], environment)
 
     def _measured(
         self, bench: dict[str, Any], files: Mapping[str, Path], packages: tuple[str, ...], progress: Progress
@@ -197,19 +207,6 @@ class DeviceHost:
             send_blobs(connection, session, [archive, *blobs.values()], pinned, progress)
             connection.request("order", session=session, order=order)
             return follow_session(connection, session, 2 * bench["conditions"]["launches"], progress)
-
-    def _timed(self, result: dict[str, Any]) -> TimingResult:
-        """Return the harness's result as timings. Raises the error that it reports."""
-        if "error" in result:
-            raise error_from_reply(result["error"])
-        timings = result["timed"]
-        try:
-            record = TypeAdapter(TimingRecord).validate_python(timings["record"])
-        except ValidationError as error:
-            raise DeviceError(f"What {self.name!r} measured cannot be read: {error.errors()[0]}") from None
-        packages = {"compress": __version__, **timings["environment"]["packages"]}
-        environment = {**timings["environment"], "packages": packages, "device": self.name}
-        return TimingResult(record, timings["precision"], tuple(timings["cores"]), timings["load"], environment)
 
 
 def find_devices(names: Sequence[str], inventory: Path | None, folders: Sequence[Path]) -> dict[str, DeviceHost]:

@@ -56,14 +56,10 @@ def main(session_folder: str) -> None:
         conditions = TimingConditions(**{**order["conditions"], "target": Target(**order["conditions"]["target"])})
         plan = (TextGenerationPlan if "contexts" in order["plan"] else CallPlan)(**order["plan"])
         # Paths within the session's folder.
-        workload = Workload(
-            **{
-                kind: {name: folder / FILES / path for name, path in paths.items()}
-                for kind, paths in order["work"].items()
-            },
-            plan=plan,
-        )
-        reply: dict[str, Any] = {"timed": asdict(LOCAL_HOST.time(workload, conditions, LineProgress(folder)))}
+        work = order["work"].items()
+        files = {kind: {name: folder / FILES / path for name, path in paths.items()} for kind, paths in work}
+        timed = LOCAL_HOST.time(Workload(**files, plan=plan), conditions, LineProgress(folder))
+        reply: dict[str, Any] = {"timed": asdict(timed)}
     except CompressError as error:
         reply = error_reply(error)
     write_json(folder / RESULT, reply)

@@ -152,14 +152,9 @@ class RayWorkers:
     def _ready_items(self, dag_jobs: Sequence[DagJob]) -> list[WorkItem]:
         """Return the work that can begin, the most urgent first. Stages whose outputs are cached are left out."""
         while True:
-            items = {
-                id(item): item
-                for dag_job in dag_jobs
-                if not dag_job.failure
-                for item in dag_job.all_items
-                if item.is_ready
-            }
-            ready = [item for item in items.values() if not item.is_timing or self._has_timing_worker()]
+            items = (item for dag_job in dag_jobs if not dag_job.failure for item in dag_job.all_items)
+            items_once = dict.fromkeys(item for item in items if item.is_ready)
+            ready = [item for item in items_once if not item.is_timing or self._has_timing_worker()]
             for item in ready:
                 self._look_up(item)
             # A cached output makes the stages after it ready, so look again until nothing changes.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import socket
 import subprocess
@@ -16,11 +15,13 @@ import psutil
 import pytest
 from loopback_sshd import Server
 
+from compress.plugins.devices.agent import RefusedError
+from compress.plugins.devices.bootstrap import path_inside
 from compress.plugins.devices.connection import Connection, printable
 from compress.plugins.devices.device_host import Blob, send_blobs
 from compress.plugins.devices.inventory import choose_devices, find_inventory, read_inventory
 from compress.plugins.devices.session import bootstrap_program, follow_session, open_session
-from compress.utils.errors import DeviceError, InputError
+from compress.utils.errors import CompressError, DeviceError, InputError
 from compress.utils.progress import SilentProgress
 
 
@@ -41,14 +42,17 @@ def test_the_agent_answers_from_a_cache_that_is_not_there_yet(server: Server, tm
     assert list(tmp_path.iterdir()) == [], "asking leaves nothing behind"
 
 
-def test_another_host_key_is_refused_and_both_are_told(server: Server, tmp_path: Path) -> None:
-    kind, key = (server.folder / "other.pub").read_text().split()[:2]
-    with (
-        pytest.raises(InputError, match="another host key") as caught,
-        server.connect(server.device(tmp_path, host_key=f"{kind} {key}")),
-    ):
+def refused(server: Server, error: type[CompressError], says: str, **changed: object) -> str:
+    """The message with which a device is refused at once."""
+    device = server.device(Path("unused"), **changed)
+    with pytest.raises(error, match=says) as caught, server.connect(device):
         pass
-    message = str(caught.value)
+    return str(caught.value)
+
+
+def test_another_host_key_is_refused_and_both_are_told(server: Server) -> None:
+    kind, key = (server.folder / "other.pub").read_text().split()[:2]
+    message = refused(server, InputError, "another host key", host_key=f"{kind} {key}")
     assert fingerprint(server.folder / "other.pub") in message
     assert f"it showed ssh-ed25519 {fingerprint(server.folder / 'host.pub')}" in message
     assert f"ssh-keyscan -p {server.port} 127.0.0.1" in message
@@ -57,50 +61,30 @@ def test_another_host_key_is_refused_and_both_are_told(server: Server, tmp_path:
 def test_a_host_key_of_a_kind_that_the_device_lacks_is_refused(server: Server, tmp_path: Path) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-N", "", "-f", str(tmp_path / "key")], check=True)
     kind, key = (tmp_path / "key.pub").read_text().split()[:2]
-    device = server.device(tmp_path, host_key=f"{kind} {key}")
-    with pytest.raises(InputError, match="another host key"), server.connect(device):
-        pass
+    refused(server, InputError, "another host key", host_key=f"{kind} {key}")
 
 
-def test_a_key_that_the_device_does_not_know_is_told_with_the_way_to_bring_it_there(
-    server: Server, tmp_path: Path
-) -> None:
-    with (
-        pytest.raises(DeviceError, match="does not let") as caught,
-        server.connect(server.device(tmp_path, key="other")),
-    ):
-        pass
-    assert f"ssh-copy-id -i other -p {server.port}" in str(caught.value)
+def test_a_key_that_the_device_does_not_know_is_told_with_the_way_to_bring_it_there(server: Server) -> None:
+    assert f"ssh-copy-id -i other -p {server.port}" in refused(server, DeviceError, "does not let", key="other")
 
 
 def test_a_private_key_must_be_there_be_private_and_have_no_passphrase(server: Server, tmp_path: Path) -> None:
     key = tmp_path / "key"
-    with pytest.raises(InputError, match="cannot be read"), server.connect(server.device(tmp_path, key=str(key))):
-        pass
+    refused(server, InputError, "cannot be read", key=str(key))
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", str(key)], check=True)
-    with pytest.raises(InputError, match="cannot be used"), server.connect(server.device(tmp_path, key=str(key))):
-        pass
+    refused(server, InputError, "cannot be used", key=str(key))
     key.chmod(0o644)
-    with pytest.raises(InputError, match="read by others"), server.connect(server.device(tmp_path, key=str(key))):
-        pass
+    refused(server, InputError, "read by others", key=str(key))
 
 
-def test_a_device_that_is_not_there_is_told_at_once(server: Server, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with pytest.raises(DeviceError, match="cannot be reached"), server.connect(server.device(tmp_path, port=port)):
-        pass
-
-
-def test_a_device_that_accepts_and_says_nothing_is_given_up(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_device_that_is_not_there_or_accepts_and_says_nothing_is_given_up(
+    server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("compress.plugins.devices.connection._CONNECT_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as mute:
-        device = server.device(tmp_path, port=mute.getsockname()[1])
-        with pytest.raises(DeviceError, match="cannot be reached"), server.connect(device):
-            pass
+        port = mute.getsockname()[1]
+        refused(server, DeviceError, "cannot be reached", port=port)
+    refused(server, DeviceError, "cannot be reached", port=port)
 
 
 @pytest.mark.parametrize("is_old", [False, True])
@@ -134,59 +118,21 @@ def cut_when(server: Server, asked: Path) -> None:
     assert server.drop_connections() >= 1
 
 
-@pytest.mark.parametrize(
-    ("hangs", "message"), [(False, "went away"), (True, "went away: no answer within")], ids=["closed", "hangs"]
-)
-def test_a_device_that_goes_away_is_given_up(server: Server, tmp_path: Path, hangs: bool, message: str) -> None:
-    with contextlib.closing(Relay(server.port)) as relay:
-        device = server.device(tmp_path, port=relay.port)
-        with server.connect(device, patience_seconds=1.0) as connection:
-            connection.request("probe", blobs=[], requirements=[])
-            if hangs:
-                relay.hangs = True
-            else:
-                relay.close()
-            with pytest.raises(DeviceError, match=message):
-                connection.request("probe", **({"timeout": 0.5} if hangs else {}), blobs=[], requirements=[])
+@pytest.mark.parametrize("hangs", [False, True], ids=["closed", "hangs"])
+def test_a_device_that_goes_away_is_given_up(server: Server, tmp_path: Path, hangs: bool) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexec sleep 5\n")
+    python.chmod(0o755)
+    with server.connect(server.device(tmp_path), patience_seconds=1.0) as connection:
+        connection.request("probe", blobs=[], requirements=[])
+        # Nobody listens at port 1.
+        connection.device = server.device(tmp_path, **({"python": str(python)} if hangs else {"port": 1}))
+        with pytest.raises(DeviceError, match="went away: no answer within" if hangs else "went away"):
+            connection.request("probe", timeout=0.5, blobs=[], requirements=[])
 
 
 def test_what_a_device_says_does_nothing_to_the_terminal() -> None:
     assert printable("Ünable\x1b[2J\rto\nwrite\x07") == "Ünable?[2J?to\nwrite?"
-
-
-class Relay:
-    """A port that passes connections on, until it hangs or is closed."""
-
-    def __init__(self, port: int) -> None:
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listening.getsockname()[1]
-        self._ends: list[socket.socket] = []
-        self.hangs = False
-        threading.Thread(target=self._serve, args=(port,), daemon=True).start()
-
-    def _serve(self, port: int) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._listening.accept()
-                far = socket.create_connection(("127.0.0.1", port))
-                self._ends += [near, far]
-                for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=self._pass, args=(source, sink), daemon=True).start()
-
-    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
-        try:
-            while data := source.recv(1 << 16):
-                if not self.hangs:
-                    sink.sendall(data)
-        except OSError:
-            pass
-
-    def close(self) -> None:
-        """Cut it, and answer no more."""
-        for end in (self._listening, *self._ends):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
 
 
 SCRIPT = """
@@ -232,16 +178,13 @@ def archive(tmp_path: Path) -> Blob:
     return Blob.from_file(tmp_path / "code.zip")
 
 
-def order(archive: Blob, files: dict[str, str], **changed: Any) -> dict[str, Any]:
-    return {"code": archive.digest, "files": files, "requirements": [], "imports": [], "bench": {}, **changed}
-
-
 def result(connection: Connection, archive: Blob, files: dict[str, Path], progress: Any, **changed: Any) -> Any:
     blobs = {path: Blob.from_file(file) for path, file in files.items()}
+    order = {"code": archive.digest, "files": {path: blob.digest for path, blob in blobs.items()}, "requirements": [],
+             "imports": [], "bench": {}, **changed}  # fmt: skip
     with open_session(connection) as session:
         send_blobs(connection, session, [archive, *blobs.values()], [], SilentProgress())
-        asked = order(archive, {path: blob.digest for path, blob in blobs.items()}, **changed)
-        connection.request("order", session=session, order=asked)
+        connection.request("order", session=session, order=order)
         return follow_session(connection, session, 4, progress)
 
 
@@ -307,13 +250,12 @@ def test_a_session_that_nobody_follows_ends_and_removes_itself(
         connection.request("touch", session="a" * 32)
 
 
-@pytest.mark.parametrize("path", ["/tmp/a", "sub/../../a"])
-def test_a_path_that_leads_out_of_the_session_is_refused(
-    connection: Connection, archive: Blob, tmp_path: Path, path: str
-) -> None:
+def test_a_path_that_leads_out_of_the_session_is_refused(connection: Connection, archive: Blob, tmp_path: Path) -> None:
     (tmp_path / "a").write_text("content")
     with pytest.raises(DeviceError, match="leads out of the session's folder"):
-        result(connection, archive, {path: tmp_path / "a"}, SilentProgress())
+        result(connection, archive, {"sub/../../a": tmp_path / "a"}, SilentProgress())
+    with pytest.raises(RefusedError, match="leads out of the session's folder"):
+        path_inside(tmp_path, "/tmp/a")
 
 
 def test_packages_that_cannot_be_had_are_told_and_leave_no_half_environment(
@@ -326,10 +268,10 @@ def test_packages_that_cannot_be_had_are_told_and_leave_no_half_environment(
     assert list((tmp_path / "cache" / "venvs").iterdir()) == []
 
 
-@pytest.mark.parametrize("field", [{"session": "../x"}, {"session": "a" * 31}])
-def test_names_from_outside_are_checked_there_too(connection: Connection, field: dict[str, str]) -> None:
-    with pytest.raises(DeviceError, match="is no session"):
-        connection.request("end", **field)
+def test_names_from_outside_are_checked_there_too(connection: Connection) -> None:
+    for session in ("../x", "a" * 31):
+        with pytest.raises(DeviceError, match="is no session"):
+            connection.request("end", session=session)
     with pytest.raises(DeviceError, match="is no SHA-256 digest"):
         connection.request("receive", blob="../../x", offset=0, size=0)
 
@@ -367,12 +309,9 @@ def refusal(folder: Path, text: str) -> str:
 def test_devices_are_read_with_their_defaults(tmp_path: Path) -> None:
     inventory = read_inventory(written(tmp_path, GOOD))
     assert list(inventory) == ["pi", "bench-2"]
-    assert (inventory["pi"].port, inventory["pi"].python, inventory["pi"].cache) == (
-        22,
-        "python3",
-        ".cache/compress-device",
-    )
-    assert (inventory["bench-2"].port, inventory["bench-2"].cache) == (2222, "/var/tmp/compress")
+    pi, bench = inventory.values()
+    assert (pi.port, pi.python, pi.cache) == (22, "python3", ".cache/compress-device")
+    assert (bench.port, bench.cache) == (2222, "/var/tmp/compress")
 
 
 def test_every_problem_is_told_with_its_line_and_the_nearest_name(tmp_path: Path) -> None:

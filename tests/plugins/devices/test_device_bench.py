@@ -69,9 +69,8 @@ def test_a_bench_on_a_device_brings_its_raw_samples_back(server: Server, device:
     examples = dict.fromkeys(("baseline", "final"), make_examples(60))
     progress = Dropping(server)
 
-    result = measure_side_by_side(
-        {"baseline": heavy, "final": light}, examples, TARGETS["cpu"], QUICK, "baseline", progress, seed=1, host=host
-    )
+    models = {"baseline": heavy, "final": light}
+    result = measure_side_by_side(models, examples, TARGETS["cpu"], QUICK, "baseline", progress, seed=1, host=host)
 
     assert any("connecting again" in note for note in progress.notes), "the connection was cut while pip worked"
     assert {row.target for row in result.measurements} == {"cpu@loop"}
@@ -186,9 +185,8 @@ def test_devices_measure_at_once_and_one_that_fails_keeps_no_other_from_its_resu
     with pytest.raises(DeviceError, match="'one' went away"):
         show_outcome(benched, json_=True)
     answer = json.loads(capsys.readouterr().out)
-    assert answer["devices"] == {
-        "two": {"measurements": [], "notes": ["noise of cpu@two"], "environment": {"device": "cpu@two"}}
-    }
+    two = {"measurements": [], "notes": ["noise of cpu@two"], "environment": {"device": "cpu@two"}}
+    assert answer["devices"] == {"two": two}
     assert answer["failed"] == {"one": "The device 'one' went away."}
 
 
@@ -217,16 +215,12 @@ def arm_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serv
 @pytest.mark.slow
 def test_an_emulated_board_and_this_machine_are_benched_at_once(arm_server: Server, tmp_path: Path) -> None:
     model = write_classifier(tmp_path / "model", width=64, layers=4)
-    devices = {
-        "here": arm_server.device(tmp_path / "here"),
-        "board": arm_server.device(tmp_path / "there", python=str(PYTHON)),
-    }
+    board = arm_server.device(tmp_path / "there", python=str(PYTHON))
+    devices = {"here": arm_server.device(tmp_path / "here"), "board": board}
 
     def measure(place: BenchmarkHost, progress: Progress) -> BenchmarkResult:
-        examples = {"final": make_examples(20)}
-        return measure_side_by_side(
-            {"final": model}, examples, TARGETS["cpu"], EMULATED_QUICK, "final", progress, seed=0, host=place
-        )
+        settings, examples = (TARGETS["cpu"], EMULATED_QUICK), {"final": make_examples(20)}
+        return measure_side_by_side({"final": model}, examples, *settings, "final", progress, seed=0, host=place)
 
     hosts = {name: DeviceHost(name, device, arm_server.folder) for name, device in devices.items()}
     benched = bench_on_hosts(hosts, measure)

@@ -95,13 +95,9 @@ class FakeRay(ModuleType):
         return True
 
     def nodes(self) -> list[dict[str, Any]]:
+        resources = {name: {"CPU": float(one.processors), **one.resources} for name, one in self.machines.items()}
         return [
-            {
-                "NodeID": name,
-                "Alive": machine.alive,
-                "Resources": {"CPU": float(machine.processors), **machine.resources},
-            }
-            for name, machine in self.machines.items()
+            {"NodeID": name, "Alive": self.machines[name].alive, "Resources": resources[name]} for name in resources
         ]
 
     def put(self, value: Any) -> Ref:
@@ -122,9 +118,8 @@ class FakeRay(ModuleType):
         ref = Ref(node, lambda: function(pickle.loads(travelled), *arguments))
         if function.__name__ == "execute":
             node.ran.append(first.label or "look")
-            assert sum(pending.node is node for pending in self.pending) < max(node.processors, 1), (
-                "more than it has room for"
-            )
+            busy = sum(pending.node is node for pending in self.pending)
+            assert busy < max(node.processors, 1), "more than it has room for"
             self.pending.append(ref)
         return ref
 
@@ -154,10 +149,8 @@ class FakeRay(ModuleType):
             ref.value = RayError("the worker died")
             return
         with ref.node.entered():
-            result = ref.call()
-        ref.value = (
-            replace(result, **ref.node.told) if isinstance(result, MachineInfo) else pickle.loads(pickle.dumps(result))
-        )
+            result = pickle.loads(pickle.dumps(ref.call()))
+        ref.value = replace(result, **ref.node.told) if isinstance(result, MachineInfo) else result
 
     def cancel(self, ref: Ref, force: bool) -> None:
         ref.done, ref.value = True, RayError("cancelled")

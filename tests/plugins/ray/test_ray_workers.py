@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -87,14 +87,9 @@ def here(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[JobResult
 
 def told(results: Sequence[JobResult]) -> list[Any]:
     """The parts of results that do not depend on the clock."""
-    return [
-        (
-            result.evaluation,
-            [(stage.name, stage.key, stage.cached) for stage in result.stages],
-            result.error and result.error.what,
-        )
-        for result in results
-    ]
+    stages = ([(stage.name, stage.key, stage.cached) for stage in result.stages] for result in results)
+    errors = (result.error and result.error.what for result in results)
+    return list(zip((result.evaluation for result in results), stages, errors, strict=True))
 
 
 class Acted:
@@ -128,9 +123,8 @@ def test_whichever_ends_first_arrivals_are_those_of_one_process(
     assert told(results) == told(here)
     assert cast.a.ran and cast.b.ran
     # Each of the shared beginnings was made once, and everything that was made is here.
-    assert {entry.name for entry in cast.context.artifacts.joinpath("cache").iterdir() if len(entry.name) == 64} == {
-        stage.key for result in here for stage in result.stages
-    }
+    entries = {entry.name for entry in (cast.context.artifacts / "cache").iterdir() if len(entry.name) == 64}
+    assert entries == {stage.key for result in here for stage in result.stages}
 
 
 def test_what_travels_is_what_a_machine_lacks_and_what_is_damaged(base: Path, acted: Callable[..., Acted]) -> None:
@@ -170,8 +164,8 @@ def test_a_worker_that_dies_is_named_and_its_work_done_elsewhere(
 def test_what_ends_three_workers_fails_alone(base: Path, acted: Callable[..., Acted]) -> None:
     cast = acted()
     cast.a.deaths = cast.b.deaths = 2
-    bad, good = cast.workers().run_all([Job(recipe(base, 0.5)), Job(recipe(base, 0.25), evaluate=Sum())])
-    errors = [outcome.error.what for outcome in (bad, good) if outcome.error]
+    results = cast.workers().run_all([Job(recipe(base, 0.5)), Job(recipe(base, 0.25), evaluate=Sum())])
+    errors = [result.error.what for result in results if result.error]
     assert len(errors) <= 1
     assert all("3 workers were lost" in what for what in errors)
 
@@ -229,10 +223,7 @@ def test_times_are_taken_one_at_a_time_where_nothing_else_runs(
     beside: list[int] = []
 
     def alone(runner: StageRunner) -> int:
-        where = target if elsewhere else None
-        beside.append(
-            sum(pending.node is where if elsewhere else pending.node is not target for pending in cast.ray.pending)
-        )
+        beside.append(sum((pending.node is target) == elsewhere for pending in cast.ray.pending))
         return len(beside)
 
     monkeypatch.setattr(sys.modules[__name__], "alone", alone, raising=False)
@@ -262,8 +253,8 @@ def test_who_has_nothing_to_do_begins_with_what_will_be_asked_for(
 def test_a_journey_broken_off_leaves_nothing_running(base: Path, acted: Callable[..., Acted]) -> None:
     cast = acted()
     workers = cast.workers()
-    is_running: Iterator[JobResult] = workers.run_all(jobs(base))
-    next(is_running)
+    results = workers.run_all(jobs(base))
+    next(results)
     workers.close()
     assert not cast.ray.pending
 
@@ -323,23 +314,14 @@ def test_a_baseline_is_judged_once_and_its_answers_travel(
     assert [result.evaluation for result in results] == [True] * 4
     assert look.times.read_text().splitlines() == ["judged"]
     assert Cache(cast.context.artifacts / "cache").find("judged") is not None
-    assert [
-        result.evaluation
-        for result in InProcessWorkers(JobContext(base, tmp_path / "one", tiny_run.Notes())).run_all(asked[:2])
-    ] == [
-        False,
-        True,
-    ]
+    one = InProcessWorkers(JobContext(base, tmp_path / "one", tiny_run.Notes()))
+    assert [result.evaluation for result in one.run_all(asked[:2])] == [False, True]
 
 
 def test_stages_come_before_looks_that_may_wait(base: Path, acted: Callable[..., Acted], tmp_path: Path) -> None:
-    look = Judged(tmp_path / "times")
-    cast = acted()
-    list(
-        cast.workers().run_all(
-            [Job(recipe(base, by), evaluate=look, evaluate_baseline=look, seconds=1) for by in (1, 2)]
-        )
-    )
+    look, cast = Judged(tmp_path / "times"), acted()
+    asked = [Job(recipe(base, by), evaluate=look, evaluate_baseline=look, seconds=1) for by in (1, 2)]
+    list(cast.workers().run_all(asked))
     assert [cast.a.ran[0], cast.b.ran[0]] == ["nudge", "nudge"]
 
 
@@ -382,8 +364,7 @@ def test_a_suites_stages_are_made_by_the_workers_before_the_night_measures_them(
     entries = [SuiteEntry(recipe=f"{name}.yaml") for name in ("one", "two", "none")]
     cast = acted()
     prefetch_stages(entries, base, tmp_path / "driver", "ray", 60, cast.notes)
-    forecasts = [
-        CachedStages(tiny_run.load(base / f"{name}.yaml"), base, tmp_path / "driver") for name in ("one", "two")
-    ]
-    assert [[forecast(label) for label in forecast.recipe.labels()] for forecast in forecasts] == [[True, True], [True]]
+    for name in ("one", "two"):
+        is_cached = CachedStages(tiny_run.load(base / f"{name}.yaml"), base, tmp_path / "driver")
+        assert all(map(is_cached, is_cached.recipe.labels()))
     assert "one: 2 stages run by the workers" in cast.said

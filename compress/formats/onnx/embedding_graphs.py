@@ -56,44 +56,30 @@ def add_sentence_embedding(model: onnx.ModelProto, modules: SentenceModules) -> 
             hint="leave sentence_embedding: false; sentence-transformers pools what the graph gives",
         )
     tail = _Tail(model.graph)
-    # Write the selection of the first token, for texts that are padded at the end.
-    value = (
-        _mean(tail)
-        if modules.modes == ("mean",)
-        else tail.node("Gather", LAST_HIDDEN_STATE, tail.constant(0, np.int64), axis=1)
-    )
+    if modules.modes == ("mean",):
+        # The sum over the tokens that the mask selects is the product of the mask, as a row, and the hidden states.
+        mask = tail.node("Cast", _MASK, to=onnx.TensorProto.FLOAT)
+        row = tail.node("Unsqueeze", mask, tail.constant([1], np.int64))
+        total = tail.node("Squeeze", tail.node("MatMul", row, LAST_HIDDEN_STATE), tail.constant([1], np.int64))
+        count = tail.node("ReduceSum", mask, tail.constant([1], np.int64), keepdims=1)
+        value = tail.node("Div", total, tail.node("Max", count, tail.constant(1)))
+    else:
+        # The first token, for texts that are padded at the end.
+        value = tail.node("Gather", LAST_HIDDEN_STATE, tail.constant(0, np.int64), axis=1)
     for step in modules.steps:
-        value = _dense(tail, value, step) if isinstance(step, Dense) else _normalized(tail, value)
+        if isinstance(step, Dense):
+            value = tail.node("MatMul", value, tail.constant(step.weight.T))
+            value = value if step.bias is None else tail.node("Add", value, tail.constant(step.bias))
+            value = tail.node("Tanh", value) if step.activation else value
+        else:
+            squares = tail.node("ReduceSum", tail.node("Mul", value, value), tail.constant([1], np.int64), keepdims=1)
+            # The Euclidean norm is bounded below as in torch, so that zero vectors stay zero.
+            length = tail.node("Max", tail.node("Sqrt", squares), tail.constant(_SHORTEST))
+            value = tail.node("Div", value, length)
     # The last node's output becomes the graph's second output.
     model.graph.node[-1].output[0] = SENTENCE_EMBEDDING
     shape = [model.graph.output[0].type.tensor_type.shape.dim[0].dim_param or None, modules.dimensions]
     model.graph.output.append(helper.make_tensor_value_info(SENTENCE_EMBEDDING, onnx.TensorProto.FLOAT, shape))
-
-
-def _mean(tail: _Tail) -> str:
-    """Write the mean over the tokens that the mask selects."""
-    mask = tail.node("Cast", _MASK, to=onnx.TensorProto.FLOAT)
-    # The sum is the product of the mask, as a row, and the hidden states.
-    row = tail.node("Unsqueeze", mask, tail.constant([1], np.int64))
-    total = tail.node("Squeeze", tail.node("MatMul", row, LAST_HIDDEN_STATE), tail.constant([1], np.int64))
-    count = tail.node("ReduceSum", mask, tail.constant([1], np.int64), keepdims=1)
-    return tail.node("Div", total, tail.node("Max", count, tail.constant(1)))
-
-
-def _dense(tail: _Tail, value: str, step: Dense) -> str:
-    """Write a dense layer."""
-    value = tail.node("MatMul", value, tail.constant(step.weight.T))
-    if step.bias is not None:
-        value = tail.node("Add", value, tail.constant(step.bias))
-    return tail.node("Tanh", value) if step.activation else value
-
-
-def _normalized(tail: _Tail, value: str) -> str:
-    """Write the division by the Euclidean norm."""
-    squares = tail.node("ReduceSum", tail.node("Mul", value, value), tail.constant([1], np.int64), keepdims=1)
-    # The norm is bounded below as in torch, so that zero vectors stay zero.
-    length = tail.node("Max", tail.node("Sqrt", squares), tail.constant(_SHORTEST))
-    return tail.node("Div", value, length)
 
 
 def split_towers(graph: onnx.ModelProto) -> Mapping[str, onnx.ModelProto]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -87,18 +87,14 @@ def export_onnx(
     # Attention is only replaced if the model gives the same answers with the operator's definition.
     attention_check = check_attention(model.module, examples) if attention else AttentionCheck(refused="left out")
     program = _trace(model, examples, opset, hooks=attention and attention_check.refused is None)
-    _drop_inner_outputs(program)
-    _record_shapes(program)
-    # Keep only the outputs that are answers or that clients read beside them, in place.
+    # No client reads outputs of a model's parts, such as `text_model_output.last_hidden_state`.
     outputs, answers = program.graph.outputs, examples.outputs
-    kept_outputs = [output for output in outputs if output.name in (*answers, *examples.extra_outputs)]
-    if (
-        len(answers) > 1
-        and len(kept_outputs) < len(outputs)
-        and {output.name for output in kept_outputs} >= set(answers)
-    ):
-        outputs[:] = kept_outputs
-        RemoveUnusedNodesPass()(program)
+    _keep_outputs(program, [output for output in outputs if not _INNER.match(output.name or "")])
+    _record_shapes(program)
+    # Several answers are kept with those outputs that clients read beside them.
+    named_outputs = [output for output in outputs if output.name in (*answers, *examples.extra_outputs)]
+    if len(answers) > 1 and {output.name for output in named_outputs} >= set(answers):
+        _keep_outputs(program, named_outputs)
     # The batch axis of an input may have another name than `batch_size`, for several images of a text.
     axes = {name: dict(enumerate((axis, *_AXES[1:]))) for name, axis in examples.batches.items()}
     return _finished(program, axes, fusions, attention, attention_check, leave_out)
@@ -155,22 +151,31 @@ def _finished(
     leave_out: Collection[str],
 ) -> ExportedGraph:
     """Apply the runtime's fusions to a traced graph and name its dynamic axes."""
-    rewrites, unfused = {}, ""
+    rewrites, unfused = dict[str, int](), ""
     if fusions:
-        attention_count, unfused = _fuse(program, attention, attention_check)
-        rewrites = {ATTENTION: attention_count} if attention else {}
+        from transformers.exporters.onnxruntime_fusions import fuse_for_onnxruntime
+
+        # Attention is searched before the generic fusions, which would hide its softmax.
+        if attention:
+            expand_einsum(program)
+            find_attention(program)
+        fuse_for_onnxruntime(program, "cpu")
+        unfold_batch_transposes(program)
+        if attention:
+            rewrites[ATTENTION] = lower_attention(program)
+            if left := count_unfused(program):
+                reasons = "; ".join(attention_check.unfused) or "no operator has this form"
+                unfused = f"attention unfused in {left} places: {reasons}"
         rewrites |= optimize_graph(program, leave_out)
     # Names are written last, because fusions create values with the symbols of the trace.
     # Tracing gives dynamic axes numbered symbols such as ``s43``; clients expect names.
     graph, texts = program.graph, dict(enumerate(_AXES))
-    symbols = {
-        str(value.shape[axis_index]): name
-        for value in graph.inputs
-        for axis_index, name in axes.get(str(value.name), texts).items()
-        if value.shape is not None
-        and axis_index < len(value.shape)
-        and isinstance(value.shape[axis_index], ir.SymbolicDim)
-    }
+    symbols = {}
+    for value in graph.inputs:
+        sizes = list(value.shape or ())
+        for axis_index, name in axes.get(str(value.name), texts).items():
+            if axis_index < len(sizes) and isinstance(sizes[axis_index], ir.SymbolicDim):
+                symbols[str(sizes[axis_index])] = name
     for value in (*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)):
         if value.shape is not None:
             # Several values may share one shape, and some shapes are frozen.
@@ -203,15 +208,13 @@ def _trace(model: TorchModel, examples: Examples, opset: int | None, hooks: bool
         )
         try:
             attention = install_hooks(model.module, AttentionHooks(trace_attention)) if hooks else nullcontext()
-            tracing = (
+            with (
                 suppress_output("prints"),
                 lean_tracing(),
                 with_traceable_builtins(model.module),
                 _without_cache(model.module),
-            )
-            with ExitStack() as stack:
-                for context in (*tracing, attention):
-                    stack.enter_context(context)
+                attention,
+            ):
                 program: ir.Model = OnnxExporter().export(model.module, inputs, config).program
             return program
         except (RuntimeError, ValueError, TypeError) as error:
@@ -269,33 +272,10 @@ def _without_cache(module: PreTrainedModel) -> Iterator[None]:
             setattr(module.config, name, value)
 
 
-def _fuse(program: ir.Model, attention: bool, attention_check: AttentionCheck) -> tuple[int, str]:
-    """Write ONNX Runtime's operators, in place; return how many are attention and why others are not fused."""
-    from transformers.exporters.onnxruntime_fusions import fuse_for_onnxruntime
-
-    if not attention:
-        fuse_for_onnxruntime(program, "cpu")
-        unfold_batch_transposes(program)
-        return 0, ""
-    # Attention is searched before the generic fusions, which would hide its softmax.
-    expand_einsum(program)
-    find_attention(program)
-    fuse_for_onnxruntime(program, "cpu")
-    unfold_batch_transposes(program)
-    count, left = lower_attention(program), count_unfused(program)
-    reasons = "; ".join(attention_check.unfused) or "no operator has this form"
-    return count, f"attention unfused in {left} places: {reasons}" if left else ""
-
-
-def _drop_inner_outputs(model: ir.Model) -> None:
-    """Drop outputs of a model's parts, such as `text_model_output.last_hidden_state`, in place.
-
-    No client reads them, and nodes that only they need would be computed in each call.
-    """
-    outputs = model.graph.outputs
-    outer_outputs = [value for value in outputs if not _INNER.match(value.name or "")]
-    if len(outer_outputs) < len(outputs):
-        outputs[:] = outer_outputs
+def _keep_outputs(model: ir.Model, outputs: Sequence[ir.Value]) -> None:
+    """Drop all outputs but ``outputs``, in place, and the nodes that only they need."""
+    if len(outputs) < len(model.graph.outputs):
+        model.graph.outputs[:] = outputs
         RemoveUnusedNodesPass()(model)
 
 

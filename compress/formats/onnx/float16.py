@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
+from copy import deepcopy
 
 import numpy as np
 import onnx
@@ -36,26 +37,24 @@ def to_float16(graph: onnx.ModelProto, float32_operators: Collection[str] = ()) 
     """
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-    nodes = (node for subgraph in all_graphs(graph.graph) for node in subgraph.node)
+    graphs = list(all_graphs(graph.graph))
     # Weights of operators that stay float32 may have any size.
-    readers = {name for node in nodes if node.op_type in float32_operators for name in node.input}
-    for name, array in _floats(graph):
+    kept_nodes = [node for subgraph in graphs for node in subgraph.node if node.op_type in float32_operators]
+    readers = {name for node in kept_nodes for name in node.input}
+    for tensor in (tensor for subgraph in graphs for tensor in subgraph.initializer):
+        if tensor.data_type != TensorProto.FLOAT or tensor.name in readers or 0 in tensor.dims:
+            continue
+        array = numpy_helper.to_array(tensor)
         # Values at or below `_MASK` are attention masks, which may be clipped.
-        if (
-            name not in readers
-            and array.size
-            and max(float(array.max()), -float(array[array > _MASK].min(initial=0.0))) > _LARGEST
-        ):
+        if max(float(array.max()), -float(array[array > _MASK].min(initial=0.0))) > _LARGEST:
             raise StageError(
-                f"The tensor {name!r} holds values beyond float16's largest, 65,504.",
+                f"The tensor {tensor.name!r} holds values beyond float16's largest, 65,504.",
                 expected="weights that float16 can hold",
                 hint="name the operators that read it in keep, and they stay in float32",
             )
-    source = onnx.ModelProto()
-    source.CopyFrom(graph)
     with suppress_output("logs"):
         converted: onnx.ModelProto = convert_float_to_float16(
-            source, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *float32_operators]
+            deepcopy(graph), keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *float32_operators]
         )
     # What was recorded of values in between is partly of the old types; the runtime infers it.
     del converted.graph.value_info[:]
@@ -75,8 +74,7 @@ def holds_float16(graph: onnx.ModelProto) -> bool:
 
 def to_float32(graph: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy that computes in float32; inputs and outputs keep their types."""
-    widened = onnx.ModelProto()
-    widened.CopyFrom(graph)
+    widened = deepcopy(graph)
     _cast_at_edges(widened.graph)
     # Convert stored tensors, types and casts from float16 to float32, in place, except casts at `_EDGE`.
     for subgraph in all_graphs(widened.graph):
@@ -116,29 +114,25 @@ def _drop_idle_casts(graph: onnx.GraphProto) -> None:
 
 def _cast_at_edges(graph: onnx.GraphProto) -> None:
     """Cast float16 inputs and outputs to and from float32, in place."""
-    halves = [value for value in (*graph.input, *graph.output) if _type(value) == TensorProto.FLOAT16]
     outputs = {value.name for value in graph.output}
-    for value in halves:
-        inner = f"{value.name}_float32"
+    for name in [value.name for value in (*graph.input, *graph.output) if _type(value) == TensorProto.FLOAT16]:
+        inner = f"{name}_float32"
         for node in graph.node:
-            _rename(node, value.name, inner)
-        # An input is cast after it enters, an output before it leaves.
-        wide = (value.name, inner) if value.name not in outputs else (inner, value.name)
-        to = TensorProto.FLOAT if value.name not in outputs else TensorProto.FLOAT16
-        cast = helper.make_node("Cast", [wide[0]], [wide[1]], name=f"{inner}_cast", to=to, doc_string=_EDGE)
-        graph.node.insert(0 if to == TensorProto.FLOAT else len(graph.node), cast)
+            _rename(node, name, inner)
+        # An output is cast before it leaves, an input after it enters.
+        leaves = name in outputs
+        source, target, to = (inner, name, TensorProto.FLOAT16) if leaves else (name, inner, TensorProto.FLOAT)
+        cast = helper.make_node("Cast", [source], [target], name=f"{inner}_cast", to=to, doc_string=_EDGE)
+        graph.node.insert(len(graph.node) if leaves else 0, cast)
 
 
 def _rename(node: onnx.NodeProto, old: str, new: str) -> None:
     """Rename a value in the node and in the nodes of its branches."""
     # `all_graphs` takes a graph, so the node is put into one of its own.
     wrapper = onnx.GraphProto(node=[node])
-    for names in (
-        names for subgraph in all_graphs(wrapper) for inner in subgraph.node for names in (inner.input, inner.output)
-    ):
-        for index, name in enumerate(names):
-            if name == old:
-                names[index] = new
+    for inner in (inner for subgraph in all_graphs(wrapper) for inner in subgraph.node):
+        for names in (inner.input, inner.output):
+            names[:] = [new if name == old else name for name in names]
     node.CopyFrom(wrapper.node[0])
 
 
@@ -151,13 +145,6 @@ def _widen_tensor(tensor: onnx.TensorProto) -> None:
 def _type(value: onnx.ValueInfoProto) -> int:
     """Return the element type of a value."""
     return int(value.type.tensor_type.elem_type)
-
-
-def _floats(graph: onnx.ModelProto) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield every stored float32 tensor by name."""
-    for tensor in (tensor for subgraph in all_graphs(graph.graph) for tensor in subgraph.initializer):
-        if tensor.data_type == TensorProto.FLOAT:
-            yield tensor.name, numpy_helper.to_array(tensor)
 
 
 def verify_float16(half: onnx.ModelProto, graph: onnx.ModelProto, examples: Examples, tolerance: float) -> float:
@@ -177,10 +164,8 @@ def verify_float16(half: onnx.ModelProto, graph: onnx.ModelProto, examples: Exam
     """
     exact, rounded = (session_answers(opened, examples) for opened in _opened(graph, half))
     differences = measure_distance(exact, rounded, examples)
-    share = differences.worst / max(differences.highest - differences.lowest, _TINY)
-    if not share <= tolerance:
-        raise _differs(examples.answer_label, share, tolerance, "on padded batches")
-    return share
+    span = differences.highest - differences.lowest
+    return _checked_share(differences.worst, span, tolerance, examples.answer_label, "on padded batches")
 
 
 def verify_float16_calls(
@@ -214,10 +199,8 @@ def verify_float16_calls(
             )
         worst = max(worst, float(np.abs(exact - rounded).max()))
         low, high = min(low, float(exact.min())), max(high, float(exact.max()))
-    share = worst / max(high - low, _TINY)
-    if not share <= tolerance:
-        raise _differs(f"answers of {part}", share, tolerance, f"in {len(calls)} calls of real sampling")
-    return share
+    where = f"in {len(calls)} calls of real sampling"
+    return _checked_share(worst, high - low, tolerance, f"answers of {part}", where)
 
 
 def _opened(*graphs: onnx.ModelProto) -> list[OnnxSession]:
@@ -231,10 +214,13 @@ def _opened(*graphs: onnx.ModelProto) -> list[OnnxSession]:
         ) from error
 
 
-def _differs(what: str, share: float, tolerance: float, where: str) -> IntegrityError:
-    """Return the error for answers that differ too much."""
-    return IntegrityError(
-        f"In float16 the {what} differ from float32's by {share:.1%} of their range.",
-        expected=f"at most {tolerance:.1%} {where}",
-        hint=_MEND,
-    )
+def _checked_share(worst: float, span: float, tolerance: float, what: str, where: str) -> float:
+    """Return the largest difference as a share of the answers' span. Raises `IntegrityError` above ``tolerance``."""
+    share = worst / max(span, _TINY)
+    if not share <= tolerance:
+        raise IntegrityError(
+            f"In float16 the {what} differ from float32's by {share:.1%} of their range.",
+            expected=f"at most {tolerance:.1%} {where}",
+            hint=_MEND,
+        )
+    return share

@@ -45,6 +45,14 @@ def input_at(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
 
 
+def without_absent_end(values: Sequence[ir.Value | None]) -> list[ir.Value | None]:
+    """Return the inputs of a node without absent ones at the end."""
+    present = list(values)
+    while present and present[-1] is None:
+        present.pop()
+    return present
+
+
 def other_operand(node: ir.Node, value: ir.Value) -> ir.Value | None:
     """Return the first input of ``node`` that is not ``value``."""
     return next((operand for operand in node.inputs if operand is not value), None)

@@ -12,42 +12,17 @@ from pathlib import Path
 
 from compress.utils.errors import ModelError
 
-DTYPES = {
-    1: "float32",
-    2: "uint8",
-    3: "int8",
-    4: "uint16",
-    5: "int16",
-    6: "int32",
-    7: "int64",
-    8: "string",
-    9: "bool",
-    10: "float16",
-    11: "float64",
-    12: "uint32",
-    13: "uint64",
-    14: "complex64",
-    15: "complex128",
-    16: "bfloat16",
-    17: "float8_e4m3fn",
-    18: "float8_e4m3fnuz",
-    19: "float8_e5m2",
-    20: "float8_e5m2fnuz",
-    21: "uint4",
-    22: "int4",
-    23: "float4_e2m1fn",
-    24: "float8_e8m0fnu",
-    25: "uint2",
-    26: "int2",
-    27: "float6_e2m3fn",
-    28: "float6_e3m2fn",
-}
-INTEGER_OPERATORS = frozenset(
-    (
-        *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"),
-        *("QLinearMatMul", "QLinearConv", "QAttention", "QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
-        "MatMulNBits",
-    )
+_DTYPES_FROM_1 = (
+    *("float32", "uint8", "int8", "uint16", "int16", "int32", "int64", "string", "bool", "float16", "float64"),
+    *("uint32", "uint64", "complex64", "complex128", "bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2"),
+    *("float8_e5m2fnuz", "uint4", "int4", "float4_e2m1fn", "float8_e8m0fnu", "uint2", "int2", "float6_e2m3fn"),
+    "float6_e3m2fn",
+)
+DTYPES = dict(enumerate(_DTYPES_FROM_1, start=1))
+"""Names of the values of TensorProto.DataType."""
+INTEGER_OPERATORS = (
+    *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits"),
+    *("QLinearMatMul", "QLinearConv", "QAttention", "QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
 )
 """Operators that identify a quantized graph."""
 _PAYLOADS = (4, 5, 6, 7, 9, 10, 11)
@@ -159,8 +134,11 @@ class _Wire:
             if number == 7 and end >= 0:
                 self.subgraph(start, end)
                 has_graph = True
+            # The nodes of a FunctionProto.
             elif number == 25 and end >= 0:
-                self.function(start, end)
+                for field_number, begin, field_end in self.fields(start, end):
+                    if field_number == 7:
+                        self.node(begin, field_end)
         return has_graph
 
     def subgraph(self, start: int, stop: int) -> None:
@@ -170,21 +148,12 @@ class _Wire:
                 self.node(begin, end)
             elif number == 5:
                 self.graph.initializers.append(self.tensor(begin, end))
+            # The values and indices of a SparseTensorProto.
             elif number == 15:
-                self.sparse(begin, end)
-
-    def function(self, start: int, stop: int) -> None:
-        """Read the nodes of a FunctionProto."""
-        for number, begin, end in self.fields(start, stop):
-            if number == 7:
-                self.node(begin, end)
-
-    def sparse(self, start: int, stop: int) -> None:
-        """Read the values and indices of a SparseTensorProto."""
-        parts = [self.tensor(begin, end) for number, begin, end in self.fields(start, stop) if number in (1, 2)]
-        for part in parts[1:]:
-            part.name = f"{parts[0].name}_indices"
-        self.graph.initializers += parts
+                parts = [self.tensor(first, last) for part, first, last in self.fields(begin, end) if part in (1, 2)]
+                for part in parts[1:]:
+                    part.name = f"{parts[0].name}_indices"
+                self.graph.initializers += parts
 
     def node(self, start: int, stop: int) -> None:
         """Read a NodeProto."""
@@ -202,8 +171,7 @@ class _Wire:
             elif number == 5:
                 attributes.append((begin, end))
             elif number == 9:
-                pair = self.pair(begin, end)
-                node.metadata[pair[0]] = pair[1]
+                node.metadata.update([self.pair(begin, end)])
         # Attributes may precede the names of the node's outputs in the file, which tensors in attributes take over.
         for begin, end in attributes:
             self.attribute(node, begin, end)
@@ -239,8 +207,7 @@ class _Wire:
                 # A varint has seven bits per byte.
                 tensor.bytes += max(1, (begin.bit_length() + 6) // 7) if end < 0 else end - begin
             elif number == 13:
-                key, value = self.pair(begin, end)
-                tensor.external[key] = value
+                tensor.external.update([self.pair(begin, end)])
         tensor.shape = tuple(shape)
         return tensor
 

@@ -162,8 +162,7 @@ def _same_answers(
         actual = [run_session(session, feed) for feed in feeds]
     except FAILURES:
         return False
-    return all(outputs_match(expected_output, output) for ours, theirs in zip(expected, actual, strict=True)
-               for expected_output, output in zip(ours, theirs, strict=True))  # fmt: skip
+    return all(all(map(outputs_match, ours, theirs)) for ours, theirs in zip(expected, actual, strict=True))
 
 
 def run_session(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -296,9 +295,7 @@ def rename_for_clients(start: ImportedGraph) -> ImportedGraph:
 
 def _with_free_batch(graph: onnx.ModelProto, inputs: GraphInputs) -> onnx.ModelProto | None:
     """Return ``graph`` with a dynamic first axis instead of 1; None if it has none or answers differently."""
-    if inputs.unproven or not all(
-        expected_output.axes and expected_output.axes[0] == 1 for expected_output in inputs.inputs
-    ):
+    if inputs.unproven or not all(entry.axes and entry.axes[0] == 1 for entry in inputs.inputs):
         return None
     model = ir.from_proto(graph)
     for value in (*model.graph.inputs, *model.graph.outputs):
@@ -318,12 +315,5 @@ def _with_free_batch(graph: onnx.ModelProto, inputs: GraphInputs) -> onnx.ModelP
         together_outputs = run_session(session, together)
     except FAILURES:
         return None
-    expected = (np.concatenate(parts) for parts in zip(*single, strict=True))
-    return (
-        batched
-        if all(
-            outputs_match(expected_output, actual)
-            for expected_output, actual in zip(expected, together_outputs, strict=True)
-        )
-        else None
-    )
+    expected = [np.concatenate(parts) for parts in zip(*single, strict=True)]
+    return batched if all(map(outputs_match, expected, together_outputs)) else None

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 
-from compress.formats.intermediate_values import MIN_WEIGHT_ELEMENTS, GraphStep, Run, ValueGraph, Values
+from compress.formats.intermediate_values import MIN_WEIGHT_ELEMENTS, GraphStep, Run, ValueGraph
 from compress.formats.onnx.int8.observers import add_outputs
+from compress.formats.onnx.model import all_graphs
+from compress.formats.onnx.runtimes.onnxruntime import OnnxSession
 from compress.formats.onnx.runtimes.profile import CPU, original_name, write_optimized
 from compress.formats.runtime import get_runtime
 from compress.formats.target_profile import Target
 
 _GIVEN = "{}::given"
 _STORED_BITS = {
-    onnx.TensorProto.INT8: 8,
-    onnx.TensorProto.UINT8: 8,
-    onnx.TensorProto.INT4: 4,
-    onnx.TensorProto.UINT4: 4,
+    **dict.fromkeys((onnx.TensorProto.INT8, onnx.TensorProto.UINT8), 8),
+    **dict.fromkeys((onnx.TensorProto.INT4, onnx.TensorProto.UINT4), 4),
     onnx.TensorProto.FLOAT16: 16,
 }
-_MOVED = frozenset(
-    {
-        *("Cast", "Concat", "Expand", "Flatten", "Identity", "Reshape", "Shape", "Slice", "Split", "Squeeze"),
-        *("Transpose", "Unsqueeze"),
-    }
+_MOVED = (
+    *("Cast", "Concat", "Expand", "Flatten", "Identity", "Reshape", "Shape", "Slice", "Split", "Squeeze"),
+    *("Transpose", "Unsqueeze"),
 )
 """Operators that compute nothing; their errors show where the value is read."""
 _INTEGER_OPERATORS = ("QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul")
@@ -41,15 +40,13 @@ def open_value_graph(file: Path, target: Target, length: int | None) -> OnnxPart
     """
     with tempfile.TemporaryDirectory() as folder:
         graph = onnx.load(write_optimized(file, Path(folder), 1, portable=True))
-    return OnnxParts(graph) if target.provider == CPU else OnnxParts(graph, lambda changed: _run_on(target, changed))
 
+    def run_on_target(changed: onnx.ModelProto) -> Run:
+        with tempfile.TemporaryDirectory() as folder:
+            onnx.save(changed, Path(folder) / "model.onnx")
+            return get_runtime(target.runtime).open(Path(folder) / "model.onnx", target, threads=1).predict
 
-def _run_on(target: Target, graph: onnx.ModelProto) -> Run:
-    """Run a graph through the target's own runtime."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
-        onnx.save(graph, file)
-        return get_runtime(target.runtime).open(file, target, threads=1).predict
+    return OnnxParts(graph, run_here if target.provider == CPU else run_on_target)
 
 
 def run_here(graph: onnx.ModelProto) -> Run:
@@ -59,14 +56,7 @@ def run_here(graph: onnx.ModelProto) -> Run:
     # The graph is optimized already; further fusions would remove values.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=[CPU])
-    inputs = [value.name for value in session.get_inputs()]
-    outputs = [value.name for value in session.get_outputs()]
-
-    def run(batch: Values) -> Values:
-        values = session.run(outputs, {name: batch[name] for name in inputs})
-        return dict(zip(outputs, values, strict=True))
-
-    return run
+    return OnnxSession(session, Path("a part of the graph"), CPU, 0).predict
 
 
 class OnnxParts(ValueGraph):
@@ -83,18 +73,19 @@ class OnnxParts(ValueGraph):
 
         A batch holds the inputs and the given values. Nodes read the given values instead of the computed ones.
         """
-        changed = onnx.ModelProto()
-        changed.CopyFrom(self.graph)
-        graph = changed.graph
-        # Every reader of a given value reads a new input instead.
-        _redirect_inputs(graph, {name: _GIVEN.format(name) for name in given})
+        changed = deepcopy(self.graph)
+        graph, new_names = changed.graph, {name: _GIVEN.format(name) for name in given}
+        # Every reader of a given value reads a new input instead, in branches and loops too.
+        for node in (node for inner in all_graphs(graph) for node in inner.node):
+            node.input[:] = [new_names.get(name, name) for name in node.input]
         del graph.output[:], graph.value_info[:]
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in values)
         graph.input.extend(
-            onnx.helper.make_tensor_value_info(_GIVEN.format(name), onnx.TensorProto.FLOAT, None) for name in given
+            onnx.helper.make_tensor_value_info(new_name, onnx.TensorProto.FLOAT, None)
+            for new_name in new_names.values()
         )
         run = self._start(changed)
-        return lambda batch: run({**batch, **{_GIVEN.format(name): batch[name].astype(np.float32) for name in given}})
+        return lambda batch: run({**batch, **{new: batch[old].astype(np.float32) for old, new in new_names.items()}})
 
     def nodes(self, cuts: Collection[str]) -> dict[str, list[onnx.NodeProto]]:
         """Return for each cut the nodes from the previous cuts up to it, the node that computes it first."""
@@ -110,15 +101,6 @@ def _steps(graph: onnx.ModelProto) -> Iterator[GraphStep]:
         name, bits = original_name(node.name) or node.name, _bits(node, stored)
         for out in filter(None, node.output):
             yield GraphStep(out, node.op_type, name, list(node.input), bits, node.op_type not in _MOVED)
-
-
-def _redirect_inputs(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
-    """Rename the inputs of every node, in place, those of branches and loops too."""
-    for node in graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                _redirect_inputs(attribute.g, names)
 
 
 def _bits(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> int:

@@ -7,7 +7,8 @@ Every integer that differs between the two graphs must follow one of the widths:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -116,15 +117,19 @@ class InterpolatedGraph:
 
     def at(self, widths: Widths) -> onnx.ModelProto:
         """Return the graph at other widths, filled with repeated weights of the first one. Raises `ModelError`."""
-        resized = onnx.ModelProto()
-        resized.CopyFrom(self._graph)
+        resized = deepcopy(self._graph)
         for path, rule in self._rules.items():
-            _put(resized, path, rule.at(widths))
+            *above, (name, index) = path
+            parent = _at(resized, above)
+            if index is None:
+                setattr(parent, name, rule.at(widths))
+            else:
+                getattr(parent, name)[index] = rule.at(widths)
         for path, rules in self._values.items():
             tensor = _at(resized, path)
             values = _numbers(tensor)
-            for index, rule in rules.items():
-                values[index] = rule.at(widths)
+            for position, rule in rules.items():
+                values[position] = rule.at(widths)
             tensor.raw_data = np.array(values, helper.tensor_dtype_to_np_dtype(tensor.data_type)).tobytes()
         for path in self._resized:
             tensor = _at(resized, path)
@@ -154,11 +159,10 @@ def truncate_weights(graph: onnx.ModelProto) -> None:
 
 def _in_order(graph: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy with stored tensors and recorded shapes sorted by name, since exporters order them by size."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(graph)
-    for named in (copy.graph.initializer, copy.graph.value_info):
+    ordered = deepcopy(graph)
+    for named in (ordered.graph.initializer, ordered.graph.value_info):
         named.sort(key=lambda entry: entry.name)
-    return copy
+    return ordered
 
 
 def _differences(left_message: object, right_message: object, path: FieldPath) -> Iterator[tuple[FieldPath, Any, Any]]:
@@ -177,30 +181,26 @@ def _differences(left_message: object, right_message: object, path: FieldPath) -
             raise ModelError(f"The graphs differ in how many there are of {field.name}.")
         pairs = zip(range(len(value)), value, other_value, strict=True) if repeated else [(None, value, other_value)]
         for index, left, right in pairs:
-            yield from _value_differences(left, right, (*path, (field.name, index)))
+            field_path = (*path, (field.name, index))
+            if hasattr(left, "ListFields"):
+                yield from _differences(left, right, field_path)
+            elif left != right and isinstance(left, int):
+                yield field_path, left, right
+            # Floats may differ.
+            elif left != right and not isinstance(left, float):
+                raise ModelError(f"The graphs differ in {field.name}.")
 
 
-def _value_differences(left: object, right: object, path: FieldPath) -> Iterator[tuple[FieldPath, Any, Any]]:
-    """Yield integers in two values of a field that differ. Raises `ModelError` for other differences but floats."""
-    if hasattr(left, "ListFields"):
-        yield from _differences(left, right, path)
-    elif isinstance(left, int):
-        if left != right:
-            yield path, left, right
-    elif not isinstance(left, float) and left != right:
-        raise ModelError(f"The graphs differ in {path[-1][0]}.")
+def _differ(tensor: TensorProto, other_tensor: TensorProto) -> bool:
+    """Return whether two stored tensors differ in shape, or in values that are read as sizes."""
+    few_integers = tensor.data_type in _SHAPES and math.prod(tensor.dims) <= _FEW
+    other_values = few_integers and tensor.raw_data != other_tensor.raw_data
+    return other_values or list(tensor.dims) != list(other_tensor.dims)
 
 
 def _fields(message: Any) -> list[tuple[Any, Any]]:
     """Return the fields that are set, except the mark of external data, which follows a tensor's size."""
     return [(field, value) for field, value in message.ListFields() if field.name != "data_location"]
-
-
-def _differ(tensor: TensorProto, other_tensor: TensorProto) -> bool:
-    """Return whether two stored tensors differ in shape, or in values that are read as sizes."""
-    if list(tensor.dims) != list(other_tensor.dims):
-        return True
-    return tensor.data_type in _SHAPES and math.prod(tensor.dims) <= _FEW and tensor.raw_data != other_tensor.raw_data
 
 
 def _numbers(tensor: TensorProto) -> list[int]:
@@ -231,18 +231,8 @@ def _fill(tensor: TensorProto, size: int) -> None:
             values.extend(repeated)
 
 
-def _at(message: object, path: FieldPath) -> Any:
+def _at(message: object, path: Sequence[tuple[str, int | None]]) -> Any:
     """Return the field at a path."""
     for name, index in path:
         message = getattr(message, name) if index is None else getattr(message, name)[index]
     return message
-
-
-def _put(message: object, path: FieldPath, value: int) -> None:
-    """Set the integer at a path, in place."""
-    *above, (name, index) = path
-    parent = _at(message, tuple(above))
-    if index is None:
-        setattr(parent, name, value)
-    else:
-        getattr(parent, name)[index] = value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 GRAPH_FOLDER = "onnx"
 FLOAT_GRAPH = "model.onnx"
 QUANTIZED_GRAPH = "model_quantized.onnx"
-_SUFFIXES = ("_quantized", "_fp16", "_q4", "_q2")
 GraphPart = Literal["all", "encoder", "decoder", "text_encoder", "unet", "vae_decoder"]
 EXTERNAL_DATA_FROM_BYTES = 1_500_000_000
 ENCODER, DECODER = "encoder_model", "decoder_model_merged"
@@ -71,14 +71,26 @@ class OnnxModel:
     def with_graphs(self, graphs: Mapping[str, onnx.ModelProto]) -> OnnxModel:
         """Return the model with other graphs, given in the order in which they run."""
         (name, first), *others = graphs.items()
-        return OnnxModel(first, name, _renamed(self.companions, name), dict(others))
+        companions = dict(self.companions)
+        # onnxruntime-genai opens the graph by the name in its config.
+        if GENAI_CONFIG in companions:
+            config = json.loads(companions[GENAI_CONFIG])
+            config["model"]["decoder"]["filename"] = f"{GRAPH_FOLDER}/{name}"
+            companions[GENAI_CONFIG] = json.dumps(config, ensure_ascii=False, separators=(",", ":")).encode()
+        return OnnxModel(first, name, companions, dict(others))
 
     def save(self, directory: Path) -> None:
         """Write the graphs and the companion files. Weights of graphs above 1.5 GB go into a file FILE_data."""
+        import onnx
+
         for name, graph in self.graphs.items():
             target = directory / name if "/" in name else directory / GRAPH_FOLDER / name
             target.parent.mkdir(exist_ok=True)
-            _write(graph, target)
+            outside = graph.ByteSize() > EXTERNAL_DATA_FROM_BYTES
+            onnx.save_model(graph, target, save_as_external_data=outside, location=f"{target.name}_data")
+            if outside:
+                # Saving so takes the weights out of the graph in memory.
+                onnx.load_external_data_for_model(graph, str(target.parent))
         write_companions(directory, self.companions)
 
     @classmethod
@@ -110,10 +122,7 @@ def quantized_name(name: str) -> str:
     """
     if "/" in name:
         return name
-    stem = name.removesuffix(".onnx")
-    for suffix in _SUFFIXES:
-        stem = stem.removesuffix(suffix)
-    return f"{stem}_quantized.onnx"
+    return re.sub(r"(_(quantized|fp16|q4|q2))*(\.onnx)?$", "_quantized.onnx", name, count=1)
 
 
 def float16_name(name: str) -> str:
@@ -125,16 +134,6 @@ def weight_only_name(name: str, bits: int) -> str:
     """Return the name for weights of few bits: `encoder_model.onnx` -> `encoder_model_q4.onnx`."""
     quantized = quantized_name(name)
     return quantized if bits == 8 else quantized.replace("_quantized.onnx", f"_q{bits}.onnx")
-
-
-def _renamed(companions: Mapping[str, bytes], name: str) -> Mapping[str, bytes]:
-    """Return the companion files with the new name of the graph in onnxruntime-genai's config."""
-    # onnxruntime-genai opens the graph by the name in its config.
-    if GENAI_CONFIG not in companions:
-        return companions
-    config = json.loads(companions[GENAI_CONFIG])
-    config["model"]["decoder"]["filename"] = f"{GRAPH_FOLDER}/{name}"
-    return {**companions, GENAI_CONFIG: json.dumps(config, ensure_ascii=False, separators=(",", ":")).encode()}
 
 
 def _read(path: Path) -> onnx.ModelProto:
@@ -151,18 +150,6 @@ def _read(path: Path) -> onnx.ModelProto:
             expected=f"a whole .onnx file, and {path.name}_data beside it where its weights lie there",
             hint="copy the folder again with all of its files, or write the model again with the stage onnx",
         ) from error
-
-
-def _write(graph: onnx.ModelProto, target: Path) -> None:
-    """Save a graph, with external weights if it is large."""
-    import onnx
-
-    if graph.ByteSize() <= EXTERNAL_DATA_FROM_BYTES:
-        onnx.save_model(graph, target)
-        return
-    onnx.save_model(graph, target, save_as_external_data=True, location=f"{target.name}_data")
-    # Saving so takes the weights out of the graph in memory.
-    onnx.load_external_data_for_model(graph, str(target.parent))
 
 
 def find_graph(artifact: Path) -> Path:

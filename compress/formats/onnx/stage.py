@@ -139,17 +139,15 @@ class Onnx(Stage[TorchModel, OnnxModel]):
             # The graphs together must answer as torch does.
             equality = verify_image_reader(exported.model, model, examples, image, *limits)
             context.note(f"onnx: image features differ by at most {exported.difference:.1e} from torch; {equality}")
-            context.note(
-                f"onnx: attention is {'not fused: ' + exported.unfused if exported.unfused else 'one operator'}"
-            )
+            attention = f"not fused: {exported.unfused}" if exported.unfused else "one operator"
+            context.note(f"onnx: attention is {attention}")
             return exported.model
         return self._write_pair(model, context)
 
     def infer_shapes(self, model: TorchModel | Checkpoint, context: Context) -> OnnxModel | None:
         """Return the traced graph without a comparison; None for other models than traced ones."""
-        if isinstance(model, Checkpoint) or model.generates_images:
-            return None
-        if EXPORTED_FROM_CHECKPOINT in context.task.capabilities:
+        exported_otherwise = EXPORTED_FROM_CHECKPOINT in context.task.capabilities
+        if isinstance(model, Checkpoint) or model.generates_images or exported_otherwise:
             return None
         rows = context.data.split("train").slice(0, _SHAPE_EXAMPLES)
         exported = self._traced(model, context.task.encode(rows, model.processor, None, context.max_length))

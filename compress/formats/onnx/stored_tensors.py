@@ -34,25 +34,16 @@ _QUANTIZED_NAME = re.compile(r"(_Transposed)?(_quantized|_[Qq](Int|UInt)?\d+\w*)
 COMPANION_NAME = re.compile(r"^(?P<weight>.+?)(_DQ)?_(scales?|zero_points?|zp|g_idx|bzp|absmax|Q\d_plane[1-9])$")
 _FEW_BITS = re.compile(r"_Q(?P<bits>[2-8])(?P<plane>_plane0)?$")
 """Names of packed integers in `compress.formats.onnx.decoder`; odd bits are stored in planes of 4, 2 and 1 bits."""
-_CARRIES_ON = frozenset(
-    {
-        *("Add", "Mul", "Cast", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
-        *("BiasGelu", "FastGelu", "QuickGelu", "DequantizeLinear", "SkipLayerNormalization"),
-    }
+_CARRIES_ON = (
+    *("Add", "Mul", "Cast", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
+    *("BiasGelu", "FastGelu", "QuickGelu", "DequantizeLinear", "SkipLayerNormalization"),
 )
 _COMPANIONS: dict[str, dict[int, tuple[int, ...]]] = {
-    "DequantizeLinear": {0: (1, 2)},
-    "QuantizeLinear": {0: (1, 2)},
-    "MatMulNBits": {1: (2, 3, 4)},
-    "GatherBlockQuantized": {0: (2, 3)},
-    "MatMulInteger": {1: (3,)},
-    "ConvInteger": {1: (3,)},
-    "DynamicQuantizeMatMul": {1: (2, 3)},
-    "MatMulIntegerToFloat": {1: (3, 5)},
-    "QLinearMatMul": {3: (4, 5)},
-    "QLinearConv": {3: (4, 5)},
-    "QGemm": {3: (4, 5)},
-    "QAttention": {1: (4, 7)},
+    **{name: {0: (1, 2)} for name in ("DequantizeLinear", "QuantizeLinear")},
+    **{"MatMulNBits": {1: (2, 3, 4)}, "GatherBlockQuantized": {0: (2, 3)}, "DynamicQuantizeMatMul": {1: (2, 3)}},
+    **{name: {1: (3,)} for name in ("MatMulInteger", "ConvInteger")},
+    **{name: {3: (4, 5)} for name in ("QLinearMatMul", "QLinearConv", "QGemm")},
+    **{"MatMulIntegerToFloat": {1: (3, 5)}, "QAttention": {1: (4, 7)}},
 }
 """Operator -> its weight's input -> the inputs with that weight's scale, zero point and order."""
 _BIAS_INPUT = {"SkipLayerNormalization": 4}
@@ -103,10 +94,9 @@ class _Names:
             weight = names.get(weight_of[item.name])
             suffix = COMPANION_NAME.match(item.name)
             companion = item.name[suffix.end("weight") + 1 :] if suffix else item.name
-            base = weight if weight else "" if "." in item.name else "quantization."
-            return InitializerRole(
-                f"{weight}_{companion}" if weight else base + item.name, "quantization", 0, item.dtype
-            )
+            base = "" if "." in item.name else "quantization."
+            name = f"{weight}_{companion}" if weight else base + item.name
+            return InitializerRole(name, "quantization", 0, item.dtype)
         count = math.prod(item.shape)
         if self.is_constant(item, count):
             name = item.name if "." in item.name else f"constants.{item.name}"
@@ -128,30 +118,22 @@ class _Names:
         for name in self.stored:
             match = COMPANION_NAME.match(name)
             if match and not weight_of.get(name):
-                base = match["weight"]
-                # The names under which packed integers of a weight may be stored.
-                for candidate in (
-                    f"{base}_quantized",
-                    base,
-                    *([f"{base}_Q{bits}" for bits in (4, 8, 2)] + [f"{base}_Q{bits}_plane0" for bits in (3, 5, 6, 7)]),
-                ):
-                    if candidate in self.stored:
-                        weight_of[name] = candidate
-                        break
+                # The suffixes with which packed integers of a weight may be stored.
+                suffixes = ("_quantized", "", "_Q4", "_Q8", "_Q2", *(f"_Q{bits}_plane0" for bits in (3, 5, 6, 7)))
+                candidates = (match["weight"] + suffix for suffix in suffixes)
+                base = next((candidate for candidate in candidates if candidate in self.stored), None)
+                weight_of |= {name: base} if base is not None else {}
         return weight_of
 
     def is_constant(self, item: Initializer, count: int) -> bool:
         """Return whether an initializer is a constant of the graph, such as a shape, rather than a weight."""
         if item.name.startswith("constants."):
             return True
-        # Integers are weights only if an operator for quantized weights reads them or their name says so.
-        if item.dtype in _INTEGERS:
-            return not self.quantized_use(item) and not _QUANTIZED_NAME.search(item.name)
-        if item.dtype == "int32":
-            return not self.quantized_use(item)
         if "float" in item.dtype or "complex" in item.dtype:
             return count <= 1 and "." not in item.name
-        return True
+        # Integers are weights only if an operator for quantized weights reads them or their name says so.
+        named = item.dtype in _INTEGERS and _QUANTIZED_NAME.search(item.name)
+        return not named and not (item.dtype in (*_INTEGERS, "int32") and self.quantized_use(item))
 
     def quantized_use(self, item: Initializer) -> bool:
         """Return whether an operator for quantized weights reads the initializer as a weight or as a bias."""
@@ -174,8 +156,8 @@ class _Names:
         packed = _FEW_BITS.search(item.name)
         if packed and item.dtype == "uint8":
             bits = int(packed["bits"])
-            width = next(width for width in (4, 2, 1) if bits & width) if packed["plane"] else bits
-            return count * 8 // width, f"uint{bits}"
+            # The lowest plane has the largest power of two of these bits.
+            return count * 8 // (1 << bits.bit_length() - 1 if packed["plane"] else bits), f"uint{bits}"
         return count, item.dtype
 
     def weight_name(self, item: Initializer) -> str:
@@ -204,13 +186,10 @@ class _Names:
             # The bias belongs to this weight only if it has as many elements as the product has columns.
             if biases and size in (*item.shape, node.integers.get("N")):
                 # The common name of several modules: `[a.query, a.key]` -> `a.query+key`.
-                modules = [bias.removesuffix(".bias") for bias in biases]
-                parents = {module.rpartition(".")[0] for module in modules}
-                if len(modules) == 1 or len(parents) > 1:
-                    return modules[0]
-                leaves = "+".join(module.rpartition(".")[2] for module in modules)
-                parent = parents.pop()
-                return f"{parent}.{leaves}" if parent else leaves
+                first, *others = (bias.removesuffix(".bias") for bias in biases)
+                parent, leaves = first.rpartition(".")[0], [name.rpartition(".") for name in others]
+                siblings = [leaf for other_parent, _, leaf in leaves if other_parent == parent]
+                return "+".join([first, *siblings]) if len(siblings) == len(others) else first
         return ""
 
     def biases_after(self, node: GraphNode) -> list[str]:
@@ -362,53 +341,45 @@ def stored_tensors_of(model: OnnxModel) -> Stored:
     """Return every stored tensor of every graph, branches included, by the name of its module's weight."""
     from onnx import numpy_helper
 
-    tensors = (
-        tensor
-        for model_graph in model.graphs.values()
-        for graph in all_graphs(model_graph.graph)
-        for tensor in graph.initializer
-    )
+    graphs = (graph for whole in model.graphs.values() for graph in all_graphs(whole.graph))
+    tensors = (tensor for graph in graphs for tensor in graph.initializer)
     return stored_arrays((tensor.name, numpy_helper.to_array(tensor)) for tensor in tensors)
 
 
 def probe_logits(model: OnnxModel, encode: Encode) -> np.ndarray:
-    """Return the answers of ONNX Runtime."""
+    """Return the answers of ONNX Runtime.
+
+    For a model of several graphs they are logits [examples, vocabulary] of the first token of a few outputs.
+    """
     if model.is_diffusion:
         images: np.ndarray = image_generation_hook("open_onnx")(model).probe(encode(processor_of(model)))
         return images
-    if model.others:
-        # Logits [examples, vocabulary] of the first token of a few outputs.
-        from compress.formats.generation.speech_recognition import read_rules
-        from compress.formats.onnx.decoder import teacher_forced_logits
-        from compress.models.processor import load_processor
-
-        with tempfile.TemporaryDirectory() as name:
-            write_companions(Path(name), model.companions)
-            if next(iter(model.graphs)).startswith(VISION):
-                return _next_token_logits(model, Path(name), encode)
-            processor, rules = load_processor(Path(name)), read_rules(Path(name))
-        if not hasattr(processor, "feature_extractor"):
-            start = np.array([rules.prompt[0]])
-            names = ("input_ids", "attention_mask")
-            texts = [{name: example[name] for name in names} for example in encode(processor).inputs]
-            return np.stack([teacher_forced_logits(model, text, start)[-1] for text in texts[:_RECORDINGS]])
-        frames = processor.feature_extractor.nb_max_frames
-        prompt = np.array(rules.prompt, dtype=np.int64)
-        inputs = encode(processor).inputs[:_RECORDINGS]
-        windows = [{"input_features": example["input_features"][:, :frames]} for example in inputs]
-        return np.stack([teacher_forced_logits(model, window, prompt)[-1] for window in windows])
-    return answers_of(open_model(model), encode(processor_of(model)))
-
-
-def _next_token_logits(model: OnnxModel, folder: Path, encode: Encode) -> np.ndarray:
-    """Return logits [examples, vocabulary] of the token after a few images with their texts."""
-    from compress.formats.generation.image_text import IDS, PIXELS, read_rules
-    from compress.formats.onnx.decoder import open_image_reader
+    if not model.others:
+        return answers_of(open_model(model), encode(processor_of(model)))
+    from compress.formats.generation import image_text, speech_recognition
+    from compress.formats.onnx.decoder import open_image_reader, teacher_forced_logits
     from compress.models.processor import load_processor
 
-    examples, graphs = encode(load_processor(folder)), open_image_reader(model, read_rules(folder).image)
-    batches = (examples.batch([index]) for index in range(min(len(examples), _RECORDINGS)))
-    return np.concatenate([graphs.begin(batch[IDS], batch[PIXELS])[:, -1] for batch in batches])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_companions(folder, model.companions)
+        processor = load_processor(folder)
+        examples = encode(processor)
+        if next(iter(model.graphs)).startswith(VISION):
+            graphs = open_image_reader(model, image_text.read_rules(folder).image)
+            batches = (examples.batch([index]) for index in range(min(len(examples), _RECORDINGS)))
+            return np.concatenate(
+                [graphs.begin(batch[image_text.IDS], batch[image_text.PIXELS])[:, -1] for batch in batches]
+            )
+        prompt = np.array(speech_recognition.read_rules(folder).prompt, dtype=np.int64)
+    inputs: list[dict[str, np.ndarray]]
+    if hasattr(processor, "feature_extractor"):
+        frames = processor.feature_extractor.nb_max_frames
+        inputs = [{"input_features": example["input_features"][:, :frames]} for example in examples.inputs]
+    else:
+        inputs = [{name: example[name] for name in ("input_ids", "attention_mask")} for example in examples.inputs]
+        prompt = prompt[:1]
+    return np.stack([teacher_forced_logits(model, example, prompt)[-1] for example in inputs[:_RECORDINGS]])
 
 
 INSPECTOR = ModelInspector(stored_tensors_of, probe_logits)

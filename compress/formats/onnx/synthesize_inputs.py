@@ -61,6 +61,11 @@ def synthesize_inputs(graph: onnx.ModelProto, session: onnxruntime.InferenceSess
 def _guesses(graph: onnx.GraphProto, entries: Sequence[onnx.ValueInfoProto]) -> Iterator[tuple[GraphInput, ...]]:
     """Yield candidate inputs: sizes that grow from attempt to attempt."""
     axes = {entry.name: _axes(entry) for entry in entries}
+    # A dynamic axis without a name is identified by its position.
+    keys = {
+        name: [f"{name}/{index}" if axis is None else axis for index, axis in enumerate(input_axes)]
+        for name, input_axes in axes.items()
+    }
     dtypes = {entry.name: _dtype(entry) for entry in entries}
     tables = {entry.name: _table_rows(graph, entry.name) for entry in entries if dtypes[entry.name].startswith("int")}
     # Text inputs cannot be synthesized.
@@ -69,27 +74,21 @@ def _guesses(graph: onnx.GraphProto, entries: Sequence[onnx.ValueInfoProto]) -> 
         return
     # First only the first input grows; then all do.
     for alone, attempt in product((True, False), range(max(map(len, (_IMAGE, _TOKENS, _SIGNAL))))):
-        # The size of each dynamic axis by its name, or by its position; a name has one size everywhere.
-        sizes: dict[str, int] = {}
+        # A name has one size everywhere.
+        sizes: dict[int | str, int] = {}
         for name, input_axes in axes.items():
-            first = name == next(iter(axes))
-            for index, axis in enumerate(input_axes):
+            first, integers, rank = name == next(iter(axes)), dtypes[name].startswith("int"), len(input_axes)
+            candidates = _IMAGE if rank == 4 else _TOKENS if integers else _SIGNAL
+            for index, (axis, key) in enumerate(zip(input_axes, keys[name], strict=True)):
+                # The first axis is the batch, and a list of integers holds one.
+                single = index == 0 and (rank > 1 or integers)
                 if isinstance(axis, int):
-                    continue
-                key = axis if isinstance(axis, str) else f"{name}/{index}"
-                # The first axis is the batch.
-                if (index == 0 and len(input_axes) > 1) or (alone and not first and axis is None):
+                    sizes[axis] = axis
+                elif single or (alone and not first and axis is None):
                     sizes.setdefault(key, 1)
-                    continue
-                candidates = _IMAGE if len(input_axes) == 4 else _TOKENS if dtypes[name].startswith("int") else _SIGNAL
-                size = (
-                    1
-                    if len(input_axes) == 1 and dtypes[name].startswith("int")
-                    else candidates[min(attempt, len(candidates) - 1)]
-                )
-                sizes.setdefault(key, size)
-        shapes = {name: tuple(_size(sizes, name, index, axis) for index, axis in enumerate(input_axes))
-                  for name, input_axes in axes.items()}  # fmt: skip
+                else:
+                    sizes.setdefault(key, candidates[min(attempt, len(candidates) - 1)])
+        shapes = {name: tuple(sizes[key] for key in input_keys) for name, input_keys in keys.items()}
         longest = max((shape[-1] for name, shape in shapes.items() if len(shape) > 1), default=1)
         yield tuple(
             GraphInput(name, dtypes[name], axes[name], shapes[name], *_filling(name, dtypes[name], tables, longest))
@@ -108,31 +107,21 @@ def _filling(name: str, dtype: str, tables: Mapping[str, int | None], longest: i
     """
     plain = name.lower()
     # The name reveals the meaning of an input: a mask is all ones, a rate the usual one, a length the longest axis.
-    if _MASK.search(plain):
+    if _MASK.search(plain) or dtype == "bool":
         return 1, None
-    if dtype.startswith(("int", "uint")) and dtype not in ("int8", "uint8"):
-        if _RATE.search(plain):
-            return _SAMPLING_RATE, None
-        if _LENGTH.search(plain):
-            return longest, None
-        return None, tables.get(name) or _FEW
-    if dtype == "bool":
-        return 1, None
-    if dtype in ("uint8", "int8"):
-        return None, 256 if dtype == "uint8" else 128
-    return None, None
+    if dtype in ("uint8", "int8") or not dtype.startswith(("int", "uint")):
+        return None, {"uint8": 256, "int8": 128}.get(dtype)
+    if _RATE.search(plain):
+        return _SAMPLING_RATE, None
+    return (longest, None) if _LENGTH.search(plain) else (None, tables.get(name) or _FEW)
 
 
 def _axes(entry: onnx.ValueInfoProto) -> Axes:
     """Return fixed sizes and names of axes; some exporters write numbers below 1 for a dynamic axis."""
-    sizes: list[int | str | None] = []
-    for axis in entry.type.tensor_type.shape.dim:
-        if axis.WhichOneof("value") == "dim_value":
-            sizes.append(axis.dim_value if axis.dim_value > 0 else None)
-        else:
-            name = axis.dim_param
-            sizes.append(name if re.search(r"\w", name) else None)
-    return tuple(sizes)
+    dimensions = entry.type.tensor_type.shape.dim
+    names = [axis.dim_param if re.search(r"\w", axis.dim_param) else None for axis in dimensions]
+    # A protobuf field that is not set is 0 or empty.
+    return tuple(axis.dim_value if axis.dim_value > 0 else name for axis, name in zip(dimensions, names, strict=True))
 
 
 def _dtype(entry: onnx.ValueInfoProto) -> str:
@@ -141,13 +130,6 @@ def _dtype(entry: onnx.ValueInfoProto) -> str:
     if number == TensorProto.STRING:
         return "str"
     return str(np.dtype(helper.tensor_dtype_to_np_dtype(number)).name) if number else "float32"
-
-
-def _size(sizes: Mapping[str, int], name: str, index: int, axis: int | str | None) -> int:
-    """Return the size of one axis."""
-    if isinstance(axis, int):
-        return axis
-    return sizes[axis if isinstance(axis, str) else f"{name}/{index}"]
 
 
 def _table_rows(graph: onnx.GraphProto, name: str) -> int | None:

@@ -15,8 +15,8 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from compress.formats.onnx.decoder.graph_builder import MICROSOFT
 from compress.formats.onnx.decoder.stored_weight import StoredWeight, store, typed_integers
+from compress.formats.onnx.graph_edits import MICROSOFT, constant, without_absent_end
 from compress.formats.onnx.int8.fuse_integer_ops import pack_attention, unpack_attention
 from compress.numerics.integer_grid import find_grid, round_columns
 
@@ -83,11 +83,9 @@ class _Writer:
         for table in [value for value in self._model.graph.initializers.values() if _is_matrix(value)]:
             readers = [use.node for use in table.uses()]
             lookups = [node for node in readers if node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0]
-            turned = [
-                node
-                for node in readers
-                if (node.op_type == "Transpose" and list(node.attributes.get_ints("perm", [1, 0])) == [1, 0])
-            ]
+            # A matrix has one order of axes other than its own.
+            turned = [node for node in readers if node.op_type == "Transpose"]
+            turned = [node for node in turned if list(node.attributes.get_ints("perm", [1, 0])) == [1, 0]]
             products = [use.node for node in turned for use in node.outputs[0].uses()]
             # A table with any other reader stays float, and so does one whose transpose is not the right operand of a
             # product.
@@ -107,14 +105,10 @@ class _Writer:
                 flat = np.array([stored.rows, stored.shape[1] * stored.shape[2]], np.int64)
                 shape = self._constant(f"{table.name}_flat_shape", flat)
                 reshaped = self._first("Reshape", [integers, shape], f"{table.name}_flat")
-                attributes = {
-                    "gather_axis": 0,
-                    "quantize_axis": 1,
-                    "block_size": stored.block_size,
-                    "bits": stored.kernel_bits,
-                }
+                attributes = {"gather_axis": 0, "quantize_axis": 1}
+                attributes |= {"block_size": stored.block_size, "bits": stored.kernel_bits}
                 inputs = [reshaped, node.inputs[1], scales, zeros]
-                self._replace(node, "GatherBlockQuantized", _without_end(inputs), attributes)
+                self._replace(node, "GatherBlockQuantized", inputs, attributes)
             for node in products:
                 self._multiply(node, table)
         return done
@@ -168,14 +162,10 @@ class _Writer:
         name = str(value.name)
         stored = self._how.of(weight, name)
         zeros = stored.packed_zero_points()
-        self._operands[name] = (
-            stored,
-            [
-                self._constant(f"{name}_Q{stored.bits}", stored.integers()),
-                self._cast(self._constant(f"{name}_scales", stored.scales)),
-                None if zeros is None else self._constant(f"{name}_zero_points", zeros),
-            ],
-        )
+        integers = self._constant(f"{name}_Q{stored.bits}", stored.integers())
+        scales = self._cast(self._constant(f"{name}_scales", stored.scales))
+        zero_points = None if zeros is None else self._constant(f"{name}_zero_points", zeros)
+        self._operands[name] = stored, [integers, scales, zero_points]
 
     def _expand(self, value: ir.Value, weight: np.ndarray, turned: bool) -> None:
         """Store integers that become float in place of ``value``.
@@ -220,25 +210,13 @@ class _Writer:
     def _multiply(self, node: ir.Node, matrix: ir.Value) -> None:
         """Replace a product by `MatMulNBits`."""
         stored, operands = self._operands[str(matrix.name)]
-        attributes = {
-            "K": stored.columns,
-            "N": stored.rows,
-            "bits": stored.kernel_bits,
-            "block_size": stored.block_size,
-            "accuracy_level": self._how.accuracy_level,
-        }
-        self._replace(node, "MatMulNBits", [node.inputs[0], *_without_end(operands)], attributes)
+        attributes = {"K": stored.columns, "N": stored.rows, "bits": stored.kernel_bits}
+        attributes |= {"block_size": stored.block_size, "accuracy_level": self._how.accuracy_level}
+        self._replace(node, "MatMulNBits", [node.inputs[0], *operands], attributes)
 
     def _replace(self, old: ir.Node, kind: str, inputs: Sequence[ir.Value | None], attributes: dict[str, int]) -> None:
-        """Replace a node by one of ONNX Runtime's operators.
-
-        Args:
-            old: The node to replace.
-            kind: Operator type of the new node.
-            inputs: Its inputs.
-            attributes: Its attributes.
-        """
-        new = ir.node(kind, inputs, attributes, domain=MICROSOFT, name=old.name)
+        """Replace the node ``old`` by one of ONNX Runtime's operators."""
+        new = ir.node(kind, without_absent_end(inputs), attributes, domain=MICROSOFT, name=old.name)
         graph = old.graph
         assert graph is not None, "the node stands in a graph"
         ir.convenience.replace_nodes_and_values(graph, old, [old], [new], old.outputs, new.outputs)
@@ -271,14 +249,6 @@ def _is_matrix(value: ir.Value | None) -> bool:
 
 def _array(value: ir.Value) -> np.ndarray:
     """Return the array of an initializer."""
-    assert value.const_value is not None, "initializers have values"
-    array: np.ndarray = value.const_value.numpy()
+    array = constant(value)
+    assert array is not None, "initializers have values"
     return array
-
-
-def _without_end(values: Sequence[ir.Value | None]) -> list[ir.Value | None]:
-    """Return ``values`` without absent inputs at the end."""
-    present = list(values)
-    while present and present[-1] is None:
-        present.pop()
-    return present

@@ -54,74 +54,65 @@ def counted(*arguments: Any, **keywords: Any) -> NodeCost:
     return cost
 
 
-def test_a_product_with_stored_weights() -> None:
-    """[2, 5, 8] @ [8, 3]: 2·5·3 sums of 8 products."""
-    cost = counted("MatMul", {"a": (FLOAT, (2, 5, 8)), "w": ones(8, 3)}, [(FLOAT, (2, 5, 3))])
-    assert cost == NodeCost(
-        Operations(fp32=2 * 8 * 30), weight_bytes=8 * 3 * 4, read_bytes=80 * 4, written_bytes=30 * 4
-    )
+X, Y = (FLOAT, (5, 8)), [(FLOAT, (5, 3))]
+INT8_WEIGHTS = ones(8, 3, dtype=np.int8)
+DYNAMIC = {"a": X, "w": INT8_WEIGHTS, "s": ones(3), "z": ones(3, dtype=np.int8)}
+HIDDEN, HEADS = (FLOAT, (2, 5, 8)), {"domain": MICROSOFT, "num_heads": 2}
+PACKED = {"x": HIDDEN, "w": ones(8, 24), "b": ones(24)}
+MASK = (ir.DataType.INT32, (2, 5))
+INTEGER_ATTENTION = {
+    "x": (UINT8, (2, 5, 8)), "w": ones(8, 24, dtype=np.int8), "b": ones(24), "xs": (FLOAT, ()), "ws": ones(24),
+    "m": MASK, "xz": (UINT8, ()), "wz": ones(24, dtype=np.int8),
+}  # fmt: skip
+FEW_BITS = {"a": (FLOAT, (5, 32)), "w": ones(3, 1, 16, dtype=np.uint8), "s": ones(3)}
+FEW_BITS_SHAPE = {"domain": MICROSOFT, "K": 32, "N": 3, "bits": 4, "block_size": 32}
+PRODUCTS: dict[str, tuple[str, dict[str, Any], Any, dict[str, Any], tuple[int, int], int]] = {
+    # [2, 5, 8] @ [8, 3]: 2·5·3 sums of 8 products.
+    "stored": ("MatMul", {"a": HIDDEN, "w": ones(8, 3)}, [(FLOAT, (2, 5, 3))], {}, (2 * 8 * 30, 0), 8 * 3 * 4),
+    "computed": (
+        "MatMul", {"a": (FLOAT, (2, 4, 5, 8)), "b": (FLOAT, (2, 4, 8, 6))}, [(FLOAT, (2, 4, 5, 6))], {},
+        (2 * 8 * 2 * 4 * 5 * 6, 0), 0,
+    ),
+    "gemm": ("Gemm", {"a": X, "w": ones(8, 3)}, Y, {}, (2 * 8 * 15, 0), 96),
+    "gemm with a bias": ("Gemm", {"a": X, "w": ones(8, 3), "c": ones(3)}, Y, {}, (2 * 8 * 15 + 15, 0), 108),
+    "transposed gemm": ("Gemm", {"a": (FLOAT, (8, 5)), "w": ones(8, 3)}, Y, {"transA": 1}, (2 * 8 * 15, 0), 96),
+    # Products only; int8 weights are a quarter of the float ones.
+    "integers": ("MatMulInteger", {"a": (UINT8, (5, 8)), "w": INT8_WEIGHTS}, [(ir.DataType.INT32, (5, 3))], {},
+                 (0, 2 * 8 * 15), 24),
+    # 6 steps to quantize each of 40 inputs; scale and bias for each of 15 outputs.
+    "dynamic": ("DynamicQuantizeMatMul", DYNAMIC, Y, {"domain": MICROSOFT}, (6 * 40 + 15, 2 * 8 * 15), 24 + 12 + 3),
+    "dynamic with a bias": (
+        "DynamicQuantizeMatMul", DYNAMIC | {"b": ones(3)}, Y, {"domain": MICROSOFT}, (6 * 40 + 2 * 15, 2 * 8 * 15), 51
+    ),
+    "few bits": ("MatMulNBits", FEW_BITS, Y, FEW_BITS_SHAPE, (2 * 32 * 15, 0), 3 * 16 + 3 * 4),
+    # At level 4 the 160 inputs are quantized (6 steps) and the 15 outputs scaled: 975 float steps.
+    "few bits, rounded": ("MatMulNBits", FEW_BITS, Y, FEW_BITS_SHAPE | {"accuracy_level": 4}, (975, 2 * 32 * 15), 60),
+    # B = 2, S = 5, D = 8, 2 heads: projections 2·10·8·24 + bias 240; Q Kᵀ and its product with V 2·2·25·16; scale, mask
+    # and softmax 7 for each of 2·2·25 scores.
+    "attention": ("Attention", PACKED | {"m": MASK}, [HIDDEN], HEADS, (3840 + 240 + 1600 + 700, 0), (8 * 24 + 24) * 4),
+    "attention without a mask": ("Attention", PACKED | {"m": None}, [HIDDEN], HEADS, (3840 + 240 + 1600 + 600, 0), 864),
+    # Q and K of 6, V of 4 wide: 2·10·8·16 + 160; 2·2·25·(6 + 4); 6 for each score.
+    "cut heads": ("Attention", {"x": HIDDEN, "w": ones(8, 16), "b": ones(16)}, [(FLOAT, (2, 5, 4))],
+                  HEADS | {"qkv_hidden_sizes": [6, 6, 4]}, (2560 + 160 + 1000 + 600, 0), 576),
+    # 3 positions of the past lengthen the keys from 5 to 8.
+    "past": ("Attention", PACKED | {"m": None, "p": (FLOAT, (2, 2, 2, 3, 4))}, [HIDDEN, (FLOAT, (2, 2, 2, 8, 4))],
+             HEADS, (3840 + 240 + 2 * 2 * 40 * 16 + 6 * 2 * 2 * 40, 0), 864),
+    # Only the projections are integer; their 240 results are scaled and get a bias.
+    "integer attention": ("QAttention", INTEGER_ATTENTION, [HIDDEN], HEADS, (480 + 1600 + 700, 3840), 408),
+    # 3 queries, 7 keys: 2·2·21·(8 + 4) and 6 for each of 2·2·21 scores.
+    "other keys": ("MultiHeadAttention", {"q": (FLOAT, (2, 3, 8)), "k": (FLOAT, (2, 7, 8)), "v": (FLOAT, (2, 7, 4))},
+                   [(FLOAT, (2, 3, 4))], HEADS, (1008 + 504, 0), 0),
+}  # fmt: skip
 
 
-def test_a_product_of_two_activations_reads_no_weights() -> None:
-    inputs = {"a": (FLOAT, (2, 4, 5, 8)), "b": (FLOAT, (2, 4, 8, 6))}
-    cost = counted("MatMul", inputs, [(FLOAT, (2, 4, 5, 6))])
-    assert (cost.operations.fp32, cost.weight_bytes) == (2 * 8 * 2 * 4 * 5 * 6, 0)
-    assert cost.read_bytes == 4 * (2 * 4 * 5 * 8 + 2 * 4 * 8 * 6)
-
-
-@pytest.mark.parametrize(("transposed", "shape"), [(0, (5, 8)), (1, (8, 5))])
-def test_gemm_adds_its_bias(transposed: int, shape: tuple[int, ...]) -> None:
-    inputs = {"a": (FLOAT, shape), "w": ones(8, 3), "c": ones(3)}
-    cost = counted("Gemm", inputs, [(FLOAT, (5, 3))], transA=transposed)
-    assert cost.operations == Operations(fp32=2 * 8 * 15 + 15)
-    without = counted("Gemm", {"a": (FLOAT, shape), "w": ones(8, 3)}, [(FLOAT, (5, 3))], transA=transposed)
-    assert without.operations == Operations(fp32=2 * 8 * 15)
-
-
-def test_integer_products_are_told_from_float() -> None:
-    """MatMulInteger counts products only; its int8 weights are a quarter of the float ones."""
-    inputs = {"a": (UINT8, (5, 8)), "w": ones(8, 3, dtype=np.int8)}
-    cost = counted("MatMulInteger", inputs, [(ir.DataType.INT32, (5, 3))])
-    assert cost == NodeCost(Operations(int8=2 * 8 * 15), weight_bytes=24, read_bytes=40, written_bytes=60)
-
-
-def test_a_dynamically_quantized_product() -> None:
-    """6 steps to quantize each of 40 inputs; 240 integer operations; scale and bias for each of 15 outputs."""
-    inputs = {"a": (FLOAT, (5, 8)), "w": ones(8, 3, dtype=np.int8), "s": ones(3), "z": ones(3, dtype=np.int8)}
-    cost = counted("DynamicQuantizeMatMul", {**inputs, "b": ones(3)}, [(FLOAT, (5, 3))], MICROSOFT)
-    assert cost.operations == Operations(fp32=6 * 40 + 2 * 15, int8=2 * 8 * 15)
-    assert cost.weight_bytes == 24 + 12 + 3 + 12
-    bare = counted("DynamicQuantizeMatMul", inputs, [(FLOAT, (5, 3))], MICROSOFT)
-    assert bare.operations == Operations(fp32=6 * 40 + 15, int8=2 * 8 * 15)
-
-
-@pytest.mark.parametrize(("level", "operations"), [(0, Operations(2 * 32 * 15)), (4, Operations(975, 2 * 32 * 15))])
-def test_products_of_few_bits(level: int, operations: Operations) -> None:
-    """At level 4 the 160 inputs are quantized (6 steps) and the 15 outputs scaled: 975 float steps."""
-    inputs = {"a": (FLOAT, (5, 32)), "w": ones(3, 1, 16, dtype=np.uint8), "s": ones(3)}
-    shape = {"K": 32, "N": 3, "bits": 4, "block_size": 32}
-    cost = counted("MatMulNBits", inputs, [(FLOAT, (5, 3))], MICROSOFT, accuracy_level=level, **shape)
-    assert (cost.operations, cost.weight_bytes) == (operations, 3 * 16 + 3 * 4)
-
-
-def test_attention_in_float() -> None:
-    """B = 2, S = 5, D = 8, 2 heads: projections 2·10·8·24 + bias 240; Q Kᵀ and its product with V 2·2·25·16;
-    scale, mask and softmax 7 for each of 2·2·25 scores.
-    """
-    inputs = {"x": (FLOAT, (2, 5, 8)), "w": ones(8, 24), "b": ones(24), "m": (ir.DataType.INT32, (2, 5))}
-    cost = counted("Attention", inputs, [(FLOAT, (2, 5, 8))], MICROSOFT, num_heads=2)
-    assert cost.operations == Operations(fp32=3840 + 240 + 1600 + 700)
-    assert cost.weight_bytes == (8 * 24 + 24) * 4
-    no_mask = counted("Attention", {**inputs, "m": None}, [(FLOAT, (2, 5, 8))], MICROSOFT, num_heads=2)
-    assert no_mask.operations == Operations(fp32=3840 + 240 + 1600 + 600)
-
-
-def test_attention_whose_heads_were_cut() -> None:
-    """Q and K of 6, V of 4 wide: 2·10·8·16 + 160; 2·2·25·(6 + 4); 6 for each score."""
-    inputs = {"x": (FLOAT, (2, 5, 8)), "w": ones(8, 16), "b": ones(16)}
-    keywords = {"num_heads": 2, "qkv_hidden_sizes": [6, 6, 4]}
-    cost = counted("Attention", inputs, [(FLOAT, (2, 5, 4))], MICROSOFT, **keywords)
-    assert cost.operations == Operations(fp32=2560 + 160 + 1000 + 600)
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_and_attention(name: str) -> None:
+    operator, inputs, outputs, options, operations, weight_bytes = PRODUCTS[name]
+    cost = counted(operator, inputs, outputs, **options)
+    assert (cost.operations, cost.weight_bytes) == (Operations(*operations), weight_bytes)
+    given = [Tensor(*value).bytes for value in inputs.values() if isinstance(value, tuple)]
+    assert cost.read_bytes == sum(given)
+    assert cost.written_bytes == sum(Tensor(*value).bytes for value in outputs)
 
 
 @pytest.mark.parametrize(("window", "seen"), [(-1, 4 + 5), (3, 3 + 3)])
@@ -141,33 +132,6 @@ def test_grouped_attention(window: int, seen: int) -> None:
     assert cost.operations == Operations(2 * 2 * seen * 64 + 6 * 2 * 4 * seen + 3 * 2 * 2 * 48)
     assert cost.weight_bytes == 2 * 2 * 4 * 4
     assert cost.written_bytes == 2 * 2 * 32 * 4 + 2 * (2 * 2 * 2 * 8 * 4)
-
-
-def test_attention_over_what_came_before() -> None:
-    """3 positions of the past lengthen the keys from 5 to 8."""
-    past = {"x": (FLOAT, (2, 5, 8)), "w": ones(8, 24), "b": ones(24), "m": None, "p": (FLOAT, (2, 2, 2, 3, 4))}
-    cost = counted("Attention", past, [(FLOAT, (2, 5, 8)), (FLOAT, (2, 2, 2, 8, 4))], MICROSOFT, num_heads=2)
-    assert cost.operations == Operations(fp32=3840 + 240 + 2 * 2 * 40 * 16 + 6 * 2 * 2 * 40)
-
-
-def test_attention_in_integers() -> None:
-    """Only the projections are integer; their 240 results are scaled and get a bias."""
-    inputs = {
-        "x": (UINT8, (2, 5, 8)), "w": ones(8, 24, dtype=np.int8), "b": ones(24), "xs": (FLOAT, ()), "ws": ones(24),
-        "m": (ir.DataType.INT32, (2, 5)), "xz": (UINT8, ()), "wz": ones(24, dtype=np.int8),
-    }  # fmt: skip
-    cost = counted("QAttention", inputs, [(FLOAT, (2, 5, 8))], MICROSOFT, num_heads=2)
-    assert cost.operations == Operations(fp32=480 + 1600 + 700, int8=3840)
-    assert cost.weight_bytes == 8 * 24 + 24 * 4 + 24 * 4 + 24
-
-
-def test_multi_head_attention_of_other_keys() -> None:
-    """3 queries, 7 keys: 2·2·21·(8 + 4) and 6 for each of 2·2·21 scores; a packed form is not counted."""
-    inputs = {"q": (FLOAT, (2, 3, 8)), "k": (FLOAT, (2, 7, 8)), "v": (FLOAT, (2, 7, 4))}
-    cost = counted("MultiHeadAttention", inputs, [(FLOAT, (2, 3, 4))], MICROSOFT, num_heads=2)
-    assert cost.operations == Operations(fp32=1008 + 504)
-    packed = {"q": (FLOAT, (2, 3, 2, 3, 4))}
-    assert one_node("MultiHeadAttention", packed, [(FLOAT, (2, 3, 8))], MICROSOFT, num_heads=2) is None
 
 
 @pytest.mark.parametrize(
@@ -251,6 +215,8 @@ def test_views_move_nothing_and_slices_what_they_keep() -> None:
 
 def test_what_is_not_known_is_not_counted() -> None:
     targets = [(FLOAT, (4, 6))]
+    packed = {"q": (FLOAT, (2, 3, 2, 3, 4))}
+    assert one_node("MultiHeadAttention", packed, [(FLOAT, (2, 3, 8))], MICROSOFT, num_heads=2) is None
     assert one_node("Einsum", {"x": (FLOAT, (6, 4))}, targets, equation="ij->ji") is None
     assert one_node("MatMul", {"x": (FLOAT, (4, 6))}, targets, "of.somebody") is None
     node = helper.make_node("MatMul", ["x", "w"], ["y"], "node")

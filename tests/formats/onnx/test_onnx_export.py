@@ -13,7 +13,6 @@ from typing import Any
 import foreign_graphs
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import tiny
 import torch
@@ -34,12 +33,9 @@ from compress.stages.cast import Cast
 from compress.tasks.task import Examples
 from compress.utils.errors import DataError, IntegrityError, ModelError, StageError
 
-QUICK = [("bert", True), ("bert", False), ("distilbert", True), ("roberta", True)]
-SLOW = [("electra", True), ("electra", False), ("distilbert", False), ("roberta", False)]
-
 
 @pytest.fixture(
-    params=[*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)],
+    params=[("bert", True), ("bert", False), ("distilbert", True), ("roberta", True)],
     ids=lambda case: f"{case[0]}-{'fused' if case[1] else 'plain'}",
 )
 def made(request: pytest.FixtureRequest) -> ExportedGraph:
@@ -55,16 +51,6 @@ def test_the_graph_computes_what_torch_computes_at_every_shape(made: ExportedGra
             expected = made.model.module(**{name: torch.from_numpy(array) for name, array in inputs.items()}).logits
         np.testing.assert_allclose(run(made.content, **inputs), expected.numpy(), atol=2e-5, err_msg=f"{size, length}")
     assert expected.std(dim=0).min() > 0.01
-
-
-def test_padding_changes_nothing(made: ExportedGraph):
-    pad, size = made.model.processor.pad_token_id, made.model.module.config.vocab_size
-    alone = batch(1, 6, size, pad)
-    wide = {"input_ids": np.full((2, 20), pad), "attention_mask": np.zeros((2, 20), np.int64)}
-    for name in wide:
-        wide[name][0, :6] = alone[name][0]
-    wide["input_ids"][1], wide["attention_mask"][1] = 9, 1
-    np.testing.assert_allclose(run(made.content, **wide)[0], run(made.content, **alone)[0], atol=2e-5)
 
 
 def test_inputs_and_outputs_have_the_names_that_clients_expect(made: ExportedGraph):
@@ -87,13 +73,8 @@ def test_no_recorded_shape_contradicts_another(made: ExportedGraph):
 
 def test_the_graph_holds_no_path_or_stack_trace(made: ExportedGraph):
     homes = [Path(compress.__file__).parents[1], Path(torch.__file__).parents[1], Path(tiny.__file__).parent]
-    telling = [
-        rb"site-packages",
-        rb"Traceback",
-        rb'File "',
-        rb"\w\.py\b",
-        *(re.escape(str(home).encode()) for home in homes),
-    ]
+    telling = [rb"site-packages", rb"Traceback", rb'File "', rb"\w\.py\b"]
+    telling += [re.escape(str(home).encode()) for home in homes]
     assert [pattern for pattern in telling if re.search(pattern, made.content)] == []
     proto = made.graph()
     assert proto.producer_name == "compress" and not proto.producer_version and not proto.doc_string
@@ -127,7 +108,9 @@ def test_parity_says_how_far_apart_the_logits_are():
     bias = next(tensor for tensor in graph.graph.initializer if tensor.name.endswith("classifier.bias"))
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.25), bias.name))
     assert verify_parity(graph, encoder.model, encoder.examples, 0.3) == pytest.approx(0.25, abs=1e-4)
-    assert verify_parity(encoder.graph(), encoder.model, encoder.examples, 1e-3) < 2e-5
+    single = Examples(encoder.examples.inputs[:1], encoder.examples.padding)
+    for examples in (encoder.examples, single):
+        assert verify_parity(encoder.graph(), encoder.model, examples, 1e-3) < 2e-5
 
 
 def tampered(made: ExportedGraph, name: str, change: float) -> onnx.ModelProto:
@@ -152,32 +135,17 @@ def test_parity_looks_at_padded_rows():
     # A graph that ignores its mask is right for examples of one length, and for the longest; only padding shows it.
     encoder = exported("bert", False)
     graph = encoder.graph()
-    ones = onnx.helper.make_node("Sign", ["ids_plus_one"], ["mask_of_ones"])
-    constant = numpy_helper.from_array(np.array(1, np.int64), "one")
-    plus = onnx.helper.make_node("Add", ["input_ids", "one"], ["ids_plus_one"])
     for node in graph.graph.node:
-        for index, name in enumerate(node.input):
-            if name == "attention_mask":
-                node.input[index] = "mask_of_ones"
-    graph.graph.initializer.append(constant)
-    graph.graph.node.insert(0, ones)
-    graph.graph.node.insert(0, plus)
+        node.input[:] = ["mask_of_ones" if name == "attention_mask" else name for name in node.input]
+    graph.graph.initializer.append(numpy_helper.from_array(np.array(1, np.int64), "one"))
+    graph.graph.node.insert(0, helper.make_node("Sign", ["ids_plus_one"], ["mask_of_ones"]))
+    graph.graph.node.insert(0, helper.make_node("Add", ["input_ids", "one"], ["ids_plus_one"]))
     lengths = encoder.examples.lengths()
     longest = [encoder.examples.inputs[i] for i in np.flatnonzero(lengths == lengths.max())]
     same_length = Examples(longest * 4, encoder.examples.padding)
     assert verify_parity(graph, encoder.model, same_length, 1e-3) < 2e-5
     with pytest.raises(IntegrityError):
         verify_parity(graph, encoder.model, encoder.examples, 1e-3)
-
-
-def test_parity_of_a_single_example():
-    encoder = exported("bert")
-    assert (
-        verify_parity(
-            encoder.graph(), encoder.model, Examples(encoder.examples.inputs[:1], encoder.examples.padding), 1e-3
-        )
-        < 2e-5
-    )
 
 
 @pytest.mark.slow
@@ -380,8 +348,8 @@ def network(largest: float = 1.0, kind: int = TensorProto.FLOAT) -> onnx.ModelPr
     weight = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
     weight[0, 0] = largest
     nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["product"], name="product"),
-        helper.make_node("Softmax", ["product"], ["y"], name="softmax"),
+        helper.make_node("MatMul", ["x", "w"], ["p"], "product"),
+        helper.make_node("Softmax", ["p"], ["y"], "softmax"),
     ]
     values = [helper.make_tensor_value_info(name, kind, ["rows", 8]) for name in ("x", "y")]
     stored = helper.make_tensor("w", kind, weight.shape, weight.ravel())
@@ -390,8 +358,7 @@ def network(largest: float = 1.0, kind: int = TensorProto.FLOAT) -> onnx.ModelPr
 
 
 def run_graph(graph: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {"x": x})[0]
+    return open_session(graph).run(None, {"x": x})[0]
 
 
 def test_weights_are_rounded_and_clients_give_and_get_float32() -> None:

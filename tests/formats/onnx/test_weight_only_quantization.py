@@ -163,14 +163,13 @@ def test_a_whole_speech_model_stays_near_itself(tmp_path: Path):
     tokens = np.array([256, 5, 99, 17])
     expected = teacher_forced_logits(model, {"input_features": features}, tokens)
     for bits, bound in ((8, 0.05), (4, 0.5)):
-        graphs = {
-            name: quantize_matrices(graph, WeightOnlySettings(bits, 32))[0] for name, graph in model.graphs.items()
-        }
+        how = WeightOnlySettings(bits, 32)
+        graphs = {name: quantize_matrices(graph, how)[0] for name, graph in model.graphs.items()}
         actual = teacher_forced_logits(model.with_graphs(graphs), {"input_features": features}, tokens)
         error = np.abs(actual - expected).std() / expected.std()
         assert error < bound, (bits, error)
-        same, how = [], WeightOnlySettings(bits, 32, accuracy_level=1)
-        for settings in (how, replace(how, expand_on_load=True)):
+        same = []
+        for settings in (replace(how, accuracy_level=1), replace(how, accuracy_level=1, expand_on_load=True)):
             graphs = {name: quantize_matrices(graph, settings)[0] for name, graph in model.graphs.items()}
             same.append(teacher_forced_logits(model.with_graphs(graphs), {"input_features": features}, tokens))
         np.testing.assert_allclose(same[1], same[0], atol=1e-4 * np.abs(same[0]).max())

@@ -98,15 +98,10 @@ def _replace(graph: ir.Graph, softmax: ir.Node, index: int) -> bool:
         turned = query.turned(_TURN)
         by = writer.node("Reshape", [scores.by, writer.constant(np.array([heads, 1]))], [heads, 1])
         query = _Heads(writer.node("Mul", [_read(writer, turned), by], turned.axes), _TURN, query.factor)
-    attended = writer.node(
-        OPERATOR,
-        [*(_flat(writer, operand.turned(_TURN)) for operand in (query, key, value)), *terms],
-        [shape[0], shape[2], heads * size],
-        DOMAIN,
-        num_heads=heads,
-        scale=scores.scale * query.factor * key.factor,
-        unidirectional=0,
-    )
+    operands = [_flat(writer, operand.turned(_TURN)) for operand in (query, key, value)]
+    scale, flat_shape = scores.scale * query.factor * key.factor, [shape[0], shape[2], heads * size]
+    attributes = {"num_heads": heads, "scale": scale, "unidirectional": 0}
+    attended = writer.node(OPERATOR, [*operands, *terms], flat_shape, DOMAIN, **attributes)
     # The operator returns [batch, length, heads * size]; split the heads again for the existing readers.
     axes = writer.constant(np.array([0, 0, heads, size]))
     split = writer.node("Reshape", [attended, axes], [shape[0], shape[2], heads, size])
@@ -182,8 +177,9 @@ def _walk(value: ir.Value | None, share: float = 1.0) -> _Scores | None:
         return _Scores(node, share) if computed else None
     if (by := _number(node)) is not None:
         return _walk(first, share * by)
-    # A factor for each head (Swin v2) must come before any term is added.
-    if node.op_type == "Mul" and _of_heads(second):
+    # A factor [heads, 1, 1] for each head (Swin v2) must come before any term is added.
+    axes = () if second is None or second.shape is None else tuple(second.shape)
+    if node.op_type == "Mul" and len(axes) == 3 and isinstance(axes[0], int) and axes[1:] == (1, 1):
         scores = _walk(first, share)
         if scores is None or scores.terms or scores.by is not None:
             return None
@@ -217,20 +213,16 @@ def _reshaped(node: ir.Node, share: float) -> _Scores | None:
     return scores
 
 
-def _of_heads(value: ir.Value | None) -> bool:
-    """Return whether a tensor has one number for each head and no other axis: [heads, 1, 1]."""
-    axes = () if value is None or value.shape is None else tuple(value.shape)
-    return len(axes) == 3 and isinstance(axes[0], int) and axes[1:] == (1, 1)
-
-
 def _of_windows(node: ir.Node, window_scores: ir.Value | None, share: float) -> _Scores | None:
     """Return scores [images * windows, heads, ...] whose terms were added as [images, windows, heads, ...]."""
     scores = _walk(window_scores, share)
     query = None if scores is None else _heads(scores.node.inputs[0])
     if scores is None or query is None:
         return None
-    if any(rank(term) == 5 and not _for_each_window(term) for term, _ in scores.terms):
-        return None
+    for axes in [tuple(term.shape) for term, _ in scores.terms if term.shape is not None and rank(term) == 5]:
+        # A term for each window is [1, windows, 1, queries, keys], equal for every image and head.
+        if not all(isinstance(axis, int) for axis in axes) or (axes[0], axes[2]) != (1, 1):
+            return None
     writer = NodeWriter(node.graph, node, f"{node.outputs[0].name}_windows")
     terms = []
     for term, factor in scores.terms:
@@ -239,22 +231,16 @@ def _of_windows(node: ir.Node, window_scores: ir.Value | None, share: float) -> 
             windows, *_, rows, columns = term.shape[1:]
             all_of_them = writer.node("Shape", [query.source], [1], start=query.perm[0], end=query.perm[0] + 1)
             pictures = writer.node("Div", [all_of_them, writer.constant(np.array([windows]))], [1])
-            axes = writer.node("Concat", [pictures, writer.constant(np.ones(4, np.int64))], [5], axis=0)
-            for numbers in (all_of_them, pictures, axes):
+            target = writer.node("Concat", [pictures, writer.constant(np.ones(4, np.int64))], [5], axis=0)
+            for numbers in (all_of_them, pictures, target):
                 numbers.dtype = ir.DataType.INT64
-            repeated = writer.node("Expand", [term, axes], [None, *term.shape[1:]])
+            repeated = writer.node("Expand", [term, target], [None, *term.shape[1:]])
             term = writer.node(
                 "Reshape", [repeated, writer.constant(np.array([-1, 1, rows, columns]))], [None, 1, rows, columns]
             )
         terms.append((term, factor))
     scores.terms = terms
     return scores
-
-
-def _for_each_window(term: ir.Value) -> bool:
-    """Return whether a term is [1, windows, 1, queries, keys], equal for every image and head."""
-    axes = () if term.shape is None else tuple(term.shape)
-    return all(isinstance(axis, int) for axis in axes) and (axes[0], axes[2]) == (1, 1)
 
 
 def _filled(node: ir.Node, share: float) -> _Scores | None:
@@ -295,20 +281,16 @@ def _sorted(graph: ir.Graph, scores: _Scores, writer: NodeWriter) -> tuple[ir.Va
     mask = next((value for value in graph.inputs if value.name == MASK_INPUT), None)
     padding, bias, complete = None, None, False
     for term, factor in scores.terms:
-        # A term that is the same for all queries and computed from the mask is padding.
-        # True if a term is equal for every head and query.
-        if (
-            mask is not None
-            and factor != 0
-            and (rank(term) == 4 and term.shape is not None and term.shape[1] == 1 and term.shape[2] == 1)
-            and _comes_from_mask(term, mask)
-        ):
+        axes = () if term.shape is None else tuple(term.shape)
+        # A term that is the same for all heads and queries and computed from the mask is padding.
+        same = mask is not None and factor != 0 and len(axes) == 4 and axes[1] == axes[2] == 1
+        if same and _comes_from_mask(term, mask):
             padding = mask
             continue
         if factor != 1:
             term = writer.node("Mul", [term, writer.constant(np.array(factor, np.float32))], term.shape)
-        # True if a term has every query and key.
-        complete |= term.shape is not None and len(term.shape) >= 3 and all(axis != 1 for axis in term.shape[-2:])
+        # Some term must have every query and key.
+        complete |= len(axes) >= 3 and all(axis != 1 for axis in axes[-2:])
         bias = term if bias is None else writer.node("Add", [bias, term], None)
     if bias is not None and not complete:
         return None
@@ -322,7 +304,7 @@ def _sorted(graph: ir.Graph, scores: _Scores, writer: NodeWriter) -> tuple[ir.Va
     return padding, bias
 
 
-def _comes_from_mask(value: ir.Value, mask: ir.Value) -> bool:
+def _comes_from_mask(value: ir.Value, mask: ir.Value | None) -> bool:
     """Return whether ``value`` is computed only from ``mask`` and shapes."""
     pending, visited, reaches_mask = [value], set[int](), False
     while pending:
@@ -334,10 +316,8 @@ def _comes_from_mask(value: ir.Value, mask: ir.Value) -> bool:
         if current.is_graph_input() and current is not mask and current.name != "input_ids":
             return False
         node = current.producer()
-        if node is None:
-            continue
         # These compute with weights, so the term depends on more than the mask.
-        if node.op_type in ("MatMul", "Gather", "LayerNormalization"):
+        if node is not None and node.op_type in ("MatMul", "Gather", "LayerNormalization"):
             return False
-        pending.extend(operand for operand in node.inputs if operand is not None)
+        pending += [operand for operand in (() if node is None else node.inputs) if operand is not None]
     return reaches_mask

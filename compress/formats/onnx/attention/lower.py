@@ -13,9 +13,17 @@ import onnx_ir as ir
 
 from compress.formats.onnx.attention.find import MASK_INPUT
 from compress.formats.onnx.attention.tracing import BIAS, DOMAIN, OPERATOR, QUERY
-from compress.formats.onnx.graph_edits import add_initializer, clean, constant, only_consumer
+from compress.formats.onnx.graph_edits import (
+    MICROSOFT,
+    add_initializer,
+    clean,
+    constant,
+    input_at,
+    only_consumer,
+    producer,
+    without_absent_end,
+)
 
-MICROSOFT = "com.microsoft"
 _MASK_FILL = float(np.finfo(np.float32).min)
 
 
@@ -57,9 +65,8 @@ def _lower(graph: ir.Graph, node: ir.Node, index: int, casts: dict[ir.Value, ir.
     if bias is None and (packed := _packed(flat)) is not None:
         product, added = packed
         kind, inputs = "Attention", [*product.inputs, add_initializer(graph, f"{name}_bias", added), padding]
-    # Optional inputs at the end are left out.
-    while kind != "Attention" and inputs[-1] is None:
-        inputs.pop()
+    else:
+        inputs = without_absent_end(inputs)
     fused = ir.node(kind, inputs, attributes=attributes, domain=MICROSOFT, name=name)
     old, new = node.outputs[0], fused.outputs[0]
     new.type, new.shape = old.type, old.shape
@@ -75,8 +82,8 @@ def _lower(graph: ir.Graph, node: ir.Node, index: int, casts: dict[ir.Value, ir.
 def _plain_cast(graph: ir.Graph, padding: ir.Value, casts: dict[ir.Value, ir.Value]) -> ir.Value:
     """Return the mask as int32, with one cast of the graph input that all attentions share."""
     source: ir.Value | None = padding
-    while source is not None and (node := source.producer()) is not None and node.op_type == "Cast":
-        source = node.inputs[0]
+    while (cast := producer(source, "Cast")) is not None:
+        source = cast.inputs[0]
     if source is None or not source.is_graph_input() or source.name != MASK_INPUT:
         return padding
     if source not in casts:
@@ -90,11 +97,10 @@ def _plain_cast(graph: ir.Graph, padding: ir.Value, casts: dict[ir.Value, ir.Val
 def _before_split_heads(value: ir.Value | None) -> ir.Value | None:
     """Return ``value`` before reshapes that split its last axis into heads and merged it again."""
     current = value
-    while current is not None and (node := current.producer()) is not None and node.op_type == "Reshape":
-        current = node.inputs[0]
+    while (reshape := producer(current, "Reshape")) is not None:
+        current = reshape.inputs[0]
         if current is not None and current.shape is not None and len(current.shape) == 3 and value is not None:
-            same = value.shape is None or current.shape[2] == value.shape[2]
-            return current if same else value
+            return current if value.shape is None or current.shape[2] == value.shape[2] else value
     return value
 
 
@@ -111,23 +117,21 @@ def _merged_again(value: ir.Value) -> ir.Value:
 
 def _product(value: ir.Value | None) -> ir.Node | None:
     """Return the product with a stored matrix that computes ``value``."""
-    node = None if value is None else value.producer()
-    return node if node is not None and node.op_type == "MatMul" and constant(node.inputs[1]) is not None else None
+    node = producer(value, "MatMul")
+    return node if node is not None and constant(node.inputs[1]) is not None else None
 
 
 def _packed(values: Sequence[ir.Value | None]) -> tuple[ir.Node, np.ndarray] | None:
     """Return the product whose split gives three values of one width, in this order, and its bias."""
-    query = values[QUERY]
-    split = query.producer() if query is not None else None
-    if split is None or split.op_type != "Split" or list(values) != list(split.outputs) or split.inputs[0] is None:
+    split = producer(values[QUERY], "Split")
+    if split is None or list(values) != list(split.outputs):
         return None
     # `Attention` needs three projections of one width, each read by the attention alone.
-    sizes = constant(split.inputs[1]) if len(split.inputs) > 1 else None
-    if sizes is None or len(set(sizes.tolist())) != 1 or any(len(list(part.uses())) != 1 for part in split.outputs):
+    packed_value, sizes = split.inputs[0], constant(input_at(split, 1))
+    if sizes is None or len(set(sizes.tolist())) != 1 or any(len(part.uses()) != 1 for part in split.outputs):
         return None
-    packed_value = split.inputs[0]
     bias: np.ndarray | None = np.zeros(int(sizes.sum()), np.float32)
-    if (added := packed_value.producer()) is not None and added.op_type == "Add":
+    if (added := producer(packed_value, "Add")) is not None:
         packed_value, bias = added.inputs[0], constant(added.inputs[1])
     product = _product(packed_value)
     return None if product is None or bias is None else (product, bias)
@@ -136,7 +140,7 @@ def _packed(values: Sequence[ir.Value | None]) -> tuple[ir.Node, np.ndarray] | N
 def _bias_before_split(graph: ir.Graph) -> None:
     """Add biases before a split instead of to each part, in place, because the product's kernel fuses one addition."""
     for count, split in enumerate(node for node in list(graph) if node.op_type == "Split"):
-        packed_value, widths = split.inputs[0], constant(split.inputs[1]) if len(split.inputs) > 1 else None
+        packed_value, widths = split.inputs[0], constant(input_at(split, 1))
         if packed_value is None or widths is None or _product(packed_value) is None:
             continue
         added = [only_consumer(output, "Add") for output in split.outputs]

@@ -204,14 +204,10 @@ def trace_attention(inputs: AttentionInputs) -> torch.Tensor:
     size = inputs.value.shape[-1]
     # The operator takes [batch, length, heads * size].
     flat = [tensor.transpose(1, 2).flatten(2) for tensor in (inputs.query, inputs.key, inputs.value)]
-    attended: torch.Tensor = ops.symbolic(
-        f"{DOMAIN}::{OPERATOR}",
-        [*flat, inputs.padding, inputs.bias],
-        {"num_heads": heads, "scale": inputs.scale, "unidirectional": int(inputs.causal)},
-        dtype=inputs.query.dtype,
-        shape=[batch, length, heads * size],
-        version=1,
-    )
+    operands, shape = [*flat, inputs.padding, inputs.bias], [batch, length, heads * size]
+    attributes: dict[str, Any] = {"num_heads": heads, "scale": inputs.scale, "unidirectional": int(inputs.causal)}
+    kind, dtype = f"{DOMAIN}::{OPERATOR}", inputs.query.dtype
+    attended: torch.Tensor = ops.symbolic(kind, operands, attributes, dtype=dtype, shape=shape, version=1)
     return attended.reshape(batch, length, heads, size)
 
 

@@ -46,6 +46,11 @@ def _property(patches: TracingPatches, name: str, shape: torch.Size) -> property
     return property(lambda self: patches.parameter(name, shape))
 
 
+def _method(function: Any) -> Any:
+    """Turn a bound function into a method of a class."""
+    return lambda self, *arguments: function(self, *arguments)
+
+
 @contextmanager
 def patched(model: nn.Module, patches: TracingPatches) -> Iterator[None]:
     """Run ``model``, prepared by `replace_parameters`, with ``patches`` in place of attention, layers and tables."""
@@ -53,11 +58,8 @@ def patched(model: nn.Module, patches: TracingPatches) -> Iterator[None]:
         attend = patches.attend if patches.fused or not patches.tracing else None
         mask = None if patches.tracing else patches.mask
         stack.enter_context(use_attention_functions(model, attend, mask))
-        for kind, forward in (
-            (nn.Linear, patches.product),
-            (nn.Embedding, patches.rows),
-            (SeparateExperts, patches.mix),
-        ):
+        forwards = {nn.Linear: patches.product, nn.Embedding: patches.rows, SeparateExperts: patches.mix}
+        for kind, forward in forwards.items():
             stack.enter_context(patch.object(kind, "forward", _method(forward)))
         if patches.tracing:
             stack.enter_context(patch.object(torch, "erfinv", inverse_error_function))
@@ -85,11 +87,6 @@ def _function_patches(model: nn.Module, patches: TracingPatches) -> Iterator[tup
                 yield module, name, delta_rule
             elif name == _SELECTIVE_SCANS and patches.tracing:
                 yield module, name, partial(selective_scan, patches)
-
-
-def _method(function: Any) -> Any:
-    """Turn a bound function into a method of a class."""
-    return lambda self, *arguments: function(self, *arguments)
 
 
 def _tables(module: Any, forward: Any, *arguments: Any, **named: Any) -> Any:

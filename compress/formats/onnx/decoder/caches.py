@@ -97,16 +97,6 @@ def _recording(slot: CacheSlot, update: Any) -> Any:
     return recorded
 
 
-def _recording_state(patches: TracingPatches, get: Any) -> Any:
-    """Return ``get`` with recording of the state."""
-
-    def recorded(*of: Any, **named: Any) -> Any:
-        patches.state = get(*of, **named)
-        return patches.state
-
-    return recorded
-
-
 def fill_cache(cache: Cache, past: Mapping[str, torch.Tensor], patches: TracingPatches, length: Any) -> None:
     """Put a graph's inputs into a new cache, in place.
 
@@ -117,7 +107,13 @@ def fill_cache(cache: Cache, past: Mapping[str, torch.Tensor], patches: TracingP
         length: Length of the past if the mask defines it, else None.
     """
     if cache is not None:
-        cache.get_recurrent_state = _recording_state(patches, cache.get_recurrent_state)
+        get_state = cache.get_recurrent_state
+
+        def recorded_state(*of: Any, **named: Any) -> Any:
+            patches.state = get_state(*of, **named)
+            return patches.state
+
+        cache.get_recurrent_state = recorded_state
     for side, index, layer in iterate_layers(cache):
         # Put states of convolutions and recurrences into a layer, in place.
         for kind, number in _states_of(layer):
@@ -185,11 +181,8 @@ def sample_states(cache: object, fused: bool) -> dict[str, torch.Tensor]:
 def present(name: str, cache: object) -> torch.Tensor:
     """Return the tensor that replaces a tensor of the cache after a forward pass."""
     kind, index, *number = name.removeprefix("past_").split("_")
-    (layer,) = (
-        candidate
-        for side, at, candidate in iterate_layers(cache)
-        if at == int(index) and kind.startswith(CROSS) == bool(side)
-    )
+    key = (CROSS if kind.startswith(CROSS) else ""), int(index)
+    (layer,) = (layer for side, at, layer in iterate_layers(cache) if (side, at) == key)
     if kind in KINDS:
         state: torch.Tensor = getattr(layer, f"{kind}_states")[int(number[0])]
         return state

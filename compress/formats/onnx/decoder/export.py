@@ -75,12 +75,8 @@ def _model(checkpoint: Checkpoint, parts: Mapping[str, onnx.ModelProto]) -> Onnx
 
 def companions_of(checkpoint: Checkpoint) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Return the small files beside a checkpoint's weights, by name, and the config of a graph made from it."""
-    names = sorted(
-        path
-        for pattern in _COMPANION_PATTERNS
-        for path in checkpoint.folder.glob(pattern)
-        if path.name not in _EXCLUDED_COMPANIONS
-    )
+    paths = (path for pattern in _COMPANION_PATTERNS for path in checkpoint.folder.glob(pattern))
+    names = sorted(path for path in paths if path.name not in _EXCLUDED_COMPANIONS)
     # The graph holds its own quantization; the config would make transformers look for another.
     config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
     config["dtype"] = "float32"
@@ -98,21 +94,14 @@ def _genai_config(checkpoint: Checkpoint, trace: Trace, file_name: str) -> Mappi
     if tokens["pad_token_id"] is None:
         ends = tokens["eos_token_id"]
         tokens["pad_token_id"] = ends[0] if isinstance(ends, list) else ends
+    kinds = ("key", "value")
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
         "filename": f"{GRAPH_FOLDER}/{file_name}",
         "head_size": call.size,
         "hidden_size": config.hidden_size,
-        "inputs": {
-            **{name: name for name in (IDS, MASK)},
-            "past_key_names": "past_key_values.%d.key",
-            "past_value_names": "past_key_values.%d.value",
-        },
-        "outputs": {
-            "logits": "logits",
-            "present_key_names": "present.%d.key",
-            "present_value_names": "present.%d.value",
-        },
+        "inputs": {IDS: IDS, MASK: MASK, **{f"past_{kind}_names": f"past_key_values.%d.{kind}" for kind in kinds}},
+        "outputs": {"logits": "logits", **{f"present_{kind}_names": f"present.%d.{kind}" for kind in kinds}},
         "num_attention_heads": call.heads,
         "num_hidden_layers": len(trace.blocks),
         "num_key_value_heads": call.key_value_heads,

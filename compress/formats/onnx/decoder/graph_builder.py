@@ -10,12 +10,9 @@ import onnx_ir as ir
 from onnx_ir._cloner import Cloner
 
 from compress.formats.onnx.decoder.tracing_patches import Placeholder
+from compress.formats.onnx.graph_edits import MICROSOFT, without_absent_end
 
-MICROSOFT = "com.microsoft"
-OPSET = 21
-IR_VERSION = 10
-_PRODUCER = "compress"
-
+_OPSET, _IR_VERSION = 21, 10
 LEFT_PADDING_CHECK = "padding_on_the_left_is_refused"
 _SEQUENCES = ("query", "key", "value", "decay", "beta")
 _SELECTED = ("step", "value", "input", "output")
@@ -150,10 +147,10 @@ class GraphBuilder:
             self._outputs,
             nodes=self._tape.nodes,
             initializers=self._stored.initializers,
-            opset_imports={"": OPSET, MICROSOFT: 1},
+            opset_imports={"": _OPSET, MICROSOFT: 1},
             name=name,
         )
-        return ir.Model(graph, ir_version=IR_VERSION, producer_name=_PRODUCER, metadata_props=metadata)
+        return ir.Model(graph, ir_version=_IR_VERSION, producer_name="compress", metadata_props=metadata)
 
 
 def node_like(
@@ -176,10 +173,7 @@ def node_like(
         domain: Domain of the operator.
         outputs: Number of outputs.
     """
-    present_inputs, name = list(inputs), f"{(like.name or '').rpartition('/')[0]}/{scope}"
-    # Optional inputs at the end are left out.
-    while present_inputs and present_inputs[-1] is None:
-        present_inputs.pop()
+    present_inputs, name = without_absent_end(inputs), f"{(like.name or '').rpartition('/')[0]}/{scope}"
     node = ir.node(kind, present_inputs, dict(attributes), domain=domain, num_outputs=outputs, name=name)
     for index, value in enumerate(node.outputs):
         value.name = f"{name}/output_{index}"
@@ -335,9 +329,6 @@ RECURRENCES: Mapping[str, Callable[[GraphBuilder, str, Sequence[ir.Value]], Sequ
 """Function that writes each recurrence, by its placeholder."""
 
 
-_KIND = "MultiHeadAttention"
-
-
 def write_cross_attention(model: ir.Model, cached: ir.Value) -> None:
     """Replace every cross attention by an `If` on ``cached``, in place.
 
@@ -361,7 +352,9 @@ def write_cross_attention(model: ir.Model, cached: ir.Value) -> None:
                 first.insert(0, candidate)
         model.graph.remove(first)
         cached_attention, first_attention = (
-            node_like(node, scope, _KIND, [query, *keys, None, padding, bias], node.attributes, MICROSOFT)
+            node_like(
+                node, scope, "MultiHeadAttention", [query, *keys, None, padding, bias], node.attributes, MICROSOFT
+            )
             for scope, keys in (("cached", past), ("first", (key, value)))
         )
         # An empty tensor in place of keys or values that the client keeps.
@@ -370,15 +363,10 @@ def write_cross_attention(model: ir.Model, cached: ir.Value) -> None:
             _, heads, _, size = past_value.shape
             empty = ir.Tensor(np.zeros((0, int(heads), 1, int(size)), np.float32))
             nothing.append(node_like(node, f"nothing_{index}", "Constant", [], {"value": empty}))
+        cached_nodes, computed = [cached_attention, *nothing], [first_attention.outputs[0], key, value]
         branches = {
-            "then_branch": _branch(
-                cached_attention,
-                [cached_attention, *nothing],
-                [past_value.outputs[0] for past_value in (cached_attention, *nothing)],
-            ),
-            "else_branch": _branch(
-                first_attention, [*first, first_attention], [first_attention.outputs[0], key, value]
-            ),
+            "then_branch": _branch(cached_attention, cached_nodes, [source.outputs[0] for source in cached_nodes]),
+            "else_branch": _branch(first_attention, [*first, first_attention], computed),
         }
         conditional = node_like(node, "If", "If", [cached], branches, outputs=3)
         ir.convenience.replace_nodes_and_values(

@@ -11,6 +11,7 @@ see `compress.formats.onnx.decoder.graph_builder`.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -84,11 +85,16 @@ class _Writer:
         # Inputs of the new graph take the place of the trace's.
         inputs = {value.name: value for value in graph.inputs}
         for name, (dtype, axes) in part.inputs.items():
-            self._values[inputs[name]] = self._nodes.input(name, dtype, axes)
-            self._values[inputs[name]].shape = inputs[name].shape
+            new = self._values[inputs[name]] = self._nodes.input(name, dtype, axes)
+            new.shape = inputs[name].shape
         for name, value in graph.initializers.items():
-            self._values[value] = self._stored(name, value.const_value)
-            self._values[value].shape = ir.Shape(value.const_value.shape)
+            tensor, parameter_name = value.const_value, name.removeprefix("model.")
+            # A constant that belongs to the model is the checkpoint's tensor.
+            if parameter_name in self._checkpoint.files and tensor.dtype == ir.DataType.FLOAT:
+                self._values[value] = self._weights.vector(parameter_name)
+            else:
+                self._values[value] = self._nodes.constant(f"constants.{name}", tensor.numpy())
+            self._values[value].shape = ir.Shape(tensor.shape)
         # The nodes before the blocks and the blocks, then those after them.
         presents = self._blocks(groups, inputs)
         self._replay(groups.after)
@@ -98,12 +104,13 @@ class _Writer:
         axes = [BATCH, 1] if self._settings.last_token_only and part.cached else part.axes
         results: dict[str, tuple[ir.Value, Axes]] = {part.output: (self._values[answer], [*axes, _size(answer)])}
         for name, value in presents.items():
-            results[present_of(self._client_name(name))] = (
-                value,
-                part.axes_of(name, self._trace.states[name], "present"),
-            )
+            axes = part.axes_of(name, self._trace.states[name], "present")
+            results[present_of(self._client_name(name))] = value, axes
         for name, (value, axes) in results.items():
-            self._nodes.output(self._own(value), name, ir.DataType.FLOAT, axes)
+            # An input, or a value that is an output already, cannot be renamed to the output.
+            if value.producer() is None or value in self._nodes.outputs:
+                value = self._nodes.op("Identity", f"{value.name}.output", [value])
+            self._nodes.output(value, name, ir.DataType.FLOAT, axes)
         # The attention kernel writes new keys and values behind the old ones where both are one buffer.
         shared = part.decoder_only and not (part.takes_positions or self._trace.unfused or self._trace.keeps_states)
         model = self._nodes.model(type(self._trace.model).__name__, {SHARED_CACHE: "1"} if shared else {})
@@ -117,13 +124,6 @@ class _Writer:
                 value.shape = ir.Shape(part.inputs[value.name][1])
         return model
 
-    def _stored(self, name: str, value: ir.TensorProtocol) -> ir.Value:
-        """Store a constant of the trace, or the checkpoint's tensor where the constant belongs to the model."""
-        parameter_name = name.removeprefix("model.")
-        if parameter_name in self._checkpoint.files and value.dtype == ir.DataType.FLOAT:
-            return self._weights.vector(parameter_name)
-        return self._nodes.constant(f"constants.{name}", value.numpy())
-
     def _table_of(self, module: str) -> str:
         """Return the module that stores the table of ``module``: the one that it is tied to, unless the two differ."""
         weight_name = f"{module}.weight"
@@ -136,24 +136,21 @@ class _Writer:
         separate = held == [weight_name] or (values and not values[0].equal(values[1]))
         return module if separate else str(source).removesuffix(".weight")
 
-    def _own(self, value: ir.Value) -> ir.Value:
-        """Return a value that may be renamed to an output: one that is no input and no output already."""
-        if value.producer() is None or value in self._nodes.outputs:
-            return self._nodes.op("Identity", f"{value.name}.output", [value])
-        return value
-
     def _blocks(self, groups: NodeGroups, inputs: Mapping[str | None, ir.Value]) -> dict[str, ir.Value]:
         """Write every block; return the updated value of each tensor of the cache by its name in the trace."""
         trace = self._trace
         outputs = {value.name: value for value in trace.program.graph.outputs}
-        pasts = {name: self._past(name) for name in trace.states}
+        pasts = {
+            name: self._nodes.input(self._client_name(name), ir.DataType.FLOAT, trace.part.axes_of(name, shape, "past"))
+            for name, shape in trace.states.items()
+        }
         self._values |= {inputs[name]: value for name, value in pasts.items() if name in inputs}
         self._replay(groups.before)
         presents: dict[str, ir.Value] = {}
         for index, block in enumerate(trace.blocks):
             # A block that was not traced is written from the nodes of the block that it resembles, with its own names.
             kind = index if index < trace.traced else block.kind
-            traced = {name: _of_layer(name, kind) for name in pasts if layer_index(name) == index}
+            traced = {name: re.sub(r"\d+", str(kind), name, count=1) for name in pasts if layer_index(name) == index}
             self._values |= {inputs[traced_name]: pasts[name] for name, traced_name in traced.items()}
             # Names of the traced block are replaced by those of the written one.
             self._rename = partial(_moved, trace.blocks[kind].prefix, block.prefix)
@@ -164,11 +161,6 @@ class _Writer:
         self._rename = str
         self._values[groups.left[trace.traced - 1]] = self._values[groups.left[kind]]
         return presents
-
-    def _past(self, name: str) -> ir.Value:
-        """Add an input for a tensor of the cache."""
-        axes = self._trace.part.axes_of(name, self._trace.states[name], "past")
-        return self._nodes.input(self._client_name(name), ir.DataType.FLOAT, axes)
 
     def _client_name(self, name: str) -> str:
         """Return the name that clients use for a tensor of the cache.
@@ -195,48 +187,34 @@ class _Writer:
 
     def _write_node(self, node: ir.Node, joined: Mapping[ir.Node, Sequence[ir.Node]]) -> None:
         """Write one node, or the nodes that its placeholder stands for."""
-        placeholder = node.op_type if node.domain == DOMAIN and node.op_type != Placeholder.CROSS_ATTENTION else ""
-        writers: dict[str, Callable[[], Sequence[ir.Value]]] = {
-            Placeholder.PARAMETER: lambda: [self._weights.vector(self._rename(string_attribute(node, "name")))],
-            Placeholder.LINEAR: lambda: self._products(joined[node]),
-            Placeholder.EMBEDDING: lambda: [self._rows(node)],
-            Placeholder.LENGTHS: lambda: self._lengths(self._values[node.inputs[0]]),
-            Placeholder.ROTARY: lambda: write_rotary(self._nodes, node, self._tables),
-            Placeholder.BLOCK_INPUT: lambda: [self._stream or self._values[node.inputs[0]]],
-            **dict.fromkeys(
-                (Placeholder.BLOCK_OUTPUT, Placeholder.SHARED_OUTPUT), lambda: [self._values[node.inputs[0]]]
-            ),
-            **dict.fromkeys(RECURRENCES, partial(self._recurrence, node)),
-            "": lambda: self._copy(node),
-        }
         # The trace has identities between modules, which are dropped.
         if node.op_type == "Identity":
             self._values[node.outputs[0]] = self._values[node.inputs[0]]
             return
+        reads_mask = self._trace.part.takes_positions
+        placeholder = node.op_type if node.domain == DOMAIN and node.op_type != Placeholder.CROSS_ATTENTION else ""
+        # The new graph's values for a traced node's inputs.
+        inputs = [None if value is None else self._values[value] for value in node.inputs]
+        present_inputs, scope = [value for value in inputs if value is not None], self._rename(_module(node))
+        writers: dict[str, Callable[[], Sequence[ir.Value]]] = {
+            Placeholder.PARAMETER: lambda: [self._weights.vector(self._rename(string_attribute(node, "name")))],
+            Placeholder.LINEAR: lambda: self._products(joined[node]),
+            Placeholder.EMBEDDING: lambda: [self._rows(node)],
+            # Where positions are an input, the attention reads the mask itself.
+            Placeholder.LENGTHS: lambda: (
+                2 * present_inputs if reads_mask else write_lengths(self._nodes, *present_inputs)
+            ),
+            Placeholder.ROTARY: lambda: write_rotary(self._nodes, node, self._tables),
+            Placeholder.BLOCK_INPUT: lambda: [self._stream] if self._stream is not None else present_inputs,
+            **dict.fromkeys((Placeholder.BLOCK_OUTPUT, Placeholder.SHARED_OUTPUT), lambda: present_inputs),
+            **{kind: partial(write, self._nodes, scope, present_inputs) for kind, write in RECURRENCES.items()},
+            "": lambda: self._nodes.copy(node, scope or "graph", inputs, self._values),
+        }
         olds = [layer.outputs[0] for layer in joined[node]] if placeholder == Placeholder.LINEAR else node.outputs
         for old, new in zip(olds, writers[placeholder](), strict=True):
             self._values[old] = new
             if placeholder in ("", Placeholder.EMBEDDING, Placeholder.LINEAR, *RECURRENCES):
                 new.shape, new.type = old.shape, old.type
-
-    def _lengths(self, mask: ir.Value) -> Sequence[ir.Value]:
-        """Return the lengths of rows and in total, or the mask twice where the attention reads the mask itself."""
-        return [mask, mask] if self._trace.part.takes_positions else write_lengths(self._nodes, mask)
-
-    def _copy(self, node: ir.Node) -> Sequence[ir.Value]:
-        """Copy a node that is no placeholder."""
-        # The new graph's values for a traced node's inputs.
-        return self._nodes.copy(
-            node,
-            self._rename(_module(node)) or "graph",
-            [None if value is None else self._values[value] for value in node.inputs],
-            self._values,
-        )
-
-    def _recurrence(self, node: ir.Node) -> Sequence[ir.Value]:
-        """Write a recurrence as a `Scan`."""
-        inputs = [self._values[value] for value in node.inputs if value is not None]
-        return RECURRENCES[node.op_type](self._nodes, self._rename(_module(node)), inputs)
 
     def _products(self, layers: Sequence[ir.Node]) -> Sequence[ir.Value]:
         """Return the products of layers with the same input, as one product where their weights can be joined."""
@@ -304,9 +282,3 @@ def _moved(old: str, new: str, name: str) -> str:
 def _size(value: ir.Value) -> int:
     """Return the size of the last axis."""
     return int(value.shape[-1])
-
-
-def _of_layer(name: str, layer: int) -> str:
-    """Return the name of the same tensor in another layer."""
-    past, kind, _, *number = name.split("_")
-    return "_".join([past, kind, str(layer), *number])

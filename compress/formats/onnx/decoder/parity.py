@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -25,10 +26,6 @@ from compress.models.lora_adapter import ADAPTER, load_adapted
 from compress.models.meta_model import auto_class
 from compress.tasks.task import Examples
 from compress.utils.errors import InputError, IntegrityError, StageError, first_line
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 
 _FEW_BITS, _LEVEL, _FP32 = "MatMulNBits", "accuracy_level", 1
 _CPU = "CPUExecutionProvider"
@@ -55,12 +52,11 @@ class DecoderParity:
 
     def __str__(self) -> str:
         text = f"logits differ by at most {self.difference:.1e} from torch in fp32"
-        if self.rounding == 0:
-            return text
-        return (
-            f"{text}; activations in 8 bits move them by {self.rounding:.1%} of their spread, "
+        rounding = (
+            f"; activations in 8 bits move them by {self.rounding:.1%} of their spread, "
             f"and the likeliest token of {1 - self.agreement:.1%} of the positions"
         )
+        return text + (rounding if self.rounding else "")
 
 
 def verify_decoder(
@@ -144,7 +140,15 @@ def verify_encoder_decoder(
     Raises:
         IntegrityError: A limit is exceeded.
     """
-    module, written = _pair_in_torch(checkpoint), []
+    from transformers import AutoConfig
+
+    if checkpoint.quantization is not None or (checkpoint.folder / ADAPTER).is_dir():
+        module = load_adapted(checkpoint)
+    else:
+        # transformers computes position tables that no file holds.
+        kind = auto_class(AutoConfig.from_pretrained(checkpoint.folder))
+        module = kind.from_pretrained(checkpoint.folder, dtype=torch.float32).eval()
+    written = []
     for batch, tokens in zip(inputs, texts, strict=True):
         for _ in range(more):
             likeliest = _logits(module, **batch, decoder_input_ids=tokens)[:, -1:].argmax(-1)
@@ -187,29 +191,14 @@ def verify_image_reader(
     def answers(model: OnnxModel) -> Pairs:
         graphs = open_image_reader(model, image)
         actual = [graphs.begin(batch[IDS], batch[PIXELS]) for batch in batches]
-        yield (
-            np.concatenate([row_logits[0] for row_logits in expected]),
-            np.concatenate([row_logits[0] for row_logits in actual]),
-        )
+        yield np.concatenate(expected, axis=1), np.concatenate(actual, axis=1)
         for batch, example_logits in zip(batches, expected, strict=True):
             behind = int(np.flatnonzero(batch[IDS][0] == image)[-1]) + 1
             start, *tokens = np.split(batch[IDS], range(behind, batch[IDS].shape[1]), axis=1)
-            yield (
-                example_logits,
-                np.concatenate([graphs.begin(start, batch[PIXELS]), *map(graphs.read, tokens)], axis=1),
-            )
+            parts = [graphs.begin(start, batch[PIXELS]), *map(graphs.read, tokens)]
+            yield example_logits, np.concatenate(parts, axis=1)
 
     return _verify(model, answers, tolerance, rounding_limit)
-
-
-def _pair_in_torch(checkpoint: Checkpoint) -> PreTrainedModel:
-    """Load the torch model, through transformers if possible, which computes position tables that no file holds."""
-    from transformers import AutoConfig
-
-    if checkpoint.quantization is not None or (checkpoint.folder / ADAPTER).is_dir():
-        return load_adapted(checkpoint)
-    kind = auto_class(AutoConfig.from_pretrained(checkpoint.folder))
-    return kind.from_pretrained(checkpoint.folder, dtype=torch.float32).eval()
 
 
 def teacher_forced_logits(model: OnnxModel, example: Inputs, tokens: np.ndarray) -> np.ndarray:
@@ -241,7 +230,13 @@ def _verify(
     model: OnnxModel, answers: Callable[[OnnxModel], Pairs], tolerance: float, rounding_limit: float
 ) -> DecoderParity:
     """Compare the model, in fp32 and as it is, with the expected logits."""
-    exact = _in_fp32(model)
+    exact = model
+    if any(level.i != _FP32 for graph in model.graphs.values() for level in _levels(graph)):
+        # Only the accuracy level of the few-bit products differs in fp32.
+        graphs = {name: deepcopy(graph) for name, graph in model.graphs.items()}
+        for level in (level for graph in graphs.values() for level in _levels(graph)):
+            level.i = _FP32
+        exact = model.with_graphs(graphs)
     hint = "set accuracy_level: 1, which computes in fp32 and is slower, or raise rounding_limit"
     return check_limits(answers(exact), None if exact is model else answers(model), tolerance, rounding_limit, hint)
 
@@ -283,20 +278,6 @@ def check_limits(
             hint=hint,
         )
     return DecoderParity(difference, rounding, float((actual.argmax(-1) == expected.argmax(-1)).mean()))
-
-
-def _in_fp32(model: OnnxModel) -> OnnxModel:
-    """Return the model itself if nothing is rounded, else a copy whose few-bit products compute in fp32."""
-    if all(level.i == _FP32 for graph in model.graphs.values() for level in _levels(graph)):
-        return model
-    graphs = {}
-    for name, graph in model.graphs.items():
-        graphs[name] = onnx.ModelProto()
-        # Only the accuracy level of the products differs.
-        graphs[name].CopyFrom(graph)
-        for attribute in _levels(graphs[name]):
-            attribute.i = _FP32
-    return model.with_graphs(graphs)
 
 
 def _levels(model: onnx.ModelProto) -> list[onnx.AttributeProto]:

@@ -11,8 +11,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compress.formats.onnx.decoder.caches import layer_index
-from compress.formats.onnx.decoder.graph_builder import MICROSOFT, node_like
+from compress.formats.onnx.decoder.graph_builder import node_like
 from compress.formats.onnx.decoder.tracing_patches import DOMAIN, Placeholder
+from compress.formats.onnx.graph_edits import MICROSOFT, producer
 
 
 @dataclass(frozen=True)
@@ -144,12 +145,6 @@ def tidy(model: ir.Model, few_rows: bool = True) -> None:
             value.shape = value.type = None
 
 
-def _producer(value: ir.Value | None, kind: str, domain: str = "") -> ir.Node | None:
-    """Return the node that computes ``value`` if it is of that kind."""
-    node = None if value is None else value.producer()
-    return node if node is not None and node.op_type == kind and node.domain == domain else None
-
-
 def _put(
     graph: ir.Graph,
     successor: ir.Node,
@@ -191,27 +186,24 @@ def _shape(value: ir.Value | None) -> list[int | str] | None:
 
 def _norm_before_turning(graph: ir.Graph, node: ir.Node) -> None:
     """Move a norm over the last axis before the transposes around it, which then vanish."""
-    if node.op_type != "Transpose" or tuple(node.attributes["perm"].as_ints()) != _SAME:
+    norm = producer(node.inputs[0], _NORM) if node.op_type == "Transpose" else None
+    turned = None if norm is None else producer(norm.inputs[0], "Transpose")
+    if norm is None or turned is None:
         return
-    norm = _producer(node.inputs[0], _NORM)
-    turned = None if norm is None else _producer(norm.inputs[0], "Transpose")
-    if norm is None or turned is None or tuple(turned.attributes["perm"].as_ints()) != _SAME:
-        return
+    orders = {tuple(transpose.attributes["perm"].as_ints()) for transpose in (node, turned)}
     # Another reader would still need the transposed norm.
-    if len(norm.outputs[0].uses()) != 1:
-        return
-    inputs = [turned.inputs[0], norm.inputs[1]]
-    _put(graph, node, norm, _NORM, inputs, norm.attributes, {0: node.outputs[0]})
+    if orders == {_SAME} and len(norm.outputs[0].uses()) == 1:
+        inputs = [turned.inputs[0], norm.inputs[1]]
+        _put(graph, node, norm, _NORM, inputs, norm.attributes, {0: node.outputs[0]})
 
 
 def _reshape_of_reshape(graph: ir.Graph, node: ir.Node) -> None:
     """Merge two reshapes, and drop a reshape to the original shape."""
-    if node.op_type != "Reshape" or (inner := _producer(node.inputs[0], "Reshape")) is None:
+    inner = producer(node.inputs[0], "Reshape") if node.op_type == "Reshape" else None
+    target_shape, old = _shape(node.outputs[0]), node.outputs[0]
+    if inner is None or target_shape is None:
         return
-    source, target_shape, old = inner.inputs[0], _shape(node.outputs[0]), node.outputs[0]
-    if target_shape is None:
-        return
-    target = ir.convenience.get_const_tensor(node.inputs[1])
+    source, target = inner.inputs[0], ir.convenience.get_const_tensor(node.inputs[1])
     source_shape = [axis if isinstance(axis, int) else axis.value for axis in source.shape or ()]
     # With as many elements one axis at most is not known to be the same; 0 copies an axis of the input.
     if (
@@ -250,9 +242,7 @@ def _constant_shapes(graph: ir.Graph, node: ir.Node) -> None:
 
 def _packed_heads(graph: ir.Graph, node: ir.Node) -> None:
     """Pass queries, keys and values side by side, as a joined product returns them, instead of splitting them."""
-    if node.op_type != "GroupQueryAttention":
-        return
-    split = _producer(node.inputs[0], "Split")
+    split = producer(node.inputs[0], "Split") if node.op_type == "GroupQueryAttention" else None
     if split is None or list(node.inputs[:3]) != list(split.outputs):
         return
     if all(len(value.uses()) == 1 for value in split.outputs):
@@ -262,10 +252,8 @@ def _packed_heads(graph: ir.Graph, node: ir.Node) -> None:
 
 def _quick_gelu(graph: ir.Graph, node: ir.Node) -> None:
     """Fuse x times its sigmoid (SiLU)."""
-    if node.op_type != "Mul":
-        return
-    for value, factor in (node.inputs, node.inputs[::-1]):
-        sigmoid = _producer(factor, "Sigmoid")
+    for value, factor in (node.inputs, node.inputs[::-1]) if node.op_type == "Mul" else ():
+        sigmoid = producer(factor, "Sigmoid")
         if sigmoid is not None and sigmoid.inputs[0] is value:
             _put(graph, node, node, "QuickGelu", [value], {"alpha": 1.0}, {0: node.outputs[0]})
             return
@@ -273,7 +261,7 @@ def _quick_gelu(graph: ir.Graph, node: ir.Node) -> None:
 
 def _plain_gather(graph: ir.Graph, node: ir.Node) -> None:
     """Replace a `GatherND` of rows that one number each selects by `Gather`."""
-    places = _producer(node.inputs[1], "Unsqueeze") if node.op_type == "GatherND" else None
+    places = producer(node.inputs[1], "Unsqueeze") if node.op_type == "GatherND" else None
     if places is None or node.attributes.get_int("batch_dims", 0):
         return
     # The indices have one number each if they were unsqueezed along the last axis.
@@ -286,7 +274,7 @@ def _plain_gather(graph: ir.Graph, node: ir.Node) -> None:
 
 def _scaled_queries(graph: ir.Graph, node: ir.Node) -> None:
     """Move a factor of the queries into the scale of the attention."""
-    scaled = _producer(node.inputs[0], "Mul") if node.op_type in _ATTENTION else None
+    scaled = producer(node.inputs[0], "Mul") if node.op_type in _ATTENTION else None
     for value, factor in (scaled.inputs, scaled.inputs[::-1]) if scaled is not None else ():
         number = None if factor is None else ir.convenience.get_const_tensor(factor)
         if number is not None and number.size == 1:
@@ -299,7 +287,7 @@ def _scaled_queries(graph: ir.Graph, node: ir.Node) -> None:
 def _skip_norms(graph: ir.Graph, node: ir.Node) -> None:
     """Fuse an addition into the following norm, which returns the sum too."""
     skip = _SKIPS.get(node.op_type)
-    if skip is None or (added := _producer(node.inputs[0], "Add")) is None:
+    if skip is None or (added := producer(node.inputs[0], "Add")) is None:
         return
     if any(fused.outputs[0].is_graph_output() for fused in (added, node)):
         return

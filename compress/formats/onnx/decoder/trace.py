@@ -40,6 +40,8 @@ _NEW = 3
 _DRY_RUN_TOKENS = 24
 _OF_WEIGHTS = ("quantization_config", "dtype", "transformers_version", "_name_or_path")
 """Entries of a config that describe the weights in its folder and not the model."""
+_OF_ONE_BLOCK = ("compress_module_name", "layer_idx", "layer_index", "layer_id", "idx", "training")
+"""Attributes of modules that depend on the block."""
 _MOST_KEPT = 4
 _FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 """Exceptions of a forward pass or torch.export."""
@@ -88,7 +90,10 @@ def check_writable(folder: Path) -> None:
     if (key := _of_model(checkpoint)) not in _WRITABLE:
         # The dry run fails where tracing would, and takes a fraction of the time.
         with _model_errors(checkpoint), torch.no_grad():
-            model = _DryRun(checkpoint, _decoder).model
+            model = _DryRun(
+                checkpoint,
+                lambda model: decoder_of_embeddings(model) if reads_images(model.config) else decoder_only(model),
+            ).model
             if reads_images(model.config):
                 from compress.formats.onnx.decoder.traced_parts import check_vision_encoder
 
@@ -96,11 +101,6 @@ def check_writable(folder: Path) -> None:
         _WRITABLE[key] = reads_images(model.config)
     if _WRITABLE[key]:
         refuse_unfollowed(folder)
-
-
-def _decoder(model: PreTrainedModel) -> TracedPart:
-    """Return the part of a language model that is traced."""
-    return decoder_of_embeddings(model) if reads_images(model.config) else decoder_only(model)
 
 
 def trace_part(checkpoint: Checkpoint, part: Callable[[Any], TracedPart], fused: bool | None = None) -> Trace:
@@ -129,7 +129,7 @@ def _traced(
         while len(dry_run.blocks) > traced:
             del dry_run.blocks[-1]
         # Cross attention exists as an operator only, so an encoder-decoder cannot fall back.
-        unfused = _unfused(dry_run) if fused is not False else "the traced attention is used"
+        unfused = dry_run.unfused if fused is not False else "the traced attention is used"
         if unfused and not dry_run.part.decoder_only:
             raise ValueError(f"attention cannot be one operator: {unfused}")
         dry_run.patches.fused = not unfused
@@ -176,7 +176,10 @@ def _model_errors(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 class _DryRun:
-    """Model without weights after one forward pass on arbitrary numbers, with its attention calls and cache."""
+    """Model without weights after one forward pass on arbitrary numbers, with its attention calls and cache.
+
+    ``unfused`` is the reason why attention cannot be one operator, or "".
+    """
 
     def __init__(self, checkpoint: Checkpoint, part: Callable[[Any], TracedPart] = decoder_only) -> None:
         self.model = build_empty_module(checkpoint, build_on_meta).eval()
@@ -206,18 +209,13 @@ class _DryRun:
         with apply_patches.patched(self.model, self.patches):
             self.part.call(self.model, self.cache, self.part.sample(_DRY_RUN_TOKENS, 0))
         self.patches.norms = apply_patches.find_rms_norms(self.model)
-        reached = {call.layer for call in self.patches.calls.values()}
-        self.missed = sorted(slot.name for slot in slots if slot.new and slot.name not in reached)
-
-
-def _unfused(dry_run: _DryRun) -> str:
-    """Return why attention cannot be one operator, or ""."""
-    calls = dry_run.patches.calls.values()
-    reasons = [f"{call.module}: {call.problem}" for call in calls if call.problem]
-    if not calls:
-        reasons = ["it has no attention with transformers' interface"]
-    reasons += [f"the attention of layer {layer} does not use transformers' interface" for layer in dry_run.missed]
-    return next(iter(reasons), "")
+        # Attention is one operator only if every layer of the cache has a call that the operator computes.
+        calls = self.patches.calls.values()
+        missed = {slot.name for slot in slots if slot.new} - {call.layer for call in calls}
+        reasons = [f"{call.module}: {call.problem}" for call in calls if call.problem]
+        reasons += [] if calls else ["it has no attention with transformers' interface"]
+        reasons += [f"the attention of layer {layer} does not use transformers' interface" for layer in sorted(missed)]
+        self.unfused = next(iter(reasons), "")
 
 
 def _describe(dry_run: _DryRun) -> list[TracedBlock]:
@@ -227,30 +225,23 @@ def _describe(dry_run: _DryRun) -> list[TracedBlock]:
     for index, block in enumerate(dry_run.blocks):
         name = f"{dry_run.prefix}.{index}"
         calls = [call for call in dry_run.patches.calls.values() if call.module.startswith(f"{name}.")]
+        # All properties by which the graphs of two blocks could differ, except the values of their weights.
+        likeness: list[object] = []
+        for path, module in block.named_modules():
+            plain = {
+                key: value
+                for key, value in vars(module).items()
+                if isinstance(value, int | float | str | bool | None | tuple) and key not in _OF_ONE_BLOCK
+            }
+            buffers = [(leaf, value.tolist()) for leaf, value in module.named_buffers(recurse=False)]
+            likeness.append((path, type(module).__name__, plain, module.compress_shapes, buffers))
         # An attention call without the names that depend on its block.
-        likeness = [
-            *_likeness(block),
-            *(
-                replace(call, module=call.module.removeprefix(name), layer=call.layer.rstrip("0123456789"))
-                for call in calls
-            ),
-        ]
+        for call in calls:
+            layer = call.layer.rstrip("0123456789")
+            likeness.append(replace(call, module=call.module.removeprefix(name), layer=layer))
         blocks.append(TracedBlock(name, likenesses.index(likeness) if likeness in likenesses else index))
         likenesses.append(likeness)
     return blocks
-
-
-def _likeness(block: nn.Module) -> Iterator[Any]:
-    """Yield every property by which the graphs of two blocks could differ, except the values of their weights."""
-    for path, module in block.named_modules():
-        plain = {
-            key: value
-            for key, value in vars(module).items()
-            if isinstance(value, int | float | str | bool | None | tuple)
-            and key not in ("compress_module_name", "layer_idx", "layer_index", "layer_id", "idx", "training")
-        }
-        buffers = [(leaf, value.tolist()) for leaf, value in module.named_buffers(recurse=False)]
-        yield path, type(module).__name__, plain, module.compress_shapes, buffers
 
 
 class _OneGraph(nn.Module):

@@ -117,7 +117,14 @@ class TracedPart:
         word = next((name for name in _CACHES if name in parameters), None)
         named: dict[str, Any] = {"use_cache": True} if word is None else {word: cache, "use_cache": True}
         if self.decoder_only:
-            named |= _positions(cache, inputs, self.tokens, PLACES in parameters)
+            new, mask = inputs[self.tokens], inputs[MASK]
+            past = mask.shape[1] - new.shape[1]
+            if PLACES in parameters:
+                named[PLACES] = inputs[PLACES] if PLACES in inputs else (mask.cumsum(1) - 1).clamp(min=0)[:, past:]
+            # A model of states alone takes the mask of the new tokens.
+            if not any(holds_keys(layer) for _, _, layer in iterate_layers(cache)):
+                mask = mask[:, past:]
+            named |= {self.tokens: new, MASK: mask}
         else:
             from transformers.modeling_outputs import BaseModelOutput
 
@@ -131,29 +138,6 @@ class TracedPart:
                 named["attention_mask"] = inputs[ENCODER_MASK]
         logits: torch.Tensor = model(**named).logits
         return logits
-
-
-def _positions(
-    cache: object, inputs: Mapping[str, torch.Tensor], tokens: str, required: bool
-) -> dict[str, torch.Tensor]:
-    """Return token, mask and position inputs of a decoder.
-
-    Args:
-        cache: The cache.
-        inputs: The inputs by name.
-        tokens: Name of the input with the tokens.
-        required: Whether the model takes positions.
-    """
-    new, mask = inputs[tokens], inputs[MASK]
-    past = mask.shape[1] - new.shape[1]
-    position_inputs = {}
-    if required:
-        position_inputs[PLACES] = inputs[PLACES] if PLACES in inputs else (mask.cumsum(1) - 1).clamp(min=0)[:, past:]
-    if not any(
-        holds_keys(layer) for _, _, layer in iterate_layers(cache)
-    ):  # states alone: the mask is of the new tokens
-        mask = mask[:, past:]
-    return {tokens: new, MASK: mask, **position_inputs}
 
 
 _INTEGERS, _FLOATS = ir.DataType.INT64, ir.DataType.FLOAT
@@ -192,15 +176,12 @@ def encoder_of_pair(model: PreTrainedModel) -> TracedPart:
 
 def decoder_of_pair(model: PreTrainedModel) -> TracedPart:
     """Return the decoder behind a model's encoder, with its head."""
-    masks: dict[str, tuple[ir.DataType, Axes]] = (
-        {} if _reads_audio(model) else {ENCODER_MASK: (_INTEGERS, [BATCH, _READ])}
-    )
-    hidden: Axes = [BATCH, _READ, _width(model.config)]
-    inputs: dict[str, tuple[ir.DataType, Axes]] = {
-        IDS: (_INTEGERS, [BATCH, _WRITTEN]),
-        HIDDEN: (_FLOATS, hidden),
-    }
-    return TracedPart({**masks, **inputs}, "logits", [BATCH, _WRITTEN])
+    inputs: dict[str, tuple[ir.DataType, Axes]] = {}
+    if not _reads_audio(model):
+        inputs[ENCODER_MASK] = _INTEGERS, [BATCH, _READ]
+    inputs[IDS] = _INTEGERS, [BATCH, _WRITTEN]
+    inputs[HIDDEN] = _FLOATS, [BATCH, _READ, _width(model.config)]
+    return TracedPart(inputs, "logits", [BATCH, _WRITTEN])
 
 
 def _reads_audio(model: PreTrainedModel) -> bool:
@@ -259,9 +240,8 @@ class _VisionEncoder(nn.Module):
             base: Any = self.model.base_model
             hidden = base.vision_model(pixel_values=pixel_values.flatten(0, 1)).last_hidden_state
             return ImageFeatures(feature_projector(self.model)(hidden))
-        with removed_on_exit(
-            [feature_projector(self.model).register_forward_hook(lambda module, given, found: [found])]
-        ):
+        hook = feature_projector(self.model).register_forward_hook(lambda module, inputs, output: [output])
+        with removed_on_exit([hook]):
             try:
                 (features,) = self.model.get_image_features(pixel_values).pooler_output
             except (AttributeError, ValueError) as error:
@@ -271,9 +251,8 @@ class _VisionEncoder(nn.Module):
 
 def feature_projector(model: PreTrainedModel) -> nn.Module:
     """Return the module that projects image features to the text's width. Raises `ModelError` if there is none."""
-    projector = next(
-        (candidate for name in _LAST if (candidate := getattr(model.base_model, name, None)) is not None), None
-    )
+    candidates = (getattr(model.base_model, name, None) for name in _LAST)
+    projector = next((candidate for candidate in candidates if candidate is not None), None)
     if not isinstance(projector, nn.Module):
         raise ModelError(
             f"{type(model).__name__} has no module that projects image features to the text's width.",

@@ -96,19 +96,15 @@ class TracingPatches:
         shape = [*value.shape[:-1], layer.out_features]
         if not self.tracing:
             return torch.randn(shape) * 0.5
-        transposed = int(isinstance(layer, TransposedLinear))
-        return _node(
-            Placeholder.LINEAR, [value], shape, value.dtype, module=layer.compress_module_name, transposed=transposed
-        )
+        about = {"module": layer.compress_module_name, "transposed": int(isinstance(layer, TransposedLinear))}
+        return _node(Placeholder.LINEAR, [value], shape, value.dtype, **about)
 
     def rows(self, table: Any, ids: torch.Tensor) -> torch.Tensor:
         """Return the rows of an embedding table."""
         shape = [*ids.shape, table.embedding_dim]
-        return (
-            _node(Placeholder.EMBEDDING, [ids], shape, module=table.compress_module_name)
-            if self.tracing
-            else torch.randn(shape)
-        )
+        if not self.tracing:
+            return torch.randn(shape)
+        return _node(Placeholder.EMBEDDING, [ids], shape, module=table.compress_module_name)
 
     def norm(self, module: Any, hidden: torch.Tensor) -> torch.Tensor:
         """Return root mean square normalisation as one operator."""
@@ -203,18 +199,11 @@ class TracingPatches:
         window = EVERYTHING if attention_mask is None else getattr(attention_mask, "compress_window", None)
         slots = [getattr(tensor, "compress_slot", None) for tensor in (key, value)]
         turned = [getattr(tensor, "compress_rotary", None) for tensor in (query, key)]
-        call = AttentionCall(
-            module.compress_module_name,
-            slots[0].name if slots[0] else "",
-            query.shape[1],
-            key.shape[1],
-            query.shape[-1],
-            value.shape[-1],
-            query.shape[-1] ** -0.5 if scaling is None else float(scaling),
-            float(softcap or 0.0),
-            window,
-            turned[0] if self.rotates and turned[0] is turned[1] else None,
-        )
+        name, layer = module.compress_module_name, slots[0].name if slots[0] else ""
+        sizes = query.shape[1], key.shape[1], query.shape[-1], value.shape[-1]
+        scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        rotation = turned[0] if self.rotates and turned[0] is turned[1] else None
+        call = AttentionCall(name, layer, *sizes, scale, float(softcap or 0.0), window, rotation)
         lost = self.cached and None in slots
         self.calls[call.module] = describe_call(call, self.grouped, lost, sinks is not None, others)
         return torch.randn(query.shape[0], query.shape[2], query.shape[1], call.value_size), None
@@ -246,15 +235,11 @@ class TracingPatches:
         tables: Sequence[Any] = [None, None]
         if call.rotation is not None:
             # The operator rotates, so it gets queries and keys from before the rotation.
+            query, key = query.compress_rotary, key.compress_rotary
             # The placeholder of cosines and sines, each [positions, pairs].
-            rotation = call.rotation
-            frequencies, factor, positions = list(rotation.frequencies), rotation.factor, rotation.positions
-            shapes = [[positions, len(frequencies)]] * 2
-            query = query.compress_rotary
-            key = key.compress_rotary
-            tables = nodes_of(
-                Placeholder.ROTARY, [], shapes, frequencies=frequencies, factor=factor, positions=positions
-            )
+            frequencies, positions = list(call.rotation.frequencies), call.rotation.positions
+            angles = {"frequencies": frequencies, "factor": call.rotation.factor, "positions": positions}
+            tables = nodes_of(Placeholder.ROTARY, [], [[positions, len(frequencies)]] * 2, **angles)
         batch, heads, length, size = query.shape
         # The operator requires values as wide as keys; the padding is cut off afterwards.
         if value.shape[-1] < size:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from compress.formats.onnx.decoder.graph_builder import MICROSOFT, GraphBuilder
+from compress.formats.onnx.decoder.graph_builder import GraphBuilder
 from compress.formats.onnx.decoder.stored_weight import (
     StoredWeight,
     expand_weight,
@@ -18,6 +18,7 @@ from compress.formats.onnx.decoder.stored_weight import (
     store,
     write_integers,
 )
+from compress.formats.onnx.graph_edits import MICROSOFT, without_absent_end
 from compress.models.checkpoint import Checkpoint
 from compress.models.lora_adapter import low_rank
 
@@ -120,16 +121,10 @@ class Weights:
         integers, scales, zeros = self._few_bit_operands(module, stored)
         width = stored.values.shape[1]
         flat = self._nodes.integers(stored.rows, width * stored.kernel_bits // 8)
-        rows = self._nodes.op(
-            "GatherBlockQuantized",
-            module,
-            [self._nodes.op("Reshape", module, [integers, flat]), ids, scales, zeros],
-            MICROSOFT,
-            gather_axis=0,
-            quantize_axis=1,
-            block_size=stored.block_size,
-            bits=stored.kernel_bits,
-        )
+        inputs = [self._nodes.op("Reshape", module, [integers, flat]), ids, scales, zeros]
+        axes = {"gather_axis": 0, "quantize_axis": 1}
+        blocks = {"block_size": stored.block_size, "bits": stored.kernel_bits}
+        rows = self._nodes.op("GatherBlockQuantized", module, inputs, MICROSOFT, **axes, **blocks)
         # Padding of the last block is cut off.
         if width == stored.columns:
             return rows
@@ -213,9 +208,7 @@ class Weights:
         if self._settings.expand_on_load:
             product = multiply_expanded(self._nodes, name, value, stored)
             return product if bias is None else self._nodes.op("Add", name, [product, bias])
-        inputs = [value, *self._few_bit_operands(name, stored), None, bias]
-        while inputs[-1] is None:
-            inputs.pop()
+        inputs = without_absent_end([value, *self._few_bit_operands(name, stored), None, bias])
         sizes = {"K": stored.columns, "N": stored.rows, "bits": stored.kernel_bits, "block_size": stored.block_size}
         level = 1 if exact else self._settings.accuracy_level
         return self._nodes.op("MatMulNBits", scope or name, inputs, MICROSOFT, **sizes, accuracy_level=level)

@@ -109,13 +109,8 @@ def quantize_embeddings(model: onnx.ModelProto, bits: int, largest_block: int | 
     """
     graph = model.graph
     tables = _float_matrices(graph)
-    lookups = [
-        node
-        for node in graph.node
-        if node.op_type == "Gather"
-        and next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0) == 0
-        and node.input[0] in tables
-    ]
+    gathers = [node for node in graph.node if node.op_type == "Gather" and node.input[0] in tables]
+    lookups = [node for node in gathers if all(attribute.i == 0 for attribute in node.attribute)]
     done = []
     for name in dict.fromkeys(node.input[0] for node in lookups):
         weight = numpy_helper.to_array(tables[name])
@@ -151,11 +146,8 @@ def quantize_embeddings(model: onnx.ModelProto, bits: int, largest_block: int | 
 
 def _float_matrices(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     """Return the stored float matrices by name."""
-    return {
-        tensor.name: tensor
-        for tensor in graph.initializer
-        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 2
-    }
+    matrices = (tensor for tensor in graph.initializer if len(tensor.dims) == 2)
+    return {tensor.name: tensor for tensor in matrices if tensor.data_type == TensorProto.FLOAT}
 
 
 def _readers(graph: onnx.GraphProto, name: str) -> list[onnx.NodeProto]:
@@ -278,16 +270,13 @@ def quantize_recurrent(graph: onnx.ModelProto, per_channel: bool, reduce_range: 
     The operator finds the ranges of its inputs in each call. Weights that are computed from constants are folded first.
     A graph that would not become smaller is returned unchanged.
     """
-    has_own_weights = [
-        set(node.input[1:3]) <= {tensor.name for tensor in subgraph.initializer}
-        for subgraph in all_graphs(graph.graph)
-        for node in subgraph.node
-        if node.op_type == "LSTM"
-    ]
-    if not has_own_weights:
+    nodes = [(node, subgraph) for subgraph in all_graphs(graph.graph) for node in subgraph.node]
+    lstms = [(node, subgraph) for node, subgraph in nodes if node.op_type == "LSTM"]
+    if not lstms:
         return graph, 0
     # The quantizer needs the weights of each `LSTM` as initializers of its own graph.
-    source = deepcopy(graph) if all(has_own_weights) else optimize_basic(graph)
+    stored = all({*node.input[1:3]} <= {tensor.name for tensor in subgraph.initializer} for node, subgraph in lstms)
+    source = deepcopy(graph) if stored else optimize_basic(graph)
     # ONNX Runtime opens a graph that doesn't say which set its own operators are of; onnx infers no shapes of it.
     domains = {entry.domain for entry in source.opset_import} | {"", "ai.onnx"}
     used = {node.domain for subgraph in all_graphs(source.graph) for node in subgraph.node}

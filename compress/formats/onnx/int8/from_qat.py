@@ -136,7 +136,12 @@ class _Writer:
         self._dequantized(node, 1, stored, scale, 1 if product else 0)
         # Products return floats, so only convolutions have an output grid.
         if node.op_type == "Conv":
-            self._bias(node, first)
+            bias = first.integer_bias
+            if bias is not None and (len(node.inputs) > 2 or bias.any()):
+                if len(node.inputs) < 3:
+                    raise StageError(f"The bias of {first.name} is not that of its convolution in the exported graph.")
+                stored_bias = self._initializer(f"{first.name}.bias_quantized", bias)
+                self._dequantized(node, 2, stored_bias, self._initializer(f"{first.name}.bias_scale", first.steps), 0)
             assert first.output_grid is not None, "a convolution's outputs have a grid"
             # Lead readers of a convolution through the grid, and past a `Relu` or `Clip` that the grid makes redundant.
             grid = first.output_grid
@@ -187,26 +192,8 @@ class _Writer:
         down.outputs[0].shape = up.outputs[0].shape = value.shape
         return [down, up]
 
-    def _bias(self, node: ir.Node, layer: IntegerLayer) -> None:
-        """Replace the bias of a convolution by its integers."""
-        if layer.integer_bias is None or (len(node.inputs) < 3 and not layer.integer_bias.any()):
-            return
-        if len(node.inputs) < 3:
-            raise StageError(f"The bias of {layer.name} is not that of its convolution in the exported graph.")
-        stored = self._initializer(f"{layer.name}.bias_quantized", layer.integer_bias)
-        scale = self._initializer(f"{layer.name}.bias_scale", layer.steps)
-        self._dequantized(node, 2, stored, scale, 0)
-
     def _dequantized(self, node: ir.Node, index: int, stored: ir.Value, scale: ir.Value, axis: int) -> None:
-        """Connect an input of a node to the dequantized values of ``stored``.
-
-        Args:
-            node: The node.
-            index: Index of the input.
-            stored: The integers.
-            scale: Their scales.
-            axis: Axis of the scales.
-        """
+        """Connect the input ``index`` of a node to the integers ``stored``, dequantized with scales along ``axis``."""
         name = f"{node.name}_input_{index}"
         up = ir.node("DequantizeLinear", [stored, scale], attributes={"axis": axis}, name=f"{name}_dequantize")
         up.outputs[0].name = name

@@ -58,17 +58,12 @@ def match_layers(model: ir.Model, weights: Mapping[str, np.ndarray]) -> list[Lay
             matches[node] = names
     # Ends of convolutions, to find layers that read their 8-bit outputs.
     ends = {id(end_of(node)): names[0] for node, names in matches.items() if node.op_type == "Conv"}
-    return [
-        LayerMatch(
-            str(node.name),
-            names,
-            node.op_type == "Conv",
-            str(node.inputs[0].name),
-            _followed(node.inputs[0], ends),
-            limits_of(node) if node.op_type == "Conv" else UNLIMITED,
-        )
-        for node, names in matches.items()
-    ]
+    places = []
+    for node, names in matches.items():
+        source, convolution = node.inputs[0], node.op_type == "Conv"
+        limits = limits_of(node) if convolution else UNLIMITED
+        places.append(LayerMatch(str(node.name), names, convolution, str(source.name), _followed(source, ends), limits))
+    return places
 
 
 def grids(places: Sequence[LayerMatch]) -> Grids:

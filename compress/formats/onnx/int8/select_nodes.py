@@ -20,11 +20,9 @@ WEIGHTED = {"MatMul": 1, "Gemm": 1, "Conv": 1}
 """Operator -> index of the input with the weights."""
 WITHOUT_KERNEL = {"ConvTranspose": 1, "GRU": 1, "RNN": 1}
 """Operators that the processor computes only in float; their integer weights would be dequantized in each call."""
-BRIDGES = frozenset(
-    (
-        *("Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid", "MaxPool", "AveragePool", "GlobalAveragePool"),
-        *("Concat", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Resize", "Pad"),
-    )
+BRIDGES = (
+    *("Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid", "MaxPool", "AveragePool", "GlobalAveragePool"),
+    *("Concat", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Resize", "Pad"),
 )
 """Operators that ONNX Runtime's processor runs on 8-bit integers, which pays off if both neighbours are integers."""
 

@@ -99,7 +99,13 @@ class Page:
             if separator:
                 self._pending = remainder
                 message = json.loads(whole)
-                self._note(message)
+                method, parameters = message.get("method"), message.get("params", {})
+                if method == "Network.requestWillBeSent":
+                    self.requests.append(parameters["request"]["url"])
+                if method == "Inspector.targetCrashed":
+                    raise StageError("The page crashed in Chromium.", hint="it may need more memory than it can have")
+                if method == "Runtime.exceptionThrown":
+                    self.errors.append(_words(parameters["exceptionDetails"]))
                 yield message
                 continue
             if select.select([self._from], [], [], remaining)[0]:
@@ -107,15 +113,6 @@ class Page:
                 if not received:
                     raise _gone()
                 self._pending += received
-
-    def _note(self, message: dict[str, Any]) -> None:
-        method, parameters = message.get("method"), message.get("params", {})
-        if method == "Network.requestWillBeSent":
-            self.requests.append(parameters["request"]["url"])
-        if method == "Inspector.targetCrashed":
-            raise StageError("The page crashed in Chromium.", hint="it may need more memory than it can have")
-        if method == "Runtime.exceptionThrown":
-            self.errors.append(_words(parameters["exceptionDetails"]))
 
 
 @contextmanager
@@ -125,7 +122,7 @@ def open_page(*options: str, program: str | None = None, webgpu: bool = False) -
     Raises:
         InputError: There is no Chromium.
     """
-    executable = program or next(filter(None, map(shutil.which, NAMES)), None)
+    executable = program or find_chromium()
     if executable is None:
         raise InputError("There is no Chromium on PATH.", hint="install one (Debian: apt-get install chromium)")
     # Chromium refuses its sandbox to root.
@@ -136,7 +133,11 @@ def open_page(*options: str, program: str | None = None, webgpu: bool = False) -
         theirs_in, to_browser = os.pipe()
         from_browser, theirs_out = os.pipe()
         browser = _start(command, theirs_in, theirs_out, Path(home))
-        reaper = _reaper(browser, home)
+        # A process ends the browser and removes its profile once this process is gone: the input of `cat` ends then,
+        # even if this process is killed.
+        script = 'cat; kill -9 "$0"; while [ -e "$1" ]; do sleep 1; rm -rf -- "$1"; done'
+        shell, pipe, nothing = ["/bin/sh", "-c", script, str(browser), home], subprocess.PIPE, subprocess.DEVNULL
+        reaper = subprocess.Popen(shell, stdin=pipe, stdout=nothing, stderr=nothing, start_new_session=True)
         try:
             page = Page(browser, to_browser, from_browser)
             page.attach()
@@ -149,26 +150,17 @@ def open_page(*options: str, program: str | None = None, webgpu: bool = False) -
             os.waitpid(browser, 0)
             os.close(to_browser)
             os.close(from_browser)
-            _remove(Path(home))
+            # The browser's children outlive it by a moment, in which they still write into the profile.
+            for _ in range(_REMOVALS):
+                shutil.rmtree(home, ignore_errors=True)
+                if not Path(home).exists():
+                    break
+                time.sleep(0.05)
 
 
-def _remove(home: Path) -> None:
-    """Remove the profile; the browser's children outlive it by a moment, in which they still write there."""
-    for _ in range(_REMOVALS):
-        shutil.rmtree(home, ignore_errors=True)
-        if not home.exists():
-            return
-        time.sleep(0.05)
-
-
-def _reaper(browser: int, home: str) -> subprocess.Popen[bytes]:
-    """Start a process that ends the browser and removes its profile once this process is gone."""
-    # The input of `cat` ends with this process, even if it is killed.
-    script = 'cat; kill -9 "$0"; while [ -e "$1" ]; do sleep 1; rm -rf -- "$1"; done'
-    command = ["/bin/sh", "-c", script, str(browser), home]
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+def find_chromium() -> str | None:
+    """Return the path of the browser."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
 
 
 def _start(command: list[str], read: int, write: int, home: Path) -> int:

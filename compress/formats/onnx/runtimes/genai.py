@@ -97,11 +97,8 @@ class OnnxGenaiSession:
         """Let a generation read ``ids`` [n, length]. Raises `InputError` for ids outside the vocabulary."""
         outside = ids[(ids < 0) | (ids >= self.vocabulary)]
         if outside.size:
-            raise InputError(
-                f"A token has the id {int(outside[0])}.",
-                where=self.where,
-                expected=f"0 to {self.vocabulary - 1}",
-            )
+            token = f"A token has the id {int(outside[0])}."
+            raise InputError(token, where=self.where, expected=f"0 to {self.vocabulary - 1}")
         try:
             generator.append_tokens(ids.astype(np.int32))
         except RuntimeError as error:

@@ -13,18 +13,18 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 from urllib.parse import unquote
 
 import psutil
 
 from compress.data.samples.sample import Package, Sample
-from compress.formats.onnx.runtimes.chromium import NAMES, open_page
+from compress.formats.onnx.runtimes.chromium import find_chromium, open_page
 from compress.formats.target_profile import WEB_VERSION
 from compress.utils.errors import InputError, StageError
 
@@ -160,9 +160,7 @@ def _found(answer: dict[str, Any]) -> Any:
 
 def lacking_chromium() -> str | None:
     """Return why no page can be opened, or ``None``."""
-    if find_chromium() is None:
-        return "there is no Chromium on PATH (Debian: apt-get install chromium)"
-    return None
+    return None if find_chromium() else "there is no Chromium on PATH (Debian: apt-get install chromium)"
 
 
 @functools.cache
@@ -175,21 +173,13 @@ def lacking_webgpu() -> str | None:
         page.call("Page.navigate", url=f"{server.address}page.html")  # only a page of a secure origin is given one
         page.wait_for("document.readyState === 'complete'")
         has_adapter = page.evaluate("navigator.gpu?.requestAdapter().then((it) => it && !it.info.isFallbackAdapter)")
-    return (
-        None
-        if has_adapter
-        else "Chromium gives its pages no WebGPU adapter of a graphics card; its driver may be missing"
-    )
+    problem = "Chromium gives its pages no WebGPU adapter of a graphics card; its driver may be missing"
+    return None if has_adapter else problem
 
 
 def lacking_node() -> str | None:
     """Return why Node is missing, or ``None``."""
     return None if shutil.which("node") else "there is no node on PATH (Debian: apt-get install nodejs)"
-
-
-def find_chromium() -> str | None:
-    """Return the path of the browser."""
-    return next(filter(None, map(shutil.which, NAMES)), None)
 
 
 @functools.cache
@@ -235,41 +225,25 @@ def processor_seconds(process: psutil.Process) -> float:
     return nanoseconds / 1e9
 
 
-def _web_runtime(version: str, sha256: str, download_bytes: int, members: tuple[str, ...]) -> Package:
-    """Return onnxruntime-web at a version.
-
-    Args:
-        version: The version.
-        sha256: Digest of the package.
-        download_bytes: Size of the package.
-        members: Files to extract.
-    """
-    return Package(
-        manager="npm",
-        distribution="onnxruntime-web",
-        version=version,
-        filename=f"onnxruntime-web-{version}.tgz",
-        sha256=sha256,
-        download_bytes=download_bytes,
-        licence_member="package/package.json",  # the package has no other word on it
-        folder="package/dist",
-        members=members,
-    )
-
-
-def _pinned(*members: str) -> Package:
-    """Return files of onnxruntime-web's pinned version."""
-    return _web_runtime(
-        WEB_VERSION, "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71", 33106585, members
-    )
-
-
+_RUNTIME = Package(
+    manager="npm",
+    distribution="onnxruntime-web",
+    version=WEB_VERSION,
+    filename=f"onnxruntime-web-{WEB_VERSION}.tgz",
+    sha256="d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71",
+    download_bytes=33106585,
+    licence_member="package/package.json",  # the package has no other word on it
+    folder="package/dist",
+    members=(SCRIPT, WASM),
+)
+_DEVELOPMENT_VERSION = "1.31.0-dev.20260914-8d85527a0"
+"""Version of onnxruntime-web that transformers.js is built with."""
 WEBGPU_PACKAGES = Sample(
     name="onnxruntime-web-webgpu",
     kind="runtime",
     description="ONNX Runtime for web pages, with WebGPU",
     licence=_LICENCE,
-    packages=(_pinned(WEBGPU_SCRIPT, WEBGPU_WASM),),
+    packages=(replace(_RUNTIME, members=(WEBGPU_SCRIPT, WEBGPU_WASM)),),
 )
 PACKAGES = Sample(
     name="onnxruntime-web",
@@ -277,16 +251,15 @@ PACKAGES = Sample(
     description="ONNX Runtime for web pages, and the tokenizers of transformers.js",
     licence=f"{_LICENCE}; Apache-2.0 (@huggingface/tokenizers)",
     packages=(
-        _pinned(SCRIPT, WASM),
-        Package(
-            manager="npm",
+        _RUNTIME,
+        replace(
+            _RUNTIME,
             distribution="@huggingface/tokenizers",
             version="0.2.0",
             filename="huggingface-tokenizers-0.2.0.tgz",
             sha256="2800014c83b8186b2e4210c20672f1fb65a12cef85d7e95e0f2003e022611b4a",
             download_bytes=87011,
             licence_member="package/LICENSE",
-            folder="package/dist",
             members=(TOKENIZERS,),
         ),
     ),
@@ -297,28 +270,29 @@ CLIENT = Sample(
     description="transformers.js for web pages, with ONNX Runtime as WebAssembly",
     licence=f"Apache-2.0 (transformers.js); {_LICENCE}",
     packages=(
-        Package(
-            manager="npm",
+        replace(
+            _RUNTIME,
             distribution="@huggingface/transformers",
             version="4.3.1",
             filename="huggingface-transformers-4.3.1.tgz",
             sha256="0325441d6bd7bc7697fccb32ee6e5febc7f89691e42402d071adc678237b8015",
             download_bytes=2268123,
             licence_member="package/LICENSE",
-            folder="package/dist",
             members=(LIBRARY,),
         ),
-        _web_runtime(
-            "1.31.0-dev.20260914-8d85527a0",
-            "0de27582f3e3189dec4a2082513a0af1ea79ae7fd3039bbfe634a526e173cbe0",
-            33185781,
-            (WASM, WASM_SCRIPT),
+        replace(
+            _RUNTIME,
+            version=_DEVELOPMENT_VERSION,
+            filename=f"onnxruntime-web-{_DEVELOPMENT_VERSION}.tgz",
+            sha256="0de27582f3e3189dec4a2082513a0af1ea79ae7fd3039bbfe634a526e173cbe0",
+            download_bytes=33185781,
+            members=(WASM, WASM_SCRIPT),
         ),
     ),
 )
 
 
-class Loopback:
+class Loopback(AbstractContextManager["Loopback"]):
     """HTTP server on a free local port, as a context manager.
 
     Its paths start with a secret that other pages do not know.
@@ -351,19 +325,11 @@ class Loopback:
         """Remove and return the content that was last sent to ``path``."""
         return self._sent.pop(path)
 
-    def close(self) -> None:
+    def __exit__(self, *error: object) -> None:
         """Stop the server."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _handler(served: Loopback) -> type[BaseHTTPRequestHandler]:

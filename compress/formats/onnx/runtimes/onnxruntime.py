@@ -78,13 +78,9 @@ def cannot_open(graph: Path, error: Exception) -> ModelError:
     for kind in _KINDS:
         match = kind.sign.search(message)
         if match is not None:
-            detail = next((value for value in match.groups() if value), "") if match.groups() else ""
-            return ModelError(
-                f"{_LEAD}{kind.what.format(found=detail)}",
-                where=str(graph),
-                expected=kind.expected and kind.expected.format(found=detail),
-                hint=kind.hint,
-            )
+            detail = next((value for value in match.groups() if value), "")
+            what, expected = kind.what.format(found=detail), kind.expected and kind.expected.format(found=detail)
+            return ModelError(f"{_LEAD}{what}", where=str(graph), expected=expected, hint=kind.hint)
     return ModelError(f"{_LEAD}{reason(error)}", where=str(graph), hint=_AGAIN)
 
 
@@ -95,20 +91,10 @@ def reason(error: Exception) -> str:
 
 onnxruntime.disable_telemetry_events()
 
-_BAD_INPUT = (native.InvalidArgument,)
 FAILURES = (
-    native.EPFail,
-    native.EngineError,
-    native.Fail,
-    native.InvalidArgument,
-    native.InvalidGraph,
-    native.InvalidProtobuf,
-    native.ModelRequiresCompilation,
-    native.NoModel,
-    native.NoSuchFile,
-    native.NotFound,
-    native.NotImplemented,
-    native.RuntimeException,
+    *(native.EPFail, native.EngineError, native.Fail, native.InvalidArgument, native.InvalidGraph),
+    *(native.InvalidProtobuf, native.ModelRequiresCompilation, native.NoModel, native.NoSuchFile, native.NotFound),
+    *(native.NotImplemented, native.RuntimeException),
 )
 _ERRORS_ONLY = 3
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
@@ -148,12 +134,10 @@ class OnnxSession:
         try:
             values = self._session.run(self._outputs, feed)
         # An invalid argument is the caller's fault, everything else the model's.
-        except _BAD_INPUT as error:
-            raise InputError(
-                f"The model refuses the batch: {reason(error)}",
-                where=str(self._graph),
-                expected=", ".join(f"{i.name} {i.type} {i.shape}" for i in self._session.get_inputs()),
-            ) from error
+        except native.InvalidArgument as error:
+            accepted = ", ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in self._session.get_inputs())
+            what = f"The model refuses the batch: {reason(error)}"
+            raise InputError(what, where=str(self._graph), expected=accepted) from error
         except FAILURES as error:
             raise StageError(f"The model failed on a batch: {reason(error)}", where=str(self._graph)) from error
         return dict(zip(self._outputs, values, strict=True))

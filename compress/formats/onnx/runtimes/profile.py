@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 import onnxruntime
@@ -100,23 +99,19 @@ def read_profile(path: Path) -> list[CallRun]:
         name = event["name"].removesuffix(_NODE_EVENT)
         # Events of nodes have a suffix for the kernel's time.
         if event["cat"] == "Node" and name != event["name"] and _NUMBERED in name:
-            current[name] = NodeRun(int(event["dur"]), _outputs(event["args"]))
+            entries = [entry for pair in event["args"].get("output_type_shape", []) for entry in pair.items()]
+            types = [ir.DataType.__members__.get(_TYPES.get(kind, kind.upper())) for kind, _ in entries]
+            outputs = [
+                Tensor(dtype, tuple(shape))
+                for dtype, (_, shape) in zip(types, entries, strict=True)
+                if dtype is not None
+            ]
+            # A node counts as unknown if one of its outputs has an unknown type.
+            current[name] = NodeRun(int(event["dur"]), tuple(outputs) if len(outputs) == len(entries) else ())
         elif name == "model_run":
             calls.append(current)
             current = {}
     return calls
-
-
-def _outputs(arguments: dict[str, Any]) -> tuple[Tensor, ...]:
-    """Return the outputs; none if one has an unknown type, so that the node counts as unknown too."""
-    tensors = []
-    for entry in arguments.get("output_type_shape", []):
-        ((kind, shape),) = entry.items()
-        name = _TYPES.get(kind, kind.upper())
-        if name not in ir.DataType.__members__:
-            return ()
-        tensors.append(Tensor(ir.DataType[name], tuple(shape)))
-    return tuple(tensors)
 
 
 def shapes_of(graph: ir.Graph, call: CallRun, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ import numpy as np
 from compress.data.samples.fetch import cache_root, damage, entry_name, fetch
 from compress.formats.generation.image_text import open_together
 from compress.formats.model_file import model_files
+from compress.formats.onnx.runtimes.chromium import find_chromium
 from compress.formats.onnx.runtimes.javascript import (
     PACKAGES,
     SCRIPT,
@@ -27,7 +28,6 @@ from compress.formats.onnx.runtimes.javascript import (
     Host,
     Loopback,
     NodeProcess,
-    find_chromium,
     lacking_chromium,
     lacking_node,
     lacking_webgpu,
@@ -117,14 +117,9 @@ class WebSession:
             self._host.call("predict", {"path": _BATCH})
         except FailedError as error:
             kind = InputError if _INVALID_ARGUMENT.search(str(error)) else StageError
-            raise kind(
-                f"The model fails on the batch: {_reason(error)}",
-                where=self._where,
-                expected=", ".join(
-                    f"{name} {tensor_type.dtype} {list(tensor_type.shape)}"
-                    for name, tensor_type in self.input_types.items()
-                ),
-            ) from error
+            accepted = [f"{name} {dtype} {list(shape)}" for name, (dtype, shape) in self.input_types.items()]
+            message = f"The model fails on the batch: {_reason(error)}"
+            raise kind(message, where=self._where, expected=", ".join(accepted)) from error
         outputs: dict[str, np.ndarray] = load(self._server.taken(_BATCH))
         return outputs
 
@@ -179,11 +174,8 @@ class OnnxRuntimeWeb:
         """
         graphs = model_files(artifact, self.name)
         if len(graphs) > 1 and not is_pipeline(artifact):
-            raise ModelError(
-                f"The model has {len(graphs)} graphs.",
-                where=str(artifact),
-                expected=f"one, on the target {target.name}",
-            )
+            several = f"The model has {len(graphs)} graphs."
+            raise ModelError(several, where=str(artifact), expected=f"one, on the target {target.name}")
         check_target(self, target, threads)
         return open_together([self._open(graph, target, threads) for graph in graphs], artifact)
 
@@ -205,14 +197,10 @@ class OnnxRuntimeWeb:
         if target.provider not in _BUILDS:
             return f"onnxruntime-web has no {target.provider} (it has {', '.join(_BUILDS)})"
         lacking = self._lacking() or (lacking_webgpu() if target.provider == _WEBGPU else None)
-        if lacking is not None:
+        fetched = not damage(cache_root() / entry_name(_BUILDS[target.provider][0]))
+        if lacking is not None or fetched or shutil.which("npm"):
             return lacking
-        packages, _, _ = _BUILDS[target.provider]
-        if damage(cache_root() / entry_name(packages)) and shutil.which("npm") is None:
-            return (
-                f"onnxruntime-web {WEB_VERSION} is fetched with npm, which is not on PATH (Debian: apt-get install npm)"
-            )
-        return None
+        return f"onnxruntime-web {WEB_VERSION} is fetched with npm, which is not on PATH (Debian: apt-get install npm)"
 
     def fetch(self, target: Target, progress: Progress) -> None:
         """See `Fetches.fetch`."""

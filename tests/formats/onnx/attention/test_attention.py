@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,22 +12,10 @@ import pytest
 import tiny
 import torch
 from exports import run
-from onnx import TensorProto, helper
+from onnx import TensorProto
 from onnx_graphs import onnx_model
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-    Gemma2Config,
-    Gemma2ForSequenceClassification,
-    ModernBertConfig,
-    ModernBertForSequenceClassification,
-    MPNetConfig,
-    MPNetForSequenceClassification,
-    Qwen3Config,
-    Qwen3ForSequenceClassification,
-)
+from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 from transformers.models.modernbert import modeling_modernbert
 
 from compress.formats.onnx.attention.find import count_unfused, find_attention
@@ -47,98 +34,60 @@ from compress.tasks.task import Examples
 HEADS, SIZE, LENGTH, BATCH = 3, 8, 5, 2
 WIDTH = HEADS * SIZE
 LOWEST = float(np.finfo(np.float32).min)
-Step = tuple[str, list[str], list[str], dict[str, Any]]
 FOUR = [
-    *(("Reshape", [name, "split"], [f"{name}_split"], {}) for name in "qkv"),
-    ("Transpose", ["q_split"], ["q_heads"], {"perm": [0, 2, 1, 3]}),
-    ("Transpose", ["k_split"], ["k_heads"], {"perm": [0, 2, 3, 1]}),
-    ("Transpose", ["v_split"], ["v_heads"], {"perm": [0, 2, 1, 3]}),
-    ("MatMul", ["q_heads", "k_heads"], ["scores"], {}),
+    *(f"{name}_split = Reshape({name}, split)" for name in "qkv"),
+    *(f"{name}_heads = Transpose<perm=[0, 2, 1, 3]>({name}_split)" for name in "qv"),
+    "k_heads = Transpose<perm=[0, 2, 3, 1]>(k_split)",
+    "scores = MatMul(q_heads, k_heads)",
 ]
-AFTER = [
-    ("Transpose", ["context"], ["back"], {"perm": [0, 2, 1, 3]}),
-    ("Reshape", ["back", "merge"], ["y"], {}),
-]
-END = [("Softmax", ["total"], ["weights"], {"axis": -1}), ("MatMul", ["weights", "v_heads"], ["context"], {}), *AFTER]
-PADDING = [
-    ("Unsqueeze", ["attention_mask", "axes_1_2"], ["row"], {}),
-    ("Cast", ["row"], ["float_row"], {"to": TensorProto.FLOAT}),
-    ("Sub", ["one", "float_row"], ["hidden"], {}),
-    ("Mul", ["hidden", "lowest"], ["mask"], {}),
-]
-FORMS: dict[str, list[Step]] = {
+AFTER = ["back = Transpose<perm=[0, 2, 1, 3]>(context)", "y = Reshape(back, merge)"]
+END = ["weights = Softmax<axis=-1>(total)", "context = MatMul(weights, v_heads)", *AFTER]
+PADDING = ["row = Unsqueeze(attention_mask, axes_1_2)", f"float_row = Cast<to={TensorProto.FLOAT}>(row)"]
+PADDING += ["hidden = Sub(one, float_row)", "mask = Mul(hidden, lowest)"]
+FORMS: dict[str, list[str]] = {
     # BERT: scores / sqrt(size) + mask
-    "padding": [
-        *PADDING,
-        *FOUR,
-        ("Div", ["scores", "root"], ["scaled"], {}),
-        ("Add", ["scaled", "mask"], ["total"], {}),
-    ],
+    "padding": [*PADDING, *FOUR, "scaled = Div(scores, root)", "total = Add(scaled, mask)"],
     # MPNet: a bias that all rows of the batch share, and the mask
-    "relative": [
-        *PADDING,
-        *FOUR,
-        ("Div", ["scores", "root"], ["scaled"], {}),
-        ("Add", ["bias", "scaled"], ["biased"], {}),
-        ("Add", ["biased", "mask"], ["total"], {}),
-    ],
+    "relative": [*PADDING, *FOUR, "scaled = Div(scores, root)", "both = Add(bias, scaled)", "total = Add(both, mask)"],
     # XLNet: all is scaled together, and what is hidden subtracted
     "scaled together": [
-        *PADDING,
-        *FOUR,
-        ("Add", ["scores", "bias"], ["biased"], {}),
-        ("Mul", ["biased", "half"], ["scaled"], {}),
-        ("Neg", ["mask"], ["negative"], {}),
-        ("Sub", ["scaled", "negative"], ["total"], {}),
+        *(*PADDING, *FOUR, "biased = Add(scores, bias)", "scaled = Mul(biased, half)"),
+        *("negative = Neg(mask)", "total = Sub(scaled, negative)"),
     ],
     # DeBERTa: queries are scaled, scores filled where a square mask says so
     "filled": [
-        *FOUR[:-1],
-        ("Mul", ["q_heads", "half"], ["q_scaled"], {}),
-        ("MatMul", ["q_scaled", "k_heads"], ["scores"], {}),
-        ("Cast", ["attention_mask"], ["mask_bool"], {"to": TensorProto.BOOL}),
-        ("Unsqueeze", ["mask_bool", "axes_1_2"], ["keys"], {}),
-        ("Unsqueeze", ["mask_bool", "axes_1_3"], ["queries"], {}),
-        ("And", ["keys", "queries"], ["seen"], {}),
-        ("Not", ["seen"], ["unseen"], {}),
-        ("Where", ["unseen", "lowest", "scores"], ["total"], {}),
+        *(*FOUR[:-1], "q_scaled = Mul(q_heads, half)", "scores = MatMul(q_scaled, k_heads)"),
+        f"mask_bool = Cast<to={TensorProto.BOOL}>(attention_mask)",
+        *("keys = Unsqueeze(mask_bool, axes_1_2)", "queries = Unsqueeze(mask_bool, axes_1_3)"),
+        *("seen = And(keys, queries)", "unseen = Not(seen)", "total = Where(unseen, lowest, scores)"),
     ],
     # Swin v2: a scale for each head, a bias, and a mask for each window, of which every picture has as many
     "windows": [
-        *FOUR,
-        ("Mul", ["scores", "by"], ["scaled"], {}),
-        ("Add", ["scaled", "bias"], ["biased"], {}),
-        ("Reshape", ["biased", "five"], ["windows"], {}),
-        ("Add", ["windows", "window_mask"], ["masked"], {}),
-        ("Add", ["masked", "window_mask"], ["masked_again"], {}),
-        ("Reshape", ["masked_again", "four"], ["total"], {}),
+        *(*FOUR, "scaled = Mul(scores, by)", "biased = Add(scaled, bias)", "windows = Reshape(biased, five)"),
+        *("masked = Add(windows, window_mask)", "masked_again = Add(masked, window_mask)"),
+        "total = Reshape(masked_again, four)",
     ],
     # DeBERTa v2: batch and heads are one axis
     "three axes": [
-        *PADDING,
-        *FOUR[:-1],
-        ("Reshape", ["q_heads", "three"], ["q_three"], {}),
-        ("Transpose", ["k_heads"], ["k_plain"], {"perm": [0, 1, 3, 2]}),
-        ("Reshape", ["k_plain", "three"], ["k_three"], {}),
-        ("Transpose", ["k_three"], ["k_turned"], {"perm": [0, 2, 1]}),
-        ("Div", ["k_turned", "root"], ["k_scaled"], {}),
-        ("MatMul", ["q_three", "k_scaled"], ["scores"], {}),
-        ("Reshape", ["scores", "four"], ["scores_four"], {}),
-        ("Add", ["scores_four", "bias"], ["biased"], {}),
-        ("Add", ["biased", "mask"], ["total"], {}),
+        *(*PADDING, *FOUR[:-1], "q_three = Reshape(q_heads, three)", "k_plain = Transpose<perm=[0, 1, 3, 2]>(k_heads)"),
+        *("k_three = Reshape(k_plain, three)", "k_turned = Transpose<perm=[0, 2, 1]>(k_three)"),
+        *(
+            "k_scaled = Div(k_turned, root)",
+            "scores = MatMul(q_three, k_scaled)",
+            "scores_four = Reshape(scores, four)",
+        ),
+        *("biased = Add(scores_four, bias)", "total = Add(biased, mask)"),
     ],
 }
 THREE_END = [
-    ("Softmax", ["total"], ["weights"], {"axis": -1}),
-    ("Reshape", ["weights", "scores_three"], ["weights_three"], {}),
-    ("Reshape", ["v_heads", "three"], ["v_three"], {}),
-    ("MatMul", ["weights_three", "v_three"], ["context_three"], {}),
-    ("Reshape", ["context_three", "values_four"], ["context"], {}),
-    *AFTER,
+    *("weights = Softmax<axis=-1>(total)", "weights_three = Reshape(weights, scores_three)"),
+    *("v_three = Reshape(v_heads, three)", "context_three = MatMul(weights_three, v_three)"),
+    *("context = Reshape(context_three, values_four)", *AFTER),
 ]
 
 
-def model_of(steps: list[Step], outputs: tuple[str, ...] = ("y",)) -> ir.Model:
+def model_of(steps: list[str], outputs: tuple[str, ...] = ("y",)) -> ir.Model:
+    """A graph of nodes in ONNX's textual form."""
     generator = np.random.default_rng(0)
     constants: dict[str, Any] = {
         "split": np.array([0, 0, HEADS, SIZE]),
@@ -158,8 +107,8 @@ def model_of(steps: list[Step], outputs: tuple[str, ...] = ("y",)) -> ir.Model:
         "five": np.array([1, BATCH, HEADS, LENGTH, LENGTH]),
         "window_mask": generator.normal(size=(1, BATCH, 1, LENGTH, LENGTH)).astype(np.float32),
     }
-    used = {name for _, inputs, _, _ in steps for name in inputs}
-    nodes = [helper.make_node(kind, sources, targets, **attributes) for kind, sources, targets, attributes in steps]
+    nodes = [onnx.parser.parse_node(step) for step in steps]
+    used = {name for node in nodes for name in node.input}
     inputs: dict[str, Any] = {name: [BATCH, LENGTH, WIDTH] for name in "qkv"}
     inputs |= {"attention_mask": (TensorProto.INT64, [BATCH, LENGTH])}
     stored = {name: array for name, array in constants.items() if name in used}
@@ -167,7 +116,7 @@ def model_of(steps: list[Step], outputs: tuple[str, ...] = ("y",)) -> ir.Model:
     return ir.from_proto(onnx.shape_inference.infer_shapes(model))
 
 
-def whole(form: str) -> list[Step]:
+def whole(form: str) -> list[str]:
     return [*FORMS[form], *(THREE_END if form == "three axes" else END)]
 
 
@@ -194,39 +143,32 @@ def test_each_form_becomes_one_operator_that_computes_the_same(form: str):
     assert count == operators["MultiHeadAttention"] == 1 and operators["Softmax"] == 0 and count_unfused(model) == 0
     # Everything that turned heads to and fro is gone.
     assert operators["Transpose"] == 0
+    # Padding stays one row for all queries, beside the bias.
+    if form in ("padding", "relative", "three axes"):
+        node = next(node for node in model.graph if node.op_type == "MultiHeadAttention")
+        assert node.inputs[4] is not None and node.inputs[4].name == "attention_mask_int32"
+        assert (len(node.inputs) > 5) == (form != "padding")
     actual = run(model, **feed())
     np.testing.assert_allclose(actual, expected, atol=1e-5)
     assert np.abs(actual - run(model, **feed() | {"q": -feed()["q"]})).max() > 0.1
 
 
-@pytest.mark.parametrize("form", ["padding", "relative", "three axes"])
-def test_padding_stays_one_row_for_all_queries(form: str):
-    model = model_of(whole(form))
-    fused(model)
-    node = next(node for node in model.graph if node.op_type == "MultiHeadAttention")
-    assert node.inputs[4] is not None and node.inputs[4].name == "attention_mask_int32"
-    assert (len(node.inputs) > 5) == (form != "padding")
+OTHER_SOFTMAXES = {
+    "read elsewhere": (whole("padding"), ("y", "weights")),
+    "along queries": ([*FORMS["padding"], "weights = Softmax<axis=2>(total)", *END[1:]], ("y",)),
+}
 
 
-def _read_elsewhere() -> ir.Model:
-    return model_of(whole("padding"), ("y", "weights"))
-
-
-def _along_queries() -> ir.Model:
-    return model_of([*FORMS["padding"], ("Softmax", ["total"], ["weights"], {"axis": 2}), *END[1:]])
-
-
-@pytest.mark.parametrize("made", [_read_elsewhere, _along_queries])
-def test_other_softmaxes_are_left_alone(made: Callable[[], ir.Model]):
-    model = made()
+@pytest.mark.parametrize("form", OTHER_SOFTMAXES)
+def test_other_softmaxes_are_left_alone(form: str):
+    model = model_of(*OTHER_SOFTMAXES[form])
     original = ir.to_proto(model).SerializeToString()
     assert find_attention(model) == 0
     assert ir.to_proto(model).SerializeToString() == original
 
 
 def test_values_that_are_scaled_stay_scaled():
-    steps = [*FORMS["padding"], ("Mul", ["v_heads", "half"], ["v_scaled"], {}), END[0]]
-    steps += [("MatMul", ["weights", "v_scaled"], ["context"], {}), *AFTER]
+    steps = [*FORMS["padding"], "v_scaled = Mul(v_heads, half)", END[0], "context = MatMul(weights, v_scaled)", *AFTER]
     model, expected = model_of(steps), run(model_of(steps), **feed())
     fused(model)
     np.testing.assert_allclose(run(model, **feed()), expected, atol=1e-5)
@@ -234,46 +176,10 @@ def test_values_that_are_scaled_stay_scaled():
 
 def test_a_row_that_is_no_mask_is_left_alone():
     # One row for all queries, made of the scores of other ones.
-    steps = [
-        *FOUR,
-        ("MatMul", ["v_heads", "k_heads"], ["others"], {}),
-        ("ReduceMean", ["others", "axes_1_2"], ["row"], {"keepdims": 1}),
-        ("Add", ["scores", "row"], ["total"], {}),
-        *END,
-    ]
+    steps = [*FOUR, "others = MatMul(v_heads, k_heads)", "row = ReduceMean<keepdims=1>(others, axes_1_2)"]
+    steps += ["total = Add(scores, row)", *END]
     model = model_of(steps)
     assert find_attention(model) == 0 and count_unfused(model) == 1
-
-
-SHAPE = {
-    "vocab_size": 60,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 40,
-    "pad_token_id": 0,
-    "num_labels": 3,
-}
-DECODER = SHAPE | {"num_key_value_heads": 2, "head_dim": 8}
-
-
-def examples() -> Examples:
-    generator = np.random.default_rng(0)
-    rows = [
-        {"input_ids": generator.integers(3, 60, length), "attention_mask": np.ones(length, np.int64)}
-        for length in generator.integers(3, 20, 24)
-    ]
-    return Examples(rows, {"input_ids": 0.0, "attention_mask": 0.0})
-
-
-def made(kind: Any, config: Any) -> Any:
-    torch.manual_seed(0)
-    module = kind(config).eval()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    return module
 
 
 def heads(count: int = 2, length: int = 5, keys: int = 5, size: int = 4, seed: int = 0) -> torch.Tensor:
@@ -332,6 +238,57 @@ def calls_of(module: Any, given: Examples) -> list[AttentionInputs]:
     return calls
 
 
+LAYERS, VOCABULARY, POSITIONS = 2, 60, 64
+TEXT = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
+    "intermediate_size": 48, "max_position_embeddings": POSITIONS, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
+DECODER = TEXT | {"num_key_value_heads": 2, "head_dim": 8}
+WINDOWED = {"local_attention": 4, "global_attn_every_n_layers": 2, "cls_token_id": 1, "sep_token_id": 2}
+DISENTANGLED = {
+    "relative_attention": True,
+    "position_buckets": 8,
+    "pos_att_type": ["c2p", "p2c"],
+    "share_att_key": True,
+}
+RELATIVE = {
+    "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4, "vocab_size": VOCABULARY,
+    "decoder_start_token_id": 0, "eos_token_id": 2,
+}  # fmt: skip
+WINDOWS = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [2], "num_heads": [2], "window_size": 4}
+
+
+def model_of_kind(kind: str, changes: dict[str, Any], noise: float = 0.2) -> Any:
+    """A classifier whose norms are off 1 and biases off 0."""
+    config = AutoConfig.for_model(kind, **changes, num_labels=3)
+    auto = AutoModelForImageClassification if "image_size" in changes else AutoModelForSequenceClassification
+    torch.manual_seed(0)
+    module = auto.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter) * noise)
+    return module
+
+
+def texts(lengths: list[int], seed: int = 0) -> Examples:
+    generator = np.random.default_rng(seed)
+    rows = []
+    for length in lengths:
+        ids = generator.integers(5, VOCABULARY, length)
+        ids[-1] = 2
+        rows.append({"input_ids": ids, "attention_mask": np.ones(length, np.int64)})
+    return Examples(rows, {"input_ids": 0.0, "attention_mask": 0.0})
+
+
+def images(count: int, seed: int = 0) -> Examples:
+    pixels = np.random.default_rng(seed).normal(size=(count, 3, 32, 32)).astype(np.float32)
+    return Examples([{"pixel_values": image} for image in pixels], {"pixel_values": None})
+
+
+SOME_TEXTS = texts([3, 17, 9, 12])
+
+
 def test_each_call_of_an_encoder_is_described():
     model, encoded = tiny.encoder("bert"), tiny.context().encode("train", tiny.encoder("bert"))
     check = check_attention(model.module, encoded)
@@ -343,37 +300,27 @@ def test_each_call_of_an_encoder_is_described():
 
 
 def test_windows_causes_and_groups_are_told_apart():
-    local = made(
-        ModernBertForSequenceClassification,
-        ModernBertConfig(
-            **SHAPE,
-            local_attention=4,
-            global_attn_every_n_layers=2,
-            cls_token_id=1,
-            sep_token_id=2,
-            bos_token_id=1,
-            eos_token_id=2,
-        ),
-    )
-    assert [call.padding is None for call in calls_of(local, examples())] == [False, True]
-    assert [call.bias is None for call in calls_of(local, examples())] == [True, False]
-    causal = made(Qwen3ForSequenceClassification, Qwen3Config(**DECODER, bos_token_id=1, eos_token_id=2))
-    for call in calls_of(causal, examples()):
+    local = model_of_kind("modernbert", TEXT | WINDOWED)
+    assert [(call.padding is None, call.bias is None) for call in calls_of(local, SOME_TEXTS)] == [
+        (False, True),
+        (True, False),
+    ]
+    causal = model_of_kind("qwen3", DECODER)
+    for call in calls_of(causal, SOME_TEXTS):
         assert call.causal and call.key.shape == call.query.shape == (3, 4, call.key.shape[2], 8)
         for tensor in (call.key, call.value):  # two heads of keys serve two of queries each
             torch.testing.assert_close(tensor[:, 0::2], tensor[:, 1::2], rtol=0, atol=0)
-    assert check_attention(causal, examples()).refused is None
+    assert check_attention(causal, SOME_TEXTS).refused is None
 
 
 def test_a_soft_cap_is_computed_and_named():
-    config = Gemma2Config(**DECODER, attn_logit_softcapping=5.0, sliding_window=64, bos_token_id=1, eos_token_id=2)
-    check = check_attention(made(Gemma2ForSequenceClassification, config), examples())
+    module = model_of_kind("gemma2", DECODER | {"attn_logit_softcapping": 5.0, "sliding_window": 64})
+    check = check_attention(module, SOME_TEXTS)
     assert check.refused is None and check.unfused == ("soft cap of scores",)
 
 
 def test_attention_past_the_interface_is_named():
-    config = MPNetConfig(**SHAPE, bos_token_id=1, eos_token_id=2)
-    check = check_attention(made(MPNetForSequenceClassification, config), examples())
+    check = check_attention(model_of_kind("mpnet", TEXT), SOME_TEXTS)
     assert check.refused is None and check.calls == () and "without transformers' interface" in check.unfused[0]
 
 
@@ -404,36 +351,6 @@ def test_models_are_as_they_were_afterwards():
     assert implementations == [part.config._attn_implementation for part in module.modules() if hasattr(part, "config")]
 
 
-LAYERS, VOCABULARY, POSITIONS = 2, 60, 64
-TEXT = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": POSITIONS,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-WINDOWED = {"local_attention": 4, "global_attn_every_n_layers": 2, "cls_token_id": 1, "sep_token_id": 2}
-DISENTANGLED = {
-    "relative_attention": True,
-    "position_buckets": 8,
-    "pos_att_type": ["c2p", "p2c"],
-    "share_att_key": True,
-}
-RELATIVE = {
-    "d_model": 32,
-    "d_kv": 8,
-    "d_ff": 48,
-    "num_layers": 1,
-    "num_heads": 4,
-    "vocab_size": VOCABULARY,
-    "decoder_start_token_id": 0,
-    "eos_token_id": 2,
-}
-WINDOWS = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [2], "num_heads": [2], "window_size": 4}
 FAMILIES: dict[str, tuple[dict[str, Any], str, int]] = {
     "mpnet": (TEXT, "MultiHeadAttention", LAYERS),
     "modernbert": (TEXT | WINDOWED, "MultiHeadAttention", LAYERS),
@@ -448,30 +365,7 @@ SLOW = ("deberta-v2", "t5", "rembert")
 
 
 def family_model(name: str) -> TorchModel:
-    changes = FAMILIES[name][0]
-    config = AutoConfig.for_model(name, **changes, num_labels=3)
-    kind = AutoModelForImageClassification if "image_size" in changes else AutoModelForSequenceClassification
-    torch.manual_seed(0)
-    module = kind._model_mapping[type(config)](config).eval()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return TorchModel(module, None)
-
-
-def texts(lengths: list[int], seed: int = 0) -> Examples:
-    generator = np.random.default_rng(seed)
-    rows = []
-    for length in lengths:
-        ids = generator.integers(5, VOCABULARY, length)
-        ids[-1] = 2
-        rows.append({"input_ids": ids, "attention_mask": np.ones(length, np.int64)})
-    return Examples(rows, {"input_ids": 0.0, "attention_mask": 0.0})
-
-
-def images(count: int, seed: int = 0) -> Examples:
-    pixels = np.random.default_rng(seed).normal(size=(count, 3, 32, 32)).astype(np.float32)
-    return Examples([{"pixel_values": image} for image in pixels], {"pixel_values": None})
+    return TorchModel(model_of_kind(name, FAMILIES[name][0], noise=0.1), None)
 
 
 def test_bytes_do_not_hang_on_what_strings_hash_to(monkeypatch: pytest.MonkeyPatch) -> None:

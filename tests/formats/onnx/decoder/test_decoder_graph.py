@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
 from quantized import quantize_tiny_llama, save_tiny_llama
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel, RwkvConfig, RwkvForCausalLM
-from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 from written_decoders import (
     CONFIGS,
     FewBitsCheckpoint,
@@ -28,10 +26,10 @@ from written_decoders import (
 from compress.formats.generation.decoder import Decoder
 from compress.formats.onnx.decoder import GraphSettings, export_decoder, export_verified_decoder
 from compress.formats.onnx.decoder.apply_patches import inverse_error_function
-from compress.formats.onnx.decoder.graph_builder import LEFT_PADDING_CHECK, GraphBuilder, write_selective_scan
+from compress.formats.onnx.decoder.graph_builder import LEFT_PADDING_CHECK
 from compress.formats.onnx.decoder.trace import check_writable, trace_part
 from compress.formats.onnx.decoder.traced_parts import decoder_only
-from compress.formats.onnx.runtimes.onnxruntime import OnnxSession, session_of
+from compress.formats.onnx.runtimes.onnxruntime import OnnxSession
 from compress.models.checkpoint import Checkpoint
 from compress.models.quantized_module import load_quantized_module
 from compress.utils.errors import IntegrityError, ModelError
@@ -52,18 +50,6 @@ def test_each_architecture_equals_transformers(name: str, tmp_path) -> None:
     for position in range(5, 21):
         logits, past = graph.run(ids[:, position : position + 1], past=past)
         np.testing.assert_allclose(logits[:, 0], expected[:, position], **EXACT)
-
-
-@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral"])
-def test_the_cache_is_that_of_transformers(name: str, tmp_path) -> None:
-    checkpoint = save_decoder(tmp_path, CONFIGS[name])
-    ids = random_ids(2, 7)
-    _, past = Graph(export_decoder(checkpoint).graph).run(ids)
-    with torch.inference_mode():
-        cache = by_transformers(checkpoint)(torch.from_numpy(ids), use_cache=True).past_key_values
-    for layer in range(2):
-        np.testing.assert_allclose(past[f"past_key_values.{layer}.key"], cache.layers[layer].keys, **EXACT)
-        np.testing.assert_allclose(past[f"past_key_values.{layer}.value"], cache.layers[layer].values, **EXACT)
 
 
 def test_names_and_shapes_are_those_that_clients_expect(tmp_path) -> None:
@@ -146,12 +132,8 @@ def test_exact_attention_takes_queries_keys_and_values_out_of_the_rounding(tmp_p
     source = save_decoder(tmp_path, CONFIGS["llama"])
     few = FewBitsCheckpoint(source.folder, (("_proj", 4),))
     nodes = export_decoder(few, GraphSettings(exact_attention=True)).graph.graph.node
-    levels = {
-        node.name.split("/")[-2]: attribute.i
-        for node in nodes
-        for attribute in node.attribute
-        if attribute.name == "accuracy_level"
-    }
+    attributes = [(node.name.split("/")[-2], attribute) for node in nodes for attribute in node.attribute]
+    levels = {name: attribute.i for name, attribute in attributes if attribute.name == "accuracy_level"}
     assert levels == {"q_k_v_proj": 1, "o_proj": 4, "gate_up_proj": 4, "down_proj": 4}
 
 
@@ -350,59 +332,3 @@ def test_a_graph_that_holds_for_one_length_is_refused(tmp_path: Path, monkeypatc
     checkpoint, _ = save("mamba", {**SIZES, "state_size": 4}, tmp_path)
     with pytest.raises(IntegrityError, match="does not run on 12 tokens after 0"):
         export_verified_decoder(checkpoint, GraphSettings(), some_ids(12), 1e-3, 0.2)
-
-
-BATCH, CHANNELS, SIZE = 2, 5, 3
-AXES: dict[str, list[int | str]] = {
-    "state": [BATCH, CHANNELS, SIZE],
-    "decays": [CHANNELS, SIZE],
-    "step": ["length", BATCH, CHANNELS],
-    "value": ["length", BATCH, CHANNELS],
-    "input": ["length", BATCH, SIZE],
-    "output": ["length", BATCH, SIZE],
-}
-
-
-def some(length: int) -> dict[str, np.ndarray]:
-    chance = np.random.default_rng(0)
-    shapes = {name: [length if axis == "length" else axis for axis in axes] for name, axes in AXES.items()}
-    arrays = {name: chance.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    return arrays | {"decays": -np.abs(arrays["decays"]), "step": np.abs(arrays["step"])}
-
-
-def scan() -> Any:
-    nodes = GraphBuilder()
-    inputs = [nodes.input(name, ir.DataType.FLOAT, axes) for name, axes in AXES.items()]
-    last, outputs = write_selective_scan(nodes, "layers.0.mixer", inputs)
-    nodes.output(last, "last", ir.DataType.FLOAT, AXES["state"])
-    nodes.output(outputs, "outputs", ir.DataType.FLOAT, AXES["value"])
-    return session_of(ir.to_proto(nodes.model("Scan")))
-
-
-def test_tokens_one_after_the_other() -> None:
-    session = scan()
-    for length in (1, 7):
-        feed = some(length)
-        state, outputs = feed["state"].copy(), []
-        for token in range(length):
-            decay = np.exp(feed["step"][token][:, :, None] * feed["decays"])
-            state = decay * state + feed["value"][token][:, :, None] * feed["input"][token][:, None]
-            outputs.append((state * feed["output"][token][:, None]).sum(-1))
-        actual = session.predict(feed)
-        np.testing.assert_allclose(actual["last"], state, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(actual["outputs"], np.stack(outputs), rtol=1e-5, atol=1e-6)
-
-
-def test_without_a_past_it_is_transformers_own_and_a_text_may_come_in_parts() -> None:
-    session, feed = scan(), some(6) | {"state": np.zeros((BATCH, CHANNELS, SIZE), np.float32)}
-    hidden = feed["value"] / feed["step"]
-    turned = [torch.from_numpy(sequence).permute(1, 2, 0) for sequence in (hidden, feed["step"])]
-    read = [torch.from_numpy(feed[name]).permute(1, 2, 0) for name in ("input", "output")]
-    expected, last = mamba_selective_scan(*turned, torch.from_numpy(feed["decays"]), *read, return_last_state=True)
-    whole = session.predict(feed)
-    np.testing.assert_allclose(whole["outputs"], expected.permute(2, 0, 1), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(whole["last"], last, rtol=1e-4, atol=1e-5)
-    parts = {name: np.split(array, [4]) for name, array in feed.items() if "length" in AXES[name]}
-    first = session.predict(feed | {name: pair[0] for name, pair in parts.items()})
-    second = session.predict(feed | {name: pair[1] for name, pair in parts.items()} | {"state": first["last"]})
-    np.testing.assert_allclose(np.concatenate([first["outputs"], second["outputs"]]), whole["outputs"], atol=1e-6)

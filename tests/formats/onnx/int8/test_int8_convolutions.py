@@ -33,7 +33,7 @@ def weight(seed: int, *shape: int) -> np.ndarray:
     return (generator.normal(size=shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
 
 
-def network(activation: Sequence[str] = ("Relu",)) -> onnx.ModelProto:
+def network(activation: str = "Relu") -> onnx.ModelProto:
     """Convolution, depthwise convolution with a residual, pooling, and a product: what mobile nets are made of."""
     arrays = {
         **{"w0": weight(0, CHANNELS, 3, 3, 3), "b0": weight(1, CHANNELS, 1)[:, 0]},
@@ -42,12 +42,12 @@ def network(activation: Sequence[str] = ("Relu",)) -> onnx.ModelProto:
         **{"w3": weight(6, CLASSES, CHANNELS * 2), "b3": weight(7, CLASSES, 1)[:, 0]},
         **{"low": np.float32(0), "high": np.float32(6)},
     }
-    limits = ["low", "high"] if activation[0] == "Clip" else []
+    limits = ["low", "high"] if activation == "Clip" else []
     nodes = [
         helper.make_node("Conv", ["x", "w0", "b0"], ["c0"], name="first", pads=[1, 1, 1, 1]),
-        helper.make_node(activation[0], ["c0", *limits], ["a0"], name="act0"),
+        helper.make_node(activation, ["c0", *limits], ["a0"], name="act0"),
         helper.make_node("Conv", ["a0", "w1", "b1"], ["c1"], name="depthwise", pads=[1, 1, 1, 1], group=CHANNELS),
-        helper.make_node(activation[0], ["c1", *limits], ["a1"], name="act1"),
+        helper.make_node(activation, ["c1", *limits], ["a1"], name="act1"),
         helper.make_node("Conv", ["a1", "w2", "b2"], ["c2"], name="pointwise"),
         helper.make_node("Add", ["c2", "a0"], ["sum"], name="residual"),
         helper.make_node("Concat", ["sum", "c2"], ["both"], name="both", axis=1),
@@ -58,20 +58,18 @@ def network(activation: Sequence[str] = ("Relu",)) -> onnx.ModelProto:
     return onnx_model(nodes, {"x": ["batch", 3, SIZE, SIZE]}, {"y": ["batch", CLASSES]}, arrays)
 
 
-def images(count: int = 8, seed: int = 0) -> list[dict[str, np.ndarray]]:
+def images(count: int = 8, seed: int = 0, size: int = SIZE) -> list[dict[str, np.ndarray]]:
     generator = np.random.default_rng(seed)
-    return [{"x": generator.normal(size=(2, 3, SIZE, SIZE)).astype(np.float32)} for _ in range(count)]
+    return [{"x": generator.normal(size=(2, 3, size, size)).astype(np.float32)} for _ in range(count)]
 
 
 def run(graph: onnx.ModelProto, feeds: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_session(graph)
     return np.concatenate([session.run(None, feed)[0] for feed in feeds])
 
 
-def error(graph: onnx.ModelProto, whole: onnx.ModelProto) -> float:
-    fresh = images(seed=9)
+def error(graph: onnx.ModelProto, whole: onnx.ModelProto, size: int = SIZE) -> float:
+    fresh = images(seed=9, size=size)
     expected = run(whole, fresh)
     return float(np.square(run(graph, fresh) - expected).mean() / np.square(expected - expected.mean(0)).mean())
 
@@ -79,22 +77,13 @@ def error(graph: onnx.ModelProto, whole: onnx.ModelProto) -> float:
 @pytest.mark.parametrize("activation", ["Relu", "Clip"])
 @pytest.mark.full_range
 def test_a_net_of_convolutions_is_integers_from_end_to_end(activation: str, tmp_path: Path):
-    whole = network((activation,))
+    whole = network(activation)
     graph = StaticQuantizer(whole, images(), PLAIN).quantize()
     kernel_names = kernels(graph, tmp_path)
-    assert (
-        kernel_names["QLinearConv"] == 3
-        and kernel_names["QLinearAdd"] == 1
-        and kernel_names["QLinearGlobalAveragePool"] == 1
-    )
-    assert kernel_names["QLinearConcat"] == 1 and kernel_names["MatMulIntegerToFloat"] == 1
-    assert (
-        not kernel_names["Conv"]
-        and not kernel_names["FusedConv"]
-        and not kernel_names["Gemm"]
-        and not kernel_names["DequantizeLinear"]
-    )
-    assert kernel_names["QuantizeLinear"] == 1
+    counts = {"QLinearConv": 3, "QLinearAdd": 1, "QLinearGlobalAveragePool": 1, "QLinearConcat": 1}
+    counts |= {"MatMulIntegerToFloat": 1, "QuantizeLinear": 1}
+    counts |= dict.fromkeys(("Conv", "FusedConv", "Gemm", "DequantizeLinear"), 0)
+    assert {name: kernel_names[name] for name in counts} == counts
     # Random pooled features hardly differ from image to image, so that little rounding is much of it.
     assert 0 < error(graph, whole) < 0.15
 
@@ -102,11 +91,8 @@ def test_a_net_of_convolutions_is_integers_from_end_to_end(activation: str, tmp_
 def test_a_convolution_alone_among_floats_keeps_its_neighbours_float(tmp_path: Path):
     quantizer = StaticQuantizer(network(), images(), PLAIN)
     kernel_names = kernels(quantizer.quantize(float_layers=("depthwise", "pointwise", "classifier")), tmp_path)
-    assert (
-        kernel_names["QLinearConv"] == 1
-        and kernel_names["QLinearAdd"] == 0
-        and kernel_names["QLinearGlobalAveragePool"] == 0
-    )
+    names = ("QLinearConv", "QLinearAdd", "QLinearGlobalAveragePool")
+    assert [kernel_names[name] for name in names] == [1, 0, 0]
     assert kernel_names["Conv"] + kernel_names["FusedConv"] == 2
 
 
@@ -185,16 +171,10 @@ def test_the_graph_that_shifts_were_found_by_is_made_use_of_as_if_made_anew():
 def test_an_activation_after_a_residual_is_kept_where_what_reads_it_is_float():
     # ONNX Runtime's quantizer takes the Relu out, since the integers begin at zero; the float pooling needs it.
     whole = network()
-    residual = next(index for index, node in enumerate(whole.graph.node) if node.name == "residual")
-    del whole.graph.node[residual:]
-    whole.graph.node.extend(
-        [
-            helper.make_node("Add", ["c2", "a0"], ["sum"], name="residual"),
-            helper.make_node("Relu", ["sum"], ["positive"], name="after"),
-            helper.make_node("GlobalAveragePool", ["positive"], ["pooled"], name="pool"),
-            helper.make_node("Flatten", ["pooled"], ["y"], name="flat"),
-        ]
-    )
+    del whole.graph.node[6:]
+    assert whole.graph.node[-1].name == "residual"
+    steps = (("Relu", "sum", "positive"), ("GlobalAveragePool", "positive", "pooled"), ("Flatten", "pooled", "y"))
+    whole.graph.node.extend(helper.make_node(kind, [source], [target], name=kind) for kind, source, target in steps)
     assert error(StaticQuantizer(whole, images(), PLAIN).quantize(), whole) < 0.05
 
 
@@ -208,17 +188,10 @@ def uneven_network(activation: str, uneven: float = 1.0, opset: int = 20) -> onn
     """
     generator = np.random.default_rng(0)
     sizes = np.where(np.arange(NARROW_CHANNELS) % 2, 1.0, 1 / uneven)
+    channels = NARROW_CHANNELS
     shapes = {
-        **{
-            "w0": (NARROW_CHANNELS, 3, 3, 3),
-            "w1": (NARROW_CHANNELS, 1, 3, 3),
-            "w2": (NARROW_CHANNELS, NARROW_CHANNELS, 1, 1),
-        },
-        **{
-            "w3": (NARROW_CHANNELS, NARROW_CHANNELS, 3, 3),
-            "w4": (NARROW_CHANNELS, NARROW_CHANNELS // 2, 1, 1),
-            "w5": (40, NARROW_CHANNELS),
-        },
+        **{"w0": (channels, 3, 3, 3), "w1": (channels, 1, 3, 3), "w2": (channels, channels, 1, 1)},
+        **{"w3": (channels, channels, 3, 3), "w4": (channels, channels // 2, 1, 1), "w5": (40, channels)},
     }
     arrays = {name: generator.normal(size=shape) / np.sqrt(np.prod(shape[1:])) for name, shape in shapes.items()}
     arrays |= {f"b{index}": generator.normal(size=shapes[f"w{index}"][0]) / 2 for index in range(6)}
@@ -249,8 +222,7 @@ def uneven_network(activation: str, uneven: float = 1.0, opset: int = 20) -> onn
 
 
 def small_images(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
-    generator = np.random.default_rng(seed)
-    return [{"x": generator.normal(size=(2, 3, SMALL_SIZE, SMALL_SIZE)).astype(np.float32)} for _ in range(count)]
+    return images(count, seed, SMALL_SIZE)
 
 
 def observed(graph: onnx.ModelProto, feeds: list[dict[str, np.ndarray]]) -> dict[str, object]:
@@ -317,15 +289,13 @@ def test_a_clip_lets_only_through_what_it_does_not_cut_off():
 
 
 def test_small_channels_get_more_levels():
-    whole, fresh = uneven_network("Relu", uneven=40), small_images(8, seed=9)
-    exact = run(whole, fresh)
-    errors = {}
+    whole, errors = uneven_network("Relu", uneven=40), {}
     for method in ("none", "activations"):
         settings = Int8Options(
             method="static", reduce_range=False, bias_correction=False, cross_layer_equalization=method
         )  # type: ignore[arg-type]
         graph = StaticQuantizer(whole, small_images(16), settings).quantize()
-        errors[method] = float(np.square(run(graph, fresh) - exact).mean() / np.square(exact - exact.mean(0)).mean())
+        errors[method] = error(graph, whole, SMALL_SIZE)
     assert errors["activations"] < 0.3 * errors["none"]
 
 

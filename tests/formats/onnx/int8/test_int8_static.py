@@ -109,11 +109,8 @@ def test_an_encoder_becomes_integer_kernels_and_stays_close(tmp_path: Path):
         constant(node.inputs[1]) is not None for node in ir.from_proto(graph).graph if "Integer" in node.op_type
     )
     assert kernel_names["MatMulIntegerToFloat"] == weights >= 2
-    assert (
-        not kernel_names["DequantizeLinear"]
-        and not kernel_names["Attention"]
-        and not kernel_names["DynamicQuantizeLinear"]
-    )
+    floats = ("DequantizeLinear", "Attention", "DynamicQuantizeLinear")
+    assert not any(kernel_names[name] for name in floats)
     assert 0 < error(graph) < 0.2
 
 

@@ -19,7 +19,7 @@ def test_node_gives_the_ids_of_transformers_on_ten_thousand_messages(
 ) -> None:
     from transformers import AutoTokenizer
 
-    from compress.plugins.apps.chat import PROMPTS
+    from compress.plugins.apps.chat import ChatPrompts
     from compress.plugins.apps.preprocess import Prompt
 
     model = tmp_path / "model"
@@ -28,7 +28,7 @@ def test_node_gives_the_ids_of_transformers_on_ten_thousand_messages(
         if (smollm2 / name).is_file():
             shutil.copyfile(smollm2 / name, model / name)
     processor, asked = AutoTokenizer.from_pretrained(model), lines()
-    rule = PROMPTS.find_rule(tmp_path, processor, 512)
+    rule = ChatPrompts.find_rule(tmp_path, processor, 512)
     assert isinstance(rule, Prompt)
     right = [
         list(
@@ -36,7 +36,7 @@ def test_node_gives_the_ids_of_transformers_on_ten_thousand_messages(
         )
         for line in asked
     ]
-    [(name, content)] = PROMPTS.more_for_page(tmp_path, rule).items()
+    [(name, content)] = ChatPrompts(tmp_path, rule).more_for_page().items()
     assert name == rule.tokenizer
     (tmp_path / name).write_bytes(content)
     (tmp_path / "lines.json").write_text(json.dumps([f"{rule.before}{line}{rule.after}" for line in asked]))

@@ -6,55 +6,50 @@ from pathlib import Path
 
 from compress.models.pipeline_folder import model_config
 from compress.plugins.apps.answers import (
-    BOXES,
-    EMBEDDINGS,
-    IMAGE_EMBEDDINGS,
-    LABELS,
-    MASKED,
-    MASKS,
-    RELEVANCE,
-    SPANS,
-    TAGS,
-    TRANSCRIPTS_OF_SPEECH,
-    WRITTEN_TEXTS,
+    Boxes,
+    Embeddings,
+    ImageEmbeddings,
+    Labels,
+    MaskedTokens,
+    Masks,
+    PairScores,
+    Spans,
+    Tags,
+    Transcripts,
+    WrittenTexts,
 )
 from compress.plugins.apps.app_type import AppType
-from compress.plugins.apps.audio import RECORDINGS, SOUNDS
-from compress.plugins.apps.chat import PROMPTS, REPLIES
+from compress.plugins.apps.audio import Recordings, Sounds
+from compress.plugins.apps.chat import ChatPrompts, Replies
 from compress.plugins.apps.client import ONNXRUNTIME_WEB_PARTS, TRANSFORMERS_JS
-from compress.plugins.apps.image import IMAGES, UNCROPPED_IMAGES
-from compress.plugins.apps.image_generation import GENERATED_IMAGES, IMAGE_PROMPTS
-from compress.plugins.apps.text import MASKED_TEXTS, QUESTION_PAIRS, RANKING_PAIRS, SENTENCES, SOURCES, TEXTS, WORDS
+from compress.plugins.apps.image import ImageInputs, UncroppedImages
+from compress.plugins.apps.image_generation import ImageLevels, ImagePrompts
+from compress.plugins.apps.text import MaskedTexts, QuestionPairs, RankingPairs, Sentences, SourceTexts, Texts, Words
 from compress.tasks.registry import TASKS, get_task
 from compress.utils.errors import InputError
 
 APP_TYPES: dict[tuple[str, str], AppType] = {
-    ("tokenize", "softmax"): AppType("text-classification", TEXTS, LABELS, "text"),
-    ("prepare-image", "softmax"): AppType("image-classification", IMAGES, LABELS, "image"),
-    ("prepare-image", "boxes"): AppType("object-detection", UNCROPPED_IMAGES, BOXES, "boxes"),
-    ("prepare-image", "segment"): AppType("image-segmentation", UNCROPPED_IMAGES, MASKS, "masks"),
-    ("prepare-image", "embed"): AppType("image-feature-extraction", IMAGES, IMAGE_EMBEDDINGS, "nearest"),
-    ("tokenize", "embed"): AppType("feature-extraction", SENTENCES, EMBEDDINGS, "sentence"),
-    ("tokenize", "tag"): AppType("token-classification", WORDS, TAGS, "tags"),
-    ("tokenize-pair", "relevance"): AppType("text-ranking", RANKING_PAIRS, RELEVANCE, "ranking"),
-    ("tokenize-pair", "span"): AppType("question-answering", QUESTION_PAIRS, SPANS, "answer"),
-    ("tokenize", "unmask"): AppType("fill-mask", MASKED_TEXTS, MASKED, "unmask"),
+    ("tokenize", "softmax"): AppType("text-classification", Texts, Labels(), "text"),
+    ("prepare-image", "softmax"): AppType("image-classification", ImageInputs, Labels(), "image"),
+    ("prepare-image", "boxes"): AppType("object-detection", UncroppedImages, Boxes(), "boxes"),
+    ("prepare-image", "segment"): AppType("image-segmentation", UncroppedImages, Masks(), "masks"),
+    ("prepare-image", "embed"): AppType("image-feature-extraction", ImageInputs, ImageEmbeddings(), "nearest"),
+    ("tokenize", "embed"): AppType("feature-extraction", Sentences, Embeddings(), "sentence"),
+    ("tokenize", "tag"): AppType("token-classification", Words, Tags(), "tags"),
+    ("tokenize-pair", "relevance"): AppType("text-ranking", RankingPairs, PairScores(), "ranking"),
+    ("tokenize-pair", "span"): AppType("question-answering", QuestionPairs, Spans(), "answer"),
+    ("tokenize", "unmask"): AppType("fill-mask", MaskedTexts, MaskedTokens(), "unmask"),
     ("log-mel", "transcribe"): AppType(
-        "automatic-speech-recognition",
-        RECORDINGS,
-        TRANSCRIPTS_OF_SPEECH,
-        "audio",
-        graphs=2,
-        client=TRANSFORMERS_JS,
+        "automatic-speech-recognition", Recordings, Transcripts(), "audio", graphs=2, client=TRANSFORMERS_JS
     ),
-    ("hear", "softmax"): AppType("audio-classification", SOUNDS, LABELS, "sound"),
+    ("hear", "softmax"): AppType("audio-classification", Sounds, Labels(), "sound"),
     ("tokenize", "rewrite"): AppType(
-        "text2text-generation", SOURCES, WRITTEN_TEXTS, "rewrite", graphs=2, client=TRANSFORMERS_JS
+        "text2text-generation", SourceTexts, WrittenTexts(), "rewrite", graphs=2, client=TRANSFORMERS_JS
     ),
     ("tokenize-prompt", "draw"): AppType(
-        "text-to-image", IMAGE_PROMPTS, GENERATED_IMAGES, "draw", graphs=3, client=ONNXRUNTIME_WEB_PARTS
+        "text-to-image", ImagePrompts, ImageLevels(), "draw", graphs=3, client=ONNXRUNTIME_WEB_PARTS
     ),
-    ("prompt", "generate"): AppType("text-generation", PROMPTS, REPLIES, "chat", client=TRANSFORMERS_JS),
+    ("prompt", "generate"): AppType("text-generation", ChatPrompts, Replies(), "chat", client=TRANSFORMERS_JS),
 }
 
 

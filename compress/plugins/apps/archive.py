@@ -14,16 +14,9 @@ from compress.plugins.apps.manifest import MANIFEST, MAX_BYTES, SIGNATURE
 from compress.utils.errors import BundleError, StorageError
 from compress.utils.storage import is_plain, unsafe_member_reason
 
-_EPOCH = (1980, 1, 1, 0, 0, 0)
 _MARK = b"compress bundle, sha256 of all before this digest: "
 _DIGEST = 64
-_LEVEL = 9
 _CHUNK = 1 << 20
-_SIGNATURE_BYTES = 100_000
-_EXPANSION = 100
-"""Largest ratio of unpacked to packed bytes. Weights hardly compress, so that more indicates a zip bomb."""
-_SMALL = 100_000_000
-"""Number of unpacked bytes that is harmless at any compression ratio."""
 
 
 def write_zip(folder: Path, target: Path) -> None:
@@ -32,9 +25,9 @@ def write_zip(folder: Path, target: Path) -> None:
     The comment of the zip holds the SHA-256 of all bytes before it. Any changed byte is detected, even in headers that
     unpacking ignores.
     """
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL) as packed:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as packed:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), _EPOCH)
+            entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), (1980, 1, 1, 0, 0, 0))
             # System 3 is Unix. Fixed modes and times make the same files give the same bytes.
             entry.create_system, entry.external_attr = 3, (stat.S_IFREG | 0o644) << 16
             entry.compress_type, entry.file_size = zipfile.ZIP_DEFLATED, path.stat().st_size
@@ -118,12 +111,12 @@ def _checked(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInf
         if any(parent.as_posix().casefold() in lowercase_names for parent in PurePosixPath(name).parents):
             raise _refused(archive, name, "lies below another file")
     total = sum(entry.file_size for entry in entries.values())
-    # Stated sizes reveal a zip bomb before anything is unpacked.
-    if total > _SMALL and total > _EXPANSION * archive.stat().st_size:
+    # Stated sizes reveal a zip bomb before anything is unpacked: weights hardly compress. 100 MB do no harm.
+    if total > max(100_000_000, 100 * archive.stat().st_size):
         raise BundleError(
             f"The zip of {archive.stat().st_size} bytes would unpack to {total}.",
             where=str(archive),
-            expected=f"at most {_EXPANSION} times its own size",
+            expected="at most 100 times its own size",
         )
     return entries
 
@@ -157,7 +150,7 @@ def _promised(archive: Path, opened: zipfile.ZipFile, entries: dict[str, zipfile
     # The manifest does not list itself or its signature, which is created afterwards.
     listed[MANIFEST] = size
     if SIGNATURE in entries:
-        listed[SIGNATURE] = min(entries[SIGNATURE].file_size, _SIGNATURE_BYTES)
+        listed[SIGNATURE] = min(entries[SIGNATURE].file_size, 100_000)
     wrong = sorted(entries.keys() ^ listed.keys())
     if wrong:
         raise BundleError(

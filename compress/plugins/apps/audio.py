@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import wave
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +13,8 @@ import numpy as np
 
 from compress.formats.generation.speech_recognition import FEATURES
 from compress.formats.runtime import Batch
-from compress.plugins.apps.app_type import Case, Inputs
-from compress.plugins.apps.image import FOLDER, first_difference, sampled
+from compress.plugins.apps.app_type import Case, Inputs, first_difference, sampled
+from compress.plugins.apps.image import FOLDER
 from compress.plugins.apps.preprocess import LogMel, PrepareAudio, Spectrogram
 from compress.tasks.audio import Remarks, read_recording
 from compress.utils.errors import BundleError, InputError, ModelError
@@ -24,10 +23,9 @@ if TYPE_CHECKING:
     from compress.models.model import Processor
 
 
-_HIGHEST_HZ = 8000.0
 _TOLERANCE = 1e-3
 """Largest difference of a feature that the order of float additions causes. Features lie between about -1.5 and 1.5."""
-_SHOWN = 3
+_VALUES, _MASK = "input_values", "attention_mask"
 
 
 class AudioCase(Case):
@@ -47,11 +45,118 @@ class AudioCase(Case):
         return (self.recording,)
 
 
-class AudioRule:
-    """Log-mel features of Whisper for recordings of a bundle, computed without transformers."""
+class AudioInputs(Inputs):
+    """Recordings, which subclasses prepare."""
 
-    def __init__(self, folder: Path, rule: LogMel) -> None:
-        self.folder, self.rule = folder, rule
+    plural = "recordings"
+    page_files = ("recording.mjs",)
+    node_files = ("shared/recording_of_file.mjs",)
+    case = AudioCase
+    rule: LogMel | PrepareAudio
+    supported: str
+    """Features that a rule can describe, for a message."""
+
+    def make_cases(self, samples: Sequence[str], processor: Processor) -> Sequence[AudioCase]:
+        """Store the user's recordings as 16-bit WAV files, verify the rule on them, and return a case for each.
+
+        Raises:
+            InputError: There is no recording, or one cannot be read or is too long.
+            ModelError: The feature extractor returns other values than the rule.
+        """
+        if not samples:
+            raise InputError(
+                "No recording is named for the self-test; what is said can't be drawn from formulas.",
+                expected="--sample FILE, one or more: WAV, FLAC or Ogg",
+                hint="name recordings that you may pass on; the page offers them to try",
+            )
+        (self.folder / FOLDER).mkdir()
+        names = [f"{FOLDER}/{number}.wav" for number in range(1, len(samples) + 1)]
+        # Read all recordings before the rule is verified.
+        for name, path in zip(names, samples, strict=True):
+            (self.folder / name).write_bytes(_encode_wav(path, self.rule.sampling_rate, self.longest_seconds()))
+        for name in names:
+            self.check(name, self.open(name), processor)
+        return [AudioCase(recording=name, features=sampled(self.features(self.open(name)))) for name in names]
+
+    def check(self, name: str, samples: np.ndarray, processor: Processor) -> None:
+        """Raise `ModelError` if the feature extractor of transformers returns other values than the rule.
+
+        Args:
+            name: Name of the recording, for the message.
+            samples: Samples of the recording.
+            processor: Processor of the model.
+        """
+        extractor, rate = getattr(processor, "feature_extractor", processor), self.rule.sampling_rate
+        extracted = extractor(samples.astype(np.float32), sampling_rate=rate, return_tensors="np")
+        expected, values = np.asarray(extracted[self.rule.input]), self.features(samples)
+        difference = float(np.abs(expected - values).max()) if expected.shape == values.shape else float("inf")
+        # `not <=` also rejects NaN.
+        if not difference <= _TOLERANCE:
+            raise ModelError(
+                f"The feature extractor cannot be described to an app: its {list(expected.shape)} features of {name} "
+                f"are {difference:.3g} apart from the rule's.",
+                expected=self.supported,
+            )
+
+    def longest_seconds(self) -> float:
+        """Return the length of the longest recording of a self-test."""
+        raise NotImplementedError
+
+    def features(self, samples: np.ndarray) -> np.ndarray:
+        """Return the model input [1, ...] for samples between -1 and 1."""
+        raise NotImplementedError
+
+    def open(self, name: str) -> np.ndarray:
+        """Return the samples of a recording in the bundle, between -1 and 1. Raises `BundleError`."""
+        path, rate = self.folder / name, self.rule.sampling_rate
+        try:
+            with wave.open(str(path)) as file:
+                file_rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
+                content = file.readframes(file.getnframes())
+        except (OSError, EOFError, wave.Error) as error:
+            raise BundleError(f"A recording of the self-test cannot be read: {error}", where=str(path)) from error
+        if (file_rate, channels, width) != (rate, 1, 2):
+            raise BundleError(
+                f"A recording of the self-test has {file_rate} Hz, {channels} channels and {8 * width} bits.",
+                where=str(path),
+                expected=f"{rate} Hz, 1 channel and 16 bits",
+            )
+        return np.frombuffer(content, "<i2") / 32768
+
+    def feed(self, case: AudioCase) -> Batch:
+        """Return the features of the case's recording."""
+        return {self.rule.input: self.features(self.open(case.recording))}
+
+    def difference(self, case: AudioCase) -> tuple[str, str] | None:
+        """Return the first differing feature and the expected one, or None."""
+        return first_difference(self.features(self.open(case.recording)), case.features, "feature", _TOLERANCE)
+
+
+class Recordings(AudioInputs):
+    """Recordings as log-mel features of Whisper."""
+
+    web = "audio"
+    meanings = {FEATURES: "log-mel features of a recording"}
+    required = frozenset({FEATURES})
+    rule: LogMel
+    supported = "Whisper's log-mel features"
+
+    @classmethod
+    def find_rule(cls, folder: Path, processor: Processor, max_length: int) -> LogMel:
+        """Return the rule of a Whisper feature extractor. `make_cases` verifies it."""
+        extractor = getattr(processor, "feature_extractor", processor)
+        return LogMel(
+            input=FEATURES,
+            sampling_rate=extractor.sampling_rate,
+            n_fft=extractor.n_fft,
+            hop_length=extractor.hop_length,
+            mel_bins=extractor.feature_size,
+            chunk_seconds=extractor.chunk_length,
+        )
+
+    def longest_seconds(self) -> float:
+        """Return the length of the model's window."""
+        return self.rule.chunk_seconds
 
     def features(self, samples: np.ndarray) -> np.ndarray:
         """Return log-mel features [1, mel_bins, frames] of samples between -1 and 1."""
@@ -63,149 +168,112 @@ class AudioRule:
         pieces = pieces[: len(padded) : rule.hop_length]
         window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(rule.n_fft) / rule.n_fft)
         power = np.abs(np.fft.rfft(pieces * window)) ** 2
-        log_mel = np.log10(np.maximum(self._filters @ power.T, 1e-10))
+        log_mel = np.log10(np.maximum(self.filters @ power.T, 1e-10))
         # Clip the dynamic range to 8 decades below the maximum, and scale to about -1 to 1.
         scaled: np.ndarray = (np.maximum(log_mel, log_mel.max() - 8) + 4) / 4
         return scaled[None].astype(np.float32)
 
     @cached_property
-    def _filters(self) -> np.ndarray:
+    def filters(self) -> np.ndarray:
         """Triangular mel filters of area 1, [mel_bins, n_fft / 2 + 1]."""
         rule = self.rule
         hertz = np.fft.rfftfreq(rule.n_fft, 1 / rule.sampling_rate)
-        # Slaney's mel scale is linear up to 1000 Hz (15 mel), then logarithmic: 27 mel for a factor of 6.4.
-        mels = np.linspace(0, 15 + 27 * np.log(_HIGHEST_HZ / 1000) / np.log(6.4), rule.mel_bins + 2)
+        # Slaney's mel scale is linear up to 1000 Hz (15 mel), then logarithmic: 27 mel for a factor of 6.4. It ends at
+        # 8000 Hz.
+        mels = np.linspace(0, 15 + 27 * np.log(8000.0 / 1000) / np.log(6.4), rule.mel_bins + 2)
         edges = np.where(mels < 15, 200 * mels / 3, 1000 * np.exp((mels - 15) * np.log(6.4) / 27))[:, None]
-        rising = (hertz - edges[:-2]) / (edges[1:-1] - edges[:-2])
-        falling = (edges[2:] - hertz) / (edges[2:] - edges[1:-1])
-        triangles: np.ndarray = np.maximum(0, np.minimum(rising, falling)) * 2 / (edges[2:] - edges[:-2])
-        return triangles
+        filters: np.ndarray = _triangles(hertz, edges) * 2 / (edges[2:] - edges[:-2])
+        return filters
 
-    def open(self, name: str) -> np.ndarray:
-        """Return the samples of a recording in the bundle. Raises `BundleError`."""
+    @classmethod
+    def shown(cls, cases: Sequence[AudioCase]) -> list[str]:
+        """Return the paths of the first recordings."""
+        return [case.recording for case in cases[:3]]
+
+
+class Sounds(AudioInputs):
+    """Recordings as samples, or as log-mel features of Kaldi."""
+
+    web = "sound"
+    meanings = {_VALUES: "samples of a recording, or its log-mel features", _MASK: "1 for a sample, 0 for padding"}
+    required = frozenset({_VALUES})
+    rule: PrepareAudio
+    supported = "samples, or Kaldi's log-mel features"
+
+    @classmethod
+    def find_rule(cls, folder: Path, processor: Processor, max_length: int) -> PrepareAudio:
+        """Return the rule of an audio classifier's feature extractor. `make_cases` verifies it."""
+        extractor = getattr(processor, "feature_extractor", processor)
+        rate = extractor.sampling_rate
+        if list(extractor.model_input_names)[:1] != [_VALUES]:
+            raise ModelError(
+                f"A {type(extractor).__name__} cannot be described to an app of sounds.",
+                expected=f"one that makes {_VALUES} of samples, or of Kaldi's log-mel features, as AST has them",
+            )
+        if hasattr(extractor, "num_mel_bins"):
+            # AST uses Kaldi features, scaled by 2 std: a deviation of 0.5 leaves them unchanged.
+            mean, std = (extractor.mean, extractor.std) if extractor.do_normalize else (0.0, 0.5)
+            bins, frames = extractor.num_mel_bins, extractor.max_length
+            spectrogram = Spectrogram(mel_bins=bins, frames=frames, mean=mean, std=std)
+            return PrepareAudio(input=_VALUES, sampling_rate=rate, spectrogram=spectrogram)
+        mask = _MASK if extractor.return_attention_mask else None
+        return PrepareAudio(input=_VALUES, sampling_rate=rate, normalize=bool(extractor.do_normalize), mask=mask)
+
+    def longest_seconds(self) -> float:
+        """Return one minute."""
+        return 60.0
+
+    def features(self, samples: np.ndarray) -> np.ndarray:
+        """Return the model input for samples between -1 and 1: [1, samples], or features [1, frames, mel_bins]."""
+        if (settings := self.rule.spectrogram) is not None:
+            # Windows of 25 ms, one each 10 ms.
+            rate = self.rule.sampling_rate
+            size, step = round(0.025 * rate), round(0.010 * rate)
+            pieces = np.lib.stride_tricks.sliding_window_view(samples, size)[::step][: settings.frames]
+            # Kaldi removes the mean of each window and then applies pre-emphasis.
+            pieces = pieces - pieces.mean(axis=1, keepdims=True)
+            previous = np.concatenate([pieces[:, :1], pieces[:, :-1]], axis=1)
+            window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / (size - 1))
+            power = np.abs(np.fft.rfft((pieces - 0.97 * previous) * window, 1 << (size - 1).bit_length())) ** 2
+            features = np.zeros((settings.frames, settings.mel_bins))
+            features[: len(pieces)] = np.log(np.maximum(power @ self.filters, 2.0**-23))
+            return ((features - settings.mean) / (2 * settings.std))[None].astype(np.float32)
+        if self.rule.normalize:
+            samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
+        return samples[None].astype(np.float32)
+
+    @cached_property
+    def filters(self) -> np.ndarray:
+        """Triangular mel filters of height 1, [bins of the spectrum, mel_bins]."""
+        assert self.rule.spectrogram is not None
         rate = self.rule.sampling_rate
-        return read_wav(self.folder / name, rate)[: self.rule.chunk_seconds * rate]
+        hertz = np.fft.rfftfreq(1 << (round(0.025 * rate) - 1).bit_length(), 1 / rate)
+        edges = np.linspace(_kaldi_mel(20.0), _kaldi_mel(rate / 2), self.rule.spectrogram.mel_bins + 2)
+        return _triangles(_kaldi_mel(hertz)[:, None], edges)
 
     def feed(self, case: AudioCase) -> Batch:
-        """Return the features of the case's recording."""
-        return {self.rule.input: self.features(self.open(case.recording))}
+        """Return the prepared recording of a case, and a mask if the model takes one."""
+        feed = super().feed(case)
+        mask = {} if self.rule.mask is None else {self.rule.mask: np.ones(feed[self.rule.input].shape, np.int64)}
+        return {**feed, **mask}
 
-    def difference(self, case: AudioCase) -> tuple[str, str] | None:
-        """Return the first differing feature and the expected one, or None."""
-        return first_difference(self.features(self.open(case.recording)), case.features, "feature", _TOLERANCE)
-
-
-def read_wav(path: Path, rate: int) -> np.ndarray:
-    """Return the samples of a WAV file of a bundle, between -1 and 1. Raises `BundleError`."""
-    try:
-        with wave.open(str(path)) as file:
-            file_rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
-            content = file.readframes(file.getnframes())
-    except (OSError, EOFError, wave.Error) as error:
-        raise BundleError(f"A recording of the self-test cannot be read: {error}", where=str(path)) from error
-    if (file_rate, channels, width) != (rate, 1, 2):
-        raise BundleError(
-            f"A recording of the self-test has {file_rate} Hz, {channels} channels and {8 * width} bits.",
-            where=str(path),
-            expected=f"{rate} Hz, 1 channel and 16 bits",
-        )
-    return np.frombuffer(content, "<i2") / 32768
+    @classmethod
+    def shown(cls, cases: Sequence[AudioCase]) -> list[str]:
+        """Return the paths of all recordings."""
+        return [case.recording for case in cases]
 
 
-def _find_log_mel_rule(folder: Path, processor: Processor, max_length: int) -> LogMel:
-    """Return the rule of a Whisper feature extractor. `_make_log_mel_cases` verifies it."""
-    extractor = getattr(processor, "feature_extractor", processor)
-    return LogMel(
-        input=FEATURES,
-        sampling_rate=extractor.sampling_rate,
-        n_fft=extractor.n_fft,
-        hop_length=extractor.hop_length,
-        mel_bins=extractor.feature_size,
-        chunk_seconds=extractor.chunk_length,
-    )
+def _triangles(frequencies: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Return triangular filters of height 1, each of which rises from one of the edges to the next and falls again."""
+    rising = (frequencies - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - frequencies) / (edges[2:] - edges[1:-1])
+    filters: np.ndarray = np.maximum(0, np.minimum(rising, falling))
+    return filters
 
 
-def _make_log_mel_cases(
-    folder: Path, rule: LogMel, samples: Sequence[str], processor: Processor
-) -> Sequence[AudioCase]:
-    """Store the samples as 16-bit WAV files, verify the rule on them, and return a case for each."""
-    preparation = AudioRule(folder, rule)
-    names = store_recordings(folder, samples, rule.sampling_rate, rule.chunk_seconds)
-    for name in names:
-        check_rule(preparation, name, preparation.open(name), processor)
-    return [AudioCase(recording=name, features=sampled(preparation.features(preparation.open(name)))) for name in names]
-
-
-def store_recordings(folder: Path, samples: Sequence[str], rate: int, most_seconds: float) -> list[str]:
-    """Write the user's recordings as 16-bit WAV files below ``folder``.
-
-    Args:
-        folder: Folder of the bundle.
-        samples: Paths of the recordings.
-        rate: Sampling rate of the files in Hz.
-        most_seconds: Longest allowed recording.
-
-    Returns:
-        Names of the files in the bundle.
-
-    Raises:
-        InputError: There is no recording, or one cannot be read or is too long.
-    """
-    if not samples:
-        raise InputError(
-            "No recording is named for the self-test; what is said can't be drawn from formulas.",
-            expected="--sample FILE, one or more: WAV, FLAC or Ogg",
-            hint="name recordings that you may pass on; the page offers them to try",
-        )
-    (folder / FOLDER).mkdir()
-    names = [f"{FOLDER}/{number}.wav" for number in range(1, len(samples) + 1)]
-    for name, path in zip(names, samples, strict=True):
-        (folder / name).write_bytes(_encode_wav(path, rate, most_seconds))
-    return names
-
-
-RECORDINGS = Inputs(
-    plural="recordings",
-    folder="audio",
-    page_files=("recording.mjs",),
-    node_files=("shared/recording_of_file.mjs",),
-    case=AudioCase,
-    meanings={FEATURES: "log-mel features of a recording"},
-    required=frozenset({FEATURES}),
-    find_rule=_find_log_mel_rule,
-    open=AudioRule,
-    make_cases=_make_log_mel_cases,
-    shown=lambda cases: [case.recording for case in cases[:_SHOWN]],
-)
-
-
-def check_rule(preparation: AudioRule, name: str, samples: np.ndarray, processor: Processor) -> None:
-    """Raise `ModelError` if the feature extractor of transformers returns other features than the rule.
-
-    Args:
-        preparation: Rule of the manifest.
-        name: Name of the recording, for the message.
-        samples: Samples of the recording.
-        processor: Processor of the model.
-    """
-    extractor = getattr(processor, "feature_extractor", processor)
-    expected = extractor(samples.astype(np.float32), sampling_rate=preparation.rule.sampling_rate, return_tensors="np")[
-        FEATURES
-    ]
-    features = preparation.features(samples)
-    _require_equal(name, features, expected, "Whisper's log-mel features")
-
-
-def _require_equal(name: str, values: np.ndarray, expected: np.ndarray, supported: str) -> None:
-    """Raise `ModelError` if the rule's values of a recording differ from those of transformers."""
-    difference = float(np.abs(expected - values).max()) if expected.shape == values.shape else float("inf")
-    # `not <=` also rejects NaN.
-    if not difference <= _TOLERANCE:
-        raise ModelError(
-            f"The feature extractor cannot be described to an app: its {list(expected.shape)} features of {name} are "
-            f"{difference:.3g} apart from the rule's.",
-            expected=supported,
-        )
+def _kaldi_mel(hertz: float | np.ndarray) -> np.ndarray:
+    """Convert hertz to the mel scale of Kaldi (HTK)."""
+    return np.asarray(1127 * np.log(1 + hertz / 700))
 
 
 def _encode_wav(path: str, rate: int, most_seconds: float) -> bytes:
@@ -230,122 +298,3 @@ def _encode_wav(path: str, rate: int, most_seconds: float) -> bytes:
         writer.setframerate(rate)
         writer.writeframes(np.clip(np.round(samples * 32768), -32768, 32767).astype("<i2").tobytes())
     return file.getvalue()
-
-
-_VALUES, _MASK = "input_values", "attention_mask"
-_STEP_SECONDS, _WINDOW_SECONDS = 0.010, 0.025
-_LOWEST_HZ, _FLOOR, _EMPHASIS = 20.0, 2.0**-23, 0.97
-_LONGEST_SECONDS = 60.0
-
-
-class SoundRule:
-    """Samples or Kaldi log-mel features for recordings of a bundle, computed without transformers."""
-
-    def __init__(self, folder: Path, rule: PrepareAudio) -> None:
-        self.folder, self.rule = folder, rule
-
-    def prepare(self, name: str) -> np.ndarray:
-        """Return the model input for a recording of the bundle, [1, ...]. Raises `BundleError`."""
-        samples = read_wav(self.folder / name, self.rule.sampling_rate)
-        if self.rule.spectrogram is not None:
-            # Log-mel features of samples as Kaldi computes them, [frames, mel_bins].
-            settings = self.rule.spectrogram
-            rate = self.rule.sampling_rate
-            size, step = round(_WINDOW_SECONDS * rate), round(_STEP_SECONDS * rate)
-            pieces = np.lib.stride_tricks.sliding_window_view(samples, size)[::step][: settings.frames]
-            # Kaldi removes the mean of each window and then applies pre-emphasis.
-            pieces = pieces - pieces.mean(axis=1, keepdims=True)
-            previous = np.concatenate([pieces[:, :1], pieces[:, :-1]], axis=1)
-            window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / (size - 1))
-            power = np.abs(np.fft.rfft((pieces - _EMPHASIS * previous) * window, _power_of_two(size))) ** 2
-            features = np.zeros((settings.frames, settings.mel_bins))
-            features[: len(pieces)] = np.log(np.maximum(power @ self._filters, _FLOOR))
-            return ((features - settings.mean) / (2 * settings.std))[None].astype(np.float32)
-        if self.rule.normalize:
-            samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
-        return samples[None].astype(np.float32)
-
-    @cached_property
-    def _filters(self) -> np.ndarray:
-        """Triangular mel filters of height 1, [bins of the spectrum, mel_bins]."""
-        assert self.rule.spectrogram is not None
-        rate = self.rule.sampling_rate
-        bin_mels = _kaldi_mel(np.fft.rfftfreq(_power_of_two(round(_WINDOW_SECONDS * rate)), 1 / rate))[:, None]
-        edges = np.linspace(_kaldi_mel(_LOWEST_HZ), _kaldi_mel(rate / 2), self.rule.spectrogram.mel_bins + 2)
-        rising = (bin_mels - edges[:-2]) / (edges[1:-1] - edges[:-2])
-        falling = (edges[2:] - bin_mels) / (edges[2:] - edges[1:-1])
-        triangles: np.ndarray = np.maximum(0, np.minimum(rising, falling))
-        return triangles
-
-    def feed(self, case: AudioCase) -> Batch:
-        """Return the prepared recording of a case, and a mask if the model takes one."""
-        values = self.prepare(case.recording)
-        mask = {} if self.rule.mask is None else {self.rule.mask: np.ones(values.shape, np.int64)}
-        return {self.rule.input: values, **mask}
-
-    def difference(self, case: AudioCase) -> tuple[str, str] | None:
-        """Return the first differing value and the expected one, or None."""
-        return first_difference(self.prepare(case.recording), case.features, "feature", _TOLERANCE)
-
-
-def _kaldi_mel(hertz: float | np.ndarray) -> np.ndarray:
-    """Convert hertz to the mel scale of Kaldi (HTK)."""
-    return np.asarray(1127 * np.log(1 + hertz / 700))
-
-
-def _power_of_two(size: int) -> int:
-    """Return the smallest power of two that is not below ``size``."""
-    return 1 << (size - 1).bit_length()
-
-
-def _find_sound_rule(folder: Path, processor: Processor, max_length: int) -> PrepareAudio:
-    """Return the rule of an audio classifier's feature extractor. `_make_sound_cases` verifies it."""
-    extractor = getattr(processor, "feature_extractor", processor)
-    input_names, rate = list(extractor.model_input_names)[:1], extractor.sampling_rate
-    if input_names != [_VALUES]:
-        raise ModelError(
-            f"A {type(extractor).__name__} cannot be described to an app of sounds.",
-            expected=f"one that makes {_VALUES} of samples, or of Kaldi's log-mel features, as AST has them",
-        )
-    if hasattr(extractor, "num_mel_bins"):
-        # AST uses Kaldi features, scaled by 2 std: a deviation of 0.5 leaves them unchanged.
-        mean, std = (extractor.mean, extractor.std) if extractor.do_normalize else (0.0, 0.5)
-        bins, frames = extractor.num_mel_bins, extractor.max_length
-        spectrogram = Spectrogram(mel_bins=bins, frames=frames, mean=mean, std=std)
-        return PrepareAudio(input=_VALUES, sampling_rate=rate, spectrogram=spectrogram)
-    mask = _MASK if extractor.return_attention_mask else None
-    return PrepareAudio(input=_VALUES, sampling_rate=rate, normalize=bool(extractor.do_normalize), mask=mask)
-
-
-def _make_sound_cases(
-    folder: Path, rule: PrepareAudio, samples: Sequence[str], processor: Processor
-) -> Sequence[AudioCase]:
-    """Store the samples as WAV files, verify the rule on them, and return a case for each.
-
-    Raises:
-        ModelError: The feature extractor returns other values than the rule.
-    """
-    preparation, cases = SoundRule(folder, rule), []
-    extractor = getattr(processor, "feature_extractor", processor)
-    for name in store_recordings(folder, samples, rule.sampling_rate, _LONGEST_SECONDS):
-        values, rate = preparation.prepare(name), rule.sampling_rate
-        samples_in_bundle = read_wav(folder / name, rate).astype(np.float32)
-        expected = np.asarray(extractor(samples_in_bundle, sampling_rate=rate, return_tensors="np")[_VALUES])
-        _require_equal(name, values, expected, "samples, or Kaldi's log-mel features")
-        cases.append(AudioCase(recording=name, features=sampled(values)))
-    return cases
-
-
-SOUNDS = replace(
-    RECORDINGS,
-    folder="sound",
-    meanings={
-        _VALUES: "samples of a recording, or its log-mel features",
-        _MASK: "1 for a sample, 0 for padding",
-    },
-    required=frozenset({_VALUES}),
-    find_rule=_find_sound_rule,
-    open=SoundRule,
-    make_cases=_make_sound_cases,
-    shown=lambda cases: [case.recording for case in cases],
-)

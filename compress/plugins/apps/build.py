@@ -18,7 +18,7 @@ from compress.formats.targets import TARGETS, in_format
 from compress.inspection.budget import size_advice
 from compress.models.processor import load_processor
 from compress.pipeline.licence_detection import NOT_STATED
-from compress.plugins.apps.app_type import AppType
+from compress.plugins.apps.app_type import AppType, Inputs
 from compress.plugins.apps.app_types import APP_TYPES, find_app_type
 from compress.plugins.apps.archive import write_zip
 from compress.plugins.apps.bundled_format import FormatContents
@@ -27,7 +27,6 @@ from compress.plugins.apps.format import (
     find_bundled_format,
     minimum_version,
     open_model,
-    read_contents,
     record_interface,
     unread_reason,
 )
@@ -54,8 +53,6 @@ from compress.utils.errors import InputError, ModelError, StageError, StorageErr
 from compress.utils.progress import Progress
 from compress.utils.storage import FileRecord, digest_file
 
-_UNASKED = ("examples/", "runtime/LICENSE", CARD, SELFTEST)
-_SECONDS = 600
 # Python has no brotli module. Node, which browser bundles need anyway, has one.
 _SIZES = """
 const [zlib, fs] = [require("zlib"), require("fs")], c = zlib.constants;
@@ -76,25 +73,16 @@ def brotli_sizes(folder: Path) -> dict[str, int]:
     if program is None:
         raise InputError("A budget for browsers is counted in brotli, which takes Node.", hint="put node on PATH")
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
-    names = [name for name in names if not name.startswith(_UNASKED)]
+    # A page never asks for the rest.
+    names = [name for name in names if not name.startswith(("examples/", "runtime/LICENSE", CARD, SELFTEST))]
     try:
         done = subprocess.run(
             [program, "-e", _SIZES], cwd=folder, input=json.dumps(names), capture_output=True, text=True,
-            timeout=_SECONDS, check=True,
+            timeout=600, check=True,
         )  # fmt: skip
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         raise StageError(f"Node could not compress the bundle: {error}") from error
     return dict(zip(names, json.loads(done.stdout), strict=True))
-
-
-def zip_sizes(archive: Path) -> dict[str, int]:
-    """Return the compressed size of each file in the zip of a bundle, by path."""
-    with zipfile.ZipFile(archive) as opened:
-        return {entry.filename: entry.compress_size for entry in opened.infolist()}
-
-
-_MANY = 5
-_MEGABYTE = 1e6
 
 
 def check_budget(sizes: Mapping[str, int], most: int, model: str, contents: FormatContents) -> None:
@@ -109,22 +97,16 @@ def check_budget(sizes: Mapping[str, int], most: int, model: str, contents: Form
     total = sum(sizes.values())
     if total <= most:
         return
-    largest = sorted(sizes, key=lambda name: -sizes[name])[:_MANY]
+    largest = sorted(sizes, key=lambda name: -sizes[name])[:5]
     runtime = sum(size for name, size in sizes.items() if name.startswith("runtime/"))
     weighed = sum(size for name, size in sizes.items() if name == model or name.startswith(f"{model}/"))
-    shown = ", ".join(f"{name} {sizes[name] / _MEGABYTE:.2f} MB" for name in largest)
+    shown = ", ".join(f"{name} {sizes[name] / 1e6:.2f} MB" for name in largest)
     raise InputError(
-        f"The bundle has {total / _MEGABYTE:.2f} MB compressed, {(total - most) / _MEGABYTE:.2f} MB too many.",
+        f"The bundle has {total / 1e6:.2f} MB compressed, {(total - most) / 1e6:.2f} MB too many.",
         where=f"biggest, compressed: {shown}",
         expected=f"at most {most} bytes",
         hint="; ".join(size_advice(contents.stored, weighed, runtime, most)),
     )
-
-
-_SLOW_IN_PAGES = (
-    "WebAssembly is slow with weights in few bits: with `expand_on_load: true` of the stage onnx a chat model is "
-    "many times as fast in a page, and takes the memory of its float weights there"
-)
 
 
 @dataclass(frozen=True)
@@ -139,6 +121,12 @@ class BundleRequest:
     licence: str | None = None
     key: Path | None = None
     most_bytes: int | None = None
+
+    @property
+    def run(self) -> Path:
+        """Return the folder of the run: the recipe's folder if the model lies below it, else the model's parent."""
+        folder = self.recipe_file.resolve().parent
+        return folder if self.model.resolve().is_relative_to(folder) else self.model.parent
 
 
 @dataclass(frozen=True)
@@ -182,7 +170,11 @@ def build(request: BundleRequest, output: Path, progress: Progress) -> Bundle:
             write_zip(folder, packed)
             # Browsers request single files, whereas other platforms download the zip.
             if request.most_bytes is not None:
-                sizes = zip_sizes(packed) if request.profile.version is None else brotli_sizes(folder)
+                if request.profile.version is None:
+                    with zipfile.ZipFile(packed) as opened:
+                        sizes = {entry.filename: entry.compress_size for entry in opened.infolist()}
+                else:
+                    sizes = brotli_sizes(folder)
                 check_budget(sizes, request.most_bytes, manifest.model, contents)
             # The scratch folder is on the same disk, so that both renames are atomic.
             folder.rename(output)
@@ -193,12 +185,12 @@ def build(request: BundleRequest, output: Path, progress: Progress) -> Bundle:
         ) from error
     if any(entry.licence == NOT_STATED for entry in manifest.licences):
         progress.note("the model's licence is not stated; name it with --licence, so that an app may ship it")
-    if (
-        request.profile.version is not None
-        and GENERATES in get_task(manifest.task).capabilities
-        and contents.few_bit_products
-    ):
-        progress.note(_SLOW_IN_PAGES)
+    is_page, generates = request.profile.version is not None, GENERATES in get_task(manifest.task).capabilities
+    if is_page and generates and contents.few_bit_products:
+        progress.note(
+            "WebAssembly is slow with weights in few bits: with `expand_on_load: true` of the stage onnx a chat model "
+            "is many times as fast in a page, and takes the memory of its float weights there"
+        )
     return Bundle(output, archive, manifest)
 
 
@@ -231,14 +223,13 @@ def _fill(folder: Path, request: BundleRequest, progress: Progress) -> tuple[Man
     file = model_file(model) if kind.graphs == 1 else model_files(model)[0]
     format_name = format_of(file)
     bundled_format = find_bundled_format(format_name)
-    target = TARGETS[bundled_format.target]
+    target, profile = TARGETS[bundled_format.target], request.profile
     # Some formats run only on other machines. Their self-test has inputs without answers.
     unavailable_reason = why_unavailable(target)
-    contents, session = read_contents(bundled_format, file), None
+    contents, session = bundled_format.contents(file), None
     # One graph with integer arithmetic is enough for the larger tolerance.
     if kind.graphs > 1:
-        others = [read_contents(bundled_format, entry) for entry in model_files(model)[1:]]
-        contents = contents._replace(integers=any(entry.integers for entry in (contents, *others)))
+        contents = contents._replace(integers=any(bundled_format.contents(f).integers for f in model_files(model)))
     if unavailable_reason is None:
         session = open_model(bundled_format, file if kind.graphs == 1 else model)
     shape = record_interface(bundled_format.interface(file, session), kind, str(file))
@@ -246,18 +237,18 @@ def _fill(folder: Path, request: BundleRequest, progress: Progress) -> tuple[Man
     processor, max_length = load_processor(request.model), request.recipe.data.max_length
     rule = kind.inputs.find_rule(folder, processor, min(max_length, shape.longest or max_length))
     postprocessing = kind.answers.find_postprocessing(model, shape.outputs)
-    cases = kind.inputs.make_cases(folder, rule, request.samples, processor)
+    preparation = kind.inputs(folder, rule)
+    cases = preparation.make_cases(request.samples, processor)
     if session is None:
         selftest = unmeasured_selftest(cases, unavailable_reason or "")
     else:
         made_with = f"{target.runtime} {get_runtime(target.runtime).build()}"
-        tested_model = ModelUnderTest(session, kind.inputs.open(folder, rule), kind.answers, postprocessing)
-        _check_fits(tested_model.preparation.feed(cases[0]), shape.inputs)
+        _check_fits(preparation.feed(cases[0]), shape.inputs)
+        tested_model = ModelUnderTest(session, preparation, kind.answers, postprocessing)
         selftest = make_selftest(tested_model, cases, contents.integers, made_with)
-    profile = request.profile
-    figures = find_measurements(request.recipe, request.recipe_file, _run_of(request), profile.name)
-    if figures is not None and (sbom := _run_of(request) / SBOM).is_file():
-        shutil.copyfile(sbom, folder / SBOM)
+    figures = find_measurements(request.recipe, request.recipe_file, request.run, profile.name)
+    if figures is not None and (request.run / SBOM).is_file():
+        shutil.copyfile(request.run / SBOM, folder / SBOM)
     licences = find_licences(request.recipe, request.recipe_file.parent, request.licence)
     manifest = Manifest(
         name=request.recipe.name,
@@ -274,10 +265,10 @@ def _fill(folder: Path, request: BundleRequest, progress: Progress) -> tuple[Man
         preprocessing=rule,
         postprocessing=postprocessing,
         licences=(*licences, *kind.client.licences(kind.inputs.tokenizes)) if profile.version else licences,
-        provenance=find_provenance(request.recipe, request.recipe_file, _run_of(request), profile.name),
+        provenance=find_provenance(request.recipe, request.recipe_file, request.run, profile.name),
         files={},
     )
-    return _write(folder, manifest, kind, profile, selftest, figures, progress), contents
+    return _write(folder, manifest, preparation, profile, selftest, figures, progress), contents
 
 
 def _check_fits(feed: Batch, inputs: Sequence[TensorRecord]) -> None:
@@ -298,12 +289,6 @@ def _check_fits(feed: Batch, inputs: Sequence[TensorRecord]) -> None:
             )
 
 
-def _run_of(request: BundleRequest) -> Path:
-    """Return the folder of the run: the recipe's folder if the model lies below it, else the model's parent."""
-    folder = request.recipe_file.resolve().parent
-    return folder if request.model.resolve().is_relative_to(folder) else request.model.parent
-
-
 def _runtime(profile: AppProfile, kind: AppType, written: str, minimum_version: str) -> ManifestRuntime:
     """Return the runtime for the manifest. A page has its own runtime library."""
     app = profile.apps[written]
@@ -317,7 +302,7 @@ def _runtime(profile: AppProfile, kind: AppType, written: str, minimum_version: 
 def _write(
     folder: Path,
     manifest: Manifest,
-    kind: AppType,
+    preparation: Inputs,
     profile: AppProfile,
     test: SelfTest,
     figures: RunMeasurements | None,
@@ -328,12 +313,13 @@ def _write(
     Args:
         folder: Folder of the bundle.
         manifest: Manifest without files.
-        kind: Application type.
+        preparation: Preparation of inputs.
         profile: Platform of the application.
         test: Self-test.
         figures: Measurements of the run for the card.
         progress: Shows downloads.
     """
+    kind = APP_TYPES[manifest.steps]
     card = model_card(manifest, kind, profile, test.unmeasured, figures)
     contents_by_name = {SELFTEST: test.to_bytes(), CARD: card.encode()}
     contents_by_name |= examples(manifest, kind, profile)
@@ -341,7 +327,7 @@ def _write(
         (folder / RUNTIME_FOLDER).mkdir()
         kind.client.copy(folder / RUNTIME_FOLDER, kind.inputs.tokenizes, progress)
         contents_by_name |= page(manifest, kind, test.cases)
-        contents_by_name |= kind.inputs.more_for_page(folder, manifest.preprocessing)
+        contents_by_name |= preparation.more_for_page()
     for name, content in contents_by_name.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)

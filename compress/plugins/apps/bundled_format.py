@@ -11,6 +11,7 @@ from typing import NamedTuple
 from pydantic import Field
 
 from compress.formats.runtime import Session, TensorType
+from compress.inspection.tensors import read_model
 from compress.utils.pydantic_models import FrozenAliased
 
 
@@ -53,6 +54,14 @@ class FormatContents(NamedTuple):
     few_bit_products: bool = False
 
 
+def stored_contents(file: Path) -> FormatContents:
+    """Return the tensors of a file. Raises `ModelError` for a broken file."""
+    tensors = read_model(file).tensors
+    few_bits = ("int8", "uint8", "int4", "uint4", "int2")
+    integers = any(tensor.dtype in few_bits and len(tensor.shape) > 1 for tensor in tensors)
+    return FormatContents({}, integers, {tensor.name: (tensor.dtype, tensor.shape, tensor.bytes) for tensor in tensors})
+
+
 @dataclass(frozen=True, kw_only=True)
 class BundledFormat:
     """Support for one format in bundles: inspection and execution of its files.
@@ -65,8 +74,8 @@ class BundledFormat:
     examples: str
     interface: Callable[[Path, Session | None], Interface]
     """Return the inputs and outputs of a file. Formats that are read without their runtime need no session."""
-    contents: Callable[[Path], FormatContents] | None = None
-    """Return the contents of a file, or raise `ModelError`. None: the stored tensors are enough."""
+    contents: Callable[[Path], FormatContents] = stored_contents
+    """Return the contents of a file, or raise `ModelError`. By default only the stored tensors are inspected."""
     unread_reason: Callable[[], str | None] | None = None
     """Return the reason why files cannot be inspected here, or None. None: inspection needs the target's runtime."""
     minimum_version: Callable[[Path], str] | None = None

@@ -22,16 +22,7 @@ from compress.utils.progress import Progress
 FOLDER = "runtime"
 """Folder of the library's files in a bundle."""
 _MIT, _APACHE = "MIT, (c) Microsoft Corporation", "Apache-2.0"
-_ONNXRUNTIME_WEB = "LICENSE-onnxruntime-web.txt"
 _SECONDS = 600
-
-
-class PageRuntime(NamedTuple):
-    """Name, package and version of the runtime of a page."""
-
-    name: str
-    package: str
-    version: str
 
 
 class PackageLicence(NamedTuple):
@@ -64,14 +55,14 @@ class Client:
     Raises `BundleError` if the answers differ from those of ONNX Runtime.
     """
 
-    def runtime(self, profile: AppProfile) -> PageRuntime:
-        """Return the runtime of a page for the manifest."""
+    def runtime(self, profile: AppProfile) -> tuple[str, str, str]:
+        """Return the name, the package and the version of the runtime of a page."""
         # A page whose own code prepares inputs calls the target's runtime itself. Otherwise the library does.
         if self.prepares:
             app = profile.apps[profile.target.format]
-            return PageRuntime(app.runtime, app.package, WEB_VERSION)
+            return app.runtime, app.package, WEB_VERSION
         library = self.packages.packages[0]
-        return PageRuntime("transformers.js", f"npm: {library.distribution}", library.version)
+        return "transformers.js", f"npm: {library.distribution}", library.version
 
     def licences(self, tokenizes: bool) -> tuple[Licence, ...]:
         """Return the licences of the files that `copy` writes."""
@@ -100,8 +91,8 @@ class Client:
                 if part.licence_file is not None:
                     shutil.copyfile(cached.parent / part.licence_file, folder / part.licence_file)
         # The package of onnxruntime-web contains no licence file.
-        content = (files("compress.plugins.apps") / "web" / _ONNXRUNTIME_WEB).read_bytes()
-        (folder / _ONNXRUNTIME_WEB).write_bytes(content)
+        name = "LICENSE-onnxruntime-web.txt"
+        (folder / name).write_bytes((files("compress.plugins.apps") / "web" / name).read_bytes())
 
 
 def _try_in_node(folder: Path, progress: Progress) -> None:

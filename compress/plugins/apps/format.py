@@ -8,14 +8,11 @@ from typing import NamedTuple
 
 from compress.formats.runtime import Session, TensorType, get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
-from compress.inspection.tensors import read_model
 from compress.plugins import UnusablePluginError, find_extensions, load_extension
 from compress.plugins.apps.app_type import AppType
-from compress.plugins.apps.bundled_format import Axis, BundledFormat, FormatContents, Interface, Signature
+from compress.plugins.apps.bundled_format import Axis, BundledFormat, Interface, Signature
 from compress.plugins.apps.manifest import TensorRecord
 from compress.utils.errors import InputError, ModelError
-
-_INTEGERS = ("int8", "uint8", "int4", "uint4", "int2")
 
 
 class InterfaceRecord(NamedTuple):
@@ -45,17 +42,17 @@ def find_bundled_format(form: str) -> BundledFormat:
     Raises:
         InputError: No application runs this format.
     """
+
+    def accept(value: object) -> BundledFormat:
+        if not isinstance(value, BundledFormat):
+            raise UnusablePluginError(f"it is a {type(value).__name__}; expected a BundledFormat")
+        return value
+
     extension = find_extensions("bundled_formats").get(form)
-    bundled_format = None if extension is None else load_extension(extension, _accept)
+    bundled_format = None if extension is None else load_extension(extension, accept)
     if bundled_format is None:
         raise InputError(f"No app runs files of the format {form}.", expected="a bundle of another format")
     return bundled_format
-
-
-def _accept(value: object) -> BundledFormat:
-    if not isinstance(value, BundledFormat):
-        raise UnusablePluginError(f"it is a {type(value).__name__}; expected a BundledFormat")
-    return value
 
 
 def open_model(form: BundledFormat, file: Path) -> Session:
@@ -74,15 +71,6 @@ def minimum_version(form: BundledFormat, file: Path) -> str:
     if form.minimum_version is not None:
         return form.minimum_version(file)
     return get_runtime(TARGETS[form.target].runtime).build()
-
-
-def read_contents(form: BundledFormat, file: Path) -> FormatContents:
-    """Return the contents of a file. Raises `ModelError` for a broken file."""
-    if form.contents is not None:
-        return form.contents(file)
-    tensors = read_model(file).tensors
-    integers = any(tensor.dtype in _INTEGERS and len(tensor.shape) > 1 for tensor in tensors)
-    return FormatContents({}, integers, {tensor.name: (tensor.dtype, tensor.shape, tensor.bytes) for tensor in tensors})
 
 
 def record_interface(interface: Interface, kind: AppType, where: str) -> InterfaceRecord:

@@ -99,11 +99,9 @@ class Manifest(FrozenAliased):
         steps_by_task = {name: task.app_steps for name, task in TASKS.items() if task.app_steps}
         if self.task not in steps_by_task:
             raise ValueError(f"no app is made for the task {self.task!r}, but for {', '.join(steps_by_task)}")
-        first_kind, last_kind = steps_by_task[self.task]
-        if self.preprocessing.kind != first_kind:
-            raise ValueError(f"{self.preprocessing.kind} is no preprocessing for {self.task}")
-        if self.postprocessing.kind != last_kind:
-            raise ValueError(f"{self.postprocessing.kind} is no postprocessing for {self.task}")
+        for step, kind, expected in zip(("pre", "post"), self.steps, steps_by_task[self.task], strict=True):
+            if kind != expected:
+                raise ValueError(f"{kind} is no {step}processing for {self.task}")
         return self
 
     @property
@@ -116,15 +114,14 @@ class Manifest(FrozenAliased):
 
         The layout is canonical, so that any other byte is a change.
         """
-        empty = self.model_copy(update={"digest": ""})
-        digest = hashlib.sha256(_written(empty)).hexdigest()
-        return _written(self.model_copy(update={"digest": digest}))
+        content = self.model_dump(mode="json") | {"digest": ""}
+        # Sorted names make the bytes independent of the order in which files were written.
+        content["files"] = dict(sorted(content["files"].items()))
+        content["digest"] = hashlib.sha256(_to_json(content)).hexdigest()
+        return _to_json(content)
 
 
-def _written(manifest: Manifest) -> bytes:
-    content = manifest.model_dump(mode="json")
-    # Sorted names make the bytes independent of the order in which files were written.
-    content["files"] = dict(sorted(content["files"].items()))
+def _to_json(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
 
@@ -137,7 +134,24 @@ def read_manifest(path: Path) -> Manifest:
     if path.stat().st_size > MAX_BYTES:
         raise BundleError(f"The {MANIFEST} has {path.stat().st_size} bytes.", where=str(path), expected="far fewer")
     content = path.read_bytes()
-    manifest = _parsed(content, str(path))
+    try:
+        fields: Any = json.loads(content)
+    # Deeply nested JSON exceeds the recursion limit of the parser.
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"The {MANIFEST} is not JSON: {error}", where=str(path)) from None
+    schema = fields.get("schema") if isinstance(fields, dict) else None
+    if schema != SCHEMA:
+        raise BundleError(
+            f"The {MANIFEST} has schema {schema!r}.",
+            where=str(path),
+            expected=f"schema {SCHEMA}",
+            hint="a newer bundle is verified with a newer compress",
+        )
+    try:
+        manifest = Manifest.model_validate(fields)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:10]]
+        raise BundleError(f"The {MANIFEST} is not valid:\n  " + "\n  ".join(lines), where=str(path)) from None
     # Writing the manifest again gives the same bytes unless somebody changed it.
     if manifest.sealed() != content:
         raise BundleError(
@@ -147,24 +161,3 @@ def read_manifest(path: Path) -> Manifest:
             hint="take the bundle again from where it came",
         )
     return manifest
-
-
-def _parsed(content: bytes, where: str) -> Manifest:
-    try:
-        fields: Any = json.loads(content)
-    # Deeply nested JSON exceeds the recursion limit of the parser.
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"The {MANIFEST} is not JSON: {error}", where=where) from None
-    schema = fields.get("schema") if isinstance(fields, dict) else None
-    if schema != SCHEMA:
-        raise BundleError(
-            f"The {MANIFEST} has schema {schema!r}.",
-            where=where,
-            expected=f"schema {SCHEMA}",
-            hint="a newer bundle is verified with a newer compress",
-        )
-    try:
-        return Manifest.model_validate(fields)
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:10]]
-        raise BundleError(f"The {MANIFEST} is not valid:\n  " + "\n  ".join(lines), where=where) from None

@@ -9,17 +9,16 @@ from huggingface_hub import EvalResult
 from pydantic import ValidationError
 
 from compress import __version__
-from compress.data.samples.sample import Sample, known_samples
+from compress.data.samples.sample import known_samples
 from compress.pipeline.licence_detection import NOT_STATED
 from compress.pipeline.licences import RUNTIME, carried, data_names
 from compress.pipeline.licences import find_licences as licences_of
 from compress.plugins.apps.manifest import Licence, Provenance
 from compress.plugins.provenance.card import eval_results
-from compress.plugins.provenance.run_view import read_lock
+from compress.plugins.provenance.run_view import card_rows, read_lock
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import LOCK, RECIPE, REPORT
-from compress.results.metrics import card_metrics
-from compress.results.report import FINAL, Measurement, load_report
+from compress.results.report import Measurement, load_report
 from compress.utils.errors import InputError
 from compress.utils.storage import digest_file
 
@@ -49,8 +48,7 @@ def find_measurements(recipe: Recipe, recipe_file: Path, run: Path, target: str)
     if not _is_run(recipe_file, run):
         return None
     report = load_report(run / REPORT)
-    shown = card_metrics()
-    rows = [row for row in report.measurements if row.model == FINAL and row.metric in shown]
+    rows = card_rows(report)
     rows = [row for row in rows if row.target == target] or rows
     return RunMeasurements(tuple(rows), eval_results(recipe, rows, report.data)) if rows else None
 
@@ -73,27 +71,27 @@ def find_provenance(recipe: Recipe, recipe_file: Path, run: Path, target: str) -
         InputError: The report or the lock cannot be read.
     """
     sources = (recipe.model, *data_names(recipe.data))
-    samples = {name: sample for name in sources if (sample := _sample(name)) is not None}
+    samples = {
+        name: sample
+        for name in sources
+        if name.startswith(_SAMPLE)
+        and (sample := known_samples().get(name.removeprefix(_SAMPLE).partition("/")[0])) is not None
+    }
     provenance = Provenance(
         compress=__version__,
         recipe=recipe.name,
         recipe_sha256=digest_file(recipe_file),
-        samples={
-            name: {package.requirement: package.sha256 for package in sample.packages}
-            for name, sample in samples.items()
-        },
+        samples={name: {part.requirement: part.sha256 for part in sample.packages} for name, sample in samples.items()},
     )
     # A lock or report of another recipe says nothing about this model.
     if not _is_run(recipe_file, run):
         return provenance
     lock, figures = read_lock(run / LOCK), find_measurements(recipe, recipe_file, run, target)
-    measured = {f"{row.metric} on {row.target}": row.value for row in figures.rows} if figures else {}
-    run_fields: dict[str, object] = {
-        name: lock[name] for name in ("seed", "start", "data", "stages", "packages") if name in lock
-    }
-    run_fields |= {"report_sha256": digest_file(run / REPORT), "measured": measured}
+    fields = provenance.model_dump() | {"report_sha256": digest_file(run / REPORT)}
+    fields |= {name: lock[name] for name in ("seed", "start", "data", "stages", "packages") if name in lock}
+    fields["measured"] = {f"{row.metric} on {row.target}": row.value for row in figures.rows} if figures else {}
     try:
-        return Provenance.model_validate({**provenance.model_dump(), **run_fields})
+        return Provenance.model_validate(fields)
     except ValidationError as error:
         problem = error.errors()[0]
         name = ".".join(map(str, problem["loc"]))
@@ -112,10 +110,3 @@ def find_licences(recipe: Recipe, folder: Path, stated: str | None) -> tuple[Lic
     others = (entry for entry in stated_licences if entry.of != "model" and entry.licence != NOT_STATED)
     model = Licence(of="model", licence=stated or carried(stated_licences))
     return (model, *(Licence(of=entry.of, licence=entry.licence) for entry in others))
-
-
-def _sample(name: str) -> Sample | None:
-    """Return the sample that a source names, or None."""
-    if not name.startswith(_SAMPLE):
-        return None
-    return known_samples().get(name.removeprefix(_SAMPLE).partition("/")[0])

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from compress.formats.runtime import Session
-from compress.plugins.apps.app_type import Answer, Answers, AppType, Case, Preparation
+from compress.plugins.apps.app_type import Answers, AppType, Case, Inputs
 from compress.plugins.apps.audio import AudioCase
 from compress.plugins.apps.image import ImageCase
 from compress.plugins.apps.image_generation import ImagePromptCase
@@ -67,19 +67,9 @@ class ModelUnderTest:
     """Model under test, which gets each input alone, as an app runs it."""
 
     session: Session
-    preparation: Preparation
+    preparation: Inputs
     answers: Answers
     step: Postprocessing
-
-    def answer(self, case: Case) -> Answer:
-        """Return the model's answer to one case."""
-        answer: Answer = self.answers.predict(self.session, self.step, self.preparation.feed(case), self.known(case))
-        return answer
-
-    def known(self, case: Case) -> Answer:
-        """Return the expected answer of a case."""
-        answer: Answer = getattr(case, self.answers.field)
-        return answer
 
 
 def make_selftest(model: ModelUnderTest, inputs: Sequence[Case], integers: bool, made_with: str) -> SelfTest:
@@ -91,7 +81,7 @@ def make_selftest(model: ModelUnderTest, inputs: Sequence[Case], integers: bool,
         integers: True if the model computes in integers, which have a larger tolerance.
         made_with: Runtime and version.
     """
-    measured = [model.answer(case) for case in inputs]
+    measured = [model.answers.predict(model.session, model.step, model.preparation.feed(case)) for case in inputs]
     rounding = model.answers.rounding[integers]
     return SelfTest.model_validate(
         {
@@ -137,7 +127,7 @@ def read_selftest(folder: Path, kind: AppType, listed: Collection[str]) -> SelfT
     return test
 
 
-def check_prepared(test: SelfTest, preparation: Preparation, where: str) -> None:
+def check_prepared(test: SelfTest, preparation: Inputs, where: str) -> None:
     """Raise `BundleError` if this machine prepares an input differently."""
     for number, case in enumerate(test.cases, start=1):
         difference = preparation.difference(case)
@@ -155,11 +145,11 @@ def run_selftest(test: SelfTest, model: ModelUnderTest, where: str) -> float:
     check_prepared(test, model.preparation, where)
     worst = 0.0
     for number, case in enumerate(test.cases, start=1):
+        answers, expected_answer = model.answers, getattr(case, model.answers.field)
         try:
-            answer = model.answer(case)
+            answer = answers.follow(model.session, model.step, model.preparation.feed(case), expected_answer)
         except (InputError, ModelError, StageError) as error:
             raise _failed(where, number, case, str(error), "an input that the model takes") from error
-        expected_answer, answers = model.known(case), model.answers
         difference = answers.difference(answer, expected_answer)
         # `not <=` also rejects NaN.
         if not difference <= test.tolerance:

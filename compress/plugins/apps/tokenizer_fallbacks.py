@@ -8,7 +8,8 @@ the same class that is not in the vocabulary either.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ STAND_INS = "stand_ins.json"
 Class = Literal["word", "apart", "gone", "space"]
 PLANES = (range(0x20, 0xD800), range(0xE000, 0x40000), range(0xE0000, 0xE1000))
 """Code points that have a meaning, or may get one."""
-_AT_ONCE = 1000
-_FENCE, _LEFT, _RIGHT = "q", "a", "b"
 _IDEOGRAPHS = (
     range(0x4E00, 0xA000),
     range(0x3400, 0x4DC0),
@@ -30,8 +29,6 @@ _IDEOGRAPHS = (
     range(0x2F800, 0x2FA20),
 )
 """Blocks of ideographs in BERT's tokenizer, where each character is a word."""
-_LETTERS, _POINTS = range(0x10300, 0x1031F), range(0x2E00, 0x2E18)
-"""Old Italic letters and editors' marks, as old as Unicode 3.1 and 4.1."""
 
 
 def stand_ins(tokenizer: Tokenizer) -> list[dict[str, Any]]:
@@ -45,19 +42,18 @@ def stand_ins(tokenizer: Tokenizer) -> list[dict[str, Any]]:
     vocabulary = tokenizer.get_vocab()
     points_by_class: dict[Class, list[int]] = {"word": [], "apart": [], "gone": [], "space": []}
     # A replacement is needed if both classifications differ, and the vocabulary lacks the character.
-    for point, kind in classes(tokenizer, (point for plane in PLANES for point in plane)):
+    for point, kind in classes(tokenizer, [point for plane in PLANES for point in plane]):
         if (
             kind != _by_category(point)
             and chr(point) not in vocabulary
             and unicodedata.normalize("NFD", chr(point)) == chr(point)
         ):
             points_by_class[kind].append(point)
-    replacements = {
-        "word": _unknown(_LETTERS, vocabulary),
-        "apart": _unknown(_POINTS, vocabulary),
-        "gone": "",
-        "space": " ",
-    }
+    replacements = {"gone": "", "space": " "}
+    # Old Italic letters and editors' marks are as old as Unicode 3.1 and 4.1.
+    for kind, points in (("word", range(0x10300, 0x1031F)), ("apart", range(0x2E00, 0x2E18))):
+        characters = map(chr, points)
+        replacements[kind] = next(c for c in characters if c not in vocabulary and f"##{c}" not in vocabulary)
     return [
         {"ranges": list(_ranges(points)), "by": replacements[kind]}
         for kind, points in points_by_class.items()
@@ -65,36 +61,27 @@ def stand_ins(tokenizer: Tokenizer) -> list[dict[str, Any]]:
     ]
 
 
-def classes(tokenizer: Tokenizer, points: Iterable[int]) -> Iterator[tuple[int, Class]]:
+def classes(tokenizer: Tokenizer, points: Sequence[int]) -> Iterator[tuple[int, Class]]:
     """Yield how the tokenizer treats each code point between two letters, such as part of a word."""
-    waiting: list[int] = []
-    for point in points:
-        waiting.append(point)
-        if len(waiting) == _AT_ONCE:
-            yield from _classes(tokenizer, waiting)
-            waiting = []
-    yield from _classes(tokenizer, waiting)
-
-
-def _classes(tokenizer: Tokenizer, points: list[int]) -> Iterator[tuple[int, Class]]:
-    """Classify code points in one call. Letters around each one show how it splits them."""
-    # Each point stands between the letters a and b, and the word q separates the points.
-    text = f" {_FENCE} ".join(f"{_LEFT}{chr(point)}{_RIGHT}" for point in points)
-    normal = text if tokenizer.normalizer is None else tokenizer.normalizer.normalize_str(text)
-    words: list[list[str]] = [[]]
-    for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal):
-        if word == _FENCE:
-            words.append([])
-        else:
-            words[-1].append(word)
-    for point, parts in zip(points, words, strict=True):
-        # "ab": the point was removed. "a", "b": it is a space. One word: it is a letter. Otherwise it is a word itself.
-        if parts == [_LEFT + _RIGHT]:
-            yield point, "gone"
-        elif parts == [_LEFT, _RIGHT]:
-            yield point, "space"
-        else:
-            yield point, "word" if len(parts) == 1 else "apart"
+    for start in range(0, len(points), 1000):
+        # Each point stands between the letters a and b, and the word q separates the points.
+        chunk = points[start : start + 1000]
+        text = " q ".join(f"a{chr(point)}b" for point in chunk)
+        normal = text if tokenizer.normalizer is None else tokenizer.normalizer.normalize_str(text)
+        words: list[list[str]] = [[]]
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal):
+            if word == "q":
+                words.append([])
+            else:
+                words[-1].append(word)
+        for point, parts in zip(chunk, words, strict=True):
+            # "ab": the point was removed. "a", "b": it is a space. One word: it is a letter. Else it is a word itself.
+            if parts == ["ab"]:
+                yield point, "gone"
+            elif parts == ["a", "b"]:
+                yield point, "space"
+            else:
+                yield point, "word" if len(parts) == 1 else "apart"
 
 
 def _by_category(point: int) -> Class | None:
@@ -112,20 +99,12 @@ def _by_category(point: int) -> Class | None:
     return "apart" if is_word else "word"
 
 
-def _unknown(points: range, vocabulary: dict[str, int]) -> str:
-    """Return the first character that is not in the vocabulary."""
-    return next(chr(point) for point in points if chr(point) not in vocabulary and f"##{chr(point)}" not in vocabulary)
-
-
 def _ranges(points: list[int]) -> Iterator[tuple[int, int]]:
     """Yield the first and last point of each run of consecutive points."""
-    first = last = points[0]
-    for point in points[1:]:
-        if point != last + 1:
-            yield first, last
-            first = point
-        last = point
-    yield first, last
+    # Within a run, the difference of point and position is constant.
+    for _, run in groupby(enumerate(points), lambda pair: pair[1] - pair[0]):
+        (_, first), *others = run
+        yield first, others[-1][1] if others else first
 
 
 # JavaScript counts U+FEFF as white space and U+0085 as none, unlike the regular expressions of tokenizers.

@@ -15,7 +15,7 @@ from compress.formats.targets import TARGETS
 from compress.plugins.apps.app_types import APP_TYPES
 from compress.plugins.apps.archive import unpack
 from compress.plugins.apps.bundled_format import BundledFormat
-from compress.plugins.apps.format import find_bundled_format, open_model, read_contents, record_interface, unread_reason
+from compress.plugins.apps.format import find_bundled_format, open_model, record_interface, unread_reason
 from compress.plugins.apps.manifest import (
     MANIFEST,
     MODEL_FOLDER,
@@ -29,9 +29,6 @@ from compress.plugins.apps.selftest import ModelUnderTest, check_prepared, read_
 from compress.plugins.provenance.signature import check_signature
 from compress.utils.errors import BundleError, InputError
 from compress.utils.storage import digest_file
-
-_SHOWN = 5
-_ROUNDED = 1e-5
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ def verify_folder(folder: Path, signer: Path | None) -> Verification:
     fingerprint = check_signature(folder, signer, SIGNED)
     model = folder / manifest.model
     # The file decides on the format, and the manifest must agree with it.
-    actual = format_of(folder / manifest.model)
+    actual = format_of(model)
     if actual != manifest.format:
         raise _contradiction(folder, "the format", manifest.format, actual)
     bundled_format = find_bundled_format(actual)
@@ -97,26 +94,23 @@ def verify_folder(folder: Path, signer: Path | None) -> Verification:
     # Compare the manifest with the model, so that a wrong manifest is found even with a valid digest.
     outputs = manifest.outputs if unread else _check_shape(manifest, folder, bundled_format, session)
     # Compare the step after the model with the model's files.
-    end = APP_TYPES[manifest.steps].answers.find_postprocessing(folder / MODEL_FOLDER, outputs)
-    for name, value in end:
+    for name, value in kind.answers.find_postprocessing(folder / MODEL_FOLDER, outputs):
         if not _agree(getattr(manifest.postprocessing, name), value):
             raise _contradiction(folder, name, str(getattr(manifest.postprocessing, name)), str(value))
-    preparation = kind.inputs.open(folder, manifest.preprocessing)
+    preparation = kind.inputs(folder, manifest.preprocessing)
     selftest = read_selftest(folder, kind, manifest.files)
     worst = None
     if session is None or selftest.unmeasured is not None:
         check_prepared(selftest, preparation, str(folder))
     else:
-        worst = run_selftest(
-            selftest, ModelUnderTest(session, preparation, kind.answers, manifest.postprocessing), str(folder)
-        )
-    size = sum(record.size_bytes for record in manifest.files.values())
+        tested_model = ModelUnderTest(session, preparation, kind.answers, manifest.postprocessing)
+        worst = run_selftest(selftest, tested_model, str(folder))
     return Verification(
         name=manifest.name,
         target=manifest.target,
-        digest=read_manifest(folder / MANIFEST).digest,
+        digest=manifest.digest,
         files=len(manifest.files),
-        size_bytes=size,
+        size_bytes=sum(record.size_bytes for record in manifest.files.values()),
         cases=len(selftest.cases),
         of=kind.inputs.plural,
         compared=kind.answers.plural,
@@ -132,16 +126,14 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     used = {manifest.model, *manifest.preprocessing.uses, *manifest.postprocessing.uses}
     # Names come from the manifest, which anybody may have written. None may leave the folder.
     for name in (*manifest.files, *used):
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or path.as_posix() != name:
+        plain = PurePosixPath(name)
+        if plain.is_absolute() or ".." in plain.parts or "\\" in name or plain.as_posix() != name:
             raise BundleError(f"The {MANIFEST} names a file outside the bundle: {name!r}.", where=str(folder))
-    special_files = sorted(
-        path for path in folder.rglob("*") if path.is_symlink() or not (path.is_file() or path.is_dir())
-    )
-    if special_files:
-        raise BundleError(
-            "The bundle holds a link or a device.", where=str(special_files[0]), expected="plain files and folders"
-        )
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise BundleError(
+                "The bundle holds a link or a device.", where=str(path), expected="plain files and folders"
+            )
     existing = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
     # The manifest lists all files except itself and its signature.
     existing -= {MANIFEST, SIGNATURE}
@@ -174,21 +166,17 @@ def _check_shape(
     kind = APP_TYPES[manifest.steps]
     model = folder / manifest.model
     shape = record_interface(form.interface(model, session), kind, str(model))
-    for name, stated, actual in (
-        ("inputs", manifest.inputs, shape.inputs),
-        ("outputs", manifest.outputs, shape.outputs),
-    ):
+    for name, actual in {
+        "inputs": shape.inputs,
+        "outputs": shape.outputs,
+        "opsets": form.contents(model).opsets,
+        "axes": dict(shape.axes),
+        "signatures": shape.signatures,
+    }.items():
+        stated = getattr(manifest, name)
         if stated != actual:
-            raise _contradiction(folder, name, _describe_tensors(stated), _describe_tensors(actual))
-    opsets = read_contents(form, model).opsets
-    if manifest.opsets != opsets:
-        raise _contradiction(folder, "opsets", str(manifest.opsets), str(opsets))
-    for name, stated_sizes, actual_sizes in (
-        ("axes", manifest.axes, dict(shape.axes)),
-        ("signatures", manifest.signatures, shape.signatures),
-    ):
-        if stated_sizes != actual_sizes:
-            raise _contradiction(folder, name, str(stated_sizes), str(actual_sizes))
+            texts = map(_describe_tensors if name in ("inputs", "outputs") else str, (stated, actual))
+            raise _contradiction(folder, name, *texts)
     return shape.outputs
 
 
@@ -197,7 +185,7 @@ def _agree(said: Any, true: Any) -> bool:
     if isinstance(true, tuple):
         return len(said) == len(true) and all(map(_agree, said, true))
     # Scheduler tables are computed anew, and machines round differently.
-    return math.isclose(said, true, rel_tol=_ROUNDED, abs_tol=_ROUNDED) if isinstance(true, float) else said == true
+    return math.isclose(said, true, rel_tol=1e-5, abs_tol=1e-5) if isinstance(true, float) else said == true
 
 
 def _contradiction(folder: Path, what: str, said: str, true: str) -> BundleError:
@@ -216,4 +204,4 @@ def _describe_tensors(entries: Sequence[TensorRecord]) -> str:
 
 def _first_names(names: Iterable[str]) -> str:
     """Return the first names in sorted order."""
-    return ", ".join(sorted(names)[:_SHOWN])
+    return ", ".join(sorted(names)[:5])

@@ -54,8 +54,7 @@ class RunView:
     @property
     def metrics(self) -> list[Measurement]:
         """Return the measurements of the final model that a model card shows."""
-        shown = card_metrics()
-        return [row for row in self.report.measurements if row.model == FINAL and row.metric in shown]
+        return card_rows(self.report)
 
     @cached_property
     def files(self) -> dict[str, str]:
@@ -67,6 +66,12 @@ class RunView:
         """Return the versions of the packages that stages called and that the run used, by name."""
         # The lock is more precise than the report, which lists the environment.
         return {**self.report.environment.get("packages", {}), **self.lock.get("packages", {})}
+
+
+def card_rows(report: Report) -> list[Measurement]:
+    """Return the measurements of the final model that a model card shows."""
+    shown = card_metrics()
+    return [row for row in report.measurements if row.model == FINAL and row.metric in shown]
 
 
 def read_run(run: Path) -> RunView:

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,12 @@ from typer.testing import CliRunner
 
 from compress.cli import app
 from compress.formats.onnx.model import OnnxModel
-from compress.formats.ort.write import to_ort
+from compress.formats.ort.stage import to_ort
 from compress.plugins.apps import app_types
 from compress.plugins.apps.app_types import APP_TYPES, find_app_type
 from compress.plugins.apps.build import Bundle, build
 from compress.plugins.apps.templates import TEMPLATES
-from compress.plugins.apps.text import TEXTS, TextRule
+from compress.plugins.apps.text import Texts
 from compress.plugins.apps.tokenizer_fallbacks import expand_whitespace_classes, to_page_tokenizer
 from compress.plugins.apps.verify import verify
 from compress.tasks import registry
@@ -60,7 +59,7 @@ def test_the_manifest_says_what_the_graph_has(made: Bundle) -> None:
 
 def test_ids_are_those_of_transformers(made: Bundle) -> None:
     processor = tokenizer()
-    rule = TextRule(made.folder, made.manifest.preprocessing)
+    rule = Texts(made.folder, made.manifest.preprocessing)
     for line in LINES:
         assert rule.ids(line) == processor(line, truncation=True, max_length=16)["input_ids"]
     assert len(rule.ids(LINES[-1])) == 16
@@ -110,24 +109,15 @@ def test_what_is_refused_leaves_nothing(run: Path, tmp_path: Path, change: dict[
     with pytest.raises(InputError, match=re.escape(expected)):
         build(wanted_of(run, **change), tmp_path / "none", SilentProgress())
     assert list(tmp_path.iterdir()) == []
-
-
-def test_wrong_wishes_are_named(run: Path, tmp_path: Path) -> None:
-
-    (tmp_path / "there").mkdir()
+    (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match="The output is there already"):
-        build(wanted_of(run), tmp_path / "there", SilentProgress())
-    wishes = wanted_of(run)
-    other = wishes.recipe.model_copy(update={"task": "text-generation"})
-    with pytest.raises(ModelError, match="config has max_position_embeddings None"):
-        build(replace(wishes, recipe=other), tmp_path / "none", SilentProgress())
+        build(wanted_of(run), tmp_path / "none", SilentProgress())
 
 
 def test_every_task_with_an_app_can_be_bundled() -> None:
     bundled_tasks = {name for name in TASK_NAMES if get_task(name).app_steps}
-    assert {find_app_type(name).name for name in bundled_tasks} == bundled_tasks and len(APP_TYPES) == len(
-        bundled_tasks
-    )
+    assert {find_app_type(name).name for name in bundled_tasks} == bundled_tasks
+    assert len(APP_TYPES) == len(bundled_tasks)
 
 
 def test_the_format_for_phones_is_bundled_too(run: Path, tmp_path: Path) -> None:
@@ -157,9 +147,6 @@ def test_what_a_run_says_of_itself_is_kept(run: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     answer = json.loads(done.stdout)
     assert {name: answer["provenance"][name] for name in lock} == lock
-    assert {len(digest) for packages in answer["provenance"]["samples"].values() for digest in packages.values()} == {
-        64
-    }
     assert answer["provenance"]["samples"].keys() == {"sample:minilm", "sample:movie-reviews"}
     assert answer["provenance"]["measured"] == {"accuracy on cpu": 0.875, "accuracy on android": 0.75}
     phone = build(wanted_of(whole, "android"), tmp_path / "phone", SilentProgress())
@@ -191,10 +178,11 @@ def test_texts_of_which_a_tokenizer_makes_nothing_are_no_cases(tmp_path: Path) -
     (tmp_path / "model").mkdir()
     words.save(str(tmp_path / "model" / "tokenizer.json"))
     processor = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
-    rule = TEXTS.find_rule(tmp_path, processor, 8)
-    cases = TEXTS.make_cases(tmp_path, rule, (), processor)
+    rule = Texts.find_rule(tmp_path, processor, 8)
+    texts = Texts(tmp_path, rule)
+    cases = texts.make_cases((), processor)
     assert len(cases) > 5 and all(case.input_ids for case in cases)
-    assert [case.input_ids for case in TEXTS.make_cases(tmp_path, rule, ("", "a dull film"), processor)] == [(1, 2, 3)]
+    assert [case.input_ids for case in texts.make_cases(("", "a dull film"), processor)] == [(1, 2, 3)]
 
 
 class Sentiment(TextClassification):
@@ -212,20 +200,13 @@ def test_an_app_is_chosen_by_the_preprocessing_of_a_task(monkeypatch: pytest.Mon
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2009\u2028\u202f\u205f\u3000\ufeff\u180e\u200b"
 ODD = [*SPACES, *"  aZß7½\u09ed\u0663Ⅻ①\U0001d7d8-'\u2019_[]\\", "'s", "👍🏽", "映画"]
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
+BYTES_ALONE = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 STEPS: dict[str, Any] = {
-    "digits": pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    ),
-    "runs of digits": pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    ),
-    "bytes": pre_tokenizers.ByteLevel(add_prefix_space=False),
-    "qwen": pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(QWEN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    ),
+    "digits": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), BYTES]),
+    "runs of digits": pre_tokenizers.Sequence([pre_tokenizers.Digits(), BYTES]),
+    "bytes": BYTES,
+    "qwen": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN), behavior="isolated"), BYTES_ALONE]),
 }
 NODE = """
 const [pattern, texts] = JSON.parse(require("fs").readFileSync(0, "utf8"));
@@ -251,7 +232,8 @@ def test_pieces_are_the_same(name: str) -> None:
 
 
 def test_javascript_matches_as_rust_does(node: str) -> None:
-    plain, expanded = r"\p{N}|\s+(?!\S)|[^\s\p{N}]+|\s+", expand_whitespace_classes(r"\p{N}|\s+(?!\S)|[^\s\p{N}]+|\s+")
+    plain = r"\p{N}|\s+(?!\S)|[^\s\p{N}]+|\s+"
+    expanded = expand_whitespace_classes(plain)
     rust = pre_tokenizers.Split(Regex(plain), behavior="isolated")
     right = [[piece for piece, _ in rust.pre_tokenize_str(text)] for text in texts()]
     matches = {}
@@ -265,10 +247,8 @@ def test_javascript_matches_as_rust_does(node: str) -> None:
 
 def test_only_classes_of_spaces_are_written_out() -> None:
     assert expand_whitespace_classes(r"a\\s[\\]\[b]") == r"a\\s[\\]\[b]"
-    assert (
-        re.sub("\t.*?}", "SPACES", expand_whitespace_classes(r"\s[^\s\p{L}]\S[\S]"))
-        == r"[SPACES][^SPACES\p{L}][^SPACES][\S]"
-    )
+    expanded = re.sub("\t.*?}", "SPACES", expand_whitespace_classes(r"\s[^\s\p{L}]\S[\S]"))
+    assert expanded == r"[SPACES][^SPACES\p{L}][^SPACES][\S]"
     assert to_page_tokenizer({"pre_tokenizer": None, "model": 1}) == {"pre_tokenizer": None, "model": 1}
     bert = {"pre_tokenizer": {"type": "BertPreTokenizer"}}
     assert to_page_tokenizer(bert) == bert

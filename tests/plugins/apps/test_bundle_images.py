@@ -29,7 +29,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 import compress.plugins.apps
 from compress.models.sentence_modules import Dense, Normalize, SentenceModules
 from compress.plugins.apps.build import Bundle, brotli_sizes, build
-from compress.plugins.apps.image import IMAGES, ImageRule, find_rule, noise
+from compress.plugins.apps.image import ImageInputs, noise
 from compress.plugins.apps.postprocess import Embed
 from compress.plugins.apps.verify import verify
 from compress.utils.errors import InputError, ModelError
@@ -37,24 +37,19 @@ from compress.utils.progress import SilentProgress
 
 WEB = Path(compress.plugins.apps.__file__).parent / "web" / "image"
 SQUARE = {"height": 24, "width": 20}
+CUT: dict[str, Any] = {"do_center_crop": True, "crop_size": SQUARE}
 PROCESSORS: dict[str, tuple[Any, str]] = {
     "bilinear": (ViTImageProcessorPil(size=SQUARE, resample=2), "RGB"),
     "lanczos": (ViTImageProcessorPil(size=SQUARE, resample=1, do_normalize=False), "RGB"),
     "levels": (
-        ViTImageProcessorPil(size=SQUARE, do_rescale=False, image_mean=[127.0] * 3, image_std=[128.0] * 3),
+        ViTImageProcessorPil(size=SQUARE, do_rescale=False, image_mean=[127] * 3, image_std=[128] * 3),
         "RGB",
     ),
     "middle": (
-        ViTImageProcessorPil(
-            size={"shortest_edge": 29},
-            resample=3,
-            do_center_crop=True,
-            crop_size=SQUARE,
-            image_mean=[0.485, 0.456, 0.406],
-        ),
+        ViTImageProcessorPil(size={"shortest_edge": 29}, resample=3, image_mean=[0.4, 0.5, 0.45], **CUT),
         "RGB",
     ),
-    "beyond": (ViTImageProcessorPil(size={"height": 9, "width": 31}, do_center_crop=True, crop_size=SQUARE), "RGB"),
+    "beyond": (ViTImageProcessorPil(size={"height": 9, "width": 31}, **CUT), "RGB"),
     "gray": (ViTImageProcessorPil(size=SQUARE, resample=3, image_mean=[0.286], image_std=[0.353]), "L"),
     "convnext": (ConvNextImageProcessorPil(size={"shortest_edge": 28}, crop_pct=0.875, resample=3), "RGB"),
     "flipped": (MobileViTImageProcessorPil(size={"shortest_edge": 28}, crop_size=SQUARE, resample=2), "RGB"),
@@ -70,25 +65,30 @@ def expected(processor: Any, image: Image.Image) -> np.ndarray:
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_the_rule_prepares_as_transformers_does(name: str) -> None:
     processor, mode = PROCESSORS[name]
-    way = ImageRule(Path(), find_rule(processor))
+    way = ImageInputs(Path(), ImageInputs.find_rule(Path(), processor, 0))
     assert way.mode == mode
     for size in SIZES:
         image = noise(*size, way.mode)
         np.testing.assert_allclose(way.pixels(image), expected(processor, image), atol=2e-6 * 128)
 
 
+def prepare_in_node(node: str, folder: Path, cases: list[dict[str, Any]]) -> None:
+    """Prepare the picture NUMBER.rgba of each case by the page's code, into NUMBER.f32."""
+    (folder / "cases.json").write_text(json.dumps(cases))
+    command = [node, str(Path(__file__).parent / "pixels.mjs"), str(WEB / "prepare.mjs"), str(folder)]
+    subprocess.run(command, check=True, timeout=100)
+
+
 def test_the_page_prepares_as_pillow_does_bit_for_bit(tmp_path: Path, node: str) -> None:
     cases, expected = [], []
     for processor, mode in PROCESSORS.values():
-        rule = find_rule(processor)
+        rule = ImageInputs.find_rule(Path(), processor, 0)
         for size in SIZES:
             image = noise(*size, "RGB")
             (tmp_path / f"{len(cases)}.rgba").write_bytes(image.convert("RGBA").tobytes())
             cases.append({"width": size[0], "height": size[1], "rule": rule.model_dump(mode="json")})
-            expected.append(ImageRule(Path(), rule).pixels(image.convert(mode)))
-    (tmp_path / "cases.json").write_text(json.dumps(cases))
-    command = [node, str(Path(__file__).parent / "pixels.mjs"), str(WEB / "prepare.mjs"), str(tmp_path)]
-    subprocess.run(command, check=True, timeout=100)
+            expected.append(ImageInputs(Path(), rule).pixels(image.convert(mode)))
+    prepare_in_node(node, tmp_path, cases)
     for number, pixels in enumerate(expected):
         prepared = np.fromfile(tmp_path / f"{number}.f32", np.float32).reshape(pixels.shape)
         # Values of one level are 1/255 apart before they are normalised; a float's last bit is far less.
@@ -99,12 +99,10 @@ def test_transparency_is_laid_on_white_by_the_page_as_by_pillow(tmp_path: Path, 
     # Every value under every opacity.
     value, alpha = np.meshgrid(np.arange(256), np.arange(256))
     image = Image.fromarray(np.dstack([value, 255 - value, value ^ 85, alpha]).astype(np.uint8), "RGBA")
-    rule = find_rule(ViTImageProcessorPil(do_resize=False, do_rescale=False, do_normalize=False))
+    rule = ImageInputs.find_rule(Path(), ViTImageProcessorPil(do_resize=False, do_rescale=False, do_normalize=False), 0)
     (tmp_path / "0.rgba").write_bytes(image.tobytes())
     case = {"width": 256, "height": 256, "rule": rule.model_dump(mode="json")}
-    (tmp_path / "cases.json").write_text(json.dumps([case]))
-    command = [node, str(Path(__file__).parent / "pixels.mjs"), str(WEB / "prepare.mjs"), str(tmp_path)]
-    subprocess.run(command, check=True, timeout=100)
+    prepare_in_node(node, tmp_path, [case])
     prepared = np.fromfile(tmp_path / "0.f32", np.float32).reshape(3, 256, 256)
     white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     np.testing.assert_array_equal(prepared, np.asarray(white).transpose(2, 0, 1))
@@ -120,7 +118,7 @@ def test_transparency_is_laid_on_white_by_the_page_as_by_pillow(tmp_path: Path, 
 )
 def test_what_no_rule_describes_is_refused(processor: Any, reason: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=f"cannot be described to an app.*{reason}"):
-        IMAGES.make_cases(tmp_path, IMAGES.find_rule(tmp_path, processor, 0), (), processor)
+        ImageInputs(tmp_path, ImageInputs.find_rule(tmp_path, processor, 0)).make_cases((), processor)
 
 
 def test_run_py_answers_as_the_formula_does(bundles: dict[str, Bundle], tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from toy_places import LABELS, TASK_OF, TASKS, outputs, write_places_run
 from compress.data.media import decode, media
 from compress.formats.onnx.runtimes.chromium import open_page
 from compress.plugins.apps.build import Bundle, build
-from compress.plugins.apps.image import IMAGES, UNCROPPED_IMAGES
+from compress.plugins.apps.image import ImageInputs, UncroppedImages
 from compress.plugins.apps.verify import verify
 from compress.utils.errors import ModelError
 from compress.utils.progress import SilentProgress
@@ -154,6 +154,6 @@ def test_places_of_a_cut_picture_are_refused(tmp_path: Path) -> None:
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     cut = ViTImageProcessorPil(do_center_crop=True, crop_size={"height": 8, "width": 8})
-    assert IMAGES.find_rule(tmp_path, cut, 0).center_crop is not None  # type: ignore[union-attr]
+    assert ImageInputs.find_rule(tmp_path, cut, 0).center_crop is not None  # type: ignore[union-attr]
     with pytest.raises(ModelError, match="cuts out the middle"):
-        UNCROPPED_IMAGES.find_rule(tmp_path, cut, 0)
+        UncroppedImages.find_rule(tmp_path, cut, 0)

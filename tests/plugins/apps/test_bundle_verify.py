@@ -55,6 +55,12 @@ def flip(path: Path, place: int, bit: int) -> None:
         file.write(bytes([byte ^ 1 << bit]))
 
 
+def new_key(folder: Path) -> Path:
+    path = folder / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)], check=True)
+    return path
+
+
 def test_any_flipped_bit_of_the_zip_is_found(made: Bundle, tmp_path: Path) -> None:
     copy = Path(shutil.copyfile(made.archive, tmp_path / "copy.zip"))
     chance, size = random.Random(0), copy.stat().st_size
@@ -68,8 +74,8 @@ def test_any_flipped_bit_of_the_zip_is_found(made: Bundle, tmp_path: Path) -> No
     verify(copy)
 
 
-def test_any_flipped_bit_of_the_folder_is_found(bundle: Path, key: Path) -> None:
-    chance = random.Random(1)
+def test_any_flipped_bit_of_the_folder_is_found(bundle: Path, tmp_path: Path) -> None:
+    key, chance = new_key(tmp_path), random.Random(1)
     for number in range(TRIES):
         if number == TRIES // 2:
             sign(bundle, key, SIGNED)
@@ -113,20 +119,11 @@ def test_added_missing_and_linked_files_are_found(bundle: Path) -> None:
         ("text", set_field("outputs.0.dtype", "float16"), "says outputs logits float16"),
         ("text", set_field("opsets", {"ai.onnx": 99}), "says opsets {'ai.onnx': 99}"),
         ("text", set_field("postprocessing.labels", ["good", "bad"]), r"says labels \('good', 'bad'\)"),
-        ("text", set_field("postprocessing.output", "scores"), "says output scores"),
         ("text", set_field("preprocessing.prefix_ids", []), "self-test fails at case 1"),
         ("text", set_field("model", "../elsewhere.onnx"), "names a file outside the bundle"),
-        (
-            "image",
-            set_field("inputs.0.shape", ["batch", 3, 16, 15]),
-            r"says inputs pixel_values float32 \['batch', 3, 16, 15\]",
-        ),
         ("sentence", set_field("postprocessing.pooling", "max"), "says pooling max"),
-        ("sentence", set_field("postprocessing.normalize", False), "says normalize False"),
         ("sentence", set_field("postprocessing.dimensions", 255), "says dimensions 255"),
-        ("sentence", set_field("postprocessing.output", "logits"), "says output logits"),
         ("sentence", set_field("preprocessing.max_length", 15), "self-test fails at case 11"),
-        ("image", set_field("postprocessing.labels", ["good", "bad"]), r"says labels \('good', 'bad'\)"),
         ("image", set_field("preprocessing.resize.filter", "bilinear"), "case 1, 'samples/1.png': prepared value"),
         ("image", set_field("preprocessing.resize.shortest_edge", 19), "case 1, 'samples/1.png': prepared value"),
         ("image", set_field("preprocessing.resize.shortest_edge", 8192), "would be resized to 10922 x 8192"),
@@ -135,7 +132,6 @@ def test_added_missing_and_linked_files_are_found(bundle: Path) -> None:
         ("image", set_field("preprocessing.mean", [0.4, 0.5, 0.601]), "case 1, 'samples/1.png': prepared value"),
         ("image", set_field("preprocessing.std", [0.2, 0.3, 0.401]), "case 1, 'samples/1.png': prepared value"),
         ("image", set_field("preprocessing.rescale_factor", 0.00392), "case 1, 'samples/1.png': prepared value"),
-        ("image", set_field("preprocessing.input", "pixels"), "case 1, 'samples/1.png'"),
     ],
     indirect=["made"],
 )
@@ -154,18 +150,9 @@ def test_a_model_that_answers_otherwise_is_caught(bundle: Path) -> None:
         verify(bundle)
 
 
-@pytest.fixture(scope="module")
-def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return new_key(tmp_path_factory.mktemp("keys"))
-
-
-def new_key(folder: Path) -> Path:
-    path = folder / "key"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)], check=True)
-    return path
-
-
-def test_only_the_signer_passes(bundle: Path, key: Path, tmp_path: Path) -> None:
+def test_only_the_signer_passes(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    key, other = new_key(tmp_path), new_key(tmp_path / "other")
     public = key.with_suffix(".pub")
     with pytest.raises(BundleError, match="not signed"):
         verify(bundle, public)
@@ -173,7 +160,7 @@ def test_only_the_signer_passes(bundle: Path, key: Path, tmp_path: Path) -> None
     shown = subprocess.run(["ssh-keygen", "-lf", str(public)], capture_output=True, text=True, check=True).stdout
     assert verify(bundle, public).signer in shown.split()
     with pytest.raises(BundleError, match="Another key signed"):
-        verify(bundle, new_key(tmp_path).with_suffix(".pub"))
+        verify(bundle, other.with_suffix(".pub"))
     with pytest.raises(InputError, match="no public key"):
         verify(bundle, key)
     reseal(bundle, lambda fields: fields.update(name="other"))
@@ -254,11 +241,6 @@ def test_a_zip_packed_anew_is_not_taken_for_the_original(made: Bundle, tmp_path:
         verify(made.folder / MANIFEST)
 
 
-def _edit(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    with changed_json(bundle / "selftest.json") as test:
-        change(test)
-
-
 def _turned(test: dict[str, Any]) -> None:
     """Any number would be within the tolerance, and one embedding points elsewhere."""
     test["tolerance"] = 100.0
@@ -271,17 +253,16 @@ def _turned(test: dict[str, Any]) -> None:
         ("image", set_field("cases.0.image", "../../etc/hosts"), "uses files that are not listed: ../../etc/hosts"),
         ("image", set_field("cases.0.image", "README.md"), "picture of the self-test cannot be read"),
         ("image", set_field("cases.0.pixels", [0.0]), "64 prepared values|1 prepared values"),
-        ("image", set_field("cases.0.pixels", []), "prepared values"),
         ("image", set_field("cases", [{"text": "a", "input_ids": [1], "logits": [0, 0]}]), "does not have pictures"),
         ("sentence", set_field("cases.4.embedding", [0.1]), r"embeddings \[.* and 248 more"),
         ("sentence", set_field("cases", [{"text": "a", "input_ids": [1], "logits": [0, 0]}]), "expects no embeddings"),
         ("sentence", _turned, "case 3, .*: its cosine is -1.000000"),
-        ("text", set_field("cases", [{"image": "a", "pixels": [1], "logits": [0, 0]}]), "does not have texts"),
     ],
     indirect=["made"],
 )
 def test_a_self_test_that_lies_is_caught(bundle: Path, change: Callable[[dict[str, Any]], None], expected: str) -> None:
-    _edit(bundle, change)
+    with changed_json(bundle / "selftest.json") as test:
+        change(test)
     reseal(bundle)
     with pytest.raises(BundleError, match=expected):
         verify(bundle)

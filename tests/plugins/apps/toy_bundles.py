@@ -71,15 +71,20 @@ def graph() -> onnx.ModelProto:
     return onnx_model(nodes, IDS, {"logits": ["batch", len(LABELS)]}, stored, opset=18, ir_version=9)
 
 
-def write_run(folder: Path) -> Path:
+def write_folder(folder: Path, recipe: str, model: onnx.ModelProto, processor: Any, config: dict[str, Any]) -> Path:
     """A run's folder as far as a bundle reads it: model/ and recipe.yaml."""
-    model = folder / "model"
-    model.mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(RECIPE)
-    OnnxModel(graph(), "model.onnx", {}).save(model)
-    tokenizer().save_pretrained(model)
-    (model / "config.json").write_text(json.dumps({"model_type": "bert", "id2label": dict(enumerate(LABELS))}))
+    (folder / "model").mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(recipe)
+    OnnxModel(model, "model.onnx", {}).save(folder / "model")
+    processor.save_pretrained(folder / "model")
+    (folder / "model" / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def write_run(folder: Path) -> Path:
+    """A run of a classifier of texts."""
+    config = {"model_type": "bert", "id2label": dict(enumerate(LABELS))}
+    return write_folder(folder, RECIPE, graph(), tokenizer(), config)
 
 
 IMAGE_RECIPE = """name: toy-images
@@ -101,22 +106,12 @@ def product_graph(name: str, axes: list[int], matrix: np.ndarray) -> onnx.ModelP
 
 def write_image_run(folder: Path) -> Path:
     """The same of a classifier of images: resized, its middle cut out."""
-    model = folder / "model"
-    model.mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(IMAGE_RECIPE)
-    OnnxModel(product_graph("pixel_values", [3, SIDE, SIDE], IMAGE_MATRIX), "model.onnx", {}).save(model)
     size, crop = {"shortest_edge": SIDE + 4}, {"height": SIDE, "width": SIDE}
-    processor = ViTImageProcessorPil(
-        size=size,
-        crop_size=crop,
-        do_center_crop=True,
-        resample=3,
-        image_mean=[0.4, 0.5, 0.6],
-        image_std=[0.2, 0.3, 0.4],
-    )
-    processor.save_pretrained(model)
-    (model / "config.json").write_text(json.dumps({"model_type": "vit", "id2label": dict(enumerate(LABELS))}))
-    return folder
+    scale = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+    processor = ViTImageProcessorPil(size=size, crop_size=crop, do_center_crop=True, resample=3, **scale)
+    config = {"model_type": "vit", "id2label": dict(enumerate(LABELS))}
+    model = product_graph("pixel_values", [3, SIDE, SIDE], IMAGE_MATRIX)
+    return write_folder(folder, IMAGE_RECIPE, model, processor, config)
 
 
 def encoder_graph(pooled: bool = False) -> onnx.ModelProto:
@@ -126,27 +121,20 @@ def encoder_graph(pooled: bool = False) -> onnx.ModelProto:
         helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
         helper.make_node("Unsqueeze", ["mask", "last"], ["column"]),
         helper.make_node("Mul", ["tokens", "column"], ["last_hidden_state"]),
-        *(
-            [helper.make_node("Gather", ["last_hidden_state", "zero"], ["sentence_embedding"], axis=1)]
-            if pooled
-            else []
-        ),
     ]
-    stored = {"table": EMBEDDINGS, "last": np.array([2]), **({"zero": np.array(0)} if pooled else {})}
-    shapes = {"last_hidden_state": ["batch", "length", WIDTH], "sentence_embedding": ["batch", WIDTH]}
-    outputs = dict(list(shapes.items())[: 1 + pooled])
+    stored = {"table": EMBEDDINGS, "last": np.array([2])}
+    outputs: dict[str, list[str | int]] = {"last_hidden_state": ["batch", "length", WIDTH]}
+    if pooled:
+        nodes.append(helper.make_node("Gather", ["last_hidden_state", "zero"], ["sentence_embedding"], axis=1))
+        stored["zero"], outputs["sentence_embedding"] = np.array(0), ["batch", WIDTH]
     return onnx_model(nodes, IDS, outputs, stored, opset=18, ir_version=9)
 
 
 def write_encoder_run(folder: Path, modules: SentenceModules, pooled: bool = False) -> Path:
     """The same of a sentence encoder with these modules."""
-    model = folder / "model"
-    model.mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(RECIPE.replace("text-classification", "feature-extraction"))
-    OnnxModel(encoder_graph(pooled), "model.onnx", {}).save(model)
-    SentenceProcessor(tokenizer(), modules).save_pretrained(model)
-    (model / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    return folder
+    recipe = RECIPE.replace("text-classification", "feature-extraction")
+    processor = SentenceProcessor(tokenizer(), modules)
+    return write_folder(folder, recipe, encoder_graph(pooled), processor, {"model_type": "bert"})
 
 
 def wanted_of(run: Path, target: str = "desktop", **more: object) -> BundleRequest:

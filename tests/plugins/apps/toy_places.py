@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,11 @@ import numpy as np
 import onnx
 from onnx import helper
 from onnx_graphs import onnx_model
+from toy_bundles import write_folder
 from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImageProcessorPil
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from transformers.models.yolos.image_processing_pil_yolos import YolosImageProcessorPil
-
-from compress.formats.onnx.model import OnnxModel
 
 SIDE = 16
 LABELS = ("cat", "dog", "tree")
@@ -70,15 +68,8 @@ def _graph(task: str) -> onnx.ModelProto:
 
 def write_places_run(folder: Path, task: str) -> Path:
     """A run's folder as far as a bundle reads it; ``task`` is a key of `TASKS`."""
-    model = folder / "model"
-    model.mkdir(parents=True)
     labels = "" if "pred_boxes" in TASKS[task][1] else ", labels: [cat, dog, tree]" if "segment" in task else ""
-    (folder / "recipe.yaml").write_text(
-        f"name: toy\ntask: {TASK_OF.get(task, task)}\nmodel: ./nowhere\n"
-        f"data: {{splits: {{train: train.csv, test: test.csv}}{labels}}}\nstages: [onnx]\n"
-    )
-    OnnxModel(_graph(task), "model.onnx", {}).save(model)
-    TASKS[task][0].save_pretrained(model)
+    recipe = f"name: toy\ntask: {TASK_OF.get(task, task)}\nmodel: ./nowhere\nstages: [onnx]\n"
+    recipe += f"data: {{splits: {{train: train.csv, test: test.csv}}{labels}}}\n"
     config = {"model_type": task if task in TASK_OF else "toy", "id2label": dict(enumerate(LABELS))}
-    (model / "config.json").write_text(json.dumps(config))
-    return folder
+    return write_folder(folder, recipe, _graph(task), TASKS[task][0], config)

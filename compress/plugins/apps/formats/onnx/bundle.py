@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compress.formats.generation.seq2seq import TextWriter
 from compress.formats.generation.speech_recognition import Transcriber
-from compress.formats.onnx.graph_reader import GraphNode, OnnxGraph, read_graph
+from compress.formats.onnx.graph_reader import OnnxGraph, read_graph
 from compress.formats.ort.model import read_ort
 from compress.formats.runtime import ComponentSession, Session
 from compress.plugins.apps.bundled_format import BundledFormat, FormatContents, Interface
@@ -37,15 +37,14 @@ def _contents(file: Path) -> FormatContents:
 
 def contents_of(graph: OnnxGraph, opsets: Mapping[str, int]) -> FormatContents:
     """Summarize a graph whose operators have the versions ``opsets``."""
-    integers = any(map(_computes_in_integers, graph.nodes))
+    # Integer operators round their inputs. A product with few-bit weights does so at accuracy level 4.
+    integers = any(
+        node.op_type.startswith(_INTEGER) or (node.op_type == _FEW_BITS and node.integers.get("accuracy_level") == 4)
+        for node in graph.nodes
+    )
     stored = {tensor.name: (tensor.dtype, tensor.shape, tensor.bytes) for tensor in graph.initializers}
     few_bits = any(node.op_type == _FEW_BITS for node in graph.nodes)
     return FormatContents(dict(sorted(opsets.items())), integers, stored, few_bits)
-
-
-def _computes_in_integers(node: GraphNode) -> bool:
-    """Return whether a node rounds its input to integers; a product with few-bit weights does so at level 4."""
-    return node.op_type.startswith(_INTEGER) or (node.op_type == _FEW_BITS and node.integers.get("accuracy_level") == 4)
 
 
 BUNDLE = BundledFormat(
@@ -58,10 +57,5 @@ BUNDLE = BundledFormat(
 """ONNX Runtime on this machine's CPU, which `compress` requires."""
 
 
-def _ort_contents(file: Path) -> FormatContents:
-    """Read the operators and tensors of a file in ONNX Runtime's own format, which stores no versions."""
-    return contents_of(read_ort(file.read_bytes(), file).as_onnx(), {})
-
-
-ORT_BUNDLE = replace(BUNDLE, contents=_ort_contents)
-"""Graphs in ONNX Runtime's own format."""
+ORT_BUNDLE = replace(BUNDLE, contents=lambda file: contents_of(read_ort(file.read_bytes(), file).as_onnx(), {}))
+"""Graphs in ONNX Runtime's own format, which stores no operator set versions."""

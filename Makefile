@@ -15,8 +15,8 @@ WORKERS ?= 2
 # the test that it died of.
 ORDER := --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 # Files of tests that judge times, beside which nothing runs (tests/conftest.py).
-ALONE := $(addprefix tests/,benchmark/test_session.py benchmark/test_generation.py benchmark/test_operator_difference.py \
-	formats/onnx/runtimes/test_onnxruntime_web.py)
+ALONE := $(addprefix tests/,benchmark/test_noise.py benchmark/test_session.py benchmark/test_generation.py \
+	benchmark/test_operator_difference.py formats/onnx/runtimes/test_onnxruntime_web.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick durations lint format docs site clean
@@ -56,7 +56,7 @@ $(STAMP): $(CORE) $(EXTRAS)
 	@$(COMPILE)
 	@touch $@
 
-test: $(STAMP) ## run every test, those on real models too
+test: $(STAMP) ## run the tests, with a third of the slow ones; ROTATION=slow: with all of them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n $(WORKERS) $(ORDER)
 	$(BIN)/python -m pytest -m alone $(ALONE)
 
@@ -64,8 +64,8 @@ test-quick: $(STAMP) ## run the tests that need no download and no browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not browser and not alone" -n $(WORKERS) $(ORDER)
 	$(BIN)/python -m pytest -m "not slow and not browser and alone" $(ALONE)
 
-durations: $(STAMP) ## record how long files of tests take, by which they are ordered
-	COMPRESS_RECORD_DURATIONS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n $(WORKERS) $(ORDER)
+durations: $(STAMP) ## run every test and record how long each file takes, by which files are ordered
+	ROTATION=slow COMPRESS_RECORD_DURATIONS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n $(WORKERS) $(ORDER)
 
 lint: $(STAMP) ## check style, formatting, types and what imports what
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What all tests share: their order, fixtures of pages that are looked at in a browser, silence while torch traces."""
+"""Order and selection of the tests, and fixtures that several folders use."""
 
 from __future__ import annotations
 
@@ -17,29 +17,44 @@ from typing import Any
 import pytest
 from browser import Browser, open_browser
 from filelock import FileLock
+from rotation import slow_part
 
-import compress  # noqa: F401, before any test imports a library that would report to its makers
+import compress  # noqa: F401, it disables the telemetry of libraries, so it comes before them
 from compress.formats.target_profile import find_processor
 
 HERE = Path(__file__).parent
 MAKEFILE = (HERE.parent / "Makefile").read_text()
-"""It names the files with tests that are marked alone: to look for them in all would take half a minute."""
+"""It lists the files with tests marked `alone`, since collecting all files to find them would take half a minute."""
 DURATIONS = HERE / "durations.json"
-"""Seconds of each file of tests that takes ten or more: the longest begin first. `make durations` records them."""
-_OBJECTS = 50_000
-"""New ones after which Python looks for garbage."""
-_TRACES = 64
-"""Of decoders, which are kept."""
-# Workers have it from the process that starts them.
+"""Seconds of each test file that takes at least 10: the longest start first. `make durations` records them."""
+_GARBAGE_THRESHOLD = 50_000
+"""New objects after which Python collects garbage."""
+_CACHED_TRACES = 64
+"""Traced decoders that are cached."""
+# Workers inherit the environment of the process that starts them.
 os.environ.setdefault("COMPRESS_TESTS_BEGAN", str(time.time()))
-# pytest listens to every logger, so that torch would write down each step of its tracing.
+# pytest enables every logger, and torch would log each step of its tracing.
 logging.getLogger("torch.__trace").disabled = True
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first; refuse a test that is to run alone where `make test` would not find it."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Rotate slow tests if all files are run: workers read the part from the environment."""
+    everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if everything and not hasattr(config, "workerinput") and not os.environ.get("ROTATION"):
+        os.environ["COMPRESS_SLOW_PART"] = str(int(float(os.environ["COMPRESS_TESTS_BEGAN"]) // 3600))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put long files first and select this run's slow tests; refuse `alone` tests that `make test` would miss."""
     recorded: dict[str, float] = json.loads(DURATIONS.read_text())
     items.sort(key=lambda item: -recorded.get(item.path.relative_to(HERE).as_posix(), 0.0))
+    if hour := os.environ.get("COMPRESS_SLOW_PART"):
+        is_slow = {item: any(map(item.get_closest_marker, ("slow", "browser"))) for item in items}
+        files = {item.path.relative_to(HERE).as_posix() for item in items if is_slow[item]}
+        part = slow_part({file: recorded.get(file, 0.0) for file in files}, int(hour))
+        selected = [item for item in items if not is_slow[item] or item.path.relative_to(HERE).as_posix() in part]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(selected)])
+        items[:] = selected
     saturates = pytest.mark.skip(reason="8-bit products of full range saturate on this processor, which has no VNNI")
     for item in items:
         marker = item.get_closest_marker("full_range")
@@ -51,7 +66,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _summed_in_32_bits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ONNX Runtime's slower kernels that don't saturate, for tests that say so, on processors whose own ones may."""
+    """Use ONNX Runtime's slower kernels, which do not saturate, for `full_range` tests on processors without VNNI."""
     if not request.node.get_closest_marker("full_range") or find_processor("cpu").sums_in_32_bits:
         return
     import onnxruntime
@@ -70,36 +85,33 @@ _seconds: Counter[str] = Counter()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Add up what a file's tests take."""
+    """Add up the durations of each file's tests."""
     _seconds[report.nodeid.split("::")[0].removeprefix(f"{HERE.name}/")] += report.duration
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Record what took long, where that is asked for and all tests have passed."""
-    asked = os.environ.get("COMPRESS_RECORD_DURATIONS") and not hasattr(session.config, "workerinput")
-    if asked and session.exitstatus == 0:
+    """Write `durations.json` if all tests have passed and COMPRESS_RECORD_DURATIONS is set."""
+    requested = os.environ.get("COMPRESS_RECORD_DURATIONS") and not hasattr(session.config, "workerinput")
+    if requested and session.exitstatus == 0:
         long = {name: round(seconds) for name, seconds in _seconds.most_common() if seconds >= 10}
         DURATIONS.write_text(json.dumps(long, indent=1) + "\n")
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: to look through all of it for garbage is a sixth of the time of an export.
-
-    And what comes is looked through less often than after each 700 new objects.
-    """
+    """Exclude imported modules from garbage collection, a sixth of an export's time, and collect less often."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_OBJECTS)
-    # Files of tests make decoders of the same few configs.
+    gc.set_threshold(_GARBAGE_THRESHOLD)
+    # Many test files build decoders of the same few configs.
     if trace := sys.modules.get("compress.formats.onnx.decoder.trace"):
-        vars(trace)["_MOST_KEPT"] = _TRACES
+        vars(trace)["_MOST_KEPT"] = _CACHED_TRACES
 
 
 @pytest.fixture(scope="module")
 def quick_limits() -> Iterator[None]:
-    """Profiles measure the machine's limits at the beginning and the end, and memory in a small buffer.
+    """Let profiles measure the machine's limits less often and in a small buffer, which saves seconds for each profile.
 
-    Whole limits take seconds a profile; the tests of `machine` see to those.
+    The tests of `machine` measure the limits in full.
     """
     from compress.benchmark import operators
 
@@ -111,14 +123,14 @@ def quick_limits() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of all workers, for what takes a while to make."""
+    """Return a folder that all workers share, for artifacts that are expensive to build."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")
 def smollm2(shared: Path) -> Path:
-    """The sample `smollm2` as a folder of weights, made of its file."""
+    """Return the sample `smollm2`, converted to a checkpoint folder."""
     from compress.sources.resolve import resolve_model
 
     with FileLock(shared / "smollm2.lock"):
@@ -127,7 +139,7 @@ def smollm2(shared: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def whisper(shared: Path) -> dict[str, Path]:
-    """Folders of graphs of the real Whisper: whole, and with its encoder in INT8 and its decoder in 4 bits."""
+    """Return folders with the graphs of Whisper tiny.en: in float, and with an INT8 encoder and a 4-bit decoder."""
     from compress.data.samples.fetch import sample_directory
     from compress.formats.onnx.decoder import export_encoder_decoder
     from compress.formats.onnx.int8.dynamic import quantize_products
@@ -152,16 +164,16 @@ def whisper(shared: Path) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def tiny_ran(shared: Path) -> Path:
-    """A folder in which `compress run tiny.yaml --json` trained, exported and quantized; `said.json` is its output.
+    """Return the folder of a finished `compress run tiny.yaml --json`, whose output is `said.json`.
 
-    Whoever changes something takes a copy.
+    Tests that change files work on a copy.
     """
     import tiny_run
 
     folder = shared / "tiny ran"
     with FileLock(shared / "tiny ran.lock"):
         if not folder.exists():
-            # The exported model as the baseline: any other would be exported once more, to be measured.
+            # The exported model is the baseline, since another one would have to be exported for its measurement.
             stages = [tiny_run.STAGES[0], {"onnx": {}}, {"onnx_int8": {}}]
             tiny_run.write_all(folder, stages=stages, baseline="onnx")
             done = tiny_run.compress("run", "tiny.yaml", "--json", folder=folder)
@@ -172,7 +184,7 @@ def tiny_ran(shared: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def executorch_program(shared: Path) -> Path:
-    """The folder of a tiny encoder of one layer as an ExecuTorch program in fp32, for up to 16 tokens."""
+    """Return the folder of an fp32 ExecuTorch program of a tiny one-layer encoder for up to 16 tokens."""
     import tiny
 
     from compress.formats.executorch.stage import ExecuTorch
@@ -180,25 +192,25 @@ def executorch_program(shared: Path) -> Path:
     folder = shared / "executorch"
     with FileLock(shared / "executorch.lock"):
         if not folder.exists():
-            made = ExecuTorch(precision="fp32").run(tiny.encoder(num_hidden_layers=1), tiny.context(max_length=16))
+            program = ExecuTorch(precision="fp32").run(tiny.encoder(num_hidden_layers=1), tiny.context(max_length=16))
             folder.mkdir()
-            made.save(folder)
+            program.save(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """Path of the browser; in CI there must be one."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None and os.environ.get("CI"):
+    """Return the path of Chromium, which CI must have."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None and os.environ.get("CI"):
         pytest.fail("no Chromium on PATH, and CI must have one")
-    if found is None:
+    if path is None:
         pytest.skip("no Chromium on PATH")
-    return found
+    return path
 
 
 @pytest.fixture(scope="module")
 def browser(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """A tab to look at pages in."""
-    with open_browser(chromium, tmp_path_factory.mktemp("pages")) as found:
-        yield found
+    """Open a browser tab."""
+    with open_browser(chromium, tmp_path_factory.mktemp("pages")) as tab:
+        yield tab

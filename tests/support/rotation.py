@@ -1,31 +1,39 @@
-"""What is tested on some days alone, since all of it every time would take too long: as much each day, in turn.
+"""Rotation of expensive tests: each run takes a part of them, and the next run another part.
 
-With `ROTATION=all` in the environment all of it is, as should be done before what these tests look at is changed.
+`ROTATION=slow` in the environment runs all slow tests, `ROTATION=all` also everything that alternates by the day.
 """
 
 from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TypeVar
 
 Item = TypeVar("Item")
+SLOW_PARTS = 3
+"""`make test` runs a third of the files of slow and browser tests, another third each hour."""
 
 
 def todays(items: Iterable[Item], days: int, name: Callable[[Item], str]) -> list[Item]:
-    """One item in ``days``, another one each day; items of a kind, which lie together, are spread."""
+    """Return one in ``days`` items, other ones each day; similar items, which are listed together, are spread."""
     spread = sorted(items, key=lambda item: zlib.crc32(name(item).encode()))
     if os.environ.get("ROTATION") == "all":
         return spread
     return spread[datetime.now(UTC).toordinal() % days :: days]
 
 
+def slow_part(files: Mapping[str, float], hour: int) -> set[str]:
+    """Return the files whose slow tests run in this hour: parts that take about the same time."""
+    by_duration = sorted(files, key=lambda file: (-files[file], file))
+    return set(by_duration[hour % SLOW_PARTS :: SLOW_PARTS])
+
+
 OTHERS = ("ray", "gptqmodel", "s3", "optimum-intel")
-"""Programs of others that take half a minute to install, or to begin and to end."""
+"""External programs that take half a minute to install or to start."""
 
 
 def is_todays(other: str) -> bool:
-    """Whether it is this one's day: they take turns."""
+    """Return whether this external program is tested today."""
     return other in todays(OTHERS, len(OTHERS), str)

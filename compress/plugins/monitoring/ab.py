@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,11 +17,10 @@ from compress.benchmark.subprocess_client import WorkerProcess
 from compress.benchmark.worker import write_batches
 from compress.data.columns import are_label_ids
 from compress.evaluation.evaluate import artifact_labels, predict
-from compress.models.processor import load_processor
 from compress.numerics.differences import Verdict, decide
 from compress.numerics.hypothesis_tests import mean_sequence, median_sequence
 from compress.numerics.statistics import IntervalEstimate
-from compress.plugins.monitoring.outputs import ServedModel, gives_classes
+from compress.plugins.monitoring.outputs import ServedModel, encode, gives_classes
 from compress.plugins.monitoring.traffic import Traffic
 from compress.tasks.capability import SINGLE_CALL
 from compress.tasks.task import Examples
@@ -31,7 +31,6 @@ from compress.utils.pydantic_models import Frozen
 from compress.utils.storage import size_bytes
 
 A, B = "A", "B"
-_TAIL = 0.99
 
 
 class JudgedQuantity(Frozen):
@@ -98,11 +97,7 @@ class AbOptions:
 
 
 def compare_in_use(
-    models: tuple[ServedModel, ServedModel],
-    traffic: Traffic,
-    names: tuple[str, str],
-    progress: Progress,
-    options: AbOptions,
+    models: Sequence[ServedModel], traffic: Traffic, names: Sequence[str], progress: Progress, options: AbOptions
 ) -> AbReport:
     """Compare two models on recorded requests.
 
@@ -112,9 +107,6 @@ def compare_in_use(
         names: Names of the models in the report.
         progress: Shows evaluation and replay.
         options: Settings of the comparison.
-
-    Returns:
-        The report.
 
     Raises:
         InputError: The task needs many calls for an answer.
@@ -126,7 +118,10 @@ def compare_in_use(
             hint="compress compare A B --now",
         )
     sides = dict(zip((A, B), models, strict=True))
-    examples = {name: _encode_requests(model, traffic) for name, model in sides.items()}
+    # Requests arrive one by one, so no batch may combine them.
+    examples = {name: replace(encode(model, traffic.table), unbatchable=True) for name, model in sides.items()}
+    if any(len(encoded) != len(traffic) for encoded in examples.values()):
+        raise InputError("Requests of this task are not one input a line.", where=traffic.name)
     notes, judged, agreement = list[str](), list[JudgedQuantity](), None
     # Answers can only be compared where each request has one class.
     if gives_classes(models[0].task):
@@ -140,17 +135,12 @@ def compare_in_use(
     else:
         notes.append("answers of this task are not one class a request: only latency and cost are judged")
     if options.timed:
-        stretches = replay(sides, examples, traffic.at, options.speed, models[0].recipe.seed, progress)
-        judged += judge_times([served for _, served in stretches], options.level, options.cost_margin)
-    # Judge the sizes of both models, which are known exactly.
+        replayed = replay(sides, examples, traffic.at, options.speed, models[0].recipe.seed, progress)
+        judged += judge_times([served for _, served in replayed], options.level, options.cost_margin)
+    # Sizes are known exactly, so that the interval of their change is a point.
     a, b = (size_bytes(model.folder) for model in models)
-    change = b / a - 1
-    values = {"name": "size", "unit": "bytes", "a": a, "b": b, "change": change, "low": change, "high": change}
-    # A size has no uncertainty, so its interval is a point.
-    verdict = decide(IntervalEstimate(change, change, change), options.cost_margin)
-    judged.append(
-        JudgedQuantity(**values, margin=options.cost_margin, verdict=verdict, observations=1, decided_after=1)
-    )
+    change = IntervalEstimate(b / a - 1, b / a - 1, b / a - 1)
+    judged.append(_judge("size", "bytes", (a, b), lambda seen: change, 1, options.cost_margin))
     return AbReport(
         a=names[0],
         b=names[1],
@@ -185,19 +175,27 @@ def judge_answers(
         won, lost = wins[seen - 1], losses[seen - 1]
         return mean_sequence(won, lost, seen - won - lost, 1 - level)
 
-    values = right.mean(axis=0).tolist()
-    return _judge("accuracy", "ratio", (values[0], values[1]), estimate, len(right), margin, higher_is_better=True)
+    share_a, share_b = right.mean(axis=0).tolist()
+    return _judge("accuracy", "ratio", (share_a, share_b), estimate, len(right), margin)
 
 
 def judge_times(served: Sequence[Mapping[str, ServedRequests]], level: float, margin: float) -> list[JudgedQuantity]:
     """Judge latency and processor time by the median of the ratios of B to A in each stretch of requests."""
-    quantities: list[tuple[str, float, Callable[[ServedRequests], float]]] = [
-        ("latency at p50", 0.5, lambda stretch: _quantile(stretch.latencies_ms, 0.5)),
-        ("latency at p99", _TAIL, lambda stretch: _quantile(stretch.latencies_ms, _TAIL)),
-        ("processor time a request", 0.0, lambda stretch: stretch.cpu_ms / len(stretch.latencies_ms)),
-    ]
+    quantities: dict[str, Callable[[ServedRequests], float]] = {
+        "latency at p50": lambda requests: _quantile(requests.latencies_ms, 0.5),
+        "latency at p99": lambda requests: _quantile(requests.latencies_ms, 0.99),
+        "processor time a request": lambda requests: requests.cpu_ms / len(requests.latencies_ms),
+    }
+    # The reported values are those of all requests. Only the verdict uses stretches.
+    a, b = (
+        ServedRequests(
+            [latency for stretch in served for latency in stretch[side].latencies_ms],
+            sum(stretch[side].cpu_ms for stretch in served),
+        )
+        for side in (A, B)
+    )
     judged = []
-    for name, share, value in quantities:
+    for name, value in quantities.items():
         # Both models serve a stretch one after the other, so that a disturbance of the machine cancels in the ratio.
         ratios = np.log([max(value(stretch[B]), 1e-6) / max(value(stretch[A]), 1e-6) for stretch in served])
 
@@ -205,16 +203,8 @@ def judge_times(served: Sequence[Mapping[str, ServedRequests]], level: float, ma
             # The interval is that of the median logarithm, for which "twice as fast" and "half as fast" are symmetric.
             return IntervalEstimate(*np.expm1(median_sequence(ratios[:seen].tolist(), 1 - level)).tolist())
 
-        values = _total(served, A, share), _total(served, B, share)
-        judged.append(_judge(name, "ms", values, estimate, len(served), margin, higher_is_better=False))
+        judged.append(_judge(name, "ms", (value(a), value(b)), estimate, len(served), margin))
     return judged
-
-
-def _total(served: Sequence[Mapping[str, ServedRequests]], side: str, share: float) -> float:
-    """Return a quantile of all latencies, or the mean processor time for a share of 0."""
-    latencies = [value for stretch in served for value in stretch[side].latencies_ms]
-    # The reported values are those of all requests. Only the verdict uses stretches.
-    return _quantile(latencies, share) if share else sum(stretch[side].cpu_ms for stretch in served) / len(latencies)
 
 
 def _quantile(values: Sequence[float], share: float) -> float:
@@ -229,7 +219,6 @@ def _judge(
     estimate: Callable[[int], IntervalEstimate],
     observations: int,
     margin: float,
-    higher_is_better: bool,
 ) -> JudgedQuantity:
     """Apply a sequential test after each observation.
 
@@ -237,20 +226,19 @@ def _judge(
 
     Args:
         name: Name of the quantity.
-        unit: Unit of the values.
+        unit: Unit of the values. Ratios are better the higher they are, all other quantities the lower.
         values: Values of A and B.
         estimate: Returns the estimated change after a number of observations.
         observations: Number of observations.
         margin: Smallest change that matters.
-        higher_is_better: Direction of the quantity.
 
     Returns:
         The quantity with its verdict.
     """
     for seen in range(1, observations + 1):
         change = estimate(seen)
-        loss = IntervalEstimate(-change.value, -change.high, -change.low) if higher_is_better else change
         # `decide` expects a loss: positive values are for the worse.
+        loss = IntervalEstimate(-change.value, -change.high, -change.low) if unit == "ratio" else change
         verdict = decide(loss, margin)
         if verdict != "can't tell":
             break
@@ -271,17 +259,6 @@ def _judge(
     )
 
 
-def _encode_requests(model: ServedModel, traffic: Traffic) -> Examples:
-    """Encode every request as an input of its own."""
-    processor = load_processor(model.folder)
-    examples = model.task.encode(traffic.table, processor, None, model.recipe.data.max_length)
-    labels = np.zeros(len(examples), dtype=np.int64) if examples.labels is None else examples.labels
-    if len(examples) != len(traffic):
-        raise InputError("Requests of this task are not one input a line.", where=traffic.name)
-    # Requests arrive one by one, so no batch may combine them.
-    return replace(examples, labels=labels, unbatchable=True)
-
-
 def _answers(model: ServedModel, examples: Examples, progress: Progress, name: str) -> list[str]:
     """Return the name of the predicted class of every request."""
     outputs = predict(
@@ -289,9 +266,8 @@ def _answers(model: ServedModel, examples: Examples, progress: Progress, name: s
     ).kept
     probabilities = model.task.probabilities(outputs)
     assert probabilities is not None, "only tasks with classes are compared by their answers"
-    chosen = probabilities.argmax(axis=-1).tolist()
     names = artifact_labels(model.folder) or tuple(map(str, range(probabilities.shape[-1])))
-    return [names[index] for index in chosen]
+    return [names[index] for index in probabilities.argmax(axis=-1).tolist()]
 
 
 def named_labels(traffic: Traffic, folder: Path) -> Traffic:
@@ -312,9 +288,6 @@ def named_labels(traffic: Traffic, folder: Path) -> Traffic:
     return traffic
 
 
-_STRETCHES, _FEWEST = 40, 5
-"""Maximum number of stretches, and minimum number of requests in each. More stretches give a more certain median."""
-_WARM_UP = 8
 _OPEN_SECONDS = 600.0
 
 
@@ -327,10 +300,9 @@ class ServedRequests(NamedTuple):
 
 def stretches(at: np.ndarray) -> list[range]:
     """Split requests into stretches whose sizes differ by at most one."""
-    # The number of stretches limits the certainty of the median, and each needs enough requests for a quantile.
-    count = max(1, min(_STRETCHES, len(at) // _FEWEST))
-    edges = np.linspace(0, len(at), count + 1).astype(int)
-    return [range(start, stop) for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]
+    # More stretches, up to 40, give a more certain median, and each needs at least 5 requests for a quantile.
+    count = max(1, min(40, len(at) // 5))
+    return [range(*edges) for edges in pairwise(np.linspace(0, len(at), count + 1).astype(int).tolist())]
 
 
 def replay(
@@ -370,7 +342,13 @@ def replay(
             gaps = np.diff(at[part.start : part.stop], prepend=at[part.start]) * 1000 / speed
             # The first model may always be slower or faster, so a coin decides which is first.
             names = list(children) if chance.random() < 0.5 else list(children)[::-1]
-            costs = {name: _serve(children[name], part, gaps.tolist()) for name in names}
+            costs = {}
+            for name in names:
+                child = children[name]
+                # Processor time counts all threads of the process, which latency does not.
+                cpu_seconds = float(child.memory()["cpu_seconds"])
+                latencies = child.serve_requests(list(part), gaps.tolist(), _OPEN_SECONDS + sum(gaps) / 1000)
+                costs[name] = ServedRequests(latencies, 1000 * (float(child.memory()["cpu_seconds"]) - cpu_seconds))
             yield part, {name: costs[name] for name in children}
 
 
@@ -383,16 +361,8 @@ def _opened(name: str, model: ServedModel, examples: Examples, folder: Path) -> 
         child.open(model.folder, model.target, model.threads, spread_cores(model.threads), batches, _OPEN_SECONDS)
         child.load(batches, _OPEN_SECONDS)
         # The first calls include loading and compiling.
-        child.round(list(range(min(_WARM_UP, len(examples)))), _OPEN_SECONDS)
+        child.round(list(range(min(8, len(examples)))), _OPEN_SECONDS)
     except BaseException:
         child.kill()
         raise
     return child
-
-
-def _serve(child: WorkerProcess, part: range, gaps_ms: list[float]) -> ServedRequests:
-    """Let a process serve a stretch of requests."""
-    # Processor time counts all threads of the process, which latency does not.
-    cpu_seconds = float(child.memory()["cpu_seconds"])
-    latencies = child.serve_requests(list(part), gaps_ms, _OPEN_SECONDS + sum(gaps_ms) / 1000)
-    return ServedRequests(latencies, 1000 * (float(child.memory()["cpu_seconds"]) - cpu_seconds))

@@ -59,7 +59,7 @@ def ab(
     progress = SilentProgress() if json_ else ConsoleProgress()
     labeled = named_labels(requests, sides[0].folder)
     options = AbOptions(speed, level, margin, cost_margin, timed)
-    result = compare_in_use((models[0], models[1]), labeled, (str(a), str(b)), progress, options)
+    result = compare_in_use(models, labeled, (str(a), str(b)), progress, options)
     show(result.model_dump_json(indent=1) if json_ else console_ab(result))
     if result.worse:
         raise typer.Exit(1)
@@ -103,7 +103,7 @@ def drift(
     from compress.formats.quiet_output import quiet_libraries
     from compress.plugins.monitoring.drift import find_drift
     from compress.plugins.monitoring.outputs import ServedModel
-    from compress.plugins.monitoring.rows import read_sample, recorded_sample
+    from compress.plugins.monitoring.rows import read_sample
     from compress.plugins.monitoring.views import console_drift, html_drift
 
     quiet_libraries()
@@ -111,7 +111,7 @@ def drift(
     arguments = loaded.recipe, columns, loaded.recipe_folder, rows, progress
     # Read the recent rows first, which are more likely to contain a mistake.
     recent_rows = read_sample(recent, *arguments)
-    reference_rows = recorded_sample(*arguments) if reference is None else read_sample(reference, *arguments)
+    reference_rows = read_sample(reference, *arguments)
     model = ServedModel(loaded.folder, loaded.recipe, loaded.task, runtime_target, threads)
     result = find_drift(model, reference_rows, recent_rows, progress, level, str(artifact))
     if html is not None:

@@ -5,7 +5,7 @@ Rabanser, Günnemann and Lipton 2019, section 4, compare such tests and recommen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,9 +37,7 @@ if TYPE_CHECKING:
 
 LEVEL = 0.005
 """Probability that one comparison reports a drift where there is none: one in seven months of daily comparisons."""
-_QUANTILES = 41
 _MOST_PARTS = 12
-_LEAST = 1e-9
 _FAMILIAR = frozenset({"unknown", "words", "confidence"})
 """Tests that are meaningless against training rows, whose words the model knows and of which it is sure."""
 
@@ -96,15 +94,8 @@ class DriftTests:
             tested: Effect and p-value.
             **fields: Further fields of `DriftTest`.
         """
-        values = {
-            "name": name,
-            "title": _TITLES[name],
-            "verdict": "none",
-            **kind._asdict(),
-            **tested._asdict(),
-            **fields,
-        }
-        self.tests.append(DriftTest.model_validate(values))
+        values = {"name": name, "title": _TITLES[name], "verdict": "none", **kind._asdict(), **tested._asdict()}
+        self.tests.append(DriftTest.model_validate(values | fields))
 
     def spread(
         self,
@@ -126,7 +117,7 @@ class DriftTests:
             **fields: Further fields of `DriftTest`.
         """
         # The page draws distribution functions from these quantiles, so the report needs no raw values.
-        steps = np.linspace(0, 1, _QUANTILES)
+        steps = np.linspace(0, 1, 41)
         quantiles = tuple(np.quantile(reference, steps).tolist()), tuple(np.quantile(recent, steps).tolist())
         values = {"reference": float(np.mean(reference)), "recent": float(np.mean(recent)), "quantiles": quantiles}
         self.add(name, kind, tested, **(values | fields))
@@ -167,8 +158,8 @@ def find_drift(
     reference: RowSample,
     recent: RowSample,
     progress: Progress,
-    level: float = LEVEL,
-    name: str = "",
+    level: float,
+    name: str,
 ) -> DriftReport:
     """Run every test that the task and the format allow, and judge them together.
 
@@ -186,28 +177,25 @@ def find_drift(
     Raises:
         InputError: Nothing can be tested for the task.
     """
-    reference_outputs = observe(model, reference, progress, "reference")
-    recent_outputs = observe(model, recent, progress, "recent")
-    tests = run_drift_tests(model, reference_outputs, recent_outputs)
+    sides = (observe(model, reference, progress, "reference"), observe(model, recent, progress, "recent"))
+    tests = run_drift_tests(model, *sides)
     if not any(test.test for test in tests):
         raise InputError(
             f"There is nothing to test in inputs of {model.task.name}.",
             expected="texts, images, recordings, classes",
         )
-    notes = []
-    if reference.is_training_data:
-        notes.append(
-            f"{reference.name} are rows that the model was trained on: it knows their words and is surer of them than "
-            "of any others, so these tests are left out; name rows that no stage has seen, such as the test split"
-        )
+    trained = (
+        f"{reference.name} are rows that the model was trained on: it knows their words and is surer of them than of "
+        "any others, so these tests are left out; name rows that no stage has seen, such as the test split"
+    )
     return DriftReport(
-        artifact=name or str(model.folder),
+        artifact=name,
         task=model.task.name,
         reference=RowSource(name=reference.name, rows=len(reference), total=reference.total),
         recent=RowSource(name=recent.name, rows=len(recent), total=recent.total),
         level=level,
         tests=judged(tests, level, model.recipe, reference.is_training_data),
-        notes=tuple(notes),
+        notes=(trained,) if reference.is_training_data else (),
     )
 
 
@@ -255,17 +243,15 @@ def judged(
     tested = [test for test in tests if test.verdict != "not judged"]
     # Holm's correction bounds the probability of any false drift among all tests by the level.
     adjusted = dict(zip((test.name for test in tested), holm([test.p_value or 0.0 for test in tested]), strict=True))
-    results = []
-    for test in tests:
+    for index, test in enumerate(tests):
         if test.name in adjusted:
             p_value, verdict = float(adjusted[test.name]), "none"
             # With many rows, effects that do not matter become significant too.
             if p_value <= level:
                 verdict = "drift" if (test.effect or 0.0) >= (test.matters_from or 0.0) else "small"
             advice = advice_of(test, recipe) if verdict == "drift" else ""
-            test = test.model_copy(update={"adjusted": p_value, "verdict": verdict, "advice": advice})
-        results.append(test)
-    return tuple(results)
+            tests[index] = test.model_copy(update={"adjusted": p_value, "verdict": verdict, "advice": advice})
+    return tuple(tests)
 
 
 def _test_text(tests: DriftTests, reference: TextFeatures, recent: TextFeatures) -> None:
@@ -305,18 +291,16 @@ def _test_tokens(tests: DriftTests, reference: csr_matrix, recent: csr_matrix) -
     rows = counts.multiply(1 / totals[:, None]).tocsr()
     rows.data = np.sqrt(rows.data)
     tested = mean_discrepancy((rows @ rows.T).toarray(), reference.shape[0], tests.seed)
-    shares = [np.asarray((side > 0).mean(axis=0)).ravel() for side in (reference, recent)]
-    # Name the tokens whose share of rows changed most.
-    most = np.argsort(-np.abs(shares[1] - shares[0]), kind="stable")[:_MOST_PARTS]
-    words = load_tokenizer(tests.model.folder).convert_ids_to_tokens(most.tolist())
-    tests.add("tokens", MMD, tested, parts=_parts(words, most, shares))
+    shares = (np.asarray((side > 0).mean(axis=0)).ravel() for side in (reference, recent))
+    tests.add("tokens", MMD, tested, parts=_parts(load_tokenizer(tests.model.folder).convert_ids_to_tokens, *shares))
 
 
-def _parts(names: Sequence[str], indices: np.ndarray, shares: Sequence[np.ndarray]) -> tuple[ChangedPart, ...]:
-    """Return the parts that changed most."""
+def _parts(name_of: Callable[[int], str], reference: np.ndarray, recent: np.ndarray) -> tuple[ChangedPart, ...]:
+    """Return the parts whose shares changed most."""
+    most = np.argsort(-np.abs(recent - reference), kind="stable")[:_MOST_PARTS].tolist()
     return tuple(
-        ChangedPart(name=str(name), reference=float(shares[0][index]), recent=float(shares[1][index]))
-        for name, index in zip(names, indices, strict=True)
+        ChangedPart(name=str(name_of(index)), reference=float(reference[index]), recent=float(recent[index]))
+        for index in most
     )
 
 
@@ -329,11 +313,10 @@ def _test_classes(tests: DriftTests, reference: np.ndarray, recent: np.ndarray) 
         return
     chosen = reference.argmax(axis=1), recent.argmax(axis=1)
     names = artifact_labels(tests.model.folder) or tuple(map(str, range(width)))
-    shares = [np.bincount(classes, minlength=width) / len(classes) for classes in chosen]
-    order = np.argsort(-np.abs(shares[1] - shares[0]), kind="stable")[:_MOST_PARTS]
+    shares = (np.bincount(classes, minlength=width) / len(classes) for classes in chosen)
     # Permutations also hold for rare classes, for which the chi-square distribution does not.
     tested = class_shares(*chosen, width, tests.seed)
-    tests.add("classes", CHI, tested, parts=_parts([names[index] for index in order], order, shares))
+    tests.add("classes", CHI, tested, parts=_parts(names.__getitem__, *shares))
 
 
 def _test_ranges(tests: DriftTests, reference: RowActivations, recent: RowActivations) -> None:
@@ -341,7 +324,7 @@ def _test_ranges(tests: DriftTests, reference: RowActivations, recent: RowActiva
     # A graph with stored ranges clips beyond them. Peaks span orders of magnitude, so their logarithms are compared.
     stored = reference.ranges[0].stored
     values = [
-        activations.cut if stored else np.log(np.maximum(activations.peaks, _LEAST))
+        activations.cut if stored else np.log(np.maximum(activations.peaks, 1e-9))
         for activations in (reference, recent)
     ]
     tested = grown_means(values[0], values[1], tests.seed)
@@ -399,7 +382,13 @@ def advice_of(test: DriftTest, recipe: Recipe) -> str:
                 f"`stages.{index}.trim_vocabulary`, and run the recipe again"
             )
         case "length" | "cut":
-            return _lengthen(recipe, test.name == "cut")
+            _, stage = _stage(recipe, "trim_vocabulary")
+            trimmed = stage is not None and stage.trim_positions
+            positions = " (`trim_vocabulary` has cut the positions to it)" if trimmed else ""
+            longer = f"raise `data.max_length` (now {recipe.data.max_length}){positions} and run the recipe again"
+            if test.name == "cut":
+                return longer
+            return f"if texts are longer, {longer}; times grow with length: `compress bench` on today's rows"
         case "ranges":
             return _recalibrate(recipe)
         case "embeddings":
@@ -410,9 +399,8 @@ def advice_of(test: DriftTest, recipe: Recipe) -> str:
         case "brightness" | "contrast" | "size":
             return f"check the camera and the image decoder; if the change is intended, {_retrain(recipe)}"
         case "loudness" | "clipped" | "seconds" | "rate":
-            return (
-                f"check the microphone, its gain and its sampling rate; if the change is intended, {_retrain(recipe)}"
-            )
+            device = "the microphone, its gain and its sampling rate"
+            return f"check {device}; if the change is intended, {_retrain(recipe)}"
         case _:
             return _retrain(recipe)
 
@@ -423,14 +411,6 @@ def _retrain(recipe: Recipe) -> str:
     stages = " and ".join(f"`{kind}`" for kind in dict.fromkeys(kinds) if kind in _TRAINING)
     unlabeled = " (unlabeled ones into `data.unlabeled`, which `distill` reads)" if "distill" in kinds else ""
     return _LEARN.format(unlabeled=unlabeled, stages=stages or "a `finetune` stage")
-
-
-def _lengthen(recipe: Recipe, cut: bool) -> str:
-    """Return the advice to raise the maximum length."""
-    _, stage = _stage(recipe, "trim_vocabulary")
-    positions = " (`trim_vocabulary` has cut the positions to it)" if stage is not None and stage.trim_positions else ""
-    longer = f"raise `data.max_length` (now {recipe.data.max_length}){positions} and run the recipe again"
-    return longer if cut else f"if texts are longer, {longer}; times grow with length: `compress bench` on today's rows"
 
 
 def _recalibrate(recipe: Recipe) -> str:

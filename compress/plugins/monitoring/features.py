@@ -47,9 +47,8 @@ class TextFeatures:
     def take(self, indices: np.ndarray) -> TextFeatures:
         """Return the features of the rows at ``indices``."""
         unknown = None if self.unknown is None else self.unknown[indices]
-        words = [self.words[index] for index in indices]
-        tokens = self.tokens[indices]
-        return TextFeatures(self.broken[indices], self.cut[indices], self.lengths[indices], unknown, tokens, words)
+        arrays = (self.broken[indices], self.cut[indices], self.lengths[indices], unknown, self.tokens[indices])
+        return TextFeatures(*arrays, [self.words[index] for index in indices])
 
 
 def text_features(

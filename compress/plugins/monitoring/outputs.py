@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,9 +32,9 @@ from compress.tasks.embeddings import EMBEDDING
 from compress.tasks.task import Examples, Task
 from compress.utils.progress import Progress
 
-_RANGE_ROWS = 300
-"""Number of rows of each side whose activations are recorded, one at a time."""
-_CLASSES, _OTHERWISE = frozenset({HAS_CLASSES, READS_ROWS}), frozenset({ANSWERS_PER_TOKEN, LOCALIZES, TAKES_PAIRS})
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 _MEDIA = {"image": image_features, "audio": sound_features}
 
 
@@ -64,16 +65,18 @@ class ModelOutputs:
 
     def take(self, indices: np.ndarray) -> ModelOutputs:
         """Return the outputs of the rows at ``indices``, if the activations of all rows were recorded."""
-        text = None if self.text is None else self.text.take(indices)
-        media = {name: values[indices] for name, values in self.media.items()}
-        probabilities = None if self.probabilities is None else self.probabilities[indices]
-        embeddings = None if self.embeddings is None else self.embeddings[indices]
-        activations = None if self.activations is None else self.activations.take(indices)
-        return ModelOutputs(text, media, probabilities, embeddings, activations, self.lacking)
+        return replace(
+            self,
+            text=self.text and self.text.take(indices),
+            media={name: values[indices] for name, values in self.media.items()},
+            probabilities=None if self.probabilities is None else self.probabilities[indices],
+            embeddings=None if self.embeddings is None else self.embeddings[indices],
+            activations=self.activations and self.activations.take(indices),
+        )
 
 
 def observe(
-    model: ServedModel, sample: RowSample, progress: Progress, name: str, range_rows: int = _RANGE_ROWS
+    model: ServedModel, sample: RowSample, progress: Progress, name: str, range_rows: int = 300
 ) -> ModelOutputs:
     """Compute features of rows and run the model on them.
 
@@ -82,7 +85,7 @@ def observe(
         sample: Rows.
         progress: Shows the runs.
         name: Name of the side, for the progress.
-        range_rows: Number of rows whose activations are recorded.
+        range_rows: Number of rows whose activations are recorded, one at a time.
     """
     task, lacking, outputs = model.task, dict[str, str](), ModelOutputs()
     columns = input_columns(task.columns)
@@ -93,58 +96,42 @@ def observe(
             lacking["words"] = "the tokenizer of the model is not from the tokenizers library"
         else:
             outputs = replace(outputs, text=text_features(sample.table, texts, tokenizer, model.recipe.data.max_length))
-    for column in (column for column in columns if column.kind in _MEDIA):
-        outputs = replace(outputs, media=_MEDIA[column.kind](sample.table, column))
+    for column in columns:
+        if column.kind in _MEDIA:
+            outputs = replace(outputs, media=_MEDIA[column.kind](sample.table, column))
     # Generated text and answers without one row each have neither confidence nor activations per row.
     if GENERATES in task.capabilities or READS_ROWS not in task.capabilities:
         lacking |= dict.fromkeys(("confidence", "ranges"), "answers of this task are not one a row")
         return replace(outputs, lacking=lacking)
-    examples = model.task.encode(sample.table, load_processor(model.folder), None, model.recipe.data.max_length)
-    if examples.labels is None:
-        # Tasks require labels although nothing here compares them with the answers.
-        examples = replace(examples, labels=np.zeros(len(examples), dtype=np.int64))
-    outputs = _with_answers(outputs, model, examples, progress, f"Answers, {name}", lacking)
+    examples = encode(model, sample.table)
+    if EMBEDS in task.capabilities or gives_classes(task):
+        words = f"Answers, {name}"
+        predictions = predict(model.folder, task, examples, model.target, model.threads, progress, words).kept
+        # Embeddings are compared by direction, as in a search. Of other tasks some give several answers for a row.
+        if EMBEDS in task.capabilities:
+            outputs = replace(outputs, embeddings=normalized(predictions[EMBEDDING].astype(np.float32)))
+        elif (shares := task.probabilities(predictions)) is not None and shares.shape[:-1] == (len(examples),):
+            outputs = replace(outputs, probabilities=shares)
+        else:
+            lacking["confidence"] = "answers of this task are not one a row"
+    else:
+        lacking["confidence"] = "answers of this task are neither classes nor embeddings, one a row"
     activations = _activations(model, examples, progress, f"Activations, {name}", range_rows, lacking)
     return replace(outputs, activations=activations, lacking=lacking)
 
 
+def encode(model: ServedModel, table: pa.Table) -> Examples:
+    """Return rows as inputs of a model."""
+    examples = model.task.encode(table, load_processor(model.folder), None, model.recipe.data.max_length)
+    # Tasks require labels although nothing here compares them with the answers.
+    labels = np.zeros(len(examples), dtype=np.int64) if examples.labels is None else examples.labels
+    return replace(examples, labels=labels)
+
+
 def gives_classes(task: Task) -> bool:
     """Return True for a task that predicts one class of the model for each row."""
-    return task.capabilities >= _CLASSES and not task.capabilities & _OTHERWISE
-
-
-def _with_answers(
-    outputs: ModelOutputs,
-    model: ServedModel,
-    examples: Examples,
-    progress: Progress,
-    words: str,
-    lacking: dict[str, str],
-) -> ModelOutputs:
-    """Add class probabilities or embeddings of all rows.
-
-    Args:
-        outputs: Features so far.
-        model: The model.
-        examples: Encoded rows.
-        progress: Shows the run.
-        words: Description for the progress.
-        lacking: Receives the reason if there are none.
-    """
-    capabilities = model.task.capabilities
-    if EMBEDS not in capabilities and not gives_classes(model.task):
-        lacking["confidence"] = "answers of this task are neither classes nor embeddings, one a row"
-        return outputs
-    predictions = predict(model.folder, model.task, examples, model.target, model.threads, progress, words).kept
-    # Embeddings are compared by direction, as in a search.
-    if EMBEDS in capabilities:
-        return replace(outputs, embeddings=normalized(predictions[EMBEDDING].astype(np.float32)))
-    probabilities = model.task.probabilities(predictions)
-    # The task may give several answers for a row, or none.
-    if probabilities is None or probabilities.ndim != 2 or len(probabilities) != len(examples):
-        lacking["confidence"] = "answers of this task are not one a row"
-        return outputs
-    return replace(outputs, probabilities=probabilities)
+    several = {ANSWERS_PER_TOKEN, LOCALIZES, TAKES_PAIRS}
+    return task.capabilities >= {HAS_CLASSES, READS_ROWS} and not task.capabilities & several
 
 
 def _activations(

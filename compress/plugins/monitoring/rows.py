@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,10 +19,6 @@ from compress.utils.progress import Progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-_MOSTLY = 0.5
-_FEWEST = 20
-"""Minimum number of rows of each side; no test is meaningful below it."""
 
 
 @dataclass(frozen=True)
@@ -48,88 +43,46 @@ def input_columns(columns: tuple[Column, ...]) -> tuple[Column, ...]:
 
 
 def read_sample(
-    reference: str, recipe: Recipe, columns: tuple[Column, ...], folder: Path, most: int, progress: Progress
+    reference: str | None, recipe: Recipe, columns: tuple[Column, ...], folder: Path, most: int, progress: Progress
 ) -> RowSample:
     """Read up to ``most`` rows of a file or of `sample:NAME/SPLIT`, at random if there are more.
 
     Args:
-        reference: File or sample.
+        reference: File or sample, or None for the recipe's test rows, which no stage has used.
         recipe: Recipe, which names the columns.
         columns: Columns of the task.
-        folder: Folder that relative paths count from.
+        folder: Folder that relative paths of the recipe count from.
         most: Maximum number of rows.
         progress: Shows the reading.
 
     Raises:
         DataError: The rows cannot be read, or there are too few.
     """
-    # A relative path counts from the current folder, and not from that of the recipe.
-    path = Path(reference).expanduser()
-    resolved = str(path.resolve()) if path.exists() else reference
-    return _sample(reference, {"use": resolved}, recipe, columns, folder, most, progress)
-
-
-def recorded_sample(
-    recipe: Recipe, columns: tuple[Column, ...], folder: Path, most: int, progress: Progress
-) -> RowSample:
-    """Read the recipe's test rows, which no stage has used.
-
-    Args:
-        recipe: The recipe.
-        columns: Columns of the task.
-        folder: Folder that relative paths count from.
-        most: Maximum number of rows.
-        progress: Shows the reading.
-
-    Raises:
-        DataError: The rows no longer exist.
-    """
-    if TEST not in recipe.data.splits:
+    if reference is not None:
+        # A relative path counts from the current folder, and not from that of the recipe.
+        path = Path(reference).expanduser()
+        name, split, source = reference, "use", str(path.resolve()) if path.exists() else reference
+    elif TEST in recipe.data.splits:
+        name, split, source = f"the test rows of {recipe.name}", TEST, recipe.data.splits[TEST]
+    else:
         raise DataError(
             "The recipe's data has no test split to compare with.",
             where="data.splits",
             hint="name rows that the model does well on with --reference",
         )
-    name = f"the test rows of {recipe.name}"
-    return _sample(name, {TEST: recipe.data.splits[TEST]}, recipe, columns, folder, most, progress)
-
-
-def _sample(
-    name: str,
-    splits: Mapping[str, str],
-    recipe: Recipe,
-    columns: tuple[Column, ...],
-    folder: Path,
-    most: int,
-    progress: Progress,
-) -> RowSample:
-    """Read rows of one split.
-
-    Args:
-        name: Name of the sample, for people.
-        splits: The split and its reference.
-        recipe: The recipe.
-        columns: Columns of the task.
-        folder: Folder that relative paths count from.
-        most: Maximum number of rows.
-        progress: Shows the reading.
-    """
     inputs = input_columns(columns)
     names = {column.name for column in inputs}
-    config = DataConfig(
-        source=recipe.data.source,
-        splits=dict(splits),
-        columns={key: value for key, value in recipe.data.columns.items() if key in names},
-    )
-    table = load_dataset(config, inputs, folder, progress).split(next(iter(splits)))
-    if len(table) < _FEWEST:
-        raise DataError(
-            f"There are {len(table)} rows to look at.", where=name, expected=f"{_FEWEST} at least, hundreds to be sure"
-        )
-    chosen = table
-    if len(table) > most:
-        chosen = table.take(np.sort(np.random.default_rng(recipe.seed).permutation(len(table))[:most]))
-    return RowSample(name, chosen, len(table), _mostly_training_rows(chosen, recipe, config, inputs, folder))
+    own_names = {key: value for key, value in recipe.data.columns.items() if key in names}
+    config = DataConfig(source=recipe.data.source, splits={split: source}, columns=own_names)
+    table = load_dataset(config, inputs, folder, progress).split(split)
+    total = len(table)
+    if total < 20:
+        # No test is meaningful below it.
+        raise DataError(f"There are {total} rows to look at.", where=name, expected="20 at least, hundreds to be sure")
+    if total > most:
+        table = table.take(np.sort(np.random.default_rng(recipe.seed).permutation(total)[:most]))
+    trained = reference is not None and _mostly_training_rows(table, recipe, config, inputs, folder)
+    return RowSample(name, table, total, trained)
 
 
 def _mostly_training_rows(
@@ -144,7 +97,7 @@ def _mostly_training_rows(
         columns: Columns of the model's input.
         folder: Folder that relative paths count from.
     """
-    if "train" not in recipe.data.splits or TEST in config.splits:
+    if "train" not in recipe.data.splits:
         return False
     names = [column.name for column in columns]
     try:
@@ -157,4 +110,4 @@ def _mostly_training_rows(
     except CompressError:
         # The training data may be absent where the model is in use. Then the origin of the rows is unknown.
         return False
-    return sum(key in training_keys for key in keys(table, names)) > _MOSTLY * len(table)
+    return sum(key in training_keys for key in keys(table, names)) > len(table) / 2

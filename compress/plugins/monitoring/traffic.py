@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -48,7 +48,7 @@ def read_traffic(path: Path, columns: Sequence[Column], late: Path | None = None
     names = [column.name for column in columns]
     rows = _read(path, [ID, AT, LABEL, *names])
     # A line with any input is a request. The other lines are labels that arrived later.
-    inputs = [rows.columns.get(name, [None] * _count(rows)) for name in names]
+    inputs = [_column(rows, name) for name in names]
     lines = [
         line for line, values in enumerate(zip(*inputs, strict=True)) if any(value is not None for value in values)
     ]
@@ -75,11 +75,11 @@ def read_traffic(path: Path, columns: Sequence[Column], late: Path | None = None
     number_of_line = {line: number for number, line in enumerate(lines)}
     # Labels are in the order in which they became known: those of the file first, then the late ones.
     labels: dict[int, str] = {}
-    for line in range(_count(rows)):
+    for line in range(len(_column(rows, ID))):
         _add_label(labels, rows, line, numbers, number_of_line.get(line))
     if late:
         late_rows = _read(late, [ID, LABEL])
-        for line in range(_count(late_rows)):
+        for line in range(len(_column(late_rows, ID))):
             _add_label(labels, late_rows, line, numbers, None)
     return Traffic(path.name, choose(requests, columns, {}), at - at[0], list(labels.items()))
 
@@ -94,14 +94,14 @@ def _read(path: Path, names: Sequence[str]) -> Rows:
     return read_file(path, names)
 
 
-def _count(rows: Rows) -> int:
-    """Return the number of lines."""
-    return max((len(values) for values in rows.columns.values()), default=0)
+def _column(rows: Rows, name: str) -> Sequence[Any]:
+    """Return the value of each line in a column, or None for all if there is no such column."""
+    return rows.columns.get(name, [None] * max((len(values) for values in rows.columns.values()), default=0))
 
 
 def _seconds(rows: Rows, line: int) -> float:
     """Return the time of a request in seconds from any moment on. Raises `DataError`."""
-    value = rows.columns.get(AT, [None] * _count(rows))[line]
+    value = _column(rows, AT)[line]
     try:
         # Numbers are seconds. Anything else must be a date in ISO 8601.
         seconds = float(value)
@@ -130,7 +130,7 @@ def _add_label(labels: dict[int, str], rows: Rows, line: int, numbers: dict[str,
         numbers: Numbers of requests by id.
         number: Number of the request, if the line is one.
     """
-    label, key = (rows.columns.get(name, [None] * _count(rows))[line] for name in (LABEL, ID))
+    label, key = (_column(rows, name)[line] for name in (LABEL, ID))
     if label is None or not value_text(label).strip():
         return
     # A line without inputs refers to its request by the id.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -16,7 +14,6 @@ from compress.utils.responsive_table import ResponsiveTable, TableColumn
 
 _STYLES = {"drift": "bold red", "small": "yellow", "none": "", "not judged": "dim"}
 _CHIPS = {"drift": "missed", "small": "unknown", "none": "passed", "not judged": ""}
-_SHOWN, _MAYBE = 5, 0.05
 
 
 def console_drift(report: DriftReport) -> RenderableType:
@@ -32,21 +29,17 @@ def console_drift(report: DriftReport) -> RenderableType:
     sides = f"{report.recent.name} ({report.recent.rows:,} rows) against {report.reference.name}"
     parts: list[RenderableType] = [Text(f"{sides} ({report.reference.rows:,})", style="dim"), table]
     # Details follow for drifts only.
-    parts += [Text(line) for test in report.having("drift") for line in _changed_parts(test)]
+    for test in report.having("drift"):
+        changed = [part for part in test.parts if part.p_value is None or part.p_value <= 0.05][:5]
+        parts += [Text(f"{test.title}:")] if changed else []
+        for part in changed:
+            reference, recent = part_texts(test, part)
+            note = f" ({part.note})" if part.note else ""
+            parts.append(Text(f"  {part.name}: {reference} \u2192 {recent}{note}"))
     parts += [Text(f"to do ({titles}): {advice}") for titles, advice in report.advice]
     parts += [Text(f"{test.title} not judged: {test.why}", style="dim") for test in report.having("not judged")]
     parts += [Text(note, style="dim") for note in (*report.notes, method_text(report))]
     return Group(*parts, Text(f"{report.sentence}."))
-
-
-def _changed_parts(test: DriftTest) -> Iterator[str]:
-    """Return the lines about the parts of a test that changed most."""
-    shown = [part for part in test.parts if part.p_value is None or part.p_value <= _MAYBE][:_SHOWN]
-    if shown:
-        yield f"{test.title}:"
-    for part in shown:
-        reference, recent = part_texts(test, part)
-        yield f"  {part.name}: {reference} \u2192 {recent}" + (f" ({part.note})" if part.note else "")
 
 
 def html_drift(report: DriftReport) -> str:
@@ -122,11 +115,7 @@ SIGNS = {"drift": "\u2717", "small": "\u00b7", "none": "\u2713", "not judged": "
 
 def value_text(test: DriftTest, value: float | None) -> str:
     """Return a value with its unit, such as `3.2%` or `41 tokens`."""
-    if value is None:
-        return ""
-    if test.unit == "ratio":
-        return f"{format_number(100 * value)}%"
-    return f"{format_number(value)} {test.unit}".strip()
+    return amount_text(value, test.unit)
 
 
 def p_text(value: float | None) -> str:
@@ -163,7 +152,7 @@ def amount_text(value: float | None, unit: str) -> str:
         return ""
     if unit == "bytes":
         return format_bytes(value)
-    return f"{format_number(100 * value)}%" if unit == "ratio" else f"{format_number(value)} {unit}"
+    return f"{format_number(100 * value)}%" if unit == "ratio" else f"{format_number(value)} {unit}".strip()
 
 
 def change_text(value: float | None, unit: str) -> str:

@@ -23,7 +23,6 @@ from compress.results.report import DataRecord, Measurement
 _TEMPLATES = Environment(
     loader=PackageLoader("compress", ""), trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
 )
-_HEADS = ("what", "on", "value", "95% interval", "rows or samples")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
 
@@ -42,8 +41,10 @@ def render_card(template: str, data: ModelCardData, rows: Sequence[Measurement],
         interval = format_interval(metric, row.low, row.high) if row.low is not None else ""
         count = str(row.n) if row.n > 1 else ""
         measured.append((metric.title, row.target, format_value(metric, row.value), interval, count))
-    page = _TEMPLATES.get_template(template)
-    return str(ModelCard(page.render(front=data.to_yaml(line_break="\n"), heads=_HEADS, measured=measured, **values)))
+    heads = ("what", "on", "value", "95% interval", "rows or samples")
+    front = data.to_yaml(line_break="\n")
+    page = _TEMPLATES.get_template(template).render(front=front, heads=heads, measured=measured, **values)
+    return str(ModelCard(page))
 
 
 def card_data(licence: str, task: str, library: str, **fields: object) -> ModelCardData:

@@ -17,7 +17,7 @@ from compress.pipeline.licences import OF_RUN, RUNTIME, data_names
 from compress.plugins.provenance.run_view import RunView, plain_name
 from compress.recipe.recipe import START
 from compress.report.run_folder import MODEL, REPORT
-from compress.results.report import LicenceRecord, Measurement
+from compress.results.report import LicenceRecord
 from compress.utils.environment import MISSING, package_versions
 from compress.utils.storage import digest_file
 
@@ -49,9 +49,8 @@ def run_sbom(run: RunView) -> str:
             **_licence_fields(record.licence),
             "properties": _properties((name, value) for name, value in properties.items() if value),
         }
-    model = _model(run, [*parents.values()], data)
-    # Other components refer to a component by its `bom-ref`.
     serial = uuid.uuid5(_NAMESPACE, digest_file(run.folder / REPORT))
+    # Other components refer to a component by its `bom-ref`.
     used = [part["bom-ref"] for part in (*data, *packages)]
     bill = {
         "$schema": f"http://cyclonedx.org/schema/bom-{_SPEC}.schema.json",
@@ -62,7 +61,7 @@ def run_sbom(run: RunView) -> str:
         "metadata": {
             **({"timestamp": run.report.started} if run.report.started else {}),
             "tools": {"components": [{"type": "application", "name": "compress", "version": __version__}]},
-            "component": model,
+            "component": _model(run, [*parents.values()], data),
         },
         "components": [*data, *packages],
         "dependencies": [{"ref": "model", "dependsOn": used}, *({"ref": name} for name in used)],
@@ -72,16 +71,25 @@ def run_sbom(run: RunView) -> str:
 
 def _model(run: RunView, parents: list[Part], data: list[Part]) -> Part:
     """Return the component of the model itself."""
-    config = read_json(run.folder / MODEL / "config.json") if (run.folder / MODEL / "config.json").is_file() else {}
+    file = run.folder / MODEL / "config.json"
+    config = read_json(file) if file.is_file() else {}
     kind, classes = config.get("model_type"), config.get("architectures")
     architecture = {"architectureFamily": kind, "modelArchitecture": classes[0] if classes else None}
+    metrics = []
+    for row in run.metrics:
+        # CycloneDX stores numbers as text, and `repr` keeps all digits.
+        metric: Part = {"type": f"{row.metric} ({row.unit})", "value": repr(row.value)}
+        metric["slice"] = f"all rows, on {row.target}"
+        if row.low is not None and row.high is not None:
+            metric["confidenceInterval"] = {"lowerBound": repr(row.low), "upperBound": repr(row.high)}
+        metrics.append(metric)
     card = {
         "modelParameters": {
             "task": run.recipe.task,
             **{name: str(value) for name, value in architecture.items() if value},
             "datasets": [{"ref": part["bom-ref"]} for part in data],
         },
-        "quantitativeAnalysis": {"performanceMetrics": [_metric(row) for row in run.metrics]},
+        "quantitativeAnalysis": {"performanceMetrics": metrics},
         "considerations": {"technicalLimitations": run.notes},
     }
     return {
@@ -107,13 +115,13 @@ def _data(run: RunView) -> list[Part]:
     records = [record for record in run.licences if record.of.startswith(_ROWS)]
     # Data of this run is listed by split with the digest of its rows. Earlier runs have no digests here.
     by_name = {record.name: record for record in records if OF_RUN not in record.of}
+    earlier_records = {record.of: record for record in records if OF_RUN in record.of}
     recipe, names = run.recipe.data, [*data_names(run.recipe.data)]
     components = []
     for split, digest in run.lock.get("data", {}).items():
         reference = recipe.splits.get(split, split)
         source = plain_name(next((name for name in names if reference.startswith(name)), recipe.source or reference))
         components.append(_dataset(f"data:{split}", f"{source} ({split})", by_name.get(source), digest))
-    earlier_records = {record.of: record for record in records if OF_RUN in record.of}
     components += [_dataset(of, of.removeprefix("data "), record, None) for of, record in earlier_records.items()]
     return components
 
@@ -127,7 +135,6 @@ def _dataset(ref: str, name: str, record: LicenceRecord | None, digest: str | No
         record: Its licence, if known.
         digest: SHA-256 of rows and class names, if known.
     """
-    properties = {"compress:sha256-of": "rows and class names"} if digest else {}
     return {
         "type": "data",
         "bom-ref": ref,
@@ -135,7 +142,7 @@ def _dataset(ref: str, name: str, record: LicenceRecord | None, digest: str | No
         **(_hash(digest) if digest else {}),
         **_licence_fields(record.licence if record else NOT_STATED),
         "data": [{"type": "dataset", "name": name}],
-        "properties": _properties(properties.items()),
+        "properties": _properties([("compress:sha256-of", "rows and class names")] if digest else []),
     }
 
 
@@ -158,20 +165,6 @@ def _packages(run: RunView) -> list[Part]:
         for name, version in sorted(versions.items())
         if version != MISSING
     ]
-
-
-def _metric(row: Measurement) -> Part:
-    """Return a measurement as a performance metric of CycloneDX."""
-    # CycloneDX stores numbers as text, and `repr` keeps all digits.
-    interval = {}
-    if row.low is not None and row.high is not None:
-        interval = {"confidenceInterval": {"lowerBound": repr(row.low), "upperBound": repr(row.high)}}
-    return {
-        "type": f"{row.metric} ({row.unit})",
-        "value": repr(row.value),
-        "slice": f"all rows, on {row.target}",
-        **interval,
-    }
 
 
 def _licence_fields(expression: str) -> Part:

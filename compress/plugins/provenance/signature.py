@@ -17,9 +17,6 @@ from pathlib import Path
 from compress.utils.errors import BundleError, InputError
 
 _HEAD, _TAIL = "-----BEGIN SSH SIGNATURE-----", "-----END SSH SIGNATURE-----"
-_COLUMNS = 70
-_SECONDS = 60
-_SIGNER = "signer"
 _KEY_TYPE = re.compile(r"^(ssh|ecdsa|sk-ssh|sk-ecdsa)-[\w.@-]+$")
 
 
@@ -106,8 +103,6 @@ def _check_signer(folder: Path, signer: Path, signed: SignedFile, content: bytes
     """
     with tempfile.TemporaryDirectory() as scratch:
         allowed, identity = signer.resolve(), None
-        # ssh-keygen verifies against a file of allowed signers only, so a public key is wrapped into one.
-        # The keys of a public key file, or None for `allowed_signers`, which only `ssh-keygen` interprets.
         try:
             text = signer.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -116,15 +111,11 @@ def _check_signer(folder: Path, signer: Path, signed: SignedFile, content: bytes
         # A key is a type followed by base64. Lines of `allowed_signers` have principals before that.
         if not any(_KEY_TYPE.match(field) for fields in lines for field in fields[:-1]):
             raise InputError("This is no public key.", where=str(signer), expected="the .pub file of the signer's key")
-        if (
-            keys := (
-                [" ".join(fields[:2]) for fields in lines]
-                if all(_KEY_TYPE.match(fields[0]) for fields in lines)
-                else None
-            )
-        ) is not None:
-            allowed, identity = Path(scratch) / "allowed_signers", _SIGNER
-            allowed.write_text("".join(f'{identity} namespaces="{signed.namespace}" {key}\n' for key in keys))
+        # ssh-keygen verifies against a file of allowed signers only, so a public key is wrapped into one.
+        if all(_KEY_TYPE.match(fields[0]) for fields in lines):
+            allowed, identity = Path(scratch) / "allowed_signers", "signer"
+            start = f'{identity} namespaces="{signed.namespace}"'
+            allowed.write_text("".join(f"{start} {' '.join(fields[:2])}\n" for fields in lines))
         options = ["-f", str(allowed), "-n", signed.namespace, "-s", signed.signature]
         if identity is None:
             process = _ssh_keygen(["-Y", "find-principals", *options], folder, content)
@@ -149,7 +140,7 @@ def _check_armour(path: Path) -> None:
     except (ValueError, binascii.Error):
         body = b""
     text = base64.b64encode(body).decode()
-    lines = [text[start : start + _COLUMNS] for start in range(0, len(text), _COLUMNS)]
+    lines = [text[start : start + 70] for start in range(0, len(text), 70)]
     if content != ("\n".join([_HEAD, *lines, _TAIL]) + "\n").encode():
         raise BundleError("The signature was changed after it was written.", where=str(path))
 
@@ -164,7 +155,7 @@ def _ssh_keygen(arguments: list[str], folder: Path, content: bytes) -> subproces
         )
     command = [program, *arguments]
     try:
-        return subprocess.run(command, cwd=folder, input=content, capture_output=True, timeout=_SECONDS, check=False)
+        return subprocess.run(command, cwd=folder, input=content, capture_output=True, timeout=60, check=False)
     except subprocess.TimeoutExpired as error:
         raise InputError("ssh-keygen does not answer.", where=" ".join(command)) from error
 

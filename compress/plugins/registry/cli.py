@@ -104,17 +104,15 @@ def show(version: _Version, registry: _Root = _ROOT, json_: _Json = False) -> No
     rows = [row.model_copy(update={"raw": None}) for row in report.measurements if row.model == FINAL]
     actions = [entry.model_dump(mode="json") for entry in state.entries_of(selected.name, selected.number)]
     if json_:
-        size = {"size_bytes": contents.size_bytes, "model": contents.model_digest}
-        fields = {**_fields(state, selected), "contents": {**contents.model_dump(mode="json"), **size}}
+        files = {**contents.model_dump(mode="json"), "size_bytes": contents.size_bytes, "model": contents.model_digest}
         measurements = [row.model_dump(mode="json") for row in rows]
-        _print(True, {**fields, "measurements": measurements, "history": actions})
+        _print(True, {**_fields(state, selected), "contents": files, "measurements": measurements, "history": actions})
         return
-    _print(False, None, f"{selected.reference}: {selected.summary}", f"recipe {contents.recipe}, run {selected.run}")
-    _print(
-        False, None, f"{len(contents.files)} files, {contents.size_bytes / 1e6:.2f} MB, model {contents.model_digest}"
-    )
+    size = f"{len(contents.files)} files, {contents.size_bytes / 1e6:.2f} MB, model {contents.model_digest}"
+    origin = f"recipe {contents.recipe}, run {selected.run}"
+    _print(False, None, f"{selected.reference}: {selected.summary}", origin, size)
     show_view(render_rows(rows))
-    _print(False, None, *(_line(entry) for entry in actions))
+    _print(False, None, *map(_line, actions))
 
 
 @app.command()

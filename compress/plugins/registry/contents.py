@@ -137,8 +137,7 @@ class FileStore(Protocol):
 
 def contents_of(version: Version, objects: FileStore) -> VersionContents:
     """Return the contents of a version. Raises `InputError` if its record is missing, damaged or of a newer schema."""
-    fault = objects.fault(version.record)
-    if fault is not None:
+    if fault := objects.fault(version.record):
         raise faulty(version, {"the list of its files": fault})
     return parse_contents(version, objects.read(version.record))
 
@@ -172,8 +171,7 @@ def check_files(version: Version, contents: VersionContents, objects: ObjectStor
         thorough: Read every byte, and not only the sizes.
     """
     by_path = {path: objects.fault(file.sha256, file.size_bytes, thorough) for path, file in contents.files.items()}
-    faults = {path: fault for path, fault in by_path.items() if fault is not None}
-    if faults:
+    if faults := {path: fault for path, fault in by_path.items() if fault is not None}:
         raise faulty(version, faults)
 
 

@@ -50,7 +50,6 @@ class LogReader:
     def apply(self, lines: Iterable[bytes]) -> Self:
         """Check lines and apply their entries to the state."""
         for line in lines:
-            # The entry of the next line after checking it.
             if not is_valid_line(self.check, line):
                 raise self.damaged("it is not what was written")
             body = line[65:]

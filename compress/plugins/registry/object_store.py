@@ -115,12 +115,8 @@ class ObjectStore:
         tokens = []
         for token in sorted({path.stem for path in self._within(INCOMING)}):
             lock = self.root / INCOMING / f"{token}.lock"
-            # A running writer creates its lock before its folder.
-            if not lock.exists():
-                tokens.append(token)
-                continue
-            # A lock that can be taken at once belongs to no running process.
-            with contextlib.suppress(TimeoutError), FileLock(lock, 0):
+            # A running writer creates its lock before its folder. A lock that can be taken at once is nobody's.
+            with contextlib.suppress(TimeoutError), FileLock(lock, 0) if lock.exists() else contextlib.nullcontext():
                 tokens.append(token)
         return tokens
 
@@ -140,8 +136,7 @@ class ObjectStore:
 
     def verified_path(self, digest: str) -> Path:
         """Return the path of the file with a digest. Raises `InputError` if it is missing or damaged."""
-        fault = self.fault(digest)
-        if fault is not None:
+        if fault := self.fault(digest):
             raise InputError(
                 f"The file {digest[:12]} of the registry is {fault}.",
                 where=str(self.path(digest)),

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compress.plugins.registry.contents import VersionContents
-from compress.plugins.registry.registry import Registry, Stamp, check_name
-from compress.plugins.registry.state import CHAMPION, Entry, GateOutcome, Promoted, State, Version
-from compress.report.compare.formatting import change_sentence
+from compress.plugins.registry.registry import Registry, check_name
+from compress.plugins.registry.state import CHAMPION, GateOutcome, Promoted, Version
+from compress.report.compare.formatting import judgement_text
 from compress.report.compare.gate import GateResult, find_policy, judge_comparison, recipe_policy
 from compress.report.compare.reports import compare_reports
 from compress.report.rows import limit_bound
@@ -23,7 +23,6 @@ class Promotion:
     """Result of a promotion. ``entry`` is None if it was refused or the alias already referred to the version."""
 
     version: Version
-    alias: str
     entry: Promoted | None
     judged: GateOutcome
     result: GateResult | None = None
@@ -64,51 +63,27 @@ def promote(registry: Registry, request: PromotionRequest) -> Promotion:
         # Nothing changes, so no entry is written.
         if current == version:
             judged = GateOutcome(against=current.number, status="passed")
-            return Promotion(version, request.alias, None, judged, already=True)
+            return Promotion(version, None, judged, already=True)
         judged, result = _judge(registry, version, contents, current, request)
         if judged.status == "failed" and not request.force:
-            return Promotion(version, request.alias, None, judged, result)
-        entry = _write(registry, version, current, judged, request)
-        if entry is not None:
-            return Promotion(version, request.alias, entry, judged, result)
+            return Promotion(version, None, judged, result)
+        with registry.writing() as (state, stamp, add):
+            unchanged = state.version_of_alias(version.name, request.alias) == current
+            if unchanged and state.versions[version.name][version.number] == version:
+                entry = Promoted(
+                    **stamp,
+                    name=version.name,
+                    version=version.number,
+                    alias=request.alias,
+                    before=current and current.number,
+                    gate=judged,
+                    forced=judged.status == "failed",
+                    why=request.why.strip(),
+                )
+                add(entry)
+                return Promotion(version, entry, judged, result)
         # Another process changed the alias after the comparison, so the loop compares with the new version.
         registry.note(f"The {request.alias} has changed meanwhile: it is compared again.")
-
-
-def _write(
-    registry: Registry, version: Version, current: Version | None, judged: GateOutcome, request: PromotionRequest
-) -> Promoted | None:
-    """Add the entry, unless another process has promoted or retired something in the meantime.
-
-    Args:
-        registry: The registry.
-        version: The version to promote.
-        current: The version that the alias refers to.
-        judged: Result of the gate.
-        request: The request.
-
-    Returns:
-        The entry, or None if the state has changed.
-    """
-
-    def decide(state: State, stamp: Stamp) -> Entry | None:
-        if state.version_of_alias(version.name, request.alias) != current:
-            return None
-        if state.versions[version.name][version.number] != version:
-            return None
-        return Promoted(
-            **stamp,
-            name=version.name,
-            version=version.number,
-            alias=request.alias,
-            before=current and current.number,
-            gate=judged,
-            forced=judged.status == "failed",
-            why=request.why.strip(),
-        )
-
-    entry = registry.write(decide)
-    return entry if isinstance(entry, Promoted) else None
 
 
 def _judge(
@@ -148,12 +123,7 @@ def _judge(
         failed = (*missed, f"not compared: {error.what}")
         return GateOutcome(against=current.number, status="failed", failed=failed), None
     result = judge_comparison(comparison, policy)
-    failures = []
-    for judgement in result.having("failed"):
-        part = f" on the slice {judgement.slice}" if judgement.slice else ""
-        change = change_sentence(judgement.change) if judgement.change else f"{judgement.metric}: {judgement.reason}"
-        failures.append(f"{change}{part}, where {judgement.margin} is allowed")
-    failed = (*missed, *failures)
+    failed = (*missed, *map(judgement_text, result.having("failed")))
     return GateOutcome(against=current.number, status="failed" if failed else result.status, failed=failed), result
 
 

@@ -66,27 +66,23 @@ class Registry:
             )
         return self.log.state()
 
-    def write(self, decide: Callable[[State, Stamp], Entry | None]) -> Entry | None:
-        """Lock the registry and add the entry that ``decide`` returns, if any; it is durable once this returns."""
-        with self.holding(decide) as entry:
-            return entry
-
     @contextlib.contextmanager
-    def holding(self, decide: Callable[[State, Stamp], Entry | None]) -> Iterator[Entry | None]:
-        """Lock the registry, add the entry that ``decide`` returns, and yield it before another process can write."""
-        with self.log.writing() as add:
+    def writing(self) -> Iterator[tuple[State, Stamp, Callable[[Entry], None]]]:
+        """Lock the registry, and yield its state, the stamp of a new entry, and a function that adds it durably."""
+        with self.log.writing() as append:
             state = self.log.state_so_far
             stamp = Stamp(at=datetime.now(UTC).astimezone().isoformat(timespec="seconds"), who=_who())
             if not state.entries:
-                add(Began(**stamp))
-            last = state.entries[-1].at
-            entry = decide(state, stamp)
-            if entry is not None:
+                append(Began(**stamp))
+
+            def add(entry: Entry) -> None:
+                last = state.entries[-1].at
                 # The order of entries is that of the log, since clocks of several machines differ.
                 if datetime.fromisoformat(last) > datetime.fromisoformat(entry.at):
                     self.note(f"This machine's clock stands before {last}, the last entry's: the order is the log's.")
-                add(entry)
-            yield entry
+                append(entry)
+
+            yield state, stamp, add
 
     def register(self, run: Path, name: str, bundle: Path | None = None, note: str = "") -> tuple[Version, bool]:
         """Make a run's files a version of a model.
@@ -106,31 +102,18 @@ class Registry:
         check_name(name, "a model")
         with self.objects.incoming() as incoming:
             record, report = add_run(run, bundle, incoming)
-            equal_versions: list[Version] = []
-
-            def decide(state: State, stamp: Stamp) -> Entry | None:
-                versions = state.versions.get(name, {})
+            with self.writing() as (state, stamp, add):
                 # Files come before the entry that names them, and replace damaged ones even if no entry is new.
                 incoming.admit(incoming.sealed)
-                matches = (version for version in versions.values() if version.record == record and not version.retired)
+                versions = state.versions.get(name, {})
                 # Equal files give the same record, so registering a run twice gives one version.
-                equal_versions.extend(matches)
-                if equal_versions:
-                    return None
-                return Registered(
-                    **stamp,
-                    name=name,
-                    version=max(versions, default=0) + 1,
-                    record=record,
-                    run=str(run),
-                    summary=summary(report),
-                    note=note,
-                )
-
-            entry = self.write(decide)
-        if isinstance(entry, Registered):
-            return self.log.state_so_far.versions[name][entry.version], True
-        return equal_versions[0], False
+                for version in versions.values():
+                    if version.record == record and not version.retired:
+                        return version, False
+                number = max(versions, default=0) + 1
+                fields = {"name": name, "version": number, "record": record, "run": str(run)}
+                add(Registered(**stamp, **fields, summary=summary(report), note=note))
+                return state.versions[name][number], True
 
     def contents(self, version: Version) -> VersionContents:
         """Return the contents of a version."""
@@ -145,22 +128,19 @@ class Registry:
     def rollback(self, name: str, alias: str, why: str = "") -> RolledBack:
         """Let an alias refer to its previous version. Only the sizes of files are checked, so that this is fast."""
         self.state()
-
-        def decide(state: State, stamp: Stamp) -> Entry:
+        with self.writing() as (state, stamp, add):
             current, previous = state.find(f"{name}@{alias}"), state.previous(name, alias)
             # A rollback is an emergency, so it must not read gigabytes first.
             check_files(previous, self.contents(previous), self.objects, thorough=False)
-            return RolledBack(**stamp, name=name, version=previous.number, alias=alias, before=current.number, why=why)
-
-        entry = self.write(decide)
-        assert isinstance(entry, RolledBack)
+            fields = {"name": name, "version": previous.number, "alias": alias, "before": current.number, "why": why}
+            entry = RolledBack.model_validate(stamp | fields)
+            add(entry)
         return entry
 
     def retire(self, reference: str, why: str = "") -> Version:
         """Retire a version. Raises `InputError` if an alias refers to it."""
         self.state()
-
-        def decide(state: State, stamp: Stamp) -> Entry | None:
+        with self.writing() as (state, stamp, add):
             version = state.find(reference)
             # An alias must always lead to a version with files.
             aliases = [alias for alias, number in state.aliases(version.name).items() if number == version.number]
@@ -169,12 +149,9 @@ class Registry:
                     f"{version.reference} is the {aliases[0]} and cannot be retired.",
                     hint=f"promote another first: compress registry promote {version.name}@VERSION --as {aliases[0]}",
                 )
-            if version.retired:
-                return None
-            return Retired(**stamp, name=version.name, version=version.number, why=why)
-
-        self.write(decide)
-        return self.log.state_so_far.find(reference)
+            if not version.retired:
+                add(Retired(**stamp, name=version.name, version=version.number, why=why))
+            return state.find(reference)
 
     def pull(self, reference: str, output: Path, replace: bool = False) -> Version:
         """Copy a version into the folder ``output``, which then equals its run's folder; every byte is checked.

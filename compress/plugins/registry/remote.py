@@ -49,7 +49,6 @@ class Remote:
     def __init__(self, url: str) -> None:
         self.url = url
         with self._errors():
-            # The file system of an address, and the path in it.
             try:
                 import fsspec
                 from fsspec.config import conf
@@ -70,8 +69,7 @@ class Remote:
                     where=url,
                     expected="s3://bucket/folder, sftp://user@host/folder, or another that fsspec knows",
                 ) from error
-            self._system, base = (system, str(path))
-        self._base = base.rstrip("/")
+        self._system, self._base = system, str(path).rstrip("/")
 
     def lines(self) -> list[bytes]:
         """Return the lines of its log, or nothing if it is empty.

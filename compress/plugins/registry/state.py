@@ -92,10 +92,7 @@ class Collected(_Action):
     versions: tuple[tuple[str, int], ...]
 
 
-Entry = Annotated[
-    Began | Registered | Promoted | RolledBack | Retired | Collected,
-    Field(discriminator="kind"),
-]
+Entry = Annotated[Began | Registered | Promoted | RolledBack | Retired | Collected, Field(discriminator="kind")]
 ENTRY: TypeAdapter[Entry] = TypeAdapter(Entry)
 
 
@@ -136,10 +133,8 @@ class State:
             case Began():
                 pass
             case Registered():
-                version = Version(
-                    *(entry.name, entry.version, entry.record, entry.at, entry.who),
-                    *(entry.run, entry.summary, entry.note),
-                )
+                origin = (entry.record, entry.at, entry.who, entry.run)
+                version = Version(entry.name, entry.version, *origin, entry.summary, entry.note)
                 self.versions.setdefault(entry.name, {})[entry.version] = version
             case Promoted():
                 self.stacks.setdefault((entry.name, entry.alias), []).append(entry.version)

@@ -11,16 +11,14 @@ from typing import Literal
 from compress.plugins.registry.contents import FileStore, contents_of, needed_by
 from compress.plugins.registry.log import LOCK, LOG, Log
 from compress.plugins.registry.object_store import INCOMING, OBJECTS, freed_bytes
-from compress.plugins.registry.registry import Registry, Stamp
-from compress.plugins.registry.state import Collected, Entry, State, Version
+from compress.plugins.registry.registry import Registry
+from compress.plugins.registry.state import Collected, State, Version
 from compress.recipe.recipe import START
 from compress.report.run_folder import LOCK as RUN_LOCK
 from compress.utils.errors import InputError
 from compress.utils.progress import Progress, SilentProgress
 from compress.utils.pydantic_models import Frozen
 from compress.utils.storage import storage_errors
-
-_UNNEEDED = "no version needs it; `gc` removes it"
 
 
 class Fault(Frozen):
@@ -37,11 +35,32 @@ SILENT = SilentProgress()
 
 def verify(registry: Registry, progress: Progress = SILENT) -> tuple[Fault, ...]:
     """Return every file of the registry that is damaged, missing or surplus after reading all files."""
+    faults = []
+    # Forget what was read, so that every line of the log is checked again.
+    registry.log = Log(registry.root)
+    try:
+        registry.state()
+    except InputError as error:
+        if not registry.log.path.is_file() or "newer" in error.what:
+            raise
+        faults.append(Fault(path=LOG, fault="damaged", why=error.what))
+    else:
+        if unfinished := registry.log.unfinished():
+            why = f"{unfinished} bytes of a line that was cut short; the next writer removes them"
+            faults.append(Fault(path=LOG, fault="surplus", why=why))
     # A damaged log names fewer versions than exist, so no file can be called surplus then.
-    log_faults = list(_log_faults(registry))
-    complete = not any(fault.fault == "damaged" for fault in log_faults)
-    file_faults = object_faults(registry.log.state_so_far, registry.objects, progress, complete)
-    return (*log_faults, *file_faults, *_surplus(registry))
+    complete = not any(fault.fault == "damaged" for fault in faults)
+    faults += object_faults(registry.log.state_so_far, registry.objects, progress, complete)
+    # Look for files beside the log and the objects, and files that killed writers left.
+    left = {name for token in registry.objects.abandoned() for name in (token, f"{token}.lock")}
+    for path in sorted(registry.root.iterdir()):
+        if path.name == INCOMING:
+            why = "left by a killed writer; `gc` removes it"
+            abandoned = sorted(left & {entry.name for entry in path.iterdir()})
+            faults += [Fault(path=f"{INCOMING}/{name}", fault="surplus", why=why) for name in abandoned]
+        elif path.name not in (OBJECTS, LOG, LOCK):
+            faults.append(Fault(path=path.name, fault="surplus", why="no part of a registry"))
+    return tuple(faults)
 
 
 def object_faults(state: State, objects: FileStore, progress: Progress, complete: bool = True) -> Iterator[Fault]:
@@ -74,38 +93,7 @@ def object_faults(state: State, objects: FileStore, progress: Progress, complete
             of = tuple(needed.get(digest, ()))
             yield Fault.model_validate({"path": f"{OBJECTS}/{digest}", "fault": fault, "of": of})
         elif complete and digest not in needed:
-            yield Fault(path=f"{OBJECTS}/{digest}", fault="surplus", why=_UNNEEDED)
-
-
-def _log_faults(registry: Registry) -> Iterator[Fault]:
-    """Yield the faults of the log, which is read again from its first line."""
-    # Forget what was read, so that every line is checked again.
-    registry.log = Log(registry.root)
-    try:
-        registry.state()
-    except InputError as error:
-        if not registry.log.path.is_file() or "newer" in error.what:
-            raise
-        yield Fault(path=LOG, fault="damaged", why=error.what)
-    else:
-        unfinished = registry.log.unfinished()
-        if unfinished:
-            yield Fault(
-                path=LOG,
-                fault="surplus",
-                why=f"{unfinished} bytes of a line that was cut short; the next writer removes them",
-            )
-
-
-def _surplus(registry: Registry) -> Iterator[Fault]:
-    """Yield files beside the log and the objects, and files that killed writers left."""
-    left = {name for token in registry.objects.abandoned() for name in (token, f"{token}.lock")}
-    for path in sorted(registry.root.iterdir()):
-        if path.name == INCOMING:
-            for name in sorted(left & {entry.name for entry in path.iterdir()}):
-                yield Fault(path=f"{INCOMING}/{name}", fault="surplus", why="left by a killed writer; `gc` removes it")
-        elif path.name not in (OBJECTS, LOG, LOCK):
-            yield Fault(path=path.name, fault="surplus", why="no part of a registry")
+            yield Fault(path=f"{OBJECTS}/{digest}", fault="surplus", why="no version needs it; `gc` removes it")
 
 
 class Collection(Frozen):
@@ -125,23 +113,17 @@ def collect(registry: Registry, runs: Path, dry_run: bool) -> Collection:
     state = registry.state()
     if dry_run:
         return _garbage(registry, state, runs)[0]
-    collections: list[Collection] = []
-
-    def decide(state: State, stamp: Stamp) -> Entry | None:
-        collection, removed = _garbage(registry, state, runs)
-        collections.append(collection)
-        if not removed:
-            return None
-        return Collected(**stamp, versions=tuple((version.name, version.number) for version in removed))
-
     with storage_errors(registry.root):
         # The entry is durable before the first file is removed, and no other process can use the files meanwhile.
-        with registry.holding(decide):
-            for digest in collections[0].objects:
+        with registry.writing() as (state, stamp, add):
+            collection, removed = _garbage(registry, state, runs)
+            if removed:
+                add(Collected(**stamp, versions=tuple((version.name, version.number) for version in removed)))
+            for digest in collection.objects:
                 registry.objects.path(digest).unlink(missing_ok=True)
         # Files of killed writers are in no version.
         freed = registry.objects.remove_abandoned()
-    return collections[0].model_copy(update={"freed_bytes": collections[0].freed_bytes + freed})
+    return collection.model_copy(update={"freed_bytes": collection.freed_bytes + freed})
 
 
 def _garbage(registry: Registry, state: State, runs: Path) -> tuple[Collection, list[Version]]:

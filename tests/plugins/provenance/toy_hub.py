@@ -74,24 +74,16 @@ class _Handler(BaseHTTPRequestHandler):
             ModelCard(json.loads(body)["content"])
             self._answer({"errors": [], "warnings": []})
         elif self.path.endswith("/preupload/main"):
-            files = json.loads(body)["files"]
-            modes = {True: "lfs", False: "regular"}
-            file_modes = [{"path": file["path"], "uploadMode": modes[file["path"].endswith(".onnx")]} for file in files]
-            self._answer({"files": [{**file, "shouldIgnore": False} for file in file_modes]})
+            paths = [file["path"] for file in json.loads(body)["files"]]
+            modes = {path: "lfs" if path.endswith(".onnx") else "regular" for path in paths}
+            self._answer(
+                {"files": [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]}
+            )
         elif self.path.endswith(".git/info/lfs/objects/batch"):
             objects = json.loads(body)["objects"]
-            upload = {
-                wanted_object["oid"]: {"upload": {"href": f"{hub.address}/objects/{wanted_object['oid']}"}}
-                for wanted_object in objects
-            }
-            self._answer(
-                {
-                    "transfer": "basic",
-                    "objects": [
-                        {**wanted_object, "actions": upload[wanted_object["oid"]]} for wanted_object in objects
-                    ],
-                }
-            )
+            for entry in objects:
+                entry["actions"] = {"upload": {"href": f"{hub.address}/objects/{entry['oid']}"}}
+            self._answer({"transfer": "basic", "objects": objects})
         elif self.path.endswith("/commit/main") and hub.refuses:
             self._answer({"error": "You may not write here"}, 403)
         elif self.path.endswith("/commit/main"):

@@ -28,6 +28,7 @@ from typer.testing import CliRunner
 
 from compress.cli import app
 from compress.plugins.registry import remote as remote_module
+from compress.plugins.registry.contents import VersionContents
 from compress.plugins.registry.promotion import PromotionRequest, promote
 from compress.plugins.registry.registry import Registry
 from compress.plugins.registry.remote import Remote, fetch, pull_remote, push, verify_remote
@@ -122,27 +123,24 @@ def test_of_two_that_send_at_once_one_is_told(registry: Registry, url: str, tmp_
     assert Remote(url).lines() == other.log.lines()
 
 
-class Vanishing:
-    """Lets ``calls`` through, cuts the next one short as a broken connection does, and refuses all after that."""
+@contextlib.contextmanager
+def vanishing(url: str, name: str, calls: int) -> Iterator[Remote]:
+    """A remote that lets ``calls`` through, cuts the next one short as a broken connection does, and then refuses."""
+    remote, left = Remote(url), calls
+    true: Callable[..., Any] = getattr(remote._system, name)
 
-    def __init__(self, remote: Remote, name: str, calls: int) -> None:
-        self.remote, self.left = remote, calls
-        self.true: Callable[..., Any] = getattr(remote._system, name)
+    def call(path: str, *content: bytes) -> Any:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            return true(path, *content)
+        if left == -1 and content:
+            true(path, content[0][: len(content[0]) // 2])
+        raise ConnectionResetError("Connection reset by peer")
 
-    def __call__(self, path: str, *content: bytes) -> Any:
-        if not self.left and content:
-            self.true(path, content[0][: len(content[0]) // 2])
-        if self.left <= 0:
-            self.left -= 1
-            raise ConnectionResetError("Connection reset by peer")
-        self.left -= 1
-        return self.true(path, *content)
-
-
-def vanishing(url: str, name: str, calls: int) -> tuple[Remote, pytest.MonkeyPatch]:
-    remote, patch = Remote(url), pytest.MonkeyPatch()
-    patch.setattr(remote._system, name, Vanishing(remote, name, calls))
-    return remote, patch
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StorageError, match="went away"):
+        patch.setattr(remote._system, name, call)
+        yield remote
 
 
 def test_a_remote_that_vanishes_while_it_is_sent_to_shows_what_it_had(registry: Registry, url: str) -> None:
@@ -151,10 +149,8 @@ def test_a_remote_that_vanishes_while_it_is_sent_to_shows_what_it_had(registry: 
     grow(registry, b"x" * 30_000)
     # The last time it is the entry itself that is cut short: what was sent before is not sent again.
     for calls in (0, 1, 2, 1):
-        remote, patch = vanishing(url, "pipe_file", calls)
-        with pytest.raises(StorageError, match="went away"):
+        with vanishing(url, "pipe_file", calls) as remote:
             push(registry, remote)
-        patch.undo()
         assert Remote(url).lines() == lines_before
         # Half a piece lies there, of a file that no entry names.
         assert all(not fault.of for fault in verify_remote(Remote(url)))
@@ -165,10 +161,8 @@ def test_a_remote_that_vanishes_while_it_is_sent_to_shows_what_it_had(registry: 
 
 def test_what_was_half_sent_is_not_sent_again(registry: Registry, url: str) -> None:
     whole = push(registry, Remote(f"{url}-other")).bytes
-    remote, patch = vanishing(url, "pipe_file", 5)
-    with pytest.raises(StorageError, match="went away"):
+    with vanishing(url, "pipe_file", 5) as remote:
         push(registry, remote)
-    patch.undo()
     assert 0 < push(registry, Remote(url)).bytes < whole - 20_000
 
 
@@ -176,17 +170,13 @@ def test_what_was_half_brought_is_gone_on_with(registry: Registry, url: str, tmp
     whole = push(registry, Remote(url)).bytes
     other = Registry(tmp_path / "other")
     for calls in (0, 2, 5, 9):
-        remote, patch = vanishing(url, "cat_file", calls)
-        with pytest.raises(StorageError, match="went away"):
+        with vanishing(url, "cat_file", calls) as remote:
             fetch(other, remote)
-        patch.undo()
         assert not other.log.path.exists() and not other.objects.names()
     assert 0 < fetch(other, Remote(url)).bytes < whole - 10_000
     assert verify(other) == ()
-    remote, patch = vanishing(url, "cat_file", 8)
-    with pytest.raises(StorageError, match="went away"):
+    with vanishing(url, "cat_file", 8) as remote:
         pull_remote(remote, "reviews@1", tmp_path / "out")
-    patch.undo()
     assert not (tmp_path / "out").exists()
     pull_remote(Remote(url), "reviews@1", tmp_path / "out")
     assert (tmp_path / "out" / MODEL).read_bytes() == WEIGHTS + b"\0"
@@ -242,13 +232,10 @@ def test_an_address_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         Remote("s3://models")
 
 
-def test_a_record_that_points_outside_is_refused(registry: Registry, url: str, tmp_path: Path) -> None:
-    from compress.plugins.registry.contents import VersionContents
-
+def test_a_record_that_points_outside_is_refused() -> None:
+    files = {"../x": {"size_bytes": 1, "sha256": "0" * 64}}
     with pytest.raises(ValueError, match="points outside"):
-        VersionContents.model_validate(
-            {"recipe": "x", "started": None, "files": {"../x": {"size_bytes": 1, "sha256": "0" * 64}}}
-        )
+        VersionContents.model_validate({"recipe": "x", "started": None, "files": files})
 
 
 @pytest.fixture
@@ -319,11 +306,8 @@ def test_a_real_s3_server_vanishes_half_way_and_is_gone_on_with(tmp_path: Path) 
     made_registry(tmp_path)
     answer = json.loads(S3.run(Path(__file__).with_name("on_s3.py"), str(tmp_path)))
     assert "went away" in answer["vanished"] and answer["lines after"] == 0
-    assert answer["second"]["entries"] == 5 and answer["third"] == {**answer["third"], "entries": 0, "bytes": 0}
+    assert answer["sent entries"] == 5 and answer["same log"]
     assert answer["faults there"] == answer["faults here"] == []
-    assert answer["same log"] and answer["pulled"] == "reviews@2"
-    assert [answer["of"], "damaged"] in answer["damaged"]
-    assert (tmp_path / "pulled" / MODEL).read_bytes() == WEIGHTS + b"\1"
 
 
 ROOT = Path(__file__).parents[3]
@@ -440,8 +424,6 @@ class Ci:
 
     def champion(self) -> bytes:
         """The weights that everybody pulls."""
-        from compress.plugins.registry.remote import Remote, pull_remote
-
         served_folder = self.folder / f"served-{len(list(self.folder.glob('served-*')))}"
         pull_remote(Remote(f"file://{self.far}"), "reviews@champion", served_folder)
         return (served_folder / "model" / "onnx" / "model.onnx").read_bytes()

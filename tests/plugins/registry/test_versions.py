@@ -13,21 +13,20 @@ from typing import Any
 
 import pytest
 from disks import mounted
-from registry import flip_bytes, kill_writers, made_run, time_rollback
-from typer.testing import CliRunner, Result
+from registry import flip_bytes, kill_writers, made_run
+from typer.testing import CliRunner
 
 from compress.cli import app
 from compress.plugins.registry import registry as registry_module
 from compress.plugins.registry.log import line_check
-from compress.plugins.registry.promotion import PromotionRequest, promote
-from compress.plugins.registry.promotion import tracked_versions as tracked_versions
+from compress.plugins.registry.promotion import PromotionRequest, promote, tracked_versions
 from compress.plugins.registry.registry import Registry
 from compress.plugins.registry.state import GateOutcome, Promoted
 from compress.plugins.registry.upkeep import Fault, collect, verify
 from compress.report.tracking import mirror
 from compress.results.report import LimitResult, load_report
-from compress.utils.errors import CompressError, InputError, StorageError
-from compress.utils.storage import digest_directory
+from compress.utils.errors import InputError, StorageError
+from compress.utils.storage import digest_directory, digest_file
 
 MODEL = "model/onnx/model.onnx"
 
@@ -92,11 +91,7 @@ def test_a_bundle_is_kept_if_it_was_made_of_the_run(registry: Registry, tmp_path
     run, other = made_run(tmp_path / "run", b"weights"), made_run(tmp_path / "other", b"others", accuracy=0.8)
     bundle = tmp_path / "bundle"
     bundle.mkdir()
-    digests = {name: digest_directory(run_folder) for name, run_folder in (("run", run), ("other", other))}
-    assert digests["run"] != digests["other"]
-    import hashlib
-
-    made_of = hashlib.sha256((run / "report.json").read_bytes()).hexdigest()
+    made_of = digest_file(run / "report.json")
     (bundle / "manifest.json").write_text(json.dumps({"provenance": {"report_sha256": made_of}}))
     with pytest.raises(InputError, match="made of another run"):
         registry.register(other, "reviews", bundle)
@@ -144,12 +139,8 @@ def test_a_worse_version_is_refused_unless_somebody_says_why(registry: Registry)
     done = promote(registry, PromotionRequest("reviews@2", force=True, why="the other is not licensed"))
     newest_entry = registry.state().entries[-1]
     assert newest_entry == done.entry and isinstance(newest_entry, Promoted)
-    assert (newest_entry.forced, newest_entry.why, newest_entry.gate.status, newest_entry.before) == (
-        True,
-        "the other is not licensed",
-        "failed",
-        1,
-    )
+    assert (newest_entry.forced, newest_entry.why) == (True, "the other is not licensed")
+    assert (newest_entry.gate.status, newest_entry.before) == ("failed", 1)
     assert promote(registry, PromotionRequest("reviews@2")).already
     assert registry.state().entries[-1] == newest_entry
     # Better than what is there now.
@@ -378,20 +369,9 @@ def test_a_changed_byte_anywhere_is_found_and_named(tmp_path: Path) -> None:
     assert flip_bytes(tmp_path, 30) == (30, 30)
 
 
-def test_after_a_rollback_the_old_bytes_are_served(tmp_path: Path) -> None:
-    _, same = time_rollback(tmp_path, versions=3, megabytes=1)
-    assert same
-
-
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Address of a database, which MLflow creates at its first use."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/runs.db"
-
-
 @pytest.mark.filterwarnings("ignore")
-def test_a_registry_has_the_same_versions_aliases_and_figures_there(uri: str, tmp_path: Path) -> None:
-    mlflow = pytest.importorskip("mlflow")
+def test_a_registry_has_the_same_versions_aliases_and_figures_there(tmp_path: Path) -> None:
+    mlflow, uri = pytest.importorskip("mlflow"), f"sqlite:///{tmp_path}/runs.db"
     registry = Registry(tmp_path / "registry")
     for number, accuracy in enumerate((0.9, 0.5)):
         registry.register(made_run(tmp_path / f"run-{number}", bytes([number]), accuracy), "reviews")
@@ -412,13 +392,9 @@ def test_a_registry_has_the_same_versions_aliases_and_figures_there(uri: str, tm
     assert client.get_model_version("reviews", "2").tags["compress.retired"] == "true"
 
 
-def invoke(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, ["registry", *map(str, arguments)])
-
-
 def answer(*arguments: str | Path, code: int = 0) -> Any:
     """The JSON that a command writes."""
-    result = invoke(*arguments, "--json")
+    result = CliRunner().invoke(app, ["registry", *map(str, arguments), "--json"])
     assert result.exit_code == code, (result.output, result.exception)
     return json.loads(result.stdout)
 
@@ -446,6 +422,9 @@ def test_a_night_goes_wrong_and_the_way_back(place: Path) -> None:
     assert not forced["refused"] and answer("aliases", "reviews") == {"reviews": {"champion": 2}}
     assert answer("rollback", "reviews", "--why", "it was only one")["version"] == 1
     assert [row["aliases"] for row in answer("list")] == [["champion"], []]
+    for command in ("list", "show reviews@2", "history", "aliases", "verify"):
+        written = CliRunner().invoke(app, ["registry", *command.split()])
+        assert written.exit_code == 0 and written.stdout
     shown = answer("show", "reviews@2")
     assert [entry["kind"] for entry in shown["history"]] == ["registered", "promoted"]
     assert shown["history"][1]["forced"] and shown["history"][1]["why"] == "for a demonstration"
@@ -466,28 +445,6 @@ def test_a_night_goes_wrong_and_the_way_back(place: Path) -> None:
     log = place / "artifacts" / "registry" / "log"
     log.write_bytes(log.read_bytes() + b"torn")
     assert [fault["path"] for fault in answer("verify", code=1)["faults"]] == ["log"]
-
-
-def test_what_people_read(place: Path) -> None:
-    for command in (
-        ("register", "good", "--name", "reviews"),
-        ("promote", "reviews@1"),
-        ("register", "bad", "--name", "reviews"),
-    ):
-        assert invoke(*command).exit_code == 0
-    refused = invoke("promote", "reviews@2")
-    assert refused.exit_code == 1
-    assert "reviews@2 is not made the champion, compared with reviews@1: failed" in refused.stdout
-    assert "90.00% → 50.00%" in refused.stdout and "--force --why" in refused.stderr
-    assert invoke("aliases").stdout == "reviews@champion = reviews@1\n"
-    assert "Accuracy 90.00%" in invoke("show", "reviews@champion").stdout
-    assert "registered reviews@2" in invoke("history", "reviews").stdout
-    listed = invoke("list").stdout
-    assert "reviews@1" in listed and "champion" in listed
-    nothing = invoke("rollback", "reviews").exception
-    assert isinstance(nothing, InputError) and "nothing to go back to" in str(nothing)
-    unknown = invoke("show", "reviews@champio").exception
-    assert isinstance(unknown, CompressError) and "'champion'" in str(unknown)
 
 
 def test_a_registry_imports_no_torch(tmp_path: Path) -> None:

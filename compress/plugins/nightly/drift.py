@@ -13,7 +13,6 @@ from compress.recipe.policy import Policy
 
 MACHINE = "machine"
 REFERENCE = "reference_"
-BASELINE = "baseline"
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,13 @@ def drift_finding(drift: MetricDrift, series: Sequence[Series], nights: Mapping[
     words = [f"the level {verb} by {line.written(drift.effect)}"]
     if drift.machine is not None:
         words.append(f"{line.written(drift.net)} after the change of the machine's own speed")
-    words += _companions(series, drift)
+    # No stage changes the starting model. If it moved in the same direction, the cause lies elsewhere.
+    for other in series:
+        if (other.model, other.metric, other.target, other.host) == ("baseline", line.metric, line.target, line.host):
+            change = _change_between_levels(other, line, drift.best, drift.now)
+            if change is not None and line.loss(change) >= drift.margin / 2:
+                size = line.written(change)
+                words.append(f"the baseline model moved by {size} too, so look at the runtime or the machine")
     words += changes_on_night(nights, line.entry, drift.first)
     return NightFinding(
         entry=line.entry,
@@ -116,8 +121,13 @@ def drift_finding(drift: MetricDrift, series: Sequence[Series], nights: Mapping[
         target=line.target,
         effect=drift.effect,
         what="; ".join(words),
-        since=nights[drift.first].label if drift.first in nights else f"night {drift.first}",
+        since=night_label(nights, drift.first),
     )
+
+
+def night_label(nights: Mapping[int, Night], number: int) -> str:
+    """Return the label of a night, or its number if it is not among ``nights``."""
+    return nights[number].label if number in nights else f"night {number}"
 
 
 def _machine_change(series: Sequence[Series], line: Series, best: TrendLevel, now: TrendLevel) -> float | None:
@@ -125,12 +135,11 @@ def _machine_change(series: Sequence[Series], line: Series, best: TrendLevel, no
     if line.described.style not in TIMES:
         return None
     # Reference kernels are measured with every benchmark and depend on the machine alone.
-    kernels = [
-        other
+    changes = [
+        _change_between_levels(other, line, best, now)
         for other in series
         if other.model == MACHINE and other.metric.startswith(REFERENCE) and other.host == line.host
     ]
-    changes = [_change_between_levels(kernel, line, best, now) for kernel in kernels]
     return max((change for change in changes if change is not None), key=abs, default=None)
 
 
@@ -145,16 +154,6 @@ def _change_between_levels(other: Series, line: Series, best: TrendLevel, now: T
             return None
         medians.append(median(values))
     return other.effect(*medians)
-
-
-def _companions(series: Sequence[Series], drift: MetricDrift) -> Iterator[str]:
-    """Yield a sentence if the starting model, which no stage changes, moved in the same direction."""
-    line = drift.series
-    for other in series:
-        if (other.model, other.metric, other.target, other.host) == (BASELINE, line.metric, line.target, line.host):
-            change = _change_between_levels(other, line, drift.best, drift.now)
-            if change is not None and line.loss(change) >= drift.margin / 2:
-                yield f"the baseline model moved by {line.written(change)} too, so look at the runtime or the machine"
 
 
 def changes_on_night(nights: Mapping[int, Night], entry: str, first: int) -> Iterator[str]:
@@ -174,7 +173,7 @@ def changes_on_night(nights: Mapping[int, Night], entry: str, first: int) -> Ite
     for name in sorted(previous.software.keys() | after.software.keys()):
         old, new = previous.software.get(name), after.software.get(name)
         if old != new:
-            yield f"{name} {'none' if old is None else old} \u2192 {'none' if new is None else new}"
+            yield f"{name} {old or 'none'} \u2192 {new or 'none'}"
 
 
 def _outcome_digest(night: Night, entry: str) -> str:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -18,59 +18,38 @@ from typing import NamedTuple
 import psutil
 
 from compress.plugins.monitoring.record import DriftReport
-from compress.plugins.nightly.record import EntryOutcome, NightFinding, Status
+from compress.plugins.nightly.record import EntryOutcome, NightFinding
 from compress.plugins.nightly.suite import SuiteEntry
 from compress.recipe.loading import dump_recipe, read_recipe
 from compress.recipe.policy import Policy
 from compress.recipe.recipe import Recipe
 from compress.report.compare.baseline import load_baseline
-from compress.report.compare.change import MetricChange
-from compress.report.compare.gate import GateResult, Judgement, judge_comparison
+from compress.report.compare.formatting import judged_name, judgement_text
+from compress.report.compare.gate import GateResult, judge_comparison
 from compress.report.compare.reports import compare_reports
 from compress.report.rows import limit_bound, limit_result
 from compress.report.run_folder import REPORT
-from compress.results.formatting import format_number, format_value
-from compress.results.metrics import describe_metric
 from compress.results.report import Measurement, Report, load_report
 from compress.utils.errors import CompressError, InputError
 from compress.utils.storage import storage_errors
 
 GRACE_SECONDS = 20.0
 """Time between SIGTERM and SIGKILL."""
-_TAIL_LINES = 12
-
-
-@dataclass(frozen=True)
-class EntryEvaluation:
-    """Findings of an entry that ran, and the policy and baseline that were applied.
-
-    ``accepted`` is the time at which the baseline was measured. Drift that is older was accepted with it.
-    """
-
-    findings: tuple[NightFinding, ...]
-    notes: tuple[str, ...]
-    policy: Policy
-    accepted: str | None = None
-    result: GateResult | None = None
-
-    @property
-    def summary(self) -> str:
-        """Return the result of the gate in a few words."""
-        if self.result is None:
-            return "limits kept, no baseline to compare with"
-        warned = len(self.result.having("warned"))
-        unknown = f", {warned} of them not known" if warned else ""
-        return f"{len(self.result.judgements)} metrics against the baseline{unknown}"
 
 
 @dataclass(frozen=True)
 class EntryResult:
-    """Outcome of an entry, its findings, and the measurements for the history."""
+    """Outcome of an entry, its findings, and the measurements for the history.
+
+    ``policy`` is the policy that was applied, None for an entry that failed. ``accepted`` is the time at which the
+    baseline was measured. Drift that is older was accepted with it.
+    """
 
     outcome: EntryOutcome
     findings: tuple[NightFinding, ...] = ()
     rows: tuple[Measurement, ...] = ()
-    evaluation: EntryEvaluation | None = None
+    policy: Policy | None = None
+    accepted: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +70,7 @@ class EntryRun:
         try:
             recipe = read_recipe(self.home / self.entry.recipe, self.entry.overrides)
         except CompressError as error:
-            return self._failed(self._outcome("", 2, 0.0, None), str(error))
+            return self._failed(EntryOutcome(entry=self.entry.label, status="failed", exit_code=2), str(error))
         entry_limit = math.inf if self.entry.time_limit_minutes is None else self.entry.time_limit_minutes * 60
         limit = min(entry_limit, left_seconds)
         output, log = folder / REPORT, folder / "run.log"
@@ -104,22 +83,19 @@ class EntryRun:
             ended = _run_compress(command, output, log, limit)
         # The digest of the resolved recipe shows later whether a change of level came with a change of the recipe.
         digest = hashlib.sha256(dump_recipe(recipe).encode()).hexdigest()[:16]
-        outcome = self._outcome(digest, ended.exit_code, ended.seconds, log)
+        outcome = EntryOutcome(
+            entry=self.entry.label,
+            status="failed",
+            exit_code=ended.exit_code,
+            seconds=ended.seconds,
+            recipe_digest=digest,
+            log=relative(log),
+        )
         failure = _failure(ended, log, limit, by_budget=entry_limit > left_seconds)
         if failure:
             return self._failed(outcome, failure)
         result = self._evaluate(recipe, outcome, output)
         return result if self.entry.recent is None else self.check_drift(result, recipe, folder, limit - ended.seconds)
-
-    def _outcome(self, digest: str, exit_code: int, seconds: float, log: Path | None) -> EntryOutcome:
-        return EntryOutcome(
-            entry=self.entry.label,
-            status="failed",
-            exit_code=exit_code,
-            seconds=seconds,
-            recipe_digest=digest,
-            log=log and relative(log),
-        )
 
     def _failed(self, outcome: EntryOutcome, reason: str) -> EntryResult:
         finding = NightFinding(entry=self.entry.label, kind="stage", what=f"failed: {reason}")
@@ -136,18 +112,17 @@ class EntryRun:
                 first = f"{row.metric} of {row.model} is {row.value}"
                 return self._failed(outcome, f"not every measurement is a finite number: {first}")
         policy = self.entry.policy or recipe.gate or self.policy
-        evaluation = evaluate_entry(self.entry.label, report, self.baseline, policy)
-        status: Status = "missed" if evaluation.findings else "passed"
+        findings, notes, summary, accepted = evaluate_entry(self.entry.label, report, self.baseline, policy)
         changes = {
-            "status": status,
-            "reason": evaluation.findings[0].short if evaluation.findings else evaluation.summary,
+            "status": "missed" if findings else "passed",
+            "reason": findings[0].short if findings else summary,
             "report": relative(output),
-            "notes": evaluation.notes,
+            "notes": notes,
             "noise": str((report.environment.get("noise") or {}).get("verdict", "")),
         }
         # The history holds no raw samples. They stay in the report.
         rows = tuple(row.model_copy(update={"raw": None}) for row in report.measurements)
-        return EntryResult(outcome.model_copy(update=changes), evaluation.findings, rows, evaluation)
+        return EntryResult(outcome.model_copy(update=changes), tuple(findings), rows, policy, accepted)
 
     def check_drift(self, result: EntryResult, recipe: Recipe, folder: Path, left_seconds: float) -> EntryResult:
         """Add a finding for each drift that `compress drift` reports for today's inputs.
@@ -169,30 +144,26 @@ class EntryRun:
             outcome = result.outcome.model_copy(update={"status": "failed"})
             failed = self._failed(outcome, f"drift of use cannot be looked for: {failure}")
             return replace(result, outcome=failed.outcome, findings=(*result.findings, *failed.findings))
-        return with_drift_findings(result, DriftReport.model_validate_json(output.read_text(encoding="utf-8")))
+        drifts = [
+            NightFinding(
+                entry=self.entry.label,
+                kind="limit",
+                metric=f"use_{test.name}",
+                effect=test.effect,
+                what=f"drift of use, {test.title}: {test.advice}",
+            )
+            for test in DriftReport.model_validate_json(output.read_text(encoding="utf-8")).having("drift")
+        ]
+        if not drifts:
+            return result
+        reason = result.outcome.reason if result.findings else drifts[0].short
+        outcome = result.outcome.model_copy(update={"status": "missed", "reason": reason})
+        return replace(result, outcome=outcome, findings=(*result.findings, *drifts))
 
 
-def with_drift_findings(result: EntryResult, report: DriftReport) -> EntryResult:
-    """Return the result with a finding for each drift of today's inputs."""
-    entry = result.outcome.entry
-    drifts = [
-        NightFinding(
-            entry=entry,
-            kind="limit",
-            metric=f"use_{test.name}",
-            effect=test.effect,
-            what=f"drift of use, {test.title}: {test.advice}",
-        )
-        for test in report.having("drift")
-    ]
-    if not drifts:
-        return result
-    reason = result.outcome.reason if result.findings else drifts[0].short
-    outcome = result.outcome.model_copy(update={"status": "missed", "reason": reason})
-    return replace(result, outcome=outcome, findings=(*result.findings, *drifts))
-
-
-def evaluate_entry(entry: str, report: Report, baseline: Path | None, policy: Policy) -> EntryEvaluation:
+def evaluate_entry(
+    entry: str, report: Report, baseline: Path | None, policy: Policy
+) -> tuple[list[NightFinding], tuple[str, ...], str, str | None]:
     """Apply the limits of the report and the gate against the baseline.
 
     A missing baseline is a note. A baseline that cannot be compared is a finding.
@@ -202,36 +173,37 @@ def evaluate_entry(entry: str, report: Report, baseline: Path | None, policy: Po
         report: Report of its run.
         baseline: Path of its baseline, None if the suite names no folder of baselines.
         policy: Policy of the gate.
+
+    Returns:
+        Findings, notes, a summary for an entry without findings, and the time at which the baseline was measured.
     """
-    findings = []
-    for limit in report.missed:
-        findings.append(
-            NightFinding(
-                entry=entry,
-                kind="limit",
-                metric=limit.metric,
-                target=limit.target,
-                effect=None if limit.ratio is None else limit.ratio - 1,
-                what=f"missed its limit of {limit_bound(limit)}: found {limit_result(report, limit)}",
-            )
+    findings = [
+        NightFinding(
+            entry=entry,
+            kind="limit",
+            metric=limit.metric,
+            target=limit.target,
+            effect=None if limit.ratio is None else limit.ratio - 1,
+            what=f"missed its limit of {limit_bound(limit)}: found {limit_result(report, limit)}",
         )
+        for limit in report.missed
+    ]
     notes = [f"{skip.target} was skipped: {skip.reason}" for skip in report.skipped]
     if baseline is None or not baseline.is_file():
-        lack = (
-            f"at {baseline.name} in the suite's baselines" if baseline else ": the suite names no folder of baselines"
-        )
+        lack = ": the suite names no folder of baselines"
+        if baseline is not None:
+            lack = f"at {baseline.name} in the suite's baselines"
         notes.append(f"no baseline {lack}; `compress gate RUN --baseline FILE --update` writes one")
-        return EntryEvaluation(tuple(findings), tuple(notes), policy)
+        return findings, tuple(notes), "limits kept, no baseline to compare with", None
     try:
         reference = load_baseline(baseline)
         comparison = compare_reports(reference, report, policy, names=(baseline.name, f"{entry} tonight"))
     except CompressError as error:
         findings.append(NightFinding(entry=entry, kind="gate", what=f"cannot be compared with its baseline: {error}"))
-        return EntryEvaluation(tuple(findings), tuple(notes), policy)
+        return findings, tuple(notes), "", None
     # Failed metrics are findings. Metrics that the gate could not decide are notes, since noise is no regression.
     result = judge_comparison(comparison, policy)
     for judgement in result.having("failed"):
-        change = judgement.change
         part = f"on the slice {judgement.slice}: " if judgement.slice else ""
         findings.append(
             NightFinding(
@@ -239,43 +211,26 @@ def evaluate_entry(entry: str, report: Report, baseline: Path | None, policy: Po
                 kind="gate",
                 metric=judgement.metric,
                 target=judgement.target,
-                effect=change.effect if change else None,
-                what=part + (_change_words(change, judgement) if change else judgement.reason),
+                effect=judgement.change.effect if judgement.change else None,
+                # The finding itself names metric and target.
+                what=part + judgement_text(judgement).partition(": ")[2],
             )
         )
-    notes += _inconclusive(result.having("warned"))
-    return EntryEvaluation(tuple(findings), (*notes, *comparison.notes), policy, reference.started, result)
+    notes += _inconclusive(result)
+    unknown = f", {len(result.having('warned'))} of them not known" if result.having("warned") else ""
+    summary = f"{len(result.judgements)} metrics against the baseline{unknown}"
+    return findings, (*notes, *comparison.notes), summary, reference.started
 
 
-def _change_words(change: MetricChange, judgement: Judgement) -> str:
-    """Return `6.1% higher than the baseline (4.2% to 8.0%), where 5% is allowed: 0.98 ms → 1.04 ms`."""
-    metric = describe_metric(change.metric, change.unit)
-    direction = "higher" if change.effect > 0 else "lower"
-    size = _size(change, abs(change.effect)).removeprefix("+")
-    interval = "" if change.confidence is None else f" ({_size(change, change.low)} to {_size(change, change.high)})"
-    values = f"{format_value(metric, change.baseline)} \u2192 {format_value(metric, change.candidate)}"
-    if change.verdict != "worse":
-        return f"can't tell whether it got worse by {judgement.margin}{interval}: {values}"
-    return f"{size} {direction} than the baseline{interval}, where {judgement.margin} is allowed: {values}"
-
-
-def _size(change: MetricChange, effect: float) -> str:
-    unit = " points" if change.scale == "absolute" else "%"
-    return f"{'+' if effect > 0 else '-' if effect < 0 else ''}{format_number(abs(effect) * 100, 2)}{unit}"
-
-
-def _inconclusive(judgements: Iterable[Judgement]) -> list[str]:
-    """Return a line for each target and reason with the metrics that the gate could not decide."""
+def _inconclusive(result: GateResult) -> Iterator[str]:
+    """Yield a note for each target and reason with the metrics that the gate could not decide."""
     metrics: dict[tuple[str, str], list[str]] = {}
-    for judgement in judgements:
-        part = f" on the slice {judgement.slice}" if judgement.slice else ""
-        name = f"{judgement.metric}{part} ({judgement.margin})"
+    for judgement in result.having("warned"):
+        name = f"{judged_name(judgement)} ({judgement.margin})"
         metrics.setdefault((judgement.target, judgement.reason), []).append(name)
-    return [
-        f"can't tell on {target} whether these got worse by their margins: {', '.join(names)}"
-        + (f"; {reason}" if reason else "")
-        for (target, reason), names in metrics.items()
-    ]
+    for (target, reason), names in metrics.items():
+        note = f"can't tell on {target} whether these got worse by their margins: {', '.join(names)}"
+        yield note + (f"; {reason}" if reason else "")
 
 
 def relative(path: Path) -> str:
@@ -315,11 +270,12 @@ def run_process(
     began = time.monotonic()
     with output.open("wb") as out, log.open("wb") as err:
         # In a session of its own, Ctrl-C at the terminal reaches this process alone, which then ends the command.
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True, env=dict(os.environ)
-        )
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True)
+        timed_out = False
         try:
-            timed_out = not _ends_within(process, limit_seconds)
+            process.wait(limit_seconds)
+        except subprocess.TimeoutExpired:
+            timed_out = True
         # This also runs on Ctrl-C, so that no process outlives the night.
         finally:
             # End the process and its descendants, first with SIGTERM, then with SIGKILL.
@@ -328,10 +284,9 @@ def run_process(
             with contextlib.suppress(psutil.NoSuchProcess):
                 parent = psutil.Process(process.pid)
                 members = [parent, *parent.children(recursive=True)]
-            if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.send_signal(signal.SIGTERM)
-                _ends_within(process, grace_seconds)
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(grace_seconds)
             for member in members:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     member.kill()
@@ -340,14 +295,6 @@ def run_process(
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     return EndedProcess(process.returncode, time.monotonic() - began, timed_out)
-
-
-def _ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
 
 
 def _failure(ended: EndedProcess, log: Path, limit_seconds: float, by_budget: bool) -> str:
@@ -360,7 +307,7 @@ def _failure(ended: EndedProcess, log: Path, limit_seconds: float, by_budget: bo
     lines = [line.rstrip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     # `compress` prints its error at the end, after progress messages.
     errors = [index for index, line in enumerate(lines) if line.startswith("error: ")]
-    message = "\n".join(lines[errors[-1] :] if errors else lines[-_TAIL_LINES:])
+    message = "\n".join(lines[errors[-1] :] if errors else lines[-12:])
     if ended.exit_code < 0:
         name = signal.Signals(-ended.exit_code).name
         hint = " (the system may have run out of memory)" if name == "SIGKILL" else ""

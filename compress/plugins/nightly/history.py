@@ -7,7 +7,6 @@ complete or absent, and two nights that end at the same time are both added.
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import sqlite3
@@ -203,34 +202,20 @@ class NightHistory:
         self._note = note
 
     def append(self, night: Night, rows: Rows) -> Night:
-        """Add a night. Return it with its number, and with a note if the clock went back since the previous night.
-
-        Raises `InputError` for a value that is not finite; nothing is added then.
-        """
-        # Check everything before the transaction begins.
-        for entry, measured in rows.items():
-            for row in measured:
-                for name in ("value", "low", "high"):
-                    value = getattr(row, name) or 0.0
-                    if not math.isfinite(value):
-                        raise InputError(
-                            f"A {name} that is no finite number cannot go into the history: {value}.",
-                            where=f"{entry}: {row.metric} of {row.model} on {row.target}",
-                            expected="a finite number",
-                            hint="find out why the measurement gave none; nothing of this night was added",
-                        )
+        """Add a night. Return it with its number, and with a note if the clock went back since the previous night."""
         with self._open(create=True) as connection:
             assert connection is not None, "a new history is created"
-            night = night.model_copy(update={"notes": (*night.notes, *_clock_notes(connection, night))})
+            # A clock that went back is reported, and the order of numbers is kept.
+            query = "SELECT started FROM nights WHERE suite = ? ORDER BY night DESC LIMIT 1"
+            last = connection.execute(query, (night.suite,)).fetchone()
+            if last and datetime.fromisoformat(last[0]) > datetime.fromisoformat(night.started):
+                note = f"The clock says {night.started}, which is before the night before ({last[0]}); nights keep "
+                night = night.model_copy(update={"notes": (*night.notes, f"{note}their order.")})
             host = {"host": night.host.digest, "host_words": night.host.words}
             of_night = {"suite": night.suite, "started": night.started, **host}
-            values = {
-                **of_night,
-                "seconds": night.seconds,
-                "software": json.dumps(night.software, sort_keys=True),
-                "commit_id": night.commit,
-                "notes": json.dumps(night.notes),
-            }
+            software, notes = json.dumps(night.software, sort_keys=True), json.dumps(night.notes)
+            values = {**of_night, "seconds": night.seconds, "software": software, "commit_id": night.commit}
+            values["notes"] = notes
             # SQLite assigns the number, so that two nights that end together get different ones.
             number = connection.execute(_insert("nights", values), values).lastrowid
             night = night.model_copy(update={"number": number})
@@ -243,8 +228,8 @@ class NightHistory:
                 values_of = [{"entry": entry, **row.model_dump(exclude={"raw"})} for row in measured]
                 _insert_many(connection, "measurements", night, values_of)
             connection.execute("COMMIT")
-            # Back up after the commit, so that a backup contains complete nights only.
-            # Write a backup. An error is noted only, because the night itself is in the history.
+            # Back up after the commit, so that a backup contains complete nights only. An error is noted only, because
+            # the night itself is in the history.
             try:
                 write_backup(connection, self.path)
             except (OSError, sqlite3.OperationalError) as error:
@@ -260,8 +245,25 @@ class NightHistory:
                 return ()
             outcomes = _grouped(connection, "outcomes", EntryOutcome.model_fields)
             findings = _grouped(connection, "findings", NightFinding.model_fields)
-            query = "SELECT * FROM nights WHERE suite = ? ORDER BY night"
-            return tuple(_night(dict(row), outcomes, findings) for row in connection.execute(query, (suite,)))
+            rows = connection.execute("SELECT * FROM nights WHERE suite = ? ORDER BY night", (suite,)).fetchall()
+        return tuple(
+            Night(
+                suite=row["suite"],
+                started=row["started"],
+                seconds=row["seconds"],
+                host=Host(digest=row["host"], words=row["host_words"]),
+                software=json.loads(row["software"]),
+                commit=row["commit_id"],
+                number=row["night"],
+                outcomes=tuple(
+                    EntryOutcome.model_validate({**fields, "notes": json.loads(fields["notes"])})
+                    for fields in outcomes.get(row["night"], ())
+                ),
+                findings=tuple(NightFinding.model_validate(fields) for fields in findings.get(row["night"], ())),
+                notes=json.loads(row["notes"]),
+            )
+            for row in rows
+        )
 
     def series(self, suite: str) -> tuple[Series, ...]:
         """Return the series of every metric of a suite and every host, in the order of the rows."""
@@ -273,17 +275,16 @@ class NightHistory:
             LEFT JOIN outcomes ON outcomes.night = nights.night AND outcomes.entry = measurements.entry
             WHERE nights.suite = ? ORDER BY measurements.night, measurements.rowid
         """
-        series: dict[tuple[str, ...], list[TrendPoint]] = {}
+        points: dict[tuple[str, ...], list[TrendPoint]] = {}
         units: dict[tuple[str, ...], str] = {}
         with self._open() as connection:
             for row in connection.execute(query, (suite,)) if connection else ():
                 # The first six columns identify the series, the last one is its unit.
-                point = TrendPoint(row[6], row[7], row[8], row[9], row[10], bool(row[11]))
-                series.setdefault(row[:6], []).append(point)
+                points.setdefault(row[:6], []).append(TrendPoint._make((*row[6:11], bool(row[11]))))
                 units[row[:6]] = row[12]
         return tuple(
-            Series(entry, model, metric, target, units[key], Host(digest=digest, words=words), tuple(points))
-            for key, points in series.items()
+            Series(entry, model, metric, target, units[key], Host(digest=digest, words=words), tuple(points[key]))
+            for key in points
             for entry, model, metric, target, digest, words in [key]
         )
 
@@ -350,15 +351,6 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _clock_notes(connection: sqlite3.Connection, night: Night) -> tuple[str, ...]:
-    query = "SELECT started FROM nights WHERE suite = ? ORDER BY night DESC LIMIT 1"
-    row = connection.execute(query, (night.suite,)).fetchone()
-    # A clock that went back is reported, and the order of numbers is kept.
-    if row is None or datetime.fromisoformat(row[0]) <= datetime.fromisoformat(night.started):
-        return ()
-    return (f"The clock says {night.started}, which is before the night before ({row[0]}); nights keep their order.",)
-
-
 def _insert(table: str, values: Mapping[str, object]) -> str:
     return f"INSERT INTO {table} ({', '.join(values)}) VALUES ({', '.join(f':{name}' for name in values)})"
 
@@ -379,22 +371,3 @@ def _grouped(connection: sqlite3.Connection, table: str, fields: Iterable[str]) 
         (_, number), *values = dict(row).items()
         rows.setdefault(number, []).append(dict(values))
     return rows
-
-
-def _night(row: _Row, outcomes: dict[int, list[_Row]], findings: dict[int, list[_Row]]) -> Night:
-    number = row["night"]
-    return Night(
-        suite=row["suite"],
-        started=row["started"],
-        seconds=row["seconds"],
-        host=Host(digest=row["host"], words=row["host_words"]),
-        software=json.loads(row["software"]),
-        commit=row["commit_id"],
-        number=number,
-        outcomes=tuple(
-            EntryOutcome.model_validate({**fields, "notes": tuple(map(str, json.loads(fields["notes"])))})
-            for fields in outcomes.get(number, ())
-        ),
-        findings=tuple(NightFinding.model_validate(fields) for fields in findings.get(number, ())),
-        notes=tuple(map(str, json.loads(row["notes"]))),
-    )

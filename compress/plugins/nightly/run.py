@@ -7,13 +7,12 @@ import hashlib
 import json
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
 from statistics import median
-from types import FrameType
 from typing import Any
 
 from compress.pipeline.run import with_absolute_paths
@@ -37,25 +36,24 @@ from compress.utils.progress import Progress, SilentProgress
 from compress.utils.storage import storage_errors
 
 NIGHTS, RUNS = "nights", "runs"
-_KINDS = ("gate", "limit", "drift")
 
 
 def last_passed(nights: Iterable[Night], entry: str) -> Night | None:
     """Return the last of ``nights`` in which the entry passed."""
-    passed = [night for night in nights if (outcome := night.outcome(entry)) and outcome.status == "passed"]
-    return max(passed, key=lambda night: night.number, default=None)
+    passed = (night for night in nights if (outcome := night.outcome(entry)) and outcome.status == "passed")
+    return max(passed, key=attrgetter("number"), default=None)
 
 
 def previous_night(nights: Mapping[int, Night], entry: str, first: int) -> Night | None:
     """Return the last night before number ``first`` that has a report of the entry."""
-    earlier = [night for number, night in nights.items() if number < first]
-    reported = [night for night in earlier if (outcome := night.outcome(entry)) and outcome.report is not None]
-    return max(reported, key=lambda night: night.number, default=None)
+    earlier = (night for number, night in nights.items() if number < first)
+    reported = (night for night in earlier if (outcome := night.outcome(entry)) and outcome.report is not None)
+    return max(reported, key=attrgetter("number"), default=None)
 
 
 def with_weight_changes(finding: NightFinding, words: str | None) -> NightFinding:
     """Return a finding about a metric with the result of `describe_weight_changes` added to it."""
-    if not words or finding.kind not in _KINDS:
+    if not words or finding.kind in ("stage", "budget"):
         return finding
     return finding.model_copy(update={"what": f"{finding.what}; {words}"})
 
@@ -170,19 +168,22 @@ class NightRun:
             folder = create_run_folder(self.artifacts / NIGHTS / self.suite.name, started)
         results: dict[str, EntryResult] = {}
         interrupted = False
+        # A service manager ends a night by SIGTERM, which acts as Ctrl-C meanwhile.
+        previous_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            with _termination_interrupts():
-                if self.workers is not None:
-                    seconds = self.suite.budget_minutes * 60
-                    prefetch_stages(self.suite.entries, self.home, self.artifacts, self.workers, seconds, self.progress)
-                # Entries that the last night had no time for run first, so that no entry starves.
-                last = earlier[-1].outcomes if earlier else ()
-                starved = {outcome.entry for outcome in last if outcome.status == "not run"}
-                for entry in sorted(self.suite.entries, key=lambda entry: entry.label not in starved):
-                    results[entry.label] = self._run_entry(entry, folder / entry.label, earlier)
+            if self.workers is not None:
+                seconds = self.suite.budget_minutes * 60
+                prefetch_stages(self.suite.entries, self.home, self.artifacts, self.workers, seconds, self.progress)
+            # Entries that the last night had no time for run first, so that no entry starves.
+            last = earlier[-1].outcomes if earlier else ()
+            starved = {outcome.entry for outcome in last if outcome.status == "not run"}
+            for entry in sorted(self.suite.entries, key=lambda entry: entry.label not in starved):
+                results[entry.label] = self._run_entry(entry, folder / entry.label, earlier)
         # The entries that finished are still worth recording.
         except KeyboardInterrupt:
             interrupted = True
+        finally:
+            signal.signal(signal.SIGTERM, previous_handler)
         # The record lists the entries in the order of the suite, whatever the order of execution.
         ordered = [
             results.get(entry.label) or _not_run(entry, "the night was interrupted") for entry in self.suite.entries
@@ -239,10 +240,10 @@ class NightRun:
         by_number = {other.number: other for other in (*earlier, numbered)}
         drifts: list[NightFinding] = []
         for result in results:
-            if result.evaluation is None:
+            if result.policy is None:
                 continue
             entry_series = [line for line in series if line.entry == result.outcome.entry]
-            for drift in find_drifts(entry_series, result.evaluation.policy, result.evaluation.accepted, numbered):
+            for drift in find_drifts(entry_series, result.policy, result.accepted, numbered):
                 finding = drift_finding(drift, entry_series, by_number)
                 if not drift.fails:
                     self._note(f"{finding.sentence}: not counted, since the machine explains it")
@@ -341,20 +342,6 @@ def _with_since(finding: NightFinding, earlier: Sequence[Night], host: Host) -> 
             break
         first = night
     return finding.model_copy(update={"since": first.label}) if first else finding
-
-
-@contextlib.contextmanager
-def _termination_interrupts() -> Iterator[None]:
-    """Have SIGTERM, by which a service manager ends a night, act as Ctrl-C."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def host_of(environment: Mapping[str, Any]) -> Host:

@@ -13,11 +13,11 @@ from typing import Literal, NamedTuple, get_args
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from compress.plugins.nightly.drift import MACHINE, REFERENCE, changes_on_night
+from compress.plugins.nightly.drift import MACHINE, REFERENCE, changes_on_night, night_label
 from compress.plugins.nightly.entry_run import relative
 from compress.plugins.nightly.record import EntryOutcome, Night, Status
 from compress.plugins.nightly.run import NightResult
-from compress.plugins.nightly.trend import Series, TrendLevel, TrendPoint
+from compress.plugins.nightly.trend import Series, TrendPoint
 from compress.report.junit import JunitCase, JunitSuite, junit_xml
 from compress.report.pages import render, render_markdown
 from compress.report.plot import Frame, Plot, Scale, element, line, polyline_points, scale_around, text, with_tooltip
@@ -33,12 +33,8 @@ _STYLES = {"passed": "green", "missed": "bold red", "failed": "bold red", "not r
 
 def night_table(night: Night) -> RenderableType:
     """Return the outcomes as a table, then every finding with its culprit, then the notes."""
-    columns = [
-        TableColumn("Entry"),
-        TableColumn("Verdict"),
-        TableColumn("Time", right=True, rank=1),
-        TableColumn("Outcome"),
-    ]
+    columns = [TableColumn("Entry"), TableColumn("Verdict"), TableColumn("Time", right=True, rank=1)]
+    columns.append(TableColumn("Outcome"))
     table = ResponsiveTable(f"{night.suite}, {night.label}", columns)
     for outcome in night.outcomes:
         table.add(outcome.entry, (outcome.status, _STYLES[outcome.status]), _duration(outcome), outcome.short_reason)
@@ -65,21 +61,18 @@ def night_junit(night: Night) -> str:
 
     An entry that failed is an error, one that missed a limit a failure, and one that did not run is skipped.
     """
-    return junit_xml(night.suite, [_suite(night, outcome) for outcome in night.outcomes], night.seconds)
-
-
-def _suite(night: Night, outcome: EntryOutcome) -> JunitSuite:
-    classname = f"{night.suite}.{outcome.entry}"
-    state: Literal["error", "skipped", "passed"] = "passed"
-    if outcome.status in ("failed", "not run"):
-        state = "error" if outcome.status == "failed" else "skipped"
-    reason = "" if state == "passed" else outcome.reason
-    cases = [JunitCase(classname, "run", state, reason, reason, seconds=outcome.seconds)]
-    for finding in night.findings:
-        if finding.entry == outcome.entry and finding.kind in ("gate", "limit", "drift"):
-            name = f"{finding.kind} {finding.metric or ''} {finding.target or ''}".strip()
-            cases.append(JunitCase(classname, name, "failure", finding.sentence, finding.sentence, finding.kind))
-    return JunitSuite(outcome.entry, cases, outcome.seconds, night.started)
+    suites = []
+    states: dict[str, Literal["error", "skipped"]] = {"failed": "error", "not run": "skipped"}
+    for outcome in night.outcomes:
+        classname, state = f"{night.suite}.{outcome.entry}", states.get(outcome.status)
+        reason = outcome.reason if state else ""
+        cases = [JunitCase(classname, "run", state or "passed", reason, reason, seconds=outcome.seconds)]
+        for finding in night.findings:
+            if finding.entry == outcome.entry and finding.kind in ("gate", "limit", "drift"):
+                name = f"{finding.kind} {finding.metric or ''} {finding.target or ''}".strip()
+                cases.append(JunitCase(classname, name, "failure", finding.sentence, finding.sentence, finding.kind))
+        suites.append(JunitSuite(outcome.entry, cases, outcome.seconds, night.started))
+    return junit_xml(night.suite, suites, night.seconds)
 
 
 def _duration(outcome: EntryOutcome) -> str:
@@ -102,11 +95,8 @@ def write_night(result: NightResult, description: str = "") -> None:
 
 def night_json(result: NightResult) -> str:
     """Return the night as JSON, with its exit code and folder."""
-    content = {
-        **result.night.model_dump(mode="json"),
-        "exit_code": result.night.exit_code,
-        "folder": relative(result.folder),
-    }
+    content = result.night.model_dump(mode="json")
+    content |= {"exit_code": result.night.exit_code, "folder": relative(result.folder)}
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -127,7 +117,8 @@ def night_page(night: Night, nights: Sequence[Night], series: Sequence[Series], 
     """
     # Older nights would make the page too large to open.
     recent = {past.number for past in nights[-MOST_NIGHTS:]}
-    lines = [shortened for line in series if (shortened := _recent(line, recent)) is not None]
+    by_series = [(line, tuple(point for point in line.points if point.night in recent)) for line in series]
+    lines = [line if points == line.points else replace(line, points=points) for line, points in by_series if points]
     by_number = {past.number: past for past in nights}
     hosts = {line.host.digest: line.host.words for line in lines}
     models = {line.model: line.model for line in lines}
@@ -176,17 +167,10 @@ def is_main(series: Series) -> bool:
     return series.metric in {metric.name for metric in main_metrics({series.metric: series.unit})}
 
 
-def _recent(series: Series, recent: set[int]) -> Series | None:
-    points = tuple(point for point in series.points if point.night in recent)
-    if not points:
-        return None
-    return series if len(points) == len(series.points) else replace(series, points=points)
-
-
 def _entry(outcome: EntryOutcome, nights: Sequence[Night]) -> dict[str, object]:
     """Return the outcome of an entry tonight, and its status in each of the ``nights``."""
-    past = [night.outcome(outcome.entry) for night in nights]
-    statuses: list[Status] = ["not run" if other is None else other.status for other in past]
+    past = (night.outcome(outcome.entry) for night in nights)
+    statuses: list[Status] = [other.status if other else "not run" for other in past]
     counts = Counter(statuses)
     return {
         "outcome": outcome,
@@ -221,11 +205,6 @@ def _panel(series: Series, nights: Mapping[int, Night], several_hosts: bool) -> 
 
 
 _FRAME = Frame(480.0, 214.0, 68.0, 464.0, 42.0, 188.0)
-_LEAST_SPAN = 0.06
-"""Least height of the y-axis as a share of the value, so that noise in the last digit does not look large."""
-_LEAST_SPAN_OF_SHARE = 0.01
-_LABEL_WIDTH = 58.0
-_MANY = 60
 
 
 class LevelChange(NamedTuple):
@@ -242,25 +221,21 @@ class LevelChange(NamedTuple):
 
 def level_changes(series: Series, nights: Mapping[int, Night]) -> list[LevelChange]:
     """Return every change of level in the order of nights. Its state is `other` if the metric has no direction."""
-    return [_change(series, old, new, nights) for old, new in pairwise(series.levels)]
-
-
-def _change(series: Series, before: TrendLevel, after: TrendLevel, nights: Mapping[int, Night]) -> LevelChange:
-    first, effect = series.usable[after.first].night, series.effect(before.value, after.value)
-    loss, metric = series.loss(effect), series.described
-    return LevelChange(
-        series,
-        first,
-        _label(nights, first),
-        f"{format_value(metric, before.value)} \u2192 {format_value(metric, after.value)}",
-        "; ".join(changes_on_night(nights, series.entry, first)),
-        "worse" if loss > 0 else "better" if loss < 0 else "other",
-        series.written(effect),
-    )
-
-
-def _label(nights: Mapping[int, Night], number: int) -> str:
-    return nights[number].label if number in nights else f"night {number}"
+    changes, metric = [], series.described
+    for before, after in pairwise(series.levels):
+        first, effect = series.usable[after.first].night, series.effect(before.value, after.value)
+        loss = series.loss(effect)
+        change = LevelChange(
+            series,
+            first,
+            night_label(nights, first),
+            f"{format_value(metric, before.value)} \u2192 {format_value(metric, after.value)}",
+            "; ".join(changes_on_night(nights, series.entry, first)),
+            "worse" if loss > 0 else "better" if loss < 0 else "other",
+            series.written(effect),
+        )
+        changes.append(change)
+    return changes
 
 
 def trend_chart(series: Series, nights: Mapping[int, Night], failed: AbstractSet[int]) -> str:
@@ -274,7 +249,8 @@ def trend_chart(series: Series, nights: Mapping[int, Night], failed: AbstractSet
     x = Scale(first - 0.5, max(last, first + 1) + 0.5, _FRAME.left, _FRAME.right)
     values = [value for point in series.points for value in (point.value, point.low, point.high) if value is not None]
     middle = series.levels[-1].value if series.levels else series.points[-1].value
-    span = _LEAST_SPAN_OF_SHARE if series.is_share else _LEAST_SPAN * abs(middle)
+    # The axis has a least height, so that noise in the last digit does not look large.
+    span = 0.01 if series.is_share else 0.06 * abs(middle)
     plot = Plot(_FRAME, x, scale_around([*values, middle - span / 2, middle + span / 2], _FRAME.bottom, _FRAME.top))
     # A long unit is left out, since the heading shows it.
     plot.y_axis(
@@ -294,7 +270,7 @@ def trend_chart(series: Series, nights: Mapping[int, Night], failed: AbstractSet
     plot.add(plot.line([(point.night, point.value) for point in points], "curve"))
     _changes(plot, level_changes(series, nights))
     for point in points:
-        plot.add(_point(plot, series, point, _label(nights, point.night), point.night in failed))
+        plot.add(_point(plot, series, point, night_label(nights, point.night), point.night in failed))
     return plot.svg(f"{metric.title} of {series.model} of {series.entry} over {len(points)} nights")
 
 
@@ -312,7 +288,7 @@ def _changes(plot: Plot, changes: Sequence[LevelChange]) -> None:
     """Mark the first night of each new level, with its size above. Labels that would overlap use a second row."""
     ends = [-1e9, -1e9]
     for change in changes:
-        at, half = plot.x(change.first - 0.5), _LABEL_WIDTH / 2
+        at, half = plot.x(change.first - 0.5), 29.0
         middle = min(max(at, _FRAME.left + half), _FRAME.right - half)
         # A label that would overlap the last one of its row goes to the other row.
         row = 0 if middle - half >= ends[0] else 1
@@ -330,7 +306,7 @@ def _point(plot: Plot, series: Series, point: TrendPoint, label: str, failed: bo
     words += "\nthe gate failed" if failed else ""
     disturbed = point not in series.usable
     words += "\nthe machine was too disturbed: not judged" if disturbed else ""
-    radius = (4.5 if failed else 1.8) if len(series.points) > _MANY else (5.5 if failed else 3.0)
+    radius = (4.5 if failed else 1.8) if len(series.points) > 60 else (5.5 if failed else 3.0)
     css_class = f"point{' failed' if failed else ''}{' disturbed' if disturbed else ''}"
     # Hundreds of points show their tooltip to a pointer only. A keyboard moves from change to change.
     return plot.dot((point.night, point.value), radius, css_class, words, focus="-1")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +16,7 @@ from compress.results.report import Measurement
 
 SUITE = "made-up"
 HOST = Host(digest="00000000000000aa", words="An invented processor, 2 of 2 cores, 8.00 GB, Linux x86_64")
+METRICS = 40
 FIRST = datetime(2026, 8, 1, 2, 30, tzinfo=UTC)
 
 
@@ -61,6 +64,27 @@ def fill(history: NightHistory, values: Sequence[float], metric: str = "latency_
     """A night for each value, all of the final model of one entry."""
     for place, value in enumerate(values):
         history.append(night(place, [outcome()]), {"tiny": (row(metric, value, unit),)})
+
+
+WRITER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from nights import NightHistory, Path, add, ignore
+add(NightHistory(Path(sys.argv[2]), ignore), range(*map(int, sys.argv[4:])), sys.argv[3])
+"""
+
+
+def start_writer(path: Path, entry: str, *places: int) -> subprocess.Popen[str]:
+    """Start a process that adds the nights of ``range(*places)`` to a history."""
+    command = [sys.executable, "-c", WRITER, str(Path(__file__).parent), str(path), entry, *map(str, places)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def add(history: NightHistory, places: range, entry: str = "tiny") -> None:
+    """Nights of 40 rows, each of which has a value of its own."""
+    for place in places:
+        rows = tuple(row(f"metric_{index}", 100.0 * place + index, "ms", spread=0.01) for index in range(METRICS))
+        history.append(night(place, [outcome(entry)]), {entry: rows})
 
 
 def story(path: Path) -> NightHistory:

@@ -7,20 +7,17 @@ import random
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import disks
-import nights
 import pytest
-from nights import SUITE, ignore, night, outcome, row
+from nights import METRICS, SUITE, add, ignore, night, start_writer
 
 from compress.plugins.nightly.history import BACKUP_COUNT, NightHistory, backups_of, is_undamaged
 from compress.utils.errors import InputError, StorageError
 
-NIGHTS, METRICS, PAGE = 12, 40, 4096
+NIGHTS, PAGE = 12, 4096
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +33,6 @@ def path(whole: Path, tmp_path: Path) -> Path:
     """A copy of it."""
     shutil.copytree(whole, tmp_path / "kept")
     return tmp_path / "kept" / "history.sqlite"
-
-
-def add(history: NightHistory, places: range) -> None:
-    for night_number in places:
-        rows = tuple(
-            row(f"metric_{index}", 100.0 * night_number + index, "ms", spread=0.01) for index in range(METRICS)
-        )
-        history.append(night(night_number, [outcome()]), {"tiny": rows})
 
 
 def check_values(history: NightHistory) -> int:
@@ -185,29 +174,16 @@ def test_a_full_disk_leaves_a_damaged_file_until_there_is_room_for_its_backup(tm
         assert check_values(opened(path)[0]) == 3
 
 
-WRITER = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from pathlib import Path
-from nights import NightHistory, ignore, night, outcome, row
-history = NightHistory(Path(sys.argv[2]), ignore)
-for place in range(len(history.read("made-up")), 10_000):
-    rows = tuple(row(f"metric_{index}", 100.0 * place + index, "ms", spread=0.01) for index in range(40))
-    history.append(night(place, [outcome()]), {"tiny": rows})
-"""
-
-
 def test_a_process_that_is_killed_while_it_writes_leaves_whole_nights_and_sound_backups(tmp_path: Path) -> None:
     path, known, chance = tmp_path / "history.sqlite", 0, random.Random(5)
     for _ in range(6):
-        command = [sys.executable, "-c", WRITER, str(Path(nights.__file__).parent), str(path)]
-        writer = subprocess.Popen(command)
+        writer = start_writer(path, "tiny", known, 10_000)
         while not path.exists() or path.stat().st_mtime_ns == 0 or _count(path) <= known + 2:
             assert writer.poll() is None
             time.sleep(0.01)
         time.sleep(chance.random() * 0.1)
         os.kill(writer.pid, signal.SIGKILL)
-        writer.wait()
+        writer.communicate()
         night_count = check_values(NightHistory(path, ignore))
         assert night_count >= known + 2
         assert backups_of(path)

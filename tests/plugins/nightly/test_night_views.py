@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import nights
 import pytest
-from narrow import broken_words, shown
+from narrow import shown
 from nights import SUITE, ignore, night, outcome, row
 
 from compress.plugins.nightly.history import NightHistory
@@ -53,10 +53,7 @@ def test_console_and_markdown_name_the_culprit_and_since_when() -> None:
     out = shown(night_table(bad_night()), 160)
     assert "a: latency_ms on cpu: 6.1% higher, since night 3" in out
     assert "a, b: shared" in out
-    assert broken_words(night_table(bad_night()), 80) == []
-    text = night_markdown(bad_night())
-    assert "**a: latency_ms on cpu**: 6.1% higher, since night 3" in text
-    assert "| b | failed | 2 min 00 s | the disk is full |" in text
+    assert "**a: latency_ms on cpu**: 6.1% higher, since night 3" in night_markdown(bad_night())
 
 
 def test_junit_has_errors_failures_and_skips() -> None:
@@ -109,12 +106,3 @@ def test_lines_of_other_hosts_are_charts_of_their_own(tmp_path: Path) -> None:
     page = night_page(read[-1], read, history.series(SUITE))
     assert len(re.findall(r"<figure ", page)) == 2
     assert 'name="host"' in page
-
-
-def test_a_night_that_measured_nothing_has_a_page() -> None:
-    empty_night = night(
-        0, [outcome(status="failed", reason="no")], [NightFinding(entry="tiny", kind="stage", what="failed: no")]
-    )
-    page = night_page(empty_night, [empty_night], [])
-    assert "Nothing was measured yet." in page
-    assert "<form" not in page

@@ -197,13 +197,23 @@ def _findings(compared: FormatComparison, target: Target, reference: str) -> Ite
         first = bad[0]
         others = ", ".join(dict.fromkeys(departure.layer or departure.name for departure in bad[1:]))
         suffix = f"; so do {len(bad)} of {compared.parts}, also in {others}" if others else ""
+        rewrite = "write the file again; if that changes nothing, the runtime computes this operator in another way"
+        if first.bits >= 32:
+            advice = f"its weights or attributes are not the reference's: {rewrite}"
+        elif not FORMATS[target.format].own_bits and first.weights:
+            advice = (
+                f"`onnx_int8: {{keep: [{first.weights}]}}` leaves it in float; where the method is static, another "
+                f"calibration_method; or its integers are not the reference's: {rewrite}"
+            )
+        else:
+            advice = f"more bits for the weights (`precision`); or its numbers are not the reference's: {rewrite}"
         yield Finding(
             "warning",
             f"{target.name}: the first operator that departs from {reference} is {_part(first)}: on its inputs it "
             f"errs by {first.error:.2g} of the value's spread{_explained(first)}; in the file as it runs the error "
             f"is {first.before:.2g} before it and {first.after:.2g} behind it; alone it moves the answers by "
             f"{first.alone:.2g} of their spread, and all of the file by {compared.answers:.2g}{suffix}",
-            _advice(first, target),
+            advice,
         )
     share = f"{compared.answers:.2g} of their spread"
     yield Finding("ok", f"{target.name}: the answers of {compared.examples} examples are off by {share} in all")
@@ -218,16 +228,3 @@ def _part(departure: Departure) -> str:
 def _explained(departure: Departure) -> str:
     """Return the part of an error that the number of bits explains."""
     return f", where {departure.bits} bits explain {departure.explained:.2g}" if departure.bits < 32 else ""
-
-
-def _advice(departure: Departure, target: Target) -> str:
-    """Return the advice for a layer that departs."""
-    rewrite = "write the file again; if that changes nothing, the runtime computes this operator in another way"
-    if departure.bits >= 32:
-        return f"its weights or attributes are not the reference's: {rewrite}"
-    if not FORMATS[target.format].own_bits and departure.weights:
-        return (
-            f"`onnx_int8: {{keep: [{departure.weights}]}}` leaves it in float; where the method is static, another "
-            f"calibration_method; or its integers are not the reference's: {rewrite}"
-        )
-    return f"more bits for the weights (`precision`); or its numbers are not the reference's: {rewrite}"

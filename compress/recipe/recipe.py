@@ -288,15 +288,11 @@ class Recipe(Frozen):
         return value
 
     @model_validator(mode="after")
-    def _module_fits(self) -> Recipe:
+    def _model_fits(self) -> Recipe:
         if self.module is None and self.module_arguments:
             raise ValueError("a `module` that `module_arguments` are for")
         if self.module is not None and self.task not in _MODULES:
             raise ValueError(f"no `module`: plain torch modules are for {', '.join(_MODULES)}")
-        return self
-
-    @model_validator(mode="after")
-    def _drawn_or_read(self) -> Recipe:
         if (name := find_conflicting_student(self.model, self.stages)) is not None:
             raise ValueError(f"for {name!r}, {CONFLICTING_STUDENT_HINT}")
         return self
@@ -313,13 +309,8 @@ class Recipe(Frozen):
     def resolved(self) -> Recipe:
         """Return the recipe with fields that depend on the processors of this machine and of the targets decided."""
         sums = sum_in_32_bits(self.profiles())
-        return self.model_copy(
-            update={
-                "stages": tuple(
-                    stage.resolved(sums) if isinstance(stage, ResolvesForTargets) else stage for stage in self.stages
-                )
-            }
-        )
+        stages = [stage.resolved(sums) if isinstance(stage, ResolvesForTargets) else stage for stage in self.stages]
+        return self.model_copy(update={"stages": tuple(stages)})
 
     def labels(self) -> tuple[str, ...]:
         """Return a unique label for each stage: its kind, numbered from the second on (`distill`, `distill-2`)."""

@@ -122,7 +122,13 @@ def check_consistency(
     _check_formats(document, parsed, profiles)
     _check_references(document, parts, labels, starts_as)
     _check_one_of(document, ("baseline",), START, (START, *labels), "the label of a stage")
-    _check_limits(document, labels, [profile.name for profile in profiles])
+    targets_are_valid = not any(path[:1] == ("targets",) for path in document.broken)
+    limits = document.values.get("limits")
+    for index in range(len(limits) if isinstance(limits, list) else 0):
+        _check_one_of(document, ("limits", index, "of"), None, (START, "baseline", *labels), "a model of the run")
+        if targets_are_valid:
+            names = [profile.name for profile in profiles]
+            _check_one_of(document, ("limits", index, "target"), "cpu", names, "one of the recipe's targets")
     _check_splits(document, parsed)
     _check_needs(document, parsed)
     _check_models(document, parsed)
@@ -245,17 +251,6 @@ def _check_references(
                 if not issubclass(output_class, TorchModel):
                     description = f"{label!r}, which gives {_a(output_class)}"
                     document.problem(path, description, f"a stage that gives {_a(TorchModel)}")
-
-
-def _check_limits(document: Document, labels: tuple[str, ...], targets: Sequence[str]) -> None:
-    """Record limits on unknown models or targets."""
-    targets_are_valid = not any(path[:1] == ("targets",) for path in document.broken)
-    limits = document.values.get("limits")
-    for index in range(len(limits) if isinstance(limits, list) else 0):
-        path = ("limits", index)
-        _check_one_of(document, (*path, "of"), None, (START, "baseline", *labels), "a model of the run")
-        if targets_are_valid:
-            _check_one_of(document, (*path, "target"), "cpu", targets, "one of the recipe's targets")
 
 
 def _check_one_of(document: Document, path: FieldPath, default: object, known: Sequence[str], what: str) -> None:

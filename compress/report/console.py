@@ -151,23 +151,18 @@ def console_difference(difference: OperatorDifference) -> RenderableType:
         if abs(cause.more_ms) >= _LEAST * difference.float_ms:
             why = f"{cause.why} ({', '.join(dict.fromkeys(cause.operators))})"
             table.add(_signed(cause.more_ms), str(len(cause.layers)), why, cause.help)
-    return Group(Text(""), table, _layers(difference))
-
-
-def _layers(difference: OperatorDifference) -> ResponsiveTable:
+    # The layers that lose most come first, and the last three gain most.
     layers = difference.layers
     shown = layers if len(layers) <= _MOST else (*layers[: _MOST - 3], *layers[-3:])
-    time_columns = (TableColumn(name, right=True) for name in ("Float", "INT8"))
-    columns = [TableColumn("Layer"), *time_columns, TableColumn("Difference")]
-    table = ResponsiveTable(
-        "By layer, the slowest against float first" + ("" if shown is layers else "; the last three gain most"),
-        [*columns, TableColumn("Operators", rank=2), TableColumn("Mostly", rank=1)],
-    )
+    columns = [TableColumn("Layer"), TableColumn("Float", right=True), TableColumn("INT8", right=True)]
+    columns += [TableColumn("Difference"), TableColumn("Operators", rank=2), TableColumn("Mostly", rank=1)]
+    title = "By layer, the slowest against float first" + ("" if shown is layers else "; the last three gain most")
+    by_layer = ResponsiveTable(title, columns)
     for layer in shown:
         difference_text = f"{_signed(layer.more_ms)} ({layer.low_ms:+.3g} to {layer.high_ms:+.3g})"
         times = (time_text(layer.float_ms), time_text(layer.int8_ms), difference_text)
-        table.add(layer.layer, *times, ", ".join(layer.operators), layer.why)
-    return table
+        by_layer.add(layer.layer, *times, ", ".join(layer.operators), layer.why)
+    return Group(Text(""), table, by_layer)
 
 
 def _signed(milliseconds: float) -> str:

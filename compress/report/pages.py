@@ -43,8 +43,14 @@ def render(template: str, title: str, json: str, *, styled: str = "", **values: 
         styled: Another template whose style and script the page needs too.
         **values: Values of the template.
     """
-    templates = [PurePosixPath(path) for path in (styled, template) if path]
-    style, script = (_assets(templates, suffix) for suffix in (".css", ".js"))
+    # The style and script that all pages share come before those of the templates.
+    templates = [_PARTS, *(PurePosixPath(path) for path in (styled, template) if path)]
+    assets = []
+    for suffix in (".css", ".js"):
+        files_of_templates = [files("compress") / str(path.with_suffix(suffix)) for path in templates]
+        texts = [file.read_text(encoding="utf-8") for file in files_of_templates if file.is_file()]
+        assets.append(Markup("".join(texts)))
+    style, script = assets
     page = _templates().get_template(template)
     return page.render(title=title, style=style, script=script, json=Markup(json.replace("<", "\\u003c")), **values)
 
@@ -68,12 +74,6 @@ def _templates() -> Environment:
         "value": lambda row: formatting.format_value(describe(row.metric, row.unit), row.value),
     }
     return environment
-
-
-def _assets(templates: Iterable[PurePosixPath], suffix: str) -> Markup:
-    """Return the style or script that all pages share, followed by those of the templates."""
-    assets = [files("compress") / str(page.with_suffix(suffix)) for page in (_PARTS, *templates)]
-    return Markup("".join(file.read_text(encoding="utf-8") for file in assets if file.is_file()))
 
 
 def html_page(report: Report) -> str:

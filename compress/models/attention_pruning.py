@@ -19,20 +19,12 @@ def unprunable_reason(attention: Attention) -> str | None:
     """Return the reason why heads cannot be pruned separately, or None."""
     layers = {id(layer) for layer in attention.projections}
     for name, part in attention.owner.named_modules():
-        if id(part) in layers:
-            continue
-        # A norm over the features of all heads mixes them.
-        if _is_norm_of_heads(name) and any(
-            tensor.shape == (attention.width,) for tensor in part.parameters(recurse=False)
-        ):
+        # A norm over the features of all heads mixes them; the layer's output has a norm of its own.
+        leaf = name.rpartition(".")[2].lower()
+        is_norm = "norm" in name.lower() and leaf.replace("_", "") != "layernorm" and id(part) not in layers
+        if is_norm and any(tensor.shape == (attention.width,) for tensor in part.parameters(recurse=False)):
             return f"{name} normalises all of them at once"
     return None
-
-
-def _is_norm_of_heads(name: str) -> bool:
-    """Return True if a module normalises queries, keys or the attention result, not the layer's output."""
-    leaf = name.rpartition(".")[2].lower()
-    return "norm" in name.lower() and leaf.replace("_", "") != "layernorm"
 
 
 @torch.no_grad()

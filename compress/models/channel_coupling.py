@@ -6,15 +6,25 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from compress.models.hooks import removed_on_exit
 from compress.utils.errors import MissingExtraError, StageError
 
 Side = Literal["in", "out", "both"]
+_SIZES: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
+    (nn.Linear, ("in_features", "out_features")),
+    (nn.Conv2d, ("in_channels", "out_channels")),
+    (nn.PReLU, ("num_parameters",)),
+    (_BatchNorm, ("num_features",)),
+    (nn.GroupNorm, ("num_channels",)),
+)
+"""torch's attributes of the number of inputs and outputs of a layer."""
 _FAILURES = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError)
 """Exceptions of the tracer for a network that it cannot trace."""
 
@@ -135,15 +145,13 @@ def _calls(network: nn.Module, run: Callable[[], torch.Tensor]) -> Counter[str]:
     """Return the number of calls of each layer in one run."""
     calls: Counter[str] = Counter()
 
-    def count(name: str) -> Callable[..., None]:
-        return lambda *_: calls.update([name])
+    def count(name: str, *_: object) -> None:
+        calls[name] += 1
 
-    handles = [layer.register_forward_hook(count(name)) for name, layer in network.named_modules()]
     network.eval()
-    with torch.no_grad():
+    handles = [layer.register_forward_hook(partial(count, name)) for name, layer in network.named_modules()]
+    with removed_on_exit(handles), torch.no_grad():
         run()
-    for handle in handles:
-        handle.remove()
     return calls
 
 
@@ -193,43 +201,27 @@ def remove_channels(network: nn.Module, cuts: Sequence[Cut]) -> None:
 
 @torch.no_grad()
 def _drop(layer: nn.Module, side: Side, removed: torch.Tensor) -> None:
-    if isinstance(layer, nn.Linear):
-        remaining = _others(layer.in_features if side == "in" else layer.out_features, removed)
-        _select(layer, ("weight",) if side == "in" else ("weight", "bias"), remaining, 1 if side == "in" else 0)
-        setattr(layer, "in_features" if side == "in" else "out_features", len(remaining))
-    elif isinstance(layer, nn.Conv2d) and side == "in":
-        width = layer.in_channels // layer.groups
-        remaining = _others(layer.in_channels, removed)
-        _select(layer, ("weight",), remaining[remaining < width], 1)
-        layer.in_channels = len(remaining)
-    elif isinstance(layer, nn.Conv2d):
-        remaining = _others(layer.out_channels, removed)
-        _select(layer, ("weight", "bias"), remaining, 0)
-        layer.out_channels = len(remaining)
-        if side == "both":
-            layer.in_channels = layer.groups = len(remaining)
-    elif isinstance(layer, nn.PReLU):
-        remaining = _others(layer.num_parameters, removed)
-        _select(layer, ("weight",), remaining, 0)
-        layer.num_parameters = len(remaining)
-    elif isinstance(layer, _BatchNorm):
-        remaining = _others(layer.num_features, removed)
-        _select(layer, ("weight", "bias", "running_mean", "running_var"), remaining, 0)
-        layer.num_features = len(remaining)
-    elif isinstance(layer, nn.GroupNorm):
-        remaining = _others(layer.num_channels, removed)
-        _select(layer, ("weight", "bias"), remaining, 0)
-        layer.num_channels = len(remaining)
-    elif isinstance(layer, nn.LayerNorm):
-        remaining = _others(layer.normalized_shape[0], removed)
-        _select(layer, ("weight", "bias"), remaining, 0)
-        layer.normalized_shape = (len(remaining),)
-
-
-def _others(size: int, removed: torch.Tensor) -> torch.Tensor:
+    reads = side == "in" and isinstance(layer, nn.Linear | nn.Conv2d)
+    if isinstance(layer, nn.LayerNorm):
+        size, size_name = layer.normalized_shape[0], ""
+    else:
+        names = next(names for kind, names in _SIZES if isinstance(layer, kind))
+        size_name = names[0] if reads else names[-1]
+        size = getattr(layer, size_name)
     is_kept = torch.ones(size, dtype=torch.bool)
     is_kept[removed] = False
-    return is_kept.nonzero().flatten()
+    remaining = is_kept.nonzero().flatten()
+    if reads:
+        # The weights of a grouped convolution have the inputs of one group.
+        _select(layer, ("weight",), remaining[remaining < size // getattr(layer, "groups", 1)], 1)
+    else:
+        _select(layer, ("weight", "bias", "running_mean", "running_var"), remaining, 0)
+    if isinstance(layer, nn.LayerNorm):
+        layer.normalized_shape = (len(remaining),)
+    else:
+        setattr(layer, size_name, len(remaining))
+    if isinstance(layer, nn.Conv2d) and side == "both":
+        layer.in_channels = layer.groups = len(remaining)
 
 
 def _select(layer: nn.Module, names: Sequence[str], kept: torch.Tensor, axis: int) -> None:
@@ -251,28 +243,22 @@ def masked(network: nn.Module, cuts: Sequence[Cut], run: Callable[[], torch.Tens
         # Zeros at the readers are equivalent to removed channels.
         for part in coupling.readers:
             layer = network.get_submodule(part.layer)
-            handles.append(layer.register_forward_pre_hook(_mask(part, is_kept)))
-    try:
-        with torch.no_grad():
-            return run()
-    finally:
-        for handle in handles:
-            handle.remove()
+            handles.append(layer.register_forward_pre_hook(partial(_mask, part, is_kept)))
+    with removed_on_exit(handles), torch.no_grad():
+        return run()
 
 
 def _mask(
-    part: CoupledLayer, is_kept: torch.Tensor
-) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
-    def hook(layer: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        inputs = arguments[0]
-        axis = channel_axis(layer, inputs)
-        factors = torch.ones(inputs.shape[axis])
-        factors[part.features] = is_kept[part.channels]
-        shape = [1] * inputs.ndim
-        shape[axis] = -1
-        return (inputs * factors.view(shape), *arguments[1:])
-
-    return hook
+    part: CoupledLayer, is_kept: torch.Tensor, layer: nn.Module, arguments: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    """Return the arguments of a layer with zeros in place of the channels that are not kept: a hook."""
+    inputs = arguments[0]
+    axis = channel_axis(layer, inputs)
+    factors = torch.ones(inputs.shape[axis])
+    factors[part.features] = is_kept[part.channels]
+    shape = [1] * inputs.ndim
+    shape[axis] = -1
+    return (inputs * factors.view(shape), *arguments[1:])
 
 
 def channel_axis(layer: nn.Module, inputs: torch.Tensor) -> int:

@@ -9,10 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from compress.models.folder_checks import INDEX, WEIGHTS, weight_files
-from compress.models.json_file import read_json
+from compress.models.folder_checks import INDEX, WEIGHTS, check_model_folder, weight_files
+from compress.models.json_file import read_json, read_optional_json
 from compress.models.model import link_or_copy
 from compress.models.quantization_config import COMPRESSED_TENSORS, layer_settings
+from compress.models.safetensors_file import read_header, read_metadata, read_tensor
 from compress.models.stored_tensor import StoredTensor
 from compress.utils.errors import ModelError
 
@@ -43,8 +44,6 @@ class Checkpoint:
     @classmethod
     def load(cls, directory: Path, task: object) -> Self:
         """Open a folder. Raises `ModelError` if it is no model folder."""
-        from compress.models.folder_checks import check_model_folder
-
         check_model_folder(directory)
         return cls(directory)
 
@@ -64,8 +63,6 @@ class Checkpoint:
     @cached_property
     def files(self) -> Mapping[str, Path]:
         """Return the file of each stored tensor, by tensor name."""
-        from compress.models.safetensors_file import read_header
-
         return {tensor.name: file for file in weight_files(self.folder) for tensor in read_header(file)}
 
     @cached_property
@@ -81,8 +78,6 @@ class Checkpoint:
 
     def stored(self, name: str) -> torch.Tensor:
         """Return one tensor as stored, memory-mapped from its file. Raises `ModelError` for an unknown name."""
-        from compress.models.safetensors_file import read_tensor
-
         # transformers may use another name than the file.
         if name not in self.files and self.holds(name):
             name = self.aliases[name]
@@ -161,27 +156,20 @@ class Checkpoint:
     @cached_property
     def tables(self) -> Mapping[str, Mapping[str, int]]:
         """Return `bits`, `group_size` and `rows` of each quantized table, by module name."""
-        from compress.models.safetensors_file import read_metadata
-
         path = self.folder / TABLES
         settings: dict[str, dict[str, int]] = json.loads(read_metadata(path)["tables"]) if path.is_file() else {}
         return settings
 
     def _table(self, module: str) -> QuantizedWeight:
         from compress.models.gptq_layout import PARTS, unpack_layer
-        from compress.models.safetensors_file import read_tensor
 
         settings = self.tables[module]
         tensors = {part: read_tensor(self.folder / TABLES, f"{module}.{part}") for part in PARTS}
         padded = unpack_layer(tensors, settings["bits"], settings["group_size"], stored_less_one=False)
         # Rows were padded to a multiple of 32 for packing.
         rows = slice(settings["rows"])
-        return replace(
-            padded,
-            integers=padded.integers[rows],
-            scales=padded.scales[rows],
-            zero_points=padded.zero_points[rows],
-        )
+        parts = {name: getattr(padded, name)[rows] for name in ("integers", "scales", "zero_points")}
+        return replace(padded, **parts)
 
 
 @dataclass(frozen=True)
@@ -204,18 +192,10 @@ _COMPANIONS = (".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_zero_po
 
 def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
     """Return the tensors of a file, with packed weights, scales and zero points marked by the quantization config."""
-    from compress.models.safetensors_file import read_header
-
-    quantization = _quantization(root)
+    # The config is that of GPTQ, AWQ or compressed-tensors.
+    config = read_optional_json(root / "config.json").get("quantization_config")
+    quantization = config if isinstance(config, dict) else {}
     return [_as_meant(tensor, layer_settings(quantization, tensor.module)["bits"]) for tensor in read_header(file)]
-
-
-def _quantization(root: Path) -> dict[str, Any]:
-    """Return the quantization config (GPTQ, AWQ, compressed-tensors) of a folder; empty if there is none."""
-    if not (root / "config.json").is_file():
-        return {}
-    config = read_json(root / "config.json").get("quantization_config")
-    return config if isinstance(config, dict) else {}
 
 
 def _as_meant(tensor: StoredTensor, bits: object) -> StoredTensor:
@@ -259,15 +239,13 @@ def write_shards(
         size, total = size + tensor.nbytes, total + tensor.nbytes
     parts.append(_write(folder, len(parts), buffered))
     # The final names contain the number of shards, which is known only now.
-    shards = [f"model-{index + 1:05}-of-{len(parts):05}.safetensors" for index in range(len(parts))]
-    if len(parts) == 1:
-        shards = [WEIGHTS]
+    count = len(parts)
+    shards = [WEIGHTS] if count == 1 else [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
     for part, shard in zip(parts, shards, strict=True):
         part.rename(folder / shard)
-    if len(parts) == 1 and not index_one:
-        return
-    index = {"metadata": {"total_size": total}, "weight_map": {name: shards[names[name]] for name in sorted(names)}}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    if count > 1 or index_one:
+        index = {"metadata": {"total_size": total}, "weight_map": {name: shards[names[name]] for name in sorted(names)}}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _write(folder: Path, index: int, tensors: dict[str, torch.Tensor]) -> Path:

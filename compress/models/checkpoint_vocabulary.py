@@ -90,7 +90,8 @@ def trim_checkpoint(
     # An interrupted run may have left a partial folder.
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write_shards(folder, _cut_rows(checkpoint, tensor_names, torch.tensor(token_ids)))
+    rows, tensors = torch.tensor(token_ids), ((name, checkpoint.stored(name)) for name in checkpoint.files)
+    write_shards(folder, ((name, tensor[rows] if name in tensor_names else tensor) for name, tensor in tensors))
     _write_companions(checkpoint.folder, folder, definition, new_ids)
     for name, config in configs.items():
         changed = _renumbered(config, lambda token, needed: new_ids.get(token), height, len(token_ids))
@@ -136,9 +137,7 @@ def _vocabulary_tensors(checkpoint: Checkpoint) -> tuple[set[str], int]:
         if part is table or part is head
         for leaf, _ in part.named_parameters(recurse=False)
     }
-    stored = {
-        name for name in (*names, *(checkpoint.aliases.get(name, name) for name in names)) if name in checkpoint.files
-    }
+    stored = {*names, *(checkpoint.aliases.get(name, name) for name in names)} & checkpoint.files.keys()
     if not stored:
         raise StageError(
             f"The checkpoint has no {min(names)}, the embedding table.",
@@ -146,12 +145,6 @@ def _vocabulary_tensors(checkpoint: Checkpoint) -> tuple[set[str], int]:
             expected="tensors by transformers' names",
         )
     return stored, height
-
-
-def _cut_rows(checkpoint: Checkpoint, cut: set[str], rows: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    for name in checkpoint.files:
-        tensor = checkpoint.stored(name)
-        yield name, tensor[rows] if name in cut else tensor
 
 
 def _named(configs: Any) -> set[int]:

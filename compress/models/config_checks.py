@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from compress.models.json_file import read_json
+from compress.models.json_file import read_json, read_optional_json
 from compress.models.pipeline_folder import is_pipeline
 from compress.utils.errors import MissingExtraError, ModelError
 
@@ -48,8 +48,10 @@ def check_config(folder: Path, trust_remote_code: bool) -> None:
             hint="take config.json from where the weights are from",
         )
     if not _known(model_type):
+        written = config.get("transformers_version")
+        written_by = f", and its config was written by {written}" if isinstance(written, str) else ""
         raise ModelError(
-            f"transformers {_installed()} has no architecture {model_type!r}{_written_by(config)}.",
+            f"transformers {version('transformers')} has no architecture {model_type!r}{written_by}.",
             where=where,
             expected="a model_type that the installed version knows",
             hint="check the name, or install a transformers that has it (pip install -U transformers)",
@@ -78,7 +80,7 @@ def explain_load_failure(folder: Path, trust_remote_code: bool) -> ModelError | 
     """
     import transformers
 
-    where, config = folder / "config.json", _fields(folder / "config.json")
+    where, config = folder / "config.json", read_optional_json(folder / "config.json")
     model_type = config.get("model_type")
     if isinstance(model_type, str) and MODULE_KEY not in config and _known(model_type):
         try:
@@ -96,10 +98,10 @@ def explain_load_failure(folder: Path, trust_remote_code: bool) -> ModelError | 
                 hint="take config.json from where the weights are from",
             )
     # A tokenizer may need remote code although the model does not.
-    auto_map = _fields(folder / "tokenizer_config.json").get("auto_map")
+    auto_map = read_optional_json(folder / "tokenizer_config.json").get("auto_map")
     code = auto_map.get("AutoTokenizer") if isinstance(auto_map, dict) else auto_map  # older files list it bare
     if code and not trust_remote_code and not (folder / "tokenizer.json").is_file():
-        files = [file_reference for file_reference in ([code] if isinstance(code, str) else code) if file_reference]
+        files = list(filter(None, [code] if isinstance(code, str) else code))
         return ModelError(
             f"The tokenizer needs Python files of its own repository ({', '.join(files)}), which are not executed.",
             where=str(folder / "tokenizer_config.json"),
@@ -107,10 +109,6 @@ def explain_load_failure(folder: Path, trust_remote_code: bool) -> ModelError | 
             hint="read its files; if you trust them, write `trust_remote_code: true` into the recipe",
         )
     return None
-
-
-def _fields(path: Path) -> dict[str, Any]:
-    return dict(read_json(path)) if path.is_file() else {}
 
 
 def load_error_types() -> tuple[type[Exception], ...]:
@@ -131,23 +129,10 @@ def _known(kind: str) -> bool:
 @functools.cache
 def _source(name: str) -> str | None:
     """Return the source text of a transformers module without importing it, which would take seconds."""
-    # Find the package without importing it.
     spec = importlib.util.find_spec("transformers")
-    folder = Path(spec.origin).parent / "models" / "auto" if spec is not None and spec.origin else None
-    file = None if folder is None else folder / f"{name}.py"
-    return file.read_text(encoding="utf-8") if file is not None and file.is_file() else None
-
-
-def _written_by(config: Mapping[str, Any]) -> str:
-    written = config.get("transformers_version")
-    return f", and its config was written by {written}" if isinstance(written, str) else ""
-
-
-def _installed() -> str:
-    try:
-        return version("transformers")
-    except PackageNotFoundError:
-        return ""
+    assert spec is not None and spec.origin, "this package requires it"
+    file = Path(spec.origin).parent / "models" / "auto" / f"{name}.py"
+    return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 MODULE_KEY = "compress_module"

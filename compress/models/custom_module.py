@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_model, save_model
@@ -24,10 +24,6 @@ from compress.models.config_checks import MODULE_KEY, allowed_code, is_allowed
 from compress.models.folder_checks import WEIGHTS
 from compress.models.pruned_layer_sizes import resize_to_recorded
 from compress.utils.errors import ModelError, first_line
-
-if TYPE_CHECKING:
-    from types import ModuleType
-
 
 Answers = Callable[[Any, Any, PreTrainedConfig], ModelOutput]
 """Converts a network's output, targets (or None) and the config to outputs with transformers' names and a loss."""
@@ -87,9 +83,8 @@ def make_network(reference: str, arguments: Mapping[str, object], where: str) ->
         network = _function(reference, allowed_code()[reference])(**arguments)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-        raise ModelError(
-            f"{reference}({shown}) fails: {error}", where="module", hint="correct `module_arguments`"
-        ) from error
+        fault = f"{reference}({shown}) fails: {error}"
+        raise ModelError(fault, where="module", hint="correct `module_arguments`") from error
     if not isinstance(network, nn.Module):
         raise ModelError(f"{reference} gives {type(network).__name__}.", where="module", expected="a torch.nn.Module")
     return network
@@ -134,9 +129,14 @@ def load_state(network: nn.Module, weights: Path, reference: str) -> None:
 def _function(reference: str, folder: Path) -> Callable[..., object]:
     source, _, name = reference.partition(":")
     try:
-        function: Any = (
-            _module_of_file(_file(source, folder)) if source.endswith(".py") else importlib.import_module(source)
-        )
+        if source.endswith(".py"):
+            path = _file(source, folder)
+            spec = importlib.util.spec_from_file_location(f"compress_module_{path.stem}", path)
+            assert spec is not None and spec.loader is not None, "its name ends in .py"
+            function: Any = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(function)
+        else:
+            function = importlib.import_module(source)
         for part in name.split("."):
             function = getattr(function, part)
     except (ImportError, AttributeError, SyntaxError) as error:
@@ -153,18 +153,9 @@ def _file(name: str, folder: Path) -> Path:
     path = folder / name
     # The file must be in the recipe's folder itself, also after links are resolved.
     if not path.is_file() or path.resolve().parent != folder.resolve():
-        raise ModelError(
-            f"There is no file {name!r} beside the recipe.", where="module", expected=f"a file in {folder.resolve()}"
-        )
+        fault = f"There is no file {name!r} beside the recipe."
+        raise ModelError(fault, where="module", expected=f"a file in {folder.resolve()}")
     return path
-
-
-def _module_of_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"compress_module_{path.stem}", path)
-    assert spec is not None and spec.loader is not None, "its name ends in .py"
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def misfit(reference: str, weights: Path, error: Exception) -> ModelError:

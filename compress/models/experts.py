@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -152,21 +152,27 @@ def separate_experts(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
     transformers would write.
     """
     fused = {name: part for name, part in model.named_modules() if is_fused(part) and not inseparable_reason(part)}
-    stored_names = _stored_places(model, fused, set(checkpoint.files))
+    names, moved = _stored_names(model, fused, set(checkpoint.files))
     for name, part in fused.items():
-        if name in stored_names.names:
-            owner, _, leaf = name.rpartition(".")
+        if name in names:
             experts, hidden, inner = part.down_proj.shape
             activate = part._apply_gate if part.has_gate else part.act_fn
-            ordered = {
-                role: stored_names.names[name][role] for role in (GATE, UP, DOWN) if role in stored_names.names[name]
-            }
-            setattr(model.get_submodule(owner), leaf, SeparateExperts(ordered, (experts, hidden, inner), activate))
+            roles = {role: names[name][role] for role in (GATE, UP, DOWN) if role in names[name]}
+            model.set_submodule(name, SeparateExperts(roles, (experts, hidden, inner), activate))
     # Rename the deepest modules first, so that paths of outer ones stay valid.
-    for path in sorted(stored_names.moved, key=lambda path: -path.count(".")):
+    for path in sorted(moved, key=lambda path: -path.count(".")):
         owner, _, leaf = path.rpartition(".")
-        _rename(model.get_submodule(owner), leaf, stored_names.moved[path])
-    _check_stored(model, checkpoint)
+        _rename(model.get_submodule(owner), leaf, moved[path])
+    # Fail before a forward pass with missing weights.
+    for name, mixture in find_separate_experts(model, "").items():
+        for path in (f"{name}.{number}.{leaf}" for number in range(mixture.count) for leaf in mixture.names.values()):
+            if f"{path}.weight" not in checkpoint.files and not checkpoint.has_integers(path):
+                raise ModelError(
+                    f"The checkpoint has no tensor '{path}.weight' for an expert of {type(model).__name__}.",
+                    where=str(checkpoint.folder),
+                    expected="a matrix for each expert, as save_pretrained writes them",
+                    hint="load the model with transformers and save it again with save_pretrained",
+                )
 
 
 def is_fused(module: nn.Module) -> bool:
@@ -212,35 +218,30 @@ def router_layers(block: nn.Module, prefix: str) -> set[str]:
     return names
 
 
-@dataclass
-class _Places:
-    """Stored names: ``names`` of the layers of an expert for each fused module, and ``moved`` modules.
+def _moved_modules(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return full names of modules with their own names in files, for pairs of full names that differ there.
 
-    ``moved`` maps full module names to their own names in the files where the two differ.
+    A module at another depth, and its ancestors, keep their names: `Checkpoint.aliases` finds their tensors.
     """
-
-    names: dict[str, dict[str, str]] = field(default_factory=dict)
-    moved: dict[str, str] = field(default_factory=dict)
-
-    def note(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Record modules that files name differently; a module at another depth, and its ancestors, keep their names.
-
-        `Checkpoint.aliases` finds the tensors of such modules.
-        """
-        split_pairs = [(path.split("."), stored.split(".")) for path, stored in pairs]
-        fixed = {
-            tuple(names[:end])
-            for names, stored_path in split_pairs
-            if len(names) != len(stored_path)
-            for end in range(1, len(names))
-        }
-        for names, stored_path in split_pairs:
-            ends = [end for end in range(1, len(names) + 1) if names[end - 1 : end] != stored_path[end - 1 : end]]
-            if len(names) == len(stored_path) and not fixed & {tuple(names[:end]) for end in ends}:
-                self.moved |= {".".join(names[:end]): stored_path[end - 1] for end in ends}
+    split_pairs = [(path.split("."), stored.split(".")) for path, stored in pairs]
+    fixed = {
+        tuple(names[:end])
+        for names, stored_path in split_pairs
+        if len(names) != len(stored_path)
+        for end in range(1, len(names))
+    }
+    moved: dict[str, str] = {}
+    for names, stored_path in split_pairs:
+        ends = [end for end in range(1, len(names) + 1) if names[end - 1 : end] != stored_path[end - 1 : end]]
+        if len(names) == len(stored_path) and not fixed & {tuple(names[:end]) for end in ends}:
+            moved |= {".".join(names[:end]): stored_path[end - 1] for end in ends}
+    return moved
 
 
-def _stored_places(model: PreTrainedModel, fused: Mapping[str, nn.Module], files: Collection[str]) -> _Places:
+def _stored_names(
+    model: PreTrainedModel, fused: Mapping[str, nn.Module], files: Collection[str]
+) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Return the stored names of an expert's layers by role for each fused module, and renamed modules."""
     from transformers.core_model_loading import revert_weight_conversion
 
     names = list(model.state_dict())
@@ -250,7 +251,7 @@ def _stored_places(model: PreTrainedModel, fused: Mapping[str, nn.Module], files
         owner, _, leaf = name.rpartition(".")
         experts, rows = getattr(fused[owner], leaf).shape[:2] if owner in fused else (1, 1)
         markers[name] = (torch.arange(experts * rows) + (index << _SHIFT)).reshape(experts, rows, 1)
-    result = _Places()
+    layer_names: dict[str, dict[str, str]] = {}
     moved: list[tuple[str, str]] = []
     # Read the origin of each stored tensor from its first marker.
     for stored, marks in revert_weight_conversion(model, markers).items():
@@ -262,10 +263,9 @@ def _stored_places(model: PreTrainedModel, fused: Mapping[str, nn.Module], files
             moved += [(owner, stored.rpartition(".")[0])] if fused or (name not in files and stored in files) else []
         elif (matrix := _MATRIX.fullmatch(stored)) and marks.ndim == 2:
             role = _role(getattr(fused[owner], leaf), leaf, marks, int(matrix["expert"]))
-            result.names.setdefault(owner, {})[role] = matrix["name"]
+            layer_names.setdefault(owner, {})[role] = matrix["name"]
             moved.append((owner, matrix["prefix"]))
-    result.note(moved if result.names or not fused else ())
-    return result
+    return layer_names, _moved_modules(moved if layer_names or not fused else ())
 
 
 def _role(parameter: torch.Tensor, leaf: str, marks: torch.Tensor, expert: int) -> str:
@@ -288,16 +288,3 @@ def _rename(owner: nn.Module, old: str, new: str) -> None:
     # A subclass with a property redirects the old attribute name.
     kind = type(owner)
     owner.__class__ = type(kind.__name__, (kind,), {old: property(lambda self: self._modules[new])})
-
-
-def _check_stored(model: nn.Module, checkpoint: Checkpoint) -> None:
-    for name, experts in find_separate_experts(model, "").items():
-        # Fail before a forward pass with missing weights.
-        for path in (f"{name}.{number}.{leaf}" for number in range(experts.count) for leaf in experts.names.values()):
-            if f"{path}.weight" not in checkpoint.files and not checkpoint.has_integers(path):
-                raise ModelError(
-                    f"The checkpoint has no tensor '{path}.weight' for an expert of {type(model).__name__}.",
-                    where=str(checkpoint.folder),
-                    expected="a matrix for each expert, as save_pretrained writes them",
-                    hint="load the model with transformers and save it again with save_pretrained",
-                )

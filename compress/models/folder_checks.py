@@ -7,7 +7,7 @@ from typing import Any
 
 from compress.models.config_checks import is_timm
 from compress.models.graph_inputs import GRAPH_INPUTS
-from compress.models.json_file import read_json
+from compress.models.json_file import read_json, read_optional_json
 from compress.models.pipeline_folder import image_generation_hook, is_pipeline, part_config, pipeline_weights
 from compress.models.safetensors_file import read_header
 from compress.models.stored_tensor import StoredTensor
@@ -54,12 +54,10 @@ def check_model_folder(folder: Path) -> None:
             check_processor(folder, dict(part_config(folder, "text_encoder")))
             return
         config = read_json(folder / "config.json")
-        # Reading the header detects truncated files.
-        for file in weight_files(folder):
-            read_header(file)
-        if not ((folder / WEIGHTS).is_file()):
+        # Reading the headers detects truncated files.
+        present = {tensor.name: file.name for file in weight_files(folder) for tensor in read_header(file)}
+        if not (folder / WEIGHTS).is_file():
             mapping = _weight_map(folder)
-            present = {tensor.name: file.name for file in weight_files(folder) for tensor in read_header(file)}
             # Index and shards of different versions disagree about the location of tensors.
             wrong = [name for name, file in mapping.items() if present.get(name) != PurePosixPath(file).name]
             if wrong:
@@ -100,7 +98,15 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     if (folder / INDEX).is_file():
         names = sorted(set(_weight_map(folder).values()))
         return tuple(_shard(folder, name) for name in names)
-    raise _no_weights(folder)
+    # A pickle gets its own message with a conversion command; the Trainer's `training_args.bin` holds no weights.
+    pickles = sorted(p for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES and p.name != "training_args.bin")
+    if pickles:
+        raise pickle_error(pickles[0])
+    fault, hint = "holds no safetensors weights", "Name the folder that save_pretrained wrote."
+    if (folder / "adapter_model.safetensors").is_file():
+        fault = "holds an adapter, not a model"
+        hint = "Merge it into its base model with peft's merge_and_unload, then save_pretrained."
+    raise ModelError(f"The folder {fault}.", where=str(folder), expected=f"{WEIGHTS} or {INDEX}", hint=hint)
 
 
 def check_weights_finite(folder: Path, progress: Progress | None = None) -> None:
@@ -142,39 +148,15 @@ def unreadable_model_error(error: OSError, path: Path) -> ModelError:
 def pickle_error(file: Path) -> ModelError:
     """Return the error for weights stored as a pickle, with a command that converts them."""
     folder = file.parent
-    snippet = (
-        "convert them once, in a sandbox if you don't trust their origin: "
-        'python -c "from transformers import AutoModelForSequenceClassification as A, AutoTokenizer as T; '
-        f"A.from_pretrained('{folder}', use_safetensors=False).save_pretrained('{folder}-safetensors'); "
-        f"T.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\" "
-        "(with the Auto class of your task)"
-    )
     return ModelError(
         f"{file.name} is a pickle, which can run code when it is opened; it is refused.",
         where=str(file),
         expected="weights in safetensors",
-        hint=snippet,
-    )
-
-
-def _no_weights(folder: Path) -> ModelError:
-    # The Trainer's `training_args.bin` holds no weights.
-    # A pickle gets its own message with a conversion command.
-    pickles = sorted(p for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES and p.name != "training_args.bin")
-    if pickles:
-        return pickle_error(pickles[0])
-    if (folder / "adapter_model.safetensors").is_file():
-        return ModelError(
-            "The folder holds an adapter, not a model.",
-            where=str(folder),
-            expected=f"{WEIGHTS} or {INDEX}",
-            hint="Merge it into its base model with peft's merge_and_unload, then save_pretrained.",
-        )
-    return ModelError(
-        "The folder holds no safetensors weights.",
-        where=str(folder),
-        expected=f"{WEIGHTS} or {INDEX}",
-        hint="Name the folder that save_pretrained wrote.",
+        hint="convert them once, in a sandbox if you don't trust their origin: "
+        'python -c "from transformers import AutoModelForSequenceClassification as A, AutoTokenizer as T; '
+        f"A.from_pretrained('{folder}', use_safetensors=False).save_pretrained('{folder}-safetensors'); "
+        f"T.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\" "
+        "(with the Auto class of your task)",
     )
 
 
@@ -191,10 +173,12 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 
 def _shard(folder: Path, name: str) -> Path:
-    pure = PurePosixPath(name)
-    path = folder / name
-    # The index comes from a download and must not lead out of the folder.
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name or not _stays(folder, path):
+    pure, path, root = PurePosixPath(name), folder / name, folder.resolve()
+    # The index comes from a download and must not lead out of the folder, also after links are resolved. The Hub's
+    # cache links files of `snapshots/` to `blobs/`.
+    allowed = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]
+    stays = any(path.resolve().is_relative_to(parent) for parent in allowed)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or not stays:
         raise ModelError(
             f"{INDEX} names {name!r}, which lies outside the model folder.",
             where=str(folder / INDEX),
@@ -209,18 +193,6 @@ def _shard(folder: Path, name: str) -> Path:
             hint="Fetch the model again; its download stopped early.",
         )
     return path
-
-
-def _stays(folder: Path, path: Path) -> bool:
-    """Return True if ``path`` is inside the folder after links are resolved.
-
-    The Hub's cache links files of `snapshots/` to `blobs/`, which is allowed too.
-    """
-    target, root = path.resolve(), folder.resolve()
-    allowed = [root]
-    if root.parent.name == "snapshots":
-        allowed.append(root.parent.parent / "blobs")
-    return any(target.is_relative_to(allowed_root) for allowed_root in allowed)
 
 
 def check_processor(folder: Path, config: dict[str, Any]) -> None:
@@ -249,28 +221,24 @@ def check_processor(folder: Path, config: dict[str, Any]) -> None:
 
 def tokenizer_rows(folder: Path) -> int | None:
     """Return the number of embedding rows that the largest token id needs; None if the vocabulary is a binary file."""
-    if (folder / "tokenizer.json").is_file():
-        return _fast_tokenizer_rows(folder / "tokenizer.json")
-    added = read_json(folder / "added_tokens.json") if (folder / "added_tokens.json").is_file() else {}
-    ids = [value for value in added.values() if isinstance(value, int)]
-    if (folder / "vocab.json").is_file():
-        ids += [value for value in read_json(folder / "vocab.json").values() if isinstance(value, int)]
-    # WordPiece vocabularies have one token per line.
-    elif (folder / "vocab.txt").is_file():
-        with (folder / "vocab.txt").open("rb") as file:
-            ids.append(sum(1 for _ in file) - 1)
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        content = read_json(path)
+        model = content.get("model")
+        vocabulary = model.get("vocab") if isinstance(model, dict) else None
+        if not isinstance(vocabulary, dict | list):
+            raise ModelError("tokenizer.json has no vocabulary.", where=str(path), expected="model.vocab")
+        # Unigram vocabularies are lists, others map tokens to ids.
+        ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+        ids += [token.get("id") for token in content.get("added_tokens") or () if isinstance(token, dict)]
     else:
-        return None
-    return max(ids, default=-1) + 1
-
-
-def _fast_tokenizer_rows(path: Path) -> int:
-    content = read_json(path)
-    model = content.get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if not isinstance(vocabulary, dict | list):
-        raise ModelError("tokenizer.json has no vocabulary.", where=str(path), expected="model.vocab")
-    # Unigram vocabularies are lists, others map tokens to ids.
-    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-    ids += [token.get("id") for token in content.get("added_tokens") or () if isinstance(token, dict)]
+        ids = list(read_optional_json(folder / "added_tokens.json").values())
+        if (folder / "vocab.json").is_file():
+            ids += read_json(folder / "vocab.json").values()
+        elif (folder / "vocab.txt").is_file():
+            # WordPiece vocabularies have one token per line.
+            with (folder / "vocab.txt").open("rb") as file:
+                ids.append(sum(1 for _ in file) - 1)
+        else:
+            return None
     return max((value for value in ids if isinstance(value, int)), default=-1) + 1

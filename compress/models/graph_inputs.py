@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,10 +53,8 @@ class GraphInput:
         # Floats may not become integers.
         if not np.can_cast(array.dtype, dtype, "same_kind"):
             raise self._misfit(f"is {array.dtype}", where)
-        shape_matches = array.ndim == len(self.axes) and all(
-            not isinstance(axis, int) or axis == size for axis, size in zip(self.axes, array.shape, strict=True)
-        )
-        if not shape_matches:
+        sizes = [size if isinstance(axis, int) else axis for axis, size in zip(self.axes, array.shape, strict=False)]
+        if array.ndim != len(self.axes) or sizes != list(self.axes):
             raise self._misfit(f"has the shape {list(array.shape)}", where)
         return np.ascontiguousarray(array.astype(dtype, copy=False)).reshape(array.shape)
 
@@ -93,7 +93,18 @@ class GraphInputs:
 
         Raises `DataError`.
         """
-        arrays = _arrays(content, where)
+        import numpy as np
+
+        try:
+            # Pickled objects could execute code.
+            loaded = np.load(io.BytesIO(content), allow_pickle=False)
+            arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(
+                f"The arrays cannot be read: {error}",
+                where=where,
+                expected="an .npy or .npz file as numpy.save and numpy.savez write it, without pickled objects",
+            ) from error
         # A single array needs no name.
         if len(arrays) == len(self.inputs) == 1:
             arrays = {self.inputs[0].name: next(iter(arrays.values()))}
@@ -123,22 +134,4 @@ def read_graph_inputs(folder: Path) -> GraphInputs:
     except (KeyError, TypeError) as error:
         raise ModelError(
             f"{GRAPH_INPUTS} is not as it was written: {error}", where=str(folder), hint="name the .onnx file again"
-        ) from error
-
-
-def _arrays(content: bytes, where: str) -> dict[str, np.ndarray]:
-    import io
-    import zipfile
-
-    import numpy as np
-
-    try:
-        # Pickled objects could execute code.
-        loaded = np.load(io.BytesIO(content), allow_pickle=False)
-        return {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"The arrays cannot be read: {error}",
-            where=where,
-            expected="an .npy or .npz file as numpy.save and numpy.savez write it, without pickled objects",
         ) from error

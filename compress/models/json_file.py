@@ -27,3 +27,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{path.name} holds {type(value).__name__}.", where=str(path), expected="a JSON object")
     return value
+
+
+def read_optional_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty for a missing file. Raises `ModelError` for other content."""
+    return read_json(path) if path.is_file() else {}

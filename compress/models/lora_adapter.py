@@ -79,11 +79,9 @@ def check_fits(folder: Path, module: nn.Module) -> None:
         match = _FACTOR.match(tensor.name)
         if match is None:
             continue
-        layer = layers.get(match["module"])
-        layer_width, axis = getattr(layer, "in_features", None), 1
         # A maps inputs to the rank, B maps the rank to outputs.
-        if match["side"] == "B":
-            layer_width, axis = getattr(layer, "out_features", None), 0
+        size_name, axis = ("in_features", 1) if match["side"] == "A" else ("out_features", 0)
+        layer_width = getattr(layers.get(match["module"]), size_name, None)
         if layer_width is None:
             raise ModelError(
                 f"The adapter is for a layer {match['module']!r}, which the model does not have.",

@@ -22,15 +22,7 @@ def build_decoder_on_meta(folder: Path) -> PreTrainedModel:
     """
     from transformers import AutoModelForCausalLM
 
-    return _hollow(folder, lambda config: AutoModelForCausalLM)
-
-
-def build_on_meta(folder: Path) -> PreTrainedModel:
-    """Build the language, vision-language or encoder-decoder model of a folder's config.json, without weights.
-
-    Raises `ModelError` for an architecture that transformers does not have or cannot build.
-    """
-    return _hollow(folder, auto_class)
+    return build_on_meta(folder, lambda config: AutoModelForCausalLM)
 
 
 def auto_class(config: PretrainedConfig) -> Any:
@@ -53,15 +45,16 @@ def reads_images(config: PretrainedConfig) -> bool:
     """Return True for an architecture that transformers has as image-text-to-text model only, not as language model."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    config_class = type(config)
-    return (
-        config_class in AutoModelForImageTextToText._model_mapping
-        and config_class not in AutoModelForCausalLM._model_mapping
-    )
+    mappings = AutoModelForImageTextToText._model_mapping, AutoModelForCausalLM._model_mapping
+    return type(config) in mappings[0] and type(config) not in mappings[1]
 
 
-def _hollow(folder: Path, class_of: Callable[[Any], Any]) -> PreTrainedModel:
-    """Build the model of a folder's config without weights; ``class_of`` returns transformers' auto class."""
+def build_on_meta(folder: Path, class_of: Callable[[Any], Any] = auto_class) -> PreTrainedModel:
+    """Build the model of a folder's config.json without weights; ``class_of`` returns transformers' auto class.
+
+    By default this is a language, vision-language or encoder-decoder model. Raises `ModelError` for an architecture
+    that transformers does not have or cannot build.
+    """
     from accelerate import init_empty_weights
     from transformers import AutoConfig
 

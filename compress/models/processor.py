@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from compress.models.config_checks import explain_load_failure, is_allowed, load_error_types
 from compress.models.folder_checks import TOKENIZER_FILES
 from compress.models.graph_inputs import GRAPH_INPUTS, read_graph_inputs
-from compress.models.json_file import read_json
+from compress.models.json_file import read_json, read_optional_json
 from compress.models.model import write_companions
 from compress.models.pipeline_folder import image_generation_hook, is_pipeline
 from compress.models.sentence_modules import MODULES, SentenceModules, has_modules, read_modules
@@ -71,7 +71,7 @@ def _preparation(folder: Path) -> Mapping[str, Any] | None:
     if (folder / PREPROCESSOR).is_file():
         return read_json(folder / PREPROCESSOR)
     # transformers 5 may write all parts into one file.
-    joined = read_json(folder / _JOINED) if (folder / _JOINED).is_file() else {}
+    joined = read_optional_json(folder / _JOINED)
     config: Mapping[str, Any] | None = joined.get("image_processor") or joined.get("feature_extractor")
     return config
 
@@ -80,7 +80,7 @@ def _reads_both(folder: Path) -> bool:
     """Return True if the model reads images as tokens of a text, so that transformers' own processor joins both."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
 
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    config = read_optional_json(folder / "config.json")
     name = KNOWN.get(config.get("model_type"))
     # The same model type may be saved with another head.
     return name is not None and (config.get("architectures") or [name])[0] == name
@@ -104,9 +104,8 @@ def _load(auto: Any, folder: Path, what: str, expected: str, **options: str) -> 
         return auto.from_pretrained(folder, trust_remote_code=allowed, **options)
     except load_error_types() as error:
         message = f"The {what} cannot be loaded: {first_line(error)}"
-        raise explain_load_failure(folder, allowed) or ModelError(
-            message, where=str(folder), expected=expected
-        ) from error
+        unexplained = ModelError(message, where=str(folder), expected=expected)
+        raise explain_load_failure(folder, allowed) or unexplained from error
 
 
 class HasCompanions(Protocol):
@@ -173,7 +172,7 @@ class ImageTextProcessor:
     @classmethod
     def of(cls, folder: Path, images: object) -> ImageTextProcessor:
         """Combine the image processor ``images`` with the tokenizer of ``folder``. Raises `ModelError`."""
-        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        config = read_optional_json(folder / "config.json")
         positions = (config.get("text_config") or {}).get("max_position_embeddings")
         # As transformers' own pipeline pads: what was trained without a mask reads padding too.
         padded = _SIGLIP_LENGTH if "siglip" in str(config.get("model_type")) else None

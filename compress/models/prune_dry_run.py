@@ -45,8 +45,15 @@ def check_prunable(folder: Path, *, layers: bool, heads: float, neurons: float) 
     # Loading the model reports the error later.
     if module is None:
         return
-    if layers:
-        _check_layers(module)
+    count = sum(map(len, stacks(module).values())) if layers else 0
+    # Some layers, such as the first, may be required: try each one, and raise the error of the last.
+    for index in range(count):
+        try:
+            keep_layers(copy.deepcopy(module), [other for other in range(count) if other != index])
+            break
+        except StageError:
+            if index == count - 1:
+                raise
     if heads:
         check_heads_prunable(module)
     parameters = sum(parameter.numel() for parameter in module.parameters())
@@ -90,20 +97,6 @@ def check_layer_selection(folder: Path, kept: tuple[int, ...]) -> None:
     module = _hollow(folder)
     if module is not None:
         keep_layers(module, kept)
-
-
-def _check_layers(module: Any) -> None:
-    """Raise the error of the last layer if no layer can be removed."""
-    count = sum(map(len, stacks(module).values()))
-    # Some layers, such as the first, may be required: try each one.
-    for index in range(count):
-        try:
-            keep_layers(copy.deepcopy(module), [other for other in range(count) if other != index])
-        except StageError:
-            if index == count - 1:
-                raise
-        else:
-            return
 
 
 def _hollow(folder: Path) -> PreTrainedModel:
@@ -176,19 +169,11 @@ def copy_with_other_widths(model: TorchModel, names: Collection[str]) -> TorchMo
         if removed * heads == neurons:
             removed += step
         keep_neurons(module, [torch.arange(neurons - removed)] * count)
-    if TOKENS in names:
-        _add_tokens(module)
-    return resized
-
-
-def _add_tokens(module: nn.Module) -> None:
     table = token_embedding(module)
-    if table is None:
-        return
-    weight = table.weight.detach()
-    # The new rows repeat the first one.
-    table.weight = nn.Parameter(torch.cat([weight, weight[:1].expand(_MORE_TOKENS, -1)]))
-    table.num_embeddings += _MORE_TOKENS
-    config = module.config
-    assert not isinstance(config, torch.Tensor | nn.Module)
-    config.vocab_size = table.num_embeddings
+    if TOKENS in names and table is not None:
+        # The new rows repeat the first one.
+        weight = table.weight.detach()
+        table.weight = nn.Parameter(torch.cat([weight, weight[:1].expand(_MORE_TOKENS, -1)]))
+        table.num_embeddings += _MORE_TOKENS
+        module.config.vocab_size = table.num_embeddings
+    return resized

@@ -6,7 +6,7 @@ Importing this module needs the standard library only.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 COMPRESSED_TENSORS = "compressed-tensors"
@@ -25,7 +25,12 @@ def layer_settings(quantization: Mapping[str, Any], module: str) -> dict[str, An
     if quantization.get("quant_method") == COMPRESSED_TENSORS:
         groups = [group for group in (quantization.get("config_groups") or {}).values() if isinstance(group, dict)]
         # A group that names the layer takes precedence over one for all linear layers.
-        matching = (group for group in groups if any(_names(target, module) for target in group.get("targets") or ()))
+        matching = (
+            group
+            for group in groups
+            for target in group.get("targets") or ()
+            if (re.match(target[3:], module) if target.startswith("re:") else target == module)
+        )
         scheme = next(matching, None) or next((group for group in groups if LINEAR in (group.get("targets") or ())), {})
         weights = scheme.get("weights") or {}
         size = weights.get("group_size")
@@ -36,10 +41,6 @@ def layer_settings(quantization: Mapping[str, Any], module: str) -> dict[str, An
         if not pattern.startswith("-:") and re.match(pattern.removeprefix("+:"), module):
             return settings | {key: changes[key] for key in settings if key in changes}
     return settings
-
-
-def _names(target: str, module: str) -> bool:
-    return bool(re.match(target[3:], module)) if target.startswith("re:") else target == module
 
 
 def compressed_tensors_config(
@@ -54,6 +55,12 @@ def compressed_tensors_config(
         version: Version of the package compressed-tensors that defines the layout.
     """
     packing = "pack-quantized" if activation_bits > 8 else "int-quantized"
+    groups: dict[Scheme, list[str]] = {}
+    for name, scheme in layers.items():
+        groups.setdefault(scheme, []).append(name)
+    # A single scheme is for all linear layers.
+    if len(groups) == 1:
+        groups = {scheme: [LINEAR] for scheme in groups}
     return {
         "config_groups": {
             f"group_{number}": {
@@ -64,7 +71,7 @@ def compressed_tensors_config(
                 "targets": targets,
                 "weights": _arguments(bits, *(("channel", None) if size == -1 else ("group", size))),
             }
-            for number, ((bits, size), targets) in enumerate(_groups(layers))
+            for number, ((bits, size), targets) in enumerate(groups.items())
         },
         "format": packing,
         "global_compression_ratio": None,
@@ -76,17 +83,6 @@ def compressed_tensors_config(
         "transform_config": {},
         "version": version,
     }
-
-
-def _groups(layers: Mapping[str, Scheme]) -> Iterator[tuple[Scheme, list[str]]]:
-    schemes = dict.fromkeys(layers.values())
-    for scheme in schemes:
-        yield (
-            scheme,
-            [LINEAR]
-            if len(schemes) == 1
-            else [name for name, other_scheme in layers.items() if other_scheme == scheme],
-        )
 
 
 def _arguments(bits: int, strategy: str, group_size: int | None) -> dict[str, Any]:

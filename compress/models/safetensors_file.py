@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import torch
 
 _TYPES: dict[str, tuple[str, int]] = {
-    "F64": ("float64", 64),
-    "F32": ("float32", 32),
-    "F16": ("float16", 16),
+    **{f"F{bits}": (f"float{bits}", bits) for bits in (16, 32, 64)},
+    **{f"I{bits}": (f"int{bits}", bits) for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": (f"uint{bits}", bits) for bits in (8, 16, 32, 64)},
     "BF16": ("bfloat16", 16),
     "F8_E4M3": ("float8_e4m3fn", 8),
     "F8_E5M2": ("float8_e5m2", 8),
@@ -28,14 +28,6 @@ _TYPES: dict[str, tuple[str, int]] = {
     "F6_E3M2": ("float6_e3m2fn", 6),
     "F4": ("float4_e2m1fn", 4),
     "C64": ("complex64", 64),
-    "I64": ("int64", 64),
-    "I32": ("int32", 32),
-    "I16": ("int16", 16),
-    "I8": ("int8", 8),
-    "U64": ("uint64", 64),
-    "U32": ("uint32", 32),
-    "U16": ("uint16", 16),
-    "U8": ("uint8", 8),
     "BOOL": ("bool", 8),
 }
 

@@ -114,11 +114,9 @@ class SentenceModules:
         kinds = ["Transformer", "Pooling", *(type(step).__name__ for step in self.steps)]
         paths = ["", *(f"{index}_{kind}" for index, kind in enumerate(kinds[1:], start=1))]
         # Module 0 is the transformer in the folder itself; the others have folders of their own.
+        modules = enumerate(zip(kinds, paths, strict=True))
         files[MODULES] = _json(
-            [
-                {"idx": index, "name": str(index), "path": path, "type": f"{_PACKAGE}.{kind}"}
-                for index, (kind, path) in enumerate(zip(kinds, paths, strict=True))
-            ]
+            [{"idx": i, "name": str(i), "path": path, "type": f"{_PACKAGE}.{kind}"} for i, (kind, path) in modules]
         )
         # Older versions of sentence-transformers only read the boolean keys.
         pooling_modes = {old: mode in self.modes for old, mode in _OLD_MODES.items()}
@@ -127,14 +125,8 @@ class SentenceModules:
             if isinstance(step, Dense):
                 names = {word: path for path, word in _ACTIVATIONS.items()}
                 out_features, in_features = step.weight.shape
-                files[f"{path}/config.json"] = _json(
-                    {
-                        "in_features": in_features,
-                        "out_features": out_features,
-                        "bias": step.bias is not None,
-                        "activation_function": names[step.activation],
-                    }
-                )
+                layer = {"in_features": in_features, "out_features": out_features, "bias": step.bias is not None}
+                files[f"{path}/config.json"] = _json({**layer, "activation_function": names[step.activation]})
                 files[f"{path}/model.safetensors"] = save(_tensors(step))
             else:
                 files[f"{path}/config.json"] = _json({})
@@ -148,32 +140,33 @@ def has_modules(folder: Path) -> bool:
 
 def read_modules(folder: Path) -> SentenceModules:
     """Read the modules of a folder. Raises `ModelError` for modules that are not supported."""
-    entries = _entries(folder)
+    try:
+        content = json.loads((folder / MODULES).read_text(encoding="utf-8"))
+        entries = sorted(content, key=lambda entry: int(entry["idx"]))
+        if not all(isinstance(entry["path"], str) and isinstance(entry["type"], str) for entry in entries):
+            raise TypeError("a path or type is no text")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{MODULES} cannot be read: {error}",
+            where=str(folder / MODULES),
+            expected="a list of modules: idx, name, path, type",
+        ) from error
     kinds = [str(entry["type"]).rpartition(".")[2] for entry in entries]
     # Everything after pooling is optional.
     if kinds[:2] != ["Transformer", "Pooling"]:
         raise _unknown(folder / MODULES, f"modules {', '.join(kinds)}", "Transformer, then Pooling, then any others")
-    pooling = _below(folder, entries[1]) / "config.json"
-    modes, width = _pooling_modes(pooling), _pooling_width(pooling)
+    modes, width = _pooling(_below(folder, entries[1]) / "config.json")
     steps = [_read_step(kind, _below(folder, entry)) for kind, entry in zip(kinds[2:], entries[2:], strict=True)]
+    # Each dense layer must accept the size that the previous module returns.
+    dimensions = width * len(modes)
+    for step in steps:
+        if isinstance(step, Dense):
+            if step.weight.shape[1] != dimensions:
+                fault = f"a dense layer for {step.weight.shape[1]} dimensions"
+                raise _unknown(folder / MODULES, fault, f"{dimensions}, which come before it")
+            dimensions = len(step.weight)
     configs = {name: (folder / name).read_bytes() for name in CONFIGS if (folder / name).is_file()}
-    modules = SentenceModules(width, modes, tuple(steps), configs)
-    _check_widths(modules, folder)
-    return modules
-
-
-def _entries(folder: Path) -> list[dict[str, Any]]:
-    path = folder / MODULES
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        ordered = sorted(entries, key=lambda entry: int(entry["idx"]))
-        if not all(isinstance(entry["path"], str) and isinstance(entry["type"], str) for entry in ordered):
-            raise TypeError("a path or type is no text")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{MODULES} cannot be read: {error}", where=str(path), expected="a list of modules: idx, name, path, type"
-        ) from error
-    return ordered
+    return SentenceModules(width, modes, tuple(steps), configs)
 
 
 def _below(folder: Path, entry: Mapping[str, Any]) -> Path:
@@ -184,7 +177,8 @@ def _below(folder: Path, entry: Mapping[str, Any]) -> Path:
     return folder / path
 
 
-def _pooling_modes(path: Path) -> tuple[str, ...]:
+def _pooling(path: Path) -> tuple[tuple[str, ...], int]:
+    """Return the modes of pooling and the size of a token's embedding."""
     config = read_json(path)
     configured = config.get("pooling_mode")
     # Older folders have one boolean key per mode.
@@ -198,17 +192,11 @@ def _pooling_modes(path: Path) -> tuple[str, ...]:
     wrong = [mode for mode in modes if mode not in MODES]
     if wrong:
         raise _unknown(path, f"pooling {', '.join(map(str, wrong))}", f"one of {', '.join(MODES)}")
-    return modes
-
-
-def _pooling_width(path: Path) -> int:
-    config = read_json(path)
     width = config.get("word_embedding_dimension", config.get("embedding_dimension"))
     if not isinstance(width, int) or width < 1:
-        raise ModelError(
-            f"The pooling's word_embedding_dimension is {width!r}.", where=str(path), expected="the model's hidden size"
-        )
-    return width
+        fault = f"The pooling's word_embedding_dimension is {width!r}."
+        raise ModelError(fault, where=str(path), expected="the model's hidden size")
+    return modes, width
 
 
 def _read_step(kind: str, folder: Path) -> Step:
@@ -240,17 +228,6 @@ def _read_step(kind: str, folder: Path) -> Step:
         raise ModelError(f"A dense layer has no linear.weight, only {', '.join(arrays)}.", where=str(path))
     bias = arrays.get("linear.bias") if config.get("bias", True) else None
     return Dense(arrays["linear.weight"], bias, _ACTIVATIONS[activation])
-
-
-def _check_widths(modules: SentenceModules, folder: Path) -> None:
-    width = modules.width * len(modules.modes)
-    # Each dense layer must accept the size that the previous module returns.
-    for step in modules.steps:
-        if isinstance(step, Dense):
-            if step.weight.shape[1] != width:
-                fault = f"a dense layer for {step.weight.shape[1]} dimensions"
-                raise _unknown(folder / MODULES, fault, f"{width}, which come before it")
-            width = len(step.weight)
 
 
 def _unknown(where: Path, found: str, expected: str) -> ModelError:

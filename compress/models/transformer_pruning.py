@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedModel
 
 from compress.models.attention_pruning import keep_attention_units, keep_columns, keep_rows, unprunable_reason
+from compress.models.config_checks import load_error_types
 from compress.models.folder_checks import weight_files
 from compress.models.pruned_layer_sizes import CHANNELS_KEY, resize_to_recorded
 from compress.models.safetensors_file import read_header
@@ -49,16 +49,6 @@ _WHOLE = {
     "pvt_v2": "their width is that of the layer",
 }
 """Reasons why heads of an architecture cannot be pruned that its modules do not show."""
-_FAILURES = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    IndexError,
-    AssertionError,
-    StrictDataclassError,
-)
 
 
 def layer_list(module: PreTrainedModel) -> nn.ModuleList:
@@ -141,12 +131,8 @@ def keep_layers(module: PreTrainedModel, kept: Sequence[int]) -> None:
         _put(layers, remaining_lists[path])
     changed = updated_config(module.config, fields)
     # Undo the change if the new config does not build the pruned model.
-    if not (
-        is_rebuildable
-        and all(remaining_lists.values())
-        and _makes(module, changed, alike=True)
-        and _same_beside(module, changed)
-    ):
+    is_expressible = is_rebuildable and all(remaining_lists.values())
+    if not (is_expressible and _makes(module, changed, alike=True) and _same_beside(module, changed)):
         for path, layers in lists.items():
             _put(layers, old[path])
         raise StageError(
@@ -220,10 +206,14 @@ def check_heads_prunable(module: PreTrainedModel) -> None:
     attention_blocks = _those_with(blocks(module), "attention")
     # Known architectures, ALiBi slopes, shared position tables, and norms over all heads.
     reasons = [_WHOLE.get(config.model_type), _BY_NUMBER if getattr(config, "alibi", False) else None]
+    attentions = [block.require_attention() for block in attention_blocks]
+    inside = tuple(f"{path}." for path in stacks(module))
     reasons += [
-        _why_shared(module, attention_blocks[0].require_attention()),
-        *(unprunable_reason(block.require_attention()) for block in attention_blocks),
+        f"all layers share {name}"
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Embedding) and part.embedding_dim == attentions[0].heads and not name.startswith(inside)
     ]
+    reasons += map(unprunable_reason, attentions)
     reason = next((reason for reason in reasons if reason is not None), None)
     if reason is not None:
         raise StageError(f"Heads of a {config.model_type!r} model cannot be pruned: {reason}.", hint="leave heads out")
@@ -252,15 +242,6 @@ def head_config_fields(config: PretrainedConfig, attention: Attention, counts: S
     if "num_key_value_heads" in supported:
         fields["num_key_value_heads"] = counts[0] if attention.groups > 1 else 1
     return {config.attribute_map.get(name, name): value for name, value in fields.items()}
-
-
-def _why_shared(module: PreTrainedModel, attention: Attention) -> str | None:
-    """Return the reason if a table outside the blocks has an entry per head, or None."""
-    inside = tuple(f"{path}." for path in stacks(module))
-    for name, part in module.named_modules():
-        if isinstance(part, nn.Embedding) and part.embedding_dim == attention.heads and not name.startswith(inside):
-            return f"all layers share {name}"
-    return None
 
 
 def keep_neurons(module: PreTrainedModel, kept: Sequence[torch.Tensor]) -> None:
@@ -308,7 +289,7 @@ def updated_config(config: PretrainedConfig, fields: Mapping[str, Any]) -> Pretr
         changed = type(config)(**copy.deepcopy({**current, **fields}))
         changed.validate()
         return changed
-    except _FAILURES:
+    except load_error_types():
         return None
 
 
@@ -322,7 +303,9 @@ def _makes(module: PreTrainedModel, config: PretrainedConfig, alike: bool = Fals
     try:
         rebuilt = _hollow(module, config)
         return _shapes(rebuilt) == _shapes(module) and (not alike or _numbers(rebuilt) == _numbers(module))
-    except (*_FAILURES, StageError):
+    except StageError:
+        return False
+    except load_error_types():
         return False
 
 
@@ -331,11 +314,11 @@ def _same_beside(module: PreTrainedModel, config: PretrainedConfig) -> bool:
     original, other = (_hollow(module, tried) for tried in (module.config, config))
     # Only parameters outside the blocks are compared; the blocks were checked by `_makes`.
     inside = tuple(f"{path}." for path in stacks(original))
-    shapes = (
+    before, after = (
         {name: part.shape for name, part in built.named_parameters() if not name.startswith(inside)}
         for built in (original, other)
     )
-    return next(shapes) == next(shapes)
+    return before == after
 
 
 def _hollow(module: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
@@ -373,8 +356,6 @@ def load_pruned(auto: Any, directory: Path, config: PretrainedConfig) -> PreTrai
     transformers loads the weights, because only it maps stored names to an architecture's modules. It gets a subclass
     whose layers are resized right after construction. Raises `ModelError` if recorded sizes do not fit.
     """
-    import torch
-
     with torch.device("meta"):
         model_class: type[Any] = type(auto.from_config(config))
 

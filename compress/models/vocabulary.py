@@ -45,9 +45,14 @@ def trim(model: TorchModel, used: Iterable[int], all_characters: bool = True, mu
     if head is not None and head.weight.shape[0] == height and not tied:
         head.weight = nn.Parameter(head.weight.detach()[row_ids].clone())
     if head is not None:
-        # Some heads share a bias with another module, so all references are replaced.
-        if getattr(head, "bias", None) is not None and head.bias.shape[0] == height:
-            _replace_everywhere(module, head.bias, nn.Parameter(head.bias.detach()[row_ids].clone()))
+        # Some heads share a bias with another module. transformers would truncate a tied bias that was left behind.
+        bias = getattr(head, "bias", None)
+        if bias is not None and bias.shape[0] == height:
+            new_bias = nn.Parameter(bias.detach()[row_ids].clone())
+            for part in module.modules():
+                for name, parameter in list(part.named_parameters(recurse=False)):
+                    if parameter is bias:
+                        setattr(part, name, new_bias)
         head.out_features = len(row_ids)
         module.tie_weights()
     module.config.vocab_size = len(row_ids)
@@ -193,10 +198,8 @@ def _vocabulary(definition: Mapping[str, Any]) -> dict[str, int]:
     """Return token -> id of the tokenizer's model, without added tokens."""
     model = definition["model"]
     if model["type"] not in _SUPPORTED:
-        raise StageError(
-            f"A tokenizer of type {model['type']!r} cannot be trimmed.",
-            expected=f"one of {', '.join(_SUPPORTED)}",
-        )
+        fault = f"A tokenizer of type {model['type']!r} cannot be trimmed."
+        raise StageError(fault, expected=f"one of {', '.join(_SUPPORTED)}")
     if model["type"] == "Unigram":
         return {token: index for index, (token, _) in enumerate(model["vocab"])}
     vocabulary: dict[str, int] = model["vocab"]
@@ -275,14 +278,6 @@ def _replace_tokenizer(model: TorchModel, definition: str) -> None:
     replaced = type(tokenizer)(tokenizer_object=backend, **kwargs)
     replaced._tokenizer = backend
     model.replace_tokenizer(replaced)
-
-
-def _replace_everywhere(module: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
-    """Replace a parameter in all modules; transformers would truncate a tied bias that was left behind."""
-    for part in module.modules():
-        for name, parameter in list(part.named_parameters(recurse=False)):
-            if parameter is old:
-                setattr(part, name, new)
 
 
 def _keep_rows(table: nn.Embedding, rows: torch.Tensor) -> None:

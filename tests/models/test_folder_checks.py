@@ -154,8 +154,7 @@ def test_rows_come_from_the_largest_id(tmp_path: Path) -> None:
         rows({"tokenizer.json": {"model": None}})
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e5m2])
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("dtype", "bad"), [(np.float32, np.nan), (np.float16, np.inf), (ml_dtypes.bfloat16, -np.inf)])
 def test_values_that_are_not_finite_are_named(tmp_path: Path, dtype: type, bad: float) -> None:
     folder = make_folder(tmp_path / "m")
     values = np.ones((5, 3), np.float32)

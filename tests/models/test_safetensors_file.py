@@ -81,25 +81,12 @@ def test_every_truncation_is_noticed(tmp_path: Path) -> None:
         ([1], b"", "invalid type: sequence"),
         ({"a": entry("F32", [3], 0, 8)}, bytes(8), "invalid shape, data type, or offset"),
         ({"a": entry("X9", [2], 0, 8)}, bytes(8), "unknown variant `X9`"),
-        ({"a": {"dtype": "F32"}}, bytes(8), "missing field `shape`"),
-        ({"a": entry("F32", [1], 4, 8)}, bytes(8), "invalid offset for tensor `a`"),
-        ({"a": entry("F32", [1], 0, 4), "b": entry("F32", [1], 0, 4)}, bytes(4), "invalid offset for tensor"),
         ({"a": entry("F32", [1], 0, 4)}, bytes(6), "not fully covered"),
-        ({"a": entry("F32", [-1], 0, 4)}, bytes(4), "integer `-1`"),
     ],
 )
 def test_broken_headers_are_refused(tmp_path: Path, header: object, data: bytes, reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
         read_header(write(tmp_path / "x.safetensors", header, data))
-
-
-def test_other_bytes_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", 4) + b"{no}")
-    with pytest.raises(ModelError, match="invalid JSON"):
-        read_header(tmp_path / "x.safetensors")
-    (tmp_path / "x.safetensors").write_bytes(b"\xff" * 64)
-    with pytest.raises(ModelError, match="header too large"):
-        read_header(tmp_path / "x.safetensors")
 
 
 SCALES = "model.layers.0.mlp.up_proj.scales"
@@ -200,16 +187,6 @@ def test_a_column_is_one_stream_of_bits(bits: int) -> None:
         expected = [stream >> (32 * position) & 0xFFFFFFFF for position in range(2 * bits)]
         assert [int(word) & 0xFFFFFFFF for word in words[:, column]] == expected
     assert torch.equal(unpack_bits(words, bits), values.to(torch.uint8))
-
-
-def test_three_bits_cross_the_words_as_in_autogptq() -> None:
-    # AutoGPTQ's own packing of 32 values: ten, one split 2 + 1, ten, one split 1 + 2, ten.
-    values = [(7 * index + 3) % 8 for index in range(32)]
-    first = sum(values[j] << (3 * j) for j in range(10)) | (values[10] & 3) << 30
-    second = values[10] >> 2 | sum(values[11 + j] << (3 * j + 1) for j in range(10)) | (values[21] & 1) << 31
-    third = values[21] >> 1 | sum(values[22 + j] << (3 * j + 2) for j in range(10))
-    words = pack_bits(torch.tensor(values)[:, None], 3)
-    assert [int(word) & 0xFFFFFFFF for word in words[:, 0]] == [first, second, third]
 
 
 @pytest.mark.parametrize("less_one", [True, False])

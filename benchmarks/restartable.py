@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from compress.plugins.diffusion.sampling_settings import import_diffusers
+from compress.plugins.diffusion.pipeline_model import import_diffusers
 from compress.utils.progress import Progress
 
 _SAVED_EVERY = 60.0

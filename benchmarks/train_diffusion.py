@@ -42,7 +42,7 @@ from restartable import Lesson, forget, kept_plan, learn, seconds_a_step
 from compress.cli.output import ConsoleProgress
 from compress.formats.quiet_output import quiet_libraries
 from compress.plugins.diffusion.image_metrics import frechet_distance, psnr
-from compress.plugins.diffusion.sampling_settings import SAMPLING, Sampling, import_diffusers
+from compress.plugins.diffusion.pipeline_model import SAMPLING, Sampling, import_diffusers
 from compress.utils.errors import CompressError, InputError
 from compress.utils.progress import Progress
 

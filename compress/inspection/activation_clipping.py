@@ -23,7 +23,6 @@ from compress.formats.targets import TARGETS
 from compress.inspection.layers import node_modules
 from compress.numerics.int8_activations import pairs_at_risk, pairwise_saturating
 
-_RELU6 = 6.0
 _WEIGHT = re.compile(r"\.(weight|bias)(_\w*)?$")
 _PRODUCTS = {"MatMul", "Gemm", "Conv", "DynamicQuantizeLinear", "MatMulNBits", "Attention"}
 """Operators whose first input is observed if no activation range is stored."""
@@ -55,7 +54,7 @@ class ActivationRange:
         below, above = array < self.low - half, array > self.high + half
         # Quantizers let integers from 0 on stand for a ReLU, and those from 0 to 6 for a ReLU6: that is no cut.
         rectified = self.low == 0
-        if rectified and abs(self.high - _RELU6) < half:
+        if rectified and abs(self.high - 6.0) < half:
             return 0.0
         return float((above if rectified else below | above).mean())
 

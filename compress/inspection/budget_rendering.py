@@ -12,7 +12,6 @@ from compress.inspection.budget import Budget, Module, PartCall
 from compress.results.formatting import format_bytes, format_count
 from compress.utils.responsive_table import ResponsiveTable, TableColumn, bar
 
-BAR_CELLS = 16
 SMALL_SHARE = 0.001
 """Modules with a smaller share of the bytes are shown without their children."""
 _LEFT_OUT = "hidden at this width; see --json"
@@ -76,7 +75,7 @@ def _branch(table: ResponsiveTable, module: Module, name: str, level: int, depth
     label = (f"{'  ' * level}{name}", "bold" if level <= 1 else "")
     dtypes = [dtype for dtype, size in module.dtypes.items() if size] or list(module.dtypes)
     types = ", ".join([*dtypes[:2], *(["..."] if len(dtypes) > 2 else [])])
-    table.add(label, (bar(module.share, BAR_CELLS), "cyan"), *numbers, (types, "dim"))
+    table.add(label, (bar(module.share, 16), "cyan"), *numbers, (types, "dim"))
     for child in module.children if level < depth and (module.share >= SMALL_SHARE or not level) else ():
         _branch(table, child, child.name, level + 1, depth)
 

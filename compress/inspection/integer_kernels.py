@@ -24,12 +24,8 @@ INTEGER = frozenset(
 PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Attention", "MultiHeadAttention")
 CONVOLUTIONS = ("Conv", "FusedConv", "ConvTranspose")
 _SMALL = 1024
-_WRITES_OPERATORS = (
-    "`onnx_int8: {method: static}` of the float model, which writes integer operators and unsigned activations"
-)
 _ONLY_WEIGHTS = "its weights are dequantized in each call, since its input is float"
 Part = Literal["products", "conversions", "rest"]
-_CONVERTS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 _STATIC = "onnx_int8: {method: static}"
 _EMBEDDING = "onnx_int8: {embedding_bits: 8} writes GatherBlockQuantized"
 _KEEP = "keep such layers in float: `onnx_int8: {keep: [...]}`, with the layers' names"
@@ -81,7 +77,8 @@ def _reason(node: ir.Node) -> tuple[str, str] | None:
     if packed:
         if not all(_dequantized(value) for _, value in stored):
             return _ONLY_WEIGHTS, _STATIC
-        return f"its integers are dequantized and multiplied in float: {_why_apart(node)}", _WRITES_OPERATORS
+        remedy = f"`{_STATIC}` of the float model, which writes integer operators and unsigned activations"
+        return f"its integers are dequantized and multiplied in float: {_why_apart(node)}", remedy
     sizes = [array.size for index, value in stored if index and (array := constant(value)) is not None]
     # Small constant factors are not worth quantizing.
     if not sizes or max(sizes) < _SMALL:
@@ -155,7 +152,8 @@ def part_of(node: ir.Node) -> Part:
         return "rest"
     if node.op_type in (*PRODUCTS, *CONVOLUTIONS, "MatMulNBits") or node.op_type in INTEGER:
         return "products"
-    return "conversions" if node.op_type in _CONVERTS or _scales_back(node) else "rest"
+    is_quantizer = node.op_type in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+    return "conversions" if is_quantizer or _scales_back(node) else "rest"
 
 
 def product_cause(node: ir.Node) -> SlowdownCause:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx_graphs import onnx_model
 
 from compress.formats.onnx.int8.dynamic import quantize_products
 from compress.formats.onnx.int8.settings import Int8Options
@@ -21,18 +23,14 @@ INNER, OUTER = 64, 48
 
 def network(layers: int = 2, peak: float = 1.0) -> onnx.ModelProto:
     generator = np.random.default_rng(0)
-    nodes, arrays, previous = [], [], "x"
+    nodes, weights, previous = [], {}, "x"
     for index in range(layers):
-        size = (INNER, OUTER) if index == layers - 1 else (INNER, INNER)
-        weight = generator.uniform(-peak, 1, size).astype(np.float32)
-        arrays.append(numpy_helper.from_array(weight, f"encoder.layer.{index}.weight"))
-        nodes.append(helper.make_node("MatMul", [previous, arrays[-1].name], [f"y{index}"], name=f"product_{index}"))
+        size, name = (INNER, OUTER if index == layers - 1 else INNER), f"encoder.layer.{index}.weight"
+        weights[name] = generator.uniform(-peak, 1, size).astype(np.float32)
+        nodes.append(helper.make_node("MatMul", [previous, name], [f"y{index}"], name=f"product_{index}"))
         nodes.append(helper.make_node("Relu", [f"y{index}"], [f"r{index}"], name=f"relu_{index}"))
         previous = f"r{index}"
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", INNER])
-    y = helper.make_tensor_value_info(previous, TensorProto.FLOAT, ["rows", OUTER])
-    graph = helper.make_graph(nodes, "network", [x], [y], arrays)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return onnx_model(nodes, {"x": ["rows", INNER]}, {previous: ["rows", OUTER]}, weights)
 
 
 def feeds() -> list[dict[str, np.ndarray]]:
@@ -66,8 +64,8 @@ def test_what_stays_float_is_named_with_its_reason(tmp_path: Path):
 def test_weights_alone_as_integers(tmp_path: Path):
     # What weight-only quantizers write: the activation stays float. ONNX Runtime has a kernel for such products.
     graph = static(network(layers=1), format="qdq")
-    (product,) = (node for node in graph.graph.node if node.op_type == "MatMul")
-    product.input[0] = "x"
+    (multiplication,) = (node for node in graph.graph.node if node.op_type == "MatMul")
+    multiplication.input[0] = "x"
     (kernels,) = read_kernels(saved(graph, tmp_path))
     assert kernels.operator == "MatMulNBits" and kernels.integer
     weight = np.random.default_rng(0).integers(-127, 128, (16, 8, 3, 3)).astype(np.int8)
@@ -75,13 +73,8 @@ def test_weights_alone_as_integers(tmp_path: Path):
         helper.make_node("DequantizeLinear", ["w", "scale"], ["float"], name="weights"),
         helper.make_node("Conv", ["x", "float"], ["y"], name="convolution"),
     ]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8, 9, 9])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 16, 7, 7])
-    arrays = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.float32(0.1), "scale")]
-    model = helper.make_model(
-        helper.make_graph(nodes, "c", [x], [y], arrays), opset_imports=[helper.make_opsetid("", 20)], ir_version=10
-    )
-    (kernels,) = read_kernels(saved(model, tmp_path))
+    weights = {"w": weight, "scale": np.float32(0.1)}
+    (kernels,) = read_kernels(saved(onnx_model(nodes, {"x": [1, 8, 9, 9]}, {"y": [1, 16, 7, 7]}, weights), tmp_path))
     assert not kernels.integer and "input is float" in kernels.why and "static" in kernels.help
 
 
@@ -91,11 +84,8 @@ def test_a_table_of_integers_that_is_dequantized_whole_is_named(tmp_path: Path):
         helper.make_node("DequantizeLinear", ["table", "scale"], ["float"], name="whole"),
         helper.make_node("Gather", ["float", "ids"], ["y"], name="look_up"),
     ]
-    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])
-    arrays = [numpy_helper.from_array(table, "table"), numpy_helper.from_array(np.float32(0.1), "scale")]
-    graph = helper.make_graph(nodes, "look_up", [ids], [y], arrays)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    weights = {"table": table, "scale": np.float32(0.1)}
+    model = onnx_model(nodes, {"ids": (TensorProto.INT64, ["n"])}, {"y": ["n", 4]}, weights)
     kernels = read_kernels(saved(model, tmp_path))
     # ONNX Runtime may have folded the table into float, which is no better.
     assert all(not kernel.integer and "whole table" in kernel.why for kernel in kernels)
@@ -154,9 +144,7 @@ def test_convolutions_are_products_of_windows():
     generator = np.random.default_rng(0)
     weight = generator.uniform(-0.2, 1, (6, 4, 3, 2)).astype(np.float32)
     node = helper.make_node("Conv", ["x", "w"], ["y"], name="c", pads=[1, 0, 2, 1], strides=[2, 1], dilations=[1, 2])
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
-    graph = helper.make_graph([node], "g", values[:1], values[1:], [numpy_helper.from_array(weight, "w")])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model = onnx_model([node], {"x": None}, {"y": None}, {"w": weight})
     x = generator.uniform(-0.1, 1, (1, 4, 9, 8)).astype(np.float32)
     settings = Int8Options(method="static", reduce_range=False, bias_correction=False, per_channel=False)
     quantized = StaticQuantizer(model, [{"x": x}], settings).quantize()
@@ -168,16 +156,12 @@ def test_convolutions_are_products_of_windows():
     rounded = np.clip(np.rint(x / np.float32(scale)) + zero, 0, 255).astype(int)[0]
     padded = np.pad(rounded, ((0, 0), (1, 2), (0, 1)), constant_values=zero)
     cut = pairs = 0
-    for top in range(0, padded.shape[1] - 2, 2):
-        for left in range(padded.shape[2] - 2):
-            for out in range(6):
-                terms = [
-                    padded[channel, top + row, left + 2 * column] * integers[out, channel, row, column]
-                    for row in range(3)
-                    for column in range(2)
-                    for channel in range(4)
-                ]
-                sums = [a + b for a, b in zip(terms[::2], terms[1::2], strict=True)]
-                cut += sum(not -32768 <= layer <= 32767 for layer in sums)
-                pairs += len(sums)
+    for top, left, out in product(range(0, padded.shape[1] - 2, 2), range(padded.shape[2] - 2), range(6)):
+        terms = [
+            padded[channel, top + row, left + 2 * column] * integers[out, channel, row, column]
+            for row, column, channel in product(range(3), range(2), range(4))
+        ]
+        sums = [a + b for a, b in zip(terms[::2], terms[1::2], strict=True)]
+        cut += sum(not -32768 <= pair_sum <= 32767 for pair_sum in sums)
+        pairs += len(sums)
     assert kernels.operator == "Conv" and cut > 0 and kernels.cut == pytest.approx(cut / pairs)

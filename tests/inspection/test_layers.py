@@ -8,7 +8,8 @@ import exports
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
+from onnx_graphs import onnx_model
 
 from compress.formats.onnx.int8.dynamic import quantize_products
 from compress.formats.onnx.runtimes.profile import original_name, write_optimized
@@ -76,21 +77,14 @@ def test_layers_get_coarser_until_they_are_few() -> None:
 
     assert len(group_layers(made(names(10)))) == 32
     assert list(group_layers(made(names(30))))[:3] == ["embed", "layers.0", "layers.1"]
-    assert set(group_layers(made(names(80)))) == {
-        "embed",
-        "layers.*.attention",
-        "layers.*.feed-forward",
-        "layers.*.norms",
-        "lm_head",
-    }
+    merged = {f"layers.*.{part}" for part in ("attention", "feed-forward", "norms")}
+    assert set(group_layers(made(names(80)))) == {"embed", *merged, "lm_head"}
 
 
 def test_the_rest_is_put_together_and_nothing_is_lost() -> None:
     tensors = made([f"module{i}.weight" for i in range(60)]) + made(["large.weight"], size=100)
     groups = group_layers(tensors, at_most=5)
-    assert len(groups) == 5
-    assert "large" in groups
-    assert list(groups)[-1] == "other"
+    assert len(groups) == 5 and "large" in groups and list(groups)[-1] == "other"
     assert sum(len(group) for group in groups.values()) == 61
 
 
@@ -110,11 +104,8 @@ def test_an_encoder_by_its_layers(tmp_path: Path, quantized: bool) -> None:
     in_order = list(dict.fromkeys(layer for _, layer in layers_by_node if layer.startswith("encoder.")))
     assert in_order == [f"encoder.layer.{i}.{part}" for i in (0, 1) for part in ("attention", "feed-forward")]
     attention = [layer for operator, layer in layers_by_node if operator in ("Attention", "QAttention")]
-    assert attention == ["encoder.layer.0.attention", "encoder.layer.1.attention"]
-    assert [layer for operator, layer in layers_by_node if operator in ("BiasGelu", "Gelu")] == [
-        "encoder.layer.0.feed-forward",
-        "encoder.layer.1.feed-forward",
-    ]
+    activation = [layer for operator, layer in layers_by_node if operator in ("BiasGelu", "Gelu")]
+    assert attention == in_order[::2] and activation == in_order[1::2]
     assert layers_by_node[-1][1] == "classifier"
     # In float, the activation is part of the product.
     pooler = [operator for operator, layer in layers_by_node if layer == "pooler.dense"]
@@ -131,10 +122,8 @@ def test_a_product_of_scores_belongs_to_the_projection_behind_it(tmp_path: Path)
 
 
 def test_a_graph_without_names(tmp_path: Path) -> None:
-    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 4]) for name in ("x", "y")]
-    stored = [numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")]
-    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", value[:1], value[1:], stored)
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    proto = onnx_model(nodes, {"x": [2, 4]}, {"y": [2, 4]}, {"w": np.eye(4, dtype=np.float32)})
     assert layers(proto, tmp_path) == [("MatMul", UNNAMED)]
     assert original_name("a#b#12") == "a#b"
 
@@ -146,10 +135,7 @@ def chain(weights: tuple[str, str], names: list[str]) -> onnx.ModelProto:
     for (operator, more), name in zip(operators, names, strict=True):
         nodes.append(helper.make_node(operator, [previous, *more], [f"{name}_out"], name))
         previous = f"{name}_out"
-    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 4]) for name in ("x", previous)]
-    stored = [numpy_helper.from_array(np.eye(4, dtype=np.float32), name) for name in weights]
-    graph = helper.make_graph(nodes, "g", value[:1], value[1:], stored)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return onnx_model(nodes, {"x": [2, 4]}, {previous: [2, 4]}, dict.fromkeys(weights, np.eye(4, dtype=np.float32)))
 
 
 def test_nodes_are_known_by_the_names_of_the_graph_that_theirs_was_made_from(tmp_path: Path) -> None:
@@ -157,16 +143,8 @@ def test_nodes_are_known_by_the_names_of_the_graph_that_theirs_was_made_from(tmp
     onnx.save(chain(("a.0.weight", "a.1.weight"), ["node_1", "tanh", "tanh_1", "node_11"]), tmp_path / "float.onnx")
     origins = origins_in(tmp_path / "float.onnx")
     assert (origins["node_1"], origins["tanh_out"], origins["a.1.weight"]) == ("a.0.weight",) * 2 + ("a.1.weight",)
-    derived = chain(
-        ("val_0_quantized", "val_1_quantized"),
-        ["node_1_quant", "tanh_QuantizeLinear", "tanh_1_Cast", "node_11_DequantizeLinear"],
-    )
-    onnx.save(derived, tmp_path / "made.onnx")
-    layers_by_node = node_modules(tmp_path / "made.onnx", origins)
-    assert layers_by_node == {
-        "node_1_quant": "a.0.weight",
-        "tanh_QuantizeLinear": "a.0.weight",
-        "tanh_1_Cast": "a.1.weight",
-        "node_11_DequantizeLinear": "a.1.weight",
-    }
+    names = ["node_1_quant", "tanh_QuantizeLinear", "tanh_1_Cast", "node_11_DequantizeLinear"]
+    onnx.save(chain(("val_0_quantized", "val_1_quantized"), names), tmp_path / "made.onnx")
+    expected = ["a.0.weight", "a.0.weight", "a.1.weight", "a.1.weight"]
+    assert node_modules(tmp_path / "made.onnx", origins) == dict(zip(names, expected, strict=True))
     assert set(node_modules(tmp_path / "made.onnx").values()) == {""}

@@ -16,8 +16,8 @@ from safetensors.numpy import save_file
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from compress.formats.onnx.graph_reader import read_graph
+from compress.inspection.budget import describe, measure_weights
 from compress.inspection.tensors import read_model
-from compress.inspection.weight_statistics import describe, measure_weights
 from compress.models.stored_tensor import StoredTensor
 from compress.utils.errors import ModelError
 from compress.utils.progress import SilentProgress
@@ -48,11 +48,9 @@ def test_constants_in_attributes_and_subgraphs_are_found(tmp_path: Path) -> None
         helper.make_node("Constant", [], ["outer.weight"], value=tensor("", np.ones((2, 3), np.float32))),
         helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=helper.make_graph([], "e", [], [])),
     ]
-    tensors_by_name = tensors_of(save(tmp_path / "m.onnx", nodes, []))
-    assert {name: (item.parameters, item.bytes) for name, item in tensors_by_name.items()} == {
-        "outer.weight": (6, 24),
-        "inner.weight": (5, 20),
-    }
+    found = tensors_of(save(tmp_path / "m.onnx", nodes, []))
+    sizes = {name: (item.parameters, item.bytes) for name, item in found.items()}
+    assert sizes == {"outer.weight": (6, 24), "inner.weight": (5, 20)}
 
 
 def test_opaque_weights_get_their_modules_from_biases(tmp_path: Path) -> None:
@@ -66,11 +64,8 @@ def test_scales_and_zero_points_belong_to_their_weight_and_are_no_parameters(tmp
     tensors_by_name = tensors_of(classifier(tmp_path / "m.onnx"))
     module = tensors_by_name["val_7_quantized"].module
     for name in ("val_7_scale", "val_7_zero_point"):
-        assert (tensors_by_name[name].role, tensors_by_name[name].parameters, tensors_by_name[name].module) == (
-            "quantization",
-            0,
-            module,
-        )
+        companion = tensors_by_name[name]
+        assert (companion.role, companion.parameters, companion.module) == ("quantization", 0, module)
     embedding = tensors_by_name["m.embeddings.words.weight_zero_point"]
     assert (embedding.role, embedding.module, embedding.bytes) == ("quantization", "m.embeddings.words", 1)
     assert (tensors_by_name["val_9"].role, tensors_by_name["val_9"].name) == ("constant", "constants.val_9")
@@ -99,10 +94,9 @@ def test_scopes_and_node_names_give_modules_too(tmp_path: Path) -> None:
 
 
 def test_four_bit_weights_count_by_their_logical_shape(tmp_path: Path) -> None:
+    product = ["x", "a.weight_Q4", "a.weight_scales"]
     nodes = [
-        helper.make_node(
-            "MatMulNBits", ["x", "a.weight_Q4", "a.weight_scales"], ["y"], K=40, N=6, bits=4, block_size=32
-        ),
+        helper.make_node("MatMulNBits", product, ["y"], K=40, N=6, bits=4, block_size=32),
         helper.make_node("GatherBlockQuantized", ["e.weight", "ids", "e.scales"], ["z"], bits=4, block_size=16),
         helper.make_node("DequantizeLinear", ["b.weight", "b.weight_scale"], ["w"]),
     ]
@@ -116,17 +110,11 @@ def test_four_bit_weights_count_by_their_logical_shape(tmp_path: Path) -> None:
         tensor("b.weight_scale", np.float32(1).reshape(())),
     ]
     tensors_by_name = tensors_of(save(tmp_path / "m.onnx", nodes, tensors))
-    assert (tensors_by_name["a.weight_Q4"].parameters, tensors_by_name["a.weight_Q4"].dtype) == (40 * 6, "int4")
-    assert tensors_by_name["a.weight_Q4"].bytes == 6 * 2 * 16
-    assert (tensors_by_name["e.weight"].parameters, tensors_by_name["e.weight"].dtype) == (7 * 16, "uint4")
-    assert (
-        tensors_by_name["b.weight"].parameters,
-        tensors_by_name["b.weight"].dtype,
-        tensors_by_name["b.weight"].bytes,
-    ) == (15, "int4", 8)
-    assert {tensors_by_name[name].role for name in ("a.weight_scales", "e.scales", "b.weight_scale")} == {
-        "quantization"
-    }
+    weights = [item for item in tensors_by_name.values() if item.parameters]
+    stored = [(item.parameters, item.dtype, item.bytes) for item in weights]
+    assert stored == [(40 * 6, "int4", 6 * 2 * 16), (7 * 16, "uint4", 7 * 8), (15, "int4", 8)]
+    scales = [tensors_by_name[name].role for name in ("a.weight_scales", "e.scales", "b.weight_scale")]
+    assert scales == ["quantization"] * 3
     assert tensors_by_name["b.weight"].values().astype(int).reshape(-1).tolist() == list(range(-7, 8))
 
 
@@ -183,14 +171,8 @@ def test_hand_made_safetensors_file(tmp_path: Path) -> None:
     path.write_bytes(struct.pack("<Q", len(header)) + header + np.float16([1, 2, 3, 4]).tobytes() + bytes(8))
 
     weight, positions = read_model(path).tensors
-
-    assert (weight.name, weight.shape, weight.dtype, weight.parameters, weight.bytes) == (
-        "a.weight",
-        (2, 2),
-        "float16",
-        4,
-        8,
-    )
+    assert (weight.name, weight.shape, weight.dtype) == ("a.weight", (2, 2), "float16")
+    assert (weight.parameters, weight.bytes) == (4, 8)
     assert (positions.role, positions.parameters, positions.bytes) == ("constant", 0, 8)
     assert weight.values().tolist() == [[1, 2], [3, 4]]
 
@@ -207,15 +189,8 @@ def test_bert_folder_has_the_parameters_that_torch_counts(tmp_path: Path) -> Non
 
 
 def test_tied_embedding_counts_once(tmp_path: Path) -> None:
-    config = LlamaConfig(
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=64,
-        vocab_size=100,
-        tie_word_embeddings=True,
-    )
-    model = LlamaForCausalLM(config)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=100, tie_word_embeddings=True))
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     contents = read_model(tmp_path)
@@ -233,14 +208,9 @@ def test_packed_checkpoint_counts_weights_not_integers(tmp_path: Path) -> None:
         },
         tmp_path / "model.safetensors",
     )
-    tensors_by_name = {tensor.name: tensor for tensor in read_model(tmp_path).tensors}
-    assert (
-        tensors_by_name["l.qweight"].parameters,
-        tensors_by_name["l.qweight"].dtype,
-        tensors_by_name["l.qweight"].bytes,
-    ) == (48, "int4", 24)
-    assert [tensors_by_name[name].parameters for name in ("l.qzeros", "l.scales")] == [0, 0]
-    assert tensors_by_name["l.scales"].role == "quantization"
+    weight, *companions = sorted(read_model(tmp_path).tensors, key=lambda tensor: tensor.name)
+    assert (weight.parameters, weight.dtype, weight.bytes) == (48, "int4", 24)
+    assert [tensor.parameters for tensor in companions] == [0, 0] and companions[1].role == "quantization"
 
 
 def test_layers_of_a_packed_checkpoint_may_have_bits_of_their_own(tmp_path: Path) -> None:
@@ -294,15 +264,9 @@ def test_what_cannot_be_inspected(tmp_path: Path) -> None:
 
 def test_small_array_by_hand() -> None:
     statistics = describe(np.array([[0, 1], [2, 5]], np.float32))
-    assert (statistics.sparsity, statistics.minimum, statistics.maximum, statistics.mean, statistics.not_finite) == (
-        0.25,
-        0,
-        5,
-        2,
-        0,
-    )
+    assert (statistics.sparsity, statistics.minimum, statistics.maximum, statistics.mean) == (0.25, 0, 5, 2)
     assert statistics.std == pytest.approx((14 / 4) ** 0.5)  # squared distances 4, 1, 0, 9
-    assert statistics.outliers == 0
+    assert statistics.outliers == statistics.not_finite == 0
 
 
 def test_outliers_are_beyond_six_standard_deviations() -> None:
@@ -317,7 +281,7 @@ def test_outliers_are_beyond_six_standard_deviations() -> None:
 def test_pieces_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).normal(3, 2, size=1001).astype(np.float32)
     values[::10] = 0
-    monkeypatch.setattr("compress.inspection.weight_statistics.CHUNK_ELEMENTS", 64)
+    monkeypatch.setattr("compress.inspection.budget.CHUNK_ELEMENTS", 64)
     statistics = describe(values)
     wide = values.astype(np.float64)
     assert statistics.mean == pytest.approx(wide.mean(), rel=1e-12)

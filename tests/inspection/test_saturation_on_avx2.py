@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 import pytest
 from as_avx2 import hold, run_held
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+from onnx_graphs import onnx_model
 
 from compress.formats.onnx.int8.dynamic import DynamicQuantizer
 from compress.formats.onnx.int8.settings import Int8Options, ReduceRange
@@ -52,12 +53,8 @@ def integer_product() -> tuple[onnx.ModelProto, np.ndarray, np.ndarray]:
     generator = np.random.default_rng(0)
     weight = generator.integers(-128, 128, (INNER, COLUMNS)).astype(np.int8)
     rows = generator.integers(0, 256, (ROWS, INNER)).astype(np.uint8)
-    x = helper.make_tensor_value_info("x", TensorProto.UINT8, [ROWS, INNER])
-    y = helper.make_tensor_value_info("y", TensorProto.INT32, [ROWS, COLUMNS])
-    node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
-    graph = helper.make_graph([node], "product", [x], [y], [numpy_helper.from_array(weight, "w")])
-    opsets = [helper.make_opsetid("", 20)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10), rows, weight
+    node, output = helper.make_node("MatMulInteger", ["x", "w"], ["y"]), (TensorProto.INT32, [ROWS, COLUMNS])
+    return onnx_model([node], {"x": (TensorProto.UINT8, [ROWS, INNER])}, {"y": output}, {"w": weight}), rows, weight
 
 
 def check_cut_off(output: np.ndarray, rows: np.ndarray, weight: np.ndarray) -> None:
@@ -98,15 +95,10 @@ def convolutions(*shape: int, groups: int = 1) -> tuple[onnx.ModelProto, list[di
         helper.make_node("Conv", ["x", "w0", "b0"], ["h"], name="first", group=groups),
         helper.make_node("Conv", ["h", "w1", "b1"], ["y"], name="second", group=groups),
     ]
-    initializers = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()]
-    values = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, *[None] * len(shape)])
-        for name, channels in (("x", 6), ("y", 8))
-    ]
-    graph = helper.make_graph(nodes, "net", values[:1], values[1:], initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    sizes = [9] * len(shape)
-    return model, [{"x": generator.uniform(-0.1, 1, (1, 6, *sizes)).astype(np.float32)} for _ in range(6)]
+    weights = {name: array.astype(np.float32) for name, array in arrays.items()}
+    x, y = ([1, channels, *[None] * len(shape)] for channels in (6, 8))
+    feeds = [{"x": generator.uniform(-0.1, 1, (1, 6, *[9] * len(shape))).astype(np.float32)} for _ in range(6)]
+    return onnx_model(nodes, {"x": x}, {"y": y}, weights), feeds
 
 
 def products() -> tuple[onnx.ModelProto, list[dict[str, np.ndarray]]]:
@@ -117,13 +109,9 @@ def products() -> tuple[onnx.ModelProto, list[dict[str, np.ndarray]]]:
         helper.make_node("MatMul", ["x", "w0"], ["h"], name="first"),
         helper.make_node("Gemm", ["h", "w1", "b1"], ["y"], name="second", transB=1),
     ]
-    initializers = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()]
-    values = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in (("x", 64), ("y", 48))
-    ]
-    graph = helper.make_graph(nodes, "net", values[:1], values[1:], initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    return model, [{"x": generator.uniform(-0.1, 1, (5, 64)).astype(np.float32)} for _ in range(6)]
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    feeds = [{"x": generator.uniform(-0.1, 1, (5, 64)).astype(np.float32)} for _ in range(6)]
+    return onnx_model(nodes, {"x": ["n", 64]}, {"y": ["n", 48]}, arrays), feeds
 
 
 NETS = {
@@ -143,13 +131,9 @@ def graphs(net: str, method: str) -> tuple[list[onnx.ModelProto], np.ndarray]:
     if method == "dynamic":
         quantized = [DynamicQuantizer(model, reduce_range=reduce_range).quantize() for reduce_range in ranges]
     else:
-        plain = Int8Options(
-            method="static", reduce_range=False, weight_rounding="feedback" if method == "feedback" else "nearest"
-        )
-        quantized = [
-            StaticQuantizer(model, feeds, plain.model_copy(update={"reduce_range": reduce_range})).quantize()
-            for reduce_range in ranges
-        ]
+        rounding = "feedback" if method == "feedback" else "nearest"
+        options = [Int8Options(method="static", reduce_range=each, weight_rounding=rounding) for each in ranges]
+        quantized = [StaticQuantizer(model, feeds, settings).quantize() for settings in options]
     return [model, *quantized], feeds[0]["x"]
 
 
@@ -158,15 +142,10 @@ def grouped() -> tuple[onnx.ModelProto, np.ndarray]:
     generator = np.random.default_rng(0)
     weights = generator.uniform(0.7, 1, (32, 5, 3, 3)) * np.repeat([1, -1, 1, -1], 8).reshape(-1, 1, 1, 1)
     node = helper.make_node("Conv", ["x", "w"], ["y"], name="c", group=4, pads=[1, 0, 1, 0], strides=[2, 1])
-    values = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 20, 9, 9])]
-    values.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
-    stored = [numpy_helper.from_array(weights.astype(np.float32), "w")]
-    graph = helper.make_graph([node], "g", values[:1], values[1:], stored)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model = onnx_model([node], {"x": [1, 20, 9, 9]}, {"y": None}, {"w": weights.astype(np.float32)})
     x = generator.uniform(-0.1, 1, (1, 20, 9, 9)).astype(np.float32)
-    return StaticQuantizer(
-        model, [{"x": x}], Int8Options(method="static", reduce_range=False, bias_correction=False)
-    ).quantize(), x
+    settings = Int8Options(method="static", reduce_range=False, bias_correction=False)
+    return StaticQuantizer(model, [{"x": x}], settings).quantize(), x
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +180,6 @@ def test_what_is_found_in_groups_is_what_avx2_makes_of_them(answered: Path):
     (results,) = find_saturation(graph, [{"x": x}])
     on_avx2, with_vnni = (np.load(answered / f"grouped.{kind}.npy").astype(float) for kind in ("avx2", "vnni"))
     assert results.cut and results.cut > 0.1
+    error = np.sqrt(np.square(on_avx2 - with_vnni).mean() / np.square(with_vnni).mean())
     # The answers are rounded to 8 bits once more.
-    assert results.error == pytest.approx(
-        np.sqrt(np.square(on_avx2 - with_vnni).mean() / np.square(with_vnni).mean()), rel=0.1
-    )
+    assert results.error == pytest.approx(error, rel=0.1)

@@ -42,7 +42,6 @@ from compress.utils.progress import Progress
 HERE = "here"
 """Target name of measurements that use one runtime for each model's own format."""
 _SEED = 0
-_QUARTILES = (Slice(length="quartiles"),)
 
 
 def runnable_target(artifact: Path) -> Target:
@@ -99,7 +98,7 @@ def compare_on_rows(
     # Slices by text length need a length for each row. Rows such as images have none.
     parts: list[Part] = []
     with suppress(CompressError):
-        parts = find_parts(recipe.slices or task.slices or _QUARTILES, data, TEST, lengths)[0]
+        parts = find_parts(recipe.slices or task.slices or (Slice(length="quartiles"),), data, TEST, lengths)[0]
     # A task may turn a row into several examples or none, so that members of a slice are counted by example.
     if READS_ROWS not in task.capabilities:
         parts = [replace(part, rows=task.members(rows, part.rows, examples[BASELINE])) for part in parts]

@@ -16,7 +16,6 @@ from compress.utils.storage import digest_file
 
 TOKENIZER = "tokenizer.json"
 RECIPE = "recipe"
-_NAMELESS = ("_name_or_path",)
 _LONGEST = 60
 _SHOWN = 3
 _READ_WHOLE = 1 << 22
@@ -60,7 +59,7 @@ def _json(path: Path) -> object:
 def flatten_fields(value: object, name: str = "") -> dict[str, str]:
     """Return nested values by dotted name as text. Long values are cut."""
     if isinstance(value, Mapping):
-        return {key: text for part, inner in value.items() if part not in _NAMELESS
+        return {key: text for part, inner in value.items() if part != "_name_or_path"
                 for key, text in flatten_fields(inner, f"{name}.{part}" if name else str(part)).items()}  # fmt: skip
     if value is None:
         return {}

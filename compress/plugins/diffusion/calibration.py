@@ -20,13 +20,22 @@ import onnx
 
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.onnx.runtimes.onnxruntime import session_of
-from compress.formats.runtime import Batch, Session
+from compress.formats.runtime import Batch
+from compress.inspection.activation_clipping import RecordingSession
 from compress.models.processor import processor_of
 from compress.numerics.sampling import spread_sample
 from compress.plugins.diffusion.image_metrics import ssim
 from compress.plugins.diffusion.onnx_export import open_diffusion
-from compress.plugins.diffusion.sampler import IDS, IMAGES, LATENT, TIMESTEP, DiffusionSampler
-from compress.plugins.diffusion.session import DECODER, TEXT_ENCODER, DiffusionSession
+from compress.plugins.diffusion.sampler import (
+    DECODER,
+    IDS,
+    IMAGES,
+    LATENT,
+    TEXT_ENCODER,
+    TIMESTEP,
+    DiffusionSampler,
+    DiffusionSession,
+)
 from compress.stages.onnx_int8.accuracy_aware import Merit
 from compress.stages.onnx_int8.quantizer import METADATA, SPLIT, validation_examples
 from compress.tasks.tokens import by_length
@@ -118,27 +127,10 @@ class ComponentInputs:
         return merit
 
 
-class _RecordingSession:
-    """Session that records its inputs."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self.feeds: list[Batch] = []
-        self.inputs, self.input_types, self.output_types = session.inputs, session.input_types, session.output_types
-        self.provider, self.settings = session.provider, session.settings
-
-    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
-        """See `Session.predict`."""
-        self.feeds.append({name: np.array(array) for name, array in batch.items()})
-        return self._session.predict(batch)
-
-
 def count_prompts(sampler: DiffusionSampler, part: str, count: int) -> int:
     """Return the number of prompts that give ``count`` examples of a component."""
-    if part == TEXT_ENCODER:
-        return count
-    if part == DECODER:
-        return min(count, _MAX_IMAGES)
+    if part in (TEXT_ENCODER, DECODER):
+        return count if part == TEXT_ENCODER else min(count, _MAX_IMAGES)
     # A prompt is a row in each recorded call of the denoiser, and guidance adds a row of the empty prompt.
     rows_per_prompt = min(sampler.sampling.steps, TIMESTEPS) * (2 if sampler.guided else 1)
     return max(1, -(-count // rows_per_prompt))
@@ -156,15 +148,15 @@ def record_inputs(
         rows: Rows of the prompts in the train split.
         seed: Seed that the prompts were chosen with.
     """
-    guidance, recorder = session.sampler.sampling.guidance, _RecordingSession(session.parts[part])
+    guidance, recorder = session.sampler.sampling.guidance, RecordingSession(session.parts[part])
     if part == TEXT_ENCODER:
         # Its inputs are those of the session, so nothing has to run.
         return ComponentCalibration([{IDS: ids[np.newaxis]} for ids in batch[IDS]], rows, seed, guidance)
     session.with_part(part, recorder).predict(batch)
     if part == DECODER:
-        (feed,) = recorder.feeds
+        (feed,) = recorder.calls
         return ComponentCalibration([{LATENT: row[np.newaxis]} for row in feed[LATENT]], rows, seed, guidance)
-    feeds = [recorder.feeds[index] for index in spaced_indices(len(recorder.feeds), TIMESTEPS)]
+    feeds = [recorder.calls[index] for index in spaced_indices(len(recorder.calls), TIMESTEPS)]
     return ComponentCalibration(feeds, rows, seed, guidance, tuple(float(feed[TIMESTEP].item()) for feed in feeds))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from compress.inspection.budget import PartCall
 from compress.models.json_file import read_json
 from compress.models.pipeline_folder import UNET, is_pipeline
-from compress.plugins.diffusion.sampling_settings import import_diffusers
+from compress.plugins.diffusion.pipeline_model import import_diffusers
 from compress.utils.errors import ModelError, first_line
 
 if TYPE_CHECKING:
@@ -100,7 +101,13 @@ def component_costs(
     """
     component = build_component_on_meta(config)
     call = _component_call(component, batch, size, tokens)
-    peaks = (_peak_values(component, call, fused) for fused in (True, False))
+    # The largest number of values alive at once, beside weights and inputs, in eager torch.
+    peaks = []
+    for attention in (_FusedAttention(), nullcontext()):
+        tracker = MemoryTracker(component)
+        with torch.no_grad(), attention, tracker:
+            call()
+        peaks.append(tracker.peak_bytes // _FP32_BYTES)
     return ComponentCosts(count_parameters(component), _multiplications_of(call), *peaks)
 
 
@@ -111,18 +118,14 @@ def costs_of_component(component: ModelMixin, size: int | None = None) -> Compon
 
 def cost_rows(before: ComponentCosts, after: ComponentCosts) -> list[tuple[str, float, float]]:
     """Return rows of a table that compares a call before and after pruning."""
-    return [
+    rows = [
         ("parameters", float(before.parameters), float(after.parameters)),
         ("multiplications", float(before.multiplications), float(after.multiplications)),
-        *(
-            (
-                f"memory in fp{bits}, MB",
-                round(before.memory_bytes(bits) / 1e6, 2),
-                round(after.memory_bytes(bits) / 1e6, 2),
-            )
-            for bits in (32, 16)
-        ),
     ]
+    for bits in (32, 16):
+        old, new = (round(costs.memory_bytes(bits) / 1e6, 2) for costs in (before, after))
+        rows.append((f"memory in fp{bits}, MB", old, new))
+    return rows
 
 
 def build_component_on_meta(config: Mapping[str, Any]) -> ModelMixin:
@@ -148,11 +151,10 @@ def build_component_on_meta(config: Mapping[str, Any]) -> ModelMixin:
             model: ModelMixin = cast(Any, component_class).from_config(
                 {field: value for field, value in config.items() if field in fields}
             )
-            return model
     except (ValueError, TypeError, RuntimeError, ArithmeticError, IndexError) as error:
-        raise ModelError(
-            f"diffusers makes no {name} of this config: {first_line(error)}", where="config.json"
-        ) from error
+        message = f"diffusers makes no {name} of this config: {first_line(error)}"
+        raise ModelError(message, where="config.json") from error
+    return model
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -205,24 +207,12 @@ def _component_call(component: ModelMixin, batch: int, size: int | None, tokens:
     return lambda: component(sample, timestep, **arguments, return_dict=False)
 
 
-def _peak_values(component: nn.Module, call: Callable[[], object], fused: bool) -> int:
-    """Return the largest number of values alive at once, beside weights and inputs, in eager torch."""
-    tracker = MemoryTracker(component)
-    with torch.no_grad(), _FusedAttention(fused), tracker:
-        call()
-    return tracker.peak_bytes // _FP32_BYTES
-
-
 class _FusedAttention(TorchFunctionMode):
-    """Mode in which attention allocates only its output, if it is ``fused``."""
-
-    def __init__(self, fused: bool) -> None:
-        super().__init__()
-        self._fused = fused
+    """Mode in which attention allocates only its output."""
 
     def __torch_function__(self, function: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._fused and function is torch.nn.functional.scaled_dot_product_attention:
+        if function is torch.nn.functional.scaled_dot_product_attention:
             named = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
             query, value = named["query"], named["value"]
             return query.new_empty(*query.shape[:-1], value.shape[-1])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -28,7 +28,7 @@ from compress.plugins.diffusion.noised_latents import (
     sample_rows,
 )
 from compress.plugins.diffusion.pipeline_model import GeneratorModel
-from compress.plugins.diffusion.stage_settings import DenoiserPruning
+from compress.plugins.diffusion.stages import PruneDenoiser
 from compress.plugins.diffusion.unet_blocks import (
     BKSDMSize,
     UNetBlocks,
@@ -153,7 +153,7 @@ def accumulate_gates(
     return gates, chosen
 
 
-def prune_denoiser(model: GeneratorModel, settings: DenoiserPruning, context: Context) -> None:
+def prune_denoiser(model: GeneratorModel, settings: PruneDenoiser, context: Context) -> None:
     """Prune the model's UNet by images of the train split, in place. Raises `StageError` if it has no UNet."""
     unet = require_unet(model.parts[UNET])
     examples, _ = encode_split(model, context, TRAIN, sample_rows(context, TRAIN, settings.importance_examples))
@@ -161,7 +161,7 @@ def prune_denoiser(model: GeneratorModel, settings: DenoiserPruning, context: Co
     model.replace_part(UNET, prune_unet(unet, settings, examples, noising, context))
 
 
-def check_pruning(component: nn.Module, settings: DenoiserPruning) -> None:
+def check_pruning(component: nn.Module, settings: PruneDenoiser) -> None:
     """Try the named blocks and widths on a UNet, which may have no weights. Raises `StageError`."""
     unet = require_unet(component)
     if settings.blocks is not None:
@@ -173,7 +173,7 @@ def check_pruning(component: nn.Module, settings: DenoiserPruning) -> None:
 
 
 def prune_unet(
-    unet: UNet, settings: DenoiserPruning, examples: Examples, noising: NoiseProcess, context: Context
+    unet: UNet, settings: PruneDenoiser, examples: Examples, noising: NoiseProcess, context: Context
 ) -> UNet:
     """Return a UNet with fewer blocks and narrower stages; the weights of ``unet`` are consumed.
 
@@ -192,14 +192,14 @@ def prune_unet(
     if settings.blocks is not None:
         unet = select_blocks(unet, bk_sdm_blocks(unet, _SIZES[settings.blocks]))
     if settings.pairs:
-        start = probe.mean_loss(unet)
+        losses = [probe.mean_loss(unet)]
         blocks, removals = remove_least_important(unet, settings.pairs, settings.middle, probe.mean_loss)
-        losses = [start, *(removal.loss for removal in removals)]
-        removed_rows = [
-            (removal.block, round(removal.loss, 5), round(removal.loss - previous, 5))
-            for removal, previous in zip(removals, losses, strict=False)
+        losses += removals.values()
+        rows = [
+            (block, round(loss, 5), round(loss - previous, 5))
+            for (block, loss), previous in zip(removals.items(), losses, strict=False)
         ]
-        context.add_table("Removed blocks", ("block", "loss", "rise"), removed_rows)
+        context.add_table("Removed blocks", ("block", "loss", "rise"), rows)
         unet = select_blocks(unet, blocks)
     if settings.prunes_channels:
         sets = channel_sets(unet)
@@ -207,7 +207,7 @@ def prune_unet(
             # Widths of the recipe are checked before importance, which takes minutes.
             check_widths(unet, settings.block_out_channels, sets)
         gates, timesteps = accumulate_gates(unet, sets, probe, settings.threshold, context.progress)
-        widths = _choose_widths(unet, sets, gates, settings)
+        widths = settings.block_out_channels or _choose_widths(unet, sets, gates, settings)
         context.note(
             f"prune: stages of {list(unet.config.block_out_channels)} -> {list(widths)} channels, by importance at "
             f"{len(timesteps)} of {len(probe.timesteps)} timesteps, up to {max(timesteps)}"
@@ -229,17 +229,9 @@ def prune_unet(
     return unet
 
 
-@dataclass(frozen=True)
-class Removal:
-    """Description of a removed block, and the loss without it and all blocks that were removed before."""
-
-    block: str
-    loss: float
-
-
 def remove_least_important(
     unet: UNet, count: int, middle: bool, measure: Callable[[UNet], float]
-) -> tuple[UNetBlocks, list[Removal]]:
+) -> tuple[UNetBlocks, dict[str, float]]:
     """Remove pairs one by one: each time the one without which the loss rises least.
 
     A pair on the way down is removed with one that reads its stage on the way up.
@@ -250,10 +242,13 @@ def remove_least_important(
         middle: Whether the middle block may be removed as one of them.
         measure: Returns the loss of a UNet.
 
+    Returns:
+        The remaining blocks, and for each removed block the loss without it and all blocks that were removed before.
+
     Raises:
         StageError: Fewer pairs can be removed.
     """
-    blocks, removals = all_blocks(unet), list[Removal]()
+    blocks, removals = all_blocks(unet), dict[str, float]()
     for _ in range(count):
         candidates = {
             f"stage {stage}: pair {down} down, pair {up} up": blocks.without(stage, down, up)
@@ -279,16 +274,14 @@ def remove_least_important(
             )
         best = min(trials, key=lambda name: trials[name])
         blocks = candidates[best]
-        removals.append(Removal(best, trials[best]))
+        removals[best] = trials[best]
     return blocks, removals
 
 
 def _choose_widths(
-    unet: UNet, sets: Sequence[ChannelSet], gates: Sequence[torch.Tensor], settings: DenoiserPruning
+    unet: UNet, sets: Sequence[ChannelSet], gates: Sequence[torch.Tensor], settings: PruneDenoiser
 ) -> tuple[int, ...]:
-    if settings.block_out_channels is not None:
-        return settings.block_out_channels
-    search = _WidthSearch.of(unet, sets, gates)
+    search = _WidthSearch(unet, sets, gates)
     if settings.channels:
         counts = [nearest_rung(rungs, rungs[0] * (1 - settings.channels)) for rungs in search.rungs]
         widths = search.stage_widths(counts)
@@ -308,7 +301,6 @@ def _choose_widths(
     return widths
 
 
-@dataclass(frozen=True)
 class _WidthSearch:
     """Possible widths of stages and the importance that each removes.
 
@@ -316,22 +308,16 @@ class _WidthSearch:
     the total importance of the channels that each width removes.
     """
 
-    stages: list[list[int]]
-    rungs: list[list[int]]
-    lost: list[list[float]]
-
-    @classmethod
-    def of(cls, unet: UNet, sets: Sequence[ChannelSet], gates: Sequence[torch.Tensor]) -> _WidthSearch:
-        tied, steps = tied_stages(unet), width_steps(unet, sets)
-        rungs, lost = [], []
-        for stages in tied:
-            step = int(np.lcm.reduce([steps[stage] for stage in stages]))
-            rungs.append(ladder(unet.config.block_out_channels[stages[0]], step))
-            group = [
-                (channels, scores) for channels, scores in zip(sets, gates, strict=True) if channels.stage in stages
-            ]
-            lost.append([sum(_lost_importance(*pair, rung) for pair in group) for rung in rungs[-1]])
-        return cls(tied, rungs, lost)
+    def __init__(self, unet: UNet, sets: Sequence[ChannelSet], gates: Sequence[torch.Tensor]) -> None:
+        self.stages, steps = tied_stages(unet), width_steps(unet, sets)
+        self.rungs: list[list[int]] = []
+        self.lost: list[list[float]] = []
+        for stages in self.stages:
+            step = math.lcm(*(steps[stage] for stage in stages))
+            rungs = ladder(unet.config.block_out_channels[stages[0]], step)
+            pairs = [pair for pair in zip(sets, gates, strict=True) if pair[0].stage in stages]
+            self.rungs.append(rungs)
+            self.lost.append([sum(channels.lost(scores, rung) for channels, scores in pairs) for rung in rungs])
 
     def stage_widths(self, counts: Sequence[int]) -> tuple[int, ...]:
         """Return the width of each stage, from that of each group."""
@@ -343,19 +329,20 @@ class _WidthSearch:
         Raises:
             StageError: Even the smallest widths cost more.
         """
-        rungs_at = [0] * len(self.rungs)
-        initial = current = cost(self._widths_at(rungs_at))
+        rungs_at, widths = [0] * len(self.rungs), [rungs[0] for rungs in self.rungs]
+        initial = current = cost(self.stage_widths(widths))
         # Greedy search: take the step down that loses the least importance for the cost that it saves.
         while current > initial * (1 - share):
             best: tuple[float, int, float] | None = None
-            for index in range(len(rungs_at)):
-                lower = [rung + (other == index) for other, rung in enumerate(rungs_at)]
-                if lower[index] == len(self.rungs[index]) or self._has_equal_neighbours(lower):
+            for index, (rungs, lost, rung) in enumerate(zip(self.rungs, self.lost, rungs_at, strict=True)):
+                if rung + 1 == len(rungs):
                     continue
-                lower_cost = cost(self._widths_at(lower))
-                lost = self.lost[index][lower[index]] - self.lost[index][rungs_at[index]]
-                if lower_cost < current and (best is None or lost / (current - lower_cost) < best[0]):
-                    best = lost / (current - lower_cost), index, lower_cost
+                lower = [*widths[:index], rungs[rung + 1], *widths[index + 1 :]]
+                if any(width == following for width, following in pairwise(lower)):
+                    continue
+                lower_cost, loss = cost(self.stage_widths(lower)), lost[rung + 1] - lost[rung]
+                if lower_cost < current and (best is None or loss / (current - lower_cost) < best[0]):
+                    best = loss / (current - lower_cost), index, lower_cost
             if best is None:
                 raise StageError(
                     f"Pruning channels can remove {1 - current / initial:.1%}, and not {share:.1%}.",
@@ -364,18 +351,5 @@ class _WidthSearch:
                 )
             _, index, current = best
             rungs_at[index] += 1
-        return self._widths_at(rungs_at)
-
-    def _widths_at(self, rungs_at: Sequence[int]) -> tuple[int, ...]:
-        return self.stage_widths([rungs[rung] for rungs, rung in zip(self.rungs, rungs_at, strict=True)])
-
-    def _has_equal_neighbours(self, rungs_at: Sequence[int]) -> bool:
-        widths = [rungs[rung] for rungs, rung in zip(self.rungs, rungs_at, strict=True)]
-        return any(width == following for width, following in pairwise(widths))
-
-
-def _lost_importance(channels: ChannelSet, gates: torch.Tensor, width: int) -> float:
-    """Return the importance of the channels that a stage of ``width`` removes."""
-    scores = channels.scores(gates)
-    remaining = channels.select(gates, width)[:: channels.unit] // channels.unit
-    return float(scores.sum() - scores[remaining].sum())
+            widths[index] = self.rungs[index][rungs_at[index]]
+        return self.stage_widths(widths)

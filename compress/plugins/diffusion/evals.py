@@ -7,7 +7,6 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,17 @@ from compress.formats.target_profile import Target
 from compress.numerics.statistics import Floats
 from compress.pipeline.target_session import TargetSession
 from compress.plugins.diffusion.judge import ImageEvaluation
-from compress.plugins.diffusion.sampler import IDS, IMAGES, NOISE, SAMPLE, SEED, TIMESTEP, DiffusionSampler
-from compress.plugins.diffusion.sampling_settings import Sampling
-from compress.plugins.diffusion.session import DiffusionSession
+from compress.plugins.diffusion.pipeline_model import Sampling
+from compress.plugins.diffusion.sampler import (
+    IDS,
+    IMAGES,
+    NOISE,
+    SAMPLE,
+    SEED,
+    TIMESTEP,
+    DiffusionSampler,
+    DiffusionSession,
+)
 from compress.results.report import BASELINE, PARTED, DriftRecord, Measurement, PictureRecord
 from compress.utils.progress import Progress
 from compress.utils.storage import digest_directory
@@ -60,11 +67,6 @@ class PathDrift:
         """Median over the images, [t]."""
         return np.asarray(np.median(self.distances, axis=1), np.float64)
 
-    @property
-    def added(self) -> Floats:
-        """Growth of the median at each step, [t - 1]."""
-        return np.asarray(np.diff(self.typical), np.float64)
-
     def diverging_index(self, limit: float = PARTED) -> int | None:
         """Return the index in ``times`` from which the median stays above ``limit``, or None if it ends below."""
         within = np.flatnonzero(self.typical <= limit)
@@ -73,18 +75,7 @@ class PathDrift:
 
 
 def drift(baseline: SamplingPath, candidate: SamplingPath) -> PathDrift:
-    """Return the drift of a candidate from the baseline, at the timesteps of the path with fewer steps.
-
-    Raises:
-        ValueError: The paths are of other images, timesteps do not fall, or latents are not finite.
-    """
-    for path in (baseline, candidate):
-        if len(path.times) != len(path.latents) or len(path.times) < 2 or not (np.diff(path.times) < 0).all():
-            raise ValueError(f"expected latents at falling timesteps, found {len(path.latents)} at {path.times}")
-        if not np.isfinite(path.latents).all():
-            raise ValueError("latents hold NaN or infinity")
-    if baseline.latents.shape[1:] != candidate.latents.shape[1:]:
-        raise ValueError(f"latents must pair: {baseline.latents.shape[1:]} and {candidate.latents.shape[1:]}")
+    """Return the drift of a candidate from the baseline, at the timesteps of the path with fewer steps."""
     times = min(baseline.times, candidate.times, key=len)
     expected, actual = baseline.at(times), candidate.at(times)
     magnitude = np.maximum(_root_mean_square(expected), np.finfo(np.float64).tiny)
@@ -147,11 +138,8 @@ def encode_difference_png(levels: np.ndarray, reference: np.ndarray) -> str:
     """
     difference = (levels.astype(np.float64) - reference.astype(np.float64)).mean(axis=-1) / _FULL
     fading = np.rint(255 * (1 - np.clip(np.abs(difference), 0, 1)))
-    white = np.full_like(fading, 255)
-    colours = np.stack(
-        [np.where(difference >= 0, white, fading), fading, np.where(difference >= 0, fading, white)], axis=-1
-    )
-    return encode_png(colours.astype(np.uint8))
+    red, blue = np.where(difference >= 0, 255, fading), np.where(difference >= 0, fading, 255)
+    return encode_png(np.stack([red, fading, blue], axis=-1).astype(np.uint8))
 
 
 _JUDGE_VERSION = 1
@@ -166,7 +154,8 @@ def judgements(session: TargetSession, parts: Sequence[Part]) -> list[Measuremen
     rows, labels = session.runner.inputs.data.split(session.split), list(session.predictions)
     classes = rows["label"].to_pylist() if "label" in rows.column_names else None
     usual = session.predictions[BASELINE].kept[IMAGES] if BASELINE in session.predictions else None
-    asked = ImageEvaluation(folder, rows["text"].to_pylist(), classes, session.predictions[labels[0]].labels, usual)
+    real = session.predictions[labels[0]].labels
+    evaluation = ImageEvaluation(folder, rows["text"].to_pylist(), classes, real, usual)
     key = {
         "judge": digest_directory(folder),
         "data": session.runner.inputs.data.digest(session.split),
@@ -178,7 +167,7 @@ def judgements(session: TargetSession, parts: Sequence[Part]) -> list[Measuremen
 
         def compute(_: Target, threads: int, progress: Progress, text: str, label: str = label) -> list[dict[str, Any]]:
             progress.note(text)
-            return [row.model_dump() for row in asked.measurements(session.predictions[label].kept[IMAGES])]
+            return [row.model_dump() for row in evaluation.measurements(session.predictions[label].kept[IMAGES])]
 
         names = (f"judgement of {label}", f"look at what {label} drew")
         stored_rows = session.cached_json("judgement", label, key, "rows.json", names, compute)
@@ -190,16 +179,9 @@ def judgements(session: TargetSession, parts: Sequence[Part]) -> list[Measuremen
 
 def sampling_steps(session: TargetSession) -> list[Measurement]:
     """Return the number of sampling steps of each model."""
-    return [
-        Measurement(
-            model=label,
-            metric="sampling_steps",
-            target=session.target.name,
-            value=Sampling.read(folder).steps,
-            unit="count",
-        )
-        for label, folder in session.artifacts.items()
-    ]
+    identity = {"metric": "sampling_steps", "target": session.target.name, "unit": "count"}
+    steps = {label: Sampling.read(folder).steps for label, folder in session.artifacts.items()}
+    return [Measurement(model=label, value=value, **identity) for label, value in steps.items()]
 
 
 def image_grid(session: TargetSession) -> list[PictureRecord]:
@@ -212,23 +194,12 @@ def image_grid(session: TargetSession) -> list[PictureRecord]:
     records = []
     for label, predictions in session.predictions.items():
         for row, prompt in enumerate(prompts):
-            levels, difference_fields = predictions.kept[IMAGES][row], dict[str, Any]()
+            levels, usual = predictions.kept[IMAGES][row], baseline_images[row]
+            fields: dict[str, Any] = {"prompt": prompt, "seed": row, "png": encode_png(levels)}
             if label != BASELINE:
-                mean_difference = np.abs(levels.astype(np.float64) - baseline_images[row]).mean()
-                difference_fields = {
-                    "difference": encode_difference_png(levels, baseline_images[row]),
-                    "levels": round(float(mean_difference), 2),
-                }
-            records.append(
-                PictureRecord(
-                    model=label,
-                    target=session.target.name,
-                    prompt=prompt,
-                    seed=row,
-                    png=encode_png(levels),
-                    **difference_fields,
-                )
-            )
+                fields["difference"] = encode_difference_png(levels, usual)
+                fields["levels"] = round(float(np.abs(levels.astype(np.float64) - usual).mean()), 2)
+            records.append(PictureRecord(model=label, target=session.target.name, **fields))
     return records
 
 
@@ -238,12 +209,14 @@ def sampling_drifts(session: TargetSession) -> list[DriftRecord]:
     if not count or BASELINE not in session.artifacts:
         return []
 
+    # The baseline's path is compared with that of each model.
+    @cache
     def path_of(label: str, threads: int) -> SamplingPath:
-        opened = _open(session.artifacts[label], session.target, threads)
+        opened = get_runtime(session.target.runtime).open(session.artifacts[label], session.target, threads)
+        assert isinstance(opened, DiffusionSession), "models that generate images are opened as such a session"
         batch = session.examples(label).batch(range(min(count, len(session.examples(label)))))
         return sampling_path(opened.sampler, batch[IDS], batch[NOISE], batch[SEED].tolist())
 
-    cached_path = cache(path_of)
     key = {
         "data": session.runner.inputs.data.digest(session.split),
         "count": count,
@@ -258,7 +231,7 @@ def sampling_drifts(session: TargetSession) -> list[DriftRecord]:
         def compute(_: Target, threads: int, progress: Progress, text: str, label: str = label) -> dict[str, Any]:
             progress.note(text)
             path = path_of(label, threads)
-            drift_values = drift(cached_path(BASELINE, threads), path)
+            drift_values = drift(path_of(BASELINE, threads), path)
             parting_index = drift_values.diverging_index()
             low, typical, high = np.quantile(drift_values.distances, [0.25, 0.5, 0.75], axis=1).round(6).tolist()
             return {
@@ -274,10 +247,3 @@ def sampling_drifts(session: TargetSession) -> list[DriftRecord]:
         stored = session.cached_json("drift", label, key, "drift.json", names, compute)
         records.append(DriftRecord.model_validate({**stored, "model": label, "target": session.target.name}))
     return records
-
-
-def _open(artifact: Path, target: Target, threads: int) -> DiffusionSession:
-    """Open an image session of an artifact."""
-    session = get_runtime(target.runtime).open(artifact, target, threads)
-    assert isinstance(session, DiffusionSession), "whatever draws is opened as such a session"
-    return session

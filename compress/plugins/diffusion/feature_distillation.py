@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +24,7 @@ from compress.plugins.diffusion.noised_latents import (
     sample_rows,
 )
 from compress.plugins.diffusion.pipeline_model import GeneratorModel
-from compress.plugins.diffusion.stage_settings import FeatureDistillation
+from compress.plugins.diffusion.stages import DistillFeatures
 from compress.plugins.diffusion.unet_blocks import require_unet, stage_blocks
 from compress.stages.training import processes
 from compress.stages.training.checkpoint import TrainingCheckpoint
@@ -44,7 +44,7 @@ _FIT_EXAMPLES = 16
 
 
 def distill_features(
-    settings: FeatureDistillation, teacher: TorchModel, model: TorchModel, context: Context
+    settings: DistillFeatures, teacher: TorchModel, model: TorchModel, context: Context
 ) -> GeneratorModel:
     """Train the UNet of ``model`` by that of ``teacher``.
 
@@ -75,7 +75,7 @@ def train_on_features(
     examples: Examples,
     held_out: Examples | None,
     noising: NoiseProcess,
-    settings: FeatureDistillation,
+    settings: DistillFeatures,
     context: Context,
 ) -> None:
     """Train ``student`` in place. A killed training continues from its checkpoint in the context's scratch folder.
@@ -92,12 +92,12 @@ def train_on_features(
     Raises:
         StageError: The UNets do not have the same latents and blocks.
     """
-    trainer = FeatureTrainer.between(teacher, student, examples, noising, settings, context.seed)
-    batches = -(-len(examples) // settings.batch_size)
+    trainer = FeatureTrainer(teacher, student, examples, noising, settings, context.seed)
     probe = None
     if held_out is not None:
         probe = LossProbe.spaced(held_out, noising, settings.judged_timesteps, settings.batch_size, context.seed)
     loss_before = None if probe is None else probe.mean_loss(student)
+    batches = -(-len(examples) // settings.batch_size)
     trainee = Trainee(
         student,
         examples,
@@ -120,32 +120,23 @@ def train_on_features(
         )
 
 
-@dataclass
 class FeatureTrainer:
     """Loss L = w_d L_denoising + w_o L_output + w_f sum of L_feature (Kim et al. 2023, section 3.2, equations 1 to 4).
 
-    Features are the outputs of blocks that both UNets have. Narrower features of the student are projected to the
-    teacher's width by a matrix that is trained with it and then discarded.
+    Features are the outputs of blocks that both UNets have: ``pairs`` are the block of the teacher and of the student,
+    by name. Narrower features of the student are projected to the teacher's width by a matrix that is trained with it
+    and then discarded.
     """
 
-    teacher: UNet
-    noising: NoiseProcess
-    settings: FeatureDistillation
-    pairs: dict[str, tuple[nn.Module, nn.Module]]
-    """Block of the teacher and of the student, by name."""
-    projections: nn.ModuleDict = field(default_factory=nn.ModuleDict)
-    _features: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def between(
-        cls,
+    def __init__(
+        self,
         teacher: UNet,
         student: UNet,
         examples: Examples,
         noising: NoiseProcess,
-        settings: FeatureDistillation,
+        settings: DistillFeatures,
         seed: int,
-    ) -> FeatureTrainer:
+    ) -> None:
         """Pair the blocks of two UNets and fit projections on some examples.
 
         Args:
@@ -165,9 +156,11 @@ class FeatureTrainer:
                 f"{teacher.config.out_channels}.",
                 expected="two UNets of the same latents",
             )
-        teacher.eval().requires_grad_(False)
+        self.teacher, self.noising, self.settings = teacher.eval().requires_grad_(False), noising, settings
+        self.pairs: dict[str, tuple[nn.Module, nn.Module]] = {}
+        self.projections = nn.ModuleDict()
+        self._features: dict[tuple[str, str], torch.Tensor] = {}
         teacher_blocks = stage_blocks(teacher)
-        pairs = {}
         for name, block in stage_blocks(student).items():
             teacher_block = teacher_blocks.get(name)
             if teacher_block is None:
@@ -179,26 +172,23 @@ class FeatureTrainer:
                 # Without inner stages, the student's last stage does not downsample, as the teacher's does. Compare the
                 # outputs of their last layers.
                 teacher_block, block = _last_layer(teacher_block), _last_layer(block)
-            pairs[name] = (teacher_block, block)
-        trainer = cls(teacher, noising, settings, pairs)
+            self.pairs[name] = (teacher_block, block)
         if settings.feature_weight:
-            trainer._fit_projections(student, examples, seed)
-        return trainer
+            self._fit_projections(student, examples, seed)
 
     @contextmanager
     def capture_features(self) -> Iterator[None]:
         """Record the outputs of the paired blocks while the context is open."""
         pairs = self.pairs if self.settings.feature_weight else {}
 
-        def recorder(side: str, name: str) -> Callable[[nn.Module, object, tuple[torch.Tensor, ...]], None]:
-            def hook(block: nn.Module, inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
-                # Blocks on the way down return a tuple: hidden states, then skip connections.
-                self._features[side, name] = output if isinstance(output, torch.Tensor) else output[0]
-
-            return hook
+        def record(
+            key: tuple[str, str], block: nn.Module, inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...]
+        ) -> None:
+            # Blocks on the way down return a tuple: hidden states, then skip connections.
+            self._features[key] = output if isinstance(output, torch.Tensor) else output[0]
 
         handles = [
-            block.register_forward_hook(recorder(side, name))
+            block.register_forward_hook(partial(record, (side, name)))
             for name, blocks in pairs.items()
             for side, block in zip(("teacher", "student"), blocks, strict=True)
         ]

@@ -5,21 +5,21 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from compress.data.media import Media, media
+from compress.data.media import Media, media, media_type
 from compress.evaluation.evaluate import artifact_labels
-from compress.numerics.calibration import mean_interval
 from compress.plugins.diffusion.image_metrics import (
     diversity,
     frechet_contributions,
     frechet_distance,
     frechet_interval,
     in_manifold,
+    mean_measurement,
     perceptual_distance,
 )
 from compress.results.metrics import describe_metric
@@ -28,7 +28,6 @@ from compress.tasks.classes import outcome_row
 from compress.tasks.registry import get_task
 from compress.utils.errors import DataError, ModelError
 
-_TASK = "image-classification"
 _BATCH = 32
 _SEED = 0
 _NEIGHBOURS = 3
@@ -54,7 +53,7 @@ class ImageClassifier:
         """Open it. Raises `ModelError`."""
         from torch import nn
 
-        self._task = get_task(_TASK)
+        self._task = get_task("image-classification")
         self._model = self._task.load(folder, None, trust_remote_code=False)
         linear = [module for module in self._model.module.modules() if isinstance(module, nn.Linear)]
         self.classes = judge_classes(folder)
@@ -72,9 +71,8 @@ class ImageClassifier:
         The classifier's own processor prepares the images.
         """
         batches = list(self.outputs(levels))
-        return np.concatenate([batch.features for batch in batches]), [
-            name for batch in batches for name in batch.classes
-        ]
+        classes = [name for batch in batches for name in batch.classes]
+        return np.concatenate([batch.features for batch in batches]), classes
 
     def distances(self, levels: np.ndarray, reference: np.ndarray) -> np.ndarray:
         """Return the distance of each image to its reference over all stages of the classifier, [n]."""
@@ -83,42 +81,28 @@ class ImageClassifier:
 
     def outputs(self, levels: np.ndarray) -> Iterator[ClassifierOutputs]:
         """Yield the outputs for a few images at a time, because the outputs of all stages are large."""
-        # A table of images, stored without compression.
         import pyarrow as pa
-        import torch
-
-        from compress.data.media import media_type
-
-        examples = self._task.encode(
-            pa.table({"image": pa.array([_stored(picture) for picture in levels], media_type())}),
-            self._model.processor,
-            None,
-            0,
-        )
-        for start in range(0, len(levels), _BATCH):
-            batch = examples.batch(range(start, min(start + _BATCH, len(levels))))
-            features: list[torch.Tensor] = []
-            hook = self._last.register_forward_pre_hook(
-                lambda _, inputs, kept=features: kept.append(inputs[0].flatten(1))
-            )
-            try:
-                outputs = self._answer({name: torch.from_numpy(array) for name, array in batch.items()})
-            finally:
-                hook.remove()
-            states = getattr(outputs, "hidden_states", None) or (features[0],)
-            chosen = outputs.logits.argmax(dim=-1).tolist()
-            # Tokens [n, tokens, width] as [n, width, tokens], and other states unchanged.
-            layers = [(state.transpose(1, 2) if state.ndim == 3 else state).numpy() for state in states]
-            yield ClassifierOutputs(features[0].numpy(), [self.classes[class_index] for class_index in chosen], layers)
-
-    def _answer(self, batch: dict[str, Any]) -> Any:
         import torch
         from transformers import PreTrainedModel
 
+        from compress.models.hooks import capture_inputs
+
         module = self._model.module
-        more = {"output_hidden_states": True} if isinstance(module, PreTrainedModel) else {}
-        with torch.no_grad():
-            return module(**batch, **more)
+        options = {"output_hidden_states": True} if isinstance(module, PreTrainedModel) else {}
+        table = pa.table({"image": pa.array([_stored(picture) for picture in levels], media_type())})
+        examples = self._task.encode(table, self._model.processor, None, 0)
+        captured: list[torch.Tensor] = []
+        for start in range(0, len(levels), _BATCH):
+            batch = examples.batch(range(start, min(start + _BATCH, len(levels))))
+            inputs = {name: torch.from_numpy(array) for name, array in batch.items()}
+            with torch.no_grad(), capture_inputs({"last": self._last}, lambda _, value: captured.append(value)):
+                outputs = module(**inputs, **options)
+            features = captured.pop().flatten(1)
+            states = getattr(outputs, "hidden_states", None) or (features,)
+            classes = [self.classes[index] for index in outputs.logits.argmax(dim=-1).tolist()]
+            # Tokens [n, tokens, width] as [n, width, tokens], and other states unchanged.
+            layers = [(state.transpose(1, 2) if state.ndim == 3 else state).numpy() for state in states]
+            yield ClassifierOutputs(features.numpy(), classes, layers)
 
 
 def judge_classes(folder: Path) -> tuple[str, ...]:
@@ -181,40 +165,26 @@ class ImageEvaluation:
         features, classes = self.judge.features_and_classes(pictures)
         results = []
         if self.classes is not None:
-            is_right = np.array(
-                [predicted == expected for predicted, expected in zip(classes, self.classes, strict=True)]
-            )
+            is_right = np.array([seen == label for seen, label in zip(classes, self.classes, strict=True)])
             results.append(outcome_row("prompt_accuracy", is_right, "", ""))
         if self.real_features is not None:
             # The Fréchet distance, precision and recall of generated and real images.
             real = self.real_features
-            rows = []
             count, width = features.shape
+            unit = describe_metric("frechet_distance").unit
+            row = partial(Measurement, model="", metric="frechet_distance", target="", unit=unit, n=count)
             if count > width:
-                estimate = frechet_interval(features, real, _SEED)
                 raw = tuple(frechet_contributions(features, real).tolist())
-                rows.append(_row("frechet_distance", count, **estimate._asdict(), raw=raw))
+                results.append(row(**frechet_interval(features, real, _SEED)._asdict(), raw=raw))
             elif count > 1:
-                rows.append(_row("frechet_distance", count, value=frechet_distance(features, real)))
+                results.append(row(value=frechet_distance(features, real)))
             if count > _NEIGHBOURS:
-                rows.append(outcome_row("picture_precision", in_manifold(features, real, _NEIGHBOURS), "", ""))
-                rows.append(outcome_row("picture_recall", in_manifold(real, features, _NEIGHBOURS), "", ""))
-            results += rows
+                results.append(outcome_row("picture_precision", in_manifold(features, real, _NEIGHBOURS), "", ""))
+                results.append(outcome_row("picture_recall", in_manifold(real, features, _NEIGHBOURS), "", ""))
         diversities = diversity(features, self.prompts)
         if np.isfinite(diversities).any():
-            results.append(_mean_row("prompt_diversity", diversities[np.isfinite(diversities)]))
+            results.append(mean_measurement("prompt_diversity", diversities[np.isfinite(diversities)]))
         if self.baseline_images is not None:
-            results.append(
-                _mean_row("perceptual_distance_to_baseline", self.judge.distances(pictures, self.baseline_images))
-            )
+            distances = self.judge.distances(pictures, self.baseline_images)
+            results.append(mean_measurement("perceptual_distance_to_baseline", distances))
         return results
-
-
-def _mean_row(metric: str, values: np.ndarray) -> Measurement:
-    value, low, high = mean_interval(values, _SEED)
-    bounds = {"low": low, "high": high} if len(values) > 1 else {}
-    return _row(metric, len(values), value=value, raw=tuple(values.tolist()), **bounds)
-
-
-def _row(metric: str, count: int, **values: object) -> Measurement:
-    return Measurement(model="", metric=metric, target="", unit=describe_metric(metric).unit, n=count, **values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from compress.plugins.diffusion.image_metrics import decode_images
-from compress.plugins.diffusion.pipeline_model import TEXT_ENCODER, VAE, GeneratorModel
-from compress.plugins.diffusion.sampling_settings import import_diffusers
-from compress.plugins.diffusion.scheduler import ReferenceTrajectory
-from compress.plugins.diffusion.session import torch_sampler
+from compress.plugins.diffusion.pipeline_model import TEXT_ENCODER, VAE, GeneratorModel, import_diffusers
+from compress.plugins.diffusion.sampler import torch_sampler
+from compress.plugins.diffusion.scheduler import REFERENCE, ReferenceTrajectory, build_scheduler
 from compress.tasks.task import Examples
 from compress.utils.errors import DataError, StageError
 
@@ -93,11 +92,18 @@ def reference_trajectory(model: GeneratorModel, context: Context, count: int, st
         context: Context of the stage.
         count: Number of captions.
         steps: Number of steps.
+
+    Raises:
+        InputError: DPM-Solver++ 2M does not fit the denoiser.
     """
     captions = context.data.split(TRAIN)[_CAPTION].to_pylist()
     chosen = [captions[index] for index in np.linspace(0, len(captions) - 1, count).round().astype(int)]
+    ids = model.processor.ids(chosen)
     noise = np.stack([model.processor.noise(context.seed + index) for index in range(count)])
-    return ReferenceTrajectory.sample(torch_sampler(model), model.processor.ids(chosen), noise, steps)
+    sampler = torch_sampler(model)
+    scheduler = build_scheduler(sampler.scheduler, REFERENCE, steps)
+    reference = replace(sampler, scheduler=scheduler, sampling=replace(sampler.sampling, steps=steps))
+    return ReferenceTrajectory(sampler, ids, noise, reference.sample_latents(ids, noise))
 
 
 def _select_rows(context: Context, split: str, indices: Sequence[int] | None) -> pa.Table:
@@ -133,14 +139,10 @@ def encode_images(vae: AutoencoderKL | AutoencoderTiny, images: np.ndarray) -> n
         # The mean of an AutoencoderKL's distribution, so that the same image always has the same latents. An
         # AutoencoderTiny has no distribution.
         batch = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
-        latents.append(scale_latents(vae, batch).float().cpu().numpy())
+        # A VAE's own latents become those of a UNet (Rombach et al. 2022, appendix D.1).
+        scaled = (batch - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
+        latents.append(scaled.float().cpu().numpy())
     return np.concatenate(latents)
-
-
-def scale_latents(vae: AutoencoderKL | AutoencoderTiny, latents: torch.Tensor) -> torch.Tensor:
-    """Convert a VAE's own latents to those of a UNet (Rombach et al. 2022, appendix D.1)."""
-    scaled: torch.Tensor = (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
-    return scaled
 
 
 def unscale_latents(vae: AutoencoderKL | AutoencoderTiny, latents: torch.Tensor) -> torch.Tensor:
@@ -250,10 +252,8 @@ class NoiseProcess:
 
 def denoise(unet: nn.Module, noised: NoisedLatents) -> torch.Tensor:
     """Return the output [B, C, H, W] of a `UNet2DConditionModel` or `UNet2DModel` for noised latents."""
-    arguments: dict[str, object] = {
-        name: value for name, value in noised.conditions.items() if name not in _ADDED_CONDITIONS
-    }
-    added = {name: value for name, value in noised.conditions.items() if name in _ADDED_CONDITIONS}
+    arguments: dict[str, object] = dict(noised.conditions)
+    added = {name: arguments.pop(name) for name in _ADDED_CONDITIONS & noised.conditions.keys()}
     if added:
         arguments["added_cond_kwargs"] = added
     output: torch.Tensor = unet(noised.noised, noised.timesteps, **arguments, return_dict=False)[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -23,17 +22,21 @@ from compress.models.pipeline_folder import UNET
 from compress.plugins.diffusion.pipeline_model import TEXT_ENCODER, VAE, GeneratorModel
 from compress.plugins.diffusion.sampler import (
     CONDITION,
+    DECODER,
     DENOISED,
     HIDDEN,
     IDS,
     IMAGE,
     LATENT,
+    OUTPUTS,
     SAMPLE,
     TEXT,
     TIMESTEP,
+    DiffusionSession,
     LatentSpace,
+    open_session,
+    open_torch,
 )
-from compress.plugins.diffusion.session import DECODER, DiffusionSession, open_session, open_torch
 from compress.stages.base import Context
 from compress.tasks.task import Examples
 from compress.utils.errors import IntegrityError, StageError
@@ -87,7 +90,6 @@ class _Decoder(nn.Module):
         return {IMAGE: self.vae.decoder(latent_sample if post_quant_conv is None else post_quant_conv(latent_sample))}
 
 
-@dataclass(frozen=True)
 class _Hidden:
     """A `Head` that returns the last hidden state of each token."""
 
@@ -100,18 +102,8 @@ class _Hidden:
         return outputs[HIDDEN]
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A module with sample inputs."""
-
-    module: nn.Module
-    inputs: Mapping[str, torch.Tensor]
-
-    def answer(self) -> dict[str, torch.Tensor]:
-        """Return the module's outputs for its sample inputs."""
-        with torch.inference_mode():
-            outputs: dict[str, torch.Tensor] = self.module(**self.inputs)
-        return outputs
+_Part = tuple[nn.Module, Mapping[str, torch.Tensor]]
+"""A module, and sample inputs by name."""
 
 
 def export_diffusion(
@@ -139,9 +131,16 @@ def export_diffusion(
     multiple = _multiple(model)
     for name, part in _parts(model, 2, 2 * multiple, 3 * multiple, 5).items():
         multiples = dict.fromkeys(("height", "width"), multiple if name == UNET else 1)
-        exports[name] = export_part(part.module, part.inputs, _AXES, multiples, opset, fusions)
+        exports[name] = export_part(*part, _AXES, multiples, opset, fusions)
+    # Stored tensors get the names that they have in the whole model.
     for name, exported in exports.items():
-        _prefix(exported.graph.graph, VAE if name == DECODER else name)
+        graph, prefix = exported.graph.graph, f"{VAE if name == DECODER else name}."
+        others = [tensor for tensor in graph.initializer if not tensor.name.startswith(prefix)]
+        names = {tensor.name: prefix + tensor.name for tensor in others}
+        for tensor in others:
+            tensor.name = names[tensor.name]
+        for node in graph.node:
+            node.input[:] = [names.get(read, read) for read in node.input]
     return exports
 
 
@@ -168,17 +167,17 @@ def verify_diffusion(
     distances = {}
     for name, graph in graphs.items():
         session, pairs = session_of(graph), []
-        cases = (
-            [
-                _Part(_Encoder(model.parts[TEXT_ENCODER]), {IDS: torch.from_numpy(rows)})
-                for rows in (ids[:1], ids[:, :-1])
+        if name == TEXT_ENCODER:
+            cases: list[_Part] = [
+                (model.parts[TEXT_ENCODER], {IDS: torch.from_numpy(rows)}) for rows in (ids[:1], ids[:, :-1])
             ]
-            if name == TEXT_ENCODER
-            else [_parts(model, *case_size)[name] for case_size in sizes]
-        )
-        for case in cases:
-            answers = session.predict({key: value.numpy() for key, value in case.inputs.items()})
-            pairs += [(value.numpy(), answers[key]) for key, value in case.answer().items()]
+        else:
+            cases = [_parts(model, *case_size)[name] for case_size in sizes]
+        for module, inputs in cases:
+            with torch.inference_mode():
+                expected = module(**inputs)[OUTPUTS[name]]
+            answers = session.predict({key: value.numpy() for key, value in inputs.items()})
+            pairs.append((expected.numpy(), answers[OUTPUTS[name]]))
         error = distances[name] = distance(pairs)
         if not error.worst <= tolerance * max(1.0, error.largest):
             raise IntegrityError(
@@ -215,40 +214,16 @@ def diffusion_folder(model: GeneratorModel, graphs: Mapping[str, onnx.ModelProto
         companions |= {f"{name}/{file.name}": file.read_bytes() for file in folder.iterdir() if file.is_file()}
     for name in graphs:
         part = model.parts[VAE if name == DECODER else name]
-        companions[f"{name}/config.json"] = _config(part)
+        with tempfile.TemporaryDirectory() as scratch:
+            # diffusers' modules write their own, those of transformers have one that writes itself.
+            part.save_config(scratch) if hasattr(part, "save_config") else part.config.save_pretrained(scratch)
+            config = json.loads((Path(scratch) / "config.json").read_text())
+        # The path that the part was read from is not of interest.
+        config.pop("_name_or_path", None)
+        companions[f"{name}/config.json"] = json.dumps(config, indent=2).encode()
     files = {f"{name}/{FLOAT_GRAPH}": graph for name, graph in graphs.items()}
     (first, graph), *others = files.items()
     return OnnxModel(graph, first, companions, dict(others))
-
-
-def _config(part: Any) -> bytes:
-    """Return a part's config.json without the path that it was read from."""
-    with tempfile.TemporaryDirectory() as folder:
-        # diffusers' modules write their own, those of transformers have one that writes itself.
-        part.save_config(folder) if hasattr(part, "save_config") else part.config.save_pretrained(folder)
-        config = json.loads((Path(folder) / "config.json").read_text())
-    return json.dumps({name: value for name, value in config.items() if name != "_name_or_path"}, indent=2).encode()
-
-
-class _Encoder(nn.Module):
-    """Text encoder that returns its hidden states by name."""
-
-    def __init__(self, part: nn.Module) -> None:
-        super().__init__()
-        self.part = part
-
-    def forward(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {HIDDEN: self.part(input_ids)[0]}
-
-
-def _prefix(graph: onnx.GraphProto, prefix: str) -> None:
-    """Give the stored tensors the names that they have in the whole model, in place."""
-    others = [tensor for tensor in graph.initializer if not tensor.name.startswith(f"{prefix}.")]
-    names = {tensor.name: f"{prefix}.{tensor.name}" for tensor in others}
-    for tensor in others:
-        tensor.name = names[tensor.name]
-    for node in graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
 
 
 def _multiple(model: GeneratorModel) -> int:
@@ -275,7 +250,7 @@ def _parts(model: GeneratorModel, count: int, height: int, width: int, tokens: i
     if condition:
         denoiser_inputs[CONDITION] = torch.randn((count, condition), generator=random)
     decoded = {LATENT: torch.randn((count, vae.config.latent_channels, height, width), generator=random)}
-    return {UNET: _Part(_Denoiser(unet), denoiser_inputs), DECODER: _Part(_Decoder(vae), decoded)}
+    return {UNET: (_Denoiser(unet), denoiser_inputs), DECODER: (_Decoder(vae), decoded)}
 
 
 def write_onnx(

@@ -1,6 +1,7 @@
 """Sampling loop of a diffusion model: three open components and a scheduler of diffusers, arrays in, arrays out.
 
-It is the loop of diffusers' StableDiffusionPipeline and LatentConsistencyModelPipeline for components of any runtime.
+It is the loop of diffusers' StableDiffusionPipeline and LatentConsistencyModelPipeline for components of any runtime,
+which sessions open. Apps run the same loop by the scheduler's table. Importing this imports no torch.
 
 Shapes: latents are [batch, channels, height, width].
 """
@@ -11,14 +12,24 @@ import copy
 import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.formats.runtime import Batch
-from compress.plugins.diffusion.sampling_settings import Sampling
+from compress.formats.runtime import Batch, Session, TensorType, check_inputs
+from compress.formats.safetensors.runtime import FAILURES
+from compress.models.pipeline_folder import UNET, part_config
+from compress.plugins.diffusion.pipeline_model import (
+    Sampling,
+    empty_prompt_ids,
+    load_prompt_processor,
+    load_scheduler,
+    vae_config,
+)
 from compress.plugins.diffusion.scheduler_table import (
     Denoise,
     OnStep,
@@ -26,10 +37,15 @@ from compress.plugins.diffusion.scheduler_table import (
     build_scheduler_table,
     set_steps,
 )
-from compress.utils.errors import InputError, ModelError, StageError
+from compress.tasks.task import Examples
+from compress.utils.errors import InputError, ModelError, StageError, first_line
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import SchedulerMixin
+
+    from compress.plugins.diffusion.pipeline_model import GeneratorModel
+
 
 ComponentCall = Callable[[Batch], Mapping[str, np.ndarray]]
 """Function from the named inputs of a component to its named outputs, with the names of optimum's files."""
@@ -127,7 +143,15 @@ class DiffusionSampler:
                 hint=f"choose a height and a width that {step} divides",
             )
         text = self._encode_prompts(ids)
-        condition = {CONDITION: self._guidance_condition(len(noise))} if self.latents.condition else {}
+        condition = {}
+        if self.latents.condition:
+            # The embedding of the guidance scale (Meng et al. 2023), in NumPy: a process that times graphs must not
+            # load torch.
+            half = self.latents.condition // 2
+            rates = np.exp(np.arange(half, dtype=np.float32) * -(np.log(10000.0) / (half - 1)))
+            angles = 1000.0 * (self.sampling.guidance - 1) * rates
+            row = np.concatenate([np.sin(angles), np.cos(angles), np.zeros(self.latents.condition % 2)])
+            condition = {CONDITION: np.repeat(row[np.newaxis].astype(np.float32), len(noise), axis=0)}
         steps = itertools.count(1)
 
         def denoise(latents: np.ndarray, timestep: float) -> np.ndarray:
@@ -206,15 +230,6 @@ class DiffusionSampler:
         empty = self.encode({IDS: self.empty})[HIDDEN]
         return np.concatenate([np.repeat(empty, len(text), axis=0), text])
 
-    def _guidance_condition(self, count: int) -> np.ndarray:
-        """Return the embedding of the guidance scale, [count, width] (Meng et al. 2023)."""
-        # In NumPy: a process that times graphs must not load torch.
-        half = self.latents.condition // 2
-        rates = np.exp(np.arange(half, dtype=np.float32) * -(np.log(10000.0) / (half - 1)))
-        angles = 1000.0 * (self.sampling.guidance - 1) * rates
-        row = np.concatenate([np.sin(angles), np.cos(angles), np.zeros(self.latents.condition % 2)])
-        return np.repeat(row[np.newaxis].astype(np.float32), count, axis=0)
-
 
 def _require_finite(array: np.ndarray, source: str) -> None:
     if not np.isfinite(array).all():
@@ -223,3 +238,213 @@ def _require_finite(array: np.ndarray, source: str) -> None:
             expected="finite numbers",
             hint="in half precision, keep the operators that overflow in float32",
         )
+
+
+TEXT_ENCODER, DECODER = "text_encoder", "vae_decoder"
+"""Folders of optimum before the UNet's and after it."""
+_INPUTS = {TEXT_ENCODER: {IDS}, UNET: {SAMPLE, TIMESTEP, TEXT}, DECODER: {LATENT}}
+OUTPUTS = {TEXT_ENCODER: HIDDEN, UNET: DENOISED, DECODER: IMAGE}
+"""Output of each component, by the folders of optimum."""
+_PROBES, _PROBE_STEPS = 2, 2
+
+
+class DiffusionSession:
+    """Session of several components. ``parts`` are their sessions by optimum's folders, in the order they run."""
+
+    inputs = (IDS, NOISE, SEED)
+
+    def __init__(self, sampler: DiffusionSampler, parts: Mapping[str, Session], where: str) -> None:
+        self.sampler, self.parts, self._where = sampler, dict(parts), where
+        channels = sampler.latents.channels
+        self.input_types = {
+            IDS: TensorType("int64", (None, None)),
+            NOISE: TensorType("float32", (None, channels, None, None)),
+            SEED: TensorType("int64", (None,)),
+        }
+        self.output_types = {IMAGES: TensorType("float32", (None, None, None, None))}
+        first = next(iter(self.parts.values()))
+        self.provider = first.provider
+        self.settings: dict[str, object] = {
+            **first.settings,
+            "scheduler": type(sampler.scheduler).__name__,
+            "steps": sampler.sampling.steps,
+            "guidance": sampler.sampling.guidance,
+        }
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Generate images [n, height, width, channels] from 0 to 1 of `input_ids`, `noise` and `seed`.
+
+        Raises:
+            InputError: An input is missing, or has a size that the components cannot use.
+        """
+        check_inputs(self.inputs, batch, self._where)
+        return {IMAGES: self.sampler.generate(batch[IDS], batch[NOISE], batch[SEED].tolist())}
+
+    def probe(self, examples: Examples) -> np.ndarray:
+        """Generate a few images in a few steps, with all components: [n, height, width, channels]."""
+        batch = examples.batch(range(min(_PROBES, len(examples))))
+        return self.shortened().predict(batch)[IMAGES]
+
+    def shortened(self) -> DiffusionSession:
+        """Return the session with few steps, which do not amplify differences of components as many steps do."""
+        return self.with_sampling(replace(self.sampler.sampling, steps=_PROBE_STEPS))
+
+    def with_sampling(self, sampling: Sampling) -> DiffusionSession:
+        """Return the session with another number of steps or guidance scale."""
+        return DiffusionSession(replace(self.sampler, sampling=sampling), self.parts, self._where)
+
+    def with_part(self, part: str, session: Session) -> DiffusionSession:
+        """Return the session with another session of one component."""
+        call = {TEXT_ENCODER: "encode", DECODER: "decode"}.get(part, "denoise")
+        sampler = replace(self.sampler, **{call: _component_call(session)})  # type: ignore[arg-type]
+        return DiffusionSession(sampler, {**self.parts, part: session}, self._where)
+
+
+def open_session(sessions: Sequence[Session], folder: Path) -> DiffusionSession:
+    """Return the session of the open components of ``folder``, with its scheduler and number of steps.
+
+    Raises:
+        ModelError: A component lacks an input or an output of optimum's export.
+    """
+    parts = dict(zip((TEXT_ENCODER, UNET, DECODER), sessions, strict=True))
+    for name, session in parts.items():
+        inputs, outputs = set(session.inputs), session.output_types
+        if inputs - {CONDITION} != _INPUTS[name] or OUTPUTS[name] not in outputs:
+            raise ModelError(
+                f"The part {name!r} has the inputs {', '.join(sorted(inputs))} and the outputs {', '.join(outputs)}.",
+                where=str(folder / name),
+                expected=f"{', '.join(sorted(_INPUTS[name]))} and {OUTPUTS[name]}",
+                hint="write the model with the stage onnx; pipelines of other inputs are not supported",
+            )
+    sampler = DiffusionSampler(
+        **_component_calls(parts),
+        scheduler=load_scheduler(folder),
+        latents=LatentSpace.from_configs(part_config(folder, UNET), vae_config(folder)),
+        sampling=Sampling.read(folder),
+        empty=empty_prompt_ids(folder),
+    )
+    return DiffusionSession(sampler, parts, str(folder))
+
+
+def _component_calls(parts: Mapping[str, Session]) -> dict[str, ComponentCall]:
+    """Return the calls of a sampler."""
+    names = {"encode": TEXT_ENCODER, "denoise": UNET, "decode": DECODER}
+    return {call: _component_call(parts[name]) for call, name in names.items()}
+
+
+def _component_call(session: Session) -> ComponentCall:
+    """Return a call that converts inputs to the types of the session.
+
+    Timesteps of other exporters are integers, or have an axis.
+    """
+
+    def call(batch: Batch) -> Mapping[str, np.ndarray]:
+        inputs = dict(batch)
+        for name, (dtype, shape) in session.input_types.items():
+            if name in inputs:
+                array = inputs[name].astype(dtype, copy=False)
+                inputs[name] = array[np.newaxis] if array.ndim == 0 and len(shape) == 1 else array
+        return session.predict(inputs)
+
+    return call
+
+
+class TorchComponent:
+    """Session of one torch component. ``compute`` maps tensors with the names of ``inputs`` to the ``output``."""
+
+    provider = "cpu"
+
+    input_types: Mapping[str, TensorType] = MappingProxyType({})
+    output_types: Mapping[str, TensorType] = MappingProxyType({})
+
+    def __init__(
+        self, inputs: Sequence[str], output: str, compute: Callable[..., torch.Tensor], settings: Mapping[str, object]
+    ) -> None:
+        self.inputs, self._output, self._compute, self.settings = tuple(inputs), output, compute, dict(settings)
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        """See `Session.predict`."""
+        import torch
+
+        check_inputs(self.inputs, batch, "the torch module")
+        tensors = {name: torch.from_numpy(np.asarray(batch[name])) for name in self.inputs}
+        try:
+            with torch.inference_mode():
+                return {self._output: np.asarray(self._compute(**tensors).float().numpy())}
+        except FAILURES as error:
+            raise StageError(f"The model failed on a batch: {first_line(error)}") from error
+
+
+def open_torch(model: GeneratorModel, settings: Mapping[str, object], where: str = "the model") -> DiffusionSession:
+    """Return the session of the torch components of ``model``, with its scheduler and number of steps."""
+    text, denoiser, vae = (model.parts[name] for name in (TEXT_ENCODER, UNET, "vae"))
+    latents = LatentSpace.from_configs(denoiser.config, vae.config)
+    condition = (CONDITION,) if latents.condition else ()
+    parts: dict[str, Session] = {
+        TEXT_ENCODER: TorchComponent([IDS], HIDDEN, lambda input_ids: text(input_ids)[0], settings),
+        UNET: TorchComponent(
+            (SAMPLE, TIMESTEP, TEXT, *condition),
+            DENOISED,
+            lambda **inputs: denoiser(**inputs, return_dict=False)[0],
+            settings,
+        ),
+        DECODER: TorchComponent([LATENT], IMAGE, lambda latent_sample: vae.decode(latent_sample)[0], settings),
+    }
+    sampler = DiffusionSampler(
+        **_component_calls(parts),
+        scheduler=model.scheduler,
+        latents=latents,
+        sampling=model.sampling,
+        empty=model.processor.ids([""]),
+    )
+    return DiffusionSession(sampler, parts, where)
+
+
+def torch_sampler(model: GeneratorModel) -> DiffusionSampler:
+    """Return the sampling loop over the torch components of ``model``."""
+    return open_torch(model, {}).sampler
+
+
+def app_sampling(folder: Path) -> dict[str, Any]:
+    """Return the sizes, the guidance and the scheduler's table of a model, by the names of an app's manifest.
+
+    ``condition`` is the embedding of the guidance scale for a denoiser that takes one as input, otherwise None.
+
+    Raises:
+        ModelError: The scheduler cannot be written as a table.
+    """
+    import torch
+
+    from compress.plugins.diffusion.step_losses import guidance_embedding
+
+    sampling, processor = Sampling.read(folder), load_prompt_processor(folder)
+    latents = LatentSpace.from_configs(part_config(folder, UNET), vae_config(folder))
+    channels, height, width = processor.noise_shape
+    table = build_scheduler_table(load_scheduler(folder), sampling.steps)
+    condition = guidance_embedding(torch.tensor([sampling.guidance]), latents.condition) if latents.condition else None
+    return {
+        "channels": channels,
+        "height": height,
+        "width": width,
+        "factor": latents.factor,
+        "scaling": latents.scaling,
+        "shift": latents.shift,
+        "guidance": 1.0 if latents.condition else max(sampling.guidance, 1.0),
+        "empty_ids": tuple(processor.ids([""])[0].tolist()),
+        "condition": None if condition is None else condition[0].numpy(),
+        **{column.name: getattr(table, column.name) for column in fields(table)},
+    }
+
+
+def sample_by_table(
+    table: Mapping[str, Any], denoise: Callable[[np.ndarray, float], np.ndarray], noise: np.ndarray, added: np.ndarray
+) -> np.ndarray:
+    """Return the latents that an app computes from a table of `app_sampling`.
+
+    Args:
+        table: Columns of the scheduler's table by name.
+        denoise: Denoiser, called with latents and a timestep.
+        noise: Initial noise, [1, channels, height, width].
+        added: Noise of each step, [steps, 1, channels, height, width].
+    """
+    return SchedulerTable(**table).sample(denoise, noise, added)

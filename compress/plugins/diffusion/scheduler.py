@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from compress.plugins.diffusion.pipeline_model import import_diffusers
 from compress.plugins.diffusion.sampler import DiffusionSampler
-from compress.plugins.diffusion.sampling_settings import import_diffusers
 from compress.utils.errors import InputError, first_line, nearest_name
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ CANDIDATES: tuple[SchedulerChoice, ...] = (
     SchedulerChoice("EulerDiscreteScheduler", {_SPACING: "trailing"}),
 )
 """Schedulers of `scheduler: best`. They follow the same trajectory without training, so that they can be compared."""
-_REFERENCE = SchedulerChoice("DPMSolverMultistepScheduler", {_SPACING: "trailing"})
+REFERENCE = SchedulerChoice("DPMSolverMultistepScheduler", {_SPACING: "trailing"})
 """DPM-Solver++ 2M (Lu et al. 2022) is of second order, so that its error at many steps is negligible."""
 
 
@@ -93,12 +93,11 @@ def build_scheduler(base: SchedulerMixin, choice: SchedulerChoice, steps: int) -
     return scheduler
 
 
-def check_steps(scheduler: SchedulerMixin, steps: int, choice: SchedulerChoice | None = None) -> None:
+def check_steps(scheduler: SchedulerMixin, steps: int, choice: SchedulerChoice) -> None:
     """Run ``steps`` steps on zeros. Raises `InputError` if the scheduler cannot."""
     import torch
 
     trial = type(scheduler).from_config(scheduler.config)
-    choice = choice or SchedulerChoice(type(scheduler).__name__)
     num_timesteps = int(scheduler.config.num_train_timesteps)
     try:
         trial.set_timesteps(steps)
@@ -149,9 +148,9 @@ def rank_schedulers(
         except InputError as error:
             trials.append(SchedulerTrial(choice, None, error.what))
             continue
-        # Schedulers of second order call the denoiser twice per step, which would be an unfair comparison.
         trial = type(scheduler).from_config(scheduler.config)
         trial.set_timesteps(steps)
+        # Schedulers of second order call the denoiser twice per step, which would be an unfair comparison.
         if len(trial.timesteps) != steps:
             trials.append(SchedulerTrial(choice, None, "it calls the denoiser more than once a step"))
             continue
@@ -184,23 +183,6 @@ class ReferenceTrajectory:
     noise: np.ndarray
     end: np.ndarray = field(repr=False)
 
-    @classmethod
-    def sample(cls, sampler: DiffusionSampler, ids: np.ndarray, noise: np.ndarray, steps: int) -> ReferenceTrajectory:
-        """Sample the trajectory.
-
-        Args:
-            sampler: Sampler of the model.
-            ids: Token ids of the prompts, [n, tokens].
-            noise: Initial noise, [n, channels, h, w].
-            steps: Number of steps.
-
-        Raises:
-            InputError: DPM-Solver++ 2M does not fit the denoiser.
-        """
-        scheduler = build_scheduler(sampler.scheduler, _REFERENCE, steps)
-        reference = replace(sampler, scheduler=scheduler, sampling=replace(sampler.sampling, steps=steps))
-        return cls(sampler, ids, noise, reference.sample_latents(ids, noise))
-
     def distance(self, sampler: DiffusionSampler) -> float:
         """Return the root mean square error of another sampler's latents, relative to the latents."""
         latents = sampler.sample_latents(self.ids, self.noise, seeds=range(len(self.noise)))
@@ -208,12 +190,8 @@ class ReferenceTrajectory:
 
     def best_scheduler(self, steps: int) -> tuple[SchedulerMixin, list[SchedulerTrial]]:
         """Return the nearest scheduler for ``steps`` steps of the same denoiser, and all trials, nearest first."""
-        sampling = replace(self.sampler.sampling, steps=steps)
-        return rank_schedulers(
-            self.sampler.scheduler,
-            steps,
-            lambda scheduler: self.distance(replace(self.sampler, scheduler=scheduler, sampling=sampling)),
-        )
+        sampler = replace(self.sampler, sampling=replace(self.sampler.sampling, steps=steps))
+        return rank_schedulers(sampler.scheduler, steps, lambda trial: self.distance(replace(sampler, scheduler=trial)))
 
 
 def find_scheduler_class(name: str) -> type[SchedulerMixin]:

@@ -6,7 +6,9 @@ JSON and safetensors headers suffice. Importing this imports no torch.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from compress.models.folder_checks import check_model_folder
 from compress.models.json_file import read_json
@@ -22,7 +24,7 @@ from compress.models.pipeline_folder import (
     pipeline_config,
     weights_of,
 )
-from compress.plugins.diffusion.sampling_settings import SAMPLING
+from compress.plugins.diffusion.pipeline_model import SAMPLING
 from compress.utils.errors import ModelError
 from compress.utils.progress import Progress, SilentProgress
 from compress.utils.storage import digest_file
@@ -41,63 +43,51 @@ def check_pipeline_folder(folder: Path) -> None:
     # Benchmarks only ask if a folder is a pipeline, and should import no more than that needs.
     from compress.models.safetensors_file import read_header
 
+    def misfit(what: str, expected: str, file: str = MODEL_INDEX, hint: str | None = None) -> ModelError:
+        return ModelError(what, where=str(folder / file), expected=expected, hint=hint)
+
     # Check the components that model_index.json names.
     classes = component_classes(folder)
     absent = [name for name in _REQUIRED if name not in classes]
     if absent:
         transformer = classes.get("transformer") if absent[0] == UNET else None
-        raise ModelError(
-            f"The pipeline lacks the part {absent[0]}"
-            + (f", and has a transformer ({transformer[1]}) instead." if transformer else "."),
-            where=str(folder / MODEL_INDEX),
-            expected=f"{', '.join(_REQUIRED)}, as Stable Diffusion 1 and 2 have them",
-        )
+        instead = f", and has a transformer ({transformer[1]}) instead" if transformer else ""
+        expected = f"{', '.join(_REQUIRED)}, as Stable Diffusion 1 and 2 have them"
+        raise misfit(f"The pipeline lacks the part {absent[0]}{instead}.", expected)
     further = [name for name in classes if name.startswith(("text_encoder_", "tokenizer_"))]
     if further:
-        raise ModelError(
-            f"The pipeline has a {further[0]} beside the first.",
-            where=str(folder / MODEL_INDEX),
-            expected="one text encoder and one denoiser, as Stable Diffusion 1 and 2 have them",
-        )
+        expected = "one text encoder and one denoiser, as Stable Diffusion 1 and 2 have them"
+        raise misfit(f"The pipeline has a {further[0]} beside the first.", expected)
     _, denoiser_class = classes[UNET]
     if denoiser_class != _UNET_CLASS:
-        raise ModelError(
-            f"The pipeline's UNet is a {denoiser_class}, which takes other arguments.",
-            where=str(folder / MODEL_INDEX),
-            expected=f"a {_UNET_CLASS}, as Stable Diffusion 1 and 2 have it",
-        )
+        expected = f"a {_UNET_CLASS}, as Stable Diffusion 1 and 2 have it"
+        raise misfit(f"The pipeline's UNet is a {denoiser_class}, which takes other arguments.", expected)
     for name in _REQUIRED:
         if not (folder / name).is_dir():
-            raise ModelError(
-                f"The pipeline's part {name!r} is missing.",
-                where=str(folder / name),
-                expected="a folder for each part that model_index.json names",
-                hint="fetch the model again; its download stopped early",
-            )
+            hint = "fetch the model again; its download stopped early"
+            expected = "a folder for each part that model_index.json names"
+            raise misfit(f"The pipeline's part {name!r} is missing.", expected, name, hint)
     for name in ("text_encoder", UNET, "vae"):
         for file in weights_of(folder / name):
             read_header(file)
-    if part_config(folder, "text_encoder").get("use_attention_mask"):
-        raise ModelError(
-            "The pipeline's text encoder needs an attention mask for padding, which is not supported.",
-            where=str(folder / "text_encoder" / CONFIG),
-            expected="a text encoder without use_attention_mask, as Stable Diffusion 1 and 2 have it",
-        )
-    _check_widths(folder)
-
-
-def _check_widths(folder: Path) -> None:
     unet, text, vae = (part_config(folder, name) for name in (UNET, "text_encoder", "vae"))
-    pairs = (
+    if text.get("use_attention_mask"):
+        message = "The pipeline's text encoder needs an attention mask for padding, which is not supported."
+        expected = "a text encoder without use_attention_mask, as Stable Diffusion 1 and 2 have it"
+        raise misfit(message, expected, f"text_encoder/{CONFIG}")
+    _check_widths(folder, unet, text, vae)
+
+
+def _check_widths(folder: Path, unet: Mapping[str, Any], text: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+    widths = (
         ("cross_attention_dim", "text_encoder", "hidden_size", text.get("hidden_size", text.get("d_model"))),
         ("out_channels", "vae", "latent_channels", vae.get("latent_channels")),
     )
-    for field, component, component_field, component_size in pairs:
-        size = unet.get(field)
-        if isinstance(size, int) and isinstance(component_size, int) and size != component_size:
+    for field, component, component_field, width in widths:
+        if isinstance(unet.get(field), int) and isinstance(width, int) and unet[field] != width:
+            sizes = f"{UNET} has {field} {unet[field]}, {component} has {component_field} {width}"
             raise ModelError(
-                f"The parts are of two versions: {UNET} has {field} {size}, {component} has {component_field} "
-                f"{component_size}.",
+                f"The parts are of two versions: {sizes}.",
                 where=str(folder),
                 expected="parts that were trained together",
                 hint="take all parts from one model",

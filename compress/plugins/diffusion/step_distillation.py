@@ -14,19 +14,19 @@ from torch import nn
 
 from compress.models.model import TorchModel
 from compress.models.pipeline_folder import UNET
-from compress.plugins.diffusion.noise_prediction import NoiseSchedule, PredictionType
 from compress.plugins.diffusion.noised_latents import LATENTS, TEXT, encode_split, reference_trajectory
-from compress.plugins.diffusion.pipeline_model import GeneratorModel
-from compress.plugins.diffusion.sampling_settings import Sampling
+from compress.plugins.diffusion.pipeline_model import GeneratorModel, Sampling
+from compress.plugins.diffusion.sampler import torch_sampler
 from compress.plugins.diffusion.scheduler import TRIAL_COLUMNS, find_scheduler_class, trial_rows
-from compress.plugins.diffusion.session import torch_sampler
-from compress.plugins.diffusion.stage_settings import ConsistencyDistillation, ProgressiveDistillation
+from compress.plugins.diffusion.stages import DistillConsistency, DistillSteps
 from compress.plugins.diffusion.step_losses import (
     AveragedNetwork,
     CleanBatch,
     ConsistencyLoss,
     GuidanceLoss,
     GuidedDenoiser,
+    NoiseSchedule,
+    PredictionType,
     ProgressiveLoss,
 )
 from compress.stages.training import processes
@@ -47,11 +47,9 @@ _CONDITION_FIELD = "time_cond_proj_dim"
 _CONDITION_WIDTH = 256
 """Width of the guidance embedding, as in Luo et al. 2023."""
 
-StepLoss = GuidanceLoss | ProgressiveLoss | ConsistencyLoss
-
 
 def distill_steps(
-    settings: ProgressiveDistillation | ConsistencyDistillation,
+    settings: DistillSteps | DistillConsistency,
     teacher: TorchModel,
     model: TorchModel,
     context: Context,
@@ -78,7 +76,7 @@ def distill_steps(
     guidance = settings.guidance_range[0] if settings.conditions_on_guidance else 1.0
     distilled = replace(model, scheduler=trainer.train(), sampling=Sampling(settings.steps, guidance))
     distilled.replace_part(UNET, student)
-    method = "progressive" if isinstance(settings, ProgressiveDistillation) else "consistency"
+    method = "progressive" if isinstance(settings, DistillSteps) else "consistency"
     distance = round(trajectory.distance(torch_sampler(distilled)), 5)
     rows = [*trial_rows(trials), (f"{method}, trained", distance)]
     context.add_table(f"Distance in {settings.steps} steps from {_REFERENCE_STEPS}", TRIAL_COLUMNS, rows)
@@ -96,7 +94,7 @@ class StepTrainer:
     denoiser reads text.
     """
 
-    settings: ProgressiveDistillation | ConsistencyDistillation
+    settings: DistillSteps | DistillConsistency
     teacher: nn.Module
     student: nn.Module
     scheduler: SchedulerMixin
@@ -115,7 +113,7 @@ class StepTrainer:
                 hint="leave the stage out, and choose a scheduler for fewer steps by `schedule`",
             )
         self.teacher_prediction: PredictionType = prediction_type
-        is_progressive = isinstance(self.settings, ProgressiveDistillation)
+        is_progressive = isinstance(self.settings, DistillSteps)
         default: PredictionType = "v_prediction" if is_progressive else prediction_type
         self.student_prediction: PredictionType = self.settings.prediction_type or default
         # The student's x is (z - sigma epsilon) / alpha, which has no value without a signal.
@@ -151,8 +149,8 @@ class StepTrainer:
         settings, empty = self.settings, self.empty if self.guides else None
         teacher = GuidedDenoiser(self.teacher, self.teacher_prediction, self.schedule, 0, empty)
         student = self._denoiser(self.student)
-        if isinstance(settings, ConsistencyDistillation):
-            averaged, huber = AveragedNetwork(self.student), settings.loss == "pseudo_huber"
+        if isinstance(settings, DistillConsistency):
+            averaged, huber = AveragedNetwork(self.student, settings.average), settings.loss == "pseudo_huber"
             loss = ConsistencyLoss(teacher, student, settings.teacher_steps, averaged, settings.timestep_scaling, huber)
             self._train_round("consistent", loss, 0, 1)
             return self.student_scheduler()
@@ -163,11 +161,9 @@ class StepTrainer:
             rounds.insert(0, ("guided", 0, 1))
         second_order = settings.solver != "ddim"
         for index, (name, steps, merged) in enumerate(rounds):
-            round_loss = (
-                ProgressiveLoss(teacher, student, steps, merged, second_order)
-                if steps
-                else GuidanceLoss(teacher, student)
-            )
+            round_loss = GuidanceLoss(teacher, student)
+            if steps:
+                round_loss = ProgressiveLoss(teacher, student, steps, merged, second_order)
             self._train_round(name, round_loss, index, len(rounds))
             # The student of a round is the teacher of the next.
             teacher = self._denoiser(copy.deepcopy(self.student).eval().requires_grad_(False))
@@ -178,23 +174,17 @@ class StepTrainer:
 
     def student_scheduler(self) -> SchedulerMixin:
         """Return the scheduler of the student: LCM after consistency distillation, otherwise DDIM."""
-        is_consistent = isinstance(self.settings, ConsistencyDistillation)
-        scheduler_class = find_scheduler_class("LCMScheduler" if is_consistent else "DDIMScheduler")
-        config = {
-            **self.scheduler.config,
-            "prediction_type": self.student_prediction,
-            "clip_sample": False,
-            "thresholding": False,
-        }
+        settings, name = self.settings, "DDIMScheduler"
+        options: dict[str, object] = {"timestep_spacing": "trailing", "set_alpha_to_one": True}
+        if isinstance(settings, DistillConsistency):
+            name, steps = "LCMScheduler", settings.teacher_steps
+            options = {"original_inference_steps": steps, "timestep_scaling": settings.timestep_scaling}
+        scheduler_class = find_scheduler_class(name)
         fields = inspect.signature(scheduler_class).parameters
-        config = {name: value for name, value in config.items() if name in fields}
-        if isinstance(self.settings, ConsistencyDistillation):
-            return scheduler_class.from_config(
-                config,
-                original_inference_steps=self.settings.teacher_steps,
-                timestep_scaling=self.settings.timestep_scaling,
-            )
-        return scheduler_class.from_config(config, timestep_spacing="trailing", set_alpha_to_one=True)
+        config = {field: value for field, value in self.scheduler.config.items() if field in fields}
+        changes = {"prediction_type": self.student_prediction, "clip_sample": False, "thresholding": False}
+        config |= {field: value for field, value in changes.items() if field in fields}
+        return scheduler_class.from_config(config, **options)
 
     def batch(self, inputs: dict[str, torch.Tensor]) -> CleanBatch:
         """Return a batch for the losses, with random guidance scales."""
@@ -204,7 +194,7 @@ class StepTrainer:
         low, high = self.settings.guidance_range
         return CleanBatch(latents, text, (low + (high - low) * torch.rand(len(latents))).to(latents.device))
 
-    def _train_round(self, name: str, loss: StepLoss, index: int, rounds: int) -> None:
+    def _train_round(self, name: str, loss: GuidanceLoss, index: int, rounds: int) -> None:
         """Train one round, or read its weights if a killed run completed it.
 
         Args:
@@ -219,13 +209,8 @@ class StepTrainer:
             return
         settings = self.settings
         averaged = loss.averaged if isinstance(loss, ConsistencyLoss) else None
-
-        def update_average(done: int, steps: int) -> None:
-            assert averaged is not None and isinstance(settings, ConsistencyDistillation)
-            averaged.update_average(settings.average)
-
         batches = -(-len(self.examples) // settings.batch_size)
-        num_steps = [0]
+        seconds, num_steps = None if settings.seconds is None else settings.seconds / rounds, [0]
 
         def batch_loss(network: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
             loss.teacher.network.to(inputs[LATENTS].device)
@@ -234,12 +219,9 @@ class StepTrainer:
         trainee = Trainee(
             self.student if averaged is None else averaged,
             self.examples,
-            loss=batch_loss,
-            after_step=None if averaged is None else update_average,
-            length=Length(
-                max(1, round(settings.epochs * batches / rounds)),
-                None if settings.seconds is None else settings.seconds / rounds,
-            ),
+            batch_loss,
+            after_step=None if averaged is None else lambda *_: averaged.update_average(),
+            length=Length(max(1, round(settings.epochs * batches / rounds)), seconds),
             told=lambda done, share, loss: num_steps.append(done),
             kept=None if processes.several() else TrainingCheckpoint(self.context.scratch / name),
             stopped=self.context.note,

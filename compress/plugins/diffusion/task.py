@@ -7,34 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
-from compress.plugins.diffusion.sampling_settings import PromptProcessor
+from compress.plugins.diffusion.pipeline_model import PromptProcessor
 from compress.tasks.capability import GENERATES_IMAGES, READS_ROWS
 from compress.tasks.image_feature_extraction import class_name
-from compress.tasks.task import CollectedOutputs, Examples, Task
+from compress.tasks.lazy_modules import np, pa, torch
+from compress.tasks.task import CollectedOutputs, Examples, Task, starter_recipe
 from compress.utils.errors import ModelError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-    import torch
-
     from compress.models.model import Processor, TorchModel
     from compress.results.report import Measurement
 
 _IDS, _NOISE, _SEED, _PICTURES, _CLASS = "input_ids", "noise", "seed", "pictures", "class"
-_STARTER: dict[str, object] = {
-    "name": "my-pictures",
-    "description": "a smaller, faster model that draws pictures, judged on my own prompts",
-    "model": "my-pipeline",
-    "data": {
-        "splits": {"train": "train.jsonl", "test": "test.jsonl"},
-        "columns": {"image": "image", "text": "caption"},
-    },
-    "stages": [{"onnx": {}}, {"onnx_weight_only": {"part": "text_encoder", "bits": 8}}],
-    "targets": ["cpu"],
-    "benchmark": {},
-    "limits": [{"metric": "psnr_to_baseline", "at_least": 20}],
-}
 
 
 class GeneratedImages:
@@ -64,7 +48,17 @@ class TextToImage(Task):
     capabilities = frozenset({READS_ROWS, GENERATES_IMAGES})
     app_steps = ("tokenize-prompt", "draw")
     architectures = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
-    starter = _STARTER
+    starter = starter_recipe(
+        "my-pictures",
+        "a smaller, faster model that draws pictures, judged on my own prompts",
+        "my-pipeline",
+        {
+            "splits": {"train": "train.jsonl", "test": "test.jsonl"},
+            "columns": {"image": "image", "text": "caption"},
+        },
+        {"onnx": {}, "onnx_weight_only": {"part": "text_encoder", "bits": 8}},
+        {"metric": "psnr_to_baseline", "at_least": 20},
+    )
     packages = ("diffusers",)
     batch_size = 16
 
@@ -81,8 +75,6 @@ class TextToImage(Task):
         are
         truncated. If the rows have a `class`, the examples contain it. Raises `DataError` for a broken image.
         """
-        import numpy as np
-
         if not isinstance(processor, PromptProcessor):
             raise ModelError(
                 f"A {type(processor).__name__} does not prepare prompts for pictures.",
@@ -117,8 +109,6 @@ class TextToImage(Task):
 
         kept = {_PICTURES: to_uint8(outputs[_PICTURES])}
         if indices and _CLASS in examples.inputs[indices[0]]:
-            import numpy as np
-
             kept[_CLASS] = np.array([str(examples.inputs[place][_CLASS]) for place in indices])
         return kept
 
@@ -149,10 +139,6 @@ class TextToImage(Task):
         from compress.plugins.diffusion.image_metrics import similarity_rows
 
         return similarity_rows(kept[_PICTURES], reference[_PICTURES], model, target)
-
-    def probabilities(self, kept: CollectedOutputs) -> np.ndarray | None:
-        """Return None, because images are not classes."""
-        return None
 
 
 TASK = TextToImage()

@@ -8,6 +8,7 @@ latents as the UNet has them, with a ``scaling_factor`` of 1, so that pipelines 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,9 +26,8 @@ from compress.plugins.diffusion.noised_latents import (
     sample_rows,
     unscale_latents,
 )
-from compress.plugins.diffusion.pipeline_model import VAE, GeneratorModel
-from compress.plugins.diffusion.sampling_settings import import_diffusers
-from compress.plugins.diffusion.stage_settings import AutoencoderDistillation
+from compress.plugins.diffusion.pipeline_model import VAE, GeneratorModel, import_diffusers
+from compress.plugins.diffusion.stages import DistillAutoencoder
 from compress.stages.training import processes
 from compress.stages.training.checkpoint import TrainingCheckpoint
 from compress.stages.training.length import Length
@@ -53,7 +53,7 @@ def image_examples(vae: AutoencoderKL, images: np.ndarray) -> Examples:
     return Examples(inputs, {PIXELS: None, LATENTS: None})
 
 
-def build_tiny_autoencoder(vae: AutoencoderKL, settings: AutoencoderDistillation, seed: int) -> AutoencoderTiny:
+def build_tiny_autoencoder(vae: AutoencoderKL, settings: DistillAutoencoder, seed: int) -> AutoencoderTiny:
     """Build an `AutoencoderTiny` for the images and latents of ``vae``, with random weights of a seed.
 
     Raises:
@@ -82,7 +82,7 @@ def build_tiny_autoencoder(vae: AutoencoderKL, settings: AutoencoderDistillation
 
 
 def distill_autoencoder(
-    settings: AutoencoderDistillation, teacher: TorchModel, model: TorchModel, context: Context
+    settings: DistillAutoencoder, teacher: TorchModel, model: TorchModel, context: Context
 ) -> GeneratorModel:
     """Return ``model`` with a small autoencoder instead of its VAE, trained by that of ``teacher``.
 
@@ -107,7 +107,7 @@ def train_tiny_autoencoder(
     vae: AutoencoderKL,
     examples: Examples,
     held_out: Examples | None,
-    settings: AutoencoderDistillation,
+    settings: DistillAutoencoder,
     context: Context,
 ) -> AutoencoderTiny:
     """Train an autoencoder that decodes as ``vae`` does. A killed training continues from its checkpoint.
@@ -128,7 +128,7 @@ def train_tiny_autoencoder(
     trainee = Trainee(
         _EncoderAndDecoder(small),
         examples,
-        AutoencoderTrainer(vae, settings).loss,
+        partial(autoencoder_loss, vae, settings),
         validate=None if held_out is None else lambda: -decoding_error(vae, small, held_out),
         length=Length(max(1, round(settings.epochs * batches)), settings.seconds),
         kept=None if processes.several() else TrainingCheckpoint(context.scratch),
@@ -159,32 +159,33 @@ class _EncoderAndDecoder(nn.Module):
         return self.small.encode(images, return_dict=False)[0], self.small.decode(latents, return_dict=False)[0]
 
 
-class AutoencoderTrainer:
-    """L1 and feature distance of decoded images, and the squared error of encoded latents.
+def autoencoder_loss(
+    vae: AutoencoderKL, weights: DistillAutoencoder, module: nn.Module, batch: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """Return the L1 and feature distance of decoded images, and the squared error of encoded latents.
 
     The features are those of the VAE's own encoder, which exist for images of any kind.
+
+    Args:
+        vae: Teacher.
+        weights: Settings with the weights of the losses.
+        module: Module that encodes and decodes.
+        batch: Batch of `image_examples`.
     """
-
-    def __init__(self, vae: AutoencoderKL, settings: AutoencoderDistillation) -> None:
-        self.vae = vae
-        self.settings = settings
-
-    def loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the loss of a batch of `image_examples`."""
-        weights, latents = self.settings, batch[LATENTS]
-        vae = self.vae.to(latents.device)
+    latents = batch[LATENTS]
+    vae.to(latents.device)
+    with torch.no_grad():
+        target = vae.decode(unscale_latents(vae, latents), return_dict=False)[0]
+    encoded, decoded = module(batch[PIXELS], latents)
+    loss = nn.functional.l1_loss(decoded.float(), target.float())
+    if weights.encoder_weight:
+        loss = loss + weights.encoder_weight * nn.functional.mse_loss(encoded.float(), latents)
+    if weights.feature_weight:
         with torch.no_grad():
-            target = vae.decode(unscale_latents(vae, latents), return_dict=False)[0]
-        encoded, decoded = module(batch[PIXELS], latents)
-        loss = nn.functional.l1_loss(decoded.float(), target.float())
-        if weights.encoder_weight:
-            loss = loss + weights.encoder_weight * nn.functional.mse_loss(encoded.float(), latents)
-        if weights.feature_weight:
-            with torch.no_grad():
-                target_features = encoder_features(vae, target)
-            pairs = zip(encoder_features(vae, decoded), target_features, strict=True)
-            loss = loss + weights.feature_weight * torch.stack([feature_distance(*pair) for pair in pairs]).mean()
-        return loss
+            target_features = encoder_features(vae, target)
+        pairs = zip(encoder_features(vae, decoded), target_features, strict=True)
+        loss = loss + weights.feature_weight * torch.stack([feature_distance(*pair) for pair in pairs]).mean()
+    return loss
 
 
 def encoder_features(vae: AutoencoderKL, images: torch.Tensor) -> list[torch.Tensor]:

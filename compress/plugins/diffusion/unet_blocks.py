@@ -24,7 +24,6 @@ _BY_STAGE = (
     *("attention_head_dim", "transformer_layers_per_block", "layers_per_block"),
 )
 """Config fields that have, or may have, a value for each stage, from the outermost to the innermost."""
-_INNERMOST_FIRST = frozenset({"up_block_types"})
 _STAGE_TENSOR = re.compile(r"^(down_blocks|up_blocks)\.(\d+)\.(?:(resnets|attentions)\.(\d+)\.)?(.*)$")
 
 
@@ -162,7 +161,7 @@ def _blocks_config(unet: UNet, blocks: UNetBlocks) -> dict[str, object]:
     for name in _BY_STAGE:
         value = config.get(name)
         if isinstance(value, list | tuple) and stages < stages_before:
-            changes[name] = tuple(value[stages_before - stages :] if name in _INNERMOST_FIRST else value[:stages])
+            changes[name] = tuple(value[stages_before - stages :] if name == "up_block_types" else value[:stages])
     counts = tuple(len(pairs) for pairs in blocks.down)
     if len(set(counts)) == 1:
         changes["layers_per_block"] = counts[0]

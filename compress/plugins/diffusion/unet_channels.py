@@ -8,23 +8,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from itertools import groupby
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from compress.models.channel_coupling import CoupledLayer, Coupling, Side, remove_channels
-from compress.plugins.diffusion.sampling_settings import import_diffusers
+from compress.plugins.diffusion.pipeline_model import import_diffusers
 from compress.plugins.diffusion.unet_blocks import copy_with_config
 from compress.utils.errors import StageError
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel, UNet2DModel
     from diffusers.models.attention import BasicTransformerBlock
     from diffusers.models.attention_processor import Attention
     from diffusers.models.unets.unet_2d_blocks import DownBlock2D, UpBlock2D
 
-    UNet: TypeAlias = UNet2DConditionModel | UNet2DModel
+    from compress.plugins.diffusion.unet_blocks import UNet
 
 _SUPPORTED_BLOCKS = frozenset(
     {"DownBlock2D", "CrossAttnDownBlock2D", "AttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D"}
@@ -62,6 +62,12 @@ class ChannelSet:
         """Return the importance |dL/d xi| of a gate xi on each unit [size / unit], from ``gates`` on channels."""
         return gates.view(-1, self.unit).sum(1).abs()
 
+    def lost(self, gates: torch.Tensor, width: int) -> float:
+        """Return the importance of the channels that a stage of ``width`` removes."""
+        scores = self.scores(gates)
+        remaining = self.select(gates, width)[:: self.unit] // self.unit
+        return float(scores.sum() - scores[remaining].sum())
+
 
 def channel_sets(unet: UNet) -> list[ChannelSet]:
     """Return all sets of coupled channels, except those that the config fixes: time embedding, text states, latents.
@@ -70,19 +76,19 @@ def channel_sets(unet: UNet) -> list[ChannelSet]:
         StageError: The UNet has blocks that are not supported.
     """
     blocks = [*unet.down_blocks, *unet.up_blocks, *([] if unet.mid_block is None else [unet.mid_block])]
-    unknown = next((type(block).__name__ for block in blocks if type(block).__name__ not in _SUPPORTED_BLOCKS), None)
+    unknown = [name for block in blocks if (name := type(block).__name__) not in _SUPPORTED_BLOCKS]
     config = unet.config
-    if unknown is None and config.norm_num_groups is None:
-        unknown = "a UNet without group norms"
-    if unknown is None and config.get("attention_type", "default") != "default":
-        unknown = f"attention_type {config.attention_type!r}"
-    if unknown is None and "cross_attention_dim" not in config and config.attention_head_dim is None:
-        unknown = "attention in one head of a stage's width"
-    if unknown is None and config.get("dual_cross_attention"):
-        unknown = "dual_cross_attention"
-    if unknown is not None:
+    if config.norm_num_groups is None:
+        unknown.append("a UNet without group norms")
+    if config.get("attention_type", "default") != "default":
+        unknown.append(f"attention_type {config.attention_type!r}")
+    if "cross_attention_dim" not in config and config.attention_head_dim is None:
+        unknown.append("attention in one head of a stage's width")
+    if config.get("dual_cross_attention"):
+        unknown.append("dual_cross_attention")
+    if unknown:
         raise StageError(
-            f"The channels of this UNet cannot be pruned: {unknown} is not known here.",
+            f"The channels of this UNet cannot be pruned: {unknown[0]} is not known here.",
             expected="blocks of " + ", ".join(sorted(_SUPPORTED_BLOCKS)),
             hint="remove blocks in place of channels, and report the architecture",
         )
@@ -150,6 +156,11 @@ class _ChannelTracer:
         features = torch.arange(size * repeats)
         self._layers[channels].append(CoupledLayer(layer, side, features + offset, features % size))
 
+    def _connect(self, layer: str, source: int, target: int) -> None:
+        """Add a layer that reads one set and writes another."""
+        self._couple(source, layer, "in")
+        self._couple(target, layer, "out")
+
     def _trace_pair(
         self, name: str, block: DownBlock2D | UpBlock2D, index: int, inputs: Sequence[int], stage: int
     ) -> int:
@@ -177,9 +188,8 @@ class _ChannelTracer:
             repeats = resnet.time_emb_proj.out_features // resnet.conv1.out_channels
             self._couple(inner, f"{name}.time_emb_proj", "out", repeats=repeats)
         self._couple(inner, f"{name}.norm2", "both")
-        self._couple(inner, f"{name}.conv2", "in")
         output = self._add_stream(stage) if has_shortcut else inputs[0]
-        self._couple(output, f"{name}.conv2", "out")
+        self._connect(f"{name}.conv2", inner, output)
         if has_shortcut:
             self._couple(output, f"{name}.conv_shortcut", "out")
         return output
@@ -189,9 +199,8 @@ class _ChannelTracer:
             return self._trace_resnet(name, sampler, [hidden], stage)
         if not isinstance(getattr(sampler, "conv", None), nn.Conv2d):
             return hidden
-        self._couple(hidden, f"{name}.conv", "in")
         output = self._add_stream(stage)
-        self._couple(output, f"{name}.conv", "out")
+        self._connect(f"{name}.conv", hidden, output)
         return output
 
     def _trace_attention(self, name: str, module: object, hidden: int, stage: int) -> None:
@@ -203,12 +212,10 @@ class _ChannelTracer:
         elif isinstance(module, self._models.Transformer2DModel):
             inner = self._add_set(module.inner_dim, stage)
             self._couple(hidden, f"{name}.norm", "both")
-            self._couple(hidden, f"{name}.proj_in", "in")
-            self._couple(inner, f"{name}.proj_in", "out")
+            self._connect(f"{name}.proj_in", hidden, inner)
             for index, block in enumerate(module.transformer_blocks):
                 self._trace_transformer_block(f"{name}.transformer_blocks.{index}", block, inner, stage)
-            self._couple(inner, f"{name}.proj_out", "in")
-            self._couple(hidden, f"{name}.proj_out", "out")
+            self._connect(f"{name}.proj_out", inner, hidden)
         else:
             raise self._unsupported(name, module)
 
@@ -216,17 +223,16 @@ class _ChannelTracer:
         for norm in ("norm1", "norm2", "norm3"):
             if getattr(block, norm) is not None:
                 self._couple(inner, f"{name}.{norm}", "both")
-        for attention in ("attn1", "attn2"):
-            if getattr(block, attention) is not None:
-                self._trace_heads(f"{name}.{attention}", getattr(block, attention), inner, stage)
+        for part in ("attn1", "attn2"):
+            if (attention := getattr(block, part)) is not None:
+                self._trace_heads(f"{name}.{part}", attention, inner, stage)
         up, down = block.ff.net[0].proj, block.ff.net[2]
         size = down.in_features
         neurons = self._add_set(size, stage, times=size // self._sizes[inner][0])
         self._couple(inner, f"{name}.ff.net.0.proj", "in")
         # A gated activation has two outputs for each neuron.
         self._couple(neurons, f"{name}.ff.net.0.proj", "out", repeats=up.out_features // size)
-        self._couple(neurons, f"{name}.ff.net.2", "in")
-        self._couple(inner, f"{name}.ff.net.2", "out")
+        self._connect(f"{name}.ff.net.2", neurons, inner)
 
     def _trace_heads(self, name: str, attention: Attention, stream: int, stage: int) -> None:
         """Couple queries, keys and values by head. Keys and values of cross-attention read text states, which stay."""
@@ -235,8 +241,7 @@ class _ChannelTracer:
             if layer == "to_q" or not attention.is_cross_attention:
                 self._couple(stream, f"{name}.{layer}", "in")
             self._couple(channels, f"{name}.{layer}", "out")
-        self._couple(channels, f"{name}.to_out.0", "in")
-        self._couple(stream, f"{name}.to_out.0", "out")
+        self._connect(f"{name}.to_out.0", channels, stream)
 
     def _unsupported(self, name: str, module: object) -> StageError:
         return StageError(
@@ -256,14 +261,8 @@ def width_steps(unet: UNet, sets: Sequence[ChannelSet]) -> list[int]:
 
 def tied_stages(unet: UNet) -> list[list[int]]:
     """Return groups of stages that must stay equally wide: resnets between them have no shortcut convolution."""
-    groups: list[list[int]] = []
     widths = unet.config.block_out_channels
-    for stage, width in enumerate(widths):
-        if stage and width == widths[stage - 1]:
-            groups[-1].append(stage)
-        else:
-            groups.append([stage])
-    return groups
+    return [list(stages) for _, stages in groupby(range(len(widths)), key=lambda stage: widths[stage])]
 
 
 def check_widths(unet: UNet, widths: Sequence[int], sets: Sequence[ChannelSet]) -> None:
@@ -365,18 +364,15 @@ def _fit_time_embedding(unet: UNet, width: int, timesteps: int) -> int:
     # The shift spreads the frequencies over the former range, selects the highest of them, or something between.
     removed = int(unet.time_proj.num_channels) // 2 - width // 2
     shifts = sorted({config.freq_shift - round(removed * step / _SHIFTS) for step in range(_SHIFTS + 1)}, reverse=True)
-    fits = [fit(shift) for shift in shifts]
-    best = min(range(len(fits)), key=lambda index: fits[index][0])
-    first_weight = readers[0].weight.double()
-    weights, start = fits[best][1], 0
-    for layer in readers:
-        layer_weights = weights[start : start + layer.out_features]
-        layer.weight, layer.in_features = nn.Parameter(layer_weights.to(layer.weight.dtype)), width
-        start += layer.out_features
+    fits = {shift: fit(shift) for shift in shifts}
+    best = min(fits, key=lambda shift: fits[shift][0])
+    first_weight, sizes = readers[0].weight.double(), [layer.out_features for layer in readers]
+    for layer, weights in zip(readers, torch.split(fits[best][1], sizes), strict=True):
+        layer.weight, layer.in_features = nn.Parameter(weights.to(layer.weight.dtype)), width
     condition = unet.time_embedding.cond_proj
     if condition is not None:
         # The guidance embedding is added to the sinusoids. Solve for one that has the same effect on the next layer.
         product = first_weight @ condition.weight.double()
         solved = torch.linalg.lstsq(readers[0].weight.double(), product).solution
         condition.weight, condition.out_features = nn.Parameter(solved.to(condition.weight.dtype)), width
-    return int(shifts[best])
+    return int(best)

@@ -6,28 +6,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from compress.benchmark.worker import external_sessions, preemptions
-from compress.formats.runtime import Batch, Session, TimesItself
-from compress.plugins.diffusion.sampler import IDS, NOISE, SEED, ComponentCall, DiffusionSampler
-from compress.plugins.diffusion.sampling_settings import load_prompt_processor, load_scheduler
+from compress.formats.runtime import Batch, TimesItself
+from compress.plugins.diffusion.pipeline_model import load_prompt_processor, load_scheduler
+from compress.plugins.diffusion.sampler import IDS, NOISE, SEED, ComponentCall, DiffusionSampler, DiffusionSession
 from compress.utils.errors import InputError, StageError
-
-
-@runtime_checkable
-class ImageGenerationSession(Protocol):
-    """Session of several components, each with its own session, that generate images together."""
-
-    @property
-    def sampler(self) -> DiffusionSampler:
-        """Return the sampling loop over the components."""
-
-    @property
-    def parts(self) -> Mapping[str, Session]:
-        """Return the components by optimum's names of their folders, in the order in which they run."""
 
 
 def load_libraries(artifact: Path) -> None:
@@ -76,7 +63,7 @@ def time_image(session: object, batch: Batch, steps: int | None, size: int | Non
         StageError: The session generates no images.
         InputError: The model cannot generate images of this size or with these steps.
     """
-    if not isinstance(session, ImageGenerationSession):
+    if not isinstance(session, DiffusionSession):
         raise StageError("The model draws no pictures.", where="benchmark", expected="a model of a task that draws")
     sampler = session.sampler
     if steps is not None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 
+import diff as planted
 import numpy as np
 import onnx
 import pytest
@@ -18,6 +17,7 @@ from quantized import quantize_tiny_llama
 from safetensors.numpy import load_file, save_file
 from stage_contract import language_context, stage_of
 
+from compress.plugins.diff import dequantize
 from compress.plugins.diff.activations import compare_files
 from compress.plugins.diff.record import TensorChange, WeightsDiff
 from compress.plugins.diff.weights import compare_weights
@@ -206,56 +206,32 @@ def product_graph(folder: Path, weights: list[np.ndarray]) -> Path:
 def test_the_operator_that_errs_is_first_with_its_own_error(tmp_path: Path) -> None:
     file_before = product_graph(tmp_path / "a", WEIGHTS)
     after = product_graph(tmp_path / "b", [WEIGHTS[0], WEIGHTS[1] * np.float32(1.25), WEIGHTS[2]])
-    comparison = compare_files(file_before, after, BATCHES, SilentProgress())
+    comparison = compare_files(file_before, after, BATCHES, PROGRESS)
     assert comparison.first == "layer.1" and [module.module for module in comparison.modules] == ["layer.1"]
     given = np.concatenate([batch["x"] for batch in BATCHES]) @ WEIGHTS[0] @ WEIGHTS[1]
     assert comparison.error == pytest.approx(0.25 * np.sqrt((given**2).mean()) / given.std() / 1.0, rel=1e-3)
-    same = compare_files(file_before, product_graph(tmp_path / "c", WEIGHTS), BATCHES, SilentProgress())
+    same = compare_files(file_before, file_before, BATCHES, PROGRESS)
     assert same is not None and same.first is None and same.notes[0].startswith("0 of 3 operators")
+    # Inputs that the graph needs were not drawn.
+    assert compare_files(file_before, file_before, [{"input_ids": np.zeros((1, 4))}], PROGRESS) is None
 
 
-def test_a_graph_whose_inputs_were_not_drawn_is_left_alone(tmp_path: Path) -> None:
-    file_before = product_graph(tmp_path / "a", WEIGHTS)
-    assert compare_files(file_before, file_before, [{"input_ids": np.zeros((1, 4))}], SilentProgress()) is None
-
-
-BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def rows() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        return importlib.import_module("diff")
-
-
-@pytest.fixture
-def one_model(rows: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_planted_change_is_found_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both sides of every row begin as copies of one model, which is made once."""
-    make = rows.model
-    base = make(tmp_path / "base")
-
-    def model(folder: Path, seed: int = 0) -> Path:
-        return make(folder, seed) if seed else Path(shutil.copytree(base, folder))
-
-    monkeypatch.setattr(rows, "model", model)
-
-
-@pytest.mark.usefixtures("one_model")
-def test_every_planted_change_is_found_in_its_place(rows: ModuleType, tmp_path: Path) -> None:
-    expected = {name: rows.plant(name, tmp_path / str(index)) for index, name in enumerate(rows.PLANTED)}
-    assert {name: diff.first for name, diff in expected.items() if not rows.found(name, diff)} == {}
+    make, base = planted.model, planted.model(tmp_path / "base")
+    copied = lambda folder, seed=0: make(folder, seed) if seed else Path(shutil.copytree(base, folder))  # noqa: E731
+    monkeypatch.setattr(planted, "model", copied)
+    expected = {name: planted.plant(name, tmp_path / str(index)) for index, name in enumerate(planted.PLANTED)}
+    assert {name: diff.first for name, diff in expected.items() if not planted.found(name, diff)} == {}
     # What is found of one is not what is looked for of another.
     others = dict(zip(expected, [*list(expected.values())[1:], expected["one layer retrained"]], strict=True))
-    assert not any(rows.found(name, diff) for name, diff in others.items())
+    assert not any(planted.found(name, diff) for name, diff in others.items())
 
 
 def test_a_pair_of_the_shape_of_a_larger_model_is_read_a_tensor_at_a_time(
-    rows: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of a table are read in stretches: none of it is in memory whole."""
-    from compress.plugins.diff import dequantize
-
     sizes: list[int] = []
     read = dequantize.Weight.stored_chunks
 
@@ -266,6 +242,6 @@ def test_a_pair_of_the_shape_of_a_larger_model_is_read_a_tensor_at_a_time(
 
     monkeypatch.setattr(dequantize, "CHUNK", 1 << 10)
     monkeypatch.setattr(dequantize.Weight, "stored_chunks", watched)
-    diff = rows.plant("three rows of the table zeroed", tmp_path)
-    assert rows.found("three rows of the table zeroed", diff)
+    diff = planted.plant("three rows of the table zeroed", tmp_path)
+    assert planted.found("three rows of the table zeroed", diff)
     assert len(sizes) > 100 and max(sizes) <= 1 << 10

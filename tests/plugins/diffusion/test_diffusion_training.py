@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
-from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import diffusion_lessons as lessons
 import numpy as np
 import pytest
+import restartable
 import tiny_pipelines
 import tiny_unets
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+import train_diffusion
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
+)
 from torch import nn
 
-from compress.plugins.diffusion.noise_prediction import (
-    NoiseLevel,
-    NoiseSchedule,
-    PredictionType,
-    add_noise,
-    boundary_scalings,
-    ddim_step,
-    guidance_embedding,
-    predicted_clean,
-    progressive_target,
-    pseudo_huber,
-)
 from compress.plugins.diffusion.noised_latents import (
     TEXT,
     NoiseProcess,
@@ -35,6 +31,16 @@ from compress.plugins.diffusion.noised_latents import (
     encode_images,
     unscale_latents,
 )
+from compress.plugins.diffusion.step_losses import (
+    NoiseSchedule,
+    PredictionType,
+    add_noise,
+    boundary_scalings,
+    ddim_step,
+    guidance_embedding,
+    predicted_clean,
+    pseudo_huber,
+)
 from compress.utils.errors import InputError, StageError
 from compress.utils.progress import SilentProgress
 
@@ -42,38 +48,30 @@ CAPTIONS = ("a photo of a coat", "a picture of a bag")
 
 
 @pytest.fixture
-def lessons() -> Any:
-    return importlib.import_module("diffusion_lessons")
-
-
-@pytest.fixture
-def bench(lessons: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The command with bright and dark squares for clothes, narrow networks, and four steps each."""
-    module = importlib.import_module("train_diffusion")
-    restartable = importlib.import_module("restartable")
 
-    class Words(lessons.Text):  # type: ignore[misc,name-defined]
+    class Words(lessons.Text):
         def __init__(self) -> None:
             self.tokenizer = tiny_pipelines.tokenizer(12)
             self.encoder = tiny_pipelines.parts()["text_encoder"]
 
     monkeypatch.setattr(lessons, "TOKENS", 12)
-    monkeypatch.setattr(module, "TOKENS", 12)
-    monkeypatch.setattr(module, "Text", Words)
-    monkeypatch.setattr(
-        lessons, "JUDGE", {**lessons.JUDGE, "hidden_sizes": [8, 8], "depths": [1, 1], "groups_width": 8}
-    )
-    monkeypatch.setattr(lessons, "AUTOENCODER", {**lessons.AUTOENCODER, "block_out_channels": (8, 8, 8)})
-    narrow = {"block_out_channels": (8, 8, 16), "cross_attention_dim": 16}
-    monkeypatch.setattr(lessons, "UNET", {**lessons.UNET, **narrow})
-    monkeypatch.setattr(lessons.Pictures, "read", lambda *_: _squares(lessons))
-    monkeypatch.setattr(module, "seconds_a_step", lambda *_: 1e9)
-    monkeypatch.setattr(module, "SAMPLING_STEPS", 2)
+    for table, changes in (
+        ("JUDGE", {"hidden_sizes": [8, 8], "depths": [1, 1], "groups_width": 8}),
+        ("AUTOENCODER", {"block_out_channels": (8, 8, 8)}),
+        ("UNET", {"block_out_channels": (8, 8, 16), "cross_attention_dim": 16}),
+    ):
+        monkeypatch.setattr(lessons, table, {**getattr(lessons, table), **changes})
+    monkeypatch.setattr(lessons.Pictures, "read", lambda *_: _squares())
+    changed = {"TOKENS": 12, "Text": Words, "seconds_a_step": lambda *_: 1e9, "SAMPLING_STEPS": 2}
+    for name, value in changed.items():
+        monkeypatch.setattr(train_diffusion, name, value)
     monkeypatch.setattr(restartable, "_SAVED_EVERY", -1.0)
-    return module
+    return train_diffusion
 
 
-def _squares(lessons: Any) -> Any:
+def _squares() -> Any:
     kinds = torch.arange(160) % 2
     pixels = torch.zeros(160, 1, 32, 32, dtype=torch.uint8)
     pixels[:, :, 8:24, 8:24] = (80 + 120 * kinds)[:, None, None, None].to(torch.uint8)
@@ -134,7 +132,7 @@ def test_a_folder_that_holds_something_is_refused(bench: Any, tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_latents_are_scaled_to_a_deviation_of_one(bench: Any, lessons: Any) -> None:
+def test_latents_are_scaled_to_a_deviation_of_one(bench: Any) -> None:
     class Encoder:
         """Latents with a known mean and spread: their variance is that of the means, and the square of the spread."""
 
@@ -150,14 +148,14 @@ def test_latents_are_scaled_to_a_deviation_of_one(bench: Any, lessons: Any) -> N
             self.config.scaling_factor = scaling_factor
 
     encoder = Encoder()
-    latents = bench.scaled_latents(encoder, _squares(lessons).train, SilentProgress())
+    latents = bench.scaled_latents(encoder, _squares().train, SilentProgress())
     assert encoder.config.scaling_factor == pytest.approx(1 / 5, rel=1e-3)  # of 16 + 9
     assert latents.shape == (160, 2, 4, 8, 8)
     assert latents[:, 1].unique().tolist() == pytest.approx([0.6], rel=1e-3)
 
 
-def test_the_loss_of_who_answers_nothing_is_that_of_the_velocity(lessons: Any) -> None:
-    squares = _squares(lessons)
+def test_the_loss_of_who_answers_nothing_is_that_of_the_velocity() -> None:
+    squares = _squares()
     latents = torch.stack([torch.ones(160, 4, 8, 8), torch.zeros(160, 4, 8, 8)], dim=1)
     seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
@@ -187,7 +185,6 @@ def _cosine(step: np.ndarray) -> np.ndarray:
 
 
 def test_timing_leaves_the_weights_as_they_were() -> None:
-    restartable = importlib.import_module("restartable")
     module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     tensors_before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
@@ -198,45 +195,9 @@ def test_timing_leaves_the_weights_as_they_were() -> None:
     assert all(torch.equal(tensor, tensors_before[name]) for name, tensor in module.state_dict().items())
 
 
-diffusers = pytest.importorskip("diffusers")
-MEAN, DEVIATION = 0.7, 0.3
-
-
-def table(final: float = 1.0) -> NoiseSchedule:
-    return NoiseSchedule(diffusers.DDIMScheduler(1000).alphas_cumprod.double(), final)
-
-
-def posterior_mean(noisy: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
-    """E[x | z] of x ~ N(m, s^2): m + alpha s^2 / (alpha^2 s^2 + sigma^2) (z - alpha m)."""
-    share = level.alpha * DEVIATION**2 / (level.alpha**2 * DEVIATION**2 + level.sigma**2)
-    return MEAN + share * (noisy - level.alpha * MEAN)
-
-
-def exact(noisy: torch.Tensor, here: NoiseLevel, there: NoiseLevel) -> torch.Tensor:
-    """The probability flow's solution for x ~ N(m, s^2): z keeps its place in units of its own deviation."""
-    deviation_before, after = ((level.alpha**2 * DEVIATION**2 + level.sigma**2).sqrt() for level in (here, there))
-    return there.alpha * MEAN + after / deviation_before * (noisy - here.alpha * MEAN)
-
-
-def walked(steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The end points of that many DDIM steps with the exact denoiser, and of the exact solution."""
-    levels, noisy = table(), torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
-    times = [1000 * step // steps - 1 for step in range(steps, -1, -1)]
-    latents = noisy
-    for start_time, end_time in pairwise(times):
-        start_level, other = (levels.levels(torch.tensor([time]), 2) for time in (start_time, end_time))
-        latents = ddim_step(posterior_mean(latents, start_level), latents, start_level, other)
-    return latents, exact(noisy, levels.levels(torch.tensor([999]), 2), levels.levels(torch.tensor([-1]), 2))
-
-
-def test_ddim_comes_to_the_exact_solution_as_steps_grow() -> None:
-    errors = {steps: float((walked(steps)[0] - walked(steps)[1]).abs().max()) for steps in (10, 100, 1000)}
-    assert errors[1000] < 0.01 and errors[10] > 5 * errors[100] > 5 * errors[1000]
-
-
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
 def test_a_step_is_that_of_diffusers(kind: PredictionType) -> None:
-    scheduler = diffusers.DDIMScheduler(
+    scheduler = DDIMScheduler(
         1000, prediction_type=kind, clip_sample=False, timestep_spacing="trailing", set_alpha_to_one=False
     )
     scheduler.set_timesteps(8)
@@ -249,38 +210,15 @@ def test_a_step_is_that_of_diffusers(kind: PredictionType) -> None:
         torch.testing.assert_close(stepped, expected, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("time", [999, 749, 249])
-def test_one_step_with_the_target_arrives_where_two_of_the_teacher_do(time: int) -> None:
-    levels, noisy = table(), torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
-    start_level, middle, end_level = (levels.levels(torch.tensor([time - less]), 2) for less in (0, 125, 250))
-    half = ddim_step(posterior_mean(noisy, start_level), noisy, start_level, middle)
-    reached = ddim_step(posterior_mean(half, middle), half, middle, end_level)
-    target = progressive_target(noisy, reached, start_level, end_level)
-    torch.testing.assert_close(ddim_step(target, noisy, start_level, end_level), reached)
-    # Both teachers' steps have a say: neither's own x is the target.
-    assert float((target - posterior_mean(noisy, start_level)).abs().max()) > 1e-3
-
-
-def test_outputs_of_every_kind_mean_the_same() -> None:
-    clean, noise = torch.randn(2, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    level = table().levels(torch.tensor([3, 100, 500, 900, 999]), 2)
-    noisy = add_noise(clean, noise, level)
-    outputs: dict[PredictionType, torch.Tensor] = {
-        "epsilon": noise,
-        "sample": clean,
-        "v_prediction": level.alpha * noise - level.sigma * clean,
-    }
-    for kind, output in outputs.items():
-        torch.testing.assert_close(predicted_clean(kind, output, noisy, level), clean)
-
-
-def test_at_the_smallest_timestep_a_consistency_function_is_the_identity() -> None:
-    skip, out = boundary_scalings(torch.tensor([0]), 4)
-    assert skip.shape == (1, 1, 1, 1) and float(skip) == 1 and float(out) == 0
+def test_noise_is_added_as_in_diffusers() -> None:
+    scheduler, times = DDIMScheduler(1000), torch.tensor([3, 100, 500, 900, 999])
+    clean, noise = torch.randn(2, 5, 2, generator=torch.Generator().manual_seed(1))
+    noisy = add_noise(clean, noise, NoiseSchedule(scheduler.alphas_cumprod).levels(times, 2))
+    torch.testing.assert_close(noisy, scheduler.add_noise(clean, noise, times))
 
 
 def test_boundary_scalings_are_those_of_diffusers() -> None:
-    scheduler = diffusers.LCMScheduler(timestep_scaling=3.0)
+    scheduler = LCMScheduler(timestep_scaling=3.0)
     skip, out = boundary_scalings(torch.arange(1000), 1, 3.0)
     expected = [scheduler.get_scalings_for_boundary_condition_discrete(time) for time in range(1000)]
     torch.testing.assert_close(torch.stack([skip, out], 1), torch.tensor(expected))

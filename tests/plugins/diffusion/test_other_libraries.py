@@ -11,25 +11,25 @@ import onnx
 import pytest
 from foreign_environments import OPTIMUM_INTEL_DRAWS, SENTENCE_TRANSFORMERS, ForeignEnvironment
 from rotation import is_todays
-from tiny_pipelines import pipeline_folder
 
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.onnx.weight_only_quantization import WeightOnlySettings, quantize_matrices
 from compress.plugins.diffusion.onnx_export import diffusion_folder, export_diffusion, open_diffusion
-from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipeline
-from compress.plugins.diffusion.sampling_settings import Sampling
-from compress.plugins.diffusion.session import open_torch
+from compress.plugins.diffusion.pipeline_model import GeneratorModel, Sampling
+from compress.plugins.diffusion.sampler import open_torch
 
 pytestmark = pytest.mark.slow
 PROMPTS = ["a picture of a bag", "the dark boot"]
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[GeneratorModel, dict[str, onnx.ModelProto]]:
-    torch_model = load_pipeline(pipeline_folder(tmp_path_factory.mktemp("torch")))
-    model = replace(torch_model, sampling=Sampling(4, 3.0))
-    parts = export_diffusion(model, model.processor.ids(PROMPTS), None, True)
-    return model, {name: part.graph for name, part in parts.items()}
+def model(generator: GeneratorModel) -> GeneratorModel:
+    return replace(generator, sampling=Sampling(4, 3.0))
+
+
+def exported(model: GeneratorModel, fusions: bool) -> dict[str, onnx.ModelProto]:
+    parts = export_diffusion(model, model.processor.ids(PROMPTS), None, fusions)
+    return {name: part.graph for name, part in parts.items()}
 
 
 def drawn_elsewhere(
@@ -44,11 +44,8 @@ def drawn_elsewhere(
 
 
 @pytest.mark.parametrize("bits", [None, 8])
-def test_optimum_draws_the_same_pictures(
-    exported: tuple[GeneratorModel, dict[str, onnx.ModelProto]], tmp_path: Path, bits: int | None
-) -> None:
-    model, graphs = exported[0], dict(exported[1])
-    ids = model.processor.ids(PROMPTS)
+def test_optimum_draws_the_same_pictures(model: GeneratorModel, tmp_path: Path, bits: int | None) -> None:
+    graphs, ids = exported(model, True), model.processor.ids(PROMPTS)
     if bits is not None:
         graphs["unet"], _ = quantize_matrices(graphs["unet"], WeightOnlySettings(bits, 32))
     noise = np.stack([model.processor.noise(seed) for seed in (5, 6)])
@@ -62,16 +59,12 @@ def test_optimum_draws_the_same_pictures(
 
 
 @pytest.mark.skipif(not is_todays("optimum-intel"), reason="optimum-intel is begun every fourth day")
-def test_optimum_intel_draws_the_same_pictures(
-    exported: tuple[GeneratorModel, dict[str, onnx.ModelProto]], tmp_path: Path
-) -> None:
+def test_optimum_intel_draws_the_same_pictures(model: GeneratorModel, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     from compress.formats.openvino.conversion import to_openvino
     from compress.formats.openvino.model import OpenVinoModel
 
-    model, ids, folder = exported[0], exported[0].processor.ids(PROMPTS), tmp_path / "openvino"
-    parts = export_diffusion(model, ids, None, fusions=False)
-    graphs = diffusion_folder(model, {name: part.graph for name, part in parts.items()})
+    graphs, folder = diffusion_folder(model, exported(model, False)), tmp_path / "openvino"
     files = {
         f"{name.partition('/')[0]}/{file}": content
         for name, graph in graphs.graphs.items()
@@ -82,4 +75,5 @@ def test_optimum_intel_draws_the_same_pictures(
     noise = np.stack([model.processor.noise(seed) for seed in (5, 6)])
     pipeline, pictures = drawn_elsewhere(OPTIMUM_INTEL_DRAWS, "openvino", folder, noise)
     assert pipeline == "OVStableDiffusionPipeline"
-    np.testing.assert_allclose(pictures * 255, open_torch(model, {}).sampler.generate(ids, noise) * 255, atol=1)
+    expected = open_torch(model, {}).sampler.generate(model.processor.ids(PROMPTS), noise)
+    np.testing.assert_allclose(pictures * 255, expected * 255, atol=1)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,11 @@ import torch
 from diffusers import AutoencoderTiny, DDPMScheduler
 from tiny_pipelines import captioned_context, check_reopened, drawn
 
-from compress.plugins.diffusion import feature_distillation
+from compress.models.hooks import removed_on_exit
 from compress.plugins.diffusion.feature_distillation import FeatureTrainer, train_on_features
 from compress.plugins.diffusion.noised_latents import NoisedLatents, NoiseProcess, denoise
 from compress.plugins.diffusion.onnx_export import export_diffusion, verify_diffusion
 from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipeline
-from compress.plugins.diffusion.stage_settings import AutoencoderDistillation, FeatureDistillation
 from compress.plugins.diffusion.stages import DistillAutoencoder, DistillFeatures, PruneDenoiser
 from compress.plugins.diffusion.tiny_autoencoder import build_tiny_autoencoder
 from compress.plugins.diffusion.unet_blocks import bk_sdm_blocks, select_blocks
@@ -33,7 +30,7 @@ from compress.tasks.registry import get_task
 from compress.utils.errors import StageError
 
 NOISING = NoiseProcess.from_scheduler(DDPMScheduler())
-FAST = FeatureDistillation(
+FAST = DistillFeatures(
     teacher="start", judged_timesteps=2, epochs=2, batch_size=4, learning_rate=2e-3, precision="fp32"
 )
 EXAMPLES = tiny_unets.latents(8)
@@ -45,7 +42,7 @@ def noised(rows: int = 3) -> NoisedLatents:
 
 
 def lesson(teacher, student, **weights) -> FeatureTrainer:
-    return FeatureTrainer.between(teacher, student, EXAMPLES, NOISING, FAST.model_copy(update=weights), 0)
+    return FeatureTrainer(teacher, student, EXAMPLES, NOISING, FAST.model_copy(update=weights), 0)
 
 
 def test_an_identical_student_has_no_loss_against_its_teacher():
@@ -63,30 +60,27 @@ def test_the_loss_is_the_sum_of_denoising_output_and_features_behind_each_block(
     teacher = tiny_unets.conditional(layers_per_block=2)
     student = select_blocks(teacher, bk_sdm_blocks(teacher, "small"))
     seen = noised()
-    features = []
-    for unet in (teacher, student):
-        mine = []
-        blocks = [*unet.down_blocks, *unet.up_blocks]
-        handles = [
+
+    def computed(unet):
+        features = []
+        hooks = [
             block.register_forward_hook(
-                lambda _, given, output, mine=mine: mine.append(output[0] if isinstance(output, tuple) else output)
+                lambda _, __, output: features.append(output[0] if isinstance(output, tuple) else output)
             )
-            for block in blocks
+            for block in (*unet.down_blocks, *unet.up_blocks)
         ]
-        answer = denoise(unet, seen)
-        for handle in handles:
-            handle.remove()
-        features.append((answer, mine))
-    (taught, theirs), (answer, mine) = features
+        with removed_on_exit(hooks):
+            return denoise(unet, seen), features
+
+    (taught, theirs), (answer, mine) = computed(teacher), computed(student)
     mse = torch.nn.functional.mse_loss
     assert len(theirs) == len(mine) == 4
     expected_loss = 0.5 * mse(answer, seen.noise) + 2 * mse(answer, taught)
     expected_loss = expected_loss + 3 * sum(mse(feature, other) for feature, other in zip(mine, theirs, strict=True))
     distillation = lesson(teacher, student, denoising_weight=0.5, output_weight=2.0, feature_weight=3.0)
     with distillation.capture_features():
-        assert float(distillation.noised_loss(student, seen).detach()) == pytest.approx(
-            float(expected_loss.detach()), rel=1e-5
-        )
+        loss = distillation.noised_loss(student, seen).detach()
+    assert float(loss) == pytest.approx(float(expected_loss.detach()), rel=1e-5)
 
 
 def test_a_narrower_student_is_projected_to_the_width_of_its_teacher():
@@ -113,10 +107,7 @@ def test_without_an_innermost_stage_features_are_compared_before_they_are_halved
     student = select_blocks(teacher, bk_sdm_blocks(teacher, "tiny"))
     distillation = lesson(teacher, student)
     assert list(distillation.pairs) == ["down 0", "down 1", "up 0", "up 1"]
-    assert distillation.pairs["down 1"] == (
-        teacher.down_blocks[1].attentions[-1],
-        student.down_blocks[1].attentions[-1],
-    )
+    assert distillation.pairs["down 1"] == tuple(unet.down_blocks[1].attentions[-1] for unet in (teacher, student))
     assert distillation.pairs["up 1"] == (teacher.up_blocks[1], student.up_blocks[0])
     with distillation.capture_features():
         assert distillation.noised_loss(student, noised()).isfinite()
@@ -137,38 +128,27 @@ def test_a_student_comes_nearer_and_its_teacher_stays(tmp_path):
     assert "denoising loss on held-out images" in context.notes[-1]
 
 
-class Killed(BaseException):
-    pass
-
-
-@dataclass(frozen=True)
-class Mortal(NoiseProcess):
-    """Dies when it is asked for the batch after so many."""
-
-    left: list[int] = field(default_factory=lambda: [-1])
-
-    def sample(self, batch, timesteps=None, generator=None):
-        if timesteps is None and generator is None:
-            if self.left[0] == 0:
-                raise Killed
-            self.left[0] -= 1
-        return super().sample(batch, timesteps, generator)
-
-
 def test_a_killed_teaching_ends_with_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_distillation, "TrainingCheckpoint", partial(TrainingCheckpoint, every_seconds=0.0))
+    monkeypatch.setattr(TrainingCheckpoint, "is_due", lambda self: True)
     small, teacher = tiny_unets.doubled(tiny_unets.conditional, (8, 16))
+    loss, calls = FeatureTrainer.loss, []
 
-    def taught(folder, dies_after):
+    def dies(*given):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return loss(*given)
+
+    def taught(folder):
         student = copy.deepcopy(small)
-        noising = Mortal(NOISING.scheduler, {}, 0.0, [dies_after])
-        train_on_features(student, teacher, EXAMPLES, EXAMPLES, noising, FAST, tiny.context(scratch=folder))
+        train_on_features(student, teacher, EXAMPLES, EXAMPLES, NOISING, FAST, tiny.context(scratch=folder))
         return student.state_dict()
 
-    whole = taught(tmp_path / "whole", -1)
-    with pytest.raises(Killed):
-        taught(tmp_path / "killed", 3)
-    again = taught(tmp_path / "killed", -1)
+    whole = taught(tmp_path / "whole")
+    monkeypatch.setattr(FeatureTrainer, "loss", dies)
+    with pytest.raises(KeyboardInterrupt):
+        taught(tmp_path / "killed")
+    again = taught(tmp_path / "killed")
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
     assert not torch.equal(whole["conv_in.weight"], small.conv_in.weight)
 
@@ -224,14 +204,15 @@ def test_a_small_decoder_takes_the_place_of_the_vae(start: Path, context: Contex
     smaller = stage.run(load_pipeline(start), context)
     assert isinstance(smaller, GeneratorModel)
     opened = check_reopened(smaller, tmp_path / "made")
-    assert isinstance(opened.vae, AutoencoderTiny)
-    assert opened.vae_scale_factor == 2
+    assert isinstance(opened.vae, AutoencoderTiny) and opened.vae_scale_factor == 2
+    picture = opened("a bag", num_inference_steps=1, height=16, width=16, output_type="np").images[0]
+    assert picture.shape == (16, 16, 1) and np.isfinite(picture).all()
 
 
 @pytest.mark.slow
 def test_cut_parts_are_exported_as_whole_ones_are(start: Path, context: Context) -> None:
     smaller = pruned(start, context, blocks="bk-sdm-small", channels=0.5)
-    small = build_tiny_autoencoder(smaller.parts["vae"], AutoencoderDistillation(width=8, layers=1), seed=0)
+    small = build_tiny_autoencoder(smaller.parts["vae"], DistillAutoencoder(width=8, layers=1), seed=0)
     smaller.replace_part("vae", small.eval())
     ids = smaller.processor.ids(["a bag", "the small dark boot of a photo"])
     graphs = {name: part.graph for name, part in export_diffusion(smaller, ids, None, True).items()}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import mixture
 import numpy as np
 import pytest
@@ -17,11 +19,9 @@ from pydantic import ValidationError
 from tiny_pipelines import captioned_context, check_reopened, drawn
 from torch import nn
 
-from compress.plugins.diffusion.noise_prediction import NoiseSchedule
 from compress.plugins.diffusion.noised_latents import latent_examples
 from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipeline
 from compress.plugins.diffusion.scheduler import rank_schedulers
-from compress.plugins.diffusion.stage_settings import ConsistencyDistillation, ProgressiveDistillation
 from compress.plugins.diffusion.stages import DistillConsistency, DistillSteps, Schedule
 from compress.plugins.diffusion.step_distillation import StepTrainer, add_guidance_input
 from compress.plugins.diffusion.step_losses import (
@@ -29,18 +29,16 @@ from compress.plugins.diffusion.step_losses import (
     CleanBatch,
     ConsistencyLoss,
     GuidedDenoiser,
+    NoiseSchedule,
     ProgressiveLoss,
 )
 from compress.stages.base import Context
 from compress.stages.training.checkpoint import TrainingCheckpoint
-from compress.tasks.registry import get_task
 from compress.utils.errors import InputError, StageError
 
-diffusers = pytest.importorskip("diffusers")
 
-
-def made_settings(fields: dict[str, Any]) -> ProgressiveDistillation | ConsistencyDistillation:
-    kind = ConsistencyDistillation if fields.get("method") == "consistency" else ProgressiveDistillation
+def made_settings(fields: dict[str, Any]) -> DistillSteps | DistillConsistency:
+    kind = DistillConsistency if fields.get("method") == "consistency" else DistillSteps
     return kind.model_validate({name: value for name, value in fields.items() if name != "method"})
 
 
@@ -126,7 +124,7 @@ def test_four_steps_at_once_end_where_those_of_diffusers_do(second_order: bool) 
 
 
 def test_the_end_of_a_path_is_itself_at_the_smallest_timestep() -> None:
-    averaged = AveragedNetwork(mixture.SmallDenoiser())
+    averaged = AveragedNetwork(mixture.SmallDenoiser(), 0.95)
     loss = ConsistencyLoss(denoiser(mixture.ExactDenoiser()), denoiser(averaged.network), 50, averaged, 10.0, True)
     noisy = noise(6)
     for network in (averaged, averaged.average):
@@ -139,19 +137,17 @@ def test_the_end_of_a_path_is_itself_at_the_smallest_timestep() -> None:
 
 
 def test_the_average_follows_the_weights_and_settles_as_them() -> None:
-    averaged = AveragedNetwork(nn.Linear(2, 2, bias=False))
+    averaged = AveragedNetwork(nn.Linear(2, 2, bias=False), 0.75)
     with torch.no_grad():
         averaged.network.weight.fill_(0.0)  # type: ignore[union-attr]
     average_before = averaged.get_buffer("average_0").clone()
-    averaged.update_average(0.75)
-    averaged.update_average(0.75)
+    averaged.update_average()
+    averaged.update_average()
     averaged.apply_average()
     torch.testing.assert_close(averaged.network.weight, average_before * 0.75**2)
 
 
 def test_guidance_is_that_of_diffusers() -> None:
-    import tiny_pipelines
-
     unet = tiny_pipelines.parts()["unet"]
     text, empty = torch.randn(2, 5, tiny_pipelines.WIDTH), torch.randn(1, 5, tiny_pipelines.WIDTH)
     noisy, times = torch.randn(2, 4, 8, 8), torch.tensor([900, 100])
@@ -168,8 +164,6 @@ def test_guidance_is_that_of_diffusers() -> None:
 
 
 def test_a_network_that_is_told_of_guidance_begins_as_it_was() -> None:
-    import tiny_pipelines
-
     unet = tiny_pipelines.parts()["unet"]
     guided_unet = add_guidance_input(unet)
     given = torch.randn(2, 4, 8, 8), torch.tensor([7, 700]), torch.randn(2, 5, tiny_pipelines.WIDTH)
@@ -189,12 +183,10 @@ def test_a_lesson_that_was_killed_ends_with_the_same_bytes(
     whole = made(tmp_path / "whole")
     whole.train()
     monkeypatch.setattr(TrainingCheckpoint, "is_due", lambda self: True)
-    original_batch, calls = StepTrainer.batch, 0
+    original_batch, calls = StepTrainer.batch, itertools.count(1)
 
     def failing(self: StepTrainer, given: dict[str, torch.Tensor]) -> CleanBatch:
-        nonlocal calls
-        calls += 1
-        if calls == 12:  # in the second round, where there are two
+        if next(calls) == 12:  # in the second round, where there are two
             raise KeyboardInterrupt
         return original_batch(self, given)
 
@@ -203,7 +195,7 @@ def test_a_lesson_that_was_killed_ends_with_the_same_bytes(
         made(tmp_path / "killed").train()
     again = made(tmp_path / "killed")
     again.train()
-    assert 12 < calls < 12 + 16
+    assert 12 + 1 < next(calls) < 12 + 1 + 16
     for parameter, other in zip(whole.student.parameters(), again.student.parameters(), strict=True):
         assert torch.equal(parameter, other)
 
@@ -212,13 +204,11 @@ def test_numbers_that_are_not_finite_end_a_round_with_what_was_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TrainingCheckpoint, "is_due", lambda self: True)
-    original_batch, calls = StepTrainer.batch, 0
+    original_batch, calls = StepTrainer.batch, itertools.count(1)
 
     def spoiled(self: StepTrainer, given: dict[str, torch.Tensor]) -> CleanBatch:
-        nonlocal calls
-        calls += 1
         batch = original_batch(self, given)
-        return replace(batch, clean=batch.clean * float("nan")) if calls >= 5 else batch
+        return replace(batch, clean=batch.clean * float("nan")) if next(calls) >= 5 else batch
 
     monkeypatch.setattr(StepTrainer, "batch", spoiled)
     taught = lesson(tmp_path, {"steps": 4, "method": "consistency"}, rows=512, epochs=8)
@@ -242,11 +232,10 @@ def test_settings_that_do_not_go_together_are_refused(fields: dict[str, Any], wo
 
 
 def test_rounds_halve_the_steps() -> None:
-    assert ProgressiveDistillation(steps=4, teacher_steps=64).rounds == [32, 16, 8, 4]
-    assert ProgressiveDistillation(steps=4).first_steps == 32 and ProgressiveDistillation(steps=32).first_steps == 64
-    assert ProgressiveDistillation(steps=3).rounds == [24, 12, 6, 3]
-    assert ProgressiveDistillation(steps=4, teacher_steps=64, at_once=4).rounds == [16, 4]
-    assert ProgressiveDistillation(steps=4, teacher_steps=32, at_once=4).rounds == [8, 4]
+    assert DistillSteps(steps=4, teacher_steps=64).rounds == [32, 16, 8, 4]
+    assert DistillSteps(steps=32).first_steps == 64
+    assert DistillSteps(steps=3).rounds == [24, 12, 6, 3]
+    assert DistillSteps(steps=4, teacher_steps=32, at_once=4).rounds == [8, 4]
 
 
 def test_guidance_is_folded_in_by_a_round_of_its_own_or_by_the_first(
@@ -281,10 +270,6 @@ def test_the_scheduler_of_a_student_is_the_one_it_learned_for(tmp_path: Path) ->
     np.testing.assert_array_equal(lcm.alphas_cumprod, mixture.scheduler().alphas_cumprod)
 
 
-pytest.importorskip("diffusers")
-TASK = get_task("text-to-image")
-
-
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
     return captioned_context(tmp_path / "scratch")
@@ -298,14 +283,11 @@ def model(tmp_path: Path) -> GeneratorModel:
 def test_a_scheduler_is_changed_with_the_number_of_steps(
     model: GeneratorModel, context: Context, tmp_path: Path
 ) -> None:
-    stage = Schedule(
-        scheduler="DPMSolverMultistepScheduler", steps=5, guidance=2, config={"timestep_spacing": "trailing"}
-    )
-    weights_before = {name: weight.clone() for name, weight in model.module.state_dict().items()}
+    name, config = "DPMSolverMultistepScheduler", {"timestep_spacing": "trailing"}
+    stage = Schedule(scheduler=name, steps=5, guidance=2, config=config)
     rescheduled = stage.run(model, context)
-    assert isinstance(rescheduled, GeneratorModel) and not stage.output_spec().changes_weights
-    assert all(torch.equal(weight, weights_before[name]) for name, weight in rescheduled.module.state_dict().items())
-    assert type(rescheduled.scheduler).__name__ == "DPMSolverMultistepScheduler"
+    assert isinstance(rescheduled, GeneratorModel) and rescheduled.module is model.module
+    assert not stage.output_spec().changes_weights and type(rescheduled.scheduler).__name__ == name
     assert (rescheduled.sampling.steps, rescheduled.sampling.guidance) == (5, 2)
     check_reopened(rescheduled, tmp_path / "made")
     assert np.abs(drawn(rescheduled) - drawn(model)).max() > 1e-3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,19 +14,12 @@ from compress.benchmark.results import MeasurementWriter
 from compress.benchmark.rounds import ImageTimes, TimedRounds
 from compress.benchmark.worker import combined_start_up
 from compress.formats.runtime import Batch
+from compress.plugins.diffusion.pipeline_model import Sampling
 from compress.plugins.diffusion.sampler import (
-    DENOISED,
-    HIDDEN,
-    IDS,
-    IMAGE,
-    LATENT,
-    NOISE,
-    SAMPLE,
-    SEED,
     DiffusionSampler,
+    DiffusionSession,
     LatentSpace,
 )
-from compress.plugins.diffusion.sampling_settings import Sampling
 from compress.plugins.diffusion.timing import (
     ImageGenerationPlan,
     ImageSetting,
@@ -39,23 +32,31 @@ from compress.results.metrics import describe_metric
 from compress.utils.errors import InputError, StageError
 
 TOKENS = 5
-BATCH = {IDS: np.ones((1, TOKENS), np.int64), NOISE: np.zeros((1, 4, 8, 8), np.float32), SEED: np.array([0])}
+BATCH = {
+    "input_ids": np.ones((1, TOKENS), np.int64),
+    "noise": np.zeros((1, 4, 8, 8), np.float32),
+    "seed": np.array([0]),
+}
 
 
 class Part:
     """A session that counts its calls, and says by its clock how long each takes."""
 
-    def __init__(self, name: str, shapes: list[tuple[int, ...]]) -> None:
-        self.name, self.shapes = name, shapes
+    provider, settings = "none", {}
+
+    def __init__(self, name: str) -> None:
+        self.name, self.shapes = name, []
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         given = next(iter(batch.values()))
         self.shapes.append(given.shape)
         if self.name == "text":
-            return {HIDDEN: np.zeros((len(given), TOKENS, 3), np.float32)}
+            return {"last_hidden_state": np.zeros((len(given), TOKENS, 3), np.float32)}
         if self.name == "denoiser":
-            return {DENOISED: np.zeros_like(batch[SAMPLE])}
-        return {IMAGE: np.zeros((len(given), 1, *(2 * side for side in batch[LATENT].shape[2:])), np.float32)}
+            return {"out_sample": np.zeros_like(batch["sample"])}
+        return {
+            "sample": np.zeros((len(given), 1, *(2 * side for side in batch["latent_sample"].shape[2:])), np.float32)
+        }
 
 
 class FarPart(Part):
@@ -79,48 +80,43 @@ class FarPart(Part):
         return 0
 
 
-class Drawer:
+def drawer(kind: type[Part] = Part, guidance: float = 2.0) -> DiffusionSession:
     """Three parts and the loop over them."""
-
-    def __init__(self, kind: type[Part] = Part, sampling: Sampling = Sampling(10, 2.0)) -> None:  # noqa: B008
-        self.shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in ("text", "denoiser", "decoder")}
-        self.parts: Mapping[str, Any] = {name: kind(name, shape) for name, shape in self.shapes.items()}
-        encode, denoise, decode = (part.predict for part in self.parts.values())
-        latents = LatentSpace(channels=4, factor=2, multiple=2, scaling=1.0)
-        scheduler, empty = DDIMScheduler(clip_sample=False), np.zeros((1, TOKENS), np.int64)
-        self.sampler = DiffusionSampler(encode, denoise, decode, scheduler, latents, sampling, empty)
+    parts: dict[str, Any] = {name: kind(name) for name in ("text", "denoiser", "decoder")}
+    latents = LatentSpace(channels=4, factor=2, multiple=2, scaling=1.0)
+    scheduler, empty = DDIMScheduler(clip_sample=False), np.zeros((1, TOKENS), np.int64)
+    calls = (part.predict for part in parts.values())
+    return DiffusionSession(DiffusionSampler(*calls, scheduler, latents, Sampling(10, guidance), empty), parts, "here")
 
 
 def test_a_picture_is_its_texts_its_steps_and_the_decoder() -> None:
-    drawer = Drawer()
-    times = ImageTimes(**time_image(drawer, BATCH, None, None, untimed=0))
+    session = drawer()
+    times = ImageTimes(**time_image(session, BATCH, None, None, untimed=0))
     # Guidance takes the empty prompt along: a text of its own, and two rows in each step.
-    assert drawer.shapes["text"] == [(1, TOKENS)] * 2
-    assert drawer.shapes["denoiser"] == [(2, 4, 8, 8)] * 10
-    assert drawer.shapes["decoder"] == [(1, 4, 8, 8)]
+    shapes = [part.shapes for part in session.parts.values()]
+    assert shapes == [[(1, TOKENS)] * 2, [(2, 4, 8, 8)] * 10, [(1, 4, 8, 8)]]
     assert len(times.steps_ms) == 10 and len(times.disturbed) == 12
     assert 0 < times.text_ms + sum(times.steps_ms) + times.decoder_ms < times.image_ms
     assert times.loop_ms == pytest.approx(times.image_ms - times.text_ms - sum(times.steps_ms) - times.decoder_ms)
 
 
 def test_steps_and_sizes_are_those_that_are_asked_for() -> None:
-    drawer = Drawer(sampling=Sampling(10, 1.0))
-    times = ImageTimes(**time_image(drawer, BATCH, 4, 24, untimed=2))
+    session = drawer(guidance=1.0)
+    times = ImageTimes(**time_image(session, BATCH, 4, 24, untimed=2))
     # Two steps that don't count come first; pixels are two a latent.
-    assert drawer.shapes["denoiser"] == [(1, 4, 12, 12)] * (2 + 4)
+    assert session.parts["denoiser"].shapes == [(1, 4, 12, 12)] * (2 + 4)
     assert len(times.steps_ms) == 4
-    with pytest.raises(InputError, match="No picture of 25 pixels"):
-        time_image(drawer, BATCH, None, 25, untimed=0)
-    with pytest.raises(InputError, match="makes no image"):
-        time_image(drawer, BATCH, None, 26, untimed=0)
+    for size, words in ((25, "No picture of 25 pixels"), (26, "makes no image")):
+        with pytest.raises(InputError, match=words):
+            time_image(session, BATCH, None, size, untimed=0)
     with pytest.raises(StageError, match="draws no pictures"):
         time_image(object(), BATCH, None, None, untimed=0)
 
 
 def test_parts_elsewhere_are_timed_by_their_own_clock() -> None:
-    drawer = Drawer(FarPart)
-    times = ImageTimes(**time_image(drawer, BATCH, 3, None, untimed=2))
-    assert drawer.parts["denoiser"].held == [(2, 4, 8, 8)] * 3
+    session = drawer(FarPart)
+    times = ImageTimes(**time_image(session, BATCH, 3, None, untimed=2))
+    assert session.parts["denoiser"].held == [(2, 4, 8, 8)] * 3
     assert (times.text_ms, times.steps_ms, times.decoder_ms) == (21.0, [10.0, 11.0, 12.0], 10.0)
     # All of it, and what the scheduler takes here.
     assert times.image_ms > 21.0 + 33.0 + 10.0
@@ -132,14 +128,11 @@ def test_the_runtime_of_several_pages_is_counted_once() -> None:
          "model_transfer_bytes": 10.0 * part}
         for part in (1, 2, 3)
     ]  # fmt: skip
-    parts = list(Drawer(FarPart).parts.values())
+    parts: list[Any] = [FarPart("denoiser") for _ in starts]
     for part, start in zip(parts, starts, strict=True):
         part.start_up = start
-    start_up = combined_start_up(parts)
-    assert start_up == {
-        **{"runtime_compile_ms": 5.0, "model_download_ms": 6.0},
-        **{"transfer_bytes": 160.0, "model_transfer_bytes": 60.0},
-    }
+    once = {"runtime_compile_ms": 5.0, "model_download_ms": 6.0}
+    assert combined_start_up(parts) == {**once, "transfer_bytes": 160.0, "model_transfer_bytes": 60.0}
 
 
 def recorded() -> TimingRecord:
@@ -160,9 +153,8 @@ def recorded() -> TimingRecord:
 
 
 def test_rows_tell_the_whole_and_each_part() -> None:
-    rows = {
-        row.metric: row for row in image_rows(MeasurementWriter("fp32", "cpu", 0), recorded(), "fp32", ImageSetting())
-    }
+    writer = MeasurementWriter("fp32", "cpu", 0)
+    rows = {row.metric: row for row in image_rows(writer, recorded(), "fp32", ImageSetting())}
     assert rows["latency_ms"].raw == (120.0, 200.0)
     assert rows["text_encoder_ms"].raw == (4.0, 8.0)
     # As many steps as the other model makes, the first and the last of them.
@@ -173,10 +165,8 @@ def test_rows_tell_the_whole_and_each_part() -> None:
 
 
 def test_ratios_are_of_the_same_launch() -> None:
-    rows = {
-        row.metric: row
-        for row in speedup_rows(MeasurementWriter("int8", "cpu", 0), recorded(), "int8", "fp32", ImageSetting())
-    }
+    writer = MeasurementWriter("int8", "cpu", 0)
+    rows = {row.metric: row for row in speedup_rows(writer, recorded(), "int8", "fp32", ImageSetting())}
     assert rows["speedup"].raw == (120 / 15, 200 / 35)
     assert rows["speedup_text_encoder"].raw == (2.0, 4.0)
     # Step by step: 10 / 5 and 40 / 5, then 40 / 10 and 40 / 20; the median of each launch.
@@ -190,9 +180,6 @@ def test_settings_name_what_they_change() -> None:
     assert set(plan.deciding_timings) < set(plan.timings)
     assert dict(plan.reported)["picture_size_64"] == " of 64 pixels a side"
     assert describe_metric("latency_ms_steps_4").title == "Latency, 4 steps"
-    assert (
-        describe_metric("speedup_denoiser_step_size_64").title
-        == "Speed-up of the step of the denoiser, 64 pixels a side"
-    )
-    assert describe_metric("speedup_denoiser_step_size_64").relative
+    metric = describe_metric("speedup_denoiser_step_size_64")
+    assert metric.relative and metric.title == "Speed-up of the step of the denoiser, 64 pixels a side"
     assert describe_metric("denoiser_step_ms").timed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from real_diffusion_configs import BK_SDM_BASE, BK_SDM_SMALL, BK_SDM_TINY, SD15_
 from compress.plugins.diffusion.component_costs import build_component_on_meta, count_parameters
 from compress.plugins.diffusion.denoiser_pruning import LossProbe, accumulate_gates, prune_unet, remove_least_important
 from compress.plugins.diffusion.noised_latents import NoiseProcess
-from compress.plugins.diffusion.stage_settings import DenoiserPruning
+from compress.plugins.diffusion.stages import PruneDenoiser
 from compress.plugins.diffusion.unet_blocks import (
     UNetBlocks,
     all_blocks,
@@ -58,17 +59,10 @@ def test_twins_of_channels_heads_and_neurons_go_and_nothing_else(kind, tmp_path)
     expected = tiny_unets.answer(small)
     assert torch.allclose(tiny_unets.answer(wide), expected, atol=1e-4)
     sets = channel_sets(wide)
-    gates = []
-    for channel_set in sets:
-        assert channel_set.coupling.size % (2 * channel_set.unit) == 0
-        units = torch.arange(channel_set.coupling.size) // channel_set.unit
-        gates.append((units % 2 == 0).float())
-    narrowed = narrow_unet(wide, sets, gates, widths)
-    narrowed.save_pretrained(tmp_path)
+    gates = [(torch.arange(one.coupling.size) // one.unit % 2 == 0).float() for one in sets]
+    narrow_unet(wide, sets, gates, widths).save_pretrained(tmp_path)
     loaded = type(small).from_pretrained(tmp_path)
-    assert loaded.config.block_out_channels == (
-        list(widths) if isinstance(loaded.config.block_out_channels, list) else widths
-    )
+    assert tuple(loaded.config.block_out_channels) == widths
     loaded_tensors = loaded.state_dict()
     for name, value in small.state_dict().items():
         near = 1e-3 if name == "time_embedding.linear_1.weight" else 0.0
@@ -80,21 +74,14 @@ def test_as_many_stay_of_each_group_and_heads_stay_whole():
     unet = tiny_unets.conditional(block_out_channels=(16, 32))
     sets = channel_sets(unet)
     torch.manual_seed(1)
-    for channel_set in sets:
-        width = unet.config.block_out_channels[channel_set.stage] // 2
-        kept_channels = channel_set.select(torch.randn(channel_set.coupling.size), width)
-        assert len(kept_channels) == channel_set.coupling.size // 2 == len(set(kept_channels.tolist()))
-        assert torch.equal(kept_channels, kept_channels.sort().values)
-        counts = torch.bincount(
-            kept_channels // (channel_set.coupling.size // channel_set.groups), minlength=channel_set.groups
-        )
-        assert counts.tolist() == [len(kept_channels) // channel_set.groups] * channel_set.groups
-        assert set(torch.bincount(kept_channels // channel_set.unit).tolist()) <= {0, channel_set.unit}
-    assert {channel_set.groups for channel_set in sets} == {1, 2} and {channel_set.unit for channel_set in sets} == {
-        1,
-        8,
-        16,
-    }
+    for one in sets:
+        size = one.coupling.size
+        channels = one.select(torch.randn(size), unet.config.block_out_channels[one.stage] // 2)
+        assert channels.tolist() == sorted(set(channels.tolist())) and len(channels) == size // 2
+        counts = torch.bincount(channels // (size // one.groups), minlength=one.groups)
+        assert counts.tolist() == [len(channels) // one.groups] * one.groups
+        assert set(torch.bincount(channels // one.unit).tolist()) <= {0, one.unit}
+    assert {one.groups for one in sets} == {1, 2} and {one.unit for one in sets} == {1, 8, 16}
 
 
 def test_every_weight_that_a_width_decides_belongs_to_a_set():
@@ -129,13 +116,13 @@ def test_published_unets_are_cut_by_groups_and_heads():
 
 def test_widths_that_the_config_cannot_say_are_refused():
     unet = tiny_unets.conditional(block_out_channels=(16, 32))
-    sets = channel_sets(unet)
-    with pytest.raises(StageError, match=r"\[16, 32\] channels cannot be pruned to \[16, 24\]"):
-        check_widths(unet, (16, 24), sets)
-    with pytest.raises(StageError, match="would have 16 and 16"):
-        check_widths(unet, (16, 16), sets)
-    with pytest.raises(StageError, match="cannot be pruned to"):
-        check_widths(unet, (32, 32), sets)
+    for widths, words in (
+        ((16, 24), r"\[16, 32\] channels cannot be pruned to \[16, 24\]"),
+        ((16, 16), "would have 16 and 16"),
+        ((32, 32), "cannot be pruned to"),
+    ):
+        with pytest.raises(StageError, match=words):
+            check_widths(unet, widths, channel_sets(unet))
 
 
 def test_blocks_that_are_not_known_are_named():
@@ -146,13 +133,17 @@ def test_blocks_that_are_not_known_are_named():
         channel_sets(unet)
 
 
+def narrowed_at_random(unet, widths):
+    sets = channel_sets(unet)
+    return narrow_unet(unet, sets, [torch.rand(one.coupling.size) for one in sets], widths)
+
+
 def test_fewer_sinusoids_tell_nearly_the_same_time():
     unet = tiny_unets.conditional(block_out_channels=(64, 128), attention_head_dim=4)
     original_layer = copy.deepcopy(unet.time_embedding.linear_1)
     steps = torch.arange(1000)
     sinusoids = unet.time_proj(steps)
-    sets = channel_sets(unet)
-    narrowed = narrow_unet(unet, sets, [torch.rand(channel_set.coupling.size) for channel_set in sets], (48, 96))
+    narrowed = narrowed_at_random(unet, (48, 96))
     with torch.no_grad():
         expected, embedded = original_layer(sinusoids), narrowed.time_embedding.linear_1(narrowed.time_proj(steps))
         spread = (expected - expected.mean(0)).square().mean()
@@ -167,10 +158,7 @@ def test_what_a_denoiser_is_told_of_guidance_is_read_as_nearly_as_can_be():
     embedding = unet.time_embedding
     with torch.no_grad():
         expected = embedding.linear_1.weight @ embedding.cond_proj.weight
-    sets = channel_sets(unet)
-    narrowed = narrow_unet(
-        unet, sets, [torch.rand(channel_set.coupling.size) for channel_set in sets], (4, 8)
-    ).time_embedding
+    narrowed = narrowed_at_random(unet, (4, 8)).time_embedding
     assert narrowed.cond_proj.weight.shape == (4, 6)
     with torch.no_grad():
         off = narrowed.linear_1.weight @ narrowed.cond_proj.weight - expected
@@ -182,11 +170,7 @@ def test_what_a_denoiser_is_told_of_guidance_is_read_as_nearly_as_can_be():
 @pytest.mark.parametrize(("size", "published"), [("base", BK_SDM_BASE), ("small", BK_SDM_SMALL), ("tiny", BK_SDM_TINY)])
 def test_stable_diffusion_is_cut_to_the_published_configs(size, published):
     unet = build_component_on_meta(SD15_UNET)
-    cut, expected_unet = select_blocks(unet, bk_sdm_blocks(unet, size)), build_component_on_meta(published)
-    shapes = [
-        {name: tensor.shape for name, tensor in compared.state_dict().items()} for compared in (cut, expected_unet)
-    ]
-    assert shapes[0] == shapes[1]
+    cut = select_blocks(unet, bk_sdm_blocks(unet, size))
     assert count_parameters(cut) == {"base": 579_384_964, "small": 482_346_884, "tiny": 323_384_964}[size]
     for name, value in published.items():
         if not name.startswith("_"):
@@ -228,18 +212,11 @@ def test_pairs_go_only_where_what_is_left_can_be_joined():
     unet = tiny_unets.conditional(layers_per_block=2)
     whole = all_blocks(unet)
     assert whole == UNetBlocks(((0, 1), (0, 1)), ((0, 1, 2), (0, 1, 2)), True)
-    removable = {
-        (stage, down, up): select_shared_blocks(unet, whole.without(stage, down, up)) is not None
-        for stage in (0, 1)
-        for down in (0, 1)
-        for up in (0, 1, 2)
-    }
+    pairs = product((0, 1), (0, 1), (0, 1, 2))
+    removable = {pair for pair in pairs if select_shared_blocks(unet, whole.without(*pair)) is not None}
     # Of stage 0 (8 channels) the first pair up reads 16 of the stage below; of stage 1 (16) the first pair down reads
     # 8, and the last pair up 8 of what stage 0 skipped.
-    assert {key for key, possible in removable.items() if possible} == {
-        *((0, down, up) for down in (0, 1) for up in (1, 2)),
-        *((1, 1, up) for up in (0, 1)),
-    }
+    assert removable == {(0, 0, 1), (0, 0, 2), (0, 1, 1), (0, 1, 2), (1, 1, 0), (1, 1, 1)}
 
 
 def test_one_stage_may_lose_a_pair_alone():
@@ -303,13 +280,9 @@ def test_gates_are_the_slopes_of_the_loss_summed_over_timesteps():
     sets = channel_sets(unet)
     gates, timesteps = accumulate_gates(unet, sets, seen, 0.0, SilentProgress())
     assert timesteps == [125, 375, 625, 875]
-    chosen = [set_index for set_index, channel_set in enumerate(sets) if channel_set.unit > 1][:1]
-    chosen += [
-        next(set_index for set_index, channel_set in enumerate(sets) if channel_set.times == 4),
-        0,
-        len(sets) // 2,
-    ]
-    step = 1e-4
+    heads = next(index for index, one in enumerate(sets) if one.unit > 1)
+    neurons = next(index for index, one in enumerate(sets) if one.times == 4)
+    chosen, step = [heads, neurons, 0, len(sets) // 2], 1e-4
     for set_index in chosen:
         channel_set, channel = sets[set_index], sets[set_index].coupling.size // 2
         losses = []
@@ -352,7 +325,7 @@ def test_channels_that_nobody_reads_go_first(tmp_path):
     small, wide = tiny_unets.doubled(tiny_unets.conditional, (8, 16))
     context = tiny.context(scratch=tmp_path)
     whole = copy.deepcopy(wide)
-    settings = DenoiserPruning(channels=0.5, timesteps=4, importance_examples=3)
+    settings = PruneDenoiser(channels=0.5, timesteps=4, importance_examples=3)
     pruned = prune_unet(wide, settings, tiny_unets.latents(3), NOISING, context)
     assert torch.allclose(tiny_unets.answer(pruned), tiny_unets.answer(small), atol=1e-3)
     assert f"-> {count_parameters(small):,} parameters" in context.notes[-1]
@@ -364,39 +337,22 @@ def test_channels_that_nobody_reads_go_first(tmp_path):
 def test_a_share_of_parameters_goes_where_least_is_lost():
     unet = tiny_unets.conditional(block_out_channels=(8, 32))
     parameters_before = count_parameters(unet)
-    context = tiny.context()
-    pruned = prune_unet(
-        unet,
-        DenoiserPruning(parameters=0.3, timesteps=3, importance_examples=2),
-        tiny_unets.latents(2),
-        NOISING,
-        context,
-    )
+    few, given = {"timesteps": 3, "importance_examples": 2}, (tiny_unets.latents(2), NOISING, tiny.context())
+    pruned = prune_unet(unet, PruneDenoiser(parameters=0.3, **few), *given)
     assert count_parameters(pruned) <= 0.7 * parameters_before
     assert tiny_unets.answer(pruned).isfinite().all()
     with pytest.raises(StageError, match=r"can remove .*, and not 99\.0%"):
-        prune_unet(
-            pruned,
-            DenoiserPruning(flops=0.99, timesteps=3, importance_examples=2),
-            tiny_unets.latents(2),
-            NOISING,
-            context,
-        )
+        prune_unet(pruned, PruneDenoiser(flops=0.99, **few), *given)
 
 
 def test_the_pair_goes_without_which_the_loss_is_least():
     unet, seen = tiny_unets.conditional(layers_per_block=2), probes(rows=2, count=2)
-    whole = all_blocks(unet)
-    tried = {}
-    for stage in (0, 1):
-        for down in (0, 1):
-            for up in (0, 1, 2):
-                kept_blocks = whole.without(stage, down, up)
-                if (candidate := select_shared_blocks(unet, kept_blocks)) is not None:
-                    tried[kept_blocks] = seen.mean_loss(candidate)
+    candidates = [all_blocks(unet).without(*pair) for pair in product((0, 1), (0, 1), (0, 1, 2))]
+    smaller = {blocks: select_shared_blocks(unet, blocks) for blocks in candidates}
+    tried = {blocks: seen.mean_loss(one) for blocks, one in smaller.items() if one is not None}
     kept_blocks, removed = remove_least_important(unet, 1, middle=False, measure=seen.mean_loss)
     assert kept_blocks == min(tried, key=tried.__getitem__)
-    assert removed[0].loss == pytest.approx(min(tried.values()))
+    assert list(removed.values()) == pytest.approx([min(tried.values())])
     assert len(set(tried.values())) > 1
 
 
@@ -412,9 +368,10 @@ def test_the_middle_goes_where_it_is_missed_least():
     def apart(tried):
         return float((tiny_unets.answer(tried) - whole).square().mean())
 
-    kept_blocks, (first, second) = remove_least_important(unet, 2, middle=True, measure=apart)
-    assert first.block == "the block in the middle" and not kept_blocks.middle
-    assert first.loss == 0.0 < second.loss
+    kept_blocks, removed = remove_least_important(unet, 2, middle=True, measure=apart)
+    (first, first_loss), (_, second_loss) = removed.items()
+    assert first == "the block in the middle" and not kept_blocks.middle
+    assert first_loss == 0.0 < second_loss
     assert remove_least_important(unet, 1, middle=False, measure=apart)[0].middle
     with pytest.raises(StageError, match="Only 2 blocks of this UNet can be removed, and 3 are to"):
         remove_least_important(unet, 3, middle=True, measure=lambda _: 0.0)
@@ -431,4 +388,4 @@ def test_the_middle_goes_where_it_is_missed_least():
 )
 def test_settings_that_ask_for_nothing_or_two_things_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        DenoiserPruning(**fields)
+        PruneDenoiser(**fields)

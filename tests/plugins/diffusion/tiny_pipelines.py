@@ -14,12 +14,19 @@ from stage_context import refuse_earlier, stage_context
 
 from compress.data.dataset import Dataset
 from compress.plugins.diffusion.pipeline_model import load_pipeline
-from compress.plugins.diffusion.session import torch_sampler
+from compress.plugins.diffusion.sampler import torch_sampler
 from compress.stages.base import Context
 from compress.tasks.registry import get_task
 
 WIDTH, TOKENS = 16, 12
 WORDS = ("a", "picture", "of", "bag", "boot", "coat", "dress", "sandal", "shirt", "small", "dark", "the", "photo")
+COSINE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
+"""Fields of a scheduler."""
+
+
+def denoiser(sample: np.ndarray, time: float) -> np.ndarray:
+    """Something that is not linear, and that every latent has a say in."""
+    return np.tanh(sample + np.sin(time / 100) + sample.mean()).astype(np.float32)
 
 
 def tokenizer(length: int = TOKENS) -> Any:

@@ -323,9 +323,7 @@ def _external(item: Initializer, file: Path) -> tuple[Path, int, int]:
         length = int(item.external.get("length") or size - offset)
     except ValueError as error:
         raise ModelError(
-            f"The place of {item.name!r} in its file is {item.external!r}.",
-            where=str(path),
-            expected="numbers",
+            f"The place of {item.name!r} in its file is {item.external!r}.", where=str(path), expected="numbers"
         ) from error
     # A span beyond the end of the file means that the file was truncated.
     if offset < 0 or length < 0 or offset + length > size:

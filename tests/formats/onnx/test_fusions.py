@@ -221,12 +221,7 @@ def test_a_mean_over_an_image_is_pooled(axes: list[int], opset: int):
 
 @pytest.mark.parametrize(
     "model",
-    [
-        pooling([1, 2]),
-        pooling([3]),
-        pooling([2, 3], keepdims=0),
-        pooling([1, 2], shape=(3, 4, 5)),
-    ],
+    [pooling([1, 2]), pooling([3]), pooling([2, 3], keepdims=0), pooling([1, 2], shape=(3, 4, 5))],
     ids=["other axes", "one axis", "axes dropped", "no image"],
 )
 def test_other_means_are_left_alone(model: ir.Model):
@@ -325,12 +320,7 @@ def identity() -> onnx.ModelProto:
 @pytest.mark.parametrize("mode", ["mean", "cls"])
 @pytest.mark.parametrize(
     "steps",
-    [
-        (),
-        (Normalize(),),
-        (Dense(WEIGHT), Normalize()),
-        (Dense(WEIGHT, np.array([0.5, -3], np.float32), "tanh"),),
-    ],
+    [(), (Normalize(),), (Dense(WEIGHT), Normalize()), (Dense(WEIGHT, np.array([0.5, -3], np.float32), "tanh"),)],
 )
 def test_the_graph_gives_what_the_modules_give(mode: str, steps: tuple) -> None:
     modules = SentenceModules(4, (mode,), steps)

@@ -238,8 +238,9 @@ class TracingPatches:
             query, key = query.compress_rotary, key.compress_rotary
             # The placeholder of cosines and sines, each [positions, pairs].
             frequencies, positions = list(call.rotation.frequencies), call.rotation.positions
-            angles = {"frequencies": frequencies, "factor": call.rotation.factor, "positions": positions}
-            tables = nodes_of(Placeholder.ROTARY, [], [[positions, len(frequencies)]] * 2, **angles)
+            angles: dict[str, Any] = {"frequencies": frequencies, "factor": call.rotation.factor}
+            shape = [positions, len(frequencies)]
+            tables = nodes_of(Placeholder.ROTARY, [], [shape, shape], **angles, positions=positions)
         batch, heads, length, size = query.shape
         # The operator requires values as wide as keys; the padding is cut off afterwards.
         if value.shape[-1] < size:

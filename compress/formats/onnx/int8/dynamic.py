@@ -47,11 +47,7 @@ def quantize_products(
 
 
 def _quantize(
-    graph: onnx.ModelProto,
-    operators: list[str],
-    per_channel: bool,
-    reduce_range: bool,
-    excluded: Sequence[str] = (),
+    graph: onnx.ModelProto, operators: list[str], per_channel: bool, reduce_range: bool, excluded: Sequence[str] = ()
 ) -> onnx.ModelProto:
     """Return the file that ONNX Runtime's quantizer writes for ``graph``, which it changes.
 

@@ -182,10 +182,8 @@ class _SharedCache:
     def predict(self, feed: Batch, seen: int, total: int) -> np.ndarray:
         """See `CacheInPlace.predict`."""
         try:
-            # Run the graph on new tokens and return the logits.
             if not self._buffers or next(iter(self._buffers.values())).shape[2] < total:
-                # Allocate larger buffers and copy the cached tokens.
-                # Buffers grow in steps, because every growth copies the cache.
+                # Larger buffers take over the cached tokens. They grow in steps, because every growth copies the cache.
                 room = -(-total // _ROOM) * _ROOM
                 self._binding.clear_binding_inputs()
                 self._binding.clear_binding_outputs()
@@ -233,14 +231,12 @@ class OnnxRuntime:
         """
         check_target(self, target, threads)
         graphs = model_files(artifact, self.name)
-        # Open one graph. Raises `StageError` if ONNX Runtime falls back to another provider.
         sessions: list[OnnxSession] = []
+        alone = len(graphs) == 1
+        options, accepted = session_options(threads, alone), _providers(target.provider)
         for graph in graphs:
-            alone = len(graphs) == 1
             try:
-                session = onnxruntime.InferenceSession(
-                    graph, sess_options=session_options(threads, alone), providers=_providers(target.provider)
-                )
+                session = onnxruntime.InferenceSession(graph, sess_options=options, providers=accepted)
             except FAILURES as error:
                 raise cannot_open(graph, error) from error
             # Otherwise a failing provider is replaced during a later call, without a word.

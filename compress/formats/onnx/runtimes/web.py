@@ -197,8 +197,8 @@ class OnnxRuntimeWeb:
         if target.provider not in _BUILDS:
             return f"onnxruntime-web has no {target.provider} (it has {', '.join(_BUILDS)})"
         lacking = self._lacking() or (lacking_webgpu() if target.provider == _WEBGPU else None)
-        fetched = not damage(cache_root() / entry_name(_BUILDS[target.provider][0]))
-        if lacking is not None or fetched or shutil.which("npm"):
+        entry = cache_root() / entry_name(_BUILDS[target.provider][0])
+        if lacking is not None or shutil.which("npm") or not damage(entry):
             return lacking
         return f"onnxruntime-web {WEB_VERSION} is fetched with npm, which is not on PATH (Debian: apt-get install npm)"
 

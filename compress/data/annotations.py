@@ -12,8 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from compress.data.media import Media, content, describe, picture_size
-from compress.utils.errors import DataError, MissingExtraError
+from compress.data.media import Media, content, describe, picture_size, require_pillow
+from compress.utils.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,10 +43,22 @@ def read_objects(value: object) -> str:
             value = json.loads(value)
         except ValueError:
             raise TypeError from None
-    boxes, categories = _columns(value)
+    boxes: object
+    categories: object
+    if isinstance(value, Mapping):
+        boxes, categories = (_field(value, names) for names in (_BOXES, _CATEGORIES))
+    elif isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value):
+        boxes, categories = ([_field(item, names) for item in value] for names in (_BOXES, _CATEGORIES))
+    else:
+        raise TypeError
+    if not isinstance(boxes, list | tuple) or not isinstance(categories, list | tuple):
+        raise TypeError
     if len(boxes) != len(categories):
         raise DataError(f"There are {len(boxes)} boxes and {len(categories)} categories.", expected=EXPECTED)
-    return write_objects(Objects([_box(item) for item in boxes], [_category(item) for item in categories]))
+    for category in categories:
+        if isinstance(category, bool) or not isinstance(category, str | int) or not str(category).strip():
+            raise DataError(f"The category {category!r:.60} is no name and no id.", expected=EXPECTED)
+    return write_objects(Objects([_box(item) for item in boxes], [str(item).strip() for item in categories]))
 
 
 def write_objects(objects: Objects) -> str:
@@ -84,18 +96,8 @@ def check_inside(row: Mapping[str, Any]) -> None:
             )
 
 
-def _columns(value: object) -> tuple[list[Any], list[Any]]:
-    if isinstance(value, Mapping):
-        boxes, categories = (_of(value, names) for names in (_BOXES, _CATEGORIES))
-        if not isinstance(boxes, list | tuple) or not isinstance(categories, list | tuple):
-            raise TypeError
-        return list(boxes), list(categories)
-    if not isinstance(value, list | tuple) or not all(isinstance(item, Mapping) for item in value):
-        raise TypeError
-    return [_of(item, _BOXES) for item in value], [_of(item, _CATEGORIES) for item in value]
-
-
-def _of(value: Mapping[str, object], names: Sequence[str]) -> object:
+def _field(value: Mapping[str, object], names: Sequence[str]) -> object:
+    """Return the value of the first of ``names`` that a mapping has."""
     key = next((name for name in names if name in value), None)
     if key is None:
         raise DataError(
@@ -105,23 +107,15 @@ def _of(value: Mapping[str, object], names: Sequence[str]) -> object:
 
 
 def _box(value: object) -> list[float]:
-    if not isinstance(value, list | tuple) or len(value) != 4:
-        raise DataError(f"The box {value!r:.60} has no four numbers.", expected=EXPECTED)
     try:
-        numbers = [float(number) for number in value]
+        numbers = [float(number) for number in value] if isinstance(value, list | tuple) else []
     except (TypeError, ValueError):
-        numbers = [math.nan]
-    if not all(map(math.isfinite, numbers)):
+        numbers = []
+    if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
         raise DataError(f"The box {value!r:.60} has no four numbers.", expected=EXPECTED)
     if not min(numbers[2:]) > 0:
         raise DataError(f"The box {numbers} is empty.", expected="a width and a height above 0", hint=_HINT)
     return numbers
-
-
-def _category(value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-        raise DataError(f"The category {value!r:.60} is no name and no id.", expected=EXPECTED)
-    return str(value).strip()
 
 
 IGNORED = 255
@@ -136,23 +130,18 @@ def read_mask(encoded: bytes, where: str) -> np.ndarray:
     """
     import numpy as np
 
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("pillow", "vision", "Reading masks") from error
+    require_pillow("Reading masks")
+    from PIL import Image
+
     expected = "a PNG file of one channel, whose pixels are ids of classes, or 255 for what does not count"
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             mode, ids = image.mode, np.asarray(image)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{where} is no whole picture: {error}", where=where, expected=expected) from error
     if mode not in _IDS:
-        raise DataError(
-            f"{where} is a mask of {mode}.",
-            where=where,
-            expected=expected,
-            hint="write each class as its id, not a colour",
-        )
+        hint = "write each class as its id, not a colour"
+        raise DataError(f"{where} is a mask of {mode}.", where=where, expected=expected, hint=hint)
     if ids.max(initial=0) > IGNORED:
         raise DataError(f"{where} has the id {ids.max()}.", where=where, expected=f"ids below {IGNORED}")
     return ids.astype(np.uint8)

@@ -130,23 +130,26 @@ def choose(rows: Rows, columns: Sequence[Column], mapping: Mapping[str, str]) ->
         if source_name not in rows.names:
             if column.optional and column.name not in mapping:
                 continue
-            raise _missing_column(rows, column.name, source_name)
-        values = rows.columns[source_name]
-        arrays[column.name] = _converted(rows, source_name, values, column)
-    for column in columns:
-        if column.check is not None:
-            _check_rows(rows, arrays, column.check)
+            example = nearest_name(source_name, rows.names) or "COLUMN"
+            raise DataError(
+                f"{rows.name} has no column {source_name!r}." + did_you_mean(source_name, rows.names),
+                where=rows.name,
+                expected=f"one of its columns: {', '.join(rows.names)}",
+                hint=f"say which column it is, e.g. data: {{columns: {{{column.name}: {example}}}}}, or --set "
+                f"data.columns.{column.name}=...",
+            )
+        arrays[column.name] = _converted(rows, source_name, column)
+    # Some values are valid only beside the others of their row, such as a box within its image.
+    checks = [column.check for column in columns if column.check is not None]
+    for index, values in enumerate(zip(*arrays.values(), strict=True) if checks else ()):
+        try:
+            for check in checks:
+                check(dict(zip(arrays, values, strict=True)))
+        except DataError as error:
+            raise _placed(error, rows.place(index)) from error
     chosen = [column for column in columns if column.name in arrays]
     types = [(column.name, pa.string() if column.kind == "text" else media_type()) for column in chosen]
     return pa.table(arrays, schema=pa.schema(types))
-
-
-def _check_rows(rows: Rows, arrays: Mapping[str, Sequence[object]], check: Callable[[Mapping[str, Any]], None]) -> None:
-    for index, values in enumerate(zip(*arrays.values(), strict=True)):
-        try:
-            check(dict(zip(arrays, values, strict=True)))
-        except DataError as error:
-            raise _placed(error, rows.place(index)) from error
 
 
 def _placed(error: DataError, place: str) -> DataError:
@@ -188,13 +191,18 @@ def check_labels(table: pa.Table, column: Column, labels: Sequence[str], place: 
             )
 
 
-def _converted(rows: Rows, name: str, values: Sequence[object], column: Column) -> list[Any]:
+def _converted(rows: Rows, name: str, column: Column) -> list[Any]:
     """Return strings or media values; ``name`` is the column's name in the source."""
-    converted: list[Any] = []
-    empty: list[int] = []
+    values, converted, empty = rows.columns[name], list[Any](), list[int]()
+    result: object
     for index, value in enumerate(values):
         try:
-            result = _value(value, column, rows)
+            if column.read is not None:
+                result = None if value is None else column.read(value)
+            elif column.kind != "text":
+                result = media(value, rows.folder)
+            else:
+                result = _text(value, column.label)
         except TypeError:
             raise DataError(
                 f"The column {name!r} has a value of type {type(value).__name__}: {value!r:.60}.",
@@ -224,30 +232,16 @@ def _converted(rows: Rows, name: str, values: Sequence[object], column: Column) 
     return converted
 
 
-def _value(value: object, column: Column, rows: Rows) -> object:
-    if column.read is not None:
-        return None if value is None else column.read(value)
-    if column.kind != "text":
-        return media(value, rows.folder)
-    return _label_text(value) if column.label else _text(value)
-
-
-def _text(value: object) -> str | None:
-    """Return the text, or ``None`` if it is missing or blank."""
+def _text(value: object, is_label: bool) -> str | None:
+    """Return a text, a class name or an id as digits, or ``None`` if it is missing or blank."""
+    if is_label and isinstance(value, int | float):
+        return None if value != value else value_text(value)
     if value is None:
         return None
     if not isinstance(value, str):
         raise TypeError
     value.encode()
-    return value if value.strip() else None
-
-
-def _label_text(value: object) -> str | None:
-    """Return a class name, or an integer id as digits."""
-    if isinstance(value, int | float):
-        return None if value != value else value_text(value)
-    text = _text(value)
-    return text.strip() if text is not None else None
+    return (value.strip() if is_label else value) if value.strip() else None
 
 
 def value_text(value: object) -> str:
@@ -257,13 +251,3 @@ def value_text(value: object) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
-
-
-def _missing_column(rows: Rows, name: str, source_name: str) -> DataError:
-    example = nearest_name(source_name, rows.names) or "COLUMN"
-    return DataError(
-        f"{rows.name} has no column {source_name!r}." + did_you_mean(source_name, rows.names),
-        where=rows.name,
-        expected=f"one of its columns: {', '.join(rows.names)}",
-        hint=f"say which column it is, e.g. data: {{columns: {{{name}: {example}}}}}, or --set data.columns.{name}=...",
-    )

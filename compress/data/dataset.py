@@ -49,11 +49,7 @@ def overlapping(table: pa.Table, columns: Sequence[str], held_out: set[Key]) -> 
 
 def without(table: pa.Table, rows: Sequence[int]) -> pa.Table:
     """Return the table without the given rows."""
-    import numpy as np
-
-    mask = np.ones(len(table), dtype=bool)
-    mask[list(rows)] = False
-    return table.take(np.flatnonzero(mask))
+    return table.take(np.setdiff1d(np.arange(len(table)), rows))
 
 
 def overlap_error(split: str, table: pa.Table, rows: Sequence[int], place: Callable[[int], str]) -> DataError:
@@ -118,23 +114,24 @@ def hold_out(
     source_keys = keys(source, inputs)
     other_keys = {key for split, table in tables.items() if split != config.source for key in keys(table, inputs)}
     chosen = _drawn(source_keys, other_keys, config)
-    remaining = without(source, chosen)
+    # Sorted indices keep the order of the rows in both parts.
+    remaining = np.setdiff1d(np.arange(len(source)), chosen)
     if not len(remaining):
         raise DataError(
             f"All {len(source):,} rows of {config.source!r} would be held out.",
             where="data.hold_out.rows",
             hint="hold out fewer rows, or give more to train on",
         )
-    # A mask keeps the order of the rows in both parts.
-    held_mask = np.zeros(len(source), dtype=bool)
-    held_mask[chosen] = True
+    parts = {config.source: remaining, config.split: np.array(chosen)}
     values = beside.get(config.source, {})
-    updated_extra = {
-        config.source: {name: _at(column, np.flatnonzero(~held_mask)) for name, column in values.items()},
-        config.split: {name: _at(column, np.flatnonzero(held_mask)) for name, column in values.items()},
+    extra_parts = {
+        split: {name: [column[index] for index in indices.tolist()] for name, column in values.items()}
+        for split, indices in parts.items()
     }
-    held_rows = source.take(np.flatnonzero(held_mask))
-    return {**tables, config.source: remaining, config.split: held_rows}, {**beside, **updated_extra}
+    return (
+        {**tables, **{split: source.take(indices) for split, indices in parts.items()}},
+        {**beside, **extra_parts},
+    )
 
 
 def _drawn(source_keys: Sequence[Key], other_keys: Collection[Key], config: HoldOut) -> list[int]:
@@ -158,10 +155,6 @@ def _drawn(source_keys: Sequence[Key], other_keys: Collection[Key], config: Hold
             hint="hold out fewer",
         )
     return sorted(chosen)
-
-
-def _at(column: Sequence[object], places: np.ndarray) -> list[Any]:
-    return [column[int(place)] for place in places]
 
 
 TEST = "test"
@@ -319,43 +312,29 @@ def _name_labels(
     config: DataConfig, parts: dict[str, _Part], label: Column
 ) -> tuple[tuple[str, ...], dict[str, _Part]]:
     """Return the class names, and the splits with class names in place of ids."""
-    unlabeled_parts = {split: part for split, part in parts.items() if split in config.without_labels}
-    parts = {split: part for split, part in parts.items() if split not in unlabeled_parts}
-    all_parts = {**unlabeled_parts, **parts}
-    if label.kind == "image":
-        return _name_pixels(config, parts, label), {split: all_parts[split] for split in config.splits}
-    all_values = {value for part in parts.values() for value in _distinct(part.table, label)}
-    if config.labels is None:
-        reference_split = "train" if "train" in parts else next(iter(parts))
-        labels = sorted_labels(_distinct(parts[reference_split].table, label))
-        _check_classes(labels, reference_split, label.fewest)
-    else:
-        labels = config.labels
-        if len(set(labels)) < len(labels):
-            raise DataError("A class is listed twice.", where="data.labels", expected="distinct names")
-        if are_label_ids(all_values, labels):
-            parts = {split: _ids_to_names(part, label, labels) for split, part in parts.items()}
-    for part in parts.values():
-        check_labels(part.table, label, labels, part.rows.place)
-    all_parts = {**unlabeled_parts, **parts}
-    return labels, {split: all_parts[split] for split in config.splits}
-
-
-def _name_pixels(config: DataConfig, parts: Mapping[str, _Part], label: Column) -> tuple[str, ...]:
-    """Return the names of the classes whose ids are pixels of masks, in the order of the ids."""
-    pixel_ids = [int(value) for part in parts.values() for value in _distinct(part.table, label)]
-    labels = config.labels or tuple(str(key) for key in range(max(pixel_ids, default=-1) + 1))
-    for part in parts.values():
-        check_labels(part.table, label, [str(key) for key in range(len(labels))], part.rows.place)
-    return labels
-
-
-def _ids_to_names(part: _Part, label: Column, labels: Sequence[str]) -> _Part:
     import pyarrow as pa
 
-    named = label.renamed(part.table, labels)
-    position = part.table.column_names.index(label.name)
-    return replace(part, table=part.table.set_column(position, label.name, pa.array(named, pa.string())))
+    labeled = {split: part for split, part in parts.items() if split not in config.without_labels}
+    all_values = {value for part in labeled.values() for value in _distinct(part.table, label)}
+    if label.kind == "image":
+        # The classes of masks are the ids of their pixels, and stay ids.
+        labels = config.labels or tuple(map(str, range(max(map(int, all_values), default=-1) + 1)))
+        valid = tuple(map(str, range(len(labels))))
+    elif config.labels is None:
+        reference_split = "train" if "train" in labeled else next(iter(labeled))
+        labels = valid = sorted_labels(_distinct(labeled[reference_split].table, label))
+        _check_classes(labels, reference_split, label.fewest)
+    else:
+        labels = valid = config.labels
+        if len(set(labels)) < len(labels):
+            raise DataError("A class is listed twice.", where="data.labels", expected="distinct names")
+        for split, part in labeled.items() if are_label_ids(all_values, labels) else ():
+            position = part.table.column_names.index(label.name)
+            named = pa.array(label.renamed(part.table, labels), pa.string())
+            labeled[split] = replace(part, table=part.table.set_column(position, label.name, named))
+    for part in labeled.values():
+        check_labels(part.table, label, valid, part.rows.place)
+    return labels, {**parts, **labeled}
 
 
 def _check_classes(labels: Collection[str], split: str, fewest: int) -> None:

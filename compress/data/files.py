@@ -36,7 +36,8 @@ class Rows:
 def read_file(path: Path, wanted: Collection[str]) -> Rows:
     """Return those of the columns ``wanted`` that a file has. Raises `DataError`."""
     if path.suffix not in FILE_SUFFIXES:
-        raise DataError(f"{path.name} is no data file that can be read.", expected=f"a file ending in {_suffixes()}")
+        suffixes = f"{', '.join(FILE_SUFFIXES[:-1])} or {FILE_SUFFIXES[-1]}"
+        raise DataError(f"{path.name} is no data file that can be read.", expected=f"a file ending in {suffixes}")
     try:
         if path.suffix == ".parquet":
             return replace(_read_parquet(path, wanted), folder=path.parent)
@@ -45,10 +46,6 @@ def read_file(path: Path, wanted: Collection[str]) -> Rows:
         raise DataError(f"{path.name} cannot be read: {error.strerror or error}.", where=str(path)) from error
     rows = (_read_csv if path.suffix in (".csv", ".tsv") else _from_objects)(path, text, wanted)
     return replace(rows, folder=path.parent)
-
-
-def _suffixes() -> str:
-    return ", ".join(FILE_SUFFIXES[:-1]) + f" or {FILE_SUFFIXES[-1]}"
 
 
 def _read_text(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,19 +63,12 @@ def _question(rows: Rows, index: int) -> Question:
     if len(set(choices)) < len(choices):
         raise DataError("A choice stands there twice.", where=position, expected="distinct texts")
     # The answer may be an index or the text of a choice.
-    return Question(prompt, tuple(choices), _place(answer, choices, position))
-
-
-def _place(answer: object, choices: list[str], place: str) -> int:
     if isinstance(answer, str) and answer in choices:
-        return choices.index(answer)
-    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
-        return answer
-    raise DataError(
-        f"The answer is {answer!r:.60}.",
-        where=place,
-        expected=f"0 to {len(choices) - 1}, or one of the choices as it stands",
-    )
+        answer = choices.index(answer)
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
+        expected = f"0 to {len(choices) - 1}, or one of the choices as it stands"
+        raise DataError(f"The answer is {answer!r:.60}.", where=position, expected=expected)
+    return Question(prompt, tuple(choices), answer)
 
 
 _PAIR_COLUMNS = ("text", "pair", "score")
@@ -107,33 +100,24 @@ def read_rated_pairs(path: Path) -> RatedPairs:
     Raises `DataError` with the position of the row.
     """
     rows = read_columns(path, _PAIR_COLUMNS)
-    texts, pairs = (tuple(_texts(rows, name)) for name in _PAIR_COLUMNS[:2])
-    scores = tuple(_score(rows, index, value) for index, value in enumerate(rows.columns["score"]))
+    scores = []
+    for index, (text, pair, score) in enumerate(zip(*(rows.columns[name] for name in _PAIR_COLUMNS), strict=True)):
+        for name, value in (("text", text), ("pair", pair)):
+            if not isinstance(value, str) or not value.strip():
+                raise DataError(f"The {name} is no text.", where=rows.place(index), expected="a text")
+        try:
+            scores.append(float(score))
+        except (TypeError, ValueError):
+            scores.append(math.nan)
+        if not math.isfinite(scores[-1]):
+            raise DataError(f"The score is {score!r:.60}.", where=rows.place(index), expected="a number")
     if len(scores) < _LEAST or len(set(scores)) < 2:
         raise DataError(
             f"{rows.name} has {len(scores)} pairs of {len(set(scores))} different scores.",
             where=str(path),
             expected=f"{_LEAST} pairs at least, not all with the same score",
         )
-    return RatedPairs(path.stem, texts, pairs, scores)
-
-
-def _texts(rows: Rows, name: str) -> Sequence[str]:
-    values = rows.columns[name]
-    for index, value in enumerate(values):
-        if not isinstance(value, str) or not value.strip():
-            raise DataError(f"The {name} is no text.", where=rows.place(index), expected="a text")
-    return values
-
-
-def _score(rows: Rows, index: int, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise DataError(f"The score is {value!r:.60}.", where=rows.place(index), expected="a number")
-    return number
+    return RatedPairs(path.stem, tuple(rows.columns["text"]), tuple(rows.columns["pair"]), tuple(scores))
 
 
 USUAL = "usual"
@@ -145,12 +129,9 @@ _BULLET, _NUMBERED = re.compile(r"^\s*[-*\u2022]\s+\S", re.MULTILINE), re.compil
 _RULE = re.compile(r"^\s*\*\*\*\s*$", re.MULTILINE)
 
 
-def _words(answer: str) -> int:
-    return len([word for word in answer.split() if any(letter.isalnum() for letter in word)])
-
-
-def _sentences(answer: str) -> int:
-    return len([part for part in _SENTENCE.split(answer) if any(letter.isalnum() for letter in part)])
+def _spoken(parts: Iterable[str]) -> int:
+    """Return the number of parts with a letter or a digit."""
+    return sum(any(letter.isalnum() for letter in part) for part in parts)
 
 
 def _paragraphs(answer: str) -> int:
@@ -172,10 +153,6 @@ def _json(answer: str) -> object:
         return None
 
 
-def _is_json(answer: str) -> bool:
-    return isinstance(_json(answer), dict | list)
-
-
 def _has_keys(answer: str, keys: list[str]) -> bool:
     value = _json(answer)
     return isinstance(value, dict) and set(keys) <= value.keys()
@@ -186,12 +163,19 @@ def _bare(answer: str) -> str:
 
 
 _COUNT, _TEXT, _TEXTS, _FLAG = "a number of at least 0", "a text", "a list of texts", "true"
+_PARAMETERS: Mapping[str, Callable[[Any], bool]] = {
+    _COUNT: lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
+    _TEXT: lambda value: isinstance(value, str) and bool(value),
+    _TEXTS: lambda value: isinstance(value, list) and bool(value) and all(isinstance(t, str) and t for t in value),
+    _FLAG: lambda value: value is True,
+}
+"""Predicate of valid parameters by their description."""
 Check = Callable[[str, Any], bool]
 CHECKS: Mapping[str, tuple[str, Check]] = {
-    "words": (_COUNT, lambda answer, wanted: _words(answer) == wanted),
-    "words_at_least": (_COUNT, lambda answer, wanted: _words(answer) >= wanted),
-    "words_at_most": (_COUNT, lambda answer, wanted: 0 < _words(answer) <= wanted),
-    "sentences": (_COUNT, lambda answer, wanted: _sentences(answer) == wanted),
+    "words": (_COUNT, lambda answer, wanted: _spoken(answer.split()) == wanted),
+    "words_at_least": (_COUNT, lambda answer, wanted: _spoken(answer.split()) >= wanted),
+    "words_at_most": (_COUNT, lambda answer, wanted: 0 < _spoken(answer.split()) <= wanted),
+    "sentences": (_COUNT, lambda answer, wanted: _spoken(_SENTENCE.split(answer)) == wanted),
     "paragraphs": (_COUNT, lambda answer, wanted: _paragraphs(answer) == wanted),
     "bullets": (_COUNT, lambda answer, wanted: len(_BULLET.findall(answer)) == wanted),
     "numbered": (_COUNT, lambda answer, wanted: len(_NUMBERED.findall(answer)) == wanted),
@@ -200,7 +184,7 @@ CHECKS: Mapping[str, tuple[str, Check]] = {
     "avoids": (_TEXTS, lambda answer, wanted: bool(answer) and not any(_has(answer, each) for each in wanted)),
     "one_of": (_TEXTS, lambda answer, wanted: _bare(answer) in map(_bare, wanted)),
     "json_keys": (_TEXTS, _has_keys),
-    "json": (_FLAG, lambda answer, _: _is_json(answer)),
+    "json": (_FLAG, lambda answer, _: isinstance(_json(answer), dict | list)),
     "starts_with": (_TEXT, lambda answer, wanted: answer.startswith(wanted)),
     "ends_with": (_TEXT, lambda answer, wanted: answer.endswith(wanted)),
     "quoted": (_FLAG, lambda answer, _: len(answer) > 2 and answer[0] + answer[-1] in ('""', "\u201c\u201d")),
@@ -223,12 +207,12 @@ class Instruction:
 
     def missed(self, answer: str) -> list[str]:
         """Return a description of each check that the answer fails."""
-        return [_said(name, self.checks[name]) for name, holds in self.passed(answer).items() if not holds]
-
-
-def _said(name: str, value: object) -> str:
-    text = "" if value is True else ", ".join(value) if isinstance(value, list) else str(value)
-    return f"{name.replace('_', ' ')} {text}".strip()
+        descriptions = []
+        for name in (name for name, holds in self.passed(answer).items() if not holds):
+            value = self.checks[name]
+            text = "" if value is True else ", ".join(value) if isinstance(value, list) else str(value)
+            descriptions.append(f"{name.replace('_', ' ')} {text}".strip())
+        return descriptions
 
 
 def find_instructions(reference: str, folder: Path) -> list[Instruction]:
@@ -256,18 +240,14 @@ def _instruction(rows: Rows, index: int) -> Instruction:
         raise DataError(f"The checks are {checks!r:.60}.", where=position, expected='e.g. {"words_at_most": 20}')
     for name, value in checks.items():
         if name not in CHECKS:
-            names = ", ".join(CHECKS)
             near = nearest_name(name, CHECKS)
-            hint = f"did you mean {near!r}?" if near else None
-            raise DataError(f"There is no check {name!r}.", where=position, expected=f"one of {names}", hint=hint)
-        if not _fits(value, CHECKS[name][0]):
-            raise DataError(f"The check {name!r} is given {value!r:.60}.", where=position, expected=CHECKS[name][0])
+            raise DataError(
+                f"There is no check {name!r}.",
+                where=position,
+                expected=f"one of {', '.join(CHECKS)}",
+                hint=f"did you mean {near!r}?" if near else None,
+            )
+        expected = CHECKS[name][0]
+        if not _PARAMETERS[expected](value):
+            raise DataError(f"The check {name!r} is given {value!r:.60}.", where=position, expected=expected)
     return Instruction(prompt, checks)
-
-
-def _fits(value: object, expected: str) -> bool:
-    if expected == _COUNT:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    if expected == _TEXTS:
-        return isinstance(value, list) and bool(value) and all(isinstance(each, str) and each for each in value)
-    return value is True if expected == _FLAG else isinstance(value, str) and bool(value)

@@ -10,7 +10,7 @@ import hashlib
 import io
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -86,18 +86,14 @@ def with_contents(table: pa.Table) -> pa.Table:
 
 def identities(column: pa.ChunkedArray) -> list[str]:
     """Return the identity of each value: strings as they are, files by their SHA-256."""
-    if not is_media(column):
-        strings: list[str] = column.to_pylist()
-        return strings
-    return [value["sha256"] for value in column.to_pylist()]
+    values = column.to_pylist()
+    return [value["sha256"] for value in values] if is_media(column) else values
 
 
 def shown(column: pa.ChunkedArray) -> list[str]:
     """Return each value for display: strings as they are, files by name or digest."""
-    if not is_media(column):
-        strings: list[str] = column.to_pylist()
-        return strings
-    return ["/".join(Path(describe(value)).parts[-2:]) for value in column.to_pylist()]
+    values = column.to_pylist()
+    return ["/".join(Path(describe(value)).parts[-2:]) for value in values] if is_media(column) else values
 
 
 def describe(value: Media) -> str:
@@ -133,6 +129,14 @@ _ORIENTATION, _LYING = 0x0112, 5
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
+def require_pillow(needed_by: str) -> None:
+    """Raise `MissingExtraError` if Pillow is not installed."""
+    try:
+        import PIL  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("pillow", "vision", needed_by) from error
+
+
 def decode(value: Media, mode: Mode, conversions: Counter[str]) -> Image.Image:
     """Decode an image in ``mode`` and count the conversions that it needed.
 
@@ -142,10 +146,9 @@ def decode(value: Media, mode: Mode, conversions: Counter[str]) -> Image.Image:
     Raises:
         DataError: If the image is broken or too large.
     """
-    try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("pillow", "vision", "Reading images") from error
+    require_pillow("Reading images")
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
     encoded = content(value)
     try:
         with warnings.catch_warnings():
@@ -171,10 +174,9 @@ def decode(value: Media, mode: Mode, conversions: Counter[str]) -> Image.Image:
 
 def picture_size(value: Media) -> tuple[int, int]:
     """Return width and height after EXIF rotation, from the header alone. Raises `DataError` for a broken image."""
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("pillow", "vision", "Reading images") from error
+    require_pillow("Reading images")
+    from PIL import Image, UnidentifiedImageError
+
     source = value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])
     try:
         with Image.open(source) as image:
@@ -187,11 +189,13 @@ def picture_size(value: Media) -> tuple[int, int]:
 
 
 def _converted(image: Image.Image, mode: Mode, conversions: Counter[str]) -> Image.Image:
+    import numpy as np
     from PIL import Image
 
     if image.mode in _SIXTEEN_BITS:
         conversions["with 16 bits, scaled to 8"] += 1
-        image = _to_eight_bits(image)
+        # A factor of 1 / 257 makes 65535 white.
+        image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).round().astype(np.uint8))
     elif image.mode in _TRANSPARENT or (image.mode in ("P", "L", "RGB") and "transparency" in image.info):
         conversions["transparent, laid on white"] += 1
         layer = image.convert("RGBA")
@@ -205,18 +209,9 @@ def _converted(image: Image.Image, mode: Mode, conversions: Counter[str]) -> Ima
     return image.convert(mode)
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit values to 8 bits by 1 / 257, so that 65535 becomes white."""
-    import numpy as np
-    from PIL import Image
-
-    return Image.fromarray((np.asarray(image, dtype=np.float64) / 257).round().astype(np.uint8))
-
-
 def in_words(conversions: Counter[str], total: int) -> str:
     """Return a note on the conversions, or an empty string if there were none."""
-    parts: Iterable[str] = (f"{count} {what}" for what, count in sorted(conversions.items()))
-    summary = "; ".join(parts)
+    summary = "; ".join(f"{count} {what}" for what, count in sorted(conversions.items()))
     return f"Of {total} images: {summary}." if summary else ""
 
 

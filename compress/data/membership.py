@@ -55,7 +55,7 @@ def find_parts(slices: Sequence[Slice], data: Dataset, split: str, lengths: Leng
         slice_parts = list(_parts(definition, data, split, lengths))
         parts += [part for part in slice_parts if part.rows.any()]
         notes += [
-            (f"The slice {part.name!r} holds no row of the {split} split, so that nothing is said of it.")
+            f"The slice {part.name!r} holds no row of the {split} split, so that nothing is said of it."
             for part in slice_parts
             if not part.rows.any()
         ]
@@ -90,7 +90,13 @@ def _parts(given: Slice, data: Dataset, split: str, lengths: Lengths) -> Iterato
         yield from _by_length(given, lengths(given.unit))
         return
     assert given.column is not None, "a slice is by length or by column"
-    values = _values(data, split, given.column)
+    extra = data.extra.get(split, {})
+    if given.column in data.split(split).column_names:
+        values: Sequence[Any] = data.split(split)[given.column].to_pylist()
+    elif given.column in extra:
+        values = extra[given.column]
+    else:
+        raise DataError(f"The split {split!r} has no column {given.column!r}, which a slice reads.", where="slices")
     if given.name is None:
         # Yield a part per frequent value, by decreasing number of rows, then the other values and the missing ones.
         missing = np.array([_is_missing(value) for value in values])
@@ -101,9 +107,8 @@ def _parts(given: Slice, data: Dataset, split: str, lengths: Lengths) -> Iterato
         frequent = sorted((-count, text) for text, count in counts.items() if count >= given.min_rows)
         chosen = [text for _, text in frequent[: given.max_values]]
         for text in chosen:
-            yield Part(
-                f"{given.column}={_short(text)}", f"{given.column} is {_short(text)}", (texts == text) & ~missing
-            )
+            shown, rows = _short(text), (texts == text) & ~missing
+            yield Part(f"{given.column}={shown}", f"{given.column} is {shown}", rows)
         other = ~missing & ~np.isin(texts, chosen)
         if chosen and other.any():
             kinds = len(counts) - len(chosen)
@@ -113,20 +118,12 @@ def _parts(given: Slice, data: Dataset, split: str, lengths: Lengths) -> Iterato
     else:
         holds = _predicate(given, split)
         rows = np.array([not _is_missing(value) and holds(index, value) for index, value in enumerate(values)])
+        bounds = {name: getattr(given, name) for name in given.predicates()}
         shown = " and ".join(
-            f"{name.replace('_', ' ')} {_written(getattr(given, name))}" for name in given.predicates()
+            f"{name.replace('_', ' ')} {repr(value) if isinstance(value, str) else value_text(value)}"
+            for name, value in bounds.items()
         )
-        yield Part(given.name or "", (f"{given.column} {shown}"), rows)
-
-
-def _values(data: Dataset, split: str, column: str) -> Sequence[Any]:
-    if column in data.split(split).column_names:
-        values: list[Any] = data.split(split)[column].to_pylist()
-        return values
-    extra = data.extra.get(split, {})
-    if column not in extra:
-        raise DataError(f"The split {split!r} has no column {column!r}, which a slice reads.", where="slices")
-    return extra[column]
+        yield Part(given.name, f"{given.column} {shown}", rows)
 
 
 def _is_missing(value: object) -> bool:
@@ -154,9 +151,8 @@ def _by_length(given: Slice, lengths: np.ndarray) -> Iterator[Part]:
     assert isinstance(given.length, tuple), "checked by the recipe"
     bins = np.searchsorted(given.length, lengths, side="right")
     edges = given.length
-    names = [f"{unit}<{edges[0]}"]
-    names += [f"{unit}={low}-{high - 1}" for low, high in pairwise(edges)]
-    for index, name in enumerate([*names, f"{unit}>={edges[-1]}"]):
+    between = (f"{unit}={low}-{high - 1}" for low, high in pairwise(edges))
+    for index, name in enumerate([f"{unit}<{edges[0]}", *between, f"{unit}>={edges[-1]}"]):
         yield Part(name, _range(lengths[bins == index], unit), bins == index)
 
 
@@ -192,7 +188,3 @@ def _number(given: Slice, index: int, value: Any, split: str) -> float:
             expected="a number, or nothing",
             hint="correct the row, or use `equals`, `contains` or `matches`",
         ) from None
-
-
-def _written(value: object) -> str:
-    return repr(value) if isinstance(value, str) else value_text(value)

@@ -94,16 +94,14 @@ class Slice(Frozen):
         low, high = self.at_least, self.at_most
         if low is not None and high is not None and low > high:
             raise ValueError("`at_least` no larger than `at_most`")
+        # Some fields only make sense for another way to divide the data.
+        idle: tuple[str, ...] = () if self.length is not None else ("unit",)
+        idle += ("max_values", "min_rows") if self.length is not None or predicates else ()
         defaults = type(self).model_fields
-        unused = [name for name in self._idle_fields() if getattr(self, name) != defaults[name].default]
+        unused = [name for name in idle if getattr(self, name) != defaults[name].default]
         if unused:
             raise ValueError(f"no `{unused[0]}`, which means nothing here")
         return self
-
-    def _idle_fields(self) -> tuple[str, ...]:
-        if self.length is not None:
-            return ("max_values", "min_rows")
-        return ("unit", "max_values", "min_rows") if self.predicates() else ("unit",)
 
     def predicates(self) -> tuple[str, ...]:
         """Return the names of the predicates that are set."""

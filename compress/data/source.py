@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compress.data.config import FILE_SUFFIXES, DataConfig, is_file_name, is_sample, sample_split
 from compress.data.files import Rows, read_class_folder, read_file
@@ -33,11 +34,6 @@ class Draws:
     split: str
     count: int
 
-    def rows(self) -> Rows:
-        """Return one row per random input; its value identifies the seed."""
-        values = [json.dumps({_KEY: [self.split, index]}).encode() for index in range(self.count)]
-        return Rows(f"random inputs of {self.split}", (INPUTS,), {INPUTS: values})
-
 
 def draws(name: str, split: str) -> Draws | None:
     """Return the random inputs that `random` or `random:COUNT` requests, or ``None`` for any other name."""
@@ -49,19 +45,12 @@ def seed_of(content: bytes) -> int | None:
     """Return the seed of a random input, or ``None`` for the content of a file."""
     if not content.startswith(b'{"' + _KEY.encode()):
         return None
-    import hashlib
-
     return int.from_bytes(hashlib.sha256(content).digest()[:8])
 
 
 def array_files(folder: Path) -> list[Path]:
     """Return the array files directly in ``folder``, sorted by name."""
     return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and not path.name.startswith("."))
-
-
-def read_array_folder(folder: Path) -> Rows:
-    """Return one row per array file."""
-    return Rows(folder.name, (INPUTS,), {INPUTS: [str(path.absolute()) for path in array_files(folder)]})
 
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
@@ -145,13 +134,15 @@ def locate_unlabeled(reference: str, folder: Path, open_sample: OpenSample) -> P
 
 def read(location: Location, wanted: Collection[str]) -> Rows:
     """Return the rows at a location. Raises `DataError`."""
+    if isinstance(location, HubSplit):
+        return read_hub_split(location, wanted)
     if isinstance(location, Draws):
-        return location.rows()
-    if isinstance(location, Path) and location.is_dir() and array_files(location):
-        return read_array_folder(location)
-    if isinstance(location, Path):
-        return (read_class_folder if location.is_dir() else read_file)(location, wanted)
-    return read_hub_split(location, wanted)
+        # A value identifies the seed of a random input.
+        values = [json.dumps({_KEY: [location.split, index]}).encode() for index in range(location.count)]
+        return Rows(f"random inputs of {location.split}", (INPUTS,), {INPUTS: values})
+    if location.is_dir() and (files := array_files(location)):
+        return Rows(location.name, (INPUTS,), {INPUTS: [str(path.absolute()) for path in files]})
+    return (read_class_folder if location.is_dir() else read_file)(location, wanted)
 
 
 def read_columns(path: Path, names: Sequence[str], note: str = "") -> Rows:
@@ -159,11 +150,8 @@ def read_columns(path: Path, names: Sequence[str], note: str = "") -> Rows:
     rows = read_file(path, names)
     for name in names:
         if name not in rows.names:
-            raise DataError(
-                f"{rows.name} has no column {name!r}.",
-                where=str(path),
-                expected=f"the columns {', '.join(names)}{note}",
-            )
+            expected = f"the columns {', '.join(names)}{note}"
+            raise DataError(f"{rows.name} has no column {name!r}.", where=str(path), expected=expected)
     return rows
 
 
@@ -191,16 +179,14 @@ def find(reference: str, folder: Path) -> Path | None:
 
 
 def _existing_file(reference: str, folders: list[Path], field: str) -> Path:
-    for path in (folder / Path(reference).expanduser() for folder in [*folders, Path()]):
-        if path.is_file():
-            if path.suffix not in FILE_SUFFIXES:
-                raise DataError(
-                    f"{reference} is no data file that can be read.",
-                    where=field,
-                    expected=f"a file ending in {', '.join(FILE_SUFFIXES)}",
-                )
-            return path
-    raise _not_found(reference, folders, field)
+    paths = (folder / Path(reference).expanduser() for folder in [*folders, Path()])
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise _not_found(reference, folders, field)
+    if path.suffix not in FILE_SUFFIXES:
+        expected = f"a file ending in {', '.join(FILE_SUFFIXES)}"
+        raise DataError(f"{reference} is no data file that can be read.", where=field, expected=expected)
+    return path
 
 
 def _not_found(reference: str, folders: list[Path], field: str) -> DataError:
@@ -249,10 +235,30 @@ def _file_of(directory: Path, name: str, split: str, source: str) -> Path:
 
 def read_hub_split(location: HubSplit, wanted: Collection[str]) -> Rows:
     """Return those of the columns ``wanted`` that a split on the Hub has. Raises `DataError`."""
-    return rows_of(_load(location), f"{location.dataset} ({location.split})", wanted)
+    try:
+        import datasets
+        from datasets.exceptions import DatasetsError
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("datasets", "hub", "A dataset of the Hugging Face Hub") from error
+
+    try:
+        dataset = datasets.load_dataset(location.dataset, split=location.split)
+    except ConnectionError as error:
+        raise DataError(
+            f"The dataset {location.dataset!r} cannot be fetched: {error}.",
+            where="data.source",
+            expected="a folder, a sample, or a dataset on the Hugging Face Hub and a network that reaches it",
+            hint="connect and try again, or name files that are on this machine",
+        ) from error
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise DataError(
+            f"The split {location.split!r} of the dataset {location.dataset!r} cannot be loaded: {error}",
+            where="data.source",
+        ) from error
+    return rows_of(dataset, f"{location.dataset} ({location.split})", wanted)
 
 
-def rows_of(dataset: Any, name: str, wanted: Collection[str]) -> Rows:
+def rows_of(dataset: Dataset, name: str, wanted: Collection[str]) -> Rows:
     """Return the rows of a `datasets.Dataset`, with class names in place of class ids. Raises `DataError`."""
     columns = {}
     chosen = [column for column in dataset.column_names if column in wanted]
@@ -266,26 +272,3 @@ def rows_of(dataset: Any, name: str, wanted: Collection[str]) -> Rows:
     if not len(dataset):
         raise DataError(f"{name} has no rows.", expected="at least one row")
     return Rows(name, tuple(dataset.column_names), columns)
-
-
-def _load(location: HubSplit) -> Dataset:
-    try:
-        import datasets
-        from datasets.exceptions import DatasetsError
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("datasets", "hub", "A dataset of the Hugging Face Hub") from error
-
-    try:
-        return datasets.load_dataset(location.dataset, split=location.split)
-    except ConnectionError as error:
-        raise DataError(
-            f"The dataset {location.dataset!r} cannot be fetched: {error}.",
-            where="data.source",
-            expected="a folder, a sample, or a dataset on the Hugging Face Hub and a network that reaches it",
-            hint="connect and try again, or name files that are on this machine",
-        ) from error
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        raise DataError(
-            f"The split {location.split!r} of the dataset {location.dataset!r} cannot be loaded: {error}",
-            where="data.source",
-        ) from error

@@ -109,17 +109,6 @@ def _pixel(value: dict[str, object]) -> int:
     return int(np.asarray(Image.open(io.BytesIO(content(value))))[0, 0])
 
 
-def test_hugging_face_datasets_reads_the_images(members: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    monkeypatch.setattr(fashion, "VALIDATION_ROWS", 3)
-    (tmp_path / "files").mkdir()
-    fashion.write_splits(members, tmp_path / "files", SilentProgress())
-    loaded = datasets.Dataset.from_parquet(str(tmp_path / "files/test.parquet"), cache_dir=str(tmp_path / "cache"))
-    assert isinstance(loaded.features["image"], datasets.Image)
-    assert np.asarray(loaded[0]["image"]).tolist() == [[200, 200], [200, 200]]
-
-
 def test_files_that_do_not_fit_each_other_are_named(members: Path, tmp_path: Path) -> None:
     idx(members / "t10k-labels-idx1-ubyte", np.array([1, 2]))
     with pytest.raises(SampleError, match="t10k has 3 images, 2 labels"):

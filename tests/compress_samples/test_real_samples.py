@@ -24,19 +24,8 @@ def plain(text: str) -> str:
 def raw(tmp_path_factory) -> dict[str, list[tuple[float, str]]]:
     """Ratings and texts of each file of the archive, downloaded here with pip."""
     folder = tmp_path_factory.mktemp("raw")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "vaderSentiment==0.5",
-        "-d",
-        str(folder),
-    ]
-    subprocess.run(command, check=True)
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "vaderSentiment==0.5", "-d", str(folder)], check=True)
     with zipfile.ZipFile(folder / "vaderSentiment-0.5.zip") as package:
         inner = package.read("vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz")
     files = {}
@@ -82,11 +71,8 @@ def test_movie_reviews_hold_each_rated_text_in_one_split(raw):
 
 def test_snippets_hold_the_other_texts_and_none_of_the_reviews(raw):
     texts = pq.read_table(sample_directory("snippets") / "unlabeled.parquet")["text"].to_pylist()
-    assert [len(raw[name]) for name in ("amazonReviewSnippets", "nytEditorialSnippets", "tweets")] == [
-        3_708,
-        5_190,
-        4_200,
-    ]
+    sizes = {"amazonReviewSnippets": 3_708, "nytEditorialSnippets": 5_190, "tweets": 4_200}
+    assert {name: len(raw[name]) for name in sizes} == sizes
     neutral = [t for r, t in raw["movieReviewSnippets"] if abs(r) <= 0.5]
     others = [t for name in raw if name != "movieReviewSnippets" for _, t in raw[name]]
     labeled = {plain(t) for r, t in raw["movieReviewSnippets"] if abs(r) > 0.5}
@@ -165,9 +151,6 @@ def test_similarity_holds_every_pair_of_its_three_sources() -> None:
     folder = sample_directory("similarity")
     tables = {path.stem: pq.read_table(path) for path in folder.glob("*.parquet")}
     # 50 documents of Lee et al. (2005), two by two; the others bear their numbers in their names.
-    assert {name: len(table) for name, table in tables.items()} == {
-        "lee": 50 * 49 // 2,
-        "wordsim353": 353,
-        "simlex999": 999,
-    }
+    sizes = {"lee": 50 * 49 // 2, "wordsim353": 353, "simlex999": 999}
+    assert {name: len(table) for name, table in tables.items()} == sizes
     assert any("£3,000" in text for text in tables["lee"]["pair"].to_pylist())

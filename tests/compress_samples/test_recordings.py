@@ -62,12 +62,6 @@ def test_whole_sentences_are_split_and_the_rest_left_out(tmp_path: Path):
     assert tables["test"]["audio"][0].as_py()["bytes"][:4] == b"RIFF"
 
 
-def test_too_few_sentences_are_refused(tmp_path: Path):
-    write_packages(tmp_path, 10)
-    with pytest.raises(SampleError, match="10 sentences"):
-        write_prompts(tmp_path, tmp_path, SilentProgress())
-
-
 def test_a_list_that_is_not_compressed_is_refused(tmp_path: Path):
     (tmp_path / "list.gz").write_text("plain")
     with pytest.raises(SampleError, match=r"list\.gz"):

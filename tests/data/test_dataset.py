@@ -35,9 +35,9 @@ def write_rows(path: Path, rows, names=("text", "label")) -> str:
     return path.name
 
 
-def load(folder, progress=None, columns=COLUMNS, **config) -> Dataset:
+def load(folder, progress=None, task_columns=COLUMNS, **config) -> Dataset:
     config.setdefault("splits", {"train": "train.csv", "test": "test.csv"})
-    return load_dataset(DataConfig(**config), columns, folder, progress or SilentProgress())
+    return load_dataset(DataConfig(**config), task_columns, folder, progress or SilentProgress())
 
 
 def failure(folder, **config) -> DataError:
@@ -115,12 +115,7 @@ def test_columns_are_renamed(folder):
     write_rows(folder / "train.csv", TRAIN, ["review", "stars"])
     write_rows(folder / "test.csv", TEST, ["review", "stars"])
     write_rows(folder / "theirs.csv", [("a",)], ["review"])
-    config = DataConfig(
-        splits={"train": "train.csv", "test": "test.csv"},
-        columns={"text": "review", "label": "stars"},
-        unlabeled=("theirs.csv",),
-    )
-    data = load_dataset(config, COLUMNS, folder, SilentProgress())
+    data = load(folder, columns={"text": "review", "label": "stars"}, unlabeled=("theirs.csv",))
     assert data.split("test").column_names == ["text", "label"]
     assert data.unlabeled.to_pylist() == [{"text": "a"}]
 
@@ -135,10 +130,8 @@ def test_a_missing_column_lists_those_found_and_the_nearest(folder):
 
 
 def test_a_mapping_of_a_column_that_the_task_lacks(folder):
-    config = DataConfig(splits={"train": "train.csv"}, columns={"txt": "review"})
-    with pytest.raises(DataError, match="Did you mean 'text'") as caught:
-        load_dataset(config, COLUMNS, folder, SilentProgress())
-    assert caught.value.where == "data.columns.txt"
+    error = failure(folder, columns={"txt": "review"})
+    assert "Did you mean 'text'" in error.what and error.where == "data.columns.txt"
 
 
 def test_empty_texts_are_counted_with_their_places(folder):
@@ -279,29 +272,9 @@ def test_unlabeled_text_of_the_test_split_is_left_out(folder):
 def test_a_task_without_labels_and_with_two_inputs(folder):
     write_rows(folder / "train.csv", [("a", "b"), ("a", "c")], ["text", "text_pair"])
     write_rows(folder / "test.csv", [("a", "d")], ["text", "text_pair"])
-    data = load(folder, columns=(Column("text"), Column("text_pair")))
+    data = load(folder, task_columns=(Column("text"), Column("text_pair")))
     assert data.labels == ()
     assert len(data.split("train")) == 2  # "a" alone is no overlap
     write_rows(folder / "test.csv", [("a", "C")], ["text", "text_pair"])
     with pytest.raises(DataError, match="1 of 2 rows"):
-        load(folder, columns=(Column("text"), Column("text_pair")))
-
-
-def test_a_folder_is_a_source(folder, tmp_path):
-    write_rows(tmp_path / "reviews" / "train.jsonl", TRAIN)
-    write_rows(tmp_path / "reviews" / "held_out.parquet", TEST)
-    data = load(tmp_path, source="reviews", splits={"train": "train", "test": "held_out"})
-    assert [len(data.split(split)) for split in data.splits] == [3, 2]
-
-
-@pytest.mark.slow
-def test_the_samples_load_without_overlap(tmp_path):
-    config = DataConfig(source="sample:movie-reviews", unlabeled=("sample:snippets",))
-    notes = Notes()
-    data = load_dataset(config, COLUMNS, tmp_path, notes)
-    assert data.labels == ("negative", "positive")
-    assert len(data.split("test")) == 2_000
-    assert not [note for note in notes.said if "left out" in note and "snippets" not in note]
-    test = set(data.split("test")["text"].to_pylist())
-    assert test.isdisjoint(data.unlabeled["text"].to_pylist())
-    assert test.isdisjoint(data.split("train")["text"].to_pylist())
+        load(folder, task_columns=(Column("text"), Column("text_pair")))

@@ -85,11 +85,9 @@ def test_the_schema_admits_every_way(tmp_path: Path) -> None:
         ({"column": "a", "length": "quartiles"}, "exactly one of `column` and `length`"),
         ({"length": "thirds"}, "`quartiles`, or lengths"),
         ({"length": []}, "`quartiles`, or lengths"),
-        ({"length": [32, 16]}, "rising"),
         ({"length": [16, 16]}, "rising"),
         ({"length": [0, 16]}, "rising from at least 1"),
         ({"length": [1.5]}, "`quartiles`, or lengths"),
-        ({"length": "quartiles", "unit": "words"}, "'characters' or 'tokens'"),
         ({"length": "quartiles", "name": "x"}, "`length` with `unit` alone"),
         ({"length": "quartiles", "contains": "x"}, "`length` with `unit` alone"),
         ({"length": "quartiles", "min_rows": 3}, "no `min_rows`"),
@@ -101,9 +99,6 @@ def test_the_schema_admits_every_way(tmp_path: Path) -> None:
         ({"column": "a", "name": "x", "at_least": 3, "at_most": 2}, "`at_least` no larger than `at_most`"),
         ({"column": "a", "name": "x", "matches": "("}, "a regular expression"),
         ({"column": "a", "name": "a[b]", "contains": "x"}, "text of the form"),
-        ({"column": "a", "name": "x", "contains": ""}, "at least 1 characters"),
-        ({"column": "a", "name": "x", "at_least": "3"}, "a number"),
-        ({"column": "a", "min_rows": 0}, "at least 1"),
     ],
 )
 def test_what_means_nothing_is_one_problem(tmp_path: Path, given: dict[str, Any], message: str) -> None:

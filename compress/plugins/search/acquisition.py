@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from statistics import NormalDist
 from typing import Protocol
 
@@ -153,9 +154,14 @@ class Acquisition:
         start, front = self._start, self._front
         if start is None or not front:
             return 1.0
-        if None in predictions:
-            return self._expected_gain(point) if len(predictions) == 1 else 1.0
         values = [value for value in predictions if value is not None]
+        if len(values) < len(predictions):
+            if len(predictions) > 1 or self._objective_process is None:
+                return 1.0
+            # Only trials measure the objective. A negligible improvement counts as none.
+            process, best = self._objective_process
+            gain = float(process.expected_improvement(np.array([self._features(point, self.shares[-1])]), best)[0])
+            return gain if gain > _NO_GAIN else 0.0
         # With one objective, the gain is the improvement over the best value.
         if len(values) == 1:
             return (min(best for (best,) in front) - values[0]) / (start[0] or 1.0)
@@ -168,23 +174,12 @@ class Acquisition:
         )
         return max(nearest, 1e-9)
 
-    def _expected_gain(self, point: Point) -> float:
-        """Return the expected improvement of an objective that only trials measure; 0 where it is negligible."""
-        if self._objective_process is None:
-            return 1.0
-        process, best = self._objective_process
-        gain = float(process.expected_improvement(np.array([self._features(point, self.shares[-1])]), best)[0])
-        return gain if gain > _NO_GAIN else 0.0
-
     @cached_property
     def _objective_process(self) -> tuple[Surrogate, float] | None:
         """Process of the negative logarithm of the only objective, and the best value; None while few are known."""
-        observations = self.observations
-        objectives = {
-            key: values[0]
-            for key, outcome in observations.outcomes.items()
-            if (values := observations.goal.objectives(outcome)) is not None
-        }
+        observations, trials = self.observations, self.observations.outcomes.items()
+        objectives_by_trial = {key: observations.goal.objectives(outcome) for key, outcome in trials}
+        objectives = {key: values[0] for key, values in objectives_by_trial.items() if values is not None}
         if len(objectives) < _FEWEST_KNOWN or min(objectives.values()) <= 0:
             return None
         features = np.array([self._features(point, self.shares[rung]) for point, rung in objectives])
@@ -198,18 +193,12 @@ class Acquisition:
 
         Analytic predictions come first, so that no graph is traced for a recipe that is far from its limits.
         """
-        limits = self.observations.goal.limits
-        if not all(
-            self._may_meet(limit, self.costs.predict_analytically(point, limit.metric), _ANALYTIC_TOLERANCE)
-            for limit in limits
-        ):
+        limits, costs = self.observations.goal.limits, self.costs
+        analytic = (costs.predict_analytically(point, limit.metric) for limit in limits)
+        if not all(map(self._may_meet, limits, analytic, repeat(_ANALYTIC_TOLERANCE))):
             return False
-        return all(
-            self._may_meet(
-                limit, self._measured_or_predicted(point, limit.metric), self.costs.tolerance(point, limit.metric)
-            )
-            for limit in limits
-        )
+        predicted = (self._measured_or_predicted(point, limit.metric) for limit in limits)
+        return all(map(self._may_meet, limits, predicted, (costs.tolerance(point, limit.metric) for limit in limits)))
 
     def _may_meet(self, limit: Limit, value: float | None, tolerance: float) -> bool:
         """Return whether a value with this relative tolerance may meet a limit."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple, Protocol
@@ -120,8 +120,7 @@ class Candidates:
         if not self.space.is_enumerable:
             # Each round has its own seed, which does not depend on the process, so that a resumed search repeats it.
             seed = self.seed * 100_003 + number
-            trials, objectives = self._completed_trials(given_up), len(self.observations.goal.minimize)
-            proposed = propose_with_optuna(self.space.parameters, trials, objectives, seed, _OPTUNA_PROPOSALS)
+            proposed = propose_with_optuna(self.space.parameters, self.observations, given_up, seed)
             reasons |= self._promising(proposed, acquisition, "proposed by Optuna")
             reasons |= self._promising((trial.point for trial in self.past), acquisition, "tried before, elsewhere")
             centres = (self.observations.pareto_front() or self.observations.by_shortfall())[:_CENTRES]
@@ -251,31 +250,9 @@ class Candidates:
             return False
         return True
 
-    def _completed_trials(self, given_up: Container[Point]) -> list[CompletedTrial]:
-        """Return every recipe that will not be trained further, for Optuna's sampler."""
-        trials = []
-        for point, rung in self.observations.last_rungs().items():
-            outcome = self.observations.outcomes[point, rung]
-            values = self.observations.goal.objectives(outcome)
-            if values is None or (rung < self.observations.full_rung and point not in given_up):
-                continue
-            # A metric that was not measured at a lower rung has an infinite shortfall, which Optuna cannot rank.
-            shortfalls = {name: min(value, 1.0) for name, value in self.observations.goal.shortfalls(outcome).items()}
-            trials.append(CompletedTrial(point, values, shortfalls))
-        return trials
-
-
-@dataclass(frozen=True)
-class CompletedTrial:
-    """Finished trial for Optuna: objectives, and constraints that are violated where they are above 0."""
-
-    point: Point
-    values: tuple[float, ...]
-    constraints: Mapping[str, float]
-
 
 def propose_with_optuna(
-    parameters: Sequence[SearchParameter], trials: Sequence[CompletedTrial], objectives: int, seed: int, count: int
+    parameters: Sequence[SearchParameter], observations: Observations, given_up: Container[Point], seed: int
 ) -> Iterator[Point]:
     """Yield points proposed by a tree-structured Parzen estimator with constraints (Watanabe and Hutter 2023).
 
@@ -284,10 +261,9 @@ def propose_with_optuna(
 
     Args:
         parameters: Parameters of the space.
-        trials: Finished trials.
-        objectives: Number of objectives.
+        observations: All trials so far; those of recipes that may be trained further are ignored.
+        given_up: Recipes that are not trained further.
         seed: Seed of the sampler.
-        count: Number of proposals.
     """
     try:
         import optuna
@@ -300,28 +276,29 @@ def propose_with_optuna(
     distributions: dict[str, BaseDistribution] = {}
     order: dict[str, list[int]] = {}
     for parameter in parameters:
+        name, indices = parameter.name, range(len(parameter.values))
         # Optuna exploits the order of integers, so a parameter of numbers is given as the rank of its value.
         if parameter.is_ordered:
-            order[parameter.name] = sorted(range(len(parameter.values)), key=parameter.values.__getitem__)
-            distributions[parameter.name] = IntDistribution(0, len(parameter.values) - 1)
+            order[name] = sorted(indices, key=parameter.values.__getitem__)
+            distributions[name] = IntDistribution(0, indices[-1])
         else:
-            distributions[parameter.name] = CategoricalDistribution(list(range(len(parameter.values))))
+            order[name], distributions[name] = list(indices), CategoricalDistribution(list(indices))
     sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=min(8, 2 + 2 * len(parameters)))
-    study = optuna.create_study(directions=["minimize"] * objectives, sampler=sampler)
-    for trial in trials:
-        params = {
-            parameter.name: order[parameter.name].index(index) if parameter.name in order else index
-            for parameter, index in zip(parameters, trial.point, strict=True)
-        }
-        # A constraint value above 0 marks a violated limit.
-        constraints = dict(trial.constraints)
+    goal = observations.goal
+    study = optuna.create_study(directions=["minimize"] * len(goal.minimize), sampler=sampler)
+    for point, rung in observations.last_rungs().items():
+        outcome = observations.outcomes[point, rung]
+        values = goal.objectives(outcome)
+        if values is None or (rung < observations.full_rung and point not in given_up):
+            continue
+        params = {name: ranks.index(index) for (name, ranks), index in zip(order.items(), point, strict=True)}
+        # A constraint above 0 marks a violated limit. A metric that was not measured at a lower rung has an infinite
+        # shortfall, which Optuna cannot rank.
+        constraints = {name: min(value, 1.0) for name, value in goal.shortfalls(outcome).items()}
         study.add_trial(
-            create_trial(params=params, distributions=distributions, values=trial.values, constraints=constraints)
+            create_trial(params=params, distributions=distributions, values=values, constraints=constraints)
         )
-    for _ in range(count):
+    for _ in range(_OPTUNA_PROPOSALS):
         # The study learns no value for a proposal, so a proposal may repeat.
         params = study.ask(distributions).params
-        yield tuple(
-            order[parameter.name][params[parameter.name]] if parameter.name in order else params[parameter.name]
-            for parameter in parameters
-        )
+        yield tuple(ranks[params[name]] for name, ranks in order.items())

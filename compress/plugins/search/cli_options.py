@@ -1,14 +1,17 @@
-"""Options of `compress search` as a recipe with a `search:` block."""
+"""Options of `compress search` as a recipe with a `search:` block, also for a model without a recipe."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from compress.data.config import is_file_name, is_sample
 from compress.data.dataset import label_column
@@ -17,19 +20,158 @@ from compress.formats.quiet_output import quiet_libraries
 from compress.formats.registry import FORMATS
 from compress.formats.targets import TARGETS
 from compress.models.json_file import read_json
-from compress.pipeline.recipe_sources import read_shape
-from compress.plugins.search.default_space import add_default_space, initial_stages, is_possible
-from compress.plugins.search.space import StageFields
+from compress.pipeline.planning import plan_context
+from compress.pipeline.recipe_sources import Sources, read_shape
+from compress.plugins.search.space import StageFields, first_varied
 from compress.recipe.document import Document, read_document
-from compress.recipe.loading import infer_task_of_document
+from compress.recipe.loading import infer_task_of_document, parse_recipe
 from compress.recipe.overrides import apply_override
 from compress.results.formatting import parse_duration
+from compress.results.metrics import describe_metric
 from compress.sources.resolve import resolve_model
+from compress.stages.cost_model import Shape
+from compress.stages.distill.settings import spread_layers
+from compress.stages.protocols import ChecksModel, predict_cost, search_values
 from compress.stages.registry import STAGES
-from compress.tasks.capability import TAKES_ARRAYS
+from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, SINGLE_CALL, TAKES_ARRAYS
 from compress.tasks.registry import TASK_NAMES, TASKS
 from compress.tasks.task import Task
-from compress.utils.errors import InputError, did_you_mean
+from compress.utils.errors import CompressError, InputError, RecipeError, did_you_mean
+
+
+def _add_default_space(document: Document, folder: Path) -> None:
+    """Add the fields that stages after the baseline declare worth searching to the document's `search:` block.
+
+    The document is a recipe without choices, whose paths are relative to ``folder``; it is changed in place.
+    Raises `RecipeError` where it is not valid.
+    """
+    values = document.values
+    selection = next(split for split in values["data"]["hold_out"] if split["split"] == "select")
+    values["search"]["select"] = {name: value for name, value in selection.items() if name != "split"}
+    # Validate candidate values on a recipe without a search block, which is not complete yet.
+    copy = deepcopy(document)
+    copy.values.pop("search")
+    recipe = parse_recipe(copy, folder)
+    sources = Sources(recipe, folder)
+    start = sources.find_all()
+    # Hold out at most the given share of the training rows.
+    rows = next((source.rows for source in sources.rows if source.role == "split train" and source.rows), None)
+    share, most = _SHARES["select"]
+    if rows is not None and selection["rows"] == most and share * rows < most:
+        selection["rows"] = values["search"]["select"]["rows"] = max(int(share * rows), 2)
+    context = plan_context(recipe, sources, start)
+    metrics = (*values["search"]["minimize"], *(limit.metric for limit in recipe.limits))
+    timed = any(describe_metric(name).timed for name in metrics)
+    choices: dict[str, list[object]] = {}
+    optional: list[str] = []
+    shape: Shape | None = start
+    for index, (stage, label) in enumerate(zip(recipe.stages, recipe.labels(), strict=True)):
+        if index >= first_varied(recipe):
+            for name, candidates in search_values(stage, shape, timed).items():
+                field = f"stages.{index}.{stage.kind}.{name}"
+                possible = [value for value in candidates if _is_valid(copy, folder, field, value)]
+                if possible:
+                    choices[field] = possible
+            if search_values(stage, shape, timed=True) and stage.input_type() is stage.output_type():
+                optional.append(label)
+        # Later stages start from the shape that this stage leaves.
+        shape = context.shapes[label] = predict_cost(stage, shape, context).shape
+    values["search"] |= {"choices": choices, "optional": optional}
+
+
+def is_possible(model: Path, kind: str, fields: StageFields) -> bool:
+    """Return whether a model's architecture has the parts that a stage prunes."""
+    try:
+        stage = STAGES[kind].model_validate({**fields, "kind": kind})
+        if isinstance(stage, ChecksModel):
+            stage.check_model(model)
+    except (CompressError, ValidationError):
+        return False
+    return True
+
+
+def _is_valid(document: Document, folder: Path, field: str, value: object) -> bool:
+    """Return whether the recipe is valid with this value."""
+    changed = deepcopy(document)
+    apply_override(changed, f"{field}={json.dumps(value)}")
+    try:
+        parse_recipe(changed, folder)
+    except RecipeError:
+        return False
+    return True
+
+
+_FINETUNE, _PRUNE, _DISTILL = "finetune", "prune", "distill"
+_FULL_SIZE: tuple[StageFields, ...] = ({"onnx": {}}, {"onnx_int8": {}})
+"""Stages that apply to every model that answers in one forward pass."""
+_NARROWER, _FEWER_CHANNELS = ({"feed_forward": 0.25}, {"heads": 0.25}, {"heads": 0.5}), ({"flops": 0.3},)
+"""Mild pruning of models with attention, and of models without."""
+
+
+def initial_stages(
+    task: Task, starter: Sequence[StageFields], shape: Shape | None, is_possible: Callable[[str, StageFields], bool]
+) -> list[StageFields]:
+    """Return the stages of a recipe for a task and a model.
+
+    Where the task's stages allow it, the trained model is pruned by what its architecture has, and then
+    distilled. Without that, most tasks would have only the number of bits to choose. A student model that the
+    starter names is ignored, because it belongs to another model.
+
+    Args:
+        task: Task.
+        starter: Stages of the task's starter recipe.
+        shape: Structure of the model; None if unknown.
+        is_possible: Function that returns whether a kind of stage with these fields applies to the model.
+
+    Returns:
+        Stages as a recipe writes them.
+    """
+    stages: list[StageFields] = []
+    for stage in starter:
+        if EXPORTED_FROM_CHECKPOINT in task.capabilities and stage == {"onnx_int8": {}}:
+            # The encoder of an encoder-decoder model uses INT8 and the decoder weight-only quantization.
+            stages += [{"onnx_int8": {"part": "encoder"}}, {"onnx_weight_only": {"part": "decoder", "bits": 8}}]
+        elif "model" not in ((stage.get(_DISTILL) or {}).get("student") or {}):
+            stages.append(deepcopy(dict(_with_half_the_layers(stage, shape, is_possible))))
+    kinds = [next(iter(stage)) for stage in stages]
+    if SINGLE_CALL in task.capabilities and any("part" in next(iter(stage.values())) for stage in stages):
+        # The starter is for encoder-decoder models with two graphs, and this model answers in one call.
+        stages = [{_FINETUNE: {"epochs": 2}}, *deepcopy(_FULL_SIZE)]
+    elif _PRUNE in kinds or shape is None or not _fits(_PRUNE, task):
+        return stages
+    elif _FINETUNE not in kinds:
+        if not _fits(_FINETUNE, task) or kinds[: len(_FULL_SIZE)] != [next(iter(stage)) for stage in _FULL_SIZE]:
+            return stages
+        stages.insert(0, {_FINETUNE: {"epochs": 2}})
+    # Add the first possible `prune` stage after `finetune`, and `distill` after it if there is none.
+    position = next(index for index, stage in enumerate(stages) if _FINETUNE in stage)
+    prunings = () if shape is None or not _fits(_PRUNE, task) else _NARROWER if shape.attention else _FEWER_CHANNELS
+    pruning = next((pruning for pruning in prunings if is_possible(_PRUNE, pruning)), None)
+    if pruning is None:
+        return stages
+    more: list[StageFields] = [{_PRUNE: dict(pruning)}]
+    if _fits(_DISTILL, task) and not any(_DISTILL in stage for stage in stages):
+        settings = {name: value for name, value in stages[position][_FINETUNE].items() if name != "learning_rate"}
+        more.append({_DISTILL: {"teacher": _FINETUNE, **settings}})
+    return [*stages[: position + 1], *more, *stages[position + 1 :]]
+
+
+def _with_half_the_layers(
+    stage: StageFields, shape: Shape | None, is_possible: Callable[[str, StageFields], bool]
+) -> StageFields:
+    """Return a stage whose student has half of the model's layers, or all where layers cannot be removed."""
+    fields = stage.get(_DISTILL) or {}
+    if shape is None or "layers" not in (fields.get("student") or {}):
+        return stage
+    half = {**fields, "student": {"layers": spread_layers(shape.layers, max(shape.layers // 2, 1))}}
+    if shape.layers > 1 and is_possible(_DISTILL, half):
+        return {_DISTILL: half}
+    return {_DISTILL: {name: value for name, value in fields.items() if name != "student"}}
+
+
+def _fits(kind: str, task: Task) -> bool:
+    return STAGES[kind].supports(task.capabilities)
+
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?)[bB]")
 _FACTORS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
@@ -84,7 +226,7 @@ def build_document(
     if isinstance(block, dict):
         block |= {name: value for name, value in _block(options).items() if value is not None}
     if recipe is None:
-        add_default_space(document, folder, _SHARES["select"])
+        _add_default_space(document, folder)
     return document, folder, origin
 
 
@@ -110,14 +252,13 @@ def _starter_document(options: SearchOptions) -> tuple[Document, str]:
         "description": f"result of `compress search` for {options.model}",
         "task": task,
         "model": options.model,
-        "data": _data(options.data, values.get("data", {})),
+        "data": _source(options.data, values.get("data", {})),
         "targets": [options.target],
     }
     document = Document("the options given")
     document.values = values
     source = f"the starter of {task} (compress recipes new --task {task})"
-    kinds = [next(iter(stage)) for stage in more]
-    source += f", with {' and '.join(kinds)}" if kinds else ""
+    source += f", with {' and '.join(next(iter(stage)) for stage in more)}" if more else ""
     return document, source + (_hint_at_labels(task, options.data) if options.task is None else "")
 
 
@@ -142,8 +283,8 @@ def _stages(
 def _infer_task(model: str) -> str:
     document = Document("--model")
     document.values = {"model": model}
+    # The task of a model that has to be downloaded or converted is known only afterwards.
     if not infer_task_of_document(document, Path()):
-        # The task of a model that has to be downloaded or converted is known only afterwards.
         resolve_model(model)
         infer_task_of_document(document, Path())
     task = document.values.get("task")
@@ -172,23 +313,19 @@ def _hint_at_labels(task: str, data: str | None) -> str:
     return ""
 
 
-def _data(reference: str | None, starter: Mapping[str, object]) -> dict[str, object]:
+def _source(reference: str | None, starter: Mapping[str, Any]) -> dict[str, object]:
     """Return the data block: the source of rows, and the starter's maximum number of tokens.
 
-    A graph without data gets random inputs, a fifth of them for selection.
+    A single file is split into training, validation, test and selection rows. A graph without data gets random inputs,
+    a fifth of them for selection.
     """
     if reference is None:
         splits = {"train": "random:320", "test": "random:128"}
         return {"splits": splits, "hold_out": [_hold_out("select", 64)]}
     lengths = {name: value for name, value in starter.items() if name == "max_length"}
-    return {**_source(reference, starter), **lengths}
-
-
-def _source(reference: str, starter: Mapping[str, Any]) -> dict[str, object]:
-    """Return the source of rows. A single file is split into training, validation, test and selection rows."""
     columns = {name: value for name, value in (starter.get("columns") or {}).items() if name != value}
     if is_sample(reference) or not (is_file_name(reference) or find(reference, Path())):
-        return {"source": reference, "hold_out": [_hold_out("select", 1500)]}
+        return {"source": reference, "hold_out": [_hold_out("select", 1500)], **lengths}
     path = find(reference, Path())
     if path is None:
         raise InputError(f"{reference} does not exist.", where="--data", expected="a file or a folder")
@@ -208,17 +345,18 @@ def _source(reference: str, starter: Mapping[str, Any]) -> dict[str, object]:
             "splits": {"train": str(path.resolve())},
             "hold_out": [_hold_out(split, rows) for split, rows in sizes.items()],
             **_columns(columns, names),
+            **lengths,
         }
     entries = [entry for entry in sorted(path.iterdir()) if entry.is_dir() or is_file_name(entry.name)]
     splits = {entry.stem: entry.name for entry in entries if entry.stem in _SPLITS}
-    if "train" not in splits or "test" not in splits:
+    if missing := [split for split in ("train", "test") if split not in splits]:
         raise InputError(
-            f"{reference} has no {'train' if 'train' not in splits else 'test'}.",
+            f"{reference} has no {missing[0]}.",
             where="--data",
             expected="a file or folder for each of train, test and, if you have it, validation",
         )
     train = path / splits["train"]
-    more = _columns(columns, read(train, set()).names if train.is_file() else ())
+    more = lengths | _columns(columns, read(train, set()).names if train.is_file() else ())
     return {"source": str(path.resolve()), "splits": splits, "hold_out": [_hold_out("select", 1500)], **more}
 
 
@@ -277,7 +415,5 @@ def _block(options: SearchOptions) -> dict[str, object]:
             parse_duration(options.budget)
         except ValueError as error:
             raise InputError(f"{options.budget!r} is not a time.", where="--budget", expected=str(error)) from error
-    minimize: list[str] | None = list(options.minimize) or None
-    if minimize is None and options.model is not None:
-        minimize = ["latency_ms" if options.max_latency is not None else "size_bytes"]
-    return {"minimize": minimize, "budget": options.budget, "trials": options.trials}
+    default = None if options.model is None else ["latency_ms" if options.max_latency is not None else "size_bytes"]
+    return {"minimize": list(options.minimize) or default, "budget": options.budget, "trials": options.trials}

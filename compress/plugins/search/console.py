@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from threading import RLock
 from typing import Self, TypeVar
 
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, Group, RenderableType, RenderResult
@@ -213,8 +213,6 @@ def closing_lines(record: SearchRecord) -> list[str]:
 
 
 Item = TypeVar("Item")
-_PERIOD_SECONDS = 0.5
-"""Interval at which the table is drawn, for its clocks."""
 
 
 class SearchConsole(ProgressDisplay):
@@ -229,9 +227,8 @@ class SearchConsole(ProgressDisplay):
         self._bars = Progress(*bars(), console=self._console)
         self._live: _Drawn | None = None
         self._table: RenderableType = ""
-        # One thread draws at a time, since the cursor goes back over the last table.
-        self._lock, self._over = threading.RLock(), threading.Event()
-        self._ticking: threading.Thread | None = None
+        self.lock = RLock()
+        """Lock for drawing. One thread draws at a time, since the cursor goes back over the last table."""
 
     def __enter__(self) -> Self:
         return self
@@ -244,35 +241,20 @@ class SearchConsole(ProgressDisplay):
         if not self._draws:
             return
         self._table = LiveTable(seen)
-        with self._lock:
-            if self._live is None:
-                self._live = _Drawn(self._console, self)
-                self._live.start()
-                self._over.clear()
-                self._ticking = threading.Thread(target=self._tick, daemon=True)
-                self._ticking.start()
-            self._live.refresh()
-
-    def _tick(self) -> None:
-        while not self._over.wait(_PERIOD_SECONDS):
-            with self._lock:
-                if self._live is not None:
-                    self._live.refresh()
+        if self._live is None:
+            self._live = _Drawn(self._console, self)
+            self._live.start()
+        self._live.refresh()
 
     def stop(self) -> None:
         """Stop drawing."""
-        self._over.set()
-        if self._ticking is not None:
-            self._ticking.join()
-            self._ticking = None
-        with self._lock:
-            if self._live is not None:
-                self._live.stop()
-                self._live = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
     def note(self, message: str) -> None:
         """Print one line."""
-        with self._lock:
+        with self.lock:
             self._lines.note(message)
 
     def track(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
@@ -300,8 +282,10 @@ class _Drawn(Live):
     """
 
     def __init__(self, console: Console, shown: SearchConsole) -> None:
-        super().__init__(console=console, get_renderable=lambda: shown, auto_refresh=False, vertical_overflow="crop")
-        self._drawn: list[int] = []
+        # The table is drawn twice a second, for its clocks.
+        super().__init__(console=console, get_renderable=lambda: shown, refresh_per_second=2, vertical_overflow="crop")
+        # The thread of `Live` and the notes share one lock.
+        self._lock, self._drawn = shown.lock, list[int]()
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
         """Return the output: cursor movement over the last table, then ``renderables``, then the table."""

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from compress.models.model import TorchModel
 from compress.pipeline.keys import CachedStages
 from compress.pipeline.planning import make_plan
 from compress.pipeline.run_checks import check_run
-from compress.pipeline.runner import StageRunner
 from compress.plugins.ray.jobs import JobContext
 from compress.plugins.search.final_evaluation import check_refit
 from compress.plugins.search.outcome import Goal, target_profile
@@ -80,7 +78,9 @@ class PreparedSearch:
         self.first_seconds = sum(stage.seconds.value or 0.0 for stage in plan.stages)
         """Predicted time of the stages of the first trial, without its evaluation."""
         if self.fetches or all(source.status == "here" for source in plan.sources):
-            check_run(self._runner)
+            runner = self.context.runner(base.model_copy(update={"baseline": START}))
+            check_run(runner)
+            self._inference = ShapeInference(runner, runner.inputs.start)
             if (error := self._failure(base.stages)) is not None:
                 raise InputError(
                     f"The recipe cannot run, so there is nothing to search from: {error.what}",
@@ -119,14 +119,6 @@ class PreparedSearch:
             budget_seconds=space.search.seconds,
         )
 
-    @cached_property
-    def _runner(self) -> StageRunner:
-        return self.context.runner(self.space.base.model_copy(update={"baseline": START}))
-
-    @cached_property
-    def _inference(self) -> ShapeInference:
-        return ShapeInference(self._runner, self._runner.inputs.start)
-
     def _failure(self, stages: Stages) -> CompressError | None:
         """Return the error of stages that are checked against the starting model and inferred without its weights."""
         import torch
@@ -134,7 +126,7 @@ class PreparedSearch:
         try:
             for check in model_checks(stages):
                 if (key := (check.of_widths, stages_key(check.stages))) not in self._passed_checks:
-                    check.ask(self._runner.inputs.start)
+                    check.ask(self._inference.folder)
                     self._passed_checks.add(key)
             # Shapes are inferred up to the export. Graph stages are checked when they run.
             trained = tuple(takewhile(lambda stage: stage.input_type() is stage.output_type() is TorchModel, stages))

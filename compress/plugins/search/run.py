@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from compress.plugins.ray.jobs import JobContext
+from compress.plugins.ray.jobs import Job, JobContext
 from compress.plugins.search.console import ProgressDisplay, RunningTrial, SearchSnapshot
 from compress.plugins.search.costs import CostEstimator
 from compress.plugins.search.dry_run import PreparedSearch
@@ -22,7 +22,7 @@ from compress.plugins.search.outcome import TrialOutcome, target_profile
 from compress.plugins.search.record import SearchRecord, build_record, format_outcome
 from compress.plugins.search.search_folder import BEST, MODEL, create_folder, resume_folder, write_results
 from compress.plugins.search.size_estimator import SizeEstimator
-from compress.plugins.search.trial import BarsOnly, RecipeTrial, TrialRunner
+from compress.plugins.search.trial import BarsOnly, TrialRunner
 from compress.recipe.document import Document
 from compress.report.run_folder import update_latest_link
 from compress.results.formatting import format_seconds
@@ -174,7 +174,7 @@ class SearchRun:
             for outcome, planned in zip(outcomes, new_trials, strict=False):
                 self._record_outcome(ledger, planned, outcome)
 
-    def _affordable_trials(self, planned_trials: Sequence[PlannedTrial]) -> Iterator[RecipeTrial]:
+    def _affordable_trials(self, planned_trials: Sequence[PlannedTrial]) -> Iterator[Job]:
         """Yield the trials of a round while there is time for them; workers may take all before one has ended."""
         first = len(self.entries)
         seconds = [self._expected_seconds(planned) for planned in planned_trials]
@@ -196,7 +196,7 @@ class SearchRun:
 
     def _speculate(
         self, planned_trials: Sequence[PlannedTrial], first: int, outcomes: Mapping[int, TrialOutcome]
-    ) -> list[RecipeTrial]:
+    ) -> list[Job]:
         """Return the trials that may be tried after this round, given its outcomes so far.
 
         Args:
@@ -217,9 +217,9 @@ class SearchRun:
     def _expected_seconds(self, planned: PlannedTrial) -> float:
         return self.costs.corrected_remaining_seconds(planned.point, self.engine.shares[planned.rung])
 
-    def _trial(self, planned: PlannedTrial, timed: bool) -> RecipeTrial:
+    def _trial(self, planned: PlannedTrial, timed: bool) -> Job:
         recipe = self.space.recipe(planned.point, self.engine.shares[planned.rung])
-        return RecipeTrial(recipe, timed, self._expected_seconds(planned))
+        return self.trials.job(recipe, timed, self._expected_seconds(planned))
 
     def _record_outcome(self, ledger: Ledger, planned: PlannedTrial, outcome: TrialOutcome) -> None:
         """Write an outcome to the ledger, record it and show it."""

@@ -20,22 +20,7 @@ from compress.utils.progress import Progress, SilentProgress
 _LAUNCHES, _SECONDS, _PRECISION = 3, 0.7, 0.02
 
 
-@dataclass(frozen=True)
-class RecipeTrial:
-    """Recipe to try.
-
-    Attributes:
-        recipe: The recipe.
-        timed: Whether latency is measured too, where the goal needs it.
-        seconds: Predicted time.
-    """
-
-    recipe: Recipe
-    timed: bool = False
-    seconds: float = 0.0
-
-
-Speculation = Callable[[Mapping[int, TrialOutcome]], Iterable[RecipeTrial]]
+Speculation = Callable[[Mapping[int, TrialOutcome]], Sequence[Job]]
 """Function that returns the trials that may be tried next, given the outcomes of the round by their index."""
 
 
@@ -100,9 +85,9 @@ class TrialRunner:
 
     def run(self, recipe: Recipe, timed: bool) -> TrialOutcome:
         """Run and evaluate one recipe."""
-        return next(self.run_all([RecipeTrial(recipe, timed)]))
+        return next(self.run_all([self.job(recipe, timed)]))
 
-    def run_all(self, trials: Iterable[RecipeTrial], guess: Speculation | None = None) -> Iterator[TrialOutcome]:
+    def run_all(self, trials: Iterable[Job], guess: Speculation | None = None) -> Iterator[TrialOutcome]:
         """Run and evaluate trials; outcomes come in the order of the trials.
 
         A recipe that fails has an outcome with an error. A full disk ends the search.
@@ -115,11 +100,11 @@ class TrialRunner:
             Outcome of each trial.
         """
 
-        def next_jobs(arrived: Mapping[int, JobResult]) -> list[Job]:
+        def next_jobs(arrived: Mapping[int, JobResult]) -> Sequence[Job]:
             assert guess is not None
-            return list(map(self._job, guess({index: self._outcome(result) for index, result in arrived.items()})))
+            return guess({index: self._outcome(result) for index, result in arrived.items()})
 
-        return map(self._outcome, self.workers.run_all(map(self._job, trials), guess and next_jobs))
+        return map(self._outcome, self.workers.run_all(trials, guess and next_jobs))
 
     def evaluate_all(self, recipes: Iterable[Recipe], split: str) -> Iterator[list[Measurement] | CompressError]:
         """Return the measurements of recipes on a split, or the error of each that fails."""
@@ -130,17 +115,19 @@ class TrialRunner:
         for result in self.workers.run_all(jobs):
             yield result.evaluation[1] if result.error is None else result.error
 
-    def _job(self, trial: RecipeTrial) -> Job:
-        recipe, search = trial.recipe, trial.recipe.search
-        assert search is not None
-        split, benchmark = search.select.split, recipe.benchmark
+    def job(self, recipe: Recipe, timed: bool, seconds: float = 0.0) -> Job:
+        """Return the trial of a recipe, which is predicted to take so many seconds.
+
+        Latency is measured too if the trial is ``timed`` and the goal needs it.
+        """
+        assert recipe.search is not None
+        split, benchmark = recipe.search.select.split, recipe.benchmark
         # These settings are precise enough to choose by. The final evaluation uses the recipe's own.
-        launches, seconds = min(benchmark.launches, _LAUNCHES), min(benchmark.seconds, _SECONDS)
-        brief = benchmark.model_copy(update={"batched": False, "launches": launches, "seconds": seconds})
+        launches, call_seconds = min(benchmark.launches, _LAUNCHES), min(benchmark.seconds, _SECONDS)
+        brief = benchmark.model_copy(update={"batched": False, "launches": launches, "seconds": call_seconds})
         recipe = _without_stages(recipe.model_copy(update={"benchmark": brief}))
-        is_timed = trial.timed and self.goal.needs_timing
-        timed = MeasureLatency(split, self.goal.compares_times) if is_timed else None
-        return Job(recipe, EvaluateModels(split), timed, trial.seconds, evaluate_baseline=EvaluateBaseline(split))
+        measure = MeasureLatency(split, self.goal.compares_times) if timed and self.goal.needs_timing else None
+        return Job(recipe, EvaluateModels(split), measure, seconds, evaluate_baseline=EvaluateBaseline(split))
 
     def _outcome(self, result: JobResult) -> TrialOutcome:
         if result.error is not None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
+from search_space import RecordedSpace
 
 from compress.plugins.search.acquisition import Acquisition
 from compress.plugins.search.engine import ROUND, Engine, PlannedTrial
@@ -24,7 +25,7 @@ SHARES = (1 / 9, 1 / 3, 1.0)
 
 
 @dataclass
-class Made:
+class Made(RecordedSpace):
     """A space of layers, width and bits: less of each is smaller, and gets more rows wrong."""
 
     seed: int = 0
@@ -41,29 +42,19 @@ class Made:
         SearchParameter("stages.2.onnx_int8.kind", ("a", "b"), 2),
     )
 
-    @property
-    def origin(self) -> Point:
-        return (0, 0, 0, 0)
+    families = 1
+    """Number of parameters that tell families apart."""
 
     def points(self, seed: int) -> Iterator[Point]:
         yield from itertools.product(*(range(len(parameter.values)) for parameter in self.parameters))
 
-    def canonicalize(self, point: Sequence[int]) -> Point:
-        return tuple(point)
-
-    def identity(self, point: Point) -> str:
-        return str(point)
-
     def recipe(self, point: Point) -> Recipe:
         if point in self.refuses:
             raise InputError("no such recipe")
-        return None  # type: ignore[return-value]
-
-    def trains(self, point: Point) -> bool:
-        return True
+        return super().recipe(point)
 
     def family(self, point: Point) -> tuple[object, ...]:
-        return (point[0],)
+        return point[: self.families]
 
     def tolerance(self, point: Point, metric: str) -> float:
         return 0.02
@@ -86,9 +77,7 @@ class Made:
     def total_seconds(self, point: Point, share: float = 1.0) -> float:
         return self.marginal_seconds(point, share)
 
-    @property
-    def is_enumerable(self) -> bool:
-        return True
+    is_enumerable = True
 
     def bytes(self, point: Point) -> float:
         layers, width, bits, _ = (parameter.values[at] for parameter, at in zip(self.parameters, point, strict=True))
@@ -122,12 +111,19 @@ class Made:
         )
 
 
-def search(made: Made, seed: int = 0, goal: Goal = GOAL, most: int = 10_000) -> Engine:
-    engine = Engine(made, made, goal, SHARES, seed)
+def rounds(engine: Engine, made: Made, most: int = 10_000) -> Iterator[list[PlannedTrial]]:
+    """Each round of a search, whose outcomes are recorded before the next one."""
     while (jobs := engine.next_round()) and len(engine.observations.outcomes) < most:
         assert len(jobs) <= ROUND
+        yield jobs
         for job in jobs:
             engine.record(job, made.outcome(job))
+
+
+def search(made: Made, seed: int = 0, goal: Goal = GOAL, most: int = 10_000, **more: Any) -> Engine:
+    engine = Engine(made, made, goal, SHARES, seed, **more)
+    for _ in rounds(engine, made, most):
+        pass
     return engine
 
 
@@ -171,7 +167,6 @@ def test_it_goes_on_from_what_is_known_as_if_it_had_never_stopped() -> None:
 
 
 def test_a_front_of_two_figures_is_what_nothing_else_beats() -> None:
-    space = Made()
     goal = Goal(("size_bytes", "depth"), (LIMIT,), 0.9)
 
     class Deep(Made):
@@ -184,16 +179,10 @@ def test_a_front_of_two_figures_is_what_nothing_else_beats() -> None:
 
     space = Deep()
     keeping_limits = by_brute_force(space, goal)
-    engine = search(space, goal=goal)
-    values = {point: goal.objectives(outcome) for point, outcome in keeping_limits.items()}
-    best = {
-        mine for mine in values.values() if mine and not any(
-            other != mine and all(b <= a for a, b in zip(mine, other or mine, strict=True)) for other in values.values()
-        )
-    }  # fmt: skip
-    assert {
-        goal.objectives(engine.observations.finished[point]) for point in engine.observations.pareto_front()
-    } == best
+    known = search(space, goal=goal).observations
+    values = {(space.bytes(point), 6 - point[0]) for point in keeping_limits}
+    best = {mine for mine in values if not any(o != mine and o[0] <= mine[0] and o[1] <= mine[1] for o in values)}
+    assert {goal.objectives(known.finished[point]) for point in known.pareto_front()} == best
 
 
 def test_a_trial_that_fails_is_no_end_and_three_alike_end_the_family() -> None:
@@ -209,8 +198,7 @@ def test_a_trial_that_fails_is_no_end_and_three_alike_end_the_family() -> None:
 
 def test_a_choice_that_always_fails_ends_itself_and_not_its_family() -> None:
     class OneFamily(Made):
-        def family(self, point: Point) -> tuple[object, ...]:
-            return ()
+        families = 0
 
     narrow = frozenset(point for point in Made().points(0) if point[1] == 3)
     space = OneFamily(fails=narrow)
@@ -222,10 +210,7 @@ def test_a_choice_that_always_fails_ends_itself_and_not_its_family() -> None:
 
 def test_what_would_not_be_fit_to_ship_is_never_tried() -> None:
     space = Made()
-    engine = Engine(space, space, GOAL, SHARES, may_ship=lambda point, known: not point[2])
-    while jobs := engine.next_round():
-        for job in jobs:
-            engine.record(job, space.outcome(job))
+    search(space, may_ship=lambda point, known: not point[2])
     assert not any(point[2] for point, _ in space.trained)
     assert any(point != space.origin for point, _ in space.trained)
 
@@ -233,11 +218,7 @@ def test_what_would_not_be_fit_to_ship_is_never_tried() -> None:
 def test_times_are_put_to_the_test_one_by_one_before_two_are_decided_on_together() -> None:
     space = Made()
     engine = Engine(space, space, Goal(("size_bytes",), (LIMIT, Limit(metric="latency_ms", at_most=1e9)), 0.9), SHARES)
-    sizes = []
-    while jobs := engine.next_round():
-        sizes.append((len(engine.observations.finished), len(jobs)))
-        for job in jobs:
-            engine.record(job, space.outcome(job))
+    sizes = [(len(engine.observations.finished), len(jobs)) for jobs in rounds(engine, space)]
     assert all(count == 1 for finished, count in sizes if finished < 3)
     assert max(count for _, count in sizes) == ROUND
 
@@ -251,17 +232,11 @@ def test_points_that_are_no_recipe_are_named_and_never_tried() -> None:
     assert engine.candidates.rejected
 
 
-def test_what_is_predicted_to_miss_a_limit_never_trains() -> None:
-    goal = Goal(("size_bytes",), (LIMIT, Limit(metric="size_bytes", at_most=6e5)), 0.9)
-    space = Made()
-    search(space, goal=goal)
-    assert all(space.bytes(point) <= 6e5 / 0.98 for point, _ in space.trained if point != space.origin)
-
-
-def test_what_arithmetic_says_is_far_too_large_is_never_foretold_closely() -> None:
+def test_what_is_predicted_to_miss_a_limit_never_trains_nor_is_it_foretold_closely_where_it_misses_by_far() -> None:
     goal = Goal(("size_bytes",), (LIMIT, Limit(metric="size_bytes", at_most=2.5e5)), 0.9)
     space = Made()
     search(space, goal=goal)
+    assert all(space.bytes(point) <= 2.5e5 / 0.98 for point, _ in space.trained if point != space.origin)
     far = {point for point in space.points(0) if (space.predict_analytically(point, "size_bytes") or 0) * 0.75 > 2.5e5}
     assert len(far) > 20
     assert space.foretold & far <= {space.origin}
@@ -344,13 +319,6 @@ class Siblings(Made):
     seconds, loss = (1200, 50, 100, 1000), (0.0, 0.09, 0.06, 0.0)
     """By depth: those to teach such a student, and what it gets wrong."""
 
-    @property
-    def origin(self) -> Point:
-        return (0,) * len(self.parameters)
-
-    def family(self, point: Point) -> tuple[object, ...]:
-        return (point[0],)
-
     def bytes(self, point: Point) -> float:
         return 1e5 * self.parameters[0].values[point[0]] * (1 - 0.01 * sum(point[1:]))
 
@@ -374,24 +342,18 @@ def test_cheap_siblings_of_what_missed_do_not_come_before_what_may_keep_its_limi
     engine = Engine(
         space, space, Goal(("size_bytes",), (LIMIT, Limit(metric="size_bytes", at_most=5e5)), 0.9), (1.0,), 0
     )
-    while not engine.observations.feasible and len(space.trained) < 10:
-        for job in engine.next_round():
-            engine.record(job, space.outcome(job))
-    assert engine.observations.feasible, space.trained
+    assert any(engine.observations.feasible for _ in rounds(engine, space, most=10)), space.trained
 
 
 def test_what_two_recipes_of_a_round_would_both_train_is_trained_before_the_second_is_decided_on() -> None:
     """Two workers would wait for each other, and what comes of the first says whether the second is worth it."""
     space, begun = Siblings(), 0
     engine = Engine(space, space, GOAL, (1.0,), 0)
-    for _ in range(8):
+    for jobs in itertools.islice(rounds(engine, space), 8):
         inputs = {point[0] for point, _ in space.trained}
-        jobs = engine.next_round()
         new = [job.point[0] for job in jobs if job.point[0] not in inputs]
         assert len(new) == len(set(new))
         begun += len(new)
-        for job in jobs:
-            engine.record(job, space.outcome(job))
     assert begun == 4, "all depths"
 
 
@@ -414,7 +376,8 @@ def test_the_largest_of_each_family_comes_first_where_the_recipe_itself_misses_a
 def test_where_nothing_keeps_the_limits_it_says_what_comes_nearest() -> None:
     space = Made()
     engine = search(space, goal=Goal(("size_bytes",), (Limit(metric="accuracy", at_least=0.999),), 0.9))
-    assert engine.observations.best() is None
+    assert engine.observations.best() is engine.observations.pick() is None
+    assert engine.observations.ranked() == []
     assert engine.end_reason
     short = {point: 0.999 - outcome.final["accuracy"] for point, outcome in engine.observations.finished.items()}
     assert [short[point] for point in engine.observations.by_shortfall()[:3]] == sorted(short.values())[:3]
@@ -433,8 +396,7 @@ class Restless(Made):
 
 def test_what_the_rows_leave_open_is_picked_only_where_nothing_is_sure_and_then_the_surest_of_it() -> None:
     # An interval of 99.999% of 200 rows in 2,000 is wider than what the limit lets go.
-    engine = search(Restless(), goal=Goal(GOAL.minimize, GOAL.limits, 0.99999))
-    known = engine.observations
+    known = search(Restless(), goal=Goal(GOAL.minimize, GOAL.limits, 0.99999)).observations
     assert known.best() is None
     inside = {
         point: rooms[limit_name(LIMIT)] for (point, rung), rooms in known.margins.items() if rung == known.full_rung
@@ -446,11 +408,6 @@ def test_what_the_rows_leave_open_is_picked_only_where_nothing_is_sure_and_then_
     sure = search(Made()).observations
     assert sure.pick() == sure.best() is not None
     assert sure.ranked() == sorted(sure.feasible, key=lambda point: (sure.feasible[point], point))
-    early_stopping_reason = search(
-        Made(), goal=Goal(("size_bytes",), (Limit(metric="accuracy", at_least=0.999),), 0.9)
-    ).observations
-    assert early_stopping_reason.pick() is None
-    assert early_stopping_reason.ranked() == []
     close = Limit(metric="accuracy", at_least=1.01, of="baseline")
     doubtful = search(Restless(), goal=Goal(("size_bytes",), (close,), 0.99999)).observations
     assert doubtful.pick() is None
@@ -468,9 +425,7 @@ def test_where_nothing_is_sure_it_goes_on_to_what_may_be_much_surer_than_the_pic
     space = Depths()
     goal = Goal(GOAL.minimize, (LIMIT, Limit(metric="size_bytes", at_most=5e5)), 0.99999)
     engine = Engine(space, space, goal, (1.0,), 0)
-    while not any(point[0] == 3 for point, _ in space.trained) and len(space.trained) < 60:
-        for job in engine.next_round():
-            engine.record(job, space.outcome(job))
+    assert any(point[0] == 3 for _ in rounds(engine, space, most=60) for point, _ in space.trained)
     assert engine.observations.best() is None
     picked = engine.observations.pick()
     assert picked is not None and picked[0] == 3
@@ -490,32 +445,12 @@ def test_hopeless_recipes_stop_at_a_low_rung_and_say_why() -> None:
     assert any("trials of its family, it would end" in why for why in engine.stopped.values())
 
 
-def test_the_order_in_which_outcomes_come_is_not_the_order_of_the_points() -> None:
-    """Rounds don't depend on which worker was faster: outcomes are told as they were decided on."""
-    ordered, shuffled = Made(), Made()
-    engine, other = (Engine(space, space, GOAL, SHARES, 0) for space in (ordered, shuffled))
-    chance = random.Random(0)
-    while jobs := engine.next_round():
-        assert other.next_round() == jobs
-        ended = {job: shuffled.outcome(job) for job in chance.sample(jobs, len(jobs))}
-        for job in jobs:
-            engine.record(job, ordered.outcome(job))
-            other.record(job, ended[job])
-    assert engine.observations.best() == other.observations.best()
-
-
 class Vast(Made):
     """The same with so many more choices, which matter to nothing, that nobody can list the space."""
 
     parameters = (*Made.parameters, *(SearchParameter(f"stages.3.x.{name}", tuple(range(9)), 3) for name in "abcde"))
 
-    @property
-    def origin(self) -> Point:
-        return (0,) * len(self.parameters)
-
-    @property
-    def is_enumerable(self) -> bool:
-        return False
+    is_enumerable = False
 
     def points(self, seed: int) -> Iterator[Point]:
         drawn = np.random.default_rng(seed).integers(
@@ -535,7 +470,7 @@ class Vast(Made):
 
 def test_a_space_of_millions_is_drawn_from_and_optuna_proposes() -> None:
     space = Vast()
-    engine = search(space, most=80)
+    engine = search(space, most=30)
     assert engine.observations.best() is not None
     drawn = set(space.points(0))
     assert any(point not in drawn for point, _ in space.trained[3:]), "some were Optuna's"
@@ -553,8 +488,7 @@ def test_what_a_sample_of_a_large_space_lacks_is_climbed_to() -> None:
         def points(self, seed: int) -> Iterator[Point]:
             yield from (tuple(row) for row in np.random.default_rng(seed).integers(0, 5, (200, 12)).tolist())
 
-        def family(self, point: Point) -> tuple[object, ...]:
-            return ()
+        families = 0
 
         def bytes(self, point: Point) -> float:
             return 1e5 + 1e4 * sum(parameter.values[at] for parameter, at in zip(self.parameters, point, strict=True))
@@ -567,14 +501,9 @@ def test_what_a_sample_of_a_large_space_lacks_is_climbed_to() -> None:
 
     space = Wide()
     engine = Engine(space, space, Goal(("size_bytes",), (), 0.9), (1.0,), 0)
-    jobs: list[PlannedTrial] = []
     drawn = min(space.bytes(point) for point in space.points(0))
-    for _ in range(2):
-        jobs = engine.next_round()
-        for job in jobs:
-            engine.record(job, space.outcome(job))
-    least = space.bytes((4,) * 12)
-    assert space.bytes(jobs[0].point) == least < drawn
+    _, second = itertools.islice(rounds(engine, space), 2)
+    assert space.bytes(second[0].point) == space.bytes((4,) * 12) < drawn
 
 
 class EvaluatedModel(Made):
@@ -582,8 +511,7 @@ class EvaluatedModel(Made):
 
     parameters = tuple(SearchParameter(f"stages.1.gptq.choice{index}", (0, 1, 2, 3), 1) for index in range(4))
 
-    def family(self, point: Point) -> tuple[object, ...]:
-        return ()
+    families = 0
 
     def bytes(self, point: Point) -> float:
         return 1e6

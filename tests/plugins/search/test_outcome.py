@@ -43,19 +43,20 @@ def test_bits_take_an_eighth_of_a_byte_a_row() -> None:
     assert len(pack_rows([1.0, 0.0] * 4000)) < 8000 / 8 * 4 / 3 + 20
 
 
-def outcome(final: list[float], baseline: list[float], metric: str = "accuracy") -> TrialOutcome:
+def outcome(final: np.ndarray, baseline: np.ndarray) -> TrialOutcome:
+    fields = {"metric": "accuracy", "target": "cpu", "unit": "ratio"}
     rows = [
-        Measurement(model=model, metric=metric, target="cpu", value=float(np.mean(raw)), unit="ratio", raw=tuple(raw))
-        for model, raw in (("final", final), ("baseline", baseline))
+        Measurement(model=model, value=float(scores.mean()), raw=tuple(scores.tolist()), **fields)
+        for model, scores in (("final", final), ("baseline", baseline))
     ]
-    return TrialOutcome.from_measurements(rows, (metric,))
+    return TrialOutcome.from_measurements(rows, ("accuracy",))
 
 
 def test_the_room_to_a_limit_of_the_baseline_is_cochran_s_ratio() -> None:
     rng = np.random.default_rng(0)
     x = (rng.random(800) < 0.86).astype(float)
     y = np.where(rng.random(800) < 0.1, 1 - x, x)
-    margin = constraint_margin(Limit(metric="accuracy", at_least=0.97, of="baseline"), outcome([*y], [*x]), 0.9)
+    margin = constraint_margin(Limit(metric="accuracy", at_least=0.97, of="baseline"), outcome(y, x), 0.9)
     ratio = y.mean() / x.mean()
     spread = ((y - ratio * x) ** 2).sum() / (800 * 799)
     half = NormalDist().inv_cdf(0.9) * math.sqrt(spread) / x.mean()
@@ -74,10 +75,7 @@ def test_what_must_be_small_has_room_below_its_bound() -> None:
     assert relative is not None
     assert relative == pytest.approx((0.25, 0.25, 0.25))
     assert absolute.value == pytest.approx(-0.2)
-
-
-def test_what_was_not_measured_has_no_room() -> None:
-    assert constraint_margin(Limit(metric="f1", at_least=0.9), TrialOutcome(), 0.9) is None
+    assert constraint_margin(Limit(metric="f1", at_least=0.9), trial_outcome, 0.9) is None, "it was not measured"
 
 
 def test_the_difference_of_two_recipes_is_paired_by_row() -> None:
@@ -86,14 +84,14 @@ def test_the_difference_of_two_recipes_is_paired_by_row() -> None:
     first_scores = np.where(rng.random(500) < 0.05, 1 - x, x)
     other = np.where(rng.random(500) < 0.15, 1 - x, x)
     limit = Limit(metric="accuracy", at_least=0.9, of="baseline")
-    gap = paired_difference(limit, outcome([*first_scores], [*x]), outcome([*other], [*x]), 0.95)
+    gap = paired_difference(limit, outcome(first_scores, x), outcome(other, x), 0.95)
     gaps = (first_scores - other) / (0.9 * x.mean())
     assert gap.value == pytest.approx(gaps.mean())
     half = NormalDist().inv_cdf(0.95) * gaps.std(ddof=1) / math.sqrt(500)
     assert gap.high - gap.low == pytest.approx(2 * half)
     # A limit from above turns it round.
     below = Limit(metric="accuracy", at_most=0.9, of="baseline")
-    turned = paired_difference(below, outcome([*first_scores], [*x]), outcome([*other], [*x]), 0.95)
+    turned = paired_difference(below, outcome(first_scores, x), outcome(other, x), 0.95)
     assert turned.value == pytest.approx(-gap.value)
 
 
@@ -183,26 +181,25 @@ def known(quality: list[float], apart: list[float]) -> Observations:
     return observations
 
 
-def going(count: int) -> list[tuple[tuple[int, ...], int]]:
-    return [((index,), 1) for index in range(count)]
+@pytest.mark.parametrize(
+    ("quality", "apart", "before", "after"),
+    [
+        pytest.param([0.96, 0.955, 0.95], [0.3, 0.2, 0.1], [0.7, 0.6, 0.5], [0.5, 0.6, 0.7], id="quality-is-alike"),
+        pytest.param([0.99, 0.8], [0.3, 0.1], [0.7, 0.2], [0.7, 0.2], id="quality-differs"),
+        pytest.param([0.96, 0.95], [0.2, 0.2], [0.7, 0.6], [0.7, 0.6], id="divergences-are-alike"),
+    ],
+)
+def test_what_quality_cannot_tell_apart_is_put_in_order_by_divergence(
+    quality: list[float], apart: list[float], before: list[float], after: list[float]
+) -> None:
+    going = [((index,), 1) for index in range(len(quality))]
+    assert order_by_divergence(known(quality, apart), going, before, lambda _: 0) == after
 
 
-def test_what_quality_cannot_tell_apart_is_put_in_order_by_divergence() -> None:
-    looked = known([0.96, 0.955, 0.95], [0.3, 0.2, 0.1])
-    assert order_by_divergence(looked, going(3), [0.7, 0.6, 0.5], lambda _: 0) == [0.5, 0.6, 0.7]
-
-
-def test_what_quality_tells_apart_stays_as_it_is() -> None:
-    looked = known([0.99, 0.8], [0.3, 0.1])
-    assert order_by_divergence(looked, going(2), [0.7, 0.2], lambda _: 0) == [0.7, 0.2]
-
-
-def test_divergences_that_are_alike_change_nothing_nor_do_other_families_and_rungs() -> None:
-    looked = known([0.96, 0.95], [0.2, 0.2])
-    assert order_by_divergence(looked, going(2), [0.7, 0.6], lambda _: 0) == [0.7, 0.6]
-    looked = known([0.96, 0.95], [0.3, 0.1])
-    assert order_by_divergence(looked, going(2), [0.7, 0.6], lambda point: point) == [0.7, 0.6]
-    assert order_by_divergence(looked, [((0,), 1), ((1,), 2)], [0.7, 0.6], lambda _: 0) == [0.7, 0.6]
+def test_other_families_and_rungs_are_not_compared() -> None:
+    looked, chances = known([0.96, 0.95], [0.3, 0.1]), [0.7, 0.6]
+    assert order_by_divergence(looked, [((0,), 1), ((1,), 1)], chances, lambda point: point) == chances
+    assert order_by_divergence(looked, [((0,), 1), ((1,), 2)], chances, lambda _: 0) == chances
 
 
 def test_of_classes_it_is_the_entropy_between_both_models_answers() -> None:
@@ -234,12 +231,6 @@ LIMIT = Limit(metric="accuracy", at_least=0.97, of="baseline")
 EARLY_GOAL = Goal(("size_bytes",), (LIMIT,), 0.9)
 
 
-def early_outcome(final: np.ndarray, base: np.ndarray) -> TrialOutcome:
-    rows = {"final": {"accuracy": pack_rows(final)}, "baseline": {"accuracy": pack_rows(base)}}
-    values = ({"accuracy": float(scores.mean())} for scores in (final, base))
-    return TrialOutcome(final=next(values), baseline=next(values), rows=rows)
-
-
 def recipes(chance: np.random.Generator, rows: int, worse: float = 0.0) -> Iterator[list[TrialOutcome]]:
     """Recipes that keep exactly 97% of an accuracy of 85%, or so much less, after each rung: early ones some 4% less.
 
@@ -254,7 +245,7 @@ def recipes(chance: np.random.Generator, rows: int, worse: float = 0.0) -> Itera
     while True:
         full = changed(base, 0.06 + worse, 0.17)
         after = changed(full > 0, 0.12, 0.1), changed(full > 0, 0.06, 0.06), full
-        yield [early_outcome(scores, base.astype(float)) for scores in after]
+        yield [outcome(scores, base.astype(float)) for scores in after]
 
 
 def given_up(known: Observations, place: int, rungs: list[TrialOutcome]) -> str:
@@ -287,7 +278,7 @@ def test_what_is_clearly_worse_is_given_up_and_the_reason_says_by_how_much() -> 
     # The same rows and baseline, a fifth of the right answers lost.
     base = np.array(known.finished[0,].measurement("baseline", "accuracy").raw)  # type: ignore[union-attr]
     bad = np.where(chance.random(len(base)) < 0.35, 0.0, base)
-    why = given_up(known, 9, [early_outcome(bad, base)] * 3)
+    why = given_up(known, 9, [outcome(bad, base)] * 3)
     assert why.startswith("accuracy at least 0.97: by 11% of training and 2 trials of its family")
 
 
@@ -298,13 +289,11 @@ def test_a_difference_that_does_not_last_gives_nothing_up() -> None:
     for number, rungs in zip(range(6), recipes(chance, 1500), strict=False):
         base = np.array(rungs[2].measurement("baseline", "accuracy").raw)  # type: ignore[union-attr]
         behind = [np.where(chance.random(len(base)) < 0.06 * number, 0.0, base) for _ in range(2)]
-        for rung, trial_outcome in enumerate(
-            [early_outcome(behind[0], base), early_outcome(behind[1], base), rungs[2]]
-        ):
+        for rung, trial_outcome in enumerate([*(outcome(scores, base) for scores in behind), rungs[2]]):
             known.add((number,), rung, trial_outcome)
     base = np.array(known.finished[0,].measurement("baseline", "accuracy").raw)  # type: ignore[union-attr]
     early = np.where(chance.random(len(base)) < 0.2, 0.0, base)
-    known.add((9,), 0, early_outcome(early, base))
+    known.add((9,), 0, outcome(early, base))
     assert not early_stopping_reason(known, (9,), 0, SHARES, lambda _: 0)
     assert not early_stopping_reason(known, (9,), 0, SHARES, lambda point: point), "and nothing at all without a family"
 

@@ -16,11 +16,10 @@ import tiny_places
 import tiny_run
 import tiny_sounds
 from mergeable import save_mergeable_llama
-from test_engine import GOAL, LIMIT, SHARES, Made, by_brute_force, search
+from test_engine import GOAL, LIMIT, SHARES, Made, by_brute_force, rounds, search
 
 from compress.plugins.ray.jobs import JobContext
-from compress.plugins.search.cli_options import SearchOptions, build_document
-from compress.plugins.search.default_space import initial_stages
+from compress.plugins.search.cli_options import SearchOptions, build_document, initial_stages
 from compress.plugins.search.dry_run import SpaceSummary, prepare_dry_run
 from compress.plugins.search.engine import Engine
 from compress.plugins.search.final_evaluation import Refit, check_refit
@@ -59,11 +58,9 @@ def seconds_to_the_best(made: Made, before: list[PastTrial]) -> float:
     """The seconds spent until the smallest recipe that keeps the limit was trained in full."""
     best = min(map(made.bytes, by_brute_force(made)))
     engine = Engine(made, made, GOAL, SHARES, 0, before)
-    while jobs := engine.next_round():
-        for job in jobs:
-            engine.record(job, made.outcome(job))
-            if (point := engine.observations.best()) is not None and made.bytes(point) == best:
-                return sum(made.marginal_seconds(trained_point, SHARES[rung]) for trained_point, rung in made.trained)
+    for _ in rounds(engine, made):
+        if (point := engine.observations.best()) is not None and made.bytes(point) == best:
+            return sum(made.marginal_seconds(point, SHARES[rung]) for point, rung in made.trained)
     raise AssertionError("the past hid the best")
 
 
@@ -95,13 +92,7 @@ def test_the_past_never_says_that_a_limit_is_kept() -> None:
     goal = Goal(("size_bytes",), (LIMIT.model_copy(update={"at_least": 1.2}),), 0.9)
     rooms = {limit_name(goal.limits[0]): (0.5, 0.001)}
     past_trials = [PastTrial(point=point, share=1.0, rooms=rooms, source="x") for point in Made().points(0)]
-    space = Made()
-    engine = Engine(space, space, goal, SHARES, 0, past_trials)
-    while (jobs := engine.next_round()) and len(engine.observations.outcomes) < 30:
-        for job in jobs:
-            engine.record(job, space.outcome(job))
-    assert engine.observations.best() is None
-    assert engine.observations.feasible == {}
+    assert search(Made(), goal=goal, most=30, past=past_trials).observations.feasible == {}
 
 
 PAST_STAGES = (
@@ -181,6 +172,11 @@ def written(stage: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return kind, fields
 
 
+def initial(task: str, shape: Shape | None = TRANSFORMER, possible: Any = anything) -> list[tuple[str, dict[str, Any]]]:
+    """The stages that a search of a model with this shape begins with."""
+    return list(map(written, initial_stages(TASKS[task], TASKS[task].starter["stages"], shape, possible)))
+
+
 @pytest.mark.parametrize(("name", "kind"), KINDS, ids=[f"{name}-{type(kind).__name__}" for name, kind in KINDS])
 def test_every_kind_of_task_has_stages_that_fit_it_and_recipes_to_choose_from(name: str, kind: Task) -> None:
     stages = initial_stages(kind, TASKS[name].starter["stages"], TRANSFORMER, anything)
@@ -195,13 +191,11 @@ def test_every_kind_of_task_has_stages_that_fit_it_and_recipes_to_choose_from(na
 
 
 def test_what_was_trained_is_cut_and_learns_again_by_what_the_architecture_has() -> None:
-    task = TASKS["image-classification"]
-    stages = [written(stage) for stage in initial_stages(task, task.starter["stages"], TRANSFORMER, anything)]
+    stages = initial("image-classification")
     assert [kind for kind, _ in stages] == ["finetune", "prune", "distill", "onnx", "onnx_int8"]
     assert stages[1][1] == {"feed_forward": 0.25}
     assert stages[2][1]["teacher"] == "finetune"
-    convolutions = [written(stage) for stage in initial_stages(task, task.starter["stages"], CONVOLUTIONS, anything)]
-    assert convolutions[1][1] == {"flops": 0.3}
+    assert initial("image-classification", CONVOLUTIONS)[1][1] == {"flops": 0.3}
     prune = STAGES["prune"].model_validate({"kind": "prune", "flops": 0.3})
     assert set(search_values(prune, CONVOLUTIONS)) == {"flops"}
     assert set(search_values(STAGES["prune"].model_validate({"kind": "prune", "heads": 0.5}), TRANSFORMER)) == {
@@ -210,28 +204,26 @@ def test_what_was_trained_is_cut_and_learns_again_by_what_the_architecture_has()
 
 
 def test_what_an_architecture_has_not_is_not_cut() -> None:
-    task = TASKS["audio-classification"]
-    stages = task.starter["stages"]
-    initial = initial_stages(task, stages, TRANSFORMER, lambda _, fields: "feed_forward" not in fields)
-    assert written(initial[1]) == ("prune", {"heads": 0.25})
-    assert initial_stages(task, stages, TRANSFORMER, lambda *_: False) == stages
+    starter = list(map(written, TASKS["audio-classification"].starter["stages"]))
+    narrowed = initial("audio-classification", possible=lambda _, fields: "feed_forward" not in fields)
+    assert narrowed[1] == ("prune", {"heads": 0.25})
+    assert initial("audio-classification", possible=lambda *_: False) == starter
 
 
 def test_nothing_is_cut_of_a_model_that_nobody_has_seen_or_that_the_starter_cuts_already() -> None:
-    images, texts = TASKS["image-classification"], TASKS["text-classification"]
-    assert initial_stages(images, images.starter["stages"], None, anything) == images.starter["stages"]
-    stages = initial_stages(texts, texts.starter["stages"], TRANSFORMER, anything)
-    assert [written(stage)[0] for stage in stages] == [written(stage)[0] for stage in texts.starter["stages"]]
+    images, texts = (
+        list(map(written, TASKS[f"{kind}-classification"].starter["stages"])) for kind in ("image", "text")
+    )
+    assert initial("image-classification", None) == images
+    assert [kind for kind, _ in initial("text-classification")] == [kind for kind, _ in texts]
 
 
 @pytest.mark.parametrize(("layers", "kept"), [(12, [1, 3, 5, 7, 9, 11]), (4, [1, 3]), (3, [2]), (1, None)])
 def test_a_student_has_half_of_the_model_s_own_layers(layers: int, kept: list[int] | None) -> None:
     """The starter's layers are those of the model that it names."""
-    task = TASKS["text-classification"]
-    fields = dict(map(written, initial_stages(task, task.starter["stages"], replace(TRANSFORMER, layers=layers),
-                                               anything)))  # fmt: skip
+    fields = dict(initial("text-classification", replace(TRANSFORMER, layers=layers)))
     assert fields["distill"].get("student") == (None if kept is None else {"layers": kept})
-    whole = dict(map(written, initial_stages(task, task.starter["stages"], TRANSFORMER, lambda *_: False)))
+    whole = dict(initial("text-classification", possible=lambda *_: False))
     assert "student" not in whole["distill"] and whole["distill"]["teacher"] == "finetune"
 
 
@@ -245,17 +237,13 @@ def test_speech_that_names_frames_has_other_stages_than_speech_that_writes() -> 
     assert names == ["finetune", "prune", "distill", "onnx", "onnx_int8"]
 
 
-def test_tables_are_asked_about_where_they_weigh_something() -> None:
-    quantize = STAGES["onnx_int8"].model_validate({"kind": "onnx_int8"})
-    assert set(quantize.search_values(TRANSFORMER)) == {"embedding_bits", "embedding_block_size"}
-    assert set(quantize.search_values(CONVOLUTIONS)) == set()
-
-
-def test_how_ranges_are_found_is_asked_for_the_sake_of_time_alone_and_of_one_graph() -> None:
-    quantize = STAGES["onnx_int8"].model_validate({"kind": "onnx_int8"})
-    assert quantize.search_values(CONVOLUTIONS, timed=True) == {"method": ("dynamic", "static")}
-    encoder = STAGES["onnx_int8"].model_validate({"kind": "onnx_int8", "part": "encoder"})
-    assert "method" not in encoder.search_values(TRANSFORMER, timed=True)
+def test_tables_vary_where_they_weigh_something_and_ranges_of_one_graph_for_the_sake_of_time() -> None:
+    validate = STAGES["onnx_int8"].model_validate
+    quantize, encoder = validate({"kind": "onnx_int8"}), validate({"kind": "onnx_int8", "part": "encoder"})
+    assert set(search_values(quantize, TRANSFORMER)) == {"embedding_bits", "embedding_block_size"}
+    assert search_values(quantize, CONVOLUTIONS) == {}
+    assert search_values(quantize, CONVOLUTIONS, timed=True) == {"method": ("dynamic", "static")}
+    assert "method" not in search_values(encoder, TRANSFORMER, timed=True)
 
 
 PRUNE = {"prune": {"feed_forward": 0.5, "importance_examples": 8}}
@@ -312,18 +300,6 @@ def test_a_budget_shorter_than_the_first_trial_is_said_before_it(tmp_path: Path)
     assert short.first_seconds > 1
     assert any("longer than the budget of 1s" in line for line in short.lines())
     assert not any("longer than the budget" in line for line in long.lines())
-
-
-def test_a_model_of_one_layer_begins_without_a_student_of_fewer(tmp_path: Path) -> None:
-    import transformers
-
-    tiny_run.write_all(tmp_path)
-    config = transformers.BertConfig(vocab_size=len(tiny_run.tokenizer()), hidden_size=32, num_hidden_layers=1,
-                                   num_attention_heads=2, intermediate_size=32, max_position_embeddings=32)  # fmt: skip
-    transformers.BertModel(config).save_pretrained(tmp_path / "model")
-    opening = of_limits(tmp_path, "text-classification")
-    assert "distill" in opening.stages
-    assert not any("student" in choice.name for choice in opening.choices)
 
 
 def test_labels_beside_a_model_that_tells_no_classes_are_pointed_out(tmp_path: Path) -> None:

@@ -85,9 +85,9 @@ def test_bytes_foretold_are_the_bytes_made(watched: Watched) -> None:
     costs, wide, bits = watched.costs, (0, 0, 0, 1, 0), (0, 0, 0, 1, 1)
     assert costs.predict(wide, SIZE) is None, "nothing is known before a trial has made the baseline"
     costs.update(SMALLEST, 0.5, TrialOutcome(stages=watched.stages, seconds=10.0))
-    predictions = [costs.predict(point, SIZE) for point in (wide, bits, (1, 1, 1, 1, 0), SMALLEST)]
-    assert predictions[3] == watched.made
-    assert predictions[0] > predictions[1] > predictions[3] and predictions[0] > predictions[2] > predictions[3]  # type: ignore[operator]
+    largest, *middle, least = (costs.predict(point, SIZE) for point in (wide, bits, (1, 1, 1, 1, 0), SMALLEST))
+    assert least == watched.made
+    assert all(largest > size > least for size in middle)  # type: ignore[operator]
     costs.update(SMALLEST, 1.0, TrialOutcome(final={SIZE: watched.made}, stages=watched.stages, seconds=10.0))
     assert costs.errors[SIZE] == [0.0]
     assert costs.tolerance(SMALLEST, SIZE) < 0.001 and not costs.imprecision_reasons()
@@ -207,19 +207,14 @@ COST_CHOICES = {
 
 
 @pytest.fixture
-def costs(tmp_path: Path) -> CostEstimator:
-    path = tiny_run.write_all(
-        tmp_path, stages=list(COST_STAGES), search={"choices": COST_CHOICES, "select": {"rows": 20}}
-    )
-    return CostEstimator(SearchSpace(read_document(path), tmp_path))
+def costs(folder: Path) -> CostEstimator:
+    return CostEstimator(space(folder, COST_STAGES, choices=COST_CHOICES))
 
 
 def made(costs: CostEstimator, point: Point, size: float, seconds: float = 10.0) -> TrialOutcome:
     """A trial each of whose stages took as long."""
-    stages = tuple(
-        StageCost(label=step.kind, key=step.key, seconds=seconds, cached=False)
-        for step in costs.predicted_stages(point)
-    )
+    steps = costs.predicted_stages(point)
+    stages = tuple(StageCost(label=step.kind, key=step.key, seconds=seconds, cached=False) for step in steps)
     return TrialOutcome(final={"size_bytes": size}, stages=stages, seconds=seconds * len(stages) + 2)
 
 
@@ -283,9 +278,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def space(folder: Path, stages: Any = SPACE_STAGES, **block: Any) -> SearchSpace:
     search = {"choices": SPACE_CHOICES, "select": {"rows": 20}, **block}
-    return SearchSpace(
-        read_document(tiny_run.write_recipe(folder, "space", stages=list(stages), search=search)), folder
-    )
+    path = tiny_run.write_recipe(folder, "space", stages=list(stages), search=search)
+    return SearchSpace(read_document(path), folder)
 
 
 def test_each_knob_has_the_recipe_s_own_value_first_and_each_once(folder: Path) -> None:
@@ -337,9 +331,8 @@ def test_rows_that_choose_are_held_out_of_every_recipe(folder: Path) -> None:
 
 def test_a_value_that_fits_no_recipe_is_named_and_left_out(folder: Path) -> None:
     search_space = space(folder, choices={**SPACE_CHOICES, "stages.1.prune.heads": [0.25, 2]})
-    assert [parameter.values for parameter in search_space.parameters if parameter.name == "stages.1.prune.heads"] == [
-        (0.5, 0.25)
-    ]
+    values = {parameter.name: parameter.values for parameter in search_space.parameters}
+    assert values["stages.1.prune.heads"] == (0.5, 0.25)
     assert list(search_space.rejected) == ["stages.1.prune.heads=2"]
 
 
@@ -375,34 +368,12 @@ def test_mistakes_in_the_block_are_mistakes_of_the_recipe(folder: Path, field: s
     assert expected in str(caught.value)
 
 
-def line(call: float, scale: float, each: float) -> list[tuple[KernelSum, float]]:
-    """Models that lie on it."""
-    sums = [KernelSum(ms, megabytes) for ms in (0.1, 0.2, 0.4, 0.8) for megabytes in (0.5, 1.0, 3.0, 6.0)]
-    return [(kernel_sum, call + scale * kernel_sum.milliseconds + each * kernel_sum.megabytes) for kernel_sum in sums]
-
-
-def test_a_line_through_whole_models_is_found() -> None:
-    assert fit_correction(line(0.02, 1.25, 0.02)) == pytest.approx([0.02, 1.25, 0.02], abs=0.01)
-
-
-def test_one_model_moves_what_it_tells_and_no_more() -> None:
-    kernel_sum = KernelSum(0.3, 1.0)
-    correction = fit_correction([(kernel_sum, 0.42)])
-    assert kernel_sum.terms @ correction == pytest.approx(0.42, rel=0.03)
-    assert 1.1 < correction[1] < 1.4
-
-
-def test_nothing_timed_leaves_what_was_known_before() -> None:
-    assert fit_correction([]) == pytest.approx([0.005, 1.1, 0.01])
-
-
-def test_it_is_the_least_of_the_squares_with_the_ridge() -> None:
-    """Against the normal equations, models that lie on no line."""
-    models = [
-        (kernel_sum, ms * factor)
-        for (kernel_sum, ms), factor in zip(line(0.02, 1.2, 0.01), (1.0, 1.1, 0.9, 1.2), strict=False)
-    ]
-    rows = np.array([kernel_sum.terms / ms / 0.05 for kernel_sum, ms in models])
+@pytest.mark.parametrize("factors", [(), (1.0,), (1.0, 1.1, 0.9, 1.2)])
+def test_it_is_the_least_of_the_squares_with_the_ridge(factors: tuple[float, ...]) -> None:
+    """Against the normal equations, models that lie on no line; without any, the prior."""
+    sums = [KernelSum(ms, megabytes) for ms, megabytes in ((0.1, 0.5), (0.2, 6.0), (0.4, 1.0), (0.8, 3.0))]
+    models = [(kernel_sum, sum(kernel_sum) * factor) for kernel_sum, factor in zip(sums, factors, strict=False)]
+    rows = np.array([kernel_sum.terms / ms / 0.05 for kernel_sum, ms in models]).reshape(-1, 3)
     ridge = np.diag([1 / 0.02**2, 1 / 0.2**2, 1 / 0.015**2])
     right = rows.T @ np.full(len(rows), 1 / 0.05) + ridge @ [0.005, 1.1, 0.01]
     assert fit_correction(models) == pytest.approx(np.linalg.solve(rows.T @ rows + ridge, right), rel=1e-6)

@@ -1,4 +1,4 @@
-"""Rows behind a trial's outcome_fields, and how far inside a limit it lies, against closed forms."""
+"""Rows behind a trial's outcome, and how far inside a limit it lies, against closed forms."""
 
 from __future__ import annotations
 

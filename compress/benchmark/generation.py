@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from compress.benchmark import session
 from compress.benchmark.record import TimingConditions, TimingRecord
 from compress.benchmark.restarts import LOCAL_HOST, BenchmarkHost, Workload
 from compress.benchmark.results import MeasurementWriter
-from compress.benchmark.session import PRECISION, BenchmarkResult, build_result, check_host, seconds_left
+from compress.benchmark.session import PRECISION, BenchmarkResult, SamplingLimits, build_result
 from compress.benchmark.worker import write_batches
 from compress.benchmark.workloads.text_generation import TextGenerationPlan, prompt_timing, token_timing
 from compress.formats.model_file import model_files
@@ -68,26 +69,16 @@ def measure_generation(
         StageError: The target is unavailable, or the baseline's process died or hung.
     """
     began, other_targets = time.perf_counter(), other_targets or {}
-    check_host(artifacts, baseline, [target, *other_targets.values()], host)
+    session.check_host(artifacts, baseline, [target, *other_targets.values()], host)
     _check(artifacts, texts, settings)
     plan = TextGenerationPlan(sorted(set(settings.contexts)), settings.tokens, texts, other_targets)
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch:
         no_batches = Path(scratch) / "nothing.npz"
         write_batches(no_batches, [])
         files = dict.fromkeys(artifacts, no_batches)
-        conditions = TimingConditions(
-            target=host.target(target),
-            baseline=baseline,
-            threads=settings.threads,
-            launches=settings.launches,
-            seconds=settings.seconds,
-            precision=precision,
-            confidence=confidence,
-            seed=seed,
-            timeout_seconds=timeout_seconds,
-            seconds_left=seconds_left(settings.budget_seconds, began),
-        )
-        timed = host.time(Workload(artifacts, files, files, plan), conditions, progress)
+        workload = Workload(artifacts, files, files, plan)
+        limits = SamplingLimits(seed, timeout_seconds, precision, confidence)
+        timed, conditions = session.time_workload(workload, host, target, settings, baseline, limits, began, progress)
     record, rows = timed.record.undisturbed(), []
     for name in artifacts:
         if name not in record.lost_models:
@@ -96,19 +87,15 @@ def measure_generation(
                 rows += generation_rows(writer, record, name, context)
                 rows += speedup_rows(writer, record, name, baseline, context) if len(artifacts) > 1 else []
             rows += writer.starts(record, name)
-    return build_result(
-        timed,
-        plan,
-        conditions,
-        rows,
-        _notes(timed.record, plan, conditions),
-        ("times", "raise --seconds or --budget, or quieten the machine"),
-        dict(zip(artifacts, artifacts, strict=True)),
-        elsewhere={name: target.name for name, target in other_targets.items()},
-        tokens=plan.tokens,
-        cached=record.cached,
-        prompts="text" if texts else "random",
-    )
+    own_environment = {
+        "elsewhere": {name: target.name for name, target in other_targets.items()},
+        "tokens": plan.tokens,
+        "cached": record.cached,
+        "prompts": "text" if texts else "random",
+    }
+    notes, labels = _notes(timed.record, plan, conditions), {name: name for name in artifacts}
+    precise = "times", "raise --seconds or --budget, or quieten the machine"
+    return build_result(timed, plan, conditions, rows, notes, precise, labels, **own_environment)
 
 
 def generation_rows(writer: MeasurementWriter, record: TimingRecord, model: str, context: int) -> list[Measurement]:
@@ -152,7 +139,8 @@ def speedup_rows(
 def _check(artifacts: Mapping[str, Path], texts: Mapping[str, Sequence[int]], settings: Benchmark) -> None:
     longest = max(settings.contexts)
     for name, path in artifacts.items():
-        positions = _positions(model_files(path)[0])
+        folder = _configured(model_files(path)[0])
+        positions = None if folder is None else max_positions(read_json(folder / "config.json"))
         if positions is not None and longest + settings.tokens > positions:
             raise InputError(
                 f"A context of {longest} and {settings.tokens} tokens after it are more than the model can host.",
@@ -169,12 +157,6 @@ def _check(artifacts: Mapping[str, Path], texts: Mapping[str, Sequence[int]], se
             )
 
 
-def _positions(file: Path) -> int | None:
-    """Return the longest text that the model's config allows, or None without a config."""
-    folder = _configured(file)
-    return None if folder is None else max_positions(read_json(folder / "config.json"))
-
-
 def _configured(file: Path) -> Path | None:
     """Return the folder of the file's config: its own or its parent, or None."""
     return next((folder for folder in (file.parent, file.parent.parent) if (folder / "config.json").is_file()), None)
@@ -184,9 +166,9 @@ def _notes(record: TimingRecord, plan: TextGenerationPlan, conditions: TimingCon
     notes = []
     if not plan.texts:
         notes.append("prompts are token ids drawn at random from the middle half of the vocabulary, not text")
-    for name, cached in record.cached.items():
-        if not cached:
-            notes.append(f"{name} keeps no cache (no past_key_values): every token runs the whole sequence again")
+    uncached = [name for name, cached in record.cached.items() if not cached]
+    reason = "keeps no cache (no past_key_values): every token runs the whole sequence again"
+    notes += [f"{name} {reason}" for name in uncached]
     if conditions.target.runtime == "onnxruntime" and conditions.target.provider != CPU_PROVIDER:
         notes.append("keys and values pass through the processor's memory between steps")
     return notes

@@ -35,7 +35,7 @@ Samples = list[float]
 
 @dataclass(frozen=True)
 class MachineRates:
-    """Measured rates in bytes/s and operations/s, one value a repeat."""
+    """Measured rates in bytes/s (by the size of the buffer) and operations/s, one value a repeat."""
 
     bytes_per_s: dict[int, Samples]
     fp32_per_s: Samples
@@ -44,11 +44,12 @@ class MachineRates:
 
 def measure_rates(threads: int, buffers: list[int]) -> MachineRates:
     """Time matrix products, and reading and copying in buffers of these sizes in bytes."""
-    return MachineRates(
-        {size: bandwidth(size, threads) for size in buffers},
-        [rate for shape in PRODUCTS for rate in product_rates("fp32", *shape, threads)],
-        [rate for shape in PRODUCTS for rate in product_rates("int8", *shape, threads)],
+    bytes_per_s = {size: bandwidth(size, threads) for size in buffers}
+    fp32, int8 = (
+        [rate for shape in PRODUCTS for rate in product_rates(arithmetic, *shape, threads)]
+        for arithmetic in ("fp32", "int8")
     )
+    return MachineRates(bytes_per_s, fp32, int8)
 
 
 def last_level_cache_bytes(root: Path = Path("/")) -> int | None:
@@ -98,17 +99,13 @@ def bandwidth(buffer_bytes: int, threads: int) -> Samples:
         pair[0].max()
         pair[1].max()
 
-    moved = values * 8 * threads
-    return [rate for work in (copy, read) for rate in _rates(work, halves, moved)]
-
-
-def _rates(
-    work: Callable[[tuple[np.ndarray, np.ndarray]], None], parts: list[tuple[np.ndarray, np.ndarray]], moved: int
-) -> Samples:
-    """Return the bytes/s of ``work``, each thread on its own part, one sample a repeat."""
-    # One untimed repeat touches the memory and estimates the time of a repeat.
-    repeats = max(1, int(_BANDWIDTH_SECONDS / max(_together(work, parts, 1), 1e-6)))
-    return [moved * repeats / _together(work, parts, repeats) for _ in range(_BANDWIDTH_REPEATS)]
+    rates = []
+    for work in (copy, read):
+        # One untimed repeat touches the memory and estimates the time of a repeat.
+        repeats = max(1, int(_BANDWIDTH_SECONDS / max(_together(work, halves, 1), 1e-6)))
+        moved = values * 8 * threads * repeats
+        rates += [moved / _together(work, halves, repeats) for _ in range(_BANDWIDTH_REPEATS)]
+    return rates
 
 
 def _together(

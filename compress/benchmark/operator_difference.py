@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -97,9 +97,8 @@ def compare_operators(
             return progress.track(range(most), "Profiling both files", most)
 
         usage = run_interleaved(children, target, threads, cores, seconds, numbers)
-        notes = (float_process.end(), int8_process.end())
-        layers = _layers(float_file, notes)
-        files = [_file(profile, layers[index]) for index, profile in enumerate(notes)]
+        profiles = [child.end() for child in children]
+        files = [_file(*pair) for pair in zip(profiles, _layers(float_file, profiles), strict=True)]
         unprofiled = [np.array(child.unprofiled_ms) for child in children]
         # The graphs' weights lie in the folders.
         layer_differences, causes = _differences(files[0], files[1], unprofiled[0].shape, seed)
@@ -129,16 +128,12 @@ def compare_operators(
     )
 
 
-def _layers(float_file: Path, profiles: tuple[NodeProfile, NodeProfile]) -> list[dict[str, str]]:
+def _layers(float_file: Path, profiles: Sequence[NodeProfile]) -> list[dict[str, str]]:
     """Return node -> layer of each file, with the same layer names."""
     origins = origins_in(find_graph(float_file))
-    modules = [node_modules(profile.optimized, origins) for profile in profiles]
-    named = layers_of(
-        dict.fromkeys(name for modules_of_file in modules for name in modules_of_file.values() if name), _MOST_LAYERS
-    )
-    return [
-        {node: named.get(module, UNNAMED) for node, module in modules_of_file.items()} for modules_of_file in modules
-    ]
+    files = [node_modules(profile.optimized, origins) for profile in profiles]
+    named = layers_of(dict.fromkeys(name for file in files for name in file.values() if name), _MOST_LAYERS)
+    return [{node: named.get(module, UNNAMED) for node, module in file.items()} for file in files]
 
 
 def _file(noted: NodeProfile, layers: Mapping[str, str]) -> _File:
@@ -176,9 +171,9 @@ def _differences(
             totals[cause] += more
             layers_by_cause[cause][layer] = None
             operators[cause] |= dict.fromkeys(names)
-        main_cause = (
-            (max if typical_time(paired) > 0 else min)(shares, key=lambda cause: shares[cause][0]) if shares else OTHER
-        )
+        difference = {cause: more for cause, (more, _) in shares.items()}
+        extreme = max if typical_time(paired) > 0 else min
+        main_cause = extreme(difference, key=difference.__getitem__) if shares else OTHER
         layers.append(
             LayerDifference(
                 layer=layer,
@@ -192,20 +187,13 @@ def _differences(
                 help=main_cause.help,
             )
         )
-    causes = [
-        CauseDifference(
-            why=cause.why,
-            help=cause.help,
-            more_ms=more,
-            layers=tuple(layers_by_cause[cause]),
-            operators=tuple(operators[cause]),
-        )
-        for cause, more in totals.items()
-    ]
-    return (
-        tuple(sorted(layers, key=lambda difference: -difference.more_ms)),
-        tuple(sorted(causes, key=lambda difference: -difference.more_ms)),
-    )
+    causes = []
+    for cause, more in totals.items():
+        places = {"layers": tuple(layers_by_cause[cause]), "operators": tuple(operators[cause])}
+        causes.append(CauseDifference(why=cause.why, help=cause.help, more_ms=more, **places))
+    layers.sort(key=lambda layer: -layer.more_ms)
+    causes.sort(key=lambda cause: -cause.more_ms)
+    return tuple(layers), tuple(causes)
 
 
 def _shares(
@@ -233,15 +221,13 @@ def _shares(
         if not int8_nodes and not float_nodes:
             continue
         more = typical_time(int8_file.sum(int8_nodes, shape) - float_file.sum(float_nodes, shape))
-        names = list(_costliest(int8_file, int8_nodes))
-        if part == "products":
-            costly = max(int8_nodes, key=int8_file.typical, default=None)
-            if more <= 0 or costly is None:
-                add(FASTER, more, names)
-            else:
-                add(product_cause(costly), more, [costly.op_type])
-        else:
+        names, costly = list(_costliest(int8_file, int8_nodes)), max(int8_nodes, key=int8_file.typical, default=None)
+        if part == "rest":
             add(APART if more > 0 and len(int8_nodes) > len(float_nodes) else OTHER, more, names)
+        elif more <= 0 or costly is None:
+            add(FASTER, more, names)
+        else:
+            add(product_cause(costly), more, [costly.op_type])
     return shares
 
 

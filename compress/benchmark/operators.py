@@ -18,7 +18,7 @@ from compress.benchmark.noise import judge_noise, load_average
 from compress.benchmark.profile import MachineLimits, OperatorProfile, ProfileRow, total
 from compress.benchmark.profile_worker import SETTLE_SECONDS, ProfiledProcess, run_interleaved
 from compress.benchmark.profiled_calls import ProfiledCalls
-from compress.formats.onnx.costs import GraphCost, NodeCost, count_graph
+from compress.formats.onnx.costs import GraphCost, count_graph
 from compress.formats.onnx.runtimes.profile import CPU, CallRun, original_name, shapes_of
 from compress.formats.runtime import refuse_unavailable, why_unavailable
 from compress.formats.target_profile import Target
@@ -46,19 +46,33 @@ def node_rows(
         layers: Layer of each node.
         roof: Limits of the machine.
     """
-    # Nodes that the runtime fused or folded away have no times.
-    ran = [node for node in graph if all(str(node.name) in run for run in runs[0])]
-    return tuple(
-        _row(
-            str(node.name),
-            node.op_type,
-            layers[str(node.name)],
-            [[run[str(node.name)].microseconds for run in calls] for calls in runs],
-            [cost.nodes[str(node.name)] for cost in costs],
-            roof,
+    rows, calls = [], len(costs)
+    for name, operator in ((str(node.name), node.op_type) for node in graph):
+        # Nodes that the runtime fused or folded away have no times.
+        if not all(name in run for run in runs[0]):
+            continue
+        time_ms = typical_time([[run[name].microseconds for run in pass_runs] for pass_runs in runs]) / 1e3
+        known_costs = [cost for cost in (graph_cost.nodes[name] for graph_cost in costs) if cost is not None]
+        # A sum over some of the calls would look like the cost of all of them.
+        if len(known_costs) < calls:
+            known_costs = []
+        limits = [least_time(roof, *cost.operations, cost.total_bytes) for cost in known_costs]
+        row = ProfileRow(
+            name=original_name(name),
+            operators=(operator,),
+            layer=layers[name],
+            nodes=1,
+            time_ms=time_ms,
+            uncounted_ms=0.0 if known_costs else time_ms,
+            fp32_operations=sum(cost.operations.fp32 for cost in known_costs) / calls,
+            int8_operations=sum(cost.operations.int8 for cost in known_costs) / calls,
+            weight_bytes=sum(cost.weight_bytes for cost in known_costs) / calls,
+            activation_bytes=sum(cost.activation_bytes for cost in known_costs) / calls,
+            compute_bound_ms=1e3 * sum(bound.seconds for bound in limits if bound.compute_s >= bound.memory_s) / calls,
+            memory_bound_ms=1e3 * sum(bound.seconds for bound in limits if bound.compute_s < bound.memory_s) / calls,
         )
-        for node in ran
-    )
+        rows.append(row)
+    return tuple(rows)
 
 
 def typical_time(times: ArrayLike) -> float:
@@ -82,47 +96,6 @@ def whole_row(rows: Sequence[ProfileRow], time_ms: float) -> ProfileRow:
     summed = total("whole model", rows)
     share = summed.uncounted_ms / summed.time_ms if summed.time_ms else 0.0
     return summed.model_copy(update={"time_ms": time_ms, "uncounted_ms": share * time_ms, "layer": None})
-
-
-def _row(
-    name: str,
-    operator: str,
-    layer: str,
-    microseconds: Sequence[Sequence[int]],
-    costs: Sequence[NodeCost | None],
-    roof: Roof,
-) -> ProfileRow:
-    """Return the row of one node.
-
-    Args:
-        name: Name of the node in the runtime's graph.
-        operator: Its operator type.
-        layer: Its layer.
-        microseconds: Its times, [passes][calls].
-        costs: Its operations and bytes in each call, or None if unknown.
-        roof: Limits of the machine.
-    """
-    time_ms = typical_time(microseconds) / 1e3
-    known_costs = [cost for cost in costs if cost is not None]
-    # A sum over some of the calls would look like the cost of all of them.
-    if len(known_costs) < len(costs):
-        known_costs = []
-    limits = [least_time(roof, *cost.operations, cost.total_bytes) for cost in known_costs]
-    calls = len(costs)
-    return ProfileRow(
-        name=original_name(name),
-        operators=(operator,),
-        layer=layer,
-        nodes=1,
-        time_ms=time_ms,
-        uncounted_ms=0.0 if known_costs else time_ms,
-        fp32_operations=sum(cost.operations.fp32 for cost in known_costs) / calls,
-        int8_operations=sum(cost.operations.int8 for cost in known_costs) / calls,
-        weight_bytes=sum(cost.weight_bytes for cost in known_costs) / calls,
-        activation_bytes=sum(cost.activation_bytes for cost in known_costs) / calls,
-        compute_bound_ms=1e3 * sum(bound.seconds for bound in limits if bound.compute_s >= bound.memory_s) / calls,
-        memory_bound_ms=1e3 * sum(bound.seconds for bound in limits if bound.compute_s < bound.memory_s) / calls,
-    )
 
 
 _LIMITS_EVERY = 5
@@ -163,8 +136,7 @@ def profile_operators(
         tempfile.TemporaryDirectory(prefix="compress-profile-") as scratch,
         ProfiledProcess(artifact, calls, Path(scratch), timeout_seconds) as child,
     ):
-        session = _Session(child, calls, threads, seconds, progress, seed)
-        return session.profile(artifact, target)
+        return _Session(child, calls, threads, seconds, progress, seed).profile(artifact, target)
 
 
 def refuse_other_devices(target: Target) -> None:
@@ -190,23 +162,20 @@ class _Session:
 
     def profile(self, artifact: Path, target: Target) -> OperatorProfile:
         """Open the model, warm up, run passes with and without profiling alternately, and return the profile."""
-        cores = spread_cores(self.threads)
-        load = load_average()
+        cores, load = spread_cores(self.threads), load_average()
         usage = run_interleaved([self.child], target, self.threads, cores, self.seconds, self._numbers)
         node_profile = self.child.end()
-        costs: list[GraphCost] = []
-        for call in range(len(self.work)):
-            graph = node_profile.graph
+        graph, costs = node_profile.graph, []
+        for call, run in enumerate(node_profile.runs[0]):
             shapes = self.work.shapes(graph, call)
-            costs.append(count_graph(graph, {**shapes_of(graph, node_profile.runs[0][call], shapes), **shapes}))
+            costs.append(count_graph(graph, {**shapes_of(graph, run, shapes), **shapes}))
         limits = self._limits(max(cost.working_set_bytes for cost in costs))
-        rows = node_rows(node_profile.graph, node_profile.runs, costs, node_layers(node_profile.optimized), limits.roof)
+        rows = node_rows(graph, node_profile.runs, costs, node_layers(node_profile.optimized), limits.roof)
         unprofiled = np.array(self.child.unprofiled_ms)
         # The profiler slows the model, so the total comes from passes without it.
         low_ms, high_ms = bootstrap_interval(unprofiled, typical_time, self.seed)
-        noise = judge_noise(
-            usage, {"the artifact": np.median(unprofiled / np.median(unprofiled, axis=0), axis=1)}, load
-        )
+        relative_rounds = np.median(unprofiled / np.median(unprofiled, axis=0), axis=1)
+        noise = judge_noise(usage, {"the artifact": relative_rounds}, load)
         notes = [str(noise)]
         if self.threads > (granted := len(granted_cores())):
             notes.append(f"{self.threads} threads share the {granted} cores that are granted")
@@ -250,8 +219,7 @@ class _Session:
 
     def _measure(self, buffers: list[int]) -> None:
         time.sleep(SETTLE_SECONDS)
-        reply = self.child.request({"do": "limits", "buffers": buffers})
-        self.child.cpu_seconds = reply["cpu_seconds"]
+        reply = self.child.ask({"do": "limits", "buffers": buffers})
         for name in ("fp32_per_s", "int8_per_s"):
             self.rates.setdefault(name, []).extend(reply[name])
         for size, samples in reply["bytes_per_s"].items():

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import onnx_ir as ir
 
@@ -16,7 +14,7 @@ from compress.benchmark.machine import measure_rates
 from compress.benchmark.noise import Usage
 from compress.benchmark.profiled_calls import ProfiledCalls
 from compress.benchmark.subprocess_client import Reply, WorkerProcess, module_command, serve
-from compress.benchmark.worker import Predictor, read_batches, time_calls, write_batches
+from compress.benchmark.worker import Predictor, pin, read_batches, stop_garbage_collection, time_calls, write_batches
 from compress.formats.generation.decoder import open_decoder
 from compress.formats.onnx.model import find_graph
 from compress.formats.onnx.runtimes.profile import CallRun, ProfiledSession, read_profile, write_optimized
@@ -41,7 +39,7 @@ class NodeProfile:
     runs: list[list[CallRun]]
 
 
-class ProfiledProcess:
+class ProfiledProcess(WorkerProcess):
     """Process that opens one artifact twice. As a context manager, it leaves no process behind.
 
     ``unprofiled_ms`` and ``profiled_ms`` are times in ms, [passes][calls]. ``cpu_seconds`` is its processor time.
@@ -56,8 +54,8 @@ class ProfiledProcess:
             scratch: Empty folder for files that both processes use.
             timeout_seconds: Longest wait for one answer.
         """
+        super().__init__(artifact.name, module_command("compress.benchmark.profile_worker"))
         self._artifact, self._calls, self._scratch, self._timeout = artifact, calls, scratch, timeout_seconds
-        self._child = WorkerProcess(artifact.name, module_command("compress.benchmark.profile_worker"))
         self._order: list[int | None] = []
         self.unprofiled_ms: list[list[float]] = []
         self.profiled_ms: list[list[float]] = []
@@ -65,14 +63,13 @@ class ProfiledProcess:
         self.settings: dict[str, Any] = {}
         self.most_passes = FEWEST_PASSES
 
-    def open(self, target: Target, threads: int, cores: Sequence[int]) -> None:
+    def open_twice(self, target: Target, threads: int, cores: Sequence[int]) -> None:
         """Load the artifact, then the graph that the runtime optimizes from it."""
         path = self._scratch / "batches.npz"
         write_batches(path, self._calls.batches)
         message = {"do": "open", "artifact": str(self._artifact.absolute()), "target": asdict(target)}
         options = {"threads": threads, "cores": list(cores), "batches": str(path), "folder": str(self._scratch)}
-        options["text"] = None if self._calls.phase == "batch" else self._calls.prompt
-        opened = self.request({**message, **options})
+        opened = self.ask({**message, **options, "text": None if self._calls.phase == "batch" else self._calls.prompt})
         self.settings = opened["settings"]
         self.most_passes = max(FEWEST_PASSES, _MOST_EVENTS // (opened["nodes"] * (len(self._calls) + _UNTIMED)))
 
@@ -90,40 +87,33 @@ class ProfiledProcess:
 
     def end(self) -> NodeProfile:
         """Stop profiling. Raises `StageError` if calls are missing from the profile."""
-        ended = self._child.request({"do": "end"}, self._timeout)
+        ended = self.ask({"do": "end"})
         optimized = Path(ended["optimized"])
-        return NodeProfile(optimized, ir.load(optimized).graph, self._runs(read_profile(Path(ended["profile"]))))
+        calls = read_profile(Path(ended["profile"]))
+        if len(calls) != len(self._order):
+            raise StageError(f"ONNX Runtime noted {len(calls)} calls of {len(self._order)}.", where="its profile")
+        # Warm-up and untimed calls have no index.
+        timed = [run for run, index in zip(calls, self._order, strict=True) if index is not None]
+        size = len(self._calls)
+        runs = [timed[start : start + size] for start in range(0, len(timed), size)]
+        return NodeProfile(optimized, ir.load(optimized).graph, runs)
 
-    def request(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Send a message; see `WorkerProcess.request`."""
-        return self._child.request(message, self._timeout)
+    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Send a message and note the processor time; see `WorkerProcess.request`."""
+        reply = self.request(message, self._timeout)
+        self.cpu_seconds = reply.get("cpu_seconds", self.cpu_seconds)
+        return reply
 
     def _turn(self, profiled: bool) -> list[float]:
         time.sleep(SETTLE_SECONDS)
         begin = bool(self._calls.prompt)
         untimed = 0 if begin else min(_UNTIMED, len(self._calls))
         numbers = list(range(len(self._calls)))
-        reply = self.request({"do": "turn", "profiled": profiled, "calls": numbers, "begin": begin, "untimed": untimed})
-        self.cpu_seconds = reply["cpu_seconds"]
-        latencies: list[float] = reply["latencies_ms"]
+        message = {"do": "turn", "profiled": profiled, "calls": numbers, "begin": begin, "untimed": untimed}
+        latencies: list[float] = self.ask(message)["latencies_ms"]
         if profiled:
             self._order += [*[None] * (begin + untimed), *numbers]
         return latencies
-
-    def _runs(self, calls: list[CallRun]) -> list[list[CallRun]]:
-        """Return the profiled calls as [passes][calls], without those of warm-up."""
-        if len(calls) != len(self._order):
-            raise StageError(f"ONNX Runtime noted {len(calls)} calls of {len(self._order)}.", where="its profile")
-        timed = [run for run, index in zip(calls, self._order, strict=True) if index is not None]
-        size = len(self._calls)
-        return [timed[start : start + size] for start in range(0, len(timed), size)]
-
-    def __enter__(self) -> Self:
-        self._child.__enter__()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
-        self._child.__exit__(kind, *raised)
 
 
 def run_interleaved(
@@ -150,7 +140,7 @@ def run_interleaved(
         Change of the machine's counters during the passes.
     """
     for child in children:
-        child.open(target, threads, cores)
+        child.open_twice(target, threads, cores)
     for child in children:
         child.warm_up()
     usage_before, began = Usage.now(sum(child.cpu_seconds for child in children)), time.perf_counter()
@@ -191,8 +181,7 @@ class ProfileWorker:
 
     def open(self, message: Reply) -> Reply:
         """Open the artifact, then the graph that the runtime optimizes from it."""
-        if message["cores"] and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, message["cores"])
+        pin(message["cores"])
         target, self._threads = Target(**message["target"]), message["threads"]
         artifact = Path(message["artifact"])
         self._batches = read_batches(Path(message["batches"]))
@@ -201,12 +190,9 @@ class ProfileWorker:
         self._profiled = ProfiledSession(self._optimized, self._threads)
         self._plain, self._noted = plain, self._profiled.session
         if message["text"] is not None:
-            self._plain, self._noted = (
-                _Reader(session, str(artifact), message["text"]) for session in (plain, self._profiled.session)
-            )
-        gc.collect()
-        gc.freeze()
-        gc.disable()
+            sessions = plain, self._profiled.session
+            self._plain, self._noted = (_Reader(session, str(artifact), message["text"]) for session in sessions)
+        stop_garbage_collection()
         return {"nodes": len(ir.load(self._optimized).graph), "settings": plain.settings}
 
     def turn(self, message: Reply) -> Reply:
@@ -219,21 +205,16 @@ class ProfileWorker:
         for index in message["calls"][: message["untimed"]]:
             session.predict(self._batches[index])
         latencies_ms, _ = time_calls(session, self._batches, message["calls"])
-        return self._done({"latencies_ms": latencies_ms})
+        return {"latencies_ms": latencies_ms, "cpu_seconds": time.process_time()}
 
     def limits(self, message: Reply) -> Reply:
         """Measure the machine."""
-        rates = measure_rates(self._threads, message["buffers"])
-        bandwidths = {str(size): samples for size, samples in rates.bytes_per_s.items()}
-        return self._done({"bytes_per_s": bandwidths, "fp32_per_s": rates.fp32_per_s, "int8_per_s": rates.int8_per_s})
+        return {**asdict(measure_rates(self._threads, message["buffers"])), "cpu_seconds": time.process_time()}
 
     def end(self, message: Reply) -> Reply:
         """Write the profile."""
         assert self._profiled is not None, "open comes first"
         return {"profile": str(self._profiled.end()), "optimized": str(self._optimized)}
-
-    def _done(self, reply: Reply) -> Reply:
-        return {**reply, "cpu_seconds": time.process_time()}
 
 
 def main() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from compress.benchmark.noise import Usage
 from compress.benchmark.reference_timing import ReferenceTimes
 from compress.benchmark.rounds import TimedRounds, WarmUp, is_undisturbed
 from compress.formats.target_profile import Target
+
+PEAK_MEMORY, BATCHED_MEMORY = "peak_memory_bytes", "peak_memory_bytes_batch"
+"""Figures of a record: peak memory of single calls, and in batches."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +51,16 @@ class TimingConditions:
 class TimingRecord:
     """Everything that the launches of a session measured. The lists of a model have one entry for each launch.
 
-    ``timings`` has the rounds of each kind of work, as `WorkloadPlan.timings` names them. ``start_up`` has the start-up
-    times that sessions in another process report, by names that end in their unit. For text generation, ``cached``
-    states whether a model keeps keys and values of earlier tokens, and ``vocabulary`` is its vocabulary size.
+    ``timings`` has the rounds of each kind of work, as `WorkloadPlan.timings` names them. ``figures`` has the memory
+    and the start-up times of each model by metrics that end in their unit. For text generation, ``cached`` states
+    whether a model keeps keys and values of earlier tokens, and ``vocabulary`` is its vocabulary size.
     """
 
     timings: dict[str, TimedRounds] = field(default_factory=dict)
     cached: dict[str, bool] = field(default_factory=dict)
     vocabulary: dict[str, int] = field(default_factory=dict)
     server_ms: dict[str, list[list[float]]] = field(default_factory=dict)
-    startup_ms: dict[str, list[float]] = field(default_factory=dict)
-    session_load_ms: dict[str, list[float]] = field(default_factory=dict)
-    runtime_bytes: dict[str, list[float]] = field(default_factory=dict)
-    start_up: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    single_bytes: dict[str, list[float]] = field(default_factory=dict)
-    batched_bytes: dict[str, list[float]] = field(default_factory=dict)
+    figures: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     warm_ups: dict[str, list[WarmUp]] = field(default_factory=dict)
     reference: list[ReferenceTimes] = field(default_factory=list)
     frequencies_mhz: list[float] = field(default_factory=list)
@@ -73,24 +72,22 @@ class TimingRecord:
 
     def undisturbed(self) -> TimingRecord:
         """Return the record without rounds in which other work slowed the machine; see `TimedRounds.undisturbed`."""
-        timings = {name: rounds.undisturbed() for name, rounds in self.timings.items()}
-        slowed = any(timings[name] is not rounds for name, rounds in self.timings.items())
-        return replace(
-            self, timings=timings, reference=undisturbed_reference(self.reference) if slowed else self.reference
-        )
+        timings, reference = {name: rounds.undisturbed() for name, rounds in self.timings.items()}, self.reference
+        # Times of other sessions are divided by the reference times, which are those of the undisturbed machine, too.
+        if any(timings[name] is not rounds for name, rounds in self.timings.items()):
+            reference = list(compress(reference, is_undisturbed(np.array([times.matmul_ms for times in reference]))))
+        return replace(self, timings=timings, reference=reference)
+
+    def add_figures(self, model: str, figures: Mapping[str, float]) -> None:
+        """Append figures of one launch of a model."""
+        for metric, value in figures.items():
+            self.figures.setdefault(model, {}).setdefault(metric, []).append(value)
 
     def drop_model(self, model: str) -> None:
         """Remove the measurements of a model whose process failed."""
         per_model: list[dict[str, Any]] = [
             *(rounds.times for rounds in self.timings.values()),
-            *(self.server_ms, self.startup_ms, self.session_load_ms, self.runtime_bytes, self.single_bytes),
-            *(self.batched_bytes, self.warm_ups, self.settings, self.start_up, self.cached, self.vocabulary),
+            *(self.server_ms, self.figures, self.warm_ups, self.settings, self.cached, self.vocabulary),
         ]
         for entries in per_model:
             entries.pop(model, None)
-
-
-def undisturbed_reference(times: list[ReferenceTimes]) -> list[ReferenceTimes]:
-    """Return the reference times of the undisturbed machine, because times of other sessions are divided by them."""
-    undisturbed = is_undisturbed(np.array([kernel_times.matmul_ms for kernel_times in times]))
-    return [kernel_times for kernel_times, is_usable in zip(times, undisturbed, strict=True) if is_usable]

@@ -11,12 +11,8 @@ _SIDE = 256
 _PULSE_SIDE = 128
 _COPY_BYTES = 32 << 20
 _REPEATS = 5
-SINGLE_THREADED = {
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "VECLIB_MAXIMUM_THREADS": "1",
-}
+_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+SINGLE_THREADED = dict.fromkeys(_VARIABLES, "1")
 """Environment of the process that runs the reference work. Libraries read these variables when they are loaded."""
 
 
@@ -31,8 +27,7 @@ class ReferenceKernels:
     """Reference work on one thread: a product of 256 x 256 fp32 matrices (compute) and a copy of 32 MiB (memory)."""
 
     def __init__(self) -> None:
-        generator = np.random.default_rng(0)
-        self._a, self._b = generator.random((2, _SIDE, _SIDE), dtype=np.float32)
+        self._a, self._b = np.random.default_rng(0).random((2, _SIDE, _SIDE), dtype=np.float32)
         self._product = np.empty_like(self._a)
         self._small = np.ascontiguousarray(self._a[:_PULSE_SIDE, :_PULSE_SIDE])
         self._small_product = np.empty_like(self._small)

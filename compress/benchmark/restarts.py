@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import Field, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from compress.benchmark.noise import Usage, frequency_mhz, load_average
-from compress.benchmark.record import TimingConditions, TimingRecord
+from compress.benchmark.record import PEAK_MEMORY, TimingConditions, TimingRecord
 from compress.benchmark.reference_timing import SINGLE_THREADED, ReferenceTimes
-from compress.benchmark.rounds import ProductTimer, TimedRounds, WarmUp, round_order
+from compress.benchmark.rounds import TimedRounds, WarmUp, round_order, run_round
 from compress.benchmark.subprocess_client import WorkerProcess
 from compress.formats.runtime import prepare_runtime, refuse_unavailable, why_unavailable
 from compress.formats.target_profile import Target
@@ -33,6 +35,10 @@ _SHARE_OF_STARTS = 0.4
 """Share of a time budget that process starts and warm-ups may take, once there are enough launches."""
 
 
+Setting = TypeVar("Setting")
+Generated = TypeVar("Generated")
+
+
 class WorkloadTimer(Protocol):
     """Timer of one kind of work. The label of a worker process is the name of its model."""
 
@@ -47,24 +53,29 @@ class WorkloadTimer(Protocol):
     def warm_up(self, child: WorkerProcess, seconds: float) -> WarmUp:
         """Run the model until its times are steady, for about ``seconds`` at most."""
 
-    def sample(
-        self,
-        children: Mapping[str, WorkerProcess],
-        number: int,
-        left: Callable[[int], float],
-        reference: ReferenceTimer,
-    ) -> None:
+    def sample(self, launch: Launch) -> None:
         """Add one round or more of a launch to the record.
-
-        Args:
-            children: Processes by model.
-            number: Number of the launch.
-            left: Function that returns the seconds left in this launch for a number of kinds of work.
-            reference: Timer of the reference work.
 
         Raises:
             ProcessLostError: A model's process died or hung.
         """
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Set of fresh processes that take turns.
+
+    Attributes:
+        children: Processes by model.
+        number: Number of the launch.
+        left: Function that returns the seconds left in this launch for a number of kinds of work.
+        reference: Timer of the reference work.
+    """
+
+    children: Mapping[str, WorkerProcess]
+    number: int
+    left: Callable[[int], float]
+    reference: ReferenceTimer
 
 
 class WorkloadPlan(Protocol):
@@ -156,15 +167,11 @@ class TimingSession:
         if any(len(set(rounds.launches)) < 2 for rounds in self._decisive(self.record)):
             return float("inf")
         # A single model has no ratio, so the spread of its launches decides.
-        others = [name for name in self._names if name != self._baseline]
-        samples = [
-            ratios
-            for rounds in self._decisive(self.record.undisturbed())
-            for ratios in (
-                [rounds.ratios(self._baseline, name) for name in others] or [rounds.relative_launches(self._baseline)]
-            )
-        ]
-        intervals = [geometric_interval(ratios, self._conditions.confidence) for ratios in samples]
+        others, samples = [name for name in self._names if name != self._baseline], []
+        for rounds in self._decisive(self.record.undisturbed()):
+            ratios = [rounds.ratios(self._baseline, name) for name in others]
+            samples += ratios or [rounds.relative_launches(self._baseline)]
+        intervals = [geometric_interval(sample, self._conditions.confidence) for sample in samples]
         return max(interval.high / interval.value - 1 for interval in intervals)
 
     def _decisive(self, record: TimingRecord) -> list[TimedRounds]:
@@ -198,8 +205,7 @@ class TimingSession:
         return max(0.0, left / max(1, planned) - elapsed)
 
     def _launch(self, number: int, machine: WorkerProcess, reference: ReferenceTimer) -> None:
-        record, workload = self.record, self._workload
-        began = time.perf_counter()
+        record, workload, conditions, began = self.record, self._workload, self._conditions, time.perf_counter()
         with ExitStack() as stack:
             children: dict[str, WorkerProcess] = {}
             for name in round_order(self._names, number):
@@ -210,21 +216,19 @@ class TimingSession:
             for name, child in children.items():
                 with naming_lost_model(name):
                     # All processes stay alive from here on, and take turns.
-                    record.energy_unavailable = child.load(workload.all_batches[name], self._conditions.timeout_seconds)
+                    record.energy_unavailable = child.load(workload.all_batches[name], conditions.timeout_seconds)
             for child in children.values():
                 # With a deadline, warm-up gets a third of the launch's time, shared by the models.
-                conditions = self._conditions
                 seconds = conditions.seconds
                 if conditions.deadline is not None:
                     left = conditions.deadline - time.perf_counter()
                     seconds = max(0.0, left / max(1, conditions.launches - number) / 3 / len(self._names))
                 with naming_lost_model(child.label):
-                    warmed = self._timing.warm_up(child, seconds)
-                self.record.warm_ups.setdefault(child.label, []).append(warmed)
+                    record.warm_ups.setdefault(child.label, []).append(self._timing.warm_up(child, seconds))
             usage_before = Usage.now(_processor_seconds(children, machine))
             # Named anew, since the processes were started in alternating order and rounds alternate by themselves.
             ordered = {name: children[name] for name in self._names}
-            self._timing.sample(ordered, number, lambda kinds: self._left(began, kinds), reference)
+            self._timing.sample(Launch(ordered, number, partial(self._left, began), reference))
             # One measurement at the end, so that each launch has at least one.
             reference.measure()
             record.usage += Usage.now(_processor_seconds(children, machine)) - usage_before
@@ -243,35 +247,34 @@ class TimingSession:
             conditions.timeout_seconds,
         )
         self._timing.time_first_answer(child, opened)
-        record.startup_ms.setdefault(name, []).append(1e3 * (time.perf_counter() - child.began))
-        record.session_load_ms.setdefault(name, []).append(opened["session_load_ms"])
-        record.runtime_bytes.setdefault(name, []).append(float(opened["before_bytes"]))
+        figures = {
+            "startup_ms": 1e3 * (time.perf_counter() - child.began),
+            "session_load_ms": opened["session_load_ms"],
+            "runtime_memory_bytes": float(opened["before_bytes"]),
+        }
+        record.add_figures(name, {**figures, **opened["start_up"]})
         record.settings[name] = opened["settings"]
-        for figure, value in opened["start_up"].items():
-            record.start_up.setdefault(name, {}).setdefault(figure, []).append(value)
 
 
 class ReferenceTimer:
     """Timer of the reference work: the kernels a few times a second, and a small product around all calls."""
 
     def __init__(self, child: WorkerProcess, conditions: TimingConditions, times: list[ReferenceTimes]) -> None:
-        cores, timeout = conditions.cores, conditions.timeout_seconds
-        self._measure_kernels: Callable[[], ReferenceTimes] = lambda: child.reference(cores, timeout)
-        self._measure_product: ProductTimer = lambda: child.time_small_product(cores, timeout)
+        self._child, self._times = child, times
+        self._limits = conditions.cores, conditions.timeout_seconds
         self._settle = SETTLE_SECONDS if conditions.threads > 1 else 0.0
-        self._times = times
         # The first answer comes after the kernels' arrays were made.
-        self._measure_kernels()
+        child.reference(*self._limits)
         self._last = time.perf_counter()
 
     def time_small_product(self) -> float:
         """Return the time of the small product on the slowest core in ms, once the last call's threads are idle."""
         time.sleep(self._settle)
-        return self._measure_product()
+        return self._child.time_small_product(*self._limits)
 
     def measure(self) -> None:
         """Time the kernels now."""
-        self._times.append(self._measure_kernels())
+        self._times.append(self._child.reference(*self._limits))
         self._last = time.perf_counter()
 
     def measure_periodically(self) -> None:
@@ -317,11 +320,47 @@ def repeat_rounds(run: Callable[[int], None], left: Callable[[], float], deadlin
         count += 1
 
 
-def record_peak_memory(children: Mapping[str, WorkerProcess], peak_bytes: dict[str, list[float]]) -> None:
-    """Append the peak memory of each process to ``peak_bytes``. Raises `ProcessLostError`."""
+def record_peak_memory(children: Mapping[str, WorkerProcess], record: TimingRecord, metric: str = PEAK_MEMORY) -> None:
+    """Add the peak memory of each process to the figures of ``record``. Raises `ProcessLostError`."""
     for name, child in children.items():
         with naming_lost_model(name):
-            peak_bytes.setdefault(name, []).append(float(child.memory()["peak_bytes"]))
+            record.add_figures(name, {metric: float(child.memory()["peak_bytes"])})
+
+
+class GenerationTimer(ABC, Generic[Setting, Generated]):
+    """Base class of a `WorkloadTimer` whose rounds let each model generate something in each of ``settings``."""
+
+    def __init__(self, settings: Sequence[Setting], conditions: TimingConditions, record: TimingRecord) -> None:
+        self.settings, self.conditions, self.record = settings, conditions, record
+
+    @abstractmethod
+    def generate(self, child: WorkerProcess, setting: Setting, number: int) -> Generated:
+        """Time one generation; ``number`` is different in each round. Raises `ProcessLostError`."""
+
+    @abstractmethod
+    def add_round(self, setting: Setting, launch: int, generated: Mapping[str, Generated], product_ms: float) -> None:
+        """Add one round of all models to the record.
+
+        Args:
+            setting: Setting of the round.
+            launch: Number of the set of processes.
+            generated: Times of each model.
+            product_ms: Longest time of the reference product during the round.
+        """
+
+    def sample(self, launch: Launch) -> None:
+        """Time rounds of all settings until the launch's share of the time is over; see `WorkloadTimer`."""
+        repeat_rounds(partial(self._round, launch), partial(launch.left, len(self.settings)), self.conditions.deadline)
+        record_peak_memory(launch.children, self.record)
+
+    def _round(self, launch: Launch, count: int) -> None:
+        # Each order comes equally often.
+        number, reference = launch.number + count, launch.reference
+        order = round_order(list(launch.children), number)
+        for setting in self.settings:
+            runs = {name: partial(self.generate, launch.children[name], setting, number) for name in order}
+            self.add_round(setting, launch.number, *run_round(runs, reference.time_small_product))
+            reference.measure_periodically()
 
 
 def _processor_seconds(children: Mapping[str, WorkerProcess], machine: WorkerProcess) -> float:
@@ -400,11 +439,9 @@ def find_hosts(names: Sequence[str], inventory: Path | None, folders: Sequence[P
     Raises:
         InputError: No plug-in reaches other machines, or it knows no machine of a name.
     """
-    extensions = find_extensions("hosts").values()
-    for extension in extensions:
+    for extension in find_extensions("hosts").values():
         finder: HostFinder | None = load_extension(extension, lambda value: value)
         if finder is not None:
             return finder(names, inventory, folders)
-    raise InputError(
-        f"No plug-in reaches other machines, such as {names[0]!r}.", expected=explain_missing("hosts", "ssh")
-    )
+    what = f"No plug-in reaches other machines, such as {names[0]!r}."
+    raise InputError(what, expected=explain_missing("hosts", "ssh"))

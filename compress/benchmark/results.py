@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from compress.benchmark.record import TimingRecord
+from compress.benchmark.record import BATCHED_MEMORY, PEAK_MEMORY, TimingRecord
 from compress.benchmark.reference_timing import ReferenceTimes
 from compress.benchmark.rounds import TimedRounds, length_buckets
 from compress.benchmark.workloads.calls import BATCHED, SINGLE
@@ -56,39 +56,37 @@ class MeasurementWriter:
         if settings.batched:
             rows += self.batched(batched, timed_as, batch)
             rows += [self.speedup(f"speedup_batch_{batch}", batched, timed_as, baseline)]
-            rows += [self.medians(f"peak_memory_bytes_batch_{batch}", "bytes", record.batched_bytes[timed_as])]
+            rows += [self.medians(f"{BATCHED_MEMORY}_{batch}", "bytes", record.figures[timed_as][BATCHED_MEMORY])]
         if settings.rate is not None:
             rows += self.server(record.server_ms[timed_as], settings.rate)
         return rows + self.starts(record, timed_as)
 
     def starts(self, record: TimingRecord, timed_as: str) -> list[Measurement]:
         """Return memory, and the times of process starts."""
-        return [
-            self.medians("peak_memory_bytes", "bytes", record.single_bytes[timed_as]),
-            self.medians("startup_ms", "ms", record.startup_ms[timed_as]),
-            self.medians("session_load_ms", "ms", record.session_load_ms[timed_as]),
-            self.medians("runtime_memory_bytes", "bytes", record.runtime_bytes[timed_as]),
-            *(
-                self.medians(name, name.rsplit("_", 1)[1], samples)
-                for name, samples in record.start_up.get(timed_as, {}).items()
-            ),
-        ]
+        figures = record.figures[timed_as]
+        names = [PEAK_MEMORY, *(name for name in figures if name not in (PEAK_MEMORY, BATCHED_MEMORY))]
+        return [self.medians(name, name.rpartition("_")[2], figures[name]) for name in names]
 
     def single(self, rounds: TimedRounds, timed_as: str, lengths: np.ndarray) -> list[Measurement]:
         """Return latency at batch 1 and its tails, over all examples and by quarters of their ``lengths``."""
-        rows = self.times(
-            rounds.by_launch(timed_as), {"latency_ms": 0.5, "latency_p90_ms": 0.9, "latency_p99_ms": 0.99}
-        )
+        quantiles = {"latency_ms": 0.5, "latency_p90_ms": 0.9, "latency_p99_ms": 0.99}
+        rows, buckets = self.times(rounds.by_launch(timed_as), quantiles), length_buckets(lengths)
         # Without different lengths the quarters would repeat the whole.
-        buckets = length_buckets(lengths)
-        if len(buckets) < 2:
-            return rows
-        return rows + [row for bucket in buckets for row in self._bucket(rounds, timed_as, lengths, *bucket)]
+        for low, high in buckets if len(buckets) > 1 else ():
+            launches: dict[int, list[np.ndarray]] = {}
+            for launch, calls, latencies in self._rounds(rounds, timed_as):
+                inside = np.array(latencies)[(lengths[calls] >= low) & (lengths[calls] <= high)]
+                if len(inside):
+                    launches.setdefault(launch, []).append(inside)
+            # Time may have been over before any of these examples was timed.
+            if launches:
+                rows += self.times(list(launches.values()), {f"latency_ms_length_{low}_{high}": 0.5})
+        return rows
 
     def real_time_factor(self, rounds: TimedRounds, timed_as: str, seconds: np.ndarray) -> Measurement:
         """Return the seconds of computing for each second of recording; a sample is a launch's factor."""
         computed, recorded = (np.zeros(rounds.launches[-1] + 1) for _ in range(2))
-        for launch, calls, latencies in zip(rounds.launches, rounds.calls, rounds.latencies_ms(timed_as), strict=True):
+        for launch, calls, latencies in self._rounds(rounds, timed_as):
             computed[launch] += sum(latencies) / 1000
             recorded[launch] += seconds[calls].sum()
         # A launch without a round has no factor.
@@ -98,8 +96,7 @@ class MeasurementWriter:
 
     def batched(self, rounds: TimedRounds, timed_as: str, batch_size: int) -> list[Measurement]:
         """Return the latency of a batch, and the examples per second of each round."""
-        latencies = rounds.latencies_ms(timed_as)
-        throughput = [1000 * batch_size * len(calls) / sum(calls) for calls in latencies]
+        throughput = [1000 * batch_size * len(calls) / sum(calls) for calls in rounds.latencies_ms(timed_as)]
         return [
             *self.times(rounds.by_launch(timed_as), {f"latency_ms_batch_{batch_size}": 0.5}),
             self.medians("throughput", "examples/s", throughput),
@@ -125,17 +122,10 @@ class MeasurementWriter:
 
     def consumption(self, rounds: TimedRounds, timed_as: str) -> list[Measurement]:
         """Return the processor time of a call at batch 1, waiting threads included, and its energy if counted."""
-        rounds_of_model = rounds.times[timed_as]
-        rows = [
-            self.medians(
-                "cpu_ms", "ms", [round_times.cpu_ms / len(round_times.latencies_ms) for round_times in rounds_of_model]
-            )
-        ]
-        energy = [
-            round_times.energy_mj / len(round_times.latencies_ms)
-            for round_times in rounds_of_model
-            if round_times.energy_mj is not None
-        ]
+        times = rounds.times[timed_as]
+        processor = [one.cpu_ms / len(one.latencies_ms) for one in times]
+        energy = [one.energy_mj / len(one.latencies_ms) for one in times if one.energy_mj is not None]
+        rows = [self.medians("cpu_ms", "ms", processor)]
         return rows + ([self.medians("energy_mj", "mJ", energy)] if energy else [])
 
     def server(self, latencies: Sequence[Sequence[float]], rate: float) -> list[Measurement]:
@@ -150,24 +140,10 @@ class MeasurementWriter:
             self.medians("reference_copy_ms", "ms", [time.copy_ms for time in times]),
         ]
 
-    def _bucket(
-        self, rounds: TimedRounds, timed_as: str, lengths: np.ndarray, low: int, high: int
-    ) -> list[Measurement]:
-        """Return the latency of examples of these lengths, or nothing if time was over before any of them was timed.
-
-        Args:
-            rounds: Rounds at batch 1.
-            timed_as: Name of the model in the record.
-            lengths: Lengths of the examples in tokens, [examples].
-            low: Shortest length.
-            high: Longest length.
-        """
-        launches: dict[int, list[np.ndarray]] = {}
-        for launch, calls, latencies in zip(rounds.launches, rounds.calls, rounds.latencies_ms(timed_as), strict=True):
-            inside = np.array(latencies)[(lengths[calls] >= low) & (lengths[calls] <= high)]
-            if len(inside):
-                launches.setdefault(launch, []).append(inside)
-        return self.times(list(launches.values()), {f"latency_ms_length_{low}_{high}": 0.5}) if launches else []
+    @staticmethod
+    def _rounds(rounds: TimedRounds, timed_as: str) -> Iterator[tuple[int, list[int], list[float]]]:
+        """Return the launch, the calls and their latencies in ms of each round of a model."""
+        return zip(rounds.launches, rounds.calls, rounds.latencies_ms(timed_as), strict=True)
 
     def times(
         self, launches: Sequence[Sequence[Sequence[float] | np.ndarray]], metrics: Mapping[str, float]

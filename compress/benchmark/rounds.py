@@ -150,19 +150,15 @@ class TimedRounds:
         in which either call was disturbed don't count, and rounds without any undisturbed pair don't count either,
         unless a block has no other rounds.
         """
-        round_ratios = []
-        for first, second in zip(self.times[baseline], self.times[candidate], strict=True):
-            pairs = np.asarray(first.latencies_ms) / np.asarray(second.latencies_ms)
-            undisturbed = ~(np.array(first.disturbed, dtype=bool) | np.array(second.disturbed, dtype=bool))
-            usable = pairs[undisturbed] if undisturbed.any() else pairs
-            round_ratios.append((float(np.median(usable)), bool(undisturbed.any())))
+        ratios, usable = np.empty(len(self.calls)), np.empty(len(self.calls), dtype=bool)
+        for number, times in enumerate(zip(self.times[baseline], self.times[candidate], strict=True)):
+            first, second = (np.asarray(one.latencies_ms) for one in times)
+            disturbed = np.any([np.array(one.disturbed, dtype=bool) for one in times], axis=0)
+            usable[number] = not disturbed.all()
+            ratios[number] = np.median((first / second)[~disturbed] if usable[number] else first / second)
         # A block uses its undisturbed rounds, or all of its rounds if every one was disturbed.
-        blocks = np.array_split(np.arange(len(round_ratios)), len(set(self.launches)))
-        values = []
-        for block in blocks:
-            undisturbed_ratios = [round_ratios[i][0] for i in block if round_ratios[i][1]]
-            values.append(np.median(undisturbed_ratios or [round_ratios[i][0] for i in block]))
-        return np.array(values)
+        blocks = np.array_split(np.arange(len(ratios)), len(set(self.launches)))
+        return np.array([np.median(ratios[block[usable[block]] if usable[block].any() else block]) for block in blocks])
 
     def relative_rounds(self, model: str) -> np.ndarray:
         """Return the time of each round relative to the whole, [rounds].
@@ -171,16 +167,11 @@ class TimedRounds:
         """
         # Examples differ in length, so each call is compared with the same example only.
         by_call: dict[int, list[float]] = {}
-        for calls, latencies in zip(self.calls, self.latencies_ms(model), strict=True):
-            for call, latency in zip(calls, latencies, strict=True):
-                by_call.setdefault(call, []).append(latency)
+        rounds = [list(zip(*pair, strict=True)) for pair in zip(self.calls, self.latencies_ms(model), strict=True)]
+        for call, latency in (timed for calls in rounds for timed in calls):
+            by_call.setdefault(call, []).append(latency)
         typical = {call: float(np.median(latencies)) for call, latencies in by_call.items()}
-        return np.array(
-            [
-                np.median([latency / typical[call] for call, latency in zip(calls, latencies, strict=True)])
-                for calls, latencies in zip(self.calls, self.latencies_ms(model), strict=True)
-            ]
-        )
+        return np.array([np.median([latency / typical[call] for call, latency in calls]) for calls in rounds])
 
     def relative_launches(self, model: str) -> np.ndarray:
         """Return the time of each launch relative to the whole, [launches]: the median of its `relative_rounds`."""
@@ -304,8 +295,7 @@ Groups = list[list[int]]
 
 def sample_by_length(lengths: np.ndarray, count: int, seed: int) -> list[int]:
     """Return up to ``count`` random examples without replacement, in the order of their lengths."""
-    generator = np.random.default_rng(seed)
-    sampled = generator.permutation(len(lengths))[:count]
+    sampled = np.random.default_rng(seed).permutation(len(lengths))[:count]
     return [int(i) for i in sampled[np.argsort(lengths[sampled], kind="stable")]]
 
 

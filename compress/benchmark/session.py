@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,15 @@ PRECISION = 0.01
 """Half the width of the 95% interval of a ratio of latencies at which sampling may stop."""
 _EVALUATION_SHARE = 0.05
 """Share of a time budget that is reserved for the statistics."""
+
+
+class SamplingLimits(NamedTuple):
+    """Seed and limits of a session, by their names in `TimingConditions`."""
+
+    seed: int
+    timeout_seconds: float
+    precision: float
+    confidence: float
 
 
 @dataclass(frozen=True)
@@ -97,26 +106,10 @@ def measure_side_by_side(
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch:
         lengths = examples[baseline].lengths()
         sampled = sample_by_length(lengths, settings.examples, seed)
-        names = list(dict.fromkeys(timed_as.values()))
-        workload = _write_workload(
-            {name: artifacts[name] for name in names}, examples, lengths, sampled, settings, scratch
-        )
-        # Files are written before the clock of the time budget is read.
-        conditions = TimingConditions(
-            target=host.target(target),
-            baseline=timed_as[baseline],
-            threads=settings.threads,
-            launches=settings.launches,
-            seconds=settings.seconds,
-            precision=precision,
-            confidence=confidence,
-            seed=seed,
-            timeout_seconds=timeout_seconds,
-            batched=settings.batched,
-            rate=settings.rate,
-            seconds_left=seconds_left(settings.budget_seconds, began),
-        )
-        timed = host.time(workload, conditions, progress)
+        timed_artifacts = {name: artifacts[name] for name in timed_as.values()}
+        workload = _write_workload(timed_artifacts, examples, lengths, sampled, settings, scratch)
+        limits = SamplingLimits(seed, timeout_seconds, precision, confidence)
+        timed, conditions = time_workload(workload, host, target, settings, timed_as[baseline], limits, began, progress)
     recording_seconds = examples[baseline].seconds
     seconds = None if recording_seconds is None else recording_seconds[sampled]
     # Rounds in which other work slowed the machine do not count. A note states how many.
@@ -126,23 +119,20 @@ def measure_side_by_side(
             writer = MeasurementWriter(label, conditions.target.name, seed)
             rows += writer.all(record, name, timed_as[baseline], lengths[sampled], settings, seconds)
     precise = "ratios of latencies", "raise benchmark.seconds or quieten the machine"
-    notes = [*_notes(timed, settings), *unbatched]
-    return build_result(timed, workload.plan, conditions, rows, notes, precise, timed_as)
+    return build_result(
+        timed, workload.plan, conditions, rows, [*_notes(timed, settings), *unbatched], precise, timed_as
+    )
 
 
 def _batched_if_possible(settings: Benchmark, examples: Sequence[Examples]) -> tuple[Benchmark, list[str]]:
     """Return the settings without batches if the models' examples cannot be batched, and a note that says so."""
-    if not settings.batched:
+    unpaddable = [encoded.unpaddable_input for encoded in examples if encoded.unpaddable_input is not None]
+    full_call = any(encoded.full_call for encoded in examples)
+    if not settings.batched or not (full_call or unpaddable):
         return settings, []
-    unbatched = settings.model_copy(update={"batched": False})
-    if any(encoded.full_call for encoded in examples):
-        return unbatched, []
-    unpaddable = next((name for encoded in examples if (name := encoded.unpaddable_input) is not None), None)
-    if unpaddable is None:
-        return settings, []
-    return unbatched, [
-        f"batches are not timed: {unpaddable} differ in shape from example to example, and can't be padded"
-    ]
+    reason = "differ in shape from example to example, and can't be padded"
+    notes = [] if full_call else [f"batches are not timed: {unpaddable[0]} {reason}"]
+    return settings.model_copy(update={"batched": False}), notes
 
 
 def check_host(artifacts: Mapping[str, Path], baseline: str, targets: Sequence[Target], host: BenchmarkHost) -> None:
@@ -153,9 +143,41 @@ def check_host(artifacts: Mapping[str, Path], baseline: str, targets: Sequence[T
         refuse_unavailable(target, host.why_unavailable(target))
 
 
-def seconds_left(budget_seconds: float | None, began: float) -> float | None:
-    """Return the seconds of a budget that are left for launches in a session that began at ``began``."""
-    return None if budget_seconds is None else began + (1 - _EVALUATION_SHARE) * budget_seconds - time.perf_counter()
+def time_workload(
+    workload: Workload,
+    host: BenchmarkHost,
+    target: Target,
+    settings: Benchmark,
+    baseline: str,
+    limits: SamplingLimits,
+    began: float,
+    progress: Progress,
+) -> tuple[TimingResult, TimingConditions]:
+    """Time a workload whose files are written, and return the result with the conditions.
+
+    Args:
+        workload: Models, batches and plan.
+        host: Machine that the processes run on.
+        target: Target of the session.
+        settings: Benchmark settings of the recipe.
+        baseline: Name of the baseline in the workload.
+        limits: Seed and limits of the sampling.
+        began: Time of `time.perf_counter` at which the session's time budget began.
+        progress: Progress display.
+    """
+    budget = settings.budget_seconds
+    conditions = TimingConditions(
+        target=host.target(target),
+        baseline=baseline,
+        threads=settings.threads,
+        launches=settings.launches,
+        seconds=settings.seconds,
+        batched=settings.batched,
+        rate=settings.rate,
+        seconds_left=None if budget is None else began + (1 - _EVALUATION_SHARE) * budget - time.perf_counter(),
+        **limits._asdict(),
+    )
+    return host.time(workload, conditions, progress), conditions
 
 
 def build_result(
@@ -192,11 +214,8 @@ def build_result(
         timed.environment["cores"],
         timed.environment["cores_granted"],
     )
-    slowed = [
-        slowed_rounds_note(whole.timings[name], record.timings[name], words)
-        for name, words in plan.reported.items()
-        if words is not None
-    ]
+    reported = {name: words for name, words in plan.reported.items() if words is not None}
+    slowed = (slowed_rounds_note(whole.timings[name], record.timings[name], words) for name, words in reported.items())
     notes = [str(noise), *filter(None, slowed), *own_notes, *_shared_notes(timed, conditions, precise)]
     lost = [label for label, name in timed_as.items() if name in record.lost_models]
     notes += [f"{label} was not timed to the end: {record.lost_models[timed_as[label]]}" for label in lost]
@@ -210,9 +229,7 @@ def build_result(
         "launches": record.launches,
         "rounds": counted,
         "slowed_rounds": {name: len(whole.timings[name].calls) - count for name, count in counted.items()},
-        "warm_up_rounds": {
-            name: [warm_up.rounds for warm_up in warm_ups] for name, warm_ups in record.warm_ups.items()
-        },
+        "warm_up_rounds": {name: [one.rounds for one in warm_ups] for name, warm_ups in record.warm_ups.items()},
         "noise": {**asdict(noise), "reasons": list(noise.reasons)},
         **own_environment,
     }
@@ -224,20 +241,14 @@ def _shared_notes(timed: TimingResult, conditions: TimingConditions, precise: tu
     record, granted, notes = timed.record, timed.environment["cores_granted"], []
     if conditions.threads > granted:
         notes.append(f"{conditions.threads} threads share the {granted} cores that are granted")
-    unsteady = [
-        name
-        for name, warm_ups in record.warm_ups.items()
-        if 2 * sum(warm_up.steady for warm_up in warm_ups) < len(warm_ups)
-    ]
-    if unsteady:
+    steadiness = {name: np.mean([one.steady for one in warm_ups]) for name, warm_ups in record.warm_ups.items()}
+    if unsteady := [name for name, share in steadiness.items() if share < 0.5]:
         notes.append(f"not steady after most warm-ups: {', '.join(unsteady)}")
     if timed.precision > conditions.precision:
         quantity, hint = precise
         reached = "from one launch only" if timed.precision == float("inf") else f"within {timed.precision:.1%}"
-        notes.append(
-            f"after {record.launches} launches {quantity} are known {reached}, "
-            f"not within the target of {conditions.precision:.1%}; {hint}"
-        )
+        limit = f"not within the target of {conditions.precision:.1%}"
+        notes.append(f"after {record.launches} launches {quantity} are known {reached}, {limit}; {hint}")
     return notes
 
 
@@ -268,32 +279,21 @@ def _write_workload(
         all_batches[name] = Path(scratch) / f"{number}.npz"
         first_batches[name] = Path(scratch) / f"{number}-first.npz"
         write_batches(first_batches[name], [encoded.batch([middle])])
-        write_batches(
-            all_batches[name],
-            [encoded.batch([i]) for i in sampled] + [encoded.batch([sampled[i] for i in batch]) for batch in batches],
-        )
-    plan = CallPlan(
-        singles=list(range(len(sampled))),
-        batches=list(range(len(sampled), len(sampled) + len(batches))),
-        single_shapes=one_of_each_length(lengths[sampled]),
-    )
+        groups = [[i] for i in sampled] + [[sampled[i] for i in batch] for batch in batches]
+        write_batches(all_batches[name], [encoded.batch(group) for group in groups])
+    singles, numbers = range(len(sampled)), range(len(sampled), len(sampled) + len(batches))
+    plan = CallPlan(list(singles), list(numbers), one_of_each_length(lengths[sampled]))
     return Workload(artifacts, first_batches, all_batches, plan)
 
 
 def _notes(timed: TimingResult, settings: Benchmark) -> list[str]:
     record, notes = timed.record, []
-    threads_by_model = {
-        name: settings_of_model["intra_op_threads"]
-        for name, settings_of_model in record.settings.items()
-        if "intra_op_threads" in settings_of_model
-    }
     # A runtime may reduce the number of threads, for example to the number of cores.
-    threads_by_model = {name: count for name, count in threads_by_model.items() if count < settings.threads}
-    if threads_by_model:
-        threads = next(iter(threads_by_model.values()))
-        notes.append(
-            f"{settings.threads} threads were asked for; the runtime has {threads}: {', '.join(threads_by_model)}"
-        )
+    counts = {name: one.get("intra_op_threads", settings.threads) for name, one in record.settings.items()}
+    fewer = {name: count for name, count in counts.items() if count < settings.threads}
+    if fewer:
+        runtime = f"the runtime has {next(iter(fewer.values()))}: {', '.join(fewer)}"
+        notes.append(f"{settings.threads} threads were asked for; {runtime}")
     if record.energy_unavailable is not None:
         notes.append(f"energy: skipped, {record.energy_unavailable}")
     if settings.rate is not None:

@@ -60,10 +60,8 @@ def error_reply(error: CompressError) -> Reply:
 
 def error_from_reply(fields: Mapping[str, Any]) -> CompressError:
     """Return the error of an `error_reply`, to be raised again."""
-    kinds = {
-        kind.__name__: kind for kind in (errors.InputError, errors.ModelError, errors.DataError, errors.StageError)
-    }
-    kind = kinds.get(fields["kind"], errors.StageError)
+    known = fields["kind"] in ("InputError", "ModelError", "DataError")
+    kind: type[CompressError] = getattr(errors, fields["kind"]) if known else StageError
     return kind(fields["what"], where=fields["where"], expected=fields["expected"], hint=fields["hint"])
 
 
@@ -164,13 +162,7 @@ class WorkerProcess:
         return self._piped.process.pid
 
     def open(
-        self,
-        artifact: Path,
-        target: Target,
-        threads: int,
-        cores: Sequence[int],
-        batches: Path,
-        timeout: float,
+        self, artifact: Path, target: Target, threads: int, cores: Sequence[int], batches: Path, timeout: float
     ) -> dict[str, Any]:
         """Let the process load a model; see `Worker.open`.
 
@@ -182,18 +174,9 @@ class WorkerProcess:
             batches: File with a first batch.
             timeout: Longest wait for the answer in seconds.
         """
-        return self.request(
-            {
-                "do": "open",
-                "artifact": str(artifact.absolute()),
-                "target": asdict(target),
-                "threads": threads,
-                "cores": list(cores),
-                "batches": str(batches),
-                "code": {reference: str(folder) for reference, folder in allowed_code().items()},
-            },
-            timeout,
-        )
+        code = {reference: str(folder) for reference, folder in allowed_code().items()}
+        message = {"do": "open", "artifact": str(artifact.absolute()), "target": asdict(target), "threads": threads}
+        return self.request({**message, "cores": list(cores), "batches": str(batches), "code": code}, timeout)
 
     def load(self, batches: Path, timeout: float) -> str | None:
         """Let the process read all batches, and return why energy can't be measured there, or None if it can."""

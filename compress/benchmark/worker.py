@@ -75,7 +75,6 @@ def preemptions() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-_ROOT = Path("/")
 _ZONES = "sys/class/powercap"
 
 
@@ -102,7 +101,7 @@ class EnergyMeter:
         return total / 1000
 
 
-def find_meter(root: Path = _ROOT) -> EnergyMeter | str:
+def find_meter(root: Path = Path("/")) -> EnergyMeter | str:
     """Return the meter of this machine, or why there is none."""
     zones = sorted(path for path in (root / _ZONES).glob("*-rapl:*") if path.name.count(":") == 1)
     if not zones:
@@ -141,10 +140,9 @@ class Predictor(Protocol):
 def peak_bytes() -> int:
     """Return the peak resident memory of this process since its start."""
     status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     # On Linux this would count the parent's memory at the fork; macOS gives bytes and starts anew.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
@@ -240,7 +238,7 @@ class Worker:
         In the answer, ``before_bytes`` is the peak memory of the runtime alone, before the model is loaded.
         ``start_up`` has the start-up times that a session in another process reports.
         """
-        _pin(message["cores"])
+        pin(message["cores"])
         target = Target(**message["target"])
         for reference, folder in message.get("code", {}).items():
             allow(reference, Path(folder))
@@ -254,17 +252,15 @@ class Worker:
         start = time.perf_counter_ns()
         self._session = runtime.open(Path(self._artifact), target, message["threads"])
         load_ms = (time.perf_counter_ns() - start) / 1e6
-        reply = {"session_load_ms": load_ms, "before_bytes": runtime_bytes, "start_up": {}}
+        start_up: dict[str, float] = {}
         # A browser or Node process reports its own memory and load time. This process is only its client.
-        external = external_sessions(self._session)
-        if external:
-            reply = {
-                "session_load_ms": sum(session.session_load_ms for session in external),
-                "before_bytes": sum(session.runtime_bytes for session in external),
-                "start_up": combined_start_up(external),
-            }
+        if external := external_sessions(self._session):
+            load_ms = sum(session.session_load_ms for session in external)
+            runtime_bytes = sum(session.runtime_bytes for session in external)
+            start_up = combined_start_up(external)
         if isinstance(self._session, TimesItself):
             self._session.hold(self._batches)
+        reply = {"session_load_ms": load_ms, "before_bytes": runtime_bytes, "start_up": start_up}
         return {**reply, "settings": self._session.settings}
 
     def load(self, message: Reply) -> Reply:
@@ -274,10 +270,7 @@ class Worker:
             self._session.hold(self._batches)
         meter = find_meter()
         self._meter = meter if isinstance(meter, EnergyMeter) else None
-        # A collection in the middle of a timed call would be taken for the model's own time.
-        gc.collect()
-        gc.freeze()
-        gc.disable()
+        stop_garbage_collection()
         return {"energy_unavailable": meter if isinstance(meter, str) else None}
 
     def round(self, message: Reply) -> Reply:
@@ -297,22 +290,22 @@ class Worker:
 
     def serve_requests(self, message: Reply) -> Reply:
         """Answer requests that arrive after the gaps in the message."""
-        return {
-            "latencies_ms": time_requests(self._open_session(), self._batches, message["calls"], message["gaps_ms"])
-        }
+        calls, gaps_ms = message["calls"], message["gaps_ms"]
+        return {"latencies_ms": time_requests(self._open_session(), self._batches, calls, gaps_ms)}
 
     def generate(self, message: Reply) -> Reply:
         """Time one generation, after some untimed steps, because another process has just used the caches."""
-        if isinstance(self._open_session(), TimesItself):
+        session = self._open_session()
+        if isinstance(session, TimesItself):
             raise StageError(
-                f"Text generation isn't timed on {self._open_session().settings['runtime']}.",
+                f"Text generation isn't timed on {session.settings['runtime']}.",
                 expected="a runtime in this process, since keys and values pass at each token",
                 where="benchmark",
                 hint="time it on the target cpu",
             )
         # The decoder keeps buffers for the cache, so it is created once.
         if self._decoder is None:
-            self._decoder = open_decoder(self._open_session(), self._artifact)
+            self._decoder = open_decoder(session, self._artifact)
         if message["untimed"]:
             time_generation(self._decoder, message["ids"][:1], message["untimed"])
         reply = time_generation(self._decoder, message["ids"], message["tokens"])
@@ -320,14 +313,14 @@ class Worker:
 
     def generate_image(self, message: Reply) -> Reply:
         """Time one image by the hook `time_image`."""
+        session, batch = self._open_session(), self._batches[message["call"]]
         options = (message[name] for name in ("steps", "size", "untimed"))
-        time_image = image_generation_hook("time_image")
-        reply: Reply = time_image(self._open_session(), self._batches[message["call"]], *options)
+        reply: Reply = image_generation_hook("time_image")(session, batch, *options)
         return reply
 
     def reference(self, message: Reply) -> Reply:
         """Time the reference kernels."""
-        _pin(message["cores"])
+        pin(message["cores"])
         return self._reference_kernels().time()._asdict()
 
     def time_small_product(self, message: Reply) -> Reply:
@@ -335,7 +328,7 @@ class Worker:
         # Any core may be the slow one, and the model uses all of them.
         times_ms = []
         for cores in [[core] for core in message["cores"]] or [[]]:
-            _pin(cores)
+            pin(cores)
             times_ms.append(self._reference_kernels().small_product_ms())
         return {"product_ms": max(times_ms)}
 
@@ -361,10 +354,17 @@ class Worker:
         return self._session
 
 
-def _pin(cores: Sequence[int]) -> None:
+def pin(cores: Sequence[int]) -> None:
     """Bind this process to cores, if the system can."""
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
+
+
+def stop_garbage_collection() -> None:
+    """Collect garbage now and never again, since a collection in a timed call would count as the model's time."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
 
 
 def main() -> None:

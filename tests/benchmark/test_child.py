@@ -25,11 +25,6 @@ def batches(tmp_path: Path) -> Path:
     return tmp_path / "batches.npz"
 
 
-def scripted(code: str) -> WorkerProcess:
-    """A process that runs ``code`` in place of the worker."""
-    return WorkerProcess("prune", [sys.executable, "-c", code])
-
-
 def gone(child: WorkerProcess) -> bool:
     return not Path(f"/proc/{child.pid}").exists()
 
@@ -48,8 +43,7 @@ def test_a_process_opens_times_and_quits(tmp_path: Path, batches: Path) -> None:
         opened = child.open(model, CPU, threads=1, cores=[0], batches=batches, timeout=60)
         assert opened["settings"]["intra_op_threads"] == 1
         began = time.perf_counter()
-        turn = child.round([0, 1, 1], timeout=60)
-        latencies = turn.latencies_ms
+        latencies = child.round([0, 1, 1], timeout=60).latencies_ms
         elapsed_ms = 1e3 * (time.perf_counter() - began)
         assert len(latencies) == 3
         assert 0 < sum(latencies) < elapsed_ms
@@ -88,38 +82,27 @@ def test_errors_keep_their_kind_on_the_way(tmp_path: Path, batches: Path) -> Non
             child.round([0], timeout=60)
 
 
-def test_a_dying_process_is_named_with_its_last_words() -> None:
-    child = scripted("import sys; input(); sys.exit('the weights melted')")
-    with child, pytest.raises(StageError, match="measures 'prune' ended by itself with exit code 1") as caught:
-        child.request({"do": "memory"}, timeout=60)
-    assert str(caught.value).splitlines()[2] == "the weights melted"
+@pytest.mark.parametrize(
+    ("code", "words", "timeout"),
+    [
+        (
+            "import sys; input(); sys.exit('the weights melted')",
+            r"'prune' ended by itself with exit code 1.*\nIts last words:\nthe weights melted",
+            60,
+        ),
+        ("import os; input(); os.kill(os.getpid(), 9)", r"SIGKILL \(the system may have run out of memory\)", 60),
+        ("raise SystemExit(7)", "exit code 7", 60),
+        ("import time; time.sleep(600)", "no answer to 'memory' within 0 s", 0.1),
+        ("input(); print('loading...')", "loading", 60),
+    ],
+)
+def test_a_process_without_an_answer_is_named_with_the_reason(code: str, words: str, timeout: float) -> None:
+    child = WorkerProcess("prune", [sys.executable, "-c", code])
+    if "input" not in code and "sleep" not in code:
+        child._piped.process.wait()
+    with child, pytest.raises(StageError, match=words):
+        child.request({"do": "memory"}, timeout=timeout)
     assert gone(child)
-
-
-def test_a_killed_process_is_named_with_its_signal() -> None:
-    child = scripted("import os; input(); os.kill(os.getpid(), 9)")
-    with child, pytest.raises(StageError, match=r"SIGKILL \(the system may have run out of memory\)"):
-        child.request({"do": "memory"}, timeout=60)
-    assert gone(child)
-
-
-def test_a_process_that_died_before_it_was_asked_is_named() -> None:
-    child = scripted("raise SystemExit(7)")
-    child._piped.process.wait()
-    with child, pytest.raises(StageError, match="exit code 7"):
-        child.request({"do": "memory"}, timeout=60)
-
-
-def test_a_hanging_process_is_stopped() -> None:
-    child = scripted("import time; time.sleep(600)")
-    with child, pytest.raises(StageError, match="no answer to 'memory' within 0 s"):
-        child.request({"do": "memory"}, timeout=0.1)
-    assert gone(child)
-
-
-def test_nonsense_is_not_taken_for_an_answer() -> None:
-    with scripted("input(); print('loading...')") as child, pytest.raises(StageError, match="loading"):
-        child.request({"do": "memory"}, timeout=60)
 
 
 def test_a_worker_ends_when_its_parent_is_gone() -> None:

@@ -10,7 +10,6 @@ import pytest
 from decoder_graphs import TinyDecoder
 from imported import packages_imported_by
 from onnx_graphs import write_classifier
-from scipy import stats
 
 from compress.benchmark.generation import generation_rows, measure_generation, speedup_rows
 from compress.benchmark.record import TimingRecord
@@ -19,7 +18,6 @@ from compress.benchmark.rounds import GenerationTimes, TimedRounds
 from compress.benchmark.session import BenchmarkResult
 from compress.benchmark.subprocess_client import WorkerProcess
 from compress.benchmark.workloads.text_generation import add_text_round, random_tokens
-from compress.formats.target_profile import Target
 from compress.formats.targets import TARGETS
 from compress.recipe.recipe import Benchmark
 from compress.results.report import Measurement
@@ -37,13 +35,9 @@ def measure(
     artifacts: dict[str, Path],
     settings: Benchmark = QUICK,
     texts: dict[str, list[int]] | None = None,
-    baseline: str = "baseline",
-    target: Target = CPU,
-    precision: float = 1.0,
 ) -> BenchmarkResult:
-    return measure_generation(
-        artifacts, texts or {}, target, settings, baseline, SilentProgress(), 3, timeout_seconds=60, precision=precision
-    )
+    limits = {"timeout_seconds": 60, "precision": 1.0}
+    return measure_generation(artifacts, texts or {}, CPU, settings, "baseline", SilentProgress(), 3, **limits)
 
 
 @pytest.fixture(scope="module")
@@ -166,21 +160,10 @@ def test_raw_samples_give_values_and_intervals(result: BenchmarkResult) -> None:
             ("tokens_per_second", count),
             ("prefill_tokens_per_second", count),
         ):
-            measurement = row(result, "baseline", f"{metric}_context_{context}")
-            assert measurement.raw is not None and measurement.low is not None and measurement.high is not None
-            assert measurement.n == len(measurement.raw) == samples
-            assert measurement.value == np.median(measurement.raw)
-            assert (
-                min(measurement.raw) <= measurement.low <= measurement.value <= measurement.high <= max(measurement.raw)
-            )
-        speedup = row(result, "artifact", f"speedup_time_to_first_token_context_{context}")
-        assert speedup.raw is not None
-        assert 3 <= len(speedup.raw) <= launches
-        logs = np.log(speedup.raw)
-        low, high = stats.t.interval(0.95, len(logs) - 1, logs.mean(), stats.sem(logs))
-        assert (speedup.value, speedup.low, speedup.high) == pytest.approx(
-            (stats.gmean(speedup.raw), np.exp(low), np.exp(high))
-        )
+            one = row(result, "baseline", f"{metric}_context_{context}")
+            assert one.raw is not None and one.low is not None and one.high is not None
+            assert one.n == len(one.raw) == samples and one.value == np.median(one.raw)
+            assert min(one.raw) <= one.low <= one.value <= one.high <= max(one.raw)
 
 
 def test_more_work_takes_longer(result: BenchmarkResult) -> None:
@@ -233,40 +216,19 @@ def test_one_model_is_prompted_with_its_text_and_has_no_ratio(tmp_path: Path, mo
     assert list(result.environment["rounds"]) == ["context_2", "context_3"]
 
 
-def test_a_budget_is_kept(tmp_path: Path) -> None:
-    settings = Benchmark(contexts=(16, 64), tokens=8, threads=1, budget_seconds=3.0)
-    began = time.perf_counter()
-    result = measure({"baseline": HEAVY.write(tmp_path / "m")}, settings, precision=0.0)
-    assert time.perf_counter() - began < 3.5
-    assert result.environment["launches"] >= 2
-    assert any("not within the target of 0.0%" in note for note in result.notes)
-
-
-def test_a_model_whose_process_dies_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_death_of_the_baselines_process_ends_the_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     genuine = WorkerProcess.generate
     answers = iter(range(1_000_000))
 
     def dying(self: WorkerProcess, ids: list[int], tokens: int, timeout: float, untimed: int = 0) -> GenerationTimes:
-        if self.label == "artifact" and next(answers) == 8:
+        if self.label == "baseline" and next(answers) == 8:
             os.kill(self.pid, signal.SIGKILL)
         return genuine(self, ids, tokens, timeout, untimed)
 
     monkeypatch.setattr(WorkerProcess, "generate", dying)
     folders = {name: LIGHT.write(tmp_path / name) for name in ("baseline", "artifact")}
-    settings = Benchmark(contexts=(8,), tokens=2, threads=1, seconds=0.01, launches=2)
-    result = measure(folders, settings)
-    assert {r.model for r in result.measurements} == {"baseline", "machine"}
-    # The other model may have died before this one was started in that launch.
-    assert row(result, "baseline", "startup_ms").n in (
-        result.environment["launches"] - 1,
-        result.environment["launches"],
-    )
-    assert set(result.environment["runtime_settings"]) == set(result.environment["warm_up_rounds"]) == {"baseline"}
-    (note,) = [note for note in result.notes if note.startswith("artifact was not timed to the end")]
-    assert "was ended by SIGKILL" in note
     with pytest.raises(StageError, match="was ended by SIGKILL"):
-        answers = iter(range(1_000_000))
-        measure(folders, settings, baseline="artifact")
+        measure(folders, Benchmark(contexts=(8,), tokens=2, threads=1, seconds=0.01, launches=2))
 
 
 def test_what_means_nothing_is_refused(tmp_path: Path) -> None:
@@ -276,15 +238,5 @@ def test_what_means_nothing_is_refused(tmp_path: Path) -> None:
         measure({"baseline": folder}, Benchmark(contexts=(256,), tokens=5))
     with pytest.raises(DataError, match="The text has 3 tokens"):
         measure({"baseline": folder}, Benchmark(contexts=(4,)), {"baseline": [1, 2, 3]})
-    with pytest.raises(InputError, match="not among the models"):
-        measure({"artifact": folder})
-    with pytest.raises(StageError, match="'npu' is not to be had"):
-        measure(
-            {"baseline": folder},
-            Benchmark(contexts=(8,)),
-            target=Target("npu", "onnxruntime", "NoSuchProvider", "", "onnx"),
-        )
-    with pytest.raises(ModelError, match="does not exist"):
-        measure({"baseline": tmp_path / "nowhere"})
     with pytest.raises(ModelError, match="logits have the shape"):
         measure({"baseline": write_classifier(tmp_path / "classifier", 8, 1)})

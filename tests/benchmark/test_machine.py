@@ -45,8 +45,7 @@ def test_rates_are_work_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_thread_does_its_part() -> None:
     parts = [(np.zeros(8, np.float32), np.full(8, i + 1, np.float32)) for i in range(3)]
-    seconds = machine._together(lambda pair: np.copyto(*pair), parts, repeats=2)
-    assert seconds > 0
+    assert machine._together(lambda pair: np.copyto(*pair), parts, repeats=2) > 0
     assert [float(target.sum()) for target, _ in parts] == [8, 16, 24]
 
 
@@ -95,45 +94,31 @@ def zone(root: Path, name: str, energy_uj: int, range_uj: int = 1_000_000) -> Pa
     return folder
 
 
-def test_packages_are_summed_and_their_parts_are_not(tmp_path: Path) -> None:
-    zone(tmp_path, "intel-rapl:0", 5_000)
-    zone(tmp_path, "intel-rapl:1", 100)
-    zone(tmp_path, "intel-rapl:0:0", 77)
+@pytest.mark.parametrize(
+    ("before", "after", "millijoules"),
+    [
+        # Packages are summed, and their parts are not.
+        ({"0": 5_000, "1": 100, "0:0": 77}, {"0": 8_000, "1": 600, "0:0": 999}, 3.5),
+        # A counter that starts again has gone on.
+        ({"0": 999_000}, {"0": 2_000}, 3.0),
+    ],
+)
+def test_energy_is_what_the_packages_counted(
+    tmp_path: Path, before: dict[str, int], after: dict[str, int], millijoules: float
+) -> None:
+    folders = [zone(tmp_path, f"intel-rapl:{name}", energy) for name, energy in before.items()]
     meter = find_meter(tmp_path)
     assert isinstance(meter, EnergyMeter)
     first_reading = meter.read()
-    zone(tmp_path, "intel-rapl:0", 8_000)
-    zone(tmp_path, "intel-rapl:1", 600)
-    zone(tmp_path, "intel-rapl:0:0", 999)
-    assert meter.between_mj(first_reading, meter.read()) == 3.5
-
-
-def test_a_counter_that_starts_again_has_gone_on(tmp_path: Path) -> None:
-    zone(tmp_path, "intel-rapl:0", 999_000)
-    meter = find_meter(tmp_path)
-    assert isinstance(meter, EnergyMeter)
-    first_reading = meter.read()
-    zone(tmp_path, "intel-rapl:0", 2_000)
-    assert meter.between_mj(first_reading, meter.read()) == 3.0
+    for name, energy in after.items():
+        zone(tmp_path, f"intel-rapl:{name}", energy)
+    assert meter.between_mj(first_reading, meter.read()) == millijoules
+    (folders[0] / "energy_uj").unlink()
+    with pytest.raises(StageError, match="no longer be read"):
+        meter.read()
 
 
 def test_without_counters_it_says_so(tmp_path: Path) -> None:
-    reason = find_meter(tmp_path)
-    assert isinstance(reason, str)
-    assert "no RAPL counter" in reason
-
-
-def test_a_counter_that_cannot_be_read_is_a_reason(tmp_path: Path) -> None:
+    assert "no RAPL counter" in str(find_meter(tmp_path))
     (zone(tmp_path, "intel-rapl:0", 1) / "energy_uj").unlink()
-    reason = find_meter(tmp_path)
-    assert isinstance(reason, str)
-    assert "cannot be read" in reason
-
-
-def test_a_counter_that_goes_away_is_an_error(tmp_path: Path) -> None:
-    folder = zone(tmp_path, "intel-rapl:0", 1)
-    meter = find_meter(tmp_path)
-    assert isinstance(meter, EnergyMeter)
-    (folder / "energy_uj").unlink()
-    with pytest.raises(StageError, match="no longer be read"):
-        meter.read()
+    assert "cannot be read" in str(find_meter(tmp_path))

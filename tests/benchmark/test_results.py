@@ -55,19 +55,16 @@ def test_latency_is_the_median_of_all_calls(rounds: TimedRounds) -> None:
 
 
 def test_buckets_know_which_example_each_call_was(rounds: TimedRounds) -> None:
-    lengths = np.array([2, 2, 2, 7, 7, 8])
-    rows = {row.metric: row for row in WRITER.single(rounds, "final", lengths)[3:]}
+    rows = {row.metric: row for row in WRITER.single(rounds, "final", np.array([2, 2, 2, 7, 7, 8]))[3:]}
     assert list(rows) == ["latency_ms_length_2_2", "latency_ms_length_7_7", "latency_ms_length_8_8"]
     assert rows["latency_ms_length_7_7"].raw == (2, 3, 4, 5, 6, 7, 8, 9)
     assert rows["latency_ms_length_8_8"].raw == (7, 9, 11, 13)
     assert rows["latency_ms_length_8_8"].value == 10
     assert rows["latency_ms_length_8_8"].low == 7
 
-
-def test_a_bucket_of_which_no_example_had_its_turn_has_no_row(rounds: TimedRounds) -> None:
-    lengths = np.array([2, 2, 2, 7, 7, 7, 9, 9])
-    rows = [row.metric for row in WRITER.single(rounds, "final", lengths)[3:]]
-    assert rows == ["latency_ms_length_2_2", "latency_ms_length_7_7"]
+    # A bucket of which no example had its turn has no row.
+    metrics = [row.metric for row in WRITER.single(rounds, "final", np.array([2, 2, 2, 7, 7, 7, 9, 9]))[3:]]
+    assert metrics == ["latency_ms_length_2_2", "latency_ms_length_7_7"]
 
 
 def test_throughput_counts_the_examples_of_a_round(rounds: TimedRounds) -> None:
@@ -82,13 +79,8 @@ def test_throughput_counts_the_examples_of_a_round(rounds: TimedRounds) -> None:
 def test_speedup_pairs_the_calls(rounds: TimedRounds) -> None:
     speedup = WRITER.speedup("speedup", rounds, "final", "baseline")
     assert (speedup.value, speedup.low, speedup.high, speedup.n) == pytest.approx((3.0, 3.0, 3.0, 4))
-    baseline_speedup = WRITER.speedup("speedup", rounds, "baseline", "baseline")
-    assert (baseline_speedup.value, baseline_speedup.low, baseline_speedup.raw, baseline_speedup.n) == (
-        1.0,
-        None,
-        None,
-        4,
-    )
+    baseline = WRITER.speedup("speedup", rounds, "baseline", "baseline")
+    assert (baseline.value, baseline.low, baseline.raw, baseline.n) == (1.0, None, None, 4)
 
 
 def test_two_launches_are_too_few_for_an_interval_of_a_quantile() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -68,27 +69,19 @@ def test_sampling_ends_when_its_time_is_over(clock: Clock) -> None:
     assert len(rounds.calls) == 100
 
 
-def test_a_launch_of_a_slow_model_has_one_round(clock: Clock) -> None:
-    rounds = TimedRounds()
-    for launch in range(3):
-        list(interleave({"slow": clock.model(lambda _: 60_000.0)}, itertools.repeat([0]), launch, 1.0, rounds, still))
-    assert rounds.launches == [0, 1, 2]
-
-
-def test_the_order_turns_round_across_launches(clock: Clock) -> None:
+def test_a_launch_has_one_round_at_least_and_the_order_turns_round_across_launches(clock: Clock) -> None:
     requested = []
 
-    def spy(name: str) -> subject.Run:
-        def run(calls: Sequence[int]) -> RoundTimes:
-            requested.append(name)
-            return RoundTimes([1.0] * len(calls))
-
-        return run
+    def run(name: str, calls: Sequence[int]) -> RoundTimes:
+        requested.append(name)
+        return RoundTimes([60_000.0] * len(calls))
 
     rounds = TimedRounds()
     for launch in range(4):
-        list(interleave({name: spy(name) for name in "abc"}, itertools.repeat([0]), launch, 0.0, rounds, still))
-    assert "".join(requested) == "abccba" * 2
+        list(
+            interleave({name: partial(run, name) for name in "abc"}, itertools.repeat([0]), launch, 0.0, rounds, still)
+        )
+    assert "".join(requested) == "abccba" * 2 and rounds.launches == [0, 1, 2, 3]
 
 
 def calm(*latencies_ms: float) -> RoundTimes:
@@ -222,12 +215,10 @@ def test_warm_up_goes_on_for_its_least_seconds_though_a_plateau_comes_before(clo
     assert warm_up(clock.model(lambda i: 10.0), [], [0], seconds=0.5, least_seconds=1.2).rounds < 55
 
 
-def test_warm_up_gives_up_on_a_restless_model(clock: Clock) -> None:
+def test_warm_up_gives_up_on_a_restless_model_and_keeps_its_budget(clock: Clock) -> None:
     warm = warm_up(clock.model(lambda i: 1.0 + i % 2), [], [0], seconds=1e9)
     assert (warm.rounds, warm.steady) == (21, False)
-
-
-def test_warm_up_keeps_its_budget(clock: Clock) -> None:
+    clock.seconds = 0.0
     warm = warm_up(clock.model(lambda i: 1000.0 * (1 + i % 2)), range(100), [0], seconds=3.0)
     assert not warm.steady
     # Eight shapes are run at once, and what was begun is ended.
@@ -239,11 +230,8 @@ def test_examples_are_drawn_once_each_in_order_of_length() -> None:
     sampled = sample_by_length(lengths, 100, seed=1)
     assert len(set(sampled)) == 100
     assert list(lengths[sampled]) == sorted(lengths[sampled])
-    assert sampled == sample_by_length(lengths, 100, seed=1)
-    assert sampled != sample_by_length(lengths, 100, seed=2)
-
-
-def test_fewer_examples_than_wanted_are_all_taken() -> None:
+    assert sampled == sample_by_length(lengths, 100, seed=1) != sample_by_length(lengths, 100, seed=2)
+    # Fewer examples than wanted are all taken.
     assert sample_by_length(np.array([5, 3, 4]), 10, seed=0) == [1, 2, 0]
 
 
@@ -260,10 +248,6 @@ def test_rounds_are_full_and_in_random_order() -> None:
     assert abs(np.corrcoef([i for (i,) in rounds], np.arange(50))[0, 1]) < 0.5
 
 
-def test_one_example_stands_for_each_length() -> None:
-    assert one_of_each_length(np.array([4, 4, 7, 9, 9, 9])) == [0, 2, 3]
-
-
 def test_arrivals_are_a_poisson_process() -> None:
     gaps = np.array(request_gaps_ms(20_000, per_second=250.0, seed=0))
     # Exponential with mean 4 ms: mean and standard deviation are equal, and it has no memory.
@@ -271,21 +255,19 @@ def test_arrivals_are_a_poisson_process() -> None:
     assert np.corrcoef(gaps[1:], gaps[:-1])[0, 1] == pytest.approx(0, abs=0.02)
 
 
-def test_batches_are_full_and_of_neighbours() -> None:
-    assert batches_by_length(10, 4) == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert batches_by_length(3, 4) == [[0, 1, 2, 0]]
-
-
-def test_evenly_spaced_spans_the_list() -> None:
-    assert evenly_spaced(list(range(8)), 2) == [2, 6]
-    assert evenly_spaced(list(range(8)), 1) == [4]
-    assert evenly_spaced([3, 4], 5) == [3, 4]
-
-
-def test_buckets_are_the_quarters() -> None:
-    assert length_buckets(np.arange(1, 101)) == [(1, 25), (26, 50), (51, 75), (76, 100)]
-
-
-def test_tied_lengths_make_fewer_buckets() -> None:
-    assert length_buckets(np.array([7] * 9)) == [(7, 7)]
-    assert length_buckets(np.array([3, 3, 3, 3, 3, 3, 8, 9])) == [(3, 3), (8, 9)]
+@pytest.mark.parametrize(
+    ("actual", "expected"),
+    [
+        (one_of_each_length(np.array([4, 4, 7, 9, 9, 9])), [0, 2, 3]),
+        (batches_by_length(10, 4), [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        (batches_by_length(3, 4), [[0, 1, 2, 0]]),
+        (evenly_spaced(list(range(8)), 2), [2, 6]),
+        (evenly_spaced(list(range(8)), 1), [4]),
+        (evenly_spaced([3, 4], 5), [3, 4]),
+        (length_buckets(np.arange(1, 101)), [(1, 25), (26, 50), (51, 75), (76, 100)]),
+        (length_buckets(np.array([7] * 9)), [(7, 7)]),
+        (length_buckets(np.array([3, 3, 3, 3, 3, 3, 8, 9])), [(3, 3), (8, 9)]),
+    ],
+)
+def test_groups_of_examples_by_hand(actual: object, expected: object) -> None:
+    assert actual == expected

@@ -24,20 +24,16 @@ from compress.utils.errors import DataError, InputError, ModelError, StageError
 from compress.utils.progress import SilentProgress
 
 pytestmark = pytest.mark.alone
+CPU = TARGETS["cpu"]
 QUICK = Benchmark(threads=1, batch_size=8, seconds=0.2, examples=40)
 
 
-def bench(artifacts: dict[str, Path], baseline: str = "baseline", target: Target = TARGETS["cpu"]) -> BenchmarkResult:
-    return measure_side_by_side(
-        artifacts,
-        dict.fromkeys(artifacts, make_examples(60)),
-        target,
-        QUICK,
-        baseline,
-        SilentProgress(),
-        seed=1,
-        timeout_seconds=60,
-    )
+def bench(
+    artifacts: dict[str, Path], target: Target = CPU, count: int = 60, precision: float = 0.01, **changes: Any
+) -> BenchmarkResult:
+    examples, settings = dict.fromkeys(artifacts, make_examples(count)), QUICK.model_copy(update=changes)
+    limits = {"seed": 1, "timeout_seconds": 60, "precision": precision}
+    return measure_side_by_side(artifacts, examples, target, settings, "baseline", SilentProgress(), **limits)
 
 
 @pytest.fixture(scope="module")
@@ -87,39 +83,14 @@ def test_every_model_has_every_metric(result: BenchmarkResult) -> None:
     assert {r.target for r in result.measurements} == {"cpu"}
 
 
-def test_raw_samples_give_the_reported_medians_and_tails(result: BenchmarkResult) -> None:
-    for model in ("baseline", "final"):
-        for metric in (
-            *("latency_ms", "latency_ms_batch_8", "throughput", "cpu_ms"),
-            *("startup_ms", "session_load_ms", "peak_memory_bytes"),
-        ):
-            measurement = row(result, model, metric)
-            assert measurement.raw is not None
-            assert measurement.value == np.median(measurement.raw)
-            assert measurement.n == len(measurement.raw)
-            assert measurement.low is not None
-            assert measurement.high is not None
-            assert (
-                min(measurement.raw) <= measurement.low <= measurement.value <= measurement.high <= max(measurement.raw)
-            )
-        raw = row(result, model, "latency_ms").raw
-        assert raw is not None
-        assert row(result, model, "latency_p90_ms").value == pytest.approx(np.quantile(raw, 0.9))
-        assert row(result, model, "latency_p99_ms").value == pytest.approx(np.quantile(raw, 0.99))
-
-
 def test_speedup_is_the_geometric_mean_over_launches(result: BenchmarkResult) -> None:
     for metric in ("speedup", "speedup_batch_8"):
         measurement = row(result, "final", metric)
-        assert measurement.raw is not None
-        assert measurement.low is not None
-        assert measurement.high is not None
         # Launches of which no round counts, the machine being slowed, bring no ratio.
-        assert 3 <= len(measurement.raw) <= result.environment["launches"]
+        assert measurement.raw is not None and 3 <= len(measurement.raw) <= result.environment["launches"]
         assert measurement.value == pytest.approx(stats.gmean(measurement.raw))
-        low, high = stats.t.interval(
-            0.95, len(measurement.raw) - 1, np.log(measurement.raw).mean(), stats.sem(np.log(measurement.raw))
-        )
+        logs = np.log(measurement.raw)
+        low, high = stats.t.interval(0.95, len(logs) - 1, logs.mean(), stats.sem(logs))
         assert (measurement.low, measurement.high) == pytest.approx((np.exp(low), np.exp(high)))
 
 
@@ -135,15 +106,6 @@ def test_processor_time_of_one_thread_is_about_the_latency(result: BenchmarkResu
     assert row(result, "baseline", "cpu_ms").value == pytest.approx(
         row(result, "baseline", "latency_ms").value, rel=0.5
     )
-
-
-def test_length_buckets_share_out_the_same_calls(result: BenchmarkResult) -> None:
-    buckets = [r for r in result.measurements if r.model == "baseline" and "_length_" in r.metric]
-    assert len(buckets) == 4
-    pooled = sorted(sample for r in buckets for sample in r.raw or ())
-    assert pooled == sorted(row(result, "baseline", "latency_ms").raw or ())
-    bounds = [tuple(map(int, r.metric.rsplit("_", 2)[1:])) for r in buckets]
-    assert [edge for bound in bounds for edge in bound] == sorted({edge for bound in bounds for edge in bound})
 
 
 def test_much_less_work_is_faster(result: BenchmarkResult) -> None:
@@ -184,8 +146,7 @@ def test_memory_holds_the_model(result: BenchmarkResult) -> None:
     """100 MB of embedding must be found in the process that opened it, and not in its neighbour."""
     large, small = (row(result, name, "peak_memory_bytes").value for name in ("baseline", "onnx_int8"))
     assert large - small >= 100_000_000
-    model_bytes = small - row(result, "onnx_int8", "runtime_memory_bytes").value
-    assert 0 < model_bytes < 50_000_000
+    assert 0 < small - row(result, "onnx_int8", "runtime_memory_bytes").value < 50_000_000
 
 
 def test_models_take_turns_in_alternating_order(
@@ -202,43 +163,21 @@ def test_models_take_turns_in_alternating_order(
 
 def test_a_budget_is_kept_and_all_of_it_is_sampling(tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "m", width=64, layers=2)
-    settings = QUICK.model_copy(update={"budget_seconds": 3.0})
     began = time.perf_counter()
-    measured = measure_side_by_side(
-        {"baseline": folder},
-        {"baseline": make_examples(60)},
-        TARGETS["cpu"],
-        settings,
-        "baseline",
-        SilentProgress(),
-        seed=1,
-        precision=0.0,
-    )
+    measured = bench({"baseline": folder}, precision=0.0, budget_seconds=3.0)
     # Twice the budget: a machine that other work holds up stops later, one that ignores its budget never does.
     assert time.perf_counter() - began < 6
     assert measured.environment["launches"] >= 2
+    assert any("not within the target of 0.0%" in note for note in measured.notes)
 
 
 def test_requests_that_arrive_faster_than_answers_wait(tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "m", width=384, layers=12)
-    rows = {}
-    notes = {}
-    for rate in (20.0, 5_000.0):
-        settings = QUICK.model_copy(update={"rate": rate, "launches": 2})
-        measured = measure_side_by_side(
-            {"baseline": folder},
-            {"baseline": make_examples(60)},
-            TARGETS["cpu"],
-            settings,
-            "baseline",
-            SilentProgress(),
-            seed=1,
-            precision=1.0,
-        )
-        rows[rate] = row(measured, "baseline", f"latency_ms_rate_{rate:g}")
-        notes[rate] = [note for note in measured.notes if "more than it can answer" in note]
-    assert rows[5_000.0].value > 5 * rows[20.0].value
-    assert (len(notes[20.0]), len(notes[5_000.0])) == (0, 1)
+    slow, fast = (bench({"baseline": folder}, precision=1.0, rate=rate, launches=2) for rate in (20.0, 5_000.0))
+    latencies = [row(slow, "baseline", "latency_ms_rate_20"), row(fast, "baseline", "latency_ms_rate_5000")]
+    assert latencies[1].value > 5 * latencies[0].value
+    overloaded = [[note for note in one.notes if "more than it can answer" in note] for one in (slow, fast)]
+    assert list(map(len, overloaded)) == [0, 1]
 
 
 def test_a_model_whose_process_dies_is_left_out_and_the_others_go_on(
@@ -258,6 +197,7 @@ def test_a_model_whose_process_dies_is_left_out_and_the_others_go_on(
     }
     result = bench(artifacts)
     assert {r.model for r in result.measurements} == {"baseline", "machine"}
+    assert set(result.environment["runtime_settings"]) == set(result.environment["warm_up_rounds"]) == {"baseline"}
     # In the launch that ended early, the baseline may not have been started yet.
     assert result.environment["launches"] - row(result, "baseline", "startup_ms").n in (0, 1)
     assert result.environment["launches"] >= 6
@@ -303,14 +243,6 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="'npu' is not to be had"):
         bench({"baseline": folder}, target=Target("npu", "onnxruntime", "NoSuchProvider", "", "onnx"))
     with pytest.raises(DataError, match="no example"):
-        measure_side_by_side(
-            {"baseline": folder},
-            {"baseline": make_examples(0)},
-            TARGETS["cpu"],
-            QUICK,
-            "baseline",
-            SilentProgress(),
-            seed=0,
-        )
+        bench({"baseline": folder}, count=0)
     with pytest.raises(ModelError, match="does not exist"):
         bench({"baseline": tmp_path / "nowhere"})

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from compress.benchmark.record import TimingConditions, TimingRecord
-from compress.benchmark.restarts import (
-    UNTIMED_CALLS,
-    ReferenceTimer,
-    naming_lost_model,
-    record_peak_memory,
-    repeat_rounds,
-)
-from compress.benchmark.rounds import GenerationTimes, RoundTimes, WarmUp, round_order, run_round, warm_up
+from compress.benchmark.restarts import UNTIMED_CALLS, GenerationTimer, naming_lost_model
+from compress.benchmark.rounds import GenerationTimes, RoundTimes, WarmUp, warm_up
 from compress.benchmark.subprocess_client import WorkerProcess
 from compress.formats.target_profile import Target
 
@@ -57,9 +50,9 @@ class TextGenerationPlan:
         """See `WorkloadPlan`."""
         return self.other_targets.get(model, usual)
 
-    def timer(self, conditions: TimingConditions, record: TimingRecord) -> _TextTiming:
+    def timer(self, conditions: TimingConditions, record: TimingRecord) -> _TextTimer:
         """See `WorkloadPlan`."""
-        return _TextTiming(self, conditions, record)
+        return _TextTimer(self, conditions, record)
 
     def prompt(self, model: str, context: int, vocabulary: int, seed: int) -> list[int]:
         """Return the first ``context`` ids of the model's text, or random ids without one.
@@ -97,16 +90,9 @@ def add_text_round(
         texts: Times of each model's text.
         product_ms: Longest time of the reference product during the round.
     """
-    for name, times in (
-        (
-            prompt_timing(context),
-            {model: RoundTimes([text.first_ms], text.disturbed[:1]) for model, text in texts.items()},
-        ),
-        (
-            token_timing(context),
-            {model: RoundTimes(text.steps_ms, text.disturbed[1:]) for model, text in texts.items()},
-        ),
-    ):
+    prompts = {model: RoundTimes([text.first_ms], text.disturbed[:1]) for model, text in texts.items()}
+    steps = {model: RoundTimes(text.steps_ms, text.disturbed[1:]) for model, text in texts.items()}
+    for name, times in ((prompt_timing(context), prompts), (token_timing(context), steps)):
         record.timings[name].add(range(len(next(iter(times.values())).latencies_ms)), launch, times, product_ms)
 
 
@@ -117,57 +103,37 @@ def random_tokens(count: int, vocabulary: int, seed: int) -> list[int]:
     return [int(token) for token in ids]
 
 
-class _TextTiming:
-    """`WorkloadTimer` of texts."""
+class _TextTimer(GenerationTimer[int, GenerationTimes]):
+    """`WorkloadTimer` of texts, whose settings are the lengths of context."""
 
     def __init__(self, plan: TextGenerationPlan, conditions: TimingConditions, record: TimingRecord) -> None:
-        self._plan, self._conditions, self._record = plan, conditions, record
+        super().__init__(plan.contexts, conditions, record)
+        self._plan = plan
 
     def time_first_answer(self, child: WorkerProcess, opened: dict[str, Any]) -> None:
         """See `WorkloadTimer`: a prompt of one token."""
-        first = child.generate([0], 0, self._conditions.timeout_seconds)
-        self._record.cached[child.label], self._record.vocabulary[child.label] = first.cached, first.vocabulary
+        first = child.generate([0], 0, self.conditions.timeout_seconds)
+        self.record.cached[child.label], self.record.vocabulary[child.label] = first.cached, first.vocabulary
 
     def warm_up(self, child: WorkerProcess, seconds: float) -> WarmUp:
         """See `WorkloadTimer`: every length once, then the shortest until its times are steady."""
         tokens = min(_WARM_UP_TOKENS, self._plan.tokens)
 
         def run(calls: Sequence[int]) -> RoundTimes:
-            generated = [self._generate(child, self._plan.contexts[call], tokens) for call in calls]
+            generated = [self._generate(child, self.settings[call], tokens) for call in calls]
             return RoundTimes([text.first_ms + sum(text.steps_ms) for text in generated])
 
-        return warm_up(run, range(1, len(self._plan.contexts)), [0], seconds)
+        return warm_up(run, range(1, len(self.settings)), [0], seconds)
 
-    def sample(
-        self,
-        children: Mapping[str, WorkerProcess],
-        number: int,
-        left: Callable[[int], float],
-        reference: ReferenceTimer,
-    ) -> None:
-        """Time rounds of all contexts until the launch's share of the time is over; see `WorkloadTimer`.
+    def generate(self, child: WorkerProcess, setting: int, number: int) -> GenerationTimes:
+        """See `GenerationTimer`."""
+        return self._generate(child, setting, self._plan.tokens)
 
-        Args:
-            children: Processes by model.
-            number: Number of the launch.
-            left: Returns the seconds that are left for a number of contexts.
-            reference: Timer of the reference work.
-        """
-        run = partial(self._round, children, number, reference)
-        repeat_rounds(run, partial(left, len(self._plan.contexts)), self._conditions.deadline)
-        record_peak_memory(children, self._record.single_bytes)
-
-    def _round(self, children: Mapping[str, WorkerProcess], number: int, reference: ReferenceTimer, count: int) -> None:
-        # Each order comes equally often.
-        order = round_order(list(children), number + count)
-        for context in self._plan.contexts:
-            runs = {name: partial(self._generate, children[name], context, self._plan.tokens) for name in order}
-            texts, product_ms = run_round(runs, reference.time_small_product)
-            add_text_round(self._record, context, number, texts, product_ms)
-            reference.measure_periodically()
+    def add_round(self, setting: int, launch: int, generated: Mapping[str, GenerationTimes], product_ms: float) -> None:
+        """See `GenerationTimer`."""
+        add_text_round(self.record, setting, launch, generated, product_ms)
 
     def _generate(self, child: WorkerProcess, context: int, tokens: int) -> GenerationTimes:
-        vocabulary = self._record.vocabulary[child.label]
-        ids = self._plan.prompt(child.label, context, vocabulary, self._conditions.seed)
+        ids = self._plan.prompt(child.label, context, self.record.vocabulary[child.label], self.conditions.seed)
         with naming_lost_model(child.label):
-            return child.generate(ids, tokens, self._conditions.timeout_seconds, UNTIMED_CALLS)
+            return child.generate(ids, tokens, self.conditions.timeout_seconds, UNTIMED_CALLS)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,21 +16,20 @@ from compress.benchmark.restarts import (
     LOCAL_HOST,
     UNTIMED_CALLS,
     BenchmarkHost,
-    ReferenceTimer,
+    GenerationTimer,
     Workload,
     naming_lost_model,
-    record_peak_memory,
-    repeat_rounds,
 )
 from compress.benchmark.results import MeasurementWriter
-from compress.benchmark.rounds import ImageTimes, RoundTimes, WarmUp, evenly_spaced, round_order, run_round, warm_up
+from compress.benchmark.rounds import ImageTimes, RoundTimes, WarmUp, evenly_spaced, warm_up
 from compress.benchmark.session import (
     PRECISION,
     BenchmarkResult,
+    SamplingLimits,
     build_result,
     check_host,
     find_equal_artifacts,
-    seconds_left,
+    time_workload,
 )
 from compress.benchmark.subprocess_client import WorkerProcess
 from compress.benchmark.worker import write_batches
@@ -99,9 +97,9 @@ class ImageGenerationPlan:
         """See `WorkloadPlan`."""
         return usual
 
-    def timer(self, conditions: TimingConditions, record: TimingRecord) -> _PictureTiming:
+    def timer(self, conditions: TimingConditions, record: TimingRecord) -> _PictureTimer:
         """See `WorkloadPlan`."""
-        return _PictureTiming(self, conditions, record)
+        return _PictureTimer(self, conditions, record)
 
 
 def _words(setting: ImageSetting) -> str:
@@ -141,59 +139,37 @@ def _turn(kind: str, image: ImageTimes, count: int) -> RoundTimes:
     return RoundTimes([times[kind]], [marks.get(kind, any(image.disturbed))])
 
 
-class _PictureTiming:
+class _PictureTimer(GenerationTimer[ImageSetting, ImageTimes]):
     """`WorkloadTimer` of images."""
 
     def __init__(self, plan: ImageGenerationPlan, conditions: TimingConditions, record: TimingRecord) -> None:
-        self._plan, self._conditions, self._record = plan, conditions, record
+        super().__init__(plan.settings, conditions, record)
+        self._prompts = plan.prompts
 
     def time_first_answer(self, child: WorkerProcess, opened: dict[str, Any]) -> None:
         """See `WorkloadTimer`: an image with the model's own steps."""
-        first = child.generate_image(0, None, None, self._conditions.timeout_seconds)
+        first = child.generate_image(0, None, None, self.conditions.timeout_seconds)
         opened["start_up"]["first_picture_ms"] = first.image_ms
 
     def warm_up(self, child: WorkerProcess, seconds: float) -> WarmUp:
         """See `WorkloadTimer`: every size once, then the model's own size until its times are steady."""
-        settings = self._plan.settings
 
         def run(calls: Sequence[int]) -> RoundTimes:
-            return RoundTimes([self._draw(child, settings[call], 0).image_ms for call in calls])
+            return RoundTimes([self.generate(child, self.settings[call], 0).image_ms for call in calls])
 
-        return warm_up(run, range(1, len(settings)), [0], seconds)
+        return warm_up(run, range(1, len(self.settings)), [0], seconds)
 
-    def sample(
-        self,
-        children: Mapping[str, WorkerProcess],
-        number: int,
-        left: Callable[[int], float],
-        reference: ReferenceTimer,
-    ) -> None:
-        """Time rounds of all settings until the launch's share of the time is over; see `WorkloadTimer`.
-
-        Args:
-            children: Processes by model.
-            number: Number of the launch.
-            left: Returns the seconds that are left for a number of settings.
-            reference: Timer of the reference work.
-        """
-        run = partial(self._round, children, number, reference)
-        repeat_rounds(run, partial(left, len(self._plan.settings)), self._conditions.deadline)
-        record_peak_memory(children, self._record.single_bytes)
-
-    def _round(self, children: Mapping[str, WorkerProcess], number: int, reference: ReferenceTimer, count: int) -> None:
-        # Each order comes equally often.
-        order = round_order(list(children), number + count)
-        for setting in self._plan.settings:
-            runs = {name: partial(self._draw, children[name], setting, number + count) for name in order}
-            images, product_ms = run_round(runs, reference.time_small_product)
-            add_image_round(self._record, setting, number, images, product_ms)
-            reference.measure_periodically()
-
-    def _draw(self, child: WorkerProcess, setting: ImageSetting, count: int) -> ImageTimes:
+    def generate(self, child: WorkerProcess, setting: ImageSetting, number: int) -> ImageTimes:
+        """See `GenerationTimer`; prompts are used one after another."""
+        prompt, timeout = number % self._prompts, self.conditions.timeout_seconds
         with naming_lost_model(child.label):
-            return child.generate_image(
-                count % self._plan.prompts, *setting, self._conditions.timeout_seconds, UNTIMED_CALLS
-            )
+            return child.generate_image(prompt, *setting, timeout, UNTIMED_CALLS)
+
+    def add_round(
+        self, setting: ImageSetting, launch: int, generated: Mapping[str, ImageTimes], product_ms: float
+    ) -> None:
+        """See `GenerationTimer`."""
+        add_image_round(self.record, setting, launch, generated, product_ms)
 
 
 _PROMPTS = 8
@@ -258,20 +234,9 @@ def measure_image_generation(
         for number, name in enumerate(names):
             files[name] = Path(scratch) / f"{number}.npz"
             write_batches(files[name], [examples[name].batch([row]) for row in chosen])
-        conditions = TimingConditions(
-            target=host.target(target),
-            baseline=timed_as[baseline],
-            threads=settings.threads,
-            launches=settings.launches,
-            seconds=settings.seconds,
-            precision=precision,
-            confidence=confidence,
-            seed=seed,
-            timeout_seconds=timeout_seconds,
-            seconds_left=seconds_left(settings.budget_seconds, began),
-        )
         workload = Workload({name: artifacts[name] for name in names}, files, files, plan)
-        timed = host.time(workload, conditions, progress)
+        limits = SamplingLimits(seed, timeout_seconds, precision, confidence)
+        timed, conditions = time_workload(workload, host, target, settings, timed_as[baseline], limits, began, progress)
     record, rows = timed.record.undisturbed(), []
     for label, name in timed_as.items():
         if name not in record.lost_models:

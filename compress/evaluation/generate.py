@@ -124,8 +124,7 @@ def token_probabilities(
 
 def looping_row(written: Sequence[Sequence[int]], model: str, target: str) -> Measurement:
     """Return the share of continuations that end in a loop, with its Wilson interval."""
-    outcomes = [float(loop_length(np.asarray(tokens)) > 0) for tokens in written]
-    return share_row("looping", outcomes, model, target)
+    return share_row("looping", [float(loop_length(np.asarray(tokens)) > 0) for tokens in written], model, target)
 
 
 def repetition_row(written: Sequence[Sequence[int]], model: str, target: str) -> Measurement:

@@ -33,12 +33,7 @@ _DELIMITER = " "
 
 
 def choice_scores(
-    artifact: Path,
-    questions: Sequence[Question],
-    target: Target,
-    threads: int,
-    progress: Progress,
-    description: str,
+    artifact: Path, questions: Sequence[Question], target: Target, threads: int, progress: Progress, description: str
 ) -> list[list[float]]:
     """Return log p(choice | prompt) of every choice in nats.
 

@@ -87,8 +87,9 @@ def check_parity(
     """
     measured = measure_distance(reference, session, examples)
     if not measured.worst <= tolerance:
-        expected = f"at most {tolerance:g} {condition}"
-        raise IntegrityError(f"{what} by {measured.worst:.2e}.", expected=expected, hint=hint)
+        raise IntegrityError(
+            f"{what} by {measured.worst:.2e}.", expected=f"at most {tolerance:g} {condition}", hint=hint
+        )
     return measured
 
 

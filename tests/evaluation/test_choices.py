@@ -28,19 +28,20 @@ from compress.utils.errors import DataError
 from compress.utils.progress import SilentProgress
 
 QUESTIONS = [Question("abc", ("def", "gh"), 0), Question("The end ", ("xyz", "w", "!!"), 2)]
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] }}: {{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+)
 
 
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_decoder(folder: Path, template: str | None = None) -> TinyDecoder:
     """A decoder made by hand with the tiny tokenizer's vocabulary."""
-    folder = TinyDecoder(vocabulary=160).write(tmp_path_factory.mktemp("decoder"))
-    tiny_tokenizer().save_pretrained(folder)
+    decoder = TinyDecoder(vocabulary=160)
+    decoder.write(folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    return folder
-
-
-def scores(artifact: Path, questions: list[Question]) -> list[list[float]]:
-    return choice_scores(artifact, questions, TARGETS["cpu"], 1, SilentProgress(), "")
+    return decoder
 
 
 def by_hand(prompt: str, choice: str) -> float:
@@ -51,12 +52,12 @@ def by_hand(prompt: str, choice: str) -> float:
     return float(sum(chances[len(prompt_ids) + index - 1, token] for index, token in enumerate(choice_ids)))
 
 
-def test_a_choice_is_scored_by_its_tokens_after_the_prompt(artifact: Path) -> None:
-    choice_scores = scores(artifact, QUESTIONS)
+def test_a_choice_is_scored_by_its_tokens_after_the_prompt(tmp_path: Path) -> None:
+    write_decoder(tmp_path)
+    scores = choice_scores(tmp_path, QUESTIONS, TARGETS["cpu"], 1, SilentProgress(), "")
     # A space is put between the two, or moved from the prompt's end to the choice.
-    assert choice_scores[0] == pytest.approx([by_hand("abc", " def"), by_hand("abc", " gh")], rel=1e-4)
-    expected = [by_hand("The end", " xyz"), by_hand("The end", " w"), by_hand("The end", " !!")]
-    assert choice_scores[1] == pytest.approx(expected, rel=1e-4)
+    assert scores[0] == pytest.approx([by_hand("abc", " def"), by_hand("abc", " gh")], rel=1e-4)
+    assert scores[1] == pytest.approx([by_hand("The end", choice) for choice in (" xyz", " w", " !!")], rel=1e-4)
 
 
 def test_the_likeliest_choice_is_the_answer_as_it_is_or_by_its_length() -> None:
@@ -108,20 +109,7 @@ def test_a_file_without_its_columns_or_that_is_not_there(tmp_path: Path) -> None
         find_questions("nowhere.jsonl", tmp_path, SilentProgress())
 
 
-TEMPLATE = (
-    "{% for m in messages %}{{ m.role[0] }}: {{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
-)
 ASKED = [Instruction("say no", {"one_of": ["no"]}), Instruction("be brief", {"words_at_most": 3, "commas": 0})]
-
-
-def write_decoder(folder: Path, template: str | None = TEMPLATE) -> TinyDecoder:
-    decoder = TinyDecoder(vocabulary=160)
-    decoder.write(folder)
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    return decoder
 
 
 def answers(folder: Path) -> list[str]:
@@ -129,7 +117,7 @@ def answers(folder: Path) -> list[str]:
 
 
 def test_each_instruction_is_a_turn_of_a_chat_that_the_model_goes_on_with(tmp_path: Path) -> None:
-    decoder, tokenizer = write_decoder(tmp_path), tiny_tokenizer()
+    decoder, tokenizer = write_decoder(tmp_path, TEMPLATE), tiny_tokenizer()
     expected = []
     for text in ("u: say no;a:", "u: be brief;a:"):
         ids = decoder.continuation(tokenizer(text, add_special_tokens=False)["input_ids"], 7)
@@ -138,7 +126,7 @@ def test_each_instruction_is_a_turn_of_a_chat_that_the_model_goes_on_with(tmp_pa
 
 
 def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
-    write_decoder(tmp_path, template=None)
+    write_decoder(tmp_path)
     with pytest.raises(DataError, match="asked as a chat, and the model's tokenizer has no chat template"):
         answers(tmp_path)
 
@@ -196,8 +184,9 @@ def test_f1_of_a_slice_is_that_of_its_rows() -> None:
 
 def test_a_task_without_ratios_has_the_slices_of_its_outcomes() -> None:
     task = get_task("text-classification")
-    logits = np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]], np.float32)
-    predictions = Predictions({"logits": logits}, np.array([0, 0, 0]))
+    predictions = Predictions(
+        {"logits": np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]], np.float32)}, np.array([0, 0, 0])
+    )
     whole = task.measure(predictions.kept, predictions.labels, "m", "t")
     parts = [Part("some", "", np.array([True, True, False]))]
     assert task_slice_rows(task, predictions, whole, parts) == slice_rows(whole, parts)

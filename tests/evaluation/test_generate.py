@@ -66,8 +66,7 @@ def test_end_tokens(tmp_path: Path, files: dict[str, dict[str, object]], expecte
 
 
 def test_prompts_are_the_beginnings_of_windows_spread_over_the_text() -> None:
-    windows = [{"input_ids": np.arange(start, start + 8)} for start in range(0, 90, 10)]
-    examples = Examples(windows, {"input_ids": 0})
+    examples = Examples([{"input_ids": np.arange(start, start + 8)} for start in range(0, 90, 10)], {"input_ids": 0})
     assert choose_prompts(examples, Evaluation(prompts=3, prompt_tokens=2)) == [[0, 1], [40, 41], [80, 81]]
     assert choose_prompts(examples, Evaluation(prompts=0)) == []
     assert len(choose_prompts(examples, Evaluation(prompts=99))) == 9
@@ -93,8 +92,7 @@ def test_only_who_repeats_more_than_the_baseline_is_named() -> None:
 def test_tokens_that_became_less_likely_are_found_with_what_stood_before() -> None:
     windows = [{"input_ids": np.arange(start, start + 4)} for start in (10, 20)]
     old = -np.log([[0.9, 0.5, 0.2], [0.8, 0.4, 0.5]])
-    new = -np.log([[0.1, 0.5, 0.9], [0.2, 0.3, 0.4]])
-    tokens = find_fallen_tokens(Examples(windows, {}), old, new)
+    tokens = find_fallen_tokens(Examples(windows, {}), old, -np.log([[0.1, 0.5, 0.9], [0.2, 0.3, 0.4]]))
     assert [(token.before, token.token) for token in tokens] == [
         ([10], 11),
         ([20], 21),

@@ -37,11 +37,12 @@ metric_list: [{metric: acc}, {metric: acc_norm}]
 QUESTIONS = [("some", ["words", "meaning"], 0), ("no", ["row", "other", "in"], 2), ("that stand", ["a", "in"], 1)]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("llama")
-    save_tiny_llama(path)
-    return path
+def write_decoder(folder: Path) -> TinyDecoder:
+    decoder = TinyDecoder(vocabulary=160)
+    decoder.write(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    return decoder
 
 
 def asked(*arguments: Any) -> list[Instance]:
@@ -58,17 +59,18 @@ def log_likelihood(folder: Path, context: list[int], ids: list[int]) -> tuple[fl
     return float(scored.sum()), bool((logits.argmax(-1) == torch.tensor(ids)).all())
 
 
-def test_log_likelihoods_are_transformers(folder: Path) -> None:
-    model, tokenizer = CompressLM(str(folder), target="torch", max_length=12), tiny_tokenizer()
+def test_log_likelihoods_are_transformers(tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path)
+    model, tokenizer = CompressLM(str(tmp_path), target="torch", max_length=12), tiny_tokenizer()
     results = model.loglikelihood(asked(("abc", "def"), ("abc ", "d"), ("", "ab")))
     ids = [tokenizer(text)["input_ids"] for text in ("abc", "def", " d", "ab")]
     begin = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
-    expected = [log_likelihood(folder, *pair) for pair in ((ids[0], ids[1]), (ids[0], ids[2]), (begin, ids[3]))]
+    expected = [log_likelihood(tmp_path, *pair) for pair in ((ids[0], ids[1]), (ids[0], ids[2]), (begin, ids[3]))]
     assert results == [(pytest.approx(value, rel=1e-5), likely) for value, likely in expected]
     text = tokenizer("abcdefgh" * 4)["input_ids"]
     # Windows of 12 tokens to be told, each behind the one before it.
-    parts = [log_likelihood(folder, begin, text[:12]), log_likelihood(folder, text[11:12], text[12:24])]
-    parts.append(log_likelihood(folder, text[19:24], text[24:]))
+    windows = ((begin, text[:12]), (text[11:12], text[12:24]), (text[19:24], text[24:]))
+    parts = [log_likelihood(tmp_path, *window) for window in windows]
     assert model.loglikelihood_rolling(asked(("abcdefgh" * 4,))) == [
         pytest.approx(sum(value for value, _ in parts), rel=1e-5)
     ]
@@ -82,10 +84,8 @@ def test_the_harness_asks_an_onnx_file(tmp_path: Path, monkeypatch: pytest.Monke
     from lm_eval.tasks import TaskManager
 
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-    decoder, tokenizer = TinyDecoder(vocabulary=160), tiny_tokenizer()
-    artifact = decoder.write(tmp_path / "artifact")
-    tokenizer.save_pretrained(artifact)
-    (artifact / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    artifact = tmp_path / "artifact"
+    decoder, tokenizer = write_decoder(artifact), tiny_tokenizer()
     rows = [dict(zip(("question", "choices", "answer"), question_row, strict=True)) for question_row in QUESTIONS]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "tasks").mkdir()
@@ -108,11 +108,8 @@ def test_the_harness_asks_an_onnx_file(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_texts_go_on_with_the_likeliest_tokens_up_to_a_stop(tmp_path: Path) -> None:
-    decoder, tokenizer = TinyDecoder(vocabulary=160), tiny_tokenizer()
-    artifact = decoder.write(tmp_path)
-    tokenizer.save_pretrained(artifact)
-    (artifact / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    model, ids = CompressLM(str(artifact)), tokenizer("abc")["input_ids"]
+    decoder, tokenizer = write_decoder(tmp_path), tiny_tokenizer()
+    model, ids = CompressLM(str(tmp_path)), tokenizer("abc")["input_ids"]
     whole = tokenizer.decode(decoder.continuation(ids, 9), skip_special_tokens=True)
     requests = [("abc", {"until": [], "max_gen_toks": 9}), ("abc", {"until": [whole[4]], "max_gen_toks": 9})]
     assert model.generate_until(asked(*requests)) == [whole, whole.split(whole[4])[0]]

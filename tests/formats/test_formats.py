@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import logging
@@ -75,14 +76,8 @@ CASES = {
     "suffix": ("spec(suffix='.pte')", "there is another suffix .pte"),
     "writer": ("spec(written_by='onnx')", "there is another stage onnx"),
     "no_format": ("spec(written_by='distill')", "there is another stage distill"),
-    "target": (
-        "spec(targets=(own(name='desktop'),))",
-        "there is another target desktop",
-    ),
-    "its_target": (
-        "spec(targets=(own(runtime='onnxruntime'),))",
-        "a runtime that it lacks",
-    ),
+    "target": ("spec(targets=(own(name='desktop'),))", "there is another target desktop"),
+    "its_target": ("spec(targets=(own(runtime='onnxruntime'),))", "a runtime that it lacks"),
     "run": ("spec(stage='toy_plugin:NoRun')", "its stage toy_plugin:NoRun lacks run"),
     "stage": ("spec(stage='toy_plugin:Runtime')", "its stage toy_plugin:Runtime is no Stage"),
     "missing": ("spec(stage='toy_plugin:Missing')", "toy_plugin has no Missing"),
@@ -101,14 +96,9 @@ CASES = {
 
 def lines_of(code: str, place: Path, *path: Path) -> list[str]:
     """The lines that a fresh process in ``place`` prints."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        cwd=place,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))},
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=place, env=environment
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -174,12 +164,9 @@ print(list(FORMATS), 'litert' in STAGES, PROFILES['android'].allowed)
 
 @pytest.mark.parametrize("form", ["coreml", "executorch", "litert", "openvino", "ort"])
 def test_nothing_outside_its_folder_imports_a_format(form: str) -> None:
-    format_folder, importing = (
-        ROOT / "compress" / "formats" / form,
-        re.compile(rf"(from|import) compress\.formats\.{form}\b"),
-    )
-    of_bundles = ROOT / "compress" / "plugins" / "apps" / "formats"
-    others = [path for path in (ROOT / "compress").rglob("*.py") if not {format_folder, of_bundles} & {*path.parents}]
+    importing = re.compile(rf"(from|import) compress\.formats\.{form}\b")
+    own = {ROOT / "compress" / "formats" / form, ROOT / "compress" / "plugins" / "apps" / "formats"}
+    others = [path for path in (ROOT / "compress").rglob("*.py") if not own & {*path.parents}]
     assert [str(path) for path in others if importing.search(path.read_text(encoding="utf-8"))] == []
 
 
@@ -286,7 +273,7 @@ def test_so_much_is_kept_back_and_told_and_everything_is_as_before(
     extent: Extent, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     level_before = logging.root.manager.disable
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, contextlib.suppress(ValueError):
         warnings.simplefilter("always")
         with suppress_output(extent) as written:
             logging.getLogger("other").warning("logged")
@@ -296,27 +283,17 @@ def test_so_much_is_kept_back_and_told_and_everything_is_as_before(
             sys.stderr.write("to stderr")
             os.write(2, b"below Python\n")
             output = written()
+            raise ValueError("all is undone after a failure as well")
     assert [log_record.getMessage() for log_record in caplog.records if log_record.name == "other"] == ["an error"]
     printed, errors = capfd.readouterr()
     warnings_kept = extent != "logs"
     assert [str(warning.message) for warning in caught] == ([] if warnings_kept else ["warned"])
-    assert ("to stdout" in printed, "to stderr" in errors, "to stderr" in output) == (
-        not warnings_kept,
-        not warnings_kept,
-        warnings_kept,
-    )
+    assert ("to stdout" in printed, "to stderr" in errors) == (not warnings_kept, not warnings_kept)
+    assert ("to stderr" in output) == warnings_kept
     assert ("below Python" in errors, "below Python" in output) == (extent != "process", extent == "process")
     assert logging.root.manager.disable == level_before
     os.write(2, b"again\n")
     assert capfd.readouterr().err == "again\n"
-
-
-def test_a_failure_leaves_everything_as_before(capfd: pytest.CaptureFixture[str]) -> None:
-    level_before = logging.root.manager.disable
-    with pytest.raises(ValueError, match="broken"), suppress_output("process"):
-        raise ValueError("broken")
-    os.write(2, b"again\n")
-    assert (logging.root.manager.disable, capfd.readouterr().err) == (level_before, "again\n")
 
 
 OF_DRAWING = """
@@ -324,7 +301,7 @@ import sys
 from compress.formats.quiet_output import quiet_libraries
 quiet_libraries()
 from compress.plugins.diffusion import denoiser_pruning, step_distillation, tiny_autoencoder
-from compress.plugins.diffusion.sampling_settings import import_diffusers
+from compress.plugins.diffusion.pipeline_model import import_diffusers
 diffusers = import_diffusers()
 diffusers.AutoencoderKL, diffusers.UNet2DConditionModel, diffusers.StableDiffusionPipeline
 print("torchao" in sys.modules)

@@ -87,18 +87,16 @@ def test_more_than_is_allowed_is_refused_and_so_is_no_number(examples: Examples,
 def test_a_file_of_fewer_bits_is_measured_and_only_its_plain_form_is_held_to_the_tolerance(examples: Examples) -> None:
     plain, small, off = Shifted(0.0), Shifted(0.5), Shifted(0.1)
     reference = torch_answers(MODEL.module, examples)
-    note = check_shipped_parity("Strange", plain, small, reference, examples, 1e-3)
-    assert "from torch in fp32, by 5.0e-01 as they ship, where the largest is" in note
-    alone = check_shipped_parity("Strange", plain, plain, reference, examples, 1e-3)
-    assert alone.endswith("from torch in fp32")
+
+    def note(first: Shifted, shipped: Shifted) -> str:
+        return check_shipped_parity("Strange", first, shipped, reference, examples, 1e-3)  # type: ignore[arg-type]
+
+    assert "from torch in fp32, by 5.0e-01 as they ship, where the largest is" in note(plain, small)
+    assert note(plain, plain).endswith("from torch in fp32")
     with pytest.raises(IntegrityError, match=r"In Strange the logits differ from torch by 1\.00e-01"):
-        check_shipped_parity("Strange", off, small, reference, examples, 1e-3)
-
-
-def test_a_file_whose_answers_are_no_numbers_is_not_told_of_but_refused(examples: Examples) -> None:
-    reference = torch_answers(MODEL.module, examples)
-    with pytest.raises(IntegrityError, match="In LiteRT the logits are not all finite in fewer bits"):
-        check_shipped_parity("LiteRT", Shifted(0.0), Shifted(float("nan")), reference, examples, 1e-3)  # type: ignore[arg-type]
+        note(off, small)
+    with pytest.raises(IntegrityError, match="In Strange the logits are not all finite in fewer bits"):
+        note(plain, Shifted(float("nan")))
 
 
 HEAD, WIDE = 8, 300
@@ -107,21 +105,14 @@ HEAD, WIDE = 8, 300
 def graph_of(heads: int, neurons: int, tokens: int, operator: str = "Relu") -> onnx.ModelProto:
     """A table, a product into heads, one into neurons and back, and a split that counts the heads."""
     rng = np.random.default_rng(heads)
-    shapes = {
-        "table": (tokens, 16),
-        "joint": (16, 3 * heads * HEAD),
-        "bias": (neurons,),
-        "up": (WIDE, neurons),
-        "packed": (tokens, 4),
-    }
-    stored = [
-        numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name) for name, shape in shapes.items()
-    ]
+    shapes = {"table": (tokens, 16), "joint": (16, 3 * heads * HEAD), "bias": (neurons,), "up": (WIDE, neurons)}
+    arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    stored = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
     stored.append(numpy_helper.from_array(np.array([0, -1, heads, HEAD], np.int64), "shape"))
     stored.append(helper.make_tensor("zeros", TensorProto.INT8, [neurons], [0] * neurons))
-    for tensor in stored:
-        if len(tensor.raw_data) >= 1024 and tensor.name == "bias":
-            tensor.data_location = TensorProto.DEFAULT
+    bias = stored[2]
+    if len(bias.raw_data) >= 1024:
+        bias.data_location = TensorProto.DEFAULT
     stored.sort(key=lambda tensor: -len(tensor.raw_data))  # as what a quantizer writes: by sizes
     nodes = [
         helper.make_node("Gather", ["table", "ids"], ["rows"]),
@@ -160,24 +151,22 @@ def test_every_number_but_weights_is_that_of_the_graph_that_is_made(resized: Int
     at = (3, 300, 77)
     actual, expected = resized.at(widths(*at)), graph_of(*at)
     assert list(actual.graph.node) == list(expected.graph.node)
-    assert {tensor.name: list(tensor.dims) for tensor in actual.graph.initializer} == {
-        tensor.name: list(tensor.dims) for tensor in expected.graph.initializer
-    }
+    shapes = [{tensor.name: list(tensor.dims) for tensor in one.graph.initializer} for one in (actual, expected)]
+    assert shapes[0] == shapes[1]
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in actual.graph.initializer}
     assert arrays["shape"].tolist() == [0, -1, 3, HEAD]
     assert arrays["table"].shape == (77, 16) and (arrays["table"] != 0).any()
 
 
-def test_graphs_of_other_operators_are_refused() -> None:
-    first, other = (12, 384, 5000), (11, 200, 6009)
-    with pytest.raises(ModelError, match="op_type"):
-        InterpolatedGraph(graph_of(*first), widths(*first), graph_of(*other, operator="Tanh"), widths(*other))
-
-
-def test_a_number_that_could_follow_two_widths_is_refused() -> None:
-    first, other = (12, 384, 5000), (6, 192, 6009)
-    with pytest.raises(ModelError, match="is ambiguous"):
-        InterpolatedGraph(graph_of(*first), widths(*first), graph_of(*other), widths(*other))
+@pytest.mark.parametrize(
+    ("other", "operator", "words"), [((11, 200, 6009), "Tanh", "op_type"), ((6, 192, 6009), "Relu", "is ambiguous")]
+)
+def test_other_operators_and_a_number_that_could_follow_two_widths_are_refused(
+    other: tuple[int, int, int], operator: str, words: str
+) -> None:
+    first = (12, 384, 5000)
+    with pytest.raises(ModelError, match=words):
+        InterpolatedGraph(graph_of(*first), widths(*first), graph_of(*other, operator=operator), widths(*other))
 
 
 def test_a_width_of_no_whole_number_is_refused() -> None:

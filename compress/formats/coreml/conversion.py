@@ -156,8 +156,9 @@ def _trace_answers(traced_module: Any, examples: Examples) -> Answers:
     def answered(indices: Sequence[int]) -> np.ndarray:
         batch = tensors(examples, list(indices))
         inputs = [batch[name] for name in examples.padding]
-        rows = [traced_module(*(value[at : at + 1] for value in inputs)) for at in range(len(indices))]
-        return torch.cat(rows).numpy()
+        return torch.cat(
+            [traced_module(*(value[at : at + 1] for value in inputs)) for at in range(len(indices))]
+        ).numpy()
 
     return answered
 

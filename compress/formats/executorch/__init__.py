@@ -24,7 +24,7 @@ FORMAT = FormatSpec(
     },
     targets=(
         TargetProfile(
-            Target("executorch", "executorch", _XNNPACK, "ExecuTorch on this machine's processor", "executorch"),
+            Target("executorch", "executorch", _XNNPACK, "ExecuTorch on this machine's processor", "executorch")
         ),
     ),
     taken_by={

@@ -151,9 +151,8 @@ def _quantize_dynamic(module: torch.nn.Module, embedding_bits: EmbeddingBits) ->
         granularity = PerGroup(_GROUP) if four_bits else PerAxis(0)
         config = quantization.IntxWeightOnlyConfig(weight_dtype=dtype, granularity=granularity)
         quantization.quantize_(module, config, lambda layer, _, table=table: layer is table)
-    symmetric = quantization.MappingType.SYMMETRIC
     products = quantization.Int8DynamicActivationIntxWeightConfig(
-        weight_dtype=torch.int8, weight_granularity=PerAxis(0), weight_mapping_type=symmetric
+        weight_dtype=torch.int8, weight_granularity=PerAxis(0), weight_mapping_type=quantization.MappingType.SYMMETRIC
     )
     quantization.quantize_(module, products)
 
@@ -175,8 +174,7 @@ def _quantize_static(
     quantized = _calibrated(copy.deepcopy(graph), everything.set_global(config), calibration)
     # Compare outputs by their largest difference as a share of the largest magnitude.
     with torch.no_grad():
-        answers = (_as_tuple(model(*calibration[0])) for model in (graph, quantized))
-        pairs = list(zip(*answers, strict=True))
+        pairs = list(zip(*(_as_tuple(model(*calibration[0])) for model in (graph, quantized)), strict=True))
     far = max(float((expected - actual).abs().max() / expected.abs().max()) for expected, actual in pairs)
     return quantized if far < _FAR else _calibrated(graph, products, calibration)
 

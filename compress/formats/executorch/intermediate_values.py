@@ -129,8 +129,7 @@ class _Program:
             program.backend_delegate_data = list(program.backend_delegate_data)
             program.execution_plan = [self._with_outputs(program, values)]
             pte_file = PTEFile(program, self._file.mutable_data, self._file.named_data)
-            content = bytes(serialize_pte_binary(pte_file, extract_delegate_segments=True))
-            loaded = load_runtime().load_program(content)
+            loaded = load_runtime().load_program(bytes(serialize_pte_binary(pte_file, extract_delegate_segments=True)))
             method = loaded.load_method(METHOD)
 
         def run(batch: Values) -> Values:

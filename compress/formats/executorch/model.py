@@ -54,8 +54,7 @@ class ExecuTorchModel(FileModel):
 
 def with_interface(companions: Mapping[str, bytes], interface: ProgramInterface) -> dict[str, bytes]:
     """Return ``companions`` with ``interface`` added to the config."""
-    entry = {"inputs": interface.inputs, "outputs": interface.outputs}
-    config = {**json.loads(companions[CONFIG]), INTERFACE: entry}
+    config = {**json.loads(companions[CONFIG]), INTERFACE: {"inputs": interface.inputs, "outputs": interface.outputs}}
     return {**companions, CONFIG: json.dumps(config, ensure_ascii=False, separators=(",", ":")).encode()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,12 +62,20 @@ class ExecuTorchSession:
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """See `Session.predict`."""
+        import torch
+
         check_inputs(self.inputs, batch, self._where)
         arrays = [batch[name] for name in self.inputs]
         for name, array in zip(self.inputs, arrays, strict=True):
             self._check_input(name, array)
-        starts = range(0, len(arrays[0]), self._rows)
-        calls = (self._run([array[start : start + self._rows] for array in arrays]) for start in starts)
+        calls = []
+        for start in range(0, len(arrays[0]), self._rows):
+            rows = (np.ascontiguousarray(array[start : start + self._rows]) for array in arrays)
+            try:
+                outputs = self._method.execute([torch.from_numpy(array) for array in rows])
+            except RuntimeError as error:
+                raise StageError(f"The model failed on a batch: {error}", where=self._where) from error
+            calls.append([output.numpy() for output in outputs])
         columns = zip(*calls, strict=True)
         return {name: np.concatenate(parts) for name, parts in zip(self.output_types, columns, strict=True)}
 
@@ -87,15 +95,6 @@ class ExecuTorchSession:
                 expected=f"{dtype} [{', '.join(shape)}]",
                 hint="for longer texts, write the program again with a larger max_length",
             )
-
-    def _run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        import torch
-
-        try:
-            outputs = self._method.execute([torch.from_numpy(np.ascontiguousarray(array)) for array in arrays])
-        except RuntimeError as error:
-            raise StageError(f"The model failed on a batch: {error}", where=self._where) from error
-        return [output.numpy() for output in outputs]
 
 
 def _dtype(about: Any) -> str:

@@ -75,8 +75,7 @@ def read_rules(folder: Path) -> AnswerRules:
             where=str(folder),
             expected="image_token_id in config.json, and eos_token_id in generation_config.json",
         )
-    longest = settings.get("max_new_tokens") or _LONGEST
-    return AnswerRules(image, ends, longest, text.get("max_position_embeddings"))
+    return AnswerRules(image, ends, settings.get("max_new_tokens") or _LONGEST, text.get("max_position_embeddings"))
 
 
 def refuse_unfollowed(folder: Path) -> None:

@@ -298,8 +298,7 @@ def _finished(
     full = rules.early_stopping is True and all(finished for _, finished, _ in done)
     ended = ended & (np.arange(len(ended)) < rules.beams)
     scores = scores + np.float32(full + (not hopeful)) * _LOW + ~ended * _LOW
-    merged = [*done, *zip(scores, ended.tolist(), texts, strict=True)]
-    return sorted(merged, key=lambda one: -one[0])[: rules.beams]
+    return sorted([*done, *zip(scores, ended.tolist(), texts, strict=True)], key=lambda one: -one[0])[: rules.beams]
 
 
 def _can_improve(

@@ -153,8 +153,7 @@ class GgufArchitecture:
 
     def is_ignored(self, tensor: str) -> bool:
         """Return whether no reader uses a tensor of that name, such as a table of rotary frequencies."""
-        patterns = (r"rotary_emb\.inv_freq", *self.ignored)
-        return any(re.search(pattern, tensor) for pattern in patterns)
+        return any(re.search(pattern, tensor) for pattern in (r"rotary_emb\.inv_freq", *self.ignored))
 
     def tensors(self) -> list[NamedTensor]:
         """Return every tensor of the file in file order; raise `ModelError` for a tensor without a GGUF name."""

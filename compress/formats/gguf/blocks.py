@@ -131,8 +131,7 @@ def _pack_bits(integers: np.ndarray, bits: int) -> np.ndarray:
     packed = low[..., : BLOCK // 2] | low[..., BLOCK // 2 :] << 4
     if bits == 4:
         return packed
-    fifth = np.packbits(integers >> 4, axis=-1, bitorder="little")
-    return np.concatenate([fifth, packed], axis=-1)
+    return np.concatenate([np.packbits(integers >> 4, axis=-1, bitorder="little"), packed], axis=-1)
 
 
 def quantize_rows(values: np.ndarray, kind: str, importance: np.ndarray | None = None) -> np.ndarray:

@@ -10,11 +10,11 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -36,10 +36,6 @@ from compress.models.folder_checks import PROCESSOR_FILES
 from compress.models.lora_adapter import ADAPTER
 from compress.models.safetensors_file import read_imatrix
 from compress.utils.errors import ModelError
-
-if TYPE_CHECKING:
-    from compress.numerics.integer_grid import QuantizedWeight
-
 
 _ALSO = ("merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "generation_config.json")
 FloatType = Literal["f16", "f32"]
@@ -120,9 +116,8 @@ def plan_gguf(checkpoint: Checkpoint, types: GgufTypes = EXACT_TYPES) -> list[Pl
     missing, unknown = sorted(expected_modules - stored_modules), sorted(stored_modules - expected_modules)
     if missing or unknown:
         what = f"lacks {', '.join(missing[:3])}" if missing else f"has {', '.join(unknown[:3])}"
-        count = len(missing or unknown)
         raise ModelError(
-            f"The checkpoint {what}{' and more' if count > 3 else ''}, which is not how a "
+            f"The checkpoint {what}{' and more' if len(missing or unknown) > 3 else ''}, which is not how a "
             f"{architecture.config.model_type} is made.",
             where=str(checkpoint.folder),
             expected="the modules of transformers' own class, no more and no fewer",
@@ -130,28 +125,23 @@ def plan_gguf(checkpoint: Checkpoint, types: GgufTypes = EXACT_TYPES) -> list[Pl
     named = architecture.tensors()
     # Only file types of llama.cpp are rounded with the importance matrix.
     imatrix = {} if types.file_type is None else read_imatrix(checkpoint.folder)
-    rules = None if types.file_type is None else _tensor_types(types.file_type, architecture, named, bool(imatrix))
+    rules = None
+    if types.file_type is not None:
+        metadata = architecture.metadata()
+        heads, shared = metadata["attention.head_count"], metadata["attention.head_count_kv"]
+        rules = TensorTypes(
+            FILE_TYPES[types.file_type],
+            [tensor.name for tensor in named],
+            metadata["block_count"],
+            heads / shared if heads and shared else 1.0,
+            metadata.get("expert_count", 0),
+            bool(imatrix),
+        )
     plan = _Plan(checkpoint, architecture, types, rules, imatrix)
     return [plan.tensor(tensor) for tensor in named] + [
         PlannedTensor(name, None, "F32", factors.shape, None, partial(np.asarray, factors))
         for name, factors in architecture.factors().items()
     ]
-
-
-def _tensor_types(
-    file_type: str, architecture: GgufArchitecture, named: Sequence[NamedTensor], weighed: bool
-) -> TensorTypes:
-    """Return the block types of a model's tensors in a file type."""
-    metadata = architecture.metadata()
-    heads, shared = metadata["attention.head_count"], metadata["attention.head_count_kv"]
-    return TensorTypes(
-        FILE_TYPES[file_type],
-        [tensor.name for tensor in named],
-        metadata["block_count"],
-        heads / shared if heads and shared else 1.0,
-        metadata.get("expert_count", 0),
-        weighed,
-    )
 
 
 def write_gguf(checkpoint: Checkpoint, file: Path, types: GgufTypes = EXACT_TYPES) -> None:
@@ -168,8 +158,7 @@ def write_gguf(checkpoint: Checkpoint, file: Path, types: GgufTypes = EXACT_TYPE
     architecture.add_metadata(writer)
     add_tokenizer(writer, checkpoint.folder, planned[0].shape[0])
     # Readers show the file type only. It is the type of most matrices.
-    kinds = Counter(tensor.kind for tensor in planned if len(tensor.shape) > 1)
-    main_kind = kinds.most_common(1)[0][0]
+    main_kind = Counter(tensor.kind for tensor in planned if len(tensor.shape) > 1).most_common(1)[0][0]
     numbers = (file_type.number for file_type in FILE_TYPES.values() if file_type.most == main_kind)
     file_number = FILE_TYPES[types.file_type].number if types.file_type else _FLOAT_FILES.get(main_kind)
     writer.add_file_type(file_number or next(numbers, 0))
@@ -225,7 +214,11 @@ class _Plan:
             )
         converted = tuple(self._part(tensor, source, kinds[-1]) for source in tensor.sources)
         shape = (len(converted), *converted[0].shape)
-        return PlannedTensor(tensor.name, None, kinds[-1], shape, None, partial(_stack, converted), converted)
+
+        def stacked() -> np.ndarray:
+            return np.stack([part.data() for part in converted])
+
+        return PlannedTensor(tensor.name, None, kinds[-1], shape, None, stacked, converted)
 
     def _part(self, tensor: NamedTensor, source: str, wider: str | None = None) -> PlannedTensor:
         """Return the plan of one checkpoint tensor; ``wider`` replaces the smallest type that holds its integers."""
@@ -255,7 +248,9 @@ class _Plan:
             assert weight is not None, "a quantized module stays one"
             if symmetric and not weight.symmetric:
                 raise ModelError("The layer has zero points, and its config says sym: true.", where=where)
-            weight = weight if order is None else _reordered(weight, order)
+            if order is not None:
+                parts = {name: getattr(weight, name)[order] for name in ("integers", "scales", "zero_points")}
+                weight = replace(weight, **parts)
             return pack_k_blocks(weight, kind) if kind in K_TYPES else pack_blocks(weight, kind)
 
         rows = shape[0] if order is None else len(order)
@@ -314,18 +309,6 @@ def _quantization(checkpoint: Checkpoint, module: str) -> tuple[int, int, bool, 
     settings = checkpoint.layer_settings(module)
     symmetric = settings["sym"] is not False
     return settings["bits"], settings["group_size"], symmetric, checkpoint.integer_shape(module)
-
-
-def _reordered(weight: QuantizedWeight, order: np.ndarray) -> QuantizedWeight:
-    import torch
-
-    rows = torch.from_numpy(order)
-    integers, scales, zeros = (tensor[rows] for tensor in (weight.integers, weight.scales, weight.zero_points))
-    return replace(weight, integers=integers, scales=scales, zero_points=zeros)
-
-
-def _stack(parts: tuple[PlannedTensor, ...]) -> np.ndarray:
-    return np.stack([part.data() for part in parts])
 
 
 _ROUNDING = 1.001 * 2.0**-11

@@ -100,6 +100,20 @@ def _latent(keys: bool) -> Values:
     return split
 
 
+def _three_of_four(config: Config) -> list[int]:
+    return [int((layer + 1) % 4 != 0) for layer in range(config.num_hidden_layers)]
+
+
+def _falcon_groups(config: Config) -> int:
+    if config.new_decoder_architecture:
+        return int(config.num_kv_heads)
+    return 1 if config.multi_query else int(config.num_attention_heads)
+
+
+def _key_heads_by_layer(config: Config) -> list[int]:
+    return [config.num_key_value_heads if kind == "full_attention" else 0 for kind in config.layer_types]
+
+
 _Q_AND_K = TensorRule(r".*\.self_attn\.[qk]_proj\.(weight|bias)", rows=_pairs)
 _PLUS_ONE = TensorRule(r".*norm\.weight", values=lambda tensor, _: tensor + 1)
 _ROUTER_BIAS = TensorRule(r"(.*)\.e_score_correction_bias", r"\1.e_score_correction.bias")
@@ -118,6 +132,12 @@ _SSM2 = (
     TensorRule(r".*\.D", values=lambda tensor, _: tensor[:, None]),
     *(_STEP, _SQUEEZED),
 )
+_NO_ATTENTION = {
+    "context_length": 2**20,
+    "feed_forward_length": 0,
+    "attention.head_count": 0,
+    "attention.layer_norm_rms_epsilon": lambda config: config.layer_norm_epsilon,
+}
 _EXPERT_WIDTH = {"expert_feed_forward_length": lambda config: config.intermediate_size}
 _DEEPSEEK = {
     "attention.head_count_kv": 1,
@@ -141,7 +161,7 @@ _MAMBA_NORM = TensorRule(
     r".*\.mamba\.norm\.weight", values=lambda tensor, config: tensor.view(config.mamba_n_groups, -1)
 )
 _HYBRID = {
-    "attention.head_count_kv": lambda config: _groups_where(config, "full_attention"),
+    "attention.head_count_kv": _key_heads_by_layer,
     "ssm.inner_size": lambda config: config.mamba_expand * config.hidden_size,
     "ssm.time_step_rank": lambda config: config.mamba_n_heads,
     "rope.scaling.finetuned": lambda config: getattr(config, "position_embedding_type", "rope") == "rope",
@@ -160,16 +180,18 @@ _LINEAR_KEYS = {
     "full_attention_interval": lambda config: 4,
 }
 _LLAMA = Family("llama", (_Q_AND_K,))
+_PLAIN = {
+    "qwen2": "qwen2", "qwen3": "qwen3", "olmo2": "olmo2", "glm": "chatglm", "glm4": "glm4", "ernie4_5": "ernie4_5",
+    "hunyuan_v1_dense": "hunyuan-dense", "seed_oss": "seed_oss", "helium": "llama", "exaone": "exaone",
+}  # fmt: skip
+"""Families that need no rule, by transformers' names."""
 
 REFUSED = {"phimoe": "llama.cpp sends tokens to its experts in another way than transformers"}
 """Architectures that llama.cpp opens but computes differently."""
 
 FAMILIES: dict[str, Family] = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "mixtral": _LLAMA,
-    "qwen2": Family("qwen2"),
-    "qwen3": Family("qwen3"),
+    **dict.fromkeys(("llama", "mistral", "mixtral", "ministral", "internlm3", "cwm"), _LLAMA),
+    **{kind: Family(name) for kind, name in _PLAIN.items()},
     "qwen2_moe": Family("qwen2moe", built_in={"norm_topk_prob": False, "decoder_sparse_step": 1}),
     "qwen3_moe": Family("qwen3moe", built_in={"norm_topk_prob": True, "decoder_sparse_step": 1}),
     "gemma": Family("gemma", (_PLUS_ONE,), activations=_GELU),
@@ -177,13 +199,12 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": Family("gemma3", (_PLUS_ONE,), activations=_GELU, windows=True, built_in=_GEMMA_HEADS),
     "phi": Family("phi2", activations=_GELU),
     "phi3": Family("phi3", keys={"attention.sliding_window": 0}),
-    "smollm3": Family("smollm3", (_Q_AND_K,), built_in={"no_rope_layers": lambda config: _three_of_four(config)}),
+    "smollm3": Family("smollm3", (_Q_AND_K,), built_in={"no_rope_layers": _three_of_four}),
     "olmo": Family(
         "olmo",
         (_Q_AND_K,),
         {"attention.layer_norm_epsilon": 1e-5, "attention.clamp_kqv": lambda config: config.clip_qkv},
     ),
-    "olmo2": Family("olmo2"),
     "olmo3": Family("olmo2", windows=True),
     "olmoe": Family("olmoe", built_in={"norm_topk_prob": False, "clip_qkv": None, **_NO_SHARED_HEADS}),
     "granite": Family("granite", (_Q_AND_K,)),
@@ -226,7 +247,7 @@ FAMILIES: dict[str, Family] = {
     "falcon": Family(
         "falcon",
         (TensorRule(r".*\.query_key_value\.weight", rows=_falcon),),
-        {"attention.head_count_kv": lambda config: _falcon_groups(config), "tensor_data_layout": "jploski"},
+        {"attention.head_count_kv": _falcon_groups, "tensor_data_layout": "jploski"},
         activations=_GELU,
         built_in={"alibi": False, "parallel_attn": True, "bias": False},
     ),
@@ -243,15 +264,9 @@ FAMILIES: dict[str, Family] = {
         {"attention.layer_norm_epsilon": lambda config: config.norm_eps, "attention.layer_norm_rms_epsilon": None},
         activations=("relu2",),
     ),
-    "glm": Family("chatglm"),
-    "glm4": Family("glm4"),
     "glm4_moe": Family("glm4moe", (_ROUTER_BIAS,), _SIGMOID),
-    "ernie4_5": Family("ernie4_5"),
     "exaone4": Family("exaone4", windows=lambda config: config.num_hidden_layers == 64),
-    "hunyuan_v1_dense": Family("hunyuan-dense"),
     "arcee": Family("arcee", (_Q_AND_K,), activations=("relu2",)),
-    "seed_oss": Family("seed_oss"),
-    "helium": Family("llama"),
     "dots1": Family("dots1", (_ROUTER_BIAS,), _SIGMOID, built_in=_NO_SHARED_HEADS),
     "deepseek_v2": Family("deepseek2", _KV_B, {**_DEEPSEEK, "expert_gating_func": 1}),
     "deepseek_v3": Family("deepseek2", (*_KV_B, _ROUTER_BIAS), {**_DEEPSEEK, **_SIGMOID}),
@@ -284,7 +299,7 @@ FAMILIES: dict[str, Family] = {
         "lfm2",
         (_SQUEEZED,),
         {
-            "attention.head_count_kv": lambda config: _groups_where(config, "full_attention"),
+            "attention.head_count_kv": _key_heads_by_layer,
             "shortconv.l_cache": lambda config: config.conv_L_cache,
         },
         activations=(),
@@ -293,11 +308,8 @@ FAMILIES: dict[str, Family] = {
         "mamba",
         _SSM,
         {
-            "context_length": 2**20,
-            "feed_forward_length": 0,
-            "attention.head_count": 0,
+            **_NO_ATTENTION,
             "ssm.inner_size": lambda config: config.intermediate_size,
-            "attention.layer_norm_rms_epsilon": lambda config: config.layer_norm_epsilon,
             "ssm.dt_b_c_rms": lambda config: config.model_type == "falcon_mamba",
         },
     ),
@@ -305,20 +317,14 @@ FAMILIES: dict[str, Family] = {
         "mamba2",
         (*_SSM2, _GROUPED_NORM),
         {
-            "context_length": 2**20,
-            "feed_forward_length": 0,
-            "attention.head_count": 0,
+            **_NO_ATTENTION,
             "ssm.inner_size": lambda config: config.expand * config.hidden_size,
-            "attention.layer_norm_rms_epsilon": lambda config: config.layer_norm_epsilon,
             "ssm.time_step_rank": lambda config: config.num_heads,
         },
     ),
 }
 FAMILIES |= {
     "falcon_mamba": FAMILIES["mamba"],
-    "ministral": _LLAMA,
-    "internlm3": _LLAMA,
-    "cwm": _LLAMA,
     "ministral3": Family(
         "mistral3",
         (_Q_AND_K,),
@@ -331,7 +337,6 @@ FAMILIES |= {
         _HYBRID,
         built_in={"num_local_experts": lambda config: max(config.num_local_experts, 1)},
     ),
-    "exaone": Family("exaone"),
     "jais2": Family("jais2", activations=("relu2",)),
     "solar_open": FAMILIES["glm4_moe"],
     "hunyuan_v1_moe": Family("hunyuan-moe", keys=_EXPERT_WIDTH),
@@ -372,7 +377,7 @@ FAMILIES |= {
         "jamba",
         _SSM,
         {
-            "attention.head_count_kv": lambda config: _groups_where(config, "full_attention"),
+            "attention.head_count_kv": _key_heads_by_layer,
             "ssm.inner_size": lambda config: config.mamba_expand * config.hidden_size,
         },
     ),
@@ -380,7 +385,7 @@ FAMILIES |= {
         "nemotron_h",
         (*_SSM2, _GROUPED_NORM),
         {
-            "attention.head_count_kv": lambda config: _groups_where(config, "full_attention"),
+            "attention.head_count_kv": _key_heads_by_layer,
             "feed_forward_length": lambda config: [
                 config.intermediate_size if kind == "mlp" else 0 for kind in config.layer_types
             ],
@@ -396,10 +401,7 @@ FAMILIES |= {
     "qwen3_5_text": Family(
         "qwen35",
         _LINEAR_ATTENTION,
-        {
-            **_LINEAR_KEYS,
-            "rope.dimension_sections": lambda config: [*config.rope_parameters["mrope_section"], 0][:4],
-        },
+        {**_LINEAR_KEYS, "rope.dimension_sections": lambda config: [*config.rope_parameters["mrope_section"], 0][:4]},
         built_in={"linear_num_value_heads": lambda config: config.linear_num_key_heads},
     ),
     "qwen3_next": Family(
@@ -423,17 +425,3 @@ def _joint(config: Config) -> tuple[np.ndarray, np.ndarray]:
     parts = np.arange(config.linear_num_key_heads * 2 * (keys + values)).reshape(config.linear_num_key_heads, -1)
     sections = np.split(parts, np.cumsum([keys, keys, values]), axis=1)
     return np.concatenate([part.reshape(-1) for part in sections[:3]]), sections[3].reshape(-1)
-
-
-def _three_of_four(config: Config) -> list[int]:
-    return [int((layer + 1) % 4 != 0) for layer in range(config.num_hidden_layers)]
-
-
-def _falcon_groups(config: Config) -> int:
-    if config.new_decoder_architecture:
-        return int(config.num_kv_heads)
-    return 1 if config.multi_query else int(config.num_attention_heads)
-
-
-def _groups_where(config: Config, kind: str) -> list[int]:
-    return [config.num_key_value_heads if layer_type == kind else 0 for layer_type in config.layer_types]

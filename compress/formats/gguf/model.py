@@ -141,8 +141,7 @@ class _Cursor:
 
     def entry(self) -> tuple[str, tuple[int, ...], int, int]:
         name, dimensions = self.string(), self.scalar("I")
-        shape = tuple(self.scalar("Q") for _ in range(dimensions))
-        return name, shape[::-1], self.scalar("I"), self.scalar("Q")
+        return name, tuple(self.scalar("Q") for _ in range(dimensions))[::-1], self.scalar("I"), self.scalar("Q")
 
 
 def _tensor(path: Path, begin: int, name: str, shape: tuple[int, ...], kind: int, offset: int) -> StoredTensor:

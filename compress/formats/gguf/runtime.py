@@ -123,8 +123,7 @@ def stored_arrays(model: GgufModel) -> Stored:
 
 def probe_logits(model: GgufModel, encode: Encode) -> np.ndarray:
     """Return the logits [windows * positions, vocabulary] at the last positions of a few short windows."""
-    examples = encode(load_tokenizer(model.folder))
-    ids = [example["input_ids"][:TOKENS] for example in examples.inputs[:WINDOWS]]
+    ids = [example["input_ids"][:TOKENS] for example in encode(load_tokenizer(model.folder)).inputs[:WINDOWS]]
     length = min(len(row) for row in ids)
     session = get_runtime(_TARGET.runtime).open(model.file, _TARGET, threads=1)
     window_logits = [session.predict({"input_ids": row[None, :length]})["logits"][0, -POSITIONS:] for row in ids]

@@ -49,8 +49,7 @@ class Gguf(Stage[Checkpoint, GgufModel]):
     kind: Literal["gguf"] = "gguf"
     float_type: Literal["f16", "f32"] = Field("f16", description="type of the matrices that are not quantized")
     type: _FileType | None = Field(
-        None,
-        description="round float weights by llama.cpp's rules for a file of that type, such as `Q4_K_M`",
+        None, description="round float weights by llama.cpp's rules for a file of that type, such as `Q4_K_M`"
     )
 
     k_quants: bool = Field(
@@ -71,8 +70,10 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         if earlier.output_spec().adapter_beside:
             return None, "merge_lora before quantization, or a recipe without GGUF"
         if self.type is not None and integer_weights(earlier):
-            remedy = f"weights in float, which gguf rounds to {self.type}; or gguf without type, which keeps integers"
-            return None, remedy
+            return (
+                None,
+                f"weights in float, which gguf rounds to {self.type}; or gguf without type, which keeps integers",
+            )
         for weights in integer_weights(earlier):
             if weights.group_size % _BLOCK and weights.group_size != -1:
                 return weights.group_field, f"a multiple of {_BLOCK}, GGUF's blocks"
@@ -116,8 +117,7 @@ class Gguf(Stage[Checkpoint, GgufModel]):
             )
             size = (before.working * matrices + before.embeddings * tables) / 8
             note = f"about: {matrices:g} bits a weight, {tables:g} of tables, and the processor's files"
-        after = replace(before, packed_bytes=round(size) + before.processor_bytes)
-        return predicted(before, after, disk_note=note)
+        return predicted(before, replace(before, packed_bytes=round(size) + before.processor_bytes), disk_note=note)
 
     def search_values(self, before: Shape | None, timed: bool = False) -> dict[str, tuple[Any, ...]]:
         """Return the file types by increasing size, if the stage rounds."""

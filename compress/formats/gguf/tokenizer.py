@@ -181,8 +181,7 @@ def _vocabulary(content: dict[str, Any], rows: int, place: str) -> tuple[list[st
     types = [int(TokenType.UNUSED)] * rows
     letters = {content["model"].get("unk_token"): TokenType.UNKNOWN} if content["model"].get("byte_fallback") else {}
     letters |= {f"<0x{byte:02X}>": TokenType.BYTE for byte in range(256)} if letters else {}
-    vocabulary = content["model"]["vocab"].items()
-    entries = [(token, row, letters.get(token, TokenType.NORMAL)) for token, row in vocabulary]
+    entries = [(token, row, letters.get(token, TokenType.NORMAL)) for token, row in content["model"]["vocab"].items()]
     for added in content.get("added_tokens") or ():
         kind = TokenType.CONTROL if added.get("special") else TokenType.USER_DEFINED
         kind = letters.get(added["content"], kind)

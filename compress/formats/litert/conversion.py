@@ -202,8 +202,7 @@ def quantize_litert(
     manager = recipe_manager.RecipeManager()
     every, look_up = qtyping.TFLOperationName.ALL_SUPPORTED, qtyping.TFLOperationName(_LOOK_UP)
     if precision == "fp16":
-        casting = algorithm_manager.AlgorithmName.FLOAT_CASTING
-        manager.add_weight_only_config(".*", every, 16, algorithm_key=casting)
+        manager.add_weight_only_config(".*", every, 16, algorithm_key=algorithm_manager.AlgorithmName.FLOAT_CASTING)
     elif precision == "int8":
         manager.add_dynamic_config(".*", every, 8)
     elif precision == "int8_weights":

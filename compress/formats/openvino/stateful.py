@@ -62,8 +62,7 @@ def keep_states(model: Model) -> None:
     from openvino._offline_transformations import apply_make_stateful_transformation
 
     pasts = [port.any_name for port in model.inputs if port.any_name.startswith(_STATE)]
-    rows = model.input(IDS).get_partial_shape()[0]
-    beams = ops.parameter(PartialShape([rows]), Type.i32, BEAMS)
+    beams = ops.parameter(PartialShape([model.input(IDS).get_partial_shape()[0]]), Type.i32, BEAMS)
     model.add_parameters([beams])
     beams.output(0).get_tensor().set_names({BEAMS})
     # Each row continues the cache of the row that `beam_idx` names.
@@ -74,15 +73,13 @@ def keep_states(model: Model) -> None:
             reader.replace_source_output(selected.output(0))
     model.validate_nodes_and_infer_types()
     apply_make_stateful_transformation(model, {name: present_of(name) for name in pasts})
-    ids = model.input(IDS)
-    batch = ops.gather(ops.shape_of(ids, Type.i64), ops.constant([0], Type.i64), ops.constant(0, Type.i64))
+    batch = ops.gather(ops.shape_of(model.input(IDS), Type.i64), ops.constant([0], Type.i64), ops.constant(0, Type.i64))
     # A state starts as zeros of the current batch size, with the smallest length of the other axes.
     for state in model.get_ops():
         if state.get_type_name() == "ReadValue":
             sizes = [axis.get_min_length() for axis in state.get_output_partial_shape(0)]
             axes = [batch, *(ops.constant([size], Type.i64) for size in sizes[1:])]
-            zeros = ops.broadcast(ops.constant(0, state.get_output_element_type(0)), ops.concat(axes, 0))
-            state.set_arguments([zeros])
+            state.set_arguments([ops.broadcast(ops.constant(0, state.get_output_element_type(0)), ops.concat(axes, 0))])
     model.validate_nodes_and_infer_types()
 
 

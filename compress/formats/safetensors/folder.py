@@ -66,8 +66,7 @@ def load_folder(artifact: Path) -> tuple[Task, TorchModel]:
     else:
         from compress.models.quantized_module import dequantize_weights, load_quantized_module
 
-        module = dequantize_weights(load_quantized_module(Checkpoint(folder)))
-        model = TorchModel(module, load_tokenizer(folder))
+        model = TorchModel(dequantize_weights(load_quantized_module(Checkpoint(folder))), load_tokenizer(folder))
     # An adapter that lies beside quantized weights applies to the dequantized ones.
     if (folder / ADAPTER).is_dir():
         model.module = merge(model.module, folder / ADAPTER)

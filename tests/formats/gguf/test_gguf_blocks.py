@@ -48,10 +48,7 @@ def unpack(packed: np.ndarray, kind: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("group_size", [32, 64, 128, 192])
-@pytest.mark.parametrize(
-    ("bits", "kind"),
-    [(2, "Q4_0"), (3, "Q4_0"), (4, "Q4_0"), (5, "Q5_0"), (6, "Q8_0"), (7, "Q8_0"), (8, "Q8_0")],
-)
+@pytest.mark.parametrize(("bits", "kind"), [(3, "Q4_0"), (4, "Q4_0"), (5, "Q5_0"), (6, "Q8_0"), (8, "Q8_0")])
 def test_symmetric_weights_come_back_to_the_bit(bits: int, kind: str, group_size: int) -> None:
     quantized = weight(bits, group_size, symmetric=True)
     assert block_type(bits, True, "layer") == kind
@@ -84,13 +81,6 @@ def test_a_block_of_four_bits_by_hand() -> None:
     # Weight 0 and weight 16 are both 0, weight 1 and 17 both 1, and so on: a byte holds the same number twice.
     expected = struct.pack("<e", 0.5) + bytes(16 * number + number for number in range(16))
     assert pack_blocks(quantized, "Q4_0").tobytes() == expected
-
-
-def test_the_halves_of_a_block_share_bytes() -> None:
-    integers = torch.zeros(1, 32, dtype=torch.uint8)
-    integers[0, 0], integers[0, 16] = 3, 7
-    quantized = QuantizedWeight(integers, torch.tensor([[1.0]]), torch.tensor([[8]], dtype=torch.uint8), 4, 32)
-    assert pack_blocks(quantized, "Q4_0")[0, 2] == 7 << 4 | 3
 
 
 def test_what_gguf_cannot_hold_is_named() -> None:
@@ -184,9 +174,8 @@ def test_llama_cpp_computes_what_the_blocks_stand_for(tmp_path: Path, bits: int,
     assert kinds["blk.0.ffn_down.weight"] == kinds["blk.1.attn_q.weight"] == kind
     assert kinds["token_embd.weight"] == "Q4_0" and reader.fields["general.file_type"].parts[-1][0] == number
     differences = compare_gguf(tmp_path / "tiny.gguf", quantized, GgufTypes("f32", k_quants=True))
-    assert all(difference.largest <= difference.allowed for difference in differences) and any(
-        difference.rounded for difference in differences
-    )
+    assert all(difference.largest <= difference.allowed for difference in differences)
+    assert any(difference.rounded for difference in differences)
     module = LlamaForCausalLM(AutoConfig.from_pretrained(source.folder)).float().eval()
     weights = load_file(convert_gguf(tmp_path / "tiny.gguf", tmp_path / "cache") / "model.safetensors")
     module.load_state_dict(weights, strict=False)
@@ -235,14 +224,6 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b"GGUF" + (1).to_bytes(4, "little") + bytes(16))
     with pytest.raises(ModelError, match="version is 1"):
         read_gguf(path)
-    path.write_bytes(
-        b"GGUF"
-        + (3).to_bytes(4, "little")
-        + (0).to_bytes(8, "little")
-        + (1).to_bytes(8, "little")
-        + (1).to_bytes(8, "little")
-        + b"k"
-        + (77).to_bytes(4, "little")
-    )
+    path.write_bytes(b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"k" + struct.pack("<I", 77))
     with pytest.raises(ModelError, match="cannot be read"):
         read_gguf(path)

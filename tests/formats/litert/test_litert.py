@@ -148,8 +148,7 @@ def test_the_table_has_four_bits_in_blocks_and_what_it_stands_for_is_near(writte
     steps = scales.values(content).astype(np.float32)
     assert (np.abs(integers * steps - rows) <= 0.51 * steps).all()
     assert stored["bert.embeddings.position_embeddings.weight"].dtype == "int8"
-    budget = budget_of(small)
-    assert budget.parameters == budget_of(written.folder).parameters
+    assert budget_of(small).parameters == budget_of(written.folder).parameters
 
 
 def test_the_session_tells_its_inputs_and_settings(written: Written) -> None:

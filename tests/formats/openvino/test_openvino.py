@@ -15,7 +15,7 @@ from onnx_graphs import onnx_model, write_classifier
 from compress.formats.model_file import format_of, model_file
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.openvino.conversion import Precision, to_openvino
-from compress.formats.openvino.model import IR_FILE, OpenVinoModel, read_ir
+from compress.formats.openvino.model import IR_FILE, OpenVinoModel, read_tensors
 from compress.formats.openvino.runtime import core
 from compress.formats.runtime import TensorType, get_runtime
 from compress.formats.targets import TARGETS
@@ -59,27 +59,17 @@ def test_it_answers_as_the_graph_does_with_weights_of_so_many_bits(
 def test_tables_have_four_bits_where_they_are_asked_for(tmp_path: Path) -> None:
     source, folder = write(tmp_path, "int8", table_bits=4)
     expected = answers(source, "cpu")
-    answered = answers(folder, "openvino")
-    np.testing.assert_allclose(answered, expected, atol=0.3 * np.abs(expected).max())
-    budget, source_budget = budget_of(folder), budget_of(source)
-    assert budget.parameters == source_budget.parameters
-    table = onnx.numpy_helper.to_array(
-        next(candidate for candidate in onnx.load(model_file(source)).graph.initializer if candidate.name == "table")
-    )
-    bits = {tensor.dtype: 0 for tensor in budget.tensors}
-    for tensor in budget.tensors:
-        bits[tensor.dtype] += tensor.parameters
-    assert bits["u4"] == table.size and bits["uint8"] == source_budget.parameters - table.size
-    ir = (folder / IR_FILE).read_bytes()
-    constants = read_ir(ir, folder, (folder / IR_FILE).with_suffix(".bin").stat().st_size)
-    assert {candidate.shape for candidate in constants if candidate.dtype == "u4" and candidate.bytes > 1000} == {
-        (len(table), 2, 32)
-    }
+    np.testing.assert_allclose(answers(folder, "openvino"), expected, atol=0.3 * np.abs(expected).max())
+    budget, table = budget_of(folder), table_of(source)
+    assert budget.parameters == budget_of(source).parameters
+    parameters = {kind: share.parameters for kind, share in budget.dtypes.items()}
+    assert parameters["u4"] == table.size and parameters["uint8"] == budget.parameters - table.size
+    large = [tensor.shape for tensor in budget.tensors if tensor.dtype == "u4" and tensor.bytes > 1000]
+    assert large == [(len(table), 2, 32)]
     # 16 levels between the least and the greatest of each 32 weights of a row; scales and zero points are rounded.
     groups = table.reshape(len(table), -1, 32)
     step = (groups.max(axis=-1) - groups.min(axis=-1)) / 15
-    looked_up = rows_of(folder, np.arange(len(table)))
-    error = np.abs(looked_up - table).reshape(groups.shape).max(axis=-1)
+    error = np.abs(rows_of(folder, np.arange(len(table))) - table).reshape(groups.shape).max(axis=-1)
     assert (error <= step * 1.02 + 1e-6).all() and error.mean() > step.mean() / 8
 
 
@@ -89,8 +79,7 @@ def test_as_many_inputs_share_a_scale_as_all_products_allow(tmp_path: Path, widt
     graph = onnx.load(model_file(write_classifier(source, width=width, layers=2)))
     to_openvino(graph, {"config.json": b"{}"}, "int8").save(tmp_path)
     # Whoever opens the file gets it, without saying so.
-    compiled = core().compile_model(tmp_path / IR_FILE, "CPU")
-    assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == group
+    assert core().compile_model(tmp_path / IR_FILE, "CPU").get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == group
     expected = answers(source, "cpu")
     np.testing.assert_allclose(answers(tmp_path, "openvino"), expected, atol=0.1 * np.abs(expected).max())
 
@@ -100,11 +89,8 @@ def rows_of(folder: Path, ids: np.ndarray) -> np.ndarray:
     import openvino
 
     model = core().read_model(folder / IR_FILE)
-    (gather,) = (
-        operation
-        for operation in model.get_ordered_ops()
-        if operation.get_type_name() == "Gather" and is_of_ids(operation)
-    )
+    gathers = [operation for operation in model.get_ordered_ops() if operation.get_type_name() == "Gather"]
+    (gather,) = filter(is_of_ids, gathers)
     cut = openvino.Model([gather.output(0)], model.get_parameters(), "cut")
     rows = core().compile_model(cut, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({"input_ids": ids[None]})
     return np.array(rows[0])[0]
@@ -120,13 +106,13 @@ def is_of_ids(gather: Any) -> bool:
 
 def test_a_constant_is_read_as_it_lies_there(tmp_path: Path) -> None:
     source, folder = write(tmp_path)
-    weights = (folder / IR_FILE).with_suffix(".bin")
-    constants = {
-        candidate.name: candidate
-        for candidate in read_ir((folder / IR_FILE).read_bytes(), folder, weights.stat().st_size)
-    }
-    (table,) = (candidate for candidate in onnx.load(model_file(source)).graph.initializer if candidate.name == "table")
-    np.testing.assert_array_equal(constants["table"].values(weights.read_bytes()), onnx.numpy_helper.to_array(table))
+    (table,) = (tensor for tensor in read_tensors(folder / IR_FILE, folder) if tensor.name == "table")
+    np.testing.assert_array_equal(table.values(), table_of(source))
+
+
+def table_of(source: Path) -> np.ndarray:
+    tensors = {tensor.name: tensor for tensor in onnx.load(model_file(source)).graph.initializer}
+    return onnx.numpy_helper.to_array(tensors["table"])
 
 
 def test_the_session_tells_its_inputs_and_settings(tmp_path: Path) -> None:

@@ -115,8 +115,7 @@ def test_logits_are_those_of_transformers_and_of_what_it_generates(
     decoder = open_decoder(session, "here")
     tokens = greedy_tokens(decoder, ids[0].tolist(), 6)
     assert decoder.cached and decoder.vocabulary == VOCABULARY
-    read = np.concatenate([ids[:1], [tokens[:-1]]], axis=1)
-    assert tokens == logits_of(module, read)[0, 19:].argmax(-1).tolist()
+    assert tokens == logits_of(module, np.concatenate([ids[:1], [tokens[:-1]]], axis=1))[0, 19:].argmax(-1).tolist()
 
 
 @pytest.mark.parametrize("backend", ["PA", "SDPA"])

@@ -16,7 +16,7 @@ from compress.formats.model_file import format_of, model_file
 from compress.formats.onnx.int8.dynamic import quantize_products
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.ort.model import OPERATORS_FILE, ORT_FILE, OrtGraph, OrtModel, read_ort
-from compress.formats.ort.write import to_ort
+from compress.formats.ort.stage import to_ort
 from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.inspection.budget import budget_of
@@ -57,8 +57,9 @@ def test_it_answers_as_the_graph_does(source: Path, written: Path) -> None:
 
 
 def test_its_tensors_are_those_of_the_graph(source: Path, written: Path) -> None:
-    graph = onnx.load(model_file(source)).graph
-    expected = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    expected = {
+        tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(model_file(source)).graph.initializer
+    }
     stored_values = {
         tensor.name: tensor.values((written / ORT_FILE).read_bytes()) for tensor in graph_of(written).tensors
     }
@@ -106,7 +107,7 @@ import sys
 from pathlib import Path
 
 from compress.formats.onnx.model import OnnxModel
-from compress.formats.ort.write import to_ort
+from compress.formats.ort.stage import to_ort
 
 before = logging.getLogger().handlers[:], logging.getLogger().level
 to_ort(OnnxModel.load(Path(sys.argv[1]), "text-classification"))

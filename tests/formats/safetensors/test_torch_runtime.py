@@ -43,16 +43,8 @@ def opened(folder: Path) -> Session:
     return get_runtime(TARGET.runtime).open(folder, TARGET, threads=1)
 
 
-def classifier(folder: Path) -> None:
-    tiny_run.write_model(folder, tiny_run.LABELS)
-
-
-def of_task(task: str, **config: Any) -> Callable[[Path], None]:
-    return lambda folder: tiny_tasks.write_model(folder, task, **config) and None
-
-
-def images(folder: Path) -> None:
-    tiny_images.vit().save(folder)
+def of_task(task: str, **config: Any) -> Callable[[Path], Any]:
+    return lambda folder: tiny_tasks.write_model(folder, task, **config)
 
 
 def bare_images(folder: Path) -> None:
@@ -61,16 +53,10 @@ def bare_images(folder: Path) -> None:
     model.processor.save_pretrained(folder)
 
 
-def embeddings(folder: Path) -> None:
-    tiny_pairs.encoder().save(folder)
-
-
-def llama(folder: Path) -> None:
-    save_tiny_llama(folder)
-
-
-TASKS: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...]]] = {
-    "text-classification": (classifier, "AutoModelForSequenceClassification", ("logits",)),
+TASKS: dict[str, tuple[Callable[[Path], Any], str, tuple[str, ...]]] = {
+    "text-classification": (
+        lambda folder: tiny_run.write_model(folder, tiny_run.LABELS), "AutoModelForSequenceClassification", ("logits",)
+    ),
     "token-classification": (
         of_task("token-classification", num_labels=5), "AutoModelForTokenClassification", ("logits",)
     ),
@@ -79,10 +65,12 @@ TASKS: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...]]] = {
     "question-answering": (
         of_task("question-answering", num_labels=2), "AutoModelForQuestionAnswering", ("start_logits", "end_logits")
     ),
-    "feature-extraction": (embeddings, "AutoModel", ("last_hidden_state",)),
-    "image-classification": (images, "AutoModelForImageClassification", ("logits",)),
+    "feature-extraction": (lambda folder: tiny_pairs.encoder().save(folder), "AutoModel", ("last_hidden_state",)),
+    "image-classification": (
+        lambda folder: tiny_images.vit().save(folder), "AutoModelForImageClassification", ("logits",)
+    ),
     "image-feature-extraction": (bare_images, "AutoModel", ("pooler_output",)),
-    "text-generation": (llama, "AutoModelForCausalLM", ("logits",)),
+    "text-generation": (save_tiny_llama, "AutoModelForCausalLM", ("logits",)),
 }  # fmt: skip
 
 
@@ -205,5 +193,6 @@ def test_the_processs_threads_are_its_own_again_once_the_session_is_gone(tmp_pat
 
 def test_of_a_task_of_several_kinds_it_is_the_models_own(tmp_path: Path) -> None:
     make = functools.partial(tiny_sounds.waves, "Wav2Vec2", masked=False, ending="CTC")
-    folder = tiny_sounds.write_model(tmp_path, make, letters=True)
-    assert task_of_folder(folder) is automatic_speech_recognition.CTC_TASK
+    assert (
+        task_of_folder(tiny_sounds.write_model(tmp_path, make, letters=True)) is automatic_speech_recognition.CTC_TASK
+    )

@@ -21,7 +21,7 @@ from compress.data.samples.fetch import cache_root, fetch
 from compress.formats.model_file import model_file
 from compress.formats.onnx.runtimes import javascript
 from compress.formats.onnx.runtimes.javascript import PACKAGES, SCRIPT, WASM
-from compress.formats.ort.write import convert
+from compress.formats.ort.stage import convert
 from compress.formats.runtime import TensorType, TimesItself, get_runtime, prepare_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.utils.errors import InputError, ModelError, StageError

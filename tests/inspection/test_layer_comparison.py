@@ -16,7 +16,7 @@ from compress.formats.onnx.int8.dynamic import DynamicQuantizer
 from compress.formats.openvino.conversion import to_openvino
 from compress.formats.openvino.model import read_ir
 from compress.formats.ort.model import ort_tools, read_ort
-from compress.formats.ort.write import convert
+from compress.formats.ort.stage import convert
 from compress.formats.runtime import prepare_runtime
 from compress.formats.targets import TARGETS
 from compress.inspection.layer_comparison import FormatComparison, Gap, compare_parts, open_value_graph

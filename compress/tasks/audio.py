@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import gcd
 from typing import TYPE_CHECKING
 
 from compress.data.media import Media, content, describe
 from compress.tasks.lazy_modules import np
-from compress.tasks.task import Examples, OnDemand
+from compress.tasks.task import Examples, NamedArrays, OnDemand
 from compress.utils.errors import DataError, MissingExtraError, ModelError
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def encode_recordings(values: Sequence[Media], extractor: object) -> Examples:
     unusable recording, and `ModelError` for a processor that is no feature extractor.
     """
     hearing = _Hearing(values, _extractor(extractor))
-    examples: list[Mapping[str, np.ndarray]] = []
+    examples: list[NamedArrays] = []
     sizes, seconds, num_bytes = [], [], 0
     for value in values:
         example, length = hearing.hear(value)
@@ -173,7 +173,7 @@ class _Hearing(OnDemand):
     def __len__(self) -> int:
         return len(self.values)
 
-    def some(self, which: slice) -> Sequence[Mapping[str, np.ndarray]]:
+    def some(self, which: slice) -> Sequence[NamedArrays]:
         """Return the inputs of a slice."""
         return [self.hear(value)[0] for value in self.values[which]]
 

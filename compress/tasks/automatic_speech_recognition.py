@@ -23,8 +23,8 @@ from compress.tasks.capability import (
 )
 from compress.tasks.classes import finite, required
 from compress.tasks.lazy_modules import np, pa, torch
-from compress.tasks.loading import Origin, load_with_head
-from compress.tasks.task import LOGITS, CollectedOutputs, Examples, Head, Task, starter_recipe
+from compress.tasks.loading import Origin, load_by, load_with_head
+from compress.tasks.task import LOGITS, Examples, Head, NamedArrays, Task, starter_recipe
 from compress.tasks.text_metrics import character_row, rows_to_baseline, word_rows
 from compress.tasks.tokens import token_distance
 from compress.utils.errors import DataError, ModelError
@@ -83,9 +83,7 @@ class _Recognition(Task):
     name = "automatic-speech-recognition"
     columns = (Column("audio", kind="audio"), Column("text"))
 
-    def compare(
-        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
-    ) -> list[Measurement]:
+    def compare(self, collected: NamedArrays, reference: NamedArrays, model: str, target: str) -> list[Measurement]:
         """Return the share of transcripts that equal the baseline's, and the word error rate against them.
 
         Args:
@@ -170,9 +168,7 @@ class FrameRecognition(_Recognition):
         """Return the softened KL divergence of logits [B, frames, characters], averaged over frames without padding."""
         return token_distance(mine, taught[:, : mine.shape[1]], temperature)
 
-    def collect(
-        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
-    ) -> CollectedOutputs:
+    def collect(self, outputs: NamedArrays, examples: Examples, indices: Sequence[int]) -> NamedArrays:
         """Return transcripts and references, [batch] strings each. Raises `DataError` for rows without text."""
         head = examples.head
         assert isinstance(head, Frames), "`encode` sets it"
@@ -180,9 +176,7 @@ class FrameRecognition(_Recognition):
         heard = [head.transcript(frame_logits) for frame_logits in finite(outputs[LOGITS], "logits")]
         return {_TRANSCRIPTS: np.array(heard), _TEXTS: np.array([texts[index] for index in indices])}
 
-    def measure(
-        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
-    ) -> list[Measurement]:
+    def measure(self, collected: NamedArrays, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Return word accuracy first, because early stopping maximizes it, then word and character error rates.
 
         Args:
@@ -208,7 +202,6 @@ def frames(samples: torch.Tensor, longest: int, count: int) -> torch.Tensor:
 
 
 def _labels(lengths: np.ndarray, blank: int, spelled: Sequence[Sequence[int]]) -> np.ndarray:
-
     labels = np.full((len(spelled), _FIRST + max(map(len, spelled), default=0)), _NONE, np.int64)
     for row, length, ids in zip(labels, lengths, spelled, strict=True):
         row[:_FIRST] = length, blank
@@ -251,22 +244,11 @@ class SpeechRecognition(_Recognition):
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights in fp32 and the processor. Raises `ModelError` for files that do not load."""
-        from transformers import AutoModelForSpeechSeq2Seq
-
-        from compress.models.config_checks import load_error_types
         from compress.models.processor import load_processor
 
-        try:
-            module = AutoModelForSpeechSeq2Seq.from_pretrained(
-                directory, trust_remote_code=trust_remote_code, use_safetensors=True, dtype=torch.float32
-            )
-        except load_error_types() as error:
-            raise ModelError(
-                f"The model cannot be loaded for {self.name}: {error}",
-                where=str(directory),
-                expected="a speech model with encoder and decoder, in Hugging Face layout",
-            ) from error
-        return TorchModel(module.eval(), load_processor(directory))
+        expected = "a speech model with encoder and decoder, in Hugging Face layout"
+        origin = Origin(self.name, directory, load_processor, expected)
+        return load_by("AutoModelForSpeechSeq2Seq", origin, trust_remote_code, dtype=torch.float32)
 
     def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Return features of every recording, in windows of the encoder's length, and the texts as ``labels``.
@@ -300,16 +282,12 @@ class SpeechRecognition(_Recognition):
         """Raise `ModelError`: no stage trains these models."""
         raise ModelError(f"Models for {self.name} are not trained here.", expected="a stage that does not train")
 
-    def collect(
-        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
-    ) -> CollectedOutputs:
+    def collect(self, outputs: NamedArrays, examples: Examples, indices: Sequence[int]) -> NamedArrays:
         """Return the transcripts, [batch] strings. Raises `DataError` for rows without text."""
         required(examples.labels, "texts", "text")
         return {_TRANSCRIPTS: outputs[_TRANSCRIPTS]}
 
-    def measure(
-        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
-    ) -> list[Measurement]:
+    def measure(self, collected: NamedArrays, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Return word error rates of normalized texts and of texts as written, with intervals, and the counts.
 
         Args:

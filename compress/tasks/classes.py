@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from compress.data.slices import Slice
 from compress.results.report import Measurement
 from compress.tasks.lazy_modules import calibration, np, pa, statistics, torch
-from compress.tasks.task import LOGITS, CollectedOutputs, Examples, Task
+from compress.tasks.task import LOGITS, Examples, NamedArrays, Task
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -204,16 +204,12 @@ class Classification(Task):
         """Return the cross-entropy over the rows that have a label (not -100)."""
         return cross_entropy(outputs.logits.float(), labels)
 
-    def collect(
-        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
-    ) -> CollectedOutputs:
+    def collect(self, outputs: NamedArrays, examples: Examples, indices: Sequence[int]) -> NamedArrays:
         """Return the logits, [batch, classes]. Raises `DataError` for examples without labels."""
         required(examples.labels, "labels", "label")
         return {LOGITS: outputs[LOGITS]}
 
-    def measure(
-        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
-    ) -> list[Measurement]:
+    def measure(self, collected: NamedArrays, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Return accuracy with its Wilson interval, macro F1, calibration error and Brier score. See `Task.measure`.
 
         Args:
@@ -235,7 +231,7 @@ class Classification(Task):
             interval_row("brier_score", brier, count, model, target, unit=""),
         ]
 
-    def probabilities(self, collected: CollectedOutputs) -> np.ndarray:
+    def probabilities(self, collected: NamedArrays) -> np.ndarray:
         """Return the softmax of logits [n, classes]. Raises `ModelError` if they are not finite."""
         outputs = collected[LOGITS]
         try:
@@ -248,9 +244,7 @@ class Classification(Task):
                 hint="export or quantize it anew; float16 overflows where float32 does not",
             ) from error
 
-    def compare(
-        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
-    ) -> list[Measurement]:
+    def compare(self, collected: NamedArrays, reference: NamedArrays, model: str, target: str) -> list[Measurement]:
         """Return the share of examples for which both models choose the same class. See `Task.compare`.
 
         Args:

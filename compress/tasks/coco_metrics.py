@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-
 from compress.results.report import Measurement
 from compress.tasks.lazy_modules import calibration, np
+from compress.tasks.task import NamedArrays
 from compress.utils.errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def figures(detections: np.ndarray, gold: Sequence[Gold]) -> Figures:
     return Figures({name: value for name, value in values.items() if value >= 0}, influences)
 
 
-def rows(collected: Mapping[str, np.ndarray], model: str, target: str) -> list[Measurement]:
+def rows(collected: NamedArrays, model: str, target: str) -> list[Measurement]:
     """Return a row for each metric, with an interval if the influence of each image is known."""
     metrics = figures(collected["found"], [read_gold(text) for text in collected["gold"].tolist()])
     count = len(collected["gold"])
@@ -89,14 +89,22 @@ def rows(collected: Mapping[str, np.ndarray], model: str, target: str) -> list[M
     return measured
 
 
-def same_objects(collected: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> np.ndarray:
+def same_objects(collected: NamedArrays, reference: NamedArrays) -> np.ndarray:
     """Return for each image whether both models detect the same objects, [n] bool.
 
     Both must have as many detections of each class, in pairs with IoU of at least 0.5. Detections count from a score of
     0.5, as in transformers' pipeline.
     """
-    pairs = zip(collected["found"], reference["found"], strict=True)
-    return np.array([_same(*(boxes[boxes[:, SCORE] > _SHOWN_FROM] for boxes in pair)) for pair in pairs])
+    from scipy.optimize import linear_sum_assignment
+
+    outcomes = []
+    for pair in zip(collected["found"], reference["found"], strict=True):
+        some, others = (boxes[boxes[:, SCORE] > _SHOWN_FROM] for boxes in pair)
+        near = overlaps(some[:, BOX], others[:, BOX]) >= _SAME_PLACE
+        allowed = near & (some[:, None, CLASS] == others[None, :, CLASS])
+        alike = Counter(some[:, CLASS].tolist()) == Counter(others[:, CLASS].tolist())
+        outcomes.append(alike and bool(allowed[linear_sum_assignment(~allowed)].all()))
+    return np.array(outcomes)
 
 
 def write_gold(gold: Gold) -> str:
@@ -114,24 +122,9 @@ def overlaps(some: np.ndarray, others: np.ndarray) -> np.ndarray:
     first = np.maximum(some[:, None, :2], others[None, :, :2])
     last = np.minimum(some[:, None, :2] + some[:, None, 2:], others[None, :, :2] + others[None, :, 2:])
     shared = np.clip(last - first, 0, None).prod(axis=-1)
-    iou: np.ndarray = shared / np.maximum(_areas(some)[:, None] + _areas(others) - shared, np.finfo(float).tiny)
+    areas, other_areas = (boxes[:, 2] * boxes[:, 3] for boxes in (some, others))
+    iou: np.ndarray = shared / np.maximum(areas[:, None] + other_areas - shared, np.finfo(float).tiny)
     return iou
-
-
-def _areas(boxes: np.ndarray) -> np.ndarray:
-    areas: np.ndarray = boxes[:, 2] * boxes[:, 3]
-    return areas
-
-
-def _same(some: np.ndarray, others: np.ndarray) -> bool:
-    from scipy.optimize import linear_sum_assignment
-
-    if Counter(some[:, CLASS].tolist()) != Counter(others[:, CLASS].tolist()):
-        return False
-    near = overlaps(some[:, BOX], others[:, BOX]) >= _SAME_PLACE
-    allowed = near & (some[:, None, CLASS] == others[None, :, CLASS])
-    places = linear_sum_assignment(~allowed)
-    return bool(allowed[places].all())
 
 
 def _evaluated(detections: np.ndarray, gold: Sequence[Gold], names: Mapping[int, str]) -> COCOeval:
@@ -146,14 +139,9 @@ def _evaluated(detections: np.ndarray, gold: Sequence[Gold], names: Mapping[int,
         for kind, box in zip(detection.ids, detection.boxes, strict=True)
     ]
     given = [
-        {
-            "category_id": int(detection[CLASS]),
-            "image_id": picture,
-            "bbox": detection[BOX].tolist(),
-            "score": float(detection[SCORE]),
-        }
+        {"category_id": int(row[CLASS]), "image_id": picture, "bbox": row[BOX].tolist(), "score": float(row[SCORE])}
         for picture, rows in enumerate(detections)
-        for detection in rows
+        for row in rows
     ]
     # Its progress goes to stdout, where results are.
     with contextlib.redirect_stdout(io.StringIO()):
@@ -186,15 +174,11 @@ def _influences(judged: Any, class_index: int, gold: Sequence[Gold], key: int) -
     sizes = len(judged.params.areaRng)
     class_images = judged.evalImgs[class_index * sizes * len(gold) :][: len(gold)]
     seen = [(picture, image_result) for picture, image_result in enumerate(class_images) if image_result is not None]
-    owners = np.concatenate([np.full(len(image_result["dtScores"]), picture) for picture, image_result in seen]).astype(
-        np.int64
-    )
+    owners = np.concatenate([np.full(len(result["dtScores"]), picture) for picture, result in seen]).astype(np.int64)
     scores = np.concatenate([image_result["dtScores"] for _, image_result in seen]).astype(np.float64)
     matches = np.concatenate([image_result["dtMatches"] for _, image_result in seen], axis=1) > 0
     objects = np.array([image_result.ids.count(key) for image_result in gold])
     return np.stack([precision_influence(scores, right, owners, objects)[1] for right in matches])
-
-
 
 
 def precision_influence(

@@ -8,7 +8,7 @@ from compress.data.columns import normalised
 from compress.results.report import Measurement
 from compress.tasks.classes import interval_row, mean_row, outcome_row
 from compress.tasks.lazy_modules import losses, np, retrieval, torch
-from compress.tasks.task import CollectedOutputs, Task
+from compress.tasks.task import NamedArrays, Task
 
 EMBEDDING = "embedding"
 NEIGHBOURS = 10
@@ -35,14 +35,12 @@ class EmbeddingTask(Task):
         half = len(both) // 2
         return (both, both) if self.searches_itself else (both[:half], both[half:])
 
-    def nearest(self, collected: CollectedOutputs) -> np.ndarray:
+    def nearest(self, collected: NamedArrays) -> np.ndarray:
         """Return the indices of the ten nearest neighbors of each query, [n, 10], or fewer if the corpus is smaller."""
         queries, corpus = self.queries_and_corpus(retrieval.normalized(collected[EMBEDDING]))
         return retrieval.nearest(queries, corpus, NEIGHBOURS, self.searches_itself)
 
-    def measure(
-        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
-    ) -> list[Measurement]:
+    def measure(self, collected: NamedArrays, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Return recall and mean reciprocal rank over the queries, and recall and bytes with quantized embeddings.
 
         An example of the corpus is relevant to a query with the same label. With `int8` the queries stay exact;
@@ -73,9 +71,7 @@ class EmbeddingTask(Task):
             *(interval_row(name, (value, None, None), 1, model, target, "bytes") for name, value in sizes.items()),
         ]
 
-    def compare(
-        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
-    ) -> list[Measurement]:
+    def compare(self, collected: NamedArrays, reference: NamedArrays, model: str, target: str) -> list[Measurement]:
         """Return the overlap of the ten nearest neighbors of both models, and the cosine of their embeddings.
 
         Embeddings of different dimensions have no cosine.

@@ -18,9 +18,9 @@ from compress.tasks.loading import Origin, load_by, tokenizer_by
 from compress.tasks.task import (
     LAST_HIDDEN_STATE,
     SENTENCE_EMBEDDING,
-    CollectedOutputs,
     Examples,
     Head,
+    NamedArrays,
     relative_limit,
     split_files,
     starter_recipe,
@@ -140,9 +140,7 @@ class FeatureExtraction(EmbeddingTask):
             "Embeddings are not trained on labels here.", hint="distill from a teacher, with labels_weight: 0"
         )
 
-    def collect(
-        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
-    ) -> CollectedOutputs:
+    def collect(self, outputs: NamedArrays, examples: Examples, indices: Sequence[int]) -> NamedArrays:
         """Return the embeddings, [batch, dimensions]. Raises `ModelError` if they are not finite."""
         return {EMBEDDING: finite(examples.answers(outputs, examples.batch(indices)), "embeddings")}
 

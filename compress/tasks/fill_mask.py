@@ -22,9 +22,9 @@ from compress.tasks.classes import agreement_row, cross_entropy, finite, ratio_r
 from compress.tasks.lazy_modules import np, pa, token_metrics, torch
 from compress.tasks.task import (
     LOGITS,
-    CollectedOutputs,
     Examples,
     Head,
+    NamedArrays,
     Task,
     distill_finetuned,
     relative_limit,
@@ -144,9 +144,7 @@ class FillMask(Task):
         """Return the softened KL divergence averaged over masked tokens."""
         return token_distance(mine, taught, temperature)
 
-    def collect(
-        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
-    ) -> CollectedOutputs:
+    def collect(self, outputs: NamedArrays, examples: Examples, indices: Sequence[int]) -> NamedArrays:
         """Return loss in nats, rank and most likely token of each masked token, [batch, most], padded with NaN and -1.
 
         Raises `ModelError` if logits are not finite.
@@ -168,9 +166,7 @@ class FillMask(Task):
             first[row, : len(targets)] = logits.argmax(axis=1)
         return {_LOSS: loss, _RANK: rank, _FIRST: first}
 
-    def measure(
-        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
-    ) -> list[Measurement]:
+    def measure(self, collected: NamedArrays, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Return top-1 and top-5 accuracy and the loss in nats of all masked tokens, with intervals over texts.
 
         Args:
@@ -188,9 +184,7 @@ class FillMask(Task):
             loss,
         ]
 
-    def compare(
-        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
-    ) -> list[Measurement]:
+    def compare(self, collected: NamedArrays, reference: NamedArrays, model: str, target: str) -> list[Measurement]:
         """Return the share of masked tokens for which both models have the same most likely token.
 
         Args:

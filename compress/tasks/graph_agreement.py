@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -12,9 +12,9 @@ from compress.data.media import content, describe
 from compress.data.source import INPUTS, seed_of
 from compress.models.graph_inputs import GraphInputs
 from compress.tasks.capability import READS_ROWS, SINGLE_CALL, TAKES_ARRAYS
-from compress.tasks.classes import agreement_row
+from compress.tasks.classes import agreement_row, interval_row
 from compress.tasks.lazy_modules import np, pa, torch
-from compress.tasks.task import CollectedOutputs, Examples, Task, starter_recipe
+from compress.tasks.task import Examples, NamedArrays, Task, starter_recipe
 from compress.utils.errors import DataError, ModelError, StageError
 
 if TYPE_CHECKING:
@@ -84,9 +84,7 @@ class GraphAgreement(Task):
         """Raise `StageError`: the task cannot be trained."""
         raise StageError("A graph of no task is not trained.")
 
-    def collect(
-        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
-    ) -> CollectedOutputs:
+    def collect(self, outputs: NamedArrays, examples: Examples, indices: Sequence[int]) -> NamedArrays:
         """Return for each output its values, its argmax along the last axis, and the number of values, [1, ...].
 
         Raises `ModelError` if an output is not finite.
@@ -106,9 +104,7 @@ class GraphAgreement(Task):
                 collected[_CHOICE + name] = _spread(array.argmax(axis=-1))
         return collected
 
-    def measure(
-        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
-    ) -> list[Measurement]:
+    def measure(self, collected: NamedArrays, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Return nothing: rows have no reference answer.
 
         Args:
@@ -119,9 +115,7 @@ class GraphAgreement(Task):
         """
         return []
 
-    def compare(
-        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
-    ) -> list[Measurement]:
+    def compare(self, collected: NamedArrays, reference: NamedArrays, model: str, target: str) -> list[Measurement]:
         """Return the distance of the worst output from the reference's (see `compress.numerics.output_agreement`).
 
         `agreement` is the share of calls for which the argmax of all outputs is equal.
@@ -134,25 +128,22 @@ class GraphAgreement(Task):
         """
 
         from compress.numerics.output_agreement import output_agreement
-        from compress.results.report import Measurement
 
         names = [name for name in reference if not name.startswith((_CHOICE, _SIZE))]
         agreements = [output_agreement(reference[name], collected[name]) for name in names]
         if not agreements:
             raise ModelError("The graph has no output of numbers.", expected="at least one to compare")
         calls = len(reference[names[0]])
-        rows = [
-            Measurement(model=model, metric=metric, target=target, value=float(value), unit=unit, n=calls)
-            for metric, value, unit in (
-                ("rms_error", max(agreement.rms for agreement in agreements), "ratio"),
-                ("largest_error", max(agreement.largest for agreement in agreements), "ratio"),
-                ("output_cosine", min(agreement.cosine for agreement in agreements), "ratio"),
-            )
-        ]
+        worst = {
+            "rms_error": max(agreement.rms for agreement in agreements),
+            "largest_error": max(agreement.largest for agreement in agreements),
+            "output_cosine": min(agreement.cosine for agreement in agreements),
+        }
+        rows = [interval_row(name, (float(value), None, None), calls, model, target) for name, value in worst.items()]
         same = np.ones(calls, dtype=bool)
-        for name in reference:
-            if name.startswith((_CHOICE, _SIZE)):
-                same &= _alike(reference[name], collected[name])
+        for name in (name for name in reference if name.startswith((_CHOICE, _SIZE))):
+            is_comparable = reference[name].shape == collected[name].shape
+            same &= (reference[name] == collected[name]).all(axis=1) if is_comparable else False
         return [*rows, agreement_row(same, model, target)]
 
 
@@ -161,14 +152,6 @@ def _spread(array: np.ndarray) -> np.ndarray:
     flat = array.reshape(1, -1)
     step = -(-flat.shape[1] // _MOST)
     return flat[:, ::step]
-
-
-def _alike(expected: np.ndarray, candidate: np.ndarray) -> np.ndarray:
-    """Return for each call [calls, n] whether all values are equal, [calls]."""
-    if expected.shape != candidate.shape:
-        return np.zeros(len(expected), dtype=bool)
-    same: np.ndarray = (expected == candidate).all(axis=1)
-    return same
 
 
 TASK = GraphAgreement()

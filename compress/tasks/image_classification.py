@@ -13,7 +13,7 @@ from compress.tasks.capability import HAS_CLASSES, READS_ROWS, SINGLE_CALL, TAKE
 from compress.tasks.classes import Classification, outcome_row
 from compress.tasks.image_inputs import encode_images, load_model
 from compress.tasks.lazy_modules import np, pa
-from compress.tasks.task import LOGITS, CollectedOutputs, Examples, relative_limit, split_folders, starter_recipe
+from compress.tasks.task import LOGITS, Examples, NamedArrays, relative_limit, split_folders, starter_recipe
 
 if TYPE_CHECKING:
     from compress.models.model import Processor
@@ -60,9 +60,7 @@ class ImageClassification(Classification):
         """
         return encode_images(rows["image"].to_pylist(), processor)
 
-    def measure(
-        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
-    ) -> list[Measurement]:
+    def measure(self, collected: NamedArrays, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Return accuracy, macro F1, calibration error, Brier score and, for more than five classes, top-5 accuracy.
 
         Args:

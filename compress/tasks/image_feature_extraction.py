@@ -15,7 +15,7 @@ from compress.tasks.embeddings import EMBEDDING, EmbeddingTask, numbers
 from compress.tasks.image_inputs import encode_images
 from compress.tasks.lazy_modules import losses, np, pa, torch
 from compress.tasks.loading import Origin, load_by
-from compress.tasks.task import CollectedOutputs, Examples, Head, relative_limit, split_folders, starter_recipe
+from compress.tasks.task import Examples, Head, NamedArrays, relative_limit, split_folders, starter_recipe
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -166,15 +166,11 @@ class ImageFeatureExtraction(EmbeddingTask):
         near = (unit @ unit.T).fill_diagonal_(-2.0).argmax(dim=-1)
         return torch.minimum(near, torch.arange(len(near), device=near.device))
 
-    def collect(
-        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
-    ) -> CollectedOutputs:
+    def collect(self, outputs: NamedArrays, examples: Examples, indices: Sequence[int]) -> NamedArrays:
         """Return the embeddings, [batch, dimensions]. Raises `ModelError` if they are not finite."""
         return {EMBEDDING: finite(examples.answers(outputs, {}), "embeddings")}
 
-    def measure(
-        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
-    ) -> list[Measurement]:
+    def measure(self, collected: NamedArrays, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Return recall@1, precision@10 and mean reciprocal rank by class.
 
         An image that is the only one of its class counts as not found.

@@ -12,7 +12,7 @@ from compress.data.media import Mode, decode, in_words
 from compress.models.model import TorchModel
 from compress.tasks.lazy_modules import np
 from compress.tasks.loading import Origin, load_with_head
-from compress.tasks.task import Examples, Joined, OnDemand
+from compress.tasks.task import Examples, Joined, NamedArrays, OnDemand
 from compress.utils.errors import DataError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Images(OnDemand):
     def __len__(self) -> int:
         return len(self._values)
 
-    def some(self, which: slice) -> Sequence[Mapping[str, np.ndarray]]:
+    def some(self, which: slice) -> Sequence[NamedArrays]:
         """Return the preprocessed images of a slice."""
         return self._prepared(self._values[which], Counter())
 
@@ -63,9 +63,9 @@ class Images(OnDemand):
         """Return the size of all preprocessed images."""
         return len(self) * int(self[0][PIXELS].nbytes) if len(self) else 0
 
-    def all(self) -> list[Mapping[str, np.ndarray]]:
+    def all(self) -> list[NamedArrays]:
         """Return all preprocessed images."""
-        images: list[Mapping[str, np.ndarray]] = []
+        images: list[NamedArrays] = []
         for start in range(0, len(self), _AT_ONCE):
             images += self._prepared(self._values[start : start + _AT_ONCE], self.conversions)
         return images
@@ -83,7 +83,6 @@ class Images(OnDemand):
         return self._through_processor([decode(value, self._mode, conversions) for value in values])
 
     def _through_processor(self, images: list[Image.Image]) -> list[dict[str, np.ndarray]]:
-
         try:
             arrays = self._processor(images)[PIXELS]
         except (ValueError, TypeError, KeyError) as error:
@@ -152,7 +151,7 @@ def load_model(
 
 
 def encode_places(
-    values: Sequence[Mapping[str, object]], processor: Processor, more: Sequence[Mapping[str, np.ndarray]]
+    values: Sequence[Mapping[str, object]], processor: Processor, more: Sequence[NamedArrays]
 ) -> Examples:
     """Return images of equal size with additional inputs ``more`` for each. Raises `DataError`.
 

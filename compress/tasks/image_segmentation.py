@@ -17,9 +17,9 @@ from compress.tasks.image_inputs import encode_places, load_model
 from compress.tasks.lazy_modules import losses, np, pa, torch
 from compress.tasks.task import (
     LOGITS,
-    CollectedOutputs,
     Examples,
     Head,
+    NamedArrays,
     Task,
     relative_limit,
     split_files,
@@ -151,9 +151,7 @@ class ImageSegmentation(Task):
         chosen: torch.Tensor = outputs.logits.detach().argmax(dim=1)
         return chosen
 
-    def collect(
-        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
-    ) -> CollectedOutputs:
+    def collect(self, outputs: NamedArrays, examples: Examples, indices: Sequence[int]) -> NamedArrays:
         """Return per image the correct, predicted and reference pixels per class [batch, classes], and the answers.
 
         Pixels are those of the original image. Raises `DataError` for rows without masks, and `ModelError` for answers
@@ -175,9 +173,7 @@ class ImageSegmentation(Task):
         names = np.array([json.dumps(classes)] * len(rows))
         return {**collected, _NAMES: names, _ANSWERS: logits.argmax(axis=1).astype(np.uint8)}
 
-    def measure(
-        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
-    ) -> list[Measurement]:
+    def measure(self, collected: NamedArrays, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Return mean IoU over classes, over the pixels of all images, and pixel accuracy (Everingham et al. 2015).
 
         Classes that are neither predicted nor in the reference do not count. Intervals are over images.
@@ -201,9 +197,7 @@ class ImageSegmentation(Task):
             *(row.model_copy(update={"raw": None}) for row in class_rows),
         ]
 
-    def compare(
-        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
-    ) -> list[Measurement]:
+    def compare(self, collected: NamedArrays, reference: NamedArrays, model: str, target: str) -> list[Measurement]:
         """Return the share of positions for which both models predict the same class.
 
         Args:

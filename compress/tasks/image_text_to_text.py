@@ -22,6 +22,7 @@ from compress.tasks.capability import (
 from compress.tasks.classes import cross_entropy, mean_row, outcome_row
 from compress.tasks.image_inputs import PIXELS, encode_images, mode_of, one_by_one
 from compress.tasks.lazy_modules import np, pa, torch
+from compress.tasks.loading import Origin, load_by
 from compress.tasks.spans import exact, word_f1
 from compress.tasks.task import (
     LOGITS,
@@ -117,32 +118,19 @@ class ImageTextToText(TextWriting):
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights in fp32 and the processor. Raises `ModelError` for files that do not load."""
-        from transformers import AutoModelForImageTextToText
-
-        from compress.models.config_checks import explain_load_failure, load_error_types
-        from compress.models.folder_checks import refuse_quantized
         from compress.models.processor import load_processor
 
-        refuse_quantized(directory)
-        try:
-            processor = load_processor(directory)
-            module = AutoModelForImageTextToText.from_pretrained(
-                directory, trust_remote_code=trust_remote_code, use_safetensors=True, dtype=torch.float32
-            )
-        except load_error_types() as error:
-            raise explain_load_failure(directory, trust_remote_code) or self._unfit(directory, str(error)) from error
-        problem = unfit_processor(processor) or _unfit_tokens(module, processor)
-        if problem:
-            raise self._unfit(directory, problem)
-        return TorchModel(module.eval(), processor)
-
-    def _unfit(self, directory: Path, why: str) -> ModelError:
-        return ModelError(
-            f"The model cannot be loaded for {self.name}: {why}",
-            where=str(directory),
-            expected="a vision-language model such as LLaVA, with its tokenizer, preprocessor_config.json and, for the "
-            "size of its patches, processor_config.json",
+        expected = (
+            "a vision-language model such as LLaVA, with its tokenizer, preprocessor_config.json and, for the size of "
+            "its patches, processor_config.json"
         )
+        origin = Origin(self.name, directory, load_processor, expected)
+        model = load_by("AutoModelForImageTextToText", origin, trust_remote_code, dtype=torch.float32)
+        problem = unfit_processor(model.processor) or _unfit_tokens(model.module, model.processor)
+        if problem:
+            fault = f"The model cannot be loaded for {self.name}: {problem}"
+            raise ModelError(fault, where=str(directory), expected=expected)
+        return model
 
     def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Return prompt and answer; ``labels`` [n, longest] are the answer's tokens at their positions, -100 elsewhere.

@@ -75,9 +75,14 @@ def load_with_head(
 
 
 def load_by(
-    auto: str, origin: Origin, trust_remote_code: bool, prepare: Callable[[Any], Mapping[str, Any]] | None = None,
-    labels: Sequence[str] | None = None, **options: object,
-) -> TorchModel:  # fmt: skip
+    auto: str,
+    origin: Origin,
+    trust_remote_code: bool,
+    prepare: Callable[[Any], Mapping[str, Any]] | None = None,
+    labels: Sequence[str] | None = None,
+    float_only: bool = True,
+    **options: object,
+) -> TorchModel:
     """Return a model in fp32, pruned or not, loaded by an auto class of transformers.
 
     Args:
@@ -86,6 +91,7 @@ def load_by(
         trust_remote_code: Allow code of the repository.
         prepare: Changes the config before loading and returns further options.
         labels: Class names of a plain torch module.
+        float_only: Refuse a quantized checkpoint.
         **options: Options of `from_pretrained`.
 
     Raises:
@@ -99,7 +105,8 @@ def load_by(
     from compress.models.transformer_pruning import is_pruned, load_pruned
 
     directory, cls = origin.directory, getattr(transformers, auto)
-    refuse_quantized(directory)
+    if float_only:
+        refuse_quantized(directory)
     try:
         plain = None if origin.answers is None else load_plain_for(directory, labels, origin.answers)
         if plain is not None:

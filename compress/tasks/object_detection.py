@@ -18,9 +18,9 @@ from compress.tasks.image_inputs import encode_places, load_model
 from compress.tasks.lazy_modules import losses, np, pa, torch
 from compress.tasks.task import (
     LOGITS,
-    CollectedOutputs,
     Examples,
     Head,
+    NamedArrays,
     Task,
     relative_limit,
     split_files,
@@ -209,9 +209,7 @@ class ObjectDetection(Task):
         chosen = torch.where(nothing, _NOTHING, chosen.float())
         return torch.cat([chosen, outputs.pred_boxes.detach()], dim=-1)
 
-    def collect(
-        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
-    ) -> CollectedOutputs:
+    def collect(self, outputs: NamedArrays, examples: Examples, indices: Sequence[int]) -> NamedArrays:
         """Return detections [batch, queries, 6], as in `coco_metrics`, and references as JSON.
 
         Raises `DataError` for rows without objects, and `ModelError` for answers that are not finite.
@@ -224,9 +222,7 @@ class ObjectDetection(Task):
         detected = detections(answers, sizes, getattr(examples.head, "processor", None))
         return {"found": detected, _GOLD: np.array([str(row[_GOLD]) for row in rows])}
 
-    def measure(
-        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
-    ) -> list[Measurement]:
+    def measure(self, collected: NamedArrays, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Return COCO's mAP and its parts, with intervals over images.
 
         Args:
@@ -237,9 +233,7 @@ class ObjectDetection(Task):
         """
         return rows(collected, model, target)
 
-    def compare(
-        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
-    ) -> list[Measurement]:
+    def compare(self, collected: NamedArrays, reference: NamedArrays, model: str, target: str) -> list[Measurement]:
         """Return the share of images in which both models detect the same objects.
 
         Args:

@@ -15,9 +15,9 @@ from compress.tasks.classes import agreement_row, cross_entropy, finite, mean_ro
 from compress.tasks.lazy_modules import losses, np, pa, torch
 from compress.tasks.spans import best_span, exact, read_answers, word_f1
 from compress.tasks.task import (
-    CollectedOutputs,
     Examples,
     Head,
+    NamedArrays,
     Task,
     distill_finetuned,
     relative_limit,
@@ -159,9 +159,7 @@ class QuestionAnswering(Task):
         ends = (outputs.start_logits, outputs.end_logits)
         return torch.stack([logits.detach().argmax(dim=-1) for logits in ends], dim=-1)
 
-    def collect(
-        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
-    ) -> CollectedOutputs:
+    def collect(self, outputs: NamedArrays, examples: Examples, indices: Sequence[int]) -> NamedArrays:
         """Return for each window the best answer, its score, the score of no answer, the row and the references.
 
         Raises `DataError` for rows without answers, and `ModelError` for logits that are not finite.
@@ -184,9 +182,7 @@ class QuestionAnswering(Task):
             _GOLD: np.array([str(examples.inputs[index]["gold"]) for index in indices]),
         }
 
-    def measure(
-        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
-    ) -> list[Measurement]:
+    def measure(self, collected: NamedArrays, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Return exact match and word F1 (Rajpurkar et al. 2016, section 6.1), the best over the references.
 
         Args:
@@ -202,9 +198,7 @@ class QuestionAnswering(Task):
         right = np.array([any(exact(answer, reference) for reference in references) for answer, references in pairs])
         return [mean_row("f1", f1, model, target), outcome_row("exact_match", right, model, target)]
 
-    def compare(
-        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
-    ) -> list[Measurement]:
+    def compare(self, collected: NamedArrays, reference: NamedArrays, model: str, target: str) -> list[Measurement]:
         """Return the share of answers that equal the baseline's.
 
         Args:
@@ -217,7 +211,7 @@ class QuestionAnswering(Task):
         return [agreement_row(np.array([answers[row] == theirs[row] for row in sorted(answers)]), model, target)]
 
 
-def _answers(collected: CollectedOutputs) -> dict[int, str]:
+def _answers(collected: NamedArrays) -> dict[int, str]:
     """Return the best answer over all windows of each row. It is empty if no answer is allowed and scores higher."""
     allowed = "[]" in collected[_GOLD].tolist()
     best: dict[int, tuple[float, str]] = {}

@@ -23,18 +23,24 @@ if TYPE_CHECKING:
     from compress.tasks.evaluation import Evaluation
 
 
-class OnDemand(Sequence["Mapping[str, np.ndarray]"]):
+NamedArrays: TypeAlias = "Mapping[str, np.ndarray]"
+"""Arrays by name: inputs of a model, its outputs, or the parts of them that metrics need."""
+CollectedOutputs: TypeAlias = NamedArrays
+"""Parts of a model's outputs that the metrics need, by name. The first axis is the example."""
+
+
+class OnDemand(Sequence[NamedArrays]):
     """Sequence of examples that are computed on access."""
 
     @abstractmethod
-    def some(self, which: slice) -> Sequence[Mapping[str, np.ndarray]]:
+    def some(self, which: slice) -> Sequence[NamedArrays]:
         """Return the examples of a slice, in its order."""
 
     @overload
-    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]: ...
+    def __getitem__(self, index: int) -> NamedArrays: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Mapping[str, np.ndarray]]: ...
-    def __getitem__(self, index: int | slice) -> Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]]:
+    def __getitem__(self, index: slice) -> Sequence[NamedArrays]: ...
+    def __getitem__(self, index: int | slice) -> NamedArrays | Sequence[NamedArrays]:
         if isinstance(index, slice):
             return self.some(index)
         position = range(len(self))[index]
@@ -50,11 +56,11 @@ class Joined(OnDemand):
     def __len__(self) -> int:
         return len(self._inputs)
 
-    def some(self, which: slice) -> Sequence[Mapping[str, np.ndarray]]:
+    def some(self, which: slice) -> Sequence[NamedArrays]:
         """Return the merged inputs of a slice."""
         return [{**more, **example} for more, example in zip(self._more[which], self._inputs[which], strict=True)]
 
-    def more(self, index: int) -> Mapping[str, np.ndarray]:
+    def more(self, index: int) -> NamedArrays:
         """Return the additional inputs of an example without computing the others."""
         return self._more[index]
 
@@ -62,13 +68,13 @@ class Joined(OnDemand):
 class Chained(OnDemand):
     """Concatenation of two sequences of examples."""
 
-    def __init__(self, first: Sequence[Mapping[str, np.ndarray]], second: Sequence[Mapping[str, np.ndarray]]) -> None:
+    def __init__(self, first: Sequence[NamedArrays], second: Sequence[NamedArrays]) -> None:
         self._first, self._second = first, second
 
     def __len__(self) -> int:
         return len(self._first) + len(self._second)
 
-    def some(self, which: slice) -> Sequence[Mapping[str, np.ndarray]]:
+    def some(self, which: slice) -> Sequence[NamedArrays]:
         """Return the examples of a slice from either sequence."""
         count = len(self._first)
         positions = range(*which.indices(len(self)))
@@ -122,7 +128,7 @@ class Examples:
         extra_outputs: Outputs that clients request from a graph but that no answer needs.
     """
 
-    inputs: Sequence[Mapping[str, np.ndarray]]
+    inputs: Sequence[NamedArrays]
     padding: Mapping[str, float | None]
     labels: np.ndarray | None = None
     batches: Mapping[str, str] = field(default_factory=dict)
@@ -198,7 +204,7 @@ class Examples:
         """Return the noun for the answers in messages."""
         return "outputs" if self.full_call else "logits" if self.head is None else self.head.answer_label
 
-    def answers(self, outputs: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    def answers(self, outputs: NamedArrays, batch: NamedArrays) -> np.ndarray:
         """Return the answers [B, ...] of a batch, from a graph's outputs and ``head``."""
         if self.full_call:
             # All numbers of all outputs, [1, numbers].
@@ -224,7 +230,6 @@ class Examples:
 
 
 def _stack(name: str, arrays: Sequence[np.ndarray], fill: float | None) -> np.ndarray:
-
     shapes = {array.shape for array in arrays}
     if len(shapes) == 1:
         return np.stack(arrays)
@@ -240,10 +245,6 @@ def _stack(name: str, arrays: Sequence[np.ndarray], fill: float | None) -> np.nd
     for row, array in enumerate(arrays):
         stacked[row][tuple(slice(size) for size in array.shape)] = array
     return stacked
-
-
-CollectedOutputs: TypeAlias = "Mapping[str, np.ndarray]"
-"""Parts of a model's outputs that the metrics need, by name. The first axis is the example."""
 
 
 class Task(Protocol):
@@ -341,9 +342,7 @@ class Task(Protocol):
         """Return which examples [n] belong to a slice of ``chosen`` rows [rows]. By default example i is row i."""
         return chosen
 
-    def token_categories(
-        self, rows: pa.Table, processor: Processor, examples: Examples, language: str
-    ) -> Mapping[str, np.ndarray]:
+    def token_categories(self, rows: pa.Table, processor: Processor, examples: Examples, language: str) -> NamedArrays:
         """Return for each category of a language's tokens which scored tokens belong to it: category -> [n, scored].
 
         Empty for languages without categories, such as prose.
@@ -389,15 +388,11 @@ class Task(Protocol):
         return predicted
 
     @abstractmethod
-    def collect(
-        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
-    ) -> CollectedOutputs:
+    def collect(self, outputs: NamedArrays, examples: Examples, indices: Sequence[int]) -> NamedArrays:
         """Return what the metrics need of a batch's outputs; ``indices`` are its examples. Raises `ModelError`."""
 
     @abstractmethod
-    def measure(
-        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
-    ) -> list[Measurement]:
+    def measure(self, collected: NamedArrays, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Return the task's metrics with 95% intervals and raw outcomes per example.
 
         Args:
@@ -411,9 +406,7 @@ class Task(Protocol):
         """
 
     @abstractmethod
-    def compare(
-        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
-    ) -> list[Measurement]:
+    def compare(self, collected: NamedArrays, reference: NamedArrays, model: str, target: str) -> list[Measurement]:
         """Return how similar a model's answers are to the baseline's on the same examples.
 
         Args:
@@ -423,7 +416,7 @@ class Task(Protocol):
             target: Name of the target in the report.
         """
 
-    def probabilities(self, collected: CollectedOutputs) -> np.ndarray | None:
+    def probabilities(self, collected: NamedArrays) -> np.ndarray | None:
         """Return class probabilities, [n, classes], or None if answers are no classes. Raises `ModelError`."""
         return None
 

@@ -6,19 +6,20 @@ import io
 import keyword
 import math
 import tokenize
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.data.columns import Column
 from compress.models.model import TorchModel
 from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, GENERATES, TAKES_TEXT
+from compress.tasks.classes import finite, interval_row
 from compress.tasks.lazy_modules import calibration, np, pa, statistics, token_metrics, torch
-from compress.tasks.task import CollectedOutputs, Examples, Task, starter_recipe
+from compress.tasks.loading import Origin, load_by, tokenizer_by
+from compress.tasks.task import Examples, NamedArrays, Task, starter_recipe
 from compress.tasks.token_sequences import (
     EXPECTED,
     SEPARATOR,
-    Reading,
     cut,
     prefix_tokens,
     read,
@@ -79,23 +80,18 @@ def _bytes(text: str) -> np.ndarray:
     begins = np.concatenate([[0], np.cumsum([len(line) for line in lines])]).astype(int)
     kinds, opened = np.zeros(len(text), np.int8), list[int]()
     for token in tokenize.generate_tokens(io.StringIO(text, newline="").readline):
-        kind = _kind(token)
+        name = tokenize.tok_name[token.type]
+        kind = "string" if name.startswith("FSTRING") else _BY_TYPE.get(name)
+        if name == "NAME":
+            kind = "keyword" if keyword.iskeyword(token.string) else "identifier"
         if kind is not None:
             first, last = (begins[line - 1] + column for line, column in (token.start, token.end))
-            name = tokenize.tok_name[token.type]
             if name == "FSTRING_START":
                 opened.append(first)
             elif name == "FSTRING_END":  # from Python 3.12 on it comes in parts
                 first = opened.pop()
             kinds[first:last] = KINDS.index(kind)
     return np.repeat(kinds, [len(character.encode()) for character in text])
-
-
-def _kind(token: tokenize.TokenInfo) -> str | None:
-    name = tokenize.tok_name[token.type]
-    if name == "NAME":
-        return "keyword" if keyword.iskeyword(token.string) else "identifier"
-    return "string" if name.startswith("FSTRING") else _BY_TYPE.get(name)
 
 
 _IGNORED = -100
@@ -133,22 +129,9 @@ class TextGeneration(Task):
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights in fp32 and the tokenizer. Raises `ModelError` for files that do not load."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        from compress.models.config_checks import explain_load_failure, load_error_types
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
-            module = AutoModelForCausalLM.from_pretrained(
-                directory, trust_remote_code=trust_remote_code, use_safetensors=True, dtype=torch.float32
-            )
-        except load_error_types() as error:
-            raise explain_load_failure(directory, trust_remote_code) or ModelError(
-                f"The model cannot be loaded for {self.name}: {error}",
-                where=str(directory),
-                expected="a causal language model with a tokenizer, in Hugging Face layout",
-            ) from error
-        return TorchModel(module.eval(), tokenizer)
+        expected = "a causal language model with a tokenizer, in Hugging Face layout"
+        origin = Origin(self.name, directory, tokenizer_by(trust_remote_code), expected)
+        return load_by("AutoModelForCausalLM", origin, trust_remote_code, float_only=False, dtype=torch.float32)
 
     def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Return all full sequences of ``max_length`` tokens of the running text, or none if the text is shorter.
@@ -199,7 +182,13 @@ class TextGeneration(Task):
         scored = None if stride in (None, body) else stride
         note = _note(len(ids), len(windows), len(chosen), body, stride or body)
         begins = np.array(chosen) * (stride or body)
-        counts = None if reading is None else _counts(reading, begins, body, scored or max_length - 1)
+        counts = None
+        if reading is not None:
+            # The last tokens of each sequence count.
+            num_scored = scored or max_length - 1
+            places = (begins, begins + body - min(num_scored, body), begins + body)
+            counted = np.full(len(begins), num_scored)
+            counts = np.column_stack([counted, counted, *(reading.starts[position] for position in places)])
         return _examples([windows[index] for index in chosen], scored, note, counts)
 
     def eval_examples_like(
@@ -254,9 +243,7 @@ class TextGeneration(Task):
         others = np.concatenate([[0], np.cumsum(~chosen)])
         return np.asarray(others[behind] == others[first])
 
-    def token_categories(
-        self, rows: pa.Table, processor: Processor, examples: Examples, language: str
-    ) -> Mapping[str, np.ndarray]:
+    def token_categories(self, rows: pa.Table, processor: Processor, examples: Examples, language: str) -> NamedArrays:
         """Return for Python code which scored tokens are identifiers, keywords and so on, [n, scored] each.
 
         Args:
@@ -285,9 +272,7 @@ class TextGeneration(Task):
         logits: torch.Tensor = outputs.logits[:, :-1].float()
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED)
 
-    def collect(
-        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
-    ) -> CollectedOutputs:
+    def collect(self, outputs: NamedArrays, examples: Examples, indices: Sequence[int]) -> NamedArrays:
         """Return each scored token's loss, the most likely token, and some distributions.
 
         From logits [batch, length, vocabulary]: `loss`, `right` and `top` are [batch, scored]; `log_probabilities` is
@@ -298,9 +283,7 @@ class TextGeneration(Task):
         parts = [_kept(outputs[_LOGITS][row], examples, index) for row, index in enumerate(indices)]
         return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
-    def measure(
-        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
-    ) -> list[Measurement]:
+    def measure(self, collected: NamedArrays, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Return perplexity, bits per byte and next-token accuracy, with intervals over sequences.
 
         The raw outcomes of perplexity are the losses per token of each sequence. Tokens are counted by the baseline's
@@ -320,14 +303,16 @@ class TextGeneration(Task):
             right = collected[_RIGHT].sum(axis=1, dtype=np.float64) / token_counts
             measurements.append(_row("next_token_accuracy", right, model, target, "ratio"))
         if labels is not None:
-            measurements.append(
-                _bits_row(np.asarray(nats) / math.log(2), labels[:, _END] - labels[:, _FIRST], model, target)
-            )
+            # Bits per byte of text are comparable between vocabularies. Outcomes use the mean number of bytes.
+            bits, size = np.asarray(nats) / math.log(2), labels[:, _END] - labels[:, _FIRST]
+            interval: tuple[float | None, ...] = (float(bits[0] / size[0]), None, None)
+            if len(bits) > 1:
+                interval = statistics.ratio_interval(bits, size, _SEED)
+            raw = bits / size.mean()
+            measurements.append(interval_row("bits_per_byte", interval, len(raw), model, target, "bits", raw))
         return measurements
 
-    def compare(
-        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
-    ) -> list[Measurement]:
+    def compare(self, collected: NamedArrays, reference: NamedArrays, model: str, target: str) -> list[Measurement]:
         """Return the agreement of the most likely tokens and the KL divergence from the baseline's distributions.
 
         Returns nothing for a model with another vocabulary.
@@ -352,16 +337,8 @@ class TextGeneration(Task):
 def _examples(
     windows: Sequence[np.ndarray], scored: int | None = None, note: str = "", counts: np.ndarray | None = None
 ) -> Examples:
-
     inputs = [{_IDS: window, "attention_mask": np.ones_like(window)} for window in windows]
     return Examples(inputs, {_IDS: 0, "attention_mask": 0}, counts, num_scored_tokens=scored, note=note)
-
-
-def _counts(reading: Reading, begins: np.ndarray, body: int, scored: int) -> np.ndarray:
-    """Return the labels of sequences of ``body`` tokens at the given starts; their last ``scored`` tokens count."""
-    places = [begins, begins + body - min(scored, body), begins + body]
-    counted = np.full(len(begins), scored)
-    return np.column_stack([counted, counted, *(reading.starts[position] for position in places)])
 
 
 def _note(tokens: int, windows: int, chosen: int, body: int, stride: int) -> str:
@@ -382,7 +359,6 @@ def _note(tokens: int, windows: int, chosen: int, body: int, stride: int) -> str
 
 
 def _kept(logits: np.ndarray, examples: Examples, index: int) -> dict[str, np.ndarray]:
-
     ids = examples.inputs[index][_IDS]
     if logits.shape[:-1] != ids.shape:
         raise ModelError(
@@ -398,28 +374,19 @@ def _kept(logits: np.ndarray, examples: Examples, index: int) -> dict[str, np.nd
             f"The text has the token {int(followed.max())}; the model has logits for {logits.shape[-1]}.",
             expected="the tokenizer that the model was trained with",
         )
-    loss, top = token_metrics.negative_log_likelihood(answers, followed), answers.argmax(axis=-1)
-    if not np.isfinite(loss).all():
-        raise ModelError(
-            "The model's logits are not finite.",
-            expected="finite logits",
-            hint="export or quantize it anew; float16 overflows where float32 does not",
-        )
+    loss = finite(token_metrics.negative_log_likelihood(answers, followed), "logits")
+    top = answers.argmax(axis=-1)
     # Windows of one text in other tokens differ in length; what is collected of them doesn't.
     fewest, more = (scored, 0) if counts is None else (int(counts.min()), int(counts.max()) - scored)
-    places = _places(fewest, len(examples), index)
+    # The positions whose distribution is collected are the same for every model.
+    count = min(fewest, max(1, _DISTRIBUTIONS // len(examples)))
+    places = np.sort(np.random.default_rng([_SEED, index]).choice(fewest, count, replace=False))
     return {
         _LOSS: np.pad(loss.astype(np.float32), (0, more), constant_values=np.nan),
         _RIGHT: np.pad(top == followed, (0, more)),
         _TOP: np.pad(top.astype(np.int32), (0, more), constant_values=-1),
         _DISTRIBUTION: token_metrics.log_probabilities(answers[places]).astype(np.float16),
     }
-
-
-def _places(scored: int, windows: int, index: int) -> np.ndarray:
-    """Return the positions of a sequence whose distribution is collected; they are the same for every model."""
-    count = min(scored, max(1, _DISTRIBUTIONS // windows))
-    return np.sort(np.random.default_rng([_SEED, index]).choice(scored, count, replace=False))
 
 
 def perplexity_row(metric: str, nats: np.ndarray, model: str, target: str) -> Measurement:
@@ -438,25 +405,9 @@ def perplexity_row(metric: str, nats: np.ndarray, model: str, target: str) -> Me
 
 def _row(metric: str, samples: np.ndarray, model: str, target: str, unit: str) -> Measurement:
     """Return the mean over sequences. A single sequence has no interval."""
-    from compress.results.report import Measurement
-
     value, low, high = calibration.mean_interval(samples, _SEED)
-    known = {"low": low, "high": high} if len(samples) > 1 else {}
-    raw = tuple(samples.tolist())
-    return Measurement(
-        model=model, metric=metric, target=target, value=value, unit=unit, n=len(samples), raw=raw, **known
-    )
-
-
-def _bits_row(bits: np.ndarray, size: np.ndarray, model: str, target: str) -> Measurement:
-    """Return bits per byte of text, which is comparable between vocabularies. Outcomes use the mean number of bytes."""
-    from compress.results.report import Measurement
-
-    interval = (
-        statistics.ratio_interval(bits, size, _SEED)._asdict() if len(bits) > 1 else {"value": float(bits[0] / size[0])}
-    )
-    raw = tuple((bits / size.mean()).tolist())
-    return Measurement(model=model, metric="bits_per_byte", target=target, unit="bits", n=len(raw), raw=raw, **interval)
+    interval = (value, low, high) if len(samples) > 1 else (value, None, None)
+    return interval_row(metric, interval, len(samples), model, target, unit, samples)
 
 
 TASK = TextGeneration()

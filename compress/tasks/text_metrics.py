@@ -6,14 +6,14 @@ Texts are normalized as the papers that introduced the metrics do it.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
 from compress.results.report import Measurement
 from compress.tasks.classes import agreement_row, finite, interval_row, mean_row, required
 from compress.tasks.lazy_modules import np, statistics, token_metrics
-from compress.tasks.task import CollectedOutputs, Examples, Task
+from compress.tasks.task import Examples, NamedArrays, Task
 from compress.tasks.tokens import IGNORED
 from compress.utils.errors import DataError
 
@@ -40,9 +40,7 @@ class TextWriting(Task):
             target: Name of the target in the report.
         """
 
-    def collect(
-        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
-    ) -> CollectedOutputs:
+    def collect(self, outputs: NamedArrays, examples: Examples, indices: Sequence[int]) -> NamedArrays:
         """Return the generated texts [batch], or from logits each row's loss and share of correct tokens.
 
         Raises `DataError` for rows without a target, and `ModelError` for logits that are not finite.
@@ -59,9 +57,7 @@ class TextWriting(Task):
             pairs.append((float(loss.mean()), float((target_logits.argmax(axis=-1) == target_ids).mean())))
         return {name: np.array(values) for name, values in zip((_LOSS, _RIGHT), zip(*pairs, strict=True), strict=True)}
 
-    def measure(
-        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
-    ) -> list[Measurement]:
+    def measure(self, collected: NamedArrays, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Return the metrics of the generated texts, or the share of correct tokens if logits were collected.
 
         Args:
@@ -76,9 +72,7 @@ class TextWriting(Task):
         texts, references = ([str(text).strip() for text in part] for part in (collected[TEXTS], labels))
         return self.text_rows(texts, references, model, target)
 
-    def compare(
-        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
-    ) -> list[Measurement]:
+    def compare(self, collected: NamedArrays, reference: NamedArrays, model: str, target: str) -> list[Measurement]:
         """Return the share of texts that equal the baseline's.
 
         Args:
@@ -157,9 +151,9 @@ def _normalizer() -> EnglishTextNormalizer:
 
 
 def _normalised_words(text: str) -> list[str]:
-    """Return the words after Whisper's normalization of case, punctuation and numbers (Radford et al.
+    """Return the words after Whisper's normalization of case, punctuation and numbers.
 
-    2022, appendix C).
+    Radford et al. 2022, appendix C.
     """
     words: list[str] = _normalizer()(text).split()
     return words

@@ -16,9 +16,9 @@ from compress.tasks.embeddings import numbers
 from compress.tasks.lazy_modules import np, pa, torch
 from compress.tasks.task import (
     LOGITS,
-    CollectedOutputs,
     Examples,
     Head,
+    NamedArrays,
     Task,
     distill_finetuned,
     relative_limit,
@@ -151,18 +151,14 @@ class TextRanking(Task):
         chosen = (scores[:, 1] > scores[:, 0]).float()
         return torch.stack([chosen, torch.zeros_like(chosen)], dim=-1)
 
-    def collect(
-        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
-    ) -> CollectedOutputs:
+    def collect(self, outputs: NamedArrays, examples: Examples, indices: Sequence[int]) -> NamedArrays:
         """Return scores, relevance and queries, [batch] each. Raises `DataError` for rows without a relevance."""
         batch_labels = required(examples.labels, "relevance", "label")[np.asarray(indices)]
         answers = examples.answers(outputs, {})
         scores = finite(answers[:, 1] - answers[:, 0], "scores")
         return {_SCORES: scores, _RELEVANCE: batch_labels[:, 0], _QUERIES: batch_labels[:, 1].astype(np.int64)}
 
-    def measure(
-        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
-    ) -> list[Measurement]:
+    def measure(self, collected: NamedArrays, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Return NDCG@10 (Järvelin and Kekäläinen 2002), mean reciprocal rank, and accuracy of the relevance decision.
 
         The first two are means over queries with a relevant text among several candidates.
@@ -188,9 +184,7 @@ class TextRanking(Task):
             accuracy,
         ]
 
-    def compare(
-        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
-    ) -> list[Measurement]:
+    def compare(self, collected: NamedArrays, reference: NamedArrays, model: str, target: str) -> list[Measurement]:
         """Return the share of queries for which both models rank the same candidate first.
 
         Args:

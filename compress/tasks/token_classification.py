@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,8 @@ from compress.tasks.classes import agreement_row, cross_entropy, finite, outcome
 from compress.tasks.lazy_modules import np, pa, torch
 from compress.tasks.spans import OUTSIDE, check_schemes, entities, scheme_of
 from compress.tasks.task import (
-    CollectedOutputs,
     Examples,
+    NamedArrays,
     Task,
     distill_finetuned,
     relative_limit,
@@ -150,9 +150,7 @@ class TokenClassification(Task):
         """Return the softened KL divergence averaged over tokens."""
         return token_distance(mine, taught, temperature)
 
-    def collect(
-        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
-    ) -> CollectedOutputs:
+    def collect(self, outputs: NamedArrays, examples: Examples, indices: Sequence[int]) -> NamedArrays:
         """Return predicted and reference labels of each row's words, [batch] strings.
 
         Raises `DataError` without labels.
@@ -170,9 +168,7 @@ class TokenClassification(Task):
             )
         return {_FOUND: np.array(predicted), _WANTED: np.array(reference)}
 
-    def measure(
-        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
-    ) -> list[Measurement]:
+    def measure(self, collected: NamedArrays, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Return entity F1, precision and recall (Tjong Kim Sang and De Meulder 2003), and accuracy of rows and words.
 
         Intervals are over rows. If labels mark no entities, only accuracy is returned.
@@ -206,9 +202,7 @@ class TokenClassification(Task):
             *(_of_kind(kind, sets, model, target) for kind in kinds if len(kinds) > 1),
         ]
 
-    def compare(
-        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
-    ) -> list[Measurement]:
+    def compare(self, collected: NamedArrays, reference: NamedArrays, model: str, target: str) -> list[Measurement]:
         """Return the share of rows for which both models predict the same labels.
 
         Args:
@@ -242,7 +236,6 @@ def first_tokens(text: str, offsets: Sequence[tuple[int, int]]) -> list[int | No
 
 
 def _of_kind(kind: str, sets: Sequence[tuple[Any, Any]], model: str, target: str) -> Measurement:
-
     entities_of_kind = [tuple({entity for entity in side if entity.kind == kind} for side in pair) for pair in sets]
     hits = np.array([len(predicted & reference) for predicted, reference in entities_of_kind])
     row = ratio_row(f"f1_{kind}", 2 * hits, np.array([len(a) + len(b) for a, b in entities_of_kind]), model, target)

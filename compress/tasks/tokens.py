@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.tasks.lazy_modules import losses, np, torch
 from compress.tasks.loading import Origin, load_with_head, tokenizer_by
-from compress.tasks.task import LOGITS, CollectedOutputs, Examples, Head, Task
+from compress.tasks.task import LOGITS, Examples, Head, NamedArrays, Task
 
 if TYPE_CHECKING:
     from compress.models.model import Processor, TorchModel
@@ -94,8 +94,8 @@ def keep_all(
     task: Task,
     examples: Examples,
     batches: Iterable[list[int]],
-    answered: Callable[[list[int]], Mapping[str, np.ndarray]],
-) -> CollectedOutputs:
+    answered: Callable[[list[int]], NamedArrays],
+) -> NamedArrays:
     """Return the task's collected outputs for all batches, in the order of the examples.
 
     Args:

@@ -25,10 +25,10 @@ from compress.tasks.lazy_modules import losses, np, pa, retrieval, torch
 from compress.tasks.loading import Origin, load_by
 from compress.tasks.task import (
     Chained,
-    CollectedOutputs,
     Examples,
     Head,
     Joined,
+    NamedArrays,
     Task,
     relative_limit,
     split_files,
@@ -196,18 +196,14 @@ class ZeroShotImageClassification(Task):
         student, teacher = (embeddings.chunk(2, dim=-1) for embeddings in (mine, taught))
         return losses.affinity_kl((student[0], student[1]), (teacher[0], teacher[1]), _SCALE * temperature)
 
-    def collect(
-        self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]
-    ) -> CollectedOutputs:
+    def collect(self, outputs: NamedArrays, examples: Examples, indices: Sequence[int]) -> NamedArrays:
         """Return both embeddings [batch, dimensions] and the labels. Raises `ModelError` if they are not finite."""
         images, texts = np.split(finite(examples.answers(outputs, {}), "embeddings"), 2, axis=-1)
         assert examples.labels is not None, "captions are labels"
         kinds, captions, pictures = examples.labels[np.asarray(indices)].T
         return {_IMAGE: images, _TEXT: texts, _KIND: kinds, _CAPTION: captions, _PICTURE: pictures}
 
-    def measure(
-        self, collected: CollectedOutputs, labels: np.ndarray | None, model: str, target: str
-    ) -> list[Measurement]:
+    def measure(self, collected: NamedArrays, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Return recall from image to caption and from caption to image, and zero-shot accuracy.
 
         Candidates are the distinct captions or images. A class embedding is the mean of its prompts' embeddings
@@ -235,9 +231,7 @@ class ZeroShotImageClassification(Task):
         chosen = _chosen(collected)
         return recalls if chosen is None else [*recalls, outcome_row(_ACCURACY, chosen == kinds, model, target)]
 
-    def compare(
-        self, collected: CollectedOutputs, reference: CollectedOutputs, model: str, target: str
-    ) -> list[Measurement]:
+    def compare(self, collected: NamedArrays, reference: NamedArrays, model: str, target: str) -> list[Measurement]:
         """Return the share of images with the same class or nearest caption, and the cosine of embeddings.
 
         Args:
@@ -260,7 +254,7 @@ class ZeroShotImageClassification(Task):
 _ACCURACY = "zero_shot_accuracy"
 
 
-def _chosen(collected: CollectedOutputs) -> np.ndarray | None:
+def _chosen(collected: NamedArrays) -> np.ndarray | None:
     """Return the class whose prompts are nearest to each row's image, [n], or None without prompts."""
     asked = collected[_CAPTION] == _NONE
     if not asked.any():
@@ -273,7 +267,7 @@ def _chosen(collected: CollectedOutputs) -> np.ndarray | None:
     return chosen_classes
 
 
-def _first_captions(collected: CollectedOutputs) -> np.ndarray:
+def _first_captions(collected: NamedArrays) -> np.ndarray:
     """Return the id of the caption nearest to each row's image, [n]."""
     places = distinct(collected[_CAPTION])
     caption_ids: np.ndarray = retrieval.nearest(collected[_IMAGE], collected[_TEXT][places], 1)[:, 0]

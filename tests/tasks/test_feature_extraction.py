@@ -7,7 +7,7 @@ from transformers import BertConfig, BertModel
 from compress.models.sentence_modules import Normalize, SentenceModules
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import get_task
-from compress.utils.errors import DataError, ModelError, StageError
+from compress.utils.errors import DataError, ModelError
 
 TASK = get_task(sentences.TASK)
 ROWS = pa.table({"text": ["a film", "the plot", "A  cast"], "pair": ["great", "Great ", "dreadful"]})
@@ -118,8 +118,3 @@ def test_a_folder_without_a_text_encoder_is_named(tmp_path) -> None:
     BertConfig().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="cannot be loaded for feature-extraction"):
         TASK.load(tmp_path, None, False)
-
-
-def test_labels_are_no_loss_of_embeddings() -> None:
-    with pytest.raises(StageError, match="not trained on labels"):
-        TASK.loss(None, None)

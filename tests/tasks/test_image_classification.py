@@ -59,11 +59,6 @@ def test_one_channel_for_a_processor_that_normalises_one() -> None:
     np.testing.assert_allclose(encoded, np.full((1, 4, 4), 0.2), atol=1e-6)
 
 
-def test_what_was_converted_is_noted() -> None:
-    examples = TASK.encode(rows(*[np.full((4, 4), 9, np.uint8)] * 3), tiny_images.processor(4), None, 128)
-    assert examples.note == "Of 3 images: 3 grayscale, as RGB of equal parts."
-
-
 def test_a_broken_image_is_named_by_its_path(tmp_path: Path) -> None:
     noise = tiny_images.pixels(0, np.random.default_rng(0), 64)
     (tmp_path / "bad.png").write_bytes(tiny_images.png(noise)[:900])

@@ -84,15 +84,8 @@ def test_boxes_in_shares_of_the_picture() -> None:
 
 def test_queries_without_an_order_are_compared_in_that_of_what_is_expected() -> None:
     expected = np.random.default_rng(0).normal(size=(2, 6, 7)).astype(np.float32)
-    shuffled = (
-        np.stack(
-            [
-                picture_queries[np.random.default_rng(seed).permutation(6)]
-                for seed, picture_queries in enumerate(expected)
-            ]
-        )
-        + 1e-4
-    )
+    orders = [np.random.default_rng(seed).permutation(6) for seed in range(2)]
+    shuffled = np.stack([queries[order] for queries, order in zip(expected, orders, strict=True)]) + 1e-4
     np.testing.assert_allclose(Detections(separate=True).aligned(shuffled, expected), expected, atol=2e-4)
     assert Detections().aligned(shuffled, expected) is shuffled
     shuffled[0, 0, 0] = np.nan

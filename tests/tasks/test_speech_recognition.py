@@ -95,13 +95,6 @@ def test_agreement_is_to_the_letter_and_the_rate_to_the_baseline_by_words():
     assert (same["agreement"], same["word_error_rate_to_baseline"]) == (1, 0)
 
 
-def test_a_broken_recording_is_named(processor):
-    broken = {"bytes": b"no sound", "path": "calls/7.wav", "sha256": ""}
-    with pytest.raises(DataError) as caught:
-        TASK.encode(rows(recording(0.5), broken), processor, None, 128)
-    assert caught.value.where == "calls/7.wav"
-
-
 def test_rows_without_texts_are_not_judged(processor):
     examples = TASK.encode(rows(recording(0.5)).select(["audio"]), processor, None, 128)
     with pytest.raises(DataError, match="no texts"):

@@ -81,13 +81,6 @@ def test_the_loss_is_that_of_the_rows_with_a_relevance() -> None:
     torch.testing.assert_close(TASK.loss(outputs, labels), expected)
 
 
-def test_teaching_is_the_divergence_of_two_outcomes() -> None:
-    mine, taught = (torch.tensor([[0.0, value]]) for value in (0.3, -1.2))
-    p, q = torch.sigmoid(taught[0, 1]), torch.sigmoid(mine[0, 1])
-    expected = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
-    torch.testing.assert_close(TASK.distance(mine, taught, 1.0), expected)
-
-
 @pytest.mark.parametrize("label", ["often", 2, -1])
 def test_a_relevance_that_is_none_is_named(label: object) -> None:
     with pytest.raises(DataError, match="relevance"):

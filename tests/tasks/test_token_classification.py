@@ -10,7 +10,6 @@ import pyarrow as pa
 import pytest
 import torch
 from seqeval.metrics import f1_score
-from seqeval.scheme import BILOU
 from tiny import byte_level, unigram, word_piece
 from tiny_tasks import rows, write_model
 from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
@@ -18,9 +17,8 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer, pipelin
 from compress.data.columns import choose
 from compress.data.files import Rows
 from compress.numerics.statistics import linearized, ratio_interval
-from compress.tasks.inference import merit, predict
+from compress.tasks.inference import predict
 from compress.tasks.spans import check_schemes, scheme_of
-from compress.tasks.task import Examples
 from compress.tasks.token_classification import TASK, first_tokens
 from compress.utils.errors import DataError
 
@@ -93,17 +91,15 @@ def test_what_stands_in_padding_does_not_count() -> None:
     torch.testing.assert_close(TASK.loss(outputs, labels), flat)
 
 
-@pytest.mark.parametrize("scheme", ["BIO", "BILOU"])
-def test_f1_is_seqevals(scheme: str) -> None:
+def test_f1_is_seqevals() -> None:
     chance = random.Random(3)
 
     def labels() -> list[str]:
         drawn_labels: list[str] = []
         while len(drawn_labels) < 12:
             kind, length = chance.choice("XY"), chance.randrange(1, 4)
-            inner = {"BIO": "B" + "I" * (length - 1), "BILOU": "U" if length == 1 else "B" + "I" * (length - 2) + "L"}
-            drawn_labels += ["O"] * chance.randrange(3) + [f"{mark}-{kind}" for mark in inner[scheme]]
-        return drawn_labels[:12] if scheme == "BIO" else drawn_labels
+            drawn_labels += ["O"] * chance.randrange(3) + [f"B-{kind}", *[f"I-{kind}"] * (length - 1)]
+        return drawn_labels[:12]
 
     expected_tags = [labels() for _ in range(50)]
     predicted_tags = [[label if chance.random() < 0.8 else "O" for label in row] for row in expected_tags]
@@ -112,21 +108,19 @@ def test_f1_is_seqevals(scheme: str) -> None:
         for name, side in (("found", predicted_tags), ("wanted", expected_tags))
     }
     measured = {row.metric: row for row in TASK.measure(collected, None, "m", "t")}
-    if scheme == "BIO":
-        expected = f1_score(expected_tags, predicted_tags)
-    else:
-        # Broken spans of BILOU are spans to conlleval; strict counting takes none of them.
-        expected = f1_score(expected_tags, predicted_tags, mode="strict", scheme=BILOU)
-        whole = [row == other for row, other in zip(expected_tags, predicted_tags, strict=True)]
-        assert measured["exact_match"].value == np.mean(whole)
-        assert measured["f1"].value <= 1
-        whole_only = {"found": collected["wanted"], "wanted": collected["wanted"]}
-        assert TASK.measure(whole_only, None, "m", "t")[0].value == 1.0
-        return
+    expected = f1_score(expected_tags, predicted_tags)
     assert measured["f1"].value == pytest.approx(expected)
+    whole = [row == other for row, other in zip(expected_tags, predicted_tags, strict=True)]
+    assert measured["exact_match"].value == np.mean(whole)
     assert np.mean(measured["f1"].raw) == pytest.approx(expected)
     assert measured["f1"].low < expected < measured["f1"].high
     assert set(measured) >= {"f1_X", "f1_Y", "precision", "recall", "token_accuracy"}
+
+
+def test_whole_entities_of_another_scheme_are_counted() -> None:
+    tags = np.array(["O B-X I-X L-X U-Y", "U-X O O O O"])
+    rows = {row.metric: row.value for row in TASK.measure({"found": tags, "wanted": tags}, None, "m", "t")}
+    assert (rows["f1"], rows["f1_X"], rows["f1_Y"]) == (1.0, 1.0, 1.0)
 
 
 def test_what_examples_add_to_a_ratio_has_its_mean_and_spread() -> None:
@@ -183,12 +177,3 @@ def test_labels_in_another_scheme_than_the_models_are_named(folder: Path) -> Non
 def test_bad_rows_are_named(row: dict, says: str) -> None:
     with pytest.raises(DataError, match=says):
         TASK.encode(table([row]), word_piece(), NAMES, 8)
-
-
-def test_learning_is_judged_by_entities(folder: Path) -> None:
-    model = TASK.load(folder, NAMES, trust_remote_code=False)
-    examples = TASK.encode(table(dict(rows(TASK.name))["test"]), model.processor, NAMES, 32)
-    score = merit(TASK, model.module, examples)
-    collected = TASK.collect({"logits": predict(model.module, examples)}, examples, range(len(examples)))
-    assert score == TASK.measure(collected, None, "m", "t")[0].value
-    assert isinstance(examples, Examples) and examples.classes is None

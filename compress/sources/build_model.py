@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.models.config_checks import MODULE_KEY, allow, load_error_types
 from compress.models.folder_checks import INDEX, PROCESSOR_FILES, WEIGHTS
-from compress.models.json_file import read_json
+from compress.models.json_file import read_json, read_optional_json
 from compress.utils.errors import ModelError, StorageError, first_line
 from compress.utils.progress import Progress
 from compress.utils.storage import cache_key, digest_file
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PICKLED_STATE = (".pth", ".pt", ".bin")
 _CHAT = "chat_template.jinja"
+_MORE_SPACE = "free some space or name another folder with --artifacts"
 _REVISION = 1
 """Increase it when the same files should be converted into another folder."""
 
@@ -47,40 +48,34 @@ class ModelOrigin:
         ``source`` holds a processor's files, a config.json (optional for a custom module) and, unless weights are
         random, safetensors or one state dict as `.pth`. It may also be that file. Raises `ModelError`.
         """
+        from compress.models.custom_module import code_digest
+
         weights, folder = (source, source.parent) if source.is_file() else (None, source)
         if not self.random_weights and weights is None:
             weights = _weights(folder)
         if self.module is not None:
             allow(self.module, self.recipe_folder)
         # The folder's name contains the key of everything that affects its content.
-        target = cache / f"made-{self._key(folder, weights)[:32]}"
-        if target.is_dir():
-            return target
-        progress.note(f"making the model in {target}")
+        companions, config = _beside(folder), folder / "config.json"
+        identity = {
+            "revision": _REVISION,
+            "files": {path.name: digest_file(path) for path in (*companions, config) if path.is_file()},
+            "weights": None if weights is None else digest_file(weights),
+            "module": self.module,
+            "arguments": dict(self.arguments),
+            "code": None if self.module is None else code_digest(self.module),
+            "seed": self.seed if self.random_weights else None,
+        }
+        target = cache / f"made-{cache_key(identity)[:32]}"
 
         def write(output: Path) -> None:
+            progress.note(f"making the model in {target}")
             output.mkdir()
-            for path in _beside(folder):
+            for path in companions:
                 shutil.copyfile(path, output / path.name)
             self._write(folder, weights, output)
 
-        return write_once(target, write, "free some space or name another folder with --artifacts")
-
-    def _key(self, folder: Path, weights: Path | None) -> str:
-        from compress.models.custom_module import code_digest
-
-        files = [*_beside(folder), *([folder / "config.json"] if (folder / "config.json").is_file() else [])]
-        return cache_key(
-            {
-                "revision": _REVISION,
-                "files": {path.name: digest_file(path) for path in files},
-                "weights": None if weights is None else digest_file(weights),
-                "module": self.module,
-                "arguments": dict(self.arguments),
-                "code": None if self.module is None else code_digest(self.module),
-                "seed": self.seed if self.random_weights else None,
-            }
-        )
+        return write_once(target, write)
 
     def _write(self, folder: Path, weights: Path | None, output: Path) -> None:
         import torch
@@ -106,16 +101,18 @@ class ModelOrigin:
                 elif weights is not None:
                     load_state(network, weights, module)
                 save_model(network, str(output / WEIGHTS), metadata={"format": "pt"})
-                config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+                config = read_optional_json(folder / "config.json")
                 config[MODULE_KEY] = {"module": module, "arguments": dict(self.arguments), "code": code_digest(module)}
                 (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def write_once(target: Path, write: Callable[[Path], None], hint: str) -> Path:
-    """Write the model folder ``target`` to a temporary name and rename it; if two processes race, the first one wins.
+def write_once(target: Path, write: Callable[[Path], None], hint: str = _MORE_SPACE) -> Path:
+    """Write the model folder ``target``, unless it exists, to a temporary name and rename it.
 
-    Raises `StorageError`.
+    If two processes race, the first one wins. Raises `StorageError`.
     """
+    if target.is_dir():
+        return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".made-") as scratch:
@@ -128,9 +125,8 @@ def write_once(target: Path, write: Callable[[Path], None], hint: str) -> Path:
                 if not target.is_dir():
                     raise
     except OSError as error:
-        raise StorageError(
-            f"The model cannot be written: {error.strerror or error}.", where=str(target.parent), hint=hint
-        ) from error
+        fault = f"The model cannot be written: {error.strerror or error}."
+        raise StorageError(fault, where=str(target.parent), hint=hint) from error
     return target
 
 

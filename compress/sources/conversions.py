@@ -35,15 +35,13 @@ def convert_gguf(file: Path, cache: Path, progress: Progress | None = None) -> P
     """
     # The number of stored weights reveals missing tensors.
     stored = sum(math.prod(tensor.shape) for tensor in read_gguf(file).tensors)
-    target = converted_folder(file, cache)
-    if target.is_dir():
-        return target
 
     def write(output: Path) -> None:
         with _shown_by(progress or SilentProgress()), _parsed_once():
             _write(file, output, stored)
 
-    return write_once(target, write, "Free some space or name another folder; fp32 takes 4 bytes a parameter.")
+    hint = "Free some space or name another folder; fp32 takes 4 bytes a parameter."
+    return write_once(converted_folder(file, cache), write, hint)
 
 
 def converted_folder(file: Path, cache: Path) -> Path:

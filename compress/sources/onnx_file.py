@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 from compress.models.folder_checks import INDEX, PROCESSOR_FILES, WEIGHTS
@@ -12,7 +11,7 @@ from compress.models.graph_inputs import GRAPH_INPUTS
 from compress.sources.build_model import write_once
 from compress.utils.errors import ModelError
 from compress.utils.progress import Progress, SilentProgress
-from compress.utils.storage import digest_file
+from compress.utils.storage import cache_key, digest_file
 
 CONFIG = "config.json"
 CHANGES = "onnx_source.json"
@@ -56,25 +55,32 @@ def convert_onnx(file: Path, cache: Path, arrays: bool, progress: Progress | Non
     Raises:
         ModelError: If the graph cannot be used or files are missing.
     """
-    target = ready_folder(file, cache, arrays)
-    if target.is_dir():
-        return target
-    (progress or SilentProgress()).note(f"making {file.name} ready in {cache}")
-    # A task of plain arrays needs no processor.
-    companions = [] if arrays else companions_of(file)
+    from compress.formats.onnx.import_onnx import import_graph, rename_for_clients
+    from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 
     def write(output: Path) -> None:
-        _write(file, output, companions, arrays)
+        (progress or SilentProgress()).note(f"making {file.name} ready in {cache}")
+        # Tasks of the project expect the input names of transformers.
+        start = import_graph(file) if arrays else rename_for_clients(import_graph(file))
+        output.mkdir()
+        changes = {"changes": list(start.changes), "failures": list(start.failures)}
+        facts = {"file": file.name, "sha256": digest_file(file), **changes}
+        texts = {CHANGES: json.dumps(facts, indent=1).encode() + b"\n"}
+        if arrays:
+            texts |= {GRAPH_INPUTS: start.inputs.as_json(), CONFIG: b"{}\n"}
+        OnnxModel(start.graph, FLOAT_GRAPH, texts).save(output)
+        # A task of plain arrays needs no processor.
+        for path in () if arrays else companions_of(file):
+            shutil.copyfile(path, output / path.name)
 
-    return write_once(target, write, "free some space or name another folder with --artifacts")
+    return write_once(ready_folder(file, cache, arrays), write)
 
 
 def ready_folder(file: Path, cache: Path, arrays: bool) -> Path:
     """Return the path to which `convert_onnx` writes the graph, whether it exists or not. Raises `ModelError`."""
-    # External weights belong to the graph's identity.
     from compress.formats.onnx.graph_reader import read_graph
-    from compress.utils.storage import cache_key
 
+    # External weights belong to the graph's identity.
     names = {item.external.get("location", "") for item in read_graph(file).initializers if item.external}
     files = [
         file,
@@ -109,24 +115,3 @@ def has_companions(file: Path) -> bool:
         return bool(companions_of(file))
     except ModelError:
         return False
-
-
-def _write(file: Path, output: Path, companions: Iterable[Path], arrays: bool) -> None:
-    from compress.formats.onnx.import_onnx import import_graph, rename_for_clients
-    from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-
-    # Tasks of the project expect the input names of transformers.
-    start = import_graph(file) if arrays else rename_for_clients(import_graph(file))
-    output.mkdir()
-    facts = {
-        "file": file.name,
-        "sha256": digest_file(file),
-        "changes": list(start.changes),
-        "failures": list(start.failures),
-    }
-    texts = {CHANGES: json.dumps(facts, indent=1).encode() + b"\n"}
-    if arrays:
-        texts |= {GRAPH_INPUTS: start.inputs.as_json(), CONFIG: b"{}\n"}
-    OnnxModel(start.graph, FLOAT_GRAPH, texts).save(output)
-    for path in companions:
-        shutil.copyfile(path, output / path.name)

@@ -71,8 +71,15 @@ def resolve_model(
         )
     # A single file that is no graph must be GGUF.
     if path.is_file():
+        if path.suffix.lower() in PICKLE_SUFFIXES:
+            raise pickle_error(path)
         if path.suffix.lower() != ".gguf":
-            raise _not_a_model(path)
+            raise ModelError(
+                f"{path.name} is not something a recipe can start from.",
+                where=str(path),
+                expected="a model folder, a GGUF or ONNX file, sample:NAME or a Hugging Face id",
+                hint="Name the folder that holds config.json, the weights and the tokenizer.",
+            )
         path = _converted(path, cache, progress or SilentProgress())
     # A Hub repository may hold GGUF files without a config.
     elif not (path / "config.json").is_file() and (only := _only_gguf(path)):
@@ -126,9 +133,7 @@ def find_resolved(
         checker: Whether to keep a diffusers pipeline's safety checker.
     """
     if reference.startswith("sample:"):
-        from compress.data.samples.fetch import cached_directory
-
-        path = cached_directory(reference.removeprefix("sample:"))
+        path = local_model_path(reference, Path())
     else:
         # The Hub's cache is searched without network access.
         try:
@@ -179,12 +184,7 @@ def _local(reference: str, progress: Progress) -> Path | None:
     if path.exists():
         return path
     # A name with a model file's suffix is a missing file, not a Hugging Face id.
-    if not _HUB_ID.match(reference) or path.suffix.lower() in (
-        ".gguf",
-        ".onnx",
-        ".safetensors",
-        *PICKLE_SUFFIXES,
-    ):
+    if not _HUB_ID.match(reference) or path.suffix.lower() in (".gguf", ".onnx", ".safetensors", *PICKLE_SUFFIXES):
         raise ModelError(
             f"There is no model {reference!r}.",
             where=reference,
@@ -213,17 +213,6 @@ def _only_gguf(folder: Path) -> Path | None:
     return files[0] if files else None
 
 
-def _not_a_model(file: Path) -> ModelError:
-    if file.suffix.lower() in PICKLE_SUFFIXES:
-        return pickle_error(file)
-    return ModelError(
-        f"{file.name} is not something a recipe can start from.",
-        where=str(file),
-        expected="a model folder, a GGUF or ONNX file, sample:NAME or a Hugging Face id",
-        hint="Name the folder that holds config.json, the weights and the tokenizer.",
-    )
-
-
 def _download(reference: str, *, local_only: bool, python_files: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -247,18 +236,30 @@ def _download(reference: str, *, local_only: bool, python_files: bool) -> Path:
             ignore_patterns=_UNWANTED,
             local_files_only=local_only,
         )
-    except HFValidationError as error:
-        raise _unavailable(reference, "it is neither a path here nor a valid Hugging Face id") from error
-    except GatedRepoError as error:
-        raise _unavailable(reference, "its owner asks for consent: accept it there, then `hf auth login`") from error
-    except RepositoryNotFoundError as error:
-        raise _unavailable(reference, "neither a path here nor a public repository has that name") from error
-    except RevisionNotFoundError as error:
-        raise _unavailable(reference, f"it has no revision {match['revision']!r}") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise _offline(reference, local_only) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise _unavailable(reference, f"the download failed ({error})") from error
+        why = "no copy is here" if local_only else "the Hugging Face Hub can't be reached and no copy is here"
+        raise ModelError(
+            f"The model {reference!r} is not a path here, and {why}.",
+            where=reference,
+            expected="a local folder, or a Hugging Face id that was downloaded before",
+            hint=f"Where there is a network, run `hf download {reference.partition('@')[0]}` "
+            "and copy the folder here; unset HF_HUB_OFFLINE if it is set.",
+        ) from error
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        # A gated repository is also one that was not found, so it comes first.
+        reasons = {
+            HFValidationError: "it is neither a path here nor a valid Hugging Face id",
+            GatedRepoError: "its owner asks for consent: accept it there, then `hf auth login`",
+            RepositoryNotFoundError: "neither a path here nor a public repository has that name",
+            RevisionNotFoundError: f"it has no revision {match['revision']!r}",
+        }
+        reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), None)
+        raise ModelError(
+            f"The model {reference!r} is not available: {reason or f'the download failed ({error})'}.",
+            where=reference,
+            expected="a local folder, a GGUF file, sample:NAME or a Hugging Face id such as org/name",
+            hint="Check the name, or download the model elsewhere and name its folder.",
+        ) from error
     return Path(folder)
 
 
@@ -282,23 +283,3 @@ def hub_card(reference: str, kind: Literal["model", "dataset"], fetch: bool) -> 
     except (HfHubHTTPError, HFValidationError, OSError):
         return None
     return folder
-
-
-def _unavailable(reference: str, reason: str) -> ModelError:
-    return ModelError(
-        f"The model {reference!r} is not available: {reason}.",
-        where=reference,
-        expected="a local folder, a GGUF file, sample:NAME or a Hugging Face id such as org/name",
-        hint="Check the name, or download the model elsewhere and name its folder.",
-    )
-
-
-def _offline(reference: str, local_only: bool) -> ModelError:
-    why = "no copy is here" if local_only else "the Hugging Face Hub can't be reached and no copy is here"
-    return ModelError(
-        f"The model {reference!r} is not a path here, and {why}.",
-        where=reference,
-        expected="a local folder, or a Hugging Face id that was downloaded before",
-        hint=f"Where there is a network, run `hf download {reference.partition('@')[0]}` "
-        "and copy the folder here; unset HF_HUB_OFFLINE if it is set.",
-    )

@@ -16,7 +16,7 @@ from compress.models.json_file import read_json
 from compress.sources.build_model import write_once
 from compress.utils.errors import MissingExtraError, ModelError
 from compress.utils.progress import Progress, SilentProgress
-from compress.utils.storage import digest_file
+from compress.utils.storage import cache_key, digest_file
 
 _CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
 _REVISION = 1
@@ -35,8 +35,6 @@ def is_timm_folder(folder: Path) -> bool:
 
 def made_folder(folder: Path, cache: Path) -> Path:
     """Return the path to which `convert_timm` writes, whether it exists or not. Raises `ModelError`."""
-    from compress.utils.storage import cache_key
-
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise ModelError(
@@ -54,34 +52,29 @@ def convert_timm(folder: Path, cache: Path, progress: Progress | None = None) ->
 
     The weights are timm's own file. Raises `ModelError`, and `MissingExtraError` if timm is needed and missing.
     """
-    target = made_folder(folder, cache)
-    if target.is_dir():
-        return target
-    (progress or SilentProgress()).note(f"making {folder.name} of timm ready in {cache}")
-    config = read_json(folder / _CONFIG)
-    # The config with the builder function, its arguments and the class names.
-    pretrained = config["pretrained_cfg"]
-    classes = int(config.get("num_classes", pretrained.get("num_classes", 0)))
-    arguments = {**(config.get("model_args") or {}), "architecture": config["architecture"], "num_classes": classes}
-    # timm needs the size of fixed inputs to build position embeddings.
-    if pretrained.get("fixed_input_size") and "img_size" not in arguments:
-        arguments["img_size"] = list(pretrained["input_size"][-2:])
-    if (channels := pretrained.get("input_size", [3])[0]) != 3:
-        arguments.setdefault("in_chans", channels)
-    result: dict[str, Any] = {MODULE_KEY: {"module": TIMM_NETWORK, "arguments": arguments}}
-    names = _class_names(config, classes, folder)
-    if names:
-        result["id2label"] = dict(enumerate(names))
-        result["label2id"] = {name: index for index, name in enumerate(names)}
-    texts = {_CONFIG: result, _PREPROCESSOR: preparation(config["pretrained_cfg"], folder)}
 
     def write(output: Path) -> None:
+        (progress or SilentProgress()).note(f"making {folder.name} of timm ready in {cache}")
+        config = read_json(folder / _CONFIG)
+        # The config with the builder function, its arguments and the class names.
+        pretrained = config["pretrained_cfg"]
+        classes = int(config.get("num_classes", pretrained.get("num_classes", 0)))
+        arguments = {**(config.get("model_args") or {}), "architecture": config["architecture"], "num_classes": classes}
+        # timm needs the size of fixed inputs to build position embeddings.
+        if pretrained.get("fixed_input_size") and "img_size" not in arguments:
+            arguments["img_size"] = list(pretrained["input_size"][-2:])
+        if (channels := pretrained.get("input_size", [3])[0]) != 3:
+            arguments.setdefault("in_chans", channels)
+        result: dict[str, Any] = {MODULE_KEY: {"module": TIMM_NETWORK, "arguments": arguments}}
+        if names := _class_names(config, classes, folder):
+            result["id2label"] = dict(enumerate(names))
+            result["label2id"] = {name: index for index, name in enumerate(names)}
         output.mkdir()
-        for name, content in texts.items():
+        for name, content in ((_CONFIG, result), (_PREPROCESSOR, preparation(pretrained, folder))):
             (output / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         shutil.copyfile(folder / WEIGHTS, output / WEIGHTS)
 
-    return write_once(target, write, "free some space or name another folder with --artifacts")
+    return write_once(made_folder(folder, cache), write)
 
 
 def _class_names(config: Mapping[str, Any], classes: int, folder: Path) -> list[str]:
@@ -94,10 +87,8 @@ def _class_names(config: Mapping[str, Any], classes: int, folder: Path) -> list[
             raise MissingExtraError("timm", "timm", "A model of timm") from error
         # timm knows the subset of ImageNet from the number of classes and the config.
         subset = infer_imagenet_subset({**config, "num_classes": classes})
-        if subset:
-            names = list(ImageNetInfo(subset).label_descriptions())
-        else:
-            names = [f"LABEL_{index}" for index in range(classes)]
+        generic = [f"LABEL_{index}" for index in range(classes)]
+        names = list(ImageNetInfo(subset).label_descriptions()) if subset else generic
     if len(names) != classes:
         raise ModelError(
             f"The model has {classes} classes and {len(names)} names for them.",

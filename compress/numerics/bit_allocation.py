@@ -31,7 +31,12 @@ def allocate_bits(units: Sequence[Sequence[Option]], budget_bits: int) -> tuple[
     """
     _check(units, budget_bits)
     # Options that another option of the unit dominates can never be part of the solution.
-    frontiers = [_frontier(options) for options in units]
+    frontiers: list[Frontier] = []
+    for unit_options in units:
+        unit_sizes = np.array([option.size_bits for option in unit_options], np.int64)
+        unit_losses = np.array([option.loss for option in unit_options], np.float64)
+        indices = _undominated(unit_sizes, unit_losses)
+        frontiers.append((unit_sizes[indices], unit_losses[indices], indices))
     least = [int(sizes[0]) for sizes, _, _ in frontiers]
     steps = _hull_steps(frontiers)
     bound = _greedy_loss(frontiers, steps, budget_bits)
@@ -87,20 +92,12 @@ def _check(units: Sequence[Sequence[Option]], budget_bits: int) -> None:
         raise ValueError(f"a budget of {budget_bits} bits fits no choice: the least possible is {least} bits")
 
 
-def _frontier(options: Sequence[Option]) -> Frontier:
-    sizes = np.array([option.size_bits for option in options], np.int64)
-    losses = np.array([option.loss for option in options], np.float64)
-    indices = _undominated(sizes, losses)
-    return sizes[indices], losses[indices], indices
-
-
 def _undominated(sizes: np.ndarray, losses: np.ndarray) -> np.ndarray:
     """Return positions, by size, of options with a smaller loss than all no larger ones; the first of equals."""
     order = np.lexsort((losses, sizes))
     sorted_losses = losses[order]
     best_before = np.concatenate([[np.inf], np.minimum.accumulate(sorted_losses)[:-1]])
-    undominated: np.ndarray = order[sorted_losses < best_before]
-    return undominated
+    return np.asarray(order[sorted_losses < best_before])
 
 
 @dataclass(frozen=True)
@@ -126,10 +123,9 @@ def _hull_steps(frontiers: Sequence[Frontier]) -> _Steps:
         units += [unit] * (len(hull) - 1)
         sizes += np.diff(unit_sizes[hull]).tolist()
         savings += (-np.diff(unit_losses[hull])).tolist()
-    order = np.argsort(-np.array(savings) / np.array(sizes), kind="stable") if units else np.zeros(0, np.int64)
-    return _Steps(
-        np.array(units, np.int64)[order], np.array(sizes, np.float64)[order], np.array(savings, np.float64)[order]
-    )
+    columns = np.array(units, np.int64), np.array(sizes, np.float64), np.array(savings, np.float64)
+    order = np.argsort(-columns[2] / columns[1], kind="stable")
+    return _Steps(*(column[order] for column in columns))
 
 
 def _slope(sizes: np.ndarray, losses: np.ndarray, left: int, right: int) -> float:

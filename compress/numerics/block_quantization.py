@@ -27,8 +27,7 @@ class QuantizedBlocks:
         """Return the float32 weights [rows, columns] that the integers represent."""
         rows = self.integers.shape[0]
         blocks = self.integers.reshape(rows, -1, self.block_size).astype(np.float32)
-        weight: np.ndarray = ((blocks - self.zero_points[..., None]) * self.scales[..., None]).reshape(rows, -1)
-        return weight
+        return np.asarray(((blocks - self.zero_points[..., None]) * self.scales[..., None]).reshape(rows, -1))
 
 
 def quantize_blocks(weight: np.ndarray, bits: int, block_size: int) -> QuantizedBlocks:
@@ -81,8 +80,7 @@ def _round(
 
 def _squared_error(blocks: np.ndarray, integers: np.ndarray, scales: np.ndarray, zero_points: np.ndarray) -> np.ndarray:
     restored = (integers.astype(np.float32) - zero_points[..., None]) * scales[..., None]
-    error: np.ndarray = np.square(restored - blocks).sum(axis=-1)
-    return error
+    return np.asarray(np.square(restored - blocks).sum(axis=-1))
 
 
 def pack_nibbles(integers: np.ndarray) -> np.ndarray:
@@ -90,8 +88,7 @@ def pack_nibbles(integers: np.ndarray) -> np.ndarray:
     # Pad to an even number.
     if integers.shape[-1] % 2:
         integers = np.concatenate([integers, np.zeros((*integers.shape[:-1], 1), np.uint8)], axis=-1)
-    packed: np.ndarray = (integers[..., 0::2] | (integers[..., 1::2] << 4)).astype(np.uint8)
-    return packed
+    return np.asarray((integers[..., 0::2] | (integers[..., 1::2] << 4)).astype(np.uint8))
 
 
 _BLOCK = 32
@@ -122,5 +119,4 @@ def _on_grid(rows: np.ndarray, bits: int) -> np.ndarray:
     low, high = np.minimum(rows.min(axis=1, keepdims=True), 0), np.maximum(rows.max(axis=1, keepdims=True), 0)
     step = (high - low) / (2**bits - 1)
     step[step == 0] = 1
-    rounded: np.ndarray = (np.rint(rows / step) * step).astype(rows.dtype)
-    return rounded
+    return np.asarray((np.rint(rows / step) * step).astype(rows.dtype))

@@ -8,9 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from compress.numerics.statistics import Floats, IntervalEstimate
+from compress.numerics.statistics import Floats, IntervalEstimate, around
 
 BINS = 15
+_LEVEL = 0.95
+"""Confidence level of intervals."""
 _CHUNK = 4_000_000
 """Number of resampled rows held at a time."""
 
@@ -63,14 +65,9 @@ def calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: int = BIN
 
 
 def calibration_error_interval(
-    confidence: ArrayLike,
-    correct: ArrayLike,
-    seed: int,
-    bins: int = BINS,
-    resamples: int = 1000,
-    level: float = 0.95,
+    confidence: ArrayLike, correct: ArrayLike, seed: int, resamples: int = 1000
 ) -> IntervalEstimate:
-    """Return `calibration_error` with a bootstrap interval that allows for its bias.
+    """Return `calibration_error` with a bootstrap interval at 95% that allows for its bias.
 
     Resampling adds the same noise that sampling added before, so the lower end reflects the upper percentile at the
     value, 2 v - q(high) (Davison and Hinkley 1997, section 5.2.1). It is 0 if calibrated probabilities would give an
@@ -81,20 +78,21 @@ def calibration_error_interval(
         confidence: Probability of the predicted class [n].
         correct: Correctness of the prediction [n].
         seed: Seed of the resampling.
-        bins: Number of bins.
         resamples: Number of bootstrap resamples.
-        level: Confidence level.
     """
     confidences, outcomes = _paired(confidence, correct)
-    value = calibration_error(confidences, outcomes, bins)
-    gaps = np.zeros((len(confidences), bins))
-    gaps[np.arange(len(confidences)), _places(confidences, bins)] = outcomes - confidences
-    errors = np.abs(_resampled_sums(gaps, seed, resamples)).sum(axis=1) / len(confidences)
-    last = float(np.quantile(errors, (1 + level) / 2))
-    # Error of perfectly calibrated outcomes, by simulation.
-    by_chance = float(np.quantile(_errors_if_calibrated(confidences, seed, bins, resamples), (1 + level) / 2))
+    value, count = calibration_error(confidences, outcomes), len(confidences)
+    places = _places(confidences, BINS)
+    gaps = np.zeros((count, BINS))
+    gaps[np.arange(count), places] = outcomes - confidences
+    errors = np.abs(_resampled_sums(gaps, seed, resamples)).sum(axis=1) / count
+    # Simulate outcomes that are correct as often as the confidences predict: normal numbers of correct rows in a bin.
+    spread = np.bincount(places, weights=confidences * (1 - confidences), minlength=BINS)
+    normal = np.random.default_rng(seed).standard_normal((resamples, BINS))
+    chance_errors = np.abs(normal * np.sqrt(np.maximum(spread, 0))).sum(axis=1) / count
+    last, by_chance = (float(np.quantile(values, (1 + _LEVEL) / 2)) for values in (errors, chance_errors))
     low = 0.0 if value <= by_chance else max(0.0, min(value, 2 * value - last))
-    high = value + NormalDist().inv_cdf((1 + level) / 2) * float(errors.std())
+    high = value + NormalDist().inv_cdf((1 + _LEVEL) / 2) * float(errors.std())
     return IntervalEstimate(value, low, min(1.0, high))
 
 
@@ -109,22 +107,13 @@ def brier_scores(probabilities: ArrayLike, labels: ArrayLike) -> Floats:
     return np.asarray(((array - one_hot) ** 2).sum(axis=-1), dtype=np.float64)
 
 
-def mean_interval(samples: ArrayLike, seed: int, resamples: int = 1000, level: float = 0.95) -> IntervalEstimate:
-    """Return the mean with its percentile bootstrap interval, computed for all resamples at once.
-
-    Args:
-        samples: Values [n].
-        seed: Seed of the resampling.
-        resamples: Number of bootstrap resamples.
-        level: Confidence level.
-    """
+def mean_interval(samples: ArrayLike, seed: int) -> IntervalEstimate:
+    """Return the mean of samples [n] with its percentile bootstrap interval at 95% from a thousand resamples."""
     array = np.asarray(samples, dtype=np.float64)
     if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
         raise ValueError("expected one or more finite samples")
-    means = _resampled_sums(array[:, None], seed, resamples)[:, 0] / len(array)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    value = float(array.mean())
-    return IntervalEstimate(value, min(value, float(low)), max(value, float(high)))
+    means = _resampled_sums(array[:, None], seed, 1000)[:, 0] / len(array)
+    return around(float(array.mean()), means)
 
 
 def _resampled_sums(values: Floats, seed: int, resamples: int) -> Floats:
@@ -140,23 +129,6 @@ def _resampled_sums(values: Floats, seed: int, resamples: int) -> Floats:
         sampled += (np.arange(count, dtype=np.int32) * n)[:, None]
         parts.append(np.bincount(sampled.ravel(), minlength=count * n).reshape(count, n) @ values)
     return np.concatenate(parts)
-
-
-def _errors_if_calibrated(confidences: Floats, seed: int, bins: int, resamples: int) -> Floats:
-    """Return errors of outcomes that are correct as often as ``confidences`` predict, [resamples].
-
-    The number of correct rows in each bin is approximated by a normal distribution.
-
-    Args:
-        confidences: Confidences [n].
-        seed: Seed of the simulation.
-        bins: Number of bins.
-        resamples: Number of simulated data sets.
-    """
-    spread = np.bincount(_places(confidences, bins), weights=confidences * (1 - confidences), minlength=bins)
-    normal = np.random.default_rng(seed).standard_normal((resamples, bins))
-    errors: Floats = np.abs(normal * np.sqrt(np.maximum(spread, 0))).sum(axis=1) / len(confidences)
-    return errors
 
 
 def _places(confidences: Floats, bins: int) -> NDArray[np.int64]:

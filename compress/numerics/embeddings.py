@@ -17,8 +17,7 @@ _CHUNK = 512
 def normalized(embeddings: np.ndarray) -> np.ndarray:
     """Return rows [n, d] scaled to length 1, so that a product is a cosine; a row of zeros stays zero."""
     lengths = np.linalg.norm(embeddings, axis=-1, keepdims=True)
-    unit: np.ndarray = np.divide(embeddings, lengths, out=np.zeros_like(embeddings), where=lengths > 0)
-    return unit
+    return np.asarray(np.divide(embeddings, lengths, out=np.zeros_like(embeddings), where=lengths > 0))
 
 
 def ranks(
@@ -76,15 +75,13 @@ def rank_among(scores: np.ndarray, belongs: np.ndarray) -> np.ndarray:
     # A query without a match has no best score.
     best = np.where(belongs, scores, -np.inf).max(axis=1)
     better: np.ndarray = ((scores >= best[:, None]) & ~belongs).sum(axis=1)
-    result: np.ndarray = np.where(belongs.any(axis=1), better + 1, scores.shape[1] + 1)
-    return result
+    return np.asarray(np.where(belongs.any(axis=1), better + 1, scores.shape[1] + 1))
 
 
 def overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return the share of the neighbours [n, k] of each query that both lists contain, [n]."""
     shared: np.ndarray = (first[:, :, None] == second[:, None, :]).any(axis=2)
-    share: np.ndarray = shared.mean(axis=1)
-    return share
+    return np.asarray(shared.mean(axis=1))
 
 
 def _scores(queries: np.ndarray, corpus: np.ndarray, itself: bool) -> Iterator[tuple[int, np.ndarray]]:
@@ -193,8 +190,7 @@ def principal_rotation(embeddings: np.ndarray, dimensions: int) -> np.ndarray:
     # `eigh` returns eigenvalues in ascending order.
     rows = vectors[:, ::-1].T[:dimensions]
     signs = np.sign(rows[np.arange(dimensions), np.abs(rows).argmax(axis=1)])
-    rotation: np.ndarray = (rows * signs[:, None]).astype(np.float32)
-    return rotation
+    return np.asarray((rows * signs[:, None]).astype(np.float32))
 
 
 def retained_share(embeddings: np.ndarray, rotation: np.ndarray) -> float:

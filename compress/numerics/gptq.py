@@ -174,34 +174,33 @@ def quantize_gptq(weight: torch.Tensor, hessian: torch.Tensor, settings: GptqSet
     places = alone.argsort(stable=True) if settings.act_order else backwards(hessian)
     factor, damping = factorize(hessian, settings.damping, places)
     pivots = factor.diagonal().clone()
-    # Geometric mean of H_ii and L_ii^2.
+    # Columns weigh in the search of scales by the geometric mean of H_ii, the cost of an error that nothing
+    # compensates, and L_ii^2, that of one that all later columns do; it measured better than either.
     importance = alone.sqrt()
     importance[places] *= pivots
-    inputs = _Inputs(hessian, live, importance, places, factor.div_(pivots), pivots, damping * float(mean), damping)
+    coupling, shift = factor.div_(pivots), damping * float(mean)
     # Bands of rows bound the memory of the solver.
     bands: list[GptqSolution] = []
     for band in torch.split(weight, _BAND):
         columns = band.T.clone(memory_format=torch.contiguous_format)
         # Weights of inputs that are always zero have no effect.
-        columns[~inputs.live] = 0
-        grid = _find_grid(columns, settings, inputs.importance)
-        ordered = columns[inputs.places]
+        columns[~live] = 0
+        grid = _find_grid(columns, settings, importance)
+        ordered = columns[places]
         del columns
         # Energies are diag(W L L^T W^T) [rows], computed in blocks of the factor, less the share of the damping.
         total = torch.zeros(ordered.shape[1], device=ordered.device)
         for start in range(0, len(ordered), _BLOCK):
             end = min(start + _BLOCK, len(ordered))
-            total.addmv_(
-                (inputs.coupling[start:, start:end].T @ ordered[start:]).square_().T, inputs.pivots[start:end] ** 2
-            )
-        energies = total.sub_(ordered.square().sum(0), alpha=inputs.shift)
-        integers, losses = _round_in_turn(ordered, inputs, grid)
+            total.addmv_((coupling[start:, start:end].T @ ordered[start:]).square_().T, pivots[start:end] ** 2)
+        energies = total.sub_(ordered.square().sum(0), alpha=shift)
+        integers, losses = _round_in_turn(ordered, places, coupling, pivots, grid)
         # Refinement works on columns in their original order.
-        errors, integers = _put_back(ordered, inputs.places), _put_back(integers, inputs.places)
+        errors, integers = _put_back(ordered, places), _put_back(integers, places)
         del ordered
-        losses -= refine_columns(errors, integers, grid, inputs.hessian, inputs.shift, settings.refinement_sweeps)
-        losses.sub_(errors.square().sum(0), alpha=inputs.shift).clamp_(min=0)
-        bands.append(GptqSolution(grid.weight(integers), losses, energies, inputs.damping, int((~inputs.live).sum())))
+        losses -= refine_columns(errors, integers, grid, hessian, shift, settings.refinement_sweeps)
+        losses.sub_(errors.square().sum(0), alpha=shift).clamp_(min=0)
+        bands.append(GptqSolution(grid.weight(integers), losses, energies, damping, int((~live).sum())))
     return replace(
         bands[0],
         quantized=_stack([band.quantized for band in bands]),
@@ -274,27 +273,6 @@ def _finite(values: torch.Tensor) -> bool:
     return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """Factorized Hessian of a layer's inputs, computed once for all rows.
-
-    ``importance`` weights the columns in the search of scales. An error costs H_ii if nothing compensates it, and
-    L_ii^2 if all later columns do; the geometric mean of the two measured better than either. ``places`` lists the
-    columns in the order of the factor, which is walked from its last to its first, so that the columns rounded first
-    come last. ``coupling`` is L / diag(L) and ``pivots`` diag(L) of the Hessian in that order with ``shift`` added to
-    its diagonal.
-    """
-
-    hessian: torch.Tensor
-    live: torch.Tensor
-    importance: torch.Tensor
-    places: torch.Tensor
-    coupling: torch.Tensor
-    pivots: torch.Tensor
-    shift: float
-    damping: float
-
-
 def mean_energy(hessian: torch.Tensor) -> torch.Tensor:
     """Return the mean of the Hessian's diagonal over inputs that are not always zero; 1 if all are."""
     diagonal = hessian.diagonal()
@@ -325,8 +303,13 @@ def factorize(hessian: torch.Tensor, damping: float, places: torch.Tensor | None
         places = torch.arange(len(hessian), device=hessian.device)
     dead = hessian.diagonal()[places] == 0
     while True:
+        # H[places, places] by blocks of rows, without a third matrix of its size.
+        permuted = torch.empty_like(hessian)
+        for start in range(0, len(places), _BLOCK):
+            rows = places[start : start + _BLOCK]
+            permuted[start : start + len(rows)] = hessian[rows][:, places]
         # LAPACK's order of the numbers, in which the factor takes the matrix's own place.
-        matrix = _permuted(hessian, places).mT
+        matrix = permuted.mT
         matrix.diagonal().add_(mean * damping)
         # A dead input keeps the matrix positive definite and changes nothing else.
         matrix.diagonal()[dead] = mean
@@ -334,20 +317,11 @@ def factorize(hessian: torch.Tensor, damping: float, places: torch.Tensor | None
         torch.linalg.cholesky_ex(matrix, out=(matrix, failed))
         if not int(failed) and bool(torch.isfinite(matrix.diagonal()).all()):
             return matrix, damping
-        del matrix
+        del matrix, permuted
         # Stop before the damping outweighs the data.
         if damping >= _LARGEST_DAMPING:
             raise ValueError(f"no damping up to {damping:g} makes the Hessian positive definite")
         damping = min(max(damping * 10, 1e-4), _LARGEST_DAMPING)
-
-
-def _permuted(hessian: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Return H[places, places] without a third matrix of its size."""
-    matrix = torch.empty_like(hessian)
-    for start in range(0, len(places), _BLOCK):
-        rows = places[start : start + _BLOCK]
-        matrix[start : start + len(rows)] = hessian[rows][:, places]
-    return matrix
 
 
 def _put_back(ordered: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -356,13 +330,22 @@ def _put_back(ordered: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return columns
 
 
-def _round_in_turn(columns: torch.Tensor, inputs: _Inputs, grid: IntegerGrid) -> tuple[torch.Tensor, torch.Tensor]:
+def _round_in_turn(
+    columns: torch.Tensor, places: torch.Tensor, coupling: torch.Tensor, pivots: torch.Tensor, grid: IntegerGrid
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Round ``columns`` [in, rows] in place from the last to the first; they become the errors W - Q.
 
-    Returns the integers and diag(E L L^T E^T) [rows].
+    Args:
+        columns: Weights in the order of the factor, so that those rounded first come last.
+        places: Indices of the columns in that order.
+        coupling: L / diag(L) of the Hessian in that order.
+        pivots: diag(L).
+        grid: Scales and zero points.
+
+    Returns:
+        The integers and diag(E L L^T E^T) [rows].
     """
-    coupling, pivots = inputs.coupling, inputs.pivots
-    groups = (inputs.places // grid.group_size).tolist()
+    groups = (places // grid.group_size).tolist()
     scales = grid.scales.unbind()
     points = [(scales[group], *grid.bounds(group)) for group in range(len(scales))]
     integers = torch.empty(columns.shape, dtype=torch.uint8, device=columns.device)

@@ -86,8 +86,7 @@ def grown_means(reference: ArrayLike, recent: ArrayLike, seed: int, permutations
 
     def growth(chosen: np.ndarray) -> np.ndarray:
         # Columns add up to 0, so that what is not chosen is known too.
-        differences: np.ndarray = (chosen @ scaled) * np.float32(1 / m + 1 / n)
-        return differences
+        return np.asarray((chosen @ scaled) * np.float32(1 / m + 1 / n))
 
     observed = growth(_own(n, m))[0]
     # Allow for rounding when a permutation is exactly as extreme.
@@ -122,8 +121,7 @@ def class_shares(
     def chi_square(chosen: np.ndarray) -> np.ndarray:
         counts = chosen @ rows
         # Both rows of the table are as far from what is expected, and over n and over m this adds up.
-        statistics: np.ndarray = (np.square(counts - total * m / (n + m)) / (total * n * m / (n + m) ** 2)).sum(axis=1)
-        return statistics
+        return np.asarray((np.square(counts - total * m / (n + m)) / (total * n * m / (n + m) ** 2)).sum(axis=1))
 
     observed = float(chi_square(_own(n, m))[0])
     return Tested(float(np.sqrt(observed / (n + m))), _p_value(chi_square, observed, n, m, seed, permutations))
@@ -153,8 +151,7 @@ def mean_discrepancy(gram: np.ndarray, n: int, seed: int, permutations: int = PE
         # Sums within the recent rows, across, and within the reference follow from column sums.
         across = chosen @ columns - within
         within_reference = whole - within - 2 * across
-        statistics: np.ndarray = within / (m * (m - 1)) + within_reference / (n * (n - 1)) - 2 * across / (n * m)
-        return statistics
+        return np.asarray(within / (m * (m - 1)) + within_reference / (n * (n - 1)) - 2 * across / (n * m))
 
     observed = float(discrepancy(_own(n, m))[0])
     spread = float(np.diag(gram).mean()) - whole / (size * (size - 1))
@@ -170,8 +167,7 @@ def gaussian_kernel(rows: np.ndarray) -> np.ndarray:
     squares = np.square(rows, dtype=np.float64).sum(axis=1)
     distances = np.maximum(squares[:, None] + squares[None, :] - 2 * (rows @ rows.T).astype(np.float64), 0)
     middle = float(np.median(distances[np.triu_indices(len(rows), 1)]))
-    kernel: np.ndarray = np.exp(-distances / (middle or 1.0))
-    return kernel
+    return np.asarray(np.exp(-distances / (middle or 1.0)))
 
 
 def holm(p_values: ArrayLike) -> Floats:
@@ -251,8 +247,7 @@ def _p_value(
 
 def _slack(observed: np.ndarray) -> np.ndarray:
     """Return the tolerance for rounding errors of statistics in single precision."""
-    tolerance: np.ndarray = 1e-5 * np.abs(observed) + 1e-9
-    return tolerance
+    return np.asarray(1e-5 * np.abs(observed) + 1e-9)
 
 
 _STAKES = np.concatenate([part := np.geomspace(0.01, 0.5, 24), -part])

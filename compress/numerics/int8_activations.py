@@ -54,8 +54,7 @@ class Histogram:
     def centers(self) -> np.ndarray:
         """Return the middle of each bin, clipped to the observed values."""
         middles = (np.arange(_BINS) + 0.5 - _HALF) * (self.limit / _HALF)
-        clipped: np.ndarray = np.clip(middles, self.low, self.high)
-        return clipped
+        return np.asarray(np.clip(middles, self.low, self.high))
 
     @property
     def constant(self) -> bool:
@@ -104,8 +103,7 @@ def round_to_levels(values: np.ndarray, low: float, high: float) -> np.ndarray:
     if scale == 0:
         return np.zeros_like(values)
     zero = np.rint(-low / scale)
-    levels: np.ndarray = (np.clip(np.rint(values / scale) + zero, 0, LEVELS - 1) - zero) * scale
-    return levels
+    return np.asarray((np.clip(np.rint(values / scale) + zero, 0, LEVELS - 1) - zero) * scale)
 
 
 def squared_error(counts: np.ndarray, centers: np.ndarray, low: float, high: float) -> float:
@@ -164,8 +162,8 @@ _CHUNK_ELEMENTS = 4_000_000
 
 def pairwise_saturating(activations: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, int]:
     """Return the int32 product of uint8 [rows, inner] and int8 [inner, columns], and the number of saturated sums."""
-    first, second = _pairs(activations.T)
-    above, below = _pairs(weights)
+    first, second = _pairs(activations.T.astype(np.int32))
+    above, below = _pairs(weights.astype(np.int32))
     total = np.zeros((activations.shape[0], weights.shape[1]), np.int32)
     saturated = 0
     # Limit the memory for all pair sums.
@@ -214,7 +212,7 @@ def cut_pairs(integers: np.ndarray) -> np.ndarray:
 
     Both weights of a pair give half of their joint excess, the larger one the odd unit.
     """
-    first, second = _pairs(integers)
+    first, second = _pairs(integers.astype(np.int32))
     # Only weights of equal sign add up.
     together = np.where(first * second > 0, np.abs(first) + np.abs(second), 0)
     excess = np.maximum(together - _MOST, 0)
@@ -228,17 +226,11 @@ def cut_pairs(integers: np.ndarray) -> np.ndarray:
 
 def _sums_of_one_sign(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the largest sums of positive and of negative weights of each pair of neighbours, [pairs, columns]."""
-    # Pad to an even number of rows.
-    even = np.concatenate([weights, np.zeros((len(weights) % 2, weights.shape[1]), weights.dtype)])
-    first, second = even[0::2], even[1::2]
-    up: np.ndarray = np.maximum(first, 0) + np.maximum(second, 0)
-    down: np.ndarray = np.maximum(-first, 0) + np.maximum(-second, 0)
-    return up, down
+    first, second = _pairs(weights)
+    return np.maximum(first, 0) + np.maximum(second, 0), np.maximum(-first, 0) + np.maximum(-second, 0)
 
 
 def _pairs(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return even and odd rows as int32; a last single row is paired with zeros."""
-    wide = matrix.astype(np.int32)
-    if len(wide) % 2:
-        wide = np.concatenate([wide, np.zeros((1, *wide.shape[1:]), np.int32)])
-    return wide[0::2], wide[1::2]
+    """Return even and odd rows; a last single row is paired with zeros."""
+    even = np.pad(matrix, ((0, len(matrix) % 2), (0, 0)))
+    return even[0::2], even[1::2]

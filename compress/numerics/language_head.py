@@ -30,23 +30,15 @@ def divergence_of(student: torch.Tensor, teacher: torch.Tensor, which: Divergenc
     if which.top_k is not None and which.top_k < mine.shape[-1]:
         values, slope = _of_top(mine, theirs, which.top_k, which.reverse)
     elif which.reverse:
-        values, slope = _reverse(mine, theirs)
+        likely, apart = mine.exp(), mine - theirs
+        values = (likely * apart).sum(dim=-1)
+        slope = apart.sub_(values[:, None]).mul_(likely)
     else:
-        values, slope = _forward(mine, theirs)
+        # The log-probabilities are overwritten.
+        likely = theirs.exp()
+        values = theirs.sub_(mine).mul_(likely).sum(dim=-1)
+        slope = mine.exp_().sub_(likely)
     return (values, slope) if temperature == 1 else (values * temperature**2, slope.mul_(temperature))
-
-
-def _forward(mine: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return forward divergences and gradients of log-probabilities, which are overwritten."""
-    likely = theirs.exp()
-    values = theirs.sub_(mine).mul_(likely).sum(dim=-1)
-    return values, mine.exp_().sub_(likely)
-
-
-def _reverse(mine: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    likely, apart = mine.exp(), mine - theirs
-    values = (likely * apart).sum(dim=-1)
-    return values, apart.sub_(values[:, None]).mul_(likely)
 
 
 def _of_top(mine: torch.Tensor, theirs: torch.Tensor, count: int, reverse: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,10 +54,9 @@ def _of_top(mine: torch.Tensor, theirs: torch.Tensor, count: int, reverse: bool)
         # First the gradient of tokens outside the top k, then overwrite the others.
         slope = mine.exp() * (other_log_ratio - values)[:, None]
         return values, slope.scatter_(-1, chosen, student_logs.exp() * (log_ratio - values[:, None]))
-    values = (teacher_logs.exp() * (teacher_logs - student_logs)).sum(dim=-1) + teacher_other.exp() * (
-        teacher_other - student_other
-    )
-    slope = mine.exp() * (1 - (teacher_other - student_other).exp())[:, None]
+    other_log_ratio = teacher_other - student_other
+    values = (teacher_logs.exp() * (teacher_logs - student_logs)).sum(dim=-1) + teacher_other.exp() * other_log_ratio
+    slope = mine.exp() * (1 - other_log_ratio.exp())[:, None]
     return values, slope.scatter_(-1, chosen, student_logs.exp() - teacher_logs.exp())
 
 
@@ -141,8 +132,9 @@ def token_scores(
     # Logits exist for one chunk at a time.
     for start in range(0, len(next_tokens), chunk):
         piece = slice(start, start + chunk)
-        log_student = _log_probabilities(student.hidden[piece], student.weight)
-        log_teacher = _log_probabilities(teacher.hidden[piece], teacher.weight)
+        log_student, log_teacher = (
+            log_softmax(_logits(head.hidden[piece], head.weight), dim=-1) for head in (student, teacher)
+        )
         ids = next_tokens[piece, None]
         divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
         parts.append((divergence, -log_student.gather(1, ids)[:, 0], -log_teacher.gather(1, ids)[:, 0]))
@@ -244,10 +236,6 @@ def _logits(hidden: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
     assert weight is not None
     logits = hidden @ weight.T
     return logits.to(_wide(logits.dtype))
-
-
-def _log_probabilities(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return log_softmax(_logits(hidden, weight), dim=-1)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

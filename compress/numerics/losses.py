@@ -76,10 +76,8 @@ def relation_kl(
 
 def scaled_scores(left: torch.Tensor, right: torch.Tensor, heads: int) -> torch.Tensor:
     """Return per-head scores left right^T / sqrt(D), [B, H, L, L], of projections [B, L, H * D]."""
-    batch, length, width = left.shape
-    size = width // heads
-    a = left.view(batch, length, heads, size).transpose(1, 2)
-    b = right.view(batch, length, heads, size).transpose(1, 2)
+    size = left.shape[-1] // heads
+    a, b = (projections.view(*projections.shape[:2], heads, size).transpose(1, 2) for projections in (left, right))
     scores: torch.Tensor = a @ b.transpose(2, 3) / size**0.5
     return scores
 
@@ -115,7 +113,7 @@ def feature_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tens
 
     Zhang et al. 2018 (LPIPS), equation 1, with equal weights of all channels.
     """
-    mine, taught = (torch.nn.functional.normalize(features, dim=1) for features in (student, teacher))
+    mine, taught = (normalize(features, dim=1) for features in (student, teacher))
     return (mine - taught).square().sum(1).mean()
 
 
@@ -189,11 +187,11 @@ def matched_distance(
     # Reorder the student's queries to match the teacher's.
     logits, boxes = (torch.gather(part, 1, matches[..., None].expand_as(part)) for part in mine)
     teacher_logits, teacher_boxes = theirs
-    class_logits = [
-        _yes_or_no(part) if separate else part for part in (logits.flatten(0, 1), teacher_logits.flatten(0, 1))
-    ]
+    mine_logits, their_logits = (
+        (_yes_or_no(part) if separate else part).flatten(0, -2) for part in (logits, teacher_logits)
+    )
     factor = teacher_logits.shape[-1] if separate else 1
-    classes = factor * softened_kl(class_logits[0].flatten(0, -2), class_logits[1].flatten(0, -2), temperature)
+    classes = factor * softened_kl(mine_logits, their_logits, temperature)
     object_probability = _seen(teacher_logits, separate)
     l1_distance = l1_loss(boxes, teacher_boxes, reduction="none").sum(dim=-1)
     gap = 1 - generalized_overlap(corners(boxes), corners(teacher_boxes))
@@ -263,6 +261,5 @@ def _matched(
     object_probability = _seen(theirs[0], separate)[..., None]
     # Boxes count only where the teacher sees an object.
     cost = classes + object_probability * (box_weight * l1_distance - overlap_weight * overlap)
-    return torch.stack([torch.from_numpy(linear_sum_assignment(costs)[1]) for costs in cost.cpu().double().numpy()]).to(
-        cost.device
-    )
+    matches = [torch.from_numpy(linear_sum_assignment(costs)[1]) for costs in cost.cpu().double().numpy()]
+    return torch.stack(matches).to(cost.device)

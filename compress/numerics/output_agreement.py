@@ -22,7 +22,10 @@ def output_agreement(expected: np.ndarray, actual: np.ndarray) -> OutputAgreemen
     """Compare outputs [calls, n]; NaN pads a smaller output and counts as 0 where the other has a number."""
     # Outputs may have different lengths, such as generated sequences.
     width = max(expected.shape[1], actual.shape[1])
-    reference, output = (_widened(array.astype(np.float64), width) for array in (expected, actual))
+    reference, output = (
+        np.pad(array.astype(np.float64), ((0, 0), (0, width - array.shape[1])), constant_values=np.nan)
+        for array in (expected, actual)
+    )
     counted = ~(np.isnan(reference) & np.isnan(output))
     reference, output = (np.where(np.isnan(array), 0.0, array) for array in (reference, output))
     # Equal infinities, as in a mask, are no difference.
@@ -31,23 +34,14 @@ def output_agreement(expected: np.ndarray, actual: np.ndarray) -> OutputAgreemen
         return OutputAgreement(0.0, 0.0, 1.0)
     difference = np.abs(reference[counted] - output[counted])
     finite_reference = reference[counted & np.isfinite(reference)]
-    # Constant references have no spread; use their magnitude.
-    spread = (
-        (float(finite_reference.std()) or float(np.abs(finite_reference).max()) or 1.0)
-        if finite_reference.size
-        else 1.0
-    )
-    return OutputAgreement(
-        float(np.sqrt(np.square(difference).mean())) / spread,
-        float(difference.max()) / spread,
-        _mean_cosine(np.where(counted, reference, 0.0), np.where(counted, output, 0.0))
-        if np.isfinite(difference).all()
-        else 0,
-    )
-
-
-def _widened(array: np.ndarray, width: int) -> np.ndarray:
-    return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=np.nan)
+    spread, cosine = 1.0, 0.0
+    if finite_reference.size:
+        # Constant references have no spread; use their magnitude.
+        spread = float(finite_reference.std()) or float(np.abs(finite_reference).max()) or 1.0
+    if np.isfinite(difference).all():
+        cosine = _mean_cosine(np.where(counted, reference, 0.0), np.where(counted, output, 0.0))
+    rms = float(np.sqrt(np.square(difference).mean()))
+    return OutputAgreement(rms / spread, float(difference.max()) / spread, cosine)
 
 
 def _mean_cosine(left: np.ndarray, right: np.ndarray) -> float:

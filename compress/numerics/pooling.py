@@ -17,28 +17,8 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, modes: Sequence[str]) -> torc
     return torch.cat([POOLING_MODES[mode](hidden, mask) for mode in modes], dim=-1)
 
 
-def _first(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return _at(hidden, mask.argmax(dim=1))
-
-
-def _last(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return _at(hidden, mask.shape[1] - 1 - mask.flip(1).argmax(dim=1))
-
-
 def _at(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), positions]
-
-
-def _largest(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return hidden.masked_fill(mask.unsqueeze(-1) == 0, float("-inf")).max(dim=1).values
-
-
-def _mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return _sum(hidden, mask) / _count(hidden, mask)
-
-
-def _mean_sqrt(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return _sum(hidden, mask) / _count(hidden, mask).sqrt()
 
 
 def _weighted(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -56,10 +36,10 @@ def _count(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 POOLING_MODES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "cls": _first,
-    "max": _largest,
-    "mean": _mean,
-    "mean_sqrt_len_tokens": _mean_sqrt,
+    "cls": lambda hidden, mask: _at(hidden, mask.argmax(dim=1)),
+    "max": lambda hidden, mask: hidden.masked_fill(mask.unsqueeze(-1) == 0, float("-inf")).max(dim=1).values,
+    "mean": lambda hidden, mask: _sum(hidden, mask) / _count(hidden, mask),
+    "mean_sqrt_len_tokens": lambda hidden, mask: _sum(hidden, mask) / _count(hidden, mask).sqrt(),
     "weightedmean": _weighted,
-    "lasttoken": _last,
+    "lasttoken": lambda hidden, mask: _at(hidden, mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)),
 }

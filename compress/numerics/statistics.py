@@ -174,19 +174,22 @@ def _positive(resamples: int) -> int:
     return resamples
 
 
-def ratio_interval(
-    parts: ArrayLike, wholes: ArrayLike, seed: int, resamples: int = 1000, level: float = 0.95
-) -> IntervalEstimate:
-    """Return the sum of ``parts`` over the sum of ``wholes`` with its percentile bootstrap interval over examples.
+def around(value: float, resampled: Floats, confidence: float = 0.95) -> IntervalEstimate:
+    """Return a value with the percentile interval of its resampled values, widened to include the value."""
+    low, high = _percentiles(resampled, confidence)
+    return IntervalEstimate(value, min(value, low), max(value, high))
 
-    For word errors over words it is the interval of Bisani and Ney 2004.
+
+def ratio_interval(parts: ArrayLike, wholes: ArrayLike, seed: int, resamples: int = 1000) -> IntervalEstimate:
+    """Return the sum of ``parts`` over the sum of ``wholes`` with its percentile bootstrap interval at 95%.
+
+    Examples are resampled. For word errors over words it is the interval of Bisani and Ney 2004.
 
     Args:
         parts: Numerator of each example [n].
         wholes: Denominator of each example [n].
         seed: Seed of the resampling.
         resamples: Number of bootstrap resamples.
-        level: Confidence level.
 
     Raises:
         ValueError: If the denominators sum to 0.
@@ -199,9 +202,7 @@ def ratio_interval(
     sampled = np.random.default_rng(seed).integers(0, n, (resamples, n))
     sums = counts[:, sampled].sum(axis=-1)
     # A resample without any denominator gets the overall value.
-    rates = np.divide(sums[0], sums[1], out=np.full(resamples, value), where=sums[1] > 0)
-    low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
-    return IntervalEstimate(value, min(value, float(low)), max(value, float(high)))
+    return around(value, np.divide(sums[0], sums[1], out=np.full(resamples, value), where=sums[1] > 0))
 
 
 def linearized(parts: ArrayLike, wholes: ArrayLike) -> NDArray[np.float64]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from compress.numerics.statistics import Floats
+
 _CHUNK = 64
 """Number of rows held in float64 at a time."""
 _ROUNDS, _LOOP = 2, 16

@@ -116,11 +116,8 @@ def _products(before: np.ndarray, after: np.ndarray, axes: str) -> list[np.ndarr
     if after is before:
         return [first_squares, first_squares, first_squares, np.zeros_like(first_squares)]
     difference = after - before
-    others = [
-        np.einsum(axes, *both).astype(np.float64)
-        for both in ((after, after), (before, after), (difference, difference))
-    ]
-    return [first_squares, *others]
+    pairs = ((after, after), (before, after), (difference, difference))
+    return [first_squares, *(np.einsum(axes, *pair).astype(np.float64) for pair in pairs)]
 
 
 def _finite(array: np.ndarray, bad: list[int], index: int) -> np.ndarray:
@@ -192,9 +189,8 @@ class Reordered:
     @property
     def displaced(self) -> tuple[int, ...]:
         """Return the indices of blocks at another position."""
-        return tuple(
-            at for at in range(len(self.order) // self.block) if self.order[at * self.block] != at * self.block
-        )
+        firsts = self.order[:: self.block]
+        return tuple(at for at, index in enumerate(firsts) if index != at * self.block)
 
     @property
     def swapped(self) -> tuple[int, int] | None:
@@ -231,10 +227,9 @@ def _projected(chunks: Chunks, shape: tuple[int, int], along_rows: bool) -> tupl
     # Rows are projected directly; columns accumulate products over chunks.
     if along_rows:
         directions = generator.standard_normal((shape[1], _PROJECTIONS)).astype(np.float32)
-        projected = [[side @ directions for side in pair] for pair in chunks()]
-        return np.concatenate([pair_of_projections[0] for pair_of_projections in projected]), np.concatenate(
-            [pair_of_projections[1] for pair_of_projections in projected]
-        )
+        projected = [(first @ directions, second @ directions) for first, second in chunks()]
+        befores, afters = zip(*projected, strict=True)
+        return np.concatenate(befores), np.concatenate(afters)
     whole = [np.zeros((shape[1], _PROJECTIONS)), np.zeros((shape[1], _PROJECTIONS))]
     for pair in chunks():
         directions = generator.standard_normal((len(pair[0]), _PROJECTIONS)).astype(np.float32)
@@ -287,5 +282,4 @@ def smallest_steps(values: np.ndarray, block: int = 16) -> np.ndarray:
     # Smaller gaps are rounding errors of equal values.
     floor = 1e-5 * np.abs(padded).max(axis=-1, keepdims=True)
     least = np.where(gaps > floor, gaps, np.inf).min(axis=-1)
-    steps: np.ndarray = np.where(np.isfinite(least), least, 0).astype(np.float32).repeat(block, axis=-1)[:, :columns]
-    return steps
+    return np.asarray(np.where(np.isfinite(least), least, 0).astype(np.float32).repeat(block, axis=-1)[:, :columns])

@@ -10,15 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
-from compress.stages.base import SEARCH, SEARCH_TIMES, AnyStage, AppliesTo, IntegerWeights
+from compress.stages.base import SEARCH, SEARCH_TIMES, AnyStage, AppliesTo, Context, IntegerWeights
 from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, predicted
 from compress.tasks.capability import Capabilities, suits
 from compress.utils.pydantic_models import changed_fields
-
-if TYPE_CHECKING:
-    from compress.stages.base import Context
 
 
 @runtime_checkable

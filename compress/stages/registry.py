@@ -60,13 +60,9 @@ def _accepted(found: object) -> type[AnyStage]:
     return found
 
 
-def _registered() -> dict[str, type[AnyStage]]:
-    classes = [*_BUILT_IN, *(load(spec.stage) for spec in FORMATS.values() if spec.stage)]
-    stages_by_kind = {_kind(cls): cls for cls in classes}
-    return stages_by_kind | load_extensions("stages", stages_by_kind, _accepted, _kind)
-
-
-STAGES: dict[str, type[AnyStage]] = _registered()
+_FORMAT_STAGES = (load(spec.stage) for spec in FORMATS.values() if spec.stage)
+_INCLUDED: dict[str, type[AnyStage]] = {_kind(cls): cls for cls in (*_BUILT_IN, *_FORMAT_STAGES)}
+STAGES: dict[str, type[AnyStage]] = _INCLUDED | load_extensions("stages", _INCLUDED, _accepted, _kind)
 if TYPE_CHECKING:
     RecipeStage = AnyStage
 else:

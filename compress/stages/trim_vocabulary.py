@@ -115,11 +115,8 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
         tables = [context.data.split("train"), *([context.data.unlabeled] if self.use_unlabeled else [])]
         counts = Counter[int]()
         for rows in filter(None, tables):
-            counts.update(
-                transcript_tokens(tokenizer, rows["text"].to_pylist())
-                if speech
-                else token_ids(rows, tokenizer).tolist()
-            )
+            texts = rows["text"].to_pylist() if speech else []
+            counts.update(transcript_tokens(tokenizer, texts) if speech else token_ids(rows, tokenizer).tolist())
         # As often as text asks for: an app says it with every message.
         counts.update(dict.fromkeys(template_tokens(tokenizer), self.min_count))
         with storage_errors(context.scratch):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from transformers.loss.loss_for_object_detection import generalized_box_iou
 
 from compress.numerics import embeddings
@@ -26,60 +27,31 @@ def answers(seed: int, queries: int = 4) -> torch.Tensor:
     return torch.cat([logits, 0.1 + 0.8 * torch.rand(2, queries, 4, generator=generator)], dim=-1)
 
 
-def test_the_order_of_queries_does_not_count() -> None:
-    taught = answers(0)
-    for order in ([3, 1, 0, 2], [1, 0, 3, 2]):
-        assert float(matched_distance(taught[:, order], taught, 2.0, 5.0, 2.0)) == pytest.approx(0, abs=1e-5)
-    assert float(matched_distance(answers(1), taught, 2.0, 5.0, 2.0)) > 0.5
-
-
-def test_the_matching_is_the_cheapest_of_all() -> None:
+@pytest.mark.parametrize("separate", [False, True])
+def test_the_matching_is_the_cheapest_of_all(separate: bool) -> None:
     mine, taught = answers(1)[:1], answers(0)[:1]
+    theirs, boxes = taught[0, :, :4], taught[0, :, 4:]
+    # Separate classes are as many coins; otherwise the last class is that of no object.
+    chances = theirs.sigmoid() if separate else theirs.softmax(-1)
+    certain = chances.amax(-1) if separate else 1 - chances[:, -1]
 
-    def cost(order: tuple[int, ...]) -> float:
-        reference = mine[0, list(order)]
-        probabilities = taught[0, :, :4].softmax(-1)
-        classes = -(probabilities * reference[:, :4].log_softmax(-1)).sum(-1)
-        overlap = generalized_overlap(corners(reference[:, 4:]), corners(taught[0, :, 4:]))
-        apart = (reference[:, 4:] - taught[0, :, 4:]).abs().sum(-1)
-        return float((classes + (1 - probabilities[:, -1]) * (5 * apart - 2 * overlap)).sum())
+    def classes(logits: torch.Tensor) -> torch.Tensor:
+        if separate:
+            coins = nn.functional.binary_cross_entropy_with_logits(logits, chances, reduction="none")
+            return coins.sum(-1)
+        return -(chances * logits.log_softmax(-1)).sum(-1)
 
-    best = min(itertools.permutations(range(4)), key=cost)
-    reference, theirs = mine[0, list(best)], taught[0]
-    seen = 1 - theirs[:, :4].softmax(-1)[:, -1]
-    classes = torch.nn.functional.kl_div(
-        reference[:, :4].log_softmax(-1), theirs[:, :4].softmax(-1), reduction="batchmean"
-    )
-    gap = 1 - generalized_overlap(corners(reference[:, 4:]), corners(theirs[:, 4:]))
-    boxes = (seen * (5 * (reference[:, 4:] - theirs[:, 4:]).abs().sum(-1) + 2 * gap)).sum() / seen.sum().clamp(min=1)
-    torch.testing.assert_close(matched_distance(mine, taught, 1.0, 5.0, 2.0), classes + boxes)
+    def cost(reference: torch.Tensor, gap: float) -> torch.Tensor:
+        apart = (reference[:, 4:] - boxes).abs().sum(-1)
+        return certain * (5 * apart + 2 * (gap - generalized_overlap(corners(reference[:, 4:]), corners(boxes))))
 
-
-def test_classes_that_are_separate_are_as_many_coins() -> None:
-    mine, taught = answers(1)[:1], answers(0)[:1]
-    heads = taught[0, :, :4].sigmoid()
-
-    def apart(reference: torch.Tensor) -> torch.Tensor:
-        return (reference[:, 4:] - taught[0, :, 4:]).abs().sum(-1)
-
-    def gap(reference: torch.Tensor) -> torch.Tensor:
-        return 1 - generalized_overlap(corners(reference[:, 4:]), corners(taught[0, :, 4:]))
-
-    def cost(order: tuple[int, ...]) -> float:
-        reference = mine[0, list(order)]
-        coins = -(heads * reference[:, :4].sigmoid().log() + (1 - heads) * (1 - reference[:, :4].sigmoid()).log()).sum(
-            -1
-        )
-        return float((coins + heads.amax(-1) * (5 * apart(reference) + 2 * gap(reference))).sum())
-
-    reference = mine[0, list(min(itertools.permutations(range(4)), key=cost))]
-    tossed = reference[:, :4].sigmoid()
-    classes = (heads * (heads / tossed).log() + (1 - heads) * ((1 - heads) / (1 - tossed)).log()).sum() / 4
-    seen = heads.amax(-1)
-    boxes = (seen * (5 * apart(reference) + 2 * gap(reference))).sum() / seen.sum().clamp(min=1)
-    actual = matched_distance(mine, taught, 1.0, 5.0, 2.0, separate=True)
-    torch.testing.assert_close(actual, classes + boxes)
-    assert float(matched_distance(taught[:, [2, 0, 3, 1]], taught, 2.0, 5.0, 2.0, separate=True)) < 1e-5
+    orders = [mine[0, list(order)] for order in itertools.permutations(range(4))]
+    reference = min(orders, key=lambda order: float((classes(order[:, :4]) + cost(order, 0)).sum()))
+    divergence = (classes(reference[:, :4]) - classes(theirs)).sum() / 4
+    expected = divergence + cost(reference, 1).sum() / certain.sum().clamp(min=1)
+    torch.testing.assert_close(matched_distance(mine, taught, 1.0, 5.0, 2.0, separate=separate), expected)
+    same = matched_distance(taught[:, [2, 0, 3, 1]], taught, 2.0, 5.0, 2.0, separate=separate)
+    assert float(same) == pytest.approx(0, abs=1e-5)
 
 
 def test_overlaps_are_those_of_transformers() -> None:

@@ -69,11 +69,6 @@ def test_softened_kl_is_the_mean_over_the_batch(temperature: float):
     assert softened_kl(student, teacher, temperature).item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_softened_kl_is_zero_for_equal_answers_and_ignores_a_shift():
-    logits = random(4, 3, seed=0)
-    assert softened_kl(logits + 7, logits, 2.0).item() == pytest.approx(0, abs=1e-12)
-
-
 def test_gradients_keep_their_size_at_high_temperature():
     # Hinton et al., equation 4: for zero-mean logits and T much larger than they are, the gradient of the loss with
     # T^2 is (student - teacher) / classes for each row, divided by the batch size: independent of T.
@@ -146,21 +141,6 @@ def test_relation_kl_of_a_certain_teacher_is_finite():
 
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-@pytest.mark.parametrize("loss", [hidden_cosine, hidden_mse])
-@pytest.mark.parametrize("filler", [1e4, -3.0])
-def test_padded_hidden_states_change_nothing(loss: Loss, filler: float):
-    student, teacher = hidden(0).requires_grad_(), hidden(1)
-    original = loss(student, teacher, mask())
-    original.backward()
-    padding = mask() == 0
-    assert student.grad is not None and not student.grad[padding].any() and student.grad[~padding].any()
-    changed = student.detach().clone()
-    changed[padding] = filler
-    other = teacher.clone()
-    other[padding] = filler * 2
-    assert loss(changed, other, mask()).item() == original.item()
 
 
 @pytest.mark.parametrize("loss", [attention_mse, relation_kl])
@@ -252,14 +232,6 @@ def test_a_frozen_head_gets_no_gradient() -> None:
     hidden = student.hidden.requires_grad_(True)
     head_divergence(LanguageHead(hidden, student.weight), teacher).backward()
     assert hidden.grad is not None and student.weight.grad is None
-
-
-def test_equal_heads_do_not_differ() -> None:
-    student, _ = heads()
-    hidden = student.hidden.clone().requires_grad_(True)
-    loss = head_divergence(LanguageHead(hidden, student.weight), student)
-    loss.backward()
-    assert abs(float(loss.detach())) < 1e-12 and float(hidden.grad.abs().max()) < 1e-12
 
 
 def test_bfloat16_products_stay_near() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from compress.numerics.gptq import output_energy, output_error
+from compress.numerics.gptq import output_error
 from compress.numerics.pruning import (
     channel_products,
     cubic_sparsity,
@@ -285,16 +285,6 @@ def test_sparsegpt_is_its_authors_update(sparsity: float, prune: tuple[int, int]
     weight, hessian = problem(24, 300)
     actual = sparsegpt(weight, hessian, sparsity, TWO_OF_FOUR if prune else None)
     torch.testing.assert_close(actual, authors_sparsegpt(weight, hessian, sparsity, prune), atol=2e-4, rtol=1e-3)
-
-
-def test_sparsegpt_loses_less_than_wanda_and_wanda_less_than_magnitude() -> None:
-    weight, hessian = problem(32, 128)
-    smallest = weight.abs().argsort(dim=1)[:, :64]
-    lost = [
-        output_energy(weight - sparse, hessian)
-        for sparse in (sparsegpt(weight, hessian, 0.5), wanda(weight, hessian, 0.5), weight.scatter(1, smallest, 0.0))
-    ]
-    assert lost[0] < 0.9 * lost[1] < 0.8 * lost[2]
 
 
 @pytest.mark.parametrize("pattern", [None, TWO_OF_FOUR])

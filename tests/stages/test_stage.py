@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -154,9 +155,10 @@ def test_what_stages_name_is_in_their_keys() -> None:
         "second",
         "mine",
     ]
-    recipe = Recipe.model_construct(task="text-classification", data=_Data(), seed=0)
+    data: Any = SimpleNamespace(max_length=8, splits=("train",))
+    recipe = Recipe.model_construct(task="text-classification", data=data, seed=0)
     digests: dict[str, str] = {}
-    keys = Keys(recipe, _Data(), lambda name: digests.get(name, name), lambda name: digests.get(name, name))  # type: ignore[arg-type]
+    keys = Keys(recipe, data, lambda name: digests.get(name, name), lambda name: digests.get(name, name))
     stage_keys = {keys.stage(stage, "input", [])}
     for name in ("words", "first", "second"):
         digests[name] = "changed"
@@ -196,10 +198,5 @@ def test_every_field_that_names_a_file_is_made_absolute(tmp_path: Any) -> None:
     ],
 )
 def test_gguf_objects_to_integers_that_no_block_type_holds(stage: Stage[Any, Any], field: str | None) -> None:
-    unsafe_member_reason = Gguf().conflicts_with(stage)
-    assert (unsafe_member_reason and unsafe_member_reason[0]) == field
-
-
-class _Data:
-    max_length = 8
-    splits = ("train",)
+    conflict = Gguf().conflicts_with(stage)
+    assert (conflict and conflict[0]) == field

@@ -211,7 +211,13 @@ class BlockTrainer:
     @contextmanager
     def _learning(self, solved: Mapping[str, QuantizedWeight]) -> Iterator[None]:
         """Replace weights and vectors by parametrizations of the trained parameters while the context is open."""
-        self.vectors = self._vectors() if self.settings.norms else {}
+        if self.settings.norms:
+            # Norm weights and biases of the block.
+            names = {name: name.rpartition(".") for name, part in self.block.named_parameters() if part.ndim == 1}
+            self.vectors = {
+                f"{self.name}.{name}": (self.block.get_submodule(owner), leaf)
+                for name, (owner, _, leaf) in names.items()
+            }
         for name, layer in self.layers.items():
             layer.weight = nn.Parameter(self.floats.pop(name), requires_grad=False)
             parametrize.register_parametrization(layer, "weight", LearnedIntegers(solved[name]), unsafe=True)
@@ -221,19 +227,10 @@ class BlockTrainer:
         try:
             yield
         finally:
-            for module, leaf in ((layer, "weight") for layer in self.layers.values()):
-                parametrize.remove_parametrizations(module, leaf)
+            for layer in self.layers.values():
+                parametrize.remove_parametrizations(layer, "weight")
             for module, leaf in self.vectors.values():
                 parametrize.remove_parametrizations(module, leaf)
-
-    def _vectors(self) -> dict[str, tuple[nn.Module, str]]:
-        """Return norm weights and biases of the block: module and parameter name by full name."""
-        vectors = {}
-        for name, parameter in self.block.named_parameters():
-            owner, _, leaf = name.rpartition(".")
-            if parameter.ndim == 1:
-                vectors[f"{self.name}.{name}"] = self.block.get_submodule(owner), leaf
-        return vectors
 
 
 def _learned(module: nn.Module, leaf: str) -> nn.Parameter:

@@ -13,10 +13,12 @@ tokens (`ExpertCalibration`). Experts do not depend on each other, so one pass s
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -83,8 +85,15 @@ class BlockPass:
         with self._rehearsing(1):
             groups = self._groups()
         if len(self.batches) == 1:
-            with self._rehearsing(self.expert_tokens):
-                output = self._solve_at_once(self.batches[0](), groups, quantize)
+            firsts = {group.names[0]: group.names for group in groups}
+
+            def on_input(name: str, inputs: torch.Tensor) -> None:
+                if name in firsts:
+                    hessian = gram(inputs, self._weights(name, slice(None)), self.bf16)
+                    quantize(firsts[name], self._finite(firsts[name], hessian))
+
+            with self._rehearsing(self.expert_tokens), capture_inputs(self.linears, on_input):
+                output = self.run(self.batches[0]())
             yield output
             return
         with self._rehearsing(self.expert_tokens):
@@ -103,17 +112,6 @@ class BlockPass:
         owner, number, _ = self._seat(name)
         calibration = self.experts[owner].calibration if owner else None
         return None if calibration is None or calibration.sent is None else int(calibration.sent[number])
-
-    def _solve_at_once(self, hidden: torch.Tensor, groups: Sequence[_Group], quantize: Quantize) -> torch.Tensor:
-        firsts = {group.names[0]: group for group in groups}
-
-        def on_input(name: str, inputs: torch.Tensor) -> None:
-            if name in firsts:
-                names = firsts[name].names
-                quantize(names, self._finite(names, gram(inputs, self._weights(name, slice(None)), self.bf16)))
-
-        with capture_inputs(self.linears, on_input):
-            return self.run(hidden)
 
     def _groups(self) -> list[_Group]:
         """Return the layers in the order of their calls, grouped by input if they may share a Hessian."""
@@ -134,15 +132,24 @@ class BlockPass:
 
         with capture_inputs(self.linears, on_input):
             self.run(self.batches[0]()[:1])
-        self._all_called([name for group in groups for name in group.names])
+        # Every layer must be called exactly once.
+        counts = Counter(name for group in groups for name in group.names)
+        twice = sorted(name for name, count in counts.items() if count > 1)
+        never = [name for name in self.linears if name not in counts]
+        if twice or never:
+            problem = f"called several times: {', '.join(twice)}" if twice else f"never called: {', '.join(never)}"
+            raise StageError(
+                f"A layer of {self.name} is {problem}.",
+                expected="layers that are each applied once to every token",
+                hint="name it in `keep`",
+            )
         return groups
 
     def _passes(self, groups: Sequence[_Group]) -> Iterator[list[_Group]]:
         """Yield groups whose Hessians one pass over the text collects: many experts, and layers of one input."""
-        for _, expert_groups in groupby(groups, key=lambda group: group.experts):
-            for _, same_rank in groupby(
-                sorted(expert_groups, key=lambda group: group.rank), key=lambda group: group.rank
-            ):
+        by_rank = attrgetter("rank")
+        for _, expert_groups in groupby(groups, key=attrgetter("experts")):
+            for _, same_rank in groupby(sorted(expert_groups, key=by_rank), key=by_rank):
                 independent = list(same_rank)
                 columns = self.linears[independent[0].names[0]].in_features
                 # As many Hessians per pass as the memory limit allows.
@@ -233,30 +240,6 @@ class BlockPass:
             )
         return hessian
 
-    def _all_called(self, called: Sequence[str]) -> None:
-        twice = sorted({name for name in called if called.count(name) > 1})
-        never = [name for name in self.linears if name not in called]
-        if twice or never:
-            problem = (
-                f"is called several times: {', '.join(twice)}" if twice else f"is never called: {', '.join(never)}"
-            )
-            raise StageError(
-                f"A layer of {self.name} {problem}.",
-                expected="layers that are each applied once to every token",
-                hint="name it in `keep`",
-            )
-
-
-@contextmanager
-def _factors_in_bf16() -> Iterator[None]:
-    """Let oneDNN round the factors of float32 products to bfloat16; the sums stay float32."""
-    previous = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(previous)
-
 
 @torch.no_grad()
 def gram(inputs: torch.Tensor, weights: torch.Tensor | None = None, bf16: bool = False) -> torch.Tensor:
@@ -265,7 +248,12 @@ def gram(inputs: torch.Tensor, weights: torch.Tensor | None = None, bf16: bool =
     With ``weights`` [n] it is X^T diag(weights) X over their sum. With ``bf16`` the factors may be rounded to bfloat16,
     while products are still summed in float32.
     """
-    with autocast(False, inputs.device.type), _factors_in_bf16() if bf16 else nullcontext():
+    precision = torch.get_float32_matmul_precision()
+    with autocast(False, inputs.device.type), ExitStack() as restored:
+        if bf16:
+            # Let oneDNN round the factors of float32 products to bfloat16.
+            torch.set_float32_matmul_precision("medium")
+            restored.callback(torch.set_float32_matmul_precision, precision)
         tokens = inputs.reshape(-1, inputs.shape[-1]).float()
         if weights is not None:
             tokens = tokens * weights.sqrt()[:, None]

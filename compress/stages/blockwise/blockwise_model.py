@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -148,7 +147,12 @@ class BlockwiseModel:
         ids = ids.to(self.device)
         if ids.shape not in self._calls:
             if self.gives_tuple is None:
-                self._learn_output(ids[:1])
+                # Run the first block, which returns hidden states alone or first in a tuple.
+                positional, named = self._first_call(ids[:1])
+                is_loaded = not any(parameter.is_meta for parameter in self.blocks[0].parameters())
+                self.gives_tuple = isinstance(self.load(0)(*positional, **named), tuple)
+                if not is_loaded:
+                    self.unload(0)
             self._calls[ids.shape] = self._noted(ids)
             calls = self._calls[ids.shape]
             # Run other tokens of the same shape: the arguments of blocks must not change.
@@ -161,15 +165,6 @@ class BlockwiseModel:
                         expected="blocks that take hidden states, a mask and positions only",
                     )
         return self._calls[ids.shape]
-
-    def _learn_output(self, ids: torch.Tensor) -> None:
-        """Determine, by running the first block, whether blocks return hidden states alone or first in a tuple."""
-        positional, named = self._first_call(ids)
-        loaded = not any(parameter.is_meta for parameter in self.blocks[0].parameters())
-        block = self.load(0)
-        self.gives_tuple = isinstance(block(*positional, **named), tuple)
-        if not loaded:
-            self.unload(0)
 
     def embedded(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the hidden states that enter the first block, [n, length, hidden], for ``ids`` [n, length]."""
@@ -211,7 +206,14 @@ class BlockwiseModel:
         """
         head = self.model.get_output_embeddings()
         rows = (self.checkpoint.stored(self.head_weight) if weight is None else weight).to(self.device)
-        head.forward = partial(self._head, rows)
+
+        def head_logits(hidden: torch.Tensor) -> torch.Tensor:
+            logits = head_product(hidden, rows)
+            if head.bias is None:
+                return logits
+            return logits + self.checkpoint.stored(f"{self.name(head)}.bias").float().to(self.device)
+
+        head.forward = head_logits
         try:
             with self._standing_in(self._giving(hidden)):
                 output: torch.Tensor = self.model(input_ids=_no_ids(hidden), use_cache=False).logits
@@ -221,13 +223,6 @@ class BlockwiseModel:
 
     def _giving(self, hidden: torch.Tensor) -> Callable[..., Any]:
         return lambda *positional, **named: (hidden,) if self.gives_tuple else hidden
-
-    def _head(self, weight: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        head = self.model.get_output_embeddings()
-        logits = head_product(hidden, weight)
-        if head.bias is None:
-            return logits
-        return logits + self.checkpoint.stored(f"{self.name(head)}.bias").float().to(self.device)
 
     @property
     def head_weight(self) -> str:
@@ -299,7 +294,6 @@ def build_blockwise_model(checkpoint: Checkpoint, device: str = CPU) -> Blockwis
     transformers writes, and `StageError` for a model without blocks.
     """
     model: Any = build_empty_module(checkpoint).eval()
-    # What routers answer is for their training alone.
     # Router logits serve an auxiliary loss in training only.
     model.config.output_router_logits = False
     transposed = frozenset(name for name, part in model.named_modules() if isinstance(part, TransposedLinear))
@@ -342,22 +336,20 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     Raises `StageError` if there is none or more than one; the message names them.
     """
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    outermost = {name: module for name, module in lists.items() if not any(name.startswith(f"{o}.") for o in lists)}
-    useful = {
-        name: module
-        for name, module in outermost.items()
-        if any(isinstance(part, nn.Linear) for part in module.modules())
-    }
-    if len(useful) != 1:
-        candidates = ", ".join(
-            f"{name} ({len(module)} x {type(module[0]).__name__})" for name, module in useful.items()
-        )
+    candidates = [
+        (name, module)
+        for name, module in lists.items()
+        if not any(name.startswith(f"{outer}.") for outer in lists)
+        and any(isinstance(part, nn.Linear) for part in module.modules())
+    ]
+    if len(candidates) != 1:
+        listed = ", ".join(f"{name} ({len(module)} x {type(module[0]).__name__})" for name, module in candidates)
         raise StageError(
             f"{type(model).__name__} cannot be quantized block by block: its blocks were not found.",
-            expected=f"one torch.nn.ModuleList of blocks with torch.nn.Linear layers; found {candidates or 'none'}",
+            expected=f"one torch.nn.ModuleList of blocks with torch.nn.Linear layers; found {listed or 'none'}",
             hint="quantize a decoder such as Llama, Qwen, Mistral, Gemma or Phi",
         )
-    return next(iter(useful.items()))
+    return candidates[0]
 
 
 def _read_rows_as_needed(decoder: BlockwiseModel) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,15 +22,13 @@ from compress.models.experts import find_separate_experts
 from compress.models.hooks import TensorCallback, capture_inputs
 from compress.models.processor import load_tokenizer
 from compress.models.safetensors_file import write_whole
+from compress.stages.base import Context
 from compress.stages.blockwise.block_pass import BlockPass, gram
 from compress.stages.blockwise.blockwise_model import BlockwiseModel, Call
 from compress.stages.blockwise.layers import linears
 from compress.stages.gptq.settings import Quantization
 from compress.utils.errors import DataError, ModelError
 from compress.utils.torch_device import CPU, autocast, device_uses_bf16
-
-if TYPE_CHECKING:
-    from compress.stages.base import Context
 
 _SPLIT = "train"
 _MONOTONOUS = 0.9

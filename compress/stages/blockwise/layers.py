@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -83,13 +83,20 @@ def plan_layers(decoder: BlockwiseModel, config: Quantization) -> tuple[tuple[La
             f"keep: no layer is called {', '.join(map(repr, idle))}.",
             expected=f"patterns of names such as {names[0]!r}; * stands for anything",
         )
-    if decoder.tied and (config.integer_tables or config.chooses_tables):
-        _check_tied(config.keep, *tables)
+    embedding, head = tables
+    quantizes_table = config.integer_tables or config.chooses_tables
+    if decoder.tied and quantizes_table and skip_reason(config.keep, head) and not skip_reason(config.keep, embedding):
+        raise ModelError(
+            f"keep: {head} has the weights of {embedding}, which is not kept.",
+            where="keep",
+            expected="both or neither, since this model's head is tied to its embedding",
+            hint=f"name {embedding} too, or set embedding_bits: 16",
+        )
     problems = [problem for layer in layers if layer.bits for problem in _problems(layer)]
     if problems:
-        shown = _some(problems)
+        size = config.group_size
         raise ModelError(
-            f"{len(problems)} layers do not fit the GPTQ format with group_size {config.group_size}:\n  {shown}",
+            f"{len(problems)} layers do not fit the GPTQ format with group_size {size}:\n  {_some(problems)}",
             where=str(decoder.checkpoint.folder),
             expected="sides that are multiples of 32, and inputs that the group size divides",
             hint="choose a group_size that divides all widths, or leave the layers alone: keep: ['NAME', ...]",
@@ -132,33 +139,26 @@ def _block_layers(decoder: BlockwiseModel, index: int, config: Quantization) -> 
     block, prefix = decoder.blocks[index], f"{decoder.prefix}.{index}"
     block_layers, routing = [], router_layers(block, prefix)
     for name, part in linears(block, prefix).items():
+        rows, columns = part.out_features, part.in_features
         reason = skip_reason(config.keep, name) or ("kept: it routes tokens to experts" if name in routing else "")
-        size = part.in_features if config.group_size == -1 else config.group_size
-        reason = reason or _narrow(part.out_features, part.in_features)
-        if not reason:
-            block_layers.append(Layer(name, part.out_features, part.in_features, config.bits, size))
+        # A small matrix, such as one of low rank, may be left alone; a large one has to fit.
+        is_small = min(rows, columns) < _NARROW and 2 * min(rows, columns) <= max(rows, columns)
+        if not reason and is_small and not fits(rows, columns):
+            reason = f"narrow: {rows} x {columns} is no multiple of 32"
+        if reason:
+            block_layers.append(Layer(name, rows, columns, None, why=reason))
         else:
-            block_layers.append(Layer(name, part.out_features, part.in_features, None, why=reason))
-    return (*block_layers, *_others(block, prefix, config))
-
-
-def _narrow(rows: int, columns: int) -> str:
-    """Why a small matrix, such as one of low rank, is left alone, or nothing; a large one has to fit."""
-    small = min(rows, columns) < _NARROW and 2 * min(rows, columns) <= max(rows, columns)
-    return f"narrow: {rows} x {columns} is no multiple of 32" if small and not fits(rows, columns) else ""
-
-
-def _others(block: nn.Module, prefix: str, config: Quantization) -> list[Layer]:
-    """Parameters with two sides or more that are no linear layer's."""
-    other_layers = []
+            size = columns if config.group_size == -1 else config.group_size
+            block_layers.append(Layer(name, rows, columns, config.bits, size))
+    # Parameters with two sides or more that are no linear layer's.
     for name, part in block.named_modules(prefix=prefix):
         for leaf, parameter in part.named_parameters(recurse=False):
             if parameter.ndim >= 2 and not isinstance(part, nn.Linear):
-                columns = parameter.shape[-1]
+                columns, full_name = parameter.shape[-1], f"{name}.{leaf}"
                 why = f"not a torch.nn.Linear: {leaf} of {type(part).__name__} {list(parameter.shape)}"
-                why = skip_reason(config.keep, f"{name}.{leaf}") or why
-                other_layers.append(Layer(f"{name}.{leaf}", parameter.numel() // columns, columns, None, why=why))
-    return other_layers
+                why = skip_reason(config.keep, full_name) or why
+                block_layers.append(Layer(full_name, parameter.numel() // columns, columns, None, why=why))
+    return tuple(block_layers)
 
 
 def _some(lines: Sequence[str]) -> str:
@@ -167,25 +167,13 @@ def _some(lines: Sequence[str]) -> str:
     return "\n  ".join([*lines[:_SHOWN], *more])
 
 
-def _problems(layer: Layer) -> list[str]:
+def _problems(layer: Layer) -> Iterator[str]:
+    """Yield why the format cannot hold a layer."""
     assert layer.group_size is not None
     size = f"{layer.name} [{layer.rows}, {layer.columns}]"
-    problems = []
     if not fits(layer.rows, layer.columns):
-        problems.append(f"{size}: both sides must be multiples of 32")
+        yield f"{size}: both sides must be multiples of 32"
     if layer.columns % layer.group_size:
         divisors = [group for group in (16, 32, 64, 128, 256, 512, 1024) if layer.columns % group == 0]
         named = f", {', '.join(map(str, divisors))} would" if divisors else ""
-        problems.append(f"{size}: {layer.group_size} does not divide {layer.columns}{named}")
-    return problems
-
-
-def _check_tied(patterns: Sequence[str], embedding: str, head: str) -> None:
-    """Raise `ModelError` for a head that is to be kept while the table whose weights it has is quantized."""
-    if skip_reason(patterns, head) and not skip_reason(patterns, embedding):
-        raise ModelError(
-            f"keep: {head} has the weights of {embedding}, which is not kept.",
-            where="keep",
-            expected="both or neither, since this model's head is tied to its embedding",
-            hint=f"name {embedding} too, or set embedding_bits: 16",
-        )
+        yield f"{size}: {layer.group_size} does not divide {layer.columns}{named}"

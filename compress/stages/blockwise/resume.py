@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from torch.nn.functional import pad
 
 from compress.models.checkpoint import TABLES
 from compress.models.gptq_layout import PARTS, pack_layer
@@ -145,11 +146,10 @@ def quantize_tables(
         if table.bits is None or table.group_size is None:
             results.append(table)
             continue
-        weight = decoder.checkpoint.stored(f"{table.name}.weight")
-        is_head = decoder.head_weight == f"{table.name}.weight"
-        pieces, halves, solved = _by_rows(config, table, weight, inputs if is_head else None)
+        weight_name = f"{table.name}.weight"
+        used = inputs if decoder.head_weight == weight_name else None
+        pieces, floats[weight_name], solved = _by_rows(config, table, decoder.checkpoint.stored(weight_name), used)
         packed |= {f"{table.name}.{part}": tensor for part, tensor in pieces.items()}
-        floats[f"{table.name}.weight"] = halves
         results.append(solved)
     if packed:
         _write(folder, packed, floats, results)
@@ -184,34 +184,23 @@ def _by_rows(
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor, Layer]:
     halves = torch.empty(weight.shape, dtype=torch.float16)
     pieces: list[dict[str, torch.Tensor]] = []
-    error, damping, start = 0.0, None, 0
-    for rows in torch.split(weight, _ROWS):
+    error, damping = 0.0, None
+    for rows, half_rows in zip(torch.split(weight, _ROWS), torch.split(halves, _ROWS), strict=True):
         device_rows = rows if hessian is None else rows.to(hessian.device)
         (solution,) = solve_layers(config, [table], [device_rows.float()], hessian)
-        solved = replace(solution, weight=solution.weight.cpu())
-        assert solved.layer.error is not None
-        error += solved.layer.error * len(rows) / len(weight)
-        damping = solved.layer.damping
-        halves[start : start + len(rows)] = solved.weight.dequantize().half()
-        pieces.append(pack_layer(_padded(solved.weight), stored_less_one=False, known_bits=TABLE_BITS))
-        start += len(rows)
+        solved = solution.weight.cpu()
+        assert solution.layer.error is not None
+        error += solution.layer.error * len(rows) / len(weight)
+        damping = solution.layer.damping
+        half_rows.copy_(solved.dequantize())
+        pieces.append(pack_layer(_padded(solved), stored_less_one=False, known_bits=TABLE_BITS))
     joined = {part: torch.cat([piece[part] for piece in pieces], dim=1) for part in PARTS if part != "g_idx"}
     return joined | {"g_idx": pieces[0]["g_idx"]}, halves, table.solved(error, damping)
 
 
 def _padded(weight: QuantizedWeight) -> QuantizedWeight:
     """Append rows of zeros that fill the last word."""
-    missing = -len(weight.integers) % 32
-    if not missing:
-        return weight
-    middle = 1 << (weight.bits - 1)
-
-    def padded(values: torch.Tensor, fill: int) -> torch.Tensor:
-        return torch.cat([values, values.new_full((missing, values.shape[1]), fill)])
-
-    return replace(
-        weight,
-        integers=padded(weight.integers, middle),
-        scales=padded(weight.scales, 1),
-        zero_points=padded(weight.zero_points, middle),
-    )
+    missing, middle = -len(weight.integers) % 32, 1 << (weight.bits - 1)
+    parts = ((weight.integers, middle), (weight.scales, 1), (weight.zero_points, middle))
+    integers, scales, zeros = (pad(values, (0, 0, 0, missing), value=fill) for values, fill in parts)
+    return replace(weight, integers=integers, scales=scales, zero_points=zeros)

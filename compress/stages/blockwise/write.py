@@ -50,8 +50,6 @@ class Result:
 
     def write(self, folder: Path) -> QuantizedCheckpoint:
         """Write the checkpoint into a new ``folder``. Raises `StageError` for a value beyond float16."""
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
         write_companions(self.source, folder, dtype="float16", quantization_config=self.quantization())
         has_tables = any(table.bits for table in self.tables)
         # With an index, since gptqmodel would take `TABLES` for the weights.
@@ -84,14 +82,19 @@ class Result:
             "meta": self.made_by or {"quantizer": [f"compress:{__version__}"], "act_order": self.config.act_order},
         }
         # Gptqmodel's rules for layers that differ from the rest: a pattern that matches the name -> what differs.
-        layers = [layer for block in self.plan for layer in block]
-        float_layers = [layer for layer in layers if layer.bits is None and layer.why.startswith("kept")]
-        changed = {f"+:{_exactly(layer)}": self._differing(layer) for layer in layers if layer.bits}
-        changed = {pattern: settings for pattern, settings in changed.items() if settings}
-        if changes := (changed | {f"-:{_exactly(layer)}": {} for layer in float_layers}):
+        layers = [(f":^{re.escape(layer.name)}$", layer) for block in self.plan for layer in block]
+        changes = {f"+{name}": changed for name, layer in layers if layer.bits and (changed := self._differing(layer))}
+        changes |= {f"-{name}": {} for name, layer in layers if layer.bits is None and layer.why.startswith("kept")}
+        if changes:
             fields["dynamic"] = changes
-        if names := self._kept():
-            fields["modules_in_block_to_quantize"] = names
+        # The quantized layers' names within a block if some stay float, since optimum knows no patterns.
+        names: dict[str, bool] = {}
+        for index, block in enumerate(self.plan):
+            for layer in block:
+                short = layer.name.split(f".{index}.", 1)[1]
+                names[short] = names.get(short, False) or layer.bits is not None
+        if not all(names.values()):
+            fields["modules_in_block_to_quantize"] = [[name for name, quantized in names.items() if quantized]]
         return fields
 
     def _differing(self, layer: Layer) -> dict[str, int]:
@@ -101,15 +104,6 @@ class Result:
         same_size = size == self.config.group_size or layer.group_size == self.config.group_size
         differences = {} if layer.bits == self.config.bits else {"bits": layer.bits}
         return differences if same_size else differences | {"group_size": size}
-
-    def _kept(self) -> list[list[str]]:
-        """Return the quantized layers' names within a block if some stay float; optimum knows no patterns."""
-        names: dict[str, bool] = {}
-        for index, block in enumerate(self.plan):
-            for layer in block:
-                short = layer.name.split(f".{index}.", 1)[1]
-                names[short] = names.get(short, False) or layer.bits is not None
-        return [] if all(names.values()) else [[name for name, quantized in names.items() if quantized]]
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         places = {layer.name: index for index, block in enumerate(self.plan) for layer in block if layer.bits}
@@ -142,15 +136,15 @@ def write_floats(source: Checkpoint, folder: Path, changed: Iterable[tuple[str, 
         yield from ((name, source.stored(name)) for name in source.files if name not in done)
 
     with storage_errors(folder.parent):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
         write_companions(source, folder, dtype="float32")
         write_shards(folder, tensors())
     return Checkpoint(folder)
 
 
 def write_companions(source: Checkpoint, folder: Path, **changes: object) -> None:
-    """Write the config with ``changes``, and copy the tokenizer's files."""
+    """Write the config with ``changes`` into a new ``folder``, and copy the tokenizer's files."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     for pattern in _COMPANIONS:
         for path in sorted(source.folder.glob(pattern)):
             if path.name not in ("config.json", INDEX):
@@ -172,10 +166,6 @@ def _half(name: str, tensor: torch.Tensor) -> torch.Tensor:
                 expected="values below 65,504",
             )
     return half
-
-
-def _exactly(layer: Layer) -> str:
-    return f"^{re.escape(layer.name)}$"
 
 
 def _write_json(path: Path, value: Mapping[str, object]) -> None:
@@ -217,8 +207,6 @@ def write_pruned(
 
     One shard is in memory at a time. Raises `StageError` for tensors that aren't those that the config asks for.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     write_companions(source, folder, **changes)
     expected_shapes = {name: list(shape) for name, shape in stored_shapes(build_decoder_on_meta(folder)).items()}
     write_shards(folder, _as_wanted(tensors, expected_shapes))

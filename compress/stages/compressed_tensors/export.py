@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,11 +13,9 @@ from compress.models.compressed_tensors_layout import pack_layer, store_int8_lay
 from compress.models.meta_model import build_on_meta
 from compress.models.model import link_or_copy
 from compress.models.quantization_config import COMPRESSED_TENSORS, Scheme, compressed_tensors_config
+from compress.stages.base import Context
 from compress.stages.blockwise.write import write_companions
 from compress.utils.errors import ModelError, StageError
-
-if TYPE_CHECKING:
-    from compress.stages.base import Context
 
 _OF_GPTQ = "quantize_config.json"
 _FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -51,8 +47,6 @@ def write_compressed_tensors(
     others = [name for name in linear if name not in layers]
     _check(checkpoint, layers, others, activation_bits)
     folder = context.scratch / "served"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     config = compressed_tensors_config(layers, others, activation_bits, version(COMPRESSED_TENSORS))
     write_companions(checkpoint, folder, quantization_config=config)
     (folder / _OF_GPTQ).unlink(missing_ok=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from compress.stages.base import SEARCH, AppliesTo
+from compress.stages.base import SEARCH, AppliesTo, Reference
 from compress.stages.cost_model import PlanContext, Shape
 from compress.stages.training.settings import FIRST_TOKEN_ONLY, KEEP_BEST, Training
 from compress.tasks.capability import ANSWERS_PER_TOKEN, EMBEDS, TAKES_AUDIO, TAKES_IMAGES
@@ -44,16 +45,61 @@ class Student(Frozen):
         return self
 
 
-class Distillation(Training):
-    """Settings of a training in which a student learns to predict what its teacher predicts."""
+class TeacherAndStudent(Frozen):
+    """Settings that name the two models of a distillation."""
 
     teacher: str | None = Field(None, description="label of the stage whose output is the teacher; default: the input")
     student: Student | None = Field(None, description="the model to train; default: the input")
-    method: Annotated[Literal["logits", "distilbert", "tinybert", "minilm"], _TEXT_ONLY] = Field(
-        "logits", description="loss on representations, besides the one on logits or embeddings"
-    )
     learning_rate: float = Field(
         5e-5, gt=0, le=1, description="peak learning rate", json_schema_extra={SEARCH: [1e-4, 3e-4]}
+    )
+
+    @model_validator(mode="after")
+    def _require_two_models(self) -> Self:
+        if self.teacher is None and self.student is None:
+            raise ValueError("a teacher (label of an earlier stage), a student, or both")
+        return self
+
+    def earlier_outputs(self) -> tuple[str, ...]:
+        """Return the teacher's label."""
+        return (self.teacher,) if self.teacher else ()
+
+    def references(self) -> dict[str, Reference]:
+        """Return the student, if it is a model of its own."""
+        if self.student is None or self.student.model is None:
+            return {}
+        return {"student.model": Reference(self.student.model, random_weights=self.student.random_weights)}
+
+    def check_model(self, start: Path) -> None:
+        """Raise `StageError` for an architecture whose config cannot say which layers are kept."""
+        if self.student is not None and self.student.layers is not None:
+            from compress.models.prune_dry_run import check_layer_selection
+
+            check_layer_selection(start, self.student.layers)
+
+    def shapes(self, before: Shape | None, plan: PlanContext) -> tuple[Shape | None, Shape | None]:
+        """Return the shapes of student and teacher, None if unknown; ``before`` is the shape of the stage's input."""
+        teacher, student, after = plan.shapes.get(self.teacher) if self.teacher else before, self.student, before
+        if student is not None and student.model is not None:
+            after = plan.find_model(student.model, student.random_weights)
+        elif student is not None and before is not None:
+            layers = student.layers
+            after = before.with_layers(len(layers)) if layers else reconfigured(before, student.config or {})
+        return after, teacher
+
+    def layer_choices(self, before: Shape | None) -> dict[str, tuple[Any, ...]]:
+        """Return layers that a search should try for a student that keeps some: all, a half, a third, evenly spread."""
+        if self.student is None or self.student.layers is None or before is None or before.layers < 2:
+            return {}
+        counts = dict.fromkeys(max(before.layers // part, 1) for part in (1, 2, 3))
+        return {"student.layers": tuple(spread_layers(before.layers, count) for count in counts)}
+
+
+class Distillation(TeacherAndStudent, Training):
+    """Settings of a training in which a student learns to predict what its teacher predicts."""
+
+    method: Annotated[Literal["logits", "distilbert", "tinybert", "minilm"], _TEXT_ONLY] = Field(
+        "logits", description="loss on representations, besides the one on logits or embeddings"
     )
     temperature: Annotated[float, _NOT_FOR_EMBEDDINGS] = Field(
         2.0, gt=0, description="softens both sides of the loss on logits"
@@ -67,15 +113,7 @@ class Distillation(Training):
     )
     keep_best: bool = KEEP_BEST
     use_unlabeled: Annotated[bool, _TEXT_ONLY] = Field(False, description="train on the recipe's unlabeled text too")
-    first_token_only: Annotated[
-        bool, AppliesTo(excludes=frozenset({TAKES_IMAGES, TAKES_AUDIO, ANSWERS_PER_TOKEN, EMBEDS}))
-    ] = FIRST_TOKEN_ONLY
-
-    @model_validator(mode="after")
-    def _two_models(self) -> Self:
-        if self.teacher is None and self.student is None:
-            raise ValueError("a teacher (label of an earlier stage), a student, or both")
-        return self
+    first_token_only: Annotated[bool, _CLASSIFIERS_OF_TEXT] = FIRST_TOKEN_ONLY
 
     @model_validator(mode="after")
     def _fields_have_an_effect(self) -> Self:
@@ -116,22 +154,3 @@ def reconfigured(shape: Shape, changes: Mapping[str, Any]) -> Shape | None:
         feed_forward=shape.feed_forward * layers * hidden * middle,
         other=shape.other * hidden**2,
     )
-
-
-def student_shape(student: Student | None, before: Shape | None, plan: PlanContext) -> Shape | None:
-    """Return the shape of the student, or None if it is unknown; ``before`` is the shape of the stage's input."""
-    if student is not None and student.model is not None:
-        return plan.find_model(student.model, student.random_weights)
-    if student is None or before is None:
-        return before
-    if student.layers is not None:
-        return before.with_layers(len(student.layers))
-    return reconfigured(before, student.config or {})
-
-
-def student_layer_choices(student: Student | None, before: Shape | None) -> dict[str, tuple[Any, ...]]:
-    """Return layers that a search should try for a student that keeps some: all, a half, a third, evenly spread."""
-    if student is None or student.layers is None or before is None or before.layers < 2:
-        return {}
-    counts = dict.fromkeys(max(before.layers // part, 1) for part in (1, 2, 3))
-    return {"student.layers": tuple(spread_layers(before.layers, count) for count in counts)}

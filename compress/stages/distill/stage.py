@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from compress.models.model import TorchModel
-from compress.stages.base import Context, Reference, Requirements, Stage
+from compress.stages.base import Context, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape
-from compress.stages.distill.settings import Distillation, Student, student_layer_choices, student_shape
+from compress.stages.distill.settings import Distillation
 from compress.stages.protocols import field_search_values
 from compress.stages.training.length import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
 from compress.tasks.capability import DESCRIBES_IMAGES, GENERATES, GENERATES_IMAGES, REWRITES, TAKES_ARRAYS, TRANSCRIBES
@@ -35,18 +34,9 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
         labels = bool(self.labels_weight or self.use_unlabeled)
         return Requirements(splits=("train",), unlabeled=self.use_unlabeled, labels=labels)
 
-    def earlier_outputs(self) -> tuple[str, ...]:
-        """Return the teacher's label."""
-        return (self.teacher,) if self.teacher else ()
-
-    def references(self) -> dict[str, Reference]:
-        """Return the student, if it is a model of its own."""
-        return student_reference(self.student)
-
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Return the cost: the student trains in every epoch; the teacher predicts once if its answers are stored."""
-        after = student_shape(self.student, before, plan)
-        teacher = plan.shapes.get(self.teacher) if self.teacher else before
+        after, teacher = self.shapes(before, plan)
 
         def flops(before: Shape, after: Shape, tokens: float) -> float | None:
             unlabeled = [*plan.unlabeled.values()] if self.use_unlabeled else []
@@ -69,11 +59,7 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
         A student improves for a long time (Beyer et al. 2022, section 3.2).
         """
         epochs = {"epochs": (2 * self.epochs, 4 * self.epochs)}
-        return field_search_values(self, timed) | epochs | student_layer_choices(self.student, before)
-
-    def check_model(self, start: Path) -> None:
-        """Raise `StageError` for an architecture whose config cannot say which layers are kept."""
-        check_student_layers(self.student, start)
+        return field_search_values(self, timed) | epochs | self.layer_choices(before)
 
     def infer_shapes(self, model: TorchModel, context: Context) -> TorchModel:
         """Return the student, untrained."""
@@ -89,18 +75,3 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
         student = make_student(self.student, model, teacher, context)
         DistillationTrainer(self, teacher, student, context).train()
         return student
-
-
-def student_reference(student: Student | None) -> dict[str, Reference]:
-    """Return the model that a student's settings name, under the field's name."""
-    if student is None or student.model is None:
-        return {}
-    return {"student.model": Reference(student.model, random_weights=student.random_weights)}
-
-
-def check_student_layers(student: Student | None, start: Path) -> None:
-    """Raise `StageError` for a starting model of which a student cannot keep some layers."""
-    if student is not None and student.layers is not None:
-        from compress.models.prune_dry_run import check_layer_selection
-
-        check_layer_selection(start, student.layers)

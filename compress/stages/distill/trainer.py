@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from compress.numerics.losses import (
     scaled_scores,
     uniform_layer_map,
 )
+from compress.stages.base import Context
 from compress.stages.distill.settings import Distillation, Student
 from compress.stages.sparsify.magnitude import keep_zeros
 from compress.stages.training.loop import Trainee, train
@@ -36,9 +37,6 @@ from compress.tasks.inference import answers, forward, predict, with_targets
 from compress.tasks.task import Examples
 from compress.utils.errors import StageError
 from compress.utils.torch_device import uses_bf16
-
-if TYPE_CHECKING:
-    from compress.stages.base import Context
 
 _ONE_ANSWER = 2
 """Axes of answers of which each example has one: examples, and what an answer is made of."""
@@ -125,7 +123,10 @@ class DistillationTrainer:
                 _require_same_tokens(self.teacher, self.student, "fill-mask compares answers")
             elif settings.augment is None and self._can_be_kept(examples):
                 context.progress.note("distill: the teacher answers")
-                self.taught = torch.from_numpy(self._answered(examples))
+                module = self.teacher.module.eval()
+                with shortened(module, first_token=settings.first_token_only):
+                    taught = predict(module, examples, bf16=uses_bf16(settings.precision))
+                self.taught = torch.from_numpy(taught)
             else:
                 for theirs, mine in zip(examples.inputs[:_COMPARED], self.examples.inputs[:_COMPARED], strict=True):
                     if not np.array_equal(theirs["pixel_values"], mine["pixel_values"]):
@@ -147,7 +148,8 @@ class DistillationTrainer:
             self.student.module,
             self.examples,
             loss=self._loss,
-            extra=self.comparison.parameters() if self.comparison else [],
+            # The projections' weights are trained with the student and discarded.
+            extra=list(self.comparison.projections.parameters()) if self.comparison else [],
             after_step=keep_zeros(self.student.module),
             validate=context.validator(self.student),
             first_token_only=settings.first_token_only,
@@ -158,11 +160,6 @@ class DistillationTrainer:
         with nullcontext() if self.comparison is None else self.comparison.listening():
             train(trainee, settings, context.seed, context.progress, "distill")
 
-    def _answered(self, examples: Examples) -> np.ndarray:
-        module = self.teacher.module.eval()
-        with shortened(module, first_token=self.settings.first_token_only):
-            return predict(module, examples, bf16=uses_bf16(self.settings.precision))
-
     def _can_be_kept(self, examples: Examples) -> bool:
         """Return whether the teacher's answers fit in memory; dense predictions are large."""
         if LOCALIZES not in self.context.task.capabilities:
@@ -172,18 +169,14 @@ class DistillationTrainer:
     def _examples(self, model: TorchModel) -> Examples:
         labeled = self.context.encode("train", model)
         more = self.context.encode_unlabeled(model) if self.settings.use_unlabeled else None
-        if more is None:
-            return labeled
-        return labeled.with_unlabeled(more)
+        return labeled if more is None else labeled.with_unlabeled(more)
 
     def _loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         settings = self.settings
         options = self.comparison.options if self.comparison else {}
-        outputs = (
-            with_targets(self.context.task, module, batch, **options)
-            if settings.labels_weight
-            else forward(module, batch, **options)
-        )
+        task = self.context.task
+        labeled = bool(settings.labels_weight)
+        outputs = with_targets(task, module, batch, **options) if labeled else forward(module, batch, **options)
         mine = answers(self.examples, outputs, batch).float()
         if self.taught is not None:
             taught = self.taught[batch["index"].cpu()].to(mine.device)
@@ -193,15 +186,15 @@ class DistillationTrainer:
             with torch.no_grad():
                 theirs = forward(self.teacher.module, batch, **options)
                 taught = answers(self.teacher_examples, theirs, batch).float()
-        if mine.shape != taught.shape and DUAL_ENCODER not in self.context.task.capabilities:
+        if mine.shape != taught.shape and DUAL_ENCODER not in task.capabilities:
             raise StageError(
                 f"The student answers with {mine.shape[-1]} numbers and the teacher with {taught.shape[-1]}.",
                 expected="as many classes, or dimensions of an embedding",
                 hint="put reduce_dimensions before or after both, not between them",
             )
-        loss = settings.logits_weight * self.context.task.distance(mine, taught, self.settings.temperature)
-        if settings.labels_weight:
-            loss = loss + settings.labels_weight * self.context.task.loss(outputs, batch["labels"])
+        loss = settings.logits_weight * task.distance(mine, taught, settings.temperature)
+        if labeled:
+            loss = loss + settings.labels_weight * task.loss(outputs, batch["labels"])
         if self.comparison is not None and settings.representation_weight:
             mask = batch["attention_mask"].float()
             loss = loss + settings.representation_weight * self.comparison.loss(outputs, theirs, mask)
@@ -244,26 +237,20 @@ class _Comparison:
                     f"method: {method} compares attention head by head; the models have {sorted(counts)} heads.",
                     hint="give the student the teacher's number of heads, or use method: logits or distilbert",
                 )
+        pairs, projections = [], 0
         if method == "tinybert":
             comparison.layer_map = uniform_layer_map(len(student_blocks), len(teacher_blocks))
-            comparison.projections = nn.ModuleList(
-                nn.Linear(*widths, bias=False) for _ in range(len(student_blocks) + 1)
-            )
             pairs = [(student_blocks[m], teacher_blocks[n - 1]) for m, n in enumerate(comparison.layer_map)]
+            projections = len(student_blocks) + 1
         elif method == "minilm":
             pairs = [(student_blocks[-1], teacher_blocks[-1])]
-        else:
-            pairs = []
-            if widths[0] != widths[1]:
-                comparison.projections = nn.ModuleList([nn.Linear(*widths, bias=False)])
+        elif widths[0] != widths[1]:
+            projections = 1
+        comparison.projections = nn.ModuleList(nn.Linear(*widths, bias=False) for _ in range(projections))
         for index, (student_block, teacher_block) in enumerate(pairs):
             for role, block in (("student", student_block), ("teacher", teacher_block)):
                 comparison.attentions[f"{role}.{index}"] = block.require_attention()
         return comparison
-
-    def parameters(self) -> list[nn.Parameter]:
-        """Return the projections' weights, which are trained with the student and discarded."""
-        return list(self.projections.parameters())
 
     def listening(self) -> AbstractContextManager[None]:
         """Keep the queries, keys and values of the attentions that are compared."""
@@ -284,24 +271,22 @@ class _Comparison:
             mine = student.hidden_states[-1].float()
             mine = self.projections[0](mine) if len(self.projections) else mine
             return hidden_cosine(mine, teacher.hidden_states[-1].float(), mask)
-        if self.method == "tinybert":
-            return self._tinybert(student, teacher, mask)
-        attention = relation_kl(self._scores("student.0", "key"), self._scores("teacher.0", "key"), mask)
-        return attention + relation_kl(self._values("student.0"), self._values("teacher.0"), mask)
-
-    def _tinybert(self, student: PreTrainedModel, teacher: PreTrainedModel, mask: torch.Tensor) -> torch.Tensor:
+        if self.method == "minilm":
+            return relation_kl(*self._scores(0, "query", "key"), mask) + relation_kl(
+                *self._scores(0, "value", "value"), mask
+            )
         loss = torch.zeros((), device=mask.device)
         for m, n in enumerate((0, *self.layer_map)):
             mine = self.projections[m](student.hidden_states[m].float())
             loss = loss + hidden_mse(mine, teacher.hidden_states[n].float(), mask)
         for index in range(len(self.layer_map)):
-            mine, theirs = self._scores(f"student.{index}", "key"), self._scores(f"teacher.{index}", "key")
-            loss = loss + attention_mse(mine, theirs, mask)
+            loss = loss + attention_mse(*self._scores(index, "query", "key"), mask)
         return loss
 
-    def _scores(self, owner: str, other: str) -> torch.Tensor:
-        return scaled_scores(self.captured[owner, "query"].float(), self.captured[owner, other].float(), self.heads)
-
-    def _values(self, owner: str) -> torch.Tensor:
-        value = self.captured[owner, "value"].float()
-        return scaled_scores(value, value, self.heads)
+    def _scores(self, index: int, left: str, right: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the student's and the teacher's relations of two projections of the pair ``index`` of attentions."""
+        student, teacher = (
+            scaled_scores(self.captured[owner, left].float(), self.captured[owner, right].float(), self.heads)
+            for owner in (f"student.{index}", f"teacher.{index}")
+        )
+        return student, teacher

@@ -6,8 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from compress.stages.base import SEARCH
-from compress.stages.distill.settings import Student
+from compress.stages.distill.settings import TeacherAndStudent
 from compress.stages.training.settings import KEEP_BEST, TEACHER_WRITES, BudgetedTraining, TeacherWrites
 from compress.utils.errors import StageError
 from compress.utils.pydantic_models import Frozen, changed_fields
@@ -58,15 +57,10 @@ class MemorySaving(Frozen):
     )
 
 
-class LanguageDistillation(BudgetedTraining):
+class LanguageDistillation(TeacherAndStudent, BudgetedTraining):
     """Settings of a training in which a language model learns the next-token predictions of another."""
 
-    teacher: str | None = Field(None, description="label of the stage whose output is the teacher; default: the input")
-    student: Student | None = Field(None, description="the model to train; default: the input")
     loss: LanguageLoss = Field(LanguageLoss(), description="losses and their weights")
-    learning_rate: float = Field(
-        5e-5, gt=0, le=1, description="peak learning rate", json_schema_extra={SEARCH: [1e-4, 3e-4]}
-    )
     keep_best: bool = KEEP_BEST
     freeze_embeddings: bool = Field(False, description="leave the embedding tables as they are")
     tokens: int | None = Field(None, ge=1, description="number of tokens to train on, in place of epochs")
@@ -85,12 +79,6 @@ class LanguageDistillation(BudgetedTraining):
         shorter = super().shortened(share)
         tokens = None if self.tokens is None else max(1, round(self.tokens * share))
         return shorter.model_copy(update={"tokens": tokens})
-
-    @model_validator(mode="after")
-    def _two_models(self) -> Self:
-        if self.teacher is None and self.student is None:
-            raise ValueError("a teacher (label of an earlier stage), a student, or both")
-        return self
 
 
 def with_remaining_budget(settings: LanguageDistillation, spent_seconds: float) -> LanguageDistillation:

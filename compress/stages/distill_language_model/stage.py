@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compress.models.model import TorchModel
-from compress.stages.base import Context, Reference, Requirements, Stage
+from compress.stages.base import Context, Requirements, Stage
 from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, predicted
-from compress.stages.distill.settings import student_layer_choices, student_shape
-from compress.stages.distill.stage import check_student_layers, student_reference
 from compress.stages.distill_language_model.settings import LanguageDistillation
 from compress.stages.protocols import field_search_values
 from compress.stages.training.length import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
@@ -39,18 +37,9 @@ class DistillLanguageModel(LanguageDistillation, Stage[TorchModel, TorchModel]):
         """Return the training split."""
         return Requirements(splits=("train",), labels=bool(self.loss.labels_weight))
 
-    def earlier_outputs(self) -> tuple[str, ...]:
-        """Return the teacher's label."""
-        return (self.teacher,) if self.teacher else ()
-
-    def references(self) -> dict[str, Reference]:
-        """Return the student, if it is a model of its own."""
-        return student_reference(self.student)
-
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Return the cost: the student trains in every epoch; the teacher predicts once if its states can be stored."""
-        after = student_shape(self.student, before, plan)
-        teacher = plan.shapes.get(self.teacher) if self.teacher else before
+        after, teacher = self.shapes(before, plan)
         if self.seconds is not None:
             return predicted(before, after, Estimate(value=self.seconds, note="the budget"))
         synthetic = self.teacher_writes
@@ -63,10 +52,8 @@ class DistillLanguageModel(LanguageDistillation, Stage[TorchModel, TorchModel]):
             if teacher is None:
                 return None
             passes = self.epochs if self.loss.hidden_weight else 1
-            training = (
-                FLOPS_TRAINING * after.working * self.epochs + FLOPS_FORWARD * teacher.working * passes
-            ) * tokens
-            return training + FLOPS_FORWARD * teacher.working * generated
+            training = FLOPS_TRAINING * after.working * self.epochs + FLOPS_FORWARD * teacher.working * passes
+            return training * tokens + FLOPS_FORWARD * teacher.working * generated
 
         return training_prediction(
             self.batch_size, before, after, plan, flops, trained=after, teacher=teacher or before
@@ -76,7 +63,7 @@ class DistillLanguageModel(LanguageDistillation, Stage[TorchModel, TorchModel]):
         """Return values of the fields, numbers of the student's layers, and two and four times as many epochs."""
         longer = self.seconds is None and self.tokens is None
         epochs = {"epochs": (2 * self.epochs, 4 * self.epochs)} if longer else {}
-        return field_search_values(self, timed) | epochs | student_layer_choices(self.student, before)
+        return field_search_values(self, timed) | epochs | self.layer_choices(before)
 
     def check_data(self, start: Path, context: Context) -> None:
         """Split the text into sequences, if the student has the starting model's tokenizer. Raises `DataError`."""
@@ -89,10 +76,6 @@ class DistillLanguageModel(LanguageDistillation, Stage[TorchModel, TorchModel]):
         training_sequences(tokenizer, self, context)
         if self.teacher_writes is not None:
             self.teacher_writes.check(tokenizer)
-
-    def check_model(self, start: Path) -> None:
-        """Raise `StageError` for an architecture whose config cannot say which layers are kept."""
-        check_student_layers(self.student, start)
 
     def prune_widths(self, model: object) -> bool:
         """Return False if the student has another config, since its sizes are unknown then."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from compress.models.model import TorchModel
 from compress.models.structure import blocks
@@ -16,9 +17,6 @@ from compress.stages.distill_language_model.settings import LanguageLoss
 from compress.stages.recovery.trainer import Body, head_of
 from compress.stages.training.sequences import TokenSequences
 from compress.utils.errors import StageError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Tokens = torch.Tensor | None
 
@@ -66,23 +64,17 @@ def shared_tokens(
             hint="name such a teacher, or compare hidden states alone, by loss: {hidden_weight: 1, logits_weight: 0}",
         )
     if missing and weights.hidden_weight:
-        _require_known(teacher_ids, windows, len(missing))
+        ids = torch.cat([torch.from_numpy(window["input_ids"]) for window in windows.train.inputs])
+        if unknown := int((teacher_ids[ids] < 0).sum()):
+            raise StageError(
+                f"The teacher cannot read the text as the student does: {unknown:,} of {len(ids):,} tokens are "
+                f"among the {len(missing):,} that it lacks.",
+                where="teacher",
+                expected="a teacher that knows the tokens of the text, if it is to be compared by hidden states",
+                hint="name another teacher, or learn from the text alone: logits_weight: 0, labels_weight: 1",
+            )
     teacher_ids[teacher_ids < 0] = 0
     return torch.arange(count) if count < rows[0] else None, teacher_ids, not missing
-
-
-def _require_known(found: torch.Tensor, windows: TokenSequences, missing: int) -> None:
-    """Raise `StageError` if the text has a token that the teacher does not have."""
-    ids = torch.cat([torch.from_numpy(window["input_ids"]) for window in windows.train.inputs])
-    unknown = ids[found[ids] < 0]
-    if len(unknown):
-        raise StageError(
-            f"The teacher cannot read the text as the student does: {len(unknown):,} of {len(ids):,} tokens are "
-            f"among the {missing:,} that it lacks.",
-            where="teacher",
-            expected="a teacher that knows the tokens of the text, if it is to be compared by hidden states",
-            hint="name another teacher, or learn from the text alone: logits_weight: 0, labels_weight: 1",
-        )
 
 
 def block_pairs(student: PreTrainedModel, teacher: PreTrainedModel) -> list[tuple[int, int]]:
@@ -93,40 +85,37 @@ def block_pairs(student: PreTrainedModel, teacher: PreTrainedModel) -> list[tupl
     in the last.
     """
     mine, theirs = blocks(student), blocks(teacher)
-    places = _kept_blocks([block.module for block in mine], [block.module for block in theirs])
-    if places is None:
-        places = [layer - 1 for layer in uniform_layer_map(len(mine), len(theirs))]
-    pairs = [(student_block + 1, other + 1) for student_block, other in enumerate(places)]
-    return [
-        (student_block, other)
-        for student_block, other in pairs
-        if (student_block == len(mine)) == (other == len(theirs))
-    ]
+    originals = _original_blocks([block.module for block in mine], [block.module for block in theirs])
+    if originals is None:
+        originals = [layer - 1 for layer in uniform_layer_map(len(mine), len(theirs))]
+    pairs = enumerate((original + 1 for original in originals), 1)
+    return [pair for pair in pairs if (pair[0] == len(mine)) == (pair[1] == len(theirs))]
 
 
-def _kept_blocks(mine: list[nn.Module], theirs: list[nn.Module]) -> list[int] | None:
-    teacher_blocks: list[int] = []
+def _original_blocks(mine: list[nn.Module], theirs: list[nn.Module]) -> list[int] | None:
+    """Return for each of the student's blocks the teacher's block with the same vectors, in order; None without one."""
+    originals: list[int] = []
     for block in mine:
-        vectors = _vectors(block)
-        if not vectors:
-            return None
-        later = range(teacher_blocks[-1] + 1 if teacher_blocks else 0, len(theirs))
-        position = next((position for position in later if _same(vectors, _vectors(theirs[position]))), None)
+        later = range(originals[-1] + 1 if originals else 0, len(theirs))
+        position = next((position for position in later if _same_vectors(block, theirs[position])), None)
         if position is None:
             return None
-        teacher_blocks.append(position)
-    return teacher_blocks
+        originals.append(position)
+    return originals
 
 
-def _vectors(block: nn.Module) -> dict[str, torch.Tensor]:
-    """Weights with one axis that are not all alike, as they are before any training."""
-    vectors = {name: value for name, value in block.named_parameters() if value.ndim == 1}
-    return {name: value for name, value in vectors.items() if bool((value != value[0]).any())}
-
-
-def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    alike = [name for name, value in one.items() if name in other and value.shape == other[name].shape]
-    return bool(alike) and all(torch.equal(one[name], other[name]) for name in alike)
+def _same_vectors(block: nn.Module, other: nn.Module) -> bool:
+    """Compare weights with one axis, except those that are all alike, as they are before any training."""
+    mine, theirs = (
+        {
+            name: value
+            for name, value in module.named_parameters()
+            if value.ndim == 1 and bool((value != value[0]).any())
+        }
+        for module in (block, other)
+    )
+    alike = [name for name, value in mine.items() if name in theirs and value.shape == theirs[name].shape]
+    return bool(alike) and all(torch.equal(mine[name], theirs[name]) for name in alike)
 
 
 class StudentWithLoss(nn.Module):

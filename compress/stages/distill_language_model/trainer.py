@@ -6,7 +6,8 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from torch import nn
 from compress.models.config_checks import max_positions
 from compress.models.model import TorchModel
 from compress.models.structure import stacks
+from compress.stages.base import Context
 from compress.stages.distill_language_model.settings import LanguageDistillation, with_remaining_budget
 from compress.stages.distill_language_model.student import StudentWithLoss, block_pairs, shared_tokens
 from compress.stages.recovery.quantized_recovery import adapt
@@ -31,11 +33,6 @@ from compress.stages.training.teacher_states import TeacherStates, states_key, w
 from compress.utils.errors import DataError, StageError
 from compress.utils.torch_device import uses_bf16
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from compress.stages.base import Context
-
 _AT_ONCE = 2048
 """Tokens that go forwards and backwards together; more of a step's follow one by one."""
 _NOTES = 20
@@ -51,22 +48,26 @@ def distill_language_model(
     Raises `StageError` for models that cannot be compared, and `DataError` for text that is too short.
     """
     windows = training_sequences(student.processor, settings, context)
-    _check_length(windows, teacher, student)
+    length = settings.sequence_length or context.max_length
+    for model in (teacher, student):
+        positions = max_positions(model.module.config.to_dict())
+        if positions is not None and length > positions:
+            raise DataError(
+                f"Windows have {length} tokens, and a {model.module.config.model_type!r} model reads {positions}.",
+                where="sequence_length",
+                expected=f"at most {positions}",
+            )
     if settings.teacher_writes is not None:
-        bf16 = uses_bf16(settings.precision)
-        windows, seconds = with_synthetic_text(
-            windows, settings.teacher_writes, teacher, student.processor, context, bf16
-        )
+        bf16, tokenizer = uses_bf16(settings.precision), student.processor
+        windows, seconds = with_synthetic_text(windows, settings.teacher_writes, teacher, tokenizer, context, bf16)
         settings = with_remaining_budget(settings, seconds)
-        length = settings.sequence_length or context.max_length
         check_enough(windows.train.inputs, windows.held_out.inputs, settings.batch_size, length)
     restore_zeros = keep_zeros(student.module)
     trainer = LanguageDistillationTrainer.between(settings, teacher, student, windows, context)
     adapted = None
     if settings.lora is not None:
-        adapted = adapt(
-            student.module, AdapterTraining(rank=settings.lora, dropout=settings.dropout or 0.0), context.seed
-        )
+        adapter_settings = AdapterTraining(rank=settings.lora, dropout=settings.dropout or 0.0)
+        adapted = adapt(student.module, adapter_settings, context.seed)
     if settings.memory.gradient_checkpointing:
         try:
             student.module.activation_checkpointing_enable()
@@ -85,18 +86,6 @@ def distill_language_model(
             restore_zeros(0, 0)
     student.module.requires_grad_(True).eval()
     return student
-
-
-def _check_length(windows: TokenSequences, *models: TorchModel) -> None:
-    length = len(windows.train.inputs[0]["input_ids"])
-    for model in models:
-        positions = max_positions(model.module.config.to_dict())
-        if positions is not None and length > positions:
-            raise DataError(
-                f"Windows have {length} tokens, and a {model.module.config.model_type!r} model reads {positions}.",
-                where="sequence_length",
-                expected=f"at most {positions}",
-            )
 
 
 @dataclass
@@ -141,17 +130,17 @@ class LanguageDistillationTrainer:
         Raises:
             StageError: If the predictions of the two models cannot be compared.
         """
-        module = teacher.module.eval().requires_grad_(False)
-        mine, theirs, complete = shared_tokens(settings.loss, teacher, student, windows)
+        module, weights = teacher.module.eval().requires_grad_(False), settings.loss
+        mine, theirs, complete = shared_tokens(weights, teacher, student, windows)
         bodies = Body(student.module, mine), Body(module, theirs)
-        judged = complete and bool(settings.loss.logits_weight or settings.loss.labels_weight)
-        for body in bodies if judged else bodies[: bool(settings.loss.labels_weight)]:
+        judged = complete and bool(weights.logits_weight or weights.labels_weight)
+        for body in bodies if judged else bodies[: bool(weights.labels_weight)]:
             body.require_plain_head(windows.held_out)
         dtype = torch.bfloat16 if uses_bf16(settings.precision) else torch.float32
-        pairs = block_pairs(student.module, module) if settings.loss.hidden_weight else []
+        pairs = block_pairs(student.module, module) if weights.hidden_weight else []
         widths = student.module.config.hidden_size, module.config.hidden_size
         torch.manual_seed(context.seed)
-        student_with_loss = StudentWithLoss(bodies[0], settings.loss, dtype, pairs, widths)
+        student_with_loss = StudentWithLoss(bodies[0], weights, dtype, pairs, widths)
         if dtype == torch.bfloat16:
             bodies[1].lower()
         judge = Judge(bodies[0], bodies[1], windows.held_out, 1, dtype) if judged else None
@@ -180,6 +169,7 @@ class LanguageDistillationTrainer:
     def train(self, after_step: Callable[[int, int], None] | None) -> None:
         """Train the student in place, and report the change."""
         context, judge = self.context, self.judge
+        weights = self.settings.loss.logits_weight, self.settings.loss.labels_weight
         quality_before = None if judge is None else judge.quality()
         shared = self._shared() if self.blocks[0] else None
         student = self.student if shared is None else shared.module
@@ -195,7 +185,7 @@ class LanguageDistillationTrainer:
             self.windows.train,
             self.loss,
             after_step=after_step,
-            validate=None if judge is None else lambda: -self._error(quality(judge)),
+            validate=None if judge is None else lambda: -quality(judge).error(*weights),
             length=self.length(),
             pieces=self.pieces,
             together=True,
@@ -228,9 +218,6 @@ class LanguageDistillationTrainer:
             self.judge.student, self.judge.teacher = shared.module.body, self.teacher
         return shared
 
-    def _error(self, quality: Quality) -> float:
-        return quality.error(self.settings.loss.logits_weight, self.settings.loss.labels_weight)
-
     def pieces(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         """Split a batch into parts of `_AT_ONCE` tokens, with each token's share of the loss."""
         ids = batch["input_ids"]
@@ -238,16 +225,12 @@ class LanguageDistillationTrainer:
         following = ids.roll(-1, 1)
         token_weights, labels_each = token_shares(ids, counted)
         size = max(1, _AT_ONCE // ids.shape[1])
-        parts = (slice(start, start + size) for start in range(0, len(ids), size))
+        columns = {"input_ids": ids, "index": batch["index"]}
+        flat_columns = {"each": token_weights, "labels_each": labels_each, "following": following}
         return [
-            {
-                "input_ids": ids[part],
-                "index": batch["index"][part],
-                "each": token_weights[part].flatten(),
-                "labels_each": labels_each[part].flatten(),
-                "following": following[part].flatten(),
-            }
-            for part in parts
+            {name: values[start : start + size] for name, values in columns.items()}
+            | {name: values[start : start + size].flatten() for name, values in flat_columns.items()}
+            for start in range(0, len(ids), size)
         ]
 
     def loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -8,9 +8,7 @@ tried on the block itself with random factors, and what changes the block's outp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -19,15 +17,12 @@ from compress.models.checkpoint import Checkpoint
 from compress.models.folder_checks import refuse_quantized
 from compress.models.hooks import capture_inputs, capture_outputs
 from compress.numerics.int8_activations import smoothing_factors
+from compress.stages.base import Context
 from compress.stages.blockwise.blockwise_model import BlockwiseModel, build_blockwise_model
 from compress.stages.blockwise.calibration import CalibrationActivations, calibration_sequences
 from compress.stages.blockwise.write import write_floats
 from compress.stages.gptq.settings import Quantization
 from compress.utils.errors import StageError
-
-if TYPE_CHECKING:
-    from compress.stages.base import Context
-
 
 TOKENS = 16
 
@@ -94,6 +89,7 @@ class _Work:
         folds, alone = find_folds(modules, lambda: run(hidden), head_size)
         self.folds += len(folds)
         self.alone += [f"{prefix}.{name}" for name in alone]
+        # All factors are found before any weight changes.
         for fold, factors in [(fold, self._factors(fold, modules, largest)) for fold in folds]:
             fold.scale(modules, factors)
             fold.take_back(modules, factors)
@@ -156,7 +152,7 @@ class Fold:
     def scale(self, modules: Modules, factors: torch.Tensor) -> None:
         """Multiply the consumers' columns by ``factors`` [columns], in place."""
         for name in self.consumers:
-            _weight(modules[name]).mul_(factors)
+            modules[name].get_parameter("weight").data.mul_(factors)
 
     def take_back(self, modules: Modules, factors: torch.Tensor) -> None:
         """Divide the source's outputs by ``factors``, which are equal where columns share a place; in place."""
@@ -187,12 +183,6 @@ def find_folds(modules: Modules, run: Run, head_size: int) -> tuple[list[Fold], 
     return folds, alone
 
 
-def _weight(module: nn.Module) -> torch.Tensor:
-    weight = module.weight
-    assert isinstance(weight, torch.Tensor)
-    return weight.data
-
-
 def _watch(modules: Modules, run: Run) -> tuple[list[tuple[tuple[str, ...], int, int]], dict[int, str]]:
     """Return the linear layers that share an input, with its width and identity, and which module made which output."""
     readers: dict[int, list[str]] = {}
@@ -208,9 +198,8 @@ def _watch(modules: Modules, run: Run) -> tuple[list[tuple[tuple[str, ...], int,
         makers[id(values)] = name
 
     linears = {name: part for name, part in modules.items() if isinstance(part, nn.Linear)}
-    others = {name: part for name, part in modules.items() if name not in linears}
-    vectors = {name: part for name, part in others.items() if any(True for _ in part.parameters(recurse=False))}
-    with capture_inputs(linears, reads), capture_outputs(vectors, makes):
+    others = {name: part for name, part in modules.items() if name not in linears and [*part.parameters(recurse=False)]}
+    with capture_inputs(linears, reads), capture_outputs(others, makes):
         run()
     return [(tuple(names), held[value].shape[-1], value) for value, names in readers.items()], makers
 
@@ -238,23 +227,15 @@ def _holds(fold: Fold, modules: Modules, run: Run, before: torch.Tensor) -> bool
     """Return whether factors on the consumers, which change the output, cancel once they are folded back."""
     generator = torch.Generator().manual_seed(0)
     factors = share(0.5 * torch.randn(len(fold.places), generator=generator), fold.places)
-    with _as_they_are(modules, (*fold.consumers, fold.source)):
-        fold.scale(modules, factors)
-        effect = float((run() - before).abs().max())
-        fold.take_back(modules, factors)
-        left = float((run() - before).abs().max())
+    names = (*fold.consumers, fold.source)
+    copies = [(part, part.data.clone()) for name in names for part in modules[name].parameters(recurse=False)]
+    fold.scale(modules, factors)
+    effect = float((run() - before).abs().max())
+    fold.take_back(modules, factors)
+    left = float((run() - before).abs().max())
+    for parameter, original in copies:
+        parameter.data = original
     return left < _TOLERANCE * effect
-
-
-@contextmanager
-def _as_they_are(modules: Modules, names: tuple[str, ...]) -> Iterator[None]:
-    parameters = [parameter for name in names for parameter in modules[name].parameters(recurse=False)]
-    copies = [parameter.data.clone() for parameter in parameters]
-    try:
-        yield
-    finally:
-        for parameter, copy in zip(parameters, copies, strict=True):
-            parameter.data = copy
 
 
 def equalizing(weights: Sequence[torch.Tensor], strength: float, places: torch.Tensor) -> torch.Tensor:

@@ -38,13 +38,6 @@ class Equalize(KeepsShape, Stage[Checkpoint, Checkpoint]):
     samples: int = Field(16, ge=1, le=100_000, description="smooth_quant: windows of text from the train split")
     sequence_length: int = Field(512, ge=8, le=131_072, description="smooth_quant: tokens of a window")
 
-    @property
-    def _text(self) -> Quantization | None:
-        """Return how SmoothQuant reads the text, in float32; None without it."""
-        if self.smooth_quant is None:
-            return None
-        return Quantization(samples=self.samples, sequence_length=self.sequence_length, precision="fp32")
-
     def needs(self) -> Requirements:
         """Text of the train split, for SmoothQuant."""
         return Requirements(splits=() if self.smooth_quant is None else ("train",))
@@ -64,5 +57,7 @@ class Equalize(KeepsShape, Stage[Checkpoint, Checkpoint]):
         """Equalize every block. Raises `StageError`, `DataError` or `ModelError`."""
         from compress.stages.equalize.equalization import equalize_checkpoint
 
-        strength = self.strength if self.smooth_quant is None else self.smooth_quant
-        return equalize_checkpoint(model, strength, context, self._text)
+        if self.smooth_quant is None:
+            return equalize_checkpoint(model, self.strength, context)
+        text = Quantization(samples=self.samples, sequence_length=self.sequence_length, precision="fp32")
+        return equalize_checkpoint(model, self.smooth_quant, context, text)

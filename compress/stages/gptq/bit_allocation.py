@@ -69,23 +69,29 @@ class Survey:
 
         Raises `StageError` where the model's answers are not finite.
         """
-        variants = [variant for index in range(len(self.plan)) for variant in self._variants(index)]
-        probe = self._probe(ids, len(variants) + len(embeddings) + 1)
+        decoder, block_indices = self.decoder, range(len(self.plan))
+        variants = [variant for index in block_indices for variant in self._variants(index)]
+        # The probe: the first tokens of one sequence, [1, length].
+        longest = _LONGEST_ROUTED if any(map(self._experts, block_indices)) else _LONGEST
+        state_count = len(variants) + len(embeddings) + 1
+        probe = ids[:1, : min(longest, max(STATES_BYTES // (4 * decoder.hidden_size * state_count), 8))]
         # Found before any layer is watched, since finding them may run a block.
-        self.decoder.calls(probe)
-        states = torch.cat([self._embedded(probe, table) for table in (None, *embeddings.values())])
+        decoder.calls(probe)
+        embedded, original_table = [], decoder.table
+        for table in (None, *embeddings.values()):
+            decoder.table = table
+            embedded.append(decoder.embedded(probe))
+        decoder.table = original_table
+        states = torch.cat(embedded)
         errors: dict[str, dict[int, float]] = {}
         shares: dict[str, float] = {}
-        text = (
-            CalibrationActivations(self.decoder, self.config, ids, self.folder, self.importance) if embeddings else None
-        )
-        block_indices = range(len(self.plan))
+        text = CalibrationActivations(decoder, self.config, ids, self.folder, self.importance) if embeddings else None
         for index in self.progress.track(block_indices, "measuring sensitivity", len(block_indices)):
-            self.decoder.load(index)
+            decoder.load(index)
             states = self._block(index, probe, states, errors, shares)
             if text is not None:
                 text.advance(index)
-            self.decoder.unload(index)
+            decoder.unload(index)
         divergences = self._divergences(states, list(heads(text.table_hessian()).values()) if text else [])
         losses: dict[str, Mapping[int, float]] = {}
         for variant, divergence in zip(variants, divergences[len(embeddings) :], strict=True):
@@ -95,12 +101,6 @@ class Survey:
         if embeddings:
             losses[TABLES] = dict(zip(embeddings, divergences, strict=False)) | {16: 0.0}
         return losses
-
-    def _probe(self, ids: torch.Tensor, variants: int) -> torch.Tensor:
-        """Return the first tokens of one sequence, [1, length]."""
-        longest = _LONGEST_ROUTED if any(map(self._experts, range(len(self.plan)))) else _LONGEST
-        length = min(ids.shape[1], longest, max(STATES_BYTES // (4 * self.decoder.hidden_size * variants), 8))
-        return ids[:1, :length]
 
     def _experts(self, index: int) -> dict[str, SeparateExperts]:
         return find_separate_experts(self.decoder.blocks[index], f"{self.decoder.prefix}.{index}")
@@ -114,14 +114,6 @@ class Survey:
             shared = f"{owner}.*.{name.rpartition('.')[2]}" if owner else name
             variants[shared] = (*variants.get(shared, ()), name)
         return list(variants.values())
-
-    def _embedded(self, probe: torch.Tensor, table: torch.Tensor | None) -> torch.Tensor:
-        original_table = self.decoder.table
-        self.decoder.table = table
-        try:
-            return self.decoder.embedded(probe)
-        finally:
-            self.decoder.table = original_table
 
     def _block(
         self,
@@ -155,8 +147,7 @@ class Survey:
 
         first, experts = states[:1], self._experts(index)
         work = BlockPass(prefix, modules, run, [lambda: first], experts, self.config.expert_tokens)
-        after = list(work.solve(measure))
-        after += [run(some) for some in torch.split(states[1:], _AT_ONCE) if len(some)]
+        after = [*work.solve(measure), *(run(some) for some in torch.split(states[1:], _AT_ONCE) if len(some))]
         parts = _parts(experts, lambda: run(first)) if experts else {}
         # In the order of the plan, which need not be that of the calls.
         for variant in self._variants(index):
@@ -283,26 +274,23 @@ def allocate(
     layers whose names stand ``together``.
     """
     layers = [layer for block in plan for layer in block if layer.bits]
-    sets = _sets(layers, together)
-    choices = [sorted(sensitivity[members[0].name]) for members in sets]
+    # Layers that must get the same bits form one set, in the order of the first of each.
+    first = {name: names[0] for names in together for name in names}
+    sets_by_name: dict[str, list[Layer]] = {}
+    for layer in layers:
+        sets_by_name.setdefault(first.get(layer.name, layer.name), []).append(layer)
+    sets = list(sets_by_name.values())
+    choices = [*(sorted(sensitivity[members[0].name]) for members in sets), list(table_choices)]
+
+    def option_of(members: Sequence[Layer], bits: int, loss: float) -> Option:
+        return Option(sum(stored_bits(layer, bits, config.sym) for layer in members), loss)
+
     units = [
-        [
-            Option(
-                sum(stored_bits(layer, bits, config.sym) for layer in members),
-                sum(sensitivity[layer.name][bits] for layer in members),
-            )
-            for bits in options
-        ]
-        for members, options in zip(sets, choices, strict=True)
+        [option_of(members, bits, sum(sensitivity[layer.name][bits] for layer in members)) for bits in options]
+        for members, options in zip(sets, choices[:-1], strict=True)
     ]
     of_tables = sensitivity.get(TABLES, {})
-    units.append(
-        [
-            Option(sum(stored_bits(table, bits, config.sym) for table in tables), of_tables.get(bits, 0.0))
-            for bits in table_choices
-        ]
-    )
-    choices.append(list(table_choices))
+    units.append([option_of(tables, bits, of_tables.get(bits, 0.0)) for bits in table_choices])
     alone = parameters - sum(layer.rows * layer.columns for layer in (*layers, *tables))
     if config.max_bytes is not None:
         budget, goal = 8 * config.max_bytes, f"max_bytes: {config.max_bytes:,}"
@@ -318,17 +306,8 @@ def allocate(
             f"average, {ceil(least / 8):,} bytes.",
             hint="raise target_bits or max_bytes, allow fewer bits in `choices`, or widen group_size",
         ) from error
-    size = sum(unit[index].size_bits for unit, index in zip(units, chosen, strict=True)) + FLOAT_BITS * alone
-    loss = sum(unit[index].loss for unit, index in zip(units, chosen, strict=True))
-    bits = [options[index] for options, index in zip(choices, chosen, strict=True)]
+    options = [unit[index] for unit, index in zip(units, chosen, strict=True)]
+    size = sum(option.size_bits for option in options) + FLOAT_BITS * alone
+    bits = [allowed[index] for allowed, index in zip(choices, chosen, strict=True)]
     of_layers = {layer.name: some for members, some in zip(sets, bits[:-1], strict=True) for layer in members}
-    return Allocation(of_layers, bits[-1], size / parameters, loss)
-
-
-def _sets(layers: Sequence[Layer], together: Sequence[Sequence[str]]) -> list[list[Layer]]:
-    """Return the layers grouped with those that must get the same bits, in the order of the first of each group."""
-    first = {name: names[0] for names in together for name in names}
-    sets: dict[str, list[Layer]] = {}
-    for layer in layers:
-        sets.setdefault(first.get(layer.name, layer.name), []).append(layer)
-    return list(sets.values())
+    return Allocation(of_layers, bits[-1], size / parameters, sum(option.loss for option in options))

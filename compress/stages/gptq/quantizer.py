@@ -8,7 +8,7 @@ from collections import ChainMap, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,12 +16,13 @@ from torch import nn
 
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.folder_checks import refuse_quantized
+from compress.stages.base import Context
 from compress.stages.block_qat.trainer import BlockTrainer
 from compress.stages.blockwise.blockwise_model import BlockwiseModel, build_blockwise_model
 from compress.stages.blockwise.calibration import BlockRun, CalibrationActivations, Importance, calibration_sequences
 from compress.stages.blockwise.layers import Layer, about_starved, linears, plan_layers, with_bits
 from compress.stages.blockwise.resume import TABLE_BITS, BlockCache, EmbeddingTables, plan_tables, quantize_tables
-from compress.stages.blockwise.write import Result
+from compress.stages.blockwise.write import Result, cached_json
 from compress.stages.gptq.bit_allocation import FLOAT_BITS, Allocation, Survey, allocate, average_bits
 from compress.stages.gptq.settings import BlockTraining, Quantization
 from compress.stages.gptq.solver import Solved, solve_layers
@@ -29,9 +30,6 @@ from compress.stages.gptq.token_weighting import Gradients
 from compress.stages.training.malloc import give_back_freed_memory, keep_freed_memory
 from compress.utils.storage import disk_full, storage_errors
 from compress.utils.torch_device import autocast, current_device, device_memory_errors, device_uses_bf16
-
-if TYPE_CHECKING:
-    from compress.stages.base import Context
 
 _KEPT_BYTES = 1 << 26
 """Tensors of small models' blocks are served from memory that is at hand; those of large ones are given back."""
@@ -51,7 +49,7 @@ def quantize(
     refuse_quantized(checkpoint.folder)
     decoder = build_blockwise_model(checkpoint, current_device())
     plan = plan_layers(decoder, config)
-    _plan_tables(decoder, config)
+    plan_tables(decoder, config, config.embedding_bits or _TABLE_CHOICES[0])
     ids = None
     # Rounding to nearest reads no text.
     if config.method != "rtn":
@@ -79,11 +77,7 @@ def check_fits(
     if all(cut(decoder.model) for cut in cuts):
         plan_layers(decoder, config)
         if not any_tables:
-            _plan_tables(decoder, config)
-
-
-def _plan_tables(decoder: BlockwiseModel, config: Quantization) -> None:
-    plan_tables(decoder, config, config.embedding_bits or _TABLE_CHOICES[0])
+            plan_tables(decoder, config, config.embedding_bits or _TABLE_CHOICES[0])
 
 
 @dataclass
@@ -110,12 +104,9 @@ class _Work:
         # From here on the model computes with the types that the file will store.
         self.decoder.shipped = torch.float16
         self.decoder.exact = frozenset(layer.name for block in self.plan for layer in block if layer.bits)
-        scratch, finished = self.context.scratch, BlockCache(self.context.scratch)
-        text = (
-            None
-            if self.ids is None
-            else CalibrationActivations(self.decoder, self.config, self.ids, scratch, importance)
-        )
+        scratch, finished, text = self.context.scratch, BlockCache(self.context.scratch), None
+        if self.ids is not None:
+            text = CalibrationActivations(self.decoder, self.config, self.ids, scratch, importance)
         self._walk(text, finished)
         give_back_freed_memory()
         # Tables come last: the head's Hessian is that of the last block's quantized outputs.
@@ -126,13 +117,11 @@ class _Work:
             self.decoder.checkpoint, self.config, results, tables, average, finished, work, self.decoder.tied_tensors
         )
         quantized = [layer for layer in result.layers if layer.bits]
-        alone = [layer for layer in result.layers if layer.bits is None]
+        alone = [f"{layer.name} ({layer.why})" for layer in result.layers if layer.bits is None]
         worst = max(quantized, key=lambda layer: layer.error or 0.0)
-        left = f"; left alone: {', '.join(f'{layer.name} ({layer.why})' for layer in alone)}" if alone else ""
-        error = f"the largest error {worst.error:.2%} in {worst.name}"
-        self.context.note(
-            f"quantized {len(quantized)} layers to {average:.2f} bits a parameter on average, {error}{left}"
-        )
+        left = f"; left alone: {', '.join(alone)}" if alone else ""
+        bits = f"{average:.2f} bits a parameter on average, the largest error {worst.error:.2%} in {worst.name}"
+        self.context.note(f"quantized {len(quantized)} layers to {bits}{left}")
         if starved := about_starved(result.layers, self.config.expert_tokens):
             self.context.note(starved)
         return result.write(scratch / "checkpoint")
@@ -177,15 +166,21 @@ class _Work:
                 modules[name].weight = nn.Parameter(solved.weight.dequantize(), requires_grad=False)
 
         if work is None:
-            for layer in modules:
-                quantize([layer], None)
+            for module_name in modules:
+                quantize([module_name], None)
         else:
             # Each layer is solved on inputs that have passed the quantized layers before it.
             outputs = work.solve(quantize)
             if trainer is not None:
                 # Run the generator to its end, since training begins from all solved layers.
                 deque(outputs, maxlen=0)
-                vectors = self._taught(trainer, solved_layers)
+                trained = trainer.train({name: solved.weight for name, solved in solved_layers.items()})
+                for layer_name, weight in trained.weights.items():
+                    # The block's error after training replaces the layer's own one in the report.
+                    layer = replace(solved_layers[layer_name].layer, block_error=trained.after)
+                    solved_layers[layer_name] = Solved(weight, layer)
+                (self.context.note if trained.stopped else self.context.progress.note)(f"{trainer.name}: {trained}")
+                vectors = trained.vectors
                 outputs = (work.run(batch()) for batch in work.batches)
             streams[0].leave(index, outputs)
         # Only one block is in memory at a time.
@@ -195,16 +190,12 @@ class _Work:
         finished.store(index, dict(ChainMap(*packed, dict(vectors))), layers)
         for stream in streams:
             stream.forget(index)
-        self.context.progress.note(_line(name, layers))
-
-    def _taught(self, trainer: BlockTrainer, found: dict[str, Solved]) -> Mapping[str, torch.Tensor]:
-        """Train a block whose layers were ``found`` and are found anew, in place; returns its vectors."""
-        trained = trainer.train({name: solved.weight for name, solved in found.items()})
-        for name, weight in trained.weights.items():
-            # The block's error after training replaces the layer's own one in the report.
-            found[name] = Solved(weight, replace(found[name].layer, block_error=trained.after))
-        (self.context.note if trained.stopped else self.context.progress.note)(f"{trainer.name}: {trained}")
-        return trained.vectors
+        results = [
+            f"{layer.name.removeprefix(f'{name}.')} "
+            + (f"left alone ({layer.why})" if layer.bits is None else f"{layer.bits} bits {layer.error:.2%}")
+            for layer in layers
+        ]
+        self.context.progress.note(f"{name}: {', '.join(results)}")
 
     def _trainer(
         self, index: int, modules: Mapping[str, nn.Linear], text: CalibrationActivations, floats: CalibrationActivations
@@ -263,24 +254,10 @@ class _Work:
         shutil.rmtree(folder)
         parameters, together = self.decoder.count_parameters(), survey.together if self.config.fused else ()
         chosen = allocate(self.config, self.plan, tables, parameters, sensitivity, choices, together)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(chosen)))
-        # A killed run must not leave half a file.
-        partial.replace(path)
+        cached_json(path, asdict(chosen))
         return chosen
 
     def _table(self, bits: int, place: int, hessian: Callable[[], torch.Tensor] | None) -> torch.Tensor:
         """Return the first table, the embedding, or the last, the head, at so many bits."""
         work, tables = self._tables("solved" if hessian else "to-nearest", bits, hessian)
         return work.floats(tables[place].name)
-
-
-def _line(name: str, layers: Sequence[Layer]) -> str:
-    parts = []
-    for layer in layers:
-        short = layer.name.removeprefix(f"{name}.")
-        if layer.bits is None:
-            parts.append(f"{short} left alone ({layer.why})")
-        else:
-            parts.append(f"{short} {layer.bits} bits {layer.error:.2%}")
-    return f"{name}: {', '.join(parts)}"

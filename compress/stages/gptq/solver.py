@@ -51,7 +51,7 @@ def solve_layers(
 
     Without one they are rounded to nearest. Raises `StageError` that names the layer.
     """
-    solutions = []
+    solutions: list[Solved] = []
     for stack_indices in _stacks(layers, weights):
         some, stack = layers[stack_indices], weights[stack_indices]
         try:
@@ -91,16 +91,12 @@ def _solve(
     assert bits is not None and group_size is not None
     settings = settings_for(config, bits, group_size)
     if hessian is None:
-        return [_to_nearest(layer, weight, settings) for layer, weight in zip(layers, weights, strict=True)]
+        solutions = []
+        for layer, weight in zip(layers, weights, strict=True):
+            rounded = round_to_nearest(weight, settings)
+            error = (weight - rounded.dequantize()).square().sum() / weight.square().sum().clamp(min=1e-30)
+            solutions.append(Solved(rounded, layer.solved(float(error))))
+        return solutions
     solution = quantize_gptq(torch.cat(list(weights)) if len(weights) > 1 else weights[0], hessian, settings)
-    parts = solution.split([len(weight) for weight in weights])
-    return [
-        Solved(part.quantized, layer.solved(part.error, part.damping, part.dead_columns))
-        for part, layer in zip(parts, layers, strict=True)
-    ]
-
-
-def _to_nearest(layer: Layer, weight: torch.Tensor, settings: GptqSettings) -> Solved:
-    rounded = round_to_nearest(weight, settings)
-    error = (weight - rounded.dequantize()).square().sum() / weight.square().sum().clamp(min=1e-30)
-    return Solved(rounded, layer.solved(float(error)))
+    parts = zip(solution.split([len(weight) for weight in weights]), layers, strict=True)
+    return [Solved(part.quantized, layer.solved(part.error, part.damping, part.dead_columns)) for part, layer in parts]

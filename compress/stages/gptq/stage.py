@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.stages.base import AnyStage, Context, IntegerWeights, OutputSpec, Requirements, Stage
 from compress.stages.blockwise.cost import gptq_prediction
@@ -13,6 +15,24 @@ from compress.stages.cost_model import PlanContext, Prediction, Shape
 from compress.stages.gptq.settings import Quantization
 from compress.stages.protocols import width_changes
 from compress.tasks.capability import GENERATES
+from compress.utils.pydantic_models import Frozen
+
+
+class ReadsCalibrationText(Frozen):
+    """Settings of a stage that always reads calibration text, with the checks of the text."""
+
+    samples: int = Field(16, ge=1, le=100_000, description="windows of text from the train split")
+    sequence_length: int = Field(512, ge=8, le=131_072, description="tokens of a window")
+
+    def needs(self) -> Requirements:
+        """Return the training split."""
+        return Requirements(splits=("train",))
+
+    def check_data(self, start: Path, context: Context) -> None:
+        """Split the calibration text into sequences. Raises `DataError`."""
+        from compress.stages.blockwise.calibration import calibration_sequences
+
+        calibration_sequences(context, Checkpoint(start), self.samples, self.sequence_length)
 
 
 class DecoderQuantization(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):

@@ -48,52 +48,38 @@ class Gradients:
         self.folder.mkdir(parents=True, exist_ok=True)
         count = len(self.decoder.blocks)
         steps = iter(self.progress.track(range(2 * count), "measuring which tokens matter", 2 * count))
-        states = [self._embedded()]
-        for index in range(count):
-            next(steps)
-            states.append(self._forwards(index, states[-1]))
+        with torch.no_grad():
+            batches = (self.decoder.embedded(rows) for rows in torch.split(self.ids, 1))
+            states = [self._kept("enter-00000.bin", "what enters the first block", batches)]
+            for index in range(count):
+                next(steps)
+                self.decoder.load(index)
+                run = BlockRun.of(self.decoder, self.config, index, self.ids)
+                outputs = (run(states[-1][some]) for some in run.slices())
+                what = f"what comes after {self.decoder.prefix}.{index}"
+                states.append(self._kept(f"enter-{index + 1:05}.bin", what, outputs))
+                self.decoder.unload(index)
         gradient, head = self._answers(states.pop())
         layers: dict[str, torch.Tensor] = {}
         for index in reversed(range(count)):
             next(steps)
             gradient = self._backwards(index, states.pop(), gradient, layers)
         next(steps, None)
-        embedding = self._by_rows(gradient)
+        # The factor that a model applies to the rows of its table, judged by their size.
+        with torch.no_grad():
+            rows = self.decoder.checkpoint.stored(f"{self.decoder.name(self.decoder.embedding)}.weight")[self.ids[0]]
+            factor = float(self.decoder.embedded(self.ids[:1]).norm() / rows.float().norm().clamp(min=1e-30))
+        # The mean outer product of the gradient by the table's rows, from that by the first block's input.
+        embedding = torch.zeros(self.decoder.hidden_size, self.decoder.hidden_size, device=self.decoder.device)
+        for window in range(len(self.ids)):
+            embedding.add_(gram(gradient[window : window + 1]), alpha=factor**2 / len(self.ids))
         shutil.rmtree(self.folder)
         return Importance({name: weights.cpu() for name, weights in layers.items()}, head.cpu(), embedding.cpu())
-
-    def _by_rows(self, gradient: States) -> torch.Tensor:
-        """Return the mean outer product of the gradient by the table's rows, from that by the first block's input."""
-        count, share = len(self.ids), self._multiplier() ** 2 / len(self.ids)
-        total = torch.zeros(self.decoder.hidden_size, self.decoder.hidden_size, device=self.decoder.device)
-        for window in range(count):
-            total.add_(gram(gradient[window : window + 1]), alpha=share)
-        return total
-
-    @torch.no_grad()
-    def _multiplier(self) -> float:
-        """Return the factor that a model applies to the rows of its table, judged by their size."""
-        rows = self.decoder.checkpoint.stored(f"{self.decoder.name(self.decoder.embedding)}.weight")[self.ids[0]]
-        return float(self.decoder.embedded(self.ids[:1]).norm() / rows.float().norm().clamp(min=1e-30))
-
-    @torch.no_grad()
-    def _embedded(self) -> States:
-        batches = (self.decoder.embedded(rows) for rows in torch.split(self.ids, 1))
-        return self._kept("enter-00000.bin", "what enters the first block", batches)
 
     def _kept(self, name: str, what: str, batches: Iterable[torch.Tensor]) -> States:
         """Write batches into a file. Raises `StageError` if one is not finite."""
         states = States(self.folder / name, (*self.ids.shape, self.decoder.hidden_size), self.decoder.device)
         return states.write(_finite(batch, what) for batch in batches)
-
-    @torch.no_grad()
-    def _forwards(self, index: int, states: States) -> States:
-        self.decoder.load(index)
-        run = BlockRun.of(self.decoder, self.config, index, self.ids)
-        what = f"what comes after {self.decoder.prefix}.{index}"
-        left = self._kept(f"enter-{index + 1:05}.bin", what, (run(states[some]) for some in run.slices()))
-        self.decoder.unload(index)
-        return left
 
     def _answers(self, states: States) -> tuple[States, torch.Tensor]:
         """Return the loss's gradient by the last block's outputs, and the importance of each token to the head."""
@@ -142,19 +128,18 @@ class Gradients:
         for used in (states, gradient):
             used.path.unlink()
         self.decoder.unload(index)
-        layers.update({name: _relative(torch.cat(parts)) for name, parts in seen.items() if parts})
+        # Weights have the mean 1; all are alike if no prediction depends on any of them.
+        for name, parts in seen.items():
+            if parts:
+                weights = torch.cat(parts)
+                mean = weights.mean()
+                layers[name] = weights / mean if float(mean) > 0 else torch.ones_like(weights)
         return gradient_states
 
 
 def _of(hidden: torch.Tensor) -> torch.Tensor:
     assert hidden.grad is not None
     return hidden.grad
-
-
-def _relative(weights: torch.Tensor) -> torch.Tensor:
-    """Normalize weights to mean 1; all are alike if no prediction depends on any of them."""
-    mean = weights.mean()
-    return weights / mean if float(mean) > 0 else torch.ones_like(weights)
 
 
 def _finite(values: torch.Tensor, what: str) -> torch.Tensor:

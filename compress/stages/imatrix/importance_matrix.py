@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from compress.models.checkpoint import Checkpoint
 from compress.models.folder_checks import refuse_quantized
 from compress.models.safetensors_file import IMATRIX, write_whole
+from compress.stages.base import Context
 from compress.stages.blockwise.blockwise_model import BlockwiseModel, build_blockwise_model
 from compress.stages.blockwise.calibration import CalibrationActivations, calibration_sequences
 from compress.stages.blockwise.layers import linears
@@ -17,11 +16,6 @@ from compress.stages.gptq.settings import Quantization
 from compress.utils.errors import StageError
 from compress.utils.storage import storage_errors
 from compress.utils.torch_device import current_device, device_memory_errors
-
-if TYPE_CHECKING:
-    from compress.stages.base import Context
-
-_FOLDER = "with-imatrix"
 
 
 def add_imatrix(checkpoint: Checkpoint, text: Quantization, context: Context) -> Checkpoint:
@@ -43,15 +37,13 @@ def add_imatrix(checkpoint: Checkpoint, text: Quantization, context: Context) ->
             stream.forget(index)
         stream.forget(count)
         mean_squares = {name: finished.tensor(index, name) for index in range(count) for name in finished.names(index)}
-        target_folder = context.scratch / _FOLDER
+        target_folder = context.scratch / "with-imatrix"
         checkpoint.save(target_folder)
         (target_folder / IMATRIX).unlink(missing_ok=True)
         write_whole(target_folder / IMATRIX, mean_squares, {"tokens": str(ids.numel())})
     unseen = sum(not bool(squares.any()) for squares in mean_squares.values())
-    context.note(
-        f"imatrix: inputs of {len(mean_squares)} layers on {ids.numel():,} tokens"
-        + (f"; {unseen} of them, of experts, were sent none of these" if unseen else "")
-    )
+    missing = f"; {unseen} of them, of experts, were sent none of these" if unseen else ""
+    context.note(f"imatrix: inputs of {len(mean_squares)} layers on {ids.numel():,} tokens{missing}")
     return Checkpoint(target_folder)
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from compress.models.checkpoint import Checkpoint
-from compress.stages.base import Context, OutputSpec, Requirements, Stage
+from compress.stages.base import Context, OutputSpec, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, predicted
 from compress.stages.gptq.settings import Quantization
+from compress.stages.gptq.stage import ReadsCalibrationText
 from compress.stages.training.length import FLOPS_FORWARD
 from compress.tasks.capability import GENERATES
 
 
-class Imatrix(Stage[Checkpoint, Checkpoint]):
+class Imatrix(ReadsCalibrationText, Stage[Checkpoint, Checkpoint]):
     """Measure on text how large the inputs of every linear layer are, column by column: llama.cpp's importance matrix.
 
     Weights stay as they are; `gguf: {type: Q4_K_M}` rounds them so that errors are small where inputs are large. One
@@ -26,15 +26,9 @@ class Imatrix(Stage[Checkpoint, Checkpoint]):
     requires = frozenset({GENERATES})
     uses_device = True
     kind: Literal["imatrix"] = "imatrix"
-    samples: int = Field(16, ge=1, le=100_000, description="windows of text from the train split")
-    sequence_length: int = Field(512, ge=8, le=131_072, description="tokens of a window")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="of the forward passes; `auto` takes bf16 where the processor has it"
     )
-
-    @property
-    def _text(self) -> Quantization:
-        return Quantization(samples=self.samples, sequence_length=self.sequence_length, precision=self.precision)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Return the cost of one forward pass of the text through every block."""
@@ -43,22 +37,13 @@ class Imatrix(Stage[Checkpoint, Checkpoint]):
         flops = FLOPS_FORWARD * (before.attention + before.feed_forward) * self.samples * self.sequence_length
         return predicted(before, before, plan.seconds(flops))
 
-    def needs(self) -> Requirements:
-        """Return the training split."""
-        return Requirements(splits=("train",))
-
     def output_spec(self) -> OutputSpec:
         """Return that the weights stay as they are."""
         return OutputSpec(changes_weights=False, imatrix_beside=True)
-
-    def check_data(self, start: Path, context: Context) -> None:
-        """Cut the calibration text into windows."""
-        from compress.stages.blockwise.calibration import calibration_sequences
-
-        calibration_sequences(context, Checkpoint(start), self.samples, self.sequence_length)
 
     def run(self, model: Checkpoint, context: Context) -> Checkpoint:
         """Pass the text through every block. Raises `StageError`, `DataError` or `ModelError`."""
         from compress.stages.imatrix.importance_matrix import add_imatrix
 
-        return add_imatrix(model, self._text, context)
+        text = Quantization(samples=self.samples, sequence_length=self.sequence_length, precision=self.precision)
+        return add_imatrix(model, text, context)

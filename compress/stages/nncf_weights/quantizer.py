@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from compress.models.folder_checks import refuse_quantized
 from compress.models.gptq_layout import pack_layer
 from compress.models.quantized_module import load_quantized_module
 from compress.numerics.integer_grid import QuantizedWeight
+from compress.stages.base import Context
 from compress.stages.blockwise.blockwise_model import BlockwiseModel, build_blockwise_model
 from compress.stages.blockwise.calibration import calibration_sequences
 from compress.stages.blockwise.layers import Layer, plan_layers
@@ -27,10 +28,6 @@ from compress.stages.gptq.settings import NncfOptions
 from compress.utils.errors import StageError
 from compress.utils.progress import Progress
 from compress.utils.storage import storage_errors
-
-if TYPE_CHECKING:
-    from compress.stages.base import Context
-
 
 _SAID = ("mode", "awq", "scale_estimation", "ratio", "backup_mode", "all_layers")
 """Options that the checkpoint names."""
@@ -80,10 +77,7 @@ def _compress(
                 scale_estimation=options.scale_estimation,
                 backup_mode=nncf.BackupMode(options.backup_mode),
                 # What is no linear layer is listed with its tensor's name.
-                ignored_scope=nncf.IgnoredScope(
-                    names=[*kept, *(f"{name}.weight" for name in kept)],
-                    validate=False,
-                ),
+                ignored_scope=nncf.IgnoredScope(names=[*kept, *(f"{name}.weight" for name in kept)], validate=False),
             )
     except refused as error:
         raise StageError(
@@ -168,9 +162,13 @@ class _Chosen:
         if coarse := {layer.name: weights[layer.name] for layer in tables if layer.bits}:
             keep_tables(coarse, tables, work.folder)
         made_by = {"quantizer": [f"nncf:{nncf.__version__}"], **{name: getattr(self.options, name) for name in _SAID}}
-        skipped = self.decoder.tied_tensors
+        # Bits of a parameter, scales and zero points included.
+        parameters, skipped = self.decoder.count_parameters(), self.decoder.tied_tensors
+        other_parameters = parameters - sum(weight.integers.numel() for weight in weights.values())
+        bits = sum(weight.size_bits() for weight in weights.values()) + FLOAT_BITS * other_parameters
         result = Result(
-            self.decoder.checkpoint, config, settled_layers, tables, self._average(), finished, work, skipped, made_by
+            *(self.decoder.checkpoint, config, settled_layers, tables, bits / parameters),
+            *(finished, work, skipped, made_by),
         )
         self._note(result)
         return result.write(scratch / "checkpoint")
@@ -181,15 +179,7 @@ class _Chosen:
             return replace(layer, bits=None, group_size=None, why=layer.why or "kept in float by NNCF")
         return replace(layer, bits=weight.bits, group_size=weight.group_size, why="")
 
-    def _average(self) -> float:
-        """Bits of a parameter, scales and zero points included."""
-        weights = self.compressed.weights.values()
-        parameters = self.decoder.count_parameters()
-        other_parameters = parameters - sum(weight.integers.numel() for weight in weights)
-        return (sum(weight.size_bits() for weight in weights) + FLOAT_BITS * other_parameters) / parameters
-
     def _note(self, result: Result) -> None:
-        layers = [layer for block in self.plan for layer in block]
         alone: dict[str, list[str]] = {}
         for layer in result.layers:
             if layer.bits is None:
@@ -200,10 +190,10 @@ class _Chosen:
         )
         counts = {bits: sum(layer.bits == bits for layer in result.layers) for bits in (4, 8)}
         words = " and ".join(f"{count} at {bits} bits" for bits, count in counts.items() if count)
-        changed = len(self.compressed.changed)
+        changed = f"; {len(self.compressed.changed)} other tensors changed" if self.compressed.changed else ""
         self.context.note(
-            f"nncf: of {len(layers)} layers and {len(self.tables)} tables {words}, {result.average_bits:.2f} bits a "
-            f"parameter on average" + (f"; {changed} other tensors changed" if changed else "") + left
+            f"nncf: of {sum(map(len, self.plan))} layers and {len(self.tables)} tables {words}, "
+            f"{result.average_bits:.2f} bits a parameter on average{changed}{left}"
         )
 
 
@@ -237,7 +227,13 @@ def read_compressed(module: nn.Module, source: Checkpoint) -> Compressed:
             )
         name = names[module.get_parameter(operation)]
         weights[name.removesuffix(".weight")] = unpacked(hook, module.get_parameter(name), name)
-    return Compressed(weights, dict(_changed(module, source)))
+    changed = {
+        name: parameter.data
+        for name, parameter in module.named_parameters()
+        if parameter.is_floating_point() and name in source.files
+        if not torch.equal(parameter.data, source.stored(name).float())
+    }
+    return Compressed(weights, changed)
 
 
 def unpacked(decompressor: Any, packed: torch.Tensor, name: str) -> QuantizedWeight:
@@ -257,34 +253,15 @@ def unpacked(decompressor: Any, packed: torch.Tensor, name: str) -> QuantizedWei
         )
     rows, columns = shape
     scales = decompressor._scale.float().reshape(rows, -1)
-    zeros: torch.Tensor | int
     if isinstance(decompressor, layers.INT4SymmetricWeightsDecompressor):
-        bits, zeros, integers = 4, 8, unpack_int4(packed) + 8
+        bits, zeros, integers = 4, torch.full(scales.shape, 8), unpack_int4(packed) + 8
     elif isinstance(decompressor, layers.INT4AsymmetricWeightsDecompressor):
         bits, zeros, integers = 4, unpack_uint4(decompressor._zero_point), unpack_uint4(packed)
     elif isinstance(decompressor, layers.INT8SymmetricWeightsDecompressor):
-        bits, zeros, integers = 8, 128, packed.to(torch.int16) + 128
+        bits, zeros, integers = 8, torch.full(scales.shape, 128), packed.to(torch.int16) + 128
     elif isinstance(decompressor, layers.INT8AsymmetricWeightsDecompressor):
         bits, zeros, integers = 8, decompressor._zero_point, packed
     else:
         raise StageError(f"NNCF left a {type(decompressor).__name__} at {name}.", expected="4 or 8-bit integers")
-    return QuantizedWeight(
-        integers=integers.reshape(rows, columns).to(torch.uint8),
-        scales=scales,
-        zero_points=_zero_points(zeros, scales),
-        bits=bits,
-        group_size=columns // scales.shape[1],
-    )
-
-
-def _zero_points(zeros: torch.Tensor | int, scales: torch.Tensor) -> torch.Tensor:
-    if isinstance(zeros, int):
-        return torch.full(scales.shape, zeros, dtype=torch.uint8)
-    return zeros.reshape(scales.shape).to(torch.uint8)
-
-
-def _changed(module: nn.Module, source: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, parameter in module.named_parameters():
-        floats = parameter.is_floating_point() and name in source.files
-        if floats and not torch.equal(parameter.data, source.stored(name).float()):
-            yield name, parameter.data
+    integers, zeros = integers.reshape(rows, columns).to(torch.uint8), zeros.reshape(scales.shape).to(torch.uint8)
+    return QuantizedWeight(integers, scales, zeros, bits, group_size=columns // scales.shape[1])

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Literal
 
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.stages.base import AnyStage, Context, IntegerWeights, OutputSpec, Requirements, Stage
+from compress.stages.base import AnyStage, Context, IntegerWeights, OutputSpec, Stage
 from compress.stages.blockwise.cost import packed
 from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, predicted
 from compress.stages.gptq.settings import NncfOptions
+from compress.stages.gptq.stage import ReadsCalibrationText
 from compress.stages.protocols import width_changes
 from compress.tasks.capability import GENERATES
 
 
-class NncfWeights(NncfOptions, Stage[Checkpoint, QuantizedCheckpoint]):
+class NncfWeights(NncfOptions, ReadsCalibrationText, Stage[Checkpoint, QuantizedCheckpoint]):
     """NNCF's `compress_weights` with AWQ (Lin et al. 2023) and scale estimation, as an alternative to `gptq`.
 
     The integers and scales that NNCF chooses are kept as they are, in the same checkpoint that `gptq` gives. NNCF has
@@ -25,16 +26,6 @@ class NncfWeights(NncfOptions, Stage[Checkpoint, QuantizedCheckpoint]):
     packages = ("torch", "transformers", "nncf", "safetensors")
     requires = frozenset({GENERATES})
     kind: Literal["nncf_weights"] = "nncf_weights"
-
-    def needs(self) -> Requirements:
-        """Return the training split, whose text NNCF also traces the model with."""
-        return Requirements(splits=("train",))
-
-    def check_data(self, start: Path, context: Context) -> None:
-        """Cut the calibration text into windows."""
-        from compress.stages.blockwise.calibration import calibration_sequences
-
-        calibration_sequences(context, Checkpoint(start), self.samples, self.sequence_length)
 
     def check_widths(self, start: Path, before: Sequence[AnyStage]) -> None:
         """Raise `ModelError` for matrices that the group size does not divide."""

@@ -72,10 +72,9 @@ class FallbackSearch:
 
     def rows(self) -> list[tuple[str, str, float, int, str]]:
         """Each layer's damage and gain under `COLUMNS`, the worst first."""
-        now = [_FLOAT if damage.layer.name in self.kept else _INT8 for damage in self.damages]
         return [
-            (damage.layer.name, damage.layer.operator, damage.error, damage.saved_bytes, what)
-            for damage, what in zip(self.damages, now, strict=True)
+            (layer.name, layer.operator, damage.error, damage.saved_bytes, _FLOAT if layer.name in self.kept else _INT8)
+            for damage, layer in ((damage, damage.layer) for damage in self.damages)
         ]
 
     def verdict(self) -> str:
@@ -110,19 +109,18 @@ def search(
     deadline = time.perf_counter() + seconds
     float_merit = merit(graph)
     floor = share * float_merit
-    judged: dict[int, tuple[onnx.ModelProto, float]] = {0: _judged(quantizer.quantize(left), merit)}
+    judged: dict[int, tuple[onnx.ModelProto, float]] = {}
     damages: list[Damage] = []
-    if judged[0][1] < floor:
-        few = [feeds[index] for index in range(min(len(feeds), _RANKED_ON))] if by_error else feeds
-        damages = rank(graph, quantizer, few, progress, left)
 
     def holds(count: int) -> bool:
         if count not in judged:
-            judged[count] = _judged(
-                quantizer.quantize([*left, *(damage.layer.name for damage in damages[:count])]), merit
-            )
+            candidate = quantizer.quantize([*left, *(damage.layer.name for damage in damages[:count])])
+            judged[count] = candidate, merit(candidate)
         return judged[count][1] >= floor
 
+    if not holds(0):
+        few = [feeds[index] for index in range(min(len(feeds), _RANKED_ON))] if by_error else feeds
+        damages = rank(graph, quantizer, few, progress, left)
     count = fewest(len(damages), holds, lambda: time.perf_counter() < deadline)
     finished = count == 0 or (count - 1) in judged
     if damages and count == len(damages):
@@ -145,10 +143,6 @@ def search(
     return FallbackSearch(
         best, tuple(damages), float_layers, floor, achieved, float_merit, len(judged), len(damages), finished, by_error
     )
-
-
-def _judged(graph: onnx.ModelProto, merit: Merit) -> tuple[onnx.ModelProto, float]:
-    return graph, merit(graph)
 
 
 def rank(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import onnx
@@ -23,15 +23,10 @@ from compress.formats.onnx.int8.static import NncfQuantizer, StaticQuantizer
 from compress.formats.onnx.model import OnnxModel
 from compress.models.processor import labels_of, processor_of
 from compress.numerics.sampling import spread_sample
+from compress.stages.base import Context
 from compress.stages.onnx_int8.accuracy_aware import COLUMNS, FallbackSearch, Merit, agreement_with, merit_of, search
+from compress.tasks.task import Examples
 from compress.utils.errors import DataError, StageError
-
-if TYPE_CHECKING:
-    import onnx
-
-    from compress.stages.base import Context
-    from compress.tasks.task import Examples
-
 
 MadeQuantizer = DynamicQuantizer | StaticQuantizer | NncfQuantizer
 _VALIDATION = "validation"
@@ -202,11 +197,8 @@ def excluded_layers(layers: Sequence[QuantizableLayer], patterns: Sequence[str])
     """
     layer_names: set[str] = set()
     for pattern in patterns:
-        fitting = {
-            candidate.name
-            for candidate in layers
-            if fnmatchcase(candidate.name, pattern) or fnmatchcase(candidate.weight, pattern)
-        }
+        names = ((layer.name, (layer.name, layer.weight)) for layer in layers)
+        fitting = {name for name, both in names if any(fnmatchcase(text, pattern) for text in both)}
         if not fitting:
             weights = [layer.weight for layer in layers]
             near = get_close_matches(pattern, weights, n=3, cutoff=0) or weights[:3]
@@ -218,9 +210,7 @@ def excluded_layers(layers: Sequence[QuantizableLayer], patterns: Sequence[str])
             )
         layer_names |= fitting
     if len(layer_names) == len(layers):
-        raise StageError(
-            "Every layer is to be kept in float.", where="quantize, keep", expected="some left to quantize"
-        )
+        raise StageError("Every layer would stay in float.", where="quantize, keep", expected="some left to quantize")
     return [layer.name for layer in layers if layer.name in layer_names]
 
 
@@ -235,16 +225,15 @@ class OneByOne(Sequence[Feed]):
     ``lengths`` are those of the last axes that a graph fixes: of a longer recording its first window is taken.
     """
 
-    def __init__(self, examples: Examples, rows: np.ndarray, lengths: Mapping[str, int] | None = None) -> None:
-        self._examples, self._rows, self._lengths = examples, rows, lengths or {}
+    def __init__(self, examples: Examples, rows: np.ndarray, lengths: Mapping[str, int]) -> None:
+        self._examples, self._rows, self._lengths = examples, rows, lengths
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, place: int) -> Feed:  # type: ignore[override]
         feed = self._examples.batch([int(self._rows[place])])
-        return {name: array[..., :length] if (length := self._lengths.get(name)) else array
-                for name, array in feed.items()}  # fmt: skip
+        return {name: array[..., : self._lengths.get(name)] for name, array in feed.items()}
 
 
 @dataclass(frozen=True)
@@ -278,13 +267,5 @@ def calibration_set(model: OnnxModel, context: Context, count: int) -> Calibrati
     kinds = 0 if classes is None else len(np.unique(classes[chosen]))
     # The last axis of each input that has a fixed length.
     shapes = {value.name: value.type.tensor_type.shape.dim for value in model.graph.graph.input}
-    return CalibrationSet(
-        OneByOne(
-            examples,
-            chosen,
-            {name: axes[-1].dim_value for name, axes in shapes.items() if len(axes) > 1 and axes[-1].dim_value},
-        ),
-        chosen,
-        kinds,
-        context.seed,
-    )
+    lengths = {name: axes[-1].dim_value for name, axes in shapes.items() if len(axes) > 1 and axes[-1].dim_value}
+    return CalibrationSet(OneByOne(examples, chosen, lengths), chosen, kinds, context.seed)

@@ -86,11 +86,9 @@ class OnnxInt8(Int8Options, Stage[OnnxModel, OnnxModel]):
             candidates["error_ceiling"] = _CEILINGS
         if before is not None and before.embeddings < _TABLES * before.parameters:
             candidates = {name: tried for name, tried in candidates.items() if not name.startswith("embedding")}
-        return (
-            candidates
-            if self.part == "all"
-            else {name: tried for name, tried in candidates.items() if name != "method"}
-        )
+        if self.part != "all":
+            candidates.pop("method", None)
+        return candidates
 
     def called_packages(self) -> tuple[str, ...]:
         """NNCF too where it finds the ranges."""
@@ -140,10 +138,9 @@ class OnnxInt8(Int8Options, Stage[OnnxModel, OnnxModel]):
         """Return the cost: fewer bits if all graphs are quantized, and the time of calibration."""
         seconds = None
         if self.method == "static" and before is not None:
+            seconds = Estimate.unknown("what a calibration example costs is not known before it is tried")
             answers = plan.answers(before, _WATCHING * self.calibration_examples)
-            if answers is None:
-                seconds = Estimate.unknown("what a calibration example costs is not known before it is tried")
-            else:
+            if answers is not None:
                 what = f" and {self.calibration_examples} calibration examples"
                 seconds = handling(before, _STATIC_SECONDS + answers, what)
         after = before and (before.in_bits(8, self.embedding_bits) if self.part == "all" else before)
@@ -153,8 +150,8 @@ class OnnxInt8(Int8Options, Stage[OnnxModel, OnnxModel]):
         """Return the graph with ranges from few examples; None if a search decides which layers stay float."""
         if self.searches:
             return None
-        few = self.model_copy(update={"calibration_examples": min(self.calibration_examples, _REHEARSED)})
-        return few.run(model, context)
+        count = min(self.calibration_examples, _REHEARSED)
+        return self.model_copy(update={"calibration_examples": count}).run(model, context)
 
     def run(self, model: OnnxModel, context: Context) -> OnnxModel:
         """OnnxInt8 the graph, or each that is meant. Raises `StageError` when nothing in it could be quantized."""

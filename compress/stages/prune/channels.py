@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -26,13 +26,11 @@ from compress.models.hooks import capture_inputs, capture_outputs
 from compress.models.model import TorchModel
 from compress.models.pruned_layer_sizes import layer_sizes, record
 from compress.numerics.pruning import channel_products, most_important
+from compress.stages.base import Context
 from compress.stages.prune.settings import Pruning
 from compress.tasks.inference import answers, forward, loss_of, tensors
 from compress.tasks.task import Examples
 from compress.utils.errors import StageError
-
-if TYPE_CHECKING:
-    from compress.stages.base import Context
 
 Figure = Literal["multiplications", "parameters"]
 
@@ -48,11 +46,21 @@ def layer_costs(
     counts = _Counts(network, couplings)
     if figure == "parameters":
         return [cost for name, layer in network.named_modules() for cost in _parameters(name, layer, counts)]
-    positions = _positions(network, run)
+    # At how many positions of an image each convolution and linear layer is computed.
+    positions: dict[str, float] = {}
+    layers = {name: layer for name, layer in network.named_modules() if _products(layer)}
+
+    def count(name: str, output: torch.Tensor) -> None:
+        layer = layers[name]
+        width = layer.out_channels if isinstance(layer, nn.Conv2d) else output.shape[-1]
+        positions[name] = positions.get(name, 0.0) + output.numel() / len(output) / int(width)
+
+    with torch.no_grad(), capture_outputs(layers, count):
+        run()
     return [
-        Cost(products * positions[name], counts.of(name, "in"), counts.of(name, "out"))
-        for name, layer in network.named_modules()
-        if (products := _products(layer)) and name in positions
+        Cost(_products(layer) * positions[name], counts.of(name, "in"), counts.of(name, "out"))
+        for name, layer in layers.items()
+        if name in positions
     ]
 
 
@@ -72,16 +80,16 @@ def _alone(layer: nn.Module) -> bool:
 
 
 def _parameters(name: str, layer: nn.Module, counts: _Counts) -> list[Cost]:
-    parameters = {key: tensor for key, tensor in layer.named_parameters(recurse=False) if tensor is not None}
+    parameters = dict(layer.named_parameters(recurse=False))
     if not parameters:
         return []
     constant, outputs = Count(1.0), counts.of(name, "out")
-    if not (isinstance(layer, nn.Conv2d | nn.Linear) or outputs.of):
-        return [Cost(float(sum(tensor.numel() for tensor in parameters.values())), constant, constant)]
     if isinstance(layer, nn.Conv2d | nn.Linear):
-        costs = [Cost(_products(layer), counts.of(name, "in"), outputs)]
-        return [*costs, *([Cost(1.0, constant, outputs)] if "bias" in parameters else [])]
-    return [Cost(float(len(parameters)), constant, outputs)]
+        weights = Cost(_products(layer), counts.of(name, "in"), outputs)
+        return [weights, *([Cost(1.0, constant, outputs)] if "bias" in parameters else [])]
+    if outputs.of:
+        return [Cost(float(len(parameters)), constant, outputs)]
+    return [Cost(float(sum(tensor.numel() for tensor in parameters.values())), constant, constant)]
 
 
 class _Counts:
@@ -111,21 +119,6 @@ def _width(layer: object, side: Side) -> int:
     if isinstance(layer, nn.Linear):
         return layer.in_features if side == "in" else layer.out_features
     return int(getattr(layer, "num_features", 0) or getattr(layer, "num_parameters", 0))
-
-
-def _positions(network: nn.Module, run: Callable[[], torch.Tensor]) -> dict[str, float]:
-    """Return at how many positions of an image each convolution and linear layer is computed."""
-    positions_by_layer: dict[str, float] = {}
-    layers = {name: layer for name, layer in network.named_modules() if _products(layer)}
-
-    def count(name: str, output: torch.Tensor) -> None:
-        layer = layers[name]
-        width = layer.out_channels if isinstance(layer, nn.Conv2d) else output.shape[-1]
-        positions_by_layer[name] = positions_by_layer.get(name, 0.0) + output.numel() / len(output) / int(width)
-
-    with torch.no_grad(), capture_outputs(layers, count):
-        run()
-    return positions_by_layer
 
 
 @dataclass(frozen=True)
@@ -266,12 +259,9 @@ def prune_channels(model: TorchModel, settings: Pruning, examples: Examples, con
             for part in coupling.readers:
                 layer: Any = net.network.get_submodule(part.layer)
                 groups = getattr(layer, "groups", 1)
-                norms = (
-                    layer.weight.detach()
-                    .square()
-                    .view(groups, layer.weight.shape[0] // groups, layer.weight.shape[1], -1)
-                )
-                sums.index_add_(0, part.channels, norms.sum(dim=(1, 3)).flatten()[part.features])
+                outputs, inputs = layer.weight.shape[:2]
+                norms = layer.weight.detach().square().view(groups, outputs // groups, inputs, -1).sum(dim=(1, 3))
+                sums.index_add_(0, part.channels, norms.flatten()[part.features])
             importances.append(sums)
         # Norms of layers of different sizes are compared by how far each lies from its layer's mean.
         importances = [scores / scores.mean().clamp_min(1e-30) for scores in importances]
@@ -290,8 +280,11 @@ def prune_channels(model: TorchModel, settings: Pruning, examples: Examples, con
             hint="this is a defect of the stage; please report it with the recipe",
         )
     record(net.module.config, sizes, net.network)
-    for line in _told(cuts, whole, figures_before, _figures(net)):
-        context.note(f"prune: {line}")
+    channels, remaining = sum(coupling.size for coupling, _ in cuts), sum(len(channels) for _, channels in cuts)
+    figures = ", ".join(f"{figures_before[name]:,} -> {count:,} {name}" for name, count in _figures(net).items())
+    context.note(f"prune: {remaining:,} of {channels:,} channels kept in {len(cuts)} sets of coupled layers; {figures}")
+    if whole:
+        context.note(f"prune: left whole: {_listed(whole)}")
 
 
 def _provable(net: Net, context: Context) -> tuple[list[Coupling], dict[str, str]]:
@@ -301,22 +294,20 @@ def _provable(net: Net, context: Context) -> tuple[list[Coupling], dict[str, str
     for coupling in context.progress.track(couplings, "prune: trial cuts", len(couplings)):
         if coupling.prunable_units < 2:
             whole[coupling.name] = "there is one alone"
-        elif _cuts_cleanly(net, coupling):
+            continue
+        cuts = [(coupling, coupling.channels_at(torch.arange(0, coupling.prunable_units, 2)))]
+        try:
+            expected = masked(net.network, cuts, net.run)
+            trial = net.copy()
+            remove_channels(trial.network, cuts)
+            is_clean = _same(trial, expected)
+        except (RuntimeError, ValueError, IndexError):
+            is_clean = False
+        if is_clean:
             provable.append(coupling)
         else:
             whole[coupling.name] = "a trial cut changed what the others mean"
     return provable, whole
-
-
-def _cuts_cleanly(net: Net, coupling: Coupling) -> bool:
-    cuts = [(coupling, coupling.channels_at(torch.arange(0, coupling.prunable_units, 2)))]
-    try:
-        expected = masked(net.network, cuts, net.run)
-        trial = net.copy()
-        remove_channels(trial.network, cuts)
-        return _same(trial, expected)
-    except (RuntimeError, ValueError, IndexError):
-        return False
 
 
 @torch.no_grad()
@@ -339,27 +330,17 @@ def _taylor(net: Net, couplings: Sequence[Coupling], examples: Examples, context
             loss = loss_of(context.task, net.module, batch) * len(batch["index"])
         input_gradients = torch.autograd.grad(loss, [inputs[name] for name in layers], allow_unused=True)
         gradients = dict(zip(layers, input_gradients, strict=True))
-        for index, coupling in enumerate(couplings):
-            sums[index] += _gates(net.network, coupling, inputs, gradients).abs().sum(0)
+        for total, coupling in zip(sums, couplings, strict=True):
+            # dL/d xi of a gate xi at 1 on each channel, wherever it is read, [batch, size].
+            gates: torch.Tensor | None = None
+            for part in coupling.readers:
+                gradient, activation = gradients[part.layer], inputs[part.layer].detach()
+                if gradient is not None:
+                    products = channel_products(activation, gradient, channel_axis(layers[part.layer], activation))
+                    gates = torch.zeros(len(products), coupling.size) if gates is None else gates
+                    gates.index_add_(1, part.channels, products[:, part.features])
+            total += 0.0 if gates is None else gates.abs().sum(0)
     return sums
-
-
-def _gates(
-    network: nn.Module,
-    coupling: Coupling,
-    inputs: dict[str, torch.Tensor],
-    gradients: Mapping[str, torch.Tensor | None],
-) -> torch.Tensor:
-    """dL/d xi of a gate xi at 1 on each channel, wherever it is read, [batch, size]."""
-    products_sum: torch.Tensor | None = None
-    for part in coupling.readers:
-        gradient, activation = gradients[part.layer], inputs[part.layer].detach()
-        if gradient is None:
-            continue
-        products = channel_products(activation, gradient, channel_axis(network.get_submodule(part.layer), activation))
-        products_sum = torch.zeros(len(products), coupling.size) if products_sum is None else products_sum
-        products_sum.index_add_(1, part.channels, products[:, part.features])
-    return torch.zeros(1, coupling.size) if products_sum is None else products_sum
 
 
 def _choose(net: Net, couplings: Sequence[Coupling], scores: Sequence[torch.Tensor], settings: Pruning) -> list[Cut]:
@@ -388,10 +369,11 @@ def _choose(net: Net, couplings: Sequence[Coupling], scores: Sequence[torch.Tens
                 f"Cutting channels can remove {reached:.1%} of the {what}, and not {share:.1%}.",
                 hint="remove less, set channel_multiple: 1, or start from a smaller model",
             )
-    cuts = []
-    for coupling, importances, count in zip(couplings, scores, counts, strict=True):
-        if count < coupling.prunable_units:
-            cuts.append((coupling, coupling.channels_at(most_important(importances, count))))
+    cuts = [
+        (coupling, coupling.channels_at(most_important(importances, count)))
+        for coupling, importances, count in zip(couplings, scores, counts, strict=True)
+        if count < coupling.prunable_units
+    ]
     if not cuts:
         raise StageError(
             f"By multiples of {settings.channel_multiple}, no channel goes.",
@@ -417,15 +399,6 @@ def _figures(net: Net) -> dict[str, int]:
         "multiplications an image": round(multiplications),
         "parameters": sum(parameter.numel() for parameter in net.module.parameters()),
     }
-
-
-def _told(cuts: Sequence[Cut], whole: dict[str, str], before: dict[str, int], after: dict[str, int]) -> list[str]:
-    sizes, remaining = sum(coupling.size for coupling, _ in cuts), sum(len(channels) for _, channels in cuts)
-    figures = ", ".join(f"{before[name]:,} -> {after[name]:,} {name}" for name in before)
-    lines = [f"{remaining:,} of {sizes:,} channels kept in {len(cuts)} sets of coupled layers; {figures}"]
-    if whole:
-        lines.append(f"left whole: {_listed(whole)}")
-    return lines
 
 
 def _listed(whole: dict[str, str]) -> str:

@@ -49,11 +49,9 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
             share = min(self.importance_examples / plan.splits["train"].rows, 1.0)
             return FLOPS_TRAINING * before.working * tokens * share
 
-        after = (
-            None
-            if before is None
-            else (None if self.removes_channels else pruned_shape(before, self.layers, self.heads, self.feed_forward))
-        )
+        after = None
+        if before is not None and not self.removes_channels:
+            after = pruned_shape(before, self.layers, self.heads, self.feed_forward)
         prediction = training_prediction(_BATCH, before, after, plan, flops, trained=before)
         return prediction if self.reads_examples else replace(prediction, seconds=handling(before))
 
@@ -63,10 +61,9 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
         If layers are removed, half as many and half as many again are tried too.
         """
         channels = self.removes_channels if before is None else not before.attention
-        values = {
-            name: tried for name, tried in field_search_values(self, timed).items() if (name == "flops") == channels
-        }
-        return values | layer_counts(self.layers, before)
+        values = field_search_values(self, timed).items()
+        chosen = {name: tried for name, tried in values if (name == "flops") == channels}
+        return chosen | layer_counts(self.layers, before)
 
     def data_passes(self, examples: float) -> tuple[float, float]:
         """Return the examples that importance is measured on; the stage trains on none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,15 +22,13 @@ from compress.models.transformer_pruning import (
     remaining_count,
 )
 from compress.numerics.pruning import most_important, taylor_importance
+from compress.stages.base import Context
 from compress.stages.prune.channels import prune_channels
 from compress.stages.prune.settings import Pruning
 from compress.tasks.inference import loss_of, predict, tensors
 from compress.tasks.task import Examples
 from compress.tasks.tokens import by_length
 from compress.utils.errors import StageError
-
-if TYPE_CHECKING:
-    from compress.stages.base import Context
 
 _BATCH = 32
 _PROVEN = 8
@@ -39,7 +37,11 @@ _ALIKE = 1e-3
 
 def prune(model: TorchModel, settings: Pruning, context: Context) -> None:
     """Remove whole layers first, then heads, neurons and channels of the layers that are left, in place."""
-    examples = _sample(settings, model, context)
+    examples = None
+    if settings.reads_examples:
+        labeled = context.encode("train", model)
+        order = np.random.default_rng(context.seed).permutation(len(labeled))
+        examples = labeled.subset(np.sort(order[: settings.importance_examples]))
     if settings.layers:
         assert examples is not None
         # Drop ``count`` layers, one at a time, each the one whose loss moves the logits least (KL).
@@ -54,9 +56,8 @@ def prune(model: TorchModel, settings: Pruning, context: Context) -> None:
             for candidate in layer_indices:
                 trial = copy.deepcopy(model.module)
                 keep_layers(trial, [index for index in layer_indices if index != candidate])
-                damage[candidate] = float(
-                    context.task.distance(torch.from_numpy(predict(trial, examples)), reference, 1.0)
-                )
+                answers = torch.from_numpy(predict(trial, examples))
+                damage[candidate] = float(context.task.distance(answers, reference, 1.0))
             layer_indices.remove(min(damage, key=lambda index: (damage[index], index)))
         context.note(f"prune: layers {layer_indices} of {total} kept")
         keep_layers(model.module, layer_indices)
@@ -134,15 +135,6 @@ def _mask(stays: torch.Tensor) -> Callable[[nn.Module, tuple[torch.Tensor, ...]]
         return (inputs * stays.repeat_interleave(inputs.shape[-1] // len(stays)), *arguments[1:])
 
     return hook
-
-
-def _sample(settings: Pruning, model: TorchModel, context: Context) -> Examples | None:
-    if not settings.reads_examples:
-        return None
-    examples = context.encode("train", model)
-    count = min(settings.importance_examples, len(examples))
-    chosen = np.sort(np.random.default_rng(context.seed).permutation(len(examples))[:count])
-    return examples.subset(chosen)
 
 
 def _importance(

@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -23,17 +22,15 @@ from compress.models.hooks import capture_inputs, capture_outputs, removed_on_ex
 from compress.models.structure import TransformerBlock, blocks
 from compress.models.transformer_pruning import keep_layers
 from compress.numerics.pruning import RegressionSums, solve
+from compress.stages.base import Context
 from compress.stages.blockwise.blockwise_model import BlockwiseModel, build_blockwise_model
 from compress.stages.blockwise.calibration import BlockRun, CalibrationActivations, States
 from compress.stages.blockwise.write import cached_json, config_changes, write_pruned
 from compress.stages.gptq.settings import Quantization
+from compress.stages.prune_decoder.settings import DecoderPruning
 from compress.utils.errors import StageError
+from compress.utils.progress import Progress
 from compress.utils.torch_device import autocast, current_device, device_memory_errors, device_uses_bf16
-
-if TYPE_CHECKING:
-    from compress.stages.base import Context
-    from compress.stages.prune_decoder.settings import DecoderPruning
-    from compress.utils.progress import Progress
 
 _HELD_OUT = 8
 """One of so many windows judges what the others were solved on."""
@@ -45,13 +42,10 @@ _APART = 0.05
 
 def gaps(gone: Collection[int]) -> list[range]:
     """Neighbours among the blocks that go, ascending."""
-    ranges: list[range] = []
-    for index in sorted(gone):
-        if ranges and ranges[-1].stop == index:
-            ranges[-1] = range(ranges[-1].start, index + 1)
-        else:
-            ranges.append(range(index, index + 1))
-    return ranges
+    ordered = sorted(gone)
+    starts = [index for index in ordered if index - 1 not in gone]
+    ends = [index + 1 for index in ordered if index + 1 not in gone]
+    return [range(start, end) for start, end in zip(starts, ends, strict=True)]
 
 
 @torch.no_grad()
@@ -212,30 +206,23 @@ def remove_blocks(
     decoder = build_blockwise_model(checkpoint, current_device())
     total, count = len(decoder.blocks), settings.layers
     check_removal(total, count)
-    if ids is None:
-        gone: Sequence[int] = range(total - count, total)
-    else:
-        gone = _CHOOSERS[settings.layer_importance](decoder, text, ids, count, context)
-    remaining_blocks = [index for index in range(total) if index not in gone]
+    gone, fitted = [*range(total - count, total)], dict[str, torch.Tensor]()
     if ids is not None:
-        context.note(f"prune_decoder: {_told(gone)} of {total} removed")
+        gone = (_greedily if settings.layer_importance == "greedy" else _nearest)(decoder, settings, text, ids, context)
+        # Blocks by their numbers, in the order in which they were chosen where that is another.
+        order = "" if gone == sorted(gone) else ", in the order in which they were chosen,"
+        names = f"block{'s'[: count > 1]} {', '.join(map(str, gone))}{order}"
+        if count > 2 and gone == [*range(gone[0], gone[0] + count)]:
+            names = f"blocks {gone[0]} to {gone[-1]}"
+        context.note(f"prune_decoder: {names} of {total} removed")
+    remaining_blocks = [index for index in range(total) if index not in gone]
     changes = config_changes(checkpoint.folder, lambda module: keep_layers(module, remaining_blocks))
-    fitted = {}
     if ids is not None and settings.compensate:
         folder = context.scratch / "compensation"
         folder.mkdir(parents=True, exist_ok=True)
-        fitted = compensate_removed_blocks(
-            CalibrationActivations(decoder, text, ids, folder), gone, settings.damp_percent, context
-        )
+        stream = CalibrationActivations(decoder, text, ids, folder)
+        fitted = compensate_removed_blocks(stream, gone, settings.damp_percent, context)
     return write_pruned(checkpoint, context.scratch / "blocks", changes, _renumbered(decoder, remaining_blocks, fitted))
-
-
-def _told(gone: Sequence[int]) -> str:
-    """Blocks by their numbers, in the order in which they were chosen where that is another."""
-    if len(gone) > 2 and list(gone) == list(range(gone[0], gone[0] + len(gone))):
-        return f"blocks {gone[0]} to {gone[-1]}"
-    order = "" if list(gone) == sorted(gone) else ", in the order in which they were chosen,"
-    return f"block{'s'[: len(gone) > 1]} {', '.join(map(str, gone))}{order}"
 
 
 def check_removal(total: int, count: int) -> None:
@@ -263,21 +250,19 @@ def _renumbered(
         yield name if match is None else f"{decoder.prefix}.{places[int(match[1])]}.{match[2]}", stored
 
 
-def _by_influence(
-    decoder: BlockwiseModel, text: Quantization, ids: torch.Tensor, count: int, context: Context
+def _nearest(
+    decoder: BlockwiseModel, settings: DecoderPruning, text: Quantization, ids: torch.Tensor, context: Context
 ) -> list[int]:
-    block_distances = distances(decoder, text, ids, 1, context.scratch / "influence", context.progress)
-    context.add_table("Block influence", ("block", "influence"), enumerate(block_distances))
-    return sorted(range(len(block_distances)), key=lambda index: (block_distances[index], index))[:count]
-
-
-def _neighbours(
-    decoder: BlockwiseModel, text: Quantization, ids: torch.Tensor, count: int, context: Context
-) -> list[int]:
-    block_distances = distances(decoder, text, ids, count, context.scratch / "influence", context.progress)
-    context.add_table(f"Runs of {count} blocks", ("first block", "distance"), enumerate(block_distances))
-    first = min(range(len(block_distances)), key=lambda index: (block_distances[index], index))
-    return list(range(first, first + count))
+    """Return the blocks that change hidden states least, one by one or as neighbours."""
+    count, one_by_one = settings.layers, settings.layer_importance == "block_influence"
+    span = 1 if one_by_one else count
+    block_distances = distances(decoder, text, ids, span, context.scratch / "influence", context.progress)
+    title, columns = f"Runs of {count} blocks", ("first block", "distance")
+    if one_by_one:
+        title, columns = "Block influence", ("block", "influence")
+    context.add_table(title, columns, enumerate(block_distances))
+    order = sorted(range(len(block_distances)), key=lambda index: (block_distances[index], index))
+    return order[:count] if one_by_one else [*range(order[0], order[0] + count)]
 
 
 @torch.no_grad()
@@ -300,7 +285,12 @@ def distances(
             decoder.unload(index)
         first = index + 1 - span
         if first >= 0:
-            likeness = sum(_likeness(stream, first, index + 1))
+            # The cosine at each token of the states that enter the first block and those that leave the last.
+            pairs = (
+                (stream.entering(first)[window], stream.entering(index + 1)[window])
+                for window in (slice(at, at + 1) for at in range(len(ids)))
+            )
+            likeness = sum(float(cosine_similarity(*pair, dim=-1).double().sum()) for pair in pairs)
             results.append(_finite(1 - likeness / ids.numel(), f"what leaves {decoder.prefix}.{index}"))
             stream.forget(first)
     for index in range(len(block_indices) + 1 - span, len(block_indices) + 1):
@@ -308,26 +298,17 @@ def distances(
     return results
 
 
-def _likeness(stream: CalibrationActivations, first: int, second: int) -> Iterator[float]:
-    """Yield for each sequence the sum over its tokens of the cosine of the states that enter the two blocks."""
-    entering, left = stream.entering(first), stream.entering(second)
-    for at in range(len(stream.ids)):
-        window = slice(at, at + 1)
-        yield float(cosine_similarity(entering[window], left[window], dim=-1).double().sum())
-
-
 def _greedily(
-    decoder: BlockwiseModel, text: Quantization, ids: torch.Tensor, count: int, context: Context
+    decoder: BlockwiseModel, settings: DecoderPruning, text: Quantization, ids: torch.Tensor, context: Context
 ) -> list[int]:
     """Blocks in the order of their removal; a killed run goes on with the next one."""
-    path = context.scratch / "removed.json"
+    path, count = context.scratch / "removed.json", settings.layers
     rounds: list[dict[str, float]] = json.loads(path.read_text()) if path.is_file() else []
     gone = [_best(losses) for losses in rounds]
     for _ in context.progress.track(range(len(gone), count), "prune_decoder: blocks", count - len(gone)):
         remaining = [index for index in range(len(decoder.blocks)) if index not in gone]
-        with device_memory_errors(
-            f"prune_decoder: a trial without each of {len(remaining)} blocks", "samples or sequence_length"
-        ):
+        trials = f"prune_decoder: a trial without each of {len(remaining)} blocks"
+        with device_memory_errors(trials, "samples or sequence_length"):
             losses = losses_without(decoder, text, ids, remaining)
         rounds.append({str(index): loss for index, loss in losses.items()})
         cached_json(path, rounds)
@@ -340,9 +321,6 @@ def _greedily(
 
 def _best(losses: dict[str, float]) -> int:
     return min(map(int, losses), key=lambda index: (losses[str(index)], index))
-
-
-_CHOOSERS = {"neighbours": _neighbours, "block_influence": _by_influence, "greedy": _greedily}
 
 
 @torch.no_grad()

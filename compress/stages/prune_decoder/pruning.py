@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from compress.models.checkpoint import Checkpoint
 from compress.models.folder_checks import refuse_quantized
+from compress.stages.base import Context
 from compress.stages.blockwise.blockwise_model import build_blockwise_model
 from compress.stages.blockwise.calibration import calibration_sequences
 from compress.stages.blockwise.write import config_changes
 from compress.stages.prune_decoder.depth import check_removal, remove_blocks
-from compress.stages.prune_decoder.settings import calibration_settings
+from compress.stages.prune_decoder.settings import DecoderPruning, calibration_settings
 from compress.stages.prune_decoder.width import narrow
 from compress.stages.prune_decoder.width_sizes import Sizes
 from compress.utils.storage import storage_errors
-
-if TYPE_CHECKING:
-    from compress.stages.base import Context
-    from compress.stages.prune_decoder.settings import DecoderPruning
 
 
 def prune(checkpoint: Checkpoint, settings: DecoderPruning, context: Context, blind: bool = False) -> Checkpoint:

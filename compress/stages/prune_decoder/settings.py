@@ -87,10 +87,7 @@ class DecoderPruning(Frozen):
 def calibration_settings(settings: DecoderPruning | DecoderSparsity) -> Quantization:
     """Return how a stage reads its text, as settings of the quantizer that passes blocks in the same way."""
     return Quantization(
-        guided=False,
-        samples=settings.samples,
-        sequence_length=settings.sequence_length,
-        precision=settings.precision,
+        guided=False, samples=settings.samples, sequence_length=settings.sequence_length, precision=settings.precision
     )
 
 
@@ -144,7 +141,7 @@ def pruning_flops(settings: DecoderPruning, shape: Shape) -> float:
     """
     tokens, blocks = settings.samples * settings.sequence_length, shape.attention + shape.feed_forward
     total = 0.0
-    if settings.heads or settings.feed_forward or settings.experts:
+    if settings.removes_width:
         total += 2 * blocks * tokens
     if settings.width_importance == "obs":
         for share, columns in ((settings.heads, shape.hidden), (settings.feed_forward, shape.intermediate)):

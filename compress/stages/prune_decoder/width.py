@@ -6,11 +6,10 @@ cut then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,19 +22,17 @@ from compress.models.meta_model import build_decoder_on_meta, stored_shapes
 from compress.models.structure import TransformerBlock, blocks
 from compress.numerics.gptq import output_error
 from compress.numerics.pruning import most_important, remove_parts
+from compress.stages.base import Context
 from compress.stages.blockwise.blockwise_model import BlockwiseModel, build_blockwise_model
 from compress.stages.blockwise.calibration import CalibrationActivations
 from compress.stages.blockwise.layers import Layer
 from compress.stages.blockwise.resume import BlockCache
 from compress.stages.blockwise.write import config_changes, write_pruned
 from compress.stages.gptq.settings import Quantization
+from compress.stages.prune_decoder.settings import DecoderPruning
 from compress.stages.prune_decoder.width_sizes import Sizes
 from compress.utils.errors import StageError
 from compress.utils.torch_device import autocast, current_device, device_memory_errors
-
-if TYPE_CHECKING:
-    from compress.stages.base import Context
-    from compress.stages.prune_decoder.settings import DecoderPruning
 
 PLACES, NEURONS = "places", "neurons"
 
@@ -98,8 +95,14 @@ class PartSelection:
         scores = _Scores()
         if mixtures or not solves:
             self._watch(self.stream, index, {} if solves else parts, mixtures, scores)
+        if not all(bool(torch.isfinite(values).all()) for values in scores.of.values()):
+            raise StageError(
+                "What passes through a block on the calibration text is not finite.",
+                expected="a model that computes finite numbers there",
+                hint="set precision: fp32",
+            )
         # Parts with the largest scores remain.
-        selection = {name: self._most(scores.of[name], counts[name][1]) for name in scores.of}
+        selection = {name: most_important(values.cpu(), counts[name][1]) for name, values in scores.of.items()}
         if solves:
             selection |= self._solved(self.stream, index, parts)
         return selection
@@ -114,17 +117,15 @@ class PartSelection:
     ) -> None:
         """Sum up ``scores`` while all windows pass the block as it is."""
         work = stream.pass_through(index, {})
-        with ExitStack() as watched:
-            layers = {kind: part.layer for kind, part in parts.items()}
-            watched.enter_context(
-                capture_inputs(layers, lambda kind, inputs: scores.add(kind, inputs, parts[kind].count))
-            )
-            watched.enter_context(
-                removed_on_exit(
-                    part.register_forward_pre_hook(_counting(scores, name, part), with_kwargs=True)
-                    for name, part in mixtures.items()
-                )
-            )
+        layers = {kind: part.layer for kind, part in parts.items()}
+        hooks = (
+            part.register_forward_pre_hook(partial(scores.count, name, part), with_kwargs=True)
+            for name, part in mixtures.items()
+        )
+        with (
+            capture_inputs(layers, lambda kind, inputs: scores.add(kind, inputs, parts[kind].count)),
+            removed_on_exit(hooks),
+        ):
             stream.leave(index, (work.run(batch()) for batch in work.batches))
 
     def _solved(
@@ -160,16 +161,6 @@ class PartSelection:
         part.layer.weight = nn.Parameter(fitted, requires_grad=False)
         return stays
 
-    @staticmethod
-    def _most(scores: torch.Tensor, count: int) -> torch.Tensor:
-        if not bool(torch.isfinite(scores).all()):
-            raise StageError(
-                "What passes through a block on the calibration text is not finite.",
-                expected="a model that computes finite numbers there",
-                hint="set precision: fp32",
-            )
-        return most_important(scores.cpu(), count)
-
 
 @dataclass
 class _Scores:
@@ -187,13 +178,12 @@ class _Scores:
         norms = torch.linalg.vector_norm(windows, dim=-1)
         self.of[name] = self.of.get(name, norms.new_zeros(count)) + norms.mean(dim=-2).square().sum(dim=0)
 
-
-def _counting(scores: _Scores, name: str, part: SeparateExperts) -> Callable[..., None]:
-    def before(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def count(
+        self, name: str, part: SeparateExperts, _: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> None:
+        """Count the experts of the mixture ``name`` that its router chooses; a hook before its forward pass."""
         chosen = named["top_k_index"] if "top_k_index" in named else arguments[1]
-        scores.of[name] = scores.of.get(name, torch.zeros(part.count)) + part.routed(chosen).cpu()
-
-    return before
+        self.of[name] = self.of.get(name, torch.zeros(part.count)) + part.routed(chosen).cpu()
 
 
 def narrow(
@@ -220,18 +210,13 @@ def narrow(
     narrowed = write_pruned(checkpoint, context.scratch / "narrowed", changes, work.tensors())
     if stream is not None:
         layers = [layer for index in range(len(decoder.blocks)) for layer in finished.layers(index) or ()]
-        context.note(f"prune_decoder: {sizes}{_said(layers)}")
+        errors, left = {layer.name: layer.error or 0.0 for layer in layers}, ""
+        if errors:
+            # The difference that remains after fitting.
+            worst, mean = max(errors, key=errors.__getitem__), sum(errors.values()) / len(errors)
+            left = f"; they give the outputs of all but for {mean:.2%}, at most {errors[worst]:.2%} in {worst}"
+        context.note(f"prune_decoder: {sizes}{left}")
     return narrowed
-
-
-def _said(layers: Sequence[Layer]) -> str:
-    """Return the difference that remains after fitting, in words."""
-    errors = {layer.name: layer.error or 0.0 for layer in layers}
-    if not errors:
-        return ""
-    worst = max(errors, key=errors.__getitem__)
-    mean = sum(errors.values()) / len(errors)
-    return f"; they give the outputs of all but for {mean:.2%}, at most {errors[worst]:.2%} in {worst}"
 
 
 @dataclass
@@ -316,16 +301,11 @@ class _Work:
                 continue
             stored = checkpoint.stored(path)
             if path in parameters:
-                turned = path.removesuffix(".weight") in self.decoder.transposed
                 cut = parameters[path].data
-                stored = (cut.T if turned else cut).to(stored)
-            yield path, self._routed(path, stored, experts)
-
-    def _routed(self, path: str, tensor: torch.Tensor, experts: torch.Tensor | None) -> torch.Tensor:
-        """Return a tensor with its entries for the ``experts`` that remain, if it has one for each of them."""
-        expected_shape = self.shapes.get(path)
-        if experts is None or expected_shape is None:
-            return tensor
-        sizes = zip(tensor.shape, expected_shape, strict=True)
-        axis = next((axis for axis, size in enumerate(sizes) if size == (self.sizes.found[2], len(experts))), None)
-        return tensor if axis is None else tensor.index_select(axis, experts)
+                stored = (cut.T if path.removesuffix(".weight") in self.decoder.transposed else cut).to(stored)
+            if experts is not None and path in self.shapes:
+                # Such as a router's: keep the entries of the experts that remain.
+                sizes = list(zip(stored.shape, self.shapes[path], strict=True))
+                changed = (self.sizes.found[2], len(experts))
+                stored = stored.index_select(sizes.index(changed), experts) if changed in sizes else stored
+            yield path, stored

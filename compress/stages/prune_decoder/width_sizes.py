@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from transformers import PretrainedConfig, PreTrainedModel
 
 from compress.models.experts import SeparateExperts, is_fused
 from compress.models.structure import Attention, TransformerBlock, blocks
@@ -17,12 +18,8 @@ from compress.models.transformer_pruning import (
     keep_neurons,
     updated_config,
 )
+from compress.stages.prune_decoder.settings import DecoderPruning
 from compress.utils.errors import StageError
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
-
-    from compress.stages.prune_decoder.settings import DecoderPruning
 
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN = ("num_experts_per_tok", "moe_top_k", "moe_topk", "moe_k")

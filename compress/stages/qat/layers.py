@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -182,13 +183,14 @@ def quantizable(module: nn.Module) -> tuple[dict[str, Quantizable], dict[str, st
     """Return the layers that can compute through integers by name, and the others with the reason."""
     layers_by_name: dict[str, Quantizable] = {}
     reasons: dict[str, str] = {}
-    shared = _shared(module)
+    # Parameters that several modules hold.
+    owners = Counter(id(parameter) for part in module.modules() for parameter in part.parameters(recurse=False))
     for name, layer in module.named_modules():
         if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
             continue
         if isinstance(layer, nn.Linear) and layer.weight.numel() < _SMALLEST_LINEAR:
             reasons[name] = f"has fewer than {_SMALLEST_LINEAR} weights"
-        elif id(layer.weight) in shared:
+        elif owners[id(layer.weight)] > 1:
             reasons[name] = "shares its weights with another module"
         elif getattr(layer, "padding_mode", "zeros") != "zeros":
             reasons[name] = "is not padded with zeros"
@@ -209,14 +211,9 @@ def put_in(
     quantized_layers = {}
     for name, layer in layers.items():
         output_grid = learned[grids.outputs[name]] if name in grids.outputs else None
-        # True if the layer is a convolution that ONNX Runtime sums in 32 bits on every processor.
-        highest = (
-            _NARROW
-            if narrow
-            and bits == 8
-            and not (not isinstance(layer, nn.Linear) and layer.groups == layer.in_channels == layer.out_channels)
-            else 2 ** (bits - 1) - 1
-        )
+        # ONNX Runtime sums depthwise convolutions in 32 bits on every processor.
+        is_depthwise = not isinstance(layer, nn.Linear) and layer.groups == layer.in_channels == layer.out_channels
+        highest = _NARROW if narrow and bits == 8 and not is_depthwise else 2 ** (bits - 1) - 1
         quantized_layers[name] = QuantizedLayer(layer, bits, highest, learned[grids.inputs[name]], output_grid)
         _replace(module, name, quantized_layers[name])
     return quantized_layers
@@ -250,17 +247,6 @@ def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
         for child_name, child in list(parent.named_children()):
             if child is old:
                 setattr(parent, child_name, layer)
-
-
-def _shared(module: nn.Module) -> set[int]:
-    """Identities of the parameters that several modules hold."""
-    seen: dict[int, nn.Module] = {}
-    shared = set()
-    for part in module.modules():
-        for parameter in part.parameters(recurse=False):
-            if seen.setdefault(id(parameter), part) is not part:
-                shared.add(id(parameter))
-    return shared
 
 
 def _product(layer: Quantizable) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:

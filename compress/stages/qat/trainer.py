@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -35,6 +35,7 @@ from compress.models.hooks import capture_inputs, capture_outputs, removed_on_ex
 from compress.models.model import TorchModel
 from compress.numerics.calibration import softmax
 from compress.numerics.embeddings import normalized
+from compress.stages.base import Context
 from compress.stages.qat.layers import Quantizable, put_in, quantizable, start, take_out
 from compress.stages.qat.settings import QuantizationAwareTraining
 from compress.stages.sparsify.magnitude import keep_zeros
@@ -44,10 +45,6 @@ from compress.tasks.inference import answers, forward, predict, with_targets
 from compress.tasks.task import Examples
 from compress.utils.errors import IntegrityError, StageError
 from compress.utils.torch_device import uses_bf16
-
-if TYPE_CHECKING:
-    from compress.stages.base import Context
-
 
 _PROVEN_ON = 64
 _BATCH = 16
@@ -80,13 +77,12 @@ class QatTrainer:
         predict(module, self._some(settings.calibration_examples))
         for name in start(layers):
             context.note(f"qat: inputs of {name} were the same in every calibration example; are they too few?")
-        validate = context.validator(self.model)
         trainee = Trainee(
             module,
             self.examples,
             loss=self._loss,
             after_step=pruned,
-            validate=validate,
+            validate=context.validator(self.model),
             freeze_embeddings=settings.freeze_embeddings,
             augment=settings.augment,
             keep_best=settings.keep_best,
@@ -96,16 +92,16 @@ class QatTrainer:
         expected = predict(module, proof)
         graph = self._written(take_out(module, layers))
         # Raise `IntegrityError` if the graph predicts otherwise than the trained model.
-        embeds = EMBEDS in self.context.task.capabilities
+        embeds = EMBEDS in context.task.capabilities
         scale, what = (normalized, "embeddings at length 1") if embeds else (softmax, "probabilities")
         largest, mean = _differences(graph, proof, expected, scale)
-        if not largest <= self.settings.tolerance:
+        if not largest <= settings.tolerance:
             raise IntegrityError(
                 f"The exported graph's {what} differ from training by {largest:.3f}.",
-                expected=f"at most {self.settings.tolerance:g}",
+                expected=f"at most {settings.tolerance:g}",
                 hint="try another opset, or raise tolerance if the difference is acceptable",
             )
-        self.context.note(
+        context.note(
             f"qat: {what} of the exported graph differ by at most {largest:.1e} from training, by {mean:.1e} on average"
         )
         return graph
@@ -126,9 +122,8 @@ class QatTrainer:
         graph = self._exported()
         places, _ = _unpacked(graph, {name: layer.weight.detach().numpy() for name, layer in layers.items()})
         placed_layers = {name for position in places for name in position.layers}
-        reasons |= dict.fromkeys(
-            layers.keys() - placed_layers, "does not stand in the exported graph as it is, or alone"
-        )
+        missing = "does not stand in the exported graph as it is, or alone"
+        reasons |= dict.fromkeys(layers.keys() - placed_layers, missing)
         for reason, count in sorted(Counter(reasons.values()).items()):
             named = next(name for name, why in reasons.items() if why == reason)
             others = f" and {count - 1} others" if count > 1 else ""
@@ -167,7 +162,8 @@ class QatTrainer:
         store_in_four_bits(graph_proto)
         kinds = Counter("convolutions" if layer.output_grid else "linear layers" for layer in layers.values())
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-        self.context.note(f"qat: {counts} with {_bits(self.settings)}-bit weights")
+        bits = 7 if self.settings.bits == 8 and self.settings.narrow else self.settings.bits
+        self.context.note(f"qat: {counts} with {bits}-bit weights")
         return graph_proto
 
     def _loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -187,10 +183,6 @@ class QatTrainer:
         """Up to ``count`` of the training examples, the same for the same seed."""
         drawn = np.random.default_rng(self.context.seed).permutation(len(self.examples))[:count]
         return self.examples.subset(drawn)
-
-
-def _bits(settings: QuantizationAwareTraining) -> str:
-    return "7" if settings.bits == 8 and settings.narrow else str(settings.bits)
 
 
 def _unpacked(graph: ir.Model, weights: dict[str, np.ndarray]) -> tuple[list[LayerMatch], list[UnpackedAttention]]:
@@ -239,18 +231,22 @@ def fold_batch_norms(module: nn.Module, run: Run) -> int:
     ):
         run()
     makers = {id(values): layer for layer, outputs in layers.items() for values in outputs}
-    convolutions = {norm: makers[id(inputs[0])] for norm, inputs in norms.items() if inputs and id(inputs[0]) in makers}
-    # True if the normalization has its own statistics and factors.
+    # Normalizations with their own statistics and factors.
     pairs = {
         norm: layer
-        for norm, layer in convolutions.items()
-        if len(norms[norm]) == 1 == len(layers[layer])
-        and (norm.running_mean is not None and norm.running_var is not None and norm.affine)
+        for norm, inputs in norms.items()
+        if len(inputs) == 1 and (layer := makers.get(id(inputs[0]))) is not None and len(layers[layer]) == 1
+        if norm.running_mean is not None and norm.running_var is not None and norm.affine
     }
     if not _read_by_nothing_else(pairs, run):
         pairs = {norm: layer for norm, layer in pairs.items() if _read_by_nothing_else({norm: layer}, run)}
     for norm, layer in pairs.items():
-        _fold(layer, norm)
+        fuse = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
+        assert norm.running_mean is not None and norm.running_var is not None, "chosen so"
+        learns = layer.weight.requires_grad
+        statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+        layer.weight, layer.bias = fuse(layer.weight, layer.bias, *statistics)
+        layer.bias.requires_grad_(learns)
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if child in pairs:
@@ -273,12 +269,3 @@ def _read_by_nothing_else(pairs: Mapping[_Norm, _Layer], run: Run) -> bool:
     handles += [norm.register_forward_pre_hook(show) for norm in pairs]
     with removed_on_exit(handles):
         return bool(torch.isfinite(run()).all())
-
-
-def _fold(layer: _Layer, norm: _Norm) -> None:
-    fuse = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
-    assert norm.running_mean is not None and norm.running_var is not None, "chosen so"
-    statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-    learns = layer.weight.requires_grad
-    layer.weight, layer.bias = fuse(layer.weight, layer.bias, *statistics)
-    layer.bias.requires_grad_(learns)

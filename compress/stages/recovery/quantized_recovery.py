@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from compress.models.checkpoint import TABLES, QuantizedCheckpoint, write_with_changes
 from compress.models.lora_adapter import (
@@ -28,6 +29,7 @@ from compress.models.quantized_module import (
     named_scaled_integers,
 )
 from compress.models.safetensors_file import read_tensor
+from compress.stages.base import Context
 from compress.stages.recovery.settings import AdapterTraining, ScaleTuning
 from compress.stages.recovery.trainer import RecoveryTrainer, recovery_sequences
 from compress.stages.training.processes import is_first
@@ -38,9 +40,6 @@ from compress.utils.torch_device import uses_bf16
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel
-
-    from compress.stages.base import Context
 
 
 def tune_scales(checkpoint: QuantizedCheckpoint, settings: ScaleTuning, context: Context) -> QuantizedCheckpoint:
@@ -53,9 +52,7 @@ def tune_scales(checkpoint: QuantizedCheckpoint, settings: ScaleTuning, context:
     trainer = _trainer(module, checkpoint, settings, context)
     helped = trainer.helped(trainer.train(context, "tune_scales"))
     if not helped:
-        context.note(
-            "tune_scales: that is no better, so that everything stays as it was; a lower learning_rate may help"
-        )
+        context.note("tune_scales: no better, so that everything stays as it was; a lower learning_rate may help")
     if not is_first() or not helped:
         return checkpoint
     folder = _empty(context.scratch / "tuned")
@@ -98,7 +95,9 @@ def tuned_tensors(
     for name, grid in named_scaled_integers(module):
         scales = grid.scales().T.to(torch.float16)
         if name in checkpoint.tables:
-            tables[f"{name}.scales"] = _padded(checkpoint, f"{name}.scales", scales)
+            # The scales [groups, rows] with the rows that the file appends, as stored there.
+            stored = read_tensor(checkpoint.folder / TABLES, f"{name}.scales")
+            tables[f"{name}.scales"] = torch.cat([scales, stored[:, scales.shape[1] :]], dim=1)
             weight = f"{name}.weight"
             changed[weight] = grid.weight(torch.float32).to(checkpoint.stored(weight).dtype)
         else:
@@ -109,12 +108,6 @@ def tuned_tensors(
                 full = f"{name}.{attribute}"
                 changed[full] = getattr(child, attribute).to(checkpoint.stored(full).dtype)
     return changed, tables
-
-
-def _padded(checkpoint: QuantizedCheckpoint, name: str, scales: torch.Tensor) -> torch.Tensor:
-    """Return the scales [groups, rows] with the rows that the file appends, as stored there."""
-    stored = read_tensor(checkpoint.folder / TABLES, name)
-    return torch.cat([scales, stored[:, scales.shape[1] :]], dim=1)
 
 
 def train_adapter(checkpoint: QuantizedCheckpoint, settings: AdapterTraining, context: Context) -> QuantizedCheckpoint:

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from compress.stages.training.settings import SequenceTraining
+from compress.stages.base import Requirements
+from compress.stages.training.settings import PRECISION, TEACHER_WRITES, Precision, TeacherWrites, writing_packages
+from compress.utils.pydantic_models import Frozen
 
 
-class Recovery(SequenceTraining):
-    """Settings of a training in which a quantized model learns to predict as it did before."""
+class Recovery(Frozen):
+    """Settings of a training in which a quantized model learns on sequences of text to predict as it did before.
 
+    The optimizer is AdamW with linear warm-up and decay; each step reads new sequences of the ``train`` split.
+    """
+
+    packages: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate")
+    teacher_writes: TeacherWrites | None = TEACHER_WRITES
+    steps: int = Field(100, ge=1, le=1_000_000, description="steps of training; more is better and takes longer")
+    batch_size: int = Field(2, ge=1, description="windows a step")
+    sequence_length: int = Field(512, ge=16, description="tokens of a window")
+    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
+    validation_windows: int = Field(
+        8, ge=1, description="held-out windows (of the validation split, where there is one) that judge the result"
+    )
+    precision: Precision = PRECISION
     teacher: str = Field("start", description="label of the stage whose output is imitated, or `start`")
     logits_weight: float = Field(1.0, ge=0, description="weight of the KL to the teacher's predictions")
     labels_weight: float = Field(
@@ -24,6 +39,24 @@ class Recovery(SequenceTraining):
         if not self.logits_weight and not self.labels_weight:
             raise ValueError("logits_weight or labels_weight above 0, or there is nothing to learn from")
         return self
+
+    def shortened(self, share: float) -> Self:
+        """Return the settings with a share of the steps."""
+        return self.model_copy(update={"steps": max(1, round(self.steps * share))})
+
+    def with_default_training(self) -> Self:
+        """Return the settings with default values in the fields that change nothing but the values of weights."""
+        fields = type(self).model_fields
+        names = ("steps", "batch_size", "sequence_length", "warmup_ratio", "precision")
+        return self.model_copy(update={name: fields[name].default for name in names})
+
+    def needs(self) -> Requirements:
+        """Return the training split."""
+        return Requirements(splits=("train",))
+
+    def called_packages(self) -> tuple[str, ...]:
+        """Return the distributions that the stage calls, with those that generate text."""
+        return (*self.packages, *writing_packages(self.teacher_writes))
 
     def earlier_outputs(self) -> tuple[str, ...]:
         """Return the teacher's label."""

@@ -5,24 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from compress.models.checkpoint import QuantizedCheckpoint
+from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.stages.base import Context, OutputSpec, Stage
 from compress.stages.cost_model import SIZE_UNKNOWN, Estimate, PlanContext, Prediction, Shape, predicted
 from compress.stages.recovery.settings import AdapterTraining, Recovery, ScaleTuning
 from compress.stages.training.length import FLOPS_FORWARD, FLOPS_TRAINING
 from compress.tasks.capability import GENERATES
-
-
-def recovery_prediction(settings: Recovery, before: Shape | None, plan: PlanContext) -> Prediction:
-    """Return the cost: student and teacher on every sequence; the student is judged twice, the teacher once."""
-    if before is None:
-        return predicted(None, None, Estimate.unknown(SIZE_UNKNOWN))
-    judged = 3 * settings.validation_windows * FLOPS_FORWARD
-    learned = settings.steps * settings.batch_size * (FLOPS_TRAINING + FLOPS_FORWARD)
-    synthetic_text = settings.teacher_writes
-    written = 0 if synthetic_text is None else FLOPS_FORWARD * synthetic_text.tokens(settings.sequence_length)
-    flops = ((judged + learned) * settings.sequence_length + written) * before.parameters
-    return predicted(before, before, plan.seconds(flops))
 
 
 class Recovers(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
@@ -32,13 +20,24 @@ class Recovers(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
 
     def check_data(self, start: Path, context: Context) -> None:
         """Split the text into sequences, and verify that the teacher can generate text."""
-        from compress.stages.recovery.trainer import check_sequences
+        from compress.models.processor import load_tokenizer
+        from compress.stages.recovery.trainer import recovery_sequences
 
-        check_sequences(start, self, context)
+        recovery_sequences(Checkpoint(start), self, context)
+        if self.teacher_writes is not None:
+            self.teacher_writes.check(load_tokenizer(start))
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Return the cost; every step runs student and teacher, and the files keep their size."""
-        return recovery_prediction(self, before, plan)
+        if before is None:
+            return predicted(None, None, Estimate.unknown(SIZE_UNKNOWN))
+        # The student is judged twice, the teacher once.
+        judged = 3 * self.validation_windows * FLOPS_FORWARD
+        learned = self.steps * self.batch_size * (FLOPS_TRAINING + FLOPS_FORWARD)
+        synthetic_text = self.teacher_writes
+        written = 0 if synthetic_text is None else FLOPS_FORWARD * synthetic_text.tokens(self.sequence_length)
+        flops = ((judged + learned) * self.sequence_length + written) * before.parameters
+        return predicted(before, before, plan.seconds(flops))
 
 
 class TuneScales(ScaleTuning, Recovers):

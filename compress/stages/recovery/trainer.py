@@ -4,34 +4,29 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from compress.models.checkpoint import Checkpoint
 from compress.models.model import TorchModel
 from compress.models.processor import load_tokenizer
 from compress.models.quantized_module import QuantizedEmbedding, QuantizedLinear
 from compress.numerics.language_head import Divergence, HeadLoss, LanguageHead, head_divergence, head_loss, token_scores
-from compress.stages.recovery.settings import AdapterTraining, ScaleTuning
+from compress.stages.base import Context
+from compress.stages.recovery.settings import AdapterTraining, Recovery, ScaleTuning
 from compress.stages.training import processes
 from compress.stages.training.checkpoint import TrainingCheckpoint
 from compress.stages.training.loop import Trainee, train
 from compress.stages.training.sequences import TokenSequences, check_enough
-from compress.stages.training.settings import SequenceTraining
+from compress.stages.training.settings import Optimizer, TrainingSettings
 from compress.tasks.task import Examples
 from compress.utils.errors import DataError, StageError
 from compress.utils.torch_device import uses_bf16
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from transformers import PreTrainedModel
-    from transformers.utils import ModelOutput
-
-    from compress.stages.base import Context
 
 MOST_PASSES = 1000
 _PROBE_TOKENS = 16
@@ -65,7 +60,7 @@ class Recovered(NamedTuple):
         )
 
 
-def recovery_sequences(checkpoint: Checkpoint, settings: SequenceTraining, context: Context) -> TokenSequences:
+def recovery_sequences(checkpoint: Checkpoint, settings: Recovery, context: Context) -> TokenSequences:
     """Tokenize the recipe's text into sequences. Raises `DataError` and `ModelError`."""
     tokenizer = load_tokenizer(checkpoint.folder)
 
@@ -90,16 +85,6 @@ def recovery_sequences(checkpoint: Checkpoint, settings: SequenceTraining, conte
     return TokenSequences(Examples(learned, {"input_ids": 0}), Examples([judged[i] for i in chosen], {"input_ids": 0}))
 
 
-def check_sequences(start: Path, settings: SequenceTraining, context: Context) -> None:
-    """Verify that the text is enough for a step, and that the model in ``start`` can generate what is requested.
-
-    Raises `DataError` and `ModelError`.
-    """
-    recovery_sequences(Checkpoint(start), settings, context)
-    if settings.teacher_writes is not None:
-        settings.teacher_writes.check(load_tokenizer(start))
-
-
 def token_shares(ids: torch.Tensor, counted: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Return each token's share of the loss on predictions and of that on the following tokens, both [B, L].
 
@@ -112,10 +97,8 @@ def token_shares(ids: torch.Tensor, counted: torch.Tensor | None) -> tuple[torch
     if counted is not None:
         labels_each *= counted.roll(-1, 1)
         token_weights = labels_each.clone()
-    token_weights, labels_each = (
-        share / processes.mean(share.sum()).clamp(min=1) for share in (token_weights, labels_each)
-    )
-    return token_weights, labels_each
+    first, second = (share / processes.mean(share.sum()).clamp(min=1) for share in (token_weights, labels_each))
+    return first, second
 
 
 class Body(nn.Module):
@@ -136,18 +119,15 @@ class Body(nn.Module):
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Return the states that the head turns into logits."""
-        states: torch.Tensor = self.outputs(input_ids).last_hidden_state
-        return states
+        return self.outputs(input_ids).last_hidden_state  # type: ignore[no-any-return]
 
     def head(self, dtype: torch.dtype) -> torch.Tensor:
         """Return the head's weight [V, W]."""
         layer = self.causal.get_output_embeddings()
         if isinstance(layer, QuantizedLinear | QuantizedEmbedding):
             return layer.grid.weight(dtype)
-        weight: torch.Tensor = (
-            layer.weight if self.tokens is None else layer.weight[self.tokens.to(layer.weight.device)]
-        )
-        return weight.to(dtype)
+        weight: torch.Tensor = layer.weight
+        return (weight if self.tokens is None else weight[self.tokens.to(weight.device)]).to(dtype)
 
     def move(self, device: torch.device) -> None:
         """Move the weights to ``device``."""
@@ -271,11 +251,10 @@ class RecoveryTrainer:
             )
         for body in bodies:
             body.require_plain_head(windows.held_out)
-        low = uses_bf16(settings.precision)
-        dtype = torch.bfloat16 if low else torch.float32
-        if low:
+        dtype = torch.bfloat16 if uses_bf16(settings.precision) else torch.float32
+        if dtype == torch.bfloat16:
             bodies[1].lower()
-        return cls(bodies[0], bodies[1], windows, settings, dtype)
+        return cls(*bodies, windows, settings, dtype)
 
     def train(self, context: Context, description: str) -> Recovered:
         """Train the student in place, and report the change."""
@@ -284,18 +263,24 @@ class RecoveryTrainer:
             f"{description}: KL to the teacher {quality_before.divergence:.4f} nats a token, perplexity "
             f"{quality_before.perplexity:.2f} (teacher {quality_before.teacher_perplexity:.2f}) before"
         )
-        training_checkpoint = None if processes.several() else TrainingCheckpoint(context.scratch)
         trainee = Trainee(
             self.student,
             self.windows.train,
             self.loss,
             validate=lambda: -self._error(self.quality()),
-            kept=training_checkpoint,
+            kept=None if processes.several() else TrainingCheckpoint(context.scratch),
             known=self.student.causal,
         )
-        rate, dropout, low = self.settings.learning_rate, self.settings.dropout, self.dtype == torch.bfloat16
-        settings = self.settings.training(rate, len(self.windows.train), low, dropout)
-        train(trainee, settings, context.seed, context.progress, description)
+        settings = self.settings
+        config = TrainingSettings(
+            epochs=settings.steps / -(-len(self.windows.train) // settings.batch_size),
+            learning_rate=settings.learning_rate,
+            batch_size=settings.batch_size,
+            optimizer=Optimizer(warmup_ratio=settings.warmup_ratio, weight_decay=0.0),
+            dropout=settings.dropout,
+            precision="bf16" if self.dtype == torch.bfloat16 else "fp32",
+        )
+        train(trainee, config, context.seed, context.progress, description)
         # The loop has put back the state that was judged best, by this run or by one that was killed.
         recovered = Recovered(quality_before, self.quality())
         context.note(f"{description}: {recovered}")

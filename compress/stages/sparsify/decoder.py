@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,19 +14,17 @@ from compress.models.folder_checks import refuse_quantized
 from compress.numerics.gptq import output_error
 from compress.numerics.pruning import magnitude_masks, sparsegpt, wanda
 from compress.numerics.sparse_solver import Pattern
+from compress.stages.base import Context
 from compress.stages.blockwise.blockwise_model import BlockwiseModel, build_blockwise_model
 from compress.stages.blockwise.calibration import CalibrationActivations, calibration_sequences
 from compress.stages.blockwise.layers import Layer, linears
 from compress.stages.blockwise.resume import BlockCache
 from compress.stages.blockwise.write import write_pruned
 from compress.stages.prune_decoder.settings import calibration_settings
+from compress.stages.sparsify.settings import DecoderSparsity
 from compress.utils.errors import StageError
 from compress.utils.storage import storage_errors
 from compress.utils.torch_device import autocast, current_device, device_memory_errors
-
-if TYPE_CHECKING:
-    from compress.stages.base import Context
-    from compress.stages.sparsify.settings import DecoderSparsity
 
 
 def sparsify_checkpoint(checkpoint: Checkpoint, settings: DecoderSparsity, context: Context) -> Checkpoint:
@@ -49,7 +46,12 @@ def sparsify_checkpoint(checkpoint: Checkpoint, settings: DecoderSparsity, conte
         text = calibration_settings(settings)
         stream = None if ids is None else CalibrationActivations(decoder, text, ids, context.scratch)
         _Walk(decoder, settings, pattern, finished, stream).run(context)
-        sparse = write_pruned(checkpoint, context.scratch / "sparse", {}, _tensors(decoder, finished))
+        changed = {name: index for index in range(len(decoder.blocks)) for name in finished.names(index)}
+        tensors = (
+            (name, finished.tensor(changed[name], name) if name in changed else checkpoint.stored(name))
+            for name in checkpoint.files
+        )
+        sparse = write_pruned(checkpoint, context.scratch / "sparse", {}, tensors)
     layers = [layer for index in range(len(decoder.blocks)) for layer in finished.layers(index) or ()]
     zeros = sum(int((sparse.stored(f"{layer.name}.weight") == 0).sum()) for layer in layers)
     share = zeros / sum(layer.rows * layer.columns for layer in layers)
@@ -122,7 +124,7 @@ class _Walk:
                 with autocast(False, self.decoder.device):  # the block's own pass, which this is within, may be in bf16
                     sparse = self._solve(name, dense, hessian)
                 # As it will be stored, so that what follows is solved on what readers will compute.
-                sparse = sparse.to(self.decoder.checkpoint.stored(f"{name}.weight").dtype).float()
+                sparse = self.decoder.rounded(name, sparse)
                 error = None if hessian is None else output_error(dense, sparse, hessian)
                 solved[name] = Layer(name, len(dense), dense.shape[1], bits=None, error=error)
                 modules[name].weight = nn.Parameter(sparse, requires_grad=False)
@@ -132,7 +134,11 @@ class _Walk:
                 solve([name], None)
         else:
             self.stream.leave(index, self.stream.pass_through(index, modules).solve(solve))
-        tensors = {f"{name}.weight": self._stored(name, part.weight.data) for name, part in modules.items()}
+        checkpoint, tensors = self.decoder.checkpoint, dict[str, torch.Tensor]()
+        for name, part in modules.items():
+            weight, full_name = part.weight.data, f"{name}.weight"
+            weight = weight.T.contiguous() if name in self.decoder.transposed else weight
+            tensors[full_name] = weight.to(checkpoint.stored(full_name).dtype)
         self.decoder.unload(index)
         self.finished.store(index, tensors, [solved[name] for name in modules])
         if self.stream is not None:
@@ -151,17 +157,3 @@ class _Walk:
                 f"The layer {name} cannot be pruned: {error}.",
                 hint="give more calibration text (samples), or raise damp_percent",
             ) from error
-
-    def _stored(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """Return a layer's weight as its file stores it."""
-        turned = weight.T.contiguous() if name in self.decoder.transposed else weight
-        return turned.to(self.decoder.checkpoint.stored(f"{name}.weight").dtype)
-
-
-def _tensors(decoder: BlockwiseModel, finished: BlockCache) -> Iterator[tuple[str, torch.Tensor]]:
-    changed = {name: index for index in range(len(decoder.blocks)) for name in finished.names(index)}
-    for name in decoder.checkpoint.files:
-        if name in changed:
-            yield name, finished.tensor(changed[name], name)
-        else:
-            yield name, decoder.checkpoint.stored(name)

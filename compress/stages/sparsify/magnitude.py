@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,15 +13,12 @@ from compress.models.custom_module import CustomModule
 from compress.models.model import TorchModel
 from compress.numerics.pruning import cubic_sparsity, magnitude_masks
 from compress.numerics.sparse_solver import Pattern
+from compress.stages.base import Context
 from compress.stages.sparsify.settings import GradualSparsity, MagnitudeSparsity
 from compress.stages.training.loop import Trainee, train
 from compress.stages.training.sharding import gathered
 from compress.tasks.inference import loss_of
 from compress.utils.errors import StageError
-
-if TYPE_CHECKING:
-    from compress.stages.base import Context
-
 
 _UPDATES = 100
 _FINAL_SPARSITY_AT = 0.7
@@ -31,61 +28,47 @@ _FINAL_SPARSITY_AT = 0.7
 def sparsify(model: TorchModel, settings: MagnitudeSparsity, context: Context) -> None:
     """Set the smallest weights of ``model``'s layers to zero in place, and report the density and file size.
 
-    Raises `StageError` for layers that the pattern does not fit.
+    With settings of a training, more and more weights become zero while it trains. Raises `StageError` for layers that
+    the pattern does not fit.
     """
-    pattern, weights = _pattern_and_weights(model, settings)
-    dense = zipped_bytes(model.tensors().values())
-    _zero(weights, magnitude_masks(weights, settings.zeros, settings.scope, pattern))
-    _report(model, weights, settings, dense, "sparsify", context)
-
-
-def sparsify_gradually(model: TorchModel, settings: GradualSparsity, context: Context) -> None:
-    """Train ``model`` in place while more and more of its weights become zero, and report the density and file size.
-
-    Raises `StageError` for layers that the pattern does not fit.
-    """
-    pattern, weights = _pattern_and_weights(model, settings)
-    dense = zipped_bytes(model.tensors().values())
-    _train(model, weights, pattern, settings, context)
-    _report(model, weights, settings, dense, "sparsify_gradually", context)
-
-
-def _pattern_and_weights(model: TorchModel, settings: MagnitudeSparsity) -> tuple[Pattern | None, list[torch.Tensor]]:
     pattern = None if settings.pattern is None else Pattern.read(settings.pattern)
-    return pattern, [layer.weight for layer in _layers(model, pattern).values()]
+    weights = [layer.weight for layer in _layers(model, pattern)]
+    dense_bytes, stage = zipped_bytes(model.tensors().values()), "sparsify"
+    if isinstance(settings, GradualSparsity):
+        stage = "sparsify_gradually"
+        _train(model, weights, pattern, settings, context)
+    else:
+        _zero(weights, magnitude_masks(weights, settings.zeros, settings.scope, pattern))
+    zeros, count = sum(int((weight == 0).sum()) for weight in weights), sum(weight.numel() for weight in weights)
+    shape = "" if settings.pattern is None else f" in the pattern {settings.pattern}"
+    layers = f"{zeros / count:.2%} of the weights of {len(weights)} layers are zero{shape}"
+    context.note(f"{stage}: {layers}, {zeros / model.parameters():.1%} of all parameters")
+    tensors = list(model.tensors().values())
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    context.note(
+        f"{stage}: zeros are stored like other weights: {stored / 1e6:.2f} MB as before; deflated, as zip does it, "
+        f"{zipped_bytes(tensors) / 1e6:.2f} MB in place of {dense_bytes / 1e6:.2f} MB"
+    )
 
 
-def _report(
-    model: TorchModel,
-    weights: Sequence[torch.Tensor],
-    settings: MagnitudeSparsity,
-    dense_bytes: int,
-    stage: str,
-    context: Context,
-) -> None:
-    context.note(f"{stage}: {_density(model, weights, settings.pattern)}")
-    context.note(f"{stage}: {_sizes(model, dense_bytes)}")
-
-
-def _layers(model: TorchModel, pattern: Pattern | None) -> dict[str, nn.Linear | nn.Conv2d]:
-    """Return the layers to prune, by name. Raises `StageError` without any, or if some do not hold the pattern."""
+def _layers(model: TorchModel, pattern: Pattern | None) -> list[nn.Linear | nn.Conv2d]:
+    """Return the layers to prune. Raises `StageError` without any, or if some do not hold the pattern."""
     layers = sparse_layers(model.module)
     if not layers:
         raise StageError(
             "The model has no layer whose weights may go.",
             expected="linear layers, or convolutions beyond the first that aren't depthwise",
         )
-    shapes = {name: (layer.weight.shape[0], layer.weight.shape[1]) for name, layer in layers.items()}
-    misfits = [name for name, shape in shapes.items() if pattern is not None and not pattern.fits(*shape)]
+    misfits = [name for name, layer in layers.items() if pattern and not pattern.fits(*layer.weight.shape[:2])]
     if misfits:
-        outputs, inputs = shapes[misfits[0]]
+        outputs, inputs = layers[misfits[0]].weight.shape[:2]
         others = f", and {len(misfits) - 1} layers more," if len(misfits) > 1 else ""
         raise StageError(
             f"{misfits[0]}{others} cannot hold the pattern {pattern}: it has {inputs} inputs and {outputs} outputs.",
             expected=f"inputs in multiples of {pattern.second}" if pattern and not pattern.blocks else "whole blocks",
             hint="choose a pattern that divides them, or do without one",
         )
-    return layers
+    return list(layers.values())
 
 
 def _train(
@@ -119,25 +102,6 @@ def _train(
 def _zero(weights: Sequence[torch.Tensor], masks: list[torch.Tensor]) -> None:
     for weight, mask in zip(weights, masks, strict=True):
         weight.mul_(mask.to(weight.device))
-
-
-def _density(model: TorchModel, weights: Sequence[torch.Tensor], pattern: str | None) -> str:
-    """Return the counted share of zero weights, in words."""
-    zeros, of = sum(int((weight == 0).sum()) for weight in weights), sum(weight.numel() for weight in weights)
-    shape = "" if pattern is None else f" in the pattern {pattern}"
-    return (
-        f"{zeros / of:.2%} of the weights of {len(weights)} layers are zero{shape}, "
-        f"{zeros / model.parameters():.1%} of all parameters"
-    )
-
-
-def _sizes(model: TorchModel, dense: int) -> str:
-    tensors = list(model.tensors().values())
-    stored = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return (
-        f"zeros are stored like other weights: {stored / 1e6:.2f} MB as before; deflated, as zip does it, "
-        f"{zipped_bytes(tensors) / 1e6:.2f} MB in place of {dense / 1e6:.2f} MB"
-    )
 
 
 def zipped_bytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -23,27 +23,21 @@ class Sparsity(Frozen):
 
     @model_validator(mode="after")
     def _sparsity_or_pattern(self) -> Self:
-        if self.pattern is None:
+        pattern = None if self.pattern is None else Pattern.read(self.pattern)
+        if pattern is None or pattern.blocks:
             if self.sparsity is None:
-                raise ValueError("sparsity or a pattern")
-            return self
-        pattern = Pattern.read(self.pattern)
-        if pattern.blocks:
-            if self.sparsity is None:
-                raise ValueError("sparsity, the share of blocks that become zero")
-            return self
-        if pattern.first >= pattern.second:
+                lacking = "sparsity, the share of blocks that become zero" if pattern else "sparsity or a pattern"
+                raise ValueError(lacking)
+        elif pattern.first >= pattern.second:
             raise ValueError(f"a pattern N:M that keeps N of M, N below M; {self.pattern} removes nothing")
-        if self.sparsity is not None:
+        elif self.sparsity is not None:
             raise ValueError(f"no sparsity: the pattern {self.pattern} means {pattern.sparsity:.0%}")
         return self
 
     @property
     def zeros(self) -> float:
         """Share of the weights that become zero."""
-        share = (
-            self.sparsity if self.pattern is None or self.sparsity is not None else Pattern.read(self.pattern).sparsity
-        )
+        share = Pattern.read(self.pattern).sparsity if self.sparsity is None and self.pattern else self.sparsity
         assert share is not None, "validated"
         return share
 
@@ -85,9 +79,7 @@ class DecoderSparsity(Sparsity):
     def _fields_have_an_effect(self) -> Self:
         if self.method == "magnitude":
             if unused := changed_fields(self, ["samples", "sequence_length", "damp_percent", "precision"]):
-                raise ValueError(
-                    f"method: wanda or sparsegpt, since magnitude reads no text, which {unused[0]} concerns"
-                )
+                raise ValueError(f"method: wanda or sparsegpt; magnitude reads no text, which {unused[0]} concerns")
         elif self.pattern is not None and Pattern.read(self.pattern).blocks:
             raise ValueError(f"a pattern N:M, or none; {self.method} chooses single weights, not blocks")
         if self.method == "wanda" and changed_fields(self, ["damp_percent"]):

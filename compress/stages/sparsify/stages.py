@@ -82,9 +82,9 @@ class SparsifyGradually(GradualSparsity, Stage[TorchModel, TorchModel]):
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Train and prune ``model`` in place. Raises `StageError` for layers that the pattern does not fit."""
-        from compress.stages.sparsify.magnitude import sparsify_gradually
+        from compress.stages.sparsify.magnitude import sparsify
 
-        sparsify_gradually(model, self, context)
+        sparsify(model, self, context)
         return model
 
 

@@ -69,12 +69,10 @@ def random_crop(images: np.ndarray, padding: int, fill: np.ndarray, generator: n
     padded[:, :, padding : padding + height, padding : padding + width] = images
     windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
     top, left = generator.integers(0, 2 * padding + 1, (2, count))
-    cropped: np.ndarray = windows[np.arange(count), :, top, left]
-    return cropped
+    return np.asarray(windows[np.arange(count), :, top, left])
 
 
 def random_horizontal_flip(images: np.ndarray, probability: float, generator: np.random.Generator) -> np.ndarray:
     """``images`` [B, C, H, W], each mirrored left to right with ``probability``, drawn for each by itself."""
     mirrored = generator.random(len(images)) < probability
-    flipped: np.ndarray = np.where(mirrored[:, None, None, None], images[..., ::-1], images)
-    return flipped
+    return np.asarray(np.where(mirrored[:, None, None, None], images[..., ::-1], images))

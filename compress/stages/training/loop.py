@@ -143,11 +143,9 @@ class LengthGroupedBatches(Sampler[list[int]]):
         """Batches of the next epoch that are left out, since they have been learned from."""
 
     def __len__(self) -> int:
-        pool = self.batch_size * _POOL
-        full, remainder = divmod(len(self.lengths), pool)
-        if self.whole:
-            return full * _POOL + remainder // self.batch_size
-        return full * _POOL + math.ceil(remainder / self.batch_size)
+        full, remainder = divmod(len(self.lengths), self.batch_size * _POOL)
+        last = remainder / self.batch_size
+        return full * _POOL + (math.floor(last) if self.whole else math.ceil(last))
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = np.random.default_rng([self.seed, self.epoch])
@@ -208,12 +206,12 @@ def train(trainee: Trainee, config: TrainingSettings, seed: int, progress: Progr
     if frozen is not None and augmentation is None:
         frozen.keep_states(trainee.examples, device_uses_bf16(config.precision), progress, description)
     length = trainee.length or Length(max(1, round(config.epochs * len(loader))))
-    session = _Session(trainee, config, accelerator, optimizer, length, frozen, sampler)
+    session = _Session(trainee, config, accelerator, optimizer, length, frozen, sampler, progress, description)
     with (
         _dropout(trainee.module, config.dropout),
         device_memory_errors(description, "batch_size or the length of examples"),
     ):
-        losses = session.run(module, loader, progress, description)
+        losses = session.run(module, loader)
     if frozen is not None:
         frozen.requires_grad_(True)
     if trainee.freeze_embeddings:
@@ -228,14 +226,13 @@ def train(trainee: Trainee, config: TrainingSettings, seed: int, progress: Progr
 @contextlib.contextmanager
 def _dropout(module: nn.Module, probability: float | None) -> Iterator[None]:
     """Train with another dropout probability than the model's own, and put that back."""
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.Dropout)]
-    probabilities = [layer.p for layer in layers]
-    for layer in layers:
+    probabilities = {layer: layer.p for layer in module.modules() if isinstance(layer, nn.Dropout)}
+    for layer in probabilities:
         layer.p = layer.p if probability is None else probability
     try:
         yield
     finally:
-        for layer, original in zip(layers, probabilities, strict=True):
+        for layer, original in probabilities.items():
             layer.p = original
 
 
@@ -246,11 +243,9 @@ def _optimizer(trainee: Trainee, config: TrainingSettings) -> torch.optim.Optimi
         if parameter.requires_grad:
             # Biases and norms have one dimension, and weight decay does not help them.
             (decayed if parameter.ndim > 1 else plain).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.optimizer.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=True)
+    decays = ((decayed, config.optimizer.weight_decay), (plain, 0.0))
+    groups = [{"params": parameters, "weight_decay": decay} for parameters, decay in decays if parameters]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 
 @dataclass
@@ -262,6 +257,8 @@ class _Session:
     length: Length
     frozen: FrozenLayers | None
     sampler: LengthGroupedBatches
+    progress: Progress
+    description: str
     best: tuple[float, dict[str, torch.Tensor]] | None = None
     done: int = 0
     losses: list[float] = field(default_factory=list)
@@ -269,43 +266,43 @@ class _Session:
     """Of the losses in this epoch."""
     over: bool = False
 
-    def run(self, module: nn.Module, loader: DataLoader[int], progress: Progress, description: str) -> list[float]:
-        """Train the module, and return the mean loss of each epoch.
-
-        Args:
-            module: Module to train.
-            loader: Batches of example indices.
-            progress: Progress bars and messages.
-            description: Name of the stage in messages.
-        """
+    def run(self, module: nn.Module, loader: DataLoader[int]) -> list[float]:
+        """Train the module on the batches of ``loader``, and return the mean loss of each epoch."""
         module.train()
+        checkpoint, stopped = self.trainee.kept, self.trainee.stopped
         # Restore the state of a killed run, if there is one.
-        self._go_on(len(loader), progress, description)
+        if checkpoint is not None and (state := checkpoint.read()) is not None:
+            self._restore(state)
+            self.sampler.epoch, self.sampler.skipped = divmod(self.done, len(loader))
+            self.progress.note(f"{self.description}: goes on after step {self.done}")
         self.length.begin()
         try:
             batches, steps_before = self._batches(loader), self.done
             # With a time budget the number of steps is an estimate that changes.
             left = self.length.steps_in_all(steps_before) - steps_before
             total = left if self.length.seconds is None else lambda: self.length.steps_in_all(self.done) - steps_before
-            for batch in progress.track(batches, description, total):
+            for batch in self.progress.track(batches, self.description, total):
                 self._step(module, batch)
                 self.over = self._is_over()
                 if self.done % len(loader) == 0 or self.over:
-                    self._end_epoch(len(loader), progress, description)
+                    self._end_epoch(len(loader))
                     module.train()
-                if self.trainee.kept is not None and self.trainee.kept.is_due():
+                if checkpoint is not None and checkpoint.is_due():
                     tensors = trained_tensors(self.trainee.module, self.trainee.extra)
-                    best = None if self.best is None else self.best[1]
-                    figures = {
-                        "done": self.done,
-                        "losses": self.losses,
-                        "total": self.total,
-                        "best": None if self.best is None else self.best[0],
-                        "seconds": self.length.seconds_spent(),
-                    }
-                    self.trainee.kept.write(TrainingState(figures, tensors, moments(self.optimizer), best))
+                    merit, best = self.best or (None, None)
+                    figures = {"done": self.done, "losses": self.losses, "total": self.total, "best": merit}
+                    figures["seconds"] = self.length.seconds_spent()
+                    checkpoint.write(TrainingState(figures, tensors, moments(self.optimizer), best))
         except NotFiniteError as error:
-            self._stop(error, module, len(loader), progress, description)
+            # End with the state that was last stored.
+            state = None if checkpoint is None or stopped is None else checkpoint.read()
+            if state is None or stopped is None:
+                raise
+            self._restore(state)
+            after = f"The model is as it was after step {self.done}"
+            stopped(f"{self.description}: {error.what} {after}; {error.hint}.")
+            if self.done % len(loader):
+                self._end_epoch(len(loader))
         # Return to the weights of the best epoch.
         if self.best is not None:
             self.trainee.module.load_state_dict(self.best[1])
@@ -344,7 +341,12 @@ class _Session:
         value = 0.0
         for piece_number, piece in enumerate(pieces, 1):
             with contextlib.nullcontext() if piece_number == len(pieces) else self.accelerator.no_sync(module):
-                value += self._backward(module, piece)
+                loss = self._loss(module, piece)
+                piece_value = float(processes.mean(loss.detach()))
+                if not math.isfinite(piece_value):
+                    self._refuse("The training loss", piece_value, module, [piece])
+                self.accelerator.backward(loss)
+                value += piece_value
         parameters = [*trainee.module.parameters(), *trainee.extra]
         # All processes see the same norm, so all of them stop if it is not finite.
         norm = self.accelerator.clip_grad_norm_(parameters, self.config.optimizer.max_gradient_norm)
@@ -360,14 +362,6 @@ class _Session:
         if trainee.told is not None:
             trainee.told(self.done, self.length.share(self.done), value)
 
-    def _backward(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> float:
-        loss = self._loss(module, batch)
-        value = float(processes.mean(loss.detach()))
-        if not math.isfinite(value):
-            self._refuse("The training loss", value, module, [batch])
-        self.accelerator.backward(loss)
-        return value
-
     def _loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         trainee, device = self.trainee, self.accelerator.device.type
         with (
@@ -379,41 +373,12 @@ class _Session:
     def _refuse(self, what: str, value: float, module: nn.Module, pieces: list[dict[str, torch.Tensor]]) -> NoReturn:
         """Raise `NotFiniteError`, which names the layer where it began."""
         self.optimizer.zero_grad()
-        layer = blamed(
-            self.trainee.known or self.trainee.module, lambda: [self._loss(module, piece) for piece in pieces]
-        )
+        named_module = self.trainee.known or self.trainee.module
+        layer = blamed(named_module, lambda: [self._loss(module, piece) for piece in pieces])
         raise NotFiniteError(
             f"{what} became {value} at step {self.done + 1}{self.length.of()}{layer}.",
             hint="lower learning_rate, or set precision: fp32",
         )
-
-    def _end_epoch(self, batches: int, progress: Progress, description: str) -> None:
-        self.losses.append(self.total / ((self.done - 1) % batches + 1))
-        self.total = 0.0
-        self._judge(progress, description, self.losses)
-
-    def _stop(
-        self, error: NotFiniteError, module: nn.Module, batches: int, progress: Progress, description: str
-    ) -> None:
-        """End with what was last kept. Raises ``error`` again where nothing was."""
-        checkpoint, stopped = self.trainee.kept, self.trainee.stopped
-        state = None if checkpoint is None or stopped is None else checkpoint.read()
-        if state is None or stopped is None:
-            raise error
-        self._restore(state)
-        stopped(f"{description}: {error.what} The model is as it was after step {self.done}; {error.hint}.")
-        if self.done % batches:
-            self._end_epoch(batches, progress, description)
-
-    def _go_on(self, batches: int, progress: Progress, description: str) -> None:
-        """Begin where a killed training was last kept."""
-        checkpoint = self.trainee.kept
-        state = None if checkpoint is None else checkpoint.read()
-        if state is None:
-            return
-        self._restore(state)
-        self.sampler.epoch, self.sampler.skipped = divmod(self.done, batches)
-        progress.note(f"{description}: goes on after step {self.done}")
 
     def _restore(self, state: TrainingState) -> None:
         put_back(trained_tensors(self.trainee.module, self.trainee.extra), state.tensors)
@@ -423,15 +388,17 @@ class _Session:
         self.best = None if state.best is None else (figures["best"], state.best)
         self.length.go_on(figures["seconds"])
 
-    def _judge(self, progress: Progress, description: str, losses: list[float]) -> None:
-        """Say how the epoch went, and keep it if it is the best one."""
-        summary = f"{description}: epoch {len(losses)}, loss {losses[-1]:.4f}"
+    def _end_epoch(self, batches: int) -> None:
+        """Report the loss of an epoch of ``batches``, and keep its weights if it is the best one."""
+        self.losses.append(self.total / ((self.done - 1) % batches + 1))
+        self.total = 0.0
+        summary = f"{self.description}: epoch {len(self.losses)}, loss {self.losses[-1]:.4f}"
         if self.trainee.validate is None:
-            progress.note(summary)
+            self.progress.note(summary)
             return
         self.trainee.module.eval()
         merit = self.trainee.validate()
-        progress.note(f"{summary}, validation {merit:.4f}")
+        self.progress.note(f"{summary}, validation {merit:.4f}")
         if self.trainee.keep_best and (self.best is None or merit > self.best[0]):
             state = {name: tensor.detach().clone() for name, tensor in self.trainee.module.state_dict().items()}
             self.best = merit, state

@@ -75,10 +75,7 @@ def accelerator(split_batches: bool = False) -> Accelerator:
     # What was chosen first stays accelerate's for the whole process, which may run another recipe by now.
     if PartialState._shared_state and (PartialState().device.type == CPU) != on_cpu:
         AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(
-        cpu=on_cpu,
-        dataloader_config=DataLoaderConfiguration(split_batches=split_batches),
-    )
+    return Accelerator(cpu=on_cpu, dataloader_config=DataLoaderConfiguration(split_batches=split_batches))
 
 
 def mean(value: torch.Tensor) -> torch.Tensor:

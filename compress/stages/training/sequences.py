@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from compress.stages.base import Context
+from compress.stages.distill_language_model.settings import LanguageDistillation
 from compress.tasks.task import Examples
 from compress.tasks.token_sequences import cut, learned_tokens, prefix_tokens, spread
 from compress.utils.errors import DataError
 
 if TYPE_CHECKING:
     from compress.models.model import Processor
-    from compress.stages.base import Context
-    from compress.stages.distill_language_model.settings import LanguageDistillation
 
 HELD_OUT = 8
 """Windows that say how well the student does, before and after."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from compress.formats.registry import RUNTIMES
 from compress.results.formatting import parse_duration
-from compress.stages.base import AppliesTo, Requirements
+from compress.stages.base import AppliesTo
 from compress.tasks.capability import LOCALIZES, TAKES_IMAGES
 from compress.utils.pydantic_models import Frozen, changed_fields
 
@@ -181,54 +181,3 @@ FIRST_TOKEN_ONLY: bool = Field(
     description="compute in the last layer only the first token, which is all that a classifier reads: the same "
     "function up to rounding, for less work",
 )
-
-
-class SequenceTraining(Frozen):
-    """Settings of AdamW with linear warm-up and decay on sequences of the ``train`` split, new ones in each step."""
-
-    packages: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate")
-    teacher_writes: TeacherWrites | None = TEACHER_WRITES
-    steps: int = Field(100, ge=1, le=1_000_000, description="steps of training; more is better and takes longer")
-    batch_size: int = Field(2, ge=1, description="windows a step")
-    sequence_length: int = Field(512, ge=16, description="tokens of a window")
-    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
-    validation_windows: int = Field(
-        8, ge=1, description="held-out windows (of the validation split, where there is one) that judge the result"
-    )
-    precision: Precision = PRECISION
-
-    def shortened(self, share: float) -> Self:
-        """Return the settings with a share of the steps."""
-        return self.model_copy(update={"steps": max(1, round(self.steps * share))})
-
-    def with_default_training(self) -> Self:
-        """Return the settings with default values in the fields that change nothing but the values of weights."""
-        fields = type(self).model_fields
-        names = ("steps", "batch_size", "sequence_length", "warmup_ratio", "precision")
-        return self.model_copy(update={name: fields[name].default for name in names})
-
-    def needs(self) -> Requirements:
-        """Return the training split."""
-        return Requirements(splits=("train",))
-
-    def called_packages(self) -> tuple[str, ...]:
-        """Return the distributions that the stage calls, with those that generate text."""
-        return (*self.packages, *writing_packages(self.teacher_writes))
-
-    def training(self, learning_rate: float, windows: int, bf16: bool, dropout: float = 0.0) -> TrainingSettings:
-        """Return the settings of the training loop for a number of sequences.
-
-        Args:
-            learning_rate: Highest learning rate.
-            windows: Number of sequences.
-            bf16: Compute in bfloat16.
-            dropout: Dropout probability.
-        """
-        return TrainingSettings(
-            epochs=self.steps / -(-windows // self.batch_size),
-            learning_rate=learning_rate,
-            batch_size=self.batch_size,
-            optimizer=Optimizer(warmup_ratio=self.warmup_ratio, weight_decay=0.0),
-            dropout=dropout,
-            precision="bf16" if bf16 else "fp32",
-        )

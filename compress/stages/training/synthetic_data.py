@@ -10,31 +10,27 @@ from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from compress.formats.generation.decoder import ManyTexts
 from compress.formats.registry import RUNTIMES
 from compress.formats.spec import load
 from compress.models.config_checks import max_positions
+from compress.models.model import TorchModel
 from compress.models.safetensors_file import write_whole
+from compress.stages.base import Context
 from compress.stages.training import processes
-from compress.stages.training.settings import TORCH
+from compress.stages.training.sequences import TokenSequences
+from compress.stages.training.settings import TORCH, TeacherWrites
 from compress.tasks.task import Examples
 from compress.tasks.token_sequences import before_question, cut, prefix_tokens, render_question, spread
 from compress.utils.errors import DataError, StageError
 from compress.utils.torch_device import CPU
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from compress.models.model import TorchModel
-    from compress.stages.base import Context
-    from compress.stages.training.sequences import TokenSequences
-    from compress.stages.training.settings import TeacherWrites
 
 _AT_ONCE, _CACHE_BYTES = 64, 2e9
 """Texts that are written together, at most, and what their keys and values may take."""
@@ -82,7 +78,7 @@ def with_synthetic_text(
     length = len(train.inputs[0][_IDS])
     marks = np.ones((len(train), length), np.int64) if train.labels is None else train.labels
     text = [(example[_IDS], mark) for example, mark in zip(train.inputs, marks, strict=True)]
-    written = []
+    written: list[tuple[np.ndarray, np.ndarray]] = []
     if settings.beginnings:
         written += _gone_on([text[position] for position in spread(len(text), settings.beginnings)], writer)
     if settings.conversations:
@@ -91,8 +87,7 @@ def with_synthetic_text(
         written_count = round(len(text) * settings.share / (1 - settings.share))
         written = text + [written[position % len(written)] for position in range(written_count)]
     counted = np.stack([mark for _, mark in written])
-    inputs = [{_IDS: ids} for ids, _ in written]
-    examples = Examples(inputs, train.padding, None if counted.all() else counted)
+    examples = Examples([{_IDS: ids} for ids, _ in written], train.padding, None if counted.all() else counted)
     return replace(windows, train=examples), writer.seconds
 
 
@@ -100,8 +95,8 @@ def _gone_on(text: Sequence[tuple[np.ndarray, np.ndarray]], writer: _Writer) -> 
     """Return the sequences after their beginnings, and which tokens the teacher generated."""
     given = [int(mark.argmax()) or max(1, len(ids) // _SHARE) for ids, mark in text]
     begun = [ids[:start] for (ids, _), start in zip(text, given, strict=True)]
-    continued = []
     room = [len(ids) - start for (ids, _), start in zip(text, given, strict=True)]
+    continued = []
     for (ids, _), start, more in zip(text, given, writer.write("beginnings", begun, room), strict=True):
         whole, counted = np.full_like(ids, writer.filler), np.zeros(len(ids), np.int64)
         whole[:start], whole[start : start + len(more)] = ids[:start], more
@@ -179,8 +174,8 @@ class _Writer:
     @cached_property
     def _module(self) -> PreTrainedModel:
         module = self.teacher.module.eval()
-        turned = self._bf16 and module.dtype != torch.bfloat16
-        return copy.deepcopy(module).to(torch.bfloat16) if turned else module
+        is_lowered = self._bf16 and module.dtype != torch.bfloat16
+        return copy.deepcopy(module).to(torch.bfloat16) if is_lowered else module
 
     def _at_once(self, tokens: int) -> int:
         """Return how many texts of so many tokens fit, as if each head had keys and values of its own in float32."""
@@ -203,9 +198,7 @@ class _Writer:
     def _written(
         self, begun: Sequence[np.ndarray], room: int, number: int, temperature: float | None
     ) -> list[np.ndarray]:
-        chosen: dict[str, Any] = {"do_sample": False}
-        if temperature is not None:
-            chosen = {"do_sample": True, "temperature": temperature, "top_k": 0}
+        chosen: dict[str, Any] = {} if temperature is None else {"temperature": temperature, "top_k": 0}
         longest = max(map(len, begun))
         ids = torch.full((len(begun), longest), self.filler)
         mask = torch.zeros_like(ids)
@@ -217,12 +210,13 @@ class _Writer:
         others = [] if module.device.type == CPU else [module.device]
         with torch.inference_mode(), torch.random.fork_rng(others, device_type=module.device.type):
             torch.manual_seed(self._context.seed + number)
-            output_ids = module.generate(**given, max_new_tokens=room, pad_token_id=self.filler, **chosen)
-        return [self._up_to_the_end(row[longest:].cpu().numpy()) for row in output_ids]
-
-    def _up_to_the_end(self, ids: np.ndarray) -> np.ndarray:
-        ended = np.isin(ids, sorted(self._ends))
-        return ids[: int(ended.argmax()) + 1] if ended.any() else ids
+            output_ids = module.generate(
+                **given, max_new_tokens=room, pad_token_id=self.filler, do_sample=temperature is not None, **chosen
+            )
+        texts = [row[longest:].cpu().numpy() for row in output_ids]
+        # Each text ends with its first end token.
+        ended = [np.isin(ids, sorted(self._ends)) for ids in texts]
+        return [ids[: int(end.argmax()) + 1] if end.any() else ids for ids, end in zip(texts, ended, strict=True)]
 
     def ends(self, ids: np.ndarray) -> bool:
         """Return whether a generated text came to its end."""

@@ -14,20 +14,17 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from compress.stages.base import Context
 from compress.stages.recovery.trainer import Body
 from compress.stages.training import processes
+from compress.stages.training.sequences import TokenSequences
 from compress.utils.environment import package_versions
 from compress.utils.storage import cache_key
-
-if TYPE_CHECKING:
-    from compress.stages.base import Context
-    from compress.stages.training.sequences import TokenSequences
 
 _SPARE_BYTES = 1 << 30
 """Left free on the disk."""
@@ -60,19 +57,20 @@ class TeacherStates:
         if self.together:
             missing = processes.any_says(missing)
         self.found += int((~missing).sum())
-        every = [
-            self._answer(window, file) if state is None or miss else state
-            for window, file, state, miss in zip(ids, files, known, missing.tolist(), strict=True)
-        ]
+        every: list[Said] = []
+        for window, file, state, miss in zip(ids, files, known, missing.tolist(), strict=True):
+            if state is None or miss:
+                self.answered += 1
+                with torch.no_grad():
+                    state = self.ask(self.teacher, window[None])
+                if file is not None:
+                    # Several processes may write the same file.
+                    partial = file.with_suffix(f".{os.getpid()}")
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, partial)
+                    partial.replace(file)
+            every.append(state)
         return {name: torch.stack([state[name].to(ids.device) for state in every]) for name in every[0]}
-
-    def _answer(self, ids: torch.Tensor, file: Path | None) -> Said:
-        self.answered += 1
-        with torch.no_grad():
-            states = self.ask(self.teacher, ids[None])
-        if file is not None:
-            _write(file, states)
-        return states
 
     def _file(self, folder: Path, ids: torch.Tensor) -> Path:
         teacher_ids = ids if self.teacher.tokens is None else self.teacher.tokens[ids.cpu()]
@@ -86,13 +84,6 @@ def _read(file: Path, tokens: int) -> Said | None:
     except (OSError, SafetensorError):
         return None
     return states if states and all(len(tensor) == tokens for tensor in states.values()) else None
-
-
-def _write(file: Path, said: Said) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}")
-    save_file({name: tensor.cpu().contiguous() for name, tensor in said.items()}, partial)
-    partial.replace(file)
 
 
 def states_key(teacher: Body, dtype: torch.dtype) -> str:

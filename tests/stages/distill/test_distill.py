@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -93,46 +92,6 @@ def test_a_student_comes_to_agree_with_its_teacher(method: str):
     assert agreement(student, teacher()) >= 0.9 > agreement(untrained, teacher())
     assert divergence(student, teacher()) < first / 3
     assert len(losses.seen) == 8 and losses.seen[-1] < losses.seen[0] / 2
-
-
-@pytest.mark.parametrize("method", ["distilbert", "tinybert", "minilm"])
-def test_each_method_lowers_its_own_loss_alone(method: str):
-    given, losses = context()
-    stage = Distill(**LEARN, method=method, logits_weight=0, student={"layers": [1]})
-    stage.run(teacher(), given)
-    assert losses.seen[-1] < losses.seen[0] * 0.6
-
-
-def measured(model: TorchModel, what: Callable[[Any, torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    module = copy.deepcopy(model.module).eval()
-    module.set_attn_implementation("eager")
-    batch = model.processor(tiny.texts(24, seed=2), padding=True, return_tensors="pt", return_token_type_ids=False)
-    with torch.no_grad():
-        outputs = module(**batch, output_hidden_states=True, output_attentions=True)
-    return what(outputs, batch["attention_mask"]), batch["attention_mask"].float()
-
-
-def cosine_distance(model: TorchModel) -> float:
-    """Mean angle between last hidden states, through transformers' own outputs."""
-    mine, mask = measured(model, lambda outputs, _: outputs.hidden_states[-1])
-    theirs, _ = measured(teacher(), lambda outputs, _: outputs.hidden_states[-1])
-    cosine = (mine * theirs).sum(-1) / mine.norm(dim=-1) / theirs.norm(dim=-1)
-    return float((1 - cosine)[mask == 1].mean())
-
-
-def attention_divergence(model: TorchModel) -> float:
-    """KL of the last layer's attention probabilities, through transformers' own outputs."""
-    mine, mask = measured(model, lambda outputs, _: outputs.attentions[-1])
-    theirs, _ = measured(teacher(), lambda outputs, _: outputs.attentions[-1])
-    terms = torch.where(theirs > 0, theirs * (theirs.clamp_min(1e-12) / mine.clamp_min(1e-12)).log(), 0.0)
-    return float(terms.sum(-1).mean(1)[mask == 1].mean())
-
-
-@pytest.mark.parametrize(("method", "distance"), [("distilbert", cosine_distance), ("minilm", attention_divergence)])
-def test_representations_come_closer(method: str, distance: Callable[[TorchModel], float]):
-    given, _ = context()
-    student = Distill(**LEARN, method=method, teacher="finetune").run(tiny.encoder(seed=8), given)
-    assert distance(student) < distance(tiny.encoder(seed=8)) / 2
 
 
 @pytest.mark.parametrize("method", ["logits", "distilbert", "minilm"])
@@ -416,17 +375,12 @@ def test_distilbert_compares_the_last_hidden_states():
     assert loss("distilbert", teacher, student) == pytest.approx(1 - mean(cosines), rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["distilbert", "tinybert", "minilm"])
-def test_a_model_does_not_differ_from_itself(method: str):
-    assert loss(method, tiny.encoder(), tiny.encoder()) == pytest.approx(0, abs=1e-5)
-
-
 @pytest.mark.parametrize(("method", "count"), [("distilbert", 1), ("tinybert", tiny.LAYERS + 1), ("minilm", 0)])
 def test_projections_lead_from_the_students_width_to_the_teachers(method: str, count: int):
     comparison = _Comparison.between(method, tiny.encoder().module, tiny.encoder(hidden_size=16).module)
-    assert [tuple(parameter.shape) for parameter in comparison.parameters()] == [(tiny.WIDTH, 16)] * count
+    assert [tuple(part.weight.shape) for part in comparison.projections] == [(tiny.WIDTH, 16)] * count
     same_width = _Comparison.between(method, tiny.encoder().module, tiny.encoder().module)
-    assert len(same_width.parameters()) == (tiny.LAYERS + 1 if method == "tinybert" else 0)
+    assert len(same_width.projections) == (tiny.LAYERS + 1 if method == "tinybert" else 0)
 
 
 MODULES = SentenceModules(sentences.WIDTH, steps=(Normalize(),))

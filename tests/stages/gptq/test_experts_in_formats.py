@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +119,6 @@ def test_an_expert_that_is_kept_among_quantized_ones_is_named(tmp_path: Path) ->
     assert not (tmp_path / "tiny.gguf").exists()
 
 
-def test_a_window_that_llama_cpp_does_not_know_is_refused(tmp_path: Path) -> None:
-    source = mixtral(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(source.config | {"sliding_window": 8}))
-    with pytest.raises(ModelError, match="cannot express sliding_window: 8"):
-        write_gguf(Checkpoint(tmp_path), tmp_path / "tiny.gguf")
-
-
 FP32 = GraphSettings(accuracy_level=1)
 EXACT = {"atol": 2e-4, "rtol": 1e-4}
 
@@ -179,10 +171,3 @@ def test_the_router_is_multiplied_in_fp32(tmp_path: Path) -> None:
         assert np.array_equal(stored[name], source.stored(name).half().float().numpy())
         (router,) = [node for node in graph.node if name in node.input]
         assert router.op_type in ("Gemm", "MatMul")
-
-
-def test_experts_of_other_mixtures_equal_torch(tmp_path: Path) -> None:
-    checkpoint = save_decoder(tmp_path, "Qwen3MoeConfig")
-    ids = np.random.default_rng(0).integers(3, 90, (2, 9))
-    equality = verify_decoder(export_decoder(checkpoint), checkpoint, ids, 1e-4, 0.2)
-    assert equality.rounding == 0

@@ -69,20 +69,9 @@ def test_what_it_was_calibrated_on_is_recorded_in_the_file():
     assert np.bincount(examples.labels[rows]).tolist() == [5, 5]
 
 
-def test_another_seed_calibrates_on_others():
-    data = tiny.dataset(train=64)
-    first, second = (
-        metadata(OnnxInt8(method="static", calibration_examples=4).run(model(), tiny.context(data, seed=seed)))[
-            METADATA
-        ]
-        for seed in (0, 1)
-    )
-    assert first["rows_sha256"] != second["rows_sha256"]
-
-
 def test_feeds_are_the_examples_unpadded():
     examples = exported().examples
-    feeds = OneByOne(examples, np.array([3, 1, 7]))
+    feeds = OneByOne(examples, np.array([3, 1, 7]), {})
     assert len(feeds) == 3
     for feed, row in zip(feeds, (3, 1, 7), strict=True):
         np.testing.assert_array_equal(feed["input_ids"], examples.inputs[row]["input_ids"][None])
@@ -277,6 +266,8 @@ def quantizer() -> StaticQuantizer:
 def test_the_worst_layers_are_found_and_put_back():
     merit = Counted()
     outcome = search(network(), quantizer(), merit, 0.9, feeds(), 60, SilentProgress())
+    # A search one layer at a time would evaluate 77 graphs until its third round ends.
+    assert outcome.evaluations + 1 == merit.asked <= 7
     assert set(outcome.kept) == {f"layer_{layer}" for layer in BAD}
     assert outcome.merit >= 0.9 and outcome.merit == merit(outcome.graph) and outcome.finished
     assert [damage.layer.name for damage in outcome.damages[:3]] == sorted(outcome.kept, key=list(outcome.kept).index)
@@ -287,22 +278,6 @@ def test_the_worst_layers_are_found_and_put_back():
     assert [row[-1] for row in rows] == ["kept in float"] * 3 + ["int8"] * (LAYER_COUNT - 3)
     assert {row[0] for row in rows[:3]} == set(outcome.kept) and {row[3] for row in rows} == {3 * INNER * INNER}
     assert "3 of 26 layers in float" in outcome.verdict()
-
-
-@pytest.mark.full_range
-def test_it_needs_a_tenth_of_the_evaluations_of_a_search_one_layer_at_a_time():
-    merit = Counted()
-    outcome = search(network(), quantizer(), merit, 0.9, feeds(), 60, SilentProgress())
-    ours = merit.asked
-    assert outcome.evaluations + 1 == ours
-
-    # A search that puts back, again and again, the layer that helps most tries every layer each time. It can't end
-    # before its third round, since without any of the three the floor does not hold.
-    judge, layer_quantizer = Counted(), quantizer()
-    for missing in BAD:
-        assert judge(layer_quantizer.quantize([f"layer_{layer}" for layer in BAD if layer != missing])) < 0.9
-    one_at_a_time = 2 + LAYER_COUNT + (LAYER_COUNT - 1) + (LAYER_COUNT - 2)
-    assert ours <= one_at_a_time / 10
 
 
 def test_a_floor_that_holds_at_once_costs_one_evaluation():

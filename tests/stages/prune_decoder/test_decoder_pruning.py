@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from decoders import Notes, context, inputs_of_layers, module_of, save_decoder, some_ids
-from tiny_generation import write_all
 from torch import nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
@@ -17,8 +16,6 @@ from compress.models.model import TorchModel
 from compress.numerics.pruning import remove_parts, sparsegpt, wanda
 from compress.numerics.sparse_solver import Pattern
 from compress.pipeline.integrity import IntegrityCheck, PredictionProbe, inspector_of, measure_size
-from compress.pipeline.runner import StageRunner
-from compress.recipe.loading import read_recipe
 from compress.stages.blockwise.block_pass import gram
 from compress.stages.blockwise.blockwise_model import build_blockwise_model
 from compress.stages.blockwise.calibration import calibration_sequences
@@ -33,7 +30,6 @@ from compress.stages.prune_decoder.width_sizes import Sizes
 from compress.stages.sparsify.stages import SparsifyDecoder
 from compress.tasks.registry import get_task
 from compress.utils.errors import StageError
-from compress.utils.progress import SilentProgress
 
 SMALL = {"samples": 6, "sequence_length": 24, "precision": "fp32"}
 TEXT = Quantization(guided=False, samples=6, sequence_length=24, precision="fp32")
@@ -232,16 +228,8 @@ def test_a_killed_cut_goes_on_at_the_next_block_and_ends_with_the_same(importanc
     assert not list((tmp_path / "killed" / "states").iterdir())
 
 
-def test_weights_that_files_have_transposed_are_cut_as_others(tmp_path: Path, gpt2: None) -> None:
-    source, seen = save_decoder(tmp_path / "source", "GPT2Config"), some_ids(2, 20)
-    result = pruned(source, tmp_path / "scratch", feed_forward=0.5, width_importance="activation")
-    assert result.config["n_inner"] == 128
-    module, narrow = module_of(source), module_of(result)
-    for block, other in zip(module.transformer.h, narrow.transformer.h, strict=True):
-        stays = torch.isin(block.mlp.c_fc.bias, other.mlp.c_fc.bias)
-        assert int(stays.sum()) == 128
-        block.mlp.c_proj.weight.data *= stays[:, None]
-    torch.testing.assert_close(answers(narrow, seen), answers(module, seen), atol=2e-4, rtol=1e-3)
+def test_weights_that_files_have_transposed_become_sparse_as_others(tmp_path: Path, gpt2: None) -> None:
+    source = save_decoder(tmp_path / "source", "GPT2Config")
     zeroed = sparse(source, tmp_path / "sparse", sparsity=0.5, method="wanda")
     weight = zeroed.stored("transformer.h.0.mlp.c_fc.weight")
     assert bool(((weight == 0).sum(0) == 32).all())
@@ -437,20 +425,3 @@ def test_predictions_count_every_trial() -> None:
     sized = SparsifyDecoder(sparsity=0.5).predict(SHAPE, PLAN)
     assert sized.seconds.flops is None and (sized.seconds.value or 0) < 1
     assert plain.search_values(SHAPE)["layers"] == (1, 2, 3)
-
-
-def test_what_it_leaves_goes_down_the_road(tmp_path: Path) -> None:
-    few = {"samples": 4, "sequence_length": 16}
-    stages = [
-        {"prune_decoder": {"layers": 1, **few}},
-        {"prune_decoder": {"feed_forward": 0.4, **few}},
-        {"gptq": {"method": "rtn", "group_size": 32}},
-    ]
-    runner = StageRunner(
-        read_recipe(write_all(tmp_path, stages=stages)), tmp_path, tmp_path / "artifacts", SilentProgress()
-    )
-    for label in runner.recipe.labels():
-        record = runner.run_stage(label)
-        assert {"predictions", "saved and loaded"} <= {check.check for check in record.integrity}
-    assert Checkpoint(runner.folder_of("prune_decoder-2")).config["intermediate_size"] == 64
-    assert isinstance(runner.load("prune_decoder"), TorchModel)

@@ -77,13 +77,20 @@ def run(model: onnx.ModelProto, values: torch.Tensor, folder: Path, optimized: b
     return session.run(None, {"x": values.numpy()})[0]
 
 
+def put_alone(
+    layer: nn.Linear | nn.Conv2d, bits: int = 8, relu: bool = False
+) -> tuple[dict[str, QuantizedLayer], nn.Module]:
+    """The layer that computes through integers, by the name `only`, and the module that holds it."""
+    holder = nn.ModuleDict({"only": layer})
+    places = match_layers(ir.from_proto(graph_of(layer, relu)), {"only": layer.weight.detach().numpy()})
+    return put_in(holder, {"only": layer}, bits, grids(places)), holder
+
+
 def learned(
     layer: nn.Linear | nn.Conv2d, bits: int, values: torch.Tensor, relu: bool
 ) -> tuple[QuantizedLayer, nn.Module]:
     """The layer as if it had learned: its grids are not those that it began with."""
-    holder = nn.ModuleDict({"only": layer})
-    places = match_layers(ir.from_proto(graph_of(layer, relu)), {"only": layer.weight.detach().numpy()})
-    layers = put_in(holder, quantizable(holder)[0], bits, grids(places))
+    layers, holder = put_alone(layer, bits, relu)
     only = layers["only"]
     only(values)
     start(layers)
@@ -242,9 +249,7 @@ def test_gradients_reach_weights_bias_and_steps(layer: nn.Linear | nn.Conv2d) ->
 def test_before_it_starts_a_layer_is_the_float_one_and_watches() -> None:
     torch.manual_seed(0)
     linear = nn.Linear(40, 30)
-    holder = nn.ModuleDict({"only": linear})
-    places = match_layers(ir.from_proto(graph_of(linear, False)), {"only": linear.weight.detach().numpy()})
-    only = put_in(holder, {"only": linear}, 8, grids(places))["only"]
+    only = put_alone(linear)[0]["only"]
     values = torch.randn(8, 40)
     torch.testing.assert_close(only(values), linear(values), rtol=0, atol=1e-6)
     assert only.given.seen is not None
@@ -255,10 +260,7 @@ def test_before_it_starts_a_layer_is_the_float_one_and_watches() -> None:
 
 def test_inputs_that_are_always_the_same_are_named_and_kept(tmp_path: Path) -> None:
     for constant in (0.0, 3.5):
-        layer = nn.Linear(40, 30)
-        holder = nn.ModuleDict({"only": layer})
-        places = match_layers(ir.from_proto(graph_of(layer, False)), {"only": layer.weight.detach().numpy()})
-        layers = put_in(holder, {"only": layer}, 8, grids(places))
+        layers, _ = put_alone(nn.Linear(40, 30))
         values = torch.full((3, 40), constant)
         outputs_before = layers["only"](values)
         assert start(layers) == ["only"]
@@ -272,9 +274,7 @@ def test_a_channel_of_zeros_keeps_its_bias() -> None:
         layer.bias[1] = 0.75  # type: ignore[index]
     values = torch.randn(2, 2, 8, 8)
     expected = layer(values).detach()
-    holder = nn.ModuleDict({"only": layer})
-    places = match_layers(ir.from_proto(graph_of(layer, False)), {"only": layer.weight.detach().numpy()})
-    layers = put_in(holder, {"only": layer}, 8, grids(places))
+    layers, _ = put_alone(layer)
     layers["only"](values)
     start(layers)
     step = float(layers["only"].made.scale().detach())  # type: ignore[union-attr]
@@ -332,13 +332,6 @@ def test_what_a_recipe_chooses_stays(chosen: bool, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(target_profile, "processor_class", lambda: "x86-avx2")
     written = recipe("cpu", stages=({"onnx_int8": {"reduce_range": chosen}}, {"qat": {"reduce_range": chosen}}))
     assert written.resolved() == written
-
-
-def test_the_range_is_settled_by_whether_products_are_summed_in_32_bits():
-    quantize, qat = OnnxInt8.model_validate(QUANTIZE), Qat(kind="qat")
-    assert quantize.resolved(True) == OnnxInt8(**QUANTIZE, reduce_range=False)
-    assert (qat.resolved(True).reduce_range, qat.resolved(False).reduce_range) == (False, True)
-    assert quantize.resolved(False).reduce_range == "saturating"
 
 
 def at_risk(graph: onnx.ModelProto) -> list[float]:

@@ -60,16 +60,6 @@ def test_a_seed_gives_the_same_bits_and_another_gives_others():
     assert not same(weights, trained(seed=1)[0])
 
 
-def test_the_random_state_before_training_has_no_influence():
-    states = []
-    for seed in (123, 7):
-        model, examples = classifier()
-        torch.manual_seed(seed)
-        train(Trainee(model.module, examples, task_loss), FAST, 0, SilentProgress(), "test")
-        states.append(model.module.state_dict())
-    assert same(*states)
-
-
 def test_training_lowers_the_loss_and_ends_in_eval_mode():
     model, examples = classifier()
     config = FAST.model_copy(update={"epochs": 12.0, "learning_rate": 3e-3})

@@ -197,22 +197,6 @@ def test_a_copy_of_the_teacher_writes_in_bfloat16(
     assert seen == [torch.float32, torch.bfloat16] and teacher.module.dtype == torch.float32
 
 
-def test_the_stage_learns_from_it(source: Checkpoint, tmp_path: Path) -> None:
-    fields: dict[str, Any] = {"teacher": "start", "student": {"layers": [0]}, "batch_size": 4, "learning_rate": 3e-3}
-    trainer = {
-        **fields,
-        "precision": "fp32",
-        "loss": {"temperature": 1.0},
-        "teacher_writes": {"beginnings": 16},
-        "tokens": 20 * 4 * LENGTH,
-    }
-    stage_context = context(source, tmp_path)
-    DistillLanguageModel.model_validate(trainer).run(TorchModel.load(source.folder, TASK), stage_context)
-    assert any("16 beginnings" in note for note in stage_context.notes)
-    (curve,) = (table.rows for table in stage_context.tables)
-    assert curve[-1][1] < 0.7 * curve[0][1]
-
-
 def test_who_cannot_read_what_the_other_writes_is_refused(
     windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path
 ) -> None:
@@ -357,25 +341,6 @@ def test_without_augment_images_are_shown_as_they_are():
     examples = tiny_images.context(tiny_images.dataset(train=16)).encode("train", model)
     for chosen, batch in zip(places, pixels, strict=True):
         assert np.array_equal(batch.numpy(), examples.batch(chosen.tolist())["pixel_values"])
-
-
-def test_a_seed_gives_the_same_images_and_another_gives_others():
-    _, once = shown(BOTH)
-    _, twice = shown(BOTH)
-    _, other = shown(BOTH, seed=1)
-    assert torch.equal(torch.cat(once), torch.cat(twice))
-    assert not torch.equal(torch.cat(once), torch.cat(other))
-
-
-def test_finetune_gives_the_same_weights_each_time_and_others_than_without():
-    def weights(augment: dict[str, Any] | None) -> torch.Tensor:
-        model = tiny_images.vit()
-        stage = Finetune.model_validate({**QUICK, "augment": augment})
-        stage.run(model, tiny_images.context(tiny_images.dataset(train=16)))
-        return torch.cat([parameter.detach().flatten() for parameter in model.module.parameters()])
-
-    assert torch.equal(weights(BOTH), weights(BOTH))
-    assert not torch.equal(weights(BOTH), weights(None))
 
 
 def watched(model: TorchModel) -> list[tuple[bool, torch.Tensor]]:

@@ -34,7 +34,7 @@ from compress.pipeline.run import run
 from compress.plugins.diffusion.onnx_export import diffusion_folder, export_diffusion, open_diffusion
 from compress.plugins.diffusion.pipeline_model import GeneratorModel, load_pipeline
 from compress.plugins.diffusion.sampler import IDS, IMAGES, NOISE, SEED, DiffusionSession, open_torch
-from compress.plugins.diffusion.stages import StepDistillation
+from compress.plugins.diffusion.stage_settings import StepDistillation
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
 from compress.report.compare.machine_match import machine_summary

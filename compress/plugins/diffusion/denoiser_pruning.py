@@ -28,7 +28,7 @@ from compress.plugins.diffusion.noised_latents import (
     sample_rows,
 )
 from compress.plugins.diffusion.pipeline_model import GeneratorModel
-from compress.plugins.diffusion.stages import PruneDenoiser
+from compress.plugins.diffusion.stage_settings import DenoiserPruning
 from compress.plugins.diffusion.unet_blocks import (
     BKSDMSize,
     UNetBlocks,
@@ -153,7 +153,7 @@ def accumulate_gates(
     return gates, chosen
 
 
-def prune_denoiser(model: GeneratorModel, settings: PruneDenoiser, context: Context) -> None:
+def prune_denoiser(model: GeneratorModel, settings: DenoiserPruning, context: Context) -> None:
     """Prune the model's UNet by images of the train split, in place. Raises `StageError` if it has no UNet."""
     unet = require_unet(model.parts[UNET])
     examples, _ = encode_split(model, context, TRAIN, sample_rows(context, TRAIN, settings.importance_examples))
@@ -161,7 +161,7 @@ def prune_denoiser(model: GeneratorModel, settings: PruneDenoiser, context: Cont
     model.replace_part(UNET, prune_unet(unet, settings, examples, noising, context))
 
 
-def check_pruning(component: nn.Module, settings: PruneDenoiser) -> None:
+def check_pruning(component: nn.Module, settings: DenoiserPruning) -> None:
     """Try the named blocks and widths on a UNet, which may have no weights. Raises `StageError`."""
     unet = require_unet(component)
     if settings.blocks is not None:
@@ -173,7 +173,7 @@ def check_pruning(component: nn.Module, settings: PruneDenoiser) -> None:
 
 
 def prune_unet(
-    unet: UNet, settings: PruneDenoiser, examples: Examples, noising: NoiseProcess, context: Context
+    unet: UNet, settings: DenoiserPruning, examples: Examples, noising: NoiseProcess, context: Context
 ) -> UNet:
     """Return a UNet with fewer blocks and narrower stages; the weights of ``unet`` are consumed.
 
@@ -279,7 +279,7 @@ def remove_least_important(
 
 
 def _choose_widths(
-    unet: UNet, sets: Sequence[ChannelSet], gates: Sequence[torch.Tensor], settings: PruneDenoiser
+    unet: UNet, sets: Sequence[ChannelSet], gates: Sequence[torch.Tensor], settings: DenoiserPruning
 ) -> tuple[int, ...]:
     search = _WidthSearch(unet, sets, gates)
     if settings.channels:

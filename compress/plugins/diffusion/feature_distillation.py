@@ -24,7 +24,7 @@ from compress.plugins.diffusion.noised_latents import (
     sample_rows,
 )
 from compress.plugins.diffusion.pipeline_model import GeneratorModel
-from compress.plugins.diffusion.stages import DistillFeatures
+from compress.plugins.diffusion.stage_settings import FeatureDistillation
 from compress.plugins.diffusion.unet_blocks import require_unet, stage_blocks
 from compress.stages.training import processes
 from compress.stages.training.checkpoint import TrainingCheckpoint
@@ -44,7 +44,7 @@ _FIT_EXAMPLES = 16
 
 
 def distill_features(
-    settings: DistillFeatures, teacher: TorchModel, model: TorchModel, context: Context
+    settings: FeatureDistillation, teacher: TorchModel, model: TorchModel, context: Context
 ) -> GeneratorModel:
     """Train the UNet of ``model`` by that of ``teacher``.
 
@@ -75,7 +75,7 @@ def train_on_features(
     examples: Examples,
     held_out: Examples | None,
     noising: NoiseProcess,
-    settings: DistillFeatures,
+    settings: FeatureDistillation,
     context: Context,
 ) -> None:
     """Train ``student`` in place. A killed training continues from its checkpoint in the context's scratch folder.
@@ -134,7 +134,7 @@ class FeatureTrainer:
         student: UNet,
         examples: Examples,
         noising: NoiseProcess,
-        settings: DistillFeatures,
+        settings: FeatureDistillation,
         seed: int,
     ) -> None:
         """Pair the blocks of two UNets and fit projections on some examples.

@@ -18,7 +18,7 @@ from compress.plugins.diffusion.noised_latents import LATENTS, TEXT, encode_spli
 from compress.plugins.diffusion.pipeline_model import GeneratorModel, Sampling
 from compress.plugins.diffusion.sampler import torch_sampler
 from compress.plugins.diffusion.scheduler import TRIAL_COLUMNS, find_scheduler_class, trial_rows
-from compress.plugins.diffusion.stages import DistillConsistency, DistillSteps
+from compress.plugins.diffusion.stage_settings import ConsistencyDistillation, ProgressiveDistillation
 from compress.plugins.diffusion.step_losses import (
     AveragedNetwork,
     CleanBatch,
@@ -49,7 +49,7 @@ _CONDITION_WIDTH = 256
 
 
 def distill_steps(
-    settings: DistillSteps | DistillConsistency,
+    settings: ProgressiveDistillation | ConsistencyDistillation,
     teacher: TorchModel,
     model: TorchModel,
     context: Context,
@@ -76,7 +76,7 @@ def distill_steps(
     guidance = settings.guidance_range[0] if settings.conditions_on_guidance else 1.0
     distilled = replace(model, scheduler=trainer.train(), sampling=Sampling(settings.steps, guidance))
     distilled.replace_part(UNET, student)
-    method = "progressive" if isinstance(settings, DistillSteps) else "consistency"
+    method = "progressive" if isinstance(settings, ProgressiveDistillation) else "consistency"
     distance = round(trajectory.distance(torch_sampler(distilled)), 5)
     rows = [*trial_rows(trials), (f"{method}, trained", distance)]
     context.add_table(f"Distance in {settings.steps} steps from {_REFERENCE_STEPS}", TRIAL_COLUMNS, rows)
@@ -94,7 +94,7 @@ class StepTrainer:
     denoiser reads text.
     """
 
-    settings: DistillSteps | DistillConsistency
+    settings: ProgressiveDistillation | ConsistencyDistillation
     teacher: nn.Module
     student: nn.Module
     scheduler: SchedulerMixin
@@ -113,7 +113,7 @@ class StepTrainer:
                 hint="leave the stage out, and choose a scheduler for fewer steps by `schedule`",
             )
         self.teacher_prediction: PredictionType = prediction_type
-        is_progressive = isinstance(self.settings, DistillSteps)
+        is_progressive = isinstance(self.settings, ProgressiveDistillation)
         default: PredictionType = "v_prediction" if is_progressive else prediction_type
         self.student_prediction: PredictionType = self.settings.prediction_type or default
         # The student's x is (z - sigma epsilon) / alpha, which has no value without a signal.
@@ -149,7 +149,7 @@ class StepTrainer:
         settings, empty = self.settings, self.empty if self.guides else None
         teacher = GuidedDenoiser(self.teacher, self.teacher_prediction, self.schedule, 0, empty)
         student = self._denoiser(self.student)
-        if isinstance(settings, DistillConsistency):
+        if isinstance(settings, ConsistencyDistillation):
             averaged, huber = AveragedNetwork(self.student, settings.average), settings.loss == "pseudo_huber"
             loss = ConsistencyLoss(teacher, student, settings.teacher_steps, averaged, settings.timestep_scaling, huber)
             self._train_round("consistent", loss, 0, 1)
@@ -176,7 +176,7 @@ class StepTrainer:
         """Return the scheduler of the student: LCM after consistency distillation, otherwise DDIM."""
         settings, name = self.settings, "DDIMScheduler"
         options: dict[str, object] = {"timestep_spacing": "trailing", "set_alpha_to_one": True}
-        if isinstance(settings, DistillConsistency):
+        if isinstance(settings, ConsistencyDistillation):
             name, steps = "LCMScheduler", settings.teacher_steps
             options = {"original_inference_steps": steps, "timestep_scaling": settings.timestep_scaling}
         scheduler_class = find_scheduler_class(name)

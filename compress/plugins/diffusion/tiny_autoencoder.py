@@ -27,7 +27,7 @@ from compress.plugins.diffusion.noised_latents import (
     unscale_latents,
 )
 from compress.plugins.diffusion.pipeline_model import VAE, GeneratorModel, import_diffusers
-from compress.plugins.diffusion.stages import DistillAutoencoder
+from compress.plugins.diffusion.stage_settings import AutoencoderDistillation
 from compress.stages.training import processes
 from compress.stages.training.checkpoint import TrainingCheckpoint
 from compress.stages.training.length import Length
@@ -53,7 +53,7 @@ def image_examples(vae: AutoencoderKL, images: np.ndarray) -> Examples:
     return Examples(inputs, {PIXELS: None, LATENTS: None})
 
 
-def build_tiny_autoencoder(vae: AutoencoderKL, settings: DistillAutoencoder, seed: int) -> AutoencoderTiny:
+def build_tiny_autoencoder(vae: AutoencoderKL, settings: AutoencoderDistillation, seed: int) -> AutoencoderTiny:
     """Build an `AutoencoderTiny` for the images and latents of ``vae``, with random weights of a seed.
 
     Raises:
@@ -82,7 +82,7 @@ def build_tiny_autoencoder(vae: AutoencoderKL, settings: DistillAutoencoder, see
 
 
 def distill_autoencoder(
-    settings: DistillAutoencoder, teacher: TorchModel, model: TorchModel, context: Context
+    settings: AutoencoderDistillation, teacher: TorchModel, model: TorchModel, context: Context
 ) -> GeneratorModel:
     """Return ``model`` with a small autoencoder instead of its VAE, trained by that of ``teacher``.
 
@@ -107,7 +107,7 @@ def train_tiny_autoencoder(
     vae: AutoencoderKL,
     examples: Examples,
     held_out: Examples | None,
-    settings: DistillAutoencoder,
+    settings: AutoencoderDistillation,
     context: Context,
 ) -> AutoencoderTiny:
     """Train an autoencoder that decodes as ``vae`` does. A killed training continues from its checkpoint.
@@ -160,7 +160,7 @@ class _EncoderAndDecoder(nn.Module):
 
 
 def autoencoder_loss(
-    vae: AutoencoderKL, weights: DistillAutoencoder, module: nn.Module, batch: dict[str, torch.Tensor]
+    vae: AutoencoderKL, weights: AutoencoderDistillation, module: nn.Module, batch: dict[str, torch.Tensor]
 ) -> torch.Tensor:
     """Return the L1 and feature distance of decoded images, and the squared error of encoded latents.
 

@@ -33,7 +33,7 @@ from compress.plugins.diffusion.pipeline_model import (
     empty_prompt_ids,
     load_prompt_processor,
 )
-from compress.plugins.diffusion.stages import StepDistillation
+from compress.plugins.diffusion.stage_settings import StepDistillation
 from compress.plugins.diffusion.task import TASK
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe

@@ -41,7 +41,7 @@ SPEC = PluginSpec(
         "time_artifacts": f"{_PACKAGE}.timing:measure_image_generation",
         "time_image": f"{_PACKAGE}.worker_timing:time_image",
         "load_libraries": f"{_PACKAGE}.worker_timing:load_libraries",
-        "app_sampling": f"{_PACKAGE}.sampler:app_sampling",
-        "sample_by_table": f"{_PACKAGE}.sampler:sample_by_table",
+        "app_sampling": f"{_PACKAGE}.app:app_sampling",
+        "sample_by_table": f"{_PACKAGE}.app:sample_by_table",
     },
 )

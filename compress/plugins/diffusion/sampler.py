@@ -12,7 +12,7 @@ import copy
 import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -26,7 +26,6 @@ from compress.models.pipeline_folder import UNET, part_config
 from compress.plugins.diffusion.pipeline_model import (
     Sampling,
     empty_prompt_ids,
-    load_prompt_processor,
     load_scheduler,
     vae_config,
 )
@@ -403,48 +402,3 @@ def open_torch(model: GeneratorModel, settings: Mapping[str, object], where: str
 def torch_sampler(model: GeneratorModel) -> DiffusionSampler:
     """Return the sampling loop over the torch components of ``model``."""
     return open_torch(model, {}).sampler
-
-
-def app_sampling(folder: Path) -> dict[str, Any]:
-    """Return the sizes, the guidance and the scheduler's table of a model, by the names of an app's manifest.
-
-    ``condition`` is the embedding of the guidance scale for a denoiser that takes one as input, otherwise None.
-
-    Raises:
-        ModelError: The scheduler cannot be written as a table.
-    """
-    import torch
-
-    from compress.plugins.diffusion.step_losses import guidance_embedding
-
-    sampling, processor = Sampling.read(folder), load_prompt_processor(folder)
-    latents = LatentSpace.from_configs(part_config(folder, UNET), vae_config(folder))
-    channels, height, width = processor.noise_shape
-    table = build_scheduler_table(load_scheduler(folder), sampling.steps)
-    condition = guidance_embedding(torch.tensor([sampling.guidance]), latents.condition) if latents.condition else None
-    return {
-        "channels": channels,
-        "height": height,
-        "width": width,
-        "factor": latents.factor,
-        "scaling": latents.scaling,
-        "shift": latents.shift,
-        "guidance": 1.0 if latents.condition else max(sampling.guidance, 1.0),
-        "empty_ids": tuple(processor.ids([""])[0].tolist()),
-        "condition": None if condition is None else condition[0].numpy(),
-        **{column.name: getattr(table, column.name) for column in fields(table)},
-    }
-
-
-def sample_by_table(
-    table: Mapping[str, Any], denoise: Callable[[np.ndarray, float], np.ndarray], noise: np.ndarray, added: np.ndarray
-) -> np.ndarray:
-    """Return the latents that an app computes from a table of `app_sampling`.
-
-    Args:
-        table: Columns of the scheduler's table by name.
-        denoise: Denoiser, called with latents and a timestep.
-        noise: Initial noise, [1, channels, height, width].
-        added: Noise of each step, [steps, 1, channels, height, width].
-    """
-    return SchedulerTable(**table).sample(denoise, noise, added)

@@ -8,6 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_images
+import tiny_places
+import tiny_questions
+import tiny_sounds
+import tiny_speech
+import tiny_tasks
+import tiny_text_to_text
+import tiny_towers
 import torch
 from mergeable import save_mergeable_llama
 from quantized import save_tiny_llama, tiny_llama_config, tiny_tokenizer
@@ -21,22 +29,24 @@ from compress.data.config import DataConfig
 from compress.pipeline.run import run
 from compress.recipe.loading import dump_recipe, read_recipe
 from compress.recipe.recipe import Benchmark, Recipe
-from compress.tasks.capability import EMBEDS, GENERATES
+from compress.tasks.capability import DESCRIBES_IMAGES, DUAL_ENCODER, EMBEDS, GENERATES, TAKES_IMAGES
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import get_task
 from compress.utils.progress import SilentProgress
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 ALWAYS = [path for path in RECIPES if path.stem in ("quickstart", "smollm2-int4")]
-TEXT = ("text-classification", "text-generation", "feature-extraction")
-"""Tasks whose recipes are run at tiny scale: whole runs of the other tasks are tests of their own."""
-OTHERS = [path for path in RECIPES if path not in ALWAYS and read_recipe(path).task in TEXT]
-TODAY = [*ALWAYS, *todays(OTHERS, 4, lambda path: path.stem)]
+TODAY = [*ALWAYS, *todays([path for path in RECIPES if path not in ALWAYS], 4, lambda path: path.stem)]
+"""Those that are run at tiny scale today: whole runs of each task and format are tests of their own."""
 QUICK = Benchmark(budget_seconds=0.1, examples=8, batch_size=4, launches=2, every_stage=False)
 """One launch of each model: that it is timed, and not how well, matters here."""
 LAYERS = 6
 """Of the sample that the recipes' layers are those of; the toy models have two."""
 HEADER = ("command:", "hardware:", "time:", "expect:")
+
+
+def test_there_are_recipes() -> None:
+    assert {"quickstart", "tiny", "narrow"} <= {path.stem for path in RECIPES}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -70,6 +80,24 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe on a toy model and toy rows, trained for a few steps, its limits kept for judging."""
     if GENERATES in get_task(recipe.task).capabilities:
         return _shrunk_generation(recipe, folder)
+    if DUAL_ENCODER in get_task(recipe.task).capabilities:
+        return _shrunk_towers(recipe, folder)
+    if recipe.task in (tiny_places.DETECTION, tiny_places.SEGMENTATION):
+        return _shrunk_places(recipe, folder)
+    if DESCRIBES_IMAGES in get_task(recipe.task).capabilities:
+        return _shrunk_questions(recipe, folder)
+    if TAKES_IMAGES in get_task(recipe.task).capabilities:
+        return _shrunk_images(recipe, folder)
+    if recipe.task == tiny_speech.TASK:
+        return _shrunk_speech(recipe, folder)
+    if recipe.task == "audio-classification":
+        return _shrunk_sounds(recipe, folder)
+    if recipe.task == "text2text-generation":
+        return _shrunk_text_to_text(recipe, folder)
+    if recipe.task == "text-to-image":
+        return _shrunk_pictures(recipe, folder)
+    if recipe.task in tiny_tasks.MAKERS:
+        return _shrunk_text_task(recipe, folder)
     write_model(folder / "model")
     (write_pairs if EMBEDS in get_task(recipe.task).capabilities else write_rows)(folder)
     with (folder / "unlabeled.csv").open("w", newline="") as file:
@@ -79,6 +107,11 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
     data = _local_data(recipe, splits, unlabeled=unlabeled, labels=None, max_length=16)
     evaluation = Evaluation(similarity="rated.csv") if recipe.evaluation.similarity else recipe.evaluation
     return _shrunk(recipe, data=data, evaluation=evaluation)
+
+
+def _shrunk_text_task(recipe: Recipe, folder: Path) -> Recipe:
+    tiny = read_recipe(tiny_tasks.write_all(folder, recipe.task, ["finetune", "onnx"]))
+    return _shrunk(recipe, data=tiny.data)
 
 
 def _shrunk(recipe: Recipe, **changes: Any) -> Recipe:
@@ -114,6 +147,83 @@ def _shrunk_generation(recipe: Recipe, folder: Path) -> Recipe:
     return Recipe.model_validate({**recipe.model_copy(update=changes).model_dump(), "stages": stages})
 
 
+def _shrunk_images(recipe: Recipe, folder: Path) -> Recipe:
+    """A tiny ViT or ResNet, by its config alone where the recipe starts so, on squares in class folders."""
+    model = tiny_images.vit() if "vit" in recipe.description.lower() else tiny_images.res_net()
+    (folder / "model").mkdir()
+    model.save(folder / "model")
+    if recipe.random_weights:
+        (folder / "model/model.safetensors").unlink()
+    (folder / "student").mkdir()
+    tiny_images.vit(hidden_size=24).save(folder / "student")
+    (folder / "student/model.safetensors").unlink()
+    tiny_images.write_class_folders(folder / "images")
+    splits = {split: f"images/{split}" for split in ("train", "validation", "test")}
+    return _shrunk(recipe, module=None, module_arguments={}, data=_local_data(recipe, splits, without_labels=()))
+
+
+def _shrunk_places(recipe: Recipe, folder: Path) -> Recipe:
+    """A tiny detector or segmenter on toy pictures."""
+    name = "yolos" if recipe.task == tiny_places.DETECTION else "segformer"
+    tiny = read_recipe(tiny_places.write_all(folder, name, ["finetune", "onnx"]))
+    return _shrunk(recipe, random_weights=False, data=tiny.data, slices=None)
+
+
+def _shrunk_towers(recipe: Recipe, folder: Path) -> Recipe:
+    """A tiny CLIP and a student of half its layers, by their configs alone."""
+    for name, changes in {"model": {}, "student": {"num_hidden_layers": 1}}.items():
+        tiny_towers.write_model(folder / name, **changes)
+        (folder / name / "model.safetensors").unlink()
+    return _shrunk(recipe, data=_local_data(recipe, tiny_towers.write_splits(folder)))
+
+
+def _shrunk_questions(recipe: Recipe, folder: Path) -> Recipe:
+    """A tiny LLaVA by its config alone, and squares of which half is bright."""
+    tiny_questions.write_model(folder / "model")
+    (folder / "model" / "model.safetensors").unlink()
+    return _shrunk(recipe, data=_local_data(recipe, tiny_questions.write_splits(folder)))
+
+
+def _shrunk_speech(recipe: Recipe, folder: Path) -> Recipe:
+    """A tiny Whisper on a few recordings."""
+    splits = tiny_speech.write_speech(folder)
+    changes = {
+        "model": "model",
+        "data": _local_data(recipe, splits),
+        "benchmark": QUICK.model_copy(update={"batched": False, "threads": 1}),
+    }
+    return Recipe.model_validate(recipe.model_copy(update=changes).model_dump())
+
+
+def _shrunk_pictures(recipe: Recipe, folder: Path) -> Recipe:
+    """A tiny pipeline, pictures of random levels, and a judge of random weights."""
+    tiny_pictures = pytest.importorskip("tiny_pictures", reason="the plug-in for diffusion is deleted")
+    from tiny_pipelines import pipeline_folder
+
+    splits = tiny_pictures.write_rows(folder)
+    pipeline_folder(folder / "model")
+    (folder / "model" / "sampling_config.json").write_text('{"num_inference_steps": 4, "guidance_scale": 2.0}')
+    tiny_pictures.write_judge(folder / "judge")
+    evaluation = recipe.evaluation.model_copy(update={"judge": "judge"})
+    return _shrunk(recipe, data=_local_data(recipe, splits, hold_out=None), evaluation=evaluation)
+
+
+def _shrunk_sounds(recipe: Recipe, folder: Path) -> Recipe:
+    """A tiny transformer over spectrograms of tones, by its config alone."""
+    splits = {"train": 16, "validation": 6, "test": 8}
+    tiny_sounds.write_splits(folder, splits)
+    model = tiny_sounds.write_model(folder / "model", lambda: tiny_sounds.spectrograms(head=False))
+    (model / "model.safetensors").unlink()
+    return _shrunk(recipe, data=_local_data(recipe, {split: f"{split}.jsonl" for split in splits}))
+
+
+def _shrunk_text_to_text(recipe: Recipe, folder: Path) -> Recipe:
+    """A tiny BART on words the other way round."""
+    tiny_text_to_text.save_tiny_bart(folder / "model")
+    pairs = tiny_text_to_text.write_pairs(folder)
+    return _shrunk(recipe, data=_local_data(recipe, pairs, columns={}, drop_overlap=True, max_length=32))
+
+
 def save_tiny_mixture(folder: Path) -> None:
     """A Mixtral of the same sizes, with four experts a block."""
     torch.manual_seed(0)
@@ -135,6 +245,8 @@ def _shrunk_generation_stage(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shrunk_stage(fields: dict[str, Any]) -> dict[str, Any]:
+    if fields["kind"] == "prune_denoiser":
+        return {**fields, "importance_examples": 4, "timesteps": 4}
     small = {"epochs": 0.2, "batch_size": 8, "importance_examples": 16, "min_count": 1, "learning_rate": 1e-3}
     small |= {"calibration_examples": 16, "dimensions": 8, "keep": ()}
     if fields.get("method") == "dynamic":
@@ -142,6 +254,8 @@ def _shrunk_stage(fields: dict[str, Any]) -> dict[str, Any]:
     fields |= {name: value for name, value in small.items() if name in fields}
     if fields.get("budget"):
         fields |= {"epochs": 1.0, "budget": None}
+    if "teacher_steps" in fields:
+        fields["teacher_steps"] = 2 * fields["steps"]
     if fields["kind"] == "prune" and fields["layers"]:
         assert fields["layers"] < LAYERS
         fields["layers"] = 1
@@ -150,6 +264,8 @@ def _shrunk_stage(fields: dict[str, Any]) -> dict[str, Any]:
         fields["student"] = {"layers": [0]}
     elif student and student.get("config"):
         fields["student"] = {"config": {"hidden_size": 48, "num_hidden_layers": 1, "intermediate_size": 64}}
+    elif student and student.get("model"):
+        fields["student"] = {"model": "student", "random_weights": True}
     return fields
 
 

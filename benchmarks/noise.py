@@ -8,9 +8,9 @@ import numpy as np
 
 
 def add_noise(samples: np.ndarray, noise: np.ndarray, ratio_db: float) -> np.ndarray:
-    """``samples`` [n] with ``noise`` [n], scaled so that 10 log10 of the ratio of both mean squares is ``ratio_db``.
+    """Return ``samples`` [n] plus ``noise`` [n], scaled to a signal-to-noise ratio of ``ratio_db``.
 
-    Returns float32; values may lie beyond 1, as nothing is clipped. Raises `ValueError` for silence on either side.
+    The result is float32 and not clipped, so values may exceed 1. Raises `ValueError` if either input is silent.
     """
     signal, disturbance = (float(np.mean(np.square(part, dtype=np.float64))) for part in (samples, noise))
     if not signal > 0 or not disturbance > 0:
@@ -21,14 +21,14 @@ def add_noise(samples: np.ndarray, noise: np.ndarray, ratio_db: float) -> np.nda
 
 
 def white_noise(length: int, seed: int) -> np.ndarray:
-    """Samples that are independent and normal, [length]."""
+    """Return independent standard normal samples [length]."""
     return np.random.default_rng(seed).standard_normal(length)
 
 
 def babble(voices: Sequence[np.ndarray], length: int, seed: int, speakers: int = 6) -> np.ndarray:
-    """Several ``voices`` at once, [length]: as many as ``speakers``, equally loud, each from a place of its own on.
+    """Return ``speakers`` voices mixed at equal loudness, [length].
 
-    A voice that ends begins anew.
+    Each voice starts at a random position and is repeated if it is shorter than ``length``.
     """
     generator = np.random.default_rng(seed)
     chosen = generator.choice(len(voices), speakers, replace=len(voices) < speakers)
@@ -36,6 +36,6 @@ def babble(voices: Sequence[np.ndarray], length: int, seed: int, speakers: int =
     for index in chosen:
         voice = voices[index]
         start = int(generator.integers(len(voice)))
-        heard = np.resize(np.roll(voice, -start), length)
-        total += heard / max(float(np.sqrt(np.mean(np.square(heard, dtype=np.float64)))), 1e-12)
+        repeated = np.resize(np.roll(voice, -start), length)
+        total += repeated / max(float(np.sqrt(np.mean(np.square(repeated, dtype=np.float64)))), 1e-12)
     return total

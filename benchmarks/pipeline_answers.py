@@ -1,4 +1,4 @@
-"""What transformers' own pipelines answer to the rows of a task, beside what an evaluation keeps of ours."""
+"""Comparison of an evaluation's predictions with those of transformers' pipelines, for each task."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from compress.tasks.tokens import by_length, keep_all
 
 TARGET = TARGETS["cpu"]
 _PARAGRAPHS, _BEGINNING, _CONTINUED = 200, 100, 8
-"""That a language model goes on with, the letters that it is given of each, and the tokens that it adds."""
+"""Text generation: number of paragraphs, characters of each in the prompt, and generated tokens."""
 
 
 class Pair(NamedTuple):
-    """Whether both answers to an example are the same, and how far apart their scores are, where there are any."""
+    """Whether both predictions for an example are the same, and the difference of their scores, if there are any."""
 
     same: bool
-    apart: float | None = None
+    difference: float | None = None
 
 
 @dataclass(frozen=True)
 class Case:
-    """The rows of a task, the ``graph`` that gives our answers to them, and the ``folder`` that transformers opens."""
+    """The rows of a task, the ``graph`` that our runtime evaluates, and the ``folder`` that transformers opens."""
 
     task: Task
     folder: Path
@@ -47,85 +47,90 @@ class Case:
     examples: Examples
 
     @property
-    def kept(self) -> CollectedOutputs:
-        """What the task keeps of our answers, by example."""
-        return self._answers[0]
+    def collected(self) -> CollectedOutputs:
+        """What the task collects of our outputs, by example."""
+        return self._predictions[0]
 
     @property
     def outputs(self) -> Sequence[Mapping[str, np.ndarray]]:
-        """What the graph gives for each example."""
-        return self._answers[1]
+        """The outputs of the graph for each example."""
+        return self._predictions[1]
 
     @cached_property
-    def _answers(self) -> tuple[CollectedOutputs, Sequence[Mapping[str, np.ndarray]]]:
+    def _predictions(self) -> tuple[CollectedOutputs, Sequence[Mapping[str, np.ndarray]]]:
         session = get_runtime(TARGET.runtime).open(self.graph, TARGET, 1)
         outputs: list[Mapping[str, np.ndarray]] = [{}] * len(self.examples)
 
-        def answered(places: list[int]) -> dict[str, np.ndarray]:
-            batch_outputs = session.predict(self.examples.batch(places))
-            for at, row in enumerate(places):
-                outputs[row] = {key: array[at] for key, array in batch_outputs.items() if len(array) == len(places)}
+        def predict(indices: list[int]) -> dict[str, np.ndarray]:
+            batch_outputs = session.predict(self.examples.batch(indices))
+            for position, row in enumerate(indices):
+                outputs[row] = {
+                    key: array[position] for key, array in batch_outputs.items() if len(array) == len(indices)
+                }
             return batch_outputs
 
         batches = by_length(self.examples, self.task.batch_size)
-        return keep_all(self.task, self.examples, batches, answered), outputs
+        return keep_all(self.task, self.examples, batches, predict), outputs
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """The model's classes."""
         labels = artifact_labels(self.folder)
-        assert labels is not None, "asked for by tasks with classes"
+        assert labels is not None, "a classifier has labels"
         return labels
 
     def pipeline(self, kind: str | None = None, **options: Any) -> Any:
-        """transformers' for that ``kind`` of task, of the folder as it lies there, in fp32."""
-        named = kind or self.task.name
-        return transformers.pipeline(named, model=str(self.folder), dtype=torch.float32, device="cpu", **options)
+        """Return transformers' pipeline for this ``kind`` of task, in fp32."""
+        return transformers.pipeline(
+            kind or self.task.name, model=str(self.folder), dtype=torch.float32, device="cpu", **options
+        )
 
-    def pictures(self) -> Iterator[Image.Image]:
-        """Of each row."""
+    def images(self) -> Iterator[Image.Image]:
+        """Return the image of each row, in RGB."""
         return (Image.open(io.BytesIO(value["bytes"])).convert("RGB") for value in self.rows["image"].to_pylist())
 
-    def of_images(self) -> Any:
-        """The pipeline, whose pictures are RGB whatever the model sees: one channel is what it was before."""
+    def image_pipeline(self) -> Any:
+        """Return the pipeline; images are converted back to gray levels if the model has one channel."""
         pipeline = self.pipeline(image_processor=load_processor(self.folder))
         image_processor = getattr(pipeline.image_processor, "image_processor", pipeline.image_processor)
-        pipeline.image_processor = _AsSeen(image_processor) if len(image_processor.image_mean) == 1 else image_processor
+        pipeline.image_processor = (
+            _GrayProcessor(image_processor) if len(image_processor.image_mean) == 1 else image_processor
+        )
         return pipeline
 
     def sounds(self) -> Iterator[dict[str, Any]]:
-        """Of each row."""
+        """Yield the waveform of each row."""
         for value in self.rows["audio"].to_pylist():
             samples, rate = soundfile.read(io.BytesIO(value["bytes"]), dtype="float32")
             yield {"raw": samples, "sampling_rate": rate}
 
 
 @dataclass(frozen=True)
-class _AsSeen:
-    """An image processor of one channel, given pictures of three alike."""
+class _GrayProcessor:
+    """An image processor of one channel that converts RGB images."""
 
     processor: Any
 
     def __call__(self, images: Any, **options: Any) -> Any:
-        pictures = images if isinstance(images, list) else [images]
-        return self.processor([picture.convert("L") for picture in pictures], **options)
+        batch = images if isinstance(images, list) else [images]
+        return self.processor([image.convert("L") for image in batch], **options)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis."""
+    """Return probabilities over the last axis."""
     shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
     probabilities: np.ndarray = shares / shares.sum(axis=-1, keepdims=True)
     return probabilities
 
 
-def _scores(found: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> np.ndarray:
-    """What a pipeline gives for each label, in the order of the ids."""
-    by_label = {score["label"]: score["score"] for score in found}
+def _scores(results: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> np.ndarray:
+    """Return the scores of a pipeline in the order of ``labels``."""
+    by_label = {score["label"]: score["score"] for score in results}
     return np.array([by_label[label] for label in labels])
 
 
-def _classes(case: Case, answered: Iterator[Sequence[Mapping[str, Any]]]) -> Iterator[Pair]:
-    for logits, answer in zip(case.kept["logits"], answered, strict=True):
+def _classes(case: Case, results: Iterator[Sequence[Mapping[str, Any]]]) -> Iterator[Pair]:
+    for logits, answer in zip(case.collected["logits"], results, strict=True):
         probabilities = softmax(logits)
         yield Pair(
             case.labels[probabilities.argmax()] == answer[0]["label"],
@@ -133,78 +138,82 @@ def _classes(case: Case, answered: Iterator[Sequence[Mapping[str, Any]]]) -> Ite
         )
 
 
-def texts_with_a_class(case: Case) -> Iterator[Pair]:
-    """Of each text the likeliest class, and the probability of every class."""
-    ask = case.pipeline()
-    yield from _classes(case, (ask(text, top_k=None) for text in case.rows["text"].to_pylist()))
+def text_classes(case: Case) -> Iterator[Pair]:
+    """Compare the most likely class of each text, and the probability of every class."""
+    pipeline = case.pipeline()
+    yield from _classes(case, (pipeline(text, top_k=None) for text in case.rows["text"].to_pylist()))
 
 
-def images_with_a_class(case: Case) -> Iterator[Pair]:
-    """The same, of pictures."""
-    ask = case.of_images()
-    yield from _classes(case, (ask(picture, top_k=len(case.labels)) for picture in case.pictures()))
+def image_classes(case: Case) -> Iterator[Pair]:
+    """Compare the most likely class of each image, and the probability of every class."""
+    pipeline = case.image_pipeline()
+    yield from _classes(case, (pipeline(image, top_k=len(case.labels)) for image in case.images()))
 
 
-def sounds_with_a_class(case: Case) -> Iterator[Pair]:
-    """The same, of recordings."""
-    ask = case.pipeline()
-    yield from _classes(case, (ask(sound, top_k=len(case.labels)) for sound in case.sounds()))
+def audio_classes(case: Case) -> Iterator[Pair]:
+    """Compare the most likely class of each recording, and the probability of every class."""
+    pipeline = case.pipeline()
+    yield from _classes(case, (pipeline(sound, top_k=len(case.labels)) for sound in case.sounds()))
 
 
-def words(case: Case) -> Iterator[Pair]:
-    """Of each word the label of its first token, and that token's probability."""
-    ask = case.pipeline(ignore_labels=[])
+def token_labels(case: Case) -> Iterator[Pair]:
+    """Compare the label of each word's first token, and its probability."""
+    pipeline = case.pipeline(ignore_labels=[])
     assert case.examples.labels is not None
     for row, text in enumerate(case.rows["tokens"].to_pylist()):
-        theirs = {token["index"]: token for token in ask(text)}
+        theirs = {token["index"]: token for token in pipeline(text)}
         real = np.flatnonzero(case.examples.labels[row] >= 0)
         probabilities = softmax(case.outputs[row]["logits"][real])
-        labels = case.kept["found"][row].split(" ")
+        labels = case.collected["found"][row].split(" ")
         tokens = [theirs[position] for position in real.tolist()]
         scores = np.array([token["score"] for token in tokens])
         yield Pair(labels == [token["entity"] for token in tokens], np.abs(probabilities.max(axis=-1) - scores).max())
 
 
 def relevance(case: Case) -> Iterator[Pair]:
-    """Of each pair whether it is relevant, and the score."""
-    ask = case.pipeline("text-classification", function_to_apply="none")
-    pairs = zip(case.kept["scores"], case.rows["text"].to_pylist(), case.rows["pair"].to_pylist(), strict=True)
+    """Compare whether each pair is relevant, and its score."""
+    pipeline = case.pipeline("text-classification", function_to_apply="none")
+    pairs = zip(case.collected["scores"], case.rows["text"].to_pylist(), case.rows["pair"].to_pylist(), strict=True)
     for score, text, pair in pairs:
-        theirs = ask({"text": text, "text_pair": pair})["score"]
+        theirs = pipeline({"text": text, "text_pair": pair})["score"]
         yield Pair((score > 0) == (theirs > 0), abs(score - theirs))
 
 
-def masked(case: Case) -> Iterator[Pair]:
-    """Of each masked token the likeliest one, and its probability; of texts that still have the same tokens."""
-    ask = case.pipeline(top_k=1)
+def masked_tokens(case: Case) -> Iterator[Pair]:
+    """Compare the most likely token for each mask, and its probability.
+
+    Texts that the pipeline splits into other tokens, or that are too long for it, are skipped.
+    """
+    pipeline = case.pipeline(top_k=1)
     tokenizer = load_tokenizer(case.folder)
     for row, example in enumerate(case.examples.inputs):
         ids = example["input_ids"]
-        places = np.flatnonzero(ids == tokenizer.mask_token_id)
-        text = _with_masks(tokenizer, case.rows["text"][row].as_py(), places)
+        positions = np.flatnonzero(ids == tokenizer.mask_token_id)
+        text = _with_masks(tokenizer, case.rows["text"][row].as_py(), positions)
         if not np.array_equal(tokenizer(text)["input_ids"], ids):
-            continue  # other tokens there, or a text that is too long and that the pipeline does not cut
-        answer = ask(text)
+            continue
+        answer = pipeline(text)
         theirs = [candidate[0] if isinstance(candidate, list) else candidate for candidate in answer]
-        probabilities = softmax(case.outputs[row]["logits"][places])
-        first = case.kept["first"][row][: len(places)]
+        probabilities = softmax(case.outputs[row]["logits"][positions])
+        first = case.collected["first"][row][: len(positions)]
         same = first.tolist() == [candidate["token"] for candidate in theirs]
         yield Pair(same, np.abs(probabilities.max(axis=-1) - [candidate["score"] for candidate in theirs]).max())
 
 
-def _with_masks(tokenizer: Any, text: str, places: np.ndarray) -> str:
-    """``text`` with the mask where those of its tokens stand."""
+def _with_masks(tokenizer: Any, text: str, positions: np.ndarray) -> str:
+    """Return ``text`` with the mask token in place of the tokens at ``positions``."""
     offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
-    for position in sorted(places.tolist(), reverse=True):
+    for position in sorted(positions.tolist(), reverse=True):
         start, end = offsets[position]
         text = text[:start] + tokenizer.mask_token + text[end:]
     return text
 
 
 def spans(case: Case) -> Iterator[Pair]:
-    """Of each question the answer, and the sum of its logits: by what is left of the pipeline in transformers 5.
+    """Compare the answer to each question, and the sum of its logits.
 
-    That is in `document-question-answering`. An answer has up to 30 tokens, as SQuAD's have; there it is 15.
+    transformers 5 has no such pipeline, so its `document-question-answering` selects the span. An answer has up to 30
+    tokens, as in SQuAD; the default there is 15.
     """
     from transformers.pipelines.document_question_answering import select_starts_ends
 
@@ -224,25 +233,25 @@ def spans(case: Case) -> Iterator[Pair]:
         )
         text = context[offsets[starts[0]][0] : offsets[ends[0]][1]]
         score = start[0, starts[0]] + end[0, ends[0]]
-        yield Pair(case.kept["answer"][row] == text, abs(case.kept["score"][row] - score))
+        yield Pair(case.collected["answer"][row] == text, abs(case.collected["score"][row] - score))
 
 
-def written(case: Case) -> Iterator[Pair]:
-    """The text to each text, by transformers' `generate` alone: version 5 has no such pipeline."""
+def generated_texts(case: Case) -> Iterator[Pair]:
+    """Compare the generated texts, by transformers' `generate`, since version 5 has no such pipeline."""
     tokenizer = load_tokenizer(case.folder)
     module = transformers.AutoModelForSeq2SeqLM.from_pretrained(case.folder, dtype=torch.float32).eval()
-    rows = zip(case.kept["texts"], case.rows["text"].to_pylist(), case.examples.inputs, strict=True)
+    rows = zip(case.collected["texts"], case.rows["text"].to_pylist(), case.examples.inputs, strict=True)
     for our_text, text, example in rows:
-        # Cut where the recipe's max_length does.
+        # Truncate to the recipe's max_length.
         given = tokenizer(text, truncation=True, max_length=len(example["input_ids"]), return_tensors="pt")
         with torch.inference_mode():
             output_ids = module.generate(given["input_ids"], attention_mask=given["attention_mask"])
         yield Pair(str(our_text) == tokenizer.decode(output_ids[0], skip_special_tokens=True))
 
 
-def continued(case: Case) -> Iterator[Pair]:
-    """The likeliest tokens after the beginning of paragraphs, one by one, through the cache of keys and values."""
-    ask, tokenizer = case.pipeline(), load_tokenizer(case.folder)
+def continuations(case: Case) -> Iterator[Pair]:
+    """Compare greedy continuations of paragraphs, decoded with a KV cache."""
+    pipeline, tokenizer = case.pipeline(), load_tokenizer(case.folder)
     session = get_runtime(TARGET.runtime).open(case.graph, TARGET, 1)
     decoder = Decoder(session, str(case.graph))
     paragraphs = [part for text in case.rows["text"].to_pylist() for part in text.split("\n") if len(part) > _BEGINNING]
@@ -251,63 +260,61 @@ def continued(case: Case) -> Iterator[Pair]:
         our_logits = [decoder.prefill(tokenizer(beginning)["input_ids"])]
         while len(our_logits) < _CONTINUED and our_logits[-1] != tokenizer.eos_token_id:
             our_logits.append(decoder.step(our_logits[-1]))
-        (answer,) = ask(beginning, max_new_tokens=_CONTINUED, do_sample=False, return_full_text=False)
+        (answer,) = pipeline(beginning, max_new_tokens=_CONTINUED, do_sample=False, return_full_text=False)
         yield Pair(tokenizer.decode(our_logits, skip_special_tokens=True) == answer["generated_text"])
 
 
-def heard(case: Case) -> Iterator[Pair]:
-    """What each recording of up to 30 seconds says; longer ones transformers hears in another way.
+def transcripts(case: Case) -> Iterator[Pair]:
+    """Compare the transcripts of recordings of up to 30 seconds; transformers splits longer ones in another way.
 
-    The pipeline would follow five beams; here, as in an app, the likeliest token is said.
+    Decoding is greedy; the default of the pipeline is a beam search with five beams.
     """
-    ask = case.pipeline(generate_kwargs={"num_beams": 1})
-    for transcript, sound in zip(case.kept["transcripts"], case.sounds(), strict=True):
+    pipeline = case.pipeline(generate_kwargs={"num_beams": 1})
+    for transcript, sound in zip(case.collected["transcripts"], case.sounds(), strict=True):
         if len(sound["raw"]) > 30 * sound["sampling_rate"]:
             continue
-        yield Pair(str(transcript).strip() == ask(sound)["text"].strip())
+        yield Pair(str(transcript).strip() == pipeline(sound)["text"].strip())
 
 
 def embeddings(case: Case) -> Iterator[Pair]:
-    """The mean of each text's tokens as the pipeline has them, which is our embedding."""
-    ask = case.pipeline()
-    for embedding, text in zip(
-        case.kept["embedding"], case.rows["text"].to_pylist(), strict=False
-    ):  # pairs come behind
-        yield _alike(embedding, np.array(ask(text)[0]).mean(axis=0))
+    """Compare our embedding of each text with the mean of the pipeline's token embeddings."""
+    pipeline = case.pipeline()
+    # The embeddings of second texts follow after those of the texts.
+    for embedding, text in zip(case.collected["embedding"], case.rows["text"].to_pylist(), strict=False):
+        yield _compare_embeddings(embedding, np.array(pipeline(text)[0]).mean(axis=0))
 
 
 def image_embeddings(case: Case) -> Iterator[Pair]:
-    """Of each picture what the model pools."""
-    ask = case.of_images()
-    for embedding, picture in zip(case.kept["embedding"], case.pictures(), strict=True):
-        yield _alike(embedding, np.array(ask(picture, pool=True)).reshape(-1))
+    """Compare the pooled embedding of each image."""
+    pipeline = case.image_pipeline()
+    for embedding, image in zip(case.collected["embedding"], case.images(), strict=True):
+        yield _compare_embeddings(embedding, np.array(pipeline(image, pool=True)).reshape(-1))
 
 
-def _alike(own: np.ndarray, theirs: np.ndarray) -> Pair:
-    """Embeddings, each of length 1."""
-    some, others = (vectors / np.linalg.norm(vectors) for vectors in (own, theirs))
-    return Pair(bool(some @ others > 1 - 1e-5), np.abs(some - others).max())
+def _compare_embeddings(ours: np.ndarray, theirs: np.ndarray) -> Pair:
+    ours, theirs = (vector / np.linalg.norm(vector) for vector in (ours, theirs))
+    return Pair(bool(ours @ theirs > 1 - 1e-5), np.abs(ours - theirs).max())
 
 
-def pictures_by_prompt(case: Case) -> Iterator[Pair]:
-    """Of each picture the class whose prompt is nearest, and the probability of each."""
-    ask = case.of_images()
+def zero_shot_classes(case: Case) -> Iterator[Pair]:
+    """Compare the class with the most similar prompt for each image, and the probability of every class."""
+    pipeline = case.image_pipeline()
     names = list(dict.fromkeys(case.rows["label"].to_pylist()))
     count = len(case.rows)
-    images, texts = (case.kept[name] for name in ("images", "texts"))
-    scale = float(ask.model.logit_scale.detach().exp())
+    images, texts = (case.collected[name] for name in ("images", "texts"))
+    scale = float(pipeline.model.logit_scale.detach().exp())
     probabilities = softmax(scale * images[:count] @ texts[count : count + len(names)].T)
-    for mine, picture in zip(probabilities, case.pictures(), strict=True):
-        answer = ask(picture, candidate_labels=names, hypothesis_template="This is a photo of {}.")
-        yield Pair(names[mine.argmax()] == answer[0]["label"], np.abs(mine - _scores(answer, names)).max())
+    for ours, image in zip(probabilities, case.images(), strict=True):
+        answer = pipeline(image, candidate_labels=names, hypothesis_template="This is a photo of {}.")
+        yield Pair(names[ours.argmax()] == answer[0]["label"], np.abs(ours - _scores(answer, names)).max())
 
 
 def boxes(case: Case) -> Iterator[Pair]:
-    """Of each picture every box that scores above 1%, its class, its corners to a pixel and its score."""
-    ask = case.of_images()
-    for detections, picture in zip(case.kept["found"], case.pictures(), strict=True):
+    """Compare all boxes of each image that score above 1%: class, corners to a pixel, and score."""
+    pipeline = case.image_pipeline()
+    for detections, image in zip(case.collected["found"], case.images(), strict=True):
         confident = detections[detections[:, 0] > 0.01]
-        theirs = ask(picture, threshold=0.01)
+        theirs = pipeline(image, threshold=0.01)
         if len(confident) != len(theirs):
             yield Pair(False, 1.0)
             continue
@@ -316,38 +323,38 @@ def boxes(case: Case) -> Iterator[Pair]:
             [[detection["box"][name] for name in ("xmin", "ymin", "xmax", "ymax")] for detection in theirs]
         )
         same = [case.labels[int(key)] for key in confident[:, 1]] == [detection["label"] for detection in theirs]
-        near = not len(confident) or np.abs(corners - others.reshape(-1, 4)).max() < 1.01
-        apart = np.abs(confident[:, 0] - [detection["score"] for detection in theirs]).max(initial=0)
-        yield Pair(bool(same and near), apart)
+        is_near = not len(confident) or np.abs(corners - others.reshape(-1, 4)).max() < 1.01
+        difference = np.abs(confident[:, 0] - [detection["score"] for detection in theirs]).max(initial=0)
+        yield Pair(bool(same and is_near), difference)
 
 
 def pixels(case: Case) -> Iterator[Pair]:
-    """Of each picture the class of every pixel."""
+    """Compare the class of every pixel."""
     from compress.tasks.image_segmentation import masks
 
-    ask = case.of_images()
-    for outputs, picture in zip(case.outputs, case.pictures(), strict=True):
-        (mask,) = masks(outputs["logits"][None], [picture.size[::-1]], load_processor(case.folder))
+    pipeline = case.image_pipeline()
+    for outputs, image in zip(case.outputs, case.images(), strict=True):
+        (mask,) = masks(outputs["logits"][None], [image.size[::-1]], load_processor(case.folder))
         theirs = np.full_like(mask, -1)
-        for part in ask(picture, subtask="semantic"):
+        for part in pipeline(image, subtask="semantic"):
             theirs[np.asarray(part["mask"]) > 0] = case.labels.index(part["label"])
         yield Pair(bool((mask == theirs).all()))
 
 
 COMPARED: Mapping[str, Callable[[Case], Iterator[Pair]]] = {
-    "text-classification": texts_with_a_class,
-    "token-classification": words,
+    "text-classification": text_classes,
+    "token-classification": token_labels,
     "question-answering": spans,
-    "fill-mask": masked,
+    "fill-mask": masked_tokens,
     "text-ranking": relevance,
-    "text2text-generation": written,
+    "text2text-generation": generated_texts,
     "feature-extraction": embeddings,
-    "image-classification": images_with_a_class,
+    "image-classification": image_classes,
     "image-feature-extraction": image_embeddings,
-    "zero-shot-image-classification": pictures_by_prompt,
+    "zero-shot-image-classification": zero_shot_classes,
     "object-detection": boxes,
     "image-segmentation": pixels,
-    "text-generation": continued,
-    "audio-classification": sounds_with_a_class,
-    "automatic-speech-recognition": heard,
+    "text-generation": continuations,
+    "audio-classification": audio_classes,
+    "automatic-speech-recognition": transcripts,
 }

@@ -1,10 +1,10 @@
-"""What `compress check` predicts of a run against what happened: seconds, peak memory and bytes of each stage.
+"""Predictions of `compress check` against measured runs: seconds, peak memory and bytes of each stage.
 
     python benchmarks/plans.py ARTIFACTS... [--trials FOLDER] [--write]
 
-ARTIFACTS are folders that `compress run --artifacts` left on this machine, each with runs and a cache. Every run of a
-shipped recipe in them is planned again, as it was set then. Stages are benchmarked on a few batches unless FOLDER has
-their timings. `--write` stores the table for the documentation as `benchmarks/results/plans.json`.
+ARTIFACTS are folders that `compress run --artifacts` wrote on this machine, each with runs and a cache. Every run of a
+shipped recipe in them is planned again with the recorded settings. Stages are benchmarked on a few batches unless
+FOLDER has their timings. `--write` stores the table for the documentation as `benchmarks/results/plans.json`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _OTHERS = re.compile(r"other processes took (\d+)%")
 
 @dataclass(frozen=True)
 class Past:
-    """One run of a shipped recipe, as it was set then, and the bytes that its stages left."""
+    """A recorded run of a shipped recipe, with its settings and the bytes of its stages' outputs."""
 
     recipe: Recipe
     report: Report
@@ -48,7 +48,7 @@ class Past:
 
     @property
     def busy(self) -> int:
-        """Percent of the processor that others took while it was measured."""
+        """Percent of the processor that other processes used during the measurement."""
         return max((int(match[1]) for note in self.report.notes for match in _OTHERS.finditer(note)), default=0)
 
 
@@ -70,17 +70,19 @@ class Row:
 
 
 def main() -> None:
-    """Print the rows, and how many are within the factor; with `--write` keep them."""
+    """Print the rows, and how many are within the factor."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifacts", type=Path, nargs="+")
-    parser.add_argument("--trials", type=Path, default=Path("artifacts"), help="where trials are kept")
-    parser.add_argument("--write", action="store_true", help=f"keep the table as {RESULT.relative_to(ROOT)}")
+    parser.add_argument("--trials", type=Path, default=Path("artifacts"), help="artifacts folder with stage timings")
+    parser.add_argument("--write", action="store_true", help=f"write the table to {RESULT.relative_to(ROOT)}")
     options = parser.parse_args()
     past = [past_run for folder in options.artifacts for past_run in runs_in(folder)]
-    rows = [row for past_run in past for row in compared(past_run, options.trials)]
+    rows = [row for past_run in past for row in compare_run(past_run, options.trials)]
     for row in rows:
-        factor = _shown(row.factor)
-        sys.stdout.write(f"{row.recipe:15} {row.busy:3}% {row.stage:16} {row.what:7} {_amount(row):>10}  {factor:>6}\n")
+        factor = _format_factor(row.factor)
+        sys.stdout.write(
+            f"{row.recipe:15} {row.busy:3}% {row.stage:16} {row.what:7} {_format_measured(row):>10}  {factor:>6}\n"
+        )
     for line in summary(rows):
         sys.stdout.write(f"{' | '.join(line)}\n")
     if options.write:
@@ -88,26 +90,23 @@ def main() -> None:
 
 
 def runs_in(artifacts: Path) -> Iterator[Past]:
-    """The finished runs of shipped recipes below an artifacts folder, the oldest first."""
+    """Yield the finished runs of shipped recipes in an artifacts folder, the oldest first."""
     cache = Cache(artifacts / "cache")
     for file in sorted(artifacts.glob("runs/*/2*/report.json")):
         report = Report.model_validate_json(file.read_text())
         shipped = RECIPES / f"{report.recipe}.yaml"
-        if (
-            not shipped.is_file()
-            or len([stage_record for stage_record in report.stages if not stage_record.cached]) < 2
-        ):
+        if not shipped.is_file() or sum(not stage.cached for stage in report.stages) < 2:
             continue
-        # Where the recipe lay then, its own files may be no longer.
+        # The recorded model path may not exist any more.
         model = read_recipe(shipped).model
         recipe = read_recipe(file.parent / "recipe.yaml").model_copy(update={"model": model})
         entries = {stage.name: cache.peek(stage.key) for stage in report.stages}
         yield Past(recipe, report, {name: entry.size_bytes for name, entry in entries.items() if entry})
 
 
-def compared(run: Past, trials: Path) -> Iterator[Row]:
+def compare_run(run: Past, trials: Path) -> Iterator[Row]:
     """Yield the rows of one run."""
-    plan = planned(run.recipe, trials)
+    plan = plan_recipe(run.recipe, trials)
     name, busy, seconds = run.recipe.name, run.busy, run.report.seconds or 0.0
     for index, stage in enumerate(run.report.stages):
         if stage.cached:
@@ -120,17 +119,17 @@ def compared(run: Past, trials: Path) -> Iterator[Row]:
     spent = sum(stage.seconds + stage.check_seconds for stage in run.report.stages)
     yield Row(name, busy, MEASURING, "seconds", seconds - spent, plan.measuring.value)
     cached = {stage.name for stage in run.report.stages if stage.cached}
-    yield Row(name, busy, WHOLE, "seconds", seconds, _whole(plan, cached))
+    yield Row(name, busy, WHOLE, "seconds", seconds, _predict_run(plan, cached))
 
 
-def _whole(plan: Plan, cached: Iterable[str]) -> float | None:
+def _predict_run(plan: Plan, cached: Iterable[str]) -> float | None:
     """Return the predicted seconds of a run, or None if a stage has no prediction."""
     parts = [plan.measuring, *(stage.seconds for stage in plan.stages if stage.label not in set(cached))]
     predicted = [part.value for part in parts if part.value is not None]
     return sum(predicted) if len(predicted) == len(parts) else None
 
 
-def planned(recipe: Recipe, trials: Path) -> Plan:
+def plan_recipe(recipe: Recipe, trials: Path) -> Plan:
     """Return the plan of a recipe, with stage benchmarks from ``trials`` or run now."""
     with tempfile.TemporaryDirectory() as scratch:
         artifacts = Path(scratch)
@@ -182,17 +181,20 @@ def page(rows: Sequence[Row]) -> dict[str, Any]:
             {
                 "title": "Seconds: prediction divided by measurement",
                 "columns": ["recipe", "stage", "measured", "prediction / measurement", "processor used by others"],
-                "rows": [[row.recipe, row.stage, _amount(row), _shown(row.factor), f"{row.busy}%"] for row in long],
+                "rows": [
+                    [row.recipe, row.stage, _format_measured(row), _format_factor(row.factor), f"{row.busy}%"]
+                    for row in long
+                ],
             },
         ],
     }
 
 
-def _amount(row: Row) -> str:
+def _format_measured(row: Row) -> str:
     return f"{row.measured:.0f} s" if row.what == "seconds" else f"{row.measured / 1e6:.1f} MB"
 
 
-def _shown(factor: float | None) -> str:
+def _format_factor(factor: float | None) -> str:
     return "?" if factor is None else f"{factor:.2f}"
 
 

@@ -1,13 +1,12 @@
-"""Peak memory and time of a stage that takes a block at a time, on Llama-shaped models of growing size.
+"""Peak memory and time of a stage that processes one block at a time, on Llama-shaped models of several sizes.
 
     python benchmarks/quantizer_memory.py 3B                                             gptq
     python benchmarks/quantizer_memory.py 3B --stage prune --set feed_forward=0.25
     python benchmarks/quantizer_memory.py 3B --stage block_qat --set epochs=1 held_out=2
 
-Each is in a process of its own, whose peak only rises.
-
-The cost of a parameter is processor time, which other work on the machine changes less than the time that passes.
-The models are random, in bfloat16, and written shard by shard; a 3B one takes 6.4 GB of disk, and its result 3 GB more.
+Each size runs in its own process. The time per parameter is processor time, which depends less on other processes than
+wall time. The models have random bfloat16 weights and are written in shards; the 3B model takes 6.4 GB of disk, and its
+result 3 GB.
 """
 
 from __future__ import annotations
@@ -31,24 +30,24 @@ SHAPES: dict[str, dict[str, int]] = {
     "3B": {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "num_attention_heads": 24,
            "num_key_value_heads": 8, "vocab_size": 128256},
 }  # fmt: skip
-"""As SmolLM2-135M, Llama 3.2 1B and Llama 3.2 3B have them."""
+"""Shapes of SmolLM2-135M, Llama 3.2 1B and Llama 3.2 3B."""
 SHARD_BYTES = 1_000_000_000
 
 
 def main() -> None:
-    """Measure each size and write a line for it, or JSON."""
+    """Measure each size and print a line for it, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sizes", nargs="*", help=f"of {', '.join(SHAPES)} (default: all)")
+    parser.add_argument("sizes", nargs="*", help=f"of: {', '.join(SHAPES)} (default: all)")
     parser.add_argument("--stage", default="gptq", choices=("gptq", "block_qat", "prune_decoder", "sparsify_decoder"))
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=JSON", help="fields of the stage")
-    parser.add_argument("--folder", type=Path, help="where to put the models (default: a temporary folder)")
+    parser.add_argument("--folder", type=Path, help="folder for the models (default: a temporary folder)")
     parser.add_argument("--json", action="store_true", help="write JSON")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if unknown := sorted(set(options.sizes) - set(SHAPES)):
-        parser.error(f"{unknown[0]!r} is none of {', '.join(SHAPES)}")
+        parser.error(f"{unknown[0]!r} is not one of {', '.join(SHAPES)}")
     changes = dict(entry.split("=", 1) for entry in options.set)
     fields = {"samples": options.samples, "sequence_length": options.sequence_length}
     fields |= {name: json.loads(value) for name, value in changes.items()}
@@ -59,26 +58,25 @@ def main() -> None:
     for size in options.sizes or SHAPES:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             parameters = write_model(Path(folder), SHAPES[size])
-            rows.append({"size": size, "parameters": parameters} | in_child(Path(folder), sys.argv[1:]))
+            rows.append({"size": size, "parameters": parameters} | measure_in_child(Path(folder), sys.argv[1:]))
         if not options.json:
-            sys.stdout.write(line(rows[-1]))
+            sys.stdout.write(format_row(rows[-1]))
             sys.stdout.flush()
     if options.json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
 
 
-def line(row: dict[str, Any]) -> str:
-    """One size in words."""
+def format_row(row: dict[str, Any]) -> str:
     return (
         f"{row['size']:>5} {row['parameters'] / 1e6:7.0f}M parameters  peak {row['peak_rss_bytes'] / 1e9:5.2f} GB "
-        f"(imports alone {row['imports_rss_bytes'] / 1e9:.2f}, a block in float32 {row['block_bytes'] / 1e9:.2f})  "
-        f"{row['seconds']:7.1f} s; {row['cpu_seconds']:7.1f} s of processors, "
-        f"{row['cpu_seconds'] / row['parameters'] * 1e9:5.0f} ns a parameter\n"
+        f"(imports only {row['imports_rss_bytes'] / 1e9:.2f}, a block in float32 {row['block_bytes'] / 1e9:.2f})  "
+        f"{row['seconds']:7.1f} s; {row['cpu_seconds']:7.1f} s of processor time, "
+        f"{row['cpu_seconds'] / row['parameters'] * 1e9:5.0f} ns per parameter\n"
     )
 
 
-def in_child(folder: Path, arguments: list[str]) -> dict[str, Any]:
-    """`measure` in a process of its own, since the peak of a process only rises."""
+def measure_in_child(folder: Path, arguments: list[str]) -> dict[str, Any]:
+    """Run `measure` in a new process, since the peak memory of a process never falls."""
     command = [sys.executable, __file__, *arguments, "--measure", str(folder)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     answer: dict[str, Any] = json.loads(done.stdout)
@@ -86,7 +84,7 @@ def in_child(folder: Path, arguments: list[str]) -> dict[str, Any]:
 
 
 def measure(folder: Path, stage: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """Run the stage on the model in ``folder``."""
+    """Run the stage on the model in ``folder`` and return its time and memory."""
     import pyarrow as pa
     import torch
 
@@ -98,9 +96,9 @@ def measure(folder: Path, stage: str, fields: dict[str, Any]) -> dict[str, Any]:
     from compress.tasks.registry import get_task
     from compress.utils.progress import SilentProgress
 
-    class Talking(SilentProgress):
+    class TimedNotes(SilentProgress):
         def note(self, message: str) -> None:
-            sys.stderr.write(f"{time.perf_counter() - begun:7.1f} s {peak_bytes() / 1e9:5.2f} GB  {message}\n")
+            sys.stderr.write(f"{time.perf_counter() - start:7.1f} s {peak_bytes() / 1e9:5.2f} GB  {message}\n")
 
     task = get_task("text-generation")
     generator = torch.Generator().manual_seed(0)
@@ -108,18 +106,20 @@ def measure(folder: Path, stage: str, fields: dict[str, Any]) -> dict[str, Any]:
     rows = pa.table({"text": [bytes(letters.tolist()).decode()]})
     data = Dataset(task.columns, {"train": rows}, ())
 
-    def none(label: str) -> Any:
+    def no_earlier_model(label: str) -> Any:
         raise LookupError(label)
 
     decoder = build_blockwise_model(Checkpoint(folder))
     block = sum(parameter.numel() for parameter in decoder.blocks[0].parameters())
     del decoder
-    context = Context(task, data, fields["sequence_length"], 0, Talking(), none, Path, folder / "scratch")
-    imports, begun, cpu_begun = peak_bytes(), time.perf_counter(), time.process_time()
+    context = Context(
+        task, data, fields["sequence_length"], 0, TimedNotes(), no_earlier_model, Path, folder / "scratch"
+    )
+    imports, start, cpu_start = peak_bytes(), time.perf_counter(), time.process_time()
     STAGES[stage].model_validate({"kind": stage, **fields}).run(Checkpoint(folder), context)
     return {
-        "seconds": time.perf_counter() - begun,
-        "cpu_seconds": time.process_time() - cpu_begun,
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - cpu_start,
         "peak_rss_bytes": peak_bytes(),
         "imports_rss_bytes": imports,
         "block_bytes": 4 * block,
@@ -128,12 +128,12 @@ def measure(folder: Path, stage: str, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def peak_bytes() -> int:
-    """The largest resident memory of this process so far, pages of mapped files included."""
+    """Return the peak resident memory of this process, including pages of mapped files."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def write_model(folder: Path, shape: dict[str, int]) -> int:
-    """A Llama with random weights and a byte-level tokenizer; returns the number of its parameters."""
+    """Write a Llama model with random weights and a byte-level tokenizer; return its parameter count."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, PreTrainedTokenizerFast
 
@@ -154,7 +154,7 @@ def write_model(folder: Path, shape: dict[str, int]) -> int:
 
 
 def matrices(config: Any) -> Iterator[tuple[str, int, int]]:
-    """Name and sides of every matrix."""
+    """Yield name, rows and columns of every matrix."""
     hidden, middle = config.hidden_size, config.intermediate_size
     keys = config.num_key_value_heads * hidden // config.num_attention_heads
     yield "model.embed_tokens", config.vocab_size, hidden
@@ -173,12 +173,12 @@ def matrices(config: Any) -> Iterator[tuple[str, int, int]]:
 
 
 def random_tensors(config: Any) -> Iterator[tuple[str, Any]]:
-    """Every tensor, one at a time."""
+    """Yield every tensor."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
     for name, rows, columns in matrices(config):
-        # Variance 1 / inputs, so that activations neither fade nor grow.
+        # Variance 1 / inputs keeps the scale of the activations.
         scale = 0.02 if "embed" in name else columns**-0.5
         weight = torch.empty(rows, columns, dtype=torch.bfloat16)
         for part in weight.split(8192):

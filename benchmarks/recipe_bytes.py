@@ -1,11 +1,11 @@
-"""Digests of every recipe's output files at tiny scale, to show that a change of the code keeps them.
+"""Digests of every recipe's output files at tiny scale, to check that a change of the code does not change them.
 
     python benchmarks/recipe_bytes.py write FILE.json [RECIPE ...]
     python benchmarks/recipe_bytes.py compare BEFORE.json AFTER.json
 
 ``write`` runs the recipes in `recipes/`, or those named, with the tiny models and data of
-`tests/recipe/test_recipes.py`.
-Run it before and after the change, on one machine and with the same packages. ``compare`` exits 1 if a file differs.
+`tests/recipe/test_recipes.py`. Run it before and after the change, on one machine and with the same packages.
+``compare`` exits with code 1 if a file differs.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def digest_outputs(recipe_file: Path, folder: Path) -> dict[str, str]:
 
 
 def write(output: Path, names: list[str]) -> int:
-    """Write the digests of the named recipes, or of all, after each recipe."""
+    """Run the named recipes, or all, and write their digests after each recipe."""
     sys.path[:0] = [str(ROOT / "tests" / folder) for folder in TEST_FOLDERS]
     digests: dict[str, dict[str, str]] = {}
     for recipe_file in sorted((ROOT / "recipes").rglob("*.yaml")):

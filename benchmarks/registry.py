@@ -1,12 +1,12 @@
-"""What a registry withstands: two writers that are killed, a way back that is quick, a changed byte anywhere.
+"""Robustness of the registry: killed writers, the time of a rollback, and detection of changed bytes.
 
-    python benchmarks/registry.py writers     # some minutes: 2 writers x 500, 100 kills
+    python benchmarks/registry.py writers     # some minutes: 2 writers x 500 operations, 100 kills
     python benchmarks/registry.py rollback
     python benchmarks/registry.py flips
     python benchmarks/registry.py writers --write
 
-A writer is a process that registers made-up runs and promotes each; it notes what it was told has happened. It is
-killed at a random moment and another goes on with what had not been confirmed.
+A writer is a process that registers artificial runs, promotes each, and logs every confirmed operation. It is killed at
+random moments, and a new process continues after the last confirmed operation.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from compress.utils.errors import InputError
 RESULTS = Path(__file__).parent / "results" / "registry.json"
 WRITERS = 2
 app = typer.Typer(help=__doc__)
-_Write = Annotated[bool, typer.Option("--write", help="Put the figures into results/.")]
+_Write = Annotated[bool, typer.Option("--write", help="Write the results to results/.")]
 _FORK = multiprocessing.get_context("fork")
 
 
-def made_run(folder: Path, content: bytes, accuracy: float = 0.9, rows: int = 200, size: int = 1000) -> Path:
-    """A run's folder as `compress run` leaves one, with a model of those bytes and that measured accuracy."""
+def write_run(folder: Path, content: bytes, accuracy: float = 0.9, rows: int = 200, size: int = 1000) -> Path:
+    """Write the folder of a run as `compress run` does, with this model content and accuracy."""
     right = round(rows * accuracy)
     raw = tuple([1.0] * right + [0.0] * (rows - right))
     spread = {"low": accuracy - 0.05, "high": min(1.0, accuracy + 0.05)}
@@ -62,8 +62,8 @@ def made_run(folder: Path, content: bytes, accuracy: float = 0.9, rows: int = 20
 
 
 @dataclass(frozen=True)
-class Survived:
-    """What was found of a registry whose writers were killed."""
+class KillResult:
+    """State of a registry after its writers were killed."""
 
     confirmed: int
     kills: int
@@ -75,24 +75,24 @@ class Survived:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is lost, double, torn or unsound."""
+        """Whether no operation was lost or repeated, and no file or alias is damaged."""
         return not any((self.lost, self.double, self.torn, self.unsound_aliases))
 
 
-def kill_writers(folder: Path, operations: int, kills: int, seed: int = 0) -> Survived:
-    """Let two writers register and promote ``operations`` times each, and kill one at ``kills`` random moments."""
+def kill_writers(folder: Path, operations: int, kills: int, seed: int = 0) -> KillResult:
+    """Let two writers perform ``operations`` operations each, and kill them at ``kills`` random moments."""
     began, chance = time.perf_counter(), random.Random(seed)
     runs = {
         writer: [
-            made_run(folder / f"{writer}-{index}", f"{writer} {index}".encode()) for index in range(operations // 2)
+            write_run(folder / f"{writer}-{index}", f"{writer} {index}".encode()) for index in range(operations // 2)
         ]
         for writer in range(WRITERS)
     }
     notes = {writer: folder / f"confirmed-{writer}" for writer in runs}
-    root, counted, torn = folder / "registry", 0, 0
-    # The operations within which each writer is killed.
+    root, killed, torn = folder / "registry", 0, 0
+    # Numbers of the operations during which each writer is killed.
     moments = {writer: sorted(chance.sample(range(operations), kills // WRITERS)) for writer in runs}
-    working = {writer: _begin(root, runs[writer], notes[writer]) for writer in runs}
+    working = {writer: _start_writer(root, runs[writer], notes[writer]) for writer in runs}
     while working:
         for writer, process in list(working.items()):
             if moments[writer] and _count(notes[writer]) >= moments[writer][0]:
@@ -100,25 +100,25 @@ def kill_writers(folder: Path, operations: int, kills: int, seed: int = 0) -> Su
                 time.sleep(chance.uniform(0, 0.02))
                 process.kill()
                 process.join()
-                counted += process.exitcode == -signal.SIGKILL
-                torn += not _readable(root)
-                working[writer] = _begin(root, runs[writer], notes[writer])
+                killed += process.exitcode == -signal.SIGKILL
+                torn += not _is_readable(root)
+                working[writer] = _start_writer(root, runs[writer], notes[writer])
             elif process.exitcode is not None:
                 process.join()
                 assert process.exitcode == 0, process.exitcode
                 del working[writer]
         time.sleep(0.001)
-    return _judged(root, notes, counted, torn, time.perf_counter() - began)
+    return _check_registry(root, notes, killed, torn, time.perf_counter() - began)
 
 
-def _begin(root: Path, runs: list[Path], notes: Path) -> Any:
-    process = _FORK.Process(target=_work, args=(root, runs, notes))
+def _start_writer(root: Path, runs: list[Path], notes: Path) -> Any:
+    process = _FORK.Process(target=_run_writer, args=(root, runs, notes))
     process.start()
     return process
 
 
-def _work(root: Path, runs: list[Path], notes: Path) -> None:
-    """Go on behind what is confirmed: run after run is registered and promoted."""
+def _run_writer(root: Path, runs: list[Path], notes: Path) -> None:
+    """Register and promote run after run, starting after the last confirmed operation."""
     registry = Registry(root)
     done = _count(notes)
     with notes.open("ab", buffering=0) as file:
@@ -136,8 +136,8 @@ def _count(notes: Path) -> int:
     return notes.read_bytes().count(b"\n") if notes.exists() else 0
 
 
-def _readable(root: Path) -> bool:
-    """Whether a reader finds whole entries, and an alias that stands for a version."""
+def _is_readable(root: Path) -> bool:
+    """Return whether all entries can be read and every alias points to an existing version."""
     registry = Registry(root)
     if not registry.log.path.is_file():
         return True
@@ -145,7 +145,7 @@ def _readable(root: Path) -> bool:
     return all(number in state.versions[name] for name in state.versions for number in state.aliases(name).values())
 
 
-def _judged(root: Path, notes: dict[int, Path], kills: int, torn: int, seconds: float) -> Survived:
+def _check_registry(root: Path, notes: dict[int, Path], kills: int, torn: int, seconds: float) -> KillResult:
     registry = Registry(root)
     faults = [fault for fault in verify(registry) if fault.fault != "surplus"]
     collect(registry, root.parent / "none", dry_run=False)
@@ -158,8 +158,8 @@ def _judged(root: Path, notes: dict[int, Path], kills: int, torn: int, seconds: 
     known |= {(entry.version, versions[entry.version].record, "promoted") for entry in promoted}
     lost = sum((int(number), record, what) not in known for what, number, record in confirmed)
     lost += len(set(range(1, len(versions) + 1)) - set(versions))
-    # Each run's files are one version, entered once; and no version takes its own place. One whose writer was killed
-    # before it was told, and in whose place another came since, is promoted again, as it was asked.
+    # Each run must give one version, registered once, and no version may replace itself. If a writer was killed before
+    # its promotion was confirmed and the other writer promoted since, promoting again is correct.
     double = len(versions) - len({version.record for version in versions.values()})
     double += sum(isinstance(entry, Registered) for entry in state.entries) - len(versions)
     double += sum(entry.before == entry.version for entry in promoted)
@@ -169,15 +169,15 @@ def _judged(root: Path, notes: dict[int, Path], kills: int, torn: int, seconds: 
             registry.verified(versions[number])
         except InputError:
             unsound += 1
-    return Survived(len(confirmed), kills, lost, double, torn, unsound, seconds)
+    return KillResult(len(confirmed), kills, lost, double, torn, unsound, seconds)
 
 
 def flip_bytes(folder: Path, tries: int, seed: int = 0) -> tuple[int, int]:
-    """Change a byte of a registry ``tries`` times, each time another: how often it was found, and rightly named."""
+    """Change one random byte of a registry ``tries`` times. Return how often `verify` detects it and names the file."""
     chance = random.Random(seed)
     registry = Registry(folder / "registry")
     for number in range(3):
-        run = made_run(folder / f"run-{number}", chance.randbytes(2000 + number), accuracy=0.9)
+        run = write_run(folder / f"run-{number}", chance.randbytes(2000 + number), accuracy=0.9)
         version, _ = registry.register(run, "reviews")
         promote(registry, PromotionRequest(version.reference))
     registry.rollback("reviews", "champion")
@@ -185,13 +185,13 @@ def flip_bytes(folder: Path, tries: int, seed: int = 0) -> tuple[int, int]:
     assert not verify(registry)
     detected = named = 0
     for number in range(tries):
-        # By files and by bytes in turns: most bytes are those of few files.
+        # Alternate between a random file and a random byte, since few files hold most bytes.
         weights = [path.stat().st_size if number % 2 else 1 for path in files]
         (path,) = chance.choices(files, weights)
         whole = path.read_bytes()
         offset = chance.randrange(len(whole))
         changed = bytes([whole[offset] ^ chance.randrange(1, 256)])
-        # Another file: the objects share theirs with the runs.
+        # Write a new file, since the objects are hard links to the files of the runs.
         path.unlink()
         path.write_bytes(whole[:offset] + changed + whole[offset + 1 :])
         faults = verify(Registry(registry.root))
@@ -202,11 +202,11 @@ def flip_bytes(folder: Path, tries: int, seed: int = 0) -> tuple[int, int]:
 
 
 def time_rollback(folder: Path, versions: int, megabytes: int) -> tuple[float, bool]:
-    """Seconds of `compress registry rollback` in a process of its own, and whether the bytes are the old ones then."""
+    """Return the seconds of `compress registry rollback`, and whether the previous bytes are served afterwards."""
     registry, chance = Registry(folder / "registry"), random.Random(0)
     for number in range(versions):
         content = chance.randbytes(100 if number < versions - 2 else megabytes * 1_000_000)
-        version, _ = registry.register(made_run(folder / f"run-{number}", content), "reviews")
+        version, _ = registry.register(write_run(folder / f"run-{number}", content), "reviews")
         promote(registry, PromotionRequest(version.reference))
     previous_version = registry.state().versions["reviews"][versions - 1]
     command = [sys.executable, "-m", "compress", "registry", "rollback", "reviews", "--registry", str(registry.root)]
@@ -221,44 +221,44 @@ def time_rollback(folder: Path, versions: int, megabytes: int) -> tuple[float, b
 
 @app.command()
 def writers(operations: int = 500, kills: int = 100, write: _Write = False) -> None:
-    """Two writers, killed at random moments."""
+    """Kill two writers at random moments and check the registry."""
     with tempfile.TemporaryDirectory(prefix="registry-") as folder:
         outcome = kill_writers(Path(folder), operations, kills)
     what = f"{WRITERS} writers x {operations} registrations and promotions, `kill -9` at {outcome.kills} random moments"
     counts = f"{outcome.lost} lost, {outcome.double} double, {outcome.torn} torn"
-    aliases = "every alias points to a verified artifact" if not outcome.unsound_aliases else "an alias points to none"
-    _put(
+    aliases = "every alias points to a verified artifact" if not outcome.unsound_aliases else "an alias is damaged"
+    _report(
         write, what, f"{counts} of {outcome.confirmed} confirmed; {aliases} ({outcome.seconds:.0f} s)", "0, 0, 0; every"
     )
 
 
 @app.command()
 def rollback(versions: int = 500, megabytes: int = 200, write: _Write = False) -> None:
-    """The way back, from the shell."""
+    """Time a rollback on the command line."""
     with tempfile.TemporaryDirectory(prefix="registry-") as folder:
         seconds, same = time_rollback(Path(folder), versions, megabytes)
-    what = f"`compress registry rollback`, {versions} versions, models of {megabytes} MB, start of the program included"
-    bytes_ = "the served bytes are the old ones" if same else "other bytes are served"
-    _put(write, what, f"{seconds:.2f} s; {bytes_}", "under 1 s; the old ones")
+    what = f"`compress registry rollback`, {versions} versions, models of {megabytes} MB, including program start"
+    served = "the previous bytes are served" if same else "other bytes are served"
+    _report(write, what, f"{seconds:.2f} s; {served}", "under 1 s; the previous bytes")
 
 
 @app.command()
 def flips(tries: int = 200, write: _Write = False) -> None:
-    """A changed byte anywhere."""
+    """Change random bytes and count how many are detected."""
     with tempfile.TemporaryDirectory(prefix="registry-") as folder:
         detected, named = flip_bytes(Path(folder), tries)
-    what = f"a changed byte anywhere in a registry, {tries} tries: found by `verify`, and the right file named alone"
-    _put(write, what, f"{detected} of {tries}, {named} of {tries}", f"{tries}, {tries}")
+    what = f"a changed byte anywhere in a registry, {tries} tries: detected by `verify`, and only the right file named"
+    _report(write, what, f"{detected} of {tries}, {named} of {tries}", f"{tries}, {tries}")
 
 
-def _put(write: bool, what: str, found: str, wanted: str) -> None:
-    typer.echo(f"{what}: {found} (wanted: {wanted})")
+def _report(write: bool, what: str, measured: str, required: str) -> None:
+    typer.echo(f"{what}: {measured} (required: {required})")
     if not write:
         return
     page = json.loads(RESULTS.read_text()) if RESULTS.exists() else _PAGE
     rows = [row for row in page["tables"][0]["rows"] if row[0].split(",")[0] != what.split(",")[0]]
     page["measured"] = datetime.now(UTC).date().isoformat()
-    page["tables"][0]["rows"] = [*rows, [what, found, wanted]]
+    page["tables"][0]["rows"] = [*rows, [what, measured, required]]
     RESULTS.write_text(json.dumps(page, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -266,7 +266,7 @@ _PAGE: dict[str, Any] = {
     "title": "Registry",
     "order": 11,
     "command": "python benchmarks/registry.py writers --write",
-    "machine": f"{os.cpu_count()} virtual cores, beside other work",
+    "machine": f"{os.cpu_count()} virtual cores, other processes running",
     "measured": "",
     "tables": [{"columns": ["quantity", "measured", "required"], "rows": []}],
 }

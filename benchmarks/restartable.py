@@ -1,7 +1,7 @@
-"""Training that goes on where it was killed and ends with the same bytes.
+"""Training that can be resumed after a kill and gives the same bytes as an uninterrupted run.
 
-A `Lesson` is what is trained and its loss; `learn` runs it. Each step draws from a generator of its own. What a kill
-must not lose (weights, the optimizer's moments, the moving average) is written each minute to one safetensors file.
+A `Training` is a module and its loss; `train` runs it. Each step has its own random generator. Weights, optimizer state
+and moving average are saved to one safetensors file every minute.
 """
 
 from __future__ import annotations
@@ -28,10 +28,15 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
-    """One training: ``loss`` of a batch that it draws from the generator it is given.
+class Training:
+    """A module and its loss.
 
-    With ``averaged`` the weights at the end are the moving average of all steps' (Ho et al. 2020, section 4).
+    Attributes:
+        name: Name of the checkpoint file.
+        module: Module to train.
+        loss: Function that samples a batch with a generator and returns its loss.
+        learning_rate: Peak learning rate.
+        averaged: Whether the result is the moving average of the weights (Ho et al. 2020, section 4).
     """
 
     name: str
@@ -41,100 +46,100 @@ class Lesson:
     averaged: bool = False
 
 
-def learn(lesson: Lesson, steps: int, seed: int, folder: Path, progress: Progress) -> None:
-    """AdamW with a warm-up and a decay along a cosine; goes on from ``folder`` where it was begun there.
+def train(training: Training, steps: int, seed: int, folder: Path, progress: Progress) -> None:
+    """Train with AdamW, warm-up and cosine decay, from the checkpoint in ``folder`` if there is one.
 
-    The weights are left as they are after the last step, or as their average, in evaluation mode.
+    Afterwards the module has the weights of the last step, or their average, and is in evaluation mode.
     """
-    state = _State(lesson, folder)
+    state = _State(training, folder)
     start = state.load()
     if start:
-        progress.note(f"{lesson.name}: goes on after step {start:,} of {steps:,}")
-    lesson.module.train()
+        progress.note(f"{training.name}: resumed after step {start:,} of {steps:,}")
+    training.module.train()
     saved, total, every = time.monotonic(), 0.0, max(steps // _NOTES, 1)
-    for step in progress.track(range(start, steps), lesson.name, steps - start):
-        loss = _step(lesson, state.optimizer, _rate(step, steps), seed, step)
-        state.average.step(lesson.module.parameters())
+    for step in progress.track(range(start, steps), training.name, steps - start):
+        loss = _step(training, state.optimizer, _learning_rate_factor(step, steps), seed, step)
+        state.average.step(training.module.parameters())
         total += float(loss)
         if (step + 1) % every == 0:
-            progress.note(f"{lesson.name}: step {step + 1:,} of {steps:,}, loss {total / every:.4f}")
+            progress.note(f"{training.name}: step {step + 1:,} of {steps:,}, loss {total / every:.4f}")
             total = 0.0
         if time.monotonic() - saved > _SAVED_EVERY:
             state.save(step + 1)
             saved = time.monotonic()
     if start < steps:
         state.save(steps)
-    if lesson.averaged:
-        state.average.copy_to(lesson.module.parameters())
-    lesson.module.eval()
+    if training.averaged:
+        state.average.copy_to(training.module.parameters())
+    training.module.eval()
 
 
-def seconds_a_step(lesson: Lesson, seed: int, count: int = 4) -> float:
-    """The median time of ``count`` steps after two that warm up; the weights are what they were before."""
-    weights = {name: tensor.clone() for name, tensor in lesson.module.state_dict().items()}
-    optimizer = _optimizer(lesson)
-    lesson.module.train()
+def seconds_per_step(training: Training, seed: int, count: int = 4) -> float:
+    """Return the median time of ``count`` steps after two warm-up steps. The weights are restored."""
+    weights = {name: tensor.clone() for name, tensor in training.module.state_dict().items()}
+    optimizer = _optimizer(training)
+    training.module.train()
     times = []
     for step in range(count + 2):
-        began = time.monotonic()
-        _step(lesson, optimizer, 0.0, seed, step)
-        times.append(time.monotonic() - began)
-    lesson.module.load_state_dict(weights)
+        start = time.monotonic()
+        _step(training, optimizer, 0.0, seed, step)
+        times.append(time.monotonic() - start)
+    training.module.load_state_dict(weights)
     return sorted(times[2:])[count // 2]
 
 
-def _optimizer(lesson: Lesson) -> torch.optim.AdamW:
-    return torch.optim.AdamW(lesson.module.parameters(), lesson.learning_rate, weight_decay=0.01)
+def _optimizer(training: Training) -> torch.optim.AdamW:
+    return torch.optim.AdamW(training.module.parameters(), training.learning_rate, weight_decay=0.01)
 
 
-def _step(lesson: Lesson, optimizer: torch.optim.AdamW, rate: float, seed: int, step: int) -> torch.Tensor:
+def _step(training: Training, optimizer: torch.optim.AdamW, rate: float, seed: int, step: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed((seed << 32) + step)
     torch.manual_seed((seed << 32) + step)
-    optimizer.param_groups[0]["lr"] = rate * lesson.learning_rate
-    loss = lesson.loss(generator)
+    optimizer.param_groups[0]["lr"] = rate * training.learning_rate
+    loss = training.loss(generator)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(lesson.module.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_(training.module.parameters(), 1.0)
     optimizer.step()
     return loss.detach()
 
 
-def _rate(step: int, steps: int) -> float:
+def _learning_rate_factor(step: int, steps: int) -> float:
     warm = max(int(_WARM_UP * steps), 1)
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
 
 
-def forget(lesson: Lesson, folder: Path) -> None:
-    """Remove what only a training that goes on needs."""
-    _file(lesson, folder).unlink(missing_ok=True)
+def remove_checkpoint(training: Training, folder: Path) -> None:
+    """Remove the checkpoint of a finished training."""
+    _file(training, folder).unlink(missing_ok=True)
 
 
-def _file(lesson: Lesson, folder: Path) -> Path:
-    return folder / f"{lesson.name}.safetensors"
+def _file(training: Training, folder: Path) -> Path:
+    return folder / f"{training.name}.safetensors"
 
 
 class _State:
-    """Everything that the next step depends on, in one file that is replaced whole."""
+    """State of a training, stored in one file that is replaced atomically."""
 
-    def __init__(self, lesson: Lesson, folder: Path) -> None:
-        self.lesson = lesson
-        self.path = _file(lesson, folder)
-        self.optimizer = _optimizer(lesson)
+    def __init__(self, training: Training, folder: Path) -> None:
+        self.lesson = training
+        self.path = _file(training, folder)
+        self.optimizer = _optimizer(training)
         self.average = import_diffusers().training_utils.EMAModel(
-            lesson.module.parameters(), decay=_DECAY, use_ema_warmup=True
+            training.module.parameters(), decay=_DECAY, use_ema_warmup=True
         )
 
     def load(self) -> int:
-        """Take it from the file, and say how many steps it has seen: 0 without a file."""
+        """Load the checkpoint and return its number of steps, or 0 if there is none."""
         if not self.path.is_file():
             return 0
         tensors = load_file(self.path)
         step = int(tensors.pop("step"))
-        parameters = dict(self.lesson.module.named_parameters())
-        weights = {name: tensors[f"weights.{name}"] for name in self.lesson.module.state_dict()}
-        self.lesson.module.load_state_dict(weights)
+        parameters = dict(self.training.module.named_parameters())
+        weights = {name: tensors[f"weights.{name}"] for name in self.training.module.state_dict()}
+        self.training.module.load_state_dict(weights)
         for index, (name, parameter) in enumerate(parameters.items()):
             moments = {moment: tensors[f"{moment}.{name}"] for moment in _MOMENTS}
             self.optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
@@ -143,26 +148,26 @@ class _State:
         return step
 
     def save(self, step: int) -> None:
-        """Write it beside the file, then rename."""
-        tensors = {f"weights.{name}": tensor for name, tensor in self.lesson.module.state_dict().items()}
+        """Write the checkpoint to a temporary file, then rename it."""
+        tensors = {f"weights.{name}": tensor for name, tensor in self.training.module.state_dict().items()}
         for (name, parameter), shadow in zip(
-            self.lesson.module.named_parameters(), self.average.shadow_params, strict=True
+            self.training.module.named_parameters(), self.average.shadow_params, strict=True
         ):
             tensors |= {f"{moment}.{name}": self.optimizer.state[parameter][moment] for moment in _MOMENTS}
             tensors[f"average.{name}"] = shadow
         tensors["step"] = torch.tensor(step)
-        beside = self.path.with_suffix(".partial")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
-        beside.replace(self.path)
+        partial = self.path.with_suffix(".partial")
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+        partial.replace(self.path)
 
 
-def kept_plan(path: Path, make: Callable[[], dict[str, int]]) -> dict[str, int]:
-    """The steps of each lesson, made once and kept: a training that goes on, or is done again, takes as many."""
+def load_or_make_plan(path: Path, make: Callable[[], dict[str, int]]) -> dict[str, int]:
+    """Return the stored plan of steps; make and store it first if there is none, so that resumed runs use the same."""
     if not path.is_file():
         plan = make()
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".partial")
-        beside.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
-        beside.replace(path)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
     stored_plan: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
     return stored_plan

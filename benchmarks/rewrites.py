@@ -1,8 +1,8 @@
-"""What each graph rewrite is worth: the sample encoder, whole and cut, with all rewrites and without each of them.
+"""Speed-up of each graph rewrite: the sample encoder, full and pruned, with all rewrites and without each of them.
 
     python benchmarks/rewrites.py            # about four minutes on two idle cores
 
-Every variant is timed in one interleaved session against the exporter's own fusions alone.
+All variants are timed in one interleaved session. The baseline is the exporter without rewrites.
 """
 
 from __future__ import annotations
@@ -31,25 +31,27 @@ from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
 from compress.utils.progress import SilentProgress
 
-NOTHING = (ATTENTION, *REWRITES)
-VARIANTS = {"exporter alone": NOTHING, "all rewrites": (), **{f"without {name}": (name,) for name in NOTHING}}
+ALL_REWRITES = (ATTENTION, *REWRITES)
+BASELINE = "exporter only"
+VARIANTS = {BASELINE: ALL_REWRITES, "all rewrites": (), **{f"without {name}": (name,) for name in ALL_REWRITES}}
+"""Rewrites that each variant leaves out."""
 
 
 def main() -> None:
-    """Print a table: model, variant, latency with interval, and the ratio to the exporter alone."""
+    """Print a table: model, variant, latency with interval, and the speed-up over the baseline."""
     quiet_libraries()
     task = get_task("text-classification")
     data = load_dataset(DataConfig(source="sample:movie-reviews"), task.columns, Path(), SilentProgress())
     torch.manual_seed(0)
-    for name, cut, quantized in (("6 layers fp32", False, False), ("3 layers cut int8", True, True)):
+    for name, pruned, quantized in (("6 layers fp32", False, False), ("3 layers pruned int8", True, True)):
         model = task.load(sample_directory("minilm"), data.labels, trust_remote_code=False)
-        if cut:
-            _cut(model)
+        if pruned:
+            _prune(model)
         rows = task.encode(data.split("test"), model.processor, data.labels, 128)
         _compare(name, model, rows, quantized)
 
 
-def _cut(model: TorchModel) -> None:
+def _prune(model: TorchModel) -> None:
     keep_layers(model.module, [0, 2, 5])
     keep_heads(model.module, [range(block.prunable_units // 2) for block in blocks(model.module)])
     keep_neurons(model.module, [torch.arange(384) for _ in blocks(model.module)])
@@ -72,7 +74,7 @@ def _compare(name: str, model: TorchModel, examples: Examples, quantized: bool) 
             dict.fromkeys(folders, examples),
             TARGETS["cpu"],
             Benchmark(seconds=6),
-            "exporter alone",
+            BASELINE,
             SilentProgress(),
             seed=0,
         )

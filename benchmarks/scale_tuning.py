@@ -1,10 +1,10 @@
-"""Time to quality of `tune_scales` on SmolLM2: one quantized checkpoint, one variant of the stage after the other.
+"""Time and quality of variants of `tune_scales` on a quantized SmolLM2 checkpoint.
 
-    python benchmarks/scale_tuning.py                      # all variants, about half an hour on two idle cores
+    python benchmarks/scale_tuning.py                      # all variants: half an hour on two idle cores
     python benchmarks/scale_tuning.py --only default short # some of them
-    python benchmarks/scale_tuning.py --steps 40           # the same with fewer steps
+    python benchmarks/scale_tuning.py --steps 40           # fewer steps
 
-Every variant sees as many tokens as the default and is judged on the same held-out windows.
+Every variant trains on as many tokens as the default and is evaluated on the same held-out windows.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "half the steps": {"batch_size": 2 * BATCH},
     "without embeddings": {"embeddings": False},
     "without norms": {"norms": False},
-    "norms alone": {"scales": False, "embeddings": False},
+    "norms only": {"scales": False, "embeddings": False},
 }
 
 
 def main() -> None:
-    """Print a table: variant, steps, seconds, KL and perplexity before and after."""
+    """Print a table: variant, steps, seconds, and KL divergence and perplexity before and after."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--steps", type=int, default=STEPS, help="steps of the default; others see as many tokens")
-    parser.add_argument("--start", type=Path, help="a quantized checkpoint of SmolLM2; default: made now")
+    parser.add_argument("--steps", type=int, default=STEPS, help="steps of the default variant")
+    parser.add_argument("--start", type=Path, help="quantized SmolLM2 (default: quantize it first)")
     options = parser.parse_args()
     quiet_libraries()
     sys.stdout.write(f"{'variant':<22}{'steps':>6}{'seconds':>9}{'KL':>18}{'perplexity':>18}\n")
@@ -88,13 +88,13 @@ def _measure(stage: TuneScales, start: QuantizedCheckpoint, context: Context, he
     windows = TokenSequences(recovery_sequences(start, stage, context).train, held_out)
     module = load_quantized_module(start)
     learn(module, start, stage)
-    lesson = RecoveryTrainer.between(module, context.earlier("start"), windows, stage)
-    began = time.perf_counter()
-    loss_before, after = lesson.train(context, "tune_scales")
-    seconds = time.perf_counter() - began
+    trainer = RecoveryTrainer.between(module, context.earlier("start"), windows, stage)
+    start_time = time.perf_counter()
+    before, after = trainer.train(context, "tune_scales")
+    seconds = time.perf_counter() - start_time
     return (
-        f"{stage.steps:>6}{seconds:>9.0f}{loss_before.divergence:>9.4f} -> {after.divergence:.4f}"
-        f"{loss_before.perplexity:>9.2f} -> {after.perplexity:.2f} ({after.teacher_perplexity:.2f})"
+        f"{stage.steps:>6}{seconds:>9.0f}{before.divergence:>9.4f} -> {after.divergence:.4f}"
+        f"{before.perplexity:>9.2f} -> {after.perplexity:.2f} ({after.teacher_perplexity:.2f})"
     )
 
 

@@ -3,8 +3,8 @@
 python benchmarks/search.py collect    runs every recipe of a small space to every rung (an hour; can be resumed)
 python benchmarks/search.py replay     100 searches replayed on these recorded trials, against random search
 python benchmarks/search.py samplers   the same replays with Optuna's samplers in place of the engine
-python benchmarks/search.py ray        a search on one worker and on two, each of one processor
-python benchmarks/search.py killed     a search killed at ten random moments, against one left alone
+python benchmarks/search.py ray        a search on one worker and on two, with one processor each
+python benchmarks/search.py killed     a search killed at ten random moments, against an uninterrupted one
 python benchmarks/search.py size       predicted bytes of unseen recipes, against the bytes of their files
 python benchmarks/search.py latency    the same for milliseconds; on a quiet machine
 python benchmarks/search.py emulate    searches of the quickstart's space with trials emulated by a fitted model

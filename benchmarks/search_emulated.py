@@ -1,8 +1,8 @@
-"""Hours of searching, emulated: the engine's decisions in the quickstart's space, whose real trials take minutes each.
+"""Emulated searches of the quickstart's space, whose real trials take minutes each.
 
-The command `emulate` of `benchmarks/search.py`: some 10 seconds a search, in the world that `search_world.py` tells
-(Eggensperger et al. 2015, "Efficient benchmarking of hyperparameter optimizers via surrogates"). By this the engine is
-tuned: `replay` has 128 listed recipes, and shows nothing of what goes wrong among 300,000.
+The command `emulate` of `benchmarks/search.py`. A search takes 10 seconds with the surrogate model of `search_world.py`
+(Eggensperger et al. 2015, "Efficient benchmarking of hyperparameter optimizers via surrogates"). It is used to tune the
+search engine for a space of 300,000 recipes, while `replay` only has 128.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from search_page import FOUND_AND_WANTED, Write, show
+from search_page import MEASURED_AND_REQUIRED, Write, show
 from search_space import RecordedSpace
 from search_world import KEEP, SHARES, WIDTH, World, normal
 
@@ -28,18 +28,18 @@ from compress.results.report import BASELINE, FINAL
 
 LIMITS = (KEEP, Limit(metric="size_bytes", at_most=4.82e6), Limit(metric="latency_ms", at_most=0.473))
 ROWS, RIGHT, DISAGREE = 1500, 0.857, 0.055
-"""Rows that choose, the baseline's accuracy on them, and the share that a student alone has right."""
+"""Selection rows, the baseline's accuracy on them, and the share that only the student classifies correctly."""
 _SHARED, _OWN = 0.008, 0.004
-"""By how much so many rows mislead about all students alike, and about each besides; standard deviations."""
+"""Standard deviations of the accuracy on the selection rows: the part shared by all students, and the part of each."""
 _EACH, _ALL = 0.04, 0.1
-"""By how much times are foretold wrongly, of each recipe, and of all alike until one beside the first was timed."""
+"""Relative errors of predicted latencies: of each recipe, and of all together until two recipes were timed."""
 BUDGET, OVERHEAD = 1750.0, 20.0
-"""Seconds for trials, of an hour less the baseline's training and the end, and those gone when the first has ended."""
+"""Seconds for trials of a search with one hour, and seconds spent when the first trial has ended."""
 
 
 @dataclass
-class Emulated(RecordedSpace):
-    """A world as the engine and its forecasts see it, in which a trial takes no time."""
+class EmulatedSearch(RecordedSpace):
+    """Search space and cost model of the engine, in which trials are emulated."""
 
     world: World
     seed: int
@@ -51,17 +51,17 @@ class Emulated(RecordedSpace):
     def __post_init__(self) -> None:
         self.parameters = self.world.parameters
         rng, sizes = np.random.default_rng(self.seed), [len(parameter.values) for parameter in self.parameters]
-        drawn = rng.integers(0, sizes, (700, len(sizes)))
-        self._points = list(dict.fromkeys([self.origin, *(tuple(map(int, one)) for one in drawn)]))
-        self._right = np.ones(ROWS)
-        self._right[rng.permutation(ROWS)[: round((1 - RIGHT) * ROWS)]] = 0
-        self._rooms: dict[tuple[Point, float], float] = {}
+        sampled = rng.integers(0, sizes, (700, len(sizes)))
+        self._points = list(dict.fromkeys([self.origin, *(tuple(map(int, indices)) for indices in sampled)]))
+        self._correct = np.ones(ROWS)
+        self._correct[rng.permutation(ROWS)[: round((1 - RIGHT) * ROWS)]] = 0
+        self._margins: dict[tuple[Point, float], float] = {}
 
     def points(self, seed: int) -> Iterable[Point]:
         return self._points
 
     def family(self, point: Point) -> tuple[object, ...]:
-        return (len(self.world.of(point)["distill.student.layers"]),)
+        return (len(self.world.values(point)["distill.student.layers"]),)
 
     def tolerance(self, point: Point, metric: str) -> float:
         return 1e-4 if metric == "size_bytes" else 0.225 if self.timed < 2 else 0.15
@@ -73,9 +73,9 @@ class Emulated(RecordedSpace):
             return self.world.weights(point) + self.world.tokens(point) * WIDTH
         if metric != "latency_ms":
             return None
-        off = _EACH * normal(self.seed, "foretold", self.world.matrices(point))
-        off += _ALL * normal(self.seed, "foretold") if self.timed < 2 else 0.0
-        return self.world.latency_ms(point) * (1 + off)
+        error = _EACH * normal(self.seed, "foretold", self.world.matrices(point))
+        error += _ALL * normal(self.seed, "foretold") if self.timed < 2 else 0.0
+        return self.world.latency_ms(point) * (1 + error)
 
     def predict_analytically(self, point: Point, metric: str) -> float | None:
         return None if metric == "latency_ms" else self.predict(point, metric)
@@ -89,103 +89,117 @@ class Emulated(RecordedSpace):
         return {str(key): seconds for key, seconds in stages.items() if key not in self.done}
 
     def marginal_seconds(self, point: Point, share: float = 1.0) -> float:
-        return _JUDGED + sum(self.remaining(point, share).values())
+        return _EVALUATION_SECONDS + sum(self.remaining(point, share).values())
 
     def total_seconds(self, point: Point, share: float = 1.0) -> float:
-        return _OPENED + sum(self.world.stages(point, share).values())
+        return _RUN_SECONDS + sum(self.world.stages(point, share).values())
 
-    def room(self, point: Point, share: float) -> float:
-        """How far inside the limit on accuracy it lies in truth."""
-        if (point, share) not in self._rooms:
-            self._rooms[point, share] = self.world.room(point, share, self.seed)
-        return self._rooms[point, share]
+    def margin(self, point: Point, share: float) -> float:
+        """Return the true margin of a recipe to the accuracy limit."""
+        if (point, share) not in self._margins:
+            self._margins[point, share] = self.world.margin(point, share, self.seed)
+        return self._margins[point, share]
 
     def run(self, job: PlannedTrial) -> TrialOutcome:
-        """What came of it by the rows that choose, timed with the noise of real timings."""
+        """Return an outcome on the selection rows, with noise on accuracy and latency."""
         point, share = job.point, SHARES[job.rung]
-        self.spent += sum(self.remaining(point, share).values()) + (_JUDGED if share == 1 else _GLANCED)
-        # As many rows more and fewer right as make the accuracy what it is.
-        more = round(DISAGREE * ROWS)
-        drawn = _SHARED * normal(self.seed, "rows") + _OWN * normal(self.seed, "rows", point[:5], share)
-        fewer = more - round((KEEP.bound + self.room(point, share) + drawn - 1) * RIGHT * ROWS)
-        draw, answers = random.Random(repr((self.seed, point, share))), self._right.copy()
-        for row in draw.sample([*np.flatnonzero(self._right == 0)], more):
-            answers[row] = 1
-        for row in draw.sample([*np.flatnonzero(self._right)], max(fewer, 0)):
-            answers[row] = 0
+        self.spent += sum(self.remaining(point, share).values()) + (
+            _EVALUATION_SECONDS if share == 1 else _UNTIMED_SECONDS
+        )
+        # Flip rows of the baseline in both directions so that the accuracy has this margin.
+        gained = round(DISAGREE * ROWS)
+        noise = _SHARED * normal(self.seed, "rows") + _OWN * normal(self.seed, "rows", point[:5], share)
+        lost = gained - round((KEEP.bound + self.margin(point, share) + noise - 1) * RIGHT * ROWS)
+        generator, correct = random.Random(repr((self.seed, point, share))), self._correct.copy()
+        for row in generator.sample([*np.flatnonzero(self._correct == 0)], gained):
+            correct[row] = 1
+        for row in generator.sample([*np.flatnonzero(self._correct)], max(lost, 0)):
+            correct[row] = 0
         latency = self.world.latency_ms(point) * (1 + 0.03 * normal(self.seed, "timed", point))
         sizes = {"size_bytes": self.world.size_bytes(point), "latency_ms": latency}
         return TrialOutcome(
-            final={"accuracy": float(answers.mean()), **sizes},
-            baseline={"accuracy": float(self._right.mean()), "size_bytes": 9.1e7, "latency_ms": 6.4},
-            rows={FINAL: {"accuracy": pack_rows([*answers])}, BASELINE: {"accuracy": pack_rows([*self._right])}},
+            final={"accuracy": float(correct.mean()), **sizes},
+            baseline={"accuracy": float(self._correct.mean()), "size_bytes": 9.1e7, "latency_ms": 6.4},
+            rows={FINAL: {"accuracy": pack_rows([*correct])}, BASELINE: {"accuracy": pack_rows([*self._correct])}},
         )
 
 
-_JUDGED, _GLANCED, _OPENED = 12.0, 2.0, 45.0
-"""Seconds to judge and time a model, to judge one that is not timed, and of a run that nobody shares a stage with."""
+_EVALUATION_SECONDS, _UNTIMED_SECONDS, _RUN_SECONDS = 12.0, 2.0, 45.0
+"""Seconds to evaluate and time a model, to evaluate it only, and to start a run without cached stages."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a search came to: seconds until something kept every limit in truth (None: never), and its pick."""
+class SearchResult:
+    """Result of an emulated search.
 
-    after: float | None
+    Attributes:
+        seconds: Time until a recipe met all limits by its true accuracy; None if none did.
+        picked: Whether the search returned a recipe.
+        margin: True margin of that recipe to the accuracy limit.
+        trials: Number of trials.
+    """
+
+    seconds: float | None
     picked: bool
-    room: float
+    margin: float
     trials: int
 
 
-def searched(world: World, seed: int, budget: float = BUDGET, say: bool = False) -> Found:
-    """One search for the fastest."""
-    emulated, goal = Emulated(world, seed), Goal(("latency_ms",), LIMITS, 0.95)
+def run_search(world: World, seed: int, budget: float = BUDGET, verbose: bool = False) -> SearchResult:
+    """Emulate one search for the lowest latency within the limits."""
+    emulated, goal = EmulatedSearch(world, seed), Goal(("latency_ms",), LIMITS, 0.95)
     engine = Engine(emulated, emulated, goal, SHARES, seed)
-    after: float | None = None
-    for job in _within(emulated, engine, budget):
+    seconds: float | None = None
+    for job in _trials_within_budget(emulated, engine, budget):
         outcome = emulated.run(job)
         if job.point == emulated.origin and not engine.observations.outcomes:
             emulated.spent = OVERHEAD
         engine.record(job, outcome)
-        final, room = outcome.final, emulated.room(job.point, SHARES[job.rung])
-        kept = (room, LIMITS[1].bound - final["size_bytes"], LIMITS[2].bound - final["latency_ms"])
-        good = job.rung == engine.full_rung and min(kept) >= 0
-        if say:
-            sizes = f"{final['size_bytes'] / 1e6:.2f} MB, {final['latency_ms']:.3f} ms{', kept' if good else ''}"
-            words = ", ".join(f"{name} {value}" for name, value in world.of(job.point).items())
-            typer.echo(f"{emulated.spent:5.0f} s, {SHARES[job.rung]:.0%}: {room:+.2%}, {sizes}: {words} ({job.why})")
-        if good and after is None:
-            after = emulated.spent
+        final, margin = outcome.final, emulated.margin(job.point, SHARES[job.rung])
+        margins = (margin, LIMITS[1].bound - final["size_bytes"], LIMITS[2].bound - final["latency_ms"])
+        is_feasible = job.rung == engine.full_rung and min(margins) >= 0
+        if verbose:
+            sizes = f"{final['size_bytes'] / 1e6:.2f} MB, {final['latency_ms']:.3f} ms"
+            sizes += ", meets all limits" if is_feasible else ""
+            values = ", ".join(f"{name} {value}" for name, value in world.values(job.point).items())
+            typer.echo(f"{emulated.spent:5.0f} s, {SHARES[job.rung]:.0%}: {margin:+.2%}, {sizes}: {values} ({job.why})")
+        if is_feasible and seconds is None:
+            seconds = emulated.spent
     pick = engine.observations.pick()
-    room = math.nan if pick is None else emulated.room(pick, 1.0)
-    return Found(after, pick is not None, room, len(engine.observations.outcomes))
+    margin = math.nan if pick is None else emulated.margin(pick, 1.0)
+    return SearchResult(seconds, pick is not None, margin, len(engine.observations.outcomes))
 
 
-def _within(emulated: Emulated, engine: Engine, budget: float) -> Iterator[PlannedTrial]:
+def _trials_within_budget(emulated: EmulatedSearch, engine: Engine, budget: float) -> Iterator[PlannedTrial]:
     while jobs := engine.next_round():
         for job in jobs:
-            takes = emulated.marginal_seconds(job.point, SHARES[job.rung])
-            if engine.observations.outcomes and emulated.spent + takes > budget:
+            seconds = emulated.marginal_seconds(job.point, SHARES[job.rung])
+            if engine.observations.outcomes and emulated.spent + seconds > budget:
                 return
             yield job
 
 
 def emulate(
-    searches: Annotated[int, typer.Option(help="How many, each with a seed and a world of its own.")] = 16,
-    first: Annotated[int, typer.Option(help="The first seed.")] = 0,
-    say: Annotated[bool, typer.Option("--say", help="Print every trial.")] = False,
+    searches: Annotated[int, typer.Option(help="Number of searches, each with another seed.")] = 16,
+    first: Annotated[int, typer.Option(help="First seed.")] = 0,
+    verbose: Annotated[bool, typer.Option("--say", help="Print every trial.")] = False,
     write: Write = False,
 ) -> None:
-    """Searches for the fastest that keeps the quickstart's limits, in the time that an hour leaves for trials."""
+    """Emulate searches for the fastest recipe within the quickstart's limits, with a budget of one hour."""
     world = World.recorded()
-    found = [searched(world, seed, say=say) for seed in range(first, first + searches)]
-    after = [one.after for one in found if one.after is not None]
-    inside = [one.room for one in found if one.picked]
+    results = [run_search(world, seed, verbose=verbose) for seed in range(first, first + searches)]
+    seconds = [result.seconds for result in results if result.seconds is not None]
+    margins = [result.margin for result in results if result.picked]
     rows = [
-        ["searches that tried what keeps every limit", f"{len(after)} of {searches}", ""],
-        ["seconds until then, median", f"{statistics.median(after):,.0f} of {BUDGET:,.0f}" if after else "", ""],
-        ["searches whose pick keeps its accuracy in truth", f"{sum(room >= 0 for room in inside)} of {searches}", ""],
-        ["how far inside the limit picks lie, median", f"{statistics.median(inside):+.2%}" if inside else "", ""],
-        ["trials, median", f"{statistics.median(one.trials for one in found):g}", ""],
+        ["searches that found a recipe within all limits", f"{len(seconds)} of {searches}", ""],
+        ["seconds until then, median", f"{statistics.median(seconds):,.0f} of {BUDGET:,.0f}" if seconds else "", ""],
+        [
+            "searches whose pick meets the true accuracy limit",
+            f"{sum(margin >= 0 for margin in margins)} of {searches}",
+            "",
+        ],
+        ["true accuracy margin of the picks, median", f"{statistics.median(margins):+.2%}" if margins else "", ""],
+        ["trials, median", f"{statistics.median(result.trials for result in results):g}", ""],
     ]
-    note = f"`python benchmarks/search.py emulate --write`; a process through {len(world.trials)} real trials"
-    show("Emulated searches of the quickstart's space", FOUND_AND_WANTED, rows, write, notes=[note])
+    note = f"`python benchmarks/search.py emulate --write`; Gaussian process on {len(world.trials)} real trials"
+    show("Emulated searches of the quickstart's space", MEASURED_AND_REQUIRED, rows, write, notes=[note])

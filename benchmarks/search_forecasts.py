@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from search_page import FOUND_AND_WANTED, Write, show
+from search_page import MEASURED_AND_REQUIRED, Write, show
 
 from compress.plugins.ray.jobs import JobContext
 from compress.plugins.search.costs import LATENCY, SIZE, CostEstimator
@@ -80,7 +80,7 @@ def size(artifacts: Artifacts = Path("artifacts"), unseen: Unseen = 30, write: W
         ["seconds of all, with the tracing of each structure", f"{sum(seconds):.0f}", ""],
     ]
     notes = ["`python benchmarks/search.py size --write`"]
-    show("Predicted sizes", FOUND_AND_WANTED, rows, write, notes=notes)
+    show("Predicted sizes", MEASURED_AND_REQUIRED, rows, write, notes=notes)
 
 
 def latency(
@@ -127,7 +127,7 @@ def latency(
         [f"whole models timed before, and kernels: {measured} in {spent:.0f} s", f"{seen}", ""],
     ]
     notes = ["`python benchmarks/search.py latency --write`"]
-    show("Predicted latencies", FOUND_AND_WANTED, rows, write, notes=notes)
+    show("Predicted latencies", MEASURED_AND_REQUIRED, rows, write, notes=notes)
 
 
 def commands() -> Iterator[Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from search_page import FOUND_AND_WANTED, Write, show
+from search_page import MEASURED_AND_REQUIRED, Write, show
 
 from compress.plugins.search.observations import LEDGER_FILE, Ledger, LedgerEntry
 from compress.plugins.search.record import SearchRecord
@@ -67,7 +67,7 @@ def killed(
         ["trials", f"{len(one['trials, in order'])}", ""],
         ["seconds left alone, with the kills", f"{whole:.0f}, {again:.0f}", ""],
     ]
-    show("Searches killed at random moments", FOUND_AND_WANTED, rows, write)
+    show("Searches killed at random moments", MEASURED_AND_REQUIRED, rows, write)
 
 
 def _to_the_end(recipe: Path, artifacts: Path, trials: int) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from compress.results.report import Measurement
 
 RESULTS = Path(__file__).parent / "results" / "search.json"
-FOUND_AND_WANTED = ("quantity", "measured", "required")
+MEASURED_AND_REQUIRED = ("quantity", "measured", "required")
 Write = Annotated[bool, typer.Option("--write", help="Write the table to results/.")]
 
 

@@ -1,4 +1,4 @@
-"""What spaces share whose recipes are never run: a table of outcomes, or a world that is told from some."""
+"""Base class of search spaces whose recipes are never run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from compress.recipe.recipe import Recipe
 
 
 class RecordedSpace:
-    """Points that are their own recipes, all of which train."""
+    """Search space without recipes: every point is canonical and trains a model."""
 
     parameters: tuple[SearchParameter, ...]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from search_page import FOUND_AND_WANTED, Write, show
+from search_page import MEASURED_AND_REQUIRED, Write, show
 
 RECIPE = Path(__file__).parent / "searching" / "workers.yaml"
 _STORE = 200 * 2**20
@@ -35,7 +35,7 @@ def ray(
         ["the same bytes of every trial's model", "yes" if same["bytes"] else "no", "yes"],
         ["trials", f"{len(one['decisions'])}, {len(two['decisions'])}", ""],
     ]
-    show("Two Ray nodes of one processor", FOUND_AND_WANTED, rows, write)
+    show("Two Ray nodes of one processor", MEASURED_AND_REQUIRED, rows, write)
 
 
 def _searched(recipe: Path, folder: Path, nodes: int) -> dict[str, Any]:

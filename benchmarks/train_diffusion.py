@@ -1,15 +1,14 @@
-"""Train a small latent diffusion model that draws clothes from captions, and a classifier that judges its pictures.
+"""Train a small latent diffusion model that generates images of clothes from captions, and a classifier to evaluate it.
 
     python benchmarks/train_diffusion.py artifacts/fashion-diffusion
 
-`model/` is a pipeline in diffusers' layout, which its StableDiffusionPipeline opens: MiniLM as it is for the text, and
-a variational autoencoder and a UNet trained here on the train split of `sample:fashion-captions`, which names ten
-kinds of clothes in eight sentences. `judge/` is an image classifier in transformers' layout, trained on the same rows
-and on no picture that the pipeline drew. Both are small: they know Fashion-MNIST's 28 x 28 gray pixels in a frame of
-32 x 32, and nothing else.
+`model/` is a StableDiffusionPipeline of diffusers: MiniLM as text encoder, and a variational autoencoder and a UNet
+that are trained on the train split of `sample:fashion-captions`, which has ten classes and eight caption templates.
+`judge/` is an image classifier of transformers, trained on the same rows and on no generated image. Images are
+Fashion-MNIST's 28 x 28 gray pixels, padded to 32 x 32.
 
-The steps that fit into `--minutes` are found by timing a few, and kept in `training/plan.json`. The same command goes
-on where it was killed; the same plan, seed and number of threads give the same model.
+The number of steps that fit into `--minutes` is estimated by timing a few, and stored in `training/plan.json`. The same
+command resumes after a kill; the same plan, seed and number of threads give the same model.
 """
 
 from __future__ import annotations
@@ -37,7 +36,8 @@ from diffusion_lessons import (
     denoising_loss,
     judge_loss,
 )
-from restartable import Lesson, forget, kept_plan, learn, seconds_a_step
+from restartable import Training, load_or_make_plan, remove_checkpoint, seconds_per_step
+from restartable import train as train_module
 
 from compress.cli.output import ConsoleProgress
 from compress.formats.quiet_output import quiet_libraries
@@ -48,18 +48,18 @@ from compress.utils.progress import Progress
 
 GUIDANCE, SAMPLING_STEPS = 2.0, 25
 _SHARES = {"judge": 0.12, "autoencoder": 0.23, "unet": 0.65}
-_SPARE = 0.9
-"""The share of the time left that steps are planned for: nobody knows what else a machine will do."""
+_MARGIN = 0.9
+"""Share of the remaining time that is planned for steps, as a margin for other processes."""
 PLAN, RECORD = "plan.json", "training.json"
-DRAWN, BATCH = 500, 256
+GENERATED, BATCH = 500, 256
 
 
 def main(
-    output: Annotated[Path, typer.Argument(help="a folder for the model and the judge: a new one, or one begun")],
-    minutes: Annotated[float, typer.Option(min=0.2, help="for everything, on this machine")] = 38.0,
-    seed: Annotated[int, typer.Option(min=0, help="of the weights and everything that is drawn")] = 0,
+    output: Annotated[Path, typer.Argument(help="Folder for model and classifier: a new one, or one to resume.")],
+    minutes: Annotated[float, typer.Option(min=0.2, help="Total time on this machine.")] = 38.0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
 ) -> None:
-    """Train both and write them in safetensors."""
+    """Train model and classifier and write them as safetensors."""
     quiet_libraries()
     import_diffusers()
     progress = ConsoleProgress()
@@ -71,71 +71,73 @@ def main(
 
 
 def train(output: Path, minutes: float, seed: int, progress: Progress) -> None:
-    """Everything from captions to folders. Raises `InputError` for a folder that holds something else already."""
-    work, began = output / "training", time.monotonic()
+    """Train everything and write the folders. Raises `InputError` if ``output`` holds other files."""
+    work, start = output / "training", time.monotonic()
     _check_new(output, work / PLAN)
     pictures, text = Pictures.read(progress), Text()
     torch.manual_seed(seed)
     judge, autoencoder, unet = build_judge(pictures.classes), build_autoencoder(), build_unet()
     latents = torch.zeros(len(pictures.train), 2, 4, SIZE // SCALE, SIZE // SCALE)
-    lessons = (
-        Lesson("judge", judge, judge_loss(judge, pictures), 2e-3),
-        Lesson("autoencoder", autoencoder, autoencoder_loss(autoencoder, pictures), 1e-3),
-        Lesson(
+    trainings = (
+        Training("judge", judge, judge_loss(judge, pictures), 2e-3),
+        Training("autoencoder", autoencoder, autoencoder_loss(autoencoder, pictures), 1e-3),
+        Training(
             "unet", unet, denoising_loss(unet, pictures, latents, text.states(pictures.captions)), 8e-4, averaged=True
         ),
     )
 
     def plan() -> dict[str, int]:
         rows = int(min(len(pictures.train), 5_000 * minutes))
-        drawn = int(min(DRAWN, len(pictures.held_out) // 2, 20 * minutes))
-        beside = beside_seconds(autoencoder, unet, rows, drawn)
-        left = _SPARE * (60 * minutes - (time.monotonic() - began) - beside)
-        shares = {lesson.name: _SHARES[lesson.name] * left / seconds_a_step(lesson, seed) for lesson in lessons}
-        steps = {name: max(round(count), 4) for name, count in shares.items()}
-        return {**steps, "rows": rows, "drawn": drawn}
+        generated = int(min(GENERATED, len(pictures.held_out) // 2, 20 * minutes))
+        other_seconds = estimate_other_seconds(autoencoder, unet, rows, generated)
+        remaining = _MARGIN * (60 * minutes - (time.monotonic() - start) - other_seconds)
+        steps = {
+            training.name: max(round(_SHARES[training.name] * remaining / seconds_per_step(training, seed)), 4)
+            for training in trainings
+        }
+        return {**steps, "rows": rows, "drawn": generated}
 
-    steps = kept_plan(work / PLAN, plan)
+    steps = load_or_make_plan(work / PLAN, plan)
     pictures.shorten(steps["rows"])
     progress.note(f"planned: {steps}")
-    learn(lessons[0], steps["judge"], seed, work, progress)
+    train_module(trainings[0], steps["judge"], seed, work, progress)
     write_judge(judge, output / "judge")
-    learn(lessons[1], steps["autoencoder"], seed + 1, work, progress)
+    train_module(trainings[1], steps["autoencoder"], seed + 1, work, progress)
     latents[: steps["rows"]] = scaled_latents(autoencoder, pictures.train, progress)
-    learn(lessons[2], steps["unet"], seed + 2, work, progress)
+    train_module(trainings[2], steps["unet"], seed + 2, work, progress)
     write_pipeline(autoencoder, unet, text, output / "model")
-    judgement = judged(output, pictures, steps["drawn"], seed, progress)
-    record = {"seed": seed, "threads": torch.get_num_threads(), "plan": steps, **judgement}
+    metrics = evaluate(output, pictures, steps["drawn"], seed, progress)
+    record = {"seed": seed, "threads": torch.get_num_threads(), "plan": steps, **metrics}
     (output / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    for lesson in lessons:
-        forget(lesson, work)
-    progress.note(f"done after {(time.monotonic() - began) / 60:.1f} minutes: {judgement}")
+    for training in trainings:
+        remove_checkpoint(training, work)
+    progress.note(f"done after {(time.monotonic() - start) / 60:.1f} minutes: {metrics}")
 
 
 def _check_new(output: Path, plan: Path) -> None:
     if (output / RECORD).is_file():
-        raise InputError(f"The model in {str(output)!r} is trained.", expected="a new folder, or one that this began")
+        raise InputError(f"The model in {str(output)!r} is trained.", expected="a new folder, or one to resume")
     if output.exists() and any(output.iterdir()) and not plan.is_file():
-        raise InputError(f"The folder {str(output)!r} is not empty.", expected="a new folder, or one that this began")
+        raise InputError(f"The folder {str(output)!r} is not empty.", expected="a new folder, or one to resume")
 
 
 @torch.no_grad()
-def beside_seconds(autoencoder: Any, unet: Any, pictures: int, drawn: int) -> float:
-    """About how long it takes to encode every picture, and to draw those that are judged."""
+def estimate_other_seconds(autoencoder: Any, unet: Any, images: int, generated: int) -> float:
+    """Estimate the seconds for encoding all images and generating those for the evaluation."""
     side = SIZE // SCALE
-    began = time.monotonic()
+    start = time.monotonic()
     autoencoder.encode(torch.zeros(BATCH, 1, SIZE, SIZE))
     encoded = time.monotonic()
     unet(torch.zeros(BATCH, 4, side, side), 0, torch.zeros(BATCH, TOKENS, unet.config.cross_attention_dim))
     called = time.monotonic()
-    return ((encoded - began) * pictures + (called - encoded) * 2 * SAMPLING_STEPS * drawn) / BATCH
+    return ((encoded - start) * images + (called - encoded) * 2 * SAMPLING_STEPS * generated) / BATCH
 
 
 @torch.no_grad()
 def scaled_latents(autoencoder: Any, pixels: torch.Tensor, progress: Progress) -> torch.Tensor:
-    """Mean and spread of every picture's latents, [n, 2, 4, 8, 8], scaled so that their standard deviation is 1.
+    """Return mean and deviation of every image's latents, [n, 2, 4, 8, 8], scaled to a standard deviation of 1.
 
-    The autoencoder's `scaling_factor` is set accordingly (Rombach et al. 2022, appendix G).
+    Sets the autoencoder's `scaling_factor` accordingly (Rombach et al. 2022, appendix G).
     """
     batches = []
     for start in progress.track(range(0, len(pixels), BATCH), "encoding", -(-len(pixels) // BATCH)):
@@ -148,20 +150,20 @@ def scaled_latents(autoencoder: Any, pixels: torch.Tensor, progress: Progress) -
 
 
 def write_judge(judge: Any, folder: Path) -> None:
-    """The classifier with what its pictures are prepared by."""
+    """Write the classifier with the configuration of its image processor."""
     judge.to(memory_format=torch.contiguous_format).save_pretrained(folder)
-    prepared = {
+    processor = {
         "image_processor_type": "ViTImageProcessor",
         "size": {"height": SIZE, "width": SIZE},
         "do_resize": False,
         "image_mean": [0.5],
         "image_std": [0.5],
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(prepared, indent=2) + "\n", encoding="utf-8")
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
 
 
 def write_pipeline(autoencoder: Any, unet: Any, text: Text, folder: Path) -> None:
-    """The folder that diffusers' StableDiffusionPipeline opens, with a card that says what is in it."""
+    """Write a folder for diffusers' StableDiffusionPipeline, with a model card."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline(
@@ -175,7 +177,7 @@ def write_pipeline(autoencoder: Any, unet: Any, text: Text, folder: Path) -> Non
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
-    # vocab.txt, which transformers 4 reads; 5 writes tokenizer.json alone.
+    # transformers 4 reads vocab.txt, but transformers 5 only writes tokenizer.json.
     text.tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
     (folder / SAMPLING).write_bytes(Sampling(guidance=GUIDANCE).as_json())
     (folder / "README.md").write_text(_CARD, encoding="utf-8")
@@ -185,46 +187,46 @@ _CARD = """\
 ---
 license: apache-2.0
 ---
-A small latent diffusion model of Fashion-MNIST's pictures (MIT), trained by compress' `benchmarks/train_diffusion.py`.
-Its text encoder is all-MiniLM-L6-v2 (Apache-2.0), unchanged. It draws ten kinds of clothes, 32 x 32, gray, from
-captions such as "a photo of a coat"; it knows no other words.
+A small latent diffusion model of Fashion-MNIST's images (MIT), trained by compress' `benchmarks/train_diffusion.py`.
+Its text encoder is all-MiniLM-L6-v2 (Apache-2.0), unchanged. It generates gray images of ten kinds of clothes, 32 x 32,
+from captions such as "a photo of a coat"; other captions are out of distribution.
 """
 
 
 @torch.no_grad()
-def judged(output: Path, made: Pictures, count: int, seed: int, progress: Progress) -> dict[str, float]:
-    """What the files as they were written give on ``count`` held-out captions, and how near the autoencoder comes."""
+def evaluate(output: Path, pictures: Pictures, count: int, seed: int, progress: Progress) -> dict[str, float]:
+    """Return metrics of images generated from ``count`` held-out captions, of the autoencoder and of the classifier."""
     from diffusers import StableDiffusionPipeline
     from transformers import RegNetForImageClassification
 
     pipeline = StableDiffusionPipeline.from_pretrained(output / "model")
     pipeline.set_progress_bar_config(disable=True)
     judge = RegNetForImageClassification.from_pretrained(output / "judge").eval()
-    prompts, kinds = made.held_out_texts[:count], made.held_out_kinds[:count]
-    generator, drawn = torch.Generator().manual_seed(seed), []
-    for start in progress.track(range(0, count, BATCH), "drawing", -(-count // BATCH)):
+    prompts, kinds = pictures.held_out_texts[:count], pictures.held_out_kinds[:count]
+    generator, generated = torch.Generator().manual_seed(seed), []
+    for start in progress.track(range(0, count, BATCH), "generating", -(-count // BATCH)):
         levels = pipeline(
             prompts[start : start + BATCH], num_inference_steps=SAMPLING_STEPS, guidance_scale=GUIDANCE,
             height=SIZE, width=SIZE, generator=generator, output_type="np",
         ).images  # fmt: skip
-        drawn.append(torch.from_numpy(levels.astype(np.float32)).permute(0, 3, 1, 2) * 2 - 1)
-    real = as_floats(made.held_out)
-    again = torch.cat([pipeline.vae(pixels).sample for pixels in real[:count].split(BATCH)]).clamp(-1, 1)
-    seen, answers = features(judge, torch.cat(drawn))
-    known, right = features(judge, real)
+        generated.append(torch.from_numpy(levels.astype(np.float32)).permute(0, 3, 1, 2) * 2 - 1)
+    real = as_floats(pictures.held_out)
+    decoded = torch.cat([pipeline.vae(pixels).sample for pixels in real[:count].split(BATCH)]).clamp(-1, 1)
+    generated_features, logits = features(judge, torch.cat(generated))
+    real_features, real_logits = features(judge, real)
     return {
-        "judge_accuracy": float((right.argmax(1) == made.held_out_kinds.numpy()).mean()),
+        "judge_accuracy": float((real_logits.argmax(1) == pictures.held_out_kinds.numpy()).mean()),
         "autoencoder_psnr_db": float(
-            psnr(*((images / 2 + 0.5).numpy() for images in (again, real[:count])), 1.0).mean()
+            psnr(*((images / 2 + 0.5).numpy() for images in (decoded, real[:count])), 1.0).mean()
         ),
-        "class_seen": float((answers.argmax(1) == kinds.numpy()).mean()),
-        "frechet_distance": frechet_distance(seen, known),
-        "frechet_distance_of_real_pictures": frechet_distance(known[:count], known[count:]),
+        "class_seen": float((logits.argmax(1) == kinds.numpy()).mean()),
+        "frechet_distance": frechet_distance(generated_features, real_features),
+        "frechet_distance_of_real_pictures": frechet_distance(real_features[:count], real_features[count:]),
     }
 
 
 def features(judge: Any, pixels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """What the classifier's last layer is given [n, 128], and its logits [n, classes]."""
+    """Return the inputs of the classifier's last layer [n, 128], and its logits [n, classes]."""
     pooled = torch.cat([judge.regnet(part).pooler_output.flatten(1) for part in pixels.split(BATCH)])
     return pooled.numpy(), judge.classifier[-1](pooled).numpy()
 

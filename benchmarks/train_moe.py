@@ -1,11 +1,11 @@
-"""Train a tiny mixture of experts on Wikipedia's text: the model that `recipes/moe-tiny.yaml` quantizes.
+"""Train a tiny mixture-of-experts language model on Wikipedia: the model that `recipes/moe-tiny.yaml` quantizes.
 
     python benchmarks/train_moe.py moe-tiny
 
-A Mixtral of 4 layers with 8 experts each, of which every token passes 2, and a byte-level BPE of 4,096 tokens, both
-made from the train split of `sample:wiki`. It is a language model, if a small one: its perplexity on the validation
-split is printed beside that of the best model that knows no context. Experts are kept busy by Mixtral's own auxiliary
-loss alone, so that some see far more of the text than others. The same seed and number of threads give the same model.
+A Mixtral with 4 layers, 8 experts in each, 2 active experts per token, and a byte-level BPE tokenizer of 4,096 tokens,
+trained on the train split of `sample:wiki`. Its perplexity on the validation split is printed next to that of a unigram
+model. The load is only balanced by Mixtral's auxiliary loss, so experts see different amounts of text. The same seed
+and number of threads give the same model.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ SHAPE = {
     "pad_token_id": 2,
 }
 _WARM_UP = 0.05
-_TOLD_EVERY = 50
+_LOG_EVERY = 50
 
 
 def main(
-    output: Annotated[Path, typer.Argument(help="a new folder for the model")],
-    steps: Annotated[int, typer.Option(min=1, help=f"steps of {BATCH} x {LENGTH} tokens")] = 500,
-    learning_rate: Annotated[float, typer.Option(min=1e-6, max=1.0, help="at its peak")] = 2e-3,
-    seed: Annotated[int, typer.Option(help="of the weights and the order of the text")] = 0,
+    output: Annotated[Path, typer.Argument(help="New folder for the model.")],
+    steps: Annotated[int, typer.Option(min=1, help=f"Steps of {BATCH} x {LENGTH} tokens.")] = 500,
+    learning_rate: Annotated[float, typer.Option(min=1e-6, max=1.0, help="Peak learning rate.")] = 2e-3,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
-    """Train the model and write it, in safetensors, with its tokenizer."""
+    """Train the model and write it as safetensors, with its tokenizer."""
     quiet_libraries()
     progress = ConsoleProgress()
     try:
@@ -69,18 +69,18 @@ def main(
 
 
 def train(output: Path, steps: int, learning_rate: float, seed: int, progress: Progress) -> None:
-    """Everything from the text to the folder. Raises `InputError` for a folder that holds something already."""
+    """Train tokenizer and model and write the folder. Raises `InputError` if the folder is not empty."""
     if output.exists() and any(output.iterdir()):
         raise InputError(f"The folder {str(output)!r} is not empty.", expected="a new folder, or an empty one")
     data = load_dataset(DataConfig(source=SOURCE, max_length=LENGTH), get_task(TASK).columns, Path(), progress)
     tokenizer = train_tokenizer(texts(data, "train"))
-    ids, held_out = (encoded(tokenizer, texts(data, split)) for split in ("train", "validation"))
+    ids, held_out = (encode(tokenizer, texts(data, split)) for split in ("train", "validation"))
     progress.note(f"{len(ids):,} tokens of text; {len(held_out):,} held out")
     module = build(seed)
     progress.note(f"{sum(parameter.numel() for parameter in module.parameters()):,} parameters")
-    learn(module, windows(ids), steps, learning_rate, seed, progress)
-    alone = unigram_perplexity(ids, held_out)
-    progress.note(f"perplexity {perplexity(module, windows(held_out)):.1f}; knowing no context, {alone:.1f}")
+    train_module(module, windows(ids), steps, learning_rate, seed, progress)
+    unigram = unigram_perplexity(ids, held_out)
+    progress.note(f"perplexity {perplexity(module, windows(held_out)):.1f}; unigram model {unigram:.1f}")
     output.mkdir(parents=True, exist_ok=True)
     module.config.output_router_logits = False
     module.save_pretrained(output)
@@ -88,13 +88,13 @@ def train(output: Path, steps: int, learning_rate: float, seed: int, progress: P
 
 
 def texts(data: Dataset, split: str) -> list[str]:
-    """The articles of a split."""
+    """Return the articles of a split."""
     rows: list[str] = data.split(split)["text"].to_pylist()
     return rows
 
 
 def train_tokenizer(articles: list[str]) -> Any:
-    """A byte-level BPE that splits text as GPT-2 does, so that llama.cpp knows its rule."""
+    """Train a byte-level BPE tokenizer with GPT-2's pre-tokenization, which llama.cpp supports."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -114,34 +114,36 @@ def train_tokenizer(articles: list[str]) -> Any:
     )
 
 
-def encoded(tokenizer: Any, articles: list[str]) -> np.ndarray:
-    """All articles as one row of token ids, each ended by the end of the text."""
+def encode(tokenizer: Any, articles: list[str]) -> np.ndarray:
+    """Return the token ids of all articles, concatenated, each followed by the end token."""
     rows = tokenizer(articles, add_special_tokens=False, verbose=False)["input_ids"]
     return np.concatenate([[*row, tokenizer.eos_token_id] for row in rows]).astype(np.int64)
 
 
 def windows(ids: np.ndarray) -> torch.Tensor:
-    """Whole windows [count, LENGTH]."""
+    """Split token ids into complete windows [count, LENGTH]."""
     count = len(ids) // LENGTH
     return torch.from_numpy(ids[: count * LENGTH].reshape(count, LENGTH))
 
 
 def build(seed: int) -> Any:
-    """The untrained model."""
+    """Return the model with random weights."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
     torch.manual_seed(seed)
     return MixtralForCausalLM(MixtralConfig(**SHAPE)).float()
 
 
-def learn(module: Any, text: torch.Tensor, steps: int, learning_rate: float, seed: int, progress: Progress) -> None:
-    """AdamW with a warm-up and a decay along a cosine, pass after pass in a new order."""
+def train_module(
+    module: Any, text: torch.Tensor, steps: int, learning_rate: float, seed: int, progress: Progress
+) -> None:
+    """Train with AdamW, warm-up and cosine decay; each epoch has a new order."""
     optimizer = torch.optim.AdamW(module.parameters(), learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
     warm = max(int(_WARM_UP * steps), 1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, warm, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, warm, steps))
     generator = torch.Generator().manual_seed(seed)
-    passes = math.ceil(steps * BATCH / len(text))
-    order = torch.cat([torch.randperm(len(text), generator=generator) for _ in range(passes)])
+    epochs = math.ceil(steps * BATCH / len(text))
+    order = torch.cat([torch.randperm(len(text), generator=generator) for _ in range(epochs)])
     module.train()
     for step in progress.track(range(steps), "training", steps):
         rows = text[order[step * BATCH : (step + 1) * BATCH]]
@@ -152,12 +154,12 @@ def learn(module: Any, text: torch.Tensor, steps: int, learning_rate: float, see
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if (step + 1) % _TOLD_EVERY == 0:
+        if (step + 1) % _LOG_EVERY == 0:
             progress.note(f"step {step + 1} of {steps}: loss {float(loss.detach()):.3f}")
     module.eval()
 
 
-def _rate(step: int, warm: int, steps: int) -> float:
+def _learning_rate_factor(step: int, warm: int, steps: int) -> float:
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
@@ -165,7 +167,7 @@ def _rate(step: int, warm: int, steps: int) -> float:
 
 @torch.no_grad()
 def perplexity(module: Any, text: torch.Tensor) -> float:
-    """Of every token of ``text`` but the first of each window."""
+    """Return the perplexity over all tokens except the first of each window."""
     total = 0.0
     for rows in torch.split(text, BATCH):
         logits = module(input_ids=rows, output_router_logits=False).logits[:, :-1]
@@ -174,7 +176,7 @@ def perplexity(module: Any, text: torch.Tensor) -> float:
 
 
 def unigram_perplexity(train: np.ndarray, test: np.ndarray) -> float:
-    """What the frequencies of the training text give, each token counted once more."""
+    """Return the perplexity of a unigram model of the training text, with add-one smoothing."""
     counts = np.bincount(train, minlength=VOCABULARY) + 1
     return float(np.exp(-np.log(counts / counts.sum())[test].mean()))
 

@@ -1,16 +1,16 @@
-"""Whether a verdict can be believed: false alarms, slowdowns and losses found, the harness's own overhead, its budget.
+"""Reliability of verdicts: false alarms, detection of slowdowns and accuracy losses, harness overhead, time budget.
 
-    python benchmarks/trust.py                        # everything: about two hours on two cores
-    python benchmarks/trust.py slowdown-2 overhead    # some of it
+    python benchmarks/trust.py                        # everything: two hours on two cores
+    python benchmarks/trust.py slowdown-2 overhead    # some parts
 
-Models are the sample encoder with cut layers, exported and quantized to INT8; a slower one has a layer more. Both
-of a comparison are timed through `measure_side_by_side`, in processes of their own, on real sentences with one thread,
-within ten seconds (for the slowdown of 2%: twenty, in sixteen launches); the verdict is that of `compress compare`: the
-interval at 99%, a margin of 1%. The true ratio of each pair is measured first, in a session of two minutes. The load
-that comes and goes is another program that multiplies matrices on one or two threads for a while (two seconds on
-average), then rests (three seconds on average).
+Models are the sample encoder with pruned layers, exported and quantized to INT8; the slower candidate has one more
+layer. Both models of a comparison are timed by `measure_side_by_side`, in separate processes, on real sentences with
+one thread, within ten seconds (for the slowdown of 2%: 20 seconds, 16 launches). The verdict is that of
+`compress compare` with a 99% interval and a margin of 1%. The true ratio of each pair is measured first, in a session
+of two minutes. The background load multiplies matrices on one or two threads for two seconds on average, then pauses
+for three seconds on average.
 
-What is found goes into a JSON file with every comparison's estimate and interval.
+The estimate and interval of every comparison are written to a JSON file.
 """
 
 from __future__ import annotations
@@ -56,17 +56,17 @@ from compress.utils.progress import SilentProgress
 CONFIDENCE, MARGIN = 0.99, 0.01
 BUDGET_SECONDS = 10.0
 SETTINGS = Benchmark(threads=1, batched=False, seconds=2.0, examples=128, budget_seconds=BUDGET_SECONDS)
-PATIENT = SETTINGS.model_copy(update={"budget_seconds": 20.0, "launches": 16})
+LONG_SETTINGS = SETTINGS.model_copy(update={"budget_seconds": 20.0, "launches": 16})
 LAYERS_5, LAYERS_2 = 19, 50
 ON_SECONDS, OFF_SECONDS = 2.0, 3.0
 LOST_WORDS = (("no",), ("too",), ("no", "too"), ("no", "too", "bad"), ("no", "too", "bad", "not"))
 NOISE = (0.15, 0.17, 0.19, 0.22)
 
-Found = dict[str, Any]
+Result = dict[str, Any]
 
 
 def deep_model(layers: int, folder: Path) -> tuple[Path, Examples]:
-    """The sample encoder's layers, each with a sixth of its heads and a sixteenth of its neurons, over and over."""
+    """Write an encoder that repeats the sample encoder's layers, each with 2 of 12 heads and 1/16 of its neurons."""
     task = get_task("text-classification")
     data = load_dataset(DataConfig(source="sample:movie-reviews"), task.columns, Path(), SilentProgress())
     torch.manual_seed(0)
@@ -92,9 +92,9 @@ def _repeat_layers(model: TorchModel, layers: int) -> None:
     model.module.config.num_hidden_layers = layers
 
 
-def compare(folders: dict[str, Path], examples: Examples, seed: int, settings: Benchmark = SETTINGS) -> Found:
-    """One comparison as a gate would make it: the verdict on the candidate's latency, and what it rests on."""
-    began = time.perf_counter()
+def compare(folders: dict[str, Path], examples: Examples, seed: int, settings: Benchmark = SETTINGS) -> Result:
+    """Compare the latency of candidate and baseline; return verdict, interval, launches and seconds."""
+    start_time = time.perf_counter()
     comparison = measure_side_by_side(
         folders,
         dict.fromkeys(folders, examples),
@@ -106,7 +106,7 @@ def compare(folders: dict[str, Path], examples: Examples, seed: int, settings: B
         precision=MARGIN / 2,
         confidence=CONFIDENCE,
     )
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start_time
     (speedup,) = (row for row in comparison.measurements if (row.model, row.metric) == ("candidate", "speedup"))
     assert speedup.raw is not None
     change = IntervalEstimate(1 / speedup.value - 1, -1.0, float("inf"))
@@ -123,31 +123,31 @@ def compare(folders: dict[str, Path], examples: Examples, seed: int, settings: B
     }
 
 
-def _work(seconds: float) -> None:
-    """Keep a processor busy, with arrays beyond its caches."""
+def _keep_busy(seconds: float) -> None:
+    """Keep a processor busy with arrays larger than its caches."""
     a = np.random.default_rng(0).random((1024, 1024), dtype=np.float32)
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
         a = np.tanh(a @ a)
 
 
-def _come_and_go(seed: int) -> None:
-    chance = random.Random(seed)
+def _run_load(seed: int) -> None:
+    generator = random.Random(seed)
     while True:
-        time.sleep(chance.expovariate(1 / OFF_SECONDS))
-        seconds = chance.expovariate(1 / ON_SECONDS)
-        helpers = [multiprocessing.Process(target=_work, args=(seconds,)) for _ in range(chance.choice((0, 1)))]
+        time.sleep(generator.expovariate(1 / OFF_SECONDS))
+        seconds = generator.expovariate(1 / ON_SECONDS)
+        helpers = [multiprocessing.Process(target=_keep_busy, args=(seconds,)) for _ in range(generator.choice((0, 1)))]
         for helper in helpers:
             helper.start()
-        _work(seconds)
+        _keep_busy(seconds)
         for helper in helpers:
             helper.join()
 
 
 @contextmanager
 def background_load(seed: int) -> Iterator[None]:
-    """A load that comes and goes until the end of the block."""
-    process = multiprocessing.Process(target=_come_and_go, args=(seed,))
+    """Run an intermittent load during the block."""
+    process = multiprocessing.Process(target=_run_load, args=(seed,))
     process.start()
     try:
         yield
@@ -158,8 +158,8 @@ def background_load(seed: int) -> Iterator[None]:
 
 def repeat(
     name: str, folders: dict[str, Path], examples: Examples, times: int, settings: Benchmark = SETTINGS
-) -> list[Found]:
-    """So many comparisons, with a line of progress each."""
+) -> list[Result]:
+    """Repeat a comparison and print a progress line for each."""
     outcomes = []
     for number in range(times):
         outcomes.append(compare(folders, examples, number, settings))
@@ -176,8 +176,8 @@ def repeat(
     return outcomes
 
 
-def slowdown(name: str, layers: int, times: int, settings: Benchmark, loaded: bool) -> Found:
-    """Comparisons of a model with one that has a layer more, after the true ratio was measured at rest."""
+def slowdown(name: str, layers: int, times: int, settings: Benchmark, loaded: bool) -> Result:
+    """Compare a model with one that has one more layer, after measuring the true ratio on the idle machine."""
     with tempfile.TemporaryDirectory() as scratch:
         baseline, examples = deep_model(layers, Path(scratch) / "baseline")
         candidate, _ = deep_model(layers + 1, Path(scratch) / "candidate")
@@ -198,12 +198,12 @@ def slowdown(name: str, layers: int, times: int, settings: Benchmark, loaded: bo
     }
 
 
-def false_alarms(times: int) -> Found:
-    """Comparisons of a model with itself, in two folders, under a load that comes and goes."""
+def false_alarms(times: int) -> Result:
+    """Compare a model with itself, in two folders, under an intermittent load."""
     with tempfile.TemporaryDirectory() as scratch:
         baseline, examples = deep_model(LAYERS_5, Path(scratch) / "baseline")
         candidate, _ = deep_model(LAYERS_5, Path(scratch) / "candidate")
-        # Another name in its config makes it another model, so that it is timed by itself.
+        # Another name in the config makes it a different model, so that both are timed.
         config = candidate / "config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), "name_or_path": "candidate"}))
         with background_load(seed=11):
@@ -212,14 +212,14 @@ def false_alarms(times: int) -> Found:
     return {"alarms": alarms, "of": times, "same": _count(outcomes, "same"), "comparisons": outcomes}
 
 
-def _count(found: list[Found], verdict: str) -> int:
-    return sum(outcome["verdict"] == verdict for outcome in found)
+def _count(outcomes: list[Result], verdict: str) -> int:
+    return sum(outcome["verdict"] == verdict for outcome in outcomes)
 
 
-def overhead(times: int = 24) -> Found:
-    """The median call through the harness's process against a bare loop over `session.run` on the same inputs.
+def overhead(times: int = 24) -> Result:
+    """Measure the overhead of the harness per call, against a plain loop over `session.run` on the same inputs.
 
-    Both loops run in turns in one process, so that nothing differs but the harness's own code around the call.
+    Both loops alternate in one process, so that only the harness's code around the call differs.
     """
     import onnxruntime
 
@@ -253,8 +253,8 @@ def overhead(times: int = 24) -> Found:
             pairs = []
             for turn in range(10):
                 first, second = (harness, loop) if (number + turn) % 2 == 0 else (loop, harness)
-                first_timing, two = first(), second()
-                with_harness, without = (first_timing, two) if first is harness else (two, first_timing)
+                times_by_loop = {run: run() for run in (first, second)}
+                with_harness, without = times_by_loop[harness], times_by_loop[loop]
                 medians.append(float(np.median(without)))
                 pairs.append(float(np.median(np.array(with_harness) / np.array(without))))
             ratios.append(float(np.median(pairs)))
@@ -268,12 +268,12 @@ def overhead(times: int = 24) -> Found:
     }
 
 
-def budget(seconds: float = 60.0) -> Found:
-    """How long a session that is told a minute takes, all in all."""
+def budget(seconds: float = 60.0) -> Result:
+    """Measure the total time of a session with a budget of a minute."""
     with tempfile.TemporaryDirectory() as scratch:
         folder, examples = deep_model(6, Path(scratch) / "model")
         settings = Benchmark(threads=1, budget_seconds=seconds)
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         measure_side_by_side(
             {"baseline": folder},
             {"baseline": examples},
@@ -285,29 +285,29 @@ def budget(seconds: float = 60.0) -> Found:
             600,
             0,
         )
-        return {"told_seconds": seconds, "took_seconds": time.perf_counter() - began}
+        return {"told_seconds": seconds, "took_seconds": time.perf_counter() - start_time}
 
 
-def accuracy(times: int = 100) -> Found:
-    """A true drop of a point on 2,000 rows, and none at all, as resamplings of real outcomes of two real models.
+def accuracy(times: int = 100) -> Result:
+    """Measure detection and false alarms for an accuracy loss of one point on 2,000 rows, by resampling real outcomes.
 
-    The baseline is the sample encoder, fine-tuned for an epoch; the candidates are damaged as compression damages: by
-    a vocabulary that lost a word or two, or by noise on the weights. Of each kind the one that loses nearest to a
-    point is looked at, since what can be told depends on how many rows two models part on. The rows are drawn with
-    replacement, both models' outcomes together, so that every drawing has the loss of the 2,000 rows on average. For
-    the false alarms each disagreement of a drawing goes to either side by a coin, so that the true difference is none.
+    The baseline is the sample encoder, fine-tuned for one epoch. The candidates are damaged like compressed models: by
+    a smaller vocabulary or by noise on the weights. Of each kind, the candidate with the loss nearest to one point is
+    used; the power of the test depends on the number of rows on which the two models disagree. Rows are resampled in
+    pairs with replacement, so the expected loss is that of the 2,000 rows. For false alarms, each disagreement is
+    assigned to either model at random, so that the true difference is zero.
     """
-    baseline, damaged = _outcomes()
-    outcomes: Found = {}
-    for kind, candidates in damaged.items():
+    baseline, candidates_by_kind = _outcomes()
+    outcomes: Result = {}
+    for kind, candidates in candidates_by_kind.items():
         drop = {name: float(baseline.mean() - candidate.mean()) for name, candidate in candidates.items()}
         nearest = min(drop, key=lambda name, drop=drop: abs(drop[name] - 0.01))
         outcomes[kind] = {"candidate": nearest, "true_drop": drop[nearest], "drops_tried": drop}
-        outcomes[kind] |= _drawings(baseline, candidates[nearest], times)
+        outcomes[kind] |= _resample(baseline, candidates[nearest], times)
     return outcomes
 
 
-def _drawings(baseline: np.ndarray, candidate: np.ndarray, times: int) -> Found:
+def _resample(baseline: np.ndarray, candidate: np.ndarray, times: int) -> Result:
     generator = np.random.default_rng(0)
     detected, alarms = 0, 0
     for _ in range(times):
@@ -315,9 +315,9 @@ def _drawings(baseline: np.ndarray, candidate: np.ndarray, times: int) -> Found:
         detected += _is_worse(*discordant(baseline[rows], candidate[rows]), len(baseline))
     for _ in range(20 * times):
         rows = generator.integers(0, len(baseline), len(baseline))
-        apart = sum(discordant(baseline[rows], candidate[rows]))
-        lost = int(generator.binomial(apart, 0.5))
-        alarms += _is_worse(lost, apart - lost, len(baseline))
+        disagreements = sum(discordant(baseline[rows], candidate[rows]))
+        lost = int(generator.binomial(disagreements, 0.5))
+        alarms += _is_worse(lost, disagreements - lost, len(baseline))
     return {
         "disagreements": sum(discordant(baseline, candidate)),
         "found": detected,
@@ -333,7 +333,7 @@ def _is_worse(lost: int, won: int, n: int) -> bool:
 
 
 def _outcomes() -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
-    """Whether each test row is answered rightly: by the baseline, and by each candidate of either kind."""
+    """Return whether each test row is classified correctly: by the baseline, and by each candidate of each kind."""
     from compress.evaluation.evaluate import predict
     from compress.pipeline.run import run
     from compress.recipe.loading import read_recipe
@@ -357,19 +357,19 @@ def _outcomes() -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
             predictions = predict(folder, task, examples, TARGETS["cpu"], 2, SilentProgress(), "")
             return (predictions.kept["logits"].argmax(-1) == predictions.labels).astype(float)
 
-        words = {" ".join(lost): outcomes(lambda model, lost=lost: _forget(model, lost)) for lost in LOST_WORDS}
+        words = {" ".join(lost): outcomes(lambda model, lost=lost: _remove_words(model, lost)) for lost in LOST_WORDS}
         noise = {f"{level:g}": outcomes(lambda model, level=level: _add_noise(model, level)) for level in NOISE}
     return np.array(row.raw), {"vocabulary": words, "noise": noise}
 
 
-def _forget(model: TorchModel, words: Sequence[str]) -> None:
-    """Cut ``words`` from the vocabulary, so that they are spelled from pieces."""
-    known = model.processor.get_vocab()
-    trim(model, set(known.values()) - {known[word] for word in words})
+def _remove_words(model: TorchModel, words: Sequence[str]) -> None:
+    """Remove ``words`` from the vocabulary, so that they are split into word pieces."""
+    vocabulary = model.processor.get_vocab()
+    trim(model, set(vocabulary.values()) - {vocabulary[word] for word in words})
 
 
 def _add_noise(model: TorchModel, level: float) -> None:
-    """Normal noise on each matrix, of ``level`` times its standard deviation."""
+    """Add normal noise to each matrix, with ``level`` times the standard deviation of its weights."""
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.module.parameters():
@@ -388,7 +388,7 @@ PARTS = {
     "overhead": overhead,
     "budget": budget,
     "accuracy": accuracy,
-    "slowdown-2": lambda: slowdown("2% at rest", LAYERS_2, 100, PATIENT, loaded=False),
+    "slowdown-2": lambda: slowdown("2% idle", LAYERS_2, 100, LONG_SETTINGS, loaded=False),
     "slowdown-5": lambda: slowdown("5% under load", LAYERS_5, 100, SETTINGS, loaded=True),
     "false-alarms": lambda: false_alarms(200),
 }
@@ -396,12 +396,14 @@ PARTS = {
 
 def main(
     parts: Annotated[list[str] | None, typer.Argument(help=f"Some of: {', '.join(PARTS)}.")] = None,
-    output: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("artifacts/trust.json"),
+    output: Annotated[Path, typer.Option(help="File for the results, which it updates.")] = Path(
+        "artifacts/trust.json"
+    ),
 ) -> None:
-    """Measure, print one line a part, and keep everything in a file."""
+    """Measure the parts and print a line for each."""
     quiet_libraries()
     output.parent.mkdir(parents=True, exist_ok=True)
-    recorded: Found = json.loads(output.read_text()) if output.exists() else {}
+    recorded: Result = json.loads(output.read_text()) if output.exists() else {}
     for name in parts or PARTS:
         outcome = PARTS[name]()
         recorded[name] = {**outcome, "environment": environment()}

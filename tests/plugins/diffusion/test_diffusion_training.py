@@ -64,7 +64,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     ):
         monkeypatch.setattr(lessons, table, {**getattr(lessons, table), **changes})
     monkeypatch.setattr(lessons.Pictures, "read", lambda *_: _squares())
-    changed = {"TOKENS": 12, "Text": Words, "seconds_a_step": lambda *_: 1e9, "SAMPLING_STEPS": 2}
+    changed = {"TOKENS": 12, "Text": Words, "seconds_per_step": lambda *_: 1e9, "SAMPLING_STEPS": 2}
     for name, value in changed.items():
         monkeypatch.setattr(train_diffusion, name, value)
     monkeypatch.setattr(restartable, "_SAVED_EVERY", -1.0)
@@ -191,7 +191,7 @@ def test_timing_leaves_the_weights_as_they_were() -> None:
     def loss(generator: torch.Generator) -> torch.Tensor:
         return module(torch.randn(4, 3, generator=generator)).square().mean()
 
-    assert restartable.seconds_a_step(restartable.Lesson("one", module, loss, 1.0), 0) > 0
+    assert restartable.seconds_per_step(restartable.Training("one", module, loss, 1.0), 0) > 0
     assert all(torch.equal(tensor, tensors_before[name]) for name, tensor in module.state_dict().items())
 
 

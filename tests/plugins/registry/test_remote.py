@@ -22,7 +22,7 @@ from foreign_environments import S3
 from loopback_sshd import find_binary, running
 from onnx import helper
 from onnx_graphs import onnx_model
-from registry import made_run
+from registry import write_run
 from rotation import is_todays
 from typer.testing import CliRunner
 
@@ -50,7 +50,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
 def made_registry(folder: Path) -> Registry:
     registry = Registry(folder / "registry")
     for number in range(2):
-        run = made_run(folder / f"run-{number}", WEIGHTS + bytes([number]))
+        run = write_run(folder / f"run-{number}", WEIGHTS + bytes([number]))
         promote(registry, PromotionRequest(registry.register(run, "reviews")[0].reference))
     return registry
 
@@ -61,7 +61,7 @@ def url(tmp_path: Path) -> str:
 
 
 def grow(registry: Registry, content: bytes = b"third") -> None:
-    run = made_run(registry.root.parent / content[:9].decode(), content)
+    run = write_run(registry.root.parent / content[:9].decode(), content)
     registry.register(run, "reviews")
 
 
@@ -202,9 +202,7 @@ def test_damage_at_the_other_end_is_named_and_does_not_arrive(registry: Registry
     assert verify_remote(Remote(url)) == ()
 
 
-def test_a_part_of_the_log_that_was_cut_short_ends_where_its_checks_end(
-    registry: Registry, url: str, tmp_path: Path
-) -> None:
+def test_a_truncated_log_ends_where_its_checks_end(registry: Registry, url: str, tmp_path: Path) -> None:
     push(registry, Remote(url))
     (part,) = (tmp_path / "far" / "log").iterdir()
     whole = part.read_bytes()
@@ -283,9 +281,7 @@ def test_sftp_loses_its_connection_and_goes_on(registry: Registry, sftp: tuple[s
     assert verify(other) == () and other.log.path.read_bytes() == registry.log.path.read_bytes()
 
 
-def test_a_server_that_nobody_knows_is_not_trusted(
-    sftp: tuple[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unknown_server_is_refused(sftp: tuple[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fsspec.config import conf
 
     url, server = sftp
@@ -337,7 +333,7 @@ def answer(folder: Path, arguments: list[str]) -> tuple[int, str, str]:
         if arguments[0] == "run":
             recipe = yaml.safe_load(Path(arguments[1]).read_text())
             runs = Path("artifacts/runs") / recipe["name"]
-            made_run(runs / "latest", weights(recipe["weights"]), recipe["accuracy"])
+            write_run(runs / "latest", weights(recipe["weights"]), recipe["accuracy"])
             return 0, "", ""
         done = CliRunner().invoke(app, arguments)
     failed = done.exception if isinstance(done.exception, CompressError) else None

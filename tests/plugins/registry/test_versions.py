@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from disks import mounted
-from registry import flip_bytes, kill_writers, made_run
+from registry import flip_bytes, kill_writers, write_run
 from typer.testing import CliRunner
 
 from compress.cli import app
@@ -38,7 +38,7 @@ def registry(tmp_path: Path) -> Registry:
 
 def register(registry: Registry, content: bytes, **made: Any) -> int:
     """The number of a version whose model has those bytes."""
-    run = made_run(registry.root.parent / f"run {content.decode()}", content, **made)
+    run = write_run(registry.root.parent / f"run {content.decode()}", content, **made)
     return registry.register(run, "reviews")[0].number
 
 
@@ -49,7 +49,7 @@ def champions(registry: Registry, *contents: bytes) -> None:
 
 
 def test_files_are_linked_once_and_the_same_run_is_the_same_version(registry: Registry, tmp_path: Path) -> None:
-    run = made_run(tmp_path / "run", b"weights")
+    run = write_run(tmp_path / "run", b"weights")
     version, new = registry.register(run, "reviews", note="the first")
     assert (version.reference, new, version.note) == ("reviews@1", True, "the first")
     assert version.summary == "Accuracy 90.00%, 1.00 kB on cpu"
@@ -64,21 +64,19 @@ def test_files_are_linked_once_and_the_same_run_is_the_same_version(registry: Re
     assert verify(registry) == ()
 
 
-def test_files_are_copied_where_they_cannot_be_linked(
-    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_are_copied_without_links(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any) -> None:
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", refused)
-    run = made_run(tmp_path / "run", b"weights")
+    run = write_run(tmp_path / "run", b"weights")
     version, _ = registry.register(run, "reviews")
     held = registry.objects.path(registry.verified(version).files[MODEL].sha256)
     assert held.read_bytes() == b"weights" and not held.samefile(run / MODEL)
 
 
 def test_a_run_without_a_report_is_refused_and_leaves_nothing(registry: Registry, tmp_path: Path) -> None:
-    run = made_run(tmp_path / "run", b"weights")
+    run = write_run(tmp_path / "run", b"weights")
     (run / "report.json").unlink()
     with pytest.raises(InputError, match="There is no report"):
         registry.register(run, "reviews")
@@ -88,7 +86,7 @@ def test_a_run_without_a_report_is_refused_and_leaves_nothing(registry: Registry
 
 
 def test_a_bundle_is_kept_if_it_was_made_of_the_run(registry: Registry, tmp_path: Path) -> None:
-    run, other = made_run(tmp_path / "run", b"weights"), made_run(tmp_path / "other", b"others", accuracy=0.8)
+    run, other = write_run(tmp_path / "run", b"weights"), write_run(tmp_path / "other", b"others", accuracy=0.8)
     bundle = tmp_path / "bundle"
     bundle.mkdir()
     made_of = digest_file(run / "report.json")
@@ -149,7 +147,7 @@ def test_a_worse_version_is_refused_unless_somebody_says_why(registry: Registry)
 
 def test_the_gate_is_that_of_the_version_s_recipe(registry: Registry, tmp_path: Path) -> None:
     champions(registry, b"small")
-    run = made_run(tmp_path / "larger", b"larger", size=1001)
+    run = write_run(tmp_path / "larger", b"larger", size=1001)
     version, _ = registry.register(run, "reviews")
     assert "size_bytes" in promote(registry, PromotionRequest(version.reference)).judged.failed[0]
     (run / "recipe.yaml").unlink()
@@ -159,7 +157,7 @@ def test_the_gate_is_that_of_the_version_s_recipe(registry: Registry, tmp_path: 
 
 
 def test_a_version_that_missed_its_own_limits_is_refused(registry: Registry, tmp_path: Path) -> None:
-    run = made_run(tmp_path / "run", b"weights")
+    run = write_run(tmp_path / "run", b"weights")
     limit = LimitResult(metric="accuracy", target="cpu", limit=">= 95%", value=0.9, passed=False)
     report = load_report(run / "report.json").model_copy(update={"limits": (limit,)})
     (run / "report.json").write_text(report.to_json())
@@ -168,9 +166,7 @@ def test_a_version_that_missed_its_own_limits_is_refused(registry: Registry, tmp
     assert refused.refused and refused.judged.failed == ("its own limit was missed: accuracy \u2265 95%",)
 
 
-def test_a_promotion_is_judged_anew_where_the_champion_has_changed_meanwhile(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_promotion_is_judged_again_after_another_one(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     champions(registry, b"bad")
     register(registry, b"better", accuracy=0.99, rows=2000)
     register(registry, b"good", accuracy=0.95, rows=2000)
@@ -243,7 +239,7 @@ def test_gc_keeps_what_an_alias_a_version_or_a_run_needs(registry: Registry, tmp
     register(registry, b"d")
     for number in (1, 2):
         registry.retire(f"reviews@{number}")
-    child = made_run(runs / "child" / "2026-01-01", b"child")
+    child = write_run(runs / "child" / "2026-01-01", b"child")
     (child / "lock.json").write_text(json.dumps({"start": digest_directory(tmp_path / "run b" / "model")}))
     names_before = registry.objects.names()
     planned = collect(registry, runs, dry_run=True)
@@ -319,7 +315,7 @@ def test_the_order_is_the_log_s_where_the_clock_jumps_back(registry: Registry, m
 
 
 def test_a_full_disk_leaves_a_sound_registry(tmp_path: Path) -> None:
-    run, large = made_run(tmp_path / "run", b"weights"), made_run(tmp_path / "large", b"x" * 3_000_000, accuracy=0.91)
+    run, large = write_run(tmp_path / "run", b"weights"), write_run(tmp_path / "large", b"x" * 3_000_000, accuracy=0.91)
     with mounted(tmp_path / "disk", 2) as disk:
         registry = Registry(disk / "registry")
         registry.register(run, "reviews")
@@ -374,7 +370,7 @@ def test_a_registry_has_the_same_versions_aliases_and_figures_there(tmp_path: Pa
     mlflow, uri = pytest.importorskip("mlflow"), f"sqlite:///{tmp_path}/runs.db"
     registry = Registry(tmp_path / "registry")
     for number, accuracy in enumerate((0.9, 0.5)):
-        registry.register(made_run(tmp_path / f"run-{number}", bytes([number]), accuracy), "reviews")
+        registry.register(write_run(tmp_path / f"run-{number}", bytes([number]), accuracy), "reviews")
     promote(registry, PromotionRequest("reviews@1"))
     both = {"reviews@1": "1", "reviews@2": "2"}
     assert mirror(*tracked_versions(registry, "reviews"), uri, "reviews") == both
@@ -403,8 +399,8 @@ def answer(*arguments: str | Path, code: int = 0) -> Any:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a good run and a bad one."""
     monkeypatch.chdir(tmp_path)
-    made_run(tmp_path / "good", b"good")
-    made_run(tmp_path / "bad", b"bad", accuracy=0.5)
+    write_run(tmp_path / "good", b"good")
+    write_run(tmp_path / "bad", b"bad", accuracy=0.5)
     return tmp_path
 
 
@@ -448,7 +444,7 @@ def test_a_night_goes_wrong_and_the_way_back(place: Path) -> None:
 
 
 def test_a_registry_imports_no_torch(tmp_path: Path) -> None:
-    made_run(tmp_path / "run", b"weights")
+    write_run(tmp_path / "run", b"weights")
     root = tmp_path / "registry"
     Registry(root).register(tmp_path / "run", "reviews")
     code = """

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from decoder_graphs import TinyDecoder
-from imported import packages_imported_by
 from onnx_graphs import write_classifier
 
 from compress.benchmark.generation import generation_rows, measure_generation, speedup_rows
@@ -70,19 +69,6 @@ def test_a_process_generates_what_the_mathematics_says(tmp_path: Path) -> None:
     assert min(generated.steps_ms) > 0
     assert (generated.cached, generated.vocabulary) == (True, LIGHT.vocabulary)
     assert (alone.tokens, alone.steps_ms) == (LIGHT.continuation([16], 1), [])
-
-
-def test_generating_imports_nothing_heavy(tmp_path: Path) -> None:
-    np.savez(tmp_path / "nothing.npz")
-    code = f"""
-from compress.benchmark.worker import Worker
-worker = Worker()
-target = dict(name="cpu", runtime="onnxruntime", provider="CPUExecutionProvider", description="", format="onnx")
-worker.open(dict(artifact={str(LIGHT.write(tmp_path / "m"))!r}, target=target, threads=1, cores=[],
-                 batches={str(tmp_path / "nothing.npz")!r}))
-worker.generate(dict(ids=[1, 2], tokens=2, untimed=1))
-"""
-    assert packages_imported_by(code) == {"compress", "numpy", "onnxruntime"}
 
 
 def recorded() -> TimingRecord:

@@ -16,10 +16,9 @@ from compress.benchmark.generation import encode_text, measure_generation
 from compress.cli.bench_measurement import targets_of_other_formats
 from compress.formats.gguf.export import write_companions, write_gguf
 from compress.formats.model_file import format_of, model_file
-from compress.formats.target_profile import Target
 from compress.formats.targets import TARGETS
 from compress.recipe.recipe import Benchmark
-from compress.utils.errors import InputError, ModelError, StageError
+from compress.utils.errors import InputError, ModelError
 from compress.utils.progress import SilentProgress
 
 CPU, LLAMA_CPP = TARGETS["cpu"], TARGETS["llama-cpp"]
@@ -54,14 +53,6 @@ def test_two_runtimes_take_turns_and_are_compared(gguf: Path, tmp_path: Path) ->
     assert runtimes["onnx"].startswith("onnxruntime") and runtimes["gguf"].startswith("llama.cpp")
     assert result.environment["cached"] == {"onnx": True, "gguf": True}
     assert result.environment["elsewhere"] == {"gguf": "llama-cpp"}
-
-
-def test_a_target_that_is_not_here_is_refused_before_anything_starts(gguf: Path) -> None:
-    none = Target("none", "onnxruntime", "NoSuchProvider", "", "onnx")
-    with pytest.raises(StageError, match="'none' is not to be had here"):
-        measure_generation(
-            {"a": gguf}, {}, LLAMA_CPP, Benchmark(contexts=(8,)), "a", SilentProgress(), 0, other_targets={"a": none}
-        )
 
 
 def test_the_file_that_a_runtime_opens_is_found_by_its_format(gguf: Path, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import errno
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -19,7 +18,6 @@ import yaml
 from disks import Filler
 from safetensors import SafetensorError
 
-from compress.cli import main
 from compress.models.model import TorchModel
 from compress.pipeline.cache import Cache
 from compress.pipeline.runner import StageRunner
@@ -138,11 +136,6 @@ def test_a_file_where_a_folder_of_artifacts_should_be(place: Path, refuse: Refus
     assert "--artifacts" in message
 
 
-def test_artifacts_that_are_a_file(place: Path, refuse: Refuse) -> None:
-    (place / "artifacts").touch()
-    assert "artifacts" in refuse("run", "tiny.yaml")
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 3 MB."""
@@ -242,12 +235,6 @@ def test_a_report_of_nothing(refuse: Refuse) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("run", "tiny.yaml", "--sett", "a=1"), ("run",), ("rum",)])
-def test_an_unknown_option_or_command(
-    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["compress", *arguments])
-    with pytest.raises(SystemExit) as end:
-        main()
-    stdout, stderr = capsys.readouterr()
-    assert (end.value.code, stdout) == (2, "")
-    assert "Usage: compress" in stderr
+def test_an_unknown_option_or_command(arguments: tuple[str, ...], here: Callable[..., Any], tmp_path: Path) -> None:
+    done = here(*arguments, folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "") and "Usage: compress" in done.stderr

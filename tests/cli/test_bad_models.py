@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +15,6 @@ import tiny_run
 import tiny_speech
 import yaml
 from stage_context import write_recipe
-
-from compress.cli import main
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 KINDS = ("text", "chat", "speech", "images")
@@ -125,47 +122,26 @@ CASES = {
 }
 
 
-def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """How a command ends, and what it says of an error."""
-    monkeypatch.setattr(sys, "argv", ["compress", *arguments])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        main()
-    error_output = capsys.readouterr().err
-    assert "Traceback" not in error_output
-    return int(end.value.code or 0), error_output
-
-
 @pytest.mark.parametrize("name", CASES)
-def test_what_cannot_be_used_is_named(
-    pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+def test_what_cannot_be_used_is_named(pristine: Path, tmp_path: Path, here: Callable[..., Any], name: str) -> None:
     case = CASES[name]
-    folder = tmp_path / "place"
-    shutil.copytree(pristine / case.kind, folder)
-    monkeypatch.chdir(folder)
+    folder = shutil.copytree(pristine / case.kind, tmp_path / "place")
     case.spoil(folder)
     for command in case.seen_by:
-        code, error_output = told(monkeypatch, capsys, command, "tiny.yaml")
-        assert code in (2, 3) and error_output.count("error: ") == 1, error_output
-        assert all(text in error_output for text in case.said), error_output
-    assert told(monkeypatch, capsys, "inspect", "model")[0] == 0, "weights are there all the same"
+        done = here(command, "tiny.yaml", folder=folder)
+        assert done.returncode in (2, 3) and done.stderr.count("error: ") == 1, done.stderr
+        assert "Traceback" not in done.stderr and all(text in done.stderr for text in case.said), done.stderr
+    assert here("inspect", "model", folder=folder).returncode == 0, "weights are there all the same"
     assert not list(folder.glob("artifacts/runs/*/latest"))
 
 
-def test_positions_without_an_end_bound_nothing(
-    pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from compress.benchmark.generation import _positions
+def test_positions_without_an_end_bound_nothing(pristine: Path, tmp_path: Path) -> None:
     from compress.models.config_checks import max_positions
     from compress.pipeline.run_checks import check_running_text
     from compress.pipeline.runner import StageRunner
 
-    shutil.copytree(pristine / "chat", tmp_path / "place")
-    folder = tmp_path / "place"
-    monkeypatch.chdir(folder)
+    folder = shutil.copytree(pristine / "chat", tmp_path / "place")
     change({"max_position_embeddings": -1})(folder)
     check_running_text(StageRunner(tiny_run.load(folder / "tiny.yaml"), folder, folder / "artifacts", tiny_run.Notes()))
-    assert _positions(folder / "model" / "model.safetensors") is None
     assert max_positions({"max_position_embeddings": -1}) is None
     assert max_positions({"text_config": {"max_position_embeddings": 9}}) == 9

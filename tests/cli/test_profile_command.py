@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,11 +15,16 @@ from decoder_graphs import TinyDecoder
 from onnx_graphs import write_classifier
 from quantized import quantize_tiny_llama
 
-from compress.cli import main
 from compress.formats.onnx.decoder import export_decoder
 from compress.models.checkpoint import Checkpoint
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], message: str) -> None:
+    """A command has ended with one message; a usage error is boxed by lines."""
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert message in " ".join(done.stderr.replace("│", " ").split()) and "Traceback" not in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +56,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_bad_input_is_told_in_words(here: Command, place: Path, arguments: tuple[str, ...], message: str) -> None:
-    done = here("profile", *arguments, "--json", folder=place)
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+    assert_refused(here("profile", *arguments, "--json", folder=place), message)
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +95,7 @@ def test_a_decoder_s_time_is_told_by_operator(
     ],
 )
 def test_what_a_text_is_not_profiled_with(here: Command, decoder: Path, options: tuple[str, ...], message: str) -> None:
-    done = here("profile", "made", "--recipe", "tiny.yaml", *options, folder=decoder)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert message in done.stderr and "Traceback" not in done.stderr
+    assert_refused(here("profile", "made", "--recipe", "tiny.yaml", *options, folder=decoder), message)
 
 
 def test_two_decoders_are_timed_without_a_recipe(tmp_path: Path) -> None:
@@ -136,19 +134,7 @@ def test_two_decoders_are_timed_without_a_recipe(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_said_in_one_message(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    options: tuple[str, ...],
-    message: str,
+    here: Command, tmp_path: Path, options: tuple[str, ...], message: str
 ) -> None:
     write_classifier(tmp_path / "classifier", 8, 1)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["compress", "bench", "classifier", *options])
-    with pytest.raises(SystemExit) as end:
-        main()
-    stdout, stderr = capsys.readouterr()
-    assert (end.value.code, stdout) == (2, ""), stderr
-    # A usage error is boxed by lines.
-    assert message in " ".join(stderr.replace("│", " ").split())
-    assert "Traceback" not in stderr
+    assert_refused(here("bench", "classifier", *options, folder=tmp_path), message)

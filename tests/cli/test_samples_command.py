@@ -2,7 +2,6 @@ import json
 import re
 
 import pytest
-from imported import packages_imported_by
 from typer.testing import CliRunner
 
 from compress.cli.samples import samples_app
@@ -70,14 +69,3 @@ def test_a_misspelt_name_fetches_nothing(cache):
     assert isinstance(result.exception, SampleError)
     assert "Did you mean 'movie-reviews'" in str(result.exception)
     assert not cache.exists()
-
-
-def test_listing_loads_neither_torch_nor_pyarrow():
-    code = """
-from typer.testing import CliRunner
-from compress.cli.samples import samples_app
-assert "compress.data.samples.fetch" not in sys.modules
-assert CliRunner().invoke(samples_app, ["list"]).exit_code == 0
-"""
-    heavy = {"torch", "transformers", "onnxruntime", "pyarrow", "datasets"}
-    assert packages_imported_by(code).isdisjoint(heavy)

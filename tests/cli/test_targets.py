@@ -19,22 +19,8 @@ def test_every_target_is_available_or_says_why_not() -> None:
     for row in rows:
         if row["runtime"] == "onnxruntime" and row["provider"] not in onnxruntime.get_available_providers():
             assert f"has no {row['provider']}" in row["reason"]
-    assert rows[0] == {
-        "name": "cpu",
-        "description": TARGETS["cpu"].description,
-        "runtime": "onnxruntime",
-        "provider": "CPUExecutionProvider",
-        "formats": ["onnx"],
-        "threads": None,
-        "max_bytes": None,
-        "max_memory_bytes": None,
-        "measured_instead_of": None,
-        "device": None,
-        "options": {},
-        "apps": {},
-        "available": True,
-        "reason": None,
-    }
+    cpu = {"name": "cpu", "runtime": "onnxruntime", "provider": "CPUExecutionProvider", "formats": ["onnx"]}
+    assert rows[0].items() >= {**cpu, "threads": None, "device": None, "options": {}, "available": True}.items()
 
 
 def test_a_file_of_ones_own_is_checked_and_shown_alone(tmp_path: Path) -> None:

@@ -83,20 +83,10 @@ def test_snippets_hold_the_other_texts_and_none_of_the_reviews(raw):
 
 
 def test_minilm_opens_in_transformers():
-    import torch
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
-    folder = sample_directory("minilm")
-    assert cached_directory("minilm") == folder
-    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    assert sum(parameter.numel() for parameter in model.parameters()) == 22_713_216
-    sentences = ["A cat sits on the mat.", "A kitten is on a rug.", "Shares fell in Tokyo."]
-    inputs = tokenizer(sentences, padding=True, return_tensors="pt")
-    with torch.inference_mode():
-        hidden = model(**inputs).last_hidden_state
-    mask = inputs["attention_mask"].unsqueeze(-1)
-    mean = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1))
-    assert mean[0] @ mean[1] > mean[0] @ mean[2] + 0.3
+    assert cached_directory("minilm") == (folder := sample_directory("minilm"))
+    assert AutoModel.from_pretrained(folder).num_parameters() == 22_713_216
 
 
 def test_wiki_holds_each_article_in_one_split_without_markup():
@@ -111,21 +101,6 @@ def test_wiki_holds_each_article_in_one_split_without_markup():
     assert sum(map(len, texts["test"])) > 400_000
     everything = "\n".join(text for part in texts.values() for text in part)
     assert not re.findall(r"\{\{|\}\}|\[\[|\]\]|<ref|'''|^\{\||Category:", everything, re.MULTILINE)
-
-
-def test_smollm2_is_a_language_model_that_chats(smollm2):
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    assert sample_directory("smollm2").is_dir(), "it is pinned, so that what others read is the same"
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(smollm2), AutoTokenizer.from_pretrained(smollm2)
-    assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
-    assert tokenizer.tokenize("a\n\n1 b  2") == ["a", "ĊĊ", "1", "Ġb", "ĠĠ", "2"]
-    talk = [{"role": "user", "content": "What is the capital of France?"}]
-    ids = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    with torch.inference_mode():
-        answer = model.generate(**ids, max_new_tokens=16, do_sample=False)
-    assert "Paris" in tokenizer.decode(answer[0, ids["input_ids"].shape[1] :])
 
 
 def test_verses_are_aligned_pairs_of_both_translations():

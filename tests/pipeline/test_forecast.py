@@ -107,16 +107,6 @@ def test_nothing_is_cached_while_a_source_is_not_here_and_nothing_is_fetched(
     assert not (tmp_path / "user-cache").exists()
 
 
-def test_the_plan_names_what_is_cached_and_needs_no_disk_for_it(place: Path) -> None:
-    recipe = tiny_run.load(place / "tiny.yaml", STAGES)
-    known = make_plan(recipe, place, CachedStages(recipe, place, place / "artifacts"), place / "artifacts")
-    unknown = make_plan(recipe, place, None, place / "artifacts")
-    assert [stage.cached for stage in known.stages] == [True] * 4
-    assert [stage.cached for stage in unknown.stages] == [None] * 4
-    assert known.disk_needed_bytes.value is not None and unknown.disk_needed_bytes.value is not None
-    assert known.disk_needed_bytes.value < unknown.disk_needed_bytes.value
-
-
 def test_data_that_a_run_would_refuse_is_refused_by_check(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place, tmp_path / "copy")
     row = (place / "test.csv").read_text().splitlines()[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -135,16 +134,3 @@ def test_an_interrupt_says_one_line_and_the_next_run_goes_on(place: Path, tmp_pa
         assert {path.name for path in log.parent.iterdir()} == {"run.log", "recipe.yaml"}
         assert from_the_cache(tmp_path) == []
     assert list(finish(place, tmp_path).values()) == [True] * 4 + [False] * 2
-
-
-def test_two_runs_at_once_on_one_cache_end_alike(place: Path, tmp_path: Path) -> None:
-    both = [start(place, tmp_path) for _ in range(2)]
-    ended = [process.communicate(timeout=PATIENCE_SECONDS * 2) for process in both]
-    assert [process.returncode for process in both] == [0, 0], ended
-    locks = [json.loads(path.read_text())["stages"] for path in tmp_path.glob("runs/tiny/20*/lock.json")]
-    assert locks == [tiny_run.stage_digests(place / "artifacts")] * 2
-    reports = [json.loads(path.read_text()) for path in tmp_path.glob("runs/tiny/20*/report.json")]
-    cached = [tiny_run.cached_stages(report) for report in reports]
-    assert [sorted(run[label] for run in cached) for label in LABELS] == [[False, True]] * len(LABELS)
-    rows = [[row for row in report["measurements"] if row["metric"] == "accuracy"] for report in reports]
-    assert rows[0] == rows[1]

@@ -13,12 +13,8 @@ from command_line import output_of
 from tiny_run import Notes, load, write_all
 
 from compress.cli.artifact import outputs_of
-from compress.formats.litert.stage import LiteRt
-from compress.formats.openvino.stage import OpenVino
 from compress.formats.ort.model import read_ort
-from compress.pipeline.formats import _writer
 from compress.pipeline.run import run
-from compress.pipeline.runner import StageRunner
 from compress.utils.errors import InputError
 
 NORM = "bert.encoder.layer.0.output.LayerNorm.weight"
@@ -116,18 +112,3 @@ def test_openvino_gets_eight_bits_of_its_own(artifacts: Path, tmp_path: Path) ->
     diagnosis = diagnose(done.folder, "--target", "openvino")
     assert diagnosis["answers"]["departures"] == [] and diagnosis["answers"]["worst"]["bits"] == 8
     assert 0 < diagnosis["answers"]["answers"] < 0.3
-
-
-@pytest.mark.parametrize(("table", "taken"), [(4, 4), (8, None), (32, None)])
-def test_what_quantize_makes_of_the_words_holds_for_litert_too(tmp_path: Path, table: int, taken: int | None) -> None:
-    stages = [*STAGES[:2], {"onnx_int8": {"embedding_bits": table}}]
-    recipe = load(write_all(tmp_path, stages=stages, targets=["cpu", "litert"]))
-    runner = StageRunner(recipe, tmp_path, tmp_path / "artifacts", Notes())
-    assert _writer(runner, "finetune", "litert", {}) == LiteRt(precision="fp32")
-    assert _writer(runner, "onnx_int8", "litert", {}) == LiteRt(precision="int8", embedding_bits=taken)
-    blocks = [*STAGES[:2], {"onnx_int8": {"embedding_bits": 4, "embedding_block_size": 64}}]
-    other = StageRunner(load(write_all(tmp_path, stages=blocks)), tmp_path, tmp_path / "artifacts", Notes())
-    assert _writer(other, "onnx_int8", "litert", {}) == LiteRt(embedding_bits=4, embedding_block_size=64)
-    assert _writer(runner, "onnx_int8", "openvino", {}) == OpenVino(precision="int8", embedding_bits=4 if taken else 8)
-    litert_options = {"precision": "fp16", "lengths": [8, 24]}
-    assert _writer(runner, "onnx_int8", "litert", litert_options) == LiteRt(precision="fp16", lengths=(8, 24))

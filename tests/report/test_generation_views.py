@@ -86,7 +86,3 @@ def test_tokens_that_were_lost_stand_behind_their_text() -> None:
     assert 'capital of<span class="apart final"> France</span>' in page and "91.2% \u2192 3.1%" in page
     assert "| Paris is the capital of | France | 91.2% | 3.1% |" in text
     assert "What was lost" not in html_page(REPORT)
-
-
-def test_report_is_read_back_as_it_was() -> None:
-    assert parse_report(REPORT.to_json(), "here") == REPORT

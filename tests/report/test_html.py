@@ -8,8 +8,6 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 
-import pytest
-
 from compress.report.pages import html_page
 from compress.results.report import Report, SkippedTarget, StageRecord, StageTable, parse_report
 
@@ -152,13 +150,6 @@ def test_a_skipped_target_has_no_tiles_and_its_reason_stands_once(build: Callabl
     page = parse(html_page(report.model_copy(update={"measurements": (*report.measurements, row)})))
     assert not {"On cpu", f"On {skip.target}"} & set(page.texts)
     assert sum(skip.reason in text for text in page.texts if not text.lstrip().startswith("{")) == 1
-
-
-@pytest.mark.parametrize("name", ["page.css", "page.js"])
-def test_assets_cannot_end_their_element(name: str) -> None:
-    from importlib.resources import files
-
-    assert "</" not in (files("compress.report.templates") / name).read_text()
 
 
 def test_a_target_that_was_only_weighed_for_is_not_said_to_be_measured_on(report: Report) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from compress.recipe.recipe import Limit, Verdicts
-from compress.report.limits import check_limits, limit_text, paired_ratio_interval
+from compress.report.limits import check_limits, paired_ratio_interval
 from compress.results.report import LimitResult, Measurement, SkippedTarget
 
 
@@ -84,21 +84,6 @@ def test_no_ratio_to_zero_and_nan_never_passes() -> None:
     results = check_limits([relative, absolute], rows)
     assert [result.passed for result in results] == [False, False]
     assert results[0].reason == "loss of baseline is 0, so there is no ratio"
-
-
-@pytest.mark.parametrize(
-    ("limit", "text"),
-    [
-        (Limit(metric="accuracy", at_least=0.985, of="baseline"), ">= 98.5% of baseline"),
-        (Limit(metric="accuracy", at_least=0.7), ">= 70%"),
-        (Limit(metric="size_bytes", at_most=20_000_000), "<= 20.0 MB"),
-        (Limit(metric="latency_ms", at_most=0.5), "<= 0.5 ms"),
-        (Limit(metric="speedup", at_least=6), ">= 6x"),
-        (Limit(metric="throughput", at_least=1000), ">= 1,000 examples/s"),
-    ],
-)
-def test_the_limit_reads_well(limit: Limit, text: str) -> None:
-    assert limit_text(limit) == text
 
 
 def test_paired_interval_of_a_hand_worked_case() -> None:

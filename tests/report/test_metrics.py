@@ -16,47 +16,18 @@ from compress.report.plot import (
     Box,
     Plot,
     Scale,
-    element,
     log_ticks,
     nice_ticks,
     scale_around,
-    text,
 )
 from compress.report.rows import UNNAMED, group_by_module, module_of
 from compress.results.formatting import (
-    format_bytes,
     format_improvement,
     format_measurement,
-    format_number,
-    format_seconds,
     format_value,
 )
 from compress.results.metrics import describe_metric, main_metrics, other_metrics, quality_metric
 from compress.results.report import LayerBytes, Measurement, Report
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0"), (0.04123, "0.0412"), (1.005, "1.00"), (9.996, "10.0"), (99.96, "100"), (1234.5, "1,234"),
-     (-2.5, "-2.50"), (math.inf, "\u221e"), (math.nan, "not a number")],
-)  # fmt: skip
-def test_three_significant_digits(value: float, text: str) -> None:
-    assert format_number(value) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (999_999, "1.00 MB"), (91_234_567, "91.2 MB"), (4.07e9, "4.07 GB")],
-)
-def test_bytes_in_decimal_units(value: float, text: str) -> None:
-    assert format_bytes(value) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0.25, "0.250 s"), (45.26, "45.3 s"), (372, "6 min 12 s"), (7500, "2 h 05 min")]
-)
-def test_durations(value: float, text: str) -> None:
-    assert format_seconds(value) == text
 
 
 @pytest.mark.parametrize(
@@ -153,13 +124,6 @@ def test_scales_hold_their_values_with_a_margin() -> None:
     assert single(5) == pytest.approx(50)
 
 
-def test_text_and_attributes_are_escaped() -> None:
-    assert text(1, 2, "<b>&") == '<text x="1" y="2" text-anchor="middle">&lt;b&gt;&amp;</text>'
-    assert element("g", {"aria-label": '"><script>', "class": None}, "<i>") == (
-        '<g aria-label="&#34;&gt;&lt;script&gt;">&lt;i&gt;</g>'
-    )
-
-
 def test_labels_keep_clear_of_marks_lines_names_and_each_other() -> None:
     plot = Plot(SMALL, Scale(0, 100, SMALL.left, SMALL.right), Scale(0, 100, SMALL.bottom, SMALL.top))
     plot.add(plot.line([(20, 50), (80, 50)], "front"))
@@ -230,14 +194,6 @@ def test_one_model_makes_no_chart() -> None:
 
 def test_percentiles_interpolate() -> None:
     assert [percentile([1.0, 2.0, 4.0], share) for share in (0, 0.25, 0.5, 0.75, 1)] == [1, 1.5, 2, 3, 4]
-
-
-def test_the_median_of_the_samples_is_written(report: Report) -> None:
-    drawing = latency_curves(report, "cpu")
-    assert drawing is not None
-    words = [item.text for item in ElementTree.fromstring(drawing).iter("text")]
-    assert "2.71 ms" in words
-    assert "0.231 ms" in words
 
 
 def test_each_length_range_shows_its_gain() -> None:

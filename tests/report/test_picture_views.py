@@ -12,7 +12,7 @@ from compress.report import generated_outputs
 from compress.report.charts import quality_metrics, trade_off
 from compress.report.pages import html_page, markdown_report
 from compress.results.metrics import describe_metric
-from compress.results.report import Report, parse_report
+from compress.results.report import Report
 
 
 @pytest.fixture(scope="module")
@@ -38,18 +38,6 @@ class Images(HTMLParser):
             self.rows[-1].append((attributes["src"] or "", attributes["alt"] or ""))
 
 
-def test_a_row_for_each_prompt_and_a_column_for_each_model(report: Report) -> None:
-    assert generated_outputs.model_columns(report, "cpu") == [
-        ("baseline",),
-        ("faster",),
-        ("distill",),
-        ("quantize", "final"),
-    ]
-    rows = generated_outputs.prompt_rows(report, "cpu")
-    assert [(row.prompt, row.seed) for row in rows] == [(prompt, seed) for seed, prompt in enumerate(PROMPTS)]
-    assert [image and image.model for image in rows[0].pictures] == ["baseline", "faster", "distill", "quantize"]
-
-
 def test_the_page_holds_every_picture_and_its_difference(report: Report) -> None:
     page = html_page(report)
     images = Images()
@@ -61,11 +49,6 @@ def test_the_page_holds_every_picture_and_its_difference(report: Report) -> None
     assert rows[2][0][1] == f"baseline: {PROMPTS[2]}"
     assert "quantize = final" in page and "10.0 levels" in page
     assert "<b>boots</b>" not in page
-
-
-def test_pictures_and_paths_outlive_the_file(report: Report) -> None:
-    again = parse_report(report.to_json(), "here")
-    assert again.pictures == report.pictures and again.drift == report.drift
 
 
 def test_where_paths_part_in_words(report: Report) -> None:
@@ -97,8 +80,3 @@ def test_distance_is_drawn_against_time_with_the_steps(report: Report) -> None:
     for label in ("baseline, 50 steps", "faster, 25 steps", "distill, 4 steps", "quantize = final, 4 steps"):
         assert f">{label}<" in chart
     assert html_page(report).count("Fr\u00e9chet distance against latency") == 2  # heading and label
-
-
-def test_a_report_without_pictures_has_no_grid() -> None:
-    page = html_page(Report(recipe="none"))
-    assert "What they draw" not in page and "Where their paths part" not in page

@@ -1,67 +1,15 @@
 from __future__ import annotations
 
-import io
 import json
 import re
 
 import profiles
 import pytest
-from rich.console import Console
 
 from compress.report.profile_formatting import (
-    count_text,
-    giga_text,
-    method_notes,
-    share_text,
-    time_text,
     verdict_text,
-    working_set_text,
 )
-from compress.report.profile_views import artifact_name, console_profile, profile_page, roof_lines, roofline_chart
-from compress.utils.responsive_table import bar
-
-
-@pytest.mark.parametrize(
-    ("share", "drawn"),
-    [(0, "     "), (1, "█████"), (0.5, "██▌  "), (0.1, "▌    "), (0.2, "█    "), (7, "█████"), (-1, "     ")],
-)
-def test_bars_in_eighths(share: float, drawn: str) -> None:
-    assert bar(share, 5) == drawn
-
-
-def test_words() -> None:
-    assert (time_text(1.25), time_text(0.0834)) == ("1.25 ms", "83.4 µs")
-    assert (share_text(None), share_text(0.0742)) == ("\u2013", "7.4%")
-    assert (count_text(81.9e6), count_text(2.5e9), count_text(0)) == ("81.9 M", "2.50 G", "0")
-    assert (giga_text(165.4e9), giga_text(7.23e9)) == ("165", "7.2")
-
-
-@pytest.mark.parametrize(
-    ("changes", "what", "called"),
-    [
-        (
-            {"phase": "token", "context": 128},
-            "a token after 128",
-            "16 tokens, one after the other, behind a prompt of 128",
-        ),
-        ({"phase": "prompt", "context": 128}, "a prompt of 128 tokens", "16 prompts of 128 tokens"),
-        ({}, "batches of 1", "16 batches of 1 of 9\u201350 tokens"),
-    ],
-)
-def test_every_view_says_what_a_call_is(changes: dict[str, object], what: str, called: str) -> None:
-    profile = profiles.profile(**changes)
-    page, console = profile_page(profile), Console(file=io.StringIO(), width=120)
-    assert f"2 threads, {what}, a processor" in page
-    assert f"{called}, 7 passes each" in page and f"{called}, 7 passes each" in "\n".join(method_notes(profile))
-    with console.capture() as capture:
-        console.print(console_profile(profile))
-    assert (f"on cpu, {what}" in capture.get()) is bool(changes)
-
-
-def test_which_bandwidth_applies() -> None:
-    assert "which the last cache of 33.6 MB holds" in working_set_text(profiles.limits())
-    assert "more than the last cache" in working_set_text(profiles.limits(working_set_bytes=90_000_000))
-    assert "cache" not in working_set_text(profiles.limits(last_level_cache_bytes=None))
+from compress.report.profile_views import profile_page, roof_lines, roofline_chart
 
 
 def test_what_binds_is_said() -> None:
@@ -75,15 +23,6 @@ def test_what_binds_is_said() -> None:
     assert verdict_text(profiles.profile(whole=fast.model_copy(update={"uncounted_ms": 2.0}))).startswith(
         "The costs of"
     )
-
-
-def test_notes_name_what_is_not_counted_and_what_beats_the_limit() -> None:
-    notes = "\n".join(method_notes(profiles.profile()))
-    assert "Einsum (12.5% of the time)" in notes
-    assert "6.00 ms, +20%" in notes and "4.10 ms of it operators are at work" in notes
-    assert "beat the limit" not in notes
-    quick = profiles.profile(rows=(profiles.row("too_quick", "MatMul", time_ms=0.1),))
-    assert "1 operators are faster than the limit" in "\n".join(method_notes(quick))
 
 
 def test_the_roofs_meet_at_the_ridges() -> None:
@@ -125,16 +64,3 @@ def test_the_page_has_every_table_and_its_own_json() -> None:
         assert words in page
     assert page.count('scope="row">') == 4 + 3 + 4
     assert "default-src 'none'" in page
-
-
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
-        ("artifacts/runs/tiny/latest/model", "tiny/latest"),
-        ("/somewhere/exported", "exported"),
-        ("model", "model"),
-        ("/", "artifact"),
-    ],
-)
-def test_the_name_of_the_artifact(path: str, name: str) -> None:
-    assert artifact_name(profiles.profile(artifact=path)) == name

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from compress.numerics.differences import difference_of_shares
 from compress.report.charts import reliability_diagram, slice_plot
-from compress.report.pages import html_page, markdown_report
 from compress.report.slices import slice_results
 from compress.results.metrics import describe_metric, main_metrics, metric_on_slice, other_metrics, slice_of
 from compress.results.report import Report, SliceRecord
@@ -106,12 +105,3 @@ def test_the_reliability_diagram_has_every_bin(report: Report) -> None:
     assert drawing.count("of 900 answers") == 8
     assert "probability 72.0%, right 70.0%" in drawing
     assert reliability_diagram(report, "gpu") is None
-
-
-def test_pages_without_slices_have_no_such_section(report: Report) -> None:
-    bare = report.model_copy(update={"slices": {}, "calibration": ()})
-    assert "By slice" in html_page(report)
-    assert "By slice" not in html_page(bare)
-    assert "by slice" in markdown_report(report)
-    assert "by slice" not in markdown_report(bare)
-    assert slice_plot(bare, "cpu") is None

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from xml.etree import ElementTree
 
 from narrow import shown
 
 from compress.recipe.recipe import Limit
-from compress.report.console import closing_line, console_table
+from compress.report.console import console_table
 from compress.report.headline import headlines, verdict
 from compress.report.junit import junit_report
 from compress.report.pages import escape_markdown, html_page, markdown_report
@@ -193,18 +192,3 @@ def test_a_narrow_terminal_has_the_columns_that_limits_name(build: Callable[...,
     limited = build(limits=[Limit(metric="startup_ms", at_most=900), Limit(metric="parameters", at_most=5e6)])
     heading = next(line for line in shown(console_table(limited), 50).splitlines() if line.startswith("Model"))
     assert heading.split() == ["Model", "Accuracy", "Parameters", "Start-up"]
-
-
-def test_the_last_line_says_where_things_are_and_what_comes_next(build: Callable[..., Report]) -> None:
-    folder = Path("artifacts/runs/quickstart/2026-11-25T12-00-00")
-    passed, missed = build(limits=()), build()
-    sizes = tuple(row for row in missed.measurements if row.metric == "size_bytes")
-    assert closing_line(passed, folder, "quickstart") == (
-        "artifacts/runs/quickstart/2026-11-25T12-00-00 has report.html and model/. Next: compress bundle quickstart "
-        "--target desktop --output app, or compress compare OTHER-RUN quickstart"
-    )
-    assert "Next: compress compare quickstart," in closing_line(missed, folder, "quickstart")
-    weighed = closing_line(missed.model_copy(update={"measurements": sizes}), folder, "quickstart")
-    assert weighed.startswith("Nothing could be run here (gpu: ONNX Runtime has no CUDAExecutionProvider")
-    assert "sizes are measured all the same" in weighed
-    assert str(folder) in weighed

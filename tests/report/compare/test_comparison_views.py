@@ -13,12 +13,8 @@ from narrow import shown
 from compress.recipe.policy import Policy
 from compress.report.compare.change import Comparison, Flip, MetricChange
 from compress.report.compare.formatting import (
-    change_sentence,
     effect_axis,
-    effect_text,
     interval_bar,
-    interval_text,
-    margin_text,
     ticks,
     value_text,
 )
@@ -60,20 +56,6 @@ def change(**fields: object) -> MetricChange:
         "method": "made up",
     }  # fmt: skip
     return MetricChange.model_validate({**values, **fields})
-
-
-def test_words() -> None:
-    assert change_sentence(change()) == "latency_ms on cpu: 2.00 ms \u2192 2.10 ms, +5.0% (99% interval +1.0% to +9.0%)"
-    points = change(metric="accuracy", unit="ratio", scale="absolute", baseline=0.87, candidate=0.859, effect=-0.011,
-                    low=-0.018, high=-0.004, confidence=0.9, margin=0.005)  # fmt: skip
-    assert change_sentence(points) == (
-        "accuracy on cpu: 87.00% \u2192 85.90%, -1.10 points (90% interval -1.80 to -0.40 points)"
-    )
-    assert margin_text(points) == "0.50 points"
-    assert margin_text(change(margin=0.0)) == "any"
-    assert effect_text(change(effect=1.5)) == "2.50x"
-    assert interval_text(change(effect=0.9, low=-0.5, high=1.5)) == "0.500x to 2.50x"
-    assert interval_text(change(confidence=None, low=0.05, high=0.05)) == ""
 
 
 def test_bytes_that_differ_by_one_are_seen_to_differ() -> None:

@@ -33,8 +33,8 @@ from typing import Annotated
 import numpy as np
 import typer
 from peers.int8_files import FLOAT, OURS, folder_name, write_files
-from peers.int8_table import Line, Table, clear_others, keep, kept, show
-from peers.int8_ways import PLAIN, SPEECH, Contest
+from peers.int8_table import Line, Table, clear_outdated, load_table, save_table, show
+from peers.int8_ways import PLAIN, SPEECH, Int8Comparison
 
 from compress.benchmark.session import measure_side_by_side
 from compress.cli.output import ConsoleProgress
@@ -103,11 +103,11 @@ def main(
 def judge(runner: StageRunner) -> Table:
     """Make every file, and compare its answers with ours and with fp32's; kept for later runs and for `--again`."""
     runner.run_all()
-    clear_others(_folder(runner), _made_of(runner))
-    if (recorded := kept(_folder(runner))) is not None:
+    clear_outdated(_folder(runner), _made_of(runner))
+    if (recorded := load_table(_folder(runner))) is not None:
         runner.progress.note(f"{runner.recipe.name}: judged before")
         return recorded
-    files, notes = write_files(Contest(runner).ways(), _folder(runner), runner.progress)
+    files, notes = write_files(Int8Comparison(runner).makers(), _folder(runner), runner.progress)
     rows = runner.inputs.data.split("test")
     examples = encode_for_model(files[FLOAT], runner.inputs.task, rows, runner.recipe.data.max_length)
     threads = runner.recipe.benchmark.threads
@@ -130,7 +130,7 @@ def judge(runner: StageRunner) -> Table:
         for name, file in files.items()
     ]
     table = Table(runner.recipe.name, first[OURS].metric, lines, notes)
-    keep(table, _folder(runner))
+    save_table(table, _folder(runner))
     return table
 
 
@@ -149,7 +149,7 @@ def time(runner: StageRunner, table: Table, seconds: float) -> Table:
             line = replace(line, latency_ms=latency.value, **_ratio(rows[line.name, "speedup"]))
         lines.append(line)
     table = replace(table, lines=lines, timing_notes=list(timed.notes))
-    keep(table, _folder(runner))
+    save_table(table, _folder(runner))
     return table
 
 
@@ -173,7 +173,7 @@ def _made_of(runner: StageRunner) -> str:
 
 def _check_judged(runners: Sequence[StageRunner]) -> None:
     """Before anything is timed. Raises `InputError`."""
-    missing = [runner.recipe.name for runner in runners if kept(_folder(runner)) is None]
+    missing = [runner.recipe.name for runner in runners if load_table(_folder(runner)) is None]
     if missing:
         raise InputError(
             f"--again, but these were not judged yet: {', '.join(missing)}.",
@@ -184,7 +184,7 @@ def _check_judged(runners: Sequence[StageRunner]) -> None:
 
 
 def _judged(runner: StageRunner) -> Table:
-    table = kept(_folder(runner))
+    table = load_table(_folder(runner))
     assert table is not None, "checked before"
     return table
 

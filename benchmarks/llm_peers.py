@@ -36,7 +36,7 @@ from typing import Annotated
 
 import typer
 from peers.environment import UnavailableError
-from peers.language_peers import CONTEXT, PEERS, TOKENS, Made, decode_in_transformers, float_onnx
+from peers.language_peers import CONTEXT, PEERS, TOKENS, PeerResult, decode_in_transformers, float_onnx
 from peers.language_setting import LanguageSetting
 
 from compress.benchmark.generation import measure_generation
@@ -65,7 +65,7 @@ class Row:
     reason: str | None = None
 
 
-def quantize(peer: str, setting: LanguageSetting) -> tuple[Row, Made | None]:
+def quantize(peer: str, setting: LanguageSetting) -> tuple[Row, PeerResult | None]:
     """Run a peer and judge what it left."""
     try:
         quantized = float_onnx(setting) if peer == START else PEERS[peer](setting)
@@ -86,7 +86,7 @@ def _judged(perplexity: float, by: str) -> dict[str, float | str]:
     return {"perplexity": perplexity, "evaluated_by": by}
 
 
-def time_together(made: Mapping[str, Made], setting: LanguageSetting, seconds: float) -> dict[str, float]:
+def time_together(made: Mapping[str, PeerResult], setting: LanguageSetting, seconds: float) -> dict[str, float]:
     """Tokens per second of all that has a runtime of ours, in turns."""
     timed = {name: model for name, model in made.items() if model.target is not None}
     if not timed:
@@ -106,7 +106,7 @@ def time_together(made: Mapping[str, Made], setting: LanguageSetting, seconds: f
     return {row.model: row.value for row in result.measurements if row.metric == metric}
 
 
-def time_alone(made: Mapping[str, Made], setting: LanguageSetting) -> dict[str, float]:
+def time_alone(made: Mapping[str, PeerResult], setting: LanguageSetting) -> dict[str, float]:
     """Tokens per second of checkpoints, by transformers."""
     speeds = {}
     for name, model in made.items():

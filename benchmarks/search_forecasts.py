@@ -1,7 +1,7 @@
-"""What a search foretells of recipes before they are trained, against what they came to.
+"""Sizes and latencies that a search predicts for untrained recipes, against measured ones.
 
-Commands of `benchmarks/search.py`: `size` and `latency`. Recipes are drawn from the space of `collect`, whose finished
-stages in the folder of artifacts are used again; only the first rung is trained, since neither bytes nor times change.
+Commands of `benchmarks/search.py`: `size` and `latency`. Recipes are sampled from the space of `collect`, whose cached
+stages are used; they are trained to the first rung only, since training changes neither size nor latency.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from compress.plugins.search.space import Point, SearchSpace
 from compress.plugins.search.trial import BarsOnly, TrialRunner
 
 RECIPE = Path(__file__).parent / "searching" / "reviews.yaml"
-Artifacts = Annotated[Path, typer.Option(help="Where stages are cached.")]
-Unseen = Annotated[int, typer.Option(help="Recipes that are foretold.")]
+Artifacts = Annotated[Path, typer.Option(help="Folder of the stage cache.")]
+Unseen = Annotated[int, typer.Option(help="Recipes to predict.")]
 
 
-class _Watched:
-    """The space with what foretells it, after the first trial."""
+class _SpaceWithEstimators:
+    """A search space with its size and latency estimators."""
 
     def __init__(self, artifacts: Path) -> None:
         from compress.cli.output import ConsoleProgress
@@ -47,37 +47,40 @@ class _Watched:
         self.latency_estimator = LatencyEstimator(self.size_estimator)
         self.costs = CostEstimator(self.space, self.size_estimator, self.latency_estimator)
 
-    def made(self, point: Point, timed: bool = False) -> TrialOutcome:
-        """The recipe at its first rung."""
+    def run(self, point: Point, timed: bool = False) -> TrialOutcome:
+        """Run a recipe to the first rung."""
         return self.trials.run(self.space.recipe(point, self.space.search.rungs[0]), timed)
 
-    def drawn(self, count: int) -> list[Point]:
-        """So many recipes, all others than the first."""
+    def sample(self, count: int) -> list[Point]:
+        """Return random recipes without the one that the search starts from."""
         points = [point for point in self.space.points(0) if point != self.space.origin]
         random.Random(0).shuffle(points)
         return points[:count]
 
 
 def size(artifacts: Artifacts = Path("artifacts"), unseen: Unseen = 30, write: Write = False) -> None:
-    """Bytes foretold of recipes that nobody has made, against bytes made."""
-    watched = _Watched(artifacts)
-    watched.costs.update(watched.space.origin, 1.0, watched.made(watched.space.origin))
-    off, seconds = list[int](), list[float]()
-    for point in watched.drawn(unseen):
-        began = time.perf_counter()
-        told = watched.size_estimator.size_bytes(point)
-        seconds.append(time.perf_counter() - began)
-        made = round(watched.made(point).final[SIZE])
-        if told is None:
-            raise typer.BadParameter(f"{watched.space.describe(point)}: {watched.size_estimator.unavailable_reason}")
-        off.append(told - made)
-        typer.echo(f"{watched.space.describe(point)}: {told:,} bytes foretold, {made:,} made, {seconds[-1]:.2f} s")
-    exact = sum(one == 0 for one in off)
+    """Compare predicted sizes of unseen recipes with their files."""
+    space = _SpaceWithEstimators(artifacts)
+    space.costs.update(space.space.origin, 1.0, space.run(space.space.origin))
+    errors, seconds = list[int](), list[float]()
+    for point in space.sample(unseen):
+        start = time.perf_counter()
+        predicted = space.size_estimator.size_bytes(point)
+        seconds.append(time.perf_counter() - start)
+        measured = round(space.run(point).final[SIZE])
+        if predicted is None:
+            raise typer.BadParameter(f"{space.space.describe(point)}: {space.size_estimator.unavailable_reason}")
+        errors.append(predicted - measured)
+        typer.echo(f"{space.space.describe(point)}: {predicted:,} bytes, measured {measured:,}, {seconds[-1]:.2f} s")
     rows = [
-        [f"bytes foretold of {len(off)} unseen recipes: off by at most", f"{max(map(abs, off)):,}", "0.5% (aim 0)"],
-        ["of them exact to the byte", f"{exact}", ""],
-        ["seconds a recipe, median", f"{statistics.median(seconds):.2g}", "1"],
-        ["seconds of all, with the tracing of each structure", f"{sum(seconds):.0f}", ""],
+        [
+            f"largest error of predicted bytes, {len(errors)} unseen recipes",
+            f"{max(map(abs, errors)):,}",
+            "0.5% (aim 0)",
+        ],
+        ["exact predictions", f"{errors.count(0)}", ""],
+        ["seconds per recipe, median", f"{statistics.median(seconds):.2g}", "1"],
+        ["seconds in total, including the tracing of each structure", f"{sum(seconds):.0f}", ""],
     ]
     notes = ["`python benchmarks/search.py size --write`"]
     show("Predicted sizes", MEASURED_AND_REQUIRED, rows, write, notes=notes)
@@ -86,50 +89,49 @@ def size(artifacts: Artifacts = Path("artifacts"), unseen: Unseen = 30, write: W
 def latency(
     artifacts: Artifacts = Path("artifacts"),
     unseen: Unseen = 30,
-    seen: Annotated[int, typer.Option(help="Recipes that are timed before, as a search does.")] = 4,
-    noisy: Annotated[bool, typer.Option("--noisy", help="Time kernels whoever else is at work.")] = False,
+    seen: Annotated[int, typer.Option(help="Recipes timed first, as in a search.")] = 4,
+    noisy: Annotated[bool, typer.Option("--noisy", help="Time kernels even if other processes run.")] = False,
     write: Write = False,
 ) -> None:
-    """Milliseconds foretold of recipes that nobody has timed, against the bench."""
+    """Compare predicted latencies of unseen recipes with measured ones."""
     from scipy.stats import spearmanr
 
     from compress.plugins.search.kernel_table import KernelTable
 
-    watched = _Watched(artifacts)
-    latency_estimator = watched.latency_estimator
+    space = _SpaceWithEstimators(artifacts)
+    latency_estimator = space.latency_estimator
     if noisy:
-        latency_estimator.table = KernelTable(
-            watched.space.base.benchmark.threads, artifacts / "kernels", noisy_too=True
-        )
-    watched.size_estimator.start(watched.made(watched.space.origin))
-    points = watched.drawn(seen + unseen)
-    began = time.perf_counter()
+        latency_estimator.table = KernelTable(space.space.base.benchmark.threads, artifacts / "kernels", noisy_too=True)
+    space.size_estimator.start(space.run(space.space.origin))
+    points = space.sample(seen + unseen)
+    start = time.perf_counter()
     for point in points:
         if latency_estimator.kernel_sum(point) is None:
-            raise typer.BadParameter(f"{watched.space.describe(point)}: {latency_estimator.unavailable_reason}")
-    spent = time.perf_counter() - began
+            raise typer.BadParameter(f"{space.space.describe(point)}: {latency_estimator.unavailable_reason}")
+    spent = time.perf_counter() - start
     for point in points[:seen]:
-        latency_estimator.update(point, watched.made(point, timed=True).final[LATENCY])
-    told, timed = list[float](), list[float]()
+        latency_estimator.update(point, space.run(point, timed=True).final[LATENCY])
+    predicted, measured = list[float](), list[float]()
     for point in points[seen:]:
-        foretold = latency_estimator.predict(point)
-        assert foretold is not None, "its sum is known"
-        told.append(foretold)
-        timed.append(watched.made(point, timed=True).final[LATENCY])
-        words = watched.space.describe(point)
-        typer.echo(f"{words}: {told[-1]:.4f} ms foretold, {timed[-1]:.4f} timed ({told[-1] / timed[-1] - 1:+.1%})")
-    off = np.abs(np.array(told) / np.array(timed) - 1)
-    measured = 0 if latency_estimator.table is None else latency_estimator.table.measured
+        milliseconds = latency_estimator.predict(point)
+        assert milliseconds is not None, "its kernels are timed"
+        predicted.append(milliseconds)
+        measured.append(space.run(point, timed=True).final[LATENCY])
+        error = milliseconds / measured[-1] - 1
+        typer.echo(f"{space.space.describe(point)}: {milliseconds:.4f} ms, measured {measured[-1]:.4f} ({error:+.1%})")
+    errors = np.abs(np.array(predicted) / np.array(measured) - 1)
+    kernels = 0 if latency_estimator.table is None else latency_estimator.table.measured
+    correlation = spearmanr(predicted, measured)[0]
     rows = [
-        [f"times foretold of {len(told)} unseen recipes: rank correlation", f"{spearmanr(told, timed)[0]:.3f}", "0.95"],
-        ["mean error", f"{off.mean():.1%}", "8% (aim 5%)"],
-        ["largest error", f"{off.max():.1%}", ""],
-        [f"whole models timed before, and kernels: {measured} in {spent:.0f} s", f"{seen}", ""],
+        [f"rank correlation of predicted latencies, {len(predicted)} unseen recipes", f"{correlation:.3f}", "0.95"],
+        ["mean error", f"{errors.mean():.1%}", "8% (aim 5%)"],
+        ["largest error", f"{errors.max():.1%}", ""],
+        [f"models timed before, and kernels: {kernels} in {spent:.0f} s", f"{seen}", ""],
     ]
     notes = ["`python benchmarks/search.py latency --write`"]
     show("Predicted latencies", MEASURED_AND_REQUIRED, rows, write, notes=notes)
 
 
 def commands() -> Iterator[Any]:
-    """What `benchmarks/search.py` offers of this."""
+    """Return the commands for `benchmarks/search.py`."""
     yield from (size, latency)

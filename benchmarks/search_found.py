@@ -1,6 +1,6 @@
-"""What a search found beside the recipe that somebody made by hand, which it was not told of.
+"""The best recipe of a search, compared with a recipe written by hand that the search did not know.
 
-The command `found` of `benchmarks/search.py`: both models in one session on the test rows, which chose neither.
+The command `found` of `benchmarks/search.py`: both models are measured in one session on the test rows.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ FOUND, BY_HAND = "found", "by hand"
 
 
 def found(
-    search: Annotated[Path, typer.Argument(help="The folder of a search that has ended.")],
-    made: Annotated[Path, typer.Argument(help="The folder of a run of the recipe made by hand.")],
-    artifacts: Annotated[Path, typer.Option(help="Where the stages of that run are cached.")] = Path("artifacts"),
-    threads: Annotated[int | None, typer.Option(help="For the models; default: what the search had.")] = None,
+    search: Annotated[Path, typer.Argument(help="Folder of a finished search.")],
+    by_hand: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run of the recipe written by hand.")],
+    artifacts: Annotated[Path, typer.Option(help="Folder of the stage cache of that run.")] = Path("artifacts"),
+    threads: Annotated[int | None, typer.Option(help="Threads of the models. Default: those of the search.")] = None,
     write: Write = False,
 ) -> None:
-    """Quality, bytes and time of both, and what the search took."""
+    """Compare quality, size and latency of both models."""
     from compress.cli.output import ConsoleProgress
     from compress.formats.quiet_output import quiet_libraries
     from compress.pipeline.formats import measurable
@@ -35,11 +35,11 @@ def found(
 
     quiet_libraries()
     record = SearchRecord.model_validate_json((search / "search.json").read_text())
-    theirs = read_recipe(search / "best.yaml", ())
-    recipe = read_recipe(made / "recipe.yaml", ())
-    benchmark = {"threads": threads or theirs.benchmark.threads, "every_stage": False}
+    best = read_recipe(search / "best.yaml", ())
+    recipe = read_recipe(by_hand / "recipe.yaml", ())
+    benchmark = {"threads": threads or best.benchmark.threads, "every_stage": False}
     recipe = recipe.model_copy(update={"benchmark": recipe.benchmark.model_copy(update=benchmark)})
-    runner = StageRunner(recipe, made, artifacts, ConsoleProgress())
+    runner = StageRunner(recipe, by_hand, artifacts, ConsoleProgress())
     runner.run_all()
     profile = recipe.profiles()[0]
     files = measurable(runner, profile.target.format, profile.options)
@@ -50,14 +50,14 @@ def found(
     metrics = [name for name in dict.fromkeys(row.metric for row in rows)
                if describe_metric(name).quality or name in shown]  # fmt: skip
     table = by_model(rows, (BASELINE, FINAL, FOUND), metrics)
-    took, most = format_seconds(record.seconds), format_seconds(record.budget_seconds)
+    seconds, budget = format_seconds(record.seconds), format_seconds(record.budget_seconds)
     table += [
-        ["time of its trials, and the budget", "", "", f"{took}, {most}"],
+        ["time of the trials, and the budget", "", "", f"{seconds}, {budget}"],
         ["recipes tried, of", "", "", f"{len(record.trials)}, {record.size:,}"],
-        ["what it found", "", "", record.best or record.nearest or ""],
+        ["best recipe", "", "", record.best or record.nearest or ""],
     ]
     note = (
-        "`python benchmarks/search.py found SEARCH RUN --write`; both in one session, on the test rows. Searched was "
+        "`python benchmarks/search.py found SEARCH RUN --write`; both in one session, on the test rows. Objective: "
         f"{record.description.rstrip('.')}, within {', '.join(record.limits)}."
     )
     show(

@@ -1,4 +1,4 @@
-"""A search killed at random moments and gone on with, against the same one left alone.
+"""A search that is killed at random moments and resumed, compared with the same search without interruption.
 
 The command `killed` of `benchmarks/search.py`.
 """
@@ -23,63 +23,63 @@ from compress.report.run_folder import LATEST
 from compress.utils.storage import digest_directory
 
 RECIPE = Path(__file__).parent / "searching" / "workers.yaml"
-_ENDED = (0, 1)
-"""Exit codes of a search that has come to its end; 1: its winner misses a limit on the test rows."""
+_FINISHED = (0, 1)
+"""Exit codes of a finished search; 1: its winner misses a limit on the test rows."""
 
 
 def killed(
     recipe: Annotated[Path, typer.Option(help="A recipe with a `search:` block.")] = RECIPE,
-    kills: Annotated[int, typer.Option(help="How often, each in another process.")] = 10,
-    trials: Annotated[int, typer.Option(help="Of the search, whether it is killed or not.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
+    kills: Annotated[int, typer.Option(help="Number of kills.")] = 10,
+    trials: Annotated[int, typer.Option(help="Number of trials of each search.")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the random moments.")] = 0,
     write: Write = False,
 ) -> None:
-    """Whether ledger, winner and bytes are those of a search that nobody killed, and what the kills cost."""
-    chance, landed, again = random.Random(seed), 0, 0.0
+    """Check that a killed and resumed search has the same trials, winner and bytes, and measure the extra time."""
+    generator, killed_count, killed_seconds = random.Random(seed), 0, 0.0
     with tempfile.TemporaryDirectory(prefix="search-killed-") as folder:
-        alone, other = Path(folder) / "alone", Path(folder) / "killed"
+        uninterrupted, interrupted = Path(folder) / "alone", Path(folder) / "killed"
         began = time.perf_counter()
-        _to_the_end(recipe, alone, trials)
-        whole = time.perf_counter() - began
-        typer.echo(f"left alone: {whole:.0f} s")
+        _run_to_end(recipe, uninterrupted, trials)
+        whole_seconds = time.perf_counter() - began
+        typer.echo(f"uninterrupted: {whole_seconds:.0f} s")
         for number in range(kills):
-            # As far as a search comes that is killed every so often, so that the last moments are near its end.
-            moment = chance.uniform(0, 2 * whole / kills)
-            process = _started(recipe, other, trials)
+            # On average the kills are spread over the whole search.
+            moment = generator.uniform(0, 2 * whole_seconds / kills)
+            process = _start_search(recipe, interrupted, trials)
             began = time.perf_counter()
             try:
                 process.wait(moment)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-                landed += 1
-            again += time.perf_counter() - began
+                killed_count += 1
+            killed_seconds += time.perf_counter() - began
             typer.echo(
-                f"kill {number + 1} of {kills}: after {moment:.0f} s, {len(_trials(other))} trials in the ledger"
+                f"kill {number + 1} of {kills}: after {moment:.0f} s, {len(_trials(interrupted))} trials in the ledger"
             )
         began = time.perf_counter()
-        _to_the_end(recipe, other, trials)
-        again += time.perf_counter() - began
-        one, two = (_ended(each) for each in (alone, other))
+        _run_to_end(recipe, interrupted, trials)
+        killed_seconds += time.perf_counter() - began
+        expected, actual = (_outcome(search) for search in (uninterrupted, interrupted))
     rows = [
-        ["processes killed while they searched", f"{landed} of {kills}", f"{kills}"],
-        *([f"the same {what}", "yes" if one[what] == two[what] else "no", "yes"] for what in one),
-        ["trials", f"{len(one['trials, in order'])}", ""],
-        ["seconds left alone, with the kills", f"{whole:.0f}, {again:.0f}", ""],
+        ["processes killed during the search", f"{killed_count} of {kills}", f"{kills}"],
+        *([f"the same {what}", "yes" if expected[what] == actual[what] else "no", "yes"] for what in expected),
+        ["trials", f"{len(expected['trials, in order'])}", ""],
+        ["seconds without and with kills", f"{whole_seconds:.0f}, {killed_seconds:.0f}", ""],
     ]
     show("Searches killed at random moments", MEASURED_AND_REQUIRED, rows, write)
 
 
-def _to_the_end(recipe: Path, artifacts: Path, trials: int) -> None:
-    """Raises `typer.Exit` with its code for a search that does not come there."""
-    if (code := _started(recipe, artifacts, trials).wait()) not in _ENDED:
+def _run_to_end(recipe: Path, artifacts: Path, trials: int) -> None:
+    """Run or resume a search until it ends. Raises `typer.Exit` if it fails."""
+    if (code := _start_search(recipe, artifacts, trials).wait()) not in _FINISHED:
         raise typer.Exit(code)
 
 
-def _started(recipe: Path, artifacts: Path, trials: int) -> subprocess.Popen[bytes]:
-    """The command, which goes on where there is something to go on from."""
+def _start_search(recipe: Path, artifacts: Path, trials: int) -> subprocess.Popen[bytes]:
+    """Start a search, or resume it if it has a ledger."""
     command = [sys.executable, "-m", "compress", "search", recipe, "--artifacts", artifacts, "--trials", trials]
-    # Further seeds are trained once all is decided: half of the kills would fall there.
+    # Without the final runs with other seeds, which would take half of the kills.
     command += ["--set", "search.seeds=0"]
     command += ["--resume"] if _latest(artifacts).joinpath(LEDGER_FILE).is_file() else []
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -95,13 +95,13 @@ def _trials(artifacts: Path) -> list[LedgerEntry]:
     return Ledger(folder).read(repair=False)[1] if (folder / LEDGER_FILE).is_file() else []
 
 
-def _ended(artifacts: Path) -> dict[str, Any]:
-    """What two searches that went the same way share."""
+def _outcome(artifacts: Path) -> dict[str, Any]:
+    """Return everything that must be the same for both searches."""
     folder, trials = _latest(artifacts), _trials(artifacts)
     return {
-        "trials, in order": [(each.point, each.rung) for each in trials],
-        "bytes of every trial's model": [each.outcome.model for each in trials],
-        "quality of every trial, to the last digit": [each.outcome.rows for each in trials],
+        "trials, in order": [(trial.point, trial.rung) for trial in trials],
+        "bytes of every trial's model": [trial.outcome.model for trial in trials],
+        "quality of every trial, to the last digit": [trial.outcome.rows for trial in trials],
         "winner": SearchRecord.model_validate_json((folder / RECORD).read_text()).best,
         "best.yaml": (folder / BEST).read_text(),
         "bytes of the winner": digest_directory(folder / MODEL),

@@ -1,7 +1,7 @@
-"""Olive's joint search and ours for the same thing: INT8 after training that keeps the accuracy and is fastest.
+"""Olive's joint search compared with ours: the fastest post-training INT8 model within an accuracy limit.
 
-The command `olive` of `benchmarks/search.py`. Both begin with the same float ONNX file, calibrate with the same rows
-and choose by the same others; one session on the test rows judges what each of them found.
+The command `olive` of `benchmarks/search.py`. Both start from the same float ONNX file and use the same calibration and
+selection rows. Both results are measured in one session on the test rows.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from search_page import Write, by_model, show
 if TYPE_CHECKING:
     from compress.pipeline.runner import StageRunner
 
-HERE = Path(__file__).parent
-RECIPE = HERE / "searching" / "post-training.yaml"
-PINNED = ("olive-ai==0.13.0", "requests>=2", "pydantic<2.13")  # which its own metadata leave open
-HALF_WIDTHS_PER_DEVIATION = ("onnxruntime", "torch", "transformers", "onnx")
+FOLDER = Path(__file__).parent
+RECIPE = FOLDER / "searching" / "post-training.yaml"
+PINNED = ("olive-ai==0.13.0", "requests>=2", "pydantic<2.13")  # not pinned by its metadata
+SHARED = ("onnxruntime", "torch", "transformers", "onnx")
 _CALIBRATION = 256
 OLIVE, OURS = "Olive's", "ours"
 
 
 def olive(
-    artifacts: Annotated[Path, typer.Option(help="Where stages are cached.")] = Path("artifacts"),
-    trials: Annotated[int, typer.Option(help="Models that Olive makes at most.")] = 24,
-    share: Annotated[float, typer.Option(help="Of Olive's seconds, how much ours has for everything.")] = 1 / 3,
+    artifacts: Annotated[Path, typer.Option(help="Folder of the stage cache.")] = Path("artifacts"),
+    trials: Annotated[int, typer.Option(help="Largest number of models that Olive makes.")] = 24,
+    share: Annotated[float, typer.Option(help="Time of our search as a share of Olive's.")] = 1 / 3,
     write: Write = False,
 ) -> None:
-    """Seconds of both searches, ours with a part of Olive's, and what they found on rows that neither saw."""
+    """Run both searches, ours in a share of Olive's time, and compare the results on the test rows."""
     from compress.cli.output import ConsoleProgress
     from compress.formats.quiet_output import quiet_libraries
     from compress.plugins.ray.jobs import JobContext
@@ -51,32 +51,32 @@ def olive(
     folder = artifacts / "olive"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    theirs = _olive(runner, space.search.select.split, base.limits[0].bound, trials, folder)
-    began = time.perf_counter()
-    found = _ours(runner, share * theirs["seconds"], folder / "ours")
-    took = time.perf_counter() - began
-    record = SearchRecord.model_validate_json((found / "search.json").read_text())
+    theirs = _run_olive(runner, space.search.select.split, base.limits[0].bound, trials, folder)
+    start = time.perf_counter()
+    ours = _run_ours(runner, share * theirs["seconds"], folder / "ours")
+    seconds = time.perf_counter() - start
+    record = SearchRecord.model_validate_json((ours / "search.json").read_text())
     table = [
-        ["seconds, without the training before", f"{theirs['seconds']:.0f}", f"{took:.0f}"],
+        ["seconds, without the training before", f"{theirs['seconds']:.0f}", f"{seconds:.0f}"],
         ["of these for trials", "", f"{record.seconds:.0f}"],
         ["models made", str(theirs["models"]), str(len(record.trials))],
-        *_judged(runner, found / "model", Path(theirs["best"])),
-        ["what it found", theirs["words"], record.best or ""],
+        *_compare(runner, ours / "model", Path(theirs["best"])),
+        ["best recipe", theirs["words"], record.best or ""],
     ]
     note = (
         f"`python benchmarks/search.py olive --write`; {PINNED[0]}, onnxruntime {version('onnxruntime')}. Olive's "
-        f"seconds are without its start; ours are the whole command's, which had {share:.0%} of them: its start, its "
-        "trials, and the session on the test rows at its end."
+        f"time is without its start; ours is that of the whole command, limited to {share:.0%} of Olive's: start, "
+        "trials, and the final session on the test rows."
     )
     show("Olive's joint search", ("quantity", OLIVE, OURS), table, write, notes=[note])
 
 
 _START_SECONDS = 8.0
-"""From the command to the first trial, about."""
+"""Approximate time from the command to the first trial."""
 
 
-def _ours(runner: StageRunner, seconds: float, artifacts: Path) -> Path:
-    """The folder of a search in as many seconds; of earlier work it has the trained and exported model alone."""
+def _run_ours(runner: StageRunner, seconds: float, artifacts: Path) -> Path:
+    """Run our search, whose cache only has the trained and exported model, and return its folder."""
     for label in runner.recipe.labels():
         source = runner.results[label].entry.folder
         shutil.copytree(source.parent, artifacts / "cache" / source.parent.name)
@@ -85,18 +85,20 @@ def _ours(runner: StageRunner, seconds: float, artifacts: Path) -> Path:
     return (artifacts / "searches" / RECIPE.stem / "latest").resolve()
 
 
-def _olive(runner: StageRunner, split: str, keep: float, trials: int, folder: Path) -> dict[str, Any]:
-    """What Olive answers, in an environment of its own."""
+def _run_olive(runner: StageRunner, split: str, keep: float, trials: int, folder: Path) -> dict[str, Any]:
+    """Run Olive's search in a separate environment and return its result."""
     from peers.environment import Packages, peer_python
 
     python = peer_python(
         "olive",
-        (Packages((*PINNED, *(f"{name}=={version(name).split('+')[0]}" for name in HALF_WIDTHS_PER_DEVIATION))),),
+        (Packages((*PINNED, *(f"{name}=={version(name).split('+')[0]}" for name in SHARED))),),
         typer.echo,
     )
     examples = {name: _arrays(runner, name) for name in ("train", split)}
-    few = np.random.default_rng(runner.recipe.seed).permutation(len(examples["train"]["labels"]))[:_CALIBRATION]
-    unlabeled = {name: array[few] for name, array in examples["train"].items() if name != "labels"}
+    calibration_rows = np.random.default_rng(runner.recipe.seed).permutation(len(examples["train"]["labels"]))[
+        :_CALIBRATION
+    ]
+    unlabeled = {name: array[calibration_rows] for name, array in examples["train"].items() if name != "labels"}
     for name, arrays in (("rows", examples[split]), ("calibration", unlabeled)):
         np.savez(folder / name, allow_pickle=False, **arrays)
     order = {
@@ -108,7 +110,7 @@ def _olive(runner: StageRunner, split: str, keep: float, trials: int, folder: Pa
         "output": str(folder / "found"),
     }
     (folder / "order.json").write_text(json.dumps(order))
-    command = [str(python), str(HERE / "peers" / "olive_search.py"), str(folder / "order.json")]
+    command = [str(python), str(FOLDER / "peers" / "olive_search.py"), str(folder / "order.json")]
     with (folder / "olive.log").open("w") as log:
         done = subprocess.run([*command, str(folder / "answer.json")], check=False, stdout=log, stderr=log)
     if done.returncode:
@@ -118,7 +120,7 @@ def _olive(runner: StageRunner, split: str, keep: float, trials: int, folder: Pa
 
 
 def _arrays(runner: StageRunner, split: str) -> dict[str, np.ndarray]:
-    """The inputs of a split's rows, padded to one length, and their labels."""
+    """Return the inputs of a split's rows, padded to one length, and their labels."""
     from compress.evaluation.evaluate import encode_for_model
 
     recipe = runner.recipe
@@ -133,16 +135,16 @@ def _arrays(runner: StageRunner, split: str) -> dict[str, np.ndarray]:
     return {**examples.batch(range(len(examples))), "labels": np.asarray(examples.labels)}
 
 
-def _judged(runner: StageRunner, ours: Path, theirs: Path) -> list[list[str]]:
-    """Accuracy, bytes and time of both and of the float model, side by side on the test rows."""
+def _compare(runner: StageRunner, ours: Path, theirs: Path) -> list[list[str]]:
+    """Return rows with accuracy, bytes and latency of both models, in one session on the test rows."""
     from compress.data.dataset import TEST
     from compress.pipeline.target_session import TargetSession
     from compress.results.report import BASELINE
 
-    as_folder = theirs.parent.parent / "as a folder"
-    shutil.copytree(runner.folder_of("onnx"), as_folder, dirs_exist_ok=True)
-    shutil.copy(theirs, next(as_folder.rglob("*.onnx")))
-    labels = {BASELINE: runner.folder_of("onnx"), OURS: ours, OLIVE: as_folder}
+    olive_folder = theirs.parent.parent / "as a folder"
+    shutil.copytree(runner.folder_of("onnx"), olive_folder, dirs_exist_ok=True)
+    shutil.copy(theirs, next(olive_folder.rglob("*.onnx")))
+    labels = {BASELINE: runner.folder_of("onnx"), OURS: ours, OLIVE: olive_folder}
     session = TargetSession(runner, runner.recipe.profiles()[0], labels, TEST)
-    found = [*session.sizes(), *session.accuracies([]), *session.timings(remeasure=False)[0]]
-    return by_model(found, (OLIVE, OURS), ("accuracy", "size_bytes", "latency_ms", "speedup"))
+    rows = [*session.sizes(), *session.accuracies([]), *session.timings(remeasure=False)[0]]
+    return by_model(rows, (OLIVE, OURS), ("accuracy", "size_bytes", "latency_ms", "speedup"))

@@ -1,6 +1,6 @@
-"""Searches replayed on recorded trials: each recipe of a small real task was run once to each rung.
+"""Replays of searches on recorded trials: each recipe of a small real task was run once to each rung.
 
-A replay draws other selection rows and another seed, and evaluates its pick on rows that neither the search nor
+Each replay has other random selection rows and another seed, and evaluates its pick on rows that neither the search nor
 training saw. Its cost is the recorded time of the stages that it ran, each counted once.
 """
 
@@ -59,7 +59,7 @@ def collect(
             recipe = space.recipe(point, share)
             outcome = trials.run(recipe, timed=False)
             record = outcome.model_dump()
-            # Replays need the rows of this metric only; those of the others would be many times the bytes.
+            # Replays only need the rows of this metric; those of the others would be much larger.
             record["rows"] = {model: {METRIC: metrics[METRIC]} for model, metrics in record["rows"].items()}
             row = {"point": point, "rung": rung, "outcome": record, "words": space.describe(point)}
             if outcome.error is None:
@@ -279,20 +279,20 @@ def replay(
     replays = [replay_bound(recorded, bound, searches, confidence, size_error) for bound in levels]
     summaries = [_summarize(group) for group in (*([result] for result in replays), replays)]
     rows = [[label, *(summary[label] for summary in summaries), _REQUIRED.get(label, "")] for label in summaries[0]]
-    columns = ("", *(f"{bound:.0%} kept" for bound in levels), "all", "required")
+    columns = ("", *(f"{bound:.0%} of the accuracy" for bound in levels), "all", "required")
     recipes = len({tuple(row["point"]) for row in recorded["rows"]})
     show(
         "Replayed searches by accuracy limit", columns, rows, write, text=_replay_text(recipes, confidence, size_error)
     )
 
 
-_WITHIN_25, _WITHIN_15, _SPEED_UP, _KEPT_ON_FRESH = (
+_WITHIN_25, _WITHIN_15, _SPEED_UP, _MET_ON_FRESH = (
     "found at 25% of the cost",
     "found at 15% of the cost",
     "cost of random search / cost",
     "picks that meet the limit on fresh rows",
 )
-_REQUIRED = {_WITHIN_25: "90%", _WITHIN_15: "aim 95%", _SPEED_UP: "2x (aim 4x)", _KEPT_ON_FRESH: "95%"}
+_REQUIRED = {_WITHIN_25: "90%", _WITHIN_15: "aim 95%", _SPEED_UP: "2x (aim 4x)", _MET_ON_FRESH: "95%"}
 
 
 @dataclass
@@ -342,7 +342,7 @@ def _summarize(replays: Sequence[Replays]) -> dict[str, str]:
         "median cost until found": f"{statistics.median(costs):.1%}",
         "median cost of random search": f"{statistics.median(random_costs):.1%}",
         _SPEED_UP: f"{statistics.median(b / a for a, b in zip(costs, random_costs, strict=True)):.1f}x",
-        _KEPT_ON_FRESH: f"{sum(met) / len(met):.0%}",
+        _MET_ON_FRESH: f"{sum(met) / len(met):.0%}",
         "median number of trials": f"{statistics.median(n for replay in replays for n in replay.trial_counts):g}",
     }
 

@@ -153,9 +153,11 @@ def _sampled_trials(trials: RecordedTrials, observations: Observations, sampler:
         pairs = zip(distributions, point, strict=True)
         return {name: order[name].index(index) if name in order else index for name, index in pairs}
 
-    def distance(one: dict[str, int], other: dict[str, int]) -> float:
+    def distance(first: dict[str, int], second: dict[str, int]) -> float:
         return sum(
-            abs(one[name] - other[name]) / (len(order[name]) - 1) if name in order else float(one[name] != other[name])
+            abs(first[name] - second[name]) / (len(order[name]) - 1)
+            if name in order
+            else float(first[name] != second[name])
             for name in distributions
         )
 
@@ -216,7 +218,7 @@ def _summarize(
         )
     columns = (
         "method",
-        *(f"median cost, {bound:.0%} kept" for bound in bounds),
+        *(f"median cost, {bound:.0%} of the accuracy" for bound in bounds),
         "all",
         "engine / this (95%)",
         f"meets all limits at {BUDGET:.0%} of the cost",

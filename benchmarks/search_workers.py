@@ -1,4 +1,4 @@
-"""The same search on one node of a local Ray cluster and on two, each of one processor and with an empty folder.
+"""The same search on a local Ray cluster of one node and of two nodes, each with one processor and an empty cache.
 
 The command `ray` of `benchmarks/search.py`.
 """
@@ -19,17 +19,17 @@ _STORE = 200 * 2**20
 
 
 def ray(
-    recipe: Annotated[Path, typer.Option(help="A recipe with a `search:` block.")] = RECIPE,
+    recipe: Annotated[Path, typer.Option(help="Recipe with a `search:` block.")] = RECIPE,
     write: Write = False,
 ) -> None:
-    """Seconds of a search on one worker and on two, and whether they find the same."""
+    """Time a search on one node and on two, and check that the results are the same."""
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory(prefix="search-workers-") as folder:
-        one, two = (_searched(recipe, Path(folder) / f"{nodes}", nodes) for nodes in (1, 2))
+        one, two = (_run_search(recipe, Path(folder) / f"{nodes}", nodes) for nodes in (1, 2))
     same = {name: one[name] == two[name] for name in ("winner", "decisions", "bytes")}
     rows = [
         ["seconds on one node, on two", f"{one['seconds']:.0f}, {two['seconds']:.0f}", ""],
-        ["times as fast", f"{one['seconds'] / two['seconds']:.2f}", "1.7"],
+        ["speed-up", f"{one['seconds'] / two['seconds']:.2f}", "1.7"],
         ["the same winner", "yes" if same["winner"] else "no", "yes"],
         ["the same trials in the ledger", "yes" if same["decisions"] else "no", "yes"],
         ["the same bytes of every trial's model", "yes" if same["bytes"] else "no", "yes"],
@@ -38,8 +38,8 @@ def ray(
     show("Two Ray nodes of one processor", MEASURED_AND_REQUIRED, rows, write)
 
 
-def _searched(recipe: Path, folder: Path, nodes: int) -> dict[str, Any]:
-    """What a search on so many nodes takes and finds; all that it makes lies in ``folder``."""
+def _run_search(recipe: Path, folder: Path, nodes: int) -> dict[str, Any]:
+    """Run a search on a number of nodes, with all files in ``folder``; return its time and results."""
     import torch
     from ray.cluster_utils import Cluster
 
@@ -59,9 +59,9 @@ def _searched(recipe: Path, folder: Path, nodes: int) -> dict[str, Any]:
         search = SearchRun(
             read_document(recipe), recipe.parent, folder / "artifacts", ConsoleProgress(), workers=workers
         )
-        began = time.perf_counter()
+        start = time.perf_counter()
         done = search.run()
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
     finally:
         cluster.shutdown()
     trials = Ledger(done.folder).read(repair=False)[1]

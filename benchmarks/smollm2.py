@@ -1,15 +1,14 @@
-"""What 4-bit SmolLM2-135M costs and gives, against other people's tools in the same session: the table of the README.
+"""Quantization time, perplexity, size and decode speed of 4-bit SmolLM2-135M, compared with other tools.
 
     python benchmarks/smollm2.py                       # ours and llama.cpp
-    python benchmarks/smollm2.py --peers               # Optimum and auto-round too; downloads several GB at first
+    python benchmarks/smollm2.py --peers               # also Optimum and auto-round; downloads several GB once
     python benchmarks/smollm2.py --recipe recipes/smollm2-int4.yaml --output smollm2.json
 
-Measured on the recipe named (by default `recipes/smollm2-int4.yaml`), run from an empty cache, so that `seconds` are
-those of this session and of stages alone, without the pipeline's checks; and on GPTQ alone, quick, on the linear layers
-at 4 bits in groups of 64, which is run, timed and judged as the peers are. The integers of the recipe's last quantized
-checkpoint are then written as GGUF, which is Q4_0 to the bit, and as OpenVINO's IR, and fp32 ONNX, 4-bit ONNX, IR and
-GGUF generate in turns; llama.cpp is its project's own release for this processor, given the same number of threads.
-`at least` and `aim` are what the project set itself.
+The recipe (default: `recipes/smollm2-int4.yaml`) runs with an empty cache; `seconds` is the time of its stages without
+the pipeline's checks. GPTQ without guidance on the linear layers, with 4 bits in groups of 64, is run and evaluated
+like the other tools. The recipe's quantized checkpoint is written as GGUF with the same integers (Q4_0) and as OpenVINO
+IR. The decode speeds of fp32 ONNX, 4-bit ONNX, IR and GGUF are measured in one interleaved session; llama.cpp is its
+official release for this processor with the same number of threads. `at least` and `aim` are the project's goals.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from peers.environment import UnavailableError
-from peers.language_peers import CONTEXT, OURS, PEERS, TOKENS, Made, float_onnx
+from peers.language_peers import CONTEXT, OURS, PEERS, TOKENS, PeerResult, float_onnx
 from peers.language_setting import LanguageSetting
 from peers.llama_cpp_library import llama_cpp_library
 
@@ -56,50 +55,50 @@ OPTIMUM, AUTO_ROUND = "Optimum + gptqmodel", "auto-round"
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table; ``found`` is None where it was not measured, and ``how`` says why or with what."""
+    """One line of the table; ``measured`` is None if not measured, and ``how`` has details or the reason."""
 
     what: str
     at_least: str
     aim: str
-    found: float | None
+    measured: float | None
     unit: str = ""
     how: str = ""
 
 
 @dataclass(frozen=True)
-class Ours:
-    """A recipe's run, with the seconds of its stages and where its quantized checkpoint lies."""
+class RecipeRun:
+    """A run of a recipe, with the folder of its quantized checkpoint."""
 
     run: Run
     checkpoint: Path
 
     @property
     def seconds(self) -> float:
-        """Of all stages but the export."""
+        """Seconds of all stages except the export."""
         return sum(stage.seconds for stage in self.run.report.stages if stage.name != "onnx")
 
     @property
     def peak_bytes(self) -> int:
-        """The largest of any stage but the export."""
+        """Peak memory of all stages except the export."""
         return max(stage.peak_rss_bytes for stage in self.run.report.stages if stage.name != "onnx")
 
     def value(self, metric: str, model: str = FINAL) -> float | None:
-        """A row of the report, on the processor."""
+        """Return a value of the report, on the CPU."""
         row = self.run.report.find(model, metric, "cpu")
         return None if row is None else row.value
 
 
-def take(recipe: Recipe, folder: Path, artifacts: Path, progress: Progress) -> Ours:
-    """Run ``recipe`` and find the output of its last stage before the export."""
+def run_recipe(recipe: Recipe, folder: Path, artifacts: Path, progress: Progress) -> RecipeRun:
+    """Run ``recipe`` and return it with the output of the last stage before the export."""
     done = run(recipe, folder, artifacts, progress, remeasure=True)
     last = [stage for stage in done.report.stages if stage.name != "onnx"][-1]
     entry = Cache(artifacts / "cache").peek(last.key)
-    assert entry is not None, "a stage's output is kept"
-    return Ours(done, entry.folder)
+    assert entry is not None, "outputs of stages are cached"
+    return RecipeRun(done, entry.folder)
 
 
-def as_gguf(checkpoint: Path, folder: Path) -> Path:
-    """The integers of a quantized checkpoint for llama.cpp."""
+def export_gguf(checkpoint: Path, folder: Path) -> Path:
+    """Write a quantized checkpoint as GGUF with the same integers."""
     folder.mkdir()
     source = QuantizedCheckpoint(checkpoint)
     write_companions(source, folder)
@@ -107,8 +106,8 @@ def as_gguf(checkpoint: Path, folder: Path) -> Path:
     return folder
 
 
-def as_openvino(checkpoint: Path, folder: Path, prompt: Sequence[int]) -> Path:
-    """The integers of a quantized checkpoint for OpenVINO, proven on the halves of a prompt."""
+def export_openvino(checkpoint: Path, folder: Path, prompt: Sequence[int]) -> Path:
+    """Write a quantized checkpoint as OpenVINO IR with the same integers, verified on the halves of a prompt."""
     folder.mkdir()
     write_decoder(QuantizedCheckpoint(checkpoint), "fp32", 8, np.array(prompt).reshape(2, -1), 1e-3).model.save(folder)
     return folder
@@ -117,7 +116,7 @@ def as_openvino(checkpoint: Path, folder: Path, prompt: Sequence[int]) -> Path:
 def decode_together(
     artifacts: Mapping[str, Path], text: Sequence[int], threads: int, seconds: float, progress: Progress
 ) -> BenchmarkResult:
-    """Generation of all in turns, against llama.cpp, which runs as its own release."""
+    """Measure the decode speed of all artifacts in one interleaved session, with llama.cpp's official release."""
     os.environ[VARIABLE] = str(llama_cpp_library())
     return measure_generation(
         artifacts,
@@ -131,26 +130,31 @@ def decode_together(
     )
 
 
-def quantizers(names: Sequence[str], setting: LanguageSetting) -> tuple[dict[str, tuple[Made, float]], dict[str, str]]:
-    """What quantizers of checkpoints left, with its perplexity; and why one didn't run."""
+def quantizers(
+    names: Sequence[str], setting: LanguageSetting
+) -> tuple[dict[str, tuple[PeerResult, float]], dict[str, str]]:
+    """Run quantizers; return each result with its perplexity, and the reasons for quantizers that are unavailable."""
     quantized, reasons = {}, {}
     for name in names:
         setting.progress.note(f"-- {name}")
         try:
-            left = PEERS[name](setting)
-            quantized[name] = (left, setting.perplexity_of_checkpoint(left.artifact))
+            result = PEERS[name](setting)
+            quantized[name] = (result, setting.perplexity_of_checkpoint(result.artifact))
         except (UnavailableError, CompressError) as error:
             reasons[name] = " ".join(str(error).split())
     return quantized, reasons
 
 
 def lines(
-    main: Ours, decode: BenchmarkResult, found: Mapping[str, tuple[Made, float]], reasons: Mapping[str, str]
+    main: RecipeRun,
+    decode: BenchmarkResult,
+    quantized: Mapping[str, tuple[PeerResult, float]],
+    reasons: Mapping[str, str],
 ) -> list[Line]:
-    """The table."""
-    quick, optimum, auto = found.get(OURS), found.get(OPTIMUM), found.get(AUTO_ROUND)
+    """Return the lines of the table."""
+    quick, optimum, auto = quantized.get(OURS), quantized.get(OPTIMUM), quantized.get(AUTO_ROUND)
     float_perplexity, perplexity = main.value("perplexity", BASELINE), main.value("perplexity")
-    over, quick_over = _over(perplexity, float_perplexity), _over(quick and quick[1], float_perplexity)
+    over, quick_over = _increase(perplexity, float_perplexity), _increase(quick and quick[1], float_perplexity)
     bits = main.value("bits_per_parameter")
     versus_peer = reasons.get(OPTIMUM, "" if optimum is None else f"{optimum[0].seconds:.0f} s")
     versus_auto = reasons.get(
@@ -160,7 +164,7 @@ def lines(
     quick_how = reasons.get(OURS, "")
     if quick is not None:
         quick_how = f"{quick[1]:.2f}, {quick[0].seconds:.0f} s, {(quick[0].peak_bytes or 0) / 1e9:.2f} GB"
-    main_how = f"{perplexity:.2f} against {float_perplexity:.2f}, {bits:.2f} bits a parameter, {main.seconds:.0f} s"
+    main_how = f"{perplexity:.2f} against {float_perplexity:.2f}, {bits:.2f} bits per parameter, {main.seconds:.0f} s"
     size = size_bytes(main.run.folder / "model")
     return [
         Line("time of the quick GPTQ against Optimum + gptqmodel", "5x", "10x", faster, "x", versus_peer),
@@ -172,20 +176,20 @@ def lines(
     ]
 
 
-def _over(perplexity: float | None, of: float | None) -> float | None:
-    """By how many percent ``perplexity`` is larger."""
-    return None if perplexity is None or of is None else 100 * (perplexity / of - 1)
+def _increase(perplexity: float | None, reference: float | None) -> float | None:
+    """Return the increase of perplexity in percent."""
+    return None if perplexity is None or reference is None else 100 * (perplexity / reference - 1)
 
 
 def _ratio(result: BenchmarkResult, name: str, other: str) -> float:
-    """How many times as many tokens a second, by the speedups that both have over llama.cpp."""
+    """Return the ratio of tokens per second, from the speed-ups over llama.cpp."""
     rows = {row.model: row.value for row in result.measurements if row.metric == f"speedup_{STEP}"}
     rows[LLAMA_CPP] = 1.0
     return rows[name] / rows[other]
 
 
 def _best(result: BenchmarkResult) -> float:
-    """The faster of our own files against llama.cpp."""
+    """Return the speed-up of the faster of our files over llama.cpp."""
     return max(_ratio(result, name, LLAMA_CPP) for name in (ONNX, OPENVINO))
 
 
@@ -194,38 +198,38 @@ def _speeds(result: BenchmarkResult) -> str:
     return ", ".join(f"{row.model} {row.value:.0f}/s" for row in result.measurements if row.metric == metric)
 
 
-def table(found: Sequence[Line]) -> str:
-    """The lines in Markdown."""
-    rows = ["| what | at least | aim | found | how |", "|---|---|---|---|---|"]
-    for line in found:
-        value = "not measured" if line.found is None else f"{line.found:.2f} {line.unit}".strip()
+def table(table_lines: Sequence[Line]) -> str:
+    """Return the lines as a Markdown table."""
+    rows = ["| quantity | at least | aim | measured | details |", "|---|---|---|---|---|"]
+    for line in table_lines:
+        value = "not measured" if line.measured is None else f"{line.measured:.2f} {line.unit}".strip()
         rows.append(f"| {line.what} | {line.at_least} | {line.aim} | {value} | {line.how} |")
     return "\n".join(rows)
 
 
 def main(
-    recipe: Annotated[Path, typer.Option(help="The recipe to measure.")] = RECIPE,
-    with_peers: Annotated[bool, typer.Option("--peers", help="Run Optimum and auto-round too.")] = False,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Sampling of each model's decoding.")] = 5.0,
-    artifacts: Annotated[Path | None, typer.Option(help="Take stages from its cache, with their seconds.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Where to write everything as JSON.")] = None,
+    recipe: Annotated[Path, typer.Option(help="Recipe to measure.")] = RECIPE,
+    with_peers: Annotated[bool, typer.Option("--peers", help="Also run Optimum and auto-round.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Sampling time for each model.")] = 5.0,
+    artifacts: Annotated[Path | None, typer.Option(help="Use the cached stages of this folder.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File for the results as JSON.")] = None,
 ) -> None:
-    """Run everything and print the table."""
+    """Measure everything and print the table."""
     quiet_libraries()
     progress = ConsoleProgress()
     chosen = read_recipe(recipe)
     threads = chosen.benchmark.threads
     with tempfile.TemporaryDirectory(prefix="compress-smollm2-") as name:
         scratch = Path(name)
-        main_run = take(chosen, recipe.parent, artifacts or scratch / "artifacts", progress)
+        main_run = run_recipe(chosen, recipe.parent, artifacts or scratch / "artifacts", progress)
         setting = LanguageSetting(chosen.model, str(chosen.data.source), scratch, threads, 4, 64, progress)
-        made_for = {
-            LLAMA_CPP: as_gguf(main_run.checkpoint, scratch / "gguf"),
+        folders = {
+            LLAMA_CPP: export_gguf(main_run.checkpoint, scratch / "gguf"),
             ONNX: main_run.run.folder / "model",
-            OPENVINO: as_openvino(main_run.checkpoint, scratch / "openvino", setting.prompt(CONTEXT)),
+            OPENVINO: export_openvino(main_run.checkpoint, scratch / "openvino", setting.prompt(CONTEXT)),
             FLOAT: float_onnx(setting).artifact,
         }
-        decode = decode_together(made_for, setting.prompt(CONTEXT), threads, seconds, progress)
+        decode = decode_together(folders, setting.prompt(CONTEXT), threads, seconds, progress)
         others = (OPTIMUM, AUTO_ROUND)
         quantized, reasons = quantizers((OURS, *others) if with_peers else (OURS,), setting)
         reasons = reasons if with_peers else {**reasons, **dict.fromkeys(others, "not run: --peers")}

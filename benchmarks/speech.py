@@ -1,10 +1,10 @@
-"""What integers cost Whisper: words that go wrong, bytes and time, in quiet and in noise.
+"""Word error rate, size and latency of quantized Whisper, on clean and noisy recordings.
 
-    python benchmarks/speech.py --output speech.json        # about twenty minutes on two idle cores
+    python benchmarks/speech.py --output speech.json        # 20 minutes on two idle cores
 
-Whisper tiny.en as the torch model, as fp32 graphs, and as each way of quantizing them, all on the same recordings; the
-graphs are timed in one interleaved session. `--skip-noise` and `--skip-timing` leave a part out, `--clips N` takes
-fewer prompts.
+Whisper tiny.en as a torch model, as fp32 ONNX graphs, and with each kind of quantization, all on the same recordings.
+The ONNX models are timed in one interleaved session. `--skip-noise` and `--skip-timing` skip a part; `--clips N` limits
+the number of recordings.
 """
 
 from __future__ import annotations
@@ -59,23 +59,23 @@ MODELS = {
     "int8 + 4-bit, zero points": ("int8", "4 with zero points"),
     "int8 + 4-bit, blocks of 16": ("int8", "4 in blocks of 16"),
 }
-"""How encoder and decoder are written; `SHIPPED` is what `recipes/whisper-int8.yaml` ships."""
+"""Formats of encoder and decoder; `SHIPPED` is that of `recipes/whisper-int8.yaml`."""
 IN_NOISE = (BASELINE, *(name for name in MODELS if name.startswith(SHIPPED)))
 
 
 def main() -> None:
-    """Measure, print tables, and write everything to `--output`."""
+    """Measure and print tables."""
     options = _options()
     quiet_libraries()
     data = {name: _data(name) for name in ("librivox", "prompts-audio")}
     tests = {name: dataset.split("test").slice(0, options.clips) for name, dataset in data.items()}
     with tempfile.TemporaryDirectory() as scratch:
-        folders = _artifacts(Path(scratch))
-        rows = _quality(folders, tests)
-        rows += [] if options.skip_noise else _in_noise(folders, tests, data["prompts-audio"].split("train"))
+        folders = _write_models(Path(scratch))
+        rows = _measure_quality(folders, tests)
+        rows += [] if options.skip_noise else _measure_in_noise(folders, tests, data["prompts-audio"].split("train"))
         notes: list[str] = []
         if not options.skip_timing:
-            timed, notes = _timings(folders, tests["prompts-audio"], options.seconds)
+            timed, notes = _measure_latency(folders, tests["prompts-audio"], options.seconds)
             rows += timed
     sys.stdout.write("\n".join(notes) + "\n")
     if options.output:
@@ -97,20 +97,20 @@ def _data(name: str) -> Dataset:
     return load_dataset(DataConfig(source=f"sample:{name}", splits=splits), TASK.columns, Path(), SilentProgress())
 
 
-def _artifacts(scratch: Path) -> dict[str, Path]:
-    """Every way of writing the model, by what the tables call it. Each graph is quantized in each way once."""
-    whole = export_encoder_decoder(Checkpoint(sample_directory("whisper-tiny-en")))
-    encoders, decoders = (_ways(name, graph) for name, graph in whole.graphs.items())
+def _write_models(scratch: Path) -> dict[str, Path]:
+    """Write every variant of the model; return the folders by name."""
+    model = export_encoder_decoder(Checkpoint(sample_directory("whisper-tiny-en")))
+    encoders, decoders = (_variants(name, graph) for name, graph in model.graphs.items())
     folders = {}
     for number, (name, (encoder, decoder)) in enumerate(MODELS.items()):
         folders[name] = scratch / str(number)
         folders[name].mkdir()
-        whole.with_graphs(dict([encoders[encoder], decoders[decoder]])).save(folders[name])
+        model.with_graphs(dict([encoders[encoder], decoders[decoder]])).save(folders[name])
     return folders
 
 
-def _ways(name: str, graph: onnx.ModelProto) -> dict[str, tuple[str, onnx.ModelProto]]:
-    """A graph and the name of its file, as the stages `onnx_int8` and `onnx_weight_only` write them."""
+def _variants(name: str, graph: onnx.ModelProto) -> dict[str, tuple[str, onnx.ModelProto]]:
+    """Return file name and graph of each format, as the stages `onnx_int8` and `onnx_weight_only` write them."""
     products = quantize_products(graph, per_channel=True, reduce_range=False)
     return {
         "fp32": (name, graph),
@@ -125,7 +125,7 @@ def _ways(name: str, graph: onnx.ModelProto) -> dict[str, tuple[str, onnx.ModelP
     }
 
 
-def _quality(folders: Mapping[str, Path], tests: Mapping[str, pa.Table]) -> list[Measurement]:
+def _measure_quality(folders: Mapping[str, Path], tests: Mapping[str, pa.Table]) -> list[Measurement]:
     rows = []
     for data, table in tests.items():
         _print(f"\n{data}: {len(table)} recordings", "WER", "as written", "errors / words", "same as fp32", "size")
@@ -136,14 +136,14 @@ def _quality(folders: Mapping[str, Path], tests: Mapping[str, pa.Table]) -> list
             measurements = TASK.measure(predictions.kept, predictions.labels, name, CPU.name)
             measurements += TASK.compare(predictions.kept, reference, name, CPU.name)
             _print_quality(name, measurements, size_bytes(folder))
-            rows += [_of(row, data) for row in measurements]
+            rows += [_label(row, data) for row in measurements]
         transcripts = _torch_transcripts(_encoded(folders[BASELINE], table))
         same = float(np.mean(transcripts == reference["transcripts"])) if reference is not None else 0.0
         measurements = TASK.measure(
             {"transcripts": transcripts}, np.array(table["text"].to_pylist()), "torch", CPU.name
         )
         _print_quality("torch fp32", measurements, 0, same)
-        rows += [_of(row, data) for row in measurements]
+        rows += [_label(row, data) for row in measurements]
     return rows
 
 
@@ -152,7 +152,7 @@ def _encoded(folder: Path, table: pa.Table) -> Examples:
 
 
 def _torch_transcripts(examples: Examples) -> np.ndarray:
-    """What transformers' own greedy generation says of recordings, window by window."""
+    """Transcribe recordings with transformers' greedy generation, window by window."""
     import torch
 
     folder = sample_directory("whisper-tiny-en")
@@ -160,20 +160,24 @@ def _torch_transcripts(examples: Examples) -> np.ndarray:
     transcripts = []
     for example in examples.inputs:
         features = example["input_features"]
-        pieces = np.split(features, features.shape[-1] // 3000, axis=-1)
-        ids = [token for piece in pieces for token in model.module.generate(torch.from_numpy(piece[None]))[0].tolist()]
+        windows = np.split(features, features.shape[-1] // 3000, axis=-1)
+        ids = [
+            token for window in windows for token in model.module.generate(torch.from_numpy(window[None]))[0].tolist()
+        ]
         transcripts.append(model.processor.tokenizer.decode(ids, skip_special_tokens=True).strip())
     return np.array(transcripts)
 
 
-def _in_noise(folders: Mapping[str, Path], tests: Mapping[str, pa.Table], voices: pa.Table) -> list[Measurement]:
-    others = [_samples(value) for value in voices["audio"].to_pylist()[:40]]
+def _measure_in_noise(
+    folders: Mapping[str, Path], tests: Mapping[str, pa.Table], voices: pa.Table
+) -> list[Measurement]:
+    babble_voices = [_samples(value) for value in voices["audio"].to_pylist()[:40]]
     rows = []
     _print("\nin noise", *IN_NOISE, width=28)
     for data, table in tests.items():
         for kind in ("white", "babble"):
             for ratio in RATIOS_DB:
-                noisy = _noisy(table, kind, ratio, others)
+                noisy = _add_noise(table, kind, ratio, babble_voices)
                 rates = []
                 for name in IN_NOISE:
                     predictions = predict(
@@ -181,13 +185,13 @@ def _in_noise(folders: Mapping[str, Path], tests: Mapping[str, pa.Table], voices
                     )
                     measurements = TASK.measure(predictions.kept, predictions.labels, name, CPU.name)
                     rates.append(measurements[0].value)
-                    rows += [_of(row, f"{data},{kind},{ratio:g}dB") for row in measurements]
+                    rows += [_label(row, f"{data},{kind},{ratio:g}dB") for row in measurements]
                 _print(f"{data}, {kind}, {ratio:g} dB", *(f"{rate:.2%}" for rate in rates), width=28)
     return rows
 
 
-def _noisy(table: pa.Table, kind: str, ratio: float, voices: Sequence[np.ndarray]) -> pa.Table:
-    """The same rows with noise in their recordings; each row has a seed of its own."""
+def _add_noise(table: pa.Table, kind: str, ratio: float, voices: Sequence[np.ndarray]) -> pa.Table:
+    """Return the rows with noise added to their recordings; each row has its own seed."""
     values = []
     for seed, value in enumerate(table["audio"].to_pylist()):
         samples = _samples(value)
@@ -212,7 +216,9 @@ def _wav(samples: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _timings(folders: Mapping[str, Path], table: pa.Table, seconds: float) -> tuple[list[Measurement], list[str]]:
+def _measure_latency(
+    folders: Mapping[str, Path], table: pa.Table, seconds: float
+) -> tuple[list[Measurement], list[str]]:
     examples = {name: _encoded(folder, table) for name, folder in folders.items()}
     settings = Benchmark(threads=2, batched=False, seconds=seconds, examples=max(8, len(table)))
     timings = measure_side_by_side(folders, examples, CPU, settings, BASELINE, SilentProgress(), seed=0)
@@ -228,7 +234,7 @@ def _timings(folders: Mapping[str, Path], table: pa.Table, seconds: float) -> tu
     return timings.measurements, timings.notes
 
 
-def _of(row: Measurement, data: str) -> Measurement:
+def _label(row: Measurement, data: str) -> Measurement:
     return row.model_copy(update={"metric": f"{row.metric}[{data}]"})
 
 

@@ -1,4 +1,4 @@
-"""The same bench of one artifact here and over SSH on this same machine, in turns: do the medians agree within 5%?"""
+"""One artifact benchmarked locally and over SSH on the same machine, alternately: do the medians agree within 5%?"""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from compress.plugins.devices.device_host import DeviceHost
 
 METRICS = ("latency_ms", "startup_ms", "session_load_ms", "peak_memory_bytes")
 ORDER = ("here", "ssh", "ssh", "here")
-MOST = 0.05
+MAX_DIFFERENCE = 0.05
 
 
 def medians(results: list[BenchmarkResult]) -> dict[str, float]:
-    """Median over the raw samples of all sessions, by metric."""
+    """Return the median over the raw samples of all sessions, by metric."""
     raw: dict[str, list[float]] = {}
     for result in results:
         for row in result.measurements:
@@ -38,17 +38,17 @@ def medians(results: list[BenchmarkResult]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and write a line for each metric; exit code 1 where medians of latencies differ by more than 5%."""
+    """Print a line for each metric. The exit code is 1 if median latencies differ by more than 5%."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("artifact", type=Path, help="a run's folder or its model/ folder")
+    parser.add_argument("artifact", type=Path, help="folder of a run or of a model")
     parser.add_argument("--recipe", type=Path)
     parser.add_argument("--seconds", type=float, default=5.0, help="sampling time of each session and scenario")
-    parser.add_argument("--cache", type=Path, help="keep the device's cache here, to make its environment only once")
+    parser.add_argument("--cache", type=Path, help="folder for the device's cache, to reuse its environment")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     binary = find_binary()
     if binary is None:
-        parser.error("there is no sshd here; Debian has it in the package openssh-server")
+        parser.error("sshd is not installed (Debian package openssh-server)")
     quiet_libraries()
     progress = ConsoleProgress()
     artifact = find_artifact(options.artifact, options.recipe)
@@ -58,7 +58,7 @@ def main() -> None:
     )
     settings = artifact.recipe.benchmark.model_copy(update={"seconds": options.seconds})
 
-    def measured(place: BenchmarkHost, seconds: float) -> BenchmarkResult:
+    def measure(host: BenchmarkHost, seconds: float) -> BenchmarkResult:
         short_settings = settings.model_copy(update={"seconds": seconds})
         return time_artifacts(
             artifact.task,
@@ -69,21 +69,21 @@ def main() -> None:
             "artifact",
             progress,
             artifact.recipe.seed,
-            host=place,
+            host=host,
         )
 
     with tempfile.TemporaryDirectory() as scratch, running(binary, Path(scratch)) as server:
         cache = (options.cache or Path(scratch) / "cache").absolute()
-        places: dict[str, BenchmarkHost] = {
+        hosts: dict[str, BenchmarkHost] = {
             "here": LOCAL_HOST,
             "ssh": DeviceHost("loopback", server.device(cache), server.folder),
         }
-        # Makes the environment and copies the files, so that nothing but launches is in the sessions that count.
-        measured(places["ssh"], 0.1)
+        # Create the environment and copy the files before the timed sessions.
+        measure(hosts["ssh"], 0.1)
         progress.note("Timing")
         results: dict[str, list[BenchmarkResult]] = {"here": [], "ssh": []}
         for name in ORDER:
-            results[name].append(measured(places[name], options.seconds))
+            results[name].append(measure(hosts[name], options.seconds))
     local_ms, ssh_ms = medians(results["here"]), medians(results["ssh"])
     lines: list[dict[str, Any]] = [
         {
@@ -104,7 +104,7 @@ def main() -> None:
             )
         for name, results_of_model in notes.items():
             sys.stdout.writelines(f"{name}: {note}\n" for note in results_of_model)
-    if any(abs(line["difference"]) > MOST for line in lines if line["metric"].startswith("latency")):
+    if any(abs(line["difference"]) > MAX_DIFFERENCE for line in lines if line["metric"].startswith("latency")):
         sys.exit(1)
 
 

@@ -1,4 +1,7 @@
-"""How long the command line takes to answer where no model is involved: the median of several processes."""
+"""Start-up time of `compress --help`, `recipes` and `check`: the median over several processes.
+
+python benchmarks/start_up.py recipes/tiny.yaml
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 
-def milliseconds(arguments: list[str], runs: int) -> list[float]:
-    """Wall time of each of ``runs`` processes, after one that is not counted."""
-    taken = []
+def time_command(arguments: list[str], runs: int) -> list[float]:
+    """Return the wall time of ``runs`` processes in ms, after one warm-up process."""
+    milliseconds = []
     for _ in range(runs + 1):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         subprocess.run([sys.executable, "-m", "compress", *arguments], stdout=subprocess.DEVNULL, check=True)
-        taken.append((time.perf_counter() - begun) * 1e3)
-    return taken[1:]
+        milliseconds.append((time.perf_counter() - start) * 1e3)
+    return milliseconds[1:]
 
 
 def main() -> None:
-    """Time the commands and write a line for each, or JSON with the raw samples."""
+    """Time the commands and print a line for each, or JSON with the raw samples."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", nargs="?", type=Path, help="also time `compress check` of this recipe")
     parser.add_argument("--runs", type=int, default=10)
@@ -32,7 +35,7 @@ def main() -> None:
     commands = [["--help"], ["recipes"]] + ([["check", str(options.recipe)]] if options.recipe else [])
     rows: list[dict[str, Any]] = []
     for command in commands:
-        raw = milliseconds(command, options.runs)
+        raw = time_command(command, options.runs)
         rows.append({"command": " ".join(command), "median_ms": statistics.median(raw), "raw_ms": raw})
     if options.json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")

@@ -1,10 +1,10 @@
-"""How fast a chat model asks and answers itself, by torch and by openvino-genai (`teacher_writes`).
+"""Speed of generating synthetic conversations with a chat model (`teacher_writes`), in torch and openvino-genai.
 
-    python benchmarks/teacher_writing.py                              # sample:smollm2, 128 conversations, in turns
+    python benchmarks/teacher_writing.py                              # sample:smollm2, 128 conversations
     python benchmarks/teacher_writing.py --conversations 256 --turns 3 --output writing.json
 
-Seconds are of the whole: of openvino-genai also writing the model as its IR, proving it and opening it. In bf16 where
-products are measured to be faster so. Run nothing else beside it.
+Seconds are those of the whole stage; for openvino-genai this includes writing, verifying and opening the IR. The model
+runs in bf16 if matrix products are faster in it. The two runtimes alternate. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ from compress.utils.torch_device import uses_bf16
 RUNTIMES = ("torch", "openvino")
 
 
-def written(setting: LanguageSetting, runtime: Any, conversations: int, seed: int) -> dict[str, float]:
-    """The tokens that one runtime wrote, and its seconds."""
+def time_generation(setting: LanguageSetting, runtime: Any, conversations: int, seed: int) -> dict[str, float]:
+    """Return the number of tokens that a runtime generates, and the seconds."""
     teacher: TorchModel = setting.task.load(setting.source, None, False)
     window = {"input_ids": np.zeros(setting.length, np.int64)}
     windows = TokenSequences(Examples([window], {"input_ids": 0}), Examples([window], {"input_ids": 0}))
     with tempfile.TemporaryDirectory() as scratch:
         context = replace(setting.context(Path(scratch)), seed=seed)
-        began = time.perf_counter()
+        start = time.perf_counter()
         settings = TeacherWrites(conversations=conversations, runtime=runtime)
         with_synthetic_text(windows, settings, teacher, teacher.processor, context, uses_bf16("fastest"))
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
     counts = [re.search(r"wrote ([\d,]+) tokens", line) for line in context.notes]
     return {"tokens": sum(int(count[1].replace(",", "")) for count in counts if count), "seconds": seconds}
 
 
 def main(
-    model: Annotated[str, typer.Option(help="A chat model.")] = "sample:smollm2",
+    model: Annotated[str, typer.Option(help="Chat model.")] = "sample:smollm2",
     conversations: Annotated[int, typer.Option(min=1)] = 128,
     turns: Annotated[int, typer.Option(min=1)] = 2,
     threads: Annotated[int, typer.Option(min=1)] = 2,
-    output: Annotated[Path | None, typer.Option(help="Where to write everything as JSON.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File for the results as JSON.")] = None,
 ) -> None:
-    """Have both write, in turns."""
+    """Time both runtimes alternately."""
     quiet_libraries()
     torch.set_num_threads(threads)
     rows = []
@@ -65,11 +65,11 @@ def main(
         setting = LanguageSetting(model, "sample:wiki", Path(folder), threads, 4, 64, SilentProgress())
         for turn in range(turns):
             for runtime in RUNTIMES[:: 1 if turn % 2 == 0 else -1]:
-                rows.append({"runtime": runtime, **written(setting, runtime, conversations, turn)})
+                rows.append({"runtime": runtime, **time_generation(setting, runtime, conversations, turn)})
                 row = rows[-1]
                 typer.echo(
                     f"{runtime}: {row['tokens']:,} tokens in {row['seconds']:.0f} s, "
-                    f"{row['tokens'] / row['seconds']:.0f} a second"
+                    f"{row['tokens'] / row['seconds']:.0f} tokens/s"
                 )
     if output is not None:
         output.write_text(json.dumps({"rows": rows, "environment": environment()}, indent=1, ensure_ascii=False))

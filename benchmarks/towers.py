@@ -1,8 +1,10 @@
-"""What each tower of an image-and-text model costs, and both: ONNX files that `compress run` left, float or INT8.
+"""Size and latency of the image tower, the text tower and both, for image-text models that `compress run` wrote.
 
-A pair is one image and one text. An app that has embedded its classes' prompts once runs the image's tower alone; a
-search by words runs the text's. ARTIFACT is a folder of the task `zero-shot-image-classification`; the others are
-compared with the first. `--output` keeps the last one's towers, by the names that transformers.js and Optimum know.
+    python benchmarks/towers.py ARTIFACT... [--output FOLDER]
+
+A pair is one image and one text. An app with precomputed prompt embeddings only runs the image tower; a text search
+only runs the text tower. ARTIFACT is a model folder of the task `zero-shot-image-classification`; speed-ups are over
+the first one. `--output` stores the towers of the last one, with the file names of transformers.js and Optimum.
 """
 
 from __future__ import annotations
@@ -36,21 +38,24 @@ LENGTH = 24
 
 
 def main() -> None:
-    """Time pair and towers of every artifact, and write a line for each, or JSON."""
+    """Time pair and towers of every artifact, and print a line for each, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("artifact", type=Path, nargs="+")
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--output", type=Path, help="a folder for the last artifact's towers")
+    parser.add_argument("--output", type=Path, help="folder for the towers of the last artifact")
     parser.add_argument("--json", action="store_true", help="write JSON")
     options = parser.parse_args()
     settings = Benchmark(threads=options.threads, seconds=options.seconds, batched=False, examples=options.rows)
     with tempfile.TemporaryDirectory() as scratch:
         parts = {
-            str(artifact): apart(artifact, Path(scratch) / str(at)) for at, artifact in enumerate(options.artifact)
+            str(artifact): write_parts(artifact, Path(scratch) / str(index))
+            for index, artifact in enumerate(options.artifact)
         }
-        lines = [line for part in (PAIR, *split_names(parts)) for line in timed(part, parts, options.rows, settings)]
+        lines = [
+            line for part in (PAIR, *split_names(parts)) for line in time_part(part, parts, options.rows, settings)
+        ]
         if options.output is not None:
             options.output.mkdir(parents=True, exist_ok=True)
             for name in split_names(parts):
@@ -59,11 +64,11 @@ def main() -> None:
     sys.stdout.write(json.dumps(lines, indent=2) + "\n" if options.json else "".join(f"{line}\n" for line in lines))
 
 
-def apart(artifact: Path, folder: Path) -> dict[str, Path]:
-    """The artifact's graph and those of its towers, each in a folder of its own below ``folder``."""
-    whole = onnx.load(find_graph(artifact))
+def write_parts(artifact: Path, folder: Path) -> dict[str, Path]:
+    """Write the artifact's graph and those of its towers to separate folders in ``folder``."""
+    pair = onnx.load(find_graph(artifact))
     tower_folders = {}
-    for name, graph in {PAIR: whole, **split_towers(whole)}.items():
+    for name, graph in {PAIR: pair, **split_towers(pair)}.items():
         tower_folders[name] = folder / name
         (folder / name / GRAPH_FOLDER).mkdir(parents=True)
         onnx.save(graph, folder / name / GRAPH_FOLDER / FLOAT_GRAPH)
@@ -74,22 +79,24 @@ def apart(artifact: Path, folder: Path) -> dict[str, Path]:
 
 
 def split_names(parts: Mapping[str, Mapping[str, Path]]) -> list[str]:
-    """The names of the towers."""
+    """Return the names of the towers."""
     return [name for name in next(iter(parts.values())) if name != PAIR]
 
 
-def timed(part: str, parts: Mapping[str, Mapping[str, Path]], count: int, settings: Benchmark) -> list[dict[str, Any]]:
-    """Bytes and latency of one part of every artifact, and how many times as fast as the first one's it is."""
-    places = {label: folders[part] for label, folders in parts.items()}
+def time_part(
+    part: str, parts: Mapping[str, Mapping[str, Path]], count: int, settings: Benchmark
+) -> list[dict[str, Any]]:
+    """Return size and latency of one part of every artifact, and the speed-up over the first artifact."""
+    tower_folders = {label: folders[part] for label, folders in parts.items()}
     names = [column.name for column in TASK.columns]
     rows = choose(read_columns(sample_directory("fashion-captions") / "test.parquet", names), TASK.columns, {})
     examples = {
         label: TASK.encode(rows.slice(0, count), load_processor(folder), None, LENGTH)
-        for label, folder in places.items()
+        for label, folder in tower_folders.items()
     }
-    baseline = next(iter(places))
+    baseline = next(iter(tower_folders))
     measurements = measure_side_by_side(
-        places, examples, TARGETS["cpu"], settings, baseline, ConsoleProgress(), 0
+        tower_folders, examples, TARGETS["cpu"], settings, baseline, ConsoleProgress(), 0
     ).measurements
     return [
         {"part": part, "artifact": label, "graph_bytes": size_bytes(folder / GRAPH_FOLDER)}
@@ -98,7 +105,7 @@ def timed(part: str, parts: Mapping[str, Mapping[str, Path]], count: int, settin
             for row in measurements
             if row.model == label and row.metric in ("latency_ms", "speedup")
         }
-        for label, folder in places.items()
+        for label, folder in tower_folders.items()
     ]
 
 

@@ -1,20 +1,20 @@
-"""auto-round (sign-gradient rounding); runs in the environment that `benchmarks/llm_peers.py` makes for it.
+"""Quantization with auto-round (sign-gradient rounding), in the environment that `benchmarks/llm_peers.py` creates.
 
     PY peers/auto_round_run.py ORDER.json ANSWER.json
 
-ORDER and ANSWER as in `optimum_gptq.py`; ORDER has `iterations` besides. Linear layers only, as it does by default; the
-embedding stays as it was.
+ORDER and ANSWER are as in `optimum_gptq.py`; ORDER also has `iterations`. Only linear layers are quantized, as by
+default.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from quantizing import answer
+from quantizing import run_order
 
 
 def run(order: dict[str, Any]) -> None:
-    """Tune the rounding and write a checkpoint in AutoGPTQ's format."""
+    """Quantize and write a checkpoint in AutoGPTQ's format."""
     import numpy as np
     import torch
     from auto_round import AutoRound
@@ -40,4 +40,4 @@ def run(order: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    answer(run, ("auto-round", "transformers", "torch"), ("torch", "transformers", "auto_round"))
+    run_order(run, ("auto-round", "transformers", "torch"), ("torch", "transformers", "auto_round"))

@@ -1,10 +1,10 @@
-"""Stages of this project, measured as the peers are.
+"""Stages of this project, measured in the same way as other tools.
 
     PY peers/compress_stages.py ORDER.json ANSWER.json
 
 ORDER has `model`, `data`, `samples`, `length`, `output`, `bits`, `group_size`, `threads`, and `stages`: the fields of
-each, its `kind` among them, as a recipe has them. In ANSWER are `seconds` from before the weights are read until the
-last checkpoint is written, the text's reading and tokenizing included, which the peers are spared.
+each stage with its `kind`, as in a recipe. In ANSWER, `seconds` includes reading the weights, writing the last
+checkpoint, and reading and tokenizing the text, which is not included for other tools.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from language_setting import LanguageSetting
-from quantizing import answer
+from quantizing import run_order
 
 from compress.formats.quiet_output import quiet_libraries
 from compress.models.checkpoint import Checkpoint
@@ -22,7 +22,7 @@ from compress.utils.progress import SilentProgress
 
 
 def run(order: dict[str, Any]) -> None:
-    """Quantize as a recipe would, but for the checks of a pipeline."""
+    """Run the stages without the pipeline's checks."""
     quiet_libraries()
     output = Path(order["output"])
     output.mkdir(exist_ok=True)
@@ -37,7 +37,7 @@ def run(order: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    answer(
+    run_order(
         run,
         ("compress", "transformers", "torch"),
         ("torch", "transformers.modeling_utils", "compress.stages.gptq.quantizer"),

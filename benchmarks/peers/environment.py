@@ -1,4 +1,4 @@
-"""Virtual environments of peers, each made once in the user's cache: they need other packages than ours."""
+"""Virtual environments of the compared tools, created once in the user's cache."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ PINNED = (
     *("optimum-benchmark[onnxruntime]==0.6.0", "optimum==1.27.0"),
     *("transformers==4.53.3", "torch==2.8.0"),
 )
-"""Its latest release and the last packages that it works with: optimum 2 has no ONNX Runtime part, and optimum 1.27
-imports names that later versions of torch's ONNX exporter lack. Torch makes the tensors and runs nothing."""
+"""The latest optimum-benchmark and the last packages that it supports: optimum 2 has no ONNX Runtime part, and optimum
+1.27 imports names that later versions of torch's ONNX exporter lack. Torch only creates the input tensors."""
 SHARED = ("onnxruntime", "numpy")
-"""Taken in the versions that are installed beside compress, so that the same runtime is timed."""
+"""Installed in the versions of our environment, so that the same runtime is timed."""
 _TAIL_LINES = 5
 _READY = "ready.json"
 
 
 @dataclass(frozen=True)
 class Packages:
-    """What to install in one call of pip: requirements, options before them, variables of its environment."""
+    """Requirements, options and environment variables of one call of pip."""
 
     requirements: tuple[str, ...]
     options: tuple[str, ...] = ()
@@ -37,27 +37,24 @@ class Packages:
 
 
 class UnavailableError(Exception):
-    """The environment cannot be made; the message says what was tried and what pip answered."""
+    """A tool or its environment is not available; the message has the command and its output."""
 
 
 def optimum_python(note: Callable[[str], None]) -> Path:
-    """The interpreter of optimum-benchmark's environment. Raises `UnavailableError`."""
+    """Return the interpreter of optimum-benchmark's environment. Raises `UnavailableError`."""
     requirements = (*PINNED, *(f"{name}=={version(name).split('+')[0]}" for name in SHARED))
     return peer_python("optimum-benchmark", (Packages(requirements),), note)
 
 
 def peer_python(name: str, steps: Sequence[Packages], note: Callable[[str], None]) -> Path:
-    """The interpreter of an environment with these packages, made if it isn't there whole.
-
-    Raises `UnavailableError`.
-    """
+    """Return the interpreter of an environment with these packages, created if needed. Raises `UnavailableError`."""
     requirements = [requirement for step in steps for requirement in step.requirements]
     digest = hashlib.sha256(json.dumps([sys.version, requirements]).encode()).hexdigest()
     home = cache_root().parent / "peers" / f"{name}-{digest[:12]}"
     python = home / "bin" / "python"
     if (home / _READY).exists():
         return python
-    note(f"making the environment of {name} (several GB): {', '.join(requirements)}")
+    note(f"creating the environment of {name} (several GB): {', '.join(requirements)}")
     if home.exists():
         shutil.rmtree(home)
     home.parent.mkdir(parents=True, exist_ok=True)
@@ -71,10 +68,10 @@ def peer_python(name: str, steps: Sequence[Packages], note: Callable[[str], None
 
 
 def _run(command: list[str], **variables: str) -> str:
-    # PYTHONPATH would let this environment's packages into the other.
+    # PYTHONPATH would add this environment's packages to the other one.
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**inherited, **variables})
     if done.returncode != 0:
-        words = "\n".join(f"{done.stdout}\n{done.stderr}".strip().splitlines()[-_TAIL_LINES:])
-        raise UnavailableError(f"`{' '.join(command[1:])}` ended with exit code {done.returncode}:\n{words}")
+        tail = "\n".join(f"{done.stdout}\n{done.stderr}".strip().splitlines()[-_TAIL_LINES:])
+        raise UnavailableError(f"`{' '.join(command[1:])}` ended with exit code {done.returncode}:\n{tail}")
     return done.stdout

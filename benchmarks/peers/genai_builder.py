@@ -1,8 +1,8 @@
-"""onnxruntime-genai's builder: a 4-bit folder for its own runtime, straight from the checkpoint.
+"""Quantization with onnxruntime-genai's model builder: a 4-bit model folder for its own runtime.
 
     PY peers/genai_builder.py ORDER.json ANSWER.json            ORDER as in `optimum_gptq.py`
 
-As `python -m onnxruntime_genai.models.builder -i MODEL -o OUTPUT -p int4 -e cpu`, with the order's groups.
+The same as `python -m onnxruntime_genai.models.builder -i MODEL -o OUTPUT -p int4 -e cpu`, with the order's group size.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from quantizing import answer
+from quantizing import run_order
 
 MODULE = "onnxruntime_genai.models.builder"
 
 
 def run(order: dict[str, Any]) -> None:
-    """Build the folder."""
+    """Build the model folder."""
     with tempfile.TemporaryDirectory() as cache:
-        places = ["-i", order["model"], "-o", order["output"], "-c", cache]
+        paths = ["-i", order["model"], "-o", order["output"], "-c", cache]
         options = [f"block_size={order['group_size']}", "accuracy_level=4"]
         arguments = sys.argv
-        sys.argv = [MODULE, *places, "-p", "int4", "-e", "cpu", "--extra_options", *options]
+        sys.argv = [MODULE, *paths, "-p", "int4", "-e", "cpu", "--extra_options", *options]
         try:
             runpy.run_module(MODULE, run_name="__main__", alter_sys=True)
         finally:
@@ -34,9 +34,9 @@ def run(order: dict[str, Any]) -> None:
 
 
 def _fix_head_size(folder: Path) -> None:
-    """Write the size of a head into the graph's cache, which leaves it open; nothing else is changed.
+    """Set the head size in the shapes of the KV cache, which the builder leaves dynamic.
 
-    What the builder says in genai_config.json, a client that only has the graph must read there.
+    Clients that only have the graph do not read genai_config.json.
     """
     import onnx
 
@@ -49,4 +49,4 @@ def _fix_head_size(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    answer(run, ("onnxruntime-genai", "transformers", "torch"), ("torch", "transformers"))
+    run_order(run, ("onnxruntime-genai", "transformers", "torch"), ("torch", "transformers"))

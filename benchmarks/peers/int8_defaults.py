@@ -1,8 +1,8 @@
-"""What other people's INT8 gives by default: ONNX Runtime's dynamic and static quantizers, and NNCF.
+"""INT8 with the default settings of ONNX Runtime's dynamic and static quantizers and of NNCF.
 
-Each is given a float graph and the calibration examples, and nothing is chosen for it, but for two things. Recorded
-shapes are dropped, which a fused graph's contradict. NNCF is told what is a transformer, as its documentation says for
-encoders.
+Each gets a float graph and the calibration examples, with two exceptions from the defaults. Recorded shapes are
+removed, since those of fused graphs are inconsistent. NNCF is told which models are transformers, as its documentation
+recommends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from compress.formats.onnx.int8.static import run_nncf
 
 
 def onnxruntime_dynamic(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """`quantize_dynamic` with its defaults."""
+    """Quantize with `quantize_dynamic`."""
     from onnxruntime.quantization import quantize_dynamic
 
     with _quiet(), tempfile.TemporaryDirectory() as folder:
@@ -32,7 +32,7 @@ def onnxruntime_dynamic(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def onnxruntime_static(plain: onnx.ModelProto, feeds: Sequence[Feed]) -> onnx.ModelProto:
-    """`quantize_static` with its defaults: QDQ, 8-bit signed integers, one scale a tensor, min and max."""
+    """Quantize with `quantize_static`: QDQ, signed INT8, per tensor, min-max."""
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -41,7 +41,7 @@ def onnxruntime_static(plain: onnx.ModelProto, feeds: Sequence[Feed]) -> onnx.Mo
             self._feeds = iter([{name: array for name, array in feed.items() if name in names} for feed in feeds])
 
         def get_next(self) -> Feed | None:
-            """The next feed, or None at the end."""
+            """Return the next feed, or None at the end."""
             return next(self._feeds, None)
 
     with _quiet(), tempfile.TemporaryDirectory() as folder:
@@ -52,7 +52,7 @@ def onnxruntime_static(plain: onnx.ModelProto, feeds: Sequence[Feed]) -> onnx.Mo
 
 
 def nncf_default(graph: onnx.ModelProto, feeds: Sequence[Feed], transformer: bool) -> onnx.ModelProto:
-    """`nncf.quantize`, with the model type of transformers for one."""
+    """Quantize with `nncf.quantize`, with the model type for transformers if ``transformer``."""
     return run_nncf(graph, feeds, transformer)
 
 

@@ -1,4 +1,4 @@
-"""Model folders by several quantizers, beside each other."""
+"""Model folders written by several quantizers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from compress.utils.errors import CompressError
 from compress.utils.progress import Progress
 
 OURS, FLOAT = "ours", "fp32"
-Ways = Mapping[str, Callable[[], OnnxModel]]
-"""What each file is called in the tables -> how it is made."""
+Makers = Mapping[str, Callable[[], OnnxModel]]
+"""Name of a model in the tables -> function that makes it."""
 
 
-def write_files(ways: Ways, folder: Path, progress: Progress) -> tuple[dict[str, Path], list[str]]:
-    """A model folder below ``folder`` for each of ``ways``; one that fails or doesn't open is left out, with a note.
+def write_files(makers: Makers, folder: Path, progress: Progress) -> tuple[dict[str, Path], list[str]]:
+    """Write a model folder for each maker. Return the folders by name, and notes on makers that fail.
 
-    One that is there was finished by a run before, and is taken.
+    A folder that exists was finished by an earlier run and is used.
     """
     files, notes = {}, []
-    for name, way in ways.items():
+    for name, make in makers.items():
         target_folder = folder / folder_name(name)
         if target_folder.is_dir():
             files[name] = target_folder
@@ -35,21 +35,21 @@ def write_files(ways: Ways, folder: Path, progress: Progress) -> tuple[dict[str,
         partial = folder / f"{target_folder.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            model = way()
+            model = make()
             partial.mkdir(parents=True)
             model.save(partial)
             get_runtime("onnxruntime").open(partial, TARGETS["cpu"], 1)
             partial.replace(target_folder)
         except (CompressError, ValueError, RuntimeError, LookupError, InferenceError, *FAILURES) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            notes.append(f"{name}: no file, {_first_line(error)}")
+            notes.append(f"{name}: failed, {_first_line(error)}")
             continue
         files[name] = target_folder
     return files, notes
 
 
 def folder_name(name: str) -> str:
-    """The folder of the file that the tables call ``name``."""
+    """Return the folder name of a model."""
     return name.replace(" ", "-").replace(",", "").replace("'", "")
 
 

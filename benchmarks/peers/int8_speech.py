@@ -1,4 +1,4 @@
-"""What other people's quantizers need of Whisper: the exporter's encoder, and what a decoder is asked."""
+"""Inputs for other quantizers of Whisper: the plain exported encoder, and calibration calls of the decoder."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from compress.models.model import TorchModel
 from compress.tasks.task import Examples
 
 _CALLS = 6
-"""Of a recording: the prompt and the first tokens."""
+"""Decoder calls per recording: the prompt and the first tokens."""
 
 
 def plain_encoder(model: TorchModel, feed: Feed) -> onnx.ModelProto:
-    """The encoder as the exporter writes it; its decoder comes in two files, whose caches have other names."""
+    """Return the encoder as torch exports it, without this project's fusions."""
     encoder = replace(model, module=model.module.get_encoder())
     inputs = [{name: array[0] for name, array in feed.items()}] * 2
     return export_onnx(encoder, Examples(inputs, dict.fromkeys(feed), None), None, fusions=False).graph
 
 
 def decoder_calls(model: OnnxModel, recordings: Sequence[Feed]) -> list[Feed]:
-    """Every input of the decoder, in its first calls for each of ``recordings``."""
+    """Return the inputs of the decoder in its first calls for each recording."""
     with tempfile.TemporaryDirectory() as name:
         model.save(Path(name))
         return transcription_calls(Path(name), recordings, _CALLS)[1]

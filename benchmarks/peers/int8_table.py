@@ -1,4 +1,4 @@
-"""One model's table: a line for each INT8 file, kept beside the files as soon as they are judged."""
+"""Results table of one model: a line for each INT8 file, stored with the files."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 import typer
 
 _FILE = "table.json"
-_OF = "of.txt"
+_KEY_FILE = "of.txt"
 SLOWER = 0.98
-"""Ours is slower than a file where it is less than this times as fast."""
+"""Ours counts as slower than a file if its speed-up over it is below this."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One file. ``better`` are the points by which ours beats it; ``faster`` is how many times as fast ours is."""
+    """One file. ``better`` is our advantage in points, and ``faster`` our speed-up over it."""
 
     name: str
     value: float
@@ -35,7 +35,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """One model, judged and perhaps timed."""
+    """Results of one model, with or without timings."""
 
     recipe: str
     metric: str
@@ -44,24 +44,24 @@ class Table:
     timing_notes: list[str] = field(default_factory=list)
 
 
-def clear_others(folder: Path, of: str) -> None:
-    """Remove what ``folder`` keeps of a model that was made otherwise; ``of`` says how this one was."""
-    mark = folder / _OF
-    if folder.is_dir() and (not mark.is_file() or mark.read_text() != of):
+def clear_outdated(folder: Path, key: str) -> None:
+    """Remove ``folder`` unless it belongs to the model with this ``key``, and create it."""
+    mark = folder / _KEY_FILE
+    if folder.is_dir() and (not mark.is_file() or mark.read_text() != key):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    mark.write_text(of)
+    mark.write_text(key)
 
 
-def keep(table: Table, folder: Path) -> None:
-    """Write ``table`` beside its files, whole or not at all."""
+def save_table(table: Table, folder: Path) -> None:
+    """Write ``table`` to the folder of its files, atomically."""
     partial = folder / f"{_FILE}.partial"
     partial.write_text(json.dumps(asdict(table)))
     partial.replace(folder / _FILE)
 
 
-def kept(folder: Path) -> Table | None:
-    """The table that was kept in ``folder``; None where none was finished."""
+def load_table(folder: Path) -> Table | None:
+    """Return the table stored in ``folder``, or None."""
     if not (folder / _FILE).is_file():
         return None
     table = json.loads((folder / _FILE).read_text())
@@ -69,8 +69,8 @@ def kept(folder: Path) -> Table | None:
 
 
 def show(table: Table) -> None:
-    """Print one model's table, its notes, and what beats ours."""
-    typer.echo(f"\n{table.recipe} ({table.metric}; points and times: ours against this file)")
+    """Print a table, its notes, and the files that are better than ours."""
+    typer.echo(f"\n{table.recipe} ({table.metric}; points and speed-up of ours over this file)")
     for line in table.lines:
         better = f"{100 * line.better:+.2f} ({100 * line.better_low:+.2f} to {100 * line.better_high:+.2f})"
         speed = "not timed"
@@ -79,12 +79,12 @@ def show(table: Table) -> None:
             speed += f" ({line.faster_low:.2f}-{line.faster_high:.2f})" if line.faster_low else ""
         answers = f"{line.value:.2%}  {better:26s} same {line.same:.1%}"
         typer.echo(f"{line.name:42s} {answers}  {line.size_bytes / 1e6:8.3f} MB  {speed:27s} {line.kernels}")
-    for note in [*table.notes, *table.timing_notes, *behind(table)]:
+    for note in [*table.notes, *table.timing_notes, *summarize_losses(table)]:
         typer.echo(note)
 
 
-def behind(table: Table) -> list[str]:
-    """Which files ours is worse than beyond chance, or slower than by two in a hundred."""
+def summarize_losses(table: Table) -> list[str]:
+    """Return which files are significantly better than ours, or more than 2% faster."""
     others = [line for line in table.lines if not line.name.startswith(("ours", "fp32"))]
     comparisons = {"worse than": [line.name for line in others if line.better_high < 0]}
     if any(line.faster is not None for line in others):

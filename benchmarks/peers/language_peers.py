@@ -1,4 +1,4 @@
-"""The quantizers that are compared: how each is installed and run, and what it leaves."""
+"""The compared quantizers of language models: installation, commands and results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from compress.utils.storage import size_bytes
 OURS = "compress, quick GPTQ"
 OURS_TRAINED, OURS_TUNED = "compress, block_qat", "compress, block_qat and tune_scales"
 CONTEXT, TOKENS = 128, 32
-"""What tokens per second are timed on: after so many tokens of text, so many more."""
+"""Tokens of context, and timed decoding steps."""
 _TIMEOUT_SECONDS = 7200.0
 _TAIL_LINES = 6
 _STACK = ("torch==2.13.0", "transformers==5.24.0", "accelerate==1.15.0")
@@ -42,11 +42,18 @@ AUTO_ROUND = (Packages(("torch==2.13.0", "auto-round==0.16.1")),)
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a peer left: its ``artifact``, and the ``target`` that runs it, or None for a checkpoint of transformers'.
+class PeerResult:
+    """Output of a quantizer.
 
-    ``seconds`` and ``peak_bytes`` are its work's; ``losses`` and ``tokens_per_second`` are of a peer that can only be
-    judged and timed in its own process.
+    Attributes:
+        artifact: Model file or folder.
+        target: Target that runs it, or None for a checkpoint of transformers.
+        seconds: Time of the quantization.
+        peak_bytes: Peak memory of the quantization.
+        bytes: Size of the model.
+        packages: Versions of the packages.
+        losses: Losses of the test windows, if the model can only be evaluated in its own process.
+        tokens_per_second: Decode speed in that case.
     """
 
     artifact: Path
@@ -59,59 +66,59 @@ class Made:
     tokens_per_second: float | None = None
 
 
-def ours(*stages: Mapping[str, Any]) -> Callable[[LanguageSetting], Made]:
-    """Stages of ours on the linear layers; the first is told of bits and windows."""
+def ours(*stages: Mapping[str, Any]) -> Callable[[LanguageSetting], PeerResult]:
+    """Run our stages on the linear layers; the first one gets bits, group size and calibration windows."""
 
-    def make(setting: LanguageSetting) -> Made:
+    def make(setting: LanguageSetting) -> PeerResult:
         first, *others = stages
         numbers = {"bits": setting.bits, "group_size": setting.group_size, "samples": setting.samples}
         stage_fields = [{**numbers, "sequence_length": setting.length, **first}, *others]
         more = {"data": setting.data, "samples": setting.samples, "length": setting.length, "stages": stage_fields}
-        return _checkpoint(setting, "compress_stages.py", Path(sys.executable), **more)
+        return _checkpoint_result(setting, "compress_stages.py", Path(sys.executable), **more)
 
     return make
 
 
-def optimum(setting: LanguageSetting) -> Made:
-    """Optimum's GPTQQuantizer with gptqmodel."""
+def optimum(setting: LanguageSetting) -> PeerResult:
+    """Run Optimum's GPTQQuantizer with gptqmodel."""
     python = peer_python("optimum-gptq", OPTIMUM, setting.progress.note)
-    return _checkpoint(setting, "optimum_gptq.py", python)
+    return _checkpoint_result(setting, "optimum_gptq.py", python)
 
 
-def auto_round(iterations: int) -> Callable[[LanguageSetting], Made]:
-    """auto-round with so many iterations a block."""
+def auto_round(iterations: int) -> Callable[[LanguageSetting], PeerResult]:
+    """Run auto-round with this number of iterations per block."""
 
-    def make(setting: LanguageSetting) -> Made:
+    def make(setting: LanguageSetting) -> PeerResult:
         python = peer_python("auto-round", AUTO_ROUND, setting.progress.note)
-        return _checkpoint(setting, "auto_round_run.py", python, iterations=iterations)
+        return _checkpoint_result(setting, "auto_round_run.py", python, iterations=iterations)
 
     return make
 
 
-def efficient_qat(epochs: int, learning_rate: float) -> Callable[[LanguageSetting], Made]:
-    """Block-AP of EfficientQAT's authors, with so many epochs and so large steps of the weights."""
+def efficient_qat(epochs: int, learning_rate: float) -> Callable[[LanguageSetting], PeerResult]:
+    """Run Block-AP of EfficientQAT's authors with these epochs and this learning rate of the weights."""
 
-    def make(setting: LanguageSetting) -> Made:
+    def make(setting: LanguageSetting) -> PeerResult:
         if setting.authors is None:
-            raise UnavailableError("a checkout of OpenGVLab/EfficientQAT is wanted: --efficient-qat FOLDER")
+            raise UnavailableError("it needs a checkout of OpenGVLab/EfficientQAT: --efficient-qat FOLDER")
         output = setting.folder / f"efficient-qat-{epochs}-{learning_rate}"
         more = {"authors": str(setting.authors.absolute()), "epochs": epochs, "learning_rate": learning_rate}
         order = setting.order(output, **more)
-        answer = _ask(setting, "efficient_qat.py", Path(sys.executable), order)
-        return Made(output, None, **{key: answer[key] for key in ("seconds", "peak_bytes", "packages", "bytes")})
+        answer = _run_script(setting, "efficient_qat.py", Path(sys.executable), order)
+        return PeerResult(output, None, **{key: answer[key] for key in ("seconds", "peak_bytes", "packages", "bytes")})
 
     return make
 
 
-def nncf(setting: LanguageSetting) -> Made:
-    """NNCF's 4 bits with AWQ and scale estimation, on the torch model."""
+def nncf(setting: LanguageSetting) -> PeerResult:
+    """Run NNCF's 4-bit weight compression with AWQ and scale estimation on the torch model."""
     output = setting.folder / "nncf"
     output.mkdir(exist_ok=True)
     windows = setting.folder / "windows.npy"
     np.save(windows, np.stack([example["input_ids"] for example in setting.held_out.inputs]))
     more = {"windows": str(windows), "prompt": setting.prompt(CONTEXT), "tokens": TOKENS}
-    answer = _ask(setting, "nncf_run.py", Path(sys.executable), setting.order(output, **more))
-    return Made(
+    answer = _run_script(setting, "nncf_run.py", Path(sys.executable), setting.order(output, **more))
+    return PeerResult(
         output,
         None,
         **{key: answer[key] for key in ("seconds", "peak_bytes", "packages", "tokens_per_second")},
@@ -120,42 +127,42 @@ def nncf(setting: LanguageSetting) -> Made:
     )
 
 
-def onnxruntime_rtn(setting: LanguageSetting) -> Made:
-    """ONNX Runtime's MatMulNBits quantizer, on the fp32 ONNX graph."""
-    return _graph(setting, "onnxruntime_rtn.py", _float_graph(setting))
+def onnxruntime_rtn(setting: LanguageSetting) -> PeerResult:
+    """Run ONNX Runtime's MatMulNBits quantizer on the fp32 ONNX graph."""
+    return _graph_result(setting, "onnxruntime_rtn.py", _float_graph(setting))
 
 
-def genai_builder(setting: LanguageSetting) -> Made:
-    """onnxruntime-genai's builder."""
-    return _graph(setting, "genai_builder.py", None)
+def genai_builder(setting: LanguageSetting) -> PeerResult:
+    """Run onnxruntime-genai's model builder."""
+    return _graph_result(setting, "genai_builder.py", None)
 
 
-def llama_cpp(file_type: str, weighed: bool = False) -> Callable[[LanguageSetting], Made]:
-    """llama.cpp's own quantizer, run and timed by its own release; ``weighed`` by our importance matrix."""
+def llama_cpp(file_type: str, with_imatrix: bool = False) -> Callable[[LanguageSetting], PeerResult]:
+    """Run llama.cpp's quantizer from its official release, optionally with our importance matrix."""
 
-    def make(setting: LanguageSetting) -> Made:
+    def make(setting: LanguageSetting) -> PeerResult:
         library = llama_cpp_library()
         source = setting.folder / "f32.gguf"
         if not source.is_file():
             write_gguf(Checkpoint(setting.source), source, GgufTypes("f32"))
-        file = setting.folder / f"llama-cpp-{file_type}-{weighed}" / "model.gguf"
+        file = setting.folder / f"llama-cpp-{file_type}-{with_imatrix}" / "model.gguf"
         file.parent.mkdir(exist_ok=True)
         more = {"library": str(library), "source": str(source), "file_type": file_type}
-        if weighed:
+        if with_imatrix:
             more["imatrix"] = str(_imatrix(setting))
-        answer = _child(setting, "llama_cpp_quantize.py", Path(sys.executable), file, **more)
-        # The Python package's build knows no AVX-512; the peer runs as its own release does.
+        answer = _run_quantizer(setting, "llama_cpp_quantize.py", Path(sys.executable), file, **more)
+        # The build of the Python package has no AVX-512, so the official release is timed.
         os.environ[VARIABLE] = str(library)
-        return Made(file, TARGETS["llama-cpp"], **answer, bytes=file.stat().st_size)
+        return PeerResult(file, TARGETS["llama-cpp"], **answer, bytes=file.stat().st_size)
 
     return make
 
 
-IMPORTANT = ("Q2_K", "IQ3_XXS", "Q3_K_S", "IQ4_NL", "Q4_0", "Q4_K_M")
-"""llama.cpp's file types that are also made with an importance matrix."""
+IMATRIX_TYPES = ("Q2_K", "IQ3_XXS", "Q3_K_S", "IQ4_NL", "Q4_0", "Q4_K_M")
+"""llama.cpp's file types that are also quantized with an importance matrix."""
 TRAINING = {"kind": "block_qat", "epochs": 4, "held_out": 4}
 
-PEERS: dict[str, Callable[[LanguageSetting], Made]] = {
+PEERS: dict[str, Callable[[LanguageSetting], PeerResult]] = {
     OURS: ours({"kind": "gptq", "guided": False}),
     OURS_TRAINED: ours(TRAINING),
     OURS_TUNED: ours(TRAINING, {"kind": "tune_scales", "steps": 90, "batch_size": 1, "labels_weight": 0.5}),
@@ -169,26 +176,26 @@ PEERS: dict[str, Callable[[LanguageSetting], Made]] = {
     "onnxruntime-genai": genai_builder,
     "llama.cpp Q4_0": llama_cpp("Q4_0"),
     "llama.cpp Q4_K_M": llama_cpp("Q4_K_M"),
-    **{f"llama.cpp {name}, imatrix": llama_cpp(name, True) for name in IMPORTANT},
+    **{f"llama.cpp {name}, imatrix": llama_cpp(name, True) for name in IMATRIX_TYPES},
 }
 
 
-def float_onnx(setting: LanguageSetting) -> Made:
-    """The starting model as our own fp32 ONNX folder."""
+def float_onnx(setting: LanguageSetting) -> PeerResult:
+    """Export the starting model as fp32 ONNX."""
     graph = _float_graph(setting)
-    return Made(graph, TARGETS["cpu"], None, None, size_bytes(graph))
+    return PeerResult(graph, TARGETS["cpu"], None, None, size_bytes(graph))
 
 
-def decode_in_transformers(made: Made, setting: LanguageSetting) -> float:
-    """Tokens per second of a checkpoint in GPTQ format, by transformers and gptqmodel. Raises `UnavailableError`."""
+def decode_in_transformers(result: PeerResult, setting: LanguageSetting) -> float:
+    """Return tokens per second of a GPTQ checkpoint in transformers with gptqmodel. Raises `UnavailableError`."""
     python = peer_python("optimum-gptq", OPTIMUM, setting.progress.note)
-    more = {"folder": str(made.artifact), "prompt": setting.prompt(CONTEXT), "tokens": TOKENS}
-    answer = _ask(setting, "transformers_decode.py", python, setting.order(made.artifact, **more))
+    more = {"folder": str(result.artifact), "prompt": setting.prompt(CONTEXT), "tokens": TOKENS}
+    answer = _run_script(setting, "transformers_decode.py", python, setting.order(result.artifact, **more))
     return float(answer["tokens_per_second"])
 
 
 def imatrix_by_tensor(checkpoint: Checkpoint, file: Path) -> None:
-    """Write the matrix that lies beside a checkpoint by the names that GGUF has for its tensors."""
+    """Write the importance matrix of a checkpoint under the tensor names of GGUF."""
     imatrix = read_imatrix(checkpoint.folder)
     sources = {
         tensor.name: str(tensor.source).removesuffix(".weight") for tensor in plan_gguf(checkpoint) if tensor.source
@@ -197,7 +204,7 @@ def imatrix_by_tensor(checkpoint: Checkpoint, file: Path) -> None:
 
 
 def _imatrix(setting: LanguageSetting) -> Path:
-    """That of the calibration windows, made once; llama.cpp's own program would take about as long."""
+    """Return the importance matrix of the calibration windows, computed once."""
     file = setting.folder / "imatrix.safetensors"
     if not file.is_file():
         stage = Imatrix(samples=setting.samples, sequence_length=setting.length)
@@ -213,36 +220,36 @@ def _float_graph(setting: LanguageSetting) -> Path:
     return folder
 
 
-def _checkpoint(setting: LanguageSetting, script: str, python: Path, **more: Any) -> Made:
+def _checkpoint_result(setting: LanguageSetting, script: str, python: Path, **more: Any) -> PeerResult:
     output = setting.folder / script.removesuffix(".py")
-    answer = _child(setting, script, python, output, **more)
-    # auto-round makes a folder of its own inside.
+    answer = _run_quantizer(setting, script, python, output, **more)
+    # auto-round creates a subfolder.
     (config,) = output.rglob("config.json")
-    return Made(config.parent, None, **answer, bytes=size_bytes(config.parent))
+    return PeerResult(config.parent, None, **answer, bytes=size_bytes(config.parent))
 
 
-def _graph(setting: LanguageSetting, script: str, source: Path | None) -> Made:
+def _graph_result(setting: LanguageSetting, script: str, source: Path | None) -> PeerResult:
     output = setting.folder / script.removesuffix(".py")
     output.mkdir(exist_ok=True)
     more = {} if source is None else {"source": str(source)}
-    answer = _child(setting, script, Path(sys.executable), output, **more)
-    return Made(output, TARGETS["cpu"], **answer, bytes=size_bytes(output))
+    answer = _run_quantizer(setting, script, Path(sys.executable), output, **more)
+    return PeerResult(output, TARGETS["cpu"], **answer, bytes=size_bytes(output))
 
 
-def _child(setting: LanguageSetting, script: str, python: Path, output: Path, **more: Any) -> dict[str, Any]:
-    answer = _ask(setting, script, python, setting.order(output, **more))
+def _run_quantizer(setting: LanguageSetting, script: str, python: Path, output: Path, **more: Any) -> dict[str, Any]:
+    answer = _run_script(setting, script, python, setting.order(output, **more))
     return {key: answer[key] for key in ("seconds", "peak_bytes", "packages")}
 
 
-def _ask(setting: LanguageSetting, script: str, python: Path, order: dict[str, Any]) -> dict[str, Any]:
-    """What a peer's process answers. Raises `UnavailableError` with its last words."""
+def _run_script(setting: LanguageSetting, script: str, python: Path, order: dict[str, Any]) -> dict[str, Any]:
+    """Run a script and return its answer. Raises `UnavailableError` with the last lines of its output."""
     script_path = Path(__file__).parent / script
-    question, reply = setting.folder / "order.json", setting.folder / "answer.json"
-    question.write_text(json.dumps(order), encoding="utf-8")
-    reply.unlink(missing_ok=True)
+    order_file, answer_file = setting.folder / "order.json", setting.folder / "answer.json"
+    order_file.write_text(json.dumps(order), encoding="utf-8")
+    answer_file.unlink(missing_ok=True)
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     variables = {**inherited, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(setting.threads)}
-    command = [str(python), str(script_path), str(question), str(reply)]
+    command = [str(python), str(script_path), str(order_file), str(answer_file)]
     try:
         done = subprocess.run(
             command,
@@ -255,8 +262,8 @@ def _ask(setting: LanguageSetting, script: str, python: Path, order: dict[str, A
         )
     except subprocess.TimeoutExpired as error:
         raise UnavailableError(f"{script} did not end within {_TIMEOUT_SECONDS:.0f} s") from error
-    if done.returncode != 0 or not reply.is_file():
-        words = "\n".join(f"{done.stdout}\n{done.stderr}".strip().splitlines()[-_TAIL_LINES:])
-        raise UnavailableError(f"{script} ended with exit code {done.returncode}: {words}")
-    answer: dict[str, Any] = json.loads(reply.read_text(encoding="utf-8"))
+    if done.returncode != 0 or not answer_file.is_file():
+        tail = "\n".join(f"{done.stdout}\n{done.stderr}".strip().splitlines()[-_TAIL_LINES:])
+        raise UnavailableError(f"{script} ended with exit code {done.returncode}: {tail}")
+    answer: dict[str, Any] = json.loads(answer_file.read_text(encoding="utf-8"))
     return answer

@@ -1,6 +1,6 @@
-"""What every quantizer of a language model is given: the same model, calibration windows, bits and threads.
+"""Common setting of all language-model quantizers: model, calibration windows, bits, threads and evaluation.
 
-And the one evaluator: the mean loss over the same windows of held-out text, through the runtime of the format.
+Perplexity is measured on the same windows of held-out text, in the runtime of each format.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from compress.utils.progress import Progress, SilentProgress
 
 @dataclass(frozen=True)
 class LanguageSetting:
-    """``folder`` takes what is made; ``threads`` are everyone's; calibration is ``samples`` windows of ``length``."""
+    """Inputs of every quantizer. ``folder`` is for outputs; there are ``samples`` calibration windows of ``length``."""
 
     model: str
     data: str
@@ -46,23 +46,21 @@ class LanguageSetting:
 
     @cached_property
     def source(self) -> Path:
-        """The starting model in Hugging Face layout."""
+        """Folder of the starting model in Hugging Face layout."""
         return resolve_model(self.model, progress=self.progress)
 
     @cached_property
     def task(self) -> Any:
-        """Text generation."""
         return get_task("text-generation")
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The text."""
         return load_dataset(DataConfig(source=self.data), self.task.columns, Path(), self.progress)
 
     def context(self, scratch: Path) -> Context:
-        """What a stage of ours is given: the text, and the seed 0."""
+        """Return the context of a stage, with seed 0."""
 
-        def nothing(_: str) -> Any:
+        def resolve(_: str) -> Any:
             raise AssertionError("quantization reads no other model")
 
         def start(_: str) -> Any:
@@ -75,20 +73,20 @@ class LanguageSetting:
             seed=0,
             progress=SilentProgress(),
             earlier=start,
-            resolve=nothing,
+            resolve=resolve,
             scratch=scratch,
         )
 
     @cached_property
     def calibration(self) -> Path:
-        """A .npy of token ids [samples, length]: the windows that the stage `gptq` draws with the seed 0."""
+        """File with token ids [samples, length]: the windows that the stage `gptq` samples with seed 0."""
         path, context = self.folder / "calibration.npy", self.context(self.folder)
         np.save(path, calibration_sequences(context, Checkpoint(self.source), self.samples, self.length).numpy())
         return path
 
     @cached_property
     def held_out(self) -> Examples:
-        """The windows of the test split that perplexity is measured on."""
+        """Windows of the test split for perplexity."""
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(self.source)
@@ -99,11 +97,11 @@ class LanguageSetting:
         return examples
 
     def prompt(self, tokens: int) -> list[int]:
-        """The first so many tokens of the text that is held out."""
+        """Return the first tokens of the held-out text."""
         return [int(token) for token in self.held_out.inputs[0]["input_ids"][:tokens]]
 
     def order(self, output: Path, **more: Any) -> dict[str, Any]:
-        """What a peer's process reads."""
+        """Return the order for a quantizer's script."""
         return {
             "model": str(self.source.absolute()),
             "calibration": str(self.calibration.absolute()),
@@ -115,20 +113,20 @@ class LanguageSetting:
         }
 
     def perplexity(self, artifact: Path, target: Target) -> float:
-        """Of an ONNX folder or a GGUF file through the runtime of ``target``."""
+        """Return the perplexity of an ONNX folder or a GGUF file in the runtime of ``target``."""
         predictions = predict(
             artifact, self.task, self.held_out, target, self.threads, self.progress, f"{artifact.name}"
         )
         return self._perplexity(predictions.kept)
 
     def perplexity_of_checkpoint(self, folder: Path) -> float:
-        """Of a checkpoint, plain or in GPTQ format: transformers in fp32 on the weights that its integers stand for."""
+        """Return the perplexity of a plain or GPTQ checkpoint: transformers in fp32 with dequantized weights."""
         import torch
 
         torch.set_num_threads(self.threads)
         checkpoint = QuantizedCheckpoint(folder)
-        shape = folder if checkpoint.quantization is None else self.source
-        model = self.task.load(shape, None, False).module
+        model_folder = folder if checkpoint.quantization is None else self.source
+        model = self.task.load(model_folder, None, False).module
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 module, _, part = name.rpartition(".")
@@ -142,6 +140,6 @@ class LanguageSetting:
             losses.append(self.task.collect({"logits": logits}, self.held_out, [index]))
         return self._perplexity({name: np.concatenate([part[name] for part in losses]) for name in losses[0]})
 
-    def _perplexity(self, kept: Mapping[str, np.ndarray]) -> float:
-        rows = self.task.measure(kept, None, "model", "target")
+    def _perplexity(self, outputs: Mapping[str, np.ndarray]) -> float:
+        rows = self.task.measure(outputs, None, "model", "target")
         return float(next(row.value for row in rows if row.metric == "perplexity"))

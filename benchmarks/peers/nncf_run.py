@@ -1,11 +1,11 @@
-"""NNCF's weight compression of the torch model: 4 bits with AWQ and scale estimation.
+"""Weight compression of a torch model with NNCF: 4 bits with AWQ and scale estimation.
 
     PY peers/nncf_run.py ORDER.json ANSWER.json
 
-ORDER as in `optimum_gptq.py`, with `windows` (a .npy of token ids [n, length] to judge it on), `prompt` and `tokens`.
-NNCF keeps embedding and output layer at 8 bits by default, and its compressed model runs only in the process that made
-it, so that process judges and times it as well: ANSWER has the `losses` of the windows and `tokens_per_second`. (Its
-ONNX road was tried first: it does not know the fused operators of a decoder for ONNX Runtime.)
+ORDER is as in `optimum_gptq.py`, with `windows` (a .npy file of token ids [n, length] for evaluation), `prompt` and
+`tokens`. NNCF keeps embedding and output layer at 8 bits by default. Its compressed model only runs in the process that
+made it, so it is evaluated and timed here: ANSWER has the `losses` of the windows and `tokens_per_second`. (NNCF's ONNX
+backend does not support the fused operators of our decoders.)
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from quantizing import answer
-from transformers_decode import steps_per_second
+from quantizing import run_order
+from transformers_decode import tokens_per_second
 
 
 def run(order: dict[str, Any]) -> dict[str, Any]:
-    """Compress, save, judge and time."""
-    # Else NNCF tells Google Analytics of each call.
+    """Compress, save, evaluate and time."""
+    # Disables NNCF's telemetry.
     os.environ.setdefault("NNCF_CI", "1")
     import nncf
     import numpy as np
@@ -52,12 +52,12 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "losses": [_loss(compressed, window) for window in torch.from_numpy(np.load(order["windows"]))],
-        "tokens_per_second": steps_per_second(compressed, order["prompt"], order["tokens"]),
+        "tokens_per_second": tokens_per_second(compressed, order["prompt"], order["tokens"]),
     }
 
 
 def _loss(model: Any, window: Any) -> float:
-    """Mean cross-entropy of every token but the first."""
+    """Return the mean cross-entropy of all tokens except the first."""
     import torch
 
     with torch.no_grad():
@@ -66,4 +66,4 @@ def _loss(model: Any, window: Any) -> float:
 
 
 if __name__ == "__main__":
-    answer(run, ("nncf", "transformers", "torch"), ("torch", "transformers", "nncf"))
+    run_order(run, ("nncf", "transformers", "torch"), ("torch", "transformers", "nncf"))

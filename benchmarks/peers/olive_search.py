@@ -1,11 +1,10 @@
-"""Olive's joint search over post-training INT8; runs in the environment that `benchmarks/search.py olive` makes for it.
+"""Olive's joint search over post-training INT8, in the environment that `benchmarks/search.py olive` creates.
 
     PY peers/olive_search.py ORDER.json ANSWER.json
 
 ORDER has `model` (an ONNX file in float), `rows` (.npz: the inputs' arrays [n, length] and `labels`), `calibration`
 (.npz, without labels), `keep` (share of the float model's accuracy), `trials` and `output` (a folder). ANSWER has the
-seconds, how many quantized models were made, the figures that Olive saw of those that it gives out, and the file that
-it puts first.
+seconds, the number of quantized models, Olive's metrics of its output models, and the file of the best one.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _TELEMETRY = {"OLIVE_DISABLE_TELEMETRY": "1", "OLIVE_TELEMETRY_DISABLED": "1", "
 
 
 def main() -> None:
-    """Search, answer."""
+    """Run the search of the order and write the answer."""
     os.environ.update(_TELEMETRY)
     order = json.loads(Path(sys.argv[1]).read_text())
     Path(sys.argv[2]).write_text(json.dumps(_search(order)))
@@ -58,27 +57,29 @@ def _search(order: dict[str, Any]) -> dict[str, Any]:
     def most_likely(output: Any, **given: Any) -> Any:
         return (output if hasattr(output, "argmax") else output["logits"]).argmax(-1)
 
-    _mend_footprint()
+    _patch_footprint()
     begin = time.perf_counter()
     workflow = run(_configuration(order))
     seconds = time.perf_counter() - begin
     best = workflow.get_best_candidate()
     if best is None:
-        raise SystemExit("Olive made no model that keeps the accuracy")
+        raise SystemExit("Olive found no model within the accuracy limit")
     file = Path(best.model_path)
     footprint = json.loads((Path(order["output"]) / "best" / "footprint.json").read_text())
     return {
         "seconds": seconds,
         "models": sum(entry["from_pass"] == "onnxquantization" for entry in footprint.values()),
         "best": str(file if file.is_file() else next(file.glob("*.onnx"))),
-        "words": _words(footprint, best.model_id),
+        "words": _describe(footprint, best.model_id),
         "seen": [entry.metrics_value for entry in workflow.get_output_models()],
     }
 
 
-def _mend_footprint() -> None:
-    """Let Olive 0.13.0 meet a pass again in another trial: its record of models sets a field by the name's alias there,
-    which pydantic 2 refuses, and the search ends without a model."""
+def _patch_footprint() -> None:
+    """Fix Olive 0.13.0 for passes that occur in several trials.
+
+    Its record of models sets a field by its alias, which pydantic 2 rejects, so the search ends without a model.
+    """
     from olive.engine.footprint import FootprintNode
 
     def update(node: Any, **given: Any) -> None:
@@ -88,11 +89,11 @@ def _mend_footprint() -> None:
     FootprintNode.update = update
 
 
-def _words(made: dict[str, Any], model: str | None) -> str:
-    """The passes that made a model, with the choices of its search; ``made`` is Olive's record of all."""
+def _describe(footprint: dict[str, Any], model: str | None) -> str:
+    """Return the passes of a model with their searched settings; ``footprint`` is Olive's record of all models."""
     lines = []
     while model is not None:
-        entry = made[model]
+        entry = footprint[model]
         chosen = {name: value for name, value in (entry["pass_run_config"] or {}).items() if name in _SHOWN}
         inside = ", ".join(f"{name} {value}" for name, value in chosen.items() if not isinstance(value, dict))
         if entry["from_pass"]:
@@ -102,10 +103,10 @@ def _words(made: dict[str, Any], model: str | None) -> str:
 
 
 def _configuration(order: dict[str, Any]) -> dict[str, Any]:
-    """What a user of Olive would write: its optimizer, then dynamic or static INT8, every default of its search."""
+    """Return Olive's configuration: its optimizer, then dynamic or static INT8, with default search settings."""
     keep = {"type": "percent-max-degradation", "value": 100 * (1 - order["keep"])}
     accuracy = {"name": "accuracy_score", "priority": 1, "metric_config": {"task": "multiclass", "num_classes": 2}}
-    as_one = {"batch_size": 1}
+    single = {"batch_size": 1}
     return {
         "input_model": {"type": "ONNXModel", "model_path": order["model"]},
         "systems": {
@@ -121,21 +122,21 @@ def _configuration(order: dict[str, Any]) -> dict[str, Any]:
                 "load_dataset_config": {"type": "judged"},
                 "pre_process_data_config": {"type": "skip_pre_process"},
                 "post_process_data_config": {"type": "most_likely"},
-                "dataloader_config": {**as_one, "batch_size": 50},
+                "dataloader_config": {"batch_size": 50},
             },
             {
                 "name": "timed",
                 "type": "DataContainer",
                 "load_dataset_config": {"type": "judged"},
                 "pre_process_data_config": {"type": "skip_pre_process"},
-                "dataloader_config": as_one,
+                "dataloader_config": single,
             },
             {
                 "name": "calibrating",
                 "type": "DataContainer",
                 "load_dataset_config": {"type": "calibrating"},
                 "pre_process_data_config": {"type": "skip_pre_process"},
-                "dataloader_config": as_one,
+                "dataloader_config": single,
             },
         ],
         "evaluators": {

@@ -1,4 +1,4 @@
-"""ONNX Runtime's own 4-bit quantizer (round to nearest) on an fp32 ONNX decoder; the embedding stays fp32.
+"""ONNX Runtime's 4-bit quantizer (round to nearest) on an fp32 ONNX decoder; embeddings stay in fp32.
 
 PY peers/onnxruntime_rtn.py ORDER.json ANSWER.json          ORDER as in `nncf_run.py`
 """
@@ -9,11 +9,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from quantizing import answer
+from quantizing import run_order
 
 
 def run(order: dict[str, Any]) -> None:
-    """Quantize and save, with the files that lie beside the graph."""
+    """Quantize the graph and copy the other files of its folder."""
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
@@ -30,4 +30,4 @@ def run(order: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    answer(run, ("onnxruntime", "onnx"), ("onnx", "onnxruntime"))
+    run_order(run, ("onnxruntime", "onnx"), ("onnx", "onnxruntime"))

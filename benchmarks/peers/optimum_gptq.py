@@ -1,20 +1,20 @@
-"""Optimum's GPTQ with gptqmodel's solver; runs in the environment that `benchmarks/llm_peers.py` makes for it.
+"""Optimum's GPTQ with gptqmodel, in the environment that `benchmarks/llm_peers.py` creates.
 
     PY peers/optimum_gptq.py ORDER.json ANSWER.json
 
-ORDER has `model`, `calibration` (a .npy of token ids [samples, length]), `output`, `bits`, `group_size`, `threads`. In
-ANSWER are `seconds` from before the weights are loaded until the checkpoint is written, and the versions that ran.
+ORDER has `model`, `calibration` (a .npy file of token ids [samples, length]), `output`, `bits`, `group_size` and
+`threads`. ANSWER has `seconds`, including loading the weights and writing the checkpoint, and the package versions.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from quantizing import answer
+from quantizing import run_order
 
 
 def run(order: dict[str, Any]) -> None:
-    """Quantize as Optimum's documentation says, with tokens instead of text."""
+    """Quantize as in Optimum's documentation, with token ids instead of text."""
     import numpy as np
     import torch
     from optimum.gptq import GPTQQuantizer
@@ -23,7 +23,7 @@ def run(order: dict[str, Any]) -> None:
     windows = torch.from_numpy(np.load(order["calibration"]))
     dataset = [{"input_ids": window[None], "attention_mask": torch.ones_like(window[None])} for window in windows]
     model = AutoModelForCausalLM.from_pretrained(order["model"], dtype=torch.float32)
-    # Without it, quantization itself runs to its end and packing then fails.
+    # Without it, packing fails after the quantization.
     model.hf_device_map = {"": "cpu"}
     quantizer = GPTQQuantizer(
         bits=order["bits"],
@@ -42,4 +42,4 @@ def run(order: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    answer(run, ("optimum", "gptqmodel", "transformers", "torch"), ("torch", "transformers", "gptqmodel"))
+    run_order(run, ("optimum", "gptqmodel", "transformers", "torch"), ("torch", "transformers", "gptqmodel"))

@@ -1,10 +1,10 @@
-"""optimum-benchmark on an ONNX model folder; runs in the environment that `benchmarks/agreement.py` makes for it.
+"""optimum-benchmark on an ONNX model folder, in the environment that `benchmarks/agreement.py` creates.
 
     PY peers/optimum_run.py '{"model": FOLDER, "threads": 1, "core": 0, "length": 32, "warm_up": 9, "runs": 9}' FILE
 
-FILE, which is JSON, has the latencies as optimum-benchmark reports them, and beside each the part of it that was
-spent within `InferenceSession`. The `inline` launcher is taken because this process is of its own already: the
-`process` launcher's parent polls without a pause meanwhile, on the very core to which both are pinned.
+The JSON file has the latencies that optimum-benchmark reports, and the part of each that is spent in
+`InferenceSession`. The `inline` launcher is used because the parent of the `process` launcher polls without a pause, on
+the core to which both processes are pinned.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 
 
 def main() -> None:
-    """Pin, time, answer."""
+    """Pin the process, run the benchmark and write the results."""
     order = json.loads(sys.argv[1])
     if hasattr(os, "sched_setaffinity"):
-        # Before torch is imported, which counts its threads by the cores granted.
+        # Before torch is imported, since it sets its thread count by the available cores.
         os.sched_setaffinity(0, [order["core"]])
     Path(sys.argv[2]).write_text(json.dumps(_time(order)))
 
@@ -36,7 +36,7 @@ def _time(order: dict[str, Any]) -> dict[str, Any]:
     session = onnxruntime.InferenceSession
     inside_ns: list[int] = []
     for name in ("run", "run_with_iobinding"):
-        setattr(session, name, _watched(getattr(session, name), inside_ns))
+        setattr(session, name, _with_timer(getattr(session, name), inside_ns))
     backend = ORTConfig(
         model=order["model"],
         task="text-classification",
@@ -53,9 +53,9 @@ def _time(order: dict[str, Any]) -> dict[str, Any]:
     )
     config = BenchmarkConfig(name="agreement", launcher=InlineConfig(), scenario=scenario, backend=backend)
     latencies = Benchmark.launch(config).forward.latency
-    # One more than the warm-up: the first call is reported apart.
+    # The first call is reported separately, in addition to the warm-up.
     if len(inside_ns) != 1 + order["warm_up"] + order["runs"] or latencies.count != order["runs"]:
-        raise SystemExit(f"{len(inside_ns)} calls of the session for {latencies.count} reported ones")
+        raise SystemExit(f"{len(inside_ns)} session calls, but {latencies.count} are reported")
     packages = ("optimum-benchmark", "optimum", "transformers", "torch", "numpy")
     return {
         "onnxruntime": onnxruntime.__version__,
@@ -67,16 +67,16 @@ def _time(order: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _watched(run: Callable[..., Any], taken_ns: list[int]) -> Callable[..., Any]:
-    """``run``, whose every call adds its nanoseconds to ``taken_ns``."""
+def _with_timer(run: Callable[..., Any], durations_ns: list[int]) -> Callable[..., Any]:
+    """Return ``run`` with a timer that appends the nanoseconds of each call to ``durations_ns``."""
 
-    def watched(*arguments: Any, **named: Any) -> Any:
+    def timed(*arguments: Any, **named: Any) -> Any:
         start = time.perf_counter_ns()
         result = run(*arguments, **named)
-        taken_ns.append(time.perf_counter_ns() - start)
+        durations_ns.append(time.perf_counter_ns() - start)
         return result
 
-    return watched
+    return timed
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python benchmarks/peers/perf_test.py '{"graph": ..., "batches": ..., "threads": 1, "core": 0, "runs": 1000}'
 
-As its source does (onnxruntime/test/perftest, `PerformanceRunner::Run` and `OnnxRuntimeTestSession::Run`): inputs
-become `OrtValue`s once; one run is the warm-up; then N runs on the same input, each timed on its own from just before
-to just after `Session::Run`, outputs written to the same `OrtValue`s again and again. The mean is the sum over N, and
-percentile q is element int(q N) of the sorted times. One JSON object goes to standard output.
+Follows its source (onnxruntime/test/perftest, `PerformanceRunner::Run` and `OnnxRuntimeTestSession::Run`): inputs are
+converted to `OrtValue`s once; after one warm-up run, N runs on the same input are timed one by one around
+`Session::Run`, with the same `OrtValue`s as outputs. Percentile q is element int(q N) of the sorted times. Prints one
+JSON object.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ PERCENTILES = {"p50_ms": 0.5, "p90_ms": 0.9, "p95_ms": 0.95, "p99_ms": 0.99, "p9
 
 
 def statistics(latencies_ms: Sequence[float]) -> dict[str, float]:
-    """What the tool says of its runs, in ms."""
+    """Return the statistics that the tool reports, in ms."""
     ordered = sorted(latencies_ms)
     percentiles = {name: ordered[int(len(ordered) * share)] for name, share in PERCENTILES.items()}
     return {"mean_ms": sum(ordered) / len(ordered), "min_ms": ordered[0], "max_ms": ordered[-1], **percentiles}
 
 
 def time_graph(graph: Path, batches: Path, threads: int, runs: int) -> dict[str, Any]:
-    """Open ``graph`` as compress does and time ``runs`` runs on the first of ``batches``."""
+    """Open ``graph`` with the session options of compress and time runs on the first of ``batches``."""
     import onnxruntime
 
     from compress.benchmark.worker import read_batches
@@ -42,7 +42,7 @@ def time_graph(graph: Path, batches: Path, threads: int, runs: int) -> dict[str,
     binding = session.io_binding()
     for name, value in inputs.items():
         binding.bind_ortvalue_input(name, value)
-    # The warm-up run allocates the outputs, which the runs after it write to.
+    # The warm-up run allocates the outputs, which all timed runs reuse.
     for name, value in zip(names, session.run_with_ort_values(names, inputs), strict=True):
         binding.bind_ortvalue_output(name, value)
     clock = time.perf_counter_ns
@@ -61,7 +61,7 @@ def time_graph(graph: Path, batches: Path, threads: int, runs: int) -> dict[str,
 
 
 def main() -> None:
-    """Pin, time, answer."""
+    """Pin the process, time the graph and print the results."""
     order = json.loads(sys.argv[1])
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, [order["core"]])

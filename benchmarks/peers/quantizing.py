@@ -1,4 +1,4 @@
-"""What every peer's process does around its work: read the order, time the work, tell what it took."""
+"""Common part of all quantizer scripts: read the order, time the work, write the answer."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 
-def answer(
+def run_order(
     run: Callable[[dict[str, Any]], dict[str, Any] | None], packages: Sequence[str], imports: Sequence[str]
 ) -> None:
-    """Run the order in the file named first, and write what it took into the file named second.
+    """Read the order from the first argument, run it, and write the answer to the second argument.
 
-    ``imports`` are done before the clock starts: they are no part of anybody's work. `peak_bytes` is the process's own
-    peak. What ``run`` returns is added.
+    Args:
+        run: Function of the order; the values that it returns are added to the answer.
+        packages: Packages whose versions are added to the answer.
+        imports: Modules to import before the timing starts.
     """
     order = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     for name in imports:
@@ -26,12 +28,12 @@ def answer(
         if name == "torch":
             module.set_num_threads(order["threads"])
     start = time.perf_counter()
-    more = run(order) or {}
+    additional = run(order) or {}
     result = {
         "seconds": time.perf_counter() - start,
         "peak_bytes": _peak_bytes(),
         "packages": {name: version(name) for name in packages},
-        **more,
+        **additional,
     }
     Path(sys.argv[2]).write_text(json.dumps(result), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Greedy decoding of a quantized checkpoint by transformers, with the kernels of the environment it runs in.
+"""Decode speed of a quantized checkpoint in transformers.
 
     PY peers/transformers_decode.py ORDER.json ANSWER.json
 
@@ -12,21 +12,21 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from quantizing import answer
+from quantizing import run_order
 
 _UNTIMED = 2
 
 
 def run(order: dict[str, Any]) -> dict[str, Any]:
-    """Open and time."""
+    """Load the model and measure its decode speed."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(order["folder"], device_map="cpu").eval()
-    return {"tokens_per_second": steps_per_second(model, order["prompt"], order["tokens"])}
+    return {"tokens_per_second": tokens_per_second(model, order["prompt"], order["tokens"])}
 
 
-def steps_per_second(model: Any, prompt: Sequence[int], tokens: int) -> float:
-    """By the median time of a step."""
+def tokens_per_second(model: Any, prompt: Sequence[int], tokens: int) -> float:
+    """Return tokens per second, from the median time of a decoding step."""
     import torch
 
     seconds = []
@@ -41,4 +41,4 @@ def steps_per_second(model: Any, prompt: Sequence[int], tokens: int) -> float:
 
 
 if __name__ == "__main__":
-    answer(run, ("transformers", "torch"), ("torch", "transformers"))
+    run_order(run, ("transformers", "torch"), ("torch", "transformers"))

@@ -1,4 +1,4 @@
-"""The ways of timing one ONNX file that are compared, each in processes of its own."""
+"""The compared tools for timing an ONNX file, each in separate processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TAIL_LINES = 12
 
 @dataclass(frozen=True)
 class Setting:
-    """What everyone is given: a model folder, its graph, one input (several times, and as a file), and how long."""
+    """Inputs of every tool: model folder, graph, one input (repeated, and as a file), and duration."""
 
     model: Path
     graph: Path
@@ -39,7 +39,7 @@ class Setting:
 
 
 def time_compress(setting: Setting) -> dict[str, Any]:
-    """One session of the harness: at least six fresh processes."""
+    """Time with one session of compress, of at least six processes."""
     result = measure_side_by_side(
         {"model": setting.model},
         {"model": setting.examples},
@@ -61,7 +61,7 @@ def time_compress(setting: Setting) -> dict[str, Any]:
 
 
 def time_loop(setting: Setting) -> dict[str, Any]:
-    """`onnxruntime_perf_test`'s loop."""
+    """Time with the loop of `onnxruntime_perf_test`."""
     order = {
         "graph": str(setting.graph),
         "batches": str(setting.batches),
@@ -70,12 +70,14 @@ def time_loop(setting: Setting) -> dict[str, Any]:
         "runs": setting.runs,
     }
     script = Path(__file__).with_name("perf_test.py")
-    timing: dict[str, Any] = json.loads(_child([sys.executable, str(script), json.dumps(order)], dict(os.environ)))
+    timing: dict[str, Any] = json.loads(
+        _run_process([sys.executable, str(script), json.dumps(order)], dict(os.environ))
+    )
     return timing
 
 
 def time_optimum(setting: Setting, python: Path) -> dict[str, Any]:
-    """optimum-benchmark, by the interpreter that has it."""
+    """Time with optimum-benchmark, in the interpreter of its environment."""
     order = {
         "model": str(setting.model),
         "threads": setting.threads,
@@ -85,26 +87,26 @@ def time_optimum(setting: Setting, python: Path) -> dict[str, Any]:
         "runs": setting.runs,
     }
     script = Path(__file__).with_name("optimum_run.py")
-    # What it does with a hub or PYTHONPATH would be no part of this comparison.
+    # Without PYTHONPATH and access to the hub.
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch) / "answer.json"
         command = [str(python), "-P", str(script), json.dumps(order), str(answer)]
-        _child(command, {**variables, "HF_HUB_OFFLINE": "1"}, folder=scratch)
+        _run_process(command, {**variables, "HF_HUB_OFFLINE": "1"}, folder=scratch)
         timing: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
     return timing
 
 
-def _child(command: Sequence[str], variables: dict[str, str], folder: str | None = None) -> str:
-    """The standard output of a process. Raises `StageError` with its last words if it fails or hangs."""
+def _run_process(command: Sequence[str], variables: dict[str, str], folder: str | None = None) -> str:
+    """Run a process and return its standard output. Raises `StageError` if it fails or hangs."""
     script = next(Path(part).name for part in command if part.endswith(".py"))
     try:
         done = subprocess.run(
             command, cwd=folder, env=variables, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        raise StageError(f"{script} gave no answer within {_TIMEOUT_SECONDS:.0f} s and was stopped.") from None
+        raise StageError(f"{script} did not end within {_TIMEOUT_SECONDS:.0f} s and was stopped.") from None
     if done.returncode != 0:
-        words = "\n".join(f"{done.stdout}\n{done.stderr}".strip().splitlines()[-_TAIL_LINES:])
-        raise StageError(f"{script} ended with exit code {done.returncode}. Its last words:\n{words}")
+        tail = "\n".join(f"{done.stdout}\n{done.stderr}".strip().splitlines()[-_TAIL_LINES:])
+        raise StageError(f"{script} ended with exit code {done.returncode}. Its last output:\n{tail}")
     return done.stdout

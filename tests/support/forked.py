@@ -94,7 +94,7 @@ class _Forking(subprocess.Popen[Any]):
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             code: Any = 1
             try:
-                _command([*args[3:]], given["env"])
+                _command([*args[3:]], given["env"] or dict(os.environ))
             except SystemExit as ended:
                 code = ended.code
             finally:

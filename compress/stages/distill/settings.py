@@ -77,22 +77,30 @@ class TeacherAndStudent(Frozen):
 
             check_layer_selection(start, self.student.layers)
 
-    def shapes(self, before: Shape | None, plan: PlanContext) -> tuple[Shape | None, Shape | None]:
-        """Return the shapes of student and teacher, None if unknown; ``before`` is the shape of the stage's input."""
-        teacher, student, after = plan.shapes.get(self.teacher) if self.teacher else before, self.student, before
-        if student is not None and student.model is not None:
-            after = plan.find_model(student.model, student.random_weights)
-        elif student is not None and before is not None:
-            layers = student.layers
-            after = before.with_layers(len(layers)) if layers else reconfigured(before, student.config or {})
-        return after, teacher
 
-    def layer_choices(self, before: Shape | None) -> dict[str, tuple[Any, ...]]:
-        """Return layers that a search should try for a student that keeps some: all, a half, a third, evenly spread."""
-        if self.student is None or self.student.layers is None or before is None or before.layers < 2:
-            return {}
-        counts = dict.fromkeys(max(before.layers // part, 1) for part in (1, 2, 3))
-        return {"student.layers": tuple(spread_layers(before.layers, count) for count in counts)}
+def student_and_teacher_shapes(
+    settings: TeacherAndStudent, before: Shape | None, plan: PlanContext
+) -> tuple[Shape | None, Shape | None]:
+    """Return the shapes of student and teacher, None if unknown; ``before`` is the shape of the stage's input."""
+    teacher, student, after = (
+        plan.shapes.get(settings.teacher) if settings.teacher else before,
+        settings.student,
+        before,
+    )
+    if student is not None and student.model is not None:
+        after = plan.find_model(student.model, student.random_weights)
+    elif student is not None and before is not None:
+        layers = student.layers
+        after = before.with_layers(len(layers)) if layers else reconfigured(before, student.config or {})
+    return after, teacher
+
+
+def layer_choices(student: Student | None, before: Shape | None) -> dict[str, tuple[Any, ...]]:
+    """Return layers that a search should try for a student that keeps some: all, a half, a third, evenly spread."""
+    if student is None or student.layers is None or before is None or before.layers < 2:
+        return {}
+    counts = dict.fromkeys(max(before.layers // part, 1) for part in (1, 2, 3))
+    return {"student.layers": tuple(spread_layers(before.layers, count) for count in counts)}
 
 
 class Distillation(TeacherAndStudent, Training):

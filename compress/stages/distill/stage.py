@@ -7,7 +7,7 @@ from typing import Any, Literal
 from compress.models.model import TorchModel
 from compress.stages.base import Context, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape
-from compress.stages.distill.settings import Distillation
+from compress.stages.distill.settings import Distillation, layer_choices, student_and_teacher_shapes
 from compress.stages.protocols import field_search_values
 from compress.stages.training.length import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
 from compress.tasks.capability import DESCRIBES_IMAGES, GENERATES, GENERATES_IMAGES, REWRITES, TAKES_ARRAYS, TRANSCRIBES
@@ -36,7 +36,7 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Return the cost: the student trains in every epoch; the teacher predicts once if its answers are stored."""
-        after, teacher = self.shapes(before, plan)
+        after, teacher = student_and_teacher_shapes(self, before, plan)
 
         def flops(before: Shape, after: Shape, tokens: float) -> float | None:
             unlabeled = [*plan.unlabeled.values()] if self.use_unlabeled else []
@@ -59,7 +59,7 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
         A student improves for a long time (Beyer et al. 2022, section 3.2).
         """
         epochs = {"epochs": (2 * self.epochs, 4 * self.epochs)}
-        return field_search_values(self, timed) | epochs | self.layer_choices(before)
+        return field_search_values(self, timed) | epochs | layer_choices(self.student, before)
 
     def infer_shapes(self, model: TorchModel, context: Context) -> TorchModel:
         """Return the student, untrained."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from compress.models.model import TorchModel
 from compress.stages.base import Context, Requirements, Stage
 from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, predicted
+from compress.stages.distill.settings import layer_choices, student_and_teacher_shapes
 from compress.stages.distill_language_model.settings import LanguageDistillation
 from compress.stages.protocols import field_search_values
 from compress.stages.training.length import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
@@ -39,7 +40,7 @@ class DistillLanguageModel(LanguageDistillation, Stage[TorchModel, TorchModel]):
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Return the cost: the student trains in every epoch; the teacher predicts once if its states can be stored."""
-        after, teacher = self.shapes(before, plan)
+        after, teacher = student_and_teacher_shapes(self, before, plan)
         if self.seconds is not None:
             return predicted(before, after, Estimate(value=self.seconds, note="the budget"))
         synthetic = self.teacher_writes
@@ -63,7 +64,7 @@ class DistillLanguageModel(LanguageDistillation, Stage[TorchModel, TorchModel]):
         """Return values of the fields, numbers of the student's layers, and two and four times as many epochs."""
         longer = self.seconds is None and self.tokens is None
         epochs = {"epochs": (2 * self.epochs, 4 * self.epochs)} if longer else {}
-        return field_search_values(self, timed) | epochs | self.layer_choices(before)
+        return field_search_values(self, timed) | epochs | layer_choices(self.student, before)
 
     def check_data(self, start: Path, context: Context) -> None:
         """Split the text into sequences, if the student has the starting model's tokenizer. Raises `DataError`."""

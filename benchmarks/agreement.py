@@ -1,30 +1,30 @@
-"""Whether compress times a model as its peers do: ONNX Runtime's own test loop, and optimum-benchmark.
+"""Compare compress's latency measurement with two others: ONNX Runtime's perf test loop and optimum-benchmark.
 
-    python benchmarks/agreement.py --output agreement.json      # some ten minutes on two idle cores
+    python benchmarks/agreement.py --output agreement.json      # about ten minutes on two idle cores
 
-One ONNX file (the sample `minilm` cut to three layers, fp32; or `--model`) answers one input of batch 1 and 32 tokens
-on one thread, pinned to one core, with the same session options and the same version of ONNX Runtime:
+All three measure one ONNX file (by default the sample `minilm` reduced to three layers, fp32) on one input of batch 1
+and 32 tokens, on one thread pinned to one core, with the same session options and the same ONNX Runtime version:
 
-- `compress`: `measure_together`, the harness of `compress bench`.
-- `perf_test loop`: what `onnxruntime_perf_test` does, in Python (`peers/perf_test.py`): that C++ tool is not in ONNX
-  Runtime's Python package.
-- `optimum-benchmark`: its `onnxruntime` backend and `inference` scenario, in a virtual environment of its own that is
-  made in the user's cache at the first run (`peers/optimum_run.py`).
+- `compress`: `measure_together`, which `compress bench` uses.
+- `perf_test loop`: the loop of `onnxruntime_perf_test` in Python (`peers/perf_test.py`), since the Python package of
+  ONNX Runtime does not include that C++ tool.
+- `optimum-benchmark`: its `onnxruntime` backend and `inference` scenario, in a separate virtual environment that the
+  first run creates in the user's cache (`peers/optimum_run.py`).
 
-Each is a process of its own, started one after the other: A B C, C B A, and so on, so that what the machine does
-meanwhile hits them all. Compared are medians of the same repetition; the interval of their ratio is that of the median
-over the repetitions (order statistics, 95%). A peer agrees if the whole interval lies within 3%.
+Each is a separate process. They run one after the other in alternating order (A B C, C B A, ...), so that other load on
+the machine affects all of them. Medians of the same repetition are compared. The interval of their ratio is the 95%
+interval of the median over the repetitions (order statistics). A tool agrees if the whole interval lies within 3%.
 
-Why the numbers would differ. compress and the loop both time the runtime's call alone; compress makes numpy arrays of
-the outputs as well, a few microseconds, and pauses between its turns, after each of which two calls go untimed.
-optimum-benchmark times `ORTModel.forward`: it binds the input tensors, works out the outputs' shapes, allocates torch
-tensors for them, binds those, runs the session, and wraps the result. That is some sixty calls of Python, a tenth of a
-millisecond or several whatever the model: 3% and more of a call of three milliseconds, less of a longer one (try
-`--length 128`). So its report has two rows, each judged: `forward` as it reports it, and the time within the session,
-which is what the others time too. Its token ids are random ones of its own; the shape, and so the work, is the same.
+Known differences: compress and the loop both time only `session.run`. compress also creates numpy arrays of the outputs
+(a few microseconds) and pauses between turns, with two untimed calls after each. optimum-benchmark times
+`ORTModel.forward`, which binds the inputs, computes output shapes, allocates and binds torch tensors, runs the session
+and wraps the result. This Python code takes 0.1 ms to several ms for every model: 3% or more of a call of 3 ms,
+less of a longer one (try `--length 128`). The report therefore has two rows for optimum-benchmark: `forward` as it
+reports it, and the time within the session, which corresponds to the other two. Its token ids are random, but have the
+same shape.
 
-Exit code 1 if a peer disagrees on the time of the runtime's call, 2 for bad input. An optimum-benchmark that cannot be
-installed or run is reported as skipped, with the reason.
+Exit code 1 if a tool disagrees on the time of the session, 2 for invalid input. If optimum-benchmark cannot be
+installed or run, it is reported as skipped with the reason.
 """
 
 from __future__ import annotations
@@ -54,19 +54,19 @@ from compress.utils.storage import digest_file
 
 MARGIN = 0.03
 THREADS = 1
-SHORTEST = 2
-FEWEST_REPEATS = 6
-"""With fewer there is no 95% interval of a median."""
+MIN_LENGTH = 2
+MIN_REPEATS = 6
+"""A median of fewer values has no 95% interval."""
 COMPRESS, LOOP, OPTIMUM = "compress", "perf_test loop", "optimum-benchmark"
-INSIDE = "optimum-benchmark, session alone"
-SAME_WORK = (LOOP, INSIDE)
-"""The rows that time the runtime's call alone, as compress does."""
+OPTIMUM_SESSION = "optimum-benchmark, session alone"
+SESSION_ROWS = (LOOP, OPTIMUM_SESSION)
+"""Rows that time only the session, as compress does."""
 _LABELS = ("negative", "positive")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way of timing: its median latency over the repetitions, and the ratio to compress."""
+    """Median latency of one tool over the repetitions, and its ratio to compress."""
 
     name: str
     latency_ms: IntervalEstimate
@@ -75,7 +75,7 @@ class Row:
 
 
 def make_model(folder: Path) -> None:
-    """Export the sample `minilm`, cut to three layers, into ``folder`` in Hugging Face layout."""
+    """Export the sample `minilm`, reduced to three layers, into ``folder`` in Hugging Face layout."""
     import torch
 
     from compress.data.samples.fetch import sample_directory
@@ -94,8 +94,8 @@ def make_model(folder: Path) -> None:
     OnnxModel(exported.graph, FLOAT_GRAPH, model.companions()).save(folder)
 
 
-def one_input(model: Path, length: int) -> Examples:
-    """The same random tokens again and again, as many times as a benchmark wants examples at least."""
+def repeated_input(model: Path, length: int) -> Examples:
+    """Return eight copies of one random input, the minimum number of examples of a benchmark."""
     config = model / "config.json"
     try:
         vocabulary = int(json.loads(config.read_text(encoding="utf-8"))["vocab_size"])
@@ -112,51 +112,53 @@ def one_input(model: Path, length: int) -> Examples:
 
 
 def repeat_all(setting: Setting, repeats: int, python: Path | None) -> tuple[list[dict[str, Any]], str | None]:
-    """Every way once a repetition, in alternating order; and why optimum-benchmark had to be left out, if so."""
-    ways = {COMPRESS: lambda: time_compress(setting), LOOP: lambda: time_loop(setting)}
+    """Run every tool once per repetition, in alternating order. Also return why optimum-benchmark failed, if it did."""
+    tools = {COMPRESS: lambda: time_compress(setting), LOOP: lambda: time_loop(setting)}
     if python is not None:
-        ways[OPTIMUM] = lambda: time_optimum(setting, python)
-    done, reason = [], None
+        tools[OPTIMUM] = lambda: time_optimum(setting, python)
+    repetitions, reason = [], None
     for number in range(repeats):
-        names = list(ways) if number % 2 == 0 else list(ways)[::-1]
+        names = list(tools) if number % 2 == 0 else list(tools)[::-1]
         results: dict[str, Any] = {}
         for name in names:
             try:
-                results[name] = ways[name]()
+                results[name] = tools[name]()
             except StageError as error:
                 if name != OPTIMUM:
                     raise
                 reason = str(error)
-                del ways[OPTIMUM]
-                _note(f"{OPTIMUM} is left out from now on: {reason}")
+                del tools[OPTIMUM]
+                _note(f"{OPTIMUM} is skipped from now on: {reason}")
         summary = ", ".join(f"{name} {results[name]['p50_ms']:.3f} ms" for name in names if name in results)
         _note(f"{number + 1} of {repeats}: {summary}")
-        done.append({"order": names, **results})
-    return done, reason
+        repetitions.append({"order": names, **results})
+    return repetitions, reason
 
 
 def medians_ms(repetitions: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """name -> the median latency of each repetition, of those who took part in all."""
+    """Return the median latency of each repetition per tool, for tools that ran in every repetition."""
     names = [name for name in (COMPRESS, LOOP, OPTIMUM) if all(name in medians for medians in repetitions)]
     medians = {
         name: np.array([np.median(repetition[name]["latencies_ms"]) for repetition in repetitions]) for name in names
     }
     if OPTIMUM in medians:
-        medians[INSIDE] = np.array([np.median(repetition[OPTIMUM]["session_ms"]) for repetition in repetitions])
+        medians[OPTIMUM_SESSION] = np.array(
+            [np.median(repetition[OPTIMUM]["session_ms"]) for repetition in repetitions]
+        )
     return medians
 
 
 def compare(medians: Mapping[str, np.ndarray]) -> list[Row]:
-    """A row for each way of timing, each judged against compress in the same repetition."""
+    """Compare each tool with compress within the same repetition and return a row per tool."""
     rows = []
     for name, values in medians.items():
-        ratio = None if name == COMPRESS else _middle(values / medians[COMPRESS])
-        rows.append(Row(name, _middle(values), ratio, "" if ratio is None else judge(ratio, len(values))))
+        ratio = None if name == COMPRESS else _median_with_interval(values / medians[COMPRESS])
+        rows.append(Row(name, _median_with_interval(values), ratio, "" if ratio is None else judge(ratio, len(values))))
     return rows
 
 
 def judge(ratio: IntervalEstimate, repeats: int) -> str:
-    """Whether ``ratio`` is 1 within the margin."""
+    """Return the verdict on whether ``ratio`` is 1 within the margin."""
     loss = IntervalEstimate(*(bound - 1 for bound in ratio))
     verdict = decide(loss, MARGIN)
     if verdict == "same":
@@ -164,10 +166,10 @@ def judge(ratio: IntervalEstimate, repeats: int) -> str:
     if verdict != "can't tell":
         return f"not within {MARGIN:.0%}"
     more = samples_to_settle(loss, MARGIN, repeats)
-    return "can't tell" if more is None else f"can't tell, {more} more repetitions might"
+    return "inconclusive" if more is None else f"inconclusive, {more} more repetitions may settle it"
 
 
-def _middle(values: np.ndarray) -> IntervalEstimate:
+def _median_with_interval(values: np.ndarray) -> IntervalEstimate:
     return IntervalEstimate(float(np.median(values)), *median_interval(values))
 
 
@@ -175,7 +177,7 @@ def _note(line: str) -> None:
     sys.stderr.write(line + "\n")
 
 
-def _show(rows: Sequence[Row], skipped: str | None, last: str) -> None:
+def _show(rows: Sequence[Row], skipped: str | None, footer: str) -> None:
     lines = [f"{'':34}{'median ms':>10}  {'95% interval':18}{'ratio':>7}  {'95% interval':18}verdict"]
     for row in rows:
         value, low, high = row.latency_ms
@@ -184,7 +186,7 @@ def _show(rows: Sequence[Row], skipped: str | None, last: str) -> None:
             line += f"{row.ratio.value:7.4f}  {f'{row.ratio.low:.4f} to {row.ratio.high:.4f}':18}{row.verdict}"
         lines.append(line.rstrip())
     lines += [f"{OPTIMUM}: skipped, {skipped}"] if skipped else []
-    sys.stdout.write("\n".join([*lines, last]) + "\n")
+    sys.stdout.write("\n".join([*lines, footer]) + "\n")
 
 
 def _measure(options: argparse.Namespace, scratch: Path) -> int:
@@ -193,13 +195,13 @@ def _measure(options: argparse.Namespace, scratch: Path) -> int:
         python = optimum_python(_note)
     except UnavailableError as error:
         skipped = str(error)
-        _note(f"{OPTIMUM} is left out: {skipped}")
+        _note(f"{OPTIMUM} is skipped: {skipped}")
     model = options.model
     if model is None:
         model = scratch / "model"
         model.mkdir()
         make_model(model)
-    examples = one_input(model, options.length)
+    examples = repeated_input(model, options.length)
     batches = scratch / "batches.npz"
     write_batches(batches, [examples.batch([0])])
     setting = Setting(
@@ -221,11 +223,11 @@ def _measure(options: argparse.Namespace, scratch: Path) -> int:
         for name in repetition["order"]
         if name in repetition
     }
-    given = f"{THREADS} thread, batch 1, {options.length} tokens"
-    _show(rows, skipped, f"ONNX Runtime {', '.join(sorted(versions))}; {given}")
+    conditions = f"{THREADS} thread, batch 1, {options.length} tokens"
+    _show(rows, skipped, f"ONNX Runtime {', '.join(sorted(versions))}; {conditions}")
     if options.output is not None:
         _write(options.output, setting, rows, repetitions, skipped)
-    return int(any(row.verdict.startswith("not") for row in rows if row.name in SAME_WORK))
+    return int(any(row.verdict.startswith("not") for row in rows if row.name in SESSION_ROWS))
 
 
 def _write(path: Path, setting: Setting, rows: Sequence[Row], repetitions: Any, skipped: str | None) -> None:
@@ -249,27 +251,31 @@ def _write(path: Path, setting: Setting, rows: Sequence[Row], repetitions: Any, 
 
 
 def main() -> int:
-    """Write a table, and with `--output` the raw samples; see the module."""
+    """Print the table and, with `--output`, write the raw samples."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--model", type=Path, help="folder of a text classifier in Hugging Face layout, with one ONNX file"
     )
-    parser.add_argument("--length", type=int, default=32, help="tokens of the input (32)")
-    parser.add_argument("--repeats", type=int, default=12, help="repetitions of all (12)")
-    parser.add_argument("--runs", type=int, default=1000, help="timed calls of each peer in a repetition (1000)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="sampling time of compress in a repetition (4)")
+    parser.add_argument("--length", type=int, default=32, help="tokens of the input (default: 32)")
+    parser.add_argument("--repeats", type=int, default=12, help="repetitions (default: 12)")
+    parser.add_argument(
+        "--runs", type=int, default=1000, help="timed calls of each other tool per repetition (default: 1000)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="sampling time of compress per repetition (default: 4)"
+    )
     parser.add_argument("--output", type=Path, help="write the raw samples to this JSON file")
     options = parser.parse_args()
-    if options.repeats < FEWEST_REPEATS:
-        parser.error(f"--repeats {options.repeats}: an interval needs {FEWEST_REPEATS} repetitions at least")
-    if options.length < SHORTEST:
-        parser.error(f"--length {options.length}: expected {SHORTEST} at least")
+    if options.repeats < MIN_REPEATS:
+        parser.error(f"--repeats {options.repeats}: an interval needs at least {MIN_REPEATS} repetitions")
+    if options.length < MIN_LENGTH:
+        parser.error(f"--length {options.length}: expected at least {MIN_LENGTH}")
     if options.runs < 1:
-        parser.error(f"--runs {options.runs}: expected 1 at least")
+        parser.error(f"--runs {options.runs}: expected at least 1")
     if not options.seconds > 0:
         parser.error(f"--seconds {options.seconds:g}: expected a time above 0")
     if options.output is not None and not options.output.absolute().parent.is_dir():
-        parser.error(f"--output {options.output}: there is no such folder")
+        parser.error(f"--output {options.output}: its folder does not exist")
     quiet_libraries()
     try:
         with tempfile.TemporaryDirectory(prefix="compress-agreement-") as scratch:

@@ -1,8 +1,10 @@
-"""What a browser bundle costs a visitor: bytes over the wire, and the time from the page's first sight to its answer.
+"""Measure a browser bundle: bytes transferred, and the time from page ready to the first answer.
 
-BUNDLE is a folder that `compress bundle --target browser` wrote. It is served on the loopback address, each file
-compressed as a web server would send it; every launch is a Chromium with a fresh profile, so that nothing is cached.
-A chat's page is sent ``--message``, and says itself how fast it replied.
+    python benchmarks/bundle_page.py BUNDLE [--message TEXT] [--json]
+
+BUNDLE is a folder that `compress bundle --target browser` wrote. It is served on the loopback address, compressed as
+by a web server. Every launch starts Chromium with a fresh profile, so that nothing is cached. A chat page receives
+`--message` and displays its own speed.
 """
 
 from __future__ import annotations
@@ -46,20 +48,20 @@ SEND = """(() => {
   document.getElementById("send").click();
 })()"""
 REPLIED = re.compile(r"(\d+) tokens?: the first after ([\d.]+) s(?:, then ([\d.]+) a second)?")
-CHAT = {"first_token_s": "message to first token, s", "tokens_per_second": "then tokens a second"}
+CHAT = {"first_token_s": "message to first token, s", "tokens_per_second": "tokens per second after the first"}
 FLOOR_BYTES, AIM_BYTES = 12_000_000, 6_000_000
 FLOOR_MS, AIM_MS = 3_000, 1_000
 
 
 def main() -> None:
-    """Serve, launch, and write the figures."""
+    """Serve the bundle, visit the page and print the measurements."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--launches", type=int, default=9)
     parser.add_argument("--encoding", choices=("br", "gzip"), default="br")
-    parser.add_argument("--quality", type=int, default=11, help="of brotli, 0 to 11")
-    parser.add_argument("--message", help="what a chat's page is sent")
-    parser.add_argument("--picture", type=Path, help="write the page, answered, as a PNG")
+    parser.add_argument("--quality", type=int, default=11, help="brotli quality, 0 to 11")
+    parser.add_argument("--message", help="message to send to a chat page")
+    parser.add_argument("--picture", type=Path, help="write a screenshot of the page with its answer as PNG")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with serve(options.bundle, options.encoding, options.quality) as (port, sent):
@@ -67,27 +69,27 @@ def main() -> None:
             visit(port, sent, options.message, options.picture if launch == 0 else None)
             for launch in range(options.launches)
         ]
-    timings = figures(runs, options.encoding)
-    sys.stdout.write(json.dumps(timings, indent=1) + "\n" if options.json else words(timings))
+    timings = summarize(runs, options.encoding)
+    sys.stdout.write(json.dumps(timings, indent=1) + "\n" if options.json else table(timings))
 
 
 @contextmanager
 def serve(folder: Path, encoding: str, quality: int) -> Iterator[tuple[int, dict[str, int]]]:
-    """The folder on a free port, and the bytes of bodies sent by path, which a visit empties."""
+    """Serve the folder on a free port. Yield the port and the bytes sent per path, which every visit resets."""
     sent: dict[str, int] = {}
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and "examples" not in path.parts)
-    ready = {
-        f"/{path.relative_to(folder).as_posix()}": (path.suffix, packed(path, encoding, quality)) for path in paths
+    files = {
+        f"/{path.relative_to(folder).as_posix()}": (path.suffix, encode(path, encoding, quality)) for path in paths
     }
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            if self.path not in ready or encoding not in self.headers.get("Accept-Encoding", ""):
+            if self.path not in files or encoding not in self.headers.get("Accept-Encoding", ""):
                 self.send_error(404)
                 return
-            suffix, content = ready[self.path]
+            suffix, content = files[self.path]
             self.send_response(200)
             self.send_header("Content-Type", TYPES.get(suffix, "application/octet-stream"))
             self.send_header("Content-Encoding", encoding)
@@ -97,7 +99,7 @@ def serve(folder: Path, encoding: str, quality: int) -> Iterator[tuple[int, dict
             sent[self.path] = sent.get(self.path, 0) + len(content)
 
         def log_message(self, *arguments: Any) -> None:
-            """Nothing."""
+            """Keep standard error free of requests."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -105,33 +107,33 @@ def serve(folder: Path, encoding: str, quality: int) -> Iterator[tuple[int, dict
         server.shutdown()
 
 
-def packed(path: Path, encoding: str, quality: int) -> bytes:
-    """The file as it goes over the wire."""
+def encode(path: Path, encoding: str, quality: int) -> bytes:
+    """Return the compressed file."""
     command = ["node", "-e", BROTLI, str(quality)] if encoding == "br" else ["node", "-e", GZIP]
     return subprocess.run(command, input=path.read_bytes(), capture_output=True, check=True).stdout
 
 
-def visit(port: int, sent: dict[str, int], message: str | None, picture: Path | None) -> dict[str, Any]:
-    """One cold visit."""
+def visit(port: int, sent: dict[str, int], message: str | None, screenshot: Path | None) -> dict[str, Any]:
+    """Visit the page with an empty cache, and return times, bytes and what a chat page displays."""
     sent.clear()
     with open_page() as page:
         page.call("Emulation.setDeviceMetricsOverride", width=900, height=600, deviceScaleFactor=1, mobile=False)
         page.call("Page.navigate", url=f"http://127.0.0.1:{port}/index.html")
-        chat = {} if message is None else chatted(page, message)
+        chat = {} if message is None else send_message(page, message)
         page.wait_for("document.body && document.body.dataset.answer")
         times = page.evaluate(TIMES) | chat
-        if picture is not None:
-            look(page, picture)
+        if screenshot is not None:
+            screenshot.write_bytes(base64.b64decode(page.call("Page.captureScreenshot")["data"]))
     return {**times, "bytes": dict(sent)}
 
 
-def chatted(page: Page, message: str) -> dict[str, float]:
-    """What a chat's page says of its reply, and its memory."""
+def send_message(page: Page, message: str) -> dict[str, float]:
+    """Send a message to a chat page. Return the speed that it displays and its peak memory."""
     page.wait_for("document.body && document.body.dataset.ready")
     page.evaluate(SEND % json.dumps(message))
     page.wait_for("document.body.dataset.answer", seconds=600)
     match = REPLIED.match(page.evaluate("document.getElementById('status').textContent"))
-    assert match is not None and match[3] is not None, "a reply of two tokens or more"
+    assert match is not None and match[3] is not None, "the reply has less than two tokens"
     memory = peak_bytes(largest_renderer(psutil.Process(page.browser)))
     return {
         "tokens": int(match[1]),
@@ -141,13 +143,8 @@ def chatted(page: Page, message: str) -> dict[str, float]:
     }
 
 
-def look(page: Page, picture: Path) -> None:
-    """The page as it is seen."""
-    picture.write_bytes(base64.b64decode(page.call("Page.captureScreenshot")["data"]))
-
-
-def figures(runs: list[dict[str, Any]], encoding: str) -> dict[str, Any]:
-    """Medians with the raw samples; bytes must be the same in every visit."""
+def summarize(runs: list[dict[str, Any]], encoding: str) -> dict[str, Any]:
+    """Return medians and raw samples. The bytes must be identical in every visit."""
     (transfer,) = {json.dumps(run["bytes"], sort_keys=True) for run in runs}
     sizes = json.loads(transfer)
     samples = {name: [run[name] for run in runs] for name in runs[0] if name != "bytes"}
@@ -161,26 +158,26 @@ def figures(runs: list[dict[str, Any]], encoding: str) -> dict[str, Any]:
     }
 
 
-def words(found: dict[str, Any]) -> str:
-    """The figures as a table, the largest files first."""
-    lines = [f"| what | found | floor | aim |\n|---|---|---|---|\n| transfer, {found['encoding']} "]
-    lines[-1] += f"| {found['transfer_bytes'] / 1e6:.2f} MB | {FLOOR_BYTES / 1e6:g} MB | {AIM_BYTES / 1e6:g} MB |"
-    for name, shown in (
+def table(results: dict[str, Any]) -> str:
+    """Return a Markdown table, and the sizes of the files in descending order."""
+    lines = [f"| quantity | measured | required | aim |\n|---|---|---|---|\n| transfer, {results['encoding']} "]
+    lines[-1] += f"| {results['transfer_bytes'] / 1e6:.2f} MB | {FLOOR_BYTES / 1e6:g} MB | {AIM_BYTES / 1e6:g} MB |"
+    for name, label in (
         ("from_page_ready_ms", "page ready to first answer"),
         ("from_navigation_ms", "from navigation"),
     ):
-        values = found["samples"][name]
+        values = results["samples"][name]
         span = f"{min(values):.0f}-{max(values):.0f} in {len(values)} cold launches"
-        floor, aim = ("", "") if "tokens" in found else (f"{FLOOR_MS} ms", f"{AIM_MS} ms")
-        lines.append(f"| {shown} | {found[name]:.0f} ms ({span}) | {floor} | {aim} |")
-    for name, shown in CHAT.items():
-        if name in found:
-            values = found["samples"][name]
-            lines.append(f"| {shown} | {found[name]:.1f} ({min(values):.1f}-{max(values):.1f}) | | |")
-    if "peak_memory_bytes" in found:
-        lines.append(f"| peak memory of the page | {found['peak_memory_bytes'] / 1e6:.0f} MB | | |")
+        floor, aim = ("", "") if "tokens" in results else (f"{FLOOR_MS} ms", f"{AIM_MS} ms")
+        lines.append(f"| {label} | {results[name]:.0f} ms ({span}) | {floor} | {aim} |")
+    for name, label in CHAT.items():
+        if name in results:
+            values = results["samples"][name]
+            lines.append(f"| {label} | {results[name]:.1f} ({min(values):.1f}-{max(values):.1f}) | | |")
+    if "peak_memory_bytes" in results:
+        lines.append(f"| peak memory of the page | {results['peak_memory_bytes'] / 1e6:.0f} MB | | |")
     lines.append("")
-    sizes = sorted(found["bytes_by_file"].items(), key=lambda item: -item[1])
+    sizes = sorted(results["bytes_by_file"].items(), key=lambda item: -item[1])
     lines += [f"{size:10,d}  {name}" for name, size in sizes]
     return "\n".join(lines) + "\n"
 

@@ -1,9 +1,9 @@
-"""A language model cut by each rule, before anything is taught: parameters, perplexity, seconds.
+"""Compare the pruning criteria of `prune_decoder` without any training: parameters, perplexity and seconds.
 
-    python benchmarks/cut_rules.py            # SmolLM2, a third of its neurons or four blocks; wiki
-    python benchmarks/cut_rules.py --write    # and puts the figures into results/
+    python benchmarks/cut_rules.py            # SmolLM2 on wiki
+    python benchmarks/cut_rules.py --write    # also writes the results into benchmarks/results
 
-Perplexity is that of float32 weights on windows of the test split, which no rule has read. Hardware: any.
+Perplexity is that of float32 weights on the test split, which no criterion reads. Runs on any hardware.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from compress.utils.environment import processor
 from compress.utils.progress import SilentProgress
 
 RESULTS = Path(__file__).parent / "results" / "cut-language-models.json"
-RULES: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     **{
-        f"{label} blocks, {rule}": {"layers": count, "samples": 64, **fields}
+        f"{label} blocks, {criterion}": {"layers": count, "samples": 64, **fields}
         for label, count in {"four": 4, "six": 6}.items()
-        for rule, fields in {
+        for criterion, fields in {
             "block_influence (ShortGPT)": {"layer_importance": "block_influence", "compensate": False},
             "neighbours": {"compensate": False},
             "block_influence, compensated": {"layer_importance": "block_influence"},
@@ -48,44 +48,40 @@ RULES: dict[str, dict[str, Any]] = {
 
 
 def main(
-    windows: Annotated[int, typer.Option(help="Windows of the test split.")] = 20,
-    model: Annotated[str, typer.Option(help="A language model.")] = "sample:smollm2",
-    write: Annotated[bool, typer.Option("--write", help="Put the figures into results/.")] = False,
+    windows: Annotated[int, typer.Option(help="Evaluated windows of the test split.")] = 20,
+    model: Annotated[str, typer.Option(help="Language model, as in a recipe.")] = "sample:smollm2",
+    write: Annotated[bool, typer.Option("--write", help="Write the results into benchmarks/results.")] = False,
 ) -> None:
-    """Cut the model by each rule, and judge what is left."""
+    """Prune the model with each variant, and evaluate the pruned models."""
     quiet_libraries()
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         setting = LanguageSetting(model, "sample:wiki", Path(scratch), torch.get_num_threads(), 32, 0, SilentProgress(),
                                   windows=windows)  # fmt: skip
-        whole = setting.perplexity_of_checkpoint(setting.source)
-        rows.append(["all of it", _millions(setting.source), f"{whole:.2f}", ""])
-        for rule, fields in RULES.items():
+        original = setting.perplexity_of_checkpoint(setting.source)
+        rows.append(["original", _millions(setting.source), f"{original:.2f}", ""])
+        for name, fields in VARIANTS.items():
             stage = PruneDecoder.model_validate({"precision": "fastest", **fields})
             with tempfile.TemporaryDirectory(dir=setting.folder) as work:
                 began = time.perf_counter()
                 pruned = stage.run(Checkpoint(setting.source), setting.context(Path(work)))
                 seconds = time.perf_counter() - began
                 perplexity = setting.perplexity_of_checkpoint(pruned.folder)
-                rows.append(
-                    [
-                        rule,
-                        _millions(pruned.folder),
-                        f"{perplexity:.2f} ({perplexity / whole - 1:+.0%})",
-                        f"{seconds:.0f} s",
-                    ]
-                )
+                change = f"{perplexity:.2f} ({perplexity / original - 1:+.0%})"
+                rows.append([name, _millions(pruned.folder), change, f"{seconds:.0f} s"])
             typer.echo(" | ".join(rows[-1]))
     if write:
         page = {
-            "title": "Cut language models",
+            "title": "Pruned language models",
             "order": 3,
             "command": "python benchmarks/cut_rules.py --write",
             "machine": f"{processor()}, {torch.get_num_threads()} threads",
             "measured": f"{date.today():%Y-%m-%d}",
-            "text": "SmolLM2-135M-Instruct by each rule of `prune_decoder`, before any training or rounding. "
-            f"Perplexity of {windows} windows of the test split of wiki; rules read windows of 512 tokens of train.",
-            "tables": [{"title": "", "columns": ["what goes", "parameters", "perplexity", "seconds"], "rows": rows}],
+            "text": "SmolLM2-135M-Instruct pruned by each criterion of `prune_decoder`, without training. "
+            f"Perplexity of {windows} windows of the test split of wiki. Criteria read 512-token windows of train.",
+            "tables": [
+                {"title": "", "columns": ["removed", "parameters", "perplexity", "seconds"], "rows": rows},
+            ],
         }
         RESULTS.write_text(json.dumps(page, indent=1) + "\n")
 

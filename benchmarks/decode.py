@@ -1,10 +1,10 @@
-"""Decode speed of a decoder as ONNX: fp32 against four bits, in one interleaved session.
+"""Compare the decode speed of a decoder in ONNX in fp32 and in 4 bits, interleaved in one session.
 
     python benchmarks/decode.py                          # sample:smollm2, rounded to nearest; about six minutes
-    python benchmarks/decode.py --quantized FOLDER       # the integers of a quantized checkpoint
-    python benchmarks/decode.py --variants               # 8-bit against fp32 arithmetic, the last token only
+    python benchmarks/decode.py --quantized FOLDER       # with the weights of a quantized checkpoint
+    python benchmarks/decode.py --variants               # also fp32 arithmetic, and logits of the last token only
 
-The speed does not depend on which integers they are, only on their bits and groups.
+The speed depends on bits and group size, not on the values of the weights.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ METRICS = ("time_per_output_token_ms", "tokens_per_second", "time_to_first_token
 
 
 @dataclass(frozen=True)
-class Rounded(Checkpoint):
-    """A float checkpoint that gives its linear layers and its table as four bits in groups of 64."""
+class RoundedCheckpoint(Checkpoint):
+    """A float checkpoint whose linear layers and embeddings are read as 4 bits in groups of 64."""
 
     def quantized(self, module: str) -> QuantizedWeight | None:
-        """Rounded to nearest."""
+        """Return the weight rounded to nearest, or None for other modules."""
         if not module.endswith(("_proj", "embed_tokens", "lm_head")) or f"{module}.weight" not in self.files:
             return None
         return round_to_nearest(self.stored(f"{module}.weight").float(), GptqSettings(scale_search=False))
 
 
 def main() -> None:
-    """Print sizes, times with intervals, and ratios to fp32."""
+    """Print sizes, times with intervals, and speed-ups over fp32."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="sample:smollm2")
     parser.add_argument("--quantized", type=Path)
@@ -52,25 +52,25 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=3.0)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     quiet_libraries()
-    source = Checkpoint(resolve_model(chosen.model))
-    few = QuantizedCheckpoint(chosen.quantized) if chosen.quantized else Rounded(source.folder)
+    source = Checkpoint(resolve_model(options.model))
+    quantized = QuantizedCheckpoint(options.quantized) if options.quantized else RoundedCheckpoint(source.folder)
     variants: dict[str, tuple[Checkpoint, GraphSettings]] = {
         BASELINE: (source, GraphSettings()),
-        "4 bits": (few, GraphSettings()),
+        "4 bits": (quantized, GraphSettings()),
     }
-    if chosen.variants:
-        variants["4 bits, fp32 arithmetic"] = (few, GraphSettings(accuracy_level=1))
-        variants["4 bits, last token only"] = (few, GraphSettings(last_token_only=True))
+    if options.variants:
+        variants["4 bits, fp32 arithmetic"] = (quantized, GraphSettings(accuracy_level=1))
+        variants["4 bits, last token only"] = (quantized, GraphSettings(last_token_only=True))
     settings = Benchmark(
-        contexts=(chosen.context,), tokens=chosen.tokens, threads=chosen.threads, seconds=chosen.seconds
+        contexts=(options.context,), tokens=options.tokens, threads=options.threads, seconds=options.seconds
     )
     with tempfile.TemporaryDirectory() as scratch:
-        _compare({name: _written(*variant, Path(scratch) / name) for name, variant in variants.items()}, settings)
+        _compare({name: _export(*variant, Path(scratch) / name) for name, variant in variants.items()}, settings)
 
 
-def _written(checkpoint: Checkpoint, settings: GraphSettings, folder: Path) -> Path:
+def _export(checkpoint: Checkpoint, settings: GraphSettings, folder: Path) -> Path:
     folder.mkdir()
     export_decoder(checkpoint, settings).save(folder)
     return folder

@@ -1,4 +1,4 @@
-"""What a small latent diffusion model and its judge are trained on, their shapes, and their losses of a batch."""
+"""Training data, architectures and losses of a small latent diffusion model and of the classifier that judges it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from compress.utils.progress import Progress
 
 SOURCE, TEXT_MODEL = "sample:fashion-captions", "minilm"
 SIZE, TOKENS, SCALE = 32, 16, 4
-"""Pixels along a side, tokens of a prompt with those at its ends, pixels along a latent's side."""
+"""Image size in pixels, prompt length in tokens, and pixels per latent along a side."""
 JUDGE = {
     "num_channels": 1,
     "embedding_size": 32,
@@ -63,16 +63,16 @@ SCHEDULE = {
     "timestep_spacing": "trailing",
     "steps_offset": 1,
 }
-"""Nichol and Dhariwal (2021): it ends in noise alone, which leaves the brightness of a picture open as well."""
+"""Schedule of Nichol and Dhariwal (2021). It ends in pure noise, so that the brightness of images is free as well."""
 _UNCONDITIONAL = 0.1
 _KL_WEIGHT = 1e-3
 _SHIFTS = ((-1, 2), (-1, 2), (0, 2))
-"""Rows down, columns right, and mirrored or not: ends of what is drawn."""
+"""Bounds of the random augmentation: rows down, columns right, mirrored or not."""
 
 
 @dataclass(eq=False)
-class Pictures:
-    """Pictures [n, 1, 32, 32] uint8 with a number for each class and each different caption."""
+class CaptionedImages:
+    """Images [n, 1, 32, 32] uint8 with indices of their classes and captions."""
 
     classes: list[str]
     captions: list[str]
@@ -84,8 +84,8 @@ class Pictures:
     held_out_texts: list[str]
 
     @classmethod
-    def read(cls, progress: Progress) -> Pictures:
-        """The train split, and the validation split to judge by."""
+    def read(cls, progress: Progress) -> CaptionedImages:
+        """Load the train split, and the validation split as held-out images."""
         columns = get_task("zero-shot-image-classification").columns
         data = load_dataset(DataConfig(source=SOURCE), columns, Path(), progress)
         train, held_out = data.split("train"), data.split("validation")
@@ -103,12 +103,12 @@ class Pictures:
         )
 
     def shorten(self, rows: int) -> None:
-        """Learn from the first ``rows`` pictures alone."""
+        """Use only the first ``rows`` images for training."""
         self.train, self.kinds, self.texts = self.train[:rows], self.kinds[:rows], self.texts[:rows]
 
 
 def _pixels(images: list[Any]) -> torch.Tensor:
-    """[n, 1, 32, 32] uint8, black around."""
+    """Decode and pad images to [n, 1, 32, 32] uint8."""
     conversions: Counter[str] = Counter()
     pixels = torch.from_numpy(np.stack([np.asarray(decode(image, "L", conversions)) for image in images]))
     edge = (SIZE - pixels.shape[-1]) // 2
@@ -116,12 +116,12 @@ def _pixels(images: list[Any]) -> torch.Tensor:
 
 
 def as_floats(pixels: torch.Tensor) -> torch.Tensor:
-    """Levels of 8 bits between -1 and 1, as diffusers has them."""
+    """Scale 8-bit pixels to the range -1 to 1, as diffusers does."""
     return pixels.float() / 127.5 - 1.0
 
 
 class Text:
-    """MiniLM and its tokenizer, which cuts and pads prompts to 16 tokens; all of them are attended to."""
+    """MiniLM and its tokenizer, which truncates and pads prompts to 16 tokens; padding is not masked."""
 
     def __init__(self) -> None:
         from transformers import AutoTokenizer, BertModel
@@ -132,7 +132,7 @@ class Text:
 
     @torch.no_grad()
     def states(self, prompts: list[str]) -> torch.Tensor:
-        """Hidden states [n + 1, 16, 384] as the pipeline takes them, those of the empty prompt last."""
+        """Return hidden states [n + 1, 16, 384] for the pipeline, those of the empty prompt last."""
         ids = self.tokenizer(
             [*prompts, ""], padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
         ).input_ids
@@ -141,7 +141,7 @@ class Text:
 
 
 def build_judge(classes: list[str]) -> Any:
-    """The untrained classifier."""
+    """Return the untrained classifier."""
     from transformers import RegNetConfig, RegNetForImageClassification
 
     names = dict(enumerate(classes))
@@ -150,14 +150,14 @@ def build_judge(classes: list[str]) -> Any:
 
 
 def build_autoencoder() -> Any:
-    """The untrained autoencoder."""
+    """Return the untrained autoencoder."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(**AUTOENCODER).to(memory_format=torch.channels_last)
 
 
 def build_unet() -> Any:
-    """The untrained UNet."""
+    """Return the untrained UNet."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(**UNET).to(memory_format=torch.channels_last)
@@ -166,24 +166,24 @@ def build_unet() -> Any:
 Loss = Callable[[torch.Generator], torch.Tensor]
 
 
-def judge_loss(judge: Any, made: Pictures) -> Loss:
-    """Cross-entropy of pictures that are shifted by up to a pixel and mirrored now and then."""
+def judge_loss(judge: Any, images: CaptionedImages) -> Loss:
+    """Return the cross-entropy of images that are randomly mirrored and shifted by up to a pixel."""
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        rows = torch.randint(len(made.train), (64,), generator=generator)
+        rows = torch.randint(len(images.train), (64,), generator=generator)
         down, right, mirrored = (int(torch.randint(*ends, (1,), generator=generator)) for ends in _SHIFTS)
-        pixels = torch.roll(as_floats(made.train[rows]), (down, right), (2, 3))
+        pixels = torch.roll(as_floats(images.train[rows]), (down, right), (2, 3))
         logits = judge(pixel_values=pixels.flip(3) if mirrored else pixels).logits
-        return functional.cross_entropy(logits, made.kinds[rows])
+        return functional.cross_entropy(logits, images.kinds[rows])
 
     return loss
 
 
-def autoencoder_loss(autoencoder: Any, made: Pictures) -> Loss:
-    """Absolute and squared error of the pixels, and the divergence of the latents from a normal distribution."""
+def autoencoder_loss(autoencoder: Any, images: CaptionedImages) -> Loss:
+    """Return the L1 and squared error of the pixels plus the KL divergence of the latents."""
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        pixels = as_floats(made.train[torch.randint(len(made.train), (64,), generator=generator)])
+        pixels = as_floats(images.train[torch.randint(len(images.train), (64,), generator=generator)])
         posterior = autoencoder.encode(pixels).latent_dist
         error = autoencoder.decode(posterior.sample(generator)).sample - pixels
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
@@ -193,26 +193,25 @@ def autoencoder_loss(autoencoder: Any, made: Pictures) -> Loss:
     return loss
 
 
-def denoising_loss(unet: Any, made: Pictures, latents: torch.Tensor, states: torch.Tensor) -> Loss:
-    """Squared error of the velocity (Salimans and Ho 2022, section 4), every timestep alike.
+def denoising_loss(unet: Any, images: CaptionedImages, latents: torch.Tensor, states: torch.Tensor) -> Loss:
+    """Return the squared error of the velocity (Salimans and Ho 2022, section 4), with equal weights of the timesteps.
 
-    Weights that fall with the noise, Min-SNR's say, would leave the first step of all untaught, at which there is
-    nothing but noise. ``latents`` [n, 2, 4, 8, 8] are the mean and the spread of each
-    picture's, ``states`` [captions + 1, 16, 384] the text's, those of the empty prompt last, which one prompt in ten
-    becomes (Ho and Salimans 2022).
+    Weights that decrease with the noise, like Min-SNR, would not train the first sampling step, which has pure noise.
+    ``latents`` [n, 2, 4, 8, 8] are mean and standard deviation per image, ``states`` [captions + 1, 16, 384] the text
+    states, those of the empty prompt last, which replaces one prompt in ten (Ho and Salimans 2022).
     """
     from diffusers import DDPMScheduler
 
     schedule = DDPMScheduler(**{name: value for name, value in SCHEDULE.items() if name != "steps_offset"})
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        rows = torch.randint(len(made.train), (128,), generator=generator)
+        rows = torch.randint(len(images.train), (128,), generator=generator)
         mean, spread = latents[rows].unbind(1)
-        noise, within = torch.randn(2, *mean.shape, generator=generator).unbind(0)
-        clean = mean + spread * within
+        noise, sample = torch.randn(2, *mean.shape, generator=generator).unbind(0)
+        clean = mean + spread * sample
         times = torch.randint(schedule.config.num_train_timesteps, (128,), generator=generator)
         dropped = torch.rand(128, generator=generator) < _UNCONDITIONAL
-        prompts = states[torch.where(dropped, len(states) - 1, made.texts[rows])]
+        prompts = states[torch.where(dropped, len(states) - 1, images.texts[rows])]
         with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16()):
             prediction = unet(schedule.add_noise(clean, noise, times), times, prompts).sample
         error = prediction.float() - schedule.get_velocity(clean, noise, times)

@@ -26,7 +26,7 @@ from diffusion_lessons import (
     SCHEDULE,
     SIZE,
     TOKENS,
-    Pictures,
+    CaptionedImages,
     Text,
     as_floats,
     autoencoder_loss,
@@ -74,7 +74,7 @@ def train(output: Path, minutes: float, seed: int, progress: Progress) -> None:
     """Train everything and write the folders. Raises `InputError` if ``output`` holds other files."""
     work, start = output / "training", time.monotonic()
     _check_new(output, work / PLAN)
-    pictures, text = Pictures.read(progress), Text()
+    pictures, text = CaptionedImages.read(progress), Text()
     torch.manual_seed(seed)
     judge, autoencoder, unet = build_judge(pictures.classes), build_autoencoder(), build_unet()
     latents = torch.zeros(len(pictures.train), 2, 4, SIZE // SCALE, SIZE // SCALE)
@@ -194,7 +194,7 @@ from captions such as "a photo of a coat"; other captions are out of distributio
 
 
 @torch.no_grad()
-def evaluate(output: Path, pictures: Pictures, count: int, seed: int, progress: Progress) -> dict[str, float]:
+def evaluate(output: Path, pictures: CaptionedImages, count: int, seed: int, progress: Progress) -> dict[str, float]:
     """Return metrics of images generated from ``count`` held-out captions, of the autoencoder and of the classifier."""
     from diffusers import StableDiffusionPipeline
     from transformers import RegNetForImageClassification

@@ -222,10 +222,10 @@ def test_every_planted_change_is_found_in_its_place(tmp_path: Path, monkeypatch:
     copied = lambda folder, seed=0: make(folder, seed) if seed else Path(shutil.copytree(base, folder))  # noqa: E731
     monkeypatch.setattr(planted, "model", copied)
     expected = {name: planted.plant(name, tmp_path / str(index)) for index, name in enumerate(planted.PLANTED)}
-    assert {name: diff.first for name, diff in expected.items() if not planted.found(name, diff)} == {}
+    assert {name: diff.first for name, diff in expected.items() if not planted.is_located(name, diff)} == {}
     # What is found of one is not what is looked for of another.
     others = dict(zip(expected, [*list(expected.values())[1:], expected["one layer retrained"]], strict=True))
-    assert not any(planted.found(name, diff) for name, diff in others.items())
+    assert not any(planted.is_located(name, diff) for name, diff in others.items())
 
 
 def test_a_pair_of_the_shape_of_a_larger_model_is_read_a_tensor_at_a_time(
@@ -243,5 +243,5 @@ def test_a_pair_of_the_shape_of_a_larger_model_is_read_a_tensor_at_a_time(
     monkeypatch.setattr(dequantize, "CHUNK", 1 << 10)
     monkeypatch.setattr(dequantize.Weight, "stored_chunks", watched)
     diff = planted.plant("three rows of the table zeroed", tmp_path)
-    assert planted.found("three rows of the table zeroed", diff)
+    assert planted.is_located("three rows of the table zeroed", diff)
     assert len(sizes) > 100 and max(sizes) <= 1 << 10

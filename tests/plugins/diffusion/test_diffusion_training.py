@@ -63,7 +63,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         ("UNET", {"block_out_channels": (8, 8, 16), "cross_attention_dim": 16}),
     ):
         monkeypatch.setattr(lessons, table, {**getattr(lessons, table), **changes})
-    monkeypatch.setattr(lessons.Pictures, "read", lambda *_: _squares())
+    monkeypatch.setattr(lessons.CaptionedImages, "read", lambda *_: _squares())
     changed = {"TOKENS": 12, "Text": Words, "seconds_per_step": lambda *_: 1e9, "SAMPLING_STEPS": 2}
     for name, value in changed.items():
         monkeypatch.setattr(train_diffusion, name, value)
@@ -76,7 +76,9 @@ def _squares() -> Any:
     pixels = torch.zeros(160, 1, 32, 32, dtype=torch.uint8)
     pixels[:, :, 8:24, 8:24] = (80 + 120 * kinds)[:, None, None, None].to(torch.uint8)
     texts = [CAPTIONS[kind] for kind in kinds.tolist()]
-    return lessons.Pictures(["coat", "bag"], list(CAPTIONS), pixels, kinds, kinds, pixels[:64], kinds[:64], texts[:64])
+    return lessons.CaptionedImages(
+        ["coat", "bag"], list(CAPTIONS), pixels, kinds, kinds, pixels[:64], kinds[:64], texts[:64]
+    )
 
 
 def _weights(folder: Path) -> dict[str, bytes]:

@@ -87,7 +87,7 @@ def test_each_source_is_a_table_of_its_own(members, tmp_path, progress):
 @pytest.mark.parametrize("matrix", ["1\t0\n0\t1\n", "1\t0\t0\n0\t1\n0\t0\t1\n", "a\tb\tc\n"])
 def test_a_matrix_of_another_shape_is_refused(members, matrix):
     (members / "similarities0-1.txt").write_text(matrix)
-    with pytest.raises(SampleError, match="no matrix of"):
+    with pytest.raises(SampleError, match="not a matrix of"):
         read_documents(members / "lee.cor", members / "similarities0-1.txt")
 
 

@@ -127,7 +127,7 @@ def test_imagenet_classes_stand_in_the_files_names(tmp_path: Path) -> None:
     assert table["label"].to_pylist() == ["243", "3"]
     assert [value["bytes"] for value in table["image"].to_pylist()] == [b"imagenet_00_243.jpg", b"imagenet_01_3.jpg"]
     (tmp_path / "members/other.jpg").write_bytes(b"x")
-    with pytest.raises(SampleError, match=r"other\.jpg doesn't say its class"):
+    with pytest.raises(SampleError, match=r"other\.jpg does not have its class"):
         write_imagenet(tmp_path / "members", tmp_path, SilentProgress())
 
 
@@ -152,7 +152,7 @@ def test_efficientnet_becomes_safetensors_with_its_own_preprocessing(tmp_path: P
 def test_weights_that_would_run_code_are_refused(tmp_path: Path) -> None:
     (tmp_path / "members").mkdir()
     torch.save({"a": Path("x")}, tmp_path / "members/net.pth")
-    with pytest.raises(SampleError, match="no state dict of tensors"):
+    with pytest.raises(SampleError, match="not a state dict of tensors"):
         write_model(tmp_path / "members", tmp_path, SilentProgress())
 
 
@@ -208,13 +208,13 @@ def test_boxes_are_those_of_the_masks() -> None:
                 assert edge.any(), "the box is tight"
             left[y : y + high, x : x + wide] = 0
         assert not left.any(), "nothing is outside of boxes"
-        assert np.array_equal((scene.picture != 7).any(axis=-1), scene.mask > 0) and scene.picture.shape == (
+        assert np.array_equal((scene.image != 7).any(axis=-1), scene.mask > 0) and scene.image.shape == (
             SIDE,
             SIDE,
             3,
         )
     again = next(make_scenes(*articles(), [PHOTOGRAPH], 1, seed=1))
-    np.testing.assert_array_equal(again.picture, scenes[0].picture)
+    np.testing.assert_array_equal(again.image, scenes[0].image)
     assert {KINDS[kind] for scene in scenes for kind in scene.kinds} == set(KINDS[1:])
 
 

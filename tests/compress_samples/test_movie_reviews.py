@@ -177,10 +177,10 @@ def test_articles_are_written_once_and_the_same_each_time(wikipedia_members, tmp
 def test_a_damaged_dump_is_refused(tmp_path):
     path = tmp_path / "dump.bz2"
     path.write_bytes(dump({"A": "text" * 1000})[:-20])
-    with pytest.raises(SampleError, match=r"dump\.bz2 is no whole dump"):
+    with pytest.raises(SampleError, match=r"dump\.bz2 is not a complete dump"):
         list(read_pages(path))
     path.write_bytes(bz2.compress(b"<mediawiki><page>"))
-    with pytest.raises(SampleError, match="no whole dump"):
+    with pytest.raises(SampleError, match="not a complete dump"):
         list(read_pages(path))
 
 

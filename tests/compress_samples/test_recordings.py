@@ -83,7 +83,7 @@ def test_a_prompt_is_in_one_split_with_all_of_its_languages(tmp_path: Path, monk
         (tmp_path / voice / "beep.g722").write_bytes(encoded_tone(3))
         (tmp_path / voice / "short.g722").write_bytes(encoded_tone(place)[:80])
     (tmp_path / languages.VOICES["Spanish"] / "say-0.g722").unlink()
-    assert sorted(languages.spoken(tmp_path)) == sorted(set(names) - {"say-0"})
+    assert sorted(languages.list_prompts(tmp_path)) == sorted(set(names) - {"say-0"})
     languages.write_languages(tmp_path, tmp_path, SilentProgress())
     rows = {
         split: pq.read_table(tmp_path / f"{split}.parquet").to_pylist() for split in ("train", "validation", "test")

@@ -1,1 +1,1 @@
-"""Real models and data that package registries hold, as recipes name them: `sample:NAME`."""
+"""Sample models and data sets from package registries, which recipes refer to as `sample:NAME`."""

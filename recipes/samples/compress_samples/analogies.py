@@ -1,4 +1,4 @@
-"""Multiple-choice questions of the analogies of Mikolov et al. 2013: capitals, currencies, families, forms of words."""
+"""Multiple-choice questions from the analogies of Mikolov et al. 2013: capitals, currencies, family, word forms."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from compress.utils.errors import SampleError
 from compress.utils.progress import Progress
 
 WORDS = "questions-words.txt"
-EACH = 20
-"""Questions of each section."""
+QUESTIONS_PER_SECTION = 20
 _CHOICES = 4
 _PROMPTS = {
     "capital-common-countries": "{} is the capital of {}. {} is the capital of",
@@ -35,7 +34,7 @@ _PROMPTS = {
 
 
 class Question(NamedTuple):
-    """A prompt, its choices and the right one, of a section of the analogies."""
+    """A multiple-choice question of a section."""
 
     prompt: str
     choices: list[str]
@@ -45,14 +44,14 @@ class Question(NamedTuple):
 
 def write_questions(members: Path, files: Path, progress: Progress) -> None:
     """Write questions.parquet (columns of `Question`). Raises `SampleError`."""
-    rows = [row for name, lines in read_sections(members / WORDS).items() for row in chosen_questions(name, lines)]
+    rows = [row for name, lines in read_sections(members / WORDS).items() for row in select_questions(name, lines)]
     columns = {name: [getattr(row, name) for row in rows] for name in Question._fields}
     pa.parquet.write_table(pa.table(columns), files / "questions.parquet")
     progress.note(f"analogies: {len(rows)} questions of {len(_PROMPTS)} sections")
 
 
 def read_sections(path: Path) -> dict[str, list[list[str]]]:
-    """Name of a section -> its lines of four words. Raises `SampleError` for a file of another form."""
+    """Return the lines of four words of each section. Raises `SampleError` for a file in another format."""
     sections: dict[str, list[list[str]]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith(": "):
@@ -60,24 +59,26 @@ def read_sections(path: Path) -> dict[str, list[list[str]]]:
         elif line.strip() and sections:
             lines.append(line.split())
     if sections.keys() != _PROMPTS.keys() or any(len(words) != 4 for part in sections.values() for words in part):
-        raise SampleError(f"{path.name} is not the file of 14 sections of analogies, four words a line.")
+        raise SampleError(f"{path.name} does not have 14 sections of analogies with four words per line.")
     return sections
 
 
-def chosen_questions(section: str, lines: list[list[str]]) -> list[Question]:
-    """`EACH` of a section's lines, by their SHA-256; wrong choices are answers of other lines.
+def select_questions(section: str, lines: list[list[str]]) -> list[Question]:
+    """Return `QUESTIONS_PER_SECTION` questions of a section, selected by SHA-256.
 
-    Of forms of words, the word that is asked about is one of the wrong choices.
+    Wrong choices are answers of other lines. For word forms, the word in the question is one of them.
     """
     answers = sorted({words[3] for words in lines} | {words[1] for words in lines})
     questions = []
-    for words in sorted(lines, key=lambda words: _digest(" ".join(words)))[:EACH]:
+    for words in sorted(lines, key=lambda words: _digest(" ".join(words)))[:QUESTIONS_PER_SECTION]:
         first, second, third, answer = words
-        near = [third] if section.startswith("gram") else []
+        distractors = [third] if section.startswith("gram") else []
         others = sorted(
-            (word for word in answers if word not in (answer, *near)), key=lambda word: _digest(third + word)
+            (word for word in answers if word not in (answer, *distractors)), key=lambda word: _digest(third + word)
         )
-        choices = sorted([answer, *near, *others[: _CHOICES - 1 - len(near)]], key=lambda word: _digest(word + third))
+        choices = sorted(
+            [answer, *distractors, *others[: _CHOICES - 1 - len(distractors)]], key=lambda word: _digest(word + third)
+        )
         questions.append(Question(_PROMPTS[section].format(first, second, third), choices, answer, section))
     return questions
 

@@ -1,7 +1,7 @@
-"""Names of persons, places and peoples in the King James Version, by Strong's numbers and what his dictionaries say.
+"""Names of persons, places and peoples in the King James Version, weakly labeled with Strong's dictionaries.
 
-Weak labels: each word of the text has the number of the Hebrew or Greek word that it stands for; whether a number is a
-person, a place or a people is told from the first such word in its definition. Nobody has checked them one by one.
+Each word of the text has the Strong's number of the Hebrew or Greek word that it translates. Whether a number is a
+person, a place or a people follows from keywords in its definition. The labels were not checked manually.
 """
 
 from __future__ import annotations
@@ -29,9 +29,22 @@ _TAG = re.compile(r"<[^>]*>")
 _USED = re.compile(r":\s?-+\s*")
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
 _TOKEN = re.compile(r"[\ue000-\ue00f]?\w+(?:['\u2019-][\ue000-\ue00f]?\w+)*|[^\w\s]")
-_MARKED = re.compile(r'(<w\b[^>]*\blemma="strong:([HG])0*(\d+)[^"]*"[^>]*>)([^<]*)')
-_NO_NAMES = {"god", "lord", "jehovah", "jah", "christ", "holy", "ghost", "spirit", "almighty", "high", "i", "hear"}
-"""God, by any name, is none of the three kinds; the last two are spelled with capitals for other reasons."""
+_NUMBERED_WORDS = re.compile(r'(<w\b[^>]*\blemma="strong:([HG])0*(\d+)[^"]*"[^>]*>)([^<]*)')
+_EXCLUDED_WORDS = {
+    "god",
+    "lord",
+    "jehovah",
+    "jah",
+    "christ",
+    "holy",
+    "ghost",
+    "spirit",
+    "almighty",
+    "high",
+    "i",
+    "hear",
+}
+"""Capitalized words that are no names of the three kinds: names of God, and words capitalized for other reasons."""
 _KINDS = {
     "GRP": r"patronymic|patronymically|patrial|inhabitants?|descendants?|tribe|gentile|native|people|family",
     "LOC": r"places?|cit(?:y|ies)|towns?|regions?|country|rivers?|mountains?|mount|hills?|district|capitol|village|"
@@ -42,14 +55,14 @@ _KINDS = {
     r"man|woman|men|Canaanite|Philistine|Persian|Babylonian|Roman|emperor|Jews?|apostle|giant|Horite|Midianite",
 }
 _KIND = re.compile("|".join(rf"(?P<{kind}>\b(?:{words})\b)" for kind, words in _KINDS.items()))
-_MARKS = dict(zip(_KINDS, "\ue001\ue002\ue003", strict=True))
-_FOLLOWS = "\ue000"
-_OTHERWISE = {"H3478": "GRP", "G2474": "GRP", "H894": "LOC", "G897": "LOC", "G2453": "GRP", "H3064": "GRP"}
-"""Israel, which is mostly the people, Babylon, and the Jews."""
+_KIND_MARKS = dict(zip(_KINDS, "\ue001\ue002\ue003", strict=True))
+_CONTINUES = "\ue000"
+_KIND_EXCEPTIONS = {"H3478": "GRP", "G2474": "GRP", "H894": "LOC", "G897": "LOC", "G2453": "GRP", "H3064": "GRP"}
+"""Kinds of numbers that the keywords classify wrongly: Israel (mostly the people), Babylon and the Jews."""
 
 
 class Sentence(NamedTuple):
-    """A verse: its words and punctuation, a BIO label for each, and where it stands."""
+    """A verse: its tokens, a BIO label for each, and its reference."""
 
     tokens: list[str]
     tags: list[str]
@@ -62,7 +75,7 @@ def write_names(members: Path, files: Path, progress: Progress) -> None:
     verses = [
         (f"{book} {chapter}:{verse}", markup) for (book, chapter, verse), markup in read_raw(members / OLD[0], OLD[1])
     ]
-    sentences = [labeled(markup, names, reference) for reference, markup in verses]
+    sentences = [label_verse(markup, names, reference) for reference, markup in verses]
     splits = split_sentences([sentence for sentence in sentences if sentence.tokens])
     for name, part in splits.items():
         columns = {field: [getattr(sentence, field) for sentence in part] for field in Sentence._fields}
@@ -72,32 +85,34 @@ def write_names(members: Path, files: Path, progress: Progress) -> None:
 
 
 def read_names(members: Path) -> dict[str, Name]:
-    """The numbers that are names, as `H3878`. Raises `SampleError` for a damaged dictionary."""
+    """Return Strong's numbers (like `H3878`) that are names. Raises `SampleError` for a damaged dictionary."""
     names = {
-        f"{letter}{int(key)}": name_kind
+        f"{letter}{int(key)}": name
         for letter, dictionary in DICTIONARIES.items()
         for key, text in read_dictionary(members / dictionary).items()
-        if (name_kind := name_of(text)) is not None
+        if (name := parse_name(text)) is not None
     }
-    kinds = {number: names[number]._replace(kind=kind) for number, kind in _OTHERWISE.items() if number in names}
+    kinds = {number: names[number]._replace(kind=kind) for number, kind in _KIND_EXCEPTIONS.items() if number in names}
     return names | kinds
 
 
 def read_dictionary(folder: Path) -> dict[str, str]:
-    """The entries of a compressed SWORD dictionary by their keys. Raises `SampleError` for a damaged one."""
+    """Return the entries of a compressed SWORD dictionary by key. Raises `SampleError` if it is damaged."""
     try:
-        index, keys, places, blocks = ((folder / f"dict.{end}").read_bytes() for end in ("idx", "dat", "zdx", "zdt"))
-        read: dict[int, list[str]] = {}
+        index, keys, block_index, blocks = (
+            (folder / f"dict.{end}").read_bytes() for end in ("idx", "dat", "zdx", "zdt")
+        )
+        entries_by_block: dict[int, list[str]] = {}
         entries = {}
         for start, size in _PAIR.iter_unpack(index):
             key, _, verse = keys[start : start + size].partition(b"\r\n")
             if len(verse) < _PAIR.size:
                 continue
             block, entry = _PAIR.unpack(verse[: _PAIR.size])
-            if block not in read:
-                at, length = _PAIR.unpack_from(places, block * _PAIR.size)
-                read[block] = list(_entries(zlib.decompress(blocks[at : at + length])))
-            entries[key.decode()] = read[block][entry]
+            if block not in entries_by_block:
+                offset, length = _PAIR.unpack_from(block_index, block * _PAIR.size)
+                entries_by_block[block] = list(_entries(zlib.decompress(blocks[offset : offset + length])))
+            entries[key.decode()] = entries_by_block[block][entry]
     except (OSError, struct.error, zlib.error, UnicodeDecodeError, IndexError) as error:
         raise SampleError(f"The dictionary {folder.name} is damaged: {error}") from error
     return entries
@@ -110,58 +125,61 @@ def _entries(block: bytes) -> Iterator[str]:
 
 
 class Name(NamedTuple):
-    """What a number stands for: PER, LOC or GRP, and the words by which the text has it."""
+    """A name: its kind (PER, LOC or GRP), and the words that translate it."""
 
     kind: str
     words: frozenset[str]
 
 
-def name_of(entry: str) -> Name | None:
-    """Of an entry whose use in the text is a name, by the first word that tells in the last part of it that has any."""
+def parse_name(entry: str) -> Name | None:
+    """Return the name that a dictionary entry defines, or None.
+
+    Its kind is the first keyword in the last part of the definition that has one.
+    """
     text = " ".join(_TAG.sub("", re.sub(r"<orth.*?</orth>|<pron.*?</pron>", " ", entry, flags=re.DOTALL)).split())
     parts = _USED.split(text)
     used = _WORD.findall(parts[-1])
-    if len(parts) < 2 or not used or not used[0][0].isupper() or used[0].lower() in _NO_NAMES:
+    if len(parts) < 2 or not used or not used[0][0].isupper() or used[0].lower() in _EXCLUDED_WORDS:
         return None
     kinds = (match.lastgroup for part in reversed(" ".join(parts[:-1]).split(";")) if (match := _KIND.search(part)))
     return Name(next(kinds, None) or "PER", frozenset(word.lower() for word in used))
 
 
-def labeled(markup: str, names: Mapping[str, Name], place: str) -> Sentence:
-    """A verse of OSIS with a label for each of its words; a name is what is capitalised under a name's number."""
+def label_verse(markup: str, names: Mapping[str, Name], reference: str) -> Sentence:
+    """Label the tokens of a verse in OSIS markup; names are capitalized words with the number of a name."""
 
-    def mark(found: re.Match[str]) -> str:
-        name = names.get(f"{found[2]}{found[3]}")
-        return found[0] if name is None else found[1] + _marked(found[4], name)
+    def mark(match: re.Match[str]) -> str:
+        name = names.get(f"{match[2]}{match[3]}")
+        return match[0] if name is None else match[1] + _mark_words(match[4], name)
 
     tokens: list[str] = []
     tags: list[str] = []
-    for token in _TOKEN.findall(plain_verse(_MARKED.sub(mark, markup))):
+    for token in _TOKEN.findall(plain_verse(_NUMBERED_WORDS.sub(mark, markup))):
         bare = re.sub("[\ue000-\ue00f]", "", token)
-        kind = next((kind for kind, sign in _MARKS.items() if token.startswith(sign)), None)
-        follows = token.startswith(_FOLLOWS) and tags and tags[-1] != "O"
-        tags.append(f"B-{kind}" if kind else f"I-{tags[-1][2:]}" if follows else "O")
+        kind = next((kind for kind, sign in _KIND_MARKS.items() if token.startswith(sign)), None)
+        continues = token.startswith(_CONTINUES) and tags and tags[-1] != "O"
+        tags.append(f"B-{kind}" if kind else f"I-{tags[-1][2:]}" if continues else "O")
         tokens.append(bare)
-    return Sentence(tokens, tags, place)
+    return Sentence(tokens, tags, reference)
 
 
-def _marked(text: str, name: Name) -> str:
-    """``text`` with signs before its capitalised words: which kind begins there, or that it goes on."""
-    begun = False
+def _mark_words(text: str, name: Name) -> str:
+    """Return ``text`` with a mark before each capitalized word of the name: its kind, or that the name continues."""
+    has_begun = False
     words = text.split(" ")
-    for at, word in enumerate(words):
+    for index, word in enumerate(words):
         bare = re.sub(r"['\u2019]s?$", "", word).lower()
         known = bool({bare, bare.removesuffix("s")} & name.words)
-        if word[:1].isupper() and known and bare not in _NO_NAMES:
-            words[at] = (_FOLLOWS if begun else _MARKS[name.kind]) + word
-            begun = True
+        if word[:1].isupper() and known and bare not in _EXCLUDED_WORDS:
+            words[index] = (_CONTINUES if has_begun else _KIND_MARKS[name.kind]) + word
+            has_begun = True
         else:
-            begun = False
+            has_begun = False
     return " ".join(words)
 
 
 def split_sentences(sentences: list[Sentence]) -> dict[str, list[Sentence]]:
-    """Whole chapters, by the SHA-256 of their names: test, validation, train; no verse stands in two of them."""
+    """Split by chapters, in the order of their names' SHA-256, into splits without common verses."""
     chapters: dict[str, list[Sentence]] = {}
     for sentence in sentences:
         chapters.setdefault(sentence.verse.rpartition(":")[0], []).append(sentence)

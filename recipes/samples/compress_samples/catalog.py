@@ -1,4 +1,4 @@
-"""The samples as data: what each is, which package holds it, and the digest that it must have."""
+"""Catalog of samples: description, licence, package and digest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from compress_samples.speech_catalog import SPEECH_SAMPLES
 
 
 def _sword_text(name: str, version: str, sha256: str, download_bytes: int, module: str) -> Package:
-    """A translation of the Bible as a compressed SWORD module in a Debian package."""
+    """Return the Debian package of a Bible translation as a compressed SWORD module."""
     return Package(
         manager="apt",
         distribution=name,
@@ -23,7 +23,7 @@ def _sword_text(name: str, version: str, sha256: str, download_bytes: int, modul
 
 
 def _strong(language: str, version: str, sha256: str, download_bytes: int) -> Package:
-    """A dictionary of the words of the Bible (Strong 1890) as a compressed SWORD module in a Debian package."""
+    """Return the Debian package of a Strong's dictionary (1890) as a compressed SWORD module."""
     name = f"sword-dict-strongs-{language}"
     return Package(
         manager="apt",
@@ -60,7 +60,7 @@ _STRONG = (
 
 
 def _gensim(members: tuple[str, ...]) -> Package:
-    """Test data of gensim."""
+    """Return the package of gensim with these members of its test data."""
     return Package(
         manager="pip",
         distribution="gensim",
@@ -75,7 +75,7 @@ def _gensim(members: tuple[str, ...]) -> Package:
 
 
 def _vader(name: str, description: str, members: tuple[str, ...], preparation: str) -> Sample:
-    """A sample from the archive of Hutto and Gilbert (2014), whose texts are rated by at least 20 people."""
+    """Return a sample from the archive of Hutto and Gilbert (2014), whose texts were rated by at least 20 people."""
     return Sample(
         name=name,
         kind="data",

@@ -1,4 +1,4 @@
-"""Turn a Whisper model in CTranslate2's format into a Hugging Face folder with the same float16 weights."""
+"""Conversion of a Whisper model in CTranslate2's format to a Hugging Face folder with the same float16 weights."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from compress.utils.progress import Progress
 _VERSION = 6
 _TYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)
 _LARGEST = 1 << 31
-"""Bytes of a tensor; more is a file that was read out of step."""
+"""Largest size of a tensor in bytes; a larger value means that the file is damaged."""
 _ENGLISH_VOCABULARY = 51864
 _START, _END, _NO_TIMESTAMPS, _PREVIOUS = 50257, 50256, 50362, 50360
-"""`<|startoftranscript|>`, `<|endoftext|>`, `<|notimestamps|>` and `<|startofprev|>` of the models for English."""
+"""`<|startoftranscript|>`, `<|endoftext|>`, `<|notimestamps|>` and `<|startofprev|>` of the English models."""
 _SECONDS, _RATE, _HOP, _WINDOW = 30, 16_000, 160, 400
 _POSITIONS, _TOKENS = 1500, 448
 
@@ -29,9 +29,9 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def write_whisper(members: Path, files: Path, progress: Progress) -> None:
-    """Write weights, config, generation config, tokenizer and feature extractor of a model for English.
+    """Write weights, config, generation config, tokenizer and feature extractor of an English model.
 
-    Raises `SampleError` for a model.bin that is something else.
+    Raises `SampleError` if model.bin is not such a model.
     """
     arrays = read_model(members / "model.bin")
     tensors = hugging_face_tensors(arrays)
@@ -51,7 +51,7 @@ def write_whisper(members: Path, files: Path, progress: Progress) -> None:
 
 
 def read_model(path: Path) -> dict[str, np.ndarray]:
-    """Name -> array of a CTranslate2 `model.bin` of version 6 that holds a Whisper model. Raises `SampleError`."""
+    """Return the arrays of a Whisper model in a CTranslate2 `model.bin` of version 6. Raises `SampleError`."""
     with path.open("rb") as file:
         try:
             version, kind = _integer(file, "I"), _text(file)
@@ -62,11 +62,11 @@ def read_model(path: Path) -> dict[str, np.ndarray]:
             _integer(file, "I")  # the revision of the specification
             return dict(_entries(file))
         except (struct.error, UnicodeDecodeError, IndexError, ValueError) as error:
-            raise SampleError(f"{path.name} is no whole CTranslate2 model: {error}") from error
+            raise SampleError(f"{path.name} is not a complete CTranslate2 model: {error}") from error
 
 
 def hugging_face_tensors(arrays: Arrays) -> dict[str, np.ndarray]:
-    """The same weights under the names of transformers' `WhisperForConditionalGeneration`, in float16."""
+    """Return the weights in float16 with the tensor names of transformers' `WhisperForConditionalGeneration`."""
     named: dict[str, np.ndarray] = {"model.decoder.embed_tokens.weight": arrays["decoder/embeddings/weight"]}
     for side in ("encoder", "decoder"):
         named[f"model.{side}.embed_positions.weight"] = arrays[f"{side}/position_encodings/encodings"]
@@ -78,7 +78,7 @@ def hugging_face_tensors(arrays: Arrays) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(array, dtype=np.float16) for name, array in named.items()}
 
 
-def _layer(name: str, arrays: Arrays, source: str, crosses: bool) -> dict[str, np.ndarray]:
+def _layer(name: str, arrays: Arrays, source: str, has_cross_attention: bool) -> dict[str, np.ndarray]:
     attention = f"{source}/self_attention"
     weights = _projections(f"{name}.self_attn", "qkv", arrays, f"{attention}/linear_0")
     weights |= _linear(f"{name}.self_attn.out_proj", arrays, f"{attention}/linear_1")
@@ -86,7 +86,7 @@ def _layer(name: str, arrays: Arrays, source: str, crosses: bool) -> dict[str, n
     weights |= _norm(f"{name}.final_layer_norm", arrays, f"{source}/ffn/layer_norm")
     for index in (0, 1):
         weights |= _linear(f"{name}.fc{index + 1}", arrays, f"{source}/ffn/linear_{index}")
-    if crosses:
+    if has_cross_attention:
         other = f"{source}/attention"
         weights |= _linear(f"{name}.encoder_attn.q_proj", arrays, f"{other}/linear_0")
         weights |= _projections(f"{name}.encoder_attn", "kv", arrays, f"{other}/linear_1")
@@ -96,13 +96,13 @@ def _layer(name: str, arrays: Arrays, source: str, crosses: bool) -> dict[str, n
 
 
 def _projections(name: str, kinds: str, arrays: Arrays, source: str) -> dict[str, np.ndarray]:
-    """The parts of a matrix [parts * width, width] that makes queries, keys and values at once; keys have no bias."""
+    """Split a fused projection [parts * width, width] into queries, keys and values. Keys have no bias."""
     weights = np.split(arrays[f"{source}/weight"], len(kinds))
     biases = np.split(arrays[f"{source}/bias"], len(kinds))
     tensors = {f"{name}.{kind}_proj.weight": weight for kind, weight in zip(kinds, weights, strict=True)}
     tensors |= {f"{name}.{kind}_proj.bias": bias for kind, bias in zip(kinds, biases, strict=True)}
     if tensors.pop(f"{name}.k_proj.bias").any():
-        raise SampleError(f"The keys of {source} have a bias, which Whisper's have not.")
+        raise SampleError(f"The keys of {source} have a bias, unlike those of Whisper.")
     return tensors
 
 
@@ -136,7 +136,7 @@ def _integer(file: IO[bytes], form: str) -> int:
 
 
 def _text(file: IO[bytes]) -> str:
-    """A string with its length before it and a zero byte at its end."""
+    """Read a string with a length prefix and a trailing zero byte."""
     return file.read(_integer(file, "H"))[:-1].decode()
 
 

@@ -1,4 +1,4 @@
-"""EfficientNet-lite0 from the package of its weights: a state dict becomes safetensors with the files beside it."""
+"""Conversion of EfficientNet-lite0's state dict to a folder with safetensors and configuration."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from compress.utils.progress import Progress
 CLASSES = 1000
 SIDE = 224
 MEAN, SCALE = 127, 128
-"""What the model was trained on is (x - 127) / 128, of x from 0 to 255."""
+"""Inputs of the model are (x - 127) / 128, for x from 0 to 255."""
 
 
 def write_model(members: Path, files: Path, progress: Progress) -> None:
     """Write model.safetensors, config.json and preprocessor_config.json. Raises `SampleError`.
 
-    The state dict is read with torch's ``weights_only``, so that nothing in it is run.
+    The state dict is read with torch's ``weights_only``, so that no code in it is run.
     """
     source = next(path for path in sorted(members.rglob("*")) if path.suffix == ".pth")
     try:
         state = torch.load(source, map_location="cpu", weights_only=True)
         tensors = {str(name): tensor.contiguous() for name, tensor in state.items()}
     except (pickle.UnpicklingError, RuntimeError, AttributeError, EOFError) as error:
-        raise SampleError(f"{source.name} is no state dict of tensors: {error}") from error
+        raise SampleError(f"{source.name} is not a state dict of tensors: {error}") from error
     save_file(tensors, files / "model.safetensors", metadata={"format": "pt"})
     for name, content in (("config.json", _config()), ("preprocessor_config.json", _preprocessor())):
         (files / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -37,7 +37,7 @@ def write_model(members: Path, files: Path, progress: Progress) -> None:
 
 
 def _config() -> dict[str, object]:
-    """The classes go by their ids in ILSVRC 2012; the model type is the nearest that other tools know."""
+    """Return the configuration, with the class ids of ILSVRC 2012 and the closest known model type."""
     names = [str(index) for index in range(CLASSES)]
     return {
         "model_type": "efficientnet",

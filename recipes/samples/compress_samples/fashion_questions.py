@@ -1,4 +1,4 @@
-"""Questions about Fashion-MNIST's pictures, with answers that follow from their class or their pixels."""
+"""Questions about Fashion-MNIST's images, with answers that follow from class or pixels."""
 
 from __future__ import annotations
 
@@ -26,40 +26,40 @@ KINDS = (
     "bags",
     "footwear",
 )
-"""Of each class."""
+"""Kind of each class."""
 _BRIGHT = 128
-"""Mean of the pixels that are not background."""
+"""Smallest mean of the foreground pixels of a bright image."""
 _BACKGROUND = 8
 _SEED = 0
 
 
 def write_questions(members: Path, files: Path, progress: Progress) -> None:
-    """Write Fashion-MNIST's splits with the columns text, target and question. Raises `SampleError`.
+    """Write Fashion-MNIST's splits with the columns text (question), target (answer) and question (its type).
 
-    `text` asks, `target` answers in a sentence or a word, and `question` is the kind: what, kind, is it, light.
+    Raises `SampleError`.
     """
     write_articles(members, files, progress, CLASSES, questions)
 
 
 def questions(images: np.ndarray, kinds: Sequence[int]) -> Mapping[str, Sequence[str]]:
-    """A question drawn for each of ``images`` [n, 28, 28] uint8, whose classes are ``kinds``."""
+    """Return a random question for each of ``images`` [n, 28, 28] uint8 with classes ``kinds``."""
     generator = np.random.default_rng(_SEED)
-    rows = [_asked(image, kind, generator) for image, kind in zip(images, kinds, strict=True)]
+    rows = [_question(image, kind, generator) for image, kind in zip(images, kinds, strict=True)]
     texts, targets, names = zip(*rows, strict=True)
     return {"text": texts, "target": targets, "question": names}
 
 
-def _asked(image: np.ndarray, kind: int, generator: np.random.Generator) -> tuple[str, str, str]:
-    drawn = int(generator.integers(4))
-    if drawn == 0:
+def _question(image: np.ndarray, kind: int, generator: np.random.Generator) -> tuple[str, str, str]:
+    question_type = int(generator.integers(4))
+    if question_type == 0:
         return f"{generator.choice(WHAT)} ?", f"it is {PHRASES[kind]}", "what"
-    if drawn == 1:
+    if question_type == 1:
         return f"{generator.choice(KIND)} ?", KINDS[kind], "kind"
-    if drawn == 2:
-        # As often right as wrong.
+    if question_type == 2:
+        # Half of the questions are about the right class.
         other = (kind + int(generator.integers(1, len(PHRASES)))) % len(PHRASES)
-        asked = kind if generator.integers(2) else other
-        return f"{generator.choice(IS_IT)} ?".format(PHRASES[asked]), "yes" if asked == kind else "no", "is it"
-    shown = image[image > _BACKGROUND]
-    bright = len(shown) > 0 and float(shown.mean()) >= _BRIGHT
+        named = kind if generator.integers(2) else other
+        return f"{generator.choice(IS_IT)} ?".format(PHRASES[named]), "yes" if named == kind else "no", "is it"
+    foreground = image[image > _BACKGROUND]
+    bright = len(foreground) > 0 and float(foreground.mean()) >= _BRIGHT
     return f"{generator.choice(LIGHT)} ?", "bright" if bright else "dark", "light"

@@ -1,4 +1,4 @@
-"""IDX files, in which the MNIST family of data sets is kept: a magic number, sizes, then values."""
+"""Reader of IDX files, the format of MNIST-like data sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _UNSIGNED_BYTES = 8
 
 
 def read_idx(path: Path, axes: int) -> np.ndarray:
-    """The unsigned bytes of an IDX file, gzipped or not, with that many axes. Raises `SampleError`."""
+    """Return the unsigned bytes of an IDX file, gzipped or not, with this number of axes. Raises `SampleError`."""
     content = path.read_bytes()
     try:
         content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content

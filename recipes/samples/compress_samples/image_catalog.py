@@ -1,4 +1,4 @@
-"""Samples for vision: an image classifier, clothes, 20 photographs of ImageNet, and objects without labels."""
+"""Catalog of image samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images in a Parquet file, as the feature `Image` of Hugging Face datasets stores them."""
+"""Parquet files with images, in the format of the feature `Image` of Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """An image [height, width] or [height, width, 3] uint8 as PNG."""
+    """Encode an image [height, width] or [height, width, 3] uint8 as PNG."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", compress_level=2)
     return file.getvalue()
@@ -23,7 +23,7 @@ def png(pixels: np.ndarray) -> bytes:
 def write_images(
     path: Path, encoded: Sequence[bytes], labels: Sequence[str] | None, more: Mapping[str, Sequence[str]] | None = None
 ) -> None:
-    """Columns `image` (`bytes` and an empty `path`), `label` where there are any, and ``more`` by their names."""
+    """Write the columns `image` (`bytes` and an empty `path`), `label` if given, and ``more`` by name."""
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     columns = {"image": pa.array([{"bytes": content, "path": None} for content in encoded], image)}
     features = {"image": {"_type": "Image"}}

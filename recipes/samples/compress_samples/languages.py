@@ -1,4 +1,4 @@
-"""Which language is spoken: the prompts of a telephone exchange, the same in five languages."""
+"""Spoken language identification: telephone prompts in five languages."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ VOICES = {
     "Russian": "ru_RU_f_IvrvoiceRU",
     "Spanish": "es_MX_f_Allison",
 }
-"""Folders of the recordings: one voice a language, of which the English and the Spanish one are the same woman's."""
+"""Folders of the recordings: one voice per language; the English and Spanish recordings are by the same speaker."""
 TEST, VALIDATION = 100, 40
-"""Prompts, of five recordings each."""
+"""Numbers of prompts; each has five recordings."""
 _BYTES_PER_SECOND = 8_000
 _SHORTEST, _LONGEST = 0.4, 5.0
-"""Seconds of each recording of a prompt."""
+"""Range of durations in seconds."""
 
 
 def write_languages(members: Path, files: Path, progress: Progress) -> None:
     """Write train, validation and test.parquet (columns audio, label, prompt). Raises `SampleError`.
 
-    A prompt is in one split with all of its languages, by the SHA-256 of its name.
+    All recordings of a prompt are in the same split, which follows from the SHA-256 of its name.
     """
-    names = sorted(spoken(members), key=lambda name: hashlib.sha256(name.encode()).digest())
+    names = sorted(list_prompts(members), key=lambda name: hashlib.sha256(name.encode()).digest())
     held_out = TEST + VALIDATION
     if len(names) <= held_out:
         raise SampleError(f"The packages share {len(names)} prompts.", expected=f"more than {held_out}")
     parts = {"train": names[held_out:], "validation": names[TEST:held_out], "test": names[:TEST]}
     for split, chosen in parts.items():
-        listed = progress.track(chosen, f"decode {split} (prompts)", len(chosen))
-        rows = [row for name in listed for row in _rows(members, name)]
+        tracked = progress.track(chosen, f"decode {split} (prompts)", len(chosen))
+        rows = [row for name in tracked for row in _rows(members, name)]
         pa.parquet.write_table(pa.Table.from_pylist(rows), files / f"{split}.parquet")
     counts = ", ".join(f"{len(VOICES) * len(chosen)} {split}" for split, chosen in parts.items())
     progress.note(f"languages-audio: {counts} recordings of {len(names)} prompts")
 
 
-def spoken(members: Path) -> list[str]:
-    """Names of the prompts that every voice says, none of them short or long; a tone is the same in two languages."""
+def list_prompts(members: Path) -> list[str]:
+    """Return the names of prompts that exist in every language and are speech of a suitable length."""
     return [
         name for name in _names(members / VOICES["English"]) if _is_speech([_file(members, v, name) for v in VOICES])
     ]
@@ -58,6 +58,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _is_speech(paths: Sequence[Path]) -> bool:
+    """Return whether all recordings exist, have a suitable length and differ; tones are the same in all languages."""
     if not all(path.is_file() for path in paths):
         return False
     seconds = [path.stat().st_size / _BYTES_PER_SECOND for path in paths]

@@ -1,4 +1,4 @@
-"""Turn the rated sentences of Hutto and Gilbert (2014) into fixed splits and unlabeled text."""
+"""Conversion of the rated sentences of Hutto and Gilbert (2014) to fixed splits and unlabeled text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NEUTRAL = "neutral"
 _ENTITY = re.compile(r"&(?:amp|lt|gt|#38|#39);")
 
 Row = tuple[str, str]
-"""A text and its class: negative, neutral or positive."""
+"""Text and class (negative, neutral or positive)."""
 
 
 def write_labeled(members: Path, files: Path, progress: Progress) -> None:
@@ -40,7 +40,7 @@ def write_labeled(members: Path, files: Path, progress: Progress) -> None:
 
 
 def write_unlabeled(members: Path, files: Path, progress: Progress) -> None:
-    """Write unlabeled.parquet (column text), without any text that `write_labeled` puts into a split."""
+    """Write unlabeled.parquet (column text), without the texts that `write_labeled` writes."""
     movies = [(text, polarity(rating)) for text, rating in read_rated(members / MOVIE_FILE)]
     labeled = {normalised(text) for text, label in movies if label != NEUTRAL}
     texts = [text for text, label in movies if label == NEUTRAL]
@@ -49,13 +49,13 @@ def write_unlabeled(members: Path, files: Path, progress: Progress) -> None:
     first: dict[str, str] = {}
     for text in texts:
         first.setdefault(normalised(text), text)
-    out = [text for key, text in first.items() if key not in labeled]
-    _write(files / "unlabeled.parquet", text=out)
-    progress.note(f"snippets: {len(out)} texts; {len(texts) - len(out)} repeated or labeled ones left out")
+    unlabeled = [text for key, text in first.items() if key not in labeled]
+    _write(files / "unlabeled.parquet", text=unlabeled)
+    progress.note(f"snippets: {len(unlabeled)} texts; {len(texts) - len(unlabeled)} repeated or labeled ones left out")
 
 
 def read_rated(path: Path) -> list[tuple[str, float]]:
-    """Texts and mean ratings (-4 to 4) of a file with tabs between id, rating, text. Raises `SampleError`."""
+    """Return texts and mean ratings (-4 to 4) of a tab-separated file of id, rating, text. Raises `SampleError`."""
     try:
         lines = path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
@@ -72,24 +72,21 @@ def read_rated(path: Path) -> list[tuple[str, float]]:
 
 
 def unescape(text: str) -> str:
-    """Undo the HTML escapes of `&`, `<`, `>` and `'`.
-
-    Twice, and safely so: these files hold no bare `&`, and some of them `&amp;#38;`.
-    """
+    """Undo the HTML escapes of `&`, `<`, `>` and `'`, twice, since some files have `&amp;#38;` and none a plain `&`."""
     for _ in range(2):
         text = _ENTITY.sub(lambda match: html.unescape(match.group()), text)
     return text
 
 
 def polarity(rating: float) -> str:
-    """The class of a mean rating; within 0.5 of zero it is neutral."""
+    """Return the class of a mean rating, which is neutral within 0.5 of zero."""
     if rating > 0.5:
         return "positive"
     return "negative" if rating < -0.5 else NEUTRAL
 
 
 def distinct(rows: list[Row], progress: Progress) -> list[Row]:
-    """The first of the rows with the same normalised text; none of them where their classes differ."""
+    """Return one row for each normalized text, without texts whose rows have different classes."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(normalised(row[0]), []).append(row)
@@ -101,7 +98,7 @@ def distinct(rows: list[Row], progress: Progress) -> list[Row]:
 
 
 def split_rows(rows: list[Row]) -> dict[str, list[Row]]:
-    """Order by the SHA-256 of the normalised text: 2,000 for test, 500 for validation, the rest for train."""
+    """Split in the order of the SHA-256 of the text: 2,000 for test, 500 for validation, the rest for train."""
     if len(rows) <= TEST_ROWS + VALIDATION_ROWS:
         raise SampleError(
             f"The archive holds {len(rows)} labeled texts.",

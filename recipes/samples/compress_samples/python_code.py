@@ -1,4 +1,4 @@
-"""Python source files as they were written, one row a file: text of another kind than prose."""
+"""Python source files, one row per file."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ TEST_BYTES = 200_000
 
 
 def write_code(members: Path, files: Path, progress: Progress) -> None:
-    """Write train and test.parquet (columns file, text), by the SHA-256 of the files' names. Raises `SampleError`."""
+    """Write train and test.parquet (columns file, text), split by the SHA-256 of file names. Raises `SampleError`."""
     sources = {path.relative_to(members).as_posix(): path.read_text(encoding="utf-8") for path in members.rglob("*.py")}
-    written = {name: text for name, text in sources.items() if text.strip()}
+    texts = {name: text for name, text in sources.items() if text.strip()}
     splits: dict[str, list[str]] = {"test": [], "train": []}
     size = 0
-    for name in sorted(written, key=lambda name: hashlib.sha256(name.encode()).digest()):
+    for name in sorted(texts, key=lambda name: hashlib.sha256(name.encode()).digest()):
         splits["test" if size < TEST_BYTES else "train"].append(name)
-        size += len(written[name].encode())
+        size += len(texts[name].encode())
     if not all(splits.values()):
         raise SampleError(f"The package holds {size:,} bytes of Python.", expected=f"more than {TEST_BYTES:,}")
     for split, names in splits.items():
-        table = pa.table({"file": names, "text": [written[name] for name in names]})
+        table = pa.table({"file": names, "text": [texts[name] for name in names]})
         pa.parquet.write_table(table, files / f"{split}.parquet")
     progress.note(f"python-code: {len(splits['train'])} files in train, {len(splits['test'])} in test")

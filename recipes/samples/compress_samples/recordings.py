@@ -1,4 +1,4 @@
-"""Recorded sentences with their text, as tables of WAV files at 16 kHz."""
+"""Tables of recorded sentences as WAV files at 16 kHz, with transcripts."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from compress.utils.progress import Progress
 
 RATE = 16_000
 TEST_PROMPTS, VALIDATION_PROMPTS = 60, 20
-FEWEST_WORDS = 4
-"""Of a prompt: shorter ones are parts of sentences, such as digits and names of letters."""
+MIN_WORDS = 4
+"""Shorter prompts are not sentences but digits, letters and the like."""
 PROMPTS = "core-sounds-en.txt.gz"
 _READ = re.compile(r"<s> (.*) </s> \((.*)\)")
 _SPOKEN = re.compile(r"[\w\s.,;:?!'\"/-]+")
-"""What a text is written in that says every word of its recording: no signs that are read out, no descriptions."""
+"""Texts that are exact transcripts, without symbols that are read out or descriptions of sounds."""
 _G722_BITS = 64_000
 
 
 class Recording(NamedTuple):
-    """A WAV file, and what is said in it."""
+    """A WAV file and its transcript."""
 
     name: str
     content: bytes
@@ -51,7 +51,7 @@ def write_librivox(members: Path, files: Path, progress: Progress) -> None:
 def write_prompts(members: Path, files: Path, progress: Progress) -> None:
     """Write train, validation and test.parquet (columns audio, text). Raises `SampleError`.
 
-    Whole sentences only, of four words or more, in the order of the SHA-256 of their names.
+    Only sentences of four words or more are used, in the order of the SHA-256 of their names.
     """
     listed = read_prompts(members / PROMPTS)
     sentences = {
@@ -73,18 +73,18 @@ def write_prompts(members: Path, files: Path, progress: Progress) -> None:
 
 
 def read_prompts(path: Path) -> dict[str, str]:
-    """Name -> text of a list with a line `name: text` for each prompt. Raises `SampleError`."""
+    """Return the text of each prompt, from a gzipped file with lines `name: text`. Raises `SampleError`."""
     try:
         content = gzip.decompress(path.read_bytes()).decode("utf-8")
     except (gzip.BadGzipFile, EOFError, UnicodeDecodeError) as error:
-        raise SampleError(f"{path.name} is no compressed text: {error}") from error
+        raise SampleError(f"{path.name} is not a gzipped text: {error}") from error
     lines = (line.strip() for line in content.splitlines())
     pairs = (line.partition(":") for line in lines if line and not line.startswith(";"))
     return {name.strip(): text.strip() for name, _, text in pairs}
 
 
 def to_wav(content: bytes) -> bytes:
-    """A WAV file at 16 kHz of what G.722 (ITU-T 1988) encodes at 64 kbit/s."""
+    """Decode G.722 (ITU-T 1988) at 64 kbit/s to a WAV file at 16 kHz."""
     samples = G722(RATE, _G722_BITS).decode(content)
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
@@ -96,7 +96,7 @@ def to_wav(content: bytes) -> bytes:
 
 
 def _is_sentence(text: str) -> bool:
-    return len(text.split()) >= FEWEST_WORDS and _SPOKEN.fullmatch(text) is not None
+    return len(text.split()) >= MIN_WORDS and _SPOKEN.fullmatch(text) is not None
 
 
 def _write(path: Path, recordings: list[Recording]) -> None:

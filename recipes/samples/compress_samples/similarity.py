@@ -1,4 +1,4 @@
-"""Pairs of texts and of words with how similar people find them, as three small tables."""
+"""Pairs of texts and words with human similarity ratings, as three small tables."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from compress.utils.progress import Progress
 
 LEE_TEXTS, LEE_SIMILARITIES = "lee.cor", "similarities0-1.txt"
 WORDS = ("wordsim353.tsv", "simlex999.txt")
-"""Files of two words and a score to a line, with tabs between."""
+"""Tab-separated files with two words and a score per line."""
 _ENCODING = "latin-1"
-"""Of all files; the documents have a pound sign in it."""
+"""Encoding of all files."""
 
 
 class Rated(NamedTuple):
-    """Two texts and how similar people find them, on a scale of its own for each table."""
+    """Two texts and their similarity, on a different scale for each table."""
 
     text: str
     pair: str
@@ -37,20 +37,20 @@ def write_similarities(members: Path, files: Path, progress: Progress) -> None:
 
 
 def read_documents(texts: Path, similarities: Path) -> list[Rated]:
-    """Every two of the documents (a line each), with the upper triangle of their matrix. Raises `SampleError`."""
+    """Return all pairs of documents (one per line) with their similarity in a matrix file. Raises `SampleError`."""
     documents = texts.read_text(_ENCODING).splitlines()
     try:
         lines = similarities.read_text(_ENCODING).splitlines()
         matrix = [[float(value) for value in line.split()] for line in lines]
     except ValueError as error:
-        raise SampleError(f"{similarities.name} is no matrix of numbers: {error}") from error
+        raise SampleError(f"{similarities.name} is not a matrix of numbers: {error}") from error
     if {len(matrix), *map(len, matrix)} != {len(documents)}:
-        raise SampleError(f"{similarities.name} is no matrix of {len(documents)} by {len(documents)} numbers.")
+        raise SampleError(f"{similarities.name} is not a matrix of {len(documents)} by {len(documents)} numbers.")
     return [Rated(documents[i], documents[j], matrix[i][j]) for i, j in combinations(range(len(documents)), 2)]
 
 
 def read_words(path: Path) -> list[Rated]:
-    """The lines of two words and a score, less the comments. Raises `SampleError`."""
+    """Return the rows of a file of word pairs, without comments. Raises `SampleError`."""
     rows = []
     for number, line in enumerate(path.read_text(_ENCODING).splitlines(), start=1):
         if line.startswith("#") or not line.strip():

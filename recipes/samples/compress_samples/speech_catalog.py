@@ -1,4 +1,4 @@
-"""The samples of speech: a model, and recordings with their text."""
+"""Catalog of speech samples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from compress.data.samples.sample import Package, Sample
 
 
 def _voice(language: str, folder: str, sha256: str, download_bytes: int) -> Package:
-    """What a telephone exchange says in a language, as a Debian package."""
+    """Return the Debian package of the telephone prompts in a language."""
     name = f"asterisk-core-sounds-{language}-g722"
     return Package(
         manager="apt",

@@ -1,4 +1,4 @@
-"""A small T5 that has learned nothing yet, with the words of two translations of the same verses as its vocabulary."""
+"""A small T5 with random weights, and a tokenizer trained on two Bible translations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SEED = 0
 
 
 def write_model(members: Path, files: Path, progress: Progress) -> None:
-    """Write a model folder: random weights, always the same, and byte pairs learned from both translations."""
+    """Write a model folder with random weights (fixed seed) and a BPE tokenizer trained on both translations."""
     texts = [text for folder, order in (MODERN, OLD) for _, text in read_verses(members / folder, order) if text]
     tokenizer = _tokenizer(texts)
     torch.manual_seed(_SEED)

@@ -1,4 +1,4 @@
-"""Two English translations of the same verses, as pairs: what a reader asks for, and the old text that says it."""
+"""Pairs of Bible verses in two English translations, for retrieval."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from compress.utils.progress import Progress
 TEST_VERSES = 5_000
 VALIDATION_VERSES = 1_500
 MODERN, OLD = ("engWEB2015eb", "nrsva"), ("engKJV2006eb", "kjv")
-"""Folder of each translation, and the order of books, chapters and verses that it has."""
-_BUFFER = struct.Struct("<III")
-"""In .bzs: a compressed book's place, its size, and its size when it is not compressed."""
-_PLACE = struct.Struct("<IIH")
-"""In .bzv: which buffer a verse is in, its place there, and its length in bytes."""
+"""Folder and versification of each translation."""
+_BOOK = struct.Struct("<III")
+"""Entry of .bzs: offset, size and uncompressed size of a compressed book."""
+_VERSE = struct.Struct("<IIH")
+"""Entry of .bzv: book, offset in it and length in bytes of a verse."""
 _LEFT_OUT = re.compile(r"<(note|title|speaker|chapter|div)\b[^>]*?(?<!/)>.*?</\1>|<chapter eID.*", re.DOTALL)
 _BREAKS = re.compile(r"<(?:l|lg|lb|p|div)\b[^>]*>")
 _ADJOINING = re.compile(
@@ -41,7 +41,7 @@ Key = tuple[str, int, int]
 
 
 class Pair(NamedTuple):
-    """A verse: in modern English (`text`), in the English of 1611 (`pair`), and where it stands."""
+    """A verse in modern English (`text`) and in the King James Version (`pair`), with book and reference."""
 
     text: str
     pair: str
@@ -59,41 +59,41 @@ def write_pairs(members: Path, files: Path, progress: Progress) -> None:
         _write(files / f"{name}.parquet", part)
     counts = ", ".join(f"{len(part):,} {name}" for name, part in splits.items())
     left = len(pairs) - sum(map(len, splits.values()))
-    progress.note(f"verses: {counts} pairs; {left} left out that also stand in another split")
+    progress.note(f"verses: {counts} pairs; {left} duplicates of other splits are left out")
 
 
 def read_verses(folder: Path, order: str) -> Iterator[tuple[Key, str]]:
-    """Every verse of a compressed SWORD module in plain text, by where it stands; empty where it has none.
+    """Yield every verse of a compressed SWORD module as plain text, which may be empty.
 
-    Raises `SampleError` for a module whose files do not fit each other.
+    Raises `SampleError` for inconsistent files.
     """
     return ((key, plain_verse(markup)) for key, markup in read_raw(folder, order))
 
 
 def read_raw(folder: Path, order: str) -> Iterator[tuple[Key, str]]:
-    """The same with its markup."""
+    """Yield every verse of a compressed SWORD module with its markup. Raises `SampleError` for inconsistent files."""
     structure = BibleStructure(order)
     for testament, books in structure.get_books().items():
         texts = _Testament(folder, testament)
         for book in books:
             for chapter, verses in enumerate(book.chapter_lengths, start=1):
-                places = structure.ref_to_indicies(books=[book.name], chapters=[chapter])[testament]
-                for verse, offset in zip(range(1, verses + 1), places, strict=True):
-                    yield (book.name, chapter, verse), texts.raw(offset)
+                indices = structure.ref_to_indicies(books=[book.name], chapters=[chapter])[testament]
+                for verse, index in zip(range(1, verses + 1), indices, strict=True):
+                    yield (book.name, chapter, verse), texts.raw(index)
 
 
 def plain_verse(markup: str) -> str:
-    """A verse of OSIS without its markup, notes, titles, and whatever follows the end of its chapter."""
-    # These files lack the space between two words where a note stands, or where an element ends and one begins.
+    """Return a verse in OSIS markup as plain text, without notes, titles and text after the end of the chapter."""
+    # The files lack spaces around notes and between adjoining elements.
     text = _ADJOINING.sub(r"\g<0> ", _BREAKS.sub(" ", _LEFT_OUT.sub(" ", markup)))
     text = html.unescape(_TAG.sub("", text)).replace("\u00b6", " ")
     return _BEFORE_STOP.sub(r"\1", " ".join(text.split()))
 
 
 def split_pairs(pairs: list[Pair]) -> dict[str, list[Pair]]:
-    """Whole chapters, by the SHA-256 of their names: test until it has 5,000 verses, validation 1,500, the rest train.
+    """Split by chapters, in the order of their names' SHA-256: 5,000 verses for test, 1,500 for validation.
 
-    A verse that stands word for word in test is left out of the others, and one of validation out of train.
+    Verses of test are removed from validation and train, and those of validation from train.
     """
     chapters: dict[str, list[Pair]] = {}
     for pair in pairs:
@@ -113,24 +113,24 @@ def split_pairs(pairs: list[Pair]) -> dict[str, list[Pair]]:
 
 
 class _Testament:
-    """The verses of one half of a module, by index; one decompressed book is kept."""
+    """The verses of one testament of a module, by index, with a cache of decompressed books."""
 
     def __init__(self, folder: Path, testament: str) -> None:
         self._name = f"{folder.name}/{testament}"
         self._verses, self._buffers, self._texts = (
             (folder / f"{testament}.{suffix}").read_bytes() for suffix in ("bzv", "bzs", "bzz")
         )
-        self._book = cache(self._decompressed)
+        self._book = cache(self._decompress)
 
     def raw(self, index: int) -> str:
         try:
-            buffer, start, length = _PLACE.unpack_from(self._verses, index * _PLACE.size)
+            buffer, start, length = _VERSE.unpack_from(self._verses, index * _VERSE.size)
             return self._book(buffer)[start : start + length].decode("utf-8") if length else ""
         except (struct.error, zlib.error, UnicodeDecodeError) as error:
             raise SampleError(f"The text {self._name} is damaged at verse {index}: {error}") from error
 
-    def _decompressed(self, buffer: int) -> bytes:
-        start, size, _ = _BUFFER.unpack_from(self._buffers, buffer * _BUFFER.size)
+    def _decompress(self, buffer: int) -> bytes:
+        start, size, _ = _BOOK.unpack_from(self._buffers, buffer * _BOOK.size)
         return zlib.decompress(self._texts[start : start + size])
 
 

@@ -1,4 +1,4 @@
-"""Turn a dump of Wikipedia articles into fixed splits of plain text, one row an article."""
+"""Conversion of a dump of Wikipedia articles to fixed splits of plain text, one row per article."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DUMP = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 TEST_ARTICLES = 12
 VALIDATION_ARTICLES = 6
 _PAGES = 206
-"""Of the dump, redirects among them: the length of the progress bar."""
+"""Number of pages in the dump, including redirects."""
 _SPACE = "{http://www.mediawiki.org/xml/export-0.10/}"
 _MEDIA = ("file:", "image:", "category:")
 _INVISIBLE = {"table", "gallery", "math", "timeline", "ref"}
@@ -61,7 +61,7 @@ def write_articles(members: Path, files: Path, progress: Progress) -> None:
 
 
 def read_pages(dump: Path) -> Iterator[tuple[str, str | None]]:
-    """Title and markup of each page; no markup for a redirect. Raises `SampleError` for a damaged dump."""
+    """Yield title and markup of each page, or None for redirects. Raises `SampleError` for a damaged dump."""
     try:
         with bz2.open(dump) as file:
             for _, element in ElementTree.iterparse(file):
@@ -71,25 +71,25 @@ def read_pages(dump: Path) -> Iterator[tuple[str, str | None]]:
                     yield element.findtext(f"{_SPACE}title", ""), markup
                     element.clear()
     except (ElementTree.ParseError, OSError, EOFError) as error:
-        raise SampleError(f"{dump.name} is no whole dump of Wikipedia: {error}") from error
+        raise SampleError(f"{dump.name} is not a complete dump of Wikipedia: {error}") from error
 
 
 def plain_text(markup: str) -> str:
-    """The prose of an article: paragraphs and headings, without templates, tables, notes and lists of links."""
+    """Return paragraphs and headings of an article, without templates, tables, notes and lists of links."""
     code = mwparserfromhell.parse(markup)
-    unread = [link for link in code.filter_wikilinks() if str(link.title).strip().lower().startswith(_MEDIA)]
-    unread += [tag for tag in code.filter_tags() if str(tag.tag).strip().lower() in _INVISIBLE]
+    removed = [link for link in code.filter_wikilinks() if str(link.title).strip().lower().startswith(_MEDIA)]
+    removed += [tag for tag in code.filter_tags() if str(tag.tag).strip().lower() in _INVISIBLE]
     for section in code.get_sections(matches=lambda heading: heading.strip(" '").lower() in _LISTS):
-        unread += section.nodes
-    _take_out(code, {id(node) for node in unread})
-    # What the parser could not pair, such as a table within a table, it leaves as it stands.
+        removed += section.nodes
+    _remove(code, {id(node) for node in removed})
+    # The parser leaves unmatched markup, such as nested tables, in the text.
     text = _UNPAIRED.sub("", code.strip_code())
     lines = (re.sub(r"\s+", " ", line).strip() for line in text.split("\n"))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(line for line in lines if not line.startswith(_NO_PROSE))).strip()
 
 
 def split_articles(articles: list[Article]) -> dict[str, list[Article]]:
-    """Order by the SHA-256 of the title: 12 articles for test, 6 for validation, the rest for train."""
+    """Split in the order of the SHA-256 of the title: 12 articles for test, 6 for validation, the rest for train."""
     held_out = TEST_ARTICLES + VALIDATION_ARTICLES
     if len(articles) <= held_out:
         raise SampleError(f"The dump holds {len(articles)} articles.", expected=f"more than {held_out}")
@@ -101,12 +101,12 @@ def split_articles(articles: list[Article]) -> dict[str, list[Article]]:
     }
 
 
-def _take_out(code: Any, unread: set[int]) -> None:
-    """Take nodes out of the tree, named by their identity; `remove` would search the whole tree for each of them."""
-    code.nodes = [node for node in code.nodes if id(node) not in unread]
+def _remove(code: Any, node_ids: set[int]) -> None:
+    """Remove nodes from the tree by their `id`; the parser's `remove` searches the whole tree for each node."""
+    code.nodes = [node for node in code.nodes if id(node) not in node_ids]
     for node in code.nodes:
         for child in node.__children__():
-            _take_out(child, unread)
+            _remove(child, node_ids)
 
 
 def _write(path: Path, articles: list[Article]) -> None:

@@ -37,7 +37,7 @@ RESULTS = Path(__file__).parent / "results" / "pipelines.json"
 RECIPES = Path(__file__).parents[1] / "recipes"
 ROWS = 200
 TOLERANCE = 1e-4
-COLUMNS = ["task", "model", "examples", "same answers", "scores apart, at most"]
+COLUMNS = ["task", "model", "examples", "same answers", "largest score difference"]
 
 
 NOTES = [

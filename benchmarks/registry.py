@@ -51,12 +51,12 @@ def write_run(folder: Path, content: bytes, accuracy: float = 0.9, rows: int = 2
         Measurement(metric="accuracy", value=accuracy, unit="ratio", n=rows, raw=raw, **spread, **of),
         Measurement(metric="size_bytes", value=float(size), unit="bytes", **of),
     )
-    report = Report(recipe="made", measurements=measured, started="2026-01-01T00:00:00+00:00")
+    report = Report(recipe="artificial", measurements=measured, started="2026-01-01T00:00:00+00:00")
     (folder / "model" / "onnx").mkdir(parents=True)
     (folder / "model" / "config.json").write_text('{"model_type": "bert"}')
     (folder / "model" / "onnx" / "model.onnx").write_bytes(content)
     (folder / "report.json").write_text(report.to_json())
-    (folder / "recipe.yaml").write_text("name: made\n")
+    (folder / "recipe.yaml").write_text("name: artificial\n")
     (folder / "lock.json").write_text('{"seed": 0, "start": "none"}\n')
     return folder
 
@@ -158,7 +158,7 @@ def _check_registry(root: Path, notes: dict[int, Path], kills: int, torn: int, s
     known |= {(entry.version, versions[entry.version].record, "promoted") for entry in promoted}
     lost = sum((int(number), record, what) not in known for what, number, record in confirmed)
     lost += len(set(range(1, len(versions) + 1)) - set(versions))
-    # Each run must give one version, registered once, and no version may replace itself. If a writer was killed before
+    # Each run must have one version, registered once, and no version may replace itself. If a writer was killed before
     # its promotion was confirmed and the other writer promoted since, promoting again is correct.
     double = len(versions) - len({version.record for version in versions.values()})
     double += sum(isinstance(entry, Registered) for entry in state.entries) - len(versions)

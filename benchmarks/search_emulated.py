@@ -27,11 +27,11 @@ from compress.recipe.recipe import Limit
 from compress.results.report import BASELINE, FINAL
 
 LIMITS = (KEEP, Limit(metric="size_bytes", at_most=4.82e6), Limit(metric="latency_ms", at_most=0.473))
-ROWS, RIGHT, DISAGREE = 1500, 0.857, 0.055
+ROWS, BASELINE_ACCURACY, GAINED_SHARE = 1500, 0.857, 0.055
 """Selection rows, the baseline's accuracy on them, and the share that only the student classifies correctly."""
-_SHARED, _OWN = 0.008, 0.004
+_SHARED_NOISE, _STUDENT_NOISE = 0.008, 0.004
 """Standard deviations of the accuracy on the selection rows: the part shared by all students, and the part of each."""
-_EACH, _ALL = 0.04, 0.1
+_RECIPE_ERROR, _COMMON_ERROR = 0.04, 0.1
 """Relative errors of predicted latencies: of each recipe, and of all together until two recipes were timed."""
 BUDGET, OVERHEAD = 1750.0, 20.0
 """Seconds for trials of a search with one hour, and seconds spent when the first trial has ended."""
@@ -54,7 +54,7 @@ class EmulatedSearch(RecordedSpace):
         sampled = rng.integers(0, sizes, (700, len(sizes)))
         self._points = list(dict.fromkeys([self.origin, *(tuple(map(int, indices)) for indices in sampled)]))
         self._correct = np.ones(ROWS)
-        self._correct[rng.permutation(ROWS)[: round((1 - RIGHT) * ROWS)]] = 0
+        self._correct[rng.permutation(ROWS)[: round((1 - BASELINE_ACCURACY) * ROWS)]] = 0
         self._margins: dict[tuple[Point, float], float] = {}
 
     def points(self, seed: int) -> Iterable[Point]:
@@ -73,8 +73,8 @@ class EmulatedSearch(RecordedSpace):
             return self.world.weights(point) + self.world.tokens(point) * WIDTH
         if metric != "latency_ms":
             return None
-        error = _EACH * normal(self.seed, "foretold", self.world.matrices(point))
-        error += _ALL * normal(self.seed, "foretold") if self.timed < 2 else 0.0
+        error = _RECIPE_ERROR * normal(self.seed, "foretold", self.world.matrices(point))
+        error += _COMMON_ERROR * normal(self.seed, "foretold") if self.timed < 2 else 0.0
         return self.world.latency_ms(point) * (1 + error)
 
     def predict_analytically(self, point: Point, metric: str) -> float | None:
@@ -107,9 +107,9 @@ class EmulatedSearch(RecordedSpace):
             _EVALUATION_SECONDS if share == 1 else _UNTIMED_SECONDS
         )
         # Flip rows of the baseline in both directions so that the accuracy has this margin.
-        gained = round(DISAGREE * ROWS)
-        noise = _SHARED * normal(self.seed, "rows") + _OWN * normal(self.seed, "rows", point[:5], share)
-        lost = gained - round((KEEP.bound + self.margin(point, share) + noise - 1) * RIGHT * ROWS)
+        gained = round(GAINED_SHARE * ROWS)
+        noise = _SHARED_NOISE * normal(self.seed, "rows") + _STUDENT_NOISE * normal(self.seed, "rows", point[:5], share)
+        lost = gained - round((KEEP.bound + self.margin(point, share) + noise - 1) * BASELINE_ACCURACY * ROWS)
         generator, correct = random.Random(repr((self.seed, point, share))), self._correct.copy()
         for row in generator.sample([*np.flatnonzero(self._correct == 0)], gained):
             correct[row] = 1

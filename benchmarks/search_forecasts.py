@@ -31,7 +31,7 @@ Artifacts = Annotated[Path, typer.Option(help="Folder of the stage cache.")]
 Unseen = Annotated[int, typer.Option(help="Recipes to predict.")]
 
 
-class _SpaceWithEstimators:
+class _PredictedSpace:
     """A search space with its size and latency estimators."""
 
     def __init__(self, artifacts: Path) -> None:
@@ -60,7 +60,7 @@ class _SpaceWithEstimators:
 
 def size(artifacts: Artifacts = Path("artifacts"), unseen: Unseen = 30, write: Write = False) -> None:
     """Compare predicted sizes of unseen recipes with their files."""
-    space = _SpaceWithEstimators(artifacts)
+    space = _PredictedSpace(artifacts)
     space.costs.update(space.space.origin, 1.0, space.run(space.space.origin))
     errors, seconds = list[int](), list[float]()
     for point in space.sample(unseen):
@@ -98,7 +98,7 @@ def latency(
 
     from compress.plugins.search.kernel_table import KernelTable
 
-    space = _SpaceWithEstimators(artifacts)
+    space = _PredictedSpace(artifacts)
     latency_estimator = space.latency_estimator
     if noisy:
         latency_estimator.table = KernelTable(space.space.base.benchmark.threads, artifacts / "kernels", noisy_too=True)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from search_page import Write, by_model, show
 
-FOUND, BY_HAND = "found", "by hand"
+SEARCHED, BY_HAND = "found", "by hand"
 
 
 def found(
@@ -43,13 +43,13 @@ def found(
     runner.run_all()
     profile = recipe.profiles()[0]
     files = measurable(runner, profile.target.format, profile.options)
-    labels = {BASELINE: files[BASELINE], FINAL: files[FINAL], FOUND: search / "model"}
+    labels = {BASELINE: files[BASELINE], FINAL: files[FINAL], SEARCHED: search / "model"}
     session = TargetSession(runner, profile, labels, "test")
     rows = [*session.sizes(), *session.accuracies([]), *session.timings(remeasure=False)[0]]
     shown = ("size_bytes", "latency_ms", "time_per_output_token_ms")
     metrics = [name for name in dict.fromkeys(row.metric for row in rows)
                if describe_metric(name).quality or name in shown]  # fmt: skip
-    table = by_model(rows, (BASELINE, FINAL, FOUND), metrics)
+    table = by_model(rows, (BASELINE, FINAL, SEARCHED), metrics)
     seconds, budget = format_seconds(record.seconds), format_seconds(record.budget_seconds)
     table += [
         ["time of the trials, and the budget", "", "", f"{seconds}, {budget}"],
@@ -62,7 +62,7 @@ def found(
     )
     show(
         f"Best recipe for {recipe.task.replace('-', ' ')}",
-        ("quantity", "baseline", BY_HAND, FOUND),
+        ("quantity", "baseline", BY_HAND, SEARCHED),
         table,
         write,
         notes=[note],

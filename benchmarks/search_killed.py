@@ -28,7 +28,7 @@ _FINISHED = (0, 1)
 
 
 def killed(
-    recipe: Annotated[Path, typer.Option(help="A recipe with a `search:` block.")] = RECIPE,
+    recipe: Annotated[Path, typer.Option(help="Recipe with a `search:` block.")] = RECIPE,
     kills: Annotated[int, typer.Option(help="Number of kills.")] = 10,
     trials: Annotated[int, typer.Option(help="Number of trials of each search.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the random moments.")] = 0,
@@ -37,29 +37,29 @@ def killed(
     """Check that a killed and resumed search has the same trials, winner and bytes, and measure the extra time."""
     generator, killed_count, killed_seconds = random.Random(seed), 0, 0.0
     with tempfile.TemporaryDirectory(prefix="search-killed-") as folder:
-        uninterrupted, interrupted = Path(folder) / "alone", Path(folder) / "killed"
-        began = time.perf_counter()
+        uninterrupted, interrupted = Path(folder) / "uninterrupted", Path(folder) / "killed"
+        start = time.perf_counter()
         _run_to_end(recipe, uninterrupted, trials)
-        whole_seconds = time.perf_counter() - began
+        whole_seconds = time.perf_counter() - start
         typer.echo(f"uninterrupted: {whole_seconds:.0f} s")
         for number in range(kills):
             # On average the kills are spread over the whole search.
             moment = generator.uniform(0, 2 * whole_seconds / kills)
             process = _start_search(recipe, interrupted, trials)
-            began = time.perf_counter()
+            start = time.perf_counter()
             try:
                 process.wait(moment)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
                 killed_count += 1
-            killed_seconds += time.perf_counter() - began
+            killed_seconds += time.perf_counter() - start
             typer.echo(
                 f"kill {number + 1} of {kills}: after {moment:.0f} s, {len(_trials(interrupted))} trials in the ledger"
             )
-        began = time.perf_counter()
+        start = time.perf_counter()
         _run_to_end(recipe, interrupted, trials)
-        killed_seconds += time.perf_counter() - began
+        killed_seconds += time.perf_counter() - start
         expected, actual = (_outcome(search) for search in (uninterrupted, interrupted))
     rows = [
         ["processes killed during the search", f"{killed_count} of {kills}", f"{kills}"],

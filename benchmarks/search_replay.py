@@ -92,7 +92,7 @@ def collect(
 
 @dataclass
 class RecordedTrials(RecordedSpace):
-    """Search space and cost model made of recorded trials.
+    """Search space and cost model of recorded trials.
 
     Attributes:
         recorded: Content of the file that `collect` writes.
@@ -225,8 +225,8 @@ def load_recorded(path: Path) -> dict[str, Any]:
     return recorded
 
 
-def draw_rows(recorded: dict[str, Any], seed: int, size_error: float = 0.0) -> RecordedTrials:
-    """Return the recorded trials with selection rows drawn by ``seed``."""
+def sample_rows(recorded: dict[str, Any], seed: int, size_error: float = 0.0) -> RecordedTrials:
+    """Return the recorded trials with selection rows sampled by ``seed``."""
     count = len(unpack_rows(recorded["rows"][0]["outcome"]["rows"][FINAL][METRIC]))
     order = np.random.default_rng(seed).permutation(count)
     return RecordedTrials(recorded, order[:SELECTION_ROWS], order[SELECTION_ROWS:], size_error, seed)
@@ -311,20 +311,20 @@ def replay_bound(
     """Replay the searches with those selection rows by which at least one recipe meets the limit."""
     goal, results = size_goal(bound, confidence), Replays()
     for seed in range(searches):
-        trials = draw_rows(recorded, seed, size_error)
+        trials = sample_rows(recorded, seed, size_error)
         best, best_bytes = trials.best(goal)
         if best is None:
             continue
         engine = Engine(trials, trials, goal, trials.shares, seed)
         seconds = _seconds_to_best(trials, goal, engine_trials(engine), engine, best_bytes)
         results.costs.append(seconds / trials.exhaustive_seconds)
-        # The pick depends on the trials that follow too, so the search goes on to its own end.
+        # The pick also depends on the following trials, so the search continues to its end.
         for trial in engine_trials(engine):
             engine.record(trial, trials.run(trial))
         pick = engine.observations.best() or best
         results.met_on_fresh_rows.append(trials.accuracy_ratio_on_fresh_rows(pick) >= bound)
         results.trial_counts.append(len(engine.observations.outcomes))
-        other = draw_rows(recorded, seed, size_error)
+        other = sample_rows(recorded, seed, size_error)
         seconds = _seconds_to_best(other, goal, random_trials(other, seed), None, best_bytes)
         results.random_costs.append(seconds / other.exhaustive_seconds)
     return results
@@ -352,7 +352,7 @@ def _replay_text(recipes: int, confidence: float, size_error: float) -> str:
     return (
         f"The space has {recipes} recipes (`benchmarks/searching/reviews.yaml`). Each was run once to each rung, and "
         "searches are replayed on the recorded trials. They look for the smallest model that keeps a share of the "
-        f"accuracy with {confidence:.0%} confidence, by {SELECTION_ROWS:,} rows drawn for each search. Sizes are "
+        f"accuracy with {confidence:.0%} confidence, by {SELECTION_ROWS:,} rows sampled for each search. Sizes are "
         f"predicted {sizes}. *Found* means within 1% of the smallest recipe that an exhaustive search would select by "
         "the same rows. The *cost* is the time of the stages run, as a share of the time to run every recipe."
     )

@@ -24,7 +24,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.samplers import BaseSampler, GPSampler, TPESampler
 from optuna.trial import create_trial
 from search_page import Write, show
-from search_replay import BOUNDS, TABLE, RecordedTrials, draw_rows, engine_trials, load_recorded, size_goal
+from search_replay import BOUNDS, TABLE, RecordedTrials, engine_trials, load_recorded, sample_rows, size_goal
 
 from compress.plugins.search.engine import Engine, PlannedTrial
 from compress.plugins.search.observations import Observations
@@ -54,7 +54,7 @@ def samplers(
     for bound in map(float, bounds.split(",")):
         for seed in range(seeds):
             for method in methods:
-                result = replay_method(method, draw_rows(recorded, seed), size_goal(bound), seed)
+                result = replay_method(method, sample_rows(recorded, seed), size_goal(bound), seed)
                 if result is not None:
                     results.append({"method": method, "bound": bound, "seed": seed, **result})
             typer.echo(f"{bound:.0%}, seed {seed}", err=True)

@@ -25,15 +25,15 @@ def ray(
     """Time a search on one node and on two, and check that the results are the same."""
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory(prefix="search-workers-") as folder:
-        one, two = (_run_search(recipe, Path(folder) / f"{nodes}", nodes) for nodes in (1, 2))
-    same = {name: one[name] == two[name] for name in ("winner", "decisions", "bytes")}
+        single, double = (_run_search(recipe, Path(folder) / f"{nodes}", nodes) for nodes in (1, 2))
+    same = {name: single[name] == double[name] for name in ("winner", "decisions", "bytes")}
     rows = [
-        ["seconds on one node, on two", f"{one['seconds']:.0f}, {two['seconds']:.0f}", ""],
-        ["speed-up", f"{one['seconds'] / two['seconds']:.2f}", "1.7"],
+        ["seconds on one node, on two", f"{single['seconds']:.0f}, {double['seconds']:.0f}", ""],
+        ["speed-up", f"{single['seconds'] / double['seconds']:.2f}", "1.7"],
         ["the same winner", "yes" if same["winner"] else "no", "yes"],
         ["the same trials in the ledger", "yes" if same["decisions"] else "no", "yes"],
         ["the same bytes of every trial's model", "yes" if same["bytes"] else "no", "yes"],
-        ["trials", f"{len(one['decisions'])}, {len(two['decisions'])}", ""],
+        ["trials", f"{len(single['decisions'])}, {len(double['decisions'])}", ""],
     ]
     show("Two Ray nodes of one processor", MEASURED_AND_REQUIRED, rows, write)
 

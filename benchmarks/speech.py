@@ -67,7 +67,7 @@ def main() -> None:
     """Measure and print tables."""
     options = _options()
     quiet_libraries()
-    data = {name: _data(name) for name in ("librivox", "prompts-audio")}
+    data = {name: load_recordings(name) for name in ("librivox", "prompts-audio")}
     tests = {name: dataset.split("test").slice(0, options.clips) for name, dataset in data.items()}
     with tempfile.TemporaryDirectory() as scratch:
         folders = _write_models(Path(scratch))
@@ -92,7 +92,8 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _data(name: str) -> Dataset:
+def load_recordings(name: str) -> Dataset:
+    """Load a sample data set of recordings."""
     splits = {"test": "test"} if name == "librivox" else {split: split for split in ("train", "test")}
     return load_dataset(DataConfig(source=f"sample:{name}", splits=splits), TASK.columns, Path(), SilentProgress())
 
@@ -131,13 +132,13 @@ def _measure_quality(folders: Mapping[str, Path], tests: Mapping[str, pa.Table])
         _print(f"\n{data}: {len(table)} recordings", "WER", "as written", "errors / words", "same as fp32", "size")
         reference = None
         for name, folder in folders.items():
-            predictions = predict(folder, TASK, _encoded(folder, table), CPU, 2, SilentProgress(), name)
+            predictions = predict(folder, TASK, encode_recordings(folder, table), CPU, 2, SilentProgress(), name)
             reference = predictions.kept if reference is None else reference
             measurements = TASK.measure(predictions.kept, predictions.labels, name, CPU.name)
             measurements += TASK.compare(predictions.kept, reference, name, CPU.name)
             _print_quality(name, measurements, size_bytes(folder))
             rows += [_label(row, data) for row in measurements]
-        transcripts = _torch_transcripts(_encoded(folders[BASELINE], table))
+        transcripts = _torch_transcripts(encode_recordings(folders[BASELINE], table))
         same = float(np.mean(transcripts == reference["transcripts"])) if reference is not None else 0.0
         measurements = TASK.measure(
             {"transcripts": transcripts}, np.array(table["text"].to_pylist()), "torch", CPU.name
@@ -147,7 +148,8 @@ def _measure_quality(folders: Mapping[str, Path], tests: Mapping[str, pa.Table])
     return rows
 
 
-def _encoded(folder: Path, table: pa.Table) -> Examples:
+def encode_recordings(folder: Path, table: pa.Table) -> Examples:
+    """Encode recordings for the model in ``folder``."""
     return encode_for_model(folder, TASK, table, max_length=448)
 
 
@@ -177,11 +179,11 @@ def _measure_in_noise(
     for data, table in tests.items():
         for kind in ("white", "babble"):
             for ratio in RATIOS_DB:
-                noisy = _add_noise(table, kind, ratio, babble_voices)
+                noisy = add_noise_to_recordings(table, kind, ratio, babble_voices)
                 rates = []
                 for name in IN_NOISE:
                     predictions = predict(
-                        folders[name], TASK, _encoded(folders[name], noisy), CPU, 2, SilentProgress(), name
+                        folders[name], TASK, encode_recordings(folders[name], noisy), CPU, 2, SilentProgress(), name
                     )
                     measurements = TASK.measure(predictions.kept, predictions.labels, name, CPU.name)
                     rates.append(measurements[0].value)
@@ -190,7 +192,7 @@ def _measure_in_noise(
     return rows
 
 
-def _add_noise(table: pa.Table, kind: str, ratio: float, voices: Sequence[np.ndarray]) -> pa.Table:
+def add_noise_to_recordings(table: pa.Table, kind: str, ratio: float, voices: Sequence[np.ndarray]) -> pa.Table:
     """Return the rows with noise added to their recordings; each row has its own seed."""
     values = []
     for seed, value in enumerate(table["audio"].to_pylist()):
@@ -219,7 +221,7 @@ def _wav(samples: np.ndarray) -> bytes:
 def _measure_latency(
     folders: Mapping[str, Path], table: pa.Table, seconds: float
 ) -> tuple[list[Measurement], list[str]]:
-    examples = {name: _encoded(folder, table) for name, folder in folders.items()}
+    examples = {name: encode_recordings(folder, table) for name, folder in folders.items()}
     settings = Benchmark(threads=2, batched=False, seconds=seconds, examples=max(8, len(table)))
     timings = measure_side_by_side(folders, examples, CPU, settings, BASELINE, SilentProgress(), seed=0)
     by_name = {(row.model, row.metric): row for row in timings.measurements}

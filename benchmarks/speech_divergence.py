@@ -47,11 +47,11 @@ def main() -> None:
     options = parser.parse_args()
     quiet_libraries()
     model = export_encoder_decoder(Checkpoint(sample_directory("whisper-tiny-en")))
-    rows = speech._data("prompts-audio").split("train")
+    rows = speech.load_recordings("prompts-audio").split("train")
     with tempfile.TemporaryDirectory() as name:
         model.save(Path(name))
         clean = rows.slice(0, options.clips)
-        noisy = speech._add_noise(clean, "white", RATIO_DB, [])
+        noisy = speech.add_noise_to_recordings(clean, "white", RATIO_DB, [])
         recordings = {"quiet": _windows(Path(name), clean), "5 dB": _windows(Path(name), noisy)}
         calibration = _windows(Path(name), rows.slice(options.clips, options.calibration))
         encoder, decoder = _open(model)
@@ -112,7 +112,7 @@ def _variants(model: OnnxModel, calibration: Windows) -> Mapping[str, OnnxModel]
 def _windows(folder: Path, rows: pa.Table) -> Windows:
     """Return the first window of each recording, [features, frames]."""
     frames = load_processor(folder).feature_extractor.nb_max_frames
-    return [example["input_features"][:, :frames] for example in speech._encoded(folder, rows).inputs]
+    return [example["input_features"][:, :frames] for example in speech.encode_recordings(folder, rows).inputs]
 
 
 def _open(model: OnnxModel) -> tuple[Session, Session]:

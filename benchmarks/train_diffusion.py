@@ -74,21 +74,21 @@ def train(output: Path, minutes: float, seed: int, progress: Progress) -> None:
     """Train everything and write the folders. Raises `InputError` if ``output`` holds other files."""
     work, start = output / "training", time.monotonic()
     _check_new(output, work / PLAN)
-    pictures, text = CaptionedImages.read(progress), Text()
+    images, text = CaptionedImages.read(progress), Text()
     torch.manual_seed(seed)
-    judge, autoencoder, unet = build_judge(pictures.classes), build_autoencoder(), build_unet()
-    latents = torch.zeros(len(pictures.train), 2, 4, SIZE // SCALE, SIZE // SCALE)
+    judge, autoencoder, unet = build_judge(images.classes), build_autoencoder(), build_unet()
+    latents = torch.zeros(len(images.train), 2, 4, SIZE // SCALE, SIZE // SCALE)
     trainings = (
-        Training("judge", judge, judge_loss(judge, pictures), 2e-3),
-        Training("autoencoder", autoencoder, autoencoder_loss(autoencoder, pictures), 1e-3),
+        Training("judge", judge, judge_loss(judge, images), 2e-3),
+        Training("autoencoder", autoencoder, autoencoder_loss(autoencoder, images), 1e-3),
         Training(
-            "unet", unet, denoising_loss(unet, pictures, latents, text.states(pictures.captions)), 8e-4, averaged=True
+            "unet", unet, denoising_loss(unet, images, latents, text.states(images.captions)), 8e-4, averaged=True
         ),
     )
 
     def plan() -> dict[str, int]:
-        rows = int(min(len(pictures.train), 5_000 * minutes))
-        generated = int(min(GENERATED, len(pictures.held_out) // 2, 20 * minutes))
+        rows = int(min(len(images.train), 5_000 * minutes))
+        generated = int(min(GENERATED, len(images.held_out) // 2, 20 * minutes))
         other_seconds = estimate_other_seconds(autoencoder, unet, rows, generated)
         remaining = _MARGIN * (60 * minutes - (time.monotonic() - start) - other_seconds)
         steps = {
@@ -98,15 +98,15 @@ def train(output: Path, minutes: float, seed: int, progress: Progress) -> None:
         return {**steps, "rows": rows, "drawn": generated}
 
     steps = load_or_make_plan(work / PLAN, plan)
-    pictures.shorten(steps["rows"])
+    images.shorten(steps["rows"])
     progress.note(f"planned: {steps}")
     train_module(trainings[0], steps["judge"], seed, work, progress)
     write_judge(judge, output / "judge")
     train_module(trainings[1], steps["autoencoder"], seed + 1, work, progress)
-    latents[: steps["rows"]] = scaled_latents(autoencoder, pictures.train, progress)
+    latents[: steps["rows"]] = scaled_latents(autoencoder, images.train, progress)
     train_module(trainings[2], steps["unet"], seed + 2, work, progress)
     write_pipeline(autoencoder, unet, text, output / "model")
-    metrics = evaluate(output, pictures, steps["drawn"], seed, progress)
+    metrics = evaluate(output, images, steps["drawn"], seed, progress)
     record = {"seed": seed, "threads": torch.get_num_threads(), "plan": steps, **metrics}
     (output / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for training in trainings:
@@ -194,7 +194,7 @@ from captions such as "a photo of a coat"; other captions are out of distributio
 
 
 @torch.no_grad()
-def evaluate(output: Path, pictures: CaptionedImages, count: int, seed: int, progress: Progress) -> dict[str, float]:
+def evaluate(output: Path, images: CaptionedImages, count: int, seed: int, progress: Progress) -> dict[str, float]:
     """Return metrics of images generated from ``count`` held-out captions, of the autoencoder and of the classifier."""
     from diffusers import StableDiffusionPipeline
     from transformers import RegNetForImageClassification
@@ -202,7 +202,7 @@ def evaluate(output: Path, pictures: CaptionedImages, count: int, seed: int, pro
     pipeline = StableDiffusionPipeline.from_pretrained(output / "model")
     pipeline.set_progress_bar_config(disable=True)
     judge = RegNetForImageClassification.from_pretrained(output / "judge").eval()
-    prompts, kinds = pictures.held_out_texts[:count], pictures.held_out_kinds[:count]
+    prompts, kinds = images.held_out_texts[:count], images.held_out_kinds[:count]
     generator, generated = torch.Generator().manual_seed(seed), []
     for start in progress.track(range(0, count, BATCH), "generating", -(-count // BATCH)):
         levels = pipeline(
@@ -210,14 +210,14 @@ def evaluate(output: Path, pictures: CaptionedImages, count: int, seed: int, pro
             height=SIZE, width=SIZE, generator=generator, output_type="np",
         ).images  # fmt: skip
         generated.append(torch.from_numpy(levels.astype(np.float32)).permute(0, 3, 1, 2) * 2 - 1)
-    real = as_floats(pictures.held_out)
+    real = as_floats(images.held_out)
     decoded = torch.cat([pipeline.vae(pixels).sample for pixels in real[:count].split(BATCH)]).clamp(-1, 1)
     generated_features, logits = features(judge, torch.cat(generated))
     real_features, real_logits = features(judge, real)
     return {
-        "judge_accuracy": float((real_logits.argmax(1) == pictures.held_out_kinds.numpy()).mean()),
+        "judge_accuracy": float((real_logits.argmax(1) == images.held_out_kinds.numpy()).mean()),
         "autoencoder_psnr_db": float(
-            psnr(*((images / 2 + 0.5).numpy() for images in (decoded, real[:count])), 1.0).mean()
+            psnr(*((batch / 2 + 0.5).numpy() for batch in (decoded, real[:count])), 1.0).mean()
         ),
         "class_seen": float((logits.argmax(1) == kinds.numpy()).mean()),
         "frechet_distance": frechet_distance(generated_features, real_features),

@@ -45,16 +45,16 @@ def _search(order: dict[str, Any]) -> dict[str, Any]:
         arrays = dict(np.load(path))
         return [dict(zip(arrays, row, strict=True)) for row in zip(*arrays.values(), strict=True)]
 
-    @Registry.register_dataset("judged")  # type: ignore[untyped-decorator]
-    def judged(**given: Any) -> Any:
+    @Registry.register_dataset("evaluated")  # type: ignore[untyped-decorator]
+    def evaluated(**options: Any) -> Any:
         return ClassificationDataset(rows_of(order["rows"]), label_col="labels")
 
     @Registry.register_dataset("calibrating")  # type: ignore[untyped-decorator]
-    def calibrating(**given: Any) -> Any:
+    def calibrating(**options: Any) -> Any:
         return BaseDataset(rows_of(order["calibration"]))
 
     @Registry.register_post_process("most_likely")  # type: ignore[untyped-decorator]
-    def most_likely(output: Any, **given: Any) -> Any:
+    def most_likely(output: Any, **options: Any) -> Any:
         return (output if hasattr(output, "argmax") else output["logits"]).argmax(-1)
 
     _patch_footprint()
@@ -82,8 +82,8 @@ def _patch_footprint() -> None:
     """
     from olive.engine.footprint import FootprintNode
 
-    def update(node: Any, **given: Any) -> None:
-        for name, value in given.items():
+    def update(node: Any, **options: Any) -> None:
+        for name, value in options.items():
             setattr(node, "model_config_data" if name == "model_config" else name, value)
 
     FootprintNode.update = update
@@ -117,9 +117,9 @@ def _configuration(order: dict[str, Any]) -> dict[str, Any]:
         },
         "data_configs": [
             {
-                "name": "judged",
+                "name": "evaluated",
                 "type": "DataContainer",
-                "load_dataset_config": {"type": "judged"},
+                "load_dataset_config": {"type": "evaluated"},
                 "pre_process_data_config": {"type": "skip_pre_process"},
                 "post_process_data_config": {"type": "most_likely"},
                 "dataloader_config": {"batch_size": 50},
@@ -127,7 +127,7 @@ def _configuration(order: dict[str, Any]) -> dict[str, Any]:
             {
                 "name": "timed",
                 "type": "DataContainer",
-                "load_dataset_config": {"type": "judged"},
+                "load_dataset_config": {"type": "evaluated"},
                 "pre_process_data_config": {"type": "skip_pre_process"},
                 "dataloader_config": single,
             },
@@ -145,7 +145,7 @@ def _configuration(order: dict[str, Any]) -> dict[str, Any]:
                     {
                         "name": "accuracy",
                         "type": "accuracy",
-                        "data_config": "judged",
+                        "data_config": "evaluated",
                         "sub_types": [{**accuracy, "goal": keep, "higher_is_better": True}],
                     },
                     {

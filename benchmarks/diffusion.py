@@ -1,14 +1,13 @@
-"""What a small generator of pictures loses and gains on the way of `recipes/fashion-diffusion.yaml`.
+"""Measure speed, size and image quality of a small text-to-image model compressed by `recipes/fashion-diffusion.yaml`.
 
     python benchmarks/train_diffusion.py artifacts/fashion-diffusion
     compress run recipes/fashion-diffusion.yaml
     python benchmarks/diffusion.py artifacts/runs/fashion-diffusion/latest     # about ten minutes on two idle cores
 
-Everything that the run measured is taken from its report. Three short runs are added, whose stages come from the cache
-where the first run had them: the start with nothing but its denoiser in INT8, the start in as few steps by the best
-scheduler, and the recipe up to where it is distilled into them. The page is a bundle in Chromium with a fresh profile;
-ours and diffusers' own pictures are drawn from the same noise. `--write` puts it all into the results file that
-docs/results/ is made from.
+The measurements of the run are read from its report. Three short side runs are added, which share the cache: the
+original with only its denoiser in INT8, the original with the best scheduler and the final number of steps, and the
+recipe up to step distillation. The web page is measured as a bundle in Chromium with a fresh profile. Our images are
+compared with those of diffusers from the same noise. `--write` stores the results for docs/results/.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from bundle_page import figures, serve, visit
+from bundle_page import serve, summarize, visit
 
 from compress.cli.output import ConsoleProgress
 from compress.formats.quiet_output import quiet_libraries
@@ -47,57 +46,63 @@ from compress.utils.progress import Progress
 RESULTS = Path(__file__).parent / "results" / "diffusion.json"
 TARGET = "cpu"
 DISTANCE, PROMPTS, SIZE = "frechet_distance", "prompt_accuracy", "size_bytes"
-APART = "perceptual_distance_to_baseline"
+PERCEPTUAL = "perceptual_distance_to_baseline"
 PARTS = ("text_encoder", "denoiser_step", "decoder")
-DRAWN, LAUNCHES = 8, 5
-SHOWN = (DISTANCE, PROMPTS, "ssim_to_baseline", SIZE, "latency_ms", *(f"{part}_ms" for part in PARTS))
+LAUNCHES = 5
+METRICS = (DISTANCE, PROMPTS, "ssim_to_baseline", SIZE, "latency_ms", *(f"{part}_ms" for part in PARTS))
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was asked for and what was found; ``held`` is the best of the two bounds that it keeps."""
+    """A measurement with its bounds; ``met`` is the better of the bounds that it meets: no, yes or aim."""
 
-    what: str
-    found: str
-    least: str
+    quantity: str
+    measured: str
+    required: str
     aim: str
-    held: str
+    met: str
 
     def cells(self) -> list[str]:
-        """As a table has it."""
-        return [self.what, self.found, self.least, self.aim, self.held]
+        """Return the cells of a table row."""
+        return [self.quantity, self.measured, self.required, self.aim, self.met]
 
 
-def row(what: str, value: float, found: str, least: float, aim: float | None, words: str, lower: bool = False) -> Row:
-    """A figure and its bounds, each written as ``words`` has it."""
+def row(
+    quantity: str, value: float, measured: str, required: float, aim: float | None, template: str, lower: bool = False
+) -> Row:
+    """Return a row that compares ``value`` with its bounds, which are formatted by ``template``."""
 
-    def keeps(bound: float | None) -> bool:
+    def meets(bound: float | None) -> bool:
         return bound is not None and (value <= bound if lower else value >= bound)
 
-    held = "aim" if keeps(aim) else "yes" if keeps(least) else "no"
-    return Row(what, found, words.format(least), "" if aim is None else words.format(aim), held)
+    met = "aim" if meets(aim) else "yes" if meets(required) else "no"
+    return Row(quantity, measured, template.format(required), "" if aim is None else template.format(aim), met)
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="a run of recipes/fashion-diffusion.yaml")],
-    artifacts: Annotated[Path, typer.Option(help="where runs and their cache are")] = Path("artifacts"),
-    page: Annotated[bool, typer.Option(help="open the page in Chromium")] = True,
-    write: Annotated[bool, typer.Option(help=f"write {RESULTS.name}")] = False,
+    folder: Annotated[Path, typer.Argument(help="Run of recipes/fashion-diffusion.yaml.")],
+    artifacts: Annotated[Path, typer.Option(help="Folder of runs and cache.")] = Path("artifacts"),
+    page: Annotated[bool, typer.Option(help="Measure the web page in Chromium.")] = True,
+    write: Annotated[bool, typer.Option(help=f"Write {RESULTS.name}.")] = False,
 ) -> None:
-    """Measure what the run did not, and show all of it."""
+    """Complete the measurements of the run, and print all of them."""
     quiet_libraries()
     progress = ConsoleProgress()
     recipe, report = read_recipe(folder / "recipe.yaml"), load_report(find_report(folder))
-    beside = {name: aside(recipe, name, stages, artifacts, progress) for name, stages in runs_beside(recipe).items()}
-    rows = [*of_the_run(report), *of_int8(beside["int8"]), *of_steps(beside["scheduler"], beside["distilled"])]
-    rows += of_page(folder) if page else []
-    rows += of_levels(load_pipeline(Path(recipe.model)))
-    tables = [
-        {"columns": ["quantity", "measured", "required", "aim", "kept"], "rows": [row.cells() for row in rows]},
+    side = {name: run_aside(recipe, name, stages, artifacts, progress) for name, stages in side_runs(recipe).items()}
+    rows = [*run_rows(report), *int8_rows(side["int8"]), *distillation_rows(side["scheduler"], side["distilled"])]
+    rows += page_rows(folder) if page else []
+    rows += diffusers_rows(load_pipeline(Path(recipe.model)))
+    tables: list[dict[str, Any]] = [
         {
-            "title": "Each model on the same prompts and noise, timed in the session of its run",
-            "columns": headings(),
-            "rows": list(models(report, beside)),
+            "title": "Limits",
+            "columns": ["quantity", "measured", "required", "aim", "kept"],
+            "rows": [row.cells() for row in rows],
+        },
+        {
+            "title": "Each model on the same prompts and noise",
+            "columns": ["model", *(describe_metric(metric).title for metric in METRICS)],
+            "rows": list(model_rows(report, side)),
         },
     ]
     for table in tables:
@@ -107,8 +112,8 @@ def main(
         RESULTS.write_text(json.dumps(results(report, tables), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def runs_beside(recipe: Recipe) -> dict[str, list[Mapping[str, Any]]]:
-    """The stages of the three short runs, with the fields that the recipe has."""
+def side_runs(recipe: Recipe) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the stages of the three side runs, with the settings of the recipe."""
     distill = next(index for index, stage in enumerate(recipe.stages) if isinstance(stage, StepDistillation))
     int8 = next(stage for stage in recipe.stages if stage.kind == "onnx_int8" and getattr(stage, "part", "") == "unet")
     step_stage = recipe.stages[distill]
@@ -121,97 +126,100 @@ def runs_beside(recipe: Recipe) -> dict[str, list[Mapping[str, Any]]]:
     }
 
 
-def aside(
+def run_aside(
     recipe: Recipe, name: str, stages: Sequence[Mapping[str, Any]], artifacts: Path, progress: Progress
 ) -> Report:
-    """The report of the recipe with other stages."""
+    """Run the recipe with other stages and return the report."""
     changed = {"name": f"{recipe.name}-{name}", "stages": list(stages), "limits": []}
     changed_recipe = Recipe.model_validate({**recipe.model_dump(), **changed})
     return run(changed_recipe, Path.cwd(), artifacts, progress).report
 
 
-def of_the_run(report: Report) -> list[Row]:
-    """End to end: faster, smaller, and what pictures lose."""
-    faster, sizes, distances = found(report, "speedup"), pair(report, SIZE), pair(report, DISTANCE)
-    smaller, farther = sizes[0].value / sizes[1].value, distances[1].value / distances[0].value
+def run_rows(report: Report) -> list[Row]:
+    """Return speed-up, size ratio and loss of quality of the whole recipe."""
+    speedup, sizes, distances = measurement(report, "speedup"), pair(report, SIZE), pair(report, DISTANCE)
+    ratio = sizes[0].value / sizes[1].value
+    size_text = f"{format_number(ratio)}x ({' to '.join(format_measurement(size) for size in sizes)})"
     lost = points_lost(*pair(report, PROMPTS))
+    lost_text = "{:.1f} ({:.1f} to {:.1f})".format(*lost)
+    distance_name = f"Fréchet distance, ratio to the original's ({distances[0].n} images)"
     return [
-        row("end to end against the fp32 start, faster", faster.value, format_measurement(faster), 20, 40, "{:g}x"),
-        row("smaller on disk, all parts", smaller, f"{format_number(smaller)}x ({in_bytes(sizes)})", 5, 10, "{:g}x"),
-        row(
-            f"Fréchet distance against the start's ({distances[0].n} pictures)",
-            farther,
-            of_two(distances),
-            1.3,
-            1.1,
-            "{:g}x",
-            lower=True,
-        ),
-        row("prompts kept, points lost", lost[0], "{:.1f} ({:.1f} to {:.1f})".format(*lost), 3, 1, "{:g}", lower=True),
+        row("speed-up, end to end, against fp32", speedup.value, format_measurement(speedup), 20, 40, "{:g}x"),
+        row("size ratio, all parts", ratio, size_text, 5, 10, "{:g}x"),
+        ratio_row(distance_name, distances, 1.3, 1.1),
+        row("prompt accuracy lost, points", lost[0], lost_text, 3, 1, "{:g}", lower=True),
     ]
 
 
-def of_int8(report: Report) -> list[Row]:
-    """The denoiser in INT8 alone, in as many steps as the start."""
-    distances, faster = pair(report, DISTANCE), found(report, "speedup_denoiser_step")
-    farther, what = distances[1].value / distances[0].value, "INT8 UNet alone against fp32, same steps"
+def int8_rows(report: Report) -> list[Row]:
+    """Return quality and speed of the original with only its denoiser in INT8."""
+    speedup = measurement(report, "speedup_denoiser_step")
     return [
-        row(f"{what}: distance", farther, of_two(distances), 1.05, 1.02, "{:g}x", lower=True),
-        row(f"{what}: faster", faster.value, format_measurement(faster), 1.5, 2, "{:g}x"),
+        ratio_row("INT8 UNet alone: Fréchet distance ratio", pair(report, DISTANCE), 1.05, 1.02),
+        row("INT8 UNet alone: speed-up", speedup.value, format_measurement(speedup), 1.5, 2, "{:g}x"),
     ]
 
 
-def of_steps(scheduler: Report, distilled: Report) -> list[Row]:
-    """Training against the best that is to be had without it, in as many steps.
+def distillation_rows(scheduler: Report, distilled: Report) -> list[Row]:
+    """Compare step distillation with the best scheduler at the same number of steps.
 
-    What both are measured by first is far from 0 for the start too, which neither comes below by much; how far
-    pictures are from the start's own, of the same noise, has no such floor.
+    The Fréchet distance of the original is far from 0, and neither comes much below it. The perceptual distance to the
+    images of the original from the same noise has no such lower limit.
     """
     rows = []
-    for metric, what in ((DISTANCE, "Fréchet distance"), (APART, "perceptual distance from the start's pictures")):
-        best, taught = found(scheduler, metric), found(distilled, metric)
-        share, words = taught.value / best.value, of_two((best, taught))
-        rows.append(row(f"distilled against the best scheduler: {what}", share, words, 0.5, None, "{:g}x", True))
+    for metric, name in ((DISTANCE, "Fréchet distance"), (PERCEPTUAL, "perceptual distance")):
+        measurements = measurement(scheduler, metric), measurement(distilled, metric)
+        rows.append(ratio_row(f"step distillation against the best scheduler: {name} ratio", measurements, 0.5, None))
     return rows
 
 
-def of_page(folder: Path) -> list[Row]:
-    """A bundle's first picture in a fresh Chromium, and what went over the wire."""
+def ratio_row(quantity: str, measurements: tuple[Measurement, Measurement], required: float, aim: float | None) -> Row:
+    """Return a row with the ratio of the second measurement to the first, where lower is better."""
+    first, second = measurements
+    ratio = second.value / first.value
+    # For example `1.12x (2.31 of 2.06)`, with both intervals.
+    text = f"{format_number(ratio)}x ({format_measurement(second)} of {format_measurement(first)})"
+    return row(quantity, ratio, text, required, aim, "{:g}x", lower=True)
+
+
+def page_rows(folder: Path) -> list[Row]:
+    """Measure the time to the first image of a web page in Chromium, and the bytes transferred."""
     with tempfile.TemporaryDirectory() as scratch:
         bundle = Path(scratch) / "bundle"
         command = [sys.executable, "-m", "compress", "bundle", str(folder), "--target", "browser", "-o", str(bundle)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         with serve(bundle, "br", 11) as (port, sent):
-            seen = figures([visit(port, sent, None, None) for _ in range(LAUNCHES)], "br")
-    seconds, megabytes = seen["from_navigation_ms"] / 1e3, seen["transfer_bytes"] / 1e6
-    samples = [value / 1e3 for value in seen["samples"]["from_navigation_ms"]]
+            visits = summarize([visit(port, sent, None, None) for _ in range(LAUNCHES)], "br")
+    seconds, megabytes = visits["from_navigation_ms"] / 1e3, visits["transfer_bytes"] / 1e6
+    samples = [value / 1e3 for value in visits["samples"]["from_navigation_ms"]]
     span = f"{seconds:.1f} s ({min(samples):.1f} to {max(samples):.1f})"
     return [
-        row("page in Chromium, first picture, cold", seconds, span, 6, 3, "{:g} s", lower=True),
-        row("page in Chromium, transferred", megabytes, f"{megabytes:.1f} MB", 40, 25, "{:g} MB", lower=True),
+        row("web page in Chromium, first image, cold", seconds, span, 6, 3, "{:g} s", lower=True),
+        row("web page in Chromium, transferred", megabytes, f"{megabytes:.1f} MB", 40, 25, "{:g} MB", lower=True),
     ]
 
 
-def of_levels(model: GeneratorModel) -> list[Row]:
-    """Our pictures against those of diffusers' own pipeline, from the same noise."""
+def diffusers_rows(model: GeneratorModel) -> list[Row]:
+    """Compare our images with those of the diffusers pipeline, from the same noise."""
     ids = model.processor.ids(prompts := [f"a photo of a {word}" for word in ("bag", "coat", "dress", "sandal")] * 2)
     exported = export_diffusion(model, ids, None, fusions=True)
     graphs = open_diffusion(diffusion_folder(model, {name: part.graph for name, part in exported.items()}))
-    theirs = as_diffusers(model, prompts)
-    apart = {"torch": open_torch(model, {}), "ONNX Runtime": graphs}
-    levels = {name: levels_apart(drawn(session, ids, model), theirs) for name, session in apart.items()}
-    words = ", ".join(f"{count:g} in {name}" for name, count in levels.items())
-    return [row("ours against diffusers' own, levels of 255", max(levels.values()), words, 1, None, "{:g}", lower=True)]
+    theirs = generate_by_diffusers(model, prompts)
+    sessions = {"torch": open_torch(model, {}), "ONNX Runtime": graphs}
+    levels = {name: levels_apart(generate(session, ids, model), theirs) for name, session in sessions.items()}
+    text = ", ".join(f"{count:g} in {name}" for name, count in levels.items())
+    quantity = "largest difference from diffusers, levels of 255"
+    return [row(quantity, max(levels.values()), text, 1, None, "{:g}", lower=True)]
 
 
-def drawn(session: DiffusionSession, ids: np.ndarray, model: GeneratorModel) -> np.ndarray:
-    """Pictures [n, height, width, channels] from 0 to 1, each from the noise of its place."""
+def generate(session: DiffusionSession, ids: np.ndarray, model: GeneratorModel) -> np.ndarray:
+    """Return images [n, height, width, channels] from 0 to 1, each from the noise of its index."""
     noise = np.stack([model.processor.noise(index) for index in range(len(ids))])
     return session.predict({IDS: ids, NOISE: noise, SEED: np.arange(len(ids))})[IMAGES]
 
 
-def as_diffusers(model: GeneratorModel, prompts: Sequence[str]) -> np.ndarray:
-    """The same by the pipeline that model_index.json names."""
+def generate_by_diffusers(model: GeneratorModel, prompts: Sequence[str]) -> np.ndarray:
+    """Return the images of the pipeline that model_index.json names, from the same noise."""
     import torch
 
     pipeline = model.pipeline()
@@ -225,71 +233,55 @@ def as_diffusers(model: GeneratorModel, prompts: Sequence[str]) -> np.ndarray:
 
 
 def levels_apart(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest difference of a pixel in levels of 255, each rounded as diffusers rounds them."""
+    """Return the largest difference of a pixel in levels of 255, rounded as in diffusers."""
     return float(np.abs((255 * ours).round() - (255 * theirs.reshape(ours.shape)).round()).max())
 
 
-def found(report: Report, metric: str, model: str = FINAL) -> Measurement:
-    """A row of the report, which has it."""
+def measurement(report: Report, metric: str, model: str = FINAL) -> Measurement:
+    """Return a measurement of the report. Raises `typer.BadParameter` if it is missing."""
     measured = report.find(model, metric, TARGET)
     if measured is None:
-        raise typer.BadParameter(f"{report.recipe} has no {metric} of {model} on {TARGET}; run the recipe anew")
+        raise typer.BadParameter(f"{report.recipe} has no {metric} of {model} on {TARGET}; run the recipe again")
     return measured
 
 
 def pair(report: Report, metric: str) -> tuple[Measurement, Measurement]:
-    """Of the baseline and the final model."""
-    return found(report, metric, BASELINE), found(report, metric)
+    """Return the measurements of the baseline and the final model."""
+    return measurement(report, metric, BASELINE), measurement(report, metric)
 
 
 def points_lost(before: Measurement, after: Measurement) -> tuple[float, float, float]:
-    """Points that are lost, paired by prompt and noise, with the 90% interval."""
+    """Return the points lost, paired by prompt and noise, with the 90% interval."""
     first, last = np.array(before.raw) > 0.5, np.array(after.raw) > 0.5
     apart = difference_of_shares(int((first & ~last).sum()), int((last & ~first).sum()), len(first))
     return 100 * (0 - apart.value), 100 * (0 - apart.high), 100 * (0 - apart.low)
 
 
-def of_two(measured: tuple[Measurement, Measurement]) -> str:
-    """`1.12x (2.31 of 2.06)`, with both intervals."""
-    first, last = measured
-    return f"{format_number(last.value / first.value)}x ({format_measurement(last)} of {format_measurement(first)})"
-
-
-def in_bytes(sizes: tuple[Measurement, Measurement]) -> str:
-    """`113 MB to 18 MB`."""
-    return " to ".join(format_measurement(size) for size in sizes)
-
-
-def headings() -> list[str]:
-    """Of the table of models."""
-    return ["model", *(describe_metric(metric).title for metric in SHOWN)]
-
-
-def models(report: Report, beside: Mapping[str, Report]) -> Iterator[list[str]]:
-    """A row for each model, from the run that has it."""
-    named = {
-        "the start, fp32": (report, BASELINE),
-        "its denoiser in INT8": (beside["int8"], FINAL),
-        "best scheduler, as few steps": (beside["scheduler"], FINAL),
-        "distilled": (beside["distilled"], FINAL),
-        "all of it": (report, FINAL),
+def model_rows(report: Report, side: Mapping[str, Report]) -> Iterator[list[str]]:
+    """Yield the measurements of each model, from the run that has it."""
+    sources = {
+        "original, fp32": (report, BASELINE),
+        "denoiser in INT8": (side["int8"], FINAL),
+        "best scheduler, as few steps": (side["scheduler"], FINAL),
+        "step distillation": (side["distilled"], FINAL),
+        "all stages": (report, FINAL),
     }
-    for name, (source, model) in named.items():
-        cells = [source.find(model, metric, TARGET) for metric in SHOWN]
+    for name, (source, model) in sources.items():
+        cells = [source.find(model, metric, TARGET) for metric in METRICS]
         yield [name, *("" if cell is None else format_measurement(cell) for cell in cells)]
 
 
 def results(report: Report, tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What docs/results/ is made from."""
+    """Return the content of the results file."""
     return {
-        "title": "Pictures from words",
+        "title": "Text-to-image",
         "order": 13,
         "command": "python benchmarks/diffusion.py artifacts/runs/fashion-diffusion/latest --write",
         "measured": date.today().isoformat(),
         "machine": machine_summary(report.environment),
-        "text": "A latent diffusion model of Fashion-MNIST that `benchmarks/train_diffusion.py` trained, on the way of "
-        "`recipes/fashion-diffusion.yaml`; 32 x 32 pixels, gray, ten kinds of clothes. A classifier that saw no drawn "
-        "picture judges them.",
+        "text": "A latent diffusion model of Fashion-MNIST (32 x 32 pixels, gray), trained by "
+        "`benchmarks/train_diffusion.py` and compressed by `recipes/fashion-diffusion.yaml`. A classifier that saw no "
+        "generated image judges the images.",
         "tables": list(tables),
     }
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
-from diffusion import Row, levels_apart, of_int8, of_steps, of_the_run, points_lost, row, runs_beside
+from diffusion import Row, distillation_rows, int8_rows, levels_apart, points_lost, row, run_rows, side_runs
 from picture_reports import picture_report
 from PIL import Image
 from tiny_pictures import write_rows
@@ -178,18 +178,18 @@ def report(**speeds: float) -> Report:
 )  # fmt: skip
 def test_a_figure_holds_the_best_bound_that_it_keeps(value: float, lower: bool, held: str) -> None:
     least, aim = (1.3, 1.1) if lower else (20, 40)
-    assert row("what", value, "so much", least, aim, "{:g}x", lower).held == held
-    assert row("what", value, "so much", least, None, "{:g}x", lower).held == ("no" if held == "no" else "yes")
+    assert row("what", value, "so much", least, aim, "{:g}x", lower).met == held
+    assert row("what", value, "so much", least, None, "{:g}x", lower).met == ("no" if held == "no" else "yes")
 
 
 def test_the_run_is_held_against_its_baseline() -> None:
-    faster, smaller, farther, lost = of_the_run(report(speedup=37.0))
-    assert faster == Row("end to end against the fp32 start, faster", "37.0x (33.3\u201340.7x)", "20x", "40x", "yes")
+    faster, smaller, farther, lost = run_rows(report(speedup=37.0))
+    assert faster == Row("speed-up, end to end, against fp32", "37.0x (33.3\u201340.7x)", "20x", "40x", "yes")
     # 50 times 30,000 bytes to 4 times as many.
-    assert smaller.found.startswith("12.5x (1.50 MB to 120 kB)") and smaller.held == "aim"
-    assert farther.found.startswith("1.23x (3.80 (3.60") and farther.held == "yes"
+    assert smaller.measured.startswith("12.5x (1.50 MB to 120 kB)") and smaller.met == "aim"
+    assert farther.measured.startswith("1.23x (3.80 (3.60") and farther.met == "yes"
     # 188 and 184 of 200, the same ones.
-    assert lost.found.startswith("2.0 (") and lost.held == "yes"
+    assert lost.measured.startswith("2.0 (") and lost.met == "yes"
 
 
 def test_points_are_paired() -> None:
@@ -204,17 +204,17 @@ def test_points_are_paired() -> None:
 
 
 def test_integers_and_training_are_judged_by_their_own_runs() -> None:
-    distance, faster = of_int8(report(speedup_denoiser_step=1.7))
-    assert (distance.held, faster.held) == ("no", "yes")
+    distance, faster = int8_rows(report(speedup_denoiser_step=1.7))
+    assert (distance.met, faster.met) == ("no", "yes")
     scheduler, taught = (report(perceptual_distance_to_baseline=apart) for apart in (0.2, 0.05))
-    from_real, from_the_start = of_steps(scheduler, taught)
-    assert from_real.found.startswith("1.00x") and from_real.held == "no"
-    assert from_the_start.found.startswith("0.250x") and from_the_start.held == "yes"
+    from_real, from_the_start = distillation_rows(scheduler, taught)
+    assert from_real.measured.startswith("1.00x") and from_real.met == "no"
+    assert from_the_start.measured.startswith("0.250x") and from_the_start.met == "yes"
 
 
 def test_runs_beside_have_the_recipes_own_fields() -> None:
     recipe = read_recipe(RECIPE)
-    beside = runs_beside(recipe)
+    beside = side_runs(recipe)
     (unet_stage,) = (stage for stage in recipe.stages if getattr(stage, "part", "") == "unet")
     assert beside["int8"][1] == unet_stage.model_dump()
     steps = next(stage.steps for stage in recipe.stages if isinstance(stage, StepDistillation))

@@ -14,7 +14,7 @@ import numpy as np
 from compress.inspection.tensors import ModelContents
 from compress.models.checkpoint import TABLES, Checkpoint
 from compress.models.stored_tensor import StoredTensor, numpy_dtype
-from compress.numerics.weight_difference import smallest_steps
+from compress.plugins.diff.weight_difference import smallest_steps
 
 CHUNK = 1 << 22
 """Number of elements of a chunk of rows, the part of a tensor that is in memory at a time."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from compress.numerics.sparse_solver import Pattern
-from compress.numerics.weight_difference import (
+from compress.plugins.diff.weight_difference import (
     AxisSums,
     Chunks,
     DifferenceSums,

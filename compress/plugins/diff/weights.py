@@ -12,11 +12,19 @@ import numpy as np
 
 from compress.inspection.layers import model_prefix
 from compress.inspection.tensors import ModelContents, read_model
-from compress.numerics.weight_difference import Chunk, DifferenceSums, ratio, reordered, repeated_within, spectrum, sums
 from compress.plugins.diff.dequantize import CHUNK, Pair, Weight, aligned_matrices, paired_chunks, read_weights
 from compress.plugins.diff.diagnose import find_causes
 from compress.plugins.diff.matching import match_tensors
 from compress.plugins.diff.record import How, LayerChange, TensorChange, WeightsDiff
+from compress.plugins.diff.weight_difference import (
+    Chunk,
+    DifferenceSums,
+    ratio,
+    reordered,
+    repeated_within,
+    spectrum,
+    sums,
+)
 from compress.utils.progress import Progress
 
 _TIMES_ROUNDING = 2.0

@@ -18,8 +18,8 @@ from compress.benchmark.worker import write_batches
 from compress.data.columns import are_label_ids
 from compress.evaluation.evaluate import artifact_labels, predict
 from compress.numerics.differences import Verdict, decide
-from compress.numerics.hypothesis_tests import mean_sequence, median_sequence
 from compress.numerics.statistics import IntervalEstimate
+from compress.plugins.monitoring.hypothesis_tests import mean_sequence, median_sequence
 from compress.plugins.monitoring.outputs import ServedModel, encode, gives_classes
 from compress.plugins.monitoring.traffic import Traffic
 from compress.tasks.capability import SINGLE_CALL

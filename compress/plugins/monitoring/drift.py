@@ -14,7 +14,8 @@ import numpy as np
 from compress.evaluation.evaluate import artifact_labels
 from compress.inspection.activation_clipping import RowActivations
 from compress.models.processor import load_tokenizer
-from compress.numerics.hypothesis_tests import (
+from compress.plugins.monitoring.features import TextFeatures
+from compress.plugins.monitoring.hypothesis_tests import (
     Tested,
     class_shares,
     gaussian_kernel,
@@ -23,7 +24,6 @@ from compress.numerics.hypothesis_tests import (
     kolmogorov_smirnov,
     mean_discrepancy,
 )
-from compress.plugins.monitoring.features import TextFeatures
 from compress.plugins.monitoring.outputs import ModelOutputs, ServedModel, observe
 from compress.plugins.monitoring.record import ChangedPart, DriftReport, DriftTest, RowSource
 from compress.plugins.monitoring.rows import RowSample

@@ -75,7 +75,7 @@ class Series:
 
         Change points of costs are searched on their logarithm, those of shares on their values.
         """
-        from compress.numerics.changepoint import change_points
+        from compress.plugins.nightly.changepoint import change_points
 
         values = [point.value for point in self.usable]
         if not values:

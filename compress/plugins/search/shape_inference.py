@@ -23,8 +23,8 @@ from compress.utils.errors import CompressError, ModelError
 from compress.utils.storage import cache_key, digest_directory
 
 if TYPE_CHECKING:
-    from compress.formats.onnx.interpolate_size import InterpolatedGraph, LinearRule
     from compress.models.model import TorchModel
+    from compress.plugins.search.interpolate_size import InterpolatedGraph, LinearRule
 
 VERSION = 1
 """Version of the inferred graphs; a new one makes cached graphs invalid."""
@@ -208,7 +208,7 @@ class ShapeInference:
             graph_stages: Stages from the export on.
             changed: Widths that are changed, to learn how the graph depends on them.
         """
-        from compress.formats.onnx.interpolate_size import truncate_weights
+        from compress.plugins.search.interpolate_size import truncate_weights
 
         def make(content: Path) -> Mapping[str, object]:
             import onnx
@@ -293,7 +293,7 @@ def load_structure(first: Path, second: Path, stages: Stages, kind: str) -> Grap
     """
     import onnx
 
-    from compress.formats.onnx.interpolate_size import InterpolatedGraph, fit_rule
+    from compress.plugins.search.interpolate_size import InterpolatedGraph, fit_rule
 
     graphs = [onnx.load(folder / _GRAPH) for folder in (first, second)]
     outline, other_outline = (json.loads((folder / _OUTLINE).read_text()) for folder in (first, second))

@@ -2,7 +2,7 @@
 
 Shape inference on the baseline without weights takes a moment and gives the widths and every file beside
 the graph. Two graphs of a structure are traced, at different widths, and all others of that structure
-follow from them (`compress.formats.onnx.interpolate_size`). Traced graphs are cached.
+follow from them (`compress.plugins.search.interpolate_size`). Traced graphs are cached.
 """
 
 from __future__ import annotations

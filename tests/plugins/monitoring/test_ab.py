@@ -130,14 +130,6 @@ def test_a_model_against_one_that_forgot_words(run_folder: Path, tmp_path: Path,
     assert all(math.isfinite(judged[name]["a"]) for name in ("latency at p50", "latency at p99"))
 
 
-def test_a_model_against_itself_answers_the_same(run_folder: Path, traffic: Path, compress: Run) -> None:
-    done = compress("ab", run_folder, run_folder, "--traffic", traffic, "--answers-only")
-    assert done.code == 0
-    assert "both give the same answer to 100.0%" in done.stdout
-    assert "no request has a label" in done.stdout
-    assert done.stdout.strip().endswith("B against A: size same.")
-
-
 def test_a_label_that_is_no_class(run_folder: Path, tmp_path: Path, compress: Run) -> None:
     file = write(tmp_path / "traffic.jsonl", {"at": 0, "text": "the film", "label": "so-so"})
     done = compress("ab", run_folder, run_folder, "--traffic", file, "--answers-only")

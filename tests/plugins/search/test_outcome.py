@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import entropy
 
-from compress.pipeline.target_session import TargetSession
 from compress.plugins.search.early_stopping import early_stopping_reason, measure_divergence, order_by_divergence
 from compress.plugins.search.final_evaluation import FinalEvaluation, expected_timing_seconds, timing_budget
 from compress.plugins.search.observations import Observations
@@ -26,7 +25,7 @@ from compress.plugins.search.outcome import (
     paired_difference,
     unpack_rows,
 )
-from compress.recipe.recipe import Benchmark, Limit, Search
+from compress.recipe.recipe import Limit, Search
 from compress.results.report import BASELINE, FINAL, Measurement
 
 bits = st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=70)
@@ -37,10 +36,6 @@ numbers = st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1,
 @settings(deadline=None)
 def test_rows_come_back_as_they_were(values: list[float]) -> None:
     assert unpack_rows(pack_rows(values)) == tuple(values)
-
-
-def test_bits_take_an_eighth_of_a_byte_a_row() -> None:
-    assert len(pack_rows([1.0, 0.0] * 4000)) < 8000 / 8 * 4 / 3 + 20
 
 
 def outcome(final: np.ndarray, baseline: np.ndarray) -> TrialOutcome:
@@ -121,16 +116,6 @@ def test_a_short_search_takes_times_within_a_fifth(budget: str, seconds: float, 
     assert timing_budget(search(budget)) == within
 
 
-@pytest.mark.parametrize(("own", "given", "used"), [(None, 12.0, 12.0), (30.0, 12.0, 30.0), (None, None, None)])
-def test_what_the_recipe_says_of_the_time_for_times_goes_first(
-    own: float | None, given: float | None, used: float | None
-) -> None:
-    runner: Any = SimpleNamespace(recipe=SimpleNamespace(benchmark=Benchmark(budget_seconds=own), data=None))
-    profile = SimpleNamespace(target=None, threads=None)
-    session = TargetSession(runner, cast("Any", profile), {}, "train", budget_seconds=given)
-    assert session.benchmark.budget_seconds == used
-
-
 def ending(ranked: list[tuple[int, ...]], refit: bool = True, width: int = 1, budget: str = "20m") -> FinalEvaluation:
     """The ending rule of a search in which a training takes 100 s, a refit a tenth more, and judging 15 s."""
     observations = SimpleNamespace(ranked=lambda: ranked, by_shortfall=lambda: [(0,)])
@@ -189,9 +174,7 @@ def known(quality: list[float], apart: list[float]) -> Observations:
         pytest.param([0.96, 0.95], [0.2, 0.2], [0.7, 0.6], [0.7, 0.6], id="divergences-are-alike"),
     ],
 )
-def test_what_quality_cannot_tell_apart_is_put_in_order_by_divergence(
-    quality: list[float], apart: list[float], before: list[float], after: list[float]
-) -> None:
+def test_order_by_divergence(quality: list[float], apart: list[float], before: list[float], after: list[float]) -> None:
     going = [((index,), 1) for index in range(len(quality))]
     assert order_by_divergence(known(quality, apart), going, before, lambda _: 0) == after
 

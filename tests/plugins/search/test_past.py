@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_generation
 import tiny_places
 import tiny_run
 import tiny_sounds
@@ -43,15 +42,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::
 
 def past(made: Made, misleads: bool = False) -> list[PastTrial]:
     """All that a search came to; or what loses most is said to lose least."""
-    past_trials = []
+    trials = []
     for (point, rung), outcome in search(made).observations.outcomes.items():
         room = constraint_margin(LIMIT, outcome, 0.9)
         value = -0.12 - room.value if misleads else room.value
         half = room.value - room.low
-        past_trials.append(
-            PastTrial(point=point, share=SHARES[rung], rooms={limit_name(LIMIT): (value, half)}, source="x")
-        )
-    return past_trials
+        trials.append(PastTrial(point=point, share=SHARES[rung], rooms={limit_name(LIMIT): (value, half)}, source="x"))
+    return trials
 
 
 def seconds_to_the_best(made: Made, before: list[PastTrial]) -> float:
@@ -95,13 +92,8 @@ def test_the_past_never_says_that_a_limit_is_kept() -> None:
     assert search(Made(), goal=goal, most=30, past=past_trials).observations.feasible == {}
 
 
-PAST_STAGES = (
-    {"finetune": {"epochs": 1}},
-    {"prune": {"feed_forward": 0.5}},
-    {"trim_vocabulary": {}},
-    {"distill": {"teacher": "finetune", "student": {"layers": [0, 1]}}},
-    {"onnx": {}},
-)
+PAST_STAGES = ({"finetune": {"epochs": 1}}, {"prune": {"feed_forward": 0.5}}, {"trim_vocabulary": {}},
+    {"distill": {"teacher": "finetune", "student": {"layers": [0, 1]}}}, {"onnx": {}})  # fmt: skip
 CHOICES = {"stages.1.prune.feed_forward": [0.25, 0.75], "stages.3.distill.student.layers": [[0]]}
 
 
@@ -153,9 +145,7 @@ def test_recipes_at_hand_are_points_and_no_outcomes(space: SearchSpace, tmp_path
     tiny_run.write_recipe(tmp_path, "images", stages=stages, task="image-classification")
     (tmp_path / "broken.yaml").write_text("stages: [")
     past_trials = find_past_trials(space, GOAL, tmp_path / "none", tmp_path)
-    assert [(trial.point, trial.rooms, trial.source) for trial in past_trials] == [
-        ((1, 2, 1), {}, "the recipe shipped")
-    ]
+    assert [(item.point, item.rooms, item.source) for item in past_trials] == [((1, 2, 1), {}, "the recipe shipped")]
 
 
 TRANSFORMER = Shape(2e6, 4e6, 8e6, 1e5, layers=6, hidden=384, intermediate=1536, heads=12)
@@ -210,14 +200,6 @@ def test_what_an_architecture_has_not_is_not_cut() -> None:
     assert initial("audio-classification", possible=lambda *_: False) == starter
 
 
-def test_nothing_is_cut_of_a_model_that_nobody_has_seen_or_that_the_starter_cuts_already() -> None:
-    images, texts = (
-        list(map(written, TASKS[f"{kind}-classification"].starter["stages"])) for kind in ("image", "text")
-    )
-    assert initial("image-classification", None) == images
-    assert [kind for kind, _ in initial("text-classification")] == [kind for kind, _ in texts]
-
-
 @pytest.mark.parametrize(("layers", "kept"), [(12, [1, 3, 5, 7, 9, 11]), (4, [1, 3]), (3, [2]), (1, None)])
 def test_a_student_has_half_of_the_model_s_own_layers(layers: int, kept: list[int] | None) -> None:
     """The starter's layers are those of the model that it names."""
@@ -225,16 +207,6 @@ def test_a_student_has_half_of_the_model_s_own_layers(layers: int, kept: list[in
     assert fields["distill"].get("student") == (None if kept is None else {"layers": kept})
     whole = dict(initial("text-classification", possible=lambda *_: False))
     assert "student" not in whole["distill"] and whole["distill"]["teacher"] == "finetune"
-
-
-def test_speech_that_names_frames_has_other_stages_than_speech_that_writes() -> None:
-    task = TASKS["automatic-speech-recognition"]
-    writes, names = (
-        [kind for kind, _ in map(written, initial_stages(variant, task.starter["stages"], TRANSFORMER, anything))]
-        for variant in task.variants()
-    )
-    assert writes == ["onnx", "onnx_int8", "onnx_weight_only"]
-    assert names == ["finetune", "prune", "distill", "onnx", "onnx_int8"]
 
 
 def test_tables_vary_where_they_weigh_something_and_ranges_of_one_graph_for_the_sake_of_time() -> None:
@@ -302,23 +274,6 @@ def test_a_budget_shorter_than_the_first_trial_is_said_before_it(tmp_path: Path)
     assert not any("longer than the budget" in line for line in long.lines())
 
 
-def test_labels_beside_a_model_that_tells_no_classes_are_pointed_out(tmp_path: Path) -> None:
-    """An encoder tells `feature-extraction`, and whoever has labels wants a classifier."""
-    import transformers
-
-    tiny_run.write_all(tmp_path)
-    config = transformers.BertConfig(vocab_size=len(tiny_run.tokenizer()), hidden_size=8, num_hidden_layers=1,
-                                   num_attention_heads=1, intermediate_size=8)  # fmt: skip
-    transformers.BertModel(config).save_pretrained(tmp_path / "model")
-    _, _, origin = build_document(None, SearchOptions(model=str(tmp_path / "model"), data=str(tmp_path), keep=0.9))
-    assert "feature-extraction" in origin
-    assert "column 'label', which --task text-classification would train on" in origin
-    _, _, chosen = build_document(
-        None, SearchOptions(model=str(tmp_path / "model"), data=str(tmp_path), keep=0.9, task="feature-extraction")
-    )
-    assert "would train on" not in chosen, "it was chosen"
-
-
 def test_speech_of_few_heads_is_cut_by_what_comes_to_one(tmp_path: Path) -> None:
     tiny_sounds.write_splits(tmp_path, {"train": 24, "test": 8})
     tiny_sounds.write_model(
@@ -336,13 +291,6 @@ def test_masks_without_names_are_told_how_to_name_their_classes(tmp_path: Path) 
     assert f"data.labels: [{', '.join(tiny_places.LABELS)}]" in str(caught.value)
     opening = of_limits(tmp_path, "image-segmentation", f"data.labels=[{', '.join(tiny_places.LABELS)}]")
     assert "prune" in opening.stages
-
-
-def test_text_too_short_to_calibrate_with_is_told_before_the_search(tmp_path: Path) -> None:
-    tiny_generation.write_all(tmp_path)
-    with pytest.raises(CompressError, match="windows of 512 tokens") as caught:
-        of_limits(tmp_path, "text-generation")
-    assert "stages.1.gptq" in str(caught.value) and "lower samples" in str(caught.value)
 
 
 def test_a_language_model_for_llama_cpp_is_searched_among_its_file_types(tmp_path: Path) -> None:
@@ -437,9 +385,7 @@ def test_nothing_is_learned_where_nothing_is_trained(folder: Path) -> None:
         ([{"rows": 10, "split": "spare"}], "a split of their own"),
     ],
 )
-def test_rows_that_cannot_be_learned_from_are_refused_only_where_that_was_asked_for(
-    folder: Path, hold_out: Any, says: str
-) -> None:
+def test_rows_that_no_refit_can_use_are_refused_where_it_was_requested(folder: Path, hold_out: Any, says: str) -> None:
     with pytest.raises(InputError, match=says):
         check_refit(refit_space(folder, hold_out=hold_out, refit=True))
     search_space = refit_space(folder, hold_out=hold_out)

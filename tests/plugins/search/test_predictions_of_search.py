@@ -32,20 +32,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::
 
 TRAINED = {"epochs": 0.2, "batch_size": 8}
 STAGES = (
-    {"finetune": TRAINED},
-    {"prune": {"heads": 0.25, "feed_forward": 0.25, "importance_examples": 8}},
+    {"finetune": TRAINED}, {"prune": {"heads": 0.25, "feed_forward": 0.25, "importance_examples": 8}},
     {"trim_vocabulary": {"characters": "seen"}},
     {"distill": {"teacher": "finetune", "student": {"layers": [0, 1]}, "keep_best": False, **TRAINED}},
-    {"onnx": {}},
-    {"onnx_int8": {}},
-)
-CHOICES = {
-    "stages.1.prune.heads": [0.25, 0.5],
-    "stages.1.prune.feed_forward": [0.25, 0.75],
-    "stages.2.trim_vocabulary.min_count": [1, 40],
-    "stages.3.distill.student.layers": [[0, 1], [0]],
-    "stages.5.onnx_int8.embedding_bits": [8, 4],
-}
+    {"onnx": {}}, {"onnx_int8": {}},
+)  # fmt: skip
+CHOICES = {"stages.1.prune.heads": [0.25, 0.5], "stages.1.prune.feed_forward": [0.25, 0.75],
+    "stages.2.trim_vocabulary.min_count": [1, 40], "stages.3.distill.student.layers": [[0, 1], [0]],
+    "stages.5.onnx_int8.embedding_bits": [8, 4]}  # fmt: skip
 SMALLEST: Point = (1, 1, 1, 1, 1)
 
 
@@ -193,12 +187,9 @@ def test_a_space_of_few_recipes_is_not_worth_tracing(watched: Watched) -> None:
 
 
 COST_STAGES = (
-    {"finetune": {"epochs": 1}},
-    {"prune": {"feed_forward": 0.5}},
-    {"distill": {"teacher": "finetune", "student": {"layers": [0, 1]}, "epochs": 1}},
-    {"onnx": {}},
-    {"onnx_int8": {}},
-)
+    {"finetune": {"epochs": 1}}, {"prune": {"feed_forward": 0.5}},
+    {"distill": {"teacher": "finetune", "student": {"layers": [0, 1]}, "epochs": 1}}, {"onnx": {}}, {"onnx_int8": {}},
+)  # fmt: skip
 COST_CHOICES = {
     "stages.1.prune.feed_forward": [0.25, 0.5, 0.75],
     "stages.2.distill.student.layers": [[0], [0, 1]],
@@ -255,13 +246,9 @@ def test_recipes_of_as_many_layers_and_the_same_stages_are_a_family(costs: CostE
 
 
 SPACE_STAGES = (
-    {"finetune": {"epochs": 2}},
-    {"prune": {"heads": 0.5, "feed_forward": 0.5}},
-    {"trim_vocabulary": {}},
-    {"distill": {"teacher": "finetune", "student": {"layers": [0, 1]}, "epochs": 3}},
-    {"onnx": {}},
-    {"onnx_int8": {}},
-)
+    {"finetune": {"epochs": 2}}, {"prune": {"heads": 0.5, "feed_forward": 0.5}}, {"trim_vocabulary": {}},
+    {"distill": {"teacher": "finetune", "student": {"layers": [0, 1]}, "epochs": 3}}, {"onnx": {}}, {"onnx_int8": {}},
+)  # fmt: skip
 SPACE_CHOICES = {
     "stages.1.prune.feed_forward": [0.25, 0.5],
     "stages.1.heads": [0, 0.5],
@@ -350,11 +337,6 @@ def test_a_value_that_fits_no_recipe_is_named_and_left_out(folder: Path) -> None
 def test_what_cannot_be_searched_is_refused(folder: Path, block: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=re.escape(says)):
         space(folder, **block)
-
-
-def test_a_recipe_without_a_block_says_how_to_write_one(folder: Path) -> None:
-    with pytest.raises(InputError, match="search:"):
-        SearchSpace(read_document(tiny_run.write_recipe(folder, "none")), folder)
 
 
 @pytest.mark.parametrize(

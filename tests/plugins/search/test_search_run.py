@@ -26,8 +26,8 @@ from compress.plugins.search.search_folder import MODEL
 from compress.plugins.search.trial import TrialRunner
 from compress.recipe.document import read_document
 from compress.recipe.recipe import Recipe
-from compress.results.report import Measurement, load_report
-from compress.utils.errors import CompressError, InputError, StageError
+from compress.results.report import load_report
+from compress.utils.errors import InputError, StageError
 from compress.utils.progress import SilentProgress
 from compress.utils.storage import digest_directory
 
@@ -40,14 +40,9 @@ STAGES = (
     {"onnx": {}},
     {"onnx_int8": {}},
 )  # fmt: skip
-SEARCH = {
-    "minimize": "size_bytes",
-    "budget": "10m",
-    "select": {"rows": 60},
-    "rungs": [0.5],
-    "seeds": 1,
+SEARCH = {"minimize": "size_bytes", "budget": "10m", "select": {"rows": 60}, "rungs": [0.5], "seeds": 1,
     "choices": {"stages.1.distill.student.layers": [[0, 1], [0]], "stages.3.onnx_int8.embedding_bits": [8, 4]},
-}
+}  # fmt: skip
 LIMITS = [
     {"metric": "accuracy", "at_least": 0.6, "of": "baseline"},
     {"metric": "size_bytes", "at_most": 0.6, "of": "baseline"},
@@ -125,15 +120,11 @@ def test_the_best_recipe_is_ordinary_and_gives_the_same_bytes_from_the_cache(sea
     assert digest_directory(ran) == digest_directory(newest_run / "model")
 
 
-def test_where_learning_from_all_rows_fails_what_was_chosen_ships(
-    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_refit_ships_the_chosen_model(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = shutil.copytree(searched, tmp_path / "again", symlinks=True)
     answers = TrialRunner.evaluate_all
 
-    def failing_first(
-        self: TrialRunner, recipes: Iterable[Recipe], split: str
-    ) -> Iterator[list[Measurement] | CompressError]:
+    def failing_first(self: TrialRunner, recipes: Iterable[Recipe], split: str) -> Iterator[Any]:
         whole, *seeds = recipes
         assert not whole.data.hold_out
         yield StageError("a loss that is no number")
@@ -154,9 +145,7 @@ def test_where_learning_from_all_rows_fails_what_was_chosen_ships(
     assert digest_directory(done.folder / MODEL) == digest_directory(Path(chosen["folder"]))
 
 
-def test_a_search_killed_at_any_moment_and_given_more_trials_ends_with_the_same_ledger(
-    searched: Path, tmp_path: Path
-) -> None:
+def test_a_killed_search_that_is_resumed_ends_with_the_same_ledger(searched: Path, tmp_path: Path) -> None:
     artifacts = tmp_path / "artifacts"
     command = ["search", searched / "tiny.yaml", "--artifacts", artifacts]
     for _ in range(2):
@@ -204,9 +193,7 @@ class Cluster:
 
 
 @pytest.mark.skipif(not is_todays("ray"), reason="a real cluster is begun every fourth day")
-def test_on_two_machines_one_of_which_dies_it_finds_the_same(
-    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_machines_of_which_one_dies(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     cluster, notes = Cluster(tmp_path, monkeypatch), tiny_run.Notes()
     try:
@@ -230,21 +217,16 @@ def test_on_two_machines_one_of_which_dies_it_finds_the_same(
         (["--model", "model"], "--model needs --data"),
         (["--model", "model", "--data", "train.csv", "--task", "text-clasification"], "text-classification"),
         (["--model", "model", "--data", "none.csv", "--task", "text-classification"], "does not exist"),
-        (["--model", "model", "--data", "train.csv", "--task", "text-classification", "--max-size", "5"], "5MB"),
-        (["--model", "model", "--data", "train.csv", "--task", "text-classification", "--budget", "soon"], "90s"),
         (["tiny.yaml", "--model", "model"], "both a recipe and a model"),
         (["tiny.yaml", "--set", "search.select.rows=70", "--set", "limits.0.at_least=0.999"], "about 270,555"),
         (["tiny.yaml", "--resume", "--artifacts", "none"], "no search to resume"),
         (["tiny.yaml", "--resume", "--set", "search.confidence=0.9"], "its recipe (search) has changed"),
         (["tiny.yaml", "--set", "search.minimize=accuracy"], "cannot be minimized"),
-        (["tiny.yaml", "--set", "search.target=gpu"], "no target 'gpu'"),
         (["tiny.yaml", "--set", "targets=[gpu]", "--set", "limits=[]"], "cannot be measured on gpu"),
         (["tiny.yaml", "--set", "search.choices={}"], "the space has the recipe alone"),
     ],
 )
-def test_bad_input_is_told_before_anything_runs(
-    searched: Path, arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_input_is_refused(searched: Path, arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(searched)
     with pytest.raises(InputError, match=re.escape(says)):
         CliRunner().invoke(app, ["search", *arguments], catch_exceptions=False)

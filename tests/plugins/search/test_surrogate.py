@@ -13,9 +13,7 @@ from compress.plugins.search import surrogate
 from compress.plugins.search.surrogate import Surrogate
 
 
-def test_it_expects_what_processes_of_another_library_do_weighted_by_their_likelihood(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_expectations_are_those_of_scikit_learn_weighted_by_likelihood(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(surrogate, "_NEGLIGIBLE", -math.inf)
     chance = np.random.default_rng(0)
     known, asked = chance.uniform(size=(9, 3)), chance.uniform(size=(5, 3))

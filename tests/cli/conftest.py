@@ -42,25 +42,21 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.fixture
-def refuse(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def refuse(place: Path, here: Callable[..., Done]) -> Callable[..., str]:
     """Run a command in ``place`` that must end with ``code`` and leave nothing; returns its one message.
 
     ``done`` stages were finished before.
     """
 
     def call(*arguments: str, code: int = 2, done: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["compress", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        stdout, stderr = capsys.readouterr()
-        assert (end.value.code, stdout) == (code, ""), stderr
-        assert "Traceback" not in stderr
-        assert stderr.count("error: ") == 1
+        ended = here(*arguments, folder=place)
+        assert (ended.returncode, ended.stdout) == (code, ""), ended.stderr
+        assert "Traceback" not in ended.stderr and ended.stderr.count("error: ") == 1
         cache = Cache(place / "artifacts" / "cache")
         if cache.root.is_dir():
             assert (len(cache.entries()), cache.remove_partial()) == (done, 0)
         assert list(place.glob("artifacts/runs/*/latest")) == []
         assert list(place.glob("artifacts/runs/*/*/report.json")) == []
-        return stderr[stderr.index("error: ") :]
+        return ended.stderr[ended.stderr.index("error: ") :]
 
     return call

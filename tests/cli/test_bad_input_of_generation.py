@@ -72,27 +72,6 @@ def too_many_steps_in_a_later_stage(place: Path) -> None:
     with_gptq(place, {"lora_recovery": {**RECOVERY, "steps": 900_000}})
 
 
-def overflowing_activations(place: Path) -> None:
-    with_gptq(place)
-    change_weight(place, "model.layers.1.input_layernorm.weight", lambda weight: weight * 1e30)
-
-
-def unknown_architecture(place: Path) -> None:
-    with_gptq(place)
-    change_config(place, model_type="unheard", architectures=["UnheardForCausalLM"])
-
-
-def tokenizer_that_gguf_cannot_name(place: Path) -> None:
-    stages = [{"gptq": GPTQ}, "gguf"]
-    tiny_generation.write_recipe(place, stages=stages, targets=["llama-cpp"])
-    path = place / "model" / "tokenizer.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "Lowercase"}}))
-
-
-def wide_groups(place: Path) -> None:
-    with_gptq(place, group_size=128)
-
-
 def fields_of_another_task(place: Path) -> None:
     with_gptq(place, {"onnx": {"opset": 18}})
 
@@ -114,11 +93,6 @@ def untied_without_a_head(place: Path) -> None:
     change_config(place, tie_word_embeddings=False)
 
 
-def fewer_rows_than_tokens(place: Path) -> None:
-    with_gptq(place)
-    change_config(place, vocab_size=100)
-
-
 def a_table_of_another_size(place: Path) -> None:
     with_gptq(place)
     change_config(place, vocab_size=192)
@@ -130,27 +104,17 @@ def a_model_that_is_no_decoder(place: Path) -> None:
     tiny_run.write_model(place / "model")
 
 
-def budget_below_the_scales(place: Path) -> None:
-    with_gptq(place, target_bits=2.01)
-
-
 REFUSED: list[tuple[Callable[[Path], None], int, tuple[str, ...]]] = [
     (short_text, 2, ("calibration text is too short", "data.splits.train", "4 windows, 64 tokens", "samples")),
     (one_token, 2, ("one token 'a'", "data.splits.train", "ordinary text")),
     (text_too_short_for_a_later_stage, 2, ("too short: 1 windows of 32", "data.splits", "lower sequence_length")),
     (too_many_steps_in_a_later_stage, 2, ("900000 steps", "lower steps")),
-    (overflowing_activations, 3, ("model.layers.1 is not finite", "forwards and backwards", "guided")),
-    (unknown_architecture, 2, ("has no architecture 'unheard'", "config.json", "pip install -U transformers")),
-    (tokenizer_that_gguf_cannot_name, 2, ("Lowercase", "tokenizer.json", "byte-level BPE")),
-    (wide_groups, 2, ("12 layers do not fit", "128 does not divide 64, 16, 32, 64 would", "and 5 more", "keep")),
     (fields_of_another_task, 2, ("tiny.yaml:", "stages.1.onnx.opset: found 18", "nothing for text-generation")),
     (head_kept_apart_from_its_table, 2, ("lm_head has the weights of model.embed_tokens", "embedding_bits: 16")),
     (two_tensors_for_a_tied_head, 2, ("two different tensors", "tie_word_embeddings: false")),
     (untied_without_a_head, 2, ("no 'lm_head.weight'", "tie_word_embeddings: true")),
-    (fewer_rows_than_tokens, 2, ("need 160 embedding rows, the model has 100", "tokenizer")),
     (a_table_of_another_size, 2, ("[160, 64]", "[192, 64]", "same model")),
     (a_model_that_is_no_decoder, 2, ("no tensor 'bert.", "architecture that config.json names")),
-    (budget_below_the_scales, 3, ("target_bits: 2.01", "the least possible is", "group_size")),
 ]
 
 

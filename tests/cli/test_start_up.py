@@ -48,9 +48,7 @@ def imported(*arguments: str | Path) -> set[str]:
     return set(json.loads(done.stderr.splitlines()[-1]))
 
 
-@pytest.mark.parametrize(
-    "arguments", [("--help",), ("--version",), ("run", "--help"), ("samples",), ("recipes",)]
-)
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("run", "--help"), ("samples",), ("recipes",)])
 def test_help_and_recipes_import_nothing_heavy(arguments: tuple[str, ...], recipe: Path) -> None:
     folder = ("list", str(recipe.parent)) if arguments == ("recipes",) else ()
     modules = imported(*arguments, *folder)

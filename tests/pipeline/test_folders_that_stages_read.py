@@ -14,7 +14,6 @@ from tiny_generation import write_all
 
 from compress.formats.onnx.stage import Onnx
 from compress.pipeline.keys import Keys
-from compress.pipeline.run import with_absolute_paths
 from compress.pipeline.runner import StageRunner
 from compress.recipe.recipe import Recipe
 from compress.stages.lora import MergeLora
@@ -57,12 +56,6 @@ def test_it_is_found_beside_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="There is no folder 'file'"):
         runner.inputs.locate("file")
-
-
-def test_the_runs_own_recipe_names_it_absolutely(tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (stage, _) = with_absolute_paths(RECIPE, tmp_path).stages
-    assert isinstance(stage, MergeLora) and stage.adapter == str((tmp_path / "mine").resolve())
 
 
 ROUNDS = {"gptq": {"group_size": 128}}

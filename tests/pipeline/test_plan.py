@@ -387,42 +387,33 @@ def test_a_missing_extra_names_the_pip_command(folder: Path, tmp_path: Path, mon
     assert "pip install 'compress[export]'" in refusal(recipe(), folder, tmp_path)
 
 
+LONG = json.dumps({"text": "word " * 30_000}) + "\n"
+"""A row that is longer than the beginning of a file that is read."""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        ("x.json", json.dumps([{"text": f"sentence {i}"} for i in range(50)]), 50),
+        ("x.jsonl", "\n".join(json.dumps({"text": f"sentence {i}"}) for i in range(50)), 50),
+        ("x.csv", "text\n" + "".join(f"row number {i:07d}\n" for i in range(20_000)), pytest.approx(20_000, rel=0.01)),
+        *(("x.jsonl", LONG * count, count) for count in (1, 3, 10)),
+    ],
+)
+def test_rows_are_counted_by_the_beginning_of_a_file(tmp_path: Path, name: str, content: str, rows: int) -> None:
+    (tmp_path / name).write_text(content)
+    text, columns = read_size(tmp_path / name)
+    assert (text.rows, columns) == (rows, () if name == "x.json" else ("text",))
+
+
 def test_parquet_rows_come_from_its_metadata(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     pyarrow.parquet.write_table(pa.table({"text": [f"sentence {i}" for i in range(1234)]}), path)
     text, columns = read_size(path)
     assert (text.rows, columns) == (1234, ("text",))
-
-
-@pytest.mark.parametrize("suffix", ["json", "jsonl"])
-def test_rows_of_json(tmp_path: Path, suffix: str) -> None:
-    rows = [{"text": f"sentence {i}", "label": "yes"} for i in range(50)]
-    path = tmp_path / f"x.{suffix}"
-    path.write_text(json.dumps(rows) if suffix == "json" else "\n".join(map(json.dumps, rows)))
-    assert read_size(path)[0].rows == 50
-
-
-@pytest.mark.parametrize("documents", [1, 3, 10])
-def test_documents_longer_than_the_beginning_that_is_read_are_rows(tmp_path: Path, documents: int) -> None:
-    path = tmp_path / "x.jsonl"
-    path.write_text("".join(json.dumps({"text": "word " * 30_000}) + "\n" for _ in range(documents)))
-    text, columns = read_size(path)
-    assert (text.rows, columns) == (documents, ("text",))
-
-
-def test_a_broken_parquet_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.parquet"
     path.write_bytes(b"PAR1 and nothing more")
     with pytest.raises(InputError, match="no whole Parquet file"):
         read_size(path)
-
-
-def test_rows_of_a_large_csv_are_estimated_from_its_beginning(tmp_path: Path) -> None:
-    path = tmp_path / "x.csv"
-    path.write_text("text,label\n" + "".join(f"row number {i:07d},yes\n" for i in range(20_000)))
-    text, columns = read_size(path)
-    assert text.rows == pytest.approx(20_000, rel=0.01)
-    assert columns == ("text", "label")
 
 
 def test_the_rate_is_one_that_a_processor_can_have() -> None:

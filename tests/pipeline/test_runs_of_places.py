@@ -11,7 +11,6 @@ from tiny_places import SIDE, write_all
 from tiny_run import Notes, load
 
 from compress.pipeline.run import Run, run
-from compress.report.compare.reports import compare_reports
 from compress.results.report import BASELINE, FINAL
 
 TRAINED = {"batch_size": 8, "learning_rate": 3e-3, "precision": "fp32"}
@@ -73,11 +72,3 @@ def test_the_graph_takes_any_number_of_pictures_and_gives_the_answers_alone(fini
         for value in (*graph.input, *graph.output)
     }
     assert axes == {"pixel_values": ["batch_size", 3, SIDE, SIDE], **AXES[name]}
-
-
-def test_a_comparison_pairs_its_pictures(finished: tuple[str, Run]) -> None:
-    name, done = finished
-    comparison = compare_reports(done.report, done.report)
-    changes = {change.metric: change for change in comparison.changes}
-    for metric in METRICS[name]:
-        assert changes[metric].effect == 0 and "paired" in changes[metric].method

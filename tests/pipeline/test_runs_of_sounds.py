@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -43,10 +42,6 @@ def test_a_classifier_of_spectrograms_ships_in_integers(tmp_path: Path) -> None:
     assert rows[FINAL, "size_bytes"]["value"] < 0.7 * rows[BASELINE, "size_bytes"]["value"]
     assert {"accuracy[label=high]", "accuracy[label=low]", "f1"} <= {metric for model, metric in rows if model == FINAL}
     ran = latest(tmp_path / "artifacts")
-    done = compress("compare", ran, ran, "--json")
-    changes = {change["metric"]: change for change in json.loads(done.stdout)["changes"]}
-    assert changes["accuracy"]["effect"] == 0 and "paired" in changes["accuracy"]["method"]
-    assert compress("gate", ran, "--baseline", ran).returncode == 0
     pytest.importorskip("compress.plugins.apps")
     bundle = tmp_path / "app"
     sample = tmp_path / "test-0.wav"

@@ -6,43 +6,14 @@ import base64
 import hashlib
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
+
+from parsed_pages import parse_page
 
 from compress.report.pages import html_page
 from compress.results.report import Report, SkippedTarget, StageRecord, StageTable, parse_report
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>\"'"
 HOSTILE_TABLE = StageTable(title=HOSTILE, columns=(HOSTILE, "n"), rows=((HOSTILE, 1),))
-VOID = {"meta", "link", "img", "br", "hr", "input"}
-
-
-class Page(HTMLParser):
-    """Collects tags with attributes, and checks that every element is closed in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.texts: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-
-
-def parse(content: str) -> Page:
-    page = Page()
-    page.feed(content)
-    page.close()
-    assert page.open == []
-    return page
 
 
 def hostile(report: Report) -> Report:
@@ -69,8 +40,8 @@ def hostile(report: Report) -> Report:
 
 
 def test_every_element_is_closed_and_nothing_points_outside(report: Report) -> None:
-    page = parse(html_page(report))
-    for _, attributes in page.found:
+    page = parse_page(html_page(report))
+    for _, attributes in page.tags:
         assert attributes.get("src") is None
         assert attributes.get("href") in (None, "data:,")
         assert "style" not in attributes
@@ -79,12 +50,12 @@ def test_every_element_is_closed_and_nothing_points_outside(report: Report) -> N
 
 
 def test_hostile_names_stay_text(report: Report) -> None:
-    plain, page = parse(html_page(report)), parse(html_page(hostile(report)))
-    scripts = [attributes for tag, attributes in page.found if tag == "script"]
-    assert scripts == [attributes for tag, attributes in plain.found if tag == "script"]
+    plain, page = parse_page(html_page(report)), parse_page(html_page(hostile(report)))
+    scripts = [attributes for tag, attributes in page.tags if tag == "script"]
+    assert scripts == [attributes for tag, attributes in plain.tags if tag == "script"]
     assert len(scripts) == 2
-    assert not any(tag == "img" for tag, _ in page.found)
-    assert not any("onerror" in attributes for _, attributes in page.found)
+    assert not any(tag == "img" for tag, _ in page.tags)
+    assert not any("onerror" in attributes for _, attributes in page.tags)
     assert HOSTILE in page.texts
 
 
@@ -101,7 +72,7 @@ def test_the_policy_admits_this_style_and_script_alone(report: Report) -> None:
     content = html_page(report)
     policy = next(
         attributes["content"] or ""
-        for _, attributes in parse(content).found
+        for _, attributes in parse_page(content).tags
         if attributes.get("http-equiv") == "Content-Security-Policy"
     )
     assert "default-src 'none'" in policy
@@ -114,7 +85,7 @@ def test_the_policy_admits_this_style_and_script_alone(report: Report) -> None:
 
 
 def test_the_page_shows_every_section(report: Report) -> None:
-    texts = parse(html_page(report)).texts
+    texts = parse_page(html_page(report)).texts
     sections = ("Limits", "What each stage cost and saved", "Latency", "Every model", "Further measurements",
                 "Where the bytes are", "Stages", "Environment")  # fmt: skip
     assert [text for text in texts if text in sections and text != "Latency"] == [s for s in sections if s != "Latency"]
@@ -131,23 +102,23 @@ def test_sorting_uses_numbers_not_their_text(report: Report) -> None:
 
 
 def test_an_empty_report_is_a_page() -> None:
-    page = parse(html_page(Report(recipe="empty")))
+    page = parse_page(html_page(Report(recipe="empty")))
     assert "The recipe sets no limits" in page.texts
-    assert not any(tag in ("svg", "table", "section") for tag, _ in page.found)
+    assert not any(tag in ("svg", "table", "section") for tag, _ in page.tags)
 
 
 def test_each_target_has_its_own_sections(build: Callable[..., Report]) -> None:
     report = build()
     gpu = tuple(row.model_copy(update={"target": "gpu"}) for row in report.measurements)
     both = report.model_copy(update={"measurements": report.measurements + gpu, "skipped": ()})
-    assert {"On cpu", "On gpu", "Every model on cpu", "Every model on gpu"} <= set(parse(html_page(both)).texts)
+    assert {"On cpu", "On gpu", "Every model on cpu", "Every model on gpu"} <= set(parse_page(html_page(both)).texts)
 
 
 def test_a_skipped_target_has_no_tiles_and_its_reason_stands_once(build: Callable[..., Report]) -> None:
     report = build()
     (skip,) = report.skipped
     row = report.measurements[0].model_copy(update={"target": skip.target})
-    page = parse(html_page(report.model_copy(update={"measurements": (*report.measurements, row)})))
+    page = parse_page(html_page(report.model_copy(update={"measurements": (*report.measurements, row)})))
     assert not {"On cpu", f"On {skip.target}"} & set(page.texts)
     assert sum(skip.reason in text for text in page.texts if not text.lstrip().startswith("{")) == 1
 

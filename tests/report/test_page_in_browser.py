@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from browser import Browser, covered
+from generation_reports import generation_report
 
 from compress.report.pages import html_page
 from compress.results.report import Report
@@ -88,3 +89,24 @@ def test_dark_mode_is_dark(browser: Browser, report: Report) -> None:
     colour = "getComputedStyle(document.body).backgroundColor"
     colours = [browser.look(html_page(report), colour, dark=dark).found for dark in (False, True)]
     assert colours == ["rgb(245, 246, 248)", "rgb(15, 18, 23)"]
+
+
+SIDES = """return [...document.querySelectorAll("article.written")].map((card) => ({
+    box: box(card), sides: [...card.querySelectorAll(".side")].map(box),
+    colours: [...card.querySelectorAll(".text, .apart")].map((node) => getComputedStyle(node).color) }));"""
+
+
+@pytest.mark.parametrize("width", [1280, 420])
+def test_both_texts_of_a_prompt_are_beside_or_below_each_other(browser: Browser, width: int) -> None:
+    seen = browser.look(html_page(generation_report()), SIDES, width)
+    assert (seen.said, seen.asked, len(seen.found)) == ([], [], 3)
+    for card in seen.found:
+        left, top, right, bottom = card["box"]
+        first, other = card["sides"]
+        for x1, y1, x2, y2 in (first, other):
+            assert left <= x1 < x2 <= right <= width and top <= y1 < y2 <= bottom
+        side, edge = (2, 0) if width == 1280 else (3, 1)
+        assert first[side] <= other[edge] and first[1 - edge] == other[1 - edge]
+    # Where the two part, the rest has another colour than the text, and each model its own.
+    plain, baseline, same, final = seen.found[0]["colours"]
+    assert plain == same and len({plain, baseline, final}) == 3

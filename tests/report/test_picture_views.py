@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 
 import pytest
+from parsed_pages import parse_page
 from picture_reports import MODELS, PROMPTS, TIMES, picture_report
 
 from compress.report import generated_outputs
@@ -20,33 +20,13 @@ def report() -> Report:
     return picture_report()
 
 
-class Images(HTMLParser):
-    """The images of each row of the grid: (source, what is said of it)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: list[list[tuple[str, str]]] = []
-        self.inside = False
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        attributes = dict(attrs)
-        if tag == "table":
-            self.inside = attributes.get("class") == "grid"
-        if tag == "tr" and self.inside:
-            self.rows.append([])
-        if tag == "img" and self.inside:
-            self.rows[-1].append((attributes["src"] or "", attributes["alt"] or ""))
-
-
 def test_the_page_holds_every_picture_and_its_difference(report: Report) -> None:
     page = html_page(report)
-    images = Images()
-    images.feed(page)
-    rows = [row for row in images.rows if row]
-    assert [len(row) for row in rows] == [1 + 3 * 2] * 3
+    images = [(attributes["src"], attributes["alt"]) for tag, attributes in parse_page(page).tags if tag == "img"]
+    assert len(images) == 3 * (1 + 3 * 2)
     sources = {f"data:image/png;base64,{record.png}" for record in report.pictures}
-    assert {source for row in rows for source, caption in row if caption != "less the baseline's"} == sources
-    assert rows[2][0][1] == f"baseline: {PROMPTS[2]}"
+    assert {source for source, caption in images if caption != "less the baseline's"} == sources
+    assert [images[row * 7][1] for row in range(3)] == [f"baseline: {prompt}" for prompt in PROMPTS]
     assert "quantize = final" in page and "10.0 levels" in page
     assert "<b>boots</b>" not in page
 

@@ -34,20 +34,21 @@ class Browser:
     def __init__(self, tab: Page, folder: Path, heard: list[bytes]) -> None:
         self._tab, self._folder, self._heard = tab, folder, heard
         self._said: list[str] = []
-        note = tab._note
+        messages = tab._messages
 
-        def listen(message: dict[str, Any]) -> None:
-            note(message)
-            parameters = message.get("params", {})
-            match message.get("method"):
-                case "Log.entryAdded":
-                    self._said.append(parameters["entry"]["text"])
-                case "Runtime.consoleAPICalled":
-                    self._said.append(" ".join(str(argument.get("value")) for argument in parameters["args"]))
-                case "Runtime.exceptionThrown":
-                    self._said.append(tab.errors[-1])
+        def listen(deadline: float) -> Iterator[dict[str, Any]]:
+            for message in messages(deadline):
+                parameters = message.get("params", {})
+                match message.get("method"):
+                    case "Log.entryAdded":
+                        self._said.append(parameters["entry"]["text"])
+                    case "Runtime.consoleAPICalled":
+                        self._said.append(" ".join(str(argument.get("value")) for argument in parameters["args"]))
+                    case "Runtime.exceptionThrown":
+                        self._said.append(tab.errors[-1])
+                yield message
 
-        tab._note = listen  # type: ignore[method-assign]
+        tab._messages = listen  # type: ignore[method-assign]
         tab.call("Log.enable")
 
     def look(self, content: str, probe: str = "null", width: int = 1280, height: int = 900, dark: bool = False) -> Seen:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
 from comparisons import accuracy, outcomes, report, row, time_row
 from narrow import shown
+from parsed_pages import parse_page
 
 from compress.recipe.policy import Policy
 from compress.report.compare.change import Comparison, Flip, MetricChange
@@ -109,38 +109,16 @@ def test_github_escapes_as_its_toolkit() -> None:
     assert escape_property("50%\r\nof: a,b") == "50%25%0D%0Aof%3A a%2Cb"
 
 
-class Shape(HTMLParser):
-    """Counts tags, and sees that each is closed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[str] = []
-        self.text: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append(tag)
-        if tag not in ("meta", "link"):
-            self.open.append(tag)
-        assert not {name for name, _ in attrs} & {"style", "onclick", "onload"}
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-
 @pytest.mark.parametrize("kind", ["gate", "comparison"])
 def test_the_page_is_whole_and_escaped(result: GateResult, kind: str) -> None:
     page = html_gate(result) if kind == "gate" else html_comparison(result.comparison)
-    shape = Shape()
-    shape.feed(page)
-    assert shape.open == []
-    assert shape.seen.count("script") == 2  # the data and the page's own
-    assert shape.seen.count("circle") == 3
+    parsed = parse_page(page)
+    tags = [tag for tag, _ in parsed.tags]
+    assert tags.count("script") == 2  # the data and the page's own
+    assert tags.count("circle") == 3
+    assert not {name for _, attributes in parsed.tags for name in attributes} & {"style", "onclick", "onload"}
     assert "default-src 'none'" in page
-    assert EVIL[:25] in "".join(shape.text)
+    assert EVIL[:25] in "".join(parsed.texts)
 
 
 def test_worse_is_right_of_the_middle_whichever_way_is_better() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,25 +97,23 @@ def test_the_other_runs_folder_does_as_well(sides: tuple[Report, Report, Path, P
     assert flips[0] == (0, "wrong", "bad", "bad", "", "dull")
 
 
-def test_a_test_split_that_has_changed_is_not_shown(sides: tuple[Report, Report, Path, Path]) -> None:
+SOURCE = {"source": "someone/something", "splits": {"train": "train", "validation": "v", "test": "test"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda folder: write_data(folder, ("a", *TEXTS[1:])), "row 4 of the test split (the test split has changed"),
+        (lambda folder: (folder / "test.csv").unlink(), "does not exist"),
+        (lambda folder: write_data(folder, **SOURCE), "nothing is fetched"),
+    ],
+)
+def test_a_text_that_cannot_be_shown_is_told(
+    sides: tuple[Report, Report, Path, Path], change: Callable[[Path], None], reason: str
+) -> None:
     for folder in sides[2:]:
-        write_data(folder, texts=("a", *TEXTS[1:]))
-    assert (
-        flips_between(sides)[0][-1]
-        == "row 4 of the test split (the test split has changed since the report was written)"
-    )
-
-
-def test_data_that_is_gone_is_told(sides: tuple[Report, Report, Path, Path]) -> None:
-    for folder in sides[2:]:
-        (folder / "test.csv").unlink()
-    assert "does not exist" in flips_between(sides)[0][-1]
-
-
-def test_nothing_is_fetched(sides: tuple[Report, Report, Path, Path]) -> None:
-    for folder in sides[2:]:
-        write_data(folder, source="someone/something", splits={"train": "train", "validation": "v", "test": "test"})
-    assert "nothing is fetched" in flips_between(sides)[0][-1]
+        change(folder)
+    assert reason in flips_between(sides)[0][-1]
 
 
 def test_answers_of_another_run_are_not_believed(sides: tuple[Report, Report, Path, Path]) -> None:
@@ -208,6 +206,11 @@ def test_slices_of_the_baseline_do_where_the_candidate_has_none() -> None:
     assert {part.name for part in changes} == set(SLICES)
 
 
+BARE = report(SLICE_AFTER, SLICES).model_copy(
+    update={"measurements": (row(SLICE_AFTER).model_copy(update={"raw": None}),)}
+)
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -215,6 +218,7 @@ def test_slices_of_the_baseline_do_where_the_candidate_has_none() -> None:
         (report(SLICE_BEFORE), report(SLICE_AFTER[:100], {"a": range(1)})),
         (report(SLICE_BEFORE, digest="e"), report(SLICE_AFTER, SLICES)),
         (report([0.5] * 200), report(SLICE_AFTER, SLICES)),
+        (report(SLICE_BEFORE), BARE),
         (
             report(SLICE_BEFORE[:100]),
             report(SLICE_AFTER[:100]).model_copy(update={"slices": report(SLICE_BEFORE, SLICES).slices}),
@@ -223,10 +227,4 @@ def test_slices_of_the_baseline_do_where_the_candidate_has_none() -> None:
 )
 def test_what_does_not_pair_gives_nothing(before: Report, after: Report) -> None:
     assert slice_changes(ComparedModels(before, after), "cpu", 0.01, 0.9) == ()
-
-
-def test_a_row_without_outcomes_gives_nothing() -> None:
-    after = report(SLICE_AFTER, SLICES)
-    bare = after.model_copy(update={"measurements": (after.measurements[0].model_copy(update={"raw": None}),)})
-    assert slice_changes(ComparedModels(report(SLICE_BEFORE), bare), "cpu", 0.01, 0.9) == ()
-    assert slice_changes(ComparedModels(report(SLICE_BEFORE), after), "gpu", 0.01, 0.9) == ()
+    assert slice_changes(ComparedModels(report(SLICE_BEFORE), report(SLICE_AFTER, SLICES)), "gpu", 0.01, 0.9) == ()

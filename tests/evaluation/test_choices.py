@@ -86,12 +86,10 @@ def test_answers_are_places_or_texts(tmp_path: Path) -> None:
     [
         ({"prompt": " "}, "prompt is no text"),
         ({"choices": ["a"]}, "The choices are"),
-        ({"choices": "ab"}, "The choices are"),
         ({"choices": ["a", ""]}, "The choices are"),
         ({"choices": ["a", "a"]}, "stands there twice"),
         ({"answer": 2}, "The answer is 2"),
         ({"answer": True}, "The answer is True"),
-        ({"answer": "c"}, "The answer is 'c'"),
         ({"answer": None}, "The answer is None"),
     ],
 )
@@ -173,9 +171,7 @@ def test_f1_of_a_slice_is_that_of_its_rows() -> None:
     whole = task.measure(predictions.kept, None, "m", "t")
     rows = np.array([True, False, True, True])
     slices = {row.metric: row for row in task_slice_rows(task, predictions, whole, [Part("some", "", rows)])}
-    sides = (
-        [row.split() for row, selected in zip(side, rows, strict=True) if selected] for side in (expected, predicted)
-    )
+    sides = ([row.split() for row, is_in in zip(side, rows, strict=True) if is_in] for side in (expected, predicted))
     assert slices["f1[some]"].value == pytest.approx(f1_score(*sides))
     assert slices["f1[some]"].n == 3 and slices["f1[some]"].raw is None
     assert slices["exact_match[some]"].value == pytest.approx(1 / 3)

@@ -46,9 +46,7 @@ def write_decoder(folder: Path) -> TinyDecoder:
 
 
 def asked(*arguments: Any) -> list[Instance]:
-    return [
-        Instance("loglikelihood", {}, request_arguments, index) for index, request_arguments in enumerate(arguments)
-    ]
+    return [Instance("loglikelihood", {}, given, index) for index, given in enumerate(arguments)]
 
 
 def log_likelihood(folder: Path, context: list[int], ids: list[int]) -> tuple[float, bool]:

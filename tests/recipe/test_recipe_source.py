@@ -84,17 +84,11 @@ def test_reads_a_recipe(tmp_path: Path) -> None:
 def test_ten_mistakes_give_ten_problems_with_their_lines(tmp_path: Path) -> None:
     problems = problems_of(write(tmp_path, TEN_MISTAKES))
     assert [(problem.line, problem.field, problem.nearest) for problem in problems] == [
-        (1, "name", None),
-        (2, "task", "text-classification"),
-        (5, "data.splits", None),
-        (8, "stages.0.finetune.epochs", None),
-        (9, "stages.0.finetune.learning_rte", "learning_rate"),
-        (10, "stages.1.distil", "distill"),
-        (12, "stages.2.distill.teacher", "finetune"),
-        (13, "stages.2.distill.method", "tinybert"),
-        (15, "stages.4.prune", None),
-        (17, "limits.0", None),
-    ]
+        (1, "name", None), (2, "task", "text-classification"), (5, "data.splits", None),
+        (8, "stages.0.finetune.epochs", None), (9, "stages.0.finetune.learning_rte", "learning_rate"),
+        (10, "stages.1.distil", "distill"), (12, "stages.2.distill.teacher", "finetune"),
+        (13, "stages.2.distill.method", "tinybert"), (15, "stages.4.prune", None), (17, "limits.0", None),
+    ]  # fmt: skip
 
 
 def test_every_problem_names_file_and_found_value(tmp_path: Path) -> None:
@@ -113,27 +107,20 @@ def test_every_problem_names_file_and_found_value(tmp_path: Path) -> None:
         ("epochs: 2", "epochs: 1001", 7, "stages.0.finetune.epochs", "a number of at most 1000"),
         ("epochs: 2", "epochs: '2'", 7, "stages.0.finetune.epochs", "a number"),
         ("epochs: 2", "batch_size: 1.5", 7, "stages.0.finetune.batch_size", "a whole number"),
-        ("epochs: 2", "batch_size: true", 7, "stages.0.finetune.batch_size", "a whole number"),
         ("epochs: 2", "keep_best: yes", 7, "stages.0.finetune.keep_best", "true or false"),
         ("epochs: 2", "epochs: .nan", 7, "stages.0.finetune.epochs", "a finite number"),
-        ("epochs: 2", "epochs: 1e999", 7, "stages.0.finetune.epochs", "a finite number"),
         ("layers: [0, 2]", "layers: 3", 10, "stages.1.distill.student.layers", "a list"),
         ("layers: [0, 2]", "layers: []", 10, "stages.1.distill.student.layers", "a list of at least 1"),
         ("layers: [0, 2]", "layers: [0, x]", 10, "stages.1.distill.student.layers.1", "a whole number"),
         ("{layers: [0, 2]}", "{layers: [1], model: a/b}", 10, "stages.1.distill.student", "exactly one"),
-        ("student: {layers: [0, 2]}", "student: 7", 10, "stages.1.distill.student", "a mapping"),
         ("model: org/model", "model: [a]", 3, "model", "text"),
         ("model: org/model", "seed: 1", 1, "model", "the field is required"),
         ("at_least: 0.9", "at_least: 0.9, at_most: 1", 14, "limits.0", "exactly one of at_least and at_most"),
         ("onnx_int8:", "onnx_int8: {embedding_bits: 5}", 12, "stages.3.onnx_int8.embedding_bits", "4, 8 or 32"),
-        ("onnx_int8:", "onnx_int8: 3", 12, "stages.3.onnx_int8", "the fields of onnx_int8 as a mapping"),
         ("onnx_int8:", "{onnx_int8: , onnx: }", 12, "stages.3", "one stage as a single name"),
-        ("onnx_int8:", "17", 12, "stages.3", "one stage as a single name"),
     ],
 )  # fmt: skip
-def test_one_mistake_gives_one_problem_in_plain_words(
-    tmp_path: Path, old: str, new: str, line: int, field: str, expected: str
-) -> None:
+def test_one_mistake_is_one_problem(tmp_path: Path, old: str, new: str, line: int, field: str, expected: str) -> None:
     assert old in GOOD
     problem = only_problem(write(tmp_path, GOOD.replace(old, new)))
     assert (problem.line, problem.field) == (line, field)
@@ -202,23 +189,10 @@ def test_explicit_kind_is_the_same_stage_with_the_same_lines(tmp_path: Path) -> 
 # overrides
 
 
-@pytest.mark.parametrize("option", ["stages.1.distill.epochs=4", "stages.1.epochs=4", "stages.1.epochs = 4"])
-def test_override_of_a_stage_field_with_and_without_its_kind(tmp_path: Path, option: str) -> None:
-    assert read_recipe(write(tmp_path, GOOD), [option]).stages[1].epochs == 4
-
-
 def test_overrides_reach_bare_stages_missing_mappings_lists_and_whole_stages(tmp_path: Path) -> None:
-    recipe = read_recipe(
-        write(tmp_path, GOOD),
-        [
-            "stages.2.opset=18",
-            "stages.3.onnx_int8.embedding_bits=4",
-            "benchmark.seconds=1.5",
-            "limits.0.at_least=5e-1",
-            "stages.0={finetune: {epochs: 7}}",
-            "stages.1.student.layers=[1]",
-        ],
-    )
+    recipe = read_recipe(write(tmp_path, GOOD), ["stages.2.opset=18", "stages.3.onnx_int8.embedding_bits=4",
+        "benchmark.seconds=1.5", "limits.0.at_least=5e-1", "stages.0={finetune: {epochs: 7}}",
+        "stages.1.student.layers=[1]"])  # fmt: skip
     assert recipe.stages[2].opset == 18
     assert recipe.stages[3].embedding_bits == 4
     assert recipe.benchmark.seconds == 1.5
@@ -233,13 +207,10 @@ def test_overrides_reach_bare_stages_missing_mappings_lists_and_whole_stages(tmp
         ("stages.9.epochs=1", "stages.9"),
         ("stages.0.prune.epochs=1", "stages.0.prune"),
         ("stages.0.epoch=1", "stages.0.finetune.epoch"),
-        ("dta.x=1", "dta"),
         ("name.x=1", "name.x"),
         ("stages.0.epochs=-1", "stages.0.finetune.epochs"),
         ("stages.0.epochs=[1", "recipe"),
-        ("stages.0.epochs", "recipe"),
         ("=1", "recipe"),
-        ("stages.x.epochs=1", "stages.x"),
         ("stages.1.student.layers.5=1", "stages.1.distill.student.layers.5"),
     ],
 )
@@ -256,10 +227,6 @@ def test_an_override_that_does_not_fit_is_named_without_a_line(tmp_path: Path, o
     [
         ("eagle3: {steps: 5}", "eagle3"),
         ("openvino: {draft_of: start}", "draft_of"),
-        ("rotate", "rotate"),
-        ("export", "export"),
-        ("quantize: {embedding_bits: 4}", "quantize"),
-        ("train_blocks", "train_blocks"),
         ("lora: {rank: 8}", "lora"),
         ("finetune: {weight_decay: 0.1}", "weight_decay"),
     ],
@@ -280,9 +247,7 @@ def test_a_removed_stage_or_field_has_an_error_that_says_what_to_do(stage: str, 
         ("distill: {teacher: finetune, top_k: 8}", "distill.top_k", "the stage distill_language_model"),
     ],
 )
-def test_a_field_that_moved_has_an_error_with_its_new_place(
-    stage: str, name: str, new_name: str, tmp_path: Path
-) -> None:
+def test_the_error_of_a_moved_field_has_its_new_place(stage: str, name: str, new_name: str, tmp_path: Path) -> None:
     text = GOOD.replace("  - onnx\n  - onnx_int8:\n", f"  - {stage}\n")
     (problem,) = problems_of(write(tmp_path, text))
     assert problem.field.endswith(name) and problem.line == 11
@@ -438,13 +403,9 @@ def test_schema_refuses_what_the_reader_refuses() -> None:
     changes = [
         lambda v: v.update(sed=1),
         lambda v: v.pop("model"),
-        lambda v: v.update(task="text-clasification"),
-        lambda v: v.update(targets=["cpuu"]),
         lambda v: v.update(stages=[]),
         lambda v: v["stages"][0]["finetune"].update(epochs=0),
-        lambda v: v["stages"][0]["finetune"].update(epochz=1),
         lambda v: v["stages"].append({"exprt": {}}),
-        lambda v: v["stages"].append("distill"),
         lambda v: v["stages"].append({"onnx": {}, "onnx_int8": {}}),
         lambda v: v["stages"].append({"kind": "onnx"}),
         lambda v: v["limits"].append({"metric": "accuracy"}),

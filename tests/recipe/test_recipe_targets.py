@@ -100,30 +100,14 @@ def test_mistakes_have_lines_and_the_nearest_name(recipe: Path) -> None:
         ("[{cpu: 3}]", "targets.0.cpu", "3", "the fields of cpu as a mapping"),
         ("[{gpu: {format: gguf}}]", "targets.0.gpu.format", "'gguf'", "one of onnx, which gpu runs"),
         ("[{android: {threads: 0}}]", "targets.0.android.threads", "0", "a number of at least 1"),
-        (
-            "[{cpu: {opset: 18}}]",
-            "targets.0.cpu.opset",
-            "a field of onnx, a stage of this recipe",
-            "it at stages.0.onnx",
-        ),
-        (
-            "[{pi: {format: gguf, runtime: onnxruntime}}]",
-            "targets.0.pi.runtime",
-            "'onnxruntime'",
-            "one of llama-cpp, which open gguf",
-        ),
-        (
-            "[{cpu: {device: pi}}]",
-            "targets.0.cpu.device",
-            "'pi'",
-            "nothing: cpu has its own; a target of your own needs another name",
-        ),
-        (
-            "[{pi: {format: openvino, runtime: openvino, device: pi}}]",
-            "targets.0.pi.device",
-            "'pi'",
-            "nothing: devices are measured with onnxruntime, on ONNX files",
-        ),
+        ("[{cpu: {opset: 18}}]", "targets.0.cpu.opset", "a field of onnx, a stage of this recipe",
+         "it at stages.0.onnx"),
+        ("[{pi: {format: gguf, runtime: onnxruntime}}]", "targets.0.pi.runtime", "'onnxruntime'",
+         "one of llama-cpp, which open gguf"),
+        ("[{cpu: {device: pi}}]", "targets.0.cpu.device", "'pi'",
+         "nothing: cpu has its own; a target of your own needs another name"),
+        ("[{pi: {format: openvino, runtime: openvino, device: pi}}]", "targets.0.pi.device", "'pi'",
+         "nothing: devices are measured with onnxruntime, on ONNX files"),
     ],
 )  # fmt: skip
 def test_what_a_target_cannot_be(recipe: Path, targets: str, field: str, found: str, expected: str) -> None:

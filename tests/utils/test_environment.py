@@ -57,9 +57,7 @@ def test_an_arm_processor_is_read(tmp_path: Path) -> None:
         ("riscv64", "", "riscv64"),
     ],
 )
-def test_processors_are_told_apart_by_their_products_of_bytes(
-    machine: str, flags: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processor_class(machine: str, flags: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     assert subject.processor_class(write(tmp_path, {"proc/cpuinfo": f"flags\t: {flags}\n"})) == kind
@@ -152,9 +150,7 @@ def test_this_machine_agrees_with_psutil_and_metadata() -> None:
     ("told", "quota", "threads"),
     [("3", None, 3), ("", None, 8), ("none", None, 8), ("0", 2.5, 3), ("", 0.5, 1), ("", 16.0, 8)],
 )
-def test_work_that_nobody_times_has_every_core_that_is_granted(
-    told: str, quota: float | None, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_threads_of_untimed_work(told: str, quota: float | None, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", told)
     monkeypatch.setattr(subject, "granted_cores", lambda: tuple(range(8)))
     monkeypatch.setattr(subject, "cores_quota", lambda: quota)

@@ -127,9 +127,7 @@ def test_the_processor_decides_on_bf16(has: bool, fast: bool, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(("fp32", "bf16", "fast"), [(1.0, 2.0, False), (1.0, 0.8, False), (4.4, 1.0, True)])
-def test_products_say_whether_bf16_is_fast(
-    fp32: float, bf16: float, fast: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_timings_decide_on_fast_bf16(fp32: float, bf16: float, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The best round counts: of each kind all but one are slowed by something else."""
     rounds = [
         duration

@@ -73,9 +73,7 @@ def pictures() -> tuple[TorchModel, CoreMlModel]:
     return model, to_coreml(model, examples, "fp16", 8, LENGTH, 1e-3)[0]
 
 
-def test_apples_package_opens_it_with_its_inputs_its_range_of_lengths_and_its_output(
-    plain: CoreMlModel, tmp_path: Path
-) -> None:
+def test_coremltools_opens_it_with_its_inputs_lengths_and_output(plain: CoreMlModel, tmp_path: Path) -> None:
     plain.save(tmp_path)
     assert format_of(tmp_path) == "coreml" and model_file(tmp_path) == tmp_path / PACKAGE
     with suppress_output("prints"):
@@ -95,9 +93,7 @@ def test_apples_package_opens_it_with_its_inputs_its_range_of_lengths_and_its_ou
     np.testing.assert_array_equal(stored[WORDS].val, expected)
 
 
-def test_every_float_is_stored_as_it_is_and_in_eight_bits_within_half_a_step(
-    plain: CoreMlModel, small: CoreMlModel
-) -> None:
+def test_floats_are_stored_exactly_and_in_eight_bits_within_half_a_step(plain: CoreMlModel, small: CoreMlModel) -> None:
     weights = {name.replace(".", "_").lower(): value for name, value in tiny_encoder().tensors().items()}
     for package, suffix in ((plain, ""), (small, "_to_fp16_quantized")):
         program = program_of(package)
@@ -111,9 +107,7 @@ def test_every_float_is_stored_as_it_is_and_in_eight_bits_within_half_a_step(
             assert np.all(np.abs(values - expected) < bound), name
 
 
-def test_words_have_four_bits_the_rest_eight_and_sizes_add_up(
-    plain: CoreMlModel, small: CoreMlModel, tmp_path: Path
-) -> None:
+def test_words_have_four_bits_and_the_rest_eight(plain: CoreMlModel, small: CoreMlModel, tmp_path: Path) -> None:
     places = tmp_path / "plain", tmp_path / "small"
     for folder, package in zip(places, (plain, small), strict=True):
         folder.mkdir()

@@ -106,15 +106,9 @@ def test_half_a_model_is_refused_by_name(artifact: Path, tmp_path: Path):
 
 def test_rules_of_a_model_for_many_languages_name_language_and_task(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
-    config = {
-        "decoder_start_token_id": 50258,
-        "eos_token_id": 50257,
-        "no_timestamps_token_id": 50363,
-        "is_multilingual": True,
-        "lang_to_id": {"<|de|>": 50261, "<|en|>": 50259},
-        "task_to_id": {"transcribe": 50359, "translate": 50358},
-        "language": "de",
-    }
+    tokens = {"decoder_start_token_id": 50258, "eos_token_id": 50257, "no_timestamps_token_id": 50363}
+    languages = {"lang_to_id": {"<|de|>": 50261, "<|en|>": 50259}, "is_multilingual": True, "language": "de"}
+    config = tokens | languages | {"task_to_id": {"transcribe": 50359, "translate": 50358}}
     (tmp_path / "generation_config.json").write_text(json.dumps(config))
     assert read_rules(tmp_path).prompt == (50258, 50261, 50359, 50363)
     (tmp_path / "generation_config.json").write_text(json.dumps({**config, "language": "xx"}))

@@ -34,13 +34,9 @@ def weight(bits: int, group_size: int, symmetric: bool, columns: int = 192, rows
     zeros = torch.full((rows, groups), 1 << (bits - 1))
     if not symmetric:
         zeros = torch.randint(0, 1 << bits, (rows, groups), generator=generator)
-    return QuantizedWeight(
-        integers=torch.randint(0, 1 << bits, (rows, columns), generator=generator).to(torch.uint8),
+    return QuantizedWeight(integers=torch.randint(0, 1 << bits, (rows, columns), generator=generator).to(torch.uint8),
         scales=(torch.rand(rows, groups, generator=generator) * 0.01 + 1e-4).half().float(),
-        zero_points=zeros.to(torch.uint8),
-        bits=bits,
-        group_size=group_size,
-    )
+        zero_points=zeros.to(torch.uint8), bits=bits, group_size=group_size)  # fmt: skip
 
 
 def unpack(packed: np.ndarray, kind: str) -> np.ndarray:
@@ -69,20 +65,6 @@ def test_minima_of_weights_with_zero_points_are_rounded_to_float16_and_nothing_e
     assert np.abs(restored - quantized.dequantize().numpy()).max() > 0
 
 
-def test_zero_in_the_middle_makes_minima_exact() -> None:
-    # -8 * scale is the scale with another exponent.
-    quantized = weight(4, 32, symmetric=True)
-    assert np.array_equal(unpack(pack_blocks(quantized, "Q4_1"), "Q4_1"), quantized.dequantize().numpy())
-
-
-def test_a_block_of_four_bits_by_hand() -> None:
-    integers = torch.arange(32).remainder(16).to(torch.uint8)[None]
-    quantized = QuantizedWeight(integers, torch.tensor([[0.5]]), torch.tensor([[8]], dtype=torch.uint8), 4, 32)
-    # Weight 0 and weight 16 are both 0, weight 1 and 17 both 1, and so on: a byte holds the same number twice.
-    expected = struct.pack("<e", 0.5) + bytes(16 * number + number for number in range(16))
-    assert pack_blocks(quantized, "Q4_0").tobytes() == expected
-
-
 def test_what_gguf_cannot_hold_is_named() -> None:
     with pytest.raises(ModelError, match="8 bits with zero points") as caught:
         block_type(8, False, "model.layers.0.mlp.up_proj")
@@ -99,18 +81,18 @@ def test_what_gguf_cannot_hold_is_named() -> None:
 BOUNDS = {"Q3_K": 0.02, "Q2_K": 0.08}
 
 
-def k_weight(bits: int, symmetric: bool, group_size: int = 64, equal: bool = False) -> QuantizedWeight:
+def k_weight(bits: int, symmetric: bool, group_size: int = 64) -> QuantizedWeight:
     """Random integers of the whole range; scales of both signs, the largest of a row three times the least."""
     rows, columns = 6, 512
     generator = torch.Generator().manual_seed(10 * bits + symmetric)
     shape = rows, columns // group_size
     signs = torch.randint(0, 2, shape, generator=generator) * 2 - 1
-    sizes = torch.ones(shape) if equal else 1 + 2 * torch.rand(shape, generator=generator)
+    sizes = 1 + 2 * torch.rand(shape, generator=generator)
     zeros = torch.full(shape, 1 << (bits - 1))
     if not symmetric:
         zeros = torch.randint(0, 1 << bits, shape, generator=generator)
     integers = torch.randint(0, 1 << bits, (rows, columns), generator=generator).to(torch.uint8)
-    scales = (0.01 * sizes * (signs if not equal else 1)).half().float()
+    scales = (0.01 * sizes * signs).half().float()
     return QuantizedWeight(integers, scales, zeros.to(torch.uint8), bits, group_size)
 
 
@@ -132,13 +114,6 @@ def test_integers_stay_and_scales_are_rounded(bits: int, symmetric: bool, kind: 
         slope, offset = np.polyfit(integers.astype(float), part, 1)
         assert np.abs(slope * integers + offset - part).max() < 1e-6
         assert kind == "Q2_K" or abs(offset + slope * 4) < 1e-6
-
-
-@pytest.mark.parametrize(("bits", "kind"), [(3, "Q3_K"), (2, "Q2_K")])
-def test_scales_that_are_equal_lose_nothing_but_the_step_s_own_rounding(bits: int, kind: str) -> None:
-    quantized = k_weight(bits, True, equal=True)
-    expected = quantized.dequantize().numpy()
-    assert np.abs(unpack_k(quantized, kind) - expected).max() < 2.0**-10 * np.abs(expected).max()
 
 
 def test_no_finer_step_is_found_by_trying_a_thousand() -> None:

@@ -34,11 +34,9 @@ def quantized_llama(folder: Path, **how: Any) -> QuantizedCheckpoint:
     return checkpoint
 
 
-def read_by_transformers(
-    checkpoint: Checkpoint, folder: Path, float_type: FloatType = "f32"
-) -> dict[str, torch.Tensor]:
-    """The weights that transformers finds in the GGUF file of ``checkpoint``."""
-    write_gguf(checkpoint, folder / "tiny.gguf", GgufTypes(float_type))
+def read_by_transformers(source: Checkpoint, folder: Path, float_type: FloatType = "f32") -> dict[str, torch.Tensor]:
+    """The weights that transformers finds in the GGUF file of ``source``."""
+    write_gguf(source, folder / "tiny.gguf", GgufTypes(float_type))
     return load_file(convert_gguf(folder / "tiny.gguf", folder / "cache") / "model.safetensors")
 
 
@@ -107,25 +105,12 @@ def test_metadata_are_those_of_the_config_and_the_tokenizer(tmp_path: Path) -> N
     write_gguf(save_mergeable_llama(tmp_path / "source"), tmp_path / "tiny.gguf")
     fields = GGUFReader(tmp_path / "tiny.gguf").fields
     values = {key: fields[key].contents() for key in fields}
-    expected = {
-        "general.architecture": "llama",
-        "llama.context_length": 256,
-        "llama.embedding_length": 64,
-        "llama.block_count": 2,
-        "llama.feed_forward_length": 128,
-        "llama.attention.head_count": 4,
-        "llama.attention.head_count_kv": 2,
-        "llama.attention.key_length": 16,
-        "llama.rope.dimension_count": 16,
-        "llama.rope.freq_base": 10000.0,
-        "llama.vocab_size": ROWS,
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "smollm",
-        "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 2,
-        "tokenizer.ggml.add_bos_token": False,
-        "general.file_type": 1,
-    }
+    expected = {"general.architecture": "llama", "llama.context_length": 256, "llama.embedding_length": 64,
+        "llama.block_count": 2, "llama.feed_forward_length": 128, "llama.attention.head_count": 4,
+        "llama.attention.head_count_kv": 2, "llama.attention.key_length": 16, "llama.rope.dimension_count": 16,
+        "llama.rope.freq_base": 10000.0, "llama.vocab_size": ROWS, "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.add_bos_token": False, "general.file_type": 1}  # fmt: skip
     assert {key: values[key] for key in expected} == expected
     assert values["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-6)
     tokenizer = train_tokenizer()
@@ -158,9 +143,7 @@ def test_llama_3_scales_frequencies_as_transformers_does(tmp_path: Path) -> None
         ({"num_hidden_layers": 1}, "has model.layers.1"),
     ],
 )
-def test_what_gguf_cannot_say_is_refused_before_anything_is_written(
-    changes: dict[str, Any], words: str, tmp_path: Path
-) -> None:
+def test_what_gguf_cannot_say_is_refused_before_writing(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
     source = save_mergeable_llama(tmp_path / "source")
     config = json.loads((source.folder / "config.json").read_text())
     (source.folder / "config.json").write_text(json.dumps(config | changes))
@@ -222,9 +205,7 @@ def test_llama_cpp_answers_as_transformers(name: str, tmp_path: Path) -> None:
         ("smollm3", {"no_rope_layers": [1, 0]}, r"no_rope_layers: \[1, 0\]"),
     ],
 )
-def test_what_llama_cpp_computes_otherwise_is_refused(
-    name: str, changes: dict[str, object], words: str, tmp_path: Path
-) -> None:
+def test_what_llama_cpp_lacks_is_refused(name: str, changes: dict[str, object], words: str, tmp_path: Path) -> None:
     tiny_decoders.save(name, tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

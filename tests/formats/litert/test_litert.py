@@ -142,9 +142,7 @@ def test_the_table_has_four_bits_in_blocks_and_what_it_stands_for_is_near(writte
     packed = np.frombuffer(content, np.uint8, table.bytes, table.start)
     integers = np.stack([packed & 15, packed >> 4], axis=1).reshape(rows.shape).astype(np.int8)
     integers = np.where(integers > 7, integers - 16, integers)
-    (scales,) = (
-        tensor for tensor in stored.values() if tensor.role == "quantization" and tensor.shape == (len(rows), 1)
-    )
+    (scales,) = (part for part in stored.values() if part.role == "quantization" and part.shape == (len(rows), 1))
     steps = scales.values(content).astype(np.float32)
     assert (np.abs(integers * steps - rows) <= 0.51 * steps).all()
     assert stored["bert.embeddings.position_embeddings.weight"].dtype == "int8"

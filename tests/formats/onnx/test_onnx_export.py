@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import foreign_graphs
 import numpy as np
@@ -28,7 +26,6 @@ from compress.formats.onnx.float16 import holds_float16, to_float16, to_float32
 from compress.formats.onnx.import_onnx import import_graph, read_graph_file, rename_for_clients
 from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.models.model import TorchModel
 from compress.stages.cast import Cast
 from compress.tasks.task import Examples
 from compress.utils.errors import DataError, IntegrityError, ModelError, StageError
@@ -102,17 +99,6 @@ def test_matrices_are_stored_once():
     assert stored == sum(matrix.numel() for matrix in matrices) - 2 * tiny.WIDTH
 
 
-def test_parity_says_how_far_apart_the_logits_are():
-    encoder = exported("bert")
-    graph = encoder.graph()
-    bias = next(tensor for tensor in graph.graph.initializer if tensor.name.endswith("classifier.bias"))
-    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.25), bias.name))
-    assert verify_parity(graph, encoder.model, encoder.examples, 0.3) == pytest.approx(0.25, abs=1e-4)
-    single = Examples(encoder.examples.inputs[:1], encoder.examples.padding)
-    for examples in (encoder.examples, single):
-        assert verify_parity(encoder.graph(), encoder.model, examples, 1e-3) < 2e-5
-
-
 def tampered(made: ExportedGraph, name: str, change: float) -> onnx.ModelProto:
     graph = made.graph()
     tensor = next(tensor for tensor in graph.graph.initializer if name in tensor.name and len(tensor.dims) == 2)
@@ -149,16 +135,6 @@ def test_parity_looks_at_padded_rows():
 
 
 @pytest.mark.slow
-def test_another_operator_set_can_be_asked_for():
-    from compress.formats.onnx.export import export_onnx
-
-    encoder = exported("bert")
-    graph = export_onnx(encoder.model, encoder.examples, 20, fusions=False).graph
-    assert {entry.domain: entry.version for entry in graph.opset_import}[""] == 20
-    assert verify_parity(graph, encoder.model, encoder.examples, 1e-3) < 2e-5
-
-
-@pytest.mark.slow
 def test_a_single_row_can_be_traced():
     # Two equal rows are traced then; neither axis may freeze.
     model = tiny.encoder("bert", num_hidden_layers=1)
@@ -183,16 +159,6 @@ def test_a_model_that_counts_its_tokens_in_python_is_refused(monkeypatch: pytest
     with pytest.raises(ModelError, match="only works for one input length") as caught:
         export_onnx(model, tiny.context().encode("train", model), None, fusions=False)
     assert "BertForSequenceClassification" in str(caught.value) and "Constraints violated" not in str(caught.value)
-
-
-@pytest.mark.parametrize(("said", "longest"), [(-1, 512), (None, 512), (40, 40)])
-def test_the_longest_text_is_what_the_config_says_where_it_says_one(said: int | None, longest: int):
-    from compress.formats.onnx.export import _free
-
-    config = SimpleNamespace(to_dict=lambda: {"max_position_embeddings": said})
-    module: Any = SimpleNamespace(config=config)
-    free = _free(TorchModel(module, None), exported("bert").examples, 2)
-    assert free["input_ids"][1].max == longest and free["input_ids"][1].min == 2
 
 
 def operators(graph: onnx.ModelProto) -> list[str]:

@@ -61,9 +61,7 @@ def restored(matrix: np.ndarray, how: WeightOnlySettings) -> np.ndarray:
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("which", [True, False])
 @pytest.mark.parametrize("expand_on_load", [True, False])
-def test_a_graph_computes_with_what_its_integers_stand_for(
-    bits: int, symmetric: bool, which: bool, expand_on_load: bool
-):
+def test_a_graph_computes_with_its_integers_values(bits: int, symmetric: bool, which: bool, expand_on_load: bool):
     how = WeightOnlySettings(bits, 32, symmetric, accuracy_level=1, expand_on_load=expand_on_load)
     model, names = quantize_matrices(tied_graph(), how)
     assert sorted(names) == ["else", "table", "then"]
@@ -126,18 +124,6 @@ def test_only_tied_leaves_products_alone():
     model, names = quantize_matrices(tied_graph(), WeightOnlySettings(8, 32), only_tied=True)
     assert names == ["table"]
     assert {"then", "else"} <= {tensor.name for tensor in model.graph.initializer}
-
-
-def test_eight_bits_are_nearer_than_four_and_four_near_enough():
-    plain = run(tied_graph(), True)
-    errors = {
-        bits: float(
-            np.abs(run(quantize_matrices(tied_graph(), WeightOnlySettings(bits, 32))[0], True) - plain).std()
-            / plain.std()
-        )
-        for bits in (4, 8)
-    }
-    assert errors[8] < 0.02 < errors[4] < 0.25, errors
 
 
 def test_floats_that_halves_hold_are_stored_in_half_the_bytes_and_others_are_not():

@@ -42,9 +42,7 @@ def answers(folder: Path, target: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("precision", "bits", "near"), [("fp32", 32, 1e-5), ("fp16", 16, 0.02), ("int8", 8, 0.1)])
-def test_it_answers_as_the_graph_does_with_weights_of_so_many_bits(
-    tmp_path: Path, precision: Precision, bits: int, near: float
-) -> None:
+def test_it_answers_as_the_graph_in_each_width(tmp_path: Path, precision: Precision, bits: int, near: float) -> None:
     source, folder = write(tmp_path, precision)
     assert format_of(folder) == "openvino" and model_file(folder) == folder / IR_FILE
     expected = answers(source, "cpu")

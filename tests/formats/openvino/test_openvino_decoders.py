@@ -25,16 +25,13 @@ from compress.formats.onnx.decoder.stored_weight import StoredWeight
 from compress.formats.openvino import decoder as decoders
 from compress.formats.openvino.conversion import Precision
 from compress.formats.openvino.decoder import VerifiedIrDecoder, write_decoder
-from compress.formats.openvino.model import IR_FILE, OpenVinoModel
+from compress.formats.openvino.model import IR_FILE
 from compress.formats.openvino.runtime import core, open_stateful
-from compress.formats.openvino.stage import OpenVino
 from compress.formats.openvino.stateful import read_stateful
 from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.inspection.budget import budget_of
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.model import TorchModel
-from compress.tasks.registry import get_task
 from compress.utils.errors import InputError, IntegrityError, StageError
 
 openvino = pytest.importorskip("openvino")
@@ -71,9 +68,7 @@ def constants(folder: Path) -> dict[str, Any]:
     return {node.get_friendly_name(): node for node in model.get_ordered_ops() if node.get_type_name() == "Constant"}
 
 
-def test_integers_and_scales_are_those_of_the_checkpoint_and_a_tied_table_is_stored_once(
-    written: Path, quantized: QuantizedCheckpoint
-) -> None:
+def test_integers_and_scales_are_those_of_the_checkpoint(written: Path, quantized: QuantizedCheckpoint) -> None:
     held, layer = constants(written), "model.layers.1.mlp.down_proj"
     for name, bits in ((layer, 4), ("model.embed_tokens", 8)):
         weight, stored = quantized.quantized(name), held[f"{name}.weight_Q{bits}"]
@@ -90,9 +85,7 @@ def test_integers_and_scales_are_those_of_the_checkpoint_and_a_tied_table_is_sto
     assert joined.bytes * 2 == joined.parameters == 128 * 64
 
 
-def test_logits_are_those_of_transformers_and_of_what_it_generates(
-    written: Path, source: Checkpoint, quantized: QuantizedCheckpoint
-) -> None:
+def test_logits_are_those_of_transformers(written: Path, source: Checkpoint, quantized: QuantizedCheckpoint) -> None:
     assert model_file(written) == written / IR_FILE
     session = get_runtime("openvino").open(written, TARGET, 1)
     ids, module = random_ids(3, 20, seed=2), by_transformers(source, quantized)
@@ -161,9 +154,7 @@ def fail_to_open(*positional: Any, **named: Any) -> Any:
     [("genai.find_spec", lambda name: None), ("runtime.Pipeline", fail_to_open)],
     ids=["not installed", "cannot open"],
 )
-def test_without_openvino_genai_the_decoder_is_our_own(
-    missing: tuple[str, Any], written: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_openvino_genai(missing: tuple[str, Any], written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"compress.formats.openvino.{missing[0]}", missing[1])
     session: Any = get_runtime("openvino").open(written, TARGET, 1)
     assert session.settings["runtime"].startswith("openvino ")
@@ -186,15 +177,11 @@ def test_other_families_are_proven_and_float_weights_become_eight_bits(family: s
     decoder = write_decoder(save_decoder(tmp_path, config), "int8", 8, random_ids(2, 24), TOLERANCE)
     assert reason in decoder.unfused and bool(reason) == bool(decoder.unfused)
     assert decoder.parity.difference < TOLERANCE and decoder.parity.rounding > 0
-    kinds = {
-        tensor.dtype for tensor in budget_of(saved(decoder, tmp_path / "written")).tensors if tensor.parameters > 1000
-    }
+    kinds = {part.dtype for part in budget_of(saved(decoder, tmp_path / "written")).tensors if part.parameters > 1000}
     assert kinds == {"uint8"}
 
 
-def test_odd_bits_are_kept_in_the_next_width_and_the_same_bytes_are_written_again(
-    source: Checkpoint, tmp_path: Path
-) -> None:
+def test_odd_bits_are_stored_in_the_next_width_with_the_same_bytes(source: Checkpoint, tmp_path: Path) -> None:
     odd = quantize_tiny_llama(source, tmp_path / "odd", bits=3, table_bits=None)
     model, again = (write_decoder(odd, "int8", 8, random_ids(2, 16), TOLERANCE).model for _ in range(2))
     assert model.own == again.own and model.companions == again.companions
@@ -206,9 +193,7 @@ def test_odd_bits_are_kept_in_the_next_width_and_the_same_bytes_are_written_agai
 
 
 @pytest.mark.parametrize(("bits", "zeros"), [(2, False), (2, True), (4, True), (8, True)])
-def test_every_width_and_zero_points_are_what_onnx_runtime_makes_of_them(
-    bits: int, zeros: bool, tmp_path: Path
-) -> None:
+def test_widths_and_zero_points_are_those_of_onnx_runtime(bits: int, zeros: bool, tmp_path: Path) -> None:
     """Three blocks, so that a byte of zero points isn't full, and a table of 4 bits before."""
     chance, nodes = np.random.default_rng(bits), GraphBuilder()
 
@@ -242,16 +227,12 @@ def test_every_width_and_zero_points_are_what_onnx_runtime_makes_of_them(
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-2)
 
 
-def test_a_wrong_decoder_is_never_written(
-    quantized: QuantizedCheckpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_wrong_decoder_is_never_written(quantized: QuantizedCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     real = decoders.read_stateful
 
     def with_other_scales(graph: Path) -> Any:
         model = real(graph)
-        (scale,) = (
-            node for node in model.get_ops() if node.get_friendly_name() == "model.embed_tokens.weight_Q8/scale"
-        )
+        (scale,) = (op for op in model.get_ops() if op.get_friendly_name() == "model.embed_tokens.weight_Q8/scale")
         other = openvino.opset13.constant(scale.data * np.float16(1.01))
         for reader in scale.output(0).get_target_inputs():
             reader.replace_source_output(other.output(0))
@@ -274,20 +255,8 @@ def test_bad_input_is_refused_by_name(written: Path, source: Checkpoint, monkeyp
         write_decoder(source, "fp32", 8, random_ids(2, 16), TOLERANCE)
 
 
-def test_the_stage_takes_folders_of_language_models_and_modules_of_others(written: Path) -> None:
-    stage = OpenVino()
-    for name, input_type in (("text-generation", Checkpoint), ("text-classification", TorchModel)):
-        capabilities = get_task(name).capabilities
-        assert stage.supports(capabilities) and stage.preferred_input(capabilities) is input_type
-    assert not stage.supports(get_task("text2text-generation").capabilities)
-    again = OpenVinoModel.load(written, None)
-    assert set(again.own) == {IR_FILE, "openvino_model.bin"} and "openvino_tokenizer.xml" in again.companions
-
-
 @pytest.mark.parametrize(("cache", "precision"), [("f32", "fp32"), ("u8", "fp32"), ("f16", "int8")])
-def test_the_file_says_how_keys_and_values_are_kept(
-    quantized: QuantizedCheckpoint, tmp_path: Path, cache: str, precision: Precision
-) -> None:
+def test_cache_precision(quantized: QuantizedCheckpoint, tmp_path: Path, cache: str, precision: Precision) -> None:
     folder = saved(write_decoder(quantized, precision, 8, random_ids(2, 16), TOLERANCE, cache), tmp_path)
     # Whoever opens the file, without a word of it.
     plain = core().compile_model(core().read_model(folder / IR_FILE), "CPU")

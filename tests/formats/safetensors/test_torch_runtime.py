@@ -193,6 +193,5 @@ def test_the_processs_threads_are_its_own_again_once_the_session_is_gone(tmp_pat
 
 def test_of_a_task_of_several_kinds_it_is_the_models_own(tmp_path: Path) -> None:
     make = functools.partial(tiny_sounds.waves, "Wav2Vec2", masked=False, ending="CTC")
-    assert (
-        task_of_folder(tiny_sounds.write_model(tmp_path, make, letters=True)) is automatic_speech_recognition.CTC_TASK
-    )
+    folder = tiny_sounds.write_model(tmp_path, make, letters=True)
+    assert task_of_folder(folder) is automatic_speech_recognition.CTC_TASK

@@ -89,24 +89,20 @@ THREE_END = [
 def model_of(steps: list[str], outputs: tuple[str, ...] = ("y",)) -> ir.Model:
     """A graph of nodes in ONNX's textual form."""
     generator = np.random.default_rng(0)
-    constants: dict[str, Any] = {
-        "split": np.array([0, 0, HEADS, SIZE]),
-        "merge": np.array([0, 0, WIDTH]),
-        "three": np.array([BATCH * HEADS, LENGTH, SIZE]),
-        "four": np.array([BATCH, HEADS, LENGTH, LENGTH]),
-        "scores_three": np.array([BATCH * HEADS, LENGTH, LENGTH]),
-        "values_four": np.array([BATCH, HEADS, LENGTH, SIZE]),
-        "axes_1_2": np.array([1, 2]),
-        "axes_1_3": np.array([1, 3]),
-        "one": np.float32(1),
-        "half": np.float32(0.5),
-        "root": np.float32(SIZE**0.5),
-        "lowest": np.float32(LOWEST),
-        "bias": generator.normal(size=(1, HEADS, LENGTH, LENGTH)).astype(np.float32),
-        "by": np.linspace(0.2, 0.9, HEADS, dtype=np.float32).reshape(HEADS, 1, 1),
-        "five": np.array([1, BATCH, HEADS, LENGTH, LENGTH]),
-        "window_mask": generator.normal(size=(1, BATCH, 1, LENGTH, LENGTH)).astype(np.float32),
-    }
+    integers = {
+        "split": [0, 0, HEADS, SIZE], "merge": [0, 0, WIDTH], "three": [BATCH * HEADS, LENGTH, SIZE],
+        "four": [BATCH, HEADS, LENGTH, LENGTH], "scores_three": [BATCH * HEADS, LENGTH, LENGTH],
+        "values_four": [BATCH, HEADS, LENGTH, SIZE], "axes_1_2": [1, 2], "axes_1_3": [1, 3],
+        "five": [1, BATCH, HEADS, LENGTH, LENGTH],
+    }  # fmt: skip
+    floats: dict[str, Any] = {
+        "one": 1, "half": 0.5, "root": SIZE**0.5, "lowest": LOWEST,
+        "bias": generator.normal(size=(1, HEADS, LENGTH, LENGTH)),
+        "by": np.linspace(0.2, 0.9, HEADS).reshape(HEADS, 1, 1),
+        "window_mask": generator.normal(size=(1, BATCH, 1, LENGTH, LENGTH)),
+    }  # fmt: skip
+    constants = {name: np.array(sizes) for name, sizes in integers.items()}
+    constants |= {name: np.float32(values) for name, values in floats.items()}
     nodes = [onnx.parser.parse_node(step) for step in steps]
     used = {name for node in nodes for name in node.input}
     inputs: dict[str, Any] = {name: [BATCH, LENGTH, WIDTH] for name in "qkv"}
@@ -287,16 +283,6 @@ def images(count: int, seed: int = 0) -> Examples:
 
 
 SOME_TEXTS = texts([3, 17, 9, 12])
-
-
-def test_each_call_of_an_encoder_is_described():
-    model, encoded = tiny.encoder("bert"), tiny.context().encode("train", tiny.encoder("bert"))
-    check = check_attention(model.module, encoded)
-    assert check.refused is None and check.unfused == () and len(check.calls) == tiny.LAYERS
-    call = calls_of(model.module, encoded)[0]
-    assert call.query.shape[1] == tiny.HEADS and not call.causal and call.bias is None
-    assert call.padding is not None and call.padding.shape == (3, call.key.shape[2])
-    assert call.scale == pytest.approx((tiny.WIDTH / tiny.HEADS) ** -0.5)
 
 
 def test_windows_causes_and_groups_are_told_apart():

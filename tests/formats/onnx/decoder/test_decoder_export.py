@@ -81,14 +81,8 @@ def test_genai_is_told_where_the_graph_lies_and_when_to_stop(tmp_path) -> None:
     source = with_generation(save_tiny_llama(tmp_path / "source"))
     config = json.loads(export_decoder(source).companions["genai_config.json"])
     decoder = config["model"].pop("decoder")
-    assert config["model"] == {
-        "type": "llama",
-        "context_length": 256,
-        "vocab_size": 160,
-        "bos_token_id": 1,
-        "eos_token_id": [2, 5],
-        "pad_token_id": 2,
-    }
+    assert config["model"] == {"type": "llama", "context_length": 256, "vocab_size": 160, "bos_token_id": 1,
+        "eos_token_id": [2, 5], "pad_token_id": 2}  # fmt: skip
     assert (decoder["filename"], decoder["head_size"]) == ("onnx/model.onnx", 16)
     assert (decoder["num_attention_heads"], decoder["num_key_value_heads"]) == (4, 2)
     search = config["search"]
@@ -162,32 +156,14 @@ def test_a_weight_that_is_not_finite_is_found_out(tmp_path) -> None:
 
 
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3}
-BART = {
-    "vocab_size": 96,
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 3,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 48,
-    "max_position_embeddings": 64,
-    "scale_embedding": True,
-    "forced_eos_token_id": None,
-    **TOKENS,
-}
+BART = {"vocab_size": 96, "d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64,
+    "scale_embedding": True, "forced_eos_token_id": None, **TOKENS}  # fmt: skip
+# Heads that are wider in all than the model.
 T5 = {
-    "vocab_size": 96,
-    "d_model": 32,
-    "d_kv": 24,  # more in all than the model is wide
-    "d_ff": 48,
-    "num_layers": 1,
-    "num_decoder_layers": 3,
-    "num_heads": 2,
-    "relative_attention_num_buckets": 8,
-    "relative_attention_max_distance": 12,
-    **TOKENS,
-}
+    "vocab_size": 96, "d_model": 32, "d_kv": 24, "d_ff": 48, "num_layers": 1, "num_decoder_layers": 3, "num_heads": 2,
+    "relative_attention_num_buckets": 8, "relative_attention_max_distance": 12, **TOKENS,
+}  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {
     "t5": T5,  # positions as a bias that the first block makes for all, a head that is the table, scaled
     "marian": BART,  # positions that no file has, a bias of logits, tables scaled

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import exports
 import numpy as np
-import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
 import torch
 from adapters import save_adapter
@@ -26,10 +24,7 @@ from compress.formats.onnx.decoder.stored_weight import (
     StoredWeight,
     expand_weight,
     join_planes,
-    multiply_expanded,
-    pack,
     split_planes,
-    stack,
     store,
 )
 from compress.models.checkpoint import Checkpoint
@@ -50,13 +45,9 @@ def weight(rows: int, columns: int, bits: int, group_size: int, symmetric: bool,
     groups = -(-columns // group_size)
     middle = torch.full((rows, groups), 1 << (bits - 1))
     zeros = middle if symmetric else torch.randint(0, 1 << bits, (rows, groups), generator=generator)
-    return QuantizedWeight(
-        integers=torch.randint(0, 1 << bits, (rows, columns), generator=generator).to(torch.uint8),
-        scales=(torch.rand(rows, groups, generator=generator) + 0.1).half().float(),
-        zero_points=zeros.to(torch.uint8),
-        bits=bits,
-        group_size=group_size,
-    )
+    return QuantizedWeight(integers=torch.randint(0, 1 << bits, (rows, columns), generator=generator).to(torch.uint8),
+        scales=(torch.rand(rows, groups, generator=generator) + 0.1).half().float(), zero_points=zeros.to(torch.uint8),
+        bits=bits, group_size=group_size)  # fmt: skip
 
 
 def kernel(operator: str, stored: StoredWeight, given: np.ndarray, **attributes: int) -> np.ndarray:
@@ -66,15 +57,8 @@ def kernel(operator: str, stored: StoredWeight, given: np.ndarray, **attributes:
     zeros = stored.packed_zero_points()
     stores |= {} if zeros is None else {"z": zeros}
     order = ["x", "b", "s", "z"] if operator == "MatMulNBits" else ["b", "x", "s", "z"]
-    node = helper.make_node(
-        operator,
-        [name for name in order if name == "x" or name in stores],
-        ["y"],
-        domain="com.microsoft",
-        bits=stored.kernel_bits,
-        block_size=stored.block_size,
-        **attributes,
-    )
+    node = helper.make_node(operator, [name for name in order if name == "x" or name in stores], ["y"],
+        domain="com.microsoft", bits=stored.kernel_bits, block_size=stored.block_size, **attributes)  # fmt: skip
     kind = FLOAT if given.dtype == np.float32 else INT64
     model = onnx_model([node], {"x": (kind, given.shape)}, {"y": None}, stores, 21, ["com.microsoft"])
     return exports.run(model, x=given)
@@ -108,22 +92,6 @@ def test_the_kernels_read_the_same_weights(bits: int, columns: int, group_size: 
     np.testing.assert_allclose(looked_up[..., :columns], expected[picked], rtol=1e-6, atol=1e-6)
 
 
-def test_low_bits_come_first() -> None:
-    assert pack(np.array([[1, 2, 3]], np.uint8), 4).tolist() == [[0x21, 0x03]]
-    assert pack(np.array([[1, 2, 3, 0, 3]], np.uint8), 2).tolist() == [[0b00111001, 0b11]]
-    assert pack(np.array([[7, 200]], np.uint8), 8).tolist() == [[7, 200]]
-
-
-def test_symmetric_weights_store_no_zero_points_and_three_bits_move_to_the_middle_of_four() -> None:
-    stored = store(weight(4, 32, 3, 32, symmetric=True), "w")
-    assert stored.zero_points is None
-    assert stored.kernel_bits == 4
-    low = stored.integers() & 15
-    assert low.min() >= 4
-    assert low.max() <= 11
-    assert store(weight(4, 32, 3, 32, symmetric=False), "w").zero_points is not None
-
-
 @pytest.mark.parametrize("bits", [3, 5, 6, 7])
 def test_planes_hold_no_bit_more_and_are_joined_again(bits: int) -> None:
     values = np.random.default_rng(bits).integers(0, 1 << bits, (5, 32)).astype(np.uint8)
@@ -134,29 +102,6 @@ def test_planes_hold_no_bit_more_and_are_joined_again(bits: int) -> None:
     nodes.output(join_planes(nodes, "w", graph_inputs, bits, (5, 32)), "y", ir.DataType.UINT8, [5, 32])
     actual = exports.run(nodes.model("planes"), **{f"p{index}": plane for index, plane in enumerate(planes)})
     np.testing.assert_array_equal(actual, values)
-
-
-def test_planes_by_hand() -> None:
-    # 5 bits: the low four of values that lie 4 apart share a byte, then the fifth of all eight.
-    values = np.array([[1, 2, 3, 4, 16, 31, 8, 0]], np.uint8)
-    low, high = split_planes(values, 5)
-    assert low.tolist() == [[[0x01, 0xF2, 0x83, 0x04]]]
-    assert high.tolist() == [[[0b00110000]]]
-
-
-def test_stacked_rows_are_those_of_each() -> None:
-    parts = [weight(rows, 64, 4, 32, False, seed) for seed, rows in enumerate((3, 5))]
-    both = stack([store(part, "w") for part in parts])
-    actual = kernel("MatMulNBits", both, np.eye(64, dtype=np.float32), K=64, N=8, accuracy_level=1)
-    expected = np.concatenate([part.dequantize().numpy() for part in parts])
-    np.testing.assert_allclose(actual.T, expected, rtol=1e-6, atol=1e-6)
-
-
-def test_weights_of_other_bits_blocks_or_zero_points_do_not_join() -> None:
-    first = store(weight(4, 64, 4, 32, True), "w")
-    others = [weight(4, 64, 8, 32, True), weight(4, 64, 4, 16, True), weight(4, 64, 4, 32, False)]
-    assert first.can_stack(store(weight(9, 64, 4, 32, True), "w"))
-    assert not any(first.can_stack(store(other, "w")) for other in others)
 
 
 def test_groups_that_no_block_fits_are_refused() -> None:
@@ -189,50 +134,6 @@ def test_a_prompt_and_single_tokens_equal_torch(name: str, bits: int, tmp_path: 
     for position in range(7, 17):
         logits, past = graph.run(ids[:, position : position + 1], past=past)
         np.testing.assert_allclose(logits[:, 0], expected[:, position], **EXACT)
-
-
-def test_all_are_floats_once_the_graph_is_open_and_four_bits_before(tmp_path: Path) -> None:
-    few = few_bits(tmp_path / "source", "llama")
-    graph = export_decoder(few, EXPANDED).graph
-    stored = {tensor.name: tensor for tensor in graph.graph.initializer if tensor.data_type == onnx.TensorProto.INT4}
-    kernels = export_decoder(few).graph
-    assert len(stored) == sum(node.op_type == "MatMulNBits" for node in kernels.graph.node)
-    weights = sum(int(np.prod(tensor.dims)) for tensor in stored.values())
-    assert sum(len(tensor.raw_data) for tensor in stored.values()) == weights // 2
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.optimized_model_filepath = str(tmp_path / "opened.onnx")
-    onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    opened = onnx.load(tmp_path / "opened.onnx").graph
-    assert not [tensor.name for tensor in opened.initializer if tensor.data_type == onnx.TensorProto.INT4]
-    floats = sum(int(np.prod(tensor.dims)) for tensor in opened.initializer if tensor.data_type == FLOAT)
-    assert weights < floats < 1.3 * weights  # scales, norms and the table of rotations are the rest
-
-
-@pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("bits", [4, 8])
-def test_products_block_by_block_and_whole_are_those_of_the_weight_itself(bits: int, symmetric: bool) -> None:
-    quantized = weight(24, 96, bits, 32, symmetric, seed=bits)
-    scales = quantized.scales.repeat_interleave(32, dim=1).numpy()
-    zeros = quantized.zero_points.repeat_interleave(32, dim=1).numpy()
-    matrix = (quantized.integers.numpy().astype(np.float64) - zeros) * scales
-    value = np.random.default_rng(0).normal(size=(2, 5, 96)).astype(np.float32)
-    expected = value @ matrix.T
-    for product in products(store(quantized, "layer"), value):
-        np.testing.assert_allclose(product, expected, atol=1e-5 * np.abs(expected).max())
-
-
-def products(stored: StoredWeight, value: np.ndarray) -> list[np.ndarray]:
-    """Block by block, and with the whole weight, by ONNX Runtime."""
-    nodes = GraphBuilder()
-    graph_input = nodes.input("x", ir.DataType.FLOAT, value.shape)
-    outputs = [multiply_expanded(nodes, "blocks", graph_input, stored)]
-    outputs.append(nodes.op("MatMul", "whole", [graph_input, expand_weight(nodes, "whole", stored)]))
-    for index, output in enumerate(outputs):
-        nodes.output(output, f"y{index}", ir.DataType.FLOAT, (2, 5, stored.rows))
-    content = ir.to_proto(nodes.model("both")).SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return session.run(None, {"x": value})
 
 
 @pytest.mark.parametrize(
@@ -288,10 +189,6 @@ def test_the_graph_answers_as_peft_does(tmp_path: Path, targets: tuple[str, ...]
     assert np.abs(expected - without).max() > 0.1
     np.testing.assert_allclose(Graph(model.graph).run(IDS)[0], expected, rtol=1e-3, atol=1e-3)
     assert verify_decoder(model, checkpoint, IDS, 1e-2, 0.1).difference < 1e-2
-
-
-def test_a_checkpoint_without_an_adapter_has_no_factors(tmp_path: Path) -> None:
-    assert low_rank(save_tiny_llama(tmp_path / "source")) == {}
 
 
 def test_adapters_that_are_more_than_products_are_refused(tmp_path: Path) -> None:

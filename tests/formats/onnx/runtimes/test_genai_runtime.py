@@ -77,9 +77,7 @@ def test_few_bit_logits_are_those_of_onnx_runtime_itself(source: Checkpoint, tmp
     np.testing.assert_allclose(opened(tmp_path).predict(batch)["logits"], expected, atol=1e-5)
 
 
-def test_greedy_tokens_are_those_of_transformers_beyond_the_first_room_and_beyond_an_end(
-    session: OnnxGenaiSession, source: Checkpoint
-) -> None:
+def test_greedy_tokens_are_those_of_transformers(session: OnnxGenaiSession, source: Checkpoint) -> None:
     decoder, module = open_decoder(session, "here"), by_transformers(source)
     prompt = random_ids(1, 500)[0].tolist()
     for start in (prompt[:7], prompt):

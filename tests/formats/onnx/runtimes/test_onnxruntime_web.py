@@ -24,7 +24,7 @@ from compress.formats.onnx.runtimes.javascript import PACKAGES, SCRIPT, WASM
 from compress.formats.ort.stage import convert
 from compress.formats.runtime import TensorType, TimesItself, get_runtime, prepare_runtime, why_unavailable
 from compress.formats.targets import TARGETS
-from compress.utils.errors import InputError, ModelError, StageError
+from compress.utils.errors import InputError, ModelError
 from compress.utils.progress import SilentProgress
 
 GENERATOR = np.random.default_rng(1)
@@ -190,33 +190,6 @@ def test_a_killed_process_leaves_no_browser_and_no_profile(chromium: str) -> Non
         time.sleep(0.1)
     assert not any(map(alive, family))
     assert not profile.exists()
-
-
-FAMILY = """
-import subprocess, sys, time
-ended = subprocess.Popen([sys.executable, "-c", ""])
-renderers = [
-    subprocess.Popen([sys.executable, "-c", f"held = b'x' * {size}; import time; time.sleep(600)", "--type=renderer"])
-    for size in (10**6, 10**8)
-]
-plain = subprocess.Popen([sys.executable, "-c", "held = b'x' * 2 * 10**8; import time; time.sleep(600)"])
-time.sleep(1)  # the first has ended and is not waited for
-print(ended.pid, *[one.pid for one in [*renderers, plain]], flush=True)
-sys.stdin.read()
-for one in [*renderers, plain]:
-    one.kill()
-"""
-
-
-def test_the_renderer_is_found_beside_a_process_that_has_just_ended() -> None:
-    with subprocess.Popen([sys.executable, "-c", FAMILY], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
-        assert parent.stdout is not None
-        ended, _, larger, plain = map(int, parent.stdout.readline().split())
-        assert psutil.Process(ended).status() == psutil.STATUS_ZOMBIE
-        assert javascript.largest_renderer(psutil.Process(parent.pid)).pid == larger
-        with pytest.raises(StageError, match="no renderer process"):
-            javascript.largest_renderer(psutil.Process(plain))
-        parent.communicate()
 
 
 def alive(process: psutil.Process) -> bool:

@@ -61,6 +61,4 @@ def test_graphs_have_the_names_axes_and_operators_that_clients_know(model: OnnxM
 
 
 def _axes(entries) -> dict[str, list[int | str]]:
-    return {
-        entry.name: [axis.dim_param or axis.dim_value for axis in entry.type.tensor_type.shape.dim] for entry in entries
-    }
+    return {entry.name: [d.dim_param or d.dim_value for d in entry.type.tensor_type.shape.dim] for entry in entries}

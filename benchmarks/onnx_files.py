@@ -138,7 +138,9 @@ def _quantize(
     recipe = _recipe(file, way, seconds or 1.0)
     if seconds:
         done = run(recipe, folder, folder / "artifacts", SilentProgress())
-        return _values(done.report), find_graph(done.folder / "model").stat().st_size, _speedup(done.report)
+        rows = [row for row in done.report.measurements if row.model == "final" and row.target == "cpu"]
+        metrics = {row.metric: row.value for row in rows}
+        return metrics, find_graph(done.folder / "model").stat().st_size, _speedup(done.report)
     task = get_task(recipe.task)
     data = load_dataset(recipe.data, task.columns, folder, SilentProgress())
     companions = {GRAPH_INPUTS: start.inputs.as_json(), "config.json": b"{}"}
@@ -229,17 +231,9 @@ def _oracle(start: ImportedGraph, way: str, folder: Path) -> tuple[float | None,
     return max(errors), oracle.stat().st_size
 
 
-def _values(report: Report) -> dict[str, float]:
-    return {row.metric: row.value for row in report.measurements if row.model == "final" and row.target == "cpu"}
-
-
 def _speedup(report: Report) -> tuple[float, float, float] | None:
-    speedup_row = next((row for row in report.measurements if (row.metric, row.model) == ("speedup", "final")), None)
-    return (
-        None
-        if speedup_row is None
-        else (speedup_row.value, speedup_row.low or speedup_row.value, speedup_row.high or speedup_row.value)
-    )
+    row = next((row for row in report.measurements if (row.metric, row.model) == ("speedup", "final")), None)
+    return None if row is None else (row.value, row.low or row.value, row.high or row.value)
 
 
 def _ratio(row: Row) -> str:

@@ -124,7 +124,7 @@ class _State:
     """State of a training, stored in one file that is replaced atomically."""
 
     def __init__(self, training: Training, folder: Path) -> None:
-        self.lesson = training
+        self.training = training
         self.path = _file(training, folder)
         self.optimizer = _optimizer(training)
         self.average = import_diffusers().training_utils.EMAModel(

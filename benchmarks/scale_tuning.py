@@ -59,7 +59,10 @@ def main() -> None:
     sys.stdout.write(f"{'variant':<22}{'steps':>6}{'seconds':>9}{'KL':>18}{'perplexity':>18}\n")
     with tempfile.TemporaryDirectory() as scratch:
         context, source = _context(Path(scratch))
-        start = QuantizedCheckpoint(options.start) if options.start else _quantize(source, context)
+        if options.start:
+            start = QuantizedCheckpoint(options.start)
+        else:
+            start = Gptq(bits=4, group_size=64, embedding_bits=4).run(source, context)
         held_out = recovery_sequences(start, TuneScales(sequence_length=LENGTH), context).held_out
         for name in options.only:
             tokens = options.steps * BATCH * LENGTH
@@ -77,10 +80,6 @@ def _context(scratch: Path) -> tuple[Context, Checkpoint]:
         task, data, LENGTH, 0, progress, lambda label: TorchModel.load(source.folder, get_task(TASK)), Path, scratch
     )
     return context, source
-
-
-def _quantize(source: Checkpoint, context: Context) -> QuantizedCheckpoint:
-    return Gptq(bits=4, group_size=64, embedding_bits=4).run(source, context)
 
 
 def _measure(stage: TuneScales, start: QuantizedCheckpoint, context: Context, held_out: Any) -> str:

@@ -159,7 +159,7 @@ class World:
         )
 
     def size_bytes(self, point: Point) -> float:
-        return float(np.dot(self._bytes_each, self._size_terms(point)))
+        return float(np.dot(self._size_coefficients, self._size_terms(point)))
 
     @cached_property
     def _latency_coefficients(self) -> np.ndarray:
@@ -167,7 +167,7 @@ class World:
         return _least_squares([[1.0, *self.matrices(point)] for point, _ in timed], [ms for _, ms in timed])
 
     def latency_ms(self, point: Point) -> float:
-        return float(np.dot(self._milliseconds_each, [1.0, *self.matrices(point)]))
+        return float(np.dot(self._latency_coefficients, [1.0, *self.matrices(point)]))
 
     def _features(self, point: Point, share: float) -> list[float]:
         chosen, remaining = self.values(point), self.share_of_weights(point)

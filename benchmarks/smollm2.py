@@ -77,11 +77,6 @@ class RecipeRun:
         """Seconds of all stages except the export."""
         return sum(stage.seconds for stage in self.run.report.stages if stage.name != "onnx")
 
-    @property
-    def peak_bytes(self) -> int:
-        """Peak memory of all stages except the export."""
-        return max(stage.peak_rss_bytes for stage in self.run.report.stages if stage.name != "onnx")
-
     def value(self, metric: str, model: str = FINAL) -> float | None:
         """Return a value of the report, on the CPU."""
         row = self.run.report.find(model, metric, "cpu")
@@ -130,7 +125,7 @@ def decode_together(
     )
 
 
-def quantizers(
+def run_quantizers(
     names: Sequence[str], setting: LanguageSetting
 ) -> tuple[dict[str, tuple[PeerResult, float]], dict[str, str]]:
     """Run quantizers; return each result with its perplexity, and the reasons for quantizers that are unavailable."""
@@ -145,7 +140,7 @@ def quantizers(
     return quantized, reasons
 
 
-def lines(
+def make_lines(
     main: RecipeRun,
     decode: BenchmarkResult,
     quantized: Mapping[str, tuple[PeerResult, float]],
@@ -166,13 +161,16 @@ def lines(
         quick_how = f"{quick[1]:.2f}, {quick[0].seconds:.0f} s, {(quick[0].peak_bytes or 0) / 1e9:.2f} GB"
     main_how = f"{perplexity:.2f} against {float_perplexity:.2f}, {bits:.2f} bits per parameter, {main.seconds:.0f} s"
     size = size_bytes(main.run.folder / "model")
+    best = max(_ratio(decode, name, LLAMA_CPP) for name in (ONNX, OPENVINO))
+    metric = f"tokens_per_second_context_{CONTEXT}"
+    speeds = ", ".join(f"{row.model} {row.value:.0f}/s" for row in decode.measurements if row.metric == metric)
     return [
         Line("time of the quick GPTQ against Optimum + gptqmodel", "5x", "10x", faster, "x", versus_peer),
         Line("perplexity over fp32", "+12%", "+5%", over, "%", f"{main_how}; {versus_auto}"),
         Line("perplexity of the quick GPTQ over fp32", "+25%", "+18%", quick_over, "%", quick_how),
         Line("ONNX folder", "82 MB", "75 MB", size / 1e6, "MB"),
         Line("decode against fp32 ONNX", "3.5x", "5x", _ratio(decode, ONNX, FLOAT), "x"),
-        Line("decode against llama.cpp", "0.9x", "1.1x", _best(decode), "x", _speeds(decode)),
+        Line("decode against llama.cpp", "0.9x", "1.1x", best, "x", speeds),
     ]
 
 
@@ -188,20 +186,10 @@ def _ratio(result: BenchmarkResult, name: str, other: str) -> float:
     return rows[name] / rows[other]
 
 
-def _best(result: BenchmarkResult) -> float:
-    """Return the speed-up of the faster of our files over llama.cpp."""
-    return max(_ratio(result, name, LLAMA_CPP) for name in (ONNX, OPENVINO))
-
-
-def _speeds(result: BenchmarkResult) -> str:
-    metric = f"tokens_per_second_context_{CONTEXT}"
-    return ", ".join(f"{row.model} {row.value:.0f}/s" for row in result.measurements if row.metric == metric)
-
-
-def table(table_lines: Sequence[Line]) -> str:
+def format_table(lines: Sequence[Line]) -> str:
     """Return the lines as a Markdown table."""
     rows = ["| quantity | at least | aim | measured | details |", "|---|---|---|---|---|"]
-    for line in table_lines:
+    for line in lines:
         value = "not measured" if line.measured is None else f"{line.measured:.2f} {line.unit}".strip()
         rows.append(f"| {line.what} | {line.at_least} | {line.aim} | {value} | {line.how} |")
     return "\n".join(rows)
@@ -231,17 +219,17 @@ def main(
         }
         decode = decode_together(folders, setting.prompt(CONTEXT), threads, seconds, progress)
         others = (OPTIMUM, AUTO_ROUND)
-        quantized, reasons = quantizers((OURS, *others) if with_peers else (OURS,), setting)
+        quantized, reasons = run_quantizers((OURS, *others) if with_peers else (OURS,), setting)
         reasons = reasons if with_peers else {**reasons, **dict.fromkeys(others, "not run: --peers")}
-        table_lines = lines(main_run, decode, quantized, reasons)
+        lines = make_lines(main_run, decode, quantized, reasons)
     if output is not None:
         everything: dict[str, Any] = {
-            "lines": [asdict(line) for line in table_lines],
+            "lines": [asdict(line) for line in lines],
             "notes": decode.notes,
             "environment": environment(),
         }
         output.write_text(json.dumps(everything, indent=1), encoding="utf-8")
-    typer.echo(table(table_lines))
+    typer.echo(format_table(lines))
 
 
 if __name__ == "__main__":

@@ -68,14 +68,14 @@ class Row:
     """
 
     name: str
-    way: str
+    method: str
     error: float
-    oracle_error: float | None
+    reference_error: float | None
     cosine: float
     agreement: float
     bytes_before: int
     bytes_after: int
-    oracle_bytes: int | None
+    reference_bytes: int | None
     speedup: tuple[float, float, float] | None
     right: bool
     seconds: float
@@ -107,35 +107,37 @@ def _row(file: ForeignFile, seconds: float, progress: Progress) -> Row:
     began = time.perf_counter()
     model_path = fetched(file, progress)
     start = import_graph(model_path)
-    way = file.way or ("static" if _has_convolutions(start.graph) else "dynamic")
+    method = file.way or ("static" if _has_convolutions(start.graph) else "dynamic")
     with tempfile.TemporaryDirectory(prefix="onnx-files-") as name:
         folder = Path(name)
         write_calls(file, start.inputs, folder / "calls", file.calls, file.calls)
         shutil.copy(model_path, folder / "theirs.onnx")
-        oracle_error, oracle_bytes = _oracle(start, way, folder)
+        reference_error, reference_bytes = _quantize_with_onnxruntime(start, method, folder)
         try:
-            values, size, speedup = _quantize(file, way, start, folder, seconds)
+            values, size, speedup = _quantize(file, method, start, folder, seconds)
         except CompressError as error:
             progress.note(f"{file.name}: {error}")
-            sizes = model_path.stat().st_size, 0, oracle_bytes
-            return Row(file.name, way, np.nan, oracle_error, 0, 0, *sizes, None, False, 0.0, str(error))
+            sizes = model_path.stat().st_size, 0, reference_bytes
+            return Row(file.name, method, np.nan, reference_error, 0, 0, *sizes, None, False, 0.0, str(error))
         error = values["rms_error"]
         row = Row(
-            *(file.name, way, error, oracle_error, values["output_cosine"], values["agreement"]),
-            *(model_path.stat().st_size, size, oracle_bytes, speedup),
-            right=error <= BOUND or error <= min(oracle_error or 0.0, 2 * BOUND),
+            *(file.name, method, error, reference_error, values["output_cosine"], values["agreement"]),
+            *(model_path.stat().st_size, size, reference_bytes, speedup),
+            right=error <= BOUND or error <= min(reference_error or 0.0, 2 * BOUND),
             seconds=time.perf_counter() - began,
             why="; ".join(start.changes),
         )
-    progress.note(f"{row.name}: {row.way}, error {row.error:.3f} (oracle {row.oracle_error}), {_ratio(row)}")
+    progress.note(
+        f"{row.name}: {row.method}, error {row.error:.3f} (ONNX Runtime {row.reference_error}), {_ratio(row)}"
+    )
     return row
 
 
 def _quantize(
-    file: ForeignFile, way: str, start: ImportedGraph, folder: Path, seconds: float
+    file: ForeignFile, method: str, start: ImportedGraph, folder: Path, seconds: float
 ) -> tuple[dict[str, float], int, tuple[float, float, float] | None]:
     """Return the metrics, the bytes of the file and the speed-up; run only the stage if ``seconds`` is 0."""
-    recipe = _recipe(file, way, seconds or 1.0)
+    recipe = _recipe(file, method, seconds or 1.0)
     if seconds:
         done = run(recipe, folder, folder / "artifacts", SilentProgress())
         rows = [row for row in done.report.measurements if row.model == "final" and row.target == "cpu"]
@@ -170,7 +172,7 @@ def _collect_outputs(task: Task, graph: onnx.ModelProto, data: Dataset, model: O
     return keep_all(task, examples, [[row] for row in range(len(examples))], predict)
 
 
-def _recipe(file: ForeignFile, way: str, seconds: float) -> Recipe:
+def _recipe(file: ForeignFile, method: str, seconds: float) -> Recipe:
     static = {"method": "static", "calibration_examples": file.calls}
     return Recipe.model_validate(
         {
@@ -178,7 +180,7 @@ def _recipe(file: ForeignFile, way: str, seconds: float) -> Recipe:
             "task": "graph-agreement",
             "model": "theirs.onnx",
             "data": {"source": "calls", "splits": {"train": "train", "test": "test"}, "drop_overlap": True},
-            "stages": [{"onnx_int8": {**_CEILING, **(static if way == "static" else {})}}],
+            "stages": [{"onnx_int8": {**_CEILING, **(static if method == "static" else {})}}],
             "benchmark": {"threads": 1, "seconds": seconds, "launches": 3, "examples": 16},
         }
     )
@@ -197,7 +199,7 @@ def _calls(folder: Path) -> list[dict[str, np.ndarray]]:
     return calls
 
 
-def _oracle(start: ImportedGraph, way: str, folder: Path) -> tuple[float | None, int | None]:
+def _quantize_with_onnxruntime(start: ImportedGraph, method: str, folder: Path) -> tuple[float | None, int | None]:
     """Return error and bytes of the same graph quantized by ONNX Runtime, or None if its quantizer fails."""
     from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
 
@@ -208,15 +210,15 @@ def _oracle(start: ImportedGraph, way: str, folder: Path) -> tuple[float | None,
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self._calls, None)
 
-    source, oracle = folder / "float.onnx", folder / "oracle.onnx"
+    source, reference = folder / "float.onnx", folder / "oracle.onnx"
     onnx.save_model(start.graph, source)
     try:
         with suppress_output("process"):
-            if way == "static":
-                quantize_static(source, oracle, Reader(), per_channel=True)
+            if method == "static":
+                quantize_static(source, reference, Reader(), per_channel=True)
             else:
-                quantize_dynamic(source, oracle, per_channel=True)
-            graph = onnx.load(oracle)
+                quantize_dynamic(source, reference, per_channel=True)
+            graph = onnx.load(reference)
             exact, rounded = open_session(start.graph), open_session(graph)
             calls = _calls(folder / "calls" / "test")
             output_pairs = [(exact.run(None, call), rounded.run(None, call)) for call in calls]
@@ -228,7 +230,7 @@ def _oracle(start: ImportedGraph, way: str, folder: Path) -> tuple[float | None,
         if output.dtype.kind == "f":
             expected, given = (np.stack([pair[side][index].reshape(-1) for pair in output_pairs]) for side in (0, 1))
             errors.append(output_agreement(expected, given).rms)
-    return max(errors), oracle.stat().st_size
+    return max(errors), reference.stat().st_size
 
 
 def _speedup(report: Report) -> tuple[float, float, float] | None:
@@ -251,9 +253,9 @@ _COLUMNS = ["file", "INT8", "error", "ONNX Runtime's", "cosine", "smaller", "ONN
 
 def _cells(row: Row) -> list[str]:
     smaller = row.bytes_before / max(row.bytes_after, 1)
-    theirs = "-" if row.oracle_bytes is None else f"{row.bytes_before / row.oracle_bytes:.2f}x"
-    oracle = "fails" if row.oracle_error is None else f"{row.oracle_error:.2%}"
-    return [row.name, row.way, f"{row.error:.2%}", oracle, f"{row.cosine:.4f}", f"{smaller:.2f}x", theirs,
+    theirs = "-" if row.reference_bytes is None else f"{row.bytes_before / row.reference_bytes:.2f}x"
+    reference = "fails" if row.reference_error is None else f"{row.reference_error:.2%}"
+    return [row.name, row.method, f"{row.error:.2%}", reference, f"{row.cosine:.4f}", f"{smaller:.2f}x", theirs,
             _speedup_cell(row, "-"), "yes" if row.right else "no"]  # fmt: skip
 
 

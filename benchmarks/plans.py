@@ -31,15 +31,15 @@ from compress.results.report import Report
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
 RESULT = Path(__file__).parent / "results" / "plans.json"
-WITHIN, SHORT_SECONDS = 1.5, 5.0
+MAX_FACTOR, SHORT_SECONDS = 1.5, 5.0
 MEASURING, WHOLE = "measuring", "whole run"
 _QUIET_PERCENT = 10
 _FIELDS = {"seconds": "seconds", "memory": "peak_memory_bytes", "disk": "disk_bytes"}
-_OTHERS = re.compile(r"other processes took (\d+)%")
+_LOAD_NOTE = re.compile(r"other processes took (\d+)%")
 
 
 @dataclass(frozen=True)
-class Past:
+class RecordedRun:
     """A recorded run of a shipped recipe, with its settings and the bytes of its stages' outputs."""
 
     recipe: Recipe
@@ -49,7 +49,7 @@ class Past:
     @property
     def busy(self) -> int:
         """Percent of the processor that other processes used during the measurement."""
-        return max((int(match[1]) for note in self.report.notes for match in _OTHERS.finditer(note)), default=0)
+        return max((int(match[1]) for note in self.report.notes for match in _LOAD_NOTE.finditer(note)), default=0)
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def main() -> None:
     parser.add_argument("--trials", type=Path, default=Path("artifacts"), help="artifacts folder with stage timings")
     parser.add_argument("--write", action="store_true", help=f"write the table to {RESULT.relative_to(ROOT)}")
     options = parser.parse_args()
-    past = [past_run for folder in options.artifacts for past_run in runs_in(folder)]
-    rows = [row for past_run in past for row in compare_run(past_run, options.trials)]
+    runs = [run for folder in options.artifacts for run in read_runs(folder)]
+    rows = [row for run in runs for row in compare_run(run, options.trials)]
     for row in rows:
         factor = _format_factor(row.factor)
         sys.stdout.write(
@@ -89,7 +89,7 @@ def main() -> None:
         RESULT.write_text(json.dumps(page(rows), indent=1) + "\n")
 
 
-def runs_in(artifacts: Path) -> Iterator[Past]:
+def read_runs(artifacts: Path) -> Iterator[RecordedRun]:
     """Yield the finished runs of shipped recipes in an artifacts folder, the oldest first."""
     cache = Cache(artifacts / "cache")
     for file in sorted(artifacts.glob("runs/*/2*/report.json")):
@@ -101,10 +101,10 @@ def runs_in(artifacts: Path) -> Iterator[Past]:
         model = read_recipe(shipped).model
         recipe = read_recipe(file.parent / "recipe.yaml").model_copy(update={"model": model})
         entries = {stage.name: cache.peek(stage.key) for stage in report.stages}
-        yield Past(recipe, report, {name: entry.size_bytes for name, entry in entries.items() if entry})
+        yield RecordedRun(recipe, report, {name: entry.size_bytes for name, entry in entries.items() if entry})
 
 
-def compare_run(run: Past, trials: Path) -> Iterator[Row]:
+def compare_run(run: RecordedRun, trials: Path) -> Iterator[Row]:
     """Yield the rows of one run."""
     plan = plan_recipe(run.recipe, trials)
     name, busy, seconds = run.recipe.name, run.busy, run.report.seconds or 0.0
@@ -148,7 +148,7 @@ def summary(rows: Sequence[Row]) -> list[list[str]]:
         long = {(row.recipe, row.stage) for row in rows if row.what == "seconds" and row.measured > SHORT_SECONDS}
         selected = [row for row in selected if what != "seconds" or (row.recipe, row.stage) in long]
         factors = [factor for row in selected if (factor := row.factor) is not None]
-        good = [factor for factor in factors if 1 / WITHIN <= factor <= WITHIN]
+        good = [factor for factor in factors if 1 / MAX_FACTOR <= factor <= MAX_FACTOR]
         median = f", median {statistics.median(factors):.2f}" if factors else ""
         result = f"{len(good)} of {len(factors)}{median}" if factors else "-"
         lines.append([what, "idle" if quiet else "shared", result])
@@ -173,7 +173,7 @@ def page(rows: Sequence[Row]) -> dict[str, Any]:
         ),
         "tables": [
             {
-                "title": f"Predictions within a factor of {WITHIN} (stages of more than {SHORT_SECONDS:.0f} s), and "
+                "title": f"Predictions within a factor of {MAX_FACTOR} (stages longer than {SHORT_SECONDS:.0f} s), and "
                 "the median ratio of prediction to measurement",
                 "columns": ["quantity", "machine", "result"],
                 "rows": summary(rows),

@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 import profiles
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
+from onnx_graphs import onnx_model
 
 from compress.benchmark.operators import node_rows, operator_ms, typical_time, whole_row
 from compress.benchmark.profile import OperatorProfile, combine, total
@@ -113,8 +114,7 @@ ROOF = Roof(bytes_per_s=10e9, fp32_per_s=100e9, int8_per_s=400e9)
 
 def graph(names: Sequence[str]) -> ir.Graph:
     nodes = [helper.make_node("Relu", [f"t{i}"], [f"t{i + 1}"], name) for i, name in enumerate(names)]
-    value = [helper.make_tensor_value_info(f"t{i}", TensorProto.FLOAT, [1]) for i in (0, len(names))]
-    return ir.from_proto(helper.make_model(helper.make_graph(nodes, "g", value[:1], value[1:]))).graph
+    return ir.from_proto(onnx_model(nodes, {"t0": [1]}, {f"t{len(names)}": [1]})).graph
 
 
 def call(**microseconds: int) -> CallRun:

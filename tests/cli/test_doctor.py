@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 import pytest
 from command_line import invoke
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
+from onnx_graphs import onnx_model
 from stage_context import write_recipe
 from tiny_speech import TASK, write_speech
 
@@ -132,15 +133,12 @@ INNER = 64
 def save(folder: Path, kept: tuple[str, ...] = (), reduce_range: bool = False) -> Path:
     """Two products whose weights are all positive, so that neighbours add up."""
     generator = np.random.default_rng(0)
-    arrays = [generator.uniform(0, 1, (INNER, INNER)).astype(np.float32) for _ in range(2)]
+    arrays = {name: generator.uniform(0, 1, (INNER, INNER)).astype(np.float32) for name in ("first", "second")}
     nodes = [
         helper.make_node("MatMul", ["x", "first"], ["y"], name="one"),
         helper.make_node("MatMul", ["y", "second"], ["z"], name="two"),
     ]
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", INNER]) for name in ("x", "z")]
-    named = [numpy_helper.from_array(array, name) for array, name in zip(arrays, ("first", "second"), strict=True)]
-    graph = helper.make_graph(nodes, "g", values[:1], values[1:], named)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model = onnx_model(nodes, {"x": ["rows", INNER]}, {"z": ["rows", INNER]}, arrays)
     feeds = [{"x": generator.uniform(0, 1, (8, INNER)).astype(np.float32)}]
     settings = Int8Options(reduce_range=reduce_range, bias_correction=False)
     onnx.save(StaticQuantizer(model, feeds, settings).quantize(kept), folder / "model.onnx")

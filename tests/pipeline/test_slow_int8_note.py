@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
+from onnx_graphs import onnx_model
 
 from compress.benchmark import machine, operator_difference, profiled_calls
 from compress.benchmark.profile import CauseDifference, OperatorDifference
@@ -123,13 +124,9 @@ def write(folder: Path, zeros: int) -> Path:
     """A product with a weight of 8 x 10, so many of whose values are zero, and a bias of zeros, which don't count."""
     weight = np.ones(80, dtype=np.float32)
     weight[:zeros] = 0
-    tensors = [
-        numpy_helper.from_array(weight.reshape(8, 10), "w"),
-        numpy_helper.from_array(np.zeros(10, np.float32), "b"),
-    ]
+    tensors = {"w": weight.reshape(8, 10), "b": np.zeros(10, np.float32)}
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("Add", ["y", "b"], ["z"])]
-    values = [helper.make_tensor_value_info(name, 1, [None, width]) for name, width in (("x", 8), ("z", 10))]
-    graph = helper.make_model(helper.make_graph(nodes, "g", values[:1], values[1:], tensors))
+    graph = onnx_model(nodes, {"x": [None, 8]}, {"z": [None, 10]}, tensors)
     folder.mkdir()
     OnnxModel(graph, FLOAT_GRAPH, {"config.json": b"{}"}).save(folder)
     return folder

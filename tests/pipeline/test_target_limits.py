@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper, save
+from onnx import TensorProto, helper, save
+from onnx_graphs import onnx_model
 
 from compress.formats.target_profile import TargetProfile
 from compress.formats.targets import find_profile
@@ -24,11 +25,9 @@ TABLE = np.random.default_rng(0).standard_normal((400, 16), np.float32)
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A graph of one table, and a tokenizer's file that compresses well."""
-    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch"])
-    rows = helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["batch", 16])
     nodes = [helper.make_node("Gather", ["words", "input_ids"], ["rows"])]
-    graph = helper.make_graph(nodes, "g", [ids], [rows], [numpy_helper.from_array(TABLE, "words")])
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "model.onnx")
+    ids = {"input_ids": (TensorProto.INT64, ["batch"])}
+    save(onnx_model(nodes, ids, {"rows": ["batch", 16]}, {"words": TABLE}), tmp_path / "model.onnx")
     (tmp_path / "tokenizer.json").write_text("the same words " * 1000)
     return tmp_path
 

@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 import tiny
 import yaml
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+from onnx_graphs import onnx_model
 from pyarrow import csv
 
 RECIPE = {
@@ -52,13 +53,8 @@ def classifier(words: dict[str, int], forgets: Collection[str] = ()) -> onnx.Mod
         helper.make_node("DequantizeLinear", ["integers", "step", "zero"], ["restored"], name="restore"),
         helper.make_node("MatMul", ["restored", "weights"], ["logits"], name="classifier"),
     ]
-    given = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"])
-    answer = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])
-    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in stored.items()]
-    graph = helper.make_graph(nodes, "classifier", [given], [answer], tensors)
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
-    made.ir_version = 10
-    return made
+    ids = {"input_ids": (TensorProto.INT64, ["batch", "length"])}
+    return onnx_model(nodes, ids, {"logits": ["batch", 2]}, stored, opset=21)
 
 
 def write_run(folder: Path, forgets: Collection[str] = ()) -> Path:

@@ -244,7 +244,7 @@ class GuidanceLoss:
 
     @property
     def timesteps(self) -> torch.Tensor:
-        """All timesteps of the schedule."""
+        """Return the timesteps of the whole schedule."""
         return torch.arange(len(self.teacher.schedule))
 
     def target(self, noisy: torch.Tensor, timesteps: torch.Tensor, batch: CleanBatch) -> torch.Tensor:

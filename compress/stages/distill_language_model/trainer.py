@@ -45,7 +45,15 @@ def distill_language_model(
 ) -> TorchModel:
     """Train ``student`` in place, and return it.
 
-    Raises `StageError` for models that cannot be compared, and `DataError` for text that is too short.
+    Args:
+        settings: Loss, text and training.
+        teacher: Model whose distributions the student learns.
+        student: Model that is trained.
+        context: Data and folders of the stage.
+
+    Raises:
+        StageError: The models cannot be compared.
+        DataError: The text is too short.
     """
     windows = training_sequences(student.processor, settings, context)
     length = settings.sequence_length or context.max_length

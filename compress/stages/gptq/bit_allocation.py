@@ -268,10 +268,19 @@ def allocate(
     table_choices: Sequence[int],
     together: Sequence[Sequence[str]] = (),
 ) -> Allocation:
-    """Choose the best bits within ``target_bits`` or ``max_bytes``. Raises `StageError` for a budget that nothing fits.
+    """Choose the bits of each layer with the least predicted loss within ``target_bits`` or ``max_bytes``.
 
-    ``tables`` have the group size that they would have; all of them get the same bits, one of ``table_choices``. So do
-    layers whose names stand ``together``.
+    Args:
+        config: Budget and choices of bits.
+        plan: Layers of each block.
+        tables: Embedding tables, with the group size that they would have. All get the same bits.
+        parameters: Parameters of the whole model.
+        sensitivity: Measured loss of each layer and number of bits.
+        table_choices: Bits that the tables may get.
+        together: Names of layers that get the same bits, such as fused projections.
+
+    Raises:
+        StageError: Nothing fits the budget.
     """
     layers = [layer for block in plan for layer in block if layer.bits]
     # Layers that must get the same bits form one set, in the order of the first of each.

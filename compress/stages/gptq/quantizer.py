@@ -40,10 +40,18 @@ _TABLE_CHOICES = (*TABLE_BITS, FLOAT_BITS)
 def quantize(
     checkpoint: Checkpoint, config: Quantization, context: Context, training: BlockTraining | None = None
 ) -> QuantizedCheckpoint:
-    """Write the checkpoint in GPTQ format into the scratch folder; each block is trained as ``training`` says.
+    """Quantize a checkpoint and write it in GPTQ format into the scratch folder.
 
-    What a killed run left there is gone on with, and so is what was done before the disk was full (`StorageError`).
-    Raises `CompressError`.
+    Blocks that a killed or failed run has finished are reused.
+
+    Args:
+        checkpoint: Float model.
+        config: Bits, groups, algorithm and calibration text.
+        context: Data and folders of the stage.
+        training: How each block is trained before it is written, or None.
+
+    Raises:
+        CompressError: The model cannot be quantized so, the text is too short, or the disk is full.
     """
     keep_freed_memory(_KEPT_BYTES)
     refuse_quantized(checkpoint.folder)

@@ -148,7 +148,15 @@ def search(
 def rank(
     graph: onnx.ModelProto, quantizer: Quantizer, feeds: Sequence[Feed], progress: Progress, left: Sequence[str] = ()
 ) -> list[Damage]:
-    """Return the damage of every layer but those ``left``, the worst first."""
+    """Return the damage that quantizing each layer alone causes, the largest first.
+
+    Args:
+        graph: Float graph.
+        quantizer: Quantizes all layers except the named ones.
+        feeds: Inputs on which outputs are compared.
+        progress: Receives steps.
+        left: Layers that stay float and are not measured.
+    """
     expected = _outputs(graph, feeds)
     spread = sum(float(np.square(array - array.mean(axis=0)).sum()) for array in expected)
     layers = [layer for layer in quantizer.layers if layer.name not in left]

@@ -199,9 +199,17 @@ STATES_BYTES = 1 << 28
 def remove_blocks(
     checkpoint: Checkpoint, settings: DecoderPruning, text: Quantization, ids: torch.Tensor | None, context: Context
 ) -> Checkpoint:
-    """``settings.layers`` blocks fewer, chosen on token ``ids`` [windows, length]; without any the last ones go.
+    """Remove ``settings.layers`` decoder blocks and write the remaining checkpoint.
 
-    Raises `StageError` where none would be left, and where the config cannot say which are.
+    Args:
+        checkpoint: Model to prune.
+        settings: Number of blocks, and how they are chosen.
+        text: Settings of the calibration text.
+        ids: Tokens of the calibration text, [windows, length]. Without them the last blocks are removed.
+        context: Data and folders of the stage.
+
+    Raises:
+        StageError: No block would be left, or the config cannot describe which ones are.
     """
     decoder = build_blockwise_model(checkpoint, current_device())
     total, count = len(decoder.blocks), settings.layers

@@ -189,11 +189,20 @@ class _Scores:
 def narrow(
     checkpoint: Checkpoint, settings: DecoderPruning, text: Quantization, ids: torch.Tensor | None, context: Context
 ) -> Checkpoint:
-    """Each block with fewer groups of heads, neurons and experts, as ``settings`` says.
+    """Remove groups of heads, neurons and experts from each block and write the narrower checkpoint.
 
-    What stays is chosen on token ``ids`` [windows, length]; without any it is the first of each. Raises `StageError`
-    where none would be left, and for an architecture whose parts are not known or whose config cannot say what is left.
-    A killed run goes on at the next block.
+    A killed run continues at the next block.
+
+    Args:
+        checkpoint: Model to prune.
+        settings: Shares to remove, and how the parts are chosen.
+        text: Settings of the calibration text.
+        ids: Tokens of the calibration text, [windows, length]. Without them the first parts are kept.
+        context: Data and folders of the stage.
+
+    Raises:
+        StageError: Nothing would be left, parts of the architecture are unknown, or the config cannot describe the
+            remaining ones.
     """
     decoder = build_blockwise_model(checkpoint, current_device())
     sizes = Sizes.of(decoder.model, settings)

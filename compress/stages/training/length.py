@@ -106,7 +106,17 @@ def training_prediction(
     trained: Shape | None,
     teacher: Shape | None = None,
 ) -> Prediction:
-    """Return the cost of training ``trained`` on the ``train`` split, with a ``teacher`` in memory if any."""
+    """Return the predicted cost of a training on the ``train`` split.
+
+    Args:
+        batch_size: Examples of a step.
+        before: Shape of the stage's input, None if unknown.
+        after: Shape of the stage's output, None if unknown.
+        plan: Machine and data that the plan assumes.
+        flops: Function that returns the FLOPs of an epoch.
+        trained: Shape of the model in training.
+        teacher: Shape of the teacher in memory, if any.
+    """
     seconds = _seconds(before, after, plan, flops)
     return predicted(before, after, seconds, _memory(batch_size, trained, teacher, plan))
 

@@ -167,10 +167,20 @@ class LengthGroupedBatches(Sampler[list[int]]):
 
 
 def train(trainee: Trainee, config: TrainingSettings, seed: int, progress: Progress, description: str) -> list[float]:
-    """Train in place; returns the mean loss of each epoch. Raises `StageError` when loss or gradient are not finite.
+    """Train in place, and return the mean loss of each epoch.
 
-    The random state is set from ``seed``, so that the same machine and thread count give the same bits. Started by
-    `torchrun` or `accelerate launch`, every process trains on its share of the batches.
+    The same machine and thread count give the same bits. Started by `torchrun` or `accelerate launch`, every process
+    trains on its share of the batches.
+
+    Args:
+        trainee: Module, loss and examples.
+        config: Epochs, batch size, learning rate and their schedule.
+        seed: Seed of all random states.
+        progress: Receives steps and messages.
+        description: Label of the progress bar.
+
+    Raises:
+        StageError: The loss or a gradient is not finite.
     """
     keep_freed_memory()
     # numpy's and Python's too: wav2vec2 draws with numpy what of a recording it masks.

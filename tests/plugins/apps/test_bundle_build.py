@@ -32,7 +32,6 @@ from compress.formats.ort.stage import to_ort
 from compress.plugins.apps import app_types
 from compress.plugins.apps.app_types import APP_TYPES, find_app_type
 from compress.plugins.apps.build import Bundle, build
-from compress.plugins.apps.templates import TEMPLATES
 from compress.plugins.apps.text import Texts
 from compress.plugins.apps.tokenizer_fallbacks import expand_whitespace_classes, to_page_tokenizer
 from compress.plugins.apps.verify import verify
@@ -63,17 +62,6 @@ def test_ids_are_those_of_transformers(made: Bundle) -> None:
     for line in LINES:
         assert rule.ids(line) == processor(line, truncation=True, max_length=16)["input_ids"]
     assert len(rule.ids(LINES[-1])) == 16
-
-
-def test_examples_in_python_are_as_ruff_wants_them(tmp_path: Path) -> None:
-    for kind in APP_TYPES.values():
-        written = TEMPLATES.get_template(f"examples/{kind.examples}/run.py.jinja").render()
-        (tmp_path / f"{kind.examples}.py").write_text(written, encoding="utf-8")
-    rules = ["--config", str(Path(__file__).parents[3] / "pyproject.toml"), "--no-cache", str(tmp_path)]
-    for task in (["check"], ["format", "--check"]):
-        command = [sys.executable, "-m", "ruff", *task, *rules]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout
 
 
 def test_the_same_model_gives_the_same_bytes(made: Bundle, run: Path, tmp_path: Path) -> None:
@@ -243,12 +231,3 @@ def test_javascript_matches_as_rust_does(node: str) -> None:
         matches[pattern] = json.loads(done.stdout)
     assert matches[expanded] == right
     assert matches[plain] != right, "then nothing need be written out"
-
-
-def test_only_classes_of_spaces_are_written_out() -> None:
-    assert expand_whitespace_classes(r"a\\s[\\]\[b]") == r"a\\s[\\]\[b]"
-    expanded = re.sub("\t.*?}", "SPACES", expand_whitespace_classes(r"\s[^\s\p{L}]\S[\S]"))
-    assert expanded == r"[SPACES][^SPACES\p{L}][^SPACES][\S]"
-    assert to_page_tokenizer({"pre_tokenizer": None, "model": 1}) == {"pre_tokenizer": None, "model": 1}
-    bert = {"pre_tokenizer": {"type": "BertPreTokenizer"}}
-    assert to_page_tokenizer(bert) == bert

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import runpy
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -114,9 +113,7 @@ def test_what_was_tested_is_this_file_through_its_own_runtime(made: Made) -> Non
 
 
 @pytest.mark.parametrize("form", ["litert", "executorch"])
-def test_the_example_answers_as_torch_does(
-    all_made: dict[str, Made], form: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_examples_answer_as_torch_does(all_made: dict[str, Made], form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = all_made[form]
     answers = example(bundle.folder, monkeypatch)
     for text in (TEXT, "plot", "the " * 40):
@@ -126,9 +123,7 @@ def test_the_example_answers_as_torch_does(
     assert answers["selftest"](answers["Classifier"]()) < 1e-5
 
 
-def test_the_example_takes_the_shortest_graph_that_holds_a_row(
-    all_made: dict[str, Made], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_example_takes_the_shortest_graph(all_made: dict[str, Made], monkeypatch: pytest.MonkeyPatch) -> None:
     classifier = example(all_made["litert"].folder, monkeypatch)["Classifier"]()
     called: list[int] = []
 
@@ -139,47 +134,6 @@ def test_the_example_takes_the_shortest_graph_that_holds_a_row(
     for words in (1, 4, 5, 40):  # and two special tokens
         classifier.classify("the " * words)
     assert called == [6, 6, LENGTH, LENGTH]
-
-
-def test_the_example_runs_as_a_program(all_made: dict[str, Made]) -> None:
-    command = [sys.executable, str(all_made["litert"].folder / "examples" / "run.py")]
-    for arguments, expected in (["--selftest"], "passed"), ([TEXT], "%  "):
-        done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
-        assert expected in done.stdout
-
-
-def test_litert_graphs_are_told_as_its_interpreter_has_them(all_made: dict[str, Made]) -> None:
-    from ai_edge_litert.interpreter import Interpreter
-
-    bundle = all_made["litert"]
-    manifest = bundle.bundle.manifest
-    interpreter = Interpreter(model_path=str(bundle.folder / manifest.model))
-    names = {signature.name: signature.length for signature in manifest.signatures}
-    assert names == {"length_6": 6, "length_16": 16}
-    for signature in manifest.signatures:
-        details = interpreter.get_signature_runner(signature.name).get_input_details()
-        assert details.keys() == {entry.name for entry in manifest.inputs}
-        for entry in manifest.inputs:
-            shape = [signature.length if axis == "sequence_length" else axis for axis in entry.shape]
-            assert details[entry.name]["shape"].tolist() == shape
-            assert details[entry.name]["dtype"] == np.dtype(entry.dtype)
-    assert manifest.axes["sequence_length"].most == LENGTH
-    assert [entry.shape for entry in manifest.outputs] == [(1, 2)]
-
-
-def test_executorchs_order_and_bounds_are_the_programs(all_made: dict[str, Made]) -> None:
-    from compress.formats.executorch.runtime import load_runtime
-
-    bundle = all_made["executorch"]
-    manifest = bundle.bundle.manifest
-    program = load_runtime().load_program((bundle.folder / manifest.model).read_bytes())
-    about = program.load_method("forward").metadata
-    assert about.num_inputs() == len(manifest.inputs)
-    for position, entry in enumerate(manifest.inputs):
-        bounds = tuple(manifest.axes[axis].most if isinstance(axis, str) else axis for axis in entry.shape)
-        assert about.input_tensor_meta(position).sizes() == bounds == (8, LENGTH)
-        assert entry.dtype == "int64"
-    assert manifest.outputs[0].shape == (manifest.inputs[0].shape[0], 2)
 
 
 def test_core_mls_interface_is_the_packages(all_made: dict[str, Made]) -> None:
@@ -213,9 +167,7 @@ def test_a_whole_bundle_passes_and_says_what_could_not_be_tried(made: Made) -> N
 
 
 @pytest.mark.parametrize("form", ["litert", "executorch"])
-def test_other_weights_under_a_right_seal_fail_the_self_test(
-    all_made: dict[str, Made], form: str, tmp_path: Path
-) -> None:
+def test_other_weights_fail_the_self_test(all_made: dict[str, Made], form: str, tmp_path: Path) -> None:
     bundle = all_made[form]
     folder = copy_of(bundle, tmp_path)
     file = folder / bundle.bundle.manifest.model
@@ -233,12 +185,9 @@ def test_other_weights_under_a_right_seal_fail_the_self_test(
     [
         ("litert", set_field("axes.sequence_length.most", 32), r"says axes .*most=32"),
         ("litert", set_field("signatures.0.length", 7), r"says signatures .*length=7"),
-        ("litert", set_field("signatures", []), r"says signatures \(\)"),
-        ("litert", set_field("inputs.0.dtype", "int64"), "says inputs attention_mask int64"),
         ("litert", set_field("format", "onnx"), "says the format onnx"),
         ("executorch", set_field("axes.batch_size.most", 9), r"says axes .*most=9"),
         ("executorch", set_field("inputs.0.shape.0", 1), r"says inputs input_ids int64 \[1, 'sequence_length'\]"),
-        ("executorch", set_field("model", "model/config.json"), "says the format executorch"),
         ("coreml", set_field("axes.sequence_length.least", 1), r"says axes .*least=1"),
         ("coreml", set_field("inputs.0.dtype", "int64"), "says inputs input_ids int64"),
         ("coreml", set_field("preprocessing.suffix_ids", []), "self-test fails at case 1, .*: ids"),
@@ -255,9 +204,7 @@ def test_a_manifest_that_lies_is_caught(
 
 
 @pytest.mark.parametrize("form", ["litert", "executorch"])
-def test_without_the_runtime_bytes_and_inputs_are_checked_and_the_rest_is_said(
-    all_made: dict[str, Made], form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_runtime(all_made: dict[str, Made], form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = copy_of(all_made[form], tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     done = CliRunner().invoke(app, ["bundle-verify", str(folder)])

@@ -71,9 +71,7 @@ def test_the_example_passes_the_self_test(tmp_path: Path, task: str) -> None:
         processor = TASKS[task][0]
         (mask,) = processor.post_process_semantic_segmentation(SimpleNamespace(**answer), [picture.size[::-1]])
         shares = {label: float((mask == key).float().mean()) for key, label in enumerate(LABELS)}
-        assert {line.split("  ")[-1]: float(line.split("%")[0]) / 100 for line in lines} == pytest.approx(
-            shares, abs=1e-3
-        )
+        assert {row.split("  ")[-1]: float(row.split("%")[0]) / 100 for row in lines} == pytest.approx(shares, abs=1e-3)
     elif task == "image-feature-extraction":
         assert lines[0].split() == ["1.000", "1.png"]
 

@@ -125,13 +125,8 @@ def test_added_missing_and_linked_files_are_found(bundle: Path) -> None:
         ("sentence", set_field("postprocessing.dimensions", 255), "says dimensions 255"),
         ("sentence", set_field("preprocessing.max_length", 15), "self-test fails at case 11"),
         ("image", set_field("preprocessing.resize.filter", "bilinear"), "case 1, 'samples/1.png': prepared value"),
-        ("image", set_field("preprocessing.resize.shortest_edge", 19), "case 1, 'samples/1.png': prepared value"),
         ("image", set_field("preprocessing.resize.shortest_edge", 8192), "would be resized to 10922 x 8192"),
-        ("image", set_field("preprocessing.center_crop.height", 17), "case 1, 'samples/1.png': prepared value"),
-        ("image", set_field("preprocessing.channels", "BGR"), "case 1, 'samples/1.png': prepared value"),
         ("image", set_field("preprocessing.mean", [0.4, 0.5, 0.601]), "case 1, 'samples/1.png': prepared value"),
-        ("image", set_field("preprocessing.std", [0.2, 0.3, 0.401]), "case 1, 'samples/1.png': prepared value"),
-        ("image", set_field("preprocessing.rescale_factor", 0.00392), "case 1, 'samples/1.png': prepared value"),
     ],
     indirect=["made"],
 )
@@ -205,9 +200,7 @@ def link(name: str) -> zipfile.ZipInfo:
         ([(zipfile.ZipInfo("x"), b"x")], "has no manifest.json"),
     ],
 )
-def test_zips_that_mean_harm_write_nothing(
-    tmp_path: Path, entries: list[tuple[zipfile.ZipInfo, bytes]], expected: str
-) -> None:
+def test_bad_zips_write_nothing(tmp_path: Path, entries: list[tuple[zipfile.ZipInfo, bytes]], expected: str) -> None:
     (tmp_path / "into").mkdir()
     with pytest.raises(BundleError, match=re.escape(expected)):
         unpack(evil(tmp_path / "evil.zip", entries), tmp_path / "into")
@@ -276,9 +269,7 @@ def test_a_self_test_that_lies_is_caught(bundle: Path, change: Callable[[dict[st
         ("sentence", "postprocessing", "embed is no postprocessing for text-classification"),
     ],
 )
-def test_steps_of_another_task_are_no_manifest(
-    bundle: Path, bundles: dict[str, Bundle], kind: str, field: str, expected: str
-) -> None:
+def test_steps_of_another_task(bundle: Path, bundles: dict[str, Bundle], kind: str, field: str, expected: str) -> None:
     fields = json.loads((bundle / MANIFEST).read_text())
     other = json.loads((bundles[kind].folder / MANIFEST).read_text())[field]
     (bundle / MANIFEST).write_text(json.dumps({**fields, field: other}))

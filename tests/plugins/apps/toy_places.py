@@ -17,18 +17,13 @@ from transformers.models.yolos.image_processing_pil_yolos import YolosImageProce
 
 SIDE = 16
 LABELS = ("cat", "dog", "tree")
-QUERIES, GRID, DIMENSIONS = 5, 4, 24
+QUERIES, CLASSES, GRID, DIMENSIONS = 5, len(LABELS), 4, 24
 SIZE = {"height": SIDE, "width": SIDE}
 _CHANCE = np.random.default_rng(0)
+BOXES = {"logits": [QUERIES, len(LABELS)], "pred_boxes": [QUERIES, 4]}
 TASKS: dict[str, tuple[Any, dict[str, list[int]]]] = {
-    "object-detection": (
-        YolosImageProcessorPil(size=SIZE, do_pad=False),
-        {"logits": [QUERIES, len(LABELS) + 1], "pred_boxes": [QUERIES, 4]},
-    ),
-    "rt_detr": (
-        RTDetrImageProcessorPil(size=SIZE),
-        {"logits": [QUERIES, len(LABELS)], "pred_boxes": [QUERIES, 4]},
-    ),
+    "object-detection": (YolosImageProcessorPil(size=SIZE, do_pad=False), BOXES | {"logits": [QUERIES, CLASSES + 1]}),
+    "rt_detr": (RTDetrImageProcessorPil(size=SIZE), BOXES),
     "image-segmentation": (SegformerImageProcessorPil(size=SIZE), {"logits": [len(LABELS), GRID, GRID]}),
     "image-feature-extraction": (ViTImageProcessorPil(size=SIZE), {"pooler_output": [DIMENSIONS, 1, 1]}),
 }

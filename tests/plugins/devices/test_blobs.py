@@ -99,9 +99,7 @@ def test_a_file_that_changes_while_it_is_sent_never_gets_the_name(server: Server
     assert list((tmp_path / "cache" / "blobs").iterdir()) == []
 
 
-def test_too_little_room_is_told_before_anything_is_sent(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_little_room_is_refused_at_once(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compress.plugins.devices.device_host.ENVIRONMENT_BYTES", ENVIRONMENT_BYTES)
     with disks.mounted(tmp_path / "disk", 30) as disk, server.connect(server.device(disk / "cache")) as connection:
         with pytest.raises(DeviceError, match=r"too little room: 3[01] MB are free") as caught:

@@ -58,12 +58,6 @@ def test_another_host_key_is_refused_and_both_are_told(server: Server) -> None:
     assert f"ssh-keyscan -p {server.port} 127.0.0.1" in message
 
 
-def test_a_host_key_of_a_kind_that_the_device_lacks_is_refused(server: Server, tmp_path: Path) -> None:
-    subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-N", "", "-f", str(tmp_path / "key")], check=True)
-    kind, key = (tmp_path / "key.pub").read_text().split()[:2]
-    refused(server, InputError, "another host key", host_key=f"{kind} {key}")
-
-
 def test_a_key_that_the_device_does_not_know_is_told_with_the_way_to_bring_it_there(server: Server) -> None:
     assert f"ssh-copy-id -i other -p {server.port}" in refused(server, DeviceError, "does not let", key="other")
 
@@ -77,9 +71,7 @@ def test_a_private_key_must_be_there_be_private_and_have_no_passphrase(server: S
     refused(server, InputError, "read by others", key=str(key))
 
 
-def test_a_device_that_is_not_there_or_accepts_and_says_nothing_is_given_up(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_absent_device_and_a_mute_one_are_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compress.plugins.devices.connection._CONNECT_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         port = mute.getsockname()[1]
@@ -195,9 +187,7 @@ def connection(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         yield made
 
 
-def test_a_session_goes_on_while_its_connection_is_cut(
-    server: Server, connection: Connection, archive: Blob, tmp_path: Path
-) -> None:
+def test_a_session_survives_a_lost_link(server: Server, connection: Connection, archive: Blob, tmp_path: Path) -> None:
     (tmp_path / "a").write_text("content")
     progress = Notes(server)
     assert result(connection, archive, {"sub/a": tmp_path / "a"}, progress) == {"found": "content"}
@@ -207,9 +197,7 @@ def test_a_session_goes_on_while_its_connection_is_cut(
     assert left == {"blobs": 2, "code": 1, "venvs": 1, "sessions": 0}, "only the cache stays"
 
 
-def test_a_second_bench_is_told_who_holds_the_device_and_since_when(
-    server: Server, connection: Connection, tmp_path: Path
-) -> None:
+def test_a_second_bench_is_refused_and_told_the_holder(server: Server, connection: Connection, tmp_path: Path) -> None:
     with open_session(connection) as session, server.connect(server.device(tmp_path / "cache"), "again") as second:
         holder = second.request("probe", blobs=[], requirements=[])["holder"]
         assert holder["session"] == session
@@ -226,9 +214,7 @@ def test_a_second_bench_is_told_who_holds_the_device_and_since_when(
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_session_that_is_killed_frees_the_device_and_is_told(
-    connection: Connection, archive: Blob, tmp_path: Path
-) -> None:
+def test_a_killed_session_frees_the_device(connection: Connection, archive: Blob, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="ended without a result"), open_session(connection) as session:
         psutil.Process(connection.request("probe", blobs=[], requirements=[])["holder"]["pid"]).kill()
         follow_session(connection, session, 4, SilentProgress())
@@ -236,9 +222,7 @@ def test_a_session_that_is_killed_frees_the_device_and_is_told(
         pass
 
 
-def test_a_session_that_nobody_follows_ends_and_removes_itself(
-    server: Server, connection: Connection, tmp_path: Path
-) -> None:
+def test_a_session_that_nobody_follows_removes_itself(server: Server, connection: Connection, tmp_path: Path) -> None:
     program = bootstrap_program()
     text = {path: code.replace("WAIT_SECONDS = 300.0", "WAIT_SECONDS = 0.2") for path, code in program.items()}
     connection.request("begin", session="a" * 32, who="x", since="y", program=text)
@@ -258,9 +242,7 @@ def test_a_path_that_leads_out_of_the_session_is_refused(connection: Connection,
         path_inside(tmp_path, "/tmp/a")
 
 
-def test_packages_that_cannot_be_had_are_told_and_leave_no_half_environment(
-    connection: Connection, archive: Blob, tmp_path: Path
-) -> None:
+def test_missing_packages_leave_no_partial_environment(connection: Connection, archive: Blob, tmp_path: Path) -> None:
     missing = [f"compress-nowhere @ file://{tmp_path}/nowhere-1-py3-none-any.whl"]
     with pytest.raises(DeviceError, match="packages of the harness cannot be installed") as caught:
         result(connection, archive, {}, SilentProgress(), requirements=missing)
@@ -328,16 +310,13 @@ def test_every_problem_is_told_with_its_line_and_the_nearest_name(tmp_path: Path
     ("field", "value"),
     [
         ("host", "-oProxyCommand=touch x"),
-        ("host", "a b"),
         ("host", "pi;reboot"),
         ("user", "-l"),
         ("user", "pi$(id)"),
         ("python", "-c"),
         ("python", "python3\\nreboot"),
         ("cache", "../other"),
-        ("cache", "/"),
         ("cache", "~/x"),
-        ("host_key", "AAAAC3NzaC1lZDI1NTE5"),
         ("host_key", KEY[:-3]),
         ("host_key", KEY.replace("ssh-ed25519 ", "ssh-rsa ")),
     ],
@@ -350,15 +329,12 @@ def test_values_that_could_be_taken_for_something_else_are_refused(tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["all", "Pi", "a b", "../x"])
 def test_names_are_plain(tmp_path: Path, name: str) -> None:
-    text = GOOD.replace("  pi:", f'  "{name}":')
-    assert "expected a name of up to 40 small letters" in refusal(tmp_path, text)
+    assert "expected a name of up to 40 small letters" in refusal(tmp_path, GOOD.replace("  pi:", f'  "{name}":'))
 
 
 @pytest.mark.parametrize("text", ["", "devices:", "devices: {}", "- pi", "devices: [pi", "devices: 3"])
 def test_a_file_without_devices_is_refused(tmp_path: Path, text: str) -> None:
-    problems = refusal(tmp_path, text)
-    assert "inventory" in problems
-    assert "recipe" not in problems
+    assert "inventory" in (problems := refusal(tmp_path, text)) and "recipe" not in problems
 
 
 def test_devices_are_chosen_by_name_or_all(tmp_path: Path) -> None:

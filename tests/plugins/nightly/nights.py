@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,26 +27,11 @@ def row(metric: str, value: float, unit: str, model: str = "final", spread: floa
     return Measurement(model=model, metric=metric, target="cpu", value=value, unit=unit, low=low, high=high, n=100)
 
 
-def night(
-    place: int,
-    outcomes: Sequence[EntryOutcome] = (),
-    findings: Sequence[NightFinding] = (),
-    host: Host = HOST,
-    software: Mapping[str, str] | None = None,
-    commit: str | None = None,
-    started: datetime | None = None,
-) -> Night:
+def night(place: int, outcomes: Sequence[EntryOutcome] = (), findings: Sequence[Any] = (), **fields: Any) -> Night:
     """Night ``place``, counted from 0, one day after the one before."""
-    return Night(
-        suite=SUITE,
-        started=(started or FIRST + timedelta(days=place)).isoformat(timespec="seconds"),
-        seconds=312.0,
-        host=host,
-        software=dict(software or {}),
-        commit=commit,
-        outcomes=tuple(outcomes),
-        findings=tuple(findings),
-    )
+    started = fields.pop("started", FIRST + timedelta(days=place)).isoformat(timespec="seconds")
+    values = {"seconds": 312.0, "host": HOST, "outcomes": tuple(outcomes), "findings": tuple(findings)}
+    return Night(suite=SUITE, started=started, **values | fields)
 
 
 def outcome(entry: str = "tiny", status: str = "passed", **more: object) -> EntryOutcome:

@@ -91,11 +91,6 @@ def test_backups_that_are_damaged_too_are_passed_over_and_named(path: Path) -> N
     assert "ends with night 10 of 2026-08-10: what a later night had measured is lost" in messages
 
 
-def test_a_file_that_lost_everything_is_damaged_too(path: Path) -> None:
-    path.write_bytes(b"")
-    assert check_values(opened(path)[0]) == NIGHTS
-
-
 def test_bytes_turned_over_by_chance_never_come_back_as_numbers(whole: Path, tmp_path: Path) -> None:
     chance, damaged = random.Random(3), 0
     for attempt in range(12):

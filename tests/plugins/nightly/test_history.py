@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from compress.plugins.nightly.drift import MetricDrift, drift_finding, find_drifts
 from compress.plugins.nightly.history import NightHistory
 from compress.plugins.nightly.record import Host, Night, NightFinding
-from compress.plugins.nightly.run import describe_weight_changes, last_passed, previous_night, with_weight_changes
+from compress.plugins.nightly.run import describe_weight_changes, last_passed, with_weight_changes
 from compress.recipe.policy import Policy, Rule
 from compress.report.run_folder import folder_name
 from compress.results.report import Report
@@ -147,9 +147,7 @@ def test_a_step_is_told_with_size_and_night(history: NightHistory) -> None:
     (drift,) = drifts(history)
     assert (drift.first, drift.steps, drift.fails) == (31, 1, True)
     assert drift.effect == pytest.approx(0.06, abs=0.012)
-    finding = drift_finding(
-        drift, history.series(SUITE), {past_night.number: past_night for past_night in history.read(SUITE)}
-    )
+    finding = drift_finding(drift, history.series(SUITE), {past.number: past for past in history.read(SUITE)})
     assert finding.culprit == "tiny: latency_ms on cpu"
     assert finding.since == "night 31 (2026-08-31)"
     assert "+" in finding.what
@@ -211,9 +209,7 @@ def with_reference(history: NightHistory, levels: Sequence[float], machine: Sequ
 @pytest.mark.parametrize(
     ("level", "kernel", "net", "fails"), [(1.08, 5.4, 0.0, False), (1.12, 5.25, 1.12 / 1.05 - 1, True)]
 )
-def test_a_change_of_the_machine_is_subtracted(
-    history: NightHistory, level: float, kernel: float, net: float, fails: bool
-) -> None:
+def test_machine_change_subtracted(history: NightHistory, level: float, kernel: float, net: float, fails: bool) -> None:
     with_reference(history, [1.0] * 20 + [level] * 6, [5.0] * 20 + [kernel] * 6)
     (drift,) = drifts(history)
     assert drift.machine == pytest.approx(kernel / 5 - 1)
@@ -277,15 +273,6 @@ def test_the_layer_that_moved_since_the_last_good_night_is_named(tmp_path: Path)
     finding = NightFinding(entry="tiny", kind="gate", metric="accuracy", target="cpu", what="fell")
     assert with_weight_changes(finding, words).what == f"fell; {words}"
     assert with_weight_changes(finding.model_copy(update={"kind": "budget"}), words).what == "fell"
-
-
-def test_weights_that_did_not_move_are_said_to_be_those_of_the_night_before(tmp_path: Path) -> None:
-    nights = {past_night.number: past_night for past_night in (ran(tmp_path, 0, WEIGHT), ran(tmp_path, 1, WEIGHT))}
-    previous = previous_night(nights, "tiny", 2)
-    assert previous is nights[1]
-    assert (
-        describe_weight_changes(previous, nights[2], "tiny", tmp_path) == f"its weights are those of {nights[1].label}"
-    )
 
 
 def test_nothing_is_said_of_models_that_are_gone(tmp_path: Path) -> None:

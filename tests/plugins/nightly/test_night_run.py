@@ -96,14 +96,6 @@ def test_a_value_that_is_no_number_fails_its_entry(tmp_path: Path, monkeypatch: 
     assert ended.status == "failed" and "finite number: f1 of final is nan" in ended.reason
 
 
-def test_a_budget_that_is_used_up_leaves_the_others_not_run(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("name: x\n")
-    suite = write_suite(tmp_path, "recipe: a.yaml", budget_minutes=1e-9)
-    done, _ = run_night(suite, tmp_path / "artifacts")
-    assert (done.night.outcomes[0].status, done.night.exit_code) == ("not run", 1)
-    assert "used up" in done.night.findings[0].sentence
-
-
 def test_a_damaged_history_goes_on_from_its_backup_and_the_night_says_so(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("name: x\n")
     suite = write_suite(tmp_path, "recipe: a.yaml", history="kept.sqlite")
@@ -225,15 +217,6 @@ def test_a_terminated_night_keeps_what_was_finished_and_leaves_no_process(night_
     assert "the night was interrupted" in stdout
     (read,) = NightHistory(logs / "history.sqlite", ignore).read("cut")
     assert [entry_outcome.status for entry_outcome in read.outcomes] == ["failed", "not run"]
-
-
-def test_a_bad_suite_is_told_before_anything_runs(tmp_path: Path) -> None:
-    suite = write_suite(tmp_path, "recipe: nowhere.yaml", budget=3)
-    done = tiny_run.compress("nightly", suite, folder=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "The suite has 2 problems" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "artifacts").exists()
 
 
 FAMILY = """

@@ -8,12 +8,11 @@ from xml.etree import ElementTree
 
 import nights
 import pytest
-from narrow import shown
 from nights import SUITE, ignore, night, outcome, row
 
 from compress.plugins.nightly.history import NightHistory
 from compress.plugins.nightly.record import Night, NightFinding
-from compress.plugins.nightly.views import night_junit, night_markdown, night_page, night_table, verdict
+from compress.plugins.nightly.views import night_junit, night_markdown, night_page
 
 EVIL = "<script>alert(1)</script>"
 
@@ -38,22 +37,9 @@ def bad_night() -> Night:
     return night(4, outcomes, findings).model_copy(update={"number": 5})
 
 
-def test_the_verdict_counts() -> None:
-    assert verdict(bad_night()) == ("missed", "1 failed, 1 missed, 1 not run of 4 entries")
-    assert verdict(night(0, [outcome()])) == ("passed", "the entry passed")
-    assert verdict(night(0, [outcome("a"), outcome("b")])) == ("passed", "all 2 entries passed")
-
-
 def test_the_exit_code_is_that_of_the_worst() -> None:
     gate, stage, budget = bad_night().findings
     assert [night(0, [], findings).exit_code for findings in ([], [gate], [budget], [gate, stage])] == [0, 1, 1, 3]
-
-
-def test_console_and_markdown_name_the_culprit_and_since_when() -> None:
-    out = shown(night_table(bad_night()), 160)
-    assert "a: latency_ms on cpu: 6.1% higher, since night 3" in out
-    assert "a, b: shared" in out
-    assert "**a: latency_ms on cpu**: 6.1% higher, since night 3" in night_markdown(bad_night())
 
 
 def test_junit_has_errors_failures_and_skips() -> None:

@@ -62,11 +62,9 @@ def test_the_hubs_library_reads_the_card(run: Path) -> None:
     assert accuracy.dataset_args == {"sha256": DIGESTS["test"], "rows": 96}
     assert (size.metric_type, size.metric_value) == ("size_bytes", 12)
     validate_repo_id(accuracy.dataset_type)
-    assert "| Accuracy | cpu | 87.5% |" in card.text.replace("87.50%", "87.5%")
     assert "- data train.csv: CC-BY-NC-4.0" in card.text
     assert "Data train.csv, CC-BY-NC-4.0: no commercial use." in card.text
     assert "contradict each other" in card.text
-    assert "a note of the run" in card.text
 
 
 def test_the_official_schema_takes_the_bill(run: Path) -> None:
@@ -262,9 +260,7 @@ def test_a_refusal_of_the_hub_says_no_token(hub: Hub, tmp_path: Path) -> None:
     ("licence", "name", "message"),
     [("cc-by-nd-4.0", "me/toy", "permits no derivatives"), ("cc-by-sa-4.0", "me/toy/again", "OWNER/NAME")],
 )
-def test_a_push_that_cannot_be_is_refused_before_any_call(
-    hub: Hub, tmp_path: Path, licence: str, name: str, message: str
-) -> None:
+def test_a_bad_push_is_refused_before_any_call(hub: Hub, tmp_path: Path, licence: str, name: str, message: str) -> None:
     done = command(write_run(tmp_path, licence), name, "--push")
     assert isinstance(done.exception, InputError) and message in str(done.exception)
     assert hub.calls == []

@@ -97,7 +97,7 @@ class FakeRay(ModuleType):
     def nodes(self) -> list[dict[str, Any]]:
         resources = {name: {"CPU": float(one.processors), **one.resources} for name, one in self.machines.items()}
         return [
-            {"NodeID": name, "Alive": self.machines[name].alive, "Resources": resources[name]} for name in resources
+            {"NodeID": name, "Alive": self.machines[name].alive, "Resources": used} for name, used in resources.items()
         ]
 
     def put(self, value: Any) -> Ref:

@@ -115,9 +115,7 @@ def acted(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_whichever_ends_first_arrivals_are_those_of_one_process(
-    base: Path, here: list[JobResult], acted: Callable[..., Acted], seed: int
-) -> None:
+def test_results_are_of_one_process(base: Path, here: list[JobResult], acted: Callable[..., Acted], seed: int) -> None:
     cast = acted(seed=seed)
     results = list(cast.workers().run_all(jobs(base)))
     assert told(results) == told(here)
@@ -150,9 +148,7 @@ def _moved(base: Path, by: float) -> float:
     return count * (by + tiny_run.ROWS["train"])
 
 
-def test_a_worker_that_dies_is_named_and_its_work_done_elsewhere(
-    base: Path, here: list[JobResult], acted: Callable[..., Acted]
-) -> None:
+def test_work_of_a_lost_worker_is_done_again(base: Path, here: list[JobResult], acted: Callable[..., Acted]) -> None:
     cast = acted()
     cast.a.deaths = 1
     cast.b.when_run = lambda: setattr(cast.b, "alive", len(cast.b.ran) < 2)
@@ -195,9 +191,7 @@ def test_a_machine_with_a_full_disk_gets_nothing_more(
     assert len(cast.a.ran) <= 4, "what it lacked, and once more"
 
 
-def test_another_package_is_refused_and_another_processor_takes_no_times(
-    base: Path, tmp_path: Path, acted: Callable[..., Acted]
-) -> None:
+def test_machines_that_differ_are_left_out(base: Path, tmp_path: Path, acted: Callable[..., Acted]) -> None:
     other, old = {"code": "other"}, {"python": "3.9.1"}
     cast = acted(c=Machine(tmp_path / "c", told=other), d=Machine(tmp_path / "d", told=old))
     cast.a.told = {"processor": "Another 9000", "processor_class": "arm64"}
@@ -235,9 +229,7 @@ def test_times_are_taken_one_at_a_time_where_nothing_else_runs(
     assert (len(target.ran) > 0) == elsewhere
 
 
-def test_who_has_nothing_to_do_begins_with_what_will_be_asked_for(
-    base: Path, here: list[JobResult], acted: Callable[..., Acted]
-) -> None:
+def test_idle_workers_begin_what_will_be_needed(base: Path, here: list[JobResult], acted: Callable[..., Acted]) -> None:
     cast = acted()
     workers = cast.workers()
     workers.prefetch([Job(recipe(base, 7.0))])
@@ -304,9 +296,7 @@ class Judged:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_baseline_is_judged_once_and_its_answers_travel(
-    base: Path, acted: Callable[..., Acted], tmp_path: Path, seed: int
-) -> None:
+def test_a_baseline_is_judged_once(base: Path, acted: Callable[..., Acted], tmp_path: Path, seed: int) -> None:
     look = Judged(tmp_path / "times")
     asked = [Job(recipe(base, step), evaluate=look, evaluate_baseline=look, seconds=1) for step in (0.5, 1, 2, 3)]
     cast = acted(seed=seed)
@@ -355,9 +345,7 @@ def test_what_has_not_arrived_whole_is_no_entry(tmp_path: Path) -> None:
     assert not (tmp_path / "source").exists()
 
 
-def test_a_suites_stages_are_made_by_the_workers_before_the_night_measures_them(
-    base: Path, tmp_path: Path, acted: Callable[..., Acted]
-) -> None:
+def test_workers_run_the_stages_of_a_suite_beforehand(base: Path, tmp_path: Path, acted: Callable[..., Acted]) -> None:
     stages = [{"prune": {"feed_forward": 0.5, "importance_examples": 32}}, {"trim_vocabulary": {}}]
     tiny_run.write_recipe(base, "one", stages=stages, baseline="start")
     tiny_run.write_recipe(base, "two", stages=stages[1:], baseline="start")

@@ -8,7 +8,6 @@ from xml.etree import ElementTree
 
 import pytest
 from command_line import output_of
-from imported import packages_imported_by
 
 from compress.report.pages import write_report
 from compress.results.report import LimitResult, Measurement, Report
@@ -34,8 +33,3 @@ def test_each_format_is_a_view(run: Path) -> None:
     assert output_of("report", run / "report.json", "--format", "markdown") == markdown
     assert ElementTree.fromstring(output_of("report", run, "--format", "junit")).get("failures") == "1"
     assert "87.50%" in output_of("report", run)
-
-
-def test_importing_the_command_loads_nothing_heavy() -> None:
-    heavy = {"torch", "transformers", "onnxruntime", "pyarrow", "datasets", "pydantic", "numpy"}
-    assert packages_imported_by("import compress.cli.run").isdisjoint(heavy)

@@ -1,7 +1,9 @@
-"""The table of the edge: the quickstart's student in every format, its page, its bundle, and a device over SSH.
+"""Measure the quickstart's student in every format for edge devices, its web page, and a device over SSH.
 
-One command makes it. The recipe is run with the student's float weights as the baseline, so that every speed-up is that
-of a format against itself in fp32, in one session of the same runtime. What tests prove is proven by running them.
+    python benchmarks/edge.py [--only formats] [--output FILE]
+
+The recipe is run with the student's float weights as the baseline, so that every speed-up compares a format with its
+own fp32 version in one session of the same runtime. Properties that tests verify are reported by running these tests.
 """
 
 from __future__ import annotations
@@ -22,123 +24,123 @@ from compress.utils.environment import environment
 ROOT = Path(__file__).parent.parent
 RECIPE = "edge-quickstart"
 REFERENCE = "cpu"
-"""The target whose ONNX file the other formats are held against."""
+"""The target whose ONNX file the other formats are compared with."""
 TARGETS = (REFERENCE, "ort", "browser", "litert", "executorch", "openvino")
-MOST_POINTS, MOST_BYTES, LEAST_SPEEDUP = 0.5, 1.1, 2.0
-PROVEN = {
+MAX_POINTS_LOST, MAX_SIZE_RATIO, MIN_SPEEDUP = 0.5, 1.1, 2.0
+TESTED = {
     "tokenization of 10,000 lines in the bundle": "tests/plugins/apps -k ten_thousand_lines",
     "a flipped byte anywhere in a bundle": "tests/plugins/apps -k flipped",
     "foreign clients": "tests/clients",
 }
-"""What is shown, and the tests that show it."""
+"""Properties and the arguments of pytest that verify them."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; ``kept`` is None where nothing was asked or nothing could be had."""
+    """A line of the table; ``met`` is None if nothing is required or measured."""
 
-    what: str
-    found: str
-    wanted: str = ""
-    kept: bool | None = None
+    quantity: str
+    measured: str
+    required: str = ""
+    met: bool | None = None
 
     def markdown(self) -> str:
-        """As a line of Markdown."""
-        verdict = {True: "", False: " **missed**", None: ""}[self.kept]
-        return f"| {self.what} | {self.found}{verdict} | {self.wanted} |"
+        """Return the row as a line of Markdown."""
+        verdict = " **missed**" if self.met is False else ""
+        return f"| {self.quantity} | {self.measured}{verdict} | {self.required} |"
 
 
 def main() -> None:
-    """Run, measure, and write the table; exit code 1 where a floor is missed."""
+    """Run, measure, and print the table. Exit code 1 if a requirement is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / f"{RECIPE}.yaml")
     parser.add_argument("--artifacts", type=Path, default=ROOT / "artifacts")
-    parser.add_argument("--float", default="distill", help="label of the student before it is exported and quantized")
+    parser.add_argument("--float", default="distill", help="label of the stage that returns the float student")
     parser.add_argument("--targets", default=",".join(TARGETS))
     parser.add_argument(
-        "--only", choices=("formats", "page", "ssh", "tests"), action="append", help="parts of the table"
+        "--only", choices=("formats", "page", "ssh", "tests"), action="append", help="parts of the table to measure"
     )
-    parser.add_argument("--remeasure", action="store_true", help="take times anew, also where the cache has some")
-    parser.add_argument("--output", type=Path, help="write the rows and the report's figures as JSON")
+    parser.add_argument("--remeasure", action="store_true", help="measure again instead of reading cached times")
+    parser.add_argument("--output", type=Path, help="write the rows as JSON")
     options = parser.parse_args()
     parts = options.only or ("formats", "page", "ssh", "tests")
     run = options.artifacts / "runs" / f"{RECIPE}-table" / "latest"
     if "formats" in parts or not run.exists():
-        make_run(options)
+        run_recipe(options)
     rows: list[Row] = []
     report = load_report(run / "report.json")
     if "formats" in parts:
-        rows += formats(report, options.targets.split(","))
+        rows += format_rows(report, options.targets.split(","))
     if "page" in parts:
-        rows += page(run)
+        rows += page_rows(run)
     if "ssh" in parts:
-        rows += ssh(run)
+        rows += ssh_rows(run)
     if "tests" in parts:
-        rows += [proven(what, tests) for what, tests in PROVEN.items()]
-    lines = ["| what | found | wanted |", "|---|---|---|", *(row.markdown() for row in rows)]
+        rows += [test_row(quantity, tests) for quantity, tests in TESTED.items()]
+    lines = ["| quantity | measured | required |", "|---|---|---|", *(row.markdown() for row in rows)]
     sys.stdout.write("\n".join(lines) + "\n")
     if options.output:
         content = {"rows": [vars(row) for row in rows], "environment": environment()}
         options.output.write_text(json.dumps(content, indent=1) + "\n")
-    sys.exit(any(row.kept is False for row in rows))
+    sys.exit(any(row.met is False for row in rows))
 
 
-def make_run(options: argparse.Namespace) -> None:
-    """Run the recipe for every format; missed limits are the recipe's business."""
-    sets = [f"targets=[{options.targets}]", f"baseline={options.float}", f"name={RECIPE}-table", "limits=[]"]
-    sets.append("benchmark.every_stage=false")
+def run_recipe(options: argparse.Namespace) -> None:
+    """Run the recipe for every format, without its limits."""
+    changes = [f"targets=[{options.targets}]", f"baseline={options.float}", f"name={RECIPE}-table", "limits=[]"]
+    changes.append("benchmark.every_stage=false")
     command = [sys.executable, "-m", "compress", "run", str(options.recipe), "--artifacts", str(options.artifacts)]
-    command += [argument for setting in sets for argument in ("--set", setting)]
+    command += [argument for change in changes for argument in ("--set", change)]
     command += ["--remeasure"] if options.remeasure else []
     subprocess.run(command, check=True, stdout=sys.stderr)
 
 
-def formats(report: Report, targets: Sequence[str]) -> Iterator[Row]:
-    """Accuracy, bytes and speed of each format."""
-    why = {skip.target: skip.reason for skip in report.skipped}
-    accuracy = value(report, "accuracy", REFERENCE)
-    size = value(report, "size_bytes", REFERENCE)
+def format_rows(report: Report, targets: Sequence[str]) -> Iterator[Row]:
+    """Yield accuracy, size and latency of each format."""
+    skipped = {skip.target: skip.reason for skip in report.skipped}
+    reference_accuracy = measurement(report, "accuracy", REFERENCE)
+    reference_size = measurement(report, "size_bytes", REFERENCE)
     for target in targets:
-        if target in why:
-            yield Row(target, f"not here: {why[target]}")
+        if target in skipped:
+            yield Row(target, f"skipped: {skipped[target]}")
             continue
-        target_accuracy, size_bytes = value(report, "accuracy", target), value(report, "size_bytes", target)
-        points = 100 * (target_accuracy.value - accuracy.value)
+        accuracy, size = measurement(report, "accuracy", target), measurement(report, "size_bytes", target)
+        points = 100 * (accuracy.value - reference_accuracy.value)
         yield Row(
-            f"{target}: accuracy on all {target_accuracy.n:,} test rows",
-            f"{100 * target_accuracy.value:.2f}% ({points:+.2f} points)",
-            f"at most {MOST_POINTS} points below ONNX",
-            points >= -MOST_POINTS,
+            f"{target}: accuracy on all {accuracy.n:,} test rows",
+            f"{100 * accuracy.value:.2f}% ({points:+.2f} points)",
+            f"at most {MAX_POINTS_LOST} points below ONNX",
+            points >= -MAX_POINTS_LOST,
         )
-        ratio = size_bytes.value / size.value
+        ratio = size.value / reference_size.value
         yield Row(
             f"{target}: bytes",
-            f"{size_bytes.value / 1e6:.2f} MB ({ratio:.3f}x)",
-            f"at most {MOST_BYTES}x of ONNX",
-            ratio <= MOST_BYTES,
+            f"{size.value / 1e6:.2f} MB ({ratio:.3f}x)",
+            f"at most {MAX_SIZE_RATIO}x of ONNX",
+            ratio <= MAX_SIZE_RATIO,
         )
-        faster, latency = value(report, "speedup", target), value(report, "latency_ms", target)
-        interval = "" if faster.low is None else f" ({faster.low:.2f}-{faster.high:.2f})"
+        speedup, latency = measurement(report, "speedup", target), measurement(report, "latency_ms", target)
+        interval = "" if speedup.low is None else f" ({speedup.low:.2f}-{speedup.high:.2f})"
         yield Row(
             f"{target}: latency, batch 1",
-            f"{latency.value:.2f} ms, {faster.value:.2f}x{interval} of its own fp32",
-            f"{LEAST_SPEEDUP:g}x",
-            faster.value >= LEAST_SPEEDUP,
+            f"{latency.value:.2f} ms, {speedup.value:.2f}x{interval} against its fp32 version",
+            f"{MIN_SPEEDUP:g}x",
+            speedup.value >= MIN_SPEEDUP,
         )
 
 
-def value(report: Report, metric: str, target: str) -> Measurement:
-    """A figure of the model that ships."""
+def measurement(report: Report, metric: str, target: str) -> Measurement:
+    """Return a measurement of the final model."""
     return next(row for row in report.measurements if (row.model, row.metric, row.target) == (FINAL, metric, target))
 
 
-def page(run: Path) -> Iterator[Row]:
-    """What a visitor of the page transfers and waits for."""
+def page_rows(run: Path) -> Iterator[Row]:
+    """Yield the bytes that the web page transfers and the time to its first answer."""
     with tempfile.TemporaryDirectory() as scratch:
         bundle = Path(scratch) / "page"
-        make = [sys.executable, "-m", "compress", "bundle", str(run), "--target", "browser", "-o", str(bundle)]
-        subprocess.run(make, check=True, stdout=sys.stderr)
-        timings = from_script("bundle_page.py", str(bundle))
+        command = [sys.executable, "-m", "compress", "bundle", str(run), "--target", "browser", "-o", str(bundle)]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        timings = run_script("bundle_page.py", str(bundle))
     transfer, samples = timings["transfer_bytes"], timings["samples"]["from_page_ready_ms"]
     yield Row(
         "browser bundle: transfer, runtime included, brotli",
@@ -155,32 +157,32 @@ def page(run: Path) -> Iterator[Row]:
     )
 
 
-def ssh(run: Path) -> Iterator[Row]:
-    """The same bench here and over SSH."""
-    timings = from_script("ssh.py", str(run))
+def ssh_rows(run: Path) -> Iterator[Row]:
+    """Yield latencies over SSH compared with local ones on the same machine."""
+    timings = run_script("ssh.py", str(run))
     for line in timings["rows"]:
         if line["metric"].startswith("latency_ms"):
-            apart = line["difference"]
-            what = f"{line['metric']} over SSH against here, same machine"
-            yield Row(what, f"{apart:+.1%}", "within 5%", abs(apart) <= 0.05)
+            difference = line["difference"]
+            quantity = f"{line['metric']} over SSH against local, same machine"
+            yield Row(quantity, f"{difference:+.1%}", "within 5%", abs(difference) <= 0.05)
 
 
-def from_script(name: str, *arguments: str) -> Any:
-    """What a script beside this one finds; its exit code is a verdict, and the rows here are judged anew."""
+def run_script(name: str, *arguments: str) -> Any:
+    """Return the JSON output of another benchmark. Its exit code is ignored, since the rows have their own verdicts."""
     command = [sys.executable, str(ROOT / "benchmarks" / name), *arguments, "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if not done.stdout:
-        raise SystemExit(f"{name} failed; what it says is above.")
+        raise SystemExit(f"{name} failed; see its messages above.")
     return json.loads(done.stdout)
 
 
-def proven(what: str, tests: str) -> Row:
-    """Run tests and count."""
+def test_row(quantity: str, tests: str) -> Row:
+    """Run the tests and return their summary."""
     command = [sys.executable, "-m", "pytest", "--durations=0", *tests.split(" ", 2)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     sys.stderr.write(done.stdout)
     summary = done.stdout.strip().splitlines()[-1].strip("= ")
-    return Row(f"{what} (`pytest {tests}`)", summary, "all pass", done.returncode == 0)
+    return Row(f"{quantity} (`pytest {tests}`)", summary, "all pass", done.returncode == 0)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What each part of the GPTQ solver costs and is worth, on layers of SmolLM2-135M's shapes.
+"""Measure time and error of each option of the GPTQ solver, on layers with the shapes of SmolLM2-135M.
 
     python benchmarks/gptq_solver.py                      # about a minute on one idle core
     python benchmarks/gptq_solver.py --bits 3 --rows 576 --columns 1536
 
-Weights and inputs are drawn with a fixed seed: heavy-tailed weights, correlated inputs with a few loud channels. The
-error is tr(E H E^T) / tr(W H W^T) under the Hessian that the solver saw, and under that of other inputs from the same
-distribution, as many as 16 windows of 512 tokens. Seconds are the median of three calls, in one thread.
+Weights are random and heavy-tailed, inputs are correlated with a few large channels (fixed seed). The error is
+tr(E H E^T) / tr(W H W^T) for the Hessian of the calibration inputs, and for that of unseen inputs of the same
+distribution (16 windows of 512 tokens each). Times are the median of three calls on one thread.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ import torch
 from compress.numerics.gptq import GptqSettings, output_error, quantize_gptq, round_to_nearest
 from compress.numerics.integer_grid import QuantizedWeight
 
-# out, in, and how many of them: q and o, k and v, gate and up, down, in each of 30 blocks.
+# (out, in) -> number of layers: q and o, k and v, gate and up, down, in each of 30 blocks.
 SHAPES = {(576, 576): 60, (192, 576): 60, (1536, 576): 60, (576, 1536): 30}
 TOKENS = 16 * 512
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A weight, the Hessian to solve with and another to judge by."""
+    """A weight, the Hessian of the calibration inputs, and the Hessian of unseen inputs."""
 
     weight: torch.Tensor
     hessian: torch.Tensor
-    other: torch.Tensor
+    unseen_hessian: torch.Tensor
 
 
 def main() -> None:
-    """Print a line for each shape and variant, and the time of the whole model for each variant."""
+    """Print time and errors for each shape and variant, and the time of the whole model for each variant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group-size", type=int, default=64)
@@ -48,17 +48,18 @@ def main() -> None:
     torch.set_num_threads(1)
     shapes = {(options.rows, options.columns): 1} if options.rows and options.columns else SHAPES
     solvers = _variants(GptqSettings(options.bits, options.group_size, not options.asymmetric))
-    whole = dict.fromkeys(solvers, 0.0)
+    total_seconds = dict.fromkeys(solvers, 0.0)
     for shape, count in shapes.items():
-        problem = _draw(*shape)
+        problem = _random_problem(*shape)
         for name, solve in solvers.items():
             seconds, quantized = _time(solve, problem)
-            whole[name] += seconds * count
+            total_seconds[name] += seconds * count
             restored = quantized.dequantize()
-            seen, unseen = (output_error(problem.weight, restored, h) for h in (problem.hessian, problem.other))
-            where = f"{shape[0]:>5} x {shape[1]:<5}"
-            sys.stdout.write(f"{where} {name:26s} {seconds * 1000:8.1f} ms  error {seen:.6f}  unseen {unseen:.6f}\n")
-    for name, seconds in whole.items():
+            hessians = problem.hessian, problem.unseen_hessian
+            error, unseen = (output_error(problem.weight, restored, hessian) for hessian in hessians)
+            label = f"{shape[0]:>5} x {shape[1]:<5} {name:26s}"
+            sys.stdout.write(f"{label} {seconds * 1000:8.1f} ms  error {error:.6f}  unseen {unseen:.6f}\n")
+    for name, seconds in total_seconds.items():
         sys.stdout.write(f"all {sum(shapes.values()):4} layers {name:26s} {seconds:8.1f} s\n")
 
 
@@ -80,7 +81,7 @@ def _variants(settings: GptqSettings) -> dict[str, Callable[[Problem], Quantized
     }
 
 
-def _draw(rows: int, columns: int) -> Problem:
+def _random_problem(rows: int, columns: int) -> Problem:
     generator = torch.Generator().manual_seed(rows * columns)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -88,9 +89,9 @@ def _draw(rows: int, columns: int) -> Problem:
 
     weight = 0.02 * normal(rows, columns) * torch.exp(0.5 * normal(rows, columns))
     mixing = torch.arange(1, columns + 1)[:, None].float() ** -0.8 * normal(columns, columns) / columns**0.5
-    loudness = torch.exp(0.8 * normal(columns))
-    draws = [(normal(TOKENS, columns) @ mixing + 0.05 * normal(TOKENS, columns)) * loudness for _ in range(2)]
-    return Problem(weight, *(inputs.T @ inputs / TOKENS for inputs in draws))
+    channel_scale = torch.exp(0.8 * normal(columns))
+    samples = [(normal(TOKENS, columns) @ mixing + 0.05 * normal(TOKENS, columns)) * channel_scale for _ in range(2)]
+    return Problem(weight, *(inputs.T @ inputs / TOKENS for inputs in samples))
 
 
 def _time(solve: Callable[[Problem], QuantizedWeight], problem: Problem) -> tuple[float, QuantizedWeight]:

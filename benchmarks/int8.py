@@ -1,23 +1,25 @@
-"""INT8 by everyone's defaults and by our recipes, on each model: answers kept, size, speed at batch 1 in one session.
+"""Compare INT8 models of our recipes with those of other quantizers' defaults: accuracy, size and speed at batch 1.
 
     python benchmarks/int8.py                                       # every model; about an hour on two idle cores
     python benchmarks/int8.py recipes/minilm-int8.yaml --minutes 4 --output int8.json
-    python benchmarks/int8.py --minutes 0                           # makes and judges the files, and keeps them
-    python benchmarks/int8.py --again --minutes 8                   # times the files that the last one kept
+    python benchmarks/int8.py --minutes 0                           # creates and evaluates the files without timing
+    python benchmarks/int8.py --again --minutes 8                   # times the files of an earlier run
 
-Each file is kept when it is written, and each model's table when it is judged and when it is timed, below
-`ARTIFACTS/benchmarks`: the same command again goes on where a stopped one was. What came of other stages is made anew.
+Files, evaluations and timings are stored below `ARTIFACTS/benchmarks`, so that a repeated command resumes an
+interrupted one. Files of changed recipes are created again.
 
-A recipe's stages are run, or taken from the cache. ONNX Runtime (`quantize_dynamic`, `quantize_static`) and NNCF
-(`onnx_int8`) get its float graph by their defaults, and the exporter's own one where that differs, with the calibration
-examples that the recipe has. What made no file is said with its error. Of Whisper they quantize encoder and decoder.
+The stages of a recipe are run or read from the cache. ONNX Runtime (`quantize_dynamic`, `quantize_static`) and NNCF
+(`onnx_int8`) quantize its float graph with their defaults and the recipe's calibration examples. They also quantize the
+exporter's unmodified graph if it differs. For Whisper they quantize encoder and decoder. Errors are printed.
 
-`ours` is what the recipe ships. Each line has the task's first metric on the test split, the points that ours is better
-by with a paired 95% interval, how often the answer is fp32's, how many times as fast as that file ours is, and how many
-of the operators with stored weights ONNX Runtime computes on integers. EfficientNet's test split is 20 photographs, so
-its answers are also compared with fp32's on the 500 pictures of `sample:objects` that nobody calibrated with: animals,
-plants, food and things cut out on white, half of them shown twice, whole and nearer. They are no photographs of
-ImageNet: fp32's own confidence in them is 0.39 in the median, so that many answers lie near a border.
+`ours` is the final model of the recipe. Each line has the task's first metric on the test split, our advantage in
+points with a paired 95% interval, the share of answers equal to fp32's, our speed-up over the file, and the number of
+operators with stored weights that ONNX Runtime computes on integers.
+
+EfficientNet's test split has only 20 photographs, so answers are also compared with fp32's on the 500 images of
+`sample:objects`, which are not used for calibration: animals, plants, food and objects cut out on white, half of them
+shown twice, whole and magnified. They differ from ImageNet photographs: the median confidence of fp32 is 0.39, so many
+answers are close to a decision boundary.
 """
 
 from __future__ import annotations
@@ -52,7 +54,6 @@ from compress.recipe.policy import Margin
 from compress.report.compare.effects import MeasurementPair, paired_change
 from compress.results.metrics import describe_metric
 from compress.results.report import Measurement
-from compress.tasks.task import Examples
 from compress.utils.errors import CompressError, InputError
 from compress.utils.progress import Progress
 from compress.utils.storage import size_bytes
@@ -67,31 +68,34 @@ RECIPES = (
     FOLDER / "fashion-vit-qat.yaml",
     FOLDER / "whisper-int8.yaml",
 )
-OTHERS = {"efficientnet-int8": DataConfig(splits={"train": "sample:objects/train", "test": "sample:objects/test"})}
-"""Where the test split is small: examples without labels on which answers are compared with fp32's."""
+EXTRA_EXAMPLES = {
+    "efficientnet-int8": DataConfig(splits={"train": "sample:objects/train", "test": "sample:objects/test"}),
+}
+"""Examples without labels on which answers are compared with fp32's, for recipes with a small test split."""
 CPU = TARGETS["cpu"]
 __all__ = ["PLAIN", "main"]
-WEIGHT_OF_SPEECH = 3
-"""Recordings take longer than texts."""
+SPEECH_TIME_SHARE = 3
+"""Share of the timing budget, where other models have 1: recordings take longer than texts."""
 
 
 def main(
     recipes: Annotated[list[Path] | None, typer.Argument(help="Recipes with quantize or qat; default: all.")] = None,
-    artifacts: Annotated[Path, typer.Option(help="Cache and files.")] = Path("artifacts"),
-    minutes: Annotated[float, typer.Option(help="Of timing, all models together; 0: nothing is timed.")] = 20.0,
-    again: Annotated[bool, typer.Option(help="Take the files and verdicts that the last run left.")] = False,
+    artifacts: Annotated[Path, typer.Option(help="Folder of the cache and of the files.")] = Path("artifacts"),
+    minutes: Annotated[float, typer.Option(help="Timing budget of all models; 0: no timing.")] = 20.0,
+    again: Annotated[bool, typer.Option(help="Use the files and evaluations of an earlier run.")] = False,
     output: Annotated[Path | None, typer.Option(help="Also write everything as JSON.")] = None,
 ) -> None:
-    """Print a table for each model as it is done, and where ours is behind. Raises `CompressError`."""
+    """Print a table for each model, and the files that are better than ours. Raises `CompressError`."""
     quiet_libraries()
     progress = ConsoleProgress()
     runners = [_runner(path, artifacts, progress) for path in recipes or RECIPES]
     if again:
-        _check_judged(runners)
-    shares = {runner.recipe.name: WEIGHT_OF_SPEECH if runner.inputs.task.name == SPEECH else 1 for runner in runners}
+        _check_evaluated(runners)
+    shares = {runner.recipe.name: SPEECH_TIME_SHARE if runner.inputs.task.name == SPEECH else 1 for runner in runners}
     tables: list[Table] = []
     for runner in runners:
-        table = _judged(runner) if again else judge(runner)
+        table = load_table(_folder(runner)) if again else None
+        table = table or evaluate(runner)
         if minutes:
             table = time(runner, table, 60 * minutes * shares[runner.recipe.name] / sum(shares.values()))
         tables.append(table)
@@ -100,13 +104,13 @@ def main(
             output.write_text(json.dumps([asdict(table) for table in tables], indent=1) + "\n")
 
 
-def judge(runner: StageRunner) -> Table:
-    """Make every file, and compare its answers with ours and with fp32's; kept for later runs and for `--again`."""
+def evaluate(runner: StageRunner) -> Table:
+    """Create every file, and compare its answers with ours and with fp32's. The table is stored for later runs."""
     runner.run_all()
-    clear_outdated(_folder(runner), _made_of(runner))
-    if (recorded := load_table(_folder(runner))) is not None:
-        runner.progress.note(f"{runner.recipe.name}: judged before")
-        return recorded
+    clear_outdated(_folder(runner), _files_key(runner))
+    if (stored := load_table(_folder(runner))) is not None:
+        runner.progress.note(f"{runner.recipe.name}: evaluated earlier")
+        return stored
     files, notes = write_files(Int8Comparison(runner).makers(), _folder(runner), runner.progress)
     rows = runner.inputs.data.split("test")
     examples = encode_for_model(files[FLOAT], runner.inputs.task, rows, runner.recipe.data.max_length)
@@ -123,30 +127,34 @@ def judge(runner: StageRunner) -> Table:
         name: runner.inputs.task.compare(prediction.kept, answers[FLOAT].kept, name, CPU.name)[0].value
         for name, prediction in answers.items()
     }
-    if runner.recipe.name in OTHERS:
-        same = _same_elsewhere(runner, files)
+    if runner.recipe.name in EXTRA_EXAMPLES:
+        same = _agreement_on_extra_examples(runner, files)
+    ours = first[OURS]
     lines = [
-        Line(name, first[name].value, *_better(first[OURS], first[name]), same[name], size_bytes(file), _kernels(file))
+        Line(
+            name, first[name].value, *_advantage(first[OURS], first[name]), same[name], size_bytes(file), _kernels(file)
+        )
         for name, file in files.items()
     ]
-    table = Table(runner.recipe.name, first[OURS].metric, lines, notes)
+    table = Table(runner.recipe.name, ours.metric, lines, notes)
     save_table(table, _folder(runner))
     return table
 
 
 def time(runner: StageRunner, table: Table, seconds: float) -> Table:
-    """The same lines with latencies, all files in one session of ``seconds``; kept in place of the table before."""
+    """Add latencies to a table, measured interleaved in one session of ``seconds``, and store it."""
     runner.progress.note(f"{runner.recipe.name}: timing for {seconds:.0f} s")
-    examples = _timed_rows(runner)
-    files = {line.name: _place(runner, line.name) for line in table.lines}
+    rows = runner.inputs.data.split("test").slice(0, runner.recipe.benchmark.examples)
+    files = {line.name: _folder(runner) / folder_name(line.name) for line in table.lines}
+    examples = encode_for_model(files[FLOAT], runner.inputs.task, rows, runner.recipe.data.max_length)
     settings = runner.recipe.benchmark.model_copy(update={"budget_seconds": seconds, "batched": False})
     shared = dict.fromkeys(files, examples)
     timed = measure_side_by_side(files, shared, CPU, settings, OURS, runner.progress, runner.recipe.seed)
-    rows = {(row.model, row.metric): row for row in timed.measurements}
+    measurements = {(row.model, row.metric): row for row in timed.measurements}
     lines = []
     for line in table.lines:
-        if (latency := rows.get((line.name, "latency_ms"))) is not None:
-            line = replace(line, latency_ms=latency.value, **_ratio(rows[line.name, "speedup"]))
+        if (latency := measurements.get((line.name, "latency_ms"))) is not None:
+            line = replace(line, latency_ms=latency.value, **_speedup_of_ours(measurements[line.name, "speedup"]))
         lines.append(line)
     table = replace(table, lines=lines, timing_notes=list(timed.notes))
     save_table(table, _folder(runner))
@@ -161,41 +169,26 @@ def _folder(runner: StageRunner) -> Path:
     return runner.artifacts / "benchmarks" / runner.recipe.name
 
 
-def _place(runner: StageRunner, name: str) -> Path:
-    return _folder(runner) / folder_name(name)
-
-
-def _made_of(runner: StageRunner) -> str:
-    """What the files depend on: the stages, and the packages of whoever else quantizes."""
+def _files_key(runner: StageRunner) -> str:
+    """Return what the files depend on: the stages and the versions of the other quantizers."""
     packages = (f"{name} {version(name)}" for name in ("onnxruntime", "nncf", "torch"))
     return "\n".join([runner.results[runner.recipe.labels()[-1]].entry.key, *packages])
 
 
-def _check_judged(runners: Sequence[StageRunner]) -> None:
-    """Before anything is timed. Raises `InputError`."""
+def _check_evaluated(runners: Sequence[StageRunner]) -> None:
+    """Raise `InputError` unless every recipe has been evaluated."""
     missing = [runner.recipe.name for runner in runners if load_table(_folder(runner)) is None]
     if missing:
         raise InputError(
-            f"--again, but these were not judged yet: {', '.join(missing)}.",
+            f"--again, but these have not been evaluated: {', '.join(missing)}.",
             where=str(_folder(runners[0]).parent),
-            expected="the table that a run without --again keeps there for each recipe",
-            hint="the same command without --again and with `--minutes 0`, or name only recipes that were judged",
+            expected="the table that a run without --again stores there for each recipe",
+            hint="run the command without --again and with `--minutes 0`, or specify only evaluated recipes",
         )
 
 
-def _judged(runner: StageRunner) -> Table:
-    table = load_table(_folder(runner))
-    assert table is not None, "checked before"
-    return table
-
-
-def _timed_rows(runner: StageRunner) -> Examples:
-    rows = runner.inputs.data.split("test").slice(0, runner.recipe.benchmark.examples)
-    return encode_for_model(_place(runner, FLOAT), runner.inputs.task, rows, runner.recipe.data.max_length)
-
-
-def _better(ours: Measurement, other: Measurement) -> tuple[float, float, float]:
-    """By what share ours is better, with its interval."""
+def _advantage(ours: Measurement, other: Measurement) -> tuple[float, float, float]:
+    """Return by what share ours is better, with its interval."""
     if ours.model == other.model:
         return 0.0, 0.0, 0.0
     change = paired_change(MeasurementPair(other, ours, Margin(0.0, relative=False)), confidence=0.95)
@@ -204,26 +197,26 @@ def _better(ours: Measurement, other: Measurement) -> tuple[float, float, float]
     return -change.effect, -change.high, -change.low
 
 
-def _same_elsewhere(runner: StageRunner, made: Mapping[str, Path]) -> dict[str, float]:
-    """On how many of other examples each file's likeliest class is fp32's; one by one, as at batch 1."""
+def _agreement_on_extra_examples(runner: StageRunner, files: Mapping[str, Path]) -> dict[str, float]:
+    """Return the share of extra examples on which each file predicts fp32's class, at batch 1."""
     columns = tuple(column for column in runner.inputs.task.columns if not column.label)
-    rows = load_dataset(OTHERS[runner.recipe.name], columns, Path(), runner.progress).split("test")
-    examples = encode_for_model(made[FLOAT], runner.inputs.task, rows, runner.recipe.data.max_length)
+    rows = load_dataset(EXTRA_EXAMPLES[runner.recipe.name], columns, Path(), runner.progress).split("test")
+    examples = encode_for_model(files[FLOAT], runner.inputs.task, rows, runner.recipe.data.max_length)
     predicted_classes = {}
-    for name, file in made.items():
+    for name, file in files.items():
         session = get_runtime(CPU.runtime).open(file, CPU, runner.recipe.benchmark.threads)
         logits = (session.predict(examples.batch([row]))["logits"][0] for row in range(len(examples)))
         predicted_classes[name] = np.array([row_logits.argmax() for row_logits in logits])
     return {name: float((classes == predicted_classes[FLOAT]).mean()) for name, classes in predicted_classes.items()}
 
 
-def _kernels(place: Path) -> str:
-    kernels = [kernel for graph in find_graphs(place) for kernel in read_kernels(graph)]
+def _kernels(model: Path) -> str:
+    kernels = [kernel for graph in find_graphs(model) for kernel in read_kernels(graph)]
     return f"{sum(kernel.integer for kernel in kernels)} of {len(kernels)} kernels"
 
 
-def _ratio(speedup: Measurement) -> dict[str, float | None]:
-    """How many times as fast ours is, from the file's own speed-up over ours."""
+def _speedup_of_ours(speedup: Measurement) -> dict[str, float | None]:
+    """Return our speed-up over a file, from the file's speed-up over ours."""
     low, high = speedup.low, speedup.high
     return {"faster": 1 / speedup.value, "faster_low": high and 1 / high, "faster_high": low and 1 / low}
 

@@ -1,26 +1,26 @@
-"""Other people's quantizers of language models, on the same model, calibration and evaluation, in one table.
+"""Compare quantizers of language models on the same model, calibration text and evaluation.
 
-    python benchmarks/llm_peers.py                                   # everything; downloads several GB at first
+    python benchmarks/llm_peers.py                                   # all; the first run downloads several GB
     python benchmarks/llm_peers.py --only "llama.cpp Q4_0" --only "ONNX Runtime RTN"
     python benchmarks/llm_peers.py --bits 3 --samples 64 --only "auto-round, 200 iterations"
     git clone https://github.com/OpenGVLab/EfficientQAT AUTHORS
     python benchmarks/llm_peers.py --efficient-qat AUTHORS --bits 2 --group-size 32 --samples 64 \\
         --only "compress, block_qat" --only "EfficientQAT, Block-AP"
 
-The model is the sample `smollm2`; calibration is 16 windows of 512 tokens of the train split of `wiki` (those that the
-stage `gptq` draws), evaluation 20 windows of 512 tokens of its test split; 4 bits, symmetric, groups of 64 where a peer
-lets one choose; other `--bits`, `--group-size` and `--samples` are those of the peers that take any. Peers that need
-other packages get an environment of their own in the user's cache.
+The model is the sample `smollm2`. Calibration uses 16 windows of 512 tokens of the train split of `wiki` (those of the
+stage `gptq`), evaluation 20 windows of 512 tokens of its test split. Weights have 4 bits, symmetric, in groups of 64.
+`--bits`, `--group-size` and `--samples` change this for the quantizers that support it. Quantizers that need other
+packages run in separate environments in the user's cache.
 
-- `seconds` run from before the weights are loaded until the result is written, without imports.
-- `peak memory` is that of the process that did it.
-- `perplexity` of ONNX and GGUF files is measured through the runtime that runs them, of checkpoints by transformers in
-  fp32 on the weights that their integers stand for; NNCF's compressed model is judged in the process that made it.
-- `bytes` are those of the whole folder, tokenizer included; of llama.cpp's, which needs nothing else, of the file.
-- `tokens/s` after 128 tokens of text: ONNX and GGUF in one interleaved session; checkpoints by transformers and
-  gptqmodel, one after the other.
+- `seconds` include loading the weights and writing the result, but not imports.
+- `peak memory` is that of the quantizing process.
+- `perplexity` of ONNX and GGUF files is measured in their runtime, that of checkpoints by transformers in fp32 on the
+  dequantized weights. NNCF's compressed model is evaluated in the process that created it.
+- `bytes` are those of the whole folder with the tokenizer, or of the self-contained file of llama.cpp.
+- `tokens/s` are measured after 128 tokens of text: ONNX and GGUF interleaved in one session, checkpoints one after the
+  other by transformers and gptqmodel.
 
-A peer that cannot be installed or run is a row with its reason.
+A quantizer that cannot be installed or run has a row with the reason.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ from compress.recipe.recipe import Benchmark
 from compress.utils.environment import environment
 from compress.utils.errors import CompressError
 
-START = "fp32"
+BASELINE = "fp32"
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one peer took and gave; ``reason`` says why there is less."""
+    """Results of one quantizer; ``reason`` explains missing values."""
 
     peer: str
     seconds: float | None = None
@@ -66,91 +66,87 @@ class Row:
 
 
 def quantize(peer: str, setting: LanguageSetting) -> tuple[Row, PeerResult | None]:
-    """Run a peer and judge what it left."""
+    """Run a quantizer and evaluate its model."""
     try:
-        quantized = float_onnx(setting) if peer == START else PEERS[peer](setting)
+        quantized = float_onnx(setting) if peer == BASELINE else PEERS[peer](setting)
         row = Row(peer, quantized.seconds, quantized.peak_bytes, bytes=quantized.bytes, packages=quantized.packages)
         if quantized.losses:
-            return replace(row, **_judged(math.exp(fmean(quantized.losses)), "its own process")), quantized
-        if quantized.target is None:
-            return replace(
-                row, **_judged(setting.perplexity_of_checkpoint(quantized.artifact), "transformers")
-            ), quantized
-        runtime = quantized.target.runtime
-        return replace(row, **_judged(setting.perplexity(quantized.artifact, quantized.target), runtime)), quantized
+            perplexity, runtime = math.exp(fmean(quantized.losses)), "its own process"
+        elif quantized.target is None:
+            perplexity, runtime = setting.perplexity_of_checkpoint(quantized.artifact), "transformers"
+        else:
+            runtime = quantized.target.runtime
+            perplexity = setting.perplexity(quantized.artifact, quantized.target)
+        return replace(row, perplexity=perplexity, evaluated_by=runtime), quantized
     except (UnavailableError, CompressError) as error:
         return Row(peer, reason=" ".join(str(error).split())), None
 
 
-def _judged(perplexity: float, by: str) -> dict[str, float | str]:
-    return {"perplexity": perplexity, "evaluated_by": by}
-
-
-def time_together(made: Mapping[str, PeerResult], setting: LanguageSetting, seconds: float) -> dict[str, float]:
-    """Tokens per second of all that has a runtime of ours, in turns."""
-    timed = {name: model for name, model in made.items() if model.target is not None}
-    if not timed:
+def time_interleaved(models: Mapping[str, PeerResult], setting: LanguageSetting, seconds: float) -> dict[str, float]:
+    """Return the tokens per second of the models with a runtime, measured interleaved."""
+    targets = {name: model.target for name, model in models.items() if model.target is not None}
+    if not targets:
         return {}
-    places = {name: model.target for name, model in timed.items() if model.target is not None}
     result = measure_generation(
-        {name: model.artifact for name, model in timed.items()},
-        dict.fromkeys(timed, setting.prompt(CONTEXT)),
+        {name: models[name].artifact for name in targets},
+        dict.fromkeys(targets, setting.prompt(CONTEXT)),
         TARGETS["cpu"],
         Benchmark(contexts=(CONTEXT,), tokens=TOKENS, threads=setting.threads, seconds=seconds),
-        next(iter(timed)),
+        next(iter(targets)),
         setting.progress,
         seed=0,
-        other_targets=places,
+        other_targets=targets,
     )
     metric = f"tokens_per_second_context_{CONTEXT}"
     return {row.model: row.value for row in result.measurements if row.metric == metric}
 
 
-def time_alone(made: Mapping[str, PeerResult], setting: LanguageSetting) -> dict[str, float]:
-    """Tokens per second of checkpoints, by transformers."""
+def time_checkpoints(models: Mapping[str, PeerResult], setting: LanguageSetting) -> dict[str, float]:
+    """Return the tokens per second of checkpoints, measured by transformers or by the quantizer itself."""
     speeds = {}
-    for name, model in made.items():
+    for name, model in models.items():
         if model.tokens_per_second is not None:
             speeds[name] = model.tokens_per_second
         elif model.target is None:
             try:
                 speeds[name] = decode_in_transformers(model, setting)
             except UnavailableError as error:
-                setting.progress.note(f"{name} does not decode: {error}")
+                setting.progress.note(f"{name} cannot be decoded: {error}")
     return speeds
 
 
 def main(
-    only: Annotated[list[str] | None, typer.Option(help="Peers to run; default: all.")] = None,
-    model: Annotated[str, typer.Option(help="The model, as a recipe names it.")] = "sample:smollm2",
-    data: Annotated[str, typer.Option(help="The text, as a recipe names it.")] = "sample:wiki",
-    threads: Annotated[int, typer.Option(min=1, help="Threads of everyone.")] = 2,
-    bits: Annotated[int, typer.Option(min=2, max=8, help="Bits of a weight.")] = 4,
-    group_size: Annotated[int, typer.Option(min=16, help="Weights that share a scale.")] = 64,
+    only: Annotated[list[str] | None, typer.Option(help="Quantizers to run; default: all.")] = None,
+    model: Annotated[str, typer.Option(help="Model, as in a recipe.")] = "sample:smollm2",
+    data: Annotated[str, typer.Option(help="Text data, as in a recipe.")] = "sample:wiki",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of all runs.")] = 2,
+    bits: Annotated[int, typer.Option(min=2, max=8, help="Bits per weight.")] = 4,
+    group_size: Annotated[int, typer.Option(min=16, help="Weights per scale.")] = 64,
     samples: Annotated[int, typer.Option(min=1, help="Windows of calibration text.")] = 16,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Sampling of tokens/s for each.")] = 3.0,
-    decode: Annotated[bool, typer.Option(help="Measure tokens/s too.")] = True,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Sampling time of tokens/s per model.")] = 3.0,
+    decode: Annotated[bool, typer.Option(help="Measure tokens/s.")] = True,
     efficient_qat: Annotated[Path | None, typer.Option(help="A checkout of OpenGVLab/EfficientQAT.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Where to write everything as JSON.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the results as JSON.")] = None,
 ) -> None:
-    """Run the peers and print the table."""
+    """Run the quantizers and print the table."""
     quiet_libraries()
     names = only or list(PEERS)
     unknown = [name for name in names if name not in PEERS]
     if unknown:
-        raise typer.BadParameter(f"{', '.join(unknown)}; known are {', '.join(PEERS)}", param_hint="--only")
+        raise typer.BadParameter(f"{', '.join(unknown)}; known: {', '.join(PEERS)}", param_hint="--only")
     with tempfile.TemporaryDirectory(prefix="compress-peers-") as scratch:
         setting = LanguageSetting(
             model, data, Path(scratch), threads, bits, group_size, ConsoleProgress(), samples=samples,
             authors=efficient_qat,
         )  # fmt: skip
-        rows, models = [], {}
-        for name in (START, *names):
+        rows: list[Row] = []
+        models: dict[str, PeerResult] = {}
+        for name in (BASELINE, *names):
             setting.progress.note(f"-- {name}")
-            row, left = quantize(name, setting)
+            row, quantized = quantize(name, setting)
             rows.append(row)
-            models |= {} if left is None else {name: left}
-        speeds = time_together(models, setting, seconds) | time_alone(models, setting) if decode else {}
+            models |= {} if quantized is None else {name: quantized}
+        speeds = time_interleaved(models, setting, seconds) | time_checkpoints(models, setting) if decode else {}
     rows = [replace(row, tokens_per_second=speeds.get(row.peer)) for row in rows]
     if output is not None:
         output.write_text(json.dumps({"rows": [asdict(row) for row in rows], "environment": environment()}, indent=1))
@@ -158,7 +154,7 @@ def main(
 
 
 def table(rows: list[Row]) -> str:
-    """The rows in Markdown."""
+    """Return the rows as a Markdown table."""
     lines = ["| peer | seconds | peak memory | perplexity | by | bytes | tokens/s |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         if row.reason is not None:

@@ -1,4 +1,4 @@
-"""A real SSH server on the loopback address with throw-away keys, which makes this machine a device."""
+"""Run an SSH server on the loopback address with temporary keys, so that this machine can serve as a device."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from compress.plugins.devices.connection import Connection
     from compress.plugins.devices.inventory import Device
 
-PLACES = ("/usr/sbin/sshd", "/usr/local/sbin/sshd", "/opt/homebrew/sbin/sshd")
+SSHD_PATHS = ("/usr/sbin/sshd", "/usr/local/sbin/sshd", "/opt/homebrew/sbin/sshd")
 
 
 @dataclass
 class Server:
-    """A running server and the keys around it."""
+    """A running SSH server; ``folder`` has its keys, configuration and log."""
 
     process: subprocess.Popen[bytes]
     folder: Path
     port: int
 
     def device(self, cache: Path, **changed: object) -> Device:
-        """This server as a device whose cache is ``cache``."""
+        """Return a device that is this server, with its cache in ``cache``."""
         _, kind, key = self.scan().split()[:3]
         fields = {"host": "127.0.0.1", "port": self.port, "user": getpass.getuser(), "key": "client"}
         from compress.plugins.devices.inventory import Device
@@ -40,35 +40,35 @@ class Server:
         return Device(**{**fields, "host_key": f"{kind} {key}", "cache": str(cache), **changed})
 
     def scan(self) -> str:
-        """The line of a known_hosts file."""
+        """Return the line of this server in a known_hosts file."""
         return f"[127.0.0.1]:{self.port} {(self.folder / 'host.pub').read_text()}"
 
     def connect(self, device: Device, name: str = "loop", patience_seconds: float = 20.0) -> Connection:
-        """A connection that isn't open yet."""
+        """Return a connection that is not yet open."""
         from compress.plugins.devices.connection import Connection
 
         return Connection(name, device, self.folder, patience_seconds)
 
     def drop_connections(self) -> int:
-        """Kill the processes that serve connections, and nothing that they started apart from themselves."""
-        below = psutil.Process(self.process.pid).children(recursive=True)
-        serving = [process for process in below if process.name().startswith("sshd")]
+        """Kill the processes that serve connections, but not those that they started. Return their number."""
+        descendants = psutil.Process(self.process.pid).children(recursive=True)
+        serving = [process for process in descendants if process.name().startswith("sshd")]
         for process in serving:
             process.kill()
         return len(serving)
 
 
 def find_binary() -> str | None:
-    """Where sshd is; None where it is not installed (Debian: openssh-server)."""
-    return shutil.which("sshd") or next((candidate for candidate in PLACES if Path(candidate).exists()), None)
+    """Return the path of sshd, or None if it is not installed (Debian: openssh-server)."""
+    return shutil.which("sshd") or next((candidate for candidate in SSHD_PATHS if Path(candidate).exists()), None)
 
 
 @contextmanager
 def running(binary: str, folder: Path) -> Iterator[Server]:
-    """A server of this user's own, which needs nothing but the program; ``folder`` gets keys, settings and log."""
+    """Run a server as this user. ``folder`` receives keys, configuration and log."""
     folder.chmod(0o700)
     for name in ("host", "client", "other"):
-        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "throw-away", "-f", str(folder / name)]
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "temporary", "-f", str(folder / name)]
         subprocess.run(command, check=True)
     shutil.copy(folder / "client.pub", folder / "authorized")
     with socket.socket() as probe:
@@ -91,7 +91,7 @@ def running(binary: str, folder: Path) -> Iterator[Server]:
 
 
 def _config(folder: Path, port: int) -> str:
-    # As a login would have them: where pip finds packages, and ARM programs their libraries.
+    # Sessions inherit the package index of pip, and the library path of emulated ARM programs.
     passed = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(("PIP_", "QEMU_"))]
     variables = "SetEnv " + " ".join(f'"{variable}"' for variable in passed) if passed else ""
     return f"""
@@ -120,4 +120,4 @@ def _wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
             return
         except OSError:
             time.sleep(0.05)
-    raise RuntimeError("sshd does not listen")
+    raise RuntimeError("sshd does not accept connections")

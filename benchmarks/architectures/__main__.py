@@ -1,11 +1,11 @@
-"""What works for which architecture: tiny models with random weights, tried one by one.
+"""Test which features work for which architecture, on tiny models with random weights.
 
     python benchmarks/architectures [NAMES...] [--group decoders] [--write]
 
-Decoders become one ONNX graph with a cache, in fp32 and in 4 bits, and a GGUF file; encoders and image models an ONNX
-graph and INT8; encoders with decoders two graphs, in all three; of all of them heads, neurons and layers are cut. Each
-is proven against torch or llama.cpp. Exits with 1 where a row is worse than in `benchmarks/results/architectures.json`;
-`--write` puts the rows there.
+Decoders are exported to one ONNX graph with a cache, in fp32 and 4 bits, and to a GGUF file. Encoders and image models
+are exported to an ONNX graph in fp32 and INT8, encoder-decoders to two graphs in all three. Heads, neurons and layers
+of all models are pruned. Outputs are verified against torch or llama.cpp. The exit code is 1 if a row is worse than in
+`benchmarks/results/architectures.json`; `--write` updates the rows there.
 """
 
 from __future__ import annotations
@@ -43,24 +43,25 @@ Record = dict[str, dict[str, list[str]]]
 
 
 def recorded() -> Record:
-    """The rows that are committed."""
+    """Return the stored rows."""
     tables = json.loads(RESULTS.read_text())["tables"] if RESULTS.is_file() else []
     known = {table["title"]: {row[0]: row for row in table["rows"]} for table in tables}
     return {key: known.get(group.title, {}) for key, group in GROUPS.items()}
 
 
 def write(record: Record) -> None:
-    """Put the rows where the page is made from."""
-    about = {
+    """Write the rows into the results file."""
+    page = {
         "title": "What works for which architecture",
         "order": 1,
         "page": "architectures.md",
         "command": "python benchmarks/architectures --write",
         "machine": "any processor: tiny models with random weights",
         "measured": datetime.now(UTC).date().isoformat(),
-        "text": "ONNX, 4 bits: largest difference of a logit from torch. GGUF: llama.cpp's name of the family, where "
-        "its logits and tokens are transformers' own. INT8: its error as a share of the spread of the logits, and its "
-        "bytes over those of fp32. A cut model answers as the whole one with zeros in place of what went.",
+        "text": "*ONNX, 4 bits*: largest difference of a logit from torch. *GGUF*: llama.cpp's name of the family, "
+        "where its logits and tokens equal those of transformers. *INT8 error*: RMS error divided by the standard "
+        "deviation of the logits. *INT8 size*: INT8 bytes divided by fp32 bytes. *pruned heads, neurons, layers*: "
+        "'yes' if the pruned model equals the original with those weights set to zero.",
         "tables": [
             {
                 "title": group.title,
@@ -71,34 +72,34 @@ def write(record: Record) -> None:
             for key, group in GROUPS.items()
         ],
     }
-    RESULTS.write_text(json.dumps(about, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(page, indent=1) + "\n")
 
 
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="Models; default: all.")] = None,
     group: Annotated[list[str] | None, typer.Option(help=f"{', '.join(GROUPS)}; default: all.")] = None,
-    keep: Annotated[bool, typer.Option("--write", help="write the rows into benchmarks/results")] = False,
+    store: Annotated[bool, typer.Option("--write", help="Write the rows into benchmarks/results.")] = False,
 ) -> None:
     """Print a row for each model."""
     torch.set_num_threads(1)
     quiet_libraries()
     recorded_rows, record, worse = recorded(), recorded(), []
     for key in group or GROUPS:
-        chosen = GROUPS[key]
-        tried = [name for name in chosen.names if not names or name in names]
-        if not tried:
+        models = GROUPS[key]
+        selected = [name for name in models.names if not names or name in names]
+        if not selected:
             continue
-        typer.echo(f"\n| {' | '.join(chosen.columns)} | seconds |\n|{'---|' * (len(chosen.columns) + 1)}")
-        for name in tried:
+        typer.echo(f"\n| {' | '.join(models.columns)} | seconds |\n|{'---|' * (len(models.columns) + 1)}")
+        for name in selected:
             started = time.perf_counter()
-            row = record[key][name] = chosen.row(name)
+            row = record[key][name] = models.row(name)
             typer.echo(f"| {' | '.join(row)} | {time.perf_counter() - started:.0f} |")
             if name in recorded_rows[key]:
-                worse += [f"{name} ({column})" for column in chosen.worse(recorded_rows[key][name], row)]
-            if keep:
+                worse += [f"{name} ({column})" for column in models.worse(recorded_rows[key][name], row)]
+            if store:
                 write(record)
-        typer.echo(f"\n{chosen.summary([record[key][name] for name in tried])}")
-    typer.echo(f"Worse than it was: {', '.join(worse)}." if worse else "None is worse than it was.")
+        typer.echo(f"\n{models.summary([record[key][name] for name in selected])}")
+    typer.echo(f"Worse than stored: {', '.join(worse)}." if worse else "No row is worse than stored.")
     raise typer.Exit(1 if worse else 0)
 
 

@@ -1,7 +1,7 @@
-"""Models whose heads, neurons and layers can be cut.
+"""Test pruning of heads, neurons and layers.
 
-A cut model has to answer as the whole one with zeros in place of what went, or with a layer passed over, and again
-after it was saved and loaded.
+The outputs of a pruned model must equal those of the original with the removed weights set to zero or the removed layer
+skipped, also after saving and loading.
 """
 
 from __future__ import annotations
@@ -26,98 +26,105 @@ from compress.models.structure import Linear, blocks, in_features, stacks
 from compress.models.transformer_pruning import check_heads_prunable, keep_heads, keep_layers, keep_neurons, load_pruned
 from compress.utils.errors import CompressError, StageError, first_line
 
-_ALIKE = 1e-4
-"""Of the standard deviation of the whole model's answers."""
-_MOVED = 1e-3
-Answer = Callable[[Any], torch.Tensor]
+_TOLERANCE = 1e-4
+"""Largest difference, relative to the standard deviation of the original outputs."""
+_MIN_CHANGE = 1e-3
+"""Smallest change of the outputs by pruning, in the same unit."""
+Forward = Callable[[Any], torch.Tensor]
 
 
-def build(name: str) -> tuple[Any, Answer]:
-    """A tiny model, and what asks one like it."""
+def build(name: str) -> tuple[Any, Forward]:
+    """Return a tiny model, and a function that returns the logits of a model on fixed inputs."""
     if name in tiny_decoders.DECODERS:
         model, inputs = tiny_decoders.build(name), {"input_ids": tiny_decoders.some_ids(2, 12)}
     else:
         model, inputs = tiny_encoders.build(name), tiny_encoders.inputs(name)
-    return model, _asking(inputs)
+    return model, _forward_on(inputs)
 
 
-def build_pair(name: str) -> tuple[Any, Answer]:
-    """As `build`, of an encoder with a decoder."""
-    return tiny_encoder_decoders.build(name), _asking(tiny_encoder_decoders.inputs(name))
+def build_pair(name: str) -> tuple[Any, Forward]:
+    """Return the same for an encoder-decoder."""
+    return tiny_encoder_decoders.build(name), _forward_on(tiny_encoder_decoders.inputs(name))
 
 
-def _asking(inputs: Mapping[str, torch.Tensor]) -> Answer:
-    def answer(asked: Any) -> torch.Tensor:
+def _forward_on(inputs: Mapping[str, torch.Tensor]) -> Forward:
+    def forward(model: Any) -> torch.Tensor:
         torch.manual_seed(0)
         with torch.no_grad():
-            logits: torch.Tensor = asked(**inputs).logits
+            logits: torch.Tensor = model(**inputs).logits
         return logits
 
-    return answer
+    return forward
 
 
-def cut_heads(whole: Any, cut: Any) -> None:
-    """Another head, or group of heads, of each block that has several: zeros in ``whole``, gone in ``cut``."""
-    check_heads_prunable(whole)
-    kept_heads = []
-    for index, block in enumerate(blocks(whole)):
+def prune_heads(masked: Any, pruned: Any) -> None:
+    """Set a different head or group of heads of each block to zero in ``masked``, and remove it from ``pruned``."""
+    check_heads_prunable(masked)
+    remaining_heads = []
+    for index, block in enumerate(blocks(masked)):
         units = block.prunable_units
-        places = [position for position in range(units) if units == 1 or position != index % units]
-        kept_heads.append(places)
-        if places:
+        remaining = [head for head in range(units) if units == 1 or head != index % units]
+        remaining_heads.append(remaining)
+        if remaining:
             output = block.require_attention().output
-            _zero(output, [position for position in range(units) if position not in places], units)
-    keep_heads(cut, kept_heads)
+            _zero(output, [head for head in range(units) if head not in remaining], units)
+    keep_heads(pruned, remaining_heads)
 
 
-def cut_neurons(whole: Any, cut: Any) -> None:
-    """Every other neuron of each block."""
-    kept_neurons = [torch.arange(0, block.neurons, 2) for block in blocks(whole)]
-    for block in blocks(whole):
+def prune_neurons(masked: Any, pruned: Any) -> None:
+    """Set every other neuron of each block to zero in ``masked``, and remove it from ``pruned``."""
+    remaining_neurons = [torch.arange(0, block.neurons, 2) for block in blocks(masked)]
+    for block in blocks(masked):
         if block.neurons:
             _zero(block.require_feed_forward().output, list(range(1, block.neurons, 2)), block.neurons)
-    keep_neurons(cut, kept_neurons)
+    keep_neurons(pruned, remaining_neurons)
 
 
-def cut_layer(whole: Any, cut: Any) -> None:
-    """The first layer that can go."""
-    layers = [layer for stack in stacks(whole).values() for layer in stack]
+def prune_layer(masked: Any, pruned: Any) -> None:
+    """Skip the first removable layer in ``masked``, and remove it from ``pruned``."""
+    layers = [layer for stack in stacks(masked).values() for layer in stack]
     for index, layer in enumerate(layers):
         try:
-            keep_layers(cut, [other for other in range(len(layers)) if other != index])
+            keep_layers(pruned, [other for other in range(len(layers)) if other != index])
         except StageError:
             if index == len(layers) - 1:
                 raise
         else:
-            layer.register_forward_hook(_passed_over, with_kwargs=True)
+            layer.register_forward_hook(_skip_layer, with_kwargs=True)
             return
 
 
-CUTS: dict[str, Callable[[Any, Any], None]] = {"heads": cut_heads, "neurons": cut_neurons, "layers": cut_layer}
+PRUNED_PARTS: dict[str, Callable[[Any, Any], None]] = {
+    "heads": prune_heads,
+    "neurons": prune_neurons,
+    "layers": prune_layer,
+}
 
 
-def trial(name: str, what: str, made: Callable[[str], tuple[Any, Answer]] = build) -> str:
-    """Nothing where a cut model is right, or what stands against it."""
-    model, answer = made(name)
-    whole, cut, answer_before = copy.deepcopy(model), copy.deepcopy(model), answer(model)
+def trial(name: str, part: str, builder: Callable[[str], tuple[Any, Forward]] = build) -> str:
+    """Prune a part of a model. Return an empty string if its outputs are correct, otherwise the reason."""
+    model, forward = builder(name)
+    masked, pruned, original_output = copy.deepcopy(model), copy.deepcopy(model), forward(model)
     try:
-        CUTS[what](whole, cut)
+        PRUNED_PARTS[part](masked, pruned)
     except CompressError as error:
         return str(error).splitlines()[0]
     try:
-        expected, cut_answer = answer(whole), answer(cut)
-    except (RuntimeError, ValueError, AssertionError) as error:  # which the stage refuses as well
+        expected, output = forward(masked), forward(pruned)
+    except (RuntimeError, ValueError, AssertionError) as error:  # the stage refuses these too
         return f"does not run any more: {first_line(error)}"
-    unit = answer_before.std()
-    off, moved = float((cut_answer - expected).abs().max() / unit), float((expected - answer_before).abs().max() / unit)
-    again = float((_loaded_again(cut, answer) - cut_answer).abs().max() / unit)
-    right = off < _ALIKE and again < _ALIKE and moved > _MOVED
-    return "" if right else f"{off:.1e} off, {again:.1e} when loaded again, moved by {moved:.1e}"
+    unit = original_output.std()
+    difference = float((output - expected).abs().max() / unit)
+    reload_error = float((_reloaded_output(pruned, forward) - output).abs().max() / unit)
+    change = float((expected - original_output).abs().max() / unit)
+    correct = difference < _TOLERANCE and reload_error < _TOLERANCE and change > _MIN_CHANGE
+    return "" if correct else f"difference {difference:.1e}, {reload_error:.1e} after loading, change {change:.1e}"
 
 
-def _zero(layer: Linear, places: list[int], count: int) -> None:
+def _zero(layer: Linear, units: list[int], count: int) -> None:
+    """Set the input columns of ``units``, out of ``count`` equal groups, to zero."""
     size = in_features(layer) // count
-    columns = [position * size + offset for position in places for offset in range(size)]
+    columns = [unit * size + offset for unit in units for offset in range(size)]
     with torch.no_grad():
         if isinstance(layer, Conv1D):
             layer.weight[columns] = 0
@@ -125,26 +132,26 @@ def _zero(layer: Linear, places: list[int], count: int) -> None:
             layer.weight[:, columns] = 0
 
 
-def _passed_over(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+def _skip_layer(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
     hidden = arguments[0] if arguments else named["hidden_states"]
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
-def _loaded_again(model: Any, answer: Answer) -> torch.Tensor:
-    class Same:
-        """An Auto class that makes what the model is."""
+def _reloaded_output(model: Any, forward: Forward) -> torch.Tensor:
+    class SameClass:
+        """Auto class that creates models of the same class."""
 
         from_config: Any = staticmethod(type(model))
 
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        return answer(load_pruned(Same, Path(folder), AutoConfig.from_pretrained(folder)).eval())
+        return forward(load_pruned(SameClass, Path(folder), AutoConfig.from_pretrained(folder)).eval())
 
 
-def _row(made: Callable[[str], tuple[Any, Answer]], name: str, _: Path) -> dict[str, str]:
-    outcomes = {what: trial(name, what, made) for what in CUTS}
-    return {f"pruned {what}": f"no: {reason}" if reason else "yes" for what, reason in outcomes.items()}
+def _row(builder: Callable[[str], tuple[Any, Forward]], name: str, _: Path) -> dict[str, str]:
+    reasons = {part: trial(name, part, builder) for part in PRUNED_PARTS}
+    return {f"pruned {part}": f"no: {reason}" if reason else "yes" for part, reason in reasons.items()}
 
 
-_COLUMNS = tuple(f"pruned {what}" for what in CUTS)
-TRIAL, PAIR_TRIAL = (Trial(_COLUMNS, partial(_row, made)) for made in (build, build_pair))
+_COLUMNS = tuple(f"pruned {part}" for part in PRUNED_PARTS)
+TRIAL, PAIR_TRIAL = (Trial(_COLUMNS, partial(_row, builder)) for builder in (build, build_pair))

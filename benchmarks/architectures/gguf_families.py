@@ -1,7 +1,7 @@
-"""Decoders as GGUF files, which llama.cpp answers as transformers does, or not.
+"""Test whether llama.cpp has the same outputs as transformers for decoders exported to GGUF.
 
-Each is exported in 32 bits and asked for the logits of every place of two texts and for 24 greedy tokens. llama.cpp
-keeps keys and values in float16, and ends the process at what it doesn't expect.
+Each decoder is exported in 32 bits. The logits at every position of two texts and 24 greedy tokens are compared.
+llama.cpp stores keys and values in float16, and aborts the process on models that it does not support.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from compress.models.checkpoint import Checkpoint
 from compress.utils.errors import CompressError
 
 _LENGTH, _TOKENS = 40, 24
-_ALLOWED = 1e-2
-"""Of the standard deviation of transformers' logits."""
-_WITH_EXPERTS = 0.9
-"""Of the places, where a router sends tokens: rounded keys tip the balance of some."""
+_TOLERANCE = 1e-2
+"""Largest difference, relative to the standard deviation of transformers' logits."""
+_QUANTILE_WITH_EXPERTS = 0.9
+"""Share of positions compared for mixtures of experts, since rounded keys change the routing of some tokens."""
 
 
 def judge(name: str, folder: Path) -> tuple[bool, str]:
-    """Whether llama.cpp's answers are transformers' own, and how far they are, or what stands against the family."""
+    """Return whether llama.cpp's outputs equal those of transformers, and the differences or the failure."""
     model = save(name, folder)
     try:
         checkpoint = Checkpoint(folder)
@@ -38,7 +38,7 @@ def judge(name: str, folder: Path) -> tuple[bool, str]:
             for comparison in compare_gguf(folder / "tiny.gguf", checkpoint, GgufTypes("f32"))
         )
         if worst > 0:
-            return False, f"a tensor came back {worst:.1e} off"
+            return False, f"a tensor differs by {worst:.1e} after export"
         session = RUNTIME.open(folder / "tiny.gguf", TARGETS["llama-cpp"], 1)
     except CompressError as error:
         return False, str(error).splitlines()[0]
@@ -46,23 +46,23 @@ def judge(name: str, folder: Path) -> tuple[bool, str]:
     with torch.no_grad():
         expected = model(ids).logits.numpy()
     logits = session.predict({"input_ids": ids.numpy()})["logits"]
-    share = _WITH_EXPERTS if hasattr(model.config, "num_experts_per_tok") else 1.0
-    off = float(np.quantile(np.abs(logits - expected).max(axis=-1), share) / expected.std())
+    quantile = _QUANTILE_WITH_EXPERTS if hasattr(model.config, "num_experts_per_tok") else 1.0
+    difference = float(np.quantile(np.abs(logits - expected).max(axis=-1), quantile) / expected.std())
     greedy = _greedy(session, ids[0, :7].tolist())
     with torch.no_grad():
         expected_tokens = model.generate(
             ids[:1, :7], max_new_tokens=_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
         )
     same = greedy == expected_tokens[0, 7:].tolist()
-    return off < _ALLOWED and same, f"logits {off:.1e} off{'' if same else ', other tokens'}"
+    return difference < _TOLERANCE and same, f"logits differ by {difference:.1e}{'' if same else ', different tokens'}"
 
 
 def _greedy(session: LlamaCppSession, prompt: list[int]) -> list[int]:
     decoder = session.decoder()
-    logits = [decoder.prefill(prompt)]
-    while len(logits) < _TOKENS:
-        logits.append(decoder.step(logits[-1]))
-    return logits
+    tokens = [decoder.prefill(prompt)]
+    while len(tokens) < _TOKENS:
+        tokens.append(decoder.step(tokens[-1]))
+    return tokens
 
 
 def _row(name: str, folder: Path) -> dict[str, str]:

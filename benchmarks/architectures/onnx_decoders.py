@@ -1,6 +1,6 @@
-"""Decoders as one ONNX graph, in fp32 and in 4 bits, proven against torch.
+"""Test decoders as one ONNX graph, in fp32 and in 4 bits, against torch.
 
-Each is read in one go, token by token, padded, and past the chunks by which recurrences go.
+Each is run as one prefill, token by token, with padding, and on sequences longer than the chunks of recurrences.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TOLERANCE = 1e-3
 
 
 def judge(name: str, folder: Path) -> dict[str, str]:
-    """The largest difference of a logit in fp32 and in 4 bits, how attention is written, and the number of nodes."""
+    """Return the largest difference of a logit in fp32 and 4 bits, the form of attention, and the number of nodes."""
     model = save(name, folder / "float")
     windows = some_ids(2, _LENGTH).numpy()
     exported = export_verified_decoder(Checkpoint(folder / "float"), GraphSettings(), windows, _TOLERANCE, 1.0)
@@ -38,9 +38,9 @@ def judge(name: str, folder: Path) -> dict[str, str]:
         "nodes": str(sum(kinds.values())),
     }
     try:
-        few = in_four_bits(model, Checkpoint(folder / "float"), folder / "few")
-        settings = GraphSettings(accuracy_level=1)
-        cells["4 bits"] = f"{export_verified_decoder(few, settings, windows, _TOLERANCE, 1.0).equality.difference:.0e}"
+        quantized = quantize_checkpoint(model, Checkpoint(folder / "float"), folder / "quantized")
+        exported = export_verified_decoder(quantized, GraphSettings(accuracy_level=1), windows, _TOLERANCE, 1.0)
+        cells["4 bits"] = f"{exported.equality.difference:.0e}"
     except CompressError as error:
         cells["4 bits"] = f"no: {error.what}"
     return cells
@@ -49,8 +49,8 @@ def judge(name: str, folder: Path) -> dict[str, str]:
 TRIAL = Trial(("ONNX", "4 bits", "attention", "nodes"), judge)
 
 
-def in_four_bits(model: Any, source: Checkpoint, folder: Path) -> Checkpoint:
-    """The linear layers of a model rounded to the nearest of 4 bits in groups of 32, in GPTQ's layout."""
+def quantize_checkpoint(model: Any, source: Checkpoint, folder: Path) -> Checkpoint:
+    """Save a checkpoint with linear layers rounded to 4 bits in groups of 32, in the layout of GPTQ."""
     folder.mkdir(parents=True)
     head = model.get_output_embeddings()
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)}
@@ -63,7 +63,7 @@ def in_four_bits(model: Any, source: Checkpoint, folder: Path) -> Checkpoint:
     for name in source.files:
         module = name.removesuffix(".weight")
         if module in names and name.endswith(".weight"):
-            parts = pack_layer(_rounded(source.stored(name)), stored_less_one=True)
+            parts = pack_layer(_round_to_nearest(source.stored(name)), stored_less_one=True)
             tensors |= {f"{module}.{part}": value.contiguous() for part, value in parts.items()}
         else:
             tensors[name] = source.stored(name).contiguous()
@@ -77,7 +77,7 @@ def in_four_bits(model: Any, source: Checkpoint, folder: Path) -> Checkpoint:
     return Checkpoint(folder)
 
 
-def _rounded(weight: torch.Tensor) -> QuantizedWeight:
+def _round_to_nearest(weight: torch.Tensor) -> QuantizedWeight:
     middle = 1 << (_BITS - 1)
     groups = weight.float().reshape(len(weight), -1, _GROUP)
     scales = (groups.abs().amax(-1) / (middle - 1)).clamp(min=1e-6).half().float()

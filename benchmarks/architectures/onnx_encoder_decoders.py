@@ -1,6 +1,6 @@
-"""Encoders with their decoders as two ONNX graphs: equal to torch, in fp32 and in 4 bits, fused, and INT8 right.
+"""Test encoder-decoders as two ONNX graphs: equality with torch in fp32 and 4 bits, fusion, and the error of INT8.
 
-Answers are read in one go, and again token by token. The error of INT8 is a share of the spread of the logits.
+Decoders are run both as one prefill and token by token. The error of INT8 is relative to the spread of the logits.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import onnx_ir as ir
-from onnx_decoders import in_four_bits
-from tiny_encoder_decoders import answered, examples, save
+from onnx_decoders import quantize_checkpoint
+from tiny_encoder_decoders import decoder_ids, examples, save
 from trials import Trial
 
 from compress.formats.onnx.decoder import (
@@ -31,30 +31,30 @@ from compress.utils.errors import CompressError
 if TYPE_CHECKING:
     from compress.stages.base import Context
 
-_TOLERANCE, _MORE = 1e-3, 10
-_RIGHT = 0.2
-"""Of the spread of the logits, which INT8 may be off."""
-_ANSWERS, _ANSWER_LENGTH = 8, 6
+_TOLERANCE, _STEPS = 1e-3, 10
+_MAX_INT8_ERROR = 0.2
+"""Relative to the spread of the logits."""
+_SEQUENCES, _LENGTH = 8, 6
 
 
 def judge(name: str, folder: Path) -> dict[str, str]:
-    """The largest difference of a logit in fp32 and in 4 bits, how attention is written, and the error of INT8."""
+    """Return the largest difference of a logit in fp32 and in 4 bits, the form of attention, and the error of INT8."""
     module, source = save(name, folder / "float"), Checkpoint(folder / "float")
-    model, difference = _proven(name, source, GraphSettings())
+    model, difference = _export_verified(name, source, GraphSettings())
     nodes = Counter(
         node.op_type
         for graph in model.graphs.values()
         for node in ir.traversal.RecursiveGraphIterator(ir.from_proto(graph).graph)
     )
-    # Attention to the encoder stands in both branches of an If.
+    # Both branches of an If node have the cross-attention.
     cells = {"ONNX": difference, "attention": f"{nodes['MultiHeadAttention'] - nodes['If']} fused"}
-    quietly = cast("Context", SimpleNamespace(note=lambda _: None))
-    for column, built_graph in (
-        ("4 bits", lambda: _in_four_bits(name, module, source, folder / "few")),
-        ("INT8 error", lambda: _int8_error(name, model, OnnxInt8().run(model, quietly))),
+    silent_context = cast("Context", SimpleNamespace(note=lambda _: None))
+    for column, measure in (
+        ("4 bits", lambda: _four_bit_error(name, module, source, folder / "quantized")),
+        ("INT8 error", lambda: _int8_error(name, model, OnnxInt8().run(model, silent_context))),
     ):
         try:
-            cells[column] = built_graph()
+            cells[column] = measure()
         except CompressError as error:
             cells[column] = f"no: {error.what}"
     return cells
@@ -63,27 +63,27 @@ def judge(name: str, folder: Path) -> dict[str, str]:
 TRIAL = Trial(("ONNX", "4 bits", "attention", "INT8 error"), judge)
 
 
-def _proven(name: str, source: Checkpoint, settings: GraphSettings) -> tuple[OnnxModel, str]:
+def _export_verified(name: str, source: Checkpoint, settings: GraphSettings) -> tuple[OnnxModel, str]:
     model = export_encoder_decoder(source, settings)
-    given, start = examples(name)
-    equality = verify_encoder_decoder(model, source, [given], [start], _TOLERANCE, 1.0, more=_MORE)
+    inputs, start = examples(name)
+    equality = verify_encoder_decoder(model, source, [inputs], [start], _TOLERANCE, 1.0, more=_STEPS)
     return model, f"{equality.difference:.0e}"
 
 
-def _in_four_bits(name: str, module: object, source: Checkpoint, folder: Path) -> str:
-    return _proven(name, in_four_bits(module, source, folder), GraphSettings(accuracy_level=1))[1]
+def _four_bit_error(name: str, module: object, source: Checkpoint, folder: Path) -> str:
+    return _export_verified(name, quantize_checkpoint(module, source, folder), GraphSettings(accuracy_level=1))[1]
 
 
-def _int8_error(name: str, model: OnnxModel, made: OnnxModel) -> str:
-    expected, answers = (_answers(name, candidate) for candidate in (model, made))
+def _int8_error(name: str, model: OnnxModel, quantized: OnnxModel) -> str:
+    expected, logits = (_logits(name, candidate) for candidate in (model, quantized))
     spread = np.sqrt(((expected - expected.mean(0)) ** 2).mean())
-    error = np.sqrt(((answers - expected) ** 2).mean()) / spread
-    return f"{error:.1%}" if error < _RIGHT else f"no: {error:.0%} of the spread"
+    error = np.sqrt(((logits - expected) ** 2).mean()) / spread
+    return f"{error:.1%}" if error < _MAX_INT8_ERROR else f"no: {error:.0%} of the spread"
 
 
-def _answers(name: str, model: OnnxModel) -> np.ndarray:
-    """Logits [answers * tokens, vocabulary]."""
-    given, _ = examples(name, _ANSWERS, seed=1)
-    rows: Sequence[np.ndarray] = answered(_ANSWERS, _ANSWER_LENGTH)
-    one_by_one = ({key: array[row] for key, array in given.items()} for row in range(_ANSWERS))
-    return np.concatenate([teacher_forced_logits(model, *pair) for pair in zip(one_by_one, rows, strict=True)])
+def _logits(name: str, model: OnnxModel) -> np.ndarray:
+    """Return the logits [sequences * tokens, vocabulary]."""
+    inputs, _ = examples(name, _SEQUENCES, seed=1)
+    targets: Sequence[np.ndarray] = decoder_ids(_SEQUENCES, _LENGTH)
+    rows = ({key: array[row] for key, array in inputs.items()} for row in range(_SEQUENCES))
+    return np.concatenate([teacher_forced_logits(model, *pair) for pair in zip(rows, targets, strict=True)])

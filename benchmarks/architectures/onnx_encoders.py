@@ -1,7 +1,7 @@
-"""Encoders and image models as ONNX graphs: equal to torch, attention as one operator, INT8 right, and its bytes.
+"""Test encoders and image models as ONNX graphs: equality with torch, fused attention, and error and size of INT8.
 
-The difference from torch is the largest of a logit on padded batches of several lengths; the error of INT8 (dynamic for
-texts, static for images) is a share of the logits' spread over examples.
+The difference from torch is the largest one of a logit on padded batches of several lengths. The error of INT8 (dynamic
+for texts, static for images) is relative to the spread of the logits over examples.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trials import Trial
 
 from compress.utils.errors import CompressError
 
-_QUERIES = (
+_QUERY_PROJECTIONS = (
     "query",
     "q_proj",
     "q_lin",
@@ -32,15 +32,14 @@ _QUERIES = (
     "query_proj",
     "queries_keys_values",
 )
-_RIGHT = 0.2
-"""Of the spread of the logits, which INT8 may be off; further only where ONNX Runtime's own quantizer is further off.
-
-Convolutions with random weights amplify every disturbance, unlike those that were trained.
+_MAX_INT8_ERROR = 0.2
+"""Relative to the spread of the logits. A larger error is accepted if that of ONNX Runtime's quantizer is larger still,
+since convolutions with random weights amplify errors, unlike trained ones.
 """
 
 
 def attention_calls(name: str, module: Any) -> int:
-    """How often a forward attends: calls of modules with a projection of queries, or of all three, of their own."""
+    """Count the attention calls in a forward pass: calls of modules with a query or QKV projection."""
     calls, handles = 0, []
 
     def count(*_: Any) -> None:
@@ -48,7 +47,7 @@ def attention_calls(name: str, module: Any) -> int:
         calls += 1
 
     for part in module.modules():
-        if any(child in _QUERIES for child, _ in part.named_children()):
+        if any(child in _QUERY_PROJECTIONS for child, _ in part.named_children()):
             handles.append(part.register_forward_hook(count))
     handles += [
         part.register_forward_hook(count)
@@ -63,7 +62,7 @@ def attention_calls(name: str, module: Any) -> int:
 
 
 def judge(name: str, _: Path) -> dict[str, str]:
-    """Export a family, prove it, quantize it and compare."""
+    """Export a model, verify it, quantize it and compare the outputs."""
     from compress.formats.onnx.export import export_onnx, verify_parity
     from compress.models.model import TorchModel
 
@@ -77,21 +76,21 @@ def judge(name: str, _: Path) -> dict[str, str]:
     attention = "none" if not layers else f"{fused} fused" if fused == layers else f"as it is: {unfused}"
     cells = {"ONNX": f"{verify_parity(exported.graph, model, examples, 1e-3):.0e}", "attention": attention}
     try:
-        error, size, usual = _int8(name, exported.graph, examples)
-        as_usual = "" if usual is None else f", ONNX Runtime's own {usual:.0%}"
-        right = error < max(_RIGHT, usual or 0.0)
-        cells["INT8 error"] = f"{error:.1%}{as_usual}" if right else f"no: {error:.0%} of the spread{as_usual}"
+        error, size, reference = _int8(name, exported.graph, examples)
+        note = "" if reference is None else f", ONNX Runtime's own {reference:.0%}"
+        accepted = error < max(_MAX_INT8_ERROR, reference or 0.0)
+        cells["INT8 error"] = f"{error:.1%}{note}" if accepted else f"no: {error:.0%} of the spread{note}"
         cells["INT8 size"] = f"{size:.0%}"
-    except CompressError as refused:
-        cells["INT8 error"] = f"no: {refused.what}"
+    except CompressError as refusal:
+        cells["INT8 error"] = f"no: {refusal.what}"
     return cells
 
 
 TRIAL = Trial(("ONNX", "attention", "INT8 error", "INT8 size"), judge)
 
 
-def quantized(name: str, graph: Any, examples: Any) -> Any:
-    """INT8 as the stage `onnx_int8` makes it: dynamic for texts, static for images."""
+def quantize(name: str, graph: Any, examples: Any) -> Any:
+    """Quantize a graph to INT8 like the stage `onnx_int8`: dynamic for texts, static for images."""
     from compress.formats.onnx.int8.dynamic import quantize_embeddings, quantize_products, quantize_rows_in_order
     from compress.formats.onnx.int8.settings import Int8Options
     from compress.formats.onnx.int8.static import StaticQuantizer
@@ -107,28 +106,29 @@ def quantized(name: str, graph: Any, examples: Any) -> Any:
 
 
 def _int8(name: str, graph: Any, examples: Any) -> tuple[float, float, float | None]:
-    """Error of INT8, bytes over those of fp32, and for image models with a large error that of ONNX Runtime's own."""
-    int8_graph = quantized(name, graph, examples)
-    fresh = examples_of(name, count=64, seed=1)
-    expected = _answers(graph, fresh)
+    """Return error and relative size of INT8, and ONNX Runtime's error for image models whose own error is large."""
+    int8_graph = quantize(name, graph, examples)
+    test_examples = examples_of(name, count=64, seed=1)
+    expected = _outputs(graph, test_examples)
     spread = np.sqrt(((expected - expected.mean(0)) ** 2).mean())
 
     def error_of(other: Any) -> float:
-        return float(np.sqrt(((_answers(other, fresh) - expected) ** 2).mean()) / spread)
+        return float(np.sqrt(((_outputs(other, test_examples) - expected) ** 2).mean()) / spread)
 
     sizes = [sum(len(tensor.raw_data) for tensor in candidate.graph.initializer) for candidate in (int8_graph, graph)]
     error = error_of(int8_graph)
-    usual = error_of(_by_onnxruntime(graph, examples)) if name in IMAGES and error >= _RIGHT else None
-    return error, sizes[0] / sizes[1], usual
+    compared = name in IMAGES and error >= _MAX_INT8_ERROR
+    reference = error_of(_quantize_by_onnxruntime(graph, examples)) if compared else None
+    return error, sizes[0] / sizes[1], reference
 
 
-def _by_onnxruntime(graph: Any, examples: Any) -> Any:
-    """Static INT8 by ONNX Runtime's quantizer, a scale for each channel, on the same examples."""
+def _quantize_by_onnxruntime(graph: Any, examples: Any) -> Any:
+    """Quantize a graph with ONNX Runtime's static per-channel quantizer on the same examples."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
-        """One example at a time."""
+        """Calibration examples, one at a time."""
 
         def __init__(self) -> None:
             names = [entry.name for entry in graph.graph.input]
@@ -145,7 +145,7 @@ def _by_onnxruntime(graph: Any, examples: Any) -> Any:
         return onnx.load(target)
 
 
-def _answers(graph: Any, examples: Any) -> np.ndarray:
+def _outputs(graph: Any, examples: Any) -> np.ndarray:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])

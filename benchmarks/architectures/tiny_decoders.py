@@ -1,6 +1,7 @@
-"""Decoders of many architectures with random weights: two layers, 64 wide, four heads of 16, a vocabulary of 352.
+"""Create tiny decoders of many architectures with random weights.
 
-`DECODERS` has a row for each: transformers' `model_type`, and the fields in which its config differs from `COMMON`.
+They have two layers, a hidden size of 64, four heads of 16 and a vocabulary of 352. `DECODERS` maps each name to
+transformers' `model_type` and the config fields that differ from `COMMON`.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ COMMON: dict[str, Any] = {
     "pad_token_id": 0,
 }
 ROPE = {"rope_type": "default", "rope_theta": 50000.0}
-HALF = {"rope_parameters": {**ROPE, "partial_rotary_factor": 0.5}}
+HALF_ROPE = {"rope_parameters": {**ROPE, "partial_rotary_factor": 0.5}}
 LLAMA3 = {**ROPE, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 YARN = {**ROPE, "rope_type": "yarn", "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0}
-TRAINED = {"original_max_position_embeddings": 64}
-TWO = {"sliding_attention": {**ROPE, "rope_theta": 10000.0}, "full_attention": ROPE}
-MIX = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+TRAINED_LENGTH = {"original_max_position_embeddings": 64}
+ROPE_BY_LAYER_TYPE = {"sliding_attention": {**ROPE, "rope_theta": 10000.0}, "full_attention": ROPE}
+ALTERNATING = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
 GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}
 GRANITE = {
     "embedding_multiplier": 2.0,
@@ -47,7 +48,7 @@ EXPERTS = {
     "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 32,
 }
-LATENT = {
+LATENT_ATTENTION = {
     "kv_lora_rank": 16,
     "q_lora_rank": 24,
     "qk_rope_head_dim": 16,
@@ -56,7 +57,7 @@ LATENT = {
     "num_key_value_heads": 4,
 }
 DEEPSEEK = {
-    **LATENT,
+    **LATENT_ATTENTION,
     "n_routed_experts": 4,
     "n_shared_experts": 1,
     "n_group": 1,
@@ -76,8 +77,8 @@ MAMBA2 = {
 }
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
-    "llama3": ("llama", {"rope_parameters": LLAMA3 | TRAINED}),
-    "llama-yarn": ("llama", {"rope_parameters": YARN | TRAINED}),
+    "llama3": ("llama", {"rope_parameters": LLAMA3 | TRAINED_LENGTH}),
+    "llama-yarn": ("llama", {"rope_parameters": YARN | TRAINED_LENGTH}),
     "mistral": ("mistral", {"sliding_window": None}),
     "mixtral": ("mixtral", EXPERTS),
     "qwen2": ("qwen2", {}),
@@ -85,9 +86,12 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {}),
     "qwen3_moe": ("qwen3_moe", EXPERTS | {"norm_topk_prob": True}),
     "gemma": ("gemma", {}),
-    "gemma2": ("gemma2", MIX | {"query_pre_attn_scalar": 16}),
-    "gemma3": ("gemma3_text", MIX | {"query_pre_attn_scalar": 16, "rope_parameters": TWO}),
-    "phi": ("phi", HALF | {"num_key_value_heads": 4}),
+    "gemma2": ("gemma2", ALTERNATING | {"query_pre_attn_scalar": 16}),
+    "gemma3": (
+        "gemma3_text",
+        ALTERNATING | {"query_pre_attn_scalar": 16, "rope_parameters": ROPE_BY_LAYER_TYPE},
+    ),
+    "phi": ("phi", HALF_ROPE | {"num_key_value_heads": 4}),
     "phi3": ("phi3", {"original_max_position_embeddings": 256, "sliding_window": None}),
     "phi4-mini": (
         "phi3",
@@ -100,7 +104,7 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("smollm3", {"no_rope_layers": [1, 1]}),
     "olmo": ("olmo", {"clip_qkv": 1.0}),
     "olmo2": ("olmo2", {}),
-    "olmo3": ("olmo3", MIX),
+    "olmo3": ("olmo3", ALTERNATING),
     "olmoe": ("olmoe", EXPERTS | {"num_key_value_heads": 4}),
     "granite": ("granite", GRANITE),
     "granitemoe": ("granitemoe", GRANITE | EXPERTS),
@@ -108,19 +112,19 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
         "granitemoehybrid",
         GRANITE | EXPERTS | MAMBA2 | {"shared_intermediate_size": 32, "layer_types": ["mamba", "attention"]},
     ),
-    "gpt_oss": ("gpt_oss", EXPERTS | MIX | {"rope_parameters": ROPE}),
+    "gpt_oss": ("gpt_oss", EXPERTS | ALTERNATING | {"rope_parameters": ROPE}),
     "starcoder2": ("starcoder2", {"sliding_window": None}),
     "gpt2": ("gpt2", GPT2),
-    "gpt_neox": ("gpt_neox", HALF),
+    "gpt_neox": ("gpt_neox", HALF_ROPE),
     "gpt_bigcode": ("gpt_bigcode", GPT2),
     "bloom": ("bloom", {"n_layer": 2, "n_head": 4}),
     "mpt": ("mpt", {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 256}),
     "falcon": ("falcon", {}),
     "falcon-new": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
-    "stablelm": ("stablelm", HALF),
-    "stablelm2": ("stablelm", HALF | {"use_parallel_residual": True, "qk_layernorm": True}),
+    "stablelm": ("stablelm", HALF_ROPE),
+    "stablelm2": ("stablelm", HALF_ROPE | {"use_parallel_residual": True, "qk_layernorm": True}),
     "cohere": ("cohere", {"logit_scale": 0.3}),
-    "cohere2": ("cohere2", MIX | {"logit_scale": 0.3}),
+    "cohere2": ("cohere2", ALTERNATING | {"logit_scale": 0.3}),
     "deepseek_v2": ("deepseek_v2", DEEPSEEK | {"topk_method": "greedy"}),
     "deepseek_v3": ("deepseek_v3", DEEPSEEK),
     "lfm2": (
@@ -150,10 +154,10 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
             "use_mamba_kernels": False,
         },
     ),
-    "nemotron": ("nemotron", HALF),
-    "glm": ("glm", HALF),
-    "glm4": ("glm4", HALF),
-    "glm4_moe": ("glm4_moe", DEEPSEEK | HALF | {"num_key_value_heads": 2}),
+    "nemotron": ("nemotron", HALF_ROPE),
+    "glm": ("glm", HALF_ROPE),
+    "glm4": ("glm4", HALF_ROPE),
+    "glm4_moe": ("glm4_moe", DEEPSEEK | HALF_ROPE | {"num_key_value_heads": 2}),
     "ernie4_5": ("ernie4_5", {}),
     "exaone4": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 2}),
     "hunyuan": ("hunyuan_v1_dense", {}),
@@ -162,7 +166,7 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "seed_oss": ("seed_oss", {}),
     "helium": ("helium", {}),
     "dots1": ("dots1", DEEPSEEK | {"n_group": 1, "topk_group": 1}),
-    "minicpm3": ("minicpm3", LATENT),
+    "minicpm3": ("minicpm3", LATENT_ATTENTION),
     "qwen3_5": (
         "qwen3_5_text",
         {
@@ -194,11 +198,11 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "minimax_m2": ("minimax_m2", EXPERTS | {"rotary_dim": 8}),
     "internlm3": ("internlm3", {}),
     "jais2": ("jais2", {}),
-    "exaone_moe": ("exaone_moe", EXPERTS | MIX | {"first_k_dense_replace": 1}),
+    "exaone_moe": ("exaone_moe", EXPERTS | ALTERNATING | {"first_k_dense_replace": 1}),
     "solar_open": ("solar_open", DEEPSEEK | {"num_key_value_heads": 2}),
     "cwm": ("cwm", {}),
     "ministral": ("ministral", {"sliding_window": 256}),
-    "ministral3": ("ministral3", {"rope_parameters": YARN | TRAINED | {"llama_4_scaling_beta": 0.1}}),
+    "ministral3": ("ministral3", {"rope_parameters": YARN | TRAINED_LENGTH | {"llama_4_scaling_beta": 0.1}}),
     "nemotron_h": (
         "nemotron_h",
         {
@@ -217,22 +221,22 @@ _TEXT = ("The cat sat on the mat, and the cat's hat sat on the cat.", "In 1984 t
 
 
 def config_of(name: str) -> Any:
-    """The config of a row. A field goes by the config class's own name of it."""
+    """Return the config of a model, with fields renamed as in its config class."""
     from transformers import CONFIG_MAPPING
 
     kind, changes = DECODERS[name]
     config_class: type[Any] = CONFIG_MAPPING[kind]
     aliases = config_class.attribute_map
     fields = set(config_class.__dataclass_fields__)
-    given = {aliases.get(key, key): value for key, value in COMMON.items() if aliases.get(key, key) in fields}
+    values = {aliases.get(key, key): value for key, value in COMMON.items() if aliases.get(key, key) in fields}
     if "rope_parameters" in fields:
-        given["rope_parameters"] = dict(ROPE)
-    given |= {aliases.get(key, key): value for key, value in changes.items() if aliases.get(key, key) in fields}
-    return config_class(**given)
+        values["rope_parameters"] = dict(ROPE)
+    values |= {aliases.get(key, key): value for key, value in changes.items() if aliases.get(key, key) in fields}
+    return config_class(**values)
 
 
 def build(name: str, seed: int = 0) -> Any:
-    """A model with weights that leave no term out: norms off 1, biases off 0, matrices of unit gain."""
+    """Return a model in which every weight affects the output: norms differ from 1 and biases from 0."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
@@ -251,7 +255,7 @@ def build(name: str, seed: int = 0) -> Any:
 
 
 def save(name: str, folder: Path, seed: int = 0) -> Any:
-    """Write a model with a byte-level tokenizer into ``folder``, and give it."""
+    """Save a model with a byte-level tokenizer in ``folder``, and return the model."""
     model = build(name, seed)
     model.save_pretrained(folder)
     tokenizer = Tokenizer(models.BPE())
@@ -264,11 +268,11 @@ def save(name: str, folder: Path, seed: int = 0) -> Any:
     )
     tokenizer.train_from_iterator(_TEXT * 3, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
-    about = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    tokenizer_config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
     return model
 
 
 def some_ids(batch: int, length: int, seed: int = 1) -> torch.Tensor:
-    """Token ids [batch, length] that stand for no special token."""
+    """Return random token ids [batch, length] without special tokens."""
     return torch.randint(3, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))

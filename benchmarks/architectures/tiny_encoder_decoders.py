@@ -1,6 +1,7 @@
-"""Encoders with decoders of many families, with random weights: two layers each, 64 wide, four heads of 16.
+"""Create tiny encoder-decoders of many families with random weights.
 
-`PAIRS` has a row for each: transformers' `model_type`, and the fields in which its config differs from `COMMON`.
+Encoder and decoder have two layers, a hidden size of 64 and four heads of 16. `PAIRS` maps each name to transformers'
+`model_type` and the config fields that differ from `COMMON`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from tiny_decoders import EXPERTS
 
-VOCABULARY, LONGEST, FRAMES, FEATURES = 352, 14, 64, 16
+VOCABULARY, LENGTH, FRAMES, FEATURES = 352, 14, 64, 16
 START = 3
 COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -81,30 +82,30 @@ PAIRS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def config_of(name: str) -> Any:
-    """The config of a row. A field goes by the config class's own name of it; two halves are as each other."""
+    """Return the config of a model, with fields renamed as in its config class."""
     from transformers import CONFIG_MAPPING, BertConfig, EncoderDecoderConfig, T5GemmaModuleConfig
 
     kind, changes = PAIRS[name]
     config_class: type[Any] = CONFIG_MAPPING[kind]
     if kind == "encoder-decoder":
-        halves = [_filled(BertConfig, {}) for _ in range(2)]
+        halves = [_create_config(BertConfig, {}) for _ in range(2)]
         tokens = {key: COMMON[key] for key in ("decoder_start_token_id", "pad_token_id", "eos_token_id")}
         return EncoderDecoderConfig.from_encoder_decoder_configs(*halves, **tokens)
     if kind == "t5gemma":
-        halves = [_filled(T5GemmaModuleConfig, changes) for _ in range(2)]
+        halves = [_create_config(T5GemmaModuleConfig, changes) for _ in range(2)]
         return config_class(encoder=halves[0], decoder=halves[1], vocab_size=VOCABULARY)
-    return _filled(config_class, changes)
+    return _create_config(config_class, changes)
 
 
-def _filled(made: type[Any], changes: Mapping[str, Any]) -> Any:
-    fields, aliases = set(made.__dataclass_fields__), made.attribute_map
+def _create_config(config_class: type[Any], changes: Mapping[str, Any]) -> Any:
+    fields, aliases = set(config_class.__dataclass_fields__), config_class.attribute_map
     values = {aliases.get(key, key): value for key, value in (COMMON | changes).items() if key not in fields}
     values |= {key: value for key, value in (COMMON | changes).items() if key in fields}
-    return made(**{key: value for key, value in values.items() if key in fields})
+    return config_class(**{key: value for key, value in values.items() if key in fields})
 
 
 def build(name: str) -> Any:
-    """A model whose norms are off 1 and biases off 0, and whose logits spread."""
+    """Return a model whose norms differ from 1 and biases from 0, and whose logits vary."""
     from compress.models.meta_model import auto_class
 
     torch.manual_seed(0)
@@ -125,34 +126,34 @@ def build(name: str) -> Any:
 
 
 def save(name: str, folder: Path) -> Any:
-    """Write a model into ``folder``, and give it."""
+    """Save a model in ``folder``, and return the model."""
     model = build(name)
     model.save_pretrained(folder)
     return model
 
 
 def examples(name: str, count: int = 2, seed: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Texts of which one is padded, or speech; and where their answers begin, [count, 1]."""
+    """Return encoder inputs (texts, one of them padded, or speech) and the start tokens [count, 1] of the decoder."""
     generator, start = np.random.default_rng(seed), np.full((count, 1), START)
     shape = {"whisper": (FEATURES, FRAMES), "speech_to_text": (FRAMES, FEATURES), "moonshine": (4000,)}.get(name)
     if shape is not None:
         sound = generator.normal(size=(count, *shape)).astype(np.float32)
         return {"input_values" if len(shape) == 1 else "input_features": sound}, start
-    ids = generator.integers(4, VOCABULARY - 4, (count, LONGEST))
+    ids = generator.integers(4, VOCABULARY - 4, (count, LENGTH))
     mask = np.ones_like(ids)
-    ids[1, LONGEST // 2 :], mask[1, LONGEST // 2 :] = 0, 0
+    ids[1, LENGTH // 2 :], mask[1, LENGTH // 2 :] = 0, 0
     return {"input_ids": ids, "attention_mask": mask}, start
 
 
-def answered(count: int, length: int, seed: int = 1) -> np.ndarray:
-    """Texts of ``length`` that begin as answers do, [count, length]."""
+def decoder_ids(count: int, length: int, seed: int = 1) -> np.ndarray:
+    """Return random decoder inputs [count, length] that begin with the start token."""
     ids = np.random.default_rng(seed).integers(4, VOCABULARY - 4, (count, length))
     ids[:, 0] = START
     return ids
 
 
 def inputs(name: str) -> dict[str, torch.Tensor]:
-    """A batch of `examples` with the beginnings of their answers."""
-    given, start = examples(name)
-    both = given | {"decoder_input_ids": answered(len(start), 6)}
-    return {key: torch.from_numpy(array) for key, array in both.items()}
+    """Return a batch of `examples` with decoder inputs."""
+    encoder_inputs, start = examples(name)
+    arrays = encoder_inputs | {"decoder_input_ids": decoder_ids(len(start), 6)}
+    return {key: torch.from_numpy(array) for key, array in arrays.items()}

@@ -1,6 +1,7 @@
-"""Encoders of texts and image models of many families, with random weights: two layers, 64 wide, pictures of 64 pixels.
+"""Create tiny text encoders and image models of many families with random weights.
 
-`TEXTS` and `IMAGES` have a row for each: the fields in which its config differs.
+They have two layers, a hidden size of 64 and images of 64 pixels. `TEXTS` and `IMAGES` map each name to the config
+fields that differ.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ MORE_TEXTS: dict[str, dict[str, Any]] = {
     "nystromformer": {},
     "xlm-roberta-xl": {},
 }
-"""Beside the thirty: pooled queries, a decoder that reads its encoder, old interfaces, no attention at all."""
+"""Unusual encoders: pooled queries, an encoder-decoder, old interfaces, no attention."""
 IMAGES: dict[str, dict[str, Any]] = {
     "vit": {**_TINY, **_PATCHES},
     "deit": {**_TINY, **_PATCHES},
@@ -103,7 +104,7 @@ _REAL_EXTRA = {"gemma3_text": {"head_dim": 32}, "qwen3": {"head_dim": 32}, "t5":
 
 
 def build(name: str, real: bool = False) -> Any:
-    """A classifier with random weights, large enough that its answers differ."""
+    """Return a classifier with random weights, large enough that its outputs differ between inputs."""
     import torch
     from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 
@@ -134,28 +135,28 @@ def build(name: str, real: bool = False) -> Any:
     module = (chosen[0] if isinstance(chosen, tuple) else chosen)(config).float().eval()
     with torch.no_grad():
         for parameter in module.parameters():
-            wide = parameter.ndim > 1
-            parameter.add_(torch.randn_like(parameter) * (parameter[0].numel() ** -0.5 if wide else 0.1))
+            scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
+            parameter.add_(torch.randn_like(parameter) * scale)
         norms: list[Any] = [
             part for part in module.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)
         ]
         for norm in norms:
-            norm.weight.add_(1 - norm.weight.mean().round())  # EfficientNet's begin with 0
-            # LeViT's queries and keys too: scores that saturate amplify rounding by thousands, in one of many pictures.
+            norm.weight.add_(1 - norm.weight.mean().round())  # those of EfficientNet are initialized with 0
+            # Reduce LeViT's queries and keys, since saturated scores amplify rounding errors by thousands.
             norm.weight.mul_(0.5 if isinstance(norm, torch.nn.BatchNorm1d) else 1)
             norm.momentum = None
             norm.train()
-        if norms:  # running statistics of real activations, so that nothing vanishes on its way through
+        if norms:  # set the running statistics to those of activations, so that no signal vanishes
             count = 48 if name == "levit" else 16
             module(torch.from_numpy(np.stack([row["pixel_values"] for row in examples_of(name, count).inputs])))
-        for norm in norms:  # a channel that hardly varies would only amplify rounding
+        for norm in norms:  # channels that hardly vary would amplify rounding errors
             norm.running_var.clamp_(min=0.05 * norm.running_var.mean())
         module.eval()
     return module
 
 
 def examples_of(name: str, count: int = 48, longest: int = 40, seed: int = 0) -> Any:
-    """Random texts of many lengths, or images of one size."""
+    """Return random texts of different lengths, or images of one size."""
     from compress.tasks.task import Examples
 
     generator = np.random.default_rng(seed)
@@ -173,7 +174,7 @@ def examples_of(name: str, count: int = 48, longest: int = 40, seed: int = 0) ->
 
 
 def inputs(name: str) -> dict[str, Any]:
-    """Two examples of `examples_of` as a batch of tensors, padded."""
+    """Return a padded batch of two examples as tensors."""
     from compress.tasks.inference import tensors
 
     examples = examples_of(name)

@@ -1,4 +1,4 @@
-"""Trials of a model, each in a process of its own, and the table of what came of them."""
+"""Run trials of a model in separate processes, and build the table of their results."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 
 from compress.utils.errors import CompressError, first_line
 
-WHY = "reason"
+REASON = "reason"
 _LIMIT_SECONDS = 300
-_NO, _PLAIN = "no", "as it is"
+_NO, _UNFUSED = "no", "as it is"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a model is tried for: ``judge(name, folder)`` gives a cell for each column, or `no: reason`.
+    """Columns of the table and the function that computes their cells for a model, which may be `no: reason`.
 
-    Cells of errors, of ends of the process and of more than five minutes are `no: reason` in every column.
+    If the function raises an error, ends the process or takes more than five minutes, all cells are `no: reason`.
     """
 
     columns: tuple[str, ...]
@@ -30,7 +30,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Group:
-    """Models that are tried for the same."""
+    """Models with the same trials."""
 
     title: str
     names: tuple[str, ...]
@@ -38,45 +38,43 @@ class Group:
 
     @property
     def columns(self) -> list[str]:
-        """The model's name, what the trials tell, and the reasons of what is not so."""
-        return ["model", *(column for trial in self.trials for column in trial.columns), WHY]
+        """The model's name, the columns of the trials, and the reasons of failures."""
+        return ["model", *(column for trial in self.trials for column in trial.columns), REASON]
 
     def row(self, name: str) -> list[str]:
-        """The cells of a model. Reasons stand in the last one, each once."""
+        """Run the trials of a model and return its row, with all reasons in the last cell."""
         cells: dict[str, str] = {}
         for trial in self.trials:
-            cells |= dict(in_a_process(trial, name))
+            cells |= dict(run_in_process(trial, name))
         reasons: dict[str, list[str]] = {}
         for column, cell in cells.items():
             cells[column], _, reason = cell.partition(": ")
             if reason:
                 reasons.setdefault(reason, []).append(column)
-        why = "; ".join(f"{', '.join(columns)}: {reason}" for reason, columns in reasons.items())
-        return [name, *(cells.get(column, "") for column in self.columns[1:-1]), why]
+        reason_cell = "; ".join(f"{', '.join(columns)}: {reason}" for reason, columns in reasons.items())
+        return [name, *(cells.get(column, "") for column in self.columns[1:-1]), reason_cell]
 
-    def worse(self, before: Sequence[str], now: Sequence[str]) -> list[str]:
-        """The columns in which a row is worse than it was."""
-        pairs = zip(self.columns, before, now, strict=True)
-        return [column for column, old, new in pairs if column != WHY and _rank(new) < _rank(old)]
+    def worse(self, stored: Sequence[str], current: Sequence[str]) -> list[str]:
+        """Return the columns in which the current row is worse than the stored one."""
+        cells = zip(self.columns, stored, current, strict=True)
+        return [column for column, old, new in cells if column != REASON and _rank(new) < _rank(old)]
 
     def summary(self, rows: Sequence[Sequence[str]]) -> str:
-        """How many models each column holds for."""
-        counts = (f"{column} {sum(_rank(row[index]) > 1 for row in rows)}" for index, column in self._judged())
+        """Return how many models succeed in each column."""
+        columns = enumerate(self.columns[1:-1], start=1)
+        counts = (f"{column} {sum(_rank(row[index]) > 1 for row in rows)}" for index, column in columns)
         return f"Of {len(rows)}: {', '.join(counts)}."
-
-    def _judged(self) -> list[tuple[int, str]]:
-        return [(index, column) for index, column in enumerate(self.columns) if 0 < index < len(self.columns) - 1]
 
 
 def _rank(cell: str) -> int:
-    return 0 if cell.startswith(_NO) else 1 if cell.startswith(_PLAIN) else 2
+    return 0 if cell.startswith(_NO) else 1 if cell.startswith(_UNFUSED) else 2
 
 
-def in_a_process(trial: Trial, name: str) -> Mapping[str, str]:
-    """What the trial says of a model, where nothing that ends the process, or takes too long, ends this one."""
+def run_in_process(trial: Trial, name: str) -> Mapping[str, str]:
+    """Run a trial in a child process, so that a crash or a timeout there does not affect this process."""
     with tempfile.TemporaryDirectory() as folder:
         receiver, sender = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.get_context("fork").Process(target=_answer, args=(trial, name, Path(folder), sender))
+        process = multiprocessing.get_context("fork").Process(target=_child, args=(trial, name, Path(folder), sender))
         process.start()
         sender.close()
         try:
@@ -91,12 +89,12 @@ def in_a_process(trial: Trial, name: str) -> Mapping[str, str]:
     return cells if isinstance(cells, Mapping) else dict.fromkeys(trial.columns, f"{_NO}: {cells}")
 
 
-def _answer(trial: Trial, name: str, folder: Path, connection: Connection) -> None:
+def _child(trial: Trial, name: str, folder: Path, connection: Connection) -> None:
     with (folder / "stderr.txt").open("w") as log:
         os.dup2(log.fileno(), 2)
         try:
             connection.send(trial.judge(name, folder))
         except CompressError as error:
             connection.send(" ".join(error.what.split()))
-        except Exception as error:  # noqa: BLE001 - whatever a row ends in is what it shows
+        except Exception as error:  # noqa: BLE001 - the row shows any error
             connection.send(f"TRACEBACK {type(error).__name__}: {first_line(error)}")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from cut_architectures import CUTS, build, trial
+from cut_architectures import PRUNED_PARTS, build, trial
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
@@ -169,7 +169,7 @@ DESCRIBED = (
 
 
 @pytest.mark.parametrize("name", DESCRIBED)
-@pytest.mark.parametrize("what", CUTS)
+@pytest.mark.parametrize("what", PRUNED_PARTS)
 def test_a_cut_model_answers_as_the_whole_one_without_what_went(name: str, what: str) -> None:
     assert trial(name, what) == ""
 

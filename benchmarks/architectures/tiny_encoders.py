@@ -110,9 +110,9 @@ def build(name: str, real: bool = False) -> Any:
 
     text = name in TEXTS or name in MORE_TEXTS
     changes = dict((TEXTS | MORE_TEXTS | IMAGES)[name])
-    renamed, own_shape = changes.pop("_names", {}), changes.pop("_own_shape", False)
+    renamed, custom = changes.pop("_names", {}), changes.pop("_own_shape", False)
     if text:
-        shape = {} if own_shape else {renamed.get(key, key): value for key, value in (_REAL if real else _TINY).items()}
+        shape = {} if custom else {renamed.get(key, key): value for key, value in (_REAL if real else _TINY).items()}
         shape |= {"vocab_size": VOCABULARY, "pad_token_id": 0, "max_position_embeddings": POSITIONS * (1 + 3 * real)}
         if name == "distilbert":
             shape["hidden_dim"] = shape.pop("intermediate_size")

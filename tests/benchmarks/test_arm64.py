@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from arm64 import NEWEST, OLD, Apart, EmulatedArm, answers_here, arm_findings, departures, find_emulated_arm, take_apart
+from arm64 import (
+    NEWEST,
+    OLD,
+    EmulatedArm,
+    IsolatedNodes,
+    arm_findings,
+    differing_operators,
+    find_emulated_arm,
+    host_outputs,
+    isolate_nodes,
+)
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.formats.onnx.int8.observers import stream_activations
@@ -40,13 +50,13 @@ def feed() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def apart(feed: dict[str, np.ndarray]) -> Apart:
-    return take_apart(product(), feed)
+def apart(feed: dict[str, np.ndarray]) -> IsolatedNodes:
+    return isolate_nodes(product(), feed)
 
 
-def test_each_operator_answers_as_it_does_in_the_graph(apart: Apart, feed: dict[str, np.ndarray]) -> None:
+def test_each_operator_answers_as_it_does_in_the_graph(apart: IsolatedNodes, feed: dict[str, np.ndarray]) -> None:
     (values,) = stream_activations(product(), ["bytes", "scale", "zero", "sums", "floats", "y"], [feed])
-    answers = answers_here(apart)
+    answers = host_outputs(apart)
     assert set(answers) == {"answer_0_0", "answer_0_1", "answer_0_2", "answer_1_0", "answer_2_0", "answer_3_0"}
     np.testing.assert_array_equal(answers["answer_1_0"], values["sums"])
     np.testing.assert_array_equal(answers["answer_3_0"], values["y"])
@@ -55,14 +65,14 @@ def test_each_operator_answers_as_it_does_in_the_graph(apart: Apart, feed: dict[
     assert not computed_names & {name for node in apart.graph.graph.node for name in node.input}
 
 
-def test_the_operators_that_depart_are_named_with_how_far(apart: Apart) -> None:
+def test_the_operators_that_depart_are_named_with_how_far(apart: IsolatedNodes) -> None:
     """One sum in 72 is off by 300; a Softmax whose last bits differ is not worth a word."""
-    host_answers = answers_here(apart)
+    host_answers = host_outputs(apart)
     changed_answers = {name: array.copy() for name, array in host_answers.items()}
-    assert departures(apart, host_answers, changed_answers) == []
+    assert differing_operators(apart, host_answers, changed_answers) == []
     changed_answers["answer_1_0"][0, 5] += 300
     changed_answers["answer_3_0"] *= np.float32(1 + 2e-6)
-    sums, softmax = departures(apart, host_answers, changed_answers)
+    sums, softmax = differing_operators(apart, host_answers, changed_answers)
     assert (sums.operator, sums.name, sums.steps, sums.matters) == ("MatMulInteger", "product", 300, True)
     assert sums.share == pytest.approx(1 / (ROWS * COLUMNS))
     assert sums.error == pytest.approx(300 / np.sqrt(np.square(host_answers["answer_1_0"].astype(float)).sum()))
@@ -112,7 +122,7 @@ def test_the_script_tells_what_an_emulated_processor_answers(
 
 
 @pytest.mark.slow
-def test_arm_kernels_sum_bytes_as_integers_do(apart: Apart) -> None:
+def test_arm_kernels_sum_bytes_as_integers_do(apart: IsolatedNodes) -> None:
     """Exact sums, by integers of 64 bits: no saturation on ARM."""
     arm = find_emulated_arm()
     if isinstance(arm, str):
@@ -121,7 +131,7 @@ def test_arm_kernels_sum_bytes_as_integers_do(apart: Apart) -> None:
     weight = numpy_helper.to_array(product().graph.initializer[0]).astype(np.int64)
     sums = (apart.feed["bytes"].astype(np.int64) - int(apart.feed["zero"])) @ weight
     np.testing.assert_array_equal(arm_answers["answer_1_0"], sums)
-    assert not any(departure.matters for departure in departures(apart, answers_here(apart), arm_answers))
+    assert not any(departure.matters for departure in differing_operators(apart, host_outputs(apart), arm_answers))
 
 
 @pytest.mark.slow

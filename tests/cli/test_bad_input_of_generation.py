@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import tiny_generation
 import tiny_run
-import torch
 from quantized import VOCABULARY, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import MiniMaxConfig, MiniMaxForCausalLM
@@ -45,12 +44,6 @@ def write_train(place: Path, text: str) -> None:
 def change_config(place: Path, **changes: Any) -> None:
     path = place / "model" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def change_weight(place: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    path = place / "model" / "model.safetensors"
-    tensors = load_file(path)
-    save_file({**tensors, name: change(tensors[name]).contiguous()}, path, metadata={"format": "pt"})
 
 
 def short_text(place: Path) -> None:

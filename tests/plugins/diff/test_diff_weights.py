@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import diff as planted
 import numpy as np
 import onnx
 import pytest
@@ -17,7 +15,6 @@ from quantized import quantize_tiny_llama
 from safetensors.numpy import load_file, save_file
 from stage_contract import language_context, stage_of
 
-from compress.plugins.diff import dequantize
 from compress.plugins.diff.activations import compare_files
 from compress.plugins.diff.record import TensorChange, WeightsDiff
 from compress.plugins.diff.weights import compare_weights
@@ -214,34 +211,3 @@ def test_the_operator_that_errs_is_first_with_its_own_error(tmp_path: Path) -> N
     assert same is not None and same.first is None and same.notes[0].startswith("0 of 3 operators")
     # Inputs that the graph needs were not drawn.
     assert compare_files(file_before, file_before, [{"input_ids": np.zeros((1, 4))}], PROGRESS) is None
-
-
-def test_every_planted_change_is_found_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both sides of every row begin as copies of one model, which is made once."""
-    make, base = planted.model, planted.model(tmp_path / "base")
-    copied = lambda folder, seed=0: make(folder, seed) if seed else Path(shutil.copytree(base, folder))  # noqa: E731
-    monkeypatch.setattr(planted, "model", copied)
-    expected = {name: planted.plant(name, tmp_path / str(index)) for index, name in enumerate(planted.PLANTED)}
-    assert {name: diff.first for name, diff in expected.items() if not planted.is_located(name, diff)} == {}
-    # What is found of one is not what is looked for of another.
-    others = dict(zip(expected, [*list(expected.values())[1:], expected["one layer retrained"]], strict=True))
-    assert not any(planted.is_located(name, diff) for name, diff in others.items())
-
-
-def test_a_pair_of_the_shape_of_a_larger_model_is_read_a_tensor_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rows of a table are read in stretches: none of it is in memory whole."""
-    sizes: list[int] = []
-    read = dequantize.Weight.stored_chunks
-
-    def watched(weight: dequantize.Weight):  # type: ignore[no-untyped-def]
-        for part in read(weight):
-            sizes.append(part.size)
-            yield part
-
-    monkeypatch.setattr(dequantize, "CHUNK", 1 << 10)
-    monkeypatch.setattr(dequantize.Weight, "stored_chunks", watched)
-    diff = planted.plant("three rows of the table zeroed", tmp_path)
-    assert planted.is_located("three rows of the table zeroed", diff)
-    assert len(sizes) > 100 and max(sizes) <= 1 << 10

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import drift_of_use
 import numpy as np
 import onnx
 import pyarrow as pa
@@ -17,7 +16,7 @@ import tiny
 from onnx import helper, numpy_helper
 from onnx_graphs import onnx_model
 from pyarrow import csv
-from tiny_use import Done, write_run
+from tiny_use import Done
 
 from compress.data.columns import Column
 from compress.inspection.activation_clipping import ActivationRange, activation_ranges, record_activations
@@ -238,22 +237,3 @@ def test_verdicts_need_a_corrected_p_value_and_an_effect_that_matters() -> None:
     }  # fmt: skip
     # Holm by hand: the third smallest of four counts twice.
     assert verdicts["length"].adjusted == pytest.approx(0.006)
-
-
-def test_shifts_are_found_and_windows_of_one_source_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drift_of_use, "REFERENCE", 80)
-    monkeypatch.setattr(drift_of_use, "WINDOW", 50)
-    _, model = drift_of_use.load_run(write_run(tmp_path / "run"))
-    whole = drift_of_use.outputs_of(model, tiny.texts(200, seed=5))
-    chosen = ["web addresses", "texts three times as long", "Greek words"]
-    shifts = drift_of_use.find_shifts(model, whole.take(np.arange(80)), tiny.texts(200, seed=6), chosen)
-    assert all(shifts[name] for name in chosen)
-    alarms = drift_of_use.alarms_without_shift(model, whole, 6, 200)
-    assert sum(map(bool, alarms)) <= 1
-
-
-def test_a_loss_is_found_after_about_as_many_requests_as_it_takes() -> None:
-    assert drift_of_use.fixed_size() == 870
-    right = np.arange(1000) < 850
-    needed = [drift_of_use.requests_until_detected(right, seed, most=6000) for seed in range(3)]
-    assert min(needed) > 100 and max(needed) < 6000

@@ -85,7 +85,8 @@ def test_snippets_hold_the_other_texts_and_none_of_the_reviews(raw):
 def test_minilm_opens_in_transformers():
     from transformers import AutoModel
 
-    assert cached_directory("minilm") == (folder := sample_directory("minilm"))
+    folder = sample_directory("minilm")
+    assert cached_directory("minilm") == folder
     assert AutoModel.from_pretrained(folder).num_parameters() == 22_713_216
 
 

@@ -98,8 +98,8 @@ def compare(
         runner.inputs.task.encode(rows, processor_of(model), labels_of(model), recipe.data.max_length),
     )
     damage_feeds = calibration_set(model, context, DAMAGE_EXAMPLES).feeds
-    ours = search(model.graph, quantizer, merit, floor, damage_feeds, float("inf"), progress)
-    forwards = ours.evaluations + 1 + ours.passes * len(damage_feeds) / len(rows)
+    ours = search(model.graph, quantizer, merit, floor, damage_feeds, progress)
+    forwards = ours.evaluations + 1 + len(ours.damages) * len(damage_feeds) / len(rows)
     first = SearchResult("ranked by damage", ours.merit, ours.kept, ours.evaluations + 1, forwards)
     second = search_greedily(quantizer, merit, ours.float_merit, ours.floor, progress)
     facts = f"float {ours.float_merit:.4f}, floor {ours.floor:.4f}, {len(quantizer.layers)} layers, {len(rows)} rows"

@@ -20,23 +20,21 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "finetune": [QUICK, {**QUICK, "freeze_embeddings": True, "dropout": 0.0}],
     "distill": [
         {**QUICK, "student": {"layers": [1]}},
-        {**QUICK, "student": {"layers": [0]}, "method": "distilbert", "use_unlabeled": True, "labels_weight": 0.5},
-        {**QUICK, "student": {"config": {"hidden_size": 16}}, "method": "tinybert"},
-        {**QUICK, "teacher": "finetune", "method": "minilm"},
+        {**QUICK, "student": {"layers": [0]}, "use_unlabeled": True, "labels_weight": 0.5},
+        {**QUICK, "student": {"config": {"hidden_size": 16}}},
     ],
     "prune": [
         {"heads": 0.5, "feed_forward": 0.25},
         {"layers": 1},
-        {"heads": 0.25, "importance": "magnitude"},
     ],
     "sparsify": [{"sparsity": 0.5}],
-    "sparsify_gradually": [{**QUICK, "sparsity": 0.5, "scope": "global"}],
+    "sparsify_gradually": [{**QUICK, "sparsity": 0.5}],
     "prune_decoder": [{"layers": 1, "samples": 4, "sequence_length": 24}],
     "sparsify_decoder": [{"sparsity": 0.5, "method": "wanda", "samples": 4, "sequence_length": 24}],
     "distill_language_model": [
         {"student": {"layers": [0]}, "epochs": 0.5, "batch_size": 2, "learning_rate": 1e-3, "sequence_length": 24}
     ],
-    "trim_vocabulary": [{}, {"characters": "seen", "use_unlabeled": True, "trim_positions": False}],
+    "trim_vocabulary": [{}, {"characters": "seen", "use_unlabeled": True}],
     "onnx": [{}],
     "qat": [{**QUICK, "calibration_examples": 16}],
     "onnx_int8": [
@@ -44,7 +42,7 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
         {"embedding_bits": 4},
         {"embedding_bits": 32, "per_channel": False, "reduce_range": True},
         {"method": "static", "calibration_examples": 24},
-        {"method": "static", "calibration_method": "mse", "smooth_quant": 0.5, "format": "qdq", "types": "u8u8"},
+        {"method": "static", "calibration_method": "mse", "format": "qdq"},
         {"accuracy_floor": 0.5},
     ],
     "cast": [{}],
@@ -68,7 +66,7 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "openvino": [{"embedding_bits": 4}, {"precision": "fp16"}, {"precision": "fp32"}],
     "executorch": [],  # lowered once for this and its own tests, in those
     "coreml": [{"embedding_bits": 4}],
-    "tune_scales": [RECOVERY, {**RECOVERY, "norms": False, "precision": "fp32"}],
+    "tune_scales": [RECOVERY, {**RECOVERY, "labels_weight": 0.3, "precision": "fp32"}],
     "lora_recovery": [{**RECOVERY, "rank": 2, "learning_rate": 1e-2}],
     "merge_lora": [{"adapter": "adapter"}],
     "attach_lora": [{"adapter": "adapter"}],

@@ -8,7 +8,6 @@ ceiling, how far the outputs are from the float graph's on the same examples.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -56,7 +55,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class FallbackSearch:
-    """Result of the search: the ``kept`` layers stay float; counts of metric ``evaluations`` and damage ``passes``."""
+    """Result of the search: the ``kept`` layers stay float after so many ``evaluations`` of the metric."""
 
     graph: onnx.ModelProto
     damages: tuple[Damage, ...]
@@ -65,8 +64,6 @@ class FallbackSearch:
     merit: float
     float_merit: float
     evaluations: int
-    passes: int
-    finished: bool
     by_error: bool = False
     """Whether the merit is 1 less the error of the outputs."""
 
@@ -79,13 +76,11 @@ class FallbackSearch:
 
     def verdict(self) -> str:
         """Return the decision in one line."""
-        early = "" if self.finished else "; the time was over before the fewest were found"
         metric = f"metric {self.merit:.4f} on validation (float {self.float_merit:.4f}, floor {self.floor:.4f})"
         error = f"RMS error {1 - self.merit:.4f} on training examples (at most {1 - self.floor:.4f})"
         return (
             f"{error if self.by_error else metric} with "
-            f"{len(self.kept)} of {len(self.damages)} layers in float, {self.evaluations} evaluations and "
-            f"{self.passes} measurements of one layer{early}"
+            f"{len(self.kept)} of {len(self.damages)} layers in float, {self.evaluations} evaluations"
         )
 
 
@@ -95,7 +90,6 @@ def search(
     merit: Merit,
     share: float,
     feeds: Sequence[Feed],
-    seconds: float,
     progress: Progress,
     left: Sequence[str] = (),
     by_error: bool = False,
@@ -103,10 +97,8 @@ def search(
     """Find the 8-bit graph with the fewest float layers whose merit is ``share`` of the float graph's or better.
 
     The layers ``left`` are float in any case; ``by_error`` says that the merit is `agreement_with`. Damage is measured
-    on ``feeds``, by error on the first of them. After ``seconds`` the best that is known to hold is taken. Raises
-    `StageError` where not even one 8-bit layer can stay.
+    on ``feeds``, by error on the first of them. Raises `StageError` where not even one 8-bit layer can stay.
     """
-    deadline = time.perf_counter() + seconds
     float_merit = merit(graph)
     floor = share * float_merit
     judged: dict[int, tuple[onnx.ModelProto, float]] = {}
@@ -121,28 +113,18 @@ def search(
     if not holds(0):
         few = [feeds[index] for index in range(min(len(feeds), _RANKED_ON))] if by_error else feeds
         damages = rank(graph, quantizer, few, progress, left)
-    count = fewest(len(damages), holds, lambda: time.perf_counter() < deadline)
-    finished = count == 0 or (count - 1) in judged
+    count = fewest(len(damages), holds)
     if damages and count == len(damages):
-        if not finished:
-            aim = f"an error of {1 - share:.1%}" if by_error else f"{share:.1%} of the float model's metric"
-            raise StageError(
-                f"After {seconds:g} s no set of layers was found that keeps {aim}.",
-                expected="time for a few evaluations of the graph",
-                hint="raise search_seconds, or give fewer damage_examples or a smaller validation split",
-            )
         metric = f"metric at {share:.1%} of the float model's {float_merit:.4f}"
         raise StageError(
             f"No 8-bit layer keeps the {f'error at {1 - share:.1%}' if by_error else metric}.",
             expected="a bound that some layers can hold",
             hint=f"{'raise error_ceiling' if by_error else 'lower accuracy_floor'}, give more calibration_examples, or "
-            "try smooth_quant and another calibration_method",
+            "try another calibration_method",
         )
     best, achieved = judged[count]
     float_layers = tuple(damage.layer.name for damage in damages[:count])
-    return FallbackSearch(
-        best, tuple(damages), float_layers, floor, achieved, float_merit, len(judged), len(damages), finished, by_error
-    )
+    return FallbackSearch(best, tuple(damages), float_layers, floor, achieved, float_merit, len(judged), by_error)
 
 
 def rank(
@@ -213,16 +195,16 @@ def merit_of(task: Task, examples: Examples) -> Merit:
     return merit
 
 
-def fewest(count: int, holds: Callable[[int], bool], go_on: Callable[[], bool] = lambda: True) -> int:
+def fewest(count: int, holds: Callable[[int], bool]) -> int:
     """Return the least k in 0..``count`` for which ``holds(k)``, which is monotonic and true for ``count``.
 
     Asks of 1, 2, 4 and so on first, since a few are enough most often, and bisects what is left: at most
-    2 + 2 log2(k) questions. Stops with what is known to hold when ``go_on()`` is false.
+    2 + 2 log2(k) questions.
     """
     if count == 0 or holds(0):
         return 0
     fails, good = 0, count
-    while good - fails > 1 and go_on():
+    while good - fails > 1:
         middle = (fails + good) // 2
         if good == count:
             middle = min(middle, max(2 * fails, 1))

@@ -24,7 +24,7 @@ from compress.formats.onnx.model import OnnxModel
 from compress.models.processor import labels_of, processor_of
 from compress.numerics.sampling import spread_sample
 from compress.stages.base import Context
-from compress.stages.onnx_int8.accuracy_aware import COLUMNS, FallbackSearch, Merit, agreement_with, merit_of, search
+from compress.stages.onnx_int8.accuracy_aware import COLUMNS, Merit, agreement_with, merit_of, search
 from compress.tasks.task import Examples
 from compress.utils.errors import DataError, StageError
 
@@ -73,17 +73,10 @@ def quantize_int8(
     left = excluded_layers(quantizer.layers, options.keep) if options.keep else []
     if left:
         context.note(f"onnx_int8: {', '.join(left)} left in float, as the recipe says")
-    if not options.searches:
-        graph = quantizer.quantize(left)
+    if options.searches:
+        graph = _search(model.graph, quantizer, left, options, inputs, context)
     else:
-        search_result = _search(model.graph, quantizer, left, options, inputs, context)
-        graph = search_result.graph
-        context.note(f"onnx_int8: {search_result.verdict()}")
-        for name in search_result.kept:
-            context.note(f"onnx_int8: {name} stays in float")
-        if search_result.damages:
-            context.add_table("damage of each layer alone in INT8, and what INT8 saves", COLUMNS, search_result.rows())
-        _record(search_result, graph)
+        graph = quantizer.quantize(left)
     graph = _with_lstms(graph, options, context)
     if chosen is not None:
         chosen.record(graph)
@@ -91,18 +84,11 @@ def quantize_int8(
     if options.narrowing() == "saturating":
         _say_narrowed(quantizer.narrowed, context)
     if isinstance(quantizer, StaticQuantizer):
-        _note_changes(quantizer, context)
+        if quantizer.split:
+            context.note(f"onnx_int8: {len(quantizer.split)} convolutions split by the parts of what they read")
+        for name in quantizer.constant:
+            context.note(f"onnx_int8: {name} was the same in every calibration example; are they too few?")
     return graph
-
-
-def _note_changes(quantizer: StaticQuantizer, context: Context) -> None:
-    """Note the changes of the graph that static quantization made, and inputs that never changed."""
-    if quantizer.split:
-        context.note(f"onnx_int8: {len(quantizer.split)} convolutions split by the parts of what they read")
-    if quantizer.equalized:
-        context.note(f"onnx_int8: channels evened before {len(quantizer.equalized)} layers")
-    for name in quantizer.constant:
-        context.note(f"onnx_int8: {name} was the same in every calibration example; are they too few?")
 
 
 def quantize_dynamically(model: OnnxModel, options: Int8Options, context: Context) -> onnx.ModelProto:
@@ -143,7 +129,8 @@ def _search(
     options: Int8Options,
     inputs: CalibrationInputs,
     context: Context,
-) -> FallbackSearch:
+) -> onnx.ModelProto:
+    """Return the graph with the fewest layers in float that keeps the bound, with a record of each layer's damage."""
     feeds = inputs.choose(options.damage_examples).feeds
     ceiling, floor = options.error_ceiling, options.accuracy_floor
     if ceiling is not None:
@@ -151,8 +138,21 @@ def _search(
     else:
         assert floor is not None, "one of the two"
         merit, share = inputs.merit(), floor
-    more = options.search_seconds, context.progress, left, ceiling is not None
-    return search(graph, made, merit, share, feeds, *more)
+    outcome = search(graph, made, merit, share, feeds, context.progress, left, ceiling is not None)
+    context.note(f"onnx_int8: {outcome.verdict()}")
+    for name in outcome.kept:
+        context.note(f"onnx_int8: {name} stays in float")
+    if outcome.damages:
+        context.add_table("damage of each layer alone in INT8, and what INT8 saves", COLUMNS, outcome.rows())
+    rows = [
+        {"layer": damage.layer.name, "weight": damage.layer.weight, "damage": damage.error}
+        | {"saved_bytes": damage.saved_bytes, "int8": damage.layer.name not in outcome.kept}
+        for damage in outcome.damages
+    ]
+    facts = {"floor": outcome.floor, "metric": outcome.merit, "float_metric": outcome.float_merit}
+    counts = {"evaluations": outcome.evaluations, "layers_measured": len(outcome.damages)}
+    outcome.graph.metadata_props.add(key=LAYERS, value=json.dumps({**facts, **counts, "layers": rows}))
+    return outcome.graph
 
 
 @dataclass(frozen=True)
@@ -177,17 +177,6 @@ def validation_examples(model: OnnxModel, context: Context) -> Examples:
     if len(rows) == 0:
         raise DataError("The validation split is empty, so no floor can be held.", where=f"split {_VALIDATION}")
     return context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
-
-
-def _record(found: FallbackSearch, graph: onnx.ModelProto) -> None:
-    rows = [
-        {"layer": damage.layer.name, "weight": damage.layer.weight, "damage": damage.error}
-        | {"saved_bytes": damage.saved_bytes, "int8": damage.layer.name not in found.kept}
-        for damage in found.damages
-    ]
-    facts = {"floor": found.floor, "metric": found.merit, "float_metric": found.float_merit}
-    counts = {"evaluations": found.evaluations, "layers_measured": found.passes}
-    graph.metadata_props.add(key=LAYERS, value=json.dumps({**facts, **counts, "layers": rows}))
 
 
 def excluded_layers(layers: Sequence[QuantizableLayer], patterns: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from compress.formats.onnx.int8.settings import NNCF_FIELDS, SEARCH_FIELDS, STATIC_FIELDS, Int8Options
+from compress.formats.onnx.int8.settings import NNCF_FIELDS, STATIC_FIELDS, Int8Options
 from compress.formats.onnx.model import (
     DIFFUSION_PARTS,
     QUANTIZED_GRAPH,
@@ -68,12 +68,10 @@ class OnnxInt8(Int8Options, Stage[OnnxModel, OnnxModel]):
     def _fields_have_an_effect(self) -> Self:
         if self.method == "dynamic" and (unused := changed_fields(self, STATIC_FIELDS)):
             raise ValueError(f"method: static, which {unused[0]} concerns")
-        if not self.searches and (unused := changed_fields(self, SEARCH_FIELDS)):
-            raise ValueError(f"accuracy_floor or error_ceiling, which {unused[0]} concerns")
+        if not self.searches and changed_fields(self, ["damage_examples"]):
+            raise ValueError("accuracy_floor or error_ceiling, which damage_examples concerns")
         if self.statistics == "nncf" and (unused := changed_fields(self, set(STATIC_FIELDS) - set(NNCF_FIELDS))):
             raise ValueError(f"statistics: own, which {min(unused)} concerns")
-        if self.calibration_method != "percentile" and changed_fields(self, ["percentile"]):
-            raise ValueError("calibration_method: percentile, which percentile concerns")
         return self
 
     def search_values(self, before: Shape | None, timed: bool = False) -> dict[str, tuple[Any, ...]]:

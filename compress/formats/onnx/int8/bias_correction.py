@@ -73,38 +73,9 @@ def correct_biases(graph: onnx.ModelProto, errors: Mapping[str, np.ndarray]) -> 
         if str(node.name) in errors:
             bias = bias_of(node)
             assert bias is not None, "only layers with a bias have a shift"
-            _subtract(stored[str(bias.name)], errors[str(node.name)])
-
-
-def correct_rounded(coarse: onnx.ModelProto, graph: onnx.ModelProto, errors: Mapping[str, np.ndarray]) -> None:
-    """Correct the biases of ``coarse``, made from ``graph``, as if the corrected layers were rounded again.
-
-    Only biases change by that: floats for products, integers for other layers.
-    """
-    floats = {str(node.name): bias for node in ir.from_proto(graph).graph if (bias := bias_of(node)) is not None}
-    stored = {tensor.name: tensor for tensor in coarse.graph.initializer}
-    for node in ir.from_proto(coarse).graph:
-        if str(node.name) not in errors:
-            continue
-        bias, error = floats[str(node.name)], errors[str(node.name)]
-        # The bias of a product is an addition in float; others are integers in steps of input scale times weight scale.
-        held = None if node.op_type == "MatMul" else quantized_source(node.inputs[2])
-        if held is None:
-            _subtract(stored[str(bias.name)], error)
-            continue
-        array, scale = constant(bias), constant(held.scale)
-        assert array is not None and scale is not None, "biases and their scales are stored"
-        steps = np.rint((array - error.astype(np.float32)) / scale.reshape(-1).astype(np.float64))
-        limits = np.iinfo(np.int32)
-        tensor = stored[str(held.integers.name)]
-        integers = np.clip(steps, limits.min, limits.max).astype(np.int32)
-        tensor.CopyFrom(numpy_helper.from_array(integers, tensor.name))
-
-
-def _subtract(tensor: onnx.TensorProto, error: np.ndarray) -> None:
-    """Subtract a shift from a stored bias, in place."""
-    array = numpy_helper.to_array(tensor) - error.astype(np.float32)
-    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+            tensor = stored[str(bias.name)]
+            array = numpy_helper.to_array(tensor) - errors[str(node.name)].astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
 
 
 def bias_of(node: ir.Node) -> ir.Value | None:

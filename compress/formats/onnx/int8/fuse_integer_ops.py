@@ -134,11 +134,10 @@ def quantized_source(value: ir.Value | None) -> DequantizedValue | None:
     return DequantizedValue(integers, scale, input_at(node, 2))
 
 
-def make_unsigned(model: ir.Model, products: Collection[str] | None = None) -> None:
+def make_unsigned(model: ir.Model) -> None:
     """Turn signed activations into unsigned ones, in place: integers and zero point grow by 128, the values stay.
 
-    Only activations of ``products`` are changed, or all for None. ONNX Runtime has `QAttention` for unsigned
-    activations only, and is slow with signed ones on x86.
+    ONNX Runtime has `QAttention` for unsigned activations only, and is slow with signed ones on x86.
     """
     for node in list(model.graph):
         zero = constant(input_at(node, 2)) if node.op_type == "QuantizeLinear" else None
@@ -146,9 +145,6 @@ def make_unsigned(model: ir.Model, products: Collection[str] | None = None) -> N
             continue
         # The zero point is shared by the quantization and all dequantizations of the value.
         restoring = [use.node for use in node.outputs[0].uses() if use.node.op_type == "DequantizeLinear"]
-        readers = {str(use.node.name) for consumer in restoring for use in consumer.outputs[0].uses()}
-        if products is not None and not readers & set(products):
-            continue
         moved = (zero.astype(np.int16) + 128).astype(np.uint8)
         value = add_initializer(model.graph, f"{node.outputs[0].name}_unsigned_zero_point", moved)
         node.outputs[0].dtype = ir.DataType.UINT8

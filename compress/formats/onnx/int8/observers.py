@@ -21,10 +21,9 @@ _ERRORS_ONLY = 3
 
 @dataclass
 class ActivationStatistics:
-    """Statistics of one tensor over all feeds. ``largest`` (magnitude) and ``total`` (sum) are [channels]."""
+    """Statistics of one tensor over all feeds: ``total`` is the sum [channels] of ``count`` positions."""
 
     histogram: Histogram = field(default_factory=Histogram)
-    largest: np.ndarray | None = None
     total: np.ndarray | None = None
     count: int = 0
 
@@ -35,8 +34,7 @@ class ActivationStatistics:
             return
         # Channels last, so that every row is one position.
         rows = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
-        largest, total = np.abs(rows).max(axis=0), rows.sum(axis=0, dtype=np.float64)
-        self.largest = largest if self.largest is None else np.maximum(self.largest, largest)
+        total = rows.sum(axis=0, dtype=np.float64)
         self.total = total if self.total is None else self.total + total
         self.count += len(rows)
 

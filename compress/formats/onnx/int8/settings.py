@@ -15,14 +15,12 @@ Format = Literal["qoperator", "qdq"]
 ReduceRange = bool | Literal["saturating"]
 """7-bit weights everywhere or nowhere, or a coarser grid only for columns of weights that may saturate."""
 STATIC_FIELDS = (
-    *("calibration_method", "percentile", "types", "smooth_quant", "bias_correction", "weight_rounding"),
-    *("cross_layer_equalization", "split_concatenations", "format", "statistics", "calibration_examples"),
+    *("calibration_method", "bias_correction", "weight_rounding", "split_concatenations", "format"),
+    *("statistics", "calibration_examples"),
 )
 """Fields that concern static quantization alone."""
-NNCF_FIELDS = ("percentile", "format", "statistics", "calibration_examples")
+NNCF_FIELDS = ("format", "statistics", "calibration_examples")
 """Fields of static quantization that also apply if NNCF finds the ranges."""
-SEARCH_FIELDS = ("damage_examples", "search_seconds")
-"""Fields that concern the search for layers that stay in float."""
 
 
 class Int8Options(Frozen):
@@ -40,35 +38,19 @@ class Int8Options(Frozen):
         "`saturating`: a coarser grid for those columns of weights that may, so that none does; true: 7-bit weights "
         "everywhere; false: neither; auto: `saturating` unless the processors of all targets add in 32 bits",
     )
-    calibration_method: Literal["minmax", "percentile", "entropy", "mse"] = Field(
+    calibration_method: Literal["minmax", "percentile", "mse"] = Field(
         "minmax",
-        description="static: how much of what was seen a range covers; percentile and entropy cut off the few large "
+        description="static: how much of what was seen a range covers; percentile (99.99) cuts off the few large "
         "channels that transformers rely on",
     )
     calibration_examples: int = Field(
         256, ge=1, description="static: training examples that are looked at, of all labels and lengths alike"
-    )
-    percentile: float = Field(
-        99.99, gt=50, le=100, description="static: how many values in a hundred `percentile` covers"
-    )
-    types: Literal["u8s8", "u8u8", "s8s8"] = Field(
-        "u8s8",
-        description="static: integers of activations and weights; u8s8 is what x86 and ARM kernels are made for, "
-        "and on x86 convolutions of s8s8 stay float",
-    )
-    smooth_quant: float | None = Field(
-        None, ge=0, le=1, description="static: SmoothQuant's alpha, 0.5 in the paper; left out: no smoothing"
     )
     bias_correction: bool = Field(True, description="static: take what rounding shifts a mean output by off the bias")
     weight_rounding: Literal["nearest", "feedback"] = Field(
         "nearest",
         description="static: weights of convolutions to the nearest integer, or so that errors cancel on real inputs "
         "(GPTQ's way, on the same grid)",
-    )
-    cross_layer_equalization: Literal["none", "activations", "weights"] = Field(
-        "none",
-        description="static: channels between convolutions made alike in size, which float answers don't show: "
-        "`weights` by the ranges of the weights on both sides (Nagel et al. 2019), `activations` by what was seen",
     )
     split_concatenations: bool = Field(
         False,
@@ -105,9 +87,6 @@ class Int8Options(Frozen):
         ge=1,
         description="accuracy_floor: examples that each layer's damage is taken on; error_ceiling: examples that the "
         "error is taken on, and of the first of them damage",
-    )
-    search_seconds: float = Field(
-        900, gt=0, description="accuracy_floor and error_ceiling: time after which the best so far is taken"
     )
 
     @model_validator(mode="after")

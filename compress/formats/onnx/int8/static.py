@@ -17,15 +17,8 @@ import onnx_ir as ir
 from onnx import TensorProto, helper
 
 from compress.formats.onnx.graph_edits import constant
-from compress.formats.onnx.int8.bias_correction import (
-    correct_biases,
-    correct_rounded,
-    input_products,
-    mean_errors,
-    round_weights,
-)
+from compress.formats.onnx.int8.bias_correction import correct_biases, input_products, mean_errors, round_weights
 from compress.formats.onnx.int8.byte_products import cut_saturating, keep_from_saturating
-from compress.formats.onnx.int8.equalization import equalize, smooth
 from compress.formats.onnx.int8.fuse_integer_ops import (
     UnpackedAttention,
     fuse_products,
@@ -52,26 +45,21 @@ from compress.utils.errors import DataError, StageError
 class StaticQuantizer:
     """A calibrated graph that can be quantized repeatedly.
 
-    ``layers`` can be 8-bit. ``smoothed`` and ``equalized`` are layers whose inputs SmoothQuant and cross-layer
-    equalization evened out; ``split`` the convolutions that were split by the parts of a concatenation; ``constant``
-    the activations that were constant on the calibration data; ``narrowed`` the layers whose weights got a coarser
-    grid because they might saturate, in the last graph.
+    ``layers`` can be 8-bit. ``split`` are the convolutions that were split by the parts of a concatenation;
+    ``constant`` the activations that were constant on the calibration data; ``narrowed`` the layers whose weights got a
+    coarser grid because they might saturate, in the last graph.
     """
 
     graph: onnx.ModelProto
     feeds: Sequence[Feed]
     options: Int8Options
     layers: list[QuantizableLayer] = field(init=False)
-    smoothed: list[str] = field(init=False, default_factory=list)
-    equalized: list[str] = field(init=False, default_factory=list)
     split: list[str] = field(init=False, default_factory=list)
     constant: list[str] = field(init=False)
     narrowed: list[str] = field(init=False, default_factory=list)
-    _coarse: tuple[onnx.ModelProto, list[str]] | None = field(init=False, default=None)
-    """All layers rounded and no bias corrected, until that is made use of; with what got a coarser grid."""
 
     def __post_init__(self) -> None:
-        """Unpack attention, equalize and observe. Raises `StageError` and `DataError` as those steps do."""
+        """Unpack attention and observe. Raises `StageError` and `DataError` as those steps do."""
         model = ir.from_proto(self.graph)
         refuse_unfit(model)
         # Ranges, shifts and selections refer to nodes by name.
@@ -82,49 +70,30 @@ class StaticQuantizer:
             self.split = split_concatenations(model, self.feeds)
         self.layers = find_layers(model)
         self._passing = select_bridges(model, [layer.name for layer in self.layers])
-        if self.options.smooth_quant is not None:
-            inputs = self._inputs(model)
-            statistics = observe(ir.to_proto(model), inputs, self.feeds)
-            self.smoothed = smooth(model, self.layers, statistics, self.options.smooth_quant)
-        if self.options.cross_layer_equalization != "none":
-            statistics = observe(ir.to_proto(model), self._tensors(model), self.feeds)
-            self.equalized = equalize(model, statistics, self.options.cross_layer_equalization)
-        # Equalization changed the activations, so the final ranges are measured again.
-        self._model = model
-        observed = observe(ir.to_proto(model), self._tensors(model), self.feeds)
-        method, percentile = self.options.calibration_method, self.options.percentile
+        self._model, graph = model, ir.to_proto(model)
+        observed = observe(graph, self._tensors(model), self.feeds)
         histograms = {name: statistics.histogram for name, statistics in observed.items()}
-        self._ranges = {name: find_range(histogram, method, percentile) for name, histogram in histograms.items()}
+        method = self.options.calibration_method
+        self._ranges = {name: find_range(histogram, method) for name, histogram in histograms.items()}
         self.constant = [name for name, histogram in histograms.items() if histogram.constant]
         feedback = self.options.weight_rounding == "feedback"
-        self._products = input_products(ir.to_proto(model), self.layers, self.feeds) if feedback else {}
+        self._products = input_products(graph, self.layers, self.feeds) if feedback else {}
         # The shift of each layer's mean output is that between the graph and the one with all layers rounded.
         self._errors: dict[str, np.ndarray] = {}
         if self.options.bias_correction:
-            graph = ir.to_proto(model)
             coarse = self._rounded(graph, [*(layer.name for layer in self.layers), *self._passing])
-            self._coarse = coarse, self.narrowed
             self._errors = mean_errors(graph, coarse, self.layers, observed, self.feeds)
 
     def quantize(self, float_layers: Collection[str] = ()) -> onnx.ModelProto:
         """Return the 8-bit graph in which ``float_layers`` stay float. Inputs and outputs stay."""
         chosen = [layer.name for layer in self.layers if layer.name not in float_layers]
-        errors = {name: self._errors[name] for name in chosen if name in self._errors}
-        # The graph with all layers rounded exists already, from the measurement of the bias errors.
-        if self._coarse is not None and len(chosen) == len(self.layers):
-            (rounded, self.narrowed), self._coarse = self._coarse, None
-            correct_rounded(rounded, ir.to_proto(self._model), errors)
-        else:
-            graph = ir.to_proto(self._model)
-            correct_biases(graph, errors)
-            rounded = self._rounded(graph, [*chosen, *select_bridges(ir.from_proto(graph), chosen)])
-        quantized = ir.from_proto(rounded)
+        graph = ir.to_proto(self._model)
+        correct_biases(graph, {name: self._errors[name] for name in chosen if name in self._errors})
+        quantized = ir.from_proto(self._rounded(graph, [*chosen, *select_bridges(ir.from_proto(graph), chosen)]))
         # The quantizer leads every reader of a quantized value past it, residuals in float too.
         drop_redundant_qdq(quantized)
         protect_float_layers(quantized)
         fuse, narrow = self.options.format == "qoperator", self.options.narrowing() == "saturating"
-        if fuse:
-            make_unsigned(quantized, [parts.product for parts in self._attentions])
         finished, narrowed = _finish(quantized, self._attentions, fuse, narrow)
         self.narrowed += narrowed
         return finished
@@ -141,15 +110,10 @@ class StaticQuantizer:
                 cut_saturating(rounded)
         return rounded
 
-    def _inputs(self, model: ir.Model) -> dict[str, int]:
-        """Return the inputs of all layers with the axis of their channels."""
-        nodes = {str(node.name): node for node in model.graph}
-        return {str(nodes[layer.name].inputs[0].name): layer.channel_axis for layer in self.layers}
-
     def _tensors(self, model: ir.Model) -> dict[str, int]:
         """Return all tensors that need a range with the axis of their channels."""
-        axes = self._inputs(model)
         nodes = {str(node.name): node for node in model.graph}
+        axes = {str(nodes[layer.name].inputs[0].name): layer.channel_axis for layer in self.layers}
         # Convolutions and the nodes between them have 8-bit outputs, which need a range too.
         writers = [layer.name for layer in self.layers if layer.operator.startswith("Conv")] + self._passing
         for name in writers:
@@ -206,15 +170,14 @@ def insert_qdq(
     # The quantizer needs the type of every tensor with a range.
     source.graph.value_info.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ranges)
     source.metadata_props.add(key=_KNOWN[0], value=_KNOWN[1])
-    integer_types = {"u8": QuantType.QUInt8, "s8": QuantType.QInt8}
-    activations, weights = integer_types[options.types[:2]], integer_types[options.types[2:]]
     data = {
         name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
         for name, (low, high) in ranges.items()
     }
     names = sorted(set(nodes))
     operators = sorted({node.op_type for node in source.graph.node if node.name in names})
-    extra = {"WeightSymmetric": options.types != "u8u8", "OpTypesToExcludeOutputQuantization": list(_FLOAT_OUTPUT)}
+    extra = {"WeightSymmetric": True, "OpTypesToExcludeOutputQuantization": list(_FLOAT_OUTPUT)}
+    activations, weights = QuantType.QUInt8, QuantType.QInt8
     narrow = options.narrowing() is True
     with suppress_output("logs"):
         quantizer = QDQQuantizer(

@@ -12,12 +12,10 @@ import onnxruntime
 import pytest
 import torch
 from exports import kernels
-from onnx import helper, numpy_helper
+from onnx import helper
 from onnx_graphs import onnx_model
 
-from compress.formats.onnx.graph_edits import constant
-from compress.formats.onnx.int8.equalization import apply_factors, equalize, find_channel_groups
-from compress.formats.onnx.int8.observers import observe, open_session
+from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.int8.qdq_cleanup import split_concatenations
 from compress.formats.onnx.int8.select_nodes import count_without_kernel
 from compress.formats.onnx.int8.settings import Int8Options
@@ -58,9 +56,9 @@ def network(activation: str = "Relu") -> onnx.ModelProto:
     return onnx_model(nodes, {"x": ["batch", 3, SIZE, SIZE]}, {"y": ["batch", CLASSES]}, arrays)
 
 
-def images(count: int = 8, seed: int = 0, size: int = SIZE) -> list[dict[str, np.ndarray]]:
+def images(count: int = 8, seed: int = 0) -> list[dict[str, np.ndarray]]:
     generator = np.random.default_rng(seed)
-    return [{"x": generator.normal(size=(2, 3, size, size)).astype(np.float32)} for _ in range(count)]
+    return [{"x": generator.normal(size=(2, 3, SIZE, SIZE)).astype(np.float32)} for _ in range(count)]
 
 
 def run(graph: onnx.ModelProto, feeds: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
@@ -68,8 +66,8 @@ def run(graph: onnx.ModelProto, feeds: Sequence[dict[str, np.ndarray]]) -> np.nd
     return np.concatenate([session.run(None, feed)[0] for feed in feeds])
 
 
-def error(graph: onnx.ModelProto, whole: onnx.ModelProto, size: int = SIZE) -> float:
-    fresh = images(seed=9, size=size)
+def error(graph: onnx.ModelProto, whole: onnx.ModelProto) -> float:
+    fresh = images(seed=9)
     expected = run(whole, fresh)
     return float(np.square(run(graph, fresh) - expected).mean() / np.square(expected - expected.mean(0)).mean())
 
@@ -158,15 +156,6 @@ def test_bias_correction_takes_the_mean_error_of_convolutions_away():
     assert shifts[True] < 0.7 * shifts[False]
 
 
-def test_the_graph_that_shifts_were_found_by_is_made_use_of_as_if_made_anew():
-    # A product's bias is float there; those of convolutions and of the classifier are integers, in steps of their own.
-    quantizer = StaticQuantizer(network(), images(32), Int8Options(method="static", reduce_range=False))
-    reused, anew = quantizer.quantize(), quantizer.quantize()
-    assert reused.SerializeToString(deterministic=True) == anew.SerializeToString(deterministic=True)
-    plain = StaticQuantizer(network(), images(32), PLAIN).quantize()
-    assert reused.SerializeToString(deterministic=True) != plain.SerializeToString(deterministic=True)
-
-
 @pytest.mark.full_range
 def test_an_activation_after_a_residual_is_kept_where_what_reads_it_is_float():
     # ONNX Runtime's quantizer takes the Relu out, since the integers begin at zero; the float pooling needs it.
@@ -176,132 +165,6 @@ def test_an_activation_after_a_residual_is_kept_where_what_reads_it_is_float():
     steps = (("Relu", "sum", "positive"), ("GlobalAveragePool", "positive", "pooled"), ("Flatten", "pooled", "y"))
     whole.graph.node.extend(helper.make_node(kind, [source], [target], name=kind) for kind, source, target in steps)
     assert error(StaticQuantizer(whole, images(), PLAIN).quantize(), whole) < 0.05
-
-
-NARROW_CHANNELS, SMALL_SIZE = 8, 10
-
-
-def uneven_network(activation: str, uneven: float = 1.0, opset: int = 20) -> onnx.ModelProto:
-    """Stem, depthwise convolution, a residual over two, a convolution in groups, pooling and a product.
-
-    Every second channel of what the stem and the block write is ``uneven`` times smaller, and what reads it larger.
-    """
-    generator = np.random.default_rng(0)
-    sizes = np.where(np.arange(NARROW_CHANNELS) % 2, 1.0, 1 / uneven)
-    channels = NARROW_CHANNELS
-    shapes = {
-        **{"w0": (channels, 3, 3, 3), "w1": (channels, 1, 3, 3), "w2": (channels, channels, 1, 1)},
-        **{"w3": (channels, channels, 3, 3), "w4": (channels, channels // 2, 1, 1), "w5": (40, channels)},
-    }
-    arrays = {name: generator.normal(size=shape) / np.sqrt(np.prod(shape[1:])) for name, shape in shapes.items()}
-    arrays |= {f"b{index}": generator.normal(size=shapes[f"w{index}"][0]) / 2 for index in range(6)}
-    for index in (0, 2, 3):
-        arrays[f"w{index}"] *= sizes[:, None, None, None]
-        arrays[f"b{index}"] *= sizes
-    for index, shape in ((1, (-1, 1, 1, 1)), (3, (1, -1, 1, 1))):
-        arrays[f"w{index}"] = arrays[f"w{index}"] / sizes.reshape(shape)
-    arrays["w4"].reshape(2, -1, NARROW_CHANNELS // 2)[:] /= sizes.reshape(2, 1, -1)
-    arrays |= {"slope": np.full((NARROW_CHANNELS, 1, 1), 0.2), "low": np.array(0.0), "high": np.array(1.5)}
-    extra = {"PRelu": ["slope"], "Clip": ["low", "high"]}.get(activation, [])
-    around = {"pads": [1, 1, 1, 1]}
-    nodes = [
-        helper.make_node("Conv", ["x", "w0", "b0"], ["c0"], name="stem", **around),
-        helper.make_node(activation, ["c0", *extra], ["a0"], name="act0"),
-        helper.make_node("Conv", ["a0", "w1", "b1"], ["c1"], name="depthwise", group=NARROW_CHANNELS, **around),
-        helper.make_node(activation, ["c1", *extra], ["a1"], name="act1"),
-        helper.make_node("Conv", ["a1", "w2", "b2"], ["c2"], name="point"),
-        helper.make_node("Conv", ["c2", "w3", "b3"], ["c3"], name="block", **around),
-        helper.make_node("Add", ["c3", "c2"], ["sum"], name="residual"),
-        helper.make_node("Conv", ["sum", "w4", "b4"], ["c4"], name="groups", group=2),
-        helper.make_node("GlobalAveragePool", ["c4"], ["pooled"], name="pool"),
-        helper.make_node("Flatten", ["pooled"], ["flat"], name="flat"),
-        helper.make_node("Gemm", ["flat", "w5", "b5"], ["y"], name="classifier", transB=1),
-    ]
-    weights = {name: array.astype(np.float32) for name, array in arrays.items()}
-    return onnx_model(nodes, {"x": ["batch", 3, SMALL_SIZE, SMALL_SIZE]}, {"y": ["batch", 40]}, weights, opset)
-
-
-def small_images(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
-    return images(count, seed, SMALL_SIZE)
-
-
-def observed(graph: onnx.ModelProto, feeds: list[dict[str, np.ndarray]]) -> dict[str, object]:
-    names = {str(output): 1 for node in graph.graph.node for output in node.output if output not in ("flat", "y")}
-    return observe(graph, names, feeds)  # type: ignore[return-value]
-
-
-@pytest.mark.parametrize("activation", ["Relu", "LeakyRelu", "PRelu"])
-def test_any_factors_leave_the_float_function_as_it_is(activation: str):
-    whole = uneven_network(activation)
-    model = ir.from_proto(whole)
-    groups = find_channel_groups(model)
-    # The residual ties what `point` and `block` write; `block` reads what it is added to.
-    assert [sorted(str(node.name) for node in group.readers) for group in groups] == [
-        ["depthwise"],
-        ["point"],
-        ["block", "groups"],
-        ["classifier"],
-    ]
-    generator = np.random.default_rng(5)
-    for group in groups:
-        apply_factors(model, group, np.exp(generator.normal(size=group.channels)).astype(np.float32))
-    changed = ir.to_proto(model)
-    original = {t.name: numpy_helper.to_array(t) for t in whole.graph.initializer}
-    after = {t.name: numpy_helper.to_array(t) for t in changed.graph.initializer}
-    assert all(not np.allclose(original[key], after[key]) for key in ("w0", "w1", "w2", "w3", "w4", "w5", "b0", "b3"))
-    np.testing.assert_allclose(run(changed, small_images(3)), run(whole, small_images(3)), rtol=1e-4, atol=1e-5)
-
-
-def test_the_papers_factors_make_both_ranges_the_geometric_mean():
-    first, second = (weight(seed, 6, 6, 1, 1) for seed in (1, 2))
-    nodes = [
-        helper.make_node("Conv", ["x", "w1"], ["c"], name="one"),
-        helper.make_node("Relu", ["c"], ["r"], name="relu"),
-        helper.make_node("Conv", ["r", "w2"], ["y"], name="two"),
-    ]
-    axes = [1, 6, 4, 4]
-    model = ir.from_proto(onnx_model(nodes, {"x": axes}, {"y": axes}, {"w1": first, "w2": second}))
-    assert equalize(model, {}, "weights") == ["two"]
-    weights = [constant(model.graph.initializers[name]) for name in ("w1", "w2")]
-    # Equations 9 and 11: row i of the first, column i of the second.
-    mean = np.sqrt(np.abs(first).max(axis=(1, 2, 3)) * np.abs(second).max(axis=(0, 2, 3)))
-    np.testing.assert_allclose(np.abs(weights[0]).max(axis=(1, 2, 3)), mean, rtol=1e-5)
-    np.testing.assert_allclose(np.abs(weights[1]).max(axis=(0, 2, 3)), mean, rtol=1e-5)
-
-
-def test_a_clip_lets_only_through_what_it_does_not_cut_off():
-    whole, feeds = uneven_network("Clip", uneven=6), small_images(16)
-    seen = observed(whole, feeds)
-    model = ir.from_proto(whole)
-    equalize(model, seen, "activations")  # type: ignore[arg-type]
-    changed = ir.to_proto(model)
-    np.testing.assert_allclose(run(changed, feeds), run(whole, feeds), rtol=1e-4, atol=1e-5)
-    again = observed(changed, feeds)
-    original, after = seen["a0"].largest, again["a0"].largest  # type: ignore[attr-defined]
-    reached = original > 1.499
-    assert reached.any() and not reached.all()
-    assert after[reached] == pytest.approx(1.5)
-    assert (after[~reached] >= original[~reached] - 1e-5).all() and after[~reached] == pytest.approx(1.425, abs=1e-3)
-
-
-def test_small_channels_get_more_levels():
-    whole, errors = uneven_network("Relu", uneven=40), {}
-    for method in ("none", "activations"):
-        settings = Int8Options(
-            method="static", reduce_range=False, bias_correction=False, cross_layer_equalization=method
-        )  # type: ignore[arg-type]
-        graph = StaticQuantizer(whole, small_images(16), settings).quantize()
-        errors[method] = error(graph, whole, SMALL_SIZE)
-    assert errors["activations"] < 0.3 * errors["none"]
-
-
-def test_a_graph_without_pairs_is_left_alone():
-    model = ir.from_proto(uneven_network("HardSwish"))
-    groups = find_channel_groups(model)
-    assert [sorted(str(node.name) for node in group.readers) for group in groups] == [
-        ["block", "groups"],
-        ["classifier"],
-    ]
 
 
 WIDE, NARROW = 100.0, 1.0

@@ -27,23 +27,12 @@ from compress.utils.progress import SilentProgress
 
 RESULTS = Path(__file__).parent / "results" / "cut-language-models.json"
 VARIANTS: dict[str, dict[str, Any]] = {
-    **{
-        f"{label} blocks, {criterion}": {"layers": count, "samples": 64, **fields}
-        for label, count in {"four": 4, "six": 6}.items()
-        for criterion, fields in {
-            "block_influence (ShortGPT)": {"layer_importance": "block_influence", "compensate": False},
-            "neighbours": {"compensate": False},
-            "block_influence, compensated": {"layer_importance": "block_influence"},
-            "neighbours, compensated (ReplaceMe)": {},
-        }.items()
-    },
-    "four blocks, greedy": {"layers": 4, "layer_importance": "greedy", "samples": 2, "compensate": False},
-    "six blocks, neighbours, compensated, 16 windows": {"layers": 6},
-    "a third of the neurons, activation (Minitron)": {"feed_forward": 1 / 3, "width_importance": "activation"},
-    "a third of the neurons, obs": {"feed_forward": 1 / 3, "samples": 16},
-    "a third of the neurons, obs, 48 windows": {"feed_forward": 1 / 3, "samples": 48},
-    "a third of the heads, activation (Minitron)": {"heads": 1 / 3, "width_importance": "activation"},
-    "a third of the heads, obs": {"heads": 1 / 3, "samples": 16},
+    "four blocks": {"layers": 4, "samples": 64},
+    "six blocks": {"layers": 6, "samples": 64},
+    "six blocks, 16 windows": {"layers": 6},
+    "a third of the neurons": {"feed_forward": 1 / 3, "samples": 16},
+    "a third of the neurons, 48 windows": {"feed_forward": 1 / 3, "samples": 48},
+    "a third of the heads": {"heads": 1 / 3, "samples": 16},
 }
 
 

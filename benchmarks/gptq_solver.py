@@ -77,7 +77,6 @@ def _variants(settings: GptqSettings) -> dict[str, Callable[[Problem], Quantized
         "gptq, full range": gptq(act_order=False, scale_search=False),
         "gptq, searched scales": gptq(act_order=False),
         "gptq, act-order": gptq(),
-        **{f"gptq, {sweeps} sweeps": gptq(refinement_sweeps=sweeps) for sweeps in (1, 2, 4, 8)},
     }
 
 

@@ -42,9 +42,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "short": {"sequence_length": LENGTH // 2, "batch_size": 2 * BATCH},
     "twice the steps": {"batch_size": BATCH // 2},
     "half the steps": {"batch_size": 2 * BATCH},
-    "without embeddings": {"embeddings": False},
-    "without norms": {"norms": False},
-    "norms only": {"scales": False, "embeddings": False},
 }
 
 
@@ -86,7 +83,7 @@ def _measure(stage: TuneScales, start: QuantizedCheckpoint, context: Context, he
     torch.manual_seed(0)
     windows = TokenSequences(recovery_sequences(start, stage, context).train, held_out)
     module = load_quantized_module(start)
-    learn(module, start, stage)
+    learn(module, start)
     trainer = RecoveryTrainer.between(module, context.earlier("start"), windows, stage)
     start_time = time.perf_counter()
     before, after = trainer.train(context, "tune_scales")

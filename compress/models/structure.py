@@ -80,11 +80,6 @@ class Attention:
         """Return the number of units that can be pruned: groups with their heads, or heads if all share one group."""
         return self.groups if self.groups > 1 else self.heads
 
-    def of(self, name: str, output: torch.Tensor) -> torch.Tensor:
-        """Return the queries, keys or values [..., width] in the output of their layer."""
-        rows = self.rows[name].flatten()
-        return output if len(rows) == output.shape[-1] else output[..., rows]
-
 
 @dataclass(frozen=True)
 class FeedForward:

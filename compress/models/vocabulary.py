@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,8 +15,6 @@ from compress.models.model import TorchModel
 from compress.utils.errors import StageError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from compress.models.model import Processor
 
 
@@ -26,13 +24,13 @@ _SPACE = "▁"
 """Start of every word in a SentencePiece tokenizer, kept like an ASCII character."""
 
 
-def trim(model: TorchModel, used: Iterable[int], all_characters: bool = True, multiple_of: int = 1) -> list[int]:
+def trim(model: TorchModel, used: Iterable[int], all_characters: bool = True) -> list[int]:
     """Reduce ``model`` to the tokens ``used`` (ids) and those needed to spell other text, in place.
 
     Returns the old ids in their new order. `trim_definition` states which tokens are kept and the errors.
     """
     definition_json = model.tokenizer.backend_tokenizer.to_str()
-    definition, old_ids = _shrunk(definition_json, frozenset(used), all_characters, multiple_of)
+    definition, old_ids = _shrunk(definition_json, frozenset(used), all_characters)
     new_ids = {old: new for new, old in enumerate(old_ids)}
     _replace_tokenizer(model, definition)
     # Keep the same rows of the input embedding and of an output embedding with as many rows.
@@ -66,33 +64,16 @@ def trim(model: TorchModel, used: Iterable[int], all_characters: bool = True, mu
 
 
 @functools.lru_cache(maxsize=16)
-def _shrunk(
-    definition_json: str, used: frozenset[int], all_characters: bool, multiple_of: int
-) -> tuple[str, tuple[int, ...]]:
+def _shrunk(definition_json: str, used: frozenset[int], all_characters: bool) -> tuple[str, tuple[int, ...]]:
     """Return the trimmed definition of a tokenizer as JSON; cached, since a search trims the same one many times."""
-    definition = _defined(definition_json)
-    old_ids = trim_definition(definition, set(used), all_characters, multiple_of)
+    definition = json.loads(definition_json)
+    # Settings of an earlier call of the tokenizer.
+    definition["padding"] = definition["truncation"] = None
+    old_ids = trim_definition(definition, set(used), all_characters)
     return json.dumps(definition), tuple(old_ids)
 
 
-def tokenizer_definition(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return the content of `tokenizer.json`, without padding and truncation settings of an earlier call."""
-    return _defined(tokenizer.backend_tokenizer.to_str())
-
-
-def _defined(definition_json: str) -> dict[str, Any]:
-    definition: dict[str, Any] = json.loads(definition_json)
-    definition["padding"] = definition["truncation"] = None
-    return definition
-
-
-def trim_definition(
-    definition: dict[str, Any],
-    used: set[int],
-    all_characters: bool = True,
-    multiple_of: int = 1,
-    next_used: Sequence[int] = (),
-) -> list[int]:
+def trim_definition(definition: dict[str, Any], used: set[int], all_characters: bool = True) -> list[int]:
     """Reduce a tokenizer's ``definition`` to the tokens ``used``, in place.
 
     Special and added tokens, single characters (all bytes of a byte-level tokenizer or one with byte fallback) and the
@@ -105,8 +86,6 @@ def trim_definition(
         used: Ids of the tokens in use.
         all_characters: Keep all single characters. Otherwise only used and ASCII ones stay, and other characters become
             bytes, or the unknown token without byte tokens.
-        multiple_of: Add tokens until their number is a multiple of this.
-        next_used: Ids to add first; short tokens follow.
 
     Returns:
         The old ids in their new order.
@@ -115,10 +94,8 @@ def trim_definition(
         StageError: If the tokenizer model is not WordPiece, BPE or Unigram.
     """
     # Keep the required tokens and everything they are merged from.
-    keep, parts = _closure(definition, used, all_characters), _parts(definition)
-    _add_parts(keep, parts)
-    if len(keep) % multiple_of:
-        _fill_up(keep, parts, definition, multiple_of, next_used)
+    keep = _closure(definition, used, all_characters)
+    _add_parts(keep, _parts(definition))
     old_ids = sorted(keep)
     # Renumber the tokenizer's definition in place.
     new_ids = {old: new for new, old in enumerate(old_ids)}
@@ -142,35 +119,6 @@ def trim_definition(
         token["id"] = new_ids[token["id"]]
     _renumber_processors(definition.get("post_processor"), new_ids)
     return old_ids
-
-
-def _fill_up(
-    keep: set[int],
-    parts: Mapping[int, set[int]],
-    definition: Mapping[str, object],
-    multiple_of: int,
-    next_used: Sequence[int],
-) -> None:
-    """Add tokens to ``keep`` in place until their number is a multiple of ``multiple_of``.
-
-    Args:
-        keep: Ids to keep.
-        parts: Ids of the merged parts of each token.
-        definition: Parsed `tokenizer.json`.
-        multiple_of: Required divisor.
-        next_used: Ids to add first.
-    """
-    names = {index: token for token, index in _vocabulary(definition).items()}
-    others = sorted(names.keys() - keep, key=lambda index: (len(names[index]), index))
-    for index in (*next_used, *others):
-        missing = -len(keep) % multiple_of
-        if not missing:
-            break
-        added = {index}
-        _add_parts(added, parts)
-        # A token is added with its merge parts, so it may not fit any more.
-        if len(added - keep) <= missing:
-            keep |= added
 
 
 def trim_positions(model: TorchModel, length: int) -> None:

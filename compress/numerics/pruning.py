@@ -18,53 +18,26 @@ def cubic_sparsity(step: int, steps: int, final: float) -> float:
 
 
 def magnitude_masks(
-    weights: Sequence[torch.Tensor], sparsity: float, scope: str, pattern: Pattern | None = None
+    weights: Sequence[torch.Tensor], sparsity: float, pattern: Pattern | None = None
 ) -> list[torch.Tensor]:
-    """Return masks (True: keep) that drop the smallest magnitudes.
+    """Return masks (True: keep) that drop floor(sparsity * numel) of the smallest magnitudes of each tensor.
 
-    Ties are broken by position.
-
-    Args:
-        weights: Tensors to prune.
-        sparsity: Share of weights to drop.
-        scope: ``layer`` (each tensor loses floor(sparsity * numel) weights) or ``global`` (magnitudes are ranked over
-            all tensors).
-        pattern: With blocks, whole blocks of the least squared norm are dropped. With N:M, only weights that are not
-            among the N largest of their M are dropped, until the sparsity is reached.
+    Ties are broken by position. With a ``pattern`` N:M, only weights that are not among the N largest of their M are
+    dropped, until the sparsity is reached.
     """
-    # Patterns are defined on matrices; convolutions are reshaped.
-    if pattern is not None:
-        masks = _pattern_masks([as_matrix(weight.detach()) for weight in weights], sparsity, scope, pattern)
-        return [from_matrix(mask, weight.shape) for mask, weight in zip(masks, weights, strict=True)]
-    # Rank all magnitudes together, then split the mask again.
-    if scope == "global":
-        flat = torch.cat([weight.detach().abs().flatten() for weight in weights])
-        keep = _keep_largest(flat, sparsity)
-        parts = torch.split(keep, [weight.numel() for weight in weights])
-        return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
-    return [_keep_largest(weight.detach().abs().flatten(), sparsity).view_as(weight) for weight in weights]
-
-
-def _pattern_masks(
-    matrices: Sequence[torch.Tensor], sparsity: float, scope: str, pattern: Pattern
-) -> list[torch.Tensor]:
-    # Blocks are ranked by their norms like single weights.
-    if pattern.blocks:
-        # Squared norms of the blocks, [out / rows, in / columns].
-        norms: list[torch.Tensor] = []
-        for matrix in matrices:
-            rows, columns = pattern.first, pattern.second
-            norms.append(matrix.square().view(len(matrix) // rows, rows, -1, columns).sum(dim=(1, 3)))
-        return [
-            mask.repeat_interleave(pattern.first, 0).repeat_interleave(pattern.second, 1)
-            for mask in magnitude_masks(norms, sparsity, scope)
-        ]
-    largest = [largest_of_each(matrix, pattern) for matrix in matrices]
-    if pattern.sparsity is not None and sparsity >= pattern.sparsity:
-        return largest
-    # The N largest of each M get an infinite rank, so that they are never dropped.
-    ranked = [torch.where(mask, torch.inf, matrix.abs()) for mask, matrix in zip(largest, matrices, strict=True)]
-    return magnitude_masks(ranked, sparsity, scope)
+    if pattern is None:
+        return [_keep_largest(weight.detach().abs().flatten(), sparsity).view_as(weight) for weight in weights]
+    masks = []
+    for weight in weights:
+        # Patterns are defined on matrices; convolutions are reshaped.
+        matrix = as_matrix(weight.detach())
+        mask = largest_of_each(matrix, pattern)
+        if sparsity < pattern.sparsity:
+            # The N largest of each M get an infinite rank, so that they are never dropped.
+            ranked = torch.where(mask, torch.inf, matrix.abs())
+            mask = _keep_largest(ranked.flatten(), sparsity).view_as(matrix)
+        masks.append(from_matrix(mask, weight.shape))
+    return masks
 
 
 def as_matrix(weight: torch.Tensor) -> torch.Tensor:

@@ -35,31 +35,23 @@ OLD_NAMES: Final = {
     **{
         f"distill.{name}": _FOR_LANGUAGE_MODELS
         for name in (
-            *("direction", "documents", "fsdp", "gradient_checkpointing", "keep_states", "lora"),
-            *("sequence_length", "teacher_writes", "tokens", "top_k"),
+            *("direction", "documents", "keep_states", "sequence_length", "teacher_writes", "tokens", "top_k"),
         )
     },
     **{
         f"distill_language_model.{name}": f"loss: {{{name}: ...}}"
         for name in ("direction", "labels_weight", "logits_weight", "temperature", "top_k")
     },
-    "distill_language_model.fsdp": "memory: {fsdp: ...}",
-    "distill_language_model.gradient_checkpointing": "memory: {gradient_checkpointing: ...}",
     "distill_language_model.keep_states": "memory: {cache_teacher_states: ...}",
-    "distill_language_model.method": "loss: {hidden_weight: 1} in place of method: hidden",
-    "distill_language_model.representation_weight": "loss: {hidden_weight: ...}",
     "prune.denoiser": "the stage prune_denoiser, which has these fields",
-    **{f"prune.{name}": _SPARSIFY for name in ("method", "pattern", "scope", "sparsity")},
+    **{f"prune.{name}": _SPARSIFY for name in ("method", "pattern", "sparsity")},
     "prune.schedule": "the stage sparsify (one-shot) or sparsify_gradually (cubic)",
     **{
         f"prune.{name}": _DECODER_PRUNING
-        for name in (
-            *("damp_percent", "experts", "layer_importance", "multiple", "precision", "samples", "sequence_length"),
-            "width_importance",
-        )
+        for name in ("damp_percent", "experts", "multiple", "precision", "samples", "sequence_length")
     },
-    "prune.bridge": "compensate, a field of the stage prune_decoder",
-    "prune_decoder.bridge": "compensate, the new name of this field",
+    "prune.bridge": "the stage prune_decoder, which always compensates for removed layers",
+    "prune_decoder.bridge": "no such field, since removed layers are always compensated for",
     **{
         f"prune.{name}": _GRADUAL
         for name in (

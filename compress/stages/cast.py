@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from compress.formats.onnx.model import GraphPart, OnnxModel, float16_name
 from compress.stages.base import AppliesTo, Context, OutputSpec, Requirements, Stage
@@ -24,9 +24,7 @@ class Cast(Stage[OnnxModel, OnnxModel]):
     packages = ("onnx", "onnxruntime")
     requires = frozenset({SINGLE_CALL})
     kind: Literal["cast"] = "cast"
-    dtype: Literal["fp16", "bf16"] = Field(
-        "fp16", description="as transformers.js names it; bf16 is refused, since no runtime here computes in it"
-    )
+    dtype: Literal["fp16"] = Field("fp16", description="as transformers.js names it; no runtime here computes in bf16")
     keep: tuple[str, ...] = Field((), description="types of operators that stay in float32: `LayerNormalization`")
     tolerance: float = Field(
         0.02, gt=0, description="largest accepted difference of an answer's entry from float32, as a share of its range"
@@ -35,16 +33,6 @@ class Cast(Stage[OnnxModel, OnnxModel]):
     part: Annotated[GraphPart, AppliesTo(frozenset({GENERATES_IMAGES}))] = Field(
         "all", description="which graphs of a model of several parts"
     )
-
-    @field_validator("dtype")
-    @classmethod
-    def _runs_somewhere(cls, value: str) -> str:
-        if value == "bf16":
-            raise ValueError(
-                "fp16: ONNX Runtime has no bf16 kernels on processors, WebGPU has no such type, and a file that no "
-                "runtime here runs could not be proven"
-            )
-        return value
 
     @classmethod
     def supports(cls, task: Capabilities) -> bool:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
-
 from compress.models.model import TorchModel
 from compress.stages.base import AppliesTo, Context, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape
-from compress.stages.training.length import FLOPS_FORWARD, FLOPS_TRAINING, KEPT_STATES_BYTES, training_prediction
+from compress.stages.training.length import FLOPS_TRAINING, training_prediction
 from compress.stages.training.settings import FIRST_TOKEN_ONLY, KEEP_BEST, Training
 from compress.tasks.capability import ANSWERS_PER_TOKEN, HAS_LABELS, TAKES_AUDIO, TAKES_IMAGES
 
@@ -20,12 +18,6 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
     packages = ("torch", "transformers", "accelerate")
     requires = frozenset({HAS_LABELS})
     kind: Literal["finetune"] = "finetune"
-    frozen_layers: int = Field(
-        0,
-        ge=0,
-        description="lowest layers, with the embeddings below them, that stay as they are; what they give is computed "
-        "once, so that a step costs less",
-    )
     keep_best: bool = KEEP_BEST
     first_token_only: Annotated[bool, AppliesTo(excludes=frozenset({TAKES_IMAGES, TAKES_AUDIO, ANSWERS_PER_TOKEN}))] = (
         FIRST_TOKEN_ONLY
@@ -36,13 +28,10 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
         return Requirements(splits=("train",), labels=True)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """Return the cost: every epoch trains, and frozen layers compute once if their output can be stored."""
+        """Return the cost of the training."""
 
         def flops(before: Shape, after: Shape, tokens: float) -> float:
-            frozen = (after.attention + after.feed_forward) * self.frozen_layers / max(after.layers, 1)
-            learned = (after.first_token_only() if self.first_token_only else after).working - frozen
-            passes = 1 if 4 * tokens * after.hidden <= KEPT_STATES_BYTES else self.epochs
-            return (FLOPS_TRAINING * learned * self.epochs + FLOPS_FORWARD * frozen * passes) * tokens
+            return FLOPS_TRAINING * after.working * self.epochs * tokens
 
         return training_prediction(self.batch_size, before, before, plan, flops, trained=before)
 
@@ -62,7 +51,6 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
             loss=lambda module, batch: loss_of(context.task, module, batch),
             after_step=keep_zeros(model.module),
             validate=context.validator(model),
-            frozen_layers=self.frozen_layers,
             first_token_only=self.first_token_only,
             freeze_embeddings=self.freeze_embeddings,
             augment=self.augment,

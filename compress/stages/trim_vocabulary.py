@@ -5,37 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from compress.models.checkpoint import SHARD_BYTES, Checkpoint
 from compress.models.model import TorchModel
 from compress.stages.base import SEARCH, Context, Requirements, Stage
 from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, predicted
-from compress.tasks.capability import (
-    DUAL_ENCODER,
-    EXPORTED_FROM_CHECKPOINT,
-    PREDICTS_TOKENS,
-    TAKES_TEXT,
-    TRANSCRIBES,
-    Capabilities,
-)
+from compress.tasks.capability import DUAL_ENCODER, EXPORTED_FROM_CHECKPOINT, PREDICTS_TOKENS, TAKES_TEXT
 
 
 class TrimVocabulary(Stage[TorchModel, TorchModel]):
     """Keep the embedding rows that training text uses, and rewrite the tokenizer to match.
 
     Special tokens and all single characters (bytes, for a byte-level tokenizer) stay, so that unseen text still
-    splits into known pieces. Of an encoder, position embeddings beyond the recipe's ``max_length`` go too. A language
-    model keeps its chat template's tokens, and a speech model all that stand for languages, tasks and times; ids in
-    the configs follow, and neither is ever whole in memory.
+    splits into known pieces. Position embeddings beyond the recipe's ``max_length`` are removed too.
     """
 
     packages = ("torch", "transformers", "tokenizers")
     requires = frozenset({TAKES_TEXT})
-    excludes = frozenset({PREDICTS_TOKENS, DUAL_ENCODER})
-    sized_by_data: ClassVar[bool] = True
+    excludes = frozenset({PREDICTS_TOKENS, DUAL_ENCODER, EXPORTED_FROM_CHECKPOINT})
     kind: Literal["trim_vocabulary"] = "trim_vocabulary"
     min_count: int = Field(
         1,
@@ -49,21 +38,6 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
         description="single characters kept for unseen text; `seen`: those of the training text, and ASCII",
         json_schema_extra={SEARCH: ["all", "seen"]},
     )
-    trim_positions: bool = Field(
-        True, description="of an encoder: cut learned position embeddings to the recipe's max_length"
-    )
-    multiple_of: int = Field(
-        1, ge=1, description="keep more tokens, until their number is a multiple of this, as some kernels want it: 32"
-    )
-
-    @classmethod
-    def supports(cls, task: Capabilities) -> bool:
-        """Return whether a task reads text, or writes the text of a recording."""
-        return super().supports(task) or {TRANSCRIBES, EXPORTED_FROM_CHECKPOINT} <= task
-
-    def preferred_input(self, task: Capabilities) -> type[Any]:
-        """Return a torch model, or the folder of a model that generates text."""
-        return Checkpoint if EXPORTED_FROM_CHECKPOINT in task else TorchModel
 
     def needs(self) -> Requirements:
         """Return the text whose tokens are counted."""
@@ -74,25 +48,18 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
         memory = None
         if before is not None:
             memory = Estimate(value=round(8 * before.parameters), note="the model before and after, in fp32")
-        if before is not None and plan.generates:
-            streamed = min(8 * before.parameters, SHARD_BYTES + 4 * before.embeddings)
-            memory = Estimate(value=round(streamed), note="a shard of the files and the table of words")
         note = "at most: how many tokens go is known once the text has been counted"
         return predicted(before, before, memory=memory, disk_note=note)
 
-    def run(self, model: TorchModel | Checkpoint, context: Context) -> Any:
-        """Trim a module in place, or a folder into the context's scratch. Raises `StageError` or `ModelError`."""
-        if isinstance(model, Checkpoint):
-            return self._rewrite(model, context)
+    def run(self, model: TorchModel, context: Context) -> TorchModel:
+        """Trim ``model`` in place. Raises `StageError` for a tokenizer that is not supported."""
         size_before = model.module.config.vocab_size
         size_after = self._trim(model, self._count(model, context), context.max_length)
         context.note(f"trim_vocabulary: {size_after} of {size_before} tokens kept")
         return model
 
-    def infer_shapes(self, model: TorchModel | Checkpoint, context: Context) -> TorchModel | None:
-        """Return the trimmed model; token counts are cached for a text and tokenizer. None for folders."""
-        if isinstance(model, Checkpoint) or EXPORTED_FROM_CHECKPOINT in context.task.capabilities:
-            return None
+    def infer_shapes(self, model: TorchModel, context: Context) -> TorchModel:
+        """Return the trimmed model; token counts are cached for a text and tokenizer."""
         key_parts = [model.tokenizer.backend_tokenizer.to_str(), context.max_length, self.use_unlabeled]
         key_parts.append(context.data.digest("train", unlabeled=self.use_unlabeled))
         file = context.scratch / f"tokens-{hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:16]}.json"
@@ -105,28 +72,6 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
         self._trim(model, counts, context.max_length)
         return model
 
-    def _rewrite(self, model: Checkpoint, context: Context) -> Checkpoint:
-        from compress.models.checkpoint_vocabulary import template_tokens, transcript_tokens, trim_checkpoint
-        from compress.models.processor import load_tokenizer
-        from compress.tasks.token_sequences import token_ids
-        from compress.utils.storage import storage_errors
-
-        tokenizer, speech = load_tokenizer(model.folder), TRANSCRIBES in context.task.capabilities
-        tables = [context.data.split("train"), *([context.data.unlabeled] if self.use_unlabeled else [])]
-        counts = Counter[int]()
-        for rows in filter(None, tables):
-            texts = rows["text"].to_pylist() if speech else []
-            counts.update(transcript_tokens(tokenizer, texts) if speech else token_ids(rows, tokenizer).tolist())
-        # As often as text asks for: an app says it with every message.
-        counts.update(dict.fromkeys(template_tokens(tokenizer), self.min_count))
-        with storage_errors(context.scratch):
-            trimmed, size_before, size_after = trim_checkpoint(
-                *(model, tokenizer, context.scratch / "trimmed", counts, self.min_count),
-                *(self.characters == "all", self.multiple_of, speech),
-            )
-        context.note(f"trim_vocabulary: {size_after} of {size_before} tokens kept")
-        return trimmed
-
     def _count(self, model: TorchModel, context: Context) -> Counter[int]:
         examples = [context.encode("train", model)]
         unlabeled = context.encode_unlabeled(model) if self.use_unlabeled else None
@@ -138,7 +83,6 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
         from compress.models.vocabulary import trim, trim_positions
 
         used = {token for token, count in counts.items() if count >= self.min_count}
-        size_after = trim(model, used, self.characters == "all", self.multiple_of)
-        if self.trim_positions:
-            trim_positions(model, max_length)
+        size_after = trim(model, used, self.characters == "all")
+        trim_positions(model, max_length)
         return len(size_after)

@@ -215,7 +215,7 @@ def test_a_joint_projection_is_told_apart_as_the_model_itself_does(name: str) ->
             if attention.value.bias is not None:
                 attention.value.bias[attention.rows[part].flatten()] = 0
     answer(model)
-    values = attention.of("value", seen["joint"]).unflatten(-1, (attention.groups, -1))
+    values = seen["joint"][..., attention.rows["value"].flatten()].unflatten(-1, (attention.groups, -1))
     expected = values.repeat_interleave(attention.heads // attention.groups, dim=-2).flatten(-2)
     if name != "deberta":
         torch.testing.assert_close(seen["attended"][:, 0], expected[:, 0], rtol=1e-4, atol=1e-5)

@@ -74,11 +74,10 @@ def test_the_hessian_may_be_any_positive_multiple() -> None:
     assert small.error == pytest.approx(large.error)
 
 
-@pytest.mark.parametrize("sweeps", [0, 2])
 @pytest.mark.parametrize("act_order", [True, False])
-def test_the_error_is_that_of_the_outputs(sweeps: int, act_order: bool) -> None:
+def test_the_error_is_that_of_the_outputs(act_order: bool) -> None:
     weight, hessian = layer_problem(ROWS, COLUMNS)
-    options = GptqSettings(3, 64, act_order=act_order, refinement_sweeps=sweeps)
+    options = GptqSettings(3, 64, act_order=act_order)
     solution = quantize_gptq(weight, hessian, options)
     error = (weight - solution.quantized.dequantize()).double()
     whole = torch.trace(weight.double() @ hessian.double() @ weight.double().T)
@@ -99,8 +98,6 @@ def test_each_part_lowers_the_error() -> None:
             bare,
             replace(bare, scale_search=True),
             replace(bare, scale_search=True, act_order=True),
-            replace(bare, scale_search=True, act_order=True, refinement_sweeps=1),
-            replace(bare, scale_search=True, act_order=True, refinement_sweeps=3),
         )
     ]
     assert len(set(errors)) == len(errors)
@@ -110,7 +107,7 @@ def test_each_part_lowers_the_error() -> None:
 
 def test_stacked_layers_are_solved_like_each_alone() -> None:
     weight, hessian = layer_problem(40, 96)
-    options = GptqSettings(4, 32, refinement_sweeps=1)
+    options = GptqSettings(4, 32)
     together = quantize_gptq(weight, hessian, options).split([24, 16])
     apart = [quantize_gptq(part, hessian, options) for part in weight.split([24, 16])]
     for item, other in zip(together, apart, strict=True):
@@ -126,7 +123,7 @@ def test_inputs_that_are_always_zero_cost_nothing() -> None:
     hessian[dead] = 0
     hessian[:, dead] = 0
     live = torch.tensor([column for column in range(40) if column not in dead.tolist()])
-    options = GptqSettings(4, None, refinement_sweeps=1)
+    options = GptqSettings(4, None)
     solution = quantize_gptq(weight, hessian, options)
     assert solution.dead_columns == 3
     assert (solution.quantized.dequantize()[:, dead] == 0).all()
@@ -159,7 +156,7 @@ def test_what_is_given_is_left_as_it_is(transposed: bool) -> None:
     if transposed:
         weight = weight.T.contiguous().T
     original = weight.clone(), hessian.clone()
-    quantize_gptq(weight, hessian, GptqSettings(4, 32, refinement_sweeps=1))
+    quantize_gptq(weight, hessian, GptqSettings(4, 32))
     round_to_nearest(weight, GptqSettings(4, 32))
     assert torch.equal(weight, original[0])
     assert torch.equal(hessian, original[1])
@@ -173,13 +170,12 @@ def test_what_is_given_is_left_as_it_is(transposed: bool) -> None:
     group_size=st.none() | st.integers(1, 90),
     symmetric=st.booleans(),
     act_order=st.booleans(),
-    sweeps=st.integers(0, 1),
 )
 def test_any_shape_comes_out_whole(
-    rows: int, columns: int, bits: int, group_size: int | None, symmetric: bool, act_order: bool, sweeps: int
+    rows: int, columns: int, bits: int, group_size: int | None, symmetric: bool, act_order: bool
 ) -> None:
     weight, hessian = layer_problem(rows, columns)
-    options = GptqSettings(bits, group_size, symmetric, act_order, refinement_sweeps=sweeps)
+    options = GptqSettings(bits, group_size, symmetric, act_order)
     solution = quantize_gptq(weight, hessian, options)
     quantized = solution.quantized
     size = group_size or columns

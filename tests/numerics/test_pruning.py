@@ -39,33 +39,16 @@ def weights() -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.93])
 def test_masks_of_each_layer_are_those_of_torch(sparsity: float):
-    for weight, mask in zip(weights(), magnitude_masks(weights(), sparsity, "layer"), strict=True):
+    for weight, mask in zip(weights(), magnitude_masks(weights(), sparsity), strict=True):
         layer = nn.Linear(1, 1)
         layer.weight = nn.Parameter(weight)
         torch_prune.l1_unstructured(layer, "weight", amount=int(sparsity * weight.numel()))
         assert torch.equal(mask, layer.weight_mask.bool())
 
 
-def test_global_masks_are_those_of_torch():
-    layers = [nn.Linear(1, 1), nn.Linear(1, 1)]
-    for layer, weight in zip(layers, weights(), strict=True):
-        layer.weight = nn.Parameter(weight)
-    count = int(0.4 * sum(weight.numel() for weight in weights()))
-    torch_prune.global_unstructured(
-        [(layer, "weight") for layer in layers], pruning_method=torch_prune.L1Unstructured, amount=count
-    )
-    masks = magnitude_masks(weights(), 0.4, "global")
-    for layer, mask in zip(layers, masks, strict=True):
-        assert torch.equal(mask, layer.weight_mask.bool())
-    # The second tensor's weights are larger, so the first loses more than its share.
-    assert (~masks[0]).float().mean() > 0.4 > (~masks[1]).float().mean()
-
-
 def test_ties_fall_in_the_order_of_position():
-    masks = magnitude_masks([torch.tensor([[1.0, -1.0], [1.0, 1.0]])], 0.5, "layer")
+    masks = magnitude_masks([torch.tensor([[1.0, -1.0], [1.0, 1.0]])], 0.5)
     assert masks[0].tolist() == [[False, False], [True, True]]
-    first, second = magnitude_masks([torch.ones(3), -torch.ones(3)], 0.5, "global")
-    assert first.tolist() == [False] * 3 and second.tolist() == [True] * 3
 
 
 def test_importance_of_heads_is_the_gradient_of_their_gates():
@@ -130,30 +113,14 @@ def test_n_of_every_m_inputs_are_kept(kept: int, of: int):
     generator = torch.Generator().manual_seed(kept)
     weights = [torch.randn(5, 12, generator=generator), torch.randn(4, 12, 3, 2, generator=generator)]
     pattern = Pattern.read(f"{kept}:{of}")
-    final = magnitude_masks(weights, 1 - kept / of, "layer", pattern)
+    final = magnitude_masks(weights, 1 - kept / of, pattern)
     for mask, weight in zip(final, weights, strict=True):
         assert torch.equal(mask, by_hand(weight, kept, of))
     # Half way there, as many are zero as asked for, all of them among those that must go, and the smallest of these.
-    half = magnitude_masks(weights, 0.2, "layer", pattern)
+    half = magnitude_masks(weights, 0.2, pattern)
     for mask, last, weight in zip(half, final, weights, strict=True):
         assert int((~mask).sum()) == int(0.2 * weight.numel()) and not (~mask & last).any()
         assert weight[~mask].abs().max() <= weight[mask & ~last].abs().min()
-
-
-@pytest.mark.parametrize(("rows", "columns"), [(4, 1), (2, 3), (1, 12)])
-def test_whole_blocks_go_the_least_first(rows: int, columns: int):
-    weight = torch.randn(8, 12, 2, 1, generator=torch.Generator().manual_seed(rows))
-    (mask,) = magnitude_masks([weight], 0.4, "layer", Pattern(rows, columns, blocks=True))
-    norms = []
-    for index in range(2):
-        for top in range(0, 8, rows):
-            for left in range(0, 12, columns):
-                block = (slice(top, top + rows), slice(left, left + columns), index, 0)
-                assert mask[block].all() or not mask[block].any()
-                norms.append((float(weight[block].square().sum()), bool(mask[block].all())))
-    norms.sort()
-    gone = int(0.4 * len(norms))
-    assert [stays for _, stays in norms] == [False] * gone + [True] * (len(norms) - gone)
 
 
 TINY = 1e-7

@@ -47,7 +47,7 @@ stages:
   - distil: {teacher: finetune}
   - distill:
       teacher: finetun
-      method: tinybrt
+      precision: fastst
   - onnx
   - prune: {heads: 0.1}
 limits:
@@ -87,7 +87,7 @@ def test_ten_mistakes_give_ten_problems_with_their_lines(tmp_path: Path) -> None
         (1, "name", None), (2, "task", "text-classification"), (5, "data.splits", None),
         (8, "stages.0.finetune.epochs", None), (9, "stages.0.finetune.learning_rte", "learning_rate"),
         (10, "stages.1.distil", "distill"), (12, "stages.2.distill.teacher", "finetune"),
-        (13, "stages.2.distill.method", "tinybert"), (15, "stages.4.prune", None), (17, "limits.0", None),
+        (13, "stages.2.distill.precision", "fastest"), (15, "stages.4.prune", None), (17, "limits.0", None),
     ]  # fmt: skip
 
 
@@ -243,7 +243,7 @@ def test_a_removed_stage_or_field_has_an_error_that_says_what_to_do(stage: str, 
     [
         ("prune: {sparsity: 0.5, heads: 0.5}", "prune.sparsity", "the stage sparsify"),
         ("prune: {experts: 0.25, heads: 0.5}", "prune.experts", "the stage prune_decoder"),
-        ("prune: {bridge: false, heads: 0.5}", "prune.bridge", "compensate"),
+        ("prune: {bridge: false, heads: 0.5}", "prune.bridge", "the stage prune_decoder"),
         ("distill: {teacher: finetune, top_k: 8}", "distill.top_k", "the stage distill_language_model"),
     ],
 )

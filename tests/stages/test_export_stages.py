@@ -83,10 +83,9 @@ def test_predictions_on_training_text_stay():
     torch.testing.assert_close(tiny.logits(model, TRAIN), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("trim_positions", "rows"), [(True, 9), (False, tiny.POSITIONS)])
-def test_positions_are_cut_to_the_recipes_length(trim_positions: bool, rows: int):
-    model = TrimVocabulary(trim_positions=trim_positions).run(tiny.encoder(), context(max_length=9)[0])
-    assert model.module.bert.embeddings.position_embeddings.num_embeddings == rows
+def test_positions_are_cut_to_the_recipes_length():
+    model = TrimVocabulary().run(tiny.encoder(), context(max_length=9)[0])
+    assert model.module.bert.embeddings.position_embeddings.num_embeddings == 9
 
 
 def test_an_export_says_how_close_it_is_and_what_matched(monkeypatch: pytest.MonkeyPatch):

@@ -9,21 +9,18 @@ import tiny
 import torch
 from causal import LENGTH, TASK, context
 from quantized import tiny_tokenizer
-from torch.distributed.tensor import DTensor
 from torch.nn.modules.module import register_module_forward_hook
 
 from compress.data.dataset import Dataset
 from compress.models.checkpoint import Checkpoint
 from compress.models.model import TorchModel
-from compress.stages.distill_language_model import trainer
 from compress.stages.distill_language_model.stage import DistillLanguageModel
 from compress.stages.distill_language_model.trainer import LanguageDistillationTrainer
-from compress.stages.training import sharding
 from compress.tasks.registry import get_task
 from compress.tasks.token_sequences import text_or_messages
 from compress.utils.errors import StageError
 
-__all__ = ["conversations", "losses", "refusal", "sharded"]
+__all__ = ["conversations", "losses", "refusal"]
 SETTINGS: dict[str, Any] = {
     "teacher": "start",
     "student": {"layers": [0, 2]},
@@ -46,29 +43,6 @@ def conversations(count: int) -> Dataset:
     ]
     table = tiny.table(count, seed=4).select(["text"])
     return Dataset(get_task(TASK).columns, {"train": table.set_column(0, "text", [rows])}, ())
-
-
-def sharded(folder: Path, rank: int = 0, **settings: Any) -> list[Any]:
-    """The same by FSDP, and how many of all weights this process keeps, of the student and of its teacher."""
-    element_counts: list[list[int]] = []
-
-    class Counted(sharding.Sharded[Any]):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            sharded_parameters = [parameter for parameter in self.module.parameters() if isinstance(parameter, DTensor)]
-            element_counts.append(
-                [
-                    sum(piece.to_local().numel() for piece in sharded_parameters),
-                    sum(piece.numel() for piece in sharded_parameters),
-                ]
-            )
-
-    trainer.Sharded = Counted  # type: ignore[misc]
-    try:
-        settings["memory"] = {**settings.get("memory", {}), "fsdp": True}
-        return [*losses(folder, rank, **settings), element_counts]
-    finally:
-        trainer.Sharded = sharding.Sharded  # type: ignore[misc]
 
 
 def refusal(folder: Path, rank: int = 0, **settings: Any) -> str:

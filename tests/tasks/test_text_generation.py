@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.evaluation.evaluate import predict
 from compress.formats.targets import TARGETS
-from compress.models.checkpoint_vocabulary import trim_checkpoint
+from compress.models.model import TorchModel
+from compress.models.vocabulary import trim
 from compress.results.report import Measurement
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import CollectedOutputs, Examples
@@ -236,9 +236,9 @@ def test_another_vocabulary_is_judged_on_the_same_text(stride: int | None, tmp_p
     """Pieces of a byte-level tokenizer have a letter for each byte, so that their lengths say where they begin."""
     source = save_mergeable_llama(tmp_path / "source")
     baseline = AutoTokenizer.from_pretrained(source.folder)
-    train = Counter(token_ids(rows(TEXTS[1]), baseline).tolist())
-    trimmed, _, _ = trim_checkpoint(source, baseline, tmp_path / "trimmed", train)
-    model, trimmed_tokenizer = (kind.from_pretrained(trimmed.folder) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    trimmed = TorchModel.load(source.folder, TASK)
+    trim(trimmed, token_ids(rows(TEXTS[1]), baseline).tolist())
+    model, trimmed_tokenizer = trimmed.module, trimmed.processor
     table, evaluation = rows(*TEXTS), Evaluation(stride=stride)
     places = [
         np.cumsum([0, *map(len, vocabulary.convert_ids_to_tokens(token_ids(table, vocabulary)))])

@@ -19,7 +19,7 @@ from compress.results.formatting import format_number
 
 _LEFT = 0.05
 """Share of the difference's norm that a cause may leave unexplained."""
-_PATTERNS = (Pattern(2, 4, False), Pattern(1, 4, False), Pattern(4, 8, False))
+_PATTERNS = (Pattern(2, 4), Pattern(1, 4), Pattern(4, 8))
 _NAMED = 8
 _MOST_ROWS = 200_000
 _SAMPLED = 16
@@ -88,11 +88,11 @@ def _describe_pruning(read: DifferenceSums, chunks: Chunks, shape: tuple[int, in
     others = "the others are as they were" if unchanged > 0.99 else "the others were changed too"
     # The first pattern that no stretch of inputs exceeds.
     for pattern in _PATTERNS:
-        if pattern.fits(*shape) and all(
+        if pattern.fits(shape[1]) and all(
             int(np.count_nonzero(rows.reshape(len(rows), -1, pattern.second), axis=-1).max()) <= pattern.first
             for _, rows in chunks()
         ):
-            text = f" by {pattern}" if pattern.sparsity is not None and after > pattern.sparsity - 0.02 else ""
+            text = f" by {pattern}" if after > pattern.sparsity - 0.02 else ""
             return f"pruned{text}: {after:.1%} zeros where there were {before:.1%}, {others}"
     return f"pruned: {after:.1%} zeros where there were {before:.1%}, {others}"
 

@@ -107,7 +107,6 @@ def train_on_features(
         length=Length(max(1, round(settings.epochs * batches)), settings.seconds),
         kept=None if processes.several() else TrainingCheckpoint(context.scratch),
         stopped=context.note,
-        known=student,
         keep_best=settings.keep_best,
     )
     with trainer.capture_features():

@@ -225,7 +225,6 @@ class StepTrainer:
             told=lambda done, share, loss: num_steps.append(done),
             kept=None if processes.several() else TrainingCheckpoint(self.context.scratch / name),
             stopped=self.context.note,
-            known=self.student,
         )
         # Gradients are needed for the student alone.
         for network in (loss.teacher.network, self.student):

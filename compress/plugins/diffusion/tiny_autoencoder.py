@@ -133,7 +133,6 @@ def train_tiny_autoencoder(
         length=Length(max(1, round(settings.epochs * batches)), settings.seconds),
         kept=None if processes.several() else TrainingCheckpoint(context.scratch),
         stopped=context.note,
-        known=small,
         keep_best=settings.keep_best,
     )
     train(trainee, settings, context.seed, context.progress, "distill_autoencoder")

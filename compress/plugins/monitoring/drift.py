@@ -383,8 +383,7 @@ def advice_of(test: DriftTest, recipe: Recipe) -> str:
             )
         case "length" | "cut":
             _, stage = _stage(recipe, "trim_vocabulary")
-            trimmed = stage is not None and stage.trim_positions
-            positions = " (`trim_vocabulary` has cut the positions to it)" if trimmed else ""
+            positions = " (`trim_vocabulary` has cut the positions to it)" if stage is not None else ""
             longer = f"raise `data.max_length` (now {recipe.data.max_length}){positions} and run the recipe again"
             if test.name == "cut":
                 return longer

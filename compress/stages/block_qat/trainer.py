@@ -27,6 +27,8 @@ from compress.stages.gptq.settings import BlockTraining
 from compress.stages.training.length import Length
 
 _WARM_UP = 0.05
+_SCALE_LEARNING_RATE = 2e-3
+"""Peak change of a scale, norm or bias in a step, relative."""
 _EPSILON = 1e-15
 """Epsilon of AdamW, far below its default, since gradients of single weights are tiny."""
 _WITHIN = 0.49
@@ -199,7 +201,7 @@ class BlockTrainer:
         relative += [_learned(module, leaf) for module, leaf in self.vectors.values()]
         return [
             {"params": [parameter.requires_grad_() for parameter in steps], "lr": self.settings.learning_rate},
-            {"params": [parameter.requires_grad_() for parameter in relative], "lr": self.settings.scale_learning_rate},
+            {"params": [parameter.requires_grad_() for parameter in relative], "lr": _SCALE_LEARNING_RATE},
         ]
 
     @torch.no_grad()
@@ -211,13 +213,11 @@ class BlockTrainer:
     @contextmanager
     def _learning(self, solved: Mapping[str, QuantizedWeight]) -> Iterator[None]:
         """Replace weights and vectors by parametrizations of the trained parameters while the context is open."""
-        if self.settings.norms:
-            # Norm weights and biases of the block.
-            names = {name: name.rpartition(".") for name, part in self.block.named_parameters() if part.ndim == 1}
-            self.vectors = {
-                f"{self.name}.{name}": (self.block.get_submodule(owner), leaf)
-                for name, (owner, _, leaf) in names.items()
-            }
+        # Norm weights and biases of the block.
+        names = {name: name.rpartition(".") for name, part in self.block.named_parameters() if part.ndim == 1}
+        self.vectors = {
+            f"{self.name}.{name}": (self.block.get_submodule(owner), leaf) for name, (owner, _, leaf) in names.items()
+        }
         for name, layer in self.layers.items():
             layer.weight = nn.Parameter(self.floats.pop(name), requires_grad=False)
             parametrize.register_parametrization(layer, "weight", LearnedIntegers(solved[name]), unsafe=True)

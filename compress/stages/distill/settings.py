@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,7 @@ from compress.stages.base import SEARCH, AppliesTo, Reference
 from compress.stages.cost_model import PlanContext, Shape
 from compress.stages.training.settings import FIRST_TOKEN_ONLY, KEEP_BEST, Training
 from compress.tasks.capability import ANSWERS_PER_TOKEN, EMBEDS, TAKES_AUDIO, TAKES_IMAGES
-from compress.utils.pydantic_models import Frozen, changed_fields
+from compress.utils.pydantic_models import Frozen
 
 _NOT_FOR_EMBEDDINGS = AppliesTo(excludes=frozenset({EMBEDS}))
 _CLASSIFIERS_OF_TEXT = AppliesTo(excludes=frozenset({TAKES_IMAGES, TAKES_AUDIO, ANSWERS_PER_TOKEN, EMBEDS}))
@@ -106,30 +106,15 @@ def layer_choices(student: Student | None, before: Shape | None) -> dict[str, tu
 class Distillation(TeacherAndStudent, Training):
     """Settings of a training in which a student learns to predict what its teacher predicts."""
 
-    method: Annotated[Literal["logits", "distilbert", "tinybert", "minilm"], _TEXT_ONLY] = Field(
-        "logits", description="loss on representations, besides the one on logits or embeddings"
-    )
     temperature: Annotated[float, _NOT_FOR_EMBEDDINGS] = Field(
         2.0, gt=0, description="softens both sides of the loss on logits"
     )
-    logits_weight: float = Field(1.0, ge=0, description="weight of the loss on logits or embeddings")
     labels_weight: Annotated[float, _NOT_FOR_EMBEDDINGS] = Field(
         0.0, ge=0, description="weight of the task's own loss on labeled examples"
-    )
-    representation_weight: Annotated[float, _TEXT_ONLY] = Field(
-        1.0, ge=0, description="weight of the method's loss on representations"
     )
     keep_best: bool = KEEP_BEST
     use_unlabeled: Annotated[bool, _TEXT_ONLY] = Field(False, description="train on the recipe's unlabeled text too")
     first_token_only: Annotated[bool, _CLASSIFIERS_OF_TEXT] = FIRST_TOKEN_ONLY
-
-    @model_validator(mode="after")
-    def _fields_have_an_effect(self) -> Self:
-        if self.first_token_only and self.method != "logits":
-            raise ValueError("no first_token_only: the method compares representations of every token")
-        if self.method == "logits" and changed_fields(self, ["representation_weight"]):
-            raise ValueError("method: distilbert, tinybert or minilm, whose loss representation_weight is for")
-        return self
 
 
 _SIZES = {"hidden_size": "hidden", "intermediate_size": "intermediate", "num_hidden_layers": "layers"}

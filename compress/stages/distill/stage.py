@@ -14,12 +14,7 @@ from compress.tasks.capability import DESCRIBES_IMAGES, GENERATES, GENERATES_IMA
 
 
 class Distill(Distillation, Stage[TorchModel, TorchModel]):
-    """Knowledge distillation (Hinton et al. 2015), with the representation losses of three papers.
-
-    ``distilbert``: cosine of the last hidden states (Sanh et al. 2019, section 2). ``tinybert``: MSE of embeddings,
-    hidden states and attention scores, layers mapped uniformly (Jiao et al. 2020, section 3.1). ``minilm``: KL of the
-    last layer's attention and value relations (Wang et al. 2020, section 3.1). A learned projection joins widths that
-    differ.
+    """Knowledge distillation of a model's answers (Hinton et al. 2015).
 
     If a task's answers are embeddings, the loss on them is their squared distance (Reimers and Gurevych 2020) in place
     of the one on logits.
@@ -43,11 +38,8 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
             if teacher is None or None in unlabeled:
                 return None
             tokens += sum(plan.tokens(text) for text in unlabeled if text)
-            trained, predicting = (
-                (shape.first_token_only() if self.first_token_only else shape).working for shape in (after, teacher)
-            )
-            passes = 1 if self.method == "logits" and self.augment is None else self.epochs
-            return (FLOPS_TRAINING * trained * self.epochs + FLOPS_FORWARD * predicting * passes) * tokens
+            passes = 1 if self.augment is None else self.epochs
+            return (FLOPS_TRAINING * after.working * self.epochs + FLOPS_FORWARD * teacher.working * passes) * tokens
 
         return training_prediction(
             self.batch_size, before, after, plan, flops, trained=after, teacher=teacher or before

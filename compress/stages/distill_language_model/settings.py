@@ -13,7 +13,7 @@ from compress.utils.pydantic_models import Frozen, changed_fields
 
 
 class LanguageLoss(Frozen):
-    """Weights and kinds of the losses on a language model's predictions and hidden states."""
+    """Weights and kinds of the losses on a language model's predictions."""
 
     logits_weight: float = Field(1.0, ge=0, description="weight of the KL divergence between predictions")
     direction: Literal["forward", "reverse"] = Field(
@@ -26,30 +26,19 @@ class LanguageLoss(Frozen):
     )
     temperature: float = Field(2.0, gt=0, description="softens both predictions")
     labels_weight: float = Field(0.0, ge=0, description="weight of the cross-entropy of the text")
-    hidden_weight: float = Field(
-        0.0, ge=0, description="weight of the loss on hidden states after matched blocks, relative to the teacher's"
-    )
 
     @model_validator(mode="after")
     def _fields_have_an_effect(self) -> Self:
-        if not (self.logits_weight or self.labels_weight or self.hidden_weight):
-            raise ValueError("logits_weight, labels_weight or hidden_weight above 0")
+        if not (self.logits_weight or self.labels_weight):
+            raise ValueError("logits_weight or labels_weight above 0")
         if not self.logits_weight and (unused := changed_fields(self, ["direction", "top_k", "temperature"])):
             raise ValueError(f"logits_weight above 0, since {unused[0]} concerns that loss")
         return self
 
 
 class MemorySaving(Frozen):
-    """Ways to save memory at the price of time or disk space."""
+    """Ways to save disk space at the price of time."""
 
-    gradient_checkpointing: bool = Field(
-        False, description="compute blocks again in the backward pass, for less memory and more time"
-    )
-    fsdp: bool = Field(
-        False,
-        description="of several processes, each holds a part of the weights, gradients and optimizer states, and of "
-        "the teacher (fully sharded data parallelism)",
-    )
     cache_teacher_states: bool = Field(
         True,
         description="store the teacher's last hidden states, as bfloat16, for sequences that come again and for other "
@@ -69,10 +58,7 @@ class LanguageDistillation(TeacherAndStudent, BudgetedTraining):
         "end_token", description="separator between two rows of running text in a sequence"
     )
     teacher_writes: TeacherWrites | None = TEACHER_WRITES
-    lora: int | None = Field(
-        None, ge=1, le=4096, description="train adapters of this rank, which are merged at the end"
-    )
-    memory: MemorySaving = Field(MemorySaving(), description="ways to save memory")
+    memory: MemorySaving = Field(MemorySaving(), description="ways to save disk space")
 
     def shortened(self, share: float) -> Self:
         """Return the settings with a share of the epochs, tokens or budget."""

@@ -20,9 +20,8 @@ class DistillLanguageModel(LanguageDistillation, Stage[TorchModel, TorchModel]):
     """Knowledge distillation of a language model, token by token.
 
     Models are compared on sequences of running text or on the answers of conversations: by the divergence of their
-    next-token distributions (Hinton et al. 2015; reverse: Gu et al. 2024; ``top_k``: Anshumann et al. 2025), the
-    cross-entropy of the text, and the squared error of the hidden states after matched blocks, relative to the
-    teacher's (Jiao et al. 2020, equation 8).
+    next-token distributions (Hinton et al. 2015; reverse: Gu et al. 2024; ``top_k``: Anshumann et al. 2025), and the
+    cross-entropy of the text.
     """
 
     packages = ("torch", "transformers", "accelerate")
@@ -30,9 +29,8 @@ class DistillLanguageModel(LanguageDistillation, Stage[TorchModel, TorchModel]):
     kind: Literal["distill_language_model"] = "distill_language_model"
 
     def called_packages(self) -> tuple[str, ...]:
-        """Return the distributions that the stage calls, with peft for adapters and those that generate text."""
-        adapters = () if self.lora is None else ("peft",)
-        return (*self.packages, *adapters, *writing_packages(self.teacher_writes))
+        """Return the distributions that the stage calls, with those that generate text."""
+        return (*self.packages, *writing_packages(self.teacher_writes))
 
     def needs(self) -> Requirements:
         """Return the training split."""
@@ -52,8 +50,7 @@ class DistillLanguageModel(LanguageDistillation, Stage[TorchModel, TorchModel]):
             tokens = tokens if self.tokens is None else self.tokens / self.epochs
             if teacher is None:
                 return None
-            passes = self.epochs if self.loss.hidden_weight else 1
-            training = FLOPS_TRAINING * after.working * self.epochs + FLOPS_FORWARD * teacher.working * passes
+            training = FLOPS_TRAINING * after.working * self.epochs + FLOPS_FORWARD * teacher.working
             return training * tokens + FLOPS_FORWARD * teacher.working * generated
 
         return training_prediction(

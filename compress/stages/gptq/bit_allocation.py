@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -60,8 +60,6 @@ class Survey:
     progress: Progress
     folder: Path
     importance: Importance | None = None
-    together: list[tuple[str, ...]] = field(default_factory=list, init=False)
-    """Names of layers that have one input, as they were found: what runtimes multiply as one, if bits are the same."""
 
     @torch.no_grad()
     def run(self, ids: torch.Tensor, embeddings: Mapping[int, torch.Tensor], heads: Heads) -> Sensitivity:
@@ -134,7 +132,6 @@ class Survey:
             return self.decoder.run(index, hidden, self.decoder.calls(probe.expand(len(hidden), -1))[index])
 
         def measure(names: Sequence[str], hessian: torch.Tensor) -> None:
-            self.together.append(tuple(names))
             for name in names:
                 weight = modules[name].weight
                 whole, relative_errors = max(output_energy(weight, hessian), 1e-30), errors.setdefault(name, {})
@@ -266,7 +263,6 @@ def allocate(
     parameters: int,
     sensitivity: Sensitivity,
     table_choices: Sequence[int],
-    together: Sequence[Sequence[str]] = (),
 ) -> Allocation:
     """Choose the bits of each layer with the least predicted loss within ``target_bits`` or ``max_bytes``.
 
@@ -277,29 +273,23 @@ def allocate(
         parameters: Parameters of the whole model.
         sensitivity: Measured loss of each layer and number of bits.
         table_choices: Bits that the tables may get.
-        together: Names of layers that get the same bits, such as fused projections.
 
     Raises:
         StageError: Nothing fits the budget.
     """
     layers = [layer for block in plan for layer in block if layer.bits]
-    # Layers that must get the same bits form one set, in the order of the first of each.
-    first = {name: names[0] for names in together for name in names}
-    sets_by_name: dict[str, list[Layer]] = {}
-    for layer in layers:
-        sets_by_name.setdefault(first.get(layer.name, layer.name), []).append(layer)
-    sets = list(sets_by_name.values())
-    choices = [*(sorted(sensitivity[members[0].name]) for members in sets), list(table_choices)]
-
-    def option_of(members: Sequence[Layer], bits: int, loss: float) -> Option:
-        return Option(sum(stored_bits(layer, bits, config.sym) for layer in members), loss)
-
+    choices = [*(sorted(sensitivity[layer.name]) for layer in layers), list(table_choices)]
     units = [
-        [option_of(members, bits, sum(sensitivity[layer.name][bits] for layer in members)) for bits in options]
-        for members, options in zip(sets, choices[:-1], strict=True)
+        [Option(stored_bits(layer, bits, config.sym), sensitivity[layer.name][bits]) for bits in options]
+        for layer, options in zip(layers, choices[:-1], strict=True)
     ]
-    of_tables = sensitivity.get(TABLES, {})
-    units.append([option_of(tables, bits, of_tables.get(bits, 0.0)) for bits in table_choices])
+    table_losses = sensitivity.get(TABLES, {})
+    units.append(
+        [
+            Option(sum(stored_bits(table, bits, config.sym) for table in tables), table_losses.get(bits, 0.0))
+            for bits in table_choices
+        ]
+    )
     alone = parameters - sum(layer.rows * layer.columns for layer in (*layers, *tables))
     if config.max_bytes is not None:
         budget, goal = 8 * config.max_bytes, f"max_bytes: {config.max_bytes:,}"
@@ -318,5 +308,5 @@ def allocate(
     options = [unit[index] for unit, index in zip(units, chosen, strict=True)]
     size = sum(option.size_bits for option in options) + FLOAT_BITS * alone
     bits = [allowed[index] for allowed, index in zip(choices, chosen, strict=True)]
-    of_layers = {layer.name: some for members, some in zip(sets, bits[:-1], strict=True) for layer in members}
-    return Allocation(of_layers, bits[-1], size / parameters, sum(option.loss for option in options))
+    layer_bits = {layer.name: chosen_bits for layer, chosen_bits in zip(layers, bits[:-1], strict=True)}
+    return Allocation(layer_bits, bits[-1], size / parameters, sum(option.loss for option in options))

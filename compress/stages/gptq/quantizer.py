@@ -260,8 +260,8 @@ class _Work:
                 self.ids, embeddings, lambda hessian: {bits: self._table(bits, -1, hessian.clone) for bits in coarse}
             )
         shutil.rmtree(folder)
-        parameters, together = self.decoder.count_parameters(), survey.together if self.config.fused else ()
-        chosen = allocate(self.config, self.plan, tables, parameters, sensitivity, choices, together)
+        parameters = self.decoder.count_parameters()
+        chosen = allocate(self.config, self.plan, tables, parameters, sensitivity, choices)
         cached_json(path, asdict(chosen))
         return chosen
 

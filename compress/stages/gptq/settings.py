@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from compress.stages.base import SEARCH
 from compress.utils.pydantic_models import Frozen
@@ -35,9 +35,6 @@ class Quantization(Frozen):
         "float model, forwards and backwards",
     )
     damp_percent: float = Field(0.05, gt=0, lt=1, description="added to the Hessian's diagonal, relative to its mean")
-    refinement_sweeps: int = Field(
-        0, ge=0, le=16, description="passes of coordinate descent over integers and scales after GPTQ"
-    )
     samples: int = Field(16, ge=1, le=100_000, description="windows of calibration text from the train split")
     sequence_length: int = Field(512, ge=8, le=131_072, description="tokens of a window")
     expert_tokens: int = Field(
@@ -69,11 +66,6 @@ class Quantization(Frozen):
         min_length=1,
         description="mixed bits: what a layer may get; ONNX Runtime and GGUF compute 3 as 4",
     )
-    fused: bool = Field(
-        False,
-        description="mixed bits: layers of one input (queries, keys and values; gate and up) get the same, which "
-        "runtimes then multiply as one: a tenth faster, at a slightly larger error",
-    )
     keep: tuple[str, ...] = Field((), description="layers to leave in float16, as patterns of names: `*.mlp.gate`")
     precision: Literal["auto", "fastest", "fp32", "bf16"] = Field(
         "auto",
@@ -87,8 +79,6 @@ class Quantization(Frozen):
             raise ValueError("give target_bits or max_bytes, not both")
         if self.method == "rtn" and (self.target_bits is not None or self.max_bytes is not None):
             raise ValueError("target_bits and max_bytes need method: gptq, since sensitivity is measured on data")
-        if self.fused and not self.mixed:
-            raise ValueError("fused is for bits that are chosen: give target_bits or max_bytes with it")
         return self
 
     @property
@@ -121,10 +111,6 @@ class BlockTraining(Frozen):
     learning_rate: float = Field(
         2e-3, gt=0, le=1, description="peak change of a weight in a step of training, in steps of its grid"
     )
-    scale_learning_rate: float = Field(
-        2e-3, gt=0, le=0.5, description="peak change of a scale, norm or bias in a step of training, relative"
-    )
-    norms: bool = Field(True, description="train the weights of norms, and biases, too")
 
 
 class NncfOptions(Frozen):
@@ -146,19 +132,6 @@ class NncfOptions(Frozen):
     samples: int = Field(16, ge=1, le=100_000, description="windows of calibration text from the train split")
     sequence_length: int = Field(512, ge=8, le=131_072, description="tokens of a window")
     keep: tuple[str, ...] = Field((), description="layers to leave in float16, as patterns of names: `*.mlp.gate`")
-    gptq: bool = Field(False, description="must be false: NNCF has it for OpenVINO only")
-    lora_correction: bool = Field(False, description="must be false: NNCF has it for OpenVINO only")
-
-    @field_validator("gptq", "lora_correction")
-    @classmethod
-    def _of_other_backends(cls, value: bool, info: ValidationInfo) -> bool:
-        if value:
-            instead = {
-                "gptq": "the stage `gptq` has it",
-                "lora_correction": "the stage `lora_recovery` trains an adapter",
-            }
-            raise ValueError(f"false: NNCF has it for OpenVINO only; {instead[info.field_name or '']}")
-        return value
 
     @property
     def uses_backup(self) -> bool:

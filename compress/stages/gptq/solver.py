@@ -40,7 +40,6 @@ def settings_for(config: Quantization, bits: int, group_size: int) -> GptqSettin
         act_order=config.act_order,
         damping=config.damp_percent,
         scale_search=config.method == "gptq",
-        refinement_sweeps=config.refinement_sweeps,
     )
 
 

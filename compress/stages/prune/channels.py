@@ -251,22 +251,7 @@ def prune_channels(model: TorchModel, settings: Pruning, examples: Examples, con
             hint=f"what stood against it: {_listed(whole) or 'its layers have no channels that only layers read'}",
         )
     # The importance of each place [places] of each coupling.
-    if settings.importance == "magnitude":
-        # Squared norms of the weights that read each channel, [size].
-        importances: list[torch.Tensor] = []
-        for coupling in couplings:
-            sums = torch.zeros(coupling.size)
-            for part in coupling.readers:
-                layer: Any = net.network.get_submodule(part.layer)
-                groups = getattr(layer, "groups", 1)
-                outputs, inputs = layer.weight.shape[:2]
-                norms = layer.weight.detach().square().view(groups, outputs // groups, inputs, -1).sum(dim=(1, 3))
-                sums.index_add_(0, part.channels, norms.flatten()[part.features])
-            importances.append(sums)
-        # Norms of layers of different sizes are compared by how far each lies from its layer's mean.
-        importances = [scores / scores.mean().clamp_min(1e-30) for scores in importances]
-    else:
-        importances = _taylor(net, couplings, examples, context)
+    importances = _taylor(net, couplings, examples, context)
     scores = [
         scores.view(coupling.groups, coupling.prunable_units).sum(0)
         for scores, coupling in zip(importances, couplings, strict=True)

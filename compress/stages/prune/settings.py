@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -47,9 +47,6 @@ class Pruning(Frozen):
     channel_multiple: int = Field(
         8, ge=1, le=512, description="a layer that loses channels keeps a multiple of this number"
     )
-    importance: Literal["taylor", "magnitude"] = Field(
-        "taylor", description="score that ranks heads, neurons, channels"
-    )
     importance_examples: int = Field(512, ge=1, description="training examples that importance is measured on")
 
     @model_validator(mode="after")
@@ -64,16 +61,9 @@ class Pruning(Frozen):
     def _fields_have_an_effect(self) -> Self:
         if not self.removes_channels and changed_fields(self, ["channel_multiple"]):
             raise ValueError("channels, flops or parameters, since channel_multiple concerns channels")
-        if not self.reads_examples and changed_fields(self, ["importance_examples"]):
-            raise ValueError("importance: taylor, since importance_examples are read for it")
         return self
 
     @property
     def removes_channels(self) -> bool:
         """Return whether channels are removed."""
         return bool(self.channels) or self.flops is not None or self.parameters is not None
-
-    @property
-    def reads_examples(self) -> bool:
-        """Return whether importance is measured on training examples, not on magnitudes alone."""
-        return bool(self.importance == "taylor" or self.layers or self.removes_channels)

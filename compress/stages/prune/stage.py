@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from compress.models.model import TorchModel
 from compress.stages.base import Context, Requirements, Stage
-from compress.stages.cost_model import PlanContext, Prediction, Shape, handling
+from compress.stages.cost_model import PlanContext, Prediction, Shape
 from compress.stages.protocols import field_search_values
 from compress.stages.prune.settings import Pruning
 from compress.stages.training.length import FLOPS_TRAINING, training_prediction
@@ -36,8 +36,8 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
         return (*self.packages, "torch-pruning") if self.removes_channels else self.packages
 
     def needs(self) -> Requirements:
-        """Return the training split, unless magnitudes alone decide."""
-        return Requirements(splits=("train",) if self.reads_examples else ())
+        """Return the training split, on which importance is measured."""
+        return Requirements(splits=("train",))
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Return the cost of one pass over the examples, forwards and backwards.
@@ -52,8 +52,7 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
         after = None
         if before is not None and not self.removes_channels:
             after = pruned_shape(before, self.layers, self.heads, self.feed_forward)
-        prediction = training_prediction(_BATCH, before, after, plan, flops, trained=before)
-        return prediction if self.reads_examples else replace(prediction, seconds=handling(before))
+        return training_prediction(_BATCH, before, after, plan, flops, trained=before)
 
     def search_values(self, before: Shape | None, timed: bool = False) -> dict[str, tuple[Any, ...]]:
         """Return values for heads and neurons in transformers, and for FLOPs in convolutional networks.
@@ -64,10 +63,6 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
         values = field_search_values(self, timed).items()
         chosen = {name: tried for name, tried in values if (name == "flops") == channels}
         return chosen | layer_counts(self.layers, before)
-
-    def data_passes(self, examples: float) -> tuple[float, float]:
-        """Return the examples that importance is measured on; the stage trains on none."""
-        return (min(examples, self.importance_examples) if self.reads_examples else 0.0), 0.0
 
     def check_model(self, start: Path) -> None:
         """Raise `StageError` for an architecture whose heads, neurons or layers cannot be removed."""

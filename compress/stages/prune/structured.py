@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from compress.models.hooks import capture_inputs, removed_on_exit
 from compress.models.model import TorchModel
@@ -37,13 +36,10 @@ _ALIKE = 1e-3
 
 def prune(model: TorchModel, settings: Pruning, context: Context) -> None:
     """Remove whole layers first, then heads, neurons and channels of the layers that are left, in place."""
-    examples = None
-    if settings.reads_examples:
-        labeled = context.encode("train", model)
-        order = np.random.default_rng(context.seed).permutation(len(labeled))
-        examples = labeled.subset(np.sort(order[: settings.importance_examples]))
+    labeled = context.encode("train", model)
+    order = np.random.default_rng(context.seed).permutation(len(labeled))
+    examples = labeled.subset(np.sort(order[: settings.importance_examples]))
     if settings.layers:
-        assert examples is not None
         # Drop ``count`` layers, one at a time, each the one whose loss moves the logits least (KL).
         count = settings.layers
         total = sum(map(len, stacks(model.module).values()))
@@ -64,16 +60,15 @@ def prune(model: TorchModel, settings: Pruning, context: Context) -> None:
     if settings.heads or settings.feed_forward:
         _cut_blocks(model, settings, examples, context)
     if settings.removes_channels:
-        assert examples is not None
         prune_channels(model, settings, examples, context)
 
 
-def _cut_blocks(model: TorchModel, settings: Pruning, examples: Examples | None, context: Context) -> None:
+def _cut_blocks(model: TorchModel, settings: Pruning, examples: Examples, context: Context) -> None:
     module = model.module
     if settings.heads:
         check_heads_prunable(module)
     found = blocks(module)
-    scores = _importance(module, found, settings, examples, context)
+    scores = _importance(module, found, examples, context)
     heads, neurons = (
         [most_important(one, remaining_count(len(one), share, what)).tolist() for one in each]
         for each, share, what in (
@@ -81,19 +76,18 @@ def _cut_blocks(model: TorchModel, settings: Pruning, examples: Examples | None,
             (scores[1], settings.feed_forward, "feed-forward neurons"),
         )
     )
-    expected = None if examples is None else _masked(module, found, heads, neurons, examples)
+    expected, few = _masked(module, found, heads, neurons, examples)
     try:
         if settings.heads:
             keep_heads(module, heads)
         if settings.feed_forward:
             keep_neurons(module, [torch.tensor(kept) for kept in neurons])
-        answers = None if expected is None else predict(module, expected[1])
+        answers = predict(module, few)
     except RuntimeError as error:
         raise _not_described(module, str(error).splitlines()[0]) from error
-    if expected is not None and answers is not None:
-        off = float(np.abs(answers - expected[0]).max() / (np.abs(expected[0]).max() or 1.0))
-        if off > _ALIKE:
-            raise _not_described(module, f"its answers are {off:.1e} from those with these parts as zeros")
+    off = float(np.abs(answers - expected).max() / (np.abs(expected).max() or 1.0))
+    if off > _ALIKE:
+        raise _not_described(module, f"its answers are {off:.1e} from those with these parts as zeros")
 
 
 def _not_described(module: Any, what: str) -> StageError:
@@ -138,22 +132,12 @@ def _mask(stays: torch.Tensor) -> Callable[[nn.Module, tuple[torch.Tensor, ...]]
 
 
 def _importance(
-    module: nn.Module, found: Sequence[TransformerBlock], settings: Pruning, examples: Examples | None, context: Context
+    module: nn.Module, found: Sequence[TransformerBlock], examples: Examples, context: Context
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Scores of the heads [heads] and neurons [neurons] of each block, none where a block has none that can go."""
     parts = _readers(found)
     scores = [torch.zeros(count) for count, _ in parts]
     read = [(index, layer) for index, (_, layer) in enumerate(parts) if layer is not None]
-    if settings.importance == "magnitude":
-        for index, layer in read:
-            # Squared norms of the output weights of each group of input features, [in_features / group_size].
-            group_size = in_features(layer) // len(scores[index])
-            weight = layer.weight.detach()
-            weight = weight.T if isinstance(layer, Conv1D) else weight
-            norms: torch.Tensor = weight.square().sum(dim=0).view(-1, group_size).sum(dim=1)
-            scores[index] = norms
-        return scores[: len(found)], scores[len(found) :]
-    assert examples is not None
     inputs: dict[int, torch.Tensor] = {}
     module.eval()
     batches = by_length(examples, _BATCH)

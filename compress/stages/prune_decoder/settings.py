@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from compress.stages.base import SEARCH
-from compress.stages.blockwise.cost import SHARD_BYTES, STATES_BYTES, quantization_flops, quantization_memory_bytes
+from compress.stages.blockwise.cost import SHARD_BYTES, quantization_flops, quantization_memory_bytes
 from compress.stages.cost_model import SIZE_UNKNOWN, Estimate, PlanContext, Prediction, Shape, handling, predicted
 from compress.stages.gptq.settings import Quantization
 from compress.stages.sparsify.settings import DecoderSparsity
@@ -36,22 +36,6 @@ class DecoderPruning(Frozen):
     experts: float = Field(
         0.0, ge=0, lt=1, description="share of each mixture's experts to remove, those least often chosen"
     )
-    layer_importance: Literal["neighbours", "block_influence", "greedy"] = Field(
-        "neighbours",
-        description="neighbours: remove consecutive layers that together change hidden states least; block_influence: "
-        "those that do so one by one; greedy: one after the other, each the one without which the loss on text is "
-        "least, which takes many times as long",
-    )
-    compensate: bool = Field(
-        True,
-        description="solve the layer before removed layers so that its output is what they gave (ReplaceMe)",
-    )
-    width_importance: Literal["obs", "activation"] = Field(
-        "obs",
-        description="obs: remove heads and neurons one after the other, each the one that the others can best "
-        "compensate, and update these (optimal brain surgeon); activation: those with the smallest activations "
-        "(Minitron)",
-    )
     multiple: int = Field(
         64,
         ge=1,
@@ -63,19 +47,15 @@ class DecoderPruning(Frozen):
         16, ge=1, le=100_000, description="sequences of text from the train split that importance is measured on"
     )
     sequence_length: int = Field(512, ge=8, le=131_072, description="tokens of a sequence")
-    damp_percent: float = Field(
-        0.01, gt=0, lt=1, description="obs and compensate: added to the Hessian's diagonal, relative to its mean"
-    )
+    damp_percent: float = Field(0.01, gt=0, lt=1, description="added to the diagonal of Hessians, relative to its mean")
     precision: Precision = PRECISION
 
     @model_validator(mode="after")
     def _fields_have_an_effect(self) -> Self:
         if not (self.layers or self.removes_width):
             raise ValueError("some of layers, heads, feed_forward and experts")
-        if not self.layers and (unused := changed_fields(self, ["layer_importance", "compensate"])):
-            raise ValueError(f"layers, which {unused[0]} concerns")
-        if not (self.heads or self.feed_forward) and (unused := changed_fields(self, ["width_importance", "multiple"])):
-            raise ValueError(f"heads or feed_forward, which {unused[0]} concerns")
+        if not (self.heads or self.feed_forward) and changed_fields(self, ["multiple"]):
+            raise ValueError("heads or feed_forward, which multiple concerns")
         return self
 
     @property
@@ -104,15 +84,10 @@ def decoder_pruning_prediction(
     """
     if before is None:
         return predicted(None, None, Estimate.unknown(SIZE_UNKNOWN))
-    states = 0.0
-    if settings.layers and settings.layer_importance == "greedy":
-        tokens = 4 * settings.sequence_length
-        states = max(2 * STATES_BYTES, 2 * tokens * before.hidden * before.layers)
-        states += 2 * tokens * before.embeddings / max(before.hidden, 1)
     # The Hessian that is solved on, the one that judges, their sum, and its factor.
-    fitted = 16 * before.intermediate**2 if settings.layers and settings.compensate else 0
+    fitted = 16 * before.intermediate**2 if settings.layers else 0
     solving = quantization_memory_bytes(calibration_settings(settings), before)
-    return _prediction(pruning_flops(settings, before), max(solving, states, fitted), before, after, plan)
+    return _prediction(pruning_flops(settings, before), max(solving, fitted), before, after, plan)
 
 
 def decoder_sparsity_prediction(settings: DecoderSparsity, before: Shape | None, plan: PlanContext) -> Prediction:
@@ -135,25 +110,17 @@ def _prediction(flops: float, held_bytes: float, before: Shape, after: Shape | N
 def pruning_flops(settings: DecoderPruning, shape: Shape) -> float:
     """Return the multiplications and additions of pruning on calibration text.
 
-    A greedy choice tries each remaining block in each round, from its index on, and each trial ends with the head.
-    Otherwise the text passes once for whole blocks and once for their parts, and once more for each kind of part, and
-    for whole blocks, for which the others compensate.
+    The text passes once for whole blocks and once for their parts, and once more for each kind of part, and for whole
+    blocks, for which the others compensate.
     """
     tokens, blocks = settings.samples * settings.sequence_length, shape.attention + shape.feed_forward
     total = 0.0
     if settings.removes_width:
         total += 2 * blocks * tokens
-    if settings.width_importance == "obs":
-        for share, columns in ((settings.heads, shape.hidden), (settings.feed_forward, shape.intermediate)):
-            # Another pass, what its inputs are multiplied to, and what goes solved out of the rest.
-            solved = columns**2 * tokens + 2 * share * columns**2 * (shape.hidden + columns)
-            total += (2 * blocks * tokens + shape.layers * solved) if share else 0.0
-    if settings.layers and settings.compensate:
-        total += 2 * (blocks + shape.intermediate**2) * tokens
-    if settings.layers and settings.layer_importance != "greedy":
-        total += 2 * blocks * tokens
-    elif settings.layers:
-        block = blocks / max(shape.layers, 1)
-        for left in range(shape.layers, shape.layers - settings.layers, -1):
-            total += 2 * tokens * (block * (left + left * (left - 1) / 2) + left * shape.embeddings)
+    for share, columns in ((settings.heads, shape.hidden), (settings.feed_forward, shape.intermediate)):
+        # Another pass, the Hessian of the layer's inputs, and the removal of parts from it.
+        solved = columns**2 * tokens + 2 * share * columns**2 * (shape.hidden + columns)
+        total += (2 * blocks * tokens + shape.layers * solved) if share else 0.0
+    if settings.layers:
+        total += 2 * (blocks + shape.intermediate**2) * tokens + 2 * blocks * tokens
     return total

@@ -17,11 +17,9 @@ from compress.tasks.capability import GENERATES
 class PruneDecoder(DecoderPruning, Stage[Checkpoint, Checkpoint]):
     """Structured pruning of a language model, read tensor by tensor with one block in memory at a time.
 
-    Whole layers: consecutive ones (Gromov et al. 2024, figure 1) or single ones (Men et al. 2024, ShortGPT, section 3)
-    that change hidden states least, or those without which the loss on text is least; the layer before them
-    compensates (Shopkhoev et al. 2025, ReplaceMe). Groups of heads with their keys and values, and neurons, such that
-    the others can compensate (Kurtic et al. 2023, ZipLM, section 3.1), or by their activations (Muralidharan et al.
-    2024, Minitron, section 2.2). Experts by how seldom they are chosen.
+    Whole layers: consecutive ones that change hidden states least (Gromov et al. 2024, figure 1); the layer before
+    them compensates (Shopkhoev et al. 2025, ReplaceMe). Groups of heads with their keys and values, and neurons, such
+    that the others can compensate (Kurtic et al. 2023, ZipLM, section 3.1). Experts by how seldom they are chosen.
     """
 
     packages = ("torch", "transformers", "accelerate")

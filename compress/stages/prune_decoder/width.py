@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 from compress.models.attention_pruning import keep_attention_units, keep_columns, keep_rows
 from compress.models.checkpoint import Checkpoint
 from compress.models.experts import SeparateExperts, find_separate_experts, is_fused
-from compress.models.hooks import capture_inputs, removed_on_exit
+from compress.models.hooks import removed_on_exit
 from compress.models.meta_model import build_decoder_on_meta, stored_shapes
 from compress.models.structure import TransformerBlock, blocks
 from compress.numerics.gptq import output_error
@@ -54,7 +54,6 @@ class PartSelection:
     decoder: BlockwiseModel
     sizes: Sizes
     stream: CalibrationActivations | None
-    solves: bool
     damping: float
     solved: list[Layer] = field(default_factory=list)
     """Layers of the last block that were fitted, with the relative error of what they give."""
@@ -91,42 +90,33 @@ class PartSelection:
         # Without text, as in a dry run, any parts of the right number will do.
         if self.stream is None:
             return {name: torch.arange(left) for name, (_, left) in counts.items()}
-        solves = self.solves and bool(parts)
-        scores = _Scores()
-        if mixtures or not solves:
-            self._watch(self.stream, index, {} if solves else parts, mixtures, scores)
-        if not all(bool(torch.isfinite(values).all()) for values in scores.of.values()):
-            raise StageError(
-                "What passes through a block on the calibration text is not finite.",
-                expected="a model that computes finite numbers there",
-                hint="set precision: fp32",
-            )
-        # Parts with the largest scores remain.
-        selection = {name: most_important(values.cpu(), counts[name][1]) for name, values in scores.of.items()}
-        if solves:
-            selection |= self._solved(self.stream, index, parts)
-        return selection
+        selection: dict[str, torch.Tensor] = {}
+        if mixtures or not parts:
+            # The experts that the router chooses most often remain.
+            chosen = self._count_choices(self.stream, index, mixtures)
+            selection = {name: most_important(choices, counts[name][1]) for name, choices in chosen.items()}
+        return selection | self._solved(self.stream, index, parts) if parts else selection
 
-    def _watch(
-        self,
-        stream: CalibrationActivations,
-        index: int,
-        parts: dict[str, PrunablePart],
-        mixtures: dict[str, SeparateExperts],
-        scores: _Scores,
-    ) -> None:
-        """Sum up ``scores`` while all windows pass the block as it is."""
+    def _count_choices(
+        self, stream: CalibrationActivations, index: int, mixtures: dict[str, SeparateExperts]
+    ) -> dict[str, torch.Tensor]:
+        """Return how often each expert of each mixture is chosen while all sequences pass the block as it is."""
+        totals = {name: torch.zeros(part.count) for name, part in mixtures.items()}
+
+        def count(name: str, part: SeparateExperts, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            chosen = named["top_k_index"] if "top_k_index" in named else arguments[1]
+            totals[name] += part.routed(chosen).cpu()
+
         work = stream.pass_through(index, {})
-        layers = {kind: part.layer for kind, part in parts.items()}
         hooks = (
-            part.register_forward_pre_hook(partial(scores.count, name, part), with_kwargs=True)
+            part.register_forward_pre_hook(
+                lambda _, arguments, named, name=name, part=part: count(name, part, arguments, named), with_kwargs=True
+            )
             for name, part in mixtures.items()
         )
-        with (
-            capture_inputs(layers, lambda kind, inputs: scores.add(kind, inputs, parts[kind].count)),
-            removed_on_exit(hooks),
-        ):
+        with removed_on_exit(hooks):
             stream.leave(index, (work.run(batch()) for batch in work.batches))
+        return totals
 
     def _solved(
         self, stream: CalibrationActivations, index: int, parts: dict[str, PrunablePart]
@@ -162,30 +152,6 @@ class PartSelection:
         return stays
 
 
-@dataclass
-class _Scores:
-    """Sums over calibration text of what each part of one block gave, or how often each expert was chosen."""
-
-    of: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def add(self, name: str, inputs: torch.Tensor, count: int) -> None:
-        """Add features [windows, length, width] in ``count`` parts (Muralidharan et al. 2024, section 2.2).
-
-        The norm of a part at each token, its mean over a window's tokens, the sum of squares of that over windows.
-        """
-        windows = inputs.float().reshape(-1, inputs.shape[-2], count, inputs.shape[-1] // count)
-        # [windows, length, count]
-        norms = torch.linalg.vector_norm(windows, dim=-1)
-        self.of[name] = self.of.get(name, norms.new_zeros(count)) + norms.mean(dim=-2).square().sum(dim=0)
-
-    def count(
-        self, name: str, part: SeparateExperts, _: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
-    ) -> None:
-        """Count the experts of the mixture ``name`` that its router chooses; a hook before its forward pass."""
-        chosen = named["top_k_index"] if "top_k_index" in named else arguments[1]
-        self.of[name] = self.of.get(name, torch.zeros(part.count)) + part.routed(chosen).cpu()
-
-
 def narrow(
     checkpoint: Checkpoint, settings: DecoderPruning, text: Quantization, ids: torch.Tensor | None, context: Context
 ) -> Checkpoint:
@@ -212,7 +178,7 @@ def narrow(
         folder = context.scratch / "states"
         folder.mkdir(parents=True, exist_ok=True)
         stream = CalibrationActivations(decoder, text, ids, folder)
-    choice = PartSelection(decoder, sizes, stream, settings.width_importance == "obs", settings.damp_percent)
+    choice = PartSelection(decoder, sizes, stream, settings.damp_percent)
     finished = BlockCache(context.scratch / "narrow")
     finished.folder.mkdir(parents=True, exist_ok=True)
     work = _Work(decoder, sizes, choice, finished, context)

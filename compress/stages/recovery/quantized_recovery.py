@@ -21,7 +21,6 @@ from compress.models.lora_adapter import (
     refuse_second,
     write_adapter,
 )
-from compress.models.processor import load_tokenizer
 from compress.models.quantized_module import (
     build_empty_module,
     load_quantized_module,
@@ -33,10 +32,7 @@ from compress.stages.base import Context
 from compress.stages.recovery.settings import AdapterTraining, ScaleTuning
 from compress.stages.recovery.trainer import RecoveryTrainer, recovery_sequences
 from compress.stages.training.processes import is_first
-from compress.stages.training.sequences import check_enough
-from compress.stages.training.synthetic_data import with_synthetic_text
 from compress.utils.errors import StageError
-from compress.utils.torch_device import uses_bf16
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -48,7 +44,7 @@ def tune_scales(checkpoint: QuantizedCheckpoint, settings: ScaleTuning, context:
     ``checkpoint`` itself where that predicts no better. Of several processes the first one writes it.
     """
     module = load_quantized_module(checkpoint)
-    learn(module, checkpoint, settings)
+    learn(module, checkpoint)
     trainer = _trainer(module, checkpoint, settings, context)
     helped = trainer.helped(trainer.train(context, "tune_scales"))
     if not helped:
@@ -63,26 +59,15 @@ def tune_scales(checkpoint: QuantizedCheckpoint, settings: ScaleTuning, context:
 def _trainer(
     module: PreTrainedModel, checkpoint: QuantizedCheckpoint, settings: ScaleTuning | AdapterTraining, context: Context
 ) -> RecoveryTrainer:
-    windows, teacher = recovery_sequences(checkpoint, settings, context), context.earlier(settings.teacher)
-    if settings.teacher_writes is not None:
-        tokenizer, bf16 = load_tokenizer(checkpoint.folder), uses_bf16(settings.precision)
-        windows, _ = with_synthetic_text(windows, settings.teacher_writes, teacher, tokenizer, context, bf16)
-        check_enough(windows.train.inputs, windows.held_out.inputs, settings.batch_size, settings.sequence_length)
-    return RecoveryTrainer.between(module, teacher, windows, settings)
+    windows = recovery_sequences(checkpoint, settings, context)
+    return RecoveryTrainer.between(module, context.earlier(settings.teacher), windows, settings)
 
 
-def learn(module: nn.Module, checkpoint: QuantizedCheckpoint, settings: ScaleTuning) -> None:
-    """Make trainable what ``settings`` asks for, in place. Raises `StageError` where that is nothing."""
-    for name, grid in named_scaled_integers(module):
-        grid.log_ratio.requires_grad_(settings.embeddings if name in checkpoint.tables else settings.scales)
-    if settings.norms:
-        make_vectors_trainable(module, checkpoint)
-    if not any(parameter.requires_grad for parameter in module.parameters()):
-        raise StageError(
-            "There is nothing to tune.",
-            expected="quantized layers, or norms, that the stage's fields let learn",
-            hint="set scales, norms or embeddings to true",
-        )
+def learn(module: nn.Module, checkpoint: QuantizedCheckpoint) -> None:
+    """Make scales, norms and biases trainable, in place."""
+    for _, grid in named_scaled_integers(module):
+        grid.log_ratio.requires_grad_(True)
+    make_vectors_trainable(module, checkpoint)
 
 
 @torch.no_grad()
@@ -146,7 +131,6 @@ def adapt(module: PreTrainedModel, settings: AdapterTraining, seed: int) -> Peft
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=2 * settings.rank if settings.alpha is None else settings.alpha,
-        lora_dropout=settings.dropout,
         target_modules="all-linear" if settings.target_modules is None else list(settings.target_modules),
         task_type="CAUSAL_LM",
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from compress.stages.base import Requirements
-from compress.stages.training.settings import PRECISION, TEACHER_WRITES, Precision, TeacherWrites, writing_packages
+from compress.stages.training.settings import PRECISION, Precision
 from compress.utils.pydantic_models import Frozen
 
 
@@ -18,7 +18,6 @@ class Recovery(Frozen):
     """
 
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate")
-    teacher_writes: TeacherWrites | None = TEACHER_WRITES
     steps: int = Field(100, ge=1, le=1_000_000, description="steps of training; more is better and takes longer")
     batch_size: int = Field(2, ge=1, description="windows a step")
     sequence_length: int = Field(512, ge=16, description="tokens of a window")
@@ -28,17 +27,11 @@ class Recovery(Frozen):
     )
     precision: Precision = PRECISION
     teacher: str = Field("start", description="label of the stage whose output is imitated, or `start`")
-    logits_weight: float = Field(1.0, ge=0, description="weight of the KL to the teacher's predictions")
     labels_weight: float = Field(
-        0.0, ge=0, description="weight of the cross-entropy of the text itself, whose content is learned then"
+        0.0,
+        ge=0,
+        description="weight of the cross-entropy of the text itself, besides the KL to the teacher's predictions",
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training, in the model's layers and adapters")
-
-    @model_validator(mode="after")
-    def _learns(self) -> Self:
-        if not self.logits_weight and not self.labels_weight:
-            raise ValueError("logits_weight or labels_weight above 0, or there is nothing to learn from")
-        return self
 
     def shortened(self, share: float) -> Self:
         """Return the settings with a share of the steps."""
@@ -54,10 +47,6 @@ class Recovery(Frozen):
         """Return the training split."""
         return Requirements(splits=("train",))
 
-    def called_packages(self) -> tuple[str, ...]:
-        """Return the distributions that the stage calls, with those that generate text."""
-        return (*self.packages, *writing_packages(self.teacher_writes))
-
     def earlier_outputs(self) -> tuple[str, ...]:
         """Return the teacher's label."""
         return (self.teacher,)
@@ -67,9 +56,6 @@ class ScaleTuning(Recovery):
     """Settings of a recovery that changes scales and norms, and no integer."""
 
     learning_rate: float = Field(2e-3, gt=0, le=0.5, description="peak change of a scale or norm in a step, relative")
-    scales: bool = Field(True, description="tune the scales of linear layers")
-    norms: bool = Field(True, description="tune the weights of norms, and biases")
-    embeddings: bool = Field(True, description="tune the scales of quantized embedding tables and tied heads")
 
 
 class AdapterTraining(Recovery):

@@ -19,13 +19,10 @@ class Recovers(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     requires = frozenset({GENERATES})
 
     def check_data(self, start: Path, context: Context) -> None:
-        """Split the text into sequences, and verify that the teacher can generate text."""
-        from compress.models.processor import load_tokenizer
+        """Split the text into sequences. Raises `DataError` for too little text."""
         from compress.stages.recovery.trainer import recovery_sequences
 
         recovery_sequences(Checkpoint(start), self, context)
-        if self.teacher_writes is not None:
-            self.teacher_writes.check(load_tokenizer(start))
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Return the cost; every step runs student and teacher, and the files keep their size."""
@@ -34,10 +31,7 @@ class Recovers(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
         # The student is judged twice, the teacher once.
         judged = 3 * self.validation_windows * FLOPS_FORWARD
         learned = self.steps * self.batch_size * (FLOPS_TRAINING + FLOPS_FORWARD)
-        synthetic_text = self.teacher_writes
-        written = 0 if synthetic_text is None else FLOPS_FORWARD * synthetic_text.tokens(self.sequence_length)
-        flops = ((judged + learned) * self.sequence_length + written) * before.parameters
-        return predicted(before, before, plan.seconds(flops))
+        return predicted(before, before, plan.seconds((judged + learned) * self.sequence_length * before.parameters))
 
 
 class TuneScales(ScaleTuning, Recovers):
@@ -65,7 +59,7 @@ class TuneScales(ScaleTuning, Recovers):
 class LoraRecovery(AdapterTraining, Recovers):
     """Train a low-rank adapter on the frozen quantized model (QLoRA: Dettmers et al. 2023, section 3).
 
-    It learns to predict as the model before quantization does, or to predict the text. The base keeps every byte; the
+    It learns to predict as the model before quantization does. The base keeps every byte; the
     adapter is an ordinary one of peft's, in the folder `adapter/` of the checkpoint:
     `PeftModel.from_pretrained(model, "CHECKPOINT/adapter")` puts it on the quantized model.
     """

@@ -269,7 +269,6 @@ class RecoveryTrainer:
             self.loss,
             validate=lambda: -self._error(self.quality()),
             kept=None if processes.several() else TrainingCheckpoint(context.scratch),
-            known=self.student.causal,
         )
         settings = self.settings
         config = TrainingSettings(
@@ -277,7 +276,7 @@ class RecoveryTrainer:
             learning_rate=settings.learning_rate,
             batch_size=settings.batch_size,
             optimizer=Optimizer(warmup_ratio=settings.warmup_ratio, weight_decay=0.0),
-            dropout=settings.dropout,
+            dropout=0.0,
             precision="bf16" if self.dtype == torch.bfloat16 else "fp32",
         )
         train(trainee, config, context.seed, context.progress, description)
@@ -291,20 +290,18 @@ class RecoveryTrainer:
         return self._error(recovered.after) < self._error(recovered.before)
 
     def _error(self, quality: Quality) -> float:
-        return quality.error(self.settings.logits_weight, self.settings.labels_weight)
+        return quality.error(1.0, self.settings.labels_weight)
 
     def loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the weighted mean KL to the teacher and cross-entropy of the following tokens of some sequences."""
-        settings, ids = self.settings, batch["input_ids"]
+        """Return the mean KL to the teacher, plus the weighted cross-entropy of the following tokens."""
+        labels_weight, ids = self.settings.labels_weight, batch["input_ids"]
         states = head_of(self.student, module(ids), self.dtype)
-        taught = head_of(self.teacher, self._taught(batch), self.dtype) if settings.logits_weight else None
-        counted = batch.get("labels")
-        if taught is not None and not settings.labels_weight and counted is None:
-            return settings.logits_weight * head_divergence(states, taught)
-        token_weights, labels_each = (share.flatten() for share in token_shares(ids, counted))
-        weights = settings.logits_weight * token_weights, settings.labels_weight * labels_each
-        following = ids.roll(-1, 1).flatten() if settings.labels_weight else None
-        return head_loss(states, taught, HeadLoss(Divergence(), weights[0], following, weights[1]))
+        taught = head_of(self.teacher, self._taught(batch), self.dtype)
+        if not labels_weight:
+            return head_divergence(states, taught)
+        token_weights, labels_each = (share.flatten() for share in token_shares(ids, None))
+        following = ids.roll(-1, 1).flatten()
+        return head_loss(states, taught, HeadLoss(Divergence(), token_weights, following, labels_weight * labels_each))
 
     @torch.no_grad()
     def _taught(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:

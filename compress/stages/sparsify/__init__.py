@@ -1,1 +1,1 @@
-"""Unstructured pruning: single weights or blocks of weights become zero."""
+"""Unstructured pruning: single weights become zero."""

@@ -83,12 +83,11 @@ def _layers(decoder: BlockwiseModel, index: int, pattern: Pattern | None) -> dic
     routing = router_layers(block, prefix)
     layers_by_name = {name: part for name, part in linears(block, prefix).items() if name not in routing}
     misfit = next(
-        (name for name, part in layers_by_name.items() if pattern and not pattern.fits(*part.weight.shape)), None
+        (name for name, part in layers_by_name.items() if pattern and not pattern.fits(part.in_features)), None
     )
     if misfit is not None:
-        outputs, inputs = layers_by_name[misfit].weight.shape
         raise StageError(
-            f"{misfit} cannot hold the pattern {pattern}: it has {inputs} inputs and {outputs} outputs.",
+            f"{misfit} cannot hold the pattern {pattern}: it has {layers_by_name[misfit].in_features} inputs.",
             where="sparsify_decoder.pattern",
             hint="choose a pattern that divides them, or do without one",
         )
@@ -147,7 +146,7 @@ class _Walk:
     def _solve(self, name: str, weight: torch.Tensor, hessian: torch.Tensor | None) -> torch.Tensor:
         sparsity, method = self.settings.zeros, self.settings.method
         if hessian is None:
-            return weight * magnitude_masks([weight], sparsity, "layer", self.pattern)[0]
+            return weight * magnitude_masks([weight], sparsity, self.pattern)[0]
         try:
             if method == "wanda":
                 return wanda(weight, hessian, sparsity, self.pattern)

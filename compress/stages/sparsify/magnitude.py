@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +13,8 @@ from compress.models.model import TorchModel
 from compress.numerics.pruning import cubic_sparsity, magnitude_masks
 from compress.numerics.sparse_solver import Pattern
 from compress.stages.base import Context
-from compress.stages.sparsify.settings import GradualSparsity, MagnitudeSparsity
+from compress.stages.sparsify.settings import GradualSparsity, Sparsity
 from compress.stages.training.loop import Trainee, train
-from compress.stages.training.sharding import gathered
 from compress.tasks.inference import loss_of
 from compress.utils.errors import StageError
 
@@ -25,30 +23,24 @@ _FINAL_SPARSITY_AT = 0.7
 """Share of the steps after which sparsity stands still, so that the last steps recover quality."""
 
 
-def sparsify(model: TorchModel, settings: MagnitudeSparsity, context: Context) -> None:
-    """Set the smallest weights of ``model``'s layers to zero in place, and report the density and file size.
+def sparsify(model: TorchModel, settings: Sparsity, context: Context) -> None:
+    """Set the smallest weights of ``model``'s layers to zero in place, and report the density.
 
     With settings of a training, more and more weights become zero while it trains. Raises `StageError` for layers that
     the pattern does not fit.
     """
     pattern = None if settings.pattern is None else Pattern.read(settings.pattern)
     weights = [layer.weight for layer in _layers(model, pattern)]
-    dense_bytes, stage = zipped_bytes(model.tensors().values()), "sparsify"
+    stage = "sparsify"
     if isinstance(settings, GradualSparsity):
         stage = "sparsify_gradually"
         _train(model, weights, pattern, settings, context)
     else:
-        _zero(weights, magnitude_masks(weights, settings.zeros, settings.scope, pattern))
+        _zero(weights, magnitude_masks(weights, settings.zeros, pattern))
     zeros, count = sum(int((weight == 0).sum()) for weight in weights), sum(weight.numel() for weight in weights)
     shape = "" if settings.pattern is None else f" in the pattern {settings.pattern}"
     layers = f"{zeros / count:.2%} of the weights of {len(weights)} layers are zero{shape}"
     context.note(f"{stage}: {layers}, {zeros / model.parameters():.1%} of all parameters")
-    tensors = list(model.tensors().values())
-    stored = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    context.note(
-        f"{stage}: zeros are stored like other weights: {stored / 1e6:.2f} MB as before; deflated, as zip does it, "
-        f"{zipped_bytes(tensors) / 1e6:.2f} MB in place of {dense_bytes / 1e6:.2f} MB"
-    )
 
 
 def _layers(model: TorchModel, pattern: Pattern | None) -> list[nn.Linear | nn.Conv2d]:
@@ -59,13 +51,12 @@ def _layers(model: TorchModel, pattern: Pattern | None) -> list[nn.Linear | nn.C
             "The model has no layer whose weights may go.",
             expected="linear layers, or convolutions beyond the first that aren't depthwise",
         )
-    misfits = [name for name, layer in layers.items() if pattern and not pattern.fits(*layer.weight.shape[:2])]
+    misfits = [name for name, layer in layers.items() if pattern and not pattern.fits(layer.weight.shape[1])]
     if misfits:
-        outputs, inputs = layers[misfits[0]].weight.shape[:2]
         others = f", and {len(misfits) - 1} layers more," if len(misfits) > 1 else ""
+        inputs = layers[misfits[0]].weight.shape[1]
         raise StageError(
-            f"{misfits[0]}{others} cannot hold the pattern {pattern}: it has {inputs} inputs and {outputs} outputs.",
-            expected=f"inputs in multiples of {pattern.second}" if pattern and not pattern.blocks else "whole blocks",
+            f"{misfits[0]}{others} cannot hold the pattern {pattern}: it has {inputs} inputs.",
             hint="choose a pattern that divides them, or do without one",
         )
     return list(layers.values())
@@ -74,14 +65,13 @@ def _layers(model: TorchModel, pattern: Pattern | None) -> list[nn.Linear | nn.C
 def _train(
     model: TorchModel, weights: list[torch.Tensor], pattern: Pattern | None, settings: GradualSparsity, context: Context
 ) -> None:
-    final, scope = settings.zeros, settings.scope
     masks = [torch.ones_like(weight, dtype=torch.bool) for weight in weights]
 
     def after_step(step: int, steps: int) -> None:
         rising = max(1, round(steps * _FINAL_SPARSITY_AT))
         every = max(1, rising // _UPDATES)
         if step == rising or (step < rising and step % every == 0):
-            masks[:] = magnitude_masks(weights, cubic_sparsity(step, rising, final), scope, pattern)
+            masks[:] = magnitude_masks(weights, cubic_sparsity(step, rising, settings.zeros), pattern)
         _zero(weights, masks)
 
     trainee = Trainee(
@@ -102,11 +92,6 @@ def _train(
 def _zero(weights: Sequence[torch.Tensor], masks: list[torch.Tensor]) -> None:
     for weight, mask in zip(weights, masks, strict=True):
         weight.mul_(mask.to(weight.device))
-
-
-def zipped_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of the tensors' values once deflated one by one (zlib, level 6, as zip has it)."""
-    return sum(len(zlib.compress(tensor.detach().contiguous().numpy().tobytes())) for tensor in tensors)
 
 
 _PRUNED_FROM = 0.05
@@ -140,7 +125,7 @@ def keep_zeros(module: nn.Module) -> Callable[[int, int], None] | None:
     masks = []
     for layer in sparse_layers(module).values():
         is_nonzero = layer.weight.detach() != 0
-        if 1 - float(gathered(is_nonzero.float().mean())) >= _PRUNED_FROM:
+        if 1 - float(is_nonzero.float().mean()) >= _PRUNED_FROM:
             masks.append((layer, is_nonzero))
     if not masks:
         return None

@@ -17,46 +17,32 @@ class Sparsity(Frozen):
     sparsity: float | None = Field(None, gt=0, lt=1, description="share of zeros in each layer's weights")
     pattern: str | None = Field(
         None,
-        pattern=r"^[1-9]\d{0,3}[:x][1-9]\d{0,3}$",
-        description="`2:4` keeps 2 of every 4 inputs; `4x1` zeroes blocks of outputs x inputs",
+        pattern=r"^[1-9]\d{0,3}:[1-9]\d{0,3}$",
+        description="`2:4` keeps 2 of every 4 inputs",
     )
 
     @model_validator(mode="after")
     def _sparsity_or_pattern(self) -> Self:
-        pattern = None if self.pattern is None else Pattern.read(self.pattern)
-        if pattern is None or pattern.blocks:
+        if self.pattern is None:
             if self.sparsity is None:
-                lacking = "sparsity, the share of blocks that become zero" if pattern else "sparsity or a pattern"
-                raise ValueError(lacking)
-        elif pattern.first >= pattern.second:
+                raise ValueError("sparsity or a pattern")
+            return self
+        pattern = Pattern.read(self.pattern)
+        if pattern.first >= pattern.second:
             raise ValueError(f"a pattern N:M that keeps N of M, N below M; {self.pattern} removes nothing")
-        elif self.sparsity is not None:
+        if self.sparsity is not None:
             raise ValueError(f"no sparsity: the pattern {self.pattern} means {pattern.sparsity:.0%}")
         return self
 
     @property
     def zeros(self) -> float:
         """Share of the weights that become zero."""
-        share = Pattern.read(self.pattern).sparsity if self.sparsity is None and self.pattern else self.sparsity
+        share = self.sparsity if self.pattern is None else Pattern.read(self.pattern).sparsity
         assert share is not None, "validated"
         return share
 
 
-class MagnitudeSparsity(Sparsity):
-    """Settings of pruning by the magnitude of weights."""
-
-    scope: Literal["layer", "global"] = Field(
-        "layer", description="whether magnitudes are ranked in each layer or in all"
-    )
-
-    @model_validator(mode="after")
-    def _pattern_in_layers(self) -> Self:
-        if self.pattern is not None and not Pattern.read(self.pattern).blocks and self.scope == "global":
-            raise ValueError(f"scope: layer; {self.pattern} leaves no layer more than another")
-        return self
-
-
-class GradualSparsity(MagnitudeSparsity, Training):
+class GradualSparsity(Sparsity, Training):
     """Settings of pruning by magnitude while training (Zhu and Gupta 2017, section 3)."""
 
 
@@ -77,11 +63,9 @@ class DecoderSparsity(Sparsity):
 
     @model_validator(mode="after")
     def _fields_have_an_effect(self) -> Self:
-        if self.method == "magnitude":
-            if unused := changed_fields(self, ["samples", "sequence_length", "damp_percent", "precision"]):
-                raise ValueError(f"method: wanda or sparsegpt; magnitude reads no text, which {unused[0]} concerns")
-        elif self.pattern is not None and Pattern.read(self.pattern).blocks:
-            raise ValueError(f"a pattern N:M, or none; {self.method} chooses single weights, not blocks")
+        unused = changed_fields(self, ["samples", "sequence_length", "damp_percent", "precision"])
+        if self.method == "magnitude" and unused:
+            raise ValueError(f"method: wanda or sparsegpt; magnitude reads no text, which {unused[0]} concerns")
         if self.method == "wanda" and changed_fields(self, ["damp_percent"]):
             raise ValueError("method: sparsegpt, since wanda solves no system that damp_percent concerns")
         return self

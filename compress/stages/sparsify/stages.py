@@ -1,4 +1,4 @@
-"""Set single weights, or blocks of weights, to zero."""
+"""Set single weights to zero."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from compress.stages.base import Context, OutputSpec, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape
 from compress.stages.protocols import KeepsShape
 from compress.stages.prune_decoder.settings import decoder_sparsity_prediction
-from compress.stages.sparsify.settings import DecoderSparsity, GradualSparsity, MagnitudeSparsity
+from compress.stages.sparsify.settings import DecoderSparsity, GradualSparsity, Sparsity
 from compress.stages.training.length import FLOPS_TRAINING, training_prediction
 from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, GENERATES, HAS_LABELS
 
 
-class Sparsify(MagnitudeSparsity, KeepsShape, Stage[TorchModel, TorchModel]):
+class Sparsify(Sparsity, KeepsShape, Stage[TorchModel, TorchModel]):
     """Unstructured pruning by magnitude: the smallest weights of convolutions and linear layers become zero.
 
-    Zeros may keep to a pattern: N of every M (Mishra et al. 2021, section 3) or whole blocks. The first convolution,
-    depthwise ones and the head stay dense.
+    Zeros may keep to a pattern, N of every M (Mishra et al. 2021, section 3). The first convolution, depthwise ones and
+    the head stay dense.
     """
 
     packages = ("torch", "transformers", "accelerate")
@@ -31,10 +31,6 @@ class Sparsify(MagnitudeSparsity, KeepsShape, Stage[TorchModel, TorchModel]):
     def output_spec(self) -> OutputSpec:
         """Return that a share of the weights is zero."""
         return OutputSpec(sparse=True)
-
-    def data_passes(self, examples: float) -> tuple[float, float]:
-        """Return that no example is read."""
-        return 0.0, 0.0
 
     def infer_shapes(self, model: TorchModel, context: Context) -> TorchModel:
         """Return the model itself."""

@@ -90,8 +90,6 @@ FLOPS_TRAINING = 6
 TRAINING_BYTES = 16
 """For each parameter in fp32: the weight, its gradient and AdamW's two moments."""
 
-KEPT_STATES_BYTES = 1 << 30
-"""What frozen layers give to all examples is kept in memory up to that size; else each step computes it."""
 
 Flops = Callable[[Shape, Shape, float], float | None]
 """Of a training by its input's shape, its output's, and the tokens of an epoch; ``None`` where data is missing."""
@@ -122,7 +120,7 @@ def training_prediction(
 
 
 def _seconds(before: Shape | None, after: Shape | None, plan: PlanContext, flops: Flops) -> Estimate:
-    if not plan.reads_text and plan.uses is None:
+    if not plan.reads_text:
         return Estimate.unknown("what an example costs is not known before it is tried")
     if before is None or after is None:
         return Estimate.unknown(SIZE_UNKNOWN)

@@ -6,7 +6,6 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -15,7 +14,6 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import set_seed
 
-from compress.models.hooks import removed_on_exit
 from compress.stages.training import processes
 from compress.stages.training.augmentation import Augmentation
 from compress.stages.training.checkpoint import (
@@ -28,10 +26,8 @@ from compress.stages.training.checkpoint import (
 )
 from compress.stages.training.length import Length
 from compress.stages.training.malloc import keep_freed_memory
-from compress.stages.training.partial_forward import FrozenLayers, shortened
-from compress.stages.training.processes import first_found
+from compress.stages.training.partial_forward import shortened
 from compress.stages.training.settings import Augment, TrainingSettings
-from compress.stages.training.sharding import gathered, is_sharded
 from compress.tasks.inference import tensors
 from compress.tasks.task import Examples
 from compress.utils.errors import StageError
@@ -41,46 +37,6 @@ from compress.utils.torch_device import CPU, autocast, device_memory_errors, dev
 
 class NotFiniteError(StageError):
     """A loss or a gradient became infinite or NaN."""
-
-
-def blamed(module: nn.Module, losses: Callable[[], list[torch.Tensor]]) -> str:
-    """`; the first ... is in LAYER`, seen as ``losses`` are computed again, forwards and then backwards.
-
-    Empty where it doesn't come again, as by dropout. Gradients are left at zero. Of several processes all say what the
-    first saw that saw anything: none may go on to where the others wait for it.
-    """
-    bad: list[str] = []
-
-    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def look(part: nn.Module, given: object, output: object) -> None:
-            output = output[0] if isinstance(output, tuple) and output else output
-            if not bad and isinstance(output, torch.Tensor) and not _finite(output):
-                bad.append(name)
-
-        return look
-
-    # Only leaf modules compute; their parents would repeat the same finding.
-    leaves = {name: part for name, part in module.named_modules() if name and not any(part.children())}
-    broken = first_found(next((name for name, value in module.named_parameters() if not _finite(value)), None))
-    if broken is not None:
-        return f"; the weight {broken} is not finite"
-    with removed_on_exit(part.register_forward_hook(watch(name)) for name, part in leaves.items()):
-        layer_losses = losses()
-    layer = first_found(bad[0] if bad else None)
-    if layer is not None:
-        return f"; the first layer whose outputs are not finite is {layer}"
-    torch.autograd.backward([layer_loss for layer_loss in layer_losses if _finite(layer_loss)])
-    # A gradient goes back from the last layer, which is the first that shows it.
-    slopes = [name for name, value in module.named_parameters() if value.grad is not None and not _finite(value.grad)]
-    module.zero_grad()
-    layer = first_found(slopes[-1].rpartition(".")[0] if slopes else None)
-    return "" if layer is None else f"; the last layer whose gradient is not finite is {layer}"
-
-
-def _finite(tensor: torch.Tensor) -> bool:
-    # Of a weight that processes share each sees its own part.
-    tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor.detach()).all())
 
 
 BatchLoss = Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor]
@@ -94,16 +50,16 @@ class Trainee:
     ``loss`` gets the module (wrapped, for several processes) and a batch of model inputs with ``labels`` [B] and
     ``index`` [B] (positions in ``examples``).
     ``extra`` are parameters outside the module, such as projections. ``after_step`` may put weights back in shape.
-    ``validate`` returns a figure of merit; larger is better. The ``frozen_layers`` lowest layers do not learn, nor do
-    the embeddings below them. ``first_token_only``: the last layer computes what a classifier reads, the first token.
+    ``validate`` returns a figure of merit; larger is better. ``first_token_only``: the last layer computes what a
+    classifier reads, the first token.
 
     ``length`` is how long is trained, where the settings' epochs don't say it. ``pieces`` cuts a batch into several
     that go forwards and backwards one by one, whose losses add up to the batch's. ``together``: the batch size is that
     of all processes, and every batch has it. ``told`` hears of each step: how many are done, the share that these are
     of all, and the loss. With ``kept`` a killed training goes on where it was last kept, and one that comes to numbers
-    that are not finite ends there, of which ``stopped`` hears. ``known`` is the part of ``module`` whose layers people
-    know by name. ``freeze_embeddings``: the embedding tables do not learn. ``augment`` varies the images of
-    ``examples`` anew in every epoch. With ``keep_best`` the epoch with the largest ``validate`` is kept.
+    that are not finite ends there, of which ``stopped`` hears. ``freeze_embeddings``: the embedding tables do not
+    learn. ``augment`` varies the images of ``examples`` anew in every epoch. With ``keep_best`` the epoch with the
+    largest ``validate`` is kept.
     """
 
     module: nn.Module
@@ -112,7 +68,6 @@ class Trainee:
     extra: list[nn.Parameter] = field(default_factory=list)
     after_step: Callable[[int, int], None] | None = None
     validate: Callable[[], float] | None = None
-    frozen_layers: int = 0
     first_token_only: bool = False
     length: Length | None = None
     pieces: Callable[[dict[str, torch.Tensor]], list[dict[str, torch.Tensor]]] | None = None
@@ -120,7 +75,6 @@ class Trainee:
     told: Callable[[int, float, float], None] | None = None
     kept: TrainingCheckpoint | None = None
     stopped: Callable[[str], None] | None = None
-    known: nn.Module | None = None
     freeze_embeddings: bool = False
     augment: Augment | None = None
     keep_best: bool = True
@@ -188,9 +142,6 @@ def train(trainee: Trainee, config: TrainingSettings, seed: int, progress: Progr
     accelerator = processes.accelerator(split_batches=trainee.together)
     if trainee.freeze_embeddings:
         trainee.module.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]
-    frozen = FrozenLayers(trainee.module, trainee.frozen_layers) if trainee.frozen_layers else None
-    if frozen is not None:
-        frozen.requires_grad_(False)
     # With several processes the sampler yields whole batches, and accelerate splits them.
     sampler = LengthGroupedBatches(trainee.examples.lengths(), config.batch_size, seed, trainee.together)
     augmentation = Augmentation.of(trainee.augment, trainee.examples, seed) if trainee.augment else None
@@ -207,29 +158,18 @@ def train(trainee: Trainee, config: TrainingSettings, seed: int, progress: Progr
     for parameter in trainee.extra:  # which accelerate isn't given
         parameter.data = parameter.data.to(accelerator.device)
     optimizer = _optimizer(trainee, config)
-    # FSDP has wrapped a sharded module already; accelerate must not wrap it again.
-    if is_sharded(trainee.module):
-        module, loader = trainee.module, accelerator.prepare(loader)
-    else:
-        module, optimizer, loader = accelerator.prepare(trainee.module, optimizer, loader)
-    # The outputs of frozen layers never change, so compute them once for all epochs.
-    if frozen is not None and augmentation is None:
-        frozen.keep_states(trainee.examples, device_uses_bf16(config.precision), progress, description)
+    module, optimizer, loader = accelerator.prepare(trainee.module, optimizer, loader)
     length = trainee.length or Length(max(1, round(config.epochs * len(loader))))
-    session = _Session(trainee, config, accelerator, optimizer, length, frozen, sampler, progress, description)
+    session = _Session(trainee, config, accelerator, optimizer, length, sampler, progress, description)
     with (
         _dropout(trainee.module, config.dropout),
         device_memory_errors(description, "batch_size or the length of examples"),
     ):
         losses = session.run(module, loader)
-    if frozen is not None:
-        frozen.requires_grad_(True)
     if trainee.freeze_embeddings:
         trainee.module.get_input_embeddings().requires_grad_(True)  # type: ignore[operator]
-    trainee.module.eval()
-    if not is_sharded(trainee.module):
-        # What is saved, and what comes next, is the processor's.
-        trainee.module.to(CPU)
+    # The trained weights are moved to the CPU, where they are saved and later stages start.
+    trainee.module.eval().to(CPU)
     return losses
 
 
@@ -265,7 +205,6 @@ class _Session:
     accelerator: Accelerator
     optimizer: torch.optim.Optimizer
     length: Length
-    frozen: FrozenLayers | None
     sampler: LengthGroupedBatches
     progress: Progress
     description: str
@@ -308,6 +247,7 @@ class _Session:
             state = None if checkpoint is None or stopped is None else checkpoint.read()
             if state is None or stopped is None:
                 raise
+            self.optimizer.zero_grad()
             self._restore(state)
             after = f"The model is as it was after step {self.done}"
             stopped(f"{self.description}: {error.what} {after}; {error.hint}.")
@@ -340,8 +280,6 @@ class _Session:
 
     def _step(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> None:
         trainee = self.trainee
-        if self.frozen is not None:
-            self.frozen.choose(batch["index"].tolist())
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * self.length.rate(
                 self.done, self.config.optimizer.warmup_ratio, self.config.optimizer.decay
@@ -353,16 +291,14 @@ class _Session:
             with contextlib.nullcontext() if piece_number == len(pieces) else self.accelerator.no_sync(module):
                 loss = self._loss(module, piece)
                 piece_value = float(processes.mean(loss.detach()))
-                if not math.isfinite(piece_value):
-                    self._refuse("The training loss", piece_value, module, [piece])
+                self._require_finite("The training loss", piece_value)
                 self.accelerator.backward(loss)
                 value += piece_value
         parameters = [*trainee.module.parameters(), *trainee.extra]
         # All processes see the same norm, so all of them stop if it is not finite.
         norm = self.accelerator.clip_grad_norm_(parameters, self.config.optimizer.max_gradient_norm)
-        length = None if norm is None else float(gathered(norm))
-        if length is not None and not math.isfinite(length):
-            self._refuse("The gradient's length", length, module, pieces)
+        if norm is not None:
+            self._require_finite("The gradient's length", float(norm))
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.done += 1
@@ -376,19 +312,16 @@ class _Session:
         trainee, device = self.trainee, self.accelerator.device.type
         with (
             autocast(device_uses_bf16(self.config.precision, device), device),
-            shortened(trainee.module, self.frozen, trainee.first_token_only),
+            shortened(trainee.module, trainee.first_token_only),
         ):
             return trainee.loss(module, batch)
 
-    def _refuse(self, what: str, value: float, module: nn.Module, pieces: list[dict[str, torch.Tensor]]) -> NoReturn:
-        """Raise `NotFiniteError`, which names the layer where it began."""
-        self.optimizer.zero_grad()
-        named_module = self.trainee.known or self.trainee.module
-        layer = blamed(named_module, lambda: [self._loss(module, piece) for piece in pieces])
-        raise NotFiniteError(
-            f"{what} became {value} at step {self.done + 1}{self.length.of()}{layer}.",
-            hint="lower learning_rate, or set precision: fp32",
-        )
+    def _require_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise NotFiniteError(
+                f"{what} became {value} at step {self.done + 1}{self.length.of()}.",
+                hint="lower learning_rate, or set precision: fp32",
+            )
 
     def _restore(self, state: TrainingState) -> None:
         put_back(trained_tensors(self.trainee.module, self.trainee.extra), state.tensors)

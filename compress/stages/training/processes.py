@@ -51,12 +51,6 @@ def together(found: dict[int, Found]) -> dict[int, Found]:
     return merged
 
 
-def first_found(found: Found | None) -> Found | None:
-    """Return in every process the result of the first process that has one."""
-    result = together({_rank(): found})
-    return next((result[rank] for rank in sorted(result) if result[rank] is not None), None)
-
-
 def own_device(device: str) -> str:
     """Return this process's GPU if several share a machine's; otherwise ``device`` itself."""
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if several() and device.startswith("cuda") else device
@@ -86,16 +80,6 @@ def mean(value: torch.Tensor) -> torch.Tensor:
 
     average: torch.Tensor = reduce(value, "mean")
     return average
-
-
-def any_says(values: torch.Tensor) -> torch.Tensor:
-    """Return where any process has a number above 0, of as many [n] in each."""
-    if not several():
-        return values > 0
-    from accelerate.utils import reduce
-
-    total: torch.Tensor = reduce(values.float().to(accelerator().device), "sum")
-    return total.cpu() > 0
 
 
 def wait_for_all() -> None:

@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 
 from compress.stages.base import Context
 from compress.stages.recovery.trainer import Body
-from compress.stages.training import processes
 from compress.stages.training.sequences import TokenSequences
 from compress.utils.environment import package_versions
 from compress.utils.storage import cache_key
@@ -38,14 +37,12 @@ Said = dict[str, torch.Tensor]
 class TeacherStates:
     """Cached states of a teacher for sequences of one length, computed by ``ask`` for token ids [1, L].
 
-    ``folder`` None: nothing is kept. ``together``: all processes hold the teacher, so that it answers as many windows
-    in each.
+    ``folder`` None: nothing is kept.
     """
 
     teacher: Body
     ask: Callable[[Body, torch.Tensor], Said]
     folder: Path | None
-    together: bool = False
     answered: int = 0
     found: int = 0
 
@@ -53,13 +50,11 @@ class TeacherStates:
         """Tensors [B, L, ...] for token ids [B, L]."""
         files = [None if self.folder is None else self._file(self.folder, window) for window in ids]
         known = [None if file is None else _read(file, ids.shape[1]) for file in files]
-        missing = torch.tensor([state is None for state in known])
-        if self.together:
-            missing = processes.any_says(missing)
-        self.found += int((~missing).sum())
         every: list[Said] = []
-        for window, file, state, miss in zip(ids, files, known, missing.tolist(), strict=True):
-            if state is None or miss:
+        for window, file, state in zip(ids, files, known, strict=True):
+            if state is not None:
+                self.found += 1
+            else:
                 self.answered += 1
                 with torch.no_grad():
                     state = self.ask(self.teacher, window[None])

@@ -23,13 +23,12 @@ from compress.utils.errors import DeviceError
 TEXT: dict[str, Any] = {"samples": 4, "sequence_length": 16, "precision": "fp32"}
 FEW = {**TEXT, "samples": 5, "sequence_length": 32, "group_size": 32}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "gptq": ("LlamaConfig", {**FEW, "target_bits": 5.0, "choices": (3, 4), "sym": False, "refinement_sweeps": 1}),
+    "gptq": ("LlamaConfig", {**FEW, "target_bits": 5.0, "choices": (3, 4), "sym": False}),
     "gptq of experts": ("MixtralConfig", {**FEW, "guided": False}),
     "block_qat": ("LlamaConfig", {**FEW, "epochs": 1, "guided": False}),
     "sparsify_decoder by wanda": ("LlamaConfig", {**TEXT, "sparsity": 0.5, "method": "wanda"}),
     "sparsify_decoder by sparsegpt": ("LlamaConfig", {**TEXT, "sparsity": 0.5, "method": "sparsegpt"}),
     "prune_decoder of a block": ("LlamaConfig", {**TEXT, "layers": 1}),
-    "prune_decoder of a block by the loss": ("LlamaConfig", {**TEXT, "layers": 1, "layer_importance": "greedy"}),
     "prune_decoder of heads and experts": ("Qwen3MoeConfig", {**TEXT, "heads": 0.5, "experts": 0.5, "multiple": 1}),
 }
 

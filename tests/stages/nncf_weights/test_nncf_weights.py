@@ -206,11 +206,7 @@ def test_nncfs_logger_is_left_as_it_was(source: Checkpoint, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"gptq": True}, "false: NNCF has it for OpenVINO only; the stage `gptq` has it"),
-        (
-            {"lora_correction": True},
-            "false: NNCF has it for OpenVINO only; the stage `lora_recovery` trains an adapter",
-        ),
+        ({"gptq": True}, "Extra inputs are not permitted"),
         ({"mode": "nf4"}, "'int4_sym' or 'int4_asym'"),
         ({"ratio": 0}, "greater than 0"),
     ],

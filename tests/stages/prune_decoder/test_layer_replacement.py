@@ -16,7 +16,6 @@ from transformers.pytorch_utils import Conv1D
 from compress.models.checkpoint import Checkpoint
 from compress.stages.base import Context
 from compress.stages.blockwise.calibration import calibration_sequences
-from compress.stages.prune_decoder.depth import gaps
 from compress.stages.prune_decoder.stage import PruneDecoder
 
 SAMPLES, LENGTH, DAMPING = 16, 48, 0.01
@@ -25,13 +24,13 @@ LAST_LAYERS = {"GPT2Config": ("transformer.h", "mlp.c_proj"), "PhiConfig": ("mod
 
 
 def cut_of(source: Checkpoint, scratch: Path, gone: list[int], monkeypatch: Any, **fields: Any) -> tuple[Any, Context]:
-    """The checkpoint that `prune` leaves if those blocks change states least."""
-    influences = [0.0 if index in gone else 1.0 for index in range(module_of(source).config.num_hidden_layers)]
-    monkeypatch.setattr("compress.stages.prune_decoder.depth.distances", lambda *given: influences)
+    """The checkpoint that `prune_decoder` leaves if those consecutive blocks change states least."""
+    firsts = range(module_of(source).config.num_hidden_layers + 1 - len(gone))
+    block_distances = [0.0 if index == gone[0] else 1.0 for index in firsts]
+    monkeypatch.setattr("compress.stages.prune_decoder.depth.distances", lambda *given: block_distances)
     given = context(scratch, text(8000))
     asked = {"samples": SAMPLES, "sequence_length": LENGTH, "precision": "fp32", "layers": len(gone)}
-    asked |= {"layer_importance": "block_influence", **fields}
-    return PruneDecoder(**asked).run(source, given), given
+    return PruneDecoder(**{**asked, **fields}).run(source, given), given
 
 
 def stack_of(module: Any, config: str) -> tuple[Any, list[nn.Module]]:
@@ -60,43 +59,41 @@ def watched(module: Any, block: nn.Module, layer: nn.Module, ids: torch.Tensor) 
 def by_brute_force(
     source: Checkpoint, config: str, gone: list[int], ids: torch.Tensor, unit: float, massive: bool
 ) -> Any:
-    """A model of transformers' own without blocks, its layers before gaps solved by QR on rows for the damping.
+    """A model of transformers' own without blocks, the layer before them solved by QR on rows for the damping.
 
     ``massive``: there are tokens of massive activations, which count together as much as all others.
     """
     whole, cut = module_of(source), module_of(source)
     (whole_blocks, whole_layers), (blocks, layers) = stack_of(whole, config), stack_of(cut, config)
     judges = np.repeat([index % 8 == 7 for index in range(SAMPLES)], LENGTH)
-    # Blocks are taken out one gap after the other, so that each is solved on what those before it have become.
-    for gap in gaps(gone):
-        layer_before = gap.start - 1
-        _, aim = watched(whole, whole_blocks[gap.stop - 1], whole_layers[gap.stop - 1], ids)
-        for index in gap:
-            blocks[index].forward = lambda hidden_states, *rest, **named: hidden_states
-        inputs, left = watched(cut, blocks[layer_before], layers[layer_before], ids)
-        sizes = aim.square().mean(dim=1, keepdim=True).sqrt()
-        large = sizes > 10 * float(np.sort(sizes.numpy().ravel())[(sizes.numel() - 1) // 2])
-        assert bool(large.any()) is massive
-        times = float((~large).sum() / large.sum()) ** 0.5 if massive else 1.0
-        weights = torch.where(large, times, 1.0) / sizes
-        rows, targets = (inputs * weights).numpy(), ((aim - left) / unit * weights).numpy()
+    layer_before = gone[0] - 1
+    _, aim = watched(whole, whole_blocks[gone[-1]], whole_layers[gone[-1]], ids)
+    for index in gone:
+        blocks[index].forward = lambda hidden_states, *rest, **named: hidden_states
+    inputs, left = watched(cut, blocks[layer_before], layers[layer_before], ids)
+    sizes = aim.square().mean(dim=1, keepdim=True).sqrt()
+    large = sizes > 10 * float(np.sort(sizes.numpy().ravel())[(sizes.numel() - 1) // 2])
+    assert bool(large.any()) is massive
+    times = float((~large).sum() / large.sum()) ** 0.5 if massive else 1.0
+    weights = torch.where(large, times, 1.0) / sizes
+    rows, targets = (inputs * weights).numpy(), ((aim - left) / unit * weights).numpy()
 
-        def ridge(some: np.ndarray, damping: float, rows: Any = rows, targets: Any = targets) -> np.ndarray:
-            chosen_rows = rows[some]
-            size = np.sqrt(damping * (chosen_rows**2).sum() / chosen_rows.shape[1])
-            below = np.concatenate([chosen_rows, size * np.eye(chosen_rows.shape[1])])
-            aims = np.concatenate([targets[some], np.zeros((chosen_rows.shape[1], targets.shape[1]))])
-            return np.linalg.lstsq(below, aims, rcond=None)[0]
+    def ridge(some: np.ndarray, damping: float) -> np.ndarray:
+        chosen_rows = rows[some]
+        size = np.sqrt(damping * (chosen_rows**2).sum() / chosen_rows.shape[1])
+        below = np.concatenate([chosen_rows, size * np.eye(chosen_rows.shape[1])])
+        aims = np.concatenate([targets[some], np.zeros((chosen_rows.shape[1], targets.shape[1]))])
+        return np.linalg.lstsq(below, aims, rcond=None)[0]
 
-        def error(damping: float, rows: Any = rows, targets: Any = targets) -> float:
-            return float(((targets[judges] - rows[judges] @ ridge(~judges, damping)) ** 2).sum())
+    def error(damping: float) -> float:
+        return float(((targets[judges] - rows[judges] @ ridge(~judges, damping)) ** 2).sum())
 
-        best = min((DAMPING * times for times in (1, 10, 100, 1000)), key=error)
-        assert error(best) < (targets[judges] ** 2).sum()
-        change = torch.from_numpy(ridge(np.ones_like(judges), best)).float()
-        with torch.no_grad():
-            weight = layers[layer_before].weight
-            weight += change if isinstance(layers[layer_before], Conv1D) else change.T
+    best = min((DAMPING * times for times in (1, 10, 100, 1000)), key=error)
+    assert error(best) < (targets[judges] ** 2).sum()
+    change = torch.from_numpy(ridge(np.ones_like(judges), best)).float()
+    with torch.no_grad():
+        weight = layers[layer_before].weight
+        weight += change if isinstance(layers[layer_before], Conv1D) else change.T
     return cut
 
 
@@ -105,7 +102,6 @@ def by_brute_force(
     [
         ("LlamaConfig", [2, 3], 1.0),
         ("LlamaConfig", [2, 3], None),  # one token's states are a hundred times as large
-        ("LlamaConfig", [1, 3, 4], 1.0),  # the second gap is solved behind the first one's layer
         ("GraniteConfig", [2], 0.5),  # adds half of what the layer gives
         ("PhiConfig", [2], 1.0),  # attention beside it
         ("GPT2Config", [1], 1.0),
@@ -126,17 +122,12 @@ def test_the_layer_before_a_gap_is_solved_as_by_brute_force(
         source = Checkpoint(source.folder)
     result, given = cut_of(source, tmp_path / "scratch", gone, monkeypatch)
     expected, solved_module = by_brute_force(source, config, gone, ids, unit or 1.0, massive), module_of(result)
-    assert len(given.notes) == 1 + len(gaps(gone)), given.notes
-    kept_layers = [index for index in range(5) if index not in gone]
-    plain = module_of(source)
-    for gap in gaps(gone):
-        position = kept_layers.index(gap.start - 1)
-        solved, other, unsolved = (
-            stack_of(module, config)[1][at].weight
-            for module, at in ((solved_module, position), (expected, gap.start - 1), (plain, gap.start - 1))
-        )
-        assert float((other - unsolved).detach().norm()) > 0.01 * float(unsolved.detach().norm())
-        torch.testing.assert_close(solved, other, atol=2e-3 * float(other.detach().abs().max()), rtol=1e-2)
+    assert len(given.notes) == 2, given.notes
+    solved, other, unsolved = (
+        stack_of(module, config)[1][gone[0] - 1].weight for module in (solved_module, expected, module_of(source))
+    )
+    assert float((other - unsolved).detach().norm()) > 0.01 * float(unsolved.detach().norm())
+    torch.testing.assert_close(solved, other, atol=2e-3 * float(other.detach().abs().max()), rtol=1e-2)
     tokens = ids[:2]
     with torch.no_grad():
         torch.testing.assert_close(solved_module(tokens).logits, expected(tokens).logits, atol=0.02, rtol=0.02)
@@ -156,24 +147,23 @@ def test_a_gap_that_nothing_can_fill_is_left_with_the_reason(
     source = save_decoder(tmp_path / "source", config, num_hidden_layers=4)
     result, given = cut_of(source, tmp_path / "scratch", gone, monkeypatch, **fields)
     assert any(reason in remark for remark in given.notes), given.notes
-    plain, _ = cut_of(source, tmp_path / "plain", gone, monkeypatch, compensate=False, **fields)
-    assert all(torch.equal(result.stored(name), plain.stored(name)) for name in plain.files)
+    before = [name for name in source.files if name.startswith("model.layers.1.")]
+    assert before and all(torch.equal(result.stored(name), source.stored(name)) for name in before)
 
 
-def test_what_nothing_is_before_stays_a_gap_and_the_next_one_is_filled_behind_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("gone", [[0], [2, 3]])
+def test_only_a_layer_before_removed_blocks_changes_and_no_states_stay(
+    gone: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = save_decoder(tmp_path / "source", num_hidden_layers=5)
-    result, given = cut_of(source, tmp_path / "scratch", [0, 3], monkeypatch)
-    assert [remark for remark in given.notes if "layers.2.mlp.down_proj compensates for blocks 3 to 3" in remark]
-    module_before, after = module_of(source), module_of(result)
-    with torch.no_grad():
-        assert not torch.equal(
-            after.model.layers[1].mlp.down_proj.weight, module_before.model.layers[2].mlp.down_proj.weight
-        )
-        assert torch.equal(
-            after.model.layers[0].mlp.down_proj.weight, module_before.model.layers[1].mlp.down_proj.weight
-        )
+    result, _ = cut_of(source, tmp_path / "scratch", gone, monkeypatch)
+    remaining = [index for index in range(5) if index not in gone]
+    for new, old in enumerate(remaining):
+        weights = [
+            checkpoint.stored(f"model.layers.{index}.mlp.down_proj.weight")
+            for checkpoint, index in ((result, new), (source, old))
+        ]
+        assert torch.equal(*weights) is (old != gone[0] - 1)
     assert not list((tmp_path / "scratch" / "compensation").rglob("states*"))
 
 

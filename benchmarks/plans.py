@@ -1,10 +1,10 @@
 """Predictions of `compress check` against measured runs: seconds, peak memory and bytes of each stage.
 
-    python benchmarks/plans.py ARTIFACTS... [--trials FOLDER] [--write]
+    python benchmarks/plans.py ARTIFACTS... [--write]
 
 ARTIFACTS are folders that `compress run --artifacts` wrote on this machine, each with runs and a cache. Every run of a
-shipped recipe in them is planned again with the recorded settings. Stages are benchmarked on a few batches unless
-FOLDER has their timings. `--write` stores the table for the documentation as `benchmarks/results/plans.json`.
+shipped recipe in them is planned again with the recorded settings. `--write` stores the table for the documentation as
+`benchmarks/results/plans.json`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import Any
 
 from compress.pipeline.cache import Cache
 from compress.pipeline.planning import Plan, make_plan
-from compress.pipeline.stage_benchmark import FOLDER as TRIALS
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
 from compress.results.report import Report
@@ -73,11 +72,10 @@ def main() -> None:
     """Print the rows, and how many are within the factor."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifacts", type=Path, nargs="+")
-    parser.add_argument("--trials", type=Path, default=Path("artifacts"), help="artifacts folder with stage timings")
     parser.add_argument("--write", action="store_true", help=f"write the table to {RESULT.relative_to(ROOT)}")
     options = parser.parse_args()
     runs = [run for folder in options.artifacts for run in read_runs(folder)]
-    rows = [row for run in runs for row in compare_run(run, options.trials)]
+    rows = [row for run in runs for row in compare_run(run)]
     for row in rows:
         factor = _format_factor(row.factor)
         sys.stdout.write(
@@ -104,9 +102,9 @@ def read_runs(artifacts: Path) -> Iterator[RecordedRun]:
         yield RecordedRun(recipe, report, {name: entry.size_bytes for name, entry in entries.items() if entry})
 
 
-def compare_run(run: RecordedRun, trials: Path) -> Iterator[Row]:
+def compare_run(run: RecordedRun) -> Iterator[Row]:
     """Yield the rows of one run."""
-    plan = plan_recipe(run.recipe, trials)
+    plan = plan_recipe(run.recipe)
     name, busy, seconds = run.recipe.name, run.busy, run.report.seconds or 0.0
     for index, stage in enumerate(run.report.stages):
         if stage.cached:
@@ -129,14 +127,10 @@ def _predict_run(plan: Plan, cached: Iterable[str]) -> float | None:
     return sum(predicted) if len(predicted) == len(parts) else None
 
 
-def plan_recipe(recipe: Recipe, trials: Path) -> Plan:
-    """Return the plan of a recipe, with stage benchmarks from ``trials`` or run now."""
+def plan_recipe(recipe: Recipe) -> Plan:
+    """Return the plan of a recipe, without a cache."""
     with tempfile.TemporaryDirectory() as scratch:
-        artifacts = Path(scratch)
-        previous_trials = trials / TRIALS
-        previous_trials.mkdir(parents=True, exist_ok=True)
-        (artifacts / TRIALS).symlink_to(previous_trials.resolve())
-        return make_plan(recipe, RECIPES, None, artifacts, looks_into_model=True)
+        return make_plan(recipe, RECIPES, None, Path(scratch), looks_into_model=True)
 
 
 def summary(rows: Sequence[Row]) -> list[list[str]]:

@@ -78,7 +78,6 @@ def check(
     json_: Annotated[bool, typer.Option("--json", help="Write the plan as JSON.")] = False,
 ) -> None:
     """Check that a recipe can run, and predict its time, memory and disk, before any model is loaded."""
-    from compress.cli.output import ConsoleProgress
     from compress.pipeline.keys import CachedStages
     from compress.pipeline.plan import render_plan
     from compress.pipeline.planning import make_plan
@@ -86,7 +85,7 @@ def check(
 
     loaded = read_recipe(recipe, set_ or ())
     cached_stages = CachedStages(loaded, recipe.parent, artifacts)
-    plan = make_plan(loaded, recipe.parent, cached_stages, artifacts, looks_into_model=True, progress=ConsoleProgress())
+    plan = make_plan(loaded, recipe.parent, cached_stages, artifacts, looks_into_model=True)
     if json_:
         typer.echo(plan.model_dump_json(indent=2))
         return

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
 from compress.formats.quiet_output import quiet_libraries
 from compress.formats.runtime import why_unavailable
-from compress.formats.target_profile import TargetProfile, describe_limits
+from compress.formats.target_profile import describe_limits
 from compress.formats.targets import REFERENCE
 from compress.models import PRUNING_TESTED_TYPES
 from compress.models.json_file import read_json
@@ -21,65 +21,124 @@ from compress.pipeline.licences import find_licences, refuse_forbidden
 from compress.pipeline.plan import Plan, StagePlan, TargetPlan
 from compress.pipeline.recipe_sources import Sources
 from compress.pipeline.run_checks import check_artifacts, combined_error, disk_error, free_bytes, missing_packages
-from compress.pipeline.stage_benchmark import StageBenchmarks, benchmark_stages
 from compress.pipeline.stage_costs import predict_measuring, predict_stage_cost
 from compress.plugins import plugin_problems
 from compress.recipe.recipe import START, Recipe
 from compress.results.report import LicenceRecord
 from compress.sources.resolve import is_graph
 from compress.stages.cost_model import Estimate, PlanContext, Shape
-from compress.stages.protocols import ChecksModel, Trains, check_stages, data_passes, loaded_type
-from compress.stages.training.settings import Training
-from compress.tasks.capability import GENERATES, GENERATES_IMAGES, READS_ROWS
+from compress.stages.protocols import ChecksModel, Trains, check_stages, loaded_type
+from compress.tasks.capability import GENERATES
 from compress.tasks.registry import get_task
 from compress.utils.environment import cores_quota, granted_cores, processor_class
-from compress.utils.errors import CompressError, InputError, ModelError, StageError
-from compress.utils.progress import Progress, SilentProgress
+from compress.utils.errors import CompressError, InputError
 from compress.utils.torch_device import resolve_device
 
-UNPACKED = 2
+_UNPACKED = 2
 """Disk space of a fetched sample over its download: the archive and its files."""
 _MIN_ROUNDS = 5
-_MIN_BENCHMARKED_STEPS = 100
-"""Training of fewer steps is not benchmarked: the benchmark would take a large part of its time."""
 
 
-def stage_plans(
+def make_plan(
     recipe: Recipe,
-    sources: Sources,
-    context: PlanContext,
-    is_cached: Callable[[str], bool] | None,
-    problems: list[CompressError],
-    benchmarks: StageBenchmarks | None,
+    recipe_folder: Path,
+    is_cached: Callable[[str], bool] | None = None,
+    artifacts: Path = Path("artifacts"),
+    looks_into_model: bool = False,
+) -> Plan:
+    """Find every source, check that the run can begin, and predict every stage. Loads no weights, downloads nothing.
+
+    Args:
+        recipe: The recipe.
+        recipe_folder: The folder that relative paths start from.
+        is_cached: Returns True for the label of a stage whose output is in the cache.
+        artifacts: The folder of the cache and the runs.
+        looks_into_model: Check formats and stages against the model's structure, which imports torch and runs its
+            blocks without weights.
+
+    Raises:
+        InputError: With all problems at once.
+    """
+    sources = Sources(recipe, recipe_folder)
+    context = plan_context(recipe, sources, sources.find_all())
+    problems = sources.problems
+    problems += missing_packages(recipe)
+    with sources.noting():
+        resolve_device(recipe.device)
+    with sources.noting():
+        check_artifacts(artifacts)
+    problems += _inapplicable_stages(recipe, sources) if not problems else []
+    stages = _stage_plans(recipe, sources, context, is_cached)
+    # The model's structure is looked at only if the recipe has no other problem, since this imports torch.
+    start = sources.start if looks_into_model and not problems else None
+    targets: list[TargetPlan] = []
+    from_graph = False
+    with sources.noting():
+        from_graph = is_graph(recipe.model, recipe_folder)
+        targets = _target_plans(recipe, start, from_graph)
+    # All problems are collected, so that one call of `compress check` shows them together.
+    needed, free = _disk_needed(stages, sources), free_bytes(artifacts)
+    if needed.value is not None and needed.value > free:
+        problems.append(disk_error(needed.value, free, artifacts))
+    licences: tuple[LicenceRecord, ...] = ()
+    remarks: list[str] = []
+    with sources.noting():
+        licences = find_licences(recipe, recipe_folder)
+        remarks = refuse_forbidden(licences, recipe)
+    if problems:
+        raise combined_error(problems)
+    available = [profile for profile, target in zip(recipe.profiles(), targets, strict=True) if target.available]
+    measuring = predict_measuring(recipe, available or recipe.profiles()[:1], context)
+    return Plan(
+        recipe=recipe.name,
+        task=recipe.task,
+        task_is_inferred=recipe.task_is_inferred,
+        sources=tuple(sources.rows),
+        stages=tuple(stages),
+        targets=tuple(targets),
+        stand_in=None if available else "cpu" if from_graph else REFERENCE.name,
+        processor=processor_class(),
+        decided=_resolved_fields(recipe),
+        limits=recipe.limits,
+        measuring=measuring,
+        seconds=_total({**{stage.label: stage.seconds for stage in stages}, "measuring": measuring}),
+        disk_needed_bytes=needed,
+        disk_free_bytes=free,
+        artifacts=str(artifacts),
+        licences=licences,
+        licence_remarks=tuple(remarks),
+        plugins=tuple(map(str, plugin_problems())),
+    )
+
+
+def _stage_plans(
+    recipe: Recipe, sources: Sources, context: PlanContext, is_cached: Callable[[str], bool] | None
 ) -> list[StagePlan]:
-    """Return the plans of the stages, up to the first one that cannot be planned.
+    """Return the plans of the stages, up to the first one that cannot be planned, whose error becomes a problem.
 
     Args:
         recipe: The recipe.
         sources: Its model and data.
         context: Sizes that costs are predicted from; the shape of each stage's output is added to it.
         is_cached: Returns True for the label of a stage whose output is in the cache.
-        problems: Receives the error of a stage that cannot be planned.
-        benchmarks: Timings of stages on a few batches.
     """
     plans: list[StagePlan] = []
     shape, held_bytes = context.shapes[START], 0.0
     for stage, label in zip(recipe.stages, recipe.labels(), strict=True):
         model_type = loaded_type(stage, sources.task.capabilities)
         try:
-            cached = is_cached(label) if is_cached and not problems else None
-            prediction = predict_stage_cost(stage, label, shape, context, benchmarks, model_type, held_bytes)
+            cached = is_cached(label) if is_cached and not sources.problems else None
+            prediction = predict_stage_cost(stage, shape, context, model_type, held_bytes)
         except InputError as error:
-            problems.append(error)
+            sources.problems.append(error)
             return plans
         # The shape of a cached output is still needed for the stages after it.
         if cached:
             nothing = Estimate(value=0, note="cached")
             prediction = replace(prediction, seconds=nothing, peak_memory_bytes=nothing)
         # The allocator keeps the memory that training has freed until the process ends.
-        held_bytes = (
-            max(held_bytes, prediction.peak_memory_bytes.value or 0.0) if isinstance(stage, Trains) else held_bytes
-        )
+        if isinstance(stage, Trains):
+            held_bytes = max(held_bytes, prediction.peak_memory_bytes.value or 0.0)
         shape = context.shapes[label] = prediction.shape
         needs = stage.needs()
         plan = StagePlan(
@@ -98,96 +157,6 @@ def stage_plans(
     return plans
 
 
-def make_plan(
-    recipe: Recipe,
-    recipe_folder: Path,
-    is_cached: Callable[[str], bool] | None = None,
-    artifacts: Path = Path("artifacts"),
-    looks_into_model: bool = False,
-    progress: Progress | None = None,
-) -> Plan:
-    """Find every source, check that the run can begin, and predict every stage. Loads no weights, downloads nothing.
-
-    Args:
-        recipe: The recipe.
-        recipe_folder: The folder that relative paths start from.
-        is_cached: Returns True for the label of a stage whose output is in the cache.
-        artifacts: The folder of the cache and of stage benchmarks.
-        looks_into_model: Check formats and stages against the model's structure, which imports torch and runs its
-            blocks without weights, and benchmark stages that train for long on a few batches, once.
-        progress: Shows when stages are benchmarked.
-
-    Raises:
-        InputError: With all problems at once.
-    """
-    sources = Sources(recipe, recipe_folder)
-    start_shape = sources.find_all()
-    problems = sources.problems
-    problems += missing_packages(recipe)
-    with sources.noting():
-        resolve_device(recipe.device)
-    with sources.noting():
-        check_artifacts(artifacts)
-    problems += _inapplicable_stages(recipe, sources) if not problems else []
-    # Benchmarks run the recipe's code on its data, so everything must be local and valid.
-    benchmarks = None
-    if not problems and all(row.status == "here" for row in sources.rows):
-        run_now = looks_into_model and _trains_for_long(recipe, sources, is_cached)
-        with sources.noting():
-            benchmarks = benchmark_stages(recipe, recipe_folder, artifacts, run_now, progress or SilentProgress())
-    context = plan_context(recipe, sources, start_shape or (benchmarks.start if benchmarks else None), benchmarks)
-    stages = stage_plans(recipe, sources, context, is_cached, problems, benchmarks)
-    # The model's structure is looked at only if the recipe has no other problem, since this imports torch.
-    folder = sources.start if looks_into_model and not problems else None
-    folder = folder if folder is not None and (folder / "config.json").is_file() else None
-    from_graph = False
-    try:
-        from_graph = is_graph(recipe.model, recipe_folder)
-        targets = tuple(_target_plan(profile, recipe, folder, from_graph) for profile in recipe.profiles())
-        if folder is not None:
-            check_formats(recipe, folder)
-            if GENERATES in get_task(recipe.task).capabilities:
-                check_stages(recipe.stages, folder)
-    except (ModelError, StageError, InputError) as error:
-        problems.append(error)
-    # All problems are collected, so that one call of `compress check` shows them together.
-    needed, free = _disk_needed(stages, sources), free_bytes(artifacts)
-    if needed.value is not None and needed.value > free:
-        problems.append(disk_error(needed.value, free, artifacts))
-    licences: tuple[LicenceRecord, ...] = ()
-    remarks: list[str] = []
-    with sources.noting():
-        licences = find_licences(recipe, recipe_folder)
-        remarks = refuse_forbidden(licences, recipe)
-    if problems:
-        raise combined_error(problems)
-    stand_in = None if any(target.available for target in targets) else "cpu" if from_graph else REFERENCE.name
-    available = [profile for profile, target in zip(recipe.profiles(), targets, strict=True) if target.available]
-    measuring = predict_measuring(recipe, available or recipe.profiles()[:1], context, benchmarks)
-    return Plan(
-        recipe=recipe.name,
-        task=recipe.task,
-        task_is_inferred=recipe.task_is_inferred,
-        sources=tuple(sources.rows),
-        stages=tuple(stages),
-        targets=targets,
-        stand_in=stand_in,
-        processor=processor_class(),
-        decided=_resolved_fields(recipe),
-        limits=recipe.limits,
-        measuring=measuring,
-        seconds=_total(
-            [*(stage.seconds for stage in stages), measuring], [*(stage.label for stage in stages), "measuring"]
-        ),
-        disk_needed_bytes=needed,
-        disk_free_bytes=free,
-        artifacts=str(artifacts),
-        licences=licences,
-        licence_remarks=tuple(remarks),
-        plugins=tuple(map(str, plugin_problems())),
-    )
-
-
 def _resolved_fields(recipe: Recipe) -> dict[str, str]:
     """Return the fields that depend on the processor, such as `reduce_range: auto is saturating`, by stage label."""
     texts = {}
@@ -200,40 +169,9 @@ def _resolved_fields(recipe: Recipe) -> dict[str, str]:
     return texts
 
 
-def _trains_for_long(recipe: Recipe, sources: Sources, is_cached: Callable[[str], bool] | None) -> bool:
-    """Return True if a stage that is not cached trains for many steps, so that a benchmark takes little in comparison.
-
-    Planning never runs the code of a recipe's module or of a model's repository. Running text has no rows to train on,
-    and an image generator has no single forward pass to time.
-    """
-    train = sources.texts.get("split train")
-    if train is None or recipe.module is not None or recipe.trust_remote_code:
-        return False
-    if READS_ROWS not in sources.task.capabilities or GENERATES_IMAGES in sources.task.capabilities:
-        return False
-    try:
-        return any(
-            data_passes(stage, train.rows)[1] / getattr(stage, "batch_size", 1) >= _MIN_BENCHMARKED_STEPS
-            for label, stage in zip(recipe.labels(), recipe.stages, strict=True)
-            if isinstance(stage, Training) and not (is_cached and is_cached(label))
-        )
-    except InputError:  # reported with the stage's plan
-        return False
-
-
-def plan_context(
-    recipe: Recipe, sources: Sources, start: Shape | None, benchmarks: StageBenchmarks | None = None
-) -> PlanContext:
-    """Return what stages predict their costs from: sizes of the recipe's sources, and the benchmark's timings.
-
-    Args:
-        recipe: The recipe.
-        sources: Sizes of its model and data.
-        start: Shape of the starting model, or None if unknown.
-        benchmarks: Timings of stages on a few batches, if there are any.
-    """
+def plan_context(recipe: Recipe, sources: Sources, start: Shape | None) -> PlanContext:
+    """Return what stages predict their costs from; ``start`` is the starting model's shape, or None if unknown."""
     texts = sources.texts
-    answers = benchmarks.answer_seconds / max(benchmarks.start.working, 1.0) if benchmarks else None
     return PlanContext(
         max_length=recipe.data.max_length,
         reads_text=all(column.kind == "text" for column in sources.task.columns),
@@ -242,8 +180,6 @@ def plan_context(
         find_model=sources.named_model,
         rate=functools.cache(lambda: machine_flops_per_second()),
         shapes={START: start},
-        uses=benchmarks.uses if benchmarks else None,
-        answer_seconds=answers,
         generates=GENERATES in sources.task.capabilities,
     )
 
@@ -270,40 +206,54 @@ def machine_flops_per_second(budget_seconds: float = 0.02) -> float:
 
 def _disk_needed(stages: Sequence[StagePlan], sources: Sources) -> Estimate:
     """Return the bytes of outputs that are not cached, of the final copy in the run's folder, and of downloads."""
-    new = [stage for stage in stages if not stage.cached]
-    written = [*(stage.disk_bytes for stage in new), *(stage.disk_bytes for stage in stages[-1:])]
-    labels = [*(stage.label for stage in new), "the final copy"]
-    total = _total(written, labels)
+    written = {stage.label: stage.disk_bytes for stage in stages if not stage.cached}
+    total = _total(written | ({"the final copy": stages[-1].disk_bytes} if stages else {}))
     # A download needs the archive and the unpacked files at the same time.
-    fetched = sum(sources.downloads.values()) * UNPACKED
-    if total.value is None:
-        return Estimate(value=fetched or None, note=total.note)
-    return Estimate(value=total.value + fetched, note=total.note)
+    fetched = sum(sources.downloads.values()) * _UNPACKED
+    return Estimate(value=(total.value or 0) + fetched or None, note=total.note)
 
 
-def _total(estimates: Sequence[Estimate], labels: Sequence[str]) -> Estimate:
+def _total(estimates: Mapping[str, Estimate]) -> Estimate:
     """Return the sum of the estimates that have a value; the note names the labels of the others."""
-    known = [estimate.value for estimate in estimates if estimate.value is not None]
-    unknown = [label for estimate, label in zip(estimates, labels, strict=False) if estimate.value is None]
+    known = [(estimate.value, estimate) for estimate in estimates.values() if estimate.value is not None]
+    unknown = [label for label, estimate in estimates.items() if estimate.value is None]
     note = f"without {', '.join(unknown)}" if unknown else ""
     if not known:
         return Estimate.unknown(note)
     # An estimate without a range counts with its value at both ends.
-    ends = [
-        sum(value for estimate in estimates if (value := getattr(estimate, end) or estimate.value) is not None)
-        for end in ("low", "high")
-    ]
-    return Estimate(value=sum(known), note=note, low=ends[0], high=ends[1])
+    return Estimate(
+        value=sum(value for value, _ in known),
+        note=note,
+        low=sum(estimate.low or value for value, estimate in known),
+        high=sum(estimate.high or value for value, estimate in known),
+    )
 
 
-def _target_plan(profile: TargetProfile, recipe: Recipe, start: Path | None, from_graph: bool) -> TargetPlan:
-    """Return whether a target can be measured here, with the reason if not, or with its description and limits."""
-    target = profile.target
-    reason = why_unavailable(target) or unsupported_reason(recipe, start, target, from_graph)
-    about = [target.description, target.format, *describe_limits(profile)]
-    about += [f"measured here, not on {profile.instead_of}"] if profile.instead_of else []
-    about += [f"timed on {profile.device}"] if profile.device else []
-    return TargetPlan(name=target.name, available=reason is None, reason=reason or "; ".join(about))
+def _target_plans(recipe: Recipe, start: Path | None, from_graph: bool) -> list[TargetPlan]:
+    """Return whether each target can be measured here, with the reason if not, or with its description and limits.
+
+    Args:
+        recipe: The recipe.
+        start: Folder of the starting model if its structure is looked at.
+        from_graph: Whether the starting model is an ONNX file.
+
+    Raises:
+        CompressError: For formats or stages that the model's structure does not allow.
+    """
+    folder = start if start is not None and (start / "config.json").is_file() else None
+    plans = []
+    for profile in recipe.profiles():
+        target = profile.target
+        reason = why_unavailable(target) or unsupported_reason(recipe, folder, target, from_graph)
+        about = [target.description, target.format, *describe_limits(profile)]
+        about += [f"measured here, not on {profile.instead_of}"] if profile.instead_of else []
+        about += [f"timed on {profile.device}"] if profile.device else []
+        plans.append(TargetPlan(name=target.name, available=reason is None, reason=reason or "; ".join(about)))
+    if folder is not None:
+        check_formats(recipe, folder)
+        if GENERATES in get_task(recipe.task).capabilities:
+            check_stages(recipe.stages, folder)
+    return plans
 
 
 def _inapplicable_stages(recipe: Recipe, sources: Sources) -> list[CompressError]:

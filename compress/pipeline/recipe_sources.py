@@ -49,7 +49,7 @@ from compress.stages.base import all_references
 from compress.stages.cost_model import Shape, Text
 from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, TAKES_ARRAYS
 from compress.tasks.registry import get_task
-from compress.utils.errors import CompressError, DataError, InputError, ModelError
+from compress.utils.errors import CompressError, DataError, InputError, ModelError, StageError
 from compress.utils.progress import Progress, SilentProgress
 
 _HEAD_BYTES = 1 << 16
@@ -236,10 +236,10 @@ class Sources:
 
     @contextmanager
     def noting(self) -> Iterator[None]:
-        """Record an `InputError` as a problem and continue."""
+        """Record an error of the input or of a stage as a problem and continue."""
         try:
             yield
-        except InputError as error:
+        except (InputError, StageError) as error:
             self.problems.append(error)
 
     def _here(self, role: str, reference: str, path: Path, **more: object) -> None:

@@ -1,4 +1,4 @@
-"""Predicted costs of stages and of measuring, from the stages' cost models and from a benchmark of stages."""
+"""Predicted costs of stages and of measuring, from the stages' cost models."""
 
 from __future__ import annotations
 
@@ -12,23 +12,20 @@ from compress.formats.registry import FORMATS
 from compress.formats.target_profile import TargetProfile
 from compress.models.model import TorchModel
 from compress.pipeline.formats import format_given
-from compress.pipeline.stage_benchmark import StageBenchmarks
 from compress.recipe.recipe import Recipe
 from compress.stages.base import AnyStage
-from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, Text, predicted
-from compress.stages.protocols import SizedByData, Trains, data_passes, predict_cost
+from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, Text
+from compress.stages.protocols import Trains, predict_cost
 from compress.stages.registry import STAGES
 from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, GENERATES
 from compress.tasks.registry import get_task
 
-BENCHMARK_RANGE, MEMORY_RANGE, MEASURING_RANGE = (0.75, 1.35), (0.8, 1.3), (0.6, 1.8)
-"""Lowest and highest factor of the actual cost over a predicted one: from a benchmark, of memory, of measuring."""
+MEMORY_RANGE, MEASURING_RANGE = (0.8, 1.3), (0.6, 1.8)
+"""Lowest and highest factor of the actual cost over a predicted one: of memory, of measuring."""
 LIBRARIES_BYTES, GRAPH_BYTES = 560e6, 250e6
 """Resident memory with torch, transformers and the data libraries, and the additional memory of graph libraries."""
 _WEIGHT_COPIES = 3
 """Copies of a model's float32 weights that a stage without training holds at once."""
-_MEMORY_GROWTH = 1.2
-"""Peak memory of a long training over the peak of a few batches."""
 _STILL_HELD = 0.55
 """Share of the memory freed by training that is still held while a graph is changed without data."""
 _SETUP_SECONDS = 6.0
@@ -46,22 +43,16 @@ _INSTRUCTIONS = 56
 
 
 def predict_stage_cost(
-    stage: AnyStage,
-    label: str,
-    input_shape: Shape | None,
-    context: PlanContext,
-    benchmarks: StageBenchmarks | None,
-    model_type: type[Any],
-    held_bytes: float,
+    stage: AnyStage, input_shape: Shape | None, context: PlanContext, model_type: type[Any], held_bytes: float
 ) -> Prediction:
-    """Return the cost of a stage, from its benchmark if there is one, else from the stage's own cost model.
+    """Return the cost that a stage predicts, with the memory of libraries added.
+
+    A stage that predicts no memory is estimated by its input, unless it reads its input tensor by tensor.
 
     Args:
         stage: The stage.
-        label: Its label.
         input_shape: Shape of its input, or None if unknown.
         context: Sizes that costs are predicted from.
-        benchmarks: Timings of stages on a few batches.
         model_type: Class that its input is loaded as.
         held_bytes: Memory that the process still holds from earlier stages.
 
@@ -69,91 +60,32 @@ def predict_stage_cost(
         InputError: If the stage cannot be applied.
     """
     prediction = predict_cost(stage, input_shape, context)
-    timing = benchmarks.stages.get(label) if benchmarks else None
-    if timing is None or benchmarks is None:
-        return _with_library_memory(stage, prediction, input_shape, benchmarks, model_type, held_bytes)
-    if prediction.shape is None or isinstance(stage, SizedByData):
-        prediction = predicted(input_shape, timing.shape, prediction.seconds, prediction.peak_memory_bytes)
-    # Without the number of examples there is nothing to scale the benchmark by.
-    needs, train = stage.needs(), context.splits.get("train")
-    unlabeled: list[Text | None] = [*context.unlabeled.values()] if needs.unlabeled else []
-    if train is None or None in unlabeled:
-        return prediction
-    examples = float(train.rows + sum(text.rows for text in unlabeled if text))
-    # The seconds of a stage, scaled from its benchmark to all examples.
-    read, trained = data_passes(stage, examples)
-    validation = context.splits.get("validation")
-    validated = benchmarks.answer_seconds * validation.rows * trained / max(examples, 1.0) if validation else 0.0
-    # All rows are encoded, even if the stage reads a part of them.
-    on_all_rows = isinstance(stage, SizedByData)
-    unread = benchmarks.encode_seconds * (examples - read) if needs.splits and not on_all_rows else 0.0
-    per_example = timing.example_seconds * read + timing.step_seconds * trained
-    count = max(read, trained, 1.0)
-    note = f"benchmarked here on a few batches: {per_example / count * 1e3:.3g} ms for each of {count:,.0f} examples"
-    note = "benchmarked here on all rows" if on_all_rows else note
-    seconds = Estimate(value=timing.seconds + unread + per_example + validated, note=note)
-    # Memory has all encoded examples beside the peak of a few batches.
-    encoded = benchmarks.example_bytes * (examples if needs.splits else 0.0) * (1 + len(stage.earlier_outputs()))
-    memory = Estimate(
-        value=max(_MEMORY_GROWTH * (timing.peak_rss_bytes + encoded), held_bytes),
-        note="benchmarked here on the longest examples, with torch and all examples",
-    )
-    return replace(prediction, seconds=seconds.within(*BENCHMARK_RANGE), peak_memory_bytes=memory.within(*MEMORY_RANGE))
-
-
-def _with_library_memory(
-    stage: AnyStage,
-    prediction: Prediction,
-    input_shape: Shape | None,
-    benchmarks: StageBenchmarks | None,
-    model_type: type[Any],
-    held_bytes: float,
-) -> Prediction:
-    """Return the stage's own prediction with the memory of libraries added.
-
-    A stage that predicts no memory is estimated by its input, unless it reads its input tensor by tensor.
-
-    Args:
-        stage: The stage.
-        prediction: Its own prediction.
-        input_shape: Shape of its input, or None if unknown.
-        benchmarks: Memory with libraries, data and model loaded.
-        model_type: Class that its input is loaded as.
-        held_bytes: Memory that the process still holds from earlier stages.
-    """
-    memory, ready = prediction.peak_memory_bytes, float(benchmarks.ready_bytes) if benchmarks else LIBRARIES_BYTES
+    memory = prediction.peak_memory_bytes
     if memory.value is not None:
         note = memory.note.replace("; without torch itself", "") + ", and libraries"
-        memory = Estimate(value=max(memory.value + ready, held_bytes), note=note)
-    elif input_shape is not None and not isinstance(stage, Trains) and model_type in (TorchModel, OnnxModel):
-        held_bytes *= 1.0 if model_type is TorchModel or stage.needs().splits else _STILL_HELD
-        value = ready + GRAPH_BYTES + _WEIGHT_COPIES * 4 * input_shape.parameters
-        note = "libraries, three copies of the weights, and memory held after earlier training"
-        memory = Estimate(value=max(value, held_bytes), note=note).within(*MEMORY_RANGE)
-    elif held_bytes and not isinstance(stage, Trains):
-        memory = Estimate(value=held_bytes, note="at least the memory held after earlier training")
-        memory = memory.within(*MEMORY_RANGE)
+        memory = Estimate(value=max(memory.value + LIBRARIES_BYTES, held_bytes), note=note)
+    elif not isinstance(stage, Trains):
+        value, note = held_bytes, "at least the memory held after earlier training"
+        if input_shape is not None and model_type in (TorchModel, OnnxModel):
+            held_bytes *= 1.0 if model_type is TorchModel or stage.needs().splits else _STILL_HELD
+            value = max(LIBRARIES_BYTES + GRAPH_BYTES + _WEIGHT_COPIES * 4 * input_shape.parameters, held_bytes)
+            note = "libraries, three copies of the weights, and memory held after earlier training"
+        memory = Estimate(value=value, note=note).within(*MEMORY_RANGE) if value else memory
     return replace(prediction, peak_memory_bytes=memory)
 
 
-def predict_measuring(
-    recipe: Recipe, profiles: Sequence[TargetProfile], context: PlanContext, benchmarks: StageBenchmarks | None
-) -> Estimate:
+def predict_measuring(recipe: Recipe, profiles: Sequence[TargetProfile], context: PlanContext) -> Estimate:
     """Return the seconds beside the stages: each model exported for each target, evaluated and timed.
 
-    Args:
-        recipe: The recipe.
-        profiles: Targets that are available here.
-        context: Sizes that costs are predicted from.
-        benchmarks: Time of encoding and of a forward pass.
+    ``profiles`` are those of the targets that are available here.
     """
     outputs = recipe.labels() if recipe.benchmark.every_stage else recipe.labels()[-1:]
     labels, launches = list(dict.fromkeys([recipe.baseline, *outputs])), 2 * recipe.benchmark.launches
-    rows = context.splits.get(TEST)
+    rows, budget = context.splits.get(TEST), recipe.benchmark.budget_seconds
     unknown = [] if rows else ["the test rows"]
     seconds = _SETUP_SECONDS
     for profile in profiles:
-        evaluations_and_timings = []
+        timing = launches * len(labels) * _LAUNCH_SECONDS
         for label in labels:
             shape = context.shapes.get(label)
             # A model of unknown size makes the prediction a lower bound, which the note says.
@@ -165,13 +97,11 @@ def predict_measuring(
             if kind is not None and format_given(recipe, label, False) != profile.target.format:
                 writer = STAGES[kind].model_validate({"kind": kind})
                 seconds += predict_cost(writer, shape, context).seconds.value or 0.0
-            costs = _evaluation_and_timing(recipe, shape, context, benchmarks, rows or Text(0, 0))
+            costs = _evaluation_and_timing(recipe, shape, context, rows or Text(0, 0))
             unknown += [] if costs else ["the time of a forward pass"]
-            evaluations_and_timings.append(costs or (0.0, recipe.benchmark.seconds))
-        seconds += sum(evaluation for evaluation, _ in evaluations_and_timings)
-        budget = recipe.benchmark.budget_seconds
-        starts = launches * len(labels) * _LAUNCH_SECONDS
-        seconds += budget if budget is not None else starts + sum(timing for _, timing in evaluations_and_timings)
+            evaluated, timed = costs or (0.0, recipe.benchmark.seconds)
+            seconds, timing = seconds + evaluated, timing + timed
+        seconds += timing if budget is None else budget
     if unknown:
         note = f"at least: {', '.join(dict.fromkeys(unknown))} not known before a first run here"
         return Estimate(value=seconds, note=note).within(1.0, 5.0)
@@ -180,7 +110,7 @@ def predict_measuring(
 
 
 def _evaluation_and_timing(
-    recipe: Recipe, shape: Shape, context: PlanContext, benchmarks: StageBenchmarks | None, test: Text
+    recipe: Recipe, shape: Shape, context: PlanContext, test: Text
 ) -> tuple[float, float] | None:
     """Return the seconds of evaluating and of timing one model, or None if the time of a forward pass is unknown.
 
@@ -188,7 +118,6 @@ def _evaluation_and_timing(
         recipe: The recipe.
         shape: Shape of the model.
         context: Sizes that costs are predicted from.
-        benchmarks: Time of encoding.
         test: Size of the test split.
     """
     bench, evaluation, task = recipe.benchmark, recipe.evaluation, get_task(recipe.task).capabilities
@@ -208,9 +137,8 @@ def _evaluation_and_timing(
     if answer is None:
         return None
     answer *= _GRAPH_SPEED
-    encoding = benchmarks.encode_seconds if benchmarks else 0.0
-    # Each row is encoded and answered once. Timed calls repeat a sample of the rows, one at a time and in batches.
-    evaluated = (answer + encoding) * test.rows
+    # Each row is answered once. Timed calls repeat a sample of the rows, one at a time and in batches.
+    evaluated = answer * test.rows
     timed = bench.seconds * kinds + calls * answer * (1 + bench.batch_size * bench.batched)
     if EXPORTED_FROM_CHECKPOINT in task:
         token = context.max_length * _TOKEN_SECONDS

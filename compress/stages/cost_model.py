@@ -45,12 +45,6 @@ class Shape:
         """Return the shape with weights of other bit widths."""
         return replace(self, matrix_bits=matrices, table_bits=tables)
 
-    def first_token_only(self) -> Shape:
-        """Return the shape that multiplies a token if the last layer computes the first token alone."""
-        layers = max(self.layers, 1)
-        attention, feed_forward = self.attention * (1 - 0.5 / layers), self.feed_forward * (1 - 1 / layers)
-        return replace(self, attention=attention, feed_forward=feed_forward)
-
     def with_layers(self, layers: int) -> Shape:
         """Return the shape with another number of layers, all of them alike."""
         share = layers / self.layers if self.layers else 1.0
@@ -94,12 +88,6 @@ class Estimate(Frozen):
             return self
         return self.model_copy(update={"low": self.value * less, "high": self.value * more})
 
-    def times(self, factor: float, note: str) -> Estimate:
-        """Return the estimate multiplied by a factor; ``note`` explains it."""
-        values = {name: getattr(self, name) for name in ("value", "low", "high")}
-        changed = {name: value * factor for name, value in values.items() if value is not None}
-        return self.model_copy(update={**changed, "note": note})
-
 
 @dataclass(frozen=True)
 class Text:
@@ -120,8 +108,6 @@ class PlanContext:
     ``splits`` and ``unlabeled`` are the data files that are here, by name, and ``unlabeled`` those that are not as
     ``None``; ``shapes`` has the output of each earlier stage by its label, and `start`; ``find_model`` gives the shape
     of a model that the stage names, ``None`` while it isn't here. ``rate`` measures this machine in FLOPs a second.
-    ``uses`` is how often an example has each working weight multiply: its tokens, positions or frames, where they were
-    counted; ``answer_seconds`` what an answer of a model with one working weight took, in torch and float32.
     ``generates``: whether the task's answer is text, so that stages read models tensor by tensor.
     """
 
@@ -132,21 +118,14 @@ class PlanContext:
     find_model: Callable[[str, bool], Shape | None]
     rate: Callable[[], float]
     shapes: dict[str, Shape | None] = field(default_factory=dict)
-    uses: float | None = None
-    answer_seconds: float | None = None
     generates: bool = False
 
     def tokens(self, text: Text) -> float:
-        """Return how often the examples of a file multiply each working weight, as counted or estimated from bytes."""
-        return float(text.tokens(self.max_length)) if self.uses is None else text.rows * self.uses
+        """Return the tokens of a file's examples, estimated from its bytes."""
+        return float(text.tokens(self.max_length))
 
     def answers(self, shape: Shape, examples: float) -> float | None:
-        """Return the seconds in which a model of a shape predicts ``examples``, as benchmarked or estimated.
-
-        None where neither says it.
-        """
-        if self.answer_seconds is not None:
-            return self.answer_seconds * shape.working * examples
+        """Return the seconds in which a model of a shape predicts ``examples``; None unless they are local text."""
         train = self.splits.get("train")
         if not self.reads_text or train is None:
             return None

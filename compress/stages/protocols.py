@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 from compress.stages.base import SEARCH, SEARCH_TIMES, AnyStage, AppliesTo, Context, IntegerWeights
 from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, predicted
@@ -35,21 +35,6 @@ class KeepsShape:
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Return a cost that consists of reading and writing the weights."""
         return predicted(before, before)
-
-
-@runtime_checkable
-class SizedByData(Protocol):
-    """A stage whose output size depends on all rows of the data, which it reads quickly."""
-
-    sized_by_data: ClassVar[bool]
-
-
-@runtime_checkable
-class ReadsExamples(Protocol):
-    """A stage that knows how many of the training examples it reads and trains on."""
-
-    def data_passes(self, examples: float) -> tuple[float, float]:
-        """Return how many of ``examples`` the stage reads, and how many it trains on in all epochs."""
 
 
 @runtime_checkable
@@ -208,13 +193,6 @@ def predict_cost(stage: AnyStage, before: Shape | None, plan: PlanContext) -> Pr
         return stage.predict(before, plan)
     unknown = predicted(before, before, Estimate.unknown("not predicted by the stage"))
     return replace(unknown, disk_bytes=Estimate.unknown("the size of its output is not known before it runs"))
-
-
-def data_passes(stage: AnyStage, examples: float) -> tuple[float, float]:
-    """Return how many of ``examples`` a stage reads, and how many it trains on; by default all in every epoch."""
-    if isinstance(stage, ReadsExamples):
-        return stage.data_passes(examples)
-    return examples, examples * getattr(stage, "epochs", 1.0) if isinstance(stage, Trains) else 0.0
 
 
 def loaded_type(stage: AnyStage, task: Capabilities) -> type[Any]:

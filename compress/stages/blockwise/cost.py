@@ -16,10 +16,6 @@ _SQUARES = 4
 _SIDES_SHARED, _SIDES_APART = 3, 6
 """Hessians as wide as the model for each block: of what enters the attention, what leaves it, and what enters the
 feed-forward part; and where tokens count otherwise for each layer, of query, key, value, output, gate and up."""
-_LAYERS_A_BLOCK = 7
-"""Query, key, value, output, gate, up and down: each of them is coarse once when sensitivity is measured."""
-_PROBE_TOKENS, _JUDGED_TOKENS, _PROBE_BITS = 128, 32, 3
-"""As in `compress.stages.gptq.bit_allocation`."""
 SHARD_BYTES = 500_000_000
 """As in `compress.models.safetensors_file`."""
 _LOGITS_HELD = 3
@@ -88,8 +84,7 @@ def packed(config: Quantization, shape: Shape | None) -> Shape | None:
 def quantization_flops(config: Quantization, shape: Shape) -> float:
     """Return the multiplications and additions of all passes, Hessians and the solver; 0 for rounding to nearest.
 
-    ``guided`` passes the blocks forwards, then each of them forwards and backwards, and the head both ways. A budget of
-    bits adds what `survey_flops` counts.
+    ``guided`` passes the blocks forwards, then each of them forwards and backwards, and the head both ways.
     """
     if config.method == "rtn":
         return 0.0
@@ -99,32 +94,11 @@ def quantization_flops(config: Quantization, shape: Shape) -> float:
     # One triangle of each Hessian is multiplied out.
     sides = _SIDES_APART if config.guided else _SIDES_SHARED
     hessians = tokens * shape.layers * (sides * shape.hidden**2 + shape.intermediate**2)
-    gradients = (3 * forward + 4 * shape.embeddings * tokens) if config.guided else 0.0
-    return forward + gradients + hessians + _square_flops(shape) + survey_flops(config, shape)
-
-
-def survey_flops(config: Quantization, shape: Shape) -> float:
-    """Return the arithmetic of measuring how sensitive each layer is; 0 without a bit budget.
-
-    A few tokens pass once with each layer coarse, from its block on, and once as they are; and each layer's error is
-    computed at each number of bits.
-    """
-    if not config.mixed:
-        return 0.0
-    variants = _LAYERS_A_BLOCK * shape.layers + 1
-    held = STATES_BYTES / (4 * max(shape.hidden, 1) * variants)
-    tokens = min(config.sequence_length, _PROBE_TOKENS, max(held, 8))
-    passes = 1 + _LAYERS_A_BLOCK * (shape.layers + 1) / 2
-    forward = 2 * tokens * passes * (shape.attention + shape.feed_forward)
-    heads = 2 * min(tokens, _JUDGED_TOKENS) * variants * shape.embeddings
-    errors = 2 * len({*config.choices, _PROBE_BITS}) * _square_flops(shape)
-    return forward + heads + errors
-
-
-def _square_flops(shape: Shape) -> float:
-    """Return the arithmetic of each layer's weights times a square as wide as its inputs."""
+    # Each layer's weights are multiplied by a square as wide as its inputs.
     inward, outward = shape.feed_forward * 2 / 3, shape.feed_forward / 3
-    return 2 * ((shape.attention + inward) * shape.hidden + outward * shape.intermediate)
+    solver = 2 * ((shape.attention + inward) * shape.hidden + outward * shape.intermediate)
+    gradients = (3 * forward + 4 * shape.embeddings * tokens) if config.guided else 0.0
+    return forward + gradients + hessians + solver
 
 
 def quantization_memory_bytes(config: Quantization, shape: Shape) -> float:

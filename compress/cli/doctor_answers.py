@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 from compress.cli.artifact import Artifact, final_for, find_artifact, outputs_of, run_of
 from compress.cli.output import Finding
-from compress.formats.intermediate_values import Values, longest_length
 from compress.formats.model_file import format_of, model_file, model_files
 from compress.formats.onnx.export import export_onnx
-from compress.formats.onnx.intermediate_values import OnnxParts
+from compress.formats.onnx.intermediate_values import Values
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.quiet_output import quiet_libraries
-from compress.formats.registry import FORMATS, RUNTIMES
+from compress.formats.registry import FORMATS
 from compress.formats.runtime import prepare_runtime
 from compress.formats.target_profile import Target
 from compress.formats.targets import TARGETS
@@ -28,7 +27,6 @@ from compress.inspection.layer_comparison import (
     open_value_graph,
 )
 from compress.inspection.layers import node_modules
-from compress.inspection.value_matching import match
 from compress.numerics.sampling import spread_sample
 from compress.pipeline.warnings import float_label
 from compress.tasks.capability import GENERATES, READS_ROWS
@@ -71,9 +69,8 @@ def answer_findings(
         InputError: If there is no file for the target, or no reference.
     """
     if not gives_values(target):
-        suffix = f": {about}" if (about := RUNTIMES[target.runtime].about_values) else ""
         raise InputError(
-            f"Intermediate values of a file are not available on the target {target.name!r}{suffix}.",
+            f"Intermediate values of a file are not available on the target {target.name!r}.",
             where="--target",
             expected=f"one of {', '.join(name for name, candidate in TARGETS.items() if gives_values(candidate))}",
         )
@@ -94,12 +91,7 @@ def answer_findings(
     # A few examples of different lengths and classes are enough to locate a wrong layer.
     sample = spread_sample(examples.lengths(), examples.classes, _EXAMPLES, artifact.recipe.seed)
     batches: list[Values] = [examples.batch([int(index)]) for index in sample]
-    parts = open_value_graph(file, target, longest_length(batches))
-    # Some formats fix the shape of inputs or change the layout of values.
-    if parts.shaped is not None:
-        progress.note("matching the values of the file with those of the reference")
-        batches = parts.shaped(batches)
-        parts = match(parts, OnnxParts(reference.graph), batches[0])
+    parts = open_value_graph(file, target)
     comparison = compare_parts(reference.graph, reference.layers, parts, batches, progress)
     if comparison is None:
         raise InputError(

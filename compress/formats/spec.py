@@ -24,8 +24,7 @@ class RuntimeSpec:
         generates_only: Whether it only generates text.
         one_batch_at_a_time: Whether a key-value cache would have to be sent to it for each token.
         on_devices: Whether devices can be timed with it.
-        gives_values: Whether it returns intermediate values on the processor, too.
-        about_values: Reason why it returns none, if there is more to explain.
+        gives_values: Whether intermediate values of its files can be computed on the processor.
         many_texts: Reference that opens a language model as `ManyTexts` for synthetic data. Its arguments are the
             checkpoint, an empty folder, windows of ids for the comparison, threads, whether to use bfloat16, and the
             tokens that end a text.
@@ -39,7 +38,6 @@ class RuntimeSpec:
     one_batch_at_a_time: bool = False
     on_devices: bool = False
     gives_values: bool = False
-    about_values: str = ""
     many_texts: Reference | None = None
     writing_packages: tuple[str, ...] = ()
 
@@ -66,7 +64,7 @@ class FormatSpec:
         tensors: Reference to the reader of stored tensors: (file, folder of the model) -> list of `StoredTensor`.
         tensors_suffix: Suffix of the files that contain the tensors, if it is not ``suffix``.
         has_graph: Whether a file contains operators beside its tensors.
-        value_graph: Reference to a function that opens intermediate values: (file, target, most tokens or None).
+        value_graph: Reference to a function that opens intermediate values: (file, target) -> `OnnxParts`.
         library: Name of the library that opens it, as model cards on the Hugging Face Hub write it.
         check_writable: Reference to a function that raises `ModelError` for language models that it cannot store.
     """

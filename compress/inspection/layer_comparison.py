@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from compress.formats.intermediate_values import MASK_MAGNITUDE, Run, ValueGraph, Values
 from compress.formats.model_file import format_of, model_file
-from compress.formats.onnx.intermediate_values import OnnxParts
+from compress.formats.onnx.intermediate_values import MASK_MAGNITUDE, OnnxParts, Run, Values
 from compress.formats.registry import RUNTIMES, part_of
 from compress.formats.target_profile import Target
 from compress.numerics.block_quantization import on_coarse_grid
@@ -38,12 +37,9 @@ def gives_values(target: Target) -> bool:
     return runtime.gives_values and runtime.provider == target.provider
 
 
-def open_value_graph(artifact: Path, target: Target, length: int | None = None) -> ValueGraph:
-    """Open the only model file of ``artifact`` as ``target`` runs it. Raises `ModelError` if it cannot be opened.
-
-    ``length`` is the maximum number of tokens, which some formats need in advance.
-    """
-    parts: ValueGraph = part_of(format_of(artifact), "value_graph")(model_file(artifact), target, length)
+def open_value_graph(artifact: Path, target: Target) -> OnnxParts:
+    """Open the only model file of ``artifact`` as ``target`` runs it. Raises `ModelError` if it cannot be opened."""
+    parts: OnnxParts = part_of(format_of(artifact), "value_graph")(model_file(artifact), target)
     return parts
 
 
@@ -117,7 +113,7 @@ class FormatComparison:
 def compare_parts(
     reference: onnx.ModelProto,
     layers: Mapping[str, str],
-    candidate: ValueGraph,
+    candidate: OnnxParts,
     batches: Sequence[Values],
     progress: Progress,
 ) -> FormatComparison | None:
@@ -165,7 +161,7 @@ class _Comparing:
     def __init__(
         self,
         reference: OnnxParts,
-        candidate: ValueGraph,
+        candidate: OnnxParts,
         layers: Mapping[str, str],
         names: Sequence[str],
         whole: Run,

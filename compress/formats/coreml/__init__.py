@@ -17,7 +17,6 @@ FORMAT = FormatSpec(
         "coreml": RuntimeSpec(
             runtime="compress.formats.coreml.runtime:RUNTIME",
             provider=_CPU,
-            about_values="a package runs on a Mac only, and gives its outputs alone",
         )
     },
     targets=(

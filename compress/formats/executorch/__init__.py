@@ -19,7 +19,6 @@ FORMAT = FormatSpec(
             runtime="compress.formats.executorch.runtime:RUNTIME",
             provider=_XNNPACK,
             package="executorch",
-            gives_values=True,
         )
     },
     targets=(
@@ -34,6 +33,5 @@ FORMAT = FormatSpec(
         "desktop": _PYTHON,
     },
     tensors="compress.formats.executorch.model:read_tensors",
-    value_graph="compress.formats.executorch.intermediate_values:open_value_graph",
     library="executorch",
 )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.formats.executorch.xnnpack_graph import read_graph
+from compress.formats.executorch.xnnpack_graph import read_constants
 from compress.formats.model_file import FileModel
 from compress.formats.quiet_output import suppress_output
 from compress.models.stored_tensor import Role, StoredTensor, check_spans, stored
@@ -171,7 +171,7 @@ def _delegate_constants(program: Any, base: int, content: bytes, file: Path) -> 
             if delegate.processed.location.name != "SEGMENT":
                 raise ValueError("an XNNPACK delegate lies within the program")
             start, size = _segment(program, delegate.processed.index, base)
-            for constant in read_graph(content[start : start + size]).constants:
+            for constant in read_constants(content[start : start + size]):
                 if constant.key in spans and constant.key not in seen:
                     seen.add(constant.key)
                     span, dtype = spans[constant.key], constant.dtype

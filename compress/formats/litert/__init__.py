@@ -18,7 +18,6 @@ FORMAT = FormatSpec(
             runtime="compress.formats.litert.runtime:RUNTIME",
             provider="CPU",
             package="ai-edge-litert",
-            gives_values=True,
         )
     },
     targets=(
@@ -32,6 +31,5 @@ FORMAT = FormatSpec(
         "desktop": _PYTHON,
     },
     tensors="compress.formats.litert.model:read_tensors",
-    value_graph="compress.formats.litert.intermediate_values:open_value_graph",
     library="litert",
 )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 
-from compress.formats.intermediate_values import MIN_WEIGHT_ELEMENTS, GraphStep, Run, ValueGraph
 from compress.formats.onnx.int8.observers import add_outputs
 from compress.formats.onnx.model import all_graphs
 from compress.formats.onnx.runtimes.onnxruntime import OnnxSession
@@ -19,6 +20,14 @@ from compress.formats.onnx.runtimes.profile import CPU, original_name, write_opt
 from compress.formats.runtime import get_runtime
 from compress.formats.target_profile import Target
 
+Values = Mapping[str, np.ndarray]
+"""Arrays by the names of their values."""
+Run = Callable[[Values], Values]
+"""Function that computes values, by name, from the inputs (and given values) of one batch."""
+MASK_MAGNITUDE = 1e8
+"""Magnitude from which a value counts as an attention mask instead of a number."""
+MIN_WEIGHT_ELEMENTS = 16
+"""Number of elements below which a stored tensor counts as scales or indices instead of weights."""
 _GIVEN = "{}::given"
 _STORED_BITS = {
     **dict.fromkeys((onnx.TensorProto.INT8, onnx.TensorProto.UINT8), 8),
@@ -33,7 +42,28 @@ _MOVED = (
 _INTEGER_OPERATORS = ("QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul")
 
 
-def open_value_graph(file: Path, target: Target, length: int | None) -> OnnxParts:
+@dataclass(frozen=True)
+class GraphStep:
+    """Operator that computes a value.
+
+    Attributes:
+        value: Name of the computed value.
+        operator: Type of the operator, by ONNX's name.
+        name: Name of the operator.
+        reads: Names of the values that it reads.
+        bits: Smallest bit width that it stores or computes with; 32 for floats.
+        computes: Whether the value may be floats and is more than a copy or reshape of others.
+    """
+
+    value: str
+    operator: str
+    name: str
+    reads: Sequence[str]
+    bits: int
+    computes: bool = True
+
+
+def open_value_graph(file: Path, target: Target) -> OnnxParts:
     """Open the graph as ONNX Runtime optimizes it for any processor; parts of it run on ``target``.
 
     Raises `ModelError` if it cannot be opened.
@@ -59,14 +89,47 @@ def run_here(graph: onnx.ModelProto) -> Run:
     return OnnxSession(session, Path("a part of the graph"), CPU, 0).predict
 
 
-class OnnxParts(ValueGraph):
-    """Parts of an optimized ``graph`` (from `write_optimized`); ``start`` opens a graph on the target."""
+class OnnxParts:
+    """Parts of an optimized ``graph`` (from `write_optimized`); ``start`` opens a graph on the target.
+
+    A segment lies between two values at which the graph is cut.
+    """
 
     def __init__(self, graph: onnx.ModelProto, start: Callable[[onnx.ModelProto], Run] = run_here) -> None:
-        outputs = [value.name for value in graph.graph.output]
-        super().__init__(_steps(graph), outputs, lambda values: start(add_outputs(graph, values)))
         self.graph = graph
+        self.steps = {step.value: step for step in _steps(graph)}
+        self.outputs = [value.name for value in graph.graph.output]
         self._start = start
+
+    def whole(self, values: Sequence[str]) -> Run:
+        """Return a function that computes ``values`` of the unchanged graph."""
+        return self._start(add_outputs(self.graph, values))
+
+    @cached_property
+    def reads(self) -> Mapping[str, Sequence[str]]:
+        """Names of the values that each value is computed from."""
+        return {name: step.reads for name, step in self.steps.items()}
+
+    @property
+    def computed(self) -> list[str]:
+        """Names of the values that may be floats and are more than a copy or a reshape of other values."""
+        return [name for name, step in self.steps.items() if step.computes]
+
+    def segment(self, value: str, cuts: Collection[str]) -> list[str]:
+        """Return the values between the preceding ``cuts`` and ``value``, the last one first."""
+        values, seen = [value], {value}
+        # The list grows while it is iterated, which makes this a breadth-first search from the end.
+        for name in values:
+            for read in self.reads[name]:
+                if read in self.reads and read not in cuts and read not in seen:
+                    seen.add(read)
+                    values.append(read)
+        return values
+
+    def bits(self, cuts: Collection[str]) -> dict[str, int]:
+        """Return, for each cut, the smallest bit width that the part before it stores or computes with."""
+        ends = frozenset(cuts)
+        return {name: min(self.steps[step_value].bits for step_value in self.segment(name, ends)) for name in cuts}
 
     def apart(self, values: Sequence[str], given: Sequence[str]) -> Run:
         """Return a function that computes ``values`` of the graph from the inputs and the floats ``given``.

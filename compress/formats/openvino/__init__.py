@@ -19,7 +19,6 @@ FORMAT = FormatSpec(
             runtime="compress.formats.openvino.runtime:RUNTIME",
             provider="CPU",
             package="openvino",
-            gives_values=True,
             many_texts="compress.formats.openvino.decoder:GenaiTexts",
             writing_packages=("openvino", "openvino-genai", "openvino-tokenizers"),
         )
@@ -27,6 +26,5 @@ FORMAT = FormatSpec(
     targets=(TargetProfile(Target("openvino", "openvino", "CPU", "OpenVINO on this machine's processor", "openvino")),),
     taken_by={"desktop": None},
     tensors="compress.formats.openvino.model:read_tensors",
-    value_graph="compress.formats.openvino.runtime:open_value_graph",
     check_writable="compress.formats.onnx.decoder.trace:check_writable",
 )

@@ -1,10 +1,10 @@
-"""OpenVINO runtime: an IR on this machine's processor, and its intermediate values."""
+"""OpenVINO runtime: an IR on this machine's processor."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +14,6 @@ import numpy as np
 
 from compress.formats.generation.decoder import likeliest
 from compress.formats.generation.image_text import open_together
-from compress.formats.intermediate_values import MIN_WEIGHT_ELEMENTS, GraphStep, Run, ValueGraph, Values
 from compress.formats.model_file import file_of
 from compress.formats.openvino.genai import (
     EXACT,
@@ -33,15 +32,12 @@ from compress.utils.errors import InputError, ModelError, StageError, unreadable
 
 if TYPE_CHECKING:
     import openvino
-    from openvino import CompiledModel, Model
+    from openvino import CompiledModel
 
 
 _NUMPY_NAMES = {"f32": "float32", "f64": "float64", "f16": "float16", "i64": "int64", "i32": "int32"}
 IDS, MASK, POSITIONS, BEAMS, LOGITS = "input_ids", "attention_mask", "position_ids", "beam_idx", "logits"
 """Inputs and outputs of a language model's IR, by the names of openvino-genai and optimum-intel."""
-
-_BITS = {"i8": 8, "u8": 8, "i4": 4, "u4": 4, "f16": 16}
-_NO_OPERATORS = ("Constant", "Parameter", "Result")
 
 
 class OpenVinoSession:
@@ -250,57 +246,3 @@ def core() -> openvino.Core:
 
 
 RUNTIME = OpenVinoRuntime()
-
-
-def open_value_graph(file: Path, target: Target, length: int | None) -> ValueGraph:
-    """Open the intermediate values of an IR; they have the names of the ONNX graph that the IR was converted from."""
-    model = read_model(file)
-    return ValueGraph(_steps(model), [output.any_name for output in model.outputs], lambda values: _run(model, values))
-
-
-def _run(model: Model, values: Sequence[str]) -> Run:
-    """Return a function that runs a copy of the model with ``values`` as outputs."""
-    import openvino
-
-    extended = model.clone()
-    # Values are found by name in the copy, whose results are replaced.
-    ports = {name: port for port in _ports(extended) for name in port.get_names()}
-    results = [openvino.opset13.result(ports[name]) for name in values]
-    extended = openvino.Model(results, extended.get_parameters())
-    # One thread, with the runtime's settings.
-    compiled = core().compile_model(extended, "CPU", {**SETTINGS, "INFERENCE_NUM_THREADS": 1})
-    request = compiled.create_infer_request()
-    inputs = {port.any_name: port.get_element_type().to_dtype() for port in extended.inputs}
-
-    def run(batch: Values) -> Values:
-        outputs = request.infer({name: batch[name].astype(dtype, copy=False) for name, dtype in inputs.items()})
-        return {name: np.array(outputs[index]) for index, name in enumerate(values)}
-
-    return run
-
-
-def _ports(model: Model) -> Iterator[Any]:
-    """Yield the outputs of all operators in execution order."""
-    for operator in model.get_ordered_ops():
-        if operator.get_type_name() not in _NO_OPERATORS:
-            yield from operator.outputs()
-
-
-def _steps(model: object) -> Iterator[GraphStep]:
-    """Yield a step for each name of a value; a value without a name is called after its operator and output index."""
-    for port in _ports(model):
-        operator = port.get_node()
-        sources = [source.get_source_output() for source in operator.inputs()]
-        stored = [source.get_node() for source in sources if source.get_node().get_type_name() == "Constant"]
-        # Small constants are scales or indices and do not determine the bit width.
-        weights = [source for source in stored if np.prod(list(source.shape)) >= MIN_WEIGHT_ELEMENTS]
-        kind, name = operator.get_type_name(), operator.get_friendly_name()
-        bits = [_BITS.get(source.get_element_type().get_type_name(), 32) for source in weights]
-        reads = [_name(source) for source in sources if source.get_node().get_type_name() != "Constant"]
-        for value in port.get_names() or [_name(port)]:
-            yield GraphStep(value, kind, name, reads, min([8 if kind == "FakeQuantize" else 32, *bits]))
-
-
-def _name(port: Any) -> str:
-    names: set[str] = port.get_names()
-    return min(names) if names else f"{port.get_node().get_friendly_name()}\0{port.get_index()}"

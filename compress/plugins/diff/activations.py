@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compress.formats.intermediate_values import longest_length
 from compress.formats.model_file import format_of, model_file, model_files
-from compress.formats.onnx.intermediate_values import OnnxParts
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.registry import FORMATS
 from compress.formats.runtime import Session
 from compress.inspection.layer_comparison import NOISE, Gap, compare_parts, gives_values, open_value_graph
 from compress.inspection.layers import node_modules
-from compress.inspection.value_matching import match
 from compress.plugins.diff.answers import runnable_target
 from compress.plugins.diff.record import Activations, ModuleDifference
 from compress.utils.progress import Progress
@@ -101,12 +98,7 @@ def compare_files(
     if any(not input_names <= batch.keys() for batch in batches):
         return None
     inputs = [{name: batch[name] for name in input_names} for batch in batches]
-    parts = open_value_graph(after, target, longest_length(inputs))
-    # A program with fixed shapes takes padded inputs. Both sides then run on the same padded batch.
-    if parts.shaped is not None:
-        shaped = parts.shaped(inputs)
-        parts, inputs = match(parts, OnnxParts(graph), shaped[0]), [dict(entry) for entry in shaped]
-    comparison = compare_parts(graph, node_modules(file), parts, inputs, progress)
+    comparison = compare_parts(graph, node_modules(file), open_value_graph(after, target), inputs, progress)
     if comparison is None:
         return None
     differences = [

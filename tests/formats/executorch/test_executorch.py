@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import tiny
 import torch
@@ -19,20 +17,14 @@ from compress.formats.executorch.export import ROWS, Lowered, check_program_pari
 from compress.formats.executorch.model import INTERFACE, PTE_FILE, ExecuTorchModel, calls_of, read_pte
 from compress.formats.executorch.stage import ExecuTorch
 from compress.formats.model_file import format_of, model_file
-from compress.formats.onnx.export import export_onnx
-from compress.formats.onnx.intermediate_values import OnnxParts
 from compress.formats.quiet_output import suppress_output
 from compress.formats.runtime import TensorType, get_runtime
 from compress.formats.targets import TARGETS
 from compress.inspection.budget import budget_of
-from compress.inspection.layer_comparison import FormatComparison, compare_parts, open_value_graph
-from compress.inspection.layers import node_modules
-from compress.inspection.value_matching import match
 from compress.models.model import TorchModel
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
 from compress.utils.errors import InputError, IntegrityError, ModelError, StageError
-from compress.utils.progress import SilentProgress
 
 pytest.importorskip("executorch")
 TARGET = TARGETS["executorch"]
@@ -197,46 +189,6 @@ def test_what_is_not_whole_is_refused(plain: tuple[TorchModel, ExecuTorchModel, 
     config.unlink()
     with pytest.raises(ModelError, match=r"config\.json is missing"):
         ExecuTorchModel.load(tmp_path, "text-classification")
-
-
-FAULTY = "bert.encoder.layer.0.intermediate.dense"
-"""It lies within a part of XNNPACK, between other layers."""
-
-
-def test_the_doctor_names_the_layer_of_a_planted_fault(small: tuple[TorchModel, Lowered, Path], tmp_path: Path) -> None:
-    model, _, folder = small
-    reference = tmp_path / "model.onnx"
-    onnx.save(export_onnx(model, examples_of(model), opset=None, fusions=False).graph, reference)
-    healthy = departing(reference, folder)
-    # Six products, two of attention, its softmax, GELU, two sums and three normalisations.
-    assert healthy.departures == () and healthy.parts >= 15 and healthy.worst.bits in (4, 8)
-    assert 0.3 < healthy.worst.error / healthy.worst.explained < 2
-    shutil.copytree(folder, tmp_path / "faulty")
-    (tmp_path / "faulty" / PTE_FILE).write_bytes(with_larger_scales(model, folder / PTE_FILE))
-    (found,) = departing(reference, tmp_path / "faulty").departures
-    assert (found.layer, found.operator, found.bits) == (FAULTY, "FullyConnected", 8)
-    assert found.error > 4 * found.explained and found.before < found.after
-
-
-def departing(reference: Path, folder: Path) -> FormatComparison:
-    parts, graph = open_value_graph(folder, TARGET), onnx.load(reference)
-    assert parts.shaped is not None
-    batches = parts.shaped([batch_of(1, length) for length in (9, 14)])
-    known = match(parts, OnnxParts(graph), batches[0])
-    found = compare_parts(graph, node_modules(reference), known, batches, SilentProgress())
-    assert found is not None
-    return found
-
-
-def with_larger_scales(model: TorchModel, file: Path) -> bytes:
-    """The program whose integers of the layer at fault count half as much again; all else is as it was."""
-    weight, content = model.module.get_parameter(f"{FAULTY}.weight").detach().numpy(), bytearray(file.read_bytes())
-    for integers, factors, start in integers_of(bytes(content), file):
-        values = (integers * factors[:, None]).ravel()
-        if integers.shape == weight.shape and np.corrcoef(values, weight.ravel())[0, 1] > 0.99:
-            content[start : start + factors.nbytes] = (factors * np.float32(1.5)).tobytes()
-            return bytes(content)
-    raise AssertionError("the layer's integers are not there")
 
 
 def test_a_part_whose_activation_has_no_upper_bound_is_read(tmp_path: Path) -> None:

@@ -176,9 +176,9 @@ def test_epochs_teachers_and_written_text_count() -> None:
     distill = Distill(student={"layers": [0, 3]}, epochs=3)  # type: ignore[arg-type]
     assert seconds(distill) == pytest.approx((6 * 3 * 130 + 2 * 250) * tokens)
     # What the teacher writes is all that is learned, and it reads each token of that once more.
-    writes = DistillLanguageModel(teacher="start", epochs=3, teacher_writes={"beginnings": 5})  # type: ignore[arg-type]
+    writes = DistillLanguageModel(teacher="start", epochs=3, teacher_writes={"conversations": 1})  # type: ignore[arg-type]
     assert seconds(writes, replace(plan, shapes={"start": shape})) == pytest.approx(
-        (6 * 3 * 250 + 2 * 250 + 2 * 250) * 5 * 8
+        (6 * 3 * 250 + 2 * 250 + 2 * 250) * 200
     )
 
 

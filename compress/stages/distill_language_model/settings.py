@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from compress.stages.distill.settings import TeacherAndStudent
-from compress.stages.training.settings import KEEP_BEST, TEACHER_WRITES, BudgetedTraining, TeacherWrites
+from compress.stages.training.settings import KEEP_BEST, BudgetedTraining, TeacherWrites
 from compress.utils.errors import StageError
 from compress.utils.pydantic_models import Frozen, changed_fields
 
@@ -57,7 +57,9 @@ class LanguageDistillation(TeacherAndStudent, BudgetedTraining):
     documents: Literal["end_token", "blank_line"] = Field(
         "end_token", description="separator between two rows of running text in a sequence"
     )
-    teacher_writes: TeacherWrites | None = TEACHER_WRITES
+    teacher_writes: TeacherWrites | None = Field(
+        None, description="learn from conversations that the teacher generates, in place of the text or beside it"
+    )
     memory: MemorySaving = Field(MemorySaving(), description="ways to save disk space")
 
     def shortened(self, share: float) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from compress.formats.registry import RUNTIMES
 from compress.models.model import TorchModel
 from compress.stages.base import Context, Requirements, Stage
 from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, predicted
@@ -12,7 +13,7 @@ from compress.stages.distill.settings import layer_choices, student_and_teacher_
 from compress.stages.distill_language_model.settings import LanguageDistillation
 from compress.stages.protocols import field_search_values
 from compress.stages.training.length import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
-from compress.stages.training.settings import writing_packages
+from compress.stages.training.settings import TORCH
 from compress.tasks.capability import GENERATES
 
 
@@ -30,7 +31,9 @@ class DistillLanguageModel(LanguageDistillation, Stage[TorchModel, TorchModel]):
 
     def called_packages(self) -> tuple[str, ...]:
         """Return the distributions that the stage calls, with those that generate text."""
-        return (*self.packages, *writing_packages(self.teacher_writes))
+        if self.teacher_writes is None or self.teacher_writes.runtime == TORCH:
+            return self.packages
+        return (*self.packages, *RUNTIMES[self.teacher_writes.runtime].writing_packages)
 
     def needs(self) -> Requirements:
         """Return the training split."""
@@ -42,7 +45,7 @@ class DistillLanguageModel(LanguageDistillation, Stage[TorchModel, TorchModel]):
         if self.seconds is not None:
             return predicted(before, after, Estimate(value=self.seconds, note="the budget"))
         synthetic = self.teacher_writes
-        generated = 0 if synthetic is None else synthetic.tokens(self.sequence_length or plan.max_length)
+        generated = 0 if synthetic is None else synthetic.tokens
 
         def flops(before: Shape, after: Shape, tokens: float) -> float | None:
             if synthetic is not None:
@@ -64,16 +67,20 @@ class DistillLanguageModel(LanguageDistillation, Stage[TorchModel, TorchModel]):
         return field_search_values(self, timed) | epochs | layer_choices(self.student, before)
 
     def check_data(self, start: Path, context: Context) -> None:
-        """Split the text into sequences, if the student has the starting model's tokenizer. Raises `DataError`."""
+        """Split the text into sequences, if the student has the starting model's tokenizer. Raises `DataError`.
+
+        Conversations that the teacher generates need a chat template.
+        """
         if self.student is not None and self.student.model is not None:
             return
         from compress.models.processor import load_tokenizer
         from compress.stages.training.sequences import training_sequences
+        from compress.tasks.token_sequences import before_question
 
         tokenizer = load_tokenizer(start)
         training_sequences(tokenizer, self, context)
         if self.teacher_writes is not None:
-            self.teacher_writes.check(tokenizer)
+            before_question(tokenizer)
 
     def prune_widths(self, model: object) -> bool:
         """Return False if the student has another config, since its sizes are unknown then."""

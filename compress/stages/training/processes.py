@@ -26,16 +26,12 @@ def several() -> bool:
 
 def is_first() -> bool:
     """Return whether this is the process that writes, measures and reports."""
-    return is_mine(0)
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def is_mine(place: int) -> bool:
     """Return whether this process does item ``place`` of work that processes share."""
-    return place % count() == _rank()
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
+    return place % count() == int(os.environ.get("RANK", "0"))
 
 
 def together(found: dict[int, Found]) -> dict[int, Found]:

@@ -14,8 +14,6 @@ from compress.utils.pydantic_models import Frozen, changed_fields
 
 TORCH = "torch"
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     WritingRuntime = str
 else:
     WritingRuntime = Literal[(TORCH, *(name for name, spec in RUNTIMES.items() if spec.many_texts))]
@@ -24,9 +22,8 @@ else:
 class TeacherWrites(Frozen):
     """Settings of text that a teacher generates for its student."""
 
-    beginnings: int = Field(0, ge=0, description="windows of the text whose beginnings it goes on with")
     conversations: int = Field(
-        0, ge=0, description="questions that it makes up, as its chat template has them, and answers"
+        ge=1, description="questions that it makes up, as its chat template has them, and answers"
     )
     share: float = Field(
         1.0,
@@ -40,32 +37,10 @@ class TeacherWrites(Frozen):
         "times as fast",
     )
 
-    @model_validator(mode="after")
-    def _something(self) -> Self:
-        if not (self.beginnings or self.conversations):
-            raise ValueError("beginnings, conversations, or both")
-        return self
-
-    def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raise `DataError` if conversations are requested and the tokenizer has no chat template for them."""
-        from compress.tasks.token_sequences import before_question
-
-        if self.conversations:
-            before_question(tokenizer)
-
-    def tokens(self, length: int) -> int:
-        """Return the approximate number of generated tokens for sequences of a ``length``: 200 a conversation."""
-        return self.beginnings * length + 200 * self.conversations
-
-
-TEACHER_WRITES: Any = Field(
-    None, description="language models: learn from what the teacher writes itself, in place of the text or beside it"
-)
-
-
-def writing_packages(settings: TeacherWrites | None) -> tuple[str, ...]:
-    """Return the distributions that generate text, besides torch."""
-    return () if settings is None or settings.runtime == TORCH else RUNTIMES[settings.runtime].writing_packages
+    @property
+    def tokens(self) -> int:
+        """Approximate number of generated tokens: 200 for each conversation."""
+        return 200 * self.conversations
 
 
 Precision = Literal["auto", "fastest", "fp32", "bf16"]

@@ -28,14 +28,12 @@ from compress.stages.training import processes
 from compress.stages.training.sequences import TokenSequences
 from compress.stages.training.settings import TORCH, TeacherWrites
 from compress.tasks.task import Examples
-from compress.tasks.token_sequences import before_question, cut, prefix_tokens, render_question, spread
+from compress.tasks.token_sequences import before_question, cut, prefix_tokens, render_question
 from compress.utils.errors import DataError, StageError
 from compress.utils.torch_device import CPU
 
 _AT_ONCE, _CACHE_BYTES = 64, 2e9
 """Texts that are written together, at most, and what their keys and values may take."""
-_SHARE = 8
-"""Of a window of running text one token in so many is given."""
 _QUESTION, _ANSWER = 64, 256
 """Longest of a conversation, in tokens."""
 _IDS, _SECONDS = "input_ids", "seconds"
@@ -51,18 +49,23 @@ def with_synthetic_text(
     context: Context,
     bf16: bool = False,
 ) -> tuple[TokenSequences, float]:
-    """Windows to learn from of which the teacher wrote the ``share`` that is asked for, and the seconds it took to.
+    """Return training sequences of which the teacher wrote a share, and the seconds that this took.
 
-    What it wrote is repeated as often as the share takes; with ``bf16`` a copy of it in bfloat16 writes. ``tokenizer``
-    is the student's.
+    The teacher makes up conversations: it draws a question from what its chat template has before one, and its
+    likeliest answer follows (Xu et al. 2024, Magpie, section 2.1). They are repeated as often as the share takes. A
+    resumed run does not generate text again.
 
-    Behind beginnings of the text stand the teacher's likeliest tokens (Kim and Rush 2016, section 3.2), up to its end
-    of text, and they alone count. The beginning of running text is an eighth of the window; of a conversation it is all
-    before the first answer. Of conversations that the teacher makes up all tokens count: given what the chat template
-    has before a question it draws one, and its likeliest answer follows (Xu et al. 2024, Magpie, section 2.1); those
-    that come to no end are left out, unless none does. What was written
-    before a kill is not written again. Raises `StageError` where the two models have other tokens, and `DataError`
-    without a chat template.
+    Args:
+        windows: Sequences of the recipe's text.
+        settings: Number of conversations, their share of the sequences, and the runtime.
+        teacher: Model that writes.
+        tokenizer: Tokenizer of the student.
+        context: Context of the stage.
+        bf16: Let a copy of the teacher in bfloat16 write.
+
+    Raises:
+        StageError: The two models have different tokens.
+        DataError: There is no chat template, or the conversations are shorter than one sequence.
     """
     if teacher.processor.get_vocab() != tokenizer.get_vocab():
         raise StageError(
@@ -71,42 +74,24 @@ def with_synthetic_text(
             expected="two models of one tokenizer",
             hint="leave teacher_writes out: text can be read by both",
         )
-    train = windows.train
     writer = _Writer(teacher, context, bf16)
     if settings.runtime != TORCH:
         writer = _RuntimesWriter(teacher, context, bf16, settings.runtime)
-    length = len(train.inputs[0][_IDS])
-    marks = np.ones((len(train), length), np.int64) if train.labels is None else train.labels
-    text = [(example[_IDS], mark) for example, mark in zip(train.inputs, marks, strict=True)]
-    written: list[tuple[np.ndarray, np.ndarray]] = []
-    if settings.beginnings:
-        written += _gone_on([text[position] for position in spread(len(text), settings.beginnings)], writer)
-    if settings.conversations:
-        written += _conversations(settings.conversations, length, writer)
+    train, labels = windows.train, None
+    sequences = _conversations(settings.conversations, len(train.inputs[0][_IDS]), writer)
     if settings.share < 1:
-        written_count = round(len(text) * settings.share / (1 - settings.share))
-        written = text + [written[position % len(written)] for position in range(written_count)]
-    counted = np.stack([mark for _, mark in written])
-    examples = Examples([{_IDS: ids} for ids, _ in written], train.padding, None if counted.all() else counted)
+        count = round(len(train) * settings.share / (1 - settings.share))
+        repeated = [sequences[position % len(sequences)] for position in range(count)]
+        if train.labels is not None:
+            # All tokens of a conversation count.
+            labels = np.concatenate([train.labels, np.ones((count, train.labels.shape[1]), np.int64)])
+        sequences = [*(example[_IDS] for example in train.inputs), *repeated]
+    examples = Examples([{_IDS: ids} for ids in sequences], train.padding, labels)
     return replace(windows, train=examples), writer.seconds
 
 
-def _gone_on(text: Sequence[tuple[np.ndarray, np.ndarray]], writer: _Writer) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the sequences after their beginnings, and which tokens the teacher generated."""
-    given = [int(mark.argmax()) or max(1, len(ids) // _SHARE) for ids, mark in text]
-    begun = [ids[:start] for (ids, _), start in zip(text, given, strict=True)]
-    room = [len(ids) - start for (ids, _), start in zip(text, given, strict=True)]
-    continued = []
-    for (ids, _), start, more in zip(text, given, writer.write("beginnings", begun, room), strict=True):
-        whole, counted = np.full_like(ids, writer.filler), np.zeros(len(ids), np.int64)
-        whole[:start], whole[start : start + len(more)] = ids[:start], more
-        counted[start : start + len(more)] = 1
-        continued.append((whole, counted))
-    return continued
-
-
-def _conversations(count: int, length: int, writer: _Writer) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Windows of conversations that follow each other."""
+def _conversations(count: int, length: int, writer: _Writer) -> list[np.ndarray]:
+    """Return sequences of conversations that follow each other; answers without an end are left out if others have."""
     tokenizer = writer.teacher.processor
 
     def encoded(text: str) -> np.ndarray:
@@ -128,7 +113,7 @@ def _conversations(count: int, length: int, writer: _Writer) -> list[tuple[np.nd
             where="teacher_writes.conversations",
             expected="more of them, or a smaller sequence_length",
         )
-    return [(window, np.ones(length, np.int64)) for window in windows]
+    return windows
 
 
 class _Writer:

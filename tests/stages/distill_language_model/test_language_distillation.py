@@ -361,18 +361,13 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_each_of_two_processes_writes_half_of_what_both_read(tmp_path: Path) -> None:
     save_tiny_llama(tmp_path / "teacher", hidden_size=32, intermediate_size=48, num_hidden_layers=3)
-    wrote = {"teacher_writes": {"beginnings": 24, "share": 0.5}}
-    (alone, weights), both = (
-        taught.losses(tmp_path, 2, **wrote),
-        train_together(partial(taught.losses, **wrote), tmp_path),
-    )
-    for curve, learned in both:
-        np.testing.assert_allclose(curve, alone, rtol=0, atol=1e-3)
-        np.testing.assert_allclose(learned, weights, rtol=0, atol=1e-4)
+    wrote = {"teacher_writes": {"conversations": 24, "share": 0.5}}
+    first, second = train_together(partial(taught.losses, **wrote), tmp_path)
+    assert first == second
     written_files = [
-        sorted(file.name for file in (tmp_path / f"scratch {rank}").glob("written-*")) for rank in range(3)
+        sorted(file.name for file in (tmp_path / f"scratch {rank}").glob("written-questions-*")) for rank in range(2)
     ]
-    assert written_files == [[f"written-beginnings-{part}.safetensors"] for part in ("12-0", "12-1", "24-0")]
+    assert written_files == [["written-questions-12-0.safetensors"], ["written-questions-12-1.safetensors"]]
 
 
 @pytest.mark.slow

@@ -34,12 +34,13 @@ from compress.stages.training.settings import Augment, TeacherWrites, Training
 from compress.stages.training.synthetic_data import with_synthetic_text
 from compress.tasks.inference import tensors
 from compress.tasks.registry import get_task
-from compress.tasks.task import Examples
 from compress.utils.errors import DataError, StageError
 from compress.utils.progress import SilentProgress
 
 TASK = get_task("text-generation")
 STAGE = DistillLanguageModel(teacher="start", batch_size=4, precision="fp32")
+TURNS = "{% for turn in messages %}<s>{{ turn.role }} {{ turn.content }}</s>{% endfor %}"
+TEMPLATE = TURNS + "{% if add_generation_prompt %}<s>a {% endif %}"
 
 
 def lesson_text(windows: TokenSequences, settings: TeacherWrites, teacher: TorchModel, made: Any) -> TokenSequences:
@@ -54,7 +55,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture
 def teacher(source: Checkpoint) -> TorchModel:
-    return TorchModel.load(source.folder, TASK)
+    model = TorchModel.load(source.folder, TASK)
+    model.processor.chat_template = TEMPLATE
+    return model
 
 
 @pytest.fixture
@@ -76,57 +79,25 @@ RUNTIMES = pytest.mark.parametrize("runtime", get_args(TeacherWrites.model_field
 
 
 @RUNTIMES
-def test_running_text_is_gone_on_with_behind_its_eighth(
+def test_the_teacher_writes_the_likeliest_tokens_up_to_an_end(
     windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: Any, runtime: Any
 ) -> None:
-    monkeypatch.setattr(synthetic_data, "_AT_ONCE", 4)
-    teacher.module.generation_config.eos_token_id = None
-    stage_context = context(source, tmp_path)
-    lesson = lesson_text(windows, TeacherWrites(beginnings=6, runtime=runtime), teacher, stage_context)
-    assert len(lesson.train) == 6 and lesson.held_out is windows.held_out and lesson.train.labels is not None
-    first, last = windows.train.inputs[0]["input_ids"], windows.train.inputs[-1]["input_ids"]
-    for row, text in ((0, first), (-1, last)):
-        written = lesson.train.inputs[row]["input_ids"].tolist()
-        assert written == alone(teacher, text[: LENGTH // 8]) != text.tolist()
-    assert (lesson.train.labels.sum(1) == LENGTH - LENGTH // 8).all() and not lesson.train.labels[
-        :, : LENGTH // 8
-    ].any()
-    assert stage_context.notes == [f"the teacher wrote {6 * (LENGTH - LENGTH // 8)} tokens, 6 beginnings"]
-
-
-def test_of_a_conversation_all_before_the_answer_is_given(
-    windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path
-) -> None:
-    teacher.module.generation_config.eos_token_id = None
-    marks = np.zeros((3, LENGTH), np.int64)
-    for row, start in enumerate((9, 3, LENGTH - 1)):
-        marks[row, start:] = 1
-    three = Examples(list(windows.train.inputs[:3]), {"input_ids": 0}, marks)
-    lesson = lesson_text(
-        replace(windows, train=three),
-        TeacherWrites(beginnings=3),
-        teacher,
-        context(source, tmp_path),
-    ).train
-    for row, start in enumerate((9, 3, LENGTH - 1)):
-        assert lesson.inputs[row]["input_ids"].tolist() == alone(teacher, three.inputs[row]["input_ids"][:start])
-    assert np.array_equal(lesson.labels, marks)
-
-
-@RUNTIMES
-def test_nothing_counts_behind_the_end_of_a_text(
-    windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path, runtime: Any
-) -> None:
-    beginning = windows.train.inputs[0]["input_ids"][: LENGTH // 8]
-    plain = alone(teacher, beginning)
-    end = plain[LENGTH // 8 + 3]
-    stops = plain.index(end, LENGTH // 8)
+    monkeypatch.setattr(synthetic_data, "_AT_ONCE", 2)
+    prompts = [example["input_ids"][:start] for example, start in zip(windows.train.inputs, (4, 9, 3), strict=False)]
+    texts = [alone(teacher, prompt) for prompt in prompts]
+    end = texts[0][len(prompts[0]) + 3]
+    expected = []
+    for prompt, text in zip(prompts, texts, strict=True):
+        answer = text[len(prompt) :]
+        expected.append(answer[: answer.index(end) + 1] if end in answer else answer)
     teacher.module.generation_config.eos_token_id = [end]
-    writes = TeacherWrites(beginnings=5, runtime=runtime)
-    lesson = lesson_text(windows, writes, teacher, context(source, tmp_path)).train
-    assert lesson.inputs[0]["input_ids"][: stops + 1].tolist() == plain[: stops + 1]
-    assert lesson.labels is not None
-    assert np.flatnonzero(lesson.labels[0]).tolist() == list(range(LENGTH // 8, stops + 1))
+    stage_context = context(source, tmp_path)
+    writer = synthetic_data._Writer(teacher, stage_context, False)
+    if runtime != "torch":
+        writer = synthetic_data._RuntimesWriter(teacher, stage_context, False, runtime)
+    answers = writer.write("answers", prompts, [LENGTH - len(prompt) for prompt in prompts])
+    assert [answer.tolist() for answer in answers] == expected
+    assert stage_context.notes == [f"the teacher wrote {sum(map(len, expected))} tokens, 3 answers"]
 
 
 def test_a_teacher_that_openvino_does_not_run_is_left_to_torch(
@@ -136,12 +107,12 @@ def test_a_teacher_that_openvino_does_not_run_is_left_to_torch(
     teacher.processor._tokenizer.pre_tokenizer = UnicodeScripts()
     stage_context = context(source, tmp_path)
     with pytest.raises(StageError, match="openvino doesn't run the teacher") as caught:
-        lesson_text(windows, TeacherWrites(beginnings=2, runtime="openvino"), teacher, stage_context)
+        lesson_text(windows, TeacherWrites(conversations=8, runtime="openvino"), teacher, stage_context)
     assert caught.value.where == "teacher_writes.runtime" and caught.value.hint == (
         "leave runtime out: torch writes, if more slowly"
     )
     assert not [*tmp_path.iterdir()]
-    assert len(lesson_text(windows, TeacherWrites(beginnings=2), teacher, stage_context).train) == 2
+    assert len(lesson_text(windows, TeacherWrites(conversations=8), teacher, stage_context).train)
 
 
 def test_what_was_written_before_a_kill_is_not_written_again(
@@ -159,10 +130,11 @@ def test_what_was_written_before_a_kill_is_not_written_again(
 
     monkeypatch.setattr(teacher.module, "generate", killed)
     with pytest.raises(KeyboardInterrupt):
-        lesson_text(windows, TeacherWrites(beginnings=8), teacher, stage_context)
-    again = lesson_text(windows, TeacherWrites(beginnings=8), teacher, stage_context)
-    assert calls == 3
-    whole = lesson_text(windows, TeacherWrites(beginnings=8), teacher, context(source, tmp_path / "another"))
+        lesson_text(windows, TeacherWrites(conversations=8), teacher, stage_context)
+    again = lesson_text(windows, TeacherWrites(conversations=8), teacher, stage_context)
+    resumed_calls = calls - 2
+    whole = lesson_text(windows, TeacherWrites(conversations=8), teacher, context(source, tmp_path / "another"))
+    assert calls - 2 - resumed_calls == resumed_calls + 1
     for resumed_row, other in zip(again.train.inputs, whole.train.inputs, strict=True):
         assert np.array_equal(resumed_row["input_ids"], other["input_ids"])
 
@@ -170,7 +142,7 @@ def test_what_was_written_before_a_kill_is_not_written_again(
 def test_writing_is_part_of_a_budget_and_of_a_killed_one_too(
     windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path
 ) -> None:
-    given = windows, TeacherWrites(beginnings=8), teacher, teacher.processor, context(source, tmp_path)
+    given = windows, TeacherWrites(conversations=8), teacher, teacher.processor, context(source, tmp_path)
     (_, seconds), (_, again) = with_synthetic_text(*given), with_synthetic_text(*given)
     assert 0 < seconds == again
     assert with_remaining_budget(STAGE, seconds) is STAGE
@@ -191,10 +163,10 @@ def test_a_copy_of_the_teacher_writes_in_bfloat16(
         return plain(self, **given)
 
     monkeypatch.setattr(type(teacher.module), "generate", generate)
-    given = windows, TeacherWrites(beginnings=4), teacher, teacher.processor
+    given = windows, TeacherWrites(conversations=4), teacher, teacher.processor
     for folder_number, bf16 in enumerate((False, True)):
         with_synthetic_text(*given, context(source, tmp_path / str(folder_number)), bf16)
-    assert seen == [torch.float32, torch.bfloat16] and teacher.module.dtype == torch.float32
+    assert seen == 2 * [torch.float32] + 2 * [torch.bfloat16] and teacher.module.dtype == torch.float32
 
 
 def test_who_cannot_read_what_the_other_writes_is_refused(
@@ -202,24 +174,14 @@ def test_who_cannot_read_what_the_other_writes_is_refused(
 ) -> None:
     other = TorchModel.load(source.folder, TASK)
     other.processor.add_tokens(["another"])
+    writes = TeacherWrites(conversations=4)
     with pytest.raises(StageError, match="other tokens") as refused:
-        with_synthetic_text(windows, TeacherWrites(beginnings=4), teacher, other.processor, context(source, tmp_path))
+        with_synthetic_text(windows, writes, teacher, other.processor, context(source, tmp_path))
     assert refused.value.where == "teacher_writes"
-    with pytest.raises(ValidationError, match="beginnings, conversations, or both"):
-        TeacherWrites()
     model = TorchModel.load(source.folder, TASK)
     teacher.processor.chat_template = None
     with pytest.raises(DataError, match="no chat template"):
-        with_synthetic_text(
-            windows, TeacherWrites(conversations=4), teacher, model.processor, context(source, tmp_path)
-        )
-    alone = STAGE.model_copy(update={"teacher_writes": TeacherWrites(beginnings=3)})
-    with pytest.raises(DataError, match="too short: 3 windows"):
-        alone.run(model, context(source, tmp_path))
-
-
-TURNS = "{% for turn in messages %}<s>{{ turn.role }} {{ turn.content }}</s>{% endfor %}"
-TEMPLATE = TURNS + "{% if add_generation_prompt %}<s>a {% endif %}"
+        with_synthetic_text(windows, writes, teacher, model.processor, context(source, tmp_path))
 
 
 @RUNTIMES
@@ -227,7 +189,6 @@ def test_conversations_are_questions_of_its_own_with_its_own_answers(
     windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path, runtime: Any
 ) -> None:
     writes = TeacherWrites(conversations=20, runtime=runtime)
-    teacher.processor.chat_template = TEMPLATE
     teacher.module.generation_config.eos_token_id = teacher.processor.eos_token_id
     stage_context = context(source, tmp_path)
     lesson = lesson_text(windows, writes, teacher, stage_context).train
@@ -254,7 +215,6 @@ def test_conversations_are_questions_of_its_own_with_its_own_answers(
 def test_answers_that_come_to_no_end_are_left_out(
     windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher.processor.chat_template = TEMPLATE
     end = teacher.processor.eos_token_id
     teacher.module.generation_config.eos_token_id = end
     wrote = {"questions": [], "answers": [[7] * 40 + [end], [8] * 256, [9] * 40 + [end]]}
@@ -271,12 +231,17 @@ def test_answers_that_come_to_no_end_are_left_out(
 def test_what_is_written_has_its_share_beside_the_text(
     windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path
 ) -> None:
-    settings, text = TeacherWrites(beginnings=3, share=0.25), len(windows.train)
-    lesson = lesson_text(windows, settings, teacher, context(source, tmp_path)).train
+    marks = np.ones((len(windows.train), LENGTH), np.int64)
+    marks[:, 0] = 0
+    given, text = replace(windows, train=replace(windows.train, labels=marks)), len(windows.train)
+    written = len(lesson_text(given, TeacherWrites(conversations=3), teacher, context(source, tmp_path)).train)
+    settings = TeacherWrites(conversations=3, share=0.25)
+    lesson = lesson_text(given, settings, teacher, context(source, tmp_path)).train
     assert len(lesson) == text + round(text / 3) and lesson.labels is not None
     assert all(lesson.inputs[row]["input_ids"] is windows.train.inputs[row]["input_ids"] for row in range(text))
-    assert lesson.labels[:text].all() and not lesson.labels[text:, 0].any()
-    assert np.array_equal(lesson.inputs[text]["input_ids"], lesson.inputs[text + 3]["input_ids"])
+    assert np.array_equal(lesson.labels[:text], marks) and lesson.labels[text:].all()
+    for row in range(text + written, len(lesson)):
+        assert np.array_equal(lesson.inputs[row]["input_ids"], lesson.inputs[row - written]["input_ids"])
 
 
 BOTH = {"crop_padding": 1, "horizontal_flip": 0.5}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -263,7 +264,7 @@ def load_dataset(
     extra_values: dict[str, Mapping[str, Sequence[Any]]] = {}
     for split, part in parts.items():
         rows = overlapping(part.table, inputs, held_out) if split not in judges else []
-        tables[split] = _hold_out(config, split, part, rows, progress)
+        tables[split] = _without_overlap(config, split, part, rows, progress) if rows else part.table
         # The values of each extra column that the source has, without the dropped rows.
         dropped_rows = set(rows)
         extra_values[split] = {
@@ -276,8 +277,9 @@ def load_dataset(
         tables, extra_values = hold_out(held_out_config, tables, extra_values, inputs)
     if label and "train" in tables and "train" not in config.without_labels:
         _check_classes(_distinct(tables["train"], label), "train", label.fewest)
-    unlabeled = _read_unlabeled(config, columns, folder, progress)
-    if unlabeled is not None:
+    unlabeled = None
+    if config.unlabeled:
+        unlabeled = _read_unlabeled(config, columns, folder, progress)
         rows = overlapping(unlabeled, inputs, held_out)
         unlabeled = without(unlabeled, rows)
         if rows:
@@ -302,7 +304,7 @@ def _read_split(
     progress: Progress,
     extra: Collection[str],
 ) -> _Part:
-    location = locate_split(config, split, folder, lambda name: sample_directory(name, progress))
+    location = locate_split(config, split, folder, partial(sample_directory, progress=progress))
     assert location is not None, "sample_directory always gives a folder"
     rows = read(location, {*(config.columns.get(column.name, column.name) for column in columns), *extra})
     return _Part(rows, choose(rows, columns, config.columns))
@@ -348,10 +350,8 @@ def _check_classes(labels: Collection[str], split: str, fewest: int) -> None:
         )
 
 
-def _hold_out(config: DataConfig, split: str, part: _Part, rows: Sequence[int], progress: Progress) -> pa.Table:
+def _without_overlap(config: DataConfig, split: str, part: _Part, rows: Sequence[int], progress: Progress) -> pa.Table:
     """Return the table of a split without ``rows``, which also occur in a judging split."""
-    if not rows:
-        return part.table
     if not config.drop_overlap:
         raise overlap_error(split, part.table, rows, part.rows.place)
     if len(rows) == len(part.table):
@@ -360,15 +360,13 @@ def _hold_out(config: DataConfig, split: str, part: _Part, rows: Sequence[int], 
     return without(part.table, rows)
 
 
-def _read_unlabeled(config: DataConfig, columns: Sequence[Column], folder: Path, progress: Progress) -> pa.Table | None:
-    if not config.unlabeled:
-        return None
+def _read_unlabeled(config: DataConfig, columns: Sequence[Column], folder: Path, progress: Progress) -> pa.Table:
     import pyarrow as pa
 
     inputs = [column for column in columns if column.is_input]
     tables = []
     for reference in config.unlabeled:
-        path = locate_unlabeled(reference, folder, lambda name: sample_directory(name, progress))
+        path = locate_unlabeled(reference, folder, partial(sample_directory, progress=progress))
         assert path is not None, "sample_directory always gives a folder"
         # A sample's columns are called as the task calls them, whatever the user's files do.
         mapping = {} if is_sample(reference) else config.columns

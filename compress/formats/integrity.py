@@ -51,10 +51,6 @@ class ModelInspector:
     logits: Callable[[Any, Encode], np.ndarray]
     target: str | None = None
 
-    def __call__(self, model: object) -> InspectedModel:
-        """Return ``model`` as a `InspectedModel` model."""
-        return InspectedModel(model, self)
-
 
 @dataclass(frozen=True)
 class InspectedModel:

@@ -120,19 +120,17 @@ def load_error_types() -> tuple[type[Exception], ...]:
     return (*builtin, TypeError, ValueError, StrictDataclassError)
 
 
-def _known(kind: str) -> bool:
-    """Return True if transformers lists the model type, or if its list cannot be read."""
-    texts = [text for name in _MAPPINGS if (text := _source(name)) is not None]
-    return not texts or any(f'"{kind}"' in text for text in texts)
-
-
 @functools.cache
-def _source(name: str) -> str | None:
-    """Return the source text of a transformers module without importing it, which would take seconds."""
+def _known(kind: str) -> bool:
+    """Return True if transformers lists the model type, or if its list cannot be read.
+
+    The source text of its modules is read without importing them, which would take seconds.
+    """
     spec = importlib.util.find_spec("transformers")
     assert spec is not None and spec.origin, "this package requires it"
-    file = Path(spec.origin).parent / "models" / "auto" / f"{name}.py"
-    return file.read_text(encoding="utf-8") if file.is_file() else None
+    folder = Path(spec.origin).parent / "models" / "auto"
+    files = [file for name in _MAPPINGS if (file := folder / f"{name}.py").is_file()]
+    return not files or any(f'"{kind}"' in file.read_text(encoding="utf-8") for file in files)
 
 
 MODULE_KEY = "compress_module"

@@ -12,7 +12,6 @@ from compress.models.pipeline_folder import image_generation_hook, is_pipeline, 
 from compress.models.safetensors_file import read_header
 from compress.models.stored_tensor import StoredTensor
 from compress.utils.errors import ModelError
-from compress.utils.progress import Progress, SilentProgress
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -109,12 +108,10 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     raise ModelError(f"The folder {fault}.", where=str(folder), expected=f"{WEIGHTS} or {INDEX}", hint=hint)
 
 
-def check_weights_finite(folder: Path, progress: Progress | None = None) -> None:
+def check_weights_finite(folder: Path) -> None:
     """Read every tensor once, in chunks. Raises `ModelError` for the first one with NaN or infinity."""
-    tensors = [tensor for file in weight_files(folder) for tensor in read_header(file)]
-    shown = (progress or SilentProgress()).track(tensors, "checking weights", len(tensors))
     # Files are memory-mapped, so that at most one chunk is in memory.
-    for tensor in shown:
+    for tensor in (tensor for file in weight_files(folder) for tensor in read_header(file)):
         count = count_not_finite(tensor)
         if count:
             raise ModelError(

@@ -191,11 +191,11 @@ class PredictionProbe:
 def inspector_of(model: Model) -> InspectedModel:
     """Return the inspector for a model's class, which reads its tensors and computes its logits."""
     if isinstance(model, TorchModel):
-        return _MODULE(model)
+        return InspectedModel(model, _MODULE)
     if isinstance(model, Checkpoint):
-        return _CHECKPOINT(model)
+        return InspectedModel(model, _CHECKPOINT)
     inspector: ModelInspector = part_of(model.kind, "inspector") or file_inspector(model.kind)
-    return inspector(model)
+    return InspectedModel(model, inspector)
 
 
 def _torch_logits(model: TorchModel, encode: Encode) -> np.ndarray:

@@ -19,7 +19,7 @@ from compress.pipeline.formats import can_write, measurable, unsupported_reason,
 from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_limits import SHIPPED, Shipped, shipped, size_rows
 from compress.pipeline.target_session import SPLIT, TargetSession
-from compress.pipeline.warnings import processor_notes, run_remarks, slow_int8_notes, sparse_notes
+from compress.pipeline.warnings import processor_notes, run_remarks, sparse_notes
 from compress.report.compare.machine_match import machine_summary
 from compress.report.run_folder import ModelAnswers
 from compress.results.metrics import metric_against
@@ -293,7 +293,7 @@ def _time(findings: Findings, session: TargetSession, remeasure: bool) -> None:
         )
     notes += sparse_notes(session.runner.recipe, session.artifacts, rows, session.target)
     findings.measurements += rows
-    findings.notes += notes + slow_int8_notes(session, rows) + processor_notes(session)
+    findings.notes += notes + processor_notes(session)
 
 
 def data_record(runner: StageRunner) -> DataRecord:

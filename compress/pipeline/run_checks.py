@@ -145,15 +145,17 @@ def _check_disk_space(runner: StageRunner) -> None:
 
     A stage without a declared size ratio is assumed to keep the size of its input.
     """
-    cached = cached_digests(runner.recipe, runner.keys, runner.cache)
-    needed, output_bytes = 0.0, float(runner.model_bytes(START))
+    sizes, output_bytes = dict[str, float](), float(runner.model_bytes(START))
     for label, stage in zip(runner.recipe.labels(), runner.recipe.stages, strict=True):
         ratio = stage.output_spec().max_size_ratio
         output_bytes *= 1.0 if ratio is None else min(ratio, 1.0)
-        # The final model is copied once more, into the run's folder.
-        needed += output_bytes if label not in cached else 0.0
-    needed += output_bytes
+        sizes[label] = output_bytes
     free = free_bytes(runner.artifacts)
+    # The final model is copied once more, into the run's folder.
+    if sum(sizes.values()) + output_bytes <= free:
+        return
+    cached = cached_digests(runner.recipe, runner.keys, runner.cache)
+    needed = sum(size for label, size in sizes.items() if label not in cached) + output_bytes
     if needed > free:
         raise disk_error(needed, free, runner.artifacts)
 

@@ -105,7 +105,7 @@ class RunInputs:
         if reference not in self.models:
             folder = resolve_recipe_model(reference, self.recipe, self.recipe_folder, self.models_cache, self.progress)
             if onnx_file(folder) is None:
-                check_weights_finite(folder, self.progress)
+                check_weights_finite(folder)
             self.models[reference] = folder
         return self.models[reference]
 

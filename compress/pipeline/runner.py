@@ -170,7 +170,7 @@ class StageRunner:
         key = self._key(stage, input_label)
         entry, cached = self.cache.obtain(
             key,
-            lambda content: self._execute(label, stage, input_label, key, content),
+            functools.partial(self._execute, label, stage, input_label, key),
             on_damage=self.progress.note,
             on_wait=lambda: self.progress.note(f"{label}: waiting for another run that computes this stage"),
         )

@@ -1,4 +1,4 @@
-"""Notes of a report on sparse files, on INT8 files that are slower, and on processors without VNNI."""
+"""Notes of a report on sparse files and on processors without VNNI."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from compress.formats.onnx.model import OnnxModel, find_graphs
+from compress.formats.onnx.model import OnnxModel
 from compress.formats.runtime import HasExecutionNote, get_runtime
 from compress.formats.target_profile import Target, find_processor
 from compress.pipeline.target_session import TargetSession
 from compress.recipe.recipe import Recipe
-from compress.results.report import BASELINE, FINAL, Measurement
-from compress.tasks.capability import GENERATES, READS_ROWS
+from compress.results.report import Measurement
 from compress.utils.environment import processor_class
 
 if TYPE_CHECKING:
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
 
 CPU = "CPUExecutionProvider"
 _KINDS = ("fp32", "int8")
-_SECONDS = 3.0
-_NAMED = 3
-_SHORT_MS = 0.5
 
 
 def run_remarks(session: TargetSession) -> list[str]:
@@ -37,48 +33,6 @@ def run_remarks(session: TargetSession) -> list[str]:
         if remark is not None:
             labels_by_remark.setdefault(remark, []).append(label)
     return [f"{', '.join(labels)}: {remark}" for remark, labels in labels_by_remark.items()]
-
-
-def slow_int8_notes(session: TargetSession, rows: Sequence[Measurement]) -> list[str]:
-    """Profile a quantized final model that is significantly slower than the baseline, and return the causes.
-
-    Models of two graphs and other devices than the CPU cannot be profiled. Calls below half a millisecond are not
-    profiled either: most of their time is the runtime's own work, which belongs to no operator.
-    """
-    final_rows = {row.metric: row for row in rows if row.model == FINAL}
-    speed, latency = final_rows.get("speedup"), final_rows.get("latency_ms")
-    task, recipe = session.runner.inputs.task, session.runner.recipe
-    rows_only = GENERATES not in task.capabilities and READS_ROWS in task.capabilities
-    if not rows_only or not has_integers(recipe):
-        return []
-    if speed is None or speed.high is None or speed.high >= 1:
-        return []
-    if latency is None or latency.value < _SHORT_MS:
-        return []
-    if session.target.format != OnnxModel.kind or session.target.provider != CPU:
-        return []
-    label = float_label(recipe)
-    measured = label if label in session.artifacts else None
-    files = (session.artifacts[measured or BASELINE], session.artifacts[FINAL])
-    if any(len(find_graphs(folder)) > 1 for folder in files):
-        return []
-    from compress.benchmark.operator_difference import compare_operators
-    from compress.benchmark.profiled_calls import batch_calls
-    from compress.report.console import cause_text, verdict_text
-
-    difference = compare_operators(
-        *files,
-        batch_calls(session.examples(FINAL), 1, recipe.seed),
-        session.target,
-        session.benchmark.threads,
-        _SECONDS,
-        session.runner.progress,
-        recipe.seed,
-    )
-    lines = [verdict_text(difference)]
-    for cause in difference.responsible[:_NAMED]:
-        lines.append(f"{cause_text(cause, difference)}{f'; what helps: {cause.help}' if cause.help else ''}")
-    return [f"{session.target.name}: {line}" for line in lines]
 
 
 def processor_notes(session: TargetSession) -> list[str]:

@@ -260,7 +260,7 @@ def read_specs() -> dict[str, PluginSpec]:
 @cache
 def _discover() -> Mapping[str, _Discovered]:
     candidates: dict[str, _Discovered] = {}
-    others = ((entry.name, _package(entry), _spec_of(entry)) for entry in _entry_points(_ENTRY_POINTS))
+    others = ((entry.name, package, _spec_of(entry)) for package, _, entry in _entry_points(_ENTRY_POINTS))
     for name, provider, value in (*_own_specs(), *others):
         reason = None
         if isinstance(value, Exception):
@@ -306,12 +306,13 @@ def _registered(point: str) -> Iterator[Extension]:
     for plugin in _discover().values():
         for name, reference in getattr(plugin.spec, point).items():
             yield Extension(point, name, plugin.provider, reference)
-    for entry in _entry_points(f"compress.{point}"):
-        yield Extension(point, entry.name, _package(entry), entry.value)
+    for package, name, entry in _entry_points(f"compress.{point}"):
+        yield Extension(point, name, package, entry.value)
 
 
-def _entry_points(group: str) -> list[EntryPoint]:
-    return sorted(entry_points(group=group), key=lambda entry: (_package(entry), entry.name))
+def _entry_points(group: str) -> list[tuple[str, str, EntryPoint]]:
+    """Return the entry points of a group, each after its package and name, by which they are sorted."""
+    return sorted((_package(entry), entry.name, entry) for entry in entry_points(group=group))
 
 
 def _is_free(extension: Extension, name: str, reserved: set[str], extensions: Mapping[str, Extension]) -> bool:

@@ -73,7 +73,7 @@ def parse_recipe(
         apply_override(document, option)
     if without:
         drop_stages(document, without)
-    task_was_inferred = infer_task_of_document(document, folder)
+    task_was_inferred = "task" not in document.values and infer_task_of_document(document, folder)
     task, reference = document.values.get("task"), document.values.get("model")
     kinds: tuple[Task, ...] = ()
     if isinstance(task, str) and task in TASKS:
@@ -103,7 +103,8 @@ def parse_recipe(
     assert header is not None
     header_fields = {name: getattr(header, name) for name in header.model_fields_set - {"stages", "targets"}}
     stage_fields = {"stages": tuple(part.stage for part in parts if part)}
-    recipe = Recipe(
+    # Every part is validated already, so the recipe is put together without another validation.
+    recipe = Recipe.model_construct(
         **{**header_fields, **stage_fields, **({"targets": targets} if "targets" in document.values else {})}
     )
     if task_was_inferred:
@@ -191,7 +192,7 @@ def infer_task_of_document(document: Document, recipe_folder: Path) -> bool:
     Nothing is downloaded, and no code of the model runs.
     """
     reference = document.values.get("model")
-    if "task" in document.values or not isinstance(reference, str):
+    if not isinstance(reference, str):
         return False
     task, reason = infer_task_of_reference(reference, recipe_folder)
     if task is None:

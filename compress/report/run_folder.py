@@ -19,6 +19,8 @@ import pyarrow.parquet
 
 from compress.utils.errors import InputError, StorageError
 
+NAME = "%Y-%m-%dT%H-%M-%S"
+"""Name of a run's folder, by the time of its start."""
 LATEST = "latest"
 REPORT, RECIPE, LOCK = "report.json", "recipe.yaml", "lock.json"
 """Files of a run's folder that describe it."""
@@ -28,7 +30,7 @@ MODEL, TARGETS = "model", "targets"
 
 def create_run_folder(parent: Path, started: datetime) -> Path:
     """Create a folder named after the time, which no other process creates."""
-    name = folder_name(started)
+    name = started.strftime(NAME)
     for attempt in range(1000):
         folder = parent / (name if attempt == 0 else f"{name}-{attempt}")
         try:
@@ -39,11 +41,6 @@ def create_run_folder(parent: Path, started: datetime) -> Path:
             continue
         return folder
     raise AssertionError("a thousand folders in one second")
-
-
-def folder_name(started: datetime) -> str:
-    """Return the time as a folder's name."""
-    return started.strftime("%Y-%m-%dT%H-%M-%S")
 
 
 def update_latest_link(folder: Path) -> None:

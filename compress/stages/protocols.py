@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -273,7 +272,9 @@ def model_checks(stages: Iterable[AnyStage]) -> Iterator[ModelCheck]:
     Of those before it are told that cut widths, or leave an importance matrix.
     """
     relevant_stages: list[AnyStage] = []
-    for stage in takewhile(lambda stage: not stage.references(), stages):
+    for stage in stages:
+        if stage.references():
+            return
         yield ModelCheck((stage,), of_widths=False)
         yield ModelCheck((*relevant_stages, stage), of_widths=True)
         if stage.output_spec().imatrix_beside or isinstance(stage, ChangesWidths):

@@ -28,7 +28,7 @@ from compress.plugins.ray.ray_workers import open_workers
 from compress.recipe.loading import read_recipe
 from compress.report.compare.baseline import run_git
 from compress.report.compare.machine_match import machine_summary
-from compress.report.run_folder import MODEL, REPORT, create_run_folder, folder_name
+from compress.report.run_folder import MODEL, NAME, REPORT, create_run_folder
 from compress.results.report import load_report
 from compress.utils.environment import environment
 from compress.utils.errors import CompressError, InputError, first_line
@@ -103,7 +103,7 @@ def _side(night: Night, entry: str, artifacts: Path) -> Side | None:
 
 def _of_moment(parent: Path, started: str) -> list[Path]:
     """Return the folders that were created in that second."""
-    return sorted(parent.glob(f"{folder_name(datetime.fromisoformat(started))}*"))
+    return sorted(parent.glob(f"{datetime.fromisoformat(started):{NAME}}*"))
 
 
 _HOST_FIELDS = (

@@ -17,7 +17,7 @@ from compress.plugins.nightly.history import NightHistory
 from compress.plugins.nightly.record import Host, Night, NightFinding
 from compress.plugins.nightly.run import describe_weight_changes, last_passed, with_weight_changes
 from compress.recipe.policy import Policy, Rule
-from compress.report.run_folder import folder_name
+from compress.report.run_folder import NAME
 from compress.results.report import Report
 from compress.utils.errors import InputError, StorageError
 
@@ -252,8 +252,8 @@ def ran(artifacts: Path, place: int, weight: np.ndarray, status: str = "passed")
     report = "report.json" if status != "failed" else None
     past_night = night(place, [outcome(status=status, report=report)]).model_copy(update={"number": place + 1})
     began = datetime.fromisoformat(past_night.started)
-    run = artifacts / "runs" / "recipe" / folder_name(began + timedelta(seconds=3))
-    entry_folder = artifacts / "nights" / SUITE / folder_name(began) / "tiny"
+    run = artifacts / "runs" / "recipe" / (began + timedelta(seconds=3)).strftime(NAME)
+    entry_folder = artifacts / "nights" / SUITE / began.strftime(NAME) / "tiny"
     text = Report(recipe="recipe", started=(began + timedelta(seconds=3)).isoformat(timespec="seconds")).to_json()
     for folder in (run / "model", entry_folder):
         folder.mkdir(parents=True)

@@ -47,9 +47,8 @@ class _Parameters(ctypes.Structure):
 
 def run(order: dict[str, Any]) -> None:
     """Do the same as `llama-quantize [--imatrix IMATRIX] SOURCE OUTPUT FILE_TYPE THREADS`."""
+    from gguf import LlamaFileType
     from safetensors.numpy import load_file
-
-    from compress.formats.gguf.file_types import FILE_TYPES
 
     library = ctypes.CDLL(order["library"])
     library.ggml_backend_load_all_from_path(str(Path(order["library"]).parent).encode())
@@ -60,7 +59,7 @@ def run(order: dict[str, Any]) -> None:
     settings = (parameters.threads, parameters.file_type, *(bytes(parameters)[offset] for offset in range(16, 20)))
     if settings != _DEFAULTS:
         raise SystemExit(f"the layout of llama.cpp's settings is different: {settings}")
-    parameters.threads, parameters.file_type = order["threads"], FILE_TYPES[order["file_type"]].number
+    parameters.threads, parameters.file_type = order["threads"], LlamaFileType[f"MOSTLY_{order['file_type']}"].value
     imatrix = load_file(order["imatrix"]) if "imatrix" in order else {}
     if imatrix:
         parameters.imatrix = _entries(imatrix)

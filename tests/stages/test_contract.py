@@ -60,7 +60,7 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
         {"mode": "int4_asym", "samples": 4, "sequence_length": 24, "group_size": 32, "backup_mode": "none"},
     ],
     "imatrix": [{"samples": 4, "sequence_length": 24}],
-    "gguf": [{}, {"float_type": "f32"}, {"k_quants": True}],
+    "gguf": [{}, {"float_type": "f32"}],
     "ort": [{}],
     "litert": [{"lengths": [24]}],
     "openvino": [{"embedding_bits": 4}, {"precision": "fp16"}, {"precision": "fp32"}],

@@ -19,16 +19,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from compress.formats.gguf.architecture import GgufArchitecture, NamedTensor
-from compress.formats.gguf.blocks import (
-    K_TYPES,
-    block_type,
-    check_blocks,
-    k_type,
-    pack_blocks,
-    pack_k_blocks,
-    quantize_rows,
-    row_bytes,
-)
+from compress.formats.gguf.blocks import block_type, check_blocks, pack_blocks, quantize_rows, row_bytes
 from compress.formats.gguf.file_types import FILE_TYPES, TensorTypes
 from compress.formats.gguf.tokenizer import add_tokenizer
 from compress.models.checkpoint import Checkpoint
@@ -51,12 +42,10 @@ class GgufTypes:
     Attributes:
         floats: Type of matrices that are not quantized.
         file_type: File type of llama.cpp by whose rules floats are rounded, with the checkpoint's importance matrix.
-        k_quants: Whether integers of two and three bits are packed without unused bits, which rounds their scales.
     """
 
     floats: FloatType = "f16"
     file_type: str | None = None
-    k_quants: bool = False
 
 
 EXACT_TYPES = GgufTypes()
@@ -240,8 +229,7 @@ class _Plan:
         bits, group_size, symmetric, shape = about
         where = f"{module} of {self.checkpoint.folder}"
         check_blocks(shape[1], shape[1] if group_size == -1 else group_size, where)
-        narrow = k_type(bits, symmetric, shape[1]) if self.types.k_quants else None
-        kind, order = wider or narrow or block_type(bits, symmetric, where), self._order(tensor, shape[0])
+        kind, order = wider or block_type(bits, symmetric, where), self._order(tensor, shape[0])
 
         def data() -> np.ndarray:
             weight = self.checkpoint.quantized(module)
@@ -251,7 +239,7 @@ class _Plan:
             if order is not None:
                 parts = {name: getattr(weight, name)[order] for name in ("integers", "scales", "zero_points")}
                 weight = replace(weight, **parts)
-            return pack_k_blocks(weight, kind) if kind in K_TYPES else pack_blocks(weight, kind)
+            return pack_blocks(weight, kind)
 
         rows = shape[0] if order is None else len(order)
         return PlannedTensor(tensor.name, f"{module}.weight", kind, (rows, shape[1]), order, data)
@@ -318,8 +306,6 @@ _ALLOWED = {"F16": _ROUNDING, "Q4_1": _ROUNDING, "Q5_1": _ROUNDING}
 
 _UNRELATED = 0.5 * 2.0**0.5
 """Half of the relative error that rows in a wrong order would have; rounding to two bits has about a third."""
-_SCALES = {"Q2_K": 0.15, "Q3_K": 0.05}
-"""Largest accepted relative error from rounding scales to 4 or 6 bits."""
 
 
 @dataclass(frozen=True)
@@ -330,10 +316,9 @@ class Difference:
         name: Name of the tensor.
         kind: Type in the file.
         largest: Largest difference of a weight, relative to the largest stored number. For a ``rounded`` tensor the
-            root
-            mean square of the difference, relative to that of the weights.
+            root mean square of the difference, relative to that of the weights.
         allowed: Largest difference that the type explains.
-        rounded: Whether the file rounds floats to few bits, or scales.
+        rounded: Whether the file rounds floats to few bits.
     """
 
     name: str
@@ -354,12 +339,10 @@ def compare_gguf(file: Path, checkpoint: Checkpoint, types: GgufTypes = EXACT_TY
         tensor, kind = stored[planned.name], planned.kind
         restored = dequantize(tensor.data, tensor.tensor_type).reshape(planned.shape)
         expected, magnitude = _expected(checkpoint, planned)
-        floats = types.file_type is not None and kind not in ("F16", "F32")
         # Rounded tensors are compared by the root mean square, since a single weight may be off by a whole step.
-        if floats or kind in K_TYPES:
-            allowed = _UNRELATED if floats else _SCALES[kind]
+        if types.file_type is not None and kind not in _FLOAT_FILES:
             error, size = (float(np.linalg.norm(values)) for values in (restored - expected, expected))
-            differences.append(Difference(planned.name, kind, error / (size or 1.0), allowed, rounded=True))
+            differences.append(Difference(planned.name, kind, error / (size or 1.0), _UNRELATED, rounded=True))
             continue
         largest = float(np.abs(restored - expected).max()) / (magnitude or 1.0)
         differences.append(Difference(planned.name, kind, largest, _ALLOWED.get(kind, 0.0)))

@@ -22,8 +22,6 @@ _VALUES = ("attn_v", "attn_qkv", "attn_kv_b")
 """Matrices that contain a layer's values; llama.cpp applies the rules for values to all of them."""
 _REPLACEMENTS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 """Types for rows that do not fill blocks of 256; IQ4_NL replaces all others."""
-_NEEDS_IMATRIX = ("IQ2", "IQ3_X")
-"""Prefixes of file types with matrices that llama.cpp refuses to round without an importance matrix."""
 _WIDEST = 256
 _MIXTRAL = 8
 """Number of experts for which llama.cpp has separate rules."""
@@ -56,10 +54,6 @@ class MatrixPosition:
         eighth = self.count // 8
         return self.first_eighth() or self.index >= 7 * self.count // 8 or (self.index - eighth) % 3 == 2
 
-    def middle(self) -> bool:
-        """Return whether the matrix is neither in the first nor in the last eighth of the blocks."""
-        return self.count // 8 <= self.index < 7 * self.count // 8
-
 
 Rule = tuple[Callable[[MatrixPosition], bool], str]
 """Condition, and the type of the matrices that meet it."""
@@ -84,20 +78,13 @@ class FileType:
         number: Number in files (llama_ftype).
         most: Block type of most matrices.
         head: Block type of the output head.
-        table: Block type of the embedding table; None for that of most matrices.
         rules: Rules by the matrices' names within a block; the first one whose condition holds applies.
     """
 
     number: int
     most: str
     head: str = "Q6_K"
-    table: str | None = None
     rules: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
-
-    @property
-    def below_three_bits(self) -> bool:
-        """Return whether the type is one of the IQ2 types, which have rules of their own for keys and values."""
-        return self.most.startswith("IQ2")
 
 
 _OUTPUT_OF_MIXTRAL: Rule = (_like_mixtral, "Q5_K")
@@ -105,16 +92,6 @@ _HALF_FINER: dict[str, tuple[Rule, ...]] = {
     "attn_v": ((MatrixPosition.matters, "Q6_K"),),
     "ffn_down": ((MatrixPosition.matters, "Q6_K"),),
 }
-
-
-def _two_bits(number: int, most: str, finer: str, table: str, output: tuple[Rule, ...] = ()) -> FileType:
-    rules: dict[str, tuple[Rule, ...]] = {
-        "attn_v": ((lambda place: place.grouped or place.experts >= 4, "Q4_K"), (_always, finer)),
-        "attn_k": ((_like_mixtral, "Q4_K"),),
-        "ffn_down": ((MatrixPosition.first_eighth, finer),),
-        "attn_output": (_OUTPUT_OF_MIXTRAL, *output),
-    }
-    return FileType(number, most, "Q5_K", table, rules)
 
 
 FILE_TYPES: dict[str, FileType] = {
@@ -160,39 +137,6 @@ FILE_TYPES: dict[str, FileType] = {
     "Q5_K_S": FileType(16, "Q5_K"),
     "Q5_K_M": FileType(17, "Q5_K", rules=_HALF_FINER),
     "Q6_K": FileType(18, "Q6_K"),
-    "IQ2_XXS": _two_bits(19, "IQ2_XXS", "Q2_K", "Q2_K"),
-    "IQ2_XS": _two_bits(20, "IQ2_XS", "Q2_K", "Q2_K"),
-    "IQ2_S": _two_bits(28, "IQ2_XS", "IQ3_S", "IQ3_S", ((_always, "IQ3_S"),)),
-    "IQ2_M": _two_bits(29, "IQ2_S", "IQ3_S", "IQ3_S", ((_always, "IQ3_S"),)),
-    "IQ3_XXS": FileType(
-        *(23, "IQ3_XXS", "Q5_K", "IQ3_S"),
-        rules={
-            "attn_v": ((_grouped, "Q4_K"),),
-            "attn_q": ((_always, "IQ2_S"),),
-            "attn_k": ((_always, "IQ2_S"),),
-            "attn_output": (_OUTPUT_OF_MIXTRAL, (_always, "IQ3_S")),
-        },
-    ),
-    "IQ3_XS": FileType(
-        *(22, "IQ3_S"),
-        rules={
-            "attn_v": ((_grouped, "Q4_K"),),
-            "attn_q": ((_always, "IQ3_XXS"),),
-            "attn_k": ((_always, "IQ3_XXS"),),
-            "ffn_gate": ((MatrixPosition.middle, "IQ3_XXS"),),
-            "ffn_up": ((MatrixPosition.middle, "IQ3_XXS"),),
-            "attn_output": (_OUTPUT_OF_MIXTRAL,),
-        },
-    ),
-    "IQ3_S": FileType(26, "IQ3_S", rules={"attn_v": ((_grouped, "Q4_K"),), "attn_output": (_OUTPUT_OF_MIXTRAL,)}),
-    "IQ3_M": FileType(
-        *(27, "IQ3_S"),
-        rules={
-            "attn_v": ((_always, "Q4_K"),),
-            "ffn_down": ((lambda place: place.first_eighth() or (_like_mixtral(place) and place.matters()), "Q4_K"),),
-            "attn_output": (_OUTPUT_OF_MIXTRAL, (_always, "Q4_K")),
-        },
-    ),
     **{
         name: FileType(
             *(number, name),
@@ -205,12 +149,7 @@ FILE_TYPES: dict[str, FileType] = {
         for name, number in {"IQ4_NL": 25, "IQ4_XS": 30}.items()
     },
 }
-"""File types by the names that `llama-quantize` accepts."""
-
-
-def needs_imatrix(name: str) -> bool:
-    """Return whether a file type destroys the weights if there is no importance matrix."""
-    return name.startswith(_NEEDS_IMATRIX)
+"""File types that need no importance matrix, by the names that `llama-quantize` accepts."""
 
 
 @dataclass(frozen=True)
@@ -256,8 +195,7 @@ class TensorTypes:
             return kind.head
         match = _BLOCK.fullmatch(name)
         if match is None:
-            table = name in ("token_embd.weight", "per_layer_token_embd.weight")
-            return (kind.table if table else None) or kind.most
+            return kind.most
         leaf = "attn_v" if match[2] in _VALUES else re.sub(r"(ffn_\w+?)_(sh)?exps?$", r"\1", match[2])
         # The position of a matrix; values are counted among the layers that have some.
         layer = int(match[1])
@@ -267,11 +205,11 @@ class TensorTypes:
             having = sorted(int(part[1]) for part in parts if part and part[2] in _VALUES)
             index, count = having.index(layer), len(having)
         position = MatrixPosition(index, count, self.heads >= 4, self.experts, self.weighed)
-        if leaf in ("attn_v", "attn_k") and _like_mixtral(position) and not kind.below_three_bits:
+        if leaf in ("attn_v", "attn_k") and _like_mixtral(position):
             return "Q8_0"
         preferred = next((other for holds, other in kind.rules.get(leaf, ()) if holds(position)), kind.most)
         # Models with 80 layers and shared key-value heads have few values, and llama.cpp gives them at least 5 bits.
-        few = leaf == "attn_v" and self.layers == 80 and self.heads > 1 and not kind.below_three_bits
+        few = leaf == "attn_v" and self.layers == 80 and self.heads > 1
         return "Q5_K" if few and preferred in ("Q3_K", "Q4_K") else preferred
 
 

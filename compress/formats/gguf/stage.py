@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field
@@ -16,7 +15,7 @@ from compress.stages.base import AnyStage, Context, OutputSpec, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, predicted
 from compress.stages.protocols import integer_weights
 from compress.tasks.capability import GENERATES
-from compress.utils.errors import ModelError, StageError
+from compress.utils.errors import StageError
 
 if TYPE_CHECKING:
     from compress.formats.gguf.export import Difference
@@ -26,7 +25,7 @@ _MOST_BITS_WITH_ZEROS = 5
 # fmt: off
 _FileType = Literal[
     "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S",
-    "Q5_K_M", "Q6_K", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M", "IQ4_NL", "IQ4_XS",
+    "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS",
 ]
 # fmt: on
 _RUNTIME = "xllamacpp"
@@ -50,12 +49,6 @@ class Gguf(Stage[Checkpoint, GgufModel]):
     float_type: Literal["f16", "f32"] = Field("f16", description="type of the matrices that are not quantized")
     type: _FileType | None = Field(
         None, description="round float weights by llama.cpp's rules for a file of that type, such as `Q4_K_M`"
-    )
-
-    k_quants: bool = Field(
-        False,
-        description="store integers of 2 and 3 bits as Q2_K and Q3_K where rows are a multiple of 256, with scales "
-        "rounded to 4 or 6 bits; otherwise they take 4 bits and are exact",
     )
 
     def called_packages(self) -> tuple[str, ...]:
@@ -82,22 +75,6 @@ class Gguf(Stage[Checkpoint, GgufModel]):
                 reason = f"GGUF has no type for {weights.bits} bits with zero points"
                 return weights.zero_points_field, f"{weights.no_zero_points}: {reason}"
         return None
-
-    def check_widths(self, start: Path, before: Sequence[AnyStage]) -> None:
-        """Raise `ModelError` for a type that needs an importance matrix, if there will be none."""
-        from compress.models.safetensors_file import IMATRIX
-
-        self._check_weighed(before[-1].output_spec().imatrix_beside if before else (start / IMATRIX).is_file())
-
-    def _check_weighed(self, weighed: bool) -> None:
-        from compress.formats.gguf.file_types import needs_imatrix
-
-        if self.type is not None and needs_imatrix(self.type) and not weighed:
-            raise ModelError(
-                f"Rounding to {self.type} needs an importance matrix, and there is none.",
-                where="gguf.type",
-                expected="the stage imatrix right before gguf, or a type that does without, such as Q3_K_M",
-            )
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Predict bytes by the rules of the type, or by the blocks that hold the integers."""
@@ -129,11 +106,11 @@ class Gguf(Stage[Checkpoint, GgufModel]):
 
     def without_rounding(self) -> Self:
         """Return the stage with floats and integers stored exactly."""
-        return self.model_copy(update={"type": None, "k_quants": False})
+        return self.model_copy(update={"type": None})
 
     def output_spec(self) -> OutputSpec:
         """Return the output specification; weights change if they are rounded."""
-        return OutputSpec(changes_weights=self.type is not None or self.k_quants)
+        return OutputSpec(changes_weights=self.type is not None)
 
     def run(self, model: Checkpoint, context: Context) -> GgufModel:
         """Write the file and read it back.
@@ -149,10 +126,9 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         weighed = self.type is not None and bool(read_imatrix(model.folder))
         if self.type is not None:
             refuse_quantized(model.folder)
-            self._check_weighed(weighed)
         folder = context.scratch / "gguf"
         folder.mkdir(parents=True, exist_ok=True)
-        types = GgufTypes(self.float_type, self.type, self.k_quants)
+        types = GgufTypes(self.float_type, self.type)
         write_companions(model, folder)
         write_gguf(model, folder / GGUF_FILE, types)
         # Read the file back; no tensor may differ by more than its type explains.
@@ -164,8 +140,8 @@ class Gguf(Stage[Checkpoint, GgufModel]):
                 expected=f"at most {worst.allowed:.1e} of its largest weight in {worst.kind}",
                 hint="this is a defect of the stage; please report it with the recipe",
             )
-        exact = self.type is None
-        context.note(f"gguf: {_exact_summary(differences) if exact else self._rounded_summary(differences, weighed)}")
+        summary = _exact_summary(differences) if self.type is None else self._rounded_summary(differences, weighed)
+        context.note(f"gguf: {summary}")
         return GgufModel(folder)
 
     def _rounded_summary(self, differences: Sequence[Difference], weighed: bool) -> str:
@@ -178,12 +154,7 @@ class Gguf(Stage[Checkpoint, GgufModel]):
 
 
 def _exact_summary(differences: Sequence[Difference]) -> str:
-    plain, scaled = (
-        [difference.largest for difference in differences if difference.rounded == rounded] for rounded in (False, True)
-    )
-    exact = plain.count(0)
-    summary = f"{exact} of {len(differences)} tensors are stored exactly"
-    if scaled:
-        rounding = f"which moves a tensor by {max(scaled):.1%} at most"
-        summary += f", the integers of {len(scaled)} with rounded scales, {rounding}"
-    return summary + (f", the others within {max(plain):.1e} of their largest weight" if exact < len(plain) else "")
+    errors = [difference.largest for difference in differences]
+    exact = errors.count(0)
+    summary = f"{exact} of {len(errors)} tensors are stored exactly"
+    return summary + (f", the others within {max(errors):.1e} of their largest weight" if exact < len(errors) else "")

@@ -306,7 +306,7 @@ def test_a_language_model_for_llama_cpp_is_searched_among_its_file_types(tmp_pat
     assert document.values["data"]["max_length"] == 512, "as the task's starter has it"
     with prepare_dry_run(document, home, tmp_path / "artifacts") as prepared:
         (choice,) = prepared.summary(origin).choices
-    assert (choice.name, len(choice.others)) == ("stages.1.gguf.type", 23)
+    assert (choice.name, len(choice.others)) == ("stages.1.gguf.type", 15)
     document, _, _ = build_document(None, replace(asked, target="cpu"))
     assert [next(iter(stage)) for stage in document.values["stages"]] == ["equalize", "gptq", "onnx"]
 

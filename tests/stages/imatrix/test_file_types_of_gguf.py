@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from compress.formats.gguf.blocks import quantize_rows, row_bytes
 from compress.formats.gguf.export import GgufTypes, plan_gguf, write_gguf
-from compress.formats.gguf.file_types import FILE_TYPES, estimate_bytes, needs_imatrix
+from compress.formats.gguf.file_types import FILE_TYPES, estimate_bytes
 from compress.formats.gguf.llama_cpp_library import VARIABLE
 from compress.formats.gguf.llama_cpp_library import library as library_of
 from compress.formats.gguf.stage import Gguf
@@ -35,8 +35,6 @@ from compress.pipeline.recipe_sources import read_shape
 from compress.stages.cost_model import PlanContext
 from compress.stages.gptq.stage import Gptq
 from compress.stages.imatrix.stage import Imatrix
-from compress.stages.protocols import check_stages
-from compress.stages.prune_decoder.stage import PruneDecoder
 from compress.utils.errors import ModelError
 
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8, "num_hidden_layers": 16}
@@ -97,9 +95,7 @@ def test_every_tensor_is_that_of_llama_cpp_s_own_quantizer(
     from peers.language_peers import imatrix_by_tensor
     from peers.llama_cpp_library import llama_cpp_library
 
-    weighed = kind in LLAMAS and (kind != "apart" or needs_imatrix(file_type))
-    if needs_imatrix(file_type) and not weighed:
-        pytest.skip("refused without an importance matrix")
+    weighed = kind in LLAMAS and kind != "apart"
     try:
         library = llama_cpp_library()
     except UnavailableError as error:
@@ -168,7 +164,7 @@ def test_errors_are_small_where_inputs_are_large() -> None:
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    for kind in ("Q4_0", "Q4_K", "IQ3_S", "Q2_K"):
+    for kind in ("Q4_0", "Q4_K", "Q2_K"):
         plain, weighed = (
             np.square(dequantize(quantize_rows(values, kind, given), GGMLQuantizationType[kind]) - values) @ importance
             for given in (None, importance)
@@ -223,24 +219,13 @@ def test_experts_have_a_matrix_each_and_llama_cpp_runs_their_file(tmp_path: Path
     assert np.corrcoef(answers.ravel(), expected_logits.ravel())[0, 1] > 0.995
 
 
-def test_two_bits_without_a_matrix_and_integers_are_refused(tmp_path: Path) -> None:
+def test_integers_are_refused(tmp_path: Path) -> None:
     source = save_mergeable_llama(tmp_path / "source", **{**WIDE, "num_hidden_layers": 2})
-    stage = Gguf(type="IQ2_XXS")
-    with pytest.raises(ModelError, match="needs an importance matrix"):
-        stage.run(source, context(tmp_path / "w"))
-    with pytest.raises(ModelError, match="needs an importance matrix"):
-        stage.check_widths(source.folder, [Gptq()])
-    stage.check_widths(source.folder, [Imatrix()])
-    check_stages([Imatrix(), stage], source.folder)
-    with pytest.raises(ModelError, match="needs an importance matrix"):
-        check_stages([Imatrix(), PruneDecoder(feed_forward=0.5), stage], source.folder)
-    assert stage.conflicts_with(Gptq()) is not None and Gguf().conflicts_with(Gptq()) is None
-    with_imatrix(source)
-    stage.check_widths(source.folder, [])
+    assert Gguf(type="Q4_K_M").conflicts_with(Gptq()) is not None and Gguf().conflicts_with(Gptq()) is None
     quantized = Gptq(method="rtn", group_size=32).run(Checkpoint(source.folder), context(tmp_path / "q"))
     with pytest.raises(ModelError, match="quantized already"):
         Gguf(type="Q4_K_M").run(quantized, context(tmp_path / "w"))
 
 
 def test_a_baseline_is_not_rounded_with_what_ships() -> None:
-    assert Gguf(type="Q4_K_M", k_quants=True, float_type="f32").without_rounding() == Gguf(float_type="f32")
+    assert Gguf(type="Q4_K_M", float_type="f32").without_rounding() == Gguf(float_type="f32")

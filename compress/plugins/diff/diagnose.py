@@ -1,4 +1,4 @@
-"""Likely causes of a tensor's change: scaling, zeroed rows, pruning, permutation, a merged LoRA or fewer bits."""
+"""Likely causes of a tensor's change: scaling, zeroed rows, pruning, permutation or a merged LoRA."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from compress.numerics.sparse_solver import Pattern
+from compress.numerics.sparsity_pattern import Pattern
 from compress.plugins.diff.weight_difference import (
-    AxisSums,
     Chunks,
     DifferenceSums,
     Spectrum,
-    grid_bits,
     reordered,
 )
 from compress.results.formatting import format_number
@@ -22,7 +20,6 @@ _LEFT = 0.05
 _PATTERNS = (Pattern(2, 4), Pattern(1, 4), Pattern(4, 8))
 _NAMED = 8
 _MOST_ROWS = 200_000
-_SAMPLED = 16
 _TELLING = 4
 """Smallest number of values that a common factor must fit to count as a cause."""
 
@@ -43,16 +40,11 @@ def find_causes(read: DifferenceSums, head: Spectrum | None, chunks: Chunks, sha
         return causes
     if head.rank is not None and head.rank < min(shape) // 2:
         return (f"a change of rank {head.rank} was added, as a merged LoRA adds it",)
-    # The new rows alone may lie on a coarser integer grid.
-    before, after = next(iter(chunks()))
-    rows = np.linspace(0, len(before) - 1, min(_SAMPLED, len(before))).astype(int)
-    previous_bits, bits = grid_bits(before[rows]), grid_bits(after[rows])
-    is_coarser = bits is not None and (previous_bits is None or previous_bits > bits)
-    return (f"its rows lie on a grid of {bits} bits now",) if is_coarser else ()
+    return ()
 
 
 def _causes_in_sums(read: DifferenceSums, chunks: Chunks, shape: tuple[int, int]) -> Iterator[str]:
-    """Yield causes that the sums show: a common factor, zeroed rows, pruning, a factor for each row, or a new order."""
+    """Yield causes that the sums show: a common factor, zeroed rows, pruning, or a new order."""
     if read.size >= _TELLING and read.before and read.difference:
         # The best common factor must leave little of the difference's norm.
         residual = max(read.after - read.product**2 / read.before, 0.0) / read.difference
@@ -74,10 +66,6 @@ def _causes_in_sums(read: DifferenceSums, chunks: Chunks, shape: tuple[int, int]
     if after - before >= 0.02:
         yield _describe_pruning(read, chunks, shape)
         return
-    for axis, name, length in ((read.rows, "row", shape[1]), (read.columns, "column", shape[0])):
-        if length >= _TELLING and len(axis.before) > 1 and (scaling := _axis_scaling(axis, name)) is not None:
-            yield scaling
-            return
     yield from _permutations(read, chunks, shape)
 
 
@@ -95,21 +83,6 @@ def _describe_pruning(read: DifferenceSums, chunks: Chunks, shape: tuple[int, in
             text = f" by {pattern}" if after > pattern.sparsity - 0.02 else ""
             return f"pruned{text}: {after:.1%} zeros where there were {before:.1%}, {others}"
     return f"pruned: {after:.1%} zeros where there were {before:.1%}, {others}"
-
-
-def _axis_scaling(axis: AxisSums, name: str) -> str | None:
-    """Describe a factor for each row or each column, or return None if factors do not explain the difference."""
-    # Least squares: the factor of a row is its inner product with the old row over the old row's square.
-    factors = np.divide(axis.product, axis.before, out=np.ones_like(axis.product), where=axis.before > 0)
-    residual = float((axis.after - factors * axis.product).clip(min=0).sum())
-    if residual > _LEFT**2 * float(axis.difference.sum()):
-        return None
-    moved = np.flatnonzero(np.abs(factors - 1) > 1e-3)
-    low, high = format_number(float(factors[moved].min()), 4), format_number(float(factors[moved].max()), 4)
-    range_text = f"{low} times" if low == high else f"{low} to {high} times"
-    if len(moved) == len(factors):
-        return f"every {name} is {range_text} what it was"
-    return f"{len(moved):,} of {len(factors):,} {name}s are {range_text} what they were"
 
 
 def _permutations(read: DifferenceSums, chunks: Chunks, shape: tuple[int, int]) -> Iterator[str]:

@@ -2,84 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from compress.inspection.layers import reading_order
 from compress.plugins.diff.models import percent
 from compress.plugins.diff.record import Diff, LimitFound, TensorChange
 from compress.report.compare import formatting as compare_words
 from compress.report.compare.pages import change_rows
 from compress.report.pages import render
-from compress.report.plot import element, format_coordinate, text, with_tooltip
 from compress.results.formatting import format_measurement, format_number
 from compress.results.metrics import describe_metric
 from compress.utils.responsive_table import ResponsiveTable, TableColumn
-
-_MOST_KINDS = 12
-_ROW, _CELL, _NAME, _HEAD = 24.0, 74.0, 8.2, 118.0
-_FAINTEST, _DEEPEST = 1e-4, 1.0
-
-
-def cells(tensors: Sequence[TensorChange]) -> dict[tuple[str, str], list[TensorChange]]:
-    """Return the tensors of each (layer, kind). Kinds with a common parent are merged until few enough remain."""
-    depth = max((tensor.kind.count(".") + 1 for tensor in tensors), default=1)
-    while True:
-        groups: dict[tuple[str, str], list[TensorChange]] = defaultdict(list)
-        for tensor in tensors:
-            groups[tensor.layer, ".".join(tensor.kind.split(".")[:depth])].append(tensor)
-        if depth == 1 or len({kind for _, kind in groups}) <= _MOST_KINDS:
-            return groups
-        depth -= 1
-
-
-def heat_map(tensors: Sequence[TensorChange]) -> str:
-    """Return the heat map as SVG. The tooltip of each cell describes its worst tensor."""
-    groups = cells(tensors)
-    layers = sorted({layer for layer, _ in groups}, key=reading_order)
-    kinds = list(dict.fromkeys(kind for _, kind in groups))
-    left = max(map(len, layers), default=1) * _NAME + 14
-    size = format_coordinate(left + _CELL * len(kinds) + 46), format_coordinate(_HEAD + _ROW * len(layers) + 6)
-    parts = []
-    for column, kind in enumerate(kinds):
-        x, y = left + _CELL * (column + 0.5), _HEAD - 8
-        turned = f"rotate(-38 {format_coordinate(x)} {format_coordinate(y)})"
-        parts.append(
-            element("text", {"x": x, "y": y, "text-anchor": "start", "transform": turned, "class": "tick"}, kind)
-        )
-    for row, layer in enumerate(layers):
-        y = _HEAD + _ROW * row
-        parts.append(text(left - 10, y + 16, layer, "tick", "end"))
-        for column, kind in enumerate(kinds):
-            if (layer, kind) in groups:
-                parts.append(_cell(groups[layer, kind], layer, kind, left + _CELL * column, y))
-    box = {"viewBox": f"0 0 {size[0]} {size[1]}", "class": "heat", "width": size[0]}
-    return element("svg", {**box, "role": "img", "aria-label": "change of the weights by layer and kind"}, *parts)
-
-
-def _cell(members: Sequence[TensorChange], layer: str, kind: str, x: float, y: float) -> str:
-    worst = max(members, key=lambda one: (one.unexplained, one.relative))
-    state = worst.how
-    shade = None if state == "identical" else format_coordinate(0.12 + 0.88 * depth(worst.relative))
-    box = {"x": x + 1, "y": y + 1, "width": _CELL - 2, "height": _ROW - 2, "rx": 3.0, "class": state}
-    words = "=" if state == "identical" else f"{format_number(worst.relative * 100, 2)}%"
-    deep = "deep" if state == "changed" and depth(worst.relative) > 0.55 else ""
-    causes = "".join(f"; {cause}" for cause in worst.causes)
-    tip = f"{layer} {kind}: {worst.name} {state}, {'0%' if words == '=' else words}{causes}"
-    shape = element("rect", {**box, "fill-opacity": shade})
-    return with_tooltip("cell", tip, shape, text(x + _CELL / 2, y + 16, words, f"figure {deep}".strip()))
-
-
-def depth(relative: float) -> float:
-    """Return the darkness of a change from 0 to 1, by its logarithm."""
-    inside = min(max(relative, _FAINTEST), _DEEPEST)
-    return math.log(inside / _FAINTEST) / math.log(_DEEPEST / _FAINTEST)
-
 
 _STYLES = {"identical": "green", "same": "green", "changed": "yellow"}
 _CHIPS = {"kept": "passed", "missed": "missed", "cannot tell": "unknown", "not measured": "unknown"}
@@ -147,7 +83,7 @@ def describe_limits(found: LimitFound) -> str:
 
 
 def html_diff(diff: Diff) -> str:
-    """Return the HTML page with heat map, layers, fields, answers, and all tensors that are not identical."""
+    """Return the HTML page with layers, fields, answers, and all tensors that are not identical."""
     comparison = diff.answers.comparison if diff.answers else None
     tensors = diff.weights.tensors if diff.weights else ()
     moved = [tensor for tensor in tensors if tensor.how != "identical"]
@@ -162,7 +98,6 @@ def html_diff(diff: Diff) -> str:
         name=f"{base_name(diff.before)} \u2192 {base_name(diff.after)}",
         state="missed" if missed else "passed" if diff.verdict != "changed" else "unknown",
         sentence=describe_verdict(diff),
-        heat=heat_map(tensors) if tensors else "",
         moved=moved,
         comparison=comparison,
         slices=sorted(comparison.slices, key=lambda part: part.change.effect) if comparison else (),

@@ -261,16 +261,6 @@ def repeated_within(order: np.ndarray) -> int | None:
     return None
 
 
-def grid_bits(rows: np.ndarray, most: int = 8) -> int | None:
-    """Return the fewest bits whose values fit every row of [n, m]; None for ``most`` bits or more, or short rows."""
-    # A short row has few distinct values by chance.
-    if rows.shape[1] < 4 << most:
-        most = max(1, int(np.log2(max(2, rows.shape[1] // 4))))
-    distinct = max(len(np.unique(row)) for row in rows)
-    bits = int(np.ceil(np.log2(max(distinct, 2))))
-    return bits if bits < most else None
-
-
 def smallest_steps(values: np.ndarray, block: int = 16) -> np.ndarray:
     """Return for each value of [rows, columns] the least distance of two distinct values in its block.
 

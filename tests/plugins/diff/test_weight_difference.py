@@ -10,7 +10,6 @@ import pytest
 from compress.plugins.diff.weight_difference import (
     Chunk,
     Chunks,
-    grid_bits,
     reordered,
     repeated_within,
     smallest_steps,
@@ -93,12 +92,6 @@ def test_an_order_that_is_the_same_in_each_head_is_told_from_heads_that_changed_
     halves = np.array([0, 4, 1, 5, 2, 6, 3, 7])
     assert repeated_within(np.concatenate([halves, halves + 8, halves + 16])) == 8
     assert repeated_within(np.arange(24).reshape(3, 8)[[1, 0, 2]].ravel()) is None
-
-
-def test_the_fewest_bits_that_rows_fit_are_counted() -> None:
-    row = RANDOM.standard_normal((4, 2048))
-    assert grid_bits(np.rint(row / row.max() * 7)) == 4
-    assert grid_bits(row) is None
 
 
 def test_the_step_of_a_grid_is_found_in_its_values() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from compress.numerics.gptq import backwards, check_solvable, factorize
-from compress.numerics.sparse_solver import Pattern
+from compress.numerics.sparsity_pattern import Pattern
 
 
 def cubic_sparsity(step: int, steps: int, final: float) -> float:

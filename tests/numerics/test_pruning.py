@@ -20,7 +20,7 @@ from compress.numerics.pruning import (
     taylor_importance,
     wanda,
 )
-from compress.numerics.sparse_solver import Pattern
+from compress.numerics.sparsity_pattern import Pattern
 
 
 @pytest.mark.parametrize(

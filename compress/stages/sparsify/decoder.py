@@ -13,7 +13,7 @@ from compress.models.experts import router_layers
 from compress.models.folder_checks import refuse_quantized
 from compress.numerics.gptq import output_error
 from compress.numerics.pruning import magnitude_masks, sparsegpt, wanda
-from compress.numerics.sparse_solver import Pattern
+from compress.numerics.sparsity_pattern import Pattern
 from compress.stages.base import Context
 from compress.stages.blockwise.blockwise_model import BlockwiseModel, build_blockwise_model
 from compress.stages.blockwise.calibration import CalibrationActivations, calibration_sequences

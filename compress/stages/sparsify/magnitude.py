@@ -11,7 +11,7 @@ from torch import nn
 from compress.models.custom_module import CustomModule
 from compress.models.model import TorchModel
 from compress.numerics.pruning import cubic_sparsity, magnitude_masks
-from compress.numerics.sparse_solver import Pattern
+from compress.numerics.sparsity_pattern import Pattern
 from compress.stages.base import Context
 from compress.stages.sparsify.settings import GradualSparsity, Sparsity
 from compress.stages.training.loop import Trainee, train

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from compress.numerics.sparse_solver import Pattern
+from compress.numerics.sparsity_pattern import Pattern
 from compress.stages.training.settings import PRECISION, Precision, Training
 from compress.utils.pydantic_models import Frozen, changed_fields
 

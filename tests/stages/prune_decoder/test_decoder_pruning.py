@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 from compress.models.checkpoint import Checkpoint
 from compress.models.model import TorchModel
 from compress.numerics.pruning import remove_parts, sparsegpt, wanda
-from compress.numerics.sparse_solver import Pattern
+from compress.numerics.sparsity_pattern import Pattern
 from compress.pipeline.integrity import IntegrityCheck, PredictionProbe, inspector_of, measure_size
 from compress.stages.blockwise.block_pass import gram
 from compress.stages.blockwise.blockwise_model import build_blockwise_model

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from compress.formats.spec import FormatSpec, Reference, RuntimeSpec, load
 from compress.formats.target_profile import WEB_VERSION, AppProfile, Target
 from compress.plugins import UnusablePluginError, load_extensions
+from compress.stages.kinds import CORE_STAGES
 from compress.utils.errors import InputError
 
 _CPU = "CPUExecutionProvider"
@@ -110,13 +111,6 @@ def _check_stage(spec: FormatSpec, reference: Reference) -> None:
         raise UnusablePluginError(f"its stage gives a model of the kind {kind!r}; expected {spec.name!r}")
 
 
-CORE_STAGES = {
-    *("attach_lora", "block_qat", "cast", "compressed_tensors", "distill", "distill_language_model", "equalize"),
-    *("finetune", "gptq", "imatrix", "lora_recovery", "merge_lora", "nncf_weights", "onnx_int8"),
-    *("onnx_weight_only", "prune", "prune_decoder", "qat", "reduce_dimensions", "sparsify", "sparsify_decoder"),
-    *("sparsify_gradually", "trim_vocabulary", "tune_scales"),
-}
-"""Kinds of stages that belong to no format, which a format's stage must not use. Stages cannot be imported here."""
 BUILT_IN: Mapping[str, FormatSpec] = _built_in()
 PLUGGED: Mapping[str, FormatSpec] = _third_party()
 FORMATS: Mapping[str, FormatSpec] = {

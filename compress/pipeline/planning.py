@@ -24,7 +24,6 @@ from compress.pipeline.run_checks import check_artifacts, combined_error, disk_e
 from compress.pipeline.stage_costs import predict_measuring, predict_stage_cost
 from compress.plugins import plugin_problems
 from compress.recipe.recipe import START, Recipe
-from compress.results.report import LicenceRecord
 from compress.sources.resolve import is_graph
 from compress.stages.cost_model import Estimate, PlanContext, Shape
 from compress.stages.protocols import ChecksModel, Trains, check_stages, loaded_type
@@ -60,28 +59,17 @@ def make_plan(
         InputError: With all problems at once.
     """
     sources = Sources(recipe, recipe_folder)
-    context = plan_context(recipe, sources, sources.find_all())
-    problems = sources.problems
-    problems += missing_packages(recipe)
-    with sources.noting():
-        resolve_device(recipe.device)
-    with sources.noting():
-        check_artifacts(artifacts)
-    problems += _inapplicable_stages(recipe, sources) if not problems else []
+    problems, context = sources.problems, plan_context(recipe, sources, sources.find_all())
+    _check_requirements(recipe, sources, artifacts)
     stages = _stage_plans(recipe, sources, context, is_cached)
-    # The model's structure is looked at only if the recipe has no other problem, since this imports torch.
-    start = sources.start if looks_into_model and not problems else None
-    targets: list[TargetPlan] = []
-    from_graph = False
     with sources.noting():
         from_graph = is_graph(recipe.model, recipe_folder)
-        targets = _target_plans(recipe, start, from_graph)
+        # The model's structure is looked at only if the recipe has no other problem, since this imports torch.
+        targets = _target_plans(recipe, sources.start if looks_into_model and not problems else None, from_graph)
     # All problems are collected, so that one call of `compress check` shows them together.
     needed, free = _disk_needed(stages, sources), free_bytes(artifacts)
     if needed.value is not None and needed.value > free:
         problems.append(disk_error(needed.value, free, artifacts))
-    licences: tuple[LicenceRecord, ...] = ()
-    remarks: list[str] = []
     with sources.noting():
         licences = find_licences(recipe, recipe_folder)
         remarks = refuse_forbidden(licences, recipe)
@@ -109,6 +97,16 @@ def make_plan(
         licence_remarks=tuple(remarks),
         plugins=tuple(map(str, plugin_problems())),
     )
+
+
+def _check_requirements(recipe: Recipe, sources: Sources, artifacts: Path) -> None:
+    """Record packages and devices that are missing, an unusable artifacts folder, and stages that do not apply."""
+    sources.problems += missing_packages(recipe)
+    with sources.noting():
+        resolve_device(recipe.device)
+    with sources.noting():
+        check_artifacts(artifacts)
+    sources.problems += _inapplicable_stages(recipe, sources) if not sources.problems else []
 
 
 def _stage_plans(

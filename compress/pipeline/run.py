@@ -19,7 +19,7 @@ from compress.data.config import is_file_name
 from compress.data.source import find
 from compress.formats.quiet_output import quiet_libraries
 from compress.pipeline.licences import find_licences, refuse_forbidden
-from compress.pipeline.measurements import data_record, measure, test_labels
+from compress.pipeline.measurements import Findings, data_record, measure, test_labels
 from compress.pipeline.run_checks import check_artifacts, check_run
 from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_limits import explained, target_limits
@@ -38,7 +38,7 @@ from compress.report.run_folder import (
     write_atomically,
     write_predictions,
 )
-from compress.results.report import Report
+from compress.results.report import LimitResult, Report
 from compress.utils.environment import package_versions
 from compress.utils.errors import CompressError
 from compress.utils.progress import Progress, SilentProgress, Total
@@ -128,41 +128,23 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         findings = measure(runner, remeasure)
         findings.notes[:0] = map(str, plugin_problems())
         findings.notes += remarks
-        # Targets may have limits of their own, on shipped bytes and memory. They are judged like the recipe's.
-        all_limits = (*recipe.limits, *target_limits(recipe.profiles(), findings.measurements))
-        limits = check_limits(
-            *(all_limits, findings.measurements, recipe.baseline, findings.skipped),
-            machines=findings.machines,
-            verdicts=recipe.verdicts,
-        )
-        limits = [explained(limit, recipe.profiles(), findings.finals, findings.shipped) for limit in limits]
-        with storage_errors(folder):
-            # The final model is copied out of the cache, which `compress cache prune` may empty.
-            _copy_model(runner.folder_of(recipe.labels()[-1]), folder / MODEL)
-            # Files that were written for a target alone, not by a stage of the recipe.
-            outputs = {runner.folder_of(label) for label in (START, *recipe.labels())}
-            for name, source in findings.finals.items():
-                if source not in outputs:
-                    _copy_model(source, folder / TARGETS / name)
-        lock = _lock_record(runner)
-        write_atomically(folder / LOCK, json.dumps(lock, indent=2) + "\n")
+        _copy_models(runner, findings.finals, folder)
+        lock = _write_lock(runner, folder)
+        results = [runner.results[label] for label in recipe.labels()]
         report = Report(
             recipe=recipe.name,
             description=recipe.description,
             started=started.isoformat(timespec="seconds"),
             seconds=time.perf_counter() - began,
             baseline=recipe.baseline,
-            stages=tuple(runner.results[label].record for label in recipe.labels()),
-            integrity=tuple(check for label in recipe.labels() for check in runner.results[label].integrity),
-            limits=tuple(limits),
+            stages=tuple(result.record for result in results),
+            integrity=tuple(check for result in results for check in result.integrity),
+            limits=_judge_limits(recipe, findings),
             data=data_record(runner),
             licences=licences,
             **findings.report_fields(),
         )
-        if findings.answers:
-            # Targets may disagree, so each has its own column of answers then.
-            several = len({target for _, target in findings.answers}) > 1
-            write_predictions(test_labels(runner), findings.answers, folder, several)
+        _write_answers(runner, findings, folder)
         write_report(report, folder)
         _notify_plugins(FinishedRun(absolute, report, lock, folder), logged)
         with storage_errors(folder.parent):
@@ -215,6 +197,31 @@ def _with_field(model: Model, field: Sequence[str], value: str) -> Model:
     return model.model_copy(update={name: _with_field(getattr(model, name), rest, value) if rest else value})
 
 
+def _judge_limits(recipe: Recipe, findings: Findings) -> tuple[LimitResult, ...]:
+    """Return the results of the recipe's limits, and of those that its targets have on shipped bytes and memory."""
+    limits = (*recipe.limits, *target_limits(recipe.profiles(), findings.measurements))
+    results = check_limits(
+        *(limits, findings.measurements, recipe.baseline, findings.skipped),
+        machines=findings.machines,
+        verdicts=recipe.verdicts,
+    )
+    return tuple(explained(result, recipe.profiles(), findings.finals, findings.shipped) for result in results)
+
+
+def _copy_models(runner: StageRunner, finals: Mapping[str, Path], folder: Path) -> None:
+    """Copy the final model out of the cache, which `compress cache prune` may empty, into the run's folder.
+
+    ``finals`` are the final model's files by target. Those that no stage of the recipe wrote are copied too.
+    """
+    labels = runner.recipe.labels()
+    outputs = {runner.folder_of(label) for label in (START, *labels)}
+    with storage_errors(folder):
+        _copy_model(runner.folder_of(labels[-1]), folder / MODEL)
+        for name, source in finals.items():
+            if source not in outputs:
+                _copy_model(source, folder / TARGETS / name)
+
+
 def _copy_model(source: Path, folder: Path) -> None:
     folder.parent.mkdir(exist_ok=True)
     # Copy under another name first, so that an interrupted copy is never taken for a model.
@@ -223,13 +230,20 @@ def _copy_model(source: Path, folder: Path) -> None:
     partial.rename(folder)
 
 
-def _lock_record(runner: StageRunner) -> dict[str, object]:
-    """Return what reproduces the same bytes: seed, digests, package versions and threads."""
+def _write_answers(runner: StageRunner, findings: Findings, folder: Path) -> None:
+    """Write the models' answers to the test rows, if they are kept. Several targets have a column of answers each."""
+    if findings.answers:
+        several = len({target for _, target in findings.answers}) > 1
+        write_predictions(test_labels(runner), findings.answers, folder, several)
+
+
+def _write_lock(runner: StageRunner, folder: Path) -> dict[str, object]:
+    """Write and return what reproduces the same bytes: seed, digests, package versions and threads."""
     import torch
 
     packages = sorted({name for stage in runner.recipe.stages for name in stage.called_packages()})
     splits = runner.inputs.data.splits
-    return {
+    lock = {
         "seed": runner.recipe.seed,
         "threads": torch.get_num_threads(),
         "packages": package_versions(("compress", *packages)),
@@ -237,6 +251,8 @@ def _lock_record(runner: StageRunner) -> dict[str, object]:
         START: digest_directory(runner.inputs.start),
         "stages": {label: finished.entry.digest for label, finished in runner.results.items()},
     }
+    write_atomically(folder / LOCK, json.dumps(lock, indent=2) + "\n")
+    return lock
 
 
 @dataclass(frozen=True)

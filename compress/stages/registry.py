@@ -13,35 +13,7 @@ from compress.formats.registry import FORMATS
 from compress.formats.spec import load
 from compress.plugins import UnusablePluginError, load_extensions
 from compress.stages.base import AnyStage, Stage
-from compress.stages.block_qat.stage import BlockQat
-from compress.stages.cast import Cast
-from compress.stages.compressed_tensors.stage import CompressedTensors
-from compress.stages.distill.stage import Distill
-from compress.stages.distill_language_model.stage import DistillLanguageModel
-from compress.stages.equalize.stage import Equalize
-from compress.stages.finetune import Finetune
-from compress.stages.gptq.stage import Gptq
-from compress.stages.imatrix.stage import Imatrix
-from compress.stages.lora import AttachLora, MergeLora
-from compress.stages.nncf_weights.stage import NncfWeights
-from compress.stages.onnx_int8.stage import OnnxInt8
-from compress.stages.onnx_weight_only import OnnxWeightOnly
-from compress.stages.prune.stage import Prune
-from compress.stages.prune_decoder.stage import PruneDecoder
-from compress.stages.qat.stage import Qat
-from compress.stages.recovery.stages import LoraRecovery, TuneScales
-from compress.stages.reduce_dimensions import ReduceDimensions
-from compress.stages.sparsify.stages import Sparsify, SparsifyDecoder, SparsifyGradually
-from compress.stages.trim_vocabulary import TrimVocabulary
-
-_BUILT_IN: tuple[type[AnyStage], ...] = (
-    *(Finetune, Distill, DistillLanguageModel),
-    *(Prune, PruneDecoder, Sparsify, SparsifyGradually, SparsifyDecoder),
-    *(TrimVocabulary, ReduceDimensions),
-    *(Qat, OnnxInt8, OnnxWeightOnly, Cast),
-    *(Equalize, Imatrix, Gptq, BlockQat, NncfWeights, TuneScales, MergeLora, LoraRecovery, AttachLora),
-    CompressedTensors,
-)
+from compress.stages.kinds import CORE_STAGES
 
 
 def _kind(cls: type[AnyStage]) -> str:
@@ -60,8 +32,8 @@ def _accepted(found: object) -> type[AnyStage]:
     return found
 
 
-_FORMAT_STAGES = (load(spec.stage) for spec in FORMATS.values() if spec.stage)
-_INCLUDED: dict[str, type[AnyStage]] = {_kind(cls): cls for cls in (*_BUILT_IN, *_FORMAT_STAGES)}
+_REFERENCES = (*CORE_STAGES.values(), *(spec.stage for spec in FORMATS.values() if spec.stage))
+_INCLUDED: dict[str, type[AnyStage]] = {_kind(cls): cls for cls in map(load, _REFERENCES)}
 STAGES: dict[str, type[AnyStage]] = _INCLUDED | load_extensions("stages", _INCLUDED, _accepted, _kind)
 if TYPE_CHECKING:
     RecipeStage = AnyStage

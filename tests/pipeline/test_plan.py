@@ -284,8 +284,8 @@ def test_measuring_a_language_model_is_reading_and_writing(folder: Path, tmp_pat
 def test_nncf_has_the_whole_model_in_memory_and_writes_what_gptq_does(folder: Path, tmp_path: Path) -> None:
     save_tiny_llama(folder / "decoder")
     first = [
-        {"nncf_weights": {"group_size": 32, "backup_mode": "none"}},
-        {"gptq": {"group_size": 32, "embedding_bits": 16}},
+        {"nncf_weights": {"group_size": 32}},
+        {"gptq": {"group_size": 32, "embedding_bits": 8, "embedding_group_size": 256}},
     ]
     plans = [
         make_plan(recipe([stage, {"tune_scales": {}}], task="text-generation", model="decoder"), folder, None, tmp_path)

@@ -65,8 +65,6 @@ def test_what_gguf_holds_is_let_through(gptq: dict[str, Any], tmp_path: Path) ->
     ("nncf", "expected"),
     [
         ({"group_size": 16}, ("group_size", "16", BLOCKS)),
-        ({"backup_mode": "int8_asym"}, ("backup_mode", "'int8_asym'", f"int8_sym or none: {NO_ZERO_POINTS}")),
-        ({"backup_mode": "int8_asym", "all_layers": True}, None),
         ({"mode": "int4_asym", "group_size": -1}, None),
     ],
 )

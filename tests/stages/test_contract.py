@@ -57,7 +57,7 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "block_qat": [{"samples": 8, "sequence_length": 24, "group_size": 32, "epochs": 2, "batch_size": 2}],
     "nncf_weights": [
         {"samples": 4, "sequence_length": 24, "group_size": 32},
-        {"mode": "int4_asym", "samples": 4, "sequence_length": 24, "group_size": 32, "backup_mode": "none"},
+        {"mode": "int4_asym", "samples": 4, "sequence_length": 24, "group_size": 32},
     ],
     "imatrix": [{"samples": 4, "sequence_length": 24}],
     "gguf": [{}, {"float_type": "f32"}],

@@ -192,8 +192,7 @@ def test_every_field_that_names_a_file_is_made_absolute(tmp_path: Any) -> None:
         (Gptq(embedding_bits=4, embedding_group_size=16), "embedding_group_size"),
         (Gptq(group_size=-1), None),
         (Gptq(sym=False, target_bits=4, choices=(2, 4)), "embedding_bits"),
-        (NncfWeights(backup_mode="int8_asym"), "backup_mode"),
-        (NncfWeights(backup_mode="int8_asym", all_layers=True), None),
+        (NncfWeights(group_size=16), "group_size"),
         (NncfWeights(mode="int4_asym"), None),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from compress.formats.export_stage import ExportStage
 from compress.formats.litert.model import LITERT_FILE, Blocks, LiteRtModel, Precision
@@ -55,15 +55,6 @@ class LiteRt(ExportStage[TorchModel, LiteRtModel]):
     tolerance: float = Field(
         1e-3, gt=0, description="largest accepted difference of an answer's entry from torch, in fp32"
     )
-
-    @field_validator("lengths", mode="before")
-    @classmethod
-    def _refuse_dynamic_lengths(cls, lengths: object) -> object:
-        if isinstance(lengths, str):
-            raise ValueError(
-                f"{lengths!r}: litert-torch converts transformers at fixed lengths only, e.g. [16, 64, 128]"
-            )
-        return lengths
 
     @model_validator(mode="after")
     def _require_ascending_lengths(self) -> LiteRt:

@@ -53,12 +53,7 @@ class VerifiedIrDecoder:
 
 
 def write_decoder(
-    checkpoint: Checkpoint,
-    precision: Precision,
-    table_bits: int,
-    windows: np.ndarray,
-    tolerance: float,
-    cache: str | None = None,
+    checkpoint: Checkpoint, precision: Precision, table_bits: int, windows: np.ndarray, tolerance: float
 ) -> VerifiedIrDecoder:
     """Export a checkpoint's decoder with its integers unchanged and floats in ``precision``, and compare it with torch.
 
@@ -71,7 +66,6 @@ def write_decoder(
         table_bits: Bits of float embedding tables in int8.
         windows: Token ids [2, length] to compare on.
         tolerance: Largest accepted difference in fp32.
-        cache: Type of keys and values that the file requests, by OpenVINO's name; None for OpenVINO's default.
 
     Raises:
         ModelError: The model cannot be traced or stored.
@@ -82,7 +76,7 @@ def write_decoder(
     expected = torch_logits(checkpoint, windows)
 
     def verified(graph: OnnxModel, unfused: str) -> VerifiedIrDecoder:
-        plain, shipped_files = _converted(graph, precision, table_bits, cache)
+        plain, shipped_files = _converted(graph, precision, table_bits)
         exact_pairs = _answers(plain, windows, expected, exact=True)
         shipped_pairs = _answers(shipped_files, windows, expected, exact=False)
         parity = check_limits(exact_pairs, shipped_pairs, tolerance, _ROUNDING_LIMIT, _HINT)
@@ -118,9 +112,7 @@ def _special_attention(trace: Trace) -> str:
     return ""
 
 
-def _converted(
-    graph: OnnxModel, precision: Precision, table_bits: int, cache: str | None
-) -> tuple[dict[str, bytes], dict[str, bytes]]:
+def _converted(graph: OnnxModel, precision: Precision, table_bits: int) -> tuple[dict[str, bytes], dict[str, bytes]]:
     """Return the IR with its original float weights, and the IR as it ships; raise `StageError` on failure."""
     with tempfile.TemporaryDirectory() as folder:
         graph.save(Path(folder))
@@ -133,11 +125,9 @@ def _converted(
                 hint="ship the model as ONNX or GGUF instead",
             ) from error
         plain = serialize_ir(model, IR_FILE)
-        if precision == "fp32" and cache is None:
+        if precision == "fp32":
             return plain, plain
         quantized = compress_to_int8(model, table_bits) if precision == "int8" else model
-        if cache is not None:
-            quantized.set_rt_info(cache, ["runtime_options", KV_CACHE_PRECISION])
         return plain, serialize_ir(quantized, IR_FILE, precision == "fp16")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -12,13 +12,12 @@ from compress.formats.openvino.model import OpenVinoModel
 from compress.models.checkpoint import Checkpoint
 from compress.models.model import TorchModel
 from compress.models.pipeline_folder import image_generation_hook
-from compress.stages.base import AppliesTo, Context
+from compress.stages.base import Context
 from compress.tasks.capability import GENERATES, GENERATES_IMAGES, SINGLE_CALL, Capabilities
 
 _PROMPTS = 4
 """Number of prompts that the components of an image generator are traced and compared with."""
 Precision = Literal["fp32", "fp16", "int8"]
-CachePrecision = Literal["u8", "f16", "bf16", "f32"]
 
 
 class OpenVino(ExportStage[TorchModel, OpenVinoModel]):
@@ -40,11 +39,6 @@ class OpenVino(ExportStage[TorchModel, OpenVinoModel]):
     )
     embedding_bits: Literal[4, 8] = Field(
         8, description="bits of embedding tables in int8; 4 with a scale and a zero point for every 32 weights of a row"
-    )
-    kv_cache_precision: Annotated[CachePrecision | None, AppliesTo(frozenset({GENERATES}))] = Field(
-        None,
-        description="language models: type of the key-value cache that the file requests; by default OpenVINO chooses "
-        "it, 8 bits on a processor",
     )
     tolerance: float = Field(
         1e-3, gt=0, description="largest accepted difference of an answer's entry from torch, in fp32"
@@ -82,8 +76,8 @@ class OpenVino(ExportStage[TorchModel, OpenVinoModel]):
             from compress.formats.onnx.stage import comparison_sequences
             from compress.formats.openvino.decoder import write_decoder
 
-            limits = comparison_sequences(model, context), self.tolerance, self.kv_cache_precision
-            verified = write_decoder(model, self.precision, self.embedding_bits, *limits)
+            windows = comparison_sequences(model, context)
+            verified = write_decoder(model, self.precision, self.embedding_bits, windows, self.tolerance)
             context.note(f"openvino: {verified}")
             return verified.model
         if model.is_diffusion if isinstance(model, OnnxModel) else model.generates_images:

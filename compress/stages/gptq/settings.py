@@ -122,26 +122,14 @@ class NncfOptions(Frozen):
     scale_estimation: bool = Field(
         True, description="refit the scales so that outputs on calibration text change least"
     )
-    ratio: float = Field(
-        1.0, gt=0, le=1, description="share of the layers at 4 bits; the most sensitive others get `backup_mode`"
-    )
-    backup_mode: Literal["none", "int8_sym", "int8_asym"] = Field(
-        "int8_sym", description="of embedding, head and the layers beyond `ratio`; `none` leaves them as float16"
-    )
-    all_layers: bool = Field(False, description="the embedding and the head at 4 bits too")
+    all_layers: bool = Field(False, description="the embedding and the head at 4 bits too, instead of 8")
     samples: int = Field(16, ge=1, le=100_000, description="windows of calibration text from the train split")
     sequence_length: int = Field(512, ge=8, le=131_072, description="tokens of a window")
     keep: tuple[str, ...] = Field((), description="layers to leave in float16, as patterns of names: `*.mlp.gate`")
 
     @property
-    def uses_backup(self) -> bool:
-        """Return whether `backup_mode` applies to any layer."""
-        return self.ratio < 1 or not self.all_layers
-
-    @property
     def equivalent(self) -> Quantization:
         """Return the same grid as `Quantization` settings, which plan layers and predict sizes."""
-        table_bits: Literal[4, 8, 16] = 4 if self.all_layers else 16 if self.backup_mode == "none" else 8
         return Quantization(
             method="rtn",
             bits=4,
@@ -150,7 +138,7 @@ class NncfOptions(Frozen):
             act_order=False,
             samples=self.samples,
             sequence_length=self.sequence_length,
-            embedding_bits=table_bits,
+            embedding_bits=4 if self.all_layers else 8,
             embedding_group_size=256,
             keep=self.keep,
         )

@@ -29,7 +29,7 @@ from compress.utils.errors import StageError
 from compress.utils.progress import Progress
 from compress.utils.storage import storage_errors
 
-_SAID = ("mode", "awq", "scale_estimation", "ratio", "backup_mode", "all_layers")
+_SAID = ("mode", "awq", "scale_estimation", "all_layers")
 """Options that the checkpoint names."""
 _NAMED = 3
 
@@ -68,14 +68,14 @@ def _compress(
             nncf.compress_weights(
                 module,
                 mode=nncf.CompressWeightsMode(options.mode),
-                ratio=options.ratio,
+                ratio=1.0,
                 group_size=options.group_size,
                 all_layers=options.all_layers,
                 dataset=nncf.Dataset(feeds),
                 subset_size=len(feeds),
                 awq=options.awq,
                 scale_estimation=options.scale_estimation,
-                backup_mode=nncf.BackupMode(options.backup_mode),
+                backup_mode=nncf.BackupMode.INT8_SYM,
                 # What is no linear layer is listed with its tensor's name.
                 ignored_scope=nncf.IgnoredScope(names=[*kept, *(f"{name}.weight" for name in kept)], validate=False),
             )
@@ -259,8 +259,6 @@ def unpacked(decompressor: Any, packed: torch.Tensor, name: str) -> QuantizedWei
         bits, zeros, integers = 4, unpack_uint4(decompressor._zero_point), unpack_uint4(packed)
     elif isinstance(decompressor, layers.INT8SymmetricWeightsDecompressor):
         bits, zeros, integers = 8, torch.full(scales.shape, 128), packed.to(torch.int16) + 128
-    elif isinstance(decompressor, layers.INT8AsymmetricWeightsDecompressor):
-        bits, zeros, integers = 8, decompressor._zero_point, packed
     else:
         raise StageError(f"NNCF left a {type(decompressor).__name__} at {name}.", expected="4 or 8-bit integers")
     integers, zeros = integers.reshape(rows, columns).to(torch.uint8), zeros.reshape(scales.shape).to(torch.uint8)

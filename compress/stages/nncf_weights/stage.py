@@ -35,7 +35,7 @@ class NncfWeights(NncfOptions, ReadsCalibrationText, Stage[Checkpoint, Quantized
 
     def output_spec(self) -> OutputSpec:
         """No larger than 16-bit weights; integers of the tables come on top of the float16 that the format wants."""
-        return OutputSpec(max_size_ratio=1.0 if self.backup_mode == "none" and not self.all_layers else 1.5)
+        return OutputSpec(max_size_ratio=1.5)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Return the cost: the whole model is in memory, and the files are those of `gptq` on the same grid."""
@@ -46,12 +46,10 @@ class NncfWeights(NncfOptions, ReadsCalibrationText, Stage[Checkpoint, Quantized
         return predicted(before, packed(self.equivalent, before), memory=memory)
 
     def integer_weights(self) -> tuple[IntegerWeights, ...]:
-        """Return the layers at 4 bits, and those that `backup_mode` stores."""
+        """Return the layers at 4 bits, and the tables at 8 bits if they are not among these."""
         layers = IntegerWeights(4, self.group_size, self.mode == "int4_asym", "group_size", "mode", "int4_sym")
-        if not self.uses_backup or self.backup_mode == "none":
-            return (layers,)
-        zeros = self.backup_mode == "int8_asym"
-        return layers, IntegerWeights(8, -1, zeros, "backup_mode", "backup_mode", "int8_sym or none")
+        tables = IntegerWeights(8, -1, False, "all_layers", "all_layers", "true")
+        return (layers,) if self.all_layers else (layers, tables)
 
     def run(self, model: Checkpoint, context: Context) -> QuantizedCheckpoint:
         """Let NNCF quantize the model. Raises `StageError`, `DataError` or `ModelError`."""

@@ -23,7 +23,6 @@ from compress.formats.model_file import model_file
 from compress.formats.onnx.decoder.graph_builder import GraphBuilder
 from compress.formats.onnx.decoder.stored_weight import StoredWeight
 from compress.formats.openvino import decoder as decoders
-from compress.formats.openvino.conversion import Precision
 from compress.formats.openvino.decoder import VerifiedIrDecoder, write_decoder
 from compress.formats.openvino.model import IR_FILE
 from compress.formats.openvino.runtime import core, open_stateful
@@ -253,12 +252,3 @@ def test_bad_input_is_refused_by_name(written: Path, source: Checkpoint, monkeyp
     monkeypatch.setattr(decoders, "load_tokenizer", lambda folder: object())
     with pytest.raises(StageError, match="openvino-tokenizers cannot convert"):
         write_decoder(source, "fp32", 8, random_ids(2, 16), TOLERANCE)
-
-
-@pytest.mark.parametrize(("cache", "precision"), [("f32", "fp32"), ("u8", "fp32"), ("f16", "int8")])
-def test_cache_precision(quantized: QuantizedCheckpoint, tmp_path: Path, cache: str, precision: Precision) -> None:
-    folder = saved(write_decoder(quantized, precision, 8, random_ids(2, 16), TOLERANCE, cache), tmp_path)
-    # Whoever opens the file, without a word of it.
-    plain = core().compile_model(core().read_model(folder / IR_FILE), "CPU")
-    assert plain.get_property("KV_CACHE_PRECISION").get_type_name() == cache
-    assert open_stateful(folder / IR_FILE, 1).settings["cache"] == cache

@@ -11,7 +11,7 @@ import numpy as np
 
 from compress.models.pipeline_folder import UNET, part_config
 from compress.plugins.diffusion.pipeline_model import Sampling, load_prompt_processor, load_scheduler, vae_config
-from compress.plugins.diffusion.sampler import LatentSpace
+from compress.plugins.diffusion.sampler import LatentSpace, guidance_embedding
 from compress.plugins.diffusion.scheduler_table import SchedulerTable, build_scheduler_table
 
 
@@ -36,7 +36,7 @@ def app_sampling(folder: Path) -> dict[str, Any]:
         "shift": latents.shift,
         "guidance": 1.0 if latents.condition else max(sampling.guidance, 1.0),
         "empty_ids": tuple(processor.ids([""])[0].tolist()),
-        "condition": _guidance_embedding(sampling.guidance, latents.condition) if latents.condition else None,
+        "condition": guidance_embedding(sampling.guidance, latents.condition) if latents.condition else None,
         **{column.name: getattr(table, column.name) for column in fields(table)},
     }
 
@@ -54,11 +54,3 @@ def sample_by_table(
     """
     latents: np.ndarray = SchedulerTable(**table).sample(denoise, noise, added)
     return latents
-
-
-def _guidance_embedding(guidance: float, width: int) -> np.ndarray:
-    import torch
-
-    from compress.plugins.diffusion.step_losses import guidance_embedding
-
-    return np.asarray(guidance_embedding(torch.tensor([guidance]), width)[0].numpy())

@@ -108,7 +108,9 @@ def component_costs(
         with torch.no_grad(), attention, tracker:
             call()
         peaks.append(tracker.peak_bytes // _FP32_BYTES)
-    return ComponentCosts(count_parameters(component), _multiplications_of(call), *peaks)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call()
+    return ComponentCosts(count_parameters(component), int(counter.get_total_flops()) // 2, *peaks)
 
 
 def costs_of_component(component: ModelMixin, size: int | None = None) -> ComponentCosts:
@@ -162,17 +164,6 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def count_multiplications(component: ModelMixin) -> int:
-    """Count the multiplications of one call of a component on the meta device, for one image of its own size."""
-    return _multiplications_of(_component_call(component, 1, None, _TOKENS))
-
-
-def _multiplications_of(call: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        call()
-    return int(counter.get_total_flops()) // 2
-
-
 def _component_call(component: ModelMixin, batch: int, size: int | None, tokens: int) -> Callable[[], object]:
     """Return a call of the component with inputs of zeros on the meta device."""
     config, class_name = component.config, type(component).__name__
@@ -184,24 +175,21 @@ def _component_call(component: ModelMixin, batch: int, size: int | None, tokens:
         side = size or (config.get("sample_size") or 512) // 2 ** (len(config.block_out_channels) - 1)
         latents = zeros(batch, config.latent_channels, side, side)
         return lambda: component.decode(latents, return_dict=False)
-    if class_name not in ("UNet2DConditionModel", "UNet2DModel"):
+    if class_name != "UNet2DConditionModel":
         raise ModelError(
             f"The cost of a {class_name} is not predicted.",
             where="config.json: _class_name",
-            expected="UNet2DConditionModel, UNet2DModel, AutoencoderKL or AutoencoderTiny",
+            expected="UNet2DConditionModel, AutoencoderKL or AutoencoderTiny",
         )
     side = size or config.sample_size or 64
     height, width = (side, side) if isinstance(side, int) else side
-    arguments: dict[str, object] = {}
-    if class_name == "UNet2DConditionModel":
-        text = config.encoder_hid_dim or config.cross_attention_dim
-        arguments["encoder_hidden_states"] = zeros(batch, tokens, text if isinstance(text, int) else text[0])
+    text = config.encoder_hid_dim or config.cross_attention_dim
+    text_states = zeros(batch, tokens, text if isinstance(text, int) else text[0])
+    arguments: dict[str, object] = {"encoder_hidden_states": text_states}
     if config.get("addition_embed_type") == "text_time":
         # SDXL concatenates the pooled text embedding and the embedded sizes of the image.
         pooled = config.projection_class_embeddings_input_dim - _SDXL_SIZES * config.addition_time_embed_dim
         arguments["added_cond_kwargs"] = {"text_embeds": zeros(batch, pooled), "time_ids": zeros(batch, _SDXL_SIZES)}
-    if config.get("num_class_embeds") or config.get("class_embed_type") == "timestep":
-        arguments["class_labels"] = torch.zeros(batch, dtype=torch.long, device="meta")
     sample = zeros(batch, config.in_channels, height, width)
     timestep = torch.zeros(batch, dtype=torch.long, device="meta")
     return lambda: component(sample, timestep, **arguments, return_dict=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -16,7 +16,6 @@ from compress.numerics.pruning import relevant_timesteps, weight_gates
 from compress.plugins.diffusion.component_costs import (
     cost_rows,
     costs_of_component,
-    count_multiplications,
     count_parameters,
 )
 from compress.plugins.diffusion.noised_latents import (
@@ -31,31 +30,27 @@ from compress.plugins.diffusion.pipeline_model import GeneratorModel
 from compress.plugins.diffusion.stage_settings import DenoiserPruning
 from compress.plugins.diffusion.unet_blocks import (
     BKSDMSize,
-    UNetBlocks,
-    all_blocks,
-    bk_sdm_blocks,
     build_like_on_meta,
     require_unet,
-    select_blocks,
-    select_shared_blocks,
+    select_bk_sdm_blocks,
 )
 from compress.plugins.diffusion.unet_channels import (
     ChannelSet,
     channel_sets,
-    check_widths,
     narrow_config,
     narrow_unet,
     tied_stages,
     width_steps,
 )
-from compress.stages.prune.channels import ladder, nearest_rung
+from compress.stages.prune.channels import ladder
 from compress.tasks.inference import device_of, tensors
 from compress.tasks.task import Examples
 from compress.utils.errors import StageError
 from compress.utils.progress import Progress
 
 if TYPE_CHECKING:
-    from compress.plugins.diffusion.unet_blocks import UNet
+    from diffusers import UNet2DConditionModel
+
     from compress.stages.base import Context
 
 _SIZES: dict[str, BKSDMSize] = {"bk-sdm-base": "base", "bk-sdm-small": "small", "bk-sdm-tiny": "tiny"}
@@ -162,19 +157,17 @@ def prune_denoiser(model: GeneratorModel, settings: DenoiserPruning, context: Co
 
 
 def check_pruning(component: nn.Module, settings: DenoiserPruning) -> None:
-    """Try the named blocks and widths on a UNet, which may have no weights. Raises `StageError`."""
+    """Try the named blocks, and trace the channels, of a UNet that may have no weights. Raises `StageError`."""
     unet = require_unet(component)
     if settings.blocks is not None:
-        unet = select_blocks(unet, bk_sdm_blocks(unet, _SIZES[settings.blocks]))
-    if settings.prunes_channels:
-        sets = channel_sets(unet)
-        if settings.block_out_channels is not None:
-            check_widths(unet, settings.block_out_channels, sets)
+        unet = select_bk_sdm_blocks(unet, _SIZES[settings.blocks])
+    if settings.parameters is not None:
+        channel_sets(unet)
 
 
 def prune_unet(
-    unet: UNet, settings: DenoiserPruning, examples: Examples, noising: NoiseProcess, context: Context
-) -> UNet:
+    unet: UNet2DConditionModel, settings: DenoiserPruning, examples: Examples, noising: NoiseProcess, context: Context
+) -> UNet2DConditionModel:
     """Return a UNet with fewer blocks and narrower stages; the weights of ``unet`` are consumed.
 
     Args:
@@ -190,24 +183,11 @@ def prune_unet(
     probe = LossProbe.spaced(examples, noising, settings.timesteps, settings.batch_size, context.seed)
     costs_before, losses_before = costs_of_component(unet), probe.losses(unet)
     if settings.blocks is not None:
-        unet = select_blocks(unet, bk_sdm_blocks(unet, _SIZES[settings.blocks]))
-    if settings.pairs:
-        losses = [probe.mean_loss(unet)]
-        blocks, removals = remove_least_important(unet, settings.pairs, settings.middle, probe.mean_loss)
-        losses += removals.values()
-        rows = [
-            (block, round(loss, 5), round(loss - previous, 5))
-            for (block, loss), previous in zip(removals.items(), losses, strict=False)
-        ]
-        context.add_table("Removed blocks", ("block", "loss", "rise"), rows)
-        unet = select_blocks(unet, blocks)
-    if settings.prunes_channels:
+        unet = select_bk_sdm_blocks(unet, _SIZES[settings.blocks])
+    if settings.parameters is not None:
         sets = channel_sets(unet)
-        if settings.block_out_channels is not None:
-            # Widths of the recipe are checked before importance, which takes minutes.
-            check_widths(unet, settings.block_out_channels, sets)
         gates, timesteps = accumulate_gates(unet, sets, probe, settings.threshold, context.progress)
-        widths = settings.block_out_channels or _choose_widths(unet, sets, gates, settings)
+        widths = choose_widths(unet, sets, gates, settings.parameters)
         context.note(
             f"prune: stages of {list(unet.config.block_out_channels)} -> {list(widths)} channels, by importance at "
             f"{len(timesteps)} of {len(probe.timesteps)} timesteps, up to {max(timesteps)}"
@@ -229,127 +209,61 @@ def prune_unet(
     return unet
 
 
-def remove_least_important(
-    unet: UNet, count: int, middle: bool, measure: Callable[[UNet], float]
-) -> tuple[UNetBlocks, dict[str, float]]:
-    """Remove pairs one by one: each time the one without which the loss rises least.
-
-    A pair on the way down is removed with one that reads its stage on the way up.
+def choose_widths(
+    unet: UNet2DConditionModel, sets: Sequence[ChannelSet], gates: Sequence[torch.Tensor], share: float
+) -> tuple[int, ...]:
+    """Return widths of stages that remove ``share`` of the parameters. Neighbours that differ stay different.
 
     Args:
         unet: UNet to prune.
-        count: Number of pairs to remove.
-        middle: Whether the middle block may be removed as one of them.
-        measure: Returns the loss of a UNet.
-
-    Returns:
-        The remaining blocks, and for each removed block the loss without it and all blocks that were removed before.
+        sets: Its sets of coupled channels.
+        gates: Importance of the channels of each set, [size].
+        share: Share of the parameters to remove.
 
     Raises:
-        StageError: Fewer pairs can be removed.
+        StageError: Even the smallest widths have more parameters.
     """
-    blocks, removals = all_blocks(unet), dict[str, float]()
-    for _ in range(count):
-        candidates = {
-            f"stage {stage}: pair {down} down, pair {up} up": blocks.without(stage, down, up)
-            for stage, pairs in enumerate(blocks.down)
-            if len(pairs) > 1
-            for down in pairs
-            for up in blocks.up[stage]
-        }
-        if middle and blocks.middle:
-            candidates["the block in the middle"] = replace(blocks, middle=False)
-        # Trials share the UNet's tensors. Candidates whose stages do not fit together are skipped.
-        trials = {
-            name: measure(smaller)
-            for name, candidate in candidates.items()
-            if (smaller := select_shared_blocks(unet, candidate)) is not None
-        }
-        if not trials:
+    tied, steps = tied_stages(unet), width_steps(unet, sets)
+    # The possible widths of each group of tied stages, largest first, and the total importance that each removes.
+    rungs, lost = list[list[int]](), list[list[float]]()
+    for stages in tied:
+        widths_of_group = ladder(
+            unet.config.block_out_channels[stages[0]], math.lcm(*(steps[stage] for stage in stages))
+        )
+        pairs = [pair for pair in zip(sets, gates, strict=True) if pair[0].stage in stages]
+        rungs.append(widths_of_group)
+        lost.append([sum(channels.lost(scores, width) for channels, scores in pairs) for width in widths_of_group])
+
+    def stage_widths(positions: Sequence[int]) -> tuple[int, ...]:
+        """Return the width of each stage, from the position of each group in its rungs."""
+        return tuple(
+            group[position] for stages, group, position in zip(tied, rungs, positions, strict=True) for _ in stages
+        )
+
+    def cost(positions: Sequence[int]) -> int:
+        return count_parameters(build_like_on_meta(unet, narrow_config(unet, sets, stage_widths(positions))))
+
+    positions = [0] * len(rungs)
+    initial = current = cost(positions)
+    # Greedy search: take the step down that loses the least importance for the parameters that it saves.
+    while current > initial * (1 - share):
+        best: tuple[float, int, int] | None = None
+        for index, position in enumerate(positions):
+            if position + 1 == len(rungs[index]):
+                continue
+            lower = [*positions[:index], position + 1, *positions[index + 1 :]]
+            group_widths = [group[rung] for group, rung in zip(rungs, lower, strict=True)]
+            if any(width == following for width, following in pairwise(group_widths)):
+                continue
+            lower_cost, loss = cost(lower), lost[index][position + 1] - lost[index][position]
+            if lower_cost < current and (best is None or loss / (current - lower_cost) < best[0]):
+                best = loss / (current - lower_cost), index, lower_cost
+        if best is None:
             raise StageError(
-                f"Only {len(removals)} blocks of this UNet can be removed, and {count} are to.",
-                where="pairs",
-                expected="a pair left in every stage, and stages that can be joined without it",
-                hint="remove fewer, or prune channels",
+                f"Pruning channels can remove {1 - current / initial:.1%}, and not {share:.1%}.",
+                expected=f"stages no narrower than {[group[-1] for group in rungs]}, in multiples of {steps}",
+                hint="remove less, or blocks first",
             )
-        best = min(trials, key=lambda name: trials[name])
-        blocks = candidates[best]
-        removals[best] = trials[best]
-    return blocks, removals
-
-
-def _choose_widths(
-    unet: UNet, sets: Sequence[ChannelSet], gates: Sequence[torch.Tensor], settings: DenoiserPruning
-) -> tuple[int, ...]:
-    search = _WidthSearch(unet, sets, gates)
-    if settings.channels:
-        counts = [nearest_rung(rungs, rungs[0] * (1 - settings.channels)) for rungs in search.rungs]
-        widths = search.stage_widths(counts)
-    else:
-        share = settings.parameters if settings.parameters is not None else settings.flops
-        assert share is not None
-        count: Callable[[UNet], int] = count_parameters if settings.parameters is not None else count_multiplications
-        widths = search.widths_below(
-            share, lambda candidate: count(build_like_on_meta(unet, narrow_config(unet, sets, candidate)))
-        )
-    if widths == tuple(unet.config.block_out_channels):
-        raise StageError(
-            f"In multiples of {width_steps(unet, sets)}, no channel of stages of {list(widths)} is removed.",
-            expected="stages of several times that: of the groups of group norm and of whole attention heads",
-            hint="remove a larger share, or blocks",
-        )
-    return widths
-
-
-class _WidthSearch:
-    """Possible widths of stages and the importance that each removes.
-
-    ``stages[i]`` are stages that must be equally wide. ``rungs[i]`` are their widths, largest first, and ``lost[i]``
-    the total importance of the channels that each width removes.
-    """
-
-    def __init__(self, unet: UNet, sets: Sequence[ChannelSet], gates: Sequence[torch.Tensor]) -> None:
-        self.stages, steps = tied_stages(unet), width_steps(unet, sets)
-        self.rungs: list[list[int]] = []
-        self.lost: list[list[float]] = []
-        for stages in self.stages:
-            step = math.lcm(*(steps[stage] for stage in stages))
-            rungs = ladder(unet.config.block_out_channels[stages[0]], step)
-            pairs = [pair for pair in zip(sets, gates, strict=True) if pair[0].stage in stages]
-            self.rungs.append(rungs)
-            self.lost.append([sum(channels.lost(scores, rung) for channels, scores in pairs) for rung in rungs])
-
-    def stage_widths(self, counts: Sequence[int]) -> tuple[int, ...]:
-        """Return the width of each stage, from that of each group."""
-        return tuple(count for stages, count in zip(self.stages, counts, strict=True) for _ in stages)
-
-    def widths_below(self, share: float, cost: Callable[[tuple[int, ...]], float]) -> tuple[int, ...]:
-        """Return widths that remove ``share`` of the cost. Neighbours that differ stay different.
-
-        Raises:
-            StageError: Even the smallest widths cost more.
-        """
-        rungs_at, widths = [0] * len(self.rungs), [rungs[0] for rungs in self.rungs]
-        initial = current = cost(self.stage_widths(widths))
-        # Greedy search: take the step down that loses the least importance for the cost that it saves.
-        while current > initial * (1 - share):
-            best: tuple[float, int, float] | None = None
-            for index, (rungs, lost, rung) in enumerate(zip(self.rungs, self.lost, rungs_at, strict=True)):
-                if rung + 1 == len(rungs):
-                    continue
-                lower = [*widths[:index], rungs[rung + 1], *widths[index + 1 :]]
-                if any(width == following for width, following in pairwise(lower)):
-                    continue
-                lower_cost, loss = cost(self.stage_widths(lower)), lost[rung + 1] - lost[rung]
-                if lower_cost < current and (best is None or loss / (current - lower_cost) < best[0]):
-                    best = loss / (current - lower_cost), index, lower_cost
-            if best is None:
-                raise StageError(
-                    f"Pruning channels can remove {1 - current / initial:.1%}, and not {share:.1%}.",
-                    expected=f"stages no narrower than {[rungs[-1] for rungs in self.rungs]}",
-                    hint="remove less, or blocks first",
-                )
-            _, index, current = best
-            rungs_at[index] += 1
-            widths[index] = self.rungs[index][rungs_at[index]]
-        return self.stage_widths(widths)
+        _, index, current = best
+        positions[index] += 1
+    return stage_widths(positions)

@@ -142,7 +142,7 @@ def encode_difference_png(levels: np.ndarray, reference: np.ndarray) -> str:
     return encode_png(np.stack([red, fading, blue], axis=-1).astype(np.uint8))
 
 
-_JUDGE_VERSION = 1
+_JUDGE_VERSION = 2
 """Increased when a judge would compute other values from the same images."""
 
 
@@ -155,7 +155,7 @@ def judgements(session: TargetSession, parts: Sequence[Part]) -> list[Measuremen
     classes = rows["label"].to_pylist() if "label" in rows.column_names else None
     usual = session.predictions[BASELINE].kept[IMAGES] if BASELINE in session.predictions else None
     real = session.predictions[labels[0]].labels
-    evaluation = ImageEvaluation(folder, rows["text"].to_pylist(), classes, real, usual)
+    evaluation = ImageEvaluation(folder, classes, real, usual)
     key = {
         "judge": digest_directory(folder),
         "data": session.runner.inputs.data.digest(session.split),

@@ -35,7 +35,8 @@ from compress.tasks.task import Examples
 from compress.utils.errors import StageError
 
 if TYPE_CHECKING:
-    from compress.plugins.diffusion.unet_blocks import UNet
+    from diffusers import UNet2DConditionModel
+
     from compress.stages.base import Context
 
 _RIDGE = 1e-4
@@ -70,8 +71,8 @@ def distill_features(
 
 
 def train_on_features(
-    student: UNet,
-    teacher: UNet,
+    student: UNet2DConditionModel,
+    teacher: UNet2DConditionModel,
     examples: Examples,
     held_out: Examples | None,
     noising: NoiseProcess,
@@ -81,8 +82,8 @@ def train_on_features(
     """Train ``student`` in place. A killed training continues from its checkpoint in the context's scratch folder.
 
     Args:
-        student: UNet to train.
-        teacher: UNet to learn from.
+        student: UNet2DConditionModel to train.
+        teacher: UNet2DConditionModel to learn from.
         examples: `latent_examples` of the train split.
         held_out: Those of the validation split, which judge each epoch.
         noising: Noising that the teacher was trained with.
@@ -129,8 +130,8 @@ class FeatureTrainer:
 
     def __init__(
         self,
-        teacher: UNet,
-        student: UNet,
+        teacher: UNet2DConditionModel,
+        student: UNet2DConditionModel,
         examples: Examples,
         noising: NoiseProcess,
         settings: FeatureDistillation,
@@ -139,8 +140,8 @@ class FeatureTrainer:
         """Pair the blocks of two UNets and fit projections on some examples.
 
         Args:
-            teacher: UNet to learn from.
-            student: UNet to train.
+            teacher: UNet2DConditionModel to learn from.
+            student: UNet2DConditionModel to train.
             examples: Examples to fit projections on.
             noising: Noising that the teacher was trained with.
             settings: Weights of the losses.
@@ -222,7 +223,7 @@ class FeatureTrainer:
         return loss
 
     @torch.no_grad()
-    def _fit_projections(self, student: UNet, examples: Examples, seed: int) -> None:
+    def _fit_projections(self, student: UNet2DConditionModel, examples: Examples, seed: int) -> None:
         """Fit projections by least squares, so that the student follows the teacher's features from the start."""
         indices = list(range(min(_FIT_EXAMPLES, len(examples))))
         device = device_of(student)

@@ -6,11 +6,11 @@ Images are [n, height, width, channels]. n: generated images, m: real images, d:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from compress.data.media import decode
 from compress.numerics.calibration import mean_interval
@@ -25,8 +25,6 @@ SSIM_WINDOW = 11
 """Side of the Gaussian window of SSIM, in pixels."""
 _LEVELS = 255
 _SEED = 0
-_CHUNK = 1024
-"""Number of rows whose distances are in memory at once."""
 _SINGULAR = 1e-10
 """Eigenvalues below this share of the largest count as 0."""
 
@@ -264,57 +262,12 @@ def frechet_contributions(features: ArrayLike, reference: ArrayLike) -> Floats:
     return np.asarray(gaussian_frechet_distance(generated, real) + shift + spread - trace, np.float64)
 
 
-def in_manifold(features: ArrayLike, reference: ArrayLike, neighbours: int = 3) -> NDArray[np.bool_]:
-    """Return which features [n, d] lie in a ball around one of ``reference`` [m, d] that reaches its k-th neighbour.
-
-    The mean for generated images among real ones is the precision, for real ones among generated images the recall
-    (Kynkäänniemi et al. 2019, section 2). Both depend on the numbers of images: compare equally many.
-
-    Raises:
-        ValueError: ``reference`` has no more rows than ``neighbours``.
-    """
-    rows, known = _check_features(features), _check_features(reference)
-    if not 1 <= neighbours < len(known):
-        raise ValueError(f"{len(known)} images have no {neighbours} neighbours each")
-    # The nearest row of each reference row is itself, so the k-th neighbour has index k.
-    radii = np.concatenate(
-        [np.partition(_squared_distances(part, known), neighbours, axis=1)[:, neighbours] for part in _chunks(known)]
-    )
-    return np.concatenate([(_squared_distances(part, known) <= radii).any(axis=1) for part in _chunks(rows)])
-
-
-def diversity(features: ArrayLike, prompts: Sequence[Hashable]) -> Floats:
-    """Return the mean distance of each image from the others of its prompt, [n]; NaN without others."""
-    rows = _check_features(features)
-    indices: dict[Hashable, list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        indices.setdefault(prompt, []).append(index)
-    means = np.full(len(rows), np.nan)
-    for same_prompt in indices.values():
-        if len(same_prompt) > 1:
-            distances = np.sqrt(_squared_distances(rows[same_prompt], rows[same_prompt]))
-            np.fill_diagonal(distances, 0.0)
-            means[same_prompt] = distances.sum(axis=1) / (len(same_prompt) - 1)
-    return means
-
-
 def _matrix_power(matrix: Floats, exponent: float) -> Floats:
     """Return a power of a symmetric, positive semidefinite matrix. Eigenvalues of 0 stay 0."""
     values, vectors = np.linalg.eigh(matrix)
     positive = values > _SINGULAR * max(values[-1], 0)
     powers = np.where(positive, np.where(positive, values, 1.0) ** exponent, 0.0)
     return np.asarray((vectors * powers) @ vectors.T, np.float64)
-
-
-def _squared_distances(first: Floats, second: Floats) -> Floats:
-    """Return squared Euclidean distances, [n, m]."""
-    from scipy.spatial.distance import cdist
-
-    return np.asarray(cdist(first, second, "sqeuclidean"), np.float64)
-
-
-def _chunks(rows: Floats) -> list[Floats]:
-    return [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
 
 
 def _check_features(features: ArrayLike) -> Floats:

@@ -14,11 +14,9 @@ import numpy as np
 from compress.data.media import Media, media, media_type
 from compress.evaluation.evaluate import artifact_labels
 from compress.plugins.diffusion.image_metrics import (
-    diversity,
     frechet_contributions,
     frechet_distance,
     frechet_interval,
-    in_manifold,
     mean_measurement,
     perceptual_distance,
 )
@@ -30,8 +28,6 @@ from compress.utils.errors import DataError, ModelError
 
 _BATCH = 32
 _SEED = 0
-_NEIGHBOURS = 3
-"""Number of neighbours of Kynkäänniemi et al. (2019)."""
 
 
 class ClassifierOutputs(NamedTuple):
@@ -145,7 +141,6 @@ class ImageEvaluation:
     """
 
     folder: Path
-    prompts: Sequence[str]
     classes: Sequence[str] | None
     real: np.ndarray | None
     baseline_images: np.ndarray | None
@@ -168,7 +163,6 @@ class ImageEvaluation:
             is_right = np.array([seen == label for seen, label in zip(classes, self.classes, strict=True)])
             results.append(outcome_row("prompt_accuracy", is_right, "", ""))
         if self.real_features is not None:
-            # The Fréchet distance, precision and recall of generated and real images.
             real = self.real_features
             count, width = features.shape
             unit = describe_metric("frechet_distance").unit
@@ -178,12 +172,6 @@ class ImageEvaluation:
                 results.append(row(**frechet_interval(features, real, _SEED)._asdict(), raw=raw))
             elif count > 1:
                 results.append(row(value=frechet_distance(features, real)))
-            if count > _NEIGHBOURS:
-                results.append(outcome_row("picture_precision", in_manifold(features, real, _NEIGHBOURS), "", ""))
-                results.append(outcome_row("picture_recall", in_manifold(real, features, _NEIGHBOURS), "", ""))
-        diversities = diversity(features, self.prompts)
-        if np.isfinite(diversities).any():
-            results.append(mean_measurement("prompt_diversity", diversities[np.isfinite(diversities)]))
         if self.baseline_images is not None:
             distances = self.judge.distances(pictures, self.baseline_images)
             results.append(mean_measurement("perceptual_distance_to_baseline", distances))

@@ -28,8 +28,6 @@ TRAIN, VALIDATION = "train", "validation"
 LATENTS, TEXT = "latents", "encoder_hidden_states"
 """Inputs of an example: scaled latents of an image [C, H, W], and hidden states of the text encoder [tokens, width]."""
 _IMAGE, _CAPTION = "image", "text"
-_ADDED_CONDITIONS = frozenset({"text_embeds", "time_ids"})
-"""Conditions that SDXL's UNet takes as ``added_cond_kwargs``."""
 _NOT_CONDITIONS = frozenset({LATENTS, "index", "labels"})
 _BATCH = 32
 
@@ -251,12 +249,8 @@ class NoiseProcess:
 
 
 def denoise(unet: nn.Module, noised: NoisedLatents) -> torch.Tensor:
-    """Return the output [B, C, H, W] of a `UNet2DConditionModel` or `UNet2DModel` for noised latents."""
-    arguments: dict[str, object] = dict(noised.conditions)
-    added = {name: arguments.pop(name) for name in _ADDED_CONDITIONS & noised.conditions.keys()}
-    if added:
-        arguments["added_cond_kwargs"] = added
-    output: torch.Tensor = unet(noised.noised, noised.timesteps, **arguments, return_dict=False)[0]
+    """Return the output [B, C, H, W] of a UNet for noised latents."""
+    output: torch.Tensor = unet(noised.noised, noised.timesteps, **noised.conditions, return_dict=False)[0]
     return output
 
 

@@ -137,28 +137,6 @@ def load_prompt_processor(folder: Path) -> PromptProcessor:
     return PromptProcessor(tokenizer, (int(unet["in_channels"]), height, width), image_shape)
 
 
-def empty_prompt_ids(folder: Path) -> np.ndarray:
-    """Return the token ids of the empty prompt, [1, tokens] int64. Raises `ModelError`.
-
-    Transformers, which takes seconds to import, is used only if tokenizer.json does not suffice.
-    """
-    import numpy as np
-
-    file, config = folder / TOKENIZER / "tokenizer.json", read_json(folder / TOKENIZER / "tokenizer_config.json")
-    pad, length = config.get("pad_token"), config.get("model_max_length")
-    if not file.is_file() or not isinstance(length, int) or config.get("padding_side", "right") != "right":
-        return load_prompt_processor(folder).ids([""])
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(file))
-    pad_id = tokenizer.token_to_id(str(pad.get("content") if isinstance(pad, dict) else pad))
-    tokenizer.no_padding()
-    ids = tokenizer.encode("").ids
-    if pad_id is None or len(ids) > length:
-        return load_prompt_processor(folder).ids([""])
-    return np.array([[*ids, *[pad_id] * (length - len(ids))]], dtype=np.int64)
-
-
 def load_scheduler(folder: Path) -> SchedulerMixin:
     """Load diffusers' scheduler of the class and config in ``folder``. Raises `ModelError`, `MissingExtraError`."""
     from compress.models.config_checks import load_error_types

@@ -25,7 +25,7 @@ from compress.formats.safetensors.runtime import FAILURES
 from compress.models.pipeline_folder import UNET, part_config
 from compress.plugins.diffusion.pipeline_model import (
     Sampling,
-    empty_prompt_ids,
+    load_prompt_processor,
     load_scheduler,
     vae_config,
 )
@@ -144,13 +144,8 @@ class DiffusionSampler:
         text = self._encode_prompts(ids)
         condition = {}
         if self.latents.condition:
-            # The embedding of the guidance scale (Meng et al. 2023), in NumPy: a process that times graphs must not
-            # load torch.
-            half = self.latents.condition // 2
-            rates = np.exp(np.arange(half, dtype=np.float32) * -(np.log(10000.0) / (half - 1)))
-            angles = 1000.0 * (self.sampling.guidance - 1) * rates
-            row = np.concatenate([np.sin(angles), np.cos(angles), np.zeros(self.latents.condition % 2)])
-            condition = {CONDITION: np.repeat(row[np.newaxis].astype(np.float32), len(noise), axis=0)}
+            row = guidance_embedding(self.sampling.guidance, self.latents.condition)
+            condition = {CONDITION: np.repeat(row[np.newaxis], len(noise), axis=0)}
         steps = itertools.count(1)
 
         def denoise(latents: np.ndarray, timestep: float) -> np.ndarray:
@@ -228,6 +223,14 @@ class DiffusionSampler:
             return text
         empty = self.encode({IDS: self.empty})[HIDDEN]
         return np.concatenate([np.repeat(empty, len(text), axis=0), text])
+
+
+def guidance_embedding(guidance: float, width: int) -> np.ndarray:
+    """Return sinusoids [width] of a guidance scale, as in diffusers' LatentConsistencyModelPipeline."""
+    half = width // 2
+    rates = np.exp(np.arange(half, dtype=np.float32) * -(np.log(10000.0) / (half - 1)))
+    angles = 1000.0 * (guidance - 1) * rates
+    return np.concatenate([np.sin(angles), np.cos(angles), np.zeros(width % 2)]).astype(np.float32)
 
 
 def _require_finite(array: np.ndarray, source: str) -> None:
@@ -320,7 +323,7 @@ def open_session(sessions: Sequence[Session], folder: Path) -> DiffusionSession:
         scheduler=load_scheduler(folder),
         latents=LatentSpace.from_configs(part_config(folder, UNET), vae_config(folder)),
         sampling=Sampling.read(folder),
-        empty=empty_prompt_ids(folder),
+        empty=load_prompt_processor(folder).ids([""]),
     )
     return DiffusionSession(sampler, parts, str(folder))
 

@@ -24,19 +24,8 @@ class DenoiserPruning(Frozen):
         description="blocks that BK-SDM removes: all pairs of resnet and attention except the first of a stage on the "
         "way down, and the first and last on the way up; `small`: the middle too; `tiny`: and the innermost stage",
     )
-    pairs: int = Field(
-        0, ge=0, le=64, description="pairs of resnet and attention to remove, those without which the loss rises least"
-    )
-    middle: bool = Field(False, description="with pairs: the block in the middle may be one of them")
-    channels: float = Field(0.0, ge=0, lt=1, description="share of the channels to remove in each stage")
     parameters: float | None = Field(
         None, gt=0, lt=1, description="share of all parameters to remove, by the channels that matter least for it"
-    )
-    flops: float | None = Field(
-        None, gt=0, lt=1, description="share of all FLOPs to remove, by the channels that matter least for it"
-    )
-    block_out_channels: tuple[int, ...] | None = Field(
-        None, min_length=1, description="channels of each stage to keep, in place of a share"
     )
     importance_examples: int = Field(64, ge=1, description="training images that importance is measured on")
     timesteps: int = Field(
@@ -47,25 +36,10 @@ class DenoiserPruning(Frozen):
     )
     batch_size: int = Field(16, ge=1, description="images whose importance is computed at once")
 
-    @property
-    def prunes_channels(self) -> bool:
-        """True if channels are removed."""
-        return self._ways() > 0
-
-    def _ways(self) -> int:
-        asked = (self.channels or None, self.parameters, self.flops, self.block_out_channels)
-        return sum(value is not None for value in asked)
-
     @model_validator(mode="after")
-    def _something_goes(self) -> Self:
-        if self._ways() > 1:
-            raise ValueError("one of channels, parameters, flops and block_out_channels")
-        if self.blocks is not None and self.pairs:
-            raise ValueError("either blocks, which BK-SDM chose, or pairs, which the loss chooses")
-        if self.middle and not self.pairs:
-            raise ValueError("pairs, one of which the middle would be")
-        if not self._ways() and self.blocks is None and not self.pairs:
-            raise ValueError("blocks or pairs, channels, parameters, flops or block_out_channels")
+    def _require_blocks_or_parameters(self) -> Self:
+        if self.blocks is None and self.parameters is None:
+            raise ValueError("blocks or parameters")
         return self
 
 
@@ -105,12 +79,6 @@ class AutoencoderDistillation(DenoiserDistillation):
     keep_best: bool = KEEP_BEST
     width: int = Field(64, ge=4, le=1024, description="channels of its convolutions")
     layers: int = Field(3, ge=1, le=8, description="residual blocks at each resolution")
-    feature_weight: float = Field(
-        0.5, ge=0, description="weight of the loss on features that the VAE's own encoder computes of the images"
-    )
-    encoder_weight: float = Field(
-        0.1, ge=0, description="weight of the loss of the small encoder, which generating images does not use"
-    )
 
 
 class StepDistillation(DenoiserDistillation):
@@ -120,32 +88,7 @@ class StepDistillation(DenoiserDistillation):
     """
 
     steps: int = Field(4, ge=1, le=64, description="sampling steps of the student")
-    guidance: float | tuple[float, float] = Field(
-        1.0,
-        description="guidance_scale that is folded in, 1 for none; with two numbers the student is conditioned on any "
-        "scale between them by timestep_cond, and the artifact's guidance is the first",
-    )
-    prediction_type: Literal["epsilon", "sample", "v_prediction"] | None = Field(
-        None,
-        description="what the student predicts; default: v_prediction in progressive distillation, since x divides by "
-        "the signal that is left where epsilon is predicted; otherwise as the teacher",
-    )
-
-    @model_validator(mode="after")
-    def _guided(self) -> Self:
-        if self.guidance_range[0] < 1 or self.guidance_range[0] > self.guidance_range[1]:
-            raise ValueError("guidance of 1 or more; of two numbers the smaller first")
-        return self
-
-    @property
-    def guidance_range(self) -> tuple[float, float]:
-        """Smallest and largest guidance scale that is learned."""
-        return self.guidance if isinstance(self.guidance, tuple) else (self.guidance, self.guidance)
-
-    @property
-    def conditions_on_guidance(self) -> bool:
-        """True if the student gets the guidance scale as an input."""
-        return isinstance(self.guidance, tuple)
+    guidance: float = Field(1.0, ge=1, description="guidance_scale that is folded in, 1 for none")
 
 
 class ProgressiveDistillation(StepDistillation):
@@ -207,9 +150,7 @@ class ConsistencyDistillation(StepDistillation):
     teacher_steps: int = Field(
         _CONSISTENCY_STEPS, ge=2, le=1000, description="sampling steps of the teacher on whose trajectory points agree"
     )
-    loss: Literal["pseudo_huber", "l2"] = Field("pseudo_huber", description="distance between two predicted ends")
     average: float = Field(0.95, ge=0, lt=1, description="decay of the target's moving average of weights")
-    timestep_scaling: float = Field(10.0, gt=0, description="factor on timesteps in c_skip and c_out")
 
     @model_validator(mode="after")
     def _steps_fit(self) -> Self:

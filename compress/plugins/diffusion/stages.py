@@ -25,9 +25,8 @@ from compress.tasks.capability import GENERATES_IMAGES
 class PruneDenoiser(DenoiserPruning, Stage[TorchModel, TorchModel]):
     """Structured pruning of a text-to-image model's UNet.
 
-    Blocks are removed by BK-SDM (Kim et al. 2023, section 3.1), or those without which the denoising loss rises least,
-    and channels by importance accumulated over timesteps (Fang et al. 2023, Diff-Pruning). The result is a UNet that
-    diffusers' own config describes.
+    Blocks are removed by BK-SDM (Kim et al. 2023, section 3.1), and channels by importance accumulated over timesteps
+    (Fang et al. 2023, Diff-Pruning). The result is a UNet that diffusers' own config describes.
     """
 
     packages = ("torch", "transformers", "accelerate", "diffusers")
@@ -40,12 +39,8 @@ class PruneDenoiser(DenoiserPruning, Stage[TorchModel, TorchModel]):
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Return an unknown cost."""
-        unknown = "not predicted: it depends on the size of latents, and on how many blocks are tried"
+        unknown = "not predicted: it depends on the size of latents"
         return predicted(before, None, Estimate.unknown(unknown))
-
-    def data_passes(self, examples: float) -> tuple[float, float]:
-        """Return the images that importance is measured on."""
-        return min(examples, self.importance_examples), 0.0
 
     def check_model(self, start: Path) -> None:
         """Raise `StageError` for a UNet that does not have these blocks or channels."""

@@ -37,15 +37,12 @@ from compress.tasks.task import Examples
 from compress.utils.errors import StageError
 
 if TYPE_CHECKING:
-    from diffusers import SchedulerMixin, UNet2DConditionModel
+    from diffusers import SchedulerMixin
 
     from compress.stages.base import Context
 
 _COMPARED_IMAGES, _REFERENCE_STEPS = 16, 50
 """Number of images, and steps of the teacher, of the comparison in the report."""
-_CONDITION_FIELD = "time_cond_proj_dim"
-_CONDITION_WIDTH = 256
-"""Width of the guidance embedding, as in Luo et al. 2023."""
 
 
 def distill_steps(
@@ -66,15 +63,13 @@ def distill_steps(
     """
     assert isinstance(model, GeneratorModel) and isinstance(teacher, GeneratorModel)
     examples, empty = encode_split(teacher, context)
-    guided_teacher = replace(teacher, sampling=replace(teacher.sampling, guidance=settings.guidance_range[0]))
+    guided_teacher = replace(teacher, sampling=replace(teacher.sampling, guidance=settings.guidance))
     trajectory = reference_trajectory(guided_teacher, context, _COMPARED_IMAGES, _REFERENCE_STEPS)
     _, trials = trajectory.best_scheduler(settings.steps)
     # The input may also be the teacher, so the student is a copy.
-    denoiser = model.parts[UNET]
-    student = add_guidance_input(denoiser) if settings.conditions_on_guidance else copy.deepcopy(denoiser)
+    student = copy.deepcopy(model.parts[UNET])
     trainer = StepTrainer(settings, teacher.parts[UNET], student, teacher.scheduler, examples, empty, context)
-    guidance = settings.guidance_range[0] if settings.conditions_on_guidance else 1.0
-    distilled = replace(model, scheduler=trainer.train(), sampling=Sampling(settings.steps, guidance))
+    distilled = replace(model, scheduler=trainer.train(), sampling=Sampling(settings.steps, guidance=1.0))
     distilled.replace_part(UNET, student)
     method = "progressive" if isinstance(settings, ProgressiveDistillation) else "consistency"
     distance = round(trajectory.distance(torch_sampler(distilled)), 5)
@@ -114,15 +109,8 @@ class StepTrainer:
             )
         self.teacher_prediction: PredictionType = prediction_type
         is_progressive = isinstance(self.settings, ProgressiveDistillation)
-        default: PredictionType = "v_prediction" if is_progressive else prediction_type
-        self.student_prediction: PredictionType = self.settings.prediction_type or default
-        # The student's x is (z - sigma epsilon) / alpha, which has no value without a signal.
-        if self.student_prediction == "epsilon" and not float(squares.min()) > 0:
-            raise StageError(
-                "Nothing of the signal is left at the last timestep, where epsilon does not determine x.",
-                where="prediction_type",
-                expected="v_prediction or sample",
-            )
+        # In progressive distillation x divides by the signal that is left where epsilon is predicted.
+        self.student_prediction: PredictionType = "v_prediction" if is_progressive else prediction_type
         self.schedule = NoiseSchedule(squares.float())
         if self.guides and self.empty is None:
             raise StageError(
@@ -134,25 +122,17 @@ class StepTrainer:
     @property
     def guides(self) -> bool:
         """True if classifier-free guidance is folded in."""
-        return self.settings.guidance_range[1] > 1
-
-    @property
-    def condition_width(self) -> int:
-        """Width of the student's guidance embedding, or 0."""
-        if not self.settings.conditions_on_guidance:
-            return 0
-        return int(getattr(self.student, "config", {}).get(_CONDITION_FIELD) or 0)
+        return self.settings.guidance > 1
 
     def train(self) -> SchedulerMixin:
         """Train the student in place and return its scheduler. Raises `StageError`."""
         self.teacher.eval().requires_grad_(False)
         settings, empty = self.settings, self.empty if self.guides else None
-        teacher = GuidedDenoiser(self.teacher, self.teacher_prediction, self.schedule, 0, empty)
+        teacher = GuidedDenoiser(self.teacher, self.teacher_prediction, self.schedule, empty, settings.guidance)
         student = self._denoiser(self.student)
         if isinstance(settings, ConsistencyDistillation):
-            averaged, huber = AveragedNetwork(self.student, settings.average), settings.loss == "pseudo_huber"
-            loss = ConsistencyLoss(teacher, student, settings.teacher_steps, averaged, settings.timestep_scaling, huber)
-            self._train_round("consistent", loss, 0, 1)
+            averaged = AveragedNetwork(self.student, settings.average)
+            self._train_round("consistent", ConsistencyLoss(teacher, student, settings.teacher_steps, averaged), 0, 1)
             return self.student_scheduler()
         counts = [settings.first_steps, *settings.rounds]
         rounds = [(f"{steps}-steps", steps, previous // steps) for previous, steps in pairwise(counts)]
@@ -170,15 +150,14 @@ class StepTrainer:
         return self.student_scheduler()
 
     def _denoiser(self, network: nn.Module) -> GuidedDenoiser:
-        return GuidedDenoiser(network, self.student_prediction, self.schedule, self.condition_width)
+        return GuidedDenoiser(network, self.student_prediction, self.schedule)
 
     def student_scheduler(self) -> SchedulerMixin:
         """Return the scheduler of the student: LCM after consistency distillation, otherwise DDIM."""
         settings, name = self.settings, "DDIMScheduler"
         options: dict[str, object] = {"timestep_spacing": "trailing", "set_alpha_to_one": True}
         if isinstance(settings, ConsistencyDistillation):
-            name, steps = "LCMScheduler", settings.teacher_steps
-            options = {"original_inference_steps": steps, "timestep_scaling": settings.timestep_scaling}
+            name, options = "LCMScheduler", {"original_inference_steps": settings.teacher_steps}
         scheduler_class = find_scheduler_class(name)
         fields = inspect.signature(scheduler_class).parameters
         config = {field: value for field, value in self.scheduler.config.items() if field in fields}
@@ -187,12 +166,8 @@ class StepTrainer:
         return scheduler_class.from_config(config, **options)
 
     def batch(self, inputs: dict[str, torch.Tensor]) -> CleanBatch:
-        """Return a batch for the losses, with random guidance scales."""
-        latents, text = inputs[LATENTS], inputs.get(TEXT)
-        if not self.guides:
-            return CleanBatch(latents, text)
-        low, high = self.settings.guidance_range
-        return CleanBatch(latents, text, (low + (high - low) * torch.rand(len(latents))).to(latents.device))
+        """Return a batch for the losses."""
+        return CleanBatch(inputs[LATENTS], inputs.get(TEXT))
 
     def _train_round(self, name: str, loss: GuidanceLoss, index: int, rounds: int) -> None:
         """Train one round, or read its weights if a killed run completed it.
@@ -239,26 +214,3 @@ class StepTrainer:
         if not processes.several():
             completed.parent.mkdir(parents=True, exist_ok=True)
             save_file({key: value.contiguous() for key, value in self.student.state_dict().items()}, completed)
-
-
-def add_guidance_input(network: UNet2DConditionModel, width: int = _CONDITION_WIDTH) -> UNet2DConditionModel:
-    """Return a copy that also takes `timestep_cond` of ``width``, and gives the same output for any value of it.
-
-    Raises:
-        StageError: The network's class has no such input.
-    """
-    if not hasattr(network.config, _CONDITION_FIELD):
-        raise StageError(
-            f"A {type(network).__name__} has no input for the guidance scale.",
-            where="guidance",
-            expected="one number, or a UNet2DConditionModel, which takes timestep_cond",
-        )
-    if network.config.get(_CONDITION_FIELD):
-        return copy.deepcopy(network)
-    conditioned = type(network).from_config(network.config, **{_CONDITION_FIELD: width})
-    missing = conditioned.load_state_dict(network.state_dict(), strict=False).missing_keys
-    # Zeros in the new projection leave the output as it is.
-    with torch.no_grad():
-        for name in missing:
-            conditioned.get_parameter(name).zero_()
-    return conditioned

@@ -15,7 +15,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
-from compress.plugins.diffusion.sampler import CONDITION, TEXT
+from compress.plugins.diffusion.sampler import TEXT
+
+_TIMESTEP_SCALING, _DATA_DEVIATION = 10.0, 0.5
+"""Factor on timesteps, and standard deviation of the data, in the boundary condition of consistency models."""
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 """Output of a denoiser, by diffusers' names: epsilon, x, or v = alpha epsilon - sigma x (Salimans and Ho 2022, 4)."""
@@ -68,7 +71,7 @@ def predicted_clean(
     return level.alpha * noisy - level.sigma * output
 
 
-def apply_guidance(conditional: torch.Tensor, unconditional: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
+def apply_guidance(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
     """Apply classifier-free guidance as diffusers does: ``scale`` is 1 + w of Ho and Salimans (2022, equation 6)."""
     return unconditional + scale * (conditional - unconditional)
 
@@ -125,22 +128,15 @@ def truncated_snr(level: NoiseLevel) -> torch.Tensor:
     return (level.alpha / level.sigma).square().clamp(min=1)
 
 
-def boundary_scalings(
-    timesteps: torch.Tensor, axes: int, scaling: float = 10.0, deviation: float = 0.5
-) -> tuple[torch.Tensor, torch.Tensor]:
+def boundary_scalings(timesteps: torch.Tensor, axes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return c_skip and c_out [B, 1, ...] of f(z, t) = c_skip z + c_out x, so that f is z at t = 0.
 
-    Luo et al. 2023, equation 9.
-
-    Args:
-        timesteps: Timesteps, [B].
-        axes: Number of axes of the result.
-        scaling: Factor on timesteps, as in diffusers' LCMScheduler.
-        deviation: Standard deviation of the data.
+    Luo et al. 2023, equation 9, with the constants of diffusers' LCMScheduler. ``timesteps`` are [B], and the result
+    has ``axes`` axes.
     """
-    scaled = (timesteps.double() * scaling).reshape(-1, *[1] * (axes - 1))
-    total = scaled.square() + deviation**2
-    return (deviation**2 / total).float(), (scaled / total.sqrt()).float()
+    scaled = (timesteps.double() * _TIMESTEP_SCALING).reshape(-1, *[1] * (axes - 1))
+    total = scaled.square() + _DATA_DEVIATION**2
+    return (_DATA_DEVIATION**2 / total).float(), (scaled / total.sqrt()).float()
 
 
 def pseudo_huber(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -153,26 +149,16 @@ def pseudo_huber(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return ((difference.square().sum(1) + constant**2).sqrt() - constant).mean()
 
 
-def guidance_embedding(scales: torch.Tensor, width: int) -> torch.Tensor:
-    """Return sinusoids [B, width] of guidance scales [B], as in diffusers' LatentConsistencyModelPipeline."""
-    half = width // 2
-    rates = torch.exp(torch.arange(half, device=scales.device) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
-    angles = 1000 * (scales - 1)[:, None] * rates
-    embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
-    return torch.nn.functional.pad(embedding, (0, width % 2))
-
-
 Network = Callable[..., tuple[torch.Tensor, ...]]
 """A module of diffusers, or a function that is called like one."""
 
 
 @dataclass(frozen=True)
 class CleanBatch:
-    """Clean latents [B, ...], hidden states of their captions [B, tokens, width] and guidance scales [B], if any."""
+    """Clean latents [B, ...], and hidden states of their captions [B, tokens, width], if any."""
 
     clean: torch.Tensor
     text: torch.Tensor | None = None
-    scales: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -180,16 +166,16 @@ class CleanBatch:
 
 @dataclass(frozen=True)
 class GuidedDenoiser:
-    """A network of diffusers, its prediction type, and the width of its guidance embedding, or 0.
+    """A network of diffusers and its prediction type.
 
-    With ``empty`` [1, tokens, width], the states of the empty prompt, it applies classifier-free guidance.
+    With ``empty`` [1, tokens, width], the states of the empty prompt, it applies classifier-free ``guidance``.
     """
 
     network: nn.Module
     prediction_type: PredictionType
     schedule: NoiseSchedule
-    condition_width: int = 0
     empty: torch.Tensor | None = None
+    guidance: float = 1.0
 
     def clean(
         self, noisy: torch.Tensor, timesteps: torch.Tensor, batch: CleanBatch, network: Network | None = None
@@ -199,27 +185,22 @@ class GuidedDenoiser:
         Args:
             noisy: Noisy latents, [B, ...].
             timesteps: Timesteps, [B].
-            batch: Captions and guidance scales.
+            batch: Captions.
             network: Network that replaces its own, such as a wrapper of it.
         """
         network = self.network if network is None else network
         level = self.schedule.levels(timesteps, noisy.ndim)
-        options: dict[str, torch.Tensor] = {}
-        if self.condition_width:
-            assert batch.scales is not None
-            options[CONDITION] = guidance_embedding(batch.scales, self.condition_width)
         if self.empty is None:
-            if batch.text is not None:
-                options[TEXT] = batch.text
+            options = {} if batch.text is None else {TEXT: batch.text}
             output = network(noisy, timesteps, return_dict=False, **options)[0].float()
             return predicted_clean(self.prediction_type, output, noisy, level)
         # One call computes the predictions with the prompt and with the empty one.
-        assert batch.text is not None and batch.scales is not None
-        options[TEXT] = torch.cat([batch.text, self.empty.to(batch.text).expand_as(batch.text)])
+        assert batch.text is not None
+        options = {TEXT: torch.cat([batch.text, self.empty.to(batch.text).expand_as(batch.text)])}
         doubled = torch.cat([noisy, noisy]), torch.cat([timesteps, timesteps])
         conditional, unconditional = network(*doubled, return_dict=False, **options)[0].float().chunk(2)
-        scales = batch.scales.reshape(-1, *[1] * (noisy.ndim - 1))
-        return predicted_clean(self.prediction_type, apply_guidance(conditional, unconditional, scales), noisy, level)
+        guided = apply_guidance(conditional, unconditional, self.guidance)
+        return predicted_clean(self.prediction_type, guided, noisy, level)
 
 
 def _sample_timesteps(batch: CleanBatch, timesteps: torch.Tensor) -> torch.Tensor:
@@ -340,8 +321,6 @@ class ConsistencyLoss(GuidanceLoss):
 
     steps: int
     averaged: AveragedNetwork
-    scaling: float
-    huber: bool
 
     @property
     def timesteps(self) -> torch.Tensor:
@@ -357,10 +336,10 @@ class ConsistencyLoss(GuidanceLoss):
         Args:
             noisy: Noisy latents z, [B, ...].
             timesteps: Timesteps, [B].
-            batch: Captions and guidance scales.
+            batch: Captions.
             network: Network of the student, or with its averaged weights.
         """
-        skip, out = boundary_scalings(timesteps, noisy.ndim, self.scaling)
+        skip, out = boundary_scalings(timesteps, noisy.ndim)
         return skip * noisy + out * self.student.clean(noisy, timesteps, batch, network)
 
     def loss(self, network: nn.Module, batch: CleanBatch) -> torch.Tensor:
@@ -373,5 +352,4 @@ class ConsistencyLoss(GuidanceLoss):
         with torch.no_grad():
             stepped = ddim_step(self.teacher.clean(noisy, timesteps, batch), noisy, start, end)
             target = self.predict_end(stepped, nearer, batch, self.averaged.average)
-        predicted = self.predict_end(noisy, timesteps, batch, network)
-        return pseudo_huber(predicted, target) if self.huber else (predicted - target).square().mean()
+        return pseudo_huber(self.predict_end(noisy, timesteps, batch, network), target)

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 PIXELS = "pixel_values"
 _JUDGED_IMAGES = 64
 """Number of validation images that judge an epoch."""
+_FEATURE_WEIGHT, _ENCODER_WEIGHT = 0.5, 0.1
+"""Weights of the loss on features of decoded images, and on latents of the encoder, which generation does not use."""
 
 
 def image_examples(vae: AutoencoderKL, images: np.ndarray) -> Examples:
@@ -128,7 +130,7 @@ def train_tiny_autoencoder(
     trainee = Trainee(
         _EncoderAndDecoder(small),
         examples,
-        partial(autoencoder_loss, vae, settings),
+        partial(autoencoder_loss, vae),
         validate=None if held_out is None else lambda: -decoding_error(vae, small, held_out),
         length=Length(max(1, round(settings.epochs * batches)), settings.seconds),
         kept=None if processes.several() else TrainingCheckpoint(context.scratch),
@@ -158,18 +160,11 @@ class _EncoderAndDecoder(nn.Module):
         return self.small.encode(images, return_dict=False)[0], self.small.decode(latents, return_dict=False)[0]
 
 
-def autoencoder_loss(
-    vae: AutoencoderKL, weights: AutoencoderDistillation, module: nn.Module, batch: dict[str, torch.Tensor]
-) -> torch.Tensor:
+def autoencoder_loss(vae: AutoencoderKL, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return the L1 and feature distance of decoded images, and the squared error of encoded latents.
 
-    The features are those of the VAE's own encoder, which exist for images of any kind.
-
-    Args:
-        vae: Teacher.
-        weights: Settings with the weights of the losses.
-        module: Module that encodes and decodes.
-        batch: Batch of `image_examples`.
+    The features are those of the VAE's own encoder, which exist for images of any kind. ``module`` encodes and decodes
+    a batch of `image_examples` as the teacher ``vae`` does.
     """
     latents = batch[LATENTS]
     vae.to(latents.device)
@@ -177,14 +172,11 @@ def autoencoder_loss(
         target = vae.decode(unscale_latents(vae, latents), return_dict=False)[0]
     encoded, decoded = module(batch[PIXELS], latents)
     loss = nn.functional.l1_loss(decoded.float(), target.float())
-    if weights.encoder_weight:
-        loss = loss + weights.encoder_weight * nn.functional.mse_loss(encoded.float(), latents)
-    if weights.feature_weight:
-        with torch.no_grad():
-            target_features = encoder_features(vae, target)
-        pairs = zip(encoder_features(vae, decoded), target_features, strict=True)
-        loss = loss + weights.feature_weight * torch.stack([feature_distance(*pair) for pair in pairs]).mean()
-    return loss
+    loss = loss + _ENCODER_WEIGHT * nn.functional.mse_loss(encoded.float(), latents)
+    with torch.no_grad():
+        target_features = encoder_features(vae, target)
+    pairs = zip(encoder_features(vae, decoded), target_features, strict=True)
+    return loss + _FEATURE_WEIGHT * torch.stack([feature_distance(*pair) for pair in pairs]).mean()
 
 
 def encoder_features(vae: AutoencoderKL, images: torch.Tensor) -> list[torch.Tensor]:

@@ -20,15 +20,13 @@ from compress.plugins.diffusion.unet_blocks import copy_with_config
 from compress.utils.errors import StageError
 
 if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
     from diffusers.models.attention import BasicTransformerBlock
     from diffusers.models.attention_processor import Attention
     from diffusers.models.unets.unet_2d_blocks import DownBlock2D, UpBlock2D
 
-    from compress.plugins.diffusion.unet_blocks import UNet
-
 _SUPPORTED_BLOCKS = frozenset(
-    {"DownBlock2D", "CrossAttnDownBlock2D", "AttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D"}
-    | {"UNetMidBlock2D", "UNetMidBlock2DCrossAttn"}
+    {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn"}
 )
 _RCOND = 1e-5
 """Directions of sinusoids that are shorter than this share of the longest are rounding errors, and are not fitted."""
@@ -69,7 +67,7 @@ class ChannelSet:
         return float(scores.sum() - scores[remaining].sum())
 
 
-def channel_sets(unet: UNet) -> list[ChannelSet]:
+def channel_sets(unet: UNet2DConditionModel) -> list[ChannelSet]:
     """Return all sets of coupled channels, except those that the config fixes: time embedding, text states, latents.
 
     Raises:
@@ -82,8 +80,6 @@ def channel_sets(unet: UNet) -> list[ChannelSet]:
         unknown.append("a UNet without group norms")
     if config.get("attention_type", "default") != "default":
         unknown.append(f"attention_type {config.attention_type!r}")
-    if "cross_attention_dim" not in config and config.attention_head_dim is None:
-        unknown.append("attention in one head of a stage's width")
     if config.get("dual_cross_attention"):
         unknown.append("dual_cross_attention")
     if unknown:
@@ -101,7 +97,7 @@ class _ChannelTracer:
     Sets are named by their index.
     """
 
-    def __init__(self, unet: UNet) -> None:
+    def __init__(self, unet: UNet2DConditionModel) -> None:
         self._unet, self._models = unet, import_diffusers().models
         self._groups = int(unet.config.norm_num_groups)
         self._sizes: list[tuple[int, int, int, int, int]] = []
@@ -195,8 +191,6 @@ class _ChannelTracer:
         return output
 
     def _trace_resampler(self, name: str, sampler: object, hidden: int, stage: int) -> int:
-        if isinstance(sampler, self._models.resnet.ResnetBlock2D):
-            return self._trace_resnet(name, sampler, [hidden], stage)
         if not isinstance(getattr(sampler, "conv", None), nn.Conv2d):
             return hidden
         output = self._add_stream(stage)
@@ -204,20 +198,14 @@ class _ChannelTracer:
         return output
 
     def _trace_attention(self, name: str, module: object, hidden: int, stage: int) -> None:
-        if module is None:
-            return
-        if isinstance(module, self._models.attention_processor.Attention):
-            self._couple(hidden, f"{name}.group_norm", "both")
-            self._trace_heads(name, module, hidden, stage)
-        elif isinstance(module, self._models.Transformer2DModel):
-            inner = self._add_set(module.inner_dim, stage)
-            self._couple(hidden, f"{name}.norm", "both")
-            self._connect(f"{name}.proj_in", hidden, inner)
-            for index, block in enumerate(module.transformer_blocks):
-                self._trace_transformer_block(f"{name}.transformer_blocks.{index}", block, inner, stage)
-            self._connect(f"{name}.proj_out", inner, hidden)
-        else:
+        if not isinstance(module, self._models.Transformer2DModel):
             raise self._unsupported(name, module)
+        inner = self._add_set(module.inner_dim, stage)
+        self._couple(hidden, f"{name}.norm", "both")
+        self._connect(f"{name}.proj_in", hidden, inner)
+        for index, block in enumerate(module.transformer_blocks):
+            self._trace_transformer_block(f"{name}.transformer_blocks.{index}", block, inner, stage)
+        self._connect(f"{name}.proj_out", inner, hidden)
 
     def _trace_transformer_block(self, name: str, block: BasicTransformerBlock, inner: int, stage: int) -> None:
         for norm in ("norm1", "norm2", "norm3"):
@@ -250,47 +238,27 @@ class _ChannelTracer:
         )
 
 
-def width_steps(unet: UNet, sets: Sequence[ChannelSet]) -> list[int]:
+def width_steps(unet: UNet2DConditionModel, sets: Sequence[ChannelSet]) -> list[int]:
     """Return the number that each stage's width must be a multiple of, for group norms and whole heads."""
     units: list[list[int]] = [[int(unet.config.norm_num_groups)] for _ in unet.config.block_out_channels]
-    units[-1].append(int(unet.config.get("attn_norm_num_groups") or 1))
     for channel_set in sets:
         units[channel_set.stage].append(channel_set.unit)
     return [math.lcm(*stage_units) for stage_units in units]
 
 
-def tied_stages(unet: UNet) -> list[list[int]]:
+def tied_stages(unet: UNet2DConditionModel) -> list[list[int]]:
     """Return groups of stages that must stay equally wide: resnets between them have no shortcut convolution."""
     widths = unet.config.block_out_channels
     return [list(stages) for _, stages in groupby(range(len(widths)), key=lambda stage: widths[stage])]
 
 
-def check_widths(unet: UNet, widths: Sequence[int], sets: Sequence[ChannelSet]) -> None:
-    """Raise `StageError` for widths that the UNet's config, groups or heads do not allow."""
-    before, steps = unet.config.block_out_channels, width_steps(unet, sets)
-    if len(widths) != len(before) or any(
-        new < 1 or new > old or new % step for new, old, step in zip(widths, before, steps, strict=True)
-    ):
-        raise StageError(
-            f"A UNet with stages of {list(before)} channels cannot be pruned to {list(widths)}.",
-            where="block_out_channels",
-            expected=f"as many or fewer in each stage, in multiples of {steps}: of the groups of group norm and of "
-            "whole attention heads",
-        )
-    for stage in range(1, len(widths)):
-        if (before[stage] == before[stage - 1]) != (widths[stage] == widths[stage - 1]):
-            raise StageError(
-                f"Stages {stage - 1} and {stage} have {before[stage - 1]} and {before[stage]} channels and would have "
-                f"{widths[stage - 1]} and {widths[stage]}.",
-                where="block_out_channels",
-                expected="neighbours that are equally wide to stay so, and others to stay apart: diffusers puts a "
-                "convolution between these alone",
-            )
-
-
 def narrow_unet(
-    unet: UNet, sets: Sequence[ChannelSet], gates: Sequence[torch.Tensor], widths: Sequence[int], timesteps: int = 1000
-) -> UNet:
+    unet: UNet2DConditionModel,
+    sets: Sequence[ChannelSet],
+    gates: Sequence[torch.Tensor],
+    widths: Sequence[int],
+    timesteps: int = 1000,
+) -> UNet2DConditionModel:
     """Return a UNet with narrower stages; the weights of ``unet`` are consumed.
 
     The time embedding keeps its width. If the outermost stage gets narrower, the timestep has fewer sinusoids.
@@ -305,7 +273,6 @@ def narrow_unet(
     Raises:
         StageError: The config cannot describe the widths.
     """
-    check_widths(unet, widths, sets)
     cuts = [
         (channel_set.coupling, channel_set.select(scores, widths[channel_set.stage]))
         for channel_set, scores in zip(sets, gates, strict=True)
@@ -317,26 +284,25 @@ def narrow_unet(
     return copy_with_config(unet, changes)
 
 
-def narrow_config(unet: UNet, sets: Sequence[ChannelSet], widths: Sequence[int]) -> dict[str, object]:
+def narrow_config(unet: UNet2DConditionModel, sets: Sequence[ChannelSet], widths: Sequence[int]) -> dict[str, object]:
     """Return the config fields that narrower stages change. Heads keep their size, so their number falls."""
     config, before = unet.config, unet.config.block_out_channels
     changes: dict[str, object] = {"block_out_channels": tuple(widths)}
     if widths[0] != before[0]:
         changes["time_embedding_dim"] = int(unet.time_embedding.linear_1.out_features)
-    if "cross_attention_dim" in config:
-        # diffusers' attention_head_dim is the number of heads of these UNets.
-        heads = config.attention_head_dim
-        heads = [heads] * len(before) if isinstance(heads, int) else list(heads)
-        attended = {channel_set.stage for channel_set in sets if channel_set.coupling.name.endswith(".to_q")}
-        changes["attention_head_dim"] = tuple(
-            count * widths[stage] // before[stage] if stage in attended else count for stage, count in enumerate(heads)
-        )
+    # diffusers' attention_head_dim is the number of heads.
+    heads = config.attention_head_dim
+    heads = [heads] * len(before) if isinstance(heads, int) else list(heads)
+    attended = {channel_set.stage for channel_set in sets if channel_set.coupling.name.endswith(".to_q")}
+    changes["attention_head_dim"] = tuple(
+        count * widths[stage] // before[stage] if stage in attended else count for stage, count in enumerate(heads)
+    )
     return changes
 
 
 @torch.no_grad()
-def _fit_time_embedding(unet: UNet, width: int, timesteps: int) -> int:
-    """Fit the layers that read sinusoids to ``width`` of them, in place, and return their ``freq_shift``.
+def _fit_time_embedding(unet: UNet2DConditionModel, width: int, timesteps: int) -> int:
+    """Fit the layer that reads sinusoids to ``width`` of them, in place, and return their ``freq_shift``.
 
     Raises:
         StageError: The UNet has no sinusoids of the timestep.
@@ -345,15 +311,12 @@ def _fit_time_embedding(unet: UNet, width: int, timesteps: int) -> int:
     if config.time_embedding_type != "positional":
         raise StageError(
             f"The outermost stage of a UNet with time_embedding_type {config.time_embedding_type!r} cannot be pruned.",
-            where="block_out_channels",
             expected="time_embedding_type positional",
-            hint="leave the first of block_out_channels as it is",
+            hint="remove blocks in place of channels",
         )
-    readers = [unet.time_embedding.linear_1]
-    if config.class_embed_type == "timestep":
-        readers.append(unet.class_embedding.linear_1)
-    steps = torch.arange(timesteps)
-    target = unet.time_proj(steps).double() @ torch.cat([layer.weight.double() for layer in readers]).T
+    reader, steps = unet.time_embedding.linear_1, torch.arange(timesteps)
+    first_weight = reader.weight.double()
+    target = unet.time_proj(steps).double() @ first_weight.T
 
     def fit(shift: int) -> tuple[float, torch.Tensor]:
         """Return the squared error of the least-squares weights [out, width] for sinusoids of a shift, and these."""
@@ -366,13 +329,11 @@ def _fit_time_embedding(unet: UNet, width: int, timesteps: int) -> int:
     shifts = sorted({config.freq_shift - round(removed * step / _SHIFTS) for step in range(_SHIFTS + 1)}, reverse=True)
     fits = {shift: fit(shift) for shift in shifts}
     best = min(fits, key=lambda shift: fits[shift][0])
-    first_weight, sizes = readers[0].weight.double(), [layer.out_features for layer in readers]
-    for layer, weights in zip(readers, torch.split(fits[best][1], sizes), strict=True):
-        layer.weight, layer.in_features = nn.Parameter(weights.to(layer.weight.dtype)), width
+    reader.weight, reader.in_features = nn.Parameter(fits[best][1].to(reader.weight.dtype)), width
     condition = unet.time_embedding.cond_proj
     if condition is not None:
         # The guidance embedding is added to the sinusoids. Solve for one that has the same effect on the next layer.
         product = first_weight @ condition.weight.double()
-        solved = torch.linalg.lstsq(readers[0].weight.double(), product).solution
+        solved = torch.linalg.lstsq(reader.weight.double(), product).solution
         condition.weight, condition.out_features = nn.Parameter(solved.to(condition.weight.dtype)), width
     return int(best)

@@ -30,8 +30,6 @@ from compress.plugins.diffusion.image_metrics import fit_size, to_uint8
 from compress.plugins.diffusion.pipeline_model import (
     GeneratorModel,
     PromptProcessor,
-    empty_prompt_ids,
-    load_prompt_processor,
 )
 from compress.plugins.diffusion.stage_settings import StepDistillation
 from compress.plugins.diffusion.task import TASK
@@ -132,11 +130,6 @@ def test_a_picture_is_timed_and_the_integers_are_there(done: Run) -> None:
     assert rows_of(done.report, "latency_ms")
     graph = onnx.load(done.folder / "model" / "unet" / "model.onnx").graph
     assert {"MatMulInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLinear"} & {node.op_type for node in graph.node}
-
-
-def test_the_empty_prompt_is_read_without_transformers(done: Run) -> None:
-    model = done.folder / "model"
-    np.testing.assert_array_equal(empty_prompt_ids(model), load_prompt_processor(model).ids([""]))
 
 
 @pytest.mark.browser

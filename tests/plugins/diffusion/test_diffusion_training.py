@@ -22,13 +22,13 @@ from compress.plugins.diffusion.noised_latents import (
     encode_images,
     unscale_latents,
 )
+from compress.plugins.diffusion.sampler import guidance_embedding
 from compress.plugins.diffusion.step_losses import (
     NoiseSchedule,
     PredictionType,
     add_noise,
     boundary_scalings,
     ddim_step,
-    guidance_embedding,
     predicted_clean,
     pseudo_huber,
 )
@@ -58,8 +58,8 @@ def test_noise_is_added_as_in_diffusers() -> None:
 
 
 def test_boundary_scalings_are_those_of_diffusers() -> None:
-    scheduler = LCMScheduler(timestep_scaling=3.0)
-    skip, out = boundary_scalings(torch.arange(1000), 1, 3.0)
+    scheduler = LCMScheduler()
+    skip, out = boundary_scalings(torch.arange(1000), 1)
     expected = [scheduler.get_scalings_for_boundary_condition_discrete(time) for time in range(1000)]
     torch.testing.assert_close(torch.stack([skip, out], 1), torch.tensor(expected))
 
@@ -68,9 +68,10 @@ def test_guidance_is_embedded_as_diffusers_does_it() -> None:
     """LatentConsistencyModelPipeline has the sinusoids of timesteps, of 1000 (scale - 1)."""
     from diffusers.models.embeddings import get_timestep_embedding
 
-    scales = torch.tensor([1.0, 4.5, 8.0])
-    expected = get_timestep_embedding(1000 * (scales - 1), 33, downscale_freq_shift=1)
-    torch.testing.assert_close(guidance_embedding(scales, 33), expected, rtol=1e-4, atol=1e-3)
+    scales = (1.0, 4.5, 8.0)
+    expected = get_timestep_embedding(1000 * (torch.tensor(scales) - 1), 33, downscale_freq_shift=1)
+    embedded = np.stack([guidance_embedding(scale, 33) for scale in scales])
+    np.testing.assert_allclose(embedded, expected.numpy(), rtol=1e-4, atol=1e-3)
 
 
 def test_the_pseudo_huber_loss_is_a_square_near_by_and_a_distance_far_off() -> None:

@@ -23,13 +23,11 @@ from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_session import TargetSession
 from compress.plugins.diffusion.image_metrics import (
     Gaussian,
-    diversity,
     fit_gaussian,
     frechet_contributions,
     frechet_distance,
     frechet_interval,
     gaussian_frechet_distance,
-    in_manifold,
     perceptual_distance,
     psnr,
     ssim,
@@ -107,24 +105,6 @@ def test_the_interval_lies_about_a_distance_that_is_all_chance() -> None:
     drawn = np.random.default_rng(1).integers(0, 60, (100, 60))
     assert min(frechet_distance(generated[rows], real) for rows in drawn) > value
     assert 0.2 < (value - low) / (high - low) < 0.8
-
-
-def test_manifolds_by_loops() -> None:
-    generated, real = _features(7, 30, 3, 0.8), _features(8, 25, 3)
-    radii = [sorted(math.dist(y, z) for z in real)[3] for y in real]
-    expected = [any(math.dist(x, y) <= radius for y, radius in zip(real, radii, strict=True)) for x in generated]
-    assert in_manifold(generated, real).tolist() == expected
-    assert 0 < sum(expected) < 30
-    with pytest.raises(ValueError, match="3 images have no 3"):
-        in_manifold(generated, real[:3])
-
-
-def test_diversity_is_among_the_pictures_of_a_prompt() -> None:
-    features = np.array([[0.0, 0.0], [3.0, 4.0], [100.0, 0.0], [0.0, 8.0], [7.0, 7.0]])
-    distances = diversity(features, ["coat", "coat", "bag", "coat", "dress"])
-    # Distances among the coats: 5, 8 and 5.
-    assert distances[[0, 1, 3]] == pytest.approx([6.5, 5.0, 6.5])
-    assert np.isnan(distances[[2, 4]]).all()
 
 
 def test_features_that_are_not_finite_are_refused() -> None:
@@ -257,26 +237,25 @@ def test_tokens_of_a_vision_transformer_are_places(tmp_path: Path) -> None:
 
 
 def _rows(
-    folder: Path, pictures: np.ndarray, prompts: Any, classes: Any = None, real: Any = None, usual: Any = None
+    folder: Path, pictures: np.ndarray, classes: Any = None, real: Any = None, usual: Any = None
 ) -> dict[str, Measurement]:
-    return {row.metric: row for row in ImageEvaluation(folder, prompts, classes, real, usual).measurements(pictures)}
+    return {row.metric: row for row in ImageEvaluation(folder, classes, real, usual).measurements(pictures)}
 
 
 def test_rows_of_pictures_that_are_the_real_ones(judge: ImageClassifier, folder: Path) -> None:
     pictures = random_pictures(2)
     seen = judge.features_and_classes(pictures)[1]
     wrong = [CLASSES[(CLASSES.index(name) + (picture_number < 7)) % 3] for picture_number, name in enumerate(seen)]
-    rows = _rows(folder, pictures, ["one"] * 35 + ["other"] * 35, wrong, pictures, pictures)
+    rows = _rows(folder, pictures, wrong, pictures, pictures)
     assert rows["prompt_accuracy"].value == pytest.approx(0.9)
     assert rows["frechet_distance"].value == pytest.approx(0, abs=1e-6)
-    assert rows["picture_precision"].value == rows["picture_recall"].value == 1
     assert rows["perceptual_distance_to_baseline"].value == pytest.approx(0, abs=1e-9)
     assert all(len(row.raw or ()) == 70 for row in rows.values())
 
 
 def test_what_each_picture_adds_has_the_distance_as_its_mean(folder: Path) -> None:
     dark = (random_pictures(3) // 3).astype(np.uint8)
-    rows = _rows(folder, dark, ["same"] * 70, None, random_pictures(4), random_pictures(5))
+    rows = _rows(folder, dark, None, random_pictures(4), random_pictures(5))
     row = rows["frechet_distance"]
     assert "prompt_accuracy" not in rows and row.value > 0.005
     assert np.mean(row.raw or ()) == pytest.approx(row.value)
@@ -286,7 +265,7 @@ def test_what_each_picture_adds_has_the_distance_as_its_mean(folder: Path) -> No
 
 def test_the_distance_to_the_baselines_picture_is_that_of_all_stages(judge: ImageClassifier, folder: Path) -> None:
     first, second = random_pictures(10, 40), random_pictures(11, 40)
-    distance = _rows(folder, first, ["same"] * 40, usual=second)["perceptual_distance_to_baseline"]
+    distance = _rows(folder, first, usual=second)["perceptual_distance_to_baseline"]
     both = [list(judge.outputs(pictures)) for pictures in (first, second)]
     layers = [[np.concatenate(parts) for parts in zip(*(batch.layers for batch in seen), strict=True)] for seen in both]
     assert distance.raw == pytest.approx(perceptual_distance(*layers))
@@ -294,11 +273,9 @@ def test_the_distance_to_the_baselines_picture_is_that_of_all_stages(judge: Imag
 
 def test_fewer_pictures_than_features_have_a_distance_without_an_interval(folder: Path) -> None:
     few = random_pictures(6, 4)
-    rows = _rows(folder, few, list("abcd"), real=random_pictures(7, 4))
+    rows = _rows(folder, few, real=random_pictures(7, 4))
     assert rows["frechet_distance"].low is None and rows["frechet_distance"].raw is None
-    assert "prompt_diversity" not in rows
-    without_real = _rows(folder, few, list("aabb"), usual=few)
-    assert list(without_real) == ["prompt_diversity", "perceptual_distance_to_baseline"]
+    assert list(_rows(folder, few, usual=few)) == ["perceptual_distance_to_baseline"]
 
 
 def test_a_class_that_the_judge_does_not_know_is_refused(folder: Path) -> None:
@@ -344,7 +321,6 @@ def test_every_model_is_judged_on_every_row(findings: Findings) -> None:
         parts = [_row(findings, label, f"prompt_accuracy[label={kind}]") for kind in KINDS]
         assert sum(part.n for part in parts) == ROWS["test"]
         assert sum(part.value * part.n for part in parts) == pytest.approx(sum(seen.raw))
-        assert _row(findings, label, "picture_recall").n == ROWS["test"]
     far = _row(findings, FINAL, "perceptual_distance_to_baseline").value
     assert _row(findings, "same", "perceptual_distance_to_baseline").value < 1e-9 < far
     assert [_row(findings, label, "sampling_steps").value for label in (BASELINE, FINAL)] == [3, 2]

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import copy
-from itertools import product
 from typing import Any
 
 import pytest
 import tiny
 import tiny_unets
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from real_diffusion_configs import BK_SDM_BASE, BK_SDM_SMALL, BK_SDM_TINY, SD15_UNET, SDXL_UNET
 
 from compress.plugins.diffusion.component_costs import build_component_on_meta, count_parameters
-from compress.plugins.diffusion.denoiser_pruning import LossProbe, accumulate_gates, prune_unet, remove_least_important
+from compress.plugins.diffusion.denoiser_pruning import LossProbe, accumulate_gates, prune_unet
 from compress.plugins.diffusion.noised_latents import NoiseProcess
 from compress.plugins.diffusion.stages import PruneDenoiser
-from compress.plugins.diffusion.unet_blocks import (
-    UNetBlocks,
-    all_blocks,
-    bk_sdm_blocks,
-    select_blocks,
-    select_shared_blocks,
-)
-from compress.plugins.diffusion.unet_channels import channel_sets, check_widths, narrow_unet, tied_stages, width_steps
+from compress.plugins.diffusion.unet_blocks import select_bk_sdm_blocks
+from compress.plugins.diffusion.unet_channels import channel_sets, narrow_unet, tied_stages, width_steps
 from compress.utils.errors import StageError
 from compress.utils.progress import SilentProgress
 
@@ -38,17 +31,6 @@ KINDS: dict[str, tuple[Any, tuple[int, ...], dict[str, Any]]] = {
     "stages as wide as the next": (tiny_unets.conditional, (8, 16, 16), tiny_unets.THREE),
     "scale and shift": (tiny_unets.conditional, (8, 16), {"resnet_time_scale_shift": "scale_shift"}),
     "no middle": (tiny_unets.conditional, (8, 16), {"mid_block_type": None}),
-    "unconditional": (tiny_unets.unconditional, (8, 16), {}),
-    "resampled by resnets": (
-        tiny_unets.unconditional,
-        (8, 16),
-        {
-            "down_block_types": ("AttnDownBlock2D", "AttnDownBlock2D"),
-            "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D"),
-            "downsample_type": "resnet",
-            "upsample_type": "resnet",
-        },
-    ),
 }
 
 
@@ -114,17 +96,6 @@ def test_published_unets_are_cut_by_groups_and_heads():
         assert tied_stages(unet) == tied
 
 
-def test_widths_that_the_config_cannot_say_are_refused():
-    unet = tiny_unets.conditional(block_out_channels=(16, 32))
-    for widths, words in (
-        ((16, 24), r"\[16, 32\] channels cannot be pruned to \[16, 24\]"),
-        ((16, 16), "would have 16 and 16"),
-        ((32, 32), "cannot be pruned to"),
-    ):
-        with pytest.raises(StageError, match=words):
-            check_widths(unet, widths, channel_sets(unet))
-
-
 def test_blocks_that_are_not_known_are_named():
     unet = tiny_unets.conditional(
         down_block_types=("CrossAttnDownBlock2D", "SimpleCrossAttnDownBlock2D"), attention_head_dim=4
@@ -170,7 +141,7 @@ def test_what_a_denoiser_is_told_of_guidance_is_read_as_nearly_as_can_be():
 @pytest.mark.parametrize(("size", "published"), [("base", BK_SDM_BASE), ("small", BK_SDM_SMALL), ("tiny", BK_SDM_TINY)])
 def test_stable_diffusion_is_cut_to_the_published_configs(size, published):
     unet = build_component_on_meta(SD15_UNET)
-    cut = select_blocks(unet, bk_sdm_blocks(unet, size))
+    cut = select_bk_sdm_blocks(unet, size)
     assert count_parameters(cut) == {"base": 579_384_964, "small": 482_346_884, "tiny": 323_384_964}[size]
     for name, value in published.items():
         if not name.startswith("_"):
@@ -180,7 +151,7 @@ def test_stable_diffusion_is_cut_to_the_published_configs(size, published):
 
 def test_what_is_left_computes_with_the_weights_of_the_paper(tmp_path):
     unet = tiny_unets.conditional(layers_per_block=2)
-    cut = select_blocks(unet, bk_sdm_blocks(unet, "small"))
+    cut = select_bk_sdm_blocks(unet, "small")
     by_hand = UNet2DConditionModel(**{**tiny_unets.SETTINGS, "layers_per_block": 1, "mid_block_type": None}).eval()
     state = by_hand.state_dict()
     for name in state:
@@ -198,69 +169,20 @@ def test_what_is_left_computes_with_the_weights_of_the_paper(tmp_path):
 
 def test_the_innermost_stage_goes_where_the_next_is_as_wide():
     unet = tiny_unets.conditional(block_out_channels=(8, 16, 16), **tiny_unets.THREE)
-    cut = select_blocks(unet, bk_sdm_blocks(unet, "tiny"))
+    cut = select_bk_sdm_blocks(unet, "tiny")
     assert cut.config.block_out_channels == (8, 16) and cut.mid_block is None
     assert cut.down_blocks[1].downsamplers is None
     assert torch.equal(cut.up_blocks[0].resnets[0].conv1.weight, unet.up_blocks[1].resnets[0].conv1.weight)
     assert tiny_unets.answer(cut).shape == tiny_unets.answer(unet).shape
     apart = tiny_unets.conditional(block_out_channels=(8, 16, 24), **tiny_unets.THREE)
     with pytest.raises(StageError, match=r"up_blocks\.1\.resnets\.0"):
-        select_blocks(apart, bk_sdm_blocks(apart, "tiny"))
-
-
-def test_pairs_go_only_where_what_is_left_can_be_joined():
-    unet = tiny_unets.conditional(layers_per_block=2)
-    whole = all_blocks(unet)
-    assert whole == UNetBlocks(((0, 1), (0, 1)), ((0, 1, 2), (0, 1, 2)), True)
-    pairs = product((0, 1), (0, 1), (0, 1, 2))
-    removable = {pair for pair in pairs if select_shared_blocks(unet, whole.without(*pair)) is not None}
-    # Of stage 0 (8 channels) the first pair up reads 16 of the stage below; of stage 1 (16) the first pair down reads
-    # 8, and the last pair up 8 of what stage 0 skipped.
-    assert removable == {(0, 0, 1), (0, 0, 2), (0, 1, 1), (0, 1, 2), (1, 1, 0), (1, 1, 1)}
-
-
-def test_one_stage_may_lose_a_pair_alone():
-    unet = tiny_unets.conditional(layers_per_block=2)
-    cut = select_blocks(unet, all_blocks(unet).without(1, 1, 1))
-    assert tuple(cut.config.layers_per_block) == (2, 1)
-    assert torch.equal(cut.up_blocks[0].resnets[1].conv2.weight, unet.up_blocks[0].resnets[2].conv2.weight)
-    assert torch.equal(cut.up_blocks[1].resnets[1].conv2.weight, unet.up_blocks[1].resnets[1].conv2.weight)
-    assert tiny_unets.answer(cut).isfinite().all()
-
-
-def test_a_copy_leaves_the_whole_one_as_it_was_and_a_look_shares_its_weights():
-    unet = tiny_unets.conditional(layers_per_block=2)
-    kept_blocks = bk_sdm_blocks(unet, "base")
-    look = select_shared_blocks(unet, kept_blocks)
-    assert look is not None and look.conv_in.weight.data_ptr() == unet.conv_in.weight.data_ptr()
-    assert select_blocks(unet, kept_blocks).conv_in.weight.data_ptr() != unet.conv_in.weight.data_ptr()
-
-
-def test_unconditional_unets_lose_pairs_of_every_stage():
-    unet = tiny_unets.unconditional(layers_per_block=2)
-    cut = select_blocks(unet, bk_sdm_blocks(unet, "small"))
-    assert isinstance(cut, UNet2DModel) and cut.mid_block is None
-    assert tiny_unets.answer(cut).shape == tiny_unets.answer(unet).shape
-    with pytest.raises(StageError, match=r"as many layers in each stage, and \[2, 1\]"):
-        select_blocks(unet, all_blocks(unet).without(1, 1, 1))
-
-
-def test_transformer_layers_by_attention_go_with_their_pair():
-    nested: dict[str, Any] = {
-        "transformer_layers_per_block": ((1, 1), (1, 2)),
-        "reverse_transformer_layers_per_block": ((1, 2, 1), (1, 1, 1)),
-    }
-    unet = tiny_unets.conditional(layers_per_block=2, **nested)
-    cut = select_blocks(unet, all_blocks(unet).without(1, 1, 1))
-    assert cut.config.transformer_layers_per_block == ((1, 1), (1,))
-    assert cut.config.reverse_transformer_layers_per_block == ((1, 1), (1, 1, 1))
-    assert tiny_unets.answer(cut).isfinite().all()
+        select_bk_sdm_blocks(apart, "tiny")
 
 
 def test_nothing_to_remove_is_said():
-    unet = select_blocks(whole := tiny_unets.conditional(layers_per_block=2), bk_sdm_blocks(whole, "base"))
+    unet = select_bk_sdm_blocks(tiny_unets.conditional(layers_per_block=2), "base")
     with pytest.raises(StageError, match="would leave this UNet as it is"):
-        bk_sdm_blocks(unet, "base")
+        select_bk_sdm_blocks(unet, "base")
 
 
 NOISING = NoiseProcess.from_scheduler(DDIMScheduler(prediction_type="v_prediction"))
@@ -325,7 +247,8 @@ def test_channels_that_nobody_reads_go_first(tmp_path):
     small, wide = tiny_unets.doubled(tiny_unets.conditional, (8, 16))
     context = tiny.context(scratch=tmp_path)
     whole = copy.deepcopy(wide)
-    settings = PruneDenoiser(channels=0.5, timesteps=4, importance_examples=3)
+    share = 1 - count_parameters(small) / count_parameters(whole)
+    settings = PruneDenoiser(parameters=share - 1e-6, timesteps=4, importance_examples=3)
     pruned = prune_unet(wide, settings, tiny_unets.latents(3), NOISING, context)
     assert torch.allclose(tiny_unets.answer(pruned), tiny_unets.answer(small), atol=1e-3)
     assert f"-> {count_parameters(small):,} parameters" in context.notes[-1]
@@ -342,50 +265,4 @@ def test_a_share_of_parameters_goes_where_least_is_lost():
     assert count_parameters(pruned) <= 0.7 * parameters_before
     assert tiny_unets.answer(pruned).isfinite().all()
     with pytest.raises(StageError, match=r"can remove .*, and not 99\.0%"):
-        prune_unet(pruned, PruneDenoiser(flops=0.99, **few), *given)
-
-
-def test_the_pair_goes_without_which_the_loss_is_least():
-    unet, seen = tiny_unets.conditional(layers_per_block=2), probes(rows=2, count=2)
-    candidates = [all_blocks(unet).without(*pair) for pair in product((0, 1), (0, 1), (0, 1, 2))]
-    smaller = {blocks: select_shared_blocks(unet, blocks) for blocks in candidates}
-    tried = {blocks: seen.mean_loss(one) for blocks, one in smaller.items() if one is not None}
-    kept_blocks, removed = remove_least_important(unet, 1, middle=False, measure=seen.mean_loss)
-    assert kept_blocks == min(tried, key=tried.__getitem__)
-    assert list(removed.values()) == pytest.approx([min(tried.values())])
-    assert len(set(tried.values())) > 1
-
-
-def test_the_middle_goes_where_it_is_missed_least():
-    unet = tiny_unets.conditional(layers_per_block=(1, 2))
-    with torch.no_grad():
-        # Where nothing is added to what comes in, the middle does nothing.
-        for layer in (*(resnet.conv2 for resnet in unet.mid_block.resnets), unet.mid_block.attentions[0].proj_out):
-            layer.weight.zero_()
-            layer.bias.zero_()
-    whole = tiny_unets.answer(unet)
-
-    def apart(tried):
-        return float((tiny_unets.answer(tried) - whole).square().mean())
-
-    kept_blocks, removed = remove_least_important(unet, 2, middle=True, measure=apart)
-    (first, first_loss), (_, second_loss) = removed.items()
-    assert first == "the block in the middle" and not kept_blocks.middle
-    assert first_loss == 0.0 < second_loss
-    assert remove_least_important(unet, 1, middle=False, measure=apart)[0].middle
-    with pytest.raises(StageError, match="Only 2 blocks of this UNet can be removed, and 3 are to"):
-        remove_least_important(unet, 3, middle=True, measure=lambda _: 0.0)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({}, "blocks or pairs"),
-        ({"channels": 0.5, "flops": 0.5}, "one of channels"),
-        ({"blocks": "bk-sdm-base", "pairs": 1}, "which the loss chooses"),
-        ({"middle": True, "channels": 0.5}, "pairs, one of which"),
-    ],
-)
-def test_settings_that_ask_for_nothing_or_two_things_are_refused(fields, message):
-    with pytest.raises(ValueError, match=message):
-        PruneDenoiser(**fields)
+        prune_unet(pruned, PruneDenoiser(parameters=0.99, **few), *given)

@@ -22,17 +22,6 @@ THREE: dict[str, Any] = {
     "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
 }
-UNCONDITIONAL: dict[str, Any] = {
-    "sample_size": SIDE,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": (8, 16),
-    "layers_per_block": 1,
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    "attention_head_dim": 4,
-    "norm_num_groups": 2,
-}
 
 
 def conditional(seed: int = 0, **changes: Any) -> Any:
@@ -41,14 +30,6 @@ def conditional(seed: int = 0, **changes: Any) -> Any:
 
     torch.manual_seed(seed)
     return stirred(UNet2DConditionModel(**{**SETTINGS, **changes}))
-
-
-def unconditional(seed: int = 0, **changes: Any) -> Any:
-    """One that is told the timestep alone."""
-    from diffusers import UNet2DModel
-
-    torch.manual_seed(seed)
-    return stirred(UNet2DModel(**{**UNCONDITIONAL, **changes}))
 
 
 @torch.no_grad()
@@ -67,8 +48,7 @@ def conditions(rows: int) -> dict[str, torch.Tensor]:
 def answer(unet: Any, rows: int = 2) -> torch.Tensor:
     """A UNet's output for the same noise at two timesteps."""
     sample = torch.randn(rows, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-    arguments = conditions(rows) if "cross_attention_dim" in unet.config else {}
-    return unet.eval()(sample, torch.tensor([7, 600][:rows]), **arguments, return_dict=False)[0]
+    return unet.eval()(sample, torch.tensor([7, 600][:rows]), **conditions(rows), return_dict=False)[0]
 
 
 def latents(rows: int = 8, seed: int = 0, text: bool = True) -> Any:
@@ -94,9 +74,10 @@ def doubled(make: Any, widths: tuple[int, ...], **changes: Any) -> tuple[Any, An
     reads every second of its sinusoids, which are the other's.
     """
     small = make(block_out_channels=widths, **changes)
-    wider: dict[str, Any] = {"time_embedding_dim": small.time_embedding.linear_1.out_features}
-    if "cross_attention_dim" in small.config:
-        wider["attention_head_dim"] = 2 * small.config.attention_head_dim
+    wider: dict[str, Any] = {
+        "time_embedding_dim": small.time_embedding.linear_1.out_features,
+        "attention_head_dim": 2 * small.config.attention_head_dim,
+    }
     wide = make(block_out_channels=tuple(2 * width for width in widths), **changes, **wider)
     heads = {name: module.heads for name, module in small.named_modules() if hasattr(module, "to_q")}
     state, wide_state = small.state_dict(), wide.state_dict()

@@ -37,8 +37,11 @@ class LanguageLoss(Frozen):
 
 
 class MemorySaving(Frozen):
-    """Ways to save disk space at the price of time."""
+    """Ways to save memory or disk space at the price of time."""
 
+    gradient_checkpointing: bool = Field(
+        False, description="recompute blocks in the backward pass: less memory, more time"
+    )
     cache_teacher_states: bool = Field(
         True,
         description="store the teacher's last hidden states, as bfloat16, for sequences that come again and for other "
@@ -60,7 +63,7 @@ class LanguageDistillation(TeacherAndStudent, BudgetedTraining):
     teacher_writes: TeacherWrites | None = Field(
         None, description="learn from conversations that the teacher generates, in place of the text or beside it"
     )
-    memory: MemorySaving = Field(MemorySaving(), description="ways to save disk space")
+    memory: MemorySaving = Field(MemorySaving(), description="ways to save memory and disk space")
 
     def shortened(self, share: float) -> Self:
         """Return the settings with a share of the epochs, tokens or budget."""

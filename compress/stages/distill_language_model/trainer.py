@@ -23,7 +23,7 @@ from compress.stages.training.loop import Trainee, train
 from compress.stages.training.sequences import TokenSequences, check_enough, training_sequences
 from compress.stages.training.synthetic_data import with_synthetic_text
 from compress.stages.training.teacher_states import TeacherStates, states_key, with_room
-from compress.utils.errors import DataError
+from compress.utils.errors import DataError, StageError
 from compress.utils.torch_device import uses_bf16
 
 _AT_ONCE = 2048
@@ -63,7 +63,19 @@ def distill_language_model(
         windows, seconds = with_synthetic_text(windows, settings.teacher_writes, teacher, tokenizer, context, bf16)
         settings = with_remaining_budget(settings, seconds)
         check_enough(windows.train.inputs, windows.held_out.inputs, settings.batch_size, length)
-    LanguageDistillationTrainer.between(settings, teacher, student, windows, context).train()
+    trainer = LanguageDistillationTrainer.between(settings, teacher, student, windows, context)
+    if settings.memory.gradient_checkpointing:
+        try:
+            student.module.activation_checkpointing_enable()
+        except ValueError as error:
+            raise StageError(
+                f"transformers has no gradient checkpointing for a {student.module.config.model_type!r} model.",
+                where="memory.gradient_checkpointing",
+                hint="leave it out; a smaller sequence_length saves memory too",
+            ) from error
+    trainer.train()
+    if settings.memory.gradient_checkpointing:
+        student.module.activation_checkpointing_disable()
     student.module.requires_grad_(True).eval()
     return student
 

@@ -105,6 +105,7 @@ def cut(source: Checkpoint) -> TorchModel:
         {
             "loss": {"temperature": 1.0, "direction": "reverse", "top_k": 64},
             "optimizer": {"decay": "cosine"},
+            "memory": {"gradient_checkpointing": True},
         },
     ],
     ids=["forward", "reverse"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -14,9 +14,9 @@ import onnx_ir as ir
 from numpy.typing import ArrayLike
 
 from compress.benchmark.machine import last_level_cache_bytes, memory_buffer_bytes
-from compress.benchmark.noise import judge_noise, load_average
+from compress.benchmark.noise import Usage, judge_noise, load_average
 from compress.benchmark.profile import MachineLimits, OperatorProfile, ProfileRow, total
-from compress.benchmark.profile_worker import SETTLE_SECONDS, ProfiledProcess, run_interleaved
+from compress.benchmark.profile_worker import FEWEST_PASSES, SETTLE_SECONDS, ProfiledProcess
 from compress.benchmark.profiled_calls import ProfiledCalls
 from compress.formats.onnx.costs import GraphCost, count_graph
 from compress.formats.onnx.runtimes.profile import CPU, CallRun, original_name, shapes_of
@@ -163,7 +163,8 @@ class _Session:
     def profile(self, artifact: Path, target: Target) -> OperatorProfile:
         """Open the model, warm up, run passes with and without profiling alternately, and return the profile."""
         cores, load = spread_cores(self.threads), load_average()
-        usage = run_interleaved([self.child], target, self.threads, cores, self.seconds, self._numbers)
+        self.child.open_twice(target, self.threads, cores)
+        usage = self._run_passes()
         node_profile = self.child.end()
         graph, costs = node_profile.graph, []
         for call, run in enumerate(node_profile.runs[0]):
@@ -210,12 +211,18 @@ class _Session:
             },
         )
 
-    def _numbers(self, most: int) -> Iterator[int]:
-        """Yield the numbers of passes, and measure the machine before every few of them."""
+    def _run_passes(self) -> Usage:
+        """Run passes with and without profiling alternately, and return the change of the machine's counters."""
+        self.child.warm_up()
+        most = self.child.most_passes
+        usage_before, began = Usage.now(self.child.cpu_seconds), time.perf_counter()
         for number in self.progress.track(range(most), "Profiling", most):
             if number % _LIMITS_EVERY == 0:
                 self._measure([self.buffer])
-            yield number
+            self.child.run_pass(profiled_first=number % 2 == 1)
+            if number + 1 >= FEWEST_PASSES and time.perf_counter() - began >= self.seconds:
+                break
+        return Usage.now(self.child.cpu_seconds) - usage_before
 
     def _measure(self, buffers: list[int]) -> None:
         time.sleep(SETTLE_SECONDS)

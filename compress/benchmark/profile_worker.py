@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import onnx_ir as ir
 
 from compress.benchmark.machine import measure_rates
-from compress.benchmark.noise import Usage
 from compress.benchmark.profiled_calls import ProfiledCalls
 from compress.benchmark.subprocess_client import Reply, WorkerProcess, module_command, serve
 from compress.benchmark.worker import Predictor, pin, read_batches, stop_garbage_collection, time_calls, write_batches
@@ -114,42 +113,6 @@ class ProfiledProcess(WorkerProcess):
         if profiled:
             self._order += [*[None] * (begin + untimed), *numbers]
         return latencies
-
-
-def run_interleaved(
-    children: Sequence[ProfiledProcess],
-    target: Target,
-    threads: int,
-    cores: Sequence[int],
-    seconds: float,
-    numbers: Callable[[int], Iterable[int]],
-) -> Usage:
-    """Open the artifacts, warm them up, and run passes for about ``seconds``.
-
-    The order of the artifacts, and of each one's two sessions, alternates.
-
-    Args:
-        children: Processes of the artifacts.
-        target: Target on the processor.
-        threads: Number of threads.
-        cores: Cores that the processes are bound to.
-        seconds: Time for all passes.
-        numbers: Function that yields the numbers of passes up to a largest number.
-
-    Returns:
-        Change of the machine's counters during the passes.
-    """
-    for child in children:
-        child.open_twice(target, threads, cores)
-    for child in children:
-        child.warm_up()
-    usage_before, began = Usage.now(sum(child.cpu_seconds for child in children)), time.perf_counter()
-    for number in numbers(min(child.most_passes for child in children)):
-        for child in children if number % 2 == 0 else children[::-1]:
-            child.run_pass(profiled_first=number // len(children) % 2 == 1)
-        if number + 1 >= FEWEST_PASSES and time.perf_counter() - began >= seconds:
-            break
-    return Usage.now(sum(child.cpu_seconds for child in children)) - usage_before
 
 
 class _Reader:

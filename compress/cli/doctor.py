@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +11,6 @@ import typer
 from compress.utils.errors import InputError
 
 if TYPE_CHECKING:
-    from compress.benchmark.profile import OperatorDifference
     from compress.cli.output import Finding
     from compress.inspection.layer_comparison import FormatComparison
 
@@ -21,17 +19,16 @@ _MARKS = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
 
 @dataclass(frozen=True)
 class _Examination:
-    """Findings of the command, and the records behind them."""
+    """Findings of the command, and the comparison of values behind them."""
 
     findings: list[Finding]
-    differences: Sequence[OperatorDifference] = ()
     answers: FormatComparison | None = None
 
 
 def doctor(
     model: Annotated[
         Path | None,
-        typer.Argument(help="Run folder or ONNX model to check for correctness and speed on the target."),
+        typer.Argument(help="Run folder or ONNX model to check for correctness on the target."),
     ] = None,
     target: Annotated[
         str | None,
@@ -49,11 +46,10 @@ def doctor(
     against: Annotated[
         Path | None,
         typer.Option(
-            help="With MODEL: its float file, to time both layer by layer or compare their values; default: that of "
-            "the run's cache."
+            help="With --target of another format: the float file that values are compared with; default: that of the "
+            "run's cache."
         ),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Time budget of the comparison.")] = 5.0,
     json_: Annotated[bool, typer.Option("--json", help="Write the findings as JSON.")] = False,
 ) -> None:
     """Check this machine and installation, or a model. Exit code 1 if something must be fixed before a run."""
@@ -69,7 +65,7 @@ def doctor(
 
         result = _Examination(machine_findings(machine))
     else:
-        result = _of_model(model, target, recipe, against, seconds)
+        result = _of_model(model, target, recipe, against)
     failed = any(finding.level == "problem" for finding in result.findings)
     _print(result, machine, failed, json_)
     if failed:
@@ -77,10 +73,10 @@ def doctor(
 
 
 def _print(result: _Examination, machine: dict[str, object], failed: bool, json_: bool) -> None:
-    """Print the findings and records.
+    """Print the findings, and the comparison of values as JSON.
 
     Args:
-        result: Findings and records.
+        result: Findings and comparison.
         machine: Environment of this machine, for JSON.
         failed: Whether something must be fixed.
         json_: Print JSON.
@@ -89,11 +85,6 @@ def _print(result: _Examination, machine: dict[str, object], failed: bool, json_
         import json
 
         report = {"ok": not failed, "findings": [asdict(f) for f in result.findings], "environment": machine}
-        records = [difference.model_dump(mode="json") for difference in result.differences]
-        if len(records) == 1:
-            report["difference"] = records[0]
-        elif records:
-            report["differences"] = records
         if result.answers is not None:
             report["answers"] = asdict(result.answers)
         typer.echo(json.dumps(report, indent=2))
@@ -102,21 +93,9 @@ def _print(result: _Examination, machine: dict[str, object], failed: bool, json_
             typer.echo(f"{_MARKS[finding.level]}  {finding.what}")
             if finding.advice:
                 typer.echo(f"         -> {finding.advice}")
-        for difference in result.differences:
-            from rich.console import Console
-
-            from compress.report.console import console_difference
-
-            if len(result.differences) > 1:
-                typer.echo(f"\n{Path(difference.int8_file).name} against {Path(difference.float_file).name}")
-            Console().print(console_difference(difference))
-            for note in difference.notes:
-                typer.echo(note, err=True)
 
 
-def _of_model(
-    model: Path, target: str | None, recipe: Path | None, against: Path | None, seconds: float
-) -> _Examination:
+def _of_model(model: Path, target: str | None, recipe: Path | None, against: Path | None) -> _Examination:
     """Return the findings on a model.
 
     Args:
@@ -124,28 +103,23 @@ def _of_model(
         target: Name of a target or a kind of processor.
         recipe: Recipe with real inputs.
         against: Float file of the model.
-        seconds: Time budget of the comparison.
     """
-    from compress.cli.doctor_model import model_findings, speed_findings
+    from compress.cli.doctor_model import model_findings
     from compress.cli.output import ConsoleProgress
     from compress.formats.target_profile import PROCESSORS
     from compress.formats.targets import TARGETS
 
     progress = ConsoleProgress()
-    is_local = target in (None, "cpu")
     # Files for other formats are compared by value. Processors are checked by the instructions that they have.
-    if target is not None and not is_local and target in TARGETS and target not in PROCESSORS:
+    if target and target != "cpu" and target in TARGETS and target not in PROCESSORS:
         from compress.cli.doctor_answers import answer_findings
 
         findings_by_value, answers = answer_findings(model, TARGETS[target], recipe, against, progress)
         return _Examination(findings_by_value, answers=answers)
-    if not is_local and against is not None:
+    if against is not None:
         raise InputError(
-            f"--against is timed on this machine, and --target {target} is another one.",
-            expected="--target cpu, or none, with --against",
+            "--against has no effect without a target of another format, whose values are compared.",
+            expected="--target with a name of `compress targets` other than cpu",
+            hint="`compress compare A B --now` measures how fast two files are",
         )
-    findings = list(model_findings(model, target, recipe, progress))
-    if not is_local:
-        return _Examination(findings)
-    speed, differences = speed_findings(model, recipe, against, seconds, progress)
-    return _Examination([*findings, *speed], differences)
+    return _Examination(list(model_findings(model, target, recipe, progress)))

@@ -1,4 +1,4 @@
-"""Checks of `compress doctor MODEL`: correctness on a target's processor, and speed against the float file."""
+"""Checks of `compress doctor MODEL`: operators that run on integers, and saturation on a target's processor."""
 
 from __future__ import annotations
 
@@ -6,24 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from compress.benchmark.operator_difference import compare_operators
-from compress.benchmark.profile import OperatorDifference
-from compress.benchmark.profiled_calls import MAX_CALLS, ProfiledCalls, batch_calls
-from compress.cli.artifact import Artifact, find_artifact, has_recipe, outputs_of, run_of
+from compress.cli.artifact import find_artifact, has_recipe
 from compress.cli.output import Finding
 from compress.formats.onnx.int8.observers import Feed
 from compress.formats.onnx.model import find_graphs, graph_label
 from compress.formats.quiet_output import quiet_libraries
 from compress.formats.target_profile import Processor, find_processor
-from compress.formats.targets import TARGETS
 from compress.inspection.activation_clipping import Saturation, find_saturation, transcription_calls
 from compress.inspection.integer_kernels import WeightedKernel, read_kernels
 from compress.numerics.sampling import spread_sample
-from compress.pipeline.warnings import float_label, has_integers
-from compress.report.console import cause_text, verdict_text
 from compress.report.run_folder import MODEL
-from compress.tasks.capability import GENERATES, READS_ROWS
-from compress.utils.errors import InputError
 from compress.utils.progress import Progress
 
 _EXAMPLES = 32
@@ -109,102 +101,3 @@ def _saturation(products: Sequence[Saturation], processor: Processor) -> Iterato
         f"{processor.name}: {len(saturating)} of {len(products)} products saturate in 16 bits; predictions will differ",
         "leave `reduce_range: auto` to the quantize stage there, or set `saturating`: weights that never saturate",
     )
-
-
-_TIMED_RECORDINGS = 2
-"""Recordings for models of two graphs: each has a prompt, which the decoder reads once, and tokens."""
-
-
-def speed_findings(
-    model: Path, recipe: Path | None, against: Path | None, seconds: float, progress: Progress
-) -> tuple[list[Finding], list[OperatorDifference]]:
-    """Time a quantized model against its float file.
-
-    Args:
-        model: Run folder or ONNX model.
-        recipe: Recipe with real inputs.
-        against: Float file, or None for the run's.
-        seconds: Time budget.
-        progress: Progress display.
-
-    Returns:
-        Findings, and a record for each graph; both are empty if there is no float file.
-
-    Raises:
-        InputError: If a named float file cannot be compared.
-    """
-    # A model file without a recipe has no real inputs, so nothing is timed.
-    if against is None and recipe is None and not has_recipe(model):
-        return [], []
-    artifact = find_artifact(model, recipe)
-    floats = against
-    if floats is None:
-        # The float file that a run quantized is still in its cache, unless that was pruned.
-        label = float_label(artifact.recipe) if has_integers(artifact.recipe) else None
-        run = run_of(model) if label else None
-        floats = outputs_of(run).get(label) if run and label else None
-    if floats is None:
-        return [Finding("ok", "its float file is not in the cache, so nothing was timed", "--against FLOAT")], []
-    if GENERATES in artifact.task.capabilities or READS_ROWS not in artifact.task.capabilities:
-        if against is None:
-            return [], []
-        raise InputError(
-            f"Files of {artifact.task.name} are not compared operator by operator.",
-            where="--against",
-            hint="`compress profile` of each file, and `compress compare A B --now` for their speed",
-        )
-    differences = _differences(artifact, floats, seconds, progress)
-    findings = []
-    for difference in differences:
-        # Several graphs are told apart by their files.
-        prefix = f"{graph_label(Path(difference.int8_file))}: " if len(differences) > 1 else ""
-        findings += [replace(item, what=f"{prefix}{item.what}") for item in difference_findings(difference)]
-    return findings, differences
-
-
-def _differences(artifact: Artifact, floats: Path, seconds: float, progress: Progress) -> list[OperatorDifference]:
-    """Compare each graph with its float graph. Raises `InputError` if their numbers differ.
-
-    Args:
-        artifact: The artifact.
-        floats: Folder or file of the float graphs.
-        seconds: Time budget.
-        progress: Progress display.
-    """
-    quiet_libraries()
-    graphs, float_graphs = find_graphs(artifact.folder), find_graphs(floats)
-    if len(graphs) != len(float_graphs):
-        raise InputError(
-            f"The float model has {len(float_graphs)} graphs, and the model has {len(graphs)}.",
-            where=str(floats),
-            expected=f"float graphs of {', '.join(map(graph_label, graphs))}",
-        )
-    recipe = artifact.recipe
-    # One example is a call; a decoder gets a prompt once, and then tokens.
-    calls = [batch_calls(artifact.examples(progress), 1, recipe.seed)]
-    if len(graphs) > 1:
-        recordings = calls[0].batches[:_TIMED_RECORDINGS]
-        batches_by_graph = transcription_calls(artifact.folder, recordings, MAX_CALLS // _TIMED_RECORDINGS)
-        calls = [ProfiledCalls(tuple(batches)) for batches in batches_by_graph]
-    threads, share = recipe.benchmark.threads, seconds / len(graphs)
-    return [
-        compare_operators(float_graph, graph, inputs, TARGETS["cpu"], threads, share, progress, recipe.seed)
-        for float_graph, graph, inputs in zip(float_graphs, graphs, calls, strict=True)
-    ]
-
-
-def difference_findings(difference: OperatorDifference) -> Iterator[Finding]:
-    """Yield findings on the times of a graph and its float graph."""
-    verdict = difference.verdict
-    yield Finding("ok" if verdict == "faster" else "warning", verdict_text(difference))
-    for cause in difference.responsible[:_NAMED] if verdict != "faster" else ():
-        yield Finding("warning", cause_text(cause, difference), cause.help or None)
-    slower = difference.slower_layers
-    if verdict == "faster" and slower:
-        names = ", ".join(layer.layer for layer in slower[:_NAMED])
-        extra_ms = sum(layer.more_ms for layer in slower)
-        yield Finding(
-            "ok",
-            f"{len(slower)} layers are slower than in float, by {extra_ms:.3g} ms together: {names}",
-            slower[0].help or None,
-        )

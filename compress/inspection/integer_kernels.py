@@ -1,14 +1,10 @@
-"""Operators of a graph that ONNX Runtime runs on 8-bit integers, and the reasons why others run in float.
-
-It also classifies the nodes of an optimized graph by the purpose of their time and explains slow 8-bit nodes.
-"""
+"""Operators of a graph that ONNX Runtime runs on 8-bit integers, and the reasons why others run in float."""
 
 from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import onnx_ir as ir
 
@@ -25,10 +21,8 @@ PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Attention", "MultiHea
 CONVOLUTIONS = ("Conv", "FusedConv", "ConvTranspose")
 _SMALL = 1024
 _ONLY_WEIGHTS = "its weights are dequantized in each call, since its input is float"
-Part = Literal["products", "conversions", "rest"]
 _STATIC = "onnx_int8: {method: static}"
 _EMBEDDING = "onnx_int8: {embedding_bits: 8} writes GatherBlockQuantized"
-_KEEP = "keep such layers in float: `onnx_int8: {keep: [...]}`, with the layers' names"
 
 
 @dataclass(frozen=True)
@@ -127,97 +121,3 @@ def _from_integers(value: ir.Value | None) -> bool:
     while node is not None and node.op_type in ("Transpose", "Reshape", "Identity") and node.inputs[0] is not None:
         node = node.inputs[0].producer()
     return node is not None and node.op_type == "DequantizeLinear" and constant(node.inputs[0]) is not None
-
-
-@dataclass(frozen=True)
-class SlowdownCause:
-    """Reason why a node takes time that the float file does not spend; ``help`` is empty without a remedy."""
-
-    why: str
-    help: str = ""
-
-
-FASTER = SlowdownCause("integer kernels are faster than those in float")
-OTHER = SlowdownCause("other operators")
-APART = SlowdownCause(
-    "operators that ONNX Runtime fuses in the float file stay apart here",
-    "quantize our own export (stage `onnx`) with `onnx_int8: {method: static}`: its fusions stay",
-)
-
-
-def part_of(node: ir.Node) -> Part:
-    """Classify a node: products with weights and attention, conversions between floats and integers, or the rest."""
-    # It is an integer operator but computes no product.
-    if node.op_type == "GatherBlockQuantized":
-        return "rest"
-    if node.op_type in (*PRODUCTS, *CONVOLUTIONS, "MatMulNBits") or node.op_type in INTEGER:
-        return "products"
-    is_quantizer = node.op_type in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
-    return "conversions" if is_quantizer or _scales_back(node) else "rest"
-
-
-def product_cause(node: ir.Node) -> SlowdownCause:
-    """Return why a product or convolution is slower than in float."""
-    # A float kernel in a quantized file has its own explanation.
-    kernel = kernel_of(node)
-    if kernel is not None and not kernel.integer:
-        return SlowdownCause(kernel.why, kernel.help)
-    if node.op_type in (*PRODUCTS, *CONVOLUTIONS):
-        return SlowdownCause(
-            "it is in float here too, and slower: its neighbours want another layout, or it lost a fusion"
-        )
-    if node.op_type == "ConvInteger":
-        reason = "ConvInteger, which a convolution becomes whose range is found in each call, is slow"
-        return SlowdownCause(reason, _STATIC)
-    # A depthwise convolution has as many groups as channels.
-    weight = node.inputs[3].const_value if node.op_type == "QLinearConv" and node.inputs[3] is not None else None
-    is_depthwise = weight is not None and weight.shape[0] == node.attributes.get_int("group", 1) > 1
-    kind = "8-bit kernel for depthwise convolutions" if is_depthwise else "8-bit kernel"
-    return SlowdownCause(f"the {kind} is slower than the float one at this shape", _KEEP)
-
-
-def conversion_cause(node: ir.Node) -> SlowdownCause:
-    """Return why a node exists that the float file does not have."""
-    float_product = _float_reader(node)
-    if float_product is not None:
-        return product_cause(float_product)
-    if node.op_type == "DynamicQuantizeLinear":
-        return SlowdownCause("the range of every input is found in each call", _STATIC)
-    if node.op_type == "QuantizeLinear":
-        return SlowdownCause("floats are rounded to integers before a product")
-    if node.op_type == "DequantizeLinear":
-        if node.inputs[0] is None or node.inputs[0].const_value is None:
-            return SlowdownCause("integers are turned back into floats for operators that have no 8-bit kernel")
-        if "Gather" in {use.node.op_type for value in node.outputs for use in value.uses()}:
-            return SlowdownCause("a whole table is dequantized in each call", _EMBEDDING)
-        return SlowdownCause("stored integers are dequantized in each call", _STATIC)
-    return SlowdownCause("an integer product is scaled back to float by operators of its own", _STATIC)
-
-
-def _scales_back(node: ir.Node, depth: int = 3) -> bool:
-    """Return True if a Cast or Mul only converts an integer product to float, or multiplies scales."""
-    if node.op_type not in ("Cast", "Mul") or depth < 0:
-        return False
-    makers = [maker for value in node.inputs if value is not None and (maker := value.producer()) is not None]
-    operators = {maker.op_type for maker in makers}
-    # The result of an integer product is cast and scaled.
-    if operators & {"ConvInteger", "MatMulInteger"} or (node.op_type == "Mul" and "DynamicQuantizeLinear" in operators):
-        return True
-    return any(_scales_back(maker, depth - 1) for maker in makers)
-
-
-def _float_reader(node: ir.Node, depth: int = 3) -> ir.Node | None:
-    """Return the float product that a conversion serves, directly or through its inverse."""
-    for value in node.outputs:
-        for use in value.uses():
-            reader = use.node
-            if reader.op_type in (*PRODUCTS, *CONVOLUTIONS):
-                kernel = kernel_of(reader)
-                if kernel is not None and not kernel.integer and any(map(_dequantized, reader.inputs)):
-                    return reader
-            # Follow values through layout changes for a few steps.
-            if depth and reader.op_type in ("DequantizeLinear", "Transpose", "Reshape"):
-                product = _float_reader(reader, depth - 1)
-                if product is not None:
-                    return product
-    return None

@@ -7,9 +7,7 @@ from pathlib import Path
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from compress.benchmark.profile import CauseDifference, OperatorDifference
 from compress.report.headline import verdict
-from compress.report.profile_formatting import time_text
 from compress.report.rows import limit_bound, limit_result, limit_state, run_line
 from compress.results.formatting import format_improvement, format_value
 from compress.results.metrics import Metric, context_of, describe_metric, main_metrics, shortest_context
@@ -111,59 +109,3 @@ def closing_line(report: Report, folder: Path, name: str, app: bool = True) -> s
         return f"{contents} Next: compress compare {name}, to see what changed against the baseline"
     bundle = f"compress bundle {name} --target desktop --output app, or " if app else ""
     return f"{contents} Next: {bundle}compress compare OTHER-RUN {name}"
-
-
-_MOST = 12
-_NAMED = 3
-_LEAST = 0.002
-"""Share of a call below which a cause is left out."""
-
-
-def verdict_text(difference: OperatorDifference) -> str:
-    """Return `INT8 is slower than float: 0.42x as fast (0.41-0.43), 7.1 ms a call for 3 ms`."""
-    word = {"faster": "faster than", "slower": "slower than", "can't tell": "not proven faster than"}
-    ratio = f"{difference.faster:.2f}x as fast ({difference.low:.2f}-{difference.high:.2f})"
-    times = f"{time_text(difference.int8_ms)} a call for {time_text(difference.float_ms)}"
-    return f"INT8 is {word[difference.verdict]} float: {ratio}, {times}"
-
-
-def cause_text(cause: CauseDifference, difference: OperatorDifference) -> str:
-    """Return the time of a cause with its operators and layers.
-
-    Example: `3.9 ms more, 130% of the float file's time (MatMul in encoder.layer.0.attention and 5 more): why`.
-    """
-    layers = ", ".join(cause.layers[:_NAMED])
-    more = len(cause.layers) - _NAMED
-    layer_names = f"{layers} and {more} more" if more > 0 else layers
-    operators = ", ".join(dict.fromkeys(cause.operators[:_NAMED]))
-    share = cause.more_ms / difference.float_ms
-    return (
-        f"{cause.more_ms:.3g} ms more, {share:.0%} of the float file's time ({operators} in {layer_names}): {cause.why}"
-    )
-
-
-def console_difference(difference: OperatorDifference) -> RenderableType:
-    """Return two tables. Times of layers and causes were measured with the profiler on."""
-    columns = [TableColumn("Time", right=True), TableColumn("Layers", right=True, rank=1)]
-    columns += [TableColumn("Why"), TableColumn("What helps")]
-    table = ResponsiveTable("What it spends and saves", columns)
-    for cause in difference.causes:
-        if abs(cause.more_ms) >= _LEAST * difference.float_ms:
-            why = f"{cause.why} ({', '.join(dict.fromkeys(cause.operators))})"
-            table.add(_signed(cause.more_ms), str(len(cause.layers)), why, cause.help)
-    # The layers that lose most come first, and the last three gain most.
-    layers = difference.layers
-    shown = layers if len(layers) <= _MOST else (*layers[: _MOST - 3], *layers[-3:])
-    columns = [TableColumn("Layer"), TableColumn("Float", right=True), TableColumn("INT8", right=True)]
-    columns += [TableColumn("Difference"), TableColumn("Operators", rank=2), TableColumn("Mostly", rank=1)]
-    title = "By layer, the slowest against float first" + ("" if shown is layers else "; the last three gain most")
-    by_layer = ResponsiveTable(title, columns)
-    for layer in shown:
-        difference_text = f"{_signed(layer.more_ms)} ({layer.low_ms:+.3g} to {layer.high_ms:+.3g})"
-        times = (time_text(layer.float_ms), time_text(layer.int8_ms), difference_text)
-        by_layer.add(layer.layer, *times, ", ".join(layer.operators), layer.why)
-    return Group(Text(""), table, by_layer)
-
-
-def _signed(milliseconds: float) -> str:
-    return f"{'+' if milliseconds > 0 else '-'}{time_text(abs(milliseconds))}"

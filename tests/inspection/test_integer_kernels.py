@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_graphs import onnx_model
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
 from compress.formats.onnx.int8.dynamic import quantize_products
 from compress.formats.onnx.int8.settings import Int8Options
@@ -31,6 +32,14 @@ def network(layers: int = 2, peak: float = 1.0) -> onnx.ModelProto:
         nodes.append(helper.make_node("Relu", [f"y{index}"], [f"r{index}"], name=f"relu_{index}"))
         previous = f"r{index}"
     return onnx_model(nodes, {"x": ["rows", INNER]}, {previous: ["rows", OUTER]}, weights)
+
+
+class CalibrationRows(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, rows: list[dict[str, np.ndarray]]) -> None:
+        self._rows = iter(rows)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._rows, None)
 
 
 def feeds() -> list[dict[str, np.ndarray]]:
@@ -59,6 +68,22 @@ def test_what_stays_float_is_named_with_its_reason(tmp_path: Path):
     kernels = read_kernels(saved(static(network(), kept=("product_1",)), tmp_path))
     assert kernels[0].integer and kernels[0].operator == "MatMulIntegerToFloat"
     assert kernels[1].name.startswith("product_1") and "not quantized" in kernels[1].why
+
+
+@pytest.mark.parametrize(("kind", "integer"), [(QuantType.QInt8, False), (QuantType.QUInt8, True)])
+def test_signed_activations_that_several_read_stay_in_float(kind: QuantType, integer: bool, tmp_path: Path):
+    """ONNX Runtime's quantizer writes both; two products read one value."""
+    weights = {name: np.random.default_rng(0).normal(size=(384, 384)).astype(np.float32) for name in ("a", "b")}
+    nodes = [helper.make_node("Tanh", ["x"], ["tanh"], "tanh")]
+    nodes += [helper.make_node("MatMul", ["tanh", name], [f"y_{name}"], f"product_{name}") for name in weights]
+    nodes.append(helper.make_node("Max", ["y_a", "y_b"], ["y"], "max"))
+    model = onnx_model(nodes, {"x": ["rows", 384]}, {"y": ["rows", 384]}, weights)
+    reader = CalibrationRows([{"x": np.random.default_rng(1).normal(size=(2, 384)).astype(np.float32)}])
+    path = tmp_path / "quantized.onnx"
+    quantize_static(saved(model, tmp_path), path, reader, activation_type=kind, op_types_to_quantize=["MatMul"])
+    kernels = read_kernels(path)
+    assert [kernel.integer for kernel in kernels] == [integer, integer]
+    assert integer or all("signed bytes" in each.why and "unsigned activations" in each.help for each in kernels)
 
 
 def test_weights_alone_as_integers(tmp_path: Path):
@@ -125,11 +150,9 @@ def test_saturation_is_what_loops_find():
     assert kernels[0].cut and kernels[0].error and kernels[0].matters
 
 
-def test_seven_bits_and_unsigned_weights_do_not_saturate():
+def test_seven_bits_do_not_saturate():
     narrow = find_saturation(static(network(peak=0.02), reduce_range=True), feeds())
     assert len(narrow) == 2 and all(layer.risk == 0 and layer.cut == 0 and not layer.matters for layer in narrow)
-    assert find_saturation(static(network(), types="u8u8"), feeds()) == []
-    assert find_saturation(static(network(), types="s8s8"), feeds()) == []
 
 
 def test_dynamic_graphs_are_looked_at_too_and_without_inputs_only_weights_are():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -213,7 +212,7 @@ def _lower_to_xnnpack(traced: object) -> bytes:
         edge = to_edge_transform_and_lower(traced, transform_passes=passes, partitioner=[XnnpackPartitioner()])
         program = edge.to_executorch(config)
     except (RuntimeError, ValueError, TypeError, AssertionError, ExportError, SpecViolationError) as error:
-        raise _lowering_error(traced, first_line(error), str(error)) from error
+        raise _lowering_error(first_line(error)) from error
     # The runtime must have a kernel for every operator that XNNPACK does not run.
     operators = {
         f"{operator.name}.{operator.overload}".rstrip(".")
@@ -222,34 +221,16 @@ def _lower_to_xnnpack(traced: object) -> bytes:
     }
     missing = sorted(operators - load_runtime().operator_registry.operator_names)
     if missing:
-        raise _lowering_error(traced, f"it has no kernel for {', '.join(missing)}", " ".join(missing))
+        raise _lowering_error(f"it has no kernel for {', '.join(missing)}")
     return bytes(program.buffer)
 
 
-def _lowering_error(traced: Any, reason: str, text: str) -> StageError:
-    """Return an error that names the modules whose operators occur in ``text``."""
-    operators = {name.replace("::", ".") for name in re.findall(r"aten(?:\.|::)\w+", text)}
-    nodes = [node for node in traced.graph.nodes if _operator(node) in operators]
-    locations = sorted({f"{_operator(node)} in {_module(node)}" for node in nodes})
-    shown_locations = ", ".join(locations[:5]) + (f" and {len(locations) - 5} more" if len(locations) > 5 else "")
+def _lowering_error(reason: str) -> StageError:
     return StageError(
-        f"ExecuTorch cannot run the model: {reason}{f' ({shown_locations})' if locations else ''}",
+        f"ExecuTorch cannot run the model: {reason}",
         expected="operators that XNNPACK or ExecuTorch's portable kernels have",
-        hint="replace that module, or leave this target out",
+        hint="replace the module that calls them, or leave this target out",
     )
-
-
-def _operator(node: Any) -> str:
-    """Return the operator that a node calls, such as `aten.sort`, without the overload."""
-    schema = getattr(node.target, "_schema", None)
-    return "" if schema is None else schema.name.replace("::", ".")
-
-
-def _module(node: Any) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    path, kind = next(reversed(stack.values()), ("", ""))
-    where = re.sub(r"^(L\['self'\]\.)?module\.?", "", str(path)) or "the model"
-    return f"{where} ({getattr(kind, '__name__', str(kind).rpartition('.')[2])})"
 
 
 def check_program_parity(made: Lowered, model: TorchModel, examples: Examples, tolerance: float) -> str:

@@ -119,7 +119,7 @@ def plan_gguf(checkpoint: Checkpoint, types: GgufTypes = EXACT_TYPES) -> list[Pl
         metadata = architecture.metadata()
         heads, shared = metadata["attention.head_count"], metadata["attention.head_count_kv"]
         rules = TensorTypes(
-            FILE_TYPES[types.file_type],
+            types.file_type,
             [tensor.name for tensor in named],
             metadata["block_count"],
             heads / shared if heads and shared else 1.0,

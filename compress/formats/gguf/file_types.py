@@ -7,8 +7,8 @@ that do not fill blocks of 256 get another type with blocks of 32.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -55,16 +55,16 @@ class MatrixPosition:
         return self.first_eighth() or self.index >= 7 * self.count // 8 or (self.index - eighth) % 3 == 2
 
 
-Rule = tuple[Callable[[MatrixPosition], bool], str]
-"""Condition, and the type of the matrices that meet it."""
-
-
 def _always(place: MatrixPosition) -> bool:
     return True
 
 
 def _like_mixtral(place: MatrixPosition) -> bool:
     return place.experts == _MIXTRAL
+
+
+def _weighed_first_eighth(place: MatrixPosition) -> bool:
+    return place.weighed and place.first_eighth()
 
 
 _grouped = attrgetter("grouped")
@@ -78,78 +78,57 @@ class FileType:
         number: Number in files (llama_ftype).
         most: Block type of most matrices.
         head: Block type of the output head.
-        rules: Rules by the matrices' names within a block; the first one whose condition holds applies.
     """
 
     number: int
     most: str
     head: str = "Q6_K"
-    rules: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
-
-
-_OUTPUT_OF_MIXTRAL: Rule = (_like_mixtral, "Q5_K")
-_HALF_FINER: dict[str, tuple[Rule, ...]] = {
-    "attn_v": ((MatrixPosition.matters, "Q6_K"),),
-    "ffn_down": ((MatrixPosition.matters, "Q6_K"),),
-}
 
 
 FILE_TYPES: dict[str, FileType] = {
-    "Q4_0": FileType(2, "Q4_0", rules={"ffn_down": ((lambda place: place.weighed and place.first_eighth(), "Q4_1"),)}),
+    "Q4_0": FileType(2, "Q4_0"),
     "Q4_1": FileType(3, "Q4_1"),
-    "Q5_0": FileType(8, "Q5_0", rules={"ffn_down": ((lambda place: place.weighed and place.first_eighth(), "Q5_1"),)}),
+    "Q5_0": FileType(8, "Q5_0"),
     "Q5_1": FileType(9, "Q5_1"),
     "Q8_0": FileType(7, "Q8_0", "Q8_0"),
-    "Q2_K": FileType(
-        *(10, "Q2_K"),
-        rules={
-            "attn_v": ((_grouped, "Q4_K"), (_always, "Q3_K")),
-            "ffn_down": ((_always, "Q3_K"),),
-            "attn_output": (_OUTPUT_OF_MIXTRAL, (_always, "Q3_K")),
-        },
-    ),
-    "Q3_K_S": FileType(11, "Q3_K", rules={"attn_output": (_OUTPUT_OF_MIXTRAL,)}),
-    "Q3_K_M": FileType(
-        *(12, "Q3_K"),
-        rules={
-            "attn_v": ((lambda place: place.index < 2, "Q5_K"), (_always, "Q4_K")),
-            "ffn_down": ((lambda place: place.index < place.count // 16, "Q5_K"), (_always, "Q4_K")),
-            "attn_output": (_OUTPUT_OF_MIXTRAL, (_always, "Q4_K")),
-        },
-    ),
-    "Q3_K_L": FileType(
-        *(13, "Q3_K"),
-        rules={
-            "attn_v": ((_always, "Q5_K"),),
-            "ffn_down": ((_always, "Q5_K"),),
-            "attn_output": ((lambda place: not _like_mixtral(place), "Q5_K"),),
-        },
-    ),
-    "Q4_K_S": FileType(
-        *(14, "Q4_K"),
-        rules={
-            "attn_v": ((lambda place: place.index < 4, "Q5_K"),),
-            "ffn_down": ((MatrixPosition.first_eighth, "Q5_K"),),
-            "attn_output": (_OUTPUT_OF_MIXTRAL,),
-        },
-    ),
-    "Q4_K_M": FileType(15, "Q4_K", rules=_HALF_FINER | {"attn_output": (_OUTPUT_OF_MIXTRAL,)}),
+    "Q2_K": FileType(10, "Q2_K"),
+    "Q3_K_S": FileType(11, "Q3_K"),
+    "Q3_K_M": FileType(12, "Q3_K"),
+    "Q3_K_L": FileType(13, "Q3_K"),
+    "Q4_K_S": FileType(14, "Q4_K"),
+    "Q4_K_M": FileType(15, "Q4_K"),
     "Q5_K_S": FileType(16, "Q5_K"),
-    "Q5_K_M": FileType(17, "Q5_K", rules=_HALF_FINER),
+    "Q5_K_M": FileType(17, "Q5_K"),
     "Q6_K": FileType(18, "Q6_K"),
-    **{
-        name: FileType(
-            *(number, name),
-            rules={
-                "attn_v": ((_grouped, "Q5_K"),),
-                "ffn_down": ((lambda place: place.first_eighth() and not place.weighed, "Q5_K"),),
-                "attn_output": (_OUTPUT_OF_MIXTRAL,),
-            },
-        )
-        for name, number in {"IQ4_NL": 25, "IQ4_XS": 30}.items()
-    },
+    "IQ4_NL": FileType(25, "IQ4_NL"),
+    "IQ4_XS": FileType(30, "IQ4_XS"),
 }
 """File types that need no importance matrix, by the names that `llama-quantize` accepts."""
+
+_RULES: tuple[tuple[str, str, Callable[[MatrixPosition], bool], str], ...] = (
+    ("Q2_K Q3_K_S Q3_K_M Q4_K_S Q4_K_M IQ4_NL IQ4_XS", "attn_output", _like_mixtral, "Q5_K"),
+    ("Q2_K", "attn_output", _always, "Q3_K"),
+    ("Q3_K_M", "attn_output", _always, "Q4_K"),
+    ("Q3_K_L", "attn_output", lambda place: not _like_mixtral(place), "Q5_K"),
+    ("Q2_K", "attn_v", _grouped, "Q4_K"),
+    ("Q2_K", "attn_v", _always, "Q3_K"),
+    ("Q3_K_M", "attn_v", lambda place: place.index < 2, "Q5_K"),
+    ("Q3_K_M", "attn_v", _always, "Q4_K"),
+    ("Q3_K_L", "attn_v", _always, "Q5_K"),
+    ("Q4_K_S", "attn_v", lambda place: place.index < 4, "Q5_K"),
+    ("Q4_K_M Q5_K_M", "attn_v", MatrixPosition.matters, "Q6_K"),
+    ("IQ4_NL IQ4_XS", "attn_v", _grouped, "Q5_K"),
+    ("Q2_K", "ffn_down", _always, "Q3_K"),
+    ("Q3_K_M", "ffn_down", lambda place: place.index < place.count // 16, "Q5_K"),
+    ("Q3_K_M", "ffn_down", _always, "Q4_K"),
+    ("Q3_K_L", "ffn_down", _always, "Q5_K"),
+    ("Q4_K_S", "ffn_down", MatrixPosition.first_eighth, "Q5_K"),
+    ("Q4_K_M Q5_K_M", "ffn_down", MatrixPosition.matters, "Q6_K"),
+    ("IQ4_NL IQ4_XS", "ffn_down", lambda place: place.first_eighth() and not place.weighed, "Q5_K"),
+    ("Q4_0", "ffn_down", _weighed_first_eighth, "Q4_1"),
+    ("Q5_0", "ffn_down", _weighed_first_eighth, "Q5_1"),
+)
+"""File types, matrix of a block, condition, and the block type instead of `FileType.most`; the first match applies."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +136,7 @@ class TensorTypes:
     """Block types of a model's tensors in a file type.
 
     Attributes:
-        file_type: File type.
+        name: Name of the file type.
         tensors: Names of all tensors.
         layers: Number of layers.
         heads: Attention heads per key-value head.
@@ -165,7 +144,7 @@ class TensorTypes:
         weighed: Whether there is an importance matrix.
     """
 
-    file_type: FileType
+    name: str
     tensors: Sequence[str]
     layers: int
     heads: float
@@ -175,7 +154,7 @@ class TensorTypes:
     def kind(self, name: str, columns: int) -> str:
         """Return the block type of a matrix with that name and number of columns."""
         # llama.cpp stores a head whose rows do not fill blocks in 8 bits.
-        if self._is_head(name) and columns % block_length(self.file_type.most):
+        if self._is_head(name) and columns % block_length(FILE_TYPES[self.name].most):
             return self.fitting("Q8_0", columns)
         return self.fitting(self._preferred(name), columns)
 
@@ -190,7 +169,7 @@ class TensorTypes:
         return "F16" if columns % block_length(kind) else kind
 
     def _preferred(self, name: str) -> str:
-        kind = self.file_type
+        kind = FILE_TYPES[self.name]
         if self._is_head(name):
             return kind.head
         match = _BLOCK.fullmatch(name)
@@ -207,7 +186,12 @@ class TensorTypes:
         position = MatrixPosition(index, count, self.heads >= 4, self.experts, self.weighed)
         if leaf in ("attn_v", "attn_k") and _like_mixtral(position):
             return "Q8_0"
-        preferred = next((other for holds, other in kind.rules.get(leaf, ()) if holds(position)), kind.most)
+        exceptions = (
+            other
+            for names, matrix, holds, other in _RULES
+            if matrix == leaf and self.name in names.split() and holds(position)
+        )
+        preferred = next(exceptions, kind.most)
         # Models with 80 layers and shared key-value heads have few values, and llama.cpp gives them at least 5 bits.
         few = leaf == "attn_v" and self.layers == 80 and self.heads > 1
         return "Q5_K" if few and preferred in ("Q3_K", "Q4_K") else preferred
@@ -233,7 +217,7 @@ def estimate_bytes(name: str, shape: Shape) -> float:
         sizes["output.weight"] = shape.other
     # A norm that is named after attention is counted with it.
     heads = float(round(square / shared)) if "attn_v" in parts else 1.0
-    typed = TensorTypes(FILE_TYPES[name], tuple(sizes), layers, heads, 0, True)
+    typed = TensorTypes(name, tuple(sizes), layers, heads, 0, True)
     total = 0.0 if "output.weight" in sizes else 4 * shape.other
     for tensor, count in sizes.items():
         columns = (shape.intermediate if ".ffn_down." in tensor else shape.hidden) or _WIDEST

@@ -202,16 +202,14 @@ def test_a_part_whose_activation_has_no_upper_bound_is_read(tmp_path: Path) -> N
     assert sorted(tensor.shape for tensor in read_pte(bytes(made.buffer), tmp_path / "model.pte")) == [(3,), (3, 4)]
 
 
-def test_operators_that_it_lacks_are_named_with_their_module() -> None:
+def test_operators_that_it_lacks_are_named() -> None:
     class Strange(torch.nn.Module):
         def forward(self, hidden: torch.Tensor) -> torch.Tensor:
             return torch.special.bessel_j0(hidden)
 
     model = tiny.encoder(num_hidden_layers=0)
     model.module.dropout = Strange()
-    with pytest.raises(
-        StageError, match=r"ExecuTorch cannot run the model: .*special_bessel_j0 in dropout \(Strange\)"
-    ):
+    with pytest.raises(StageError, match=r"ExecuTorch cannot run the model: .*special_bessel_j0"):
         to_executorch(model, examples_of(model), "fp32", 4, LENGTH)
 
 

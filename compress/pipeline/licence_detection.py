@@ -116,22 +116,6 @@ _FRONT = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|\Z)", re.DOTA
 _TAG = re.compile(r"SPDX-License-Identifier:\s*([^\n*]+)")
 _TEXTS = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "LICENCE.md", "COPYING")
 _READ_BYTES = 20_000
-_HEADINGS = (
-    ("Apache-2.0", r"Apache License\W+Version 2\.0"),
-    ("AGPL-3.0-only", r"GNU AFFERO GENERAL PUBLIC LICENSE\W+Version 3"),
-    ("LGPL-3.0-only", r"GNU LESSER GENERAL PUBLIC LICENSE\W+Version 3"),
-    ("GPL-3.0-only", r"GNU GENERAL PUBLIC LICENSE\W+Version 3"),
-    ("GPL-2.0-only", r"GNU GENERAL PUBLIC LICENSE\W+Version 2"),
-    ("MIT", r"Permission is hereby granted, free of charge, to any person obtaining a copy of this software"),
-    ("BSD-3-Clause", r"Redistribution and use in source and binary forms.*Neither the name"),
-    ("BSD-2-Clause", r"Redistribution and use in source and binary forms"),
-    ("CC0-1.0", r"CC0 1\.0 Universal"),
-    ("LicenseRef-gemma", r"Gemma Terms of Use"),
-    ("LicenseRef-openrail", r"(Open|Open &|Responsible AI).{0,20}(RAIL|Responsible AI License)"),
-)
-_LLAMA = re.compile(r"LLAMA\s+([234](?:\.\d)?)\s+(?:VERSION\s+RELEASE|COMMUNITY\s+LICENSE)", re.IGNORECASE)
-_CREATIVE = re.compile(r"Attribution((?:-(?:NonCommercial|NoDerivatives|NoDerivs|ShareAlike))*) (\d\.\d)")
-_SHORT = {"NonCommercial": "NC", "NoDerivatives": "ND", "NoDerivs": "ND", "ShareAlike": "SA"}
 
 
 class LicenceStatement(NamedTuple):
@@ -185,7 +169,7 @@ def _of_folder(folder: Path) -> Iterator[LicenceStatement]:
             yield LicenceStatement(canonical(licence), config.name)
     for name in _TEXTS:
         if (folder / name).is_file():
-            yield LicenceStatement(_recognised(_text(folder / name), name), name)
+            yield LicenceStatement(_tagged(_text(folder / name), name), name)
     for file in sorted(folder.glob("*.gguf"))[:1]:
         yield LicenceStatement(canonical(str(read_gguf(file).metadata.get("general.license", ""))), file.name)
 
@@ -216,17 +200,10 @@ def _of_card(card: Path, own: bool = True) -> Iterator[LicenceStatement]:
     yield LicenceStatement(joined(canonical(str(name)) for name in licences), card.name)
 
 
-def _recognised(text: str, name: str) -> str:
-    """Return the licence of a licence text; an unknown one is named after its file."""
-    if tag := _TAG.search(text):
-        return canonical(tag[1])
-    if match := _LLAMA.search(text):
-        return f"LicenseRef-llama{match[1]}"
-    if match := _CREATIVE.search(text):
-        kinds = "".join(f"-{_SHORT[kind]}" for kind in match[1].split("-") if kind)
-        return canonical(f"CC-BY{kinds}-{match[2]}")
-    matching = (spdx for spdx, pattern in _HEADINGS if re.search(pattern, text, re.DOTALL))
-    return next(matching, f"LicenseRef-{Path(name).stem}-of-the-source")
+def _tagged(text: str, name: str) -> str:
+    """Return the licence of a licence text by its SPDX tag; a text without a tag is named after its file."""
+    tag = _TAG.search(text)
+    return canonical(tag[1]) if tag else f"LicenseRef-{Path(name).stem}-of-the-source"
 
 
 def _text(path: Path, most: int | None = _READ_BYTES) -> str:

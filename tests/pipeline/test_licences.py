@@ -123,14 +123,11 @@ def test_places_where_a_source_says_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ((Path(__file__).parents[2] / "LICENSE").read_text(), "Apache-2.0"),
-        ("LLAMA 2 COMMUNITY LICENSE AGREEMENT\nLlama 2 Version Release Date: July 18, 2023", "LicenseRef-llama2"),
-        ("Creative Commons\nAttribution-NonCommercial-ShareAlike 4.0 International", "CC-BY-NC-SA-4.0"),
-        ("Attribution-NonCommercial-NoDerivatives 4.0 International", "CC-BY-NC-ND-4.0"),
+        ("SPDX-License-Identifier: CC-BY-NC-SA-4.0\n\nCreative Commons", "CC-BY-NC-SA-4.0"),
         ("You may look at this.", "LicenseRef-LICENSE-of-the-source"),
     ],
 )
-def test_a_licence_is_told_by_its_text(text: str, expected: str, tmp_path: Path) -> None:
+def test_a_licence_text_is_known_by_its_tag_alone(text: str, expected: str, tmp_path: Path) -> None:
     (tmp_path / "LICENSE").write_text(text)
     assert find_licence(tmp_path) == (expected, "LICENSE")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from compress.formats.onnx.graph_reader import GraphNode, read_graph
@@ -99,7 +99,6 @@ def reading_order(name: str) -> tuple[int, str, int, int, str]:
 
 
 UNNAMED = "(no layer)"
-_SEPARATOR = re.compile(r"[_/.:]")
 _BELONG_TO_WHAT_CAME_BEFORE = frozenset({"Add", "Sum", "Tanh", "Relu", "Gelu", "FastGelu", "QuickGelu", "Mul", "Clip"})
 
 
@@ -110,12 +109,11 @@ def node_layers(path: Path, at_most: int = 40) -> dict[str, str]:
     return {name: layers[module] if module else UNNAMED for name, module in modules.items()}
 
 
-def node_modules(path: Path, origins: Mapping[str, str] | None = None) -> dict[str, str]:
+def node_modules(path: Path) -> dict[str, str]:
     """Map node names to the name of a weight of their module, or to "".
 
-    A node belongs to the module of the weights that it reads. With ``origins`` (`origins_in` of the graph from which
-    this one was made), the node or value whose name its own contains takes precedence. Any other node belongs to the
-    nearest module behind it, for which it prepares the input, or before it in the case of activations and sums.
+    A node belongs to the module of the weights that it reads. Any other node belongs to the nearest module behind
+    it, for which it prepares the input, or before it in the case of activations and sums.
     """
     graph = read_graph(path)
     initializers = (item.name for item in graph.initializers)
@@ -126,7 +124,7 @@ def node_modules(path: Path, origins: Mapping[str, str] | None = None) -> dict[s
         for name in node.inputs:
             users[name].append(node)
     makers = {name: node for node in graph.nodes for name in node.outputs if name}
-    direct = {node.name: module for node in graph.nodes if (module := _own(node, meanings, origins or {}))}
+    direct = {node.name: module for node in graph.nodes if (module := _own(node, meanings))}
 
     def behind(node: GraphNode) -> list[GraphNode]:
         return [user for name in node.outputs if name for user in users[name]]
@@ -142,39 +140,12 @@ def node_modules(path: Path, origins: Mapping[str, str] | None = None) -> dict[s
     return modules
 
 
-def origins_in(path: Path) -> dict[str, str]:
-    """Map the names of nodes, values and weights of a graph to modules, to recognise them in a derived graph."""
-    graph, modules, origins = read_graph(path), node_modules(path), dict[str, str]()
-    for node in graph.nodes:
-        if module := modules.get(node.name):
-            origins |= dict.fromkeys((node.name, *node.outputs), module)
-    # Weights keep their own names as origins.
-    for item, meaning in zip(graph.initializers, describe_initializers(graph), strict=True):
-        if meaning.role == "weight" and "." in meaning.name:
-            origins[item.name] = meaning.name
-    return {name: module for name, module in origins.items() if name}
-
-
-def _own(node: GraphNode, meanings: Mapping[str, InitializerRole], origins: Mapping[str, str]) -> str:
-    """Return the module implied by the node's names or weights; constants of quantizers have unknown modules."""
-    # The longest known name that a name of the node contains as whole words. Optimizers append suffixes to names.
-    for name in (node.name, *node.outputs) if origins else ():
-        matches = [part for part in _parts(name.rpartition("#")[0] or name) if part in origins]
-        if matches:
-            return origins[max(matches, key=len)]
+def _own(node: GraphNode, meanings: Mapping[str, InitializerRole]) -> str:
+    """Return the module of the weights that a node reads; constants of quantizers have unknown modules."""
     # The name of the first weight that belongs to a module.
     roles = [meanings[name] for name in node.inputs if name in meanings]
     weights = [role.name for role in roles if role.role == "weight" and "." in role.name]
-    module = next((name for name in weights if not name.startswith("unnamed.")), "")
-    return module if not origins or module in origins.values() else ""
-
-
-def _parts(name: str) -> Iterator[str]:
-    """Return every substring of ``name`` between two separators."""
-    cuts = [match.span() for match in _SEPARATOR.finditer(name)]
-    starts = [0, *(end for _, end in cuts)]
-    ends = [*(start for start, _ in cuts), len(name)]
-    return (name[start:end] for start in starts for end in ends if end > start)
+    return next((name for name in weights if not name.startswith("unnamed.")), "")
 
 
 def _nearest(node: GraphNode, step: Callable[[GraphNode], Sequence[GraphNode]], own: dict[str, str]) -> str:

@@ -13,7 +13,7 @@ from onnx_graphs import onnx_model
 
 from compress.formats.onnx.int8.dynamic import quantize_products
 from compress.formats.onnx.runtimes.profile import original_name, write_optimized
-from compress.inspection.layers import UNNAMED, group_layers, model_prefix, node_layers, node_modules, origins_in
+from compress.inspection.layers import UNNAMED, group_layers, model_prefix, node_layers
 from compress.models.stored_tensor import StoredTensor
 
 
@@ -126,25 +126,3 @@ def test_a_graph_without_names(tmp_path: Path) -> None:
     proto = onnx_model(nodes, {"x": [2, 4]}, {"y": [2, 4]}, {"w": np.eye(4, dtype=np.float32)})
     assert layers(proto, tmp_path) == [("MatMul", UNNAMED)]
     assert original_name("a#b#12") == "a#b"
-
-
-def chain(weights: tuple[str, str], names: list[str]) -> onnx.ModelProto:
-    """Two products with a Tanh between them, and what a quantizer puts around the second."""
-    operators = [("MatMul", [weights[0]]), ("Tanh", []), ("Identity", []), ("MatMul", [weights[1]])]
-    nodes, previous = [], "x"
-    for (operator, more), name in zip(operators, names, strict=True):
-        nodes.append(helper.make_node(operator, [previous, *more], [f"{name}_out"], name))
-        previous = f"{name}_out"
-    return onnx_model(nodes, {"x": [2, 4]}, {previous: [2, 4]}, dict.fromkeys(weights, np.eye(4, dtype=np.float32)))
-
-
-def test_nodes_are_known_by_the_names_of_the_graph_that_theirs_was_made_from(tmp_path: Path) -> None:
-    """Weights whose names say nothing; `node_1` is no part of `node_11`; a quantizer's is what it rounds."""
-    onnx.save(chain(("a.0.weight", "a.1.weight"), ["node_1", "tanh", "tanh_1", "node_11"]), tmp_path / "float.onnx")
-    origins = origins_in(tmp_path / "float.onnx")
-    assert (origins["node_1"], origins["tanh_out"], origins["a.1.weight"]) == ("a.0.weight",) * 2 + ("a.1.weight",)
-    names = ["node_1_quant", "tanh_QuantizeLinear", "tanh_1_Cast", "node_11_DequantizeLinear"]
-    onnx.save(chain(("val_0_quantized", "val_1_quantized"), names), tmp_path / "made.onnx")
-    expected = ["a.0.weight", "a.0.weight", "a.1.weight", "a.1.weight"]
-    assert node_modules(tmp_path / "made.onnx", origins) == dict(zip(names, expected, strict=True))
-    assert set(node_modules(tmp_path / "made.onnx").values()) == {""}

@@ -88,9 +88,7 @@ def compare(
     model, context = runner.load("onnx", OnnxModel), runner.context("benchmark")
     assert isinstance(model, OnnxModel), "the export returns an ONNX model"
     feeds = calibration_set(model, context, options.calibration_examples).feeds
-    settings = Int8Options(
-        reduce_range=False, calibration_method=options.calibration_method, percentile=options.percentile
-    )
+    settings = Int8Options(reduce_range=False, calibration_method=options.calibration_method)
     quantizer = StaticQuantizer(model.graph, feeds, settings)
     rows = runner.inputs.data.split("validation")
     merit = merit_of(

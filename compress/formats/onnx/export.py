@@ -17,13 +17,12 @@ from torch import nn
 from compress.formats.onnx.attention.find import count_unfused, find_attention
 from compress.formats.onnx.attention.lower import lower_attention
 from compress.formats.onnx.attention.tracing import (
-    AttentionCheck,
     AttentionHooks,
     check_attention,
-    install_hooks,
     trace_attention,
+    use_attention_functions,
 )
-from compress.formats.onnx.fusions import expand_einsum, optimize_graph, unfold_batch_transposes
+from compress.formats.onnx.fusions import optimize_graph, unfold_batch_transposes
 from compress.formats.onnx.runtimes.onnxruntime import session_of
 from compress.formats.parity import check_parity, session_answers, torch_answers
 from compress.formats.quiet_output import suppress_output
@@ -85,8 +84,8 @@ def export_onnx(
     model.module.eval()
     attention = fusions and ATTENTION not in leave_out
     # Attention is only replaced if the model gives the same answers with the operator's definition.
-    attention_check = check_attention(model.module, examples) if attention else AttentionCheck(refused="left out")
-    program = _trace(model, examples, opset, hooks=attention and attention_check.refused is None)
+    refused = check_attention(model.module, examples) if attention else ""
+    program = _trace(model, examples, opset, replaced=attention and not refused)
     # No client reads outputs of a model's parts, such as `text_model_output.last_hidden_state`.
     outputs, answers = program.graph.outputs, examples.outputs
     _keep_outputs(program, [output for output in outputs if not _INNER.match(output.name or "")])
@@ -97,7 +96,7 @@ def export_onnx(
         _keep_outputs(program, named_outputs)
     # The batch axis of an input may have another name than `batch_size`, for several images of a text.
     axes = {name: dict(enumerate((axis, *_AXES[1:]))) for name, axis in examples.batches.items()}
-    return _finished(program, axes, fusions, attention, attention_check, leave_out)
+    return _finished(program, axes, fusions, attention, refused, leave_out)
 
 
 def export_part(
@@ -139,7 +138,7 @@ def export_part(
     except (RuntimeError, ValueError, TypeError) as error:
         raise _failed(error) from error
     _record_shapes(program)
-    return _finished(program, axes, fusions, attention=fusions, attention_check=AttentionCheck(), leave_out=())
+    return _finished(program, axes, fusions, attention=fusions, refused="", leave_out=())
 
 
 def _finished(
@@ -147,7 +146,7 @@ def _finished(
     axes: Axes,
     fusions: bool,
     attention: bool,
-    attention_check: AttentionCheck,
+    refused: str,
     leave_out: Collection[str],
 ) -> ExportedGraph:
     """Apply the runtime's fusions to a traced graph and name its dynamic axes."""
@@ -157,15 +156,13 @@ def _finished(
 
         # Attention is searched before the generic fusions, which would hide its softmax.
         if attention:
-            expand_einsum(program)
             find_attention(program)
         fuse_for_onnxruntime(program, "cpu")
         unfold_batch_transposes(program)
         if attention:
             rewrites[ATTENTION] = lower_attention(program)
             if left := count_unfused(program):
-                reasons = "; ".join(attention_check.unfused) or "no operator has this form"
-                unfused = f"attention unfused in {left} places: {reasons}"
+                unfused = f"attention unfused in {left} places: {refused or 'no operator has this form'}"
         rewrites |= optimize_graph(program, leave_out)
     # Names are written last, because fusions create values with the symbols of the trace.
     # Tracing gives dynamic axes numbered symbols such as ``s43``; clients expect names.
@@ -185,7 +182,7 @@ def _finished(
     return ExportedGraph(ir.to_proto(program), rewrites, unfused)
 
 
-def _trace(model: TorchModel, examples: Examples, opset: int | None, hooks: bool) -> ir.Model:
+def _trace(model: TorchModel, examples: Examples, opset: int | None, replaced: bool) -> ir.Model:
     """Export two examples of different length with dynamic axes.
 
     torch cannot prove for some models (MobileBERT, XLNet, T5) that their branches hold for every length. These are
@@ -207,13 +204,14 @@ def _trace(model: TorchModel, examples: Examples, opset: int | None, hooks: bool
             prefer_deferred_runtime_asserts_over_guards=deferred,
         )
         try:
-            attention = install_hooks(model.module, AttentionHooks(trace_attention)) if hooks else nullcontext()
+            hooks = AttentionHooks(trace_attention)
+            functions = use_attention_functions(model.module, hooks.attend, hooks.mask)
             with (
                 suppress_output("prints"),
                 lean_tracing(),
                 with_traceable_builtins(model.module),
                 _without_cache(model.module),
-                attention,
+                functions if replaced else nullcontext(),
             ):
                 program: ir.Model = OnnxExporter().export(model.module, inputs, config).program
             return program

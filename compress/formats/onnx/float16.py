@@ -1,4 +1,4 @@
-"""Conversion of a float32 graph to float16 by ONNX Runtime's converter, and back, and the numerical comparison."""
+"""Conversion of a float32 graph to float16 by ONNX Runtime's converter, and the numerical comparison."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from copy import deepcopy
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from compress.formats.onnx.model import all_graphs
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES, OnnxSession, session_of
@@ -17,8 +17,6 @@ from compress.formats.runtime import Batch
 from compress.tasks.task import Examples
 from compress.utils.errors import IntegrityError, StageError
 
-_EDGE = "compress: between float32 and an input or output of float16"
-"""Doc string that marks a cast to be kept."""
 _LARGEST = float(np.finfo(np.float16).max)
 _MASK = -1e30
 """Values below this stand for minus infinity in a mask. The converter replaces them by the lowest float16."""
@@ -70,81 +68,6 @@ def holds_float16(graph: onnx.ModelProto) -> bool:
     """Return whether weights are stored in float16."""
     tensors = (tensor for subgraph in all_graphs(graph.graph) for tensor in subgraph.initializer)
     return any(tensor.data_type == TensorProto.FLOAT16 for tensor in tensors)
-
-
-def to_float32(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy that computes in float32; inputs and outputs keep their types."""
-    widened = deepcopy(graph)
-    _cast_at_edges(widened.graph)
-    # Convert stored tensors, types and casts from float16 to float32, in place, except casts at `_EDGE`.
-    for subgraph in all_graphs(widened.graph):
-        for tensor in subgraph.initializer:
-            _widen_tensor(tensor)
-        del subgraph.value_info[:]
-        for value in (*subgraph.input, *subgraph.output) if subgraph is not widened.graph else ():
-            if _type(value) == TensorProto.FLOAT16:
-                value.type.tensor_type.elem_type = TensorProto.FLOAT
-        for node in subgraph.node:
-            if node.doc_string == _EDGE:
-                node.doc_string = ""
-                continue
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    _widen_tensor(attribute.t)
-                # `Cast`, `RandomNormalLike` and similar operators name a type.
-                if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
-                    attribute.i = TensorProto.FLOAT
-    _drop_idle_casts(widened.graph)
-    return widened
-
-
-def _drop_idle_casts(graph: onnx.GraphProto) -> None:
-    """Lead readers of stored float32 past casts to float32, in place, since later stages look for stored weights."""
-    stored = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
-    output_names = {value.name for value in graph.output}
-    for node in list(graph.node):
-        # A cast from float32 to float32 is what remains of a cast from float16.
-        idle = node.op_type == "Cast" and node.input[0] in stored and node.attribute[0].i == TensorProto.FLOAT
-        if idle and node.output[0] not in output_names:
-            for reader in graph.node:
-                if reader is not node:
-                    _rename(reader, node.output[0], node.input[0])
-            graph.node.remove(node)
-
-
-def _cast_at_edges(graph: onnx.GraphProto) -> None:
-    """Cast float16 inputs and outputs to and from float32, in place."""
-    outputs = {value.name for value in graph.output}
-    for name in [value.name for value in (*graph.input, *graph.output) if _type(value) == TensorProto.FLOAT16]:
-        inner = f"{name}_float32"
-        for node in graph.node:
-            _rename(node, name, inner)
-        # An output is cast before it leaves, an input after it enters.
-        leaves = name in outputs
-        source, target, to = (inner, name, TensorProto.FLOAT16) if leaves else (name, inner, TensorProto.FLOAT)
-        cast = helper.make_node("Cast", [source], [target], name=f"{inner}_cast", to=to, doc_string=_EDGE)
-        graph.node.insert(len(graph.node) if leaves else 0, cast)
-
-
-def _rename(node: onnx.NodeProto, old: str, new: str) -> None:
-    """Rename a value in the node and in the nodes of its branches."""
-    # `all_graphs` takes a graph, so the node is put into one of its own.
-    wrapper = onnx.GraphProto(node=[node])
-    for inner in (inner for subgraph in all_graphs(wrapper) for inner in subgraph.node):
-        for names in (inner.input, inner.output):
-            names[:] = [new if name == old else name for name in names]
-    node.CopyFrom(wrapper.node[0])
-
-
-def _widen_tensor(tensor: onnx.TensorProto) -> None:
-    """Convert a float16 tensor to float32, in place."""
-    if tensor.data_type == TensorProto.FLOAT16:
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
-
-
-def _type(value: onnx.ValueInfoProto) -> int:
-    """Return the element type of a value."""
-    return int(value.type.tensor_type.elem_type)
 
 
 def verify_float16(half: onnx.ModelProto, graph: onnx.ModelProto, examples: Examples, tolerance: float) -> float:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from compress.formats.onnx.graph_edits import (
@@ -206,114 +204,6 @@ REWRITES: dict[str, Callable[[ir.Model], int]] = {
 def optimize_graph(model: ir.Model, leave_out: Collection[str] = ()) -> dict[str, int]:
     """Apply every rewrite except those in ``leave_out``, in place; return how often each one matched."""
     return {name: rewrite(model) for name, rewrite in REWRITES.items() if name not in leave_out}
-
-
-@dataclass(frozen=True)
-class _Letters:
-    """Subscripts of two operands and their result. ``batch`` occurs in all three, ``summed`` only in both operands."""
-
-    left: str
-    right: str
-    out: str
-
-    @property
-    def batch(self) -> str:
-        return "".join(letter for letter in self.out if letter in self.left and letter in self.right)
-
-    @property
-    def summed(self) -> str:
-        return "".join(letter for letter in self.left if letter in self.right and letter not in self.out)
-
-    @property
-    def rows(self) -> str:
-        return "".join(letter for letter in self.left if letter not in self.right)
-
-    @property
-    def columns(self) -> str:
-        return "".join(letter for letter in self.right if letter not in self.left)
-
-    @property
-    def plain(self) -> bool:
-        """Return whether each letter occurs once per term and none is summed within one operand."""
-        once = all(len(set(term)) == len(term) and term.isalpha() for term in (self.left, self.right, self.out))
-        return once and set(self.out) == {*self.batch, *self.rows, *self.columns}
-
-
-def expand_einsum(model: ir.Model) -> int:
-    """Replace each `Einsum` of one operand, or of two with a single product, in place; return how many.
-
-    XLNet and Funnel compute attention with `Einsum`.
-    """
-    graph, count = model.graph, 0
-    for node in list(graph):
-        if node.op_type == "Einsum" and _replace_einsum(graph, node, count):
-            count += 1
-    if count:
-        clean(model)
-    return count
-
-
-def _replace_einsum(graph: ir.Graph, node: ir.Node, index: int) -> bool:
-    """Replace one `Einsum` and return True, or return False for a form that is not supported."""
-    left_side, _, out = node.attributes.get_string("equation", "").replace(" ", "").partition("->")
-    parts, old = left_side.split(","), node.outputs[0]
-    writer = NodeWriter(graph, node, f"einsum_{index}")
-    first, second = (*node.inputs, None)[:2]
-    replacement: ir.Value | None = None
-    if first is None or not out:
-        return False
-    # One operand: a transpose.
-    if len(parts) == 1 and sorted(parts[0]) == sorted(out):
-        replacement = _transposed(writer, first, parts[0], out)
-    elif len(parts) == 2 and second is not None and (letters := _Letters(parts[0], parts[1], out)).plain:
-        weight = constant(second)
-        # Stored weights become a matrix; two computed operands a batched product.
-        if weight is not None and not letters.batch:
-            replacement = _projected(writer, first, weight, letters)
-        elif len(letters.summed) == len(letters.rows) == len(letters.columns) == 1:
-            # Multiply two computed operands as a batched matrix product.
-            batch, rows, columns, summed = letters.batch, letters.rows, letters.columns, letters.summed
-            left = _transposed(writer, first, letters.left, batch + rows + summed)
-            right = _transposed(writer, second, letters.right, batch + summed + columns)
-            shape = None if left.shape is None or right.shape is None else [*left.shape[:-1], right.shape[-1]]
-            product = writer.node("MatMul", [left, right], shape)
-            replacement = _transposed(writer, product, batch + rows + columns, letters.out)
-    if replacement is None:
-        return False
-    replacement.dtype, replacement.shape = old.dtype, old.shape
-    old.replace_all_uses_with(replacement, replace_graph_outputs=True)
-    return True
-
-
-def _transposed(writer: NodeWriter, value: ir.Value, order: str, target: str) -> ir.Value:
-    """Transpose ``value`` from the axis order ``order`` to ``target``."""
-    if order == target:
-        return value
-    perm = tuple(order.index(letter) for letter in target)
-    shape = None if value.shape is None else [value.shape[axis] for axis in perm]
-    return writer.node("Transpose", [value], shape, perm=perm)
-
-
-def _projected(writer: NodeWriter, value: ir.Value, weight: np.ndarray, letters: _Letters) -> ir.Value | None:
-    """Multiply [..., summed] by stored weights: a matrix product, and a reshape where either side has more axes."""
-    summed, columns = letters.summed, letters.columns
-    if not letters.left.endswith(summed) or letters.out != letters.rows + columns or not summed or not columns:
-        return None
-    matrix = np.transpose(weight, [letters.right.index(letter) for letter in summed + columns])
-    sizes = matrix.shape[len(summed) :]
-    matrix = matrix.reshape(int(np.prod(matrix.shape[: len(summed)])), -1)
-    axes = len(letters.rows)
-    rows = None if value.shape is None else list(value.shape)[:axes]
-    # Several summed axes are merged into one first.
-    if len(summed) > 1:
-        merged = writer.constant(np.array([0] * axes + [-1]))
-        value = writer.node("Reshape", [value, merged], rows and [*rows, matrix.shape[0]])
-    product = writer.node("MatMul", [value, writer.constant(matrix)], rows and [*rows, matrix.shape[1]])
-    # Several column axes are split again after the product.
-    if len(columns) == 1:
-        return product
-    split = writer.constant(np.array([0] * axes + list(sizes)))
-    return writer.node("Reshape", [product, split], rows and [*rows, *sizes])
 
 
 _FLAGS = (("transBatchA", "transA"), ("transBatchB", "transB"))

@@ -82,9 +82,6 @@ class Onnx(Stage[TorchModel, OnnxModel]):
     accuracy_level: Annotated[Literal[1, 4], _DECODERS_ONLY] = Field(
         4, description="few-bit products of a decoder: 4 rounds activations to 8 bits in each block, 1 computes in fp32"
     )
-    exact_attention: Annotated[bool, _DECODERS_ONLY] = Field(
-        False, description="queries, keys and values in fp32 even so: nearer to the exact model, and a little slower"
-    )
     rounding_limit: Annotated[float, _DECODERS_ONLY] = Field(
         0.2, gt=0, description="largest accepted effect of 8-bit activations, as a share of the logits' spread"
     )
@@ -183,7 +180,7 @@ class Onnx(Stage[TorchModel, OnnxModel]):
         """Write and compare a decoder."""
         from compress.formats.onnx.decoder import GraphSettings, export_verified_decoder
 
-        settings = GraphSettings(self.accuracy_level, self.exact_attention, self.last_token_only, self.expand_on_load)
+        settings = GraphSettings(self.accuracy_level, self.last_token_only, self.expand_on_load)
         sequences = comparison_sequences(checkpoint, context)
         written = export_verified_decoder(checkpoint, settings, sequences, self.tolerance, self.rounding_limit)
         context.note(f"onnx: {written.equality}; {written.attention}")

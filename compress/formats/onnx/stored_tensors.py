@@ -2,7 +2,7 @@
 
 Exporters and optimizers leave names such as `val_12` or `onnx::MatMul_123`. The module that a tensor belongs to is
 found from, in this order: the bias that is added to the weight's product, the exporter's scopes on the node, the node's
-name, and the scopes of its neighbours.
+name.
 """
 
 from __future__ import annotations
@@ -173,9 +173,6 @@ class _Names:
             full = full if full not in self.taken and full not in self.stored else f"{module}.{name}"
             self.taken.add(full)
             return full
-        around = self.module_around(item)
-        if around:
-            return f"{around}.{name}"
         return f"unnamed.{name}" if _GENERATED.match(name) else name
 
     def module_by_bias(self, item: Initializer) -> str:
@@ -226,21 +223,6 @@ class _Names:
             if "/" in node.name.strip("/"):
                 return node.name.strip("/").rpartition("/")[0].replace("/", ".")
         return ""
-
-    def module_around(self, item: Initializer) -> str:
-        """Return the deepest recorded scope just before or after an operator that an optimizer inserted."""
-        scopes: list[str] = []
-        for node, _ in self.users[item.name]:
-            scopes += [_scopes(self.makers[name]) for name in node.inputs if name in self.makers]
-            behind = [node]
-            for _ in range(_MAX_HOPS // 2):
-                behind = [user for item in behind for out in item.outputs for user, _ in self.users[out]]
-                nearest = [scope for scope in map(_scopes, behind) if scope]
-                scopes += nearest
-                if nearest:
-                    break
-        inner = [scope for scope in scopes if scope and "norm" not in scope.rpartition(".")[2]]
-        return max(inner, key=lambda scope: scope.count("."), default="")
 
 
 def _scopes(node: GraphNode) -> str:

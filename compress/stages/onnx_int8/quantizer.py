@@ -17,7 +17,7 @@ import onnx_ir as ir
 from compress.formats.onnx.int8.byte_products import keep_from_saturating
 from compress.formats.onnx.int8.dynamic import DynamicQuantizer, quantize_products, quantize_recurrent
 from compress.formats.onnx.int8.observers import Feed
-from compress.formats.onnx.int8.select_nodes import QuantizableLayer, count_without_kernel, has_layers
+from compress.formats.onnx.int8.select_nodes import QuantizableLayer, has_layers
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import NncfQuantizer, StaticQuantizer
 from compress.formats.onnx.model import OnnxModel
@@ -67,8 +67,6 @@ def quantize_int8(
         return _with_lstms(model.graph, options, context)
     static, inputs = options.method == "static", inputs or RowInputs(model, context)
     chosen = inputs.choose(options.calibration_examples) if static else None
-    for operator, count in count_without_kernel(ir.from_proto(model.graph)).items():
-        context.note(f"onnx_int8: {count} {operator} left in float: ONNX Runtime has no integer kernel for it")
     quantizer = _quantizer(model, options, chosen)
     left = excluded_layers(quantizer.layers, options.keep) if options.keep else []
     if left:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -159,14 +158,17 @@ class OnnxInt8(Int8Options, Stage[OnnxModel, OnnxModel]):
         """Quantize one graph; by default its ``inputs`` are the task's examples."""
         import onnx_ir as ir
 
-        from compress.formats.onnx.float16 import holds_float16, to_float32
+        from compress.formats.onnx.float16 import holds_float16
         from compress.formats.onnx.int8.dynamic import quantize_embeddings, quantize_rows_in_order
         from compress.formats.onnx.int8.select_nodes import refuse_unfit
         from compress.stages.onnx_int8.quantizer import quantize_dynamically, quantize_int8
 
         if holds_float16(model.graph):
-            model = replace(model, graph=to_float32(model.graph))
-            context.note("onnx_int8: weights of float16 are rounded as what they stand for in float32")
+            raise StageError(
+                "The graph's weights are stored in float16.",
+                expected="float32 weights",
+                hint="start from the float32 file or checkpoint; `cast` to float16 is another way to a smaller file",
+            )
         refuse_unfit(ir.from_proto(model.graph))
         if self.method == "static" or self.searches or self.keep:
             graph = quantize_int8(model, self, context, inputs)

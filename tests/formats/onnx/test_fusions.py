@@ -20,7 +20,6 @@ from onnx_graphs import onnx_model
 from compress.formats.onnx.embedding_graphs import add_sentence_embedding
 from compress.formats.onnx.fusions import (
     REWRITES,
-    expand_einsum,
     fold_constant_embeddings,
     optimize_graph,
     pool_globally,
@@ -222,45 +221,6 @@ def test_a_mean_over_an_image_is_pooled(axes: list[int], opset: int):
 )
 def test_other_means_are_left_alone(model: ir.Model):
     assert pool_globally(model) == 0 and operators(model) == {"ReduceMean": 1}
-
-
-@pytest.mark.parametrize(
-    ("equation", "shapes", "operators_left"),
-    [
-        ("ibnd,jbnd->bnij", [(5, 2, 3, 4), (6, 2, 3, 4)], {"Transpose": 2, "MatMul": 1}),
-        ("bnij,jbnd->ibnd", [(2, 3, 5, 6), (6, 2, 3, 4)], {"Transpose": 2, "MatMul": 1}),
-        ("ijbn->bnij", [(5, 6, 2, 3)], {"Transpose": 1}),
-        # Left as they are: two axes summed at once, an axis that is in one operand alone.
-        ("bnij,bnij->b", [(2, 3, 4, 5), (2, 3, 4, 5)], {"Einsum": 1}),
-        ("bij,bjk->bi", [(2, 3, 4), (2, 4, 5)], {"Einsum": 1}),
-    ],
-)
-def test_einsums_become_products(equation: str, shapes: list[tuple[int, ...]], operators_left: dict[str, int]):
-    arrays = {name: whole(*shape, seed=index) for index, (name, shape) in enumerate(zip("ab", shapes, strict=False))}
-    node = helper.make_node("Einsum", list(arrays), ["y"], equation=equation)
-    model = graph_of([node], {name: (TensorProto.FLOAT, array.shape) for name, array in arrays.items()}, CHOSEN, {})
-    assert expand_einsum(model) == ("Einsum" not in operators_left)
-    assert operators(model) == operators_left
-    assert (run(model, **arrays) == np.einsum(equation, *arrays.values())).all()
-
-
-@pytest.mark.parametrize(
-    ("equation", "given", "stored"),
-    [
-        ("ibh,hnd->ibnd", (5, 2, 8), (8, 3, 4)),
-        ("ibnd,hnd->ibh", (5, 2, 3, 4), (8, 3, 4)),
-        ("ibh,hk->ibk", (5, 2, 8), (8, 7)),
-    ],
-)
-def test_einsums_with_weights_become_matrix_products(equation: str, given: tuple[int, ...], stored: tuple[int, ...]):
-    x, weight = whole(*given), whole(*stored, seed=1)
-    node = helper.make_node("Einsum", ["x", "w"], ["y"], equation=equation)
-    model = graph_of([node], {"x": (TensorProto.FLOAT, given)}, CHOSEN, {"w": weight})
-    assert expand_einsum(model) == 1 and operators(model)["MatMul"] == 1 and operators(model)["Einsum"] == 0
-    product = next(node for node in model.graph if node.op_type == "MatMul")
-    # A quantizer finds a matrix.
-    assert product.inputs[1].const_value.shape.rank() == 2
-    assert (run(model, x=x) == np.einsum(equation, x, weight)).all()
 
 
 VALUES = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)

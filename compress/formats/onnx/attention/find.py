@@ -1,7 +1,7 @@
 """Search for attention in the graph of a model that computes it without transformers' interface, from its softmax.
 
 `MatMul(Softmax(MatMul(Q, Kᵀ) · scale + terms), V)` over heads becomes one operator whose bias is the sum of the
-terms: relative positions (MPNet, DeBERTa, Swin v2), masks, or both. A wrong match is detected, because the export
+terms: relative positions (MPNet, DeBERTa), masks, or both. A wrong match is detected, because the export
 stage compares the graph with torch on padded batches.
 """
 
@@ -23,14 +23,10 @@ _TURN = (0, 2, 1, 3)
 
 @dataclass
 class _Scores:
-    """Scores before a softmax: ``scale`` of the product ``node``, and added terms, each with a factor.
-
-    ``by`` is a factor for each head, [heads, 1, 1].
-    """
+    """Scores before a softmax: ``scale`` of the product ``node``, and added terms, each with a factor."""
 
     node: ir.Node
     scale: float
-    by: ir.Value | None = None
     terms: list[tuple[ir.Value, float]] = field(default_factory=list)
 
 
@@ -93,11 +89,6 @@ def _replace(graph: ir.Graph, softmax: ir.Node, index: int) -> bool:
     terms = _sorted(graph, scores, writer)
     if terms is None:
         return False
-    # A factor for each head is multiplied into the queries.
-    if scores.by is not None:
-        turned = query.turned(_TURN)
-        by = writer.node("Reshape", [scores.by, writer.constant(np.array([heads, 1]))], [heads, 1])
-        query = _Heads(writer.node("Mul", [_read(writer, turned), by], turned.axes), _TURN, query.factor)
     operands = [_flat(writer, operand.turned(_TURN)) for operand in (query, key, value)]
     scale, flat_shape = scores.scale * query.factor * key.factor, [shape[0], shape[2], heads * size]
     attributes = {"num_heads": heads, "scale": scale, "unidirectional": 0}
@@ -177,20 +168,11 @@ def _walk(value: ir.Value | None, share: float = 1.0) -> _Scores | None:
         return _Scores(node, share) if computed else None
     if (by := _number(node)) is not None:
         return _walk(first, share * by)
-    # A factor [heads, 1, 1] for each head (Swin v2) must come before any term is added.
-    axes = () if second is None or second.shape is None else tuple(second.shape)
-    if node.op_type == "Mul" and len(axes) == 3 and isinstance(axes[0], int) and axes[1:] == (1, 1):
-        scores = _walk(first, share)
-        if scores is None or scores.terms or scores.by is not None:
-            return None
-        scores.by = second
-        return scores
-    if node.op_type in ("Add", "Sub"):
-        subtracted = node.op_type == "Sub"
-        # Either operand of an addition may hold the scores; of a subtraction only the first.
-        for scored, term in ((first, second),) if subtracted else ((first, second), (second, first)):
+    if node.op_type == "Add":
+        # Either operand may hold the scores.
+        for scored, term in ((first, second), (second, first)):
             if term is not None and (scores := _walk(scored, share)) is not None:
-                scores.terms.append((term, -share if subtracted else share))
+                scores.terms.append((term, share))
                 return scores
     if node.op_type == "Where":
         return _filled(node, share)
@@ -198,48 +180,13 @@ def _walk(value: ir.Value | None, share: float = 1.0) -> _Scores | None:
 
 
 def _reshaped(node: ir.Node, share: float) -> _Scores | None:
-    """Return scores before a reshape that splits or merges batch, heads or windows, or None for another reshape."""
+    """Return scores before a reshape that splits batch and heads, or None for another reshape."""
     source, value = node.inputs[0], node.outputs[0]
-    ranks = rank(source), rank(value)
-    if ranks == (5, 4):
-        return _of_windows(node, source, share)
-    if ranks not in ((3, 4), (4, 5)):
-        return None
-    scores = _walk(source, share)
-    if scores is not None and ranks == (3, 4):
+    scores = _walk(source, share) if (rank(source), rank(value)) == (3, 4) else None
+    if scores is not None:
         # The terms, which are added after it, are reshaped from [batch * heads, ...] to [batch, heads, ...] too.
         writer = NodeWriter(node.graph, node, f"{value.name}_split")
         scores.terms = [(writer.node("Reshape", [term, node.inputs[1]], value.shape), by) for term, by in scores.terms]
-    return scores
-
-
-def _of_windows(node: ir.Node, window_scores: ir.Value | None, share: float) -> _Scores | None:
-    """Return scores [images * windows, heads, ...] whose terms were added as [images, windows, heads, ...]."""
-    scores = _walk(window_scores, share)
-    query = None if scores is None else _heads(scores.node.inputs[0])
-    if scores is None or query is None:
-        return None
-    for axes in [tuple(term.shape) for term, _ in scores.terms if term.shape is not None and rank(term) == 5]:
-        # A term for each window is [1, windows, 1, queries, keys], equal for every image and head.
-        if not all(isinstance(axis, int) for axis in axes) or (axes[0], axes[2]) != (1, 1):
-            return None
-    writer = NodeWriter(node.graph, node, f"{node.outputs[0].name}_windows")
-    terms = []
-    for term, factor in scores.terms:
-        if rank(term) == 5 and term.shape is not None:
-            # A term for each window is repeated for every image and merged into the batch axis.
-            windows, *_, rows, columns = term.shape[1:]
-            all_of_them = writer.node("Shape", [query.source], [1], start=query.perm[0], end=query.perm[0] + 1)
-            pictures = writer.node("Div", [all_of_them, writer.constant(np.array([windows]))], [1])
-            target = writer.node("Concat", [pictures, writer.constant(np.ones(4, np.int64))], [5], axis=0)
-            for numbers in (all_of_them, pictures, target):
-                numbers.dtype = ir.DataType.INT64
-            repeated = writer.node("Expand", [term, target], [None, *term.shape[1:]])
-            term = writer.node(
-                "Reshape", [repeated, writer.constant(np.array([-1, 1, rows, columns]))], [None, 1, rows, columns]
-            )
-        terms.append((term, factor))
-    scores.terms = terms
     return scores
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -53,12 +52,10 @@ Compute = Callable[[AttentionInputs], torch.Tensor]
 class AttentionHooks:
     """Functions that take the place of transformers' attention and mask functions.
 
-    ``calls`` records for each call why it is not one operator, or "". A mask that the model passes on is recognized by
-    an attribute of the tensor.
+    A mask that the model passes on is recognized by an attribute of the tensor.
     """
 
     compute: Compute
-    calls: list[str] = field(default_factory=list)
 
     def mask(self, *args: Any, **options: Any) -> torch.Tensor | None:
         """Return transformers' `eager_mask`, with one row for all queries if it only hides padding."""
@@ -123,42 +120,9 @@ class AttentionHooks:
         padding, causal = mask_facts or (None, False)
         inputs = AttentionInputs(query, key, value, padding, bias, causal, scale)
         # Calls that no operator computes keep the definition in torch's operators.
-        self.calls.append("soft cap of scores" if softcap else "" if s_aux is None else "sinks")
-        return reference_attention(inputs, softcap, s_aux) if self.calls[-1] else self.compute(inputs), None
-
-    def dot_product(self, torch_attention: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        """Return a replacement of torch's `scaled_dot_product_attention` for models that call it directly.
-
-        A call with a bias is handled like others. One without is left to torch, and `find_attention` recognizes it.
-        """
-
-        def attend(
-            query: torch.Tensor,
-            key: torch.Tensor,
-            value: torch.Tensor,
-            attn_mask: torch.Tensor | None = None,
-            dropout_p: float = 0.0,
-            is_causal: bool = False,
-            scale: float | None = None,
-            **others: object,
-        ) -> torch.Tensor:
-            """Compute attention with the interface of torch's `scaled_dot_product_attention`.
-
-            Args:
-                query: Queries [..., length, size].
-                key: Keys [..., keys, size].
-                value: Values [..., keys, value size].
-                attn_mask: Mask or bias.
-                dropout_p: Dropout, which is passed on.
-                is_causal: Whether queries see earlier keys only.
-                scale: Factor of the scores.
-                **others: Passed on to torch.
-            """
-            if attn_mask is None or is_causal or query.ndim != len(("batch", "heads", "length", "size")):
-                return torch_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **others)
-            return self.attend(None, query, key, value, attn_mask, scale)[0].transpose(1, 2)
-
-        return attend
+        if softcap or s_aux is not None:
+            return reference_attention(inputs, softcap, s_aux), None
+        return self.compute(inputs), None
 
 
 def _added(
@@ -237,56 +201,26 @@ def use_attention_functions(module: nn.Module, attend: object = None, mask: obje
             config._attn_implementation_internal = implementation
 
 
-@contextmanager
-def install_hooks(module: nn.Module, hooks: AttentionHooks) -> Iterator[None]:
-    """Use both functions of ``hooks`` within the context, and replace torch's `scaled_dot_product_attention`."""
-    torch_attention = nn.functional.scaled_dot_product_attention
-    with (
-        use_attention_functions(module, hooks.attend, hooks.mask),
-        patch.object(nn.functional, torch_attention.__name__, hooks.dot_product(torch_attention)),
-    ):
-        yield
-
-
 _SAME = 1e-4
 """Largest difference as a share of the largest answer; sums in another order differ by less."""
 
 
-@dataclass(frozen=True)
-class AttentionCheck:
-    """Result of `check_attention`: for each call why it stays as the model computes it, or "".
+def check_attention(module: PreTrainedModel, examples: Examples) -> str:
+    """Return why a model's attention cannot be replaced by the operator, or "".
 
-    ``refused`` states why no attention is replaced. Masks are always replaced.
+    A padded batch of ``examples`` must give the same answers with the operator's definition.
     """
-
-    calls: tuple[str, ...] = ()
-    refused: str | None = None
-
-    @property
-    def unfused(self) -> tuple[str, ...]:
-        """Reasons why calls, or all attention, stay as the model computes them."""
-        reasons = [self.refused, *self.calls]
-        if not self.refused and not self.calls:
-            reasons.append("the model computes it without transformers' interface, in an unknown form")
-        return tuple(dict.fromkeys(reason for reason in reasons if reason))
-
-
-def check_attention(module: PreTrainedModel, examples: Examples) -> AttentionCheck:
-    """Run a padded batch of ``examples`` with the model's attention and with the operator's definition, and compare."""
     batch = tensors(examples, mixed_batches(examples)[0])
     inputs = {name: value for name, value in batch.items() if name in examples.padding}
     hooks = AttentionHooks(reference_attention)
     with torch.no_grad():
         expected = answers(examples, module(**inputs), batch)
         try:
-            with install_hooks(module, hooks):
+            with use_attention_functions(module, hooks.attend, hooks.mask):
                 actual = answers(examples, module(**inputs), batch)
         # A model may call attention in a way that the hooks do not support.
         except (KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            return AttentionCheck(refused=f"it fails with the traced attention: {' '.join(str(error).split())[:120]}")
+            return f"it fails with the traced attention: {' '.join(str(error).split())[:120]}"
     difference = float((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
-    if not difference <= _SAME:
-        return AttentionCheck(
-            refused=f"its answers differ with the traced attention, by {difference:.1e} of the largest"
-        )
-    return AttentionCheck(tuple(hooks.calls))
+    differs = f"its answers differ with the traced attention, by {difference:.1e} of the largest"
+    return "" if difference <= _SAME else differs

@@ -61,8 +61,6 @@ def patched(model: nn.Module, patches: TracingPatches) -> Iterator[None]:
         forwards = {nn.Linear: patches.product, nn.Embedding: patches.rows, SeparateExperts: patches.mix}
         for kind, forward in forwards.items():
             stack.enter_context(patch.object(kind, "forward", _method(forward)))
-        if patches.tracing:
-            stack.enter_context(patch.object(torch, "erfinv", inverse_error_function))
         for module, name, replacement in _function_patches(model, patches):
             stack.enter_context(patch.object(module, name, replacement))
         for part in model.modules():
@@ -189,27 +187,6 @@ def selective_scan(
     output = output if D is None else output + hidden * D[:, None]
     output = (output if z is None else output * torch.nn.functional.silu(z.float())).to(kind)
     return (output, last) if return_last_state else output
-
-
-# Giles 2010, table 5: the coefficients near 0 and in the tails, of the highest power first.
-_NEAR = "2.81022636e-08 3.43273939e-07 -3.5233877e-06 -4.39150654e-06 0.00021858087 -0.00125372503 -0.00417768164"
-_NEAR += " 0.246640727 1.50140941"
-_TAIL = "-0.000200214257 0.000100950558 0.00134934322 -0.00367342844 0.00573950773 -0.0076224613 0.00943887047"
-_TAIL += " 1.00167406 2.83297682"
-
-
-def inverse_error_function(value: torch.Tensor) -> torch.Tensor:
-    """Compute erf^-1, which ONNX lacks, in single precision (Giles 2010, table 5)."""
-    # Two polynomials: one near 0 and one for the tails.
-    far = -torch.log((1 - value) * (1 + value))
-    results = []
-    for distance, coefficients in ((far - 2.5, _NEAR), (far.sqrt() - 3, _TAIL)):
-        first, *others = map(float, coefficients.split())
-        result = torch.full_like(value, first)
-        for coefficient in others:
-            result = result * distance + coefficient
-        results.append(result * value)
-    return torch.where(far < 5, results[0], results[1])
 
 
 def find_rms_norms(model: nn.Module) -> dict[str, tuple[float, float]]:

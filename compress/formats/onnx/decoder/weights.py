@@ -22,22 +22,18 @@ from compress.formats.onnx.graph_edits import MICROSOFT, without_absent_end
 from compress.models.checkpoint import Checkpoint
 from compress.models.lora_adapter import low_rank
 
-_EXACT = frozenset({"q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv"})
-
 
 @dataclass(frozen=True)
 class GraphSettings:
     """Settings of a decoder's graph.
 
     ``accuracy_level`` of few-bit products: 4 rounds activations to 8 bits in each block, 1 computes in fp32.
-    ``exact_attention``: queries, keys and values in fp32, because they suffer most from rounding.
     ``last_token_only``: logits [batch, 1, vocabulary] of the last position, enough to generate but not to score.
     ``expand_on_load``: few-bit weights become float when the graph is opened (`decoder.stored_weight`).
     ``planes``: integers of odd bits are stored without waste, else in the next width of the kernels.
     """
 
     accuracy_level: int = 4
-    exact_attention: bool = False
     last_token_only: bool = False
     expand_on_load: bool = False
     planes: bool = True
@@ -96,9 +92,8 @@ class Weights:
         name = f"{scope}.{joined if len(leaves) > 1 else leaves[0]}"
         # Layers of one bit width and block size become one matrix; others are written one by one.
         if len(stored) == len(modules) and all(stored[0].can_stack(weight) for weight in stored):
-            exact = self._settings.exact_attention and _EXACT.issuperset(leaves)
             rows = [weight.rows for weight in stored]
-            product = self._few_bits(name, stack(stored), value, self._bias(name, modules), exact)
+            product = self._few_bits(name, stack(stored), value, self._bias(name, modules))
         elif stored:
             return [product for leaf in leaves for product in self.project(scope, [leaf], value, transposed)]
         else:
@@ -192,7 +187,6 @@ class Weights:
         stored: StoredWeight,
         value: ir.Value,
         bias: ir.Value | None = None,
-        exact: bool = False,
         scope: str | None = None,
     ) -> ir.Value:
         """Write a product with a few-bit weight.
@@ -202,7 +196,6 @@ class Weights:
             stored: The weight.
             value: Left operand.
             bias: Bias of the layer.
-            exact: Whether to compute in fp32.
             scope: Name of the node if it is not the product's.
         """
         if self._settings.expand_on_load:
@@ -210,7 +203,7 @@ class Weights:
             return product if bias is None else self._nodes.op("Add", name, [product, bias])
         inputs = without_absent_end([value, *self._few_bit_operands(name, stored), None, bias])
         sizes = {"K": stored.columns, "N": stored.rows, "bits": stored.kernel_bits, "block_size": stored.block_size}
-        level = 1 if exact else self._settings.accuracy_level
+        level = self._settings.accuracy_level
         return self._nodes.op("MatMulNBits", scope or name, inputs, MICROSOFT, **sizes, accuracy_level=level)
 
     def _expanded_whole(self, module: str, stored: StoredWeight) -> ir.Value:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -18,8 +17,6 @@ OLDEST_OPSET = 13
 """First ONNX operator set in which QuantizeLinear has a scale for each channel."""
 WEIGHTED = {"MatMul": 1, "Gemm": 1, "Conv": 1}
 """Operator -> index of the input with the weights."""
-WITHOUT_KERNEL = {"ConvTranspose": 1, "GRU": 1, "RNN": 1}
-"""Operators that the processor computes only in float; their integer weights would be dequantized in each call."""
 BRIDGES = (
     *("Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid", "MaxPool", "AveragePool", "GlobalAveragePool"),
     *("Concat", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Resize", "Pad"),
@@ -72,15 +69,6 @@ def find_layers(model: ir.Model) -> list[QuantizableLayer]:
             expected=f"{', '.join(WEIGHTED)} or Attention with {SMALLEST_WEIGHT} stored fp32 weights or more",
         )
     return layers
-
-
-def count_without_kernel(model: ir.Model) -> dict[str, int]:
-    """Return the number of operators of each type that have stored weights and no integer kernel."""
-    return Counter(
-        node.op_type
-        for node in model.graph
-        if node.op_type in WITHOUT_KERNEL and constant(node.inputs[WITHOUT_KERNEL[node.op_type]]) is not None
-    )
 
 
 def _layer(node: ir.Node) -> QuantizableLayer | None:

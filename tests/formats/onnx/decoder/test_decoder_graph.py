@@ -25,7 +25,6 @@ from written_decoders import (
 
 from compress.formats.generation.decoder import Decoder
 from compress.formats.onnx.decoder import GraphSettings, export_decoder, export_verified_decoder
-from compress.formats.onnx.decoder.apply_patches import inverse_error_function
 from compress.formats.onnx.decoder.graph_builder import LEFT_PADDING_CHECK
 from compress.formats.onnx.decoder.trace import check_writable, trace_part
 from compress.formats.onnx.decoder.traced_parts import decoder_only
@@ -120,15 +119,6 @@ MIXED = (("q_proj", 8), ("k_proj", 3), ("v_proj", 5), ("gate_proj", 6), ("down_p
 def test_bits_mixed_within_a_layer_and_a_separate_head(name: str, bits: Any, tmp_path) -> None:
     source = save_decoder(tmp_path, CONFIGS[name])
     check_exact(source, FewBitsCheckpoint(source.folder, bits))
-
-
-def test_exact_attention_takes_queries_keys_and_values_out_of_the_rounding(tmp_path) -> None:
-    source = save_decoder(tmp_path, CONFIGS["llama"])
-    few = FewBitsCheckpoint(source.folder, (("_proj", 4),))
-    nodes = export_decoder(few, GraphSettings(exact_attention=True)).graph.graph.node
-    attributes = [(node.name.split("/")[-2], attribute) for node in nodes for attribute in node.attribute]
-    levels = {name: attribute.i for name, attribute in attributes if attribute.name == "accuracy_level"}
-    assert levels == {"q_k_v_proj": 1, "o_proj": 4, "gate_up_proj": 4, "down_proj": 4}
 
 
 def test_nothing_is_stored_that_no_node_reads(tmp_path) -> None:
@@ -260,11 +250,6 @@ def test_states_of_convolutions_go_from_token_to_token(tmp_path) -> None:
     prompt = some_ids(7)[0].tolist()
     assert greedy_tokens(decoder, prompt, 12) == tokens_of_transformers(model, prompt, 12)
     assert "past_conv.0" in {entry.name for entry in graph.get_inputs()}
-
-
-def test_the_inverse_of_the_error_function() -> None:
-    values = torch.linspace(-0.9999, 0.9999, 2001)
-    torch.testing.assert_close(inverse_error_function(values), torch.erfinv(values), atol=1e-6, rtol=1e-6)
 
 
 def test_a_quantized_table_keeps_the_scale_of_its_class(tmp_path) -> None:

@@ -6,7 +6,6 @@ python benchmarks/search.py samplers   the same replays with Optuna's samplers i
 python benchmarks/search.py ray        a search on one worker and on two, with one processor each
 python benchmarks/search.py killed     a search killed at ten random moments, against an uninterrupted one
 python benchmarks/search.py size       predicted bytes of unseen recipes, against the bytes of their files
-python benchmarks/search.py latency    the same for milliseconds; on a quiet machine
 python benchmarks/search.py emulate    searches of the quickstart's space with trials emulated by a fitted model
 python benchmarks/search.py record     adds the trials of real searches to those that the emulation is fitted to
 python benchmarks/search.py olive      Olive's joint search against ours on the same task

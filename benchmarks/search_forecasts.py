@@ -1,7 +1,7 @@
-"""Sizes and latencies that a search predicts for untrained recipes, against measured ones.
+"""Sizes that a search predicts for untrained recipes, against measured ones.
 
-Commands of `benchmarks/search.py`: `size` and `latency`. Recipes are sampled from the space of `collect`, whose cached
-stages are used; they are trained to the first rung only, since training changes neither size nor latency.
+Command of `benchmarks/search.py`: `size`. Recipes are sampled from the space of `collect`, whose cached
+stages are used; they are trained to the first rung only, since training does not change the size.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from search_page import MEASURED_AND_REQUIRED, Write, show
 
 from compress.plugins.ray.jobs import JobContext
-from compress.plugins.search.costs import LATENCY, SIZE, CostEstimator
-from compress.plugins.search.latency_estimator import LatencyEstimator
+from compress.plugins.search.costs import SIZE, CostEstimator
 from compress.plugins.search.outcome import Goal, TrialOutcome
 from compress.plugins.search.size_estimator import SizeEstimator
 from compress.plugins.search.space import Point, SearchSpace
@@ -32,7 +30,7 @@ Unseen = Annotated[int, typer.Option(help="Recipes to predict.")]
 
 
 class _PredictedSpace:
-    """A search space with its size and latency estimators."""
+    """A search space with its size estimator."""
 
     def __init__(self, artifacts: Path) -> None:
         from compress.cli.output import ConsoleProgress
@@ -41,15 +39,14 @@ class _PredictedSpace:
 
         quiet_libraries()
         self.space = SearchSpace(read_document(RECIPE), RECIPE.parent)
-        goal = replace(Goal.from_recipe(self.space.base), minimize=(SIZE, LATENCY))
+        goal = replace(Goal.from_recipe(self.space.base), minimize=(SIZE,))
         self.trials = TrialRunner.in_process(goal, JobContext(RECIPE.parent, artifacts, BarsOnly(ConsoleProgress())))
         self.size_estimator = SizeEstimator(self.space, lambda: self.trials.context.runner(self.space.base))
-        self.latency_estimator = LatencyEstimator(self.size_estimator)
-        self.costs = CostEstimator(self.space, self.size_estimator, self.latency_estimator)
+        self.costs = CostEstimator(self.space, self.size_estimator)
 
-    def run(self, point: Point, timed: bool = False) -> TrialOutcome:
+    def run(self, point: Point) -> TrialOutcome:
         """Run a recipe to the first rung."""
-        return self.trials.run(self.space.recipe(point, self.space.search.rungs[0]), timed)
+        return self.trials.run(self.space.recipe(point, self.space.search.rungs[0]), timed=False)
 
     def sample(self, count: int) -> list[Point]:
         """Return random recipes without the one that the search starts from."""
@@ -86,52 +83,6 @@ def size(artifacts: Artifacts = Path("artifacts"), unseen: Unseen = 30, write: W
     show("Predicted sizes", MEASURED_AND_REQUIRED, rows, write, notes=notes)
 
 
-def latency(
-    artifacts: Artifacts = Path("artifacts"),
-    unseen: Unseen = 30,
-    seen: Annotated[int, typer.Option(help="Recipes timed first, as in a search.")] = 4,
-    noisy: Annotated[bool, typer.Option("--noisy", help="Time kernels even if other processes run.")] = False,
-    write: Write = False,
-) -> None:
-    """Compare predicted latencies of unseen recipes with measured ones."""
-    from scipy.stats import spearmanr
-
-    from compress.plugins.search.kernel_table import KernelTable
-
-    space = _PredictedSpace(artifacts)
-    latency_estimator = space.latency_estimator
-    if noisy:
-        latency_estimator.table = KernelTable(space.space.base.benchmark.threads, artifacts / "kernels", noisy_too=True)
-    space.size_estimator.start(space.run(space.space.origin))
-    points = space.sample(seen + unseen)
-    start = time.perf_counter()
-    for point in points:
-        if latency_estimator.kernel_sum(point) is None:
-            raise typer.BadParameter(f"{space.space.describe(point)}: {latency_estimator.unavailable_reason}")
-    spent = time.perf_counter() - start
-    for point in points[:seen]:
-        latency_estimator.update(point, space.run(point, timed=True).final[LATENCY])
-    predicted, measured = list[float](), list[float]()
-    for point in points[seen:]:
-        milliseconds = latency_estimator.predict(point)
-        assert milliseconds is not None, "its kernels are timed"
-        predicted.append(milliseconds)
-        measured.append(space.run(point, timed=True).final[LATENCY])
-        error = milliseconds / measured[-1] - 1
-        typer.echo(f"{space.space.describe(point)}: {milliseconds:.4f} ms, measured {measured[-1]:.4f} ({error:+.1%})")
-    errors = np.abs(np.array(predicted) / np.array(measured) - 1)
-    kernels = 0 if latency_estimator.table is None else latency_estimator.table.measured
-    correlation = spearmanr(predicted, measured)[0]
-    rows = [
-        [f"rank correlation of predicted latencies, {len(predicted)} unseen recipes", f"{correlation:.3f}", "0.95"],
-        ["mean error", f"{errors.mean():.1%}", "8% (aim 5%)"],
-        ["largest error", f"{errors.max():.1%}", ""],
-        [f"models timed before, and kernels: {kernels} in {spent:.0f} s", f"{seen}", ""],
-    ]
-    notes = ["`python benchmarks/search.py latency --write`"]
-    show("Predicted latencies", MEASURED_AND_REQUIRED, rows, write, notes=notes)
-
-
 def commands() -> Iterator[Any]:
     """Return the commands for `benchmarks/search.py`."""
-    yield from (size, latency)
+    yield size

@@ -51,11 +51,6 @@ class Search(Frozen):
         (1 / 9, 1 / 3),
         description="shares of the training after which a trial may be stopped; (): no early stopping",
     )
-    past: bool = Field(
-        True,
-        description="start from earlier searches of the same task and from shipped recipes; they only affect the order "
-        "of trials",
-    )
     seeds: int = Field(2, ge=0, le=9, description="additional seeds that the best recipe is trained with at the end")
     refit: bool | None = Field(
         None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import repeat
 from statistics import NormalDist
 from typing import Protocol
@@ -13,14 +12,20 @@ from typing import Protocol
 import numpy as np
 
 from compress.plugins.search.early_stopping import order_by_divergence
-from compress.plugins.search.observations import Observations, PastTrial
+from compress.plugins.search.observations import Observations
 from compress.plugins.search.outcome import TrialOutcome, is_dominated, limit_name
 from compress.plugins.search.space import Point, SearchParameter
 from compress.plugins.search.surrogate import Surrogate
-from compress.plugins.search.warm_start import DISCREPANCY, HALF_WIDTHS_PER_DEVIATION, TransferPrior, fit_with_prior
 from compress.recipe.recipe import Limit
 
 _FEWEST_KNOWN = 3
+_DISCREPANCY = 0.02
+"""Smallest standard deviation between margins of recipes, since the first recipes may be alike."""
+_HALF_WIDTHS_PER_DEVIATION = 2.56
+"""Half-widths of a one-sided 90% interval in a standard deviation.
+
+The number is doubled, since half of the error is common to all recipes.
+"""
 _SAME, _APART, _NO_GAIN = 0.001, 0.02, 1e-4
 """Relative constants for an objective that only trials measure.
 
@@ -97,7 +102,6 @@ class Acquisition:
         costs: CostModel,
         parameters: Sequence[SearchParameter],
         shares: tuple[float, ...],
-        past: Sequence[PastTrial] = (),
     ) -> None:
         self.observations, self.costs, self.shares = observations, costs, shares
         self._ranks = [parameter.ranks() for parameter in parameters]
@@ -108,11 +112,11 @@ class Acquisition:
         self._front = [observations.feasible[point] for point in observations.pareto_front()]
         first = observations.finished.get(observations.origin)
         self._baseline = {} if first is None else first.baseline
-        self._prior = TransferPrior(past, self._features)
         self._gains: dict[Point, float] = {}
         self._predicted_chances: dict[Point, float] = {}
         self._margin_processes: dict[str, Surrogate | None] = {}
-        self._processes: dict[str, tuple[Surrogate, float]] = {}
+        self._objective_processes: dict[int, Surrogate | None] = {}
+        self._processes: dict[str, Surrogate] = {}
         self.expected: dict[Point, Expectation] = {}
         """Expectation of every point that `rank` was called with."""
 
@@ -154,14 +158,20 @@ class Acquisition:
         start, front = self._start, self._front
         if start is None or not front:
             return 1.0
-        values = [value for value in predictions if value is not None]
-        if len(values) < len(predictions):
-            if len(predictions) > 1 or self._objective_process is None:
-                return 1.0
-            # Only trials measure the objective. A negligible improvement counts as none.
-            process, best = self._objective_process
-            gain = float(process.expected_improvement(np.array([self._features(point, self.shares[-1])]), best)[0])
-            return gain if gain > _NO_GAIN else 0.0
+        values = list[float]()
+        for position, value in enumerate(predictions):
+            if value is None:
+                # Only trials measure this objective, so it is extrapolated from them.
+                process, features = self._objective_process(position), np.array([self._features(point, 1.0)])
+                if process is None:
+                    return 1.0
+                if len(predictions) == 1:
+                    # A negligible improvement counts as none.
+                    best_value = -math.log(min(best for (best,) in front))
+                    gain = float(process.expected_improvement(features, best_value)[0])
+                    return gain if gain > _NO_GAIN else 0.0
+                value = math.exp(-float(process.mean(features)[0]))
+            values.append(value)
         # With one objective, the gain is the improvement over the best value.
         if len(values) == 1:
             return (min(best for (best,) in front) - values[0]) / (start[0] or 1.0)
@@ -174,19 +184,20 @@ class Acquisition:
         )
         return max(nearest, 1e-9)
 
-    @cached_property
-    def _objective_process(self) -> tuple[Surrogate, float] | None:
-        """Process of the negative logarithm of the only objective, and the best value; None while few are known."""
-        observations, trials = self.observations, self.observations.outcomes.items()
-        objectives_by_trial = {key: observations.goal.objectives(outcome) for key, outcome in trials}
-        objectives = {key: values[0] for key, values in objectives_by_trial.items() if values is not None}
-        if len(objectives) < _FEWEST_KNOWN or min(objectives.values()) <= 0:
-            return None
-        features = np.array([self._features(point, self.shares[rung]) for point, rung in objectives])
-        # The process maximizes, and objectives such as sizes differ by factors.
-        values = -np.log(np.array(list(objectives.values())))
-        process = Surrogate.fit(features, values, np.full(len(values), _SAME), _APART)
-        return process, -math.log(min(best for (best,) in self._front))
+    def _objective_process(self, position: int) -> Surrogate | None:
+        """Return a Gaussian process of the negative logarithm of an objective; None while few values are known."""
+        if position not in self._objective_processes:
+            observations, trials = self.observations, self.observations.outcomes.items()
+            objectives_by_trial = {key: observations.goal.objectives(outcome) for key, outcome in trials}
+            objectives = {key: values[position] for key, values in objectives_by_trial.items() if values is not None}
+            self._objective_processes[position] = None
+            if len(objectives) >= _FEWEST_KNOWN and min(objectives.values()) > 0:
+                features = np.array([self._features(point, self.shares[rung]) for point, rung in objectives])
+                # The process maximizes, and objectives such as sizes differ by factors.
+                values = -np.log(np.array(list(objectives.values())))
+                deviations = np.full(len(values), _SAME)
+                self._objective_processes[position] = Surrogate.fit(features, values, deviations, _APART)
+        return self._objective_processes[position]
 
     def may_meet_limits(self, point: Point) -> bool:
         """Return whether the predictions allow that every predictable limit is met.
@@ -288,26 +299,22 @@ class Acquisition:
             # The interval's lower half-width measures the uncertainty of a margin.
             halves = np.array([room.value - room.low for _, room in rooms])
             typical_half_width = float(np.median(halves)) if rooms else 0.0
-            # With few trials, only past searches say something about a recipe's margin.
             if len(rooms) < _FEWEST_KNOWN:
-                prior_chances = self._prior.chances(name, queried, typical_half_width)
-                products *= 1.0 if prior_chances is None else prior_chances
                 continue
-            prior = self._prior.get(name)
             if name not in self._processes:
                 # Partly trained recipes may miss by far. Clip their margins, since the final ones are much closer.
-                deepest = _CLIP_MULTIPLE * max(typical_half_width, DISCREPANCY)
+                deepest = _CLIP_MULTIPLE * max(typical_half_width, _DISCREPANCY)
                 full_rung = self.observations.full_rung
                 values = np.array(
                     [room.value if rung < full_rung else max(room.value, -deepest) for (_, rung), room in rooms]
                 )
                 features = np.array([self._features(point, self.shares[rung]) for (point, rung), _ in rooms])
-                deviations = np.maximum(halves / HALF_WIDTHS_PER_DEVIATION, 1e-4)
-                self._processes[name] = fit_with_prior(prior, features, values, deviations, self._is_minor_feature)
-            process, share = self._processes[name]
-            # The process models what remains after the prior's mean is subtracted, so the bound is shifted by it.
-            expected = np.zeros(len(points)) if prior is None else share * prior.mean(queried)
-            bound = (typical_half_width if self._front else picked.get(name, 0.0)) - expected
+                deviations = np.maximum(halves / _HALF_WIDTHS_PER_DEVIATION, 1e-4)
+                self._processes[name] = Surrogate.fit(
+                    features, values, deviations, _DISCREPANCY, self._is_minor_feature
+                )
+            process = self._processes[name]
+            bound = np.full(len(points), typical_half_width if self._front else picked.get(name, 0.0))
             chances = process.probability_at_least(queried, bound)
             if not self._front:
                 # The improvement given that there is one, as a multiple of the usual half-width.

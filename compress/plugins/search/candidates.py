@@ -9,7 +9,7 @@ from itertools import islice
 from typing import NamedTuple, Protocol
 
 from compress.plugins.search.acquisition import Acquisition, CostModel
-from compress.plugins.search.observations import Observations, PastTrial
+from compress.plugins.search.observations import Observations
 from compress.plugins.search.outcome import limit_name
 from compress.plugins.search.space import Point, SearchParameter
 from compress.recipe.recipe import Recipe
@@ -81,7 +81,6 @@ class Candidates:
         space: Recipes that may be tried.
         costs: Predictions of size and time.
         observations: All trials so far.
-        past: Trials of earlier searches and shipped recipes.
         seed: Seed of samples and proposals.
         rejected: Points that are no valid recipe, with the reason.
         may_ship: Whether the shipped model of a recipe may meet its limits, for recipes that may meet them
@@ -93,14 +92,10 @@ class Candidates:
     space: SearchSpaceView
     costs: CostModel
     observations: Observations
-    past: Sequence[PastTrial]
     seed: int
     rejected: dict[Point, str] = field(default_factory=dict)
     may_ship: Callable[[Point, Observations], bool] = lambda point, known: True
     remaining_share: float | None = None
-
-    def __post_init__(self) -> None:
-        self.past = [trial for trial in self.past if self.has_valid_stages(trial.point)]
 
     def propose(self, acquisition: Acquisition, number: int, given_up: Container[Point]) -> dict[Point, str]:
         """Return untried points with reasons: of all points, or of a sample, proposals of Optuna and neighbours.
@@ -122,7 +117,6 @@ class Candidates:
             seed = self.seed * 100_003 + number
             proposed = propose_with_optuna(self.space.parameters, self.observations, given_up, seed)
             reasons |= self._promising(proposed, acquisition, "proposed by Optuna")
-            reasons |= self._promising((trial.point for trial in self.past), acquisition, "tried before, elsewhere")
             centres = (self.observations.pareto_front() or self.observations.by_shortfall())[:_CENTRES]
             neighbours = (other for point in centres for other in self._neighbours(point))
             reasons |= self._promising(neighbours, acquisition, "one choice from the best so far")

@@ -1,4 +1,4 @@
-"""Predictions about a recipe before it runs: size and time of its model, and time of the stages that remain."""
+"""Predictions about a recipe before it runs: size of its model, and time of the stages that remain."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 
 from compress.pipeline.planning import plan_context
 from compress.pipeline.recipe_sources import Sources
-from compress.plugins.search.latency_estimator import LatencyEstimator
 from compress.plugins.search.outcome import TrialOutcome
 from compress.plugins.search.size_estimator import SizeEstimator
 from compress.plugins.search.space import Point, SearchSpace, shorten_training
@@ -28,12 +27,10 @@ _FLOPS_PER_SECOND = 2e11
 A measured speed would differ between processes, and trials correct for it.
 """
 _RECENT, _RIDGE = 5, 0.05
-SIZE, PARAMETERS, LATENCY = "size_bytes", "parameters", "latency_ms"
+SIZE, PARAMETERS = "size_bytes", "parameters"
 PREDICTED = (SIZE, PARAMETERS)
-_COUNTED, _BY_ARITHMETIC, _BY_KERNELS = "counted", "by arithmetic", "by kernels"
-_TOLERANCES: dict[str, tuple[float, tuple[float, ...]]] = {
-    _COUNTED: (1e-4, ()), _BY_ARITHMETIC: (0.005, (0.05,)), _BY_KERNELS: (0.02, (0.15,)),
-}  # fmt: skip
+_COUNTED, _BY_ARITHMETIC = "counted", "by arithmetic"
+_TOLERANCES: dict[str, tuple[float, tuple[float, ...]]] = {_COUNTED: (1e-4, ()), _BY_ARITHMETIC: (0.005, (0.05,))}
 """Smallest tolerance of each prediction method, and the errors that are assumed before a model was measured."""
 
 
@@ -49,23 +46,18 @@ class PredictedStage:
 
 
 class CostEstimator:
-    """Predictions of size and time, corrected by finished trials.
+    """Predictions of sizes and of the time of work, corrected by finished trials.
 
     Sizes are those of traced graphs (`SizeEstimator`), or else the number of weights times the predicted bits.
-    Latencies are sums over kernels (`LatencyEstimator`). Times of work are the stages' own predictions.
+    Times of work are the stages' own predictions. Latencies are not predicted.
 
     Raises:
         InputError: With all problems of the recipe's sources.
     """
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        size_estimator: SizeEstimator | None = None,
-        latency_estimator: LatencyEstimator | None = None,
-    ) -> None:
-        """Read the sizes of model and data; the estimators are more precise than the stages' arithmetic."""
-        self.size_estimator, self.latency_estimator = size_estimator, latency_estimator
+    def __init__(self, space: SearchSpace, size_estimator: SizeEstimator | None = None) -> None:
+        """Read the sizes of model and data; ``size_estimator`` is more precise than the stages' arithmetic."""
+        self.size_estimator = size_estimator
         recipe = space.base
         # Nothing is downloaded.
         sources = Sources(recipe, space.folder)
@@ -124,8 +116,6 @@ class CostEstimator:
 
     def predict(self, point: Point, metric: str) -> float | None:
         """Return the predicted value of a metric of the final model; None where it cannot be predicted."""
-        if metric == LATENCY:
-            return None if self.latency_estimator is None else self.latency_estimator.predict(point)
         # The size of a traced graph is exact. Arithmetic is the fallback.
         if metric == SIZE and (counted := self._counted(point)) is not None:
             return counted
@@ -157,15 +147,12 @@ class CostEstimator:
 
     def _prediction_method(self, point: Point, metric: str) -> str:
         """Return the method by which a metric is predicted."""
-        if metric == LATENCY:
-            return _BY_KERNELS
         return _COUNTED if metric == SIZE and self._counted(point) is not None else _BY_ARITHMETIC
 
     def imprecision_reasons(self) -> dict[str, str]:
         """Return for each metric why some recipes are predicted less precisely."""
-        estimators = {SIZE: self.size_estimator, LATENCY: self.latency_estimator}
-        reasons = {metric: estimator.unavailable_reason for metric, estimator in estimators.items() if estimator}
-        return {metric: reason for metric, reason in reasons.items() if reason}
+        reason = "" if self.size_estimator is None else self.size_estimator.unavailable_reason
+        return {SIZE: reason} if reason else {}
 
     def update(self, point: Point, share: float, outcome: TrialOutcome) -> None:
         """Record the times and sizes of a trial."""
@@ -201,12 +188,6 @@ class CostEstimator:
                 # The dual form of ridge regression solves a system as large as the number of trials, not of choices.
                 inner = rows @ rows.T + _RIDGE * np.eye(len(rows))
                 self._factors[metric] = values.mean(), rows.T @ np.linalg.solve(inner, values - values.mean())
-        latency = outcome.final.get(LATENCY)
-        if latency and self.latency_estimator is not None:
-            # Before calibration, all predictions share an unknown factor, so their errors mean nothing.
-            if self.latency_estimator.is_calibrated:
-                self._compare(LATENCY, point, latency)
-            self.latency_estimator.update(point, latency)
 
     def _compare(self, metric: str, point: Point, actual: float) -> None:
         """Record the error of the prediction for a model that was unseen until now."""

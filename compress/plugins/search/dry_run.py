@@ -26,7 +26,6 @@ from compress.plugins.search.shape_inference import (
     stages_key,
 )
 from compress.plugins.search.space import SearchSpace, value_text
-from compress.plugins.search.warm_start import find_past_trials
 from compress.recipe.document import Document
 from compress.recipe.recipe import START
 from compress.report.limits import limit_text
@@ -35,9 +34,6 @@ from compress.stages.protocols import model_checks
 from compress.utils.errors import CompressError, InputError, first_line
 from compress.utils.progress import SilentProgress
 from compress.utils.pydantic_models import Frozen
-
-RECIPES = Path("recipes")
-"""Folder with recipes that may resemble this one, as `compress recipes` lists them."""
 
 
 @dataclass
@@ -90,7 +86,6 @@ class PreparedSearch:
                 ) from error
             # Values that the model cannot have are found without training, by shape inference.
             self.space.exclude_failing_values(lambda point: self._failure(self.space.stages(point)))
-        self.past = find_past_trials(self.space, self.goal, self.artifacts, RECIPES) if search.past else ()
 
     def summary(self, origin: str) -> SpaceSummary:
         """Return a summary of the space; ``origin`` states where its recipe comes from."""
@@ -114,7 +109,6 @@ class PreparedSearch:
             ),
             size=space.size,
             refused=space.rejected,
-            past=tuple(dict.fromkeys(trial.source for trial in self.past)),
             first_seconds=self.first_seconds,
             budget_seconds=space.search.seconds,
         )
@@ -176,7 +170,6 @@ class SpaceSummary(Frozen):
     choices: tuple[ParameterSummary, ...]
     size: int
     refused: dict[str, str] = {}
-    past: tuple[str, ...] = ()
     first_seconds: float = 0.0
     """Predicted time of the stages of the first trial."""
     budget_seconds: float = 0.0
@@ -195,5 +188,3 @@ class SpaceSummary(Frozen):
         if self.first_seconds > self.budget_seconds:
             first = f"the first trial alone is predicted to take {format_seconds(self.first_seconds)}"
             yield f"{first}, longer than the budget of {self.budget}: without more time nothing else will be tried"
-        if self.past:
-            yield f"the first trials follow {', '.join(self.past)}"

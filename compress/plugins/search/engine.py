@@ -6,13 +6,13 @@ Decisions depend on the outcomes only, so that a search decides the same on one 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import InitVar, dataclass, field, replace
 
 from compress.plugins.search.acquisition import Acquisition, CostModel, Expectation
 from compress.plugins.search.candidates import Candidates, SearchSpaceView
 from compress.plugins.search.early_stopping import early_stopping_reason
-from compress.plugins.search.observations import Observations, PastTrial
+from compress.plugins.search.observations import Observations
 from compress.plugins.search.outcome import Goal, TrialOutcome
 from compress.plugins.search.space import Point
 
@@ -24,7 +24,7 @@ The number does not depend on the number of workers, so that decisions do not ei
 _TIMED = 3
 """Models that have to be timed before two trials are planned together.
 
-The first ones correct the common error of predicted latencies.
+Times are extrapolated from the first ones.
 """
 
 
@@ -52,7 +52,6 @@ class Engine:
         goal: Objectives and limits.
         shares: Share of training at each rung, rising; the last is 1.
         seed: Seed of samples and proposals.
-        past: Trials of earlier searches and shipped recipes, which only decide where to look first.
         may_ship: See `Candidates`.
         stopped: Recipes that are not trained further, with the reason.
         stopped_at: Rung at which early stopping ended a recipe.
@@ -64,15 +63,14 @@ class Engine:
     goal: Goal
     shares: tuple[float, ...]
     seed: int = 0
-    past: InitVar[Sequence[PastTrial]] = ()
     may_ship: InitVar[Callable[[Point, Observations], bool]] = lambda point, known: True
     stopped: dict[Point, str] = field(default_factory=dict)
     stopped_at: dict[Point, int] = field(default_factory=dict)
     end_reason: str = ""
 
-    def __post_init__(self, past: Sequence[PastTrial], may_ship: Callable[[Point, Observations], bool]) -> None:
+    def __post_init__(self, may_ship: Callable[[Point, Observations], bool]) -> None:
         self.observations = Observations(self.goal, self.full_rung, self.space.origin)
-        self.candidates = Candidates(self.space, self.costs, self.observations, past, self.seed, may_ship=may_ship)
+        self.candidates = Candidates(self.space, self.costs, self.observations, self.seed, may_ship=may_ship)
         self._identities: dict[str, Point] = {}
         self._rounds = 0
         self._pending: tuple[PlannedTrial, ...] = ()
@@ -89,8 +87,7 @@ class Engine:
         # The first trial is always the recipe as it stands, since all predictions are relative to it.
         if not self.observations.outcomes:
             return [PlannedTrial(origin, self.full_rung, "the search begins here")]
-        past, parameters = self.candidates.past, self.space.parameters
-        acquisition = Acquisition(self.observations, self.costs, parameters, self.shares, past)
+        acquisition = Acquisition(self.observations, self.costs, self.space.parameters, self.shares)
         # Candidates are the partly trained recipes that may go on, and new ones.
         pending = {planned.point for planned in self._pending}
         rungs = {point: rung for point, rung in self._continuing(acquisition).items() if point not in pending}

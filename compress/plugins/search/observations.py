@@ -21,22 +21,6 @@ LEDGER_FILE = "ledger.jsonl"
 VERSION = 1
 
 
-class PastTrial(Frozen):
-    """Trial of an earlier search, or a shipped recipe, at its point in the present space.
-
-    Attributes:
-        point: Point in the present space.
-        share: Share of its training.
-        rooms: Margin of each limit on quality and its half-width; empty for a shipped recipe.
-        source: Search or recipe that it comes from.
-    """
-
-    point: tuple[int, ...]
-    share: float
-    rooms: dict[str, tuple[float, float]]
-    source: str
-
-
 class LedgerHeader(Frozen):
     """First line of the ledger. Two searches with the same header take the same decisions."""
 
@@ -45,8 +29,6 @@ class LedgerHeader(Frozen):
     knobs: tuple[tuple[str, tuple[object, ...]], ...]
     rungs: tuple[float, ...]
     machine: dict[str, object]
-    past: tuple[PastTrial, ...] = ()
-    """Past trials that the search started with, kept when it is resumed."""
 
     def check_same(self, current: LedgerHeader) -> None:
         """Raise `InputError` if the search has changed. A larger budget or more trials change no decision."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -151,8 +151,6 @@ class SearchRecord(Frozen):
     """Basis of the importance of parameters by metric, or the reason why there is none."""
     left: int | None = None
     """Number of untried recipes that predictions leave; an estimate where recipes cannot be enumerated."""
-    past: dict[str, int] = {}
-    """Sources of past trials, with their number."""
     stages_run: int = 0
     stages_shared: int = 0
 
@@ -205,7 +203,6 @@ def build_record(
         final=final,
         bounds=_bounds(engine),
         left=None if remaining is None else round(remaining * space.size),
-        past=dict(Counter(trial.source for trial in engine.candidates.past)),
         explained={metric: importance.note for metric, importance in importances.items()},
         stages_run=sum(not cost.cached for cost in stage_costs),
         stages_shared=sum(cost.cached for cost in stage_costs),

@@ -16,7 +16,6 @@ from compress.plugins.search.costs import CostEstimator
 from compress.plugins.search.dry_run import PreparedSearch
 from compress.plugins.search.engine import Engine, PlannedTrial
 from compress.plugins.search.final_evaluation import FinalEvaluation, FinalResult, Refit
-from compress.plugins.search.latency_estimator import LatencyEstimator
 from compress.plugins.search.observations import Ledger, LedgerEntry
 from compress.plugins.search.outcome import TrialOutcome, target_profile
 from compress.plugins.search.record import SearchRecord, build_record, format_outcome
@@ -64,14 +63,11 @@ class SearchRun:
         self.search, base = self.space.search, self.space.base
         shares = (*self.search.rungs, 1.0) if self.space.trains(self.space.origin) else (1.0,)
         self.trials = TrialRunner.in_process(self.goal, context)
-        size_estimator = SizeEstimator(self.space, lambda: context.runner(base))
-        self.latency_estimator = LatencyEstimator(size_estimator)
-        # The precise estimators take over once the first trial has produced the baseline.
-        self.costs = CostEstimator(self.space, size_estimator, self.latency_estimator)
-        refit = Refit(self.space, self.trials, size_estimator)
-        self.engine = Engine(
-            self.space, self.costs, self.goal, shares, base.seed, self.prepared.past, refit.fits_limits
-        )
+        self.size_estimator = SizeEstimator(self.space, lambda: context.runner(base))
+        # The precise estimator takes over once the first trial has produced the baseline.
+        self.costs = CostEstimator(self.space, self.size_estimator)
+        refit = Refit(self.space, self.trials, self.size_estimator)
+        self.engine = Engine(self.space, self.costs, self.goal, shares, base.seed, refit.fits_limits)
         self.final_evaluation = FinalEvaluation(self.space, self.costs, self.engine, self.trials, refit)
         self.entries: list[LedgerEntry] = []
         self._running_trials: dict[int, RunningTrial] = {}
@@ -112,7 +108,7 @@ class SearchRun:
         else:
             folder, entries = create_folder(self.space, self.engine, self.artifacts, self.started), []
         self.results_folder, ledger = folder, Ledger(folder)
-        self.latency_estimator.use_snapshot(folder)
+        self.size_estimator.use_snapshot(folder)
         for line in self.prepared.summary(self.origin).lines():
             self.progress.note(line)
         try:
@@ -147,9 +143,9 @@ class SearchRun:
             self.trials.workers.prefetch(self.final_evaluation.prefetch_jobs())
         is_share_noted = False
         while not self._is_over:
-            # Before the second trial, sizes and times of all recipes are predicted, which takes a while.
+            # Before the second trial, sizes of all recipes are predicted, which takes a while.
             if len(self.entries) == 1 and self.costs.size_estimator is not None and self.costs.size_estimator.is_ready:
-                self._announce("predicting sizes and times of the other recipes")
+                self._announce("predicting the sizes of the other recipes")
             if not (planned_trials := self.engine.next_round()):
                 break
             if not is_share_noted and self.engine.candidates.remaining_share is not None:
@@ -168,7 +164,7 @@ class SearchRun:
                     )
                 self.engine.record(planned, entry.outcome)
                 self.entries.append(entry)
-            # Kernels may be timed between rounds, so no speculative work may run then.
+            # Speculative work would disturb the timing of models.
             guess = None if self.goal.needs_timing else partial(self._speculate, new_trials, len(self.entries))
             outcomes = self.trials.run_all(self._affordable_trials(new_trials), guess)
             for outcome, planned in zip(outcomes, new_trials, strict=False):

@@ -48,8 +48,6 @@ def create_folder(space: SearchSpace, engine: Engine, artifacts: Path, started: 
 def resume_folder(space: SearchSpace, engine: Engine, artifacts: Path) -> tuple[Path, list[LedgerEntry]]:
     """Return the folder of the latest search and its trials.
 
-    The engine gets the past trials that the search started with, since they influence its decisions.
-
     Raises `InputError` where there is no search, or where it differs.
     """
     searches = artifacts / "searches" / space.base.name
@@ -58,7 +56,6 @@ def resume_folder(space: SearchSpace, engine: Engine, artifacts: Path) -> tuple[
         raise InputError("There is no search to resume.", where=str(searches), hint="run it without --resume first")
     header, entries = Ledger(folder).read()
     header.check_same(_header(space, engine))
-    engine.candidates.past = header.past
     return folder, entries
 
 
@@ -86,7 +83,6 @@ def _header(space: SearchSpace, engine: Engine) -> LedgerHeader:
         knobs=tuple((parameter.name, parameter.values) for parameter in space.parameters),
         rungs=engine.shares,
         machine={"processor": processor_class(), "cores": len(granted_cores())},
-        past=tuple(engine.candidates.past),
     )
 
 

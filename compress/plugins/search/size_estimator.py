@@ -8,16 +8,13 @@ follow from them (`compress.plugins.search.interpolate_size`). Traced graphs are
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.registry import FORMATS
@@ -36,22 +33,22 @@ from compress.plugins.search.shape_inference import (
 )
 from compress.plugins.search.space import Point, SearchSpace, first_varied
 from compress.recipe.recipe import START
+from compress.report.run_folder import write_atomically
 from compress.stages.cost_model import Shape
 from compress.stages.protocols import QuantizesEmbeddings, Trains
 from compress.stages.registry import STAGES
 from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT
 from compress.utils.errors import first_line
-
-if TYPE_CHECKING:
-    from compress.tasks.task import Examples
+from compress.utils.storage import storage_errors
 
 _MOST_STRUCTURES, _SHARE = 40, 0.08
 """Largest number of structures that are traced, and the share of the search's time after which tracing ends."""
 _MOST_OUTLINES = 2000
 """Largest number of models whose shapes are inferred."""
+SNAPSHOT = "traced.json"
+"""File of a search with the number of structures that were traced until the time for it was used up."""
 _FEWEST_RECIPES = 6
 """Least number of recipes for which tracing graphs saves time."""
-_TIMED_ROWS = 128
 
 
 @dataclass
@@ -69,12 +66,11 @@ class SizeEstimator:
     _places: dict[Point, tuple[ModelOutline, ComposedGraph] | None] = field(default_factory=dict, init=False)
     _traced: list[tuple[str, GraphStructure]] = field(default_factory=list, init=False)
     """Traced structures, each with the stages from the graph on."""
-    _keys: dict[Point, str] = field(default_factory=dict, init=False)
     _outlines: dict[str, ModelOutline | None] = field(default_factory=dict, init=False)
-    _encoded: dict[str, Examples] = field(default_factory=dict, init=False)
     _structures: dict[str, list[GraphStructure | None]] = field(default_factory=dict, init=False)
     _alike: dict[tuple[int, int], bool] = field(default_factory=dict, init=False)
     _spent: float = field(default=0.0, init=False)
+    _snapshot: Path | None = field(default=None, init=False)
 
     def start(self, outcome: TrialOutcome) -> None:
         """Find the baseline that the first trial has made."""
@@ -88,11 +84,20 @@ class SizeEstimator:
         entry = None if key is None else runner.cache.peek(key)
         self._inference = None if entry is None else ShapeInference(runner, entry.folder)
 
+    def use_snapshot(self, folder: Path) -> None:
+        """Trace no more structures than the process of this search whose time for tracing was used up.
+
+        A resumed search has to predict what the interrupted one predicted.
+        """
+        self._snapshot = folder / SNAPSHOT
+        if self._snapshot.is_file():
+            self.max_structures = json.loads(self._snapshot.read_text(encoding="utf-8"))["structures"]
+
     def with_data_of(self, runner: StageRunner) -> SizeEstimator:
         """Return an estimator for the rows of another runner that uses the same traced graphs."""
         other = copy.copy(self)
         other._inference = ShapeInference(runner, self._started_inference.folder)
-        other._places, other._outlines, other._keys, other._encoded, other._alike = {}, {}, {}, {}, {}
+        other._places, other._outlines, other._alike = {}, {}, {}
         return other
 
     @property
@@ -114,42 +119,6 @@ class SizeEstimator:
             return None
         outline = self._outline(self._divided(point)[0])
         return None if outline is None else count_weights(outline.shapes.items(), {}, outline.beside_bytes)
-
-    def timing_key(self, point: Point) -> str | None:
-        """Return a key that recipes share whose graphs take the same time; None where there is no graph.
-
-        The key covers everything but the size of the vocabulary.
-        """
-        traced = self.traced_model(point)
-        if traced is None:
-            return None
-        if point not in self._keys:
-            from compress.models.prune_dry_run import TOKENS
-
-            # The size of the vocabulary changes the embedding table only, and reading a row of it takes the same time.
-            widths = {name: width for name, width in traced[0].widths.items() if name != TOKENS}
-            torch_stages, graph_stages = self._divided(point)
-            lengths = np.sort(self._examples(torch_stages).lengths())
-            length = int(lengths[len(lengths) // 2])
-            key_parts = [traced[0].kind, stages_key(graph_stages), sorted(traced[0].shapes), widths, length]
-            self._keys[point] = hashlib.sha256(json.dumps(key_parts, sort_keys=True).encode()).hexdigest()[:24]
-        return self._keys[point]
-
-    def typical_batch(self, point: Point) -> dict[str, np.ndarray] | None:
-        """Return one selection row of median length as the model's input."""
-        stages = self._divided(point)[0]
-        if self._outline(stages) is None:
-            return None
-        examples = self._examples(stages)
-        return dict(examples.batch([int(np.argsort(examples.lengths(), kind="stable")[len(examples) // 2])]))
-
-    def _examples(self, stages: Stages) -> Examples:
-        key = stages_key(stages)
-        if key not in self._encoded:
-            sketch, context = self._started_inference.infer_model(stages), self._started_inference.context
-            rows = context.data.split(self.space.search.select.split).slice(0, _TIMED_ROWS)
-            self._encoded[key] = context.task.encode(rows, sketch.processor, None, context.max_length)
-        return self._encoded[key]
 
     def _reason(self) -> str:
         recipe, profile = self.space.base, target_profile(self.space.base)
@@ -247,6 +216,9 @@ class SizeEstimator:
         # The time for tracing is used up: allow no further structures.
         if self._spent > _SHARE * self.space.search.seconds:
             self.max_structures = 1 + sum(map(len, self._structures.values()))
+            if self._snapshot is not None:
+                with storage_errors(self._snapshot):
+                    write_atomically(self._snapshot, json.dumps({"structures": self.max_structures}))
         structures.append(traced)
         if traced is not None:
             self._traced.append((stages_key(graph_stages), traced))

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tiny_run
 from transformers import BertConfig, BertModel
@@ -15,8 +14,6 @@ from transformers import BertConfig, BertModel
 from compress.plugins.ray.jobs import JobContext
 from compress.plugins.search.costs import SIZE, CostEstimator
 from compress.plugins.search.final_evaluation import Refit
-from compress.plugins.search.kernel_table import KernelTable
-from compress.plugins.search.latency_estimator import KernelSum, LatencyEstimator, fit_correction
 from compress.plugins.search.observations import Observations
 from compress.plugins.search.outcome import Goal, StageCost, TrialOutcome
 from compress.plugins.search.size_estimator import SizeEstimator
@@ -57,10 +54,7 @@ class Watched:
         goal = Goal.from_recipe(self.space.base)
         self.trials = TrialRunner.in_process(goal, JobContext(folder, folder / "artifacts", SilentProgress()))
         self.size_estimator = SizeEstimator(self.space, lambda: self.trials.context.runner(self.space.base))
-        self.latency_estimator = LatencyEstimator(
-            self.size_estimator, KernelTable(1, folder / "kernels", noisy_too=True)
-        )
-        self.costs = CostEstimator(self.space, self.size_estimator, self.latency_estimator)
+        self.costs = CostEstimator(self.space, self.size_estimator)
         runner = self.trials.run_recipe(self.space.recipe(SMALLEST))
         self.made = size_bytes(runner.folder_of("onnx_int8"))
         self.stages = tuple(
@@ -93,11 +87,6 @@ def test_bits_of_tables_are_traced_once_whatever_the_layers(watched: Watched) ->
     for point in ((1, 1, 1, 1, 0), (1, 1, 1, 0, 1), SMALLEST):
         assert few.size_bytes(point) is not None, point
     assert few.size_bytes(SMALLEST) == watched.made and not few.unavailable_reason
-    latency_estimator = LatencyEstimator(few, watched.latency_estimator.table)
-    whole, summed = watched.latency_estimator.kernel_sum(SMALLEST), latency_estimator.kernel_sum(SMALLEST)
-    assert summed.megabytes == pytest.approx(whole.megabytes) and summed.milliseconds == pytest.approx(
-        whole.milliseconds, rel=0.02
-    )
 
 
 def test_what_all_rows_would_make_of_it_is_foretold_too(watched: Watched) -> None:
@@ -137,7 +126,7 @@ def test_bytes_of_a_graph_that_is_not_traced_are_told_by_its_weights(watched: Wa
     space = other_space(watched, tmp_path, choices=choices)
     few, all_ = foreseen(watched, space, 3), foreseen(watched, space, 9)
     first = all_.size_bytes(space.origin)
-    costs = CostEstimator(space, few, watched.latency_estimator)
+    costs = CostEstimator(space, few)
     costs.update(space.origin, 1.0, TrialOutcome(stages=watched.stages, final={SIZE: float(first or 0)}))
     for point in ((1, 0, 0), (0, 0, 0), (0, 1, 0)):
         assert few.size_bytes(point) is not None
@@ -148,32 +137,16 @@ def test_bytes_of_a_graph_that_is_not_traced_are_told_by_its_weights(watched: Wa
     assert costs.tolerance((1, 1, 1), SIZE) > costs.tolerance((1, 0, 1), SIZE)
 
 
-def test_a_time_is_that_of_its_kernels_with_rows_of_usual_length(watched: Watched) -> None:
-    watched.size_estimator.start(TrialOutcome(stages=watched.stages))
-    wide, narrow = (0, 0, 0, 1, 0), (1, 1, 0, 1, 0)
-    batch = watched.size_estimator.typical_batch(wide)
-    assert batch is not None and batch["input_ids"].shape[0] == 1
-    rows = watched.trials.context.runner(watched.space.base).inputs.data.split("select")
-    words = np.median([len(text.split()) for text in rows["text"].to_pylist()])
-    assert words + 2 <= batch["input_ids"].shape[1] <= 16
-    sums = [watched.latency_estimator.kernel_sum(point) for point in (wide, narrow)]
-    assert None not in sums and sums[0] != sums[1]
-    assert sums[0] is not None
-    predicted_seconds = 0.005 + 1.1 * sums[0].milliseconds + 0.01 * sums[0].megabytes
-    assert watched.latency_estimator.predict(wide) == pytest.approx(predicted_seconds, rel=1e-6)
-    watched.latency_estimator.update(wide, 1.2 * predicted_seconds)
-    assert watched.latency_estimator.predict(wide) == pytest.approx(1.2 * predicted_seconds, rel=0.03)
-
-
-def test_sums_are_found_again_in_the_folder_of_the_search(watched: Watched, tmp_path: Path) -> None:
-    """So that a search that goes on decides as before, whatever the user's table has by then."""
-    watched.size_estimator.start(TrialOutcome(stages=watched.stages))
-    watched.latency_estimator.use_snapshot(tmp_path)
-    kernel_sum = watched.latency_estimator.kernel_sum((0, 1, 0, 1, 0))
-    later = LatencyEstimator(watched.size_estimator, KernelTable(1, tmp_path / "none"))
+def test_a_resumed_search_traces_as_many_structures_as_it_did(watched: Watched, tmp_path: Path) -> None:
+    """Even if tracing takes no time by then, since the graphs are cached."""
+    choices = {**LAYERS, "stages.5.onnx_int8.per_channel": [True, False], "stages.1.prune.heads": [0.25, 0.5]}
+    hasty = foreseen(watched, other_space(watched, tmp_path, choices=choices), 9)
+    hasty.use_snapshot(tmp_path)
+    hasty._spent = 1e9
+    assert hasty.size_bytes((0, 0, 0)) is not None and hasty.max_structures == 1
+    later = SizeEstimator(hasty.space, lambda: pytest.fail("no data is read"))
     later.use_snapshot(tmp_path)
-    assert kernel_sum is not None and later.kernel_sum((0, 1, 0, 1, 0)) == kernel_sum
-    assert later.table is not None and not later.table.measured
+    assert later.max_structures == 1
 
 
 def test_a_space_of_few_recipes_is_not_worth_tracing(watched: Watched) -> None:
@@ -348,14 +321,3 @@ def test_mistakes_in_the_block_are_mistakes_of_the_recipe(folder: Path, field: s
         space(folder, **{field: value})
     assert f"search.{field}" in str(caught.value)
     assert expected in str(caught.value)
-
-
-@pytest.mark.parametrize("factors", [(), (1.0,), (1.0, 1.1, 0.9, 1.2)])
-def test_it_is_the_least_of_the_squares_with_the_ridge(factors: tuple[float, ...]) -> None:
-    """Against the normal equations, models that lie on no line; without any, the prior."""
-    sums = [KernelSum(ms, megabytes) for ms, megabytes in ((0.1, 0.5), (0.2, 6.0), (0.4, 1.0), (0.8, 3.0))]
-    models = [(kernel_sum, sum(kernel_sum) * factor) for kernel_sum, factor in zip(sums, factors, strict=False)]
-    rows = np.array([kernel_sum.terms / ms / 0.05 for kernel_sum, ms in models]).reshape(-1, 3)
-    ridge = np.diag([1 / 0.02**2, 1 / 0.2**2, 1 / 0.015**2])
-    right = rows.T @ np.full(len(rows), 1 / 0.05) + ridge @ [0.005, 1.1, 0.01]
-    assert fit_correction(models) == pytest.approx(np.linalg.solve(rows.T @ rows + ridge, right), rel=1e-6)

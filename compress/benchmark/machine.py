@@ -54,23 +54,10 @@ def measure_rates(threads: int, buffers: list[int]) -> MachineRates:
 
 def last_level_cache_bytes(root: Path = Path("/")) -> int | None:
     """Return the size of the largest cache of the first granted core, or None if the kernel doesn't show it."""
-    return max(_cache_bytes(root).values(), default=None)
-
-
-def second_level_cache_bytes(root: Path = Path("/")) -> int | None:
-    """Return the size of a core's own second-level cache, or None if the kernel doesn't show it."""
-    return _cache_bytes(root).get(2)
-
-
-def _cache_bytes(root: Path) -> dict[int, int]:
-    """Return level -> bytes of the first granted core's caches, the larger one if instructions have their own cache."""
-    sizes: dict[int, int] = {}
-    for folder in (root / f"sys/devices/system/cpu/cpu{granted_cores()[0]}/cache").glob("index*"):
-        text, level = (folder / "size").read_text().strip(), folder / "level"
-        unit = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 1)
-        number = int(level.read_text()) if level.is_file() else 0
-        sizes[number] = max(sizes.get(number, 0), int(text.rstrip("KM")) * unit)
-    return sizes
+    caches = (root / f"sys/devices/system/cpu/cpu{granted_cores()[0]}/cache").glob("index*/size")
+    texts = [path.read_text().strip() for path in caches]
+    units = {"K": 1 << 10, "M": 1 << 20}
+    return max((int(text.rstrip("KM")) * units.get(text[-1:], 1) for text in texts), default=None)
 
 
 def memory_buffer_bytes() -> int:

@@ -20,14 +20,14 @@ Phase = Literal["batch", "prompt", "token"]
 class MachineLimits(FrozenAliased):
     """Rates that the machine reached while the artifact was profiled: the best of all samples."""
 
-    fp32_per_s: float = Field(gt=0, description="float operations a second, of matrix products in ONNX Runtime")
-    int8_per_s: float = Field(gt=0, description="operations on 8-bit integers a second, likewise")
-    memory_bytes_per_s: float = Field(gt=0, description="bandwidth far beyond the caches")
-    working_set_bytes_per_s: float = Field(gt=0, description="bandwidth within a buffer as large as the working set")
+    fp32_per_s: float = Field(gt=0, description="FLOP/s of matrix products in ONNX Runtime")
+    int8_per_s: float = Field(gt=0, description="8-bit integer operations per second, likewise in ONNX Runtime")
+    memory_bytes_per_s: float = Field(gt=0, description="bandwidth of memory, beyond the caches")
+    working_set_bytes_per_s: float = Field(gt=0, description="bandwidth in a buffer as large as the working set")
     memory_buffer_bytes: int = Field(gt=0)
-    working_set_bytes: int = Field(ge=0, description="stored bytes that a call reads, and its largest activations")
+    working_set_bytes: int = Field(ge=0, description="weight bytes that a call reads, plus its largest activations")
     last_level_cache_bytes: int | None = None
-    raw: dict[str, tuple[float, ...]] = Field({}, description="the samples behind the four rates")
+    raw: dict[str, tuple[float, ...]] = Field({}, description="raw samples of the four rates")
 
     @property
     def cached(self) -> bool | None:
@@ -53,7 +53,7 @@ class ProfileRow(FrozenAliased):
     layer: str | None = None
     nodes: int = Field(ge=0)
     time_ms: float = Field(ge=0, description="mean over calls of the median over passes")
-    uncounted_ms: float = Field(0.0, ge=0, description="the part of it in operators that nobody knows how to count")
+    uncounted_ms: float = Field(0.0, ge=0, description="milliseconds in operators whose cost is unknown")
     fp32_operations: float = Field(ge=0)
     int8_operations: float = Field(ge=0)
     weight_bytes: float = Field(ge=0)
@@ -132,22 +132,22 @@ class OperatorProfile(FrozenAliased):
     threads: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     phase: Phase = "batch"
-    context: int | None = Field(None, ge=1, description="tokens of the prompt, for a decoder")
-    calls: int = Field(ge=1, description="different batches of real examples, prompts, or tokens one after the other")
+    context: int | None = Field(None, ge=1, description="decoders: tokens of the prompt")
+    calls: int = Field(ge=1, description="number of different batches of examples, prompts or successive tokens")
     lengths: tuple[int, ...] = Field(
-        (), description="padded length of each of them, in tokens; of a token, with all that it follows"
+        (), description="padded length of each call in tokens; for a single token, including its context"
     )
-    passes: int = Field(ge=1, description="times that each was run, without and with profiling")
+    passes: int = Field(ge=1, description="number of runs of each call, without and with profiling")
     whole: ProfileRow
-    low_ms: float = Field(description="bounds of the 95% interval of the whole's time")
+    low_ms: float = Field(description="bounds of the 95% interval of the total time")
     high_ms: float
-    profiled_ms: float = Field(description="the whole's time with profiling")
-    operators_ms: float = Field(ge=0, description="the part of that in which an operator was at work")
-    rows: tuple[ProfileRow, ...] = Field(description="one a node, in the order of the graph")
+    profiled_ms: float = Field(description="total time with profiling")
+    operators_ms: float = Field(ge=0, description="part of `profiled_ms` spent inside operators")
+    rows: tuple[ProfileRow, ...] = Field(description="one entry per node, in graph order")
     limits: MachineLimits
     notes: tuple[str, ...] = ()
     environment: dict[str, Any] = {}
-    raw: dict[str, tuple[tuple[float, ...], ...]] = Field({}, description="ms, [passes][calls]")
+    raw: dict[str, tuple[tuple[float, ...], ...]] = Field({}, description="milliseconds, [passes][calls]")
 
     @property
     def profiler_overhead(self) -> float:

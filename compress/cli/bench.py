@@ -54,7 +54,7 @@ def bench(
     ] = None,
     device: Annotated[
         list[str] | None,
-        typer.Option(help="Time it on this device of the inventory, over SSH; repeatable; `all` for all of them."),
+        typer.Option(help="Measure on this device of the inventory, over SSH; repeatable; `all`: every device."),
     ] = None,
     inventory: Annotated[
         Path | None,

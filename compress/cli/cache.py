@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-cache_app = typer.Typer(help="See or remove the outputs of finished stages.", invoke_without_command=True)
+cache_app = typer.Typer(help="List or remove the cached outputs of stages.", invoke_without_command=True)
 _Artifacts = Annotated[Path, typer.Option(help="Folder of the cache and the runs.")]
 _Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 

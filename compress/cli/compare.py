@@ -36,18 +36,21 @@ def compare(
     candidate: Annotated[
         Path | None,
         typer.Argument(
-            metavar="B", help="The run to judge. Left out: the model of A against A's own baseline, of one session."
+            metavar="B", help="The run to judge; default: compare the final model of A with A's own baseline."
         ),
     ] = None,
-    model: Annotated[str, typer.Option(help="Which model of the runs: final, baseline, or a stage's label.")] = "final",
+    model: Annotated[str, typer.Option(help="Model of the runs: final, baseline, or a stage's label.")] = "final",
     policy: Annotated[
-        Path | None, typer.Option(help="A YAML file with the changes that matter; default: finer ones than a gate's.")
+        Path | None,
+        typer.Option(
+            help="YAML file with the smallest changes that matter; default: smaller ones than those of a gate."
+        ),
     ] = None,
     across_hosts: Annotated[
         bool, typer.Option("--across-hosts", help="Give verdicts on times even if the machines differ.")
     ] = False,
     now: Annotated[
-        bool, typer.Option("--now", help="Measure both models now, side by side: sharper than comparing reports.")
+        bool, typer.Option("--now", help="Measure both models now, interleaved: more precise than comparing reports.")
     ] = False,
     recipe: Annotated[
         Path | None, typer.Option(help="With --now: the recipe; default: the recipe.yaml beside B's model.")
@@ -56,7 +59,7 @@ def compare(
     threads: Annotated[int | None, typer.Option(min=1, help="With --now: threads of the runtime.")] = None,
     budget: Annotated[float | None, typer.Option(min=1, help="With --now: maximum seconds for timing.")] = None,
     format: Annotated[
-        Literal["console", "markdown", "html", "json"], typer.Option(help="The view to write to standard output.")
+        Literal["console", "markdown", "html", "json"], typer.Option(help="Format of the output.")
     ] = "console",
     json_: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
@@ -85,9 +88,11 @@ def gate(
     baseline: Annotated[Path, typer.Option(help="The baseline: its JSON file, or another run as `RUN`.")],
     policy: Annotated[
         Path | None,
-        typer.Option(help="A YAML file with the rules; default: `gate:` of the run's recipe, else built-in rules."),
+        typer.Option(help="YAML file with the rules; default: `gate:` of the run's recipe, or else built-in rules."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Which model of the runs; default: the policy's, final.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model of the runs; default: the one in the policy, or `final`.")
+    ] = None,
     across_hosts: Annotated[
         bool, typer.Option("--across-hosts", help="Judge times even if the machines differ.")
     ] = False,
@@ -97,7 +102,7 @@ def gate(
     ] = None,
     format: Annotated[
         Literal["console", "markdown", "html", "json", "junit", "github"],
-        typer.Option(help="The view to write to standard output."),
+        typer.Option(help="Format of the output."),
     ] = "console",
     json_: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:

@@ -33,15 +33,13 @@ def doctor(
     target: Annotated[
         str | None,
         typer.Option(
-            help="With MODEL: cpu (this machine), a kind of processor (x86-avx2, x86-vnni, arm64, linux-arm64), or "
-            "another of `compress targets`, whose file is compared with the float one, value by value."
+            help="With MODEL: cpu (this machine), a processor class (x86-avx2, x86-vnni, arm64, linux-arm64), or "
+            "another target of `compress targets`, whose file is compared with the float file value by value."
         ),
     ] = None,
     recipe: Annotated[
         Path | None,
-        typer.Option(
-            help="With MODEL: recipe whose data gives real inputs; default: the recipe.yaml beside the model."
-        ),
+        typer.Option(help="With MODEL: recipe whose data is used as input; default: the recipe.yaml beside the model."),
     ] = None,
     against: Annotated[
         Path | None,

@@ -17,7 +17,7 @@ def evaluate(
     target: Annotated[str, typer.Option(help="Target of the model; see `compress targets`.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 2,
     by_slice: Annotated[
-        bool, typer.Option("--by-slice", help="Measure each slice of the split too, as the recipe names them.")
+        bool, typer.Option("--by-slice", help="Also measure each slice that the recipe defines.")
     ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Write the measurements as JSON.")] = False,
 ) -> None:

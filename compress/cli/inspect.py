@@ -14,7 +14,7 @@ def inspect(
     ],
     depth: Annotated[int, typer.Option(min=0, help="Levels of modules in the tree.")] = 3,
     weights: Annotated[
-        bool, typer.Option("--weights", help="Read the weights too: zeros, range, mean, deviation, outliers.")
+        bool, typer.Option("--weights", help="Also read the weights: zeros, range, mean, standard deviation, outliers.")
     ] = False,
     calls: Annotated[
         bool,

@@ -25,14 +25,17 @@ def profile(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Examples in a batch; default 1.")] = None,
     phase: Annotated[
         Literal["token", "prompt"] | None,
-        typer.Option(help="For text generation: a token after a prompt (default), or the prompt."),
+        typer.Option(help="Text generation: profile one token after a prompt (default), or the prompt."),
     ] = None,
     context: Annotated[
-        int | None, typer.Option(min=1, help="For text generation: tokens of the prompt; default: the recipe's fewest.")
+        int | None,
+        typer.Option(
+            min=1, help="Text generation: tokens of the prompt; default: the smallest of `benchmark.contexts`."
+        ),
     ] = None,
     part: Annotated[
         str | None,
-        typer.Option(help="For image generation: `text_encoder`, `vae_decoder`, or the denoiser (default)."),
+        typer.Option(help="Image generation: `text_encoder`, `vae_decoder`, or the denoiser (default)."),
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="Time budget of the measurement.")] = 5.0,
     html: Annotated[Path | None, typer.Option(help="Write a page with a roofline chart to this file.")] = None,

@@ -15,7 +15,7 @@ def run(
         typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, e.g. stages.1.distill.epochs=2."),
     ] = None,
     artifacts: Annotated[Path, typer.Option(help="Folder of the cache and the runs.")] = Path("artifacts"),
-    remeasure: Annotated[bool, typer.Option(help="Take new timings even if nothing changed.")] = False,
+    remeasure: Annotated[bool, typer.Option(help="Measure times again even if nothing changed.")] = False,
     track: Annotated[
         str | None, typer.Option(metavar="URI", help="Also write to MLflow: http://host:5000 or sqlite:///runs.db.")
     ] = None,
@@ -98,7 +98,7 @@ def report(
     run: Annotated[Path, typer.Argument(help="A run's folder, its report.json, or a recipe's name.")],
     format: Annotated[
         Literal["console", "markdown", "html", "json", "junit"],
-        typer.Option(help="The view to write to standard output."),
+        typer.Option(help="Format of the output."),
     ] = "console",
     json_: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:

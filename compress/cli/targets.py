@@ -10,7 +10,7 @@ import typer
 
 def targets(
     file: Annotated[
-        Path | None, typer.Argument(help="File that describes a custom target: check and show only that one.")
+        Path | None, typer.Argument(help="File that describes a custom target: validate and show only that target.")
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write the list as JSON.")] = False,
 ) -> None:

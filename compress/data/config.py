@@ -34,7 +34,7 @@ def sample_split(value: str) -> tuple[str, str] | None:
 class HoldOut(FrozenAliased):
     """Rows that no stage reads and by which models are selected. The test split then judges the selection."""
 
-    rows: int = Field(ge=1, description="number of rows to hold out; equal rows go with them")
+    rows: int = Field(ge=1, description="number of rows to hold out, in addition to their duplicates")
     source: str = Field("train", alias="from", description="split that the rows are taken from")
     split: str = Field("select", min_length=1, description="name of the new split")
     seed: int = Field(0, ge=0, description="seed of the random choice")
@@ -45,38 +45,38 @@ class DataConfig(Frozen):
 
     source: str | None = Field(
         None,
-        description="`sample:NAME`, a folder with one file or folder a split, or a Hugging Face dataset id. "
-        "May be left out when every split names a file or, by a path with a slash, a folder.",
+        description="`sample:NAME`, a folder with one file or folder per split, or a Hugging Face dataset id. "
+        "Optional if every split names a file or, by a path with a slash, a folder.",
     )
     splits: dict[str, str] = Field(
         {"train": "train", "validation": "validation", "test": "test"},
-        description="split -> its name in the source, a CSV, JSONL or Parquet file, a folder with one folder for "
-        "each class of images or recordings, `sample:NAME/SPLIT`, or, of a graph of no task, a folder of .npz files or "
-        "`random:COUNT`",
+        description="maps a split to its name in the source; a CSV, JSONL or Parquet file; a folder with one "
+        "subfolder per class of images or recordings; `sample:NAME/SPLIT`; or, for an ONNX file without a task, a "
+        "folder of .npz files or `random:COUNT`",
     )
     without_labels: tuple[str, ...] = Field(
-        (), description="splits whose rows have no label: enough to export and to calibrate with, not to train on"
+        (), description="splits without labels, which can be used for export and calibration but not for training"
     )
-    columns: dict[str, str] = Field({}, description="the task's column name -> the column's name in the files")
+    columns: dict[str, str] = Field({}, description="maps the task's column names to the column names in the files")
     labels: tuple[str, ...] | None = Field(None, min_length=2, description="class names in the order of their ids")
     unlabeled: tuple[str, ...] = Field(
         (), description="extra inputs for distillation: `sample:NAME` or files with the task's input columns"
     )
     drop_overlap: bool = Field(
         False,
-        description="leave out train and validation rows that also stand in test, instead of refusing them",
+        description="drop train and validation rows that also occur in test; without it such rows are an error",
     )
     hold_out: tuple[HoldOut, ...] | None = Field(
         None,
-        description="rows of a split that become one of their own, seen by no stage: {rows: 1500, from: train}; "
-        "`compress search` chooses by those of `select`",
+        description="rows held out of a split as a new split that no stage reads, e.g. `select: {rows: 1500, from: "
+        "train}`; `compress search` selects recipes by `select`",
     )
     also: dict[str, Language] = Field(
         {},
-        description="further splits that a language model is judged on beside test, by what they are written in: "
-        "{verses: text, code: python}; of python each kind of token is judged too",
+        description="additional test splits of a language model and their kind, e.g. {verses: text, code: python}; "
+        "for python, each kind of token is also evaluated",
     )
-    max_length: int = Field(128, ge=4, description="tokens an example is cut to")
+    max_length: int = Field(128, ge=4, description="maximum number of tokens of an example; longer ones are truncated")
 
     @field_validator("hold_out", mode="before")
     @classmethod

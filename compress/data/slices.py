@@ -34,26 +34,31 @@ class Slice(Frozen):
     """
 
     name: str | None = Field(
-        None, pattern=r"^[^\[\]\s][^\[\]\n]{0,59}$", description="of a predicate's slice, e.g. `negated`"
+        None,
+        pattern=r"^[^\[\]\s][^\[\]\n]{0,59}$",
+        description="name of a slice that a predicate defines, e.g. `negated`",
     )
     column: str | None = Field(
-        None, min_length=1, description="a column of the data, by the task's name or as the files call it"
+        None, min_length=1, description="a column, by the task's name for it or by its name in the files"
     )
     length: Literal["quartiles"] | tuple[int, ...] | None = Field(None, description=_LENGTHS)
     unit: Unit = Field(
-        "characters", description="of `length`; tokens are those of the baseline's tokenizer, cut at `max_length`"
+        "characters",
+        description="unit of `length`; tokens are those of the baseline's tokenizer, truncated at `max_length`",
     )
-    max_values: int = Field(12, ge=1, description="at most so many values get a slice, the most frequent first")
+    max_values: int = Field(
+        12, ge=1, description="maximum number of values with a slice of their own, the most frequent first"
+    )
     min_rows: int = Field(
-        20, ge=1, description="a value with fewer rows gets no slice; those rows are together `COLUMN=(other)`"
+        20, ge=1, description="minimum rows of a slice; rows of rarer values form the slice `COLUMN=(other)`"
     )
-    matches: str | None = Field(None, description="a regular expression that is found somewhere in the value")
-    contains: str | None = Field(None, min_length=1, description="text that stands somewhere in the value")
+    matches: str | None = Field(None, description="regular expression to search for in the value")
+    contains: str | None = Field(None, min_length=1, description="substring of the value")
     equals: Annotated[str | None, WithJsonSchema({"type": ["string", "number", "boolean", "null"]})] = Field(
-        None, description="the value as text: true, 1 and 1.0 are `true`, `1` and `1`"
+        None, description="the value as text, where true, 1 and 1.0 are `true`, `1` and `1`"
     )
-    at_least: float | None = Field(None, description="the smallest number that belongs to the slice")
-    at_most: float | None = Field(None, description="the largest number that belongs to the slice")
+    at_least: float | None = Field(None, description="smallest value in the slice")
+    at_most: float | None = Field(None, description="largest value in the slice")
 
     @field_validator("length", mode="wrap")
     @classmethod

@@ -33,7 +33,7 @@ class WeightStatistics(Frozen):
     maximum: float
     mean: float
     std: float = Field(description="population standard deviation")
-    outliers: float = Field(description="share of values further than 6 standard deviations from the mean")
+    outliers: float = Field(description="share of values more than 6 standard deviations from the mean")
     not_finite: int = Field(description="number of NaN and infinite values")
 
 
@@ -126,10 +126,10 @@ class PartCall(Frozen):
 
     part: str
     parameters: int
-    multiplications: int = Field(description="of convolutions, linear layers and attention")
-    fp32_bytes: int = Field(description="weights, and what is alive at once where attention is computed in pieces")
+    multiplications: int = Field(description="floating-point operations of convolutions, linear layers and attention")
+    fp32_bytes: int = Field(description="peak memory: weights and live activations, with attention computed in tiles")
     fp16_bytes: int
-    fp32_stored_attention_bytes: int = Field(description="the same where attention's matrices are stored")
+    fp32_stored_attention_bytes: int = Field(description="peak memory with stored attention matrices")
 
 
 class Budget(Frozen):
@@ -140,7 +140,7 @@ class Budget(Frozen):
     total_bytes: int = Field(description="bytes on disk of every file that belongs to the model")
     tensor_bytes: int
     overhead: dict[str, int] = Field(description="bytes on disk that are not tensors, by kind")
-    parameters: int = Field(description="weights; scales, zero points and constants are none")
+    parameters: int = Field(description="number of weights, without scales, zero points and constants")
     dtypes: dict[str, TypeShare]
     notes: tuple[str, ...] = ()
     layers: tuple[LayerBudget, ...]

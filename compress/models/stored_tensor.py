@@ -41,13 +41,16 @@ class StoredTensor(Frozen):
     origin: str
     role: Role = "weight"
     tied_to: str | None = None
-    file: str = Field("", description="relative to the model")
+    file: str = Field("", description="path of the file relative to the model")
     path: Path = Field(exclude=True, repr=False)
-    start: int = Field(exclude=True, repr=False, description="byte offset of what `values` reads")
-    stored_bytes: int = Field(exclude=True, repr=False, description="length of what `values` reads")
-    packed: bool = Field(False, exclude=True, description="several weights in one stored integer")
+    start: int = Field(exclude=True, repr=False, description="byte offset of the stored values")
+    stored_bytes: int = Field(exclude=True, repr=False, description="length of the stored values in bytes")
+    packed: bool = Field(False, exclude=True, description="whether one stored integer packs several weights")
     decode: Callable[[Any], Any] | None = Field(
-        None, exclude=True, repr=False, description="from stored bytes to values, where numpy's own view isn't enough"
+        None,
+        exclude=True,
+        repr=False,
+        description="function that converts stored bytes to values, if a numpy view is not sufficient",
     )
 
     @property

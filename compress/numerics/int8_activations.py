@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-RangeMethod = Literal["minmax", "percentile", "entropy", "mse"]
+RangeMethod = Literal["minmax", "percentile", "mse"]
 
 _BINS = 8192
 _HALF = _BINS // 2
@@ -68,9 +68,7 @@ def find_range(histogram: Histogram, method: RangeMethod, percentile: float = 99
     Args:
         histogram: Observed values.
         method: ``minmax`` covers all values. ``percentile`` leaves out half of ``100 - percentile`` percent on either
-            side. ``mse`` minimises the squared error of rounding and clipping. ``entropy`` minimises the
-            Kullback-Leibler divergence of the rounded from the whole histogram (Migacz 2017, "8-bit inference with
-            TensorRT").
+            side. ``mse`` minimises the squared error of rounding and clipping.
         percentile: Percentage of values that ``percentile`` covers.
     """
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
@@ -86,14 +84,13 @@ def find_range(histogram: Histogram, method: RangeMethod, percentile: float = 99
     # Ignore empty bins at both ends.
     used = np.flatnonzero(histogram.counts)
     counts, centers = histogram.counts[used[0] : used[-1] + 1], histogram.centers()[used[0] : used[-1] + 1]
-    error = squared_error if method == "mse" else _divergence
     shares = np.linspace(1.0, _FEWEST, _STEPS)
     best = (low, high)
     # One end after the other, twice: the ends hardly depend on each other.
     for _ in range(2):
         for end in (0, 1):
             candidates = [tuple(np.where(np.arange(2) == end, np.multiply(s, (low, high)), best)) for s in shares]
-            best = min(candidates, key=lambda ends: error(counts, centers, float(ends[0]), float(ends[1])))
+            best = min(candidates, key=lambda ends: squared_error(counts, centers, float(ends[0]), float(ends[1])))
     return float(best[0]), float(best[1])
 
 
@@ -116,28 +113,6 @@ def squared_error(counts: np.ndarray, centers: np.ndarray, low: float, high: flo
         high: Highest value of the levels.
     """
     return float(counts @ np.square(round_to_levels(centers, low, high) - centers))
-
-
-def _divergence(counts: np.ndarray, centers: np.ndarray, low: float, high: float) -> float:
-    """Return the KL divergence of the histogram rounded to levels from the clipped histogram, over the same bins."""
-    inside = (centers >= low) & (centers <= high)
-    if not inside.any():
-        return np.inf
-    clipped = counts[inside].copy()
-    # Clipped values count at the ends of the range.
-    clipped[0] += counts[centers < low].sum()
-    clipped[-1] += counts[centers > high].sum()
-    levels = np.rint((centers[inside] - low) / max((high - low) / (LEVELS - 1), np.finfo(float).tiny)).astype(int)
-    filled = counts[inside] > 0
-    mass = np.bincount(levels, counts[inside], minlength=LEVELS)
-    share = np.bincount(levels, filled, minlength=LEVELS)
-    # Each level distributes its mass evenly over its non-empty bins.
-    spread = np.where(filled, mass[levels] / np.maximum(share[levels], 1), 0.0)
-    p, q = clipped / clipped.sum(), spread / max(spread.sum(), 1.0)
-    both = (p > 0) & (q > 0)
-    # Bins that the levels cannot represent get a large penalty.
-    lost = p[(p > 0) & (q == 0)].sum()
-    return float((p[both] * np.log(p[both] / q[both])).sum() + lost * np.log(counts.sum()))
 
 
 _SMALLEST = 1e-5

@@ -29,10 +29,10 @@ class StagePlan(Frozen):
 
     label: str
     kind: str
-    takes: str = Field(description="class of the model that goes in")
-    gives: str = Field(description="class of the model that comes out")
-    reads: tuple[str, ...] = Field(description="splits and other text")
-    refers_to: tuple[str, ...] = Field(description="earlier stages whose outputs it reads beside its input")
+    takes: str = Field(description="class of the input model")
+    gives: str = Field(description="class of the output model")
+    reads: tuple[str, ...] = Field(description="data that the stage reads: splits and other text")
+    refers_to: tuple[str, ...] = Field(description="earlier stages whose outputs it reads besides its input")
     cached: bool | None
     seconds: Estimate
     peak_memory_bytes: Estimate
@@ -48,7 +48,7 @@ class SourcePlan(Frozen):
     path: str | None
     size_bytes: int | None = None
     parameters: int | None = None
-    rows: int | None = Field(None, description="of data; estimated from the first rows except for Parquet")
+    rows: int | None = Field(None, description="rows of data; estimated from the first rows except for Parquet")
     note: str = ""
 
 
@@ -65,24 +65,28 @@ class Plan(Frozen):
 
     recipe: str
     task: str
-    task_is_inferred: bool = Field(False, description="by the model's config, since the recipe names none")
+    task_is_inferred: bool = Field(False, description="whether the task was inferred from the model's config")
     sources: tuple[SourcePlan, ...]
     stages: tuple[StagePlan, ...]
     targets: tuple[TargetPlan, ...]
     stand_in: str | None = Field(
-        None, description="the target that measures weights in place, where none of the recipe's can be had"
+        None, description="target that measures the model if none of the recipe's targets is available"
     )
-    processor: str = Field(description="the kind of processor of this machine")
-    decided: dict[str, str] = Field({}, description="label of a stage -> what it leaves to the processors, decided")
+    processor: str = Field(description="processor class of this machine")
+    decided: dict[str, str] = Field(
+        {}, description="maps a stage's label to its choices that depend on the target processors"
+    )
     limits: tuple[Limit, ...]
-    measuring: Estimate = Field(description="seconds in which every model is judged and timed")
+    measuring: Estimate = Field(description="seconds for the evaluation and timing of all models")
     seconds: Estimate
     disk_needed_bytes: Estimate
     disk_free_bytes: int
     artifacts: str
-    licences: tuple[LicenceRecord, ...] = Field((), description="of sources and runtimes, as far as they are here")
-    licence_remarks: tuple[str, ...] = Field((), description="what these ask of whoever passes the model on")
-    plugins: tuple[str, ...] = Field((), description="what other packages register and cannot be used, and why")
+    licences: tuple[LicenceRecord, ...] = Field(
+        (), description="licences of sources and runtimes that are available locally"
+    )
+    licence_remarks: tuple[str, ...] = Field((), description="obligations of these licences for redistribution")
+    plugins: tuple[str, ...] = Field((), description="plug-ins of other packages that cannot be used, with reasons")
 
 
 def render_plan(plan: Plan) -> RenderableType:

@@ -52,9 +52,11 @@ class Rule(Frozen):
         description="the smallest regression that matters: `5%` of the baseline, `0.5 points` of a share such as "
         "accuracy, or a number in the metric's unit"
     )
-    slices: Literal["worst"] | None = Field(None, description="`worst`: judge the part of the data that fell most")
+    slices: Literal["worst"] | None = Field(None, description="`worst`: judge the slice with the largest drop")
     cannot_tell: CannotTell | None = Field(None, description="action if inconclusive, if it differs from the policy's")
-    confidence: float | None = Field(None, gt=0.5, lt=1, description="of the interval; default: by kind of metric")
+    confidence: float | None = Field(
+        None, gt=0.5, lt=1, description="confidence of the interval; default: by kind of metric"
+    )
 
     @field_validator("worse_by", mode="before")
     @classmethod
@@ -95,10 +97,11 @@ class Policy(Frozen):
 
     rules: tuple[Rule, ...] = Field(
         default_factory=gate_rules,
-        description="replace the default rules; an exact name goes before patterns, else the first wins",
+        description="rules that replace the default ones; an exact name precedes patterns, otherwise the first match "
+        "applies",
     )
     cannot_tell: CannotTell = Field("warn", description="action if neither a regression nor its absence is shown")
-    model: str = Field("final", min_length=1, description="the model that is compared: `final`, or a stage's label")
+    model: str = Field("final", min_length=1, description="model to compare: `final`, or a stage's label")
     targets: tuple[str, ...] = Field((), description="targets; default: every target that both were measured on")
     quality_confidence: float = Field(
         0.90,

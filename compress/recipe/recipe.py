@@ -33,11 +33,11 @@ class Search(Frozen):
         max_length=2,
         description="a metric, or two for a Pareto front, to minimize within the limits",
     )
-    budget: str = Field("60m", description="time for all trials and the session at the end: 90s, 60m, 1h30m")
+    budget: str = Field("60m", description="time for all trials and the final evaluation: 90s, 60m, 1h30m")
     trials: int | None = Field(None, ge=1, description="largest number of recipes to try")
     select: HoldOut = Field(
         HoldOut(rows=1500),
-        description="rows held out of training, by which recipes are selected: {from: train, rows: N}",
+        description="rows held out of training that select the recipe: {from: train, rows: N}",
     )
     choices: dict[str, tuple[Any, ...]] = Field(
         {}, description="maps fields, named as in `--set`, to values to try beside the recipe's own"
@@ -99,7 +99,7 @@ class Limit(Frozen):
     at_most: float | None = Field(None, description="the largest value that passes")
     of: str | None = Field(None, description="bound the ratio to this model's value, e.g. `baseline`")
     processor: ProcessorClass | None = Field(
-        None, description="kind of processor that the limit applies to; it is skipped on others. Default: all"
+        None, description="processor class that the limit applies to; it is skipped on others. Default: all"
     )
 
     @model_validator(mode="after")
@@ -157,7 +157,7 @@ class Benchmark(Frozen):
     launches: int = Field(
         6,
         ge=2,
-        description="sets of new processes, at least; up to twice as many until the ratios are precise",
+        description="minimum number of rounds of new processes; up to twice as many until ratios are precise",
     )
     """With fewer than six sets the interval is too wide to be useful, and a median has none at 95%."""
     budget_seconds: float | None = Field(

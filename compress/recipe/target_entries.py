@@ -46,7 +46,7 @@ class TargetFields(Frozen):
     )
     processor: ProcessorClass | None = Field(
         None,
-        description="the oldest kind of processor that must compute correct results, beside this machine's: 8-bit "
+        description="oldest processor class that must compute correct results, besides that of this machine: 8-bit "
         "products may saturate on x86-avx2, which `reduce_range: auto` of the INT8 stages avoids",
     )
 

@@ -100,7 +100,7 @@ class LimitResult(FrozenRecord):
 
     metric: str
     target: str
-    limit: str = Field(description="as a person reads it: `>= 98.5% of baseline`")
+    limit: str = Field(description="limit as text: `>= 98.5% of baseline`")
     value: float | None = None
     passed: bool
     bound: float | None = None
@@ -111,17 +111,17 @@ class LimitResult(FrozenRecord):
     low: float | None = None
     high: float | None = None
     skipped: bool = False
-    reason: str | None = Field(None, description="why there is nothing to compare, or why nobody can tell")
-    verdict: Verdict | None = Field(None, description="`cannot tell`: a time whose miss noise could explain")
+    reason: str | None = Field(None, description="reason why nothing was compared or why the result is inconclusive")
+    verdict: Verdict | None = Field(None, description="`cannot tell`: noise could explain that a time misses its limit")
     within_chance: bool | None = Field(
-        None, description="of a missed limit on quality: whether so many rows may have missed it by chance"
+        None, description="missed limit on quality: whether chance could explain it, given the number of rows"
     )
-    rows: int | None = Field(None, ge=1, description="how many rows that quality was judged on")
+    rows: int | None = Field(None, ge=1, description="number of rows that the metric was measured on")
     rows_lost: int | None = Field(
-        None, description="how many fewer of them were right than of the model `of`, or than the bound takes"
+        None, description="number of correct rows that are missing compared with the model `of`, or with the bound"
     )
-    processor: str | None = Field(None, description="the kind of processor that the limit holds on alone")
-    fails: bool | None = Field(None, description="whether the recipe lets the run end with exit code 1 for it")
+    processor: str | None = Field(None, description="processor class that the limit is restricted to")
+    fails: bool | None = Field(None, description="whether the run ends with exit code 1 because of it")
 
     @property
     def missed(self) -> bool:
@@ -139,7 +139,7 @@ class SkippedTarget(FrozenRecord):
 
     target: str
     reason: str
-    failed: bool = Field(False, description="whether a stage that should have written a file for it failed")
+    failed: bool = Field(False, description="whether a stage that writes a file for the target failed")
 
 
 class LayerBytes(FrozenRecord):
@@ -163,10 +163,10 @@ class DataRecord(FrozenRecord):
     """Rows that accuracy was measured on."""
 
     split: str = "test"
-    digest: str = Field(description="SHA-256 over the rows and the class names; slices' own columns don't count")
+    digest: str = Field(description="SHA-256 of the rows and class names, without columns that only slices use")
     rows: int = Field(ge=1)
     labels: tuple[str, ...] = Field((), description="class names in the order of their ids")
-    also: dict[str, str] = Field({}, description="the same digest of each split that is judged beside it")
+    also: dict[str, str] = Field({}, description="digest of each additional test split")
 
 
 def pack_bits(flags: Iterable[object]) -> str:
@@ -187,9 +187,9 @@ def unpack_bits(packed: str) -> str:
 class SliceRecord(FrozenRecord):
     """Slice of those rows. Row i belongs to it if bit i of ``bits`` is 1, as `pack_bits` orders them."""
 
-    about: str = Field("", description="what it holds, in words")
+    about: str = Field("", description="description of the slice")
     rows: int = Field(ge=1)
-    bits: str = Field(description="a bit for each row of the data, as bytes in Base64")
+    bits: str = Field(description="one bit per row of the data, as Base64")
 
     @classmethod
     def of(cls, members: Sequence[bool], about: str = "") -> SliceRecord:
@@ -240,7 +240,7 @@ class ContinuationRecord(FrozenRecord):
     prompt: str
     text: str
     repeated: float = Field(ge=0, le=1)
-    steps: tuple[GeneratedToken, ...] = Field((), description="the tokens of the text, one by one")
+    steps: tuple[GeneratedToken, ...] = Field((), description="tokens of the text")
 
 
 class AnswerRecord(FrozenRecord):
@@ -250,7 +250,7 @@ class AnswerRecord(FrozenRecord):
     target: str
     prompt: str
     text: str
-    missed: tuple[str, ...] = Field(description="checks that failed, in words")
+    missed: tuple[str, ...] = Field(description="descriptions of the failed checks")
 
 
 class LostToken(FrozenRecord):
@@ -304,13 +304,13 @@ class DriftRecord(FrozenRecord):
 class LicenceRecord(FrozenRecord):
     """Licence of a source of the run or of a runtime, as its files state it."""
 
-    of: str = Field(description="`model`, or `student`, `adapter`, `data`, `test data` or `runtime` and a name")
-    name: str = Field(description="what the recipe calls it, a path without its folders; or the distribution's name")
-    licence: str = Field(description="an SPDX expression, or `not stated`")
-    stated_in: str = Field("", description="the file, or who else says so")
-    binds: bool = Field(False, description="whether the weights that ship are made of it")
-    duties: tuple[str, ...] = Field((), description="what it asks of whoever passes it on, e.g. `share-alike`")
-    allowed: str | None = Field(None, description="why the recipe's user may do what it forbids")
+    of: str = Field(description="`model`, or `student`, `adapter`, `data`, `test data` or `runtime` followed by a name")
+    name: str = Field(description="name in the recipe (of a path, the last part), or name of the distribution")
+    licence: str = Field(description="SPDX expression, or `not stated`")
+    stated_in: str = Field("", description="file or other source that states the licence")
+    binds: bool = Field(False, description="whether the shipped weights derive from it")
+    duties: tuple[str, ...] = Field((), description="obligations for redistribution, e.g. `share-alike`")
+    allowed: str | None = Field(None, description="reason of the recipe's user for an exception")
 
 
 class Report(FrozenRecord):
@@ -324,24 +324,26 @@ class Report(FrozenRecord):
     limits: tuple[LimitResult, ...] = ()
     skipped: tuple[SkippedTarget, ...] = ()
     stand_in: str | None = Field(
-        None, description="the target that measured the weights in place, where none of the recipe's could run them"
+        None, description="target that measured the model if none of the recipe's targets could run it"
     )
     description: str = ""
     started: str | None = Field(None, description="ISO 8601, with the offset from UTC")
     seconds: float | None = Field(None, ge=0, description="wall time of the whole run")
-    baseline: str = Field(BASELINE, description="what the rows named `baseline` stand for: a stage's label or `start`")
-    notes: tuple[str, ...] = Field((), description="what a reader must know, e.g. that a timing was noisy")
-    bytes_by_layer: dict[str, tuple[LayerBytes, ...]] = Field({}, description="model label -> its stored tensors")
+    baseline: str = Field(BASELINE, description="model of the rows named `baseline`: a stage's label or `start`")
+    notes: tuple[str, ...] = Field((), description="warnings for the reader, e.g. that a timing was noisy")
+    bytes_by_layer: dict[str, tuple[LayerBytes, ...]] = Field({}, description="stored tensors by model label")
     integrity: tuple[IntegrityRecord, ...] = ()
     data: DataRecord | None = None
-    slices: dict[str, SliceRecord] = Field({}, description="name -> rows; measured as `accuracy[NAME]`")
+    slices: dict[str, SliceRecord] = Field({}, description="slices by name; their metrics are named `accuracy[NAME]`")
     calibration: tuple[CalibrationCurve, ...] = ()
     continuations: tuple[ContinuationRecord, ...] = ()
-    answers: tuple[AnswerRecord, ...] = Field((), description="of baseline and final model to the instructions")
-    lost_tokens: tuple[LostToken, ...] = Field((), description="whose probability fell most, of a language model")
-    pictures: tuple[PictureRecord, ...] = Field((), description="of every model to the same prompts and seeds")
-    drift: tuple[DriftRecord, ...] = Field((), description="of every model that draws, against the baseline")
-    licences: tuple[LicenceRecord, ...] = Field((), description="of model, data and runtimes, as they say themselves")
+    answers: tuple[AnswerRecord, ...] = Field((), description="answers of baseline and final model to the instructions")
+    lost_tokens: tuple[LostToken, ...] = Field((), description="language models: tokens whose probability fell most")
+    pictures: tuple[PictureRecord, ...] = Field((), description="outputs of every model for the same prompts and seeds")
+    drift: tuple[DriftRecord, ...] = Field(
+        (), description="image generators: comparisons of every model with the baseline"
+    )
+    licences: tuple[LicenceRecord, ...] = Field((), description="licences of model, data and runtimes as stated")
 
     @field_validator("schema_version")
     @classmethod

@@ -25,13 +25,13 @@ class Cast(Stage[OnnxModel, OnnxModel]):
     requires = frozenset({SINGLE_CALL})
     kind: Literal["cast"] = "cast"
     dtype: Literal["fp16"] = Field("fp16", description="as transformers.js names it; no runtime here computes in bf16")
-    keep: tuple[str, ...] = Field((), description="types of operators that stay in float32: `LayerNormalization`")
+    keep: tuple[str, ...] = Field((), description="operator types that stay in float32, e.g. `LayerNormalization`")
     tolerance: float = Field(
-        0.02, gt=0, description="largest accepted difference of an answer's entry from float32, as a share of its range"
+        0.02, gt=0, description="maximum difference of an output element from float32, relative to the output's range"
     )
 
     part: Annotated[GraphPart, AppliesTo(frozenset({GENERATES_IMAGES}))] = Field(
-        "all", description="which graphs of a model of several parts"
+        "all", description="graphs of a model with several parts"
     )
 
     @classmethod

@@ -24,20 +24,20 @@ class OnnxWeightOnly(Stage[OnnxModel, OnnxModel]):
     version = 2
     packages = ("onnx", "onnx_ir", "onnxruntime", "torch")
     kind: Literal["onnx_weight_only"] = "onnx_weight_only"
-    bits: Literal[2, 4, 8] = Field(4, description="bits of a weight", json_schema_extra={SEARCH: [4, 8]})
+    bits: Literal[2, 4, 8] = Field(4, description="bits of the weights", json_schema_extra={SEARCH: [4, 8]})
     block_size: Literal[16, 32, 64, 128] = Field(
         32, description="weights of a row that share a scale", json_schema_extra={SEARCH: [16, 32, 64, 128]}
     )
-    symmetric: bool = Field(True, description="blocks about zero, without a zero point of their own")
+    symmetric: bool = Field(True, description="symmetric blocks without zero points")
     accuracy_level: Literal[1, 4] = Field(
-        4, description="4 rounds activations to 8 bits in each block, which is faster; 1 computes in fp32"
+        4, description="4: activations are quantized to 8 bits per block, which is faster; 1: fp32"
     )
     expand_on_load: bool = Field(
         False,
-        description="weights become float when the file is opened: as small on disk, as large as the float model in "
-        "memory, computed in fp32; for pages, since WebAssembly is slow with few bits",
+        description="dequantize weights when the file is opened. The file stays small, memory is that of the float "
+        "model, and fp32 is used; for web pages, since WebAssembly is slow at low-bit products",
     )
-    part: GraphPart = Field("all", description="which graphs of a model that runs as an encoder and a decoder")
+    part: GraphPart = Field("all", description="graphs of an encoder-decoder model")
 
     @model_validator(mode="after")
     def _possible(self) -> OnnxWeightOnly:

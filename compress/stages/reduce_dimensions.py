@@ -23,8 +23,8 @@ class ReduceDimensions(KeepsShape, Stage[TorchModel, TorchModel]):
     packages = ("torch", "numpy")
     requires = frozenset({EMBEDS, TAKES_TEXT})
     kind: Literal["reduce_dimensions"] = "reduce_dimensions"
-    dimensions: int = Field(ge=1, description="of an embedding afterwards")
-    examples: int = Field(10_000, ge=2, description="training texts that the rotation is learned from, at most")
+    dimensions: int = Field(ge=1, description="dimensions of the reduced embedding")
+    examples: int = Field(10_000, ge=2, description="maximum number of training texts for the rotation")
 
     def needs(self) -> Requirements:
         """Return the training split, whose embeddings the rotation is computed from."""

@@ -29,13 +29,13 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
     min_count: int = Field(
         1,
         ge=1,
-        description="occurrences in training text that keep a token",
+        description="minimum occurrences of a token in the training text to keep it",
         json_schema_extra={SEARCH: [1, 2, 3, 5]},
     )
-    use_unlabeled: bool = Field(False, description="count the recipe's unlabeled text too")
+    use_unlabeled: bool = Field(False, description="also count the recipe's unlabeled text")
     characters: Literal["all", "seen"] = Field(
         "all",
-        description="single characters kept for unseen text; `seen`: those of the training text, and ASCII",
+        description="single-character tokens to keep for unseen text; `seen`: those of the training text and ASCII",
         json_schema_extra={SEARCH: ["all", "seen"]},
     )
 

@@ -16,53 +16,54 @@ class Evaluation(Frozen):
     windows: int | None = Field(
         None,
         ge=1,
-        description="how many windows of `max_length` tokens, spread evenly over the test split; left out: all",
+        description="number of windows of `max_length` tokens, evenly spaced over the test split; default: all",
     )
     stride: int | None = Field(
         None,
         ge=1,
-        description="tokens from one window's beginning to the next; what a window shares with the one before is "
-        "context and does not count. Left out: `max_length`, so that windows share nothing",
+        description="tokens between the starts of two windows; overlapping tokens are context and are not scored. "
+        "Default: `max_length`, without overlap",
     )
     questions: str | None = Field(
         None,
-        description="a JSONL, JSON or Parquet file of multiple-choice questions: `prompt`, `choices` (a list), and "
-        "`answer`, its place from 0 or its text; or `sample:analogies`",
+        description="JSONL, JSON or Parquet file of multiple-choice questions: `prompt`, `choices` (a list) and "
+        "`answer` (index from 0, or text); or `sample:analogies`",
     )
     instructions: str | None = Field(
         None,
-        description="`usual`, or a JSONL or JSON file of `prompt` and `checks`: what a chat model is asked, and what "
-        "its answer must be, such as {words_at_most: 20}",
+        description="instructions for a chat model: `usual`, or a JSONL or JSON file of `prompt` and `checks` that "
+        "the answer must pass, such as {words_at_most: 20}",
     )
-    answer_tokens: int = Field(128, ge=1, description="tokens of each answer to an instruction, at most")
+    answer_tokens: int = Field(128, ge=1, description="maximum number of tokens of an answer to an instruction")
     similarity: str | None = Field(
         None,
         description="feature extraction: `sample:similarity`, or a CSV, JSONL or Parquet file of `text`, `pair` and "
-        "`score`; how well cosines follow the scores is a metric of its own",
+        "`score`; adds the rank correlation of cosines and scores as a metric",
     )
     templates: tuple[str, ...] = Field(
         _TEMPLATES,
         min_length=1,
-        description="zero-shot classification: sentences with {} for a class's name; a class is the mean of theirs",
+        description="zero-shot classification: templates with {} for the class name; a class embedding is the mean "
+        "over templates",
     )
     prompts: int = Field(
         8,
         ge=0,
-        description="beginnings of windows that every model continues, greedily, and as many questions where the model "
-        "has a chat template; 0: none",
+        description="number of texts that every model continues with greedy decoding, and of questions if it has a "
+        "chat template; 0: none",
     )
-    prompt_tokens: int = Field(32, ge=1, description="tokens of each of them")
-    tokens: int = Field(64, ge=4, description="tokens of each continuation, at most")
+    prompt_tokens: int = Field(32, ge=1, description="tokens of each prompt")
+    tokens: int = Field(64, ge=4, description="maximum number of tokens of a continuation")
 
     judge: str | None = Field(
         None,
-        description="text to image: an image classifier of the rows' labels (a folder or Hugging Face id): how often "
-        "it sees what a prompt says, and how near pictures are to the rows' own in its features",
+        description="text to image: image classifier (folder or Hugging Face id) that predicts the prompt's label of "
+        "generated images and gives the features of the Frechet distance",
     )
     pictures: int = Field(
         8,
         ge=0,
-        description="text to image: prompts, the first of the test rows, whose pictures the report shows; 0: none",
+        description="text to image: number of test prompts whose images the report shows; 0: none",
     )
 
     @field_validator("templates")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import entropy
 from sklearn.metrics import brier_score_loss
 
 from compress.numerics.calibration import (
@@ -16,7 +15,6 @@ from compress.numerics.calibration import (
     softmax,
 )
 from compress.numerics.int8_activations import (
-    LEVELS,
     Histogram,
     cut_pairs,
     find_range,
@@ -156,32 +154,7 @@ def test_mse_comes_near_the_best_of_every_range():
     assert error((low, high)) < 0.95 * error((values.min(), values.max()))
 
 
-def test_entropy_cuts_an_outlier_off_and_keeps_what_is_even():
-    even = np.linspace(-1, 1, 60_000)
-    assert find_range(histogram_of(even), "entropy") == pytest.approx((-1, 1), abs=0.03)
-    bell = np.random.default_rng(1).normal(size=60_000)
-    low, high = find_range(histogram_of(bell, np.array([12.0])), "entropy")
-    assert low < -3 and 3 < high < 6
-
-
-def test_entropy_is_less_than_that_of_the_whole_range():
-    # The divergence by scipy, over levels: what 256 levels of the range make of the values.
-    values = heavy_tailed()
-
-    def divergence(low: float, high: float) -> float:
-        p, edges = np.histogram(np.clip(values, low, high), 4096, (values.min(), values.max()))
-        centers = (edges[1:] + edges[:-1]) / 2
-        level = np.rint(np.clip(centers, low, high) / ((high - low) / (LEVELS - 1))).astype(int)
-        level -= level.min()
-        mass, share = np.bincount(level, p), np.bincount(level, p > 0)
-        q = np.where(p > 0, mass[level] / np.maximum(share[level], 1), 0)
-        return float(entropy(p[p > 0], q[p > 0]))
-
-    actual = find_range(histogram_of(values), "entropy")
-    assert divergence(*actual) < divergence(float(values.min()), float(values.max()))
-
-
-@pytest.mark.parametrize("method", ["minmax", "percentile", "mse", "entropy"])
+@pytest.mark.parametrize("method", ["minmax", "percentile", "mse"])
 def test_zeros_alone_have_no_range(method: str):
     histogram = histogram_of(np.zeros(10))
     assert find_range(histogram, method) == (0.0, 0.0) and histogram.constant  # type: ignore[arg-type]

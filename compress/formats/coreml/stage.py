@@ -28,13 +28,13 @@ class CoreMl(ExportStage[TorchModel, CoreMlModel]):
     excludes = frozenset({ANSWERS_PER_TOKEN, DUAL_ENCODER, VARIABLE_LENGTH})
     kind: Literal["coreml"] = "coreml"
     precision: Literal["fp32", "fp16", "int8"] = Field(
-        "int8", description="type of the weights; int8 has a scale per channel and float16 arithmetic"
+        "int8", description="data type of the weights; int8 has a scale per channel and float16 arithmetic"
     )
     embedding_bits: Literal[4, 8] = Field(
-        8, description="bits of the word embedding table in int8; 4 with a scale for every 32 weights of a row"
+        8, description="with int8: bits of the token embedding table; 4 bits have a scale per 32 weights of a row"
     )
     tolerance: float = Field(
-        1e-3, gt=0, description="largest accepted difference of an answer's entry from torch, as traced"
+        1e-3, gt=0, description="maximum absolute difference of an output element from the traced torch model"
     )
 
     def run(self, model: TorchModel, context: Context) -> CoreMlModel:

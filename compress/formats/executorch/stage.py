@@ -29,12 +29,12 @@ class ExecuTorch(ExportStage[TorchModel, ExecuTorchModel]):
     # Audio of variable length has not been tried with ExecuTorch.
     excludes = frozenset({TAKES_PAIRS, DUAL_ENCODER, VARIABLE_LENGTH})
     kind: Literal["executorch"] = "executorch"
-    precision: Literal["fp32", "int8"] = Field("int8", description="of products and convolutions")
+    precision: Literal["fp32", "int8"] = Field("int8", description="data type of linear layers and convolutions")
     embedding_bits: Literal[4, 8] = Field(
-        4, description="bits of the largest embedding table in int8, 4 with a scale for every 32 weights"
+        4, description="with int8: bits of the largest embedding table; 4 bits have a scale per 32 weights"
     )
     tolerance: float = Field(
-        1e-3, gt=0, description="largest accepted difference of an answer's entry from torch, in fp32"
+        1e-3, gt=0, description="maximum absolute difference of an output element from torch in fp32"
     )
 
     def run(self, model: TorchModel, context: Context) -> ExecuTorchModel:

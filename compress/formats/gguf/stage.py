@@ -46,9 +46,9 @@ class Gguf(Stage[Checkpoint, GgufModel]):
     packages = ("gguf",)
     requires = frozenset({GENERATES})
     kind: Literal["gguf"] = "gguf"
-    float_type: Literal["f16", "f32"] = Field("f16", description="type of the matrices that are not quantized")
+    float_type: Literal["f16", "f32"] = Field("f16", description="data type of matrices that are not quantized")
     type: _FileType | None = Field(
-        None, description="round float weights by llama.cpp's rules for a file of that type, such as `Q4_K_M`"
+        None, description="quantize float weights as llama.cpp does for this file type, such as `Q4_K_M`"
     )
 
     def called_packages(self) -> tuple[str, ...]:

@@ -39,21 +39,21 @@ class LiteRt(ExportStage[TorchModel, LiteRtModel]):
     kind: Literal["litert"] = "litert"
     precision: Precision = Field(
         "int8",
-        description="type of the weights; in int8 products are computed in 8 bits too, with the ranges of each call",
+        description="data type of the weights; with int8, activations are quantized dynamically to 8 bits too",
     )
     lengths: Annotated[tuple[int, ...] | int, _TEXT_ONLY] = Field(
         4,
-        description="tokens of each signature, e.g. [16, 64, 128]; or a number of signatures, whose lengths pad the "
-        "training texts least; the last one holds the longest text",
+        description="sequence length of each signature, e.g. [16, 64, 128]; or a number of signatures, whose lengths "
+        "are chosen to pad the training texts least and to fit the longest one",
     )
     embedding_bits: Annotated[Literal[4, 8] | None, _TEXT_ONLY] = Field(
-        None, description="bits of the word embedding table; default: those of the weights"
+        None, description="bits of the token embedding table; default: those of the weights"
     )
     embedding_block_size: Annotated[Blocks | None, _TEXT_ONLY] = Field(
-        32, description="weights of a row of that table that share a scale at 4 bits; none: a whole row"
+        32, description="weights of an embedding row that share a scale at 4 bits; default: the whole row"
     )
     tolerance: float = Field(
-        1e-3, gt=0, description="largest accepted difference of an answer's entry from torch, in fp32"
+        1e-3, gt=0, description="maximum absolute difference of an output element from torch in fp32"
     )
 
     @model_validator(mode="after")

@@ -62,36 +62,40 @@ class Onnx(Stage[TorchModel, OnnxModel]):
     packages = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
     kind: Literal["onnx"] = "onnx"
     opset: Annotated[int | None, _TRACED_ONLY] = Field(
-        None, ge=17, description="ONNX operator set of an encoder; default: the exporter's newest"
+        None, ge=17, description="ONNX operator set of an encoder; default: the newest one that the exporter supports"
     )
     fusions: Annotated[bool, _TRACED_ONLY] = Field(
-        True, description="fuse an encoder into ONNX Runtime's attention and normalisation operators"
+        True, description="use ONNX Runtime's fused attention and normalization operators in an encoder"
     )
     tolerance: float = Field(
         1e-3,
         gt=0,
-        description="largest accepted difference of a logit, or of an embedding's entry, from torch, in fp32",
+        description="maximum absolute difference of a logit or embedding element from torch in fp32",
     )
     sentence_embedding: Annotated[
         bool, AppliesTo(frozenset({EMBEDS, TAKES_TEXT}), frozenset({EXPORTED_FROM_CHECKPOINT}))
     ] = Field(
         False,
-        description="feature extraction: pooling and what follows it inside the graph too, as a second output "
-        "`sentence_embedding`; without it the consumer pools, as the folder's `modules.json` says",
+        description="feature extraction: include pooling and later modules in the graph as a second output "
+        "`sentence_embedding`; otherwise the reader must pool as `modules.json` describes",
     )
     accuracy_level: Annotated[Literal[1, 4], _DECODERS_ONLY] = Field(
-        4, description="few-bit products of a decoder: 4 rounds activations to 8 bits in each block, 1 computes in fp32"
+        4,
+        description="decoders: 4 quantizes the activations of low-bit matrix products to 8 bits per block, 1 "
+        "computes in fp32",
     )
     rounding_limit: Annotated[float, _DECODERS_ONLY] = Field(
-        0.2, gt=0, description="largest accepted effect of 8-bit activations, as a share of the logits' spread"
+        0.2, gt=0, description="maximum effect of 8-bit activations, relative to the standard deviation of the logits"
     )
     last_token_only: Annotated[bool, _DECODERS_ONLY] = Field(
-        False, description="a decoder's logits for the last position only: enough to generate, not for perplexity"
+        False,
+        description="decoders: return logits of the last position only, which suffices for generation but not "
+        "for perplexity",
     )
     expand_on_load: Annotated[bool, _DECODERS_ONLY] = Field(
         False,
-        description="a decoder's weights of 4 or 8 bits become float when the file is opened: as small on disk, as "
-        "large as the float model in memory, computed in fp32; for pages, since WebAssembly is slow with few bits",
+        description="decoders: dequantize 4- and 8-bit weights when the file is opened. The file stays small, memory "
+        "is that of the float model, and fp32 is used; for web pages, since WebAssembly is slow at low-bit products",
     )
 
     def preferred_input(self, task: Capabilities) -> type[Any]:

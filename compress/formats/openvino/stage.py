@@ -34,14 +34,15 @@ class OpenVino(ExportStage[TorchModel, OpenVinoModel]):
     kind: Literal["openvino"] = "openvino"
     precision: Precision = Field(
         "int8",
-        description="type of the weights; in int8 the processor computes in 8 bits too, with the ranges of each call. "
-        "The integers of a quantized language model stay unchanged, and this is the type of its other weights",
+        description="data type of the weights; with int8, activations are quantized dynamically to 8 bits too. For a "
+        "quantized language model: data type of the weights that are not quantized",
     )
     embedding_bits: Literal[4, 8] = Field(
-        8, description="bits of embedding tables in int8; 4 with a scale and a zero point for every 32 weights of a row"
+        8,
+        description="with int8: bits of embedding tables; 4 bits have a scale and a zero point per 32 weights of a row",
     )
     tolerance: float = Field(
-        1e-3, gt=0, description="largest accepted difference of an answer's entry from torch, in fp32"
+        1e-3, gt=0, description="maximum absolute difference of an output element from torch in fp32"
     )
 
     @classmethod

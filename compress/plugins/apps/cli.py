@@ -13,15 +13,15 @@ import typer
 def bundle(
     artifact: Annotated[Path, typer.Argument(help="A run's folder or its model/ folder, or a recipe's name.")],
     target: Annotated[str, typer.Option(help="browser, android, ios, linux-arm64 or desktop.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write; FOLDER.zip is written beside.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; FOLDER.zip is written next to it.")],
     recipe: Annotated[
-        Path | None, typer.Option(help="Where the task comes from; default: the recipe.yaml beside the model.")
+        Path | None, typer.Option(help="Recipe that names the task; default: the recipe.yaml beside the model.")
     ] = None,
     sample: Annotated[
         list[str] | None,
         typer.Option(
-            help="A text, or the path of a picture or recording, for the self-test and the page, in place of built-in "
-            "ones; repeatable."
+            help="Text, or path of an image or recording, for the self-test and the page instead of built-in "
+            "examples; repeatable."
         ),
     ] = None,
     licence: Annotated[str | None, typer.Option(help="The model's licence, e.g. apache-2.0.")] = None,
@@ -31,7 +31,8 @@ def bundle(
     max_bytes: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Fail if more is transferred: the zip, or for browser what the page asks for, in brotli."
+            min=1,
+            help="Fail if the download is larger: the zip file, or for browser the requests of the page with brotli.",
         ),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write the manifest as JSON.")] = False,
@@ -64,11 +65,11 @@ def bundle(
 
 
 def bundle_verify(
-    path: Annotated[Path, typer.Argument(metavar="FOLDER|ZIP", help="What `compress bundle` wrote.")],
+    path: Annotated[Path, typer.Argument(metavar="FOLDER|ZIP", help="Bundle folder or zip file.")],
     signer: Annotated[
         Path | None, typer.Option(metavar="KEY.pub", help="The public key that must have signed it.")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Write what was proven as JSON.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Write the results as JSON.")] = False,
 ) -> None:
     """Find any changed, added or missing byte of a bundle, compare the manifest with the model, run the self-test."""
     from compress.plugins.apps.verify import verify

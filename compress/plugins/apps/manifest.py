@@ -34,7 +34,7 @@ class ManifestRuntime(FrozenAliased):
     """Runtime of the model. The self-test passed with ``minimum_version``; older versions were not tried."""
 
     name: str
-    package: str = Field(description="as the platform's package manager names it")
+    package: str = Field(description="name in the platform's package manager")
     minimum_version: str
     execution_provider: str
 
@@ -43,7 +43,7 @@ class TensorRecord(FrozenAliased):
     """Input or output of the model. A named axis has any size, or the sizes of its `Axis`."""
 
     name: str
-    dtype: str = Field(description="numpy's name of the element type")
+    dtype: str = Field(description="numpy data type of the elements")
     shape: tuple[int | str, ...]
     meaning: str
 
@@ -58,17 +58,17 @@ class Licence(FrozenAliased):
 class Provenance(FrozenAliased):
     """Origin of the model as the run's own files state it; fields that need a run are empty without one."""
 
-    compress: str = Field(description="version that made the bundle")
+    compress: str = Field(description="version of compress that wrote the bundle")
     recipe: str
     recipe_sha256: str
-    samples: dict[str, dict[str, str]] = Field({}, description="sample -> its packages -> their SHA-256")
+    samples: dict[str, dict[str, str]] = Field({}, description="maps samples to their packages and SHA-256 digests")
     seed: int | None = None
-    start: str | None = Field(None, description="digest of the starting model")
-    data: dict[str, str] = Field({}, description="split -> digest of its rows")
-    stages: dict[str, str] = Field({}, description="stage -> digest of its output")
-    packages: dict[str, str] = Field({}, description="package -> version that the run used")
+    start: str | None = Field(None, description="digest of the input model")
+    data: dict[str, str] = Field({}, description="maps splits to the digests of their rows")
+    stages: dict[str, str] = Field({}, description="maps stages to the digests of their outputs")
+    packages: dict[str, str] = Field({}, description="maps packages to the versions that the run used")
     report_sha256: str | None = None
-    measured: dict[str, float] = Field({}, description="`metric on target` -> value of the final model in that report")
+    measured: dict[str, float] = Field({}, description="maps `METRIC on TARGET` to the final model's value")
 
 
 class Manifest(FrozenAliased):
@@ -81,16 +81,16 @@ class Manifest(FrozenAliased):
     runtime: ManifestRuntime
     format: Format
     model: str = Field(description="path of the file that the runtime opens")
-    opsets: dict[str, int] = Field(description="operator domain -> version; none for a .ort file, which fixes them")
+    opsets: dict[str, int] = Field(description="maps operator domains to versions; empty for .ort files")
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
-    axes: dict[str, Axis] = Field(description="named axis -> its sizes, where not any will do")
-    signatures: tuple[Signature, ...] = Field(description="shortest first: the first that holds a row answers it")
+    axes: dict[str, Axis] = Field(description="maps named axes to their permitted sizes")
+    signatures: tuple[Signature, ...] = Field(description="graphs by sequence length, shortest first")
     preprocessing: Annotated[Preprocessing, Field(discriminator="kind")]
     postprocessing: Annotated[Postprocessing, Field(discriminator="kind")]
     licences: tuple[Licence, ...]
     provenance: Provenance
-    files: dict[str, FileRecord] = Field(description="every other file of the bundle, but a signature of this one")
+    files: dict[str, FileRecord] = Field(description="all other files of the bundle except the signature")
     digest: str = ""
 
     @model_validator(mode="after")

@@ -28,12 +28,14 @@ class Generate(AppStep):
     """
 
     kind: Literal["generate"] = "generate"
-    output: str = Field(description="logits [batch, length, vocabulary]; the last position's say what follows")
-    cache: dict[str, str] = Field(description="input -> the output that takes its place at the next token")
+    output: str = Field(
+        description="logits [batch, length, vocabulary]; those of the last position predict the next token"
+    )
+    cache: dict[str, str] = Field(description="maps a cache input to the output that replaces it for the next token")
     decoding: Literal["greedy"] = "greedy"
     end_ids: tuple[int, ...]
-    max_new_tokens: int = Field(ge=1, description="of a reply")
-    max_length: int = Field(ge=2, description="tokens in all, the prompt's among them")
+    max_new_tokens: int = Field(ge=1, description="maximum number of tokens of a reply")
+    max_length: int = Field(ge=2, description="maximum number of tokens including the prompt")
 
     words = (
         "gets a reply of at most {max_new_tokens} tokens, always the likeliest one, and stands alone: earlier ones are "
@@ -53,12 +55,12 @@ class Transcribe(AppStep):
     kind: Literal["transcribe"] = "transcribe"
     output: str
     decoder: str
-    tokenizer: str = Field(description="a tokenizer.json; special tokens are no text")
+    tokenizer: str = Field(description="path of tokenizer.json; special tokens are skipped when decoding")
     prompt_ids: tuple[int, ...] = Field(min_length=1)
     end_ids: tuple[int, ...] = Field(min_length=1)
-    never_ids: tuple[int, ...] = Field(description="are never generated")
-    not_first_ids: tuple[int, ...] = Field(description="are never the first token")
-    max_length: int = Field(ge=2, description="tokens in all, the prompt's among them")
+    never_ids: tuple[int, ...] = Field(description="ids of tokens that are never generated")
+    not_first_ids: tuple[int, ...] = Field(description="ids of tokens that are never generated first")
+    max_length: int = Field(ge=2, description="maximum number of tokens including the prompt")
 
     words = ("gets what is said in it", "Where nothing is said, it makes words up.")
 
@@ -72,12 +74,12 @@ class Rewrite(AppStep):
     kind: Literal["rewrite"] = "rewrite"
     output: str
     decoder: str
-    tokenizer: str = Field(description="a tokenizer.json; special tokens are no text")
+    tokenizer: str = Field(description="path of tokenizer.json; special tokens are skipped when decoding")
     prompt_ids: tuple[int, ...] = Field(min_length=1)
     end_ids: tuple[int, ...] = Field(min_length=1)
-    never_ids: tuple[int, ...] = Field(description="are never generated")
-    last_ids: tuple[int, ...] = Field(description="one of them ends a text of the largest length, if there are any")
-    max_length: int = Field(ge=2, description="tokens in all, the prompt's among them")
+    never_ids: tuple[int, ...] = Field(description="ids of tokens that are never generated")
+    last_ids: tuple[int, ...] = Field(description="ids of tokens, one of which ends a text of maximum length")
+    max_length: int = Field(ge=2, description="maximum number of tokens including the prompt")
 
     words = (
         "gets a text of at most {max_length} tokens, always the likeliest one",
@@ -106,9 +108,9 @@ class Draw(AppStep):
     denoiser: str
     decoder: str
     channels: int = Field(ge=1)
-    height: int = Field(ge=1, description="of the latents")
+    height: int = Field(ge=1, description="number of channels of the latents")
     width: int = Field(ge=1)
-    factor: int = Field(ge=1, description="a picture is so many times as high and wide")
+    factor: int = Field(ge=1, description="ratio of image size to latent size")
     scaling: float
     shift: float
     guidance: float
@@ -188,9 +190,9 @@ class FindSpan(AppStep):
     """
 
     kind: Literal["span"] = "span"
-    output: str = Field(description="scores of being the first token, [batch, length]")
-    end_output: str = Field(description="scores of being the last")
-    max_tokens: int = Field(ge=1, description="of an answer")
+    output: str = Field(description="logits of the start position, [batch, length]")
+    end_output: str = Field(description="logits of the end position, [batch, length]")
+    max_tokens: int = Field(ge=1, description="maximum number of tokens of an answer")
 
     words = (
         "gets the words of the second text that answer the first",
@@ -205,7 +207,7 @@ class Unmask(AppStep):
     output: str = Field(description="logits [batch, length, vocabulary]")
     mask: str
     mask_id: int
-    tested_ids: tuple[int, ...] = Field(min_length=1, description="tokens whose scores the self-test compares")
+    tested_ids: tuple[int, ...] = Field(min_length=1, description="tokens whose logits the self-test compares")
 
     words = ("gets the likeliest tokens in the place of {mask}", "A probability is the model's own.")
 
@@ -221,8 +223,8 @@ class FindBoxes(AppStep):
 
     kind: Literal["boxes"] = "boxes"
     chances: Literal["softmax", "sigmoid"] = "softmax"
-    output: str = Field(description="scores [1, queries, labels + 1], or [1, queries, labels] of a sigmoid")
-    boxes_output: str = Field(description="x and y of the centre, width and height, [1, queries, 4]")
+    output: str = Field(description="logits [1, queries, labels + 1], or [1, queries, labels] with a sigmoid")
+    boxes_output: str = Field(description="center x, center y, width and height, [1, queries, 4]")
     labels: tuple[str, ...] = Field(min_length=1)
     least_score: float = Field(0.5, ge=0, le=1)
 
@@ -242,7 +244,7 @@ class Segment(AppStep):
     """
 
     kind: Literal["segment"] = "segment"
-    output: str = Field(description="scores [1, labels, height, width]")
+    output: str = Field(description="logits [1, labels, height, width]")
     labels: tuple[str, ...] = Field(min_length=1)
     height: int = Field(ge=1)
     width: int = Field(ge=1)
@@ -261,9 +263,9 @@ class Embed(AppStep):
     kind: Literal["embed"] = "embed"
     output: str
     pooling: Literal["mean", "cls", "max", "lasttoken"] | None = Field(
-        description="pooling of the token vectors; null if the graph returns the finished embedding"
+        description="pooling of the token vectors; null if the graph returns the embedding"
     )
-    normalize: bool = Field(description="True: divide it by its Euclidean length")
+    normalize: bool = Field(description="whether the embedding is L2-normalized")
     dimensions: int = Field(ge=1)
 
     def in_words(self) -> tuple[str, str]:

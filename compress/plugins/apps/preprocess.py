@@ -38,11 +38,11 @@ class Tokenize(AppStep):
     """Text -> ids: ``prefix_ids``, as many of the text's own as there is room for, ``suffix_ids``; no padding."""
 
     kind: Literal["tokenize"] = "tokenize"
-    tokenizer: str = Field(description="a tokenizer.json of Hugging Face tokenizers")
-    max_length: int = Field(ge=1, description="tokens in all; longer texts are cut at the end")
+    tokenizer: str = Field(description="path of a Hugging Face tokenizer.json")
+    max_length: int = Field(ge=1, description="maximum number of tokens; longer texts are truncated at the end")
     prefix_ids: tuple[int, ...]
     suffix_ids: tuple[int, ...]
-    pad_id: int = Field(description="fills shorter texts of a batch, where attention_mask is 0")
+    pad_id: int = Field(description="id of the padding token, where attention_mask is 0")
 
     words = ("A text", "Texts of more than {max_length} tokens are cut off at the end.")
 
@@ -54,8 +54,8 @@ class TokenizePrompt(AppStep):
     """
 
     kind: Literal["tokenize-prompt"] = "tokenize-prompt"
-    tokenizer: str = Field(description="a tokenizer.json of Hugging Face tokenizers")
-    max_length: int = Field(ge=1, description="tokens of every prompt; longer prompts are cut at the end")
+    tokenizer: str = Field(description="path of a Hugging Face tokenizer.json")
+    max_length: int = Field(ge=1, description="number of tokens of every prompt; longer ones are truncated")
     prefix_ids: tuple[int, ...]
     suffix_ids: tuple[int, ...]
     pad_id: int
@@ -71,13 +71,13 @@ class TokenizePair(AppStep):
     """
 
     kind: Literal["tokenize-pair"] = "tokenize-pair"
-    tokenizer: str = Field(description="a tokenizer.json of Hugging Face tokenizers")
-    max_length: int = Field(ge=1, description="tokens in all")
+    tokenizer: str = Field(description="path of a Hugging Face tokenizer.json")
+    max_length: int = Field(ge=1, description="maximum number of tokens")
     prefix_ids: tuple[int, ...]
     middle_ids: tuple[int, ...]
     suffix_ids: tuple[int, ...]
     truncation: Literal["longest-first", "only-second"]
-    pad_id: int = Field(description="fills shorter texts of a batch, where attention_mask is 0")
+    pad_id: int = Field(description="id of the padding token, where attention_mask is 0")
 
     def in_words(self) -> tuple[str, str]:
         """See `Step`."""
@@ -124,13 +124,13 @@ class PrepareImage(AppStep):
 
     kind: Literal["prepare-image"] = "prepare-image"
     input: str
-    channels: Channels = Field(description="L is 0.299 R + 0.587 G + 0.114 B")
+    channels: Channels = Field(description="color mode; L is 0.299 R + 0.587 G + 0.114 B")
     layout: Literal["NCHW"] = "NCHW"
     resize: Resize | None = None
     center_crop: Crop | None = None
-    rescale_factor: float = Field(1.0, gt=0, description="factor for each value")
-    mean: tuple[float, ...] = Field(description="subtracted afterwards, one for each channel")
-    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(description="divisor of each value afterwards")
+    rescale_factor: float = Field(1.0, gt=0, description="factor for each pixel value")
+    mean: tuple[float, ...] = Field(description="mean per channel, subtracted after scaling")
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(description="divisor per channel, applied last")
 
     @model_validator(mode="after")
     def _each_channel(self) -> Self:
@@ -155,11 +155,11 @@ class LogMel(AppStep):
 
     kind: Literal["log-mel"] = "log-mel"
     input: str
-    sampling_rate: int = Field(ge=1, le=192_000, description="samples a second")
+    sampling_rate: int = Field(ge=1, le=192_000, description="sampling rate in Hz")
     n_fft: int = Field(ge=2, le=8192)
     hop_length: int = Field(ge=1, le=8192)
     mel_bins: int = Field(ge=1, le=1024)
-    chunk_seconds: int = Field(ge=1, le=60, description="longer recordings are split")
+    chunk_seconds: int = Field(ge=1, le=60, description="seconds of a window; longer recordings are split")
 
     words = ("A recording", "Recordings of more than {chunk_seconds} seconds are heard in several pieces.")
 
@@ -174,7 +174,7 @@ class Spectrogram(FrozenAliased):
     """
 
     mel_bins: int = Field(ge=1, le=1024)
-    frames: int = Field(ge=1, le=100_000, description="further frames are dropped")
+    frames: int = Field(ge=1, le=100_000, description="maximum number of frames; further frames are dropped")
     mean: float
     std: float = Field(gt=0)
 
@@ -188,7 +188,7 @@ class PrepareAudio(AppStep):
 
     kind: Literal["hear"] = "hear"
     input: str
-    sampling_rate: int = Field(ge=1, le=192_000, description="samples a second")
+    sampling_rate: int = Field(ge=1, le=192_000, description="sampling rate in Hz")
     normalize: bool = False
     mask: str | None = None
     spectrogram: Spectrogram | None = None
@@ -204,13 +204,13 @@ class Prompt(AppStep):
     """Message -> ids: of ``before``, message and ``after`` as one text. A longer prompt is refused, not cut."""
 
     kind: Literal["prompt"] = "prompt"
-    tokenizer: str = Field(description="a tokenizer.json of Hugging Face tokenizers")
-    before: str = Field(description="text of the chat template before a message, if there is a template")
-    after: str = Field(description="text of the chat template between a message and the reply")
+    tokenizer: str = Field(description="path of a Hugging Face tokenizer.json")
+    before: str = Field(description="chat template's text before a message; empty without a template")
+    after: str = Field(description="chat template's text between a message and the reply")
     add_special_tokens: bool = Field(
-        description="True: the tokenizer adds special tokens, as it does without a chat template"
+        description="whether the tokenizer adds special tokens, as without a chat template"
     )
-    max_length: int = Field(ge=1, description="tokens of a prompt at most")
+    max_length: int = Field(ge=1, description="maximum number of tokens of a prompt")
 
     words = ("A message", "Prompts of more than {max_length} tokens, the chat template's among them, are refused.")
 

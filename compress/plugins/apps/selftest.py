@@ -35,7 +35,7 @@ class SelfTest(FrozenAliased):
     """
 
     schema_version: int = Field(SCHEMA, alias="schema")
-    made_with: str | None = Field(None, description="runtime and version that gave the answers")
+    made_with: str | None = Field(None, description="runtime and version that computed the outputs")
     tolerance: float | None = Field(None, gt=0)
     cosine: float | None = Field(None, ge=-1, le=1)
     unmeasured: str | None = None

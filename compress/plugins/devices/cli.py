@@ -19,7 +19,9 @@ def devices(
     inventory: Annotated[
         Path | None, typer.Option(help="The inventory; default: devices.yaml in the current folder.")
     ] = None,
-    clear: Annotated[bool, typer.Option("--clear", help="Remove what earlier benches left in their caches.")] = False,
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Remove files of earlier benchmarks from the devices' caches.")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Write the list as JSON.")] = False,
 ) -> None:
     """List the devices of an inventory, and whether each answers, is free and has a Python for the harness."""

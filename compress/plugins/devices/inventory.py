@@ -35,14 +35,18 @@ class Device(Frozen):
 
     host: str = Field(pattern=r"^[A-Za-z0-9_:][A-Za-z0-9._:%-]*$", description="Name or address.")
     port: int = Field(22, ge=1, le=65535, description="Port of its SSH server.")
-    user: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._@-]*$", description="Who to log in as.")
+    user: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._@-]*$", description="User name for the login.")
     key: str = Field(min_length=1, description="Path of the private key file, without a passphrase.")
     host_key: str = Field(
         pattern=r"^(ssh-|ecdsa-|sk-)[A-Za-z0-9@.-]+ [A-Za-z0-9+/]+=*( .*)?$",
         description="The device's public host key, as `ssh-keyscan HOST` shows it after the host's name.",
     )
-    python: str = Field("python3", min_length=1, description="Python 3.11 or newer there: a name or a path.")
-    cache: str = Field(".cache/compress-device", min_length=1, description="Folder there, below the home or absolute.")
+    python: str = Field("python3", min_length=1, description="Python 3.11 or newer on the device: a name or a path.")
+    cache: str = Field(
+        ".cache/compress-device",
+        min_length=1,
+        description="Working folder on the device, absolute or relative to the home folder.",
+    )
 
     @field_validator("key", "python", "cache")
     @classmethod

@@ -20,29 +20,27 @@ def diff(
             help="A run's folder or name, a folder or file of any format, sample:NAME or a Hub id.",
         ),
     ],
-    after: Annotated[str, typer.Argument(metavar="B", help="What it is compared with, of this or another format.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="Model to compare with, in the same or another format.")],
     depth: Annotated[
         Literal["files", "weights", "answers"],
-        typer.Option(help="How deep to look: settings alone, every tensor too, or what both answer as well."),
+        typer.Option(help="Depth: settings; settings and tensors; or settings, tensors and outputs."),
     ] = "answers",
     data: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="Rows to ask both: a CSV, JSONL or Parquet file."),
+        typer.Option(exists=True, dir_okay=False, help="Input rows for both models: a CSV, JSONL or Parquet file."),
     ] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="Where task and data come from; default: the recipe beside B, or A.")
+        Path | None, typer.Option(help="Recipe with task and data; default: the recipe beside B, or A.")
     ] = None,
     at_most: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=NUMBER",
-            help="A bound; exit code 1 where it is missed: fields, weights, rounding, tensors, flips, divergence, "
-            "activations. May be given several times.",
+            help="Upper bound on fields, weights, rounding, tensors, flips, divergence or activations; exit code 1 if "
+            "exceeded; repeatable.",
         ),
     ] = None,
-    format: Annotated[
-        Literal["console", "html", "json"], typer.Option(help="The view to write to standard output.")
-    ] = "console",
+    format: Annotated[Literal["console", "html", "json"], typer.Option(help="Format of the output.")] = "console",
     json_: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """Say what differs between two models: files and recipe, every tensor, answers; and what to look at first."""

@@ -21,20 +21,24 @@ class DenoiserPruning(Frozen):
 
     blocks: Literal["bk-sdm-base", "bk-sdm-small", "bk-sdm-tiny"] | None = Field(
         None,
-        description="blocks that BK-SDM removes: all pairs of resnet and attention except the first of a stage on the "
-        "way down, and the first and last on the way up; `small`: the middle too; `tiny`: and the innermost stage",
+        description="blocks that BK-SDM removes. `base`: in down blocks all pairs of resnet and attention except the "
+        "first, in up blocks all except the first and last; `small`: also the middle block; `tiny`: also the "
+        "innermost stage",
     )
     parameters: float | None = Field(
-        None, gt=0, lt=1, description="share of all parameters to remove, by the channels that matter least for it"
+        None, gt=0, lt=1, description="share of all parameters to remove, as channels of the lowest importance"
     )
-    importance_examples: int = Field(64, ge=1, description="training images that importance is measured on")
+    importance_examples: int = Field(64, ge=1, description="number of training images for importance scores")
     timesteps: int = Field(
-        50, ge=3, le=1000, description="timesteps, evenly spaced, over which importance is accumulated"
+        50, ge=3, le=1000, description="number of evenly spaced timesteps over which importance is accumulated"
     )
     threshold: float = Field(
-        0.05, ge=0, lt=1, description="timesteps whose loss is a smaller share of the largest loss are left out"
+        0.05,
+        ge=0,
+        lt=1,
+        description="minimum loss of a timestep relative to the largest loss; other timesteps are skipped",
     )
-    batch_size: int = Field(16, ge=1, description="images whose importance is computed at once")
+    batch_size: int = Field(16, ge=1, description="batch size for importance scores")
 
     @model_validator(mode="after")
     def _require_blocks_or_parameters(self) -> Self:
@@ -57,14 +61,17 @@ class FeatureDistillation(DenoiserDistillation):
 
     teacher: str = Field(description="label of the stage before pruning, or `start`, whose UNet is the teacher")
     keep_best: bool = KEEP_BEST
-    denoising_weight: float = Field(1.0, ge=0, description="weight of the loss against the noise that was added")
-    output_weight: float = Field(1.0, ge=0, description="weight of the loss against the teacher's output")
-    feature_weight: float = Field(1.0, ge=0, description="weight of the losses against the features after each block")
+    denoising_weight: float = Field(1.0, ge=0, description="weight of the denoising loss")
+    output_weight: float = Field(1.0, ge=0, description="weight of the loss on the teacher's output")
+    feature_weight: float = Field(1.0, ge=0, description="weight of the losses on features after each block")
     without_prompt: float = Field(
-        0.1, ge=0, lt=1, description="share of the images that are learned without their prompt, for guidance"
+        0.1,
+        ge=0,
+        lt=1,
+        description="probability of dropping the prompt of an image, as classifier-free guidance requires",
     )
-    judged_examples: int = Field(64, ge=1, description="validation images that judge an epoch")
-    judged_timesteps: int = Field(10, ge=1, le=1000, description="timesteps at which they do")
+    judged_examples: int = Field(64, ge=1, description="number of validation images for the loss after each epoch")
+    judged_timesteps: int = Field(10, ge=1, le=1000, description="number of timesteps for the loss after each epoch")
 
     @model_validator(mode="after")
     def _learns_something(self) -> Self:
@@ -98,23 +105,23 @@ class ProgressiveDistillation(StepDistillation):
         None,
         ge=2,
         le=1000,
-        description="sampling steps of the teacher: `steps` times 2, 4, 8 ...; default: the first such number from 32 "
-        "on",
+        description="sampling steps of the teacher: `steps` times a power of 2; default: the smallest one of at least "
+        "32",
     )
     at_once: Literal[2, 4, 8] = Field(
         2,
-        description="how many steps of the teacher become one in a round. More take fewer rounds, each of which calls "
-        "the teacher as many times for one training step",
+        description="teacher steps that one student step replaces in a round. A larger number needs fewer rounds, but "
+        "more teacher calls per training step",
     )
     solver: Literal["ddim", "dpm-solver++"] = Field(
         "ddim",
-        description="how the teacher takes the steps that become one: by DDIM as in the paper, or by DPM-Solver++ 2M, "
-        "which stays nearer to the teacher's own trajectory",
+        description="solver of the teacher's steps: DDIM as in the paper, or DPM-Solver++ 2M, which follows the "
+        "teacher's trajectory more closely",
     )
     guidance_first: bool = Field(
         True,
-        description="fold guidance in by a round of its own before the number of steps falls; false: in the first "
-        "round that reduces steps, which saves time",
+        description="distil guidance in a separate round before the number of steps is reduced; false: in the first "
+        "round, which saves time",
     )
 
     @model_validator(mode="after")
@@ -148,9 +155,9 @@ class ConsistencyDistillation(StepDistillation):
     """Settings of latent consistency distillation (Luo et al. 2023, algorithm 1)."""
 
     teacher_steps: int = Field(
-        _CONSISTENCY_STEPS, ge=2, le=1000, description="sampling steps of the teacher on whose trajectory points agree"
+        _CONSISTENCY_STEPS, ge=2, le=1000, description="sampling steps of the teacher's trajectory"
     )
-    average: float = Field(0.95, ge=0, lt=1, description="decay of the target's moving average of weights")
+    average: float = Field(0.95, ge=0, lt=1, description="decay of the moving average of the target's weights")
 
     @model_validator(mode="after")
     def _steps_fit(self) -> Self:

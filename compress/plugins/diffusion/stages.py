@@ -172,18 +172,19 @@ class Schedule(KeepsShape, Stage[TorchModel, TorchModel]):
     requires = frozenset({GENERATES_IMAGES})
     kind: Literal["schedule"] = "schedule"
     steps: int = Field(
-        20, ge=1, le=1000, description="steps of a picture", json_schema_extra={SEARCH: [4, 6, 8, 12, 20]}
+        20, ge=1, le=1000, description="number of sampling steps", json_schema_extra={SEARCH: [4, 6, 8, 12, 20]}
     )
     scheduler: str | None = Field(
         None,
-        description="a class of diffusers, such as DPMSolverMultistepScheduler, or `best`; default: the model's own",
+        description="a scheduler class of diffusers, such as DPMSolverMultistepScheduler, or `best`; default: that of "
+        "the model",
     )
-    guidance: float | None = Field(None, ge=0, description="guidance_scale from now on; default: as it is")
+    guidance: float | None = Field(None, ge=0, description="new guidance_scale; default: unchanged")
     config: dict[str, Any] = Field(
         {}, description="fields of the scheduler's config, such as {timestep_spacing: trailing}"
     )
-    reference_steps: int = Field(100, ge=10, le=1000, description="best: steps that others are compared with")
-    prompts: int = Field(16, ge=1, description="best: how many pictures are compared")
+    reference_steps: int = Field(100, ge=10, le=1000, description="with `best`: sampling steps of the reference images")
+    prompts: int = Field(16, ge=1, description="with `best`: number of images to compare")
 
     @model_validator(mode="after")
     def _best_has_no_config(self) -> Self:

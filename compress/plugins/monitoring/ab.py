@@ -48,7 +48,7 @@ class JudgedQuantity(Frozen):
     high: float | None = None
     margin: float = Field(description="the smallest change that matters")
     verdict: Verdict
-    observations: int = Field(description="number of requests, or stretches of them, behind it")
+    observations: int = Field(description="number of requests, or groups of requests, in the estimate")
     decided_after: int | None = Field(None, description="observations until the first verdict; None without one")
 
 
@@ -62,7 +62,7 @@ class AbReport(Frozen):
     labeled: int
     speed: float
     level: float = Field(description="probability of a wrong verdict on equally good models, at any number of looks")
-    agreement: float | None = Field(None, description="share of requests to which both give the same answer")
+    agreement: float | None = Field(None, description="share of requests with the same prediction")
     judged: tuple[JudgedQuantity, ...]
     notes: tuple[str, ...] = ()
 

@@ -16,20 +16,22 @@ def ab(
         typer.Option(help="Recorded requests: JSONL or CSV with the task's inputs, `at`, perhaps `id` and `label`."),
     ],
     labels: Annotated[
-        Path | None, typer.Option(help="Labels that came later: a file with `id` and `label`, in their order.")
+        Path | None, typer.Option(help="Labels that arrived later: a file with `id` and `label`, in order of arrival.")
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="Recipe; default: the recipe.yaml beside each model.")] = None,
     target: Annotated[str, typer.Option(help="Target of both; see `compress targets`.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 2,
     speed: Annotated[float, typer.Option(min=0.01, help="Factor by which requests arrive faster than recorded.")] = 1.0,
-    margin: Annotated[float, typer.Option(min=0, help="Smallest difference of correct answers that matters.")] = 0.01,
+    margin: Annotated[float, typer.Option(min=0, help="Smallest difference in accuracy that matters.")] = 0.01,
     cost_margin: Annotated[
-        float, typer.Option(min=0, help="Smallest change of a time, or of bytes, that matters: 0.05 is 5%.")
+        float, typer.Option(min=0, help="Smallest relative change of times or bytes that matters: 0.05 is 5%.")
     ] = 0.05,
     level: Annotated[
         float, typer.Option(min=0.001, max=0.2, help="Probability of a wrong verdict on equally good models.")
     ] = 0.05,
-    timed: Annotated[bool, typer.Option("--timed/--answers-only", help="Replay the traffic at its times too.")] = True,
+    timed: Annotated[
+        bool, typer.Option("--timed/--answers-only", help="Also replay the requests at their recorded times.")
+    ] = True,
     json_: Annotated[bool, typer.Option("--json", help="Write everything as JSON.")] = False,
 ) -> None:
     """Replay requests through both: better, same, worse, or can't tell. Exit code 1: B is worse in a quantity."""
@@ -72,7 +74,7 @@ def drift(
     ],
     reference: Annotated[
         str | None,
-        typer.Option(help="Rows to compare with, which no stage has seen; default: the test split of the recipe."),
+        typer.Option(help="Reference rows that no stage has read; default: the test split of the recipe."),
     ] = None,
     recipe: Annotated[
         Path | None,

@@ -38,7 +38,7 @@ class DriftTest(Frozen):
     adjusted: float | None = Field(None, description="p-value, corrected for all tests by Holm's method")
     parts: tuple[ChangedPart, ...] = Field((), description="largest changes: layers, classes, words")
     quantiles: tuple[tuple[float, ...], tuple[float, ...]] | None = Field(
-        None, description="quantiles of both sides' rows, evenly spaced from the smallest to the largest"
+        None, description="evenly spaced quantiles of both samples, from minimum to maximum"
     )
     advice: str = Field("", description="advice by stage and field; empty without drift")
     why: str = Field("", description="reason if it was not judged")

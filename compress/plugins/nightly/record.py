@@ -22,7 +22,7 @@ class Host(NightlyModel):
     """Identity of a machine, as far as it affects measurements. Nights on different hosts never share a series."""
 
     digest: str
-    words: str = Field(description="for people: processor, cores, memory")
+    words: str = Field(description="description of the machine: processor, cores, memory")
 
 
 class NightFinding(NightlyModel):
@@ -33,7 +33,7 @@ class NightFinding(NightlyModel):
     metric: str | None = None
     target: str | None = None
     effect: float | None = Field(None, description="relative change, or the difference of two shares")
-    what: str = Field(description="a sentence with the numbers")
+    what: str = Field(description="a sentence with the measured values")
     since: str | None = Field(None, description="the night in which it began, if known")
 
     @property
@@ -62,8 +62,8 @@ class EntryOutcome(NightlyModel):
     exit_code: int | None = Field(None, description="exit code of its process; negative: the signal that ended it")
     seconds: float = Field(0.0, ge=0)
     recipe_digest: str = Field("", description="digest of the resolved recipe; a new one may explain a change of level")
-    report: str | None = Field(None, description="its report.json")
-    log: str | None = Field(None, description="its messages")
+    report: str | None = Field(None, description="path of report.json")
+    log: str | None = Field(None, description="path of the log")
     noise: str = Field("", description="noise of the machine during the benchmark: quiet, noisy or unusable")
     notes: tuple[str, ...] = ()
 

@@ -49,7 +49,7 @@ def _fields(state: State, version: Version) -> dict[str, Any]:
 
 @app.command()
 def register(
-    run: Annotated[Path, typer.Argument(help="A finished run: its folder, or the name of a recipe for its latest.")],
+    run: Annotated[Path, typer.Argument(help="A finished run: its folder, or a recipe's name for its latest run.")],
     name: Annotated[str, typer.Option(help="Name of the model, such as reviews.")],
     bundle: Annotated[Path | None, typer.Option(help="Folder of a bundle of this run, to register with it.")] = None,
     note: Annotated[str, typer.Option(help="A note for the list of versions.")] = "",
@@ -146,7 +146,7 @@ def promote(
     alias: _Alias = "champion",
     policy: Annotated[
         Path | None,
-        typer.Option(help="A YAML file with the rules; default: `gate:` of its recipe, else built-in rules."),
+        typer.Option(help="YAML file with the rules; default: `gate:` of the run's recipe, or else built-in rules."),
     ] = None,
     across_hosts: Annotated[
         bool, typer.Option("--across-hosts", help="Judge times even if the machines differ.")
@@ -202,7 +202,7 @@ def retire(version: _Version, why: _Why = "", registry: _Root = _ROOT, json_: _J
 
 @app.command()
 def aliases(
-    name: Annotated[str | None, typer.Argument(help="Only those of this model.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Only aliases of this model.")] = None,
     registry: _Root = _ROOT,
     json_: _Json = False,
 ) -> None:
@@ -216,9 +216,9 @@ def aliases(
 
 
 _Url = Annotated[
-    str, typer.Argument(help="s3://bucket/folder, sftp://user@host/folder, or another address that fsspec opens.")
+    str, typer.Argument(help="s3://bucket/folder, sftp://user@host/folder, or another address that fsspec supports.")
 ]
-_Remote = Annotated[str | None, typer.Option(metavar="URL", help="The copy at this address, in place of a folder.")]
+_Remote = Annotated[str | None, typer.Option(metavar="URL", help="Remote address to use instead of a local folder.")]
 
 
 @app.command()
@@ -267,7 +267,9 @@ def verify(remote: _Remote = None, registry: _Root = _ROOT, json_: _Json = False
 @app.command()
 def pull(
     version: _Version,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write, as the run's was.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder to write, with the layout of the run's folder.")
+    ],
     replace: Annotated[bool, typer.Option("--replace", help="Replace a folder that was pulled before.")] = False,
     remote: _Remote = None,
     registry: _Root = _ROOT,
@@ -300,7 +302,7 @@ def mirror(
 @app.command()
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files.")] = False,
-    artifacts: Annotated[Path, typer.Option(help="The folder of runs, whose starting models remain.")] = Path(
+    artifacts: Annotated[Path, typer.Option(help="Folder of runs; the input models of these runs are kept.")] = Path(
         "artifacts"
     ),
     registry: _Root = _ROOT,

@@ -40,7 +40,7 @@ class Registered(_Action):
     version: int = Field(ge=1)
     record: str = Field(pattern=DIGEST)
     run: str = Field(description="folder of the run, as the user named it")
-    summary: str = Field("", description="its main metrics, for a list")
+    summary: str = Field("", description="main metrics, shown in lists")
     note: str = ""
 
 

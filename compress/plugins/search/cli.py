@@ -17,17 +17,15 @@ def search(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Hugging Face id, local folder or sample:NAME.")] = None,
     data: Annotated[
-        str | None, typer.Option(help="A folder with a file a split, one file of rows, sample:NAME, or a dataset id.")
+        str | None, typer.Option(help="A folder with one file per split, a single file, sample:NAME, or a dataset id.")
     ] = None,
     task: Annotated[str | None, typer.Option(help="Hugging Face name of the task.")] = None,
     keep: Annotated[
         float | None, typer.Option(help="Share of the uncompressed model's quality to keep, e.g. 0.985.")
     ] = None,
-    max_size: Annotated[str | None, typer.Option(help="Largest size on disk, e.g. 5MB.")] = None,
-    max_latency: Annotated[str | None, typer.Option(help="Longest time for one example, e.g. 0.4ms.")] = None,
-    minimize: Annotated[
-        list[str] | None, typer.Option(help="size_bytes, latency_ms, or both by giving it twice.")
-    ] = None,
+    max_size: Annotated[str | None, typer.Option(help="Maximum size on disk, e.g. 5MB.")] = None,
+    max_latency: Annotated[str | None, typer.Option(help="Maximum latency of one example, e.g. 0.4ms.")] = None,
+    minimize: Annotated[list[str] | None, typer.Option(help="size_bytes or latency_ms; repeat it for both.")] = None,
     target: Annotated[str, typer.Option(help="Target of the model.")] = "cpu",
     budget: Annotated[str | None, typer.Option(help="Time for the search: 90s, 60m, 1h30m.")] = None,
     trials: Annotated[int | None, typer.Option(help="Maximum number of recipes to try.")] = None,

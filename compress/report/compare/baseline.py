@@ -52,7 +52,7 @@ class Outcomes(Frozen):
     model: str
     target: str
     count: int = Field(ge=1)
-    bits: str = Field(description="Base64 of the bits")
+    bits: str = Field(description="bits as Base64")
 
     @classmethod
     def of(cls, row: Measurement) -> Outcomes:

@@ -35,19 +35,19 @@ class MetricChange(FrozenAliased):
     effect: float
     low: float = Field(description="lower bound of the effect at `confidence`; equal to `effect` for exact quantities")
     high: float
-    confidence: float | None = Field(None, description="of the interval; None for exact quantities")
+    confidence: float | None = Field(None, description="confidence of the interval; None for exact quantities")
     margin: float = Field(ge=0, description="the smallest effect that matters, on the same scale")
     verdict: Verdict
-    n: int = Field(ge=1, description="pairs of samples behind the effect")
+    n: int = Field(ge=1, description="number of pairs of samples")
     more: int | None = Field(0, description="further pairs that should settle it; 0 if settled, None if none would")
     method: str = Field(description="how the interval was made, e.g. `paired rounds, t interval over process launches`")
-    note: str | None = Field(None, description="why the verdict is what it is, where figures alone don't say")
+    note: str | None = Field(None, description="reason of the verdict, if the numbers do not show it")
 
 
 class SliceChange(FrozenAliased):
     """Change of a metric on a slice of the evaluation data."""
 
-    name: str = Field(description="as the recipe's `slices` name it")
+    name: str = Field(description="name of the slice in the recipe")
     rows: int = Field(ge=1)
     change: MetricChange
 
@@ -56,11 +56,11 @@ class Flip(FrozenAliased):
     """Example that one of the two models gets right and the other wrong."""
 
     row: int = Field(ge=0, description="position in the test split")
-    now: Literal["wrong", "right"] = Field(description="what the candidate made of it")
-    label: str = Field(description="empty, like the answers, where a run's folder does not tell it")
+    now: Literal["wrong", "right"] = Field(description="prediction of the candidate")
+    label: str = Field(description="correct answer; empty if the run's folder does not contain it")
     baseline_answer: str
     candidate_answer: str
-    example: str = Field(description="the example as text, or where it is to be found")
+    example: str = Field(description="the example as text, or its location")
 
 
 class ContinuationChange(FrozenAliased):
@@ -70,8 +70,8 @@ class ContinuationChange(FrozenAliased):
     prompt: str
     baseline: str
     candidate: str
-    same: int = Field(ge=0, description="characters that both begin with")
-    parting: str = Field(description="the token at which they part, and how likely either found it")
+    same: int = Field(ge=0, description="number of leading characters that both have in common")
+    parting: str = Field(description="first token that differs, with its probability in both models")
 
 
 class UncomparedMetric(FrozenAliased):
@@ -80,16 +80,16 @@ class UncomparedMetric(FrozenAliased):
     metric: str
     target: str
     reason: str
-    candidate_lacks: bool = Field(False, description="the candidate is at fault, so that a gate on it must not pass")
+    candidate_lacks: bool = Field(False, description="whether the candidate is the cause, so that a gate on it fails")
 
 
 class ComparedModel(FrozenAliased):
     """One of the two compared models."""
 
-    name: str = Field(description="the folder or file, as it was given")
-    model: str = Field("final", description="which model of a run")
-    started: str | None = Field(None, description="when it was measured, ISO 8601")
-    host: str = Field("", description="the machine in a few words")
+    name: str = Field(description="folder or file as given by the user")
+    model: str = Field("final", description="model of the run")
+    started: str | None = Field(None, description="time of the measurement, ISO 8601")
+    host: str = Field("", description="short description of the machine")
 
 
 class Comparison(FrozenAliased):
@@ -103,7 +103,9 @@ class Comparison(FrozenAliased):
     slices: tuple[SliceChange, ...] = ()
     flips: tuple[Flip, ...] = ()
     continuations: tuple[ContinuationChange, ...] = ()
-    host_differences: tuple[str, ...] = Field((), description="how the two machines differ; times then don't compare")
+    host_differences: tuple[str, ...] = Field(
+        (), description="differences that make times of the two machines incomparable"
+    )
     notes: tuple[str, ...] = ()
     uncompared: tuple[UncomparedMetric, ...] = ()
 

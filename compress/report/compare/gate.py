@@ -26,10 +26,10 @@ class Judgement(FrozenAliased):
     metric: str
     target: str
     status: Status
-    margin: str = Field(description="as the rule says it: `0.5 points`, `5%`")
-    slice: str | None = Field(None, description="the part of the data that is judged; None for all of it")
-    change: MetricChange | None = Field(None, description="None where nothing could be compared")
-    reason: str = Field("", description="why, where the change itself does not say it")
+    margin: str = Field(description="margin as written in the rule: `0.5 points`, `5%`")
+    slice: str | None = Field(None, description="slice that is judged; None: all data")
+    change: MetricChange | None = Field(None, description="comparison; None if nothing could be compared")
+    reason: str = Field("", description="reason, if the change itself does not show it")
 
 
 class GateResult(FrozenAliased):

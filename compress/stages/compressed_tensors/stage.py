@@ -25,7 +25,7 @@ class CompressedTensors(KeepsShape, Stage[QuantizedCheckpoint, CompressedTensors
     kind: Literal["compressed_tensors"] = "compressed_tensors"
     activation_bits: Literal[8, 16] = Field(
         16,
-        description="16: inputs of layers stay float; 8: the server rounds each token's by a scale of its own",
+        description="16: activations stay in float; 8: the server quantizes them per token",
     )
 
     def conflicts_with(self, earlier: AnyStage) -> tuple[str | None, str] | None:

@@ -107,13 +107,13 @@ class Distillation(TeacherAndStudent, Training):
     """Settings of a training in which a student learns to predict what its teacher predicts."""
 
     temperature: Annotated[float, _NOT_FOR_EMBEDDINGS] = Field(
-        2.0, gt=0, description="softens both sides of the loss on logits"
+        2.0, gt=0, description="temperature of the loss on logits"
     )
     labels_weight: Annotated[float, _NOT_FOR_EMBEDDINGS] = Field(
         0.0, ge=0, description="weight of the task's own loss on labeled examples"
     )
     keep_best: bool = KEEP_BEST
-    use_unlabeled: Annotated[bool, _TEXT_ONLY] = Field(False, description="train on the recipe's unlabeled text too")
+    use_unlabeled: Annotated[bool, _TEXT_ONLY] = Field(False, description="also train on the recipe's unlabeled texts")
     first_token_only: Annotated[bool, _CLASSIFIERS_OF_TEXT] = FIRST_TOKEN_ONLY
 
 

@@ -24,7 +24,7 @@ class LanguageLoss(Frozen):
     top_k: int | None = Field(
         None, ge=1, description="compare the teacher's k most likely tokens, and all others as one"
     )
-    temperature: float = Field(2.0, gt=0, description="softens both predictions")
+    temperature: float = Field(2.0, gt=0, description="temperature of the KL divergence")
     labels_weight: float = Field(0.0, ge=0, description="weight of the cross-entropy of the text")
 
     @model_validator(mode="after")
@@ -44,7 +44,7 @@ class MemorySaving(Frozen):
     )
     cache_teacher_states: bool = Field(
         True,
-        description="store the teacher's last hidden states, as bfloat16, for sequences that come again and for other "
+        description="cache the teacher's last hidden states as bfloat16, for repeated sequences and for other "
         "students of the same teacher",
     )
 
@@ -54,7 +54,7 @@ class LanguageDistillation(TeacherAndStudent, BudgetedTraining):
 
     loss: LanguageLoss = Field(LanguageLoss(), description="losses and their weights")
     keep_best: bool = KEEP_BEST
-    freeze_embeddings: bool = Field(False, description="leave the embedding tables as they are")
+    freeze_embeddings: bool = Field(False, description="do not train the embedding tables")
     tokens: int | None = Field(None, ge=1, description="number of tokens to train on, in place of epochs")
     sequence_length: int | None = Field(None, ge=8, description="tokens of a sequence; default: data.max_length")
     documents: Literal["end_token", "blank_line"] = Field(

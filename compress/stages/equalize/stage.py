@@ -27,16 +27,16 @@ class Equalize(KeepsShape, Stage[Checkpoint, Checkpoint]):
     packages = ("torch", "transformers", "accelerate", "safetensors")
     requires = frozenset({GENERATES})
     kind: Literal["equalize"] = "equalize"
-    strength: float = Field(0.5, gt=0, le=1, description="1 makes all columns of a layer alike, 0.5 goes half the way")
+    strength: float = Field(0.5, gt=0, le=1, description="1: equal magnitude of all columns of a layer; 0.5: halfway")
     smooth_quant: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="SmoothQuant's alpha, 0.5 in the paper, in place of `strength`: columns whose inputs are large on "
-        "calibration text get large weights and small inputs",
+        description="SmoothQuant's alpha (0.5 in the paper), instead of `strength`: moves the magnitude of "
+        "activations on calibration text into the weights",
     )
-    samples: int = Field(16, ge=1, le=100_000, description="smooth_quant: windows of text from the train split")
-    sequence_length: int = Field(512, ge=8, le=131_072, description="smooth_quant: tokens of a window")
+    samples: int = Field(16, ge=1, le=100_000, description="smooth_quant: calibration sequences from the train split")
+    sequence_length: int = Field(512, ge=8, le=131_072, description="smooth_quant: tokens of a sequence")
 
     def needs(self) -> Requirements:
         """Text of the train split, for SmoothQuant."""

@@ -16,38 +16,38 @@ GroupSize = Literal[-1, 16, 32, 64, 128, 256, 512, 1024]
 class Quantization(Frozen):
     """Settings of weight-only quantization, named after transformers' `GPTQConfig` where it has them."""
 
-    method: Literal["gptq", "rtn"] = Field("gptq", description="GPTQ, or round to nearest, which needs no data")
-    bits: Bits = Field(
-        4, description="bits of a weight of the blocks' linear layers", json_schema_extra={SEARCH: [3, 4, 8]}
+    method: Literal["gptq", "rtn"] = Field(
+        "gptq", description="`gptq`, or `rtn`: round to nearest, without calibration"
     )
+    bits: Bits = Field(4, description="bits of the weights of linear layers", json_schema_extra={SEARCH: [3, 4, 8]})
     group_size: GroupSize = Field(
         64,
         description="weights of a row that share a scale; -1: the whole row",
         json_schema_extra={SEARCH: [32, 64, 128]},
     )
-    sym: bool = Field(True, description="zero in the middle of the range, so that no zero points are stored")
+    sym: bool = Field(True, description="symmetric quantization without zero points")
     act_order: bool = Field(
-        True, description="round the columns with the largest activations first; groups stay as they are in the file"
+        True, description="quantize columns with the largest activations first; groups in the file stay contiguous"
     )
     guided: bool = Field(
         True,
-        description="let tokens count by how much the answers depend on them (GuidedQuant); takes a pass over the "
-        "float model, forwards and backwards",
+        description="weight tokens by the gradient of the loss (GuidedQuant); needs a forward and a backward pass of "
+        "the float model",
     )
-    damp_percent: float = Field(0.05, gt=0, lt=1, description="added to the Hessian's diagonal, relative to its mean")
-    samples: int = Field(16, ge=1, le=100_000, description="windows of calibration text from the train split")
-    sequence_length: int = Field(512, ge=8, le=131_072, description="tokens of a window")
+    damp_percent: float = Field(0.05, gt=0, lt=1, description="damping of the Hessian's diagonal, relative to its mean")
+    samples: int = Field(16, ge=1, le=100_000, description="sequences of calibration text from the train split")
+    sequence_length: int = Field(512, ge=8, le=131_072, description="tokens of a sequence")
     expert_tokens: int = Field(
         128,
         ge=1,
         le=1_000_000,
-        description="mixtures of experts: calibration tokens that an expert is to see; where it is sent fewer, all "
-        "tokens of the layer stand in for the missing ones, and it is reported as starved",
+        description="mixtures of experts: minimum calibration tokens of an expert; if the router sends fewer, all "
+        "tokens of the layer supplement them and the expert is reported",
     )
     embedding_bits: Literal[4, 5, 8, 16] | None = Field(
         None,
-        description="bits of the embedding table and the head; 16 leaves them as float16. "
-        "Default: 16, or what `target_bits` or `max_bytes` chooses",
+        description="bits of the embedding table and the output head; 16: float16. Default: 16, or as `target_bits` "
+        "or `max_bytes` chooses",
         json_schema_extra={SEARCH: [4, 8]},
     )
     embedding_group_size: Literal[16, 32, 64, 128, 256] = Field(
@@ -57,20 +57,20 @@ class Quantization(Frozen):
         None,
         gt=2,
         lt=16,
-        description="mixed bits: the average over all parameters, scales and embedding included, is at most this",
+        description="mixed bits: maximum average bits per parameter, with scales and embedding",
         json_schema_extra={SEARCH: [3.5, 4.0, 4.25, 4.6, 5.0]},
     )
-    max_bytes: int | None = Field(None, gt=0, description="mixed bits: the tensors take at most this many bytes")
+    max_bytes: int | None = Field(None, gt=0, description="mixed bits: maximum bytes of all tensors")
     choices: tuple[Bits, ...] = Field(
         (2, 3, 4, 8),
         min_length=1,
-        description="mixed bits: what a layer may get; ONNX Runtime and GGUF compute 3 as 4",
+        description="mixed bits: permitted bits of a layer; ONNX Runtime and GGUF store 3 as 4",
     )
-    keep: tuple[str, ...] = Field((), description="layers to leave in float16, as patterns of names: `*.mlp.gate`")
+    keep: tuple[str, ...] = Field((), description="layers to keep in float16, as patterns of names, e.g. `*.mlp.gate`")
     precision: Literal["auto", "fastest", "fp32", "bf16"] = Field(
         "auto",
-        description="of the calibration's forward passes; `auto` takes bf16 where the processor has it, `fastest` "
-        "where products in it are measured to be faster than in fp32",
+        description="data type of the calibration's forward passes; `auto`: bf16 if the processor supports it; "
+        "`fastest`: bf16 if it is measured to be faster than fp32",
     )
 
     @model_validator(mode="after")
@@ -101,31 +101,29 @@ class BlockTraining(Frozen):
     """Settings of a training of each block towards the output of the float block."""
 
     samples: int = Field(
-        32, ge=2, le=100_000, description="windows of calibration text from the train split, for solver and training"
+        32, ge=2, le=100_000, description="sequences of calibration text from the train split, for solver and training"
     )
-    epochs: float = Field(4.0, gt=0, le=1000, description="passes of each block over the calibration text")
-    batch_size: int = Field(2, ge=1, description="windows a step")
-    held_out: int = Field(
-        4, ge=1, description="of the windows, those that judge a block after each epoch, and nothing learns from"
-    )
+    epochs: float = Field(4.0, gt=0, le=1000, description="epochs of each block over the calibration text")
+    batch_size: int = Field(2, ge=1, description="sequences per step")
+    held_out: int = Field(4, ge=1, description="number of sequences held out to evaluate a block after each epoch")
     learning_rate: float = Field(
-        2e-3, gt=0, le=1, description="peak change of a weight in a step of training, in steps of its grid"
+        2e-3, gt=0, le=1, description="peak learning rate of weights, in units of the quantization step"
     )
 
 
 class NncfOptions(Frozen):
     """Settings of NNCF's torch backend for decoder weights that a checkpoint can hold."""
 
-    mode: Literal["int4_sym", "int4_asym"] = Field("int4_sym", description="4 bits, without or with zero points")
+    mode: Literal["int4_sym", "int4_asym"] = Field("int4_sym", description="4 bits without or with zero points")
     group_size: GroupSize = Field(64, description="weights of a row that share a scale; -1: the whole row")
-    awq: bool = Field(True, description="scale the inputs with large activations before rounding, where NNCF can")
-    scale_estimation: bool = Field(
-        True, description="refit the scales so that outputs on calibration text change least"
+    awq: bool = Field(
+        True, description="scale input columns with large activations before quantization (AWQ), where NNCF supports it"
     )
+    scale_estimation: bool = Field(True, description="fit the scales to minimize the output error on calibration text")
     all_layers: bool = Field(False, description="the embedding and the head at 4 bits too, instead of 8")
-    samples: int = Field(16, ge=1, le=100_000, description="windows of calibration text from the train split")
-    sequence_length: int = Field(512, ge=8, le=131_072, description="tokens of a window")
-    keep: tuple[str, ...] = Field((), description="layers to leave in float16, as patterns of names: `*.mlp.gate`")
+    samples: int = Field(16, ge=1, le=100_000, description="sequences of calibration text from the train split")
+    sequence_length: int = Field(512, ge=8, le=131_072, description="tokens of a sequence")
+    keep: tuple[str, ...] = Field((), description="layers to keep in float16, as patterns of names, e.g. `*.mlp.gate`")
 
     @property
     def equivalent(self) -> Quantization:

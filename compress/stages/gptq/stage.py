@@ -21,8 +21,8 @@ from compress.utils.pydantic_models import Frozen
 class ReadsCalibrationText(Frozen):
     """Settings of a stage that always reads calibration text, with the checks of the text."""
 
-    samples: int = Field(16, ge=1, le=100_000, description="windows of text from the train split")
-    sequence_length: int = Field(512, ge=8, le=131_072, description="tokens of a window")
+    samples: int = Field(16, ge=1, le=100_000, description="sequences of calibration text from the train split")
+    sequence_length: int = Field(512, ge=8, le=131_072, description="tokens of a sequence")
 
     def needs(self) -> Requirements:
         """Return the training split."""

@@ -27,7 +27,7 @@ class Imatrix(ReadsCalibrationText, Stage[Checkpoint, Checkpoint]):
     uses_device = True
     kind: Literal["imatrix"] = "imatrix"
     precision: Literal["auto", "bf16", "fp32"] = Field(
-        "auto", description="of the forward passes; `auto` takes bf16 where the processor has it"
+        "auto", description="data type of the forward passes; `auto`: bf16 if the processor supports it"
     )
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:

@@ -53,7 +53,7 @@ class OnnxInt8(Int8Options, Stage[OnnxModel, OnnxModel]):
     kind: Literal["onnx_int8"] = "onnx_int8"
     embedding_bits: Literal[4, 8, 32] = Field(
         8,
-        description="bits of the embedding tables; 32 leaves them alone. Positions, which are read in order, have 8",
+        description="bits of the embedding tables; 32: float. Position embeddings have 8 bits",
         json_schema_extra={SEARCH: [8, 4]},
     )
     embedding_block_size: Literal[16, 32, 64, 128] | None = Field(
@@ -61,7 +61,7 @@ class OnnxInt8(Int8Options, Stage[OnnxModel, OnnxModel]):
         description="weights of a row that share a scale; default: up to 128 at 8 bits, 32 at 4",
         json_schema_extra={SEARCH: [64]},
     )
-    part: GraphPart = Field("all", description="which graphs of a model that runs as an encoder and a decoder")
+    part: GraphPart = Field("all", description="graphs of an encoder-decoder model")
 
     @model_validator(mode="after")
     def _fields_have_an_effect(self) -> Self:

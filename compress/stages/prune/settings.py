@@ -38,16 +38,16 @@ class Pruning(Frozen):
         None,
         gt=0,
         lt=1,
-        description="share of all FLOPs to remove, by the channels that matter least for it",
+        description="share of all FLOPs to remove, as channels of the lowest importance",
         json_schema_extra={SEARCH: [0.3, 0.5, 0.7]},
     )
     parameters: Annotated[float | None, _IMAGES_ONLY] = Field(
-        None, gt=0, lt=1, description="share of all parameters to remove, by the channels that matter least for it"
+        None, gt=0, lt=1, description="share of all parameters to remove, as channels of the lowest importance"
     )
     channel_multiple: int = Field(
-        8, ge=1, le=512, description="a layer that loses channels keeps a multiple of this number"
+        8, ge=1, le=512, description="number that the remaining channels of a pruned layer are a multiple of"
     )
-    importance_examples: int = Field(512, ge=1, description="training examples that importance is measured on")
+    importance_examples: int = Field(512, ge=1, description="number of training examples for importance scores")
 
     @model_validator(mode="after")
     def _removes_something(self) -> Self:

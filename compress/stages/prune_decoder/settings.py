@@ -23,7 +23,7 @@ class DecoderPruning(Frozen):
         0.0,
         ge=0,
         lt=1,
-        description="share of groups of attention heads to remove in each layer, with their keys and values",
+        description="share of attention head groups to remove in each layer, with their keys and values",
         json_schema_extra={SEARCH: [0.0, 0.25, 0.5, 0.75]},
     )
     feed_forward: float = Field(
@@ -34,17 +34,17 @@ class DecoderPruning(Frozen):
         json_schema_extra={SEARCH: [0.0, 0.25, 0.5, 0.75, 0.875]},
     )
     experts: float = Field(
-        0.0, ge=0, lt=1, description="share of each mixture's experts to remove, those least often chosen"
+        0.0, ge=0, lt=1, description="share of experts to remove in each layer, those that the router selects least"
     )
     multiple: int = Field(
         64,
         ge=1,
         le=1024,
-        description="the remaining width of a feed-forward layer, or of an attention's outputs, is a multiple of this, "
-        "as groups of few-bit weights need it",
+        description="number that remaining widths of feed-forward and attention layers are a multiple of, as low-bit "
+        "groups require",
     )
     samples: int = Field(
-        16, ge=1, le=100_000, description="sequences of text from the train split that importance is measured on"
+        16, ge=1, le=100_000, description="sequences of text from the train split for importance scores"
     )
     sequence_length: int = Field(512, ge=8, le=131_072, description="tokens of a sequence")
     damp_percent: float = Field(0.01, gt=0, lt=1, description="added to the diagonal of Hessians, relative to its mean")

@@ -15,30 +15,32 @@ _FOUR_BITS_FROM = 21
 class QuantizationAwareTraining(Training):
     """A training through integers, with the float model as the teacher, and the graph that they are written into."""
 
-    bits: Literal[4, 8] = Field(8, description="bits of the weights; activations have 8")
+    bits: Literal[4, 8] = Field(8, description="bits of the weights; activations have 8 bits")
     reduce_range: bool | Literal["auto"] = Field(
         "auto",
-        description="7-bit weights in place of 8-bit ones, whose products may saturate on x86 processors without VNNI; "
-        "auto: unless the processors of all targets add them in 32 bits",
+        description="7-bit weights instead of 8-bit weights, whose products may saturate on x86 processors without "
+        "VNNI; auto: only if a target's processor may saturate",
     )
     learning_rate: float = Field(1e-4, gt=0, le=1, description="peak learning rate")
-    calibration_examples: int = Field(256, ge=1, description="training examples from which the first steps are taken")
-    temperature: float = Field(2.0, gt=0, description="softens both sides of the loss on logits")
-    labels_weight: float = Field(0.5, ge=0, le=1, description="share of the task's own loss in the whole")
+    calibration_examples: int = Field(256, ge=1, description="training examples that initialize the activation ranges")
+    temperature: float = Field(2.0, gt=0, description="temperature of the loss on logits")
+    labels_weight: float = Field(0.5, ge=0, le=1, description="weight of the task's own loss on labels")
     format: Literal["qoperator", "qdq"] = Field(
         "qoperator",
-        description="products as ONNX Runtime's integer operators, or all as QuantizeLinear and DequantizeLinear "
-        "around standard operators, for other runtimes",
+        description="ONNX Runtime's integer operators, or QuantizeLinear and DequantizeLinear around standard "
+        "operators for other runtimes",
     )
     keep_best: bool = KEEP_BEST
     opset: int | None = Field(
-        None, ge=17, description="ONNX operator set; 4-bit weights need 21. Default: the exporter's newest"
+        None,
+        ge=17,
+        description="ONNX operator set; 4-bit weights need 21. Default: the newest one that the exporter supports",
     )
     tolerance: float = Field(
         0.05,
         gt=0,
-        description="largest accepted difference of a probability between training and the exported graph: a rounding "
-        "that falls to the other side moves some",
+        description="maximum difference of a probability between the trained model and the exported graph, as some "
+        "roundings may differ",
     )
 
     @model_validator(mode="after")

@@ -18,15 +18,15 @@ class Recovery(Frozen):
     """
 
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate")
-    steps: int = Field(100, ge=1, le=1_000_000, description="steps of training; more is better and takes longer")
-    batch_size: int = Field(2, ge=1, description="windows a step")
-    sequence_length: int = Field(512, ge=16, description="tokens of a window")
-    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
+    steps: int = Field(100, ge=1, le=1_000_000, description="number of training steps")
+    batch_size: int = Field(2, ge=1, description="sequences per step")
+    sequence_length: int = Field(512, ge=16, description="tokens of a sequence")
+    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising learning rate")
     validation_windows: int = Field(
-        8, ge=1, description="held-out windows (of the validation split, where there is one) that judge the result"
+        8, ge=1, description="held-out sequences that evaluate the result, from the validation split if it exists"
     )
     precision: Precision = PRECISION
-    teacher: str = Field("start", description="label of the stage whose output is imitated, or `start`")
+    teacher: str = Field("start", description="label of the stage whose output is the teacher, or `start`")
     labels_weight: float = Field(
         0.0,
         ge=0,
@@ -55,17 +55,17 @@ class Recovery(Frozen):
 class ScaleTuning(Recovery):
     """Settings of a recovery that changes scales and norms, and no integer."""
 
-    learning_rate: float = Field(2e-3, gt=0, le=0.5, description="peak change of a scale or norm in a step, relative")
+    learning_rate: float = Field(2e-3, gt=0, le=0.5, description="peak relative learning rate of scales and norms")
 
 
 class AdapterTraining(Recovery):
     """Settings of a recovery that trains a low-rank adapter and leaves the base as it is."""
 
     learning_rate: float = Field(1e-3, gt=0, le=1, description="peak learning rate")
-    rank: int = Field(16, ge=1, le=4096, description="columns of each factor")
-    alpha: float | None = Field(None, gt=0, description="the product counts alpha / rank; default: twice the rank")
+    rank: int = Field(16, ge=1, le=4096, description="rank of the adapter")
+    alpha: float | None = Field(None, gt=0, description="the adapter is scaled by alpha / rank; default: 2 rank")
     target_modules: tuple[str, ...] | None = Field(
         None,
         min_length=1,
-        description="last parts of the names of adapted layers, e.g. q_proj; default: all linear ones",
+        description="names of adapted layers, e.g. q_proj; default: all linear layers",
     )

@@ -51,13 +51,13 @@ class DecoderSparsity(Sparsity):
 
     method: Literal["magnitude", "wanda", "sparsegpt"] = Field(
         "magnitude",
-        description="remove weights by magnitude alone, by magnitude times the norm of their inputs (Wanda), or such "
-        "that the others can compensate (SparseGPT)",
+        description="`magnitude`; `wanda`: magnitude times the norm of the inputs; `sparsegpt`: with an update of the "
+        "other weights",
     )
     samples: int = Field(16, ge=1, le=100_000, description="sequences of calibration text from the train split")
     sequence_length: int = Field(512, ge=8, le=131_072, description="tokens of a sequence")
     damp_percent: float = Field(
-        0.01, gt=0, lt=1, description="sparsegpt: added to the Hessian's diagonal, relative to its mean"
+        0.01, gt=0, lt=1, description="sparsegpt: damping of the Hessian's diagonal, relative to its mean"
     )
     precision: Precision = PRECISION
 

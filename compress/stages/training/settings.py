@@ -23,18 +23,18 @@ class TeacherWrites(Frozen):
     """Settings of text that a teacher generates for its student."""
 
     conversations: int = Field(
-        ge=1, description="questions that it makes up, as its chat template has them, and answers"
+        ge=1, description="number of conversations that the teacher generates with its chat template"
     )
     share: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="of the windows that are learned, repeated as often as it takes; the text's are the rest",
+        description="share of generated sequences in training; the rest is the data's text",
     )
     runtime: WritingRuntime = Field(
         TORCH,
-        description="what it writes by; any but torch takes texts in as others end, which on processors is several "
-        "times as fast",
+        description="runtime of the teacher; all but torch use continuous batching, which is several times as fast on "
+        "CPUs",
     )
 
     @property
@@ -46,8 +46,8 @@ class TeacherWrites(Frozen):
 Precision = Literal["auto", "fastest", "fp32", "bf16"]
 PRECISION: Precision = Field(
     "auto",
-    description="`auto` takes bf16 autocast where the processor has bf16 arithmetic, `fastest` where "
-    "products in it are measured to be faster than in fp32",
+    description="data type of training; `auto`: bf16 autocast if the processor supports it; `fastest`: bf16 if it is "
+    "measured to be faster than fp32",
 )
 _CHANGES_ONLY_VALUES = (
     *("epochs", "learning_rate", "batch_size", "optimizer", "precision", "keep_best"),
@@ -60,14 +60,13 @@ class Augment(Frozen):
     """Random changes to training images, named after torchvision's `RandomCrop` and `RandomHorizontalFlip`."""
 
     crop_padding: int = Field(
-        0, ge=0, description="black pixels put around each image, out of which a window of its own size is cropped"
+        0, ge=0, description="pixels of black padding around each image before a random crop of the original size"
     )
     horizontal_flip: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="probability that an image is mirrored; leave it out if left and right distinguish classes, as "
-        "for digits",
+        description="probability of a horizontal flip; omit it if left and right distinguish classes, as for digits",
     )
 
     @model_validator(mode="after")
@@ -80,10 +79,10 @@ class Augment(Frozen):
 class Optimizer(Frozen):
     """Settings of AdamW and its schedule (Loshchilov and Hutter 2019, section 3)."""
 
-    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises")
-    decay: Literal["linear", "cosine"] = Field("linear", description="how the learning rate falls after it has risen")
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    decay: Literal["linear", "cosine"] = Field("linear", description="schedule of the learning rate after the warm-up")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
-    max_gradient_norm: float = Field(1.0, gt=0, description="gradients are clipped to this global norm")
+    max_gradient_norm: float = Field(1.0, gt=0, description="maximum global norm of gradients")
 
 
 class TrainingSettings(Frozen):
@@ -91,11 +90,11 @@ class TrainingSettings(Frozen):
 
     epochs: float = Field(3.0, gt=0, le=1000, description="passes over the training examples")
     learning_rate: float = Field(5e-5, gt=0, le=1, description="peak learning rate")
-    batch_size: int = Field(32, ge=1, description="examples a step in each process")
+    batch_size: int = Field(32, ge=1, description="examples per step in each process")
     optimizer: Optimizer = Field(Optimizer(), description="AdamW and its schedule")
     precision: Precision = PRECISION
     dropout: float | None = Field(
-        None, ge=0, lt=1, description="dropout while training; default: the model's own. 0 is also faster"
+        None, ge=0, lt=1, description="dropout during training; default: that of the model. 0 is also faster"
     )
 
     def shortened(self, share: float) -> Self:
@@ -108,15 +107,17 @@ class TrainingSettings(Frozen):
         return self.model_copy(update={name: fields[name].default for name in _CHANGES_ONLY_VALUES if name in fields})
 
 
-KEEP_BEST: bool = Field(True, description="keep the epoch that is best on the validation split, if there is one")
+KEEP_BEST: bool = Field(
+    True, description="keep the epoch with the best validation metric, if there is a validation split"
+)
 
 
 class Training(TrainingSettings):
     """Settings of a training on the examples of the ``train`` split."""
 
-    freeze_embeddings: bool = Field(False, description="leave the embedding tables as they are")
+    freeze_embeddings: bool = Field(False, description="do not train the embedding tables")
     augment: Annotated[Augment | None, AppliesTo(frozenset({TAKES_IMAGES}), frozenset({LOCALIZES}))] = Field(
-        None, description="vary training images anew in every epoch: {crop_padding: 2, horizontal_flip: 0.5}"
+        None, description="random augmentation of training images: {crop_padding: 2, horizontal_flip: 0.5}"
     )
 
 
@@ -126,8 +127,8 @@ class BudgetedTraining(TrainingSettings):
     budget: str | None = Field(
         None,
         pattern=r"^[1-9]\d*(\.\d+)?[smh]$",
-        description="train for so long, in place of epochs, e.g. `30m`; the result then depends on the speed of the "
-        "machine, and the report states how many steps were done",
+        description="training time instead of epochs, e.g. `30m`; the result then depends on the machine, and the "
+        "report states the number of steps",
     )
 
     @model_validator(mode="after")
@@ -153,6 +154,6 @@ class BudgetedTraining(TrainingSettings):
 
 FIRST_TOKEN_ONLY: bool = Field(
     False,
-    description="compute in the last layer only the first token, which is all that a classifier reads: the same "
-    "function up to rounding, for less work",
+    description="compute only the first token in the last layer, since a classifier reads no other; same output up to "
+    "rounding",
 )

@@ -28,10 +28,10 @@ class Int8Options(Frozen):
 
     method: Literal["dynamic", "static"] = Field(
         "dynamic",
-        description="how ranges of activations are found",
+        description="method that determines activation ranges",
         json_schema_extra={SEARCH_TIMES: ["dynamic", "static"]},
     )
-    per_channel: bool = Field(True, description="one scale for each output channel rather than each matrix")
+    per_channel: bool = Field(True, description="one scale per output channel instead of one per matrix")
     reduce_range: bool | Literal["auto", "saturating"] = Field(
         "auto",
         description="x86 processors without VNNI add pairs of 8-bit products in 16 bits, where they may saturate. "
@@ -40,53 +40,55 @@ class Int8Options(Frozen):
     )
     calibration_method: Literal["minmax", "percentile", "mse"] = Field(
         "minmax",
-        description="static: how much of what was seen a range covers; percentile (99.99) cuts off the few large "
+        description="static: percentage of the observed activations that a range covers; 99.99 clips the few outlier "
         "channels that transformers rely on",
     )
     calibration_examples: int = Field(
-        256, ge=1, description="static: training examples that are looked at, of all labels and lengths alike"
+        256, ge=1, description="static: calibration examples from the train split, balanced over labels and lengths"
     )
-    bias_correction: bool = Field(True, description="static: take what rounding shifts a mean output by off the bias")
+    bias_correction: bool = Field(
+        True, description="static: subtract the mean output shift caused by rounding from the bias"
+    )
     weight_rounding: Literal["nearest", "feedback"] = Field(
         "nearest",
-        description="static: weights of convolutions to the nearest integer, or so that errors cancel on real inputs "
-        "(GPTQ's way, on the same grid)",
+        description="static: round weights of convolutions to the nearest integer, or such that errors cancel on "
+        "calibration inputs (as GPTQ does, on the same grid)",
     )
     split_concatenations: bool = Field(
         False,
-        description="static: a convolution that reads a concatenation becomes one for each part, with ranges of its "
-        "own (Q-Diffusion's split of skip connections, Li et al. 2023): for U-Nets, whose two halves differ in range",
+        description="static: split a convolution after a concatenation into one per part, each with its own range "
+        "(Q-Diffusion, Li et al. 2023); for U-Nets with skip connections",
     )
     statistics: Literal["own", "nncf"] = Field(
-        "own", description="static: who finds ranges, smooths and corrects; NNCF does it in its own way"
+        "own", description="static: implementation of ranges, smoothing and bias correction: ours or NNCF's"
     )
     format: Format = Field(
         "qoperator",
-        description="static: products and attention as ONNX Runtime's integer operators, or everything as "
-        "QuantizeLinear and DequantizeLinear around standard operators",
+        description="static: ONNX Runtime's integer operators for matrix products and attention, or QuantizeLinear "
+        "and DequantizeLinear around standard operators",
     )
     keep: tuple[str, ...] = Field(
-        (), description="layers to leave in float32, as patterns of the names of nodes or weights: `*conv_stem*`"
+        (), description="layers to keep in float32, as patterns of node or weight names, e.g. `*conv_stem*`"
     )
     accuracy_floor: Annotated[float | None, AppliesTo(excludes=frozenset({TAKES_ARRAYS}))] = Field(
         None,
         gt=0,
         le=1,
-        description="share of the float model's metric on the validation split that must be kept; the layers that do "
-        "most damage stay in float, as few as it takes",
+        description="minimum share of the float model's metric on the validation split; as few layers as possible, "
+        "those with the largest loss, stay in float",
     )
     error_ceiling: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="RMS difference of the worst output from the float graph's, over its standard deviation, that is "
-        "allowed on training examples; needs no labels. As with accuracy_floor few layers stay in float",
+        description="maximum RMS error of the worst output relative to its standard deviation, on training examples "
+        "without labels; as with accuracy_floor, as few layers as possible stay in float",
     )
     damage_examples: int = Field(
         64,
         ge=1,
-        description="accuracy_floor: examples that each layer's damage is taken on; error_ceiling: examples that the "
-        "error is taken on, and of the first of them damage",
+        description="accuracy_floor: examples that measure each layer's loss; error_ceiling: examples that measure "
+        "the error",
     )
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ WORKERS ?= 2
 ORDER := --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 # Files of tests that judge times, beside which nothing runs (tests/conftest.py).
 ALONE := $(addprefix tests/,benchmark/test_noise.py benchmark/test_session.py benchmark/test_generation.py \
-	benchmark/test_operator_difference.py formats/onnx/runtimes/test_onnxruntime_web.py)
+	formats/onnx/runtimes/test_onnxruntime_web.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick durations lint format docs site clean

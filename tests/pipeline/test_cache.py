@@ -1,4 +1,4 @@
-"""The cache: whole entries or none, damage noticed, one writer for each key."""
+"""Tests of the stage cache: atomic writes, detection of damaged entries, and one writer per key."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def write(content: Path) -> Mapping[str, Any]:
     return {"name": "thing", "seconds": 1.5}
 
 
-def stored(root: Path, key: str = KEY) -> Entry:
+def store_entry(root: Path, key: str = KEY) -> Entry:
     cache = Cache(root)
     with cache.lock(key, lambda: None):
         return cache.store(key, write)
@@ -46,20 +46,20 @@ def partial_folders(root: Path) -> list[str]:
     return [path.name for path in root.iterdir() if path.name.startswith("partial-")]
 
 
-def test_a_key_does_not_depend_on_the_order_of_its_parts() -> None:
+def test_key_does_not_depend_on_order_of_its_parts() -> None:
     expected = hashlib.sha256(b'{"a":[1,2],"b":null}').hexdigest()
     assert cache_key({"b": None, "a": [1, 2]}) == expected
     assert cache_key({"a": [2, 1], "b": None}) != expected
 
 
-def test_versions_are_those_installed() -> None:
+def test_package_versions_are_those_installed() -> None:
     import numpy
 
     assert package_versions(("numpy", "no-such-package")) == {"numpy": numpy.__version__, "no-such-package": "missing"}
 
 
-def test_what_was_stored_is_found(tmp_path: Path) -> None:
-    entry = stored(tmp_path)
+def test_stored_entry_is_read_back_with_digests(tmp_path: Path) -> None:
+    entry = store_entry(tmp_path)
     stored_entry = Cache(tmp_path).find(KEY)
     assert stored_entry == entry == Cache(tmp_path).peek(KEY)
     assert stored_entry is not None
@@ -72,13 +72,13 @@ def test_what_was_stored_is_found(tmp_path: Path) -> None:
     assert stored_entry.digest == hashlib.sha256(listing.encode()).hexdigest()
 
 
-def test_nothing_is_found_where_nothing_is_and_looking_writes_nothing(tmp_path: Path) -> None:
+def test_lookup_in_missing_cache_returns_nothing_and_writes_nothing(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "none")
     assert (cache.find(KEY), cache.peek(KEY), cache.entries(), cache.remove_partial()) == (None, None, [], 0)
     assert not (tmp_path / "none").exists()
 
 
-def test_a_second_request_takes_the_first_ones_work(tmp_path: Path) -> None:
+def test_second_request_is_a_cache_hit(tmp_path: Path) -> None:
     def never(content: Path) -> Mapping[str, Any]:
         raise AssertionError("made again")
 
@@ -89,7 +89,7 @@ def test_a_second_request_takes_the_first_ones_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt(), StorageError("full")])
-def test_a_writer_that_fails_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+def test_failed_writer_leaves_no_entry(tmp_path: Path, error: BaseException) -> None:
     def fail(content: Path) -> Mapping[str, Any]:
         write(content)
         raise error
@@ -151,10 +151,8 @@ UNREADABLE = "its manifest cannot be read"
         (lambda folder: (folder / MANIFEST).write_bytes(b"\xff\xfe"), UNREADABLE),
     ],
 )
-def test_damage_is_noticed_and_the_entry_made_again(
-    tmp_path: Path, damage: Callable[[Path], None], message: str
-) -> None:
-    whole = stored(tmp_path)
+def test_damaged_entry_is_detected_and_rebuilt(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
+    whole = store_entry(tmp_path)
     damage(tmp_path / KEY)
     entry, cached, notes = obtain(tmp_path)
     assert not cached
@@ -164,7 +162,7 @@ def test_damage_is_noticed_and_the_entry_made_again(
     assert partial_folders(tmp_path) == []
 
 
-def test_what_a_killed_writer_left_is_no_entry_and_is_removed(tmp_path: Path) -> None:
+def test_partial_folder_of_killed_writer_is_ignored_and_removed(tmp_path: Path) -> None:
     left = tmp_path / f"partial-{KEY}" / CONTENT
     left.mkdir(parents=True)
     (left / "half.bin").write_bytes(b"x" * 100)
@@ -175,32 +173,32 @@ def test_what_a_killed_writer_left_is_no_entry_and_is_removed(tmp_path: Path) ->
     assert partial_folders(tmp_path) == []
 
 
-def test_a_removal_that_was_killed_is_finished_by_the_next(tmp_path: Path) -> None:
-    stored(tmp_path)
+def test_interrupted_removal_is_completed_by_remove_partial(tmp_path: Path) -> None:
+    store_entry(tmp_path)
     (tmp_path / KEY).rename(tmp_path / f"partial-{KEY}.old")
     assert Cache(tmp_path).find(KEY) is None
     assert Cache(tmp_path).remove_partial() > len(b"alphabeta")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_entries_come_oldest_first(tmp_path: Path) -> None:
-    stored(tmp_path, OTHER)
-    stored(tmp_path, KEY)
+def test_entries_are_listed_oldest_first(tmp_path: Path) -> None:
+    store_entry(tmp_path, OTHER)
+    store_entry(tmp_path, KEY)
     (tmp_path / "models").mkdir()
     assert [entry.key for entry in Cache(tmp_path).entries()] == [OTHER, KEY]
 
 
-def test_removing_frees_the_bytes_of_the_entry_alone(tmp_path: Path) -> None:
-    stored(tmp_path, OTHER)
-    stored(tmp_path, KEY)
+def test_remove_deletes_one_entry_and_returns_its_bytes(tmp_path: Path) -> None:
+    store_entry(tmp_path, OTHER)
+    store_entry(tmp_path, KEY)
     size = sum(path.stat().st_size for path in (tmp_path / KEY).rglob("*") if path.is_file())
     assert Cache(tmp_path).remove(KEY) == size
     assert [entry.key for entry in Cache(tmp_path).entries()] == [OTHER]
     assert not (tmp_path / f"{KEY}.lock").exists()
 
 
-def test_what_a_run_is_making_is_not_removed(tmp_path: Path) -> None:
-    stored(tmp_path)
+def test_locked_entry_is_not_removed(tmp_path: Path) -> None:
+    store_entry(tmp_path)
     (tmp_path / f"partial-{KEY}").mkdir()
     with Cache(tmp_path).lock(KEY, lambda: None):
         assert Cache(tmp_path).remove(KEY) is None
@@ -210,7 +208,7 @@ def test_what_a_run_is_making_is_not_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("use", [obtain, lambda root: Cache(root).entries()])
-def test_a_file_where_the_folder_should_be(tmp_path: Path, use: Callable[[Path], Any]) -> None:
+def test_cache_path_that_is_a_file_raises_storage_error(tmp_path: Path, use: Callable[[Path], Any]) -> None:
     (tmp_path / "cache").touch()
     with pytest.raises(StorageError, match="cannot be used") as caught:
         use(tmp_path / "cache")
@@ -218,7 +216,7 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path, use: Callable[[Path],
     assert str(tmp_path / "cache") in str(caught.value)
 
 
-def test_a_full_disk_says_how_to_go_on(tmp_path: Path) -> None:
+def test_full_disk_error_suggests_cache_prune(tmp_path: Path) -> None:
     def fill(content: Path) -> Mapping[str, Any]:
         raise OSError(28, os.strerror(28), str(content / "weights"))
 
@@ -240,7 +238,7 @@ def _compete(root: Path, seconds: float, log: Path, ready: Any) -> None:
         file.write(f"cached={cached} {' '.join(messages)}\n")
 
 
-def test_of_two_processes_one_makes_the_entry_and_the_other_waits(tmp_path: Path) -> None:
+def test_of_two_processes_one_writes_entry_and_other_waits(tmp_path: Path) -> None:
     spawn = multiprocessing.get_context("spawn")
     ready, log = spawn.Barrier(2), tmp_path / "log"
     both = [spawn.Process(target=_compete, args=(tmp_path / "cache", 0.5, log, ready)) for _ in range(2)]
@@ -262,7 +260,7 @@ def _write_and_hang(root: Path, began: Any) -> None:
     obtain(root, make)
 
 
-def test_after_kill_9_the_next_writer_goes_on_at_once(tmp_path: Path) -> None:
+def test_writer_killed_with_sigkill_releases_its_lock(tmp_path: Path) -> None:
     spawn = multiprocessing.get_context("spawn")
     began = spawn.Event()
     writer = spawn.Process(target=_write_and_hang, args=(tmp_path, began))

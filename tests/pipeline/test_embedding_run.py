@@ -1,4 +1,4 @@
-"""A whole run of a sentence encoder: what it measures, what it ships, and what it says of mistakes."""
+"""Tests of a complete run of a sentence encoder: measurements, files of the final model, and recipe errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def finished(tmp_path_factory) -> Path:
     return folder
 
 
-def test_every_model_is_measured_by_what_it_finds(finished: Path) -> None:
+def test_every_model_has_retrieval_and_similarity_metrics(finished: Path) -> None:
     rows = {(row["model"], row["metric"]): row for row in read_report(finished / "artifacts")["measurements"]}
     for model in MODELS:
         for metric in ("recall_at_1", "recall_at_10", "mean_reciprocal_rank", "recall_at_10_binary"):
@@ -31,22 +31,22 @@ def test_every_model_is_measured_by_what_it_finds(finished: Path) -> None:
             assert len(rows[model, metric]["raw"]) == ROWS["test"]
         assert -1 <= rows[model, "spearman_rated"]["low"] <= rows[model, "spearman_rated"]["value"] <= 1
         assert rows[model, "pearson_rated"]["n"] == 12
-    # Trimming changes no embedding of a text whose tokens are kept.
+    # Trimming the vocabulary does not change embeddings of texts whose tokens are all kept.
     assert rows["trim_vocabulary", "embedding_cosine"]["value"] == pytest.approx(1, abs=1e-5)
     assert rows["trim_vocabulary", "agreement"]["value"] == 1
     assert [rows[model, "embedding_bytes"]["value"] for model in MODELS] == [128, 128, 128, 64, 64, 64, 64]
     assert ("reduce_dimensions", "embedding_cosine") not in rows
-    # The export's embeddings are torch's, whose files the stage before it was measured by.
+    # The stage before the export is measured on an ONNX export as well, so both rows come from equal files.
     assert rows["onnx", "mean_reciprocal_rank"]["value"] == rows["reduce_dimensions", "mean_reciprocal_rank"]["value"]
 
 
-def test_slices_are_of_the_queries(finished: Path) -> None:
+def test_slices_are_computed_over_queries(finished: Path) -> None:
     report = read_report(finished / "artifacts")
     counts = [row["n"] for row in report["measurements"] if row["metric"].startswith("recall_at_10[characters=Q")]
     assert counts and sum(counts) == len(MODELS) * ROWS["test"]
 
 
-def test_what_ships_has_the_modules_of_sentence_transformers(finished: Path) -> None:
+def test_final_model_has_sentence_transformers_modules(finished: Path) -> None:
     model = latest(finished / "artifacts") / "model"
     modules = json.loads((model / "modules.json").read_text())
     assert [entry["path"] for entry in modules] == ["", "1_Pooling", "2_Dense", "3_Normalize"]
@@ -55,7 +55,7 @@ def test_what_ships_has_the_modules_of_sentence_transformers(finished: Path) -> 
     assert (model / "onnx" / "model_quantized.onnx").is_file()
 
 
-def test_a_finished_model_is_evaluated_and_compared_again(finished: Path) -> None:
+def test_evaluate_command_repeats_metrics_of_run(finished: Path) -> None:
     measured = {
         row["metric"]: row["value"]
         for row in read_report(finished / "artifacts")["measurements"]
@@ -83,8 +83,6 @@ def test_a_finished_model_is_evaluated_and_compared_again(finished: Path) -> Non
         ({"evaluation": {"similarity": "sample:verse"}}, "sample:verses"),
     ],
 )
-def test_what_means_nothing_for_embeddings_is_said_when_the_recipe_is_read(
-    tmp_path: Path, changes: dict, words: str
-) -> None:
+def test_recipe_settings_invalid_for_embeddings_are_rejected(tmp_path: Path, changes: dict, words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         load(write_recipe(tmp_path, **changes))

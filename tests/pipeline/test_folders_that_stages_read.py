@@ -1,4 +1,4 @@
-"""Folders that stages read, widths that they take, and processes."""
+"""Tests of a stage's input folders in cache keys, of quantization group sizes, and of a run by two processes."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ RECIPE = Recipe.model_validate(
 )
 
 
-def test_the_bytes_of_the_folder_are_in_the_key() -> None:
+def test_stage_key_depends_on_digest_of_adapter_folder() -> None:
     digests = iter(["one", "one", "other"])
     keys = Keys(RECIPE, tiny.dataset(), lambda reference: "model", lambda reference: next(digests))
     keys_of_stage = [keys.stage(MergeLora(adapter="mine"), "input", []) for _ in range(3)]
     assert keys_of_stage[0] == keys_of_stage[1] != keys_of_stage[2]
 
 
-def test_a_stage_that_reads_none_keeps_its_key() -> None:
+def test_key_of_stage_without_input_folder_resolves_no_folder() -> None:
     def refuse(reference: str) -> str:
         raise AssertionError(reference)
 
@@ -47,7 +47,7 @@ def test_a_stage_that_reads_none_keeps_its_key() -> None:
     assert keys.stage(Onnx(), "input", []) == keys.stage(Onnx(), "input", [])
 
 
-def test_it_is_found_beside_the_recipe(tmp_path: Path) -> None:
+def test_input_folder_is_resolved_relative_to_recipe(tmp_path: Path) -> None:
     runner = StageRunner(RECIPE, tmp_path, tmp_path / "artifacts", SilentProgress())
     with pytest.raises(InputError, match="There is no folder 'mine'"):
         runner.inputs.locate("mine")
@@ -59,36 +59,36 @@ def test_it_is_found_beside_the_recipe(tmp_path: Path) -> None:
 
 
 ROUNDS = {"gptq": {"group_size": 128}}
-"""The tiny model's states are 64 wide."""
+"""The stage's group size, 128, does not divide the tiny model's hidden size, 64."""
 
 
-def ask(folder: Path, *stages: dict[str, Any]) -> None:
+def check_recipe_stages(folder: Path, *stages: dict[str, Any]) -> None:
     recipe = tiny_run.load(write_all(folder, stages=[*stages, {"onnx": {}}]))
     check_stages(recipe.stages, folder / "model")
 
 
 @pytest.mark.parametrize("stage", ["gptq", "block_qat", "nncf_weights"])
-def test_groups_are_to_divide_the_widths_that_a_cut_leaves(tmp_path: Path, stage: str) -> None:
-    """Of 128 neurons 96 are left, which groups of 64 don't divide and groups of 32 do."""
+def test_group_size_must_divide_widths_after_pruning(tmp_path: Path, stage: str) -> None:
+    """Pruning keeps 96 of 128 neurons: a group size of 64 does not divide 96, but 32 does."""
     cut = {"prune_decoder": {"feed_forward": 0.25, "multiple": 32}}
-    ask(tmp_path, {stage: {"group_size": 64}})
+    check_recipe_stages(tmp_path, {stage: {"group_size": 64}})
     with pytest.raises(ModelError, match=r"down_proj \[64, 96\]: 64 does not divide 96"):
-        ask(tmp_path, cut, {stage: {"group_size": 64}})
-    ask(tmp_path, cut, {stage: {"group_size": 32}})
+        check_recipe_stages(tmp_path, cut, {stage: {"group_size": 64}})
+    check_recipe_stages(tmp_path, cut, {stage: {"group_size": 32}})
 
 
-def test_of_widths_that_none_can_tell_nothing_is_asked(tmp_path: Path) -> None:
+def test_group_size_is_not_checked_when_widths_are_unknown(tmp_path: Path) -> None:
     student = {"distill_language_model": {"student": {"config": {"intermediate_size": 128}}}}
-    ask(tmp_path, student, ROUNDS)
+    check_recipe_stages(tmp_path, student, ROUNDS)
     with pytest.raises(ModelError, match="do not fit"):
-        ask(tmp_path, {"prune_decoder": {"layers": 1}}, ROUNDS)
+        check_recipe_stages(tmp_path, {"prune_decoder": {"layers": 1}}, ROUNDS)
 
 
 LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
 
 
 @pytest.mark.slow
-def test_two_processes_make_one_run(tmp_path: Path) -> None:
+def test_two_distributed_processes_write_one_run(tmp_path: Path) -> None:
     benchmark = {**tiny_run.BENCHMARK, "every_stage": False}
     recipe = tiny_run.write_all(tmp_path, stages=[*tiny_run.STAGES[:2], {"onnx": {}}], benchmark=benchmark)
     command = [*LAUNCHER, "-m", "compress", "run", str(recipe)]
@@ -101,7 +101,7 @@ def test_two_processes_make_one_run(tmp_path: Path) -> None:
     report = tiny_run.read_report(tmp_path / "artifacts")
     accuracies = {row["model"]: row["value"] for row in report["measurements"] if row["metric"] == "accuracy"}
     assert accuracies["baseline"] > 0.75
-    # Each process took half of the batches: 15 steps of 4 rows each, where one process takes 30.
+    # Each of the two processes trains on half of the batches: 15 steps of 4 rows each instead of 30.
     assert "finetune (15 steps)" in (runs[0] / "run.log").read_text()
 
     again = tiny_run.compress("run", recipe, folder=tmp_path)

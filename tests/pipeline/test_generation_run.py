@@ -1,4 +1,4 @@
-"""A whole run that quantizes a tiny language model: what it measures, and what its page shows."""
+"""Tests of a complete run that quantizes a tiny language model: metrics compared with transformers' own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from compress.utils.errors import DataError
 
 @dataclass(frozen=True)
 class Done:
-    """A finished run, where it lies, and what it said."""
+    """A finished run, its recipe folder, and the notes it printed."""
 
     run: Run
     folder: Path
@@ -57,8 +57,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     return Done(run(recipe, folder, folder / "artifacts", progress), folder, progress.said)
 
 
-def test_the_baseline_has_the_perplexity_of_the_model_that_went_in(done: Done) -> None:
-    """The exported graph through ONNX Runtime against transformers' own loss of the same windows."""
+def test_baseline_perplexity_equals_that_of_source_model(done: Done) -> None:
+    """The expected perplexity is transformers' own loss on the same windows of 32 tokens."""
     model = AutoModelForCausalLM.from_pretrained(done.folder / "model").eval()
     rows = pyarrow.json.read_json(done.folder / "test.jsonl")
     ids = token_ids(rows, AutoTokenizer.from_pretrained(done.folder / "model"))
@@ -82,7 +82,7 @@ def test_the_final_model_is_compared_with_the_baseline(done: Done) -> None:
     assert done.value("final", "bits_per_parameter") < 8 < 30 < done.value("baseline", "bits_per_parameter")
 
 
-def test_generation_is_timed_and_tried(done: Done) -> None:
+def test_generation_speed_and_continuations_are_reported(done: Done) -> None:
     report = done.run.report
     assert done.value("final", "tokens_per_second_context_16") > 0
     assert done.value("baseline", "speedup_time_per_output_token_context_16") == 1.0
@@ -96,8 +96,8 @@ def test_generation_is_timed_and_tried(done: Done) -> None:
     assert done.value("final", "repetition") == pytest.approx(np.mean(shares))
 
 
-def test_a_model_that_chats_is_judged_by_what_the_baseline_answers(done: Done) -> None:
-    """The exported graphs through ONNX Runtime against transformers' own greedy answers to the same questions."""
+def test_chat_model_is_evaluated_on_answers_of_baseline(done: Done) -> None:
+    """The expected value is the perplexity of transformers' own greedy answers to the same prompts."""
     model = AutoModelForCausalLM.from_pretrained(done.folder / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(done.folder / "model")
     known = find_instructions(USUAL, done.folder)
@@ -119,31 +119,31 @@ def test_a_model_that_chats_is_judged_by_what_the_baseline_answers(done: Done) -
     assert final_prompts[2:] == questions
 
 
-def test_questions_are_asked(done: Done) -> None:
-    """The same question with either answer: one of the two is right, whatever the model thinks."""
+def test_choice_accuracy_is_measured_for_every_model(done: Done) -> None:
+    """Each question occurs with both choices as its correct answer, so that any model gets exactly half right."""
     for model in ("baseline", "final"):
         assert done.value(model, "choice_accuracy") == 0.5
         assert done.value(model, "choice_accuracy_normalized") == 0.5
 
 
-def test_instructions_are_given_and_their_answers_checked(done: Done) -> None:
-    """Any answer has no fewer words than 0, and none has as many as that and no more."""
+def test_instruction_following_is_measured_for_every_model(done: Done) -> None:
+    """Every answer satisfies "at least 0 words", and no answer satisfies "at most 0 words"."""
     for model in ("baseline", "final"):
         assert (done.value(model, "instructions_followed"), done.value(model, "checks_passed")) == (0.5, 0.5)
     answers = [(answer.model, answer.missed) for answer in done.run.report.answers]
     assert answers == [(model, missed) for model in ("baseline", "final") for missed in ((), ("words at most 0",))]
 
 
-def test_every_token_that_was_written_has_its_probability(done: Done) -> None:
+def test_every_generated_token_has_a_probability(done: Done) -> None:
     for continuation in done.run.report.continuations:
         assert [step.token for step in continuation.steps] == continuation.text.split(" ")
         assert all(0 <= step.probability + step.other_probability <= 1.0002 for step in continuation.steps)
-        if continuation.model == "baseline":  # 4 bits may round one token and many to other answers
+        if continuation.model == "baseline":  # prefill and decode may differ at 4 bits
             assert all(step.probability >= step.other_probability for step in continuation.steps)
     assert 0 <= done.value("final", "looping") <= 1
 
 
-def test_limits_are_judged(done: Done) -> None:
+def test_limits_are_evaluated_with_ratio_and_interval(done: Done) -> None:
     perplexity, speed = done.run.report.limits
     ratio = done.value("final", "perplexity") / done.value("baseline", "perplexity")
     assert perplexity.ratio == pytest.approx(ratio)
@@ -153,7 +153,7 @@ def test_limits_are_judged(done: Done) -> None:
     assert speed.passed
 
 
-def test_a_second_run_takes_evaluations_from_the_cache(done: Done) -> None:
+def test_second_run_reads_evaluations_from_cache(done: Done) -> None:
     progress = Notes()
     again = run(load(done.folder / "tiny.yaml"), done.folder, done.folder / "artifacts", progress)
     evaluations = ("perplexity", "agreement", "kl_divergence", "repetition")
@@ -166,16 +166,16 @@ def test_a_second_run_takes_evaluations_from_the_cache(done: Done) -> None:
 @pytest.mark.parametrize(
     "change", ["evaluation.windows=5", "evaluation.stride=16", "data.max_length=16", "evaluation.tokens=9"]
 )
-def test_only_the_same_windows_pair(done: Done, change: str) -> None:
-    roads = [
+def test_reports_are_paired_only_when_windows_are_equal(done: Done, change: str) -> None:
+    runners = [
         StageRunner(load(done.folder / "tiny.yaml", *given), done.folder, done.folder, Notes())
         for given in ((), (change,))
     ]
-    same, other = map(data_record, roads)
+    same, other = map(data_record, runners)
     assert same == done.run.report.data
     comparison = compare_reports(done.run.report, done.run.report.model_copy(update={"data": other}))
     (perplexity,) = (candidate for candidate in comparison.changes if candidate.metric == "perplexity")
-    paired = change == "evaluation.tokens=9"  # which cuts nothing else
+    paired = change == "evaluation.tokens=9"  # this setting does not change the evaluation windows
     assert (perplexity.method == "paired bootstrap over 6 windows") is paired
     assert ("own interval" in perplexity.method) is not paired
 
@@ -203,7 +203,7 @@ def test_only_the_same_windows_pair(done: Done, change: str) -> None:
         ),
     ],
 )
-def test_text_that_cannot_be_judged_ends_the_run_before_its_stages(
+def test_unusable_evaluation_text_fails_before_any_stage(
     done: Done, tmp_path: Path, change: str, where: str, words: str
 ) -> None:
     (done.folder / "short.jsonl").write_text(json.dumps({"text": "too short"}))
@@ -215,7 +215,7 @@ def test_text_that_cannot_be_judged_ends_the_run_before_its_stages(
     assert not list((tmp_path / "cache").glob("*/manifest.json"))
 
 
-def test_slices_of_running_text_are_refused(done: Done, tmp_path: Path) -> None:
+def test_length_slices_of_running_text_are_rejected(done: Done, tmp_path: Path) -> None:
     recipe = load(done.folder / "tiny.yaml").model_copy(update={"slices": (Slice(length="quartiles"),)})
     with pytest.raises(DataError, match="no slices by length of running text"):
         run(recipe, done.folder, tmp_path, Notes())

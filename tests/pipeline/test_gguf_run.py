@@ -1,4 +1,4 @@
-"""Runs that end in GGUF, or are measured as GGUF too."""
+"""Tests of one GPTQ model in four runtimes: perplexity, size and speed of ONNX, GenAI, GGUF and OpenVINO files."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def test_one_quantized_model_is_measured_in_every_runtime(folder: Path) -> None:
         if (row := report.find(model, "perplexity", target)) is not None
     }
     assert len(values) == 8
-    # The same kernels, called by another program.
+    # onnxruntime-genai calls the same ONNX Runtime kernels.
     assert values["baseline", "genai"] == pytest.approx(values["baseline", "cpu"], rel=1e-5)
     assert values["final", "genai"] == pytest.approx(values["final", "cpu"], rel=1e-5)
-    # The same weights in three runtimes, which round activations each in its own way.
+    # The weights are the same in all runtimes, but each rounds activations differently.
     for other in ("llama-cpp", "openvino"):
         assert values["baseline", other] == pytest.approx(values["baseline", "cpu"], rel=0.02)
         assert values["final", other] == pytest.approx(values["final", "cpu"], rel=0.05)

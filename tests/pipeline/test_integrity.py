@@ -1,4 +1,4 @@
-"""Each failed check is caught on a broken output, and the message names the stage and what to try."""
+"""Tests of the integrity checks of stage outputs: each broken output is rejected with the stage's name and a hint."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def check(
     promise: OutputSpec | None = None,
     kind: type[AnyModel] | None = None,
 ) -> IntegrityCheck:
-    """Save ``after`` into ``folder`` and run the checks of a stage called `squeeze`."""
+    """Save both models below ``folder`` and check ``after`` as the output of a stage called `squeeze`."""
     for name, model in (("before", before), ("after", after)):
         (folder / name).mkdir()
         model.save(folder / name)
@@ -71,7 +71,7 @@ def breach(*arguments: Any, **options: Any) -> str:
     return caught.value.what
 
 
-def test_an_output_that_keeps_the_contract_passes_and_says_what_was_seen(tmp_path: Path):
+def test_valid_output_passes_and_reports_findings(tmp_path: Path):
     integrity = check(torch_model(0), torch_model(1), tmp_path, OutputSpec(max_size_ratio=1.01))
     assert [name for name, _ in integrity.findings] == [
         "weights finite", "tensors changed", "size", "predictions", "saved and loaded",
@@ -83,7 +83,7 @@ def test_an_output_that_keeps_the_contract_passes_and_says_what_was_seen(tmp_pat
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_weight_that_is_not_finite(bad: float, tmp_path: Path):
+def test_weight_that_is_not_finite_is_rejected(bad: float, tmp_path: Path):
     model = torch_model(1)
     with torch.no_grad():
         model.module.bert.encoder.layer[1].output.dense.weight[3, 4] = bad
@@ -91,17 +91,17 @@ def test_a_weight_that_is_not_finite(bad: float, tmp_path: Path):
     assert "'bert.encoder.layer.1.output.dense.weight' holds NaN or infinite values" in what
 
 
-def test_weights_that_did_not_change(tmp_path: Path):
+def test_unchanged_weights_are_rejected(tmp_path: Path):
     assert "no weight changed" in breach(torch_model(0), torch_model(0), tmp_path)
 
 
-def test_unchanged_weights_pass_where_no_change_was_promised(tmp_path: Path):
+def test_unchanged_weights_pass_for_stage_that_changes_none(tmp_path: Path):
     integrity = check(torch_model(0), torch_model(0), tmp_path, OutputSpec(changes_weights=False))
     assert "tensors changed" not in dict(integrity.findings)
 
 
 @pytest.mark.parametrize("change", ["one value", "a row less", "a tensor less"])
-def test_any_change_counts(change: str):
+def test_every_kind_of_tensor_change_is_counted(change: str):
     model, digests_before = torch_model(0), inspector_of(torch_model(0)).digests()
     if change == "one value":
         with torch.no_grad():
@@ -117,12 +117,12 @@ def test_any_change_counts(change: str):
     assert dict(integrity.findings)["tensors changed"] == ("16" if change == "a tensor less" else "1")
 
 
-def test_a_result_larger_than_promised(tmp_path: Path):
+def test_output_larger_than_guaranteed_is_rejected(tmp_path: Path):
     what = breach(torch_model(0), torch_model(1), tmp_path, OutputSpec(max_size_ratio=0.5))
     assert "100% of its input's; the stage guarantees at most 50%" in what
 
 
-def test_what_lies_around_the_tensors_is_not_promised_to_shrink(tmp_path: Path):
+def test_size_guarantee_covers_tensors_and_not_other_files(tmp_path: Path):
     smaller = tiny.encoder(seed=1, num_hidden_layers=1)
     for name, model in (("before", torch_model(0)), ("after", smaller)):
         (tmp_path / name).mkdir()
@@ -144,21 +144,21 @@ def test_what_lies_around_the_tensors_is_not_promised_to_shrink(tmp_path: Path):
         IntegrityCheck("squeeze", OutputSpec(max_size_ratio=0.3, overhead_bytes=over - 1))._size(size_before, after)
 
 
-def test_the_same_prediction_for_every_example(tmp_path: Path):
+def test_equal_predictions_for_all_examples_are_rejected(tmp_path: Path):
     model = torch_model(1)
     torch.nn.init.zeros_(model.module.classifier.weight)
     assert "predicts the same for every example" in breach(torch_model(0), model, tmp_path)
 
 
-def test_predictions_that_are_not_finite_from_weights_that_are(tmp_path: Path):
+def test_non_finite_predictions_of_finite_weights_are_rejected(tmp_path: Path):
     model = torch_model(1)
     torch.nn.init.constant_(model.module.classifier.weight, 3e38)
     torch.nn.init.constant_(model.module.bert.pooler.dense.bias, 20.0)
     assert "predictions hold NaN or infinite values" in breach(torch_model(0), model, tmp_path)
 
 
-class Forgetful(TorchModel):
-    """A broken stage's output: what it saves is not what it holds."""
+class SavesOtherWeights(TorchModel):
+    """A model whose saved weights differ from those in memory."""
 
     def save(self, directory: Path) -> None:
         other = copy.deepcopy(self.module)
@@ -167,15 +167,15 @@ class Forgetful(TorchModel):
         TorchModel(other, self.processor).save(directory)
 
 
-def test_a_reload_that_predicts_otherwise(tmp_path: Path):
+def test_reloaded_model_with_different_predictions_is_rejected(tmp_path: Path):
     model = torch_model(1)
-    broken = Forgetful(model.module, model.processor)
+    broken = SavesOtherWeights(model.module, model.processor)
     what = breach(torch_model(0), broken, tmp_path, kind=TorchModel)
     assert "once saved and loaded it predicts otherwise" in what and "1.0e-03" in what
 
 
-class WrongTokens(TorchModel):
-    """A broken stage's output: its tokenizer is saved with other ids."""
+class SavesOtherTokenIds(TorchModel):
+    """A model whose tokenizer is saved with different token ids."""
 
     def save(self, directory: Path) -> None:
         self.module.save_pretrained(directory)
@@ -185,15 +185,15 @@ class WrongTokens(TorchModel):
         type(self.processor)(vocab={**vocabulary, **turned}).save_pretrained(directory)
 
 
-def test_a_reload_with_another_tokenizer(tmp_path: Path):
+def test_reloaded_model_with_different_tokenizer_is_rejected(tmp_path: Path):
     model = torch_model(1)
-    broken = WrongTokens(model.module, model.processor)
+    broken = SavesOtherTokenIds(model.module, model.processor)
     what = breach(torch_model(0), broken, tmp_path, kind=TorchModel)
     assert "once saved and loaded it predicts otherwise" in what
 
 
 @pytest.mark.parametrize("change", [lambda array: array.reshape(1, *array.shape), lambda array: array.view(np.int32)])
-def test_digests_tell_shapes_and_types_of_the_same_bytes_apart(change: Callable[[np.ndarray], np.ndarray]):
+def test_digests_differ_for_equal_bytes_of_other_shape_or_type(change: Callable[[np.ndarray], np.ndarray]):
     first, other = onnx_model(), onnx_model()
     tensor = next(entry for entry in other.graph.graph.initializer if entry.data_type == onnx.TensorProto.FLOAT)
     tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor)), tensor.name))
@@ -221,7 +221,7 @@ def decoder_check(
 
 
 def change(checkpoint: Checkpoint, name: str, changed: Callable[[torch.Tensor], torch.Tensor]) -> Checkpoint:
-    """The same folder with one tensor of the weights changed."""
+    """Replace one tensor of the checkpoint's file and return the checkpoint loaded again."""
     path = checkpoint.folder / "model.safetensors"
     tensors = load_file(path)
     tensors[name] = changed(tensors[name])
@@ -230,17 +230,17 @@ def change(checkpoint: Checkpoint, name: str, changed: Callable[[torch.Tensor], 
     return type(checkpoint)(checkpoint.folder)
 
 
-def test_checkpoints_are_held_to_the_same_contract(tmp_path: Path):
+def test_quantized_checkpoint_passes_integrity_checks(tmp_path: Path):
     source = save_tiny_llama(tmp_path / "source")
     quantized = quantize_tiny_llama(source, tmp_path / "quantized")
     findings = dict(decoder_check(source, quantized, tmp_path / "saved", OutputSpec(max_size_ratio=0.8)).findings)
     assert findings["saved and loaded"] == "logits differ by 0e+00"
     linears = 14
-    # Four parts for a layer, the table's float16 and its four parts, the float32 tensors that are float16 now.
+    # Each linear layer: 4 new tensors and 1 removed; the embedding table: 4 parts; 6 float32 tensors cast to float16.
     assert findings["tensors changed"] == str(linears * 4 + linears + 4 + 6)
 
 
-def test_a_scale_that_is_not_finite(tmp_path: Path):
+def test_quantization_scale_that_is_not_finite_is_rejected(tmp_path: Path):
     source = save_tiny_llama(tmp_path / "source")
     quantized = quantize_tiny_llama(source, tmp_path / "quantized")
 
@@ -253,7 +253,7 @@ def test_a_scale_that_is_not_finite(tmp_path: Path):
         decoder_check(source, broken, tmp_path / "saved")
 
 
-def test_a_large_tensor_is_checked_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_large_tensor_is_checked_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("compress.formats.integrity.CHUNK_ELEMENTS", 1000)
     source = save_tiny_llama(tmp_path / "source")
     pieces = [array for name, array in inspector_of(source).float_arrays() if name == "model.embed_tokens.weight"]

@@ -1,4 +1,4 @@
-"""Runs that are killed or interrupted, as processes: the next run goes on and ends with the same bits."""
+"""Tests of killed and interrupted run processes: the resumed run is compared bit by bit with an undisturbed run."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from compress.pipeline.cache import Cache
 
 pytestmark = pytest.mark.slow
 LABELS = tiny_run.LABELS_OF_STAGES
-# The exported model as the baseline: any other would be exported once more, to be measured.
+# The baseline is the exported model: any other would be exported a second time to be measured.
 OPTIONS = ("--set", "benchmark.every_stage=false", "--set", "baseline=onnx")
 PATIENCE_SECONDS = 300.0
 NOISE = ("site-packages", "torchao", "Failed to load", "Warning", "deprecated")
-"""What other libraries would say on the terminal."""
+"""Parts of warnings that other libraries would print on the terminal."""
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with model, data and recipe, and the artifacts of an undisturbed run."""
+def recipe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with model, data and recipe, and the artifacts of an undisturbed run."""
     folder = tmp_path_factory.mktemp("place")
     recipe = tiny_run.write_all(folder)
     done = tiny_run.compress_anew("run", recipe, "--artifacts", folder / "artifacts", *OPTIONS)
@@ -36,13 +36,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(place: Path, artifacts: Path) -> Forked:
-    """A run in a process group of its own, as a terminal starts it."""
-    return tiny_run.start("run", place / "tiny.yaml", "--artifacts", artifacts, *OPTIONS)
+def start(recipe_folder: Path, artifacts: Path) -> Forked:
+    """Start a run in its own process group, as a terminal does."""
+    return tiny_run.start("run", recipe_folder / "tiny.yaml", "--artifacts", artifacts, *OPTIONS)
 
 
 def wait_for(process: Forked, artifacts: Path, text: str) -> None:
-    """Until the run's log has ``text``."""
+    """Wait until the run's log contains ``text``."""
     end = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < end:
         if any(text in log.read_text() for log in artifacts.glob("runs/tiny/*/run.log")):
@@ -52,19 +52,19 @@ def wait_for(process: Forked, artifacts: Path, text: str) -> None:
     raise AssertionError(f"the run never said {text!r}")
 
 
-def finish(place: Path, artifacts: Path) -> dict[str, bool]:
-    """Run to the end; label -> whether the stage came from the cache."""
-    done = tiny_run.compress("run", place / "tiny.yaml", "--artifacts", artifacts, *OPTIONS)
+def finish(recipe_folder: Path, artifacts: Path) -> dict[str, bool]:
+    """Run to the end and return for each stage label whether it was a cache hit."""
+    done = tiny_run.compress("run", recipe_folder / "tiny.yaml", "--artifacts", artifacts, *OPTIONS)
     assert done.returncode == 0, done.stderr
-    assert tiny_run.stage_digests(artifacts) == tiny_run.stage_digests(place / "artifacts")
+    assert tiny_run.stage_digests(artifacts) == tiny_run.stage_digests(recipe_folder / "artifacts")
     assert Cache(artifacts / "cache").remove_partial() == 0
     return tiny_run.cached_stages(tiny_run.read_report(artifacts))
 
 
-def all_done(place: Path, artifacts: Path) -> None:
-    """Artifacts in which every stage is done and nothing is measured."""
-    for stage in tiny_run.read_report(place / "artifacts")["stages"]:
-        shutil.copytree(place / "artifacts" / "cache" / stage["key"], artifacts / "cache" / stage["key"])
+def copy_stage_cache(recipe_folder: Path, artifacts: Path) -> None:
+    """Copy the cache entries of all stages to ``artifacts``, without any measurement."""
+    for stage in tiny_run.read_report(recipe_folder / "artifacts")["stages"]:
+        shutil.copytree(recipe_folder / "artifacts" / "cache" / stage["key"], artifacts / "cache" / stage["key"])
 
 
 def kill(process: Forked) -> None:
@@ -73,33 +73,33 @@ def kill(process: Forked) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-def from_the_cache(artifacts: Path) -> list[str]:
-    """What the run that began last took from there, by its log."""
+def cached_stages_in_log(artifacts: Path) -> list[str]:
+    """Return the labels of the latest run's cache hits, read from its log."""
     log = max(artifacts.glob("runs/tiny/20*/run.log")).read_text()
     return re.findall(r"(\w+): from the cache$", log, flags=re.MULTILINE)
 
 
-def test_a_run_killed_within_each_stage_goes_on_from_there(place: Path, tmp_path: Path) -> None:
+def test_run_killed_in_each_stage_resumes_from_that_stage(recipe_folder: Path, tmp_path: Path) -> None:
     for index, label in enumerate(LABELS):
-        process = start(place, tmp_path)
-        # The first is killed while it trains, the others at any moment.
+        process = start(recipe_folder, tmp_path)
+        # The first stage is killed while it trains, the others at an arbitrary moment.
         wait_for(process, tmp_path, f"[{index + 1}/{len(LABELS)}] {label}\n" if index else "finetune (")
         kill(process)
-        assert from_the_cache(tmp_path) == list(LABELS[: max(index - 1, 0)])
+        assert cached_stages_in_log(tmp_path) == list(LABELS[: max(index - 1, 0)])
         assert not (tmp_path / "runs" / "tiny" / "latest").exists()
-        # What a stage left half-done counts for nothing.
+        # A partial folder is not a cache entry.
         folders = {path.name[:8] for path in (tmp_path / "cache").iterdir() if path.is_dir()}
         assert index or folders == {"partial-"}
         assert len(Cache(tmp_path / "cache").entries()) == index
-    assert list(finish(place, tmp_path).values()) == [True] * (len(LABELS) - 1) + [False]
+    assert list(finish(recipe_folder, tmp_path).values()) == [True] * (len(LABELS) - 1) + [False]
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_that_ends_while_it_measures_leaves_no_process_and_goes_on(
-    place: Path, tmp_path: Path, sent: signal.Signals
+def test_run_ended_while_measuring_leaves_no_child_process(
+    recipe_folder: Path, tmp_path: Path, sent: signal.Signals
 ) -> None:
-    all_done(place, tmp_path)
-    process = start(place, tmp_path)
+    copy_stage_cache(recipe_folder, tmp_path)
+    process = start(recipe_folder, tmp_path)
     wait_for(process, tmp_path, "evaluate onnx_int8")
     run = psutil.Process(process.pid)
     end = time.monotonic() + PATIENCE_SECONDS
@@ -111,15 +111,15 @@ def test_a_run_that_ends_while_it_measures_leaves_no_process_and_goes_on(
     assert "Traceback" not in stderr
     assert psutil.wait_procs(children, timeout=20)[1] == []
     if sent == signal.SIGKILL:
-        assert all(finish(place, tmp_path).values())
+        assert all(finish(recipe_folder, tmp_path).values())
 
 
-def test_an_interrupt_says_one_line_and_the_next_run_goes_on(place: Path, tmp_path: Path) -> None:
+def test_interrupt_prints_one_line_and_next_run_resumes(recipe_folder: Path, tmp_path: Path) -> None:
     older = tmp_path / "runs" / "tiny" / "older"
     older.mkdir(parents=True)
     (older.parent / "latest").symlink_to("older")
     for moment in ("finetune (", "[5/6] onnx"):
-        process = start(place, tmp_path)
+        process = start(recipe_folder, tmp_path)
         wait_for(process, tmp_path, moment)
         os.killpg(process.pid, signal.SIGINT)
         stdout, stderr = process.communicate(timeout=PATIENCE_SECONDS)
@@ -132,5 +132,5 @@ def test_an_interrupt_says_one_line_and_the_next_run_goes_on(place: Path, tmp_pa
         log = max(tmp_path.glob("runs/tiny/20*/run.log"))
         assert log.read_text().splitlines()[-1].endswith(" interrupted")
         assert {path.name for path in log.parent.iterdir()} == {"run.log", "recipe.yaml"}
-        assert from_the_cache(tmp_path) == []
-    assert list(finish(place, tmp_path).values()) == [True] * 4 + [False] * 2
+        assert cached_stages_in_log(tmp_path) == []
+    assert list(finish(recipe_folder, tmp_path).values()) == [True] * 4 + [False] * 2

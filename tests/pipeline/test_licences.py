@@ -1,4 +1,4 @@
-"""What sources say of their licences is read where they say it, carried on, and stops what it forbids."""
+"""Tests of licences: detection in model cards, files and packages, duties of the result, and forbidden runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from compress.utils.errors import InputError
 
 
 def recipe(**changes: Any) -> Recipe:
-    """A recipe of a classifier, with top-level fields replaced."""
+    """Return a recipe of a text classifier with the top-level fields in ``changes`` replaced."""
     values: dict[str, Any] = {
         "name": "toy",
         "task": "text-classification",
@@ -39,8 +39,8 @@ def recipe(**changes: Any) -> Recipe:
     return Recipe.model_validate({**values, **changes})
 
 
-def place(folder: Path, name: str, licence: str | None = None) -> Path:
-    """A folder with a card that says so, or with nothing."""
+def model_folder_with_card(folder: Path, name: str, licence: str | None = None) -> Path:
+    """Create a model folder with a model card that states ``licence``, or an empty folder without one."""
     model_folder = folder / name
     model_folder.mkdir(parents=True)
     if licence is not None:
@@ -57,7 +57,7 @@ def place(folder: Path, name: str, licence: str | None = None) -> Path:
         ("llama2", "LicenseRef-llama2", ("use-restrictions", "no-training")),
         ("llama3.1", "LicenseRef-llama3.1", ("use-restrictions",)),
         ("creativeml-openrail-m", "LicenseRef-creativeml-openrail-m", ("use-restrictions",)),
-        # Who may choose is asked for what both ask; who may not, for what either does. AND binds closer.
+        # OR has only the duties that both licences share, AND has those of either; AND binds tighter than OR.
         ("MIT OR GPL-2.0-only", "MIT OR GPL-2.0-only", ()),
         ("(MIT OR GPL-2.0-only) AND CC-BY-NC-4.0", "(MIT OR GPL-2.0-only) AND CC-BY-NC-4.0", ("non-commercial",)),
         ("MIT OR GPL-2.0-only AND CC-BY-NC-4.0", "MIT OR GPL-2.0-only AND CC-BY-NC-4.0", ()),
@@ -66,13 +66,13 @@ def place(folder: Path, name: str, licence: str | None = None) -> Path:
         ("", NOT_STATED, ()),
     ],
 )
-def test_a_licence_is_an_spdx_expression_with_its_duties(licence: str, expected: str, asks: tuple[str, ...]) -> None:
+def test_licence_becomes_spdx_expression_with_duties(licence: str, expected: str, asks: tuple[str, ...]) -> None:
     assert (canonical(licence), duties(canonical(licence))) == (expected, asks)
     if expected != NOT_STATED:
         assert canonicalize_license_expression(expected) == expected
 
 
-def test_licences_together_and_names_of_the_hub() -> None:
+def test_licences_are_joined_and_mapped_to_hub_names() -> None:
     assert joined(["MIT", "Apache-2.0", "MIT"]) == "Apache-2.0 AND MIT"
     assert joined(["MIT OR ISC", "Zlib"]) == "(MIT OR ISC) AND Zlib"
     assert joined(["MIT", NOT_STATED]) == joined([]) == NOT_STATED
@@ -82,39 +82,42 @@ def test_licences_together_and_names_of_the_hub() -> None:
     assert [is_known(licence) for licence in known] == [True, True, True, False, False]
 
 
-def test_every_sample_has_an_expression() -> None:
+def test_every_sample_has_an_spdx_expression() -> None:
     for name, sample in known_samples().items():
         if sample.kind != "runtime":
             assert sample.spdx == canonical(sample.spdx or "") != NOT_STATED, name
 
 
 def _gguf(path: Path, licence: str) -> Path:
-    """A file of one entry of metadata and no tensor, as the format's specification has it."""
+    """Write a GGUF file with the metadata key `general.license` and no tensor, as the specification defines it."""
     text = lambda value: struct.pack("<Q", len(value)) + value.encode()  # noqa: E731
     entry = text("general.license") + struct.pack("<I", 8) + text(licence)
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + entry)
     return path
 
 
-def test_places_where_a_source_says_it(tmp_path: Path) -> None:
-    assert find_licence(place(tmp_path, "card", "bigscience-openrail-m")) == (
+def test_licence_is_read_from_card_config_gguf_and_reuse_file(tmp_path: Path) -> None:
+    assert find_licence(model_folder_with_card(tmp_path, "card", "bigscience-openrail-m")) == (
         "LicenseRef-bigscience-openrail-m",
         "README.md",
     )
-    assert find_licence(place(tmp_path, "several", "[mit, cc-by-4.0]")).licence == "CC-BY-4.0 AND MIT"
-    assert find_licence(place(tmp_path, "other", "other\nlicense_name: my-terms")).licence == "LicenseRef-my-terms"
+    assert find_licence(model_folder_with_card(tmp_path, "several", "[mit, cc-by-4.0]")).licence == "CC-BY-4.0 AND MIT"
+    assert (
+        find_licence(model_folder_with_card(tmp_path, "other", "other\nlicense_name: my-terms")).licence
+        == "LicenseRef-my-terms"
+    )
     assert find_licence(_gguf(tmp_path / "model.gguf", "llama3.1")) == ("LicenseRef-llama3.1", "model.gguf")
-    config = place(tmp_path, "config")
+    config = model_folder_with_card(tmp_path, "config")
     (config / "config.json").write_text(json.dumps({"license": "mit"}))
     assert find_licence(config) == ("MIT", "config.json")
     (tmp_path / "rows.csv").write_text("text,label\n")
     assert find_licence(tmp_path / "rows.csv") == (NOT_STATED, "")
-    # REUSE 3.3: the licence of a file that has no comments stands beside it.
+    # REUSE 3.3: the licence of a file that cannot hold comments is stated in a file `NAME.license` beside it.
     (tmp_path / "rows.csv.license").write_text(
         "SPDX-FileCopyrightText: 2026 Me\n\nSPDX-License-Identifier: CC-BY-4.0\n"
     )
     assert find_licence(tmp_path / "rows.csv") == ("CC-BY-4.0", "rows.csv.license")
-    (place(tmp_path, "broken") / "README.md").write_text("---\nlicense: [mit\n---\n")
+    (model_folder_with_card(tmp_path, "broken") / "README.md").write_text("---\nlicense: [mit\n---\n")
     assert find_licence(tmp_path / "broken" / "rows.csv") == (NOT_STATED, "")
     with pytest.raises(InputError, match="front matter is no YAML"):
         find_licence(tmp_path / "broken")
@@ -127,20 +130,20 @@ def test_places_where_a_source_says_it(tmp_path: Path) -> None:
         ("You may look at this.", "LicenseRef-LICENSE-of-the-source"),
     ],
 )
-def test_a_licence_text_is_known_by_its_tag_alone(text: str, expected: str, tmp_path: Path) -> None:
+def test_licence_text_is_identified_only_by_spdx_tag(text: str, expected: str, tmp_path: Path) -> None:
     (tmp_path / "LICENSE").write_text(text)
     assert find_licence(tmp_path) == (expected, "LICENSE")
 
 
-def test_packages_say_it_in_their_metadata() -> None:
-    # As their pages on PyPI have it.
+def test_licence_of_package_is_read_from_its_metadata() -> None:
+    # The expected licences are those on the packages' PyPI pages.
     assert (package_licence("onnxruntime"), package_licence("huggingface_hub")) == ("MIT", "Apache-2.0")
     assert package_licence("no-such-package") == NOT_STATED
 
 
-def test_sources_and_runtimes_are_all_found(tmp_path: Path) -> None:
-    place(tmp_path, "model", "apache-2.0")
-    place(tmp_path, "adapter", "cc-by-nc-4.0")
+def test_licences_of_all_sources_and_runtimes_are_listed(tmp_path: Path) -> None:
+    model_folder_with_card(tmp_path, "model", "apache-2.0")
+    model_folder_with_card(tmp_path, "adapter", "cc-by-nc-4.0")
     merged = recipe(
         stages=[{"merge_lora": {"adapter": "adapter"}}, "onnx"], licences={"stated": {"train.csv": "CC BY-SA 4.0"}}
     )
@@ -162,8 +165,8 @@ def test_sources_and_runtimes_are_all_found(tmp_path: Path) -> None:
     assert words[-1] == "no licence is stated of test data test.csv; `licences.stated` of the recipe may say it"
 
 
-def test_a_model_without_derivatives_is_refused_but_for_a_reason(tmp_path: Path) -> None:
-    place(tmp_path, "model", "cc-by-nd-4.0")
+def test_no_derivatives_model_is_rejected_unless_recipe_allows_it(tmp_path: Path) -> None:
+    model_folder_with_card(tmp_path, "model", "cc-by-nd-4.0")
     forbidden = recipe()
     with pytest.raises(InputError, match=r"model model, CC-BY-ND-4\.0 permits no derivatives") as caught:
         refuse_forbidden(find_licences(forbidden, tmp_path), forbidden)
@@ -178,13 +181,13 @@ def test_a_model_without_derivatives_is_refused_but_for_a_reason(tmp_path: Path)
         recipe(licences={"allowed": {"model": " "}})
 
 
-def test_a_teacher_that_may_not_teach_is_refused(tmp_path: Path) -> None:
-    place(tmp_path, "big", "llama2")
-    place(tmp_path, "small", "apache-2.0")
+def test_teacher_whose_licence_forbids_training_is_rejected(tmp_path: Path) -> None:
+    model_folder_with_card(tmp_path, "big", "llama2")
+    model_folder_with_card(tmp_path, "small", "apache-2.0")
     stages = [{"distill": {"student": {"model": "small"}}}, "onnx"]
     taught = recipe(model="big", stages=stages)
     licences = find_licences(taught, tmp_path)
-    # The student's weights ship; the teacher's duties stay known.
+    # Only the student's weights ship, so only its licence is carried over.
     assert carried(licences) == "Apache-2.0"
     with pytest.raises(InputError, match=r"forbids to train other models .*teaches small"):
         refuse_forbidden(licences, taught)
@@ -192,8 +195,8 @@ def test_a_teacher_that_may_not_teach_is_refused(tmp_path: Path) -> None:
     refuse_forbidden(find_licences(taught, tmp_path), taught)
 
 
-def test_a_run_of_a_run_knows_the_first_ones_data(tmp_path: Path) -> None:
-    place(tmp_path, "model", "apache-2.0")
+def test_run_of_earlier_run_inherits_licences_of_its_data(tmp_path: Path) -> None:
+    model_folder_with_card(tmp_path, "model", "apache-2.0")
     first = recipe(licences={"stated": {"train.csv": "CC-BY-NC-4.0"}})
     report = Report(recipe="first", licences=find_licences(first, tmp_path))
     (tmp_path / "runs" / "model").mkdir(parents=True)
@@ -208,16 +211,16 @@ def test_a_run_of_a_run_knows_the_first_ones_data(tmp_path: Path) -> None:
     )
 
 
-def test_names_that_the_recipe_does_not_read(tmp_path: Path) -> None:
+def test_stated_licence_of_unknown_source_is_rejected(tmp_path: Path) -> None:
     strange = recipe(licences={"stated": {"trian.csv": "MIT"}})
     with pytest.raises(InputError, match=r"nothing that is called 'trian\.csv'. Did you mean 'train\.csv'"):
         find_licences(strange, tmp_path)
 
 
-def test_a_recipe_keeps_its_words_wherever_it_is_read(tmp_path: Path) -> None:
+def test_stated_licences_survive_absolute_paths(tmp_path: Path) -> None:
     from compress.pipeline.run import with_absolute_paths
 
-    place(tmp_path, "model")
+    model_folder_with_card(tmp_path, "model")
     (tmp_path / "train.csv").write_text("text,label\n")
     stated_recipe = recipe(licences={"stated": {"model": "mit", "train.csv": "cc0-1.0"}})
     moved = with_absolute_paths(stated_recipe, tmp_path)

@@ -1,4 +1,4 @@
-"""The plan: what it finds, what it predicts and what it refuses, before any model is loaded."""
+"""Tests of the plan: predicted parameters, time, memory and disk, and input errors found before a model is loaded."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a model and three splits of 100, 10 and 20 rows of 40 bytes each."""
+    """Return a folder with a model and three splits of 100, 10 and 20 rows of 40 bytes each."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty-cache"))
     monkeypatch.setattr("compress.pipeline.planning.machine_flops_per_second", lambda: 1e9)
     for split, rows in (("train", 100), ("validation", 10), ("test", 20)):
@@ -91,7 +91,7 @@ def refusal(recipe_to_plan: Recipe, folder: Path, artifacts: Path) -> str:
     return str(caught.value)
 
 
-def test_parameters_are_those_that_torch_counts(model: Path) -> None:
+def test_parameter_counts_equal_those_of_torch(model: Path) -> None:
     shape, module = read_shape(model), bert()
     embeddings = sum(parameter.numel() for name, parameter in module.named_parameters() if "_embeddings.weight" in name)
     attention = sum(parameters(layer.attention) for layer in module.bert.encoder.layer)
@@ -101,7 +101,7 @@ def test_parameters_are_those_that_torch_counts(model: Path) -> None:
     assert (shape.layers, shape.hidden, shape.intermediate, shape.heads) == (4, 16, 32, 2)
 
 
-def test_a_student_of_fewer_layers_has_the_size_that_torch_gives_it(model: Path) -> None:
+def test_predicted_size_of_student_with_fewer_layers_is_exact(model: Path) -> None:
     stage = Distill.model_validate({"student": {"layers": [0, 3]}})
     student = stage.predict(read_shape(model), PLAN).shape
     assert student is not None
@@ -111,32 +111,32 @@ def test_a_student_of_fewer_layers_has_the_size_that_torch_gives_it(model: Path)
 @pytest.mark.parametrize(
     "changes", [{"hidden_size": 8}, {"intermediate_size": 64}, {"num_hidden_layers": 2, "hidden_size": 64}]
 )
-def test_a_student_from_a_config_has_about_the_size_that_torch_gives_it(model: Path, changes: dict[str, int]) -> None:
+def test_predicted_size_of_student_from_config_is_close(model: Path, changes: dict[str, int]) -> None:
     stage = Distill.model_validate({"student": {"config": changes}})
     student = stage.predict(read_shape(model), PLAN).shape
     assert student is not None
     assert student.parameters == pytest.approx(parameters(bert(**changes)), rel=0.1)
 
 
-def test_a_student_whose_config_changes_something_else_is_not_guessed(model: Path) -> None:
+def test_size_is_unknown_for_other_config_changes(model: Path) -> None:
     stage = Distill.model_validate({"student": {"config": {"vocab_size": 10}}})
     assert stage.predict(read_shape(model), PLAN).shape is None
 
 
-def test_pruning_takes_its_share() -> None:
+def test_pruning_reduces_predicted_parameters() -> None:
     shape = Shape(embeddings=100, attention=80, feed_forward=160, other=10, layers=4, intermediate=32)
     pruned = Prune.model_validate({"heads": 0.5, "feed_forward": 0.25, "layers": 1}).predict(shape, PLAN).shape
     assert pruned is not None
-    # three of four layers; half of 60; three quarters of 120
+    # 3 of 4 layers remain; attention keeps 1/2 of 60, feed-forward 3/4 of 120.
     assert (pruned.layers, pruned.attention, pruned.feed_forward, pruned.embeddings) == (3, 30, 90, 100)
 
 
-def test_pruning_every_layer_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_pruning_every_layer_is_rejected(folder: Path, tmp_path: Path) -> None:
     text = refusal(recipe([{"prune": {"layers": 4}}]), folder, tmp_path)
     assert "Pruning removes 4 layers of a model that has 4" in text
 
 
-def test_an_architecture_whose_parts_are_not_known_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_head_pruning_of_mpnet_is_rejected(folder: Path, tmp_path: Path) -> None:
     MPNetForSequenceClassification(MPNetConfig(**CONFIG)).save_pretrained(folder / "model")
     text = refusal(recipe([{"prune": {"heads": 0.5}}]), folder, tmp_path / "artifacts")
     assert "Heads of a 'mpnet' model cannot be pruned: all layers share encoder.relative_attention_bias" in text
@@ -149,10 +149,10 @@ def test_training_time_is_flops_over_rate(folder: Path, tmp_path: Path) -> None:
     working = parameters(module) - sum(
         parameter.numel() for name, parameter in module.named_parameters() if "_embeddings.weight" in name
     )
-    tokens = 100 * 8  # 40 bytes are 10 tokens, cut at max_length 8
+    tokens = 100 * 8  # 40 bytes are estimated as 10 tokens, truncated at max_length 8
     assert plan.stages[0].seconds.value == pytest.approx(6 * working * tokens * 2 / 1e9)
     assert "estimate" in plan.stages[0].seconds.note
-    # Both move 4 bytes a parameter at 200 MB/s within half a second more; the tracer takes 4 s and 65 ms a tensor.
+    # Both stages copy 4 bytes per parameter at 200 MB/s plus 0.5 s; tracing takes 4 s plus 65 ms per tensor.
     handled = 0.5 + 4 * parameters(module) / 2e8
     traced = 4 + 0.065 * len(list(module.parameters()))
     assert plan.stages[1].seconds.value == pytest.approx(handled + traced)
@@ -163,8 +163,8 @@ def test_training_time_is_flops_over_rate(folder: Path, tmp_path: Path) -> None:
         assert getattr(plan.seconds, end) == pytest.approx(sum(getattr(part, end) for part in parts))
 
 
-def test_epochs_teachers_and_written_text_count() -> None:
-    """The model has 4 layers of 20 + 40."""
+def test_training_time_counts_epochs_teacher_and_generated_text() -> None:
+    """Each of the model's 4 layers has 20 attention and 40 feed-forward parameters."""
     shape = Shape(embeddings=100, attention=80, feed_forward=160, other=10, layers=4, hidden=8)
     plan = replace(PLAN, splits={"train": Text(rows=10, size_bytes=400)}, rate=lambda: 1.0)
     tokens = 10 * 8
@@ -175,25 +175,23 @@ def test_epochs_teachers_and_written_text_count() -> None:
     assert seconds(Finetune(epochs=3)) == pytest.approx(6 * 3 * 250 * tokens)
     distill = Distill(student={"layers": [0, 3]}, epochs=3)  # type: ignore[arg-type]
     assert seconds(distill) == pytest.approx((6 * 3 * 130 + 2 * 250) * tokens)
-    # What the teacher writes is all that is learned, and it reads each token of that once more.
+    # The student trains only on the teacher's text; the teacher runs twice per token, to write and to score it.
     writes = DistillLanguageModel(teacher="start", epochs=3, teacher_writes={"conversations": 1})  # type: ignore[arg-type]
     assert seconds(writes, replace(plan, shapes={"start": shape})) == pytest.approx(
         (6 * 3 * 250 + 2 * 250 + 2 * 250) * 200
     )
 
 
-def test_memory_of_training_is_sixteen_bytes_a_parameter_and_the_activations(folder: Path, tmp_path: Path) -> None:
+def test_training_memory_is_16_bytes_per_parameter_plus_activations(folder: Path, tmp_path: Path) -> None:
     plan = make_plan(recipe(), folder, None, tmp_path)
-    # 4 layers x length 8 x batch 32 x (34 x 16 + 5 x 2 heads x 8) values' bytes, twice for fp32
+    # 4 layers x length 8 x batch 32 x (34 x hidden 16 + 5 x 2 heads x length 8) bytes in fp16, doubled for fp32
     activations = 2 * 4 * 8 * 32 * (34 * 16 + 5 * 2 * 8)
     assert plan.stages[0].peak_memory_bytes.value == LIBRARIES_BYTES + 16 * parameters(bert()) + activations
     shape = Shape(0, 0, 0, 0, layers=4, hidden=16, heads=2)
     assert activation_bytes(shape, batch=32, length=8) == activations
 
 
-def test_memory_without_training_is_the_libraries_and_three_copies_of_what_is_not_read_tensor_by_tensor(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_memory_without_training_is_libraries_plus_three_weight_copies(folder: Path, tmp_path: Path) -> None:
     export, quantize = make_plan(recipe(STAGES[1:]), folder, None, tmp_path).stages
     expected = LIBRARIES_BYTES + GRAPH_BYTES + 3 * 4 * parameters(bert())
     assert export.peak_memory_bytes.value == quantize.peak_memory_bytes.value == expected
@@ -202,12 +200,12 @@ def test_memory_without_training_is_the_libraries_and_three_copies_of_what_is_no
     assert make_plan(decoder, folder, None, tmp_path).stages[0].peak_memory_bytes.value is None
 
 
-def test_disk_of_every_stage_and_of_the_run(folder: Path, tmp_path: Path, model: Path) -> None:
+def test_disk_use_of_stages_and_run_is_predicted(folder: Path, tmp_path: Path, model: Path) -> None:
     plan = make_plan(recipe(), folder, None, tmp_path)
     processor = sum(file.stat().st_size for file in model.iterdir() if file.suffix != ".safetensors")
     full, eighth = 4 * parameters(bert()) + processor, parameters(bert()) + processor
     assert [stage.disk_bytes.value for stage in plan.stages] == [full, full, eighth]
-    assert plan.disk_needed_bytes.value == 2 * full + 2 * eighth  # the final model lies in the run, too
+    assert plan.disk_needed_bytes.value == 2 * full + 2 * eighth  # the final model is copied into the run folder
 
 
 def test_cached_stages_cost_nothing(folder: Path, tmp_path: Path) -> None:
@@ -219,7 +217,7 @@ def test_cached_stages_cost_nothing(folder: Path, tmp_path: Path) -> None:
     assert plan.disk_needed_bytes.value == 2 * quantized
 
 
-def test_what_stages_read_and_write(folder: Path, tmp_path: Path) -> None:
+def test_plan_lists_inputs_and_outputs_of_stages(folder: Path, tmp_path: Path) -> None:
     plan = make_plan(recipe(), folder, None, tmp_path)
     assert [(s.label, s.takes, s.gives, s.reads, s.cached) for s in plan.stages] == [
         ("finetune", "TorchModel", "TorchModel", ("train",), None),
@@ -234,7 +232,7 @@ def test_what_stages_read_and_write(folder: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_licences_are_told_and_kept_before_the_run(folder: Path, tmp_path: Path) -> None:
+def test_plan_lists_licences_and_rejects_forbidden_ones(folder: Path, tmp_path: Path) -> None:
     (folder / "model" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
     plan = make_plan(recipe(), folder, None, tmp_path)
     assert {part.of: part.licence for part in plan.licences}["model"] == "CC-BY-NC-4.0"
@@ -244,7 +242,7 @@ def test_licences_are_told_and_kept_before_the_run(folder: Path, tmp_path: Path)
     make_plan(recipe(licences={"allowed": {"model": "it is mine"}}), folder, None, tmp_path)
 
 
-def test_an_adapter_is_looked_at_before_the_run(folder: Path, tmp_path: Path) -> None:
+def test_plan_checks_adapter_folder(folder: Path, tmp_path: Path) -> None:
     stages = [{"merge_lora": {"adapter": "adapter"}}, {"onnx": {}}]
     assert "There is no folder 'adapter'" in refusal(recipe(stages), folder, tmp_path)
     (folder / "adapter").mkdir()
@@ -255,19 +253,19 @@ def test_an_adapter_is_looked_at_before_the_run(folder: Path, tmp_path: Path) ->
     assert row.size_bytes == sum(path.stat().st_size for path in (folder / "adapter").iterdir())
 
 
-def test_recovery_counts_pupil_teacher_and_judging(folder: Path, tmp_path: Path) -> None:
+def test_scale_tuning_time_counts_student_teacher_and_validation(folder: Path, tmp_path: Path) -> None:
     save_tiny_llama(folder / "decoder")
     tuning = {"steps": 10, "batch_size": 3, "sequence_length": 20, "validation_windows": 5}
     stages = [{"gptq": {"group_size": 32}}, {"tune_scales": tuning}, {"onnx": {}}]
     plan = make_plan(recipe(stages, task="text-generation", model="decoder"), folder, None, tmp_path)
     weights = read_shape(folder / "decoder").parameters
-    # 10 steps of 3 windows: forward and backward of the pupil (6), forward of the teacher (2); 15 forward to judge.
+    # 10 steps of 3 windows: student forward and backward (6), teacher forward (2); 15 forward passes to validate.
     assert plan.stages[1].seconds.value == pytest.approx((30 * 8 + 15 * 2) * 20 * weights / 1e9)
     assert plan.stages[1].disk_bytes == plan.stages[0].disk_bytes
 
 
-def test_measuring_a_language_model_is_reading_and_writing(folder: Path, tmp_path: Path) -> None:
-    """The start and what is exported of it read 4 windows of 8 tokens, and 16 in each of 4 launches; and write 48."""
+def test_measuring_time_of_language_model_counts_prefill_and_decode(folder: Path, tmp_path: Path) -> None:
+    """Both models read 4 windows of 8 tokens and 16 tokens in each of 4 launches, and write 48 tokens."""
     save_tiny_llama(folder / "decoder")
     changes = {
         "evaluation": {"windows": 4, "prompts": 2, "tokens": 8},
@@ -281,7 +279,7 @@ def test_measuring_a_language_model_is_reading_and_writing(folder: Path, tmp_pat
     assert plan.measuring.value == pytest.approx(6 + exported + 2 * (reading + writing + 1 + 4 * 0.35))
 
 
-def test_nncf_has_the_whole_model_in_memory_and_writes_what_gptq_does(folder: Path, tmp_path: Path) -> None:
+def test_nncf_loads_whole_model_and_writes_as_much_as_gptq(folder: Path, tmp_path: Path) -> None:
     save_tiny_llama(folder / "decoder")
     first = [
         {"nncf_weights": {"group_size": 32}},
@@ -298,7 +296,7 @@ def test_nncf_has_the_whole_model_in_memory_and_writes_what_gptq_does(folder: Pa
     assert None not in disks[0]
 
 
-def test_samples_that_are_not_fetched_are_unknown_and_count_as_disk(folder: Path, tmp_path: Path) -> None:
+def test_sample_not_downloaded_has_unknown_time_and_known_disk_use(folder: Path, tmp_path: Path) -> None:
     plan = make_plan(recipe(model="sample:minilm"), folder, None, tmp_path)
     assert plan.sources[0].status == "unknown until fetched"
     assert plan.stages[0].seconds.value is None
@@ -335,25 +333,25 @@ def _truncated(folder: Path) -> None:
         (lambda folder: (folder / "artifacts").write_text(""), "artifacts folder is a file"),
     ],
 )
-def test_damage_is_found_before_the_run(
+def test_damaged_inputs_are_rejected_by_plan(
     folder: Path, tmp_path: Path, damage: Callable[[Path], object], words: str
 ) -> None:
     damage(folder)
     assert words in refusal(recipe(), folder, tmp_path / "artifacts")
 
 
-def test_a_model_that_is_neither_a_path_nor_an_id(folder: Path, tmp_path: Path) -> None:
+def test_model_that_is_neither_path_nor_hub_id_is_rejected(folder: Path, tmp_path: Path) -> None:
     assert "there/is/none" in refusal(recipe(model="there/is/none"), folder, tmp_path)
     assert "./none" in refusal(recipe(model="./none"), folder, tmp_path)
 
 
-def test_a_column_that_the_file_lacks(folder: Path, tmp_path: Path) -> None:
+def test_missing_column_is_rejected_with_known_columns(folder: Path, tmp_path: Path) -> None:
     text = refusal(recipe(data={"columns": {"text": "review"}}), folder, tmp_path)
     assert "train.csv has no column 'review'" in text
     assert "text, label" in text
 
 
-def test_all_problems_come_at_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_problems_are_reported_together(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _pickled(folder)
     (folder / "test.csv").unlink()
     monkeypatch.setattr(compress.utils.environment, "version", _without("onnxscript"))
@@ -372,7 +370,7 @@ def _without(missing: str) -> Callable[[str], str]:
     return version
 
 
-def test_a_missing_extra_names_the_pip_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_error_names_pip_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compress.utils.environment, "version", _without("onnxscript"))
     needs = ["onnx>=1", "onnxscript>=0.7; extra == 'export'"]
     monkeypatch.setattr(compress.utils.environment, "_requirements", lambda: needs)
@@ -380,7 +378,7 @@ def test_a_missing_extra_names_the_pip_command(folder: Path, tmp_path: Path, mon
 
 
 LONG = json.dumps({"text": "word " * 30_000}) + "\n"
-"""A row that is longer than the beginning of a file that is read."""
+"""A row longer than the part of a file that is read to estimate the number of rows."""
 
 
 @pytest.mark.parametrize(
@@ -392,13 +390,13 @@ LONG = json.dumps({"text": "word " * 30_000}) + "\n"
         *(("x.jsonl", LONG * count, count) for count in (1, 3, 10)),
     ],
 )
-def test_rows_are_counted_by_the_beginning_of_a_file(tmp_path: Path, name: str, content: str, rows: int) -> None:
+def test_row_count_is_estimated_from_start_of_file(tmp_path: Path, name: str, content: str, rows: int) -> None:
     (tmp_path / name).write_text(content)
     text, columns = read_size(tmp_path / name)
     assert (text.rows, columns) == (rows, () if name == "x.json" else ("text",))
 
 
-def test_parquet_rows_come_from_its_metadata(tmp_path: Path) -> None:
+def test_parquet_row_count_is_read_from_metadata(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     pyarrow.parquet.write_table(pa.table({"text": [f"sentence {i}" for i in range(1234)]}), path)
     text, columns = read_size(path)
@@ -408,12 +406,12 @@ def test_parquet_rows_come_from_its_metadata(tmp_path: Path) -> None:
         read_size(path)
 
 
-def test_the_rate_is_one_that_a_processor_can_have() -> None:
+def test_measured_flops_per_second_are_plausible() -> None:
     assert 1e8 < machine_flops_per_second() < 1e14
 
 
 @pytest.mark.parametrize(("kind", "decided"), [("x86-vnni", "false"), ("x86-avx2", "saturating")])
-def test_the_plan_says_what_this_processor_makes_of_the_recipe(
+def test_plan_resolves_auto_settings_for_this_processor(
     kind: str, decided: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (compress.pipeline.planning, compress.formats.target_profile):

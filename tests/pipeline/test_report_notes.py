@@ -1,4 +1,4 @@
-"""Notes on processors without VNNI and on sparse weights."""
+"""Tests of report notes on processors without VNNI and on sparse weights."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def session(*stages: str) -> Any:
         ("x86-vnni", ("onnx", "onnx_int8"), False),
     ],
 )
-def test_what_a_processor_without_vnni_costs_is_measured(
+def test_note_compares_int8_and_float_speed_without_vnni(
     kind: str, stages: tuple[str, ...], has_note: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(target_profile, "processor_class", lambda: kind)
@@ -56,8 +56,8 @@ def test_what_a_processor_without_vnni_costs_is_measured(
     assert all("8-bit integers are 1.0 to 1.5 times as fast as those of float" in note for note in notes)
 
 
-def write(folder: Path, zeros: int) -> Path:
-    """A product with a weight of 8 x 10, so many of whose values are zero, and a bias of zeros, which don't count."""
+def save_matmul(folder: Path, zeros: int) -> Path:
+    """Save a MatMul with an [8, 10] weight of which ``zeros`` values are 0; the zero bias must not be counted."""
     weight = np.ones(80, dtype=np.float32)
     weight[:zeros] = 0
     tensors = {"w": weight.reshape(8, 10), "b": np.zeros(10, np.float32)}
@@ -80,9 +80,9 @@ def recipe_with_stage(**stage: object) -> Recipe:
         ((1.5, 1.4, 1.6), "it is 1.50 times as fast as the baseline, 1.40 to 1.60"),
     ],
 )
-def test_zeros_are_counted_and_said_beside_the_speed(speed: tuple[float, ...], message: str, tmp_path: Path) -> None:
-    artifacts = {"baseline": write(tmp_path / "dense", 0), "sparsify": write(tmp_path / "sparse", 20)}
-    artifacts["onnx"] = write(tmp_path / "hardly", 3)
+def test_note_states_share_of_zero_weights_and_speedup(speed: tuple[float, ...], message: str, tmp_path: Path) -> None:
+    artifacts = {"baseline": save_matmul(tmp_path / "dense", 0), "sparsify": save_matmul(tmp_path / "sparse", 20)}
+    artifacts["onnx"] = save_matmul(tmp_path / "hardly", 3)
     value, low, high = speed
     rows = [Measurement(model="sparsify", metric="speedup", target="cpu", value=value, unit="", low=low, high=high)]
     (line,) = sparse_notes(recipe_with_stage(sparsify={"pattern": "2:4"}), artifacts, rows, TARGETS["cpu"])
@@ -90,5 +90,5 @@ def test_zeros_are_counted_and_said_beside_the_speed(speed: tuple[float, ...], m
     assert line.endswith(message)
 
 
-def test_files_are_not_looked_at_where_no_stage_makes_zeros(tmp_path: Path) -> None:
+def test_files_are_not_read_when_no_stage_sparsifies(tmp_path: Path) -> None:
     assert sparse_notes(recipe_with_stage(prune={"heads": 0.5}), {"prune": tmp_path / "gone"}, [], TARGETS["cpu"]) == []

@@ -1,4 +1,4 @@
-"""Whole runs of a tiny recipe: what they leave, what they reuse, what they decide."""
+"""Tests of complete runs of a tiny recipe: files of a run, cache hits of later runs, limits and failures."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from compress.utils.storage import digest_directory, size_bytes
 LABELS = tiny_run.LABELS_OF_STAGES
 BOTH = 'targets=["cpu", "gpu"]'
 
-# Tracing in the exporter warns; the command line silences the same in `quiet_libraries`.
+# The exporter's tracing emits these warnings; the command line silences them in `quiet_libraries`.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 
 
 @dataclass
 class Done:
-    """A finished run, with what it said."""
+    """A finished run, the notes it printed, and its artifacts folder."""
 
     run: Run
     said: list[str]
@@ -48,8 +48,8 @@ class Done:
         return digests
 
 
-class Travelled(NamedTuple):
-    """Which stages came from the cache, and their digests."""
+class StageResults(NamedTuple):
+    """For each stage label, whether it was a cache hit, and the digest of its output."""
 
     cached: dict[str, bool]
     digests: dict[str, str]
@@ -60,51 +60,51 @@ def go(recipe: Path, artifacts: Path, *overrides: str) -> Done:
     return Done(run(tiny_run.load(recipe, *overrides), recipe.parent, artifacts, notes), notes.said, artifacts)
 
 
-def travel(recipe: Path, artifacts: Path, *overrides: str) -> Travelled:
-    """The stages alone, without measuring."""
+def run_stages(recipe: Path, artifacts: Path, *overrides: str) -> StageResults:
+    """Run the stages without measuring any model."""
     runner = StageRunner(tiny_run.load(recipe, *overrides), recipe.parent, artifacts, tiny_run.Notes())
     runner.run_all()
-    return Travelled(
+    return StageResults(
         {label: finished.record.cached for label, finished in runner.results.items()},
         {label: finished.entry.digest for label, finished in runner.results.items()},
     )
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with model, data and recipe, which no test changes."""
+def recipe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with model, data and recipe, which no test changes."""
     folder = tmp_path_factory.mktemp("place")
     tiny_run.write_all(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def first(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """The first run of the recipe, with every stage measured and a target that is not to be had."""
-    return go(place / "tiny.yaml", tmp_path_factory.mktemp("first") / "artifacts", BOTH)
+def first(recipe_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """Run the recipe, with every stage measured and one target that is not available."""
+    return go(recipe_folder / "tiny.yaml", tmp_path_factory.mktemp("first") / "artifacts", BOTH)
 
 
 @pytest.fixture(scope="module")
-def again(place: Path, first: Done) -> Done:
-    """The same once more."""
-    return go(place / "tiny.yaml", first.artifacts, BOTH)
+def again(recipe_folder: Path, first: Done) -> Done:
+    """Run the recipe a second time with the same cache."""
+    return go(recipe_folder / "tiny.yaml", first.artifacts, BOTH)
 
 
 @pytest.fixture
-def warm(first: Done, tmp_path: Path) -> Path:
-    """A copy of the first run's artifacts, to go on from."""
+def warm_artifacts(first: Done, tmp_path: Path) -> Path:
+    """Return a copy of the first run's artifacts, with a filled cache."""
     shutil.copytree(first.artifacts, tmp_path / "artifacts", symlinks=True)
     return tmp_path / "artifacts"
 
 
 @pytest.fixture
-def copy(place: Path, tmp_path: Path) -> Path:
-    """A copy of the recipe's folder, to change."""
-    shutil.copytree(place, tmp_path / "place")
+def copy(recipe_folder: Path, tmp_path: Path) -> Path:
+    """Return a copy of the recipe's folder that the test may change."""
+    shutil.copytree(recipe_folder, tmp_path / "place")
     return tmp_path / "place"
 
 
-def test_a_run_leaves_the_files_that_it_promises(first: Done) -> None:
+def test_run_writes_expected_files(first: Done) -> None:
     folder = first.run.folder
     assert folder.parent == first.artifacts / "runs" / "tiny"
     assert (folder.parent / "latest").resolve() == folder.resolve()
@@ -124,7 +124,7 @@ def test_a_run_leaves_the_files_that_it_promises(first: Done) -> None:
     assert Cache(first.artifacts / "cache").remove_partial() == 0
 
 
-def test_a_run_reports_the_licences_of_its_sources(first: Done) -> None:
+def test_report_lists_licences_of_sources(first: Done) -> None:
     folder, report = first.run.folder, first.run.report
     assert {licensed.of for licensed in report.licences} >= {"model", "data train.csv", "runtime onnxruntime"}
     assert any(note.startswith("no licence is stated of model, data train.csv") for note in report.notes)
@@ -132,7 +132,7 @@ def test_a_run_reports_the_licences_of_its_sources(first: Done) -> None:
         assert "runtime onnxruntime" in (folder / page).read_text()
 
 
-def test_the_model_that_ships_is_the_last_stages_output(first: Done) -> None:
+def test_final_model_is_output_of_last_stage(first: Done) -> None:
     entry = Cache(first.artifacts / "cache").find(first.run.report.stages[-1].key)
     assert entry is not None
     assert digest_directory(first.run.folder / "model") == digest_directory(entry.folder)
@@ -140,30 +140,30 @@ def test_the_model_that_ships_is_the_last_stages_output(first: Done) -> None:
     assert row is not None and row.value == size_bytes(first.run.folder / "model")
 
 
-def test_the_recipe_in_the_run_is_the_recipe_as_resolved(place: Path, first: Done, monkeypatch: Any) -> None:
+def test_run_folder_holds_resolved_recipe(recipe_folder: Path, first: Done, monkeypatch: Any) -> None:
     written = tiny_run.load(first.run.folder / "recipe.yaml")
-    given = tiny_run.load(place / "tiny.yaml", BOTH)
-    assert written == with_absolute_paths(given, place)
-    assert written.model == str(place / "model")
-    assert written.data.splits == {split: str(place / f"{split}.csv") for split in tiny_run.ROWS}
+    given = tiny_run.load(recipe_folder / "tiny.yaml", BOTH)
+    assert written == with_absolute_paths(given, recipe_folder)
+    assert written.model == str(recipe_folder / "model")
+    assert written.data.splits == {split: str(recipe_folder / f"{split}.csv") for split in tiny_run.ROWS}
     assert written.stages == given.stages
 
 
-def test_the_recipe_in_the_run_runs_again_from_the_cache(first: Done) -> None:
-    done = travel(first.run.folder / "recipe.yaml", first.artifacts)
+def test_recipe_in_run_folder_reuses_cache(first: Done) -> None:
+    done = run_stages(first.run.folder / "recipe.yaml", first.artifacts)
     assert all(done.cached.values())
 
 
-def test_the_lock_has_seed_versions_and_digests(place: Path, first: Done) -> None:
+def test_lock_has_seed_versions_and_digests(recipe_folder: Path, first: Done) -> None:
     lock = json.loads((first.run.folder / "lock.json").read_text())
     assert lock["seed"] == 0
     assert lock["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert lock["start"] == digest_directory(place / "model")
+    assert lock["start"] == digest_directory(recipe_folder / "model")
     assert tuple(lock["stages"]) == LABELS
     assert set(lock["data"]) == set(tiny_run.ROWS)
 
 
-def test_every_model_of_the_run_has_its_rows(first: Done) -> None:
+def test_every_model_has_measurements(first: Done) -> None:
     report = first.run.report
     assert report.models == ("baseline", *LABELS[1:], "final")
     for model in report.models:
@@ -175,10 +175,10 @@ def test_every_model_of_the_run_has_its_rows(first: Done) -> None:
         assert accuracy.n == tiny_run.ROWS["test"]
 
 
-def test_the_accuracy_in_the_report_is_that_of_the_shipped_file(place: Path, first: Done) -> None:
-    """Counted here with onnxruntime and the tokenizer alone, one row at a time.
+def test_reported_accuracy_is_that_of_final_file(recipe_folder: Path, first: Done) -> None:
+    """The expected accuracy is counted with onnxruntime and the tokenizer, one row at a time.
 
-    INT8 scales come from the whole batch, so a row or two on the edge may fall otherwise than in batches.
+    Dynamic INT8 scales depend on the whole batch, so that one or two borderline rows may differ from the report.
     """
     import onnxruntime
     from transformers import AutoTokenizer
@@ -189,7 +189,7 @@ def test_the_accuracy_in_the_report_is_that_of_the_shipped_file(place: Path, fir
     session = onnxruntime.InferenceSession(model / "onnx" / "model_quantized.onnx")
     names = [entry.name for entry in session.get_inputs()]
     right = 0
-    lines = (place / "test.csv").read_text().splitlines()[1:]
+    lines = (recipe_folder / "test.csv").read_text().splitlines()[1:]
     for line in lines:
         text, label = line.rsplit(",", 1)
         inputs = tokenizer([text], return_tensors="np", truncation=True, max_length=16)
@@ -201,7 +201,7 @@ def test_the_accuracy_in_the_report_is_that_of_the_shipped_file(place: Path, fir
     assert row.value > 0.8, "the toy task is learnable"
 
 
-def test_stages_cost_something_and_were_checked(first: Done) -> None:
+def test_stages_report_time_memory_and_integrity_checks(first: Done) -> None:
     report = first.run.report
     assert [stage.name for stage in report.stages] == list(LABELS)
     assert not any(stage.cached for stage in report.stages)
@@ -212,7 +212,7 @@ def test_stages_cost_something_and_were_checked(first: Done) -> None:
     }
 
 
-def test_a_target_that_is_not_here_is_skipped_with_its_reason(first: Done) -> None:
+def test_unavailable_target_is_skipped_with_reason(first: Done) -> None:
     (skipped,) = first.run.report.skipped
     assert skipped.target == "gpu"
     assert "CUDAExecutionProvider" in skipped.reason
@@ -223,7 +223,7 @@ def test_a_target_that_is_not_here_is_skipped_with_its_reason(first: Done) -> No
     )
 
 
-def test_a_second_run_takes_everything_from_the_cache(first: Done, again: Done) -> None:
+def test_second_run_reads_everything_from_cache(first: Done, again: Done) -> None:
     assert again.run.folder != first.run.folder
     assert again.cached == dict.fromkeys(LABELS, True)
     assert again.digests == first.digests
@@ -237,42 +237,44 @@ def test_a_second_run_takes_everything_from_the_cache(first: Done, again: Done) 
     assert (again.run.folder.parent / "latest").resolve() == again.run.folder.resolve()
 
 
-def test_a_changed_parameter_runs_its_stage_and_those_after_it(place: Path, first: Done, warm: Path) -> None:
-    done = travel(place / "tiny.yaml", warm, "stages.2.prune.feed_forward=0.25")
+def test_changed_parameter_reruns_its_stage_and_later_ones(
+    recipe_folder: Path, first: Done, warm_artifacts: Path
+) -> None:
+    done = run_stages(recipe_folder / "tiny.yaml", warm_artifacts, "stages.2.prune.feed_forward=0.25")
     assert [done.cached[label] for label in LABELS] == [index < 2 for index in range(len(LABELS))]
     assert all((done.digests[label] == first.digests[label]) == done.cached[label] for label in LABELS)
 
 
-def test_changed_test_rows_train_nothing_and_measure_again(copy: Path, first: Done, warm: Path) -> None:
+def test_changed_test_rows_repeat_measurement_only(copy: Path, first: Done, warm_artifacts: Path) -> None:
     rows = (copy / "test.csv").read_text().splitlines()
     (copy / "test.csv").write_text("\n".join(rows[:-10]) + "\n")
-    done = go(copy / "tiny.yaml", warm, "benchmark.every_stage=false")
+    done = go(copy / "tiny.yaml", warm_artifacts, "benchmark.every_stage=false")
     assert all(done.cached.values())
     row = done.run.report.find("final", "accuracy", "cpu")
     assert row is not None
     assert row.n == tiny_run.ROWS["test"] - 10
 
 
-def test_the_same_data_in_another_format_runs_nothing(copy: Path, warm: Path) -> None:
+def test_same_data_in_other_file_format_reuses_cache(copy: Path, warm_artifacts: Path) -> None:
     for split in tiny_run.ROWS:
         rows = [line.rsplit(",", 1) for line in (copy / f"{split}.csv").read_text().splitlines()[1:]]
         lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
         (copy / f"{split}.jsonl").write_text("\n".join(lines))
     splits = json.dumps({split: f"{split}.jsonl" for split in tiny_run.ROWS})
-    assert all(travel(copy / "tiny.yaml", warm, f"data.splits={splits}").cached.values())
+    assert all(run_stages(copy / "tiny.yaml", warm_artifacts, f"data.splits={splits}").cached.values())
 
 
-def test_two_runs_from_nothing_give_the_same_bits(place: Path, first: Done, tmp_path: Path) -> None:
-    other = travel(place / "tiny.yaml", tmp_path / "artifacts")
+def test_two_runs_without_cache_have_equal_digests(recipe_folder: Path, first: Done, tmp_path: Path) -> None:
+    other = run_stages(recipe_folder / "tiny.yaml", tmp_path / "artifacts")
     assert not any(other.cached.values())
     assert other.digests == first.digests
 
 
 @pytest.mark.slow
-def test_remeasuring_takes_new_timings_and_nothing_else(place: Path, first: Done, warm: Path) -> None:
+def test_remeasure_repeats_timings_only(recipe_folder: Path, first: Done, warm_artifacts: Path) -> None:
     notes = tiny_run.Notes()
-    recipe = tiny_run.load(place / "tiny.yaml", BOTH)
-    report = run(recipe, place, warm, notes, remeasure=True).report
+    recipe = tiny_run.load(recipe_folder / "tiny.yaml", BOTH)
+    report = run(recipe, recipe_folder, warm_artifacts, notes, remeasure=True).report
     assert all(stage.cached for stage in report.stages)
     old = first.run.report.find("final", "latency_ms", "cpu")
     new = report.find("final", "latency_ms", "cpu")
@@ -282,34 +284,38 @@ def test_remeasuring_takes_new_timings_and_nothing_else(place: Path, first: Done
 
 
 @pytest.mark.parametrize(("at_least", "code"), [(0.0, 0), (1.01, 1)])
-def test_a_missed_limit_is_exit_code_1_with_a_whole_report(place: Path, warm: Path, at_least: float, code: int) -> None:
+def test_missed_limit_exits_with_1_and_complete_report(
+    recipe_folder: Path, warm_artifacts: Path, at_least: float, code: int
+) -> None:
     limits = f'limits=[{{"metric": "accuracy", "at_least": {at_least}}}]'
-    result = invoke("run", place / "tiny.yaml", "--artifacts", warm, "--set", limits, "--set", BOTH, "--json")
+    result = invoke(
+        "run", recipe_folder / "tiny.yaml", "--artifacts", warm_artifacts, "--set", limits, "--set", BOTH, "--json"
+    )
     assert result.exit_code == code, result.output
     report = json.loads(result.stdout)
     assert report["limits"][0]["passed"] is (code == 0)
-    assert report == tiny_run.read_report(warm)
+    assert report == tiny_run.read_report(warm_artifacts)
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, away from the recipe."""
+def other_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Change the current folder to one that does not hold the recipe, and return it."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "here"
 
 
-def test_a_relative_model_counts_from_the_recipe_then_from_the_current_folder(
-    copy: Path, warm: Path, elsewhere: Path
+def test_relative_model_path_is_searched_beside_recipe_then_in_current_folder(
+    copy: Path, warm_artifacts: Path, other_folder: Path
 ) -> None:
-    assert all(travel(copy / "tiny.yaml", warm).cached.values())
-    (copy / "model").rename(elsewhere / "model")
-    assert all(travel(copy / "tiny.yaml", warm).cached.values())
+    assert all(run_stages(copy / "tiny.yaml", warm_artifacts).cached.values())
+    (copy / "model").rename(other_folder / "model")
+    assert all(run_stages(copy / "tiny.yaml", warm_artifacts).cached.values())
     written = with_absolute_paths(tiny_run.load(copy / "tiny.yaml"), copy)
-    assert written.model == str(elsewhere / "model")
+    assert written.model == str(other_folder / "model")
 
 
-def test_absolute_paths_leave_names_of_splits_and_samples_alone(tmp_path: Path, elsewhere: Path) -> None:
+def test_absolute_paths_keep_split_and_sample_names(tmp_path: Path, other_folder: Path) -> None:
     for name in ("train", "student", "data"):
         (tmp_path / name).mkdir()
     for name in ("data/test.csv", "test.csv", "more.csv"):
@@ -337,7 +343,7 @@ def test_absolute_paths_leave_names_of_splits_and_samples_alone(tmp_path: Path, 
     assert resolved.model_dump()["stages"][0]["student"]["model"] == str(tmp_path / "student")
 
 
-def test_a_student_of_random_weights_is_drawn_by_its_config(tmp_path: Path) -> None:
+def test_random_student_is_initialized_from_its_config(tmp_path: Path) -> None:
     student = {"model": "small", "random_weights": True}
     recipe = tiny_run.write_all(tmp_path, stages=[{"distill": {"student": student}}], baseline="start", seed=3)
     shutil.copytree(tmp_path / "model", tmp_path / "small")
@@ -355,7 +361,7 @@ def test_a_student_of_random_weights_is_drawn_by_its_config(tmp_path: Path) -> N
         StageRunner(read, tmp_path, tmp_path / "artifacts", tiny_run.Notes()).inputs.resolve("small")
 
 
-def test_one_name_is_not_read_and_drawn(tmp_path: Path) -> None:
+def test_model_name_cannot_be_both_loaded_and_random(tmp_path: Path) -> None:
     recipe = tiny_run.write_all(tmp_path, stages=[{"distill": {"student": {"model": "small", "random_weights": True}}}])
     overrides = ("model=small", "baseline=start")
     with pytest.raises(InputError, match=r"'small'[\s\S]*a student with random weights"):
@@ -365,9 +371,9 @@ def test_one_name_is_not_read_and_drawn(tmp_path: Path) -> None:
         Recipe.model_validate({**given, "model": "small"})
 
 
-def test_a_stage_that_diverges_stops_the_run_and_is_not_cached(place: Path, tmp_path: Path) -> None:
+def test_diverging_stage_stops_run_and_is_not_cached(recipe_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(StageError) as caught:
-        go(place / "tiny.yaml", tmp_path, "stages.0.finetune.learning_rate=1", "stages.0.finetune.epochs=20")
+        go(recipe_folder / "tiny.yaml", tmp_path, "stages.0.finetune.learning_rate=1", "stages.0.finetune.epochs=20")
     assert Cache(tmp_path / "cache").entries() == []
     assert not (tmp_path / "runs" / "tiny" / "latest").exists()
     (folder,) = (tmp_path / "runs" / "tiny").iterdir()
@@ -375,16 +381,16 @@ def test_a_stage_that_diverges_stops_the_run_and_is_not_cached(place: Path, tmp_
     assert caught.value.what.splitlines()[0] in (folder / "run.log").read_text()
 
 
-def test_a_stage_that_breaks_its_promise_is_named_and_the_earlier_ones_are_kept(
-    place: Path, warm: Path, monkeypatch: pytest.MonkeyPatch
+def test_integrity_failure_names_stage_and_keeps_earlier_ones(
+    recipe_folder: Path, warm_artifacts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from compress.stages.base import OutputSpec
     from compress.stages.onnx_int8.stage import OnnxInt8
 
     monkeypatch.setattr(OnnxInt8, "output_spec", lambda self: OutputSpec(max_size_ratio=0.01))
     with pytest.raises(IntegrityError, match=r"'onnx_int8'.*the stage guarantees at most 1%") as caught:
-        travel(place / "tiny.yaml", warm, "stages.5.onnx_int8.per_channel=false")
+        run_stages(recipe_folder / "tiny.yaml", warm_artifacts, "stages.5.onnx_int8.per_channel=false")
     assert caught.value.exit_code == 3
     monkeypatch.undo()
-    done = travel(place / "tiny.yaml", warm, "stages.5.onnx_int8.per_channel=false")
+    done = run_stages(recipe_folder / "tiny.yaml", warm_artifacts, "stages.5.onnx_int8.per_channel=false")
     assert done.cached == {label: label != "onnx_int8" for label in LABELS}

@@ -1,4 +1,4 @@
-"""Slices through a whole run of a tiny model: measured, kept, and free to change without a new evaluation."""
+"""Tests of slices in a complete run: accuracy and calibration per slice, and slice changes without re-evaluation."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ SLICES: list[dict[str, Any]] = [
 
 @dataclass
 class Done:
-    """A finished run, what it said, and the rows of its test split."""
+    """A finished run, the notes it printed, and the rows of its test split."""
 
     run: Run
     said: list[str]
     rows: list[dict[str, Any]]
 
     def accuracy(self, name: str, model: str = "final") -> float:
-        """As measured on a slice."""
+        """Return the reported accuracy of ``model`` on the slice ``name``."""
         row = self.run.report.find(model, f"accuracy[{name}]", "cpu")
         assert row is not None
         return row.value
 
 
 def write(folder: Path, **changes: Any) -> Path:
-    """A tiny recipe whose test rows have two further columns, the second now and then without a value."""
+    """Write a tiny recipe whose test rows have the columns `source` and `stars`, the latter null in every 7th row."""
     folder.mkdir(parents=True, exist_ok=True)
     tiny_run.write_model(folder / "model", tiny_run.LABELS)
     tiny_run.write_rows(folder)
@@ -76,18 +76,18 @@ def go(recipe: Path, artifacts: Path, *overrides: str) -> Done:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recipe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     write(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def done(place: Path) -> Done:
-    return go(place / "tiny.yaml", place / "artifacts")
+def done(recipe_folder: Path) -> Done:
+    return go(recipe_folder / "tiny.yaml", recipe_folder / "artifacts")
 
 
-def kept(done: Done) -> list[dict[str, Any]]:
+def saved_predictions(done: Done) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = pyarrow.parquet.read_table(done.run.folder / "predictions.parquet").to_pylist()
     return rows
 
@@ -96,10 +96,10 @@ def share(values: list[bool]) -> float:
     return sum(values) / len(values)
 
 
-def test_accuracy_in_slices_is_that_of_the_kept_answers(done: Done) -> None:
-    right = [row["final.correct"] for row in kept(done)]
-    assert [row["label"] for row in kept(done)] == [row["label"] for row in done.rows]
-    assert [row["final.answer"] == row["label"] for row in kept(done)] == right
+def test_slice_accuracy_is_that_of_saved_predictions(done: Done) -> None:
+    right = [row["final.correct"] for row in saved_predictions(done)]
+    assert [row["label"] for row in saved_predictions(done)] == [row["label"] for row in done.rows]
+    assert [row["final.answer"] == row["label"] for row in saved_predictions(done)] == right
     assert len(set(right)) == 2
     for source in "abc":
         expected = share([hit for hit, row in zip(right, done.rows, strict=True) if row["source"] == source])
@@ -109,7 +109,7 @@ def test_accuracy_in_slices_is_that_of_the_kept_answers(done: Done) -> None:
     assert done.accuracy("many stars") == pytest.approx(share(starry))
 
 
-def test_the_report_names_data_slices_and_what_is_empty(done: Done) -> None:
+def test_report_lists_data_slices_and_empty_ones(done: Done) -> None:
     report = load_report(done.run.folder / "report.json")
     assert report == done.run.report
     assert report.data is not None
@@ -122,7 +122,7 @@ def test_the_report_names_data_slices_and_what_is_empty(done: Done) -> None:
     assert "shouted" not in report.slices
 
 
-def test_tokens_are_those_of_the_baselines_tokenizer(done: Done) -> None:
+def test_token_slices_use_tokenizer_of_baseline(done: Done) -> None:
     tokenizer = tiny_run.tokenizer()
     lengths = [len(tokenizer(row["text"])["input_ids"]) for row in done.rows]
     quartile = sorted(lengths)[14]
@@ -140,7 +140,7 @@ def test_calibration_is_measured_on_every_model(done: Done) -> None:
             assert row.high is not None
             assert row.low <= row.value <= row.high
     curve = next(curve for curve in report.calibration if curve.model == "final")
-    sure = [row["final.probability"] for row in kept(done)]
+    sure = [row["final.probability"] for row in saved_predictions(done)]
     assert sum(bin.rows for bin in curve.bins) == 60
     mean = sum(bin.rows * bin.confidence for bin in curve.bins) / 60
     assert mean == pytest.approx(sum(sure) / 60, rel=1e-5)
@@ -149,18 +149,18 @@ def test_calibration_is_measured_on_every_model(done: Done) -> None:
     assert error.value == pytest.approx(sum(bin.rows * abs(bin.accuracy - bin.confidence) for bin in curve.bins) / 60)
 
 
-def test_a_limit_may_hold_a_slice(done: Done) -> None:
+def test_limit_may_apply_to_a_slice(done: Done) -> None:
     (limit,) = done.run.report.limits
     assert (limit.metric, limit.passed) == ("accuracy[source=a]", True)
     assert limit.value == done.accuracy("source=a")
 
 
-def test_other_slices_need_no_new_evaluation_and_are_never_stale(place: Path, done: Done, tmp_path: Path) -> None:
-    shutil.copytree(place, tmp_path / "place", symlinks=True)
+def test_changed_slices_are_recomputed_without_evaluation(recipe_folder: Path, done: Done, tmp_path: Path) -> None:
+    shutil.copytree(recipe_folder, tmp_path / "place", symlinks=True)
     cache = tmp_path / "place" / "artifacts" / "cache"
     names_before = {path.name for path in cache.iterdir()}
     path = tmp_path / "place" / "test.jsonl"
-    # Only what slices read is other, so no model answers anew.
+    # Only a column that slices read has changed, so no model is evaluated again.
     path.write_text(path.read_text().replace('"source": "a"', '"source": "z"'))
     again = go(tmp_path / "place" / "tiny.yaml", tmp_path / "place" / "artifacts")
     assert again.accuracy("source=z") == done.accuracy("source=a")
@@ -171,7 +171,7 @@ def test_other_slices_need_no_new_evaluation_and_are_never_stale(place: Path, do
     assert {path.name for path in cache.iterdir()} == names_before
 
 
-def test_a_wrong_slice_ends_the_run_before_its_stages(place: Path, tmp_path: Path) -> None:
+def test_invalid_slice_fails_before_any_stage(recipe_folder: Path, tmp_path: Path) -> None:
     recipe = write(tmp_path / "place", slices=[{"name": "x", "column": "source", "at_least": 3}], limits=[])
     with pytest.raises(DataError, match="compares numbers"):
         go(recipe, tmp_path / "artifacts")
@@ -179,7 +179,7 @@ def test_a_wrong_slice_ends_the_run_before_its_stages(place: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["test.jsonl", "test.csv"])
-def test_check_refuses_a_column_that_is_not_there(tmp_path: Path, name: str) -> None:
+def test_check_rejects_slice_of_missing_column(tmp_path: Path, name: str) -> None:
     recipe = write(tmp_path, slices=[{"column": "sources"}])
     loaded = tiny_run.load(recipe, f"data.splits.test={name}")
     with pytest.raises(InputError, match="no column 'sources', which a slice reads") as caught:
@@ -187,7 +187,7 @@ def test_check_refuses_a_column_that_is_not_there(tmp_path: Path, name: str) -> 
     assert ("Did you mean 'source'?" in str(caught.value)) == (name == "test.jsonl")
 
 
-def test_evaluate_by_slice_tells_what_the_run_measured(done: Done) -> None:
+def test_evaluate_by_slice_repeats_metrics_of_run(done: Done) -> None:
     result = invoke("evaluate", done.run.folder, "--by-slice", "--json")
     rows = {row["metric"]: row["value"] for row in json.loads(result.stdout)}
     for name in done.run.report.slices:

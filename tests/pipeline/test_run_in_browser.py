@@ -1,4 +1,4 @@
-"""A recipe whose model is measured in a page as well as here."""
+"""Tests of the browser target: predictions and transfer sizes are compared with those of the cpu target."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from compress.report.run_folder import read_predictions
 from compress.results.report import Report
 
 BENCHMARK = {"threads": 1, "budget_seconds": 1, "examples": 16, "batch_size": 8, "every_stage": False}
-TOLD = ("runtime_download_ms", "runtime_compile_ms", "model_download_ms", "first_call_ms", "session_load_ms")
+TIMINGS = ("runtime_download_ms", "runtime_compile_ms", "model_download_ms", "first_call_ms", "session_load_ms")
 
 
 def value(report: Report, model: str, metric: str, target: str) -> float:
@@ -31,7 +31,7 @@ def value(report: Report, model: str, metric: str, target: str) -> float:
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_the_browser_is_a_target_like_any_other(tmp_path: Path, chromium: str) -> None:
+def test_browser_target_matches_cpu_predictions(tmp_path: Path, chromium: str) -> None:
     if shutil.which("npm") is None:
         pytest.skip("no npm here to fetch onnxruntime-web with")
     stages, targets = ["onnx", "onnx_int8"], ["cpu", "browser"]
@@ -41,7 +41,7 @@ def test_the_browser_is_a_target_like_any_other(tmp_path: Path, chromium: str) -
     done = run(recipe, tmp_path, tmp_path / "artifacts", Notes())
     report = done.report
     assert not report.skipped
-    # Activations that lie on the edge of an 8-bit step fall to the other side where sums have another order.
+    # Sums in another order may move activations at the border of an 8-bit step to the neighbouring step.
     for model, near in (("baseline", 1e-5), ("final", 6e-3)):
         for metric in ("accuracy", "agreement", "latency_ms", "latency_ms_batch_8", "speedup", "startup_ms", "cpu_ms"):
             assert value(report, model, metric, "browser") > 0
@@ -52,8 +52,8 @@ def test_the_browser_is_a_target_like_any_other(tmp_path: Path, chromium: str) -
         assert host_answers.probability.std() > 0.01
         np.testing.assert_allclose(browser_answers.probability, host_answers.probability, atol=near)
         assert report.find(model, "transfer_bytes", "cpu") is None
-        assert all(value(report, model, name, "browser") > 0 for name in TOLD)
-        # WebAssembly comes over the wire with the model, and lies in memory before it.
+        assert all(value(report, model, name, "browser") > 0 for name in TIMINGS)
+        # The WebAssembly runtime is downloaded with the model and is loaded into memory before it.
         sent, model_sent = (value(report, model, f"{part}transfer_bytes", "browser") for part in ("", "model_"))
         assert sent - model_sent > 14e6
         memory = [value(report, model, name, "browser") for name in ("runtime_memory_bytes", "peak_memory_bytes")]
@@ -65,14 +65,14 @@ def test_the_browser_is_a_target_like_any_other(tmp_path: Path, chromium: str) -
 
 
 @pytest.mark.parametrize("task", ["text-generation", "automatic-speech-recognition"])
-def test_what_goes_token_by_token_is_skipped_there(task: str) -> None:
+def test_browser_and_node_skip_autoregressive_tasks(task: str) -> None:
     recipe = SimpleNamespace(task=task)
     for name in ("browser", "node"):
         reason = unsupported_reason(cast(Recipe, recipe), None, TARGETS[name], from_graph=False)
         assert reason == f"it answers one batch at a time, and {task} goes token by token"
 
 
-def test_what_draws_is_asked_step_by_step_there() -> None:
+def test_browser_and_node_support_image_generation() -> None:
     recipe = SimpleNamespace(task="text-to-image", stages=[], baseline="start", labels=lambda: ["start"])
     for name in ("browser", "node"):
         assert unsupported_reason(cast(Recipe, recipe), None, TARGETS[name], from_graph=False) is None

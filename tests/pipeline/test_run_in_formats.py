@@ -1,4 +1,4 @@
-"""One recipe, measured in every format that its targets run."""
+"""Tests of one recipe measured as ONNX, ORT and OpenVINO files: metrics are compared between the formats."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ PHONE = {"android": {"threads": 1, "max_bytes": 2000, "max_memory_bytes": 10**11
 
 
 def diagnose(*options: str | Path) -> dict[str, Any]:
-    """What `compress doctor` says in JSON; it ends well, since nothing needs mending before a run."""
+    """Return the JSON of `compress doctor`, which must exit with 0."""
     diagnosis: dict[str, Any] = json.loads(output_of("doctor", *options, "--json"))
     return diagnosis
 
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of all recipes here, which begin with the same stages: one trains and exports for all."""
+    """Return the artifacts folder that all recipes share: their first stages are equal and run only once."""
     return tmp_path_factory.mktemp("artifacts")
 
 
-def test_a_model_is_measured_as_onnx_and_in_onnx_runtimes_format(artifacts: Path, tmp_path: Path) -> None:
+def test_onnx_and_ort_files_have_equal_accuracy(artifacts: Path, tmp_path: Path) -> None:
     recipe = load(write_all(tmp_path, stages=STAGES, targets=["cpu", "ort"]))
     done = run(recipe, tmp_path, artifacts, Notes())
     report = done.report
@@ -42,7 +42,7 @@ def test_a_model_is_measured_as_onnx_and_in_onnx_runtimes_format(artifacts: Path
     for model in ("baseline", "onnx", "final"):
         onnx_accuracy, ort_accuracy = (report.find(model, "accuracy", target) for target in ("cpu", "ort"))
         assert onnx_accuracy is not None and ort_accuracy is not None
-        # Dynamic INT8 is the same arithmetic in both.
+        # Both formats use the same dynamic INT8 kernels.
         assert ort_accuracy.value == pytest.approx(onnx_accuracy.value, abs=0.02)
         parameters = [report.find(model, "parameters", target) for target in ("cpu", "ort")]
         assert parameters[0] is not None and parameters[1] is not None
@@ -56,7 +56,7 @@ def test_a_model_is_measured_as_onnx_and_in_onnx_runtimes_format(artifacts: Path
     assert diagnosis["findings"][0]["what"].startswith("ort: none of ") and diagnosis["findings"][0]["level"] == "ok"
 
 
-def test_a_run_that_ends_in_that_format_ships_it(artifacts: Path, tmp_path: Path) -> None:
+def test_run_with_ort_stage_ships_ort_file(artifacts: Path, tmp_path: Path) -> None:
     recipe = load(write_all(tmp_path, stages=[*STAGES, "ort"], targets=["cpu", "ort"]))
     done = run(recipe, tmp_path, artifacts, Notes())
     shipped = done.folder / "model" / "model.ort"
@@ -84,7 +84,7 @@ def test_a_run_that_ends_in_that_format_ships_it(artifacts: Path, tmp_path: Path
     assert "are not the reference's" in diagnosis["findings"][0]["advice"]
 
 
-def test_openvino_gets_eight_bits_of_its_own(artifacts: Path, tmp_path: Path) -> None:
+def test_openvino_int8_file_is_smaller_and_as_accurate(artifacts: Path, tmp_path: Path) -> None:
     recipe = load(write_all(tmp_path, stages=STAGES, targets=[PHONE, "openvino", "genai"], limits=[]))
     done = run(recipe, tmp_path, artifacts, Notes())
     report = done.report

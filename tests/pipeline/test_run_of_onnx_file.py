@@ -1,4 +1,4 @@
-"""Whole runs that start from somebody's ONNX file: of no task, and of one with a processor beside it."""
+"""Tests of complete runs that start from an ONNX file, with and without a config and processor beside it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STATIC = {"onnx_int8": {"method": "static", "calibration_examples": 8}}
 
 
 def recipe_of(folder: Path, **fields: object) -> Path:
-    """A recipe beside `theirs.onnx`."""
+    """Write a recipe whose model is `theirs.onnx` in the same folder, and return its path."""
     values = {"name": "theirs", "model": "theirs.onnx", "benchmark": tiny_run.BENCHMARK, **fields}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
     return folder / "recipe.yaml"
@@ -39,7 +39,7 @@ def value_of(report: Report, metric: str, model: str = "final", target: str = "c
     )
 
 
-def test_a_bare_graph_is_quantized_and_measured_against_the_original(tmp_path: Path) -> None:
+def test_graph_without_task_is_compared_with_original(tmp_path: Path) -> None:
     foreign_graphs.write(foreign_graphs.classifier(11), tmp_path)
     draws = {"splits": {"train": "random:16", "test": "random:24"}}
     read = read_recipe(recipe_of(tmp_path, stages=[STATIC], data=draws, targets=["cpu", "ort"]))
@@ -59,11 +59,11 @@ def test_a_bare_graph_is_quantized_and_measured_against_the_original(tmp_path: P
     quantized = onnx.load(done.folder / "model" / "onnx" / "model_quantized.onnx")
     assert {node.op_type for node in quantized.graph.node} >= {"QuantizeLinear", "DequantizeLinear"}
     assert CachedStages(read, tmp_path, artifacts)("onnx_int8")
-    # What was made is an artifact like any other.
+    # The quantized graph can be opened as an artifact.
     assert len(find_artifact(done.folder, None).examples(SilentProgress())) == 24
 
 
-def test_a_float16_graph_is_refused_and_one_with_branches_is_quantized_and_cast(tmp_path: Path) -> None:
+def test_float16_graph_is_rejected_and_graph_with_branches_is_compressed(tmp_path: Path) -> None:
     foreign_graphs.write(foreign_graphs.classifier(half=True), tmp_path)
     draws = {"splits": {"train": "random:8", "test": "random:8"}}
     with pytest.raises(StageError, match="stored in float16"):
@@ -78,7 +78,7 @@ def test_a_float16_graph_is_refused_and_one_with_branches_is_quantized_and_cast(
 
 
 @pytest.mark.parametrize("ceiling", [{}, {"error_ceiling": 0.05}])
-def test_a_graph_of_lstms_alone_is_quantized_with_a_ceiling_on_its_error_too(tmp_path: Path, ceiling: object) -> None:
+def test_lstm_graph_is_quantized_with_and_without_error_ceiling(tmp_path: Path, ceiling: object) -> None:
     foreign_graphs.write(recurrent(in_pieces=False)[0], tmp_path)
     draws = {"splits": {"train": "random:8", "test": "random:8"}}
     read = read_recipe(recipe_of(tmp_path, stages=[{"onnx_int8": ceiling}], data=draws))
@@ -88,7 +88,7 @@ def test_a_graph_of_lstms_alone_is_quantized_with_a_ceiling_on_its_error_too(tmp
     assert "DynamicQuantizeLSTM" in {node.op_type for node in quantized.graph.node}
 
 
-def test_a_folder_of_arrays_takes_the_place_of_drawn_ones(tmp_path: Path) -> None:
+def test_folder_of_npz_files_replaces_random_inputs(tmp_path: Path) -> None:
     foreign_graphs.write(foreign_graphs.embedding(), tmp_path)
     random = np.random.default_rng(0)
     for split, count in (("train", 4), ("test", 5)):
@@ -104,8 +104,8 @@ def test_a_folder_of_arrays_takes_the_place_of_drawn_ones(tmp_path: Path) -> Non
     assert not any("at random" in note for note in done.report.notes)
 
 
-def test_with_a_processor_beside_it_a_graph_is_judged_by_its_task(tmp_path: Path) -> None:
-    """The graph that `onnx` writes of a tiny classifier, as somebody would hand it on, is as accurate as that was."""
+def test_graph_with_processor_is_evaluated_on_its_task(tmp_path: Path) -> None:
+    """The expected baseline accuracy is that of the run that exported the graph."""
     home = tmp_path / "home"
     home.mkdir()
     exported = run(
@@ -114,8 +114,8 @@ def test_with_a_processor_beside_it_a_graph_is_judged_by_its_task(tmp_path: Path
         tmp_path / "a",
         SilentProgress(),
     )
-    handed = tmp_path / "handed"
-    shutil.copytree(exported.folder / "model", handed)
+    copied = tmp_path / "handed"
+    shutil.copytree(exported.folder / "model", copied)
     for split in ("train", "validation", "test"):
         shutil.copy(home / f"{split}.csv", tmp_path)
     values = yaml.safe_load((home / "tiny.yaml").read_text())
@@ -125,14 +125,14 @@ def test_with_a_processor_beside_it_a_graph_is_judged_by_its_task(tmp_path: Path
     done = run(read, tmp_path, tmp_path / "b", SilentProgress())
     assert value_of(done.report, "accuracy", "baseline") == value_of(exported.report, "accuracy")
     assert value_of(done.report, "agreement") > 0.9
-    (handed / "tokenizer.json").unlink()
+    (copied / "tokenizer.json").unlink()
     for name in ("tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
-        (handed / name).unlink(missing_ok=True)
+        (copied / name).unlink(missing_ok=True)
     with pytest.raises(InputError, match="has no config and processor for its inputs"):
         make_plan(read, tmp_path, None, tmp_path / "b")
 
 
-def test_what_a_graph_cannot_be_taken_through_is_said_before_any_work(tmp_path: Path) -> None:
+def test_unsupported_graphs_and_stages_are_rejected_by_plan(tmp_path: Path) -> None:
     foreign_graphs.write(foreign_graphs.classifier(), tmp_path)
     with pytest.raises(RecipeError, match="finetune, which takes a TorchModel, after the starting model"):
         read_recipe(recipe_of(tmp_path, stages=["finetune", "onnx"]))

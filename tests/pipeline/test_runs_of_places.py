@@ -1,4 +1,4 @@
-"""Detectors and segmenters go all the way: trained, pruned, distilled, exported, quantized, judged and compared."""
+"""Tests of complete runs of detectors and segmenters: metrics and size of the INT8 model against the float model."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ AXES = {
 
 
 TODAY = [*todays(("detr", "rt_detr"), 2, str), "segformer"]
-"""One of the two kinds of detectors, the other one tomorrow."""
+"""The segmenter and one of the two detectors, which alternate by day."""
 
 
 @pytest.fixture(scope="module", params=TODAY)
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Run]:
-    """A model's name, and its run."""
+    """Return the model's name and its finished run."""
     name: str = request.param
     folder: Path = tmp_path_factory.mktemp(name)
     stages = STAGES if name == "segformer" else [stage for stage in STAGES if "prune" not in stage]
-    if name == "rt_detr":  # each of its exports takes as long as all that DETR does
+    if name == "rt_detr":  # one export of RT-DETR takes as long as the whole run of DETR
         stages = [{"finetune": {"epochs": 1, **TRAINED}}, *STAGES[-2:]]
     changes = {"baseline": "onnx"} if name == "rt_detr" else {}
     recipe = load(write_all(folder, name, stages, slices=SLICES, **changes))
     return name, run(recipe, folder, folder / "artifacts", Notes())
 
 
-def test_what_ships_is_judged_as_the_float_model_is(finished: tuple[str, Run]) -> None:
+def test_quantized_model_is_evaluated_like_float_model(finished: tuple[str, Run]) -> None:
     name, done = finished
     for metric in METRICS[name]:
         before, after = (done.report.find(model, metric, "cpu") for model in (BASELINE, FINAL))
@@ -63,7 +63,7 @@ def test_what_ships_is_judged_as_the_float_model_is(finished: tuple[str, Run]) -
     assert agreement is not None and 0 <= agreement.value <= 1
 
 
-def test_the_graph_takes_any_number_of_pictures_and_gives_the_answers_alone(finished: tuple[str, Run]) -> None:
+def test_graph_has_dynamic_batch_axis_and_only_prediction_outputs(finished: tuple[str, Run]) -> None:
     name, done = finished
     (file,) = (done.folder / "model").rglob("*.onnx")
     graph = onnx.load(file).graph

@@ -1,4 +1,4 @@
-"""Recordings go all the way: classified from spectrograms, and spelled frame by frame."""
+"""Tests of complete runs of audio models: a spectrogram classifier with its bundle, and a CTC speech recognizer."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def run(path: Path) -> dict[tuple[str, str], Any]:
     return {(row["model"], row["metric"]): row for row in read_report(path.parent / "artifacts")["measurements"]}
 
 
-def test_a_classifier_of_spectrograms_ships_in_integers(tmp_path: Path) -> None:
+def test_spectrogram_classifier_is_quantized_and_bundled(tmp_path: Path) -> None:
     write_model(tmp_path / "model", lambda: spectrograms(head=False))
-    path = recipe(tmp_path, "audio-classification", CLASSIFIED, judged=40)  # a label of 20 rows is a slice
+    path = recipe(tmp_path, "audio-classification", CLASSIFIED, judged=40)  # 20 rows make a label a slice
     rows = run(path)
-    assert rows[BASELINE, "accuracy"]["value"] >= 0.9  # two pitches, far apart
+    assert rows[BASELINE, "accuracy"]["value"] >= 0.9  # the classes are two distant pitches
     assert rows[FINAL, "accuracy"]["value"] >= 0.75
     assert rows[FINAL, "size_bytes"]["value"] < 0.7 * rows[BASELINE, "size_bytes"]["value"]
     assert {"accuracy[label=high]", "accuracy[label=low]", "f1"} <= {metric for model, metric in rows if model == FINAL}
@@ -55,7 +55,7 @@ def test_a_classifier_of_spectrograms_ships_in_integers(tmp_path: Path) -> None:
     assert "high" in printed.stdout and "low" in printed.stdout
 
 
-def test_a_model_that_spells_is_trained_and_quantized_as_one_graph(tmp_path: Path) -> None:
+def test_ctc_model_is_trained_and_quantized_as_one_graph(tmp_path: Path) -> None:
     write_model(tmp_path / "model", lambda: waves("Wav2Vec2", masked=False, ending="CTC"), letters=True)
     path = recipe(tmp_path, "automatic-speech-recognition", SPELLED)
     rows = run(path)

@@ -1,6 +1,6 @@
-"""Further tasks of text go all the way: trained, pruned, distilled, exported, quantized, compared and bundled.
+"""Tests of complete runs of further text tasks: the INT8 model against the float model, and a desktop bundle.
 
-Half of them, the others a day later: recipes of each run at tiny scale as well.
+Each day tests a different subset of the tasks; other tests run a tiny recipe of each.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SLICED = {"text-ranking": "accuracy", "question-answering": "exact_match"}
 
 @pytest.fixture(scope="module", params=todays(MAKERS, 3, str))
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A task, and the artifacts of a run."""
+    """Return the task's name and the artifacts folder of its run."""
     task: str = request.param
     folder = tmp_path_factory.mktemp(task)
     recipe = write_all(folder, task, STAGES, benchmark={**BENCHMARK, "every_stage": False})
@@ -46,7 +46,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return task, folder / "artifacts"
 
 
-def test_what_ships_is_judged_as_the_float_model_is(finished: tuple[str, Path]) -> None:
+def test_quantized_text_model_is_evaluated_like_float_model(finished: tuple[str, Path]) -> None:
     task, artifacts = finished
     report = read_report(artifacts)
     rows = {(row["model"], row["metric"]): row for row in report["measurements"]}
@@ -60,7 +60,7 @@ def test_what_ships_is_judged_as_the_float_model_is(finished: tuple[str, Path]) 
     assert sum(metric.startswith(f"{sliced}[characters=Q") for model, metric in rows if model == FINAL) == 4
 
 
-def test_a_bundle_runs_by_itself(finished: tuple[str, Path], tmp_path: Path) -> None:
+def test_bundle_runs_without_compress(finished: tuple[str, Path], tmp_path: Path) -> None:
     _, artifacts = finished
     pytest.importorskip("compress.plugins.apps")
     bundle = tmp_path / "bundle"

@@ -1,4 +1,4 @@
-"""A speech recipe from start to end at tiny scale: recordings in a folder, two graphs, words, times and a report."""
+"""Tests of a complete run of a tiny speech recipe: encoder and decoder graphs, error rates, timings and notes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_all(folder: Path) -> Path:
     )
 
 
-def test_a_speech_recipe_is_run_measured_and_reported(tmp_path: Path):
+def test_speech_recipe_runs_and_is_reported(tmp_path: Path):
     recipe = load(write_all(tmp_path))
     notes = Notes()
     done = run(recipe, tmp_path, tmp_path / "artifacts", notes)
@@ -48,7 +48,7 @@ def test_a_speech_recipe_is_run_measured_and_reported(tmp_path: Path):
     assert all(stage.cached for stage in again.stages)
 
 
-def test_a_silent_recording_stops_the_run_by_name(tmp_path: Path):
+def test_silent_recording_fails_with_its_file_name(tmp_path: Path):
     path = write_all(tmp_path)
     soundfile.write(tmp_path / "train-1.flac", np.zeros(8_000), 16_000)
     with pytest.raises(DataError, match="silent") as caught:

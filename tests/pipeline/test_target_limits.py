@@ -1,4 +1,4 @@
-"""What counts towards a target's size budget, and what is said when it is missed."""
+"""Tests of a target's size and memory limits: counted bytes, and the reasons reported for a missed limit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TABLE = np.random.default_rng(0).standard_normal((400, 16), np.float32)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A graph of one table, and a tokenizer's file that compresses well."""
+    """Write a graph with one [400, 16] embedding table and a highly compressible tokenizer file."""
     nodes = [helper.make_node("Gather", ["words", "input_ids"], ["rows"])]
     ids = {"input_ids": (TensorProto.INT64, ["batch"])}
     save(onnx_model(nodes, ids, {"rows": ["batch", 16]}, {"words": TABLE}), tmp_path / "model.onnx")
@@ -36,7 +36,7 @@ def with_budget(name: str, most: int) -> TargetProfile:
     return replace(find_profile(name), max_bytes=most)
 
 
-def judged(profile: TargetProfile, folder: Path) -> LimitResult:
+def check_size_limit(profile: TargetProfile, folder: Path) -> LimitResult:
     shipped_size = shipped(profile, folder)
     rows = [
         Measurement(model="final", metric="shipped_bytes", target=profile.name, value=shipped_size.total, unit="bytes")
@@ -45,7 +45,7 @@ def judged(profile: TargetProfile, folder: Path) -> LimitResult:
     return explained(result, [profile], {profile.name: folder}, {profile.name: shipped_size})
 
 
-def test_a_download_counts_compressed_and_an_installation_as_it_lies(folder: Path) -> None:
+def test_download_counts_compressed_bytes_and_installation_plain_ones(folder: Path) -> None:
     plain = {path.name: path.stat().st_size for path in folder.iterdir()}
     assert dict(shipped(find_profile("linux-arm64"), folder).model) == plain
     # zlib's own format has a header of 2 bytes and a checksum of 4 around the same deflate stream.
@@ -54,23 +54,23 @@ def test_a_download_counts_compressed_and_an_installation_as_it_lies(folder: Pat
     assert deflated["tokenizer.json"] < plain["tokenizer.json"] / 50
 
 
-def test_the_runtime_counts_where_it_is_the_one_that_ships(folder: Path) -> None:
+def test_runtime_counts_only_where_it_ships_with_model(folder: Path) -> None:
     (record,) = (file for file in files("onnxruntime") or () if file.name == "RECORD")
     listed = {row[0]: int(row[2]) for row in csv.reader(record.read_text().splitlines()) if row[2]}
     runtime = shipped(find_profile("desktop"), folder).runtime
-    # RECORD tells every file's size but its own; compiled files may lie beside those that it lists.
+    # RECORD lists every file's size but its own, and omits compiled .pyc files.
     assert runtime is not None and sum(listed.values()) <= runtime < 1.2 * sum(listed.values())
     assert shipped(find_profile("android"), folder).runtime is None
 
 
-def test_a_budget_that_is_kept_says_what_was_counted(folder: Path) -> None:
-    result = judged(with_budget("android", 1_000_000), folder)
+def test_met_size_limit_reports_what_was_counted(folder: Path) -> None:
+    result = check_size_limit(with_budget("android", 1_000_000), folder)
     assert result.passed
     assert result.reason == "compressed; without the runtime, which is not here to be counted"
 
 
-def test_a_budget_that_is_missed_says_what_is_biggest_and_what_would_help(folder: Path) -> None:
-    result = judged(with_budget("android", 20_000), folder)
+def test_missed_size_limit_names_largest_parts_and_remedies(folder: Path) -> None:
+    result = check_size_limit(with_budget("android", 20_000), folder)
     assert result.missed and result.value is not None and result.value > 20_000
     reason = str(result.reason)
     assert "biggest: model.onnx 0.02 MB" in reason and "the largest tensor, words, 0.03 MB as stored" in reason
@@ -78,12 +78,12 @@ def test_a_budget_that_is_missed_says_what_is_biggest_and_what_would_help(folder
     assert "words [400, 16], is 100% of them: for an embedding, trim_vocabulary" in reason
 
 
-def test_a_runtime_that_is_too_large_alone_is_named(folder: Path) -> None:
-    reason = str(judged(with_budget("desktop", 1_000_000), folder).reason)
+def test_runtime_larger_than_size_limit_is_named(folder: Path) -> None:
+    reason = str(check_size_limit(with_budget("desktop", 1_000_000), folder).reason)
     assert "biggest: the runtime " in reason and "the runtime alone has " in reason
 
 
-def test_memory_is_judged_where_it_is_measured() -> None:
+def test_memory_limit_applies_to_measured_target() -> None:
     profile = replace(find_profile("cpu"), max_memory_bytes=100)
     metrics = ("peak_memory_bytes_batch_32", "peak_memory_bytes_context_128")
     rows = [Measurement(model="final", metric=name, target="cpu", value=99, unit="bytes") for name in metrics]

@@ -1,4 +1,4 @@
-"""Weights measured through transformers: beside other targets as their reference, and where none of them can run."""
+"""Tests of the torch target: as the reference of other targets, and as a stand-in where none of them can run."""
 
 from __future__ import annotations
 
@@ -30,40 +30,40 @@ LABELS = ("baseline", "onnx", "onnx_int8", "final")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a recipe that is measured on the processor and through transformers."""
+def recipe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a recipe for the targets cpu and torch."""
     folder = tmp_path_factory.mktemp("place")
     write_all(folder, stages=STAGES, targets=["cpu", "torch"])
     return folder
 
 
-def go(place: Path, *changes: str) -> Run:
-    """A run with changes; all share a cache, so that training and timing are done once."""
-    return run(load(place / "tiny.yaml", *changes), place, place / "artifacts", Notes())
+def go(recipe_folder: Path, *changes: str) -> Run:
+    """Run the recipe with overrides; all runs share one cache, so that the model is trained and timed once."""
+    return run(load(recipe_folder / "tiny.yaml", *changes), recipe_folder, recipe_folder / "artifacts", Notes())
 
 
 @pytest.fixture(scope="module")
-def both(place: Path) -> Run:
-    return go(place)
+def both(recipe_folder: Path) -> Run:
+    return go(recipe_folder)
 
 
-def texts(place: Path) -> list[str]:
-    return [line.rpartition(",")[0] for line in (place / "test.csv").read_text().splitlines()[1:]]
+def texts(recipe_folder: Path) -> list[str]:
+    return [line.rpartition(",")[0] for line in (recipe_folder / "test.csv").read_text().splitlines()[1:]]
 
 
-def classes(place: Path, folder: Path) -> np.ndarray:
-    """What transformers itself answers with a folder of weights, text by text."""
+def classes(recipe_folder: Path, folder: Path) -> np.ndarray:
+    """Return the class ids that transformers predicts with the weights in ``folder``, one text at a time."""
     module = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     with torch.no_grad():
-        rows = [tokenizer(text, truncation=True, max_length=16, return_tensors="pt") for text in texts(place)]
+        rows = [tokenizer(text, truncation=True, max_length=16, return_tensors="pt") for text in texts(recipe_folder)]
         return np.array([int(module(**row).logits.argmax()) for row in rows])
 
 
-def test_weights_are_judged_and_timed_like_any_file(place: Path, both: Run) -> None:
-    (finetuned,) = set((place / "artifacts" / "cache").rglob("model.safetensors"))
-    answers = classes(place, finetuned.parent)
-    labels = [line.rpartition(",")[2] for line in (place / "test.csv").read_text().splitlines()[1:]]
+def test_torch_weights_are_evaluated_and_timed(recipe_folder: Path, both: Run) -> None:
+    (finetuned,) = set((recipe_folder / "artifacts" / "cache").rglob("model.safetensors"))
+    answers = classes(recipe_folder, finetuned.parent)
+    labels = [line.rpartition(",")[2] for line in (recipe_folder / "test.csv").read_text().splitlines()[1:]]
     right = np.mean([tiny_run.LABELS[label_id] == label for label_id, label in zip(answers, labels, strict=True)])
     for model in ("baseline", "final"):
         rows = [row for row in both.report.measurements if (row.model, row.target) == (model, "torch")]
@@ -75,12 +75,12 @@ def test_weights_are_judged_and_timed_like_any_file(place: Path, both: Run) -> N
     assert not (both.folder / "targets").exists(), "weights are in the cache"
 
 
-def test_other_files_are_compared_with_their_weights(place: Path, both: Run) -> None:
-    (finetuned,) = set((place / "artifacts" / "cache").rglob("model.safetensors"))
-    expected = classes(place, finetuned.parent)
+def test_other_targets_are_compared_with_torch(recipe_folder: Path, both: Run) -> None:
+    (finetuned,) = set((recipe_folder / "artifacts" / "cache").rglob("model.safetensors"))
+    expected = classes(recipe_folder, finetuned.parent)
     tokenizer = transformers.AutoTokenizer.from_pretrained(finetuned.parent)
     session = get_runtime("onnxruntime").open(both.folder / "model", TARGETS["cpu"], 1)
-    rows = [tokenizer(text, truncation=True, max_length=16, return_tensors="np") for text in texts(place)]
+    rows = [tokenizer(text, truncation=True, max_length=16, return_tensors="np") for text in texts(recipe_folder)]
     own_answers = np.array([int(session.predict(dict(row))["logits"].argmax()) for row in rows])
     against = {row.model: row for row in both.report.measurements if row.metric == "agreement_against_torch"}
     assert set(against) == set(LABELS) and {row.target for row in against.values()} == {"cpu"}
@@ -90,11 +90,11 @@ def test_other_files_are_compared_with_their_weights(place: Path, both: Run) -> 
     assert (metric.title, metric.relative, metric.quality) == ("Agreement against torch", True, False)
 
 
-def test_where_no_target_can_be_had_the_weights_are_measured_in_place(place: Path, both: Run) -> None:
+def test_torch_stands_in_when_no_target_is_available(recipe_folder: Path, both: Run) -> None:
     alone = ('targets=["gpu"]', "stages=" + json.dumps(STAGES[:1]))
-    plan = make_plan(load(place / "tiny.yaml", *alone), place)
+    plan = make_plan(load(recipe_folder / "tiny.yaml", *alone), recipe_folder)
     assert plan.stand_in == "torch" and not plan.targets[0].available
-    done = go(place, *alone)
+    done = go(recipe_folder, *alone)
     report = json.loads((done.folder / "report.json").read_text())
     assert report["stand_in"] == "torch" and report["skipped"][0]["target"] == "gpu"
     rows = {(row["model"], row["metric"]): row for row in report["measurements"] if row["target"] == "torch"}
@@ -105,22 +105,20 @@ def test_where_no_target_can_be_had_the_weights_are_measured_in_place(place: Pat
     assert "torch measured its weights in place, in float32" in words and "CUDAExecutionProvider" in words
     assert done.report.unfit, "what was asked for could not be had"
     overrides = [part for override in alone for part in ("--set", override)]
-    result = invoke("run", place / "tiny.yaml", "--artifacts", place / "artifacts", *overrides)
+    result = invoke("run", recipe_folder / "tiny.yaml", "--artifacts", recipe_folder / "artifacts", *overrides)
     assert result.exit_code == 3, result.output
 
 
-def test_where_no_file_of_a_target_can_be_written_the_stages_own_are_weighed(
-    place: Path, both: Run, monkeypatch: pytest.MonkeyPatch
+def test_size_is_that_of_stage_output_when_target_file_cannot_be_written(
+    recipe_folder: Path, both: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subject, "can_write", lambda form: False)
-    done = go(place, 'targets=["gpu"]', "stages=" + json.dumps(STAGES[:1]))
+    done = go(recipe_folder, 'targets=["gpu"]', "stages=" + json.dumps(STAGES[:1]))
     size = done.report.find("final", "size_bytes", "gpu")
     assert size is not None and size.value == size_bytes(done.folder / "model") and done.report.unmeasured
 
 
-def test_a_file_that_could_not_be_written_is_named_and_the_weights_are_measured(
-    place: Path, both: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_torch_stands_in_when_export_fails(recipe_folder: Path, both: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     real = subject.measurable
 
     def failing(runner: object, form: str, options: object = None) -> dict[str, Path]:
@@ -129,16 +127,16 @@ def test_a_file_that_could_not_be_written_is_named_and_the_weights_are_measured(
         return real(runner, form)  # type: ignore[arg-type]
 
     monkeypatch.setattr(subject, "measurable", failing)
-    done = go(place, 'targets=["cpu"]', "stages=" + json.dumps(STAGES[:1]))
+    done = go(recipe_folder, 'targets=["cpu"]', "stages=" + json.dumps(STAGES[:1]))
     (skipped,) = done.report.skipped
     assert skipped.failed and skipped.reason == "no file could be written for it. The graph computes otherwise."
     assert done.report.stand_in == "torch" and done.report.find("final", "accuracy", "torch") is not None
     assert done.report.unfit
 
 
-def test_a_folder_of_weights_is_evaluated_by_itself(place: Path, both: Run) -> None:
-    (finetuned,) = set((place / "artifacts" / "cache").rglob("model.safetensors"))
-    command = ("evaluate", finetuned.parent, "--recipe", place / "tiny.yaml", "--json", "--target")
+def test_evaluate_command_accepts_folder_of_weights(recipe_folder: Path, both: Run) -> None:
+    (finetuned,) = set((recipe_folder / "artifacts" / "cache").rglob("model.safetensors"))
+    command = ("evaluate", finetuned.parent, "--recipe", recipe_folder / "tiny.yaml", "--json", "--target")
     values = {row["metric"]: row["value"] for row in json.loads(output_of(*command, "torch"))}
     known = both.report.find("final", "accuracy", "torch")
     assert known is not None and values["accuracy"] == known.value
@@ -146,9 +144,7 @@ def test_a_folder_of_weights_is_evaluated_by_itself(place: Path, both: Run) -> N
         output_of(*command, "cpu")
 
 
-def test_check_asks_a_format_whether_it_has_a_place_for_a_language_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_check_asks_format_whether_it_can_write_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(folder: Path, form: str) -> None:
         raise ModelError(f"{folder.name} has no place in {form}.")
 

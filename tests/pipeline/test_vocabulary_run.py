@@ -1,4 +1,4 @@
-"""A whole run with a student of fewer tokens than its teacher, quantized: comparable figures, and a word on them."""
+"""Tests of a complete run of a student with a smaller vocabulary: comparable metrics, and the notes on them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STAGES = [
 
 
 @pytest.mark.filterwarnings("ignore:Tracing")
-def test_a_student_of_fewer_tokens_is_quantized_and_compared_by_the_same_text(tmp_path: Path) -> None:
+def test_student_with_smaller_vocabulary_is_compared_on_same_text(tmp_path: Path) -> None:
     source = save_mergeable_llama(tmp_path / "model")
     student = TorchModel.load(source.folder, TASK)
     trim(student, student.processor(TRAIN)["input_ids"])
@@ -54,7 +54,7 @@ def test_a_student_of_fewer_tokens_is_quantized_and_compared_by_the_same_text(tm
     }
     raws = [measured[model, "perplexity"].raw for model in ("baseline", "final")]
     bits = [measured[model, "bits_per_byte"].raw for model in ("baseline", "final")]
-    # The same windows: nats by the baseline's tokens and bits by bytes differ by one factor for both models.
+    # Windows are equal, so nats per baseline token and bits per byte differ by the same factor for both models.
     assert len(raws[0]) == len(raws[1]) == 6
     for position in range(6):
         assert raws[0][position] / bits[0][position] == pytest.approx(raws[1][position] / bits[1][position])
@@ -65,20 +65,20 @@ def test_a_student_of_fewer_tokens_is_quantized_and_compared_by_the_same_text(tm
         and measured["final", "size_bytes"].value < measured["baseline", "size_bytes"].value
     )
     for name in ("prose", "code"):
-        places = report.slices[f"domain={name}"].indices()
+        rows_of_slice = report.slices[f"domain={name}"].indices()
         for model, raw in zip(("baseline", "final"), raws, strict=True):
             part = report.find(model, f"perplexity[domain={name}]", "cpu")
-            assert part.value == pytest.approx(math.exp(np.mean([raw[position] for position in places])))
+            assert part.value == pytest.approx(math.exp(np.mean([raw[position] for position in rows_of_slice])))
     page = html_page(report)
     assert "prose" in page and "code, identifier" in page
-    note, elsewhere = (note for note in report.notes if "a vocabulary of" in note)
-    assert elsewhere.startswith("code: judged on 6 of 19 windows")
+    note, code_note = (note for note in report.notes if "a vocabulary of" in note)
+    assert code_note.startswith("code: judged on 6 of 19 windows")
     assert "perplexity is by the baseline's tokens" in note
     prompts = [
         [continuation.prompt for continuation in report.continuations if continuation.model == model]
         for model in ("baseline", "final")
     ]
-    # Two texts to go on with, and two questions, asked in either model's own tokens.
+    # Two texts to continue and two questions, encoded with each model's own tokenizer.
     assert prompts[0] == prompts[1] and len(prompts[0]) == 4
     answers = [report.find(model, "answer_perplexity", "cpu") for model in ("baseline", "final")]
     assert all(row is not None and row.n == 2 and 1 < row.value < math.inf for row in answers)

@@ -1,4 +1,4 @@
-"""A folder to spoil, and running a command as a user does, where it must refuse."""
+"""Fixtures of command-line tests: a disposable recipe folder, and commands run in this process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Done: TypeAlias = "subprocess.CompletedProcess[str]"
 
 @pytest.fixture
 def place(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of ``pristine``, a fixture of the tests that ask for this one: to spoil, and the current folder."""
+    """Copy the folder of the test file's own fixture ``pristine``, make the copy the current folder and return it."""
     shutil.copytree(pristine, tmp_path / "place")
     monkeypatch.chdir(tmp_path / "place")
     return tmp_path / "place"
@@ -27,7 +27,7 @@ def place(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """Run a command in a folder as `tiny_run.compress` does, but in this process: to start one takes seconds."""
+    """Return a function that runs a command in a folder in this process, since starting a new one takes seconds."""
 
     def call(*arguments: str | Path, folder: Path) -> Done:
         monkeypatch.chdir(folder)
@@ -43,9 +43,9 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def refuse(place: Path, here: Callable[..., Done]) -> Callable[..., str]:
-    """Run a command in ``place`` that must end with ``code`` and leave nothing; returns its one message.
+    """Return a function that runs a command in ``place``, checks that it fails with ``code`` and returns its error.
 
-    ``done`` stages were finished before.
+    The failed command must leave neither a report nor partial cache entries, and exactly ``done`` finished stages.
     """
 
     def call(*arguments: str, code: int = 2, done: int = 0) -> str:

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with what a user gives: one clear message, the right exit code, nothing half-written."""
+"""Tests of invalid recipes, data, models and disks: one error message, the right exit code, and no partial output."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ Refuse = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Model, data and recipe, which no test changes."""
+    """Return a folder with model, data and recipe, which no test changes."""
     folder = tmp_path_factory.mktemp("pristine")
     tiny_run.write_all(folder)
     return folder
 
 
-def spoil(path: Path, **changes: Any) -> None:
+def replace_fields(path: Path, **changes: Any) -> None:
     """Replace top-level fields of a recipe."""
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}, sort_keys=False))
 
 
 @pytest.mark.parametrize("command", ["run", "check"])
-def test_all_mistakes_are_listed_at_once(place: Path, refuse: Refuse, command: str) -> None:
-    spoil(place / "tiny.yaml", task="text-clasification", seed=-1, targets=["cpuu"])
+def test_all_recipe_problems_are_listed_together(place: Path, refuse: Refuse, command: str) -> None:
+    replace_fields(place / "tiny.yaml", task="text-clasification", seed=-1, targets=["cpuu"])
     message = refuse(command, "tiny.yaml")
     assert "The recipe has 3 problems" in message
     for words in ("'text-classification'", "seed", "targets"):
@@ -71,7 +71,7 @@ def other_label_in_test(place: Path) -> None:
         file.write("the film was what it was,neither\n")
 
 
-def nan_weights(place: Path) -> None:
+def nan_in_weights(place: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -80,7 +80,7 @@ def nan_weights(place: Path) -> None:
     save_file(tensors, place / "model" / "model.safetensors", metadata={"format": "pt"})
 
 
-def foreign_tokenizer(place: Path) -> None:
+def tokenizer_of_another_model(place: Path) -> None:
     path = place / "model" / "tokenizer.json"
     content = json.loads(path.read_text())
     vocabulary = content["model"]["vocab"]
@@ -103,23 +103,25 @@ SPOILED: list[tuple[Callable[[Path], None], tuple[str, ...]]] = [
     (repeat_a_test_row, ("train", "test")),
     (other_labels, ("'bad'", "negative, positive")),
     (other_label_in_test, ("'neither'",)),
-    (nan_weights, ("'encoder.layer.1.intermediate.dense.weight'", "1 of 8192 values", "NaN")),
-    (foreign_tokenizer, ("tokenizer does not match", "134")),
+    (nan_in_weights, ("'encoder.layer.1.intermediate.dense.weight'", "1 of 8192 values", "NaN")),
+    (tokenizer_of_another_model, ("tokenizer does not match", "134")),
     (no_tokenizer, ("no tokenizer", "Copy the files of the tokenizer")),
     (config_of_another_model, ("model cannot be loaded",)),
 ]
 
 
-@pytest.mark.parametrize(("ruin", "expected"), SPOILED, ids=[ruin.__name__ for ruin, _ in SPOILED])
-def test_a_run_refuses(place: Path, refuse: Refuse, ruin: Callable[[Path], None], expected: tuple[str, ...]) -> None:
-    ruin(place)
+@pytest.mark.parametrize(("ruin", "expected"), SPOILED, ids=[damage.__name__ for damage, _ in SPOILED])
+def test_run_rejects_invalid_data_or_model(
+    place: Path, refuse: Refuse, damage: Callable[[Path], None], expected: tuple[str, ...]
+) -> None:
+    damage(place)
     message = refuse("run", "tiny.yaml")
     for text in expected:
         assert text in message
 
 
-def test_no_network_and_no_copy_of_the_model(place: Path, tmp_path: Path) -> None:
-    spoil(place / "tiny.yaml", model="no-such-owner/no-such-model")
+def test_model_missing_locally_without_network_is_rejected(place: Path, tmp_path: Path) -> None:
+    replace_fields(place / "tiny.yaml", model="no-such-owner/no-such-model")
     done = tiny_run.compress_anew("run", "tiny.yaml", folder=place, HF_HOME=str(tmp_path / "hub"))
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
@@ -128,7 +130,7 @@ def test_no_network_and_no_copy_of_the_model(place: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("blocked", ["artifacts/cache", "artifacts/runs", "artifacts/runs/tiny"])
-def test_a_file_where_a_folder_of_artifacts_should_be(place: Path, refuse: Refuse, blocked: str) -> None:
+def test_file_in_place_of_artifacts_folder_is_rejected(place: Path, refuse: Refuse, blocked: str) -> None:
     (place / blocked).parent.mkdir(parents=True)
     (place / blocked).touch()
     message = refuse("run", "tiny.yaml", code=3)
@@ -138,12 +140,12 @@ def test_a_file_where_a_folder_of_artifacts_should_be(place: Path, refuse: Refus
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 3 MB."""
+    """Mount a disk of 3 MB and return its folder."""
     with disks.mounted(tmp_path / "disk", megabytes=3) as disk:
         yield disk
 
 
-def test_a_disk_that_fills_in_each_stage(place: Path, small_disk: Path) -> None:
+def test_full_disk_in_each_stage_keeps_finished_stages(place: Path, small_disk: Path) -> None:
     recipe = tiny_run.load(place / "tiny.yaml")
     for index, label in enumerate(tiny_run.LABELS_OF_STAGES):
         filler = Filler(small_disk, f"] {label}")
@@ -157,8 +159,8 @@ def test_a_disk_that_fills_in_each_stage(place: Path, small_disk: Path) -> None:
     StageRunner(recipe, place, small_disk, tiny_run.Notes()).run_all()
 
 
-def test_a_disk_that_fills_at_any_byte_of_a_model(pristine: Path, small_disk: Path) -> None:
-    """tokenizers writes its file from Rust, after the weights, and fails in its own way."""
+def test_full_disk_while_saving_model_raises_no_space_error(pristine: Path, small_disk: Path) -> None:
+    """The free space grows by 4096 bytes per attempt, so that saving fails once in each of the model's files."""
     model = TorchModel.load(pristine / "model", get_task("text-classification"))
     failed_at: set[str] = set()
     target = small_disk / "target"
@@ -182,7 +184,7 @@ def test_a_disk_that_fills_at_any_byte_of_a_model(pristine: Path, small_disk: Pa
     assert len(failed_at) > 1
 
 
-def test_a_disk_too_small_for_the_plan_is_refused_before_anything_runs(place: Path, small_disk: Path) -> None:
+def test_disk_too_small_for_plan_is_rejected_before_run(place: Path, small_disk: Path) -> None:
     Filler(small_disk, "").fill()
     done = tiny_run.compress("run", "tiny.yaml", "--artifacts", small_disk, folder=place)
     assert done.returncode == 2
@@ -192,7 +194,7 @@ def test_a_disk_too_small_for_the_plan_is_refused_before_anything_runs(place: Pa
 
 @pytest.fixture
 def artifact(place: Path, pristine: Path) -> Path:
-    """An ONNX artifact of the recipe, made without measuring."""
+    """Return an ONNX artifact of the recipe, exported without measuring."""
     exported_folder = pristine / "exported"
     recipe = tiny_run.load(pristine / "tiny.yaml", 'stages=[{"onnx": {}}]', "baseline=start")
     runner = StageRunner(recipe, pristine, exported_folder, tiny_run.Notes())
@@ -202,14 +204,14 @@ def artifact(place: Path, pristine: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", ["evaluate", "bench"])
-def test_an_artifact_that_is_none(place: Path, refuse: Refuse, command: str) -> None:
+def test_missing_or_empty_artifact_is_rejected(place: Path, refuse: Refuse, command: str) -> None:
     (place / "empty").mkdir()
     assert "no model in 'empty'" in refuse(command, "empty")
     assert "no model in 'nowhere'" in refuse(command, "nowhere", "--recipe", "tiny.yaml")
 
 
 @pytest.mark.parametrize("command", ["evaluate", "bench"])
-def test_an_artifact_that_cannot_be_used(artifact: Path, refuse: Refuse, command: str) -> None:
+def test_unusable_artifact_or_target_is_rejected(artifact: Path, refuse: Refuse, command: str) -> None:
     assert "--recipe" in refuse(command, "made")
     given = ("made", "--recipe", "tiny.yaml")
     assert "'gpuu'" in refuse(command, *given, "--target", "gpuu")
@@ -224,17 +226,19 @@ def test_an_artifact_that_cannot_be_used(artifact: Path, refuse: Refuse, command
     assert "config.json" in refuse(command, *given)
 
 
-def test_a_split_that_the_recipe_does_not_name(artifact: Path, refuse: Refuse) -> None:
+def test_unknown_split_is_rejected(artifact: Path, refuse: Refuse) -> None:
     message = refuse("evaluate", "made", "--recipe", "tiny.yaml", "--split", "tests")
     assert "'tests'" in message
     assert "train, validation, test" in message
 
 
-def test_a_report_of_nothing(refuse: Refuse) -> None:
+def test_report_of_missing_run_is_rejected(refuse: Refuse) -> None:
     assert "'nothing'" in refuse("report", "nothing")
 
 
 @pytest.mark.parametrize("arguments", [("run", "tiny.yaml", "--sett", "a=1"), ("run",), ("rum",)])
-def test_an_unknown_option_or_command(arguments: tuple[str, ...], here: Callable[..., Any], tmp_path: Path) -> None:
+def test_unknown_option_or_command_prints_usage(
+    arguments: tuple[str, ...], here: Callable[..., Any], tmp_path: Path
+) -> None:
     done = here(*arguments, folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "") and "Usage: compress" in done.stderr

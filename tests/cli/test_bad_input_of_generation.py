@@ -1,6 +1,6 @@
-"""What a user may give that no language model can be quantized with: one message that says what, where and what to do.
+"""Tests of inputs with which no language model can be quantized: the error states cause, location and remedy.
 
-Each is met through `compress run`, before any stage has done its work, and nothing is left behind.
+Each error comes from `compress run`, before any stage finishes and without partial output.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_gptq(place: Path, *stages: Any, **changes: Any) -> None:
-    """A recipe that quantizes with ``changes``, followed by ``stages``."""
+    """Write a recipe with a gptq stage that has the options ``changes``, followed by ``stages``."""
     tiny_generation.write_recipe(place, stages=[{"gptq": {**GPTQ, **changes}}, *stages])
 
 
@@ -51,7 +51,7 @@ def short_text(place: Path) -> None:
     write_train(place, "some words")
 
 
-def one_token(place: Path) -> None:
+def text_of_one_repeated_token(place: Path) -> None:
     with_gptq(place)
     write_train(place, "a" * 2000)
 
@@ -69,11 +69,11 @@ def fields_of_another_task(place: Path) -> None:
     with_gptq(place, {"onnx": {"opset": 18}})
 
 
-def head_kept_apart_from_its_table(place: Path) -> None:
+def tied_head_excluded_from_quantization(place: Path) -> None:
     with_gptq(place, keep=["lm_head"])
 
 
-def two_tensors_for_a_tied_head(place: Path) -> None:
+def different_tensors_for_tied_head(place: Path) -> None:
     with_gptq(place)
     path = place / "model" / "model.safetensors"
     tensors = load_file(path)
@@ -81,17 +81,17 @@ def two_tensors_for_a_tied_head(place: Path) -> None:
     save_file({**tensors, "lm_head.weight": table + 1}, path, metadata={"format": "pt"})
 
 
-def untied_without_a_head(place: Path) -> None:
+def untied_model_without_head_tensor(place: Path) -> None:
     with_gptq(place)
     change_config(place, tie_word_embeddings=False)
 
 
-def a_table_of_another_size(place: Path) -> None:
+def embedding_table_of_another_size(place: Path) -> None:
     with_gptq(place)
     change_config(place, vocab_size=192)
 
 
-def a_model_that_is_no_decoder(place: Path) -> None:
+def model_that_is_no_decoder(place: Path) -> None:
     with_gptq(place)
     shutil.rmtree(place / "model")
     tiny_run.write_model(place / "model")
@@ -99,20 +99,20 @@ def a_model_that_is_no_decoder(place: Path) -> None:
 
 REFUSED: list[tuple[Callable[[Path], None], int, tuple[str, ...]]] = [
     (short_text, 2, ("calibration text is too short", "data.splits.train", "4 windows, 64 tokens", "samples")),
-    (one_token, 2, ("one token 'a'", "data.splits.train", "ordinary text")),
+    (text_of_one_repeated_token, 2, ("one token 'a'", "data.splits.train", "ordinary text")),
     (text_too_short_for_a_later_stage, 2, ("too short: 1 windows of 32", "data.splits", "lower sequence_length")),
     (too_many_steps_in_a_later_stage, 2, ("900000 steps", "lower steps")),
     (fields_of_another_task, 2, ("tiny.yaml:", "stages.1.onnx.opset: found 18", "nothing for text-generation")),
-    (head_kept_apart_from_its_table, 2, ("lm_head has the weights of model.embed_tokens", "embedding_bits: 16")),
-    (two_tensors_for_a_tied_head, 2, ("two different tensors", "tie_word_embeddings: false")),
-    (untied_without_a_head, 2, ("no 'lm_head.weight'", "tie_word_embeddings: true")),
-    (a_table_of_another_size, 2, ("[160, 64]", "[192, 64]", "same model")),
-    (a_model_that_is_no_decoder, 2, ("no tensor 'bert.", "architecture that config.json names")),
+    (tied_head_excluded_from_quantization, 2, ("lm_head has the weights of model.embed_tokens", "embedding_bits: 16")),
+    (different_tensors_for_tied_head, 2, ("two different tensors", "tie_word_embeddings: false")),
+    (untied_model_without_head_tensor, 2, ("no 'lm_head.weight'", "tie_word_embeddings: true")),
+    (embedding_table_of_another_size, 2, ("[160, 64]", "[192, 64]", "same model")),
+    (model_that_is_no_decoder, 2, ("no tensor 'bert.", "architecture that config.json names")),
 ]
 
 
 @pytest.mark.parametrize(("spoil", "code", "words"), REFUSED, ids=[spoil.__name__ for spoil, _, _ in REFUSED])
-def test_a_run_refuses(
+def test_run_rejects_invalid_language_model_input(
     place: Path, refuse: Refuse, spoil: Callable[[Path], None], code: int, words: tuple[str, ...]
 ) -> None:
     spoil(place)
@@ -122,15 +122,15 @@ def test_a_run_refuses(
     assert "expected" in errors or "hint:" in errors
 
 
-def test_a_model_that_no_target_can_run_is_still_quantized(place: Path) -> None:
-    """The target is skipped with its reason; weights are measured in place, and the checkpoint ships all the same."""
+def test_model_that_no_target_can_run_is_still_quantized(place: Path) -> None:
+    """The cpu target is skipped with a reason, the torch target stands in for it, and the checkpoint is shipped."""
     shutil.rmtree(place / "model")
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
     kinds = {"layer_types": ["full_attention"] * 2, "num_local_experts": 2, "num_experts_per_tok": 1}
     config = MiniMaxConfig(**sizes, **kinds, vocab_size=VOCABULARY, head_dim=16, num_key_value_heads=2)
     MiniMaxForCausalLM(config).save_pretrained(place / "model")
     tiny_tokenizer().save_pretrained(place / "model")
-    # A launch starts torch in three processes: within the budget there is one.
+    # One launch starts torch in three processes; the budget of 1 s allows a single launch.
     benchmark = {"threads": 1, "budget_seconds": 1, "contexts": [16], "tokens": 4, "every_stage": False}
     tiny_generation.write_recipe(place, stages=[{"gptq": GPTQ}], benchmark=benchmark)
     done = run(tiny_run.load(place / "tiny.yaml"), place, place / "artifacts", tiny_run.Notes())

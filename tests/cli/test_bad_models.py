@@ -1,4 +1,4 @@
-"""Models and media that no recipe can use: each is named, and none ends in a traceback."""
+"""Tests of unusable models, recordings and images: the error names the cause, without a traceback."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = ("text", "chat", "speech", "images")
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for each kind of model with a recipe in it, which no test changes."""
+    """Return a folder with one recipe folder for each kind of model, which no test changes."""
     root = tmp_path_factory.mktemp("pristine")
     tiny_run.write_all(root / "text", stages=[{"finetune": {"epochs": 1}}], baseline="start")
     tiny_generation.write_all(root / "chat")
@@ -40,7 +40,7 @@ def _made(folder: Path) -> Path:
 
 
 def change(config: Mapping[str, Any], *without: str) -> Callable[[Path], None]:
-    """Change fields of the model's config, and take others out."""
+    """Return a function that updates the model's config with ``config`` and removes the fields in ``without``."""
 
     def spoil(place: Path) -> None:
         path = place / "model" / "config.json"
@@ -50,12 +50,12 @@ def change(config: Mapping[str, Any], *without: str) -> Callable[[Path], None]:
     return spoil
 
 
-def own_code(place: Path) -> None:
+def model_with_custom_code(place: Path) -> None:
     change({"model_type": "pony", "auto_map": {"AutoConfig": "pony.Pony", "AutoModel": "pony.PonyModel"}})(place)
     (place / "model" / "pony.py").write_text("raise SystemExit('it ran')\n")
 
 
-def tokenizer_code(place: Path) -> None:
+def tokenizer_with_custom_code(place: Path) -> None:
     path = place / "model" / "tokenizer_config.json"
     named = {"tokenizer_class": "Pony", "auto_map": {"AutoTokenizer": ["pony.Pony", None]}}
     path.write_text(json.dumps({**json.loads(path.read_text()), **named}))
@@ -63,28 +63,28 @@ def tokenizer_code(place: Path) -> None:
     (place / "model" / "pony.py").write_text("raise SystemExit('it ran')\n")
 
 
-def endless_recording(place: Path) -> None:
+def recording_of_zero_samples(place: Path) -> None:
     import numpy as np
     import soundfile
 
     soundfile.write(place / "test-3.flac", np.zeros(0, np.float32), 16_000, format="WAV")
 
 
-def empty_recording(place: Path) -> None:
+def recording_file_of_zero_bytes(place: Path) -> None:
     (place / "test-3.flac").write_bytes(b"")
 
 
-def captions_alone(place: Path) -> None:
+def row_without_image(place: Path) -> None:
     rows = [{"image": None if index == 2 else str(path), "label": path.parent.name} for index, path in
             enumerate(sorted((place / "test").rglob("*.png")))]  # fmt: skip
-    _name_test(place, rows)
+    _use_test_rows(place, rows)
 
 
-def captions_of_lost_pictures(place: Path) -> None:
-    _name_test(place, [{"image": f"lost-{index}.png", "label": "above"} for index in range(4)])
+def rows_of_missing_images(place: Path) -> None:
+    _use_test_rows(place, [{"image": f"lost-{index}.png", "label": "above"} for index in range(4)])
 
 
-def _name_test(place: Path, rows: list[dict[str, Any]]) -> None:
+def _use_test_rows(place: Path, rows: list[dict[str, Any]]) -> None:
     (place / "test.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     recipe = yaml.safe_load((place / "tiny.yaml").read_text())
     recipe["data"]["splits"]["test"] = "test.jsonl"
@@ -92,7 +92,7 @@ def _name_test(place: Path, rows: list[dict[str, Any]]) -> None:
 
 
 class Case(NamedTuple):
-    """What spoils a folder, what is said of it, and which commands see it; `inspect` looks at weights alone."""
+    """A kind of model, the function that damages its folder, parts of the error, and the commands that report it."""
 
     kind: str
     spoil: Callable[[Path], None]
@@ -107,23 +107,27 @@ CASES = {
         change({"model_type": "bert9", "transformers_version": "9.1.0"}),
         ("has no architecture 'bert9'", "written by 9.1.0", "pip install -U transformers"),
     ),
-    "code of its own": Case("chat", own_code, ("Python files of its own", "trust_remote_code: true")),
-    "a tokenizer's code": Case("text", tokenizer_code, ("tokenizer", "pony.Pony", "trust_remote_code: true"), ("run",)),
+    "code of its own": Case("chat", model_with_custom_code, ("Python files of its own", "trust_remote_code: true")),
+    "a tokenizer's code": Case(
+        "text", tokenizer_with_custom_code, ("tokenizer", "pony.Pony", "trust_remote_code: true"), ("run",)
+    ),
     "a size missing": Case("text", change({}, "hidden_size"), ("cannot be loaded",), ("run",)),
     "a size of no number": Case("text", change({"num_hidden_layers": "two"}), ("num_hidden_layers",), ("run",)),
     "nothing for a size": Case(
         "chat", change({"num_key_value_heads": None, "hidden_size": None}), ("config.json", "hidden_size")
     ),
     "no heads": Case("chat", change({"num_attention_heads": 0}), ("config.json", "num_attention_heads")),
-    "audio of no length": Case("speech", endless_recording, ("recording is empty", "test-3.flac"), ("run",)),
-    "an empty file": Case("speech", empty_recording, ("test-3.flac is empty",), ("run",)),
-    "captions without pictures": Case("images", captions_alone, ("'image'", "1 of 16", "test.jsonl"), ("run",)),
-    "pictures that are lost": Case("images", captions_of_lost_pictures, ("lost-0.png cannot be read",), ("run",)),
+    "audio of no length": Case("speech", recording_of_zero_samples, ("recording is empty", "test-3.flac"), ("run",)),
+    "an empty file": Case("speech", recording_file_of_zero_bytes, ("test-3.flac is empty",), ("run",)),
+    "captions without pictures": Case("images", row_without_image, ("'image'", "1 of 16", "test.jsonl"), ("run",)),
+    "pictures that are lost": Case("images", rows_of_missing_images, ("lost-0.png cannot be read",), ("run",)),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_cannot_be_used_is_named(pristine: Path, tmp_path: Path, here: Callable[..., Any], name: str) -> None:
+def test_unusable_model_or_media_is_named_in_error(
+    pristine: Path, tmp_path: Path, here: Callable[..., Any], name: str
+) -> None:
     case = CASES[name]
     folder = shutil.copytree(pristine / case.kind, tmp_path / "place")
     case.spoil(folder)
@@ -135,7 +139,7 @@ def test_what_cannot_be_used_is_named(pristine: Path, tmp_path: Path, here: Call
     assert not list(folder.glob("artifacts/runs/*/latest"))
 
 
-def test_positions_without_an_end_bound_nothing(pristine: Path, tmp_path: Path) -> None:
+def test_max_positions_of_minus_one_means_unlimited(pristine: Path, tmp_path: Path) -> None:
     from compress.models.config_checks import max_positions
     from compress.pipeline.run_checks import check_running_text
     from compress.pipeline.runner import StageRunner

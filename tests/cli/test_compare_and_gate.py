@@ -1,4 +1,4 @@
-"""`compress compare` and `compress gate` as a user starts them, on a real tiny run and on broken input."""
+"""Tests of `compress compare` and `compress gate`: on a tiny run, on modified copies of it, and on broken input."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RULES = "rules:\n- {metric: accuracy, worse_by: 5 points}\n- {metric: size_bytes
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which a tiny recipe, with a gate of its own, has been run."""
+    """Return a folder in which a tiny recipe with its own gate rules has been run."""
     folder = tmp_path_factory.mktemp("place")
     benchmark = {"threads": 1, "seconds": 0.1, "examples": 8, "batch_size": 4, "every_stage": False, "launches": 3}
     gate = {"rules": [{"metric": "size_bytes", "worse_by": "0%"}, {"metric": "accuracy", "worse_by": "5 points"}]}
@@ -36,7 +36,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(place: Path) -> Path:
-    """The run's folder."""
     return tiny_run.latest(place / "artifacts")
 
 
@@ -45,7 +44,7 @@ def invoke(*arguments: str | Path) -> Result:
 
 
 def message(result: Result) -> str:
-    """What the main wrapper would print of an expected error."""
+    """Return the message of the expected error, whose exit code must be 2."""
     assert isinstance(result.exception, CompressError)
     assert result.exception.exit_code == 2
     return str(result.exception)
@@ -53,7 +52,7 @@ def message(result: Result) -> str:
 
 @pytest.fixture
 def worse(run: Path, tmp_path: Path) -> Path:
-    """The same report with a larger file and every answer wrong."""
+    """Write a copy of the run's report with a larger file and an accuracy of 0, and return its path."""
 
     def spoil(row: dict[str, Any]) -> None:
         if row["model"] == "final" and row["metric"] == "size_bytes":
@@ -72,7 +71,7 @@ def changed(run: Path, path: Path, change: Callable[[dict[str, Any]], None]) -> 
     return path
 
 
-def test_a_run_against_its_own_baseline(run: Path) -> None:
+def test_compare_run_with_its_own_baseline(run: Path) -> None:
     result = invoke("compare", run, "--json")
     assert result.exit_code == 0, result.output
     answer = json.loads(result.stdout)
@@ -86,7 +85,7 @@ def test_a_run_against_its_own_baseline(run: Path) -> None:
     assert "launches" in changes["latency_ms"]["method"]
 
 
-def test_a_gate_passes_and_fails_by_its_exit_code(run: Path, worse: Path) -> None:
+def test_gate_exit_code_is_0_when_passed_and_1_when_failed(run: Path, worse: Path) -> None:
     fine = invoke("gate", run, "--baseline", run)
     assert fine.exit_code == 0, fine.output
     assert "`gate:` of" in fine.stderr
@@ -99,7 +98,7 @@ def test_a_gate_passes_and_fails_by_its_exit_code(run: Path, worse: Path) -> Non
     assert "policy: the defaults" in failed.stderr
 
 
-def test_a_policys_file_replaces_the_recipes(run: Path, worse: Path, tmp_path: Path) -> None:
+def test_policy_file_replaces_gate_of_recipe(run: Path, worse: Path, tmp_path: Path) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text(RULES.replace("0%", "50%").replace("5 points", "100 points"))
     result = invoke("gate", worse, "--baseline", run, "--policy", policy)
@@ -109,7 +108,7 @@ def test_a_policys_file_replaces_the_recipes(run: Path, worse: Path, tmp_path: P
     assert "rules.0.worse_by: found nothing" in message(invoke("gate", run, "--baseline", run, "--policy", policy))
 
 
-def test_updating_a_baseline_and_lowering_the_bar(run: Path, worse: Path, tmp_path: Path) -> None:
+def test_update_to_worse_baseline_requires_reason(run: Path, worse: Path, tmp_path: Path) -> None:
     baseline = tmp_path / "baselines" / "tiny.json"
     first = invoke("gate", run, "--baseline", baseline, "--update")
     assert first.exit_code == 0, first.output
@@ -129,7 +128,7 @@ def test_updating_a_baseline_and_lowering_the_bar(run: Path, worse: Path, tmp_pa
     assert invoke("gate", worse, "--baseline", baseline).exit_code == 0
 
 
-def test_bad_input_is_told(run: Path, tmp_path: Path) -> None:
+def test_bad_input_is_rejected_with_message(run: Path, tmp_path: Path) -> None:
     assert "There is no report of" in message(invoke("compare", tmp_path / "nowhere"))
     assert "There is no model 'prune'" in message(invoke("compare", run, run, "--model", "prune"))
     assert "--why is the reason" in message(invoke("gate", run, "--baseline", run, "--why", "x"))
@@ -147,7 +146,7 @@ def test_bad_input_is_told(run: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def slower(run: Path, tmp_path: Path) -> Path:
-    """The run's model, with twenty products in its graph that change no answer."""
+    """Return a copy of the run's model with 20 extra MatMul nodes that do not change its logits."""
     folder = tmp_path / "slower"
     shutil.copytree(run / "model", folder)
     (path,) = folder.rglob("*.onnx")
@@ -162,7 +161,7 @@ def slower(run: Path, tmp_path: Path) -> Path:
     square = numpy_helper.from_array(np.ones((side, side), np.float32), "square")
     nothing = numpy_helper.from_array(np.zeros(1, np.float32), "nothing")
     model.graph.initializer.extend([wide, square, nothing])
-    # One number of the answer, spread out and multiplied 20 times, adds nothing but time.
+    # The sum of the logits goes through 20 MatMuls and is then clamped to 0, so that only time is added.
     model.graph.node.extend(
         [
             helper.make_node("ReduceSum", ["logits_0"], ["sum"], keepdims=0),
@@ -178,7 +177,7 @@ def slower(run: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_slower_model_measured_side_by_side_is_worse_in_time_alone(run: Path, slower: Path) -> None:
+def test_slower_model_is_worse_in_latency_and_size_but_not_accuracy(run: Path, slower: Path) -> None:
     recipe = run / "recipe.yaml"
     result = invoke(*("compare", run, slower, "--now", "--recipe", recipe, "--threads", "1", "--budget", "6", "--json"))
     assert result.exit_code == 0, result.output

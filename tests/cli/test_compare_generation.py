@@ -1,4 +1,4 @@
-"""`compress compare`, `--now` and `gate` on two runs of a language model, of four and of two bits."""
+"""Tests of `compress compare` with and without `--now` on two runs of a language model, with 4 and with 2 bits."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Runs = dict[str, Path]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """The folders of both runs."""
+    """Return the folders of both runs by their names, `four` and `two`."""
     folder = tmp_path_factory.mktemp("runs")
     save_tiny_llama(folder / "model")
-    # Random answers lose nothing to two bits; given three times as surely, they are worse on any processor.
+    # A random model loses nothing at 2 bits; with its final norm scaled by 3, its perplexity is clearly higher.
     shutil.copytree(folder / "model", folder / "surer")
     tensors = load_file(folder / "surer" / "model.safetensors")
     tensors["model.norm.weight"] *= 3
@@ -56,8 +56,8 @@ def changes(result: Result) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture
-def lost(runs: Runs) -> Callable[[], float]:
-    """By how much the perplexity of two bits is above that of four."""
+def perplexity_increase(runs: Runs) -> Callable[[], float]:
+    """Return a function that computes the relative perplexity increase from 4 to 2 bits."""
 
     def ratio() -> float:
         rows = [report(runs[name]).find("final", "perplexity", "cpu") for name in ("two", "four")]
@@ -67,12 +67,12 @@ def lost(runs: Runs) -> Callable[[], float]:
     return ratio
 
 
-def test_now_measures_all_that_a_run_measures(runs: Runs, lost: Callable[[], float]) -> None:
+def test_compare_now_measures_the_metrics_of_a_run(runs: Runs, perplexity_increase: Callable[[], float]) -> None:
     result = invoke("compare", runs["four"], runs["two"], "--now", "--budget", "4", "--json")
     compared = changes(result)
     assert json.loads(result.stdout)["how"] == "side by side"
     assert compared["perplexity"]["method"] == "paired bootstrap over 6 windows"
-    assert compared["perplexity"]["effect"] == pytest.approx(lost())
+    assert compared["perplexity"]["effect"] == pytest.approx(perplexity_increase())
     reported = changes(invoke("compare", runs["four"], runs["two"], "--json"))
     for metric in ("repetition", "choice_accuracy"):
         assert (compared[metric]["baseline"], compared[metric]["candidate"]) == (

@@ -1,3 +1,5 @@
+"""Tests of progress output on a terminal and in a file."""
+
 import io
 
 from rich.console import Console
@@ -5,7 +7,7 @@ from rich.console import Console
 from compress.cli.output import ConsoleProgress
 
 
-def test_items_pass_while_a_terminal_sees_the_count():
+def test_terminal_shows_count_and_items_pass_through():
     out = io.StringIO()
     progress = ConsoleProgress(Console(file=out, force_terminal=True, width=100))
     assert list(progress.track(iter("abc"), "letters [x]", 3)) == ["a", "b", "c"]
@@ -13,7 +15,7 @@ def test_items_pass_while_a_terminal_sees_the_count():
     assert "3/3" in out.getvalue()
 
 
-def test_a_file_gets_the_notes_alone():
+def test_file_output_has_notes_only():
     out = io.StringIO()
     progress = ConsoleProgress(Console(file=out, width=40, soft_wrap=True))
     assert list(progress.track(range(3), "numbers", 3)) == [0, 1, 2]
@@ -21,14 +23,14 @@ def test_a_file_gets_the_notes_alone():
     assert out.getvalue() == "[not markup] " + "a long line " * 5 + "\n"
 
 
-def test_a_file_is_told_every_half_minute_how_far_long_work_is():
+def test_file_output_reports_progress_every_half_minute():
     out, times = io.StringIO(), iter([0.0, 20.0, 40.0, 60.0, 80.0])
     progress = ConsoleProgress(Console(file=out, width=80), clock=lambda: next(times))
     assert list(progress.track("abcd", "letters", 4)) == list("abcd")
     assert out.getvalue() == "letters: 2 of 4, about 40.0 s left\n"
 
 
-def test_where_a_clock_ends_the_steps_their_number_is_asked_for_anew():
+def test_expected_step_count_is_updated_while_running():
     out, times, expected = io.StringIO(), iter([0.0, 20.0, 40.0, 60.0, 80.0]), iter([9, 6, 4, 4])
     progress = ConsoleProgress(Console(file=out, width=80), clock=lambda: next(times))
     assert list(progress.track("abcd", "letters", lambda: next(expected))) == list("abcd")

@@ -1,4 +1,4 @@
-"""`compress doctor`: the machine, one model, and a model of two graphs."""
+"""Tests of `compress doctor`: findings on the machine, on a model of one graph, and on an encoder-decoder."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def findings(level: str) -> dict[str, str | None]:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    """A machine with nothing to complain of."""
+    """Simulate a machine without problems and return its description, which a test may change."""
     described: dict[str, Any] = {
         **environment.environment(),
         "features": ["avx2", "avx512_vnni"],
@@ -66,15 +66,13 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     return described
 
 
-def test_a_good_machine_passes(machine: dict[str, Any]) -> None:
+def test_machine_without_problems_passes(machine: dict[str, Any]) -> None:
     assert diagnose("--json")[0] == 0
     assert findings("warning") == {}
     assert findings("problem") == {}
 
 
-def test_a_wrong_package_fails_with_the_command_that_mends_it(
-    machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_package_fails_with_pip_command(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = [RequiredPackage("torch", ">=2.13", "2.1.0"), RequiredPackage("onnx", ">=1.23", None)]
     monkeypatch.setattr(environment, "packages", lambda: wrong)
     assert findings("problem") == {
@@ -87,7 +85,7 @@ def test_a_wrong_package_fails_with_the_command_that_mends_it(
     assert "-> pip install 'torch>=2.13'\n" in text
 
 
-def test_a_missing_extra_is_no_failure(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_is_no_problem(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "packages", lambda: [RequiredPackage("tensorrt", "", None, "gpu")])
     assert diagnose()[0] == 0
     assert findings("ok")["extra gpu: not installed (lacks tensorrt)"] == "pip install 'compress[gpu]'"
@@ -102,7 +100,7 @@ def test_a_missing_extra_is_no_failure(machine: dict[str, Any], monkeypatch: pyt
         ({"memory_limit_bytes": 2_000_000_000}, "2.0 GB of memory is little"),
     ],
 )
-def test_what_spoils_a_run_is_warned_of(machine: dict[str, Any], change: dict[str, Any], words: str) -> None:
+def test_unsuitable_machine_settings_are_warned_of(machine: dict[str, Any], change: dict[str, Any], words: str) -> None:
     machine.update(change)
     (what,) = findings("warning")
     assert words in what
@@ -118,7 +116,7 @@ def test_load_and_disk_are_warned_of(machine: dict[str, Any], monkeypatch: pytes
     ]
 
 
-def test_a_missing_runtime_is_a_problem(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_runtime_is_a_problem(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     lacking = replace(RUNTIMES["onnxruntime"], runtime="compress.formats.no_such_module:RUNTIME")
     monkeypatch.setattr(runtime, "RUNTIMES", {**RUNTIMES, "onnxruntime": lacking})
     (what,) = findings("problem")
@@ -129,7 +127,7 @@ INNER = 64
 
 
 def save(folder: Path, kept: tuple[str, ...] = (), reduce_range: bool = False) -> Path:
-    """Two products whose weights are all positive, so that neighbours add up."""
+    """Save two quantized MatMuls with [64, 64] positive weights, so that pairs of products can saturate 16 bits."""
     generator = np.random.default_rng(0)
     arrays = {name: generator.uniform(0, 1, (INNER, INNER)).astype(np.float32) for name in ("first", "second")}
     nodes = [
@@ -148,7 +146,7 @@ def model_findings(*options: str) -> list[tuple[str, str, str | None]]:
     return [(finding["level"], finding["what"], finding["advice"]) for finding in findings]
 
 
-def test_a_processor_without_vnni_is_warned_of(tmp_path: Path):
+def test_saturation_without_vnni_is_warned_of(tmp_path: Path):
     findings = model_findings(str(save(tmp_path)), "--target", "x86-avx2")
     assert findings[0] == ("ok", "2 of 2 operators with weights run as 8-bit integer kernels", None)
     warnings = [(what, advice) for level, what, advice in findings if level == "warning"]
@@ -157,12 +155,12 @@ def test_a_processor_without_vnni_is_warned_of(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("target", "reduce_range"), [("x86-avx2", True), ("x86-vnni", False), ("arm64", False)])
-def test_where_nothing_saturates_all_is_well(target: str, reduce_range: bool, tmp_path: Path):
+def test_no_warning_where_nothing_saturates(target: str, reduce_range: bool, tmp_path: Path):
     findings = model_findings(str(save(tmp_path, reduce_range=reduce_range)), "--target", target)
     assert [level for level, _, _ in findings] == ["ok", "ok"] and findings[1][1].startswith(target)
 
 
-def test_what_is_not_an_integer_kernel_is_named_with_what_helps(tmp_path: Path):
+def test_float_operator_is_named_with_advice(tmp_path: Path):
     findings = model_findings(str(save(tmp_path, kept=("two",))), "--target", "x86-vnni")
     assert findings[0][1].startswith("1 of 2")
     level, what, advice = findings[1]
@@ -170,7 +168,7 @@ def test_what_is_not_an_integer_kernel_is_named_with_what_helps(tmp_path: Path):
     assert advice is not None and "accuracy floor" in advice
 
 
-def test_options_that_mean_nothing_are_refused(tmp_path: Path):
+def test_options_without_effect_are_rejected(tmp_path: Path):
     with pytest.raises(InputError, match="--target has no effect without a model"):
         model_findings("--target", "x86-avx2")
     with pytest.raises(InputError, match="--against has no effect without a model"):
@@ -193,7 +191,7 @@ ENCODER, DECODER = "encoder_model_quantized.onnx", "decoder_model_merged_quantiz
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`float/`, `int8/` and a recipe with recordings."""
+    """Return a folder with a speech model in `float/` and `int8/`, a recipe and its recordings."""
     folder = tmp_path_factory.mktemp("place")
     write_recipe(folder, TASK, write_speech(folder), ["onnx"], benchmark={"threads": 1})
     floats = export_encoder_decoder(Checkpoint(folder / "model"))
@@ -212,8 +210,8 @@ def diagnose_as_json(*options: str) -> dict[str, Any]:
     return diagnosis
 
 
-def test_products_in_branches_count(place: Path) -> None:
-    """Six products in a layer of the encoder; in one of the decoder ten, two of them in a branch; and the head."""
+def test_operators_in_if_branches_are_counted(place: Path) -> None:
+    """Each of 2 encoder layers has 6 MatMuls, each of 2 decoder layers 10 (2 in an If branch); the head is one more."""
     messages = [
         finding["what"] for finding in diagnose_as_json(str(place / "int8"), "--target", "x86-vnni")["findings"]
     ]
@@ -221,8 +219,8 @@ def test_products_in_branches_count(place: Path) -> None:
     assert f"{DECODER}: 20 of 21 operators with weights run as 8-bit integer kernels" in messages
 
 
-def test_saturation_is_looked_for_in_both_on_what_each_is_asked(place: Path) -> None:
-    """Without a recipe it is what weights could do; with one, what they did, in the decoder's branches as well."""
+def test_saturation_is_checked_in_encoder_and_decoder(place: Path) -> None:
+    """Without a recipe, saturation is bounded from the weights; with one, it is counted on real inputs."""
     blind = diagnose_as_json(str(place / "int8"), "--target", "x86-avx2")["findings"]
     assert [finding for finding in blind if "name a recipe" in finding["what"]]
     assert [

@@ -1,3 +1,5 @@
+"""Tests of `compress inspect`: its JSON, its errors and its imports."""
+
 import json
 from pathlib import Path
 
@@ -18,7 +20,7 @@ def model(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_json_holds_the_whole_budget(model: Path) -> None:
+def test_json_has_parameters_bytes_and_layers(model: Path) -> None:
     budget = json.loads(output_of("inspect", model, "--json", "--weights"))
     assert budget["model"] == str(model)
     assert budget["parameters"] == 20
@@ -29,7 +31,7 @@ def test_json_holds_the_whole_budget(model: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["none.safetensors", "notes.txt", "weights.bin"])
-def test_bad_input_is_one_error(model: Path, name: str) -> None:
+def test_bad_input_error_names_the_file(model: Path, name: str) -> None:
     if name != "none.safetensors":
         (model / name).write_bytes(b"x")
     with pytest.raises(ModelError) as caught:
@@ -37,6 +39,6 @@ def test_bad_input_is_one_error(model: Path, name: str) -> None:
     assert str(model / name) in str(caught.value)
 
 
-def test_headers_need_neither_torch_nor_transformers(model: Path) -> None:
+def test_inspect_imports_neither_torch_nor_transformers(model: Path) -> None:
     code = "from compress.cli.inspect import inspect\ninspect(sys.argv[1], depth=2, weights=True, top=3, json_=True)"
     assert packages_imported_by(code, model).isdisjoint({"torch", "transformers", "onnxruntime"})

@@ -1,4 +1,4 @@
-"""`compress profile` and `compress bench --context`."""
+"""Tests of `compress profile` and `compress bench --context`: results on tiny models, and errors."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], message: str) -> None:
-    """A command has ended with one message; a usage error is boxed by lines."""
+    """Assert that a command failed with code 2 and ``message``; the lines of a usage error's box are removed first."""
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert message in " ".join(done.stderr.replace("│", " ").split()) and "Traceback" not in done.stderr
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a recipe, its data, and what looks like an exported model until it is opened."""
+    """Return a folder with a recipe, its data, and an exported model whose ONNX file is invalid."""
     folder = tmp_path_factory.mktemp("place")
     tiny_run.write_all(folder)
     shutil.copytree(folder / "model", folder / "exported")
@@ -55,13 +55,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("exported", "--recipe", "tiny.yaml"), "cannot open the graph"),
     ],
 )
-def test_bad_input_is_told_in_words(here: Command, place: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_profile_rejects_bad_input(here: Command, place: Path, arguments: tuple[str, ...], message: str) -> None:
     assert_refused(here("profile", *arguments, "--json", folder=place), message)
 
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a recipe, its text, and a few-bit decoder in `made/`."""
+    """Return a folder with a recipe, its text, and an exported quantized decoder in `made/`."""
     folder = tmp_path_factory.mktemp("decoder")
     tiny_generation.write_all(folder)
     quantized = quantize_tiny_llama(Checkpoint(folder / "model"), folder / "quantized")
@@ -75,10 +75,10 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("options", "phase", "context", "lengths"),
     [((), "token", 16, list(range(17, 33))), (("--phase", "prompt", "--context", "8"), "prompt", 8, [8] * 16)],
 )
-def test_a_decoder_s_time_is_told_by_operator(
+def test_decoder_profile_lists_operators_of_phase(
     here: Command, decoder: Path, options: tuple[str, ...], phase: str, context: int, lengths: list[int]
 ) -> None:
-    """The recipe times prompts of 16 tokens, and is judged on 192 tokens of text."""
+    """By default the recipe's context, 16 tokens, is profiled: tokens are generated at lengths 17 to 32."""
     arguments = ("profile", "made", "--recipe", "tiny.yaml", "--seconds", "0.1", "--json", *options)
     done = here(*arguments, folder=decoder)
     assert done.returncode == 0, done.stderr
@@ -94,11 +94,13 @@ def test_a_decoder_s_time_is_told_by_operator(
         (("--context", "192"), "has 192 tokens; a prompt of 192 needs 193"),
     ],
 )
-def test_what_a_text_is_not_profiled_with(here: Command, decoder: Path, options: tuple[str, ...], message: str) -> None:
+def test_decoder_profile_rejects_unsuitable_options(
+    here: Command, decoder: Path, options: tuple[str, ...], message: str
+) -> None:
     assert_refused(here("profile", "made", "--recipe", "tiny.yaml", *options, folder=decoder), message)
 
 
-def test_two_decoders_are_timed_without_a_recipe(tmp_path: Path) -> None:
+def test_bench_times_two_decoders_without_recipe(tmp_path: Path) -> None:
     TinyDecoder().write(tmp_path / "small")
     TinyDecoder(width=32).write(tmp_path / "large")
     artifacts = ("small", "--baseline", "large/onnx/model.onnx")
@@ -133,8 +135,6 @@ def test_two_decoders_are_timed_without_a_recipe(tmp_path: Path) -> None:
         (("--context", "8", "--baseline", "nowhere"), "The artifact does not exist"),
     ],
 )
-def test_bad_input_is_said_in_one_message(
-    here: Command, tmp_path: Path, options: tuple[str, ...], message: str
-) -> None:
+def test_bench_rejects_bad_input(here: Command, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
     write_classifier(tmp_path / "classifier", 8, 1)
     assert_refused(here("bench", "classifier", *options, folder=tmp_path), message)

@@ -1,4 +1,4 @@
-"""`compress check` and `compress recipes`, as a user calls them."""
+"""Tests of `compress recipes` and `compress check`: starter recipes, the schema, listings and plans."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_every_task_has_a_starter() -> None:
     assert starters() == list(TASK_NAMES)
 
 
-def test_new_writes_a_recipe_that_reads(tmp_path: Path) -> None:
+def test_new_writes_a_valid_recipe(tmp_path: Path) -> None:
     assert output_of("recipes", "new", "--output", "mine.yaml").strip() == "mine.yaml"
     recipe = read_recipe(tmp_path / "mine.yaml")
     assert recipe.labels() == ("finetune", "prune", "distill", "trim_vocabulary", "onnx", "onnx_int8")
@@ -47,7 +47,7 @@ def test_starter_mentions_every_field_of_the_recipe_and_of_its_stages() -> None:
             assert f"{name}:" in text, name
 
 
-def test_check_explains_the_placeholders_of_the_starter(tmp_path: Path) -> None:
+def test_check_names_missing_data_files_of_starter(tmp_path: Path) -> None:
     output_of("recipes", "new", "--output", "mine.yaml")
     with pytest.raises(InputError) as caught:
         output_of("check", "mine.yaml")
@@ -55,7 +55,7 @@ def test_check_explains_the_placeholders_of_the_starter(tmp_path: Path) -> None:
         assert f"{split}.csv does not exist" in str(caught.value)
 
 
-def test_new_keeps_what_is_there_unless_forced(tmp_path: Path) -> None:
+def test_new_does_not_overwrite_file_without_force(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("mine")
     with pytest.raises(InputError, match="exists already"):
@@ -71,7 +71,7 @@ def test_new_writes_to_standard_output_and_json() -> None:
     assert json.loads(output_of("recipes", "new", "--json"))["recipe"] == text
 
 
-def test_new_for_an_unknown_task_offers_the_nearest() -> None:
+def test_new_suggests_nearest_task_name() -> None:
     with pytest.raises(InputError, match="Did you mean 'text-classification'"):
         output_of("recipes", "new", "--task", "text-clasification")
 
@@ -83,7 +83,7 @@ def test_schema_accepts_the_starter_and_refuses_a_misspelling() -> None:
     assert not validator.is_valid(yaml.safe_load(text.replace("teacher:", "teachr:")))
 
 
-def test_list_shows_good_and_broken_recipes_of_subfolders(tmp_path: Path) -> None:
+def test_list_shows_valid_and_broken_recipes_of_subfolders(tmp_path: Path) -> None:
     (tmp_path / "recipes" / "more").mkdir(parents=True)
     (tmp_path / "recipes" / "good.yaml").write_text(starter("text-classification"))
     (tmp_path / "recipes" / "more" / "bad.yaml").write_text("name: bad\n")
@@ -97,7 +97,7 @@ def test_list_shows_good_and_broken_recipes_of_subfolders(tmp_path: Path) -> Non
     assert "4 problems: compress check recipes/more/bad.yaml" in text
 
 
-def test_list_of_a_folder_that_is_not_there() -> None:
+def test_list_of_missing_folder_is_rejected() -> None:
     with pytest.raises(InputError, match="no such folder"):
         output_of("recipes", "list", "nowhere")
 

@@ -1,4 +1,4 @@
-"""`compress report`."""
+"""Tests of `compress report`: its formats, compared with the files of the run."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_json_is_the_file_itself(run: Path) -> None:
+def test_json_output_equals_report_file(run: Path) -> None:
     whole = (run / "report.json").read_text(encoding="utf-8")
     assert output_of("report", run, "--json") == output_of("report", run, "--format", "json") == whole
     assert json.loads(whole)["schema"] == 1
 
 
-def test_each_format_is_a_view(run: Path) -> None:
+def test_report_is_rendered_in_each_format(run: Path) -> None:
     assert output_of("report", run, "--format", "html").startswith("<!doctype html>")
     markdown = (run / "report.md").read_text(encoding="utf-8")
     assert output_of("report", run / "report.json", "--format", "markdown") == markdown

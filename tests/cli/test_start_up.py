@@ -1,4 +1,4 @@
-"""What the command line imports before it has to."""
+"""Tests of the modules that commands import: heavy libraries are not imported where they are not needed."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ finally:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe with its model and data."""
+    """Write a recipe with its model and data, and return the recipe's path."""
     return tiny_run.write_all(tmp_path_factory.mktemp("place"))
 
 
 def imported(*arguments: str | Path) -> set[str]:
-    """Top-level modules that a command has imported when it ends well."""
+    """Run a command in a new process, which must exit with 0, and return the top-level modules it imported."""
     done = subprocess.run(
         [sys.executable, "-c", PROBE, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False
     )
@@ -49,13 +49,13 @@ def imported(*arguments: str | Path) -> set[str]:
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("run", "--help"), ("samples",), ("recipes",)])
-def test_help_and_recipes_import_nothing_heavy(arguments: tuple[str, ...], recipe: Path) -> None:
+def test_light_commands_import_no_heavy_library(arguments: tuple[str, ...], recipe: Path) -> None:
     folder = ("list", str(recipe.parent)) if arguments == ("recipes",) else ()
     modules = imported(*arguments, *folder)
     assert modules.isdisjoint((*HEAVY, "onnxruntime", "pyarrow", "numpy")), modules
 
 
-def test_check_imports_no_torch_even_where_it_looks_into_the_cache(recipe: Path, tmp_path: Path) -> None:
+def test_check_with_cache_imports_no_heavy_library(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     modules = imported("check", recipe, "--artifacts", tmp_path)
     assert modules.isdisjoint(HEAVY), modules

@@ -1,3 +1,5 @@
+"""Tests of `compress targets`: the built-in targets, and targets from a file."""
+
 from __future__ import annotations
 
 import json
@@ -12,7 +14,7 @@ from compress.recipe.target_entries import read_target_file
 from compress.utils.errors import InputError
 
 
-def test_every_target_is_available_or_says_why_not() -> None:
+def test_unavailable_targets_have_a_reason() -> None:
     rows = json.loads(output_of("targets", "--json"))
     assert [row["name"] for row in rows] == list(TARGETS)
     assert all(row["available"] == (row["reason"] is None) for row in rows)
@@ -23,7 +25,7 @@ def test_every_target_is_available_or_says_why_not() -> None:
     assert rows[0].items() >= {**cpu, "threads": None, "device": None, "options": {}, "available": True}.items()
 
 
-def test_a_file_of_ones_own_is_checked_and_shown_alone(tmp_path: Path) -> None:
+def test_target_file_is_validated_and_listed_alone(tmp_path: Path) -> None:
     file = tmp_path / "pi.yaml"
     file.write_text("name: pi\nformat: openvino\nthreads: 4\nmax_bytes: 9000000\nembedding_bits: 4\n")
     (row,) = json.loads(output_of("targets", file, "--json"))
@@ -34,7 +36,7 @@ def test_a_file_of_ones_own_is_checked_and_shown_alone(tmp_path: Path) -> None:
         read_target_file(file)
 
 
-def test_what_a_phone_runs_is_told_from_what_runs_it_here() -> None:
+def test_phone_target_names_runtime_measured_instead() -> None:
     rows = {row["name"]: row for row in json.loads(output_of("targets", "--json"))}
     android = rows["android"]
     assert (android["runtime"], android["formats"]) == ("onnxruntime", ["onnx", "ort", "litert", "executorch"])

@@ -110,7 +110,7 @@ SPOILED: list[tuple[Callable[[Path], None], tuple[str, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(("ruin", "expected"), SPOILED, ids=[damage.__name__ for damage, _ in SPOILED])
+@pytest.mark.parametrize(("damage", "expected"), SPOILED, ids=[damage.__name__ for damage, _ in SPOILED])
 def test_run_rejects_invalid_data_or_model(
     place: Path, refuse: Refuse, damage: Callable[[Path], None], expected: tuple[str, ...]
 ) -> None:

@@ -71,14 +71,10 @@ class EmulatedSearch(RecordedSpace):
             return self.world.size_bytes(point)
         if metric == "parameters":
             return self.world.weights(point) + self.world.tokens(point) * WIDTH
-        if metric != "latency_ms":
-            return None
-        error = _RECIPE_ERROR * normal(self.seed, "foretold", self.world.matrices(point))
-        error += _COMMON_ERROR * normal(self.seed, "foretold") if self.timed < 2 else 0.0
-        return self.world.latency_ms(point) * (1 + error)
+        return None
 
     def predict_analytically(self, point: Point, metric: str) -> float | None:
-        return None if metric == "latency_ms" else self.predict(point, metric)
+        return self.predict(point, metric)
 
     def update(self, point: Point, share: float, outcome: TrialOutcome) -> None:
         self.done |= self.world.stages(point, share).keys()

@@ -1,11 +1,11 @@
 #!/bin/bash
-# A Python for 64-bit ARM with numpy and onnxruntime, for `benchmarks/arm64.py` under qemu-aarch64;
-# with pip and venv, so that it can also stand behind an SSH server as a device (tests/plugins/devices/test_device_bench.py).
+# Creates a Python for 64-bit ARM with numpy and onnxruntime, for `benchmarks/arm64.py` under qemu-aarch64. It has pip and
+# venv, so that it can also be the Python of an SSH device (tests/plugins/devices/test_device_bench.py).
 #
 #   usage:  bash benchmarks/arm64_runtime.sh        (Debian 13 with apt-get, dpkg-deb and pip; 43 MB are fetched)
 #
-# Fetched with the user's own apt-get and pip, compared with the digests below, and unpacked into the user's cache;
-# nothing is installed, and the system's own lists of packages stay as they are.
+# Packages are downloaded with apt-get and pip, verified against the digests below, and unpacked into the user's cache.
+# Nothing is installed, and the system's package lists do not change.
 set -euo pipefail
 
 home="${XDG_CACHE_HOME:-$HOME/.cache}/compress/arm64"
@@ -33,7 +33,7 @@ onnxruntime==1.32.0 --hash=sha256:54d02baff2df38777b4c3cc7af326406fe8b8a48f54720
 numpy==2.2.6 --hash=sha256:f92729c95468a2f4f15e9bb94c432a9229d0d50de67304399627a943201baa2f
 LIST
 
-# Lists and downloads of another architecture, in folders of their own.
+# Package lists and downloads of the other architecture are kept in separate folders.
 mkdir -p lists/partial archives/partial packages root
 apt=(apt-get -o APT::Architecture=arm64 -o APT::Architectures::=arm64 -o "Dir::State::Lists=$work/lists" -o "Dir::Cache=$work")
 [ "$(id -u)" != 0 ] || apt+=(-o APT::Sandbox::User=root)
@@ -45,7 +45,7 @@ names="$(cut -c67- debian.sha256 | sed -E 's/^([^_]+)_([^_]+)_.*/\1=\2/; s/%3a/:
 }
 (cd packages && sha256sum --quiet --check ../debian.sha256)
 for package in packages/*.deb; do dpkg-deb -x "$package" root; done
-[ -e root/lib ] || ln -s usr/lib root/lib # Debian's base-files would make this link
+[ -e root/lib ] || ln -s usr/lib root/lib # the link that Debian's base-files package creates
 
 "${PYTHON:-python3}" -m pip install --quiet --no-deps --require-hashes --only-binary :all: --target site -r wheels.txt \
   --platform manylinux_2_28_aarch64 --platform manylinux2014_aarch64 --python-version 3.13 --implementation cp

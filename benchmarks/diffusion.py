@@ -163,8 +163,8 @@ def int8_rows(report: Report) -> list[Row]:
 def distillation_rows(scheduler: Report, distilled: Report) -> list[Row]:
     """Compare step distillation with the best scheduler at the same number of steps.
 
-    The Fréchet distance of the original is far from 0, and neither comes much below it. The perceptual distance to the
-    images of the original from the same noise has no such lower limit.
+    The Fréchet distance of the original itself is far from 0, and neither method has a much lower one. The perceptual
+    distance to the original's images from the same noise has no such lower limit.
     """
     rows = []
     for metric, name in ((DISTANCE, "Fréchet distance"), (PERCEPTUAL, "perceptual distance")):

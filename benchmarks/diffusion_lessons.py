@@ -1,4 +1,4 @@
-"""Training data, architectures and losses of a small latent diffusion model and of the classifier that judges it."""
+"""Training data, architectures and losses of a small latent diffusion model and of the classifier of its images."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ SCHEDULE = {
     "timestep_spacing": "trailing",
     "steps_offset": 1,
 }
-"""Schedule of Nichol and Dhariwal (2021). It ends in pure noise, so that the brightness of images is free as well."""
+"""Noise schedule of Nichol and Dhariwal (2021), which ends in pure noise, so that brightness is generated as well."""
 _UNCONDITIONAL = 0.1
 _KL_WEIGHT = 1e-3
 _SHIFTS = ((-1, 2), (-1, 2), (0, 2))

@@ -5,7 +5,7 @@
 
 Every model gets fp32's transcripts of clean recordings (teacher forcing); the divergence of its next-token distribution
 from that of fp32 is averaged over tokens, in nats, on clean recordings and with white noise at 5 dB. The recordings are
-from the training split, so that no choice is variant on the test split.
+from the training split, so that no variant is selected on the test split.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Quantization of an F32 GGUF file with llama.cpp's library.
+"""Quantization of a float32 GGUF file with llama.cpp's library.
 
     PY peers/llama_cpp_quantize.py ORDER.json ANSWER.json
 

@@ -1,4 +1,4 @@
-"""LoRA adapters whose product is not zero, made and saved by peft itself."""
+"""LoRA adapters with a nonzero weight update, saved by peft."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 
 
 def save_adapter(module: PreTrainedModel, folder: Path, *targets: str, **fields: Any) -> Path:
-    """An adapter for the layers whose names end in ``targets``; ``module`` is changed in place. Returns ``folder``."""
+    """Save an adapter for layers whose names end in ``targets`` and return ``folder``; ``module`` is changed in place."""
     torch.manual_seed(1)
     module.name_or_path = "tiny"  # peft writes it into the config
     given = {"r": 4, "lora_alpha": 6, "target_modules": list(targets), "init_lora_weights": False}
     config = LoraConfig(**{**given, **fields})
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft calls what transformers will remove
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses an API that transformers has deprecated
         get_peft_model(module, config).save_pretrained(str(folder), save_embedding_layers=False)
     return folder

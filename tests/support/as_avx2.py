@@ -1,4 +1,7 @@
-"""Python held to AVX2 kernels on an x86 processor that has more, at full speed (see `benchmarks/as_avx2.c`)."""
+"""Python restricted to AVX2 kernels on an x86 processor with more features, at full speed.
+
+See `benchmarks/as_avx2.c`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ _FEATURES = "from compress.utils.environment import features; print(*features())
 
 
 def hold(folder: Path) -> dict[str, str]:
-    """The environment that holds a process; the test is skipped where nothing can be held."""
+    """Return the environment variables that restrict a process to AVX2; skip the test where that is impossible."""
     compiler = shutil.which("cc")
     if compiler is None or platform.system() != "Linux" or platform.machine() != "x86_64":
         pytest.skip("no C compiler, or no Linux on x86-64")
@@ -34,7 +37,7 @@ def hold(folder: Path) -> dict[str, str]:
 
 
 def run_held(arguments: Sequence[str], held: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Python with these arguments, its output as text. Fails the test where it fails."""
+    """Run Python with these arguments under the restriction; fail the test if Python fails."""
     done = subprocess.run(
         [sys.executable, *arguments], env=held, capture_output=True, text=True, timeout=_SECONDS, check=False
     )

@@ -1,4 +1,4 @@
-"""One way to look at a page of ours in a headless Chromium, at any width, in light or dark, with nobody to ask."""
+"""Headless Chromium that renders a page at any width and in either color scheme, without network access."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 from compress.formats.onnx.runtimes.chromium import Page, open_page
 
 BOX = "const box = (node) => { const b = node.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; };"
-"""JavaScript for probes: [left, top, right, bottom] of an element on the screen."""
+"""JavaScript helper for probes: the screen rectangle [left, top, right, bottom] of an element."""
 _OWN = re.compile(r"^(?!fonts)[\w-]+\.(google\.com|googleapis\.com|gvt1\.com)$|^start\.duckduckgo\.com$")
-"""Chromium's own services for updates and clocks, and the start page that Debian gives it."""
+"""Hosts of Chromium's own update and time services, and Debian's default start page."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the probe gave, what the page's console said, and the hosts that were asked for anything."""
+    """The result of the probe, the messages in the page's console, and the hosts that were requested."""
 
     found: Any
     said: list[str]
@@ -29,7 +29,10 @@ class Seen:
 
 
 class Browser:
-    """A tab that shows one page after the other. Requests end at a proxy, which answers none and keeps ``heard``."""
+    """A browser tab that shows one page at a time.
+
+    All requests go to a proxy that answers none of them and records them in ``heard``.
+    """
 
     def __init__(self, tab: Page, folder: Path, heard: list[bytes]) -> None:
         self._tab, self._folder, self._heard = tab, folder, heard
@@ -52,9 +55,10 @@ class Browser:
         tab.call("Log.enable")
 
     def look(self, content: str, probe: str = "null", width: int = 1280, height: int = 900, dark: bool = False) -> Seen:
-        """Show a page as it ships, under its own policy, and evaluate ``probe``, an expression or a block that returns.
+        """Load a page with its own content security policy and evaluate ``probe``.
 
-        The document itself is told by `document.documentElement.outerHTML`.
+        ``probe`` is a JavaScript expression, or a block with a return statement.
+        The rendered document is available as `document.documentElement.outerHTML`.
         """
         page = self._folder / "page.html"
         page.write_text(content, encoding="utf-8")
@@ -69,7 +73,7 @@ class Browser:
         tab.call("Page.navigate", url=page.as_uri())
         tab.wait_for(f"document.readyState === 'complete' && location.href === {page.as_uri()!r}")
         value = tab.evaluate(f"(() => {{ {BOX} {probe if 'return ' in probe else f'return {probe}'} }})()")
-        # What was said or asked while it loaded has come by the time that two frames are drawn.
+        # All messages and requests of the page load have arrived once two frames are drawn.
         tab.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         asked = [request.split(b" ", 2)[1].decode() for request in self._heard if request.count(b" ") >= 2]
         hosts = [re.sub(r"^\w+://|[:/].*$", "", address.split("://")[-1]) for address in asked]
@@ -78,7 +82,7 @@ class Browser:
 
 @contextmanager
 def open_browser(chromium: str, folder: Path) -> Iterator[Browser]:
-    """A browser that can reach nobody but a proxy of ours; it writes its pages into ``folder``."""
+    """Open a browser that can reach only a local proxy; it writes its pages into ``folder``."""
     heard: list[bytes] = []
 
     class Recorder(socketserver.BaseRequestHandler):
@@ -96,7 +100,10 @@ def open_browser(chromium: str, folder: Path) -> Iterator[Browser]:
 
 
 def covered(labels: list[tuple[str, float, float, float, float]], most_down: float = 4.0) -> list[str]:
-    """Which labels cover another: [text, left, top, right, bottom]. A glyph's box has some empty space above it."""
+    """Return a message for each pair of labels [text, left, top, right, bottom] that overlap.
+
+    A vertical overlap of up to ``most_down`` pixels is allowed, because a glyph's box has empty space above it.
+    """
     overlaps = []
     for index, (name, left, top, right, bottom) in enumerate(labels):
         for other, left2, top2, right2, bottom2 in labels[index + 1 :]:

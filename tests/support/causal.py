@@ -1,4 +1,4 @@
-"""What a stage for language models gets beside its model: a teacher, text and windows, all of them tiny."""
+"""The context of a stage for language models: a tiny teacher, tiny texts and short windows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LENGTH = 32
 
 
 def text_data(train: int = 64, validation: int = 24) -> Dataset:
-    """Rows of toy sentences, some 40 bytes each."""
+    """Return splits of toy sentences of about 40 bytes each."""
     tables = {"train": tiny.table(train, seed=1).select(["text"])}
     if validation:
         tables["validation"] = tiny.table(validation, seed=3).select(["text"])
@@ -30,7 +30,7 @@ def text_data(train: int = 64, validation: int = 24) -> Dataset:
 def context(
     teacher: Checkpoint, scratch: Path, data: Dataset | None = None, seed: int = 0, progress: Progress | None = None
 ) -> Context:
-    """A context whose every earlier stage is ``teacher``."""
+    """Return a context in which every earlier stage resolves to ``teacher``."""
 
     def earlier(label: str) -> TorchModel:
         return TorchModel.load(teacher.folder, get_task(TASK))

@@ -1,4 +1,4 @@
-"""Networks whose channels hang together in every way that cutting must follow."""
+"""Networks with all kinds of channel dependencies that channel pruning must follow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from compress.models.model import TorchModel
 
 
 class Knot(nn.Module):
-    """A residual sum over a grouped convolution, a depthwise one, squeeze-excite, a concatenation, a flattened map."""
+    """A network with every supported channel dependency.
+
+    It has a residual sum over a grouped convolution, a depthwise convolution, squeeze-and-excitation, a concatenation
+    and a flattened feature map.
+    """
 
     def __init__(self, classes: int = 2) -> None:
         super().__init__()
@@ -45,7 +49,10 @@ class Knot(nn.Module):
 
 
 class Stubborn(nn.Module):
-    """Channels that can't be cut: normalised over, used twice, scaled by a free parameter; and one set that can."""
+    """A network whose channels cannot be pruned, with one exception.
+
+    They pass group normalization, a layer that is used twice, or a product with a free parameter.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +74,7 @@ class Stubborn(nn.Module):
 
 
 def lively(network: nn.Module, seed: int = 0) -> Any:
-    """Random weights, and statistics of batch normalisation that aren't those of an untrained net; in eval mode."""
+    """Initialize weights and batch normalization statistics at random and return the network in eval mode."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for layer in network.modules():
@@ -84,7 +91,7 @@ def lively(network: nn.Module, seed: int = 0) -> Any:
 
 
 def plain(network: type[nn.Module] = Knot, seed: int = 0) -> TorchModel:
-    """The network as a plain module that a recipe named, so that it loads again."""
+    """Return the network as a custom module with a module reference in its config, so that it can be loaded again."""
     torch.manual_seed(seed)
     reference = f"{network.__module__}:{network.__name__}"
     allow(reference, tiny_images.Path())
@@ -93,7 +100,7 @@ def plain(network: type[nn.Module] = Knot, seed: int = 0) -> TorchModel:
 
 
 def reg_net(seed: int = 0) -> TorchModel:
-    """A RegNet-Y: grouped convolutions, squeeze-excite and residual sums as transformers has them."""
+    """Return a RegNet-Y of transformers, which has grouped convolutions, squeeze-and-excitation and residual sums."""
     torch.manual_seed(seed)
     sizes: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [16, 24], "depths": [1, 2], "groups_width": 8}
     config = RegNetConfig(layer_type="y", **sizes, **tiny_images.names())

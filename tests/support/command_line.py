@@ -1,4 +1,4 @@
-"""Commands of `compress` in this process."""
+"""Commands of `compress`, run in the test process."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from compress.cli import app
 
 
 def invoke(*arguments: str | Path) -> Result:
-    """Run a command; an error that would end the program with a message is raised."""
+    """Run a command, and let an error propagate that the program would report with a message."""
     return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
 def output_of(*arguments: str | Path) -> str:
-    """What a command writes to its standard output when it ends well."""
+    """Return what a command writes to standard output, after a check that its exit code is 0."""
     result = invoke(*arguments)
     assert result.exit_code == 0, result.output
     return result.stdout

@@ -1,4 +1,4 @@
-"""Small decoders as ONNX graphs made by hand, and the same mathematics in numpy."""
+"""Small decoders as hand-written ONNX graphs, with a numpy reference implementation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INT64, FLOAT = TensorProto.INT64, TensorProto.FLOAT
 
 @dataclass(frozen=True)
 class TinyDecoder:
-    """Embeddings of tokens and positions, then causal attention with a residual in each layer, then the head."""
+    """A decoder of token and position embeddings, layers of causal attention with residuals, and an output head."""
 
     width: int = 16
     layers: int = 2
@@ -26,11 +26,11 @@ class TinyDecoder:
 
     @property
     def head_size(self) -> int:
-        """Numbers a head."""
+        """Return the width of one attention head."""
         return self.width // self.heads
 
     def weights(self) -> dict[str, np.ndarray]:
-        """All parameters by name, as fp32."""
+        """Return all parameters by name, in fp32."""
         generator = np.random.default_rng(self.seed)
         shapes = {"tokens": (self.vocabulary, self.width), "places": (self.positions, self.width)}
         for layer in range(self.layers):
@@ -44,7 +44,7 @@ class TinyDecoder:
         }
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
-        """[length, vocabulary] of the whole sequence at once, in numpy and in fp64."""
+        """Return fp64 logits [length, vocabulary] of a sequence, computed by numpy without a cache."""
         weights = {name: array.astype(np.float64) for name, array in self.weights().items()}
         hidden = weights["tokens"][list(ids)] + weights["places"][: len(ids)]
         future = np.triu(np.ones((len(ids), len(ids)), bool), 1)
@@ -62,14 +62,14 @@ class TinyDecoder:
         return np.asarray(hidden @ weights["head"])
 
     def continuation(self, ids: Sequence[int], count: int) -> list[int]:
-        """The ``count`` likeliest tokens that follow one another."""
+        """Return the next ``count`` tokens under greedy decoding."""
         sequence = list(ids)
         for _ in range(count):
             sequence.append(int(self.logits(sequence)[-1].argmax()))
         return sequence[len(ids) :]
 
     def model(self, cache: bool = True) -> onnx.ModelProto:
-        """The graph; without ``cache`` it takes whole sequences only and has no position_ids."""
+        """Return the ONNX graph; without ``cache`` it has no past key values and no position_ids."""
         constants = {**self.weights(), **self._constants()}
         total = ["batch", "total"] if cache else ["batch", "length"]
         names = ["input_ids", "attention_mask", *(["position_ids"] if cache else [])]
@@ -91,7 +91,7 @@ class TinyDecoder:
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
     def write(self, folder: Path, cache: bool = True) -> Path:
-        """Write the graph as ``folder/onnx/model.onnx``; gives the folder."""
+        """Write the graph as ``folder/onnx/model.onnx`` and return ``folder``."""
         return write(self.model(cache), folder)
 
     def _constants(self) -> dict[str, np.ndarray]:
@@ -107,7 +107,7 @@ class TinyDecoder:
         }
 
     def _embedding(self, cache: bool) -> list[onnx.NodeProto]:
-        """Hidden states, and which of all positions each position may look at: [batch, 1, length, total]."""
+        """Return nodes that compute hidden states and the attention mask [batch, 1, length, total]."""
         node = helper.make_node
         return [
             node("Shape", ["input_ids"], ["length_1"], start=1, end=2),
@@ -155,12 +155,12 @@ class TinyDecoder:
 
 
 def _state(kind: str, layer: int, cache: bool) -> str:
-    """Queries, or the keys or values of every position so far."""
+    """Return the tensor name of the queries, or of the keys or values of all positions so far."""
     return f"{kind}_state_{layer}" if kind == "query" or not cache else f"present.{layer}.{kind}"
 
 
 def write(model: onnx.ModelProto, folder: Path) -> Path:
-    """Write a graph as ``folder/onnx/model.onnx``; gives the folder."""
+    """Write a graph as ``folder/onnx/model.onnx`` and return ``folder``."""
     (folder / "onnx").mkdir(parents=True)
     onnx.save(model, folder / "onnx" / "model.onnx")
     return folder

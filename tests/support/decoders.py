@@ -1,4 +1,4 @@
-"""Tiny causal decoders of several architectures, calibration text for them, and what a stage gets beside its model."""
+"""Tiny causal decoders of several architectures, with calibration texts and stage contexts for them."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "DeepseekV2Config": {**_ROUTED, **_SHARED, **_LATENT, "num_key_value_heads": 4, "q_lora_rank": None},
     "DeepseekV3Config": {**_ROUTED, **_SHARED, **_LATENT, "num_key_value_heads": 4, "q_lora_rank": 32},
 }
-"""Four experts in each block, of which each token passes two; DeepSeek's first block is dense."""
+"""Mixtures of four experts, two of which are active per token; DeepSeek's first block is dense."""
 ARCHITECTURES |= MIXTURES
 
 
 def save_decoder(
     folder: Path, config: str = "LlamaConfig", seed: int = 0, dtype: Any = None, **changes: Any
 ) -> Checkpoint:
-    """A decoder with random weights that are large enough for its answers to differ."""
+    """Save a decoder with random weights large enough for outputs to differ between inputs."""
     fields = SMALL | ARCHITECTURES[config] | changes
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**fields)).float().eval()
@@ -69,12 +69,12 @@ def save_decoder(
 
 
 def module_of(checkpoint: Checkpoint) -> Any:
-    """The same model as transformers loads it, in float32."""
+    """Load the checkpoint in transformers in float32."""
     return transformers.AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32).eval()
 
 
 def inputs_of_layers(module: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The inputs of every linear layer in a plain forward pass, [tokens, columns] by name."""
+    """Return name -> inputs [tokens, columns] of every linear layer in a forward pass."""
     seen: dict[str, torch.Tensor] = {}
     for name, part in module.named_modules():
         if isinstance(part, torch.nn.Linear | transformers.pytorch_utils.Conv1D):
@@ -89,7 +89,7 @@ def some_ids(windows: int, length: int, seed: int = 0) -> torch.Tensor:
 
 
 def text(tokens: int, seed: int = 0) -> str:
-    """Letters that depend on the one before, so that inputs are correlated; one token each for `tiny_tokenizer`."""
+    """Return letters that each depend on the previous one, so that inputs are correlated; one token each."""
     generator = np.random.default_rng(seed)
     letters = np.array(list("abcdefghijklmnop ETAOIN"))
     letter_index, chosen_letters = 0, []
@@ -102,13 +102,13 @@ def text(tokens: int, seed: int = 0) -> str:
 def context(
     scratch: Path, train: str | None = None, progress: Progress | None = None, seed: int = 0, length: int = 16
 ) -> Context:
-    """Return the context of a stage: a train split of one row, ``train``."""
+    """Return a stage context whose train split has the single row ``train``."""
     tables = {"train": pa.table({"text": [text(2000) if train is None else train]})}
     data = Dataset(get_task("text-generation").columns, tables, ())
     return stage_context("text-generation", data, length, seed, progress, scratch=scratch)
 
 
 def layers_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """`quantized_layers.json` by name."""
+    """Return the layers of `quantized_layers.json` by name."""
     layer_fields = json.loads((folder / "quantized_layers.json").read_text())
     return {layer["name"]: layer for layer in layer_fields["layers"]}

@@ -1,4 +1,4 @@
-"""A disk of a few megabytes, and what fills it at a chosen moment."""
+"""A disk of a few megabytes, and progress that fills it at a chosen moment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import tiny_run
 
 @contextmanager
 def mounted(folder: Path, megabytes: int) -> Iterator[Path]:
-    """A disk of its own at ``folder``; skips the test where none can be mounted."""
+    """Mount a small tmpfs at ``folder``; skip the test where that is not permitted."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
     try:
@@ -31,7 +31,7 @@ def mounted(folder: Path, megabytes: int) -> Iterator[Path]:
 
 
 class Filler(tiny_run.Notes):
-    """Progress that fills a disk, but for ``room`` bytes, when it hears ``text``."""
+    """Progress that fills a disk up to ``room`` free bytes when a note or description contains ``text``."""
 
     def __init__(self, disk: Path, text: str, room: int = 0) -> None:
         super().__init__()

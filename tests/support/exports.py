@@ -1,4 +1,4 @@
-"""ONNX exports of tiny encoders. Tracing takes seconds, so each is made once for the whole session of tests."""
+"""ONNX exports of tiny encoders, cached for the whole test session because tracing takes seconds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from compress.tasks.task import Examples
 
 @dataclass(frozen=True)
 class ExportedGraph:
-    """A model, its graph, how often each rewrite matched, and the graph before the rewrites."""
+    """An exported model: its graph before and after the rewrites, and the number of matches of each rewrite."""
 
     model: TorchModel
     examples: Examples
@@ -32,16 +32,16 @@ class ExportedGraph:
     rewrites: Mapping[str, int]
 
     def graph(self) -> onnx.ModelProto:
-        """A copy of the graph that may be changed."""
+        """Return a fresh copy of the exported graph, which the caller may modify."""
         return onnx.load_from_string(self.content)
 
     def unfused(self) -> ir.Model:
-        """A copy of the graph as the exporter gives it, before the rewrites."""
+        """Return a fresh copy of the graph as the exporter wrote it, before the rewrites."""
         return ir.from_proto(onnx.load_from_string(self.before_rewrites))
 
 
 def exported(architecture: str = "bert", fusions: bool = True) -> ExportedGraph:
-    """The export of a tiny encoder, made at the first call."""
+    """Return the export of a tiny encoder; it is created on the first call and cached."""
     return _exported(architecture, fusions)
 
 
@@ -53,7 +53,7 @@ def _exported(architecture: str, fusions: bool) -> ExportedGraph:
 
 
 def export(model: TorchModel, examples: Examples, fusions: bool = True) -> ExportedGraph:
-    """Export ``model`` and keep the graph from before the rewrites too."""
+    """Export ``model``, and keep the graph from before the rewrites as well."""
     before = []
 
     def keep(program: ir.Model, *leave_out: Collection[str]) -> dict[str, int]:
@@ -68,7 +68,7 @@ def export(model: TorchModel, examples: Examples, fusions: bool = True) -> Expor
 
 
 def run(graph: onnx.ModelProto | ir.Model | bytes, **inputs: np.ndarray) -> np.ndarray:
-    """The first output of a graph on the processor, with ONNX Runtime's own optimizations."""
+    """Run a graph on the CPU with ONNX Runtime's default optimizations and return its first output."""
     proto = ir.to_proto(graph) if isinstance(graph, ir.Model) else graph
     content = proto if isinstance(proto, bytes) else proto.SerializeToString()
     options = onnxruntime.SessionOptions()
@@ -80,7 +80,7 @@ def run(graph: onnx.ModelProto | ir.Model | bytes, **inputs: np.ndarray) -> np.n
 
 
 def batch(size: int, length: int, vocabulary: int, pad: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random token ids [size, length], the rows padded on the right to different lengths, and their mask."""
+    """Return random token ids and attention mask, both [size, length], with rows right-padded from various lengths."""
     generator = np.random.default_rng([seed, size, length])
     ids = generator.integers(5, vocabulary, (size, length))
     lengths = np.array([length, *generator.integers(1, length + 1, size - 1)])
@@ -89,6 +89,6 @@ def batch(size: int, length: int, vocabulary: int, pad: int, seed: int = 0) -> d
 
 
 def kernels(graph: onnx.ModelProto, folder: Path) -> Counter[str]:
-    """The operators that ONNX Runtime really runs."""
+    """Count the operators that remain after ONNX Runtime's graph optimizations."""
     onnx.save(graph, folder / "model.onnx")
     return Counter(node.op_type for node in ir.load(write_optimized(folder / "model.onnx", folder, 1)).graph)

@@ -1,7 +1,7 @@
-"""A GPU that isn't there: tensors that say `gpu:0`, lie in the processor's memory, and refuse to be mixed with others.
+"""A fake GPU: tensors on the device `gpu:0` that lie in CPU memory and cannot be combined with CPU tensors.
 
-Each operation on such tensors runs on the processor, once it is proven that no other of its tensors is the processor's,
-but for what a GPU takes from there: single numbers, indices, and the source of a copy.
+Each operation on such tensors runs on the CPU, after a check that no operand is a CPU tensor. Exceptions are those that
+a real GPU accepts: scalars, indices, and the source of a copy.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def is_there(device: Any) -> bool:
 
 
 class OnDevice(torch.Tensor):
-    """A tensor that says it is on the GPU."""
+    """A tensor that reports the fake GPU as its device."""
 
     held: torch.Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -63,7 +63,10 @@ class OnDevice(torch.Tensor):
 
 
 class FakeGpu(TorchDispatchMode):
-    """Factories that are asked for the GPU, and copies to it, give such tensors; ``ran`` are the operations there."""
+    """Dispatch mode in which factories and copies to the GPU return `OnDevice` tensors.
+
+    ``ran`` holds the names of the operations that ran on the fake GPU.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,13 +114,13 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if not device_tensors:
         return tree_map(lambda one: OnDevice(one) if isinstance(one, torch.Tensor) else one, result)
     if isinstance(args[0], torch.Tensor) and not isinstance(args[0], OnDevice) and func._schema.is_mutable:
-        return args[0]  # copied into a tensor of the processor's
+        return args[0]  # copied into a CPU tensor
     wrapped = tree_map(lambda one: OnDevice(one) if isinstance(one, torch.Tensor) else one, result)
     return return_and_correct_aliasing(func, args, kwargs, wrapped)
 
 
 class Generator(torch.Generator):
-    """Of the processor's numbers, which counts as the GPU's where it was made for it."""
+    """A CPU generator that counts as one of the GPU if it was created for that device."""
 
     there: ClassVar[set[int]] = set()
 
@@ -128,33 +131,33 @@ class Generator(torch.Generator):
 
 
 class _Module(_DummyBackendModule):
-    """`torch.gpu`."""
+    """The module `torch.gpu`."""
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
 
 
 def _without_gradients(mode: bool = True) -> Any:
-    """In place of the inference mode, which has no room for tensors of other people's making."""
+    """Replace the inference mode, which does not support tensor subclasses."""
     return torch.no_grad()
 
 
 @functools.cache
 def _register() -> None:
-    """For the rest of the process: torch has one name for backends of others."""
+    """Register the device for the rest of the process, because torch supports only one custom backend name."""
     _setup_privateuseone_for_python_backend(DEVICE.split(":")[0], backend_module=_Module())
 
 
 @contextmanager
 def fake_gpu(patch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
-    """Let torch have such a device, and compute on it."""
+    """Register the fake GPU in torch and make it the current device."""
     _register()
     patch.setattr(torch, "Generator", Generator)
     patch.setattr(torch._C, "_InferenceMode", _without_gradients)
     lifted_before = torch._C._only_lift_cpu_tensors()
-    # Lists become tensors of the processor's first, which are then copied where the operation can be seen.
+    # Lists first become CPU tensors, whose copies to the GPU then pass through the dispatch mode.
     torch._C._set_only_lift_cpu_tensors(True)
-    # Else autograd would ask for a thread of the device's own.
+    # With multithreading, autograd would require a thread for the device.
     with FakeGpu() as mode, use_device(DEVICE), torch.autograd.set_multithreading_enabled(False):
         try:
             yield mode

@@ -1,4 +1,7 @@
-"""Other people's packages in environments of their own that see ours, each with versions that ours cannot have."""
+"""Third-party packages in virtual environments that also see the installed packages of this one.
+
+Each environment has package versions that conflict with those installed here.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ from filelock import FileLock
 
 @dataclass(frozen=True)
 class ForeignEnvironment:
-    """An environment that is made once for this user, over the packages that are installed here.
+    """A virtual environment on top of the installed packages, created once per user.
 
-    ``steps`` are installed one after another; ``variables`` are those of a script that runs there, which finds none of
-    our packages that are ``hidden``.
+    ``steps`` are pip installations in this order; ``variables`` are set for scripts that run in the environment, where
+    our packages in ``hidden`` cannot be imported.
     """
 
     name: str
@@ -28,11 +31,15 @@ class ForeignEnvironment:
     hidden: tuple[str, ...] = ()
 
     def python(self) -> Path:
-        """Its interpreter. The pip of here installs, which is quicker than to install another, and compiles nothing."""
+        """Return the path of the environment's interpreter; create the environment if it is missing or outdated.
+
+        The pip of this environment installs the packages without compilation, since another pip would have to be
+        installed first.
+        """
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         home = cache / "compress" / "tests" / self.name
         python, ready = home / "bin" / "python", home / "ready"
-        # As a folder of packages, of which the links to what is installed as editable are followed too.
+        # addsitedir also processes .pth files, and so finds packages installed as editable.
         ours = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
         hidden = "".join(f"import sys; sys.modules[{name!r}] = None\n" for name in self.hidden)
         seen = ours + hidden
@@ -51,7 +58,7 @@ class ForeignEnvironment:
         return python
 
     def run(self, script: Path, *arguments: str) -> str:
-        """What a script printed there."""
+        """Run a script in the environment and return its standard output."""
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", **self.variables}
         command = [str(self.python()), "-W", "ignore", str(script), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
@@ -61,13 +68,13 @@ class ForeignEnvironment:
 
 GPTQMODEL = ForeignEnvironment(
     "gptqmodel-7.5.0",
-    # What it is built with comes first, since its build has to see torch.
+    # Build dependencies come first, because the build needs torch and so runs without isolation.
     (("setuptools>=77.0.1,<83", "wheel"), ("gptqmodel==7.5.0", "numpy==2.2.6", "requests")),
     ("--no-build-isolation",),
 )
-"""It needs another numpy, and its torchao warns at import."""
+"""gptqmodel requires another numpy, and its version of torchao warns at import."""
 S3 = ForeignEnvironment("s3-2026.9.0", (("s3fs==2026.9.0", "moto[s3,server]==5.2.5", "python-dateutil<3"),))
-"""botocore needs an older python-dateutil; moto is a server that speaks S3."""
+"""botocore requires an older python-dateutil; moto is a local S3 server."""
 SENTENCE_TRANSFORMERS = ForeignEnvironment(
     "sentence-transformers-5.2.3-diffusers-0.35.2",
     (
@@ -79,18 +86,21 @@ SENTENCE_TRANSFORMERS = ForeignEnvironment(
     variables={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     hidden=("torchao",),
 )
-"""With its ONNX backend, and optimum's pipelines of diffusers; it needs transformers 4, and that an older diffusers."""
+"""sentence-transformers with its ONNX backend, and the diffusers pipelines of optimum.
+
+It requires transformers 4, which in turn requires an older diffusers.
+"""
 OPTIMUM_INTEL = ForeignEnvironment(
     "optimum-intel-2.2.0",
     (("optimum-intel==2.2.0", "transformers==5.5.4", "huggingface-hub==1.21.0", "datasets==4.4.2"),),
     variables={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     hidden=("diffusers",),
 )
-"""It needs an older transformers, and that an older huggingface-hub and datasets."""
+"""optimum-intel requires an older transformers, which requires an older huggingface-hub and datasets."""
 OPTIMUM_INTEL_DRAWS = replace(
     OPTIMUM_INTEL,
     name="optimum-intel-2.2.0-diffusers-0.37.1",
     steps=((*OPTIMUM_INTEL.steps[0], "diffusers==0.37.1"),),
     hidden=("torchao",),
 )
-"""With the diffusers that its transformers and huggingface-hub go with."""
+"""optimum-intel with a diffusers version that is compatible with its transformers and huggingface-hub."""

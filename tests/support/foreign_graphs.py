@@ -1,4 +1,4 @@
-"""Graphs as other people write them: weights in Constant nodes, old operator sets, branches, several inputs."""
+"""ONNX graphs in the style of other exporters: weights in Constant nodes, old opsets, branches, several inputs."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ Value = onnx.ValueInfoProto
 
 
 def value(name: str, axes: Sequence[int | str | None], dtype: int = TensorProto.FLOAT) -> Value:
-    """An input or output."""
+    """Return the description of a graph input or output."""
     return helper.make_tensor_value_info(name, dtype, axes)
 
 
 def constant(name: str, array: np.ndarray) -> onnx.NodeProto:
-    """A stored array as a node."""
+    """Return a Constant node that holds ``array``."""
     return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array, f"{name}_value"))
 
 
 def model(nodes: Sequence[onnx.NodeProto], inputs: Sequence[Value], outputs: Sequence[Value], opset: int = 17,
           stored: Sequence[onnx.TensorProto] = (), domains: Sequence[str] = ()) -> onnx.ModelProto:  # fmt: skip
-    """A whole file's content, without the names of its nodes."""
+    """Return a model whose nodes have no names."""
     graph = helper.make_graph(nodes, "foreign", inputs, outputs, stored)
     opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10 if opset > 20 else 7)
 
 
 def classifier(opset: int = 17, half: bool = False) -> onnx.ModelProto:
-    """`x` [n, 3, 8, 8] -> `scores` [n, 5]: convolution, normalisation, ReLU, mean and a product, all in Constant nodes.
+    """Return a graph from `x` [n, 3, 8, 8] to `scores` [n, 5] whose weights are all in Constant nodes.
 
-    The product's weights lie behind a `Transpose`, as they do in a framework that stores them the other way round.
+    It has a convolution, batch normalization, ReLU and a matrix product. The weights of the product pass through a
+    `Transpose`, as in a framework that stores them in the other order.
     """
     random = np.random.default_rng(0)
     kind, dtype = (np.float16, TensorProto.FLOAT16) if half else (np.float32, TensorProto.FLOAT)
@@ -67,7 +68,7 @@ def classifier(opset: int = 17, half: bool = False) -> onnx.ModelProto:
 
 
 def scores(graph: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
-    """What `classifier` should answer, in float32, by torch."""
+    """Return the expected output of `classifier` in float32, computed by torch."""
     nodes = (node for node in graph.graph.node if node.op_type == "Constant")
     stored = {node.output[0]: torch.from_numpy(numpy_helper.to_array(node.attribute[0].t).copy()) for node in nodes}
     kernel, scale, shift, mean, variance, head = (
@@ -79,7 +80,7 @@ def scores(graph: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
 
 
 def branching(opset: int = 17) -> onnx.ModelProto:
-    """`signal` and `rate` -> `energy`: a product with one of two matrices, each in its own branch."""
+    """Return a graph from `signal` and `rate` to `energy`: an If whose branches multiply by different matrices."""
     random = np.random.default_rng(1)
     branches = {
         f"{name}_branch": helper.make_graph(
@@ -104,9 +105,9 @@ def branching(opset: int = 17) -> onnx.ModelProto:
 
 
 def embedding() -> onnx.ModelProto:
-    """`ids` and `attention_mask` [n, length] -> `vectors` [n, length, 64]: a look-up, a product and GELU.
+    """Return a graph from `ids` and `attention_mask` [n, length] to `vectors` [n, length, 64].
 
-    GELU is an operator of ONNX Runtime's own.
+    It has a lookup, a matrix product and GELU, which is an operator of ONNX Runtime's own domain.
     """
     random = np.random.default_rng(2)
     stored = [
@@ -128,6 +129,6 @@ def embedding() -> onnx.ModelProto:
 
 
 def write(graph: onnx.ModelProto, folder: Path, name: str = "theirs.onnx") -> Path:
-    """The file."""
+    """Write the graph as ``folder/name`` and return the path."""
     onnx.save_model(graph, folder / name)
     return folder / name

@@ -1,7 +1,7 @@
-"""Commands in processes that are forked from one which has imported the libraries: that is most of a tiny run's work.
+"""Commands in processes forked from one that has imported the libraries, since imports dominate the time of a tiny run.
 
-Each is a process of its own all the same, to be killed and interrupted. A test of how the program starts, or of two
-programs that differ in what a start draws (the seed of Python's hashes), begins one by `tiny_run.compress_anew`.
+Each command is still a separate process, which can be killed and interrupted. Tests of the program's startup, or of two
+runs with different hash seeds, start a new interpreter with `tiny_run.compress_anew` instead.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from unittest import mock
 
 
 class Forked:
-    """A command of `compress`, as `subprocess.Popen` has one. It leads a process group; its output is kept."""
+    """A `compress` command with the interface of `subprocess.Popen`.
+
+    It leads a process group of its own, and its output is kept in files.
+    """
 
     def __init__(self, arguments: Sequence[str], folder: Path, surroundings: Mapping[str, str]) -> None:
         self._kept = Path(tempfile.mkdtemp(prefix="compress-forked-"))
@@ -36,25 +39,25 @@ class Forked:
 
     @property
     def pid(self) -> int:
-        """The process's number."""
+        """Return the process id."""
         assert self._process.pid is not None
         return self._process.pid
 
     @property
     def returncode(self) -> int | None:
-        """The exit code once it has ended: negative where a signal ended it."""
+        """Return the exit code, negative after a signal, or None while the process runs."""
         return self._process.exitcode
 
     def poll(self) -> int | None:
-        """The exit code once it has ended."""
+        """Return the exit code, or None while the process runs."""
         return self.returncode
 
     def kill(self) -> None:
-        """End it at once, if it has not ended."""
+        """Kill the process if it still runs."""
         self._process.kill()
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """What it wrote to standard output and error. Raises `subprocess.TimeoutExpired`."""
+        """Wait, and return standard output and error; raises `subprocess.TimeoutExpired`."""
         self._process.join(timeout)
         if self.returncode is None:
             raise subprocess.TimeoutExpired("compress", timeout or 0.0)
@@ -67,7 +70,7 @@ class Forked:
 
 @functools.cache
 def _server() -> ForkServerContext:
-    """The process that is forked; it ends with this one."""
+    """Return the context of the fork server, which ends with this process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["forked_from"])
     here = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -77,7 +80,7 @@ def _server() -> ForkServerContext:
 
 
 class _Forking(subprocess.Popen[Any]):
-    """Begins `python -m compress`, as a night does for each entry, by a fork as well; anything else as ever."""
+    """`Popen` that forks for `python -m compress`, as a search starts for each candidate; other commands are unchanged."""
 
     def _execute_child(self, args: Any, *others: Any) -> None:
         whole = super()._execute_child  # type: ignore[misc]
@@ -117,7 +120,7 @@ def _run(arguments: list[str], folder: Path, surroundings: dict[str, str], strea
 
 def _command(arguments: list[str], surroundings: dict[str, str]) -> None:
     os.setsid()
-    # A shell that started the tests in the background has them ignore interrupts.
+    # Tests that a shell started in the background ignore interrupts by default.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(surroundings)

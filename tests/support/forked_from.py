@@ -1,6 +1,6 @@
-"""What the process of `forked` imports before it is forked: what most commands do, and in the same order.
+"""The modules that the fork server of `forked` preloads: those that most commands import, in the same order.
 
-It exports a tiny model too, since a first export takes twice as long as those after it.
+It also exports a tiny model, because the first export in a process takes twice as long as later ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import compress.pipeline.run  # noqa: E402, F401
 from compress.formats.onnx.export import export_onnx  # noqa: E402
 
 interval, tqdm.monitor_interval = tqdm.monitor_interval, 0
-"""No bar may start the thread that watches it: a process is forked without its threads."""
+"""No progress bar may start tqdm's monitor thread, because a fork does not copy threads."""
 with suppress_output("logs"), torch.random.fork_rng():
     import tiny
 

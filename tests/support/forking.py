@@ -1,6 +1,6 @@
-"""Run as a program: `compress`, forked for each line of standard input, so that libraries are imported once.
+"""Script that forks a `compress` process for each line of standard input, so that libraries are imported only once.
 
-A line of JSON holds arguments and two files, for output and errors; what is answered is the exit code.
+A line is JSON with the arguments and two files, for standard output and error; the response is the exit code.
 """
 
 from __future__ import annotations

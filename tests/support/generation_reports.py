@@ -1,4 +1,4 @@
-"""A made-up report of a run on a language model: invented figures, no measurement of any model."""
+"""An invented report of a run on a language model."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ LIMITS = (
 
 
 def steps(model: str, text: str) -> tuple[GeneratedToken, ...]:
-    """Each word of a text as a token."""
+    """Return one generated token for each word of a text."""
     own_share = 0.6 if model == "baseline" else 0.4
     return tuple(GeneratedToken(f" {word}", own_share, " else", own_share / 4) for word in text.split())
 
 
 def perplexity(model: str, **changes: Any) -> Measurement:
-    """Of the losses of windows."""
+    """Return the perplexity measurement that follows from the window losses of a model."""
     losses = LOSSES[model]
     value = math.exp(fmean(losses))
     fields = {"low": value * 0.9, "high": value * 1.1, "n": len(losses), "raw": losses, **changes}
@@ -55,7 +55,7 @@ def perplexity(model: str, **changes: Any) -> Measurement:
 
 
 def rows(model: str) -> list[Measurement]:
-    """Everything of one model."""
+    """Return all measurements of one model."""
     size, bits, step = SIZES[model]
 
     def row(metric: str, value: float, unit: str, spread: float = 0.0) -> Measurement:
@@ -89,7 +89,10 @@ def rows(model: str) -> list[Measurement]:
 
 
 def generation_report(**changes: Any) -> Report:
-    """Two limits kept, one missed; one text goes in circles and one is the baseline's."""
+    """Return a report in which two limits pass and one fails.
+
+    One continuation of the final model repeats itself, and one equals the baseline's.
+    """
     measured = [measurement for model in LOSSES for measurement in rows(model)]
     values: dict[str, Any] = {
         "recipe": "small-llm",

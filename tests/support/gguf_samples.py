@@ -8,7 +8,7 @@ from gguf.quants import quantize
 
 
 def write_tensors(path: Path) -> dict[str, np.ndarray]:
-    """A file with an F32 and a Q8_0 tensor of 3 x 64; returns the values written."""
+    """Write a file with an F32 tensor [64] and a Q8_0 tensor [3, 64], and return the values before quantization."""
     writer = GGUFWriter(path, "llama")
     writer.add_array("tokenizer.ggml.tokens", ["a", "bc", "def"])
     writer.add_array("tokenizer.ggml.scores", [0.0, 1.0, 2.0])
@@ -22,9 +22,9 @@ def write_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def write_llama(path: Path, more: tuple[str, ...] = (), pre: str | None = None) -> dict[str, np.ndarray]:
-    """A whole Llama of one layer, hidden 32, one head of each kind, tied; returns the fp32 values written.
+    """Write a tied one-layer Llama with hidden size 32 and one head, and return its fp32 values.
 
-    ``more`` are tokens beside those of the alphabet, ``pre`` names how text is parted before it becomes tokens.
+    ``more`` are tokens beyond those of the alphabet; ``pre`` is the name of the pre-tokenizer.
     """
     writer = GGUFWriter(path, "llama")
     writer.add_context_length(64)

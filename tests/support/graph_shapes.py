@@ -1,4 +1,4 @@
-"""The real shape of every tensor of a graph: each is made an output, and the graph is run once."""
+"""The actual shape of every tensor of a graph, from one run in which all tensors are outputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compress.formats.onnx.costs import Tensor
 
 
 def shapes_by_running(path: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    """Name -> type and shape of the inputs and of whatever the nodes make of them."""
+    """Return name -> type and shape of the inputs and of all node outputs."""
     model = onnx.load(path)
     known = {value.name for value in model.graph.output}
     outputs = [name for node in model.graph.node for name in node.output if name]

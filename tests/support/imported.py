@@ -1,4 +1,4 @@
-"""Which packages a fresh Python has imported after some code."""
+"""Packages that some code imports in a new Python process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def packages_imported_by(code: str, *arguments: str | Path) -> set[str]:
-    """Names of the packages outside the standard library; the code has the arguments in ``sys.argv[1:]``."""
+    """Return imported packages outside the standard library; the code finds ``arguments`` in ``sys.argv[1:]``."""
     ending = "import sys\nprint(*{name.split('.')[0] for name, module in sys.modules.items() if module})"
     command = [sys.executable, "-c", f"import sys\n{code}\n{ending}", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

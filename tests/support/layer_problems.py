@@ -1,4 +1,4 @@
-"""Seeded layers with the correlated, uneven inputs that real ones have."""
+"""Random linear layers whose inputs are correlated and of uneven scale, as in real models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import torch
 
 
 def layer_problem(rows: int, columns: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight [rows, columns] with heavy tails, and X X^T / n of inputs with a falling spectrum and loud channels."""
+    """Return a heavy-tailed weight [rows, columns] and the second moment X^T X / n [columns, columns] of its inputs.
+
+    The inputs have a decaying spectrum and a few channels of large scale.
+    """
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(rows, columns, generator=generator)
     weight = 0.02 * weight * torch.exp(0.5 * torch.randn(rows, columns, generator=generator))

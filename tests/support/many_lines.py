@@ -1,4 +1,4 @@
-"""Ten thousand lines that a tokenizer may trip over."""
+"""Ten thousand lines of text that are difficult to tokenize."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EMOJI = ("👩‍👩‍👧", "👍🏽", "🏳️‍🌈", "🇩🇪", "1️�
 
 
 def lines() -> list[str]:
-    """Real lines, then words of English among runs of letters of every script, marks, symbols and emoji."""
+    """Return real lines, followed by lines that mix English words with runs of characters of every script and emoji."""
     import pyarrow.parquet as pq
 
     chance = random.Random(0)

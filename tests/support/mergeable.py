@@ -1,4 +1,4 @@
-"""Byte-level BPE tokenizers with merges, trained here on a few sentences, for clients that want some."""
+"""BPE tokenizers with merges, trained on a few sentences, for clients that require merges."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compress.formats.gguf.tokenizer import SPLITS
 from compress.models.checkpoint import Checkpoint
 
 ROWS = 352
-"""Embedding rows; a few more than the tokenizer has tokens."""
+"""Rows of the embedding, a few more than the tokenizer has tokens."""
 SPECIAL = ("<unk>", "<s>", "</s>")
 TEXTS = (
     "The cat sat on the mat, and the cat's hat sat on the cat.",
@@ -34,7 +34,7 @@ LLAMA3_ROPE = {
 
 
 def splitter(rule: str) -> pre_tokenizers.PreTokenizer:
-    """How the models that llama.cpp names by ``rule`` split text, as their tokenizer.json says it."""
+    """Return the pre-tokenizer that llama.cpp calls ``rule``, as a tokenizer.json of such a model defines it."""
     if rule == "gpt-2":
         return pre_tokenizers.ByteLevel(add_prefix_space=False)
     if rule == "smollm":
@@ -46,7 +46,7 @@ def splitter(rule: str) -> pre_tokenizers.PreTokenizer:
 
 
 def train_tokenizer(rule: str = "smollm") -> PreTrainedTokenizerFast:
-    """At most 340 tokens, of which <s> and </s> are special and <mark> is an ordinary added one."""
+    """Train a tokenizer of at most 340 tokens; <s> and </s> are special, <mark> is an ordinary added token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = splitter(rule)
     tokenizer.decoder = decoders.ByteLevel()
@@ -64,7 +64,7 @@ def train_tokenizer(rule: str = "smollm") -> PreTrainedTokenizerFast:
 
 
 def train_sentence_piece(prefix: bool = True) -> PreTrainedTokenizerFast:
-    """At most 340 tokens of a BPE that falls back to bytes and shows spaces, as Llama 2's and Gemma's do."""
+    """Train a BPE tokenizer of at most 340 tokens with byte fallback and visible spaces, as in Llama 2 and Gemma."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     shown = [normalizers.Replace(" ", "\u2581")]
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), *shown] if prefix else shown)
@@ -79,14 +79,14 @@ def train_sentence_piece(prefix: bool = True) -> PreTrainedTokenizerFast:
 
 
 def save_mergeable_llama(folder: Path, seed: int = 0, rule: str = "smollm", **changes: Any) -> Checkpoint:
-    """`quantized.save_tiny_llama` with such a tokenizer and a row for each of its tokens."""
+    """Save `quantized.save_tiny_llama` with a trained tokenizer and an embedding row for each of its tokens."""
     model_folder = save_tiny_llama(folder, seed, vocab_size=ROWS, **changes)
     train_tokenizer(rule).save_pretrained(folder)
     return model_folder
 
 
 def save_qwen(folder: Path, kind: str, head_size: int = 128) -> Checkpoint:
-    """A Qwen2 with biases and an output layer of its own, or a tied Qwen3 with norms of the heads."""
+    """Save an untied Qwen2 with biases, or a tied Qwen3 with norms of the attention heads."""
     sizes = {"vocab_size": ROWS, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
     torch.manual_seed(3)

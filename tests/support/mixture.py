@@ -1,4 +1,4 @@
-"""Points of a mixture of normal distributions in the plane, whose best denoiser is a formula."""
+"""A mixture of normal distributions in the plane, for which the optimal denoiser has a closed form."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ TRAINED = 1000
 
 
 def centres() -> torch.Tensor:
-    """[modes, 2], on a circle, each with another share of the points."""
+    """Return the means [modes, 2], which lie on a circle."""
     angles = torch.arange(MODES) * 2 * math.pi / MODES
     return RADIUS * torch.stack([angles.cos(), angles.sin()], 1)
 
 
 def shares() -> torch.Tensor:
-    """[modes] that add up to 1."""
+    """Return the mixture weights [modes], which are all different and sum to 1."""
     weights = torch.arange(1, MODES + 1).float()
     return weights / weights.sum()
 
 
 def points(count: int, seed: int = 0) -> np.ndarray:
-    """[count, 2] drawn from the mixture."""
+    """Return samples [count, 2] of the mixture."""
     drawn = torch.Generator().manual_seed(seed)
     chosen = torch.multinomial(shares(), count, replacement=True, generator=drawn)
     drawn_points = centres()[chosen] + DEVIATION * torch.randn(count, 2, generator=drawn)
@@ -34,7 +34,7 @@ def points(count: int, seed: int = 0) -> np.ndarray:
 
 
 def scheduler(**fields: Any) -> Any:
-    """That of the exact teacher, which predicts v."""
+    """Return the scheduler of the exact teacher, with v prediction."""
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
@@ -43,14 +43,17 @@ def scheduler(**fields: Any) -> Any:
 
 
 class ExactDenoiser(nn.Module):
-    """v of the posterior mean E[x | z] = sum_k r_k (m_k + alpha s^2 / (alpha^2 s^2 + sigma^2) (z - alpha m_k))."""
+    """The optimal denoiser, which predicts v from the posterior mean.
+
+    E[x | z] = sum_k r_k (m_k + alpha s^2 / (alpha^2 s^2 + sigma^2) (z - alpha m_k))
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("squares", scheduler().alphas_cumprod)
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor, return_dict: bool = True) -> tuple[torch.Tensor]:
-        """v [B, 2] at timesteps [B]."""
+        """Return v [B, 2] at timesteps [B]."""
         square = self.get_buffer("squares")[timestep].reshape(-1, 1)
         alpha, sigma = square.sqrt(), (1 - square).sqrt()
         variance = square * DEVIATION**2 + sigma**2
@@ -62,7 +65,7 @@ class ExactDenoiser(nn.Module):
 
 
 class SmallDenoiser(nn.Module):
-    """A network that learns it: three layers over the point and sinusoids of the timestep."""
+    """A trainable denoiser: three linear layers over the point and sinusoidal features of the timestep."""
 
     def __init__(self, width: int = 128) -> None:
         super().__init__()
@@ -72,7 +75,7 @@ class SmallDenoiser(nn.Module):
         )
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor, return_dict: bool = True) -> tuple[torch.Tensor]:
-        """v [B, 2] at timesteps [B]."""
+        """Return v [B, 2] at timesteps [B]."""
         relative_time = timestep.float().reshape(-1, 1).expand(len(sample), 1) / TRAINED
         angles = relative_time * 2.0 ** torch.arange(8) * math.pi / 2
         return (self.layers(torch.cat([sample, angles.sin(), angles.cos()], 1)),)
@@ -80,7 +83,7 @@ class SmallDenoiser(nn.Module):
 
 @torch.no_grad()
 def drawn(network: nn.Module, made: Any, steps: int, noise: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """Where noise [n, 2] ends by a scheduler of diffusers in so many steps."""
+    """Return the samples [n, 2] that a diffusers scheduler computes from noise [n, 2] in ``steps`` steps."""
     made = type(made).from_config(made.config)
     made.set_timesteps(steps)
     options = {"generator": torch.Generator().manual_seed(seed)} if "LCM" in type(made).__name__ else {}

@@ -1,4 +1,4 @@
-"""What a terminal of some width shows, and whether a word was broken in it."""
+"""Text of a rich renderable on a terminal of a given width."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.console import Console, RenderableType
 
 
 def shown(what: RenderableType, width: int = 120) -> str:
-    """The text, as a terminal of that width has it."""
+    """Render ``what`` as a terminal of ``width`` columns shows it."""
     stream = io.StringIO()
     Console(file=stream, width=width).print(what)
     return stream.getvalue()

@@ -1,4 +1,4 @@
-"""ONNX graphs from a few words, and classifiers of chosen cost and size."""
+"""A short way to build ONNX graphs, and classifiers of chosen cost and size."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def onnx_model(
     domains: Sequence[str] = (),
     ir_version: int = 10,
 ) -> onnx.ModelProto:
-    """A model of nodes, inputs and outputs by name, and stored arrays.
+    """Return a model from nodes, inputs and outputs by name, and stored arrays.
 
-    An input or output is the list of its axes or `None`, for float32, or a pair of another type and these.
+    An input or output is a list of axes or `None`, for float32, or a pair of another type and such a list.
     """
     ends = [
         [
@@ -42,9 +42,10 @@ def onnx_model(
 
 
 def write_classifier(folder: Path, width: int, layers: int, extra_rows: int = 0) -> Path:
-    """input_ids [n, length] -> logits [n, 2]: an embedding, ``layers`` square products, the mean over tokens.
+    """Write a classifier from input_ids [n, length] to logits [n, 2] as ``folder/onnx/model.onnx``.
 
-    ``extra_rows`` makes the embedding, and so the file, larger without more work.
+    It has an embedding, ``layers`` square matrix products and the mean over tokens. ``extra_rows`` enlarges the
+    embedding, and so the file, without more computation.
     """
     generator = np.random.default_rng(0)
     table = np.zeros((VOCABULARY + extra_rows, width), np.float32)
@@ -66,7 +67,7 @@ def write_classifier(folder: Path, width: int, layers: int, extra_rows: int = 0)
 
 
 def make_examples(count: int, seed: int = 0) -> Examples:
-    """Examples of 4 to 40 tokens, with an attention mask that the graphs don't have."""
+    """Return examples of 4 to 40 tokens with an attention mask, which is no input of the graphs."""
     generator = np.random.default_rng(seed)
     inputs = [
         {"input_ids": generator.integers(1, VOCABULARY, length), "attention_mask": np.ones(length, np.int64)}

@@ -1,4 +1,4 @@
-"""A page of HTML as its tags and texts."""
+"""Tags and texts of an HTML page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
 class ParsedPage(HTMLParser):
-    """Collects tags with attributes, and checks that every element is closed in order."""
+    """HTML parser that collects tags with attributes and texts, and checks that elements are closed in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class ParsedPage(HTMLParser):
 
 
 def parse_page(content: str) -> ParsedPage:
-    """Parse a whole page, whose elements must all be closed."""
+    """Parse a page, and check that all its elements are closed."""
     page = ParsedPage()
     page.feed(content)
     page.close()

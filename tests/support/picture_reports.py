@@ -1,4 +1,4 @@
-"""A made-up report of models that draw, with invented figures: squares in place of pictures."""
+"""An invented report of an image generation recipe, with gray squares as images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from compress.plugins.diffusion.evals import encode_difference_png, encode_png
 from compress.results.report import DriftRecord, Measurement, PictureRecord, Report, StageRecord
 
 PROMPTS = ("a photo of a coat", "a bag in a catalogue", "the shop has <b>boots</b>")
-# model: levels that it adds to the baseline's, steps, latency in ms, Fréchet distance, prompts seen of 200. Invented.
+# Model: (gray levels added to the baseline, steps, latency in ms, Fréchet distance, recognized prompts of 200).
 MODELS = {
     "baseline": (0, 50, 412.0, 3.1, 188),
     "faster": (4, 25, 207.0, 3.2, 188),
@@ -20,7 +20,10 @@ TIMES = (999.0, 749.0, 499.0, 249.0, -1.0)
 
 
 def squares(row: int, more: int, side: int = 32) -> np.ndarray:
-    """A gray square whose place depends on ``row``, ``more`` levels lighter in its upper half and darker below."""
+    """Return a uint8 image [side, side, 1] of a gray square whose position depends on ``row``.
+
+    The upper half of the square is lighter by ``more`` levels and the lower half darker by as many.
+    """
     levels = np.zeros((side, side, 1), np.int64)
     levels[8:24, 4 + 4 * row : 20 + 4 * row] = 120
     levels[8:16, 4 + 4 * row : 20 + 4 * row] += more
@@ -29,7 +32,7 @@ def squares(row: int, more: int, side: int = 32) -> np.ndarray:
 
 
 def picture_report() -> Report:
-    """Baseline, three stages and the final model, which is the last of them."""
+    """Return a report with a baseline, three stages and a final model that equals the last stage."""
     rows, pictures, drift = [], [], []
     for model, (more, steps, latency, distance, seen) in MODELS.items():
         known = {"model": model, "target": "cpu"}

@@ -1,4 +1,4 @@
-"""A profile with made-up figures that a person can check, for the views. No measurement of any model."""
+"""An invented profile with round numbers that are easy to check, for tests of its views."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from compress.benchmark.profile import MachineLimits, OperatorProfile, ProfileRo
 
 
 def row(name: str, operator: str, **changes: Any) -> ProfileRow:
-    """One node of 1 ms: 20 MFLOP and 1 MB of weights, of which arithmetic needs 0.2 ms and memory less."""
+    """Return a node that takes 1 ms for 20 MFLOP and 1 MB of weights; its compute bound is 0.2 ms."""
     values: dict[str, Any] = {
         "name": name, "operators": (operator,), "layer": "encoder.layer.0.feed-forward", "nodes": 1, "time_ms": 1.0,
         "fp32_operations": 20e6, "int8_operations": 0.0, "weight_bytes": 1e6, "activation_bytes": 0.0,
@@ -18,7 +18,7 @@ def row(name: str, operator: str, **changes: Any) -> ProfileRow:
 
 
 def limits(**changes: Any) -> MachineLimits:
-    """100 GFLOP/s, 400 GOP/s, 10 GB/s from memory and 40 GB/s within the cache."""
+    """Return limits of 100 GFLOP/s, 400 int8 GOP/s, 10 GB/s from memory and 40 GB/s within the cache."""
     values: dict[str, Any] = {
         "fp32_per_s": 100e9, "int8_per_s": 400e9, "memory_bytes_per_s": 10e9, "working_set_bytes_per_s": 40e9,
         "memory_buffer_bytes": 268_435_456, "working_set_bytes": 2_000_000, "last_level_cache_bytes": 33_554_432,
@@ -27,7 +27,10 @@ def limits(**changes: Any) -> MachineLimits:
 
 
 def profile(**changes: Any) -> OperatorProfile:
-    """Four nodes in three layers: an int8 product that arithmetic binds, a float one, a lookup, and one not counted."""
+    """Return a profile of four nodes in three layers.
+
+    They are a compute-bound int8 product, a float product, a lookup, and a node of an uncounted operator.
+    """
     rows = (
         row("look_up", "Gather", layer="embeddings.word_embeddings", time_ms=0.5, fp32_operations=0.0,
             weight_bytes=10e6, compute_bound_ms=0.0, memory_bound_ms=0.25),

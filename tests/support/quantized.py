@@ -1,4 +1,4 @@
-"""A tiny quantized causal model on disk, rounded to nearest, for tests of what reads such folders."""
+"""A tiny decoder in fp32 and in GPTQ format, rounded to nearest, for tests that read such checkpoints."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from compress.numerics.integer_grid import QuantizedWeight
 VOCABULARY = 160
 SIZES: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES |= {"num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2}
-"""Sizes of all tiny decoders."""
+"""Sizes common to all tiny decoders."""
 
 
 def tiny_llama_config(**changes: Any) -> LlamaConfig:
-    """Two layers, grouped-query attention, tied embeddings."""
+    """Return the config of a two-layer Llama with grouped-query attention and tied embeddings."""
     return LlamaConfig(**{**SIZES, "intermediate_size": 128, "tie_word_embeddings": True} | changes)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level, one token a byte of ASCII, with a chat template."""
+    """Return a byte-level tokenizer with one token per ASCII byte and a chat template."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = {"<unk>": 0, "<s>": 1, "</s>": 2}
     for letter in alphabet[: VOCABULARY - 3]:
@@ -42,7 +42,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_tiny_llama(folder: Path, seed: int = 0, **changes: Any) -> Checkpoint:
-    """A model with weights drawn large enough that its answers differ, saved in fp32."""
+    """Save an fp32 model with weights large enough for outputs to differ between inputs."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(tiny_llama_config(**changes)).float().eval()
     with torch.no_grad():
@@ -56,7 +56,7 @@ def save_tiny_llama(folder: Path, seed: int = 0, **changes: Any) -> Checkpoint:
 
 
 def rounded(weight: torch.Tensor, bits: int, group_size: int) -> QuantizedWeight:
-    """Symmetric round to nearest, groups of ``group_size`` that divide the columns."""
+    """Quantize symmetrically by rounding to nearest; ``group_size`` divides the number of columns."""
     rows, columns = weight.shape
     middle = 1 << (bits - 1)
     groups = weight.float().reshape(rows, columns // group_size, group_size)
@@ -69,7 +69,7 @@ def rounded(weight: torch.Tensor, bits: int, group_size: int) -> QuantizedWeight
 def quantize_tiny_llama(
     source: Checkpoint, folder: Path, bits: int = 4, group_size: int = 32, table_bits: int | None = 4
 ) -> QuantizedCheckpoint:
-    """Every linear layer of the blocks, and the embedding unless ``table_bits`` is None."""
+    """Save ``source`` with all linear layers of the blocks quantized, and the embedding unless ``table_bits`` is None."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors: list[tuple[str, torch.Tensor]] = []
     tables: dict[str, torch.Tensor] = {}

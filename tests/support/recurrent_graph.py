@@ -1,4 +1,4 @@
-"""A graph of one LSTM as other people write it, with the same in torch."""
+"""An ONNX graph of one LSTM in the style of other exporters, and the same LSTM in torch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ WIDTH, HIDDEN = 24, 32
 
 
 def recurrent(in_pieces: bool) -> tuple[onnx.ModelProto, torch.nn.LSTM]:
-    """`x` [time, 1, 24] -> `y` [time, 1, 1, 32], and torch's module of the same weights.
+    """Return a graph from `x` [time, 1, 24] to `y` [time, 1, 1, 32], and the torch module with the same weights.
 
-    ``in_pieces``: weights are concatenated from the gates', in ONNX's order, when the graph runs.
+    With ``in_pieces``, the graph concatenates the weights of the gates at run time, in ONNX's order.
     """
     torch.manual_seed(0)
     module = torch.nn.LSTM(WIDTH, HIDDEN)

@@ -1,6 +1,6 @@
-"""Rotation of expensive tests: each run takes a part of them, and the next run another part.
+"""Rotation of expensive tests: each run executes a part of them, and the next run another part.
 
-`ROTATION=slow` in the environment runs all slow tests, `ROTATION=all` also everything that alternates by the day.
+`ROTATION=slow` in the environment runs all slow tests; `ROTATION=all` also runs everything that rotates daily.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 SLOW_PARTS = 3
-"""`make test` runs a third of the files of slow and browser tests, another third each hour."""
+"""`make test` runs a third of the files of slow and browser tests, and rotates to another third each hour."""
 
 
 def todays(items: Iterable[Item], days: int, name: Callable[[Item], str]) -> list[Item]:
-    """Return one in ``days`` items, other ones each day; similar items, which are listed together, are spread."""
+    """Return one in ``days`` items, with a different selection each day.
+
+    Items are ordered by a hash of their names, so that neighboring, similar items run on different days.
+    """
     spread = sorted(items, key=lambda item: zlib.crc32(name(item).encode()))
     if os.environ.get("ROTATION") == "all":
         return spread
@@ -25,7 +28,7 @@ def todays(items: Iterable[Item], days: int, name: Callable[[Item], str]) -> lis
 
 
 def slow_part(files: Mapping[str, float], hour: int) -> set[str]:
-    """Return the files whose slow tests run in this hour: parts that take about the same time."""
+    """Return the files whose slow tests run in this hour; the parts take about the same time."""
     by_duration = sorted(files, key=lambda file: (-files[file], file))
     return set(by_duration[hour % SLOW_PARTS :: SLOW_PARTS])
 

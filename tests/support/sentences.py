@@ -1,4 +1,4 @@
-"""A tiny sentence encoder, and pairs of texts that it could learn to match: the same words, some put otherwise."""
+"""A tiny sentence encoder, and pairs of matching texts that share most of their words."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ from compress.tasks.registry import get_task
 
 TASK = "feature-extraction"
 OTHERWISE = dict(zip((*GOOD[::2], *BAD[::2]), (*GOOD[1::2], *BAD[1::2]), strict=True))
-"""One word of a text -> the word of its pair."""
+"""Polar word of a text -> the word that replaces it in the paired text."""
 
 
 def pairs(count: int, seed: int = 0) -> pa.Table:
-    """``count`` rows of text and pair, no text twice: the pair has other words of the same kind, in another order."""
+    """Return ``count`` rows of text and pair without duplicate texts.
+
+    The pair has the words of the text in another order, with polar words replaced by others of the same sentiment.
+    """
     generator = np.random.default_rng(seed)
     pair_of: dict[str, str] = {}
     while len(pair_of) < count:
@@ -39,7 +42,7 @@ def pairs(count: int, seed: int = 0) -> pa.Table:
 
 
 def dataset(train: int = 48, validation: int = 0, test: int = 24) -> Dataset:
-    """Splits of pairs."""
+    """Return train and test splits of pairs, and a validation split if ``validation`` is positive."""
     tables = {"train": pairs(train, seed=1), "test": pairs(test, seed=2)}
     if validation:
         tables["validation"] = pairs(validation, seed=3)
@@ -47,7 +50,7 @@ def dataset(train: int = 48, validation: int = 0, test: int = 24) -> Dataset:
 
 
 def encoder(modules: SentenceModules | None = None, seed: int = 0, **changes: Any) -> TorchModel:
-    """A BERT without a pooler, with random weights that are large enough for its answers to differ."""
+    """Return a BERT without a pooler, with random weights large enough for outputs to differ between inputs."""
     tokenizer = word_piece()
     ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     config = BertConfig(**ids, **SIZES, **changes)
@@ -57,12 +60,12 @@ def encoder(modules: SentenceModules | None = None, seed: int = 0, **changes: An
 
 
 def context(data: Dataset | None = None, max_length: int = 24) -> Context:
-    """Return the context of a stage."""
+    """Return a stage context for the toy task."""
     return stage_context(TASK, data or dataset(), max_length)
 
 
 def write_folder(folder: Path, kinds: Sequence[str], **files: dict[str, Any]) -> None:
-    """The module files of sentence-transformers, written down: `write_folder(f, ["Pooling"], Pooling={...})`."""
+    """Write the module files of sentence-transformers, as in `write_folder(f, ["Pooling"], Pooling={...})`."""
     entries = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
     for index, kind in enumerate(kinds, start=1):
         path = f"{index}_{kind}"

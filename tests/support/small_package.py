@@ -1,4 +1,4 @@
-"""A small package file with the structure of the real one, and a progress that remembers."""
+"""A small package file with the structure of the real one, and a progress that records its calls."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OTHERS = {
 
 
 class RecordingProgress:
-    """Remembers notes, and the steps of each bar."""
+    """Progress that records its notes and the steps of each bar."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -39,7 +39,7 @@ class RecordingProgress:
 
 
 def movie_lines(count: int = 2_700) -> list[str]:
-    """Odd numbers are good, even ones bad; every 26th is neutral."""
+    """Return review lines: odd numbers are positive, even ones negative, and every 26th is neutral."""
     return [
         f"{i}\t{0.5 if i % 26 == 0 else 0.6 if i % 2 else -3.25}\tFilm {i} is {'good' if i % 2 else 'bad'}"
         for i in range(count)
@@ -47,7 +47,7 @@ def movie_lines(count: int = 2_700) -> list[str]:
 
 
 def write_package(path: Path, members: dict[str, list[str]]) -> None:
-    """A zip that holds a licence and a tar.gz, as the source distribution of vaderSentiment does."""
+    """Write a zip that holds a license and a tar.gz, like the source distribution of vaderSentiment."""
     inner = io.BytesIO()
     with tarfile.open(fileobj=inner, mode="w:gz") as tar:
         for name, lines in members.items():

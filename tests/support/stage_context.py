@@ -1,4 +1,4 @@
-"""The context of a stage, progress that keeps its notes, and recipes over files in a folder."""
+"""The context of a stage, progress that records its notes, and recipes over files in a folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compress.utils.progress import Progress, SilentProgress
 
 
 class Notes(SilentProgress):
-    """Progress that keeps its notes and passes each of them to ``stop``, which may raise an error."""
+    """Progress that records its notes and passes each of them to ``stop``, which may raise an error."""
 
     def __init__(self, stop: Callable[[str], None] | None = None) -> None:
         self.said: list[str] = []
@@ -28,7 +28,7 @@ class Notes(SilentProgress):
 
 
 def refuse_earlier(label: str) -> Any:
-    """Fail a stage that asks for the output of an earlier one."""
+    """Fail the test when a stage requests the output of an earlier one."""
     raise AssertionError(f"no earlier stage {label!r}")
 
 
@@ -54,9 +54,9 @@ def write_recipe(
     name: str = "tiny",
     **fields: Any,
 ) -> Path:
-    """Write ``name``.yaml over ``model/`` and the splits: files by split, or names of splits that are JSONL files.
+    """Write ``name``.yaml for ``model/`` and the splits, which are a mapping to files or names of JSONL files.
 
-    ``max_length`` and ``labels`` among the further fields are those of the data.
+    ``max_length`` and ``labels`` among ``fields`` become fields of the data.
     """
     data: dict[str, Any] = {
         "splits": splits if isinstance(splits, dict) else {name: f"{name}.jsonl" for name in splits}

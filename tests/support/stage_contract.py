@@ -1,4 +1,4 @@
-"""What every stage is held to, on a tiny model: it runs, is saved, and loads again to predict the same."""
+"""The contract of every stage, checked on a tiny model: its saved output loads again and has the same predictions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from compress.tasks.registry import get_task
 from compress.utils.progress import SilentProgress
 
 TRACING = ("onnx", "qat", "openvino", "litert", "executorch", "coreml")
-"""Stages that take seconds for each layer."""
+"""Stages that take seconds per layer."""
 LANGUAGE = "text-generation"
 EMBEDDINGS = "feature-extraction"
 
@@ -36,12 +36,12 @@ def stage_of(kind: str, parameters: dict[str, Any]) -> Stage[Any, Any]:
 
 
 def task_of(stage: Stage[Any, Any]) -> str:
-    """The toy task, unless the stage is for another alone."""
+    """Return text classification, or the one task that the stage supports instead."""
     return next(task for task in (tiny.TASK, LANGUAGE, EMBEDDINGS) if stage.supports(get_task(task).capabilities))
 
 
 def make_input(stage: Stage[Any, Any], folder: Path) -> TorchModel | Checkpoint | OnnxModel:
-    """What the stage takes: a tiny encoder or its graph, or a tiny decoder made in ``folder``."""
+    """Return a valid input of the stage: a tiny encoder, its ONNX graph, or a tiny decoder saved in ``folder``."""
     if stage.input_type() is OnnxModel:
         exported_model = exported()
         return OnnxModel(exported_model.graph(), FLOAT_GRAPH, exported_model.model.companions())
@@ -68,7 +68,7 @@ def make_context(stage: Stage[Any, Any], folder: Path) -> Context:
 
 
 def make_adapter(stage: Stage[Any, Any], folder: Path) -> Path:
-    """An adapter for what `make_input` gives."""
+    """Save an adapter for the model that `make_input` returns."""
     if task_of(stage) != LANGUAGE:
         return save_adapter(tiny.encoder().module, folder, "query")
     module = TorchModel.load(save_tiny_llama(folder.with_name("to adapt")).folder, get_task(LANGUAGE)).module
@@ -76,7 +76,7 @@ def make_adapter(stage: Stage[Any, Any], folder: Path) -> Path:
 
 
 def language_context(folder: Path) -> Context:
-    """Texts of the toy task, read letter by letter; the teacher is the decoder that was quantized."""
+    """Return a context with texts of the toy task, one token per letter; the teacher is the unquantized decoder."""
 
     def earlier(label: str) -> TorchModel:
         return TorchModel.load(save_tiny_llama(folder / "earlier").folder, get_task(LANGUAGE))
@@ -89,7 +89,7 @@ def language_context(folder: Path) -> Context:
 
 
 class Watched:
-    """A dataset that remembers what was read of it."""
+    """A dataset that records which splits were read."""
 
     def __init__(self, data: Dataset) -> None:
         self._data = data
@@ -108,7 +108,7 @@ class Watched:
 
 @dataclass(frozen=True)
 class Ran:
-    """A stage's output, where it was saved, and the splits that the stage read."""
+    """A stage's output, the folder it was saved in, and the splits that the stage read."""
 
     output: Model
     folder: Path
@@ -116,7 +116,7 @@ class Ran:
 
 
 def run(stage: Stage[Any, Any], folder: Path) -> Ran:
-    """Run ``stage`` and save its output into the new ``folder``; beside it lies what it was made of."""
+    """Run ``stage`` and save its output into the new ``folder``; its inputs go into a folder beside it."""
     beside = folder.with_name(f"{folder.name} work")
     context = make_context(stage, beside)
     data = Watched(context.data)
@@ -127,7 +127,10 @@ def run(stage: Stage[Any, Any], folder: Path) -> Ran:
 
 
 def check_contract(stage: Stage[Any, Any], ran: Ran, folder: Path) -> None:
-    """What was saved loads again and predicts the same, and the stage's promise is kept; ``folder`` is empty."""
+    """Check that the saved output loads with equal predictions and matches the stage's specification.
+
+    ``folder`` is empty.
+    """
     stage_input = make_input(stage, folder)
     (folder / "before").mkdir()
     stage_input.save(folder / "before")
@@ -147,7 +150,7 @@ def check_contract(stage: Stage[Any, Any], ran: Ran, folder: Path) -> None:
         assert np.ptp(outputs, axis=0).min() > 0
         np.testing.assert_allclose(reloaded, outputs, atol=1e-6)
     else:
-        # Core ML answers on a Mac only, and nothing else may be silent here.
+        # Core ML runs on macOS only; every other format must be able to predict here.
         assert stage.kind == "coreml" and stage.output_type().load(after, get_task(task_of(stage))) == output
 
     integrity = IntegrityCheck(stage.kind, stage.output_spec())
@@ -156,7 +159,10 @@ def check_contract(stage: Stage[Any, Any], ran: Ran, folder: Path) -> None:
 
 
 def check_reads(stage: Stage[Any, Any], ran: Ran) -> None:
-    """The cache key counts only the declared splits; a stage that read others would be kept when they change."""
+    """Check that a stage reads only its declared splits.
+
+    The cache key covers only these, so a change of another split would not invalidate the cached output.
+    """
     needs = stage.needs()
     allowed = {*needs.splits, "validation", *(["unlabeled"] if needs.unlabeled else [])}
     assert set(needs.splits) <= ran.read <= allowed and "test" not in ran.read

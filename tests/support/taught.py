@@ -1,4 +1,4 @@
-"""A tiny decoder that learns from another, for processes that train alone or together."""
+"""Distillation of a tiny decoder, for trainings in one process or in several."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def conversations(count: int) -> Dataset:
-    """Questions of different lengths, so that windows have answers of different lengths."""
+    """Return conversations with user messages of various lengths, so that windows differ in their number of answer tokens."""
     texts = tiny.table(count, seed=4)["text"].to_pylist()
     rows = [
         text_or_messages(
@@ -46,9 +46,9 @@ def conversations(count: int) -> Dataset:
 
 
 def refusal(folder: Path, rank: int = 0, **settings: Any) -> str:
-    """What a training says in which the second process's student, and no other, gives infinity from step 4 on.
+    """Return the error message of a training in which the student of rank 1 outputs infinity from step 4 on.
 
-    By the last layer of its feed-forward parts, of which no other has as many inputs.
+    The infinity is injected into the last layer of the feed-forward block, the only layer with 48 inputs.
     """
     steps = 0
     plain = LanguageDistillationTrainer._told
@@ -75,7 +75,7 @@ def refusal(folder: Path, rank: int = 0, **settings: Any) -> str:
 
 
 def losses(folder: Path, rank: int = 0, **settings: Any) -> list[Any]:
-    """The loss of each step, and some weights of the student at the end; the teacher lies in ``folder``."""
+    """Return the loss of each step and some final weights of the student; the teacher is in ``folder``."""
     step_losses: list[float] = []
     plain = LanguageDistillationTrainer._told
 

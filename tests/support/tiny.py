@@ -1,4 +1,4 @@
-"""Tiny models, tokenizers and data, built anew for each test: a toy sentiment task that a tiny encoder can learn."""
+"""Tiny models, tokenizers and data for each test: a toy sentiment task that a tiny encoder can learn."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SIZES |= {"intermediate_size": NEURONS, "max_position_embeddings": POSITIONS}
 
 
 def table(count: int, seed: int = 0, longest: int = 12) -> pa.Table:
-    """``count`` rows of text and label; each text has two more words of its label's kind than of the other."""
+    """Return ``count`` rows of text and label; the label's sentiment has two more words than the other."""
     generator = np.random.default_rng(seed)
     texts, labels = [], []
     for row in range(count):
@@ -56,13 +56,13 @@ def table(count: int, seed: int = 0, longest: int = 12) -> pa.Table:
 
 
 def texts(count: int = 64, seed: int = 0) -> list[str]:
-    """The texts of `table`."""
+    """Return the texts of `table`."""
     values: list[str] = table(count, seed)["text"].to_pylist()
     return values
 
 
 def dataset(train: int = 64, validation: int = 0, unlabeled: int = 0) -> Dataset:
-    """Splits of the toy task; no text stands in two of them but by chance."""
+    """Return splits of the toy task, drawn with different seeds."""
     tables = {"train": table(train, seed=1), "test": table(32, seed=2)}
     if validation:
         tables["validation"] = table(validation, seed=3)
@@ -71,17 +71,17 @@ def dataset(train: int = 64, validation: int = 0, unlabeled: int = 0) -> Dataset
 
 
 def context(data: Dataset | None = None, max_length: int = 24, **changes: Any) -> Context:
-    """Return the context of a stage; ``changes`` are parameters of `stage_context`."""
+    """Return a stage context; ``changes`` are parameters of `stage_context`."""
     return stage_context(TASK, data or dataset(), max_length, **changes)
 
 
 def label_maps(labels: Sequence[str]) -> dict[str, Any]:
-    """Return the class names as a config has them."""
+    """Return the class names as fields of a config."""
     return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
 
 
 def two_sides(width: int, layers: int = 2, hidden: int = 48) -> dict[str, int]:
-    """Return the sizes of an encoder and a decoder as a config has them; every layer has two heads."""
+    """Return the sizes of an encoder and a decoder as fields of a config; every layer has two attention heads."""
     sizes = {"layers": layers, "attention_heads": 2, "ffn_dim": hidden}
     return {"d_model": width} | {f"{side}_{name}": sizes[name] for side in ("encoder", "decoder") for name in sizes}
 
@@ -96,7 +96,7 @@ def shaken(module: Any, spread: float = 0.2) -> Any:
 
 
 def encoder(architecture: str = "bert", seed: int = 0, processor: Any = None, **changes: Any) -> TorchModel:
-    """A sequence classifier with random weights that are large enough for its answers to differ."""
+    """Return a sequence classifier with random weights large enough for outputs to differ between inputs."""
     processor = word_piece() if processor is None else processor
     shape = dict(SIZES)
     if architecture == "distilbert":
@@ -114,14 +114,14 @@ def encoder(architecture: str = "bert", seed: int = 0, processor: Any = None, **
 
 @torch.no_grad()
 def logits(model: TorchModel, some_texts: list[str]) -> torch.Tensor:
-    """Logits of one padded batch, [n, classes]."""
+    """Return the logits [n, classes] of one padded batch."""
     batch = model.processor(some_texts, padding=True, return_tensors="pt", return_token_type_ids=False)
     values: torch.Tensor = model.module.eval()(**batch).logits
     return values
 
 
 def word_piece() -> BertTokenizer:
-    """A WordPiece tokenizer as BERT has it, written down: the trainer's ties fall anew in each process."""
+    """Return a WordPiece tokenizer like BERT's with a fixed vocabulary, because the trainer breaks ties at random."""
     words = (*GOOD, *BAD, *NEUTRAL)
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,!?ß"
     halves = sorted({f"##{word[3:]}" for word in words if len(word) > 4})
@@ -131,7 +131,7 @@ def word_piece() -> BertTokenizer:
 
 
 def trained_word_piece() -> BertTokenizer:
-    """A WordPiece tokenizer from the trainer, other in each process."""
+    """Return a WordPiece tokenizer from the trainer; its vocabulary differs between processes."""
     trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     trained.normalizer = normalizers.BertNormalizer(lowercase=True)
     trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -141,7 +141,7 @@ def trained_word_piece() -> BertTokenizer:
 
 
 def byte_level() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer as RoBERTa has it, with ``<pad>`` at 1."""
+    """Return a byte-level BPE tokenizer like RoBERTa's, with ``<pad>`` at id 1."""
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trained.decoder = decoders.ByteLevel()
@@ -158,14 +158,14 @@ def byte_level() -> PreTrainedTokenizerFast:
 
 
 def roberta() -> RobertaTokenizer:
-    """The same tokenizer as RoBERTa's own class makes it."""
+    """Return the tokenizer of `byte_level` as RoBERTa's own class."""
     model = json.loads(byte_level().backend_tokenizer.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
     return RobertaTokenizer(vocab=model["vocab"], merges=merges, model_max_length=POSITIONS)
 
 
 def byte_fallback() -> PreTrainedTokenizerFast:
-    """A BPE tokenizer as Llama has it: ``▁`` for spaces, and bytes for characters outside the vocabulary."""
+    """Return a BPE tokenizer like Llama's: ``▁`` for spaces, and byte tokens for characters outside the vocabulary."""
     trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     trained.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     trained.decoder = decoders.Sequence(
@@ -180,7 +180,7 @@ def byte_fallback() -> PreTrainedTokenizerFast:
 
 
 def _with_byte_tokens(trained: Tokenizer, first: int) -> Tokenizer:
-    """The same tokenizer with ``<0x00>`` to ``<0xFF>`` as ordinary tokens from id ``first`` on."""
+    """Return the tokenizer with ``<0x00>`` to ``<0xFF>`` as ordinary tokens from id ``first`` on."""
     definition = json.loads(trained.to_str())
     vocabulary = definition["model"]["vocab"]
     for token, index in vocabulary.items():
@@ -190,7 +190,7 @@ def _with_byte_tokens(trained: Tokenizer, first: int) -> Tokenizer:
 
 
 def unigram() -> PreTrainedTokenizerFast:
-    """A Unigram tokenizer as XLM-RoBERTa has it. Too few words for the trainer: their halves are written down."""
+    """Return a Unigram tokenizer like XLM-RoBERTa's with a fixed vocabulary, because its trainer needs more words."""
     words = [f"▁{word}" for word in (*GOOD, *BAD, *NEUTRAL)]
     pieces = [(word, -4.0 - index / 16) for index, word in enumerate(words)]
     pieces += [(half, -7.0) for half in sorted({word[3:] for word in words if len(word) > 4})]
@@ -204,7 +204,7 @@ def unigram() -> PreTrainedTokenizerFast:
 
 
 def xlm_roberta() -> XLMRobertaTokenizer:
-    """The same tokenizer as XLM-RoBERTa's own class makes it."""
+    """Return the tokenizer of `unigram` as XLM-RoBERTa's own class."""
     vocabulary = json.loads(unigram().backend_tokenizer.to_str())["model"]["vocab"]
     pieces = [(token, score) for token, score in [*vocabulary, ("<mask>", 0.0)]]
     return XLMRobertaTokenizer(vocab=pieces, model_max_length=POSITIONS)

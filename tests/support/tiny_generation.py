@@ -1,4 +1,4 @@
-"""A text-generation recipe at tiny scale: a two-layer Llama in a folder, texts as JSONL, and the recipe over both."""
+"""A tiny text generation recipe: a two-layer Llama in a folder, texts as JSONL, and the recipe."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ STAGES: tuple[dict[str, Any], ...] = (
 BENCHMARK: dict[str, Any] = {"threads": 1, "seconds": 0.1, "launches": 2, "contexts": [16], "tokens": 4}
 BENCHMARK["every_stage"] = False
 ONE_LAUNCH = BENCHMARK | {"budget_seconds": 0.1}
-"""Of each model, where it matters that it is timed, and not how well."""
+"""One launch per model, for tests that need a timing but not a precise one."""
 
 
 def write_texts(folder: Path, words: int = 60) -> None:
-    """``train.jsonl`` and ``test.jsonl``, a row a text; a letter is a token of the tiny tokenizer."""
+    """Write ``train.jsonl`` and ``test.jsonl`` with one text per row; each letter is a token of the tiny tokenizer."""
     chance = np.random.default_rng(0)
     for split, count in SPLITS.items():
         lines = [json.dumps({"text": " ".join(chance.choice(WORDS, words))}) for _ in range(count)]
@@ -33,7 +33,7 @@ def write_texts(folder: Path, words: int = 60) -> None:
 
 
 def write_recipe(folder: Path, name: str = "tiny", **changes: Any) -> Path:
-    """A recipe over ``model/`` and the texts beside it; ``changes`` replace its top-level fields."""
+    """Write a recipe for ``model/`` and the texts in ``folder``; ``changes`` replace its top-level fields."""
     fields = {
         "stages": STAGES,
         "max_length": 32,
@@ -45,7 +45,7 @@ def write_recipe(folder: Path, name: str = "tiny", **changes: Any) -> Path:
 
 
 def write_all(folder: Path, **changes: Any) -> Path:
-    """Model, texts and recipe in ``folder``; the recipe's path."""
+    """Write model, texts and recipe into ``folder`` and return the path of the recipe."""
     folder.mkdir(parents=True, exist_ok=True)
     save_tiny_llama(folder / "model")
     write_texts(folder)

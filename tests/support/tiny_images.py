@@ -1,4 +1,4 @@
-"""A toy task of images: squares that are bright above or below, and tiny models of random weights for them."""
+"""A toy image classification task (is the upper or the lower half brighter?) and tiny models with random weights."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SIDE = 16
 
 
 def pixels(label: int, generator: np.random.Generator, side: int = SIDE) -> np.ndarray:
-    """Noise [side, side, 3] uint8, brighter in one half."""
+    """Return a noise image [side, side, 3] uint8 with one brighter half."""
     image = generator.integers(0, 120, (side, side, 3))
     half = slice(0, side // 2) if label == 0 else slice(side // 2, side)
     image[half] += 90
@@ -51,7 +51,7 @@ def png(array: np.ndarray) -> bytes:
 
 
 def table(count: int, seed: int = 0, side: int = SIDE) -> pa.Table:
-    """``count`` rows of image and label."""
+    """Return ``count`` rows of image and label."""
     generator = np.random.default_rng(seed)
     images = [media(png(pixels(row % 2, generator, side)), None) for row in range(count)]
     labels = [LABELS[row % 2] for row in range(count)]
@@ -59,7 +59,7 @@ def table(count: int, seed: int = 0, side: int = SIDE) -> pa.Table:
 
 
 def write_class_folders(folder: Path) -> None:
-    """PNG files of three splits, a folder for each class."""
+    """Write PNG files of three splits, with one folder for each class."""
     for seed, (split, count) in enumerate({"train": 40, "validation": 16, "test": 16}.items()):
         generator = np.random.default_rng(seed)
         for row in range(count):
@@ -69,12 +69,12 @@ def write_class_folders(folder: Path) -> None:
 
 
 def dataset(train: int = 64) -> Dataset:
-    """Splits of the toy task."""
+    """Return train and test splits of the toy task."""
     return Dataset(get_task(TASK).columns, {"train": table(train, 1), "test": table(32, 2)}, LABELS)
 
 
 def context(data: Dataset | None = None) -> Context:
-    """Return the context of a stage."""
+    """Return a stage context for the toy task."""
     return stage_context(TASK, data or dataset())
 
 
@@ -83,7 +83,7 @@ def processor(side: int = SIDE, **changes: Any) -> ViTImageProcessorPil:
 
 
 def vit(seed: int = 0, **changes: Any) -> TorchModel:
-    """A ViT of two layers whose random weights are large enough for its answers to differ."""
+    """Return a two-layer ViT with random weights large enough for outputs to differ between inputs."""
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     config = ViTConfig(image_size=SIDE, patch_size=8, **{**shape, **names(), **changes})
     torch.manual_seed(seed)
@@ -91,14 +91,17 @@ def vit(seed: int = 0, **changes: Any) -> TorchModel:
 
 
 def mobile_net(seed: int = 0) -> TorchModel:
-    """A MobileNetV2 of narrow layers, with batch normalisation that has seen images; its export takes seconds."""
+    """Return a narrow MobileNetV2 whose batch normalization statistics were updated; its export takes seconds."""
     config = MobileNetV2Config(image_size=SIDE, depth_multiplier=0.1, min_depth=8, **names())
     torch.manual_seed(seed)
     return _used(shaken(MobileNetV2ForImageClassification(config)))
 
 
 def res_net(seed: int = 0) -> TorchModel:
-    """A ResNet of two blocks, used likewise: a seventh of the layers, and most of the parameters."""
+    """Return a ResNet of two blocks with updated batch normalization statistics.
+
+    It has a seventh of the layers of `mobile_net` and five sixths of its parameters.
+    """
     config = ResNetConfig(embedding_size=16, hidden_sizes=[32, 64], depths=[1, 1], layer_type="basic", **names())
     torch.manual_seed(seed)
     return _used(shaken(ResNetForImageClassification(config)))
@@ -113,7 +116,7 @@ def _used(module: Any) -> TorchModel:
 
 
 def names() -> dict[str, Any]:
-    """Return the class names as a config has them."""
+    """Return the class names as fields of a config."""
     return label_maps(LABELS)
 
 

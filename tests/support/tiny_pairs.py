@@ -1,4 +1,4 @@
-"""A whole recipe of embeddings at tiny scale: a sentence encoder in a folder, CSV files of pairs, and the recipe."""
+"""A tiny recipe for embeddings: a sentence encoder in a folder, CSV files of pairs, and the recipe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROWS = {"train": 64, "validation": 16, "test": 40}
 
 
 def write_pairs(folder: Path) -> None:
-    """``train.csv``, ``validation.csv`` and ``test.csv`` of different texts, and ``rated.csv`` with scores."""
+    """Write ``train.csv``, ``validation.csv`` and ``test.csv`` without common texts, and ``rated.csv`` with scores."""
     table = pairs(sum(ROWS.values())).to_pylist()
     start = 0
     for split, count in ROWS.items():
@@ -32,7 +32,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_recipe(folder: Path, **changes: Any) -> Path:
-    """Model, data and recipe in ``folder``; ``changes`` replace the recipe's top-level fields."""
+    """Write model, data and recipe into ``folder``; ``changes`` replace top-level fields of the recipe."""
     (folder / "model").mkdir(parents=True)
     encoder(SentenceModules(32, steps=(Normalize(),))).save(folder / "model")
     write_pairs(folder)

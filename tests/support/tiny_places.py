@@ -1,4 +1,4 @@
-"""Toy pictures of coloured boxes with their boxes and masks, tiny detectors and segmenters, and a recipe for them."""
+"""Toy images with colored boxes and their masks, tiny detection and segmentation models, and a recipe for them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ Row = dict[str, Any]
 
 
 def scene(chance: np.random.Generator) -> Row:
-    """Noise of any size with up to three boxes in green or red; of what overlaps, the last is seen."""
+    """Return a noise image, 30 to 49 pixels on each side, with up to three green or red boxes.
+
+    Where boxes overlap, the last one is visible.
+    """
     height, width = chance.integers(30, 50, 2)
     picture = chance.integers(0, 90, (height, width, 3)).astype(np.uint8)
     mask = np.zeros((height, width), np.uint8)
@@ -53,7 +56,7 @@ def scenes(count: int, seed: int = 0) -> list[Row]:
 
 
 def table(task: str, rows: list[Row]) -> pa.Table:
-    """``rows`` as a task reads them."""
+    """Return ``rows`` as a table with the columns of a task."""
     names = tuple(rows[0])
     return choose(
         Rows("here", names, {name: [row[name] for row in rows] for name in names}), get_task(task).columns, {}
@@ -61,7 +64,7 @@ def table(task: str, rows: list[Row]) -> pa.Table:
 
 
 def yolos(seed: int = 0, **changes: Any) -> tuple[Any, Any]:
-    """A YOLOS of two layers and its processor."""
+    """Return a two-layer YOLOS and its image processor."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     config = transformers.YolosConfig(
         image_size=[SIDE, SIDE],
@@ -76,7 +79,7 @@ def yolos(seed: int = 0, **changes: Any) -> tuple[Any, Any]:
 
 
 def detr(seed: int = 0) -> tuple[Any, Any]:
-    """A DETR of one layer on each side, over a residual net."""
+    """Return a DETR with one encoder and one decoder layer on a ResNet backbone, and its image processor."""
     net = transformers.ResNetConfig(
         embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", out_features=["stage2"]
     )
@@ -88,7 +91,7 @@ def detr(seed: int = 0) -> tuple[Any, Any]:
 
 
 def rt_detr(seed: int = 0) -> tuple[Any, Any]:
-    """An RT-DETR of one layer on each side, over a residual net of three stages."""
+    """Return an RT-DETR with one encoder and one decoder layer on a three-stage ResNet, and its image processor."""
     net = transformers.RTDetrResNetConfig(
         embedding_size=8,
         hidden_sizes=[8, 16, 16, 16],
@@ -113,12 +116,12 @@ def rt_detr(seed: int = 0) -> tuple[Any, Any]:
             norm.train()
         made(torch.randn(16, 3, SIDE, SIDE))
         for head in made.model.decoder.class_embed:
-            head.bias.zero_()  # they begin where hardly anything is seen
+            head.bias.zero_()  # the initial bias suppresses nearly all detections
     return made.eval(), RTDetrImageProcessorPil(size={"height": SIDE, "width": SIDE})
 
 
 def segformer(seed: int = 0) -> tuple[Any, Any]:
-    """A SegFormer of two stages with a block each."""
+    """Return a SegFormer of two stages with one block each, and its image processor."""
     config = transformers.SegformerConfig(
         num_encoder_blocks=2,
         depths=[1, 1],
@@ -157,7 +160,7 @@ def write_model(folder: Path, name: str) -> Path:
 
 
 def write_all(folder: Path, name: str, stages: list[Any], **changes: Any) -> Path:
-    """Model, data and recipe in ``folder``; the recipe's path."""
+    """Write model, data and recipe into ``folder`` and return the path of the recipe."""
     task = SEGMENTATION if name == "segformer" else DETECTION
     folder.mkdir(parents=True, exist_ok=True)
     write_model(folder / "model", name)

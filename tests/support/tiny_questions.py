@@ -1,4 +1,4 @@
-"""Tiny vision-language models as folders, and squares with questions and answers on which half of them is bright."""
+"""Tiny vision-language models, and images with questions and answers about which half is bright."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PATCH = 8
 
 
 def tokenizer(words: tuple[str, ...] = WORDS) -> PreTrainedTokenizerFast:
-    """Whole words; an image's token is one that no text is split at."""
+    """Return a word tokenizer in which the image token is special."""
     word_tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     word_tokenizer.pre_tokenizer = Whitespace()
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
@@ -43,13 +43,13 @@ def tokenizer(words: tuple[str, ...] = WORDS) -> PreTrainedTokenizerFast:
 
 
 def processor(template: str | None = TEMPLATE, **changes: Any) -> LlavaProcessor:
-    """LLaVA's, of a CLIP tower whose first token is left out unless it is told otherwise."""
+    """Return a LLaVA processor, by default for a CLIP tower whose first token is dropped."""
     fields = {"patch_size": PATCH, "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
     return LlavaProcessor(tiny_images.processor(), tokenizer(), chat_template=template, **fields | changes)
 
 
 def module(text: str = "llama", tower: str = "clip_vision_model", **changes: Any) -> LlavaForConditionalGeneration:
-    """A LLaVA of one layer on either side."""
+    """Return a LLaVA with one layer in the vision tower and one in the language model."""
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
     vision = {**shape, "model_type": tower, "image_size": tiny_images.SIDE, "patch_size": PATCH, "projection_dim": 24}
     words = {"vocab_size": len(WORDS), "num_key_value_heads": 1, "bos_token_id": 1, "eos_token_id": 2}
@@ -68,7 +68,7 @@ def module(text: str = "llama", tower: str = "clip_vision_model", **changes: Any
 
 
 def write_model(folder: Path, template: str | None = TEMPLATE, **changes: Any) -> Path:
-    """With its tokenizer and processor, as they lie on the Hub."""
+    """Write the model with its tokenizer and processor, in the layout of the Hub."""
     folder.mkdir(parents=True, exist_ok=True)
     model = module(**changes)
     model.save_pretrained(folder)
@@ -81,7 +81,7 @@ def write_model(folder: Path, template: str | None = TEMPLATE, **changes: Any) -
 
 
 def write_idefics3(folder: Path, splitting: bool = False) -> Path:
-    """A SmolVLM of one layer on either side, whose connector makes one feature of four patches."""
+    """Write a SmolVLM with one layer in each part, whose connector merges four patches into one feature."""
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
     words = (*WORDS, "<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
     text = {**shape, "model_type": "llama", "vocab_size": len(words), "num_key_value_heads": 1, "eos_token_id": 2}
@@ -106,7 +106,7 @@ def write_idefics3(folder: Path, splitting: bool = False) -> Path:
 
 
 def table(count: int, seed: int = 0) -> pa.Table:
-    """``count`` rows of image, question and answer, and the first word of the question."""
+    """Return ``count`` rows of image, question, answer, and the question's first word."""
     rows = tiny_images.table(count, seed)
     asked = [list(QUESTIONS)[row // 2 % len(QUESTIONS)] for row in range(count)]
     answers = [QUESTIONS[text].format(label) for text, label in zip(asked, rows["label"].to_pylist(), strict=True)]

@@ -1,4 +1,4 @@
-"""A whole recipe at tiny scale: a two-layer BERT in a folder, CSV files of a toy task, and ways to run it."""
+"""A tiny recipe: a two-layer BERT in a folder, CSV files of a toy task, and functions that run it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ LABELS = ("bad", "good")
 POLAR = {"good": ("great", "lovely", "superb", "moving"), "bad": ("awful", "boring", "clumsy", "dreadful")}
 PLAIN = ("the", "film", "plot", "cast", "music", "scene", "story", "end", "was", "felt", "seemed", "very", "quite")
 UNUSED = ("zebra", "quartz", "violin", "harbour", "lantern", "walnut")
-"""Words that the tokenizer knows and no row has, for `trim_vocabulary` to drop."""
+"""Words of the tokenizer that occur in no row, for `trim_vocabulary` to remove."""
 BENCHMARK: dict[str, Any] = {"threads": 1, "budget_seconds": 0.1, "examples": 16, "batch_size": 8, "launches": 2}
-"""One launch of each model, which is over when its budget is: what is timed, and not how well, matters here."""
+"""One launch per model, which ends with its time budget, because tests need a timing but not a precise one."""
 ROWS = {"train": 120, "validation": 40, "test": 60}
 STAGES: tuple[dict[str, Any], ...] = (
     {"finetune": {"epochs": 1, "batch_size": 4, "learning_rate": 2e-3}},
@@ -41,7 +41,7 @@ LABELS_OF_STAGES = ("finetune", "distill", "prune", "trim_vocabulary", "onnx", "
 
 
 def write_rows(folder: Path, seed: int = 0) -> None:
-    """``train.csv``, ``validation.csv`` and ``test.csv``, without a text that stands twice."""
+    """Write ``train.csv``, ``validation.csv`` and ``test.csv`` without duplicate texts."""
     chance = random.Random(seed)
     seen: set[str] = set()
     for split, count in ROWS.items():
@@ -58,7 +58,7 @@ def write_rows(folder: Path, seed: int = 0) -> None:
 
 
 def tokenizer() -> BertTokenizer:
-    """WordPiece over letters, all words of the task and some more."""
+    """Return a WordPiece tokenizer with the letters, all words of the task and some unused words."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     pieces = (
@@ -75,7 +75,7 @@ def tokenizer() -> BertTokenizer:
 
 
 def write_model(folder: Path, labels: Sequence[str] | None = None) -> None:
-    """A BERT of two layers; with ``labels`` it has a classification head that knows them."""
+    """Write a two-layer BERT, with a classification head if ``labels`` are given."""
     words = tokenizer()
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
     maps = label_maps(labels) if labels else {}
@@ -86,14 +86,14 @@ def write_model(folder: Path, labels: Sequence[str] | None = None) -> None:
 
 
 def write_recipe(folder: Path, name: str = "tiny", **changes: Any) -> Path:
-    """A recipe over ``model/`` and the CSV files beside it; ``changes`` replace its top-level fields."""
+    """Write a recipe for ``model/`` and the CSV files in ``folder``; ``changes`` replace its top-level fields."""
     files = {split: f"{split}.csv" for split in ROWS}
     fields = {"stages": STAGES, "max_length": 16, "baseline": "finetune", "benchmark": BENCHMARK, **changes}
     return stage_context.write_recipe(folder, fields.pop("task", TASK), files, fields.pop("stages"), name, **fields)
 
 
 def write_all(folder: Path, **changes: Any) -> Path:
-    """Model, data and recipe in ``folder``; the recipe's path."""
+    """Write model, data and recipe into ``folder`` and return the path of the recipe."""
     folder.mkdir(parents=True, exist_ok=True)
     write_model(folder / "model")
     write_rows(folder)
@@ -101,24 +101,24 @@ def write_all(folder: Path, **changes: Any) -> Path:
 
 
 def command(*arguments: str | Path) -> list[str]:
-    """The command line as a user starts it."""
+    """Return the command line as a user would start it."""
     return [sys.executable, "-m", "compress", *map(str, arguments)]
 
 
 def surroundings(**changes: str) -> dict[str, str]:
-    """The environment of a command: one thread, no network."""
+    """Return environment variables for a command: one thread, no network."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200", **changes}
 
 
 def start(*arguments: str | Path, folder: Path | None = None, **changes: str) -> Forked:
-    """Start a command in a process of its own, which has the libraries already."""
+    """Start a command in a forked process that has already imported the libraries."""
     return Forked([*map(str, arguments)], folder or Path.cwd(), surroundings(**changes))
 
 
 def compress(
     *arguments: str | Path, folder: Path | None = None, timeout: float = 600, **changes: str
 ) -> subprocess.CompletedProcess[str]:
-    """`start` a command in ``folder`` and wait for it."""
+    """Run a command in ``folder`` in a forked process and wait for it."""
     process = start(*arguments, folder=folder, **changes)
     try:
         stdout, stderr = process.communicate(timeout)
@@ -129,7 +129,7 @@ def compress(
 
 
 def start_anew(*arguments: str | Path, folder: Path | None = None, **changes: str) -> subprocess.Popen[str]:
-    """Start the command line as a user does."""
+    """Start the command line in a new Python process, as a user does."""
     return subprocess.Popen(
         command(*arguments),
         cwd=folder,
@@ -144,7 +144,7 @@ def start_anew(*arguments: str | Path, folder: Path | None = None, **changes: st
 def compress_anew(
     *arguments: str | Path, folder: Path | None = None, timeout: float = 600, **changes: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a user starts it, in ``folder``, and wait for it."""
+    """Run the command line in a new Python process in ``folder``, as a user does, and wait for it."""
     return subprocess.run(
         command(*arguments),
         cwd=folder,
@@ -157,30 +157,30 @@ def compress_anew(
 
 
 def latest(artifacts: Path, name: str = "tiny") -> Path:
-    """The folder of the recipe's latest run."""
+    """Return the folder of the recipe's latest run."""
     return (artifacts / "runs" / name / "latest").resolve()
 
 
 def stage_digests(artifacts: Path, name: str = "tiny") -> dict[str, str]:
-    """Label -> digest of each stage's files, as the latest run locked them."""
+    """Return label -> digest of each stage's files from the lock file of the latest run."""
     lock = json.loads((latest(artifacts, name) / "lock.json").read_text())
     digests: dict[str, str] = lock["stages"]
     return digests
 
 
 def cached_stages(report: dict[str, Any]) -> dict[str, bool]:
-    """Label -> whether the run took the stage from the cache, of a `report.json`."""
+    """Return label -> whether the stage was a cache hit, from the content of a `report.json`."""
     return {stage["name"]: stage["cached"] for stage in report["stages"]}
 
 
 def read_report(artifacts: Path, name: str = "tiny") -> dict[str, Any]:
-    """`report.json` of the latest run."""
+    """Return the content of `report.json` of the latest run."""
     found: dict[str, Any] = json.loads((latest(artifacts, name) / "report.json").read_text())
     return found
 
 
 def load(path: Path, *overrides: str) -> Recipe:
-    """The recipe at ``path``."""
+    """Return the recipe at ``path`` with ``overrides`` applied."""
     from compress.recipe.loading import read_recipe
 
     return read_recipe(path, overrides)

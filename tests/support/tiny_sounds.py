@@ -1,4 +1,4 @@
-"""Toy tasks of sounds: tones of two pitches, and tiny models of random weights that hear them."""
+"""Toy audio tasks: tones of two pitches, and tiny audio models with random weights."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ _NAMES = label_maps(LABELS)
 
 
 def tone(label: str, seconds: float, generator: np.random.Generator, rate: int = RATE) -> np.ndarray:
-    """A tone of the pitch of ``label`` in noise, [samples] float32."""
+    """Return a noisy tone with the pitch of ``label``, [samples] float32."""
     pitch = {"high": 1_500, "low": 300}[label] * generator.uniform(0.9, 1.1)
     times = np.arange(int(seconds * rate)) / rate
     return (0.3 * np.sin(2 * np.pi * pitch * times) + generator.normal(0, 0.05, len(times))).astype(np.float32)
 
 
 def wav(samples: np.ndarray, rate: int = RATE) -> dict[str, Any]:
-    """A value of a column of recordings; ``samples`` are [samples] or [samples, channels]."""
+    """Return a value of an audio column; ``samples`` are [samples] or [samples, channels]."""
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format="WAV", subtype="FLOAT")
     content = file.getvalue()
@@ -58,14 +58,14 @@ def table(values: list[dict[str, Any]], **columns: list[str]) -> pa.Table:
 
 
 def tones(count: int, seed: int = 0) -> list[tuple[str, np.ndarray]]:
-    """Label and samples of recordings of 0.1 to 0.5 seconds."""
+    """Return the label and samples of recordings of 0.1 to 0.5 seconds."""
     generator = np.random.default_rng(seed)
     labels = [LABELS[row % 2] for row in range(count)]
     return [(label, tone(label, generator.uniform(0.1, 0.5), generator)) for label in labels]
 
 
 def write_splits(folder: Path, counts: dict[str, int]) -> None:
-    """WAV files, and a JSONL file for each split with their paths, labels and a word that each says."""
+    """Write WAV files, and for each split a JSONL file with their paths, labels and transcripts."""
     for seed, (split, count) in enumerate(counts.items()):
         lines = []
         for row, (label, samples) in enumerate(tones(count, seed)):
@@ -75,7 +75,7 @@ def write_splits(folder: Path, counts: dict[str, int]) -> None:
 
 
 def spectrograms(head: bool = True) -> tuple[Any, Any]:
-    """A transformer over log-mel features of half a second."""
+    """Return an AST, a transformer over log-mel features of half a second, and its feature extractor."""
     config = transformers.ASTConfig(
         **_SHAPE, max_length=48, num_mel_bins=32, frequency_stride=16, time_stride=16, initializer_range=0.1, **_NAMES
     )
@@ -84,7 +84,7 @@ def spectrograms(head: bool = True) -> tuple[Any, Any]:
 
 
 def whisper() -> tuple[Any, Any]:
-    """Whisper's encoder of a second, with a classifier."""
+    """Return a Whisper encoder for one second of audio with a classification head, and its feature extractor."""
     sizes = {"num_mel_bins": 8, "max_source_positions": 50, "vocab_size": 10, "classifier_proj_size": 16}
     tokens = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0)
     config = transformers.WhisperConfig(**two_sides(32), **sizes, **tokens, **_NAMES)
@@ -92,7 +92,10 @@ def whisper() -> tuple[Any, Any]:
 
 
 def waves(family: str, masked: bool, ending: str = "SequenceClassification") -> tuple[Any, Any]:
-    """wav2vec2 or HuBERT: with a mask, norms in its convolutions are of each frame; without, of the whole recording."""
+    """Return a wav2vec2 or HuBERT model and its feature extractor.
+
+    With ``masked``, the convolutions normalize each frame; without, they normalize over the whole recording.
+    """
     more = {"feat_extract_norm": "layer" if masked else "group", "do_stable_layer_norm": masked}
     more |= {"vocab_size": len(LETTERS), "pad_token_id": 0} if ending == "CTC" else _NAMES
     config = getattr(transformers, f"{family}Config")(**_WAVES, **more)
@@ -105,11 +108,11 @@ MAKERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "wav2vec2": lambda: waves("Wav2Vec2", masked=False),
     "HuBERT": lambda: waves("Hubert", masked=True),
 }
-"""Classifiers of each kind of input: spectrograms of two sorts, waves alone, and waves with a mask."""
+"""Classifiers for each kind of input: two kinds of spectrograms, waveforms, and waveforms with an attention mask."""
 
 
 def write_model(folder: Path, make: Callable[[], tuple[Any, Any]], letters: bool = False) -> Path:
-    """The model, its weights spread so that answers differ, with a tokenizer of letters where it is to spell."""
+    """Write the model with weights so large that outputs differ; ``letters`` adds a character tokenizer for CTC."""
     torch.manual_seed(0)
     module, extractor = make()
     with torch.no_grad():

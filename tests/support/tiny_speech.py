@@ -1,4 +1,4 @@
-"""A toy speech task: a tiny Whisper, and noise in FLAC files that are said to be words."""
+"""A toy speech recognition task: a tiny Whisper, and FLAC files of noise with made-up transcripts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPLITS = {"train": 4, "test": 9}
 def write_recordings(
     folder: Path, split: str, count: int, seed: int, seconds: tuple[float, float] = (0.3, 1.2)
 ) -> None:
-    """``count`` recordings, as long as ``seconds`` allows, and a JSONL file with their paths and texts."""
+    """Write ``count`` recordings of random lengths within ``seconds``, and a JSONL file of their paths and texts."""
     generator = np.random.default_rng(seed)
     lines = []
     for index in range(count):
@@ -28,7 +28,7 @@ def write_recordings(
 
 
 def write_speech(folder: Path) -> dict[str, str]:
-    """``model/`` and a file for each split, in ``folder``; split -> file."""
+    """Write ``model/`` and the files of each split into ``folder``; return the file name of each split."""
     write_tiny_whisper(folder / "model")
     for seed, (split, count) in enumerate(SPLITS.items()):
         write_recordings(folder, split, count, seed)

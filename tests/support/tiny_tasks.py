@@ -1,4 +1,4 @@
-"""Tiny models and data of further tasks, over the words of `tiny_run`, and a recipe that runs them."""
+"""Tiny models and data of further tasks over the vocabulary of `tiny_run`, and a recipe that runs them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 def tagged(chance: random.Random) -> Row:
-    """A sentence in which praise and blame are entities of one or two words."""
+    """Return a sentence in which positive and negative phrases of one or two words are tagged as entities."""
     words: list[str] = []
     tags: list[str] = []
     for _ in range(chance.randrange(2, 5)):
@@ -31,7 +31,7 @@ def tagged(chance: random.Random) -> Row:
 
 
 def judged(chance: random.Random) -> Row:
-    """A query of praise or blame, and a text that has some of it, or of the other."""
+    """Return a positive or negative query and a text, with label 1.0 if their sentiments agree and 0.0 otherwise."""
     kind = chance.choice(("good", "bad"))
     relevant = chance.random() < 0.5
     text = [*chance.sample(PLAIN, 4), *chance.sample(POLAR[kind if relevant else ("bad", "good")[kind == "bad"]], 2)]
@@ -41,13 +41,13 @@ def judged(chance: random.Random) -> Row:
 
 
 def written(chance: random.Random) -> Row:
-    """A text whose words repeat, so that one can be told from the others."""
+    """Return a text that repeats three words, so that a masked word can be predicted from the others."""
     words = chance.sample(PLAIN, 3)
     return {"text": " ".join(words * 3)}
 
 
 def asked(chance: random.Random) -> Row:
-    """Which words of praise, or of blame, stand in a text."""
+    """Return a question for the positive or the negative words of a context, with their position."""
     kind, other = chance.sample(("good", "bad"), 2)
     answer = " ".join(chance.sample(POLAR[kind], chance.randrange(1, 3)))
     parts = [" ".join(chance.sample(PLAIN, 4)), answer, " ".join(chance.sample(PLAIN, 3)), chance.choice(POLAR[other])]
@@ -62,11 +62,11 @@ MAKERS: dict[str, tuple[Callable[[random.Random], Row], str]] = {
     "fill-mask": (written, "MaskedLM"),
     "question-answering": (asked, "QuestionAnswering"),
 }
-"""What makes a row of a task, and the ending of transformers' class for it."""
+"""Task -> (function that returns one row, suffix of the transformers model class)."""
 
 
 def rows(task: str, seed: int = 0) -> Iterator[tuple[str, list[Row]]]:
-    """Splits with different rows each."""
+    """Yield each split with its rows; no row occurs twice."""
     chance, seen = random.Random(seed), set()
     for split, count in ROWS.items():
         task_rows: list[Row] = []
@@ -79,7 +79,7 @@ def rows(task: str, seed: int = 0) -> Iterator[tuple[str, list[Row]]]:
 
 
 def write_model(folder: Path, task: str, architecture: str = "Bert", **config: Any) -> Any:
-    """A model of two layers without a trained head, or with one where ``config`` names its labels."""
+    """Write a two-layer model and its tokenizer, without a task head unless ``config`` gives its labels."""
     word_tokenizer = tokenizer()
     shape = transformers.BertConfig(
         vocab_size=len(word_tokenizer),
@@ -101,7 +101,7 @@ def write_model(folder: Path, task: str, architecture: str = "Bert", **config: A
 
 
 def write_all(folder: Path, task: str, stages: list[Any], **changes: Any) -> Path:
-    """Model, data and recipe in ``folder``; the recipe's path."""
+    """Write model, data and recipe into ``folder`` and return the path of the recipe."""
     folder.mkdir(parents=True, exist_ok=True)
     write_model(folder / "model", task)
     for split, split_rows in rows(task):

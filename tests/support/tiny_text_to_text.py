@@ -1,4 +1,4 @@
-"""A tiny T5 and a tiny BART with random weights, as folders, and their tokenizer of single letters."""
+"""A tiny T5 and a tiny BART with random weights, saved to folders, and their character tokenizer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ WORDS = ("lo", "the king", "went up", "to", "his house", "and", "spake unto", "t
 
 
 def save_tiny_t5(folder: Path, seed: int = 0) -> Path:
-    """Two layers a side; weights spread enough for texts to differ and, some of them, to end."""
+    """Save a T5 with two encoder and two decoder layers.
+
+    Its weights are large enough for outputs to differ between inputs, and for some outputs to end.
+    """
     torch.manual_seed(seed)
     tokenizer = letters()
     sizes = {"vocab_size": len(tokenizer), "d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_heads": 2}
@@ -35,7 +38,7 @@ def save_tiny_t5(folder: Path, seed: int = 0) -> Path:
 
 
 def save_tiny_bart(folder: Path, seed: int = 0) -> Path:
-    """One layer a side, the sooner traced."""
+    """Save a BART with one encoder and one decoder layer, which is faster to trace."""
     torch.manual_seed(seed)
     tokenizer = letters()
     tokens = {"decoder_start_token_id": END, "eos_token_id": END, "pad_token_id": PAD}
@@ -47,13 +50,13 @@ def save_tiny_bart(folder: Path, seed: int = 0) -> Path:
 
 
 def pairs(count: int, seed: int = 0) -> pa.Table:
-    """Texts of a few words, and the same words the other way round."""
+    """Return rows of four phrases and of the same phrases in reverse order."""
     drawn = np.random.default_rng(seed).choice(WORDS, (count, 4))
     return pa.table({"text": [" ".join(row) for row in drawn], "target": [" ".join(row[::-1]) for row in drawn]})
 
 
 def write_pairs(folder: Path) -> dict[str, str]:
-    """Files of pairs, by their split."""
+    """Write pairs as JSONL files and return the file name of each split."""
     splits = {"train": 48, "validation": 6, "test": 8}
     for name, count in splits.items():
         rows = pairs(count, seed=count).to_pylist()
@@ -71,7 +74,7 @@ def _spread(module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder:
 
 
 def letters() -> PreTrainedTokenizerFast:
-    """A token for each printable character."""
+    """Return a tokenizer with one token for each printable character."""
     words = ["<pad>", "</s>", "<unk>", *string.printable[:-5]]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")

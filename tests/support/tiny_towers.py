@@ -1,4 +1,4 @@
-"""Tiny models of two towers, and squares with captions of which half is bright."""
+"""Tiny CLIP and SigLIP models, and images with captions that name the bright half."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEMPLATES = ("a photo of {}", "{} as it is")
 
 
 def words(names: Sequence[str] = ("input_ids", "attention_mask")) -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words, with a beginning and an end as CLIP's has, that gives inputs of these ``names``."""
+    """Return a word tokenizer with start and end tokens, as in CLIP, whose outputs have these ``names``."""
     table = {word: index for index, word in enumerate((*WORDS, *SHOWN))}
     tokenizer = Tokenizer(WordLevel(table, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
@@ -36,7 +36,7 @@ def words(names: Sequence[str] = ("input_ids", "attention_mask")) -> PreTrainedT
 
 
 def module(kind: str, **changes: Any) -> Any:
-    """A CLIP, or a SigLIP, of two layers a tower."""
+    """Return a CLIP or SigLIP with two layers in each tower."""
     tokenizer = words()
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     text = {**shape, "vocab_size": len(tokenizer), "projection_dim": 24, "max_position_embeddings": 64, **changes}
@@ -49,16 +49,16 @@ def module(kind: str, **changes: Any) -> Any:
 
 
 def write_model(folder: Path, kind: str = "clip", **changes: Any) -> None:
-    """With its tokenizer and image processor, as they lie on the Hub."""
+    """Write the model with its tokenizer and image processor, in the layout of the Hub."""
     folder.mkdir(parents=True, exist_ok=True)
     module(kind, **changes).save_pretrained(folder)
-    # As SigLIP's tokenizers on the Hub have it.
+    # SigLIP's tokenizers on the Hub have no attention mask either.
     (words() if kind == "clip" else words(["input_ids"])).save_pretrained(folder)
     tiny_images.processor().save_pretrained(folder)
 
 
 def table(count: int, seed: int = 0) -> pa.Table:
-    """``count`` rows of image, caption and label."""
+    """Return ``count`` rows of image, caption and label."""
     rows = tiny_images.table(count, seed)
     names = [f"bright {label}" for label in rows["label"].to_pylist()]
     texts = [TEMPLATES[row // 2 % len(TEMPLATES)].format(name) for row, name in enumerate(names)]

@@ -1,4 +1,4 @@
-"""A tiny static INT8 classifier as a run leaves it, with its recipe and data. No torch made it."""
+"""A tiny static INT8 classifier in the layout of a finished run, with its recipe and data, made without torch."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ RECIPE = {
     ],
 }
 LIMIT = 1.27
-"""What 8 bits stand for: texts of the toy task stay within, words over and over don't."""
+"""Range of the 8-bit activations: texts of the toy task stay within it, while texts of repeated words exceed it."""
 
 
 def classifier(words: dict[str, int], forgets: Collection[str] = ()) -> onnx.ModelProto:
-    """The mean of embeddings that know good words from bad ones, but for some that it ``forgets``, in 8 bits."""
+    """Return an INT8 classifier of mean embeddings that separate good from bad words, except words in ``forgets``."""
     chance = np.random.default_rng(0)
     table = chance.normal(0, 0.4, (len(words), 4)).astype(np.float32)
     for sign, kind in ((1, tiny.GOOD), (-1, tiny.BAD)):
@@ -58,7 +58,7 @@ def classifier(words: dict[str, int], forgets: Collection[str] = ()) -> onnx.Mod
 
 
 def write_run(folder: Path, forgets: Collection[str] = ()) -> Path:
-    """`model/` and `recipe.yaml`, and beside them the rows of train and test."""
+    """Write `model/`, `recipe.yaml` and the rows of train and test into ``folder``."""
     (folder / "model" / "onnx").mkdir(parents=True)
     tokenizer = tiny.word_piece()
     tokenizer.save_pretrained(folder / "model")
@@ -74,7 +74,7 @@ def write_run(folder: Path, forgets: Collection[str] = ()) -> Path:
 
 
 class Done(NamedTuple):
-    """What a command left."""
+    """Exit code and output of a command."""
 
     code: int
     stdout: str

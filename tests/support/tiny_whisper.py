@@ -1,4 +1,4 @@
-"""A tiny Whisper with random weights, as a folder, and its parts."""
+"""A tiny Whisper with random weights, saved to a folder with its feature extractor and tokenizer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForCondi
 
 START, END = 256, 257
 FRAMES = 100
-"""One second of audio in hops of 10 ms."""
+"""Frames in one second of audio, with a hop of 10 ms."""
 
 
 def write_tiny_whisper(folder: Path, seed: int = 0, spread: float = 0.3) -> Path:
-    """Two layers a side, 258 tokens (bytes, start and end), one second of audio; weights spread enough to differ."""
+    """Write a Whisper with two encoder and two decoder layers, 258 tokens (bytes, start, end) and one second of audio.
+
+    Its weights have a large ``spread``, so that different inputs have different outputs.
+    """
     torch.manual_seed(seed)
     sizes = {"vocab_size": 258, "num_mel_bins": 8, "max_source_positions": FRAMES // 2, "max_target_positions": 32}
     tokens = {"decoder_start_token_id": START, **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), END)}
@@ -34,7 +37,7 @@ def write_tiny_whisper(folder: Path, seed: int = 0, spread: float = 0.3) -> Path
 
 
 def write_byte_tokenizer(folder: Path) -> None:
-    """A tokenizer of 256 bytes, with start and end after them."""
+    """Write a tokenizer of the 256 bytes, followed by the start and end tokens."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

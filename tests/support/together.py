@@ -1,4 +1,4 @@
-"""Two processes that train together on this machine, forked from one that has the libraries."""
+"""Processes of a distributed training on this machine, forked from one that has imported the libraries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import forked
 
 
 def train_together(work: Callable[[Path, int], Any], folder: Path, count: int = 2) -> list[Any]:
-    """What ``work``, a function of a module, gives in each of ``count`` processes for ``folder`` and its number."""
+    """Run ``work(folder, rank)`` in ``count`` distributed processes and return their results by rank."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -36,7 +36,7 @@ def _one(work: Callable[[Path, int], Any], folder: Path, rank: int, count: int, 
     }
     import torch
 
-    # More than one thread after a fork may wait for those that were left behind.
+    # With several threads, torch might wait for worker threads that the fork did not copy.
     torch.set_num_threads(1)
     try:
         (folder / f"{rank}.json").write_text(json.dumps(work(folder, rank)))

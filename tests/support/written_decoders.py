@@ -1,4 +1,4 @@
-"""Tiny checkpoints of each decoder that we write as ONNX, and what transformers and ONNX Runtime make of them."""
+"""Tiny checkpoints of each decoder that is exported to ONNX, and their outputs in transformers and ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 
 
 def save_decoder(folder: Path, config: PreTrainedConfig, seed: int = 0) -> Checkpoint:
-    """A model with weights drawn so large that positions, masks and windows matter, biases and norms among them."""
+    """Save a model with random biases and norms, whose large weights make the logits depend on positions and masks."""
     torch.manual_seed(seed)
     module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
@@ -55,21 +55,21 @@ def save_decoder(folder: Path, config: PreTrainedConfig, seed: int = 0) -> Check
 
 @dataclass(frozen=True)
 class FewBitsCheckpoint(Checkpoint):
-    """A float checkpoint that gives the modules whose names end so in so many bits, rounded in groups of 32.
+    """A float checkpoint that presents chosen modules as quantized, rounded to nearest in groups of 32.
 
-    No file is needed for bits that the GPTQ format doesn't know.
+    ``bits`` has pairs of a module name suffix and a number of bits; widths outside the GPTQ format are possible too.
     """
 
     bits: tuple[tuple[str, int], ...] = ()
 
     def quantized(self, module: str) -> QuantizedWeight | None:
-        """Rounded to nearest, or None."""
+        """Return the weight rounded to nearest, or None if the module is not quantized."""
         found = [bits for ending, bits in self.bits if module.endswith(ending)]
         return rounded(self.stored(f"{module}.weight").float(), found[0], 32) if found else None
 
 
 def by_transformers(source: Checkpoint, weights: Checkpoint | None = None) -> PreTrainedModel:
-    """The float model of ``source``, by transformers; with the weights that ``weights`` stands for, if given."""
+    """Load ``source`` as a float model in transformers, with the dequantized weights of ``weights`` if given."""
     module: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
     if weights is not None:
         with torch.no_grad():
@@ -80,19 +80,19 @@ def by_transformers(source: Checkpoint, weights: Checkpoint | None = None) -> Pr
 
 
 def logits_of(module: PreTrainedModel, ids: np.ndarray) -> np.ndarray:
-    """[rows, length, vocabulary]."""
+    """Return logits [rows, length, vocabulary]."""
     with torch.inference_mode():
         logits: np.ndarray = module(torch.from_numpy(ids)).logits.numpy()
     return logits
 
 
 def random_ids(rows: int, length: int, seed: int = 0) -> np.ndarray:
-    """Token ids [rows, length] that are no special tokens."""
+    """Return token ids [rows, length] without special tokens."""
     return np.random.default_rng(seed).integers(3, VOCABULARY, (rows, length))
 
 
 class Graph:
-    """An opened decoder with the names and shapes that clients rely on."""
+    """An ONNX Runtime session of a decoder, with the input and output names that clients rely on."""
 
     def __init__(self, graph: onnx.ModelProto) -> None:
         options = onnxruntime.SessionOptions()
@@ -104,7 +104,7 @@ class Graph:
     def run(
         self, ids: np.ndarray, mask: np.ndarray | None = None, past: dict[str, np.ndarray] | None = None
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Logits, and the cache as the inputs of the next call."""
+        """Return the logits, and the key-value cache under the input names of the next call."""
         names = [name for name in self.inputs if name.startswith("past_key_values.")]
         if past is None:
             past = {name: np.zeros((len(ids), self.inputs[name][1], 0, self.inputs[name][3]), "f4") for name in names}
@@ -116,7 +116,7 @@ class Graph:
 
 
 def greedy_tokens(decoder: Decoder, prompt: list[int], count: int) -> list[int]:
-    """The tokens that follow a prompt, one step each."""
+    """Return ``count`` tokens that follow a prompt under greedy decoding, one decoder step each."""
     tokens = [decoder.prefill(prompt)]
     while len(tokens) < count:
         tokens.append(decoder.step(tokens[-1]))
@@ -124,7 +124,7 @@ def greedy_tokens(decoder: Decoder, prompt: list[int], count: int) -> list[int]:
 
 
 def tokens_of_transformers(module: PreTrainedModel, prompt: list[int], count: int) -> list[int]:
-    """The same by transformers, beyond the end of a text."""
+    """Return ``count`` greedy tokens by transformers, without a stop at the end-of-text token."""
     ids = torch.tensor([prompt])
     sequences = module.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, eos_token_id=None,
@@ -134,7 +134,7 @@ def tokens_of_transformers(module: PreTrainedModel, prompt: list[int], count: in
 
 
 def check_refused_batches(session: Any, vocabulary: int) -> None:
-    """A session that reads whole texts refuses padding, unknown ids, another input and a single row without a batch."""
+    """Check that a session refuses padding, unknown token ids, a wrong input name and a row without a batch axis."""
     tokens = random_ids(2, 8)
     mask = np.ones_like(tokens)
     mask[0, -1] = 0

@@ -1,11 +1,12 @@
-/* Holds a program and all that it starts to AVX2: no AVX-512, no VNNI, no bfloat16, no AMX, at full speed.
+/* Limits a program and its child processes to AVX2 (no AVX-512, VNNI, bfloat16 or AMX), without slowing it down.
  *
  *     cc -O2 -shared -fPIC benchmarks/as_avx2.c -o as_avx2.so
  *     LD_PRELOAD=$PWD/as_avx2.so compress run recipes/minilm-int8.yaml
  *
- * ONNX Runtime and torch then take the kernels that they take on x86 processors before 2020, as CPUID says so and
- * /proc/cpuinfo too. Linux lets CPUID fault where the processor can (Intel since Ivy Bridge, AMD since Zen 2; not every
- * hypervisor); the fault is answered here. Where it can't, a line says so and nothing is held.
+ * ONNX Runtime and torch then select the kernels for x86 processors from before 2020, because CPUID and /proc/cpuinfo do
+ * not report the newer extensions. Linux can make the CPUID instruction fault if the processor supports it (Intel since
+ * Ivy Bridge, AMD since Zen 2; not under every hypervisor). The signal handler below then returns the filtered CPUID
+ * values. If faulting is not supported, a message is printed and nothing is limited.
  */
 #define _GNU_SOURCE
 #include <cpuid.h>
@@ -27,7 +28,7 @@
 static void answer(int sig, siginfo_t *info, void *context) {
   greg_t *regs = ((ucontext_t *)context)->uc_mcontext.gregs;
   const unsigned char *at = (const unsigned char *)regs[REG_RIP];
-  if (at[0] != 0x0f || at[1] != 0xa2) { /* a fault of the program's own */
+  if (at[0] != 0x0f || at[1] != 0xa2) { /* a fault of the program itself, not of CPUID */
     signal(SIGSEGV, SIG_DFL);
     return;
   }

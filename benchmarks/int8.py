@@ -13,13 +13,13 @@ The stages of a recipe are run or read from the cache. ONNX Runtime (`quantize_d
 exporter's unmodified graph if it differs. For Whisper they quantize encoder and decoder. Errors are printed.
 
 `ours` is the final model of the recipe. Each line has the task's first metric on the test split, our advantage in
-points with a paired 95% interval, the share of answers equal to fp32's, our speed-up over the file, and the number of
-operators with stored weights that ONNX Runtime computes on integers.
+points with a paired 95% interval, the share of predictions equal to fp32's, our speed-up over the file, and the number
+of operators with stored weights that ONNX Runtime computes on integers.
 
-EfficientNet's test split has only 20 photographs, so answers are also compared with fp32's on the 500 images of
+EfficientNet's test split has only 20 photographs, so predictions are also compared with fp32's on the 500 images of
 `sample:objects`, which are not used for calibration: animals, plants, food and objects cut out on white, half of them
 shown twice, whole and magnified. They differ from ImageNet photographs: the median confidence of fp32 is 0.39, so many
-answers are close to a decision boundary.
+predictions are close to a decision boundary.
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ RECIPES = (
 EXTRA_EXAMPLES = {
     "efficientnet-int8": DataConfig(splits={"train": "sample:objects/train", "test": "sample:objects/test"}),
 }
-"""Examples without labels on which answers are compared with fp32's, for recipes with a small test split."""
+"""Examples without labels on which predictions are compared with fp32's, for recipes with a small test split."""
 CPU = TARGETS["cpu"]
 __all__ = ["PLAIN", "main"]
 SPEECH_TIME_SHARE = 3
-"""Share of the timing budget, where other models have 1: recordings take longer than texts."""
+"""Weight of speech models in the timing budget; that of others is 1, since recordings take longer than texts."""
 
 
 def main(
@@ -105,7 +105,7 @@ def main(
 
 
 def evaluate(runner: StageRunner) -> Table:
-    """Create every file, and compare its answers with ours and with fp32's. The table is stored for later runs."""
+    """Create every file, compare its predictions with ours and with fp32's, and store the table for later runs."""
     runner.run_all()
     clear_outdated(_folder(runner), _files_key(runner))
     if (stored := load_table(_folder(runner))) is not None:

@@ -151,7 +151,7 @@ def summary(rows: Sequence[Row]) -> list[list[str]]:
 
 def page(rows: Sequence[Row]) -> dict[str, Any]:
     """Return the documentation page: the summary, and the seconds of each long stage."""
-    # On a shared machine the whole run is enough.
+    # Seconds on a shared machine are noisy, so only the total of the run is listed.
     shown = [row for row in rows if row.what == "seconds" and (row.busy < _QUIET_PERCENT or row.stage == WHOLE)]
     long = [row for row in shown if row.measured > SHORT_SECONDS]
     return {

@@ -3,9 +3,9 @@
     python benchmarks/prompt_lookup.py artifacts/runs/smollm2-openvino/latest/model --lookup 2 --ahead 4 --tokens 256
 
 The argument is a folder that the stage `openvino` wrote. Where the last `--lookup` tokens occurred before in the text,
-the `--ahead` tokens that followed them there are checked in one forward pass. Each of 20 prompts is answered greedily
-with and without prompt lookup, and the order alternates. Seconds include reading the prompt. Exit code 1: an answer
-differs.
+the `--ahead` tokens that followed them there are verified in one forward pass. Each of 20 prompts is answered by greedy
+decoding with and without prompt lookup, in alternating order. Seconds include the prefill. The exit code is 1 if prompt
+lookup changes a reply.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def open_pipeline(folder: Path, threads: int, lookup: int, ahead: int) -> Genera
 
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.enable_prefix_caching = False
-    # Without EXACT, activations and cached keys are rounded to 8 bits, and answers with prompt lookup differ.
+    # Without EXACT, activations and cached keys are rounded to 8 bits, and replies with prompt lookup differ.
     properties = {**SETTINGS, **EXACT, "INFERENCE_NUM_THREADS": threads, "scheduler_config": scheduler}
     if lookup:
         properties["prompt_lookup"] = True
@@ -85,7 +85,7 @@ def open_pipeline(folder: Path, threads: int, lookup: int, ahead: int) -> Genera
 
 
 def compare(plain: Generate, lookup: Generate, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[Reply]]:
-    """Answer every prompt with both pipelines, after one untimed answer of each; return both replies per prompt."""
+    """Answer every prompt with both pipelines, after one untimed reply of each; return both replies per prompt."""
     for generate in (plain, lookup):
         generate(prompts[0], tokens)
     pairs = []

@@ -115,7 +115,7 @@ def _run_authors(
 def _authors_function(authors: Path, method: str, setting: LanguageSetting) -> Callable[..., None]:
     """Import the authors' function, with our calibration windows and without CUDA synchronization."""
     sys.path.insert(0, str(authors))
-    # Their data loader, which is not used.
+    # Replace the authors' data loader, which is not used.
     sys.modules.setdefault("lib.data", Namespace(get_loaders=None))  # type: ignore[arg-type]
     import lib.prune  # type: ignore[import-not-found]
 

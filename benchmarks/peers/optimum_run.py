@@ -22,7 +22,7 @@ def main() -> None:
     """Pin the process, run the benchmark and write the results."""
     order = json.loads(sys.argv[1])
     if hasattr(os, "sched_setaffinity"):
-        # Before torch is imported, since it sets its thread count by the available cores.
+        # The process is pinned before torch is imported, since torch sets its thread count by the available cores.
         os.sched_setaffinity(0, [order["core"]])
     Path(sys.argv[2]).write_text(json.dumps(_time(order)))
 

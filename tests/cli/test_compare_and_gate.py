@@ -23,7 +23,7 @@ RULES = "rules:\n- {metric: accuracy, worse_by: 5 points}\n- {metric: size_bytes
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recipe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder in which a tiny recipe with its own gate rules has been run."""
     folder = tmp_path_factory.mktemp("place")
     benchmark = {"threads": 1, "seconds": 0.1, "examples": 8, "batch_size": 4, "every_stage": False, "launches": 3}
@@ -35,8 +35,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(place: Path) -> Path:
-    return tiny_run.latest(place / "artifacts")
+def run(recipe_folder: Path) -> Path:
+    return tiny_run.latest(recipe_folder / "artifacts")
 
 
 def invoke(*arguments: str | Path) -> Result:

@@ -190,7 +190,7 @@ ENCODER, DECODER = "encoder_model_quantized.onnx", "decoder_model_merged_quantiz
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def speech_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a speech model in `float/` and `int8/`, a recipe and its recordings."""
     folder = tmp_path_factory.mktemp("place")
     write_recipe(folder, TASK, write_speech(folder), ["onnx"], benchmark={"threads": 1})
@@ -210,27 +210,27 @@ def diagnose_as_json(*options: str) -> dict[str, Any]:
     return diagnosis
 
 
-def test_operators_in_if_branches_are_counted(place: Path) -> None:
+def test_operators_in_if_branches_are_counted(speech_folder: Path) -> None:
     """Each of 2 encoder layers has 6 MatMuls, each of 2 decoder layers 10 (2 in an If branch); the head is one more."""
     messages = [
-        finding["what"] for finding in diagnose_as_json(str(place / "int8"), "--target", "x86-vnni")["findings"]
+        finding["what"] for finding in diagnose_as_json(str(speech_folder / "int8"), "--target", "x86-vnni")["findings"]
     ]
     assert f"{ENCODER}: 12 of 14 operators with weights run as 8-bit integer kernels" in messages
     assert f"{DECODER}: 20 of 21 operators with weights run as 8-bit integer kernels" in messages
 
 
-def test_saturation_is_checked_in_encoder_and_decoder(place: Path) -> None:
+def test_saturation_is_checked_in_encoder_and_decoder(speech_folder: Path) -> None:
     """Without a recipe, saturation is bounded from the weights; with one, it is counted on real inputs."""
-    blind = diagnose_as_json(str(place / "int8"), "--target", "x86-avx2")["findings"]
+    blind = diagnose_as_json(str(speech_folder / "int8"), "--target", "x86-avx2")["findings"]
     assert [finding for finding in blind if "name a recipe" in finding["what"]]
     assert [
         finding
         for finding in blind
         if finding["what"].startswith(f"{DECODER}: ") and "of 20 products" in finding["what"]
     ]
-    findings = diagnose_as_json(str(place / "int8"), "--recipe", str(place / "tiny.yaml"), "--target", "x86-avx2")[
-        "findings"
-    ]
+    findings = diagnose_as_json(
+        str(speech_folder / "int8"), "--recipe", str(speech_folder / "tiny.yaml"), "--target", "x86-avx2"
+    )["findings"]
     messages = [finding["what"] for finding in findings if "saturat" in finding["what"]]
     assert {message.partition(":")[0] for message in messages} == {ENCODER, DECODER}
     assert not [message for message in messages if "name a recipe" in message]

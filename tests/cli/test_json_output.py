@@ -12,40 +12,44 @@ import tiny_run
 
 
 @pytest.fixture(scope="module")
-def place(tiny_ran: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recipe_folder(tiny_ran: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder in which `compress run tiny.yaml` was called."""
     return shutil.copytree(tiny_ran, tmp_path_factory.mktemp("json") / "place", symlinks=True)
 
 
-def json_of(place: Path, *arguments: str) -> Any:
+def json_of(recipe_folder: Path, *arguments: str) -> Any:
     """Run a command with `--json` and return its parsed output."""
-    done = tiny_run.compress(*arguments, "--json", folder=place, XDG_CACHE_HOME=str(place / "user-cache"))
+    done = tiny_run.compress(
+        *arguments, "--json", folder=recipe_folder, XDG_CACHE_HOME=str(recipe_folder / "user-cache")
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-def test_check_reports_cached_stages(place: Path) -> None:
-    assert [stage["cached"] for stage in json_of(place, "check", "tiny.yaml")["stages"]] == [True] * 3
+def test_check_reports_cached_stages(recipe_folder: Path) -> None:
+    assert [stage["cached"] for stage in json_of(recipe_folder, "check", "tiny.yaml")["stages"]] == [True] * 3
 
 
-def test_evaluate_repeats_metrics_of_report(place: Path) -> None:
-    rows = {row["metric"]: row for row in json_of(place, "evaluate", "tiny", "--threads", "1")}
-    report = tiny_run.read_report(place / "artifacts")
+def test_evaluate_repeats_metrics_of_report(recipe_folder: Path) -> None:
+    rows = {row["metric"]: row for row in json_of(recipe_folder, "evaluate", "tiny", "--threads", "1")}
+    report = tiny_run.read_report(recipe_folder / "artifacts")
     for metric in ("accuracy", "f1"):
         (expected_row,) = (row for row in report["measurements"] if (row["model"], row["metric"]) == ("final", metric))
         assert (rows[metric]["value"], rows[metric]["n"]) == (expected_row["value"], expected_row["n"])
 
 
 @pytest.mark.slow
-def test_bench_compares_two_artifacts(place: Path) -> None:
-    benchmark_result = json_of(place, "bench", "artifacts/runs/tiny/latest", "--seconds", "0.1", "--baseline", "tiny")
+def test_bench_compares_two_artifacts(recipe_folder: Path) -> None:
+    benchmark_result = json_of(
+        recipe_folder, "bench", "artifacts/runs/tiny/latest", "--seconds", "0.1", "--baseline", "tiny"
+    )
     assert {row["model"] for row in benchmark_result["measurements"]} == {"artifact", "baseline", "machine"}
     assert all(row["value"] > 0 for row in benchmark_result["measurements"] if row["metric"] == "latency_ms")
     assert benchmark_result["environment"]["cores_granted"] >= 1
 
 
-def test_profile_sums_are_consistent_and_page_is_written(place: Path) -> None:
-    profile = json_of(place, "profile", "tiny", "--seconds", "0.1", "--threads", "1", "--html", "page.html")
+def test_profile_sums_are_consistent_and_page_is_written(recipe_folder: Path) -> None:
+    profile = json_of(recipe_folder, "profile", "tiny", "--seconds", "0.1", "--threads", "1", "--html", "page.html")
     views = (profile["nodes"], profile["by_operator"], profile["by_layer"])
     for figure in ("time_ms", "fp32_operations", "int8_operations", "weight_bytes", "limit_ms"):
         sums = [sum(row[figure] for row in rows) for rows in views]
@@ -54,24 +58,24 @@ def test_profile_sums_are_consistent_and_page_is_written(place: Path) -> None:
     assert profile["operators_ms"] < profile["profiled_ms"]
     assert [row["uncounted_ms"] for row in profile["nodes"]] == [0.0] * len(profile["nodes"])
     assert "encoder.layer.0.attention" in [row["name"] for row in profile["by_layer"]]
-    assert (place / "page.html").read_text().startswith("<!doctype html>")
+    assert (recipe_folder / "page.html").read_text().startswith("<!doctype html>")
 
 
-def test_run_and_report_print_the_same_json(place: Path) -> None:
-    report = tiny_run.read_report(place / "artifacts")
-    assert json.loads((place / "said.json").read_text()) == json_of(place, "report", "tiny") == report
-    assert json.loads(tiny_run.compress_anew("report", "tiny", "--json", folder=place).stdout) == report
+def test_run_and_report_print_the_same_json(recipe_folder: Path) -> None:
+    report = tiny_run.read_report(recipe_folder / "artifacts")
+    assert json.loads((recipe_folder / "said.json").read_text()) == json_of(recipe_folder, "report", "tiny") == report
+    assert json.loads(tiny_run.compress_anew("report", "tiny", "--json", folder=recipe_folder).stdout) == report
 
 
 @pytest.mark.parametrize(
     "arguments", [("inspect", "model"), ("targets",), ("samples",), ("doctor",), ("recipes", "list", ".")]
 )
-def test_other_commands_print_json(place: Path, arguments: tuple[str, ...]) -> None:
-    assert json_of(place, *arguments)
+def test_other_commands_print_json(recipe_folder: Path, arguments: tuple[str, ...]) -> None:
+    assert json_of(recipe_folder, *arguments)
 
 
-def test_cache_is_listed_and_pruned(place: Path, tmp_path: Path) -> None:
-    shutil.copytree(place / "artifacts" / "cache", tmp_path / "artifacts" / "cache")
+def test_cache_is_listed_and_pruned(recipe_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(recipe_folder / "artifacts" / "cache", tmp_path / "artifacts" / "cache")
     left = tmp_path / "artifacts" / "cache" / ("partial-" + "0" * 64)
     (left / "content").mkdir(parents=True)
     (left / "content" / "half").write_bytes(b"x" * 1000)

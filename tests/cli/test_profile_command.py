@@ -28,7 +28,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], message: str) -> None
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recipe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a recipe, its data, and an exported model whose ONNX file is invalid."""
     folder = tmp_path_factory.mktemp("place")
     tiny_run.write_all(folder)
@@ -55,8 +55,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("exported", "--recipe", "tiny.yaml"), "cannot open the graph"),
     ],
 )
-def test_profile_rejects_bad_input(here: Command, place: Path, arguments: tuple[str, ...], message: str) -> None:
-    assert_refused(here("profile", *arguments, "--json", folder=place), message)
+def test_profile_rejects_bad_input(
+    here: Command, recipe_folder: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    assert_refused(here("profile", *arguments, "--json", folder=recipe_folder), message)
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def check(
     return integrity
 
 
-def breach(*arguments: Any, **options: Any) -> str:
+def error_of_check(*arguments: Any, **options: Any) -> str:
     with pytest.raises(IntegrityError) as caught:
         check(*arguments, **options)
     assert caught.value.what.startswith("Stage 'squeeze': ") and caught.value.hint
@@ -87,12 +87,12 @@ def test_weight_that_is_not_finite_is_rejected(bad: float, tmp_path: Path):
     model = torch_model(1)
     with torch.no_grad():
         model.module.bert.encoder.layer[1].output.dense.weight[3, 4] = bad
-    what = breach(torch_model(0), model, tmp_path)
+    what = error_of_check(torch_model(0), model, tmp_path)
     assert "'bert.encoder.layer.1.output.dense.weight' holds NaN or infinite values" in what
 
 
 def test_unchanged_weights_are_rejected(tmp_path: Path):
-    assert "no weight changed" in breach(torch_model(0), torch_model(0), tmp_path)
+    assert "no weight changed" in error_of_check(torch_model(0), torch_model(0), tmp_path)
 
 
 def test_unchanged_weights_pass_for_stage_that_changes_none(tmp_path: Path):
@@ -118,7 +118,7 @@ def test_every_kind_of_tensor_change_is_counted(change: str):
 
 
 def test_output_larger_than_guaranteed_is_rejected(tmp_path: Path):
-    what = breach(torch_model(0), torch_model(1), tmp_path, OutputSpec(max_size_ratio=0.5))
+    what = error_of_check(torch_model(0), torch_model(1), tmp_path, OutputSpec(max_size_ratio=0.5))
     assert "100% of its input's; the stage guarantees at most 50%" in what
 
 
@@ -147,14 +147,14 @@ def test_size_guarantee_covers_tensors_and_not_other_files(tmp_path: Path):
 def test_equal_predictions_for_all_examples_are_rejected(tmp_path: Path):
     model = torch_model(1)
     torch.nn.init.zeros_(model.module.classifier.weight)
-    assert "predicts the same for every example" in breach(torch_model(0), model, tmp_path)
+    assert "predicts the same for every example" in error_of_check(torch_model(0), model, tmp_path)
 
 
 def test_non_finite_predictions_of_finite_weights_are_rejected(tmp_path: Path):
     model = torch_model(1)
     torch.nn.init.constant_(model.module.classifier.weight, 3e38)
     torch.nn.init.constant_(model.module.bert.pooler.dense.bias, 20.0)
-    assert "predictions hold NaN or infinite values" in breach(torch_model(0), model, tmp_path)
+    assert "predictions hold NaN or infinite values" in error_of_check(torch_model(0), model, tmp_path)
 
 
 class SavesOtherWeights(TorchModel):
@@ -170,7 +170,7 @@ class SavesOtherWeights(TorchModel):
 def test_reloaded_model_with_different_predictions_is_rejected(tmp_path: Path):
     model = torch_model(1)
     broken = SavesOtherWeights(model.module, model.processor)
-    what = breach(torch_model(0), broken, tmp_path, kind=TorchModel)
+    what = error_of_check(torch_model(0), broken, tmp_path, kind=TorchModel)
     assert "once saved and loaded it predicts otherwise" in what and "1.0e-03" in what
 
 
@@ -188,7 +188,7 @@ class SavesOtherTokenIds(TorchModel):
 def test_reloaded_model_with_different_tokenizer_is_rejected(tmp_path: Path):
     model = torch_model(1)
     broken = SavesOtherTokenIds(model.module, model.processor)
-    what = breach(torch_model(0), broken, tmp_path, kind=TorchModel)
+    what = error_of_check(torch_model(0), broken, tmp_path, kind=TorchModel)
     assert "once saved and loaded it predicts otherwise" in what
 
 

@@ -1,4 +1,4 @@
-"""Formats are what lies in their folders, and what other packages register."""
+"""Tests of the format registry: built-in formats are the folders of compress/formats, and packages register others."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ CASES = {
 
 
 def lines_of(code: str, place: Path, *path: Path) -> list[str]:
-    """The lines that a fresh process in ``place`` prints."""
+    """Return the lines that a fresh process in ``place`` prints."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=place, env=environment)
@@ -106,7 +106,7 @@ def lines_of(code: str, place: Path, *path: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def listed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The output where a package `toy-formats` is installed that registers a good format and all of `CASES`."""
+    """Return the output with a package `toy-formats` installed that registers a valid format and all of `CASES`."""
     folder = tmp_path_factory.mktemp("installed")
     (folder / "toy_plugin.py").write_text(PLUGIN)
     entries = ["[compress.formats]"]
@@ -120,21 +120,21 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return lines_of(LIST, folder, ROOT, folder)
 
 
-def test_every_folder_with_a_format_is_one() -> None:
+def test_every_folder_with_a_format_is_registered() -> None:
     modules = (ROOT / "compress" / "formats").glob("*/__init__.py")
     folders = [module.parent.name for module in modules if "FORMAT = " in module.read_text()]
     assert set(BUILT_IN) == set(folders) == set(FORMATS)
     assert DEFAULT == "onnx"
 
 
-def test_the_kinds_that_a_format_may_not_use_are_those_of_the_core() -> None:
+def test_reserved_stage_kinds_are_those_of_the_core() -> None:
     of_formats = {spec.written_by for spec in FORMATS.values()}
     of_core = {kind for kind, stage in STAGES.items() if stage.__module__.startswith("compress.stages.")}
     assert of_core - of_formats == set(CORE_STAGES)
 
 
 @pytest.mark.parametrize("spec", FORMATS.values(), ids=FORMATS)
-def test_everything_that_a_format_refers_to_is_there_and_its_stage_writes_it(spec: FormatSpec) -> None:
+def test_references_of_each_format_exist_and_its_stage_writes_it(spec: FormatSpec) -> None:
     assert missing_references(spec.name) == []
     assert {profile.target.format for profile in spec.targets} == {spec.name}
     if spec.stage is None:
@@ -147,7 +147,7 @@ def test_everything_that_a_format_refers_to_is_there_and_its_stage_writes_it(spe
     assert not spec.own_bits or "fp32" in stage.model_fields["precision"].annotation.__args__
 
 
-def test_without_its_folder_a_format_is_gone_and_everything_else_works(tmp_path: Path) -> None:
+def test_removing_a_format_folder_removes_only_that_format(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "compress", tmp_path / "compress", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.rmtree(tmp_path / "compress" / "formats" / "litert")
     code = f"""
@@ -170,7 +170,7 @@ def test_nothing_outside_its_folder_imports_a_format(form: str) -> None:
     assert [str(path) for path in others if importing.search(path.read_text(encoding="utf-8"))] == []
 
 
-def test_a_plugins_format_is_one_of_all_and_comes_last(listed: list[str]) -> None:
+def test_plugin_format_is_listed_after_built_in_formats(listed: list[str]) -> None:
     first, *faults = listed[:3]
     assert first == f"{[*FORMATS, 'toy']} True"
     assert faults == [
@@ -180,7 +180,7 @@ def test_a_plugins_format_is_one_of_all_and_comes_last(listed: list[str]) -> Non
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_plugin_that_cannot_be_used_is_named_with_its_package(listed: list[str], case: str) -> None:
+def test_unusable_plugin_format_is_named_with_its_package(listed: list[str], case: str) -> None:
     name = "onnx" if case == "name" else f"the-{case}"
     begin = f"The format {name!r} of the package toy-formats 1.2 is left out: "
     (message,) = (line for line in listed if line.startswith(begin))
@@ -188,7 +188,7 @@ def test_a_plugin_that_cannot_be_used_is_named_with_its_package(listed: list[str
     assert len(listed) == 3 + len(CASES)
 
 
-def test_every_target_has_a_runtime_for_its_formats_and_every_format_a_target() -> None:
+def test_every_target_has_runtimes_and_every_format_a_target() -> None:
     for profile in PROFILES.values():
         assert profile.allowed[0] == profile.target.format
         assert in_format(profile, profile.target.format) is profile
@@ -197,7 +197,7 @@ def test_every_target_has_a_runtime_for_its_formats_and_every_format_a_target() 
     assert {profile.target.format for profile in PROFILES.values()} == set(FORMATS)
 
 
-def test_what_a_format_says_of_other_targets_names_ones_that_exist() -> None:
+def test_targets_named_by_formats_exist() -> None:
     for form, spec in FORMATS.items():
         assert spec.taken_by.keys() <= PROFILES.keys(), form
         for name, app in spec.taken_by.items():
@@ -205,7 +205,7 @@ def test_what_a_format_says_of_other_targets_names_ones_that_exist() -> None:
             assert app is None or PROFILES[name].apps[form] == app  # type: ignore[attr-defined]
 
 
-def test_another_format_brings_its_runtime_and_keeps_the_rest() -> None:
+def test_changing_the_format_of_a_target_changes_its_runtime() -> None:
     desktop = find_profile("desktop")
     openvino = in_format(desktop, "openvino")
     assert (openvino.target.runtime, openvino.target.provider) == ("openvino", "CPU")
@@ -216,7 +216,7 @@ def test_another_format_brings_its_runtime_and_keeps_the_rest() -> None:
     assert (browser.runtime, browser.provider) == ("onnxruntime-web", "wasm")
 
 
-def test_a_name_that_is_not_there_gets_the_nearest() -> None:
+def test_unknown_target_name_gets_a_suggestion() -> None:
     with pytest.raises(InputError, match=r"(?s)no target 'andriod'.*one of cpu, .*did you mean 'android'"):
         find_profile("andriod")
     with pytest.raises(InputError, match=r"(?s)no bundles for the target 'cpu'.*one of browser, android, ios"):
@@ -257,7 +257,7 @@ print(json.dumps({
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
-def test_it_is_imported_by_nobody_but_its_callers_silently_and_still_saves_what_it_quantized() -> None:
+def test_torchao_is_imported_lazily_and_silently_and_still_saves() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     answer = json.loads(done.stdout)
@@ -269,7 +269,7 @@ def test_it_is_imported_by_nobody_but_its_callers_silently_and_still_saves_what_
 
 
 @pytest.mark.parametrize("extent", ["logs", "prints", "process"])
-def test_so_much_is_kept_back_and_told_and_everything_is_as_before(
+def test_suppressed_output_is_recorded_and_state_restored(
     extent: Extent, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     level_before = logging.root.manager.disable

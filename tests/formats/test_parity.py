@@ -1,4 +1,4 @@
-"""What was made is held against what it was made of: no difference is lost, and one too large is refused."""
+"""Tests of parity checks: the largest difference is reported, and differences beyond the tolerance are refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def examples() -> Examples:
 
 
 class Shifted:
-    """A runtime's session that answers as torch does, but for what is added to the first entry."""
+    """Session whose logits equal torch's except for a constant added to the first entry."""
 
     def __init__(self, by: float) -> None:
         self._by = by
@@ -49,19 +49,19 @@ def shifted(by: float, examples: Examples) -> Answers:
     return session_answers(Shifted(by), examples)  # type: ignore[arg-type]
 
 
-def test_the_largest_difference_and_the_range_of_what_is_expected_by_hand() -> None:
+def test_largest_difference_and_range_of_reference() -> None:
     difference = distance([(np.array([1.0, -4.0]), np.array([1.5, -4.0])), (np.array([2.0]), np.array([1.75]))])
     assert (difference.worst, difference.lowest, difference.highest, difference.largest) == (0.5, -4.0, 2.0, 4.0)
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_a_difference_that_is_no_number_is_kept_wherever_it_is(index: int) -> None:
+def test_nan_difference_is_kept_at_any_position(index: int) -> None:
     arrays = [np.zeros(2), np.zeros(2), np.zeros(2)]
     arrays[index][1] = np.nan
     assert np.isnan(distance((np.zeros(2), array) for array in arrays).worst)
 
 
-def test_batches_mix_the_shortest_with_the_longest_and_one_example_is_alone(examples: Examples) -> None:
+def test_batches_mix_short_and_long_rows_and_one_is_alone(examples: Examples) -> None:
     *mixed, alone = mixed_batches(examples)
     lengths = examples.lengths()
     assert len(alone) == 1 and lengths[alone[0]] == lengths.min()
@@ -69,7 +69,7 @@ def test_batches_mix_the_shortest_with_the_longest_and_one_example_is_alone(exam
 
 
 @pytest.mark.parametrize("by", [0.25, np.nan])
-def test_more_than_is_allowed_is_refused_and_so_is_no_number(examples: Examples, by: float) -> None:
+def test_difference_beyond_tolerance_and_nan_are_refused(examples: Examples, by: float) -> None:
     reference = torch_answers(MODEL.module, examples)
     assert check_parity(reference, shifted(0.0, examples), examples, 1e-5, "It differs").worst < 1e-5
     with pytest.raises(IntegrityError) as caught:
@@ -79,7 +79,7 @@ def test_more_than_is_allowed_is_refused_and_so_is_no_number(examples: Examples,
     assert measure_distance(reference, shifted(0.25, examples), examples).worst == pytest.approx(0.25, abs=1e-5)
 
 
-def test_a_file_of_fewer_bits_is_measured_and_only_its_plain_form_is_held_to_the_tolerance(examples: Examples) -> None:
+def test_quantized_file_is_measured_and_only_fp32_must_meet_tolerance(examples: Examples) -> None:
     plain, small, off = Shifted(0.0), Shifted(0.5), Shifted(0.1)
     reference = torch_answers(MODEL.module, examples)
 
@@ -94,7 +94,7 @@ def test_a_file_of_fewer_bits_is_measured_and_only_its_plain_form_is_held_to_the
         note(plain, Shifted(float("nan")))
 
 
-def test_a_detector_is_traced_without_its_masks_and_answers_the_same() -> None:
+def test_detector_without_padding_masks_has_the_same_outputs() -> None:
     module, _ = detr()
     seen: list[Any] = []
     encoder = module.model.encoder
@@ -111,7 +111,7 @@ def test_a_detector_is_traced_without_its_masks_and_answers_the_same() -> None:
         assert answer[name].numpy() == pytest.approx(expected[name].numpy(), abs=1e-6)
 
 
-def test_a_model_that_makes_no_masks_is_left_as_it_is() -> None:
+def test_model_without_padding_masks_is_unchanged() -> None:
     module, _ = yolos()
     with without_padding_masks(module):
         assert not any(part._forward_pre_hooks for part in module.modules())

@@ -1,4 +1,4 @@
-"""Core ML: packages that coremltools opens, with the model's weights; no Mac is here to run them."""
+"""Tests of Core ML packages: coremltools opens them and they hold the model's weights (nothing runs on macOS here)."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ def program_of(model: CoreMlModel) -> MilProgram:
 
 @pytest.fixture(scope="module")
 def plain() -> CoreMlModel:
-    """A model in fp32. Conversion takes seconds."""
+    """Return a tiny encoder as a Core ML package in fp32 (the conversion takes seconds)."""
     return converted("fp32")
 
 
 @pytest.fixture(scope="module")
 def small() -> CoreMlModel:
-    """The same in 8 bits, its words in 4."""
+    """Return the same encoder with 8-bit weights and a 4-bit embedding table."""
     return converted("int8")
 
 
 @pytest.fixture(scope="module")
-def pictures() -> tuple[TorchModel, CoreMlModel]:
-    """A network of convolutions in float16."""
+def resnet() -> tuple[TorchModel, CoreMlModel]:
+    """Return a tiny ResNet and its Core ML package in float16."""
     sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
     config = ResNetConfig(**sizes, **tiny_images.names())
     torch.manual_seed(0)
@@ -73,7 +73,7 @@ def pictures() -> tuple[TorchModel, CoreMlModel]:
     return model, to_coreml(model, examples, "fp16", 8, LENGTH, 1e-3)[0]
 
 
-def test_coremltools_opens_it_with_its_inputs_lengths_and_output(plain: CoreMlModel, tmp_path: Path) -> None:
+def test_coremltools_reads_inputs_lengths_and_output(plain: CoreMlModel, tmp_path: Path) -> None:
     plain.save(tmp_path)
     assert format_of(tmp_path) == "coreml" and model_file(tmp_path) == tmp_path / PACKAGE
     with suppress_output("prints"):
@@ -93,7 +93,7 @@ def test_coremltools_opens_it_with_its_inputs_lengths_and_output(plain: CoreMlMo
     np.testing.assert_array_equal(stored[WORDS].val, expected)
 
 
-def test_floats_are_stored_exactly_and_in_eight_bits_within_half_a_step(plain: CoreMlModel, small: CoreMlModel) -> None:
+def test_fp32_weights_are_exact_and_int8_within_half_a_step(plain: CoreMlModel, small: CoreMlModel) -> None:
     weights = {name.replace(".", "_").lower(): value for name, value in tiny_encoder().tensors().items()}
     for package, suffix in ((plain, ""), (small, "_to_fp16_quantized")):
         program = program_of(package)
@@ -107,7 +107,7 @@ def test_floats_are_stored_exactly_and_in_eight_bits_within_half_a_step(plain: C
             assert np.all(np.abs(values - expected) < bound), name
 
 
-def test_words_have_four_bits_and_the_rest_eight(plain: CoreMlModel, small: CoreMlModel, tmp_path: Path) -> None:
+def test_embedding_table_has_4_bits_and_other_weights_8(plain: CoreMlModel, small: CoreMlModel, tmp_path: Path) -> None:
     places = tmp_path / "plain", tmp_path / "small"
     for folder, package in zip(places, (plain, small), strict=True):
         folder.mkdir()
@@ -122,8 +122,8 @@ def test_words_have_four_bits_and_the_rest_eight(plain: CoreMlModel, small: Core
     assert dense == ["int8"] * 4
 
 
-def test_convolutions_keep_their_picture_and_their_weights(pictures: tuple[TorchModel, CoreMlModel]) -> None:
-    model, package = pictures
+def test_convolutions_keep_image_shape_and_weights(resnet: tuple[TorchModel, CoreMlModel]) -> None:
+    model, package = resnet
     program = program_of(package)
     side = tiny_images.SIDE
     assert program.inputs == {"pixel_values": ((1, 1), (3, 3), (side, side), (side, side))}
@@ -138,7 +138,7 @@ def test_the_same_weights_give_the_same_bytes(small: CoreMlModel) -> None:
     assert again.specification == small.specification and again == small
 
 
-def test_weights_of_another_model_and_a_changed_byte_are_found(plain: CoreMlModel, small: CoreMlModel) -> None:
+def test_weights_of_another_model_and_changed_bytes_are_detected(plain: CoreMlModel, small: CoreMlModel) -> None:
     assert "11 of 11 matrices" in check_stored_weights(small, tiny_encoder())
     with pytest.raises(IntegrityError, match="differs from the model's"):
         check_stored_weights(small, tiny.encoder(num_hidden_layers=1, seed=7))
@@ -150,13 +150,13 @@ def test_weights_of_another_model_and_a_changed_byte_are_found(plain: CoreMlMode
         check_stored_weights(package, tiny_encoder())
 
 
-def test_a_trace_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trace_with_different_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compress.formats.coreml.conversion._MASKED", 0.0)
     with pytest.raises(IntegrityError, match="As traced for Core ML the logits differ"):
         converted("fp32")
 
 
-def test_what_is_not_whole_is_refused(plain: CoreMlModel, tmp_path: Path) -> None:
+def test_incomplete_package_is_refused(plain: CoreMlModel, tmp_path: Path) -> None:
     plain.save(tmp_path)
     data = tmp_path / PACKAGE / "Data" / "com.apple.CoreML"
     weights = data / "weights" / "weight.bin"
@@ -173,13 +173,13 @@ def test_what_is_not_whole_is_refused(plain: CoreMlModel, tmp_path: Path) -> Non
         CoreMlModel.load(data, "text-classification")
 
 
-def test_here_the_target_is_not_to_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_coreml_target_is_unavailable_on_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "linux")
     with pytest.raises(StageError, match="Core ML runs on macOS only"):
         get_runtime("coreml").open(tmp_path, TARGET, threads=1)
 
 
-def test_the_session_hands_row_by_row_what_the_package_declares(plain: CoreMlModel, tmp_path: Path) -> None:
+def test_session_passes_declared_inputs_row_by_row(plain: CoreMlModel, tmp_path: Path) -> None:
     # Core ML itself is not here; what is tested is the way there: types, rows, names.
     plain.save(tmp_path)
     with suppress_output("prints"):

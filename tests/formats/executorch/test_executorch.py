@@ -1,4 +1,4 @@
-"""ExecuTorch: programs that its own runtime opens and that answer as torch does; what can't be is refused by name."""
+"""Tests of ExecuTorch programs: logits of ExecuTorch's runtime are compared with those of torch."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def examples_of(model: TorchModel) -> Examples:
 
 @pytest.fixture(scope="module")
 def plain(executorch_program: Path) -> tuple[TorchModel, ExecuTorchModel, Path]:
-    """A model, its program in fp32, and the folder of that."""
+    """Return a model, its program in fp32 and the folder of that program."""
     return tiny_encoder(), ExecuTorchModel.load(executorch_program, get_task(tiny.TASK)), executorch_program
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ran, Lowered]:
-    """The stage's file of that model in 8 bits, its words in 4, and the program that the stage proved."""
+    """Run the stage on that model (8-bit weights, 4-bit embeddings) and return its run and the verified program."""
     proven: list[Lowered] = []
 
     def watched(made: Lowered, *others: Any) -> str:
@@ -62,12 +62,12 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ran, Lowered]:
 
 @pytest.fixture(scope="module")
 def small(ran: tuple[Ran, Lowered]) -> tuple[TorchModel, Lowered, Path]:
-    """The model, that program and its folder."""
+    """Return the model, its quantized program and the folder of that program."""
     return tiny_encoder(), ran[1], ran[0].folder
 
 
 def integers_of(content: bytes, file: Path) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """The integers of each product, its scales, and where the scales begin."""
+    """Yield the int8 weights of each linear layer, their scales and the byte offset of the scales."""
     stored = {tensor.name: tensor for tensor in read_pte(content, file)}
     for name, tensor in stored.items():
         if tensor.dtype == "int8" and (scales := stored.get(f"{name}.scale")) is not None:
@@ -76,27 +76,27 @@ def integers_of(content: bytes, file: Path) -> Iterator[tuple[np.ndarray, np.nda
 
 
 def batch_of(rows: int, length: int) -> dict[str, np.ndarray]:
-    """Padded texts: the last row's second half counts for nothing."""
+    """Return token ids and masks [rows, length]; the second half of the last row is padding."""
     ids = np.random.default_rng(0).integers(5, 30, (rows, length))
     mask = np.ones_like(ids)
     mask[-1, length // 2 + 1 :] = 0
     return dict(zip(NAMES, (ids, mask), strict=True))
 
 
-def torch_answers(module: torch.nn.Module, batch: dict[str, np.ndarray]) -> np.ndarray:
+def torch_logits(module: torch.nn.Module, batch: dict[str, np.ndarray]) -> np.ndarray:
     with torch.no_grad():
         return np.asarray(module(**{name: torch.from_numpy(value) for name, value in batch.items()}).logits)
 
 
 @pytest.mark.parametrize(("rows", "length"), [(1, 2), (1, 7), (3, 5), (ROWS, LENGTH), (2 * ROWS + 3, 11)])
-def test_fp32_answers_are_of_torch(plain: tuple[TorchModel, ExecuTorchModel, Path], rows: int, length: int) -> None:
+def test_fp32_logits_match_torch(plain: tuple[TorchModel, ExecuTorchModel, Path], rows: int, length: int) -> None:
     model, _, folder = plain
     session = get_runtime("executorch").open(folder, TARGET, threads=1)
     batch = batch_of(rows, length)
-    np.testing.assert_allclose(session.predict(batch)["logits"], torch_answers(model.module, batch), atol=1e-5)
+    np.testing.assert_allclose(session.predict(batch)["logits"], torch_logits(model.module, batch), atol=1e-5)
 
 
-def test_nothing_is_copied_to_a_shape_that_it_has(small: tuple[TorchModel, Lowered, Path]) -> None:
+def test_no_expand_copies_to_the_same_shape(small: tuple[TorchModel, Lowered, Path]) -> None:
     from executorch.exir._serialize._program import deserialize_pte_binary
 
     read: Any = deserialize_pte_binary(small[1].model.own[PTE_FILE])
@@ -106,7 +106,7 @@ def test_nothing_is_copied_to_a_shape_that_it_has(small: tuple[TorchModel, Lower
     assert kernels.count("aten::expand_copy") <= 1 < len(list(calls_of(plan))) - len(kernels)
 
 
-def test_every_weight_of_a_product_is_an_integer_near_the_float(small: tuple[TorchModel, Lowered, Path]) -> None:
+def test_int8_weights_are_within_half_a_step_of_float_weights(small: tuple[TorchModel, Lowered, Path]) -> None:
     model, _, folder = small
     stored = [(integers, factors) for integers, factors, _ in integers_of((folder / PTE_FILE).read_bytes(), folder)]
     products = [layer.weight.detach().numpy() for layer in model.module.modules() if isinstance(layer, torch.nn.Linear)]
@@ -120,7 +120,7 @@ def test_every_weight_of_a_product_is_an_integer_near_the_float(small: tuple[Tor
         assert min(distances) <= 0.51, "no stored product is this one within half a step"
 
 
-def test_words_have_four_bits_and_sizes_add_up(
+def test_embeddings_have_4_bits_and_sizes_add_up(
     plain: tuple[TorchModel, ExecuTorchModel, Path], small: tuple[TorchModel, Lowered, Path]
 ) -> None:
     model, _, folder = small
@@ -136,7 +136,7 @@ def test_words_have_four_bits_and_sizes_add_up(
     assert budget.parameters == plain_budget.parameters == sum(distinct.values())
 
 
-def test_a_program_of_another_model_is_not_taken_for_this_one(plain: tuple[TorchModel, ExecuTorchModel, Path]) -> None:
+def test_program_of_another_model_fails_parity(plain: tuple[TorchModel, ExecuTorchModel, Path]) -> None:
     other = tiny.encoder(num_hidden_layers=1, seed=7)
     same = Lowered(plain[1], to_answers(other))
     with pytest.raises(IntegrityError, match="In ExecuTorch the logits differ from torch by"):
@@ -151,7 +151,7 @@ def to_answers(model: TorchModel) -> torch.nn.Module:
     return Answers()
 
 
-def test_the_session_tells_its_inputs_and_refuses_others(plain: tuple[TorchModel, ExecuTorchModel, Path]) -> None:
+def test_session_reports_inputs_and_refuses_invalid_ones(plain: tuple[TorchModel, ExecuTorchModel, Path]) -> None:
     session = get_runtime("executorch").open(plain[2], TARGET, threads=2)
     assert session.input_types == {name: TensorType("int64", ("batch_size", "sequence_length")) for name in NAMES}
     assert session.settings["intra_op_threads"] == 2 and session.settings["rows_at_once"] == ROWS
@@ -163,7 +163,7 @@ def test_the_session_tells_its_inputs_and_refuses_others(plain: tuple[TorchModel
         session.predict({name: value.astype(np.int32) for name, value in batch_of(1, 4).items()})
 
 
-def test_what_is_not_whole_is_refused(plain: tuple[TorchModel, ExecuTorchModel, Path], tmp_path: Path) -> None:
+def test_incomplete_program_is_refused(plain: tuple[TorchModel, ExecuTorchModel, Path], tmp_path: Path) -> None:
     plain[1].save(tmp_path)
     program, config = tmp_path / PTE_FILE, tmp_path / "config.json"
     whole = program.read_bytes()
@@ -191,7 +191,7 @@ def test_what_is_not_whole_is_refused(plain: tuple[TorchModel, ExecuTorchModel, 
         ExecuTorchModel.load(tmp_path, "text-classification")
 
 
-def test_a_part_whose_activation_has_no_upper_bound_is_read(tmp_path: Path) -> None:
+def test_xnnpack_blob_with_unbounded_activation_is_read(tmp_path: Path) -> None:
     with suppress_output("process"):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
@@ -202,7 +202,7 @@ def test_a_part_whose_activation_has_no_upper_bound_is_read(tmp_path: Path) -> N
     assert sorted(tensor.shape for tensor in read_pte(bytes(made.buffer), tmp_path / "model.pte")) == [(3,), (3, 4)]
 
 
-def test_operators_that_it_lacks_are_named() -> None:
+def test_unsupported_operators_are_named() -> None:
     class Strange(torch.nn.Module):
         def forward(self, hidden: torch.Tensor) -> torch.Tensor:
             return torch.special.bessel_j0(hidden)
@@ -213,14 +213,14 @@ def test_operators_that_it_lacks_are_named() -> None:
         to_executorch(model, examples_of(model), "fp32", 4, LENGTH)
 
 
-def test_the_stage_keeps_the_contract(ran: tuple[Ran, Lowered], tmp_path: Path) -> None:
+def test_stage_fulfils_the_stage_contract(ran: tuple[Ran, Lowered], tmp_path: Path) -> None:
     check_contract(ExecuTorch(), ran[0], tmp_path)
     check_reads(ExecuTorch(), ran[0])
 
 
 @pytest.mark.slow
 def test_the_same_weights_give_the_same_bytes() -> None:
-    """The head alone, in 8 bits and 4: a layer takes half a minute each time."""
+    """Export only the head and embeddings (no layers), since each encoder layer takes half a minute per export."""
     models = [tiny.encoder(num_hidden_layers=0) for _ in range(2)]
     first, second = (to_executorch(model, examples_of(model), "int8", 4, LENGTH).model for model in models)
     assert first == second

@@ -1,4 +1,4 @@
-"""Decoders, by sessions and by transformers, and the texts that they write."""
+"""Tests of decoders and text generation: tokens and texts are compared with numpy and with transformers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def opened(folder: Path) -> Decoder:
     return Decoder(RUNTIME.open(folder, TARGETS["cpu"], threads=1), str(folder))
 
 
-def test_a_session_tells_types_and_shapes(tmp_path: Path) -> None:
+def test_session_reports_types_and_shapes(tmp_path: Path) -> None:
     session = RUNTIME.open(TINY.write(tmp_path / "m"), TARGETS["cpu"], threads=1)
     assert session.input_types["input_ids"] == TensorType("int64", ("batch", "length"))
     assert session.input_types["past_key_values.1.value"] == TensorType("float32", ("batch", 2, "past", 8))
@@ -39,7 +39,7 @@ def test_a_session_tells_types_and_shapes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cache", [True, False])
-def test_tokens_are_those_of_whole_sequences_in_numpy(tmp_path: Path, cache: bool) -> None:
+def test_cached_decoding_matches_full_sequences_in_numpy(tmp_path: Path, cache: bool) -> None:
     decoder = opened(TINY.write(tmp_path / "m", cache))
     # Each prompt begins a new text.
     for prompt, count in (([1, 2, 3], 6), (PROMPT, 20), ([9], 6)):
@@ -54,8 +54,8 @@ def changed(change: Callable[[onnx.ModelProto], None], folder: Path, cache: bool
     return write(model, folder)
 
 
-def test_half_precision_caches_and_short_integers(tmp_path: Path) -> None:
-    """The cache as fp16 and ids as int32, as other exporters write them; cast on the way in and out."""
+def test_fp16_cache_and_int32_ids_are_supported(tmp_path: Path) -> None:
+    """Other exporters write an fp16 cache and int32 ids; Cast nodes at the inputs and outputs imitate their graphs."""
 
     def narrow(model: onnx.ModelProto) -> None:
         graph = model.graph
@@ -107,7 +107,7 @@ def fixed_length(model: onnx.ModelProto) -> None:
 
 
 def classify(model: onnx.ModelProto) -> None:
-    """Like a classifier: logits of the first token only."""
+    """Return logits of the first token only, like a classifier."""
     graph = model.graph
     graph.node[-1].output[0] = "all"
     graph.node.append(helper.make_node("Gather", ["all", "zero"], ["logits"], axis=1))
@@ -125,7 +125,9 @@ def classify(model: onnx.ModelProto) -> None:
         (classify, "logits have the shape"),
     ],
 )
-def test_other_graphs_are_refused(tmp_path: Path, change: Callable[[onnx.ModelProto], None], message: str) -> None:
+def test_graphs_that_are_no_decoders_are_refused(
+    tmp_path: Path, change: Callable[[onnx.ModelProto], None], message: str
+) -> None:
     folder = changed(change, tmp_path / "m")
     with pytest.raises(ModelError, match=message) as caught:
         opened(folder)
@@ -133,7 +135,7 @@ def test_other_graphs_are_refused(tmp_path: Path, change: Callable[[onnx.ModelPr
     assert caught.value.where == str(folder)
 
 
-def test_logits_of_unknown_shape_are_seen_at_the_first_answer(tmp_path: Path) -> None:
+def test_logits_of_unknown_shape_are_checked_at_first_output(tmp_path: Path) -> None:
     def squeeze(model: onnx.ModelProto) -> None:
         # Which axes go depends on the batch, so that nothing is known of the shape before.
         model.graph.node[-1].output[0] = "all"
@@ -145,7 +147,7 @@ def test_logits_of_unknown_shape_are_seen_at_the_first_answer(tmp_path: Path) ->
         decoder.prefill(PROMPT)
 
 
-def test_logits_that_are_not_finite_stop_it(tmp_path: Path) -> None:
+def test_logits_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
     def poison(model: onnx.ModelProto) -> None:
         (head,) = (stored for stored in model.graph.initializer if stored.name == "head")
         values = numpy_helper.to_array(head).copy()
@@ -175,7 +177,7 @@ RULES: dict[str, dict[str, Any]] = {
 
 
 class _Graph:
-    """A graph's names in front of a torch module."""
+    """Session of a torch module under the input and output names of an ONNX encoder or decoder."""
 
     def __init__(self, module: Any, decodes: bool) -> None:
         self._module, self._decodes = module, decodes
@@ -224,7 +226,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", RULES)
-def test_texts_are_those_of_transformers(kind: str, folder: Path) -> None:
+def test_generated_texts_match_transformers(kind: str, folder: Path) -> None:
     from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
     generation_fields = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0, **RULES[kind]}
@@ -248,7 +250,7 @@ def test_texts_are_those_of_transformers(kind: str, folder: Path) -> None:
     assert written["texts"].shape == (6,)
 
 
-def test_rules_that_are_not_followed_are_named(folder: Path) -> None:
+def test_unsupported_generation_rules_are_named(folder: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps({"repetition_penalty": 1.3, "eos_token_id": 1}))
     with pytest.raises(ModelError, match="repetition_penalty"):
         read_rules(folder)

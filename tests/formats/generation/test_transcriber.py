@@ -1,4 +1,4 @@
-"""Greedy transcription through the two graphs says what transformers' own `generate` says."""
+"""Tests of greedy transcription with two ONNX graphs: tokens are compared with transformers' `generate`."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def heard(folder: Path, batch: np.ndarray) -> list[list[int]]:
     return [[token for token in row if token >= 0] for row in sequences.tolist()]
 
 
-def test_tokens_are_those_of_generate(source: Path, artifact: Path):
+def test_tokens_match_generate(source: Path, artifact: Path):
     expected = generated(source, features())
     assert heard(artifact, features()) == expected
     assert len({tuple(row) for row in expected}) > 1, "recordings are told apart"
 
 
-def test_suppressed_tokens_are_not_said(artifact: Path, tmp_path: Path):
+def test_suppressed_tokens_are_not_generated(artifact: Path, tmp_path: Path):
     folder = shutil.copytree(artifact, tmp_path / "artifact")
     rules = json.loads((artifact / "generation_config.json").read_text())
     free = heard(artifact, features())
@@ -75,7 +75,7 @@ def test_suppressed_tokens_are_not_said(artifact: Path, tmp_path: Path):
     assert bound != free
 
 
-def test_windows_of_a_long_recording_are_heard_one_after_the_other(artifact: Path):
+def test_long_recording_is_transcribed_window_by_window(artifact: Path):
     long = features(1, windows=2)
     first, second = (heard(artifact, long[..., at : at + FRAMES])[0] for at in (0, FRAMES))
     assert heard(artifact, long) == [first + second]
@@ -86,7 +86,7 @@ def test_features_of_another_length_are_refused(artifact: Path):
         heard(artifact, features()[..., :-1])
 
 
-def test_a_folder_holds_both_graphs_and_loads_again(artifact: Path, tmp_path: Path):
+def test_saved_folder_has_both_graphs_and_reloads(artifact: Path, tmp_path: Path):
     names = ["encoder_model.onnx", "decoder_model_merged.onnx"]
     assert [path.name for path in find_graphs(artifact)] == names
     loaded = OnnxModel.load(artifact, "automatic-speech-recognition")
@@ -96,7 +96,7 @@ def test_a_folder_holds_both_graphs_and_loads_again(artifact: Path, tmp_path: Pa
         assert (tmp_path / path.relative_to(artifact)).read_bytes() == path.read_bytes()
 
 
-def test_half_a_model_is_refused_by_name(artifact: Path, tmp_path: Path):
+def test_missing_encoder_graph_is_named(artifact: Path, tmp_path: Path):
     model = OnnxModel.load(artifact, "automatic-speech-recognition")
     OnnxModel(model.graph, model.file_name, model.companions).save(tmp_path)
     with pytest.raises(ModelError, match=r"encoder_model\.onnx") as caught:
@@ -104,7 +104,7 @@ def test_half_a_model_is_refused_by_name(artifact: Path, tmp_path: Path):
     assert "decoder_model_merged" in str(caught.value)
 
 
-def test_rules_of_a_model_for_many_languages_name_language_and_task(tmp_path: Path):
+def test_multilingual_prompt_contains_language_and_task(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     tokens = {"decoder_start_token_id": 50258, "eos_token_id": 50257, "no_timestamps_token_id": 50363}
     languages = {"lang_to_id": {"<|de|>": 50261, "<|en|>": 50259}, "is_multilingual": True, "language": "de"}

@@ -1,4 +1,4 @@
-"""Blocks of 32 against llama.cpp's own Python package, and one laid out by hand."""
+"""Tests of GGUF blocks of 32 weights: packed bytes are compared with llama.cpp's own Python package (gguf)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from compress.utils.errors import ModelError
 
 
 def weight(bits: int, group_size: int, symmetric: bool, columns: int = 192, rows: int = 6) -> QuantizedWeight:
-    """Random integers of the whole range, scales that float16 has."""
+    """Return random integers of the full range [rows, columns] with scales that float16 represents exactly."""
     generator = torch.Generator().manual_seed(100 * bits + group_size)
     groups = -(-columns // group_size)
     zeros = torch.full((rows, groups), 1 << (bits - 1))
@@ -36,7 +36,7 @@ def unpack(packed: np.ndarray, kind: str) -> np.ndarray:
 
 @pytest.mark.parametrize("group_size", [32, 64, 128, 192])
 @pytest.mark.parametrize(("bits", "kind"), [(3, "Q4_0"), (4, "Q4_0"), (5, "Q5_0"), (6, "Q8_0"), (8, "Q8_0")])
-def test_symmetric_weights_come_back_to_the_bit(bits: int, kind: str, group_size: int) -> None:
+def test_symmetric_weights_round_trip_exactly(bits: int, kind: str, group_size: int) -> None:
     quantized = weight(bits, group_size, symmetric=True)
     assert block_type(bits, True, "layer") == kind
     packed = pack_blocks(quantized, kind)
@@ -45,7 +45,7 @@ def test_symmetric_weights_come_back_to_the_bit(bits: int, kind: str, group_size
 
 
 @pytest.mark.parametrize(("bits", "kind"), [(2, "Q4_1"), (3, "Q4_1"), (4, "Q4_1"), (5, "Q5_1")])
-def test_minima_of_weights_with_zero_points_are_rounded_to_float16_and_nothing_else(bits: int, kind: str) -> None:
+def test_only_minima_of_asymmetric_weights_are_rounded_to_float16(bits: int, kind: str) -> None:
     quantized = weight(bits, 64, symmetric=False)
     assert block_type(bits, False, "layer") == kind
     restored = unpack(pack_blocks(quantized, kind), kind)
@@ -56,7 +56,7 @@ def test_minima_of_weights_with_zero_points_are_rounded_to_float16_and_nothing_e
     assert np.abs(restored - quantized.dequantize().numpy()).max() > 0
 
 
-def test_what_gguf_cannot_hold_is_named() -> None:
+def test_weights_that_gguf_cannot_store_are_refused() -> None:
     with pytest.raises(ModelError, match="8 bits with zero points") as caught:
         block_type(8, False, "model.layers.0.mlp.up_proj")
     assert caught.value.where == "model.layers.0.mlp.up_proj"
@@ -69,7 +69,7 @@ def test_what_gguf_cannot_hold_is_named() -> None:
         pack_blocks(weight(4, 32, symmetric=False), "Q4_0")
 
 
-def test_header_agrees_with_the_format_and_the_reference_reader(tmp_path: Path) -> None:
+def test_header_matches_the_specification_and_gguf_reader(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     write_tensors(path)
 
@@ -86,7 +86,7 @@ def test_header_agrees_with_the_format_and_the_reference_reader(tmp_path: Path) 
     assert path.read_bytes()[norm.start : norm.start + norm.bytes] == reference[0].data.tobytes()
 
 
-def test_every_truncation_is_noticed(tmp_path: Path) -> None:
+def test_truncated_files_are_refused(tmp_path: Path) -> None:
     write_tensors(tmp_path / "x.gguf")
     header = read_gguf(tmp_path / "x.gguf")
     needed = header.tensors[-1].start + header.tensors[-1].bytes
@@ -97,7 +97,7 @@ def test_every_truncation_is_noticed(tmp_path: Path) -> None:
             read_gguf(tmp_path / "cut.gguf")
 
 
-def test_other_files_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_gguf_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(b"")
     with pytest.raises(ModelError, match="letters GGUF"):

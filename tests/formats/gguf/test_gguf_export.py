@@ -1,4 +1,4 @@
-"""GGUF files written from checkpoints, read back by transformers and by llama.cpp's Python package."""
+"""Tests of GGUF export: files are read back by transformers and by llama.cpp's Python package and compared."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from compress.utils.errors import ModelError
 
 
 def quantized_llama(folder: Path, **how: Any) -> QuantizedCheckpoint:
-    """The tiny llama in GPTQ format, with a tokenizer that has merges."""
+    """Return the tiny Llama in GPTQ format with a BPE tokenizer."""
     checkpoint = quantize_tiny_llama(save_mergeable_llama(folder / "source"), folder / "quantized", **how)
     train_tokenizer().save_pretrained(checkpoint.folder)
     return checkpoint
 
 
 def read_by_transformers(source: Checkpoint, folder: Path, float_type: FloatType = "f32") -> dict[str, torch.Tensor]:
-    """The weights that transformers finds in the GGUF file of ``source``."""
+    """Export ``source`` to GGUF and return the weights that transformers reads from the file."""
     write_gguf(source, folder / "tiny.gguf", GgufTypes(float_type))
     return load_file(convert_gguf(folder / "tiny.gguf", folder / "cache") / "model.safetensors")
 
@@ -43,7 +43,7 @@ def read_by_transformers(source: Checkpoint, folder: Path, float_type: FloatType
 @pytest.mark.parametrize(
     ("kind", "own"), [("llama", "q_proj.weight"), ("qwen2", "q_proj.bias"), ("qwen3", "q_norm.weight")]
 )
-def test_float_weights_come_back_in_transformers_order(kind: str, own: str, tmp_path: Path) -> None:
+def test_float_weights_round_trip_through_transformers(kind: str, own: str, tmp_path: Path) -> None:
     folder = tmp_path / "source"
     source = save_mergeable_llama(folder) if kind == "llama" else save_qwen(folder, kind)
     state, expected = read_by_transformers(source, tmp_path), load_file(folder / "model.safetensors")
@@ -62,7 +62,7 @@ def test_float_weights_come_back_in_transformers_order(kind: str, own: str, tmp_
         ({"bits": 4, "group_size": 32, "table_bits": None}, {"Q4_0", "F32"}),
     ],
 )
-def test_quantized_weights_come_back_to_the_bit(how: dict[str, Any], kinds: set[str], tmp_path: Path) -> None:
+def test_quantized_weights_round_trip_exactly(how: dict[str, Any], kinds: set[str], tmp_path: Path) -> None:
     checkpoint = quantized_llama(tmp_path, **how)
     state = read_by_transformers(checkpoint, tmp_path)
     modules = [name.removesuffix(".weight") for name in state]
@@ -74,7 +74,7 @@ def test_quantized_weights_come_back_to_the_bit(how: dict[str, Any], kinds: set[
     assert all(tensor.dtype == "F32" for tensor in header.tensors if len(tensor.shape) == 1)
 
 
-def test_half_precision_halves_plain_matrices_and_says_what_it_rounds(tmp_path: Path) -> None:
+def test_f16_rounds_only_matrices_and_reports_the_differences(tmp_path: Path) -> None:
     source = save_mergeable_llama(tmp_path / "source")
     write_gguf(source, tmp_path / "half.gguf")
     differences = {difference.name: difference for difference in compare_gguf(tmp_path / "half.gguf", source)}
@@ -85,7 +85,7 @@ def test_half_precision_halves_plain_matrices_and_says_what_it_rounds(tmp_path: 
     assert torch.equal(state[name], source.stored(name).half().float())
 
 
-def test_a_change_in_the_file_is_found(tmp_path: Path) -> None:
+def test_changed_byte_in_the_file_is_detected(tmp_path: Path) -> None:
     checkpoint = quantized_llama(tmp_path)
     file = tmp_path / "tiny.gguf"
     write_gguf(checkpoint, file)
@@ -101,7 +101,7 @@ def test_a_change_in_the_file_is_found(tmp_path: Path) -> None:
     assert [difference.name for difference in changed] == ["blk.1.ffn_up.weight"]
 
 
-def test_metadata_are_those_of_the_config_and_the_tokenizer(tmp_path: Path) -> None:
+def test_metadata_match_config_and_tokenizer(tmp_path: Path) -> None:
     write_gguf(save_mergeable_llama(tmp_path / "source"), tmp_path / "tiny.gguf")
     fields = GGUFReader(tmp_path / "tiny.gguf").fields
     values = {key: fields[key].contents() for key in fields}
@@ -121,7 +121,7 @@ def test_metadata_are_those_of_the_config_and_the_tokenizer(tmp_path: Path) -> N
     assert (types[1], types[100], types[mark], types[ROWS - 1]) == (3, 1, 4, 5)
 
 
-def test_llama_3_scales_frequencies_as_transformers_does(tmp_path: Path) -> None:
+def test_llama3_rope_factors_match_transformers(tmp_path: Path) -> None:
     source = save_mergeable_llama(tmp_path / "source", rope_parameters=LLAMA3_ROPE, head_dim=32)
     config = AutoModelForCausalLM.from_pretrained(source.folder).config
     expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
@@ -143,7 +143,7 @@ def test_llama_3_scales_frequencies_as_transformers_does(tmp_path: Path) -> None
         ({"num_hidden_layers": 1}, "has model.layers.1"),
     ],
 )
-def test_what_gguf_cannot_say_is_refused_before_writing(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_unsupported_configs_are_refused_before_writing(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
     source = save_mergeable_llama(tmp_path / "source")
     config = json.loads((source.folder / "config.json").read_text())
     (source.folder / "config.json").write_text(json.dumps(config | changes))
@@ -152,7 +152,7 @@ def test_what_gguf_cannot_say_is_refused_before_writing(changes: dict[str, Any],
     assert not (tmp_path / "tiny.gguf").exists()
 
 
-def test_groups_that_fill_no_block_are_refused_by_the_layers_name(tmp_path: Path) -> None:
+def test_group_size_below_32_is_refused_with_the_layer_name(tmp_path: Path) -> None:
     checkpoint = quantized_llama(tmp_path, group_size=16)
     with pytest.raises(ModelError, match="Groups of 16") as caught:
         write_gguf(checkpoint, tmp_path / "tiny.gguf")
@@ -169,7 +169,7 @@ def test_values_beyond_float16_are_refused(tmp_path: Path) -> None:
     assert "float_type: f32" in str(caught.value)
 
 
-def test_companions_load_in_transformers_and_speak_of_no_quantization(tmp_path: Path) -> None:
+def test_companions_load_in_transformers_without_quantization_config(tmp_path: Path) -> None:
     checkpoint = quantized_llama(tmp_path)
     (tmp_path / "beside").mkdir()
     write_companions(checkpoint, tmp_path / "beside")
@@ -188,7 +188,7 @@ FAMILIES = (
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_llama_cpp_answers_as_transformers(name: str, tmp_path: Path) -> None:
+def test_llama_cpp_logits_match_transformers(name: str, tmp_path: Path) -> None:
     equal, report = judge(name, tmp_path / "model")
     assert equal, report
 
@@ -205,7 +205,9 @@ def test_llama_cpp_answers_as_transformers(name: str, tmp_path: Path) -> None:
         ("smollm3", {"no_rope_layers": [1, 0]}, r"no_rope_layers: \[1, 0\]"),
     ],
 )
-def test_what_llama_cpp_lacks_is_refused(name: str, changes: dict[str, object], words: str, tmp_path: Path) -> None:
+def test_architectures_unsupported_by_llama_cpp_are_refused(
+    name: str, changes: dict[str, object], words: str, tmp_path: Path
+) -> None:
     tiny_decoders.save(name, tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -213,7 +215,7 @@ def test_what_llama_cpp_lacks_is_refused(name: str, changes: dict[str, object], 
         check_writable(tmp_path)
 
 
-def test_heads_that_the_config_says_are_cut_in_the_file_too(tmp_path: Path) -> None:
+def test_pruned_heads_are_exported_if_config_can_express_them(tmp_path: Path) -> None:
     model = tiny_decoders.save("llama", tmp_path)
     keep_heads(model, [[1], [0]])
     model.save_pretrained(tmp_path)
@@ -226,7 +228,7 @@ def test_heads_that_the_config_says_are_cut_in_the_file_too(tmp_path: Path) -> N
         check_writable(tmp_path)
 
 
-def test_a_tensor_that_the_file_has_no_place_for_is_named(tmp_path: Path) -> None:
+def test_tensor_without_gguf_name_is_refused(tmp_path: Path) -> None:
     tiny_decoders.save("gpt2", tmp_path)
 
     def planned_with(name: str) -> int:

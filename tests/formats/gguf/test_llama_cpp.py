@@ -1,4 +1,4 @@
-"""llama.cpp as a runtime, against transformers on the same weights."""
+"""Tests of llama.cpp as a runtime: logits, tokens and tokenization are compared with transformers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def torch_logits(folder: Path, tokens: np.ndarray) -> np.ndarray:
     return logits
 
 
-def test_float_logits_of_every_place_are_those_of_transformers(tmp_path: Path) -> None:
+def test_float_logits_at_every_position_match_transformers(tmp_path: Path) -> None:
     sources = [save_mergeable_llama(tmp_path / "source")]
     sources += [save_qwen(tmp_path / kind, kind, head_size=32) for kind in ("qwen2", "qwen3")]
     sources.append(save_mergeable_llama(tmp_path / "llama", rule="llama-bpe", rope_parameters=LLAMA3_ROPE, head_dim=32))
@@ -60,7 +60,7 @@ def test_float_logits_of_every_place_are_those_of_transformers(tmp_path: Path) -
         assert np.abs(logits - expected).max() < bound * expected.std(), source.folder.name
 
 
-def test_greedy_tokens_are_those_of_transformers_also_beyond_the_first_room(tmp_path: Path) -> None:
+def test_greedy_tokens_match_transformers_after_context_grows(tmp_path: Path) -> None:
     source = save_mergeable_llama(tmp_path / "source", max_position_embeddings=1024)
     decoder = session(source, tmp_path).decoder()
     prompt = ids(1, 500)[0].tolist()
@@ -70,7 +70,7 @@ def test_greedy_tokens_are_those_of_transformers_also_beyond_the_first_room(tmp_
     assert decoder.cached and decoder.vocabulary == ROWS
 
 
-def test_a_text_does_not_remember_the_one_before_and_other_batches_are_refused(tmp_path: Path) -> None:
+def test_rows_are_independent_and_invalid_batches_are_refused(tmp_path: Path) -> None:
     opened = session(save_mergeable_llama(tmp_path / "source"), tmp_path)
     tokens = ids(2, 40)
     alone = opened.predict({"input_ids": tokens[1:]})["logits"]
@@ -80,7 +80,7 @@ def test_a_text_does_not_remember_the_one_before_and_other_batches_are_refused(t
         get_runtime("llama-cpp").open(tmp_path / "tiny.gguf", TARGET, 0)
 
 
-def test_what_is_no_gguf_model_is_refused(tmp_path: Path) -> None:
+def test_files_that_are_no_gguf_model_are_refused(tmp_path: Path) -> None:
     runtime = get_runtime("llama-cpp")
     with pytest.raises(ModelError, match="does not exist"):
         runtime.open(tmp_path / "none", TARGET, 1)
@@ -96,7 +96,7 @@ def test_what_is_no_gguf_model_is_refused(tmp_path: Path) -> None:
         runtime.open(tmp_path / "odd.gguf", TARGET, 1)
 
 
-def test_no_package_and_another_build_have_no_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_target_is_unavailable_without_a_matching_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert why_unavailable(TARGET) is None
     write_gguf(save_mergeable_llama(tmp_path / "source"), tmp_path / "tiny.gguf")
     monkeypatch.setattr(llama_cpp_library, "VERSION", "1.0")
@@ -108,7 +108,7 @@ def test_no_package_and_another_build_have_no_target(tmp_path: Path, monkeypatch
         get_runtime("llama-cpp").open(tmp_path / "tiny.gguf", TARGET, 1)
 
 
-def test_a_separate_library_counts_as_another_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_external_library_is_reported_as_another_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import xllamacpp
 
     runtime = get_runtime("llama-cpp")
@@ -146,7 +146,7 @@ SCATTERED = {
 
 
 @pytest.mark.parametrize("rule", ["gpt-2", "smollm", *SPLITS.values()])
-def test_llama_cpp_finds_the_same_tokens(rule: str, tmp_path: Path) -> None:
+def test_llama_cpp_tokenizes_identically(rule: str, tmp_path: Path) -> None:
     source = save_mergeable_llama(tmp_path / "source", rule=rule)
     write_gguf(source, tmp_path / "tiny.gguf")
     tokenizer, model = train_tokenizer(rule), LlamaModel(tmp_path / "tiny.gguf")
@@ -157,7 +157,7 @@ def test_llama_cpp_finds_the_same_tokens(rule: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", [True, False])
-def test_llama_cpp_finds_the_same_tokens_of_a_sentence_piece_like_one(prefix: bool, tmp_path: Path) -> None:
+def test_llama_cpp_tokenizes_sentencepiece_style_bpe_identically(prefix: bool, tmp_path: Path) -> None:
     source = save_mergeable_llama(tmp_path / "source")
     tokenizer = train_sentence_piece(prefix)
     tokenizer.save_pretrained(source.folder)
@@ -167,7 +167,7 @@ def test_llama_cpp_finds_the_same_tokens_of_a_sentence_piece_like_one(prefix: bo
         assert model.tokenize(text) == tokenizer(text, add_special_tokens=False)["input_ids"], text
 
 
-def test_an_added_token_may_be_merged_at_several_places(tmp_path: Path) -> None:
+def test_added_token_with_several_possible_merges_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(SCATTERED | {"added_tokens": [{"content": "abc", "id": 3}]}))
     assert check_tokenizer(tmp_path) == "default"
 
@@ -185,7 +185,7 @@ def test_an_added_token_may_be_merged_at_several_places(tmp_path: Path) -> None:
         ({"added_tokens": [{"id": 4000, "content": "<far>"}]}, "'<far>' has the id 4000"),
     ],
 )
-def test_a_tokenizer_that_llama_cpp_lacks_is_refused(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_tokenizer_unsupported_by_llama_cpp_is_refused(change: dict[str, Any], words: str, tmp_path: Path) -> None:
     source = save_mergeable_llama(tmp_path / "source")
     path = source.folder / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))

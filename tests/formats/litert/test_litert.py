@@ -1,4 +1,4 @@
-"""LiteRT: what the stage writes opens in its plain interpreter, answers as torch does, and what can't is refused."""
+"""Tests of LiteRT files: logits in the plain LiteRT interpreter are compared with torch; invalid input is refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WORDS = "bert.embeddings.word_embeddings.weight"
 
 @dataclass(frozen=True)
 class Written:
-    """A tiny classifier, the folder that the stage wrote of it in fp32, and what it told."""
+    """Tiny classifier, the folder of its fp32 LiteRT file and the notes of the stage."""
 
     model: TorchModel
     folder: Path
@@ -55,7 +55,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
 
 @pytest.fixture(scope="module")
 def small(written: Written, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same in 8 bits, its table of words in 4."""
+    """Return the folder of the same classifier with 8-bit weights and a 4-bit embedding table."""
     folder = tmp_path_factory.mktemp("litert") / "int8"
     folder.mkdir()
     LiteRtModel({LITERT_FILE: quantize_litert(written.content, "int8", WORDS, 4, 32)}, {}).save(folder)
@@ -63,7 +63,7 @@ def small(written: Written, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def batch(lengths: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Random token ids, their mask, and what no graph takes."""
+    """Return random token ids and masks [rows, longest] and labels, which the graph does not take."""
     generator = np.random.default_rng(3)
     mask = (np.arange(max(lengths))[None] < np.array(lengths)[:, None]).astype(np.int64)
     return {"input_ids": generator.integers(5, 100, mask.shape) * mask, "attention_mask": mask, "labels": mask[:, 0]}
@@ -80,7 +80,7 @@ def answers(folder: Path, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     return get_runtime("litert").open(folder, TARGET, threads=1).predict(inputs)["logits"]
 
 
-def test_its_own_interpreter_opens_the_file_and_answers_as_torch_does(written: Written) -> None:
+def test_litert_interpreter_matches_torch_at_each_signature(written: Written) -> None:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=str(written.folder / LITERT_FILE))
@@ -97,13 +97,13 @@ def test_its_own_interpreter_opens_the_file_and_answers_as_torch_does(written: W
             np.testing.assert_allclose(runner(**feed)["logits"][0], logits, atol=1e-5)
 
 
-def test_rows_of_any_length_in_batches_of_any_size(written: Written) -> None:
+def test_rows_and_batches_of_any_size_match_torch(written: Written) -> None:
     for lengths in ((1,), (3, 24, 9), (24,) * 5, (2, 2)):
         inputs = batch(lengths)
         np.testing.assert_allclose(answers(written.folder, inputs), expected(written.model, inputs), atol=1e-5)
 
 
-def test_weights_lie_there_once_under_the_names_of_parameters(written: Written) -> None:
+def test_weights_are_stored_once_under_parameter_names(written: Written) -> None:
     stored = {tensor.name: tensor for tensor in read_litert(written.content, written.folder / LITERT_FILE)}
     for name in (WORDS, "bert.embeddings.position_embeddings.weight", "bert.pooler.dense.weight"):
         np.testing.assert_array_equal(stored[name].values(written.content), written.model.tensors()[name].numpy())
@@ -115,14 +115,14 @@ def test_weights_lie_there_once_under_the_names_of_parameters(written: Written) 
     assert budget.parameters == pytest.approx(written.model.parameters(), rel=0.02)
 
 
-def test_what_a_mask_adds_is_infinite_and_no_weight(written: Written) -> None:
+def test_infinite_mask_constant_is_not_reported_as_a_weight(written: Written) -> None:
     tensors = read_litert(written.content, written.folder / LITERT_FILE)
     assert any(np.isinf(tensor.values(written.content)).any() for tensor in tensors if "float" in tensor.dtype)
     looked_into = dict(inspector_of(LiteRtModel({LITERT_FILE: written.content}, {})).float_arrays())
     assert WORDS in looked_into and all(np.isfinite(values).all() for values in looked_into.values())
 
 
-def test_fewer_bits_answer_nearly_the_same(written: Written, small: Path) -> None:
+def test_quantized_logits_are_close_to_float(written: Written, small: Path) -> None:
     inputs = batch((4, 9, 24, 17))
     logits = expected(written.model, inputs)
     near = 0.1 * np.abs(logits).max()
@@ -134,7 +134,7 @@ def test_fewer_bits_answer_nearly_the_same(written: Written, small: Path) -> Non
     np.testing.assert_allclose(answers(folder, inputs), logits, atol=near / 2)
 
 
-def test_the_table_has_four_bits_in_blocks_and_what_it_stands_for_is_near(written: Written, small: Path) -> None:
+def test_embedding_table_has_4_bits_within_half_a_step(written: Written, small: Path) -> None:
     content = (small / LITERT_FILE).read_bytes()
     stored = {tensor.name: tensor for tensor in read_litert(content, small / LITERT_FILE)}
     table, rows = stored[WORDS], written.model.tensors()[WORDS].numpy()
@@ -149,7 +149,7 @@ def test_the_table_has_four_bits_in_blocks_and_what_it_stands_for_is_near(writte
     assert budget_of(small).parameters == budget_of(written.folder).parameters
 
 
-def test_the_session_tells_its_inputs_and_settings(written: Written) -> None:
+def test_session_reports_inputs_and_settings(written: Written) -> None:
     session = get_runtime("litert").open(written.folder, TARGET, threads=2)
     assert session.input_types["input_ids"] == TensorType("int32", (None, None))
     assert session.output_types == {"logits": TensorType("float32", (None, 2))}
@@ -160,7 +160,7 @@ def test_the_session_tells_its_inputs_and_settings(written: Written) -> None:
         session.predict(batch((3, 25)))
 
 
-def test_what_is_not_whole_is_refused(written: Written, tmp_path: Path) -> None:
+def test_incomplete_file_is_refused(written: Written, tmp_path: Path) -> None:
     file = tmp_path / LITERT_FILE
     for end in (6, 1000, len(written.content) // 2, len(written.content) - 100):
         file.write_bytes(written.content[:end])
@@ -177,7 +177,7 @@ def test_what_is_not_whole_is_refused(written: Written, tmp_path: Path) -> None:
         budget_of(file)
 
 
-def test_what_it_cannot_do_is_said_before_it_is_tried() -> None:
+def test_unsupported_settings_are_refused_early() -> None:
     with pytest.raises(ValidationError, match="ascending"):
         LiteRt(lengths=(16, 8))
     with pytest.raises(ValidationError, match="set precision: int8"):

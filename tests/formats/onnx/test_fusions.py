@@ -1,4 +1,4 @@
-"""Graph rewrites: they match where they should and nowhere else, and what they leave computes the same."""
+"""Tests of graph rewrites: they match only their patterns, and rewritten graphs compute the same."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def inputs_for(architecture: str, size: int = 4, length: int = 13) -> dict[str, 
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_each_encoder_is_rewritten_as_a_whole(architecture: str):
+def test_each_encoder_is_fully_rewritten(architecture: str):
     encoder = exported(architecture)
     after = operators(encoder.graph())
     assert encoder.rewrites["attention"] == after["Attention"] == tiny.LAYERS
@@ -108,7 +108,7 @@ def chooser(weights: dict[str, Any] | None = None, axis: int = 1, outputs: dict[
 
 
 @pytest.mark.parametrize("index", [0, 2, -1])
-def test_choosing_first_is_exact(index: int):
+def test_early_token_selection_is_exact(index: int):
     model = chooser({"index": np.array(index, np.int64)})
     x = whole(3, 5, 4, seed=5)
     expected = run(model, x=x)
@@ -132,7 +132,7 @@ def test_choosing_first_is_exact(index: int):
     ],
     ids=["another axis", "several tokens", "hidden states wanted too", "the choice wanted itself"],
 )
-def test_a_choice_that_must_stay_stays(model: Callable[[], ir.Model]):
+def test_token_selection_stays_where_moving_would_change_output(model: Callable[[], ir.Model]):
     original, x = model(), whole(3, 5, 4, seed=5)
     after = model()
     assert select_first_token_early(after) == 0
@@ -140,7 +140,7 @@ def test_a_choice_that_must_stay_stays(model: Callable[[], ir.Model]):
     assert (run(after, x=x) == run(original, x=x)).all()
 
 
-def test_a_constant_with_a_length_axis_stops_the_move():
+def test_constant_with_length_axis_stops_early_selection():
     # The bias differs from token to token, so it must be added before the choice.
     model, x = chooser({"b": whole(5, 4, seed=3)}), whole(3, 5, 4, seed=5)
     expected = run(model, x=x)
@@ -184,7 +184,7 @@ def skip(bias: bool, outputs: list[str]) -> ir.Model:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_skip_normalisation_is_split(bias: bool):
+def test_skip_layer_normalization_is_split(bias: bool):
     model, x, residual = skip(bias, ["out"]), whole(2, 3, 4, seed=5), whole(2, 3, 4, seed=6)
     assert split_skip_normalization(skip(bias, ["out", "", "", "sum"])) == 0, "its sum is read"
     assert split_skip_normalization(model) == 1
@@ -208,7 +208,7 @@ def pooling(axes: list[int], shape: tuple[int, ...] = (2, 3, 4, 5), keepdims: in
 
 @pytest.mark.parametrize("opset", [17, 20])
 @pytest.mark.parametrize("axes", [[2, 3], [-1, -2]])
-def test_a_mean_over_an_image_is_pooled(axes: list[int], opset: int):
+def test_mean_over_image_becomes_global_average_pool(axes: list[int], opset: int):
     model, x = pooling(axes, opset=opset), whole(2, 3, 4, 5)
     assert pool_globally(model) == 1 and operators(model) == {"GlobalAveragePool": 1}
     np.testing.assert_allclose(run(model, x=x), x.mean((2, 3), keepdims=True), rtol=1e-6)
@@ -219,7 +219,7 @@ def test_a_mean_over_an_image_is_pooled(axes: list[int], opset: int):
     [pooling([1, 2]), pooling([3]), pooling([2, 3], keepdims=0), pooling([1, 2], shape=(3, 4, 5))],
     ids=["other axes", "one axis", "axes dropped", "no image"],
 )
-def test_other_means_are_left_alone(model: ir.Model):
+def test_other_means_are_unchanged(model: ir.Model):
     assert pool_globally(model) == 0 and operators(model) == {"ReduceMean": 1}
 
 
@@ -227,7 +227,7 @@ VALUES = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
 
 
 def product(weight: np.ndarray, **attributes: object) -> onnx.ModelProto:
-    """[3, 4, 5] with its batch axis moved, times ``weight``."""
+    """Return a FusedMatMul of x [3, 4, 5] with transposed batch axis and ``weight``."""
     node = helper.make_node("FusedMatMul", ["x", "w"], ["y"], domain="com.microsoft", transBatchA=1, **attributes)
     return onnx_model([node], {"x": list(VALUES.shape)}, {"y": None}, {"w": weight}, 18, ["com.microsoft"])
 
@@ -237,7 +237,7 @@ def run_both(model: onnx.ModelProto) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("attributes", "operator"), [({}, "MatMul"), ({"alpha": 2.0}, "FusedMatMul")])
-def test_a_product_with_plain_weights_runs_as_it_is_defined(attributes: dict[str, float], operator: str) -> None:
+def test_fused_matmul_with_2d_weights_is_unfolded(attributes: dict[str, float], operator: str) -> None:
     weight = np.random.default_rng(1).normal(size=(5, 2)).astype(np.float32)
     model = product(weight, **attributes)
     with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.Fail, match="same rank"):
@@ -249,7 +249,7 @@ def test_a_product_with_plain_weights_runs_as_it_is_defined(attributes: dict[str
     np.testing.assert_allclose(run_both(ir.to_proto(program)), expected, rtol=1e-5)
 
 
-def test_what_the_runtime_turns_by_itself_stays() -> None:
+def test_fused_matmul_supported_by_the_runtime_is_unchanged() -> None:
     weight = np.random.default_rng(1).normal(size=(4, 5, 2)).astype(np.float32)
     program = ir.from_proto(product(weight))
     assert unfold_batch_transposes(program) == 0
@@ -262,7 +262,7 @@ WEIGHT = np.random.default_rng(1).normal(size=(2, 4)).astype(np.float32)
 
 
 def identity() -> onnx.ModelProto:
-    """A graph that gives its hidden states as they come."""
+    """Return a graph whose output is its input, the hidden states."""
     axes = ["batch_size", "sequence_length"]
     inputs = {"hidden": [*axes, 4], "attention_mask": (TensorProto.INT64, axes)}
     nodes = [helper.make_node("Identity", ["hidden"], ["last_hidden_state"])]
@@ -274,7 +274,7 @@ def identity() -> onnx.ModelProto:
     "steps",
     [(), (Normalize(),), (Dense(WEIGHT), Normalize()), (Dense(WEIGHT, np.array([0.5, -3], np.float32), "tanh"),)],
 )
-def test_the_graph_gives_what_the_modules_give(mode: str, steps: tuple) -> None:
+def test_sentence_embedding_matches_torch_modules(mode: str, steps: tuple) -> None:
     modules = SentenceModules(4, (mode,), steps)
     graph = identity()
     add_sentence_embedding(graph, modules)
@@ -289,7 +289,7 @@ def test_the_graph_gives_what_the_modules_give(mode: str, steps: tuple) -> None:
 
 
 @pytest.mark.parametrize("modes", [("lasttoken",), ("cls", "mean")])
-def test_other_pooling_is_left_to_the_consumer(modes: tuple[str, ...]) -> None:
+def test_unsupported_pooling_is_refused(modes: tuple[str, ...]) -> None:
     with pytest.raises(StageError, match=", ".join(modes)) as caught:
         add_sentence_embedding(identity(), SentenceModules(4, modes))
     assert "sentence_embedding: false" in str(caught.value)

@@ -1,4 +1,4 @@
-"""Models that read images as three graphs: they answer as transformers does, token for token."""
+"""Tests of vision-language models exported as three graphs: generated tokens are compared with transformers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from compress.utils.errors import ModelError
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
-    """A checkpoint of SigLIP and Qwen2 (recipes have CLIP and Llama), its graphs, and the model in transformers."""
+    """Return the checkpoint (SigLIP and Qwen2; recipes use CLIP and Llama), its graphs and the transformers model."""
     kinds = {"text": "qwen2", "tower": "siglip_vision_model", "tie_word_embeddings": True}
     folder = tiny_questions.write_model(tmp_path_factory.mktemp("model"), **kinds)
     model = TASK.load(folder, None, trust_remote_code=False)
@@ -47,7 +47,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
     return folder, artifact, model
 
 
-def test_files_have_the_names_that_transformers_js_opens(written: tuple[Path, Path, Any]) -> None:
+def test_files_have_transformers_js_names(written: tuple[Path, Path, Any]) -> None:
     _, artifact, _ = written
     names = ["vision_encoder.onnx", "embed_tokens.onnx", "decoder_model_merged.onnx"]
     assert [path.name for path in find_graphs(artifact)] == names
@@ -59,7 +59,7 @@ def test_files_have_the_names_that_transformers_js_opens(written: tuple[Path, Pa
     assert [value.name for value in decoder.graph.input][:2] == ["inputs_embeds", "attention_mask"]
 
 
-def test_answers_are_those_that_generate_writes(written: tuple[Path, Path, Any]) -> None:
+def test_generated_texts_match_transformers(written: tuple[Path, Path, Any]) -> None:
     _, artifact, model = written
     rows = table(6, seed=3)
     examples = TASK.eval_examples(rows, model.processor, None, 64, Evaluation())
@@ -86,7 +86,7 @@ def test_every_graph_is_quantized(written: tuple[Path, Path, Any]) -> None:
         assert "MatMulInteger" in operators and "MatMul" not in operators
 
 
-def test_each_graph_is_asked_as_often_as_an_answer_is_long(written: tuple[Path, Path, Any]) -> None:
+def test_recorded_calls_per_graph_match_the_generated_length(written: tuple[Path, Path, Any]) -> None:
     _, artifact, model = written
     batch = TASK.eval_examples(table(1), model.processor, None, 64, Evaluation()).batch([0])
     length = get_runtime("onnxruntime").open(artifact, TARGETS["cpu"], 1).predict(batch)["sequences"].shape[1]
@@ -97,7 +97,7 @@ def test_each_graph_is_asked_as_often_as_an_answer_is_long(written: tuple[Path, 
     assert first["inputs_embeds"].shape[:2] == batch["input_ids"].shape
 
 
-def test_what_no_graph_can_follow_is_refused_before_any_work(tmp_path: Path) -> None:
+def test_unsupported_generation_rules_and_processors_are_refused(tmp_path: Path) -> None:
     folder = tiny_questions.write_model(tmp_path)
     check_writable(folder)
     config = json.loads((folder / "generation_config.json").read_text())
@@ -108,7 +108,7 @@ def test_what_no_graph_can_follow_is_refused_before_any_work(tmp_path: Path) -> 
     assert unfit_processor(tiles) == "beside tokens and the pixels of one image it is given image_sizes"
 
 
-def test_a_smolvlm_that_cuts_no_tiles_answers_as_generate_does(tmp_path: Path) -> None:
+def test_smolvlm_without_tiling_matches_generate(tmp_path: Path) -> None:
     folder = tiny_questions.write_idefics3(tmp_path / "model")
     check_writable(folder)
     model, rows = TASK.load(folder, None, trust_remote_code=False), table(3)

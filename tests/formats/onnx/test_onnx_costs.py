@@ -1,3 +1,5 @@
+"""Tests of operation and byte counts of ONNX nodes, computed by hand or compared with PyTorch's FLOP counter."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +37,7 @@ def one_node(
     domain: str = "",
     **attributes: Any,
 ) -> NodeCost | None:
-    """The cost of a graph of one node: arrays are stored in it, (type, shape) comes from outside, None is left out."""
+    """Return the cost of a one-node graph: arrays are initializers, (type, shape) inputs, None an omitted input."""
     names = [name if value is not None else "" for name, value in inputs.items()]
     stored = {name: value for name, value in inputs.items() if isinstance(value, np.ndarray)}
     graph_inputs = {name: value for name, value in inputs.items() if isinstance(value, tuple)}
@@ -99,7 +101,7 @@ PRODUCTS: dict[str, tuple[str, dict[str, Any], Any, dict[str, Any], tuple[int, i
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_products_and_attention(name: str) -> None:
+def test_costs_of_matmuls_and_attention(name: str) -> None:
     operator, inputs, outputs, options, operations, weight_bytes = PRODUCTS[name]
     cost = counted(operator, inputs, outputs, **options)
     assert (cost.operations, cost.weight_bytes) == (Operations(*operations), weight_bytes)
@@ -109,7 +111,7 @@ def test_products_and_attention(name: str) -> None:
 
 
 @pytest.mark.parametrize(("window", "seen"), [(-1, 4 + 5), (3, 3 + 3)])
-def test_grouped_attention(window: int, seen: int) -> None:
+def test_costs_of_grouped_query_attention(window: int, seen: int) -> None:
     """B = 2, two new tokens after three, 4 heads and 2 groups of 8: the first sees 4 keys, the second 5.
 
     2·2·seen·(32 + 32) for both products, 6 for each of the 2·4·seen scores, 3 for each of 2·2·(32 + 16) rotated.
@@ -131,8 +133,8 @@ def test_grouped_attention(window: int, seen: int) -> None:
     ("domain", "shapes", "more"),
     [("", ((2, 8, 6, 6), (2, 4, 6, 6)), {}), (MICROSOFT, ((2, 6, 6, 8), (2, 6, 6, 4)), {"channels_last": 1})],
 )
-def test_convolutions_in_integers(domain: str, shapes: tuple[tuple[int, ...], ...], more: dict[str, int]) -> None:
-    """Filters of 8 channels and 3x3 for each of 4·2·6·6 elements of the output, which is then scaled and rounded."""
+def test_costs_of_integer_convolutions(domain: str, shapes: tuple[tuple[int, ...], ...], more: dict[str, int]) -> None:
+    """Each of 4·2·6·6 outputs needs 2·8·3·3 int8 operations, then 3 in float to add the bias, scale and round."""
     scale, zero = ones(), ones(dtype=np.uint8)
     inputs = {"x": (UINT8, shapes[0]), "x_scale": scale, "x_zero": zero, "w": ones(4, 8, 3, 3, dtype=np.int8)}
     inputs |= {"w_scale": ones(4), "w_zero": ones(4, dtype=np.int8), "y_scale": scale, "y_zero": zero}
@@ -141,7 +143,7 @@ def test_convolutions_in_integers(domain: str, shapes: tuple[tuple[int, ...], ..
     assert cost.operations == Operations(fp32=3 * 288, int8=2 * 8 * 9 * 288)
 
 
-def test_a_lookup_reads_the_rows_that_it_picks() -> None:
+def test_lookup_reads_only_the_selected_rows() -> None:
     table = ones(1000, 16)
     cost = counted("Gather", {"t": table, "i": (INT64, (2, 5))}, [(FLOAT, (2, 5, 16))])
     assert cost == NodeCost(Operations(), weight_bytes=10 * 64, read_bytes=80, written_bytes=640)
@@ -149,8 +151,8 @@ def test_a_lookup_reads_the_rows_that_it_picks() -> None:
     assert whole.weight_bytes == 4 * 64, "no more than there is"
 
 
-def test_a_quantized_lookup_reads_half_bytes_with_scales() -> None:
-    """Rows of 32 in 4 bits: 16 bytes, one scale of 4 and a packed zero point of 1 each."""
+def test_4_bit_lookup_reads_packed_rows_and_scales() -> None:
+    """A row of 32 4-bit values is 16 bytes, its scale 4 and its packed zero point 1."""
     inputs = {
         "t": ones(1000, 16, dtype=np.uint8), "i": (INT64, (2, 5)), "s": ones(1000, 1),
         "z": ones(1000, 1, dtype=np.uint8),
@@ -184,21 +186,21 @@ def test_packed_types_take_half_a_byte() -> None:
         ("Cast", "", 0, {}),
     ],
 )
-def test_steps_for_each_element(operator: str, domain: str, steps: int, more: dict[str, Any]) -> None:
+def test_operations_per_element(operator: str, domain: str, steps: int, more: dict[str, Any]) -> None:
     attributes = {"to": 1} if operator == "Cast" else {}
     cost = counted(operator, {"x": (FLOAT, (2, 5, 8)), **more}, [(FLOAT, (2, 5, 8))], domain, **attributes)
     assert cost.operations == Operations(fp32=steps * 80)
     assert cost.written_bytes == 320
 
 
-def test_views_move_nothing_and_slices_what_they_keep() -> None:
+def test_views_move_no_bytes_and_slices_only_kept_ones() -> None:
     assert counted("Reshape", {"x": (FLOAT, (4, 6)), "s": ones(2, dtype=np.int64)}, [(FLOAT, (6, 4))]).total_bytes == 0
     ends = {name: ones(1, dtype=np.int64) for name in ("b", "e")}
     cost = counted("Slice", {"x": (FLOAT, (100, 6)), **ends}, [(FLOAT, (3, 6))])
     assert (cost.read_bytes, cost.weight_bytes, cost.written_bytes) == (72, 16, 72)
 
 
-def test_what_is_not_known_is_not_counted() -> None:
+def test_unknown_operators_and_shapes_are_not_counted() -> None:
     targets = [(FLOAT, (4, 6))]
     packed = {"q": (FLOAT, (2, 3, 2, 3, 4))}
     assert one_node("MultiHeadAttention", packed, [(FLOAT, (2, 3, 8))], MICROSOFT, num_heads=2) is None
@@ -224,7 +226,7 @@ def test_the_working_set_counts_shared_weights_once() -> None:
 
 
 def optimized(proto: onnx.ModelProto, folder: Path, inputs: Mapping[str, np.ndarray]) -> tuple[ir.Graph, GraphCost]:
-    """The graph that ONNX Runtime makes of ``proto``, and what one call costs."""
+    """Return the graph as optimized by ONNX Runtime and the cost of one call."""
     source = folder / "source.onnx"
     onnx.save(proto, source)
     path = write_optimized(source, folder, threads=1)
@@ -242,7 +244,7 @@ def by_type(graph: ir.Graph, found: GraphCost) -> dict[str, list[NodeCost]]:
 
 
 def torch_flops(model: torch.nn.Module, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """aten operator -> operations, as PyTorch counts its own products."""
+    """Return PyTorch's operation counts of matrix products by aten operator."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(**{name: torch.from_numpy(array) for name, array in inputs.items()})
     return {str(kind).removeprefix("aten."): count for kind, count in counter.get_flop_counts()["Global"].items()}
@@ -253,7 +255,7 @@ def inputs() -> dict[str, np.ndarray]:
     return exports.batch(3, 7, vocabulary=30, pad=0)
 
 
-def test_a_whole_encoder_in_float_against_pytorch(tmp_path: Path, inputs: dict[str, np.ndarray]) -> None:
+def test_float_encoder_operations_match_pytorch(tmp_path: Path, inputs: dict[str, np.ndarray]) -> None:
     export = exports.exported(fusions=False)
     graph, graph_cost = optimized(export.graph(), tmp_path, inputs)
     grouped = by_type(graph, graph_cost)
@@ -268,8 +270,8 @@ def test_a_whole_encoder_in_float_against_pytorch(tmp_path: Path, inputs: dict[s
     assert graph_cost.operations.int8 == 0
 
 
-def test_a_whole_encoder_in_int8_against_pytorch(tmp_path: Path, inputs: dict[str, np.ndarray]) -> None:
-    """Linear layers become integer products; Q Kᵀ and its product with V stay float."""
+def test_int8_encoder_operations_match_pytorch(tmp_path: Path, inputs: dict[str, np.ndarray]) -> None:
+    """Linear layers become integer products; Q Kᵀ and the product with V stay float."""
     export = exports.exported(fusions=False)
     _, cost = optimized(quantize_products(export.graph(), True, False), tmp_path, inputs)
     model = export.model.module
@@ -290,7 +292,7 @@ def test_every_node_of_our_exports_is_counted(tmp_path: Path, inputs: dict[str, 
 
 @pytest.mark.parametrize("quantized", [False, True])
 def test_weights_read_are_the_bytes_in_the_file(tmp_path: Path, quantized: bool) -> None:
-    """A file of three products holds their weights and a graph of some hundred bytes."""
+    """The file holds the weights of three MatMuls and a graph of a few hundred bytes."""
     generator = np.random.default_rng(0)
     nodes = [helper.make_node("MatMul", [f"h{i}", f"w{i}"], [f"h{i + 1}"], f"product{i}") for i in range(3)]
     stored = {f"w{i}": generator.normal(size=(128, 128)).astype(F32) for i in range(3)}
@@ -313,7 +315,7 @@ def test_weights_read_are_the_bytes_in_the_file(tmp_path: Path, quantized: bool)
         torch.nn.ConvTranspose2d(6, 8, 3, stride=2),
     ],
 )
-def test_convolutions_against_pytorch(layer: torch.nn.Module) -> None:
+def test_convolution_operations_match_pytorch(layer: torch.nn.Module) -> None:
     image = torch.ones((2, layer.in_channels, *((9,) * (layer.weight.dim() - 2))))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         answer = layer(image)
@@ -328,8 +330,8 @@ def test_convolutions_against_pytorch(layer: torch.nn.Module) -> None:
     assert cost.operations == Operations(fp32=counter.get_total_flops() + bias)
 
 
-def test_a_blocked_convolution_counts_as_the_plain_one(tmp_path: Path) -> None:
-    """ONNX Runtime turns this convolution into one of its own layout; the work is the same."""
+def test_blocked_convolution_costs_as_much_as_a_plain_one(tmp_path: Path) -> None:
+    """ONNX Runtime converts this convolution to its blocked layout (NCHWc), which does the same work."""
     node = helper.make_node("Conv", ["x", "w", "b"], ["y"], "conv", pads=[1, 1, 1, 1])
     stored = {"w": ones(32, 16, 3, 3), "b": ones(32)}
     proto = onnx_model([node], {"x": [1, 16, 9, 9]}, {"y": [1, 32, 9, 9]}, stored, opset=17)

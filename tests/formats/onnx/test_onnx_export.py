@@ -1,4 +1,4 @@
-"""Exported graphs against torch on padded batches of many shapes; their bytes repeat and name no path."""
+"""Tests of exported graphs: logits are compared with torch on padded batches, and output bytes are reproducible."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def made(request: pytest.FixtureRequest) -> ExportedGraph:
     return exported(architecture, fusions)
 
 
-def test_the_graph_computes_what_torch_computes_at_every_shape(made: ExportedGraph):
+def test_graph_matches_torch_at_every_shape(made: ExportedGraph):
     pad = made.model.processor.pad_token_id
     for size, length in [(1, 2), (1, 7), (2, 2), (2, 24), (3, 5), (4, 11), (5, 3), (5, 38)]:
         inputs = batch(size, length, made.model.module.config.vocab_size, pad)
@@ -50,7 +50,7 @@ def test_the_graph_computes_what_torch_computes_at_every_shape(made: ExportedGra
     assert expected.std(dim=0).min() > 0.01
 
 
-def test_inputs_and_outputs_have_the_names_that_clients_expect(made: ExportedGraph):
+def test_inputs_and_outputs_have_the_names_of_clients(made: ExportedGraph):
     graph = made.graph().graph
     axes = {
         value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
@@ -61,7 +61,7 @@ def test_inputs_and_outputs_have_the_names_that_clients_expect(made: ExportedGra
     onnx.checker.check_model(made.graph())
 
 
-def test_no_recorded_shape_contradicts_another(made: ExportedGraph):
+def test_recorded_shapes_are_consistent(made: ExportedGraph):
     graph = made.graph()
     inferred = onnx.shape_inference.infer_shapes(graph)
     inferred_names, recorded = ({value.name for value in model.graph.value_info} for model in (inferred, graph))
@@ -117,7 +117,7 @@ def test_a_tampered_weight_breaks_parity(name: str, change: float):
     assert caught.value.exit_code == 3 and "0.001" in str(caught.value.expected) and "fusions" in str(caught.value.hint)
 
 
-def test_parity_looks_at_padded_rows():
+def test_parity_check_covers_padded_rows():
     # A graph that ignores its mask is right for examples of one length, and for the longest; only padding shows it.
     encoder = exported("bert", False)
     graph = encoder.graph()
@@ -144,7 +144,7 @@ def test_a_single_row_can_be_traced():
     assert Counter(node.op_type for node in graph.graph().graph.node)["Softmax"] == 1
 
 
-def test_a_model_that_counts_its_tokens_in_python_is_refused(monkeypatch: pytest.MonkeyPatch):
+def test_model_valid_for_one_input_length_is_refused(monkeypatch: pytest.MonkeyPatch):
     from compress.formats.onnx.export import export_onnx
 
     model = tiny.encoder("bert", num_hidden_layers=1)
@@ -166,7 +166,7 @@ def operators(graph: onnx.ModelProto) -> list[str]:
 
 
 @pytest.mark.parametrize("opset", foreign_graphs.OPSETS)
-def test_weights_come_to_lie_where_rewrites_look_and_answers_stay(opset: int, tmp_path: Path) -> None:
+def test_import_normalizes_weights_and_keeps_outputs(opset: int, tmp_path: Path) -> None:
     theirs = foreign_graphs.classifier(opset)
     start = import_graph(foreign_graphs.write(theirs, tmp_path))
     assert sorted(operators(start.graph)) == ["Conv", "MatMul", "Relu", "Reshape"]
@@ -180,7 +180,7 @@ def test_weights_come_to_lie_where_rewrites_look_and_answers_stay(opset: int, tm
     np.testing.assert_allclose(actual, foreign_graphs.scores(theirs, feed["x"]), rtol=1e-4, atol=1e-4)
 
 
-def test_branches_and_operators_of_other_domains_stay(tmp_path: Path) -> None:
+def test_import_keeps_branches_and_custom_operators(tmp_path: Path) -> None:
     start = import_graph(foreign_graphs.write(foreign_graphs.branching(), tmp_path))
     assert "If" in operators(start.graph)
     assert [(item.name, item.shape, item.value) for item in start.inputs.inputs] == [
@@ -201,7 +201,7 @@ def test_branches_and_operators_of_other_domains_stay(tmp_path: Path) -> None:
     ]
 
 
-def test_what_lies_beside_a_file_is_read_and_missed(tmp_path: Path) -> None:
+def test_external_data_is_read_and_reported_if_missing(tmp_path: Path) -> None:
     whole = foreign_graphs.embedding()
     onnx.save_model(whole, tmp_path / "theirs.onnx", save_as_external_data=True, location="weights.bin",
                     size_threshold=0)  # fmt: skip
@@ -214,7 +214,7 @@ def test_what_lies_beside_a_file_is_read_and_missed(tmp_path: Path) -> None:
         read_graph_file(tmp_path / "theirs.onnx")
 
 
-def test_a_file_that_nothing_can_be_done_with_is_refused_in_words(tmp_path: Path) -> None:
+def test_unusable_graph_files_are_refused_with_a_reason(tmp_path: Path) -> None:
     content = foreign_graphs.classifier().SerializeToString()
     (tmp_path / "half.onnx").write_bytes(content[: len(content) // 2])
     silent = foreign_graphs.classifier()
@@ -242,7 +242,7 @@ def test_a_file_that_nothing_can_be_done_with_is_refused_in_words(tmp_path: Path
             import_graph(tmp_path / f"{name}.onnx")
 
 
-def test_a_graph_that_answers_no_guess_says_so_once_inputs_are_drawn(tmp_path: Path) -> None:
+def test_graph_without_valid_random_inputs_is_an_error(tmp_path: Path) -> None:
     nodes = [
         foreign_graphs.constant("shape", np.array([1, 7], np.int64)),
         helper.make_node("Reshape", ["x", "shape"], ["y"]),
@@ -254,7 +254,7 @@ def test_a_graph_that_answers_no_guess_says_so_once_inputs_are_drawn(tmp_path: P
     assert "x" in str(caught.value.hint)
 
 
-def test_a_classifier_of_one_image_gets_the_names_and_the_batches_that_clients_know(tmp_path: Path) -> None:
+def test_single_image_classifier_gets_client_names_and_batches(tmp_path: Path) -> None:
     fixed = foreign_graphs.classifier()
     for entry in (fixed.graph.input[0], fixed.graph.output[0]):
         entry.type.tensor_type.shape.dim[0].dim_value = 1
@@ -287,7 +287,7 @@ def _without_weights(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [_cut, _without_weights])
-def test_a_graph_that_is_not_whole_is_refused_by_name(spoil: Callable[[Path], None], tmp_path: Path) -> None:
+def test_incomplete_graph_is_refused_by_name(spoil: Callable[[Path], None], tmp_path: Path) -> None:
     OnnxModel(graph(), FLOAT_GRAPH, {"config.json": b"{}"}).save(tmp_path)
     assert OnnxModel.load(tmp_path, "any").graph == graph()
     spoil(tmp_path / "onnx" / FLOAT_GRAPH)
@@ -314,7 +314,7 @@ def run_graph(graph: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     return open_session(graph).run(None, {"x": x})[0]
 
 
-def test_weights_are_rounded_and_clients_give_and_get_float32() -> None:
+def test_float16_weights_are_rounded_and_interface_stays_float32() -> None:
     half = to_float16(network())
     (stored,) = half.graph.initializer
     exact = numpy_helper.to_array(network().graph.initializer[0])
@@ -324,14 +324,14 @@ def test_weights_are_rounded_and_clients_give_and_get_float32() -> None:
     assert actual.dtype == np.float32 and 0 < np.abs(actual - run_graph(network(), x)).max() < 5e-3
 
 
-def test_weights_that_float16_cannot_hold_are_refused_unless_kept() -> None:
+def test_weights_beyond_float16_are_refused() -> None:
     with pytest.raises(StageError, match="'w' holds values beyond"):
         to_float16(network(1e5))
     with pytest.raises(StageError, match="no weights to convert to float16"):
         to_float16(network(1e5), ["MatMul"])
 
 
-def test_bf16_is_refused_since_no_runtime_here_computes_in_it() -> None:
+def test_bf16_is_refused_since_the_runtime_has_no_kernels() -> None:
     with pytest.raises(ValidationError, match="'fp16'"):
         Cast(dtype="bf16")
     with pytest.raises(NoKernel):

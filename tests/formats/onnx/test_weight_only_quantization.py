@@ -1,4 +1,4 @@
-"""Weights in few bits: a graph computes with exactly what its integers stand for, in branches and tied tables too."""
+"""Tests of weight-only quantization: graphs compute with the dequantized weights, also in branches and tied tables."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def weight(seed: int, *shape: int) -> np.ndarray:
 
 
 def tied_graph() -> onnx.ModelProto:
-    """Looks rows up, adds a product with one of two matrices, and multiplies with the same table."""
+    """Return a graph with a lookup, a MatMul with one of two matrices (If) and a MatMul with the tied table."""
     branches = {}
     for name in ("then_branch", "else_branch"):
         node = helper.make_node("MatMul", ["x", name[:4]], [f"{name}_out"])
@@ -49,7 +49,7 @@ def run(model: onnx.ModelProto, which: bool) -> np.ndarray:
 
 
 def restored(matrix: np.ndarray, how: WeightOnlySettings) -> np.ndarray:
-    """``matrix`` [rows, columns] restored from its integers, computed here."""
+    """Return ``matrix`` [rows, columns] quantized and dequantized with numpy."""
     stored = how.of(matrix, "matrix")
     zeros = stored.zero_points if stored.zero_points is not None else np.full(stored.scales.shape, 1 << (how.bits - 1))
     blocks = stored.values.reshape(len(matrix), -1, stored.block_size).astype(np.float32)
@@ -61,7 +61,7 @@ def restored(matrix: np.ndarray, how: WeightOnlySettings) -> np.ndarray:
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("which", [True, False])
 @pytest.mark.parametrize("expand_on_load", [True, False])
-def test_a_graph_computes_with_its_integers_values(bits: int, symmetric: bool, which: bool, expand_on_load: bool):
+def test_graph_computes_with_dequantized_weights(bits: int, symmetric: bool, which: bool, expand_on_load: bool):
     how = WeightOnlySettings(bits, 32, symmetric, accuracy_level=1, expand_on_load=expand_on_load)
     model, names = quantize_matrices(tied_graph(), how)
     assert sorted(names) == ["else", "table", "then"]
@@ -71,7 +71,7 @@ def test_a_graph_computes_with_its_integers_values(bits: int, symmetric: bool, w
     assert np.abs(run(model, which)[0] - expected).max() < 1e-3 * np.abs(expected).max()
 
 
-def test_a_tied_table_is_stored_once_and_nothing_stays_in_float():
+def test_tied_table_is_stored_once_and_all_is_quantized():
     model, _ = quantize_matrices(tied_graph(), WeightOnlySettings(4, 32))
     large = [tensor.name for tensor in model.graph.initializer if np.prod(tensor.dims) >= 1024]
     assert sorted(large) == ["else_Q4", "table_Q4", "then_Q4"]
@@ -80,7 +80,7 @@ def test_a_tied_table_is_stored_once_and_nothing_stays_in_float():
 
 
 def attention_graph(packed: np.ndarray) -> onnx.ModelProto:
-    """Adds what a fused attention of four heads gives, which has packed projections [WIDTH, 3 * WIDTH] and a mask."""
+    """Return a fused attention of four heads with packed projections [WIDTH, 3 * WIDTH], a mask and a residual."""
     input_names = ["x", "packed", "bias", "mask"]
     nodes = [
         helper.make_node("Attention", input_names, ["attended"], "attention", domain="com.microsoft", num_heads=4),
@@ -93,7 +93,7 @@ def attention_graph(packed: np.ndarray) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize(("expand_on_load", "kinds"), [(False, {"MatMulNBits"}), (True, {"Attention"})])
-def test_fused_attention_attends_with_what_its_integers_stand_for(expand_on_load: bool, kinds: set[str]):
+def test_fused_attention_computes_with_dequantized_weights(expand_on_load: bool, kinds: set[str]):
     how = WeightOnlySettings(4, 32, accuracy_level=1, expand_on_load=expand_on_load)
     packed = weight(5, WIDTH, 3 * WIDTH) / 8
     model, names = quantize_matrices(attention_graph(packed), how)
@@ -105,7 +105,7 @@ def test_fused_attention_attends_with_what_its_integers_stand_for(expand_on_load
     assert np.abs(actual - expected).max() < 1e-3 * np.abs(expected).max()
 
 
-def test_weights_that_expand_are_few_bits_on_disk_and_floats_once_opened(tmp_path: Path):
+def test_expanded_weights_are_4_bit_on_disk_and_float_in_memory(tmp_path: Path):
     model, _ = quantize_matrices(tied_graph(), WeightOnlySettings(4, 32, expand_on_load=True))
     large = {tensor.name: tensor for tensor in model.graph.initializer if np.prod(tensor.dims) >= 1024}
     assert sorted(large) == ["else_Q4", "table_Q4", "then_Q4"]
@@ -120,13 +120,13 @@ def test_weights_that_expand_are_few_bits_on_disk_and_floats_once_opened(tmp_pat
     assert TensorProto.INT4 not in {tensor.data_type for tensor in opened.initializer}
 
 
-def test_only_tied_leaves_products_alone():
+def test_only_tied_quantizes_only_the_tied_table():
     model, names = quantize_matrices(tied_graph(), WeightOnlySettings(8, 32), only_tied=True)
     assert names == ["table"]
     assert {"then", "else"} <= {tensor.name for tensor in model.graph.initializer}
 
 
-def test_floats_that_halves_hold_are_stored_in_half_the_bytes_and_others_are_not():
+def test_only_floats_exact_in_float16_are_stored_as_float16():
     exact = weight(3, 40, 32).astype(np.float16).astype(np.float32)
     graph = tied_graph()
     for name, array in (("exact", exact), ("inexact", exact + np.float32(1e-5))):
@@ -143,7 +143,7 @@ def test_floats_that_halves_hold_are_stored_in_half_the_bytes_and_others_are_not
     assert actual == pytest.approx(exact.mean(), abs=1e-6)
 
 
-def test_a_whole_speech_model_stays_near_itself(tmp_path: Path):
+def test_quantized_speech_model_stays_close_to_float(tmp_path: Path):
     model = export_encoder_decoder(Checkpoint(write_tiny_whisper(tmp_path)))
     features = np.random.default_rng(0).normal(size=(8, FRAMES)).astype(np.float32)
     tokens = np.array([256, 5, 99, 17])
@@ -161,7 +161,7 @@ def test_a_whole_speech_model_stays_near_itself(tmp_path: Path):
         np.testing.assert_allclose(same[1], same[0], atol=1e-4 * np.abs(same[0]).max())
 
 
-def test_files_are_called_as_transformers_js_looks_for_them():
+def test_file_names_follow_transformers_js():
     assert quantized_name("encoder_model.onnx") == "encoder_model_quantized.onnx"
     assert quantized_name("encoder_model_q4.onnx") == "encoder_model_quantized.onnx"
     assert weight_only_name("decoder_model_merged.onnx", 4) == "decoder_model_merged_q4.onnx"

@@ -1,4 +1,4 @@
-"""OpenVINO: what the stage writes opens there, and what can't is refused by name."""
+"""Tests of OpenVINO IR: outputs in OpenVINO are compared with ONNX Runtime, and invalid input is refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IDS = {"input_ids": np.random.default_rng(1).integers(0, 100, (3, 7))}
 
 
 def write(tmp_path: Path, precision: Precision = "fp32", table_bits: int = 8) -> tuple[Path, Path]:
-    """A graph, and what OpenVINO is given in its place."""
+    """Write an ONNX folder and its OpenVINO folder and return both paths."""
     source, folder = tmp_path / "source", tmp_path / "written"
     graph = onnx.load(model_file(write_classifier(source, width=64, layers=2)))
     folder.mkdir()
@@ -42,7 +42,9 @@ def answers(folder: Path, target: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("precision", "bits", "near"), [("fp32", 32, 1e-5), ("fp16", 16, 0.02), ("int8", 8, 0.1)])
-def test_it_answers_as_the_graph_in_each_width(tmp_path: Path, precision: Precision, bits: int, near: float) -> None:
+def test_logits_match_the_onnx_graph_in_each_precision(
+    tmp_path: Path, precision: Precision, bits: int, near: float
+) -> None:
     source, folder = write(tmp_path, precision)
     assert format_of(folder) == "openvino" and model_file(folder) == folder / IR_FILE
     expected = answers(source, "cpu")
@@ -54,7 +56,7 @@ def test_it_answers_as_the_graph_in_each_width(tmp_path: Path, precision: Precis
     assert weights * 8 == bits * budget.parameters
 
 
-def test_tables_have_four_bits_where_they_are_asked_for(tmp_path: Path) -> None:
+def test_embedding_table_has_4_bits_if_requested(tmp_path: Path) -> None:
     source, folder = write(tmp_path, "int8", table_bits=4)
     expected = answers(source, "cpu")
     np.testing.assert_allclose(answers(folder, "openvino"), expected, atol=0.3 * np.abs(expected).max())
@@ -72,7 +74,7 @@ def test_tables_have_four_bits_where_they_are_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("width", "group"), [(64, 64), (192, 192), (768, 256), (80, 32)])
-def test_as_many_inputs_share_a_scale_as_all_products_allow(tmp_path: Path, width: int, group: int) -> None:
+def test_dynamic_quantization_group_is_the_largest_allowed(tmp_path: Path, width: int, group: int) -> None:
     source = tmp_path / "source"
     graph = onnx.load(model_file(write_classifier(source, width=width, layers=2)))
     to_openvino(graph, {"config.json": b"{}"}, "int8").save(tmp_path)
@@ -83,7 +85,7 @@ def test_as_many_inputs_share_a_scale_as_all_products_allow(tmp_path: Path, widt
 
 
 def rows_of(folder: Path, ids: np.ndarray) -> np.ndarray:
-    """The rows of the table as plain OpenVINO gives them, from the graph cut off after the look-up."""
+    """Return the rows of the table from OpenVINO, by cutting the graph after the lookup."""
     import openvino
 
     model = core().read_model(folder / IR_FILE)
@@ -95,14 +97,14 @@ def rows_of(folder: Path, ids: np.ndarray) -> np.ndarray:
 
 
 def is_of_ids(gather: Any) -> bool:
-    """True if token ids choose the rows, directly or through a conversion."""
+    """Return whether token ids select the rows, directly or through a Convert node."""
     source = gather.input_value(1).get_node()
     while source.get_type_name() == "Convert":
         source = source.input_value(0).get_node()
     return bool(source.get_type_name() == "Parameter")
 
 
-def test_a_constant_is_read_as_it_lies_there(tmp_path: Path) -> None:
+def test_constant_is_read_as_stored(tmp_path: Path) -> None:
     source, folder = write(tmp_path)
     (table,) = (tensor for tensor in read_tensors(folder / IR_FILE, folder) if tensor.name == "table")
     np.testing.assert_array_equal(table.values(), table_of(source))
@@ -113,7 +115,7 @@ def table_of(source: Path) -> np.ndarray:
     return onnx.numpy_helper.to_array(tensors["table"])
 
 
-def test_the_session_tells_its_inputs_and_settings(tmp_path: Path) -> None:
+def test_session_reports_inputs_and_settings(tmp_path: Path) -> None:
     _, folder = write(tmp_path)
     session = get_runtime("openvino").open(folder, TARGET, threads=2)
     assert session.input_types == {"input_ids": TensorType("int64", (None, None))}
@@ -124,7 +126,7 @@ def test_the_session_tells_its_inputs_and_settings(tmp_path: Path) -> None:
         session.predict({"input_ids": np.full((1, 3), "word")})
 
 
-def test_what_is_not_whole_is_refused(tmp_path: Path) -> None:
+def test_incomplete_model_is_refused(tmp_path: Path) -> None:
     _, folder = write(tmp_path)
     weights = (folder / IR_FILE).with_suffix(".bin")
     whole = weights.read_bytes()
@@ -142,14 +144,14 @@ def test_what_is_not_whole_is_refused(tmp_path: Path) -> None:
         budget_of(folder)
 
 
-def test_operators_that_it_lacks_are_named() -> None:
+def test_unsupported_operators_are_named() -> None:
     node = onnx.helper.make_node("QuickGelu", ["x"], ["y"], domain="nowhere")
     graph = onnx_model([node], {"x": [1, 4]}, {"y": [1, 4]}, domains=["nowhere"])
     with pytest.raises(StageError, match=r"OpenVINO cannot read the graph.*QuickGelu"):
         to_openvino(graph, {}, "fp32")
 
 
-def test_a_graph_is_needed_for_the_same_bytes(tmp_path: Path) -> None:
+def test_same_graph_gives_the_same_bytes(tmp_path: Path) -> None:
     graph = OnnxModel.load(write(tmp_path)[0], "text-classification").graph
     once, twice = (to_openvino(graph, {}, "int8", 4) for _ in range(2))
     assert once == twice
@@ -175,7 +177,7 @@ except KeyboardInterrupt:
 """
 
 
-def test_ctrl_c_is_no_crash_after_models_were_closed_in_the_order_in_which_they_were_opened(tmp_path: Path) -> None:
+def test_interrupt_after_closing_models_in_order_is_no_crash(tmp_path: Path) -> None:
     _, folder = write(tmp_path)
     program = [sys.executable, "-c", INTERRUPTED, str(folder)]
     done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)

@@ -1,4 +1,4 @@
-"""Language models as OpenVINO's IR: transformers' answers, our integers, and opened by openvino-genai itself."""
+"""Tests of decoders as OpenVINO IR: logits are compared with transformers, and openvino-genai opens the folder."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def quantized(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
-    """Layers in 4 bits, the table, which is the head too, in 8."""
+    """Return a tiny Llama with 4-bit layers and an 8-bit table, which is also the head."""
     return quantize_tiny_llama(source, tmp_path_factory.mktemp("quantized"), table_bits=8)
 
 
 @pytest.fixture(scope="module")
 def written(quantized: QuantizedCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The quantized decoder's IR folder."""
+    """Return the IR folder of the quantized decoder."""
     return saved(write_decoder(quantized, "fp32", 8, random_ids(2, 16), TOLERANCE), tmp_path_factory.mktemp("written"))
 
 
@@ -67,7 +67,7 @@ def constants(folder: Path) -> dict[str, Any]:
     return {node.get_friendly_name(): node for node in model.get_ordered_ops() if node.get_type_name() == "Constant"}
 
 
-def test_integers_and_scales_are_those_of_the_checkpoint(written: Path, quantized: QuantizedCheckpoint) -> None:
+def test_integers_and_scales_match_the_checkpoint(written: Path, quantized: QuantizedCheckpoint) -> None:
     held, layer = constants(written), "model.layers.1.mlp.down_proj"
     for name, bits in ((layer, 4), ("model.embed_tokens", 8)):
         weight, stored = quantized.quantized(name), held[f"{name}.weight_Q{bits}"]
@@ -84,7 +84,7 @@ def test_integers_and_scales_are_those_of_the_checkpoint(written: Path, quantize
     assert joined.bytes * 2 == joined.parameters == 128 * 64
 
 
-def test_logits_are_those_of_transformers(written: Path, source: Checkpoint, quantized: QuantizedCheckpoint) -> None:
+def test_logits_match_transformers(written: Path, source: Checkpoint, quantized: QuantizedCheckpoint) -> None:
     assert model_file(written) == written / IR_FILE
     session = get_runtime("openvino").open(written, TARGET, 1)
     ids, module = random_ids(3, 20, seed=2), by_transformers(source, quantized)
@@ -111,7 +111,9 @@ def test_logits_are_those_of_transformers(written: Path, source: Checkpoint, qua
 
 
 @pytest.mark.parametrize("backend", ["PA", "SDPA"])
-def test_openvino_genai_says_what_torch_says(written: Path, backend: str, source: Checkpoint, quantized: Any) -> None:
+def test_openvino_genai_generates_the_tokens_of_torch(
+    written: Path, backend: str, source: Checkpoint, quantized: Any
+) -> None:
     genai = pytest.importorskip("openvino_genai")
     exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
     pipe = genai.LLMPipeline(str(written), "CPU", ATTENTION_BACKEND=backend, **exact)
@@ -153,7 +155,9 @@ def fail_to_open(*positional: Any, **named: Any) -> Any:
     [("genai.find_spec", lambda name: None), ("runtime.Pipeline", fail_to_open)],
     ids=["not installed", "cannot open"],
 )
-def test_without_openvino_genai(missing: tuple[str, Any], written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runtime_falls_back_without_openvino_genai(
+    missing: tuple[str, Any], written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(f"compress.formats.openvino.{missing[0]}", missing[1])
     session: Any = get_runtime("openvino").open(written, TARGET, 1)
     assert session.settings["runtime"].startswith("openvino ")
@@ -171,7 +175,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("family", todays(FAMILIES, 4, str))
-def test_other_families_are_proven_and_float_weights_become_eight_bits(family: str, tmp_path: Path) -> None:
+def test_other_families_are_verified_with_8_bit_weights(family: str, tmp_path: Path) -> None:
     config, reason = FAMILIES[family]
     decoder = write_decoder(save_decoder(tmp_path, config), "int8", 8, random_ids(2, 24), TOLERANCE)
     assert reason in decoder.unfused and bool(reason) == bool(decoder.unfused)
@@ -180,7 +184,7 @@ def test_other_families_are_proven_and_float_weights_become_eight_bits(family: s
     assert kinds == {"uint8"}
 
 
-def test_odd_bits_are_stored_in_the_next_width_with_the_same_bytes(source: Checkpoint, tmp_path: Path) -> None:
+def test_3_bit_weights_are_stored_as_4_bit_reproducibly(source: Checkpoint, tmp_path: Path) -> None:
     odd = quantize_tiny_llama(source, tmp_path / "odd", bits=3, table_bits=None)
     model, again = (write_decoder(odd, "int8", 8, random_ids(2, 16), TOLERANCE).model for _ in range(2))
     assert model.own == again.own and model.companions == again.companions
@@ -192,8 +196,8 @@ def test_odd_bits_are_stored_in_the_next_width_with_the_same_bytes(source: Check
 
 
 @pytest.mark.parametrize(("bits", "zeros"), [(2, False), (2, True), (4, True), (8, True)])
-def test_widths_and_zero_points_are_those_of_onnx_runtime(bits: int, zeros: bool, tmp_path: Path) -> None:
-    """Three blocks, so that a byte of zero points isn't full, and a table of 4 bits before."""
+def test_widths_and_zero_points_match_onnx_runtime(bits: int, zeros: bool, tmp_path: Path) -> None:
+    """Rows have three blocks, so that the last byte of zero points is not full, and a 4-bit table comes first."""
     chance, nodes = np.random.default_rng(bits), GraphBuilder()
 
     def drawn(rows: int, width: int) -> StoredWeight:
@@ -226,7 +230,9 @@ def test_widths_and_zero_points_are_those_of_onnx_runtime(bits: int, zeros: bool
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-2)
 
 
-def test_a_wrong_decoder_is_never_written(quantized: QuantizedCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoder_that_fails_verification_is_not_written(
+    quantized: QuantizedCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = decoders.read_stateful
 
     def with_other_scales(graph: Path) -> Any:

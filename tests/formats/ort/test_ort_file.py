@@ -1,4 +1,4 @@
-"""ONNX Runtime's own format: what is written opens, answers as the graph does, and is read back as it lies there."""
+"""Tests of ONNX Runtime's ORT format: outputs are compared with the ONNX graph, and stored tensors are read back."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def answers(folder: Path, target: str) -> np.ndarray:
     return get_runtime("onnxruntime").open(folder, TARGETS[target], threads=1).predict(IDS)["logits"]
 
 
-def test_it_answers_as_the_graph_does(source: Path, written: Path) -> None:
+def test_logits_match_the_onnx_graph(source: Path, written: Path) -> None:
     assert format_of(written) == "ort" and model_file(written) == written / ORT_FILE
     np.testing.assert_allclose(answers(written, "ort"), answers(source, "cpu"), atol=1e-5)
 
 
-def test_its_tensors_are_those_of_the_graph(source: Path, written: Path) -> None:
+def test_tensors_match_the_onnx_graph(source: Path, written: Path) -> None:
     expected = {part.name: numpy_helper.to_array(part) for part in onnx.load(model_file(source)).graph.initializer}
     stored_values = {part.name: part.values((written / ORT_FILE).read_bytes()) for part in graph_of(written).tensors}
     shared = expected.keys() & stored_values.keys()
@@ -75,14 +75,14 @@ def test_parameters_are_counted_as_in_the_graph(source: Path, written: Path) -> 
         assert tensor.values().shape == tensor.shape
 
 
-def test_the_operators_are_those_that_are_called(source: Path, written: Path) -> None:
+def test_operator_list_names_the_operators_of_the_graph(source: Path, written: Path) -> None:
     text = (written / OPERATORS_FILE).read_text()
     called = {node.op_type for node in graph_of(written).nodes}
     assert all(f"{operator}" in text for operator in called) and "#" not in text
     assert text.startswith("ai.onnx;")
 
 
-def test_what_opens_no_file_of_that_kind_is_said(written: Path, tmp_path: Path) -> None:
+def test_invalid_or_missing_ort_files_are_refused(written: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.ort"
     other.write_bytes(b"0000ONNXrest")
     with pytest.raises(ModelError, match="not in ONNX Runtime's format"):

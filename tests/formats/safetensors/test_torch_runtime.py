@@ -1,4 +1,4 @@
-"""transformers as a runtime: a folder's answers are those of its own class, whatever stage wrote it."""
+"""Tests of transformers as a runtime: outputs of a folder are compared with its own model class."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ TASKS: dict[str, tuple[Callable[[Path], Any], str, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_answers_are_those_of_transformers_row_by_row(tmp_path: Path, task: str) -> None:
+def test_outputs_match_transformers_row_by_row(tmp_path: Path, task: str) -> None:
     write, auto, names = TASKS[task]
     tmp_path.mkdir(exist_ok=True)
     write(tmp_path)
@@ -93,7 +93,7 @@ def test_the_answers_are_those_of_transformers_row_by_row(tmp_path: Path, task: 
             np.testing.assert_allclose(own_output, expected[name].numpy(), atol=2e-5)
 
 
-def test_a_plain_module_is_run_where_its_code_is_allowed(tmp_path: Path) -> None:
+def test_module_with_trusted_code_is_run(tmp_path: Path) -> None:
     model = channel_nets.plain()
     model.save(tmp_path)
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_a_plain_module_is_run_where_its_code_is_allowed(tmp_path: Path) -> None
 
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A checkpoint of 4-bit integers, table and all, and the float model that they stand for."""
+    """Return a checkpoint with 4-bit layers and table, and the float model with its dequantized weights."""
     folder = tmp_path_factory.mktemp("llama")
     source = save_tiny_llama(folder / "float")
     checkpoint = quantize_tiny_llama(source, folder / "integers")
@@ -117,7 +117,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     return folder / "integers", module
 
 
-def test_integers_are_made_float_once_and_the_runtime_says_so(quantized: tuple[Path, Any]) -> None:
+def test_quantized_weights_are_dequantized_once_and_reported(quantized: tuple[Path, Any]) -> None:
     folder, module = quantized
     session = opened(folder)
     with torch.no_grad():
@@ -128,7 +128,7 @@ def test_integers_are_made_float_once_and_the_runtime_says_so(quantized: tuple[P
     assert "few bits" in runtime.remark(folder) and runtime.remark(folder.parent / "float") is None  # type: ignore[attr-defined]
 
 
-def test_an_adapter_beside_the_integers_is_added(quantized: tuple[Path, Any], tmp_path: Path) -> None:
+def test_adapter_of_a_quantized_checkpoint_is_applied(quantized: tuple[Path, Any], tmp_path: Path) -> None:
     folder, module = quantized
     Checkpoint(folder).save(tmp_path)
     adapted = transformers.AutoModelForCausalLM.from_config(module.config)
@@ -145,7 +145,7 @@ MAMBA = {"hidden_size": 32, "state_size": 4, "num_hidden_layers": 2, "vocab_size
 
 
 @pytest.mark.parametrize("family", ["llama", "mamba"])
-def test_tokens_are_those_of_generate_and_a_step_reads_one(tmp_path: Path, family: str) -> None:
+def test_cached_greedy_tokens_match_generate(tmp_path: Path, family: str) -> None:
     if family == "mamba":
         torch.manual_seed(0)
         transformers.MambaForCausalLM(transformers.MambaConfig(**MAMBA)).save_pretrained(tmp_path)
@@ -159,7 +159,7 @@ def test_tokens_are_those_of_generate_and_a_step_reads_one(tmp_path: Path, famil
     assert decoder.cached and decoder.vocabulary == 160
 
 
-def test_what_is_heard_is_what_generate_hears(tmp_path: Path) -> None:
+def test_transcription_matches_generate(tmp_path: Path) -> None:
     write_tiny_whisper(tmp_path)
     features = np.random.default_rng(3).normal(size=(2, 8, 2 * FRAMES)).astype(np.float32)
     transcribed = opened(tmp_path).predict({"input_features": features})
@@ -171,7 +171,7 @@ def test_what_is_heard_is_what_generate_hears(tmp_path: Path) -> None:
         assert [token for token in tokens.tolist() if token >= 0] == expected
 
 
-def test_what_cannot_be_run_is_named(tmp_path: Path) -> None:
+def test_invalid_input_and_unknown_architectures_are_named(tmp_path: Path) -> None:
     tiny_run.write_model(tmp_path, tiny_run.LABELS)
     with pytest.raises(InputError, match="lacks the model's input input_ids"):
         opened(tmp_path).predict({})
@@ -182,7 +182,7 @@ def test_what_cannot_be_run_is_named(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
-def test_the_processs_threads_are_its_own_again_once_the_session_is_gone(tmp_path: Path) -> None:
+def test_thread_count_is_restored_after_the_session(tmp_path: Path) -> None:
     tiny_run.write_model(tmp_path, tiny_run.LABELS)
     threads_before = torch.get_num_threads()
     session = get_runtime(TARGET.runtime).open(tmp_path, TARGET, threads=threads_before + 1)
@@ -191,7 +191,7 @@ def test_the_processs_threads_are_its_own_again_once_the_session_is_gone(tmp_pat
     assert torch.get_num_threads() == threads_before
 
 
-def test_of_a_task_of_several_kinds_it_is_the_models_own(tmp_path: Path) -> None:
+def test_ctc_model_has_the_ctc_task(tmp_path: Path) -> None:
     make = functools.partial(tiny_sounds.waves, "Wav2Vec2", masked=False, ending="CTC")
     folder = tiny_sounds.write_model(tmp_path, make, letters=True)
     assert task_of_folder(folder) is automatic_speech_recognition.CTC_TASK

@@ -1,4 +1,4 @@
-"""Attention found in graphs of other people's forms: what is left computes the same, and nothing else is touched."""
+"""Tests of attention fusion: fused graphs compute the same as unfused ones, and other nodes stay unchanged."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ THREE_END = [
 
 
 def model_of(steps: list[str], outputs: tuple[str, ...] = ("y",)) -> ir.Model:
-    """A graph of nodes in ONNX's textual form."""
+    """Return a graph built from nodes in ONNX's textual form."""
     generator = np.random.default_rng(0)
     integers = {
         "split": [0, 0, HEADS, SIZE], "merge": [0, 0, WIDTH], "three": [BATCH * HEADS, LENGTH, SIZE],
@@ -121,7 +121,7 @@ def fused(model: ir.Model) -> tuple[int, Counter[str]]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_each_form_becomes_one_operator_that_computes_the_same(form: str):
+def test_each_attention_form_is_fused_into_one_equal_operator(form: str):
     model = model_of(whole(form))
     expected = run(model_of(whole(form)), **feed())
     assert count_unfused(model) == 1
@@ -146,21 +146,21 @@ OTHER_SOFTMAXES = {
 
 
 @pytest.mark.parametrize("form", OTHER_SOFTMAXES)
-def test_other_softmaxes_are_left_alone(form: str):
+def test_softmax_without_attention_is_unchanged(form: str):
     model = model_of(*OTHER_SOFTMAXES[form])
     original = ir.to_proto(model).SerializeToString()
     assert find_attention(model) == 0
     assert ir.to_proto(model).SerializeToString() == original
 
 
-def test_values_that_are_scaled_stay_scaled():
+def test_scaled_values_stay_scaled_after_fusion():
     steps = [*FORMS["padding"], "v_scaled = Mul(v_heads, half)", END[0], "context = MatMul(weights, v_scaled)", *AFTER]
     model, expected = model_of(steps), run(model_of(steps), **feed())
     fused(model)
     np.testing.assert_allclose(run(model, **feed()), expected, atol=1e-5)
 
 
-def test_a_row_that_is_no_mask_is_left_alone():
+def test_added_row_that_is_no_mask_prevents_fusion():
     # One row for all queries, made of the scores of other ones.
     steps = [*FOUR, "others = MatMul(v_heads, k_heads)", "row = ReduceMean<keepdims=1>(others, axes_1_2)"]
     steps += ["total = Add(scores, row)", *END]
@@ -175,7 +175,7 @@ def heads(count: int = 2, length: int = 5, keys: int = 5, size: int = 4, seed: i
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
-def test_the_definition_is_that_of_torch(causal: bool, padded: bool, biased: bool):
+def test_reference_attention_matches_torch(causal: bool, padded: bool, biased: bool):
     query, key, value = (heads(seed=seed) for seed in range(3))
     padding = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]) if padded else None
     bias = torch.randn(1, 2, 5, 5, generator=torch.Generator().manual_seed(9)) if biased else None
@@ -189,8 +189,8 @@ def test_the_definition_is_that_of_torch(causal: bool, padded: bool, biased: boo
     torch.testing.assert_close(actual.transpose(1, 2), expected)
 
 
-def keeping() -> tuple[AttentionHooks, list[AttentionInputs]]:
-    """A plug, and what each call hands to its operator."""
+def recording_hooks() -> tuple[AttentionHooks, list[AttentionInputs]]:
+    """Return attention hooks and a list that collects the inputs of each attention call."""
     calls: list[AttentionInputs] = []
 
     def keep(inputs: AttentionInputs) -> torch.Tensor:
@@ -201,8 +201,8 @@ def keeping() -> tuple[AttentionHooks, list[AttentionInputs]]:
 
 
 def calls_of(module: Any, given: Examples) -> list[AttentionInputs]:
-    """The arguments of each call of the operator on a padded batch."""
-    hooks, calls = keeping()
+    """Return the arguments of each attention call on a padded batch."""
+    hooks, calls = recording_hooks()
     batch = {name: torch.from_numpy(array) for name, array in given.batch([0, 1, 2]).items() if name in given.padding}
     with use_attention_functions(module, hooks.attend, hooks.mask), torch.no_grad():
         module(**batch)
@@ -231,7 +231,7 @@ WINDOWS = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [2], "n
 
 
 def model_of_kind(kind: str, changes: dict[str, Any], noise: float = 0.2) -> Any:
-    """A classifier whose norms are off 1 and biases off 0."""
+    """Return a random classifier whose norm weights are not 1 and whose biases are not 0."""
     config = AutoConfig.for_model(kind, **changes, num_labels=3)
     auto = AutoModelForImageClassification if "image_size" in changes else AutoModelForSequenceClassification
     torch.manual_seed(0)
@@ -260,7 +260,7 @@ def images(count: int, seed: int = 0) -> Examples:
 SOME_TEXTS = texts([3, 17, 9, 12])
 
 
-def test_windows_causes_and_groups_are_told_apart():
+def test_windowed_causal_and_grouped_attention_are_distinguished():
     local = model_of_kind("modernbert", TEXT | WINDOWED)
     assert [(call.padding is None, call.bias is None) for call in calls_of(local, SOME_TEXTS)] == [
         (False, True),
@@ -274,12 +274,12 @@ def test_windows_causes_and_groups_are_told_apart():
     assert check_attention(causal, SOME_TEXTS) == ""
 
 
-def test_a_soft_cap_is_computed():
+def test_attention_with_soft_cap_is_not_fused():
     module = model_of_kind("gemma2", DECODER | {"attn_logit_softcapping": 5.0, "sliding_window": 64})
     assert check_attention(module, SOME_TEXTS) == "" and calls_of(module, SOME_TEXTS) == []
 
 
-def test_a_model_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch):
+def test_model_with_different_attention_is_reported(monkeypatch: pytest.MonkeyPatch):
     from transformers.models.bert import modeling_bert
 
     model = tiny.encoder("bert")
@@ -294,7 +294,7 @@ def test_a_model_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPat
     assert "its answers differ" in check_attention(model.module, encoded)
 
 
-def test_models_are_as_they_were_afterwards():
+def test_attention_implementation_is_restored_after_an_error():
     module = tiny.encoder("bert").module
     implementations = [part.config._attn_implementation for part in module.modules() if hasattr(part, "config")]
     hooks = AttentionHooks(reference_attention)
@@ -321,8 +321,8 @@ def family_model(name: str) -> TorchModel:
     return TorchModel(model_of_kind(name, FAMILIES[name][0], noise=0.1), None)
 
 
-def test_bytes_do_not_hang_on_what_strings_hash_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ModernBERT goes over a set of its kinds of layers, whose order is another in every process."""
+def test_output_bytes_do_not_depend_on_hash_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ModernBERT iterates over a set of its layer types, whose order differs from process to process."""
 
     class Reversed(set):
         def __iter__(self):
@@ -338,7 +338,7 @@ def test_bytes_do_not_hang_on_what_strings_hash_to(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in FAMILIES])
-def test_every_attention_is_one_operator_and_equal_to_torch(name: str):
+def test_every_attention_is_fused_and_matches_torch(name: str):
     model, (_, operator, count) = family_model(name), FAMILIES[name]
     pictures = name == "swin"
     exported = export_onnx(model, images(3) if pictures else texts([4, 9, 17]), None, fusions=True)

@@ -1,4 +1,4 @@
-"""The files beside a decoder's graph, and the proof that it computes what torch does."""
+"""Tests of exported decoder folders: companion files, and the verification of the graph against torch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def save(model: OnnxModel, folder: Path) -> Path:
     return folder
 
 
-def test_the_folder_opens_in_transformers_and_keeps_the_chat_template(tmp_path) -> None:
+def test_folder_loads_in_transformers_with_chat_template(tmp_path) -> None:
     source = with_generation(save_tiny_llama(tmp_path / "source"))
     folder = save(export_decoder(source), tmp_path / "out")
     assert [path.name for path in (folder / "onnx").iterdir()] == ["model.onnx"]
@@ -56,7 +56,7 @@ def test_the_folder_opens_in_transformers_and_keeps_the_chat_template(tmp_path) 
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2, 5]
 
 
-def test_a_quantized_folder_says_nothing_of_gptq_and_leaves_the_tables_behind(tmp_path) -> None:
+def test_quantized_folder_has_no_gptq_config_or_safetensors(tmp_path) -> None:
     source = save_tiny_llama(tmp_path / "source")
     folder = save(export_decoder(quantize_tiny_llama(source, tmp_path / "quantized")), tmp_path / "out")
     assert [path.name for path in (folder / "onnx").iterdir()] == ["model_q4.onnx"]
@@ -77,7 +77,7 @@ def test_inspect_counts_every_parameter_once(bits: int, table_bits: int, dtype: 
     assert (table.parameters, table.dtype) == (160 * 64, dtype)
 
 
-def test_genai_is_told_where_the_graph_lies_and_when_to_stop(tmp_path) -> None:
+def test_genai_config_names_graph_and_stop_tokens(tmp_path) -> None:
     source = with_generation(save_tiny_llama(tmp_path / "source"))
     config = json.loads(export_decoder(source).companions["genai_config.json"])
     decoder = config["model"].pop("decoder")
@@ -96,7 +96,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(tmp_path) -> None:
     assert first.companions == again.companions
 
 
-def test_large_weights_lie_beside_the_graph_and_stay_in_memory(tmp_path, monkeypatch) -> None:
+def test_large_weights_are_saved_as_external_data(tmp_path, monkeypatch) -> None:
     source = save_tiny_llama(tmp_path / "source")
     plain = export_decoder(source)
     for module in (onnx_model, __import__("compress.formats.onnx.decoder.export", fromlist=["x"])):
@@ -112,7 +112,7 @@ def test_large_weights_lie_beside_the_graph_and_stay_in_memory(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("last_token_only", [False, True])
-def test_a_true_graph_is_proven(last_token_only: bool, tmp_path) -> None:
+def test_correct_graph_passes_verification(last_token_only: bool, tmp_path) -> None:
     checkpoint = save_tiny_llama(tmp_path)
     model = export_decoder(checkpoint, GraphSettings(last_token_only=last_token_only))
     parity = verify_decoder(model, checkpoint, WINDOWS, 1e-3, 0.1)
@@ -120,7 +120,7 @@ def test_a_true_graph_is_proven(last_token_only: bool, tmp_path) -> None:
     assert (parity.rounding, parity.agreement) == (0.0, 1.0)
 
 
-def test_rounding_is_told_apart_from_a_wrong_graph(tmp_path) -> None:
+def test_rounding_is_reported_apart_from_the_difference(tmp_path) -> None:
     quantized = quantize_tiny_llama(save_tiny_llama(tmp_path / "source"), tmp_path / "quantized")
     model = export_decoder(quantized)
     parity = verify_decoder(model, quantized, WINDOWS, 1e-3, 0.1)
@@ -136,7 +136,7 @@ def test_rounding_is_told_apart_from_a_wrong_graph(tmp_path) -> None:
     ("operator", "attribute", "value"),
     [("GroupQueryAttention", "local_window_size", 4), ("SimplifiedLayerNormalization", "epsilon", 1.0)],
 )
-def test_a_wrong_graph_is_found_out(operator: str, attribute: str, value: float, tmp_path) -> None:
+def test_wrong_graph_fails_verification(operator: str, attribute: str, value: float, tmp_path) -> None:
     checkpoint = save_tiny_llama(tmp_path)
     model = export_decoder(checkpoint)
     node = next(node for node in model.graph.graph.node if node.op_type == operator)
@@ -146,7 +146,7 @@ def test_a_wrong_graph_is_found_out(operator: str, attribute: str, value: float,
         verify_decoder(model, checkpoint, WINDOWS, 1e-3, 0.1)
 
 
-def test_a_weight_that_is_not_finite_is_found_out(tmp_path) -> None:
+def test_weight_that_is_not_finite_fails_verification(tmp_path) -> None:
     checkpoint = save_tiny_llama(tmp_path)
     model = export_decoder(checkpoint)
     (tensor,) = (tensor for tensor in model.graph.graph.initializer if tensor.name == "model.norm.weight")
@@ -171,7 +171,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def saved(kind: str, folder: Any, fields: dict[str, Any]) -> Checkpoint:
-    """A model whose norms are off 1 and biases off 0, and whose logits spread."""
+    """Save a random encoder-decoder whose norm weights are not 1, biases not 0 and logits well spread."""
     torch.manual_seed(0)
     model = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(kind, **fields)).float().eval()
     with torch.no_grad():
@@ -186,7 +186,7 @@ def saved(kind: str, folder: Any, fields: dict[str, Any]) -> Checkpoint:
 
 
 def some_texts() -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Two rows of which one is padded, and where their answers begin."""
+    """Return encoder inputs [2, 11], of which one row is padded, and the decoder's start tokens [2, 1]."""
     ids = np.random.default_rng(0).integers(4, 96, (2, 11))
     mask = np.ones_like(ids)
     ids[1, 6:], mask[1, 6:] = 0, 0
@@ -194,7 +194,7 @@ def some_texts() -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_each_family_equals_torch_over_a_prompt_and_ten_tokens(kind: str, tmp_path) -> None:
+def test_each_family_matches_torch_over_prompt_and_ten_tokens(kind: str, tmp_path) -> None:
     checkpoint = saved(kind, tmp_path, FAMILIES[kind])
     model = export_encoder_decoder(checkpoint)
     inputs, start = some_texts()

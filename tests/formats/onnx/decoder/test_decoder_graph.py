@@ -1,4 +1,4 @@
-"""Decoders traced through transformers' modules, against the same weights in transformers."""
+"""Tests of decoder graphs traced from transformers' modules: logits are compared with those of transformers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FP32 = GraphSettings(accuracy_level=1)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_each_architecture_equals_transformers(name: str, tmp_path) -> None:
+def test_each_architecture_matches_transformers(name: str, tmp_path) -> None:
     checkpoint = save_decoder(tmp_path, CONFIGS[name])
     ids = random_ids(2, 21)
     expected = logits_of(by_transformers(checkpoint), ids)
@@ -51,7 +51,7 @@ def test_each_architecture_equals_transformers(name: str, tmp_path) -> None:
         np.testing.assert_allclose(logits[:, 0], expected[:, position], **EXACT)
 
 
-def test_names_and_shapes_are_those_that_clients_expect(tmp_path) -> None:
+def test_names_and_shapes_follow_client_conventions(tmp_path) -> None:
     graph = Graph(export_decoder(save_tiny_llama(tmp_path)).graph)
     cache = [f"{layer}.{kind}" for layer in range(2) for kind in ("key", "value")]
     assert graph.inputs == {
@@ -62,7 +62,7 @@ def test_names_and_shapes_are_those_that_clients_expect(tmp_path) -> None:
     assert graph.outputs == ["logits", *(f"present.{name}" for name in cache)]
 
 
-def test_rows_padded_on_the_right_are_read_and_go_on_as_if_alone(tmp_path) -> None:
+def test_right_padded_rows_match_unpadded_rows(tmp_path) -> None:
     checkpoint = save_decoder(tmp_path, CONFIGS["llama"])
     graph, module = Graph(export_decoder(checkpoint).graph), by_transformers(checkpoint)
     ids = random_ids(2, 9)
@@ -79,7 +79,7 @@ def test_rows_padded_on_the_right_are_read_and_go_on_as_if_alone(tmp_path) -> No
         np.testing.assert_allclose(logits[1, 0], logits_of(module, alone)[0, -1], **EXACT)
 
 
-def test_padding_on_the_left_is_refused_by_name(tmp_path) -> None:
+def test_left_padding_is_refused(tmp_path) -> None:
     graph = Graph(export_decoder(save_tiny_llama(tmp_path)).graph)
     mask = np.ones((2, 6), np.int64)
     mask[1, :2] = 0
@@ -88,7 +88,7 @@ def test_padding_on_the_left_is_refused_by_name(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_quantized_checkpoint_equals_torch_with_the_weights_it_stands_for(name: str, tmp_path) -> None:
+def test_quantized_checkpoint_matches_torch_with_dequantized_weights(name: str, tmp_path) -> None:
     source = save_decoder(tmp_path / "source", CONFIGS[name])
     quantized = quantize_tiny_llama(source, tmp_path / "quantized", group_size=32)
     ids = random_ids(2, 21)
@@ -100,7 +100,7 @@ def test_a_quantized_checkpoint_equals_torch_with_the_weights_it_stands_for(name
 
 
 def check_exact(source: Checkpoint, quantized: Any) -> None:
-    """The graph of a quantized checkpoint answers as torch does with the weights it stands for."""
+    """Check that the graph of a quantized checkpoint matches torch with the dequantized weights."""
     ids = random_ids(2, 9)
     logits, _ = Graph(export_decoder(quantized, FP32).graph).run(ids)
     np.testing.assert_allclose(logits, logits_of(by_transformers(source, quantized), ids), **EXACT)
@@ -116,12 +116,12 @@ MIXED = (("q_proj", 8), ("k_proj", 3), ("v_proj", 5), ("gate_proj", 6), ("down_p
         ("llama with biases", (("lm_head", 4), ("embed_tokens", 8))),
     ],
 )
-def test_bits_mixed_within_a_layer_and_a_separate_head(name: str, bits: Any, tmp_path) -> None:
+def test_mixed_bits_within_a_layer_and_untied_head(name: str, bits: Any, tmp_path) -> None:
     source = save_decoder(tmp_path, CONFIGS[name])
     check_exact(source, FewBitsCheckpoint(source.folder, bits))
 
 
-def test_nothing_is_stored_that_no_node_reads(tmp_path) -> None:
+def test_no_unused_initializers_are_stored(tmp_path) -> None:
     source = save_decoder(tmp_path, CONFIGS["llama with biases"])
     for bits in ((("_proj", 4),), (("q_proj", 8), ("k_proj", 3), ("gate_proj", 6))):
         graph = export_decoder(FewBitsCheckpoint(source.folder, bits)).graph.graph
@@ -138,15 +138,15 @@ def test_nothing_is_stored_that_no_node_reads(tmp_path) -> None:
         {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
     ],
 )
-def test_what_the_attention_kernel_lacks_is_traced_as_it_is(changes: dict[str, object], tmp_path) -> None:
-    """An activation, heads that cannot be rotated there, heads that it cannot take at all, and half a rotation."""
+def test_attention_unsupported_by_the_kernel_is_traced_unfused(changes: dict[str, object], tmp_path) -> None:
+    """Cases: an activation, head sizes that the kernel cannot rotate or take at all, partial rotary embeddings."""
     checkpoint = save_decoder(tmp_path, LlamaConfig(**{**CONFIGS["llama"].to_dict(), **changes}))
     ids = random_ids(2, 9)
     whole, _ = Graph(export_decoder(checkpoint).graph).run(ids)
     np.testing.assert_allclose(whole, logits_of(by_transformers(checkpoint), ids), **EXACT)
 
 
-def test_a_model_with_a_cache_of_its_own_is_refused_by_name(tmp_path) -> None:
+def test_model_with_its_own_cache_class_is_refused(tmp_path) -> None:
     config = RwkvConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, context_length=64)
     RwkvForCausalLM(config).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="RwkvForCausalLM cannot be written as an ONNX decoder") as error:
@@ -197,7 +197,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def save(kind: str, fields: dict[str, Any], folder: Path) -> tuple[Checkpoint, PreTrainedModel]:
-    """A model whose norms are off 1 and biases off 0, and whose logits spread."""
+    """Save a random decoder whose norm weights are not 1, biases not 0 and logits well spread."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **fields)).float().eval()
     with torch.no_grad():
@@ -216,7 +216,7 @@ def some_ids(length: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_each_family_equals_torch_and_says_what_is_not_fused(kind: str, tmp_path) -> None:
+def test_each_family_matches_torch_and_reports_unfused_attention(kind: str, tmp_path) -> None:
     fields, unfused = FAMILIES[kind]
     checkpoint, _ = save(kind, fields, tmp_path)
     # Past two chunks of Mamba's 8.
@@ -228,7 +228,7 @@ def test_each_family_equals_torch_and_says_what_is_not_fused(kind: str, tmp_path
     assert attentions == (0 if unfused else 2 - states)
 
 
-def test_one_block_of_each_kind_is_traced_and_all_are_written(tmp_path) -> None:
+def test_one_block_per_layer_type_is_traced_and_all_are_exported(tmp_path) -> None:
     kinds = ["sliding_attention", "sliding_attention", "full_attention"] * 2
     fields = {**SIZES, "num_hidden_layers": 6, "sliding_window": 5, "layer_types": kinds}
     checkpoint, _ = save("gemma3_text", fields, tmp_path)
@@ -241,7 +241,7 @@ def test_one_block_of_each_kind_is_traced_and_all_are_written(tmp_path) -> None:
     assert {f"past_key_values.{layer}.key" for layer in range(6)} <= names
 
 
-def test_states_of_convolutions_go_from_token_to_token(tmp_path) -> None:
+def test_convolution_states_are_carried_between_tokens(tmp_path) -> None:
     checkpoint, model = save("lfm2", FAMILIES["lfm2"][0], tmp_path)
     exported = export_verified_decoder(checkpoint, GraphSettings(), some_ids(12), 1e-3, 0.2).model
     name = "CPUExecutionProvider"
@@ -252,8 +252,8 @@ def test_states_of_convolutions_go_from_token_to_token(tmp_path) -> None:
     assert "past_conv.0" in {entry.name for entry in graph.get_inputs()}
 
 
-def test_a_quantized_table_keeps_the_scale_of_its_class(tmp_path) -> None:
-    """Gemma multiplies its embeddings; integers in their place are multiplied too, in torch as in the graph."""
+def test_quantized_embeddings_keep_gemmas_scale(tmp_path) -> None:
+    """Gemma multiplies its embeddings by sqrt(hidden size), which must also hold for quantized embeddings."""
     checkpoint, _ = save("gemma2", FAMILIES["gemma2"][0], tmp_path)
     few = FewBitsCheckpoint(checkpoint.folder, (("embed_tokens", 4), ("_proj", 4)))
     verified = export_verified_decoder(few, GraphSettings(accuracy_level=1), some_ids(12), 1e-3, 0.2)
@@ -263,8 +263,8 @@ def test_a_quantized_table_keeps_the_scale_of_its_class(tmp_path) -> None:
     torch.testing.assert_close(module.get_input_embeddings()(torch.arange(5)), expected)
 
 
-def test_a_graph_that_holds_for_one_length_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a node for its scan Mamba's first kind goes from token to token in Python, which a trace unrolls."""
+def test_graph_valid_for_one_length_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an ONNX node for its scan, Mamba loops over tokens in Python, which tracing unrolls for one length."""
     monkeypatch.setattr("compress.formats.onnx.decoder.apply_patches._SELECTIVE_SCANS", "")
     checkpoint, _ = save("mamba", {**SIZES, "state_size": 4}, tmp_path)
     with pytest.raises(IntegrityError, match="does not run on 12 tokens after 0"):

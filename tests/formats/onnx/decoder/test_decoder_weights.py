@@ -1,4 +1,4 @@
-"""Quantized weights in the kernels' bytes, against the kernels themselves and against bytes packed by hand."""
+"""Tests of packed quantized weights: kernels and expanded graphs are compared with the dequantized weights."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def weight(rows: int, columns: int, bits: int, group_size: int, symmetric: bool,
 
 
 def kernel(operator: str, stored: StoredWeight, given: np.ndarray, **attributes: int) -> np.ndarray:
-    """The output of ONNX Runtime's kernel for ``given`` and the stored weight."""
+    """Return the output of ONNX Runtime's kernel for the input ``given`` and the stored weight."""
     integers = stored.integers() if operator == "MatMulNBits" else stored.integers().reshape(stored.rows, -1)
     stores = {"b": integers, "s": stored.scales.astype(np.float32)}
     zeros = stored.packed_zero_points()
@@ -79,7 +79,7 @@ def kernel(operator: str, stored: StoredWeight, given: np.ndarray, **attributes:
         (4, 72, 32),
     ],
 )
-def test_the_kernels_read_the_same_weights(bits: int, columns: int, group_size: int, symmetric: bool) -> None:
+def test_kernels_read_the_dequantized_weights(bits: int, columns: int, group_size: int, symmetric: bool) -> None:
     quantized = weight(24, columns, bits, group_size, symmetric)
     stored = store(quantized, "w")
     expected = quantized.dequantize().numpy()
@@ -93,7 +93,7 @@ def test_the_kernels_read_the_same_weights(bits: int, columns: int, group_size: 
 
 
 @pytest.mark.parametrize("bits", [3, 5, 6, 7])
-def test_planes_hold_no_bit_more_and_are_joined_again(bits: int) -> None:
+def test_bit_planes_are_compact_and_join_exactly(bits: int) -> None:
     values = np.random.default_rng(bits).integers(0, 1 << bits, (5, 32)).astype(np.uint8)
     planes = split_planes(values, bits)
     assert sum(plane.nbytes for plane in planes) == 5 * 32 * bits // 8
@@ -104,7 +104,7 @@ def test_planes_hold_no_bit_more_and_are_joined_again(bits: int) -> None:
     np.testing.assert_array_equal(actual, values)
 
 
-def test_groups_that_no_block_fits_are_refused() -> None:
+def test_group_sizes_without_matching_block_are_refused() -> None:
     with pytest.raises(ModelError, match="Groups of 24") as error:
         store(weight(4, 48, 4, 24, True), "model.layers.0.mlp.up_proj")
     assert error.value.where == "model.layers.0.mlp.up_proj"
@@ -115,14 +115,14 @@ EXPANDED = GraphSettings(expand_on_load=True)
 
 
 def few_bits(folder: Path, name: str, bits: int = 4) -> FewBitsCheckpoint:
-    """Every matrix of a tiny decoder in so many bits."""
+    """Return a tiny decoder with every matrix quantized to ``bits``."""
     modules = ("_proj", "embed_tokens", "lm_head")
     return FewBitsCheckpoint(save_decoder(folder, CONFIGS[name]).folder, tuple((module, bits) for module in modules))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("name", ["llama", "llama with biases", "mistral", "qwen2", "qwen3"])
-def test_a_prompt_and_single_tokens_equal_torch(name: str, bits: int, tmp_path: Path) -> None:
+def test_expanded_prompt_and_single_tokens_match_torch(name: str, bits: int, tmp_path: Path) -> None:
     few, ids = few_bits(tmp_path, name, bits), random_ids(2, 17)
     expected = logits_of(by_transformers(few, few), ids)
     exported = export_decoder(few, EXPANDED)
@@ -139,7 +139,7 @@ def test_a_prompt_and_single_tokens_equal_torch(name: str, bits: int, tmp_path: 
 @pytest.mark.parametrize(
     ("bits", "columns", "group_size"), [(3, 96, 32), (4, 100, 32)], ids=["three bits", "a block too long"]
 )
-def test_what_does_not_fit_is_refused_by_name(bits: int, columns: int, group_size: int) -> None:
+def test_weights_that_cannot_be_expanded_are_refused(bits: int, columns: int, group_size: int) -> None:
     quantized = weight(24, 128, bits, group_size, True, seed=bits)
     quantized = QuantizedWeight(
         quantized.integers[:, :columns], quantized.scales, quantized.zero_points, bits, group_size
@@ -168,7 +168,7 @@ IDS = (np.arange(48).reshape(2, 24) * 3) % 150
 
 
 def adapted(tmp_path: Path, *targets: str, quantized: bool = True, **fields: object) -> Checkpoint:
-    """A checkpoint with an adapter beside its files; peft makes none for a head that is tied."""
+    """Return a checkpoint with a LoRA adapter; the head is untied if adapted, since peft cannot adapt a tied head."""
     source = save_tiny_llama(tmp_path / "source", tie_word_embeddings="lm_head" not in targets)
     checkpoint = quantize_tiny_llama(source, tmp_path / "quantized") if quantized else source
     module = TorchModel.load(source.folder, get_task("text-generation")).module
@@ -178,7 +178,7 @@ def adapted(tmp_path: Path, *targets: str, quantized: bool = True, **fields: obj
 
 @pytest.mark.parametrize("quantized", [True, False])
 @pytest.mark.parametrize("targets", [("q_proj", "v_proj", "down_proj"), ("k_proj", "gate_proj"), ("lm_head",)])
-def test_the_graph_answers_as_peft_does(tmp_path: Path, targets: tuple[str, ...], quantized: bool) -> None:
+def test_graph_with_adapter_matches_peft(tmp_path: Path, targets: tuple[str, ...], quantized: bool) -> None:
     checkpoint = adapted(tmp_path, *targets, quantized=quantized)
     model = export_decoder(checkpoint, GraphSettings(accuracy_level=1))
     base = load_quantized_module(checkpoint)
@@ -191,12 +191,12 @@ def test_the_graph_answers_as_peft_does(tmp_path: Path, targets: tuple[str, ...]
     assert verify_decoder(model, checkpoint, IDS, 1e-2, 0.1).difference < 1e-2
 
 
-def test_adapters_that_are_more_than_products_are_refused(tmp_path: Path) -> None:
+def test_dora_adapters_are_refused(tmp_path: Path) -> None:
     checkpoint = adapted(tmp_path, "q_proj", quantized=False, use_dora=True)
     with pytest.raises(ModelError, match="more than a product"):
         low_rank(checkpoint)
 
 
-def test_gguf_does_not_drop_an_adapter_in_silence(tmp_path: Path) -> None:
+def test_gguf_refuses_checkpoints_with_adapter(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="has an adapter, which GGUF keeps in a file of its own"):
         plan_gguf(adapted(tmp_path, "q_proj"))

@@ -1,4 +1,4 @@
-"""Static INT8 of convolutional nets: integers from the first convolution to the last product, and the right numbers."""
+"""Tests of static INT8 quantization of convolutional networks: kernels, and outputs compared with references."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def weight(seed: int, *shape: int) -> np.ndarray:
 
 
 def network(activation: str = "Relu") -> onnx.ModelProto:
-    """Convolution, depthwise convolution with a residual, pooling, and a product: what mobile nets are made of."""
+    """Return a MobileNet-like graph: convolution, depthwise convolution with residual, pooling and a linear layer."""
     arrays = {
         **{"w0": weight(0, CHANNELS, 3, 3, 3), "b0": weight(1, CHANNELS, 1)[:, 0]},
         **{"w1": weight(2, CHANNELS, 1, 3, 3), "b1": weight(3, CHANNELS, 1)[:, 0]},
@@ -73,7 +73,7 @@ def error(graph: onnx.ModelProto, whole: onnx.ModelProto) -> float:
 
 @pytest.mark.parametrize("activation", ["Relu", "Clip"])
 @pytest.mark.full_range
-def test_a_net_of_convolutions_is_integers_from_end_to_end(activation: str, tmp_path: Path):
+def test_convolutional_network_uses_integer_kernels_throughout(activation: str, tmp_path: Path):
     whole = network(activation)
     graph = StaticQuantizer(whole, images(), PLAIN).quantize()
     kernel_names = kernels(graph, tmp_path)
@@ -85,7 +85,7 @@ def test_a_net_of_convolutions_is_integers_from_end_to_end(activation: str, tmp_
     assert 0 < error(graph, whole) < 0.15
 
 
-def test_a_convolution_alone_among_floats_keeps_its_neighbours_float(tmp_path: Path):
+def test_single_quantized_convolution_keeps_neighbours_float(tmp_path: Path):
     quantizer = StaticQuantizer(network(), images(), PLAIN)
     kernel_names = kernels(quantizer.quantize(float_layers=("depthwise", "pointwise", "classifier")), tmp_path)
     names = ("QLinearConv", "QLinearAdd", "QLinearGlobalAveragePool")
@@ -94,7 +94,7 @@ def test_a_convolution_alone_among_floats_keeps_its_neighbours_float(tmp_path: P
 
 
 @pytest.mark.full_range(own_kernels=True)
-def test_a_layer_that_is_kept_between_integers_is_not_rounded_by_the_runtime(tmp_path: Path):
+def test_float_layer_between_integer_layers_is_not_rounded(tmp_path: Path):
     graph = StaticQuantizer(network(), images(2), PLAIN).quantize(float_layers=("depthwise",))
     kernel_names = kernels(graph, tmp_path)
     assert kernel_names["QLinearConv"] == 2 and kernel_names["Conv"] + kernel_names["FusedConv"] == 1
@@ -106,7 +106,7 @@ def test_a_layer_that_is_kept_between_integers_is_not_rounded_by_the_runtime(tmp
     assert np.abs(run(graph, images(1)) - plain).max() < 0.02 * plain.std()
 
 
-def test_what_has_no_integer_kernel_stays_float(tmp_path: Path):
+def test_operators_without_integer_kernel_stay_float(tmp_path: Path):
     arrays = {"a": weight(0, 16, 3, 3, 3), "b": weight(1, 16, 16, 3, 3), "c": weight(2, 8, 16, 3, 3)}
     nodes = [
         helper.make_node("Conv", ["x", "a"], ["p"], name="first"),
@@ -127,7 +127,7 @@ def test_what_has_no_integer_kernel_stays_float(tmp_path: Path):
 
 
 @pytest.mark.full_range
-def test_a_convolution_is_what_its_integers_say():
+def test_quantized_convolution_matches_numpy():
     x, kernel = images(1)[0]["x"], weight(0, CHANNELS, 3, 3, 3)
     node = helper.make_node("Conv", ["x", "w"], ["y"], name="only")
     model = onnx_model([node], {"x": None}, {"y": None}, {"w": kernel})
@@ -144,7 +144,7 @@ def test_a_convolution_is_what_its_integers_say():
     assert np.abs(actual - exact).max() < 0.75 * step
 
 
-def test_bias_correction_takes_the_mean_error_of_convolutions_away():
+def test_bias_correction_reduces_mean_error_of_convolutions():
     whole = network()
     shifts = {}
     for corrected in (False, True):
@@ -155,7 +155,7 @@ def test_bias_correction_takes_the_mean_error_of_convolutions_away():
 
 
 @pytest.mark.full_range
-def test_an_activation_after_a_residual_is_kept_where_what_reads_it_is_float():
+def test_relu_after_residual_is_kept_before_float_consumer():
     # ONNX Runtime's quantizer takes the Relu out, since the integers begin at zero; the float pooling needs it.
     whole = network()
     del whole.graph.node[6:]
@@ -174,7 +174,7 @@ BIAS = SIZES.standard_normal(8).astype(np.float32)
 
 
 def skip_graph(weight: np.ndarray = WEIGHT, groups: int = 1, axis: int = 1, **attributes: object) -> onnx.ModelProto:
-    """A U-Net's skip connection: two values joined, which a convolution and an average read."""
+    """Return a U-Net skip connection: a concatenation that a convolution and an average pooling read."""
     nodes = [
         helper.make_node("Concat", ["below", "kept"], ["joined"], name="concat", axis=axis),
         helper.make_node("Conv", ["joined", "weight", "bias"], ["out"], name="shortcut", group=groups, **attributes),
@@ -185,7 +185,7 @@ def skip_graph(weight: np.ndarray = WEIGHT, groups: int = 1, axis: int = 1, **at
 
 
 def feeds(count: int = 4) -> list[dict[str, np.ndarray]]:
-    """Uniform values, one part a hundred times as far as the other."""
+    """Return uniform inputs, of which one part has a hundred times the range of the other."""
     drawn = np.random.default_rng(1)
     parts = (("below", WIDE, JOINED_CHANNELS[0]), ("kept", NARROW, JOINED_CHANNELS[1]))
     return [{key: drawn.uniform(-r, r, (2, n, 12, 12)).astype(np.float32) for key, r, n in parts} for _ in range(count)]
@@ -198,7 +198,7 @@ def run_joined(graph: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str,
 
 
 def exact(feed: dict[str, np.ndarray], weight: np.ndarray = WEIGHT, **options: int) -> np.ndarray:
-    """torch's own convolution of the concatenation, in 64 bits."""
+    """Return torch's convolution of the concatenation in float64."""
     joined = torch.cat([torch.from_numpy(feed[name]).double() for name in ("below", "kept")], dim=1)
     result = torch.nn.functional.conv2d(
         joined, torch.from_numpy(weight).double(), torch.from_numpy(BIAS).double(), **options
@@ -207,7 +207,7 @@ def exact(feed: dict[str, np.ndarray], weight: np.ndarray = WEIGHT, **options: i
 
 
 @pytest.mark.parametrize(("size", "stride", "padding"), [(1, 1, 0), (3, 2, 1)])
-def test_the_sum_of_the_parts_is_the_convolution(size: int, stride: int, padding: int) -> None:
+def test_sum_of_split_convolutions_equals_the_convolution(size: int, stride: int, padding: int) -> None:
     weight = SIZES.standard_normal((8, sum(JOINED_CHANNELS), size, size)).astype(np.float32)
     model = ir.from_proto(skip_graph(weight, strides=[stride] * 2, pads=[padding] * 4))
     (feed,) = feeds(1)
@@ -225,7 +225,7 @@ def rounded(values: np.ndarray, step: np.ndarray | float) -> np.ndarray:
 
 
 def by_hand(parts: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Sums of activations [pixels, n] rounded in 255 steps of their range, weights [n, 8] in 127 of each column's."""
+    """Return sums of quantized products: activations [pixels, n] in 255 steps, weights [n, 8] in 127 per column."""
     total = BIAS.astype(np.float64)
     for values, weight in parts:
         columns = np.abs(weight).max(axis=0) / 127
@@ -235,8 +235,8 @@ def by_hand(parts: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 
 
 @pytest.mark.full_range
-def test_each_part_has_the_rounding_of_its_own_range() -> None:
-    """Against the same rounding done by hand: with one scale each, the parts lose what the other's range takes."""
+def test_each_part_is_quantized_with_its_own_range() -> None:
+    """The numpy reference rounds alike; with one shared scale the narrow part loses precision to the wide one."""
     examples = feeds(1)
     exact_output = exact(examples[0]).transpose(0, 2, 3, 1).reshape(-1, 8)
     values = [array.transpose(0, 2, 3, 1).reshape(-1, array.shape[1]) for array in examples[0].values()]
@@ -257,7 +257,7 @@ def test_each_part_has_the_rounding_of_its_own_range() -> None:
 
 
 @pytest.mark.parametrize("changed", [{"groups": 2}, {"axis": 2}])
-def test_what_reads_no_channels_of_one_part_alone_is_left(changed: dict[str, int]) -> None:
+def test_grouped_convolutions_and_other_axes_are_not_split(changed: dict[str, int]) -> None:
     weight = WEIGHT[:, : WEIGHT.shape[1] // changed.get("groups", 1)]
     model = ir.from_proto(skip_graph(weight, **changed))
     original = [node.op_type for node in model.graph]

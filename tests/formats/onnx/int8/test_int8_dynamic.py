@@ -1,4 +1,4 @@
-"""INT8 graphs: tables look up exactly what their integers stand for, weights are int8, answers stay close."""
+"""Tests of dynamic INT8 graphs: embedding lookups equal their integers' values, and logits stay close to float."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ IDS = np.array([[0, 3, ROWS - 1], [7, 7, 1]])
         *((8, 64, largest, largest) for largest in (16, 32, 64)),
     ],
 )
-def test_a_look_up_gives_what_the_integers_stand_for(bits: int, width: int, largest: int | None, block: int):
+def test_quantized_lookup_returns_dequantized_rows(bits: int, width: int, largest: int | None, block: int):
     model = lookup(width)
     assert quantize_embeddings(model, bits, largest) == ["table"]
     expected = quantize_blocks(table(width), bits, block).dequantize()[IDS]
@@ -73,7 +73,7 @@ def test_a_look_up_gives_what_the_integers_stand_for(bits: int, width: int, larg
     assert stored < table(width).nbytes * (0.6 if bits == 8 else 0.5)
 
 
-def test_two_look_ups_share_a_table():
+def test_two_lookups_share_one_quantized_table():
     model = lookup(32, twice=True)
     assert quantize_embeddings(model, 8) == ["table"]
     assert Counter(node.op_type for node in model.graph.node) == {"GatherBlockQuantized": 2}
@@ -96,7 +96,7 @@ def rows_of(graph: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("reduce_range", [True, False])
-def test_products_have_int8_weights(per_channel: bool, reduce_range: bool):
+def test_linear_layers_have_int8_weights(per_channel: bool, reduce_range: bool):
     encoder = exported()
     quantized = quantize_products(encoder.graph(), per_channel, reduce_range)
     operators = Counter(node.op_type for node in quantized.graph.node)
@@ -115,7 +115,7 @@ def test_products_have_int8_weights(per_channel: bool, reduce_range: bool):
     assert sorted(floats) == sorted([tiny.POSITIONS * tiny.WIDTH, encoder.model.module.config.vocab_size * tiny.WIDTH])
 
 
-def test_weights_stand_for_what_they_were():
+def test_dequantized_weights_are_within_half_a_step():
     encoder = exported()
     original, after = rows_of(encoder.graph()), rows_of(quantize_products(encoder.graph(), True, False))
     names = [name for name in original if f"{name}_quantized" in after and original[name].ndim == 2]
@@ -128,7 +128,7 @@ def test_weights_stand_for_what_they_were():
 
 @pytest.mark.parametrize("bits", [32, 8, 4])
 @pytest.mark.full_range
-def test_answers_stay_close(bits: int):
+def test_logits_stay_close_to_float(bits: int):
     encoder = exported()
     graph = encoder.graph()
     quantized = quantize_products(graph, True, False)
@@ -141,8 +141,8 @@ def test_answers_stay_close(bits: int):
     assert quantized.ByteSize() < graph.ByteSize() * {32: 0.65, 8: 0.45, 4: 0.4}[bits]
 
 
-def test_a_bias_before_a_gelu_goes_into_the_product(tmp_path: Path):
-    """As ONNX Runtime's quantizer leaves it, it is added with the Gelu; the answers are the same to the last bit."""
+def test_bias_before_gelu_is_fused_into_the_integer_product(tmp_path: Path):
+    """ONNX Runtime's quantizer leaves a BiasGelu; moving the bias into the product must not change any output bit."""
     encoder = exported()
     graph = encoder.graph()
     assert sum(node.op_type == "BiasGelu" for node in graph.graph.node) == 2
@@ -164,7 +164,7 @@ def test_a_bias_before_a_gelu_goes_into_the_product(tmp_path: Path):
     assert (run(left, **inputs) == run(quantized, **inputs)).all()
 
 
-def test_quantizing_gives_the_same_bytes_each_time_and_leaves_its_input_alone():
+def test_quantization_is_reproducible_and_keeps_its_input():
     graph = exported().graph()
     original, quantized = graph.SerializeToString(), [quantize_products(graph, True, False) for _ in range(2)]
     for copy in quantized:
@@ -181,7 +181,7 @@ WORDS = np.random.default_rng(1).standard_normal((2, 7, WORD_WIDTH)).astype(np.f
 def positions(
     counted: np.ndarray | None = None, start: int = 0, step: int = 1, reader: str = "Add", ids_too: bool = False
 ) -> onnx.ModelProto:
-    """``words`` [batch, length, width] and the rows 0, 1, 2, ... of a table, as an encoder is exported."""
+    """Return a graph that adds rows 0, 1, 2, ... of a table to ``words`` [batch, length, width], like an encoder."""
     counted = np.arange(WORD_ROWS)[None] if counted is None else counted
     nodes = [
         helper.make_node("Shape", ["words"], ["length"], start=1, end=2),
@@ -206,7 +206,7 @@ def run_words(model: onnx.ModelProto) -> Any:
 
 
 @pytest.mark.parametrize("counted", [np.arange(WORD_ROWS)[None], np.arange(WORD_ROWS)], ids=["a row", "flat"])
-def test_rows_come_back_within_half_a_step_of_their_column(counted: np.ndarray) -> None:
+def test_position_rows_are_within_half_a_step_per_column(counted: np.ndarray) -> None:
     model = positions(counted)
     expected = run_words(model)
     assert quantize_rows_in_order(model) == ["table"]
@@ -232,14 +232,14 @@ def test_rows_come_back_within_half_a_step_of_their_column(counted: np.ndarray) 
     ],
     ids=["not from 0", "every other", "backwards", "not added", "ids are read too"],
 )
-def test_other_look_ups_are_left_alone(model: onnx.ModelProto) -> None:
+def test_other_lookups_are_unchanged(model: onnx.ModelProto) -> None:
     original = model.SerializeToString()
     assert quantize_rows_in_order(model) == [] and model.SerializeToString() == original
 
 
 @pytest.mark.parametrize("in_pieces", [True, False])
 @pytest.mark.full_range
-def test_an_lstm_answers_in_integers_as_torch_does_and_takes_less(in_pieces: bool) -> None:
+def test_int8_lstm_matches_torch_and_is_smaller(in_pieces: bool) -> None:
     graph, module = recurrent(in_pieces)
     quantized, count = quantize_recurrent(graph, per_channel=True, reduce_range=False)
     assert count == 1 and quantized.ByteSize() < 0.45 * graph.ByteSize()
@@ -250,13 +250,13 @@ def test_an_lstm_answers_in_integers_as_torch_does_and_takes_less(in_pieces: boo
     assert 0 < error < 0.02
 
 
-def test_a_graph_without_an_lstm_is_left_as_it_is() -> None:
+def test_graph_without_lstm_is_unchanged() -> None:
     graph = foreign_graphs.embedding()
     assert quantize_recurrent(graph, per_channel=True, reduce_range=False) == (graph, 0)
 
 
 @pytest.mark.full_range
-def test_operators_of_a_set_that_the_graph_does_not_name() -> None:
+def test_operators_of_an_undeclared_operator_set_are_supported() -> None:
     graph, _ = recurrent(in_pieces=False)
     graph.graph.node.append(helper.make_node("Gelu", ["y"], ["z"], domain="com.microsoft"))
     graph.graph.output[0].name = "z"
@@ -268,7 +268,7 @@ def test_operators_of_a_set_that_the_graph_does_not_name() -> None:
 
 
 def network() -> onnx.ModelProto:
-    """A 3x3 convolution of differences, one for each channel, and a pointwise one."""
+    """Return a 3x3, a depthwise and a pointwise convolution; the first has filters that sum to zero."""
     generator = np.random.default_rng(0)
     edges = generator.normal(size=(8, 3, 3, 3))
     edges -= edges.mean(axis=(1, 2, 3), keepdims=True)
@@ -286,7 +286,7 @@ def network() -> onnx.ModelProto:
 
 
 def smooth_images(count: int, seed: int) -> list[dict[str, np.ndarray]]:
-    """Images in which neighbours are alike."""
+    """Return images whose neighbouring pixels are similar."""
     generator = np.random.default_rng(seed)
     coarse = np.ones((1, 1, 3, 16, 16)) * generator.uniform(-1, 1, (count, 1, 1, 1, 1))
     return [{"x": (image + generator.normal(0, 0.02, image.shape)).astype(np.float32)} for image in coarse]
@@ -298,7 +298,7 @@ def run_layer(model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]]) -> np.
 
 @pytest.mark.parametrize("reduce_range", [False, True])
 @pytest.mark.full_range
-def test_outputs_are_nearer_and_nothing_else_changes(reduce_range: bool) -> None:
+def test_error_feedback_rounding_reduces_error_only_in_weights(reduce_range: bool) -> None:
     graph, feeds = network(), smooth_images(32, 1)
     settings = Int8Options(method="static", reduce_range=reduce_range, bias_correction=False)
     graphs = {}

@@ -1,4 +1,4 @@
-"""Static INT8 graphs: right numbers, integer kernels, and what must be refused."""
+"""Tests of static INT8 graphs: outputs compared with numpy references, integer kernels, and refused input."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def encoder(settings: Int8Options = PLAIN) -> StaticQuantizer:
 
 
 def error(graph: onnx.ModelProto) -> float:
-    """Root mean square of the difference of logits on 40 examples, over their spread."""
+    """Return the root mean square error of logits on 40 examples, relative to their standard deviation."""
     examples = exported().examples
     batch = examples.batch(list(range(24, 64)))
     expected = run(exported().graph(), **batch)
@@ -52,7 +52,7 @@ def product(weight: np.ndarray, *, opset: int = 20, bias: np.ndarray | None = No
 
 
 def matrices(seed: int = 0, rows: int = 64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Inputs, weights and a bias."""
+    """Return inputs [rows, 64], weights [64, 96] and a bias [96]."""
     generator = np.random.default_rng(seed)
     x = generator.normal(0.5, 1, (rows, 64)).astype(np.float32)
     return x, generator.normal(size=(64, 96)).astype(np.float32), generator.normal(size=96).astype(np.float32)
@@ -61,7 +61,7 @@ def matrices(seed: int = 0, rows: int = 64) -> tuple[np.ndarray, np.ndarray, np.
 @pytest.mark.parametrize("layout", ["qoperator", "qdq"])
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.full_range
-def test_a_product_is_what_its_integers_say(layout: str, per_channel: bool):
+def test_quantized_matmul_matches_numpy(layout: str, per_channel: bool):
     x, weight, bias = matrices()
     settings = PLAIN.model_copy(update={"per_channel": per_channel, "format": layout})
     graph = StaticQuantizer(product(weight, bias=bias), [{"x": x}], settings).quantize()
@@ -76,7 +76,7 @@ def test_a_product_is_what_its_integers_say(layout: str, per_channel: bool):
 
 
 @pytest.mark.full_range
-def test_an_encoder_becomes_integer_kernels_and_stays_close(tmp_path: Path):
+def test_encoder_uses_integer_kernels_and_stays_close(tmp_path: Path):
     graph = encoder().quantize()
     kernel_names = kernels(graph, tmp_path)
     # Per layer packed attention, its output and the two of the feed-forward; then the pooler. The head is too small.
@@ -90,7 +90,7 @@ def test_an_encoder_becomes_integer_kernels_and_stays_close(tmp_path: Path):
     assert 0 < error(graph) < 0.2
 
 
-def test_an_answer_does_not_depend_on_its_neighbours():
+def test_logits_do_not_depend_on_other_rows_of_the_batch():
     examples = exported().examples
     batch = examples.batch(list(range(12)))
     alone = np.concatenate(
@@ -103,7 +103,7 @@ def test_an_answer_does_not_depend_on_its_neighbours():
     assert np.abs(run(dynamic, **batch) - alone).max() > 1e-4
 
 
-def test_layers_that_are_kept_are_as_they_were():
+def test_float_layers_are_unchanged():
     quantizer = encoder()
     names = [layer.name for layer in quantizer.layers]
     batch = exported().examples.batch([0, 3, 5])
@@ -116,7 +116,7 @@ def test_layers_that_are_kept_are_as_they_were():
     assert error(single) < error(quantizer.quantize())
 
 
-def test_bias_correction_takes_the_mean_error_away():
+def test_bias_correction_removes_the_mean_error():
     x, weight, bias = matrices(rows=400)
     x = np.abs(x) ** 3  # badly covered by even steps, so that rounding has a mean
     model = product(weight, bias=bias)
@@ -128,7 +128,7 @@ def test_bias_correction_takes_the_mean_error_away():
     assert means[True] < 0.02 * means[False]
 
 
-def test_what_cannot_be_quantized_is_refused():
+def test_unsupported_graphs_and_calibration_data_are_refused():
     x, weight, _ = matrices()
     once = StaticQuantizer(product(weight), [{"x": x}], PLAIN).quantize()
     infinite = x.copy()
@@ -146,7 +146,7 @@ def test_what_cannot_be_quantized_is_refused():
 
 
 @pytest.mark.full_range
-def test_a_constant_activation_is_said_and_computed():
+def test_constant_activation_is_reported_and_computed():
     _, weight, bias = matrices()
     for value in (0.0, 3.0):
         x = np.full((4, 64), value, np.float32)
@@ -157,7 +157,7 @@ def test_a_constant_activation_is_said_and_computed():
 
 @pytest.mark.slow
 @pytest.mark.full_range
-def test_answers_are_nncfs_own_and_every_product_is_an_integer_kernel(tmp_path: Path):
+def test_logits_match_nncf_and_every_product_is_integer(tmp_path: Path):
     quantizer = NncfQuantizer(exported().graph(), feeds(12))
     theirs, ours = run_nncf(quantizer.readable, feeds(12), transformer=True), quantizer.quantize()
     batch = exported().examples.batch(list(range(20, 40)))
@@ -177,7 +177,7 @@ def test_answers_are_nncfs_own_and_every_product_is_an_integer_kernel(tmp_path: 
     assert operators["Attention"] == 1 and operators["QAttention"] == tiny.LAYERS - 1
 
 
-def test_without_an_example_nncf_is_not_asked():
+def test_nncf_without_calibration_data_is_refused():
     with pytest.raises(DataError, match="no calibration data"):
         NncfQuantizer(exported().graph(), [])
 
@@ -187,14 +187,14 @@ QUERY, KEY, OUT = (GENERATOR.normal(size=(6, 8)).astype(np.float32) for _ in ran
 
 
 def graph(products: list[tuple[str, str, np.ndarray]]) -> ir.Model:
-    """`MatMul` of a value's name with weights [inputs, outputs], giving the value named."""
+    """Return a graph of `MatMul` nodes, each given by its input name, output name and weights [inputs, outputs]."""
     nodes = [helper.make_node("MatMul", [x, f"w{i}"], [y], y) for i, (x, y, _) in enumerate(products)]
     stored = {f"w{i}": weight for i, (_, _, weight) in enumerate(products)}
     outputs = {gives: None for _, gives, _ in products}
     return ir.from_proto(onnx_model(nodes, {"x": None, "z": None}, outputs, stored, opset=21))
 
 
-def test_layers_side_by_side_are_found_in_their_order() -> None:
+def test_packed_layers_are_matched_in_their_order() -> None:
     model = graph([("x", "packed", np.concatenate([KEY, QUERY]).T), ("x", "other", OUT.T)])
     places = match_layers(model, {"query": QUERY, "key": KEY, "out": OUT})
     assert [(match.node, match.layers, match.reads) for match in places] == [
@@ -205,13 +205,13 @@ def test_layers_side_by_side_are_found_in_their_order() -> None:
     assert shared["key"] == shared["query"] == shared["out"], "they read one value"
 
 
-def test_layers_that_are_alike_cut_or_changed_have_no_place() -> None:
+def test_duplicate_cut_or_scaled_layers_are_not_matched() -> None:
     model = graph([("x", "alike", QUERY.T), ("x", "cut", KEY[:4].T), ("x", "scaled", OUT.T * 2)])
     weights = {"query": QUERY, "twin": QUERY.copy(), "key": KEY, "out": OUT}
     assert match_layers(model, weights) == []
 
 
-def test_a_layer_in_two_places_has_one_grid_for_both() -> None:
+def test_layer_used_twice_has_one_quantization_grid() -> None:
     model = graph([("x", "once", QUERY.T), ("z", "twice", QUERY.T), ("z", "beside", KEY.T)])
     shared = grids(match_layers(model, {"query": QUERY, "key": KEY})).inputs
     assert shared["query"] == shared["key"]
@@ -220,7 +220,7 @@ def test_a_layer_in_two_places_has_one_grid_for_both() -> None:
     assert shared["query"] != shared["key"]
 
 
-def test_a_layer_that_follows_a_convolution_in_one_place_only_has_a_grid_of_its_own() -> None:
+def test_layer_after_convolution_at_one_use_only_has_its_own_grid() -> None:
     places = [
         LayerMatch("a", ("a",), True, "x", None, (0.0, np.inf)),
         LayerMatch("b", ("b",), False, "a relu", "a"),
@@ -233,7 +233,7 @@ def test_a_layer_that_follows_a_convolution_in_one_place_only_has_a_grid_of_its_
     assert shared.limits == {shared.outputs["a"]: (0.0, np.inf)}
 
 
-def test_a_convolution_in_two_places_is_limited_where_both_are() -> None:
+def test_convolution_used_twice_is_limited_only_if_both_uses_are() -> None:
     places = [
         LayerMatch("a", ("a",), True, "x", None, (0.0, np.inf)),
         LayerMatch("b", ("a",), True, "y", None, UNLIMITED),

@@ -1,4 +1,4 @@
-"""onnxruntime-genai as a runtime, against transformers and ONNX Runtime on the same weights."""
+"""Tests of onnxruntime-genai as a runtime: logits and tokens are compared with transformers and ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ TARGET, POSITIONS = TARGETS["genai"], 1024
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """A decoder in fp32, with more positions than a generation has room for at first."""
+    """Return an fp32 decoder with more positions than the cache initially allocates."""
     return save_tiny_llama(tmp_path_factory.mktemp("source"), max_position_embeddings=POSITIONS)
 
 
 @pytest.fixture(scope="module")
 def exact(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The decoder's exported folder."""
+    """Return the exported folder of the decoder."""
     folder = tmp_path_factory.mktemp("exact")
     export_decoder(source, GraphSettings(accuracy_level=1)).save(folder)
     return folder
@@ -59,7 +59,7 @@ def opened(folder: Path) -> OnnxGenaiSession:
     return session
 
 
-def test_logits_of_every_place_are_those_of_transformers(session: OnnxGenaiSession, source: Checkpoint) -> None:
+def test_logits_at_every_position_match_transformers(session: OnnxGenaiSession, source: Checkpoint) -> None:
     tokens = random_ids(3, 70)
     logits = session.predict({"input_ids": tokens, "attention_mask": np.ones_like(tokens)})["logits"]
     assert logits.shape == (3, 70, VOCABULARY) and logits.dtype == np.float32
@@ -68,7 +68,7 @@ def test_logits_of_every_place_are_those_of_transformers(session: OnnxGenaiSessi
     np.testing.assert_array_equal(session.predict({"input_ids": tokens[1:2]})["logits"][0], logits[1])
 
 
-def test_few_bit_logits_are_those_of_onnx_runtime_itself(source: Checkpoint, tmp_path: Path) -> None:
+def test_quantized_logits_match_onnx_runtime(source: Checkpoint, tmp_path: Path) -> None:
     export_decoder(quantize_tiny_llama(source, tmp_path / "quantized")).save(tmp_path)
     tokens = random_ids(2, 40)
     plain = get_runtime("onnxruntime").open(tmp_path, TARGETS["cpu"], 1)
@@ -77,7 +77,7 @@ def test_few_bit_logits_are_those_of_onnx_runtime_itself(source: Checkpoint, tmp
     np.testing.assert_allclose(opened(tmp_path).predict(batch)["logits"], expected, atol=1e-5)
 
 
-def test_greedy_tokens_are_those_of_transformers(session: OnnxGenaiSession, source: Checkpoint) -> None:
+def test_greedy_tokens_match_transformers(session: OnnxGenaiSession, source: Checkpoint) -> None:
     decoder, module = open_decoder(session, "here"), by_transformers(source)
     prompt = random_ids(1, 500)[0].tolist()
     for start in (prompt[:7], prompt):
@@ -90,7 +90,7 @@ def test_greedy_tokens_are_those_of_transformers(session: OnnxGenaiSession, sour
     assert decoder.step(9) == int(module(whole).logits[0, -1].argmax())
 
 
-def test_batches_that_it_cannot_take_are_refused(session: OnnxGenaiSession) -> None:
+def test_invalid_batches_are_refused(session: OnnxGenaiSession) -> None:
     check_refused_batches(session, VOCABULARY)
     with pytest.raises(InputError, match=f"{POSITIONS + 1} tokens exceeds the model's context length"):
         session.decoder().prefill([5] * (POSITIONS + 1))
@@ -99,7 +99,7 @@ def test_batches_that_it_cannot_take_are_refused(session: OnnxGenaiSession) -> N
 
 
 def changed(folder: Path, to: Path, **model: Any) -> Path:
-    """A copy of a folder with other entries in its genai_config.json."""
+    """Copy a folder, change entries of the model in its genai_config.json and return the copy."""
     shutil.copytree(folder, to)
     config = json.loads((to / GENAI_CONFIG).read_text())
     config["model"] |= model
@@ -107,7 +107,7 @@ def changed(folder: Path, to: Path, **model: Any) -> Path:
     return to
 
 
-def test_what_is_no_such_folder_is_refused(exact: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_invalid_folders_are_refused(exact: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     decoder = json.loads((exact / GENAI_CONFIG).read_text())["model"]["decoder"]
     with pytest.raises(InputError, match="0 threads"):
         get_runtime("onnxruntime-genai").open(exact, TARGET, 0)
@@ -130,7 +130,7 @@ def test_what_is_no_such_folder_is_refused(exact: Path, tmp_path: Path, capfd: p
     assert capfd.readouterr().err == ""
 
 
-def test_a_folder_that_names_a_library_runs_nothing_of_it(exact: Path, tmp_path: Path) -> None:
+def test_folder_naming_a_custom_ops_library_is_refused(exact: Path, tmp_path: Path) -> None:
     decoder = json.loads((exact / GENAI_CONFIG).read_text())["model"]["decoder"]
     options = {**decoder["session_options"], "custom_ops_library": str(tmp_path / "any.so")}
     folder = changed(exact, tmp_path / "copy", decoder={**decoder, "session_options": options})
@@ -138,14 +138,14 @@ def test_a_folder_that_names_a_library_runs_nothing_of_it(exact: Path, tmp_path:
         opened(folder)
 
 
-def test_the_config_follows_a_graph_that_gets_another_name(exact: Path, tmp_path: Path) -> None:
+def test_genai_config_follows_a_renamed_graph(exact: Path, tmp_path: Path) -> None:
     model = OnnxModel.load(exact, "text-generation")
     model.with_graphs({"model_q4.onnx": model.graph}).save(tmp_path)
     assert [path.name for path in (tmp_path / "onnx").iterdir()] == ["model_q4.onnx"]
     assert opened(tmp_path).decoder().prefill([5, 6]) == opened(exact).decoder().prefill([5, 6])
 
 
-def test_without_the_package_the_target_is_not_to_be_had(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_target_is_unavailable_without_the_package(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert why_unavailable(TARGET) is None
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     onnxruntime_genai._library.cache_clear()

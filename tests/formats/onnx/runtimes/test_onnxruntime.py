@@ -1,4 +1,4 @@
-"""ONNX Runtime: sessions, caches that are shared, and profiles of operators."""
+"""Tests of ONNX Runtime as a runtime: sessions, shared caches and operator profiles."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CPU = TARGETS["cpu"]
 
 
 def write_linear(path: Path, weight: np.ndarray) -> Path:
-    """y = x @ weight, for float32 x [n, rows of weight]."""
+    """Write the graph y = x @ weight for float32 x [n, rows of weight] and return its path."""
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
     ends = {"x": ["n", weight.shape[0]]}, {"y": ["n", weight.shape[1]]}
     model = onnx_model(nodes, *ends, {"w": weight.astype(np.float32)}, opset=17)
@@ -50,7 +50,7 @@ def weight() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
 
 
-def test_a_folder_answers_as_numpy_does(tmp_path: Path, weight: np.ndarray) -> None:
+def test_session_output_matches_numpy(tmp_path: Path, weight: np.ndarray) -> None:
     write_linear(tmp_path / "onnx" / "model_quantized.onnx", weight)
     session = get_runtime("onnxruntime").open(tmp_path, CPU, threads=1)
     x = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -62,7 +62,7 @@ def test_a_folder_answers_as_numpy_does(tmp_path: Path, weight: np.ndarray) -> N
     assert session.settings["intra_op_threads"] == 1
 
 
-def test_a_missing_input_and_no_threads_are_refused(tmp_path: Path, weight: np.ndarray) -> None:
+def test_missing_input_and_zero_threads_are_refused(tmp_path: Path, weight: np.ndarray) -> None:
     path = write_linear(tmp_path / "m.onnx", weight)
     with pytest.raises(InputError, match="lacks the model's input x"):
         RUNTIME.open(path, CPU, threads=1).predict({"input_ids": np.zeros((1, 3))})
@@ -88,7 +88,7 @@ def test_a_folder_must_hold_exactly_one_graph(tmp_path: Path, weight: np.ndarray
         find_graph(tmp_path)
 
 
-def test_an_absent_or_foreign_artifact_is_a_model_error(tmp_path: Path) -> None:
+def test_missing_or_unsupported_artifact_is_a_model_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not exist"):
         find_graph(tmp_path / "nowhere")
     (tmp_path / "model.safetensors").write_bytes(b"x")
@@ -130,7 +130,7 @@ def _rows(model: onnx.ModelProto) -> onnx.TensorShapeProto.Dimension:
         (_changed(lambda model: setattr(_rows(model), "dim_value", 5)), "ShapeInferenceError", "again"),
     ],
 )
-def test_a_graph_that_does_not_open_says_why_and_what_to_do(
+def test_error_of_an_invalid_graph_has_reason_and_hint(
     tmp_path: Path, weight: np.ndarray, spoil: Callable[[onnx.ModelProto, Path], None], message: str, hint: str
 ) -> None:
     path = write_linear(tmp_path / "m.onnx", weight)
@@ -141,7 +141,7 @@ def test_a_graph_that_does_not_open_says_why_and_what_to_do(
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="CUDA is here")
-def test_an_absent_provider_is_refused_with_its_reason(tmp_path: Path, weight: np.ndarray) -> None:
+def test_missing_provider_is_refused_with_its_reason(tmp_path: Path, weight: np.ndarray) -> None:
     path = write_linear(tmp_path / "m.onnx", weight)
     assert why_unavailable(CPU) is None
     assert "has no CUDAExecutionProvider" in (why_unavailable(TARGETS["gpu"]) or "")
@@ -150,7 +150,7 @@ def test_an_absent_provider_is_refused_with_its_reason(tmp_path: Path, weight: n
 
 
 def test_a_silent_fallback_is_refused(tmp_path: Path, weight: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package built with CUDA on a machine without a device: it lists CUDA and then takes the processor."""
+    """Without a GPU, a CUDA build of ONNX Runtime lists CUDA and then silently falls back to the CPU."""
 
     class FallingBack(onnxruntime.InferenceSession):  # type: ignore[misc]
         def __init__(self, model: object, sess_options: object = None, providers: object = None) -> None:
@@ -169,7 +169,7 @@ def test_a_silent_fallback_is_refused(tmp_path: Path, weight: np.ndarray, monkey
         subject._why_not.cache_clear()
 
 
-def test_naming_a_runtime_imports_none_of_it() -> None:
+def test_format_registry_does_not_import_onnxruntime() -> None:
     code = "import sys, compress.formats.registry; sys.exit('onnxruntime' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -179,7 +179,7 @@ def open_decoder(path: Path) -> Decoder:
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "quantized"])
-def test_the_same_tokens_as_with_a_cache_that_is_passed_on(name: str, tmp_path: Path) -> None:
+def test_shared_cache_generates_the_same_tokens(name: str, tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", CONFIGS["llama" if name == "quantized" else name])
     weights = quantize_tiny_llama(source, tmp_path / "quantized") if name == "quantized" else source
     model = export_decoder(weights)
@@ -194,7 +194,7 @@ def test_the_same_tokens_as_with_a_cache_that_is_passed_on(name: str, tmp_path: 
         assert greedy_tokens(in_place, prompt, count) == greedy_tokens(other, prompt, count)
 
 
-def test_a_buffer_grows_and_keeps_what_it_held(tmp_path: Path) -> None:
+def test_cache_buffer_grows_and_keeps_its_content(tmp_path: Path) -> None:
     model = export_decoder(save_tiny_llama(tmp_path / "source", max_position_embeddings=640))
     onnx.save_model(model.graph, tmp_path / "model.onnx")
     session = RUNTIME.open(tmp_path / "model.onnx", TARGETS["cpu"], threads=1)
@@ -208,7 +208,7 @@ def test_a_buffer_grows_and_keeps_what_it_held(tmp_path: Path) -> None:
         np.testing.assert_allclose(actual, expected[:, seen:total], atol=2e-4, rtol=1e-4)
 
 
-def test_what_fails_is_said_with_the_file(tmp_path: Path) -> None:
+def test_error_of_a_failed_call_names_the_file(tmp_path: Path) -> None:
     onnx.save_model(export_decoder(save_tiny_llama(tmp_path / "source")).graph, tmp_path / "model.onnx")
     decoder = open_decoder(tmp_path / "model.onnx")
     with pytest.raises(StageError, match="failed on a token") as error:
@@ -218,7 +218,7 @@ def test_what_fails_is_said_with_the_file(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module", params=["float", "int8"])
 def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny encoder as a file."""
+    """Return the path of a tiny exported encoder in the requested precision."""
     proto = exports.exported().graph()
     path = tmp_path_factory.mktemp("source") / "model.onnx"
     onnx.save(quantize_products(proto, True, False) if request.param == "int8" else proto, path)
@@ -229,7 +229,7 @@ def types(batch: dict[str, np.ndarray]) -> dict[str, Tensor]:
     return {name: Tensor(ir.DataType.from_numpy(array.dtype), array.shape) for name, array in batch.items()}
 
 
-def test_the_optimized_graph_answers_alike_and_every_node_has_times(source: Path, tmp_path: Path) -> None:
+def test_optimized_graph_is_equal_and_every_node_is_timed(source: Path, tmp_path: Path) -> None:
     path = write_optimized(source, tmp_path, threads=1)
     names = [str(node.name) for node in ir.load(path).graph]
     assert len(set(names)) == len(names) > 10
@@ -243,7 +243,7 @@ def test_the_optimized_graph_answers_alike_and_every_node_has_times(source: Path
     assert all(run.microseconds >= 0 for call in calls for run in call.values())
 
 
-def test_the_shapes_are_those_of_the_run(source: Path, tmp_path: Path) -> None:
+def test_profiled_shapes_match_the_run(source: Path, tmp_path: Path) -> None:
     path = write_optimized(source, tmp_path, threads=1)
     batch = exports.batch(3, 9, vocabulary=30, pad=0)
     session = ProfiledSession(path, threads=1)
@@ -253,8 +253,8 @@ def test_the_shapes_are_those_of_the_run(source: Path, tmp_path: Path) -> None:
     assert shapes == shapes_by_running(path, batch)
 
 
-def test_a_branch_is_part_of_the_node_around_it(tmp_path: Path) -> None:
-    """The products within an If take its time; the one after it has its own."""
+def test_branch_time_belongs_to_the_enclosing_node(tmp_path: Path) -> None:
+    """The MatMuls within the If count as its time; the MatMul after it has its own entry."""
 
     def branch(name: str, times: int) -> onnx.GraphProto:
         nodes = [
@@ -278,14 +278,14 @@ def test_a_branch_is_part_of_the_node_around_it(tmp_path: Path) -> None:
     assert len(call) == 2
 
 
-def test_weights_lie_beside_the_optimized_graph(tmp_path: Path) -> None:
+def test_optimized_graph_has_external_weights(tmp_path: Path) -> None:
     path = write_optimized(write_linear(tmp_path / "m.onnx", np.ones((256, 256))), tmp_path, threads=1)
     assert path.stat().st_size < 4096
     assert (tmp_path / "optimized.data").stat().st_size >= 256 * 256 * 4
 
 
 def events(durations: list[int], kinds: dict[str, list[dict[str, list[int]]]]) -> str:
-    """A profile with one call of each of the durations, in which every node takes so long."""
+    """Return a profile in JSON with one call per duration, in which every node takes that duration."""
     profile: list[dict[str, object]] = []
     for duration in durations:
         for name, outputs in kinds.items():
@@ -295,7 +295,7 @@ def events(durations: list[int], kinds: dict[str, list[dict[str, list[int]]]]) -
     return json.dumps(profile)
 
 
-def test_a_tensor_of_an_unknown_type_leaves_its_node_unknown_in_each_call(tmp_path: Path) -> None:
+def test_node_with_unknown_tensor_type_has_no_shapes_in_any_call(tmp_path: Path) -> None:
     kinds = {"a#0": [{"float": [2]}, {"Int4x2": [3]}], "b#1": [{"float16": [2]}], "inner": [{"float": [1]}]}
     (tmp_path / "notes.json").write_text(events([5, 9], kinds))
     expected = [

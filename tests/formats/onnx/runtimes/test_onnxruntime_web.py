@@ -1,4 +1,4 @@
-"""onnxruntime-web in a page and in Node: the answers of ONNX Runtime here, and times of the clock over there."""
+"""Tests of onnxruntime-web in a page and in Node: outputs match ONNX Runtime, and times are taken in JavaScript."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["node", pytest.param("browser", marks=pytest.mark.browser)])
 def web(request: pytest.FixtureRequest, folder: Path) -> Iterator[Any]:
-    """A session in a page of two threads, or in Node."""
+    """Return a session in a browser page with two threads, or in Node."""
     if shutil.which("npm") is None:
         pytest.skip("no npm here to fetch onnxruntime-web with")
     target = TARGETS[request.param]
@@ -52,7 +52,7 @@ def answers(path: Path, batch: dict[str, np.ndarray], target: str = "cpu") -> np
 
 
 @pytest.mark.slow
-def test_it_answers_as_onnx_runtime_does(web: Any, folder: Path) -> None:
+def test_logits_match_onnx_runtime(web: Any, folder: Path) -> None:
     assert web.input_types == {"input_ids": TensorType("int64", ("batch", "length"))}
     assert web.output_types == {"logits": TensorType("float32", ("batch", 2))}
     for batch in (SHORT, LONG):
@@ -62,7 +62,7 @@ def test_it_answers_as_onnx_runtime_does(web: Any, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_batch_that_it_cannot_take_is_refused(web: Any) -> None:
+def test_invalid_batch_is_refused(web: Any) -> None:
     with pytest.raises(InputError, match="lacks the model's input input_ids"):
         web.predict({"ids": SHORT["input_ids"]})
     with pytest.raises(InputError, match=r"(?s)fails on the batch.*input_ids int64"):
@@ -72,7 +72,7 @@ def test_a_batch_that_it_cannot_take_is_refused(web: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_calls_are_timed_by_the_clock_over_there(web: Any) -> None:
+def test_latencies_are_measured_in_the_page_or_node(web: Any) -> None:
     assert isinstance(web, TimesItself)
     web.hold([SHORT, LONG])
     web.time([0, 1] * 5)
@@ -95,7 +95,7 @@ def test_calls_are_timed_by_the_clock_over_there(web: Any) -> None:
 
 
 @pytest.mark.slow
-def test_what_its_start_took_is_told(web: Any, folder: Path) -> None:
+def test_startup_transfer_sizes_are_reported(web: Any, folder: Path) -> None:
     files = fetch(PACKAGES, cache_root(), SilentProgress())
     size, runtime = model_file(folder).stat().st_size, (files / WASM).stat().st_size
     start_up = web.start_up
@@ -120,7 +120,7 @@ def test_what_its_start_took_is_told(web: Any, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("npm") is None, reason="no npm here to fetch onnxruntime-web with")
-def test_graphs_in_other_files_open_too(folder: Path, tmp_path: Path) -> None:
+def test_external_data_and_ort_files_are_supported(folder: Path, tmp_path: Path) -> None:
     assert prepare_runtime(TARGETS["node"], SilentProgress()) is None
     graph = onnx.load(model_file(folder))
     (tmp_path / "apart").mkdir()
@@ -134,7 +134,7 @@ def test_graphs_in_other_files_open_too(folder: Path, tmp_path: Path) -> None:
         answers(broken, SHORT, "node")
 
 
-def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_programs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "no Chromium on PATH" in str(why_unavailable(TARGETS["browser"]))
@@ -149,7 +149,7 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
 
 
-def test_webgpu_is_asked_for_before_anything_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_webgpu_is_reported_before_any_download(monkeypatch: pytest.MonkeyPatch) -> None:
     target = TARGETS["browser-webgpu"]
     assert (target.provider, target.runtime) == ("webgpu", "onnxruntime-web")
     monkeypatch.setattr("compress.formats.onnx.runtimes.javascript._GRAPHICS", ("no-such-device",))

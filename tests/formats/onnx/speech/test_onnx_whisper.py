@@ -1,3 +1,5 @@
+"""Tests of Whisper's ONNX graphs: logits are compared with torch, names and axes with those of clients."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -26,7 +28,7 @@ def model(folder: Path) -> OnnxModel:
     return export_encoder_decoder(Checkpoint(folder))
 
 
-def test_graphs_equal_torch_in_one_go_and_token_by_token(folder: Path, model: OnnxModel) -> None:
+def test_graphs_match_torch_at_once_and_token_by_token(folder: Path, model: OnnxModel) -> None:
     inputs = {"input_features": np.random.default_rng(0).normal(size=(2, 8, FRAMES)).astype(np.float32)}
     parity = verify_encoder_decoder(model, Checkpoint(folder), [inputs], [TOKENS], 1e-4, 0.2)
     assert 0 < parity.difference < 1e-4
@@ -38,7 +40,7 @@ def test_graphs_equal_torch_in_one_go_and_token_by_token(folder: Path, model: On
     assert {array.size for name, array in results.items() if ".encoder." in name} == {0}
 
 
-def test_graphs_have_the_names_axes_and_operators_that_clients_know(model: OnnxModel) -> None:
+def test_graphs_have_the_names_axes_and_operators_of_clients(model: OnnxModel) -> None:
     encoder, decoder = model.graphs.values()
     assert list(model.graphs) == ["encoder_model.onnx", "decoder_model_merged.onnx"]
     assert _axes(encoder.graph.input) == {"input_features": ["batch_size", 8, FRAMES]}

@@ -1,4 +1,4 @@
-"""Tests of bundles are left out if the plug-in apps is not installed."""
+"""Fixtures of the diffusion tests; bundle tests are skipped if the plug-in apps is not installed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ collect_ignore_glob = [] if find_spec("compress.plugins.apps") else ["test_bundl
 
 @pytest.fixture(scope="session")
 def generator(tmp_path_factory: pytest.TempPathFactory) -> GeneratorModel:
-    """A tiny pipeline, which tests leave as it is."""
+    """Return a tiny pipeline, which tests must not modify."""
     from tiny_pipelines import pipeline_folder
 
     from compress.plugins.diffusion.pipeline_model import load_pipeline

@@ -1,4 +1,4 @@
-"""Draw pictures with optimum's pipeline for a runtime: RUNTIME FOLDER PROMPTS.json NOISE.npy STEPS GUIDANCE OUT.npy."""
+"""Generate images with optimum's pipeline: RUNTIME FOLDER PROMPTS.json NOISE.npy STEPS GUIDANCE OUT.npy."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ runtime, folder, prompts, noise, steps, guidance, out = sys.argv[1:]
 if runtime == "openvino":
     from optimum.intel import OVDiffusionPipeline
 
-    # Otherwise its plugin computes in bfloat16 where the processor has it.
+    # Without this hint OpenVINO computes in bfloat16 on processors that support it.
     pipeline = OVDiffusionPipeline.from_pretrained(folder, ov_config={"INFERENCE_PRECISION_HINT": "f32"})
 else:
     from optimum.onnxruntime import ORTDiffusionPipeline

@@ -1,4 +1,4 @@
-"""A bundle that draws: its self-test is diffusers' own pipeline, for the examples, and in a real Chromium."""
+"""Tests of bundles of diffusion models: self-test, Python and Node examples and page in Chromium against diffusers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def scheduler(**fields: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny pipeline with guidance, as a run leaves it."""
+    """Write the folder of a run of a tiny pipeline with guidance."""
     folder = tmp_path_factory.mktemp("drawing")
     pipeline(scheduler=scheduler()).save_pretrained(folder / "start")
     (folder / "start" / SAMPLING).write_bytes(Sampling(STEPS, GUIDANCE).as_json())
@@ -57,7 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def by_diffusers(end: Draw, case: dict[str, Any]) -> np.ndarray:
-    """Levels [height, width] of its own pipeline, from the same noise."""
+    """Return the image of diffusers' own pipeline from the same noise, in [0, 1]."""
     diffusers_pipeline = pipeline(scheduler=scheduler())
     diffusers_pipeline.set_progress_bar_config(disable=True)
     noise = torch.from_numpy(initial_noise(end, case["seed"])[0])
@@ -66,7 +66,7 @@ def by_diffusers(end: Draw, case: dict[str, Any]) -> np.ndarray:
 
 
 def gray_png(content: bytes, side: int) -> np.ndarray:
-    """The levels of a PNG whose rows are not filtered."""
+    """Return the pixels [side, side] of a gray PNG whose rows are not filtered."""
     at, parts = 8, b""
     while at < len(content):
         length = int.from_bytes(content[at : at + 4], "big")
@@ -76,7 +76,7 @@ def gray_png(content: bytes, side: int) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_the_self_test_and_the_example_draw_what_diffusers_does(run: Path) -> None:
+def test_self_test_and_example_generate_images_of_diffusers(run: Path) -> None:
     bundle = build(wanted_of(run), run / "out", SilentProgress())
     end = bundle.manifest.postprocessing
     assert isinstance(end, Draw) and len(end.timesteps) == STEPS and end.guidance == GUIDANCE
@@ -95,7 +95,7 @@ def test_the_self_test_and_the_example_draw_what_diffusers_does(run: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_the_page_draws_the_same_and_asks_nobody(run: Path, chromium: str) -> None:
+def test_page_generates_the_same_image_without_external_requests(run: Path, chromium: str) -> None:
     if shutil.which("npm") is None or shutil.which("node") is None:
         pytest.skip("no node and npm here")
     bundle = build(wanted_of(run, "browser"), run / "page", SilentProgress())
@@ -125,7 +125,7 @@ def test_the_page_draws_the_same_and_asks_nobody(run: Path, chromium: str) -> No
 @pytest.mark.parametrize(
     ("name", "steps"), [("DDIMScheduler", 4), ("DPMSolverMultistepScheduler", 8), ("LCMScheduler", 4)]
 )
-def test_a_page_steps_by_the_table_of_the_scheduler(name: str, steps: int) -> None:
+def test_page_sampling_equals_scheduler_table(name: str, steps: int) -> None:
     node = shutil.which("node")
     if node is None:
         pytest.skip("no node here")
@@ -152,8 +152,8 @@ def test_portable_noise_is_standard_normal() -> None:
     assert abs(np.corrcoef(drawn, portable_noise(6, 20_000))[0, 1]) < 0.03
 
 
-def test_portable_noise_is_that_of_its_rule() -> None:
-    """Worked in Python's integers, one number after the other."""
+def test_portable_noise_equals_mulberry32_and_box_muller() -> None:
+    """The expected values are computed with Python integers, one number at a time."""
     state, uniform = 5, []
     for _ in range(4):
         state = (state + 0x6D2B79F5) & 0xFFFFFFFF

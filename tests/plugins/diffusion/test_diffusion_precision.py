@@ -1,4 +1,4 @@
-"""Fewer bits for the parts of a model that draws pictures: integers, halves, and OpenVINO's files of each."""
+"""Tests of INT8, float16 and OpenVINO conversion of a diffusion pipeline's components, against the float graphs."""
 
 from __future__ import annotations
 
@@ -77,15 +77,15 @@ def metadata(graph: onnx.ModelProto, key: str) -> dict[str, object]:
     return value
 
 
-def test_a_denoiser_in_integers_is_calibrated_on_all_of_the_way(model: OnnxModel, context: Context) -> None:
+def test_int8_denoiser_is_calibrated_on_all_timesteps(model: OnnxModel, context: Context) -> None:
     stage = OnnxInt8(part="unet", method="static", split_concatenations=True, calibration_examples=24)  # type: ignore[arg-type]
     result = stage.run(model, context)
-    # 24 examples are three prompts' four steps, each with guidance; Stable Diffusion's steps are offset by one.
+    # 24 examples are 3 prompts x 4 steps x 2 rows (guidance); Stable Diffusion's timesteps are offset by one.
     record = metadata(result.graphs[UNET], METADATA)
     assert (record["prompts"], record["timesteps"], record["guidance"]) == (3, [751.0, 501.0, 251.0, 1.0], 2.0)
     others = [name for name in model.graphs if name != UNET]
     assert [result.graphs[name] for name in others] == [model.graphs[name] for name in others]
-    # Both resnets on the way up have a shortcut that reads a concatenation.
+    # The shortcuts of both resnets in each up block read a concatenation.
     names = [node.name for node in result.graphs[UNET].graph.node if node.op_type == "Conv"]
     shortcuts = {name.partition("/part_")[0] for name in names if "/part_" in name}
     assert len(shortcuts) == 4
@@ -96,24 +96,24 @@ def test_a_denoiser_in_integers_is_calibrated_on_all_of_the_way(model: OnnxModel
     assert ssim(drawn(result, context), drawn(model, context)).mean() > 0.8
 
 
-def test_a_decoder_is_calibrated_on_what_sampling_ends_in(model: OnnxModel, context: Context) -> None:
+def test_decoder_is_calibrated_on_final_latents(model: OnnxModel, context: Context) -> None:
     result = OnnxInt8(part="vae_decoder", method="static", calibration_examples=5).run(model, context)  # type: ignore[arg-type]
     assert metadata(result.graphs[DECODER], METADATA)["prompts"] == 5
     assert result.graphs[UNET] == model.graphs[UNET]
     assert ssim(drawn(result, context), drawn(model, context)).mean() > 0.9
 
 
-def test_a_floor_is_held_on_pictures_of_validation_prompts(model: OnnxModel, context: Context) -> None:
+def test_accuracy_floor_is_measured_on_validation_prompts(model: OnnxModel, context: Context) -> None:
     fields = {"method": "static", "accuracy_floor": 0.9, "damage_examples": 4, "calibration_examples": 4}
     result = OnnxInt8(part="vae_decoder", **fields).run(model, context)  # type: ignore[arg-type]
     record = metadata(result.graphs[DECODER], LAYERS)
-    # The float graph's pictures are its own: a similarity of 1.
+    # The float graph is compared with itself: its SSIM is 1.
     assert record["float_metric"] == pytest.approx(1.0)
-    # Every decoder of layers is 8-bit or float as the record says, and what is told is what these pictures show.
+    # The recorded metric is the SSIM between the images of the quantized and the float model.
     assert record["metric"] == pytest.approx(ssim(drawn(result, context), drawn(model, context)).mean(), abs=1e-6)
 
 
-def test_halves_are_proven_by_part(model: OnnxModel, context: Context) -> None:
+def test_float16_cast_changes_only_the_named_part(model: OnnxModel, context: Context) -> None:
     result = Cast(part="unet").run(model, context)  # type: ignore[arg-type]
     large = [tensor for tensor in result.graphs[UNET].graph.initializer if np.prod(tensor.dims) > 64]
     assert {tensor.data_type for tensor in large} == {onnx.TensorProto.FLOAT16}
@@ -121,10 +121,10 @@ def test_halves_are_proven_by_part(model: OnnxModel, context: Context) -> None:
     np.testing.assert_allclose(drawn(result, context), drawn(model, context), atol=0.02)
 
 
-def test_what_float16_cannot_hold_is_named_by_part_and_timestep(model: OnnxModel, context: Context) -> None:
+def test_float16_overflow_error_names_part_and_timestep(model: OnnxModel, context: Context) -> None:
     changed = onnx.ModelProto()
     changed.CopyFrom(model.graphs[UNET])
-    # What comes of the first convolution is normalized behind it, so that float32 doesn't mind.
+    # A normalization follows the first convolution, so that its scale makes no difference in float32.
     for tensor in changed.graph.initializer:
         if tensor.name.startswith("unet.conv_in."):
             array = numpy_helper.to_array(tensor)
@@ -134,7 +134,7 @@ def test_what_float16_cannot_hold_is_named_by_part_and_timestep(model: OnnxModel
         Cast(part="unet").run(large, context)  # type: ignore[arg-type]
 
 
-def test_each_part_is_an_ir_in_its_folder(model: OnnxModel, context: Context, tmp_path: Path) -> None:
+def test_openvino_writes_an_ir_for_each_part(model: OnnxModel, context: Context, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     result = OpenVino(precision="fp32").run(model, context)  # type: ignore[arg-type]
     folder = tmp_path / "ir"
@@ -157,7 +157,7 @@ EMPTY = 9
 
 
 class Part:
-    """A session whose answers are known by hand."""
+    """A fake session with simple known outputs."""
 
     provider = "none"
     settings: Mapping[str, Any] = {}
@@ -195,7 +195,7 @@ def batch() -> dict[str, np.ndarray]:
     return {"input_ids": ids, "noise": noise, "seed": np.arange(PROMPT_COUNT)}
 
 
-def test_a_denoiser_is_watched_evenly_over_the_way_with_guidance() -> None:
+def test_denoiser_inputs_are_recorded_at_even_timesteps_with_guidance() -> None:
     watched = record_inputs(session(), "unet", batch(), np.arange(PROMPT_COUNT), seed=0)
     # DDIM's 50 of 1000 timesteps are 980, 960, ..., 0; 25 of them from the first to the last.
     expected = [980 - 20 * round(sample * 49 / 24) for sample in range(25)]
@@ -207,22 +207,22 @@ def test_a_denoiser_is_watched_evenly_over_the_way_with_guidance() -> None:
         np.testing.assert_array_equal(feed["sample"][:PROMPT_COUNT], feed["sample"][PROMPT_COUNT:])
         # The empty prompt comes first, as in diffusers.
         assert feed["encoder_hidden_states"][:, 0, 0].tolist() == [EMPTY] * PROMPT_COUNT + [1, 2, 3]
-        # As the graph takes it.
+        # The dtype of the graph's input.
         assert feed["timestep"].dtype == np.int64
     np.testing.assert_array_equal(watched.feeds[0]["sample"][:PROMPT_COUNT], batch()["noise"])
     assert "3 prompts at 25 timesteps with guidance 7.5" in str(watched)
 
 
-def test_without_guidance_there_is_one_row_a_prompt() -> None:
+def test_without_guidance_each_prompt_has_one_row() -> None:
     watched = record_inputs(session(4, 1.0), "unet", batch(), np.arange(PROMPT_COUNT), seed=0)
     assert [feed["sample"].shape[0] for feed in watched.feeds] == [PROMPT_COUNT] * 4
     assert list(watched.timesteps) == [750, 500, 250, 0]
-    # Heun's scheduler calls the denoiser twice a step, but for the last.
+    # Heun's scheduler calls the denoiser twice in every step except the last.
     twice = record_inputs(session(5, 1.0, HeunDiscreteScheduler()), "unet", batch(), np.arange(PROMPT_COUNT), seed=0)
     assert len(twice.feeds) == 2 * 5 - 1
 
 
-def test_a_decoder_is_given_what_sampling_ends_in() -> None:
+def test_decoder_inputs_are_the_final_latents() -> None:
     drawing = session(10)
     latents = drawing.sampler.sample_latents(batch()["input_ids"], batch()["noise"], list(range(PROMPT_COUNT)))
     watched = record_inputs(drawing, "vae_decoder", batch(), np.arange(PROMPT_COUNT), seed=0)
@@ -246,7 +246,7 @@ def test_a_decoder_is_given_what_sampling_ends_in() -> None:
         ("vae_decoder", 50, 7.5, 7, 7),
     ],
 )
-def test_prompts_are_as_many_as_the_examples_take(
+def test_prompt_count_covers_the_requested_examples(
     part: str, steps: int, guidance: float, count: int, prompts: int
 ) -> None:
     assert count_prompts(session(steps, guidance).sampler, part, count) == prompts
@@ -263,7 +263,7 @@ def shapes(values: list[onnx.ValueInfoProto]) -> dict[str, list[int | str]]:
     }
 
 
-def test_inputs_and_outputs_are_those_that_optimum_feeds_and_reads(exported: dict[str, ExportedGraph]) -> None:
+def test_graph_inputs_and_outputs_follow_optimum(exported: dict[str, ExportedGraph]) -> None:
     # optimum.onnxruntime.modeling_diffusion: ORTTextEncoder, ORTUnet (a scalar timestep), ORTVaeDecoder.
     assert list(exported) == ["text_encoder", "unet", "vae_decoder"]
     text, unet, decoder = (part.graph.graph for part in exported.values())
@@ -278,7 +278,7 @@ def test_inputs_and_outputs_are_those_that_optimum_feeds_and_reads(exported: dic
     assert shapes(decoder.output) == {"sample": ["batch_size", 1, "2*height", "2*width"]}
 
 
-def test_tensors_are_named_as_in_the_torch_model(generator: GeneratorModel, exported: dict[str, ExportedGraph]) -> None:
+def test_onnx_tensors_have_torch_names(generator: GeneratorModel, exported: dict[str, ExportedGraph]) -> None:
     torch_names = set(generator.tensors())
     stored = [tensor.name for part in exported.values() for tensor in part.graph.graph.initializer]
     assert len(stored) == len(set(stored))
@@ -288,7 +288,7 @@ def test_tensors_are_named_as_in_the_torch_model(generator: GeneratorModel, expo
 
 
 @pytest.mark.parametrize(("batch", "height", "width", "tokens"), [(1, 8, 8, 12), (2, 6, 14, 12), (5, 2, 4, 3)])
-def test_the_denoiser_answers_as_torch_at_any_size(
+def test_exported_denoiser_equals_torch_at_any_size(
     generator: GeneratorModel, exported: dict[str, ExportedGraph], batch: int, height: int, width: int, tokens: int
 ) -> None:
     torch.manual_seed(1)
@@ -301,7 +301,9 @@ def test_the_denoiser_answers_as_torch_at_any_size(
     np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
-def test_a_graph_that_differs_is_named(generator: GeneratorModel, exported: dict[str, ExportedGraph]) -> None:
+def test_verification_names_the_graph_that_differs(
+    generator: GeneratorModel, exported: dict[str, ExportedGraph]
+) -> None:
     graphs = {name: item.graph for name, item in exported.items()}
     ids = generator.processor.ids(PROMPTS)
     assert max(item.worst for item in verify_diffusion(generator, graphs, ids, 1e-3).values()) < 1e-4
@@ -314,7 +316,7 @@ def test_a_graph_that_differs_is_named(generator: GeneratorModel, exported: dict
 
 
 @pytest.mark.slow
-def test_a_denoiser_that_is_told_of_the_guidance_becomes_a_graph(tmp_path: Path) -> None:
+def test_guidance_conditioned_denoiser_is_exported(tmp_path: Path) -> None:
     generator = load_pipeline(pipeline_folder(tmp_path, time_cond_proj_dim=8))
     ids = generator.processor.ids(PROMPTS)
     graphs = {name: item.graph for name, item in export_diffusion(generator, ids, None, True).items()}

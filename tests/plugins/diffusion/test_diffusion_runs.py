@@ -1,4 +1,4 @@
-"""A model that draws pictures goes all the way: loaded, exported, quantized by parts, judged, timed and reported."""
+"""Tests of whole runs of a diffusion model: export, quantization by part, evaluation, timing and reports."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ ONE_LEVEL: dict[str, Any] = {
     "down_block_types": ("CrossAttnDownBlock2D",),
     "up_block_types": ("CrossAttnUpBlock2D",),
 }
-"""Of a UNet, which is traced sooner so."""
+"""Config fields of a UNet with one level, which is faster to export."""
 
 
 def write_recipe(folder: Path, **changes: Any) -> Path:
-    """The recipe beside its rows and its model."""
+    """Write a recipe with its data and model, and return the recipe's path."""
     write_rows(folder, **ROWS, side=14)
     pipeline_folder(folder / "model", **ONE_LEVEL)
     (folder / "model" / "sampling_config.json").write_text('{"num_inference_steps": 3, "guidance_scale": 2.0}')
@@ -82,7 +82,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run(load(write_recipe(folder)), folder, folder / "artifacts", Notes())
 
 
-def test_parts_lie_where_optimum_opens_them(done: Run) -> None:
+def test_exported_parts_follow_optimum_layout(done: Run) -> None:
     model = done.folder / "model"
     parts = ("text_encoder", "unet", "vae_decoder")
     assert sorted(model.rglob("*.onnx")) == [model / part / "model.onnx" for part in parts]
@@ -94,8 +94,8 @@ def test_parts_lie_where_optimum_opens_them(done: Run) -> None:
     assert (model / "tokenizer" / "tokenizer.json").is_file()
 
 
-def test_what_is_cached_is_foretold(done: Run) -> None:
-    """The prediction covers the parts alone, whatever lies beside them, like a run."""
+def test_cached_stages_are_predicted(done: Run) -> None:
+    """A file added next to the components does not change the cache keys."""
     folder = done.folder.parents[3]
     (folder / "model" / "README.md").write_text("where it comes from")
     recipe = load(folder / "recipe.yaml")
@@ -104,13 +104,13 @@ def test_what_is_cached_is_foretold(done: Run) -> None:
 
 
 def rows_of(report: Report, metric: str, target: str = "cpu") -> list[Measurement]:
-    """A metric of the baseline and of the final model."""
+    """Return a metric of the baseline and of the final model."""
     found = [report.find(label, metric, target) for label in (BASELINE, FINAL)]
     assert None not in found, metric
     return found  # type: ignore[return-value]
 
 
-def test_sizes_are_told_by_part_and_only_the_named_parts_shrink(done: Run) -> None:
+def test_sizes_are_reported_by_part_and_only_quantized_parts_shrink(done: Run) -> None:
     shares, total = {}, 0.0
     for part in ("unet", "text_encoder", "vae_decoder"):
         size_before, after = (row.value for row in rows_of(done.report, f"size_bytes_{part}"))
@@ -119,14 +119,14 @@ def test_sizes_are_told_by_part_and_only_the_named_parts_shrink(done: Run) -> No
     assert rows_of(done.report, "size_bytes")[1].value > total
 
 
-def test_pictures_are_compared_with_the_float_ones_of_the_same_noise(done: Run) -> None:
+def test_images_are_compared_with_float_images_of_the_same_noise(done: Run) -> None:
     float_, quantized = rows_of(done.report, "psnr_to_baseline")
-    # That of equal pictures: rounding to levels alone.
+    # The PSNR of equal images, which is bounded by 8-bit rounding.
     assert float_.value == pytest.approx(58.92, abs=0.01)
     assert 10 < quantized.value < float_.value and len(quantized.raw or ()) == ROWS["test"]
 
 
-def test_a_picture_is_timed_and_the_integers_are_there(done: Run) -> None:
+def test_image_latency_is_reported_and_graph_has_integer_operators(done: Run) -> None:
     assert rows_of(done.report, "latency_ms")
     graph = onnx.load(done.folder / "model" / "unet" / "model.onnx").graph
     assert {"MatMulInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLinear"} & {node.op_type for node in graph.node}
@@ -134,10 +134,10 @@ def test_a_picture_is_timed_and_the_integers_are_there(done: Run) -> None:
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_pages_draw_what_this_machine_draws(tmp_path: Path, chromium: str) -> None:
+def test_browser_target_generates_the_same_images_as_cpu(tmp_path: Path, chromium: str) -> None:
     if shutil.which("npm") is None:
         pytest.skip("no npm here to fetch onnxruntime-web with")
-    # Each part has a page of its own, and times are those of the pages' clocks.
+    # Each component runs in its own page and is timed by that page's clock.
     stages, targets = [{"onnx": {}}, {"onnx_weight_only": {"part": "text_encoder", "bits": 8}}], ["cpu", "browser"]
     path = write_recipe(tmp_path, stages=stages, targets=targets)
     done = run(load(path), tmp_path, tmp_path / "artifacts", Notes())
@@ -155,7 +155,7 @@ RECIPE = Path(__file__).parents[3] / "recipes" / "fashion-diffusion.yaml"
 
 
 def report(**speeds: float) -> Report:
-    """Distances of 3.1 and 3.8, 188 and 184 prompts of 200 kept, 1.5 MB and 120 kB; with what is said of speed."""
+    """Return a report with distances 3.1 and 3.8, 188 and 184 of 200 prompts right, 1.5 MB and 120 kB, and ``speeds``."""
     run_report, fields = picture_report(), {"model": FINAL, "target": "cpu", "unit": "x", "n": 6}
     rows = [
         Measurement(**fields, metric=metric, value=value, low=0.9 * value, high=1.1 * value)
@@ -169,34 +169,34 @@ def report(**speeds: float) -> Report:
     [(41, False, "aim"), (40, False, "aim"), (39, False, "yes"), (20, False, "yes"), (19.9, False, "no"),
      (1.1, True, "aim"), (1.2, True, "yes"), (1.31, True, "no")],
 )  # fmt: skip
-def test_a_figure_holds_the_best_bound_that_it_keeps(value: float, lower: bool, held: str) -> None:
+def test_row_reports_the_strictest_bound_met(value: float, lower: bool, held: str) -> None:
     least, aim = (1.3, 1.1) if lower else (20, 40)
     assert row("what", value, "so much", least, aim, "{:g}x", lower).met == held
     assert row("what", value, "so much", least, None, "{:g}x", lower).met == ("no" if held == "no" else "yes")
 
 
-def test_the_run_is_held_against_its_baseline() -> None:
+def test_final_model_is_compared_with_baseline() -> None:
     faster, smaller, farther, lost = run_rows(report(speedup=37.0))
     assert faster == Row("speed-up, end to end, against fp32", "37.0x (33.3\u201340.7x)", "20x", "40x", "yes")
-    # 50 times 30,000 bytes to 4 times as many.
+    # 50 x 30,000 bytes before and 4 x 30,000 after.
     assert smaller.measured.startswith("12.5x (1.50 MB to 120 kB)") and smaller.met == "aim"
     assert farther.measured.startswith("1.23x (3.80 (3.60") and farther.met == "yes"
-    # 188 and 184 of 200, the same ones.
+    # 188 and 184 of the same 200 prompts.
     assert lost.measured.startswith("2.0 (") and lost.met == "yes"
 
 
-def test_points_are_paired() -> None:
+def test_accuracy_loss_is_paired_by_row() -> None:
     def prompts(*seen: int) -> Measurement:
         return outcome_row("prompt_accuracy", np.array(seen, bool), "m", "cpu")
 
     lost, low, high = points_lost(prompts(1, 1, 1, 0), prompts(1, 0, 0, 1))
-    # Two are lost and one is found, of four.
+    # Of four predictions two become wrong and one becomes right.
     assert lost == pytest.approx(25.0)
     assert low < lost < high
     assert points_lost(prompts(1, 0), prompts(1, 0))[0] == 0.0
 
 
-def test_integers_and_training_are_judged_by_their_own_runs() -> None:
+def test_int8_and_distillation_rows_use_their_side_runs() -> None:
     distance, faster = int8_rows(report(speedup_denoiser_step=1.7))
     assert (distance.met, faster.met) == ("no", "yes")
     scheduler, taught = (report(perceptual_distance_to_baseline=apart) for apart in (0.2, 0.05))
@@ -205,7 +205,7 @@ def test_integers_and_training_are_judged_by_their_own_runs() -> None:
     assert from_the_start.measured.startswith("0.250x") and from_the_start.met == "yes"
 
 
-def test_runs_beside_have_the_recipes_own_fields() -> None:
+def test_side_runs_use_the_fields_of_the_recipe() -> None:
     recipe = read_recipe(RECIPE)
     beside = side_runs(recipe)
     (unet_stage,) = (stage for stage in recipe.stages if getattr(stage, "part", "") == "unet")
@@ -218,7 +218,7 @@ def test_runs_beside_have_the_recipes_own_fields() -> None:
         assert Recipe.model_validate({**recipe.model_dump(), **changed}).baseline == "start"
 
 
-def test_levels_are_of_255() -> None:
+def test_pixel_difference_is_in_8_bit_levels() -> None:
     ours = np.zeros((1, 2, 2, 1), np.float32)
     theirs = np.array([[[0.0, 0.0039], [0.0, 0.0098]]], np.float32)
     assert levels_apart(ours, theirs) == 2.0
@@ -241,7 +241,7 @@ def rows(*texts: str) -> pa.Table:
     return pa.table({"image": images, "text": list(texts), "label": ["bag", "boot"] * (len(texts) // 2)})
 
 
-def test_row_i_is_drawn_from_the_noise_of_seed_i(processor: PromptProcessor) -> None:
+def test_noise_of_each_row_has_the_row_index_as_seed(processor: PromptProcessor) -> None:
     examples = TASK.encode(rows("a bag", "dark boot"), processor, None, 99)
     batch = examples.batch([0, 1])
     assert batch["seed"].tolist() == [0, 1] and batch["input_ids"].shape == (2, TOKENS)
@@ -254,7 +254,7 @@ def test_row_i_is_drawn_from_the_noise_of_seed_i(processor: PromptProcessor) -> 
     assert long.note == f"1 of 2 prompts are cut at {TOKENS} tokens" and long.lengths().tolist() == [4, 42]
 
 
-def test_real_pictures_lie_in_the_middle_of_black(processor: PromptProcessor) -> None:
+def test_smaller_real_images_are_padded_with_black(processor: PromptProcessor) -> None:
     examples = TASK.encode(rows("a bag", "dark boot"), processor, None, 99)
     assert examples.labels is not None and examples.labels.shape == (2, 16, 16, 1)
     expected = np.zeros((16, 16), np.uint8)
@@ -262,14 +262,14 @@ def test_real_pictures_lie_in_the_middle_of_black(processor: PromptProcessor) ->
     np.testing.assert_array_equal(examples.labels[1, :, :, 0], expected)
 
 
-def test_larger_pictures_are_scaled_and_cropped_evenly() -> None:
+def test_larger_images_are_scaled_and_center_cropped() -> None:
     wide = np.zeros((32, 64), np.uint8)
     wide[:, 16:48] = 200
     cropped = np.asarray(fit_size(Image.fromarray(wide), 16, 16))
     assert cropped.shape == (16, 16) and (cropped[:, 2:-2] == 200).all()
 
 
-def test_levels_are_those_that_diffusers_rounds_to() -> None:
+def test_uint8_rounding_equals_diffusers() -> None:
     from diffusers.image_processor import VaeImageProcessor
 
     pictures = np.random.default_rng(0).random((2, 4, 4, 3), dtype=np.float32)
@@ -277,7 +277,7 @@ def test_levels_are_those_that_diffusers_rounds_to() -> None:
     np.testing.assert_array_equal(to_uint8(pictures), np.stack(expected))
 
 
-def test_pictures_keep_the_names_of_their_classes(processor: PromptProcessor) -> None:
+def test_collected_images_keep_class_names(processor: PromptProcessor) -> None:
     examples = TASK.encode(rows("a bag", "dark boot"), processor, None, 99)
     pictures = np.stack([np.full((16, 16, 1), 0.5, np.float32), np.zeros((16, 16, 1), np.float32)])
     collected = TASK.collect({"pictures": pictures}, examples, [1, 0])
@@ -285,7 +285,7 @@ def test_pictures_keep_the_names_of_their_classes(processor: PromptProcessor) ->
     assert collected["pictures"].dtype == np.uint8 and collected["pictures"][0].max() == 128
 
 
-def test_a_picture_of_one_gray_has_no_contrast_and_equal_ones_are_at_no_distance() -> None:
+def test_contrast_and_psnr_of_known_images() -> None:
     half = np.zeros((2, 16, 16, 1), np.uint8)
     half[1, :8] = 100
     (contrast,) = TASK.measure({"pictures": half}, None, "final", "cpu")
@@ -295,7 +295,7 @@ def test_a_picture_of_one_gray_has_no_contrast_and_equal_ones_are_at_no_distance
     assert nearness["psnr_to_baseline"].value == pytest.approx(28.1308, abs=1e-3)
 
 
-def test_a_pipeline_tells_its_task_and_another_processor_is_refused() -> None:
+def test_task_is_inferred_and_other_processors_are_refused() -> None:
     assert infer_task({"architectures": ["StableDiffusionPipeline"]}, False) == "text-to-image"
     assert get_task("text-to-image") is TASK
     with pytest.raises(ModelError, match="does not prepare prompts"):
@@ -305,7 +305,7 @@ def test_a_pipeline_tells_its_task_and_another_processor_is_refused() -> None:
 PICTURES = {"picture_steps": (4, 50), "picture_sizes": (64,)}
 
 
-def test_steps_and_sizes_are_for_models_that_draw() -> None:
+def test_steps_and_sizes_are_refused_for_other_tasks() -> None:
     refuse_idle(get_task("text-to-image").capabilities, PICTURES)
     others = get_task("text-classification").capabilities
     refuse_idle(others, {"threads": 2})
@@ -315,7 +315,7 @@ def test_steps_and_sizes_are_for_models_that_draw() -> None:
         refuse_idle(others, {"picture_sizes": (64,)})
 
 
-def test_they_do_not_go_with_a_context_of_text() -> None:
+def test_steps_are_refused_with_context_lengths() -> None:
     idle = dict.fromkeys(("recipe", "batch_size", "rate", "size", "tokens", "text"))
     with pytest.raises(InputError, match="--steps and --context don't go together"):
         refuse_together([128], steps=[4], **idle)

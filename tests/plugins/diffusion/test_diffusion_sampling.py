@@ -1,4 +1,4 @@
-"""Pictures of the loop here against those of diffusers' own pipelines, with the same parts and the same noise."""
+"""Tests of the sampling loop: images and latents against diffusers' pipelines with the same components and noise."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ SCHEDULERS = {
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
-def test_pictures_are_those_of_diffusers(generator: GeneratorModel, name: str, guidance: float) -> None:
+def test_images_equal_those_of_diffusers(generator: GeneratorModel, name: str, guidance: float) -> None:
     scheduler = getattr(diffusers, name)(**SCHEDULERS[name], steps_offset=1)
     generator = replace(generator, scheduler=scheduler, sampling=Sampling(5, guidance))
     expected = of_diffusers(generator, 5, guidance)
@@ -80,9 +80,7 @@ def test_pictures_are_those_of_diffusers(generator: GeneratorModel, name: str, g
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
-def test_a_scheduler_that_only_adds_up_is_asked_once(
-    generator: GeneratorModel, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_linear_scheduler_is_called_once(generator: GeneratorModel, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = getattr(diffusers, name)(**SCHEDULERS[name])
     sampler = torch_sampler(replace(generator, scheduler=scheduler, sampling=Sampling(6, 2.0)))
     ids, noise = generator.processor.ids(PROMPTS), noise_of(generator)
@@ -97,7 +95,7 @@ def test_a_scheduler_that_only_adds_up_is_asked_once(
     np.testing.assert_allclose(denoise.sample_latents(ids, noise), first, rtol=0, atol=1e-4 * np.abs(first).max())
 
 
-def test_a_denoiser_that_is_told_of_the_guidance_draws_as_in_diffusers(tmp_path: Path) -> None:
+def test_guidance_conditioned_denoiser_equals_diffusers(tmp_path: Path) -> None:
     guided_model = load_pipeline(pipeline_folder(tmp_path, time_cond_proj_dim=8))
     index = {**guided_model.index, "_class_name": "LatentConsistencyModelPipeline"}
     generator = replace(guided_model, index=index, scheduler=diffusers.LCMScheduler(), sampling=Sampling(4, 8.5))
@@ -106,7 +104,7 @@ def test_a_denoiser_that_is_told_of_the_guidance_draws_as_in_diffusers(tmp_path:
     assert np.abs(drawn(replace(generator, sampling=Sampling(4, 1.5)), SEEDS) - expected).max() > 0.01
 
 
-def test_a_part_that_gives_nan_is_named_with_its_step(generator: GeneratorModel) -> None:
+def test_nan_error_names_part_and_step(generator: GeneratorModel) -> None:
     sampler, calls = torch_sampler(replace(generator, sampling=Sampling(4, 1.0))), []
 
     def denoise(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -118,13 +116,13 @@ def test_a_part_that_gives_nan_is_named_with_its_step(generator: GeneratorModel)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 7, 8), (1, 3, 8, 8), (1, 4, 0, 8), (4, 8, 8)])
-def test_sizes_that_the_parts_cannot_take_are_refused(generator: GeneratorModel, shape: tuple[int, ...]) -> None:
+def test_unsupported_image_sizes_are_refused(generator: GeneratorModel, shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="makes no image") as refused:
         torch_sampler(generator).generate(generator.processor.ids(PROMPTS[:1]), np.zeros(shape, np.float32))
     assert "multiples of 4" in str(refused.value)
 
 
-def test_a_picture_is_the_same_alone_and_among_others(generator: GeneratorModel) -> None:
+def test_image_does_not_depend_on_its_batch(generator: GeneratorModel) -> None:
     scheduler = diffusers.EulerAncestralDiscreteScheduler()
     sampler = torch_sampler(replace(generator, scheduler=scheduler, sampling=Sampling(4, 3.0)))
     ids, noise = generator.processor.ids(PROMPTS), noise_of(generator)
@@ -132,7 +130,7 @@ def test_a_picture_is_the_same_alone_and_among_others(generator: GeneratorModel)
     np.testing.assert_allclose(both[1:], second, atol=1e-5)
 
 
-def test_steps_are_told(generator: GeneratorModel) -> None:
+def test_latents_of_each_step_are_passed_to_the_callback(generator: GeneratorModel) -> None:
     seen: dict[int, np.ndarray] = {}
     sampler = torch_sampler(replace(generator, sampling=Sampling(3, 2.0)))
     last = sampler.sample_latents(generator.processor.ids(PROMPTS), noise_of(generator), on_step=seen.__setitem__)
@@ -141,19 +139,19 @@ def test_steps_are_told(generator: GeneratorModel) -> None:
     assert len({latents.tobytes() for latents in seen.values()}) == 3
 
 
-def test_prompts_that_are_too_long_are_cut_as_diffusers_cuts_them(generator: GeneratorModel) -> None:
+def test_long_prompts_are_truncated_as_in_diffusers(generator: GeneratorModel) -> None:
     prompts = ["a bag", " ".join(["dark"] * 40)]
     assert generator.processor.truncated(prompts) == [1]
     expected = generator.pipeline().tokenizer(prompts, padding="max_length", max_length=12, truncation=True)
     np.testing.assert_array_equal(generator.processor.ids(prompts), expected["input_ids"])
 
 
-def test_steps_that_a_scheduler_cannot_make_are_refused(generator: GeneratorModel) -> None:
+def test_unsupported_step_counts_are_refused(generator: GeneratorModel) -> None:
     with pytest.raises(InputError, match="DDIMScheduler cannot make 2000 steps"):
         drawn(replace(generator, sampling=Sampling(2000, 1.0)))
 
 
-def test_what_is_saved_draws_the_same(generator: GeneratorModel, tmp_path: Path) -> None:
+def test_saved_pipeline_generates_the_same_images(generator: GeneratorModel, tmp_path: Path) -> None:
     with_sampling = replace(generator, sampling=Sampling(2, 1.5))
     with_sampling.save(tmp_path)
     again, expected = load_pipeline(tmp_path), drawn(with_sampling)
@@ -177,9 +175,7 @@ def own(**fields: Any) -> Any:
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("choice", CANDIDATES, ids=str)
 @pytest.mark.parametrize("steps", [50, 4])
-def test_what_is_tried_fits_and_keeps_the_noise_and_what_the_network_predicts(
-    kind: str, choice: SchedulerChoice, steps: int
-) -> None:
+def test_tried_schedulers_keep_noise_levels_and_prediction_type(kind: str, choice: SchedulerChoice, steps: int) -> None:
     base = own(prediction_type=kind)
     fitted = build_scheduler(base, choice, steps)
     assert type(fitted).__name__ == choice.scheduler and fitted.config.prediction_type == kind
@@ -200,14 +196,14 @@ def test_what_is_tried_fits_and_keeps_the_noise_and_what_the_network_predicts(
         ({"rescale_betas_zero_snr": True}, SchedulerChoice("PNDMScheduler"), 10, "noise levels"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_the_reason(
+def test_incompatible_scheduler_is_refused_with_the_reason(
     base: dict[str, Any], choice: SchedulerChoice, steps: int, words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
         build_scheduler(own(**base), choice, steps)
 
 
-def test_a_consistent_model_keeps_its_scheduler() -> None:
+def test_consistency_model_keeps_its_scheduler() -> None:
     lcm = diffusers.LCMScheduler(**LINEAR, original_inference_steps=50)
     assert type(build_scheduler(lcm, SchedulerChoice("LCMScheduler"), 4)) is diffusers.LCMScheduler
     with pytest.raises(InputError, match="DDIMScheduler does not fit"):
@@ -216,7 +212,7 @@ def test_a_consistent_model_keeps_its_scheduler() -> None:
         build_scheduler(lcm, SchedulerChoice("LCMScheduler"), 51)
 
 
-def test_the_best_is_that_of_the_least_measure_and_misfits_are_told() -> None:
+def test_schedulers_are_ranked_by_error_and_failures_are_listed() -> None:
     names = ("DDIMScheduler", "LCMScheduler", "UniPCMultistepScheduler", "HeunDiscreteScheduler")
     measures = {"DDIMScheduler": 2.0, "UniPCMultistepScheduler": 1.0}
     choices = [SchedulerChoice(name) for name in names]
@@ -231,7 +227,7 @@ NOISY = ("LCMScheduler", "EulerAncestralDiscreteScheduler")
 
 
 def by_diffusers(scheduler: Any, steps: int, noise: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The latents, and the noise that steps drew of themselves."""
+    """Return diffusers' final latents, and the noise [steps, ...] that its steps added."""
     generator = torch.Generator().manual_seed(seed)
     scheduler.set_timesteps(steps)
     latents, added = torch.from_numpy(noise) * scheduler.init_noise_sigma, []
@@ -260,7 +256,7 @@ def by_diffusers(scheduler: Any, steps: int, noise: np.ndarray, seed: int) -> tu
         ("LCMScheduler", {**LINEAR, "original_inference_steps": 20, "timestep_scaling": 3.0}),
     ],
 )
-def test_a_table_draws_what_diffusers_draws(name: str, fields: dict[str, Any], steps: int) -> None:
+def test_scheduler_table_equals_diffusers(name: str, fields: dict[str, Any], steps: int) -> None:
     scheduler = getattr(diffusers, name)(**fields)
     noise = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
     expected, added = by_diffusers(scheduler, steps, noise, seed=3)
@@ -271,12 +267,12 @@ def test_a_table_draws_what_diffusers_draws(name: str, fields: dict[str, Any], s
 
 
 @pytest.mark.parametrize("fields", [{"clip_sample": True}, {"clip_sample": False, "thresholding": True}])
-def test_a_scheduler_that_clips_is_refused(fields: dict[str, Any]) -> None:
+def test_clipping_scheduler_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match="no sum"):
         build_scheduler_table(diffusers.DDIMScheduler(**COSINE, **fields), 4)
 
 
-def test_the_last_step_of_a_consistent_model_adds_no_noise() -> None:
+def test_last_step_of_consistency_model_adds_no_noise() -> None:
     table = build_scheduler_table(diffusers.LCMScheduler(**COSINE), 3)
     assert all(table.added[step][step] for step in (0, 1)) and not table.added[2][2]
 
@@ -286,7 +282,7 @@ IDS = np.ones((2, 3), np.int64)
 
 
 def _sampler(scheduler: type, steps: int, guidance: float = 1.0) -> DiffusionSampler:
-    """A denoiser that takes half of what it is given for noise."""
+    """Return a sampler whose denoiser predicts half of its input as the noise."""
     fields = {"clip_sample": False} if scheduler is DDIMScheduler else {}
     return DiffusionSampler(
         encode=lambda batch: {"last_hidden_state": np.zeros((len(batch["input_ids"]), 3, 2), np.float32)},
@@ -300,7 +296,7 @@ def _sampler(scheduler: type, steps: int, guidance: float = 1.0) -> DiffusionSam
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_the_path_is_that_of_diffusers_own_loop(guidance: float) -> None:
+def test_sampling_path_equals_loop_of_diffusers(guidance: float) -> None:
     sampler = _sampler(DDIMScheduler, 5, guidance)
     path = sampling_path(sampler, IDS, NOISE, [0, 1])
     scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
@@ -312,8 +308,8 @@ def test_the_path_is_that_of_diffusers_own_loop(guidance: float) -> None:
     assert np.allclose(path.latents, torch.stack(latents).numpy(), atol=1e-5)
 
 
-def test_schedulers_of_another_scale_keep_to_the_same_path() -> None:
-    # DDIM without noise is Euler's method in another scale (Karras et al. 2022, section 3).
+def test_drift_ignores_the_latent_scale_of_schedulers() -> None:
+    # DDIM without noise is Euler's method on rescaled latents (Karras et al. 2022, section 3).
     exact = sampling_path(_sampler(DDIMScheduler, 100), IDS, NOISE, [0, 1])
     scaled = sampling_path(_sampler(EulerDiscreteScheduler, 100), IDS, NOISE, [0, 1])
     distances = drift(exact, scaled)
@@ -321,13 +317,13 @@ def test_schedulers_of_another_scale_keep_to_the_same_path() -> None:
     assert distances.diverging_index() is None
 
 
-def test_of_a_timestep_that_is_asked_twice_the_second_call_counts() -> None:
+def test_second_call_at_a_timestep_counts_in_the_path() -> None:
     path = sampling_path(_sampler(HeunDiscreteScheduler, 4), IDS, NOISE, [0, 1])
     assert (np.diff(path.times) < 0).all()
     assert path.latents.shape[0] == len(path.times) == 5
 
 
-def test_drawing_is_not_changed_by_being_watched() -> None:
+def test_recording_the_path_does_not_change_sampling() -> None:
     sampler = _sampler(DDIMScheduler, 3, 2.0)
     assert np.array_equal(
         sampling_path(sampler, IDS, NOISE, [0, 1]).latents[-1], sampler.sample_latents(IDS, NOISE, [0, 1])
@@ -340,12 +336,12 @@ TIMES = np.array([1000.0, 750.0, 500.0, 250.0, 0.0])
 
 
 def _path(times: np.ndarray, slope: float, turn: float = 1000.0) -> SamplingPath:
-    """Two pictures whose latents are 1, and below ``turn`` leave it by ``slope`` of what they came down."""
+    """Return a path of two images with latents of 1 down to ``turn``, which then grow by ``slope`` per 1000 timesteps."""
     away = slope * np.maximum(turn - times, 0) / 1000
     return SamplingPath(times, np.broadcast_to((1 + away)[:, None, None, None, None], (len(times), 2, 3, 2, 2)))
 
 
-def test_the_distance_is_over_the_baselines_own_size() -> None:
+def test_drift_is_relative_to_the_norm_of_the_baseline() -> None:
     distances = drift(_path(TIMES, 0.0), _path(TIMES, 0.4))
     assert distances.distances == pytest.approx(np.repeat([[0.0], [0.1], [0.2], [0.3], [0.4]], 2, axis=1))
     assert distances.typical == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
@@ -353,20 +349,20 @@ def test_the_distance_is_over_the_baselines_own_size() -> None:
     assert halved.typical == pytest.approx([0, 0.1 / 1.25, 0.2 / 1.5, 0.3 / 1.75, 0.4 / 2])
 
 
-def test_paths_part_where_they_stay_apart() -> None:
+def test_paths_diverge_where_they_stay_apart() -> None:
     assert drift(_path(TIMES, 0.0), _path(TIMES, 0.8, turn=500.0)).diverging_index() == 3
     assert drift(_path(TIMES, 0.0), _path(TIMES, 0.8, turn=500.0)).diverging_index(0.3) == 4
     assert drift(_path(TIMES, 0.0), _path(TIMES, 0.05)).diverging_index() is None
 
 
-def test_a_path_that_comes_back_has_not_parted() -> None:
+def test_path_that_returns_has_not_diverged() -> None:
     away, still = np.array([1.0, 1.5, 1.5, 1.0, 1.0])[:, None, None] * np.ones((5, 2, 3)), np.ones((5, 2, 3))
     assert drift(SamplingPath(TIMES, still), SamplingPath(TIMES, away)).diverging_index() is None
     away[-1] = 1.2
     assert drift(SamplingPath(TIMES, still), SamplingPath(TIMES, away)).diverging_index() == 4
 
 
-def test_few_steps_are_compared_where_they_are() -> None:
+def test_paths_of_few_steps_are_compared_at_their_timesteps() -> None:
     few = np.array([1000.0, 600.0, 0.0])
     distances = drift(_path(TIMES, 1.0), _path(few, 1.5))
     assert distances.times.tolist() == few.tolist()

@@ -1,4 +1,4 @@
-"""The diffusion model that a recipe starts from, trained here on patterns, and the loop that outlives a kill."""
+"""Tests of diffusion training: noise, sampling steps, losses and encoded examples against diffusers and formulas."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from compress.utils.errors import StageError
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
-def test_a_step_is_that_of_diffusers(kind: PredictionType) -> None:
+def test_ddim_step_equals_diffusers(kind: PredictionType) -> None:
     scheduler = DDIMScheduler(
         1000, prediction_type=kind, clip_sample=False, timestep_spacing="trailing", set_alpha_to_one=False
     )
@@ -50,22 +50,22 @@ def test_a_step_is_that_of_diffusers(kind: PredictionType) -> None:
         torch.testing.assert_close(stepped, expected, rtol=2e-5, atol=2e-5)
 
 
-def test_noise_is_added_as_in_diffusers() -> None:
+def test_added_noise_equals_diffusers() -> None:
     scheduler, times = DDIMScheduler(1000), torch.tensor([3, 100, 500, 900, 999])
     clean, noise = torch.randn(2, 5, 2, generator=torch.Generator().manual_seed(1))
     noisy = add_noise(clean, noise, NoiseSchedule(scheduler.alphas_cumprod).levels(times, 2))
     torch.testing.assert_close(noisy, scheduler.add_noise(clean, noise, times))
 
 
-def test_boundary_scalings_are_those_of_diffusers() -> None:
+def test_boundary_scalings_equal_diffusers() -> None:
     scheduler = LCMScheduler()
     skip, out = boundary_scalings(torch.arange(1000), 1)
     expected = [scheduler.get_scalings_for_boundary_condition_discrete(time) for time in range(1000)]
     torch.testing.assert_close(torch.stack([skip, out], 1), torch.tensor(expected))
 
 
-def test_guidance_is_embedded_as_diffusers_does_it() -> None:
-    """LatentConsistencyModelPipeline has the sinusoids of timesteps, of 1000 (scale - 1)."""
+def test_guidance_embedding_equals_diffusers() -> None:
+    """LatentConsistencyModelPipeline embeds 1000 (scale - 1) as it embeds a timestep."""
     from diffusers.models.embeddings import get_timestep_embedding
 
     scales = (1.0, 4.5, 8.0)
@@ -74,7 +74,7 @@ def test_guidance_is_embedded_as_diffusers_does_it() -> None:
     np.testing.assert_allclose(embedded, expected.numpy(), rtol=1e-4, atol=1e-3)
 
 
-def test_the_pseudo_huber_loss_is_a_square_near_by_and_a_distance_far_off() -> None:
+def test_pseudo_huber_loss_is_quadratic_near_zero_and_linear_far_away() -> None:
     target = torch.zeros(1, 100)
     constant = 0.00054 * 10
     near, far = torch.full((1, 100), 1e-6), torch.full((1, 100), 10.0)
@@ -87,7 +87,7 @@ def batch(rows: int = 4) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_a_scheduler_that_is_given_the_target_finds_the_clean_latents(kind):
+def test_scheduler_recovers_clean_latents_from_the_target(kind):
     noised = NoiseProcess.from_scheduler(DPMSolverMultistepScheduler(prediction_type=kind)).sample(
         batch(), torch.tensor(400)
     )
@@ -98,7 +98,7 @@ def test_a_scheduler_that_is_given_the_target_finds_the_clean_latents(kind):
     assert noised.timesteps.tolist() == [400] * 4
 
 
-def test_the_share_without_a_prompt_has_the_empty_one():
+def test_dropped_prompts_become_the_empty_prompt():
     empty = torch.full((tiny_unets.TOKENS, tiny_unets.TEXT_WIDTH), 7.0)
     noising = NoiseProcess.from_scheduler(DDIMScheduler(), {TEXT: empty}, dropped=0.25)
     torch.manual_seed(0)
@@ -109,7 +109,7 @@ def test_the_share_without_a_prompt_has_the_empty_one():
     assert torch.equal(states[~emptied], rows[TEXT][~emptied])
 
 
-def test_a_unet_that_answers_with_the_target_has_no_loss():
+def test_denoising_loss_of_known_outputs():
     noised = NoiseProcess.from_scheduler(DDIMScheduler()).sample(batch())
     asked = []
 
@@ -121,7 +121,7 @@ def test_a_unet_that_answers_with_the_target_has_no_loss():
     assert torch.equal(asked[0][0], noised.noised) and torch.equal(asked[0][2], noised.conditions[TEXT])
 
 
-def test_latents_of_pictures_are_scaled_as_the_config_says():
+def test_image_latents_use_scaling_and_shift_of_the_config():
     torch.manual_seed(0)
     vae = AutoencoderKL(
         block_out_channels=(8, 8),
@@ -151,6 +151,6 @@ def test_each_caption_is_encoded_once():
     assert states[0] is states[2]
 
 
-def test_flow_matching_is_refused_by_name():
+def test_flow_matching_scheduler_is_refused():
     with pytest.raises(StageError, match="FlowMatchEulerDiscreteScheduler has no schedule of betas"):
         NoiseProcess.from_scheduler(FlowMatchEulerDiscreteScheduler())

@@ -1,4 +1,4 @@
-"""Distances of sets of pictures, against closed forms, scipy's root of a matrix, finite differences and loops."""
+"""Tests of image metrics against closed forms, scipy's matrix square root, finite differences and explicit loops."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _features(seed: int, count: int, width: int, scale: float = 1.0, shift: floa
     return scale * generator.normal(size=(count, width)) @ mix + shift
 
 
-def test_the_distance_is_that_of_scipys_root() -> None:
+def test_frechet_distance_equals_formula_with_scipy_sqrtm() -> None:
     generated, real = _features(1, 300, 6, 1.3, 0.2), _features(2, 400, 6)
     covariances = np.cov(generated, rowvar=False), np.cov(real, rowvar=False)
     root = sqrtm(covariances[0] @ covariances[1]).real
@@ -56,7 +56,7 @@ def test_the_distance_is_that_of_scipys_root() -> None:
     assert frechet_distance(generated, generated) == pytest.approx(0, abs=1e-9)
 
 
-def test_a_feature_that_never_varies_costs_only_its_mean() -> None:
+def test_constant_feature_adds_only_its_squared_mean_difference() -> None:
     generated, real = (
         np.column_stack([_features(seed, 50, 3), np.full(50, level)]) for seed, level in ((1, 2.0), (2, 5.0))
     )
@@ -69,7 +69,7 @@ def _weighted(rows: np.ndarray, weights: np.ndarray) -> Gaussian:
     return Gaussian(mean, len(rows) / (len(rows) - 1) * (away * weights[:, None]).T @ away)
 
 
-def test_shares_are_what_a_little_more_of_a_picture_changes() -> None:
+def test_contributions_equal_derivative_by_image_weight() -> None:
     generated, real = _features(3, 40, 4, 1.5, 0.5), _features(4, 200, 4)
     shares = frechet_contributions(generated, real)
     value = frechet_distance(generated, real)
@@ -86,7 +86,7 @@ def test_shares_are_what_a_little_more_of_a_picture_changes() -> None:
         frechet_contributions(generated[:4], real)
 
 
-def test_the_interval_is_about_as_wide_as_the_shares_say() -> None:
+def test_bootstrap_interval_width_matches_delta_method() -> None:
     generated, real = _features(5, 400, 3, 1.4, 0.4), _features(6, 400, 3)
     value, low, high = frechet_interval(generated, real, seed=0, resamples=400)
     half = 1.96 * frechet_contributions(generated, real).std(ddof=1) / math.sqrt(400)
@@ -95,8 +95,8 @@ def test_the_interval_is_about_as_wide_as_the_shares_say() -> None:
     assert (high + low) / 2 == pytest.approx(value, abs=0.3 * half)
 
 
-def test_the_interval_lies_about_a_distance_that_is_all_chance() -> None:
-    # Of few pictures in many features resamples lie far above: 60 rows of 15 features, from the same distribution.
+def test_interval_contains_distance_caused_by_small_samples() -> None:
+    # With few images and many features resamples have larger distances: 60 rows of 15 features, same distribution.
     mix = np.random.default_rng(11).normal(size=(15, 15))
     generated, real = (
         np.random.default_rng(seed).normal(size=(count, 15)) @ mix for seed, count in ((12, 60), (13, 2000))
@@ -107,7 +107,7 @@ def test_the_interval_lies_about_a_distance_that_is_all_chance() -> None:
     assert 0.2 < (value - low) / (high - low) < 0.8
 
 
-def test_features_that_are_not_finite_are_refused() -> None:
+def test_non_finite_features_are_refused() -> None:
     with pytest.raises(ValueError, match="NaN"):
         fit_gaussian(np.array([[1.0, np.nan], [1.0, 2.0]]))
 
@@ -117,7 +117,7 @@ def _pictures(seed: int, count: int = 3, side: int = 14, channels: int = 2) -> n
 
 
 def _ssim_of_one(first: np.ndarray, second: np.ndarray, span: float) -> float:
-    """Wang et al. (2004), equations 13 to 17, window by window, of one channel."""
+    """Return the SSIM of one channel after Wang et al. (2004), equations 13 to 17, window by window."""
     offsets = range(-5, 6)
     window = np.array([[math.exp(-(x * x + y * y) / (2 * 1.5**2)) for x in offsets] for y in offsets])
     window /= window.sum()
@@ -134,7 +134,7 @@ def _ssim_of_one(first: np.ndarray, second: np.ndarray, span: float) -> float:
     return float(np.mean(values))
 
 
-def test_ssim_is_that_of_every_window() -> None:
+def test_ssim_equals_mean_over_windows() -> None:
     first, second = _pictures(0), 0.7 * _pictures(0) + 0.3 * _pictures(1)
     expected = [
         np.mean([_ssim_of_one(a[..., channel], b[..., channel], 1.0) for channel in range(2)])
@@ -144,7 +144,7 @@ def test_ssim_is_that_of_every_window() -> None:
     assert ssim(255 * first, 255 * second, 255.0) == pytest.approx(expected, abs=1e-10)
 
 
-def test_psnr_by_hand() -> None:
+def test_psnr_of_known_errors() -> None:
     first = np.zeros((2, 4, 4, 1))
     second = np.stack([np.full((4, 4, 1), 0.1), np.zeros((4, 4, 1))])
     second[1, 0, 0] = 1.0  # one pixel of sixteen
@@ -152,14 +152,14 @@ def test_psnr_by_hand() -> None:
     assert psnr(255 * second, 255 * first, 255.0) == pytest.approx([20.0, 10 * math.log10(16)])
 
 
-def test_equal_pictures_are_as_near_as_rounding_can_tell() -> None:
+def test_psnr_of_equal_images_is_bounded_by_8_bit_rounding() -> None:
     levels = np.arange(0, 256, 0.001) / 255
     rounding = np.square(np.round(levels * 255) / 255 - levels).mean()
     result = psnr(_pictures(0), _pictures(0))
     assert result == pytest.approx([10 * math.log10(1 / rounding)] * 3, abs=0.05)
 
 
-def test_the_distance_in_layers_by_loops() -> None:
+def test_perceptual_distance_equals_explicit_loops() -> None:
     generator = np.random.default_rng(2)
     shapes = [(3, 5, 4, 4), (3, 7, 2, 2), (3, 6)]
     first, second = ([generator.normal(size=shape) for shape in shapes] for _ in range(2))
@@ -183,7 +183,7 @@ def test_the_distance_in_layers_by_loops() -> None:
         (perceptual_distance, [np.ones((1, 2))], [], "same layers"),
     ],
 )
-def test_pictures_that_cannot_be_compared_are_refused(measure: Any, first: Any, second: Any, words: str) -> None:
+def test_incompatible_images_are_refused(measure: Any, first: Any, second: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         measure(first, second)
 
@@ -193,7 +193,7 @@ CLASSES = ("coat", "bag", "boot")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A convolutional net of random weights in two stages."""
+    """Write a two-stage RegNet classifier with random weights and return its folder."""
     judge_folder = tmp_path_factory.mktemp("judge")
     write_judge(judge_folder, CLASSES, mean=0.25)
     return judge_folder
@@ -208,7 +208,7 @@ def random_pictures(seed: int, count: int = 70) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 16, 16, 1), dtype=np.uint8)
 
 
-def test_it_sees_what_its_model_answers(judge: ImageClassifier, folder: Path) -> None:
+def test_classifier_outputs_equal_those_of_transformers(judge: ImageClassifier, folder: Path) -> None:
     pictures = random_pictures(0)
     module = RegNetForImageClassification.from_pretrained(folder).eval()
     pixels = torch.from_numpy((pictures / 255 - 0.25) / 0.5).permute(0, 3, 1, 2).float()
@@ -224,7 +224,7 @@ def test_it_sees_what_its_model_answers(judge: ImageClassifier, folder: Path) ->
         assert np.allclose(layer, state.numpy(), atol=1e-5)
 
 
-def test_tokens_of_a_vision_transformer_are_places(tmp_path: Path) -> None:
+def test_vision_transformer_tokens_are_spatial_positions(tmp_path: Path) -> None:
     config = ViTConfig(
         num_channels=1, image_size=16, patch_size=8, hidden_size=12, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=16, id2label={0: "coat", 1: "bag"},
@@ -233,7 +233,7 @@ def test_tokens_of_a_vision_transformer_are_places(tmp_path: Path) -> None:
     write_preparation(tmp_path, 0.5, 0.5)
     (seen,) = ImageClassifier(tmp_path).outputs(random_pictures(1, 3))
     assert seen.features.shape == (3, 12)
-    assert {layer.shape for layer in seen.layers} == {(3, 12, 5)}  # four patches and the token of the class
+    assert {layer.shape for layer in seen.layers} == {(3, 12, 5)}  # four patches and the class token
 
 
 def _rows(
@@ -242,7 +242,7 @@ def _rows(
     return {row.metric: row for row in ImageEvaluation(folder, classes, real, usual).measurements(pictures)}
 
 
-def test_rows_of_pictures_that_are_the_real_ones(judge: ImageClassifier, folder: Path) -> None:
+def test_real_images_have_zero_distances(judge: ImageClassifier, folder: Path) -> None:
     pictures = random_pictures(2)
     seen = judge.features_and_classes(pictures)[1]
     wrong = [CLASSES[(CLASSES.index(name) + (picture_number < 7)) % 3] for picture_number, name in enumerate(seen)]
@@ -253,7 +253,7 @@ def test_rows_of_pictures_that_are_the_real_ones(judge: ImageClassifier, folder:
     assert all(len(row.raw or ()) == 70 for row in rows.values())
 
 
-def test_what_each_picture_adds_has_the_distance_as_its_mean(folder: Path) -> None:
+def test_contributions_average_to_the_frechet_distance(folder: Path) -> None:
     dark = (random_pictures(3) // 3).astype(np.uint8)
     rows = _rows(folder, dark, None, random_pictures(4), random_pictures(5))
     row = rows["frechet_distance"]
@@ -263,7 +263,7 @@ def test_what_each_picture_adds_has_the_distance_as_its_mean(folder: Path) -> No
     assert rows["perceptual_distance_to_baseline"].value > 0
 
 
-def test_the_distance_to_the_baselines_picture_is_that_of_all_stages(judge: ImageClassifier, folder: Path) -> None:
+def test_perceptual_distance_to_baseline_uses_all_layers(judge: ImageClassifier, folder: Path) -> None:
     first, second = random_pictures(10, 40), random_pictures(11, 40)
     distance = _rows(folder, first, usual=second)["perceptual_distance_to_baseline"]
     both = [list(judge.outputs(pictures)) for pictures in (first, second)]
@@ -271,14 +271,14 @@ def test_the_distance_to_the_baselines_picture_is_that_of_all_stages(judge: Imag
     assert distance.raw == pytest.approx(perceptual_distance(*layers))
 
 
-def test_fewer_pictures_than_features_have_a_distance_without_an_interval(folder: Path) -> None:
+def test_fewer_images_than_features_give_no_interval(folder: Path) -> None:
     few = random_pictures(6, 4)
     rows = _rows(folder, few, real=random_pictures(7, 4))
     assert rows["frechet_distance"].low is None and rows["frechet_distance"].raw is None
     assert list(_rows(folder, few, usual=few)) == ["perceptual_distance_to_baseline"]
 
 
-def test_a_class_that_the_judge_does_not_know_is_refused(folder: Path) -> None:
+def test_class_unknown_to_the_classifier_is_refused(folder: Path) -> None:
     check_classes(folder, CLASSES)
     with pytest.raises(DataError, match="no class 'hat'"):
         check_classes(folder, ["coat", "hat"])
@@ -287,7 +287,7 @@ def test_a_class_that_the_judge_does_not_know_is_refused(folder: Path) -> None:
 KINDS = tuple(WORDS[3:5])
 
 
-def _road(folder: Path, names: tuple[str, ...]) -> StageRunner:
+def _runner(folder: Path, names: tuple[str, ...]) -> StageRunner:
     folder.mkdir(exist_ok=True)
     write_judge(folder / "judge", names, widths=(4, 2))
     options = {"judge": "judge", "pictures": 2}
@@ -298,9 +298,9 @@ def _road(folder: Path, names: tuple[str, ...]) -> StageRunner:
 
 @pytest.fixture(scope="module")
 def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
-    """Findings for a pipeline, the same again, and one of other weights in fewer steps."""
+    """Evaluate a pipeline, the same pipeline again, and one with other weights and fewer sampling steps."""
     folder = tmp_path_factory.mktemp("judged")
-    runner = _road(folder, KINDS)
+    runner = _runner(folder, KINDS)
     other = pipeline_folder(folder / "other", seed=3)
     (other / "sampling_config.json").write_text('{"num_inference_steps": 2, "guidance_scale": 1.0}')
     artifacts = {BASELINE: runner.inputs.start, "same": runner.inputs.start, FINAL: runner.inputs.resolve(str(other))}
@@ -314,7 +314,7 @@ def _row(findings: Findings, model: str, metric: str) -> Measurement:
     return row
 
 
-def test_every_model_is_judged_on_every_row(findings: Findings) -> None:
+def test_every_model_is_evaluated_on_every_row(findings: Findings) -> None:
     for label in (BASELINE, "same", FINAL):
         seen, distance = (_row(findings, label, metric) for metric in ("prompt_accuracy", "frechet_distance"))
         assert seen.n == distance.n == ROWS["test"] and seen.raw is not None and distance.raw is not None
@@ -328,7 +328,7 @@ def test_every_model_is_judged_on_every_row(findings: Findings) -> None:
     assert near == pytest.approx(1) and apart < 0.99
 
 
-def test_the_first_rows_are_shown_as_every_model_draws_them(findings: Findings) -> None:
+def test_first_rows_are_shown_as_generated_by_every_model(findings: Findings) -> None:
     shown = {(picture.model, picture.seed): picture for picture in findings.pictures}
     assert set(shown) == {(model, seed) for model in (BASELINE, "same", FINAL) for seed in (0, 1)}
     assert shown[("same", 0)].png == shown[(BASELINE, 0)].png != shown[(FINAL, 0)].png
@@ -336,7 +336,7 @@ def test_the_first_rows_are_shown_as_every_model_draws_them(findings: Findings) 
     assert (shown[(FINAL, 1)].levels or 0) > 0 and shown[(FINAL, 1)].difference
 
 
-def test_paths_are_followed_from_the_same_noise(findings: Findings) -> None:
+def test_sampling_paths_start_from_the_same_noise(findings: Findings) -> None:
     same, final = findings.drift
     assert (same.model, same.steps, len(same.times)) == ("same", 3, 4)
     assert max(same.typical) == 0 and same.parted is None
@@ -344,6 +344,6 @@ def test_paths_are_followed_from_the_same_noise(findings: Findings) -> None:
     assert final.typical[-1] > 0.1 and final.parted is not None
 
 
-def test_a_judge_of_other_classes_is_refused_before_anything_runs(tmp_path: Path) -> None:
+def test_classifier_of_other_classes_is_refused_before_the_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="knows no class"):
-        check_run(_road(tmp_path / "other", ("hat", "glove")))
+        check_run(_runner(tmp_path / "other", ("hat", "glove")))

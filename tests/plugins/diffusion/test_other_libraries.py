@@ -1,4 +1,4 @@
-"""What is written of a model that draws pictures opens unmodified in optimum's pipelines, and draws the same there."""
+"""Tests of exported diffusion models in optimum's pipelines: their images against those of this package."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def exported(model: GeneratorModel, fusions: bool) -> dict[str, onnx.ModelProto]
     return {name: part.graph for name, part in parts.items()}
 
 
-def drawn_elsewhere(
+def drawn_by_optimum(
     environment: ForeignEnvironment, runtime: str, folder: Path, noise: np.ndarray
 ) -> tuple[str, np.ndarray]:
-    """The class of the pipeline that optimum opens there, and its pictures."""
+    """Return the class name of the pipeline that optimum opens, and its images."""
     given, out = folder.with_name("noise.npy"), folder.with_name("out.npy")
     np.save(given, noise)
     script = Path(__file__).parent / "optimum_pictures.py"
@@ -44,7 +44,7 @@ def drawn_elsewhere(
 
 
 @pytest.mark.parametrize("bits", [None, 8])
-def test_optimum_draws_the_same_pictures(model: GeneratorModel, tmp_path: Path, bits: int | None) -> None:
+def test_optimum_onnxruntime_generates_the_same_images(model: GeneratorModel, tmp_path: Path, bits: int | None) -> None:
     graphs, ids = exported(model, True), model.processor.ids(PROMPTS)
     if bits is not None:
         graphs["unet"], _ = quantize_matrices(graphs["unet"], WeightOnlySettings(bits, 32))
@@ -53,13 +53,13 @@ def test_optimum_draws_the_same_pictures(model: GeneratorModel, tmp_path: Path, 
     folder.mkdir()
     diffusion_folder(model, graphs).save(folder)
     expected = open_diffusion(OnnxModel.load(folder, None)).sampler.generate(ids, noise)
-    pipeline, pictures = drawn_elsewhere(SENTENCE_TRANSFORMERS, "onnxruntime", folder, noise)
+    pipeline, pictures = drawn_by_optimum(SENTENCE_TRANSFORMERS, "onnxruntime", folder, noise)
     assert pipeline == "ORTStableDiffusionPipeline"
     np.testing.assert_allclose(pictures * 255, expected * 255, atol=1)
 
 
 @pytest.mark.skipif(not is_todays("optimum-intel"), reason="optimum-intel is begun every fourth day")
-def test_optimum_intel_draws_the_same_pictures(model: GeneratorModel, tmp_path: Path) -> None:
+def test_optimum_intel_generates_the_same_images(model: GeneratorModel, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     from compress.formats.openvino.conversion import to_openvino
     from compress.formats.openvino.model import OpenVinoModel
@@ -73,7 +73,7 @@ def test_optimum_intel_draws_the_same_pictures(model: GeneratorModel, tmp_path: 
     folder.mkdir()
     OpenVinoModel(files, graphs.companions).save(folder)
     noise = np.stack([model.processor.noise(seed) for seed in (5, 6)])
-    pipeline, pictures = drawn_elsewhere(OPTIMUM_INTEL_DRAWS, "openvino", folder, noise)
+    pipeline, pictures = drawn_by_optimum(OPTIMUM_INTEL_DRAWS, "openvino", folder, noise)
     assert pipeline == "OVStableDiffusionPipeline"
     expected = open_torch(model, {}).sampler.generate(model.processor.ids(PROMPTS), noise)
     np.testing.assert_allclose(pictures * 255, expected * 255, atol=1)

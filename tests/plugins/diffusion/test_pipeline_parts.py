@@ -1,4 +1,4 @@
-"""Folders in diffusers' layout that are not whole, or of two versions, are refused with what is wrong in them."""
+"""Tests of pipeline folders: errors of incomplete or inconsistent ones, tiny autoencoders, and component costs."""
 
 from __future__ import annotations
 
@@ -104,14 +104,14 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_wrong_is_named(folder: Path, case: str) -> None:
+def test_defects_of_a_folder_are_named(folder: Path, case: str) -> None:
     spoil, words = CASES[case]
     spoil(folder)
     with pytest.raises(ModelError, match=words):
         check_model_folder(folder)
 
 
-def test_a_whole_one_is_taken_and_every_part_is_looked_at(folder: Path) -> None:
+def test_complete_folder_is_accepted_and_every_part_is_checked(folder: Path) -> None:
     check_model_folder(folder)
     assert {file.parent.name for file in weight_files(folder)} == {"text_encoder", "unet", "vae"}
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
@@ -122,28 +122,28 @@ def test_a_whole_one_is_taken_and_every_part_is_looked_at(folder: Path) -> None:
         check_weights_finite(folder)
 
 
-def test_bytes_are_told_by_part(folder: Path) -> None:
+def test_parameters_are_counted_by_part(folder: Path) -> None:
     parameters_by_part = {child.name: child.parameters for child in budget_of(folder).modules.children}
     model = load_pipeline(folder)
     expected = {name: sum(tensor.numel() for tensor in part.parameters()) for name, part in model.parts.items()}
     assert parameters_by_part == expected
 
 
-def test_prompts_longer_than_the_text_encoder_can_place_are_refused(folder: Path) -> None:
+def test_prompts_longer_than_text_encoder_positions_are_refused(folder: Path) -> None:
     change(folder / "tokenizer" / "tokenizer_config.json", model_max_length=77)
     with pytest.raises(ModelError, match="padded to 77 tokens, and the text encoder has 12 places"):
         load_prompt_processor(folder)
 
 
 @pytest.mark.parametrize("fields", [{"num_inference_steps": 0}, {"num_inference_steps": 2.5}, {"guidance_scale": "7"}])
-def test_sampling_that_makes_no_sense_is_refused(folder: Path, fields: dict[str, object]) -> None:
+def test_invalid_sampling_settings_are_refused(folder: Path, fields: dict[str, object]) -> None:
     (folder / SAMPLING).write_text(json.dumps(fields))
     with pytest.raises(ModelError, match="steps and the guidance"):
         Sampling.read(folder)
 
 
 def with_checker(folder: Path) -> None:
-    """Give the pipeline a real checker, of a tiny CLIP, that objects to every picture."""
+    """Add a safety checker of a tiny CLIP that flags every image."""
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPImageProcessor
 
@@ -162,7 +162,7 @@ def with_checker(folder: Path) -> None:
     )
 
 
-def test_a_safety_checker_goes_or_stays_by_the_recipe_alone(folder: Path, tmp_path: Path) -> None:
+def test_recipe_decides_whether_the_safety_checker_is_kept(folder: Path, tmp_path: Path) -> None:
     with_checker(folder)
     from diffusers import DiffusionPipeline
 
@@ -186,7 +186,7 @@ def test_a_safety_checker_goes_or_stays_by_the_recipe_alone(folder: Path, tmp_pa
         diffusion_folder(model, {})
 
 
-def test_what_a_recipe_starts_from_has_the_parts_alone(folder: Path, tmp_path: Path) -> None:
+def test_converted_pipeline_has_only_the_used_files(folder: Path, tmp_path: Path) -> None:
     for name in ("unet/diffusion_pytorch_model.fp16.safetensors", "unet/old.bin", "v1-5-pruned.safetensors"):
         (folder / name).write_bytes(b"")
     converted = convert_pipeline(folder, tmp_path, None)
@@ -207,7 +207,7 @@ def pictures(rows: int = 8) -> np.ndarray:
     return np.stack([np.outer(side * a, side * b + c)[None] for a, b, c in rng.uniform(-1, 1, (rows, 3)).astype("f4")])
 
 
-def test_it_learns_what_the_vae_decodes(tmp_path):
+def test_tiny_autoencoder_learns_the_vae_decoder(tmp_path):
     vae = tiny_pipelines.parts()["vae"]
     examples = image_examples(vae, pictures())
     assert examples.inputs[0]["latents"].shape == (4, 8, 8)
@@ -222,7 +222,7 @@ def test_it_learns_what_the_vae_decodes(tmp_path):
     assert (encoded - latents).square().mean() < latents.square().mean()
 
 
-def test_features_are_those_that_the_encoder_computes_on_its_way():
+def test_encoder_features_equal_block_outputs():
     vae, seen, given = tiny_pipelines.parts()["vae"], [], torch.from_numpy(pictures(2))
     with torch.no_grad():
         with capture_outputs(dict(enumerate(vae.encoder.down_blocks)), lambda _, output: seen.append(output)):
@@ -231,20 +231,20 @@ def test_features_are_those_that_the_encoder_computes_on_its_way():
     assert len(features) == 2 and all(map(torch.equal, features, seen))
 
 
-def test_the_distance_of_features_forgets_their_length():
+def test_feature_distance_ignores_vector_length():
     feature = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
     other = torch.tensor([40.0, 30.0]).view(1, 2, 1, 1)
     assert float(feature_distance(feature, 9 * feature)) == pytest.approx(0.0, abs=1e-12)
     assert float(feature_distance(feature, other)) == pytest.approx(0.08, rel=1e-5)
 
 
-def test_a_vae_of_another_kind_is_refused():
+def test_vae_of_another_class_is_refused():
     small = build_tiny_autoencoder(tiny_pipelines.parts()["vae"], SETTINGS, 0)
     with pytest.raises(StageError, match="AutoencoderTiny cannot be distilled into a small decoder"):
         build_tiny_autoencoder(small, SETTINGS, 0)
 
 
-def test_parts_of_a_pipeline_are_predicted_and_shown(tmp_path: Path) -> None:
+def test_costs_of_pipeline_parts_are_computed_and_shown(tmp_path: Path) -> None:
     folder = tiny_pipelines.pipeline_folder(tmp_path / "pipeline")
     budget = budget_of(folder, calls=True)
     assert budget.calls is not None
@@ -254,7 +254,7 @@ def test_parts_of_a_pipeline_are_predicted_and_shown(tmp_path: Path) -> None:
         assert call.parameters == sum(weight.numel() for weight in parts[call.part].parameters())
         assert call.fp32_bytes == 2 * call.fp16_bytes > 4 * call.parameters
         assert call.fp32_stored_attention_bytes >= call.fp32_bytes
-    # A small decoder's config has no size of its own, and is asked about the same latents.
+    # AutoencoderTiny's config has no sample size, so that the UNet's latent size is used.
     small = build_tiny_autoencoder(parts["vae"], DistillAutoencoder(width=8, layers=1), seed=0)
     small.save_config(folder / "vae")
     multiplications = component_calls(folder)[1].multiplications
@@ -264,7 +264,7 @@ def test_parts_of_a_pipeline_are_predicted_and_shown(tmp_path: Path) -> None:
     assert "one call of" in console.export_text()
 
 
-def test_what_is_no_pipeline_is_refused(tmp_path: Path) -> None:
+def test_folder_without_pipeline_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="parts of a pipeline"):
         component_calls(tmp_path)
 
@@ -281,7 +281,7 @@ SMALL = {
 @pytest.mark.parametrize(
     ("config", "count"), [(SD15_UNET, 859_520_964), (SDXL_UNET, 2_567_463_684), (SD_VAE, 83_653_863)]
 )
-def test_published_models_have_their_published_counts(config, count):
+def test_published_models_have_published_parameter_counts(config, count):
     assert count_parameters(build_component_on_meta(config)) == count
 
 
@@ -289,24 +289,24 @@ def test_published_models_have_their_published_counts(config, count):
     ("config", "blocks", "published"),
     [(SD15_UNET, (5, 5, 5, 1), 339), (BK_SDM_BASE, (3, 3, 3, 1), 224), (BK_SDM_TINY, (3, 3, 3, 0), 205)],
 )
-def test_unets_multiply_as_often_as_published(config, blocks, published):
+def test_unet_multiplications_equal_published_counts(config, blocks, published):
     # Kim et al. 2023 (BK-SDM), table 1: multiply-accumulates of one step at 512x512, of convolutions and linear layers.
-    # Attention multiplies queries with keys, and what comes of it with values.
+    # Attention multiplies queries with keys, and the result with values.
     places = zip((64 * 64, 32 * 32, 16 * 16, 8 * 8), (320, 640, 1280, 1280), blocks, strict=True)
     attention = sum(2 * width * here * (here + 77) * count for here, width, count in places)
     unet = build_component_on_meta(config)
     assert (costs_of_component(unet).multiplications - attention) / 1e9 == pytest.approx(published, abs=0.5)
 
 
-def test_memory_is_that_of_weights_and_of_what_is_alive_at_once():
+def test_memory_is_weights_plus_peak_of_live_tensors():
     costs = component_costs(SD15_UNET)
-    # The largest attention: 4096 x 4096 places for each of 8 heads, of which softmax makes another.
+    # The largest attention matrix has 4096 x 4096 values for each of 8 heads; softmax allocates another one.
     matrix = 8 * 4096 * 4096
     assert matrix <= costs.stored_attention_values - costs.working_values <= 3 * matrix
     assert costs.memory_bytes(32) == 4 * (costs.parameters + costs.working_values)
 
 
-def test_multiplications_of_convolutions_are_those_of_the_formula():
+def test_convolution_multiplications_equal_the_formula():
     convolutions, side = 0, 4
     for layer in build_component_on_meta(SMALL).decoder.layers:
         side *= 2 if isinstance(layer, nn.Upsample) else 1
@@ -316,7 +316,7 @@ def test_multiplications_of_convolutions_are_those_of_the_formula():
     assert component_costs(SMALL, batch=3, size=4).multiplications == 3 * convolutions
 
 
-def test_what_is_alive_at_once_is_counted_with_what_was_freed():
+def test_memory_tracker_subtracts_freed_tensors():
     class Chain(nn.Module):
         def forward(self, values: torch.Tensor) -> torch.Tensor:
             wide = torch.cat([values] * 3)
@@ -328,11 +328,11 @@ def test_what_is_alive_at_once_is_counted_with_what_was_freed():
     alive = MemoryTracker(module)
     with alive:
         module(values)
-    # Three times 20 values, and the 10 that are made of them: more than the 10 and 20 that come behind.
+    # The peak is 3 x 20 values plus the 10 computed from them, more than the 10 and 20 of the last operation.
     assert alive.peak_bytes == 4 * 70
 
 
-def test_other_parts_are_refused_by_name():
+def test_unsupported_components_are_refused_by_name():
     with pytest.raises(ModelError, match="'Strange'"):
         build_component_on_meta({"_class_name": "Strange"})
     with pytest.raises(ModelError, match="PixArtTransformer2DModel"):

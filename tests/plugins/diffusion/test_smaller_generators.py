@@ -1,4 +1,4 @@
-"""A UNet taught by features: nothing to learn from itself, sums done by hand, and a kill that changes no byte."""
+"""Tests of feature distillation and small VAE decoders: losses against explicit sums, resumed against whole runs."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def noised(rows: int = 3) -> NoisedLatents:
     return NOISING.sample(batch, generator=torch.Generator().manual_seed(2))
 
 
-def lesson(teacher, student, **weights) -> FeatureTrainer:
+def feature_trainer(teacher, student, **weights) -> FeatureTrainer:
     return FeatureTrainer(teacher, student, EXAMPLES, NOISING, FAST.model_copy(update=weights), 0)
 
 
-def test_an_identical_student_has_no_loss_against_its_teacher():
+def test_identical_student_has_zero_loss():
     teacher = tiny_unets.conditional(layers_per_block=2)
     student = copy.deepcopy(teacher)
-    distillation = lesson(teacher, student, denoising_weight=0.0)
+    distillation = feature_trainer(teacher, student, denoising_weight=0.0)
     with distillation.capture_features():
         assert float(distillation.noised_loss(student, noised()).detach()) == 0.0
         with torch.no_grad():
@@ -56,7 +56,7 @@ def test_an_identical_student_has_no_loss_against_its_teacher():
         assert float(distillation.noised_loss(student, noised()).detach()) > 0.01
 
 
-def test_the_loss_is_the_sum_of_denoising_output_and_features_behind_each_block():
+def test_loss_sums_denoising_output_and_block_feature_errors():
     teacher = tiny_unets.conditional(layers_per_block=2)
     student = select_bk_sdm_blocks(teacher, "small")
     seen = noised()
@@ -77,15 +77,15 @@ def test_the_loss_is_the_sum_of_denoising_output_and_features_behind_each_block(
     assert len(theirs) == len(mine) == 4
     expected_loss = 0.5 * mse(answer, seen.noise) + 2 * mse(answer, taught)
     expected_loss = expected_loss + 3 * sum(mse(feature, other) for feature, other in zip(mine, theirs, strict=True))
-    distillation = lesson(teacher, student, denoising_weight=0.5, output_weight=2.0, feature_weight=3.0)
+    distillation = feature_trainer(teacher, student, denoising_weight=0.5, output_weight=2.0, feature_weight=3.0)
     with distillation.capture_features():
         loss = distillation.noised_loss(student, seen).detach()
     assert float(loss) == pytest.approx(float(expected_loss.detach()), rel=1e-5)
 
 
-def test_a_narrower_student_is_projected_to_the_width_of_its_teacher():
+def test_narrower_student_is_projected_to_teacher_width():
     student, teacher = tiny_unets.doubled(tiny_unets.conditional, (8, 16))
-    distillation = lesson(teacher, student, denoising_weight=0.0, output_weight=0.0)
+    distillation = feature_trainer(teacher, student, denoising_weight=0.0, output_weight=0.0)
     assert {name: projection.weight.shape[:2] for name, projection in distillation.projections.items()} == {
         "down 0": (16, 8),
         "down 1": (32, 16),
@@ -94,7 +94,7 @@ def test_a_narrower_student_is_projected_to_the_width_of_its_teacher():
         "up 1": (32, 16),
     }
     with distillation.capture_features():
-        # Its features are the teacher's without their twins: a matrix makes the one of the other.
+        # The teacher's features are the student's, each channel twice, so a linear projection maps one to the other.
         twins = float(distillation.noised_loss(student, noised()).detach())
         with torch.no_grad():
             for projection in distillation.projections.values():
@@ -102,20 +102,20 @@ def test_a_narrower_student_is_projected_to_the_width_of_its_teacher():
         assert twins < 1e-4 * float(distillation.noised_loss(student, noised()).detach())
 
 
-def test_without_an_innermost_stage_features_are_compared_before_they_are_halved():
+def test_removed_innermost_stage_is_compared_before_downsampling():
     teacher = tiny_unets.conditional(block_out_channels=(8, 16, 16), **tiny_unets.THREE)
     student = select_bk_sdm_blocks(teacher, "tiny")
-    distillation = lesson(teacher, student)
+    distillation = feature_trainer(teacher, student)
     assert list(distillation.pairs) == ["down 0", "down 1", "up 0", "up 1"]
     assert distillation.pairs["down 1"] == tuple(unet.down_blocks[1].attentions[-1] for unet in (teacher, student))
     assert distillation.pairs["up 1"] == (teacher.up_blocks[1], student.up_blocks[0])
     with distillation.capture_features():
         assert distillation.noised_loss(student, noised()).isfinite()
     with pytest.raises(StageError, match="that the teacher lacks"):
-        lesson(student, teacher)
+        feature_trainer(student, teacher)
 
 
-def test_a_student_comes_nearer_and_its_teacher_stays(tmp_path):
+def test_training_moves_student_towards_unchanged_teacher(tmp_path):
     teacher = tiny_unets.conditional(layers_per_block=2)
     student = select_bk_sdm_blocks(teacher, "small")
     states_before = copy.deepcopy(teacher.state_dict())
@@ -128,7 +128,7 @@ def test_a_student_comes_nearer_and_its_teacher_stays(tmp_path):
     assert "denoising loss on held-out images" in context.notes[-1]
 
 
-def test_a_killed_teaching_ends_with_the_same_bytes(tmp_path, monkeypatch):
+def test_resumed_distillation_equals_uninterrupted_one(tmp_path, monkeypatch):
     monkeypatch.setattr(TrainingCheckpoint, "is_due", lambda self: True)
     small, teacher = tiny_unets.doubled(tiny_unets.conditional, (8, 16))
     loss, calls = FeatureTrainer.loss, []
@@ -174,9 +174,7 @@ def pruned(start: Path, context: Context, **fields: Any) -> GeneratorModel:
     return smaller
 
 
-def test_a_unet_without_blocks_and_channels_learns_from_the_whole_one(
-    start: Path, context: Context, tmp_path: Path
-) -> None:
+def test_pruned_unet_is_distilled_from_the_original(start: Path, context: Context, tmp_path: Path) -> None:
     smaller = pruned(start, context, blocks="bk-sdm-small", parameters=0.5)
     opened = check_reopened(smaller, tmp_path / "pruned")
     assert opened.unet.config.block_out_channels == [4, 8]
@@ -190,7 +188,7 @@ def test_a_unet_without_blocks_and_channels_learns_from_the_whole_one(
     check_reopened(taught, tmp_path / "taught")
 
 
-def test_a_small_decoder_takes_the_place_of_the_vae(start: Path, context: Context, tmp_path: Path) -> None:
+def test_tiny_autoencoder_replaces_the_vae(start: Path, context: Context, tmp_path: Path) -> None:
     fields = {"width": 8, "layers": 1, "epochs": 2, "batch_size": 4, "learning_rate": 1e-3}
     stage = DistillAutoencoder.model_validate(fields)
     assert "diffusers" in stage.called_packages() and not fields_without_effect(stage, TASK.capabilities)
@@ -203,7 +201,7 @@ def test_a_small_decoder_takes_the_place_of_the_vae(start: Path, context: Contex
 
 
 @pytest.mark.slow
-def test_cut_parts_are_exported_as_whole_ones_are(start: Path, context: Context) -> None:
+def test_pruned_components_export_to_onnx(start: Path, context: Context) -> None:
     smaller = pruned(start, context, blocks="bk-sdm-small", parameters=0.5)
     small = build_tiny_autoencoder(smaller.parts["vae"], DistillAutoencoder(width=8, layers=1), seed=0)
     smaller.replace_part("vae", small.eval())
@@ -214,7 +212,7 @@ def test_cut_parts_are_exported_as_whole_ones_are(start: Path, context: Context)
     assert max(difference.worst for difference in apart.values()) < 1e-4
 
 
-def test_a_stage_without_a_purpose_is_refused() -> None:
+def test_stage_without_required_settings_is_refused() -> None:
     with pytest.raises(ValueError, match="blocks or parameters"):
         PruneDenoiser.model_validate({})
     with pytest.raises(ValueError, match="teacher"):
@@ -223,7 +221,7 @@ def test_a_stage_without_a_purpose_is_refused() -> None:
         DistillAutoencoder.model_validate({"epochs": 2, "budget": "3m"})
 
 
-def test_stages_are_for_image_generation_alone() -> None:
+def test_stages_support_only_image_generation() -> None:
     for stage in (PruneDenoiser, DistillFeatures, DistillAutoencoder):
         assert stage.supports(TASK.capabilities)
         assert not stage.supports(get_task("text-generation").capabilities)

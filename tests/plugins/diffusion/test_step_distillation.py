@@ -1,4 +1,4 @@
-"""Denoisers that learn to draw in fewer steps: against an exact teacher, and as a stage of tiny pipelines."""
+"""Tests of step distillation: students of an exact teacher on 2-D points, and stages of tiny pipelines."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def made_settings(fields: dict[str, Any]) -> DistillSteps | DistillConsistency:
     return kind.model_validate({name: value for name, value in fields.items() if name != "method"})
 
 
-def lesson(folder: Path, few: dict[str, Any], rows: int = 8192, **settings: Any) -> StepTrainer:
-    """A lesson of points in the plane, for a student with random weights."""
+def step_trainer(folder: Path, few: dict[str, Any], rows: int = 8192, **settings: Any) -> StepTrainer:
+    """Return a trainer on points [rows, 2] of a mixture, for a student with random weights."""
     fields = {"batch_size": 256, "precision": "fp32", "optimizer": {"weight_decay": 0.0}, **settings}
     chosen = made_settings({**few, **fields})
     torch.manual_seed(0)
@@ -53,7 +53,7 @@ def lesson(folder: Path, few: dict[str, Any], rows: int = 8192, **settings: Any)
 
 
 def energy(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The energy distance of two sets of points (Szekely and Rizzo 2013): 0 for the same distribution."""
+    """Return the energy distance of two sets of points (Szekely and Rizzo 2013), 0 for the same distribution."""
     within = torch.cdist(one, one).mean() + torch.cdist(other, other).mean()
     return float(2 * torch.cdist(one, other).mean() - within)
 
@@ -78,23 +78,21 @@ def denoiser(network: nn.Module) -> GuidedDenoiser:
     ],
     ids=lambda few: few["method"],
 )
-def test_steps_that_were_learned_are_twice_as_near_as_the_best_that_were_not(
-    few: dict[str, Any], tmp_path: Path
-) -> None:
-    """At 4 steps, and of consistency, whose student begins with random weights here, at 1."""
+def test_distilled_sampling_halves_the_error_of_the_best_scheduler(few: dict[str, Any], tmp_path: Path) -> None:
+    """Progressive distillation samples in 4 steps, consistency distillation in 1."""
     real, exact = torch.from_numpy(mixture.points(1500, seed=9)), mixture.ExactDenoiser()
 
     def apart(network: nn.Module) -> Callable[[Any], float]:
         return lambda trained: energy(mixture.drawn(network, trained, few["steps"], noise()), real)
 
     _, tried = rank_schedulers(mixture.scheduler(), few["steps"], apart(exact))
-    taught = lesson(tmp_path, few, epochs=60, learning_rate=8e-3, batch_size=1024)
+    taught = step_trainer(tmp_path, few, epochs=60, learning_rate=8e-3, batch_size=1024)
     trained = taught.train()
     assert tried[0].error is not None and apart(taught.student)(trained) * 2 < tried[0].error
 
 
 @pytest.mark.parametrize("index", range(4))
-def test_a_target_ends_where_two_steps_of_diffusers_do(index: int) -> None:
+def test_progressive_target_equals_two_steps_of_diffusers(index: int) -> None:
     teacher = mixture.ExactDenoiser()
     loss = ProgressiveLoss(denoiser(teacher), denoiser(teacher), 4)
     time, noisy = loss.timesteps[index], noise(6)
@@ -112,7 +110,7 @@ def test_a_target_ends_where_two_steps_of_diffusers_do(index: int) -> None:
 
 
 @pytest.mark.parametrize("second_order", [False, True])
-def test_four_steps_at_once_end_where_those_of_diffusers_do(second_order: bool) -> None:
+def test_target_of_four_merged_steps_equals_four_steps_of_diffusers(second_order: bool) -> None:
     teacher, noisy = mixture.ExactDenoiser(), noise(6)
     loss = ProgressiveLoss(denoiser(teacher), denoiser(teacher), 1, merged=4, second_order=second_order)
     target = loss.target(noisy, loss.timesteps.repeat(6), CleanBatch(noisy))
@@ -120,10 +118,10 @@ def test_four_steps_at_once_end_where_those_of_diffusers_do(second_order: bool) 
     if second_order:
         scheduler = diffusers.DPMSolverMultistepScheduler.from_config(scheduler.config)
     samples = mixture.drawn(teacher, scheduler, 4, noisy)
-    torch.testing.assert_close(target, samples, rtol=1e-3, atol=1e-4)  # behind the last step there is no noise
+    torch.testing.assert_close(target, samples, rtol=1e-3, atol=1e-4)  # no noise remains after the last step
 
 
-def test_the_end_of_a_path_is_itself_at_the_smallest_timestep() -> None:
+def test_consistency_function_is_identity_at_the_smallest_timestep() -> None:
     averaged = AveragedNetwork(mixture.SmallDenoiser(), 0.95)
     loss = ConsistencyLoss(denoiser(mixture.ExactDenoiser()), denoiser(averaged.network), 50, averaged)
     noisy = noise(6)
@@ -136,7 +134,7 @@ def test_the_end_of_a_path_is_itself_at_the_smallest_timestep() -> None:
     assert sorted(lcm.timesteps.tolist()) == loss.timesteps.tolist()
 
 
-def test_the_average_follows_the_weights_and_settles_as_them() -> None:
+def test_moving_average_decays_and_is_applied_to_the_weights() -> None:
     averaged = AveragedNetwork(nn.Linear(2, 2, bias=False), 0.75)
     with torch.no_grad():
         averaged.network.weight.fill_(0.0)  # type: ignore[union-attr]
@@ -147,7 +145,7 @@ def test_the_average_follows_the_weights_and_settles_as_them() -> None:
     torch.testing.assert_close(averaged.network.weight, average_before * 0.75**2)
 
 
-def test_guidance_is_that_of_diffusers() -> None:
+def test_guided_denoiser_equals_classifier_free_guidance() -> None:
     unet = tiny_pipelines.parts()["unet"]
     text, empty = torch.randn(2, 5, tiny_pipelines.WIDTH), torch.randn(1, 5, tiny_pipelines.WIDTH)
     noisy, times = torch.randn(2, 4, 8, 8), torch.tensor([900, 100])
@@ -164,11 +162,11 @@ def test_guidance_is_that_of_diffusers() -> None:
 
 
 @pytest.mark.parametrize("few", [{"method": "progressive", "teacher_steps": 16}, {"method": "consistency"}])
-def test_a_lesson_that_was_killed_ends_with_the_same_bytes(
+def test_resumed_distillation_equals_uninterrupted_one(
     few: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def made(folder: Path) -> StepTrainer:
-        return lesson(folder, {"steps": 4, **few}, rows=512, epochs=8)
+        return step_trainer(folder, {"steps": 4, **few}, rows=512, epochs=8)
 
     whole = made(tmp_path / "whole")
     whole.train()
@@ -190,7 +188,7 @@ def test_a_lesson_that_was_killed_ends_with_the_same_bytes(
         assert torch.equal(parameter, other)
 
 
-def test_numbers_that_are_not_finite_end_a_round_with_what_was_kept(
+def test_non_finite_loss_ends_the_round_with_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TrainingCheckpoint, "is_due", lambda self: True)
@@ -201,7 +199,7 @@ def test_numbers_that_are_not_finite_end_a_round_with_what_was_kept(
         return replace(batch, clean=batch.clean * float("nan")) if next(calls) >= 5 else batch
 
     monkeypatch.setattr(StepTrainer, "batch", spoiled)
-    taught = lesson(tmp_path, {"steps": 4, "method": "consistency"}, rows=512, epochs=8)
+    taught = step_trainer(tmp_path, {"steps": 4, "method": "consistency"}, rows=512, epochs=8)
     taught.train()
     assert all(torch.isfinite(weight).all() for weight in taught.student.parameters())
     assert any("as it was after step 4" in remark for remark in taught.context.notes)
@@ -215,7 +213,7 @@ def test_numbers_that_are_not_finite_end_a_round_with_what_was_kept(
         ({"guidance": 0.5}, "greater than or equal to 1"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(fields: dict[str, Any], words: str) -> None:
+def test_inconsistent_settings_are_refused(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         made_settings(fields)
 
@@ -227,34 +225,32 @@ def test_rounds_halve_the_steps() -> None:
     assert DistillSteps(steps=4, teacher_steps=32, at_once=4).rounds == [8, 4]
 
 
-def test_guidance_is_folded_in_by_a_round_of_its_own_or_by_the_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_guidance_is_distilled_in_its_own_round_or_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     named: list[str] = []
     monkeypatch.setattr(StepTrainer, "_train_round", lambda self, name, make, place, rounds: named.append(name))
     few = {"steps": 4, "teacher_steps": 16}
     noise_scheduler = diffusers.DDIMScheduler.from_config(mixture.scheduler().config, prediction_type="epsilon")
     for fields in (few, {**few, "guidance_first": False, "at_once": 4}):
-        replace(lesson(tmp_path, fields), scheduler=noise_scheduler).train()
+        replace(step_trainer(tmp_path, fields), scheduler=noise_scheduler).train()
     assert named == ["guided", "8-steps", "4-steps", "4-steps"]
 
 
-def test_a_denoiser_without_text_takes_no_guidance(tmp_path: Path) -> None:
+def test_guidance_is_refused_without_text_conditioning(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="reads none"):
-        lesson(tmp_path, {"guidance": 3.0})
+        step_trainer(tmp_path, {"guidance": 3.0})
 
 
 def test_flow_matching_is_refused(tmp_path: Path) -> None:
-    taught = lesson(tmp_path, {})
+    taught = step_trainer(tmp_path, {})
     with pytest.raises(StageError, match="FlowMatchEulerDiscreteScheduler"):
         replace(taught, scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
 
 
-def test_the_scheduler_of_a_student_is_the_one_it_learned_for(tmp_path: Path) -> None:
-    scheduler = lesson(tmp_path, {"steps": 4}).student_scheduler()
+def test_student_scheduler_matches_the_training(tmp_path: Path) -> None:
+    scheduler = step_trainer(tmp_path, {"steps": 4}).student_scheduler()
     assert isinstance(scheduler, diffusers.DDIMScheduler) and scheduler.config.timestep_spacing == "trailing"
     assert scheduler.config.prediction_type == "v_prediction" and not scheduler.config.clip_sample
-    lcm = lesson(tmp_path, {"method": "consistency", "teacher_steps": 20}).student_scheduler()
+    lcm = step_trainer(tmp_path, {"method": "consistency", "teacher_steps": 20}).student_scheduler()
     assert isinstance(lcm, diffusers.LCMScheduler) and lcm.config.original_inference_steps == 20
     np.testing.assert_array_equal(lcm.alphas_cumprod, mixture.scheduler().alphas_cumprod)
 
@@ -269,9 +265,7 @@ def model(tmp_path: Path) -> GeneratorModel:
     return load_pipeline(tiny_pipelines.pipeline_folder(tmp_path / "start"))
 
 
-def test_a_scheduler_is_changed_with_the_number_of_steps(
-    model: GeneratorModel, context: Context, tmp_path: Path
-) -> None:
+def test_schedule_stage_changes_scheduler_and_steps(model: GeneratorModel, context: Context, tmp_path: Path) -> None:
     name, config = "DPMSolverMultistepScheduler", {"timestep_spacing": "trailing"}
     stage = Schedule(scheduler=name, steps=5, guidance=2, config=config)
     rescheduled = stage.run(model, context)
@@ -282,7 +276,7 @@ def test_a_scheduler_is_changed_with_the_number_of_steps(
     assert np.abs(drawn(rescheduled) - drawn(model)).max() > 1e-3
 
 
-def test_the_best_is_the_nearest_to_many_steps(model: GeneratorModel, context: Context) -> None:
+def test_best_scheduler_is_nearest_to_many_step_sampling(model: GeneratorModel, context: Context) -> None:
     rescheduled = Schedule(scheduler="best", steps=4, reference_steps=20, prompts=2).run(model, context)
     assert isinstance(rescheduled, GeneratorModel)
     (table,) = context.tables
@@ -291,7 +285,7 @@ def test_the_best_is_the_nearest_to_many_steps(model: GeneratorModel, context: C
     assert str(table.rows[0][0]).startswith(type(rescheduled.scheduler).__name__)
 
 
-def test_a_scheduler_that_does_not_fit_is_refused(model: GeneratorModel, context: Context) -> None:
+def test_incompatible_scheduler_is_refused(model: GeneratorModel, context: Context) -> None:
     with pytest.raises(InputError, match="LCMScheduler does not fit"):
         Schedule(scheduler="LCMScheduler", steps=4).run(model, context)
     with pytest.raises(InputError, match="no scheduler 'DDIMSchedule'"):
@@ -305,7 +299,7 @@ def test_a_scheduler_that_does_not_fit_is_refused(model: GeneratorModel, context
         ({"method": "consistency", "steps": 2, "guidance": 2.0}, "LCMScheduler"),
     ],
 )
-def test_fewer_steps_are_learned_and_written(
+def test_distillation_stage_saves_a_model_with_fewer_steps(
     model: GeneratorModel, context: Context, tmp_path: Path, few: dict[str, Any], scheduler: str
 ) -> None:
     weights_before = {name: weight.clone() for name, weight in model.parts["unet"].state_dict().items()}

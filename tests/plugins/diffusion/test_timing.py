@@ -1,4 +1,4 @@
-"""Times of pictures: which calls are counted where, and what rows come of them."""
+"""Tests of image generation timing: the calls of each component, and the reported rows."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ BATCH = {
 
 
 class Part:
-    """A session that counts its calls, and says by its clock how long each takes."""
+    """A fake session that records the input shape of each call."""
 
     provider, settings = "none", {}
 
@@ -60,7 +60,7 @@ class Part:
 
 
 class FarPart(Part):
-    """One that runs elsewhere: its call number i takes 10 ms and 1 ms for each call before."""
+    """A fake remote session whose call number i takes 10 + i ms."""
 
     session_load_ms, runtime_bytes, start_up = 0.0, 0.0, {}
 
@@ -81,7 +81,7 @@ class FarPart(Part):
 
 
 def drawer(kind: type[Part] = Part, guidance: float = 2.0) -> DiffusionSession:
-    """Three parts and the loop over them."""
+    """Return a diffusion session of three fake components."""
     parts: dict[str, Any] = {name: kind(name) for name in ("text", "denoiser", "decoder")}
     latents = LatentSpace(channels=4, factor=2, multiple=2, scaling=1.0)
     scheduler, empty = DDIMScheduler(clip_sample=False), np.zeros((1, TOKENS), np.int64)
@@ -89,10 +89,10 @@ def drawer(kind: type[Part] = Part, guidance: float = 2.0) -> DiffusionSession:
     return DiffusionSession(DiffusionSampler(*calls, scheduler, latents, Sampling(10, guidance), empty), parts, "here")
 
 
-def test_a_picture_is_its_texts_its_steps_and_the_decoder() -> None:
+def test_image_time_consists_of_text_steps_and_decoder() -> None:
     session = drawer()
     times = ImageTimes(**time_image(session, BATCH, None, None, untimed=0))
-    # Guidance takes the empty prompt along: a text of its own, and two rows in each step.
+    # Guidance also encodes the empty prompt and doubles the rows of each step.
     shapes = [part.shapes for part in session.parts.values()]
     assert shapes == [[(1, TOKENS)] * 2, [(2, 4, 8, 8)] * 10, [(1, 4, 8, 8)]]
     assert len(times.steps_ms) == 10 and len(times.disturbed) == 12
@@ -100,10 +100,10 @@ def test_a_picture_is_its_texts_its_steps_and_the_decoder() -> None:
     assert times.loop_ms == pytest.approx(times.image_ms - times.text_ms - sum(times.steps_ms) - times.decoder_ms)
 
 
-def test_steps_and_sizes_are_those_that_are_asked_for() -> None:
+def test_requested_steps_and_sizes_are_used() -> None:
     session = drawer(guidance=1.0)
     times = ImageTimes(**time_image(session, BATCH, 4, 24, untimed=2))
-    # Two steps that don't count come first; pixels are two a latent.
+    # Two warm-up steps come first; a latent covers 2x2 pixels.
     assert session.parts["denoiser"].shapes == [(1, 4, 12, 12)] * (2 + 4)
     assert len(times.steps_ms) == 4
     for size, words in ((25, "No picture of 25 pixels"), (26, "makes no image")):
@@ -113,16 +113,16 @@ def test_steps_and_sizes_are_those_that_are_asked_for() -> None:
         time_image(object(), BATCH, None, None, untimed=0)
 
 
-def test_parts_elsewhere_are_timed_by_their_own_clock() -> None:
+def test_remote_parts_are_timed_by_their_own_clock() -> None:
     session = drawer(FarPart)
     times = ImageTimes(**time_image(session, BATCH, 3, None, untimed=2))
     assert session.parts["denoiser"].held == [(2, 4, 8, 8)] * 3
     assert (times.text_ms, times.steps_ms, times.decoder_ms) == (21.0, [10.0, 11.0, 12.0], 10.0)
-    # All of it, and what the scheduler takes here.
+    # The remote times and the local time of the scheduler.
     assert times.image_ms > 21.0 + 33.0 + 10.0
 
 
-def test_the_runtime_of_several_pages_is_counted_once() -> None:
+def test_runtime_download_of_several_pages_is_counted_once() -> None:
     starts = [
         {"runtime_compile_ms": 5.0, "model_download_ms": float(part), "transfer_bytes": 100.0 + 10 * part,
          "model_transfer_bytes": 10.0 * part}
@@ -136,7 +136,7 @@ def test_the_runtime_of_several_pages_is_counted_once() -> None:
 
 
 def recorded() -> TimingRecord:
-    """Two launches of a picture each, of a model that makes four steps and one that makes two."""
+    """Return the record of two launches with one image each, of a 4-step model and a 2-step model."""
     plan = ImageGenerationPlan(1)
     record = TimingRecord({name: TimedRounds() for name in plan.timings})
     marks = [False] * 4
@@ -152,19 +152,19 @@ def recorded() -> TimingRecord:
     return record
 
 
-def test_rows_tell_the_whole_and_each_part() -> None:
+def test_rows_report_the_total_and_each_part() -> None:
     writer = MeasurementWriter("fp32", "cpu", 0)
     rows = {row.metric: row for row in image_rows(writer, recorded(), "fp32", ImageSetting())}
     assert rows["latency_ms"].raw == (120.0, 200.0)
     assert rows["text_encoder_ms"].raw == (4.0, 8.0)
-    # As many steps as the other model makes, the first and the last of them.
+    # As many steps as the 2-step model makes: the first and the last one.
     assert rows["denoiser_step_ms"].raw == (10.0, 40.0, 40.0, 40.0)
     assert rows["decoder_ms"].raw == (6.0, 12.0)
     assert rows["scheduler_ms"].raw == (10.0, 20.0)
     assert {row.unit for row in rows.values()} == {"ms"}
 
 
-def test_ratios_are_of_the_same_launch() -> None:
+def test_speedups_are_paired_by_launch() -> None:
     writer = MeasurementWriter("int8", "cpu", 0)
     rows = {row.metric: row for row in speedup_rows(writer, recorded(), "int8", "fp32", ImageSetting())}
     assert rows["speedup"].raw == (120 / 15, 200 / 35)
@@ -174,7 +174,7 @@ def test_ratios_are_of_the_same_launch() -> None:
     assert rows["speedup_decoder"].raw == (3.0, 6.0)
 
 
-def test_settings_name_what_they_change() -> None:
+def test_settings_have_suffixes_and_titles() -> None:
     plan = ImageGenerationPlan(2, steps=(4, 50), sizes=(64,))
     assert [setting.suffix for setting in plan.settings] == ["", "_steps_4", "_steps_50", "_size_64"]
     assert set(plan.deciding_timings) < set(plan.timings)

@@ -1,4 +1,4 @@
-"""Channels cut out of diffusers' UNets: one with twins of every channel becomes the one without, weight by weight."""
+"""Tests of UNet channel and block pruning: duplicated channels, published configs and numerical gradients."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KINDS: dict[str, tuple[Any, tuple[int, ...], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_twins_of_channels_heads_and_neurons_go_and_nothing_else(kind, tmp_path):
+def test_pruning_removes_exactly_the_duplicated_channels(kind, tmp_path):
     make, widths, changes = KINDS[kind]
     small, wide = tiny_unets.doubled(make, widths, **changes)
     expected = tiny_unets.answer(small)
@@ -52,7 +52,7 @@ def test_twins_of_channels_heads_and_neurons_go_and_nothing_else(kind, tmp_path)
     assert torch.allclose(tiny_unets.answer(loaded), expected, atol=1e-3)
 
 
-def test_as_many_stay_of_each_group_and_heads_stay_whole():
+def test_selection_keeps_groups_equal_and_heads_whole():
     unet = tiny_unets.conditional(block_out_channels=(16, 32))
     sets = channel_sets(unet)
     torch.manual_seed(1)
@@ -66,7 +66,7 @@ def test_as_many_stay_of_each_group_and_heads_stay_whole():
     assert {one.groups for one in sets} == {1, 2} and {one.unit for one in sets} == {1, 8, 16}
 
 
-def test_every_weight_that_a_width_decides_belongs_to_a_set():
+def test_channel_sets_cover_every_prunable_weight_axis():
     unet = tiny_unets.conditional(layers_per_block=2)
     covered: dict[tuple[str, str], set[int]] = {}
     for channel_set in channel_sets(unet):
@@ -85,7 +85,7 @@ def test_every_weight_that_a_width_decides_belongs_to_a_set():
                     assert covered.get((name, side)) == set(range(size)), (name, side)
 
 
-def test_published_unets_are_cut_by_groups_and_heads():
+def test_width_steps_of_published_unets():
     for config, steps, tied in (
         (SD15_UNET, [160, 160, 160, 160], [[0], [1], [2, 3]]),
         (SDXL_UNET, [32, 64, 64], [[0], [1], [2]]),
@@ -96,7 +96,7 @@ def test_published_unets_are_cut_by_groups_and_heads():
         assert tied_stages(unet) == tied
 
 
-def test_blocks_that_are_not_known_are_named():
+def test_unknown_block_types_are_named():
     unet = tiny_unets.conditional(
         down_block_types=("CrossAttnDownBlock2D", "SimpleCrossAttnDownBlock2D"), attention_head_dim=4
     )
@@ -109,7 +109,7 @@ def narrowed_at_random(unet, widths):
     return narrow_unet(unet, sets, [torch.rand(one.coupling.size) for one in sets], widths)
 
 
-def test_fewer_sinusoids_tell_nearly_the_same_time():
+def test_narrowed_time_embedding_approximates_the_original():
     unet = tiny_unets.conditional(block_out_channels=(64, 128), attention_head_dim=4)
     original_layer = copy.deepcopy(unet.time_embedding.linear_1)
     steps = torch.arange(1000)
@@ -119,12 +119,12 @@ def test_fewer_sinusoids_tell_nearly_the_same_time():
         expected, embedded = original_layer(sinusoids), narrowed.time_embedding.linear_1(narrowed.time_proj(steps))
         spread = (expected - expected.mean(0)).square().mean()
     assert narrowed.time_proj(steps).shape == (1000, 48)
-    # The highest frequencies are as before, and the lowest are nearly straight lines over a thousand steps.
+    # The highest frequencies are kept, and the lowest are nearly linear over 1000 timesteps.
     assert narrowed.config.freq_shift == -8
     assert float((embedded - expected).square().mean() / spread) < 1e-3
 
 
-def test_what_a_denoiser_is_told_of_guidance_is_read_as_nearly_as_can_be():
+def test_narrowed_guidance_embedding_is_the_least_squares_fit():
     unet = tiny_unets.conditional(time_cond_proj_dim=6)
     embedding = unet.time_embedding
     with torch.no_grad():
@@ -133,13 +133,13 @@ def test_what_a_denoiser_is_told_of_guidance_is_read_as_nearly_as_can_be():
     assert narrowed.cond_proj.weight.shape == (4, 6)
     with torch.no_grad():
         off = narrowed.linear_1.weight @ narrowed.cond_proj.weight - expected
-    # What is left of the difference is none that the layer could read.
+    # At the least-squares solution the residual is orthogonal to the columns of the layer.
     assert torch.allclose(narrowed.linear_1.weight.T @ off, torch.zeros(4, 6), atol=1e-4)
     assert float(off.norm()) < float(expected.norm())
 
 
 @pytest.mark.parametrize(("size", "published"), [("base", BK_SDM_BASE), ("small", BK_SDM_SMALL), ("tiny", BK_SDM_TINY)])
-def test_stable_diffusion_is_cut_to_the_published_configs(size, published):
+def test_block_selection_equals_published_bk_sdm_configs(size, published):
     unet = build_component_on_meta(SD15_UNET)
     cut = select_bk_sdm_blocks(unet, size)
     assert count_parameters(cut) == {"base": 579_384_964, "small": 482_346_884, "tiny": 323_384_964}[size]
@@ -149,13 +149,13 @@ def test_stable_diffusion_is_cut_to_the_published_configs(size, published):
             assert (list(cut_value) if isinstance(cut_value, tuple) else cut_value) == value, name
 
 
-def test_what_is_left_computes_with_the_weights_of_the_paper(tmp_path):
+def test_block_selection_copies_the_weights_that_bk_sdm_keeps(tmp_path):
     unet = tiny_unets.conditional(layers_per_block=2)
     cut = select_bk_sdm_blocks(unet, "small")
     by_hand = UNet2DConditionModel(**{**tiny_unets.SETTINGS, "layers_per_block": 1, "mid_block_type": None}).eval()
     state = by_hand.state_dict()
     for name in state:
-        # Of three pairs on the way up the second goes, and the third is second now.
+        # Of three pairs in an up block the second is removed, so that the third becomes the second.
         whole = name
         if name.startswith("up_blocks") and (".resnets.1." in name or ".attentions.1." in name):
             whole = name.replace("resnets.1.", "resnets.2.").replace("attentions.1.", "attentions.2.")
@@ -167,7 +167,7 @@ def test_what_is_left_computes_with_the_weights_of_the_paper(tmp_path):
     assert count_parameters(loaded) < count_parameters(unet)
 
 
-def test_the_innermost_stage_goes_where_the_next_is_as_wide():
+def test_innermost_stage_is_removed_only_if_widths_match():
     unet = tiny_unets.conditional(block_out_channels=(8, 16, 16), **tiny_unets.THREE)
     cut = select_bk_sdm_blocks(unet, "tiny")
     assert cut.config.block_out_channels == (8, 16) and cut.mid_block is None
@@ -179,7 +179,7 @@ def test_the_innermost_stage_goes_where_the_next_is_as_wide():
         select_bk_sdm_blocks(apart, "tiny")
 
 
-def test_nothing_to_remove_is_said():
+def test_block_selection_without_effect_is_refused():
     unet = select_bk_sdm_blocks(tiny_unets.conditional(layers_per_block=2), "base")
     with pytest.raises(StageError, match="would leave this UNet as it is"):
         select_bk_sdm_blocks(unet, "base")
@@ -192,7 +192,7 @@ def probes(rows: int = 3, count: int = 4, **more) -> LossProbe:
     return LossProbe.spaced(tiny_unets.latents(rows, **more), NOISING, count, batch_size=2, seed=5)
 
 
-def test_gates_are_the_slopes_of_the_loss_summed_over_timesteps():
+def test_gates_equal_numerical_gradients_summed_over_timesteps():
     unet = tiny_unets.conditional().double()
     examples = tiny_unets.latents(3)
     for row in examples.inputs:
@@ -221,7 +221,7 @@ def test_gates_are_the_slopes_of_the_loss_summed_over_timesteps():
         assert abs(slope) > 1e-6
 
 
-def test_timesteps_whose_loss_is_small_beside_the_largest_are_left_out():
+def test_timesteps_with_relatively_small_loss_are_skipped():
     unet, seen = tiny_unets.conditional(), probes(count=6)
     losses = seen.losses(unet)
     threshold = float((losses.sort().values[2] + losses.sort().values[3]) / 2 / losses.max())
@@ -232,7 +232,7 @@ def test_timesteps_whose_loss_is_small_beside_the_largest_are_left_out():
     assert len(timesteps) == 3
 
 
-def test_the_same_noise_comes_again_and_training_draws_none_of_it():
+def test_probe_noise_is_fixed_and_leaves_the_global_rng_unchanged():
     unet, seen = tiny_unets.conditional(), probes()
     state = torch.get_rng_state()
     first = seen.losses(unet)
@@ -243,7 +243,7 @@ def test_the_same_noise_comes_again_and_training_draws_none_of_it():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_channels_that_nobody_reads_go_first(tmp_path):
+def test_unread_channels_are_pruned_first(tmp_path):
     small, wide = tiny_unets.doubled(tiny_unets.conditional, (8, 16))
     context = tiny.context(scratch=tmp_path)
     whole = copy.deepcopy(wide)
@@ -257,7 +257,7 @@ def test_channels_that_nobody_reads_go_first(tmp_path):
     assert [row[1] for row in table.rows] == pytest.approx([row[2] for row in table.rows], abs=1e-3)
 
 
-def test_a_share_of_parameters_goes_where_least_is_lost():
+def test_pruning_reaches_the_requested_share_of_parameters():
     unet = tiny_unets.conditional(block_out_channels=(8, 32))
     parameters_before = count_parameters(unet)
     few, given = {"timesteps": 3, "importance_examples": 2}, (tiny_unets.latents(2), NOISING, tiny.context())

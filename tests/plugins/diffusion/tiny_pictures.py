@@ -1,4 +1,4 @@
-"""Captioned pictures of random levels, and a classifier of random weights that judges drawn ones."""
+"""Captioned images of random pixels, and a classifier with random weights that evaluates generated images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLASSES = WORDS[3:5]
 
 
 def write_rows(folder: Path, train: int = 12, test: int = 6, side: int = 16) -> dict[str, str]:
-    """Write square pictures, each with a caption and a class, and return the files of the splits."""
+    """Write gray images [side, side] with a caption and a class each, and return the file of each split."""
     random = np.random.default_rng(0)
     for split, count in {"train": train, "test": test}.items():
         lines = []
@@ -35,7 +35,7 @@ def write_judge(
     mean: float = 0.5,
     deviation: float = 0.5,
 ) -> None:
-    """Write a convolutional net in two stages for gray pictures of 16x16."""
+    """Write a two-stage RegNet classifier of gray 16x16 images."""
     torch.manual_seed(0)
     config = RegNetConfig(
         num_channels=1, embedding_size=widths[0], hidden_sizes=list(widths), depths=[1, 1], groups_width=2,
@@ -46,7 +46,7 @@ def write_judge(
 
 
 def write_preparation(folder: Path, mean: float, deviation: float) -> None:
-    """Write the preprocessor of gray pictures of 16x16."""
+    """Write the image processor config for gray 16x16 images."""
     prepared = {
         "image_processor_type": "ViTImageProcessor",
         "size": {"height": 16, "width": 16},

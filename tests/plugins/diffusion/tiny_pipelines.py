@@ -1,4 +1,4 @@
-"""Pipelines of diffusers with random weights, small enough that a picture takes milliseconds."""
+"""Stable Diffusion pipelines with random weights that generate an image in milliseconds."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from compress.tasks.registry import get_task
 WIDTH, TOKENS = 16, 12
 WORDS = ("a", "picture", "of", "bag", "boot", "coat", "dress", "sandal", "shirt", "small", "dark", "the", "photo")
 COSINE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
-"""Fields of a scheduler."""
+"""Config fields of a scheduler with a cosine schedule and v-prediction."""
 
 
 def denoiser(sample: np.ndarray, time: float) -> np.ndarray:
-    """Something that is not linear, and that every latent has a say in."""
+    """Return a nonlinear output in which every element depends on all of ``sample`` and on the timestep."""
     return np.tanh(sample + np.sin(time / 100) + sample.mean()).astype(np.float32)
 
 
 def tokenizer(length: int = TOKENS) -> Any:
-    """One token for each of a few words, as BERT's tokenizer has them."""
+    """Return a BERT tokenizer whose vocabulary is the special tokens and ``WORDS``."""
     from transformers import BertTokenizerFast
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -39,7 +39,7 @@ def tokenizer(length: int = TOKENS) -> Any:
 
 
 def parts(seed: int = 0, **unet: Any) -> dict[str, Any]:
-    """A text encoder of width 16, a UNet of 8x8 latents and a VAE of gray pictures of 16x16."""
+    """Return a text encoder of width 16, a UNet for 8x8 latents and a VAE for gray 16x16 images."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import BertConfig, BertModel
 
@@ -79,13 +79,13 @@ def parts(seed: int = 0, **unet: Any) -> dict[str, Any]:
     with torch.no_grad():
         for part in made.values():
             for parameter in part.parameters():
-                # Zero-initialised layers would hide what lies behind them.
+                # Zero-initialised layers would hide the effect of the layers after them.
                 parameter.add_(0.05 * torch.randn(parameter.shape))
     return {name: part.eval() for name, part in made.items()}
 
 
 def pipeline(scheduler: Any = None, seed: int = 0, **unet: Any) -> Any:
-    """diffusers' StableDiffusionPipeline of such parts."""
+    """Return a StableDiffusionPipeline of these components without a safety checker."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     return StableDiffusionPipeline(
@@ -99,13 +99,13 @@ def pipeline(scheduler: Any = None, seed: int = 0, **unet: Any) -> Any:
 
 
 def pipeline_folder(folder: Path, **made: Any) -> Path:
-    """Such a pipeline, as diffusers saves it."""
+    """Save such a pipeline in diffusers' layout and return the folder."""
     pipeline(**made).save_pretrained(folder)
     return folder
 
 
 def captioned_context(scratch: Path, earlier: Callable[[str], Any] = refuse_earlier) -> Context:
-    """Return the context of a stage that trains on eight pictures with captions."""
+    """Return a stage context whose training split has eight captioned images."""
     captions = [f"a {'dark' if row % 2 else 'small'} coat" for row in range(8)]
     rows = pa.table({"image": tiny_images.table(8)["image"], "text": captions})
     data = Dataset(get_task("text-to-image").columns, {"train": rows, "validation": rows.slice(0, 4), "test": rows}, ())
@@ -113,13 +113,13 @@ def captioned_context(scratch: Path, earlier: Callable[[str], Any] = refuse_earl
 
 
 def drawn(model: Any) -> np.ndarray:
-    """Return what the sampler of compress draws for two prompts."""
+    """Return the two images that torch_sampler generates for two prompts."""
     noise = np.stack([model.processor.noise(seed) for seed in range(2)])
     return torch_sampler(model).generate(model.processor.ids(["a coat", "a bag"]), noise, [0, 1])
 
 
 def check_reopened(model: Any, folder: Path) -> Any:
-    """Check that the saved model draws the same, and return it as diffusers opens it."""
+    """Check that the saved model generates the same images, and return it as a diffusers pipeline."""
     from diffusers import DiffusionPipeline
 
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""UNets of diffusers with a few thousand random weights, and what they answer to the same noise."""
+"""diffusers UNets with a few thousand random weights, and their outputs for fixed noise."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ THREE: dict[str, Any] = {
 
 
 def conditional(seed: int = 0, **changes: Any) -> Any:
-    """A text-conditional one, with no weight at zero or one."""
+    """Return a text-conditional UNet whose weights are perturbed, so that none is exactly zero or one."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(seed)
@@ -40,19 +40,19 @@ def stirred(module: Any) -> Any:
 
 
 def conditions(rows: int) -> dict[str, torch.Tensor]:
-    """Text states [rows, tokens, width]."""
+    """Return the keyword argument with text states [rows, tokens, width]."""
     return {"encoder_hidden_states": torch.randn(rows, TOKENS, TEXT_WIDTH, generator=torch.Generator().manual_seed(3))}
 
 
 @torch.no_grad()
 def answer(unet: Any, rows: int = 2) -> torch.Tensor:
-    """A UNet's output for the same noise at two timesteps."""
+    """Return the UNet's output for fixed noise at timesteps 7 and 600."""
     sample = torch.randn(rows, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     return unet.eval()(sample, torch.tensor([7, 600][:rows]), **conditions(rows), return_dict=False)[0]
 
 
 def latents(rows: int = 8, seed: int = 0, text: bool = True) -> Any:
-    """Examples of latents, and of text states that say a little of them."""
+    """Return examples of random latents, and of text states that carry the mean of each latent."""
     from compress.plugins.diffusion.noised_latents import TEXT, latent_examples
 
     rng = np.random.default_rng(seed)
@@ -67,11 +67,11 @@ _BY_HEAD_OUT, _BY_HEAD_IN = ("to_q", "to_k", "to_v"), "to_out"
 
 @torch.no_grad()
 def doubled(make: Any, widths: tuple[int, ...], **changes: Any) -> tuple[Any, Any]:
-    """A UNet with stages of ``widths``, and one twice as wide that computes the very same.
+    """Return a UNet with stages of ``widths``, and one twice as wide that computes the same function.
 
-    In the wide one every channel, neuron and head has a twin beside it, which is made as it is and which nobody reads,
-    so that group and layer norms see the same mean and variance. Its time embedding is as wide as the other's, and
-    reads every second of its sinusoids, which are the other's.
+    In the wide one every channel, neuron and head is followed by a duplicate whose readers have zero weights, so that
+    group and layer norms see the same mean and variance. Its time embedding has the same width as the small one's
+    and reads every second sinusoid, which are the small one's sinusoids.
     """
     small = make(block_out_channels=widths, **changes)
     wider: dict[str, Any] = {
@@ -98,6 +98,6 @@ def doubled(make: Any, widths: tuple[int, ...], **changes: Any) -> tuple[Any, An
 
 
 def _twins(value: torch.Tensor, axis: int, size: int) -> torch.Tensor:
-    """Each unit of ``size`` places twice."""
+    """Return the tensor with each block of ``size`` entries along ``axis`` repeated twice."""
     parts = value.movedim(axis, 0).unflatten(0, (-1, size))
     return parts.repeat_interleave(2, 0).flatten(0, 1).movedim(0, axis).clone()

@@ -1,4 +1,4 @@
-"""The documentation that comes from the code and from measurements is up to date, and what it promises exists."""
+"""Tests of the documentation: generated pages are current, recipes are valid and links exist."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ def test_recipes_in_the_documentation_are_valid(block: str, tmp_path: Path) -> N
     assert {"onnx", "onnx_int8"} & set(read_recipe(path).labels())
 
 
-def test_recipes_are_found_in_the_documentation() -> None:
+def test_documentation_has_recipes_to_check() -> None:
     assert {parameter.id.split(":")[0] for parameter in RECIPES} >= {"README.md", "docs/tutorials/classifier.md"}
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_between_pages_exist() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {target}"
 
 
-def test_documents_are_as_short_as_their_reader_needs() -> None:
+def test_readme_and_architecture_page_are_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120, "README: a stranger with one minute"
     assert len((DOCS / "architecture.md").read_text().split()) <= 1300, "architecture: 1,300 words"
 
 
-def test_nothing_left_to_fill_in() -> None:
+def test_no_placeholders_are_left() -> None:
     for page in (ROOT / "README.md", *sorted((ROOT / "recipes").rglob("*.yaml"))):
         assert "@@" not in page.read_text(), page.name

@@ -23,7 +23,7 @@ def imports() -> grimp.ImportGraph:
 
 @pytest.fixture(scope="module")
 def contracts() -> dict[str, dict[str, list[str]]]:
-    """Import contracts of pyproject.toml by type."""
+    """Return the import contracts of pyproject.toml by type."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     return {contract["type"]: contract for contract in settings["tool"]["importlinter"]["contracts"]}
 

@@ -47,7 +47,7 @@ def no_problems(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
-    """Pairs of an entry point's name and its object in the group of stages, which the test fills in."""
+    """Return pairs of entry point name and object in the stages group; the test fills the list."""
     (tmp_path / "plugged.py").write_text(MODULE)
     (tmp_path / "broken_plugin.py").write_text("raise RuntimeError('no such luck')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -154,7 +154,7 @@ SPEC = PluginSpec(
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of installed packages: one distribution that registers all of `SPECS`."""
+    """Return a folder of installed packages: one distribution that registers all of `SPECS`."""
     folder = tmp_path_factory.mktemp("site")
     for name, code in SPECS.items():
         (folder / f"{name}.py").write_text(code)
@@ -225,7 +225,7 @@ def test_doctor_lists_plugins_and_those_that_cannot_be_used(site: Path) -> None:
 
 @pytest.fixture(scope="module")
 def without_diff(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copy of compress without the plug-in diff, whose catalogue has a stage, a task and a format of it."""
+    """Return a copy of compress without the plug-in diff; its catalogue has a stage, a task and a format of diff."""
     folder = tmp_path_factory.mktemp("copy")
     skipped = shutil.ignore_patterns("__pycache__", "diff")
     shutil.copytree(ROOT / "compress", folder / "compress", ignore=skipped)

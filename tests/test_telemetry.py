@@ -1,4 +1,4 @@
-"""Libraries that report to their makers by default do not: nothing is sent, kept for it, or known of the machine."""
+"""Tests of telemetry: importing compress disables it in libraries that send usage data by default."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SWITCHES = (
 
 
 def written_by(home: Path, *command: str) -> list[str]:
-    """The files that a process writes below a home that was empty."""
+    """Return the files that a process writes below an empty home folder."""
     home.mkdir()
     kept = {name: value for name, value in os.environ.items() if name not in SWITCHES and not name.startswith("XDG_")}
     done = subprocess.run(command, env=kept | {"HOME": str(home)}, capture_output=True, text=True, check=False)
@@ -44,7 +44,7 @@ def written_by(home: Path, *command: str) -> list[str]:
 
 
 @pytest.mark.parametrize("library", USES)
-def test_nothing_is_told_once_compress_is_imported(library: str, tmp_path: Path) -> None:
+def test_libraries_store_no_telemetry_after_importing_compress(library: str, tmp_path: Path) -> None:
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"{library} is not installed")
     code = f"import compress; import sys; {USES[library]}; assert {library!r} in sys.modules"

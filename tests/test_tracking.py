@@ -1,4 +1,4 @@
-"""Runs and searches in MLflow, read with its own client."""
+"""Tests of MLflow tracking: logged runs are read with MLflow's own client."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A database that MLflow makes at its first use, which takes seconds."""
+    """Return the URI of a database, which MLflow creates at its first use (a few seconds)."""
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/runs.db"
 
 
-def test_a_run_and_those_within_it_are_found_by_mlflow_s_own_client(
-    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mlflow_client_reads_run_and_nested_runs(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text("name: tiny\n")
@@ -62,7 +60,7 @@ def test_a_run_and_those_within_it_are_found_by_mlflow_s_own_client(
     assert within[0].data.metrics == {"size_bytes": 10.0}
 
 
-def test_an_address_that_is_none_is_named() -> None:
+def test_invalid_tracking_uri_is_refused() -> None:
     pytest.importorskip("mlflow")
     with pytest.raises(InputError, match="MLflow could not be written to"):
         track(TrackedRun("x", {}), "carrier-pigeon://runs", "tiny")

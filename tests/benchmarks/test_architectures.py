@@ -1,4 +1,4 @@
-"""A thirtieth of all architectures, another one each day: none may do less than the committed table says."""
+"""Tests of a thirtieth of all architectures, which changes daily: none may be worse than the committed table."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ TODAY = todays(ALL, 30, lambda one: one[1])
 
 
 @pytest.mark.parametrize(("key", "name"), TODAY)
-def test_an_architecture_does_what_the_table_says(key: str, name: str) -> None:
+def test_architecture_is_no_worse_than_the_table(key: str, name: str) -> None:
     row = GROUPS[key].row(name)
     assert GROUPS[key].worse(RECORDED[key][name], row) == [], row
 
 
-def test_a_row_with_less_is_worse() -> None:
+def test_worse_columns_of_a_row_are_named() -> None:
     group = GROUPS["texts"]
     good = ["bert", "2e-07", "2 fused", "1.0%", "30%", "yes", "yes", "yes", ""]
     assert len(good) == len(group.columns)

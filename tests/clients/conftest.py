@@ -1,4 +1,4 @@
-"""Other people's libraries, installed once for this user."""
+"""Fixtures that install client libraries once per user."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VERSION = "4.3.1"
 
 @pytest.fixture(scope="session")
 def library() -> Path:
-    """The entry file of transformers.js, installed without running any install script."""
+    """Return the entry file of transformers.js, installed without running any install script."""
     if shutil.which("npm") is None or shutil.which("node") is None:
         pytest.skip("no node and npm here")
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))

@@ -1,8 +1,7 @@
-"""Open graphs in optimum's classes: optimum_answers.py JOBS, in JSON.
+"""Run graphs with optimum's classes: optimum_answers.py JOBS, in JSON.
 
-A job is [KIND, FOLDER, FILE, INPUTS, ANSWERS], the last two .npz files. KIND is text, image or speech; of texts and
-images the raw inputs are prepared by the folder's own processor. Of speech optimum finds the files itself, and FILE is
-not read.
+A job is [KIND, FOLDER, FILE, INPUTS, OUTPUTS]; the last two are .npz files. KIND is text, image or speech. Raw text and
+image inputs are processed by the folder's own processor. For speech, optimum finds the files and FILE is ignored.
 """
 
 import json
@@ -22,7 +21,7 @@ OPTIONS = {"provider": "CPUExecutionProvider", "subfolder": "onnx", "local_files
 
 
 def answers_of(kind: str, folder: str, file: str, inputs: np.ndarray) -> list[np.ndarray]:
-    """Logits of texts and images, ids of what was said."""
+    """Return logits of texts and images, or generated token ids of speech."""
     if kind == "text":
         model, prepare = ORTModelForSequenceClassification, AutoTokenizer.from_pretrained(folder)
         model = model.from_pretrained(folder, file_name=file, **OPTIONS)

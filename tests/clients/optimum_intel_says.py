@@ -1,4 +1,4 @@
-"""What a language model's folder says in optimum-intel: optimum_intel_says.py FOLDER IDS TOKENS, the ids in JSON."""
+"""Print the tokens that a decoder generates in optimum-intel: optimum_intel_says.py FOLDER IDS TOKENS, ids in JSON."""
 
 import json
 import sys

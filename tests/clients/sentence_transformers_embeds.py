@@ -1,6 +1,6 @@
-"""Embed texts with sentence-transformers: TEXTS JOBS, both JSON; writes JSON, one entry a job.
+"""Embed texts with sentence-transformers: TEXTS JOBS, both JSON; prints JSON with one entry per job.
 
-A job is [FOLDER, BACKEND, FILE]. Beside the embeddings it writes what its `quantize_embeddings` makes of them.
+A job is [FOLDER, BACKEND, FILE]. The output also has the embeddings quantized with `quantize_embeddings`.
 """
 
 import json

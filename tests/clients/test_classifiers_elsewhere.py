@@ -1,4 +1,4 @@
-"""Classifiers in each precision open unmodified in optimum and transformers.js, and answer as here."""
+"""Tests of classifiers in optimum and transformers.js: outputs in each precision are compared with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SHIPPED: dict[str, tuple[str, str, Callable[[], OnnxModel]]] = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Each as a run leaves it."""
+    """Save each model as a run does and return the folders by name."""
     home = tmp_path_factory.mktemp("shipped")
     model_folders = {name: home / name.replace(" ", "-") for name in SHIPPED}
     for name, (_, _, make) in SHIPPED.items():
@@ -64,7 +64,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def in_optimum(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    """Logits of each there: in one process, which takes longer to begin than to open all of them."""
+    """Return the logits of each model in optimum (one process for all, since its start takes longest)."""
     home, jobs = tmp_path_factory.mktemp("optimum"), []
     for kind, inputs in {"text": np.array(TEXTS), "image": PIXELS}.items():
         np.savez(home / f"{kind}.npz", inputs=inputs)
@@ -78,7 +78,7 @@ def in_optimum(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
 
 
 def here(kind: str, folder: Path) -> np.ndarray:
-    """Logits [n, classes], one by one."""
+    """Return the logits [n, classes] in ONNX Runtime, computed one row at a time."""
     if kind == "text":
         task, rows = get_task(tiny.TASK), pa.table({"text": TEXTS, "label": [tiny.LABELS[0]] * len(TEXTS)})
     else:

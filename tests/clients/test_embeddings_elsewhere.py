@@ -1,4 +1,4 @@
-"""A sentence encoder opens unmodified in sentence-transformers and transformers.js, and embeds there as here."""
+"""Tests of sentence encoders in sentence-transformers and transformers.js: embeddings are compared with ours."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ROWS = pa.table({"text": TEXTS, "pair": TEXTS})
 
 
 def here(artifact: Path) -> np.ndarray:
-    """Embeddings of the texts, one by one: INT8 activations share their scale with the whole batch."""
+    """Return the embeddings of the texts, one at a time, since INT8 activations share a scale within a batch."""
     examples = encode_for_model(artifact, get_task(sentences.TASK), ROWS, 24)
     session = get_runtime("onnxruntime").open(artifact, TARGETS["cpu"], 1)
     batches = [examples.batch([row]) for row in range(len(TEXTS))]
@@ -44,7 +44,7 @@ def here(artifact: Path) -> np.ndarray:
 
 
 def shipped(folder: Path, quantized: bool, inside: bool, dimensions: int | None) -> Path:
-    """A tiny sentence encoder as a run leaves it."""
+    """Save a tiny sentence encoder as a run does and return its folder."""
     context, model = sentences.context(), normalized()
     if dimensions:
         model = ReduceDimensions(dimensions=dimensions).run(model, context)
@@ -64,7 +64,7 @@ def saved(model: OnnxModel, folder: Path, quantized: bool) -> Path:
 
 
 class Opened(NamedTuple):
-    """A folder, the model that it is of where that was kept, and what sentence-transformers made of it."""
+    """Folder of a model, the torch model if it was kept, and the results of sentence-transformers."""
 
     folder: Path
     model: TorchModel | None
@@ -73,7 +73,7 @@ class Opened(NamedTuple):
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Opened]:
-    """Each opened in sentence-transformers: in one process, which takes longer to begin than to open all of them."""
+    """Open each model in sentence-transformers (one process for all, since its start takes longest)."""
     home = tmp_path_factory.mktemp("opened")
     model = sentences.encoder(SentenceModules(sentences.WIDTH, ("cls",), (Normalize(),)))
     rotated = ReduceDimensions(dimensions=8).run(model, sentences.context())
@@ -103,7 +103,7 @@ def test_same_embeddings_in_sentence_transformers_onnx(opened: dict[str, Opened]
     )
 
 
-def test_the_checkpoint_opens_in_sentence_transformers_with_its_rotation(opened: dict[str, Opened]) -> None:
+def test_checkpoint_with_rotation_matches_in_sentence_transformers(opened: dict[str, Opened]) -> None:
     _, model, answer = opened["checkpoint"]
     assert model is not None
     examples = sentences.context().task.encode(ROWS, model.processor, None, 24)
@@ -113,7 +113,7 @@ def test_the_checkpoint_opens_in_sentence_transformers_with_its_rotation(opened:
 
 @pytest.fixture(scope="module")
 def plain() -> OnnxModel:
-    """A graph whose clients pool by themselves."""
+    """Return a graph without pooling, which clients do themselves."""
     return Onnx(sentence_embedding=False).run(normalized(), sentences.context())
 
 

@@ -1,4 +1,4 @@
-"""The real sample as GGUF, in llama.cpp: its tokens, its weights, its answers."""
+"""Tests of a quantized SmolLM2 in GGUF with llama.cpp: weights, tokens and losses are compared with transformers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LENGTH = 256
 
 @pytest.fixture(scope="module")
 def quantized(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
-    """SmolLM2 rounded to nearest at 4 bits in groups of 64, its embedding too."""
+    """Return SmolLM2 rounded to 4 bits in groups of 64, including its embeddings."""
     folder = tmp_path_factory.mktemp("smollm2")
     source = Checkpoint(smollm2)
     checkpoint = quantize_tiny_llama(source, folder / "quantized", bits=4, group_size=64)
@@ -41,7 +41,7 @@ def texts() -> list[str]:
 
 
 @pytest.mark.slow
-def test_every_weight_is_kept_in_a_file_of_four_and_a_half_bits(quantized: QuantizedCheckpoint) -> None:
+def test_4_5_bit_file_keeps_every_quantized_weight(quantized: QuantizedCheckpoint) -> None:
     file = quantized.folder / "model.gguf"
     differences = compare_gguf(file, quantized)
     assert len(differences) == 272 and all(difference.largest == 0 for difference in differences)
@@ -50,7 +50,7 @@ def test_every_weight_is_kept_in_a_file_of_four_and_a_half_bits(quantized: Quant
 
 
 @pytest.mark.slow
-def test_articles_have_the_same_tokens(quantized: QuantizedCheckpoint, texts: list[str]) -> None:
+def test_articles_are_tokenized_identically(quantized: QuantizedCheckpoint, texts: list[str]) -> None:
     tokenizer, model = AutoTokenizer.from_pretrained(quantized.folder), LlamaModel(quantized.folder / "model.gguf")
     assert tokenizer.chat_template
     for text in texts:
@@ -58,7 +58,7 @@ def test_articles_have_the_same_tokens(quantized: QuantizedCheckpoint, texts: li
 
 
 @pytest.mark.slow
-def test_losses_are_those_of_the_dequantized_weights(quantized: QuantizedCheckpoint, texts: list[str]) -> None:
+def test_losses_match_the_dequantized_weights(quantized: QuantizedCheckpoint, texts: list[str]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(quantized.folder)
     ids = np.stack([tokenizer(text, verbose=False)["input_ids"][:LENGTH] for text in texts[:2]])
     session = get_runtime("llama-cpp").open(quantized.folder, TARGETS["llama-cpp"], 2)

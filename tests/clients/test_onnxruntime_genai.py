@@ -1,4 +1,4 @@
-"""A decoder's folder opens in onnxruntime-genai, which generates what transformers generates."""
+"""Tests of decoder folders in onnxruntime-genai: generated tokens are compared with transformers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EOS = 2
 
 
 def generate(folder: Path, prompt: list[int]) -> list[int]:
-    """The likeliest tokens, one after the other."""
+    """Return greedily generated tokens."""
     model = genai.Model(str(folder))
     parameters = genai.GeneratorParams(model)
     parameters.set_search_options(do_sample=False, max_length=len(prompt) + NEW_TOKENS, min_length=0)
@@ -49,7 +49,7 @@ CASES = [("llama", False), ("llama", True), ("mistral", True), ("qwen2", False),
 
 
 @pytest.mark.parametrize(("name", "quantized"), CASES)
-def test_greedy_tokens_are_those_of_transformers(name: str, quantized: bool, tmp_path: Path) -> None:
+def test_greedy_tokens_match_transformers(name: str, quantized: bool, tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", CONFIGS[name])
     weights = quantize_tiny_llama(source, tmp_path / "quantized") if quantized else None
     folder = tmp_path / "out"
@@ -63,7 +63,7 @@ def test_greedy_tokens_are_those_of_transformers(name: str, quantized: bool, tmp
     assert len(seen) > 6, "a model that repeats itself proves little"
 
 
-def test_its_tokenizer_reads_the_same_ids(tmp_path: Path) -> None:
+def test_tokenizer_gives_the_ids_of_transformers(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", CONFIGS["llama"])
     folder = tmp_path / "out"
     folder.mkdir()
@@ -78,8 +78,8 @@ def test_its_tokenizer_reads_the_same_ids(tmp_path: Path) -> None:
     assert json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]["filename"] == "onnx/model.onnx"
 
 
-def test_it_reads_other_ids_only_where_white_space_runs_into_a_digit(tmp_path: Path) -> None:
-    """Digits are cut off before words are looked for, as SmolLM2 wants it; onnxruntime-genai 0.18 does both at once."""
+def test_ids_differ_only_where_white_space_precedes_a_digit(tmp_path: Path) -> None:
+    """SmolLM2's tokenizer splits digits before it splits words; onnxruntime-genai 0.18 does both in one step."""
     export_decoder(save_mergeable_llama(tmp_path / "source", rule="smollm")).save(tmp_path)
     theirs, ours = genai.Tokenizer(genai.Model(str(tmp_path))), train_tokenizer("smollm")
     chance = random.Random(0)

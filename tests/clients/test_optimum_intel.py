@@ -1,4 +1,4 @@
-"""A language model as OpenVINO's IR opens unmodified in optimum-intel, and says there what it says in torch."""
+"""Tests of decoders as OpenVINO IR in optimum-intel: generated tokens are compared with torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOKENS = 12
 
 
 @pytest.mark.skipif(not is_todays("optimum-intel"), reason="optimum-intel is begun every fourth day")
-def test_it_says_what_torch_says_by_beams_too(tmp_path: Path) -> None:
+def test_greedy_and_beam_search_match_torch(tmp_path: Path) -> None:
     pytest.importorskip("openvino_tokenizers")
     from compress.formats.openvino.decoder import write_decoder
 

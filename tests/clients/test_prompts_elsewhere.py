@@ -1,4 +1,4 @@
-"""A chat bundle's prompts have the same ids in transformers.js and in transformers."""
+"""Tests of chat prompts: token ids in transformers.js are compared with transformers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ pytest.importorskip("compress.plugins.apps")
 
 
 @pytest.mark.slow
-def test_node_gives_the_ids_of_transformers_on_ten_thousand_messages(
-    library: Path, smollm2: Path, tmp_path: Path
-) -> None:
+def test_ids_in_node_match_transformers_on_10_000_messages(library: Path, smollm2: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     from compress.plugins.apps.chat import ChatPrompts

@@ -1,4 +1,4 @@
-"""The real Whisper, whole and in integers: what transformers hears; optimum and transformers.js open the folder."""
+"""Tests of Whisper tiny.en in float and quantized: transcripts in optimum and transformers.js match transformers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def errors(transcripts: np.ndarray) -> float:
     return rows["word_errors"]
 
 
-def test_the_graphs_hear_what_transformers_hears(whisper: dict[str, Path]):
+def test_transcripts_match_transformers(whisper: dict[str, Path]):
     source = sample_directory("whisper-tiny-en")
     model = TASK.load(source, None, trust_remote_code=False)
     expected = []
@@ -68,12 +68,12 @@ def test_the_graphs_hear_what_transformers_hears(whisper: dict[str, Path]):
     assert errors(heard(whisper["whole"])) <= 4
 
 
-def test_integers_are_five_times_smaller_and_hear_as_well(whisper: dict[str, Path]):
+def test_quantized_whisper_is_a_fifth_in_size_and_as_accurate(whisper: dict[str, Path]):
     assert size_bytes(whisper["integers"]) < 0.2 * size_bytes(whisper["whole"])
     assert errors(heard(whisper["integers"])) <= 4
 
 
-def test_optimum_opens_the_same_folder_and_says_the_same_words(whisper: dict[str, Path], tmp_path: Path):
+def test_optimum_transcribes_the_same_words(whisper: dict[str, Path], tmp_path: Path):
     given, answers = tmp_path / "inputs.npz", tmp_path / "answers.npz"
     np.savez(given, inputs=np.stack(features(whisper["integers"])[-2:]))
     script = Path(__file__).with_name("optimum_answers.py")
@@ -86,7 +86,7 @@ def test_optimum_opens_the_same_folder_and_says_the_same_words(whisper: dict[str
 
 
 @pytest.mark.browser
-def test_a_page_hears_the_same_with_webassembly(library: Path, chromium: str, whisper: dict[str, Path]):
+def test_page_with_webassembly_transcribes_the_same(library: Path, chromium: str, whisper: dict[str, Path]):
     samples, rate = soundfile.read(io.BytesIO(recordings()[4]["audio"]["bytes"]), dtype="float32")
     assert rate == 16_000
     page_answer = ask_page(
@@ -96,7 +96,7 @@ def test_a_page_hears_the_same_with_webassembly(library: Path, chromium: str, wh
     assert page_answer == [heard(whisper["integers"])[4]]
 
 
-def test_transformers_js_opens_the_same_folder(library: Path, whisper: dict[str, Path], tmp_path: Path):
+def test_transformers_js_in_node_transcribes_the_same(library: Path, whisper: dict[str, Path], tmp_path: Path):
     samples, rate = soundfile.read(io.BytesIO(recordings()[4]["audio"]["bytes"]), dtype="float32")
     assert rate == 16_000
     (tmp_path / "samples.f32").write_bytes(samples.tobytes())

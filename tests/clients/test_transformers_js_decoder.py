@@ -1,4 +1,4 @@
-"""Decoders and vision-language models open unmodified in transformers.js and generate what transformers generates."""
+"""Tests of decoders and vision-language models in transformers.js: generated tokens are compared with transformers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NEW_TOKENS = 24
         ("qwen3", True, True),
     ],
 )
-def test_greedy_tokens_are_those_of_transformers(
+def test_greedy_tokens_match_transformers(
     library: Path, name: str, quantized: bool, expand_on_load: bool, tmp_path: Path
 ) -> None:
     source, weights, folder = written(name, quantized, tmp_path, expand_on_load)
@@ -47,7 +47,7 @@ def test_greedy_tokens_are_those_of_transformers(
 @pytest.mark.parametrize(
     ("name", "quantized", "expand_on_load"), [("llama", True, False), ("llama", True, True), ("qwen3", False, False)]
 )
-def test_a_page_generates_the_same_with_webassembly(
+def test_page_with_webassembly_generates_the_same_tokens(
     library: Path, chromium: str, name: str, quantized: bool, expand_on_load: bool, tmp_path: Path
 ) -> None:
     source, weights, folder = written(name, quantized, tmp_path, expand_on_load)
@@ -60,7 +60,7 @@ def test_a_page_generates_the_same_with_webassembly(
 def written(
     name: str, quantized: bool, place: Path, expand_on_load: bool
 ) -> tuple[Checkpoint, Checkpoint | None, Path]:
-    """A tiny decoder, its integers if it is to have some, and its ONNX folder."""
+    """Return a tiny decoder, its quantized weights if requested, and its ONNX folder."""
     source = save_decoder(place / "source", CONFIGS[name])
     weights = quantize_tiny_llama(source, place / "quantized") if quantized else None
     folder = place / "out"
@@ -72,7 +72,7 @@ def written(
 def assert_tokens_of_transformers(
     answers: list[dict[str, list[int]]], folder: Path, source: Checkpoint, weights: Checkpoint | None
 ) -> None:
-    """Prompts and continuations are those of transformers."""
+    """Check that prompts and continuations match those of transformers."""
     from transformers import AutoTokenizer
 
     tokenizer, module, seen = AutoTokenizer.from_pretrained(folder), by_transformers(source, weights), set()
@@ -89,7 +89,7 @@ ROWS, TRANSFORMERS_NEW_TOKENS = 4, 8
 
 
 @pytest.mark.slow
-def test_answers_are_those_of_transformers(library: Path, tmp_path: Path) -> None:
+def test_vision_language_tokens_match_transformers(library: Path, tmp_path: Path) -> None:
     source = tiny_questions.write_model(tmp_path / "source")
     model = TASK.load(source, None, trust_remote_code=False)
     examples = TASK.eval_examples(tiny_questions.table(ROWS, seed=3), model.processor, None, 64, Evaluation())

@@ -1,4 +1,4 @@
-"""transformers.js in Node, and in a page of a headless Chromium that no server but ours answers."""
+"""Runners of transformers.js in Node and in a page of headless Chromium that may only contact our local server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SECONDS = 400
 
 
 def run_node(script: str, *arguments: str | Path) -> Any:
-    """What a script of this folder prints as JSON."""
+    """Return the JSON output of a script of this folder."""
     command = ["node", str(Path(__file__).with_name(script)), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -26,9 +26,9 @@ def run_node(script: str, *arguments: str | Path) -> Any:
 def ask_page(
     library: Path, chromium: str, model: Path, function: str, *arguments: Any, files: Mapping[str, bytes] | None = None
 ) -> Any:
-    """What ``function`` of token_by_token.mjs answers about the folder ``model``; ``files`` are served beside the page.
+    """Return the result of ``function`` of token_by_token.mjs for the folder ``model``; ``files`` are served too.
 
-    ``library`` is the entry file of the package for Node. Fails where the page asks any other server.
+    ``library`` is the entry file of the package for Node. Fails if the page sends a request to any other server.
     """
     package, modules = library.parent.parent, library.parents[3]
     with Loopback() as server, open_page(program=chromium) as tab:

@@ -1,4 +1,4 @@
-"""Tiny ONNX models, assembled with onnx.helper."""
+"""Builders of tiny ONNX models for the tests of inspection."""
 
 from pathlib import Path
 
@@ -8,19 +8,19 @@ from onnx import TensorProto, helper, numpy_helper
 
 
 def save(path: Path, nodes: list[onnx.NodeProto], tensors: list[onnx.TensorProto]) -> Path:
-    """An ONNX file with those nodes and initializers; inputs and outputs don't matter here."""
+    """Write an ONNX file with the nodes and initializers, without graph inputs and outputs, and return its path."""
     graph = helper.make_graph(nodes, "g", [], [], initializer=tensors)
     path.write_bytes(helper.make_model(graph).SerializeToString())
     return path
 
 
 def tensor(name: str, values: np.ndarray) -> onnx.TensorProto:
-    """An initializer with raw data."""
+    """Return an initializer with raw data."""
     return numpy_helper.from_array(values, name)
 
 
 def classifier(path: Path) -> Path:
-    """An embedding, a packed and a plain layer with opaque names, and a head, as ONNX Runtime leaves them."""
+    """Write an embedding, a quantized and a float layer with opaque names, and a head, like ONNX Runtime does."""
     nodes = [
         helper.make_node("Gather", ["m.embeddings.words.weight_quantized", "ids"], ["rows"]),
         helper.make_node(
@@ -59,14 +59,14 @@ def classifier(path: Path) -> Path:
 
 
 def with_external_data(folder: Path) -> Path:
-    """`a.weight` (3 x 4 fp32) and its twin `b.weight` at one place of `m.data`, then `c.weight`."""
+    """Write `a.weight` (3 x 4 fp32), `b.weight` at the same offset of `m.data`, and `c.weight` after them."""
     (folder / "m.data").write_bytes(np.arange(12, dtype=np.float32).tobytes() + np.ones(2, np.float32).tobytes())
     places = {"a.weight": ((3, 4), 0, 48), "b.weight": ((3, 4), 0, 48), "c.weight": ((2,), 48, 8)}
     return save(folder / "m.onnx", [], [outside(name, *location) for name, location in places.items()])
 
 
 def outside(name: str, shape: tuple[int, ...], offset: int, length: int, location: str = "m.data") -> onnx.TensorProto:
-    """An initializer whose bytes lie in another file."""
+    """Return an initializer with external data."""
     proto = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
     for key, value in {"location": location, "offset": str(offset), "length": str(length)}.items():
         proto.external_data.add(key=key, value=value)

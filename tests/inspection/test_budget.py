@@ -1,4 +1,4 @@
-"""Sizes of a model by module, and how they are shown."""
+"""Tests of model sizes by module and their display."""
 
 from io import StringIO
 from pathlib import Path
@@ -38,7 +38,7 @@ def child(module: Module, path: str) -> Module:
     return module
 
 
-def test_bytes_by_layer_are_those_of_the_formulas(bert: Path) -> None:
+def test_bytes_by_layer_match_formulas(bert: Path) -> None:
     assert bytes_by_layer(bert) == [
         {"name": name, "bytes": size, "dtype": "float32"}
         for name, size in [
@@ -56,7 +56,7 @@ def test_bytes_by_layer_are_those_of_the_formulas(bert: Path) -> None:
     ]
 
 
-def test_tree_rolls_up(bert: Path) -> None:
+def test_sizes_add_up_along_the_module_tree(bert: Path) -> None:
     budget = budget_of(bert)
     layers = child(budget.modules, "bert.encoder.layer")
     assert layers.bytes == 2 * (ATTENTION + FEED_FORWARD)
@@ -119,7 +119,7 @@ def test_depth_limits_the_tree(tmp_path: Path) -> None:
     assert "query+key" in deep
 
 
-def test_no_name_is_cut_in_80_columns(tmp_path: Path) -> None:
+def test_names_are_not_truncated_in_80_columns(tmp_path: Path) -> None:
     path = classifier(tmp_path / "m.onnx")
     text = shown(path, 9, 99, width=80)
     assert max(map(len, text.splitlines())) <= 80

@@ -1,4 +1,4 @@
-"""Which operators run on integers, and how a graph would saturate: small graphs, and brute force."""
+"""Tests of integer kernel detection and saturation estimates, compared with loops over numpy scalars."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def static(graph: onnx.ModelProto, kept: tuple[str, ...] = (), **settings: objec
 
 
 @pytest.mark.parametrize("layout", ["qoperator", "qdq"])
-def test_a_static_graph_is_all_integer_kernels(layout: str, tmp_path: Path):
+def test_static_graph_has_only_integer_kernels(layout: str, tmp_path: Path):
     kernels = read_kernels(saved(static(network(), format=layout), tmp_path))
     # Between two QDQ products ONNX Runtime takes up the activation function as well.
     first = "MatMulIntegerToFloat" if layout == "qoperator" else "QLinearMatMul"
@@ -64,15 +64,15 @@ def test_a_static_graph_is_all_integer_kernels(layout: str, tmp_path: Path):
     assert all(kernel.integer for kernel in kernels)
 
 
-def test_what_stays_float_is_named_with_its_reason(tmp_path: Path):
+def test_float_kernels_are_named_with_a_reason(tmp_path: Path):
     kernels = read_kernels(saved(static(network(), kept=("product_1",)), tmp_path))
     assert kernels[0].integer and kernels[0].operator == "MatMulIntegerToFloat"
     assert kernels[1].name.startswith("product_1") and "not quantized" in kernels[1].why
 
 
 @pytest.mark.parametrize(("kind", "integer"), [(QuantType.QInt8, False), (QuantType.QUInt8, True)])
-def test_signed_activations_that_several_read_stay_in_float(kind: QuantType, integer: bool, tmp_path: Path):
-    """ONNX Runtime's quantizer writes both; two products read one value."""
+def test_shared_signed_activations_stay_in_float(kind: QuantType, integer: bool, tmp_path: Path):
+    """ONNX Runtime's quantizer writes both graphs, in which two products read one value."""
     weights = {name: np.random.default_rng(0).normal(size=(384, 384)).astype(np.float32) for name in ("a", "b")}
     nodes = [helper.make_node("Tanh", ["x"], ["tanh"], "tanh")]
     nodes += [helper.make_node("MatMul", ["tanh", name], [f"y_{name}"], f"product_{name}") for name in weights]
@@ -86,7 +86,7 @@ def test_signed_activations_that_several_read_stay_in_float(kind: QuantType, int
     assert integer or all("signed bytes" in each.why and "unsigned activations" in each.help for each in kernels)
 
 
-def test_weights_alone_as_integers(tmp_path: Path):
+def test_weight_only_quantized_products_are_recognized(tmp_path: Path):
     # What weight-only quantizers write: the activation stays float. ONNX Runtime has a kernel for such products.
     graph = static(network(layers=1), format="qdq")
     (multiplication,) = (node for node in graph.graph.node if node.op_type == "MatMul")
@@ -103,7 +103,7 @@ def test_weights_alone_as_integers(tmp_path: Path):
     assert not kernels.integer and "input is float" in kernels.why and "static" in kernels.help
 
 
-def test_a_table_of_integers_that_is_dequantized_whole_is_named(tmp_path: Path):
+def test_fully_dequantized_table_is_named(tmp_path: Path):
     table = np.arange(-60, 60, dtype=np.int8).reshape(30, 4)
     nodes = [
         helper.make_node("DequantizeLinear", ["table", "scale"], ["float"], name="whole"),
@@ -117,7 +117,7 @@ def test_a_table_of_integers_that_is_dequantized_whole_is_named(tmp_path: Path):
 
 
 def emulate(graph: onnx.ModelProto, name: str, x: np.ndarray) -> tuple[float, float]:
-    """Share of cut pair sums, and relative error, of the layer ``name``, by loops over numpy scalars."""
+    """Return the share of saturated pair sums and the relative error of the layer ``name``, by loops over scalars."""
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
     (node,) = (node for node in graph.graph.node if node.name == name)
     changed = onnx.ModelProto()
@@ -140,7 +140,7 @@ def emulate(graph: onnx.ModelProto, name: str, x: np.ndarray) -> tuple[float, fl
 
 
 @pytest.mark.full_range(own_kernels=True)
-def test_saturation_is_what_loops_find():
+def test_saturation_matches_loops():
     graph = static(network(peak=0.02), bias_correction=False)
     kernels = find_saturation(graph, feeds())
     assert [layer.layer for layer in kernels] == ["product_0", "product_1"]
@@ -155,7 +155,7 @@ def test_seven_bits_do_not_saturate():
     assert len(narrow) == 2 and all(layer.risk == 0 and layer.cut == 0 and not layer.matters for layer in narrow)
 
 
-def test_dynamic_graphs_are_looked_at_too_and_without_inputs_only_weights_are():
+def test_dynamic_graphs_are_checked_with_and_without_inputs():
     graph = quantize_products(network(peak=0.02), True, False)
     real, bound = find_saturation(graph, feeds()), find_saturation(graph, None)
     assert len(real) == 2 and real[0].operator == "MatMulInteger" and real[0].cut
@@ -163,7 +163,7 @@ def test_dynamic_graphs_are_looked_at_too_and_without_inputs_only_weights_are():
     assert bound[0].matters and bound[0].error is None
 
 
-def test_convolutions_are_products_of_windows():
+def test_saturation_of_convolutions_matches_sliding_windows():
     generator = np.random.default_rng(0)
     weight = generator.uniform(-0.2, 1, (6, 4, 3, 2)).astype(np.float32)
     node = helper.make_node("Conv", ["x", "w"], ["y"], name="c", pads=[1, 0, 2, 1], strides=[2, 1], dilations=[1, 2])

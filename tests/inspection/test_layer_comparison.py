@@ -1,4 +1,4 @@
-"""Faults planted in a file of each format are named with their layer, and a healthy file has none."""
+"""Tests of layer comparison: faults injected into a file of each format are located, and correct files have none."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FORMATS = ("onnx", "ort", *EIGHT_BITS)
 
 
 def encoder() -> onnx.ModelProto:
-    """input_ids [n, length] -> logits: a table, and layers of a product, its bias, Tanh, the residual and a norm."""
+    """Return input_ids [n, length] -> logits: a table and layers of MatMul, bias, Tanh, residual and layer norm."""
     generator = np.random.default_rng(0)
     stored = {
         "embeddings.weight": generator.normal(size=(WORDS, WIDTH)),
@@ -60,7 +60,7 @@ def encoder() -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The encoder in each format."""
+    """Return the files of the encoder in each format."""
     root = tmp_path_factory.mktemp("formats")
     comparison = {name: root / name / "model.onnx" for name in ("onnx", "dynamic")}
     comparison |= {name: root / name / "model.ort" for name in ("ort", "dynamic-ort")}
@@ -83,7 +83,7 @@ def compare(reference: Path, file: Path, target: str | None = None) -> FormatCom
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.full_range(own_kernels=True)
-def test_a_healthy_file_departs_nowhere(files: dict[str, Path], name: str) -> None:
+def test_correct_file_has_no_deviating_layer(files: dict[str, Path], name: str) -> None:
     comparison = compare(files["onnx"], files[name])
     assert comparison.departures == () and comparison.parts > 3 * LAYERS and comparison.examples == len(BATCHES)
     if name in EIGHT_BITS:
@@ -101,8 +101,8 @@ FAULTS = {"scale": "dense", "transposed": "dense", "epsilon": "norm"}
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.full_range(own_kernels=True)
-def test_a_planted_fault_is_named_with_its_layer(files: dict[str, Path], tmp_path: Path, name: str, fault: str) -> None:
-    """In a layer drawn by chance; it is the only one that departs, and the answers' error is its own."""
+def test_injected_fault_is_located_in_its_layer(files: dict[str, Path], tmp_path: Path, name: str, fault: str) -> None:
+    """The layer is random; only it deviates, and alone it causes the error of the outputs."""
     layer = int(np.random.default_rng([len(name), len(fault)]).integers(LAYERS))
     plant = {".onnx": in_onnx, ".ort": in_ort}[files[name].suffix]
     comparison = compare(files["onnx"], plant(files[name], tmp_path, layer, fault))
@@ -117,7 +117,7 @@ def test_a_planted_fault_is_named_with_its_layer(files: dict[str, Path], tmp_pat
 
 
 def tensor_at_fault(names: list[str], layer: int, fault: str) -> str:
-    """The weight that is transposed, or what scales it: the scales of its integers where it has any."""
+    """Return the name of the weight to transpose, or of the scales (or float weight) to multiply."""
     dense = f"encoder.layer.{layer}.dense.weight"
     endings = ("_scale", "") if fault == "scale" else ("_quantized", "")
     return next(dense + ending for ending in endings if dense + ending in names)
@@ -141,7 +141,7 @@ def in_onnx(source: Path, folder: Path, layer: int, fault: str) -> Path:
 
 
 def in_ort(source: Path, folder: Path, layer: int, fault: str) -> Path:
-    """The bytes are changed where they lie."""
+    """Change the bytes of the fault in place in an ORT file and return the new file."""
     content = bytearray(source.read_bytes())
     if fault == "epsilon":
         ort_tools()
@@ -164,15 +164,15 @@ def in_ort(source: Path, folder: Path, layer: int, fault: str) -> Path:
     return folder / "model.ort"
 
 
-def test_files_without_a_value_in_common_are_not_compared(files: dict[str, Path]) -> None:
+def test_files_without_common_values_are_not_compared(files: dict[str, Path]) -> None:
     nodes = [helper.make_node("Gather", ["table", "input_ids"], ["other"])]
     stored = {"table": np.ones((WORDS, 2), np.float32)}
     other = onnx_model(nodes, {"input_ids": (TensorProto.INT64, [1, None])}, {"other": None}, stored)
     assert compare_parts(other, {}, open_value_graph(files["onnx"], TARGETS["cpu"]), BATCHES, SilentProgress()) is None
 
 
-def test_an_error_is_told_by_the_spread_of_the_value() -> None:
-    """Of 1 to 4 the squared deviations sum to 5; a constant is judged by its size; no number is an infinite error."""
+def test_error_is_relative_to_the_spread_of_the_value() -> None:
+    """The squared deviations of 1 to 4 sum to 5; a constant's error is relative to its size; NaN is infinite."""
     gap = Gap()
     gap.add(np.float32([1, 2]), np.float32([1, 3]))
     gap.add(np.float32([3, 4]), np.float32([3, 6]))
@@ -185,7 +185,7 @@ def test_an_error_is_told_by_the_spread_of_the_value() -> None:
 
 
 @pytest.mark.parametrize(("bits", "step"), [(8, 3 / 255), (4, 3 / 15)])
-def test_the_plainest_grid_reaches_from_the_least_to_the_greatest(bits: int, step: float) -> None:
+def test_coarse_grid_spans_minimum_to_maximum(bits: int, step: float) -> None:
     values = np.float32([[-1, 0.123, 0.77, 2]])
     np.testing.assert_allclose(on_coarse_grid(values, bits), np.rint(values / step) * step, rtol=1e-6)
     np.testing.assert_array_equal(on_coarse_grid(values, 16), values.astype(np.float16).astype(np.float32))
@@ -200,8 +200,8 @@ def test_the_plainest_grid_reaches_from_the_least_to_the_greatest(bits: int, ste
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["node", pytest.param("browser", marks=pytest.mark.browser)])
 @pytest.mark.full_range(own_kernels=True)
-def test_parts_run_where_the_target_is(files: dict[str, Path], tmp_path: Path, target: str) -> None:
-    """In WebAssembly nothing departs in the file that ships, and a planted fault does, against either reference."""
+def test_comparison_runs_on_the_target(files: dict[str, Path], tmp_path: Path, target: str) -> None:
+    """In WebAssembly the quantized file has no deviating layer, and a fault is located with either reference."""
     if shutil.which("npm") is None:
         pytest.skip("no npm here to fetch onnxruntime-web with")
     assert prepare_runtime(TARGETS[target], SilentProgress()) is None

@@ -1,4 +1,4 @@
-"""Layers of tensors and of graph nodes."""
+"""Tests of grouping tensors and graph nodes into layers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_names_of_other_families(name: str, layer: str) -> None:
     assert list(group_layers(made([name]))) == [layer]
 
 
-def test_prefix_is_what_wraps_all_blocks() -> None:
+def test_model_prefix_is_the_common_module_of_all_blocks() -> None:
     assert model_prefix(["bert.encoder.layer.0.w", "bert.embeddings.x.w", "classifier.weight"]) == "bert."
     assert model_prefix(["encoder.layer.0.w", "embeddings.x.w"]) == ""
     assert model_prefix(["encoder.layers.0.w", "encoder.conv.w", "decoder.layers.0.w", "decoder.x.w"]) == ""
@@ -68,7 +68,7 @@ def test_prefix_is_what_wraps_all_blocks() -> None:
     assert model_prefix(["a.layers.0.w", "a.head.weight", "head.weight"]) == ""
 
 
-def test_layers_get_coarser_until_they_are_few() -> None:
+def test_layers_are_merged_until_they_are_few() -> None:
     parts = ("self_attn.q.weight", "mlp.up.weight", "input_layernorm.weight")
 
     def names(count: int) -> list[str]:
@@ -81,7 +81,7 @@ def test_layers_get_coarser_until_they_are_few() -> None:
     assert set(group_layers(made(names(80)))) == {"embed", *merged, "lm_head"}
 
 
-def test_the_rest_is_put_together_and_nothing_is_lost() -> None:
+def test_small_layers_are_merged_into_other_without_loss() -> None:
     tensors = made([f"module{i}.weight" for i in range(60)]) + made(["large.weight"], size=100)
     groups = group_layers(tensors, at_most=5)
     assert len(groups) == 5 and "large" in groups and list(groups)[-1] == "other"
@@ -89,7 +89,7 @@ def test_the_rest_is_put_together_and_nothing_is_lost() -> None:
 
 
 def layers(proto: onnx.ModelProto, folder: Path) -> list[tuple[str, str]]:
-    """(operator, layer) of each node of the graph that ONNX Runtime makes of ``proto``."""
+    """Return (operator, layer) of each node of the graph as optimized by ONNX Runtime."""
     onnx.save(proto, folder / "source.onnx")
     path = write_optimized(folder / "source.onnx", folder, threads=1)
     layers_by_node = node_layers(path)
@@ -97,8 +97,8 @@ def layers(proto: onnx.ModelProto, folder: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("quantized", [False, True])
-def test_an_encoder_by_its_layers(tmp_path: Path, quantized: bool) -> None:
-    """Embeddings, then attention and feed-forward of each layer, then the head; nothing is left over."""
+def test_nodes_of_an_encoder_are_grouped_by_layer(tmp_path: Path, quantized: bool) -> None:
+    """The expected order is embeddings, then attention and feed-forward of each layer, then the head."""
     proto = exports.exported().graph()
     layers_by_node = layers(quantize_products(proto, True, False) if quantized else proto, tmp_path)
     in_order = list(dict.fromkeys(layer for _, layer in layers_by_node if layer.startswith("encoder.")))
@@ -114,8 +114,8 @@ def test_an_encoder_by_its_layers(tmp_path: Path, quantized: bool) -> None:
     assert all(layer.startswith("embeddings.") for operator, layer in layers_by_node[:3] if operator != "Cast")
 
 
-def test_a_product_of_scores_belongs_to_the_projection_behind_it(tmp_path: Path) -> None:
-    """Without the fusion, attention is a dozen nodes without weights between two projections."""
+def test_unfused_attention_nodes_belong_to_the_attention_layer(tmp_path: Path) -> None:
+    """Without fusion, attention is a dozen nodes without weights between two projections."""
     layers_by_node = layers(exports.exported(fusions=False).graph(), tmp_path)
     softmax = [layer for operator, layer in layers_by_node if operator == "Softmax"]
     assert softmax == ["encoder.layer.0.attention", "encoder.layer.1.attention"]

@@ -1,4 +1,4 @@
-"""Tensors of checkpoints and graphs, and their statistics."""
+"""Tests of reading tensors from checkpoints and graphs, and of their statistics."""
 
 import json
 import struct
@@ -27,7 +27,7 @@ def tensors_of(path: Path) -> dict[str, StoredTensor]:
     return {tensor.origin: tensor for tensor in read_model(path).tensors}
 
 
-def test_graph_agrees_with_protobuf(tmp_path: Path) -> None:
+def test_parsed_graph_matches_protobuf(tmp_path: Path) -> None:
     path = classifier(tmp_path / "m.onnx")
     reference = onnx.load(path).graph
     graph = read_graph(path)
@@ -78,7 +78,7 @@ def test_bias_of_another_width_gives_no_name(tmp_path: Path) -> None:
     assert tensors_of(save(tmp_path / "m.onnx", nodes, tensors))["val_1"].name == "unnamed.val_1"
 
 
-def test_scopes_and_node_names_give_modules_too(tmp_path: Path) -> None:
+def test_name_scopes_and_node_names_give_modules(tmp_path: Path) -> None:
     scoped = helper.make_node("MatMul", ["x", "val_1"], ["y"])
     scoped.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'm', 'm.mlp.up', 'linear_3']")
     named = helper.make_node("MatMul", ["y", "onnx::MatMul_2"], ["z"], name="/m/mlp/down/MatMul")
@@ -113,7 +113,7 @@ def test_four_bit_weights_count_by_their_logical_shape(tmp_path: Path) -> None:
     assert tensors_by_name["b.weight"].values().astype(int).reshape(-1).tolist() == list(range(-7, 8))
 
 
-def test_numbers_outside_raw_data_are_counted_as_stored(tmp_path: Path) -> None:
+def test_values_in_typed_fields_are_counted(tmp_path: Path) -> None:
     floats = helper.make_tensor("a.weight", TensorProto.FLOAT, (3,), [1.0, 2.0, 3.0])
     assert not floats.raw_data
     tensors_by_name = tensors_of(save(tmp_path / "m.onnx", [], [floats]))
@@ -121,7 +121,7 @@ def test_numbers_outside_raw_data_are_counted_as_stored(tmp_path: Path) -> None:
     assert tensors_by_name["a.weight"].values().tolist() == [1.0, 2.0, 3.0]
 
 
-def test_external_data_counts_once_for_twins(tmp_path: Path) -> None:
+def test_shared_external_data_counts_once(tmp_path: Path) -> None:
     contents = read_model(with_external_data(tmp_path))
     first, twin, last = contents.tensors
     assert (first.bytes, twin.bytes, last.bytes) == (48, 0, 8)
@@ -140,7 +140,7 @@ def test_external_data_counts_once_for_twins(tmp_path: Path) -> None:
         (outside("w", (2,), 52, 8), "truncated: 'w' ends at byte 60 of 56"),
     ],
 )
-def test_external_data_that_cannot_be_right(tmp_path: Path, item: TensorProto, reason: str) -> None:
+def test_invalid_external_data_is_refused(tmp_path: Path, item: TensorProto, reason: str) -> None:
     with_external_data(tmp_path)
     with pytest.raises(ModelError, match=reason):
         read_model(save(tmp_path / "n.onnx", [], [item]))
@@ -172,7 +172,7 @@ def test_hand_made_safetensors_file(tmp_path: Path) -> None:
     assert weight.values().tolist() == [[1, 2], [3, 4]]
 
 
-def test_bert_folder_has_the_parameters_that_torch_counts(tmp_path: Path) -> None:
+def test_parameter_count_of_bert_matches_torch(tmp_path: Path) -> None:
     config = BertConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=100
     )
@@ -193,7 +193,7 @@ def test_tied_embedding_counts_once(tmp_path: Path) -> None:
     assert [tensor.name for tensor in contents.tensors].count("model.embed_tokens.weight") == 1
 
 
-def test_packed_checkpoint_counts_weights_not_integers(tmp_path: Path) -> None:
+def test_gptq_checkpoint_counts_logical_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "gptq", "bits": 4}}))
     save_file(
         {
@@ -208,7 +208,7 @@ def test_packed_checkpoint_counts_weights_not_integers(tmp_path: Path) -> None:
     assert [tensor.parameters for tensor in companions] == [0, 0] and companions[1].role == "quantization"
 
 
-def test_layers_of_a_packed_checkpoint_may_have_bits_of_their_own(tmp_path: Path) -> None:
+def test_gptq_layers_can_have_different_bits(tmp_path: Path) -> None:
     dynamic = {"-:lm_head": {}, "+:layers.1": {"bits": 8}, "layers\\..*": {"bits": 2}}
     config = {"quantization_config": {"quant_method": "gptq", "bits": 4, "dynamic": dynamic}}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -222,7 +222,7 @@ def test_layers_of_a_packed_checkpoint_may_have_bits_of_their_own(tmp_path: Path
     }
 
 
-def test_gguf_file_by_the_format(tmp_path: Path) -> None:
+def test_gguf_tensor_sizes_follow_the_specification(tmp_path: Path) -> None:
     writer = GGUFWriter(tmp_path / "x.gguf", "llama")
     values = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
     q8 = GGMLQuantizationType.Q8_0
@@ -243,7 +243,7 @@ def test_gguf_file_by_the_format(tmp_path: Path) -> None:
     assert np.array_equal(norm.values(), values[0])
 
 
-def test_what_cannot_be_inspected(tmp_path: Path) -> None:
+def test_files_that_cannot_be_inspected_are_refused(tmp_path: Path) -> None:
     def refusal(name: str, data: bytes | None = b"x") -> str:
         if data is not None:
             (tmp_path / name).write_bytes(data)
@@ -257,7 +257,7 @@ def test_what_cannot_be_inspected(tmp_path: Path) -> None:
     assert "pytorch_model.bin is a pickle" in refusal(".", None)
 
 
-def test_small_array_by_hand() -> None:
+def test_statistics_of_a_small_array() -> None:
     statistics = describe(np.array([[0, 1], [2, 5]], np.float32))
     assert (statistics.sparsity, statistics.minimum, statistics.maximum, statistics.mean) == (0.25, 0, 5, 2)
     assert statistics.std == pytest.approx((14 / 4) ** 0.5)  # squared distances 4, 1, 0, 9
@@ -273,7 +273,7 @@ def test_outliers_are_beyond_six_standard_deviations() -> None:
     assert describe(np.append(np.zeros(30), 1.0)).outliers == 0
 
 
-def test_pieces_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunked_statistics_match_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).normal(3, 2, size=1001).astype(np.float32)
     values[::10] = 0
     monkeypatch.setattr("compress.inspection.budget.CHUNK_ELEMENTS", 64)

@@ -1,6 +1,7 @@
-"""ONNX Runtime's own kernels for x86 without VNNI: what they make of products of bytes, and of narrowed weights.
+"""Tests of ONNX Runtime's x86 kernels without VNNI: saturation of 8-bit products, and narrowed weights that avoid it.
 
-They run on this processor, held to AVX2 (`tests/support/as_avx2.py`), or on an emulated Haswell (Debian: qemu-user).
+They run on this processor restricted to AVX2 (`tests/support/as_avx2.py`) or on an emulated Haswell (Debian:
+qemu-user).
 """
 
 from __future__ import annotations
@@ -63,14 +64,14 @@ def check_cut_off(output: np.ndarray, rows: np.ndarray, weight: np.ndarray) -> N
     np.testing.assert_array_equal(output, expected)
 
 
-def test_products_are_cut_off_as_kernels_for_avx2_cut_them_off(held: dict[str, str], tmp_path: Path):
+def test_emulated_saturation_matches_avx2_kernels(held: dict[str, str], tmp_path: Path):
     graph, rows, weight = integer_product()
     run_held(["-c", RUN, ".y.npy", write(graph, rows, tmp_path / "model.onnx")], held)
     check_cut_off(np.load(tmp_path / "model.onnx.y.npy"), rows, weight)
 
 
 @pytest.mark.slow
-def test_products_are_cut_off_as_an_emulated_haswell_cuts_them_off(tmp_path: Path):
+def test_emulated_saturation_matches_emulated_haswell(tmp_path: Path):
     emulator = shutil.which("qemu-x86_64") or shutil.which("qemu-x86_64-static")
     if emulator is None:
         pytest.skip("no qemu-x86_64 on PATH")
@@ -83,7 +84,7 @@ def test_products_are_cut_off_as_an_emulated_haswell_cuts_them_off(tmp_path: Pat
 
 
 def convolutions(*shape: int, groups: int = 1) -> tuple[onnx.ModelProto, list[dict[str, np.ndarray]]]:
-    """Two convolutions whose weights are nearly all of one sign and size, with biases; kernels of ``shape``."""
+    """Return two convolutions with biases and kernels of ``shape``, whose weights have nearly one sign and size."""
     generator = np.random.default_rng(0)
     arrays = {
         "w0": generator.uniform(0.7, 1, (CHANNELS, 6 // groups, *shape)),
@@ -125,7 +126,7 @@ GRAPHS = ("float", "wide", "narrow")
 
 
 def graphs(net: str, method: str) -> tuple[list[onnx.ModelProto], np.ndarray]:
-    """The float graph, that in 8 bits, and that with narrowed weights; and an input."""
+    """Return the float graph, the 8-bit graph, the graph with narrowed weights, and an input."""
     model, feeds = NETS[net]()
     ranges: tuple[ReduceRange, ...] = (False, "saturating")
     if method == "dynamic":
@@ -138,7 +139,7 @@ def graphs(net: str, method: str) -> tuple[list[onnx.ModelProto], np.ndarray]:
 
 
 def grouped() -> tuple[onnx.ModelProto, np.ndarray]:
-    """One 8-bit convolution whose four groups have weights of their own, and an input."""
+    """Return an 8-bit convolution of four groups with different weights, and an input."""
     generator = np.random.default_rng(0)
     weights = generator.uniform(0.7, 1, (32, 5, 3, 3)) * np.repeat([1, -1, 1, -1], 8).reshape(-1, 1, 1, 1)
     node = helper.make_node("Conv", ["x", "w"], ["y"], name="c", group=4, pads=[1, 0, 1, 0], strides=[2, 1])
@@ -150,7 +151,7 @@ def grouped() -> tuple[onnx.ModelProto, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def answered(held: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what each graph of each case answers, here and on AVX2: two processes for all of them."""
+    """Return a folder with the outputs of each graph and case, natively and on AVX2 (one process each for all)."""
     if processor_class() != "x86-vnni":
         pytest.skip("this processor has no VNNI to compare with")
     folder = tmp_path_factory.mktemp("answered")
@@ -165,7 +166,7 @@ def answered(held: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.parametrize("place", range(len(CASES)), ids=[" ".join(case) for case in CASES])
-def test_narrowed_weights_give_on_avx2_what_they_give_with_vnni(place: int, answered: Path):
+def test_narrowed_weights_give_equal_outputs_on_avx2_and_vnni(place: int, answered: Path):
     results = {
         (name, kind): np.load(answered / f"{place}-{name}.{kind}.npy") for name in GRAPHS for kind in ("avx2", "vnni")
     }
@@ -175,7 +176,7 @@ def test_narrowed_weights_give_on_avx2_what_they_give_with_vnni(place: int, answ
     assert np.abs(results["narrow", "avx2"] - results["float", "vnni"]).mean() < 0.02 * whole
 
 
-def test_what_is_found_in_groups_is_what_avx2_makes_of_them(answered: Path):
+def test_saturation_of_grouped_convolution_matches_avx2(answered: Path):
     graph, x = grouped()
     (results,) = find_saturation(graph, [{"x": x}])
     on_avx2, with_vnni = (np.load(answered / f"grouped.{kind}.npy").astype(float) for kind in ("avx2", "vnni"))

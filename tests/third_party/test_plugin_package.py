@@ -1,4 +1,4 @@
-"""A package with a format, a task and a stage of its own goes all the way, without a line in `compress`."""
+"""Tests of an external package with its own format, task and stage: train, export, inspect and bundle with it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the package is installed in, by its entry points and nothing else."""
+    """Install the package into a folder without dependencies and return the folder."""
     folder = tmp_path_factory.mktemp("plugin")
     shutil.copytree(SOURCE, folder / "source")
     target = folder / "site"
@@ -40,7 +40,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def compress(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    """What a command says in JSON on a machine with the plugin."""
+    """Return a function that runs a command with the plugin installed and returns its JSON output."""
     output_folder = tmp_path_factory.mktemp("said")
     files = [output_folder / "stdout", output_folder / "stderr"]
     path = os.pathsep.join(map(str, (installed, ROOT, SUPPORT)))
@@ -62,7 +62,7 @@ def compress(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="module")
 def run(compress: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of a recipe with the stage, measured in the format beside ONNX."""
+    """Return the folder of a finished run that has the package's stage and measures its format and ONNX."""
     folder = tmp_path_factory.mktemp("run")
     recipe = write_all(folder, stages=STAGES, targets=["cpu", "pt2"])
     plan = compress("check", recipe)
@@ -71,7 +71,7 @@ def run(compress: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next((folder / "artifacts" / "runs").glob("*/latest")).resolve()
 
 
-def test_the_format_answers_as_onnx_does(run: Path, compress: Command) -> None:
+def test_plugin_format_has_the_accuracy_of_onnx(run: Path, compress: Command) -> None:
     report = compress("report", run)
     assert not report["skipped"]
     rows = {(row["model"], row["target"]): row for row in report["measurements"] if row["metric"] == "accuracy"}
@@ -80,7 +80,7 @@ def test_the_format_answers_as_onnx_does(run: Path, compress: Command) -> None:
     assert any(re.fullmatch(r"clip: [\d,]+ weights", remark) for remark in remarks)
 
 
-def test_its_file_is_torchs_own_and_every_tensor_in_it_is_found(run: Path, compress: Command) -> None:
+def test_inspect_lists_every_tensor_of_the_pt2_file(run: Path, compress: Command) -> None:
     (file,) = (run / "targets" / "pt2").rglob("*.pt2")
     program = torch.export.load(file)
     contents = compress("inspect", file)
@@ -92,7 +92,7 @@ def test_its_file_is_torchs_own_and_every_tensor_in_it_is_found(run: Path, compr
     )
 
 
-def test_it_is_bundled_and_the_bundle_runs_with_torch_alone(run: Path, compress: Command, tmp_path: Path) -> None:
+def test_bundle_of_plugin_format_runs_with_torch_only(run: Path, compress: Command, tmp_path: Path) -> None:
     pytest.importorskip("compress.plugins.apps")
     bundle = tmp_path / "bundle"
     compress("bundle", run / "targets" / "pt2", "--target", "desktop", "-o", bundle)
@@ -104,7 +104,7 @@ def test_it_is_bundled_and_the_bundle_runs_with_torch_alone(run: Path, compress:
     assert done.returncode == 0, done.stderr
 
 
-def test_its_task_is_trained_and_judged(compress: Command, tmp_path: Path) -> None:
+def test_plugin_task_is_trained_and_evaluated(compress: Command, tmp_path: Path) -> None:
     recipe = write_all(tmp_path, task="text-pair-classification", stages=STAGES[:1], targets=["cpu"])
     for split in ("train", "validation", "test"):
         with (tmp_path / f"{split}.csv").open() as file:
@@ -119,14 +119,14 @@ def test_its_task_is_trained_and_judged(compress: Command, tmp_path: Path) -> No
     assert accuracy["final"] > 0.8
 
 
-def test_without_the_package_a_recipe_names_what_is_missing(run: Path, tmp_path: Path) -> None:
+def test_recipe_without_the_package_names_the_missing_stage(run: Path, tmp_path: Path) -> None:
     recipe = write_all(tmp_path, stages=STAGES)
     done = tiny_run.compress("check", recipe)
     assert done.returncode == 2
     assert "clip" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_the_recipe_of_the_page_is_valid(installed: Path, tmp_path: Path) -> None:
+def test_recipe_in_the_documentation_is_valid(installed: Path, tmp_path: Path) -> None:
     (block,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
     (tmp_path / "mine.yaml").write_text(block)
     code = (
@@ -139,7 +139,7 @@ def test_the_recipe_of_the_page_is_valid(installed: Path, tmp_path: Path) -> Non
     assert done.stdout.split() == ["finetune", "clip", "onnx"]
 
 
-def test_the_page_shows_the_package_as_it_is() -> None:
+def test_documentation_shows_the_source_of_the_package() -> None:
     shown = dict(re.findall(r'```\w+ title="([^"]+)"\n(.*?)```', PAGE.read_text(), re.DOTALL))
     files = {path.relative_to(SOURCE).as_posix(): path for path in SOURCE.rglob("*") if path.suffix in (".py", ".toml")}
     assert {"pyproject.toml", "compress_pt2/__init__.py", "compress_pt2/clip.py", "compress_pt2/task.py"} <= set(shown)

@@ -1,4 +1,4 @@
-"""torch.export's programs in bundles."""
+"""Bundles of torch.export programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from compress_pt2.runtime import Pt2Session
 
 
 def _interface(file: Path, session: Session | None) -> Interface:
-    """Inputs and outputs as the program has them."""
+    """Return the inputs and outputs declared by the program."""
     assert isinstance(session, Pt2Session)
     return Interface(session.input_types, session.output_types)
 

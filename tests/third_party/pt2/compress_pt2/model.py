@@ -1,4 +1,4 @@
-"""A torch.export program with what belongs to it, as a folder. Importing this imports no torch."""
+"""A torch.export program with its companion files, as a folder. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILE = "model.pt2"
 
 @dataclass(frozen=True)
 class Pt2Model:
-    """``program`` is the `.pt2` file, ``companions`` are config and tokenizer by their paths."""
+    """Artifact of a `.pt2` file (``program``) and its config and tokenizer files by relative path (``companions``)."""
 
     kind: ClassVar[str] = "pt2"
     program: bytes = field(repr=False)
@@ -22,7 +22,7 @@ class Pt2Model:
 
     @classmethod
     def load(cls, directory: Path, task: object) -> Self:
-        """Open what `save` wrote. Raises `ModelError` for a folder without exactly one program."""
+        """Load a folder written by `save`. Raises `ModelError` for a folder without exactly one program."""
         file = only_file(directory, ".pt2", "pt2")
         return cls(file.read_bytes(), read_companions(directory, (file,)))
 

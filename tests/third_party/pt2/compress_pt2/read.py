@@ -1,4 +1,4 @@
-"""The stored tensors of a torch.export program: its archive has each as plain bytes, and says which are which."""
+"""Reader of the tensors in a torch.export archive, which stores each as plain bytes and lists their names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DTYPES = {2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "floa
 
 
 def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
-    """Every tensor of a file. Raises `ModelError` for a broken archive."""
+    """Return all tensors of a file. Raises `ModelError` for an invalid archive."""
     return _tensors(file.read_bytes(), file)
 
 
@@ -46,7 +46,7 @@ def _tensors(content: bytes, file: Path) -> list[StoredTensor]:
 
 
 def _start(content: bytes, header: int) -> int:
-    """Where an entry's bytes begin: behind its header of 30 bytes, its name and its padding."""
+    """Return the offset of an entry's bytes: after its 30-byte header, its name and its padding."""
     name, padding = struct.unpack_from("<HH", content, header + 26)
     return int(header + 30 + name + padding)
 

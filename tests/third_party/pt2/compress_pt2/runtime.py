@@ -1,4 +1,4 @@
-"""torch.export's programs, run by torch."""
+"""Runtime that runs torch.export programs with torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PREFIX = "inputs_"
 
 
 def traced(module: Any, examples: Examples) -> bytes:
-    """The program of a classifier: a batch of any size and length -> logits [B, classes]."""
+    """Return the exported program of a classifier: a batch of any size and length -> logits [B, classes]."""
     import torch
 
     from compress.tasks.inference import tensors
@@ -42,7 +42,7 @@ def traced(module: Any, examples: Examples) -> bytes:
 
 
 class Pt2Session:
-    """A program that was opened and answers."""
+    """Session of an opened program."""
 
     def __init__(self, program: Any) -> None:
         self._module = program.module()
@@ -53,33 +53,33 @@ class Pt2Session:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names that a batch must hold."""
+        """Return the names of the inputs that a batch must have."""
         return tuple(self._types)
 
     @property
     def input_types(self) -> Mapping[str, TensorType]:
-        """What each input takes."""
+        """Return the type and axes of each input."""
         return self._types
 
     @property
     def output_types(self) -> Mapping[str, TensorType]:
-        """What each output gives."""
+        """Return the type and axes of each output."""
         return {LOGITS: TensorType("float32", ("batch_size", self._classes))}
 
     @property
     def provider(self) -> str:
-        """torch's own name for the processor."""
+        """Return torch's name of the CPU."""
         return "cpu"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Threads, as torch has them."""
+        """Return torch's number of threads."""
         import torch
 
         return {"threads": torch.get_num_threads()}
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
-        """The logits [B, classes]. Raises `InputError` for a missing input."""
+        """Return the logits [B, classes]. Raises `InputError` for a missing input."""
         import torch
 
         check_inputs(self.inputs, batch, "the program")
@@ -89,30 +89,30 @@ class Pt2Session:
 
 
 def open_bytes(program: bytes) -> Pt2Session:
-    """A program, from the content of its file."""
+    """Return the program from the content of its file."""
     import torch
 
     return Pt2Session(torch.export.load(io.BytesIO(program)))
 
 
 class Pt2Runtime:
-    """See `Runtime`."""
+    """Runtime of the format; see `Runtime`."""
 
     name = "torch-export"
 
     def open(self, artifact: Path, target: Target, threads: int) -> Pt2Session:
-        """Open an artifact. Raises `ModelError` where there isn't exactly one program."""
+        """Open an artifact. Raises `ModelError` unless it has exactly one program."""
         import torch
 
         torch.set_num_threads(threads)
         return open_bytes(only_file(artifact, ".pt2", "pt2").read_bytes())
 
     def unavailable(self, target: Target) -> str | None:
-        """torch is always there."""
+        """Return None, since torch is always installed."""
         return None
 
     def build(self) -> str:
-        """torch's version."""
+        """Return torch's version."""
         import torch
 
         return str(torch.__version__)

@@ -1,4 +1,4 @@
-"""The toy models' runs and their bundles, made once."""
+"""Fixtures of bundle tests: run folders of the toy models and their bundles."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from compress.utils.progress import SilentProgress
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny text model's folder."""
+    """Write the run folder of the toy text classifier."""
     return write_run(tmp_path_factory.mktemp("bundle") / "run")
 
 
 @pytest.fixture(scope="session")
 def bundles(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    """Of each kind one for Android, which has the most examples; not to be changed."""
+    """Build an Android bundle of each kind of model, which tests must not modify; Android has the most examples."""
     folder = tmp_path_factory.mktemp("made")
     modules = SentenceModules(WIDTH, steps=(Normalize(),))
     runs = {
@@ -34,13 +34,13 @@ def bundles(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bu
 
 @pytest.fixture(scope="session")
 def made(bundles: dict[str, Bundle]) -> Bundle:
-    """The one of texts."""
+    """Return the text classifier's bundle, which tests must not modify."""
     return bundles["text"]
 
 
 @pytest.fixture
 def bundle(made: Bundle, tmp_path: Path) -> Path:
-    """A copy of its folder, to be changed."""
+    """Return a copy of the bundle's folder that tests may modify."""
     return Path(shutil.copytree(made.folder, tmp_path / "copy"))
 
 

@@ -1,4 +1,4 @@
-"""A bundle's page on a port, and what holds of every page: it works offline and asks nobody."""
+"""Helpers to serve a bundle's page and to check that it works offline and makes no external requests."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SHOWN = """Object.fromEntries([...document.querySelectorAll(".bar")].map((row) =
 
 @contextmanager
 def serve(folder: Path) -> Iterator[int]:
-    """The port of the loopback address where the folder is served."""
+    """Serve a folder on the loopback address and yield the port."""
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *arguments: object) -> None:
-            """Nothing."""
+            """Discard log messages."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -31,24 +31,24 @@ def serve(folder: Path) -> Iterator[int]:
 
 
 def go_offline(tab: Page) -> None:
-    """From here on nothing is answered over the network."""
+    """Cut the tab's network connection."""
     tab.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
 
 
 def assert_asks_nobody(tab: Page, port: int) -> None:
-    """It asked its own server alone, no script failed, and its policy stops what it would ask of others."""
+    """Check that the page had no script errors and made no external requests, and that its policy blocks them."""
     assert tab.errors == []
     own = (f"http://127.0.0.1:{port}/", f"blob:http://127.0.0.1:{port}/", "data:")
     assert len(tab.requests) > 8
     assert [address for address in tab.requests if not address.startswith(own)] == []
-    # The page's policy stops what its script would ask of others, before it is sent.
+    # The page's Content Security Policy blocks requests to other hosts before they are sent.
     tab.evaluate(f"fetch('{OUTSIDE}').catch(() => 0)")
     assert OUTSIDE not in tab.requests
 
 
 @contextmanager
 def open_bundle(folder: Path, chromium: str, until: str = "ready") -> Iterator[tuple[Page, int]]:
-    """Serve a bundle's page, open it, wait for its ``data-`` attribute, and give the tab and the port."""
+    """Serve a bundle's page, open it, wait for its ``data-`` attribute, and yield the tab and the port."""
     with serve(folder) as port, open_page(program=chromium) as tab:
         tab.call("Page.navigate", url=f"http://127.0.0.1:{port}/index.html")
         tab.wait_for(f"document.body && document.body.dataset.{until}")

@@ -1,4 +1,4 @@
-"""What a bundle says of its model, against the model; the same bytes each time; and nothing half-written."""
+"""Tests of building bundles: manifest against the graph, token ids against transformers, and reproducible bytes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from compress.utils.progress import SilentProgress
 LINES = ["the film was great", "", "a boring plot, an awful cast", "zebra! ß 3.14", "très naïve 👍🏽 映画", "the " * 40]
 
 
-def test_the_manifest_says_what_the_graph_has(made: Bundle) -> None:
+def test_manifest_equals_graph_interface(made: Bundle) -> None:
     graph = onnx.load(made.folder / made.manifest.model).graph
     for entries, values in ((made.manifest.inputs, graph.input), (made.manifest.outputs, graph.output)):
         assert [entry.name for entry in entries] == [value.name for value in values]
@@ -56,7 +56,7 @@ def test_the_manifest_says_what_the_graph_has(made: Bundle) -> None:
     assert {entry.of for entry in made.manifest.licences} == {"model", "data sample:movie-reviews"}
 
 
-def test_ids_are_those_of_transformers(made: Bundle) -> None:
+def test_token_ids_equal_transformers(made: Bundle) -> None:
     processor = tokenizer()
     rule = Texts(made.folder, made.manifest.preprocessing)
     for line in LINES:
@@ -64,19 +64,19 @@ def test_ids_are_those_of_transformers(made: Bundle) -> None:
     assert len(rule.ids(LINES[-1])) == 16
 
 
-def test_the_same_model_gives_the_same_bytes(made: Bundle, run: Path, tmp_path: Path) -> None:
+def test_same_model_gives_the_same_archive_bytes(made: Bundle, run: Path, tmp_path: Path) -> None:
     again = build(wanted_of(run, "android"), tmp_path / "elsewhere", SilentProgress())
     assert again.archive.read_bytes() == made.archive.read_bytes()
     with zipfile.ZipFile(made.archive) as opened:
         assert {entry.date_time for entry in opened.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
-def test_the_example_answers_as_the_formula_does_and_tells_nobody(made: Bundle, tmp_path: Path) -> None:
+def test_example_equals_closed_form_and_writes_no_files(made: Bundle, tmp_path: Path) -> None:
     text = "The film was lovely!"
     command = [sys.executable, str(made.folder / "examples" / "run.py")]
     alone = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     lines = subprocess.run([*command, text], env=alone, capture_output=True, text=True, check=True).stdout.split()
-    # Where ONNX Runtime would keep an id of the machine, and what it would tell.
+    # ONNX Runtime's telemetry would store a machine id and its events here.
     assert list(tmp_path.rglob("*")) == []
     verify(made.folder)
     logits = EMBEDDINGS[[2, 4, 5, 6, 9, 13, 3]].mean(axis=0) @ MATRIX
@@ -93,7 +93,7 @@ def test_the_example_answers_as_the_formula_does_and_tells_nobody(made: Bundle, 
         ({"key": Path("no-such-key")}, "There is no such key"),
     ],
 )
-def test_what_is_refused_leaves_nothing(run: Path, tmp_path: Path, change: dict[str, object], expected: str) -> None:
+def test_refused_build_leaves_no_files(run: Path, tmp_path: Path, change: dict[str, object], expected: str) -> None:
     with pytest.raises(InputError, match=re.escape(expected)):
         build(wanted_of(run, **change), tmp_path / "none", SilentProgress())
     assert list(tmp_path.iterdir()) == []
@@ -108,7 +108,7 @@ def test_every_task_with_an_app_can_be_bundled() -> None:
     assert len(APP_TYPES) == len(bundled_tasks)
 
 
-def test_the_format_for_phones_is_bundled_too(run: Path, tmp_path: Path) -> None:
+def test_ort_format_is_bundled(run: Path, tmp_path: Path) -> None:
     phone = tmp_path / "phone"
     shutil.copytree(run, phone, ignore=shutil.ignore_patterns("onnx"))
     to_ort(OnnxModel.load(run / "model", "text-classification")).save(phone / "model")
@@ -121,7 +121,7 @@ def test_the_format_for_phones_is_bundled_too(run: Path, tmp_path: Path) -> None
         build(wanted_of(phone, "browser"), tmp_path / "none", SilentProgress())
 
 
-def test_what_a_run_says_of_itself_is_kept(run: Path, tmp_path: Path) -> None:
+def test_bundle_keeps_provenance_and_measurements_of_the_run(run: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     shutil.copytree(run, whole)
     row = {"model": "final", "metric": "accuracy", "target": "cpu", "value": 0.875, "unit": "fraction"}
@@ -145,13 +145,13 @@ def test_what_a_run_says_of_itself_is_kept(run: Path, tmp_path: Path) -> None:
     assert answer["files"]["bom.cdx.json"]["size_bytes"] == 2
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.license == "mit"
-    # Nothing was measured on the target of that name, so that all is shown.
+    # There are no measurements on the target "desktop", so that all are shown.
     assert [eval_result.metric_value for eval_result in card.data.eval_results] == [0.875, 0.75]
     again = CliRunner().invoke(app, ["bundle-verify", str(tmp_path / "out.zip"), "--json"])
     assert json.loads(again.stdout)["cases"] == 10
 
 
-def test_labels_that_do_not_fit_are_refused(run: Path, tmp_path: Path) -> None:
+def test_label_count_must_match_the_graph(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     with changed_json(copy / "model" / "config.json") as config:
         config["id2label"] = {"0": "only"}
@@ -159,8 +159,8 @@ def test_labels_that_do_not_fit_are_refused(run: Path, tmp_path: Path) -> None:
         build(wanted_of(copy), tmp_path / "none", SilentProgress())
 
 
-def test_texts_of_which_a_tokenizer_makes_nothing_are_no_cases(tmp_path: Path) -> None:
-    """One that adds no tokens of its own: a graph is not given rows without a token."""
+def test_texts_without_tokens_are_left_out_of_the_self_test(tmp_path: Path) -> None:
+    """The tokenizer adds no special tokens, and graphs do not accept rows without tokens."""
     words = tokenizers.Tokenizer(WordLevel({"[UNK]": 0, "a": 1, "dull": 2, "film": 3}, unk_token="[UNK]"))
     words.pre_tokenizer = Whitespace()
     (tmp_path / "model").mkdir()
@@ -177,7 +177,7 @@ class Sentiment(TextClassification):
     name = "sentiment"
 
 
-def test_an_app_is_chosen_by_the_preprocessing_of_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_app_type_is_chosen_by_the_task_preprocessing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "TASKS", {**registry.TASKS, "sentiment": Sentiment()})
     assert app_types.find_app_type("sentiment") is app_types.find_app_type("text-classification")
     monkeypatch.setattr(Sentiment, "app_steps", None)
@@ -208,7 +208,7 @@ def texts() -> list[str]:
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_pieces_are_the_same(name: str) -> None:
+def test_page_pretokenizer_equals_the_original(name: str) -> None:
     whole = Tokenizer(models.BPE())
     whole.pre_tokenizer = STEPS[name]
     page_tokenizer = to_page_tokenizer(json.loads(whole.to_str()))
@@ -219,7 +219,7 @@ def test_pieces_are_the_same(name: str) -> None:
         assert [piece for piece, _ in again.pre_tokenizer.pre_tokenize_str(text)] == pieces
 
 
-def test_javascript_matches_as_rust_does(node: str) -> None:
+def test_expanded_whitespace_classes_match_in_javascript_as_in_rust(node: str) -> None:
     plain = r"\p{N}|\s+(?!\S)|[^\s\p{N}]+|\s+"
     expanded = expand_whitespace_classes(plain)
     rust = pre_tokenizers.Split(Regex(plain), behavior="isolated")

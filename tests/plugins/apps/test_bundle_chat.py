@@ -1,4 +1,4 @@
-"""A chat model's bundle: prompts by the manifest's rule, replies by its example, and what is refused."""
+"""Tests of chat and text-to-text bundles: prompts and replies against transformers, and refused templates."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def cases(folder: Path) -> list[dict[str, Any]]:
     return json.loads((folder / "selftest.json").read_text())["cases"]
 
 
-def test_the_manifest_says_how_a_message_is_answered(made: Bundle) -> None:
+def test_manifest_describes_chat_processing(made: Bundle) -> None:
     assert made.manifest.preprocessing == Prompt(
         tokenizer="model/tokenizer.json", before=BEFORE, after=AFTER, add_special_tokens=False, max_length=LONGEST
     )
@@ -64,7 +64,7 @@ def test_the_manifest_says_how_a_message_is_answered(made: Bundle) -> None:
     assert (verdict.of, verdict.compared, verdict.worst) == ("messages", "replies", 0)
 
 
-def test_the_self_test_has_what_transformers_replies(made: Bundle, run: Path) -> None:
+def test_self_test_replies_equal_transformers(made: Bundle, run: Path) -> None:
     import torch
 
     right, tested = Right(run), cases(made.folder)
@@ -82,7 +82,7 @@ def test_the_self_test_has_what_transformers_replies(made: Bundle, run: Path) ->
     assert len({token for ids in replies for token in ids}) > 8
 
 
-def test_the_example_replies_as_transformers_does(made: Bundle, run: Path) -> None:
+def test_example_reply_equals_transformers(made: Bundle, run: Path) -> None:
     right, command = Right(run), [sys.executable, str(made.folder / "examples" / "run.py")]
     output = subprocess.run([*command, "--selftest"], capture_output=True, text=True, check=True).stdout
     assert output.startswith("passed; replies differ by at most ")
@@ -93,7 +93,7 @@ def test_the_example_replies_as_transformers_does(made: Bundle, run: Path) -> No
     assert "1 to 200 are taken" in done.stderr
 
 
-def test_a_model_without_a_template_continues_the_text_itself(tmp_path: Path) -> None:
+def test_model_without_chat_template_continues_the_text(tmp_path: Path) -> None:
     run = write_chat_run(tmp_path / "run", template=None)
     bundle = build(wanted_of(run), tmp_path / "out", SilentProgress())
     assert bundle.manifest.preprocessing == Prompt(
@@ -118,19 +118,19 @@ def test_a_model_without_a_template_continues_the_text_itself(tmp_path: Path) ->
         ),
     ],
 )
-def test_templates_that_do_more_are_refused(run: Path, template: str, expected: str) -> None:
+def test_unsupported_chat_templates_are_refused(run: Path, template: str, expected: str) -> None:
     processor, folder = chat_tokenizer(template), run.parent / "out"
     with pytest.raises(ModelError, match=f"(?s)template cannot be described to an app: {expected}"):
         ChatPrompts(folder, ChatPrompts.find_rule(folder, processor, LONGEST)).make_cases((), processor)
 
 
-def test_a_model_must_say_how_long_its_texts_may_be(tmp_path: Path) -> None:
+def test_missing_maximum_length_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="config has max_position_embeddings None"):
         longest_text(tmp_path)
 
 
-def test_a_tokenizer_that_needs_more_than_its_file_is_refused(made: Bundle) -> None:
+def test_tokenizer_that_differs_from_its_file_is_refused(made: Bundle) -> None:
     prompts, processor = ChatPrompts(made.folder, made.manifest.preprocessing), chat_tokenizer()
     prompts.check("Hello", processor)
     processor.add_tokens(["Hello"])
@@ -138,7 +138,7 @@ def test_a_tokenizer_that_needs_more_than_its_file_is_refused(made: Bundle) -> N
         prompts.check("Hello", processor)
 
 
-def test_a_prompt_that_is_too_long_leaves_nothing(run: Path, tmp_path: Path) -> None:
+def test_too_long_prompt_is_refused_and_leaves_no_files(run: Path, tmp_path: Path) -> None:
     samples = ("fits", "x" * LONGEST)
     with pytest.raises(InputError, match=r"A prompt has 219 tokens: that of 'xxx(?s:.)*of which 19 belong to the temp"):
         build(wanted_of(run, samples=samples), tmp_path / "out", SilentProgress())
@@ -153,7 +153,7 @@ def test_a_prompt_that_is_too_long_leaves_nothing(run: Path, tmp_path: Path) -> 
         (set_field("postprocessing.end_ids", [7]), r"says end_ids \(7,\)"),
     ],
 )
-def test_a_manifest_that_lies_is_caught(bundle: Path, change: Callable[[dict[str, Any]], None], expected: str) -> None:
+def test_false_manifest_is_detected(bundle: Path, change: Callable[[dict[str, Any]], None], expected: str) -> None:
     reseal(bundle, change)
     with pytest.raises(BundleError, match=expected):
         verify(bundle)
@@ -169,7 +169,7 @@ def test_a_manifest_that_lies_is_caught(bundle: Path, change: Callable[[dict[str
         ("logits.3", float("nan"), r"(?s)case 2, 'Write .*replies of the tokens"),
     ],
 )
-def test_another_reply_is_caught(bundle: Path, field: str, value: object, expected: str) -> None:
+def test_different_reply_fails_the_self_test(bundle: Path, field: str, value: object, expected: str) -> None:
     with changed_json(bundle / "selftest.json") as test:
         set_field(f"cases.1.reply.{field}", value)(test)
     reseal(bundle)
@@ -178,7 +178,7 @@ def test_another_reply_is_caught(bundle: Path, field: str, value: object, expect
 
 
 @pytest.mark.parametrize(("level", "integers"), [(4, True), (1, False)])
-def test_weights_in_few_bits_compute_in_integers_at_level_4_alone(level: int, integers: bool, tmp_path: Path) -> None:
+def test_only_accuracy_level_4_computes_in_integers(level: int, integers: bool, tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", CONFIGS["llama"])
     few = FewBitsCheckpoint(source.folder, (("_proj", 4),))
     (tmp_path / "out").mkdir()
@@ -190,7 +190,7 @@ def test_weights_in_few_bits_compute_in_integers_at_level_4_alone(level: int, in
 @pytest.mark.parametrize(
     ("expand_on_load", "target", "said"), [(False, "browser", 1), (False, "desktop", 0), (True, "browser", 0)]
 )
-def test_a_page_that_would_be_slow_is_told_of(expand_on_load: bool, target: str, said: int, tmp_path: Path) -> None:
+def test_slow_page_gives_a_note(expand_on_load: bool, target: str, said: int, tmp_path: Path) -> None:
     if shutil.which("npm") is None and target == "browser":
         pytest.skip("no npm here")
     folder, notes = write_chat_run(tmp_path / "run"), Notes()
@@ -212,7 +212,7 @@ stages: [onnx]
 
 @pytest.fixture(scope="module")
 def rewriting_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny BART that writes greedily, as a run leaves it."""
+    """Write the run folder of a tiny BART with greedy decoding."""
     folder = tmp_path_factory.mktemp("rewriting")
     exported = export_encoder_decoder(Checkpoint(with_beams(save_tiny_bart(folder / "bart"), 1)))
     (folder / "model").mkdir()
@@ -227,7 +227,7 @@ def with_beams(folder: Path, beams: int) -> Path:
     return folder
 
 
-def test_the_example_writes_what_transformers_does(rewriting_run: Path) -> None:
+def test_text_to_text_example_equals_transformers(rewriting_run: Path) -> None:
     bundle = build(wanted_of(rewriting_run), rewriting_run / "out", SilentProgress())
     assert isinstance(bundle.manifest.postprocessing, Rewrite)
     tokenizer = transformers.AutoTokenizer.from_pretrained(rewriting_run / "bart")
@@ -254,7 +254,7 @@ def test_beam_search_is_refused(rewriting_run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_the_page_writes_the_same_and_asks_nobody(rewriting_run: Path, chromium: str, npm: None) -> None:
+def test_page_generates_the_same_text_without_external_requests(rewriting_run: Path, chromium: str, npm: None) -> None:
     bundle = build(wanted_of(rewriting_run, "browser"), rewriting_run / "page", SilentProgress())
     first = json.loads((bundle.folder / "selftest.json").read_text())["cases"][0]["written"]
     with open_bundle(bundle.folder, chromium) as (tab, port):

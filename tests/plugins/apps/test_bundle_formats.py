@@ -1,4 +1,4 @@
-"""Bundles in the formats of phones: LiteRT, ExecuTorch and Core ML, each against its own package and against torch."""
+"""Tests of LiteRT, ExecuTorch and Core ML bundles: outputs and interfaces against torch and each runtime's package."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from compress.plugins.apps.verify import verify
 from compress.utils.errors import BundleError, InputError
 from compress.utils.progress import SilentProgress
 
-# Looked for, not imported: that takes seconds, and every worker that collects tests would.
+# Only located, not imported: an import would take seconds in every worker that collects tests.
 if not all(map(find_spec, ("litert_torch", "executorch", "coremltools"))):
     pytest.skip("a package of these formats is not there", allow_module_level=True)
 LENGTH = 16
@@ -39,7 +39,7 @@ TEXT = "the film was lovely and its plot clever"
 
 @dataclass(frozen=True)
 class Made:
-    """A bundle, and the model in torch."""
+    """A bundle and the torch model from which it was exported."""
 
     model: TorchModel
     bundle: Bundle
@@ -50,7 +50,7 @@ class Made:
 
 
 def bundled(form: str, folder: Path, program: Path | None) -> Made:
-    """A tiny classifier as the stage writes it in fp32, or wrote it into ``program``, bundled."""
+    """Bundle a tiny classifier that is exported in fp32 here, or that was exported to the folder ``program``."""
     model, run = tiny.encoder(num_hidden_layers=1), folder / "run"
     run.mkdir()
     if program is None:
@@ -65,7 +65,7 @@ def bundled(form: str, folder: Path, program: Path | None) -> Made:
 
 @pytest.fixture(scope="module")
 def all_made(tmp_path_factory: pytest.TempPathFactory, executorch_program: Path) -> dict[str, Made]:
-    """One in each format, made when it is asked for."""
+    """Return a dictionary that builds the bundle of each format on first access."""
 
     class Makes(dict[str, Made]):
         def __missing__(self, form: str) -> Made:
@@ -77,7 +77,7 @@ def all_made(tmp_path_factory: pytest.TempPathFactory, executorch_program: Path)
 
 @pytest.fixture(params=FORMATS)
 def made(request: pytest.FixtureRequest, all_made: dict[str, Made]) -> Made:
-    """One in each format; not to be changed."""
+    """Return the bundle of one format, which tests must not modify."""
     return all_made[request.param]
 
 
@@ -90,13 +90,13 @@ def shares(logits: torch.Tensor) -> dict[str, float]:
 
 
 def example(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What `run.py` defines. In this process: the packages that it imports take seconds."""
+    """Return the globals of `run.py`, executed in this process because importing its packages takes seconds."""
     monkeypatch.syspath_prepend(folder / "examples")
     monkeypatch.delitem(sys.modules, "model", raising=False)
     return runpy.run_path(str(folder / "examples" / "run.py"))
 
 
-def test_what_was_tested_is_this_file_through_its_own_runtime(made: Made) -> None:
+def test_self_test_records_outputs_of_the_bundle_runtime(made: Made) -> None:
     form = made.bundle.manifest.format
     test = json.loads((made.folder / "selftest.json").read_text())
     if form == "coreml":
@@ -113,7 +113,7 @@ def test_what_was_tested_is_this_file_through_its_own_runtime(made: Made) -> Non
 
 
 @pytest.mark.parametrize("form", ["litert", "executorch"])
-def test_examples_answer_as_torch_does(all_made: dict[str, Made], form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example_predictions_equal_torch(all_made: dict[str, Made], form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = all_made[form]
     answers = example(bundle.folder, monkeypatch)
     for text in (TEXT, "plot", "the " * 40):
@@ -123,7 +123,7 @@ def test_examples_answer_as_torch_does(all_made: dict[str, Made], form: str, mon
     assert answers["selftest"](answers["Classifier"]()) < 1e-5
 
 
-def test_the_example_takes_the_shortest_graph(all_made: dict[str, Made], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example_uses_the_shortest_graph_that_fits(all_made: dict[str, Made], monkeypatch: pytest.MonkeyPatch) -> None:
     classifier = example(all_made["litert"].folder, monkeypatch)["Classifier"]()
     called: list[int] = []
 
@@ -131,12 +131,12 @@ def test_the_example_takes_the_shortest_graph(all_made: dict[str, Made], monkeyp
         return lambda **feed: (called.append(length), runner(**feed))[1]
 
     classifier.model.runners = [(length, watched(length, runner)) for length, runner in classifier.model.runners]
-    for words in (1, 4, 5, 40):  # and two special tokens
+    for words in (1, 4, 5, 40):  # plus two special tokens
         classifier.classify("the " * words)
     assert called == [6, 6, LENGTH, LENGTH]
 
 
-def test_core_mls_interface_is_the_packages(all_made: dict[str, Made]) -> None:
+def test_core_ml_manifest_equals_package_interface(all_made: dict[str, Made]) -> None:
     from compress.formats.quiet_output import suppress_output
 
     bundle = all_made["coreml"]
@@ -145,7 +145,7 @@ def test_core_mls_interface_is_the_packages(all_made: dict[str, Made]) -> None:
         import coremltools
 
         spec = coremltools.models.MLModel(str(bundle.folder / manifest.model), skip_model_load=True).get_spec()
-    verify(bundle.folder)  # which holds no longer where opening it rewrites a byte of the package
+    verify(bundle.folder)  # would fail if opening the package changed one of its files
     assert (spec.specificationVersion, manifest.runtime.minimum_version) == (9, "18.0")
     assert [entry.name for entry in manifest.inputs] == [feature.name for feature in spec.description.input]
     for entry, feature in zip(manifest.inputs, spec.description.input, strict=True):
@@ -156,7 +156,7 @@ def test_core_mls_interface_is_the_packages(all_made: dict[str, Made]) -> None:
     assert [(entry.name, entry.dtype, entry.shape) for entry in manifest.outputs] == [("logits", "float16", (1, 2))]
 
 
-def test_a_whole_bundle_passes_and_says_what_could_not_be_tried(made: Made) -> None:
+def test_intact_bundle_passes_and_names_untested_outputs(made: Made) -> None:
     for path in (made.folder, made.bundle.archive):
         verdict = verify(path)
         assert (verdict.cases, verdict.unread) == (10, None)
@@ -194,7 +194,7 @@ def test_other_weights_fail_the_self_test(all_made: dict[str, Made], form: str, 
         ("coreml", set_field("model", "model/other.mlpackage"), "does not list: model/other.mlpackage"),
     ],
 )
-def test_a_manifest_that_lies_is_caught(
+def test_false_manifest_is_detected(
     all_made: dict[str, Made], form: str, change: Callable[[dict[str, Any]], None], expected: str, tmp_path: Path
 ) -> None:
     folder = copy_of(all_made[form], tmp_path)
@@ -204,7 +204,9 @@ def test_a_manifest_that_lies_is_caught(
 
 
 @pytest.mark.parametrize("form", ["litert", "executorch"])
-def test_without_runtime(all_made: dict[str, Made], form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verification_without_the_runtime(
+    all_made: dict[str, Made], form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = copy_of(all_made[form], tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     done = CliRunner().invoke(app, ["bundle-verify", str(folder)])
@@ -222,7 +224,7 @@ def test_without_runtime(all_made: dict[str, Made], form: str, tmp_path: Path, m
         verify(folder)
 
 
-def test_a_target_takes_the_formats_that_its_apps_open(all_made: dict[str, Made], tmp_path: Path) -> None:
+def test_target_without_support_for_the_format_is_refused(all_made: dict[str, Made], tmp_path: Path) -> None:
     run = all_made["coreml"].folder.parent / "run"
     with pytest.raises(InputError, match=r"(?s)for android cannot hold .* in the format coreml.*litert or executorch"):
         build(wanted_of(run, "android"), tmp_path / "none", SilentProgress())
@@ -231,7 +233,7 @@ def test_a_target_takes_the_formats_that_its_apps_open(all_made: dict[str, Made]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_run_wrote_for_the_target_is_taken(all_made: dict[str, Made], tmp_path: Path) -> None:
+def test_model_exported_for_the_target_is_bundled(all_made: dict[str, Made], tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(all_made["executorch"].folder.parent / "run", run)
     shutil.copytree(all_made["litert"].folder.parent / "run" / "model", run / "targets" / "android")

@@ -1,4 +1,4 @@
-"""Pictures are prepared as transformers prepares them: by the rule in Python, by the page's code, and by run.py."""
+"""Tests of image and embedding bundles: preprocessing in Python and JavaScript, and outputs against transformers."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ SIZES = [(1, 1), (2, 3), (24, 20), (20, 24), (20, 1), (7, 300), (333, 5), (19, 2
 
 
 def expected(processor: Any, image: Image.Image) -> np.ndarray:
-    """What transformers gives the model."""
+    """Return the pixel values of transformers' processor."""
     return np.asarray(processor([image])["pixel_values"], np.float32)
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
-def test_the_rule_prepares_as_transformers_does(name: str) -> None:
+def test_python_preprocessing_equals_transformers(name: str) -> None:
     processor = PROCESSORS[name]
     way = ImageInputs(Path(), ImageInputs.find_rule(Path(), processor, 0))
     assert way.mode == ("L" if name == "gray" else "RGB")
@@ -67,13 +67,13 @@ def test_the_rule_prepares_as_transformers_does(name: str) -> None:
 
 
 def prepare_in_node(node: str, folder: Path, cases: list[dict[str, Any]]) -> None:
-    """Prepare the picture NUMBER.rgba of each case by the page's code, into NUMBER.f32."""
+    """Run the page's preprocessing in Node on NUMBER.rgba of each case, writing NUMBER.f32."""
     (folder / "cases.json").write_text(json.dumps(cases))
     command = [node, str(Path(__file__).parent / "pixels.mjs"), str(WEB / "prepare.mjs"), str(folder)]
     subprocess.run(command, check=True, timeout=100)
 
 
-def test_the_page_prepares_as_pillow_does_bit_for_bit(tmp_path: Path, node: str) -> None:
+def test_page_preprocessing_equals_pillow(tmp_path: Path, node: str) -> None:
     cases, expected = [], []
     for processor in PROCESSORS.values():
         rule = ImageInputs.find_rule(Path(), processor, 0)
@@ -86,12 +86,12 @@ def test_the_page_prepares_as_pillow_does_bit_for_bit(tmp_path: Path, node: str)
     prepare_in_node(node, tmp_path, cases)
     for number, pixels in enumerate(expected):
         prepared = np.fromfile(tmp_path / f"{number}.f32", np.float32).reshape(pixels.shape)
-        # Values of one level are 1/255 apart before they are normalised; a float's last bit is far less.
+        # A pixel level is 1/255 before normalization, far more than this rounding tolerance.
         np.testing.assert_allclose(prepared, pixels, rtol=1e-6, atol=1e-6, err_msg=str(cases[number]))
 
 
-def test_transparency_is_laid_on_white_by_the_page_as_by_pillow(tmp_path: Path, node: str) -> None:
-    # Every value under every opacity.
+def test_page_composites_transparency_on_white_like_pillow(tmp_path: Path, node: str) -> None:
+    # Every pixel value with every alpha value.
     value, alpha = np.meshgrid(np.arange(256), np.arange(256))
     image = Image.fromarray(np.dstack([value, 255 - value, value ^ 85, alpha]).astype(np.uint8), "RGBA")
     rule = ImageInputs.find_rule(Path(), ViTImageProcessorPil(do_resize=False, do_rescale=False, do_normalize=False), 0)
@@ -111,13 +111,13 @@ def test_transparency_is_laid_on_white_by_the_page_as_by_pillow(tmp_path: Path, 
         (LevitImageProcessorPil(size={"shortest_edge": 24}, crop_size=SQUARE), r"of samples/1\.png it makes"),
     ],
 )
-def test_what_no_rule_describes_is_refused(processor: Any, reason: str, tmp_path: Path) -> None:
+def test_unsupported_image_processor_is_refused(processor: Any, reason: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=f"cannot be described to an app.*{reason}"):
         ImageInputs(tmp_path, ImageInputs.find_rule(tmp_path, processor, 0)).make_cases((), processor)
 
 
-def test_run_py_answers_as_the_formula_does(bundles: dict[str, Bundle], tmp_path: Path) -> None:
-    """A turned photo: its tag says that the first row is the right side."""
+def test_example_equals_closed_form_for_rotated_photo(bundles: dict[str, Bundle], tmp_path: Path) -> None:
+    """The photo's EXIF orientation 6 says that its first row is the right side of the image."""
     folder = bundles["image"].folder
     image = noise(50, 30, "RGB")
     turned = image.transpose(Image.Transpose.ROTATE_90)
@@ -134,7 +134,7 @@ def test_run_py_answers_as_the_formula_does(bundles: dict[str, Bundle], tmp_path
     assert passed.startswith("passed")
 
 
-def test_pictures_of_ones_own_take_the_place_of_built_in_ones(tmp_path: Path) -> None:
+def test_given_samples_replace_built_in_ones(tmp_path: Path) -> None:
     run = write_image_run(tmp_path / "run")
     noise(1200, 700, "RGB").save(tmp_path / "large.jpg")
     bundle = build(wanted_of(run, samples=(str(tmp_path / "large.jpg"),)), tmp_path / "out", SilentProgress())
@@ -146,14 +146,14 @@ def test_pictures_of_ones_own_take_the_place_of_built_in_ones(tmp_path: Path) ->
     assert not (tmp_path / "none").exists()
 
 
-def test_what_a_page_transfers_is_counted_in_brotli(tmp_path: Path, node: str) -> None:
+def test_page_transfer_size_is_brotli_compressed(tmp_path: Path, node: str) -> None:
     drawn = np.random.default_rng(0).integers(0, 256, 5000, np.uint8).tobytes()
     for name, content in {"model/m.onnx": drawn, "a.mjs": b"a" * 90_000, "examples/run.mjs": drawn}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
     byte_counts = brotli_sizes(tmp_path)
     assert byte_counts.keys() == {"model/m.onnx", "a.mjs"}
-    # What is drawn does not compress: brotli stores it with a header of a few bytes.
+    # Random bytes do not compress: brotli stores them with a header of a few bytes.
     assert 5000 < byte_counts["model/m.onnx"] < 5020
     assert 0 < byte_counts["a.mjs"] < 30
 
@@ -174,7 +174,7 @@ def closed_form(text: str, pooling: str, normalize: bool = True) -> np.ndarray:
 
 
 def embedded(folder: Path, text: str) -> np.ndarray:
-    """By the bundle's own example."""
+    """Return the embedding [WIDTH] that the bundle's example computes."""
     program = (
         f"import json, sys; sys.path.insert(0, {str(folder / 'examples')!r}); import run; "
         f"print(json.dumps(run.Encoder().embed({text!r}).tolist()))"
@@ -184,7 +184,7 @@ def embedded(folder: Path, text: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("pooling", "normalize"), [("max", True), ("cls", False), ("lasttoken", True)])
-def test_each_pooling_is_what_the_folder_says(tmp_path: Path, pooling: str, normalize: bool) -> None:
+def test_pooling_and_normalization_follow_the_model_folder(tmp_path: Path, pooling: str, normalize: bool) -> None:
     modules = SentenceModules(WIDTH, (pooling,), (Normalize(),) if normalize else ())
     run = write_encoder_run(tmp_path / "run", modules)
     bundle = build(wanted_of(run, samples=tuple(IDS)), tmp_path / "out", SilentProgress())
@@ -198,7 +198,7 @@ def test_each_pooling_is_what_the_folder_says(tmp_path: Path, pooling: str, norm
     assert verify(bundle.archive).worst < 0.01
 
 
-def test_a_graph_that_pools_is_left_to_it(tmp_path: Path) -> None:
+def test_graph_with_pooling_is_not_pooled_again(tmp_path: Path) -> None:
     run = write_encoder_run(tmp_path / "run", SentenceModules(WIDTH, ("cls",)), pooled=True)
     bundle = build(wanted_of(run, samples=tuple(IDS)), tmp_path / "out", SilentProgress())
     end = bundle.manifest.postprocessing
@@ -215,21 +215,21 @@ def test_a_graph_that_pools_is_left_to_it(tmp_path: Path) -> None:
         (SentenceModules(WIDTH, steps=(Dense(np.eye(WIDTH, dtype=np.float32)[:8]),)), "pooling by mean, Dense"),
     ],
 )
-def test_what_an_app_would_have_to_compute_is_refused(tmp_path: Path, modules: SentenceModules, expected: str) -> None:
+def test_unsupported_sentence_modules_are_refused(tmp_path: Path, modules: SentenceModules, expected: str) -> None:
     run = write_encoder_run(tmp_path / "run", modules)
     with pytest.raises(ModelError, match=rf"(?s){expected}\..*sentence_embedding: true"):
         build(wanted_of(run), tmp_path / "out", SilentProgress())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
-def test_a_folder_that_does_not_say_is_refused(tmp_path: Path) -> None:
+def test_encoder_without_modules_file_is_refused(tmp_path: Path) -> None:
     run = write_encoder_run(tmp_path / "run", SentenceModules(WIDTH))
     (run / "model" / "modules.json").unlink()
     with pytest.raises(ModelError, match=r"There is no modules\.json"):
         build(wanted_of(run), tmp_path / "out", SilentProgress())
 
 
-def test_the_example_finds_the_nearest_as_the_formula_does(bundles: dict[str, Bundle]) -> None:
+def test_example_similarities_equal_closed_form(bundles: dict[str, Bundle]) -> None:
     output = run_example(bundles["sentence"].folder, QUESTION, FAR, NEAR)
     cosines = {text: closed_form(QUESTION, "mean") @ closed_form(text, "mean") for text in (FAR, NEAR)}
     assert cosines[NEAR] > cosines[FAR]

@@ -1,4 +1,4 @@
-"""The page of a bundle in a real Chromium, and its code in Node: right answers, no outside request, equal ids."""
+"""Tests of bundle pages in Chromium and Node: predictions against transformers, and no external requests."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ LENGTH = 100
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory, npm: None) -> Bundle:
-    """A browser bundle with MiniLM's own tokenizer, and weights for its vocabulary that are drawn."""
+    """Build a browser bundle with MiniLM's tokenizer and random embeddings [30522, 256]."""
     folder = tmp_path_factory.mktemp("page")
     run = write_run(folder / "run")
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -67,7 +67,7 @@ def page(tmp_path_factory: pytest.TempPathFactory, npm: None) -> Bundle:
 
 
 def expected(page: Bundle, text: str) -> dict[str, float]:
-    """Label -> share in percent, by ONNX Runtime here and transformers' tokenizer."""
+    """Return the probability of each label in percent, from ONNX Runtime and transformers' tokenizer."""
     import onnxruntime
     from transformers import AutoTokenizer
 
@@ -87,7 +87,7 @@ def port(page: Bundle) -> Iterator[int]:
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_the_page_answers_offline_and_asks_nobody(page: Bundle, port: int, chromium: str) -> None:
+def test_page_classifies_offline_without_external_requests(page: Bundle, port: int, chromium: str) -> None:
     with open_page(program=chromium) as tab:
         tab.call("Page.navigate", url=f"http://127.0.0.1:{port}/index.html")
         tab.wait_for("document.body && document.body.dataset.answer")
@@ -105,7 +105,7 @@ def test_the_page_answers_offline_and_asks_nobody(page: Bundle, port: int, chrom
 
 
 @pytest.mark.slow
-def test_a_page_that_answers_otherwise_is_not_bundled(page: Bundle) -> None:
+def test_page_with_different_token_ids_is_refused(page: Bundle) -> None:
     folder = page.folder.parent / "changed"
     shutil.copytree(page.folder, folder)
     with changed_json(folder / "selftest.json") as test:
@@ -115,7 +115,7 @@ def test_a_page_that_answers_otherwise_is_not_bundled(page: Bundle) -> None:
 
 
 @pytest.mark.slow
-def test_node_gives_the_ids_of_transformers_on_ten_thousand_lines(page: Bundle, tmp_path: Path) -> None:
+def test_node_token_ids_equal_transformers_on_ten_thousand_lines(page: Bundle, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     output = subprocess.run(
@@ -136,7 +136,7 @@ def test_node_gives_the_ids_of_transformers_on_ten_thousand_lines(page: Bundle, 
 
 
 TOKENS, MESSAGE = 20, " Was sagst  du? 👩‍👩‍👧 写一句  \u09ed"
-"""Two spaces before a digit that JavaScript's tokenizers take for none."""
+"""The message has two spaces before a digit that JavaScript tokenizers do not treat as one."""
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +150,13 @@ def chat_page(run: Path, chromium: str, npm: None) -> Bundle:
 
 
 def send(tab: Page, message: str) -> None:
-    """Type it, and press Enter."""
+    """Type the message into the page and press Enter."""
     tab.evaluate(f"document.getElementById('text').value = {json.dumps(message)}")
     tab.evaluate("document.getElementById('text').dispatchEvent(new KeyboardEvent('keydown', { key: 'Enter' }))")
 
 
 @pytest.mark.browser
-def test_the_page_replies_offline_and_asks_nobody(chat_page: Bundle, run: Path, chromium: str) -> None:
+def test_page_replies_offline_without_external_requests(chat_page: Bundle, run: Path, chromium: str) -> None:
     right = Right(run)
     assert chat_page.manifest.runtime.package == "npm: @huggingface/transformers"
     with open_bundle(chat_page.folder, chromium) as (tab, port):
@@ -174,7 +174,7 @@ def test_the_page_replies_offline_and_asks_nobody(chat_page: Bundle, run: Path, 
         assert tab.evaluate("window.seen.size") > 4, "it appears token by token"
         send(tab, "x" * LONGEST)
         tab.wait_for("document.getElementById('status').textContent.includes('has 219 tokens')")
-        # One that is stopped when something of it is to be seen.
+        # A reply that is stopped when its first tokens are visible.
         tab.evaluate(
             """(() => {
               const clock = setInterval(() => {
@@ -192,7 +192,7 @@ def test_the_page_replies_offline_and_asks_nobody(chat_page: Bundle, run: Path, 
 
 
 @pytest.mark.browser
-def test_a_page_that_replies_otherwise_is_not_bundled(chat_page: Bundle, tmp_path: Path) -> None:
+def test_page_with_different_reply_logits_is_refused(chat_page: Bundle, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(chat_page.folder, tmp_path / "changed"))
     with changed_json(folder / "selftest.json") as test:
         test["cases"][1]["reply"]["logits"][3] += 2 * test["tolerance"]
@@ -208,7 +208,7 @@ def picture_page(tmp_path_factory: pytest.TempPathFactory, npm: None) -> Bundle:
 
 @pytest.fixture(scope="module")
 def tab(picture_page: Bundle, chromium: str) -> Iterator[tuple[Page, int]]:
-    """The page, answered once, and its port; offline."""
+    """Open the image page, wait for its first prediction, cut the network, and yield the tab and the port."""
     with open_bundle(picture_page.folder, chromium, "answer") as (opened, port):
         go_offline(opened)
         yield opened, port
@@ -216,7 +216,7 @@ def tab(picture_page: Bundle, chromium: str) -> Iterator[tuple[Page, int]]:
 
 @functools.cache
 def photo() -> Image.Image:
-    """A landscape, larger and as smooth as a camera's."""
+    """Return a smooth 400x300 landscape image."""
     return Image.open(io.BytesIO(synthetic_images()[0])).resize((400, 300), Image.Resampling.BICUBIC)
 
 
@@ -227,7 +227,7 @@ def encoded(image: Image.Image, form: str, **options: object) -> bytes:
 
 
 def upright(content: bytes) -> Image.Image:
-    """What Python makes of a file, as docs/guides/apps.md says: upright, on white."""
+    """Return the file as Python decodes it: upright and composited on white (docs/guides/apps.md)."""
     from collections import Counter
 
     from compress.data.media import decode, media
@@ -249,7 +249,7 @@ def soft() -> bytes:
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
 FILES = {
-    # What differs, in levels of 255: how far at most and how far on average.
+    # (file, largest and mean allowed difference in 8-bit levels)
     "png": (encoded(noise(61, 43, "RGB"), "PNG"), 0, 0.0),
     "gray": (encoded(noise(61, 43, "L"), "PNG"), 0, 0.0),
     "webp": (encoded(noise(61, 43, "RGB"), "WEBP", lossless=True), 0, 0.0),
@@ -261,7 +261,7 @@ FILES = {
 
 
 def blob(content: bytes) -> str:
-    """The file as an expression of JavaScript."""
+    """Return a JavaScript expression that creates the file."""
     letters = base64.b64encode(content).decode()
     return f"new File([Uint8Array.from(atob('{letters}'), (mark) => mark.charCodeAt(0))], 'x', {{type: 'image/*'}})"
 
@@ -269,7 +269,7 @@ def blob(content: bytes) -> str:
 @pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.parametrize("name", FILES)
-def test_the_page_decodes_as_pillow_does(tab: tuple[Page, int], name: str) -> None:
+def test_page_decodes_images_like_pillow(tab: tuple[Page, int], name: str) -> None:
     content, most, mean = FILES[name]
     right = np.asarray(upright(content), int)
     found = tab[0].evaluate(
@@ -289,7 +289,7 @@ def test_the_page_decodes_as_pillow_does(tab: tuple[Page, int], name: str) -> No
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_a_dropped_picture_is_answered_offline_and_nobody_is_asked(picture_page: Bundle, tab: tuple[Page, int]) -> None:
+def test_page_classifies_dropped_images_offline(picture_page: Bundle, tab: tuple[Page, int]) -> None:
     opened, port = tab
     processor = ViTImageProcessorPil.from_pretrained(picture_page.folder / "model")
     for content, kind, event in ((turned(), "drop", "dataTransfer"), (soft(), "paste", "clipboardData")):
@@ -341,14 +341,14 @@ def speech_page(whisper: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_the_page_hears_offline_and_asks_nobody(speech_page: Bundle, chromium: str) -> None:
+def test_page_transcribes_offline_without_external_requests(speech_page: Bundle, chromium: str) -> None:
     assert speech_page.manifest.runtime.package == "npm: @huggingface/transformers"
     cases = json.loads((Path(speech_page.folder) / "selftest.json").read_text())["cases"]
     assert cases[1]["transcript"] == "He might even have been made amiable himself."
     with serve(speech_page.folder) as port, open_page(program=chromium) as tab:
         tab.call("Page.navigate", url=f"http://127.0.0.1:{port}/index.html")
         tab.wait_for("document.body && document.body.dataset.ready", SECONDS)
-        # The recordings come from the page's own server; what is dropped needs none.
+        # The recording is downloaded before the network is cut; a dropped file needs no network.
         tab.evaluate("(async () => { window.kept = await (await fetch('samples/2.wav')).blob(); })()")
         go_offline(tab)
         tab.evaluate(
@@ -368,14 +368,14 @@ def test_the_page_hears_offline_and_asks_nobody(speech_page: Bundle, chromium: s
 
 
 def embedding(text: str) -> np.ndarray:
-    """The mean of the toy encoder's token embeddings, of length 1."""
+    """Return the normalized mean [WIDTH] of the toy encoder's token embeddings."""
     row = EMBEDDINGS[tokenizer()(text)["input_ids"]].mean(axis=0)
     return np.asarray(row / np.linalg.norm(row))
 
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_the_page_finds_the_nearest_sentence_offline(tmp_path: Path, chromium: str, npm: None) -> None:
+def test_page_ranks_similar_sentences_offline(tmp_path: Path, chromium: str, npm: None) -> None:
     sentences = ["the film was lovely", "awful plots!", "a great plot"]
     run = write_encoder_run(tmp_path / "run", SentenceModules(WIDTH, steps=(Normalize(),)))
     bundle = build(wanted_of(run, "browser", samples=("a film", *sentences)), tmp_path / "out", SilentProgress())

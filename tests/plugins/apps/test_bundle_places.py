@@ -1,4 +1,4 @@
-"""Boxes, masks and nearest pictures: by a page in a real Chromium and by the example, as transformers has them."""
+"""Tests of detection, segmentation and image embedding bundles: page in Chromium and example against transformers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from compress.utils.progress import SilentProgress
 LEAST = 0.4
 BOXES = ("object-detection", "rt_detr")
 SOFT = 1
-"""The picture with transparency, which a canvas keeps less exactly."""
+"""The index of the sample with transparency, whose pixels a canvas stores less exactly."""
 
 
 def made(folder: Path, task: str, target: str) -> Bundle:
@@ -39,7 +39,7 @@ def made(folder: Path, task: str, target: str) -> Bundle:
 
 
 def answered(bundle: Bundle, task: str) -> tuple[list[Image.Image], list[dict[str, torch.Tensor]]]:
-    """The bundle's pictures, and what the graph makes of each, by transformers' processor and a product."""
+    """Return the bundle's sample images, and the expected graph outputs for transformers' pixel values of each."""
     processor = TASKS[task][0]
     paths = sorted((bundle.folder / "samples").glob("*.png"))
     pictures = [decode(media(str(path), None) or {}, "RGB", Counter()) for path in paths]
@@ -48,7 +48,7 @@ def answered(bundle: Bundle, task: str) -> tuple[list[Image.Image], list[dict[st
 
 
 def boxes_of(task: str, found: dict[str, torch.Tensor], picture: Image.Image) -> list[list[Any]]:
-    """Label, score and box of all that scores well, surest first, by transformers' own processor."""
+    """Return [label, score, left, top, width, height] of transformers' detections above ``LEAST``, best score first."""
     processor = TASKS[task][0]
     given = SimpleNamespace(**found)
     (detection,) = processor.post_process_object_detection(given, threshold=LEAST, target_sizes=[picture.size[::-1]])
@@ -58,7 +58,7 @@ def boxes_of(task: str, found: dict[str, torch.Tensor], picture: Image.Image) ->
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_example_passes_the_self_test(tmp_path: Path, task: str) -> None:
+def test_example_passes_self_test_and_equals_transformers(tmp_path: Path, task: str) -> None:
     bundle = made(tmp_path, task, "desktop")
     assert verify(bundle.archive).worst == 0
     assert "passed" in run_example(bundle.folder, "--selftest")
@@ -85,7 +85,7 @@ CALLS = {
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_pages_answer_as_transformers_does(tmp_path: Path, chromium: str, npm: None) -> None:
+def test_page_predictions_equal_transformers(tmp_path: Path, chromium: str, npm: None) -> None:
     checks: dict[str, Callable[..., None]] = {
         **{kind: partial(boxes, kind) for kind in BOXES},
         "image-segmentation": pixels,
@@ -132,7 +132,7 @@ def boxes(task: str, answer: list[list[Any]], numbers: dict[str, torch.Tensor], 
 def pixels(answer: list[int], numbers: dict[str, torch.Tensor], picture: Image.Image) -> None:
     processor = TASKS["image-segmentation"][0]
     (mask,) = processor.post_process_semantic_segmentation(SimpleNamespace(**numbers), [picture.size[::-1]])
-    # Where two classes score the same to the last bit, either may count.
+    # Where two classes have exactly equal scores, either one is right.
     assert np.mean(np.array(answer) != mask.numpy().ravel()) < 1e-3
 
 
@@ -140,7 +140,7 @@ def numbers_of(answer: list[float], numbers: dict[str, torch.Tensor], picture: I
     assert answer == pytest.approx(numbers["pooler_output"].ravel().tolist(), abs=1e-4)
 
 
-def test_pictures_of_any_size_must_fit_the_model(tmp_path: Path) -> None:
+def test_processor_without_fixed_size_is_refused(tmp_path: Path) -> None:
     run = write_places_run(tmp_path / "run", "image-feature-extraction")
     path = run / "model" / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"do_resize": False}))
@@ -148,7 +148,7 @@ def test_pictures_of_any_size_must_fit_the_model(tmp_path: Path) -> None:
         build(wanted_of(run, "desktop"), tmp_path / "out", SilentProgress())
 
 
-def test_places_of_a_cut_picture_are_refused(tmp_path: Path) -> None:
+def test_center_crop_is_refused_for_detection(tmp_path: Path) -> None:
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     cut = ViTImageProcessorPil(do_center_crop=True, crop_size={"height": 8, "width": 8})

@@ -1,4 +1,4 @@
-"""A speech recognizer's bundle: features by the manifest's rule, transcripts by its example, and what is refused."""
+"""Tests of speech bundles: features, transcripts and self-tests against transformers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Whisper's folder as a run leaves it, and recordings: one of the model's rate, one of another."""
+    """Write the run folder of a tiny Whisper, and recordings at the model's sampling rate and at another one."""
     folder = tmp_path_factory.mktemp("speech")
     exported = export_encoder_decoder(Checkpoint(write_tiny_whisper(folder / "whisper")))
     (folder / "model").mkdir()
@@ -67,7 +67,7 @@ def made(run: Path) -> Bundle:
     return build(wanted_of(run, samples=samples), run / "out", SilentProgress())
 
 
-def test_the_manifest_says_how_a_recording_is_heard(made: Bundle, run: Path) -> None:
+def test_manifest_describes_speech_recognition(made: Bundle, run: Path) -> None:
     assert made.manifest.preprocessing == LogMel(
         input="input_features", sampling_rate=SPEECH_RATE, n_fft=400, hop_length=160, mel_bins=8, chunk_seconds=1
     )
@@ -81,7 +81,7 @@ def test_the_manifest_says_how_a_recording_is_heard(made: Bundle, run: Path) -> 
     assert (verdict.cases, verdict.of, verdict.compared, verdict.worst) == (2, "recordings", "transcripts", 0)
 
 
-def test_the_self_test_has_what_transformers_hears(made: Bundle, run: Path) -> None:
+def test_self_test_transcripts_equal_transformers(made: Bundle, run: Path) -> None:
     import torch
     from transformers import AutoTokenizer, WhisperForConditionalGeneration
 
@@ -98,7 +98,7 @@ def test_the_self_test_has_what_transformers_hears(made: Bundle, run: Path) -> N
 
 
 @pytest.mark.parametrize("bins", [80, 128])
-def test_features_are_those_of_transformers(tmp_path: Path, bins: int) -> None:
+def test_log_mel_features_equal_transformers(tmp_path: Path, bins: int) -> None:
     extractor = WhisperFeatureExtractor(feature_size=bins)
     rule = Recordings.find_rule(tmp_path, extractor, 0)
     assert isinstance(rule, LogMel)
@@ -113,7 +113,7 @@ def test_features_are_those_of_transformers(tmp_path: Path, bins: int) -> None:
         way.check("noise", noise(1), other)
 
 
-def test_the_example_passes_the_self_test_and_hears_longer_recordings(made: Bundle, run: Path, tmp_path: Path) -> None:
+def test_example_passes_self_test_and_transcribes_long_recordings(made: Bundle, run: Path, tmp_path: Path) -> None:
     output = run_example(made.folder, "--selftest")
     assert output == "passed; all transcripts are the same\n"
     cases = json.loads((made.folder / "selftest.json").read_text())["cases"]
@@ -136,7 +136,7 @@ def test_the_example_passes_the_self_test_and_hears_longer_recordings(made: Bund
         (("long.flac",), "The recording lasts 1.5 s"),
     ],
 )
-def test_what_is_refused_leaves_nothing(run: Path, tmp_path: Path, samples: tuple[str, ...], expected: str) -> None:
+def test_refused_samples_leave_no_files(run: Path, tmp_path: Path, samples: tuple[str, ...], expected: str) -> None:
     paths = tuple(str(run / name) for name in samples)
     with pytest.raises(InputError, match=expected):
         build(wanted_of(run, samples=paths), tmp_path / "out", SilentProgress())
@@ -153,13 +153,13 @@ def test_what_is_refused_leaves_nothing(run: Path, tmp_path: Path, samples: tupl
         (set_field("postprocessing.decoder", "model/none.onnx"), "uses files that it does not list: model/none.onnx"),
     ],
 )
-def test_a_manifest_that_lies_is_caught(bundle: Path, change: Callable[[dict[str, Any]], None], expected: str) -> None:
+def test_false_manifest_is_detected(bundle: Path, change: Callable[[dict[str, Any]], None], expected: str) -> None:
     reseal(bundle, change)
     with pytest.raises(BundleError, match=expected):
         verify(bundle)
 
 
-def test_another_transcript_is_caught(bundle: Path) -> None:
+def test_different_transcript_fails_the_self_test(bundle: Path) -> None:
     with changed_json(bundle / "selftest.json") as test:
         test["cases"][1]["transcript"] = "quite other words"
     reseal(bundle)
@@ -168,7 +168,7 @@ def test_another_transcript_is_caught(bundle: Path) -> None:
         verify(bundle)
 
 
-def test_the_page_counts_words_as_the_report_does(tmp_path: Path, node: str) -> None:
+def test_page_word_error_rate_equals_report(tmp_path: Path, node: str) -> None:
     chance = np.random.default_rng(0)
     pairs = [[" ".join(chance.choice(list("abcd"), chance.integers(0, 9))) for _ in range(2)] for _ in range(200)]
     script = f"import {{ wordErrors }} from {json.dumps(str(WEB.parent / 'transcript' / 'words.mjs'))};"
@@ -191,7 +191,7 @@ EXTRACTORS = {
 
 
 def example(folder: Path, manifest: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The bundle's example as a module, beside a `model` without a runtime."""
+    """Import the bundle's example with a stub `model` module that has no runtime."""
     model = types.ModuleType("model")
     vars(model).update(BUNDLE=Path(), MANIFEST=manifest, Model=object)
     monkeypatch.setitem(sys.modules, "model", model)
@@ -205,7 +205,7 @@ def example(folder: Path, manifest: dict[str, Any], monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("name", list(EXTRACTORS))
-def test_features_are_those_of_the_extractor(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_features_equal_the_extractor(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     extractor = EXTRACTORS[name]
     paths = []
     for number, (_, samples) in enumerate(tones(4)):
@@ -225,7 +225,7 @@ def test_features_are_those_of_the_extractor(name: str, tmp_path: Path, monkeypa
         np.testing.assert_allclose(run.hear(run.read(tmp_path / case.recording)), expected["input_values"], atol=1e-3)
 
 
-def test_the_page_hears_what_the_extractor_does(tmp_path: Path, node: str) -> None:
+def test_page_features_equal_the_extractor(tmp_path: Path, node: str) -> None:
     rules, expected = [], []
     for extractor in EXTRACTORS.values():
         for _, samples in tones(2):
@@ -241,7 +241,7 @@ def test_the_page_hears_what_the_extractor_does(tmp_path: Path, node: str) -> No
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_the_page_tells_what_it_hears_and_asks_nobody(tmp_path: Path, chromium: str, npm: None) -> None:
+def test_page_classifies_audio_without_external_requests(tmp_path: Path, chromium: str, npm: None) -> None:
     extractor, matrix = EXTRACTORS["spectrogram"], np.random.default_rng(0).normal(size=(40 * 32, 2)).astype(np.float32)
     graph = product_graph("input_values", [40, 32], matrix)
     recipe = RECIPE.replace("text-classification", "audio-classification")
@@ -258,6 +258,6 @@ def test_the_page_tells_what_it_hears_and_asks_nobody(tmp_path: Path, chromium: 
         assert_asks_nobody(tab, port)
 
 
-def test_what_no_rule_describes_is_refused(tmp_path: Path) -> None:
+def test_unsupported_feature_extractor_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="SeamlessM4TFeatureExtractor cannot be described"):
         Sounds.find_rule(tmp_path, SeamlessM4TFeatureExtractor(), 8)

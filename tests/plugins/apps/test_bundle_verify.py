@@ -1,4 +1,4 @@
-"""Every changed byte is found, and so is every lie and every zip that means harm."""
+"""Tests of bundle verification: changed bytes, false manifests and self-tests, signatures and malicious zip files."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ TRIES = 120
 
 @pytest.fixture(params=["text", "image", "sentence"])
 def made(request: pytest.FixtureRequest, bundles: dict[str, Bundle]) -> Bundle:
-    """Each kind's."""
+    """Return the bundle of each kind of model."""
     return bundles[request.param]
 
 
-def test_a_whole_bundle_passes(made: Bundle) -> None:
+def test_intact_bundle_passes(made: Bundle) -> None:
     expected = {
         "text-classification": ("toy", 10, "texts", "scores"),
         "image-classification": ("toy-images", 6, "pictures", "scores"),
@@ -61,7 +61,7 @@ def new_key(folder: Path) -> Path:
     return path
 
 
-def test_any_flipped_bit_of_the_zip_is_found(made: Bundle, tmp_path: Path) -> None:
+def test_flipped_bit_in_the_zip_is_detected(made: Bundle, tmp_path: Path) -> None:
     copy = Path(shutil.copyfile(made.archive, tmp_path / "copy.zip"))
     chance, size = random.Random(0), copy.stat().st_size
     places = [*range(size - 140, size), *(chance.randrange(size) for _ in range(TRIES))]
@@ -74,12 +74,12 @@ def test_any_flipped_bit_of_the_zip_is_found(made: Bundle, tmp_path: Path) -> No
     verify(copy)
 
 
-def test_any_flipped_bit_of_the_folder_is_found(bundle: Path, tmp_path: Path) -> None:
+def test_flipped_bit_in_the_folder_is_detected(bundle: Path, tmp_path: Path) -> None:
     key, chance = new_key(tmp_path), random.Random(1)
     for number in range(TRIES):
         if number == TRIES // 2:
             sign(bundle, key, SIGNED)
-        # Every second try in what no digest lists: the manifest and its signature.
+        # Every second trial changes a file that has no listed digest: the manifest or its signature.
         seal_files = [path for path in (bundle / MANIFEST, bundle / SIGNATURE) if path.exists()]
         files = seal_files if number % 2 else sorted(path for path in bundle.rglob("*") if path.is_file())
         path = chance.choice(files)
@@ -89,13 +89,13 @@ def test_any_flipped_bit_of_the_folder_is_found(bundle: Path, tmp_path: Path) ->
             verify(bundle)
         flip(path, offset, bit)
     verify(bundle)
-    # What ssh-keygen reads over: a line feed of the signature becomes a vertical tab.
+    # ssh-keygen ignores this change: a line feed of the signature becomes a vertical tab.
     flip(bundle / SIGNATURE, (bundle / SIGNATURE).read_bytes().index(b"\n", 40), 0)
     with pytest.raises(BundleError, match="signature was changed"):
         verify(bundle)
 
 
-def test_added_missing_and_linked_files_are_found(bundle: Path) -> None:
+def test_added_missing_and_linked_files_are_detected(bundle: Path) -> None:
     (bundle / "model" / "more.txt").write_text("x")
     with pytest.raises(BundleError, match=r"not listed: model/more\.txt"):
         verify(bundle)
@@ -130,13 +130,13 @@ def test_added_missing_and_linked_files_are_found(bundle: Path) -> None:
     ],
     indirect=["made"],
 )
-def test_a_manifest_that_lies_is_caught(bundle: Path, change: Callable[[dict[str, Any]], None], expected: str) -> None:
+def test_false_manifest_is_detected(bundle: Path, change: Callable[[dict[str, Any]], None], expected: str) -> None:
     reseal(bundle, change)
     with pytest.raises(BundleError, match=expected):
         verify(bundle)
 
 
-def test_a_model_that_answers_otherwise_is_caught(bundle: Path) -> None:
+def test_different_model_outputs_fail_the_self_test(bundle: Path) -> None:
     with changed_json(bundle / "selftest.json") as test:
         answer = test["cases"][3].get("logits") or test["cases"][3]["embedding"]
         answer[0] += 3 * test["tolerance"]
@@ -145,7 +145,7 @@ def test_a_model_that_answers_otherwise_is_caught(bundle: Path) -> None:
         verify(bundle)
 
 
-def test_only_the_signer_passes(bundle: Path, tmp_path: Path) -> None:
+def test_signature_of_another_key_is_refused(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     key, other = new_key(tmp_path), new_key(tmp_path / "other")
     public = key.with_suffix(".pub")
@@ -164,7 +164,7 @@ def test_only_the_signer_passes(bundle: Path, tmp_path: Path) -> None:
 
 
 def evil(target: Path, entries: list[tuple[zipfile.ZipInfo, bytes]]) -> Path:
-    """A zip with a right seal, so that what is wrong with it is found for itself."""
+    """Write a malicious zip with a valid seal, so that the seal is not what refuses it."""
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as packed:
         for entry, content in entries:
             packed.writestr(entry, content, zipfile.ZIP_DEFLATED)
@@ -174,7 +174,7 @@ def evil(target: Path, entries: list[tuple[zipfile.ZipInfo, bytes]]) -> Path:
 
 
 def listing(**sizes: int) -> tuple[zipfile.ZipInfo, bytes]:
-    """A manifest as far as unpacking reads it."""
+    """Return a manifest entry with the parts that unpacking reads: the files' sizes."""
     return zipfile.ZipInfo(MANIFEST), json.dumps({"files": {k: {"size_bytes": v} for k, v in sizes.items()}}).encode()
 
 
@@ -200,7 +200,9 @@ def link(name: str) -> zipfile.ZipInfo:
         ([(zipfile.ZipInfo("x"), b"x")], "has no manifest.json"),
     ],
 )
-def test_bad_zips_write_nothing(tmp_path: Path, entries: list[tuple[zipfile.ZipInfo, bytes]], expected: str) -> None:
+def test_malicious_zips_write_no_files(
+    tmp_path: Path, entries: list[tuple[zipfile.ZipInfo, bytes]], expected: str
+) -> None:
     (tmp_path / "into").mkdir()
     with pytest.raises(BundleError, match=re.escape(expected)):
         unpack(evil(tmp_path / "evil.zip", entries), tmp_path / "into")
@@ -214,7 +216,7 @@ def test_zip_bombs_are_refused(tmp_path: Path) -> None:
     assert bomb.stat().st_size < 200_000
     with pytest.raises(BundleError, match="would unpack to 1200000"):
         unpack(bomb, tmp_path / "into")
-    # One that claims little and holds much: the claim stands in two headers, and the seal is right.
+    # A zip whose two headers claim a small size for a large file; its seal is valid.
     liar = evil(tmp_path / "liar.zip", [listing(x=10), (zipfile.ZipInfo("x"), bytes(5_000_000))])
     content = liar.read_bytes().replace((5_000_000).to_bytes(4, "little"), (10).to_bytes(4, "little"))
     liar.write_bytes(content)
@@ -224,7 +226,7 @@ def test_zip_bombs_are_refused(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in (tmp_path / "into").rglob("*")) < 2000
 
 
-def test_a_zip_packed_anew_is_not_taken_for_the_original(made: Bundle, tmp_path: Path) -> None:
+def test_repacked_zip_is_refused(made: Bundle, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "again.zip", "w") as packed:
         for path in made.folder.rglob("*"):
             packed.write(path, path.relative_to(made.folder))
@@ -235,7 +237,7 @@ def test_a_zip_packed_anew_is_not_taken_for_the_original(made: Bundle, tmp_path:
 
 
 def _turned(test: dict[str, Any]) -> None:
-    """Any number would be within the tolerance, and one embedding points elsewhere."""
+    """Raise the tolerance to 100 and negate one embedding."""
     test["tolerance"] = 100.0
     test["cases"][2]["embedding"] = [-value for value in test["cases"][2]["embedding"]]
 
@@ -253,7 +255,7 @@ def _turned(test: dict[str, Any]) -> None:
     ],
     indirect=["made"],
 )
-def test_a_self_test_that_lies_is_caught(bundle: Path, change: Callable[[dict[str, Any]], None], expected: str) -> None:
+def test_false_self_test_is_detected(bundle: Path, change: Callable[[dict[str, Any]], None], expected: str) -> None:
     with changed_json(bundle / "selftest.json") as test:
         change(test)
     reseal(bundle)
@@ -269,7 +271,9 @@ def test_a_self_test_that_lies_is_caught(bundle: Path, change: Callable[[dict[st
         ("sentence", "postprocessing", "embed is no postprocessing for text-classification"),
     ],
 )
-def test_steps_of_another_task(bundle: Path, bundles: dict[str, Bundle], kind: str, field: str, expected: str) -> None:
+def test_processing_steps_of_another_task_are_refused(
+    bundle: Path, bundles: dict[str, Bundle], kind: str, field: str, expected: str
+) -> None:
     fields = json.loads((bundle / MANIFEST).read_text())
     other = json.loads((bundles[kind].folder / MANIFEST).read_text())[field]
     (bundle / MANIFEST).write_text(json.dumps({**fields, field: other}))

@@ -1,4 +1,4 @@
-"""Models written down by hand, classifiers of texts and of images and an encoder; and ways to bundle them."""
+"""Hand-written ONNX classifiers of texts and images and a sentence encoder, and helpers to bundle them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ MATRIX = _CHANCE.normal(size=(WIDTH, len(LABELS))).astype(np.float32)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """WordPiece as BERT has it."""
+    """Return a WordPiece tokenizer with BERT's normalization and special tokens."""
     word_tokenizer = Tokenizer(models.WordPiece({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
     word_tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     word_tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -58,7 +58,7 @@ IDS = {name: (TensorProto.INT64, ["batch", "length"]) for name in ("input_ids", 
 
 
 def graph() -> onnx.ModelProto:
-    """ids -> mean of their embeddings -> logits; the mask only multiplies."""
+    """Return a graph that averages the token embeddings [batch, length, WIDTH] and multiplies them to logits."""
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["tokens"]),
         helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
@@ -72,7 +72,7 @@ def graph() -> onnx.ModelProto:
 
 
 def write_folder(folder: Path, recipe: str, model: onnx.ModelProto, processor: Any, config: dict[str, Any]) -> Path:
-    """A run's folder as far as a bundle reads it: model/ and recipe.yaml."""
+    """Write model/ and recipe.yaml, the parts of a run folder that a bundle reads."""
     (folder / "model").mkdir(parents=True)
     (folder / "recipe.yaml").write_text(recipe)
     OnnxModel(model, "model.onnx", {}).save(folder / "model")
@@ -82,7 +82,7 @@ def write_folder(folder: Path, recipe: str, model: onnx.ModelProto, processor: A
 
 
 def write_run(folder: Path) -> Path:
-    """A run of a classifier of texts."""
+    """Write the run folder of a text classifier."""
     config = {"model_type": "bert", "id2label": dict(enumerate(LABELS))}
     return write_folder(folder, RECIPE, graph(), tokenizer(), config)
 
@@ -98,14 +98,14 @@ IMAGE_MATRIX = _CHANCE.normal(size=(3 * SIDE * SIDE, len(LABELS))).astype(np.flo
 
 
 def product_graph(name: str, axes: list[int], matrix: np.ndarray) -> onnx.ModelProto:
-    """An input, flat, times a matrix."""
+    """Return a graph that flattens its input and multiplies it with ``matrix``."""
     nodes = [helper.make_node("Flatten", [name], ["flat"]), helper.make_node("MatMul", ["flat", "matrix"], ["logits"])]
     ends = {name: ["batch", *axes]}, {"logits": ["batch", matrix.shape[1]]}
     return onnx_model(nodes, *ends, {"matrix": matrix}, opset=18, ir_version=9)
 
 
 def write_image_run(folder: Path) -> Path:
-    """The same of a classifier of images: resized, its middle cut out."""
+    """Write the run folder of an image classifier whose processor resizes and center-crops."""
     size, crop = {"shortest_edge": SIDE + 4}, {"height": SIDE, "width": SIDE}
     scale = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
     processor = ViTImageProcessorPil(size=size, crop_size=crop, do_center_crop=True, resample=3, **scale)
@@ -115,7 +115,7 @@ def write_image_run(folder: Path) -> Path:
 
 
 def encoder_graph(pooled: bool = False) -> onnx.ModelProto:
-    """ids -> their embeddings, one a token; ``pooled``: and the first token's as `sentence_embedding`."""
+    """Return a graph that outputs token embeddings; if ``pooled``, also the first token's as `sentence_embedding`."""
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["tokens"]),
         helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
@@ -131,21 +131,21 @@ def encoder_graph(pooled: bool = False) -> onnx.ModelProto:
 
 
 def write_encoder_run(folder: Path, modules: SentenceModules, pooled: bool = False) -> Path:
-    """The same of a sentence encoder with these modules."""
+    """Write the run folder of a sentence encoder with these modules."""
     recipe = RECIPE.replace("text-classification", "feature-extraction")
     processor = SentenceProcessor(tokenizer(), modules)
     return write_folder(folder, recipe, encoder_graph(pooled), processor, {"model_type": "bert"})
 
 
 def wanted_of(run: Path, target: str = "desktop", **more: object) -> BundleRequest:
-    """What is asked for of such a folder."""
+    """Return the request to bundle such a folder."""
     recipe = run / "recipe.yaml"
     fields = {"model": run / "model", "recipe": read_recipe(recipe), "recipe_file": recipe}
     return BundleRequest(**{**fields, "profile": find_app_profile(target), **more})  # type: ignore[arg-type]
 
 
 def reseal(folder: Path, change: Callable[[dict[str, object]], None] = lambda fields: None) -> None:
-    """Do what a liar does: change the manifest, list every file as it is now, and seal it anew."""
+    """Forge a valid seal: change the manifest, update every file's size and digest, and seal it again."""
     fields = json.loads((folder / MANIFEST).read_text())
     change(fields)
     for name in fields["files"]:
@@ -155,7 +155,7 @@ def reseal(folder: Path, change: Callable[[dict[str, object]], None] = lambda fi
 
 
 def set_field(path: str, value: object) -> Callable[[dict[str, Any]], None]:
-    """Return a change of the entry that a dotted path names."""
+    """Return a function that sets the entry at a dotted path."""
 
     def change(fields: dict[str, Any]) -> None:
         *parents, last = path.split(".")
@@ -169,13 +169,13 @@ def set_field(path: str, value: object) -> Callable[[dict[str, Any]], None]:
 
 @contextmanager
 def changed_json(path: Path) -> Iterator[Any]:
-    """Give what a JSON file holds, and write it back as it was changed."""
+    """Yield the content of a JSON file, and write it back with the changes made."""
     content = json.loads(path.read_text())
     yield content
     path.write_text(json.dumps(content))
 
 
 def run_example(folder: Path, *arguments: str) -> str:
-    """Return the output of the bundle's example in Python."""
+    """Return the standard output of the bundle's Python example."""
     command = [sys.executable, str(folder / "examples" / "run.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8").stdout

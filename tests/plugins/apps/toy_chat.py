@@ -1,4 +1,4 @@
-"""A tiny causal model that replies, as a run leaves it, and what transformers replies with it."""
+"""A run folder of a tiny causal language model, and the replies of transformers as the reference."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BEFORE, AFTER = "<s>user\n", "</s>\n<s>assistant\n"
 
 
 def chat_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """Byte-level, one token a byte and one for two spaces; `<s>` begins a text, and digits stand alone."""
+    """Return a byte-level tokenizer with one token per byte, one for two spaces, and `<s>` at the start of a text."""
     words = {word: place for place, word in enumerate(("<unk>", "<s>", "</s>"))}
     words |= {letter: len(words) + at for at, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     words["ĠĠ"] = len(words)
@@ -39,7 +39,7 @@ def chat_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
 
 
 def write_chat_run(folder: Path, template: str | None = TEMPLATE) -> Path:
-    """`source/`, `model/` and `recipe.yaml`; its generation config wants other things than greedy decoding."""
+    """Write `source/`, `model/` and `recipe.yaml`, with a generation config that asks for sampling."""
     source = save_tiny_llama(folder / "source", vocab_size=VOCABULARY, max_position_embeddings=POSITIONS)
     (source.folder / "chat_template.jinja").unlink()
     chat_tokenizer(template).save_pretrained(source.folder)
@@ -53,7 +53,7 @@ def write_chat_run(folder: Path, template: str | None = TEMPLATE) -> Path:
 
 
 class Right:
-    """By transformers, from the folder that the graph was written from."""
+    """Prompts and greedy replies of transformers for the checkpoint from which the graph was exported."""
 
     def __init__(self, run: Path) -> None:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(run / "source")
@@ -61,14 +61,14 @@ class Right:
         self.module.generation_config.repetition_penalty = 1.0
 
     def prompt(self, message: str) -> list[int]:
-        """Its ids."""
+        """Return the prompt's token ids."""
         if not self.tokenizer.chat_template:
             return list(self.tokenizer(message)["input_ids"])
         talk = [{"role": "user", "content": message}]
         return list(self.tokenizer.apply_chat_template(talk, add_generation_prompt=True)["input_ids"])
 
     def reply(self, message: str, tokens: int) -> list[int]:
-        """The likeliest tokens, one by one."""
+        """Return the token ids of greedy decoding."""
         import torch
 
         ids = torch.tensor([self.prompt(message)])
@@ -77,5 +77,5 @@ class Right:
         return list(whole[0, ids.shape[1] :].tolist())
 
     def text(self, ids: list[int]) -> str:
-        """Without special tokens."""
+        """Decode token ids without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))

@@ -1,4 +1,4 @@
-"""Models of pictures written down by hand: a detector, a segmenter and an encoder, as runs leave them."""
+"""Hand-written ONNX models of images: run folders of detectors, a segmenter and an encoder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TASKS: dict[str, tuple[Any, dict[str, list[int]]]] = {
     "image-segmentation": (SegformerImageProcessorPil(size=SIZE), {"logits": [len(LABELS), GRID, GRID]}),
     "image-feature-extraction": (ViTImageProcessorPil(size=SIZE), {"pooler_output": [DIMENSIONS, 1, 1]}),
 }
-"""By task, or by the model's type where a task has several kinds: processor, and the outputs with their shapes."""
+"""(processor, shapes of the outputs) by task, or by model type where a task has several kinds."""
 TASK_OF = {"rt_detr": "object-detection"}
 MATRICES = {
     (task, name): _CHANCE.normal(0, 0.15, (3 * SIDE * SIDE, int(np.prod(shape)))).astype(np.float32)
@@ -37,7 +37,7 @@ MATRICES = {
 
 
 def outputs(task: str, pixels: np.ndarray) -> dict[str, np.ndarray]:
-    """The graph's outputs for prepared pictures [n, 3, side, side]."""
+    """Return the graph's expected outputs for pixel values [n, 3, side, side]."""
     heads = {}
     for name, shape in TASKS[task][1].items():
         values = pixels.reshape(len(pixels), -1) @ MATRICES[task, name]
@@ -47,7 +47,7 @@ def outputs(task: str, pixels: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _graph(task: str) -> onnx.ModelProto:
-    """Pixels, flat, times a matrix for each output; a box is of numbers between 0 and 1."""
+    """Return a graph with flattened pixels times one matrix for each output, and a sigmoid on boxes."""
     nodes = [helper.make_node("Flatten", ["pixel_values"], ["flat"])]
     stored, heads = {}, {}
     for name, shape in TASKS[task][1].items():
@@ -62,7 +62,7 @@ def _graph(task: str) -> onnx.ModelProto:
 
 
 def write_places_run(folder: Path, task: str) -> Path:
-    """A run's folder as far as a bundle reads it; ``task`` is a key of `TASKS`."""
+    """Write the parts of a run folder that a bundle reads; ``task`` is a key of `TASKS`."""
     labels = "" if "pred_boxes" in TASKS[task][1] else ", labels: [cat, dog, tree]" if "segment" in task else ""
     recipe = f"name: toy\ntask: {TASK_OF.get(task, task)}\nmodel: ./nowhere\nstages: [onnx]\n"
     recipe += f"data: {{splits: {{train: train.csv, test: test.csv}}{labels}}}\n"

@@ -1,4 +1,4 @@
-"""What two models answer, where their values part, and what a whole diff makes of it; asked as a user would."""
+"""Tests of the diff command: predictions, first differing layer, settings and limits of two models."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def changed(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with heads of the second layer exchanged and turned round."""
+    """Write a copy of the encoder with two value heads of the second layer swapped and multiplied by -4."""
     folder = tmp_path_factory.mktemp("changed")
     shutil.copytree(encoder, folder, dirs_exist_ok=True)
     tensors = load_file(encoder / "model.safetensors")
@@ -76,9 +76,7 @@ def logits(folder: Path, batch: dict[str, np.ndarray]) -> np.ndarray:
     return module(**{name: torch.from_numpy(array) for name, array in batch.items()}).logits.numpy()
 
 
-def test_drawn_inputs_flip_as_often_as_torch_says_and_values_part_at_the_changed_layer(
-    encoder: Path, changed: Path
-) -> None:
+def test_random_inputs_give_agreement_and_first_layer_of_torch(encoder: Path, changed: Path) -> None:
     diff = found(encoder, changed)
     batches = draw_inputs(encoder, changed).batches
     logits_before, after = (
@@ -95,9 +93,7 @@ def test_drawn_inputs_flip_as_often_as_torch_says_and_values_part_at_the_changed
     assert len(diff["answers"]["flips"]) == min(20, int((logits_before.argmax(1) != after.argmax(1)).sum()))
 
 
-def test_rows_of_a_file_are_asked_with_labels_slices_and_the_texts_that_flipped(
-    encoder: Path, changed: Path, rows: Path
-) -> None:
+def test_data_rows_give_accuracy_slices_and_flipped_texts(encoder: Path, changed: Path, rows: Path) -> None:
     diff = found(encoder, changed, "--data", rows)
     compared = diff["answers"]["comparison"]
     accuracy = next(change for change in compared["changes"] if change["metric"] == "accuracy")
@@ -118,7 +114,7 @@ def test_rows_of_a_file_are_asked_with_labels_slices_and_the_texts_that_flipped(
     assert VALUE in page and "By slice and length" in page and content[flips[0]]["text"] in page
 
 
-def test_limits_decide_the_exit_code(encoder: Path, changed: Path) -> None:
+def test_missed_limits_set_the_exit_code(encoder: Path, changed: Path) -> None:
     missed = found(encoder, changed, "--depth", "weights", "--at-most", "weights=0.01", code=1)
     worst = max(tensor["unexplained"] for tensor in missed["weights"]["tensors"])
     assert missed["limits"] == [{"name": "weights", "bound": 0.01, "value": worst, "state": "missed"}]
@@ -129,8 +125,8 @@ def test_limits_decide_the_exit_code(encoder: Path, changed: Path) -> None:
     assert wrong.exception is not None and "did you mean 'weights'?" in str(wrong.exception)
 
 
-def test_a_share_that_chance_may_have_put_over_its_bound_is_not_missed() -> None:
-    # Of 48 answers 6 are others. Wilson: (7/8 + z^2/96) / (1 + z^2/48) and 1.96 sqrt(7/64/48 + z^2/96^2) / (...).
+def test_limit_within_the_interval_is_undecided() -> None:
+    # 6 of 48 predictions differ. Wilson: (7/8 + z^2/96) / (1 + z^2/48) and 1.96 sqrt(7/64/48 + z^2/96^2) / (...).
     row = agreement_row(np.arange(48) >= 6, "final", "here")
     assert row.high == pytest.approx(0.84722 + 0.09422, abs=1e-4)
     answers = AnswersDiff(inputs="48", rows=(row,))
@@ -139,7 +135,7 @@ def test_a_share_that_chance_may_have_put_over_its_bound_is_not_missed() -> None
         assert check_limits(diff, {"flips": bound})[0].state == state
 
 
-def test_an_encoder_beside_a_decoder_is_compared_as_far_as_it_goes(encoder: Path, tmp_path: Path) -> None:
+def test_encoder_and_decoder_are_compared_as_far_as_possible(encoder: Path, tmp_path: Path) -> None:
     save_tiny_llama(tmp_path / "decoder")
     diff = found(encoder, tmp_path / "decoder")
     lacking = " ".join(diff["not_compared"])
@@ -148,7 +144,7 @@ def test_an_encoder_beside_a_decoder_is_compared_as_far_as_it_goes(encoder: Path
     assert any(difference["field"] == "model_type" for difference in diff["fields"])
 
 
-def test_settings_and_tokens_that_differ_are_named(encoder: Path, tmp_path: Path) -> None:
+def test_different_settings_and_vocabularies_are_named(encoder: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(encoder, tmp_path / "other"))
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-5}))
@@ -164,7 +160,7 @@ def test_settings_and_tokens_that_differ_are_named(encoder: Path, tmp_path: Path
     assert "layer_norm_eps" in output and "weights:" not in output
 
 
-def test_two_runs_are_compared_by_their_recipes_and_reports(encoder: Path, changed: Path, tmp_path: Path) -> None:
+def test_runs_are_compared_by_recipes_and_reports(encoder: Path, changed: Path, tmp_path: Path) -> None:
     right = [np.r_[np.ones(900), np.zeros(100)], np.r_[np.zeros(40), np.ones(860), np.zeros(100)]]
     for seed, (source, outcomes) in enumerate(zip((encoder, changed), right, strict=True)):
         run = tmp_path / f"run-{seed}"
@@ -182,17 +178,17 @@ def test_two_runs_are_compared_by_their_recipes_and_reports(encoder: Path, chang
         assert dict(zip(("file", "field", "before", "after"), fields, strict=True)) in diff["fields"]
     (change,) = diff["answers"]["comparison"]["changes"]
     assert change["metric"] == "accuracy" and change["effect"] == pytest.approx(-0.04) and change["verdict"] == "worse"
-    # One layer is no model trained apart: the layer comes first, and not the seed.
+    # A single changed layer does not come from another seed, so that the layer is named first.
     assert diff["first"].startswith("encoder.layer.1")
 
 
-def test_a_folder_without_weights_is_refused(encoder: Path, tmp_path: Path) -> None:
+def test_folder_without_weights_is_refused(encoder: Path, tmp_path: Path) -> None:
     result = ask(encoder, tmp_path / "nothing")
     assert result.exit_code == 1 and result.exception is not None
     assert "nothing" in str(result.exception)
 
 
-def test_models_that_memory_has_no_room_for_are_compared_by_their_weights(
+def test_models_larger_than_memory_are_compared_by_weights_only(
     encoder: Path, changed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = psutil.virtual_memory()

@@ -1,4 +1,4 @@
-"""The page of a diff in a real Chromium: readable at both widths, silent, without a request."""
+"""Tests of the diff page in Chromium: layout at two widths, without script messages and requests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tensor(layer: int, kind: str, relative: float, how: str) -> TensorChange:
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    """Twelve layers of seven kinds: one changed by a half, one by a hundredth, some rounded."""
+    """Return the page of 12 layers with 7 weights each: one changed by 50%, one by 1%, the last layer rounded."""
     kinds = [*(f"self_attn.{name}_proj" for name in "qkvo"), *(f"mlp.{name}_proj" for name in ("gate", "up", "down"))]
     by_cell = {(layer, kind): tensor(layer, kind, 0.0, "identical") for layer in range(12) for kind in kinds}
     by_cell[3, kinds[1]] = tensor(3, kinds[1], 0.5, "changed")
@@ -37,7 +37,7 @@ def page() -> str:
     by_cell |= {(11, kind): tensor(11, kind, 0.005, "rounded") for kind in kinds}
     worst = by_cell[3, kinds[1]]
     layer = LayerChange(name="layers.3", relative=0.5, unexplained=0.5, changed=1, tensors=7, worst=worst.name)
-    # Files have them by their names, so that 10 comes before 2.
+    # Files list tensors by name, so that layer 10 comes before layer 2.
     tensors = sorted(by_cell.values(), key=lambda entry: entry.name)
     weights = WeightsDiff(formats=("safetensors", "safetensors"), tensors=tuple(tensors), layers=(layer,))
     diff = Diff(before="a", after="b", verdict="changed", first="layers.3", summary=("weights",), weights=weights)

@@ -1,4 +1,4 @@
-"""Tensors of two models: which is which, what rounding explains and what was done, where the answer is known."""
+"""Tests of weight comparison: matched tensors, rounding and causes of changes, for known changes."""
 
 from __future__ import annotations
 
@@ -41,32 +41,32 @@ def compared(folder: Path, after: Mapping[str, np.ndarray], before: Mapping[str,
 
 
 def only(diff: WeightsDiff) -> TensorChange:
-    """The one tensor that changed."""
+    """Return the single changed tensor."""
     (change,) = diff.having("changed")
     return change
 
 
-def test_a_model_is_identical_to_itself(tmp_path: Path) -> None:
+def test_model_is_identical_to_itself(tmp_path: Path) -> None:
     diff = compared(tmp_path, TENSORS)
     assert diff.verdict == "identical" and not diff.layers and len(diff.tensors) == 3
 
 
-def test_a_factor_of_one_layer_is_named_with_its_size(tmp_path: Path) -> None:
+def test_scaled_layer_is_reported_with_its_factor(tmp_path: Path) -> None:
     change = only(compared(tmp_path, {**TENSORS, NAMES[1]: OTHER * np.float32(1.02)}))
     assert change.name == NAMES[1] and change.layer == "layers.1"
     assert change.relative == pytest.approx(0.02, rel=1e-3) and change.factor == pytest.approx(1.02, rel=1e-5)
     assert change.causes == ("all of it is 1.020 times what it was",)
 
 
-def test_two_numbers_tell_no_factor(tmp_path: Path) -> None:
-    """A bias of two classes is -x and x: retrained, it is always some factor of what it was."""
+def test_two_values_are_not_reported_as_scaled(tmp_path: Path) -> None:
+    """The bias of two classes is (-x, x), so that any retrained bias is a multiple of the original."""
     bias_before, after = (np.array([-size, size], np.float32) for size in (0.013, -0.4))
     with_bias = {**TENSORS, "classifier.bias": bias_before}
     change = only(compared(tmp_path, {**TENSORS, "classifier.bias": after}, with_bias))
     assert change.name == "classifier.bias" and not change.causes
 
 
-def test_the_layer_that_changed_most_is_first(tmp_path: Path) -> None:
+def test_layers_are_sorted_by_change(tmp_path: Path) -> None:
     noise = RANDOM.standard_normal(WEIGHT.shape).astype(np.float32)
     diff = compared(tmp_path, {**TENSORS, NAMES[0]: WEIGHT + 0.05 * noise, NAMES[1]: OTHER + 0.2 * noise})
     assert [layer.name for layer in diff.layers] == ["layers.1", "layers.0"]
@@ -74,21 +74,21 @@ def test_the_layer_that_changed_most_is_first(tmp_path: Path) -> None:
     assert diff.having("changed")[1].unexplained == pytest.approx(expected_distance, rel=1e-4)
 
 
-def test_tensors_that_came_went_and_changed_their_shape_are_named(tmp_path: Path) -> None:
+def test_added_removed_and_resized_tensors_are_named(tmp_path: Path) -> None:
     after = {NAMES[0]: WEIGHT[:40], "new.weight": RANDOM.standard_normal((5, 7)).astype(np.float32), NAMES[1]: OTHER}
     diff = compared(tmp_path, after)
     assert diff.resized == (f"{NAMES[0]}: [48, 32] \u2192 [40, 32]",)
     assert diff.added == ("new.weight",) and diff.removed == (NAMES[2],) and diff.verdict == "changed"
 
 
-def test_a_renamed_tensor_is_found_by_its_numbers(tmp_path: Path) -> None:
+def test_renamed_tensor_is_matched_by_its_values(tmp_path: Path) -> None:
     diff = compared(tmp_path, {"first.weight": WEIGHT, NAMES[1]: OTHER, NAMES[2]: VECTOR})
     renamed = next(tensor for tensor in diff.tensors if tensor.name == NAMES[0])
     assert (renamed.other, renamed.by, renamed.how) == ("first.weight", "content", "identical")
     assert not diff.added and not diff.removed
 
 
-def test_zeros_pruned_by_a_pattern_are_told_from_rows_that_were_zeroed(tmp_path: Path) -> None:
+def test_pruning_pattern_and_zeroed_rows_are_distinguished(tmp_path: Path) -> None:
     pruned = OTHER.copy().reshape(48, -1, 4)
     np.put_along_axis(pruned, np.abs(pruned).argsort(axis=-1)[..., :2], 0, axis=-1)
     change = only(compared(tmp_path, {**TENSORS, NAMES[1]: pruned.reshape(48, 32)}))
@@ -100,7 +100,7 @@ def test_zeros_pruned_by_a_pattern_are_told_from_rows_that_were_zeroed(tmp_path:
     assert again.causes == ("rows 4, 9, 30 are all zeros now, the others are as they were",)
 
 
-def test_numbers_that_are_none_are_a_cause_of_their_own(tmp_path: Path) -> None:
+def test_non_finite_values_are_reported_as_the_cause(tmp_path: Path) -> None:
     broken = OTHER.copy()
     broken[0, :2] = np.nan
     change = only(compared(tmp_path, {**TENSORS, NAMES[1]: broken}))
@@ -108,13 +108,13 @@ def test_numbers_that_are_none_are_a_cause_of_their_own(tmp_path: Path) -> None:
 
 
 def integers(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """8-bit integers and the scale of each row, to the nearest."""
+    """Return int8 weights, rounded to nearest, and the scale of each row."""
     scales = (np.abs(weight).max(axis=1) / 127).astype(np.float32)
     return np.rint(weight / scales[:, None]).astype(np.int8), scales
 
 
 def graph(folder: Path, factor: float = 1.0) -> Path:
-    """Both weights side by side as integers, as an exporter writes a product: inputs first, a scale an output."""
+    """Write a graph with both weights concatenated as int8 [inputs, outputs], with one scale per output."""
     both = np.concatenate([WEIGHT, OTHER])
     stored, scales = integers(both)
     constants = {
@@ -134,7 +134,7 @@ def graph(folder: Path, factor: float = 1.0) -> Path:
     return folder
 
 
-def test_integers_of_another_format_are_the_same_by_half_a_step(tmp_path: Path) -> None:
+def test_int8_graph_differs_by_rounding_only(tmp_path: Path) -> None:
     diff = compare_weights(written(tmp_path / "a", TENSORS), graph(tmp_path / "b"), PROGRESS)
     assert diff.verdict == "rounded" and not diff.removed and not diff.added
     tensors = {tensor.name: tensor for tensor in diff.tensors}
@@ -147,14 +147,14 @@ def test_integers_of_another_format_are_the_same_by_half_a_step(tmp_path: Path) 
     assert tensors[NAMES[2]].how == "identical"
 
 
-def test_scales_off_by_two_per_cent_are_no_rounding(tmp_path: Path) -> None:
+def test_wrong_scales_are_not_explained_by_rounding(tmp_path: Path) -> None:
     diff = compare_weights(written(tmp_path / "a", TENSORS), graph(tmp_path / "b", 1.02), PROGRESS)
     change = only(diff)
     assert change.name == NAMES[0] and change.unexplained == pytest.approx(0.02, abs=0.003)
     assert diff.layers[0].name == "layers.0"
 
 
-def test_a_decoder_is_the_same_in_gguf_and_in_gptq_though_rows_of_heads_are_turned_there(tmp_path: Path) -> None:
+def test_gguf_and_gptq_decoders_differ_by_rounding_only(tmp_path: Path) -> None:
     source = save_mergeable_llama(tmp_path / "decoder")
     packed = quantize_tiny_llama(source, tmp_path / "gptq")
     gguf = tmp_path / "gguf"
@@ -168,7 +168,7 @@ def test_a_decoder_is_the_same_in_gguf_and_in_gptq_though_rows_of_heads_are_turn
         assert query.how == "rounded" and (bits is None or query.bits == (32, bits))
         assert all((tensor.times_rounding or 0) < 1.2 for tensor in diff.tensors)
     assert query.other == "blk.0.attn_q.weight" and "in another order" in query.causes[0]
-    # A head that has changed places is none of GGUF's order.
+    # Two swapped heads are not explained by GGUF's order of rows within a head.
     tensors = {name: array.copy() for name, array in load_file(source.folder / "model.safetensors").items()}
     rows = tensors["model.layers.0.self_attn.q_proj.weight"]
     rows[:32] = rows[np.r_[16:32, 0:16]]
@@ -176,7 +176,7 @@ def test_a_decoder_is_the_same_in_gguf_and_in_gptq_though_rows_of_heads_are_turn
     assert [tensor.name for tensor in again.having("changed")] == ["model.layers.0.self_attn.q_proj.weight"]
 
 
-def test_a_pickle_is_refused(tmp_path: Path) -> None:
+def test_pickle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(ModelError, match="pickle"):
@@ -189,7 +189,7 @@ BATCHES = [{"x": GENERATOR.standard_normal((4, 16)).astype(np.float32), "more": 
 
 
 def product_graph(folder: Path, weights: list[np.ndarray]) -> Path:
-    """Three products one after the other, each with a weight of a layer's name."""
+    """Write a graph of three successive MatMul nodes whose weights have layer names."""
     constants = {f"layer.{number}.weight": weight for number, weight in enumerate(weights)}
     nodes = [
         helper.make_node("MatMul", [f"y{number - 1}" if number else "x", name], [f"y{number}"], name=f"m{number}")
@@ -200,7 +200,7 @@ def product_graph(folder: Path, weights: list[np.ndarray]) -> Path:
     return folder
 
 
-def test_the_operator_that_errs_is_first_with_its_own_error(tmp_path: Path) -> None:
+def test_first_differing_operator_is_reported_with_its_error(tmp_path: Path) -> None:
     file_before = product_graph(tmp_path / "a", WEIGHTS)
     after = product_graph(tmp_path / "b", [WEIGHTS[0], WEIGHTS[1] * np.float32(1.25), WEIGHTS[2]])
     comparison = compare_files(file_before, after, BATCHES, PROGRESS)
@@ -209,5 +209,5 @@ def test_the_operator_that_errs_is_first_with_its_own_error(tmp_path: Path) -> N
     assert comparison.error == pytest.approx(0.25 * np.sqrt((given**2).mean()) / given.std() / 1.0, rel=1e-3)
     same = compare_files(file_before, file_before, BATCHES, PROGRESS)
     assert same is not None and same.first is None and same.notes[0].startswith("0 of 3 operators")
-    # Inputs that the graph needs were not drawn.
+    # These batches lack the graph's input.
     assert compare_files(file_before, file_before, [{"input_ids": np.zeros((1, 4))}], PROGRESS) is None

@@ -1,4 +1,4 @@
-"""Differences of weight tensors."""
+"""Tests of the statistics of weight differences, against numpy on whole matrices."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def chunks(before: np.ndarray, after: np.ndarray, rows: int = 7) -> Chunks:
     return read
 
 
-def test_sums_are_those_of_the_whole_matrices() -> None:
+def test_chunked_sums_equal_those_of_whole_matrices() -> None:
     original, after = BEFORE.copy(), AFTER.copy()
     after[3], original[5, 2] = 0.0, 0.0
     actual = sums(chunks(original, after))
@@ -48,7 +48,7 @@ def test_sums_are_those_of_the_whole_matrices() -> None:
     assert (actual.low, actual.high) == ((original.min(), after.min()), (original.max(), after.max()))
 
 
-def test_numbers_that_are_none_are_counted_and_taken_as_zeros() -> None:
+def test_non_finite_values_are_counted_and_treated_as_zero() -> None:
     after = AFTER.copy()
     after[2, 3], after[9, 1] = np.nan, np.inf
     actual = sums(chunks(BEFORE, after))
@@ -57,7 +57,7 @@ def test_numbers_that_are_none_are_counted_and_taken_as_zeros() -> None:
     assert actual.difference == pytest.approx(float(np.square(clean - BEFORE).sum()), rel=1e-5)
 
 
-def test_the_head_of_the_spectrum_is_that_of_numpy() -> None:
+def test_largest_singular_values_equal_numpy() -> None:
     scales = np.geomspace(30, 0.1, 18)
     original = (np.linalg.qr(BEFORE)[0] * scales @ np.linalg.qr(AFTER[:18])[0]).astype(np.float32)
     added = np.outer(RANDOM.standard_normal(24), RANDOM.standard_normal(18))
@@ -70,13 +70,13 @@ def test_the_head_of_the_spectrum_is_that_of_numpy() -> None:
     assert actual.rank == 2
 
 
-def test_a_difference_of_every_direction_has_no_rank() -> None:
+def test_full_rank_difference_has_no_rank() -> None:
     apart = AFTER - BEFORE
     assert spectrum(chunks(BEFORE, AFTER), 18, float(np.square(apart).sum())).rank is None
 
 
 @pytest.mark.parametrize("along_rows", [True, False])
-def test_blocks_that_changed_places_are_found(along_rows: bool) -> None:
+def test_swapped_blocks_are_detected(along_rows: bool) -> None:
     order = np.arange(24).reshape(4, 6)[[0, 3, 2, 1]].ravel()
     original = np.tile(BEFORE, (1, 2))[:, :24] + np.arange(24)
     original = original.astype(np.float32)
@@ -88,13 +88,13 @@ def test_blocks_that_changed_places_are_found(along_rows: bool) -> None:
                      along_rows) is None  # fmt: skip
 
 
-def test_an_order_that_is_the_same_in_each_head_is_told_from_heads_that_changed_places() -> None:
+def test_order_within_heads_is_distinguished_from_swapped_heads() -> None:
     halves = np.array([0, 4, 1, 5, 2, 6, 3, 7])
     assert repeated_within(np.concatenate([halves, halves + 8, halves + 16])) == 8
     assert repeated_within(np.arange(24).reshape(3, 8)[[1, 0, 2]].ravel()) is None
 
 
-def test_the_step_of_a_grid_is_found_in_its_values() -> None:
+def test_quantization_step_is_recovered_from_values() -> None:
     steps = np.array([[0.25], [0.03]])
     values = (RANDOM.integers(-7, 8, (2, 64)) * steps).astype(np.float32)
     np.testing.assert_allclose(smallest_steps(values), np.broadcast_to(steps, (2, 64)), rtol=1e-4)

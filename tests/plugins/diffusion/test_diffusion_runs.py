@@ -155,7 +155,7 @@ RECIPE = Path(__file__).parents[3] / "recipes" / "fashion-diffusion.yaml"
 
 
 def report(**speeds: float) -> Report:
-    """Return a report with distances 3.1 and 3.8, 188 and 184 of 200 prompts right, 1.5 MB and 120 kB, and ``speeds``."""
+    """Return a report with distances 3.1 and 3.8, 188 and 184 of 200 prompts right, 1.5 MB and 120 kB; and speeds."""
     run_report, fields = picture_report(), {"model": FINAL, "target": "cpu", "unit": "x", "n": 6}
     rows = [
         Measurement(**fields, metric=metric, value=value, low=0.9 * value, high=1.1 * value)

@@ -336,7 +336,7 @@ TIMES = np.array([1000.0, 750.0, 500.0, 250.0, 0.0])
 
 
 def _path(times: np.ndarray, slope: float, turn: float = 1000.0) -> SamplingPath:
-    """Return a path of two images with latents of 1 down to ``turn``, which then grow by ``slope`` per 1000 timesteps."""
+    """Return a path of two images with latents of 1 down to ``turn``, then growing by ``slope`` per 1000 timesteps."""
     away = slope * np.maximum(turn - times, 0) / 1000
     return SamplingPath(times, np.broadcast_to((1 + away)[:, None, None, None, None], (len(times), 2, 3, 2, 2)))
 

@@ -1,4 +1,4 @@
-"""A made-up report for the views: a fixture with invented figures, no measurement of any model."""
+"""Fixtures of an invented report for the tests of views; the figures are no measurements."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BUCKETS = {(4, 16): 0.55, (17, 32): 1.0, (33, 64): 1.9, (65, 128): 3.8}
 
 
 def _latencies(median: float, count: int = 401) -> tuple[float, ...]:
-    """Right-skewed samples around an exact ``median``, in an order that is not sorted."""
+    """Return unsorted right-skewed samples whose median is exactly ``median``."""
     shares = [((i * 163) % count + 0.5) / count for i in range(count)]
     return tuple(
         median * math.exp(0.16 * math.log(share / (1 - share)) * (1.3 if share > 0.5 else 0.6)) for share in shares
@@ -112,7 +112,7 @@ LIMITS = (
 
 
 def make_report(recipe: str = "quickstart", limits: Sequence[Limit] = LIMITS) -> Report:
-    """A report like a whole run's, with invented figures: three limits kept, one missed, one skipped."""
+    """Return a report like that of a complete run, with three limits kept, one missed and one skipped."""
     rows = [row for model, figures in MODELS.items() for row in _rows(model, *figures)]
     speedup = {"metric": "speedup", "target": "cpu", "unit": "x", "n": 401}
     rows.append(Measurement(model="final", value=11.7, low=11.4, high=12.1, **speedup))
@@ -174,11 +174,11 @@ def make_report(recipe: str = "quickstart", limits: Sequence[Limit] = LIMITS) ->
 
 @pytest.fixture(scope="session")
 def report() -> Report:
-    """The made-up report."""
+    """Return the invented report."""
     return make_report()
 
 
 @pytest.fixture(scope="session")
 def build() -> Callable[..., Report]:
-    """Makes variants of it."""
+    """Return a function that builds variants of the invented report."""
     return make_report

@@ -1,4 +1,4 @@
-"""How a run on a language model reads: figures, limits, and what the models write."""
+"""Tests of the views of a language model's run: headlines, limits and generated texts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from compress.results.report import LostToken, parse_report
 REPORT = generation_report()
 
 
-def test_ratio_of_perplexities_has_students_interval_of_the_paired_losses() -> None:
+def test_perplexity_ratio_has_the_paired_t_interval() -> None:
     differences = [final - baseline for final, baseline in zip(LOSSES["final"], LOSSES["baseline"], strict=True)]
     middle, error = sum(differences) / 8, stats.sem(differences)
     expected = [math.exp(value) for value in stats.t.interval(0.95, 7, middle, error)]
@@ -29,11 +29,11 @@ def test_ratio_of_perplexities_has_students_interval_of_the_paired_losses() -> N
 @pytest.mark.parametrize(
     "changes", [{"raw": None}, {"raw": LOSSES["baseline"][:5]}, {"raw": tuple(x + 1 for x in LOSSES["baseline"])}]
 )
-def test_perplexities_that_do_not_pair_have_no_interval_of_their_ratio(changes: dict[str, object]) -> None:
+def test_unpaired_perplexities_have_no_interval_of_their_ratio(changes: dict[str, object]) -> None:
     assert paired_ratio_interval(perplexity("final"), perplexity("baseline", **changes)) is None
 
 
-def test_headlines_say_what_was_lost_and_won() -> None:
+def test_headlines_show_losses_and_gains() -> None:
     tiles = {tile.label: tile for tile in headlines(REPORT, "cpu")}
     assert set(tiles) == {"Perplexity", "Smaller on disk", "Faster writing", "Faster reading", "Agreement"}
     rise = math.exp((sum(LOSSES["final"]) - sum(LOSSES["baseline"])) / 8) - 1
@@ -57,28 +57,28 @@ def test_columns_are_those_of_the_shortest_prompt() -> None:
     ]  # fmt: skip
 
 
-def test_texts_stand_side_by_side_and_part_where_they_differ() -> None:
+def test_texts_are_paired_and_split_at_their_first_difference() -> None:
     first, second, third = continuation_pairs(REPORT, "cpu")
     assert first.baseline.text[: first.same] == " the world's oceans, "
     assert second.same == len(TEXTS["final"][1])
     assert third.same == 1
     assert equal_texts([first, second, third]) == "1 of 3 continuations are the same to the end"
     assert [pair.parting for pair in (first, second, third)] == [
-        "They part at token 4: \u201c with\u201d 60% over \u201c else\u201d 15% before, "
+        "They diverge at token 4: \u201c with\u201d 60% over \u201c else\u201d 15% before, "
         "\u201c and\u201d 40% over \u201c else\u201d 10% now",
         "",
-        "They part at token 1: \u201c his\u201d 60% over \u201c else\u201d 15% before, "
+        "They diverge at token 1: \u201c his\u201d 60% over \u201c else\u201d 15% before, "
         "\u201c the\u201d 40% over \u201c else\u201d 10% now",
     ]
     markup = html_page(REPORT)
-    assert "They part at token 4: \u201c with\u201d 60%" in markup
+    assert "They diverge at token 4: \u201c with\u201d 60%" in markup
     assert '<span class="apart final">and covers about' in markup
     assert "&lt;b&gt;Algae&lt;/b&gt; are a diverse group of\n\norganisms" in markup
     assert markup.count("repeats itself: 71%") == 1
     assert "What they write" not in html_page(REPORT.model_copy(update={"continuations": ()}))
 
 
-def test_tokens_that_were_lost_stand_behind_their_text() -> None:
+def test_lost_tokens_are_shown_after_their_text() -> None:
     lost = LostToken(target="cpu", before="Paris is the\ncapital of", token=" France", baseline=0.912, final=0.031)
     report = REPORT.model_copy(update={"lost_tokens": (lost,)})
     assert parse_report(report.model_dump_json(), "").lost_tokens == (lost,)

@@ -1,4 +1,4 @@
-"""The page's markup, without a browser."""
+"""Tests of the report page's markup, without a browser."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def hostile(report: Report) -> Report:
     return report.model_copy(update=changes)
 
 
-def test_every_element_is_closed_and_nothing_points_outside(report: Report) -> None:
+def test_page_is_well_formed_without_external_links(report: Report) -> None:
     page = parse_page(html_page(report))
     for _, attributes in page.tags:
         assert attributes.get("src") is None
@@ -49,7 +49,7 @@ def test_every_element_is_closed_and_nothing_points_outside(report: Report) -> N
     assert not re.search(r"url\(|@import|https?://", html_page(report))
 
 
-def test_hostile_names_stay_text(report: Report) -> None:
+def test_hostile_names_are_escaped(report: Report) -> None:
     plain, page = parse_page(html_page(report)), parse_page(html_page(hostile(report)))
     scripts = [attributes for tag, attributes in page.tags if tag == "script"]
     assert scripts == [attributes for tag, attributes in plain.tags if tag == "script"]
@@ -59,7 +59,7 @@ def test_hostile_names_stay_text(report: Report) -> None:
     assert HOSTILE in page.texts
 
 
-def test_the_embedded_report_is_the_report(report: Report) -> None:
+def test_embedded_json_equals_the_report(report: Report) -> None:
     for original in (report, hostile(report)):
         embedded = re.search(
             r'<script type="application/json" id="report-json">(.*?)</script>', html_page(original), re.S
@@ -68,7 +68,7 @@ def test_the_embedded_report_is_the_report(report: Report) -> None:
         assert parse_report(embedded[1], "page") == original
 
 
-def test_the_policy_admits_this_style_and_script_alone(report: Report) -> None:
+def test_content_security_policy_allows_only_own_style_and_script(report: Report) -> None:
     content = html_page(report)
     policy = next(
         attributes["content"] or ""
@@ -96,7 +96,7 @@ def test_the_page_shows_every_section(report: Report) -> None:
     assert texts.count("not judged") == 1
 
 
-def test_sorting_uses_numbers_not_their_text(report: Report) -> None:
+def test_sort_keys_are_numbers(report: Report) -> None:
     values = re.findall(r'data-value="([^"]*)">5\.12 MB', html_page(report))
     assert [float(value) for value in values] == [5_120_000, 5_120_000]
 
@@ -114,7 +114,7 @@ def test_each_target_has_its_own_sections(build: Callable[..., Report]) -> None:
     assert {"On cpu", "On gpu", "Every model on cpu", "Every model on gpu"} <= set(parse_page(html_page(both)).texts)
 
 
-def test_a_skipped_target_has_no_tiles_and_its_reason_stands_once(build: Callable[..., Report]) -> None:
+def test_skipped_target_has_no_tiles_and_one_reason(build: Callable[..., Report]) -> None:
     report = build()
     (skip,) = report.skipped
     row = report.measurements[0].model_copy(update={"target": skip.target})
@@ -123,7 +123,7 @@ def test_a_skipped_target_has_no_tiles_and_its_reason_stands_once(build: Callabl
     assert sum(skip.reason in text for text in page.texts if not text.lstrip().startswith("{")) == 1
 
 
-def test_a_target_that_was_only_weighed_for_is_not_said_to_be_measured_on(report: Report) -> None:
+def test_target_with_sizes_only_is_not_listed_as_measured(report: Report) -> None:
     (size,) = (row for row in report.measurements if (row.model, row.metric) == ("final", "size_bytes"))
     weighed = report.model_copy(
         update={"measurements": (*report.measurements, size.model_copy(update={"target": "gpu"}))}

@@ -1,4 +1,4 @@
-"""Limits, from numbers worked by hand."""
+"""Tests of limits, with expected values computed by hand."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ROWS = [
         (Limit(metric="latency_ms", at_least=1.9), None, True),
     ],
 )
-def test_a_limit_is_judged_on_the_final_model(limit: Limit, ratio: float | None, passed: bool) -> None:
+def test_limit_applies_to_the_final_model(limit: Limit, ratio: float | None, passed: bool) -> None:
     (result,) = check_limits([limit], ROWS)
     assert result.passed is passed
     assert result.missed is not passed
@@ -61,7 +61,7 @@ def test_a_limit_may_name_the_baseline_by_its_stage() -> None:
     assert "size_bytes of finetune was not measured on cpu" in (unknown.reason or "")
 
 
-def test_what_was_not_measured_has_not_passed() -> None:
+def test_unmeasured_metric_misses_its_limit() -> None:
     (result,) = check_limits([Limit(metric="f1", at_least=0.5)], ROWS)
     assert result.missed
     assert result.value is None
@@ -77,7 +77,7 @@ def test_a_limit_on_a_skipped_target_is_neither_passed_nor_missed() -> None:
     assert check_limits([limit], ROWS)[0].missed
 
 
-def test_no_ratio_to_zero_and_nan_never_passes() -> None:
+def test_ratio_to_zero_and_nan_miss_their_limits() -> None:
     rows = [row("baseline", "loss", 0.0), row("final", "loss", 1.0), row("final", "perplexity", math.nan)]
     relative = Limit(metric="loss", at_most=2, of="baseline")
     absolute = Limit(metric="perplexity", at_most=20)
@@ -86,7 +86,7 @@ def test_no_ratio_to_zero_and_nan_never_passes() -> None:
     assert results[0].reason == "loss of baseline is 0, so there is no ratio"
 
 
-def test_paired_interval_of_a_hand_worked_case() -> None:
+def test_paired_interval_matches_manual_calculation() -> None:
     # x = 1,1,1,1 and y = 1,1,1,0: R = 3/4, residuals 1/4, 1/4, 1/4, -3/4, squares sum to 3/4, mean(x) = 1.
     above = row("final", "accuracy", 0.75, raw=(1.0, 1.0, 1.0, 0.0))
     below = row("baseline", "accuracy", 1.0, raw=(1.0,) * 4)
@@ -94,7 +94,7 @@ def test_paired_interval_of_a_hand_worked_case() -> None:
     assert paired_ratio_interval(above, below) == pytest.approx((0.75 - half, 0.75 + half))
 
 
-def test_paired_interval_of_what_each_picture_adds() -> None:
+def test_paired_interval_of_contributions_per_image() -> None:
     # R = 4/2; residuals y - 2x are 1, -1, 2, -2, whose squares sum to 10.
     above = row("final", "frechet_distance", 4.0, raw=(3.0, 1.0, 8.0, 4.0))
     below = row("baseline", "frechet_distance", 2.0, raw=(1.0, 1.0, 3.0, 3.0))
@@ -104,7 +104,7 @@ def test_paired_interval_of_what_each_picture_adds() -> None:
     assert paired_ratio_interval(above, nothing) is None
 
 
-def test_latencies_and_unlike_samples_are_not_paired() -> None:
+def test_latencies_and_samples_of_unequal_length_are_not_paired() -> None:
     latency = row("final", "latency_ms", 2.0, raw=(2.0, 2.1))
     short = row("baseline", "accuracy", 1.0, raw=(1.0,))
     assert paired_ratio_interval(latency, row("baseline", "latency_ms", 3.0, raw=(3.0, 3.1))) is None
@@ -135,7 +135,7 @@ WARN = Verdicts()
         ({"metric": "size_bytes", "at_most": 1}, UNFIT, "missed", None),
     ],
 )  # fmt: skip
-def test_a_time_is_missed_only_beyond_its_interval_on_a_fit_machine(
+def test_time_limit_is_missed_only_outside_interval_on_quiet_machine(
     limit: dict[str, Any], machine: dict[str, Any], verdict: str, reason: str | None
 ) -> None:
     rows = [
@@ -173,7 +173,7 @@ def outcomes(model: str, right: int, of: int = 2000) -> Measurement:
 
 
 @pytest.mark.parametrize(("right", "lost", "chance"), [(1733, 7, False), (1739, 1, True)])
-def test_a_missed_limit_on_quality_says_whether_chance_may_have_done_it(right: int, lost: int, chance: bool) -> None:
+def test_missed_quality_limit_reports_whether_it_is_within_chance(right: int, lost: int, chance: bool) -> None:
     # Rows that are lost and none won: the interval of the ratio is lost/1740 give or take 1.96 roots of lost/1740^2.
     limit = Limit(metric="accuracy", at_least=0.9997, of="baseline")
     rows = [outcomes("baseline", 1740), outcomes("final", right)]
@@ -185,14 +185,14 @@ def test_a_missed_limit_on_quality_says_whether_chance_may_have_done_it(right: i
     assert mild.missed is not chance and not mild.passed
 
 
-def test_a_bound_on_accuracy_itself_counts_the_rows_that_it_takes() -> None:
+def test_absolute_accuracy_limit_reports_the_missing_rows() -> None:
     (missed,) = check_limits([Limit(metric="accuracy", at_least=0.87)], [outcomes("final", 1733)], verdicts=WARN)
     assert (missed.rows_lost, missed.within_chance, missed.missed) == (7, True, True)
     (met,) = check_limits([Limit(metric="accuracy", at_least=0.8665)], [outcomes("final", 1733)], verdicts=WARN)
     assert met.verdict == "kept" and met.rows_lost is None
 
 
-def test_errors_of_words_are_paired_by_utterance() -> None:
+def test_word_error_rates_are_paired_by_utterance() -> None:
     counts = {"baseline": (3.0, 0.0, 1.0, 2.0), "final": (3.0, 1.0, 1.0, 3.0)}
     rows = [row(model, "word_errors", sum(raw), raw=raw) for model, raw in counts.items()]
     rows += [row(model, "word_error_rate", sum(raw) / 40, raw=(0.1,) * 4, n=4) for model, raw in counts.items()]
@@ -203,7 +203,7 @@ def test_errors_of_words_are_paired_by_utterance() -> None:
     assert result.within_chance and result.rows == 4 and result.rows_lost is None
 
 
-def test_reports_of_before_have_no_verdicts() -> None:
+def test_old_reports_have_no_verdicts() -> None:
     old = LimitResult(metric="accuracy", target="cpu", limit=">= 1", passed=False)
     assert old.missed and not old.unknown
     assert not LimitResult(metric="accuracy", target="cpu", limit=">= 1", passed=True).missed

@@ -1,4 +1,4 @@
-"""Metrics in words, scales and charts."""
+"""Tests of metric formatting, scales and charts."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ def test_an_interval_names_a_shared_unit_once() -> None:
     assert format_measurement(Measurement(value=2000, low=900, high=3000, **wide)) == "2.00 kB (900 B\u20133.00 kB)"
 
 
-def test_columns_and_the_rest_hold_every_metric_once() -> None:
+def test_main_and_other_metrics_cover_each_metric_once() -> None:
     units = {"zeta": "", "latency_ms": "ms", "latency_ms_length_9_16": "ms", "accuracy": "ratio", "size_bytes": "bytes"}
     main = [metric.name for metric in main_metrics(units)]
     assert main == ["accuracy", "size_bytes", "latency_ms"]
     assert [metric.name for metric in other_metrics(units)] == ["zeta", "latency_ms_length_9_16"]
 
 
-def test_the_quality_is_the_tasks_own_metric_before_agreement() -> None:
+def test_quality_metric_prefers_the_tasks_own_over_agreement() -> None:
     quality = quality_metric({"agreement": "ratio", "size_bytes": "bytes", "word_error_rate": "ratio"})
     assert quality is not None
     assert (quality.name, quality.better) == ("word_error_rate", "lower")
@@ -105,7 +105,7 @@ def test_log_ticks(low: float, high: float, ticks: list[float]) -> None:
     assert log_ticks(low, high) == pytest.approx(ticks)
 
 
-def test_many_decades_are_thinned() -> None:
+def test_ticks_of_many_decades_are_thinned() -> None:
     assert len(log_ticks(1e-6, 1e9)) <= 6
 
 
@@ -115,7 +115,7 @@ def test_a_logarithmic_scale_maps_the_geometric_mean_to_the_middle() -> None:
     assert scale(math.sqrt(10)) == pytest.approx(50)
 
 
-def test_scales_hold_their_values_with_a_margin() -> None:
+def test_scales_contain_their_values_with_a_margin() -> None:
     assert scale_around([2, 12], 0, 1, margin=0.1) == Scale(1, 13, 0, 1)
     around_five = scale_around([5.0], 0, 100)
     assert around_five.low < 5 < around_five.high
@@ -124,7 +124,7 @@ def test_scales_hold_their_values_with_a_margin() -> None:
     assert single(5) == pytest.approx(50)
 
 
-def test_labels_keep_clear_of_marks_lines_names_and_each_other() -> None:
+def test_labels_do_not_overlap_anything() -> None:
     plot = Plot(SMALL, Scale(0, 100, SMALL.left, SMALL.right), Scale(0, 100, SMALL.bottom, SMALL.top))
     plot.add(plot.line([(20, 50), (80, 50)], "front"))
     plot.name(*plot.at((50, 56)), "a name", "roof-name")
@@ -158,13 +158,13 @@ def point(name: str, cost: float, quality: float) -> TradeOffPoint:
     return TradeOffPoint((name,), row(name, "size_bytes", cost), row(name, "accuracy", quality))
 
 
-def test_the_front_holds_what_no_other_beats() -> None:
+def test_pareto_front_has_only_non_dominated_points() -> None:
     points = [point("a", 1, 0.5), point("b", 2, 0.4), point("c", 3, 0.7), point("d", 3, 0.6), point("e", 9, 0.7)]
     assert [p.models[0] for p in pareto(points, higher=True)] == ["a", "c"]
     assert [p.models[0] for p in pareto(points, higher=False)] == ["a", "b"]
 
 
-def test_marks_lie_where_the_scales_put_them() -> None:
+def test_marks_are_at_the_scaled_positions() -> None:
     rows = [row("baseline", "accuracy", 0.9), row("final", "accuracy", 0.8),
             row("baseline", "size_bytes", 1e8), row("final", "size_bytes", 1e6)]  # fmt: skip
     drawing = trade_off(Report(recipe="r", measurements=tuple(rows)), "cpu", QUALITY, SIZE)
@@ -196,7 +196,7 @@ def test_percentiles_interpolate() -> None:
     assert [percentile([1.0, 2.0, 4.0], share) for share in (0, 0.25, 0.5, 0.75, 1)] == [1, 1.5, 2, 3, 4]
 
 
-def test_each_length_range_shows_its_gain() -> None:
+def test_each_length_range_shows_its_speedup() -> None:
     rows = (
         row("baseline", "latency_ms_length_1_8", 6.0, low=5.0, high=7.0),
         row("final", "latency_ms_length_1_8", 1.5),
@@ -210,7 +210,7 @@ def test_each_length_range_shows_its_gain() -> None:
     assert len([item for item in root.iter("line") if item.get("class") == "interval"]) == 3, "with its caps"
 
 
-def test_no_samples_no_distribution() -> None:
+def test_latency_charts_need_samples() -> None:
     report = Report(recipe="r", measurements=(row("final", "latency_ms", 2.0),))
     assert latency_curves(report, "cpu") is None
     assert latency_by_length(report, "cpu") is None
@@ -228,7 +228,7 @@ def test_no_samples_no_distribution() -> None:
         ("weight", UNNAMED),
     ],
 )
-def test_tensors_belong_to_modules(name: str, module: str) -> None:
+def test_module_of_a_tensor_name(name: str, module: str) -> None:
     assert module_of(name) == module
 
 

@@ -1,4 +1,4 @@
-"""The page in a real Chromium: drawn, without errors, and without a request."""
+"""Tests of the report page in Chromium: layout, and no console messages or requests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ return {
 """
 
 
-def test_the_page_as_shipped_runs_without_error_or_request(browser: Browser, report: Report) -> None:
+def test_page_runs_without_errors_or_requests(browser: Browser, report: Report) -> None:
     seen = browser.look(html_page(report), DOCUMENT)
     assert (seen.said, seen.asked) == ([], [])
     assert 'id="tip"' in seen.found  # the script ran under the page's own policy
@@ -39,7 +39,7 @@ def test_the_page_as_shipped_runs_without_error_or_request(browser: Browser, rep
     assert "1 of 4 limits missed" in seen.found
 
 
-def test_the_policy_stops_what_an_injection_would_do(browser: Browser, report: Report) -> None:
+def test_content_security_policy_blocks_injected_code(browser: Browser, report: Report) -> None:
     injected = "<script>document.title='owned'</script><img src='http://leak.invalid/report'>"
     seen = browser.look(html_page(report).replace("</body>", injected + "</body>"), "document.title")
     assert seen.found == "quickstart \u00b7 compress report"
@@ -47,11 +47,11 @@ def test_the_policy_stops_what_an_injection_would_do(browser: Browser, report: R
     assert seen.asked == []
 
 
-def test_an_unguarded_request_would_be_seen(browser: Browser) -> None:
+def test_request_without_policy_is_recorded(browser: Browser) -> None:
     assert browser.look("<!doctype html><img src='http://seen.invalid/x'>").asked == ["seen.invalid"]
 
 
-def test_everything_is_drawn_and_sorts(browser: Browser, report: Report) -> None:
+def test_charts_are_drawn_and_tables_sort(browser: Browser, report: Report) -> None:
     seen = browser.look(html_page(report), DRAWN)
     assert seen.said == []
     sizes = seen.found["svgs"]
@@ -65,14 +65,14 @@ def test_everything_is_drawn_and_sorts(browser: Browser, report: Report) -> None
 
 
 @pytest.mark.parametrize("width", [1280, 500, 390])
-def test_no_label_covers_another(browser: Browser, report: Report, width: int) -> None:
+def test_labels_do_not_overlap(browser: Browser, report: Report, width: int) -> None:
     boxes = browser.look(html_page(report), DRAWN, width).found
     assert (boxes["width"], boxes["overflow"]) == (width, 0)
     assert min(boxes["letters"]) > 8.5, "letters in pixels of the screen"
     assert [words for chart in boxes["labels"] for words in covered(chart)] == []
 
 
-def test_a_chart_says_its_figures_to_a_pointer_and_a_keyboard(browser: Browser, report: Report) -> None:
+def test_chart_tooltip_is_accessible_by_keyboard(browser: Browser, report: Report) -> None:
     tooltips = browser.look(
         html_page(report),
         """const mark = document.querySelector(".chart g.point.final"), tip = document.getElementById("tip");
@@ -85,7 +85,7 @@ def test_a_chart_says_its_figures_to_a_pointer_and_a_keyboard(browser: Browser, 
     assert "5.12 MB" in tooltips["spoken"]
 
 
-def test_dark_mode_is_dark(browser: Browser, report: Report) -> None:
+def test_dark_mode_has_a_dark_background(browser: Browser, report: Report) -> None:
     colour = "getComputedStyle(document.body).backgroundColor"
     colours = [browser.look(html_page(report), colour, dark=dark).found for dark in (False, True)]
     assert colours == ["rgb(245, 246, 248)", "rgb(15, 18, 23)"]
@@ -97,7 +97,7 @@ SIDES = """return [...document.querySelectorAll("article.written")].map((card) =
 
 
 @pytest.mark.parametrize("width", [1280, 420])
-def test_both_texts_of_a_prompt_are_beside_or_below_each_other(browser: Browser, width: int) -> None:
+def test_continuations_are_side_by_side_or_stacked(browser: Browser, width: int) -> None:
     seen = browser.look(html_page(generation_report()), SIDES, width)
     assert (seen.said, seen.asked, len(seen.found)) == ([], [], 3)
     for card in seen.found:

@@ -1,4 +1,4 @@
-"""The grid of pictures, the curves of their paths and what they cost, in the report's views."""
+"""Tests of the views of an image generator's run: grid of images, drift curves and cost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def report() -> Report:
     return picture_report()
 
 
-def test_the_page_holds_every_picture_and_its_difference(report: Report) -> None:
+def test_page_has_every_image_and_its_difference(report: Report) -> None:
     page = html_page(report)
     images = [(attributes["src"], attributes["alt"]) for tag, attributes in parse_page(page).tags if tag == "img"]
     assert len(images) == 3 * (1 + 3 * 2)
@@ -31,7 +31,7 @@ def test_the_page_holds_every_picture_and_its_difference(report: Report) -> None
     assert "<b>boots</b>" not in page
 
 
-def test_where_paths_part_in_words(report: Report) -> None:
+def test_drift_table_names_the_timestep_of_divergence(report: Report) -> None:
     assert generated_outputs.drift_cells(report, "cpu") == [
         ("faster", "25", "4.0%", "nowhere"),
         ("distill", "4", "24.0%", "timestep 499"),
@@ -40,7 +40,7 @@ def test_where_paths_part_in_words(report: Report) -> None:
     assert "| distill | 4 | 24.0% | timestep 499 |" in markdown_report(report)
 
 
-def test_the_curve_runs_from_noise_to_the_picture(report: Report) -> None:
+def test_drift_curve_runs_from_noise_to_image(report: Report) -> None:
     chart = generated_outputs.drift_curves(report, "cpu")
     assert chart is not None
     lines = re.findall(r'<polyline points="([^"]+)" class="curve"', chart)
@@ -52,7 +52,7 @@ def test_the_curve_runs_from_noise_to_the_picture(report: Report) -> None:
     assert generated_outputs.drift_curves(report, "gpu") is None
 
 
-def test_distance_is_drawn_against_time_with_the_steps(report: Report) -> None:
+def test_frechet_distance_is_plotted_against_latency_with_steps(report: Report) -> None:
     names = [metric.name for metric in quality_metrics(report, "cpu")]
     assert names == ["prompt_accuracy", "frechet_distance"]
     chart = trade_off(report, "cpu", describe_metric("frechet_distance"), describe_metric("latency_ms"))

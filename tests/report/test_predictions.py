@@ -1,4 +1,4 @@
-"""`predictions.parquet`: what is written is read back, and what cannot be had is said."""
+"""Tests of `predictions.parquet`: written predictions are read back, and missing ones are an error."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_columns_by_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_what_is_written_reads_back(tmp_path: Path, several: bool) -> None:
+def test_written_predictions_read_back(tmp_path: Path, several: bool) -> None:
     write_predictions(LABELS, {("final", "cpu"): FIRST, ("prune", "cpu"): SECOND}, tmp_path, several)
     stored = read_predictions(tmp_path, "prune", "cpu")
     assert stored.labels == list(LABELS)
@@ -42,11 +42,11 @@ def test_what_is_written_reads_back(tmp_path: Path, several: bool) -> None:
     assert stored.answers.correct.tolist() == SECOND.correct.tolist()
 
 
-def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+def test_missing_predictions_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"There is no predictions\.parquet"):
         read_predictions(tmp_path, "final", "cpu")
     write_predictions(LABELS, {("final", "cpu"): FIRST}, tmp_path, several=False)
-    with pytest.raises(InputError, match="no answers of prune on cpu"):
+    with pytest.raises(InputError, match="no predictions of prune on cpu"):
         read_predictions(tmp_path, "prune", "cpu")
     (tmp_path / "predictions.parquet").write_bytes(b"PAR1 and not much more")
     with pytest.raises(InputError, match="cannot be read"):

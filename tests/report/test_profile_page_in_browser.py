@@ -1,4 +1,4 @@
-"""The page of a profile in a real Chromium: drawn at both widths, sortable, silent, and without a request."""
+"""Tests of a profile's page in Chromium: layout at both widths, and no console messages or requests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def outcome(browser: Browser, width: int = 1200, dark: bool = False) -> Any:
 
 
 @pytest.mark.parametrize("width", [1200, 400])
-def test_everything_is_drawn_within_the_page(browser: Browser, width: int) -> None:
+def test_chart_and_labels_are_within_the_page(browser: Browser, width: int) -> None:
     layout = outcome(browser, width)
     assert layout["overflow"] <= 0
     left, top, right, bottom = layout["chart"]

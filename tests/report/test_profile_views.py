@@ -1,3 +1,5 @@
+"""Tests of the views of a profile: verdict, roofline chart and tables."""
+
 from __future__ import annotations
 
 import json
@@ -12,8 +14,8 @@ from compress.report.profile_formatting import (
 from compress.report.profile_views import profile_page, roof_lines, roofline_chart
 
 
-def test_what_binds_is_said() -> None:
-    """The whole needs 0.86 ms of the 4.375 ms that are counted."""
+def test_verdict_names_the_bottleneck() -> None:
+    """The model's bound is 0.86 ms of the 4.375 ms that are counted."""
     assert verdict_text(profiles.profile()).startswith("Arithmetic and memory each")
     whole = profiles.profile().whole
     fast = whole.model_copy(update={"time_ms": 2.0, "uncounted_ms": 0.0})
@@ -25,7 +27,7 @@ def test_what_binds_is_said() -> None:
     )
 
 
-def test_the_roofs_meet_at_the_ridges() -> None:
+def test_roofs_meet_at_their_ridge_points() -> None:
     """40 GB/s reach 100 GFLOP/s at 2.5 operations a byte and 400 GOP/s at 10; 10 GB/s reach 400 at 40."""
     lines = {line.kind: line for line in roof_lines(profiles.limits(), 0.1, 200, 1e9)}
     assert lines["fp32"].start == (2.5, 100e9)
@@ -37,8 +39,8 @@ def test_the_roofs_meet_at_the_ridges() -> None:
     assert lines["memory"].start == (0.1, 1e9)
 
 
-def test_operators_are_drawn_where_they_belong() -> None:
-    """An operator on the ridge at full rate is drawn at the corner of the roof."""
+def test_operators_are_plotted_at_their_intensity_and_rate() -> None:
+    """An operator on the ridge at full rate is plotted at the corner of the roof."""
     corner = profiles.row("corner", "MatMul", time_ms=0.2, weight_bytes=8e6, compute_bound_ms=0.2)
     chart = roofline_chart(profiles.profile(rows=(corner, profiles.row("other", "MatMul"))))
     assert chart is not None
@@ -50,7 +52,7 @@ def test_operators_are_drawn_where_they_belong() -> None:
     assert "whole model" in chart
 
 
-def test_without_arithmetic_there_is_no_chart() -> None:
+def test_profile_without_arithmetic_has_no_chart() -> None:
     moves = profiles.row("a", "Gather", fp32_operations=0.0)
     assert roofline_chart(profiles.profile(rows=(moves,))) is None
     assert "<h2>How close" not in profile_page(profiles.profile(rows=(moves,)))

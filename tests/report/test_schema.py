@@ -1,3 +1,5 @@
+"""Tests of report files: schema, reading, writing and lookup of runs."""
+
 from __future__ import annotations
 
 import json
@@ -12,7 +14,7 @@ from compress.results.report import Measurement, Report, StageRecord, load_repor
 from compress.utils.errors import InputError, StorageError
 
 
-def test_the_file_has_the_keys_of_schema_1(report: Report) -> None:
+def test_report_file_has_the_keys_of_schema_1(report: Report) -> None:
     content = json.loads(report.to_json())
     assert content["schema"] == 1
     assert {"recipe", "environment", "stages", "measurements", "limits", "skipped"} <= set(content)
@@ -27,7 +29,7 @@ def test_the_file_has_the_keys_of_schema_1(report: Report) -> None:
     assert content["skipped"] == [{"target": "gpu", "reason": reason, "failed": False}]
 
 
-def test_what_is_written_reads_back_the_same(report: Report, tmp_path: Path) -> None:
+def test_written_report_reads_back_equal(report: Report, tmp_path: Path) -> None:
     write_report(report, tmp_path / "run")
     assert load_report(tmp_path / "run" / "report.json") == report
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["report.html", "report.json", "report.md"]
@@ -46,7 +48,7 @@ def test_values_that_are_not_numbers_stay_valid_json(tmp_path: Path) -> None:
     assert math.isnan(values[1])
 
 
-def test_models_come_in_the_order_of_the_run() -> None:
+def test_models_are_in_the_order_of_the_run() -> None:
     names = ("final", "quantize", "baseline", "distill")
     rows = [Measurement(model=name, metric="m", target="cpu", value=1, unit="") for name in names]
     stages = [StageRecord(name=name, key="k", cached=False, seconds=1) for name in ("distill", "quantize")]
@@ -67,7 +69,7 @@ def test_models_come_in_the_order_of_the_run() -> None:
         ('{"schema": 1, "recipe": "r", "stages": [{"name": "x"}]}', "stages.0.key: Field required"),
     ],
 )
-def test_what_is_no_report_is_refused(content: str, message: str, tmp_path: Path) -> None:
+def test_invalid_reports_are_refused(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text(content)
     with pytest.raises(InputError, match=message.replace(".", r"\.")) as caught:
@@ -83,7 +85,7 @@ def test_a_missing_or_binary_report_is_refused(tmp_path: Path) -> None:
         load_report(tmp_path / "report.json")
 
 
-def test_keys_of_a_later_version_are_ignored(tmp_path: Path) -> None:
+def test_unknown_keys_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text('{"schema": 1, "recipe": "r", "energy": 3}')
     assert load_report(tmp_path / "report.json") == Report(recipe="r")
 

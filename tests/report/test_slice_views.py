@@ -1,4 +1,4 @@
-"""Slices in the report: how rows are kept, and what the views say of them."""
+"""Tests of slices in the report: storage of their rows, and their views."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from compress.results.metrics import describe_metric, main_metrics, metric_on_sl
 from compress.results.report import Report, SliceRecord
 
 
-def test_bits_begin_with_the_highest_of_the_first_byte() -> None:
+def test_slice_bits_are_stored_most_significant_first() -> None:
     record = SliceRecord.of([True, False, False, False, False, False, False, True, False, True], "ten rows")
     assert base64.b64decode(record.bits) == bytes([0b10000001, 0b01000000])
     assert record.rows == 3
@@ -24,13 +24,13 @@ def test_bits_begin_with_the_highest_of_the_first_byte() -> None:
 
 
 @given(strategies.lists(strategies.booleans(), min_size=1, max_size=70).filter(any))
-def test_rows_come_back(members: list[bool]) -> None:
+def test_slice_rows_round_trip(members: list[bool]) -> None:
     record = SliceRecord.of(members)
     assert record.indices() == tuple(index for index, member in enumerate(members) if member)
 
 
 @pytest.mark.parametrize(("bits", "rows"), [("?", 1), ("gA==", 2), ("AA==", 0), ("", 1)])
-def test_bits_that_are_none_are_refused(bits: str, rows: int) -> None:
+def test_invalid_slice_bits_are_refused(bits: str, rows: int) -> None:
     with pytest.raises(ValidationError):
         SliceRecord(bits=bits, rows=rows)
 
@@ -46,13 +46,13 @@ def test_bits_that_are_none_are_refused(bits: str, rows: int) -> None:
         ("latency_ms_length_4_16", None),
     ],
 )
-def test_names_of_slices(name: str, parts: tuple[str, str] | None) -> None:
+def test_slice_names_are_parsed_and_formatted(name: str, parts: tuple[str, str] | None) -> None:
     assert slice_of(name) == parts
     if parts:
         assert metric_on_slice(*parts) == name
 
 
-def test_a_slice_is_no_column_of_its_own(report: Report) -> None:
+def test_slice_metrics_are_not_shown_as_columns(report: Report) -> None:
     units = report.metrics("cpu")
     assert "accuracy[label=positive]" in units
     shown = [metric.name for metric in (*main_metrics(units), *other_metrics(units))]
@@ -79,7 +79,7 @@ def test_figures_by_slice(report: Report) -> None:
     assert figures["characters=Q1"].change == pytest.approx(difference_of_shares(0, 0, 500, 0.95))
 
 
-def test_outcomes_that_do_not_pair_leave_the_change_out(report: Report) -> None:
+def test_unpaired_outcomes_have_no_change_by_slice(report: Report) -> None:
     rows = tuple(
         row.model_copy(update={"raw": None}) if (row.model, row.metric) == ("baseline", "accuracy") else row
         for row in report.measurements
@@ -89,7 +89,7 @@ def test_outcomes_that_do_not_pair_leave_the_change_out(report: Report) -> None:
     assert {slice_result.change for slice_result in results[1]} == {None}
 
 
-def test_the_plot_has_both_models_in_every_line(report: Report) -> None:
+def test_slice_plot_has_both_models_in_every_line(report: Report) -> None:
     drawing = slice_plot(report, "cpu")
     assert drawing is not None
     lines = len(report.slices) + 1

@@ -1,4 +1,4 @@
-"""Markdown, JUnit, console and the headline figures of the made-up report."""
+"""Tests of Markdown, JUnit and console views, and of the headlines of the invented report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from compress.results.report import LimitResult, Report
 
 
 def tables(markdown: str) -> dict[str, list[list[str]]]:
-    """Heading -> the rows of the table below it."""
+    """Return the table rows below each heading."""
     rows_by_heading: dict[str, list[list[str]]] = {}
     heading = ""
     for line in markdown.splitlines():
@@ -35,7 +35,7 @@ def test_headlines_are_ratios_to_the_baseline(report: Report) -> None:
     assert agreement.figure == "96.15%"
 
 
-def test_the_verdict_counts_what_was_judged(build: Callable[..., Report]) -> None:
+def test_verdict_counts_the_judged_limits(build: Callable[..., Report]) -> None:
     assert verdict(build()) == ("missed", "1 of 4 limits missed (1 not judged: target skipped)")
     assert verdict(build(limits=())) == ("none", "The recipe sets no limits")
     assert verdict(build(limits=[Limit(metric="accuracy", at_least=0.5)])) == ("passed", "The limit is kept")
@@ -83,7 +83,7 @@ ELSEWHERE = LimitResult(
 )  # fmt: skip
 
 
-def test_what_cannot_be_told_is_neither_kept_nor_missed(report: Report) -> None:
+def test_inconclusive_limit_is_neither_kept_nor_missed(report: Report) -> None:
     assert verdict(with_limits(report, UNTOLD, KEPT)) == ("unknown", "1 of 2 limits kept, 1 inconclusive")
     both = with_limits(report, UNTOLD, CHANCE, KEPT)
     assert verdict(both) == ("missed", "1 of 3 limits missed, 1 of them inconclusive")
@@ -103,7 +103,7 @@ def test_what_cannot_be_told_is_neither_kept_nor_missed(report: Report) -> None:
     assert "? inconclusive" in html_page(both)
 
 
-def test_a_run_that_could_run_nothing_says_so(report: Report) -> None:
+def test_run_without_measurements_says_so(report: Report) -> None:
     weighed = tuple(row for row in report.measurements if row.metric == "size_bytes")
     gpu = LimitResult(metric="speedup", target="gpu", limit=">= 2x", passed=False, skipped=True, verdict="skipped")
     alone = report.model_copy(update={"measurements": weighed, "limits": (gpu,)})
@@ -115,7 +115,7 @@ def test_a_run_that_could_run_nothing_says_so(report: Report) -> None:
     assert verdict(judged)[1] == "Nothing could be run: only sizes are known; of what files weigh, the limit is kept"
 
 
-def test_markdown_holds_every_model_with_its_figures(report: Report) -> None:
+def test_markdown_has_every_model_with_its_figures(report: Report) -> None:
     parsed = tables(markdown_report(report))
     heads, _, *rows = parsed["Measured on cpu"]
     assert [row[0] for row in rows] == list(report.models)
@@ -128,7 +128,7 @@ def test_markdown_holds_every_model_with_its_figures(report: Report) -> None:
     assert ratios["Latency"] == "11.7x faster"
 
 
-def test_markdown_holds_limits_stages_environment_and_skipped_targets(report: Report) -> None:
+def test_markdown_has_limits_stages_environment_and_skipped_targets(report: Report) -> None:
     text = markdown_report(report)
     parsed = tables(text)
     assert [row[-1] for row in parsed["Limits"][2:]] == ["passed", "passed", "passed", "missed", "skipped"]
@@ -168,7 +168,7 @@ def test_junit_survives_characters_that_xml_cannot_hold(report: Report) -> None:
     assert case.get("name") == "a\ufffd<b>& >= 1"
 
 
-def test_the_console_takes_names_as_text(build: Callable[..., Report]) -> None:
+def test_console_does_not_interpret_names_as_markup(build: Callable[..., Report]) -> None:
     assert "[red]x[/red] on cpu" in shown(console_table(build(recipe="[red]x[/red]")))
 
 
@@ -179,7 +179,7 @@ def test_an_empty_report_has_every_view() -> None:
     assert ElementTree.fromstring(junit_report(empty)).get("tests") == "0"
 
 
-def test_a_narrow_terminal_has_the_columns_that_limits_name(build: Callable[..., Report]) -> None:
+def test_narrow_terminal_prefers_columns_named_by_limits(build: Callable[..., Report]) -> None:
     whole = build()
     text = shown(console_table(whole), 80)
     heading = next(line for line in text.splitlines() if line.startswith("Model"))

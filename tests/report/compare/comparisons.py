@@ -1,4 +1,4 @@
-"""Reports with figures made up for a test: no measurement of any model."""
+"""Builders of invented reports for the tests of comparisons; the figures are no measurements."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ DIGEST = "ab" * 32
 
 
 def row(metric: str, value: float, unit: str = "ms", **more: Any) -> Measurement:
-    """A measurement of the final model on the cpu."""
+    """Return a measurement of the final model on the target cpu."""
     return Measurement.model_validate(
         {"model": "final", "metric": metric, "target": "cpu", "value": value, "unit": unit, **more}
     )
 
 
 def time_row(metric: str, value: float, spread: float = 0.01, **more: Any) -> Measurement:
-    """One with an interval of ``spread`` to both sides."""
+    """Return a measurement with an interval from value / (1 + ``spread``) to value * (1 + ``spread``)."""
     return row(metric, value, low=value / (1 + spread), high=value * (1 + spread), n=100, **more)
 
 
 def accuracy(outcomes: Sequence[float], **more: Any) -> Measurement:
-    """From outcomes."""
+    """Return an accuracy measurement with Wilson interval from outcomes (1 for correct, 0 for wrong)."""
     n = len(outcomes)
     low, high = wilson_interval(int(sum(outcomes)), n)
     raw = tuple(map(float, outcomes))
@@ -38,12 +38,12 @@ def accuracy(outcomes: Sequence[float], **more: Any) -> Measurement:
 
 
 def outcomes(right: int, of: int = 2000, lost: int = 0, gained: int = 0) -> list[float]:
-    """``right`` of ``of`` at first, then ``lost`` of those wrong and ``gained`` of the others right."""
+    """Return ``of`` outcomes: ``right`` correct, of which ``lost`` become wrong, and ``gained`` more correct ones."""
     return [1.0 if (i >= lost if i < right else i < right + gained) else 0.0 for i in range(of)]
 
 
 def report(*rows: Measurement, **changes: Any) -> Report:
-    """A report of those rows."""
+    """Return a report with those measurements."""
     values: dict[str, Any] = {
         "recipe": "made-up",
         "started": "2026-11-25T12:00:00+00:00",

@@ -1,4 +1,4 @@
-"""The page of a gate in a real Chromium: drawn, readable at both widths, silent, and without a request."""
+"""Tests of a gate's page in Chromium: layout at both widths, and no console messages or requests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ return {
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    """A gate with failures, an open question, passes and slices."""
+    """Return the page of a gate with failures, an inconclusive metric, passes and slices."""
     members = [i < 1000 for i in range(2000)]
     slices = {"first half": SliceRecord.of(members), "second half": SliceRecord.of([not m for m in members])}
     memory = row("peak_memory_bytes", 9e7, "bytes")
@@ -56,7 +56,7 @@ def drawn(browser: Browser, page: str, width: int = 1280, dark: bool = False) ->
 
 
 @pytest.mark.parametrize("width", [1280, 500, 390])
-def test_every_row_is_drawn_inside_its_card(browser: Browser, page: str, width: int) -> None:
+def test_every_row_is_inside_its_card(browser: Browser, page: str, width: int) -> None:
     layout = drawn(browser, page, width)
     assert layout["overflow"] == 0
     assert len(layout["rows"]) == 7
@@ -70,7 +70,7 @@ def test_every_row_is_drawn_inside_its_card(browser: Browser, page: str, width: 
     assert accuracy_row["dot"][0] > accuracy_row["band"][2]  # worse than the margin: right of the band
 
 
-def test_tick_labels_keep_apart(browser: Browser, page: str) -> None:
+def test_tick_labels_do_not_overlap(browser: Browser, page: str) -> None:
     layout = drawn(browser, page)
     assert sum(map(len, layout["labels"])) >= 12
     assert [words for head in layout["labels"] for words in covered(head)] == []

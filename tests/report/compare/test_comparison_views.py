@@ -1,4 +1,4 @@
-"""Views of a gate and a comparison: nothing that a report says escapes into the form."""
+"""Tests of the views of gates and comparisons: verdicts are shown, and text from reports is escaped."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FLIP = Flip(row=7, now="wrong", label="a|b", baseline_answer="good", candidate_a
 
 @pytest.fixture(scope="module")
 def result() -> GateResult:
-    """One failure, one unknown, one pass; with a flip and names that bite."""
+    """Return a gate result with a failure, an inconclusive metric, a pass, a flip and names that need escaping."""
     baseline = report(
         accuracy(outcomes(1740)), row("size_bytes", 91_300_000, "bytes"), time_row("latency_ms", 2.0, 0.2)
     )
@@ -58,13 +58,13 @@ def change(**fields: object) -> MetricChange:
     return MetricChange.model_validate({**values, **fields})
 
 
-def test_bytes_that_differ_by_one_are_seen_to_differ() -> None:
+def test_byte_counts_that_differ_by_one_are_shown_in_full() -> None:
     bytes_ = change(metric="size_bytes", unit="bytes", baseline=4_801_058, candidate=4_801_059, effect=2e-7)
     assert value_text(bytes_, bytes_.candidate) == "4,801,059 bytes"
     assert value_text(change(metric="size_bytes", unit="bytes", baseline=9e6, candidate=4.8e6), 4.8e6) == "4.80 MB"
 
 
-def test_console_names_the_verdict(result: GateResult) -> None:
+def test_console_shows_the_verdict(result: GateResult) -> None:
     text = shown(console_gate(result), 200)
     assert "Failed: accuracy (1 of 3, 1 inconclusive)." in text
     assert "allowed 0.5 points worse; worse" in text
@@ -110,7 +110,7 @@ def test_github_escapes_as_its_toolkit() -> None:
 
 
 @pytest.mark.parametrize("kind", ["gate", "comparison"])
-def test_the_page_is_whole_and_escaped(result: GateResult, kind: str) -> None:
+def test_page_is_complete_and_escaped(result: GateResult, kind: str) -> None:
     page = html_gate(result) if kind == "gate" else html_comparison(result.comparison)
     parsed = parse_page(page)
     tags = [tag for tag, _ in parsed.tags]
@@ -121,7 +121,7 @@ def test_the_page_is_whole_and_escaped(result: GateResult, kind: str) -> None:
     assert EVIL[:25] in "".join(parsed.texts)
 
 
-def test_worse_is_right_of_the_middle_whichever_way_is_better() -> None:
+def test_worse_is_right_of_the_middle_for_every_metric() -> None:
     drop = change(metric="accuracy", unit="ratio", scale="absolute", effect=-0.02, low=-0.03, high=-0.01, margin=0.005)
     rise = drop.model_copy(update={"effect": 0.02, "low": 0.01, "high": 0.03, "verdict": "better"})
     axis = effect_axis([drop, rise])
@@ -137,7 +137,7 @@ def test_worse_is_right_of_the_middle_whichever_way_is_better() -> None:
     assert "10x" in labels.values()
 
 
-def test_one_change_at_zero_still_has_an_axis() -> None:
+def test_single_change_of_zero_has_an_axis() -> None:
     still = change(effect=0.0, low=0.0, high=0.0, margin=0.0, confidence=None, verdict="same")
     assert effect_axis([still])(0.0) == pytest.approx(50)
     assert interval_bar(still, effect_axis([still])).value == pytest.approx(50)

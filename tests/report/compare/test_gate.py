@@ -1,4 +1,4 @@
-"""What a gate makes of a comparison, and setting its bar."""
+"""Tests of gates: verdicts from comparisons, and the files of baselines."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def statuses(result: GateResult) -> dict[str, Status]:
     return {judgement.metric: judgement.status for judgement in result.judgements}
 
 
-def test_a_repeat_passes() -> None:
+def test_repeated_run_passes() -> None:
     result = judged(report(accuracy(outcomes(1740)), row("size_bytes", 1000, "bytes"), time_row("latency_ms", 2.001)))
     assert statuses(result) == {"accuracy": "passed", "size_bytes": "passed", "latency_ms": "passed"}
     assert not result.failed
 
 
-def test_each_regression_fails_alone() -> None:
+def test_each_regression_fails_only_its_metric() -> None:
     bad = {
         "accuracy": accuracy(outcomes(1740, lost=60, gained=30)),
         "size_bytes": row("size_bytes", 1001, "bytes"),
@@ -56,7 +56,7 @@ def test_each_regression_fails_alone() -> None:
 
 
 @pytest.mark.parametrize(("cannot_tell", "status"), [("pass", "passed"), ("warn", "warned"), ("fail", "failed")])
-def test_what_is_unknown_follows_the_policy(cannot_tell: CannotTell, status: Status) -> None:
+def test_inconclusive_metrics_follow_the_policy(cannot_tell: CannotTell, status: Status) -> None:
     after = report(time_row("latency_ms", 2.1, 0.2))
     baseline = report(time_row("latency_ms", 2.0, 0.2))
     policy = Policy(rules=(Rule(metric="latency_ms", worse_by="5%"),), cannot_tell=cannot_tell)
@@ -66,7 +66,7 @@ def test_what_is_unknown_follows_the_policy(cannot_tell: CannotTell, status: Sta
     assert judged(after, Policy(rules=(strict,), cannot_tell=cannot_tell), baseline).failed
 
 
-def test_what_the_candidate_lacks_fails_and_what_the_baseline_lacks_warns() -> None:
+def test_metric_missing_in_candidate_fails_and_in_baseline_warns() -> None:
     without = report(*BEFORE.measurements[1:])
     result = judged(without)
     assert [(j.metric, j.reason) for j in result.having("failed")] == [
@@ -75,13 +75,13 @@ def test_what_the_candidate_lacks_fails_and_what_the_baseline_lacks_warns() -> N
     assert statuses(judged(BEFORE, baseline=without))["accuracy"] == "warned"
 
 
-def test_not_a_number_fails() -> None:
+def test_nan_fails() -> None:
     rows = [r.model_copy(update={"value": float("nan")}) if r.metric == "accuracy" else r for r in BEFORE.measurements]
     result = judged(report(*rows))
     assert [judgement.metric for judgement in result.having("failed")] == ["accuracy"]
 
 
-def test_a_rule_that_finds_nothing_does_not_pass_in_silence() -> None:
+def test_rule_without_matching_metric_warns() -> None:
     policy = Policy(rules=(Rule(metric="acuracy", worse_by="1 point"), Rule(metric="size_bytes", worse_by="0%")))
     result = judged(report(*BEFORE.measurements, seconds=1.0), policy)
     assert statuses(result) == {"acuracy": "warned", "size_bytes": "passed"}
@@ -97,7 +97,7 @@ def sliced(lost_in_first: int, lost_in_second: int) -> Report:
     return report(accuracy(values), slices=slices)
 
 
-def test_the_worst_slice_is_held() -> None:
+def test_worst_slice_is_judged() -> None:
     rules = (Rule(metric="accuracy", worse_by="5 points"), Rule(metric="accuracy", worse_by="2 points", slices="worst"))
     result = judged(sliced(0, 40), Policy(rules=rules), sliced(0, 0))
     assert [(j.metric, j.slice, j.status) for j in result.judgements] == [
@@ -108,7 +108,7 @@ def test_the_worst_slice_is_held() -> None:
     assert [(j.slice, j.reason) for j in without.having("warned")] == [("worst", "no slices were compared")]
 
 
-def test_a_slice_that_is_surely_worse_goes_before_one_that_only_looks_so() -> None:
+def test_significantly_worse_slice_precedes_inconclusive_one() -> None:
     few = SliceRecord.of([i < 20 for i in range(2000)])
     many = SliceRecord.of([i >= 20 for i in range(2000)])
     baseline = report(accuracy([1.0] * 2000), slices={"few": few, "many": many})
@@ -121,7 +121,7 @@ def test_a_slice_that_is_surely_worse_goes_before_one_that_only_looks_so() -> No
     assert [(j.slice, j.status) for j in result.judgements] == [("many", "failed")]
 
 
-def test_json_says_whether_it_failed_and_keeps_everything() -> None:
+def test_gate_json_has_verdict_and_all_results() -> None:
     result = judged(report(*BEFORE.measurements[1:]))
     content = json.loads(result.to_json())
     assert content.pop("failed") is True
@@ -129,7 +129,7 @@ def test_json_says_whether_it_failed_and_keeps_everything() -> None:
 
 
 def long_report() -> Report:
-    """2,000 outcomes, 500 latencies, other models, and slices."""
+    """Return a report with 2,000 outcomes, 500 latencies, further models and slices."""
     members = [i % 3 == 0 for i in range(2000)]
     latency = time_row("latency_ms", 2.0).model_copy(update={"raw": tuple(2.0 + i / 1e6 for i in range(500)), "n": 500})
     other = [measurement.model_copy(update={"model": "distill"}) for measurement in BEFORE.measurements]
@@ -141,7 +141,7 @@ def long_report() -> Report:
     )  # fmt: skip
 
 
-def test_a_baseline_keeps_what_a_gate_needs_in_few_bytes(tmp_path: Path) -> None:
+def test_baseline_file_is_small_and_sufficient_for_a_gate(tmp_path: Path) -> None:
     whole, path = long_report(), tmp_path / "new folder" / "baseline.json"
     write_baseline(whole, path, ORIGIN)
     assert path.stat().st_size < 6_000
@@ -158,7 +158,7 @@ def test_a_baseline_keeps_what_a_gate_needs_in_few_bytes(tmp_path: Path) -> None
     assert "rounds" not in loaded.environment
 
 
-def test_a_gate_judges_a_baselines_file_as_the_run_itself(tmp_path: Path) -> None:
+def test_gate_on_baseline_file_equals_gate_on_run(tmp_path: Path) -> None:
     whole, path = long_report(), tmp_path / "baseline.json"
     write_baseline(whole, path, ORIGIN)
     after = report(accuracy(outcomes(1741, lost=60, gained=5)), time_row("latency_ms", 2.3))
@@ -168,7 +168,7 @@ def test_a_gate_judges_a_baselines_file_as_the_run_itself(tmp_path: Path) -> Non
     assert [flip.row for flip in compared[0].flips] == [flip.row for flip in compared[1].flips]
 
 
-def test_packed_outcomes_are_readable_as_documented(tmp_path: Path) -> None:
+def test_packed_outcomes_have_the_documented_format(tmp_path: Path) -> None:
     path = tmp_path / "baseline.json"
     write_baseline(report(accuracy([1, 0, 0, 0, 0, 0, 0, 1, 1])), path, ORIGIN)
     (packed,) = json.loads(path.read_text())["outcomes"]
@@ -190,7 +190,7 @@ def test_packed_outcomes_are_readable_as_documented(tmp_path: Path) -> None:
         ({"report": {"schema": 7, "recipe": "x"}}, "schema 7"),
     ],
 )  # fmt: skip
-def test_a_broken_baseline_is_refused(tmp_path: Path, change: dict[str, object], words: str) -> None:
+def test_invalid_baseline_is_refused(tmp_path: Path, change: dict[str, object], words: str) -> None:
     path = tmp_path / "baseline.json"
     write_baseline(BEFORE, path, ORIGIN)
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
@@ -200,14 +200,14 @@ def test_a_broken_baseline_is_refused(tmp_path: Path, change: dict[str, object],
     assert str(path) in caught.value.where
 
 
-def test_a_baseline_of_an_absent_model_or_on_a_folder_is_refused(tmp_path: Path) -> None:
+def test_baseline_of_unknown_model_or_at_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no model 'prune'"):
         write_baseline(BEFORE, tmp_path / "baseline.json", ORIGIN, "prune")
     with pytest.raises(InputError, match="is a folder"):
         write_baseline(BEFORE, tmp_path, ORIGIN)
 
 
-def test_what_lowers_the_bar() -> None:
+def test_lowered_metrics_are_named() -> None:
     policy = Policy()
 
     def of(*rows: object) -> list[str]:

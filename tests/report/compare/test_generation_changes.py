@@ -1,4 +1,4 @@
-"""Changes of perplexity, of generated text and of generated images."""
+"""Tests of changes in perplexity, generated text and generated images."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def perplexity(losses: list[float]) -> Measurement:
 
 
 def losses(rise: float = 0.0, noise: float = 0.002) -> list[float]:
-    """Windows differ much, but by nearly as much for both models."""
+    """Return losses of 24 windows that vary far more between windows than between the two models."""
     chance = np.random.default_rng(0)
     windows = chance.normal(3.2, 0.4, 24)
     return list(windows + (rise + chance.normal(0, noise, 24) if rise else 0.0))
 
 
 @pytest.mark.parametrize(("rise", "verdict"), [(0.05, "worse"), (-0.05, "better"), (0.002, "same")])
-def test_windows_are_paired(rise: float, verdict: str) -> None:
+def test_perplexities_are_paired_by_window(rise: float, verdict: str) -> None:
     baseline_losses, candidate_losses = losses(), losses(rise)
     comparison = compare_reports(report(perplexity(baseline_losses)), report(perplexity(candidate_losses)), Policy())
     (change,) = comparison.changes
@@ -39,7 +39,7 @@ def test_windows_are_paired(rise: float, verdict: str) -> None:
     assert change.method == "paired bootstrap over 24 windows"
 
 
-def test_times_of_one_session_are_paired_launch_by_launch() -> None:
+def test_times_of_one_session_are_paired_by_launch() -> None:
     base = {"model": "baseline", "target": "cpu"}
     step = "time_per_output_token_ms_context_128"
     ratios = (4.0, 4.1, 3.9, 4.0)
@@ -54,24 +54,24 @@ def test_times_of_one_session_are_paired_launch_by_launch() -> None:
     assert change.effect == pytest.approx(1 / np.prod(ratios) ** 0.25 - 1)
 
 
-def test_what_both_wrote_stands_side_by_side() -> None:
-    """Of one run, or of two that share some prompts."""
+def test_continuations_are_shown_side_by_side() -> None:
+    """The reports are one run, or two runs that share some prompts."""
     mine = generation_report()
     comparison = compare_reports(mine, mine, baseline_model="baseline")
     assert [(pair.prompt, pair.baseline, pair.candidate) for pair in comparison.continuations] == list(
         zip(PROMPTS, TEXTS["baseline"], TEXTS["final"], strict=True)
     )
-    assert comparison.continuations[0].parting.startswith("They part at token 4: ")
+    assert comparison.continuations[0].parting.startswith("They diverge at token 4: ")
     page, text = html_comparison(comparison), markdown_comparison(comparison)
-    assert '<span class="apart final">and covers about' in page and "They part at token 4" in page
-    assert "1 of 3 continuations are the same to the end" in page and "They part at token 4" in text
+    assert '<span class="apart final">and covers about' in page and "They diverge at token 4" in page
+    assert "1 of 3 continuations are the same to the end" in page and "They diverge at token 4" in text
     fewer = mine.model_copy(update={"continuations": mine.continuations[1:]})
     both = compare_reports(fewer, mine)
     assert [pair.baseline == pair.candidate for pair in both.continuations] == [True] * 3
     assert compare_reports(mine, mine.model_copy(update={"continuations": ()})).continuations == ()
 
 
-def test_instructions_that_one_of_the_two_follows_are_flips() -> None:
+def test_instructions_followed_by_one_model_only_are_flips() -> None:
     def answers(model: str, *missed: tuple[str, ...]) -> tuple[AnswerRecord, ...]:
         return tuple(
             AnswerRecord(model=model, target="cpu", prompt=f"do {index}", text=f"{model} {index}", missed=failed_checks)

@@ -1,4 +1,4 @@
-"""Differences of machines, and policies of a gate."""
+"""Tests of differences between machines and of the policies of gates."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def test_each_difference_of_machines_is_named(changes: dict[str, Any], words: st
     assert machine_differences(MACHINE, {**MACHINE, **changes}) == ((words,), ())
 
 
-def test_the_same_machine_differs_in_nothing() -> None:
+def test_same_machine_has_no_differences() -> None:
     machine = {**MACHINE, "features": ["avx2", "avx512f"]}
     reordered = {**machine, "features": ["avx512f", "avx2"], "memory_bytes": 16_000_100_000, "load": 3}
     assert machine_differences(machine, reordered) == ((), ())
 
 
-def test_software_is_told_apart_from_the_machine() -> None:
+def test_software_differences_are_separate_from_machine() -> None:
     other = {**MACHINE, "python": "3.12.1", "packages": {"onnxruntime": "1.33.0", "nncf": "3.4.0"}}
     machine, software = machine_differences(MACHINE, other)
     assert machine == ()
@@ -53,13 +53,13 @@ def test_software_is_told_apart_from_the_machine() -> None:
     )  # fmt: skip
 
 
-def test_an_unknown_machine_is_a_difference_and_a_missing_key_is_none() -> None:
+def test_unknown_machine_is_a_difference_but_missing_key_is_not() -> None:
     assert machine_differences({}, MACHINE).machine == ("the baseline does not say which machine it was measured on",)
     older = {key: value for key, value in MACHINE.items() if key != "governor"}
     assert machine_differences(older, {**MACHINE, "governor": "performance"}) == ((), ())
 
 
-def test_a_fingerprint_survives_being_taken_twice() -> None:
+def test_fingerprint_is_idempotent() -> None:
     once = fingerprint(MACHINE)
     assert once["provider"] == "CPUExecutionProvider"
     assert "runtime_settings" not in once
@@ -72,23 +72,23 @@ def test_a_fingerprint_survives_being_taken_twice() -> None:
     [("5%", 0.05, True), ("0.5 points", 0.005, False), ("1 point", 0.01, False), (" .5points ", 0.005, False),
      (0.005, 0.005, False), (2, 2.0, False), ("0%", 0.0, True)],
 )  # fmt: skip
-def test_margins(written: str | float, value: float, relative: bool) -> None:
+def test_margins_are_parsed(written: str | float, value: float, relative: bool) -> None:
     assert parse_margin(written) == (pytest.approx(value), relative)
 
 
 @pytest.mark.parametrize("written", ["5", "-5%", "5 pints", "", "5%%", -0.1, float("inf"), "nan%", True, [5], None])
-def test_other_margins_are_refused(written: object) -> None:
+def test_invalid_margins_are_refused(written: object) -> None:
     with pytest.raises(ValueError, match=r"a margin: `5%`"):
         Rule.model_validate({"metric": "accuracy", "worse_by": written})
 
 
-def test_margins_on_either_scale() -> None:
+def test_margins_convert_between_scales() -> None:
     assert Margin(0.05, relative=True).of(0.8, relative=False) == pytest.approx(0.04)
     assert Margin(0.5, relative=False).of(10.0, relative=True) == pytest.approx(0.05)
     assert Margin(0.5, relative=False).of(0.0, relative=True) is None
 
 
-def test_an_exact_name_goes_before_patterns_and_the_first_pattern_wins() -> None:
+def test_exact_rule_precedes_patterns_and_first_pattern_wins() -> None:
     rules = [("latency_*", "1%"), ("latency_ms*", "2%"), ("latency_ms", "3%")]
     policy = Policy(rules=tuple(Rule(metric=metric, worse_by=worse_by) for metric, worse_by in rules))
     rules_by_metric = {name: policy.rule(name) for name in ("latency_ms", "latency_ms_batch_32", "accuracy")}
@@ -97,13 +97,13 @@ def test_an_exact_name_goes_before_patterns_and_the_first_pattern_wins() -> None
     }  # fmt: skip
 
 
-def test_a_rule_on_slices_does_not_stand_for_the_whole() -> None:
+def test_slice_rule_does_not_apply_to_the_whole() -> None:
     policy = Policy(rules=(Rule(metric="accuracy", worse_by="2 points", slices="worst"),))
     assert policy.rule("accuracy") is None
     assert policy.slice_rule("accuracy") is not None
 
 
-def test_every_problem_of_a_file_is_told_with_its_line(tmp_path: Path) -> None:
+def test_every_problem_of_a_policy_is_reported_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "policy.yaml"
     path.write_text(
         "rules:\n- {metric: accuracy, worse_by: 5 pints}\n- {metric: loss, worse_by: 1%, cannot_tel: pass}\n"
@@ -124,7 +124,7 @@ def test_every_problem_of_a_file_is_told_with_its_line(tmp_path: Path) -> None:
         assert words in text
 
 
-def test_a_recipe_holds_one(tmp_path: Path) -> None:
+def test_recipe_can_contain_a_policy(tmp_path: Path) -> None:
     gate = {"rules": [{"metric": "accuracy", "worse_by": "1 point"}], "cannot_tell": "fail"}
     path = tiny_run.write_recipe(tmp_path, gate=gate)
     recipe = tiny_run.load(path)

@@ -298,7 +298,7 @@ def run_layer(model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]]) -> np.
 
 @pytest.mark.parametrize("reduce_range", [False, True])
 @pytest.mark.full_range
-def test_error_feedback_rounding_reduces_error_only_in_weights(reduce_range: bool) -> None:
+def test_feedback_rounding_reduces_error_and_changes_only_weights(reduce_range: bool) -> None:
     graph, feeds = network(), smooth_images(32, 1)
     settings = Int8Options(method="static", reduce_range=reduce_range, bias_correction=False)
     graphs = {}

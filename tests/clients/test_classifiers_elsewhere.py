@@ -77,7 +77,7 @@ def in_optimum(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     return {name: np.stack([arrays[key] for key in arrays.files]) for name, arrays in answers.items()}
 
 
-def here(kind: str, folder: Path) -> np.ndarray:
+def logits_here(kind: str, folder: Path) -> np.ndarray:
     """Return the logits [n, classes] in ONNX Runtime, computed one row at a time."""
     if kind == "text":
         task, rows = get_task(tiny.TASK), pa.table({"text": TEXTS, "label": [tiny.LABELS[0]] * len(TEXTS)})
@@ -92,7 +92,7 @@ def here(kind: str, folder: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_same_logits_in_optimum(name: str, folders: dict[str, Path], in_optimum: dict[str, np.ndarray]) -> None:
-    np.testing.assert_allclose(in_optimum[name], here(SHIPPED[name][0], folders[name]), atol=1e-5)
+    np.testing.assert_allclose(in_optimum[name], logits_here(SHIPPED[name][0], folders[name]), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -105,7 +105,7 @@ def test_same_classes_in_transformers_js(library: Path, name: str, folders: dict
     else:
         (tmp_path / "pixels").write_bytes(PIXELS.tobytes())
         answers = run_node("classify_images.mjs", *arguments, str(tiny_images.SIDE), tmp_path / "pixels")
-    logits = here(kind, folder)
+    logits = logits_here(kind, folder)
     scores = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     labels = artifact_labels(folder)
     assert labels is not None

@@ -44,7 +44,7 @@ def features(folder: Path) -> list[np.ndarray]:
 
 
 @cache
-def heard(folder: Path) -> np.ndarray:
+def transcribed(folder: Path) -> np.ndarray:
     session = get_runtime("onnxruntime").open(folder, TARGETS["cpu"], threads=2)
     answers = [session.predict({"input_features": sample_features[np.newaxis]}) for sample_features in features(folder)]
     return np.array([answer["transcripts"][0] for answer in answers])
@@ -64,13 +64,13 @@ def test_transcripts_match_transformers(whisper: dict[str, Path]):
     for sample_features in features(source):
         ids = model.module.generate(torch.from_numpy(sample_features[np.newaxis]))[0]
         expected.append(model.processor.tokenizer.decode(ids, skip_special_tokens=True).strip())
-    assert heard(whisper["whole"]).tolist() == expected
-    assert errors(heard(whisper["whole"])) <= 4
+    assert transcribed(whisper["whole"]).tolist() == expected
+    assert errors(transcribed(whisper["whole"])) <= 4
 
 
 def test_quantized_whisper_is_a_fifth_in_size_and_as_accurate(whisper: dict[str, Path]):
     assert size_bytes(whisper["integers"]) < 0.2 * size_bytes(whisper["whole"])
-    assert errors(heard(whisper["integers"])) <= 4
+    assert errors(transcribed(whisper["integers"])) <= 4
 
 
 def test_optimum_transcribes_the_same_words(whisper: dict[str, Path], tmp_path: Path):
@@ -82,7 +82,7 @@ def test_optimum_transcribes_the_same_words(whisper: dict[str, Path], tmp_path: 
     tokenizer = load_processor(whisper["integers"]).tokenizer
     stored_answers = np.load(answers)
     texts = [tokenizer.decode(stored_answers[name], skip_special_tokens=True).strip() for name in stored_answers.files]
-    assert texts == heard(whisper["integers"]).tolist()[-2:]
+    assert texts == transcribed(whisper["integers"]).tolist()[-2:]
 
 
 @pytest.mark.browser
@@ -93,7 +93,7 @@ def test_page_with_webassembly_transcribes_the_same(library: Path, chromium: str
         library, chromium, whisper["integers"], "transcribe", DTYPES["integers"], ["samples.f32"],
         files={"samples.f32": samples.tobytes()},
     )  # fmt: skip
-    assert page_answer == [heard(whisper["integers"])[4]]
+    assert page_answer == [transcribed(whisper["integers"])[4]]
 
 
 def test_transformers_js_in_node_transcribes_the_same(library: Path, whisper: dict[str, Path], tmp_path: Path):
@@ -103,4 +103,4 @@ def test_transformers_js_in_node_transcribes_the_same(library: Path, whisper: di
     for name, folder in whisper.items():
         location, dtypes = folder.resolve(), json.dumps(DTYPES[name])
         arguments = (library, location.parent, location.name, dtypes, tmp_path / "samples.f32")
-        assert run_node("transcribe.mjs", *arguments) == heard(folder)[4], name
+        assert run_node("transcribe.mjs", *arguments) == transcribed(folder)[4], name

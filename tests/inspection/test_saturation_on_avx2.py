@@ -150,11 +150,11 @@ def grouped() -> tuple[onnx.ModelProto, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def answered(held: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def output_folder(held: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the outputs of each graph and case, natively and on AVX2 (one process each for all)."""
     if processor_class() != "x86-vnni":
         pytest.skip("this processor has no VNNI to compare with")
-    folder = tmp_path_factory.mktemp("answered")
+    folder = tmp_path_factory.mktemp("output_folder")
     written = []
     for index, case in enumerate(CASES):
         quantized, x = graphs(*case)
@@ -166,9 +166,11 @@ def answered(held: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.parametrize("place", range(len(CASES)), ids=[" ".join(case) for case in CASES])
-def test_narrowed_weights_give_equal_outputs_on_avx2_and_vnni(place: int, answered: Path):
+def test_narrowed_weights_give_equal_outputs_on_avx2_and_vnni(place: int, output_folder: Path):
     results = {
-        (name, kind): np.load(answered / f"{place}-{name}.{kind}.npy") for name in GRAPHS for kind in ("avx2", "vnni")
+        (name, kind): np.load(output_folder / f"{place}-{name}.{kind}.npy")
+        for name in GRAPHS
+        for kind in ("avx2", "vnni")
     }
     whole = np.abs(results["float", "vnni"]).mean()
     assert np.abs(results["wide", "avx2"] - results["wide", "vnni"]).mean() > 0.05 * whole
@@ -176,11 +178,11 @@ def test_narrowed_weights_give_equal_outputs_on_avx2_and_vnni(place: int, answer
     assert np.abs(results["narrow", "avx2"] - results["float", "vnni"]).mean() < 0.02 * whole
 
 
-def test_saturation_of_grouped_convolution_matches_avx2(answered: Path):
+def test_saturation_of_grouped_convolution_matches_avx2(output_folder: Path):
     graph, x = grouped()
     (results,) = find_saturation(graph, [{"x": x}])
-    on_avx2, with_vnni = (np.load(answered / f"grouped.{kind}.npy").astype(float) for kind in ("avx2", "vnni"))
+    on_avx2, with_vnni = (np.load(output_folder / f"grouped.{kind}.npy").astype(float) for kind in ("avx2", "vnni"))
     assert results.cut and results.cut > 0.1
     error = np.sqrt(np.square(on_avx2 - with_vnni).mean() / np.square(with_vnni).mean())
-    # The answers are rounded to 8 bits once more.
+    # The outputs are rounded to 8 bits once more.
     assert results.error == pytest.approx(error, rel=0.1)

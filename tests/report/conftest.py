@@ -23,7 +23,7 @@ from compress.results.report import (
     StageTable,
 )
 
-# model: right answers of 2000, bytes, parameters, latency in ms. All invented.
+# model: correct predictions of 2000, bytes, parameters, latency in ms. All invented.
 MODELS = {
     "baseline": (1746, 91_300_000, 22_714_000, 2.71),
     "distill": (1752, 45_600_000, 11_340_000, 1.02),

@@ -138,12 +138,12 @@ def test_embeddings_have_4_bits_and_sizes_add_up(
 
 def test_program_of_another_model_fails_parity(plain: tuple[TorchModel, ExecuTorchModel, Path]) -> None:
     other = tiny.encoder(num_hidden_layers=1, seed=7)
-    same = Lowered(plain[1], to_answers(other))
+    same = Lowered(plain[1], logits_module(other))
     with pytest.raises(IntegrityError, match="In ExecuTorch the logits differ from torch by"):
         check_program_parity(same, other, examples_of(other), 1e-3)
 
 
-def to_answers(model: TorchModel) -> torch.nn.Module:
+def logits_module(model: TorchModel) -> torch.nn.Module:
     class Answers(torch.nn.Module):
         def forward(self, *values: torch.Tensor) -> torch.Tensor:
             return model.module(**dict(zip(NAMES, values, strict=True))).logits

@@ -43,7 +43,7 @@ def features(count: int = 3, windows: int = 1) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(count, 8, windows * FRAMES)).astype(np.float32)
 
 
-def generated(source: Path, batch: np.ndarray) -> list[list[int]]:
+def tokens_of_generate(source: Path, batch: np.ndarray) -> list[list[int]]:
     module = WhisperForConditionalGeneration.from_pretrained(source, dtype=torch.float32).eval()
     found = []
     for row in batch:
@@ -53,37 +53,37 @@ def generated(source: Path, batch: np.ndarray) -> list[list[int]]:
     return found
 
 
-def heard(folder: Path, batch: np.ndarray) -> list[list[int]]:
+def transcribed_tokens(folder: Path, batch: np.ndarray) -> list[list[int]]:
     sequences = opened(folder).predict({"input_features": batch})["sequences"]
     return [[token for token in row if token >= 0] for row in sequences.tolist()]
 
 
 def test_tokens_match_generate(source: Path, artifact: Path):
-    expected = generated(source, features())
-    assert heard(artifact, features()) == expected
+    expected = tokens_of_generate(source, features())
+    assert transcribed_tokens(artifact, features()) == expected
     assert len({tuple(row) for row in expected}) > 1, "recordings are told apart"
 
 
 def test_suppressed_tokens_are_not_generated(artifact: Path, tmp_path: Path):
     folder = shutil.copytree(artifact, tmp_path / "artifact")
     rules = json.loads((artifact / "generation_config.json").read_text())
-    free = heard(artifact, features())
+    free = transcribed_tokens(artifact, features())
     unwanted = sorted({row[0] for row in free})
     (folder / "generation_config.json").write_text(json.dumps({**rules, "suppress_tokens": unwanted}))
-    bound = heard(folder, features())
+    bound = transcribed_tokens(folder, features())
     assert not {token for row in bound for token in row} & set(unwanted)
     assert bound != free
 
 
 def test_long_recording_is_transcribed_window_by_window(artifact: Path):
     long = features(1, windows=2)
-    first, second = (heard(artifact, long[..., at : at + FRAMES])[0] for at in (0, FRAMES))
-    assert heard(artifact, long) == [first + second]
+    first, second = (transcribed_tokens(artifact, long[..., at : at + FRAMES])[0] for at in (0, FRAMES))
+    assert transcribed_tokens(artifact, long) == [first + second]
 
 
 def test_features_of_another_length_are_refused(artifact: Path):
     with pytest.raises(InputError, match=r"(?s)shape.*a multiple of 100"):
-        heard(artifact, features()[..., :-1])
+        transcribed_tokens(artifact, features()[..., :-1])
 
 
 def test_saved_folder_has_both_graphs_and_reloads(artifact: Path, tmp_path: Path):

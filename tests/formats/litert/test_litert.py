@@ -69,14 +69,14 @@ def batch(lengths: tuple[int, ...]) -> dict[str, np.ndarray]:
     return {"input_ids": generator.integers(5, 100, mask.shape) * mask, "attention_mask": mask, "labels": mask[:, 0]}
 
 
-def expected(model: TorchModel, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+def torch_logits(model: TorchModel, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     with torch.inference_mode():
         ids, mask = (torch.from_numpy(inputs[name]) for name in ("input_ids", "attention_mask"))
         logits: np.ndarray = model.module(input_ids=ids, attention_mask=mask).logits.numpy()
     return logits
 
 
-def answers(folder: Path, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+def logits_of(folder: Path, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     return get_runtime("litert").open(folder, TARGET, threads=1).predict(inputs)["logits"]
 
 
@@ -92,7 +92,7 @@ def test_litert_interpreter_matches_torch_at_each_signature(written: Written) ->
         inputs = batch((length - 2, length))
         runner = interpreter.get_signature_runner(name)
         assert {details["dtype"] for details in runner.get_input_details().values()} == {np.int32}
-        for row, logits in enumerate(expected(written.model, inputs)):
+        for row, logits in enumerate(torch_logits(written.model, inputs)):
             feed = {key: inputs[key][row : row + 1].astype(np.int32) for key in ("input_ids", "attention_mask")}
             np.testing.assert_allclose(runner(**feed)["logits"][0], logits, atol=1e-5)
 
@@ -100,7 +100,7 @@ def test_litert_interpreter_matches_torch_at_each_signature(written: Written) ->
 def test_rows_and_batches_of_any_size_match_torch(written: Written) -> None:
     for lengths in ((1,), (3, 24, 9), (24,) * 5, (2, 2)):
         inputs = batch(lengths)
-        np.testing.assert_allclose(answers(written.folder, inputs), expected(written.model, inputs), atol=1e-5)
+        np.testing.assert_allclose(logits_of(written.folder, inputs), torch_logits(written.model, inputs), atol=1e-5)
 
 
 def test_weights_are_stored_once_under_parameter_names(written: Written) -> None:
@@ -124,14 +124,14 @@ def test_infinite_mask_constant_is_not_reported_as_a_weight(written: Written) ->
 
 def test_quantized_logits_are_close_to_float(written: Written, small: Path) -> None:
     inputs = batch((4, 9, 24, 17))
-    logits = expected(written.model, inputs)
+    logits = torch_logits(written.model, inputs)
     near = 0.1 * np.abs(logits).max()
-    np.testing.assert_allclose(answers(small, inputs), logits, atol=near)
-    assert np.abs(answers(small, inputs) - logits).max() > 1e-4
+    np.testing.assert_allclose(logits_of(small, inputs), logits, atol=near)
+    assert np.abs(logits_of(small, inputs) - logits).max() > 1e-4
     eight = quantize_litert(written.content, "int8_weights", WORDS, None, 32)
     (folder := small.parent / "weights").mkdir()
     LiteRtModel({LITERT_FILE: eight}, {}).save(folder)
-    np.testing.assert_allclose(answers(folder, inputs), logits, atol=near / 2)
+    np.testing.assert_allclose(logits_of(folder, inputs), logits, atol=near / 2)
 
 
 def test_embedding_table_has_4_bits_within_half_a_step(written: Written, small: Path) -> None:

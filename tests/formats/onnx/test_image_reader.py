@@ -113,7 +113,7 @@ def test_smolvlm_without_tiling_matches_generate(tmp_path: Path) -> None:
     check_writable(folder)
     model, rows = TASK.load(folder, None, trust_remote_code=False), table(3)
     examples = TASK.encode(rows, model.processor, None, 64)
-    image = _picture(rows)
+    image = _image(rows)
     prompt = prompt_of(model.processor, rows["text"][0].as_py(), 0)
     processed = model.processor(images=[[image]], text=[prompt], return_tensors="np", add_special_tokens=False)
     prompt_ids = processed["input_ids"][0]
@@ -133,5 +133,5 @@ def test_smolvlm_without_tiling_matches_generate(tmp_path: Path) -> None:
         TASK.load(tiny_questions.write_idefics3(tmp_path / "tiles", splitting=True), None, trust_remote_code=False)
 
 
-def _picture(rows: Any) -> Image.Image:
+def _image(rows: Any) -> Image.Image:
     return decode(rows["image"][0].as_py(), "RGB", {})

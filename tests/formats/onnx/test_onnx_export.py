@@ -263,7 +263,7 @@ def test_single_image_classifier_gets_client_names_and_batches(tmp_path: Path) -
     images = np.random.default_rng(7).normal(size=(3, 3, 8, 8)).astype(np.float32)
     (actual,) = open_session(start.graph).run(None, {"pixel_values": images})
     np.testing.assert_allclose(actual, foreign_graphs.scores(fixed, images), rtol=1e-4, atol=1e-4)
-    # A graph that adds up its batch answers two otherwise than one after the other, and keeps its size.
+    # A graph that reduces over its batch gives other outputs for two rows than for each alone: its batch size stays.
     total = foreign_graphs.model(
         [helper.make_node("ReduceMax", ["x"], ["y"], keepdims=1, axes=[0])],
         [foreign_graphs.value("x", [1, 4])], [foreign_graphs.value("y", [1, 4])],

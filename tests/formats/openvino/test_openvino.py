@@ -36,7 +36,7 @@ def write(tmp_path: Path, precision: Precision = "fp32", table_bits: int = 8) ->
     return source, folder
 
 
-def answers(folder: Path, target: str) -> np.ndarray:
+def logits_of(folder: Path, target: str) -> np.ndarray:
     profile = TARGETS[target]
     return get_runtime(profile.runtime).open(folder, profile, threads=1).predict(IDS)["logits"]
 
@@ -47,8 +47,8 @@ def test_logits_match_the_onnx_graph_in_each_precision(
 ) -> None:
     source, folder = write(tmp_path, precision)
     assert format_of(folder) == "openvino" and model_file(folder) == folder / IR_FILE
-    expected = answers(source, "cpu")
-    np.testing.assert_allclose(answers(folder, "openvino"), expected, atol=near * np.abs(expected).max())
+    expected = logits_of(source, "cpu")
+    np.testing.assert_allclose(logits_of(folder, "openvino"), expected, atol=near * np.abs(expected).max())
     budget, source_budget = budget_of(folder), budget_of(source)
     assert budget.format == "openvino" and budget.parameters == source_budget.parameters
     assert budget.total_bytes == budget.tensor_bytes + sum(budget.overhead.values())
@@ -58,8 +58,8 @@ def test_logits_match_the_onnx_graph_in_each_precision(
 
 def test_embedding_table_has_4_bits_if_requested(tmp_path: Path) -> None:
     source, folder = write(tmp_path, "int8", table_bits=4)
-    expected = answers(source, "cpu")
-    np.testing.assert_allclose(answers(folder, "openvino"), expected, atol=0.3 * np.abs(expected).max())
+    expected = logits_of(source, "cpu")
+    np.testing.assert_allclose(logits_of(folder, "openvino"), expected, atol=0.3 * np.abs(expected).max())
     budget, table = budget_of(folder), table_of(source)
     assert budget.parameters == budget_of(source).parameters
     parameters = {kind: share.parameters for kind, share in budget.dtypes.items()}
@@ -80,8 +80,8 @@ def test_dynamic_quantization_group_is_the_largest_allowed(tmp_path: Path, width
     to_openvino(graph, {"config.json": b"{}"}, "int8").save(tmp_path)
     # Whoever opens the file gets it, without saying so.
     assert core().compile_model(tmp_path / IR_FILE, "CPU").get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == group
-    expected = answers(source, "cpu")
-    np.testing.assert_allclose(answers(tmp_path, "openvino"), expected, atol=0.1 * np.abs(expected).max())
+    expected = logits_of(source, "cpu")
+    np.testing.assert_allclose(logits_of(tmp_path, "openvino"), expected, atol=0.1 * np.abs(expected).max())
 
 
 def rows_of(folder: Path, ids: np.ndarray) -> np.ndarray:

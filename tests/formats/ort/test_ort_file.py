@@ -45,13 +45,13 @@ def graph_of(folder: Path) -> OrtGraph:
     return read_ort((folder / ORT_FILE).read_bytes(), folder / ORT_FILE)
 
 
-def answers(folder: Path, target: str) -> np.ndarray:
+def logits_of(folder: Path, target: str) -> np.ndarray:
     return get_runtime("onnxruntime").open(folder, TARGETS[target], threads=1).predict(IDS)["logits"]
 
 
 def test_logits_match_the_onnx_graph(source: Path, written: Path) -> None:
     assert format_of(written) == "ort" and model_file(written) == written / ORT_FILE
-    np.testing.assert_allclose(answers(written, "ort"), answers(source, "cpu"), atol=1e-5)
+    np.testing.assert_allclose(logits_of(written, "ort"), logits_of(source, "cpu"), atol=1e-5)
 
 
 def test_tensors_match_the_onnx_graph(source: Path, written: Path) -> None:

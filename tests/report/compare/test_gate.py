@@ -26,7 +26,7 @@ BEFORE = report(accuracy(outcomes(1740)), row("size_bytes", 1000, "bytes"), time
 ORIGIN = BaselineOrigin(who="a tester", when="2026-11-25T12:00:00+00:00", why="a test")
 
 
-def judged(after: Report, policy: Policy | None = None, baseline: Report = BEFORE) -> GateResult:
+def gate_result(after: Report, policy: Policy | None = None, baseline: Report = BEFORE) -> GateResult:
     rules = policy or Policy(session_spread=0.0)
     return judge_comparison(compare_reports(baseline, after, rules), rules)
 
@@ -36,7 +36,9 @@ def statuses(result: GateResult) -> dict[str, Status]:
 
 
 def test_repeated_run_passes() -> None:
-    result = judged(report(accuracy(outcomes(1740)), row("size_bytes", 1000, "bytes"), time_row("latency_ms", 2.001)))
+    result = gate_result(
+        report(accuracy(outcomes(1740)), row("size_bytes", 1000, "bytes"), time_row("latency_ms", 2.001))
+    )
     assert statuses(result) == {"accuracy": "passed", "size_bytes": "passed", "latency_ms": "passed"}
     assert not result.failed
 
@@ -49,7 +51,7 @@ def test_each_regression_fails_only_its_metric() -> None:
     }
     for metric, measurement in bad.items():
         rows = [measurement if original.metric == metric else original for original in BEFORE.measurements]
-        result = judged(report(*rows, seconds=1.0))
+        result = gate_result(report(*rows, seconds=1.0))
         assert result.failed
         assert [judgement.metric for judgement in result.having("failed")] == [metric]
         assert result.judgements[0].metric == metric  # what failed is read first
@@ -60,33 +62,33 @@ def test_inconclusive_metrics_follow_the_policy(cannot_tell: CannotTell, status:
     after = report(time_row("latency_ms", 2.1, 0.2))
     baseline = report(time_row("latency_ms", 2.0, 0.2))
     policy = Policy(rules=(Rule(metric="latency_ms", worse_by="5%"),), cannot_tell=cannot_tell)
-    result = judged(after, policy, baseline)
+    result = gate_result(after, policy, baseline)
     assert (statuses(result), result.failed) == ({"latency_ms": status}, cannot_tell == "fail")
     strict = Rule(metric="latency_ms", worse_by="5%", cannot_tell="fail")
-    assert judged(after, Policy(rules=(strict,), cannot_tell=cannot_tell), baseline).failed
+    assert gate_result(after, Policy(rules=(strict,), cannot_tell=cannot_tell), baseline).failed
 
 
 def test_metric_missing_in_candidate_fails_and_in_baseline_warns() -> None:
     without = report(*BEFORE.measurements[1:])
-    result = judged(without)
+    result = gate_result(without)
     assert [(j.metric, j.reason) for j in result.having("failed")] == [
         ("accuracy", "the candidate was not measured for it")
     ]
-    assert statuses(judged(BEFORE, baseline=without))["accuracy"] == "warned"
+    assert statuses(gate_result(BEFORE, baseline=without))["accuracy"] == "warned"
 
 
 def test_nan_fails() -> None:
     rows = [r.model_copy(update={"value": float("nan")}) if r.metric == "accuracy" else r for r in BEFORE.measurements]
-    result = judged(report(*rows))
+    result = gate_result(report(*rows))
     assert [judgement.metric for judgement in result.having("failed")] == ["accuracy"]
 
 
 def test_rule_without_matching_metric_warns() -> None:
     policy = Policy(rules=(Rule(metric="acuracy", worse_by="1 point"), Rule(metric="size_bytes", worse_by="0%")))
-    result = judged(report(*BEFORE.measurements, seconds=1.0), policy)
+    result = gate_result(report(*BEFORE.measurements, seconds=1.0), policy)
     assert statuses(result) == {"acuracy": "warned", "size_bytes": "passed"}
-    assert statuses(judged(report(*BEFORE.measurements, seconds=1.0)))  # the defaults may find nothing
-    assert "perplexity" not in statuses(judged(report(*BEFORE.measurements, seconds=1.0)))
+    assert statuses(gate_result(report(*BEFORE.measurements, seconds=1.0)))  # the defaults may find nothing
+    assert "perplexity" not in statuses(gate_result(report(*BEFORE.measurements, seconds=1.0)))
 
 
 def sliced(lost_in_first: int, lost_in_second: int) -> Report:
@@ -99,12 +101,14 @@ def sliced(lost_in_first: int, lost_in_second: int) -> Report:
 
 def test_worst_slice_is_judged() -> None:
     rules = (Rule(metric="accuracy", worse_by="5 points"), Rule(metric="accuracy", worse_by="2 points", slices="worst"))
-    result = judged(sliced(0, 40), Policy(rules=rules), sliced(0, 0))
+    result = gate_result(sliced(0, 40), Policy(rules=rules), sliced(0, 0))
     assert [(j.metric, j.slice, j.status) for j in result.judgements] == [
         ("accuracy", "second", "failed"), ("accuracy", None, "passed"),
     ]  # fmt: skip
-    assert not judged(sliced(5, 5), Policy(rules=rules), sliced(0, 0)).failed
-    without = judged(report(accuracy([1.0] * 2000), seconds=1.0), Policy(rules=rules), report(accuracy([1.0] * 2000)))
+    assert not gate_result(sliced(5, 5), Policy(rules=rules), sliced(0, 0)).failed
+    without = gate_result(
+        report(accuracy([1.0] * 2000), seconds=1.0), Policy(rules=rules), report(accuracy([1.0] * 2000))
+    )
     assert [(j.slice, j.reason) for j in without.having("warned")] == [("worst", "no slices were compared")]
 
 
@@ -114,7 +118,7 @@ def test_significantly_worse_slice_precedes_inconclusive_one() -> None:
     baseline = report(accuracy([1.0] * 2000), slices={"few": few, "many": many})
     lost = {0, 1, *range(100, 180)}  # 10 points of 20 rows, 4 of 1,980
     after = report(accuracy([float(i not in lost) for i in range(2000)]), slices={"few": few, "many": many})
-    result = judged(after, Policy(rules=(Rule(metric="accuracy", worse_by="3 points", slices="worst"),)), baseline)
+    result = gate_result(after, Policy(rules=(Rule(metric="accuracy", worse_by="3 points", slices="worst"),)), baseline)
     assert {part.name: part.change.verdict for part in result.comparison.slices} == {
         "few": "can't tell", "many": "worse",
     }  # fmt: skip
@@ -122,7 +126,7 @@ def test_significantly_worse_slice_precedes_inconclusive_one() -> None:
 
 
 def test_gate_json_has_verdict_and_all_results() -> None:
-    result = judged(report(*BEFORE.measurements[1:]))
+    result = gate_result(report(*BEFORE.measurements[1:]))
     content = json.loads(result.to_json())
     assert content.pop("failed") is True
     assert GateResult.model_validate(content) == result

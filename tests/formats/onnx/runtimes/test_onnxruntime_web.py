@@ -46,7 +46,7 @@ def web(request: pytest.FixtureRequest, folder: Path) -> Iterator[Any]:
     return get_runtime(target.runtime).open(folder, target, 2)
 
 
-def answers(path: Path, batch: dict[str, np.ndarray], target: str = "cpu") -> np.ndarray:
+def logits_of(path: Path, batch: dict[str, np.ndarray], target: str = "cpu") -> np.ndarray:
     resolved = TARGETS[target]
     return get_runtime(resolved.runtime).open(path, resolved, 1).predict(batch)["logits"]
 
@@ -57,7 +57,7 @@ def test_logits_match_onnx_runtime(web: Any, folder: Path) -> None:
     assert web.output_types == {"logits": TensorType("float32", ("batch", 2))}
     for batch in (SHORT, LONG):
         np.testing.assert_allclose(
-            web.predict({**batch, "unknown": np.zeros(1)})["logits"], answers(folder, batch), atol=1e-5
+            web.predict({**batch, "unknown": np.zeros(1)})["logits"], logits_of(folder, batch), atol=1e-5
         )
 
 
@@ -128,10 +128,10 @@ def test_external_data_and_ort_files_are_supported(folder: Path, tmp_path: Path)
     onnx.save_model(graph, apart, save_as_external_data=True, location="model.onnx_data", size_threshold=0)
     convert(model_file(folder), converted)
     for path in (apart, converted):
-        np.testing.assert_allclose(answers(path, SHORT, "node"), answers(folder, SHORT), atol=1e-5)
+        np.testing.assert_allclose(logits_of(path, SHORT, "node"), logits_of(folder, SHORT), atol=1e-5)
     broken.write_bytes(model_file(folder).read_bytes()[:1000])
     with pytest.raises(ModelError, match="cannot open the graph"):
-        answers(broken, SHORT, "node")
+        logits_of(broken, SHORT, "node")
 
 
 def test_missing_programs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,5 +6,5 @@ import pytest
 
 @pytest.fixture
 def gpt2(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An architecture whose config has other names, whose files have weights transposed, and no size of heads."""
+    """Register GPT-2, whose config uses other field names, stores weights transposed and has no head size."""
     monkeypatch.setitem(decoders.ARCHITECTURES, "GPT2Config", {})

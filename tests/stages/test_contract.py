@@ -1,4 +1,4 @@
-"""One contract for every stage: a tiny model runs through it, is saved and loaded, and predicts the same."""
+"""Tests of the stage contract: output of every stage saves, loads and predicts the same."""
 
 from __future__ import annotations
 
@@ -84,13 +84,13 @@ CASES = [
 ]
 
 
-def test_every_stage_is_held_to_the_contract():
+def test_every_stage_is_covered_by_the_contract():
     assert set(PARAMETERS) == set(STAGES)
 
 
 @pytest.fixture(scope="module")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, dict[str, Any]], Ran]:
-    """Runs a stage at the first call with its parameters: that takes seconds, and three tests look at what it did."""
+    """Run a stage once for given parameters and cache the result for three tests, since it takes seconds."""
     done: dict[str, Ran] = {}
 
     def ran(kind: str, parameters: dict[str, Any]) -> Ran:
@@ -103,14 +103,14 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, dict[str, A
 
 
 @pytest.mark.parametrize(("kind", "parameters"), CASES)
-def test_output_loads_again_predicts_the_same_and_keeps_the_contract(
+def test_output_reloads_and_predicts_the_same(
     kind: str, parameters: dict[str, Any], once: Callable[[str, dict[str, Any]], Ran], tmp_path: Path
 ):
     check_contract(stage_of(kind, parameters), once(kind, parameters), tmp_path)
 
 
 @pytest.mark.parametrize(("kind", "parameters"), [case for case in CASES if case.values[0] not in COMPARED])
-def test_a_stage_gives_the_same_files_each_time(
+def test_stage_output_files_are_reproducible(
     kind: str, parameters: dict[str, Any], once: Callable[[str, dict[str, Any]], Ran], tmp_path: Path
 ):
     twice = run(stage_of(kind, parameters), tmp_path / "twice")
@@ -118,17 +118,17 @@ def test_a_stage_gives_the_same_files_each_time(
 
 
 @pytest.mark.parametrize(("kind", "parameters"), CASES)
-def test_what_a_stage_reads_is_what_it_declares(
+def test_stage_reads_only_declared_splits(
     kind: str, parameters: dict[str, Any], once: Callable[[str, dict[str, Any]], Ran]
 ):
     check_reads(stage_of(kind, parameters), once(kind, parameters))
 
 
 @pytest.mark.parametrize(("kind", "parameters"), [case for case in CASES if case.values[0] not in COMPARED])
-def test_a_rehearsal_leaves_files_as_large(
+def test_dry_run_predicts_file_sizes(
     kind: str, parameters: dict[str, Any], once: Callable[[str, dict[str, Any]], Ran], tmp_path: Path
 ):
-    """But for how a tokenizer was called last, and numbers of calibration examples, which are written down too."""
+    """Tokenizer settings and the recorded number of calibration examples are the only differences."""
     stage = stage_of(kind, parameters)
     context = replace(make_context(stage, tmp_path / "beside"), scratch=tmp_path / "beside" / "scratch")
     rehearsed = inferred_output(stage, make_input(stage, tmp_path / "beside"), context)

@@ -1,4 +1,4 @@
-"""What the stages `trim_vocabulary`, `onnx` and `onnx_int8` do with their parameters, and what they say."""
+"""Tests of the stages `trim_vocabulary`, `onnx`, `onnx_int8` and `gguf`: effects of parameters, and notes."""
 
 from __future__ import annotations
 
@@ -76,19 +76,19 @@ def test_tokens_are_kept_by_their_count_in_training_text(parameters: dict[str, A
     assert notes.said == [f"trim_vocabulary: {len(model.processor)} of {tokens_before} tokens kept"]
 
 
-def test_predictions_on_training_text_stay():
+def test_predictions_on_training_text_are_unchanged():
     model = tiny.encoder()
     expected = tiny.logits(model, TRAIN)
     TrimVocabulary(characters="seen").run(model, context()[0])
     torch.testing.assert_close(tiny.logits(model, TRAIN), expected, rtol=0, atol=0)
 
 
-def test_positions_are_cut_to_the_recipes_length():
+def test_positions_are_truncated_to_the_recipe_length():
     model = TrimVocabulary().run(tiny.encoder(), context(max_length=9)[0])
     assert model.module.bert.embeddings.position_embeddings.num_embeddings == 9
 
 
-def test_an_export_says_how_close_it_is_and_what_matched(monkeypatch: pytest.MonkeyPatch):
+def test_export_note_reports_deviation_and_agreement(monkeypatch: pytest.MonkeyPatch):
     given, notes = context()
     model = exported().model
     graph = exported().graph()
@@ -101,7 +101,7 @@ def test_an_export_says_how_close_it_is_and_what_matched(monkeypatch: pytest.Mon
     assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= set(result.companions)
 
 
-def test_an_export_that_differs_stops(monkeypatch: pytest.MonkeyPatch):
+def test_deviating_export_stops_the_run(monkeypatch: pytest.MonkeyPatch):
     model = tiny.encoder(seed=1)
     exported_graph = onnx_export.ExportedGraph(exported().graph())
     monkeypatch.setattr(onnx_export, "export_onnx", lambda *_: exported_graph)
@@ -110,7 +110,7 @@ def test_an_export_that_differs_stops(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(("bits", "tables"), [(8, 1), (4, 1), (32, 0)])
-def test_quantized_tables_and_products(bits: int, tables: int):
+def test_embeddings_and_matmuls_are_quantized(bits: int, tables: int):
     given, notes = context()
     float_model = OnnxModel(exported().graph(), FLOAT_GRAPH, {"config.json": b"{}"})
     quantized = OnnxInt8(embedding_bits=bits, reduce_range=False).run(float_model, given)
@@ -126,7 +126,7 @@ def test_quantized_tables_and_products(bits: int, tables: int):
     assert notes.said == (remarks if bits < 32 else [])
 
 
-def test_smaller_blocks_come_closer():
+def test_smaller_blocks_reduce_the_error():
     ids = np.arange(5, 105)[:, None].repeat(2, axis=1)
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     original = OnnxModel(exported().graph(), FLOAT_GRAPH, {})
@@ -149,7 +149,7 @@ def export(checkpoint: Checkpoint, folder: Path, texts: list[str] = TEXTS, **fie
     return Onnx(**fields).run(checkpoint, made), notes.said
 
 
-def test_a_float_checkpoint_becomes_one_graph_and_the_note_says_how_near_it_is(tmp_path: Path) -> None:
+def test_float_checkpoint_export_reports_its_deviation(tmp_path: Path) -> None:
     source = save_tiny_llama(tmp_path / "source")
     model, (note,) = export(source, tmp_path)
     assert model.file_name == "model.onnx"
@@ -160,7 +160,7 @@ def test_a_float_checkpoint_becomes_one_graph_and_the_note_says_how_near_it_is(t
         export(source, tmp_path, ["abc"])
 
 
-def test_of_a_quantized_one_the_note_says_what_rounding_adds(tmp_path: Path) -> None:
+def test_quantized_checkpoint_export_reports_rounding_error(tmp_path: Path) -> None:
     quantized = quantize_tiny_llama(save_tiny_llama(tmp_path / "source"), tmp_path / "quantized")
     model, said = export(quantized, tmp_path, rounding_limit=0.5)
     assert model.file_name == "model_q4.onnx"
@@ -182,7 +182,7 @@ def quantized(folder: Path) -> QuantizedCheckpoint:
     return checkpoint
 
 
-def test_integers_are_kept_to_the_bit_and_that_is_said(tmp_path: Path) -> None:
+def test_integers_are_kept_exactly_and_reported(tmp_path: Path) -> None:
     notes = Notes()
     converted = Gguf().run(quantized(tmp_path), gguf_context(tmp_path, notes))
     assert notes.said == ["gguf: 20 of 20 tensors are stored exactly"]
@@ -191,7 +191,7 @@ def test_integers_are_kept_to_the_bit_and_that_is_said(tmp_path: Path) -> None:
     ]
 
 
-def test_what_is_rounded_is_said(tmp_path: Path) -> None:
+def test_rounded_tensors_are_reported(tmp_path: Path) -> None:
     notes = Notes()
     Gguf().run(save_mergeable_llama(tmp_path / "source"), gguf_context(tmp_path, notes))
     # Two norms a layer and the last one are F32; the table and seven matrices a layer are rounded to float16.
@@ -199,7 +199,7 @@ def test_what_is_rounded_is_said(tmp_path: Path) -> None:
 
 
 def check(converted: GgufModel, folder: Path) -> str:
-    """Return what the check of a stage's output found out about its predictions."""
+    """Return the result of the prediction check on a stage's output."""
     integrity = IntegrityCheck("gguf", Gguf().output_spec())
     context = gguf_context(folder)
     probe = PredictionProbe(
@@ -210,9 +210,7 @@ def check(converted: GgufModel, folder: Path) -> str:
     return dict(integrity.findings)["predictions"]
 
 
-def test_a_file_that_does_not_give_the_weights_back_stops_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_with_wrong_weights_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = quantized(tmp_path)
     pack = gguf_export.pack_blocks
 
@@ -226,7 +224,7 @@ def test_a_file_that_does_not_give_the_weights_back_stops_the_run(
         Gguf().run(checkpoint, gguf_context(tmp_path))
 
 
-def test_the_model_is_saved_by_links_and_loads_again(tmp_path: Path) -> None:
+def test_model_is_saved_as_links_and_loads_again(tmp_path: Path) -> None:
     converted = Gguf().run(quantized(tmp_path), gguf_context(tmp_path))
     (tmp_path / "saved").mkdir()
     converted.save(tmp_path / "saved")
@@ -244,7 +242,7 @@ def test_integrity_sees_every_tensor_and_asks_llama_cpp(tmp_path: Path) -> None:
     assert check(converted, tmp_path) == "finite and not constant"
 
 
-def test_a_scale_that_is_not_finite_is_found(tmp_path: Path) -> None:
+def test_non_finite_scale_is_detected(tmp_path: Path) -> None:
     converted = Gguf().run(quantized(tmp_path), gguf_context(tmp_path))
     (tensor,) = [tensor for tensor in read_gguf(converted.file).tensors if tensor.name == "blk.1.ffn_up.weight"]
     content = bytearray(converted.file.read_bytes())
@@ -254,15 +252,13 @@ def test_a_scale_that_is_not_finite_is_found(tmp_path: Path) -> None:
         check(converted, tmp_path)
 
 
-def test_without_llama_cpp_the_report_says_that_nobody_asked_the_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_report_says_when_llama_cpp_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     converted = Gguf().run(quantized(tmp_path), gguf_context(tmp_path))
     monkeypatch.setattr("compress.formats.gguf.llama_cpp_library.PACKAGE", "no-such-package")
     assert check(converted, tmp_path).startswith("not looked at: the package no-such-package is not")
 
 
-def test_what_is_left_is_the_leading_part_of_the_embeddings() -> None:
+def test_reduced_embeddings_are_leading_principal_components() -> None:
     model = sentences.encoder(SentenceModules(sentences.WIDTH, steps=(Normalize(),)))
     context = sentences.context()
     examples = context.encode("train", model)
@@ -278,7 +274,7 @@ def test_what_is_left_is_the_leading_part_of_the_embeddings() -> None:
 
 
 @pytest.mark.parametrize("dimensions", [sentences.WIDTH, sentences.WIDTH + 1])
-def test_as_many_dimensions_as_there_are_is_refused(dimensions: int) -> None:
+def test_keeping_all_dimensions_is_refused(dimensions: int) -> None:
     with pytest.raises(StageError, match=f"{dimensions} of {sentences.WIDTH} dimensions"):
         ReduceDimensions(dimensions=dimensions).run(sentences.encoder(), sentences.context())
 

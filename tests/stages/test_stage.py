@@ -1,4 +1,4 @@
-"""What every stage says of itself before it runs: its costs, and the models and folders that its fields name."""
+"""Tests of what every stage declares before it runs: predicted costs, and referenced models and folders."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
 
 
 class Elsewhere(Stage[TorchModel, TorchModel]):
-    """A stage of another package: it says nothing of its costs, and reads a folder and two models."""
+    """A stage of another package that predicts no costs and reads a folder and two models."""
 
     kind: Literal["elsewhere"] = "elsewhere"
     words: str = "words"
@@ -54,12 +54,12 @@ class Elsewhere(Stage[TorchModel, TorchModel]):
     second: str = "second"
 
     def references(self) -> dict[str, Reference]:
-        """A folder and two models."""
+        """Return a folder and two models."""
         models = {"first": Reference(self.first), "second": Reference(self.second)}
         return {"words": Reference(self.words, "folder"), **models}
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
-        """Return nothing."""
+        """Do nothing."""
         return model
 
 
@@ -75,7 +75,7 @@ def example(kind: str) -> Stage[Any, Any]:
 
 
 @pytest.mark.parametrize("kind", STAGES)
-def test_every_stage_predicts_whatever_is_known(kind: str) -> None:
+def test_every_stage_predicts_costs_from_known_inputs(kind: str) -> None:
     stage = example(kind)
     for context in (plan(), plan(splits={}, shapes={}), plan(reads_text=False)):
         for known_shape in (SHAPE, None):
@@ -96,7 +96,7 @@ def test_paths_are_the_values_of_fields(kind: str) -> None:
         assert value == named.name
 
 
-def test_a_stage_of_another_package_does_not_blind_what_follows() -> None:
+def test_stage_without_predictions_keeps_the_shape_for_later_stages() -> None:
     unknown = predict_cost(Elsewhere(), SHAPE, plan())
     assert unknown.shape == SHAPE
     assert [unknown.seconds.value, unknown.peak_memory_bytes.value, unknown.disk_bytes.value] == [None] * 3
@@ -127,14 +127,14 @@ def test_bits_stay_until_another_stage_changes_them() -> None:
         (CoreMl(precision="fp16"), 16, 16),
     ],
 )
-def test_a_format_of_its_own_precision_foretells_the_file(stage: Stage[Any, Any], matrices: int, tables: int) -> None:
+def test_format_precision_determines_predicted_file_size(stage: Stage[Any, Any], matrices: int, tables: int) -> None:
     # 250 parameters of matrices, 100 of tables
     assert stage.predict(SHAPE, plan()).disk_bytes.value == (250 * matrices + 100 * tables) / 8
     fewer = stage.predict(SHAPE.in_bits(4, 4), plan()).disk_bytes.value
     assert fewer == 350 / 2, "integers that were there stay"
 
 
-def test_a_student_of_another_model_has_that_model_s_shape() -> None:
+def test_student_from_another_model_has_its_shape() -> None:
     other = Shape(embeddings=1, attention=2, feed_forward=3, other=4, layers=2)
     asked: list[tuple[str, bool]] = []
 
@@ -147,7 +147,7 @@ def test_a_student_of_another_model_has_that_model_s_shape() -> None:
     assert asked == [("small", False)]
 
 
-def test_what_stages_name_is_in_their_keys() -> None:
+def test_referenced_files_enter_cache_keys() -> None:
     stage = Elsewhere()
     assert [reference.name for reference in all_references([stage, MergeLora(adapter="mine")])] == [
         "words",
@@ -196,6 +196,6 @@ def test_every_field_that_names_a_file_is_made_absolute(tmp_path: Any) -> None:
         (NncfWeights(mode="int4_asym"), None),
     ],
 )
-def test_gguf_objects_to_integers_that_no_block_type_holds(stage: Stage[Any, Any], field: str | None) -> None:
+def test_gguf_refuses_integers_without_a_block_type(stage: Stage[Any, Any], field: str | None) -> None:
     conflict = Gguf().conflicts_with(stage)
     assert (conflict and conflict[0]) == field

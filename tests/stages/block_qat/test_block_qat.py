@@ -1,4 +1,4 @@
-"""Blocks that learn after they are quantized: what is learned, by closed forms and by the float model's own states."""
+"""Tests of block-wise QAT: gradients against closed forms, trained blocks against the float model's hidden states."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def grid(symmetric: bool = True) -> QuantizedWeight:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_gradients_of_a_rounded_weight_in_closed_form(symmetric: bool) -> None:
-    """dL/dv = dL/dw s, as if nothing were rounded, and dL/d(log s) = s times the sum over a group of dL/dw q."""
+    """dL/dv = dL/dw s, as if nothing were rounded; dL/d(log s) = s times the sum of dL/dw q over each group."""
     quantized, slope = grid(symmetric), torch.arange(24.0).view(3, 8) - 11
     layer = nn.Linear(8, 3, bias=False)
     layer.weight.data = torch.randn(3, 8, generator=torch.Generator().manual_seed(2))
     parametrize.register_parametrization(layer, "weight", LearnedIntegers(quantized), unsafe=True)
     steps, learned = layer.parametrizations.weight.original, layer.parametrizations.weight[0]  # type: ignore[index, union-attr]
-    # Training starts from the integers that it is given, whatever the weight was before.
+    # Training starts from the given integers, whatever the float weight was.
     assert torch.equal(layer.weight, quantized.dequantize())
     (layer.weight * slope).sum().backward()
     scales = quantized.scales.repeat_interleave(4, 1)
@@ -76,7 +76,7 @@ def test_gradients_of_a_rounded_weight_in_closed_form(symmetric: bool) -> None:
     torch.testing.assert_close(learned.log_ratio.grad, quantized.scales * (slope * whole).view(3, 2, 4).sum(-1))
 
 
-def test_a_weight_is_rounded_to_the_nearest_integer_and_stays_within_the_grid() -> None:
+def test_weights_round_to_nearest_and_clamp_to_the_grid() -> None:
     learned = LearnedIntegers(grid(symmetric=False))
     steps = torch.tensor([[0.4, 0.6, -3.0, 9.0, 1.2, -0.8, 5.0, -1.6]]).repeat(3, 1)
     # From -zero_point to 3 - zero_point; the zero points of the first row are 0 and 1.
@@ -86,7 +86,7 @@ def test_a_weight_is_rounded_to_the_nearest_integer_and_stays_within_the_grid() 
     assert learned.learned(steps).integers[0].tolist() == [0, 1, 0, 3, 2, 0, 3, 0]
 
 
-def test_a_trained_model_is_nearer_to_the_float_one_than_gptq(
+def test_trained_model_is_closer_to_float_than_gptq(
     source: Checkpoint, trained: QuantizedCheckpoint, notes: Notes, tmp_path: Path
 ) -> None:
     ids = calibration_sequences(context(tmp_path), source, 40, 32)
@@ -103,7 +103,7 @@ def test_a_trained_model_is_nearer_to_the_float_one_than_gptq(
     assert all(layer["block_error"] < 0.5 for name, layer in layers_of(trained.folder).items() if layer.get("bits"))
 
 
-def test_integers_keep_to_their_bits_and_norms_have_learned(source: Checkpoint, trained: QuantizedCheckpoint) -> None:
+def test_integers_fit_their_bits_and_norms_are_trained(source: Checkpoint, trained: QuantizedCheckpoint) -> None:
     for name in layers_of(trained.folder):
         layer = trained.quantized(name)
         if layer is not None:
@@ -114,7 +114,7 @@ def test_integers_keep_to_their_bits_and_norms_have_learned(source: Checkpoint, 
     assert torch.equal(trained.stored("model.norm.weight"), source.stored("model.norm.weight").half())
 
 
-def test_what_onnx_and_gguf_hold_are_the_trained_integers(trained: QuantizedCheckpoint, tmp_path: Path) -> None:
+def test_onnx_and_gguf_contain_the_trained_integers(trained: QuantizedCheckpoint, tmp_path: Path) -> None:
     ids = random_ids(2, 21)
     with torch.no_grad():
         expected = load_quantized_module(trained)(input_ids=torch.from_numpy(ids)).logits.numpy()
@@ -133,10 +133,10 @@ def test_what_onnx_and_gguf_hold_are_the_trained_integers(trained: QuantizedChec
 
 
 class Stop(Exception):  # noqa: N818
-    """The moment at which a run ends."""
+    """Exception that interrupts a run, as a kill would."""
 
 
-def test_a_run_that_ends_after_a_block_goes_on_with_the_next(
+def test_interrupted_run_resumes_with_the_next_block(
     source: Checkpoint, trained: QuantizedCheckpoint, tmp_path: Path
 ) -> None:
     def stop(message: str) -> None:
@@ -152,7 +152,7 @@ def test_a_run_that_ends_after_a_block_goes_on_with_the_next(
     assert len(list(tmp_path.rglob("states-*"))) == 2
 
 
-def test_training_that_goes_wrong_keeps_what_was_good_and_says_where(
+def test_blocks_whose_training_becomes_nan_keep_gptq_weights(
     source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, blocks = BlockTrainer._error, []
@@ -177,7 +177,7 @@ def test_training_that_goes_wrong_keeps_what_was_good_and_says_where(
         assert layer is None or (another is not None and torch.equal(layer.integers, another.integers))
 
 
-def test_more_is_asked_of_the_machine_than_for_gptq(plan_of: Any) -> None:
+def test_predicted_cost_exceeds_that_of_gptq(plan_of: Any) -> None:
     shape, plan = plan_of
     predicted, less = BlockQat(**QUICK).predict(shape, plan), Gptq(**SMALL).predict(shape, plan)
     # Two more passes forwards, and three for each epoch: 14 of 2 FLOPs a weight and token.
@@ -198,13 +198,13 @@ def plan_of() -> Any:
 @pytest.mark.parametrize(
     ("fields", "expected"), [({"method": "rtn"}, "from whose integers"), ({"held_out": 32}, "held_out below samples")]
 )
-def test_fields_that_leave_nothing_to_learn_from_are_refused(fields: dict[str, Any], expected: str) -> None:
+def test_fields_that_leave_no_training_data_are_refused(fields: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         BlockQat(**fields)
 
 
 @pytest.mark.parametrize(("config", "layers"), [("MixtralConfig", 4 + 4 * 3), ("Qwen2Config", 7)])
-def test_experts_and_biases_learn_too(config: str, layers: int, tmp_path: Path) -> None:
+def test_experts_and_biases_are_trained_too(config: str, layers: int, tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", config, sliding_window=None, num_hidden_layers=1)
     result = BlockQat(**QUICK).run(source, context(tmp_path / "scratch"))
     errors = [layer["block_error"] for layer in layers_of(result.folder).values() if layer.get("bits")]

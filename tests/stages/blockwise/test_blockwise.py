@@ -1,4 +1,4 @@
-"""Running a decoder block by block gives transformers' own logits, whatever the architecture."""
+"""Tests of block-by-block execution: logits and layer inputs against transformers, and resuming after interruptions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from compress.utils.storage import digest_directory
 
 
 @pytest.mark.parametrize("config", ARCHITECTURES)
-def test_logits_are_those_of_transformers(config: str, tmp_path: Path) -> None:
+def test_logits_equal_those_of_transformers(config: str, tmp_path: Path) -> None:
     checkpoint = save_decoder(tmp_path, config)
     ids = some_ids(3, 20)
     with torch.no_grad():
@@ -42,7 +42,7 @@ def test_logits_are_those_of_transformers(config: str, tmp_path: Path) -> None:
     assert float(expected.std()) > 0.1
 
 
-def test_bfloat16_weights_count_as_float32(tmp_path: Path) -> None:
+def test_bfloat16_weights_are_computed_in_float32(tmp_path: Path) -> None:
     checkpoint = save_decoder(tmp_path, "Gemma3TextConfig", dtype=torch.bfloat16)
     assert checkpoint.stored("model.norm.weight").dtype == torch.bfloat16
     ids = some_ids(2, 12)
@@ -51,7 +51,7 @@ def test_bfloat16_weights_count_as_float32(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(checkpoint, ids), expected, atol=2e-4, rtol=1e-4)
 
 
-def test_integers_count_as_the_weights_they_stand_for(tmp_path: Path) -> None:
+def test_quantized_weights_are_dequantized(tmp_path: Path) -> None:
     quantized = quantize_tiny_llama(save_tiny_llama(tmp_path / "source"), tmp_path / "quantized")
     model = transformers.AutoModelForCausalLM.from_config(
         transformers.AutoConfig.from_pretrained(tmp_path / "source"), dtype=torch.float32
@@ -70,7 +70,7 @@ def test_integers_count_as_the_weights_they_stand_for(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(quantized, ids), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_only_one_block_has_weights(tmp_path: Path) -> None:
+def test_only_one_block_is_in_memory(tmp_path: Path) -> None:
     decoder = build_blockwise_model(save_decoder(tmp_path))
     decoder.load(1)
     assert all(parameter.device.type == "cpu" for parameter in decoder.blocks[1].parameters())
@@ -80,14 +80,14 @@ def test_only_one_block_has_weights(tmp_path: Path) -> None:
     assert held == ["model.norm.weight"]
 
 
-def test_rotary_positions_are_there_although_no_file_has_them(tmp_path: Path) -> None:
+def test_rotary_buffers_exist_although_no_file_stores_them(tmp_path: Path) -> None:
     decoder = build_blockwise_model(save_decoder(tmp_path))
     call = decoder.calls(some_ids(1, 8))[0]
     cosines, _ = call.named["position_embeddings"]
     assert float(cosines[0, 3, 0]) == pytest.approx(float(torch.cos(torch.tensor(3.0))))
 
 
-def test_an_architecture_without_blocks_of_linear_layers(tmp_path: Path) -> None:
+def test_architecture_without_linear_blocks_is_refused(tmp_path: Path) -> None:
     model = transformers.XLMWithLMHeadModel(transformers.XLMConfig(vocab_size=160, emb_dim=32, n_layers=2, n_heads=2))
     model.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
@@ -113,7 +113,7 @@ def test_an_encoder_is_refused(tmp_path: Path) -> None:
         ({}, {"model.layers.1.mlp.up_proj.weight": None}, r"model\.layers\.1\.mlp\.up_proj\.weight"),
     ],
 )
-def test_a_config_and_tensors_that_disagree_are_refused(
+def test_config_that_contradicts_tensors_is_refused(
     config: dict[str, Any], tensors: dict[str, torch.Tensor | None], message: str, tmp_path: Path
 ) -> None:
     checkpoint = save_decoder(tmp_path)
@@ -126,12 +126,12 @@ def test_a_config_and_tensors_that_disagree_are_refused(
         decoder.load(1)
 
 
-def test_a_token_beyond_the_vocabulary(tmp_path: Path) -> None:
+def test_token_id_beyond_the_vocabulary_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="token id 160 is outside the model's vocabulary of 160"):
         logits(save_decoder(tmp_path), torch.tensor([[3, 160]]))
 
 
-def test_blocks_that_are_given_something_of_the_tokens(tmp_path: Path) -> None:
+def test_block_arguments_that_depend_on_tokens_are_refused(tmp_path: Path) -> None:
     decoder = build_blockwise_model(save_decoder(tmp_path))
     body = decoder.model.base_model
     rotary = body.rotary_emb.forward
@@ -155,7 +155,7 @@ def test_gram_is_the_mean_outer_product() -> None:
 
 
 @pytest.mark.parametrize("batches", [1, 3])
-def test_hessians_are_those_of_the_layers_inputs(batches: int, tmp_path: Path) -> None:
+def test_hessians_are_gram_matrices_of_layer_inputs(batches: int, tmp_path: Path) -> None:
     checkpoint, ids = save_decoder(tmp_path), some_ids(6, 10)
     expected = inputs_of_layers(module_of(checkpoint), ids)
     decoder = build_blockwise_model(checkpoint)
@@ -182,7 +182,7 @@ def test_hessians_are_those_of_the_layers_inputs(batches: int, tmp_path: Path) -
     torch.testing.assert_close(hidden, last_hidden(build_blockwise_model(checkpoint), ids), atol=1e-4, rtol=1e-4)
 
 
-def test_layers_of_one_input_take_one_pass_though_tokens_count_otherwise_for_each(tmp_path: Path) -> None:
+def test_layers_with_a_shared_input_need_one_pass_despite_token_weights(tmp_path: Path) -> None:
     checkpoint, ids = save_decoder(tmp_path), some_ids(6, 10)
     expected = inputs_of_layers(module_of(checkpoint), ids)
     decoder = build_blockwise_model(checkpoint)
@@ -201,7 +201,7 @@ def test_layers_of_one_input_take_one_pass_though_tokens_count_otherwise_for_eac
     work = BlockPass("block", modules, run, parts, counts=counts)
     with torch.no_grad():
         list(work.solve(lambda names, hessian: seen.update(dict.fromkeys(names, hessian))))
-    # To see who reads what; then query, key and value; output; gate and up; down; and what the block gives.
+    # One pass that traces inputs; then q, k and v; o; gate and up; down; and the block's output.
     assert runs == [1] + 5 * [2, 2, 2]
     for name, weights in counts.items():
         inputs = expected[name].double()
@@ -210,7 +210,7 @@ def test_layers_of_one_input_take_one_pass_though_tokens_count_otherwise_for_eac
 
 
 class Chain(nn.Module):
-    """Two layers, one after the other, and one that nothing calls."""
+    """Two linear layers in sequence, and a third that is never called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -221,7 +221,7 @@ class Chain(nn.Module):
 
 
 @pytest.mark.parametrize("batches", [1, 2])
-def test_a_layer_sees_what_the_quantized_layers_before_it_give(batches: int) -> None:
+def test_layer_inputs_come_from_quantized_earlier_layers(batches: int) -> None:
     chain = Chain()
     given = torch.randn(2, 5, 4)
     seen: dict[str, torch.Tensor] = {}
@@ -276,18 +276,18 @@ def undisturbed(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def finish(source: Checkpoint, scratch: Path) -> tuple[str, list[str]]:
-    """The digest at the end, and the blocks that were done this time."""
+    """Return the final digest and the blocks that were processed in this run."""
     notes = Notes()
     result = STAGE.run(source, context(scratch, progress=notes))
     return digest_directory(result.folder), [line.split(":")[0] for line in notes.said if line.startswith("model.")]
 
 
 class Stop(Exception):  # noqa: N818
-    """The moment at which a run ends."""
+    """Exception that interrupts a run, as a kill would."""
 
 
 @pytest.mark.parametrize("done", [1, 3, 4])
-def test_a_run_that_ends_after_a_block_goes_on_with_the_next(
+def test_interrupted_run_resumes_with_the_next_block(
     done: int, source: Checkpoint, undisturbed: str, tmp_path: Path
 ) -> None:
     def stop(message: str) -> None:
@@ -325,7 +325,7 @@ STAGE.run(Checkpoint(Path(sys.argv[1])), context(Path(sys.argv[2])))
 
 
 @pytest.mark.slow
-def test_a_run_killed_within_a_block(source: Checkpoint, undisturbed: str, tmp_path: Path) -> None:
+def test_run_killed_within_a_block_repeats_that_block(source: Checkpoint, undisturbed: str, tmp_path: Path) -> None:
     here = Path(__file__).parent
     child = subprocess.run(
         [sys.executable, "-c", CHILD, str(source.folder), str(tmp_path), str(here), str(here.parents[1] / "support")],
@@ -341,19 +341,17 @@ def test_a_run_killed_within_a_block(source: Checkpoint, undisturbed: str, tmp_p
     assert blocks == ["model.layers.2", "model.layers.3"]
 
 
-def test_a_block_file_that_was_cut_short_counts_for_nothing(
-    source: Checkpoint, undisturbed: str, tmp_path: Path
-) -> None:
+def test_truncated_block_file_is_ignored(source: Checkpoint, undisturbed: str, tmp_path: Path) -> None:
     STAGE.run(source, context(tmp_path))
     path = BlockCache(tmp_path).file(2)
     path.write_bytes(path.read_bytes()[:-100])
     digest, blocks = finish(source, tmp_path)
     assert digest == undisturbed
-    # The states that entered block 2 are gone, so the walk begins anew.
+    # The input states of block 2 are gone, so the run restarts at the first block.
     assert blocks == [f"model.layers.{index}" for index in range(BLOCKS)]
 
 
-def test_a_full_disk_is_called_so_and_what_is_done_is_kept(
+def test_full_disk_is_reported_and_finished_blocks_are_kept(
     source: Checkpoint, undisturbed: str, tmp_path: Path
 ) -> None:
     (tmp_path / "states-00002.partial").symlink_to("/dev/full")
@@ -366,7 +364,7 @@ def test_a_full_disk_is_called_so_and_what_is_done_is_kept(
     assert blocks == ["model.layers.1", "model.layers.2", "model.layers.3"]
 
 
-def test_a_disk_that_safetensors_finds_full(
+def test_full_disk_error_of_safetensors_is_reported(
     source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
@@ -377,7 +375,7 @@ def test_a_disk_that_safetensors_finds_full(
         STAGE.run(source, context(tmp_path))
 
 
-def test_only_the_states_at_work_are_kept(source: Checkpoint, tmp_path: Path) -> None:
+def test_only_current_hidden_states_are_kept(source: Checkpoint, tmp_path: Path) -> None:
     STAGE.run(source, context(tmp_path))
     assert [path.name for path in tmp_path.glob("states-*")] == [f"states-{BLOCKS:05}.bin"]
     assert not list(tmp_path.rglob("*.partial"))

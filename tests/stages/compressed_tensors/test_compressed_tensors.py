@@ -1,4 +1,4 @@
-"""Checkpoints for servers with a GPU, opened on this processor by transformers and the package compressed-tensors."""
+"""Tests of compressed-tensors checkpoints: opened on the CPU by transformers and the compressed-tensors package."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ QUANTIZED: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Made:
-    """A checkpoint in both layouts, and what was remarked."""
+    """A GPTQ checkpoint, its compressed-tensors version, and the stage's note."""
 
     before: QuantizedCheckpoint
     after: CompressedTensorsCheckpoint
@@ -67,13 +67,13 @@ def serve(before: QuantizedCheckpoint, folder: Path, **fields: Any) -> Made:
 
 
 def answers(folder: Path) -> np.ndarray:
-    """Answers of the runtime that evaluates checkpoints: transformers with compressed-tensors."""
+    """Return the logits of the evaluation runtime: transformers with compressed-tensors."""
     session = RUNTIME.open(folder, REFERENCE.target, 1)
     return session.predict({"input_ids": IDS.numpy()})["logits"]
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
-def test_transformers_answers_what_the_integers_say(made: dict[str, Made], name: str) -> None:
+def test_transformers_logits_match_the_dequantized_weights(made: dict[str, Made], name: str) -> None:
     np.testing.assert_allclose(answers(made[name].after.folder), logits(made[name].before, IDS), atol=2e-5)
 
 
@@ -94,7 +94,7 @@ def test_compressed_tensors_unpacks_our_integers(made: dict[str, Made], name: st
         assert torch.equal(again.zero_points, weight.zero_points) and torch.equal(again.scales, weight.scales)
 
 
-def test_inputs_are_rounded_by_a_scale_for_each_token(made: dict[str, Made]) -> None:
+def test_activations_are_quantized_with_one_scale_per_token(made: dict[str, Made]) -> None:
     original, after = made["W8A8"].before, made["W8A8"].after
     stored = {str(after.stored(f"{layer}.weight").dtype) for layer in after.integer_layers}
     assert stored == {"torch.int8"} and not any("packed" in name for name in after.files)
@@ -112,7 +112,7 @@ def test_inputs_are_rounded_by_a_scale_for_each_token(made: dict[str, Made]) -> 
     assert float((expected - logits(original, IDS)).abs().max()) > 1e-3
 
 
-def test_the_config_is_what_llm_compressor_writes(made: dict[str, Made]) -> None:
+def test_config_equals_that_of_llm_compressor(made: dict[str, Made]) -> None:
     config = json.loads((made["W8A8"].after.folder / "config.json").read_text())
     assert config["dtype"] == "float16"
     about = config["quantization_config"]
@@ -132,7 +132,7 @@ def test_the_config_is_what_llm_compressor_writes(made: dict[str, Made]) -> None
 
 
 @pytest.mark.parametrize("name", ["W4A16", "W3A16", "W8A8"])
-def test_inspect_counts_the_same_weights_in_both_layouts(made: dict[str, Made], name: str) -> None:
+def test_inspect_counts_equal_weights_in_both_layouts(made: dict[str, Made], name: str) -> None:
     def counted(folder: Path) -> dict[str, int]:
         counts: dict[str, int] = {}
         for tensor in read_model(folder).tensors:
@@ -146,7 +146,7 @@ def test_inspect_counts_the_same_weights_in_both_layouts(made: dict[str, Made], 
     assert roles["weight_scale"] == "quantization"
 
 
-def test_gguf_of_it_is_that_of_the_checkpoint_it_was_made_of(tmp_path: Path) -> None:
+def test_gguf_equals_gguf_of_the_gptq_checkpoint(tmp_path: Path) -> None:
     stage = Gptq(method="rtn", group_size=32, embedding_bits=8)
     original = stage.run(save_mergeable_llama(tmp_path / "source"), context(tmp_path / "few"))
     after = serve(original, tmp_path).after
@@ -158,7 +158,7 @@ def test_gguf_of_it_is_that_of_the_checkpoint_it_was_made_of(tmp_path: Path) -> 
     assert first == second
 
 
-def test_layers_of_several_bits_are_named_in_groups(tmp_path: Path) -> None:
+def test_layers_of_mixed_bits_form_config_groups(tmp_path: Path) -> None:
     source = save_tiny_llama(tmp_path / "source")
     stage = Gptq(method="rtn", group_size=32)
     original = stage.run(source, context(tmp_path / "four"))
@@ -174,7 +174,7 @@ def test_layers_of_several_bits_are_named_in_groups(tmp_path: Path) -> None:
 
 
 def change(checkpoint: QuantizedCheckpoint, other: QuantizedCheckpoint, layers: list[str]) -> None:
-    """Give ``layers`` the integers of another checkpoint, in place."""
+    """Replace the integers of ``layers`` by those of another checkpoint, in place."""
     path = checkpoint.folder / "model.safetensors"
     tensors = load_file(path)
     for layer in layers:
@@ -186,7 +186,7 @@ def change(checkpoint: QuantizedCheckpoint, other: QuantizedCheckpoint, layers: 
     (checkpoint.folder / "config.json").write_text(json.dumps(config))
 
 
-def test_an_integer_that_comes_back_as_another_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_integer_is_detected_after_unpacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = quantize_tiny_llama(save_tiny_llama(tmp_path / "source"), tmp_path / "before", table_bits=None)
     whole = export.pack_layer
 
@@ -200,7 +200,7 @@ def test_an_integer_that_comes_back_as_another_is_found(tmp_path: Path, monkeypa
         serve(original, tmp_path)
 
 
-def test_what_has_no_place_is_refused_by_name(made: dict[str, Made], tmp_path: Path) -> None:
+def test_unsupported_layers_and_settings_are_refused_by_name(made: dict[str, Made], tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"_proj has 4 bits, group_size 32"):
         serve(made["W4A16"].before, tmp_path, activation_bits=8)
     rows = CompressedTensors(activation_bits=8)
@@ -221,7 +221,7 @@ def test_what_has_no_place_is_refused_by_name(made: dict[str, Made], tmp_path: P
         serve(few, tmp_path / "refused")
 
 
-def test_smoothing_keeps_the_function_and_divides_what_is_large(tmp_path: Path) -> None:
+def test_smoothing_preserves_logits_and_shrinks_large_inputs(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source")
     norm = "model.layers.0.input_layernorm.weight"
     loud = source.stored(norm).clone()

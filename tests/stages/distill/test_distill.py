@@ -1,4 +1,4 @@
-"""Students learn what their teacher knows; what cannot be compared is refused."""
+"""Tests of `distill`: agreement of students with their teacher, loss parts, and refused combinations."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STILL = {**SIZES, "epochs": 1, "learning_rate": 1e-12, "optimizer": {"weight_dec
 
 
 class Losses(SilentProgress):
-    """Reads the loss of each epoch off the notes."""
+    """A progress that collects the loss of each epoch from the notes."""
 
     def __init__(self) -> None:
         self.seen: list[float] = []
@@ -55,7 +55,7 @@ def _teacher() -> TorchModel:
 
 
 def teacher() -> TorchModel:
-    """A copy of a teacher that knows the toy task."""
+    """Return a copy of a teacher trained on the toy task."""
     return copy.deepcopy(_teacher())
 
 
@@ -79,7 +79,7 @@ def divergence(model: TorchModel, other: TorchModel) -> float:
     return float((theirs.exp() * (theirs - mine)).sum(dim=-1).mean())
 
 
-def test_a_student_comes_to_agree_with_its_teacher():
+def test_student_learns_to_agree_with_its_teacher():
     given, losses = context()
     stage = Distill(**LEARN, teacher="finetune")
     untrained = tiny.encoder(seed=8)
@@ -90,7 +90,7 @@ def test_a_student_comes_to_agree_with_its_teacher():
     assert len(losses.seen) == 8 and losses.seen[-1] < losses.seen[0] / 2
 
 
-def test_a_copy_of_the_teacher_has_nothing_to_learn():
+def test_copy_of_the_teacher_has_zero_loss():
     # The rate is next to nothing, so the noted loss is that of the copy: zero, padded batches or not.
     given, losses = context()
     Distill(**STILL, teacher="finetune").run(teacher(), given)
@@ -107,7 +107,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
     assert parts[2] == pytest.approx(parts[0] + 3 * (parts[1] - parts[0]), abs=1e-3)
 
 
-def test_the_loss_on_logits_is_that_of_the_answers():
+def test_logit_loss_equals_divergence_of_predictions():
     given, losses = context(tiny.dataset(96))
     Distill(**STILL, teacher="finetune", temperature=3.0).run(tiny.encoder(seed=8), given)
     examples = given.encode("train", teacher())
@@ -133,7 +133,7 @@ def test_a_narrower_student_learns(tmp_path: Path):
     np.testing.assert_allclose(answers(TorchModel.load(tmp_path, get_task(tiny.TASK))), answers(student), atol=1e-6)
 
 
-def test_a_student_made_of_layers_starts_from_their_weights():
+def test_student_of_selected_layers_starts_from_their_weights():
     given, _ = context()
     student = Distill(**STILL, student={"layers": [1]}).run(teacher(), given)
     assert student.module.config.num_hidden_layers == 1
@@ -142,7 +142,7 @@ def test_a_student_made_of_layers_starts_from_their_weights():
         torch.testing.assert_close(tensor, expected_weights[name], rtol=0, atol=1e-8)
 
 
-def test_a_student_of_another_config_starts_anew_from_the_seed():
+def test_student_of_another_config_is_initialized_from_the_seed():
     students = []
     for seed in (0, 0, 1):
         given, _ = context(seed=seed)
@@ -151,7 +151,7 @@ def test_a_student_of_another_config_starts_anew_from_the_seed():
     assert torch.equal(tables[0], tables[1]) and not torch.equal(tables[0], tables[2])
 
 
-def test_the_input_is_not_changed_when_the_student_is_another():
+def test_input_model_is_unchanged_when_student_is_another():
     model, given = teacher(), context()[0]
     Distill(**LEARN, student={"layers": [0]}).run(model, given)
     assert all(
@@ -159,7 +159,7 @@ def test_the_input_is_not_changed_when_the_student_is_another():
     )
 
 
-def test_unlabeled_text_is_learnt_from():
+def test_unlabeled_text_is_used_for_training():
     sizes = []
     for use in (False, True):
         given, _ = context()
@@ -194,7 +194,7 @@ def test_a_student_with_its_own_tokenizer_learns_logits(tmp_path: Path):
     assert student.module.config.model_type == "distilbert" and agreement(student, teacher()) >= 0.85
 
 
-def test_a_teacher_with_heads_cut_off_has_students_with_all_of_them(tmp_path: Path):
+def test_student_of_a_head_pruned_teacher_has_all_heads(tmp_path: Path):
     model = teacher()
     keep_heads(model.module, [[1], [0, 2]])
     student = Distill(**STILL, student={"config": {"hidden_size": 16}}).run(model, context()[0])
@@ -204,7 +204,7 @@ def test_a_teacher_with_heads_cut_off_has_students_with_all_of_them(tmp_path: Pa
     )
 
 
-def test_a_config_field_that_is_not_there_is_refused():
+def test_unknown_config_field_is_refused():
     with pytest.raises(StageError, match="'bert' model has no field 'hiden_size'"):
         Distill(**STILL, student={"config": {"hiden_size": 16}}).run(teacher(), context()[0])
 
@@ -219,12 +219,12 @@ def test_a_config_field_that_is_not_there_is_refused():
         {"num_attention_heads": 0},
     ],
 )
-def test_a_config_that_makes_no_model_is_refused(change: dict[str, Any]):
+def test_invalid_student_config_is_refused(change: dict[str, Any]):
     with pytest.raises(StageError, match="config does not make a model"):
         Distill(**STILL, student={"config": change}).run(teacher(), context()[0])
 
 
-def test_layers_that_the_model_lacks_are_refused():
+def test_missing_layers_are_refused():
     with pytest.raises(StageError, match=re.escape("Layers [0, 5] cannot be kept")):
         Distill(**STILL, student={"layers": [0, 5]}).run(teacher(), context()[0])
 
@@ -232,7 +232,7 @@ def test_layers_that_the_model_lacks_are_refused():
 @pytest.mark.parametrize(
     "parameters", [{}, {"student": {}}, {"student": {"layers": [0], "model": "x"}}, {"student": {"layers": []}}]
 )
-def test_parameters_that_leave_no_two_models_are_refused(parameters: dict[str, Any]):
+def test_parameters_without_distinct_teacher_are_refused(parameters: dict[str, Any]):
     with pytest.raises(ValidationError):
         Distill(**parameters)
 
@@ -246,14 +246,14 @@ def test_random_weights_need_an_architecture() -> None:
 MODULES = SentenceModules(sentences.WIDTH, steps=(Normalize(),))
 
 
-def test_the_distance_of_unit_vectors_is_two_less_twice_their_cosine() -> None:
+def test_squared_distance_of_unit_vectors_is_2_minus_2_cosine() -> None:
     first, other = (normalized(np.random.default_rng(seed).normal(size=(5, 7))) for seed in (0, 1))
     cosines = (first * other).sum(axis=1)
     distance = embedding_distance(torch.from_numpy(first), torch.from_numpy(other))
     assert float(distance) == pytest.approx(2 - 2 * cosines.mean())
 
 
-def test_a_student_of_one_layer_comes_nearer_to_its_teacher() -> None:
+def test_one_layer_student_approaches_its_teacher() -> None:
     context = sentences.context(sentences.dataset(train=64, validation=16))
     teacher = sentences.encoder(MODULES)
     examples = context.encode("test", teacher)
@@ -268,7 +268,7 @@ def test_a_student_of_one_layer_comes_nearer_to_its_teacher() -> None:
     assert after > 0.8
 
 
-def test_another_number_of_dimensions_is_refused() -> None:
+def test_mismatched_embedding_dimension_is_refused() -> None:
     teacher, student = (
         sentences.encoder(MODULES),
         sentences.encoder(MODULES.followed_by(Dense(np.eye(4, 32, dtype="f")))),

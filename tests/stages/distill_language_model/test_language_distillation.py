@@ -1,4 +1,4 @@
-"""Tiny decoders learn from others: what they are scored on, what they read, and how a kill or NaN ends."""
+"""Tests of distillation of tiny decoders: losses, teacher inputs, and endings by kill or NaN."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ STUDENT = {"layers": [0, 2]}
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """The teacher, whose norms have weights of their own as those of trained models have."""
+    """Save the teacher, whose norm weights are not all one, like those of trained models."""
     folder = tmp_path_factory.mktemp("teacher")
     save_tiny_llama(folder, **SMALL)
     model = LlamaForCausalLM.from_pretrained(folder)
@@ -84,7 +84,7 @@ def alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 @torch.no_grad()
 def apart(model: TorchModel, source: Checkpoint) -> tuple[float, float]:
-    """Mean KL to the teacher on text that no student learns from, by torch's formula, and how often both agree."""
+    """Return mean KL to the teacher on held-out text, by torch's formula, and the share of equal top tokens."""
     rows = text_data().split("validation")
     ids = torch.from_numpy(TASK.encode(rows, model.processor, None, LENGTH).batch(range(24))["input_ids"])
     mine, theirs = (decoder.module(input_ids=ids).logits.log_softmax(-1) for decoder in (model, loaded(source)))
@@ -110,7 +110,7 @@ def cut(source: Checkpoint) -> TorchModel:
     ],
     ids=["forward", "reverse"],
 )
-def test_a_cut_student_comes_nearer_to_its_teacher(fields: dict[str, Any], source: Checkpoint, tmp_path: Path) -> None:
+def test_pruned_student_approaches_its_teacher(fields: dict[str, Any], source: Checkpoint, tmp_path: Path) -> None:
     stage_context = context(source, tmp_path)
     student = run(source, stage_context, **fields)
     divergence_before, after = apart(cut(source), source), apart(student, source)
@@ -132,7 +132,7 @@ def batch_of(taught: LanguageDistillationTrainer, count: int = 4) -> dict[str, t
     return tensors(taught.windows.train, list(range(count)))
 
 
-def test_the_loss_of_a_step_is_what_torch_makes_of_whole_logits(
+def test_step_loss_equals_torch_loss_on_full_logits(
     source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "_AT_ONCE", 3 * LENGTH)
@@ -158,7 +158,7 @@ class Killed(BaseException):
 
 
 def kill_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Ends a training behind a step, as a signal would; every step is kept. Returns what lets the next one live."""
+    """Interrupt training after a step, as a signal would, with every step saved; return a function that undoes it."""
     plain = LanguageDistillationTrainer._told
 
     def record(self: LanguageDistillationTrainer, done: int, share: float, loss: float) -> None:
@@ -171,10 +171,8 @@ def kill_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None
     return lambda: monkeypatch.setattr(LanguageDistillationTrainer, "_told", plain)
 
 
-def test_a_killed_training_ends_with_the_same_bytes(
-    source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed in the first epoch, at its end, and in the second, where the best state counts too."""
+def test_resumed_training_is_bit_identical(source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the first epoch, at its end, and in the second, where the best checkpoint counts too."""
     fields = {**SHORT, "tokens": None, "epochs": 2.0, "dropout": 0.1}
     data = text_data(train=26)
     whole = context(source, tmp_path / "once", data)
@@ -191,8 +189,8 @@ def test_a_killed_training_ends_with_the_same_bytes(
     assert stage_context.notes[-1].split(";")[0] == whole.notes[-1].split(";")[0]
 
 
-def test_a_second_student_finds_what_the_teacher_said(source: Checkpoint, tmp_path: Path) -> None:
-    """CollectedOutputs, found by another student, or asked anew each time: the same weights to the bit."""
+def test_second_student_reuses_cached_teacher_outputs(source: Checkpoint, tmp_path: Path) -> None:
+    """Weights are bit-identical with cached teacher outputs and with outputs recomputed each time."""
     shared = replace(context(source, tmp_path / "one"), shared=lambda key: tmp_path / "shared" / key)
     first = run(source, shared, **SHORT)
     other = run(source, replace(shared, scratch=tmp_path / "other"), **SHORT | {"learning_rate": 1e-3})
@@ -205,7 +203,7 @@ def test_a_second_student_finds_what_the_teacher_said(source: Checkpoint, tmp_pa
     assert remarks[1:] == ["the teacher read 0 windows, 24 were known"] * 2
 
 
-def test_a_damaged_file_of_states_is_made_again(source: Checkpoint, tmp_path: Path) -> None:
+def test_damaged_teacher_state_file_is_recomputed(source: Checkpoint, tmp_path: Path) -> None:
     stage_context = replace(context(source, tmp_path / "one"), shared=lambda key: tmp_path / "shared")
     first = run(source, stage_context, **SHORT)
     for file in (tmp_path / "shared").rglob("*.safetensors"):
@@ -223,7 +221,9 @@ def test_pruned_weights_stay_zero(source: Checkpoint, tmp_path: Path) -> None:
     assert (after[::2] == 0).all() and not torch.equal(after, weight)
 
 
-def test_nan_ends_at_the_last_good_state(source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_stops_training_at_the_last_good_checkpoint(
+    source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(TrainingCheckpoint, "is_due", lambda self: True)
     good: list[dict[str, torch.Tensor]] = []
     plain = LanguageDistillationTrainer._told
@@ -245,7 +245,7 @@ def test_nan_ends_at_the_last_good_state(source: Checkpoint, tmp_path: Path, mon
     assert "step 5 of 6" in stopped and "after step 4" in stopped
 
 
-def test_nan_before_anything_was_kept_is_an_error(
+def test_nan_before_the_first_checkpoint_is_an_error(
     source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def record(self: LanguageDistillationTrainer, done: int, share: float, loss: float) -> None:
@@ -257,7 +257,7 @@ def test_nan_before_anything_was_kept_is_an_error(
         run(source, context(source, tmp_path), **SHORT)
 
 
-def test_a_model_that_is_broken_from_the_start_is_refused(source: Checkpoint, tmp_path: Path) -> None:
+def test_model_with_nan_weights_is_refused(source: Checkpoint, tmp_path: Path) -> None:
     model = loaded(source)
     with torch.no_grad():
         model.module.model.layers[2].self_attn.v_proj.weight[3, 3] = float("nan")
@@ -266,7 +266,7 @@ def test_a_model_that_is_broken_from_the_start_is_refused(source: Checkpoint, tm
 
 
 def with_tokenizer(model: TorchModel, words: dict[str, int]) -> TorchModel:
-    """The model with another tokenizer, whose tokens have those ids."""
+    """Return the model with another tokenizer that maps tokens to the given ids."""
     tokenizer_fields = json.loads(model.processor.backend_tokenizer.to_str())
     tokenizer_fields["model"]["vocab"] = words
     known = [dict(token, id=words[token["content"]]) for token in tokenizer_fields["added_tokens"]]
@@ -278,8 +278,8 @@ def with_tokenizer(model: TorchModel, words: dict[str, int]) -> TorchModel:
     return model
 
 
-def test_a_teacher_may_call_the_tokens_otherwise_and_know_more(source: Checkpoint, tmp_path: Path) -> None:
-    """The same teacher with its rows in another order and some more: the same loss but for rounding."""
+def test_teacher_may_have_permuted_and_additional_tokens(source: Checkpoint, tmp_path: Path) -> None:
+    """Permuting the teacher's vocabulary rows and adding some changes the loss only by rounding."""
     plain = make_trainer(source, context(source, tmp_path))
     other, count = loaded(source), plain.student.body.head(torch.float32).shape[0]
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
@@ -306,7 +306,7 @@ def test_a_teacher_may_call_the_tokens_otherwise_and_know_more(source: Checkpoin
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
-def test_a_teacher_without_some_tokens_is_refused(source: Checkpoint, tmp_path: Path) -> None:
+def test_teacher_that_lacks_tokens_is_refused(source: Checkpoint, tmp_path: Path) -> None:
     words = loaded(source).processor.get_vocab()
     words["other"] = words.pop("~")
     stage, student = DistillLanguageModel.model_validate({**SHORT, "student": STUDENT}), cut(source)
@@ -317,7 +317,7 @@ def test_a_teacher_without_some_tokens_is_refused(source: Checkpoint, tmp_path: 
         LanguageDistillationTrainer.between(stage, teacher, student, windows, stage_context)
 
 
-def test_too_few_tokens_for_a_step_and_too_long_windows_are_refused(source: Checkpoint, tmp_path: Path) -> None:
+def test_too_little_text_and_too_long_windows_are_refused(source: Checkpoint, tmp_path: Path) -> None:
     stage_context = context(source, tmp_path)
     with pytest.raises(DataError, match=r"100 tokens are too few for one step, which takes 128"):
         run(source, stage_context, tokens=100)
@@ -340,7 +340,7 @@ def test_losses_without_an_effect_are_refused(weights: dict[str, Any], needed: s
 
 
 @pytest.mark.parametrize("fields", [{"budget": "30"}, {"budget": "0m"}, {"budget": "5m", "tokens": 10}])
-def test_a_length_is_one_number_with_a_unit(fields: dict[str, Any]) -> None:
+def test_training_length_is_one_number_with_a_unit(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="budget"):
         DistillLanguageModel.model_validate({"teacher": "start", **fields})
     assert DistillLanguageModel(teacher="start", budget="1.5h").seconds == 5400
@@ -348,8 +348,8 @@ def test_a_length_is_one_number_with_a_unit(fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
-    """On answers of conversations, of which the two have different numbers of tokens in a step."""
+def test_two_processes_reproduce_the_loss_curve_of_one(tmp_path: Path) -> None:
+    """Assistant replies of conversations give the two processes different token counts in a step."""
     save_tiny_llama(tmp_path / "teacher", hidden_size=32, intermediate_size=48, num_hidden_layers=3)
     (alone, weights), both = taught.losses(tmp_path, 2), train_together(taught.losses, tmp_path)
     assert len(alone) == 10 and alone[-1] < 0.95 * alone[0]
@@ -360,7 +360,7 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_each_of_two_processes_writes_half_of_what_both_read(tmp_path: Path) -> None:
+def test_each_of_two_processes_caches_half_of_the_teacher_states(tmp_path: Path) -> None:
     save_tiny_llama(tmp_path / "teacher", hidden_size=32, intermediate_size=48, num_hidden_layers=3)
     wrote = {"teacher_writes": {"conversations": 24, "share": 0.5}}
     first, second = train_together(partial(taught.losses, **wrote), tmp_path)
@@ -372,7 +372,7 @@ def test_each_of_two_processes_writes_half_of_what_both_read(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_what_breaks_in_one_process_is_said_by_both(tmp_path: Path) -> None:
+def test_failure_in_one_process_is_reported_by_both(tmp_path: Path) -> None:
     save_tiny_llama(tmp_path / "teacher", hidden_size=32, intermediate_size=48, num_hidden_layers=3)
     messages = train_together(taught.refusal, tmp_path)
     assert re.search(r"became \w+ at step 4 of 10\.", messages[0]), messages[0]

@@ -1,4 +1,4 @@
-"""Equalized checkpoints: the function stays to the last digits, the columns become alike, and few bits hold more."""
+"""Tests of `equalize`: unchanged logits, equal column ranges, and lower quantization error at few bits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ATTENTION = ["q_proj", "k_proj", "v_proj"]
 
 
 def uneven(folder: Path, config: str = "LlamaConfig", **changes: Any) -> Checkpoint:
-    """A decoder whose linear layers have columns of very different sizes."""
+    """Save a decoder whose linear layers have columns of very different magnitudes."""
     source = save_decoder(folder / "even", config, **changes)
     module = module_of(source)
     generator = torch.Generator().manual_seed(3)
@@ -56,7 +56,7 @@ def logits(checkpoint: Checkpoint) -> torch.Tensor:
         ("OlmoConfig", 10),  # norms without weights
     ],
 )
-def test_the_function_stays(config: str, left_alone: int, tmp_path: Path) -> None:
+def test_logits_are_preserved(config: str, left_alone: int, tmp_path: Path) -> None:
     source, notes = uneven(tmp_path, config), Notes()
     result = equalized(source, tmp_path / "scratch", notes)
     logits_before, after = logits(source), logits(result)
@@ -67,7 +67,7 @@ def test_the_function_stays(config: str, left_alone: int, tmp_path: Path) -> Non
     assert remark.startswith(f"{left_alone} layers") if left_alone else remark == "", notes.said[-1]
 
 
-def test_columns_become_alike_by_hand(tmp_path: Path) -> None:
+def test_column_ranges_become_equal(tmp_path: Path) -> None:
     source = uneven(tmp_path)
     result = equalized(source, tmp_path / "scratch", strength=1.0)
     layer = "model.layers.1.self_attn"
@@ -99,7 +99,7 @@ def test_heads_that_share_values_share_factors(tmp_path: Path) -> None:
     torch.testing.assert_close(factors[:, 0], expected, rtol=1e-4, atol=0)
 
 
-def test_factors_by_hand() -> None:
+def test_factors_match_hand_computation() -> None:
     weight = torch.tensor([[1.0, 2.0, 0.0, 16.0], [1.0, 2.0, 0.0, 16.0]])
     apart = torch.arange(4)
     # Sizes 1, 2, 0, 16 about their geometric mean 32^(1/3); a column of zeros has no size.
@@ -112,7 +112,7 @@ def test_factors_by_hand() -> None:
 
 
 class Doubtful(nn.Module):
-    """``second`` reads what ``first`` makes, and so does the sum: a factor cannot be taken back."""
+    """``first`` feeds ``second`` and, if ``used_twice``, also the sum, so that its factor cannot be folded."""
 
     def __init__(self, used_twice: bool) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Doubtful(nn.Module):
 
 
 @pytest.mark.parametrize("used_twice", [False, True])
-def test_what_is_read_elsewhere_too_is_no_fold(used_twice: bool) -> None:
+def test_output_with_a_second_reader_is_not_folded(used_twice: bool) -> None:
     block, hidden = Doubtful(used_twice), torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
     parameters_before = [parameter.clone() for parameter in block.parameters()]
     folds, alone = find_folds(dict(block.named_children()), lambda: block(hidden), 4)
@@ -137,14 +137,14 @@ def test_what_is_read_elsewhere_too_is_no_fold(used_twice: bool) -> None:
     )
 
 
-def test_what_cannot_be_equalized_is_said(tmp_path: Path) -> None:
+def test_layers_that_cannot_be_equalized_are_reported(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source")
     quantized = Gptq(method="rtn", group_size=32).run(source, context(tmp_path / "quantized"))
     with pytest.raises(ModelError, match="quantized already"):
         equalized(Checkpoint(quantized.folder), tmp_path / "scratch")
 
 
-def test_half_precision_is_widened_where_it_changes(tmp_path: Path) -> None:
+def test_changed_half_precision_tensors_become_float32(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", dtype=torch.bfloat16)
     result = equalized(source, tmp_path / "scratch")
     assert result.stored("model.layers.0.mlp.up_proj.weight").dtype == torch.float32
@@ -153,15 +153,13 @@ def test_half_precision_is_widened_where_it_changes(tmp_path: Path) -> None:
     assert float((after - logits_before).abs().max()) < 1e-4 * float(logits_before.std())
 
 
-def test_an_architecture_without_a_place_for_factors_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_architecture_without_foldable_layers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compress.stages.equalize.equalization.find_folds", lambda *_: ([], ["x"]))
     with pytest.raises(StageError, match="Nothing could be equalized"):
         equalized(save_decoder(tmp_path / "source"), tmp_path / "scratch")
 
 
-def test_layers_that_files_keep_transposed_stay_so(tmp_path: Path) -> None:
+def test_transposed_layers_stay_transposed(tmp_path: Path) -> None:
     import tiny_decoders
 
     tiny_decoders.save("gpt2", tmp_path / "model")

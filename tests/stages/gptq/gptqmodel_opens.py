@@ -1,4 +1,4 @@
-"""Run by gptqmodel's own interpreter: open checkpoints as transformers or gptqmodel do, and save their logits."""
+"""Script for gptqmodel's own interpreter: open checkpoints with transformers or gptqmodel and save their logits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 
 def load(opener: str, folder: str) -> Any:
-    """The model as that library gives it."""
+    """Return the model as the given library loads it."""
     if opener == "transformers":
         from transformers import AutoModelForCausalLM
 
@@ -23,7 +23,7 @@ def load(opener: str, folder: str) -> Any:
 
 
 def main(ids_file: str, *jobs: str) -> None:
-    """``jobs``: OPENER=FOLDER; the logits go beside each folder, how many layers of which module to stdout."""
+    """Open each OPENER=FOLDER of ``jobs``, save logits beside the folder and print layer counts by module class."""
     ids = load_file(ids_file)["ids"]
     modules = {}
     for opener, folder in (job.split("=", 1) for job in jobs):

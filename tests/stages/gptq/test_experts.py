@@ -1,4 +1,4 @@
-"""Mixtures of experts: a layer a matrix, solved on the tokens that reach it, and what becomes of starved experts."""
+"""Tests of quantized mixtures of experts: each matrix solved on tokens routed to it, and starved experts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def quantized(source: Checkpoint, scratch: Path, notes: Notes | None = None, **f
 
 
 def routed(module: Any, ids: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """The inputs of transformers' own fused experts in each block: hidden states, the router's choice, its weights."""
+    """Return hidden states, chosen experts and routing weights of transformers' fused experts in each block."""
     seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     for part in module.modules():
         if hasattr(part, "gate_up_proj"):
@@ -52,9 +52,9 @@ def routed(module: Any, ids: torch.Tensor) -> list[tuple[torch.Tensor, torch.Ten
 
 @torch.no_grad()
 def inputs_of_experts(module: Any, ids: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """For each layer of an expert, by the checkpoint's name, what all tokens make of its input, and which are its own.
+    """Return for each expert layer its inputs over all tokens and a mask of the tokens routed to it.
 
-    Straight from the fused weights of a Mixtral.
+    Computed directly from the fused weights of a Mixtral; keys are the checkpoint's layer names.
     """
     inputs = {}
     for index, (hidden, chosen, _) in enumerate(routed(module, ids)):
@@ -69,7 +69,7 @@ def inputs_of_experts(module: Any, ids: torch.Tensor) -> dict[str, tuple[torch.T
 
 
 @pytest.mark.parametrize("config", MIXTURES)
-def test_modules_are_called_as_the_tensors_in_the_files(config: str, tmp_path: Path) -> None:
+def test_module_names_equal_tensor_names_in_files(config: str, tmp_path: Path) -> None:
     checkpoint = save_decoder(tmp_path, config)
     decoder = build_blockwise_model(checkpoint)
     assert set(decoder.model.state_dict()) == set(checkpoint.files)
@@ -78,8 +78,8 @@ def test_modules_are_called_as_the_tensors_in_the_files(config: str, tmp_path: P
 
 
 @pytest.mark.parametrize("config", MIXTURES)
-def test_a_quantized_mixture_answers_what_its_integers_say(config: str, tmp_path: Path) -> None:
-    # The oracle: transformers' fused experts with the weights that the integers stand for.
+def test_quantized_mixture_matches_dequantized_weights(config: str, tmp_path: Path) -> None:
+    # Reference: transformers' fused experts with the dequantized weights.
     source = save_decoder(tmp_path / "source", config)
     result = quantized(source, tmp_path / "scratch")
     layers = layers_of(result.folder)
@@ -109,9 +109,7 @@ def test_a_quantized_mixture_answers_what_its_integers_say(config: str, tmp_path
 
 
 @pytest.mark.parametrize("batches", [1, 3])
-def test_hessians_are_those_of_the_tokens_that_the_router_sends(
-    batches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_expert_hessians_use_routed_tokens_only(batches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Two Hessians of the wider inputs at a time, so that experts take several passes over the text.
     monkeypatch.setattr("compress.stages.blockwise.block_pass.HESSIAN_BYTES", 2 * 4 * 64 * 64)
     checkpoint, ids = save_decoder(tmp_path, "MixtralConfig"), some_ids(6, 10)
@@ -156,7 +154,7 @@ def test_hessians_are_those_of_the_tokens_that_the_router_sends(
     )
 
 
-def test_weights_of_rows_count_as_often() -> None:
+def test_row_weights_equal_repeated_rows() -> None:
     inputs = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     weights = torch.tensor([1.0, 3.0, 1.0, 2.0, 1.0])
     repeated = inputs.repeat_interleave(weights.long(), dim=0)
@@ -164,7 +162,7 @@ def test_weights_of_rows_count_as_often() -> None:
 
 
 def sleepy(folder: Path) -> Checkpoint:
-    """A Mixtral whose router chooses one expert and never the last: of v x, -v x, u x and 0 the largest is no 0."""
+    """Save a Mixtral whose router chooses one expert, never the last: logits are v x, -v x, u x and 0."""
     source = save_decoder(folder, "MixtralConfig", num_experts_per_tok=1)
     tensors = load_file(source.folder / "model.safetensors")
     for index in range(2):
@@ -175,7 +173,7 @@ def sleepy(folder: Path) -> Checkpoint:
 
 
 @pytest.mark.parametrize("minimum", [1, 40])
-def test_starved_experts_are_quantized_all_the_same_and_named(minimum: int, tmp_path: Path) -> None:
+def test_starved_experts_are_quantized_and_reported(minimum: int, tmp_path: Path) -> None:
     source, notes = sleepy(tmp_path / "source"), Notes()
     result = quantized(source, tmp_path / "scratch", notes, expert_tokens=minimum, bits=8)
     ids = calibration_sequences(context(tmp_path), source, 6, 24)
@@ -199,7 +197,7 @@ def test_starved_experts_are_quantized_all_the_same_and_named(minimum: int, tmp_
 
 
 def result_of(source: Checkpoint, result: QuantizedCheckpoint) -> Checkpoint:
-    """The float model with the weights of the quantized one."""
+    """Return the float model with the weights of the quantized checkpoint."""
     folder = result.folder.parent / "float"
     folder.mkdir()
     tensors = {name: result.weight(name.removesuffix(".weight")).contiguous() for name in source.files}
@@ -208,7 +206,7 @@ def result_of(source: Checkpoint, result: QuantizedCheckpoint) -> Checkpoint:
     return Checkpoint(folder)
 
 
-def test_without_starved_experts_nothing_is_said(tmp_path: Path) -> None:
+def test_no_note_without_starved_experts(tmp_path: Path) -> None:
     notes = Notes()
     result = quantized(save_decoder(tmp_path / "source", "MixtralConfig"), tmp_path / "scratch", notes, expert_tokens=1)
     layers = layers_of(result.folder).values()
@@ -217,14 +215,14 @@ def test_without_starved_experts_nothing_is_said(tmp_path: Path) -> None:
     assert not any("starved" in line for line in notes.said)
 
 
-def test_rounding_to_nearest_counts_no_tokens(tmp_path: Path) -> None:
+def test_round_to_nearest_reports_no_token_counts(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", "MixtralConfig")
     layers = layers_of(quantized(source, tmp_path / "scratch", method="rtn").folder)
     expert = layers[f"{EXPERTS.format(0)}.2.w1"]
     assert expert["bits"] == 4 and "tokens" not in expert and "starved" not in expert
 
 
-def test_the_price_of_a_matrix_is_shared_out_among_the_experts(tmp_path: Path) -> None:
+def test_sensitivity_of_a_matrix_is_split_among_experts(tmp_path: Path) -> None:
     source, ids, config = sleepy(tmp_path / "source"), some_ids(2, 40), Quantization(**SMALL)
     decoder = build_blockwise_model(source)
     survey = Survey(decoder, config, plan_layers(decoder, config), (2, 3, 8), SilentProgress(), tmp_path)
@@ -267,7 +265,7 @@ def test_the_price_of_a_matrix_is_shared_out_among_the_experts(tmp_path: Path) -
         assert least == 3
 
 
-def test_experts_get_bits_of_their_own(tmp_path: Path) -> None:
+def test_experts_get_individual_bit_widths(tmp_path: Path) -> None:
     source = sleepy(tmp_path / "source")
     result = quantized(source, tmp_path / "scratch", target_bits=5.0, choices=(2, 4, 8), embedding_bits=8)
     layers = layers_of(result.folder)
@@ -292,7 +290,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("config", REFUSED)
-def test_experts_that_cannot_be_told_apart_are_refused_before_the_work(config: str, tmp_path: Path) -> None:
+def test_inseparable_experts_are_refused_before_any_work(config: str, tmp_path: Path) -> None:
     fields, why = REFUSED[config]
     source = save_other(tmp_path / "source", config, fields)
     with pytest.raises(ModelError, match="experts of 2 blocks cannot be quantized one by one") as caught:
@@ -301,7 +299,7 @@ def test_experts_that_cannot_be_told_apart_are_refused_before_the_work(config: s
     assert not (tmp_path / "scratch").exists()
 
 
-def test_experts_that_are_kept_need_not_be_told_apart(tmp_path: Path) -> None:
+def test_kept_experts_need_not_be_separable(tmp_path: Path) -> None:
     source = save_other(tmp_path / "source", "GptOssConfig", REFUSED["GptOssConfig"][0])
     result = quantized(source, tmp_path / "scratch", keep=("*.experts.*",))
     name = "model.layers.0.mlp.experts.gate_up_proj"
@@ -311,7 +309,7 @@ def test_experts_that_are_kept_need_not_be_told_apart(tmp_path: Path) -> None:
 
 
 def save_other(folder: Path, config: str, fields: dict[str, Any]) -> Checkpoint:
-    """A decoder of an architecture that `save_decoder` doesn't know."""
+    """Save a decoder of an architecture that `save_decoder` doesn't support."""
     torch.manual_seed(0)
     model = getattr(transformers, config)(**SMALL_MODEL, **fields)
     transformers.AutoModelForCausalLM.from_config(model).float().save_pretrained(folder)
@@ -319,7 +317,7 @@ def save_other(folder: Path, config: str, fields: dict[str, Any]) -> Checkpoint:
     return Checkpoint(folder)
 
 
-def test_experts_that_are_stored_otherwise_are_named(tmp_path: Path) -> None:
+def test_unsupported_expert_storage_is_reported(tmp_path: Path) -> None:
     tensors = load_file(save_decoder(tmp_path, "MixtralConfig").folder / "model.safetensors")
     name = f"{EXPERTS.format(1)}.2.w3.weight"
     tensors["model.layers.1.experts.w3"] = tensors.pop(name)

@@ -1,4 +1,4 @@
-"""Mixtures of experts as GGUF: one tensor for all experts of a block, as llama.cpp opens and runs it."""
+"""Tests of mixtures of experts in GGUF: one tensor per block for all experts, run by llama.cpp."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def ids(length: int) -> np.ndarray:
     return np.random.default_rng(0).integers(3, ROWS, (2, length))
 
 
-def test_llama_cpp_answers_as_transformers_does(tmp_path: Path) -> None:
+def test_llama_cpp_logits_match_transformers(tmp_path: Path) -> None:
     source = mixtral(tmp_path)
     write_gguf(source, tmp_path / "tiny.gguf", GgufTypes("f32"))
     module = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
@@ -59,9 +59,7 @@ def test_llama_cpp_answers_as_transformers_does(tmp_path: Path) -> None:
     assert np.abs(answers(tmp_path / "tiny.gguf", ids(60)) - expected).max() < 1e-2 * expected.std()
 
 
-def test_experts_of_different_bits_lie_in_one_tensor_that_holds_them_exactly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_experts_of_mixed_bits_share_one_exact_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(config: object, plan: list[list[Layer]], *_: object) -> Allocation:
         bits = {layer.name: 4 for block in plan for layer in block if layer.bits}
         for index in range(2):
@@ -96,7 +94,7 @@ def test_experts_of_different_bits_lie_in_one_tensor_that_holds_them_exactly(
     assert np.abs(answers(file, ids(40)) - expected).std() < 0.1 * expected.std()
 
 
-def test_the_proof_sees_an_expert_in_another_s_place(tmp_path: Path) -> None:
+def test_verification_detects_swapped_experts(tmp_path: Path) -> None:
     checkpoint = quantized(mixtral(tmp_path / "source"), tmp_path / "scratch")
     write_gguf(checkpoint, tmp_path / "tiny.gguf")
     differences = {difference.name: difference for difference in compare_gguf(tmp_path / "tiny.gguf", checkpoint)}
@@ -111,7 +109,7 @@ def test_the_proof_sees_an_expert_in_another_s_place(tmp_path: Path) -> None:
     assert differences["blk.1.ffn_up_exps.weight"].largest == 0
 
 
-def test_an_expert_that_is_kept_among_quantized_ones_is_named(tmp_path: Path) -> None:
+def test_float_expert_among_quantized_ones_is_reported(tmp_path: Path) -> None:
     name = f"{EXPERTS.format(1)}.2.w3"
     checkpoint = quantized(mixtral(tmp_path / "source"), tmp_path / "scratch", keep=(name,))
     with pytest.raises(ModelError, match=f"one type for all experts of a block, and {name} is not quantized"):
@@ -123,7 +121,7 @@ FP32 = GraphSettings(accuracy_level=1)
 EXACT = {"atol": 2e-4, "rtol": 1e-4}
 
 
-def test_a_float_mixture_equals_transformers_whole_and_token_by_token(tmp_path: Path) -> None:
+def test_float_mixture_matches_transformers_in_prefill_and_decoding(tmp_path: Path) -> None:
     checkpoint, ids = save_decoder(tmp_path, "MixtralConfig", sliding_window=None), random_ids(2, 21)
     with torch.no_grad():
         expected = module_of(checkpoint)(input_ids=torch.from_numpy(ids)).logits.numpy()
@@ -137,7 +135,7 @@ def test_a_float_mixture_equals_transformers_whole_and_token_by_token(tmp_path: 
 
 
 @pytest.mark.parametrize("choices", [(2, 4, 8), (3, 4)])
-def test_every_expert_has_its_own_bits(choices: tuple[int, ...], tmp_path: Path) -> None:
+def test_each_expert_keeps_its_bits(choices: tuple[int, ...], tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", "MixtralConfig", sliding_window=None)
     stage = Gptq(
         group_size=32,
@@ -161,7 +159,7 @@ def test_every_expert_has_its_own_bits(choices: tuple[int, ...], tmp_path: Path)
     assert equality.difference < 1e-3 < equality.rounding
 
 
-def test_the_router_is_multiplied_in_fp32(tmp_path: Path) -> None:
+def test_router_is_computed_in_fp32(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", "MixtralConfig", sliding_window=None)
     checkpoint = Gptq(method="rtn", group_size=32).run(source, context(tmp_path / "scratch"))
     graph = export_decoder(checkpoint).graph.graph

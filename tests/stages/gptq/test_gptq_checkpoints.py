@@ -1,4 +1,4 @@
-"""A checkpoint quantized from beginning to end: what it holds, what is refused, and what is said."""
+"""Tests of GPTQ checkpoints end to end: stored tensors against the solver, refused inputs, and notes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def refusal(kind: type[CompressError], checkpoint: Checkpoint, scratch: Path, **
 
 
 def as_module(checkpoint: QuantizedCheckpoint, source: Checkpoint) -> Any:
-    """transformers' model with the weights that the integers stand for."""
+    """Return transformers' model with the dequantized weights."""
     module = module_of(source)
     state = {
         name: tensor if name.startswith("lm_head") else checkpoint.weight(name.removesuffix(".weight"))
@@ -55,8 +55,8 @@ def as_module(checkpoint: QuantizedCheckpoint, source: Checkpoint) -> Any:
     return module
 
 
-def test_every_layer_is_solved_on_what_the_quantized_layers_before_it_give(tmp_path: Path) -> None:
-    # The oracle: the finished model in transformers, hooks on its layers, and the solver once more on what they see.
+def test_layers_are_solved_on_outputs_of_quantized_earlier_layers(tmp_path: Path) -> None:
+    # Reference: the finished model in transformers, with the solver run again on inputs captured by hooks.
     source = save_decoder(tmp_path / "source")
     result = quantized(source, tmp_path / "scratch", guided=False)
     seen = inputs_of_layers(as_module(result, source), calibration_sequences(context(tmp_path), source, 6, 24))
@@ -73,7 +73,7 @@ def test_every_layer_is_solved_on_what_the_quantized_layers_before_it_give(tmp_p
         assert layers[name]["error"] == pytest.approx(expected.error, rel=0.02)
 
 
-def test_rounding_to_nearest_reads_no_text(tmp_path: Path) -> None:
+def test_round_to_nearest_needs_no_text(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source")
     stage = Gptq(method="rtn", group_size=32)
     assert stage.needs().splits == ()
@@ -86,7 +86,7 @@ def test_rounding_to_nearest_reads_no_text(tmp_path: Path) -> None:
     assert torch.all((layer.dequantize() - weight).abs() <= 0.51 * layer.scales.repeat_interleave(32, dim=1))
 
 
-def test_the_folder_is_one_that_transformers_describes_as_gptq(tmp_path: Path) -> None:
+def test_folder_has_the_gptq_config_of_transformers(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source")
     result = quantized(source, tmp_path / "scratch")
     config = transformers.AutoConfig.from_pretrained(result.folder)
@@ -107,7 +107,7 @@ def test_the_folder_is_one_that_transformers_describes_as_gptq(tmp_path: Path) -
     assert transformers.AutoTokenizer.from_pretrained(result.folder).chat_template
 
 
-def test_asymmetric_zero_points_are_stored_as_they_are(tmp_path: Path) -> None:
+def test_asymmetric_zero_points_are_stored_unchanged(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source")
     result = quantized(source, tmp_path / "scratch", sym=False)
     assert result.quantization is not None and result.quantization["checkpoint_format"] == "gptq_v2"
@@ -127,7 +127,7 @@ def test_bits_and_groups(bits: int, size: int, tmp_path: Path) -> None:
     assert int(layer.integers.max()) == (1 << bits) - 1
 
 
-def test_a_tied_table_is_stored_once_and_as_integers(tmp_path: Path) -> None:
+def test_tied_embeddings_are_stored_once_as_integers(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source")
     result = quantized(source, tmp_path / "scratch", embedding_bits=4)
     table = result.quantized("model.embed_tokens")
@@ -135,7 +135,7 @@ def test_a_tied_table_is_stored_once_and_as_integers(tmp_path: Path) -> None:
     stored = result.stored("model.embed_tokens.weight")
     assert torch.equal(stored, table.dequantize().half())
     assert "lm_head.weight" not in result.files
-    # gptqmodel reads the names of an index, else those of all files, and would take the table's for a layer's.
+    # gptqmodel reads the names of an index, else those of all files, and would mistake the table for a layer.
     index = json.loads((result.folder / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"]) == set(load_file(result.folder / "model.safetensors"))
     assert set(index["weight_map"].values()) == {"model.safetensors"}
@@ -143,7 +143,7 @@ def test_a_tied_table_is_stored_once_and_as_integers(tmp_path: Path) -> None:
     assert float((stored.float() - weight).square().sum() / weight.square().sum()) < 0.02
 
 
-def test_a_tied_table_is_solved_for_the_head_and_for_its_rows(tmp_path: Path) -> None:
+def test_tied_embeddings_are_solved_as_head_and_as_rows(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source")
     result = quantized(source, tmp_path / "scratch", embedding_bits=4, guided=False)
     module = as_module(result, source)
@@ -158,7 +158,7 @@ def test_a_tied_table_is_solved_for_the_head_and_for_its_rows(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("bits", "tolerance"), [(5, 0.08), (8, 0.01)])
-def test_rows_that_fill_no_word_are_padded_and_cut_again(bits: int, tolerance: float, tmp_path: Path) -> None:
+def test_rows_are_padded_to_whole_words_and_unpadded_on_reading(bits: int, tolerance: float, tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", vocab_size=171)
     result = quantized(source, tmp_path / "scratch", embedding_bits=bits)
     table = result.quantized("model.embed_tokens")
@@ -166,7 +166,7 @@ def test_rows_that_fill_no_word_are_padded_and_cut_again(bits: int, tolerance: f
     torch.testing.assert_close(table.dequantize(), source.weight("model.embed_tokens"), atol=tolerance, rtol=tolerance)
 
 
-def test_a_head_of_its_own_is_a_table_too(tmp_path: Path) -> None:
+def test_untied_head_is_quantized_like_the_embeddings(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", tie_word_embeddings=False)
     result = quantized(source, tmp_path / "scratch", embedding_bits=8)
     for name in ("lm_head", "model.embed_tokens"):
@@ -175,7 +175,7 @@ def test_a_head_of_its_own_is_a_table_too(tmp_path: Path) -> None:
     assert float((result.weight("lm_head") - result.weight("model.embed_tokens")).abs().max()) > 0.1
 
 
-def test_layers_that_are_kept_say_why(tmp_path: Path) -> None:
+def test_kept_layers_record_the_reason(tmp_path: Path) -> None:
     source, notes = save_decoder(tmp_path / "source"), Notes()
     result = quantized(source, tmp_path / "scratch", notes, keep=("*.o_proj", "model.layers.0.mlp.up_proj"))
     float_layers = ["model.layers.0.self_attn.o_proj", "model.layers.0.mlp.up_proj", "model.layers.1.self_attn.o_proj"]
@@ -191,7 +191,7 @@ def test_layers_that_are_kept_say_why(tmp_path: Path) -> None:
     assert not any(re.match(rule.removeprefix("-:"), "model.layers.1.mlp.up_proj") for rule in rules)
 
 
-def test_bits_per_parameter_count_everything(tmp_path: Path) -> None:
+def test_bits_per_parameter_include_all_tensors(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source")
     result = quantized(source, tmp_path / "scratch", embedding_bits=4, embedding_group_size=32)
     linear = 2 * (64 * 64 + 2 * 32 * 64 + 64 * 64 + 3 * 96 * 64)
@@ -202,7 +202,7 @@ def test_bits_per_parameter_count_everything(tmp_path: Path) -> None:
     assert size_bytes(result.folder) < size_bytes(source.folder)
 
 
-def test_bfloat16_gives_nearly_the_same(tmp_path: Path) -> None:
+def test_bfloat16_source_gives_similar_weights(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source")
     errors = [
         layers_of(quantized(source, tmp_path / precision, precision=precision).folder) for precision in ("fp32", "bf16")
@@ -213,20 +213,20 @@ def test_bfloat16_gives_nearly_the_same(tmp_path: Path) -> None:
     assert errors[0] != errors[1]
 
 
-def test_text_that_is_too_short(tmp_path: Path) -> None:
+def test_too_short_text_is_refused(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source")
     with pytest.raises(DataError) as caught:
         Gptq(**SMALL).run(source, context(tmp_path / "scratch", train=text(100)))
     assert "it gives 4 windows of 24 tokens" in str(caught.value) and "6 windows, 144 tokens" in str(caught.value)
 
 
-def test_text_of_one_token(tmp_path: Path) -> None:
+def test_text_of_one_token_is_refused(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source")
     with pytest.raises(DataError, match="100% of the calibration text is the one token 'a'"):
         Gptq(**SMALL).run(source, context(tmp_path / "scratch", train="a" * 400))
 
 
-def test_activations_that_overflow_name_block_and_layer(tmp_path: Path) -> None:
+def test_overflowing_activations_name_block_and_layer(tmp_path: Path) -> None:
     tensors = load_file(save_decoder(tmp_path / "source").folder / "model.safetensors")
     tensors["model.layers.0.mlp.up_proj.weight"] *= 1e30
     tensors["model.layers.0.mlp.gate_proj.weight"] *= 1e30
@@ -275,12 +275,12 @@ def test_layers_that_cannot_be_quantized_are_named(
     assert all(message in what for message in messages)
 
 
-def test_a_model_that_is_quantized_already(tmp_path: Path) -> None:
+def test_already_quantized_model_is_refused(tmp_path: Path) -> None:
     result = quantized(save_decoder(tmp_path / "source"), tmp_path / "scratch")
     assert "quantized already" in refusal(ModelError, result, tmp_path / "again")
 
 
-def test_values_beyond_float16(tmp_path: Path) -> None:
+def test_values_beyond_float16_are_refused(tmp_path: Path) -> None:
     tensors = load_file(save_decoder(tmp_path / "source").folder / "model.safetensors")
     tensors["model.norm.weight"] *= 1e6
     save_file(tensors, tmp_path / "source" / "model.safetensors", metadata={"format": "pt"})
@@ -298,7 +298,7 @@ def test_values_beyond_float16(tmp_path: Path) -> None:
         ({"method": "rtn", "target_bits": 4.5}, "need method: gptq"),
     ],
 )
-def test_fields_that_mean_nothing(fields: dict[str, Any], words: str) -> None:
+def test_fields_without_an_effect_are_refused(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Gptq(**fields)
 
@@ -310,7 +310,7 @@ def quantized_family(name: str, folder: Path, group_size: int = 32) -> Quantized
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neox"])
-def test_integers_stand_for_weights_that_transformers_computes_with(name: str, tmp_path: Path) -> None:
+def test_dequantized_weights_match_transformers(name: str, tmp_path: Path) -> None:
     checkpoint = quantized_family(name, tmp_path)
     module = AutoModelForCausalLM.from_pretrained(tmp_path / "model").float().eval()
     layers = {layer: about for layer, about in layers_of(checkpoint.folder).items() if about.get("bits")}
@@ -331,7 +331,7 @@ def test_integers_stand_for_weights_that_transformers_computes_with(name: str, t
         )
 
 
-def test_matrices_of_low_rank_that_do_not_fit_are_left_alone_with_the_reason(tmp_path: Path) -> None:
+def test_unsupported_low_rank_matrices_are_kept_with_the_reason(tmp_path: Path) -> None:
     stored_layers = layers_of(quantized_family("deepseek_v3", tmp_path).folder)
     narrow = {
         name.rpartition(".")[2] for name, about in stored_layers.items() if about.get("why", "").startswith("narrow")
@@ -344,7 +344,7 @@ def layer(name: str, bits: int, group_size: int = 32) -> Layer:
     return Layer(name, 0, 64, bits, group_size)
 
 
-def test_each_layer_of_an_input_comes_out_as_if_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_with_a_shared_input_are_solved_as_if_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(256, 64, generator=generator)
     hessian = inputs.T @ inputs / 256
@@ -368,7 +368,7 @@ def test_each_layer_of_an_input_comes_out_as_if_alone(monkeypatch: pytest.Monkey
         assert solved.layer.error == pytest.approx(expected.error, rel=1e-5)
 
 
-def test_the_layer_that_cannot_be_rounded_is_named_alone() -> None:
+def test_only_the_unroundable_layer_is_named() -> None:
     weights = [torch.ones(32, 64), torch.full((32, 64), torch.nan), torch.ones(32, 64)]
     with pytest.raises(
         StageError, match="The layer k cannot be quantized: the weight holds values that are not finite"
@@ -377,7 +377,7 @@ def test_the_layer_that_cannot_be_rounded_is_named_alone() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_it_and_its_gradient_are_those_of_a_plain_product(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+def test_head_product_and_gradient_equal_plain_matmul(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     # More rows than fit at a time, and a last part that is smaller.
     monkeypatch.setattr(language_head, "ROWS", 7)
     generator = torch.Generator().manual_seed(0)
@@ -392,7 +392,7 @@ def test_it_and_its_gradient_are_those_of_a_plain_product(monkeypatch: pytest.Mo
     torch.testing.assert_close(ours.grad, plain.grad)
 
 
-def test_under_autocast_it_is_in_bfloat16_and_the_gradient_is_summed_in_float32(
+def test_autocast_head_product_is_bfloat16_with_float32_gradient(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(language_head, "ROWS", 7)

@@ -1,4 +1,4 @@
-"""A foreign client: transformers with gptqmodel loads the checkpoint as it is, and answers what its integers say."""
+"""Tests with a foreign client: transformers with gptqmodel loads the checkpoint and matches the dequantized weights."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def checkpoint(folder: Path, fields: dict[str, Any]) -> QuantizedCheckpoint:
 
 
 @pytest.mark.skipif(not is_todays("gptqmodel"), reason="gptqmodel is begun every fourth day")
-def test_each_opens_unmodified(tmp_path: Path) -> None:
-    """One process opens all of them: it takes longer to start than to open them."""
+def test_gptqmodel_opens_each_checkpoint_unmodified(tmp_path: Path) -> None:
+    """One process opens all checkpoints, since its start takes longer than opening them."""
     jobs: list[Job] = []
     for index, fields in enumerate(CASES):
         opener = "gptqmodel" if "target_bits" in fields else "transformers"
@@ -72,7 +72,7 @@ def test_each_opens_unmodified(tmp_path: Path) -> None:
 
 
 class Job(NamedTuple):
-    """A way to open a checkpoint, and the share of tokens whose answers must be the same."""
+    """A way to open a checkpoint, and the required share of equal predicted tokens."""
 
     opener: str
     made: QuantizedCheckpoint
@@ -84,7 +84,7 @@ def integer_layers(checkpoint: QuantizedCheckpoint) -> int:
 
 
 def nearness(made: QuantizedCheckpoint, ids: torch.Tensor) -> torch.Tensor:
-    """For each token, whether the logits there and here are the same, [rows, tokens]."""
+    """Return for each token whether both logits agree, [rows, tokens]."""
     found, expected = load_file(made.folder.with_suffix(".logits"))["logits"], logits(made, ids)
     # Half precision through two blocks; an integer that is off by one shows ten times as much.
     near = (found - expected).abs().amax(-1) < 0.03 * float(expected.abs().max())

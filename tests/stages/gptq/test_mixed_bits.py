@@ -1,4 +1,4 @@
-"""Sensitivity against one-layer-at-a-time runs in transformers; allocation by hand; mixed bits from end to end."""
+"""Tests of mixed bits: sensitivities against runs with one coarse layer, allocation by brute force, and whole runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ LENGTH = 40
 
 
 def log_probabilities(module: nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    """At the 32 positions that the survey judges."""
+    """Return log-probabilities at the 32 positions that the survey evaluates."""
     with torch.no_grad():
         logits = module(input_ids=ids).logits
     places = torch.linspace(0, LENGTH - 1, 32).round().long()
@@ -53,7 +53,7 @@ def divergence(original: torch.Tensor, other: torch.Tensor) -> float:
     return float((original.exp() * (original - other)).sum() / len(original))
 
 
-def test_prices_are_divergences_of_models_with_one_coarse_layer(tmp_path: Path) -> None:
+def test_sensitivities_are_divergences_with_one_coarse_layer(tmp_path: Path) -> None:
     source, ids = save_decoder(tmp_path), some_ids(2, LENGTH)
     decoder = build_blockwise_model(source)
     coarse = source.weight("model.embed_tokens").mul(8).round().div(8)
@@ -93,7 +93,7 @@ def test_prices_are_divergences_of_models_with_one_coarse_layer(tmp_path: Path) 
     assert losses[TABLES] == {4: pytest.approx(expected, rel=0.02), 16: 0.0}
 
 
-def test_a_layer_takes_integers_scales_and_zero_points() -> None:
+def test_layer_size_counts_integers_scales_and_zero_points() -> None:
     layer = Layer("layer", 64, 96, 4, 32)
     assert stored_bits(layer, 4, symmetric=True) == 64 * 96 * 4 + 64 * 3 * 16
     assert stored_bits(layer, 3, symmetric=False) == 64 * 96 * 3 + 64 * 3 * (16 + 3)
@@ -113,7 +113,7 @@ def problem() -> tuple[list[list[Layer]], list[Layer], Sensitivity]:
 
 
 @pytest.mark.parametrize("target", [3.4, 4.0, 5.5, 7.0, 12.0])
-def test_the_choice_is_the_best_of_all_within_the_budget(target: float) -> None:
+def test_allocation_is_optimal_within_the_budget(target: float) -> None:
     layers, tables, sensitivity = problem()
     flat = [layer for block in layers for layer in block]
     parameters = sum(layer.rows * layer.columns for layer in (*flat, *tables)) + 50
@@ -131,7 +131,7 @@ def test_the_choice_is_the_best_of_all_within_the_budget(target: float) -> None:
     assert 0 < chosen.average <= target
 
 
-def test_bytes_are_a_budget_too() -> None:
+def test_budget_can_be_given_in_bytes() -> None:
     layers, tables, sensitivity = problem()
     parameters = 32 * 32 + 64 * 32 + 32 * 64 + 96 * 32
     average = allocate(Quantization(target_bits=5.5), layers, tables, parameters, sensitivity, (4, 8, 16))
@@ -139,7 +139,7 @@ def test_bytes_are_a_budget_too() -> None:
     assert allocate(Quantization(max_bytes=limit), layers, tables, parameters, sensitivity, (4, 8, 16)) == average
 
 
-def test_a_budget_that_nothing_fits_says_what_is_possible() -> None:
+def test_infeasible_budget_reports_the_possible_range() -> None:
     layers, tables, sensitivity = problem()
     parameters = 32 * 32 + 64 * 32 + 32 * 64 + 96 * 32
     least = (5120 * 2 + 160 * 16 + 96 * 32 * 4 + 96 * 16) / parameters
@@ -152,7 +152,7 @@ def mixed(source: Checkpoint, scratch: Path, notes: Notes | None = None, **field
     return stage.run(source, context(scratch, progress=notes))
 
 
-def test_layers_that_matter_little_get_few_bits(tmp_path: Path) -> None:
+def test_insensitive_layers_get_few_bits(tmp_path: Path) -> None:
     tensors = load_file(save_decoder(tmp_path / "source").folder / "model.safetensors")
     tensors["model.layers.1.self_attn.o_proj.weight"] *= 1e-3
     save_file(tensors, tmp_path / "source" / "model.safetensors", metadata={"format": "pt"})
@@ -165,7 +165,7 @@ def test_layers_that_matter_little_get_few_bits(tmp_path: Path) -> None:
     assert any(f"{average:.2f} bits on average" in line and "layers at 2" in line for line in notes.said)
 
 
-def test_files_say_the_bits_of_each_layer_as_gptqmodel_reads_them(tmp_path: Path) -> None:
+def test_bits_of_each_layer_are_stored_as_gptqmodel_reads_them(tmp_path: Path) -> None:
     result = mixed(save_decoder(tmp_path / "source"), tmp_path / "scratch", target_bits=4.8, embedding_bits=4)
     assert result.quantization is not None
     rules = result.quantization["dynamic"]
@@ -179,13 +179,13 @@ def test_files_say_the_bits_of_each_layer_as_gptqmodel_reads_them(tmp_path: Path
     assert len({layer["bits"] for layer in layers_of(result.folder).values()}) > 1
 
 
-def test_choices_are_kept_to(tmp_path: Path) -> None:
+def test_only_the_given_bit_widths_are_used(tmp_path: Path) -> None:
     result = mixed(save_decoder(tmp_path / "source"), tmp_path / "scratch", target_bits=6.5, choices=(4, 8))
     bits = {layer["bits"] for layer in layers_of(result.folder).values() if layer.get("bits")}
     assert bits == {4, 8}
 
 
-def test_bits_are_chosen_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bit_choice_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = save_decoder(tmp_path / "source")
     mixed(source, tmp_path / "scratch", target_bits=4.8)
 
@@ -196,9 +196,7 @@ def test_bits_are_chosen_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert mixed(source, tmp_path / "scratch", target_bits=4.8).folder.is_dir()
 
 
-def test_flops_of_forward_passes_and_hessians_are_those_that_torch_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_flops_of_forward_passes_and_hessians_match_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Panels as narrow, beside these small sides, as they are beside large ones.
     monkeypatch.setattr("compress.stages.blockwise.block_pass._PANEL", 8)
     checkpoint, ids = save_decoder(tmp_path), some_ids(4, 16)
@@ -224,7 +222,7 @@ def test_flops_of_forward_passes_and_hessians_are_those_that_torch_counts(
     assert quantization_flops(config, shape) - solver == pytest.approx(counted, rel=0.2)
 
 
-def test_flops_of_weighing_tokens_are_those_that_torch_counts(tmp_path: Path) -> None:
+def test_flops_of_token_weights_match_torch(tmp_path: Path) -> None:
     checkpoint, ids = save_decoder(tmp_path / "model"), some_ids(4, 16)
     plain, guided = (Quantization(samples=4, sequence_length=16, guided=guided) for guided in (False, True))
     work = Gradients(build_blockwise_model(checkpoint), guided, ids, tmp_path / "work", SilentProgress())
@@ -260,7 +258,7 @@ def test_flops_and_memory_by_hand() -> None:
 
 
 @pytest.mark.parametrize("fields", [{}, {"embedding_bits": 4}, {"bits": 8, "group_size": -1}])
-def test_the_folder_is_about_as_large_as_foretold(fields: dict[str, Any], tmp_path: Path) -> None:
+def test_folder_size_is_close_to_the_prediction(fields: dict[str, Any], tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", hidden_size=128, intermediate_size=256, vocab_size=1000)
     config = {"group_size": 32, "samples": 4, "sequence_length": 24, **fields}
     result = Gptq(**config).run(source, context(tmp_path / "scratch"))
@@ -280,7 +278,7 @@ def measured(checkpoint: Checkpoint, ids: torch.Tensor, folder: Path, **config: 
 
 
 def by_autograd(checkpoint: Checkpoint, ids: torch.Tensor) -> Importance:
-    """The same in one pass over all windows, with the same answers drawn."""
+    """Return the same gradients from one pass over all windows, with the same sampled tokens."""
     module = module_of(checkpoint)
     outputs: dict[str, torch.Tensor] = {}
     for name, part in module.named_modules():
@@ -313,7 +311,7 @@ def by_autograd(checkpoint: Checkpoint, ids: torch.Tensor) -> Importance:
 
 
 @pytest.mark.parametrize("config", ["LlamaConfig", "Qwen3Config", "Gemma2Config", "PhiConfig", "GraniteConfig"])
-def test_block_by_block_is_as_all_at_once(config: str, tmp_path: Path) -> None:
+def test_blockwise_gradients_equal_full_autograd(config: str, tmp_path: Path) -> None:
     checkpoint, ids = save_decoder(tmp_path / "model", config), some_ids(3, 16)
     token_weights, expected = measured(checkpoint, ids, tmp_path / "work"), by_autograd(checkpoint, ids)
     assert token_weights.layers.keys() == expected.layers.keys()
@@ -326,14 +324,14 @@ def test_block_by_block_is_as_all_at_once(config: str, tmp_path: Path) -> None:
     assert not (tmp_path / "work").exists()
 
 
-def test_experts_have_no_weights_and_the_rest_of_their_block_has(tmp_path: Path) -> None:
+def test_token_weights_skip_experts_only(tmp_path: Path) -> None:
     token_weights = measured(save_decoder(tmp_path / "model", "Qwen2MoeConfig"), some_ids(2, 16), tmp_path / "work")
     assert not any(".experts." in name for name in token_weights.layers)
     assert "model.layers.0.mlp.shared_expert.down_proj" in token_weights.layers
     assert all(float(weights.mean()) == pytest.approx(1) for weights in token_weights.layers.values())
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_token_weights_survive_a_round_trip(tmp_path: Path) -> None:
     token_weights = measured(save_decoder(tmp_path / "model"), some_ids(2, 16), tmp_path / "work")
     token_weights.write(tmp_path / "kept.safetensors")
     again = Importance.read(tmp_path / "kept.safetensors")
@@ -342,7 +340,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert torch.equal(again.head, token_weights.head) and torch.equal(again.embedding, token_weights.embedding)
 
 
-def test_a_gradient_that_is_not_finite_is_named(tmp_path: Path) -> None:
+def test_non_finite_gradient_is_reported(tmp_path: Path) -> None:
     checkpoint = save_decoder(tmp_path / "model")
     decoder = build_blockwise_model(checkpoint)
     fill = decoder.tensor
@@ -359,10 +357,8 @@ def test_a_gradient_that_is_not_finite_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batches", [1, 3])
-def test_layers_are_solved_for_the_tokens_that_matter(
-    batches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where layers see the same inputs, the weighted error falls and the plain one rises."""
+def test_token_weights_lower_the_weighted_error(batches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With equal layer inputs, token weights lower the weighted error and raise the plain one."""
     checkpoint = save_decoder(tmp_path / "model", num_hidden_layers=1)
     if batches > 1:
         monkeypatch.setattr(

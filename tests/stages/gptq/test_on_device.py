@@ -1,4 +1,4 @@
-"""Stages on a GPU that isn't there: every tensor follows the device, and what comes out is what the processor gives."""
+"""Tests of stages on a simulated GPU: every tensor is moved there, and results equal those of the CPU."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def run(name: str, folder: Path, where: str) -> Checkpoint:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_made_there_is_what_is_made_here(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_results_equal_cpu_results(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if name in IN_BATCHES:
         monkeypatch.setattr("compress.stages.blockwise.calibration.ACTIVATION_BYTES", 1)
     with sdpa_kernel(SDPBackend.MATH):  # sums in the order in which the device does them
@@ -63,12 +63,12 @@ def test_what_is_made_there_is_what_is_made_here(name: str, tmp_path: Path, monk
         device_result = run(name, tmp_path, "there")
     assert {"aten::mm", "aten::silu"} <= mode.ran
     assert list(host_result.files) == list(device_result.files)
-    # A number at the border of two integers goes to either, and moves those after it.
+    # A value halfway between two integers may round either way, which changes later ones.
     assert sameness(device_result, host_result) >= (0.97 if host_result.integer_layers else 1.0)
 
 
 def sameness(there: Checkpoint, here: Checkpoint) -> float:
-    """The share of numbers that are the same: of integers, or of all weights where there are none."""
+    """Return the share of equal integers, or of equal weights where there are no integers."""
     same = total = 0
     for module in here.integer_layers or [name.removesuffix(".weight") for name in here.files]:
         device_layer, expected = there.quantized(module), here.quantized(module)
@@ -79,7 +79,7 @@ def sameness(there: Checkpoint, here: Checkpoint) -> float:
     return same / total
 
 
-def test_a_tensor_of_the_processors_is_refused_there(gpu: FakeGpu) -> None:
+def test_cpu_tensors_are_refused_by_the_simulated_gpu(gpu: FakeGpu) -> None:
     ours, theirs = torch.ones(2, 2), torch.ones(2, 2, device=DEVICE)
     with pytest.raises(RuntimeError, match="on the processor"):
         ours @ theirs
@@ -88,7 +88,7 @@ def test_a_tensor_of_the_processors_is_refused_there(gpu: FakeGpu) -> None:
     assert float((theirs @ ours.to(DEVICE)).sum()) == 8 and theirs.cpu().numpy().shape == (2, 2)
 
 
-def test_one_block_is_there_at_a_time(tmp_path: Path, gpu: FakeGpu) -> None:
+def test_one_block_is_on_the_gpu_at_a_time(tmp_path: Path, gpu: FakeGpu) -> None:
     decoder = build_blockwise_model(save_decoder(tmp_path / "source"), DEVICE)
 
     def there() -> list[bool]:
@@ -102,7 +102,7 @@ def test_one_block_is_there_at_a_time(tmp_path: Path, gpu: FakeGpu) -> None:
     assert table.device.type == "gpu" and decoder.embedding.weight.shape[0] == 4
 
 
-def test_memory_that_ends_in_the_middle_names_stage_and_block_and_keeps_those_before(
+def test_out_of_memory_names_stage_and_block_and_keeps_finished_blocks(
     tmp_path: Path, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = {"gptq": {**FEW, "samples": 4, "guided": False}}

@@ -1,4 +1,4 @@
-"""GGUF files of llama.cpp's own types: each tensor as its quantizer has it, opened by it, refused where it must be."""
+"""Tests of llama.cpp's quantization types in GGUF: tensors equal those of llama.cpp's own quantizer."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ LLAMAS: dict[str, dict[str, Any]] = {
 
 
 def with_imatrix(checkpoint: Checkpoint) -> None:
-    """Put a matrix of random importance beside a checkpoint."""
+    """Write a random importance matrix beside a checkpoint."""
     generator = torch.Generator().manual_seed(1)
     matrices = [
         matrix
@@ -60,7 +60,7 @@ def with_imatrix(checkpoint: Checkpoint) -> None:
 
 
 def by_llama_cpp(library: Path, folder: Path, file_type: str, imatrix: Path | None) -> dict[str, Any]:
-    """The tensors of the file that its own quantizer writes."""
+    """Return the tensors of the file that llama.cpp's own quantizer writes."""
     script = Path(__file__).parents[3] / "benchmarks" / "peers" / "llama_cpp_quantize.py"
     order: dict[str, Any] = {
         "library": str(library),
@@ -75,7 +75,7 @@ def by_llama_cpp(library: Path, folder: Path, file_type: str, imatrix: Path | No
 
 
 def saved(kind: str, folder: Path) -> Checkpoint:
-    """A decoder: of shared values or not, of rows that are no whole blocks, of experts, of fused attention."""
+    """Save a decoder with tied embeddings, rows of partial blocks, experts or fused attention, as the case asks."""
     if kind in LLAMAS:
         return save_mergeable_llama(folder, **{**WIDE, **LLAMAS[kind]})
     sizes = {**WIDE, "num_hidden_layers": 8, "num_key_value_heads": 4, "vocab_size": ROWS}
@@ -88,7 +88,7 @@ def saved(kind: str, folder: Path) -> Checkpoint:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [*LLAMAS, "MixtralConfig", "Qwen2MoeConfig", "Phi3Config"])
 @pytest.mark.parametrize("file_type", todays(FILE_TYPES, 12, str))
-def test_every_tensor_is_that_of_llama_cpp_s_own_quantizer(
+def test_tensors_equal_those_of_the_llama_cpp_quantizer(
     tmp_path: Path, file_type: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from peers.environment import UnavailableError
@@ -120,19 +120,19 @@ def test_every_tensor_is_that_of_llama_cpp_s_own_quantizer(
         assert np.array_equal(tensor.data.ravel(), theirs[tensor.name].data.ravel()), tensor.name
 
 
-def test_the_stage_names_every_type() -> None:
+def test_stage_note_lists_all_tensor_types() -> None:
     (names, _) = get_args(Gguf.model_fields["type"].annotation)
     assert set(get_args(names)) == set(FILE_TYPES)
 
 
 def planned_bytes(checkpoint: Checkpoint, types: GgufTypes) -> int:
-    """The planned bytes of all tensors of the file."""
+    """Return the predicted size in bytes of all tensors of the file."""
     planned = plan_gguf(checkpoint, types)
     return sum(row_bytes(tensor.kind, tensor.shape[-1]) * math.prod(tensor.shape[:-1]) for tensor in planned)
 
 
 @pytest.mark.parametrize(("hidden", "tied"), [(256, True), (288, False)])
-def test_the_size_of_every_type_is_foretold_from_the_shape(tmp_path: Path, hidden: int, tied: bool) -> None:
+def test_size_of_every_type_is_predicted_from_the_shape(tmp_path: Path, hidden: int, tied: bool) -> None:
     sides = WIDE | {"hidden_size": hidden, "intermediate_size": 768, "num_key_value_heads": 2}
     source = save_mergeable_llama(tmp_path / "source", tie_word_embeddings=tied, **sides)
     with_imatrix(source)
@@ -148,7 +148,7 @@ def test_the_size_of_every_type_is_foretold_from_the_shape(tmp_path: Path, hidde
 
 
 @pytest.mark.parametrize("bits", [3, 4, 8, 32])
-def test_the_size_of_kept_integers_is_foretold(tmp_path: Path, bits: int) -> None:
+def test_size_of_kept_integers_is_predicted(tmp_path: Path, bits: int) -> None:
     plan = PlanContext(64, True, {}, {}, lambda name, drawn: None, lambda: 1e9, generates=True)
     checkpoint: Checkpoint = save_mergeable_llama(tmp_path / "source", **(WIDE | {"intermediate_size": 768}))
     shape = replace(read_shape(checkpoint.folder), processor_bytes=1000)
@@ -172,7 +172,7 @@ def test_errors_are_small_where_inputs_are_large() -> None:
         assert weighed.sum() < 0.95 * plain.sum(), kind
 
 
-def test_the_matrix_is_the_mean_square_of_what_layers_are_given(tmp_path: Path) -> None:
+def test_importance_matrix_is_the_mean_square_of_layer_inputs(tmp_path: Path) -> None:
     source, notes = save_decoder(tmp_path / "source"), Notes()
     weighted = Imatrix(samples=6, sequence_length=24, precision="fp32").run(
         source, context(tmp_path / "w", progress=notes)
@@ -199,7 +199,7 @@ def test_the_matrix_is_the_mean_square_of_what_layers_are_given(tmp_path: Path) 
     assert f"imatrix: inputs of {len(seen)} layers on 144 tokens" in notes.said
 
 
-def test_experts_have_a_matrix_each_and_llama_cpp_runs_their_file(tmp_path: Path) -> None:
+def test_each_expert_has_an_importance_matrix_and_llama_cpp_runs_it(tmp_path: Path) -> None:
     sizes = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8}
     source = save_decoder(tmp_path / "source", "MixtralConfig", vocab_size=ROWS, sliding_window=None, **sizes)
     train_tokenizer().save_pretrained(source.folder)
@@ -219,7 +219,7 @@ def test_experts_have_a_matrix_each_and_llama_cpp_runs_their_file(tmp_path: Path
     assert np.corrcoef(answers.ravel(), expected_logits.ravel())[0, 1] > 0.995
 
 
-def test_integers_are_refused(tmp_path: Path) -> None:
+def test_quantized_checkpoints_are_refused(tmp_path: Path) -> None:
     source = save_mergeable_llama(tmp_path / "source", **{**WIDE, "num_hidden_layers": 2})
     assert Gguf(type="Q4_K_M").conflicts_with(Gptq()) is not None and Gguf().conflicts_with(Gptq()) is None
     quantized = Gptq(method="rtn", group_size=32).run(Checkpoint(source.folder), context(tmp_path / "q"))
@@ -227,5 +227,5 @@ def test_integers_are_refused(tmp_path: Path) -> None:
         Gguf(type="Q4_K_M").run(quantized, context(tmp_path / "w"))
 
 
-def test_a_baseline_is_not_rounded_with_what_ships() -> None:
+def test_baseline_is_exported_without_rounding() -> None:
     assert Gguf(type="Q4_K_M", float_type="f32").without_rounding() == Gguf(float_type="f32")

@@ -1,4 +1,4 @@
-"""NNCF's weights in our checkpoint, against NNCF itself run beside it: its own expanded weights, its own logits."""
+"""Tests of NNCF weight compression: dequantized weights and logits against those of NNCF's own model."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def compressed(checkpoint: Checkpoint, scratch: Path, notes: Notes | None = None
 
 
 def theirs(checkpoint: Checkpoint, scratch: Path, **options: Any) -> Any:
-    """NNCF's own compressed model, from transformers' model and the same windows."""
+    """Return NNCF's own compressed model, from transformers' model and the same windows."""
     windows = calibration_sequences(context(scratch), checkpoint, 6, 24)
     feeds = [{"input_ids": window[None], "attention_mask": torch.ones_like(window[None])} for window in windows]
     model = module_of(checkpoint)
@@ -70,7 +70,7 @@ def theirs(checkpoint: Checkpoint, scratch: Path, **options: Any) -> Any:
 
 
 def expanded(model: Any) -> dict[str, torch.Tensor]:
-    """Every parameter as NNCF's model computes with it, by name: its hooks are called on what it stores."""
+    """Return every parameter, by name, as NNCF's hooks decompress it for computation."""
     hooks = {
         name.split(".")[-2].rsplit("__", 1)[0].replace(":", "."): hook
         for name, hook in get_hook_storage(model).named_hooks()
@@ -85,14 +85,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def results(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, QuantizedCheckpoint]:
-    """Each case of `CASES`, compressed once."""
+    """Compress each case of `CASES` once."""
     folder = tmp_path_factory.mktemp("results")
     return {name: compressed(source, folder / name, **fields) for name, (fields, _) in CASES.items()}
 
 
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
-def test_weights_and_logits_are_those_of_nncfs_own_model(
+def test_weights_and_logits_equal_those_of_nncf(
     source: Checkpoint, results: Mapping[str, QuantizedCheckpoint], case: str, tmp_path: Path
 ) -> None:
     result, oracle = results[case], theirs(source, tmp_path, **CASES[case][1])
@@ -106,7 +106,9 @@ def test_weights_and_logits_are_those_of_nncfs_own_model(
     assert float((expected - module_of(source)(input_ids=IDS).logits).abs().max()) > 0.1 * float(expected.std())
 
 
-def test_the_cases_are_what_they_are_called(source: Checkpoint, results: Mapping[str, QuantizedCheckpoint]) -> None:
+def test_cases_have_the_bits_and_groups_of_their_names(
+    source: Checkpoint, results: Mapping[str, QuantizedCheckpoint]
+) -> None:
     layers = {name: layers_of(result.folder) for name, result in results.items()}
 
     def bits(name: str) -> Mapping[str, Any]:
@@ -130,7 +132,7 @@ def test_the_cases_are_what_they_are_called(source: Checkpoint, results: Mapping
 
 
 @pytest.mark.parametrize("case", ["zero points", "both"])
-def test_the_same_road_leads_to_onnx_and_gguf(case: str, tmp_path: Path) -> None:
+def test_onnx_and_gguf_exports_match_the_checkpoint(case: str, tmp_path: Path) -> None:
     result = compressed(save_mergeable_llama(tmp_path / "source"), tmp_path / "scratch", **CASES[case][0])
     model = export_decoder(result, GraphSettings(accuracy_level=1))
     ids = np.asarray(IDS[:2])
@@ -140,7 +142,7 @@ def test_the_same_road_leads_to_onnx_and_gguf(case: str, tmp_path: Path) -> None
         assert difference.largest <= difference.allowed
 
 
-def test_average_bits_count_everything(source: Checkpoint, tmp_path: Path) -> None:
+def test_average_bits_include_all_tensors(source: Checkpoint, tmp_path: Path) -> None:
     notes = Notes()
     result = compressed(source, tmp_path, notes=notes)
     weights = {name: result.stored(name) for name in result.files}
@@ -172,7 +174,7 @@ assert "Stub" in type(telemetry).__name__ or "Mock" in type(telemetry).__name__,
 """
 
 
-def test_by_itself_it_writes_nothing_and_tells_nobody(source: Checkpoint, tmp_path: Path) -> None:
+def test_stage_prints_nothing_and_sends_no_telemetry(source: Checkpoint, tmp_path: Path) -> None:
     # In a process of its own: NNCF sends nothing from within pytest, and here it is imported by the stage.
     tests_folder = Path(__file__).parent
     folders = os.pathsep.join(map(str, (tests_folder, tests_folder.parents[1] / "support", tests_folder.parents[2])))
@@ -183,7 +185,7 @@ def test_by_itself_it_writes_nothing_and_tells_nobody(source: Checkpoint, tmp_pa
     assert done.stdout == ""
 
 
-def test_nncfs_logger_is_left_as_it_was(source: Checkpoint, tmp_path: Path) -> None:
+def test_nncf_logger_is_restored(source: Checkpoint, tmp_path: Path) -> None:
     handlers_before = logging.getLogger("nncf").handlers[:]
     compressed(source, tmp_path)
     assert handlers_before and logging.getLogger("nncf").handlers == handlers_before
@@ -196,7 +198,7 @@ def test_nncfs_logger_is_left_as_it_was(source: Checkpoint, tmp_path: Path) -> N
         ({"mode": "nf4"}, "'int4_sym' or 'int4_asym'"),
     ],
 )
-def test_what_its_torch_backend_does_not_have_is_refused_by_name(fields: dict[str, Any], expected: str) -> None:
+def test_settings_unsupported_by_the_torch_backend_are_refused(fields: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValidationError) as caught:
         NncfWeights.model_validate({"kind": "nncf_weights", **fields})
     assert expected in str(caught.value)
@@ -210,7 +212,7 @@ def refusal(kind: type[CompressError], checkpoint: Checkpoint, scratch: Path, **
     return str(caught.value)
 
 
-def test_a_factor_at_run_time_has_no_place_in_a_checkpoint(tmp_path: Path) -> None:
+def test_awq_scale_applied_at_run_time_is_refused(tmp_path: Path) -> None:
     phi = save_decoder(tmp_path / "phi", "PhiConfig", hidden_act="gelu")
     message = refusal(StageError, phi, tmp_path / "scratch")
     assert "scales the inputs of" in message and "mlp" in message and "awq: false" in message
@@ -226,18 +228,18 @@ def test_routers_stay_float(tmp_path: Path) -> None:
     assert [layer["bits"] for name, layer in layers.items() if name.endswith("o_proj")] == [4, 4]
 
 
-def test_an_awq_that_is_to_scale_a_kept_layer_is_refused(source: Checkpoint, tmp_path: Path) -> None:
+def test_awq_scale_of_a_kept_layer_is_refused(source: Checkpoint, tmp_path: Path) -> None:
     message = refusal(StageError, source, tmp_path, keep=("*.1.mlp.up_proj",))
     assert "mlp/up_proj" in message and "keep both layers" in message
 
 
-def test_an_awq_that_finds_nothing_to_do_is_said(tmp_path: Path) -> None:
+def test_awq_without_an_effect_is_reported(tmp_path: Path) -> None:
     notes = Notes()
     compressed(save_decoder(tmp_path / "phi", "PhiConfig"), tmp_path / "scratch", notes)
     assert [line for line in notes.said if "No matching patterns were found for applying AWQ" in line]
 
 
-def test_what_does_not_fit_is_refused_before_any_work(
+def test_invalid_settings_are_refused_before_any_work(
     source: Checkpoint, results: Mapping[str, QuantizedCheckpoint], tmp_path: Path
 ) -> None:
     assert "96" in refusal(ModelError, source, tmp_path / "wide", group_size=64)

@@ -1,4 +1,4 @@
-"""The stage `onnx_int8` with calibration and a floor: what it records, says and refuses."""
+"""Tests of `onnx_int8` with calibration and an accuracy floor: recorded metadata, notes and refused settings."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def metadata(found: OnnxModel) -> dict[str, dict[str, object]]:
     return {entry.key: json.loads(entry.value) for entry in entries}
 
 
-def test_what_it_was_calibrated_on_is_recorded_in_the_file():
+def test_calibration_data_is_recorded_in_the_file():
     context = tiny.context(tiny.dataset(train=64))
     quantized = OnnxInt8(method="static", calibration_examples=10).run(model(), context)
     assert quantized.file_name == QUANTIZED_GRAPH
@@ -69,7 +69,7 @@ def test_what_it_was_calibrated_on_is_recorded_in_the_file():
     assert np.bincount(examples.labels[rows]).tolist() == [5, 5]
 
 
-def test_feeds_are_the_examples_unpadded():
+def test_calibration_feeds_are_unpadded_examples():
     examples = exported().examples
     feeds = OneByOne(examples, np.array([3, 1, 7]), {})
     assert len(feeds) == 3
@@ -79,7 +79,7 @@ def test_feeds_are_the_examples_unpadded():
 
 
 @pytest.mark.parametrize("method", ["static", "dynamic"])
-def test_a_floor_is_held_and_each_layers_damage_is_recorded(method: str):
+def test_accuracy_floor_is_held_and_layer_damage_is_recorded(method: str):
     context = tiny.context(tiny.dataset(train=64, validation=200))
     static = {"calibration_examples": 8} if method == "static" else {}
     stage = OnnxInt8(method=method, accuracy_floor=0.98, damage_examples=8, **static)  # type: ignore[arg-type]
@@ -92,7 +92,7 @@ def test_a_floor_is_held_and_each_layers_damage_is_recorded(method: str):
     assert [row[0] for table in context.tables for row in table.rows] == [layer["layer"] for layer in layers]
 
 
-def test_layers_that_the_recipe_names_stay_in_float():
+def test_layers_named_in_the_recipe_stay_float():
     context = tiny.context(tiny.dataset(train=16))
     layers = DynamicQuantizer(model().graph).layers
     quantized = OnnxInt8(keep=(f"*{layers[2].weight[1:]}",)).run(model(), context)
@@ -117,7 +117,7 @@ def test_fields_without_an_effect_are_refused(fields, needed):
         OnnxInt8(**fields)
 
 
-def test_nncf_is_called_only_where_it_finds_the_ranges():
+def test_nncf_is_required_only_for_nncf_statistics():
     assert "nncf" in OnnxInt8(method="static", statistics="nncf").called_packages()
     assert "nncf" not in OnnxInt8(method="static").called_packages()
     assert OnnxInt8().called_packages() == ("onnx", "onnx_ir", "onnxruntime")
@@ -158,7 +158,7 @@ def error(speech_model: OnnxModel, other: OnnxModel) -> float:
     return float(np.abs(answers(other) - expected).std() / expected.std())
 
 
-def test_dynamic_int8_reaches_every_product_and_stores_the_tied_table_once(speech_model: OnnxModel):
+def test_dynamic_int8_covers_all_matmuls_and_stores_tied_table_once(speech_model: OnnxModel):
     done = OnnxInt8().run(speech_model, tiny.context())
     assert list(done.graphs) == ["encoder_model_quantized.onnx", "decoder_model_merged_quantized.onnx"]
     for graph in done.graphs.values():
@@ -170,7 +170,7 @@ def test_dynamic_int8_reaches_every_product_and_stores_the_tied_table_once(speec
     assert error(speech_model, done) < 0.2
 
 
-def test_one_part_is_quantized_and_the_other_left_as_it_is(speech_model: OnnxModel):
+def test_one_part_is_quantized_and_the_other_unchanged(speech_model: OnnxModel):
     encoder = OnnxInt8(part="encoder").run(speech_model, tiny.context())
     assert list(encoder.graphs) == ["encoder_model_quantized.onnx", DECODER]
     assert encoder.graphs[DECODER] == speech_model.graphs[DECODER]
@@ -180,15 +180,13 @@ def test_one_part_is_quantized_and_the_other_left_as_it_is(speech_model: OnnxMod
     assert error(speech_model, both) < 0.5
 
 
-def test_a_part_that_is_quantized_already_is_refused(speech_model: OnnxModel):
+def test_already_quantized_part_is_refused(speech_model: OnnxModel):
     once = OnnxWeightOnly(part="decoder").run(speech_model, tiny.context())
     with pytest.raises(StageError, match="decoder"):
         OnnxWeightOnly(part="decoder").run(once, tiny.context())
 
 
-def test_static_ranges_of_the_encoder_come_from_the_first_window_of_each_recording(
-    speech_model: OnnxModel, tmp_path: Path
-):
+def test_static_encoder_ranges_use_first_window_of_each_recording(speech_model: OnnxModel, tmp_path: Path):
     files = write_speech(tmp_path)
     write_recordings(tmp_path, "long", 2, seed=5, seconds=(2.5, 3.5))
     task = get_task(TASK)
@@ -206,7 +204,7 @@ def test_static_ranges_of_the_encoder_come_from_the_first_window_of_each_recordi
     assert np.abs(quantized_answers - expected).std() / expected.std() < 0.2
 
 
-def test_static_ranges_of_a_decoder_are_refused_with_what_to_do(speech_model: OnnxModel):
+def test_static_decoder_ranges_are_refused_with_advice(speech_model: OnnxModel):
     with pytest.raises(StageError, match="encoders alone"):
         OnnxInt8(method="static").run(speech_model, tiny.context())
 
@@ -215,7 +213,7 @@ INNER, LAYER_COUNT, BAD = 32, 26, (3, 9, 16)
 
 
 def network() -> onnx.ModelProto:
-    """Products one after the other, of which those in `BAD` have an input channel that spoils a shared range."""
+    """Return a chain of matrix products; those in `BAD` have an input channel that spoils a shared range."""
     generator = np.random.default_rng(0)
     nodes, arrays, previous = [], {}, "x"
     for layer in range(LAYER_COUNT):
@@ -239,7 +237,7 @@ def feeds() -> list[dict[str, np.ndarray]]:
 
 
 class Counted:
-    """Agreement of the largest output with the float graph's, and how often it was asked for."""
+    """Agreement of argmax with the float graph, counting the evaluations."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -262,7 +260,7 @@ def quantizer() -> StaticQuantizer:
 
 
 @pytest.mark.full_range
-def test_the_worst_layers_are_found_and_put_back():
+def test_worst_layers_are_restored_to_float():
     merit = Counted()
     outcome = search(network(), quantizer(), merit, 0.9, feeds(), SilentProgress())
     # A search one layer at a time would evaluate 77 graphs until its third round ends.
@@ -279,7 +277,7 @@ def test_the_worst_layers_are_found_and_put_back():
     assert "3 of 26 layers in float" in outcome.verdict()
 
 
-def test_a_floor_that_holds_at_once_costs_one_evaluation():
+def test_floor_that_holds_at_once_needs_one_evaluation():
     merit = Counted()
     outcome = search(network(), quantizer(), merit, 0.01, feeds(), SilentProgress())
     assert merit.asked == 2 and outcome.kept == () and outcome.damages == ()
@@ -298,14 +296,14 @@ def test_a_ceiling_on_the_error_needs_no_metric():
     assert f"RMS error {1 - outcome.merit:.4f} on training examples (at most 0.0500)" in outcome.verdict()
 
 
-def test_an_output_that_is_one_number_has_an_error_too():
+def test_error_is_defined_for_scalar_outputs():
     graph = network()
     graph.graph.node.append(onnx.helper.make_node("ReduceMean", [graph.graph.output[0].name], ["mean"], keepdims=0))
     graph.graph.output.append(onnx.helper.make_tensor_value_info("mean", onnx.TensorProto.FLOAT, []))
     assert agreement_with(graph, feeds())(graph) == 1.0
 
 
-def test_a_floor_and_a_ceiling_are_one_too_many():
+def test_floor_and_ceiling_together_are_refused():
     with pytest.raises(ValidationError, match="accuracy_floor or error_ceiling, not both"):
         OnnxInt8(accuracy_floor=0.9, error_ceiling=0.1)
     assert OnnxInt8(error_ceiling=0.1).needs().splits == ("train",)
@@ -313,7 +311,7 @@ def test_a_floor_and_a_ceiling_are_one_too_many():
 
 
 class Spoiling:
-    """A quantizer whose every layer spoils everything."""
+    """A quantizer whose every quantized layer ruins the output."""
 
     def __init__(self) -> None:
         self.layers = [QuantizableLayer(name, "MatMul", name, 1, -1) for name in ("layer_0", "layer_1")]
@@ -331,7 +329,7 @@ def test_a_floor_that_no_layer_holds_is_an_error():
         search(network(), Spoiling(), Counted(), 0.99, feeds(), SilentProgress())
 
 
-def test_damage_is_the_outputs_squared_change_over_their_variance():
+def test_damage_is_squared_output_change_over_variance():
     ranked = rank(network(), Spoiling(), feeds(), SilentProgress())
     x = feeds()[0]["x"].astype(np.float64)
     arrays = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in network().graph.initializer}
@@ -354,17 +352,17 @@ EMBEDDING_TASK = get_task(sentences.TASK)
 
 
 def lookup(table: np.ndarray) -> onnx.ModelProto:
-    """A graph whose token embeddings are the rows of ``table``."""
+    """Return a graph whose token embeddings are the rows of ``table``."""
     axes = ["batch_size", "sequence_length"]
     nodes = [helper.make_node("Gather", ["table", "input_ids"], ["last_hidden_state"])]
     ends = {"input_ids": (TensorProto.INT64, axes)}, {"last_hidden_state": [*axes, table.shape[1]]}
     return onnx_model(nodes, *ends, {"table": table}, opset=17)
 
 
-def test_merit_is_the_recall_of_the_examples_in_their_order() -> None:
+def test_merit_of_embeddings_is_recall_at_10() -> None:
     model = sentences.encoder()
     table = np.random.default_rng(0).normal(size=(len(model.tokenizer), sentences.WIDTH)).astype(np.float32)
-    # Pairs that have little to do with their texts, so that few of them are found.
+    # Pairs that have little to do with their texts, so that recall is low.
     rows = sentences.pairs(60).set_column(1, "pair", sentences.pairs(60, seed=5)["pair"])
     examples = EMBEDDING_TASK.encode(rows, model.processor, None, 24)
     assert len(set(examples.lengths().tolist())) > 3
@@ -376,7 +374,7 @@ def test_merit_is_the_recall_of_the_examples_in_their_order() -> None:
     assert merit_of(EMBEDDING_TASK, examples)(lookup(table)) == expected
 
 
-def test_pairs_are_no_classes_to_choose_calibration_examples_by() -> None:
+def test_pairs_are_not_used_as_classes_for_calibration_sampling() -> None:
     model, context = sentences.encoder(), sentences.context()
     graph = lookup(np.ones((len(model.tokenizer), sentences.WIDTH), np.float32))
     chosen = calibration_set(OnnxModel(graph, FLOAT_GRAPH, model.companions()), context, 12)

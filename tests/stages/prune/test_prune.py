@@ -1,4 +1,4 @@
-"""What pruning removes, and that it removes what matters least: parts whose output is zero go first."""
+"""Tests of `prune` and `sparsify`: parts without influence on the output are removed first."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_neurons_without_influence_go_first():
     torch.testing.assert_close(tiny.logits(model, tiny.texts(16)), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_neurons_that_never_speak_go_first():
+def test_neurons_with_zero_activation_go_first():
     # Their output weights are large, but they are always 0.
     silent, model = list(range(5, 17)), tiny.encoder()
     with torch.no_grad():
@@ -93,14 +93,14 @@ def test_neurons_that_never_speak_go_first():
 
 
 def pass_on(layer: Any) -> None:
-    """Turn a BERT layer into two normalisations, which leave a normalised input as it is."""
+    """Turn a BERT layer into two layer norms, which leave a normalized input unchanged."""
     for part in (layer.attention.output, layer.output):
         torch.nn.init.zeros_(part.dense.weight)
         torch.nn.init.zeros_(part.dense.bias)
 
 
 @pytest.mark.parametrize("idle", [(0,), (2,), (1, 3)])
-def test_layers_that_do_nothing_are_removed(idle: tuple[int, ...]):
+def test_identity_layers_are_removed(idle: tuple[int, ...]):
     model = tiny.encoder(num_hidden_layers=2 + len(idle))
     for index in idle:
         pass_on(model.module.bert.encoder.layer[index])
@@ -114,7 +114,7 @@ def test_layers_that_do_nothing_are_removed(idle: tuple[int, ...]):
     torch.testing.assert_close(tiny.logits(model, tiny.texts(16)), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_sizes_after_a_structured_cut():
+def test_sizes_after_structured_pruning():
     model = tiny.encoder(num_hidden_layers=3)
     parameters_before = model.parameters()
     prune(model, heads=0.5, feed_forward=0.75, layers=1)
@@ -131,7 +131,7 @@ def test_sizes_after_a_structured_cut():
 
 
 @pytest.mark.parametrize(("share", "left"), [(0.1, 43), (0.5, 24), (0.97, 1)])
-def test_a_share_is_rounded_to_whole_neurons(share: float, left: int):
+def test_pruned_share_is_rounded_to_whole_neurons(share: float, left: int):
     model = prune(tiny.encoder(), feed_forward=share)
     assert model.module.config.intermediate_size == left == round(48 * (1 - share))
 
@@ -142,7 +142,7 @@ def test_pruning_on_data_leaves_no_gradients_and_no_hooks():
     assert not any(part._forward_pre_hooks for part in model.module.modules())
 
 
-def test_importance_looks_at_as_many_examples_as_asked_for():
+def test_importance_uses_the_requested_number_of_examples():
     # A single example gives another order than all of them; the choice follows the seed.
     def kept(examples: int, seed: int = 0) -> torch.Tensor:
         stage = Prune(feed_forward=0.5, importance_examples=examples)
@@ -178,7 +178,7 @@ def test_the_smallest_weights_of_each_layer_become_zero():
 
 
 @pytest.mark.parametrize("epochs", [0.3, 3])
-def test_the_cubic_schedule_ends_at_the_sparsity_asked_for(epochs: float):
+def test_cubic_schedule_ends_at_the_target_sparsity(epochs: float):
     model = tiny.encoder()
     sparsify(model, gradually=True, sparsity=0.6, **{**QUICK, "epochs": epochs})
     assert zeros(model) == [int(0.6 * size) for size in sizes(model)]
@@ -201,7 +201,7 @@ def test_sparsity_rises_step_by_step(monkeypatch: pytest.MonkeyPatch):
     assert seen == pytest.approx(expected, abs=2e-3)
 
 
-def test_the_cubic_schedule_trains_what_is_left():
+def test_cubic_schedule_trains_remaining_weights():
     model = tiny.encoder()
     weights_before = [layer.weight.detach().clone() for layer in list(sparse_layers(model.module).values())]
     sparsify(model, gradually=True, sparsity=0.3, **QUICK)
@@ -219,7 +219,7 @@ def test_the_cubic_schedule_trains_what_is_left():
         ({"layers": 5}, "Cannot remove 5 of 2 layers."),
     ],
 )
-def test_a_cut_that_leaves_nothing_is_refused(parameters: dict[str, Any], message: str):
+def test_pruning_everything_is_refused(parameters: dict[str, Any], message: str):
     with pytest.raises(StageError, match=re.escape(message)):
         prune(tiny.encoder(), **parameters)
 
@@ -231,7 +231,7 @@ def test_parameters_that_contradict_each_other_are_refused(parameters: dict[str,
 
 
 def patterned(model: TorchModel, pattern: str) -> bool:
-    """True for each group of M inputs of which at most N remain."""
+    """Return for each group of M inputs whether at most N weights are nonzero."""
     kept_count, of = map(int, pattern.split(":"))
     weights = [layer.weight for layer in sparse_layers(model.module).values()]
     matrices = [weight.movedim(1, -1).reshape(-1, of) for weight in weights]
@@ -239,7 +239,7 @@ def patterned(model: TorchModel, pattern: str) -> bool:
 
 
 @pytest.mark.parametrize("gradually", [False, True])
-def test_a_pattern_is_exact_and_stays_while_training_goes_on(gradually: bool):
+def test_pattern_is_exact_and_kept_during_training(gradually: bool):
     model, context = tiny.encoder(), tiny.context(tiny.dataset(48))
     stage = SparsifyGradually(pattern="1:4", **QUICK) if gradually else Sparsify(pattern="1:4")
     stage.run(model, context)
@@ -253,7 +253,7 @@ def test_a_pattern_is_exact_and_stays_while_training_goes_on(gradually: bool):
     )
 
 
-def test_the_stage_says_how_sparse_a_model_is():
+def test_stage_reports_sparsity():
     model, context = tiny.encoder(), tiny.context()
     names = list(sparse_layers(model.module))
     Sparsify(pattern="2:4").run(model, context)
@@ -262,12 +262,12 @@ def test_the_stage_says_how_sparse_a_model_is():
     assert f"{zeros / model.parameters():.1%} of all parameters" in context.notes[0]
 
 
-def test_a_pattern_that_layers_do_not_hold_is_refused():
+def test_pattern_that_does_not_divide_layers_is_refused():
     with pytest.raises(StageError, match="query, and 12 layers more, cannot hold the pattern 2:5: it has 32 inputs"):
         sparsify(tiny.encoder(), pattern="2:5")
 
 
-def test_convolutions_become_sparse_but_for_the_first_and_depthwise_ones():
+def test_convolutions_except_first_and_depthwise_become_sparse():
     model = channel_nets.plain()
     names = list(sparse_layers(model.module))
     assert names == ["grouped", "expand", "squeeze", "excite", "project", "hidden"]
@@ -288,7 +288,7 @@ def test_convolutions_become_sparse_but_for_the_first_and_depthwise_ones():
         {"sparsity": 1.0},
     ],
 )
-def test_patterns_that_make_no_sense_are_refused(parameters: dict[str, Any]):
+def test_invalid_patterns_are_refused(parameters: dict[str, Any]):
     with pytest.raises(ValidationError):
         Sparsify(**parameters)
 

@@ -1,4 +1,4 @@
-"""Which channels `prune` cuts, how many, and that what is left is saved, learns, exports and is quantized."""
+"""Tests of channel pruning: which and how many channels go; pruned models save, train, export and quantize."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def prune(model: TorchModel, context: Context | None = None, **parameters: Any) 
 
 
 def flops(model: TorchModel) -> int:
-    """FLOPs for one image by torch's own counter."""
+    """Return the FLOPs for one image by torch's own counter."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.module(pixel_values=PIXELS[:1])
     return counter.get_total_flops()
 
 
-def test_channels_that_nobody_listens_to_go_first() -> None:
+def test_channels_without_readers_go_first() -> None:
     model = channel_nets.plain()
     net: Any = model.module.network
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_channels_that_nobody_listens_to_go_first() -> None:
     assert set(original.depthwise_norm.running_mean[8:16].tolist()) < gone
 
 
-def test_channels_that_never_speak_go_first() -> None:
+def test_channels_with_zero_activation_go_first() -> None:
     silent, model = [0, 3, 8, 9], channel_nets.plain()
     net: Any = model.module.network
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_channels_that_never_speak_go_first() -> None:
     # Of the couplings of 16 (in 4 groups), 24, 8, 12 and 20 channels: the nearest multiple that is left.
     [(0.5, 1, (8, 12, 4, 6, 10)), (0.5, 8, (8, 16, 8, 8, 8)), (0.3, 4, (12, 16, 4, 8, 16)), (0.8, 1, (4, 5, 2, 2, 4))],
 )
-def test_a_share_of_each_layer_in_multiples(share: float, multiple: int, kept: tuple[int, ...]) -> None:
+def test_each_layer_keeps_a_multiple_of_channels(share: float, multiple: int, kept: tuple[int, ...]) -> None:
     net: Any = prune(channel_nets.plain(), channels=share, channel_multiple=multiple).module.network
     sizes = (net.stem.out_channels, net.expand.out_channels, net.squeeze.out_channels, net.project.out_channels)
     assert (*sizes, net.hidden.out_features) == kept
@@ -93,7 +93,7 @@ MAKERS: dict[str, Callable[[], TorchModel]] = {"plain": channel_nets.plain, "reg
 
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("figure", ["flops", "parameters"])
-def test_a_share_of_the_whole_is_reached(name: str, figure: str) -> None:
+def test_global_flops_or_parameter_share_is_reached(name: str, figure: str) -> None:
     model = MAKERS[name]()
     count: Callable[[TorchModel], int] = flops if figure == "flops" else TorchModel.parameters
     count_before, context = count(model), tiny_images.context(DATA)
@@ -107,7 +107,7 @@ def test_a_share_of_the_whole_is_reached(name: str, figure: str) -> None:
     assert 2 * numbers[1] == flops(model) and numbers[3] == model.parameters()
 
 
-def test_what_is_left_keeps_the_contract_of_every_stage(tmp_path: Path) -> None:
+def test_pruned_model_keeps_the_stage_contract(tmp_path: Path) -> None:
     model, context = channel_nets.plain(), tiny_images.context(DATA)
     digests_before = inspector_of(model).digests()
     stage = Prune(channels=0.5)
@@ -121,7 +121,7 @@ def test_what_is_left_keeps_the_contract_of_every_stage(tmp_path: Path) -> None:
     assert TorchModel.load(tmp_path, get_task(tiny_images.TASK)).parameters() == model.parameters()
 
 
-def test_pruned_nets_learn_from_labels_and_from_the_unpruned() -> None:
+def test_pruned_nets_are_finetuned_and_distilled() -> None:
     teacher = channel_nets.plain()
     student = prune(copy.deepcopy(teacher), channels=0.4, channel_multiple=4)
     context = replace(tiny_images.context(DATA), earlier=lambda label: teacher)
@@ -146,7 +146,7 @@ def context_pixels(context: Context, model: TorchModel) -> torch.Tensor:
     return torch.from_numpy(examples.batch(range(len(examples)))["pixel_values"])
 
 
-def test_without_labels_a_model_s_own_answers_rank_its_channels() -> None:
+def test_model_predictions_replace_missing_labels_for_importance() -> None:
     context = tiny_images.context(DATA)
     rows = {"train": DATA.split("train").drop_columns(["label"])}
     unlabeled = replace(context, data=Dataset(context.task.columns, rows, ()))
@@ -192,7 +192,7 @@ def logits(model: TorchModel) -> torch.Tensor:
         return model.module.eval()(pixel_values=PIXELS).logits
 
 
-def test_channels_of_a_vit_are_its_neurons() -> None:
+def test_vit_channels_are_feed_forward_neurons() -> None:
     model, context = tiny_images.vit(), tiny_images.context(DATA)
     prune(model, context, channels=0.5)
     layers = model.module.vit.layers
@@ -219,7 +219,7 @@ def test_channels_of_a_vit_are_its_neurons() -> None:
         ({"parameters": 0.999}, r"Cutting channels can remove \d\d\.\d% of the parameters, and not 99\.9%"),
     ],
 )
-def test_a_cut_that_cannot_be_is_refused(parameters: dict[str, Any], message: str) -> None:
+def test_impossible_pruning_is_refused(parameters: dict[str, Any], message: str) -> None:
     model = channel_nets.plain()
     parameters_before = model.parameters()
     with pytest.raises(StageError, match=message):
@@ -227,7 +227,7 @@ def test_a_cut_that_cannot_be_is_refused(parameters: dict[str, Any], message: st
     assert model.parameters() == parameters_before and not hasattr(model.module.config, CHANNELS_KEY)
 
 
-def test_a_net_without_channels_to_cut_is_refused() -> None:
+def test_net_without_prunable_channels_is_refused() -> None:
     class Fixed(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -289,7 +289,7 @@ def test_a_pruned_net_is_exported_and_quantized() -> None:
         (Finetune(), False),
     ],
 )
-def test_only_who_learns_from_labels_needs_them(stage: Any, without: bool, tmp_path: Path) -> None:
+def test_only_supervised_stages_need_labels(stage: Any, without: bool, tmp_path: Path) -> None:
     assert stage.needs().labels is not without
     data = {"splits": {"train": "sample:objects/train", "test": "sample:imagenet-20/test"}, "without_labels": ["train"]}
     fields = stage.model_dump(exclude_unset=True, exclude={"kind"})

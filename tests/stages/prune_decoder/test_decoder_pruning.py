@@ -1,4 +1,4 @@
-"""Language models cut and thinned: what goes is what brute force finds, and what is left answers as it must."""
+"""Tests of decoder pruning and sparsification: removed parts against brute force, logits of the pruned model."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def ids_of(source: Checkpoint, scratch: Path) -> torch.Tensor:
 
 
 def without(module: Any, gone: list[int]) -> Any:
-    """A model of transformers' own that passes over blocks, in place."""
+    """Skip the given blocks in transformers' own model, in place."""
     left = [block for index, block in enumerate(module.model.layers) if index not in gone]
     module.model.layers = nn.ModuleList(left)
     module.config.num_hidden_layers = len(left)
@@ -67,7 +67,7 @@ def answers(module: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("span", [1, 2, 3])
-def test_distances_are_those_of_a_loop(span: int, tmp_path: Path) -> None:
+def test_block_distances_match_a_plain_loop(span: int, tmp_path: Path) -> None:
     source, ids = save_decoder(tmp_path / "source", "Gemma3TextConfig", num_hidden_layers=3), some_ids(3, 12)
     module, states = module_of(source), list[torch.Tensor]()
     for index, block in enumerate(module.model.layers):
@@ -87,7 +87,7 @@ def test_distances_are_those_of_a_loop(span: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", ["LlamaConfig", "Gemma3TextConfig", "MixtralConfig"])
-def test_a_model_without_blocks_is_the_model_of_those_that_are_left(
+def test_removed_blocks_equal_skipped_blocks_in_transformers(
     config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("compress.stages.prune_decoder.depth.compensate_removed_blocks", lambda *_: {})
@@ -108,7 +108,7 @@ def test_a_model_without_blocks_is_the_model_of_those_that_are_left(
 
 
 @pytest.mark.parametrize("config", ["LlamaConfig", "Phi3Config", "GPT2Config"])
-def test_what_goes_is_made_up_for_one_layer_after_the_other(config: str, tmp_path: Path, gpt2: None) -> None:
+def test_each_layer_compensates_on_inputs_of_pruned_earlier_layers(config: str, tmp_path: Path, gpt2: None) -> None:
     sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
     llama = config != "GPT2Config"
     source = save_decoder(tmp_path / "source", config, **(sizes if llama else {}))
@@ -120,7 +120,7 @@ def test_what_goes_is_made_up_for_one_layer_after_the_other(config: str, tmp_pat
     for index in range(len(module.get_submodule(blocks))):
         for name, (parts, kept_parts) in names.items():
             layer, path = module.get_submodule(f"{blocks}.{index}.{name}"), f"{blocks}.{index}.{name}"
-            # What enters it once all that comes before has been cut.
+            # The layer's inputs after everything before it has been pruned.
             hessian = gram(inputs_of_layers(module, ids)[path])
             weight = layer.weight.data if llama else layer.weight.data.T
             stays, fitted = remove_parts(weight, hessian, weight.shape[1] // parts, kept_parts)
@@ -132,7 +132,7 @@ def test_what_goes_is_made_up_for_one_layer_after_the_other(config: str, tmp_pat
     assert any("but for" in line for line in notes.said)
 
 
-def test_a_killed_cut_goes_on_at_the_next_block_and_ends_with_the_same(tmp_path: Path) -> None:
+def test_killed_pruning_resumes_with_identical_result(tmp_path: Path) -> None:
     sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
     source = save_decoder(tmp_path / "source", "MixtralConfig", num_hidden_layers=4, **sizes)
     cut = stage_of(heads=0.5, experts=0.25)
@@ -163,14 +163,14 @@ def test_a_killed_cut_goes_on_at_the_next_block_and_ends_with_the_same(tmp_path:
     assert not list((tmp_path / "killed" / "states").iterdir())
 
 
-def test_weights_that_files_have_transposed_become_sparse_as_others(tmp_path: Path, gpt2: None) -> None:
+def test_transposed_weights_become_sparse_too(tmp_path: Path, gpt2: None) -> None:
     source = save_decoder(tmp_path / "source", "GPT2Config")
     zeroed = sparse(source, tmp_path / "sparse", sparsity=0.5, method="wanda")
     weight = zeroed.stored("transformer.h.0.mlp.c_fc.weight")
     assert bool(((weight == 0).sum(0) == 32).all())
 
 
-def test_so_many_heads_stay_as_the_config_takes(tmp_path: Path) -> None:
+def test_kept_heads_satisfy_the_config(tmp_path: Path) -> None:
     # Five of six groups are nearest to 4.8, but Llama's hidden size has to be a multiple of its heads.
     source = save_decoder(
         tmp_path / "source", hidden_size=192, num_attention_heads=12, num_key_value_heads=6, head_dim=32
@@ -182,11 +182,11 @@ def test_so_many_heads_stay_as_the_config_takes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "field"), [("MixtralConfig", "num_local_experts"), ("DeepseekV3Config", "n_routed_experts")]
 )
-def test_experts_go_that_are_seldom_chosen(config: str, field: str, tmp_path: Path) -> None:
+def test_rarely_routed_experts_are_removed(config: str, field: str, tmp_path: Path) -> None:
     source, seen = save_decoder(tmp_path / "source", config), some_ids(2, 20)
     result = pruned(source, tmp_path / "scratch", experts=0.25)
     assert result.config[field] == 3
-    # The whole model, with those that are missing out of the router's reach, answers as the cut one does.
+    # Reference: the whole model with the removed experts masked in the router.
     module, ids = module_of(source), ids_of(source, tmp_path)
     for block in module.model.layers:
         if not hasattr(block.mlp, "experts"):
@@ -212,7 +212,7 @@ def test_experts_go_that_are_seldom_chosen(config: str, field: str, tmp_path: Pa
     torch.testing.assert_close(answers(module_of(result), seen), answers(module, seen), atol=2e-4, rtol=1e-3)
 
 
-def test_single_weights_go_as_the_layers_inputs_say(tmp_path: Path) -> None:
+def test_wanda_and_sparsegpt_use_layer_inputs(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", num_hidden_layers=1)
     inputs = inputs_of_layers(module_of(source), ids_of(source, tmp_path))
     for method, pattern in (("wanda", "2:4"), ("sparsegpt", None)):
@@ -231,7 +231,7 @@ def test_single_weights_go_as_the_layers_inputs_say(tmp_path: Path) -> None:
             assert zeros == 0.5 if name.endswith("_proj.weight") else same, name
 
 
-def test_sizes_alone_need_no_text_and_a_killed_walk_ends_with_the_same(tmp_path: Path) -> None:
+def test_magnitude_needs_no_text_and_resumes_with_identical_result(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source")
     plain = sparse(source, tmp_path / "plain", sparsity=0.5)
     weight = source.weight("model.layers.1.mlp.up_proj")
@@ -255,7 +255,7 @@ def test_sizes_alone_need_no_text_and_a_killed_walk_ends_with_the_same(tmp_path:
     assert all(torch.equal(result.stored(name), whole.stored(name)) for name in source.files)
 
 
-def test_what_is_left_keeps_the_contract_and_is_quantized(tmp_path: Path) -> None:
+def test_pruned_decoder_keeps_the_contract_and_is_quantized(tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", num_hidden_layers=3, head_dim=32)
     stage = stage_of(layers=1, heads=0.5, feed_forward=0.4)
     stage_context = context(tmp_path / "scratch")
@@ -293,7 +293,7 @@ def test_what_is_left_keeps_the_contract_and_is_quantized(tmp_path: Path) -> Non
         ("GPT2Config", {"hidden_size": 128}, {"heads": 0.5}, "cannot say that heads were cut"),
     ],
 )
-def test_cuts_that_cannot_be_are_refused_before_any_work(
+def test_impossible_pruning_is_refused_before_any_work(
     config: str, changes: dict[str, Any], fields: dict[str, Any], expected: str, tmp_path: Path, gpt2: None
 ) -> None:
     source = save_decoder(tmp_path, config, **changes)
@@ -334,7 +334,7 @@ def test_fields_that_contradict_each_other_are_refused(fields: dict[str, Any], e
         SparsifyDecoder(**fields)
 
 
-def test_predictions_count_every_pass() -> None:
+def test_predicted_cost_counts_every_pass() -> None:
     plain = PruneDecoder(layers=2, samples=2, sequence_length=50)
     # Two passes, and the product of the inputs of the layer that is solved.
     flops = 2 * (2 * 100 * 240 + 100 * SHAPE.intermediate**2)

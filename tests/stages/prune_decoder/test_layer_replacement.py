@@ -1,4 +1,4 @@
-"""Blocks that are taken out are made up for by the layer before them: as brute force does it, or with the reason."""
+"""Tests of compensation for removed blocks: the layer before them is refitted as by brute force, or left."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LAST_LAYERS = {"GPT2Config": ("transformer.h", "mlp.c_proj"), "PhiConfig": ("mod
 
 
 def cut_of(source: Checkpoint, scratch: Path, gone: list[int], monkeypatch: Any, **fields: Any) -> tuple[Any, Context]:
-    """The checkpoint that `prune_decoder` leaves if those consecutive blocks change states least."""
+    """Return the checkpoint that `prune_decoder` leaves when these consecutive blocks change hidden states least."""
     firsts = range(module_of(source).config.num_hidden_layers + 1 - len(gone))
     block_distances = [0.0 if index == gone[0] else 1.0 for index in firsts]
     monkeypatch.setattr("compress.stages.prune_decoder.depth.distances", lambda *given: block_distances)
@@ -34,7 +34,7 @@ def cut_of(source: Checkpoint, scratch: Path, gone: list[int], monkeypatch: Any,
 
 
 def stack_of(module: Any, config: str) -> tuple[Any, list[nn.Module]]:
-    """The list of blocks, and of each the layer that leads back from its neurons."""
+    """Return the list of blocks and the down projection of each."""
     stack, name = LAST_LAYERS.get(config, ("model.layers", "mlp.down_proj"))
     blocks = module.get_submodule(stack)
     return blocks, [block.get_submodule(name) for block in blocks]
@@ -42,7 +42,7 @@ def stack_of(module: Any, config: str) -> tuple[Any, list[nn.Module]]:
 
 @torch.no_grad()
 def watched(module: Any, block: nn.Module, layer: nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The inputs of a layer and the outputs of its block, [tokens, ...]."""
+    """Return the inputs of a layer and the outputs of its block, [tokens, width]."""
     seen: list[torch.Tensor] = []
     handles = [
         layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].reshape(-1, given[0].shape[-1]))),
@@ -59,9 +59,9 @@ def watched(module: Any, block: nn.Module, layer: nn.Module, ids: torch.Tensor) 
 def by_brute_force(
     source: Checkpoint, config: str, gone: list[int], ids: torch.Tensor, unit: float, massive: bool
 ) -> Any:
-    """A model of transformers' own without blocks, the layer before them solved by QR on rows for the damping.
+    """Return transformers' model without the blocks, the layer before them refitted by QR with damping rows.
 
-    ``massive``: there are tokens of massive activations, which count together as much as all others.
+    ``massive``: some tokens have massive activations, which together weigh as much as all others.
     """
     whole, cut = module_of(source), module_of(source)
     (whole_blocks, whole_layers), (blocks, layers) = stack_of(whole, config), stack_of(cut, config)
@@ -107,7 +107,7 @@ def by_brute_force(
         ("GPT2Config", [1], 1.0),
     ],
 )
-def test_the_layer_before_a_gap_is_solved_as_by_brute_force(
+def test_layer_before_removed_blocks_matches_brute_force(
     config: str, gone: list[int], unit: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     more: dict[str, Any] = {"residual_multiplier": unit} if unit not in (1, None) else {}
@@ -141,7 +141,7 @@ def test_the_layer_before_a_gap_is_solved_as_by_brute_force(
         ("LlamaConfig", [2], {"samples": 1}, "none is left to judge by"),
     ],
 )
-def test_a_gap_that_nothing_can_fill_is_left_with_the_reason(
+def test_gap_without_a_suitable_layer_is_left_with_the_reason(
     config: str, gone: list[int], fields: dict[str, Any], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = save_decoder(tmp_path / "source", config, num_hidden_layers=4)
@@ -152,7 +152,7 @@ def test_a_gap_that_nothing_can_fill_is_left_with_the_reason(
 
 
 @pytest.mark.parametrize("gone", [[0], [2, 3]])
-def test_only_a_layer_before_removed_blocks_changes_and_no_states_stay(
+def test_only_the_layer_before_a_gap_changes_and_states_are_deleted(
     gone: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = save_decoder(tmp_path / "source", num_hidden_layers=5)
@@ -167,9 +167,7 @@ def test_only_a_layer_before_removed_blocks_changes_and_no_states_stay(
     assert not list((tmp_path / "scratch" / "compensation").rglob("states*"))
 
 
-def test_a_block_that_does_nothing_leaves_nothing_to_make_up_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_identity_block_needs_no_compensation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = save_decoder(tmp_path / "source", num_hidden_layers=4)
     module = module_of(source)
     with torch.no_grad():

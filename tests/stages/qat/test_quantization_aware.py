@@ -1,4 +1,4 @@
-"""Training through integers: a layer gives the bits that ONNX Runtime's integer kernel gives for the exported graph."""
+"""Tests of QAT: fake-quantized layers equal ONNX Runtime's integer kernels on the exported graph bit by bit."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Conv = dict[str, int]
 
 
 def graph_of(layer: nn.Linear | nn.Conv2d, relu: bool) -> onnx.ModelProto:
-    """``x`` through the layer, and through a ReLU."""
+    """Return an ONNX graph of the layer, optionally followed by ReLU."""
     weight = layer.weight.detach().numpy()
     stored = {"w": weight if isinstance(layer, nn.Conv2d) else weight.T}
     bias = None if layer.bias is None else layer.bias.detach().numpy()
@@ -67,7 +67,7 @@ def graph_of(layer: nn.Linear | nn.Conv2d, relu: bool) -> onnx.ModelProto:
 
 
 def run(model: onnx.ModelProto, values: torch.Tensor, folder: Path, optimized: bool = True) -> np.ndarray:
-    """The output, from ONNX Runtime's kernels, or operator by operator as the graph is written."""
+    """Return the output of ONNX Runtime: with its fused kernels, or unoptimized, operator by operator."""
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(folder / "optimized.onnx")
     options.log_severity_level = 3
@@ -80,7 +80,7 @@ def run(model: onnx.ModelProto, values: torch.Tensor, folder: Path, optimized: b
 def put_alone(
     layer: nn.Linear | nn.Conv2d, bits: int = 8, relu: bool = False
 ) -> tuple[dict[str, QuantizedLayer], nn.Module]:
-    """The layer that computes through integers, by the name `only`, and the module that holds it."""
+    """Return the quantized layer under the name `only`, and the module that contains it."""
     holder = nn.ModuleDict({"only": layer})
     places = match_layers(ir.from_proto(graph_of(layer, relu)), {"only": layer.weight.detach().numpy()})
     return put_in(holder, {"only": layer}, bits, grids(places)), holder
@@ -89,7 +89,7 @@ def put_alone(
 def learned(
     layer: nn.Linear | nn.Conv2d, bits: int, values: torch.Tensor, relu: bool
 ) -> tuple[QuantizedLayer, nn.Module]:
-    """The layer as if it had learned: its grids are not those that it began with."""
+    """Return the layer with changed grids, as if it had been trained."""
     layers, holder = put_alone(layer, bits, relu)
     only = layers["only"]
     only(values)
@@ -113,7 +113,7 @@ def written(holder: nn.Module, only: QuantizedLayer, relu: bool) -> tuple[onnx.M
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("shape", [(64, 48), (512, 128), (33, 100)])
 @pytest.mark.full_range
-def test_a_product_has_the_bits_of_the_integer_kernel(bits: int, shape: tuple[int, int], tmp_path: Path) -> None:
+def test_linear_layer_is_bit_identical_to_the_integer_kernel(bits: int, shape: tuple[int, int], tmp_path: Path) -> None:
     torch.manual_seed(bits + shape[0])
     values = torch.randn(37, shape[0]) * 2 + 0.3
     only, holder = learned(nn.Linear(*shape), bits, values, relu=False)
@@ -143,7 +143,7 @@ SHAPES = {
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize(("shape", "relu", "bias"), [(name, True, True) for name in SHAPES] + [("plain", False, False)])
 @pytest.mark.full_range
-def test_a_convolution_has_the_bits_of_the_integer_kernel(
+def test_convolution_is_bit_identical_to_the_integer_kernel(
     bits: int, shape: str, relu: bool, bias: bool, tmp_path: Path
 ) -> None:
     torch.manual_seed(bits)
@@ -228,7 +228,7 @@ def test_four_bit_weights_take_half_a_byte(tmp_path: Path) -> None:
     assert sizes[8] - sizes[4] == pytest.approx(256 * 256 / 2, abs=200)
 
 
-def test_four_bits_need_an_operator_set_that_has_them() -> None:
+def test_four_bits_need_a_recent_operator_set() -> None:
     only, holder = learned(nn.Linear(64, 64), 4, torch.randn(4, 64), relu=False)
     model, _ = written(holder, only, relu=False)
     model.opset_import[0].version = 20
@@ -246,7 +246,7 @@ def test_gradients_reach_weights_bias_and_steps(layer: nn.Linear | nn.Conv2d) ->
         assert parameter.grad is not None and float(parameter.grad.abs().sum()) > 0, name
 
 
-def test_before_it_starts_a_layer_is_the_float_one_and_watches() -> None:
+def test_layer_is_float_and_observes_ranges_before_the_start() -> None:
     torch.manual_seed(0)
     linear = nn.Linear(40, 30)
     only = put_alone(linear)[0]["only"]
@@ -258,7 +258,7 @@ def test_before_it_starts_a_layer_is_the_float_one_and_watches() -> None:
         only(torch.full((1, 40), torch.inf))
 
 
-def test_inputs_that_are_always_the_same_are_named_and_kept(tmp_path: Path) -> None:
+def test_layers_with_constant_inputs_are_reported_and_keep_outputs(tmp_path: Path) -> None:
     for constant in (0.0, 3.5):
         layers, _ = put_alone(nn.Linear(40, 30))
         values = torch.full((3, 40), constant)
@@ -281,7 +281,7 @@ def test_a_channel_of_zeros_keeps_its_bias() -> None:
     assert (layers["only"](values).detach() - expected).abs().max() < 2.5 * step
 
 
-def test_layers_that_are_small_shared_or_padded_otherwise_stay() -> None:
+def test_small_shared_and_unusually_padded_layers_stay_float() -> None:
     module = nn.Sequential(
         nn.Linear(64, 64), nn.LayerNorm(64), nn.Linear(64, 2), nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")
     )
@@ -316,7 +316,7 @@ def recipe(*on: Any, stages: tuple[Any, ...] = ("onnx_int8", "qat")) -> Recipe:
         ("riscv64", ("cpu",), False),
     ],
 )
-def test_auto_is_settled_by_this_machine_and_the_targets(
+def test_auto_reduce_range_depends_on_machine_and_targets(
     here: str, on: tuple[Any, ...], narrowed: bool, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(target_profile, "processor_class", lambda: here)
@@ -328,7 +328,7 @@ def test_auto_is_settled_by_this_machine_and_the_targets(
 
 
 @pytest.mark.parametrize("chosen", [True, False])
-def test_what_a_recipe_chooses_stays(chosen: bool, monkeypatch: pytest.MonkeyPatch):
+def test_explicit_reduce_range_is_kept(chosen: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(target_profile, "processor_class", lambda: "x86-avx2")
     written = recipe("cpu", stages=({"onnx_int8": {"reduce_range": chosen}}, {"qat": {"reduce_range": chosen}}))
     assert written.resolved() == written
@@ -358,14 +358,14 @@ def test_no_product_of_a_narrowed_model_can_saturate(method: str):
     ]
 
 
-def test_nncf_narrows_too():
+def test_nncf_reduces_the_range_too():
     examples = exported().examples
     feeds = [examples.batch([index]) for index in range(8)]
     assert max(at_risk(NncfQuantizer(exported().graph(), feeds, reduce_range="saturating").quantize())) == 0
 
 
 @pytest.mark.parametrize(("narrow", "most"), [(False, 127), (True, 64)])
-def test_training_through_7_bits_ships_7_bits(narrow: bool, most: int):
+def test_training_with_7_bits_exports_7_bits(narrow: bool, most: int):
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(40, 30))
     layers = put_in(module, {"0": module[0]}, 8, Grids({"0": "x"}, {}, {}), narrow)  # type: ignore[dict-item]
@@ -379,7 +379,7 @@ def test_training_through_7_bits_ships_7_bits(narrow: bool, most: int):
 
 
 class Net(nn.Module):
-    """``first`` may be folded; what ``second`` gives is read past its normalisation, and ``third`` is used twice."""
+    """A net: ``first`` can be folded, ``second`` is also read before its normalization, ``third`` is used twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -397,7 +397,7 @@ class Net(nn.Module):
         return self.last_norm(self.last(values.mean((2, 3))))
 
 
-def test_normalisations_are_folded_where_that_changes_nothing() -> None:
+def test_normalizations_are_folded_where_outputs_stay_equal() -> None:
     torch.manual_seed(0)
     net, values = Net(), torch.randn(6, 3, 8, 8)
     with torch.no_grad():
@@ -432,7 +432,7 @@ def accuracy(shipped: OnnxModel, model: TorchModel, context: Context) -> float:
 
 
 @pytest.mark.parametrize(("bits", "format"), [(4, "qoperator"), (8, "qdq")])
-def test_a_vit_learns_and_ships_what_it_learned(bits: int, format: str, tmp_path: Path) -> None:
+def test_vit_is_trained_and_exported_exactly(bits: int, format: str, tmp_path: Path) -> None:
     model = tiny_images.vit(hidden_size=48, intermediate_size=64)
     shipped, context = taught(model, bits=bits, format=format, learning_rate=2e-3)
     # By chance 26 of 32 are right in 3 of 10,000 tries. Processors round its training otherwise; on one it came to 28.
@@ -449,7 +449,7 @@ def test_a_vit_learns_and_ships_what_it_learned(bits: int, format: str, tmp_path
 
 
 @pytest.mark.full_range(own_kernels=True)
-def test_a_net_of_convolutions_learns_and_ships_what_it_learned(tmp_path: Path) -> None:
+def test_convolutional_net_is_trained_and_exported_exactly(tmp_path: Path) -> None:
     model = tiny_images.mobile_net()
     shipped, context = taught(model, bits=8, learning_rate=3e-3)
     assert accuracy(shipped, model, context) > 0.9
@@ -460,7 +460,7 @@ def test_a_net_of_convolutions_learns_and_ships_what_it_learned(tmp_path: Path) 
     assert any("batch normalisations folded" in remark for remark in context.notes)
 
 
-def test_a_model_with_nothing_to_quantize_is_refused_before_it_is_trained() -> None:
+def test_model_without_quantizable_layers_is_refused_before_training() -> None:
     model = tiny_images.vit(hidden_size=8, num_hidden_layers=1, intermediate_size=8)
     model.module.vit.embeddings.patch_embeddings.projection.padding_mode = "reflect"
     with pytest.raises(StageError, match="no layer to quantize"):
@@ -482,7 +482,7 @@ def test_a_gptq_folder_is_refused_before_it_is_loaded(task: str, tmp_path: Path)
     assert refused.value.where == str(tmp_path / "gptq")
 
 
-def test_the_float_model_answers_the_images_that_the_integers_are_shown() -> None:
+def test_teacher_and_student_get_the_same_augmented_images() -> None:
     model = tiny_images.vit(hidden_size=48, intermediate_size=64, num_hidden_layers=1)
     seen: dict[bool, list[torch.Tensor]] = {True: [], False: []}
 
@@ -490,7 +490,7 @@ def test_the_float_model_answers_the_images_that_the_integers_are_shown() -> Non
         if type(inputs["pixel_values"]) is torch.Tensor:  # and not what traces the graph
             seen[module.training].append(inputs["pixel_values"].clone())
 
-    # The copy that teaches has it too.
+    # The hook is also copied to the teacher.
     model.module.register_forward_pre_hook(keep, with_kwargs=True)
     taught(model, epochs=1, augment={"crop_padding": 1, "horizontal_flip": 0.5})
     assert len(seen[True]) == 6, "one epoch of 96 examples"

@@ -1,4 +1,4 @@
-"""Tuning scales and norms of a tiny quantized model whose scales were put out of order."""
+"""Tests of recovery: tuning scales and norms of a tiny quantized model with perturbed scales, and LoRA adapters."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def source(tmp_path: Path) -> Checkpoint:
 
 @pytest.fixture
 def start(source: Checkpoint, tmp_path: Path) -> QuantizedCheckpoint:
-    """Rounded to nearest, then every scale off by up to a fifth."""
+    """Quantize by rounding to nearest, then perturb every scale by up to a fifth."""
     good = quantize_tiny_llama(source, tmp_path / "good")
     generator = torch.Generator().manual_seed(0)
     changed = {
@@ -60,7 +60,7 @@ def start(source: Checkpoint, tmp_path: Path) -> QuantizedCheckpoint:
 
 
 def trainer_of(start: QuantizedCheckpoint, stage: TuneScales, made: Context) -> RecoveryTrainer:
-    """The trainer of the stage, with the parameters set that learn."""
+    """Return the stage's trainer with its trainable parameters selected."""
     module = load_quantized_module(start)
     learn(module, start)
     return RecoveryTrainer.between(module, made.earlier("start"), recovery_sequences(start, stage, made), stage)
@@ -72,7 +72,7 @@ def tune(start: QuantizedCheckpoint, source: Checkpoint, scratch: Path, **change
 
 
 def divergence(checkpoint: QuantizedCheckpoint, source: Checkpoint) -> float:
-    """Mean KL to the float model on other ids than any text holds, by torch's own formula."""
+    """Return mean KL to the float model on held-out token ids, by torch's own formula."""
     teacher = LlamaForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
     with torch.no_grad():
         mine, theirs = (
@@ -82,7 +82,7 @@ def divergence(checkpoint: QuantizedCheckpoint, source: Checkpoint) -> float:
     return float(mean_divergence)
 
 
-def test_the_divergence_really_falls_and_every_integer_stays(
+def test_divergence_falls_and_integers_are_unchanged(
     start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
 ) -> None:
     tuned = tune(start, source, tmp_path / "scratch")
@@ -97,7 +97,9 @@ def test_the_divergence_really_falls_and_every_integer_stays(
     assert tuned.config == start.config
 
 
-def test_what_is_saved_is_what_was_judged(start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
+def test_saved_checkpoint_equals_the_validated_one(
+    start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
+) -> None:
     stage_context = context(source, tmp_path / "scratch")
     trainer = trainer_of(start, TuneScales(**QUICK), stage_context)
     module = trainer.student.causal
@@ -110,7 +112,7 @@ def test_what_is_saved_is_what_was_judged(start: QuantizedCheckpoint, source: Ch
         assert torch.equal(reloaded(input_ids=IDS).logits, module(input_ids=IDS).logits)
 
 
-def test_the_judge_is_the_mean_over_held_out_tokens(
+def test_validation_loss_is_the_mean_over_held_out_tokens(
     start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
 ) -> None:
     trainer = trainer_of(start, TuneScales(**QUICK), context(source, tmp_path / "scratch"))
@@ -127,7 +129,7 @@ def test_the_judge_is_the_mean_over_held_out_tokens(
 
 
 @pytest.mark.parametrize("labels", [0.0, 0.3])
-def test_the_loss_is_the_two_sums_as_weighted(
+def test_loss_is_the_weighted_sum_of_its_two_parts(
     labels: float, start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
 ) -> None:
     stage = TuneScales(**QUICK, labels_weight=labels)
@@ -145,7 +147,7 @@ def test_the_loss_is_the_two_sums_as_weighted(
         torch.testing.assert_close(slope, right, rtol=1e-3, atol=1e-6)
 
 
-def test_the_teacher_answers_once_where_windows_come_again(
+def test_teacher_outputs_are_cached_for_repeated_windows(
     start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = TuneScales(**{**QUICK, "steps": 12})
@@ -158,7 +160,7 @@ def test_the_teacher_answers_once_where_windows_come_again(
     assert sum(asked) == len(windows.train) + len(windows.held_out)
 
 
-def test_text_that_is_too_short_is_an_error(start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
+def test_too_short_text_is_refused(start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
     stage_context = context(source, tmp_path / "scratch", text_data(train=2))
     with pytest.raises(DataError, match=r"too short: [123] windows of 32 tokens"):
         TuneScales(**QUICK).run(start, stage_context)
@@ -180,7 +182,7 @@ def test_a_teacher_with_another_vocabulary_is_refused(start: QuantizedCheckpoint
         tune(start, other, tmp_path / "scratch")
 
 
-def test_a_result_that_is_worse_is_not_passed_on(source: Checkpoint, tmp_path: Path) -> None:
+def test_worse_result_is_discarded(source: Checkpoint, tmp_path: Path) -> None:
     good = quantize_tiny_llama(source, tmp_path / "good", bits=8, table_bits=8)
     stage_context = context(source, tmp_path / "scratch")
     bytes_before = {file.name: file.read_bytes() for file in good.folder.iterdir() if file.is_file()}
@@ -190,7 +192,7 @@ def test_a_result_that_is_worse_is_not_passed_on(source: Checkpoint, tmp_path: P
     assert not TuneScales().output_spec().changes_weights, "the check behind the stage lets that pass"
 
 
-def test_logits_that_are_more_than_a_product_are_refused(
+def test_teacher_that_postprocesses_logits_is_refused(
     start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
 ) -> None:
     stage_context = context(source, tmp_path / "scratch")
@@ -203,7 +205,7 @@ def test_logits_that_are_more_than_a_product_are_refused(
         )
 
 
-def test_half_precision_tunes_too(
+def test_half_precision_model_is_tuned(
     start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("compress.utils.environment.has_bf16", lambda: True)
@@ -211,9 +213,7 @@ def test_half_precision_tunes_too(
     assert divergence(tuned, source) < 0.7 * divergence(start, source)
 
 
-def test_more_passes_than_anyone_means_are_refused(
-    start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
-) -> None:
+def test_excessive_number_of_steps_is_refused(start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"500000 steps would show each of the .* windows more than 1000 times"):
         tune(start, source, tmp_path / "scratch", steps=500_000)
 
@@ -226,10 +226,10 @@ def test_only_the_first_of_several_processes_writes(
     assert tuned is start and not (tmp_path / "scratch").exists()
 
 
-def test_a_killed_training_ends_with_the_same_bytes(
+def test_resumed_training_is_bit_identical(
     start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed in the first epoch, in the second and behind the last step, it goes on with what was kept."""
+    """Killed in the first epoch, in the second or after the last step, it resumes from the saved state."""
     data = text_data(train=30)
     stage = TuneScales(**{**QUICK, "steps": 12})
     once = stage.run(start, context(source, tmp_path / "once", data))
@@ -262,7 +262,7 @@ def rounded(source: Checkpoint, tmp_path: Path) -> QuantizedCheckpoint:
 
 
 def plain(checkpoint: Checkpoint, source: Checkpoint) -> LlamaForCausalLM:
-    """transformers' own float model with the weights that the checkpoint's integers stand for."""
+    """Return transformers' own float model with the dequantized weights of the checkpoint."""
     module = LlamaForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -271,7 +271,7 @@ def plain(checkpoint: Checkpoint, source: Checkpoint) -> LlamaForCausalLM:
 
 
 def held_out(rounded: QuantizedCheckpoint, stage: LoraRecovery, made: Context) -> torch.Tensor:
-    """Token ids that no stage learns from."""
+    """Return token ids that no stage trains on."""
     windows = recovery_sequences(rounded, stage, made).held_out
     return torch.from_numpy(windows.batch(range(len(windows)))["input_ids"])
 
@@ -283,7 +283,7 @@ def module_divergence(module: torch.nn.Module, source: Checkpoint, ids: torch.Te
     return float(torch.nn.functional.kl_div(mine, theirs, reduction="none", log_target=True).sum(-1).mean())
 
 
-def test_peft_opens_it_on_the_dequantized_model_and_it_helps(
+def test_adapter_loads_in_peft_and_lowers_the_divergence(
     rounded: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
 ) -> None:
     stage, stage_context = LoraRecovery(**QUICK_LORA), context(source, tmp_path / "scratch")
@@ -294,7 +294,7 @@ def test_peft_opens_it_on_the_dequantized_model_and_it_helps(
     assert module_divergence(opened, source, ids) < 0.6 * divergence_before
 
 
-def test_the_adapter_is_the_one_that_was_judged(
+def test_saved_adapter_equals_the_validated_one(
     rounded: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
 ) -> None:
     adapted = LoraRecovery(**QUICK_LORA).run(rounded, context(source, tmp_path / "scratch"))
@@ -305,7 +305,7 @@ def test_the_adapter_is_the_one_that_was_judged(
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_the_base_keeps_every_byte(rounded: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
+def test_base_checkpoint_is_unchanged(rounded: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
     digest = digest_directory(rounded.folder)
     adapted = LoraRecovery(**QUICK_LORA).run(rounded, context(source, tmp_path / "scratch"))
     files = {path.relative_to(adapted.folder).as_posix() for path in adapted.folder.rglob("*") if path.is_file()}
@@ -316,7 +316,7 @@ def test_the_base_keeps_every_byte(rounded: QuantizedCheckpoint, source: Checkpo
     assert digest_directory(rounded.folder) == digest
 
 
-def test_its_config_names_no_machine_and_is_the_same_each_time(
+def test_adapter_config_is_reproducible_and_names_no_machine(
     rounded: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
 ) -> None:
     folders = [
@@ -340,9 +340,7 @@ def test_only_the_named_layers_are_adapted(rounded: QuantizedCheckpoint, source:
     assert {name.rpartition(".")[2] for name in layers} == {"v_proj", "up_proj"} and len(layers) == 4
 
 
-def test_a_layer_name_that_is_not_there_is_an_error(
-    rounded: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
-) -> None:
+def test_unknown_layer_name_is_an_error(rounded: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(StageError, match="No linear layer's name ends in 'query'") as caught:
         LoraRecovery(**{**QUICK_LORA, "target_modules": ("query",)}).run(rounded, context(source, tmp_path / "scratch"))
     assert "q_proj" in str(caught.value)
@@ -350,12 +348,12 @@ def test_a_layer_name_that_is_not_there_is_an_error(
 
 @pytest.fixture
 def brought(source: Checkpoint, tmp_path: Path) -> Path:
-    """An adapter that was trained elsewhere."""
+    """Save an adapter that no stage trained."""
     module = LlamaForCausalLM.from_pretrained(source.folder, dtype=torch.float32)
     return save_adapter(module, tmp_path / "brought", "q_proj", r=2)
 
 
-def test_an_adapter_kept_apart_keeps_its_bytes(
+def test_attached_adapter_files_are_copied_unchanged(
     rounded: QuantizedCheckpoint, source: Checkpoint, brought: Path, tmp_path: Path
 ) -> None:
     stage = AttachLora(adapter=str(brought))

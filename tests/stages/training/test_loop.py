@@ -1,4 +1,4 @@
-"""The training loop: repeatable, on schedule, over every example, and what it leaves behind."""
+"""Tests of the training loop: reproducibility, schedule, coverage of examples and final state."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def points(count: int, lengths: list[int] | None = None) -> Examples:
-    """Examples without content, of the given lengths."""
+    """Return examples without content, of the given lengths."""
     lengths = lengths or [1] * count
     return Examples([{"x": np.ones(length, np.int64)} for length in lengths], {"x": 0}, np.zeros(count, np.int64))
 
 
-def test_a_seed_gives_the_same_bits_and_another_gives_others():
+def test_same_seed_is_bit_identical_and_another_differs():
     # The tiny BERT has dropout, so the random state counts beside the order of the batches.
     weights, losses = trained()
     again, same_losses = trained()
@@ -69,7 +69,7 @@ def test_training_lowers_the_loss_and_ends_in_eval_mode():
     assert (predict(model.module, examples).argmax(1) == examples.labels).mean() > 0.9
 
 
-def test_the_rate_rises_and_falls_in_a_line():
+def test_learning_rate_rises_and_falls_linearly():
     # A single weight under a gradient of constant sign: Adam's step is then the learning rate itself.
     layer = nn.Linear(1, 1, bias=False)
     places = [layer.weight.item()]
@@ -109,7 +109,7 @@ def test_weights_decay_and_biases_do_not():
     assert bool((layer.bias == 1).all()) and bool((extra == 1).all())
 
 
-def test_extra_parameters_learn_with_the_module():
+def test_extra_parameters_are_trained():
     layer, extra = nn.Linear(1, 1), nn.Parameter(torch.zeros(1))
     trainee = Trainee(
         layer, points(4), loss=lambda module, batch: (module.bias + extra - 5).square().sum(), extra=[extra]
@@ -159,7 +159,7 @@ def test_batches_hold_similar_lengths_in_an_order_that_changes():
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(0.5, 5), (1, 10), (2.3, 23), (0.01, 1)])
-def test_a_share_of_an_epoch_is_a_share_of_its_steps(epochs: float, steps: int):
+def test_fractional_epochs_are_rounded_to_steps(epochs: float, steps: int):
     seen: list[tuple[int, int]] = []
     trainee = Trainee(
         nn.Linear(1, 1),
@@ -196,7 +196,7 @@ def test_every_example_is_seen_with_its_own_label_and_position():
 
 
 def figures(values: list[float], kept: list[dict[str, torch.Tensor]], module: nn.Module) -> Any:
-    """A validation that returns ``values`` in turn and remembers the weights that it saw."""
+    """Return a validation that yields ``values`` in turn and records the weights it saw."""
     left: Iterator[float] = iter(values)
 
     def validate() -> float:
@@ -210,7 +210,7 @@ def figures(values: list[float], kept: list[dict[str, torch.Tensor]], module: nn
 @pytest.mark.parametrize(
     ("merits", "best"), [([0.1, 0.9, 0.5], 1), ([0.9, 0.1, 0.5], 0), ([0.1, 0.2, 0.3], 2), ([0.5, 0.7, 0.7], 1)]
 )
-def test_the_best_epoch_is_kept(merits: list[float], best: int):
+def test_best_epoch_is_restored(merits: list[float], best: int):
     model, examples = classifier()
     states: list[dict[str, torch.Tensor]] = []
     trainee = Trainee(model.module, examples, task_loss, validate=figures(merits, states, model.module))
@@ -218,7 +218,7 @@ def test_the_best_epoch_is_kept(merits: list[float], best: int):
     assert [same(model.module.state_dict(), state) for state in states] == [epoch == best for epoch in range(3)]
 
 
-def test_the_last_epoch_is_kept_when_the_best_is_not_asked_for():
+def test_last_epoch_is_kept_without_keep_best():
     model, examples = classifier()
     states: list[dict[str, torch.Tensor]] = []
     validate = figures([0.9, 0.1], states, model.module)
@@ -229,7 +229,7 @@ def test_the_last_epoch_is_kept_when_the_best_is_not_asked_for():
     assert "validation 0.9000" in notes.said[0] and "validation 0.1000" in notes.said[1]
 
 
-def test_validation_does_not_change_what_is_learnt():
+def test_validation_does_not_affect_training():
     model, examples = classifier()
     trainee = Trainee(model.module, examples, task_loss, validate=lambda: 0.0, keep_best=False)
     train(trainee, FAST, 0, SilentProgress(), "test")
@@ -237,7 +237,7 @@ def test_validation_does_not_change_what_is_learnt():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_with_its_step(bad: float):
+def test_non_finite_loss_stops_and_names_the_step(bad: float):
     count = 0
 
     def loss(module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -252,7 +252,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(bad: float):
     assert bool(layer.weight.isfinite().all())
 
 
-def test_zeros_stay_zero_and_the_rest_learns():
+def test_zero_weights_stay_zero_and_others_are_trained():
     model, examples = classifier()
     layers = list(sparse_layers(model.module).values())
     assert len(layers) == 2 * 6 + 1
@@ -269,7 +269,7 @@ def test_zeros_stay_zero_and_the_rest_learns():
     assert not torch.equal(layers[-1].weight, weights_before[-1])
 
 
-def test_a_dense_model_needs_no_zeros_kept():
+def test_dense_model_has_no_sparsity_masks():
     model, _ = classifier()
     assert keep_zeros(model.module) is None
     weight = model.module.bert.encoder.layer[0].intermediate.dense.weight
@@ -279,7 +279,7 @@ def test_a_dense_model_needs_no_zeros_kept():
     assert keep_zeros(model.module) is None
 
 
-def test_dropout_is_set_while_training_and_put_back():
+def test_dropout_is_overridden_in_training_and_restored():
     model, examples = classifier()
     layers = [part for part in model.module.modules() if isinstance(part, nn.Dropout)]
     own_dropouts = [layer.p for layer in layers]
@@ -295,7 +295,7 @@ def test_dropout_is_set_while_training_and_put_back():
     assert seen == {0.3} and [layer.p for layer in layers] == own_dropouts
 
 
-def test_dropout_is_put_back_after_a_failure():
+def test_dropout_is_restored_after_a_failure():
     model, examples = classifier()
     with pytest.raises(StageError):
         train(
@@ -308,7 +308,7 @@ def test_dropout_is_put_back_after_a_failure():
     assert {part.p for part in model.module.modules() if isinstance(part, nn.Dropout)} == {0.1}
 
 
-def test_without_dropout_the_forward_pass_is_the_one_of_eval_mode():
+def test_forward_pass_without_dropout_equals_eval_mode():
     # Attention has a dropout of its own in BERT; the override must reach it too.
     model, examples = classifier()
     gaps = []
@@ -327,7 +327,7 @@ def test_without_dropout_the_forward_pass_is_the_one_of_eval_mode():
 
 
 @pytest.mark.parametrize("freeze", [True, False])
-def test_embeddings_are_left_alone_when_frozen(freeze: bool):
+def test_frozen_embeddings_are_unchanged(freeze: bool):
     model, examples = classifier()
     table = model.module.get_input_embeddings().weight
     table_before = table.detach().clone()
@@ -337,7 +337,7 @@ def test_embeddings_are_left_alone_when_frozen(freeze: bool):
     assert not same(model.module.state_dict(), tiny.encoder().module.state_dict())
 
 
-def test_bf16_is_used_when_asked_for():
+def test_bf16_autocast_is_used_when_requested():
     seen = set()
 
     def loss(module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -354,7 +354,7 @@ def test_bf16_is_used_when_asked_for():
     assert seen == {torch.bfloat16, torch.float32}
 
 
-def test_predictions_come_in_the_order_given():
+def test_predictions_keep_the_order_of_examples():
     model, examples = classifier()
     predictions = predict(model.module, examples, batch_size=5)
     assert predictions.shape == (64, 2) and predictions.dtype == np.float32

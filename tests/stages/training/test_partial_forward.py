@@ -1,4 +1,4 @@
-"""A forward pass that leaves needless tokens out gives what the whole one gives; length and memory of a training."""
+"""Tests of the shortened forward pass against the full one, and of training length and memory."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def gradients(module: Any, batch: dict[str, torch.Tensor], first_token: bool = F
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "electra"])
-def test_the_first_token_is_all_that_these_classifiers_read(architecture: str, attention: str) -> None:
+def test_classifiers_read_the_first_token_only(architecture: str, attention: str) -> None:
     model = deep(architecture)
     model.module.config._attn_implementation = attention
     examples = tiny.context().encode("train", model)
@@ -71,7 +71,7 @@ def test_the_first_token_is_all_that_these_classifiers_read(architecture: str, a
     assert torch.equal(forward(model.module, batch).logits, whole), "the layers are back"
 
 
-def test_the_last_layer_gives_one_token() -> None:
+def test_last_layer_computes_one_token() -> None:
     model = deep()
     batch = tensors(tiny.context().encode("train", model), [0, 1, 2])
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -79,7 +79,7 @@ def test_the_last_layer_gives_one_token() -> None:
         assert model.module.base_model(**inputs).last_hidden_state.shape == (3, 1, tiny.WIDTH)
 
 
-def test_dropout_of_the_attention_stays() -> None:
+def test_attention_dropout_is_kept() -> None:
     model = deep()
     model.module.train()
     for layer in model.module.modules():
@@ -108,7 +108,7 @@ def test_the_stages_pass_their_fields_on() -> None:
     assert 0 < difference < 0.05, "the same function, rounded otherwise"
 
 
-def test_what_cannot_be_shortened_is_refused() -> None:
+def test_unsupported_architectures_are_refused() -> None:
     model = deep("distilbert")
     with (
         pytest.raises(StageError, match="classifier reads the first token alone"),
@@ -117,14 +117,14 @@ def test_what_cannot_be_shortened_is_refused() -> None:
         pass
 
 
-def test_the_layers_come_back_after_a_failure() -> None:
+def test_layers_are_restored_after_a_failure() -> None:
     model = deep()
     with pytest.raises(RuntimeError), shortened(model.module, first_token=True):
         raise RuntimeError
     assert len(model.module.base_model.encoder.layer) == LAYERS
 
 
-def test_fields_are_named_where_they_mean_nothing() -> None:
+def test_first_token_only_without_effect_is_reported() -> None:
     assert "first_token_only" in fields_without_effect(Finetune(first_token_only=True), frozenset({TAKES_IMAGES}))
     distill = Distill(teacher="start", first_token_only=True)
     assert "first_token_only" in fields_without_effect(distill, frozenset({EMBEDS}))
@@ -132,8 +132,8 @@ def test_fields_are_named_where_they_mean_nothing() -> None:
 
 
 @pytest.mark.parametrize("decay", ["linear", "cosine"])
-def test_the_rate_falls_as_transformers_schedules_do(decay: str) -> None:
-    """But for a warm-up that reaches the peak in its last step, and begins above nothing."""
+def test_learning_rate_follows_transformers_schedules(decay: str) -> None:
+    """Only the warm-up differs: it starts above zero and reaches the peak in its last step."""
     steps, warmup = 40, 8
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     make = get_linear_schedule_with_warmup if decay == "linear" else get_cosine_schedule_with_warmup
@@ -159,7 +159,7 @@ def walk(length: Length, seconds: float, now: Clock) -> list[float]:
     return rates
 
 
-def test_a_budget_takes_the_steps_that_fit_and_ends_near_a_rate_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_budget_limits_steps_and_ends_near_zero_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     now = Clock(monkeypatch)
     length = Length(3, seconds=60.0)
     length.begin()
@@ -169,7 +169,7 @@ def test_a_budget_takes_the_steps_that_fit_and_ends_near_a_rate_of_nothing(monke
     assert rates[60] == pytest.approx(0.5 / 0.9, abs=0.01)
 
 
-def test_a_killed_run_has_spent_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_run_continues_its_time_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     now = Clock(monkeypatch)
     length = Length(3, seconds=10.0)
     length.go_on(4.0)
@@ -179,7 +179,7 @@ def test_a_killed_run_has_spent_its_seconds(monkeypatch: pytest.MonkeyPatch) -> 
     assert length.is_over(9)
 
 
-def test_a_budget_below_one_step_is_refused_with_what_a_step_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_budget_below_one_step_is_refused_with_the_step_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = Clock(monkeypatch)
     length = Length(3, seconds=2.0)
     length.begin()
@@ -188,7 +188,7 @@ def test_a_budget_below_one_step_is_refused_with_what_a_step_takes(monkeypatch: 
         length.is_over(1)
 
 
-def test_of_seconds_the_steps_in_all_are_told_by_those_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_total_steps_of_a_time_budget_are_extrapolated(monkeypatch: pytest.MonkeyPatch) -> None:
     now = Clock(monkeypatch)
     length = Length(300, seconds=60.0)
     length.begin()
@@ -224,7 +224,7 @@ def page_faults(*how: str) -> int:
     return int(ended.stdout)
 
 
-def test_large_tensors_are_served_from_memory_that_was_freed():
+def test_large_tensors_reuse_freed_memory():
     # 64 MB are 16,384 pages of 4 kB, or 32 of 2 MB.
     assert page_faults("as it is") >= 8 * 32
     assert page_faults() < 32
@@ -258,7 +258,7 @@ sys.stdout.write(f"{full} {kept} {resident()}")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_what_is_kept_can_be_given_back():
+def test_cached_memory_can_be_released():
     ended = subprocess.run([sys.executable, "-c", _RESIDENT], capture_output=True, text=True, check=False)
     if "no mallopt" in ended.stderr:
         pytest.skip("the C library has no mallopt")
@@ -295,7 +295,7 @@ def trained(kind: str) -> TorchModel:
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_it_learns_there_what_it_learns_here(kind: str, request: pytest.FixtureRequest) -> None:
+def test_gpu_training_equals_cpu_training(kind: str, request: pytest.FixtureRequest) -> None:
     host_tensors = trained(kind).tensors()
     mode: FakeGpu = request.getfixturevalue("gpu")
     device_tensors = trained(kind).tensors()
@@ -307,14 +307,14 @@ def test_it_learns_there_what_it_learns_here(kind: str, request: pytest.FixtureR
 
 
 def taught(source: Checkpoint, folder: Path) -> TorchModel:
-    """A student of one layer."""
+    """Return a one-layer student."""
     fields: dict[str, Any] = {"batch_size": 4, "tokens": 3 * 4 * causal.LENGTH, "precision": "fp32"}
     fields |= {"teacher": "start", "student": {"layers": [1]}}
     stage = STAGES["distill_language_model"].model_validate({"kind": "distill_language_model", **fields})
     return stage.run(TorchModel.load(source.folder, get_task(causal.TASK)), causal.context(source, folder))
 
 
-def test_a_language_model_is_taught_there(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_language_model_is_distilled_on_the_gpu(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     source = save_tiny_llama(tmp_path / "teacher", hidden_size=32, intermediate_size=48)
     host_tensors = taught(source, tmp_path / "here").tensors()
     mode: FakeGpu = request.getfixturevalue("gpu")
@@ -325,7 +325,7 @@ def test_a_language_model_is_taught_there(tmp_path: Path, request: pytest.Fixtur
         torch.testing.assert_close(device_tensors[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-def test_the_next_recipe_in_the_process_has_its_own_device(gpu: FakeGpu, tmp_path: Path) -> None:
+def test_device_is_per_recipe_not_per_process(gpu: FakeGpu, tmp_path: Path) -> None:
     from compress.stages.training.processes import accelerator
     from compress.utils.torch_device import use_device
 

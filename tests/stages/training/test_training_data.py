@@ -1,4 +1,4 @@
-"""What a teacher writes for its student: transformers' own greedy text, behind the beginnings alone."""
+"""Tests of teacher-generated text against transformers' greedy decoding, and of image augmentation."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ TEMPLATE = TURNS + "{% if add_generation_prompt %}<s>a {% endif %}"
 
 
 def lesson_text(windows: TokenSequences, settings: TeacherWrites, teacher: TorchModel, made: Any) -> TokenSequences:
-    """The windows, without the seconds that it took, of a student with the same tokens."""
+    """Return the training windows, without the elapsed seconds, for a student with the same tokenizer."""
     return with_synthetic_text(windows, settings, teacher, teacher.processor, made)[0]
 
 
@@ -66,7 +66,7 @@ def windows(source: Checkpoint, teacher: TorchModel, tmp_path: Path) -> TokenSeq
 
 
 def alone(teacher: TorchModel, beginning: np.ndarray) -> list[int]:
-    """The continuation of one beginning by transformers, not batched, token by token without its `generate`."""
+    """Return transformers' greedy continuation of one prompt, unbatched and without `generate`."""
     ids = beginning.tolist()
     while len(ids) < LENGTH:
         with torch.no_grad():
@@ -79,7 +79,7 @@ RUNTIMES = pytest.mark.parametrize("runtime", get_args(TeacherWrites.model_field
 
 
 @RUNTIMES
-def test_the_teacher_writes_the_likeliest_tokens_up_to_an_end(
+def test_teacher_decodes_greedily_up_to_an_end_token(
     windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: Any, runtime: Any
 ) -> None:
     monkeypatch.setattr(synthetic_data, "_AT_ONCE", 2)
@@ -100,7 +100,7 @@ def test_the_teacher_writes_the_likeliest_tokens_up_to_an_end(
     assert stage_context.notes == [f"the teacher wrote {sum(map(len, expected))} tokens, 3 answers"]
 
 
-def test_a_teacher_that_openvino_does_not_run_is_left_to_torch(
+def test_torch_runs_a_teacher_that_openvino_does_not_support(
     windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path
 ) -> None:
     # Its tokenizer is none that OpenVINO can follow.
@@ -115,7 +115,7 @@ def test_a_teacher_that_openvino_does_not_run_is_left_to_torch(
     assert len(lesson_text(windows, TeacherWrites(conversations=8), teacher, stage_context).train)
 
 
-def test_what_was_written_before_a_kill_is_not_written_again(
+def test_text_generated_before_a_kill_is_reused(
     windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(synthetic_data, "_AT_ONCE", 4)
@@ -139,7 +139,7 @@ def test_what_was_written_before_a_kill_is_not_written_again(
         assert np.array_equal(resumed_row["input_ids"], other["input_ids"])
 
 
-def test_writing_is_part_of_a_budget_and_of_a_killed_one_too(
+def test_generation_time_counts_in_the_budget_also_after_a_kill(
     windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path
 ) -> None:
     given = windows, TeacherWrites(conversations=8), teacher, teacher.processor, context(source, tmp_path)
@@ -153,7 +153,7 @@ def test_writing_is_part_of_a_budget_and_of_a_killed_one_too(
     assert refused.value.where == "budget"
 
 
-def test_a_copy_of_the_teacher_writes_in_bfloat16(
+def test_bfloat16_copy_of_the_teacher_generates(
     windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen, plain = [], type(teacher.module).generate
@@ -169,7 +169,7 @@ def test_a_copy_of_the_teacher_writes_in_bfloat16(
     assert seen == 2 * [torch.float32] + 2 * [torch.bfloat16] and teacher.module.dtype == torch.float32
 
 
-def test_who_cannot_read_what_the_other_writes_is_refused(
+def test_teacher_with_other_tokens_or_no_chat_template_is_refused(
     windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path
 ) -> None:
     other = TorchModel.load(source.folder, TASK)
@@ -185,7 +185,7 @@ def test_who_cannot_read_what_the_other_writes_is_refused(
 
 
 @RUNTIMES
-def test_conversations_are_questions_of_its_own_with_its_own_answers(
+def test_teacher_generates_questions_and_replies(
     windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path, runtime: Any
 ) -> None:
     writes = TeacherWrites(conversations=20, runtime=runtime)
@@ -212,7 +212,7 @@ def test_conversations_are_questions_of_its_own_with_its_own_answers(
     assert np.array_equal(np.concatenate([example["input_ids"] for example in again.inputs]), ids)
 
 
-def test_answers_that_come_to_no_end_are_left_out(
+def test_unfinished_replies_are_dropped(
     windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     end = teacher.processor.eos_token_id
@@ -228,7 +228,7 @@ def test_answers_that_come_to_no_end_are_left_out(
     assert (read == 7).sum() == 40 and not (read == 8).any() and (read == end).sum() >= 2
 
 
-def test_what_is_written_has_its_share_beside_the_text(
+def test_generated_text_has_the_requested_share(
     windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path
 ) -> None:
     marks = np.ones((len(windows.train), LENGTH), np.int64)
@@ -249,7 +249,7 @@ QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "p
 
 
 def shown(augment: dict[str, Any] | None, seed: int = 0) -> tuple[list[np.ndarray], list[torch.Tensor]]:
-    """What two epochs over 16 images show: places [2 x 16] and pixels [2 x 16, C, H, W], a batch at a time."""
+    """Return what two epochs over 16 images show: indices [2 x 16] and pixels [2 x 16, C, H, W]."""
     model = tiny_images.vit(hidden_size=8, num_hidden_layers=1, intermediate_size=8)
     examples = tiny_images.context(tiny_images.dataset(train=16)).encode("train", model)
     places, pixels = [], []
@@ -266,14 +266,14 @@ def shown(augment: dict[str, Any] | None, seed: int = 0) -> tuple[list[np.ndarra
 
 
 def variants(image: np.ndarray, black: np.ndarray) -> list[np.ndarray]:
-    """All that a padding of 1 and a flip can make of it, [18, C, H, W]."""
+    """Return all variants that a padding of 1 and a flip can produce, [18, C, H, W]."""
     padded = np.stack([np.pad(plane, 1, constant_values=value) for plane, value in zip(image, black, strict=True)])
     height, width = image.shape[1:]
     windows = [padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]
     return windows + [window[:, :, ::-1] for window in windows]
 
 
-def test_each_epoch_shows_other_variants_of_the_same_images():
+def test_each_epoch_augments_images_differently():
     places, pixels = shown(BOTH)
     plain_places, plain = shown(None)
     assert all(map(np.array_equal, places, plain_places)), "the order of the examples is that of plain training"
@@ -290,7 +290,7 @@ def test_each_epoch_shows_other_variants_of_the_same_images():
     assert any(first != second for first, second in taken.values()), "epochs differ"
 
 
-def test_the_same_batch_is_varied_by_seed_and_epoch_and_not_by_what_was_drawn_before():
+def test_augmentation_depends_on_seed_and_epoch_only():
     examples = tiny_images.context(tiny_images.dataset(train=16)).encode("train", tiny_images.vit())
     augmentation = Augmentation.of(Augment.model_validate(BOTH), examples, seed=0)
     batch = tensors(examples, list(range(16)))
@@ -300,7 +300,7 @@ def test_the_same_batch_is_varied_by_seed_and_epoch_and_not_by_what_was_drawn_be
     assert not torch.equal(first, other["pixel_values"])
 
 
-def test_without_augment_images_are_shown_as_they_are():
+def test_images_are_unchanged_without_augment():
     places, pixels = shown(None)
     model = tiny_images.vit()
     examples = tiny_images.context(tiny_images.dataset(train=16)).encode("train", model)
@@ -309,7 +309,7 @@ def test_without_augment_images_are_shown_as_they_are():
 
 
 def watched(model: TorchModel) -> list[tuple[bool, torch.Tensor]]:
-    """Fills with what the module, or a copy of it, is given: whether it was training, and the pixels."""
+    """Return a list that collects the training flag and the pixels of each forward pass of the module or its copies."""
     seen: list[tuple[bool, torch.Tensor]] = []
 
     def keep(module: nn.Module, _: Any, inputs: dict[str, Any]) -> None:
@@ -319,7 +319,7 @@ def watched(model: TorchModel) -> list[tuple[bool, torch.Tensor]]:
     return seen
 
 
-def test_a_teacher_answers_the_image_that_its_student_is_shown():
+def test_teacher_gets_the_augmented_image_of_its_student():
     student, teacher = tiny_images.vit(seed=0), tiny_images.vit(seed=1)
     learned, taught = watched(student), watched(teacher)
     context = replace(tiny_images.context(tiny_images.dataset(train=16)), earlier=lambda label: teacher)
@@ -328,7 +328,7 @@ def test_a_teacher_answers_the_image_that_its_student_is_shown():
     assert all(torch.equal(mine, theirs) for (_, mine), (_, theirs) in zip(learned, taught, strict=True))
 
 
-def test_a_teacher_that_prepares_images_otherwise_is_refused():
+def test_teacher_with_other_image_preprocessing_is_refused():
     student, teacher = tiny_images.vit(), tiny_images.vit()
     teacher.processor = tiny_images.processor(image_mean=[0.4, 0.5, 0.5])
     context = replace(tiny_images.context(tiny_images.dataset(train=16)), earlier=lambda label: teacher)
@@ -336,7 +336,7 @@ def test_a_teacher_that_prepares_images_otherwise_is_refused():
         Distill.model_validate({**QUICK, "teacher": "start", "augment": BOTH}).run(student, context)
 
 
-def test_text_is_refused_before_it_is_trained_on():
+def test_augment_on_text_is_refused_before_training():
     model = tiny.encoder()
     weight_before = model.module.classifier.weight.detach().clone()
     with pytest.raises(StageError, match="varies images, and the training examples are none"):
@@ -344,20 +344,20 @@ def test_text_is_refused_before_it_is_trained_on():
     assert torch.equal(model.module.classifier.weight, weight_before)
 
 
-def test_padding_as_wide_as_the_image_is_refused():
+def test_crop_padding_as_wide_as_the_image_is_refused():
     assert shown({"crop_padding": tiny_images.SIDE - 1})
     with pytest.raises(StageError, match="crop_padding is 16, and images have 16 x 16 pixels"):
         shown({"crop_padding": tiny_images.SIDE})
 
 
-def test_fields_that_ask_for_nothing_or_too_much_are_refused():
+def test_out_of_range_fields_are_refused():
     for wrong in ({}, {"crop_padding": 0, "horizontal_flip": 0}, {"horizontal_flip": 1.0}, {"crop_padding": -1}):
         with pytest.raises(ValidationError):
             Augment.model_validate(wrong)
 
 
 @pytest.mark.parametrize("kind", [Finetune, Distill, Qat, SparsifyGradually])
-def test_a_recipe_of_texts_has_no_use_for_it(kind: type[Any]):
+def test_augment_has_no_effect_on_text_tasks(kind: type[Any]):
     more = {"teacher": "start"} if kind is Distill else {"sparsity": 0.5} if kind is SparsifyGradually else {}
     stage = kind.model_validate({**more, "augment": BOTH})
     assert "augment" in fields_without_effect(stage, get_task("text-classification").capabilities)

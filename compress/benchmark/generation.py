@@ -94,7 +94,7 @@ def measure_generation(
         "prompts": "text" if texts else "random",
     }
     notes, labels = _notes(timed.record, plan, conditions), {name: name for name in artifacts}
-    precise = "times", "raise --seconds or --budget, or quieten the machine"
+    precise = "times", "raise --seconds or --budget, or reduce other load on the machine"
     return build_result(timed, plan, conditions, rows, notes, precise, labels, **own_environment)
 
 
@@ -167,10 +167,10 @@ def _notes(record: TimingRecord, plan: TextGenerationPlan, conditions: TimingCon
     if not plan.texts:
         notes.append("prompts are token ids drawn at random from the middle half of the vocabulary, not text")
     uncached = [name for name, cached in record.cached.items() if not cached]
-    reason = "keeps no cache (no past_key_values): every token runs the whole sequence again"
+    reason = "has no KV cache (no past_key_values): every token recomputes the whole sequence"
     notes += [f"{name} {reason}" for name in uncached]
     if conditions.target.runtime == "onnxruntime" and conditions.target.provider != CPU_PROVIDER:
-        notes.append("keys and values pass through the processor's memory between steps")
+        notes.append("keys and values are copied through host memory between steps")
     return notes
 
 
@@ -196,7 +196,7 @@ def encode_text(artifact: Path, text: Path, count: int) -> list[int]:
     except OSError as error:
         raise InputError(f"The text cannot be read: {error.strerror}.", where=str(text)) from error
     except UnicodeDecodeError as error:
-        raise InputError("The file is no text in UTF-8.", where=str(text), expected="plain text") from error
+        raise InputError("The file is not UTF-8 text.", where=str(text), expected="plain text") from error
     file = model_files(artifact)[0]
     folder = _configured(file)
     if folder is None:
@@ -204,7 +204,7 @@ def encode_text(artifact: Path, text: Path, count: int) -> list[int]:
             "There is no config.json beside the model, and so no tokenizer to read the text with.",
             where=str(file.parent),
             expected="a folder with config.json and the tokenizer's files",
-            hint="leave out --text: tokens are drawn at random then",
+            hint="leave out --text to use random tokens",
         )
     check_processor(folder, read_json(folder / "config.json"))
     tokenizer = load_tokenizer(folder)

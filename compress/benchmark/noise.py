@@ -132,7 +132,7 @@ def judge_noise(
         _finding(slowed or 0.0, _NOISY_SPREAD, _UNUSABLE_SPREAD, "the processor's frequency fell by {:.0%}"),
         _finding(others, _NOISY_OTHERS, _UNUSABLE_OTHERS, "other processes took {:.0%} of the processor"),
         _finding(stolen, _NOISY_OTHERS, _UNUSABLE_OTHERS, "the hypervisor took {:.0%} of the processor"),
-        _finding(throttled, 0.0, _UNUSABLE_THROTTLED, "the control group was throttled {:.1%} of the time"),
+        _finding(throttled, 0.0, _UNUSABLE_THROTTLED, "the cgroup was throttled {:.1%} of the time"),
     ]
     if load_before is not None and load_before > _NOISY_LOAD * granted:
         load = f"the load was {load_before:.1f} on {granted} cores before the start"

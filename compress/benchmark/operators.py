@@ -179,7 +179,7 @@ class _Session:
         noise = judge_noise(usage, {"the artifact": relative_rounds}, load)
         notes = [str(noise)]
         if self.threads > (granted := len(granted_cores())):
-            notes.append(f"{self.threads} threads share the {granted} cores that are granted")
+            notes.append(f"{self.threads} threads share the {granted} available cores")
         return OperatorProfile(
             artifact=str(artifact),
             target=target.name,

@@ -90,7 +90,7 @@ class ProfiledProcess(WorkerProcess):
         optimized = Path(ended["optimized"])
         calls = read_profile(Path(ended["profile"]))
         if len(calls) != len(self._order):
-            raise StageError(f"ONNX Runtime noted {len(calls)} calls of {len(self._order)}.", where="its profile")
+            raise StageError(f"ONNX Runtime recorded {len(calls)} calls of {len(self._order)}.", where="its profile")
         # Warm-up and untimed calls have no index.
         timed = [run for run, index in zip(calls, self._order, strict=True) if index is not None]
         size = len(self._calls)
@@ -163,7 +163,7 @@ class ProfileWorker:
         session = self._noted if message["profiled"] else self._plain
         assert session is not None, "open comes first"
         if message["begin"]:
-            assert isinstance(session, _Reader), "only a text has a beginning"
+            assert isinstance(session, _Reader), "only generation tasks have a prompt"
             session.begin()
         for index in message["calls"][: message["untimed"]]:
             session.predict(self._batches[index])

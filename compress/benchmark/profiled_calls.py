@@ -93,7 +93,7 @@ def text_calls(ids: Sequence[int], phase: TextPhase, context: int) -> ProfiledCa
     required = context + (phase == "token")
     if len(ids) < required:
         raise DataError(
-            f"The text that is judged by has {len(ids)} tokens; a prompt of {context} needs {required}.",
+            f"The evaluation text has {len(ids)} tokens; a prompt of {context} needs {required}.",
             where="--context",
             hint="give a smaller one, or more text",
         )

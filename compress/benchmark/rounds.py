@@ -209,8 +209,8 @@ def slowed_rounds_note(whole: TimedRounds, counted: TimedRounds, of: str = "") -
         return None
     slowest, usual = max(whole.product_ms), min(counted.product_ms)
     return (
-        f"{len(counted.calls)} of {len(whole.calls)} rounds{of} count: around the others a small product took "
-        f"up to {slowest / usual:.1f} times as long, so that something else had slowed the machine"
+        f"{len(counted.calls)} of {len(whole.calls)} rounds{of} are used: around the others a reference product took "
+        f"up to {slowest / usual:.1f} times as long, so other load slowed the machine"
     )
 
 

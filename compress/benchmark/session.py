@@ -97,7 +97,7 @@ def measure_side_by_side(
     check_host(artifacts, baseline, [target], host)
     counts = {len(examples[label]) for label in artifacts}
     if len(counts) != 1:
-        raise InputError(f"The models' examples differ in number: {sorted(counts)}.", expected="the same rows for each")
+        raise InputError(f"Different numbers of examples: {sorted(counts)}.", expected="the same rows for each")
     if counts == {0}:
         raise DataError("There is no example to time.", expected="at least one row in the test split")
     settings, unbatched = _batched_if_possible(settings, [examples[label] for label in artifacts])
@@ -118,7 +118,7 @@ def measure_side_by_side(
         if name not in record.lost_models:
             writer = MeasurementWriter(label, conditions.target.name, seed)
             rows += writer.all(record, name, timed_as[baseline], lengths[sampled], settings, seconds)
-    precise = "ratios of latencies", "raise benchmark.seconds or quieten the machine"
+    precise = "ratios of latencies", "raise benchmark.seconds or reduce other load on the machine"
     return build_result(
         timed, workload.plan, conditions, rows, [*_notes(timed, settings), *unbatched], precise, timed_as
     )
@@ -218,7 +218,7 @@ def build_result(
     slowed = (slowed_rounds_note(whole.timings[name], record.timings[name], words) for name, words in reported.items())
     notes = [str(noise), *filter(None, slowed), *own_notes, *_shared_notes(timed, conditions, precise)]
     lost = [label for label, name in timed_as.items() if name in record.lost_models]
-    notes += [f"{label} was not timed to the end: {record.lost_models[timed_as[label]]}" for label in lost]
+    notes += [f"{label} could not be timed completely: {record.lost_models[timed_as[label]]}" for label in lost]
     counted = {name: len(rounds.calls) for name, rounds in record.timings.items() if name in plan.reported}
     environment = {
         **timed.environment,
@@ -240,15 +240,15 @@ def build_result(
 def _shared_notes(timed: TimingResult, conditions: TimingConditions, precise: tuple[str, str]) -> list[str]:
     record, granted, notes = timed.record, timed.environment["cores_granted"], []
     if conditions.threads > granted:
-        notes.append(f"{conditions.threads} threads share the {granted} cores that are granted")
+        notes.append(f"{conditions.threads} threads share the {granted} available cores")
     steadiness = {name: np.mean([one.steady for one in warm_ups]) for name, warm_ups in record.warm_ups.items()}
     if unsteady := [name for name, share in steadiness.items() if share < 0.5]:
-        notes.append(f"not steady after most warm-ups: {', '.join(unsteady)}")
+        notes.append(f"times were not stable after most warm-ups: {', '.join(unsteady)}")
     if timed.precision > conditions.precision:
         quantity, hint = precise
-        reached = "from one launch only" if timed.precision == float("inf") else f"within {timed.precision:.1%}"
-        limit = f"not within the target of {conditions.precision:.1%}"
-        notes.append(f"after {record.launches} launches {quantity} are known {reached}, {limit}; {hint}")
+        reached = "unknown (one launch)" if timed.precision == float("inf") else f"{timed.precision:.1%}"
+        limit = f"above the target of {conditions.precision:.1%}"
+        notes.append(f"after {record.launches} launches the interval of {quantity} is {reached}, {limit};  {hint}")
     return notes
 
 
@@ -292,14 +292,14 @@ def _notes(timed: TimingResult, settings: Benchmark) -> list[str]:
     counts = {name: one.get("intra_op_threads", settings.threads) for name, one in record.settings.items()}
     fewer = {name: count for name, count in counts.items() if count < settings.threads}
     if fewer:
-        runtime = f"the runtime has {next(iter(fewer.values()))}: {', '.join(fewer)}"
-        notes.append(f"{settings.threads} threads were asked for; {runtime}")
+        runtime = f"the runtime uses {next(iter(fewer.values()))}: {', '.join(fewer)}"
+        notes.append(f"{settings.threads} threads were requested; {runtime}")
     if record.energy_unavailable is not None:
         notes.append(f"energy: skipped, {record.energy_unavailable}")
     if settings.rate is not None:
         overloaded = [name for name, latencies in record.server_ms.items() if _falls_behind(latencies, settings.rate)]
         if overloaded:
-            notes.append(f"{settings.rate:g} requests a second are more than it can answer: {', '.join(overloaded)}")
+            notes.append(f"{settings.rate:g} requests per second exceed the throughput of: {', '.join(overloaded)}")
     return notes
 
 

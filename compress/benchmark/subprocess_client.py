@@ -242,13 +242,13 @@ class WorkerProcess:
             line = self._piped.line(timeout)
         # A process that hangs would block the session, so it is ended.
         except TimeoutError:
-            raise self._failure(f"gave no answer to {message['do']!r} within {timeout:.0f} s and was stopped") from None
+            raise self._failure(f"did not answer {message['do']!r} within {timeout:.0f} s and was stopped") from None
         if line is None:
             raise self._dead()
         try:
             reply: dict[str, Any] = json.loads(line)
         except json.JSONDecodeError:
-            raise self._failure(f"said {line[:200]!r} where an answer was expected") from None
+            raise self._failure(f"wrote {line[:200]!r} instead of a response") from None
         if "error" in reply:
             raise error_from_reply(reply["error"])
         return reply
@@ -280,17 +280,17 @@ class WorkerProcess:
         try:
             code = self._piped.process.wait(_QUIT_SECONDS)
         except subprocess.TimeoutExpired:
-            return self._failure("closed its output without ending")
+            return self._failure("closed its output without exiting")
         if code >= 0:
-            return self._failure(f"ended by itself with exit code {code}")
+            return self._failure(f"ended with exit code {code}")
         # A negative exit code is the number of the signal that ended the process.
         name = signal.Signals(-code).name
         hint = " (the system may have run out of memory)" if name == "SIGKILL" else ""
-        return self._failure(f"was ended by {name}{hint}")
+        return self._failure(f"was killed by {name}{hint}")
 
     def _failure(self, what: str) -> StageError:
         self._piped.process.kill()
         self._piped.process.wait()
         tail = self._piped.stderr_tail()
-        output = f"\nIts last words:\n{tail}" if tail else ""
+        output = f"\nIts last output:\n{tail}" if tail else ""
         return StageError(f"The process that measures {self.label!r} {what}.{output}", where="benchmark")

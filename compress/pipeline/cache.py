@@ -91,7 +91,7 @@ class Cache:
             return Entry(key, folder / CONTENT, record)
         if on_damage is not None:
             name = "" if record is None else f" ({record['name']})"
-            on_damage(f"cache entry {key[:12]}{name}: {damage}; it is made again")
+            on_damage(f"cache entry {key[:12]}{name}: {damage}; it is recomputed")
         return None
 
     def peek(self, key: str) -> Entry | None:
@@ -139,9 +139,9 @@ class Cache:
             fill(content)
             # Trust no record of another machine: its digest must fit its own list of files, and the files must fit too.
             sealed = record["key"] == key and record["digest"] == _digest(record["files"])
-            damage = _difference(content, record) if sealed else "its record is of another entry"
+            damage = _difference(content, record) if sealed else "its record belongs to another entry"
             if damage is not None:
-                raise StorageError(f"The cache entry {key[:12]} ({record['name']}) has not arrived whole: {damage}.")
+                raise StorageError(f"The cache entry {key[:12]} ({record['name']}) is incomplete: {damage}.")
             return record
 
         with self.lock(key, lambda: None):

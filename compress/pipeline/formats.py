@@ -251,7 +251,7 @@ def _writer(runner: StageRunner, label: str, form: str, options: Options) -> Any
         options: Fields of the stage, beside its defaults.
     """
     kind = FORMATS[form].written_by
-    assert kind is not None, "what no stage writes is there already"
+    assert kind is not None, "a format that no stage writes must already exist"
     if FORMATS[form].own_bits:
         precision_fields = requested_precision(runner.recipe, label, kind)
         fields = options if precision_fields["precision"] != FLOAT or label == runner.recipe.labels()[-1] else {}

@@ -98,11 +98,11 @@ def _talk(session: TargetSession) -> tuple[list[Measurement], list[ContinuationR
     try:
         turns = {label: encode_chats(folder, questions) for label, folder in session.artifacts.items()}
     except DataError as error:
-        return [], [], f"not asked as a chat: {error.what}"
+        return [], [], f"not evaluated as a chat: {error.what}"
     positions = max_positions(read_json(session.runner.inputs.start / "config.json"))
     longest = max(map(len, turns[BASELINE]))
     if positions is not None and longest + settings.tokens > positions:
-        return [], [], f"not asked as a chat: it reads {positions} tokens, and a question has {longest}"
+        return [], [], f"not evaluated as a chat: its maximum length is {positions} tokens, and a prompt has {longest}"
     texts_by_label = {label: _written(session, label, prompts) for label, prompts in turns.items()}
     rows, tokens = list[Measurement](), [len(ids) for ids in texts_by_label[BASELINE]]
     for label, prompts in turns.items():
@@ -179,7 +179,7 @@ def _steps(
         texts: Texts as token ids.
     """
     compute = partial(token_probabilities, session.artifacts[label], prompts, texts)
-    names = (f"steps of {label}", f"ask {label} how likely it finds what was written")
+    names = (f"steps of {label}", f"evaluate the likelihood of the generated texts with {label}")
     steps_by_text = session.cached_json(
         "steps", label, {"prompts": prompts, "texts": texts}, "steps.json", names, compute
     )

@@ -108,16 +108,16 @@ class IntegrityCheck:
         outputs = probe.in_memory(model)
         # Check that predictions are finite and differ between examples.
         if not np.isfinite(outputs).all():
-            raise self._fail("its predictions hold NaN or infinite values.", "look at the stage's input and parameters")
+            raise self._fail("its predictions hold NaN or infinity.", "look at the stage's input and parameters")
         if len(outputs) > 1 and np.ptp(outputs, axis=0).max() == 0:
-            raise self._fail("it predicts the same for every example.", "compress less, or train longer afterwards")
+            raise self._fail("its predictions are all the same.", "compress less, or train longer afterwards")
         self.findings.append(("predictions", "finite and not constant"))
         # Check that the saved model predicts the same as the model in memory.
         reloaded = probe.from_disk(folder)
         difference = float(np.abs(outputs - reloaded).max())
         if not difference <= _SAME:
             raise self._fail(
-                f"once saved and loaded it predicts otherwise (a logit differs by {difference:.1e}).",
+                f"after saving and loading its predictions differ (a logit by {difference:.1e}).",
                 "this is a defect of the stage; please report it with the recipe",
             )
         self.findings.append(("saved and loaded", f"logits differ by {difference:.0e}"))
@@ -132,7 +132,7 @@ class IntegrityCheck:
             return
         changed = sum(before.get(name) != digest for name, digest in after.items()) + len(before.keys() - after.keys())
         if changed == 0:
-            raise self._fail("no weight changed.", "check the stage's parameters: as given they do nothing")
+            raise self._fail("no weight changed.", "check the stage's parameters: as set they have no effect")
         self.findings.append(("tensors changed", str(changed)))
 
     def _size(self, input_size: ModelSize, output_size: ModelSize) -> None:

@@ -34,11 +34,11 @@ RUNTIME, OF_RUN = "runtime ", " of run "
 """Prefix of records of runtimes, and infix of records that an earlier run contributes."""
 _LATER = "its card, which the run fetches"
 _ASKS = {
-    "share-alike": "what is made of it has to be passed on under the same licence",
+    "share-alike": "derived models must be distributed under the same licence",
     "non-commercial": "no commercial use",
-    "no-derivatives": "what is made of it may not be passed on",
-    "use-restrictions": "its restrictions of use have to be passed on, with its text",
-    "no-training": "what it says may not train other models",
+    "no-derivatives": "derived models must not be distributed",
+    "use-restrictions": "its use restrictions and its text must be passed on",
+    "no-training": "its outputs must not be used to train other models",
 }
 
 
@@ -76,7 +76,7 @@ def find_licences(recipe: Recipe, folder: Path, fetch: bool = False) -> tuple[Li
         for name in getattr(recipe.licences, field):
             if name not in source_names:
                 raise InputError(
-                    f"The recipe reads nothing that is called {name!r}.{did_you_mean(name, source_names)}",
+                    f"The recipe has no source named {name!r}.{did_you_mean(name, source_names)}",
                     where=f"licences.{field}",
                     expected=f"one of {', '.join(source_names)}",
                 )
@@ -135,7 +135,7 @@ def objections(records: Sequence[LicenceRecord], recipe: Recipe) -> list[Objecti
     remarks += [
         Objection(
             f"{_shown(first)} and {_shown(second)} may contradict each other: "
-            "one wants its own terms for what is made of it, and the other has more"
+            "one requires its own terms for derived models, and the other has further duties"
         )
         for first, second in combinations(with_duties, 2)
         if first.licence != second.licence and "share-alike" in (*first.duties, *second.duties)
@@ -143,12 +143,12 @@ def objections(records: Sequence[LicenceRecord], recipe: Recipe) -> list[Objecti
     without_licence = [record.of for record in sources if record.licence == NOT_STATED and record.stated_in != _LATER]
     if without_licence:
         names = ", ".join(without_licence)
-        remarks.append(Objection(f"no licence is stated of {names}; `licences.stated` of the recipe may say it"))
+        remarks.append(Objection(f"no licence is stated for {names}; `licences.stated` of the recipe may say it"))
     # Unknown licences are not judged. The user has to read them.
     licensed = [record for record in sources if record.licence != NOT_STATED]
     unknown_terms = [_shown(record) for record in licensed if not is_known(record.licence)]
     if unknown_terms:
-        remarks.append(Objection(f"read the terms before you pass the model on: {', '.join(unknown_terms)}"))
+        remarks.append(Objection(f"read the terms before you distribute the model: {', '.join(unknown_terms)}"))
     return remarks
 
 
@@ -161,7 +161,7 @@ def refuse_forbidden(records: Sequence[LicenceRecord], recipe: Recipe) -> list[s
                 remark.words,
                 where="licences",
                 expected="a model whose licence permits it",
-                hint="take another model, or give the reason why you may under `licences.allowed` of the recipe",
+                hint="use another model, or give the reason for an exception under `licences.allowed` of the recipe",
             )
     return [remark.words for remark in remarks]
 
@@ -174,12 +174,12 @@ def _forbidden(record: LicenceRecord, sources: Sequence[LicenceRecord], recipe: 
     if record.binds and "no-derivatives" in record.duties and changes_weights:
         conflict = "permits no derivatives, and the recipe changes the weights"
     elif record.of == "model" and "no-training" in record.duties and students:
-        conflict = f"forbids to train other models with what it says, and the recipe teaches {students[0]} so"
+        conflict = f"forbids training other models on its outputs, which the recipe does for {students[0]}"
     else:
         return None
     # The user may have a separate permission. The recipe then states the reason, and the report repeats it.
     if record.allowed is not None:
-        return Objection(f"{_shown(record)} {conflict}; the recipe says why it may: {record.allowed}")
+        return Objection(f"{_shown(record)} {conflict}; the recipe gives the reason for an exception: {record.allowed}")
     return Objection(f"The licence of {_shown(record)} {conflict}.", forbids=True)
 
 

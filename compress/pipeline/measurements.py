@@ -78,7 +78,7 @@ def reference_notes(session: TargetSession) -> list[str]:
     weights = weights_of(session.runner, last_label)
     if not is_reference(session) or weights == last_label:
         return []
-    return [f"final is the weights of {weights}, which the output of {last_label} was made of"]
+    return [f"final has the weights of {weights}, from which the output of {last_label} was written"]
 
 
 @dataclass
@@ -139,7 +139,7 @@ def measure(runner: StageRunner, remeasure: bool) -> Findings:
         findings.stand_in = stand_in.name
         findings.machines[stand_in.name] = machine
         source = "graph" if runner.inputs.from_graph else "weights"
-        runner.progress.note(f"no target of the recipe can run it: {stand_in.name} measures the {source} in place")
+        runner.progress.note(f"no target of the recipe can run it: {stand_in.name} measures the {source} instead")
         artifacts = measurable(runner, stand_in.target.format)
         sessions.append(_measured(findings, runner, stand_in, artifacts, remeasure))
     for profile in unavailable:
@@ -283,12 +283,12 @@ def _time(findings: Findings, session: TargetSession, remeasure: bool) -> None:
         findings.environment = findings.environment | machine
     else:
         notes.append(
-            f"{session.target.name}: timed on {device}, {machine_summary(machine)}; answers are this machine's"
+            f"{session.target.name}: timed on {device}, {machine_summary(machine)}; predictions are from this machine"
         )
     replaced_machine = session.profile.instead_of
     if replaced_machine and device is None:
         notes.append(
-            f"{session.target.name}: answers, times and memory are those of {session.target.runtime} on this machine; "
+            f"{session.target.name}: results, times and memory are those of {session.target.runtime} on this machine; "
             f"nothing ran on {replaced_machine}"
         )
     notes += sparse_notes(session.runner.recipe, session.artifacts, rows, session.target)

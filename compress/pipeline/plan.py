@@ -102,7 +102,7 @@ def render_plan(plan: Plan) -> RenderableType:
         f"disk   {_bytes(plan.disk_needed_bytes.value)} needed{_note(plan.disk_needed_bytes)}, "
         f"{_bytes(plan.disk_free_bytes)} free at {plan.artifacts}"
     )
-    suffix = " (told by the model's config)" if plan.task_is_inferred else ""
+    suffix = " (inferred from the model's config)" if plan.task_is_inferred else ""
     parts: list[RenderableType] = [
         Text(f"{plan.recipe}: {plan.task}{suffix}", style="bold"),
         _table("reads", ("what", "from", "size", "state"), [_source(row) for row in plan.sources]),
@@ -117,7 +117,7 @@ def render_plan(plan: Plan) -> RenderableType:
               for target in plan.targets]  # fmt: skip
     parts.append(_table("targets", ("target", "here", ""), states))
     if plan.stand_in:
-        parts.append(Text(f"none of them can run it: {plan.stand_in} measures the weights in place, in float32"))
+        parts.append(Text(f"none of them can run it: {plan.stand_in} measures the weights instead, in float32"))
     limits = []
     for limit in plan.limits:
         bound = f"{'at least' if limit.at_least is not None else 'at most'} {limit.bound:g}"

@@ -207,7 +207,7 @@ def check_running_text(runner: StageRunner) -> None:
     num_tokens, prompt_length = int(examples.lengths().sum()), max(recipe.benchmark.contexts)
     if prompt_length > num_tokens:
         raise DataError(
-            f"A prompt of {prompt_length} tokens is to be timed, and the text that is judged by has {num_tokens}.",
+            f"A prompt of {prompt_length} tokens is to be timed, and the evaluation text has {num_tokens}.",
             where="benchmark.contexts",
             hint="give more text, raise evaluation.windows, or lower benchmark.contexts",
         )
@@ -222,7 +222,7 @@ def check_running_text(runner: StageRunner) -> None:
     for field, length in lengths.items():
         if positions is not None and length > positions:
             raise DataError(
-                f"The model would read {length} tokens, more than it can place.",
+                f"The model would receive {length} tokens, more than it has positions for.",
                 where=field,
                 expected=f"at most {positions}, its max_position_embeddings, with what is generated after a prompt",
             )

@@ -136,7 +136,7 @@ class TargetSession:
             replace(part, rows=self.runner.inputs.task.members(rows, part.rows, examples)) for part in parts
         ]
         notes += [
-            f"No window of the text is of the slice {part.name!r} alone."
+            f"No window of the text lies entirely in the slice {part.name!r}."
             for part in member_slices
             if not part.rows.any()
         ]
@@ -357,7 +357,7 @@ class TargetSession:
         notes = [f"{self.target.name}: {note}" for note in stored["notes"]]
         if reused:
             notes.append(
-                f"{self.target.name}: timings are of an earlier run on this machine; --remeasure takes new ones"
+                f"{self.target.name}: timings are reused from an earlier run on this machine; --remeasure repeats them"
             )
         return [Measurement.model_validate(row) for row in stored["rows"]], notes, stored["environment"]
 
@@ -373,6 +373,6 @@ def windows_digest(examples: Examples) -> str:
 def _cached(runner: StageRunner, key: str, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, bool]:
     """Return the folder of a measurement and True if it was in the cache; compute it if not."""
     note = runner.progress.note
-    entry, cached = runner.cache.obtain(key, make, note, lambda: note("another run measures the same; waiting"))
+    entry, cached = runner.cache.obtain(key, make, note, lambda: note("waiting for another run that measures this"))
     runner.measurement_entries.append((entry, cached))
     return entry.folder, cached

@@ -101,10 +101,10 @@ def closing_line(report: Report, folder: Path, name: str, app: bool = True) -> s
         reasons = "; ".join(f"{skip.target}: {skip.reason}" for skip in report.skipped)
         cause = f" ({reasons})" if reasons else ""
         if report.stand_in:
-            measured = f"{report.stand_in} measured its weights in place, in float32"
+            measured = f"{report.stand_in} measured its weights instead, in float32"
             summary = f"No target of the recipe could run the model here{cause}; {measured}."
             return f"{summary} {contents} Next: compress targets"
-        return f"Nothing could be run here{cause}; sizes are measured all the same. {contents} Next: compress targets"
+        return f"Nothing could be run here{cause}; only sizes are measured. {contents} Next: compress targets"
     if report.missed:
         return f"{contents} Next: compress compare {name}, to see what changed against the baseline"
     bundle = f"compress bundle {name} --target desktop --output app, or " if app else ""

@@ -48,7 +48,7 @@ def pair_by_prompt(old: Iterable[ContinuationRecord], new: Iterable[Continuation
             steps = enumerate(zip(baseline.steps, final.steps, strict=False), 1)
             differing = ((number, pair) for number, pair in steps if pair[0].token != pair[1].token)
             parting = next(
-                (f"They part at token {n}: {_choice(a)} before, {_choice(b)} now" for n, (a, b) in differing), ""
+                (f"They diverge at token {n}: {_choice(a)} before, {_choice(b)} now" for n, (a, b) in differing), ""
             )
             pairs.append(ContinuationPair(baseline.prompt, baseline, final, len(list(shared)), parting))
     return pairs

@@ -39,13 +39,13 @@ def verdict(report: Report) -> tuple[Status, str]:
     remark = f" ({len(skipped)} not judged: {', '.join(reasons)})" if skipped else ""
     # Without a runnable file only sizes are known, so limits on quality and speed were not judged.
     if report.unmeasured:
-        summary = f"; of what files weigh, {_kept(report)}" if judged else f", and no limit was judged{remark}"
+        summary = f"; of what files weigh, {_kept(report)}" if judged else f", and no limit was evaluated{remark}"
         summary_of_run = "Nothing could be run: only sizes are known"
         if report.stand_in:
-            summary_of_run = f"No target could run it: {report.stand_in} measured the weights in place"
+            summary_of_run = f"No target could run it: {report.stand_in} measured the weights instead"
         return "missed" if report.missed else "none", f"{summary_of_run}{summary}"
     if not judged:
-        return "none", f"No limits were judged{remark}" if report.limits else "The recipe sets no limits"
+        return "none", f"No limits were evaluated{remark}" if report.limits else "The recipe sets no limits"
     unknown = any(limit.unknown for limit in report.limits)
     status: Status = "missed" if report.missed else "unknown" if unknown else "passed"
     sentence = _kept(report)

@@ -7,8 +7,8 @@ from compress.results.formatting import format_bytes, format_number
 
 _BINDS = {"compute": "arithmetic", "memory": "memory", "overhead": "overhead", None: "not counted"}
 _SENTENCES = {
-    "compute": "Arithmetic binds: fewer or cheaper operations make it faster.",
-    "memory": "Memory binds: fewer bytes to move make it faster.",
+    "compute": "Compute-bound: fewer or cheaper operations make it faster.",
+    "memory": "Memory-bound: fewer bytes to move make it faster.",
     "overhead": (
         "Arithmetic and memory each need less than a third of the time. The rest is spent on starting small operators, "
         "waiting for threads, and kernels that are slower than this machine's best."
@@ -101,7 +101,7 @@ def method_notes(profile: OperatorProfile) -> list[str]:
     # Kind and number of the calls in a pass.
     match profile.phase:
         case "token":
-            calls = f"{profile.calls} tokens, one after the other, behind a prompt of {profile.context}"
+            calls = f"{profile.calls} successive tokens after a prompt of {profile.context}"
         case "prompt":
             calls = f"{profile.calls} prompts of {profile.context} tokens"
         case _:
@@ -111,7 +111,7 @@ def method_notes(profile: OperatorProfile) -> list[str]:
     notes = [
         f"{calls}, {profile.passes} passes each without and with profiling, {profile.threads} threads.",
         f"With profiling a call takes {time_text(profile.profiled_ms)}, {profile.profiler_overhead:+.0%}; for "
-        f"{time_text(profile.operators_ms)} of it operators are at work. The figures of the whole are without it.",
+        f"{time_text(profile.operators_ms)} of it operators run. The values of the whole model are without profiling.",
     ]
     total_ms = sum(row.time_ms for row in profile.rows)
     uncounted = [row for row in profile.by_operator() if row.uncounted_ms > 0]

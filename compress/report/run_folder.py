@@ -165,7 +165,7 @@ def read_predictions(folder: Path, model: str, target: str) -> StoredPredictions
         prefixes = [column_prefix(model, target, several) for several in (True, False)]
         prefix = next((candidate for candidate in prefixes if f"{candidate}.answer" in names), None)
         if prefix is None:
-            raise InputError(f"{PREDICTIONS} has no answers of {model} on {target}.", where=str(path))
+            raise InputError(f"{PREDICTIONS} has no predictions of {model} on {target}.", where=str(path))
         selected = ["label", *(f"{prefix}.{part}" for part in ("answer", "probability", "correct"))]
         table = pyarrow.parquet.read_table(path, columns=selected)
         columns = {name: table[name].to_pylist() for name in selected}

@@ -223,9 +223,9 @@ class TextGeneration(Task):
         head, places = np.array(first, dtype=np.int64), zip(begins, ends, strict=True)
         windows = [np.concatenate([head, mine.ids[begin:end]]) for begin, end in places]
         note = (
-            f"{whole.note}; a vocabulary of {len(processor):,} tokens reads the same windows, the whole text as "
-            f"{len(mine.ids):,}, where the baseline's {len(reference):,} make {len(theirs.ids):,}: perplexity is by "
-            "the baseline's tokens, times are by each model's own"
+            f"{whole.note}; a vocabulary of {len(processor):,} tokens encodes the same windows, the whole text as "
+            f"{len(mine.ids):,}, where the baseline's {len(reference):,} yield {len(theirs.ids):,}: perplexity is per "
+            "token of the baseline, times are per token of each model"
         )
         return _examples(windows, None, note, np.column_stack([counted, whole.labels[:, _TOKENS:]]))
 
@@ -354,8 +354,8 @@ def _note(tokens: int, windows: int, chosen: int, body: int, stride: int) -> str
     judged = f"{chosen} of {windows} windows" if chosen < windows else f"{windows} windows"
     shared = f", one every {stride}" if stride < body else ""
     left = tokens - (windows - 1) * stride - body
-    remainder = f"; the last {left:,} make no whole window and are left out" if left else ""
-    return f"judged on {judged} of {body} tokens{shared}, of {tokens:,} tokens of test text{remainder}"
+    remainder = f"; the last {left:,} do not fill a window and are skipped" if left else ""
+    return f"evaluated on {judged} of {body} tokens{shared} ({tokens:,} tokens of test text{remainder})"
 
 
 def _kept(logits: np.ndarray, examples: Examples, index: int) -> dict[str, np.ndarray]:

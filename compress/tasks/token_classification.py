@@ -138,7 +138,7 @@ class TokenClassification(Task):
                     row[position] = tag
             placed.append(row + behind)
             lost += len(behind)
-        note = f"{lost:,} words have no token, as in texts cut at {max_length}: nothing is found there" if lost else ""
+        note = f"{lost:,} words have no token (texts truncated at {max_length}): no entity predicted" if lost else ""
         return Examples(inputs, padding, ragged(placed, IGNORED), note=note, head=head)
 
     def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:

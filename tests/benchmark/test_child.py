@@ -29,7 +29,7 @@ def gone(child: WorkerProcess) -> bool:
     return not Path(f"/proc/{child.pid}").exists()
 
 
-def test_batches_come_back_from_the_file_as_they_were(batches: Path) -> None:
+def test_batches_survive_a_file_round_trip(batches: Path) -> None:
     examples = make_examples(3)
     for batch, expected in zip(read_batches(batches), [examples.batch([0]), examples.batch([1, 2])], strict=True):
         assert list(batch) == ["input_ids", "attention_mask"]
@@ -37,7 +37,7 @@ def test_batches_come_back_from_the_file_as_they_were(batches: Path) -> None:
             np.testing.assert_array_equal(batch[name], expected[name])
 
 
-def test_a_process_opens_times_and_quits(tmp_path: Path, batches: Path) -> None:
+def test_worker_opens_a_model_times_calls_and_quits(tmp_path: Path, batches: Path) -> None:
     model = write_classifier(tmp_path / "model", 8, 1)
     with WorkerProcess("final") as child:
         opened = child.open(model, CPU, threads=1, cores=[0], batches=batches, timeout=60)
@@ -52,14 +52,14 @@ def test_a_process_opens_times_and_quits(tmp_path: Path, batches: Path) -> None:
     assert child._piped.process.returncode == 0
 
 
-def test_memory_is_the_childs_own_not_the_parents(tmp_path: Path, batches: Path) -> None:
+def test_memory_is_that_of_the_worker(tmp_path: Path, batches: Path) -> None:
     ballast = np.ones(50_000_000)
     with WorkerProcess("final") as child:
         child.open(write_classifier(tmp_path / "model", 8, 1), CPU, 1, [0], batches, 60)
         assert 10_000_000 < child.memory()["peak_bytes"] < ballast.nbytes
 
 
-def test_the_worker_imports_nothing_heavy(tmp_path: Path, batches: Path) -> None:
+def test_worker_imports_only_numpy_and_onnxruntime(tmp_path: Path, batches: Path) -> None:
     model = write_classifier(tmp_path / "model", 8, 1)
     code = f"""
 from compress.benchmark.worker import Worker
@@ -71,7 +71,7 @@ worker.round(dict(calls=[0], untimed=1))
     assert packages_imported_by(code) == {"compress", "numpy", "onnxruntime"}
 
 
-def test_errors_keep_their_kind_on_the_way(tmp_path: Path, batches: Path) -> None:
+def test_errors_of_the_worker_keep_their_type(tmp_path: Path, batches: Path) -> None:
     with WorkerProcess("final") as child, pytest.raises(ModelError, match="does not exist") as caught:
         child.open(tmp_path / "nowhere", CPU, 1, [0], batches, 60)
     assert caught.value.where == str(tmp_path / "nowhere")
@@ -87,16 +87,16 @@ def test_errors_keep_their_kind_on_the_way(tmp_path: Path, batches: Path) -> Non
     [
         (
             "import sys; input(); sys.exit('the weights melted')",
-            r"'prune' ended by itself with exit code 1.*\nIts last words:\nthe weights melted",
+            r"'prune' ended with exit code 1.*\nIts last output:\nthe weights melted",
             60,
         ),
         ("import os; input(); os.kill(os.getpid(), 9)", r"SIGKILL \(the system may have run out of memory\)", 60),
         ("raise SystemExit(7)", "exit code 7", 60),
-        ("import time; time.sleep(600)", "no answer to 'memory' within 0 s", 0.1),
+        ("import time; time.sleep(600)", "did not answer 'memory' within 0 s", 0.1),
         ("input(); print('loading...')", "loading", 60),
     ],
 )
-def test_a_process_without_an_answer_is_named_with_the_reason(code: str, words: str, timeout: float) -> None:
+def test_failed_worker_is_reported_with_the_reason(code: str, words: str, timeout: float) -> None:
     child = WorkerProcess("prune", [sys.executable, "-c", code])
     if "input" not in code and "sleep" not in code:
         child._piped.process.wait()
@@ -105,8 +105,8 @@ def test_a_process_without_an_answer_is_named_with_the_reason(code: str, words: 
     assert gone(child)
 
 
-def test_a_worker_ends_when_its_parent_is_gone() -> None:
-    """The parent's end of the pipe closes with it, however it died."""
+def test_worker_ends_when_its_parent_is_gone() -> None:
+    """The parent's end of the pipe is closed however the parent ends."""
     command = [sys.executable, "-m", "compress.benchmark.worker"]
     worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert worker.stdin is not None

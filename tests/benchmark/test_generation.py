@@ -41,7 +41,7 @@ def measure(
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> BenchmarkResult:
-    """A heavy decoder with a cache, and a light one without."""
+    """Measure a heavy decoder with a cache and a light one without."""
     root = tmp_path_factory.mktemp("decoders")
     return measure({"baseline": HEAVY.write(root / "heavy"), "artifact": LIGHT.write(root / "light", cache=False)})
 
@@ -56,7 +56,7 @@ def open_decoder(child: WorkerProcess, folder: Path, scratch: Path) -> None:
     child.open(folder, CPU, 1, [0], scratch / "nothing.npz", 60)
 
 
-def test_a_process_generates_what_the_mathematics_says(tmp_path: Path) -> None:
+def test_worker_generates_the_tokens_of_the_numpy_reference(tmp_path: Path) -> None:
     with WorkerProcess("final") as child:
         open_decoder(child, LIGHT.write(tmp_path / "m"), tmp_path)
         began = time.perf_counter()
@@ -72,7 +72,7 @@ def test_a_process_generates_what_the_mathematics_says(tmp_path: Path) -> None:
 
 
 def recorded() -> TimingRecord:
-    """Two launches of a round each, at a context of 100 tokens and two tokens after the first."""
+    """Return two launches of one round each, with a context of 100 tokens and two tokens after the first."""
     record = TimingRecord({"context_100": TimedRounds(), "steps_100": TimedRounds()})
 
     def generation(first_ms: float, *steps_ms: float) -> GenerationTimes:
@@ -83,7 +83,7 @@ def recorded() -> TimingRecord:
     return record
 
 
-def test_rows_are_medians_and_tokens_over_their_time() -> None:
+def test_latencies_are_medians_and_rates_are_tokens_per_time() -> None:
     rows = {r.metric: r for r in generation_rows(MeasurementWriter("final", "cpu", 0), recorded(), "a", 100)}
     assert rows["time_to_first_token_ms_context_100"].raw == (50.0, 200.0)
     assert rows["time_to_first_token_ms_context_100"].value == 125.0
@@ -94,11 +94,11 @@ def test_rows_are_medians_and_tokens_over_their_time() -> None:
     assert rows["prefill_tokens_per_second_context_100"].raw == (2000.0, 500.0)
     assert rows["prefill_tokens_per_second_context_100"].value == 1250.0
     assert {r.unit for r in rows.values()} == {"ms", "tokens/s"}
-    # No 95% interval of a median is to be had from two launches.
+    # Two launches are too few for a 95% interval of a median.
     assert {(r.low, r.high) for r in rows.values()} == {(None, None)}
 
 
-def test_ratios_pair_the_same_place_of_the_same_round() -> None:
+def test_speedups_pair_the_same_step_of_the_same_round() -> None:
     first, steps = speedup_rows(MeasurementWriter("b", "cpu", 0), recorded(), "b", "a", 100)
     # The prompt: 50 / 25 and 200 / 25. Tokens: 10 / 5 and 30 / 15, then 20 / 40 twice.
     assert first.raw == (2.0, 8.0)
@@ -110,7 +110,7 @@ def test_ratios_pair_the_same_place_of_the_same_round() -> None:
     assert speedup_rows(MeasurementWriter("a", "cpu", 0), recorded(), "a", "a", 100)[0].value == 1.0
 
 
-def test_drawn_tokens_are_of_the_middle_and_of_the_seed() -> None:
+def test_random_tokens_are_reproducible_and_from_mid_vocabulary() -> None:
     tokens = random_tokens(5000, 100, seed=1)
     assert set(tokens) == set(range(25, 75))
     assert tokens == random_tokens(5000, 100, seed=1) != random_tokens(5000, 100, seed=2)
@@ -134,7 +134,7 @@ def test_every_model_has_every_metric(result: BenchmarkResult) -> None:
     }
 
 
-def test_raw_samples_give_values_and_intervals(result: BenchmarkResult) -> None:
+def test_values_and_intervals_follow_from_raw_samples(result: BenchmarkResult) -> None:
     launches, rounds, slowed = (result.environment[name] for name in ("launches", "rounds", "slowed_rounds"))
     assert launches >= QUICK.launches
     for context in (8, 256):
@@ -152,8 +152,8 @@ def test_raw_samples_give_values_and_intervals(result: BenchmarkResult) -> None:
             assert min(one.raw) <= one.low <= one.value <= one.high <= max(one.raw)
 
 
-def test_more_work_takes_longer(result: BenchmarkResult) -> None:
-    """32 times the tokens of a prompt; and 256 times the weights, which the lighter model doesn't have."""
+def test_longer_prompts_and_larger_models_are_slower(result: BenchmarkResult) -> None:
+    """The long prompt has 32 times the tokens of the short one, and the heavy model about 256 times the weights."""
     times = {c: row(result, "baseline", f"time_to_first_token_ms_context_{c}").value for c in (8, 256)}
     assert times[256] > 4 * times[8]
     speedup = row(result, "artifact", "speedup_time_to_first_token_context_256")
@@ -161,7 +161,7 @@ def test_more_work_takes_longer(result: BenchmarkResult) -> None:
     assert speedup.low > 2
 
 
-def test_without_a_cache_a_token_costs_the_whole_sequence(result: BenchmarkResult) -> None:
+def test_token_without_cache_costs_as_much_as_the_sequence(result: BenchmarkResult) -> None:
     def ratio(model: str) -> float:
         step, first = (
             row(result, model, f"{name}_ms_context_256").value
@@ -171,11 +171,11 @@ def test_without_a_cache_a_token_costs_the_whole_sequence(result: BenchmarkResul
 
     assert ratio("baseline") < 0.5 < ratio("artifact")
     assert result.environment["cached"] == {"baseline": True, "artifact": False}
-    (note,) = [note for note in result.notes if "keeps no cache" in note]
+    (note,) = [note for note in result.notes if "has no KV cache" in note]
     assert note.startswith("artifact ")
 
 
-def test_notes_and_environment_say_how_it_was_measured(result: BenchmarkResult) -> None:
+def test_notes_and_environment_describe_the_measurement(result: BenchmarkResult) -> None:
     assert result.notes[0].startswith("noise: ")
     assert any("token ids drawn at random" in note for note in result.notes)
     assert result.environment["prompts"] == "random"
@@ -183,7 +183,7 @@ def test_notes_and_environment_say_how_it_was_measured(result: BenchmarkResult) 
     assert result.environment["runtime_settings"]["artifact"]["intra_op_threads"] == 1
 
 
-def test_one_model_is_prompted_with_its_text_and_has_no_ratio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_model_uses_its_text_and_has_no_speedup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts: list[tuple[int, ...]] = []
     genuine = WorkerProcess.generate
 
@@ -195,14 +195,14 @@ def test_one_model_is_prompted_with_its_text_and_has_no_ratio(tmp_path: Path, mo
     settings = Benchmark(contexts=(3, 2, 3), tokens=2, threads=1, seconds=0.01, launches=2)
     text = [11, 12, 13, 14]
     result = measure({"baseline": LIGHT.write(tmp_path / "m")}, settings, {"baseline": text})
-    # The first answer of each process is to a prompt of one token.
+    # The first prompt of each process is a single token.
     assert set(prompts) == {(0,), (11, 12), (11, 12, 13)}
     assert not [r for r in result.measurements if r.metric.startswith("speedup")]
     assert not [note for note in result.notes if "drawn" in note]
     assert list(result.environment["rounds"]) == ["context_2", "context_3"]
 
 
-def test_the_death_of_the_baselines_process_ends_the_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dead_baseline_process_ends_the_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     genuine = WorkerProcess.generate
     answers = iter(range(1_000_000))
 
@@ -213,11 +213,11 @@ def test_the_death_of_the_baselines_process_ends_the_session(tmp_path: Path, mon
 
     monkeypatch.setattr(WorkerProcess, "generate", dying)
     folders = {name: LIGHT.write(tmp_path / name) for name in ("baseline", "artifact")}
-    with pytest.raises(StageError, match="was ended by SIGKILL"):
+    with pytest.raises(StageError, match="was killed by SIGKILL"):
         measure(folders, Benchmark(contexts=(8,), tokens=2, threads=1, seconds=0.01, launches=2))
 
 
-def test_what_means_nothing_is_refused(tmp_path: Path) -> None:
+def test_invalid_generation_inputs_are_rejected(tmp_path: Path) -> None:
     folder = LIGHT.write(tmp_path / "m")
     (folder / "config.json").write_text('{"max_position_embeddings": 260}')
     with pytest.raises(InputError, match="256 and 5 tokens after it are more than"):

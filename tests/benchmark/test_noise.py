@@ -19,7 +19,7 @@ def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compress.benchmark.noise.granted_cores", lambda: tuple(range(CORES)))
 
 
-def test_a_quiet_machine_is_quiet() -> None:
+def test_undisturbed_machine_is_quiet() -> None:
     noise = judge_noise(USAGE, STILL, 0.3)
     assert noise.verdict == "quiet"
     assert noise.reasons == ()
@@ -33,21 +33,21 @@ def test_a_quiet_machine_is_quiet() -> None:
         ({"busy_seconds": 13.0}, {}, "noisy", "other processes took 15% of the processor"),
         ({"busy_seconds": 21.0}, {}, "unusable", "other processes took 55% of the processor"),
         ({"stolen_seconds": 3.0}, {}, "noisy", "the hypervisor took 15% of the processor"),
-        ({"throttled_seconds": 0.2}, {}, "noisy", "the control group was throttled 2.0% of the time"),
-        ({"throttled_seconds": 2.0}, {}, "unusable", "the control group was throttled 20.0% of the time"),
+        ({"throttled_seconds": 0.2}, {}, "noisy", "the cgroup was throttled 2.0% of the time"),
+        ({"throttled_seconds": 2.0}, {}, "unusable", "the cgroup was throttled 20.0% of the time"),
         ({}, {"load_before": 3.2}, "noisy", "the load was 3.2 on 2 cores before the start"),
         ({}, {"reference_ms": np.linspace(0.8, 1.2, 21)}, "noisy", "the reference product varies by 20%"),
         ({}, {"frequencies_mhz": [3000.0, 2400.0, 1800.0]}, "unusable", "the processor's frequency fell by 40%"),
     ],
 )
-def test_a_disturbance_is_named(usage: dict[str, float], figures: dict[str, Any], verdict: str, reason: str) -> None:
+def test_disturbance_is_reported(usage: dict[str, float], figures: dict[str, Any], verdict: str, reason: str) -> None:
     noise = judge_noise(replace(USAGE, **usage), STILL, **figures)
     assert (noise.verdict, noise.reasons) == (verdict, (reason,))
 
 
 @pytest.mark.parametrize(("width", "verdict"), [(0.1, "quiet"), (0.3, "noisy"), (0.8, "unusable")])
-def test_the_most_restless_model_decides(width: float, verdict: str) -> None:
-    # The quartiles of an even spread are half its width apart.
+def test_model_with_largest_spread_decides(width: float, verdict: str) -> None:
+    # The interquartile range of a uniform distribution is half its width.
     noise = judge_noise(USAGE, {**STILL, "prune": np.linspace(1 - width / 2, 1 + width / 2, 21)})
     assert noise.verdict == verdict
     assert noise.figures["round_spread"] == pytest.approx(width / 2)
@@ -55,7 +55,7 @@ def test_the_most_restless_model_decides(width: float, verdict: str) -> None:
         assert noise.reasons == (f"the rounds of 'prune' vary by {width / 2:.0%}",)
 
 
-def test_real_snapshots_move_forward() -> None:
+def test_real_usage_increases() -> None:
     first = Usage.now(children_seconds=0.0)
     sum(range(20_000_000))
     usage = Usage.now(children_seconds=0.0) - first

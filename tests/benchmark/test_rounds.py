@@ -1,4 +1,4 @@
-"""Order, warm-up and pairing of the timed rounds, and the requests that they are made of."""
+"""Tests of timed rounds: order, warm-up, pairing, exclusion of disturbed rounds, and the sampling of requests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from compress.benchmark.rounds import (
 
 
 class Clock:
-    """A clock that only runs while a model does."""
+    """A clock that advances only while a model runs."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -50,7 +50,7 @@ class Clock:
 
 
 def still() -> float:
-    """The pulse of a machine that nothing slows."""
+    """Return the reference time of a machine that nothing slows down."""
     return 1.0
 
 
@@ -61,15 +61,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_sampling_ends_when_its_time_is_over(clock: Clock) -> None:
+def test_sampling_ends_with_its_time_budget(clock: Clock) -> None:
     rounds = TimedRounds()
     models = {"steady": clock.model(lambda _: 10.0), "restless": clock.model(lambda i: 10.0 * (1 + i % 5))}
     list(interleave(models, itertools.repeat([0]), 0, 3.99, rounds, still))
-    # Each round takes 10 ms and on average 30 ms: 3.99 s are over in the 100th.
+    # A round takes 10 ms and 30 ms on average, so that 3.99 s end during the 100th round.
     assert len(rounds.calls) == 100
 
 
-def test_a_launch_has_one_round_at_least_and_the_order_turns_round_across_launches(clock: Clock) -> None:
+def test_launch_has_at_least_one_round_and_order_alternates(clock: Clock) -> None:
     requested = []
 
     def run(name: str, calls: Sequence[int]) -> RoundTimes:
@@ -89,7 +89,7 @@ def calm(*latencies_ms: float) -> RoundTimes:
 
 
 def test_ratios_pair_calls_within_rounds_and_blocks() -> None:
-    """By hand: a round's ratio is the median of its calls', a block's the median of its rounds'."""
+    """The ratio of a round is the median over its calls, and the ratio of a block the median over its rounds."""
     rounds = TimedRounds(
         calls=[[0, 1, 2], [2, 1, 0], [0, 1, 2], [1, 2, 0], [0, 1, 2], [2, 0, 1]],
         launches=[0, 0, 0, 0, 0, 1],
@@ -103,13 +103,13 @@ def test_ratios_pair_calls_within_rounds_and_blocks() -> None:
     assert rounds.ratios("b", "a") == pytest.approx([1 / 3, 1 / 1.5])
 
 
-def test_pairs_with_a_disturbed_call_are_left_out() -> None:
+def test_pairs_with_a_disturbed_call_are_excluded() -> None:
     first = RoundTimes([2.0, 8.0, 2.0, 2.0], [False, True, False, False])
     second = RoundTimes([1.0, 1.0, 9.0, 1.0], [False, False, True, False])
     assert TimedRounds([[0, 1, 2, 3]], [0], {"a": [first], "b": [second]}).ratios("a", "b") == pytest.approx([2.0])
 
 
-def test_a_wholly_disturbed_round_counts_only_where_there_is_no_other() -> None:
+def test_disturbed_round_counts_only_without_alternative() -> None:
     wild = (RoundTimes([9.0, 9.0], [True, False]), RoundTimes([1.0, 1.0], [False, True]))
     still = (calm(2.0, 2.0), calm(1.0, 1.0))
     a, b = ([wild[i], still[i], wild[i], wild[i]] for i in range(2))
@@ -118,7 +118,10 @@ def test_a_wholly_disturbed_round_counts_only_where_there_is_no_other() -> None:
 
 
 def shared_machine(slowed: Sequence[bool], launches: Sequence[int] | None = None) -> TimedRounds:
-    """While it is slowed, the float model takes 1.5 times as long and the integer one twice, and so do pulses."""
+    """Return rounds on a machine that is slowed down in some of them.
+
+    A slowed round takes 1.5 times as long for the float model and twice as long for the integer model and the reference.
+    """
     rounds = TimedRounds()
     for number, slow in enumerate(slowed):
         turns = {"float": calm(6.0 if slow else 4.0), "integer": calm(4.0 if slow else 2.0)}
@@ -128,8 +131,8 @@ def shared_machine(slowed: Sequence[bool], launches: Sequence[int] | None = None
     return rounds
 
 
-def test_rounds_on_a_slowed_machine_do_not_count() -> None:
-    """Two thirds are slowed: without them the ratio is 4 / 2, with them the medians' 6 / 4."""
+def test_rounds_on_slowed_machine_are_excluded() -> None:
+    """Two thirds of the rounds are slowed: without them the ratio is 4 / 2, with them the ratio of medians is 6 / 4."""
     rounds = shared_machine([number % 3 > 0 for number in range(60)])
     assert rounds.ratios("float", "integer") == pytest.approx([1.5] * 4)
     counted = rounds.undisturbed()
@@ -137,12 +140,12 @@ def test_rounds_on_a_slowed_machine_do_not_count() -> None:
     assert counted.launches == [number % 4 for number in range(0, 60, 3)]
     assert counted.ratios("float", "integer") == pytest.approx([2.0] * 4)
     assert subject.slowed_rounds_note(rounds, counted) == (
-        "20 of 60 rounds count: around the others a small product took up to 2.0 times as long, so that something else "
-        "had slowed the machine"
+        "20 of 60 rounds are used: around the others a reference product took "
+        "up to 2.0 times as long, so other load slowed the machine"
     )
 
 
-def test_the_reference_that_other_sessions_divide_by_is_of_the_same_machine() -> None:
+def test_reference_times_exclude_slowed_rounds() -> None:
     reference = [ReferenceTimes(0.4 if number % 2 else 0.25, 6.0) for number in range(40)]
     slowed = TimingRecord({"single": shared_machine([number % 3 > 0 for number in range(60)])}, reference=reference)
     assert [times.matmul_ms for times in slowed.undisturbed().reference] == [0.25] * 20
@@ -150,7 +153,7 @@ def test_the_reference_that_other_sessions_divide_by_is_of_the_same_machine() ->
     assert quiet.undisturbed().reference == reference
 
 
-def test_a_models_own_times_never_decide_which_rounds_count() -> None:
+def test_model_times_do_not_affect_exclusion_of_rounds() -> None:
     rounds = shared_machine([False] * 60)
     rounds.times["integer"][::2] = [calm(9.0)] * 30
     assert rounds.undisturbed().times == rounds.times
@@ -160,17 +163,17 @@ def test_a_models_own_times_never_decide_which_rounds_count() -> None:
 @pytest.mark.parametrize(
     ("slowed", "launches"),
     [
-        ([number >= 11 for number in range(60)], None),  # eleven rounds would be left
+        ([number >= 11 for number in range(60)], None),  # eleven rounds would remain
         ([number >= 14 for number in range(150)], None),  # less than a tenth
         ([number >= 20 for number in range(60)], [number // 10 for number in range(60)]),  # two launches
     ],
 )
-def test_all_rounds_count_where_few_would_be_left(slowed: list[bool], launches: list[int] | None) -> None:
+def test_all_rounds_count_if_few_would_remain(slowed: list[bool], launches: list[int] | None) -> None:
     rounds = shared_machine(slowed, launches)
     assert rounds.undisturbed() is rounds
 
 
-def test_pulses_are_taken_around_every_turn() -> None:
+def test_reference_is_timed_around_every_turn() -> None:
     product_times = iter([1.0, 5.0, 2.0])
     order: list[str] = []
 
@@ -185,14 +188,14 @@ def test_pulses_are_taken_around_every_turn() -> None:
     assert order == ["pulse", "a", "pulse", "b", "pulse"]
 
 
-def test_relative_rounds_take_out_what_examples_differ_by() -> None:
+def test_relative_rounds_remove_differences_between_examples() -> None:
     turns = [RoundTimes([1.0, 100.0]), RoundTimes([100.0, 1.0]), RoundTimes([1.2, 120.0])]
     rounds = TimedRounds([[0, 1], [1, 0], [0, 1]], [0, 0, 0], {"a": turns})
     assert rounds.relative_rounds("a") == pytest.approx([1.0, 1.0, 1.2])
 
 
 def test_warm_up_waits_until_successive_rounds_agree(clock: Clock) -> None:
-    # 64, 32, ..., 2 and then 1 for good: the first two successive agreements end at the tenth call.
+    # 64, 32, ..., 2 and then always 1: the first two successive agreements end at the tenth call.
     warm = warm_up(clock.model(lambda i: 2.0 ** max(0, 6 - i)), [], [0], seconds=1e9)
     assert (warm.rounds, warm.steady) == (9, True)
 
@@ -208,35 +211,35 @@ def test_warm_up_visits_every_shape_once(clock: Clock) -> None:
     assert seen[:19] == list(range(1, 20))
 
 
-def test_warm_up_goes_on_for_its_least_seconds_though_a_plateau_comes_before(clock: Clock) -> None:
-    # Code that was compiled in haste is steady too, until the better one takes its place after a second.
+def test_warm_up_lasts_minimum_time_despite_early_plateau(clock: Clock) -> None:
+    # Times are also steady in the first tier of a JIT compiler, until optimized code replaces it after a second.
     warm = warm_up(clock.model(lambda i: 10.0 if i < 100 else 5.0), [], [0], seconds=1e9, least_seconds=1.2)
     assert warm.steady and 100 + (1.2 - 1.0) / 0.005 <= warm.rounds <= 145
     assert warm_up(clock.model(lambda i: 10.0), [], [0], seconds=0.5, least_seconds=1.2).rounds < 55
 
 
-def test_warm_up_gives_up_on_a_restless_model_and_keeps_its_budget(clock: Clock) -> None:
+def test_warm_up_stops_for_unstable_model_within_budget(clock: Clock) -> None:
     warm = warm_up(clock.model(lambda i: 1.0 + i % 2), [], [0], seconds=1e9)
     assert (warm.rounds, warm.steady) == (21, False)
     clock.seconds = 0.0
     warm = warm_up(clock.model(lambda i: 1000.0 * (1 + i % 2)), range(100), [0], seconds=3.0)
     assert not warm.steady
-    # Eight shapes are run at once, and what was begun is ended.
+    # Eight shapes run in one call, and a call that has started is completed.
     assert clock.seconds <= 8 * 1.5 + 2 * 2.0
 
 
-def test_examples_are_drawn_once_each_in_order_of_length() -> None:
+def test_examples_are_sampled_once_and_ordered_by_length() -> None:
     lengths = np.random.default_rng(0).integers(3, 60, 500)
     sampled = sample_by_length(lengths, 100, seed=1)
     assert len(set(sampled)) == 100
     assert list(lengths[sampled]) == sorted(lengths[sampled])
     assert sampled == sample_by_length(lengths, 100, seed=1) != sample_by_length(lengths, 100, seed=2)
-    # Fewer examples than wanted are all taken.
+    # If there are fewer examples than requested, all are used.
     assert sample_by_length(np.array([5, 3, 4]), 10, seed=0) == [1, 2, 0]
 
 
 @pytest.mark.parametrize(("count", "size"), [(256, 32), (250, 32), (7, 32), (10, 1)])
-def test_every_example_comes_once_before_any_comes_again(count: int, size: int) -> None:
+def test_every_example_is_used_once_before_any_repeats(count: int, size: int) -> None:
     calls = [i for calls in islice(mixed_rounds(count, size, seed=0), 3 * count) for i in calls]
     for start in range(0, len(calls) - count + 1, count):
         assert sorted(calls[start : start + count]) == list(range(count))
@@ -250,7 +253,7 @@ def test_rounds_are_full_and_in_random_order() -> None:
 
 def test_arrivals_are_a_poisson_process() -> None:
     gaps = np.array(request_gaps_ms(20_000, per_second=250.0, seed=0))
-    # Exponential with mean 4 ms: mean and standard deviation are equal, and it has no memory.
+    # Gaps are exponential with mean 4 ms, and successive gaps are uncorrelated.
     assert stats.kstest(gaps, "expon", args=(0, 4.0)).pvalue > 0.01
     assert np.corrcoef(gaps[1:], gaps[:-1])[0, 1] == pytest.approx(0, abs=0.02)
 
@@ -269,5 +272,5 @@ def test_arrivals_are_a_poisson_process() -> None:
         (length_buckets(np.array([3, 3, 3, 3, 3, 3, 8, 9])), [(3, 3), (8, 9)]),
     ],
 )
-def test_groups_of_examples_by_hand(actual: object, expected: object) -> None:
+def test_example_groups_match_values_by_hand(actual: object, expected: object) -> None:
     assert actual == expected

@@ -37,13 +37,13 @@ def bench(
 
 
 @pytest.fixture(scope="module")
-def asked() -> Iterator[list[tuple[str, tuple[int, ...]]]]:
-    """Every round that a process was asked for: the model and the numbers of its batches."""
+def round_log() -> Iterator[list[tuple[str, tuple[int, ...]]]]:
+    """Return a log of every timed round: the model and the indices of its batches."""
     log: list[tuple[str, tuple[int, ...]]] = []
     genuine = WorkerProcess.round
 
     def spy(self: WorkerProcess, calls: list[int], timeout: float, untimed: int = 0) -> RoundTimes:
-        # Warm-ups and probes have no call before the timed ones, or only a few of one example.
+        # Warm-ups and probes have no untimed calls, or only calls of a single example.
         if untimed and len(set(calls)) > 1:
             log.append((self.label, tuple(calls)))
         return genuine(self, calls, timeout, untimed)
@@ -54,8 +54,8 @@ def asked() -> Iterator[list[tuple[str, tuple[int, ...]]]]:
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[str, tuple[int, ...]]]) -> BenchmarkResult:
-    """A heavy model with 100 MB of unused embedding, one with far less work, and a copy of the latter."""
+def result(tmp_path_factory: pytest.TempPathFactory, round_log: list[tuple[str, tuple[int, ...]]]) -> BenchmarkResult:
+    """Measure a heavy model with 100 MB of unused embedding, a model with far less work, and a copy of the latter."""
     root = tmp_path_factory.mktemp("artifacts")
     heavy = write_classifier(root / "heavy", width=384, layers=12, extra_rows=100_000_000 // (4 * 384) + 1)
     light = write_classifier(root / "light", width=16, layers=1)
@@ -86,7 +86,7 @@ def test_every_model_has_every_metric(result: BenchmarkResult) -> None:
 def test_speedup_is_the_geometric_mean_over_launches(result: BenchmarkResult) -> None:
     for metric in ("speedup", "speedup_batch_8"):
         measurement = row(result, "final", metric)
-        # Launches of which no round counts, the machine being slowed, bring no ratio.
+        # Launches whose rounds are all excluded because the machine was slowed give no ratio.
         assert measurement.raw is not None and 3 <= len(measurement.raw) <= result.environment["launches"]
         assert measurement.value == pytest.approx(stats.gmean(measurement.raw))
         logs = np.log(measurement.raw)
@@ -94,28 +94,28 @@ def test_speedup_is_the_geometric_mean_over_launches(result: BenchmarkResult) ->
         assert (measurement.low, measurement.high) == pytest.approx((np.exp(low), np.exp(high)))
 
 
-def test_the_reference_kernels_were_timed_alongside(result: BenchmarkResult) -> None:
+def test_reference_kernels_are_timed_in_every_launch(result: BenchmarkResult) -> None:
     product, copy = (row(result, "machine", f"reference_{name}_ms") for name in ("matmul", "copy"))
     assert product.n == copy.n >= result.environment["launches"]
-    # 34 million operations and 64 MiB to and fro: no machine does either in a microsecond or takes a second.
+    # 34 million operations and a copy of 64 MiB take more than a microsecond and less than a second.
     assert 0.001 < product.value < 1000
     assert 0.001 < copy.value < 1000
 
 
-def test_processor_time_of_one_thread_is_about_the_latency(result: BenchmarkResult) -> None:
+def test_cpu_time_of_one_thread_is_about_the_latency(result: BenchmarkResult) -> None:
     assert row(result, "baseline", "cpu_ms").value == pytest.approx(
         row(result, "baseline", "latency_ms").value, rel=0.5
     )
 
 
-def test_much_less_work_is_faster(result: BenchmarkResult) -> None:
+def test_model_with_less_work_is_faster(result: BenchmarkResult) -> None:
     speedup = row(result, "onnx_int8", "speedup")
     assert speedup.low is not None
     assert speedup.low > 2
     assert row(result, "baseline", "speedup").value == 1.0
     assert row(result, "onnx_int8", "latency_ms").value < row(result, "baseline", "latency_ms").value
     assert row(result, "onnx_int8", "throughput").value > row(result, "baseline", "throughput").value
-    # The longest sentences make four and more times the products of the shortest.
+    # The longest sentences need at least four times the operations of the shortest.
     by_length = [r.value for r in result.measurements if r.model == "baseline" and "_length_" in r.metric]
     assert by_length[0] < by_length[-1]
 
@@ -126,7 +126,7 @@ def test_equal_folders_are_measured_once(result: BenchmarkResult) -> None:
         assert row(result, "final", metric).raw == row(result, "onnx_int8", metric).raw
 
 
-def test_start_contains_the_loading(result: BenchmarkResult) -> None:
+def test_startup_time_includes_session_load_time(result: BenchmarkResult) -> None:
     for model in ("baseline", "onnx_int8"):
         start, load = row(result, model, "startup_ms"), row(result, model, "session_load_ms")
         assert start.n == load.n == result.environment["launches"]
@@ -134,7 +134,7 @@ def test_start_contains_the_loading(result: BenchmarkResult) -> None:
         assert all(whole > part for whole, part in zip(start.raw or (), load.raw or (), strict=True))
 
 
-def test_the_environment_says_what_ran(result: BenchmarkResult) -> None:
+def test_environment_records_runtime_settings(result: BenchmarkResult) -> None:
     assert result.environment["runtime_settings"]["baseline"]["provider"] == "CPUExecutionProvider"
     assert result.environment["threads"] == 1
     assert len(result.environment["pinned_cores"]) == 1
@@ -142,17 +142,15 @@ def test_the_environment_says_what_ran(result: BenchmarkResult) -> None:
     assert result.notes[0].startswith("noise: ")
 
 
-def test_memory_holds_the_model(result: BenchmarkResult) -> None:
-    """100 MB of embedding must be found in the process that opened it, and not in its neighbour."""
+def test_peak_memory_includes_the_model(result: BenchmarkResult) -> None:
+    """The 100 MB of embedding must count for the process that loaded it, and not for the other one."""
     large, small = (row(result, name, "peak_memory_bytes").value for name in ("baseline", "onnx_int8"))
     assert large - small >= 100_000_000
     assert 0 < small - row(result, "onnx_int8", "runtime_memory_bytes").value < 50_000_000
 
 
-def test_models_take_turns_in_alternating_order(
-    result: BenchmarkResult, asked: list[tuple[str, tuple[int, ...]]]
-) -> None:
-    pairs = list(zip(asked[::2], asked[1::2], strict=True))
+def test_models_run_in_alternating_order(result: BenchmarkResult, round_log: list[tuple[str, tuple[int, ...]]]) -> None:
+    pairs = list(zip(round_log[::2], round_log[1::2], strict=True))
     assert len(pairs) >= result.environment["rounds"]["single"]
     for (first, calls), (second, same_calls) in pairs:
         assert {first, second} == {"baseline", "onnx_int8"}
@@ -161,17 +159,17 @@ def test_models_take_turns_in_alternating_order(
     assert abs(firsts.count("baseline") - firsts.count("onnx_int8")) <= 2 + len(firsts) // 4
 
 
-def test_a_budget_is_kept_and_all_of_it_is_sampling(tmp_path: Path) -> None:
+def test_sampling_stays_within_budget(tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "m", width=64, layers=2)
     began = time.perf_counter()
     measured = bench({"baseline": folder}, precision=0.0, budget_seconds=3.0)
-    # Twice the budget: a machine that other work holds up stops later, one that ignores its budget never does.
+    # Twice the budget, because a busy machine stops later; a session that ignores its budget would never stop.
     assert time.perf_counter() - began < 6
     assert measured.environment["launches"] >= 2
-    assert any("not within the target of 0.0%" in note for note in measured.notes)
+    assert any("above the target of 0.0%" in note for note in measured.notes)
 
 
-def test_requests_that_arrive_faster_than_answers_wait(tmp_path: Path) -> None:
+def test_requests_above_capacity_are_queued(tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "m", width=384, layers=12)
     slow, fast = (bench({"baseline": folder}, precision=1.0, rate=rate, launches=2) for rate in (20.0, 5_000.0))
     latencies = [row(slow, "baseline", "latency_ms_rate_20"), row(fast, "baseline", "latency_ms_rate_5000")]
@@ -180,7 +178,7 @@ def test_requests_that_arrive_faster_than_answers_wait(tmp_path: Path) -> None:
     assert list(map(len, overloaded)) == [0, 1]
 
 
-def test_a_model_whose_process_dies_is_left_out_and_the_others_go_on(
+def test_model_with_dead_process_is_excluded_and_others_continue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     genuine = WorkerProcess.round
@@ -201,11 +199,11 @@ def test_a_model_whose_process_dies_is_left_out_and_the_others_go_on(
     # In the launch that ended early, the baseline may not have been started yet.
     assert result.environment["launches"] - row(result, "baseline", "startup_ms").n in (0, 1)
     assert result.environment["launches"] >= 6
-    (note,) = [note for note in result.notes if note.startswith("final was not timed to the end")]
-    assert "was ended by SIGKILL" in note
+    (note,) = [note for note in result.notes if note.startswith("final could not be timed completely")]
+    assert "was killed by SIGKILL" in note
 
 
-def test_a_corrupt_model_is_reported_and_no_process_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_corrupt_model_is_reported_and_no_process_remains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[WorkerProcess] = []
     genuine = WorkerProcess.__init__
 
@@ -223,7 +221,7 @@ def test_a_corrupt_model_is_reported_and_no_process_stays(tmp_path: Path, monkey
     assert all(child._piped.process.returncode is not None for child in started)
 
 
-def test_an_interrupt_ends_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_ends_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[WorkerProcess] = []
 
     def interrupted(self: WorkerProcess, *_: object, **__: object) -> Iterator[float]:
@@ -236,7 +234,7 @@ def test_an_interrupt_ends_the_processes(tmp_path: Path, monkeypatch: pytest.Mon
     assert [child._piped.process.returncode for child in started] == [-9]
 
 
-def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
+def test_invalid_benchmark_inputs_are_rejected(tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "m", 8, 1)
     with pytest.raises(InputError, match="not among the models"):
         bench({"final": folder})

@@ -70,7 +70,7 @@ def test_baseline_perplexity_equals_that_of_source_model(done: Done) -> None:
         with torch.inference_mode():
             losses.append(float(model(batch, labels=batch).loss))
     assert done.value("baseline", "perplexity") == pytest.approx(math.exp(np.mean(losses)), rel=1e-4)
-    assert any("judged on 6 of" in note for note in done.run.report.notes)
+    assert any("evaluated on 6 of" in note for note in done.run.report.notes)
 
 
 def test_the_final_model_is_compared_with_the_baseline(done: Done) -> None:
@@ -186,7 +186,7 @@ def test_reports_are_paired_only_when_windows_are_equal(done: Done, change: str)
         ("data.splits.test=short.jsonl", "data.splits", "too few for one window of 32"),
         ("evaluation.stride=33", "evaluation.stride", "leave out tokens"),
         ("data.max_length=300", "data.max_length", "read 300 tokens"),
-        ("benchmark.contexts=[150]", "benchmark.contexts", "timed, and the text that is judged by has 64"),
+        ("benchmark.contexts=[150]", "benchmark.contexts", "timed, and the evaluation text has 64"),
         ("benchmark.tokens=250", "benchmark.contexts", "read 266 tokens"),
         ("evaluation.tokens=255", "evaluation.tokens", "read 263 tokens"),
         ("evaluation={instructions: told.jsonl, answer_tokens: 250}", "evaluation.answer_tokens", "read 260 tokens"),

@@ -147,14 +147,14 @@ def test_size_guarantee_covers_tensors_and_not_other_files(tmp_path: Path):
 def test_equal_predictions_for_all_examples_are_rejected(tmp_path: Path):
     model = torch_model(1)
     torch.nn.init.zeros_(model.module.classifier.weight)
-    assert "predicts the same for every example" in error_of_check(torch_model(0), model, tmp_path)
+    assert "predictions are all the same" in error_of_check(torch_model(0), model, tmp_path)
 
 
 def test_non_finite_predictions_of_finite_weights_are_rejected(tmp_path: Path):
     model = torch_model(1)
     torch.nn.init.constant_(model.module.classifier.weight, 3e38)
     torch.nn.init.constant_(model.module.bert.pooler.dense.bias, 20.0)
-    assert "predictions hold NaN or infinite values" in error_of_check(torch_model(0), model, tmp_path)
+    assert "predictions hold NaN or infinity" in error_of_check(torch_model(0), model, tmp_path)
 
 
 class SavesOtherWeights(TorchModel):
@@ -171,7 +171,7 @@ def test_reloaded_model_with_different_predictions_is_rejected(tmp_path: Path):
     model = torch_model(1)
     broken = SavesOtherWeights(model.module, model.processor)
     what = error_of_check(torch_model(0), broken, tmp_path, kind=TorchModel)
-    assert "once saved and loaded it predicts otherwise" in what and "1.0e-03" in what
+    assert "after saving and loading its predictions differ" in what and "1.0e-03" in what
 
 
 class SavesOtherTokenIds(TorchModel):
@@ -189,7 +189,7 @@ def test_reloaded_model_with_different_tokenizer_is_rejected(tmp_path: Path):
     model = torch_model(1)
     broken = SavesOtherTokenIds(model.module, model.processor)
     what = error_of_check(torch_model(0), broken, tmp_path, kind=TorchModel)
-    assert "once saved and loaded it predicts otherwise" in what
+    assert "after saving and loading its predictions differ" in what
 
 
 @pytest.mark.parametrize("change", [lambda array: array.reshape(1, *array.shape), lambda array: array.view(np.int32)])

@@ -160,9 +160,9 @@ def test_licences_of_all_sources_and_runtimes_are_listed(tmp_path: Path) -> None
     assert "adapter adapter, CC-BY-NC-4.0: no commercial use" in words
     assert [line for line in words if "contradict" in line] == [
         "adapter adapter, CC-BY-NC-4.0 and data train.csv, CC-BY-SA-4.0 may contradict each other: "
-        "one wants its own terms for what is made of it, and the other has more"
+        "one requires its own terms for derived models, and the other has further duties"
     ]
-    assert words[-1] == "no licence is stated of test data test.csv; `licences.stated` of the recipe may say it"
+    assert words[-1] == "no licence is stated for test data test.csv; `licences.stated` of the recipe may say it"
 
 
 def test_no_derivatives_model_is_rejected_unless_recipe_allows_it(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_no_derivatives_model_is_rejected_unless_recipe_allows_it(tmp_path: Path
     refuse_forbidden(find_licences(written, tmp_path), written)
     allowed = recipe(licences={"allowed": {"model": "letter of 2 May"}})
     words = refuse_forbidden(find_licences(allowed, tmp_path), allowed)
-    assert "the recipe says why it may: letter of 2 May" in words[0]
+    assert "the recipe gives the reason for an exception: letter of 2 May" in words[0]
     with pytest.raises(ValueError, match="a reason for each"):
         recipe(licences={"allowed": {"model": " "}})
 
@@ -189,7 +189,7 @@ def test_teacher_whose_licence_forbids_training_is_rejected(tmp_path: Path) -> N
     licences = find_licences(taught, tmp_path)
     # Only the student's weights ship, so only its licence is carried over.
     assert carried(licences) == "Apache-2.0"
-    with pytest.raises(InputError, match=r"forbids to train other models .*teaches small"):
+    with pytest.raises(InputError, match=r"forbids training other models .*does for small"):
         refuse_forbidden(licences, taught)
     (tmp_path / "small" / "README.md").write_text("---\nlicense: llama2\n---\n")
     refuse_forbidden(find_licences(taught, tmp_path), taught)
@@ -213,7 +213,7 @@ def test_run_of_earlier_run_inherits_licences_of_its_data(tmp_path: Path) -> Non
 
 def test_stated_licence_of_unknown_source_is_rejected(tmp_path: Path) -> None:
     strange = recipe(licences={"stated": {"trian.csv": "MIT"}})
-    with pytest.raises(InputError, match=r"nothing that is called 'trian\.csv'. Did you mean 'train\.csv'"):
+    with pytest.raises(InputError, match=r"no source named 'trian\.csv'. Did you mean 'train\.csv'"):
         find_licences(strange, tmp_path)
 
 

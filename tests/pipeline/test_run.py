@@ -127,7 +127,7 @@ def test_run_writes_expected_files(first: Done) -> None:
 def test_report_lists_licences_of_sources(first: Done) -> None:
     folder, report = first.run.folder, first.run.report
     assert {licensed.of for licensed in report.licences} >= {"model", "data train.csv", "runtime onnxruntime"}
-    assert any(note.startswith("no licence is stated of model, data train.csv") for note in report.notes)
+    assert any(note.startswith("no licence is stated for model, data train.csv") for note in report.notes)
     for page in ("report.md", "report.html"):
         assert "runtime onnxruntime" in (folder / page).read_text()
 

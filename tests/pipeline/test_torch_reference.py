@@ -71,7 +71,9 @@ def test_torch_weights_are_evaluated_and_timed(recipe_folder: Path, both: Run) -
         assert values["accuracy"] == pytest.approx(right) and values["agreement"] == 1
         assert values["size_bytes"] == sum(path.stat().st_size for path in finetuned.parent.iterdir())
         assert values["latency_ms"] > 0 and values["peak_memory_bytes"] > 5e7
-    assert "torch: final is the weights of finetune, which the output of onnx_int8 was made of" in both.report.notes
+    assert (
+        "torch: final has the weights of finetune, from which the output of onnx_int8" in both.report.notes
+    )
     assert not (both.folder / "targets").exists(), "weights are in the cache"
 
 
@@ -102,7 +104,7 @@ def test_torch_stands_in_when_no_target_is_available(recipe_folder: Path, both: 
     assert both_rows is not None and rows["final", "accuracy"]["value"] == both_rows.value
     assert rows["final", "latency_ms"]["value"] > 0
     words = closing_line(done.report, done.folder, "tiny")
-    assert "torch measured its weights in place, in float32" in words and "CUDAExecutionProvider" in words
+    assert "torch measured its weights instead, in float32" in words and "CUDAExecutionProvider" in words
     assert done.report.unfit, "what was asked for could not be had"
     overrides = [part for override in alone for part in ("--set", override)]
     result = invoke("run", recipe_folder / "tiny.yaml", "--artifacts", recipe_folder / "artifacts", *overrides)

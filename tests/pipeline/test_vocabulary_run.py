@@ -72,8 +72,8 @@ def test_student_with_smaller_vocabulary_is_compared_on_same_text(tmp_path: Path
     page = html_page(report)
     assert "prose" in page and "code, identifier" in page
     note, code_note = (note for note in report.notes if "a vocabulary of" in note)
-    assert code_note.startswith("code: judged on 6 of 19 windows")
-    assert "perplexity is by the baseline's tokens" in note
+    assert code_note.startswith("code: evaluated on 6 of 19 windows")
+    assert "perplexity is per token of the baseline" in note
     prompts = [
         [continuation.prompt for continuation in report.continuations if continuation.model == model]
         for model in ("baseline", "final")

@@ -107,6 +107,6 @@ def test_continuations_are_side_by_side_or_stacked(browser: Browser, width: int)
             assert left <= x1 < x2 <= right <= width and top <= y1 < y2 <= bottom
         side, edge = (2, 0) if width == 1280 else (3, 1)
         assert first[side] <= other[edge] and first[1 - edge] == other[1 - edge]
-    # Where the two part, the rest has another colour than the text, and each model its own.
+    # After the first difference, each model's text has its own colour.
     plain, baseline, same, final = seen.found[0]["colours"]
     assert plain == same and len({plain, baseline, final}) == 3

@@ -44,7 +44,7 @@ def test_drift_curve_runs_from_noise_to_image(report: Report) -> None:
     chart = generated_outputs.drift_curves(report, "cpu")
     assert chart is not None
     lines = re.findall(r'<polyline points="([^"]+)" class="curve"', chart)
-    assert len(lines) == len(MODELS) - 2  # the baseline leaves itself nowhere, and the last two are one
+    assert len(lines) == len(MODELS) - 2  # the baseline has no drift, and the last two models are one
     for points in lines:
         across = [float(point.split(",")[0]) for point in points.split()]
         assert across == sorted(across) and len(across) == len(TIMES)

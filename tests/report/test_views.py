@@ -108,7 +108,7 @@ def test_run_without_measurements_says_so(report: Report) -> None:
     gpu = LimitResult(metric="speedup", target="gpu", limit=">= 2x", passed=False, skipped=True, verdict="skipped")
     alone = report.model_copy(update={"measurements": weighed, "limits": (gpu,)})
     assert alone.unmeasured and not report.unmeasured
-    sentence = "Nothing could be run: only sizes are known, and no limit was judged (1 not judged: target skipped)"
+    sentence = "Nothing could be run: only sizes are known, and no limit was evaluated (1 not judged: target skipped)"
     assert verdict(alone) == ("none", sentence)
     assert "5.12 MB" in shown(console_table(alone))
     judged = alone.model_copy(update={"limits": (gpu, KEPT)})

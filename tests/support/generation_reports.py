@@ -105,7 +105,7 @@ def generation_report(**changes: Any) -> Report:
         ),
         "measurements": tuple(measured),
         "limits": tuple(check_limits(LIMITS, measured)),
-        "notes": ("judged on 8 of 192 windows of 512 tokens, of 98,770 tokens of test text",),
+        "notes": ("evaluated on 8 of 192 windows of 512 tokens (98,770 tokens of test text)",),
         "continuations": tuple(
             ContinuationRecord(model=model, target="cpu", prompt=prompt, text=text, repeated=0.71 if "He won" in text
                                else 0.05, steps=steps(model, text))

@@ -1,4 +1,4 @@
-"""Figures of running text against transformers' own loss, torch's divergence, and hand-worked cases."""
+"""Tests of text generation metrics: compared with transformers' loss, torch's KL divergence and values by hand."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def prose(words: int, seed: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """Two models of one vocabulary that answer differently."""
+    """Return two models with a common vocabulary and different weights."""
     folders = [tmp_path_factory.mktemp("model") for _ in range(2)]
     for seed, folder in enumerate(folders):
         save_tiny_llama(folder, seed=seed)
@@ -58,8 +58,8 @@ def logits(model: Any, examples: Examples, index: int) -> torch.Tensor:
     return answer
 
 
-def kept(model: Any, examples: Examples) -> CollectedOutputs:
-    """What the task keeps, window by window."""
+def collected_outputs(model: Any, examples: Examples) -> CollectedOutputs:
+    """Return the outputs that the task collects, computed window by window."""
     parts = [TASK.collect({"logits": logits(model, examples, i).numpy()}, examples, [i]) for i in range(len(examples))]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -72,9 +72,9 @@ def by_metric(measured: list[Measurement]) -> dict[str, Measurement]:
     return {row.metric: row for row in measured}
 
 
-def test_perplexity_is_that_of_transformers_loss(models: list[Any]) -> None:
+def test_perplexity_equals_transformers_loss(models: list[Any]) -> None:
     examples = held_out(prose(20))
-    measured = by_metric(TASK.measure(kept(models[0], examples), None, "final", "cpu"))
+    measured = by_metric(TASK.measure(collected_outputs(models[0], examples), None, "final", "cpu"))
     losses, right = [], []
     for index, example in enumerate(examples.inputs):
         ids = torch.from_numpy(example["input_ids"])[None]
@@ -90,10 +90,10 @@ def test_perplexity_is_that_of_transformers_loss(models: list[Any]) -> None:
     assert measured["next_token_accuracy"].value == pytest.approx(np.mean(right))
 
 
-def test_with_a_stride_only_tokens_with_their_context_count(models: list[Any]) -> None:
-    """As transformers' guide to perplexity has it: labels of what was read before are -100."""
+def test_stride_scores_only_new_tokens_of_each_window(models: list[Any]) -> None:
+    """Expected values follow transformers' guide to perplexity: labels of tokens that were already scored are -100."""
     examples = held_out(prose(20), stride=6)
-    perplexity = by_metric(TASK.measure(kept(models[0], examples), None, "final", "cpu"))["perplexity"]
+    perplexity = by_metric(TASK.measure(collected_outputs(models[0], examples), None, "final", "cpu"))["perplexity"]
     ids, losses = token_ids(rows(prose(20)), tiny_tokenizer()), []
     for start in range(0, len(ids) - LENGTH + 1, 6):
         window = torch.from_numpy(ids[start : start + LENGTH])[None]
@@ -105,9 +105,11 @@ def test_with_a_stride_only_tokens_with_their_context_count(models: list[Any]) -
     assert perplexity.value == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
 
 
-def test_divergence_is_torchs_over_whole_distributions(models: list[Any]) -> None:
+def test_kl_divergence_equals_torch(models: list[Any]) -> None:
     examples = held_out(prose(20))
-    mine = by_metric(TASK.compare(kept(models[1], examples), kept(models[0], examples), "final", "cpu"))
+    mine = by_metric(
+        TASK.compare(collected_outputs(models[1], examples), collected_outputs(models[0], examples), "final", "cpu")
+    )
     expected, same = [], []
     for index in range(len(examples)):
         original, other = (logits(model, examples, index)[0, :-1] for model in models)
@@ -116,14 +118,14 @@ def test_divergence_is_torchs_over_whole_distributions(models: list[Any]) -> Non
         )
         expected.append(float(divergences.sum(-1).mean()))
         same.append(float((original.argmax(-1) == other.argmax(-1)).float().mean()))
-    # Rounding to float16 is all that is between the two: 15 of 15 places of each of 6 windows are kept.
+    # The only difference is rounding to float16: all 15 positions of each of 6 windows are kept.
     assert mine["kl_divergence"].raw == pytest.approx(expected, rel=2e-3)
     assert mine["agreement"].raw == pytest.approx(same)
     assert 0 < np.mean(same) < 1
 
 
-def test_of_many_windows_few_places_keep_their_distribution_and_the_same_for_all(models: list[Any]) -> None:
-    examples = held_out(prose(1100))  # 343 windows: one place each
+def test_many_windows_keep_few_distributions_each(models: list[Any]) -> None:
+    examples = held_out(prose(1100))  # 343 windows: one position each
     places = [TASK.collect({"logits": logits(models[0], examples, i).numpy()}, examples, [i]) for i in (0, 1, 2, 3)]
     assert {part["log_probabilities"].shape for part in places} == {(1, 1, 160)}
     whole = [logits(models[0], examples, i)[0, :-1].log_softmax(-1).numpy() for i in range(4)]
@@ -134,7 +136,7 @@ def test_of_many_windows_few_places_keep_their_distribution_and_the_same_for_all
     assert len(set(collected)) > 1, "each window has places of its own"
 
 
-def test_loss_of_training_is_that_of_transformers(models: list[Any]) -> None:
+def test_training_loss_equals_transformers(models: list[Any]) -> None:
     ids = torch.from_numpy(np.stack([example["input_ids"] for example in held_out(prose(20)).inputs]))
     labels = ids.clone()
     labels[:, :5] = -100
@@ -143,20 +145,20 @@ def test_loss_of_training_is_that_of_transformers(models: list[Any]) -> None:
     assert float(TASK.loss(outputs, labels)) == pytest.approx(float(outputs.loss), rel=1e-6)
 
 
-def test_windows_follow_one_another_and_the_rest_is_named() -> None:
+def test_windows_are_consecutive_and_remainder_is_reported() -> None:
     examples = TASK.eval_examples(rows("abcdefgh", "ijklm"), tiny_tokenizer(), None, 4, Evaluation())
     text = "".join(tiny_tokenizer().convert_ids_to_tokens(np.concatenate([e["input_ids"] for e in examples.inputs])))
-    # A blank line between rows, of which this tokenizer knows no sign; "klm" fills no window.
+    # Rows are separated by a blank line, which is unknown to this tokenizer; "klm" is shorter than a window.
     assert text == "abcdefgh<unk><unk>ij"
-    assert examples.note.startswith("judged on 3 windows of 4 tokens, of 15 tokens of test text; the last 3 ")
+    assert examples.note.startswith("evaluated on 3 windows of 4 tokens (15 tokens of test text; the last 3 ")
 
 
-def test_encoding_text_that_is_shorter_than_a_window_gives_none() -> None:
+def test_text_shorter_than_a_window_gives_no_examples() -> None:
     assert len(TASK.encode(rows("abc"), tiny_tokenizer(), None, 4)) == 0
     assert len(TASK.encode(rows("abcd"), tiny_tokenizer(), None, 4)) == 1
 
 
-def test_every_window_begins_as_the_tokenizer_begins_a_text() -> None:
+def test_every_window_begins_with_prefix_tokens() -> None:
     tokenizer = tiny_tokenizer()
     assert prefix_tokens(tokenizer) == []
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -175,15 +177,15 @@ def test_spread(count: int, limit: int, expected: list[int]) -> None:
     assert spread(count, limit) == expected
 
 
-def test_few_windows_are_spread_over_the_text() -> None:
+def test_limited_windows_are_spread_over_the_text() -> None:
     every, some = held_out(prose(20)), held_out(prose(20), windows=3)
     chosen = [next(i for i, e in enumerate(every.inputs) if np.array_equal(e["input_ids"], s["input_ids"]))
               for s in some.inputs]  # fmt: skip
     assert chosen == [0, 2, 5]
-    assert some.note.startswith("judged on 3 of 6 windows of 16 tokens")
+    assert some.note.startswith("evaluated on 3 of 6 windows of 16 tokens")
 
 
-def test_graph_with_a_cache_reads_whole_windows(tmp_path: Path) -> None:
+def test_graph_with_cache_evaluates_whole_windows(tmp_path: Path) -> None:
     decoder = TinyDecoder()
     ids = np.random.default_rng(0).integers(0, decoder.vocabulary, (3, 12))
     windows = [{"input_ids": row, "attention_mask": np.ones_like(row)} for row in ids]
@@ -199,7 +201,7 @@ def test_graph_with_a_cache_reads_whole_windows(tmp_path: Path) -> None:
     [("abc", None, "3 tokens of this model, too few"), (prose(20), 17, "leave out tokens")],
     ids=["short text", "long stride"],
 )
-def test_text_that_cannot_be_judged_is_refused(text: str, stride: int | None, words: str) -> None:
+def test_text_that_cannot_be_evaluated_is_rejected(text: str, stride: int | None, words: str) -> None:
     with pytest.raises(DataError, match=words):
         held_out(text, stride=stride)
 
@@ -218,22 +220,22 @@ def some_logits(**changes: Any) -> np.ndarray:
     ],
     ids=["last token only", "small vocabulary", "not a number"],
 )
-def test_logits_that_mean_nothing_are_refused(given: np.ndarray, words: str) -> None:
+def test_invalid_logits_are_rejected(given: np.ndarray, words: str) -> None:
     with pytest.raises(ModelError, match=words):
         TASK.collect({"logits": given}, held_out(prose(20)), [0])
 
 
-def test_models_of_different_vocabularies_are_not_compared_token_by_token(models: list[Any]) -> None:
+def test_models_of_different_vocabularies_are_not_compared_by_token(models: list[Any]) -> None:
     examples = held_out(prose(20))
-    own_answers = kept(models[0], examples)
+    own_answers = collected_outputs(models[0], examples)
     other = {**own_answers, "log_probabilities": own_answers["log_probabilities"][..., :100]}
     assert TASK.compare(other, own_answers, "final", "cpu") == []
     assert TASK.compare(own_answers, own_answers, "final", "cpu")
 
 
 @pytest.mark.parametrize("stride", [None, 6])
-def test_another_vocabulary_is_judged_on_the_same_text(stride: int | None, tmp_path: Path) -> None:
-    """Pieces of a byte-level tokenizer have a letter for each byte, so that their lengths say where they begin."""
+def test_trimmed_vocabulary_is_evaluated_on_the_same_text(stride: int | None, tmp_path: Path) -> None:
+    """Tokens of a byte-level tokenizer have one letter per byte, so that their lengths give their text offsets."""
     source = save_mergeable_llama(tmp_path / "source")
     baseline = AutoTokenizer.from_pretrained(source.folder)
     trimmed = TorchModel.load(source.folder, TASK)
@@ -246,7 +248,7 @@ def test_another_vocabulary_is_judged_on_the_same_text(stride: int | None, tmp_p
     ]
     ids, counted, text = token_ids(table, trimmed_tokenizer), stride or LENGTH - 1, "\n\n".join(TEXTS).encode()
     assert places[0][-1] == places[1][-1] == len(text)
-    for starts in places:  # within a character it begins where that does
+    for starts in places:  # a token within a character begins where the character does
         while (inside := np.array([byte & 0xC0 == 0x80 for byte in (*text, 0)])[starts]).any():
             starts -= inside
     losses, sizes = [], []
@@ -261,7 +263,7 @@ def test_another_vocabulary_is_judged_on_the_same_text(stride: int | None, tmp_p
         losses.append(-sum(token_scores))
         sizes.append(bounds[2] - bounds[1])
     examples = TASK.eval_examples_like(table, trimmed_tokenizer, None, LENGTH, evaluation, lambda: baseline)
-    measured = by_metric(TASK.measure(kept(model.eval(), examples), examples.labels, "final", "cpu"))
+    measured = by_metric(TASK.measure(collected_outputs(model.eval(), examples), examples.labels, "final", "cpu"))
     assert measured["perplexity"].raw == pytest.approx(np.array(losses) / counted, rel=1e-4)
     assert measured["perplexity"].value == pytest.approx(math.exp(np.mean(losses) / counted), rel=1e-4)
     assert measured["bits_per_byte"].value == pytest.approx(sum(losses) / sum(sizes) / math.log(2), rel=1e-4)
@@ -278,11 +280,11 @@ def test_another_vocabulary_is_judged_on_the_same_text(stride: int | None, tmp_p
 
 
 @pytest.mark.parametrize("stride", [None, 6])
-def test_windows_of_chosen_rows_alone_make_a_slice(stride: int | None) -> None:
+def test_slice_has_windows_entirely_within_chosen_rows(stride: int | None) -> None:
     texts = ["abc" * 9, "é" * 20, "", "bca" * 9, "cab" * 20]
     chosen = np.array([True, False, True, True, False])
     examples = TASK.eval_examples(rows(*texts), tiny_tokenizer(), None, LENGTH, Evaluation(stride=stride))
-    # Of every byte, a token of this tokenizer: the row that it is of, the blank line behind it included.
+    # The row of each byte, which is one token here; the blank line after a row belongs to that row.
     owners = np.concatenate([np.full(len(text.encode()) + 2, row) for row, text in enumerate(texts)])
     counted = stride or LENGTH - 1
     expected = [
@@ -293,13 +295,13 @@ def test_windows_of_chosen_rows_alone_make_a_slice(stride: int | None) -> None:
     assert 0 < sum(expected) < len(expected)
 
 
-def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:
+def test_folder_without_model_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="text-generation"):
         TASK.load(tmp_path, None, trust_remote_code=False)
 
 
-def test_data_has_no_labels(tmp_path: Path) -> None:
+def test_labels_in_data_config_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text('{"text": "once upon a time"}\n')
     config = DataConfig(splits={"test": "test.jsonl"}, labels=("sad", "glad"))
     with pytest.raises(DataError, match="has no labels"):

@@ -109,7 +109,7 @@ def follow_session(connection: Connection, session: str, launches: int, progress
     if result is None:
         words = printable(last["log"]) or "none"
         raise DeviceError(
-            f"The session on {connection.name!r} ended without a result. Its last words:\n{words}",
+            f"The session on {connection.name!r} ended without a result. Its last output:\n{words}",
             expected="a device that isn't restarted meanwhile, and that has memory for the models and the harness",
         )
     if "refusal" in result:

@@ -222,7 +222,7 @@ def measure_image_generation(
         raise InputError("Pictures are timed on this machine alone.", expected="no device: drawing takes torch")
     counts = {len(examples[label]) for label in artifacts}
     if len(counts) != 1:
-        raise InputError(f"The models' prompts differ in number: {sorted(counts)}.", expected="the same rows for each")
+        raise InputError(f"Different numbers of prompts: {sorted(counts)}.", expected="the same rows for each")
     if counts == {0}:
         raise DataError("There is no prompt to time.", expected="at least one row in the test split")
     chosen = evenly_spaced(list(range(*counts)), _PROMPTS)
@@ -245,7 +245,7 @@ def measure_image_generation(
                 rows += image_rows(writer, record, name, setting)
                 rows += speedup_rows(writer, record, name, timed_as[baseline], setting) if len(artifacts) > 1 else []
             rows += writer.starts(record, name)
-    precise = "times of pictures", "raise benchmark.seconds or quieten the machine"
+    precise = "times of pictures", "raise benchmark.seconds or reduce other load on the machine"
     return build_result(timed, plan, conditions, rows, (_A_PICTURE,), precise, timed_as, prompts=len(chosen))
 
 

@@ -311,5 +311,5 @@ def _failure(ended: EndedProcess, log: Path, limit_seconds: float, by_budget: bo
     if ended.exit_code < 0:
         name = signal.Signals(-ended.exit_code).name
         hint = " (the system may have run out of memory)" if name == "SIGKILL" else ""
-        return f"it was ended by {name}{hint}. Its last words:\n{message}"
+        return f"it was killed by {name}{hint}. Its last output:\n{message}"
     return message.removeprefix("error: ") or f"it ended with exit code {ended.exit_code}"

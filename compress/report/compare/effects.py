@@ -99,7 +99,7 @@ def paired_change(pair: MeasurementPair, confidence: float, seed: int = 0) -> Me
         # An error rate keeps its outcomes as errors, so that the difference is the effect either way.
         estimate = difference_of_shares(only_before, only_after, n, confidence)
         method = f"paired on {n:,} examples, adjusted Wald interval (Agresti and Min 2005)"
-        note = f"{only_before} right before and wrong now, {only_after} the other way round"
+        note = f"{only_before} right before and wrong now, {only_after} wrong before and right now"
         note += f"; McNemar's mid-p {mcnemar_mid_p(only_before, only_after):.2g}"
         return make_change(pair, estimate, confidence, n, method, note if pair.metric.better == "higher" else None)
 
@@ -223,7 +223,7 @@ def make_change(
     verdict, more = decide(loss, margin), samples_to_settle(loss, margin, n)
     if better == "unknown" and verdict in ("worse", "better"):
         verdict, more = "can't tell", None
-        note = note or "it is not known whether more or less of it is better"
+        note = note or "it is unknown whether higher or lower is better"
     return MetricChange(
         metric=pair.after.metric,
         target=pair.after.target,
@@ -310,7 +310,7 @@ def slice_changes(
         return ()
     slice_confidence = 1 - (1 - confidence) / len(slices)
     note = (
-        f"{len(slices)} slices are judged together: each interval is made at {slice_confidence:.2%}"
+        f"{len(slices)} slices are compared together: each interval is computed at {slice_confidence:.2%}"
         if len(slices) > 1
         else None
     )

@@ -89,9 +89,9 @@ def examples_of(sides: Iterable[tuple[Report, Path | None]]) -> Callable[[int], 
         try:
             # Each test row's inputs. Raises `InputError` if they are unavailable or have changed.
             if folder is None or not (folder / RECIPE).is_file():
-                raise InputError("no recipe.yaml beside the report says where its text is")
+                raise InputError("no recipe.yaml beside the report gives the location of its text")
             if report.data is None:
-                raise InputError("the report names no digest by which its rows could be known again")
+                raise InputError("the report has no digest to identify its rows")
             recipe = read_recipe(folder / RECIPE)
             # The test split with the class names of the report.
             config = recipe.data

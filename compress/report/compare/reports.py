@@ -40,8 +40,8 @@ _ACCURACY = "accuracy"
 _SLICED = (_ACCURACY, "exact_match")
 """Metrics whose outcomes are right or wrong for each row."""
 _SLICE_MARGIN = Margin(0.02, relative=False)
-_SHARPER = "times of different sessions: `compress compare --now` measures both side by side, which is sharper"
-_REUSED = "one and the same measurement: the timings were reused, --remeasure takes new ones"
+_SHARPER = "times of different sessions: `compress compare --now` times both alternately, which is more precise"
+_REUSED = "the same measurement: the timings were reused, --remeasure repeats them"
 
 
 def compare_reports(
@@ -154,7 +154,7 @@ class _Ways:
             return UncomparedMetric(metric=metric, target=target, reason=reason, candidate_lacks=lacks)
         for row, side in ((baseline, "baseline"), (candidate, "candidate")):
             if not _is_finite(row):
-                reason = f"the {side}'s {metric} is no finite number, or holds samples that are none"
+                reason = f"the {side}'s {metric} or one of its samples is not finite"
                 lacks = side == "candidate"
                 return UncomparedMetric(metric=metric, target=target, reason=reason, candidate_lacks=lacks)
         described, rule = describe_metric(metric, candidate.unit), self.policy.rule(metric)
@@ -179,9 +179,9 @@ class _Ways:
         if effects.is_paired(pair) and self.sides.same_rows(pair.after.metric):
             return effects.paired_change(pair, confidence)
         if pair.before.low is None or pair.after.low is None:
-            return effects.unjudged_change(pair, "no interval is kept with this figure")
+            return effects.unjudged_change(pair, "no interval is stored with this value")
         same = self.sides.same_rows(pair.after.metric)
-        reason = "kept without the outcomes of single examples" if same else "of different test data"
+        reason = "stored without the outcomes of single examples" if same else "of different test data"
         return effects.unpaired_change(pair, confidence, f"not paired: {reason}")
 
     def _time(self, pair: MeasurementPair, metric: Metric, confidence: float) -> MetricChange:
@@ -198,7 +198,7 @@ class _Ways:
             self.reused = True
             return effects.exact_change(pair, _REUSED)
         references = self._references(pair, metric)
-        unknown = None if references else "no reference kernel on both sides: how fast the machine was is not known"
+        unknown = None if references else "no reference kernel on both sides: the speed of the machine is unknown"
         change = effects.time_change(pair, confidence, self.policy.session_spread, references, unknown)
         noisy = [
             f"the {side}'s machine was too noisy ({reasons})"
@@ -282,19 +282,19 @@ class _Ways:
         baseline, candidate = self.sides.baseline, self.sides.candidate
         if self.one_session:
             if self.sides.baseline_model == self.policy.model:
-                yield "both sides are one and the same run"
+                yield "both sides are the same run"
             if noise := unusable_machine(candidate.environment):
-                yield f"the machine was too noisy for sharp times: {noise}"
+                yield f"the machine was too noisy for precise times: {noise}"
             return
         if baseline.recipe != candidate.recipe:
-            yield f"of different recipes: {baseline.recipe} and {candidate.recipe}"
+            yield f"from different recipes: {baseline.recipe} and {candidate.recipe}"
         if not self.sides.same_rows():
-            yield "judged on different test data: examples do not pair"
+            yield "evaluated on different test data: examples cannot be paired"
         elif baseline.data is None or candidate.data is None:
-            yield "a report does not name its test data: the same is assumed where the rows are as many"
+            yield "a report does not identify its test data: equal data is assumed if the numbers of rows are equal"
         yield from (f"software differs: {difference}" for difference in self.hosts.software)
         if self.hosts.machine and self.across_hosts:
-            yield f"times are compared across machines, as asked: {'; '.join(self.hosts.machine)}"
+            yield f"times are compared across machines, as requested: {'; '.join(self.hosts.machine)}"
         if self.reused:
             yield f"times are {_REUSED}"
         elif any(_varies(describe_metric(change.metric, change.unit)) for change in changes):

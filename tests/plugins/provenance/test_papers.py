@@ -275,7 +275,7 @@ def test_a_card_of_the_hub_is_asked_once(hub: Hub, tmp_path: Path, monkeypatch: 
     licences_before = find_licences(recipe, tmp_path)
     assert (licences_before[0].licence, hub.calls) == ("not stated", [])
     assert [objection.words.split(";")[0] for objection in objections(licences_before, recipe)] == [
-        "no licence is stated of test data test.csv"
+        "no licence is stated for test data test.csv"
     ]
     fetched = find_licences(recipe, tmp_path, fetch=True)[0]
     assert (fetched.licence, fetched.stated_in) == ("LicenseRef-llama2", "README.md")

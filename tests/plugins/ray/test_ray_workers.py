@@ -335,7 +335,7 @@ def test_what_has_not_arrived_whole_is_no_entry(tmp_path: Path) -> None:
     sender, receiver = (Cache(tmp_path / name) for name in ("sender", "receiver"))
     entry = sender.store("key", write)
     for fill in (lambda folder: write(folder, "weighty"), lambda folder: None):
-        with pytest.raises(StorageError, match="has not arrived whole"):
+        with pytest.raises(StorageError, match="is incomplete"):
             receiver.admit("key", entry.record, fill)
         assert receiver.peek("key") is None
     assert receiver.admit("key", entry.record, write).record == entry.record

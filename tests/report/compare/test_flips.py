@@ -1,4 +1,4 @@
-"""Flips and changes by slice."""
+"""Tests of prediction flips and of changes by slice."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_data(folder: Path, texts: Sequence[str] = TEXTS, **changes: Any) -> No
 
 
 def run(folder: Path, answers: Sequence[str], digest: str | None = None) -> Report:
-    """A run's folder with data, recipe and predictions, and its report."""
+    """Write a run folder with data, recipe and predictions and return its report."""
     folder.mkdir()
     write_data(folder)
     right = [answer == label for answer, label in zip(answers, LABELS, strict=True)]
@@ -71,7 +71,7 @@ def flips_between(sides: tuple[Report, Report, Path, Path], **more: Any) -> list
     return [(f.row, f.now, f.label, f.baseline_answer, f.candidate_answer, f.example) for f in flips]
 
 
-def test_each_flip_once_with_answers_and_text_the_surest_first(sides: tuple[Report, Report, Path, Path]) -> None:
+def test_flips_have_predictions_and_text_most_confident_first(sides: tuple[Report, Report, Path, Path]) -> None:
     assert flips_between(sides) == [
         (4, "wrong", "bad", "bad", "good", "awful"),
         (0, "wrong", "bad", "bad", "good", "dull"),
@@ -80,19 +80,19 @@ def test_each_flip_once_with_answers_and_text_the_surest_first(sides: tuple[Repo
     ]
 
 
-def test_no_more_than_asked_of_either_kind(sides: tuple[Report, Report, Path, Path]) -> None:
+def test_number_of_flips_per_direction_is_limited(sides: tuple[Report, Report, Path, Path]) -> None:
     assert [flip[0] for flip in flips_between(sides, most=1)] == [4, 2]
     assert flips_between(sides, most=0) == []
 
 
-def test_without_folders_there_are_rows_and_a_reason(sides: tuple[Report, Report, Path, Path]) -> None:
+def test_flips_without_run_folders_have_row_numbers_and_a_reason(sides: tuple[Report, Report, Path, Path]) -> None:
     flips = flips_between(sides, baseline_folder=None, candidate_folder=None)
     assert [flip[0] for flip in flips] == [0, 4, 5, 2]
-    reason = "row 0 of the test split (no recipe.yaml beside the report says where its text is)"
+    reason = "row 0 of the test split (no recipe.yaml beside the report gives the location of its text)"
     assert flips[0] == (0, "wrong", "", "", "", reason)
 
 
-def test_the_other_runs_folder_does_as_well(sides: tuple[Report, Report, Path, Path]) -> None:
+def test_text_comes_from_either_run_folder(sides: tuple[Report, Report, Path, Path]) -> None:
     flips = flips_between(sides, candidate_folder=None)
     assert flips[0] == (0, "wrong", "bad", "bad", "", "dull")
 
@@ -108,7 +108,7 @@ SOURCE = {"source": "someone/something", "splits": {"train": "train", "validatio
         (lambda folder: write_data(folder, **SOURCE), "nothing is fetched"),
     ],
 )
-def test_a_text_that_cannot_be_shown_is_told(
+def test_missing_text_is_explained(
     sides: tuple[Report, Report, Path, Path], change: Callable[[Path], None], reason: str
 ) -> None:
     for folder in sides[2:]:
@@ -116,7 +116,7 @@ def test_a_text_that_cannot_be_shown_is_told(
     assert reason in flips_between(sides)[0][-1]
 
 
-def test_answers_of_another_run_are_not_believed(sides: tuple[Report, Report, Path, Path]) -> None:
+def test_predictions_of_another_run_are_ignored(sides: tuple[Report, Report, Path, Path]) -> None:
     old, new = sides[2:]
     (new / "predictions.parquet").write_bytes((old / "predictions.parquet").read_bytes())
     assert {flip[4] for flip in flips_between(sides)} == {""}
@@ -125,7 +125,7 @@ def test_answers_of_another_run_are_not_believed(sides: tuple[Report, Report, Pa
     assert {flip[3] for flip in flips_between(sides)} == {"bad", "good"}
 
 
-def test_other_data_has_no_flips(sides: tuple[Report, Report, Path, Path], tmp_path: Path) -> None:
+def test_runs_on_different_data_have_no_flips(sides: tuple[Report, Report, Path, Path], tmp_path: Path) -> None:
     baseline_folder, candidate_folder = sides[:2]
     other = run(tmp_path / "other", AFTER, digest="another")
     assert find_flips(ComparedModels(baseline_folder, other), "cpu") == ()
@@ -180,7 +180,7 @@ def test_shares_and_intervals_of_overlapping_slices() -> None:
     assert (changes["tail"].change.more or 0) > 60
 
 
-def test_the_largest_fall_comes_first_and_the_largest_change_either_way() -> None:
+def test_slices_are_sorted_by_change() -> None:
     changes = slice_changes(
         ComparedModels(report(SLICE_BEFORE), report(SLICE_AFTER, {**SLICES, "won": range(150, 160)})), "cpu", 0.01, 0.9
     )
@@ -193,7 +193,7 @@ def test_the_largest_fall_comes_first_and_the_largest_change_either_way() -> Non
     assert largest_change(()) is None
 
 
-def test_one_slice_alone_pays_nothing_for_others() -> None:
+def test_single_slice_needs_no_multiple_comparison_correction() -> None:
     (only,) = slice_changes(
         ComparedModels(report(SLICE_BEFORE), report(SLICE_AFTER, {"head": range(80, 160)})), "cpu", 0.01, 0.9
     )
@@ -201,7 +201,7 @@ def test_one_slice_alone_pays_nothing_for_others() -> None:
     assert only.change.note is None
 
 
-def test_slices_of_the_baseline_do_where_the_candidate_has_none() -> None:
+def test_slices_of_the_baseline_are_the_fallback() -> None:
     changes = slice_changes(ComparedModels(report(SLICE_BEFORE, SLICES), report(SLICE_AFTER)), "cpu", 0.01, 0.9)
     assert {part.name for part in changes} == set(SLICES)
 
@@ -225,6 +225,6 @@ BARE = report(SLICE_AFTER, SLICES).model_copy(
         ),
     ],
 )
-def test_what_does_not_pair_gives_nothing(before: Report, after: Report) -> None:
+def test_unpaired_reports_have_no_slice_changes(before: Report, after: Report) -> None:
     assert slice_changes(ComparedModels(before, after), "cpu", 0.01, 0.9) == ()
     assert slice_changes(ComparedModels(report(SLICE_BEFORE), report(SLICE_AFTER, SLICES)), "gpu", 0.01, 0.9) == ()

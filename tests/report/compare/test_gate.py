@@ -54,7 +54,7 @@ def test_each_regression_fails_only_its_metric() -> None:
         result = gate_result(report(*rows, seconds=1.0))
         assert result.failed
         assert [judgement.metric for judgement in result.having("failed")] == [metric]
-        assert result.judgements[0].metric == metric  # what failed is read first
+        assert result.judgements[0].metric == metric  # failures come first
 
 
 @pytest.mark.parametrize(("cannot_tell", "status"), [("pass", "passed"), ("warn", "warned"), ("fail", "failed")])

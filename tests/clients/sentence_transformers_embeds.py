@@ -14,7 +14,7 @@ answers = []
 for folder, backend, file in jobs:
     options = {"file_name": file, "provider": "CPUExecutionProvider"} if backend == "onnx" else {}
     model = SentenceTransformer(folder, backend=backend, device="cpu", model_kwargs=options)
-    # One by one: INT8 activations share their scale with the whole batch.
+    # One at a time, since INT8 activations share a scale within a batch.
     embeddings = model.encode(texts, batch_size=1)
     found = {name: quantize_embeddings(embeddings, name).tolist() for name in ("int8", "ubinary")}
     answers.append({"embeddings": embeddings.tolist(), "length": model.max_seq_length, **found})

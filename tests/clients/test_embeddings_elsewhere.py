@@ -96,7 +96,7 @@ def test_same_embeddings_in_sentence_transformers_onnx(opened: dict[str, Opened]
     their_embeddings = np.array(answer["embeddings"], np.float32)
     assert their_embeddings.shape == (len(TEXTS), dimensions)
     np.testing.assert_allclose(their_embeddings, here(folder), atol=1e-5)
-    # Its precisions are ours; one embedding in a million lies on the edge of a step.
+    # Its quantization equals ours, except for values on a rounding boundary.
     assert np.array_equal(np.array(answer["ubinary"]), to_ubinary(their_embeddings))
     assert (
         np.abs(np.array(answer["int8"]) - to_int8(their_embeddings, ranges_of(their_embeddings)).astype(int)).max() <= 1

@@ -41,7 +41,7 @@ def expected(source: Checkpoint, prompt: list[int], weights: Checkpoint | None =
     ids = torch.tensor([prompt])
     whole = module.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS)
     tokens: list[int] = whole[0, len(prompt) :].tolist()
-    # The token that ends a text is no part of it there.
+    # onnxruntime-genai does not return the end-of-sequence token.
     return tokens[:-1] if tokens[-1] == EOS else tokens
 
 

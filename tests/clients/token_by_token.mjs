@@ -1,11 +1,11 @@
-// What a page does with models that answer token by token; library, WebAssembly and model come from its own server.
+// Functions of a page for models that generate tokens; library, WebAssembly and model come from its own server.
 import { AutoModelForCausalLM, AutoTokenizer, env, pipeline } from "./transformers.mjs";
 env.allowRemoteModels = false;
 env.allowLocalModels = true;
 env.localModelPath = new URL("models/", import.meta.url).pathname;
 env.useBrowserCache = false;
 env.useWasmCache = false;
-// What the library takes by itself is a build for WebGPU, whose kernels for the processor lack GatherBlockQuantized.
+// The library's default is a WebGPU build, whose CPU kernels lack GatherBlockQuantized.
 const place = new URL("ort/ort-wasm-simd-threaded", import.meta.url).href;
 env.backends.onnx.wasm.wasmPaths = { mjs: `${place}.mjs`, wasm: `${place}.wasm` };
 env.backends.onnx.wasm.numThreads = 1;

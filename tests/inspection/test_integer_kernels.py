@@ -58,7 +58,7 @@ def static(graph: onnx.ModelProto, kept: tuple[str, ...] = (), **settings: objec
 @pytest.mark.parametrize("layout", ["qoperator", "qdq"])
 def test_static_graph_has_only_integer_kernels(layout: str, tmp_path: Path):
     kernels = read_kernels(saved(static(network(), format=layout), tmp_path))
-    # Between two QDQ products ONNX Runtime takes up the activation function as well.
+    # Between two QDQ products ONNX Runtime also fuses the activation function.
     first = "MatMulIntegerToFloat" if layout == "qoperator" else "QLinearMatMul"
     assert [kernel.operator for kernel in kernels] == [first, "MatMulIntegerToFloat"]
     assert all(kernel.integer for kernel in kernels)
@@ -87,7 +87,7 @@ def test_shared_signed_activations_stay_in_float(kind: QuantType, integer: bool,
 
 
 def test_weight_only_quantized_products_are_recognized(tmp_path: Path):
-    # What weight-only quantizers write: the activation stays float. ONNX Runtime has a kernel for such products.
+    # Like weight-only quantizers: activations stay float, for which ONNX Runtime has a kernel.
     graph = static(network(layers=1), format="qdq")
     (multiplication,) = (node for node in graph.graph.node if node.op_type == "MatMul")
     multiplication.input[0] = "x"

@@ -88,7 +88,7 @@ def test_correct_file_has_no_deviating_layer(files: dict[str, Path], name: str) 
     assert comparison.departures == () and comparison.parts > 3 * LAYERS and comparison.examples == len(BATCHES)
     if name in EIGHT_BITS:
         assert 1e-3 < comparison.answers < 0.1 and comparison.worst.bits == 8
-        # What the bits explain is about what they do.
+        # The error expected from 8 bits is close to the measured one.
         assert 0.3 < comparison.worst.error / comparison.worst.explained < 1.5
     else:
         assert comparison.answers < 1e-5
@@ -190,7 +190,7 @@ def test_coarse_grid_spans_minimum_to_maximum(bits: int, step: float) -> None:
     np.testing.assert_allclose(on_coarse_grid(values, bits), np.rint(values / step) * step, rtol=1e-6)
     np.testing.assert_array_equal(on_coarse_grid(values, 16), values.astype(np.float16).astype(np.float32))
     assert on_coarse_grid(values, 32) is values
-    # Few bits have a scale for each 32 in a row, and channels of a convolution one each.
+    # 4-bit grids have a scale per 32 weights of a row, 8-bit convolutions one per channel.
     wide = np.concatenate([values.repeat(8, 1), values.repeat(8, 1) * 100], axis=1)
     assert np.abs(on_coarse_grid(wide, 4)[:, :32] - wide[:, :32]).max() <= 0.11
     channels = np.stack([values, values * 100])[..., None]

@@ -26,7 +26,7 @@ from compress.models.model import TorchModel
 from compress.utils.environment import has_package
 from compress.utils.errors import InputError, IntegrityError, ModelError, StageError
 
-# To import it takes seconds, in each process that collects tests.
+# The import takes seconds in each process that collects tests.
 if not has_package("coremltools"):
     pytest.skip("no coremltools here", allow_module_level=True)
 TARGET = TARGETS["coreml"]
@@ -129,7 +129,7 @@ def test_convolutions_keep_image_shape_and_weights(resnet: tuple[TorchModel, Cor
     assert program.inputs == {"pixel_values": ((1, 1), (3, 3), (side, side), (side, side))}
     convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.module.modules())
     assert Counter(program.operators)["conv"] == convolutions
-    # Convolutions are stored with the normalisation after them, so that only the classifier is what it was.
+    # Convolutions are folded with the normalisation after them, so only the classifier's weights are unchanged.
     assert check_stored_weights(package, model).startswith("1 of")
 
 
@@ -180,7 +180,7 @@ def test_coreml_target_is_unavailable_on_linux(tmp_path: Path, monkeypatch: pyte
 
 
 def test_session_passes_declared_inputs_row_by_row(plain: CoreMlModel, tmp_path: Path) -> None:
-    # Core ML itself is not here; what is tested is the way there: types, rows, names.
+    # Core ML is not available here; the test checks the inputs passed to it: types, rows and names.
     plain.save(tmp_path)
     with suppress_output("prints"):
         import coremltools

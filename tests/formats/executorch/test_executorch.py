@@ -102,7 +102,7 @@ def test_no_expand_copies_to_the_same_shape(small: tuple[TorchModel, Lowered, Pa
     read: Any = deserialize_pte_binary(small[1].model.own[PTE_FILE])
     (plan,) = read.program.execution_plan
     kernels = [plan.operators[call.op_index].name for call in calls_of(plan) if hasattr(call, "op_index")]
-    # One for the mask, which is wider than what it is made of; attention's own would cut XNNPACK's share into pieces.
+    # One is for the mask, which is really expanded; copies in attention would split XNNPACK's partition.
     assert kernels.count("aten::expand_copy") <= 1 < len(list(calls_of(plan))) - len(kernels)
 
 

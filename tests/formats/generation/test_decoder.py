@@ -41,7 +41,7 @@ def test_session_reports_types_and_shapes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cache", [True, False])
 def test_cached_decoding_matches_full_sequences_in_numpy(tmp_path: Path, cache: bool) -> None:
     decoder = opened(TINY.write(tmp_path / "m", cache))
-    # Each prompt begins a new text.
+    # Each prompt starts a new sequence.
     for prompt, count in (([1, 2, 3], 6), (PROMPT, 20), ([9], 6)):
         assert greedy_tokens(decoder, prompt, count) == TINY.continuation(prompt, count)
     assert len(set(TINY.continuation(PROMPT, 20))) > 3, "a model that repeats itself proves little"
@@ -137,7 +137,7 @@ def test_graphs_that_are_no_decoders_are_refused(
 
 def test_logits_of_unknown_shape_are_checked_at_first_output(tmp_path: Path) -> None:
     def squeeze(model: onnx.ModelProto) -> None:
-        # Which axes go depends on the batch, so that nothing is known of the shape before.
+        # Which axes Squeeze removes depends on the batch, so the shape is unknown in advance.
         model.graph.node[-1].output[0] = "all"
         model.graph.node.append(helper.make_node("Squeeze", ["all"], ["logits"]))
         model.graph.output[0].type.tensor_type.ClearField("shape")

@@ -91,7 +91,7 @@ def test_changed_byte_in_the_file_is_detected(tmp_path: Path) -> None:
     write_gguf(checkpoint, file)
     assert all(difference.largest == 0 for difference in compare_gguf(file, checkpoint))
     tensors = {tensor.name: tensor for tensor in read_gguf(file).tensors}
-    # The table, which is the head too, is stored once.
+    # The tied embedding table is stored once.
     assert tensors["token_embd.weight"].bytes == ROWS * 64 // 32 * 18 and "output.weight" not in tensors
     tensor = tensors["blk.1.ffn_up.weight"]
     content = bytearray(file.read_bytes())

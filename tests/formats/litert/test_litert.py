@@ -24,7 +24,7 @@ from compress.pipeline.integrity import inspector_of
 from compress.utils.environment import has_package
 from compress.utils.errors import InputError, ModelError, StageError
 
-# To import it takes seconds, in each process that collects tests.
+# The import takes seconds in each process that collects tests.
 if not has_package("litert-torch"):
     pytest.skip("no litert-torch here", allow_module_level=True)
 TARGET = TARGETS["litert"]
@@ -111,7 +111,7 @@ def test_weights_are_stored_once_under_parameter_names(written: Written) -> None
     assert budget.format == "litert" and format_of(written.folder) == "litert"
     assert model_file(written.folder) == written.folder / LITERT_FILE
     assert budget.total_bytes == budget.tensor_bytes + sum(budget.overhead.values())
-    # Scales of one and shifts of zero, which these normalisations have, are folded away; nothing lies there twice.
+    # Scales of one and shifts of zero, which these normalisations have, are folded away; nothing is stored twice.
     assert budget.parameters == pytest.approx(written.model.parameters(), rel=0.02)
 
 

@@ -117,7 +117,7 @@ def test_early_token_selection_is_exact(index: int):
     assert (expected == by_hand).all()
     assert select_first_token_early(model) == 4
     assert (run(model, x=x) == by_hand).all()
-    # One choice serves both the product and the residual.
+    # One Gather serves both the product and the residual.
     order = [node.op_type for node in model.graph]
     assert order[0] == "Gather" and order.count("Gather") == 1
 
@@ -141,7 +141,7 @@ def test_token_selection_stays_where_moving_would_change_output(model: Callable[
 
 
 def test_constant_with_length_axis_stops_early_selection():
-    # The bias differs from token to token, so it must be added before the choice.
+    # The bias differs from token to token, so it must be added before the selection.
     model, x = chooser({"b": whole(5, 4, seed=3)}), whole(3, 5, 4, seed=5)
     expected = run(model, x=x)
     select_first_token_early(model)

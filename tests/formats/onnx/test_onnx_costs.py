@@ -302,7 +302,7 @@ def test_weights_read_are_the_bytes_in_the_file(tmp_path: Path, quantized: bool)
     read = sum(cost.weight_bytes for cost in graph_cost.nodes.values() if cost is not None)
     size = (tmp_path / "source.onnx").stat().st_size
     assert 3 * 128 * 128 * (1 if quantized else 4) <= read
-    # What was quantized has a node for each step, and each has names.
+    # A quantized graph has several named nodes per product.
     assert 0 < size - read < (4000 if quantized else 600)
 
 

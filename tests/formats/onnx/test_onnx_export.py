@@ -136,7 +136,7 @@ def test_parity_check_covers_padded_rows():
 
 @pytest.mark.slow
 def test_a_single_row_can_be_traced():
-    # Two equal rows are traced then; neither axis may freeze.
+    # The row is duplicated for tracing; both axes must stay dynamic.
     model = tiny.encoder("bert", num_hidden_layers=1)
     examples = tiny.context().encode("train", model)
     graph = export(model, Examples(examples.inputs[:1], examples.padding), fusions=False)

@@ -66,7 +66,7 @@ def test_embedding_table_has_4_bits_if_requested(tmp_path: Path) -> None:
     assert parameters["u4"] == table.size and parameters["uint8"] == budget.parameters - table.size
     large = [tensor.shape for tensor in budget.tensors if tensor.dtype == "u4" and tensor.bytes > 1000]
     assert large == [(len(table), 2, 32)]
-    # 16 levels between the least and the greatest of each 32 weights of a row; scales and zero points are rounded.
+    # 16 levels between the minimum and maximum of each 32 weights of a row; scales and zero points are rounded.
     groups = table.reshape(len(table), -1, 32)
     step = (groups.max(axis=-1) - groups.min(axis=-1)) / 15
     error = np.abs(rows_of(folder, np.arange(len(table))) - table).reshape(groups.shape).max(axis=-1)
@@ -78,7 +78,7 @@ def test_dynamic_quantization_group_is_the_largest_allowed(tmp_path: Path, width
     source = tmp_path / "source"
     graph = onnx.load(model_file(write_classifier(source, width=width, layers=2)))
     to_openvino(graph, {"config.json": b"{}"}, "int8").save(tmp_path)
-    # Whoever opens the file gets it, without saying so.
+    # The group size is stored in the file and applies without further settings.
     assert core().compile_model(tmp_path / IR_FILE, "CPU").get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == group
     expected = logits_of(source, "cpu")
     np.testing.assert_allclose(logits_of(tmp_path, "openvino"), expected, atol=0.1 * np.abs(expected).max())

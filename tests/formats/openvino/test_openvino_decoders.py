@@ -72,7 +72,7 @@ def test_integers_and_scales_match_the_checkpoint(written: Path, quantized: Quan
     for name, bits in ((layer, 4), ("model.embed_tokens", 8)):
         weight, stored = quantized.quantized(name), held[f"{name}.weight_Q{bits}"]
         assert weight is not None and stored.get_element_type().get_type_name() == f"i{bits}"
-        # OpenVINO itself unpacks them.
+        # OpenVINO itself unpacks the integers.
         model = openvino.Model([openvino.opset13.convert(stored, "i32")], [])
         integers = core().compile_model(model, "CPU")()[0]
         expected = weight.integers.numpy().astype(np.int32) - (1 << (bits - 1))
@@ -96,13 +96,13 @@ def test_logits_match_transformers(written: Path, source: Checkpoint, quantized:
     bound = 0.05 * np.abs(expected).max()
     np.testing.assert_allclose(actual[[0, 2]], expected[[0, 2]], atol=bound)
     np.testing.assert_allclose(actual[1, :12], expected[1, :12], atol=bound)
-    # A text knows nothing of the one before.
+    # A call does not depend on the previous one.
     np.testing.assert_array_equal(session.predict({"input_ids": ids, "attention_mask": mask})["logits"], actual)
-    # Padding on the left, as other people's batches have it, is as good.
+    # Left padding, as other tools use it, gives the same logits.
     left = np.where(np.arange(20) < 8, 2, np.roll(ids[1], 8))[None]
     padded = session.predict({"input_ids": left, "attention_mask": (np.arange(20) >= 8).astype(np.int64)[None]})
     np.testing.assert_allclose(padded["logits"][0, 8:], expected[1, :12], atol=bound)
-    # Token by token other groups of keys share a scale, unless nothing is rounded.
+    # Token by token, other groups of keys share a scale, so exact equality needs float keys.
     session = open_stateful(written / IR_FILE, 1, exact=True)
     decoder = open_decoder(session, "here")
     tokens = greedy_tokens(decoder, ids[0].tolist(), 6)

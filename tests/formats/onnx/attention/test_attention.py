@@ -127,9 +127,9 @@ def test_each_attention_form_is_fused_into_one_equal_operator(form: str):
     assert count_unfused(model) == 1
     count, operators = fused(model)
     assert count == operators["MultiHeadAttention"] == 1 and operators["Softmax"] == 0 and count_unfused(model) == 0
-    # Everything that turned heads to and fro is gone.
+    # The transposes of the heads are removed.
     assert operators["Transpose"] == 0
-    # Padding stays one row for all queries, beside the bias.
+    # The padding mask stays [batch, keys], separate from the bias.
     if form in ("padding", "relative", "three axes"):
         node = next(node for node in model.graph if node.op_type == "MultiHeadAttention")
         assert node.inputs[4] is not None and node.inputs[4].name == "attention_mask_int32"
@@ -161,7 +161,7 @@ def test_scaled_values_stay_scaled_after_fusion():
 
 
 def test_added_row_that_is_no_mask_prevents_fusion():
-    # One row for all queries, made of the scores of other ones.
+    # A row that is shared by all queries but computed from scores.
     steps = [*FOUR, "others = MatMul(v_heads, k_heads)", "row = ReduceMean<keepdims=1>(others, axes_1_2)"]
     steps += ["total = Add(scores, row)", *END]
     model = model_of(steps)

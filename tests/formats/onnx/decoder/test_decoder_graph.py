@@ -219,7 +219,7 @@ def some_ids(length: int) -> np.ndarray:
 def test_each_family_matches_torch_and_reports_unfused_attention(kind: str, tmp_path) -> None:
     fields, unfused = FAMILIES[kind]
     checkpoint, _ = save(kind, fields, tmp_path)
-    # Past two chunks of Mamba's 8.
+    # 20 tokens are more than two of Mamba's chunks of 8.
     verified = export_verified_decoder(checkpoint, GraphSettings(), some_ids(20), 1e-3, 0.2)
     assert verified.equality.difference < 1e-4
     assert unfused in verified.unfused and bool(unfused) == bool(verified.unfused)

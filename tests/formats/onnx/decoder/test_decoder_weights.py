@@ -88,7 +88,7 @@ def test_kernels_read_the_dequantized_weights(bits: int, columns: int, group_siz
     np.testing.assert_allclose(actual.T, expected, rtol=1e-6, atol=1e-6)
     picked = np.array([[5, 0, 23]])
     looked_up = kernel("GatherBlockQuantized", stored, picked, gather_axis=0, quantize_axis=1)
-    # A row that ends within a block is padded.
+    # The last block of a row is padded.
     np.testing.assert_allclose(looked_up[..., :columns], expected[picked], rtol=1e-6, atol=1e-6)
 
 

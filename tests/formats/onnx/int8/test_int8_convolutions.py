@@ -81,7 +81,7 @@ def test_convolutional_network_uses_integer_kernels_throughout(activation: str, 
     counts |= {"MatMulIntegerToFloat": 1, "QuantizeLinear": 1}
     counts |= dict.fromkeys(("Conv", "FusedConv", "Gemm", "DequantizeLinear"), 0)
     assert {name: kernel_names[name] for name in counts} == counts
-    # Random pooled features hardly differ from image to image, so that little rounding is much of it.
+    # Random pooled features hardly differ between images, so the relative error of rounding is large.
     assert 0 < error(graph, whole) < 0.15
 
 
@@ -98,7 +98,7 @@ def test_float_layer_between_integer_layers_is_not_rounded(tmp_path: Path):
     graph = StaticQuantizer(network(), images(2), PLAIN).quantize(float_layers=("depthwise",))
     kernel_names = kernels(graph, tmp_path)
     assert kernel_names["QLinearConv"] == 2 and kernel_names["Conv"] + kernel_names["FusedConv"] == 1
-    # The same numbers as without any optimization, in which ONNX Runtime rounds such weights to one scale a tensor.
+    # Without optimization the outputs are equal; ONNX Runtime's optimizer would round such weights per tensor.
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -156,7 +156,7 @@ def test_bias_correction_reduces_mean_error_of_convolutions():
 
 @pytest.mark.full_range
 def test_relu_after_residual_is_kept_before_float_consumer():
-    # ONNX Runtime's quantizer takes the Relu out, since the integers begin at zero; the float pooling needs it.
+    # ONNX Runtime's quantizer removes the Relu, since the integers begin at zero; the float pooling needs it.
     whole = network()
     del whole.graph.node[6:]
     assert whole.graph.node[-1].name == "residual"

@@ -97,7 +97,7 @@ def test_logits_do_not_depend_on_other_rows_of_the_batch():
         [run(encoder().quantize(), **{name: a[i : i + 1] for name, a in batch.items()}) for i in range(12)]
     )
     np.testing.assert_allclose(run(encoder().quantize(), **batch), alone, atol=1e-5)
-    # Dynamic ranges are those of the whole batch.
+    # Dynamic quantization computes ranges over the whole batch.
     dynamic = quantize_products(exported().graph(), True, False)
     alone = np.concatenate([run(dynamic, **{name: a[i : i + 1] for name, a in batch.items()}) for i in range(12)])
     assert np.abs(run(dynamic, **batch) - alone).max() > 1e-4
@@ -118,7 +118,7 @@ def test_float_layers_are_unchanged():
 
 def test_bias_correction_removes_the_mean_error():
     x, weight, bias = matrices(rows=400)
-    x = np.abs(x) ** 3  # badly covered by even steps, so that rounding has a mean
+    x = np.abs(x) ** 3  # skewed, so that rounding errors do not average to zero
     model = product(weight, bias=bias)
     means = {}
     for corrected in (False, True):

@@ -64,7 +64,7 @@ def test_logits_at_every_position_match_transformers(session: OnnxGenaiSession, 
     logits = session.predict({"input_ids": tokens, "attention_mask": np.ones_like(tokens)})["logits"]
     assert logits.shape == (3, 70, VOCABULARY) and logits.dtype == np.float32
     np.testing.assert_allclose(logits, logits_of(by_transformers(source), tokens), atol=1e-4)
-    # A text knows nothing of the one before.
+    # A row does not depend on the previous one.
     np.testing.assert_array_equal(session.predict({"input_ids": tokens[1:2]})["logits"][0], logits[1])
 
 
@@ -83,7 +83,7 @@ def test_greedy_tokens_match_transformers(session: OnnxGenaiSession, source: Che
     for start in (prompt[:7], prompt):
         assert greedy_tokens(decoder, start, 24) == tokens_of_transformers(module, start, 24)
     assert decoder.cached and decoder.vocabulary == VOCABULARY
-    # The token that ends a text is read like any other.
+    # The end-of-sequence token is processed like any other.
     whole = torch.tensor([[*prompt[:7], 2, 9]])
     decoder.prefill(prompt[:7])
     decoder.step(2)
@@ -94,7 +94,7 @@ def test_invalid_batches_are_refused(session: OnnxGenaiSession) -> None:
     check_refused_batches(session, VOCABULARY)
     with pytest.raises(InputError, match=f"{POSITIONS + 1} tokens exceeds the model's context length"):
         session.decoder().prefill([5] * (POSITIONS + 1))
-    # The longest that can be placed is read.
+    # The longest possible input is accepted.
     assert session.predict({"input_ids": random_ids(1, POSITIONS)})["logits"].shape[1] == POSITIONS
 
 

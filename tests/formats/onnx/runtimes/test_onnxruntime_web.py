@@ -84,7 +84,7 @@ def test_latencies_are_measured_in_the_page_or_node(web: Any) -> None:
     assert 5 * np.median(latencies[::2]) < np.median(latencies[1::2])
     waits = web.queued_latencies([0] * 3, [0, 50, 50])
     assert max(waits) < 50 and min(waits) > 0
-    # Two that come at once: the second waits for the first.
+    # Of two simultaneous requests, the second waits for the first.
     first, second = web.queued_latencies([1, 1], [0, 0])
     assert second > 1.3 * first
     if web.settings["cross_origin_isolated"] is not None:
@@ -114,7 +114,7 @@ def test_startup_transfer_sizes_are_reported(web: Any, folder: Path) -> None:
     earlier = web.cpu_seconds()
     web.hold([LONG])
     took_ms = sum(web.time([0] * 5))
-    # On a machine full of other work only a part of the time is the model's.
+    # On a busy machine only a part of the time is spent in the model.
     assert web.cpu_seconds() - earlier > 0.02e-3 * took_ms
 
 

@@ -60,7 +60,7 @@ def test_opaque_weights_get_their_modules_from_biases(tmp_path: Path) -> None:
     assert tensors_by_name["m.embeddings.words.weight_quantized"].name == "m.embeddings.words.weight"
 
 
-def test_scales_and_zero_points_belong_to_their_weight_and_are_no_parameters(tmp_path: Path) -> None:
+def test_scales_and_zero_points_belong_to_their_weight(tmp_path: Path) -> None:
     tensors_by_name = tensors_of(classifier(tmp_path / "m.onnx"))
     module = tensors_by_name["val_7_quantized"].module
     for name in ("val_7_scale", "val_7_zero_point"):

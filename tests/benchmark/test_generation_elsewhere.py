@@ -1,4 +1,4 @@
-"""Generation through several runtimes, and text that is encoded as a prompt."""
+"""Tests of generation benchmarks across runtimes, and of prompts encoded from a text file."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def gguf(tmp_path: Path) -> Path:
     return folder
 
 
-def test_two_runtimes_take_turns_and_are_compared(gguf: Path, tmp_path: Path) -> None:
+def test_two_runtimes_are_compared_in_alternating_rounds(gguf: Path, tmp_path: Path) -> None:
     artifacts = {"onnx": TinyDecoder(positions=64).write(tmp_path / "onnx"), "gguf": gguf}
     settings = Benchmark(contexts=(16,), tokens=3, threads=1, seconds=0.05, launches=3)
-    elsewhere = targets_of_other_formats(artifacts, CPU)
-    assert elsewhere == {"gguf": LLAMA_CPP}
+    other_targets = targets_of_other_formats(artifacts, CPU)
+    assert other_targets == {"gguf": LLAMA_CPP}
     result = measure_generation(
-        artifacts, {}, CPU, settings, "onnx", SilentProgress(), 0, precision=1.0, other_targets=elsewhere
+        artifacts, {}, CPU, settings, "onnx", SilentProgress(), 0, precision=1.0, other_targets=other_targets
     )
     rows = {(row.model, row.metric): row for row in result.measurements}
     speedup = rows["gguf", "speedup_time_per_output_token_context_16"]
@@ -55,7 +55,7 @@ def test_two_runtimes_take_turns_and_are_compared(gguf: Path, tmp_path: Path) ->
     assert result.environment["elsewhere"] == {"gguf": "llama-cpp"}
 
 
-def test_the_file_that_a_runtime_opens_is_found_by_its_format(gguf: Path, tmp_path: Path) -> None:
+def test_model_file_is_found_by_format(gguf: Path, tmp_path: Path) -> None:
     graph = TinyDecoder(positions=64).write(tmp_path / "onnx")
     assert [format_of(path) for path in (gguf, gguf / "model.gguf", graph, tmp_path / "x.onnx")] == [
         *("gguf", "gguf", "onnx", "onnx")
@@ -72,7 +72,7 @@ WORDS = {"[UNK]": 0, "the": 1, "road": 2, "goes": 3, "on": 4, "and": 5}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A decoder with a tokenizer of six words."""
+    """Return a decoder with a tokenizer of six words."""
     path = TinyDecoder().write(tmp_path / "model")
     (path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 50}))
     tokenizer = Tokenizer(WordLevel(WORDS, unk_token="[UNK]"))
@@ -84,14 +84,14 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_text_becomes_the_ids_of_its_words(folder: Path, tmp_path: Path) -> None:
+def test_text_is_encoded_as_token_ids(folder: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the road goes on and\non, wherever", encoding="utf-8")
     assert encode_text(folder, text, 6) == [1, 2, 3, 4, 5, 4]
     assert encode_text(folder / "onnx" / "model.onnx", text, 100) == [1, 2, 3, 4, 5, 4, 0, 0]
 
 
-def test_a_text_that_cannot_be_read_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_unreadable_text_is_rejected(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read: No such file"):
         encode_text(folder, tmp_path / "nothing.txt", 4)
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
@@ -101,7 +101,7 @@ def test_a_text_that_cannot_be_read_is_refused(folder: Path, tmp_path: Path) -> 
         encode_text(folder, tmp_path / "bytes", 4)
 
 
-def test_a_folder_without_a_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_folder_without_tokenizer_is_rejected(folder: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the road")
     (folder / "tokenizer.json").write_text("{}")

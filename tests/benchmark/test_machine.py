@@ -1,4 +1,4 @@
-"""Rates of the machine, sizes of its caches, and its energy counters."""
+"""Tests of machine limits: arithmetic rates, bandwidth, cache sizes and energy counters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from compress.utils.errors import StageError
 
 @pytest.mark.parametrize("arithmetic", ["fp32", "int8"])
 @pytest.mark.full_range(own_kernels=True)
-def test_the_product_that_is_timed_is_a_product(arithmetic: str) -> None:
+def test_timed_matrix_product_is_correct(arithmetic: str) -> None:
     graph, value = machine._product(arithmetic, 4, 32, 8)
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     (answer,) = session.run(None, {"x": value})
@@ -29,8 +29,11 @@ def test_the_product_that_is_timed_is_a_product(arithmetic: str) -> None:
     assert value.dtype == (np.float32 if arithmetic == "fp32" else np.uint8)
 
 
-def test_rates_are_work_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """2 threads over 1 MiB in all: a copy of one half into the other reads and writes 1 MiB. One pass takes 1 ms."""
+def test_bandwidth_is_bytes_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of 2 threads copies half of its part of 1 MiB into the other half, which reads and writes 1 MiB in total.
+
+    One pass takes 1 ms.
+    """
     seen = []
 
     def together(work: object, parts: list[tuple[np.ndarray, np.ndarray]], repeats: int) -> float:
@@ -43,13 +46,13 @@ def test_rates_are_work_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rates == pytest.approx([(1 << 20) / 0.001] * 10)
 
 
-def test_every_thread_does_its_part() -> None:
+def test_every_thread_runs_its_part() -> None:
     parts = [(np.zeros(8, np.float32), np.full(8, i + 1, np.float32)) for i in range(3)]
     assert machine._together(lambda pair: np.copyto(*pair), parts, repeats=2) > 0
     assert [float(target.sum()) for target, _ in parts] == [8, 16, 24]
 
 
-def test_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measure_rates_measures_all_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "PRODUCTS", ((32, 32, 32), (16, 32, 8)))
     monkeypatch.setattr(machine, "_PRODUCT_SECONDS", 0.001)
     rates = machine.measure_rates(1, [1 << 16, 1 << 18])
@@ -57,7 +60,7 @@ def test_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(rates.fp32_per_s) >= 10 and len(rates.int8_per_s) >= 10
 
 
-def test_the_cache_is_the_largest_one(tmp_path: Path) -> None:
+def test_last_level_cache_is_the_largest(tmp_path: Path) -> None:
     folder = tmp_path / f"sys/devices/system/cpu/cpu{granted_cores()[0]}/cache"
     for index, size in enumerate(("32K", "1024K", "32M")):
         (folder / f"index{index}").mkdir(parents=True)
@@ -76,7 +79,7 @@ def test_the_cache_is_the_largest_one(tmp_path: Path) -> None:
         (32 << 20, 64 << 30, 1 << 30, 128 << 20),
     ],
 )
-def test_the_buffer_is_beyond_the_cache_and_within_memory(
+def test_memory_buffer_exceeds_cache_and_fits_in_memory(
     monkeypatch: pytest.MonkeyPatch, cache: int | None, memory: int | None, limit: int | None, buffer: int
 ) -> None:
     monkeypatch.setattr(machine, "last_level_cache_bytes", lambda: cache)
@@ -86,7 +89,7 @@ def test_the_buffer_is_beyond_the_cache_and_within_memory(
 
 
 def zone(root: Path, name: str, energy_uj: int, range_uj: int = 1_000_000) -> Path:
-    """A RAPL zone as the kernel's powercap documentation shows it."""
+    """Write a RAPL zone in the layout of the kernel's powercap documentation."""
     folder = root / "sys/class/powercap" / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "energy_uj").write_text(f"{energy_uj}\n")
@@ -97,13 +100,13 @@ def zone(root: Path, name: str, energy_uj: int, range_uj: int = 1_000_000) -> Pa
 @pytest.mark.parametrize(
     ("before", "after", "millijoules"),
     [
-        # Packages are summed, and their parts are not.
+        # Packages are summed without their subzones.
         ({"0": 5_000, "1": 100, "0:0": 77}, {"0": 8_000, "1": 600, "0:0": 999}, 3.5),
-        # A counter that starts again has gone on.
+        # A counter wraps around at its range.
         ({"0": 999_000}, {"0": 2_000}, 3.0),
     ],
 )
-def test_energy_is_what_the_packages_counted(
+def test_energy_is_sum_over_packages(
     tmp_path: Path, before: dict[str, int], after: dict[str, int], millijoules: float
 ) -> None:
     folders = [zone(tmp_path, f"intel-rapl:{name}", energy) for name, energy in before.items()]
@@ -118,7 +121,7 @@ def test_energy_is_what_the_packages_counted(
         meter.read()
 
 
-def test_without_counters_it_says_so(tmp_path: Path) -> None:
+def test_missing_energy_counters_are_reported(tmp_path: Path) -> None:
     assert "no RAPL counter" in str(find_meter(tmp_path))
     (zone(tmp_path, "intel-rapl:0", 1) / "energy_uj").unlink()
     assert "cannot be read" in str(find_meter(tmp_path))

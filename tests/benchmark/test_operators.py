@@ -1,4 +1,4 @@
-"""Profiles of encoders and decoders, with the work of both counted by hand."""
+"""Tests of operator profiles of encoders and decoders, with operation counts by hand."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def examples() -> Examples:
 
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory: pytest.TempPathFactory, examples: Examples) -> OperatorProfile:
-    """Products that take most of the time of a call."""
+    """Return the profile of a model whose time is mostly matrix products."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(operators, "_LIMITS_EVERY", 5)
         return profiled(write_classifier(tmp_path_factory.mktemp("model") / "m", WIDTH, LAYERS), examples)
 
 
-def test_the_calls_spread_over_the_lengths_of_the_data(profile: OperatorProfile, examples: Examples) -> None:
+def test_calls_are_spread_over_lengths_of_data(profile: OperatorProfile, examples: Examples) -> None:
     lengths = examples.lengths()
     assert len(profile.lengths) == profile.calls == 16
     assert profile.lengths == tuple(sorted(profile.lengths))
@@ -58,8 +58,8 @@ def test_the_calls_spread_over_the_lengths_of_the_data(profile: OperatorProfile,
     assert {len(calls) for calls in profile.raw["unprofiled_ms"]} == {16}
 
 
-def test_the_work_is_that_of_the_lengths(profile: OperatorProfile) -> None:
-    """Each token costs three square products; a call one more of 256 by 2."""
+def test_operation_counts_follow_from_lengths(profile: OperatorProfile) -> None:
+    """Each token needs three products with 256 x 256 matrices, and each call one more with a 256 x 2 matrix."""
     tokens = float(np.mean(profile.lengths))
     products = [row for row in profile.rows if row.operators == ("MatMul",)]
     assert len(products) == LAYERS + 1
@@ -70,8 +70,8 @@ def test_the_work_is_that_of_the_lengths(profile: OperatorProfile) -> None:
     assert lookup.weight_bytes == pytest.approx(4 * WIDTH * tokens)
 
 
-def test_operators_take_the_better_part_of_a_call(profile: OperatorProfile) -> None:
-    """Bounds wide enough for a busy machine: what lies outside is a mistake of unit or of attribution."""
+def test_operator_times_are_consistent_with_call_times(profile: OperatorProfile) -> None:
+    """The bounds are wide enough for a busy machine; values outside would be an error of unit or attribution."""
     assert 0.1 * profile.whole.time_ms < profile.operators_ms < 10 * profile.whole.time_ms
     assert profile.operators_ms <= profile.profiled_ms
     assert 0.3 * profile.operators_ms < sum(row.time_ms for row in profile.rows) <= 1.5 * profile.operators_ms
@@ -80,11 +80,11 @@ def test_operators_take_the_better_part_of_a_call(profile: OperatorProfile) -> N
     assert profile.whole.time_ms == pytest.approx(np.median(profile.raw["unprofiled_ms"], axis=0).mean())
 
 
-def test_the_limits_are_the_best_samples(profile: OperatorProfile) -> None:
+def test_machine_limits_are_best_samples(profile: OperatorProfile) -> None:
     limits = profile.limits
     for name in ("fp32_per_s", "int8_per_s", "memory_bytes_per_s", "working_set_bytes_per_s"):
         assert getattr(limits, name) == max(limits.raw[name]) > 0
-    # Five of a copy and five of reading, at the first pass, at the sixth, and so on.
+    # Five samples of a copy and five of a read, at the first pass, the sixth, and so on.
     assert len(limits.raw["memory_bytes_per_s"]) == 10 * -(-profile.passes // 5)
     # One square matrix that all layers share, the head, the rows of the longest text and its activations.
     longest = max(profile.lengths)
@@ -94,7 +94,7 @@ def test_the_limits_are_the_best_samples(profile: OperatorProfile) -> None:
     assert 0 < (profile.whole.share_of_roof or 0) < 3
 
 
-def test_batches_are_padded_to_one_length_and_threads_are_counted(tmp_path: Path, examples: Examples) -> None:
+def test_batches_are_padded_and_excess_threads_noted(tmp_path: Path, examples: Examples) -> None:
     threads = len(granted_cores()) + 1
     profile = profiled(write_classifier(tmp_path / "m", 8, 1), examples, batch_size=8, threads=threads)
     assert any(f"{threads} threads share" in note for note in profile.notes)
@@ -103,7 +103,7 @@ def test_batches_are_padded_to_one_length_and_threads_are_counted(tmp_path: Path
     assert product.fp32_operations == pytest.approx(2 * 8 * 8 * 8 * np.mean(profile.lengths))
 
 
-def test_what_cannot_be_profiled_is_refused(
+def test_invalid_profile_inputs_are_rejected(
     tmp_path: Path, examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InputError, match="'gpu' cannot be profiled"):
@@ -118,14 +118,14 @@ def test_what_cannot_be_profiled_is_refused(
         profiled(tmp_path, examples)
 
 
-def test_a_graph_that_fails_on_the_examples_is_reported(tmp_path: Path, examples: Examples) -> None:
-    """An embedding of 100 rows cannot answer for token 5000."""
+def test_graph_that_fails_on_examples_is_reported(tmp_path: Path, examples: Examples) -> None:
+    """An embedding of 100 rows has no row for token 5000."""
     wrong = Examples(inputs=[{"input_ids": np.full(6, 5000)}], padding={"input_ids": 0})
     with pytest.raises((InputError, StageError), match=r"refuses|failed"):
         profiled(write_classifier(tmp_path / "m", 8, 1), wrong)
 
 
-def test_calls_that_are_missing_from_the_notes_are_noticed(
+def test_missing_calls_in_profiler_output_are_detected(
     tmp_path: Path, examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = profile_worker.read_profile
@@ -137,7 +137,7 @@ def test_calls_that_are_missing_from_the_notes_are_noticed(
 CONTEXT = 16
 TEXT = (np.arange(100) * 7 % 150).tolist()
 MATRICES = 2 * (64 * 128 + 64 * 64 + 64 * 256 + 128 * 64) + 64 * 160
-"""Weights of both layers (query, key and value in one; output; gate and up in one; down) and of the head."""
+"""Weights of both layers (query, key and value fused; output; gate and up fused; down) and of the head."""
 
 
 @pytest.fixture(scope="module")
@@ -157,25 +157,25 @@ def of_kind(profile: OperatorProfile, operator: str) -> ProfileRow:
     return next(row for row in profile.by_operator() if row.name == operator)
 
 
-def test_a_token_does_the_work_of_one_token_over_all_that_came_before(artifact: Path) -> None:
+def test_token_phase_counts_one_token_and_attention_over_context(artifact: Path) -> None:
     profile = profiled_text(artifact, text_calls(TEXT, "token", CONTEXT))
     assert (profile.phase, profile.context, profile.calls) == ("token", CONTEXT, 16)
     assert profile.lengths == tuple(range(17, 33))
     product = of_kind(profile, "MatMulNBits")
     assert product.int8_operations == 2 * MATRICES
-    # Half a byte a weight, and a scale of four bytes for each 32.
+    # Half a byte per weight, and a four-byte scale per 32 weights.
     assert product.weight_bytes == MATRICES / 2 + MATRICES / 32 * 4
     attention, keys = of_kind(profile, "GroupQueryAttention"), float(np.mean(profile.lengths))
-    # For both products 2 * 64 a key, 6 for each of four heads' scores, 3 for each number of query and key rotated.
+    # 2 * 64 per key for each product, 6 per score of four heads, 3 per rotated number of query and key.
     assert attention.fp32_operations == pytest.approx(2 * (2 * keys * 128 + 6 * 4 * keys + 3 * 6 * 16))
-    # Query, key and value; the keys and values before; two counters; the answer; the new key and value.
+    # Query, key and value; past keys and values; two counters; the output; the new key and value.
     bytes_ = 4 * 128 + 2 * 4 * 32 * (keys - 1) + 2 * 4 + 4 * 64 + 2 * 4 * 32
     assert attention.activation_bytes == pytest.approx(2 * bytes_)
     assert profile.by_operator()[-1].counted and profile.whole.uncounted_ms == 0
     assert 0 < profile.operators_ms <= profile.profiled_ms
 
 
-def test_a_prompt_does_the_work_of_its_tokens(artifact: Path) -> None:
+def test_prompt_phase_counts_all_prompt_tokens(artifact: Path) -> None:
     profile = profiled_text(artifact, text_calls(TEXT, "prompt", CONTEXT))
     assert (profile.phase, profile.calls, profile.lengths) == ("prompt", 6, (CONTEXT,) * 6)
     assert of_kind(profile, "MatMulNBits").int8_operations == 2 * MATRICES * CONTEXT
@@ -184,20 +184,20 @@ def test_a_prompt_does_the_work_of_its_tokens(artifact: Path) -> None:
     assert of_kind(profile, "GroupQueryAttention").fp32_operations == 2 * (2 * seen * 128 + 6 * 4 * seen + rotated)
 
 
-def test_a_graph_without_a_cache_reads_the_whole_text_for_a_token(tmp_path: Path) -> None:
+def test_graph_without_cache_processes_whole_text_per_token(tmp_path: Path) -> None:
     profile = profiled_text(TinyDecoder().write(tmp_path, cache=False), text_calls([1, 2, 3, 4, 5], "token", 3))
     assert profile.lengths == (4, 5)
     (head,) = (row for row in profile.rows if "MatMul" in row.name and row.weight_bytes == 4 * 16 * 50)
     assert head.fp32_operations == 2 * 16 * 50 * 4.5
 
 
-def test_the_profiled_graph_keeps_its_cache_in_place_as_the_one_that_ships(artifact: Path, tmp_path: Path) -> None:
+def test_profiled_graph_shares_cache_buffers_like_saved_graph(artifact: Path, tmp_path: Path) -> None:
     for graph in (find_graph(artifact), write_optimized(find_graph(artifact), tmp_path, 1)):
         assert allows_shared_cache(onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]))
 
 
 @pytest.mark.parametrize(("phase", "length"), [("token", 5), ("prompt", 6)])
-def test_a_text_that_is_too_short_is_refused(phase: str, length: int) -> None:
+def test_too_short_text_is_rejected(phase: str, length: int) -> None:
     with pytest.raises(DataError, match=f"has 5 tokens; a prompt of {length} needs 6") as caught:
         text_calls([1, 2, 3, 4, 5], phase, length)  # type: ignore[arg-type]
     assert caught.value.where == "--context"

@@ -1,4 +1,4 @@
-"""Measurements and rows of a profile, from times that a person can check."""
+"""Tests of measurements and profile rows, computed from times with values by hand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ WRITER = MeasurementWriter("final", "cpu", seed=0)
 
 
 def eight_rounds(scale: float) -> list[RoundTimes]:
-    """Rounds of three calls: r, r + 1 and r + 5 ms for r = 1..8, times ``scale``, and twice that of the processor."""
+    """Return eight rounds of three calls of r, r + 1 and r + 5 ms for r = 1..8, times ``scale``.
+
+    The CPU time of a round is twice its latencies, and its energy is 30 r mJ.
+    """
     return [
         RoundTimes(
             [scale * r, scale * (r + 1), scale * (r + 5)],
@@ -38,13 +41,13 @@ def eight_rounds(scale: float) -> list[RoundTimes]:
 
 @pytest.fixture
 def rounds() -> TimedRounds:
-    # In even rounds the calls go 0, 1, 2 and in odd ones 3, 4, 5; four launches of two rounds.
+    # Even rounds call examples 0, 1, 2 and odd rounds 3, 4, 5; there are four launches of two rounds.
     calls = [[0, 1, 2] if r % 2 == 0 else [3, 4, 5] for r in range(8)]
     launches = [r // 2 for r in range(8)]
     return TimedRounds(calls, launches, {"baseline": eight_rounds(3.0), "final": eight_rounds(1.0)})
 
 
-def test_latency_is_the_median_of_all_calls(rounds: TimedRounds) -> None:
+def test_latency_is_median_of_all_calls(rounds: TimedRounds) -> None:
     latency, p90, p99 = WRITER.single(rounds, "final", np.full(6, 9))
     pooled = [1, 2, 6, 2, 3, 7, 3, 4, 8, 4, 5, 9, 5, 6, 10, 6, 7, 11, 7, 8, 12, 8, 9, 13]
     assert (latency.metric, latency.value, latency.unit, latency.n) == ("latency_ms", 6.5, "ms", 24)
@@ -55,7 +58,7 @@ def test_latency_is_the_median_of_all_calls(rounds: TimedRounds) -> None:
     assert p99.value == pytest.approx(12.77)
 
 
-def test_buckets_know_which_example_each_call_was(rounds: TimedRounds) -> None:
+def test_length_buckets_contain_calls_of_their_examples(rounds: TimedRounds) -> None:
     rows = {row.metric: row for row in WRITER.single(rounds, "final", np.array([2, 2, 2, 7, 7, 8]))[3:]}
     assert list(rows) == ["latency_ms_length_2_2", "latency_ms_length_7_7", "latency_ms_length_8_8"]
     assert rows["latency_ms_length_7_7"].raw == (2, 3, 4, 5, 6, 7, 8, 9)
@@ -63,12 +66,12 @@ def test_buckets_know_which_example_each_call_was(rounds: TimedRounds) -> None:
     assert rows["latency_ms_length_8_8"].value == 10
     assert rows["latency_ms_length_8_8"].low == 7
 
-    # A bucket of which no example had its turn has no row.
+    # A bucket without a timed example has no row.
     metrics = [row.metric for row in WRITER.single(rounds, "final", np.array([2, 2, 2, 7, 7, 7, 9, 9]))[3:]]
     assert metrics == ["latency_ms_length_2_2", "latency_ms_length_7_7"]
 
 
-def test_throughput_counts_the_examples_of_a_round(rounds: TimedRounds) -> None:
+def test_throughput_counts_examples_per_round(rounds: TimedRounds) -> None:
     latency, throughput = WRITER.batched(rounds, "final", batch_size=4)
     assert (latency.metric, latency.value) == ("latency_ms_batch_4", 6.5)
     # 12 examples in 3r + 6 ms.
@@ -77,32 +80,32 @@ def test_throughput_counts_the_examples_of_a_round(rounds: TimedRounds) -> None:
     assert (throughput.low, throughput.high) == pytest.approx((12_000 / 30, 12_000 / 9))
 
 
-def test_speedup_pairs_the_calls(rounds: TimedRounds) -> None:
+def test_speedup_is_computed_from_paired_calls(rounds: TimedRounds) -> None:
     speedup = WRITER.speedup("speedup", rounds, "final", "baseline")
     assert (speedup.value, speedup.low, speedup.high, speedup.n) == pytest.approx((3.0, 3.0, 3.0, 4))
     baseline = WRITER.speedup("speedup", rounds, "baseline", "baseline")
     assert (baseline.value, baseline.low, baseline.raw, baseline.n) == (1.0, None, None, 4)
 
 
-def test_two_launches_are_too_few_for_an_interval_of_a_quantile() -> None:
+def test_two_launches_give_no_interval_of_a_quantile() -> None:
     short = TimedRounds([[0], [0]], [0, 1], {"final": [RoundTimes([1.0]), RoundTimes([2.0])]})
     latency, _, _ = WRITER.single(short, "final", np.full(1, 9))
     assert (latency.value, latency.low, latency.high) == (1.5, None, None)
 
 
-def test_consumption_is_counted_for_a_call(rounds: TimedRounds) -> None:
+def test_cpu_time_and_energy_are_per_call(rounds: TimedRounds) -> None:
     processor, energy = WRITER.consumption(rounds, "final")
     # 2 (3 r + 6) / 3 ms and 30 r / 3 mJ a call, r = 1..8.
     assert (processor.metric, processor.value) == ("cpu_ms", pytest.approx(2 * (3 * 4.5 + 6) / 3))
     assert (energy.metric, energy.unit, energy.value) == ("energy_mj", "mJ", 45.0)
 
 
-def test_without_a_counter_there_is_no_energy() -> None:
+def test_energy_is_absent_without_a_counter() -> None:
     rounds = TimedRounds([[0]], [0], {"final": [RoundTimes([1.0], cpu_ms=1.0)]})
     assert [row.metric for row in WRITER.consumption(rounds, "final")] == ["cpu_ms"]
 
 
-def test_server_latency_has_its_rate_in_its_name() -> None:
+def test_server_latency_metric_name_contains_the_rate() -> None:
     median, tail = WRITER.server([[1.0, 2.0, 3.0], [4.0, 5.0, 96.0], [1.0, 1.0, 1.0]], 250.0)
     assert (median.metric, median.value, median.n) == ("latency_ms_rate_250", 2.0, 9)
     # Position 8 * 0.99 = 7.92 between the ordered 5 and 96.
@@ -125,14 +128,17 @@ def cost(fp32: int, moved: int) -> NodeCost:
     return NodeCost(Operations(fp32), weight_bytes=moved, read_bytes=0, written_bytes=0)
 
 
-def test_a_disturbance_leaves_the_typical_time_alone() -> None:
-    """Two calls of 2 and 4 ms; in each of three passes another one is disturbed."""
+def test_typical_time_is_robust_to_disturbances() -> None:
+    """Two calls of 2 and 4 ms; a different call is disturbed in each of two passes."""
     assert typical_time([[2, 90], [80, 4], [2, 4]]) == 3
     assert typical_time(np.array([[1.0], [2.0], [9.0]])) == 2
 
 
-def test_a_row_is_the_mean_over_calls() -> None:
-    """a takes 10 and 30 µs. Call 1 is bound by arithmetic (1 MFLOP: 10 µs), call 2 by memory (200 kB: 20 µs)."""
+def test_profile_row_is_mean_over_calls() -> None:
+    """Node a takes 10 and 30 µs.
+
+    Call 1 is compute-bound (1 MFLOP: 10 µs) and call 2 memory-bound (200 kB: 20 µs).
+    """
     runs = [[call(a=10, b=5), call(a=30, b=5)]] * 3
     costs = [
         GraphCost({"a#0": cost(1_000_000, 50_000), "b#1": None}, 0),
@@ -150,20 +156,20 @@ def test_a_row_is_the_mean_over_calls() -> None:
     assert operator_ms(runs[0][1]) == pytest.approx(0.035)
 
 
-def test_a_node_that_is_unknown_in_one_call_is_not_counted_at_all() -> None:
+def test_node_of_unknown_cost_in_one_call_is_uncounted() -> None:
     costs = [GraphCost({"a#0": cost(10, 10)}, 0), GraphCost({"a#0": None}, 0)]
     (only,) = node_rows(graph(["a#0"]), [[call(a=10), call(a=30)]], costs, {"a#0": "one"}, ROOF)
     assert (only.uncounted_ms, only.fp32_operations, only.limit_ms) == (only.time_ms, 0, 0)
 
 
-def test_a_node_that_did_not_run_has_no_row() -> None:
+def test_node_that_did_not_run_has_no_row() -> None:
     costs = [GraphCost({"a#0": cost(10, 10), "b#1": None}, 0)]
     rows = node_rows(graph(["a#0", "b#1"]), [[call(a=10)]], costs, {"a#0": "one", "b#1": "two"}, ROOF)
     assert [row.name for row in rows] == ["a"]
 
 
-def test_rates_of_a_row() -> None:
-    """20 MFLOP and 1 MB in 1 ms; 0.2 ms would do."""
+def test_rates_and_bottleneck_of_a_row() -> None:
+    """The node needs 1 ms for 20 MFLOP and 1 MB, while its bound is 0.2 ms."""
     row = profiles.row("a", "MatMul")
     assert (row.operations_per_s, row.bytes_per_s, row.intensity) == (20e9, 1e9, 20)
     assert row.share_of_roof == pytest.approx(0.2)
@@ -172,7 +178,7 @@ def test_rates_of_a_row() -> None:
     assert profiles.row("a", "Gather", compute_bound_ms=0.0, memory_bound_ms=0.4).bottleneck == "memory"
 
 
-def test_rows_add_up() -> None:
+def test_rows_are_combined_by_sums() -> None:
     rows = [profiles.row("a", "MatMul"), profiles.row("b", "Add", memory_bound_ms=0.1), profiles.row("c", "MatMul")]
     products, sums = combine(rows, lambda row: row.operators[0])
     assert (products.name, products.nodes, products.time_ms, products.fp32_operations) == ("MatMul", 2, 2.0, 40e6)
@@ -183,8 +189,11 @@ def test_rows_add_up() -> None:
     assert total("two", [*rows, profiles.row("d", "Add", layer="head")]).layer is None
 
 
-def test_the_whole_is_held_against_the_time_without_profiling() -> None:
-    """3 ms of rows, 1 of them not counted, in a call of 6 ms: 2 ms of it are not counted, 0.4 of 4 ms needed."""
+def test_whole_row_is_scaled_to_time_without_profiling() -> None:
+    """The rows take 3 ms, 1 ms of it uncounted, and the call without profiling takes 6 ms.
+
+    Scaled to 6 ms, 2 ms are uncounted, and the bound is 0.4 of the other 4 ms.
+    """
     rows = [profiles.row("a", "MatMul"), profiles.row("b", "MatMul"), profiles.row("c", "Einsum", uncounted_ms=1.0)]
     rows[2] = rows[2].model_copy(update={"compute_bound_ms": 0.0})
     whole = whole_row(rows, 6.0)
@@ -192,7 +201,7 @@ def test_the_whole_is_held_against_the_time_without_profiling() -> None:
     assert whole.share_of_roof == pytest.approx(0.1)
 
 
-def test_the_record_survives_its_json() -> None:
+def test_profile_survives_json_round_trip() -> None:
     profile = profiles.profile()
     content = json.loads(json.dumps(profile.to_json()))
     assert content["schema"] == 1
@@ -208,5 +217,5 @@ def test_the_record_survives_its_json() -> None:
 
 
 @pytest.mark.parametrize(("cache", "cached"), [(2_000_000, True), (1_999_999, False), (None, None)])
-def test_whether_the_working_set_is_cached(cache: int | None, cached: bool | None) -> None:
+def test_working_set_is_compared_with_cache_size(cache: int | None, cached: bool | None) -> None:
     assert profiles.limits(last_level_cache_bytes=cache).cached is cached

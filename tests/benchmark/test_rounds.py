@@ -120,7 +120,7 @@ def test_disturbed_round_counts_only_without_alternative() -> None:
 def shared_machine(slowed: Sequence[bool], launches: Sequence[int] | None = None) -> TimedRounds:
     """Return rounds on a machine that is slowed down in some of them.
 
-    A slowed round takes 1.5 times as long for the float model and twice as long for the integer model and the reference.
+    Slowed rounds take 1.5 times as long for the float model, and twice as long for the integer model and reference.
     """
     rounds = TimedRounds()
     for number, slow in enumerate(slowed):

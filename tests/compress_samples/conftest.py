@@ -1,4 +1,4 @@
-"""A progress that remembers."""
+"""Fixture of a progress that records its calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions, code and rated pairs that samples are made of, and the records of all samples."""
+"""Tests of samples of analogy questions, code and rated pairs, and of the registration of all samples."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write(folder: Path, words: str) -> None:
     (folder / WORDS).write_text("".join(f": {name}\n{words}" for name in _PROMPTS))
 
 
-def test_the_right_answer_is_the_lines_own_and_stands_among_others(tmp_path: Path, progress: RecordingProgress) -> None:
+def test_questions_have_correct_answer_at_varying_positions(tmp_path: Path, progress: RecordingProgress) -> None:
     pairs = [("ant", "ants"), ("bee", "bees"), ("cow", "cows"), ("dog", "dogs"), ("elk", "elks")]
     write(tmp_path / "in", "".join(f"{a} {b} {c} {d}\n" for a, b in pairs for c, d in pairs if a != c))
     write_questions(tmp_path / "in", tmp_path, progress)
@@ -37,13 +37,13 @@ def test_the_right_answer_is_the_lines_own_and_stands_among_others(tmp_path: Pat
     assert len({question.answer for question in questions}) == 4, "no place has all the answers"
 
 
-def test_another_file_is_refused(tmp_path: Path, progress: RecordingProgress) -> None:
+def test_unexpected_words_file_is_rejected(tmp_path: Path, progress: RecordingProgress) -> None:
     write(tmp_path, "ant ants bee\n")
     with pytest.raises(SampleError, match="14 sections"):
         write_questions(tmp_path, tmp_path, progress)
 
 
-def test_code_is_split_by_whole_files(tmp_path: Path, progress: RecordingProgress) -> None:
+def test_code_is_split_by_file(tmp_path: Path, progress: RecordingProgress) -> None:
     members, files = tmp_path / "in", tmp_path / "out"
     for folder in (members, files):
         folder.mkdir()
@@ -67,7 +67,7 @@ def members(tmp_path):
     return tmp_path
 
 
-def test_every_two_documents_stand_once_with_their_entry(members):
+def test_every_document_pair_occurs_once_with_its_score(members):
     documents = read_documents(members / "lee.cor", members / "similarities0-1.txt")
     assert documents == [
         Rated("one text", "another", 0.25),
@@ -76,7 +76,7 @@ def test_every_two_documents_stand_once_with_their_entry(members):
     ]
 
 
-def test_each_source_is_a_table_of_its_own(members, tmp_path, progress):
+def test_each_similarity_source_becomes_a_table(members, tmp_path, progress):
     files = tmp_path / "files"
     files.mkdir()
     write_similarities(members, files, progress)
@@ -85,25 +85,25 @@ def test_each_source_is_a_table_of_its_own(members, tmp_path, progress):
 
 
 @pytest.mark.parametrize("matrix", ["1\t0\n0\t1\n", "1\t0\t0\n0\t1\n0\t0\t1\n", "a\tb\tc\n"])
-def test_a_matrix_of_another_shape_is_refused(members, matrix):
+def test_matrix_of_wrong_shape_is_rejected(members, matrix):
     (members / "similarities0-1.txt").write_text(matrix)
     with pytest.raises(SampleError, match="not a matrix of"):
         read_documents(members / "lee.cor", members / "similarities0-1.txt")
 
 
 @pytest.mark.parametrize("line", ["old\tnew", "old\tnew\tmuch"])
-def test_a_line_without_a_score_is_named(members, line):
+def test_line_without_score_is_reported(members, line):
     (members / "simlex999.txt").write_text(f"# head\n{line}\n")
     with pytest.raises(SampleError, match=r"simlex999\.txt:2"):
         read_words(members / "simlex999.txt")
 
 
-def test_all_are_registered() -> None:
+def test_all_samples_are_registered() -> None:
     assert {sample.name for sample in SAMPLES} <= set(known_samples())
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
-def test_what_prepares_a_sample_is_there(sample) -> None:
+def test_preparation_function_exists(sample) -> None:
     if sample.preparation:
         module, function = sample.preparation.split(":")
         assert callable(getattr(import_module(module), function))

@@ -1,4 +1,4 @@
-"""A model in CTranslate2's format, written here by hand, becomes a Hugging Face model with the same numbers."""
+"""Tests of CTranslate2 conversion: a hand-written model compared with the tensors of the Hugging Face model."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def model() -> dict[str, np.ndarray]:
     )
 
 
-def test_every_tensor_is_read_as_it_was_written(tmp_path: Path):
+def test_tensors_are_read_as_written(tmp_path: Path):
     write(tmp_path / "model.bin", model())
     arrays = read_model(tmp_path / "model.bin")
     assert arrays.keys() == model().keys()
     assert all((arrays[name] == array).all() for name, array in model().items())
 
 
-def test_names_and_shapes_are_those_of_transformers(tmp_path: Path):
+def test_names_and_shapes_equal_transformers(tmp_path: Path):
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     config = WhisperConfig(
@@ -83,7 +83,7 @@ def test_names_and_shapes_are_those_of_transformers(tmp_path: Path):
     assert {name: array.shape for name, array in hugging_face_tensors(model()).items()} == expected
 
 
-def test_queries_keys_and_values_are_thirds_in_that_order():
+def test_fused_attention_is_split_into_query_key_value():
     arrays, tensors = model(), hugging_face_tensors(model())
     whole = arrays["encoder/layer_0/self_attention/linear_0/weight"]
     parts = [tensors[f"model.encoder.layers.0.self_attn.{kind}_proj.weight"] for kind in "qkv"]
@@ -92,7 +92,7 @@ def test_queries_keys_and_values_are_thirds_in_that_order():
     assert (np.concatenate(other) == arrays["decoder/layer_0/attention/linear_1/weight"]).all()
 
 
-def test_keys_with_a_bias_are_not_lost_in_silence():
+def test_nonzero_key_bias_is_rejected():
     arrays = model()
     arrays["encoder/layer_0/self_attention/linear_0/bias"][WIDTH + 1] = 1
     with pytest.raises(SampleError, match="bias"):
@@ -100,7 +100,7 @@ def test_keys_with_a_bias_are_not_lost_in_silence():
 
 
 @pytest.mark.parametrize("cut", [3, 40, 200])
-def test_a_file_that_ends_early_is_refused(tmp_path: Path, cut: int):
+def test_truncated_file_is_rejected(tmp_path: Path, cut: int):
     path = tmp_path / "model.bin"
     write(path, model())
     path.write_bytes(path.read_bytes()[:cut])
@@ -108,7 +108,7 @@ def test_a_file_that_ends_early_is_refused(tmp_path: Path, cut: int):
         read_model(path)
 
 
-def test_another_version_is_refused(tmp_path: Path):
+def test_other_version_is_rejected(tmp_path: Path):
     write(tmp_path / "model.bin", model(), version=5)
     with pytest.raises(SampleError, match="version 5"):
         read_model(tmp_path / "model.bin")

@@ -1,4 +1,4 @@
-"""Samples of images and scenes, and the IDX files that they are read from."""
+"""Tests of image and scene samples, and of the IDX files that they are read from."""
 
 from __future__ import annotations
 
@@ -28,14 +28,17 @@ from compress_samples.scenes import KINDS, SIDE, make_scenes, write_scenes
 
 
 def idx(path: Path, array: np.ndarray) -> None:
-    """An IDX file of unsigned bytes."""
+    """Write an IDX file of unsigned bytes."""
     sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
     path.write_bytes(bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes())
 
 
 @pytest.fixture
 def members(tmp_path: Path) -> Path:
-    """Twelve training and three test images of 2 x 2; one image stands in both, one twice in training."""
+    """Return a folder with twelve training and three test images of 2 x 2.
+
+    One training image is also a test image, and one occurs twice in training.
+    """
     folder = tmp_path / "members"
     folder.mkdir()
     train = np.arange(48).reshape(12, 2, 2)
@@ -56,14 +59,12 @@ def test_fashion_splits_share_no_image(members: Path, tmp_path: Path, monkeypatc
     config = DataConfig(splits=splits, labels=fashion.CLASSES)
     data = load_dataset(config, get_task("image-classification").columns, tmp_path, SilentProgress())
     first = {split: [_pixel(value) for value in data.split(split)["image"].to_pylist()] for split in data.splits}
-    # Row 0 stands in the test split, row 10 in train as row 1; rows 9 and 11 are left of the last three.
+    # Row 0 is also in test and row 10 equals row 1, so rows 9 and 11 remain of the last three.
     assert first == {"train": [4, 8, 12, 16, 20, 24, 28, 32], "validation": [36, 44], "test": [200, 0, 201]}
     assert data.split("test")["label"].to_pylist() == ["Dress", "T-shirt/top", "Ankle boot"]
 
 
-def test_captions_name_the_class_of_their_picture(
-    members: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_captions_name_class_of_image(members: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fashion, "VALIDATION_ROWS", 3)
     fashion.write_captions(members, tmp_path, SilentProgress())
     config = DataConfig(splits={split: str(tmp_path / f"{split}.parquet") for split in ("train", "test")})
@@ -75,9 +76,7 @@ def test_captions_name_the_class_of_their_picture(
     assert len(set(data.split("train")["text"].to_pylist())) > 2
 
 
-def test_answers_follow_from_the_class_or_the_pixels(
-    members: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_follow_from_class_or_pixels(members: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fashion, "VALIDATION_ROWS", 3)
     fashion_questions.write_questions(members, tmp_path, SilentProgress())
     rows = pyarrow.parquet.read_table(tmp_path / "train.parquet").to_pylist()
@@ -94,7 +93,7 @@ def test_answers_follow_from_the_class_or_the_pixels(
             assert (row["target"] == "bright") == (_pixel(row["image"]) >= 128)
 
 
-def test_questions_are_of_each_kind_and_as_often_answered_yes_as_no() -> None:
+def test_questions_are_balanced_over_kinds_and_answers() -> None:
     images = np.full((4000, 2, 2), 200, np.uint8)
     questions = fashion_questions.questions(images, [0] * len(images))
     counts = Counter(questions["question"])
@@ -109,7 +108,7 @@ def _pixel(value: dict[str, object]) -> int:
     return int(np.asarray(Image.open(io.BytesIO(content(value))))[0, 0])
 
 
-def test_files_that_do_not_fit_each_other_are_named(members: Path, tmp_path: Path) -> None:
+def test_inconsistent_files_are_reported(members: Path, tmp_path: Path) -> None:
     idx(members / "t10k-labels-idx1-ubyte", np.array([1, 2]))
     with pytest.raises(SampleError, match="t10k has 3 images, 2 labels"):
         fashion.write_splits(members, tmp_path, SilentProgress())
@@ -118,7 +117,7 @@ def test_files_that_do_not_fit_each_other_are_named(members: Path, tmp_path: Pat
         fashion.write_splits(members, tmp_path, SilentProgress())
 
 
-def test_imagenet_classes_stand_in_the_files_names(tmp_path: Path) -> None:
+def test_imagenet_classes_are_read_from_file_names(tmp_path: Path) -> None:
     (tmp_path / "members").mkdir()
     for name in ("imagenet_01_3.jpg", "imagenet_00_243.jpg"):
         (tmp_path / "members" / name).write_bytes(name.encode())
@@ -131,7 +130,7 @@ def test_imagenet_classes_stand_in_the_files_names(tmp_path: Path) -> None:
         write_imagenet(tmp_path / "members", tmp_path, SilentProgress())
 
 
-def test_efficientnet_becomes_safetensors_with_its_own_preprocessing(tmp_path: Path) -> None:
+def test_efficientnet_becomes_safetensors_with_preprocessing(tmp_path: Path) -> None:
     (tmp_path / "members").mkdir()
     (tmp_path / "files").mkdir()
     state = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.num_batches_tracked": torch.tensor(7)}
@@ -149,19 +148,19 @@ def test_efficientnet_becomes_safetensors_with_its_own_preprocessing(tmp_path: P
     np.testing.assert_allclose(normalized, (pixels.transpose(2, 0, 1) - 127.0) / 128.0, atol=1e-5)
 
 
-def test_weights_that_would_run_code_are_refused(tmp_path: Path) -> None:
+def test_pickled_code_in_weights_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "members").mkdir()
     torch.save({"a": Path("x")}, tmp_path / "members/net.pth")
     with pytest.raises(SampleError, match="not a state dict of tensors"):
         write_model(tmp_path / "members", tmp_path, SilentProgress())
 
 
-# Two images of 1 x 3, as http://yann.lecun.com/exdb/mnist lays them out.
+# Two images of 1 x 3 in the format of http://yann.lecun.com/exdb/mnist.
 IMAGES = bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 3, 1, 2, 3, 4, 5, 255])
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_values_in_their_shape(tmp_path: Path, pack: object) -> None:
+def test_idx_values_are_read_in_their_shape(tmp_path: Path, pack: object) -> None:
     path = tmp_path / "images"
     path.write_bytes(pack(IMAGES))  # type: ignore[operator]
     assert read_idx(path, 3).tolist() == [[[1, 2, 3]], [[4, 5, 255]]]
@@ -177,7 +176,7 @@ def test_values_in_their_shape(tmp_path: Path, pack: object) -> None:
         (gzip.compress(IMAGES, mtime=0)[:-9], "is damaged"),
     ],
 )
-def test_what_is_no_whole_idx_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_invalid_idx_file_is_reported(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "images"
     path.write_bytes(content)
     with pytest.raises(SampleError, match=message):
@@ -188,7 +187,7 @@ PHOTOGRAPH = np.full((150, 120, 3), 7, np.uint8)
 
 
 def articles() -> tuple[np.ndarray, list[int]]:
-    """A bright rectangle of its own shape for each of ten classes, one of them with a hole."""
+    """Return images and labels of ten classes: a bright rectangle of different shape each, one of them with a hole."""
     images = np.zeros((10, 28, 28), np.uint8)
     for number, image in enumerate(images):
         image[4 : 10 + 2 * number, 6 : 24 - number] = 250
@@ -196,7 +195,7 @@ def articles() -> tuple[np.ndarray, list[int]]:
     return images, list(range(10))
 
 
-def test_boxes_are_those_of_the_masks() -> None:
+def test_boxes_are_tight_around_masks() -> None:
     scenes = list(make_scenes(*articles(), [PHOTOGRAPH], 40, seed=1))
     assert {len(scene.boxes) for scene in scenes} == {1, 2, 3}
     for scene in scenes:
@@ -218,7 +217,7 @@ def test_boxes_are_those_of_the_masks() -> None:
     assert {KINDS[kind] for scene in scenes for kind in scene.kinds} == set(KINDS[1:])
 
 
-def test_both_tasks_read_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scenes_load_for_detection_and_segmentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenes, "ROWS", {"train": 6, "validation": 3, "test": 4})
     monkeypatch.setattr(
         scenes, "read_articles", lambda members, part: (np.tile(articles()[0], (5, 1, 1)), [*range(10)] * 5)

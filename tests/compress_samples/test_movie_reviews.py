@@ -1,4 +1,4 @@
-"""Samples of text: reviews, articles and verses."""
+"""Tests of text samples: reviews, articles and verses, compared with rows by hand."""
 
 import bz2
 import hashlib
@@ -51,11 +51,11 @@ def test_ratings_within_half_a_point_are_neutral(rating, expected):
         ("caf&eacute; &copy AT&T", "caf&eacute; &copy AT&T"),
     ],
 )
-def test_only_certain_escapes_are_undone(escaped, text):
+def test_only_numeric_and_basic_entities_are_unescaped(escaped, text):
     assert unescape(escaped) == text
 
 
-def test_duplicates_keep_the_first_and_conflicts_go(progress):
+def test_duplicates_keep_the_first_and_conflicts_are_dropped(progress):
     rows = [
         ("Great", "positive"),
         ("so so", "neutral"),
@@ -67,7 +67,7 @@ def test_duplicates_keep_the_first_and_conflicts_go(progress):
     assert progress.notes == ["2 repeated texts, 1 texts with conflicting ratings dropped"]
 
 
-def test_splits_are_cut_by_the_digest_of_the_text_alone():
+def test_splits_depend_only_on_digest_of_text():
     rows = [(f"Text  {i}", "positive") for i in range(3_000)]
     splits = split_rows(rows)
     assert {name: len(part) for name, part in splits.items()} == {"train": 500, "validation": 500, "test": 2_000}
@@ -81,7 +81,7 @@ def test_splits_are_cut_by_the_digest_of_the_text_alone():
     assert split_rows(rows) == splits
 
 
-def test_written_splits_hold_every_rated_text_once(members, tmp_path, progress):
+def test_splits_hold_every_rated_text_once(members, tmp_path, progress):
     write_labeled(members, tmp_path, progress)
     tables = {name: pq.read_table(tmp_path / f"{name}.parquet") for name in ("train", "validation", "test")}
     rows = [(row["text"], row["label"]) for table in tables.values() for row in table.to_pylist()]
@@ -95,7 +95,7 @@ def test_written_splits_hold_every_rated_text_once(members, tmp_path, progress):
     assert progress.notes == ["movie-reviews: 96 train, 500 validation, 2000 test rows; 104 neutral ones excluded"]
 
 
-def test_unlabeled_text_repeats_no_text_and_none_of_a_split(members, tmp_path, progress):
+def test_unlabeled_texts_are_unique_and_in_no_split(members, tmp_path, progress):
     write_unlabeled(members, tmp_path, progress)
     texts = pq.read_table(tmp_path / "unlabeled.parquet")["text"].to_pylist()
     neutral = [f"Film {i} is {'good' if i % 2 else 'bad'}" for i in range(0, 2_700, 26)]
@@ -104,7 +104,7 @@ def test_unlabeled_text_repeats_no_text_and_none_of_a_split(members, tmp_path, p
 
 
 @pytest.mark.parametrize("line", [b"3\tmany\ttext", b"3\t1.0", b"3\t1.0\ta\tb", b""])
-def test_a_malformed_line_is_named(tmp_path, line):
+def test_malformed_line_is_reported(tmp_path, line):
     path = tmp_path / "ratings.txt"
     path.write_bytes(b"1\t1.0\tfine\r\n" + line + b"\r\n3\t1.0\tfine\r\n")
     with pytest.raises(SampleError, match=r"ratings\.txt:2 "):
@@ -115,7 +115,7 @@ PAGE = "<page><title>{title}</title>{redirect}<revision><text>{text}</text></rev
 
 
 def dump(pages: dict[str, str | None]) -> bytes:
-    """Title -> markup, or None for a redirect, as Wikipedia exports it."""
+    """Return a compressed Wikipedia export of pages title -> markup, where None is a redirect."""
     body = "".join(
         PAGE.format(title=title, redirect='<redirect title="X" />' if text is None else "", text=text or "#REDIRECT")
         for title, text in pages.items()
@@ -147,11 +147,11 @@ def wikipedia_members(tmp_path):
     ],
     ids=["links", "templates", "blank lines", "media", "table", "lists of links", "mathematics", "unpaired"],
 )
-def test_markup_becomes_prose(markup, text):
+def test_wiki_markup_becomes_plain_text(markup, text):
     assert plain_text(markup) == text
 
 
-def test_splits_are_cut_by_the_digest_of_the_title_alone():
+def test_article_splits_depend_only_on_digest_of_title():
     articles = [Article(f"Article {i}", "text") for i in range(40)]
     splits = split_articles(articles)
     assert {name: len(part) for name, part in splits.items()} == {"train": 22, "validation": 6, "test": 12}
@@ -160,7 +160,7 @@ def test_splits_are_cut_by_the_digest_of_the_title_alone():
     assert split_articles(articles[::-1]) == splits
 
 
-def test_articles_are_written_once_and_the_same_each_time(wikipedia_members, tmp_path, progress):
+def test_articles_are_written_once_and_reproducibly(wikipedia_members, tmp_path, progress):
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
         write_articles(wikipedia_members, tmp_path / name, progress)
@@ -174,7 +174,7 @@ def test_articles_are_written_once_and_the_same_each_time(wikipedia_members, tmp
     assert text_of_title == {f"Article {i}": f"Number {i} is a figure." for i in range(30)}
 
 
-def test_a_damaged_dump_is_refused(tmp_path):
+def test_damaged_dump_is_rejected(tmp_path):
     path = tmp_path / "dump.bz2"
     path.write_bytes(dump({"A": "text" * 1000})[:-20])
     with pytest.raises(SampleError, match=r"dump\.bz2 is not a complete dump"):
@@ -184,17 +184,17 @@ def test_a_damaged_dump_is_refused(tmp_path):
         list(read_pages(path))
 
 
-def test_too_few_articles_are_refused():
+def test_too_few_articles_are_rejected():
     with pytest.raises(SampleError, match="holds 18 articles"):
         split_articles([Article(str(i), "") for i in range(18)])
 
 
 GENESIS_CHAPTERS, GENESIS_VERSES, OLD_TESTAMENT_BOOKS = 50, 1533, 39
-"""Of the King James Version's canon."""
+"""Counts in the canon of the King James Version."""
 
 
 def write_module(folder: Path, verses: dict[int, str]) -> None:
-    """A SWORD module of one buffer a testament, with ``verses`` of the Old by their index in the module's order."""
+    """Write a SWORD module with one buffer per testament; ``verses`` of the Old Testament are keyed by module index."""
     folder.mkdir()
     text = b"".join(verse.encode() for verse in verses.values())
     packed = zlib.compress(text)
@@ -209,8 +209,8 @@ def write_module(folder: Path, verses: dict[int, str]) -> None:
         (folder / f"{testament}.bzz").write_bytes(packed)
 
 
-def test_verses_are_found_by_the_order_of_the_canon(tmp_path):
-    # Before Genesis 1:1 stand the module's, the testament's, the book's and the chapter's headings.
+def test_verses_are_located_by_canon_order(tmp_path):
+    # Genesis 1:1 follows the headings of the module, the testament, the book and the chapter.
     exodus = 4 + GENESIS_VERSES + GENESIS_CHAPTERS - 1 + 2
     write_module(tmp_path / "m", {4: "<w>first</w>", 5: "second", exodus: "names \u2019"})
     verses = dict(read_verses(tmp_path / "m", "kjv"))
@@ -222,7 +222,7 @@ def test_verses_are_found_by_the_order_of_the_canon(tmp_path):
     assert len({book for book, _, _ in verses}) == OLD_TESTAMENT_BOOKS + 27
 
 
-def test_a_module_whose_texts_are_cut_off_is_damaged(tmp_path):
+def test_truncated_module_is_rejected(tmp_path):
     write_module(tmp_path / "m", {4: "first"})
     (tmp_path / "m" / "ot.bzz").write_bytes(b"x\x9c\x00")
     with pytest.raises(SampleError, match="m/ot is damaged at verse 4"):
@@ -240,11 +240,11 @@ def test_a_module_whose_texts_are_cut_off_is_damaged(tmp_path):
         ("Moses &amp; Aaron\u2019s <w>rod</w>.", "Moses & Aaron\u2019s rod."),
     ],
 )
-def test_markup_is_taken_off_and_words_stay_apart(markup, plain):
+def test_verse_markup_is_removed_and_words_stay_separate(markup, plain):
     assert plain_verse(markup) == plain
 
 
-def test_chapters_stay_whole_and_no_text_stands_in_two_splits():
+def test_verse_splits_keep_chapters_whole_and_share_no_text():
     pairs = [
         Pair(f"modern {verse} of {chapter}", f"old {verse} of {chapter}", "Book", f"Book {chapter}:{verse}")
         for chapter in range(400)

@@ -1,4 +1,4 @@
-"""The real packages, counted anew from the raw files with a few lines that share nothing with the package."""
+"""Tests of the real packages: rows compared with an independent reading of the raw files."""
 
 import html
 import io
@@ -22,7 +22,7 @@ def plain(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory) -> dict[str, list[tuple[float, str]]]:
-    """Ratings and texts of each file of the archive, downloaded here with pip."""
+    """Return (rating, text) of each file of the archive, which is downloaded here with pip."""
     folder = tmp_path_factory.mktemp("raw")
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "vaderSentiment==0.5", "-d", str(folder)], check=True)
@@ -39,9 +39,9 @@ def raw(tmp_path_factory) -> dict[str, list[tuple[float, str]]]:
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
-    """A cache in which nothing is older than this session.
+    """Use a cache in which nothing is older than this session.
 
-    On a bare machine that is the user's: what is fetched and prepared here need not be so again for other tests.
+    On a new machine that is the user's cache, so that other tests need not fetch and prepare the same samples again.
     """
     began = float(os.environ["COMPRESS_TESTS_BEGAN"])  # by tests/conftest.py
     if all(manifest.stat().st_mtime > began for manifest in cache_root().glob(f"*/{MANIFEST}")):
@@ -52,7 +52,7 @@ def cache(tmp_path_factory):
         yield
 
 
-def test_movie_reviews_hold_each_rated_text_in_one_split(raw):
+def test_movie_reviews_hold_each_rated_text_once(raw):
     files = sample_directory("movie-reviews")
     tables = {name: pq.read_table(files / f"{name}.parquet") for name in ("train", "validation", "test")}
     expected = {plain(t): r > 0 for r, t in raw["movieReviewSnippets"] if abs(r) > 0.5}
@@ -62,14 +62,14 @@ def test_movie_reviews_hold_each_rated_text_in_one_split(raw):
     is_positive = {
         plain(row["text"]): row["label"] == "positive" for table in tables.values() for row in table.to_pylist()
     }
-    assert is_positive == expected  # as many keys as rows: no text stands twice
+    assert is_positive == expected  # as many keys as rows, so there are no duplicate texts
     for table in tables.values():
         positive = sum(label == "positive" for label in table["label"].to_pylist())
         assert 0.45 < positive / len(table) < 0.55
         assert set(table["label"].to_pylist()) == {"positive", "negative"}
 
 
-def test_snippets_hold_the_other_texts_and_none_of_the_reviews(raw):
+def test_snippets_hold_all_other_texts(raw):
     texts = pq.read_table(sample_directory("snippets") / "unlabeled.parquet")["text"].to_pylist()
     sizes = {"amazonReviewSnippets": 3_708, "nytEditorialSnippets": 5_190, "tweets": 4_200}
     assert {name: len(raw[name]) for name in sizes} == sizes
@@ -82,7 +82,7 @@ def test_snippets_hold_the_other_texts_and_none_of_the_reviews(raw):
     assert not [text for text in texts if "&amp;" in text or "&lt;" in text or "&#" in text]
 
 
-def test_minilm_opens_in_transformers():
+def test_minilm_loads_in_transformers():
     from transformers import AutoModel
 
     folder = sample_directory("minilm")
@@ -90,7 +90,7 @@ def test_minilm_opens_in_transformers():
     assert AutoModel.from_pretrained(folder).num_parameters() == 22_713_216
 
 
-def test_wiki_holds_each_article_in_one_split_without_markup():
+def test_wiki_holds_each_article_once_without_markup():
     import re
 
     files = sample_directory("wiki")
@@ -104,7 +104,7 @@ def test_wiki_holds_each_article_in_one_split_without_markup():
     assert not re.findall(r"\{\{|\}\}|\[\[|\]\]|<ref|'''|^\{\||Category:", everything, re.MULTILINE)
 
 
-def test_verses_are_aligned_pairs_of_both_translations():
+def test_verses_are_aligned_pairs_of_two_translations():
     import shutil
 
     if shutil.which("apt-get") is None:
@@ -123,10 +123,10 @@ def test_verses_are_aligned_pairs_of_both_translations():
     assert sum(shared) / len(shared) > 0.97
 
 
-def test_similarity_holds_every_pair_of_its_three_sources() -> None:
+def test_similarity_holds_every_pair_of_three_sources() -> None:
     folder = sample_directory("similarity")
     tables = {path.stem: pq.read_table(path) for path in folder.glob("*.parquet")}
-    # 50 documents of Lee et al. (2005), two by two; the others bear their numbers in their names.
+    # Pairs of the 50 documents of Lee et al. (2005); the other names contain their number of pairs.
     sizes = {"lee": 50 * 49 // 2, "wordsim353": 353, "simlex999": 999}
     assert {name: len(table) for name, table in tables.items()} == sizes
     assert any("£3,000" in text for text in tables["lee"]["pair"].to_pylist())

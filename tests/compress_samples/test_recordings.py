@@ -1,4 +1,4 @@
-"""Recordings of packages: which sentences are taken, and that decoded audio is the audio that was encoded."""
+"""Tests of recording samples: which sentences are selected, and decoded audio compared with the encoded tone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tone() -> np.ndarray:
     return (8_000 * np.sin(2 * np.pi * 500 * np.arange(3_200) / 16_000)).astype(np.int16)
 
 
-def test_decoded_audio_is_what_was_encoded():
+def test_decoded_audio_equals_encoded_tone():
     encoded = bytes(G722(16_000, 64_000).encode(tone().tolist()))
     with wave.open(io.BytesIO(to_wav(encoded))) as file:
         assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, 16_000)
@@ -50,7 +50,7 @@ def write_packages(folder: Path, count: int) -> None:
     (folder / recordings.PROMPTS).write_bytes(gzip.compress("\n".join(lines).encode()))
 
 
-def test_whole_sentences_are_split_and_the_rest_left_out(tmp_path: Path):
+def test_whole_sentences_are_split_and_others_dropped(tmp_path: Path):
     write_packages(tmp_path, 90)
     files = tmp_path / "files"
     files.mkdir()
@@ -62,7 +62,7 @@ def test_whole_sentences_are_split_and_the_rest_left_out(tmp_path: Path):
     assert tables["test"]["audio"][0].as_py()["bytes"][:4] == b"RIFF"
 
 
-def test_a_list_that_is_not_compressed_is_refused(tmp_path: Path):
+def test_uncompressed_list_is_rejected(tmp_path: Path):
     (tmp_path / "list.gz").write_text("plain")
     with pytest.raises(SampleError, match=r"list\.gz"):
         read_prompts(tmp_path / "list.gz")
@@ -72,7 +72,7 @@ def encoded_tone(amplitude: int) -> bytes:
     return bytes(G722(16_000, 64_000).encode((np.tile(tone(), 3) // 8 * amplitude).tolist()))
 
 
-def test_a_prompt_is_in_one_split_with_all_of_its_languages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_languages_of_a_prompt_are_in_one_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(languages, "TEST", 3)
     monkeypatch.setattr(languages, "VALIDATION", 2)
     names = [f"say-{number}" for number in range(8)] + ["digits/1"]
@@ -98,7 +98,7 @@ def test_a_prompt_is_in_one_split_with_all_of_its_languages(tmp_path: Path, monk
         languages.write_languages(tmp_path, tmp_path, SilentProgress())
 
 
-def test_sentences_of_a_novel_keep_their_words(tmp_path: Path):
+def test_librivox_sentences_keep_their_words(tmp_path: Path):
     (tmp_path / "transcription").write_text("<s> he was young </s> (a-1)\n<s> and ill </s> (a-2)\n")
     for name in ("a-1", "a-2"):
         (tmp_path / f"{name}.wav").write_bytes(name.encode())

@@ -65,20 +65,20 @@ def test_rows_labels_and_ids(folder):
     assert data.unlabeled is None
 
 
-def test_an_unknown_split_is_named(folder):
+def test_unknown_split_is_reported(folder):
     with pytest.raises(DataError, match="'validation'") as caught:
         load(folder).split("validation")
     assert "train, test" in str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "json", "parquet"])
-def test_the_digest_is_that_of_the_content_whatever_the_format(folder, suffix):
+def test_digest_does_not_depend_on_file_format(folder, suffix):
     expected = load(folder).digest("train", "test")
     splits = {"train": write_rows(folder / f"a.{suffix}", TRAIN), "test": write_rows(folder / f"b.{suffix}", TEST)}
     assert load(folder, splits=splits).digest("test", "train") == expected
 
 
-def test_the_digest_tells_contents_apart(folder):
+def test_digest_depends_on_content(folder):
     def digest(rows, **config):
         write_rows(folder / "train.csv", rows)
         return load(folder, **config).digest("train")
@@ -96,7 +96,7 @@ def test_the_digest_tells_contents_apart(folder):
     assert load(folder).digest("test") not in different
 
 
-def test_the_digest_does_not_confuse_where_texts_end():
+def test_digest_depends_on_text_boundaries():
     def dataset(texts):
         return Dataset((Column("text"),), {"train": pa.table({"text": texts})}, ())
 
@@ -104,7 +104,7 @@ def test_the_digest_does_not_confuse_where_texts_end():
     assert dataset(["1\na"]).digest("train") != dataset(["", "a"]).digest("train")
 
 
-def test_unlabeled_text_is_in_the_digest_only_where_asked(folder):
+def test_unlabeled_text_is_in_digest_only_on_request(folder):
     write_rows(folder / "more.csv", [("more",)], ["text"])
     with_text, without_text = load(folder, unlabeled=("more.csv",)), load(folder)
     assert with_text.digest("train") == without_text.digest("train")
@@ -120,7 +120,7 @@ def test_columns_are_renamed(folder):
     assert data.unlabeled.to_pylist() == [{"text": "a"}]
 
 
-def test_a_missing_column_lists_those_found_and_the_nearest(folder):
+def test_missing_column_is_reported_with_suggestion(folder):
     write_rows(folder / "train.csv", TRAIN, ["texts", "label"])
     error = failure(folder)
     assert "'text'" in error.what
@@ -129,12 +129,12 @@ def test_a_missing_column_lists_those_found_and_the_nearest(folder):
     assert "{text: texts}" in error.hint
 
 
-def test_a_mapping_of_a_column_that_the_task_lacks(folder):
+def test_mapping_of_unknown_column_is_reported(folder):
     error = failure(folder, columns={"txt": "review"})
     assert "Did you mean 'text'" in error.what and error.where == "data.columns.txt"
 
 
-def test_empty_texts_are_counted_with_their_places(folder):
+def test_empty_texts_are_reported_with_count_and_lines(folder):
     rows = [("good", "a"), *[(" \n", "b")] * 7]
     write_rows(folder / "train.csv", rows)
     error = failure(folder)
@@ -144,7 +144,7 @@ def test_empty_texts_are_counted_with_their_places(folder):
 
 
 @pytest.mark.parametrize("column", ["text", "label"])
-def test_nulls_are_found_in_every_column(folder, column):
+def test_nulls_are_reported_for_every_column(folder, column):
     rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "y", column: None}]
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     error = failure(folder, splits={"train": "train.jsonl"})
@@ -153,14 +153,14 @@ def test_nulls_are_found_in_every_column(folder, column):
 
 
 @pytest.mark.parametrize("value", [3, ["a"], {"a": 1}, True])
-def test_a_text_that_is_no_string_is_refused(folder, value):
+def test_text_of_other_type_is_rejected(folder, value):
     (folder / "train.jsonl").write_text(json.dumps({"text": value, "label": "x"}))
     error = failure(folder, splits={"train": "train.jsonl"})
     assert type(value).__name__ in error.what
     assert error.where == "train.jsonl:1"
 
 
-def test_half_a_surrogate_pair_is_refused(folder):
+def test_lone_surrogate_is_rejected(folder):
     (folder / "train.jsonl").write_text('{"text": "a\\ud800", "label": "x"}\n')
     assert "surrogate" in failure(folder, splits={"train": "train.jsonl"}).what
 
@@ -176,13 +176,13 @@ def test_half_a_surrogate_pair_is_refused(folder):
         ([" b", "a ", "a"], ("a", "b")),
     ],
 )
-def test_labels_are_the_sorted_values_of_train(folder, values, labels):
+def test_labels_are_sorted_values_of_train(folder, values, labels):
     rows = [{"text": f"text {i}", "label": value} for i, value in enumerate(values)]
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert load(folder, splits={"train": "train.jsonl"}).labels == labels
 
 
-def test_label_ids_become_the_listed_names(folder):
+def test_label_ids_become_names(folder):
     write_rows(folder / "train.csv", [("a", 0), ("b", 1), ("c", 2)])
     write_rows(folder / "test.csv", [("d", 2)])
     data = load(folder, labels=("bad", "fair", "good"))
@@ -190,7 +190,7 @@ def test_label_ids_become_the_listed_names(folder):
     assert data.label_ids("test").tolist() == [2]
 
 
-def test_digits_that_are_names_stay_names(folder):
+def test_numeric_label_names_are_not_treated_as_ids(folder):
     write_rows(folder / "train.csv", [("a", 0), ("b", 1)])
     write_rows(folder / "test.csv", [("d", 1)])
     data = load(folder, labels=("1", "0"))
@@ -198,7 +198,7 @@ def test_digits_that_are_names_stay_names(folder):
     assert data.label_ids("train").tolist() == [1, 0]
 
 
-def test_a_label_that_train_lacks_is_named_with_its_row(folder):
+def test_label_missing_in_train_is_reported_with_its_row(folder):
     write_rows(folder / "test.csv", [("great", "positive"), ("so so", "neutral")])
     error = failure(folder)
     assert "'neutral'" in error.what
@@ -206,22 +206,22 @@ def test_a_label_that_train_lacks_is_named_with_its_row(folder):
     assert "negative, positive" in error.expected
 
 
-def test_a_misspelt_label_has_a_nearest_name(folder):
+def test_misspelled_label_gets_a_suggestion(folder):
     write_rows(folder / "train.csv", [*TRAIN, ("dull", "negativ")])
     assert "Did you mean 'negative'" in failure(folder, labels=("negative", "positive")).what
 
 
-def test_a_class_listed_twice(folder):
+def test_duplicate_class_is_rejected(folder):
     assert failure(folder, labels=("a", "a")).where == "data.labels"
 
 
 @pytest.mark.parametrize("labels", [None, ("negative", "positive")])
-def test_a_single_class_cannot_be_trained(folder, labels):
+def test_single_class_is_rejected(folder, labels):
     write_rows(folder / "train.csv", [("a", "positive"), ("b", "positive")])
     assert "single class, 'positive'" in failure(folder, labels=labels).what
 
 
-def test_rows_that_also_stand_in_test_are_refused_with_their_lines(folder):
+def test_overlap_with_test_is_rejected_with_lines(folder):
     write_rows(folder / "train.csv", [*TRAIN, ("GREAT ", "positive"), ("awful", "positive")])
     error = failure(folder)
     assert "2 of 5 rows of the split 'train'" in error.what
@@ -229,7 +229,7 @@ def test_rows_that_also_stand_in_test_are_refused_with_their_lines(folder):
     assert "drop_overlap" in error.hint
 
 
-def test_rows_that_also_stand_in_test_are_dropped_where_asked(folder):
+def test_overlap_with_test_is_dropped_on_request(folder):
     write_rows(folder / "train.csv", [("great", "positive"), *TRAIN])
     write_rows(folder / "val.csv", [("x", "positive"), ("AWFUL", "negative")])
     notes = Notes()
@@ -242,8 +242,8 @@ def test_rows_that_also_stand_in_test_are_dropped_where_asked(folder):
     assert notes.said[0].startswith("1 rows of train")
 
 
-def test_what_is_judged_beside_test_is_in_no_training_either(folder):
-    """A row of train that stands in such a split is refused, one of test is not."""
+def test_overlap_of_train_with_additional_test_splits_is_rejected(folder):
+    """Rows of train that occur in such a split are rejected; rows of test may occur in it."""
     write_rows(folder / "more.csv", [("Great", "positive"), (TRAIN[0][0].upper(), "negative")])
     splits = {"train": "train.csv", "test": "test.csv", "more": "more.csv"}
     assert "1 of" in failure(folder, splits=splits, also={"more": "text"}).what
@@ -255,12 +255,12 @@ def test_what_is_judged_beside_test_is_in_no_training_either(folder):
             DataConfig(splits=splits, also=wrong)
 
 
-def test_a_split_that_is_all_test_is_refused_even_then(folder):
+def test_split_contained_in_test_is_rejected_with_drop_overlap(folder):
     write_rows(folder / "train.csv", TEST)
     assert "All rows" in failure(folder, drop_overlap=True).what
 
 
-def test_unlabeled_text_of_the_test_split_is_left_out(folder):
+def test_unlabeled_text_of_test_split_is_dropped(folder):
     write_rows(folder / "more.csv", [("Great", 1), ("new", 2), ("good film", 3)], ["text", "id"])
     write_rows(folder / "other.jsonl", [("other",)], ["text"])
     notes = Notes()
@@ -269,7 +269,7 @@ def test_unlabeled_text_of_the_test_split_is_left_out(folder):
     assert notes.said == ["1 unlabeled texts also stand in the test split and are left out"]
 
 
-def test_a_task_without_labels_and_with_two_inputs(folder):
+def test_overlap_of_task_with_two_inputs_compares_both(folder):
     write_rows(folder / "train.csv", [("a", "b"), ("a", "c")], ["text", "text_pair"])
     write_rows(folder / "test.csv", [("a", "d")], ["text", "text_pair"])
     data = load(folder, task_columns=(Column("text"), Column("text_pair")))

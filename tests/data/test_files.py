@@ -41,12 +41,12 @@ def test_csv_reads_what_pyarrow_writes(tmp_path, texts):
     assert rows.columns["label"] == [str(i) for i in range(len(texts))]
 
 
-def test_a_field_longer_than_the_csv_modules_limit(tmp_path):
+def test_csv_field_may_exceed_limit_of_csv_module(tmp_path):
     text = "long " * 40_000
     assert read_file(write(tmp_path / "a.csv", f"text\n{text}\n"), WANTED).columns["text"] == [text]
 
 
-def test_jsonl_keeps_types_and_the_lines_of_rows(tmp_path):
+def test_jsonl_keeps_types_and_line_numbers(tmp_path):
     content = '\ufeff{"text": "a", "label": 1}\n\n{"label": "x", "text": "2020-01-01", "more": []}\r\n'
     rows = read_file(write(tmp_path / "a.jsonl", content), WANTED)
     assert rows.names == ("text", "label", "more")
@@ -54,7 +54,7 @@ def test_jsonl_keeps_types_and_the_lines_of_rows(tmp_path):
     assert rows.place(1) == "a.jsonl:3"
 
 
-def test_a_line_separator_within_json_text_ends_no_line(tmp_path):
+def test_unicode_line_separator_does_not_split_jsonl(tmp_path):
     line = json.dumps({"text": "a\u2028b\x85c"}, ensure_ascii=False)
     assert read_file(write(tmp_path / "a.jsonl", line + "\n"), WANTED).columns["text"] == ["a\u2028b\x85c"]
 
@@ -99,7 +99,7 @@ def test_parquet_reads_dictionaries_and_only_wanted_columns(tmp_path):
         ("a.txt", "text\na\n", "no data file", None),
     ],
 )
-def test_what_cannot_be_read_is_named_with_its_line(tmp_path, name, content, what, where):
+def test_unreadable_file_is_reported_with_line(tmp_path, name, content, what, where):
     with pytest.raises(DataError, match=what) as caught:
         read_file(write(tmp_path / name, content), WANTED)
     assert caught.value.what.startswith(name)
@@ -107,7 +107,7 @@ def test_what_cannot_be_read_is_named_with_its_line(tmp_path, name, content, wha
         assert caught.value.where == str(tmp_path / where)
 
 
-def test_json_that_is_nested_too_deeply_is_an_error(tmp_path):
+def test_too_deeply_nested_json_is_rejected(tmp_path):
     depth = sys.getrecursionlimit() * 60
     nested = "[" * depth + "]" * depth
     with pytest.raises(DataError, match="not JSON") as caught:
@@ -117,14 +117,14 @@ def test_json_that_is_nested_too_deeply_is_an_error(tmp_path):
         read_file(write(tmp_path / "a.json", nested), WANTED)
 
 
-def test_a_parquet_whose_strings_are_not_utf8(tmp_path):
+def test_parquet_with_invalid_utf8_is_rejected(tmp_path):
     array = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"], pa.binary()).buffers())
     pa.parquet.write_table(pa.table({"text": array}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a\.parquet"):
         read_file(tmp_path / "a.parquet", WANTED)
 
 
-def test_damaged_pages_of_a_parquet_are_an_error(tmp_path):
+def test_parquet_with_damaged_pages_is_rejected(tmp_path):
     path = tmp_path / "a.parquet"
     pa.parquet.write_table(pa.table({"text": [f"text {i}" for i in range(1000)]}), path)
     content = bytearray(path.read_bytes())
@@ -134,7 +134,7 @@ def test_damaged_pages_of_a_parquet_are_an_error(tmp_path):
         read_file(path, WANTED)
 
 
-def test_a_parquet_without_rows_is_refused(tmp_path):
+def test_parquet_without_rows_is_rejected(tmp_path):
     pa.parquet.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="no rows"):
         read_file(tmp_path / "a.parquet", WANTED)

@@ -1,4 +1,4 @@
-"""Splits that are held out, several labels in a row, and rated pairs."""
+"""Tests of held-out splits, token labels and rated pairs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def texts(data: Dataset, split: str) -> list[str]:
     return values
 
 
-def test_they_become_a_split_of_their_own_in_the_order_of_the_file(tmp_path: Path) -> None:
+def test_held_out_rows_form_a_split_in_file_order(tmp_path: Path) -> None:
     rows = [f"row {number}" for number in range(50)]
     data = load(tmp_path, {"rows": 20, "from": "train"}, rows)
     chosen, train_texts = texts(data, "select"), texts(data, "train")
@@ -44,7 +44,7 @@ def test_they_become_a_split_of_their_own_in_the_order_of_the_file(tmp_path: Pat
     assert texts(load(tmp_path, {"rows": 20, "seed": 1}, rows), "select") != chosen
 
 
-def test_what_is_equal_goes_with_them(tmp_path: Path) -> None:
+def test_equal_texts_are_held_out_together(tmp_path: Path) -> None:
     rows = [f"row {number // 2}".upper() if number % 2 else f"row  {number // 2}" for number in range(40)]
     data = load(tmp_path, {"rows": 11}, rows)
     chosen, train_texts = (
@@ -54,13 +54,13 @@ def test_what_is_equal_goes_with_them(tmp_path: Path) -> None:
     assert len(texts(data, "select")) == 12, "the pair of the eleventh goes too"
 
 
-def test_rows_that_stop_training_early_do_not_choose(tmp_path: Path) -> None:
+def test_validation_rows_are_not_held_out_for_selection(tmp_path: Path) -> None:
     rows = [f"row {number}" for number in range(30)]
     data = load(tmp_path, {"rows": 20}, rows, {"validation": rows[:10]})
     assert not set(texts(data, "select")) & set(rows[:10])
 
 
-def test_one_file_gives_every_split(tmp_path: Path) -> None:
+def test_one_file_can_provide_every_split(tmp_path: Path) -> None:
     held = [{"rows": 10, "split": "test"}, {"rows": 5, "split": "validation"}, {"rows": 8, "split": "select"}]
     data = load(tmp_path, held, [f"row {number}" for number in range(40)])
     sizes = {split: len(data.split(split)) for split in data.splits}
@@ -78,7 +78,7 @@ def test_one_file_gives_every_split(tmp_path: Path) -> None:
         ({"rows": 5, "split": "train"}, "already"),
     ],
 )
-def test_what_cannot_be_is_said(tmp_path: Path, hold_out: dict[str, Any], says: str) -> None:
+def test_invalid_hold_out_is_reported(tmp_path: Path, hold_out: dict[str, Any], says: str) -> None:
     with pytest.raises(DataError) as caught:
         load(tmp_path, hold_out, [f"row {number}" for number in range(40)])
     assert says in str(caught.value)
@@ -94,7 +94,7 @@ def load_tokens(folder: Path, train: list[dict], test: list[dict], **config: obj
     return load_dataset(DataConfig(splits=splits, **config), TOKEN_COLUMNS, folder, SilentProgress())
 
 
-def test_labels_are_those_of_all_words(tmp_path: Path) -> None:
+def test_token_labels_are_read_as_lists_or_strings(tmp_path: Path) -> None:
     data = load_tokens(
         tmp_path, [{"tokens": ["a", "b"], "tags": ["O", "B-X"]}], [{"tokens": "c d e", "tags": "O O I-X"}],
         labels=("O", "B-X", "I-X"),
@@ -103,13 +103,13 @@ def test_labels_are_those_of_all_words(tmp_path: Path) -> None:
     assert data.split("test").to_pylist() == [{"tokens": "c d e", "tags": "O O I-X"}]
 
 
-def test_ids_become_names(tmp_path: Path) -> None:
+def test_token_label_ids_become_names(tmp_path: Path) -> None:
     rows = [{"tokens": ["a", "b"], "tags": [0, 1]}], [{"tokens": ["c"], "tags": [2]}]
     data = load_tokens(tmp_path, *rows, labels=("O", "B-X", "I-X"))
     assert [data.split(name)["tags"].to_pylist() for name in ("train", "test")] == [["O B-X"], ["I-X"]]
 
 
-def test_a_label_that_is_unknown_is_named_with_its_row(tmp_path: Path) -> None:
+def test_unknown_token_label_is_reported_with_its_row(tmp_path: Path) -> None:
     train = [{"tokens": ["a", "b"], "tags": ["O", "B-X"]}]
     test = [{"tokens": ["c"], "tags": ["O"]}, {"tokens": ["d"], "tags": ["U-X"]}]
     with pytest.raises(DataError, match="'U-X' is not among the labels") as caught:
@@ -117,7 +117,7 @@ def test_a_label_that_is_unknown_is_named_with_its_row(tmp_path: Path) -> None:
     assert caught.value.where is not None and "test.jsonl:2" in caught.value.where
 
 
-def test_a_sentence_of_two_splits_is_refused(tmp_path: Path) -> None:
+def test_sentence_in_two_splits_is_rejected(tmp_path: Path) -> None:
     rows = [{"tokens": ["A", "b"], "tags": ["O", "B-X"]}], [{"tokens": ["a", "B"], "tags": ["O", "O"]}]
     with pytest.raises(DataError, match="also stand in the test split"):
         load_tokens(tmp_path, *rows)
@@ -132,7 +132,7 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_rows_are_read_with_numbers_for_scores(tmp_path: Path) -> None:
+def test_rated_pairs_are_read_with_numeric_scores(tmp_path: Path) -> None:
     write(tmp_path, GOOD)
     (rated,) = find_rated_pairs("mine.csv", tmp_path, SilentProgress())
     assert (rated.name, rated.texts, rated.pairs) == ("mine", ("a", "c", "e", "g"), ("b", "d", "f", "h"))
@@ -150,12 +150,12 @@ def test_rows_are_read_with_numbers_for_scores(tmp_path: Path) -> None:
         (GOOD.replace("1", "3").replace("2.5", "3"), "4 pairs of 1 different scores"),
     ],
 )
-def test_bad_rows_are_named(tmp_path: Path, text: str, words: str) -> None:
+def test_invalid_rated_pairs_are_reported(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(DataError, match=words) as caught:
         read_rated_pairs(write(tmp_path, text))
     assert "mine.csv" in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_file_of_rated_pairs_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
         find_rated_pairs("nowhere.csv", tmp_path, SilentProgress())

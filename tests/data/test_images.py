@@ -1,4 +1,4 @@
-"""Images and the objects on them."""
+"""Tests of images and object annotations: decoding to a color mode, and validation of boxes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
 
 
 def decoded(content: bytes, mode: Any = "RGB") -> tuple[list[Any], str]:
-    """The pixels, and what the note says of one image."""
+    """Return the pixels of an image and the note about its conversion."""
     value = media(content, None)
     assert value is not None
     conversions: Counter[str] = Counter()
@@ -44,12 +44,12 @@ def flat(mode: str, value: Any, size: tuple[int, int] = (1, 1)) -> Image.Image:
     return Image.new(mode, size, value)
 
 
-def test_rgb_is_taken_as_it_is() -> None:
+def test_matching_mode_is_unchanged() -> None:
     assert decoded(encoded(flat("RGB", (1, 2, 3)))) == ([[[1, 2, 3]]], "")
     assert decoded(encoded(flat("L", 7)), "L") == ([[7]], "")
 
 
-def test_grayscale_becomes_three_equal_parts() -> None:
+def test_grayscale_becomes_rgb_with_equal_channels() -> None:
     assert decoded(encoded(flat("L", 7))) == ([[[7, 7, 7]]], "Of 1 images: 1 grayscale, as RGB of equal parts.")
 
 
@@ -60,14 +60,14 @@ def test_cmyk_becomes_rgb() -> None:
     assert "1 CMYK, as RGB" in note
 
 
-def test_colour_becomes_grayscale_by_its_luma() -> None:
+def test_color_becomes_grayscale_by_luma() -> None:
     # ITU-R 601-2: 0.299 R + 0.587 G + 0.114 B
     picture, note = decoded(encoded(flat("RGB", (100, 50, 200))), "L")
     assert picture == [[round(0.299 * 100 + 0.587 * 50 + 0.114 * 200)]]
     assert "1 RGB, as grayscale" in note
 
 
-def test_what_is_transparent_lies_on_white() -> None:
+def test_transparent_pixels_are_blended_with_white() -> None:
     picture, note = decoded(encoded(flat("RGBA", (0, 0, 0, 51))))
     assert picture == [[[204, 204, 204]]]
     assert "transparent, laid on white" in note
@@ -77,26 +77,26 @@ def test_what_is_transparent_lies_on_white() -> None:
     assert decoded(encoded(palette, transparency=0))[0] == [[[255, 255, 255]]]
 
 
-def test_sixteen_bits_are_scaled_and_not_cut() -> None:
+def test_sixteen_bit_values_are_scaled() -> None:
     deep = Image.fromarray(np.array([[0, 257, 65535]], np.uint16))
     picture, note = decoded(encoded(deep), "L")
     assert picture == [[0, 1, 255]]
     assert "16 bits" in note
 
 
-def test_values_whose_white_nobody_knows_are_refused() -> None:
+def test_float_pixels_are_rejected() -> None:
     with pytest.raises(DataError, match="more than 16 bits"):
         decoded(encoded(flat("F", 0.5), "TIFF"))
 
 
-def test_an_image_is_turned_upright() -> None:
+def test_exif_orientation_is_applied() -> None:
     wide = Image.fromarray(np.array([[[1, 1, 1], [2, 2, 2]]], np.uint8))
     exif = wide.getexif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise
     assert decoded(encoded(wide, exif=exif))[0] == [[[1, 1, 1]], [[2, 2, 2]]]
 
 
-def test_of_an_animation_the_first_picture_counts() -> None:
+def test_first_frame_of_animation_is_used() -> None:
     pictures = [flat("L", 10), flat("L", 200)]
     picture, note = decoded(encoded(pictures[0], "GIF", save_all=True, append_images=pictures[1:]), "L")
     assert picture == [[10]]
@@ -111,13 +111,13 @@ def test_of_an_animation_the_first_picture_counts() -> None:
         (encoded(Image.effect_noise((64, 64), 50), "JPEG")[:900], "is broken"),
     ],
 )
-def test_what_is_no_whole_image_is_named(content: bytes, message: str) -> None:
+def test_broken_image_is_reported(content: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         decoded(content)
     assert "SHA-256" in str(caught.value.where), "a row is known by its content where it has no path"
 
 
-def test_a_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decompression_bomb_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     content = encoded(flat("L", 0, (20, 20)))
     for limit in (300, 100):  # Pillow warns above the limit, and refuses above twice as much
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
@@ -125,7 +125,7 @@ def test_a_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             decoded(content)
 
 
-def test_images_ask_for_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pillow_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     content = encoded(flat("L", 0))
@@ -135,14 +135,14 @@ def test_images_ask_for_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(folder: Path, objects: list[Any], **config: Any) -> Dataset:
-    """A data set of pictures of 20 x 10 pixels."""
+    """Load a dataset of images of 20 x 10 pixels with these annotations."""
     pictures = [tiny_places.png(np.full((10, 20, 3), shade, np.uint8)) for shade in range(len(objects))]
     pa.parquet.write_table(pa.table({"image": pictures, "objects": objects}), folder / "train.parquet")
     given = DataConfig(splits={"train": "train.parquet"}, **config)
     return load_dataset(given, get_task(tiny_places.DETECTION).columns, folder, SilentProgress())
 
 
-def test_lists_mappings_and_json_are_the_same() -> None:
+def test_objects_may_be_lists_mappings_or_json() -> None:
     columns = {"bbox": [[1, 2, 3, 4], [0, 0, 5, 5]], "category": ["cat", 7]}
     rows = [{"bbox": [1, 2, 3, 4], "category": "cat"}, {"bbox": [0, 0, 5, 5], "category": 7, "area": 25}]
     assert read_objects(columns) == read_objects(rows) == read_objects(json.dumps(columns))
@@ -150,7 +150,7 @@ def test_lists_mappings_and_json_are_the_same() -> None:
     assert objects_in(read_objects({"bbox": [], "category": []})) == ([], [])
 
 
-def test_names_are_those_of_all_boxes_and_ids_get_theirs(tmp_path: Path) -> None:
+def test_category_ids_become_names(tmp_path: Path) -> None:
     rows = [{"bbox": [[0, 0, 9, 9], [1, 1, 5, 5]], "category": [1, 0]}, {"bbox": [], "category": []}]
     assert load(tmp_path, rows).labels == ("0", "1")
     named = load(tmp_path, rows, labels=("cat", "dining table"))
@@ -159,7 +159,7 @@ def test_names_are_those_of_all_boxes_and_ids_get_theirs(tmp_path: Path) -> None
     assert load(tmp_path, rows[:1] * 1 + [{"bbox": [[0, 0, 1, 1]], "category": [1]}]).labels == ("0", "1")
 
 
-def test_a_detector_may_have_one_class(tmp_path: Path) -> None:
+def test_detection_may_have_one_class(tmp_path: Path) -> None:
     assert load(tmp_path, [{"bbox": [[0, 0, 9, 9]], "category": ["face"]}]).labels == ("face",)
     with pytest.raises(DataError, match="has no class"):
         load(tmp_path, [{"bbox": pa.scalar([], pa.list_(pa.list_(pa.float64()))).as_py(), "category": []}])
@@ -178,18 +178,18 @@ def test_a_detector_may_have_one_class(tmp_path: Path) -> None:
         ({"bbox": [[3, 3, 5, 5]], "category": [" "]}, "no name and no id"),
     ],
 )
-def test_a_wrong_box_is_named_with_its_row(tmp_path: Path, objects: Any, says: str) -> None:
+def test_invalid_box_is_reported_with_its_row(tmp_path: Path, objects: Any, says: str) -> None:
     with pytest.raises(DataError, match=says):
         load(tmp_path, [{"bbox": [[0.0, 0, 20.9, 10]], "category": ["a"]}, objects])
 
 
-def test_an_unknown_category_is_named_with_its_row(tmp_path: Path) -> None:
+def test_unknown_category_is_reported_with_its_row(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'dog' is not among the labels") as found:
         load(tmp_path, [{"bbox": [[0, 0, 5, 5]], "category": ["dog"]}], labels=("cat", "cow"))
     assert "row 1" in str(found.value.where)
 
 
-def test_what_is_no_list_of_objects() -> None:
+def test_invalid_objects_are_rejected() -> None:
     for value in (5, "no JSON", [[1, 2, 3, 4]], {"bbox": 3, "category": 4}):
         with pytest.raises(TypeError):
             read_objects(value)
@@ -197,7 +197,7 @@ def test_what_is_no_list_of_objects() -> None:
         read_objects({"bbox": [[1, 2, 3, 4]], "area": [12]})
 
 
-def test_a_picture_on_its_side_is_as_wide_as_it_is_shown(tmp_path: Path) -> None:
+def test_image_size_accounts_for_exif_orientation(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (20, 10)).save(tmp_path / "turned.jpg", exif=exif)

@@ -1,4 +1,4 @@
-"""What an answer is asked to be, by answers that a reader would pass or fail, and files that are refused."""
+"""Tests of instruction checks: answers that should pass or fail, and instruction files that are rejected."""
 
 from __future__ import annotations
 
@@ -34,23 +34,21 @@ CASES: list[tuple[str, Any, list[str], list[str]]] = [
 
 
 @pytest.mark.parametrize(("name", "value", "passes", "fails"), CASES, ids=[name for name, *_ in CASES])
-def test_a_check_holds_of_what_a_reader_would_accept(
-    name: str, value: Any, passes: list[str], fails: list[str]
-) -> None:
+def test_check_agrees_with_expected_verdicts(name: str, value: Any, passes: list[str], fails: list[str]) -> None:
     instruction = Instruction("?", {name: value})
     assert [instruction.passed(answer)[name] for answer in (*passes, *fails)] == [True] * len(passes) + [False] * len(
         fails
     )
 
 
-def test_every_check_is_tried_above_and_the_usual_instructions_can_be_followed_and_not() -> None:
+def test_all_checks_are_covered_and_default_instructions_valid() -> None:
     assert {name for name, *_ in CASES} == CHECKS.keys()
     usual = find_instructions(USUAL, Path("nowhere"))
     assert len({instruction.prompt for instruction in usual}) == len(usual) > 50
     assert not any(all(instruction.passed("").values()) for instruction in usual), "an empty answer follows nothing"
 
 
-def test_what_was_missed_is_said_in_words() -> None:
+def test_failed_checks_are_described_in_words() -> None:
     instruction = Instruction("?", {"words_at_most": 2, "contains": ["sea", "sand"], "upper_case": True})
     assert instruction.missed("a b c") == ["words at most 2", "contains sea, sand", "upper case"]
     assert instruction.missed("SEA SAND") == []
@@ -69,7 +67,7 @@ def test_what_was_missed_is_said_in_words() -> None:
         ({"checks": {"ends_with": ""}}, "given ''"),
     ],
 )
-def test_files_that_are_no_instructions_are_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+def test_invalid_instruction_files_are_rejected(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     path = tmp_path / "asked.jsonl"
     good = {"prompt": "Say no.", "checks": {"one_of": ["no"]}}
     path.write_text(f"{json.dumps(good)}\n{json.dumps({**good, **change})}")

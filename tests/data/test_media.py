@@ -1,4 +1,4 @@
-"""Images and recordings as columns: by bytes or by path, told apart by their content."""
+"""Tests of image and audio columns: files by bytes or by path, identified by a digest of their content."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FILES = {"cat/1.png": b"one", "cat/2.PNG": b"two", "dog/1.jpg": b"three"}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Class folders `train` and `test`; the test split has other contents."""
+    """Return class folders `train` and `test` with the same file names and different contents."""
     for split, mark in (("train", b""), ("test", b"!")):
         for name, media_bytes in FILES.items():
             path = tmp_path / split / name
@@ -42,7 +42,7 @@ def load(folder: Path, columns: tuple[Column, ...] = COLUMNS, **config: Any) -> 
 SPLITS = {"train": "train", "test": "test"}
 
 
-def test_class_folders_give_files_and_labels_in_order(folder: Path) -> None:
+def test_class_folders_are_read_in_order(folder: Path) -> None:
     data = load(folder, source=".", splits=SPLITS)
     table = data.split("train")
     assert table["label"].to_pylist() == ["cat", "cat", "dog"]
@@ -51,12 +51,12 @@ def test_class_folders_give_files_and_labels_in_order(folder: Path) -> None:
     assert data.labels == ("cat", "dog")
 
 
-def test_a_split_may_be_the_path_of_a_class_folder(folder: Path) -> None:
+def test_split_may_be_path_of_class_folder(folder: Path) -> None:
     data = load(folder, splits={"train": "./train", "test": str(folder / "test")})
     assert [content(value) for value in data.split("test")["image"].to_pylist()] == [b"one!", b"two!", b"three!"]
 
 
-def test_rows_name_files_from_the_folder_of_their_table(folder: Path) -> None:
+def test_paths_are_relative_to_folder_of_table(folder: Path) -> None:
     for split in SPLITS:
         rows = [[f"{split}/{name}", name.split("/")[0]] for name in FILES]
         with (folder / f"{split}.csv").open("w", newline="") as file:
@@ -67,7 +67,7 @@ def test_rows_name_files_from_the_folder_of_their_table(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["bytes", "struct"])
-def test_a_parquet_file_holds_the_contents(folder: Path, form: str) -> None:
+def test_parquet_may_hold_file_contents(folder: Path, form: str) -> None:
     for split, mark in (("train", b""), ("test", b"!")):
         files = [media_bytes + mark for media_bytes in FILES.values()]
         # The second is what the Hugging Face datasets feature `Image` stores.
@@ -77,17 +77,17 @@ def test_a_parquet_file_holds_the_contents(folder: Path, form: str) -> None:
     data = load(folder, splits={split: f"{split}.parquet" for split in SPLITS})
     assert [content(value) for value in data.split("train")["image"].to_pylist()] == [b"one", b"two", b"three"]
     assert identities(data.split("train")["image"])[0] == hashlib.sha256(b"one").hexdigest()
-    # The order of rows and their contents count, where they lie does not.
+    # The digest covers order and content of rows, not the location of files.
     assert data.digest("train") == load(folder, source=".", splits=SPLITS).digest("train")
 
 
-def test_another_content_is_another_digest(folder: Path) -> None:
+def test_digest_depends_on_file_content(folder: Path) -> None:
     digest_before = load(folder, source=".", splits=SPLITS).digest("train")
     (folder / "train/cat/1.png").write_bytes(b"other")
     assert load(folder, source=".", splits=SPLITS).digest("train") != digest_before
 
 
-def test_an_image_of_the_test_split_may_stand_in_no_other(folder: Path) -> None:
+def test_image_overlap_with_test_is_rejected(folder: Path) -> None:
     (folder / "train/dog/again.png").write_bytes(b"one!")
     with pytest.raises(DataError, match="1 of 4 rows of the split 'train' also stand in the test split") as caught:
         load(folder, source=".", splits=SPLITS)
@@ -96,7 +96,7 @@ def test_an_image_of_the_test_split_may_stand_in_no_other(folder: Path) -> None:
     assert len(kept_rows) == 3
 
 
-def test_what_is_no_file_is_named(folder: Path) -> None:
+def test_invalid_file_values_are_reported(folder: Path) -> None:
     def refused(value: object) -> str:
         rows = [{"image": value, "label": "cat"}, {"image": "test/dog/1.jpg", "label": "dog"}]
         (folder / "rows.json").write_text(json.dumps(rows))
@@ -111,7 +111,7 @@ def test_what_is_no_file_is_named(folder: Path) -> None:
     assert "nothing.png is empty" in refused("nothing.png")
 
 
-def test_a_split_without_labels_is_enough_to_calibrate_with(folder: Path) -> None:
+def test_train_split_may_lack_labels_on_request(folder: Path) -> None:
     rows = [{"image": f"train/{name}"} for name in FILES]
     (folder / "bare.json").write_text(json.dumps(rows))
     splits = {"train": "bare.json", "test": "./test"}
@@ -125,14 +125,14 @@ def test_a_split_without_labels_is_enough_to_calibrate_with(folder: Path) -> Non
         load(folder, splits=splits, without_labels=["test"])
 
 
-def test_a_file_that_changes_after_it_was_read_is_an_error(folder: Path) -> None:
+def test_file_changed_after_loading_is_rejected(folder: Path) -> None:
     value = load(folder, source=".", splits=SPLITS).split("test")["image"].to_pylist()[0]
     (folder / "test/cat/1.png").write_bytes(b"other")
     with pytest.raises(DataError, match="has changed since"):
         content(value)
 
 
-def test_a_class_folder_holds_classes_and_files_of_one_kind(folder: Path) -> None:
+def test_class_folder_with_other_files_is_rejected(folder: Path) -> None:
     def refused(name: str) -> str:
         path = folder / "train" / name
         path.parent.mkdir(exist_ok=True)
@@ -149,7 +149,7 @@ def test_a_class_folder_holds_classes_and_files_of_one_kind(folder: Path) -> Non
     assert len(load(folder, source=".", splits=SPLITS).split("train")) == 3
 
 
-def test_there_are_no_characters_to_count_in_images(folder: Path) -> None:
+def test_character_lengths_require_a_text_column(folder: Path) -> None:
     data = load(folder, source=".", splits=SPLITS)
     with pytest.raises(DataError, match="no text whose characters"):
         character_lengths(data, "test")

@@ -1,4 +1,4 @@
-"""Which rows are in which slice, against rows that were sorted by hand."""
+"""Tests of slice membership: the rows in each slice, compared with rows by hand."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def dataset(**extra: Sequence[Any]) -> Dataset:
     return Dataset(COLUMNS, {"test": table}, ("bad", "good"), extra={"test": extra})
 
 
-def found(given: Slice, data: Dataset | None = None) -> dict[str, list[int]]:
+def rows_by_slice(given: Slice, data: Dataset | None = None) -> dict[str, list[int]]:
     data = data or dataset()
     parts, _ = find_parts([given], data, "test", lambda _: character_lengths(data, "test"))
     return {part.name: np.flatnonzero(part.rows).tolist() for part in parts}
@@ -44,40 +44,40 @@ def predicate(**fields: Any) -> Slice:
     return Slice.model_validate({"name": "it", "column": "x", **fields})
 
 
-def test_a_slice_for_each_label() -> None:
-    assert found(Slice(column="label", min_rows=1)) == {"label=bad": [2, 3, 5], "label=good": [0, 1, 4]}
+def test_label_column_gives_one_slice_per_label() -> None:
+    assert rows_by_slice(Slice(column="label", min_rows=1)) == {"label=bad": [2, 3, 5], "label=good": [0, 1, 4]}
 
 
-def test_values_by_frequency_the_rare_together_the_missing_apart() -> None:
+def test_values_are_ordered_by_frequency_with_rare_and_missing_grouped() -> None:
     data = dataset(source=["a", "b", "b", None, "c", " "])
-    assert found(Slice(column="source", min_rows=2), data) == {
+    assert rows_by_slice(Slice(column="source", min_rows=2), data) == {
         "source=b": [1, 2],
         "source=(other)": [0, 4],
         "source=(none)": [3, 5],
     }
 
 
-def test_the_cap_sends_further_values_to_the_others() -> None:
+def test_values_beyond_maximum_are_grouped() -> None:
     data = dataset(source=["a", "b", "b", "c", "c", "c"])
     expected = {"source=c": [3, 4, 5], "source=b": [1, 2], "source=(other)": [0]}
-    assert found(Slice(column="source", min_rows=1, max_values=2), data) == expected
+    assert rows_by_slice(Slice(column="source", min_rows=1, max_values=2), data) == expected
 
 
-def test_a_column_of_rare_values_makes_no_slice_and_that_is_said() -> None:
+def test_column_of_rare_values_gives_a_note_and_no_slice() -> None:
     data = dataset(source=list("abcdef"))
-    assert found(Slice(column="source"), data) == {}
+    assert rows_by_slice(Slice(column="source"), data) == {}
     assert "No value of the column 'source' has 20 rows" in notes(Slice(column="source"), data)[0]
 
 
-def test_values_that_are_numbers_and_truths() -> None:
+def test_numeric_and_boolean_values() -> None:
     data = dataset(stars=[1, 1.0, 2.5, True, float("nan"), False])
     expected = {"stars=1": [0, 1], "stars=(other)": [2, 3, 5], "stars=(none)": [4]}
-    assert found(Slice(column="stars", min_rows=2), data) == expected
+    assert rows_by_slice(Slice(column="stars", min_rows=2), data) == expected
 
 
-def test_long_values_that_begin_alike_stay_apart() -> None:
+def test_long_values_with_common_prefix_have_distinct_names() -> None:
     data = dataset(source=["x" * 100 + "1"] * 3 + ["x" * 100 + "2"] * 3)
-    names = found(Slice(column="source", min_rows=1), data)
+    names = rows_by_slice(Slice(column="source", min_rows=1), data)
     assert len(names) == 2
     assert all(len(name) < 70 for name in names)
     assert sorted(names.values()) == [[0, 1, 2], [3, 4, 5]]
@@ -85,24 +85,28 @@ def test_long_values_that_begin_alike_stay_apart() -> None:
 
 def test_lengths_between_edges() -> None:
     # 7, 4, 11, 6, 4 and 5 characters
-    assert found(Slice(length=(5, 7))) == {"characters<5": [1, 4], "characters=5-6": [3, 5], "characters>=7": [0, 2]}
+    assert rows_by_slice(Slice(length=(5, 7))) == {
+        "characters<5": [1, 4],
+        "characters=5-6": [3, 5],
+        "characters>=7": [0, 2],
+    }
 
 
-def test_quartiles_of_sixteen_lengths_are_four_each() -> None:
+def test_quartiles_of_sixteen_lengths_have_four_rows_each() -> None:
     data = Dataset(COLUMNS, {"test": pa.table({"text": ["w" * n for n in range(1, 17)], "label": ["a"] * 16})}, ("a",))
-    parts = found(Slice(length="quartiles"), data)
+    parts = rows_by_slice(Slice(length="quartiles"), data)
     assert list(parts) == [f"characters=Q{place}" for place in (1, 2, 3, 4)]
     assert [len(rows) for rows in parts.values()] == [4, 4, 4, 4]
     assert parts["characters=Q1"] == [0, 1, 2, 3]
 
 
-def test_rows_of_one_length_stay_together() -> None:
+def test_rows_of_equal_length_are_in_the_same_quartile() -> None:
     data = Dataset(COLUMNS, {"test": pa.table({"text": ["w"] * 9 + ["ww"], "label": ["a"] * 10})}, ("a",))
-    assert found(Slice(length="quartiles"), data) == {"characters=Q1": list(range(9)), "characters=Q4": [9]}
+    assert rows_by_slice(Slice(length="quartiles"), data) == {"characters=Q1": list(range(9)), "characters=Q4": [9]}
     assert len(notes(Slice(length="quartiles"), data)) == 2
 
 
-def test_tokens_are_counted_by_whoever_knows() -> None:
+def test_token_lengths_come_from_the_given_function() -> None:
     parts, _ = find_parts(
         [Slice(length=(3,), unit="tokens")], dataset(), "test", {"tokens": np.array([1, 2, 3, 4, 5, 6])}.__getitem__
     )
@@ -128,13 +132,13 @@ def test_tokens_are_counted_by_whoever_knows() -> None:
     ],
 )
 def test_predicates(fields: dict[str, Any], values: list[Any] | None, rows: list[int]) -> None:
-    parts = found(predicate(**fields), dataset(x=values or [None] * 6))
+    parts = rows_by_slice(predicate(**fields), dataset(x=values or [None] * 6))
     assert parts == ({"it": rows} if rows else {})
 
 
-def test_an_empty_slice_is_said_to_be_empty() -> None:
+def test_empty_slice_gives_a_note() -> None:
     nothing = Slice(name="shouted", column="text", contains="!")
-    assert found(nothing) == {}
+    assert rows_by_slice(nothing) == {}
     assert notes(nothing) == ["The slice 'shouted' holds no row of the test split, so that nothing is said of it."]
 
 
@@ -145,14 +149,14 @@ def test_slices_may_overlap() -> None:
     assert [np.flatnonzero(part.rows).tolist() for part in parts] == [[0, 3], [0, 3]]
 
 
-def test_a_number_that_is_none_is_refused_with_its_row() -> None:
+def test_nonnumeric_value_is_rejected_with_its_row() -> None:
     with pytest.raises(DataError, match="compares numbers") as caught:
-        found(predicate(at_least=3), dataset(x=[1, 2, "many", 4, 5, 6]))
+        rows_by_slice(predicate(at_least=3), dataset(x=[1, 2, "many", 4, 5, 6]))
     assert "row 3" in str(caught.value)
     assert "'many'" in str(caught.value)
 
 
-def test_two_parts_of_one_name_are_refused() -> None:
+def test_two_slices_of_the_same_name_are_rejected() -> None:
     data = dataset()
     slices = [Slice(column="label", min_rows=1), Slice(name="label=bad", column="text", contains="not")]
     with pytest.raises(DataError, match="Two slices are called 'label=bad'"):
@@ -165,7 +169,10 @@ def write(folder: Path, split: str, rows: list[dict[str, Any]]) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Train rows without the slice's column, and rows of `train` and `other` that are in the test split too."""
+    """Return files of three splits.
+
+    The train rows lack the slice's column, and one row each of `train` and `other` is also in the test split.
+    """
     write(tmp_path, "train", [{"text": text, "label": label} for text, label in zip("abcd", "xyxy", strict=True)])
     rows = [{"text": "a", "label": "x"}, {"text": "e", "label": "y", "source": "web"}, {"text": "f", "label": "x"}]
     write(tmp_path, "test", rows)
@@ -179,20 +186,20 @@ def load(folder: Path, extra: Sequence[str], **splits: str) -> Dataset:
     return load_dataset(config, COLUMNS, folder, SilentProgress(), extra)
 
 
-def test_extra_columns_survive_and_change_no_digest(folder: Path) -> None:
+def test_extra_columns_are_kept_and_do_not_change_digest(folder: Path) -> None:
     data = load(folder, ["source"])
     assert data.extra == {"train": {}, "test": {"source": [None, "web", None]}}
     assert data.split("test").column_names == ["text", "label"]
     assert data.digest("train", "test") == load(folder, []).digest("train", "test")
 
 
-def test_extra_values_go_with_their_rows(folder: Path) -> None:
+def test_extra_values_are_dropped_with_their_rows(folder: Path) -> None:
     data = load(folder, ["source"], other="other.jsonl")
     assert data.split("other")["text"].to_pylist() == ["g", "h"]
     assert data.extra["other"] == {"source": ["G", "H"]}
 
 
-def test_a_column_that_is_not_there_is_refused_with_the_nearest(folder: Path) -> None:
+def test_missing_column_is_rejected_with_a_suggestion(folder: Path) -> None:
     with pytest.raises(DataError, match="no column 'sourse', which a slice reads") as caught:
         load(folder, ["sourse"])
     assert "Did you mean 'source'?" in str(caught.value)

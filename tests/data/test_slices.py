@@ -1,4 +1,4 @@
-"""Slices as a recipe says them: what is refused, and in which words."""
+"""Tests of slices in recipes: accepted forms, and the error messages of invalid ones."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def problems(tmp_path: Path, slices: Any) -> list[str]:
     return [f"{problem.field}: {problem.found}; {problem.expected}" for problem in caught.value.problems]
 
 
-def test_every_way_is_read_and_written_and_read_again(tmp_path: Path) -> None:
+def test_every_form_survives_a_round_trip(tmp_path: Path) -> None:
     read = read_recipe(recipe(tmp_path, GOOD))
     assert read.slices is not None
     assert [part.name for part in read.slices][4:] == ["negated", "quoted", "five stars", "some stars"]
@@ -49,7 +49,7 @@ def test_every_way_is_read_and_written_and_read_again(tmp_path: Path) -> None:
     assert read_recipe(again) == read
 
 
-def test_the_documented_slices_are_read(tmp_path: Path) -> None:
+def test_examples_in_documentation_are_valid(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "guides" / "evaluation.md").read_text()
     block, drawn, judged = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", page, re.S))
     read = read_recipe(recipe(tmp_path, block["slices"])).slices
@@ -63,14 +63,14 @@ def test_the_documented_slices_are_read(tmp_path: Path) -> None:
     assert read_recipe(path).evaluation.pictures == 8
 
 
-def test_no_slices_is_not_the_same_as_the_tasks(tmp_path: Path) -> None:
+def test_empty_slices_differ_from_default_slices(tmp_path: Path) -> None:
     assert read_recipe(recipe(tmp_path, [])).slices == ()
     path = tiny_run.write_recipe(tmp_path, "other")
     assert read_recipe(path).slices is None
     assert "slices" not in yaml.safe_load(dump_recipe(read_recipe(path)))
 
 
-def test_the_schema_admits_every_way(tmp_path: Path) -> None:
+def test_schema_accepts_every_form(tmp_path: Path) -> None:
     values = yaml.safe_load(recipe(tmp_path, GOOD).read_text())
     jsonschema.validate(values, recipe_schema())
     values["slices"] = [{"column": "label", "lenght": "quartiles"}]
@@ -101,20 +101,20 @@ def test_the_schema_admits_every_way(tmp_path: Path) -> None:
         ({"column": "a", "name": "a[b]", "contains": "x"}, "text of the form"),
     ],
 )
-def test_what_means_nothing_is_one_problem(tmp_path: Path, given: dict[str, Any], message: str) -> None:
+def test_invalid_slice_is_reported_as_one_problem(tmp_path: Path, given: dict[str, Any], message: str) -> None:
     messages = problems(tmp_path, [given])
     assert len(messages) == 1, messages
     assert messages[0].startswith("slices.0")
     assert message in messages[0]
 
 
-def test_a_name_stands_once(tmp_path: Path) -> None:
+def test_duplicate_names_are_rejected(tmp_path: Path) -> None:
     negated = {"name": "negated", "column": "text", "contains": "not"}
     assert "each name once" in problems(tmp_path, [negated, {**negated, "contains": "never"}])[0]
     assert "every slice once" in problems(tmp_path, [{"column": "label"}, {"column": "label"}])[0]
 
 
-def test_the_columns_beside_the_tasks() -> None:
+def test_extra_columns_are_those_outside_the_task() -> None:
     slices = [Slice(column="text", name="a", contains="b"), Slice(column="source"), Slice(length="quartiles")]
     slices.append(Slice(column="source", name="c", equals="d"))
     assert extra_columns(slices, ("text", "label")) == ("source",)

@@ -28,7 +28,7 @@ def make(path: Path) -> Path:
     return path
 
 
-def test_paths_count_from_the_source_then_the_recipe_then_here(tmp_path, monkeypatch):
+def test_paths_are_resolved_from_source_recipe_and_working_directory(tmp_path, monkeypatch):
     work, recipe = tmp_path / "here", tmp_path / "recipe"
     work.mkdir()
     recipe.mkdir()
@@ -43,12 +43,12 @@ def test_paths_count_from_the_source_then_the_recipe_then_here(tmp_path, monkeyp
     assert locate(recipe, **config) == recipe / "data" / "a.csv"
 
 
-def test_an_absolute_path_is_taken_as_it_is(tmp_path):
+def test_absolute_path_is_unchanged(tmp_path):
     path = make(tmp_path / "a.csv")
     assert locate(Path("elsewhere"), splits={"train": str(path)}) == path
 
 
-def test_a_missing_file_names_the_nearest_and_where_it_was_looked_for(tmp_path):
+def test_missing_file_is_reported_with_suggestion_and_searched_folders(tmp_path):
     make(tmp_path / "reviews_train.csv")
     error = failure(tmp_path, splits={"train": "review_train.csv"})
     assert error.where == "data.splits.train"
@@ -62,7 +62,7 @@ def test_a_split_without_a_source_must_be_a_data_file(tmp_path):
     assert ".csv" in error.expected
 
 
-def test_a_folder_without_the_split_lists_those_it_has(tmp_path):
+def test_missing_split_is_reported_with_available_splits(tmp_path):
     make(tmp_path / "data" / "train.csv")
     make(tmp_path / "data" / "dev.csv")
     make(tmp_path / "data" / "notes.txt")
@@ -71,30 +71,30 @@ def test_a_folder_without_the_split_lists_those_it_has(tmp_path):
     assert error.expected == "one of its splits: dev, train"
 
 
-def test_a_folder_with_two_files_of_a_split(tmp_path):
+def test_folder_with_two_files_for_one_split_is_rejected(tmp_path):
     make(tmp_path / "data" / "train.csv")
     make(tmp_path / "data" / "train.jsonl")
     assert "train.csv, train.jsonl" in failure(tmp_path, source="data").what
 
 
-def test_a_source_that_is_a_file_belongs_under_splits(tmp_path):
+def test_file_as_source_gives_hint_to_use_splits(tmp_path):
     make(tmp_path / "a.csv")
     assert "{train: a.csv}" in failure(tmp_path, source="a.csv").hint
 
 
 @pytest.mark.parametrize("source", ["./nowhere", "a/b/c", "nowhere.csv", "no such folder"])
-def test_what_is_neither_a_path_nor_a_dataset_id(tmp_path, source):
+def test_source_that_is_neither_path_nor_dataset_id_is_rejected(tmp_path, source):
     error = failure(tmp_path, source=source)
     assert "does not exist" in error.what
     assert error.where == "data.source"
 
 
 @pytest.mark.parametrize("source", ["imdb", "stanfordnlp/imdb"])
-def test_anything_else_is_a_dataset_id(tmp_path, source):
+def test_other_sources_are_dataset_ids(tmp_path, source):
     assert locate(tmp_path, source=source) == HubSplit(source, "train")
 
 
-def test_samples_are_opened_only_by_the_function_given(tmp_path):
+def test_samples_are_opened_only_by_given_function(tmp_path):
     make(tmp_path / "train.parquet")
     assert locate(tmp_path, source="sample:movie-reviews") is None
     location = locate(tmp_path, source="sample:movie-reviews", open_sample=lambda name: tmp_path)
@@ -104,7 +104,7 @@ def test_samples_are_opened_only_by_the_function_given(tmp_path):
     assert "compress samples" in error.value.hint
 
 
-def test_unlabeled_text_comes_from_a_file_or_a_sample_that_has_some(tmp_path):
+def test_unlabeled_text_comes_from_file_or_sample(tmp_path):
     path = make(tmp_path / "a.csv")
     assert locate_unlabeled("a.csv", tmp_path, closed) == path
     assert locate_unlabeled("sample:snippets", tmp_path, closed) is None
@@ -128,14 +128,14 @@ def test_class_ids_of_a_hub_dataset_become_names():
     assert rows.place(2) == "imdb (train), row 3"
 
 
-def test_a_hub_dataset_without_its_package_names_the_extra(monkeypatch):
+def test_hub_dataset_without_datasets_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError) as error:
         read_hub_split(HubSplit("no/such", "train"), {"text"})
     assert error.value.hint == "pip install 'compress[hub]'"
 
 
-def test_a_hub_dataset_without_network_is_an_error_that_says_so(monkeypatch):
+def test_hub_dataset_without_network_is_reported(monkeypatch):
     import datasets
 
     def offline(*_, **__):

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 
 def save_adapter(module: PreTrainedModel, folder: Path, *targets: str, **fields: Any) -> Path:
-    """Save an adapter for layers whose names end in ``targets`` and return ``folder``; ``module`` is changed in place."""
+    """Save an adapter for layers whose names end in ``targets`` and return ``folder``; changes ``module`` in place."""
     torch.manual_seed(1)
     module.name_or_path = "tiny"  # peft writes it into the config
     given = {"r": 4, "lora_alpha": 6, "target_modules": list(targets), "init_lora_weights": False}

@@ -80,7 +80,7 @@ def _server() -> ForkServerContext:
 
 
 class _Forking(subprocess.Popen[Any]):
-    """`Popen` that forks for `python -m compress`, as a search starts for each candidate; other commands are unchanged."""
+    """`Popen` that forks for `python -m compress`, as a search starts each candidate, and starts others as usual."""
 
     def _execute_child(self, args: Any, *others: Any) -> None:
         whole = super()._execute_child  # type: ignore[misc]

@@ -69,7 +69,7 @@ def rounded(weight: torch.Tensor, bits: int, group_size: int) -> QuantizedWeight
 def quantize_tiny_llama(
     source: Checkpoint, folder: Path, bits: int = 4, group_size: int = 32, table_bits: int | None = 4
 ) -> QuantizedCheckpoint:
-    """Save ``source`` with all linear layers of the blocks quantized, and the embedding unless ``table_bits`` is None."""
+    """Save ``source`` with all linear layers of the blocks quantized, and the embedding if ``table_bits`` is given."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors: list[tuple[str, torch.Tensor]] = []
     tables: dict[str, torch.Tensor] = {}

@@ -33,7 +33,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def conversations(count: int) -> Dataset:
-    """Return conversations with user messages of various lengths, so that windows differ in their number of answer tokens."""
+    """Return conversations with user messages of various lengths, so that the number of answer tokens varies too."""
     texts = tiny.table(count, seed=4)["text"].to_pylist()
     rows = [
         text_or_messages(

@@ -40,7 +40,10 @@ SIZES |= {"intermediate_size": NEURONS, "max_position_embeddings": POSITIONS}
 
 
 def table(count: int, seed: int = 0, longest: int = 12) -> pa.Table:
-    """Return ``count`` rows of text and label; the label's sentiment has two more words than the other."""
+    """Return ``count`` rows of text and label.
+
+    Each text has two more words of its label's sentiment than of the other.
+    """
     generator = np.random.default_rng(seed)
     texts, labels = [], []
     for row in range(count):

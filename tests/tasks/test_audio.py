@@ -1,4 +1,4 @@
-"""Recordings: decoded, mixed down, resampled and cut so that a tone stays the tone that it was."""
+"""Tests of recordings: decoding, downmixing, resampling and splitting, compared with the original tone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read(content: bytes) -> tuple[np.ndarray, str]:
 
 
 @pytest.mark.parametrize("form", ["WAV", "FLAC"])
-def test_a_file_at_the_models_rate_is_read_as_it_is(form: str):
+def test_file_at_model_rate_is_not_resampled(form: str):
     samples, remarks = read(encoded(tone(RATE), RATE, form))
     assert samples.dtype == np.float32
     assert np.abs(samples - tone(RATE)).max() < 2**-14
@@ -38,7 +38,7 @@ def test_a_file_at_the_models_rate_is_read_as_it_is(form: str):
 
 
 @pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
-def test_another_rate_is_resampled_and_said(rate: int):
+def test_other_rate_is_resampled_and_reported(rate: int):
     samples, remarks = read(encoded(tone(rate), rate))
     assert abs(len(samples) - RATE / 2) <= 1
     inside = slice(200, len(samples) - 200)
@@ -46,12 +46,12 @@ def test_another_rate_is_resampled_and_said(rate: int):
     assert remarks == f"1 resampled from {rate:,} to 16,000 Hz"
 
 
-def test_what_the_models_rate_cannot_hold_does_not_fold_back():
+def test_frequencies_above_nyquist_do_not_alias():
     samples, _ = read(encoded(tone(48_000, hertz=10_000), 48_000))
     assert np.abs(samples[200:-200]).max() < 0.02, "a tone of 10 kHz would come back as one of 6 kHz"
 
 
-def test_channels_are_mixed_down_and_said():
+def test_channels_are_mixed_down_and_reported():
     both = np.stack([tone(RATE), np.zeros(RATE // 2, np.float32)], axis=1)
     samples, remarks = read(encoded(both, RATE))
     assert np.abs(samples - tone(RATE) / 2).max() < 2**-14
@@ -67,20 +67,20 @@ def test_channels_are_mixed_down_and_said():
         (encoded(np.zeros(RATE, np.float32), RATE), "is silent"),
     ],
 )
-def test_what_cannot_be_heard_is_refused_with_its_place(content: bytes, says: str):
+def test_invalid_recording_is_rejected_with_its_path(content: bytes, says: str):
     with pytest.raises(DataError, match=says) as caught:
         read(content)
     assert caught.value.where == "here.wav"
 
 
-def test_samples_that_are_not_finite_are_refused():
+def test_nonfinite_samples_are_rejected():
     buffer = io.BytesIO()
     soundfile.write(buffer, np.full(100, np.nan, np.float32), RATE, format="WAV", subtype="FLOAT")
     with pytest.raises(DataError, match="not finite"):
         read(buffer.getvalue())
 
 
-def test_long_recordings_are_cut_in_pauses_and_nothing_is_lost():
+def test_long_recordings_are_split_in_pauses_without_loss():
     rate = 1_000
     generator = np.random.default_rng(0)
     samples = generator.normal(size=40 * rate).astype(np.float32)

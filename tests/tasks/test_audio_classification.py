@@ -1,4 +1,4 @@
-"""Audio classification: answers are those of transformers' pipeline, for every kind of input, and in the graph too."""
+"""Tests of audio classification: predictions compared with transformers' pipeline, in torch and in ONNX."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def waves(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def doubled(examples: Examples) -> Examples:
-    """In float64: what float32 rounds differs with how many are heard at once, by more than answers may."""
+    """Convert inputs to float64, because float32 rounding depends on the batch size by more than the tolerance."""
     kinds = {np.dtype(np.float32): np.float64}
     converted = [
         {name: x.astype(kinds.get(x.dtype, x.dtype)) for name, x in arrays.items()} for arrays in examples.inputs
@@ -42,7 +42,7 @@ def doubled(examples: Examples) -> Examples:
     return replace(examples, inputs=converted)
 
 
-def test_answers_are_those_of_transformers_pipeline(folder: Path) -> None:
+def test_logits_equal_transformers_pipeline(folder: Path) -> None:
     model = TASK.load(folder, LABELS, trust_remote_code=False)
     some = tones(200 if "Whisper" in folder.name else 24)
     examples = TASK.encode(
@@ -65,7 +65,7 @@ def test_answers_are_those_of_transformers_pipeline(folder: Path) -> None:
     assert merit(TASK, module, examples) == np.mean(predicted.argmax(-1) == examples.labels)
 
 
-def test_a_graph_takes_recordings_of_any_length_with_their_mask(waves: Path) -> None:
+def test_exported_graph_has_dynamic_length_and_mask(waves: Path) -> None:
     model = TASK.load(waves, LABELS, trust_remote_code=False)
     examples = TASK.encode(table([wav(samples) for _, samples in tones(6)]), model.processor, None, 8)
     exported = export_onnx(model, examples, None, fusions=True)
@@ -75,20 +75,20 @@ def test_a_graph_takes_recordings_of_any_length_with_their_mask(waves: Path) -> 
     assert [[axis.dim_param for axis in input_axes] for input_axes in axes] == [["batch_size", "sequence_length"]] * 2
 
 
-def test_what_is_heard_with_a_mask_does_not_depend_on_its_neighbours(waves: Path) -> None:
+def test_masked_predictions_do_not_depend_on_the_batch(waves: Path) -> None:
     model = TASK.load(waves, LABELS, trust_remote_code=False)
     examples = TASK.encode(table([wav(samples) for _, samples in tones(6)]), model.processor, None, 8)
     assert examples.inputs[0]["attention_mask"].dtype == np.int64
     np.testing.assert_allclose(predict(model.module, examples), predict(model.module, examples, 1), atol=1e-6)
 
 
-def test_a_recording_that_is_too_short_is_named(waves: Path) -> None:
+def test_too_short_recording_is_reported(waves: Path) -> None:
     with pytest.raises(DataError, match=r"lasts 0\.025 s") as caught:
         TASK.encode(table([wav(np.ones(400, np.float32))]), AutoFeatureExtractor.from_pretrained(waves), None, 8)
     assert str(caught.value.where).startswith("SHA-256")
 
 
-def test_what_a_spectrogram_leaves_out_is_said(tmp_path: Path) -> None:
+def test_truncated_recordings_are_reported(tmp_path: Path) -> None:
     processor = AutoFeatureExtractor.from_pretrained(write_model(tmp_path, MAKERS["AST"]))
     generator = np.random.default_rng(0)
     long = generator.normal(0, 0.1, RATE).astype(np.float32)
@@ -97,9 +97,7 @@ def test_what_a_spectrogram_leaves_out_is_said(tmp_path: Path) -> None:
     assert examples.padding == {"input_values": None} and examples.inputs[1]["input_values"].shape == (48, 32)
 
 
-def test_recordings_beyond_memory_are_decoded_when_they_are_asked_for(
-    waves: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recordings_beyond_memory_limit_are_decoded_lazily(waves: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     processor = AutoFeatureExtractor.from_pretrained(waves)
     rows = table([wav(samples) for _, samples in tones(4)])
     whole = TASK.encode(rows, processor, None, 8)
@@ -111,12 +109,12 @@ def test_recordings_beyond_memory_are_decoded_when_they_are_asked_for(
     assert (lazy.inputs[:2][1]["input_values"] == whole.inputs[1]["input_values"]).all()
 
 
-def test_a_tokenizer_hears_nothing() -> None:
+def test_processor_without_audio_support_is_rejected() -> None:
     with pytest.raises(ModelError, match="does not prepare recordings"):
         TASK.encode(table([wav(tones(1)[0][1])]), object(), None, 8)
 
 
-def test_a_new_head_has_the_datas_classes_and_a_trained_one_keeps_its_own(tmp_path: Path) -> None:
+def test_new_head_uses_classes_of_data_and_trained_head_keeps_its_own(tmp_path: Path) -> None:
     bare = write_model(tmp_path / "bare", lambda: spectrograms(head=False))
     assert TASK.load(bare, ("a", "b", "c"), trust_remote_code=False).labels() == ("a", "b", "c")
     trained = write_model(tmp_path / "trained", spectrograms)
@@ -124,7 +122,7 @@ def test_a_new_head_has_the_datas_classes_and_a_trained_one_keeps_its_own(tmp_pa
         TASK.load(trained, ("loud",), trust_remote_code=False)
 
 
-def test_fields_of_tokens_mean_nothing_for_sounds() -> None:
+def test_token_options_have_no_effect_for_audio() -> None:
     stages = [Finetune(first_token_only=True), Distill(teacher="start", first_token_only=True, method="logits")]
     assert all("first_token_only" in fields_without_effect(stage, TASK.capabilities) for stage in stages)
     assert fields_without_effect(LiteRt(lengths=2), TASK.capabilities) == ["lengths"]

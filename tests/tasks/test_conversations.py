@@ -1,4 +1,4 @@
-"""Conversations as rows: what is read, how they are written, and which tokens are an answer's."""
+"""Tests of conversations as rows: accepted types, the chat template, and which tokens are trained on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def tokenizer(template: str | None = CHAT) -> Any:
 
 
 def spelled(made: Any, ids: Any) -> str:
-    """Its tokens, a letter each; it has none for the end of a line."""
+    """Join the tokens of ``ids``, which are single letters; a line break has no token."""
     return "".join(made.convert_ids_to_tokens(ids))
 
 
@@ -42,7 +42,7 @@ def table(*rows: Any) -> pa.Table:
     return pa.table({"text": [text_or_messages(row) for row in rows]})
 
 
-def test_answers_and_what_ends_their_turns_are_learned_and_nothing_else() -> None:
+def test_only_assistant_turns_and_their_end_tokens_are_trained_on() -> None:
     chat_tokenizer = tokenizer()
     ids, counted = learned_tokens(table(TALK), chat_tokenizer, chat_tokenizer.eos_token_id)
     whole = "<user>ab</s><assistant>cde</s><user>f</s><assistant>gh</s>"
@@ -50,7 +50,7 @@ def test_answers_and_what_ends_their_turns_are_learned_and_nothing_else() -> Non
     assert spelled(chat_tokenizer, ids[counted]) == "cde</s>gh</s>"
 
 
-def test_texts_end_with_a_token_and_all_of_them_is_learned() -> None:
+def test_plain_texts_get_end_token_and_are_trained_on_entirely() -> None:
     chat_tokenizer = tokenizer()
     ids, counted = learned_tokens(table("ab", "c"), chat_tokenizer, chat_tokenizer.eos_token_id)
     assert spelled(chat_tokenizer, ids) == "ab</s>c</s>" and counted.all()
@@ -61,7 +61,7 @@ def test_texts_end_with_a_token_and_all_of_them_is_learned() -> None:
     assert spelled(chat_tokenizer, mixed[counted]) == "ab</s>cde</s>"
 
 
-def test_what_is_judged_by_is_written_in_the_template_too() -> None:
+def test_evaluation_text_uses_chat_template() -> None:
     chat_tokenizer = tokenizer()
     assert (
         spelled(chat_tokenizer, token_ids(table(TALK[:2], "xy"), chat_tokenizer))
@@ -70,7 +70,7 @@ def test_what_is_judged_by_is_written_in_the_template_too() -> None:
 
 
 @pytest.mark.parametrize("cells", [[TALK, "plain"], [json.loads(json.dumps(TALK)), "plain"]])
-def test_a_column_may_hold_messages_and_text(cells: list[Any]) -> None:
+def test_column_may_mix_messages_and_text(cells: list[Any]) -> None:
     read = choose(Rows("rows.jsonl", ("text",), {"text": cells}), get_task("text-generation").columns, {})
     assert read["text"].to_pylist() == [text_or_messages(TALK), "plain"]
 
@@ -83,19 +83,19 @@ def test_a_column_may_hold_messages_and_text(cells: list[Any]) -> None:
         ([{"role": "robot", "content": "a"}], "the role 'robot'"),
     ],
 )
-def test_conversations_without_an_answer_are_refused_by_row(value: Any, message: str) -> None:
+def test_conversation_without_answer_is_rejected(value: Any, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         choose(Rows("rows.jsonl", ("text",), {"text": ["fine", value]}), get_task("text-generation").columns, {})
     assert "rows.jsonl" in caught.value.what
 
 
 @pytest.mark.parametrize("value", [7, [], ["a"], [{"role": "user"}], {"role": "user", "content": "a"}])
-def test_what_is_neither_text_nor_messages_is_a_wrong_type(value: Any) -> None:
+def test_other_types_are_rejected(value: Any) -> None:
     with pytest.raises(TypeError):
         text_or_messages(value)
 
 
-def test_a_missing_template_and_one_that_cannot_be_followed_are_named() -> None:
+def test_missing_and_unusable_chat_templates_are_reported() -> None:
     row = text_or_messages(TALK)
     assert row is not None
     with pytest.raises(DataError, match="no chat template"):

@@ -1,4 +1,4 @@
-"""Models that name each frame: transcripts are transformers' own, the loss is that of every alignment."""
+"""Tests of CTC speech recognition: transcripts compared with transformers, the loss with a sum over all alignments."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return write_model(tmp_path_factory.mktemp(family), lambda: waves(family, masked, "CTC"), letters=True)
 
 
-def test_transcripts_are_those_of_transformers_pipeline(folder: Path) -> None:
+def test_transcripts_equal_transformers_pipeline(folder: Path) -> None:
     model = CTC_TASK.load(folder, None, trust_remote_code=False)
     some = tones(200 if "Hubert" in folder.name else 24)
     rows = table([wav(samples) for _, samples in some], text=[f"so {label}" for label, _ in some])
@@ -48,7 +48,7 @@ def test_transcripts_are_those_of_transformers_pipeline(folder: Path) -> None:
     assert measured["word_accuracy"].low <= measured["word_accuracy"].value <= measured["word_accuracy"].high
 
 
-def test_letters_are_counted_as_jiwer_counts_them() -> None:
+def test_character_error_rate_equals_jiwer() -> None:
     spoken, heard = np.array(["so high", "low tones here"]), np.array(["so hi", "lo tone hear"])
     measured = {
         row.metric: row.value for row in CTC_TASK.measure({"texts": spoken, "transcripts": heard}, None, "m", "t")
@@ -58,12 +58,12 @@ def test_letters_are_counted_as_jiwer_counts_them() -> None:
 
 
 def alignments(text: list[int], count: int, letters: int) -> list[tuple[int, ...]]:
-    """Every path of ``count`` frames that says ``text``: what repeats is one letter, and 0 is none."""
+    """Return every path of ``count`` frames that spells ``text``; repeats are one letter, and 0 is the blank."""
     paths = itertools.product(range(letters), repeat=count)
     return [path for path in paths if [letter for letter, _ in itertools.groupby(path) if letter] == text]
 
 
-def test_the_loss_is_that_of_every_alignment() -> None:
+def test_loss_sums_over_all_alignments() -> None:
     logits = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
     # The second recording is half as long, so that two of its four frames are padding.
     labels = torch.tensor([[800, 0, 1, 2], [400, 0, 2, -100]])
@@ -78,7 +78,7 @@ def test_the_loss_is_that_of_every_alignment() -> None:
     assert CTC_TASK.loss(SimpleNamespace(logits=logits), torch.full((2, 4), -100)) == 0
 
 
-def test_frames_of_padding_are_nothing() -> None:
+def test_padding_frames_are_zero() -> None:
     logits = np.ones((2, 8, 3), np.float32)
     mask = np.array([[1] * 100, [1] * 50 + [0] * 50])
     head = Frames(None)
@@ -88,7 +88,7 @@ def test_frames_of_padding_are_nothing() -> None:
     assert automatic_speech_recognition.frames(torch.tensor([100, 50, 1]), 100, 8).tolist() == [8, 4, 1]
 
 
-def test_texts_are_spelled_in_the_letters_that_there_are(folder: Path) -> None:
+def test_texts_are_normalized_to_known_letters(folder: Path) -> None:
     tokenizer = AutoProcessor.from_pretrained(folder).tokenizer
     head = Frames(tokenizer)
     assert [LETTERS[letter_id] for letter_id in head.ids("so, it's 9!")] == [*"SO|IT'S"]
@@ -96,7 +96,7 @@ def test_texts_are_spelled_in_the_letters_that_there_are(folder: Path) -> None:
     assert head.transcript(logits) == tokenizer.decode([0, 23, 23, 0, 19, 4, 12, 12, 0, 12]) == "SO HH"
 
 
-def test_the_model_says_which_kind_it_is() -> None:
+def test_ctc_is_recognized_from_model_config() -> None:
     whisper = {"architectures": ["WhisperForConditionalGeneration"]}
     assert SPEECH.specialize(whisper) is SPEECH and SPEECH.variants() == (SPEECH, CTC_TASK)
     assert SPEECH.specialize({"architectures": ["HubertForCTC"], "conv_dim": [8]}) is CTC_TASK

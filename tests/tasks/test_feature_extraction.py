@@ -18,7 +18,7 @@ def rows_of(embeddings: np.ndarray, labels: list[int]) -> dict[str, float]:
     return {row.metric: row.value for row in measured}
 
 
-def test_texts_come_first_and_equal_pairs_have_one_number() -> None:
+def test_texts_precede_pairs_and_equal_pairs_share_a_label() -> None:
     model = sentences.encoder()
     examples = TASK.encode(ROWS, model.processor, None, 24)
     texts = [model.tokenizer.decode(example["input_ids"], skip_special_tokens=True) for example in examples.inputs]
@@ -28,7 +28,7 @@ def test_texts_come_first_and_equal_pairs_have_one_number() -> None:
     assert TASK.encode(ROWS.select(["text"]), model.processor, None, 24).labels is None
 
 
-def test_recall_and_reciprocal_rank_are_those_of_the_cosines() -> None:
+def test_retrieval_metrics_match_cosine_ranking() -> None:
     queries = np.array([[1, 0], [0, 2], [1, 1]], np.float32)
     corpus = np.array([[9, 1], [1, 1], [2, 2]], np.float32)
     # Cosines order the corpus 0 1=2 / 1=2 0 / 1=2 0; equal ones count against the model.
@@ -37,11 +37,11 @@ def test_recall_and_reciprocal_rank_are_those_of_the_cosines() -> None:
     assert measured["mean_reciprocal_rank"] == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
     assert measured["recall_at_10"] == 1
     assert [measured[f"embedding_bytes{kind}"] for kind in ("", "_int8", "_binary")] == [8, 2, 1]
-    # Either of two equal pairs is right.
+    # Any of several pairs with the same label is correct.
     assert rows_of(np.concatenate([queries, corpus]), [0, 1, 1, 0, 1, 1])["recall_at_1"] == 1
 
 
-def test_every_query_has_its_outcome() -> None:
+def test_every_query_has_a_raw_value() -> None:
     generator = np.random.default_rng(0)
     embeddings = generator.normal(size=(100, 8)).astype(np.float32)
     for row in TASK.measure({"embedding": embeddings}, np.tile(np.arange(50), 2), "m", "cpu"):
@@ -51,7 +51,7 @@ def test_every_query_has_its_outcome() -> None:
             assert row.value == pytest.approx(np.mean(row.raw))
 
 
-def test_likeness_to_the_baseline_is_its_neighbours_and_the_cosine() -> None:
+def test_similarity_to_baseline_is_neighbor_agreement_and_cosine() -> None:
     generator = np.random.default_rng(0)
     embeddings = generator.normal(size=(60, 4)).astype(np.float32)
     turned = embeddings[:, ::-1] * [1, -1, 1, -1]  # a rotation keeps every neighbour, and no embedding
@@ -67,20 +67,20 @@ def test_likeness_to_the_baseline_is_its_neighbours_and_the_cosine() -> None:
     assert 0 < shorter[0].value < 1
 
 
-def test_a_split_with_nothing_to_find_among_is_refused() -> None:
+def test_split_without_candidates_is_rejected() -> None:
     model = sentences.encoder()
     for rows in (ROWS.slice(0, 2), ROWS.select(["text"])):
         with pytest.raises(DataError, match="nothing to find among"):
             TASK.eval_examples(rows, model.processor, None, 24, Evaluation())
 
 
-def test_embeddings_that_are_not_finite_are_refused() -> None:
+def test_nonfinite_embeddings_are_rejected() -> None:
     examples = TASK.encode(ROWS, sentences.encoder().processor, None, 24)
     with pytest.raises(ModelError, match="not finite"):
         TASK.collect({"sentence_embedding": np.full((2, 4), np.nan)}, examples, [0, 1])
 
 
-def test_token_embeddings_are_pooled_under_the_mask_of_their_batch() -> None:
+def test_token_embeddings_are_pooled_with_attention_mask() -> None:
     model = sentences.encoder(SentenceModules(4, ("mean",), (Normalize(),)))
     examples = TASK.encode(ROWS, model.processor, None, 24)
     batch = examples.batch([0, 3])  # 4 and 3 tokens
@@ -91,7 +91,7 @@ def test_token_embeddings_are_pooled_under_the_mask_of_their_batch() -> None:
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
 
 
-def test_a_plain_encoder_is_pooled_by_the_mean_and_its_pooler_is_left_behind(tmp_path) -> None:
+def test_plain_encoder_uses_mean_pooling_and_drops_pooler(tmp_path) -> None:
     model = sentences.encoder()
     BertModel(model.module.config).save_pretrained(tmp_path)
     model.tokenizer.save_pretrained(tmp_path)
@@ -105,7 +105,7 @@ def test_a_plain_encoder_is_pooled_by_the_mean_and_its_pooler_is_left_behind(tmp
     assert again.parameters() == loaded.parameters()
 
 
-def test_pooling_of_another_width_is_named(tmp_path) -> None:
+def test_pooling_of_another_width_is_rejected(tmp_path) -> None:
     model = sentences.encoder()
     model.save(tmp_path)
     text = (tmp_path / "1_Pooling" / "config.json").read_text()
@@ -114,7 +114,7 @@ def test_pooling_of_another_width_is_named(tmp_path) -> None:
         TASK.load(tmp_path, None, False)
 
 
-def test_a_folder_without_a_text_encoder_is_named(tmp_path) -> None:
+def test_folder_without_text_encoder_is_rejected(tmp_path) -> None:
     BertConfig().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="cannot be loaded for feature-extraction"):
         TASK.load(tmp_path, None, False)

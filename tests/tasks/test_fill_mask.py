@@ -1,4 +1,4 @@
-"""Fill-mask: the same tokens masked each time, answers as transformers' pipeline has them, figures over tokens."""
+"""Tests of fill-mask: reproducible masking, predictions compared with transformers' pipeline, metrics over tokens."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def table(count: int = 60) -> pa.Table:
     return pa.table({"text": [row["text"] for row in dict(rows(TASK.name))["train"]][:count]})
 
 
-def test_answers_are_those_of_transformers_pipeline(folder: Path) -> None:
+def test_predictions_equal_transformers_pipeline(folder: Path) -> None:
     model = TASK.load(folder, None, trust_remote_code=False)
     examples = TASK.encode(table(), model.processor, None, 32)
     collected = TASK.collect({examples.answer: predict(model.module, examples)}, examples, range(len(examples)))
@@ -46,7 +46,7 @@ def test_answers_are_those_of_transformers_pipeline(folder: Path) -> None:
         assert collected["loss"][index, 0] == pytest.approx(-np.log(answers[rank - 1]["score"]), abs=1e-4)
 
 
-def test_the_same_tokens_are_masked_whenever_a_text_is_read(folder: Path) -> None:
+def test_masking_is_reproducible(folder: Path) -> None:
     model = TASK.load(folder, None, trust_remote_code=False)
     once, again = (TASK.encode(table(40).slice(0, n), model.processor, None, 32) for n in (40, 20))
     for example, other in zip(once.inputs[:20], again.inputs, strict=True):
@@ -55,7 +55,7 @@ def test_the_same_tokens_are_masked_whenever_a_text_is_read(folder: Path) -> Non
     assert len({tuple(np.flatnonzero(row != -100)) for row in once.labels}) > 3, "places differ from text to text"
 
 
-def test_the_loss_is_that_of_the_masked_tokens() -> None:
+def test_loss_covers_only_masked_tokens() -> None:
     logits = torch.randn(2, 4, 7)
     labels = torch.full((2, 6), -100)
     labels[0, 1], labels[1, 3] = 5, 2
@@ -63,7 +63,7 @@ def test_the_loss_is_that_of_the_masked_tokens() -> None:
     torch.testing.assert_close(TASK.loss(type("Out", (), {"logits": logits}), labels), expected)
 
 
-def test_answers_are_the_masked_tokens_in_their_order() -> None:
+def test_outputs_are_logits_of_masked_tokens_in_order() -> None:
     ids = torch.tensor([[2, 9, 4, 9, 9], [2, 3, 9, 0, 0]])
     logits = torch.randn(2, 5, 11)
     masked_logits = MaskedLogits(9).read({"logits": logits}, {"input_ids": ids})
@@ -71,7 +71,7 @@ def test_answers_are_the_masked_tokens_in_their_order() -> None:
     assert torch.equal(masked_logits[1, 0], logits[1, 2]) and not masked_logits[1, 1:].any()
 
 
-def test_figures_are_over_tokens_and_not_over_texts() -> None:
+def test_metrics_are_means_over_tokens() -> None:
     rank = np.array([[1, 3, 9], [1, -1, -1]])
     loss = np.where(rank < 0, np.nan, 0.5 * rank)
     measured = {row.metric: row for row in TASK.measure({"rank": rank, "loss": loss, "first": rank}, None, "m", "t")}
@@ -79,7 +79,7 @@ def test_figures_are_over_tokens_and_not_over_texts() -> None:
     assert measured["loss"].value == pytest.approx((0.5 + 1.5 + 4.5 + 0.5) / 4)
 
 
-def test_judging_in_parts_is_judging_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merit_does_not_depend_on_batch_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = TASK.load(folder, None, trust_remote_code=False)
     examples = TASK.encode(table(), model.processor, None, 32)
     whole = merit(TASK, model.module, examples)
@@ -87,7 +87,7 @@ def test_judging_in_parts_is_judging_at_once(folder: Path, monkeypatch: pytest.M
     assert merit(TASK, model.module, examples) == whole
 
 
-def test_a_text_with_a_mask_and_a_tokenizer_without_one_are_named(folder: Path) -> None:
+def test_masked_text_and_tokenizer_without_mask_are_rejected(folder: Path) -> None:
     model = TASK.load(folder, None, trust_remote_code=False)
     with pytest.raises(DataError, match=r"has \[MASK\] in it"):
         TASK.encode(pa.table({"text": ["the [MASK] was great"]}), model.processor, None, 32)

@@ -1,4 +1,4 @@
-"""A graph of no task: arrays from files or drawn, and how near outputs are."""
+"""Tests of graphs without a task: inputs from files or at random, and the agreement of outputs with the baseline."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def table(folder: Path, config: DataConfig, split: str) -> pa.Table:
     return choose(read(location, ["inputs"]), TASK.columns, {})
 
 
-def test_drawn_inputs_are_the_same_each_time_and_others_for_each_split(tmp_path: Path) -> None:
+def test_random_inputs_are_reproducible_and_differ_between_splits(tmp_path: Path) -> None:
     config = DataConfig(splits={"train": "random:3", "test": "random:3"})
     first, again, other = (
         TASK.encode(table(tmp_path, config, split), INPUTS, None, 8) for split in ("train", "train", "test")
@@ -44,7 +44,7 @@ def test_drawn_inputs_are_the_same_each_time_and_others_for_each_split(tmp_path:
         assert batch["ids"].max() < 10
 
 
-def test_files_are_read_by_the_names_of_inputs_and_refused_where_they_do_not_fit(tmp_path: Path) -> None:
+def test_files_are_read_by_input_name_and_checked(tmp_path: Path) -> None:
     (tmp_path / "calls").mkdir()
     x = np.arange(6, dtype=np.float64).reshape(2, 3)
     np.savez(tmp_path / "calls" / "one.npz", x=x, ids=np.array([1, 2], np.int32))
@@ -66,13 +66,13 @@ def test_files_are_read_by_the_names_of_inputs_and_refused_where_they_do_not_fit
         TASK.encode(table(tmp_path, config, "test"), INPUTS, None, 8)
 
 
-def test_what_a_graph_takes_is_kept_beside_it(tmp_path: Path) -> None:
+def test_graph_inputs_are_saved_beside_the_graph(tmp_path: Path) -> None:
     graph_inputs = import_graph(foreign_graphs.write(foreign_graphs.embedding(), tmp_path)).inputs
     (tmp_path / GRAPH_INPUTS).write_bytes(graph_inputs.as_json())
     assert read_graph_inputs(tmp_path) == graph_inputs
 
 
-def test_outputs_are_compared_with_the_baselines_and_choices_counted() -> None:
+def test_outputs_are_compared_with_baseline() -> None:
     examples = TASK.encode(pa.table({"inputs": []}), INPUTS, None, 8)
     scores = [np.array([[1.0, 2.0, 0.0]]), np.array([[0.0, 1.0, 3.0]])]
     other = [scores[0], np.array([[3.5, 1.0, 3.0]])]

@@ -1,4 +1,4 @@
-"""Images go through the model's own processor, and answers are judged as classes."""
+"""Tests of image classification: preprocessing compared with the model's config, metrics with values by hand."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def encode(table: pa.Table, processor: object) -> list[np.ndarray]:
     return [example["pixel_values"] for example in TASK.encode(table, processor, tiny_images.LABELS, 128).inputs]
 
 
-def test_preprocessing_is_that_of_the_models_own_config(tmp_path: Path) -> None:
+def test_preprocessing_follows_model_config(tmp_path: Path) -> None:
     mean, std = [0.25, 0.5, 0.75], [0.5, 0.25, 0.125]
     tiny_images.processor(4, image_mean=mean, image_std=std, rescale_factor=1 / 128).save_pretrained(tmp_path)
     image = np.random.default_rng(0).integers(0, 255, (4, 4, 3), np.uint8)
@@ -52,14 +52,14 @@ def test_images_of_any_size_are_resized() -> None:
     assert encoded[1].shape == (3, 8, 8)
 
 
-def test_one_channel_for_a_processor_that_normalises_one() -> None:
+def test_grayscale_processor_gets_one_channel() -> None:
     (encoded,) = encode(
         rows(np.full((4, 4), 51, np.uint8)), tiny_images.processor(4, image_mean=[0.0], image_std=[1.0])
     )
     np.testing.assert_allclose(encoded, np.full((1, 4, 4), 0.2), atol=1e-6)
 
 
-def test_a_broken_image_is_named_by_its_path(tmp_path: Path) -> None:
+def test_broken_image_is_reported_with_its_path(tmp_path: Path) -> None:
     noise = tiny_images.pixels(0, np.random.default_rng(0), 64)
     (tmp_path / "bad.png").write_bytes(tiny_images.png(noise)[:900])
     table = pa.table({"image": pa.array([media("bad.png", tmp_path)], media_type())})
@@ -67,7 +67,7 @@ def test_a_broken_image_is_named_by_its_path(tmp_path: Path) -> None:
         encode(table, tiny_images.processor(4))
 
 
-def test_many_images_are_decoded_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_images_are_decoded_lazily(monkeypatch: pytest.MonkeyPatch) -> None:
     table, processor = tiny_images.table(6), tiny_images.processor()
     whole = TASK.encode(table, processor, tiny_images.LABELS, 128)
     monkeypatch.setattr(image_inputs, "_IN_MEMORY_BYTES", 0)
@@ -79,7 +79,7 @@ def test_many_images_are_decoded_when_they_are_asked_for(monkeypatch: pytest.Mon
     np.testing.assert_array_equal(lazy.inputs[2:4][1]["pixel_values"], whole.inputs[3]["pixel_values"])
 
 
-def test_metrics_of_logits_worked_by_hand() -> None:
+def test_metrics_match_values_by_hand() -> None:
     # The right class is 1st, 2nd, 5th and 6th of seven.
     logits = np.array([[7, 6, 5, 4, 3, 2, 1]] * 4, np.float32)
     measured = {row.metric: row for row in TASK.measure({"logits": logits}, np.array([0, 1, 4, 5]), "final", "cpu")}
@@ -90,7 +90,7 @@ def test_metrics_of_logits_worked_by_hand() -> None:
     assert "top_5_accuracy" not in {row.metric for row in few}
 
 
-def test_a_saved_model_loads_with_its_processor_and_answers_the_same(tmp_path: Path) -> None:
+def test_saved_model_loads_with_processor_and_equal_logits(tmp_path: Path) -> None:
     model = tiny_images.vit()
     model.save(tmp_path)
     again = TorchModel.load(tmp_path, get_task(tiny_images.TASK))
@@ -101,7 +101,7 @@ def test_a_saved_model_loads_with_its_processor_and_answers_the_same(tmp_path: P
     assert "preprocessor_config.json" in again.companions()
 
 
-def test_a_new_head_for_the_datas_labels(tmp_path: Path) -> None:
+def test_new_head_uses_labels_of_data(tmp_path: Path) -> None:
     tiny_images.vit().module.vit.save_pretrained(tmp_path)
     tiny_images.processor().save_pretrained(tmp_path)
     loaded = TASK.load(tmp_path, ("a", "b", "c"), trust_remote_code=False)
@@ -111,7 +111,7 @@ def test_a_new_head_for_the_datas_labels(tmp_path: Path) -> None:
         TASK.load(tmp_path, ("above", "c"), trust_remote_code=False)
 
 
-def test_a_model_of_text_is_no_model_of_images(tmp_path: Path) -> None:
+def test_text_model_is_rejected(tmp_path: Path) -> None:
     import tiny
 
     tiny.encoder().save(tmp_path)
@@ -119,7 +119,7 @@ def test_a_model_of_text_is_no_model_of_images(tmp_path: Path) -> None:
         TASK.load(tmp_path, None, trust_remote_code=False)
 
 
-def test_export_leaves_the_batch_free_and_the_image_as_it_is() -> None:
+def test_export_has_dynamic_batch_and_fixed_image_size() -> None:
     model = tiny_images.vit()
     examples = TASK.encode(tiny_images.table(12), model.processor, None, 128)
     graph = export_onnx(model, examples, None, fusions=True).graph
@@ -129,5 +129,5 @@ def test_export_leaves_the_batch_free_and_the_image_as_it_is() -> None:
     assert axes == ["batch_size", 3, tiny_images.SIDE, tiny_images.SIDE]
     assert [output.name for output in graph.graph.output] == ["logits"]
     assert verify_parity(graph, model, examples, 1e-3) < 1e-4
-    # Other people's tools begin with it, and stop at a shape that contradicts.
+    # Many tools start with shape inference, which fails on contradictory shapes.
     onnx.shape_inference.infer_shapes(graph)

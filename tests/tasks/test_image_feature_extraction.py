@@ -1,4 +1,4 @@
-"""Embeddings of images as transformers' own pipeline gives them, and what they find as by hand."""
+"""Tests of image embeddings: embeddings compared with transformers' pipeline, retrieval metrics with values by hand."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def write(folder: Path, module: Any) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_graphs_answer_as_the_pipeline_of_transformers(name: str, tmp_path: Path) -> None:
+def test_graph_outputs_equal_transformers_pipeline(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     write(tmp_path, MODELS[name]())
     model = TASK.load(tmp_path, None, trust_remote_code=False)
@@ -67,14 +67,14 @@ def test_graphs_answer_as_the_pipeline_of_transformers(name: str, tmp_path: Path
     expected = torch.cat(known(images, batch_size=50, return_tensors=True))
     np.testing.assert_allclose(outputs["last_hidden_state"], expected.numpy(), atol=1e-4)
     if name == "vit without a pooler":
-        # The pipeline would pool with weights drawn at random.
+        # The pipeline would add a pooler with random weights.
         np.testing.assert_allclose(embeddings, expected[:, 0].numpy(), atol=1e-4)
     else:
         pooled = torch.cat(known(images, batch_size=50, return_tensors=True, pool=True))
         np.testing.assert_allclose(embeddings, pooled.flatten(1).numpy(), atol=1e-4)
 
 
-def test_a_model_without_a_pooler_stays_so(tmp_path: Path) -> None:
+def test_model_without_pooler_is_saved_without_pooler(tmp_path: Path) -> None:
     write(tmp_path, MODELS["vit without a pooler"]())
     model = TASK.load(tmp_path, None, trust_remote_code=False)
     (tmp_path / "saved").mkdir()
@@ -87,7 +87,7 @@ def test_a_model_without_a_pooler_stays_so(tmp_path: Path) -> None:
     assert not any("pooler" in name for name in again.tensors())
 
 
-def test_a_model_that_pools_nothing_is_refused(tmp_path: Path) -> None:
+def test_model_without_pooled_output_is_rejected(tmp_path: Path) -> None:
     write(
         tmp_path,
         SegformerModel(SegformerConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], sr_ratios=[1, 1, 1, 1])),
@@ -103,21 +103,21 @@ def rows_of(kept: list[list[float]], labels: list[int]) -> dict[str, Any]:
     return {row.metric: row for row in measured}
 
 
-def test_what_is_found_is_counted_by_hand() -> None:
+def test_retrieval_metrics_match_values_by_hand() -> None:
     # Directions at 0, 10, 30, 70 and 90 degrees; nearest: 1, 0, 1, 4, 3.
     angles = np.radians([0, 10, 30, 70, 90])
     embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1) * [[1], [2], [3], [4], [5]]
     measured = rows_of(embeddings.tolist(), [0, 0, 1, 1, 1])
     assert next(iter(measured)) == "recall_at_1"
     assert measured["recall_at_1"].raw == (1, 1, 0, 1, 1)
-    # Of four others, one each is of the class of the first two, two are of the others'.
+    # Of four candidates, one shares the class of each of the first two images, and two that of each of the last three.
     assert measured["precision_at_10"].raw == pytest.approx((1 / 4, 1 / 4, 1 / 2, 1 / 2, 1 / 2))
     # From 30 degrees: 10, 0, then 70.
     assert measured["mean_reciprocal_rank"].raw == pytest.approx((1, 1, 1 / 3, 1, 1))
     assert measured["recall_at_10"].value == 1 and measured["embedding_bytes_binary"].value == 1
 
 
-def test_labels_are_numbers_of_classes_and_losses_are_contrastive() -> None:
+def test_labels_are_class_ids_and_loss_is_contrastive() -> None:
     model = tiny_images.vit()
     examples = TASK.encode(tiny_images.table(4), model.processor, None, 128)
     assert examples.labels is not None and examples.labels.tolist() == [0, 1, 0, 1]
@@ -130,7 +130,7 @@ def test_labels_are_numbers_of_classes_and_losses_are_contrastive() -> None:
 
 
 @pytest.mark.parametrize("labels", [["a", "b"], ["a", "a"], None])
-def test_a_split_with_nothing_to_find_is_refused(labels: list[str] | None) -> None:
+def test_split_without_matching_images_is_rejected(labels: list[str] | None) -> None:
     table = tiny_images.table(2).select(["image"])
     rows = table if labels is None else pa.table({"image": table["image"], "label": labels})
     with pytest.raises(DataError, match="nothing to find"):

@@ -1,4 +1,4 @@
-"""Segmenters: masks as transformers' own pipeline gives them, its loss, mean IoU as scikit-learn computes it."""
+"""Tests of image segmentation: masks and loss compared with transformers, mean IoU with scikit-learn."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> TorchModel:
     return TASK.load(folder, LABELS, trust_remote_code=False)
 
 
-def test_masks_are_those_of_transformers_pipeline(model: TorchModel) -> None:
+def test_masks_equal_transformers_pipeline(model: TorchModel) -> None:
     some = scenes(12)
     examples = TASK.encode(table(SEGMENTATION, some), model.processor, LABELS, 0)
     logits = predict(model.module, examples)
@@ -46,7 +46,7 @@ def test_masks_are_those_of_transformers_pipeline(model: TorchModel) -> None:
     assert len(kinds) > 1
 
 
-def test_the_loss_is_that_of_transformers_own_maps(model: TorchModel) -> None:
+def test_loss_equals_transformers_loss(model: TorchModel) -> None:
     some = scenes(4)
     examples = TASK.encode(table(SEGMENTATION, some), model.processor, LABELS, 0)
     images, maps = ([Image.open(io.BytesIO(row[name])) for row in some] for name in ("image", "mask"))
@@ -58,7 +58,7 @@ def test_the_loss_is_that_of_transformers_own_maps(model: TorchModel) -> None:
     torch.testing.assert_close(loss, expected)
 
 
-def test_figures_are_those_of_scikit_learn(model: TorchModel) -> None:
+def test_metrics_equal_scikit_learn(model: TorchModel) -> None:
     some = scenes(16)
     examples = TASK.encode(table(SEGMENTATION, some), model.processor, LABELS, 0)
     logits = predict(model.module, examples)
@@ -80,7 +80,7 @@ def test_figures_are_those_of_scikit_learn(model: TorchModel) -> None:
     assert same.value == pytest.approx((collected["answers"] != 0).mean())
 
 
-def test_pixels_that_do_not_count_and_classes_that_are_nowhere() -> None:
+def test_metrics_ignore_unlabeled_pixels_and_absent_classes() -> None:
     predicted, expected = np.array([[0, 1, 1, 2]]), np.array([[0, 1, 255, 0]], np.uint8)
     assert pixel_counts(predicted, expected, 5).tolist() == [[1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [2, 1, 0, 0, 0]]
     counts = pixel_counts(predicted, expected, 5)[:, None]
@@ -95,7 +95,7 @@ def test_pixels_that_do_not_count_and_classes_that_are_nowhere() -> None:
     }  # fmt: skip
 
 
-def test_distance_is_a_mean_over_places() -> None:
+def test_distillation_distance_is_mean_over_pixels() -> None:
     mine, taught = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
     expected = (taught.softmax(1) * (taught.log_softmax(1) - mine.log_softmax(1))).sum(1).mean()
     torch.testing.assert_close(TASK.distance(mine, taught, 1.0), expected)
@@ -107,7 +107,7 @@ def encoded(array: np.ndarray, mode: str = "L") -> bytes:
     return file.getvalue()
 
 
-def test_a_palettes_places_are_ids() -> None:
+def test_palette_indices_are_class_ids() -> None:
     image = Image.fromarray(np.array([[0, 2], [1, 255]], np.uint8)).convert("P")
     image.putdata([0, 2, 1, 255])
     image.putpalette([9, 8, 7] * 256)
@@ -127,7 +127,7 @@ def test_a_palettes_places_are_ids() -> None:
     ],
     ids=["colours", "size", "id", "broken", "sixteen bits"],
 )
-def test_a_wrong_mask_is_named(tmp_path: Path, mask: bytes, says: str) -> None:
+def test_invalid_mask_is_reported(tmp_path: Path, mask: bytes, says: str) -> None:
     rows = [np.zeros((10, 20), np.uint8), None]
     for number, row in enumerate(rows):
         (tmp_path / f"{number}.png").write_bytes(tiny_places.png(np.full((10, 20, 3), number, np.uint8)))
@@ -139,7 +139,7 @@ def test_a_wrong_mask_is_named(tmp_path: Path, mask: bytes, says: str) -> None:
         load_dataset(config, TASK.columns, tmp_path, SilentProgress())
 
 
-def test_classes_without_names_are_their_ids(tmp_path: Path) -> None:
+def test_classes_without_names_are_named_by_id(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(tiny_places.png(np.zeros((4, 4, 3), np.uint8)))
     (tmp_path / "b.png").write_bytes(encoded(np.array([[0, 2, 255, 2]] * 4, np.uint8)))
     (tmp_path / "train.jsonl").write_text(json.dumps({"image": "a.png", "mask": "b.png"}))
@@ -147,7 +147,7 @@ def test_classes_without_names_are_their_ids(tmp_path: Path) -> None:
     assert dataset.labels == ("0", "1", "2")
 
 
-def test_a_processor_that_counts_from_one(model: TorchModel) -> None:
+def test_processor_that_reduces_labels_is_rejected(model: TorchModel) -> None:
     reduced = type(model.processor)(size=model.processor.size, do_reduce_labels=True)
     with pytest.raises(DataError, match="counts the classes of masks from 1"):
         TASK.encode(table(SEGMENTATION, scenes(1)), reduced, LABELS, 0)

@@ -1,4 +1,4 @@
-"""Images and questions: what a model is given, learns and answers, with transformers' own beside it."""
+"""Tests of visual question answering: inputs, loss and generated texts compared with transformers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _asked(text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
 
 
-def test_inputs_are_the_processors_own(folder: Path) -> None:
+def test_inputs_equal_transformers_processor(folder: Path) -> None:
     model, rows = TASK.load(folder, None, trust_remote_code=False), table(4)
     examples = TASK.eval_examples(rows, model.processor, None, 64, Evaluation())
     transformers_processor = LlavaProcessor.from_pretrained(folder, backend="pil")
@@ -53,7 +53,7 @@ def test_inputs_are_the_processors_own(folder: Path) -> None:
     assert examples.labels is not None and examples.labels.tolist() == rows["target"].to_pylist()
 
 
-def test_the_loss_is_transformers_own_of_the_answer(folder: Path) -> None:
+def test_loss_equals_transformers_loss_of_answer(folder: Path) -> None:
     model, rows = TASK.load(folder, None, trust_remote_code=False), table(5)
     examples = TASK.encode(rows, model.processor, None, 64)
     batch = tensors(examples, list(range(5)))
@@ -68,7 +68,7 @@ def test_the_loss_is_transformers_own_of_the_answer(folder: Path) -> None:
         assert tokenizer.decode(labels[labels != -100]) == f"{rows['target'][row].as_py()} </s>"
 
 
-def test_learning_is_judged_by_the_answers_tokens(folder: Path) -> None:
+def test_merit_is_accuracy_of_answer_tokens(folder: Path) -> None:
     model = TASK.load(folder, None, trust_remote_code=False)
     examples = TASK.encode(table(8), model.processor, None, 64)
     right = []
@@ -84,7 +84,7 @@ def test_learning_is_judged_by_the_answers_tokens(folder: Path) -> None:
     assert merit(TASK, model.module, examples) == pytest.approx(np.mean(right), abs=1e-6)
 
 
-def test_answers_are_the_pipelines_own(folder: Path) -> None:
+def test_generated_texts_equal_transformers_pipeline(folder: Path) -> None:
     rows, model = table(6), TASK.load(folder, None, trust_remote_code=False)
     examples = TASK.eval_examples(rows, model.processor, None, 64, Evaluation())
     session = get_runtime("torch").open(folder, TARGETS["torch"], 1)
@@ -99,14 +99,14 @@ def test_answers_are_the_pipelines_own(folder: Path) -> None:
     assert TASK.collect({"texts": texts}, examples, [0])["texts"].tolist() == texts.tolist()
 
 
-def test_figures_by_hand() -> None:
+def test_metrics_match_values_by_hand() -> None:
     written, expected = np.array(["It is a bag.", "red shoe", ""]), np.array(["it is bag", "a red coat", "dress"])
     match, f1 = TASK.measure({"texts": written}, expected, "m", "t")
     assert match.raw == (1.0, 0.0, 0.0)
     assert f1.raw == pytest.approx((1.0, 0.5, 0.0))
 
 
-def test_a_prompt_without_the_image_is_named(tmp_path: Path, folder: Path) -> None:
+def test_prompt_without_image_token_is_rejected(tmp_path: Path, folder: Path) -> None:
     plain = TASK.load(tiny_questions.write_model(tmp_path / "plain", template=None), None, trust_remote_code=False)
     rows = table(2)
     with pytest.raises(DataError, match=r"'where is it bright \?' has the image's token <image> 0 times") as caught:
@@ -121,7 +121,7 @@ def test_a_prompt_without_the_image_is_named(tmp_path: Path, folder: Path) -> No
     assert caught.value.where == "row 2" and "take <image> out" in str(caught.value.hint)
 
 
-def test_a_prompt_that_leaves_no_room_is_named_and_an_answer_is_cut(folder: Path) -> None:
+def test_too_long_prompt_is_rejected_and_answer_truncated(folder: Path) -> None:
     model = TASK.load(folder, None, trust_remote_code=False)
     with pytest.raises(DataError, match="row 1 has 14 tokens, those of its image included"):
         TASK.encode(table(2), model.processor, None, 14)
@@ -129,7 +129,7 @@ def test_a_prompt_that_leaves_no_room_is_named_and_an_answer_is_cut(folder: Path
     assert examples.labels is not None and (examples.labels != -100).sum(axis=1).tolist() == [2, 2]
 
 
-def test_processors_that_count_otherwise_are_named(tmp_path: Path) -> None:
+def test_inconsistent_image_token_counts_are_rejected(tmp_path: Path) -> None:
     wrong = tiny_questions.write_model(tmp_path / "wrong")
     fields = json.loads((wrong / "processor_config.json").read_text())
     (wrong / "processor_config.json").write_text(json.dumps(fields | {"num_additional_image_tokens": 0}))
@@ -140,7 +140,7 @@ def test_processors_that_count_otherwise_are_named(tmp_path: Path) -> None:
         TASK.load(wrong, None, trust_remote_code=False)
 
 
-def test_another_tower_and_decoder(tmp_path: Path) -> None:
+def test_siglip_tower_with_qwen2_decoder(tmp_path: Path) -> None:
     model_folder = tiny_questions.write_model(tmp_path, text="qwen2", tower="siglip_vision_model")
     model = TASK.load(model_folder, None, trust_remote_code=False)
     examples = TASK.encode(table(2), model.processor, None, 64)

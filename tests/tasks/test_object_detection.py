@@ -1,4 +1,4 @@
-"""Detectors: boxes as transformers' own pipeline gives them, its loss, COCO's figures by hand, distances of answers."""
+"""Tests of object detection: boxes and loss compared with transformers, COCO metrics with values by hand."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return TASK.load(folder, NAMES, trust_remote_code=False)
 
 
-def test_boxes_are_those_of_transformers_pipeline(model: TorchModel) -> None:
+def test_boxes_equal_transformers_pipeline(model: TorchModel) -> None:
     some = scenes(20)
     examples = TASK.encode(table(DETECTION, some), model.processor, NAMES, 0)
     collected = TASK.collect({examples.answer: predict(model.module, examples)}, examples, range(len(examples)))
@@ -42,12 +42,13 @@ def test_boxes_are_those_of_transformers_pipeline(model: TorchModel) -> None:
         for (score, kind, left, top, wide, high), theirs in zip(likely_answers.tolist(), expected, strict=True):
             assert theirs["label"] == NAMES[int(kind)] and theirs["score"] == pytest.approx(score, abs=1e-5)
             corners = [theirs["box"][name] for name in ("xmin", "ymin", "xmax", "ymax")]
-            np.testing.assert_allclose(corners, [left, top, left + wide, top + high], atol=1.001)  # it cuts to integers
+            # The pipeline truncates coordinates to integers.
+            np.testing.assert_allclose(corners, [left, top, left + wide, top + high], atol=1.001)
             shown += 1
     assert shown > 5
 
 
-def test_the_loss_is_that_of_transformers_own_annotations(model: TorchModel) -> None:
+def test_loss_equals_transformers_loss(model: TorchModel) -> None:
     some = [row for row in scenes(12) if row["objects"]["bbox"]][:4]
     examples = TASK.encode(table(DETECTION, some), model.processor, NAMES, 0)
     annotations = [
@@ -68,7 +69,7 @@ def test_the_loss_is_that_of_transformers_own_annotations(model: TorchModel) -> 
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_without_labels_learns_from_its_own_answers(model: TorchModel) -> None:
+def test_unlabeled_images_are_trained_on_predicted_labels(model: TorchModel) -> None:
     rows = table(DETECTION, scenes(4)).drop_columns("objects")
     examples = TASK.encode(rows, model.processor, NAMES, 0)
     assert examples.labels is None
@@ -77,12 +78,12 @@ def test_a_model_without_labels_learns_from_its_own_answers(model: TorchModel) -
         TASK.collect({examples.answer: predict(model.module, examples)}, examples, range(4))
 
 
-def test_boxes_in_shares_of_the_picture() -> None:
+def test_boxes_are_relative_to_image_size() -> None:
     relative_boxes = shares(np.array([[10.0, 5, 20, 10], [-1, 0, 11, 20.5]]), (40, 20))
     np.testing.assert_allclose(relative_boxes, [[0.5, 0.5, 0.5, 0.5], [0.125, 0.5, 0.25, 1]])
 
 
-def test_queries_without_an_order_are_compared_in_that_of_what_is_expected() -> None:
+def test_unordered_queries_are_aligned_to_expected_order() -> None:
     expected = np.random.default_rng(0).normal(size=(2, 6, 7)).astype(np.float32)
     orders = [np.random.default_rng(seed).permutation(6) for seed in range(2)]
     shuffled = np.stack([queries[order] for queries, order in zip(expected, orders, strict=True)]) + 1e-4
@@ -92,14 +93,14 @@ def test_queries_without_an_order_are_compared_in_that_of_what_is_expected() -> 
     assert Detections(separate=True).aligned(shuffled, expected) is shuffled, "whoever compares them sees it"
 
 
-def test_queries_that_are_there_for_training_alone_are_no_answers() -> None:
+def test_denoising_queries_are_not_predictions() -> None:
     outputs = {"logits": torch.randn(2, 7, 3), "pred_boxes": torch.rand(2, 7, 4)}
     more = {"dn_num_split": [2, 5], "dn_num_group": 1}
     answers = Detections().read(outputs | {"denoising_meta_values": more}, {})
     torch.testing.assert_close(answers, Detections().read(outputs, {})[:, 2:])
 
 
-def test_models_whose_classes_are_separate_are_known_by_their_type() -> None:
+def test_sigmoid_models_are_recognized_by_model_type() -> None:
     names = ("detr", "yolos", "rt_detr", "rt_detr_v2", "d_fine")
     kinds = {kind: TASK.specialize({"model_type": kind}) for kind in names}
     assert [kind for kind, task in kinds.items() if task is SEPARATE] == ["rt_detr", "rt_detr_v2", "d_fine"]
@@ -112,15 +113,15 @@ def test_models_whose_classes_are_separate_are_known_by_their_type() -> None:
     assert TASK.predicted_labels(outputs, {})[0, :, 0].tolist() == [-1, -1]
 
 
-def test_padding_is_no_object() -> None:
+def test_padding_is_not_an_object() -> None:
     labels = torch.tensor([[[1, 0.5, 0.5, 0.1, 0.2], [-1] * 5], [[-1] * 5, [-1] * 5], [[-100] * 5] * 2])
     first, *others = TASK.targets(labels)["labels"]
     assert first["class_labels"].tolist() == [1] and first["boxes"].shape == (1, 4)
     assert all(not len(other["class_labels"]) and other["boxes"].shape == (0, 4) for other in others)
 
 
-def found_in(*pictures: list[tuple[float, ...]]) -> np.ndarray:
-    """Detections of score, class and box, filled up with such as score 0 far from everything."""
+def padded_detections(*pictures: list[tuple[float, ...]]) -> np.ndarray:
+    """Return detections [images, boxes, 6] of score, class and box, padded with boxes of score 0 far from others."""
     most = max(map(len, pictures))
     filled = [
         [*picture_boxes, *[(0.0, 0, 900 + 9 * number, 900, 1, 1) for number in range(most - len(picture_boxes))]]
@@ -133,31 +134,35 @@ BOX, OTHER = [0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 40.0, 40.0]
 GOLD = [Gold([0], ["cat"], [BOX]), Gold([0, 1], ["cat", "dog"], [OTHER, BOX])]
 
 
-def test_cocos_figures_worked_by_hand() -> None:
-    exact = figures(found_in([(0.9, 0, *BOX)], [(0.8, 0, *OTHER), (0.7, 1, *BOX)]), GOLD).values
+def test_coco_metrics_match_values_by_hand() -> None:
+    exact = figures(padded_detections([(0.9, 0, *BOX)], [(0.8, 0, *OTHER), (0.7, 1, *BOX)]), GOLD).values
     for name in ("map", "map_50", "map_75", "map_small", "map_medium", "mar_100", "ap_cat", "ap_dog"):
         assert exact[name] == pytest.approx(1), name
     assert "map_large" not in exact, "there are no large objects"
-    # The cat of the second picture is missed: precision is 1 up to a recall of 0.5, which 51 of 101 recalls reach.
-    half = figures(found_in([(0.9, 0, *BOX)], [(0.7, 1, *BOX)]), GOLD).values
+    # The cat of the second image is missed: precision is 1 up to a recall of 0.5, which 51 of 101 recalls reach.
+    half = figures(padded_detections([(0.9, 0, *BOX)], [(0.7, 1, *BOX)]), GOLD).values
     assert half["ap_cat"] == pytest.approx(51 / 101) and half["map"] == pytest.approx((1 + 51 / 101) / 2)
-    # An IoU of 0.8, found at thresholds of 0.5 to 0.8: seven of ten.
+    # An IoU of 0.8 is a match at thresholds of 0.5 to 0.8, which are seven of ten.
     near = [0.0, 0.0, 10.0, 8.0]
-    shrunk = figures(found_in([(0.9, 0, *near)], [(0.8, 0, *OTHER), (0.7, 1, *BOX)]), GOLD).values
-    assert shrunk["map_75"] == pytest.approx(1) and shrunk["ap_cat"] == pytest.approx(0.7 + 0.3 * _after_a_wrong_one())
-    # A class that is nowhere does not count.
-    extra = figures(found_in([(0.9, 0, *BOX), (1.0, 7, *BOX)], [(0.8, 0, *OTHER), (0.7, 1, *BOX)]), GOLD).values
+    shrunk = figures(padded_detections([(0.9, 0, *near)], [(0.8, 0, *OTHER), (0.7, 1, *BOX)]), GOLD).values
+    assert shrunk["map_75"] == pytest.approx(1) and shrunk["ap_cat"] == pytest.approx(
+        0.7 + 0.3 * _ap_after_false_positive()
+    )
+    # A predicted class that occurs in no image does not count.
+    extra = figures(
+        padded_detections([(0.9, 0, *BOX), (1.0, 7, *BOX)], [(0.8, 0, *OTHER), (0.7, 1, *BOX)]), GOLD
+    ).values
     assert extra == exact
 
 
-def _after_a_wrong_one() -> float:
-    """The second of two cats is right: precision 1/2 at a recall of 1/2, and no recall beyond."""
+def _ap_after_false_positive() -> float:
+    """Return the average precision if only the second of two detections is right: precision 1/2 up to recall 1/2."""
     return 51 / 101 / 2
 
 
-def test_outcomes_of_pictures_have_the_figure_for_mean() -> None:
+def test_mean_of_raw_values_per_image_is_the_metric() -> None:
     gold = np.array([write_gold(picture_gold) for picture_gold in GOLD * 10])
-    answers = np.tile(found_in([(0.9, 0, *BOX)], [(0.95, 0, *BOX), (0.7, 1, *BOX)]), (10, 1, 1))
+    answers = np.tile(padded_detections([(0.9, 0, *BOX)], [(0.95, 0, *BOX), (0.7, 1, *BOX)]), (10, 1, 1))
     rows = {row.metric: row for row in TASK.measure({"found": answers, "gold": gold}, None, "m", "t")}
     for name in ("map", "map_50"):
         row = rows[name]
@@ -166,9 +171,9 @@ def test_outcomes_of_pictures_have_the_figure_for_mean() -> None:
     assert rows["ap_dog"].value == pytest.approx(1) and rows["ap_dog"].low == pytest.approx(1)
 
 
-def test_the_same_objects_whatever_their_order_and_score() -> None:
-    mine = found_in([(0.9, 0, *BOX), (0.6, 1, *OTHER)], [(0.9, 0, *BOX)], [(0.9, 0, *BOX)], [(0.3, 0, *BOX)])
-    theirs = found_in(
+def test_agreement_ignores_order_and_score() -> None:
+    mine = padded_detections([(0.9, 0, *BOX), (0.6, 1, *OTHER)], [(0.9, 0, *BOX)], [(0.9, 0, *BOX)], [(0.3, 0, *BOX)])
+    theirs = padded_detections(
         [(0.7, 1, 21, 21, 40, 40), (0.8, 0, *BOX)], [(0.9, 1, *BOX)], [(0.9, 0, *OTHER)], [(0.4, 1, *OTHER)]
     )
     gold = np.array([write_gold(GOLD[0])] * 4)
@@ -176,7 +181,7 @@ def test_the_same_objects_whatever_their_order_and_score() -> None:
     assert row.value == 0.5, "the first and the last, where nothing is shown"
 
 
-def test_overlaps_by_counting_pixels() -> None:
+def test_iou_equals_pixel_counts() -> None:
     chance = np.random.default_rng(0)
     boxes = chance.integers(1, 12, (2, 6, 4)).astype(float)
 
@@ -190,13 +195,13 @@ def test_overlaps_by_counting_pixels() -> None:
     np.testing.assert_allclose(overlaps(*boxes), expected)
 
 
-def test_pictures_of_any_size_are_refused_where_the_processor_leaves_them_so(model: TorchModel) -> None:
+def test_processor_without_fixed_size_is_rejected(model: TorchModel) -> None:
     kind = type(model.processor)
     with pytest.raises(DataError, match=r"size of its own: .*shortest_edge 20"):
         TASK.encode(table(DETECTION, scenes(1)), kind(size={"shortest_edge": 20, "longest_edge": 40}), NAMES, 0)
 
 
-def test_answers_that_are_not_finite(model: TorchModel) -> None:
+def test_nonfinite_predictions_are_rejected(model: TorchModel) -> None:
     examples = TASK.encode(table(DETECTION, scenes(2)), model.processor, NAMES, 0)
     with pytest.raises(ModelError, match="not finite"):
         TASK.collect({"detections": np.full((2, 5, 7), np.nan, np.float32)}, examples, [0, 1])
@@ -204,7 +209,7 @@ def test_answers_that_are_not_finite(model: TorchModel) -> None:
     assert detections(np.zeros((1, 5, 7), np.float32), np.array([[8, 8]]), model.processor).shape == (1, 5, 6)
 
 
-def test_a_classifiers_processor_makes_no_boxes(tmp_path: Path) -> None:
+def test_processor_of_classifier_is_rejected(tmp_path: Path) -> None:
     import tiny_images
 
     tiny_places.write_model(tmp_path, "yolos")

@@ -1,4 +1,4 @@
-"""Question answering: spans as transformers decodes them, windows over long contexts, SQuAD's own figures."""
+"""Tests of question answering: answer spans compared with transformers, metrics with SQuAD's definitions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model_folder
 
 
-def test_answers_are_those_that_transformers_decodes(folder: Path) -> None:
+def test_answers_equal_transformers_decoding(folder: Path) -> None:
     model = TASK.load(folder, None, trust_remote_code=False)
     some = dict(rows(TASK.name))["train"]
     examples = TASK.encode(table(some), model.processor, None, 48)
@@ -54,7 +54,7 @@ def test_answers_are_those_that_transformers_decodes(folder: Path) -> None:
         assert answer == row["context"][offsets[starts[0]][0] : offsets[ends[0]][1]]
 
 
-def test_the_best_span_is_the_best_of_all() -> None:
+def test_best_span_equals_brute_force() -> None:
     generator = np.random.default_rng(0)
     for _ in range(20):
         first, last = generator.normal(size=(2, 50))
@@ -69,7 +69,7 @@ def test_the_best_span_is_the_best_of_all() -> None:
         assert (score, at, to) == pytest.approx(brute)
 
 
-def test_a_long_context_is_read_in_windows_and_its_answer_found_in_one(folder: Path) -> None:
+def test_long_context_is_split_into_windows(folder: Path) -> None:
     model = TASK.load(folder, None, trust_remote_code=False)
     context = " ".join(["film"] * 60 + ["superb"] + ["plot"] * 9)
     short = {"question": "the film", "context": "the superb cast", "answers": "superb"}
@@ -104,12 +104,12 @@ def test_a_long_context_is_read_in_windows_and_its_answer_found_in_one(folder: P
         ("", "", 1.0),
     ],
 )
-def test_words_are_compared_as_squads_script_does(answer: str, reference: str, f1: float) -> None:
+def test_word_f1_equals_squad_script(answer: str, reference: str, f1: float) -> None:
     assert word_f1(answer, reference) == pytest.approx(f1)
     assert exact(answer, reference) == (f1 == 1.0)
 
 
-def test_no_answer_counts_where_some_questions_have_none() -> None:
+def test_empty_answer_is_allowed_if_some_question_has_none() -> None:
     collected = {
         "answer": np.array(["here", "there", "so"]),
         "score": np.array([1.0, 5.0, 2.0]),
@@ -125,7 +125,7 @@ def test_no_answer_counts_where_some_questions_have_none() -> None:
     )
 
 
-def test_the_loss_is_the_mean_of_both_ends() -> None:
+def test_loss_is_mean_of_start_and_end_loss() -> None:
     start, end = torch.randn(2, 2, 6)
     labels = torch.tensor([[1, 2], [3, 5]])
     expected = -(start.log_softmax(1)[[0, 1], [1, 3]] + end.log_softmax(1)[[0, 1], [2, 5]]).mean() / 2
@@ -133,7 +133,7 @@ def test_the_loss_is_the_mean_of_both_ends() -> None:
     torch.testing.assert_close(TASK.loss(outputs, labels), expected)
 
 
-def test_padding_has_no_say_in_what_is_taught() -> None:
+def test_padding_does_not_change_distillation_distance() -> None:
     mine, taught = torch.randn(2, 3, 2, 5)
     padded = [torch.cat([logits, torch.zeros(3, 2, 4)], dim=-1) for logits in (mine, taught)]
     torch.testing.assert_close(TASK.distance(*padded, 2.0), TASK.distance(mine, taught, 2.0))
@@ -149,14 +149,14 @@ def test_padding_has_no_say_in_what_is_taught() -> None:
         (5, "value of type int"),
     ],
 )
-def test_an_answer_that_is_not_in_the_context_is_named(folder: Path, answers: object, says: str) -> None:
+def test_answer_outside_context_is_reported(folder: Path, answers: object, says: str) -> None:
     model = TASK.load(folder, None, trust_remote_code=False)
     with pytest.raises(DataError, match=says):
         row = {"question": "the film", "context": "the superb cast", "answers": answers}
         TASK.encode(table([row]), model.processor, None, 24)
 
 
-def test_a_question_that_leaves_no_room_is_named(folder: Path) -> None:
+def test_question_longer_than_window_is_reported(folder: Path) -> None:
     model = TASK.load(folder, None, trust_remote_code=False)
     row = {"question": "film " * 30, "context": "the superb cast", "answers": "superb"}
     with pytest.raises(DataError, match="A question has 30 tokens, which leaves 0 of 24"):

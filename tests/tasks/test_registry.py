@@ -1,4 +1,4 @@
-"""Tasks by name and by what they can do; a task of another package is one of them, or is named with what it lacks."""
+"""Tests of the task registry: lookup by name, capability and model class, and tasks from plugins."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ HALF = Half()
 OF_TEXT = ("token-classification", "text-ranking", "fill-mask", "question-answering")
 CLASSES = ("image-classification", "audio-classification")
 OF_IMAGES = ("image-feature-extraction", "zero-shot-image-classification")
-OF_PLACES = ("object-detection", "image-segmentation")
+LOCALIZATION = ("object-detection", "image-segmentation")
 WRITING = ("text2text-generation", "image-text-to-text")
 
 
-def test_every_capability_of_a_task_has_a_name() -> None:
+def test_every_capability_of_tasks_is_a_declared_constant() -> None:
     known = {value for name, value in vars(capability).items() if name.isupper()}
     kinds = [kind for task in TASKS.values() for kind in task.variants()]
     used = frozenset[str]().union(*(kind.capabilities for kind in kinds))
@@ -70,50 +70,50 @@ def test_every_capability_of_a_task_has_a_name() -> None:
     ("requires", "excludes", "names"),
     [
         ({GENERATES}, set(), {"text-generation"}),
-        ({HAS_CLASSES}, set(), {"text-classification", *CLASSES, *OF_TEXT, *OF_PLACES}),
+        ({HAS_CLASSES}, set(), {"text-classification", *CLASSES, *OF_TEXT, *LOCALIZATION}),
         ({TAKES_PAIRS}, set(), {"text-ranking", "question-answering"}),
-        ({HAS_CLASSES, TAKES_IMAGES}, set(), {"image-classification", *OF_PLACES}),
+        ({HAS_CLASSES, TAKES_IMAGES}, set(), {"image-classification", *LOCALIZATION}),
         ({HAS_CLASSES, TAKES_IMAGES}, {LOCALIZES}, {"image-classification"}),
-        ({HAS_LABELS}, set(), {"text-classification", *CLASSES, *WRITING, *OF_TEXT, *OF_IMAGES, *OF_PLACES}),
+        ({HAS_LABELS}, set(), {"text-classification", *CLASSES, *WRITING, *OF_TEXT, *OF_IMAGES, *LOCALIZATION}),
         ({DUAL_ENCODER}, set(), {"zero-shot-image-classification"}),
         (
             {SINGLE_CALL},
             {TAKES_ARRAYS},
-            {"text-classification", *CLASSES, "feature-extraction", *OF_TEXT, *OF_IMAGES, *OF_PLACES},
+            {"text-classification", *CLASSES, "feature-extraction", *OF_TEXT, *OF_IMAGES, *LOCALIZATION},
         ),
         (set(), {READS_ROWS}, {"text-generation"}),
         ({"no such capability"}, set(), set()),
         (set(), set(), set(TASK_NAMES)),
     ],
 )
-def test_tasks_are_found_by_what_they_can_do(requires: set[str], excludes: set[str], names: set[str]) -> None:
+def test_tasks_are_selected_by_capability(requires: set[str], excludes: set[str], names: set[str]) -> None:
     matching = tasks_with(frozenset(requires), frozenset(excludes))
     assert set(matching) == names
     assert list(matching) == [name for name in TASK_NAMES if name in names]
 
 
-IN_STEPS = {GENERATES, TRANSCRIBES, REWRITES, DESCRIBES_IMAGES, GENERATES_IMAGES}
+ITERATIVE = {GENERATES, TRANSCRIBES, REWRITES, DESCRIBES_IMAGES, GENERATES_IMAGES}
 
 
-def test_what_answers_by_tokens_or_steps_does_not_answer_at_once() -> None:
+def test_iterative_tasks_are_not_single_call() -> None:
     for task in TASKS.values():
-        assert (SINGLE_CALL in task.capabilities) != bool(task.capabilities & IN_STEPS)
+        assert (SINGLE_CALL in task.capabilities) != bool(task.capabilities & ITERATIVE)
 
 
-def test_every_stage_is_for_some_task() -> None:
+def test_every_stage_supports_some_task() -> None:
     for stage in STAGES.values():
         assert tasks_with(stage.requires, stage.excludes), stage
         assert stage.supports(stage.requires)
         assert stage.supports(stage.requires | stage.excludes) is not bool(stage.excludes)
 
 
-def test_names_import_neither_torch_nor_numpy() -> None:
+def test_registry_import_does_not_import_torch_or_numpy() -> None:
     assert packages_imported_by("import compress.tasks.registry").isdisjoint({"torch", "numpy", "pyarrow"})
 
 
 @pytest.fixture
 def plugged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """Entry points of the group, name -> object, for the test to fill in."""
+    """Return a mutable mapping name -> object reference of the entry points in the task group."""
     (tmp_path / "plugged_tasks.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(plugins, "_problems", {})
@@ -127,7 +127,7 @@ def plugged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
     sys.modules.pop("plugged_tasks", None)
 
 
-def test_a_task_of_another_package_is_one_of_them(plugged: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plugin_task_is_registered(plugged: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     plugged["mine"] = "plugged_tasks:SENTIMENT"
     registered = registry._registered()
     assert list(registered) == [*TASK_NAMES, "sentiment"] and not plugin_problems()
@@ -147,15 +147,15 @@ def test_a_task_of_another_package_is_one_of_them(plugged: dict[str, str], monke
         ("not_there_at_all:TASK", "ModuleNotFoundError"),
     ],
 )
-def test_a_task_that_cannot_be_used_is_named(plugged: dict[str, str], value: str, reason: str) -> None:
+def test_invalid_plugin_task_is_reported(plugged: dict[str, str], value: str, reason: str) -> None:
     plugged |= {"fine": "plugged_tasks:SENTIMENT", "wrong": value}
     assert list(registry._registered()) == [*TASK_NAMES, "sentiment"]
     (error,) = plugin_problems()
     assert reason in str(error) and error.provider == f"the package {value.partition(':')[0]}"
 
 
-def test_the_task_of_a_class_is_the_one_that_optimum_tells() -> None:
-    """Of every class that transformers has for these tasks, by the names that most of them follow."""
+def test_task_of_model_class_agrees_with_optimum() -> None:
+    """Compares every class that optimum lists for these tasks; a class may be unknown here, but must not differ."""
     from optimum.exporters.tasks import TasksManager
 
     classes = {
@@ -193,5 +193,7 @@ def test_the_task_of_a_class_is_the_one_that_optimum_tells() -> None:
         ("BertForNextSentencePrediction", False, None),
     ],
 )
-def test_the_longest_ending_counts(architecture: str, has_preprocessor: bool, task: str | None) -> None:
+def test_task_is_inferred_from_longest_class_suffix(
+    architecture: str, has_preprocessor: bool, task: str | None
+) -> None:
     assert task_of(architecture, has_preprocessor) == task

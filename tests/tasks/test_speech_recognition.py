@@ -1,4 +1,4 @@
-"""Speech recognition as a task: features are the model's own, words are counted as Whisper's paper counts them."""
+"""Tests of speech recognition: features compared with the model's extractor, error rates with jiwer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def processor(tmp_path_factory: pytest.TempPathFactory):
     return load_processor(write_tiny_whisper(tmp_path_factory.mktemp("whisper")))
 
 
-def test_features_are_those_of_the_models_own_extractor(processor):
+def test_features_equal_model_extractor(processor):
     given = recording(0.7)
     examples = TASK.encode(rows(given), processor, None, 128)
     samples, _ = soundfile.read(io.BytesIO(given["bytes"]), dtype="float32")
@@ -53,7 +53,7 @@ def test_features_are_those_of_the_models_own_extractor(processor):
     assert examples.labels.tolist() == ["some words"]
 
 
-def test_long_recordings_come_in_windows_and_other_rates_are_said(processor):
+def test_long_recordings_are_split_and_resampling_is_reported(processor):
     examples = TASK.encode(rows(recording(0.5), recording(2.5), recording(0.5, 8_000)), processor, None, 128)
     frames = [example["input_features"].shape[-1] for example in examples.inputs]
     assert frames[0] == frames[2] == FRAMES
@@ -63,9 +63,9 @@ def test_long_recordings_come_in_windows_and_other_rates_are_said(processor):
     assert "1 resampled from 8,000 to 16,000 Hz" in examples.note
 
 
-def test_rates_are_those_of_jiwer_on_the_words_that_count():
+def test_error_rates_equal_jiwer_on_normalized_words():
     measured = {row.metric: row for row in TASK.measure({"transcripts": HEARD}, SAID, "m", "cpu")}
-    # Numbers are written as digits and contractions out; "colour" stays, as no table of spellings is at hand.
+    # Numbers become digits and contractions are expanded; "colour" stays, since there is no spelling table.
     expected = jiwer.process_words(
         ["dial 9 then the area code", "he is the colour of money", "thank you"],
         ["dial 9 then the area code", "he is the color of honey", "thank you"],
@@ -77,7 +77,7 @@ def test_rates_are_those_of_jiwer_on_the_words_that_count():
     assert measured["word_error_rate"].low <= measured["word_error_rate"].value <= measured["word_error_rate"].high
 
 
-def test_outcomes_of_a_rate_pair_utterance_by_utterance():
+def test_error_rates_are_paired_by_utterance():
     rate = TASK.measure({"transcripts": HEARD}, SAID, "m", "cpu")[0]
     better = TASK.measure({"transcripts": SAID}, SAID, "m", "cpu")[0]
     assert better.value == 0
@@ -85,7 +85,7 @@ def test_outcomes_of_a_rate_pair_utterance_by_utterance():
     assert is_paired(MeasurementPair(rate, better, Margin(0.01, relative=False)))
 
 
-def test_agreement_is_to_the_letter_and_the_rate_to_the_baseline_by_words():
+def test_agreement_is_exact_and_baseline_error_rate_normalized():
     compared = {
         row.metric: row.value for row in TASK.compare({"transcripts": HEARD}, {"transcripts": SAID}, "m", "cpu")
     }
@@ -95,13 +95,13 @@ def test_agreement_is_to_the_letter_and_the_rate_to_the_baseline_by_words():
     assert (same["agreement"], same["word_error_rate_to_baseline"]) == (1, 0)
 
 
-def test_rows_without_texts_are_not_judged(processor):
+def test_rows_without_texts_are_rejected(processor):
     examples = TASK.encode(rows(recording(0.5)).select(["audio"]), processor, None, 128)
     with pytest.raises(DataError, match="no texts"):
         TASK.collect({"transcripts": HEARD[:1]}, examples, [0])
 
 
-def test_a_folder_loads_as_torch_model(tmp_path: Path):
+def test_folder_loads_as_torch_model(tmp_path: Path):
     model = TASK.load(write_tiny_whisper(tmp_path), None, trust_remote_code=False)
     assert model.module.config.model_type == "whisper"
     assert model.processor.feature_extractor.n_samples == RATE

@@ -1,4 +1,4 @@
-"""Text from text: what is learned and judged, with the libraries' own figures beside it."""
+"""Tests of text-to-text generation: loss and texts compared with transformers, metrics with reference libraries."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_bart(tmp_path_factory.mktemp("bart"))
 
 
-def test_the_loss_is_transformers_own(folder: Path) -> None:
+def test_loss_equals_transformers(folder: Path) -> None:
     model = TASK.load(folder, None, trust_remote_code=False)
     examples = TASK.encode(pairs(8), model.processor, None, 32)
     batch = tensors(examples, list(range(8)))
@@ -39,7 +39,7 @@ def test_the_loss_is_transformers_own(folder: Path) -> None:
     torch.testing.assert_close(loss, expected_loss, atol=1e-5, rtol=1e-5)
 
 
-def test_learning_is_judged_by_the_next_token(folder: Path) -> None:
+def test_merit_is_next_token_accuracy(folder: Path) -> None:
     model = TASK.load(folder, None, trust_remote_code=False)
     examples = TASK.encode(pairs(12), model.processor, None, 32)
     right = []
@@ -52,7 +52,7 @@ def test_learning_is_judged_by_the_next_token(folder: Path) -> None:
     assert merit(TASK, model.module, examples) == pytest.approx(np.mean(right), abs=1e-6)
 
 
-def test_figures_are_the_libraries_own() -> None:
+def test_metrics_equal_sacrebleu_and_rouge_score() -> None:
     references = ["and the king went up to his house", "lo, he spake unto them", "the end"]
     written = ["and the king went to his house", "lo he spake to them all", "the end"]
     rows = {row.metric: row for row in TASK.measure({"texts": np.array(written)}, np.array(references), "m", "t")}
@@ -65,14 +65,14 @@ def test_figures_are_the_libraries_own() -> None:
     assert rows["exact_match"].raw == (0.0, 0.0, 1.0)
 
 
-def test_rows_without_a_target_are_named(folder: Path) -> None:
+def test_rows_without_targets_are_rejected(folder: Path) -> None:
     model = TASK.load(folder, None, trust_remote_code=False)
     examples = TASK.eval_examples(pairs(2).select(["text"]), model.processor, None, 32, Evaluation())
     with pytest.raises(DataError, match="no targets"):
         TASK.collect({"texts": np.array(["a", "b"])}, examples, [0, 1])
 
 
-def test_the_target_torch_writes_what_generate_writes(folder: Path) -> None:
+def test_torch_runtime_equals_generate(folder: Path) -> None:
     session = get_runtime("torch").open(folder, TARGETS["torch"], 1)
     model = TASK.load(folder, None, trust_remote_code=False)
     examples = TASK.eval_examples(pairs(4), model.processor, None, 32, Evaluation())

@@ -1,4 +1,4 @@
-"""Token classification: labels where words begin, entities counted as seqeval counts them, answers as a pipeline's."""
+"""Tests of token classification: labels compared with transformers' pipeline, entity F1 with seqeval."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model_folder
 
 
-def test_answers_are_those_of_transformers_pipeline(folder: Path) -> None:
+def test_labels_equal_transformers_pipeline(folder: Path) -> None:
     model = TASK.load(folder, NAMES, trust_remote_code=False)
     some = dict(rows(TASK.name))["train"]
     examples = TASK.encode(table(some), model.processor, NAMES, 32)
@@ -57,7 +57,7 @@ def test_answers_are_those_of_transformers_pipeline(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("tokenizer", [word_piece, byte_level, unigram])
-def test_words_have_the_tokens_that_transformers_gives_them(tokenizer) -> None:
+def test_first_token_of_each_word_matches_transformers(tokenizer) -> None:
     word_tokenizer = tokenizer()
     for words in (["lovely", "film", "zebra"], ["quartz"], ["a", "boring", "plot", "3.14", "noisy!"]):
         text = " ".join(words)
@@ -65,11 +65,11 @@ def test_words_have_the_tokens_that_transformers_gives_them(tokenizer) -> None:
         starts = first_tokens(text, encoded["offset_mapping"])
         pieces = [word_tokenizer.convert_ids_to_tokens(encoded["input_ids"])[start] for start in starts]
         alone = [word_tokenizer.tokenize(word if at == 0 else f" {word}")[0] for at, word in enumerate(words)]
-        # A sentence-piece tokenizer puts its sign for a space before every word, as at the beginning of a text.
+        # A SentencePiece tokenizer puts its space symbol before every word, also at the start of a text.
         assert pieces == alone
 
 
-def test_a_word_that_is_cut_off_is_wanted_and_not_found() -> None:
+def test_truncated_word_counts_as_missed() -> None:
     long = table([{"tokens": ["film"] * 8 + ["great"], "tags": ["O"] * 8 + ["B-GOOD"]}])
     examples = TASK.encode(long, word_piece(), NAMES, 6)
     assert len(examples.inputs[0]["input_ids"]) == 6 and "5 words have no token" in examples.note
@@ -79,7 +79,7 @@ def test_a_word_that_is_cut_off_is_wanted_and_not_found() -> None:
     assert collected["found"][0] == "B-BAD B-BAD B-BAD B-BAD O O O O O"
 
 
-def test_what_stands_in_padding_does_not_count() -> None:
+def test_padding_does_not_count() -> None:
     examples = TASK.encode(table([{"tokens": ["film"] * n, "tags": ["O"] * n} for n in (1, 4)]), word_piece(), NAMES, 8)
     batch = examples.batch([0, 1])
     answers = examples.answers({"logits": np.ones((2, 6, 5), np.float32)}, batch)
@@ -91,7 +91,7 @@ def test_what_stands_in_padding_does_not_count() -> None:
     torch.testing.assert_close(TASK.loss(outputs, labels), flat)
 
 
-def test_f1_is_seqevals() -> None:
+def test_f1_equals_seqeval() -> None:
     chance = random.Random(3)
 
     def labels() -> list[str]:
@@ -117,13 +117,13 @@ def test_f1_is_seqevals() -> None:
     assert set(measured) >= {"f1_X", "f1_Y", "precision", "recall", "token_accuracy"}
 
 
-def test_whole_entities_of_another_scheme_are_counted() -> None:
+def test_entities_in_bilou_scheme_are_counted() -> None:
     tags = np.array(["O B-X I-X L-X U-Y", "U-X O O O O"])
     rows = {row.metric: row.value for row in TASK.measure({"found": tags, "wanted": tags}, None, "m", "t")}
     assert (rows["f1"], rows["f1_X"], rows["f1_Y"]) == (1.0, 1.0, 1.0)
 
 
-def test_what_examples_add_to_a_ratio_has_its_mean_and_spread() -> None:
+def test_linearized_ratio_has_correct_mean_and_deviation() -> None:
     generator = np.random.default_rng(0)
     wholes = generator.integers(0, 6, 400)
     parts = generator.binomial(wholes, 0.7)
@@ -146,19 +146,19 @@ def test_what_examples_add_to_a_ratio_has_its_mean_and_spread() -> None:
         (["NOUN", "VERB", "X-Y"], None),
     ],
 )
-def test_the_scheme_is_told_from_the_labels(labels: list[str], scheme: str | None) -> None:
+def test_scheme_is_inferred_from_labels(labels: list[str], scheme: str | None) -> None:
     assert scheme_of(labels) == scheme
 
 
 @pytest.mark.parametrize(
     ("labels", "says"), [(["B-X", "L-X", "E-X"], "prefixes B, E, L"), (["O", "B-X", "NOUN"], "'NOUN' marks no entity")]
 )
-def test_labels_of_no_one_scheme_are_refused(labels: list[str], says: str) -> None:
+def test_labels_of_mixed_schemes_are_rejected(labels: list[str], says: str) -> None:
     with pytest.raises(DataError, match=says):
         scheme_of(labels)
 
 
-def test_labels_in_another_scheme_than_the_models_are_named(folder: Path) -> None:
+def test_labels_in_another_scheme_than_the_model_are_reported(folder: Path) -> None:
     with pytest.raises(DataError, match=r"labels are BILOU, as 'U-GOOD' shows; the model's are BIO"):
         TASK.load(folder, ("O", "B-GOOD", "U-GOOD", "L-GOOD"), trust_remote_code=False)
     check_schemes(NAMES, ("O", "B-GOOD"))
@@ -174,6 +174,6 @@ def test_labels_in_another_scheme_than_the_models_are_named(folder: Path) -> Non
         ({"tokens": ["a"], "tags": [None]}, "value of type list"),
     ],
 )
-def test_bad_rows_are_named(row: dict, says: str) -> None:
+def test_invalid_rows_are_reported(row: dict, says: str) -> None:
     with pytest.raises(DataError, match=says):
         TASK.encode(table([row]), word_piece(), NAMES, 8)

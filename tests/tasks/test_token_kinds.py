@@ -1,4 +1,4 @@
-"""Kinds of tokens of Python by hand, and that all kinds together are the text."""
+"""Tests of Python token kinds: kinds by hand, and losses by kind that add up to the loss of the whole text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LETTERS = {"_": "whitespace", "i": "identifier", "k": "keyword", "s": "string", 
            "o": "operator"}  # fmt: skip
 
 
-def test_each_byte_has_the_kind_that_a_reader_gives_it() -> None:
+def test_kind_of_each_byte_matches_kinds_by_hand() -> None:
     kinds = [KINDS[kind] for kind in python_kinds([CODE, "x"])]
     # The letter é has two bytes; a blank line stands between two texts.
     expected = [LETTERS[letter] for letter in BY_HAND]
@@ -32,13 +32,13 @@ def test_each_byte_has_the_kind_that_a_reader_gives_it() -> None:
     assert kinds == [*expected[:offset], "comment", *expected[offset:], "whitespace", "whitespace", "identifier"]
 
 
-def test_text_that_is_no_python_is_refused() -> None:
+def test_invalid_python_is_rejected() -> None:
     with pytest.raises(DataError, match="no Python"):
         python_kinds(["x = 1", "def f(:\n  '''"])
 
 
-def test_a_token_is_of_the_kind_of_its_first_byte_that_is_no_space() -> None:
-    """By a tokenizer with merges, whose pieces have a letter for each byte."""
+def test_token_has_kind_of_its_first_nonspace_byte() -> None:
+    """Tokens of this tokenizer have one letter per byte, so that their lengths give their offsets in the text."""
     texts = [CODE, "def cat(x):\n    return x + 1  # the mat"] * 4
     rows, tokenizer = pa.table({"text": texts}), train_tokenizer()
     examples = TASK.eval_examples(rows, tokenizer, None, 12, Evaluation(stride=5))
@@ -57,7 +57,7 @@ def test_a_token_is_of_the_kind_of_its_first_byte_that_is_no_space() -> None:
     assert TASK.token_categories(rows, tokenizer, examples, "text") == {}
 
 
-def test_all_kinds_together_are_the_text() -> None:
+def test_losses_by_kind_add_up_to_total_loss() -> None:
     rows = pa.table({"text": [CODE] * 20})
     examples = TASK.eval_examples(rows, tiny_tokenizer(), None, 16, Evaluation())
     kinds = TASK.token_categories(rows, tiny_tokenizer(), examples, "python")

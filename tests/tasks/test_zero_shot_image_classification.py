@@ -1,4 +1,4 @@
-"""Images and texts in one space: as transformers' own pipeline has them, and found as by hand."""
+"""Tests of zero-shot image classification: scores and loss compared with transformers, metrics with values by hand."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @dataclass(frozen=True)
-class Made:
-    """A model, its graph, and what both are asked."""
+class ExportedTowers:
+    """A model, its examples, and its exported graph."""
 
     folder: Path
     model: TorchModel
@@ -54,7 +54,7 @@ class Made:
 
 
 @pytest.fixture(scope="module", params=["clip", "siglip"])
-def made(request: pytest.FixtureRequest, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def exported(request: pytest.FixtureRequest, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedTowers:
     folder = clip
     if request.param == "siglip":
         folder = tmp_path_factory.mktemp("siglip")
@@ -62,11 +62,11 @@ def made(request: pytest.FixtureRequest, clip: Path, tmp_path_factory: pytest.Te
     model, rows = TASK.load(folder, None, trust_remote_code=False), tiny_towers.table(COUNT)
     examples = TASK.encode(rows, model.processor, None, 16)
     graph = export_onnx(model, examples.subset(range(6)), None, fusions=True).graph
-    return Made(folder, model, rows, examples, graph)
+    return ExportedTowers(folder, model, rows, examples, graph)
 
 
-def test_graphs_answer_as_the_pipeline_of_transformers(made: Made) -> None:
-    model, rows, examples, graph = made.model, made.rows, made.examples, made.graph
+def test_graph_scores_equal_transformers_pipeline(exported: ExportedTowers) -> None:
+    model, rows, examples, graph = exported.model, exported.rows, exported.examples, exported.graph
     few = examples.subset(range(6))
     assert verify_parity(graph, model, few, 1e-3) < 1e-4
     names = [output.name for output in graph.graph.output]
@@ -75,12 +75,12 @@ def test_graphs_answer_as_the_pipeline_of_transformers(made: Made) -> None:
     asked = pa.table({"image": rows["image"].slice(0, 3), "text": [f"This is a photo of {name}." for name in CLASSES]})
     prompts = TASK.encode(asked, model.processor, None, 16).batch(range(3))
     pixels = examples.batch(range(COUNT))["pixel_values"]
-    # Three texts for 200 images in one call, as transformers.js has ten for one.
+    # The numbers of texts and images may differ: here 3 and 200, in transformers.js e.g. ten and one.
     logits = session_of(graph).predict({**prompts, "pixel_values": pixels})["logits_per_image"]
     assert logits.shape == (COUNT, 3)
     likely = torch.from_numpy(logits)
     chances = likely.sigmoid() if model.module.config.model_type == "siglip" else likely.softmax(dim=-1)
-    known = pipeline("zero-shot-image-classification", str(made.folder))
+    known = pipeline("zero-shot-image-classification", str(exported.folder))
     images = [Image.open(io.BytesIO(value["bytes"])) for value in rows["image"].to_pylist()]
     for row, answer in zip(chances, known(images, candidate_labels=CLASSES), strict=True):
         scores = {label_score["label"]: label_score["score"] for label_score in answer}
@@ -99,16 +99,16 @@ def kept(images: Any, texts: Any, kinds: Any, captions: Any, pictures: Any) -> d
     )
 
 
-def test_recall_and_accuracy_are_those_of_hand() -> None:
+def test_recall_and_accuracy_match_values_by_hand() -> None:
     # Three rows, the last two with one caption, and two prompts each of two classes, at 0 and 40, and at 80 and 100.
     collected = kept([10, 60, 88], [0, 70, 70], [0, 1, 1], [0, 1, 1], [0, 1, 2])
     asked = kept([0, 0, 0, 0], [0, 40, 80, 100], [0, 0, 1, 1], [-1] * 4, [-1] * 4)
     both = {name: np.concatenate([collected[name], asked[name]]) for name in collected}
     rows = {row.metric: row for row in TASK.measure(both, None, "m", "cpu")}
     assert rows["recall_at_1_image_to_text"].raw == (1, 1, 1)
-    # The caption at 0 finds the image at 10 first, that at 70 the one at 60.
+    # The nearest image to the caption at 0 is at 10, and to the caption at 70 it is at 60.
     assert rows["recall_at_1_text_to_image"].raw == (1, 1, 1)
-    # Classes lie at 20 and 90: the image at 60 is nearer to the second.
+    # Class embeddings are at 20 and 90 degrees, so the image at 60 is nearer to the second.
     assert rows["zero_shot_accuracy"].raw == (1, 1, 1)
     swapped = {**both, "kind": np.array([1, 0, 0, 0, 0, 1, 1])}
     rows = {row.metric: row for row in TASK.measure(swapped, None, "m", "cpu")}
@@ -118,15 +118,15 @@ def test_recall_and_accuracy_are_those_of_hand() -> None:
     assert "zero_shot_accuracy" not in plain
 
 
-def test_a_caption_of_several_images_is_looked_for_once() -> None:
-    # The last image is nearer to the caption that six others have, once, than to its own.
+def test_shared_caption_is_a_single_candidate() -> None:
+    # The last image is nearer to the caption shared by the six others, which counts once, than to its own.
     collected = kept([0] * 6 + [50], [50] * 6 + [0], [0] * 6 + [1], [0] * 6 + [1], range(7))
     rows = {row.metric: row for row in TASK.measure(collected, None, "m", "cpu")}
     assert rows["recall_at_1_image_to_text"].value == 0
     assert rows["recall_at_5_image_to_text"].value == 1
 
 
-def test_rows_of_one_image_or_one_caption_belong_together(clip: Path) -> None:
+def test_rows_of_same_image_or_caption_match(clip: Path) -> None:
     processor = TASK.load(clip, None, trust_remote_code=False).processor
     values = tiny_images.table(3)["image"].to_pylist()
     images = [values[position] for position in (0, 0, 1, 2)]
@@ -139,7 +139,7 @@ def test_rows_of_one_image_or_one_caption_belong_together(clip: Path) -> None:
     assert (captions, pictures) == ([0, 1, 1, 2], [0, 0, 1, 2])
 
 
-def test_prompts_stand_behind_the_rows_with_the_class_that_they_ask_for(clip: Path) -> None:
+def test_prompts_follow_the_rows_and_have_class_labels(clip: Path) -> None:
     model = TASK.load(clip, None, trust_remote_code=False)
     evaluation = Evaluation(templates=("a photo of {}", "{}"))
     examples = TASK.eval_examples(tiny_towers.table(6), model.processor, None, 16, evaluation)
@@ -151,7 +151,7 @@ def test_prompts_stand_behind_the_rows_with_the_class_that_they_ask_for(clip: Pa
     assert examples.batch([5, 9])["pixel_values"].shape == (2, 3, 16, 16)
 
 
-def test_losses_are_those_of_the_model_and_know_what_belongs_together() -> None:
+def test_losses_equal_transformers_and_account_for_shared_pairs() -> None:
     torch.manual_seed(0)
     logits = torch.randn(4, 4)
     alone = torch.arange(4)[:, None].expand(4, 3)
@@ -170,7 +170,7 @@ def test_losses_are_those_of_the_model_and_know_what_belongs_together() -> None:
     torch.testing.assert_close(TASK.loss(siglip(), labels), sigmoid_contrastive(logits, belongs))
 
 
-def test_a_student_of_other_dimensions_learns_affinities() -> None:
+def test_distance_compares_similarities_across_dimensions() -> None:
     torch.manual_seed(0)
     mine, taught = ([torch.nn.functional.normalize(torch.randn(3, size)) for _ in range(2)] for size in (2, 5))
     total = 0.0
@@ -187,7 +187,7 @@ def source(some: dict[str, list[Any]]) -> pa.Table:
     return choose(Rows("here", tuple(some), some), TASK.columns, {})
 
 
-def test_captions_without_pictures_are_named(clip: Path) -> None:
+def test_captions_without_images_are_rejected(clip: Path) -> None:
     image = tiny_images.png(tiny_images.pixels(0, np.random.default_rng(0)))
     assert source({"image": [image], "text": ["dark"]}).column_names == ["image", "text"]
     with pytest.raises(DataError, match="'image' has 1 of 2 values missing"):
@@ -202,15 +202,15 @@ def test_captions_without_pictures_are_named(clip: Path) -> None:
         TASK.eval_examples(rows, processor, None, 16, Evaluation())
 
 
-def test_a_model_of_one_tower_is_refused(tmp_path: Path) -> None:
+def test_single_tower_model_is_rejected(tmp_path: Path) -> None:
     tiny_images.vit().save(tmp_path)
     with pytest.raises(ModelError, match="cannot be loaded for zero-shot"):
         TASK.load(tmp_path, None, trust_remote_code=False)
 
 
-def test_each_tower_is_a_graph_of_its_own_that_gives_what_both_give(made: Made) -> None:
-    batch = made.examples.batch(range(6))
-    whole, towers = session_of(made.graph).predict(batch), split_towers(made.graph)
+def test_graph_of_each_tower_has_outputs_of_joint_graph(exported: ExportedTowers) -> None:
+    batch = exported.examples.batch(range(6))
+    whole, towers = session_of(exported.graph).predict(batch), split_towers(exported.graph)
     assert list(towers) == ["text_model", "vision_model"]
     for tower, output in zip(towers.values(), ("text_embeds", "image_embeds"), strict=True):
         session = session_of(tower)

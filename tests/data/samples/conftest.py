@@ -1,4 +1,4 @@
-"""A sample pinned to a small package file."""
+"""Fixtures of a sample pinned to a small package file."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ def package(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sample_of(package: Path) -> Callable[[str], Sample]:
-    """A sample of the catalogue, pinned to the small package file instead of the real one."""
+    """Return a function from a sample's name to that sample, pinned to the small package file."""
     return lambda name: pinned_to(find_sample(name), package)

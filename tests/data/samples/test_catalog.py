@@ -1,4 +1,4 @@
-"""Where samples come from: packages that register them, and what is said of those that can't be used."""
+"""Tests of the sample catalog: samples registered by packages, and errors of packages that cannot be used."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOTHING = {"words": sample("words")}
 
 @pytest.fixture
 def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
-    """Pairs of an entry point's name and its object, which the test fills in; none of what is really installed."""
+    """Return a mutable list of entry points (name, object reference), which replaces those really installed."""
     (tmp_path / "own_samples.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(plugins, "_problems", {})
@@ -46,14 +46,14 @@ def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list
     known_samples.cache_clear()
 
 
-def test_samples_of_any_installed_package_are_found(registered: list[tuple[str, str]]) -> None:
+def test_samples_of_installed_packages_are_found(registered: list[tuple[str, str]]) -> None:
     registered.append(("own", "own_samples:OWN"))
     assert list(known_samples()) == ["words", "more-words"]
     assert find_sample("sample:words").requirements == "a==1"
     assert plugin_problems() == ()
 
 
-def test_without_a_package_of_samples_the_command_is_named(registered: list[tuple[str, str]]) -> None:
+def test_unknown_sample_gives_installation_command(registered: list[tuple[str, str]]) -> None:
     with pytest.raises(SampleError) as caught:
         find_sample("minilm")
     assert "no sample 'minilm'" in str(caught.value)
@@ -69,12 +69,12 @@ def test_without_a_package_of_samples_the_command_is_named(registered: list[tupl
         ("not_there:OWN", "ModuleNotFoundError"),
     ],
 )
-def test_a_package_that_cannot_be_used_is_named_and_the_others_work(
+def test_invalid_package_is_reported_and_others_work(
     value: str, reason: str, registered: list[tuple[str, str]]
 ) -> None:
     registered += [("bad", value), ("a", "own_samples:OWN")]
     if "TWICE" in value:
-        registered.sort()  # entry points of one package go by their names
+        registered.sort()  # entry points of one package are ordered by name
     assert {"words", "more-words"} <= set(known_samples())
     assert "others" not in known_samples()
     with pytest.raises(SampleError, match=re.escape(reason)) as caught:

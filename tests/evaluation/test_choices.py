@@ -1,4 +1,4 @@
-"""Multiple choice, instructions, image files and ratios by slice."""
+"""Tests of multiple choice, instruction following, PNG files and ratios by slice."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TEMPLATE = (
 
 
 def write_decoder(folder: Path, template: str | None = None) -> TinyDecoder:
-    """A decoder made by hand with the tiny tokenizer's vocabulary."""
+    """Save a decoder with hand-made weights and the tiny tokenizer's vocabulary."""
     decoder = TinyDecoder(vocabulary=160)
     decoder.write(folder)
     tokenizer = tiny_tokenizer()
@@ -45,14 +45,14 @@ def write_decoder(folder: Path, template: str | None = None) -> TinyDecoder:
 
 
 def by_hand(prompt: str, choice: str) -> float:
-    """log p of the choice's tokens, each given all before it."""
+    """Return the log probability of the choice's tokens, each given all before it."""
     tokenizer = tiny_tokenizer()
     prompt_ids, choice_ids = (tokenizer(text)["input_ids"] for text in (prompt, choice))
     chances = torch.from_numpy(TinyDecoder(vocabulary=160).logits([*prompt_ids, *choice_ids])).log_softmax(-1)
     return float(sum(chances[len(prompt_ids) + index - 1, token] for index, token in enumerate(choice_ids)))
 
 
-def test_a_choice_is_scored_by_its_tokens_after_the_prompt(tmp_path: Path) -> None:
+def test_choice_score_is_log_probability_of_its_tokens(tmp_path: Path) -> None:
     write_decoder(tmp_path)
     scores = choice_scores(tmp_path, QUESTIONS, TARGETS["cpu"], 1, SilentProgress(), "")
     # A space is put between the two, or moved from the prompt's end to the choice.
@@ -60,7 +60,7 @@ def test_a_choice_is_scored_by_its_tokens_after_the_prompt(tmp_path: Path) -> No
     assert scores[1] == pytest.approx([by_hand("The end", choice) for choice in (" xyz", " w", " !!")], rel=1e-4)
 
 
-def test_the_likeliest_choice_is_the_answer_as_it_is_or_by_its_length() -> None:
+def test_predicted_choice_has_the_highest_raw_or_normalized_score() -> None:
     questions = [Question("?", ("yes", "no way at all"), 0), Question("?", ("yes", "no way at all"), 1)]
     plain, a_byte = choice_rows(questions, [[-3.0, -6.5], [-3.0, -6.5]], "final", "cpu")
     assert (plain.metric, plain.raw, plain.value) == ("choice_accuracy", (1.0, 0.0), 0.5)
@@ -74,7 +74,7 @@ def write(folder: Path, *rows: dict[str, Any]) -> Path:
     return path
 
 
-def test_answers_are_places_or_texts(tmp_path: Path) -> None:
+def test_correct_choice_is_given_by_index_or_text(tmp_path: Path) -> None:
     row = {"prompt": "2 + 2 =", "choices": ["3", "4"]}
     path = write(tmp_path, {**row, "answer": 1}, {**row, "answer": "3"})
     assert [question.answer for question in read_questions(path)] == [1, 0]
@@ -93,14 +93,14 @@ def test_answers_are_places_or_texts(tmp_path: Path) -> None:
         ({"answer": None}, "The answer is None"),
     ],
 )
-def test_a_row_that_asks_nothing_is_named(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+def test_invalid_row_is_named(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     good = {"prompt": "p", "choices": ["a", "b"], "answer": 0}
     with pytest.raises(DataError, match=words) as caught:
         read_questions(write(tmp_path, good, {**good, **change}))
     assert caught.value.where == "questions.jsonl:2"
 
 
-def test_a_file_without_its_columns_or_that_is_not_there(tmp_path: Path) -> None:
+def test_file_without_columns_and_missing_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no column 'choices'"):
         read_questions(write(tmp_path, {"prompt": "p", "answer": 0}))
     with pytest.raises(DataError, match=r"nowhere\.jsonl does not exist"):
@@ -114,7 +114,7 @@ def answers(folder: Path) -> list[str]:
     return answer_instructions(folder, ASKED, 7, TARGETS["cpu"], 1, SilentProgress(), "")
 
 
-def test_each_instruction_is_a_turn_of_a_chat_that_the_model_goes_on_with(tmp_path: Path) -> None:
+def test_each_instruction_becomes_a_chat_turn_to_continue(tmp_path: Path) -> None:
     decoder, tokenizer = write_decoder(tmp_path, TEMPLATE), tiny_tokenizer()
     expected = []
     for text in ("u: say no;a:", "u: be brief;a:"):
@@ -129,7 +129,7 @@ def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
         answers(tmp_path)
 
 
-def test_instructions_count_whole_and_checks_one_by_one() -> None:
+def test_accuracy_is_per_instruction_and_per_check() -> None:
     whole, checks = instruction_rows(ASKED, ["No.", "well, two"], "final", "cpu")
     assert (whole.metric, whole.raw, whole.value) == ("instructions_followed", (1.0, 0.0), 0.5)
     assert (checks.metric, checks.raw, checks.value) == ("checks_passed", (1.0, 1.0, 0.0), pytest.approx(2 / 3))
@@ -140,14 +140,14 @@ def _read(png: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))))
 
 
-def test_levels_are_kept_as_they_are() -> None:
+def test_png_round_trip_preserves_pixel_values() -> None:
     gray = np.random.default_rng(0).integers(0, 256, (9, 7, 1), dtype=np.uint8)
     coloured = np.random.default_rng(1).integers(0, 256, (9, 7, 3), dtype=np.uint8)
     assert (_read(encode_png(gray)) == gray[..., 0]).all()
     assert (_read(encode_png(coloured)) == coloured).all()
 
 
-def test_a_large_picture_is_scaled_down_by_means() -> None:
+def test_large_image_is_downscaled_by_averaging() -> None:
     large = np.zeros((256, 512, 1), dtype=np.uint8)
     large[:, 256:] = 200
     small = _read(encode_png(large))
@@ -155,7 +155,7 @@ def test_a_large_picture_is_scaled_down_by_means() -> None:
     assert (small[:, :64] == 0).all() and (small[:, 64:] == 200).all()
 
 
-def test_lighter_is_red_and_darker_is_blue() -> None:
+def test_brighter_pixels_are_red_and_darker_are_blue() -> None:
     reference = np.full((1, 4, 1), 100, dtype=np.uint8)
     after = np.array([[[100], [132], [36], [255]]], dtype=np.uint8)  # 0, half, whole and more than whole of 64 levels
     half = round(255 / 2)
@@ -163,7 +163,7 @@ def test_lighter_is_red_and_darker_is_blue() -> None:
     assert _read(encode_difference_png(after, reference)).tolist() == [expected]
 
 
-def test_f1_of_a_slice_is_that_of_its_rows() -> None:
+def test_f1_of_a_slice_is_computed_on_its_rows() -> None:
     task = get_task("token-classification")
     expected = ["B-X O", "O B-Y", "B-X I-X", "O O"]
     predicted = ["B-X O", "B-X O", "B-X O", "B-Y O"]
@@ -178,7 +178,7 @@ def test_f1_of_a_slice_is_that_of_its_rows() -> None:
     assert set(slices) == {f"{name}[some]" for name in (*task.ratios, "exact_match")}
 
 
-def test_a_task_without_ratios_has_the_slices_of_its_outcomes() -> None:
+def test_task_without_ratios_reports_outcomes_by_slice() -> None:
     task = get_task("text-classification")
     predictions = Predictions(
         {"logits": np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]], np.float32)}, np.array([0, 0, 0])

@@ -1,4 +1,4 @@
-"""Continuations through ONNX Runtime against the same mathematics in numpy, and who is said to repeat themselves."""
+"""Tests of greedy generation in ONNX Runtime against numpy, and of the detection of repetition."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def written(folder: Path, tokens: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("cache", [True, False])
-def test_the_likeliest_tokens_follow(tmp_path: Path, cache: bool) -> None:
+def test_generation_is_greedy(tmp_path: Path, cache: bool) -> None:
     decoder = TinyDecoder()
     expected = [decoder.continuation(prompt, 9) for prompt in PROMPTS]
     assert written(decoder.write(tmp_path, cache=cache), 9) == expected
 
 
-def test_a_text_ends_where_the_model_ends_it(tmp_path: Path) -> None:
+def test_generation_stops_at_the_end_token(tmp_path: Path) -> None:
     decoder = TinyDecoder()
     folder = decoder.write(tmp_path)
     first, other = (decoder.continuation(prompt, 9) for prompt in PROMPTS)
@@ -65,7 +65,7 @@ def test_end_tokens(tmp_path: Path, files: dict[str, dict[str, object]], expecte
     assert end_tokens(tmp_path) == expected
 
 
-def test_prompts_are_the_beginnings_of_windows_spread_over_the_text() -> None:
+def test_prompts_are_starts_of_evenly_spaced_windows() -> None:
     examples = Examples([{"input_ids": np.arange(start, start + 8)} for start in range(0, 90, 10)], {"input_ids": 0})
     assert choose_prompts(examples, Evaluation(prompts=3, prompt_tokens=2)) == [[0, 1], [40, 41], [80, 81]]
     assert choose_prompts(examples, Evaluation(prompts=0)) == []
@@ -78,7 +78,7 @@ def test_repetition_is_the_mean_over_prompts() -> None:
     assert row.raw == pytest.approx((1 / 5, 4 / 5, 0.0))
 
 
-def test_only_who_repeats_more_than_the_baseline_is_named() -> None:
+def test_only_models_more_repetitive_than_the_baseline_are_named() -> None:
     varied, circling = [list(range(start, start + 20)) for start in range(8)], [[1, 2] * 10] * 8
     fine, bad = repetition_row(varied, "baseline", "cpu"), repetition_row(circling, "final", "cpu")
     note = repetition_note(bad, fine)
@@ -89,7 +89,7 @@ def test_only_who_repeats_more_than_the_baseline_is_named() -> None:
     assert repetition_note(once, fine) is None, "one text of eight may be chance"
 
 
-def test_tokens_that_became_less_likely_are_found_with_what_stood_before() -> None:
+def test_fallen_tokens_are_listed_with_their_context() -> None:
     windows = [{"input_ids": np.arange(start, start + 4)} for start in (10, 20)]
     old = -np.log([[0.9, 0.5, 0.2], [0.8, 0.4, 0.5]])
     tokens = find_fallen_tokens(Examples(windows, {}), old, -np.log([[0.1, 0.5, 0.9], [0.2, 0.3, 0.4]]))
@@ -103,10 +103,10 @@ def test_tokens_that_became_less_likely_are_found_with_what_stood_before() -> No
 
 
 @pytest.mark.parametrize("cache", [True, False])
-def test_each_written_token_has_its_probability_and_that_of_the_likeliest_other(tmp_path: Path, cache: bool) -> None:
+def test_generated_tokens_have_their_and_the_runner_up_probability(tmp_path: Path, cache: bool) -> None:
     decoder = TinyDecoder()
     folder = decoder.write(tmp_path, cache=cache)
-    texts = [decoder.continuation(PROMPTS[0], 5), [3, 1, 2]]  # the latter is not what it would write
+    texts = [decoder.continuation(PROMPTS[0], 5), [3, 1, 2]]  # the latter is not what the model would generate
     probabilities = token_probabilities(folder, PROMPTS, texts, TARGETS["cpu"], 1, SilentProgress(), "")
     for prompt, text, steps in zip(PROMPTS, texts, probabilities, strict=True):
         assert [step.token for step in steps] == text
@@ -119,7 +119,7 @@ def test_each_written_token_has_its_probability_and_that_of_the_likeliest_other(
             assert (step.probability, step.other_probability) == pytest.approx(expected, rel=1e-4)
 
 
-def test_texts_that_end_in_a_loop_are_counted() -> None:
+def test_texts_ending_in_a_loop_are_counted() -> None:
     once, twice = list(range(40)), [*range(30), *range(24, 30)]
     row = looping_row([once, twice, [9, 8, *[1, 2, 3, 4, 5, 6, 7, 8] * 2]], "final", "cpu")
     assert (row.metric, row.raw) == ("looping", (0.0, 0.0, 1.0))

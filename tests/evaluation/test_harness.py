@@ -1,4 +1,4 @@
-"""The lm-evaluation-harness on our artifacts: its figures are those of transformers' own probabilities."""
+"""Tests of lm-evaluation-harness on our artifacts: scores against transformers' log probabilities."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def log_likelihood(folder: Path, context: list[int], ids: list[int]) -> tuple[fl
     return float(scored.sum()), bool((logits.argmax(-1) == torch.tensor(ids)).all())
 
 
-def test_log_likelihoods_are_transformers(tmp_path: Path) -> None:
+def test_log_likelihoods_equal_transformers(tmp_path: Path) -> None:
     save_tiny_llama(tmp_path)
     model, tokenizer = CompressLM(str(tmp_path), target="torch", max_length=12), tiny_tokenizer()
     results = model.loglikelihood(asked(("abc", "def"), ("abc ", "d"), ("", "ab")))
@@ -66,7 +66,7 @@ def test_log_likelihoods_are_transformers(tmp_path: Path) -> None:
     expected = [log_likelihood(tmp_path, *pair) for pair in ((ids[0], ids[1]), (ids[0], ids[2]), (begin, ids[3]))]
     assert results == [(pytest.approx(value, rel=1e-5), likely) for value, likely in expected]
     text = tokenizer("abcdefgh" * 4)["input_ids"]
-    # Windows of 12 tokens to be told, each behind the one before it.
+    # Windows of 12 scored tokens, each following the previous one.
     windows = ((begin, text[:12]), (text[11:12], text[12:24]), (text[19:24], text[24:]))
     parts = [log_likelihood(tmp_path, *window) for window in windows]
     assert model.loglikelihood_rolling(asked(("abcdefgh" * 4,))) == [
@@ -76,8 +76,8 @@ def test_log_likelihoods_are_transformers(tmp_path: Path) -> None:
         model.loglikelihood(asked(("a", "b" * 13)))
 
 
-def test_the_harness_asks_an_onnx_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`lm_eval` itself, on a task of its own form, by numpy's probabilities of the same graph."""
+def test_harness_evaluates_an_onnx_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`lm_eval` runs a custom task; expected values are numpy's probabilities of the same graph."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -105,7 +105,7 @@ def test_the_harness_asks_an_onnx_file(tmp_path: Path, monkeypatch: pytest.Monke
         assert evaluated["results"]["words"][metric] == pytest.approx(count / len(QUESTIONS))
 
 
-def test_texts_go_on_with_the_likeliest_tokens_up_to_a_stop(tmp_path: Path) -> None:
+def test_generation_is_greedy_up_to_a_stop_string(tmp_path: Path) -> None:
     decoder, tokenizer = write_decoder(tmp_path), tiny_tokenizer()
     model, ids = CompressLM(str(tmp_path)), tokenizer("abc")["input_ids"]
     whole = tokenizer.decode(decoder.continuation(ids, 9), skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""Cut networks equal uncut ones in which the weights that read removed channels are zero, and load again."""
+"""Tests of channel removal: pruned nets equal unpruned ones with zeroed reading weights, and load again."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def logits(model: TorchModel) -> torch.Tensor:
 
 
 def some_kept(coupling: Coupling, seed: int) -> torch.Tensor:
-    """A random half, and one at least, of the places of each group."""
+    """Return a random half, at least one, of the channel indices of each group."""
     order = torch.randperm(coupling.prunable_units, generator=torch.Generator().manual_seed(seed))
     return coupling.channels_at(order[: max(1, coupling.prunable_units // 2)].sort().values)
 
 
 def silence(net: nn.Module, coupling: Coupling, kept: torch.Tensor) -> None:
-    """Zero the weights by which layers read channels that aren't kept: whatever comes in there has no effect."""
+    """Zero the weights by which layers read channels that aren't kept, so that those channels have no effect."""
     gone = set(range(coupling.size)) - set(kept.tolist())
     for part in coupling.readers:
         layer: Any = net.get_submodule(part.layer)
@@ -67,7 +67,7 @@ def silence(net: nn.Module, coupling: Coupling, kept: torch.Tensor) -> None:
                 layer.weight.data[group * outputs : (group + 1) * outputs, index] = 0
 
 
-def test_cut_channels_are_as_if_nobody_read_them(found: tuple[TorchModel, list[Coupling]]) -> None:
+def test_removed_channels_equal_zeroed_reader_weights(found: tuple[TorchModel, list[Coupling]]) -> None:
     model, sets = found
     every = [(coupling, some_kept(coupling, seed)) for seed, coupling in enumerate(sets) if coupling.prunable_units > 1]
     for cuts in (*([choice] for choice in every[:6]), every):
@@ -82,7 +82,7 @@ def test_cut_channels_are_as_if_nobody_read_them(found: tuple[TorchModel, list[C
         assert not torch.allclose(logits(smaller), logits(model), atol=1e-3), "what went had a say"
 
 
-def test_what_hangs_together_in_the_knot() -> None:
+def test_coupled_layers_of_the_test_net() -> None:
     sets, whole = couplings(channel_nets.plain())
     layers = {frozenset(part.layer for part in coupling.parts): coupling for coupling in sets}
     stem = {"stem", "stem_norm", "grouped", "expand", "joined_norm", "hidden"}
@@ -92,12 +92,12 @@ def test_what_hangs_together_in_the_knot() -> None:
     assert set(layers) == {frozenset(names) for names in expected}
     assert (layers[frozenset(stem)].size, layers[frozenset(stem)].groups) == (16, 4)
     assert layers[frozenset(wide)].size == 24 and not whole
-    # The first of two maps that are flattened takes 12 channels of 4 x 4 places; the stem's come after it.
+    # The first of two flattened maps has 12 channels of 4 x 4 positions; those of the stem follow.
     hidden = next(part for part in layers[frozenset(stem)].readers if part.layer == "hidden")
     assert hidden.features.min() == 12 * 16 and torch.equal(hidden.channels, (hidden.features - 12 * 16) // 16)
 
 
-def test_what_cannot_be_cut_says_why() -> None:
+def test_unprunable_channels_report_the_reason() -> None:
     sets, whole = couplings(channel_nets.plain(channel_nets.Stubborn))
     assert [coupling.name for coupling in sets] == ["middle"]
     assert whole["stem"] == "norm (GroupNorm) computes over all of them"
@@ -105,7 +105,7 @@ def test_what_cannot_be_cut_says_why() -> None:
     assert len(whole) == 3 and "again is called more than once" in whole.values()
 
 
-def test_a_cut_model_is_saved_and_loaded(found: tuple[TorchModel, list[Coupling]], tmp_path: Path) -> None:
+def test_pruned_model_is_saved_and_loaded(found: tuple[TorchModel, list[Coupling]], tmp_path: Path) -> None:
     model = copy.deepcopy(found[0])
     for _ in range(2):  # one cut after another
         original, sets = (
@@ -138,7 +138,7 @@ SIZES = {"in_channels": 8, "out_channels": 24, "groups": 1}
         ({"expand": SIZES}, "The weights are not those of the module"),
     ],
 )
-def test_a_record_that_does_not_fit_is_refused(recorded: Any, message: str, tmp_path: Path) -> None:
+def test_mismatched_pruning_record_is_refused(recorded: Any, message: str, tmp_path: Path) -> None:
     model = channel_nets.plain()
     setattr(model.module.config, CHANNELS_KEY, recorded)
     model.save(tmp_path)
@@ -146,7 +146,7 @@ def test_a_record_that_does_not_fit_is_refused(recorded: Any, message: str, tmp_
         TorchModel.load(tmp_path, get_task(tiny_images.TASK))
 
 
-def test_a_network_that_cannot_be_followed_is_refused() -> None:
+def test_untraceable_network_is_refused() -> None:
     def fails() -> torch.Tensor:
         if torch.is_grad_enabled():
             raise RuntimeError("no gradients here")

@@ -1,4 +1,4 @@
-"""Plain torch modules: made by code that the recipe names and nothing else, kept as safetensors, exported to ONNX."""
+"""Tests of custom torch modules: built only by code named in the recipe, saved as safetensors, exported to ONNX."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def nothing_allowed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def network() -> nn.Module:
-    """What `CODE` makes, with statistics of its own."""
+    """Return the module of `CODE` with non-default batch norm statistics."""
     torch.manual_seed(1)
     space: dict[str, Any] = {}
     exec(CODE, space)
@@ -62,7 +62,7 @@ def network() -> nn.Module:
 
 @pytest.fixture
 def folder(tmp_path: Path, network: nn.Module) -> Path:
-    """A recipe's folder: `net.py`, and in `weights` a state dict and a processor."""
+    """Write a recipe's folder: `net.py`, and in `weights` a state dict and a processor."""
     (tmp_path / "net.py").write_text(CODE)
     (tmp_path / "weights").mkdir()
     torch.save(network.state_dict(), tmp_path / "weights/net.pth")
@@ -75,7 +75,7 @@ def make(folder: Path, **changes: Any) -> Path:
     return ModelOrigin(recipe_folder=folder, **given).make(folder / "weights", folder / "cache", SilentProgress())
 
 
-def test_a_state_dict_becomes_a_folder_that_answers_the_same(folder: Path, network: nn.Module, tmp_path: Path) -> None:
+def test_state_dict_becomes_a_folder_with_equal_predictions(folder: Path, network: nn.Module, tmp_path: Path) -> None:
     folder_made = make(folder)
     assert make(folder) == folder_made, "made once"
     config = json.loads((folder_made / "config.json").read_text())
@@ -96,7 +96,7 @@ def test_a_state_dict_becomes_a_folder_that_answers_the_same(folder: Path, netwo
         torch.testing.assert_close(again.module(pixel_values=pixels).logits, network(pixels), rtol=0, atol=0)
 
 
-def test_it_exports_as_pixel_values_to_logits(folder: Path) -> None:
+def test_onnx_export_maps_pixel_values_to_logits(folder: Path) -> None:
     model = TASK.load(make(folder), tiny_images.LABELS, trust_remote_code=False)
     examples = TASK.encode(tiny_images.table(10), model.processor, None, 128)
     graph = export_onnx(model, examples, None, fusions=True).graph
@@ -106,12 +106,12 @@ def test_it_exports_as_pixel_values_to_logits(folder: Path) -> None:
     assert {"config.json", "preprocessor_config.json"} <= model.companions().keys()
 
 
-def test_only_code_that_the_recipe_names_is_run(folder: Path) -> None:
+def test_only_code_named_in_the_recipe_is_run(folder: Path) -> None:
     folder_made = make(folder)
     config_checks._allowed.clear()
     with pytest.raises(ModelError, match=r"built by the code 'net\.py:build', which this recipe does not name"):
         TASK.load(folder_made, None, trust_remote_code=False)
-    # A folder from elsewhere can't have other code run by naming it.
+    # A foreign folder can't have other code run by naming it.
     make(folder)
     config = json.loads((folder_made / "config.json").read_text())
     config["compress_module"] = {"module": "os:mkdir", "arguments": {"path": str(folder / "broken in")}}
@@ -133,7 +133,7 @@ def test_weights_that_would_run_code_are_refused(folder: Path) -> None:
     assert not list((folder / "cache").glob("made-*")), "nothing half-written"
 
 
-def test_other_code_arguments_or_weights_are_another_model(folder: Path) -> None:
+def test_cache_key_depends_on_code_arguments_and_weights(folder: Path) -> None:
     folder_made = {make(folder)}
     (folder / "net.py").write_text(CODE + "\n")
     folder_made.add(make(folder))
@@ -157,7 +157,7 @@ def test_random_weights_follow_the_seed(folder: Path) -> None:
     assert np.abs(weights(first) - weights(second)).max() > 0
 
 
-def test_a_transformers_model_from_its_config_alone(tmp_path: Path) -> None:
+def test_transformers_model_is_built_from_its_config(tmp_path: Path) -> None:
     model = tiny_images.vit()
     model.module.config.save_pretrained(tmp_path / "vit")
     model.processor.save_pretrained(tmp_path / "vit")
@@ -179,13 +179,13 @@ def test_a_transformers_model_from_its_config_alone(tmp_path: Path) -> None:
         ({"arguments": {"width": 5}}, "The weights are not those of the module"),
     ],
 )
-def test_what_goes_wrong_is_named(folder: Path, changes: dict[str, Any], message: str) -> None:
+def test_errors_name_their_cause(folder: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         make(folder, **changes)
     assert not list((folder / "cache").glob("made-*"))
 
 
-def test_two_files_of_weights_are_one_too_many(folder: Path) -> None:
+def test_two_weight_files_are_refused(folder: Path) -> None:
     (folder / "weights/more.pt").write_bytes((folder / "weights/net.pth").read_bytes())
     with pytest.raises(ModelError, match="holds 2 files of weights"):
         make(folder)
@@ -195,7 +195,7 @@ def test_two_files_of_weights_are_one_too_many(folder: Path) -> None:
     )
 
 
-def test_a_folder_without_a_processor_says_what_is_missing(folder: Path) -> None:
+def test_missing_processor_is_reported(folder: Path) -> None:
     (folder / "weights/preprocessor_config.json").unlink()
     with pytest.raises(ModelError, match="The folder has no preprocessing config"):
         make(folder)
@@ -247,7 +247,7 @@ TASKS: dict[str, tuple[str, str]] = {
 
 
 def made_for(task: str, folder: Path, **arguments: Any) -> TorchModel:
-    """A module of `PLACES` from random weights, as ``task`` loads it."""
+    """Return a module of `PLACES` with random weights, loaded for ``task``."""
     name, processor = TASKS[task]
     (folder / "weights").mkdir(exist_ok=True)
     (folder / "nets.py").write_text(PLACES)
@@ -312,7 +312,7 @@ def test_a_detectors_loss_is_that_of_detr(tmp_path: Path) -> None:
     assert model.module.network.places.weight.grad.abs().sum() > 0
 
 
-def test_a_map_of_features_is_averaged(tmp_path: Path) -> None:
+def test_feature_map_is_averaged(tmp_path: Path) -> None:
     model = made_for("image-feature-extraction", tmp_path)
     mapped = made_for("image-feature-extraction", tmp_path, pooled=False)
     pixels = torch.randn(2, 3, 32, 32)
@@ -329,7 +329,7 @@ def test_a_map_of_features_is_averaged(tmp_path: Path) -> None:
         ("image-feature-extraction", "Detect", "gives a tuple that is no embedding"),
     ],
 )
-def test_answers_of_another_task_are_named(
+def test_outputs_of_another_task_are_refused(
     task: str, other: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TASKS, task, (other, TASKS[task][1]))

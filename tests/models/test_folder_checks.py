@@ -35,7 +35,7 @@ def test_whole_folder_passes(tmp_path: Path) -> None:
     check_model_folder(make_folder(tmp_path / "m"))
 
 
-def test_missing_folder_and_missing_or_broken_config(tmp_path: Path) -> None:
+def test_missing_folder_and_missing_or_broken_config_are_refused(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "none")
     folder = make_folder(tmp_path / "m")
     (folder / "config.json").write_text("{")
@@ -46,7 +46,7 @@ def test_missing_folder_and_missing_or_broken_config(tmp_path: Path) -> None:
     assert "no config.json" in refusal(folder)
 
 
-def test_pickle_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> None:
+def test_pickle_is_refused_with_conversion_advice(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "m")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     message = refusal(folder)
@@ -55,7 +55,7 @@ def test_pickle_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> None:
     assert f"save_pretrained('{folder}-safetensors')" in message
 
 
-def test_no_weights_and_adapter(tmp_path: Path) -> None:
+def test_folder_without_weights_or_with_adapter_is_refused(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "m")
     (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
     assert "adapter" in refusal(folder)
@@ -72,7 +72,7 @@ def test_truncated_weights_are_refused(tmp_path: Path) -> None:
     assert f"of {len(data) - 1} bytes is truncated" in message
 
 
-def test_shards_must_be_there_and_hold_what_the_index_says(tmp_path: Path) -> None:
+def test_shards_must_exist_and_match_the_index(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "m")
     save_file({"a": np.ones(2, np.float32)}, folder / "one.safetensors")
     save_file({"b": np.ones(2, np.float32)}, folder / "two.safetensors")
@@ -114,7 +114,7 @@ def test_links_of_the_hub_cache_are_followed(tmp_path: Path) -> None:
     check_model_folder(folder)
 
 
-def test_tokenizer_must_be_there(tmp_path: Path) -> None:
+def test_missing_tokenizer_is_refused(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "m")
     (folder / "tokenizer.json").unlink()
     assert "no tokenizer" in refusal(folder)
@@ -129,13 +129,13 @@ def test_tokenizer_larger_than_the_embedding_is_refused_with_both_numbers(tmp_pa
     check_model_folder(make_folder(tmp_path / "smaller", vocab_size=7, tokens=4))
 
 
-def test_vocabulary_of_a_nested_text_config_counts(tmp_path: Path) -> None:
+def test_vocabulary_size_of_nested_text_config_is_used(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "m", tokens=7)
     (folder / "config.json").write_text(json.dumps({"text_config": {"vocab_size": 6}}))
     assert "the model has 6" in refusal(folder)
 
 
-def test_rows_come_from_the_largest_id(tmp_path: Path) -> None:
+def test_tokenizer_rows_are_the_largest_id_plus_one(tmp_path: Path) -> None:
     def rows(files: dict[str, object]) -> int | None:
         for old in tmp_path.iterdir():
             old.unlink()
@@ -155,7 +155,7 @@ def test_rows_come_from_the_largest_id(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "bad"), [(np.float32, np.nan), (np.float16, np.inf), (ml_dtypes.bfloat16, -np.inf)])
-def test_values_that_are_not_finite_are_named(tmp_path: Path, dtype: type, bad: float) -> None:
+def test_non_finite_values_are_named(tmp_path: Path, dtype: type, bad: float) -> None:
     folder = make_folder(tmp_path / "m")
     values = np.ones((5, 3), np.float32)
     save_file({"fine": values.astype(dtype)}, folder / "model.safetensors")
@@ -166,7 +166,7 @@ def test_values_that_are_not_finite_are_named(tmp_path: Path, dtype: type, bad: 
         check_weights_finite(folder)
 
 
-def test_a_late_piece_of_a_large_tensor_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_end_of_a_large_tensor_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compress.models.folder_checks.CHUNK_ELEMENTS", 4)
     folder = make_folder(tmp_path / "m")
     values = np.zeros(11, np.float32)

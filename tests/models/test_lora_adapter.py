@@ -1,4 +1,4 @@
-"""LoRA adapters as peft writes them: merged by hand's formula, and refused where they do not fit."""
+"""Tests of LoRA adapters written by peft: merged weights against the formula, and mismatched adapters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def base(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def adapter(base: Path, tmp_path: Path) -> Path:
-    """An adapter of rank 4 whose product is not zero, saved by peft."""
+    """Save a peft adapter of rank 4 whose product is not zero."""
     return save_adapter(llama(base), tmp_path / "adapter", *TARGETS)
 
 
@@ -64,7 +64,7 @@ def test_an_adapter_of_a_deeper_model_is_refused(adapter: Path, tmp_path: Path) 
         check_fits(adapter, llama(other))
 
 
-def test_an_adapter_that_lost_a_tensor_is_refused(base: Path, adapter: Path) -> None:
+def test_adapter_with_a_missing_tensor_is_refused(base: Path, adapter: Path) -> None:
     path = adapter / "adapter_model.safetensors"
     factors = load_file(path)
     factors.pop("base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight")
@@ -73,7 +73,7 @@ def test_an_adapter_that_lost_a_tensor_is_refused(base: Path, adapter: Path) -> 
         merge(llama(base), adapter)
 
 
-def test_a_tensor_that_peft_has_no_use_for_is_refused(base: Path, adapter: Path) -> None:
+def test_adapter_with_an_unknown_tensor_is_refused(base: Path, adapter: Path) -> None:
     path = adapter / "adapter_model.safetensors"
     save_file(load_file(path) | {"base_model.model.model.norm.third": torch.ones(2)}, path)
     with pytest.raises(ModelError, match=r"no place for 1 of the adapter's tensors, such as .*norm\.third"):
@@ -102,7 +102,7 @@ def test_other_kinds_of_adapter_are_refused(base: Path, tmp_path: Path) -> None:
         check_adapter(tmp_path / "prompt")
 
 
-def test_a_folder_without_an_adapter_or_its_weights_is_named(base: Path, adapter: Path) -> None:
+def test_missing_adapter_config_or_weights_is_reported(base: Path, adapter: Path) -> None:
     with pytest.raises(ModelError, match="no adapter"):
         check_adapter(base)
     (adapter / "adapter_model.safetensors").unlink()

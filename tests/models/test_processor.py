@@ -1,4 +1,4 @@
-"""Processors, torch models and modules of sentence encoders."""
+"""Tests of processors, saved torch models and modules of sentence encoders."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from compress.utils.errors import MissingExtraError, ModelError
 from compress.utils.storage import digest_directory
 
 
-def test_a_tokenizer_an_image_processor_and_a_feature_extractor(tmp_path: Path) -> None:
+def test_tokenizer_image_processor_and_feature_extractor_are_loaded(tmp_path: Path) -> None:
     tiny.word_piece().save_pretrained(tmp_path / "text")
     ViTImageProcessor(size={"height": 4, "width": 6}, image_mean=[0.5], image_std=[0.25]).save_pretrained(
         tmp_path / "i"
@@ -36,12 +36,12 @@ def test_a_tokenizer_an_image_processor_and_a_feature_extractor(tmp_path: Path) 
     np.testing.assert_allclose(actual["pixel_values"], np.full((1, 1, 4, 6), (1 - 0.5) / 0.25), rtol=1e-6)
 
 
-def test_images_go_through_pillow_on_every_machine(tmp_path: Path) -> None:
+def test_images_are_processed_by_pillow_on_every_machine(tmp_path: Path) -> None:
     ViTImageProcessor().save_pretrained(tmp_path)
     assert load_processor(tmp_path).backend == "pil"
 
 
-def test_a_processor_that_is_none_is_named(tmp_path: Path) -> None:
+def test_invalid_processor_is_reported(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 3}))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="The processor cannot be loaded") as caught:
@@ -49,7 +49,7 @@ def test_a_processor_that_is_none_is_named(tmp_path: Path) -> None:
     assert "image_processor_type" in str(caught.value)
 
 
-def test_a_model_of_images_asks_for_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_model_names_the_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ViTImageProcessor().save_pretrained(tmp_path)
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(MissingExtraError) as caught:
@@ -57,7 +57,7 @@ def test_a_model_of_images_asks_for_the_extra(tmp_path: Path, monkeypatch: pytes
     assert "compress[vision]" in str(caught.value)
 
 
-def test_a_model_that_was_read_offline_is_saved_as_any_other(tmp_path: Path) -> None:
+def test_model_loaded_offline_is_saved_like_any_other(tmp_path: Path) -> None:
     tiny_run.write_model(tmp_path / "model", tiny_run.LABELS)
     model = get_task("text-classification").load(tmp_path / "model", None, False)
     saved = []
@@ -93,7 +93,7 @@ def write_dense(folder: Path, weight: np.ndarray, **config: object) -> None:
     save_file({"linear.weight": weight.astype(np.float32)}, folder / "model.safetensors")
 
 
-def test_the_modules_are_computed_as_they_are_listed(tmp_path: Path) -> None:
+def test_modules_run_in_listed_order(tmp_path: Path) -> None:
     write_folder(tmp_path, ["Pooling", "Dense", "Normalize"], Pooling=MEAN)
     weight = np.arange(8.0).reshape(2, 4)
     write_dense(tmp_path / "2_Dense", weight, bias=False, activation_function="torch.nn.modules.activation.Tanh")
@@ -113,12 +113,12 @@ def test_the_modules_are_computed_as_they_are_listed(tmp_path: Path) -> None:
         ({}, ("mean",)),
     ],
 )
-def test_pooling_is_read_in_its_old_and_its_new_spelling(tmp_path: Path, pooling: dict, modes: tuple) -> None:
+def test_pooling_config_is_read_in_old_and_new_format(tmp_path: Path, pooling: dict, modes: tuple) -> None:
     write_folder(tmp_path, ["Pooling"], Pooling={"word_embedding_dimension": 4, **pooling})
     assert read_modules(tmp_path).modes == modes
 
 
-def test_what_is_written_is_read_again_and_computes_the_same(tmp_path: Path) -> None:
+def test_written_modules_reload_and_compute_the_same(tmp_path: Path) -> None:
     bias = np.array([1.0, -1.0, 0.5], np.float32)
     weight = np.random.default_rng(1).normal(size=(3, 8)).astype(np.float32)
     modules = SentenceModules(4, ("max", "mean"), (Dense(weight, bias), Normalize()))
@@ -131,14 +131,14 @@ def test_what_is_written_is_read_again_and_computes_the_same(tmp_path: Path) -> 
     assert again.dimensions == 3
 
 
-def test_a_layer_more_comes_before_the_last_normalisation() -> None:
+def test_added_layer_precedes_the_last_normalization() -> None:
     rotation = Dense(np.eye(2, 4, dtype=np.float32))
     kinds = [type(step) for step in SentenceModules(4, steps=(Normalize(),)).followed_by(rotation).steps]
     assert kinds == [Dense, Normalize]
     assert [type(step) for step in SentenceModules(4).followed_by(rotation).steps] == [Dense]
 
 
-def test_texts_are_cut_where_the_model_ends() -> None:
+def test_max_seq_length_is_limited_by_the_model() -> None:
     embeddings = {"sentence_bert_config.json": b'{"max_seq_length": 256, "do_lower_case": true}'}
     config = json.loads(SentenceModules(4, configs=embeddings).files(128)["sentence_bert_config.json"])
     assert config == {"max_seq_length": 128, "do_lower_case": True}
@@ -161,21 +161,21 @@ def test_texts_are_cut_where_the_model_ends() -> None:
         (["Pooling", "Dense"], {"Pooling": MEAN}, "weights of a dense layer cannot be read"),
     ],
 )
-def test_what_cannot_be_computed_is_named(tmp_path: Path, kinds: list[str], files: dict, words: str) -> None:
+def test_unsupported_modules_are_named(tmp_path: Path, kinds: list[str], files: dict, words: str) -> None:
     write_folder(tmp_path, kinds, **files)
     with pytest.raises(ModelError, match=words) as caught:
         read_modules(tmp_path)
     assert caught.value.where
 
 
-def test_a_dense_layer_of_another_width_is_named(tmp_path: Path) -> None:
+def test_dense_layer_of_mismatched_width_is_reported(tmp_path: Path) -> None:
     write_folder(tmp_path, ["Pooling", "Dense"], Pooling=MEAN)
     write_dense(tmp_path / "2_Dense", np.ones((2, 5)))
     with pytest.raises(ModelError, match="for 5 dimensions"):
         read_modules(tmp_path)
 
 
-def test_a_path_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
+def test_path_outside_the_folder_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, ["Pooling"], Pooling=MEAN)
     text = (tmp_path / "modules.json").read_text()
     (tmp_path / "modules.json").write_text(text.replace("1_Pooling", "../1_Pooling"))
@@ -183,7 +183,7 @@ def test_a_path_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
         read_modules(tmp_path)
 
 
-def test_a_broken_list_of_modules_is_named(tmp_path: Path) -> None:
+def test_broken_module_list_is_reported(tmp_path: Path) -> None:
     (tmp_path / "modules.json").write_text('[{"idx": 0}]')
     with pytest.raises(ModelError, match=r"modules\.json cannot be read"):
         read_modules(tmp_path)

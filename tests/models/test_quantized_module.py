@@ -1,4 +1,4 @@
-"""A module over integers, against transformers' own model with the weights that the integers stand for."""
+"""Tests of modules with integer weights, against transformers' own model with dequantized weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def quantized(tmp_path: Path, table_bits: int | None = 4, **changes: object) -> 
 
 
 def plain(checkpoint: Checkpoint, source: Path, cls: type = LlamaForCausalLM) -> torch.nn.Module:
-    """The float model of ``source`` with every weight replaced by the checkpoint's."""
+    """Return the float model of ``source`` with every weight replaced by the checkpoint's."""
     module = cls.from_pretrained(source, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -40,7 +40,7 @@ def logits(module: torch.nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize("table_bits", [4, 8, None])
 @pytest.mark.parametrize("tied", [True, False])
-def test_it_predicts_as_the_dequantized_model(tmp_path: Path, table_bits: int | None, tied: bool) -> None:
+def test_logits_equal_those_of_the_dequantized_model(tmp_path: Path, table_bits: int | None, tied: bool) -> None:
     checkpoint = quantized(tmp_path, table_bits, tie_word_embeddings=tied)
     expected = logits(plain(checkpoint, tmp_path / "source"))
     assert float(expected.std()) > 0.1
@@ -62,7 +62,7 @@ def test_biases_of_quantized_layers_are_kept(tmp_path: Path) -> None:
     assert float(loaded.get_submodule("model.layers.0.self_attn.q_proj").bias.abs().max()) > 0.1
 
 
-def test_integers_take_a_byte_and_stay_out_of_the_state(tmp_path: Path) -> None:
+def test_integers_take_one_byte_and_are_not_in_the_state_dict(tmp_path: Path) -> None:
     loaded = load_quantized_module(quantized(tmp_path))
     actual = dict(named_scaled_integers(loaded))
     assert len(actual) == 2 * 7 + 1, "seven linear layers a block, and the table once"
@@ -71,7 +71,7 @@ def test_integers_take_a_byte_and_stay_out_of_the_state(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
-def test_bfloat16_autocast_stays_near(tmp_path: Path) -> None:
+def test_bfloat16_autocast_logits_are_close(tmp_path: Path) -> None:
     loaded = load_quantized_module(quantized(tmp_path))
     exact = logits(loaded)
     with torch.autocast("cpu", torch.bfloat16):
@@ -79,7 +79,7 @@ def test_bfloat16_autocast_stays_near(tmp_path: Path) -> None:
     assert 0 < float((near - exact).abs().max()) < 0.1 * float(exact.abs().max())
 
 
-def test_vectors_learn_in_steps_of_their_size_and_as_the_file_stores_them(tmp_path: Path) -> None:
+def test_trainable_norms_are_rounded_to_float16(tmp_path: Path) -> None:
     checkpoint = quantized(tmp_path)
     loaded = load_quantized_module(checkpoint)
     original = logits(loaded)
@@ -92,7 +92,7 @@ def test_vectors_learn_in_steps_of_their_size_and_as_the_file_stores_them(tmp_pa
     assert torch.equal(norm.weight, torch.full((64,), 4 / 3).half().float())
 
 
-def test_scales_move_by_their_logarithm_and_stay_float16(tmp_path: Path) -> None:
+def test_trainable_scales_are_logarithmic_and_rounded_to_float16(tmp_path: Path) -> None:
     checkpoint = quantized(tmp_path)
     name = "model.layers.0.mlp.up_proj"
     layer = load_quantized_module(checkpoint).get_submodule(name)
@@ -112,7 +112,7 @@ def test_scales_move_by_their_logarithm_and_stay_float16(tmp_path: Path) -> None
         ("model.layers.0.mlp.up_proj.qweight", "model.layers.0.mlp.third_proj.qweight", (), r"mlp\.third_proj'"),
     ],
 )
-def test_a_missing_a_reshaped_and_an_unknown_tensor_are_named(
+def test_missing_reshaped_and_unknown_tensors_are_named(
     tmp_path: Path, old: str, new: str | None, shape: tuple[int, ...], message: str
 ) -> None:
     checkpoint = quantized(tmp_path)
@@ -126,7 +126,7 @@ def test_a_missing_a_reshaped_and_an_unknown_tensor_are_named(
         load_quantized_module(checkpoint)
 
 
-def test_an_architecture_without_a_causal_model_is_refused(tmp_path: Path) -> None:
+def test_architecture_without_a_causal_model_is_refused(tmp_path: Path) -> None:
     checkpoint = quantized(tmp_path)
     (checkpoint.folder / "config.json").write_text(json.dumps({**checkpoint.config, "model_type": "vit"}))
     with pytest.raises(ModelError, match="cannot build a causal language model"):

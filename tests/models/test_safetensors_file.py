@@ -1,4 +1,4 @@
-"""Safetensors files, shards, single tensors and the GPTQ layout."""
+"""Tests of safetensors files, shards, single tensors and the GPTQ layout."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def entry(dtype: str, shape: list[int], begin: int, end: int) -> dict[str, objec
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
-def test_header_gives_places_and_values_of_hand_made_bytes(tmp_path: Path) -> None:
+def test_header_of_hand_made_bytes_gives_offsets_and_values(tmp_path: Path) -> None:
     header = {"__metadata__": {"format": "pt"}, "b": entry("BF16", [2], 8, 12), "a": entry("F32", [1, 2], 0, 8)}
     bfloat = struct.pack("<HH", 0x3F80, 0xC000)  # 1.0 and -2.0 are the upper halves of their fp32 patterns
     path = write(tmp_path / "x.safetensors", header, struct.pack("<ff", 0.5, 3.0) + bfloat)
@@ -67,7 +67,7 @@ def test_values_agree_with_the_reference_writer(tmp_path: Path, dtype: type) -> 
     assert read.tobytes() == values.tobytes()
 
 
-def test_every_truncation_is_noticed(tmp_path: Path) -> None:
+def test_every_truncation_is_detected(tmp_path: Path) -> None:
     whole = write(tmp_path / "x.safetensors", {"a": entry("F32", [2], 0, 8)}, bytes(8)).read_bytes()
     for length in range(len(whole)):
         (tmp_path / "cut.safetensors").write_bytes(whole[:length])
@@ -97,7 +97,7 @@ def checkpoint(tmp_path: Path) -> QuantizedCheckpoint:
     return quantize_tiny_llama(save_tiny_llama(tmp_path / "source"), tmp_path / "quantized")
 
 
-def test_only_what_is_named_changes(checkpoint: QuantizedCheckpoint, tmp_path: Path) -> None:
+def test_only_named_tensors_change(checkpoint: QuantizedCheckpoint, tmp_path: Path) -> None:
     digest = digest_directory(checkpoint.folder)
     (tmp_path / "new").mkdir()
     doubled = checkpoint.stored(SCALES) * 2
@@ -114,7 +114,7 @@ def test_only_what_is_named_changes(checkpoint: QuantizedCheckpoint, tmp_path: P
     assert not list((tmp_path / "new").glob("*.partial"))
 
 
-def test_shards_without_a_change_are_linked(tmp_path: Path) -> None:
+def test_unchanged_shards_are_hard_links(tmp_path: Path) -> None:
     source = save_tiny_llama(tmp_path / "source")
     tensors = [(name, source.stored(name)) for name in sorted(source.files)]
     (tmp_path / "sharded").mkdir()
@@ -129,20 +129,20 @@ def test_shards_without_a_change_are_linked(tmp_path: Path) -> None:
     assert torch.equal(QuantizedCheckpoint(tmp_path / "new").stored("model.norm.weight"), torch.full((64,), 3.0))
 
 
-def test_a_change_of_nothing_is_refused(checkpoint: QuantizedCheckpoint, tmp_path: Path) -> None:
+def test_change_of_an_unknown_tensor_is_refused(checkpoint: QuantizedCheckpoint, tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     with pytest.raises(ModelError, match=r"no tensor 'model\.scales' to change"):
         write_with_changes(checkpoint, tmp_path / "new", {"model.scales": torch.ones(1)})
 
 
 @pytest.mark.parametrize("change", [lambda old: old.float(), lambda old: old[:1]])
-def test_another_shape_or_dtype_is_refused(checkpoint: QuantizedCheckpoint, tmp_path: Path, change: object) -> None:
+def test_changed_shape_or_dtype_is_refused(checkpoint: QuantizedCheckpoint, tmp_path: Path, change: object) -> None:
     (tmp_path / "new").mkdir()
     with pytest.raises(ModelError, match="would become"):
         write_with_changes(checkpoint, tmp_path / "new", {SCALES: change(checkpoint.stored(SCALES))})  # type: ignore[operator]
 
 
-def test_values_come_out_of_the_file_and_out_of_its_content(tmp_path: Path) -> None:
+def test_values_are_read_from_file_and_from_bytes(tmp_path: Path) -> None:
     values = np.arange(6, dtype=np.float16).reshape(2, 3)
     content = b"head" + values.tobytes() + b"tail"
     (tmp_path / "file").write_bytes(content)
@@ -154,19 +154,19 @@ def test_values_come_out_of_the_file_and_out_of_its_content(tmp_path: Path) -> N
     assert (tensor.parameters, tensor.elements, tensor.bytes, tensor.origin) == (6, 6, 12, "a.weight")
 
 
-def test_an_empty_tensor_needs_no_byte_of_its_file(tmp_path: Path) -> None:
+def test_empty_tensor_is_read_without_file_content(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     assert stored("e", "float32", (0, 4), tmp_path / "file", (0, 0)).values().shape == (0, 4)
 
 
-def test_only_weights_have_parameters() -> None:
+def test_only_weight_tensors_count_as_parameters() -> None:
     tensor = stored("a.scale", "float32", (2, 3), Path(), (0, 24), infer_role("float32", (2, 3), scales=True))
     assert (tensor.role, tensor.parameters) == ("quantization", 0)
     assert infer_role("float32", ()) == infer_role("int64", (3,)) == "constant"
     assert infer_role("int8", (3,)) == infer_role("bfloat16", (3,)) == "weight"
 
 
-def test_what_numpy_has_no_type_for_is_not_read() -> None:
+def test_unreadable_dtypes_are_refused() -> None:
     assert numpy_dtype("bfloat16") == np.dtype(ml_dtypes.bfloat16)
     for name in ("float4_e2m1fn", "int4", "nf4", "string"):
         tensor = stored("a", name, (2,), Path(), (0, 2))
@@ -178,7 +178,7 @@ def test_what_numpy_has_no_type_for_is_not_read() -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
-def test_a_column_is_one_stream_of_bits(bits: int) -> None:
+def test_gptq_column_is_one_bit_stream(bits: int) -> None:
     generator = torch.Generator().manual_seed(bits)
     values = torch.randint(0, 1 << bits, (64, 5), generator=generator)
     words = pack_bits(values, bits)
@@ -190,7 +190,7 @@ def test_a_column_is_one_stream_of_bits(bits: int) -> None:
 
 
 @pytest.mark.parametrize("less_one", [True, False])
-def test_a_layer_comes_back_whole(less_one: bool) -> None:
+def test_gptq_layer_survives_a_round_trip(less_one: bool) -> None:
     weight = rounded(torch.randn(64, 96, generator=torch.Generator().manual_seed(1)), 4, 32)
     back = unpack_layer(pack_layer(weight, less_one), 4, 32, less_one)
     assert torch.equal(back.integers, weight.integers)
@@ -199,18 +199,18 @@ def test_a_layer_comes_back_whole(less_one: bool) -> None:
     assert torch.equal(back.dequantize(), weight.dequantize())
 
 
-def test_zero_points_of_the_first_format_are_stored_less_one() -> None:
+def test_gptq_v1_zero_points_are_stored_minus_one() -> None:
     weight = rounded(torch.randn(32, 32, generator=torch.Generator().manual_seed(1)), 4, 32)
     assert {int(word) & 0xFFFFFFFF for word in pack_layer(weight, True)["qzeros"].flatten()} == {0x77777777}
     assert {int(word) & 0xFFFFFFFF for word in pack_layer(weight, False)["qzeros"].flatten()} == {0x88888888}
 
 
-def test_a_width_that_fills_no_word_is_refused() -> None:
+def test_width_of_partial_words_is_refused() -> None:
     with pytest.raises(ModelError, match="40 x 32"):
         pack_layer(rounded(torch.ones(40, 32), 4, 32), True)
 
 
-def test_a_checkpoint_reads_its_integers_back(tmp_path) -> None:
+def test_checkpoint_integers_survive_a_round_trip(tmp_path) -> None:
     source = save_tiny_llama(tmp_path / "source")
     quantized = quantize_tiny_llama(source, tmp_path / "quantized")
     module = "model.layers.1.mlp.down_proj"

@@ -1,4 +1,4 @@
-"""Structure of transformers and removal of their heads, neurons and layers."""
+"""Tests of removed heads, neurons and layers of transformers, against the whole model with zeroed weights."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def family(model: TorchModel) -> tuple[str, str, str, str]:
 
 
 def zeroed(model: TorchModel, output: str, kept: Sequence[Sequence[int]]) -> TorchModel:
-    """A copy in which the output projection ``output`` of each layer reads the features ``kept`` alone."""
+    """Return a copy whose output projections ``output`` read only the features ``kept``."""
     other = copy.deepcopy(model)
     layers = other.module.base_model.get_submodule(family(model)[0])
     with torch.no_grad():
@@ -68,7 +68,7 @@ HEADS = ((1, 3), (0,))
 NEURONS = (tuple(range(0, 40, 4)), tuple(range(5, 15)))
 
 
-def test_removed_heads_are_as_if_zero(model: TorchModel):
+def test_removed_heads_equal_zeroed_heads(model: TorchModel):
     expected = tiny.logits(zeroed(model, family(model)[1], [features_of_heads(heads) for heads in HEADS]), TEXTS)
     assert not torch.allclose(expected, tiny.logits(model, TEXTS), atol=1e-3)
     original = model.parameters()
@@ -81,7 +81,7 @@ def test_removed_heads_are_as_if_zero(model: TorchModel):
     assert model.module.config.num_attention_heads == tiny.HEADS
 
 
-def test_removed_neurons_are_as_if_zero(model: TorchModel):
+def test_removed_neurons_equal_zeroed_neurons(model: TorchModel):
     expected = tiny.logits(zeroed(model, family(model)[2], NEURONS), TEXTS)
     assert not torch.allclose(expected, tiny.logits(model, TEXTS), atol=1e-3)
     original = model.parameters()
@@ -91,7 +91,7 @@ def test_removed_neurons_are_as_if_zero(model: TorchModel):
     assert getattr(model.module.config, family(model)[3]) == 10
 
 
-def test_removed_layers_are_gone(model: TorchModel):
+def test_removed_layers_are_absent(model: TorchModel):
     layers = model.module.base_model.get_submodule(family(model)[0])
     expected = {name: tensor.clone() for name, tensor in layers[1].state_dict().items()}
     keep_layers(model.module, [1])
@@ -100,7 +100,7 @@ def test_removed_layers_are_gone(model: TorchModel):
     assert {part.layer_idx for part in layers.modules() if hasattr(part, "layer_idx")} <= {0}
 
 
-def test_a_removed_layer_is_as_if_it_passed_its_input_on():
+def test_removed_layer_equals_an_identity_layer():
     # A pre-computed identity: with zero attention and feed-forward output, a layer is two normalisations, which a
     # normalised input passes unchanged when weight and bias are 1 and 0.
     model = tiny.encoder("bert", num_hidden_layers=3)
@@ -120,7 +120,7 @@ def _pass_on(layer: Any) -> None:
         torch.nn.init.ones_(part.LayerNorm.weight)
 
 
-def test_a_model_with_cut_heads_loads_through_the_task(model: TorchModel, tmp_path: Path):
+def test_head_pruned_model_loads_through_the_task(model: TorchModel, tmp_path: Path):
     keep_heads(model.module, HEADS)
     keep_neurons(model.module, [torch.tensor(neurons) for neurons in NEURONS])
     expected = tiny.logits(model, TEXTS)
@@ -130,7 +130,7 @@ def test_a_model_with_cut_heads_loads_through_the_task(model: TorchModel, tmp_pa
     assert [block.prunable_units for block in blocks(loaded.module)] == [2, 1]
 
 
-def test_cuts_come_one_after_another(model: TorchModel, tmp_path: Path):
+def test_pruning_can_be_repeated(model: TorchModel, tmp_path: Path):
     keep_heads(model.module, HEADS)
     once = copy.deepcopy(model)
     keep_heads(model.module, ((1,), (0,)))
@@ -142,7 +142,7 @@ def test_cuts_come_one_after_another(model: TorchModel, tmp_path: Path):
     close(TorchModel.load(tmp_path, get_task(tiny.TASK)), tiny.logits(model, TEXTS))
 
 
-def test_transformers_alone_loads_cut_neurons_and_layers(model: TorchModel, tmp_path: Path):
+def test_plain_transformers_loads_pruned_neurons_and_layers(model: TorchModel, tmp_path: Path):
     keep_neurons(model.module, [torch.tensor(neurons) for neurons in NEURONS])
     keep_layers(model.module, [0])
     expected = tiny.logits(model, TEXTS)
@@ -154,7 +154,7 @@ def test_transformers_alone_loads_cut_neurons_and_layers(model: TorchModel, tmp_
 
 
 @pytest.mark.parametrize("kept", [[0, 2], [-1], [0, 0]])
-def test_layers_that_are_not_there_are_refused(kept: list[int]):
+def test_missing_layers_are_refused(kept: list[int]):
     model = tiny.encoder()
     with pytest.raises(StageError) as caught:
         keep_layers(model.module, kept)
@@ -170,7 +170,7 @@ DESCRIBED = (
 
 @pytest.mark.parametrize("name", DESCRIBED)
 @pytest.mark.parametrize("what", PRUNED_PARTS)
-def test_a_cut_model_answers_as_the_whole_one_without_what_went(name: str, what: str) -> None:
+def test_pruned_model_equals_whole_model_with_zeroed_parts(name: str, what: str) -> None:
     assert trial(name, what) == ""
 
 
@@ -186,13 +186,13 @@ def test_a_cut_model_answers_as_the_whole_one_without_what_went(name: str, what:
         ("minicpm3", "layers", "cannot say which of model.layers are left"),
     ],
 )
-def test_what_cannot_go_is_refused_with_the_reason(name: str, what: str, reason: str) -> None:
+def test_unprunable_parts_are_refused_with_the_reason(name: str, what: str, reason: str) -> None:
     import re
 
     assert re.search(reason, trial(name, what))
 
 
-def test_a_decoder_s_own_config_says_how_many_heads_are_left() -> None:
+def test_decoder_config_stores_the_number_of_heads() -> None:
     model, _ = build("llama")
     keep_heads(model, [[1], [0]])
     config: Any = model.config
@@ -201,9 +201,9 @@ def test_a_decoder_s_own_config_says_how_many_heads_are_left() -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt_neox", "falcon-new", "phi3", "deberta"])
-def test_a_joint_projection_is_told_apart_as_the_model_itself_does(name: str) -> None:
-    # Rows of values alone: with zeros for the others, attention is uniform over what came before, and the output of
-    # the first token is the projection back of its own values.
+def test_fused_qkv_projection_is_split_as_in_the_model(name: str) -> None:
+    # With zero query and key rows attention is uniform over earlier tokens, so that the attention output of
+    # the first token equals its own values.
     model, answer = build(name)
     attention = blocks(model)[0].require_attention()
     seen: dict[str, torch.Tensor] = {}
@@ -234,7 +234,7 @@ def config_of(name: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", [*sorted(PRUNING_TESTED_TYPES), "deepseek_v3", "segformer"])
-def test_what_can_be_cut_is_taken(name: str, tmp_path: Path) -> None:
+def test_prunable_configs_are_accepted(name: str, tmp_path: Path) -> None:
     check_prunable(config_of(name, tmp_path), layers=True, heads=0.4, neurons=0.5)
 
 
@@ -245,20 +245,20 @@ def test_what_can_be_cut_is_taken(name: str, tmp_path: Path) -> None:
         ("minicpm3", "layers", "cannot say which of layers are left"),
     ],
 )
-def test_what_cannot_go_is_refused_by_its_config_alone(name: str, part: str, reason: str, tmp_path: Path) -> None:
+def test_unprunable_configs_are_refused_without_weights(name: str, part: str, reason: str, tmp_path: Path) -> None:
     shares = {"layers": 0.0, "heads": 0.0, "neurons": 0.0, part: 0.5}
     with pytest.raises(StageError, match=reason):
         check_prunable(config_of(name, tmp_path), **shares)
 
 
-def test_layers_that_a_model_does_not_have_cannot_be_kept(tmp_path: Path) -> None:
+def test_keeping_missing_layers_is_refused(tmp_path: Path) -> None:
     folder = config_of("bert", tmp_path)
     check_layer_selection(folder, (1,))
     with pytest.raises(StageError, match=r"Layers \[0, 2\] cannot be kept"):
         check_layer_selection(folder, (0, 2))
 
 
-def test_a_config_that_makes_no_model_is_named(tmp_path: Path) -> None:
+def test_invalid_config_is_reported(tmp_path: Path) -> None:
     folder = config_of("bert", tmp_path)
     text = (folder / "config.json").read_text().replace('"num_attention_heads": 4', '"num_attention_heads": 5')
     (folder / "config.json").write_text(text)
@@ -266,12 +266,12 @@ def test_a_config_that_makes_no_model_is_named(tmp_path: Path) -> None:
         check_prunable(folder, layers=False, heads=0.5, neurons=0.0)
 
 
-def test_a_folder_of_other_files_is_passed_over(tmp_path: Path) -> None:
+def test_folder_without_a_model_is_skipped(tmp_path: Path) -> None:
     check_prunable(tmp_path, layers=True, heads=0.4, neurons=0.5)
 
 
 @pytest.mark.parametrize(("heads", "says"), [(0.1, "heads 0.1 would remove nothing"), (0.9, "leaves none")])
-def test_shares_that_come_to_no_head_or_to_all_are_refused(heads: float, says: str, tmp_path: Path) -> None:
-    """A tenth of a few heads is none of them, and nine tenths leave none."""
+def test_shares_of_no_head_or_all_heads_are_refused(heads: float, says: str, tmp_path: Path) -> None:
+    """A tenth of a few heads rounds to none of them; nine tenths round to all."""
     with pytest.raises(StageError, match=says):
         check_prunable(config_of("bert", tmp_path), layers=False, heads=heads, neurons=0.0)

@@ -1,4 +1,4 @@
-"""Trimmed vocabularies: the same tokens and logits for text that is kept, sane ones for any other, smaller tables."""
+"""Tests of trimmed vocabularies: equal tokens and logits for kept text, valid tokens for other text, smaller tables."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ UNSEEN = "Zebra qué 漢字 🙂 3.14!"
 
 @pytest.fixture(params=MAKERS, ids=lambda maker: maker.__name__)
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> TorchModel:
-    """A tiny encoder whose tokenizer was saved and opened again, as a real one is."""
+    """Return a tiny encoder whose tokenizer was saved and reloaded, like a real one."""
     request.param().save_pretrained(tmp_path / "tokenizer")
     return tiny.encoder(processor=AutoTokenizer.from_pretrained(tmp_path / "tokenizer"))
 
@@ -56,11 +56,11 @@ def ids_of(processor: Any, texts: list[str]) -> set[int]:
 
 
 def tokens_of(processor: Any, texts: list[str]) -> list[list[str]]:
-    """The tokens of each text, with the special ones around it."""
+    """Return the tokens of each text, including special tokens."""
     return [processor.convert_ids_to_tokens(ids) for ids in processor(texts).input_ids]
 
 
-def test_kept_text_is_split_as_before(model: TorchModel):
+def test_kept_text_is_tokenized_as_before(model: TorchModel):
     original, size = tokens_of(model.processor, KEPT), len(model.processor)
     trim(model, ids_of(model.processor, KEPT))
     assert tokens_of(model.processor, KEPT) == original
@@ -68,7 +68,7 @@ def test_kept_text_is_split_as_before(model: TorchModel):
     assert len(model.processor) < size - 10
 
 
-def test_ids_are_dense_and_rows_follow_their_tokens(model: TorchModel):
+def test_ids_are_contiguous_and_rows_follow_their_tokens(model: TorchModel):
     old_ids = model.processor.get_vocab()
     table = model.module.get_input_embeddings().weight.detach().clone()
     kept_ids = trim(model, ids_of(model.processor, KEPT))
@@ -95,7 +95,7 @@ def test_special_tokens_and_padding_keep_their_meaning(model: TorchModel):
     assert model.processor.is_fast and model.processor.model_max_length == tiny.POSITIONS
 
 
-def test_logits_of_kept_text_are_the_same(model: TorchModel):
+def test_logits_of_kept_text_are_unchanged(model: TorchModel):
     original = tiny.logits(model, KEPT)
     trim(model, ids_of(model.processor, KEPT))
     torch.testing.assert_close(tiny.logits(model, KEPT), original, rtol=0, atol=0)
@@ -156,7 +156,7 @@ def test_only_unseen_characters_become_unknown_in_unigram():
         assert model.processor.unk_token_id in model.processor("漢").input_ids
 
 
-def test_a_part_that_is_merged_later_than_its_whole_is_kept():
+def test_merge_part_listed_after_its_whole_is_kept():
     # Merges that were converted from SentencePiece are sorted by the whole's score, so a whole may precede a part:
     # "abcd" can be made of "a" and "bcd" although "bcd", made of "bc" and "d", comes after it in the list.
     letters = ["<unk>", "a", "b", "c", "d", "x"]
@@ -180,7 +180,7 @@ def test_a_word_level_tokenizer_is_refused():
 
 
 def with_special_tokens_last(processor: Any, post_processor: Callable[[int, int], Any]) -> PreTrainedTokenizerFast:
-    """The same tokenizer with ids in reverse, so that trimming moves those of [CLS] and [SEP]."""
+    """Return the same tokenizer with reversed ids, so that trimming moves those of [CLS] and [SEP]."""
     definition = json.loads(processor.backend_tokenizer.to_str())
     last = len(processor) - 1
     definition["model"]["vocab"] = {token: last - index for token, index in definition["model"]["vocab"].items()}
@@ -208,7 +208,7 @@ def template(cls: int, sep: int) -> processors.TemplateProcessing:
     ],
     ids=["bert", "template", "sequence"],
 )
-def test_post_processors_add_the_new_ids(post_processor: Callable[[int, int], Any], tmp_path: Path):
+def test_post_processors_use_the_new_ids(post_processor: Callable[[int, int], Any], tmp_path: Path):
     model = tiny.encoder(processor=with_special_tokens_last(tiny.word_piece(), post_processor))
     original, old = tokens_of(model.processor, KEPT), model.processor.convert_tokens_to_ids("[SEP]")
     assert original[0] == ["[CLS]", "great", "film", "[SEP]"]
@@ -221,7 +221,7 @@ def test_post_processors_add_the_new_ids(post_processor: Callable[[int, int], An
     assert tokens_of(AutoTokenizer.from_pretrained(tmp_path), KEPT) == original
 
 
-def test_padding_and_truncation_of_an_earlier_call_leave_no_trace(tmp_path: Path):
+def test_padding_and_truncation_of_earlier_calls_are_not_saved(tmp_path: Path):
     processor = with_special_tokens_last(tiny.word_piece(), template)
     processor(KEPT, padding=True, truncation=True, max_length=5)
     assert processor.backend_tokenizer.padding and processor.backend_tokenizer.truncation
@@ -271,7 +271,7 @@ def test_tied_output_embeddings_stay_tied_and_shrink(name: str, auto: Any, tmp_p
     torch.testing.assert_close(tiny.logits(again, KEPT), original[..., kept_ids])
 
 
-def test_an_output_embedding_of_its_own_shrinks_too(tmp_path: Path):
+def test_untied_output_embedding_shrinks_too(tmp_path: Path):
     processor = tiny.byte_level()
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
     torch.manual_seed(0)
@@ -286,7 +286,7 @@ def test_an_output_embedding_of_its_own_shrinks_too(tmp_path: Path):
     torch.testing.assert_close(tiny.logits(again, KEPT), original[..., kept_ids])
 
 
-def test_ids_in_the_generation_config_move():
+def test_ids_in_the_generation_config_are_remapped():
     model = language_model("gpt2")
     processor = model.processor
     # Ids in reverse order: the last ones move down when others go.
@@ -297,7 +297,7 @@ def test_ids_in_the_generation_config_move():
 
 
 @pytest.mark.parametrize(("architecture", "rows"), [("bert", 12), ("distilbert", 12), ("electra", 12), ("roberta", 14)])
-def test_positions_are_cut_to_the_length(architecture: str, rows: int, tmp_path: Path):
+def test_positions_are_truncated_to_the_length(architecture: str, rows: int, tmp_path: Path):
     # RoBERTa counts positions from the padding id plus one, which is 2: it needs two more rows.
     model = tiny.encoder(architecture, processor=tiny.byte_level() if architecture == "roberta" else tiny.word_piece())
     texts = [text for text in tiny.texts(200) if len(model.processor(text).input_ids) <= 12]
@@ -314,14 +314,14 @@ def test_positions_are_cut_to_the_length(architecture: str, rows: int, tmp_path:
     torch.testing.assert_close(tiny.logits(loaded, texts), original, rtol=0, atol=0)
 
 
-def test_longer_positions_than_there_are_change_nothing():
+def test_length_beyond_existing_positions_changes_nothing():
     model = tiny.encoder()
     original = model.module.config.max_position_embeddings
     trim_positions(model, original + 1)
     assert model.module.config.max_position_embeddings == original == tiny.POSITIONS
 
 
-def test_characters_that_end_a_word_are_kept():
+def test_word_final_characters_are_kept():
     # CLIP writes the end of a word into its last piece, so that each letter stands twice in its vocabulary.
     letters = [letter + end for letter in "abcdefghijklmnopqrstuvwxyz" for end in ("", "</w>")]
     vocabulary = {token: index for index, token in enumerate(["<unk>", *letters, "film</w>", "fi", "lm</w>"])}

@@ -1,4 +1,4 @@
-"""Allocation of bits and channels within a budget."""
+"""Tests of the allocation of bits and channels within a budget, against brute force and integer programs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def loss_of(units: Units, choice: tuple[int, ...]) -> float:
 
 
 def layers(count: int, seed: int) -> Units:
-    """Layers of a decoder at 2 to 8 bits: each bit quarters the loss, more or less; sensitivities differ widely."""
+    """Return decoder layers at 2 to 8 bits: each bit roughly quarters the loss, sensitivities differ widely."""
     generator = random.Random(seed)
     units = []
     for _ in range(count):
@@ -49,7 +49,7 @@ option = st.builds(Option, st.integers(0, 12), st.integers(-4, 20).map(float))
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.lists(st.lists(option, min_size=1, max_size=4), max_size=5), st.integers(0, 30))
-def test_no_choice_within_the_budget_is_better(units: Units, spare: int) -> None:
+def test_allocation_is_optimal_within_the_budget(units: Units, spare: int) -> None:
     budget = sum(min(option.size_bits for option in options) for options in units) + spare
     actual = allocate_bits(units, budget)
     choices = itertools.product(*(range(len(options)) for options in units))
@@ -60,7 +60,7 @@ def test_no_choice_within_the_budget_is_better(units: Units, spare: int) -> None
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7])
-def test_a_whole_model_as_an_integer_program(share: float) -> None:
+def test_allocation_of_a_whole_model_matches_an_integer_program(share: float) -> None:
     units = layers(60, seed=1)
     low = size_of(units, (0,) * len(units))
     budget = int(low + share * (size_of(units, (4,) * len(units)) - low))
@@ -80,7 +80,7 @@ def test_a_whole_model_as_an_integer_program(share: float) -> None:
     assert loss_of(units, actual) == pytest.approx(solved.fun, rel=1e-7)
 
 
-def test_of_equal_losses_the_smaller_size_and_then_the_earlier_option_wins() -> None:
+def test_ties_prefer_smaller_size_then_earlier_option() -> None:
     assert allocate_bits([[Option(8, 1.0), Option(4, 1.0), Option(4, 1.0)]], 8) == (1,)
     assert allocate_bits([[Option(2, 1.0), Option(4, 0.0)]] * 3, 8) == (0, 0, 1)
 
@@ -98,7 +98,7 @@ def test_five_hundred_layers_stay_within_the_budget_and_use_it() -> None:
     assert 0 <= budget - size_of(units, actual) < smallest
 
 
-def test_what_cannot_be_chosen_is_refused() -> None:
+def test_infeasible_allocation_is_refused() -> None:
     units = [[Option(20, 1.0), Option(30, 0.5)], [Option(12, 1.0)]]
     assert allocate_bits(units, 32) == (0, 0)
     with pytest.raises(ValueError, match=r"budget of 31 bits fits no choice: the least possible is 32 bits"):
@@ -110,7 +110,7 @@ def test_what_cannot_be_chosen_is_refused() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 26, 100])
-def test_every_answer_is_found_with_few_questions(count: int):
+def test_fewest_finds_every_count_with_logarithmic_trials(count: int):
     for answer in range(count + 1):
         tried: list[int] = []
 
@@ -123,34 +123,34 @@ def test_every_answer_is_found_with_few_questions(count: int):
         assert count not in tried or count == 0
 
 
-def test_when_time_is_over_what_is_known_to_hold_is_taken():
-    # 1, 2, 4 and 8 are asked; 6 would be the next.
+def test_timeout_returns_the_smallest_count_known_to_hold():
+    # 1, 2, 4 and 8 are tried; 6 would be the next.
     left = iter([True] * 4 + [False])
     actual = fewest(64, lambda k: k >= 5, lambda: next(left))
     assert actual == 8
 
 
-def test_where_one_is_enough_two_questions_show_it():
+def test_fewest_needs_two_trials_if_one_is_enough():
     tried: list[int] = []
     assert fewest(1000, lambda k: tried.append(k) or k >= 1) == 1
     assert tried == [0, 1]
 
 
-def test_rungs_are_multiples_below_the_whole() -> None:
+def test_ladder_lists_the_whole_and_smaller_multiples() -> None:
     assert ladder(24, 8) == [24, 16, 8] and ladder(20, 8) == [20, 16, 8]
     assert ladder(8, 8) == [8] and ladder(5, 8) == [5] and ladder(3, 1) == [3, 2, 1]
 
 
-def test_the_nearest_rung() -> None:
+def test_nearest_ladder_step() -> None:
     assert [nearest_rung([24, 16, 8], expected) for expected in (23, 20, 19.9, 9, 0.4)] == [24, 24, 16, 8, 8]
 
 
-def test_a_cost_is_inputs_by_outputs() -> None:
+def test_channel_cost_is_inputs_times_outputs() -> None:
     cost = Cost(9.0, Count(3.0, {0: 1.0}), Count(0.0, {1: 2.0}))
     assert cost.at([5, 4]) == 9 * (3 + 5) * (2 * 4)
 
 
-def test_of_channels_that_cost_alike_the_least_important_go() -> None:
+def test_least_important_of_equal_cost_channels_go_first() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = [torch.rand(6, generator=generator), torch.rand(9, generator=generator)]
     costs = [Cost(1.0, Count(1.0), Count(0.0, {index: 1.0})) for index in range(2)]
@@ -160,7 +160,7 @@ def test_of_channels_that_cost_alike_the_least_important_go() -> None:
 
 
 @pytest.mark.parametrize("limit", [300.0, 200.0, 120.0])
-def test_the_choice_comes_near_the_best_there_is(limit: float) -> None:
+def test_channel_choice_is_close_to_optimal(limit: float) -> None:
     generator = torch.Generator().manual_seed(1)
     scores = [torch.rand(size, generator=generator) * size for size in (6, 8, 5)]
     rungs = [ladder(len(actual), 1) for actual in scores]
@@ -177,5 +177,5 @@ def test_the_choice_comes_near_the_best_there_is(limit: float) -> None:
     assert loss(tuple(remaining)) <= 1.4 * min(loss(choice) for choice in allowed)
 
 
-def test_where_the_limit_is_out_of_reach_as_little_as_can_be() -> None:
+def test_unreachable_limit_keeps_the_fewest_channels() -> None:
     assert least_loss([torch.ones(6)], [ladder(6, 2)], [Cost(1.0, Count(1.0), Count(4.0, {0: 1.0}))], 5.0) == [2]

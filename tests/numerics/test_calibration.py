@@ -1,4 +1,4 @@
-"""Calibration of probabilities, ranges of activations and saturation of sums."""
+"""Tests of calibration of probabilities, activation ranges and saturation of integer sums."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CONFIDENCE = [0.55, 0.60, 0.65, 0.9, 1.0]
 CORRECT = [1, 0, 0, 1, 1]
 
 
-def test_the_bins_of_five_rows() -> None:
+def test_bins_of_five_rows() -> None:
     actual = calibration_bins(CONFIDENCE, CORRECT, bins=5)
     assert [bin.rows for bin in actual] == [2, 1, 2]
     assert [bin.low for bin in actual] == pytest.approx([0.4, 0.6, 0.8])
@@ -39,19 +39,19 @@ def test_the_bins_of_five_rows() -> None:
     assert [bin.accuracy for bin in actual] == [0.5, 0.0, 1.0]
 
 
-def test_the_error_of_five_rows_by_hand() -> None:
+def test_calibration_error_of_five_rows_matches_hand_computation() -> None:
     # 2/5 |0.5 - 0.575| + 1/5 |0 - 0.65| + 2/5 |1 - 0.95|
     assert calibration_error(CONFIDENCE, CORRECT, bins=5) == pytest.approx(0.03 + 0.13 + 0.02)
 
 
-def test_an_edge_belongs_to_the_bin_below_it_whatever_the_rounding() -> None:
+def test_bin_edge_belongs_to_the_lower_bin() -> None:
     # 0.07 * 100 is 7.000000000000001 in floating point.
     edges = np.arange(1, 101) / 100
     assert [bin.high for bin in calibration_bins(edges, np.ones(100), bins=100)] == pytest.approx(edges)
 
 
 @pytest.mark.parametrize("classes", [2, 4])
-def test_brier_as_scikit_learn_has_it(classes: int) -> None:
+def test_brier_score_equals_scikit_learn(classes: int) -> None:
     generator = np.random.default_rng(classes)
     probabilities = softmax(generator.normal(size=(300, classes)))
     labels = generator.integers(0, classes, 300)
@@ -64,13 +64,13 @@ def test_softmax_of_large_logits() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_softmax_refuses_what_is_not_finite(bad: float) -> None:
+def test_softmax_refuses_non_finite_values(bad: float) -> None:
     with pytest.raises(ValueError, match="NaN or infinity"):
         softmax([[0.0, bad]])
 
 
 @pytest.mark.parametrize("overconfidence", [0.0, 0.05, 0.1])
-def test_the_interval_holds_the_true_error(overconfidence: float) -> None:
+def test_interval_covers_the_true_calibration_error(overconfidence: float) -> None:
     generator = np.random.default_rng(7)
     held = 0
     for seed in range(200):
@@ -83,7 +83,7 @@ def test_the_interval_holds_the_true_error(overconfidence: float) -> None:
     assert held >= 174
 
 
-def test_the_interval_of_a_mean_is_that_of_the_central_limit() -> None:
+def test_interval_of_a_mean_matches_the_central_limit_theorem() -> None:
     samples = np.random.default_rng(3).exponential(size=4000)
     value, low, high = mean_interval(samples, seed=0)
     half = 1.959964 * samples.std() / np.sqrt(4000)
@@ -91,7 +91,7 @@ def test_the_interval_of_a_mean_is_that_of_the_central_limit() -> None:
     assert (low, high) == pytest.approx((value - half, value + half), abs=half * 0.1)
 
 
-def test_resampling_in_parts_draws_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunked_resampling_draws_equally_many(monkeypatch: pytest.MonkeyPatch) -> None:
     samples = np.random.default_rng(1).normal(size=500)
     whole = mean_interval(samples, seed=0)
     monkeypatch.setattr("compress.numerics.calibration._CHUNK", 1200)
@@ -102,7 +102,7 @@ def test_resampling_in_parts_draws_as_many(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("confidence", "correct"), [([], []), ([0.5], [1, 0]), ([1.5], [1]), ([-0.1], [0]), ([np.nan], [1])]
 )
-def test_what_is_no_confidence_is_refused(confidence: list[float], correct: list[int]) -> None:
+def test_invalid_confidences_are_refused(confidence: list[float], correct: list[int]) -> None:
     with pytest.raises(ValueError, match="expected"):
         calibration_error(confidence, correct)
 
@@ -118,7 +118,7 @@ def heavy_tailed(count: int = 40_000) -> np.ndarray:
     return np.random.default_rng(0).standard_t(3, count).astype(np.float32)
 
 
-def test_ends_are_exact_and_counts_survive_growing():
+def test_histogram_ends_are_exact_and_counts_survive_growth():
     values = heavy_tailed()
     parts = np.array_split(np.sort(np.abs(values)) * np.sign(values), 7)
     grown, at_once = histogram_of(*parts), histogram_of(np.concatenate(parts))
@@ -127,12 +127,12 @@ def test_ends_are_exact_and_counts_survive_growing():
     np.testing.assert_array_equal(grown.counts, at_once.counts)
 
 
-def test_minmax_is_the_range_with_zero_in_it():
+def test_minmax_range_includes_zero():
     assert find_range(histogram_of(np.array([2.0, 5.0])), "minmax") == (0.0, 5.0)
     assert find_range(histogram_of(np.array([-3.0, -1.0])), "minmax") == (-3.0, 0.0)
 
 
-def test_percentile_is_numpys_within_a_bin():
+def test_percentile_matches_numpy_within_a_bin():
     values = heavy_tailed()
     histogram = histogram_of(values)
     low, high = find_range(histogram, "percentile", 99.0)
@@ -141,7 +141,7 @@ def test_percentile_is_numpys_within_a_bin():
     assert high == pytest.approx(np.percentile(values, 99.5), abs=1.5 * width)
 
 
-def test_mse_comes_near_the_best_of_every_range():
+def test_mse_range_is_close_to_optimal():
     values = heavy_tailed()
     low, high = find_range(histogram_of(values), "mse")
 
@@ -155,12 +155,12 @@ def test_mse_comes_near_the_best_of_every_range():
 
 
 @pytest.mark.parametrize("method", ["minmax", "percentile", "mse"])
-def test_zeros_alone_have_no_range(method: str):
+def test_all_zero_activations_have_an_empty_range(method: str):
     histogram = histogram_of(np.zeros(10))
     assert find_range(histogram, method) == (0.0, 0.0) and histogram.constant  # type: ignore[arg-type]
 
 
-def test_squared_error_is_that_of_the_values():
+def test_squared_error_of_histogram_matches_the_values():
     values = np.array([-1.0, -0.5, 0.0, 0.3, 2.5, 9.0])
     restored = np.array([-1.0, -0.5, 0.0, 0.3, 2.5, 4.1])
     # 255 steps of 0.02 from -1: 4.1 is the highest.
@@ -195,7 +195,7 @@ def test_products_saturate_as_the_instruction_does():
     assert cut > 0 and (actual != activations.astype(int) @ weights.astype(int)).any()
 
 
-def test_seven_bits_are_safe_and_eight_are_not():
+def test_seven_bits_never_saturate_and_eight_can():
     full, reduced = np.full((4, 3), 127, np.int8), np.full((4, 3), 64, np.int8)
     most = np.full((2, 4), 255, np.uint8)
     assert pairs_at_risk(full) == 1.0 and pairs_at_risk(reduced) == 0.0
@@ -212,7 +212,7 @@ def full_range(weights: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("inner", [1, 2, 33, 384])
-def test_no_activations_make_narrowed_weights_saturate(inner: int):
+def test_narrowed_weights_never_saturate(inner: int):
     generator = np.random.default_rng(inner)
     weights = generator.normal(size=(inner, 24)).astype(np.float32)
     integers, scales = without_saturation(weights, full_range(weights))
@@ -224,7 +224,7 @@ def test_no_activations_make_narrowed_weights_saturate(inner: int):
     assert integers.min() >= -127 and (scales >= full_range(weights)).all()
 
 
-def test_narrowed_weights_lose_less_than_seven_bits_do_and_safe_ones_nothing():
+def test_narrowed_weights_lose_less_than_seven_bits():
     weights = np.random.default_rng(0).normal(size=(384, 256)).astype(np.float32)
     weights[:, 0], weights[0, 0] = weights[:, 0] / 100, weights[0, 0]  # one outlier, and nothing beside it
     scales, coarse = full_range(weights), (np.abs(weights).max(axis=0) / 64).astype(np.float32)
@@ -237,7 +237,7 @@ def test_narrowed_weights_lose_less_than_seven_bits_do_and_safe_ones_nothing():
     assert flat[0] == scales[0]
 
 
-def test_one_scale_for_all_columns_stays_one():
+def test_per_tensor_scale_stays_per_tensor():
     weights = np.random.default_rng(0).normal(size=(64, 48)).astype(np.float32)
     weights[:2, 0] = 4.5
     scale = np.array([np.abs(weights).max() / 127], np.float32)
@@ -246,7 +246,7 @@ def test_one_scale_for_all_columns_stays_one():
     assert flat.shape == (1,) and pairs_at_risk(integers) == 0
 
 
-def test_a_pair_is_cut_by_half_of_the_excess_each():
+def test_each_of_a_pair_is_reduced_by_half_the_excess():
     pairs = np.array([[127, 100, -127, 127, 64], [5, 100, -3, -127, 64]], np.int8)
     assert cut_pairs(pairs).tolist() == [[125, 64, -126, 127, 64], [3, 64, -2, -127, 64]]
     assert cut_pairs(np.full((3, 1), 127, np.int8)).tolist() == [[64], [64], [127]]

@@ -1,4 +1,4 @@
-"""Metrics of detection, retrieval and speech recognition."""
+"""Tests of metrics of detection, retrieval and speech recognition."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def answers(seed: int, queries: int = 4) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("separate", [False, True])
-def test_the_matching_is_the_cheapest_of_all(separate: bool) -> None:
+def test_matching_has_the_lowest_cost(separate: bool) -> None:
     mine, taught = answers(1)[:1], answers(0)[:1]
     theirs, boxes = taught[0, :, :4], taught[0, :, 4:]
     # Separate classes are as many coins; otherwise the last class is that of no object.
@@ -54,7 +54,7 @@ def test_the_matching_is_the_cheapest_of_all(separate: bool) -> None:
     assert float(same) == pytest.approx(0, abs=1e-5)
 
 
-def test_overlaps_are_those_of_transformers() -> None:
+def test_box_overlaps_equal_transformers() -> None:
     some, others = (corners(answers(seed, 20)[0, :, 4:]) for seed in (0, 1))
     expected = generalized_box_iou(some, others).diagonal()
     torch.testing.assert_close(generalized_overlap(some, others), expected)
@@ -63,7 +63,7 @@ def test_overlaps_are_those_of_transformers() -> None:
 def weighted(
     scores: np.ndarray, right: np.ndarray, owners: np.ndarray, objects: np.ndarray, weights: np.ndarray
 ) -> float:
-    """The area below precision as a falling function of recall, rank by rank, each picture counted by its weight."""
+    """Return the area below monotone precision over recall, computed rank by rank with a weight per image."""
     order = np.argsort(-scores, kind="stable")
     hits = actual = 0.0
     points = []
@@ -91,7 +91,7 @@ def problem(seed: int, pictures: int = 12) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_influence_is_the_slope_of_the_weighted_area(seed: int) -> None:
+def test_influence_is_the_derivative_of_the_weighted_area(seed: int) -> None:
     scores, right, owners, objects = problem(seed)
     area, influence = precision_influence(scores, right, owners, objects)
     ones = np.ones(len(objects))
@@ -110,7 +110,7 @@ def test_influence_is_the_slope_of_the_weighted_area(seed: int) -> None:
     assert influence.sum() == pytest.approx(0, abs=1e-9)
 
 
-def test_nothing_found_and_nothing_there() -> None:
+def test_precision_without_detections_or_objects() -> None:
     none = np.zeros(0)
     area, influence = precision_influence(none, none.astype(bool), none.astype(int), np.array([1, 0]))
     assert area == 0 and influence.tolist() == [0, 0]
@@ -118,7 +118,7 @@ def test_nothing_found_and_nothing_there() -> None:
         precision_influence(none, none.astype(bool), none.astype(int), np.array([0, 0]))
 
 
-def test_a_rank_counts_what_scores_higher_or_as_high() -> None:
+def test_rank_counts_higher_and_equal_scores() -> None:
     queries = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     corpus = np.array([[3.0, 0.0], [3.0, 1.0], [0.0, 2.0], [1.0, 2.0]])
     # Scores: 3 3 0 1 / 0 1 2 2 / 3 4 2 3.
@@ -126,13 +126,13 @@ def test_a_rank_counts_what_scores_higher_or_as_high() -> None:
     assert ranks(queries, corpus, expected, given).tolist() == [2, 2, 3]
 
 
-def test_another_text_with_the_same_words_is_as_right() -> None:
+def test_duplicate_text_counts_as_correct() -> None:
     queries, corpus = np.array([[1.0]]), np.array([[1.0], [5.0], [3.0]])
     assert ranks(queries, corpus, np.array([7]), np.array([7, 7, 8])).tolist() == [1]
     assert ranks(queries, corpus, np.array([7]), np.array([7, 9, 8])).tolist() == [3]
 
 
-def test_ranks_and_neighbours_are_those_of_a_sorted_list(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_and_neighbours_match_a_sorted_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embeddings, "_CHUNK", 7)  # so that there are several, the last one short
     generator = np.random.default_rng(0)
     queries, corpus = generator.normal(size=(23, 6)), generator.normal(size=(31, 6))
@@ -146,25 +146,25 @@ def test_ranks_and_neighbours_are_those_of_a_sorted_list(monkeypatch: pytest.Mon
     assert np.array_equal(nearest(queries, corpus, 5), order[:, :5])
 
 
-def test_of_equal_scores_the_first_columns_come_first() -> None:
+def test_equal_scores_are_ordered_by_column() -> None:
     assert top(np.array([[1, 2, 2, 0, 2]]), 2).tolist() == [[1, 2]]
     assert top(np.array([[1, 2]]), 10).tolist() == [[1, 0]]
 
 
-def test_a_candidate_that_is_not_there_has_the_rank_after_the_last() -> None:
+def test_missing_candidate_ranks_after_the_last() -> None:
     scores, belongs = np.array([[3.0, 2.0], [3.0, 2.0]]), np.array([[False, False], [False, True]])
     assert rank_among(scores, belongs).tolist() == [3, 2]
 
 
-def test_overlap_is_a_share_of_the_neighbours_in_any_order() -> None:
+def test_neighbour_overlap_ignores_order() -> None:
     assert overlap(np.array([[1, 2, 3, 4]]), np.array([[4, 9, 8, 1]])).tolist() == [0.5]
 
 
-def test_a_row_of_zeros_stays_one() -> None:
+def test_normalized_zero_row_stays_zero() -> None:
     assert normalized(np.array([[0.0, 0.0], [3.0, 4.0]])).tolist() == [[0.0, 0.0], [0.6, 0.8]]
 
 
-def test_what_is_among_the_corpus_does_not_find_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_query_in_the_corpus_is_not_its_own_match(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embeddings, "_CHUNK", 7)
     generator = np.random.default_rng(1)
     both, kinds = generator.normal(size=(30, 6)), np.append(generator.integers(0, 4, 29), 9)
@@ -188,16 +188,16 @@ WORDS = st.lists(st.sampled_from(["a", "b", "c", "dd", "e"]), max_size=12)
 
 
 @given(WORDS.filter(bool), WORDS)
-def test_errors_are_those_of_jiwer(said: list[str], heard: list[str]):
+def test_word_errors_equal_jiwer(said: list[str], heard: list[str]):
     actual = jiwer.process_words(" ".join(said), " ".join(heard))
     assert word_errors(said, heard) == actual.substitutions + actual.deletions + actual.insertions
 
 
-def test_a_rate_is_all_errors_over_all_words_and_not_a_mean_of_rates():
+def test_error_rate_is_total_errors_over_total_words():
     assert ratio_interval([1, 0], [1, 9], seed=0).value == pytest.approx(0.1)
 
 
-def test_an_interval_covers_the_true_rate_as_often_as_it_says():
+def test_interval_has_nominal_coverage():
     generator = np.random.default_rng(0)
     covered = 0
     for seed in range(200):
@@ -207,6 +207,6 @@ def test_an_interval_covers_the_true_rate_as_often_as_it_says():
     assert 178 <= covered <= 199, covered
 
 
-def test_no_words_have_no_rate():
+def test_error_rate_without_words_is_refused():
     with pytest.raises(ValueError, match="above 0"):
         ratio_interval([1, 2], [0, 0], seed=0)

@@ -1,4 +1,4 @@
-"""Differences of outcomes and of weights."""
+"""Tests of statistics for differences of outcomes and of weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from compress.numerics.statistics import IntervalEstimate, wilson_interval
 
 
 def error_rates(n: int, discordance: float, difference: float, confidence: float) -> tuple[float, float]:
-    """Exact probabilities that the interval lies wholly above, and wholly below, the true difference."""
+    """Return exact probabilities that the interval lies entirely above, and entirely below, the true difference."""
     above = below = 0.0
     most = n if n <= 60 else int(discordance * n + 8 * math.sqrt(discordance * n) + 10)
     share = (discordance + difference) / 2 / discordance
@@ -44,7 +44,7 @@ def error_rates(n: int, discordance: float, difference: float, confidence: float
     return above, below
 
 
-def test_it_is_the_wald_interval_with_half_an_observation_in_each_cell() -> None:
+def test_interval_is_wald_with_half_an_observation_per_cell() -> None:
     # The matrix way to the same: multinomial covariance of the four cells, each with 1/2 more.
     only_baseline, only_candidate, n = 132, 107, 1600
     cells = np.array([1000, only_baseline, only_candidate, n - 1000 - only_baseline - only_candidate]) + 0.5
@@ -72,7 +72,7 @@ def test_false_alarms_of_2000_examples(discordance: float) -> None:
     assert above == pytest.approx(below)
 
 
-def test_a_drop_of_one_point_on_2000_rows_is_found_and_equals_are_not_accused() -> None:
+def test_one_point_drop_on_2000_rows_is_detected_without_false_alarm() -> None:
     generator = np.random.default_rng(3)
     actual = alarms = 0
     for _ in range(400):
@@ -90,7 +90,7 @@ def test_a_drop_of_one_point_on_2000_rows_is_found_and_equals_are_not_accused() 
 
 
 @given(st.integers(1, 300), st.data())
-def test_the_estimate_lies_in_its_interval_and_sides_mirror(n: int, data: st.DataObject) -> None:
+def test_interval_contains_the_estimate_and_is_antisymmetric(n: int, data: st.DataObject) -> None:
     only_baseline = data.draw(st.integers(0, n))
     only_candidate = data.draw(st.integers(0, n - only_baseline))
     confidence = data.draw(st.sampled_from([0.51, 0.8, 0.9, 0.99]))
@@ -104,7 +104,7 @@ def test_the_estimate_lies_in_its_interval_and_sides_mirror(n: int, data: st.Dat
     ("before", "after", "words"),
     [([1, 0], [1], "must pair"), ([], [], "at least one"), ([1, 2], [1, 0], "0 or 1"), ([1, math.nan], [1, 0], "NaN")],
 )
-def test_outcomes_that_do_not_pair_are_refused(before: list[float], after: list[float], words: str) -> None:
+def test_unpaired_outcomes_are_refused(before: list[float], after: list[float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         paired_difference(before, after)
 

@@ -1,4 +1,4 @@
-"""Losses of distillation, and divergences of predictions."""
+"""Tests of distillation losses, and divergences of predictions."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_gradients_keep_their_size_at_high_temperature():
         torch.testing.assert_close(leaf.grad, (student - teacher) / 4 / 2, rtol=0.05, atol=1e-3)
 
 
-def test_supervised_contrastive_is_the_papers_sum() -> None:
+def test_supervised_contrastive_loss_matches_the_paper() -> None:
     torch.manual_seed(0)
     raw, labels, temperature = torch.randn(5, 3), [0, 1, 0, 0, 2], 0.1
     unit = raw / raw.norm(dim=1, keepdim=True)
@@ -85,7 +85,7 @@ def test_supervised_contrastive_is_the_papers_sum() -> None:
     assert abs(float(actual) - sum(terms) / len(terms)) < 1e-5
 
 
-def test_where_no_two_are_alike_there_is_nothing_to_learn() -> None:
+def test_contrastive_loss_without_positive_pairs_is_zero() -> None:
     raw = torch.randn(3, 2, requires_grad=True)
     loss = supervised_contrastive(raw, torch.arange(3), 0.1)
     loss.backward()
@@ -110,7 +110,7 @@ def on_whole_logits(student: LanguageHead, teacher: LanguageHead) -> torch.Tenso
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 11, 100])
-def test_value_and_gradients_are_those_on_whole_logits(chunk: int) -> None:
+def test_value_and_gradients_equal_those_on_full_logits(chunk: int) -> None:
     student, teacher = heads()
     results = []
     for divergence in (lambda s, t: head_divergence(s, t, chunk), on_whole_logits):
@@ -129,7 +129,7 @@ def test_a_frozen_head_gets_no_gradient() -> None:
     assert hidden.grad is not None and student.weight.grad is None
 
 
-def test_bfloat16_products_stay_near() -> None:
+def test_bfloat16_products_are_close() -> None:
     student, teacher = heads()
     low = [LanguageHead(*(tensor.bfloat16() for tensor in head)) for head in (student, teacher)]
     assert float(head_divergence(*low)) == pytest.approx(float(on_whole_logits(student, teacher)), rel=0.05)
@@ -155,7 +155,7 @@ def drawn(*shape: int, seed: int) -> torch.Tensor:
 
 
 def merged(probabilities: torch.Tensor, teacher: torch.Tensor, count: int | None) -> torch.Tensor:
-    """The probabilities of the teacher's likeliest tokens, and of all others together, [n, count + 1]."""
+    """Return probabilities of the teacher's top tokens, and of all others together, [n, count + 1]."""
     if count is None or count >= TOKEN_VOCABULARY:
         return probabilities
     chosen = teacher.argsort(dim=-1, descending=True)[:, :count]
@@ -175,7 +175,7 @@ def by_formula(student: torch.Tensor, teacher: torch.Tensor, which: Divergence) 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("top_k", [None, 1, 5, TOKEN_VOCABULARY - 1, TOKEN_VOCABULARY])
-def test_values_and_slopes_are_those_of_the_formula(temperature: float, reverse: bool, top_k: int | None) -> None:
+def test_values_and_gradients_match_the_formula(temperature: float, reverse: bool, top_k: int | None) -> None:
     which = Divergence(temperature, reverse, top_k)
     student, teacher = (
         drawn(TOKEN_TOKENS, TOKEN_VOCABULARY, seed=1).requires_grad_(True),
@@ -189,7 +189,7 @@ def test_values_and_slopes_are_those_of_the_formula(temperature: float, reverse:
     torch.testing.assert_close(actual * item[:, None], slope, rtol=1e-9, atol=1e-12)
 
 
-def test_a_rest_of_next_to_nothing_has_finite_slopes() -> None:
+def test_tiny_remaining_probability_has_finite_gradients() -> None:
     teacher = torch.zeros(1, TOKEN_VOCABULARY)
     teacher[0, 0] = 90.0
     student = drawn(1, TOKEN_VOCABULARY, seed=4).float()
@@ -200,7 +200,7 @@ def test_a_rest_of_next_to_nothing_has_finite_slopes() -> None:
 
 
 @pytest.mark.parametrize("chunk", [3, 100])
-def test_the_loss_of_a_head_is_the_sum_over_tokens_of_both_parts(chunk: int) -> None:
+def test_head_loss_is_the_sum_over_tokens_of_both_parts(chunk: int) -> None:
     which = Divergence(2.0, False, 4)
     student, teacher = (
         LanguageHead(drawn(TOKEN_TOKENS, TOKEN_WIDTH, seed=s), drawn(TOKEN_VOCABULARY, TOKEN_WIDTH, seed=s + 10))
@@ -223,7 +223,7 @@ def test_the_loss_of_a_head_is_the_sum_over_tokens_of_both_parts(chunk: int) -> 
         torch.testing.assert_close(item, other, rtol=1e-9, atol=1e-11)
 
 
-def test_without_a_teacher_it_is_the_cross_entropy_of_the_text() -> None:
+def test_loss_without_teacher_is_cross_entropy() -> None:
     student = LanguageHead(drawn(TOKEN_TOKENS, TOKEN_WIDTH, seed=5), drawn(TOKEN_VOCABULARY, TOKEN_WIDTH, seed=15))
     labels = torch.arange(TOKEN_TOKENS) % TOKEN_VOCABULARY
     loss = head_loss(

@@ -1,4 +1,4 @@
-"""GPTQ against the textbook: column by column with the inverse of what remains of the Hessian, in double precision."""
+"""Tests of GPTQ against the textbook algorithm: column by column with the inverse remaining Hessian, in float64."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROWS, COLUMNS = 12, 150
 
 
 def textbook(weight: torch.Tensor, hessian: torch.Tensor, grid: QuantizedWeight, order: list[int]) -> torch.Tensor:
-    """Optimal brain quantization in a fixed order (Frantar et al. 2022, equation 2): the integers [rows, columns].
+    """Return the integers [rows, columns] of OBQ in a fixed order (Frantar et al. 2022, equation 2).
 
     After each column the remaining weights move by -(error / [H_F^-1]_00) times the first row of H_F^-1.
     """
@@ -40,7 +40,7 @@ def textbook(weight: torch.Tensor, hessian: torch.Tensor, grid: QuantizedWeight,
 @pytest.mark.parametrize("act_order", [True, False])
 @pytest.mark.parametrize("group_size", [None, 64, 32])
 @pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (2, False), (3, True), (8, False)])
-def test_the_integers_are_those_of_the_textbook(
+def test_integers_equal_the_textbook_algorithm(
     act_order: bool, group_size: int | None, bits: int, symmetric: bool
 ) -> None:
     # 150 columns: two whole blocks of the solver and a part, and a last group that is shorter.
@@ -57,7 +57,7 @@ def test_the_integers_are_those_of_the_textbook(
 
 @pytest.mark.parametrize("group_size", [None, 32])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_inputs_that_are_not_correlated_leave_rounding_to_nearest(group_size: int | None, symmetric: bool) -> None:
+def test_uncorrelated_inputs_give_round_to_nearest(group_size: int | None, symmetric: bool) -> None:
     weight, _ = layer_problem(ROWS, COLUMNS)
     options = GptqSettings(4, group_size, symmetric)
     actual = quantize_gptq(weight, 3 * torch.eye(COLUMNS), options).quantized
@@ -67,7 +67,7 @@ def test_inputs_that_are_not_correlated_leave_rounding_to_nearest(group_size: in
     assert torch.equal(actual.zero_points, nearest.zero_points)
 
 
-def test_the_hessian_may_be_any_positive_multiple() -> None:
+def test_scaling_the_hessian_changes_nothing() -> None:
     weight, hessian = layer_problem(ROWS, COLUMNS)
     small, large = (quantize_gptq(weight, hessian * factor, GptqSettings()) for factor in (2.0**-20, 2.0**12))
     assert torch.equal(small.quantized.integers, large.quantized.integers)
@@ -75,7 +75,7 @@ def test_the_hessian_may_be_any_positive_multiple() -> None:
 
 
 @pytest.mark.parametrize("act_order", [True, False])
-def test_the_error_is_that_of_the_outputs(act_order: bool) -> None:
+def test_reported_error_is_the_output_error(act_order: bool) -> None:
     weight, hessian = layer_problem(ROWS, COLUMNS)
     options = GptqSettings(3, 64, act_order=act_order)
     solution = quantize_gptq(weight, hessian, options)
@@ -88,7 +88,7 @@ def test_the_error_is_that_of_the_outputs(act_order: bool) -> None:
     assert solution.dead_columns == 0
 
 
-def test_each_part_lowers_the_error() -> None:
+def test_each_option_lowers_the_error() -> None:
     weight, hessian = layer_problem(64, 256)
     bare = GptqSettings(3, 64, act_order=False, scale_search=False)
     nearest = output_error(weight, round_to_nearest(weight, bare).dequantize(), hessian)
@@ -105,7 +105,7 @@ def test_each_part_lowers_the_error() -> None:
     assert errors[0] < 0.8 * nearest
 
 
-def test_stacked_layers_are_solved_like_each_alone() -> None:
+def test_stacked_layers_are_solved_as_if_alone() -> None:
     weight, hessian = layer_problem(40, 96)
     options = GptqSettings(4, 32)
     together = quantize_gptq(weight, hessian, options).split([24, 16])
@@ -117,7 +117,7 @@ def test_stacked_layers_are_solved_like_each_alone() -> None:
     assert together[0].error != pytest.approx(together[1].error, rel=1e-3)
 
 
-def test_inputs_that_are_always_zero_cost_nothing() -> None:
+def test_always_zero_inputs_add_no_error() -> None:
     weight, hessian = layer_problem(ROWS, 40)
     dead = torch.tensor([3, 17, 39])
     hessian[dead] = 0
@@ -143,14 +143,14 @@ def test_damping_rises_until_a_singular_hessian_can_be_factorized() -> None:
     assert solution.error < output_error(weight, round_to_nearest(weight, GptqSettings(4, None)).dequantize(), hessian)
 
 
-def test_a_hessian_that_no_damping_mends_is_refused() -> None:
+def test_unfactorizable_hessian_is_refused() -> None:
     hessian = torch.tensor([[1.0, 100.0], [100.0, 1.0]])
     with pytest.raises(ValueError, match="no damping up to 10 makes the Hessian positive definite"):
         quantize_gptq(torch.ones(2, 2), hessian, GptqSettings(4, None))
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_what_is_given_is_left_as_it_is(transposed: bool) -> None:
+def test_arguments_are_not_modified(transposed: bool) -> None:
     weight, hessian = layer_problem(32, 96)
     hessian[5] = hessian[:, 5] = 0
     if transposed:
@@ -171,7 +171,7 @@ def test_what_is_given_is_left_as_it_is(transposed: bool) -> None:
     symmetric=st.booleans(),
     act_order=st.booleans(),
 )
-def test_any_shape_comes_out_whole(
+def test_output_invariants_hold_for_any_shape(
     rows: int, columns: int, bits: int, group_size: int | None, symmetric: bool, act_order: bool
 ) -> None:
     weight, hessian = layer_problem(rows, columns)
@@ -191,7 +191,7 @@ def test_any_shape_comes_out_whole(
     assert solution.error == pytest.approx(expected, rel=1e-2, abs=1e-6)
 
 
-def test_what_cannot_be_quantized_is_refused() -> None:
+def test_invalid_inputs_are_refused() -> None:
     weight, hessian = layer_problem(4, 8)
     broken = weight.clone()
     broken[1, 2] = float("nan")

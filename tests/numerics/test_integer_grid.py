@@ -1,4 +1,4 @@
-"""Integer grids, grouped scales and fake quantization."""
+"""Tests of integer grids, grouped scales and fake quantization."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from compress.numerics.integer_grid import QuantizedWeight, find_grid, round_col
 
 
 def weighted_error(weight: torch.Tensor, quantized: QuantizedWeight, importance: torch.Tensor) -> torch.Tensor:
-    """The error of each row and group [rows, groups]; groups of equal width."""
+    """Return the error of each row and group, [rows, groups]; groups have equal width."""
     error = (weight - quantized.dequantize()).square() * importance
     return error.reshape(len(weight), -1, quantized.group_size).sum(2)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
-def test_hardly_a_range_has_a_smaller_error(bits: int, symmetric: bool) -> None:
+def test_range_search_is_close_to_a_fine_grid_search(bits: int, symmetric: bool) -> None:
     weight, hessian = layer_problem(16, 128)
     importance = hessian.diagonal()
     actual = round_to_nearest(weight, GptqSettings(bits, 32, symmetric), importance)
@@ -56,7 +56,7 @@ def test_hardly_a_range_has_a_smaller_error(bits: int, symmetric: bool) -> None:
     assert float(errors.sum()) < 0.9 * float(weighted_error(weight, bare, importance).sum())
 
 
-def test_the_longer_side_of_the_range_is_used() -> None:
+def test_symmetric_scale_uses_the_longer_side_of_the_range() -> None:
     # -8 to 7 quarters: every point of the four-bit range; its mirror image needs a coarser scale.
     weight = torch.arange(-8, 8).float()[None] / 4
     settings = GptqSettings(4, None, scale_search=False)
@@ -72,7 +72,7 @@ def test_the_longer_side_of_the_range_is_used() -> None:
     assert mirrored.symmetric and searched.symmetric
 
 
-def test_an_asymmetric_range_starts_where_the_weights_do() -> None:
+def test_asymmetric_range_starts_at_the_smallest_weight() -> None:
     weight = torch.tensor([[0.0, 0.5, 1.0, 1.5], [-1.0, -0.5, 0.0, 0.5], [-1.5, -1.0, -0.5, 0.0]])
     actual = round_to_nearest(weight, GptqSettings(2, None, symmetric=False))
     assert actual.scales.flatten().tolist() == [0.5, 0.5, 0.5]
@@ -93,7 +93,7 @@ def test_zero_is_always_on_the_grid(symmetric: bool) -> None:
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_a_last_group_is_a_group_of_its_own(symmetric: bool) -> None:
+def test_partial_last_group_has_its_own_scale(symmetric: bool) -> None:
     weight, _ = layer_problem(8, 80)
     actual = round_to_nearest(weight, GptqSettings(4, 32, symmetric))
     tail = round_to_nearest(weight[:, 64:], GptqSettings(4, 16, symmetric))
@@ -113,7 +113,7 @@ def test_rounding_is_to_the_nearest_point() -> None:
         assert float(distances[int(integers[column, row])]) <= float(distances.min()) * (1 + 1e-5)
 
 
-def test_many_rows_are_fitted_like_few() -> None:
+def test_chunked_rows_are_fitted_like_unchunked() -> None:
     # More than one stretch of rows that fits the cache.
     weight, _ = layer_problem(3000, 64)
     whole = round_to_nearest(weight, GptqSettings(4, 64))
@@ -161,7 +161,7 @@ def test_gradients_of_scales_agree_with_finite_differences(columns: int, group_s
     assert torch.autograd.gradcheck(loss, (scales,))
 
 
-def test_large_matrices_are_done_in_pieces_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunked_large_matrices_give_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = random_weight(7, 10, 4)
     results = []
     for elements in (1 << 22, 25):
@@ -180,7 +180,7 @@ def test_bfloat16_weights_are_the_nearest_to_the_exact_ones() -> None:
     assert torch.equal(actual, weight.dequantize().bfloat16())
 
 
-def test_stored_values_are_the_files_and_the_gradient_passes() -> None:
+def test_stored_values_are_float16_with_straight_through_gradient() -> None:
     values = torch.tensor([0.1, 1 / 3, 1e-3], requires_grad=True)
     stored = stored_as(values, torch.float16)
     assert torch.equal(stored, torch.tensor([0.1, 1 / 3, 1e-3]).half().float())
@@ -190,7 +190,7 @@ def test_stored_values_are_the_files_and_the_gradient_passes() -> None:
 
 
 def quantize_linear() -> onnxruntime.InferenceSession:
-    """`QuantizeLinear` of ONNX Runtime's processor, to uint8."""
+    """Return `QuantizeLinear` of ONNX Runtime on the CPU, as uint8."""
     inputs = [
         helper.make_tensor_value_info("x", TensorProto.FLOAT, [None]),
         helper.make_tensor_value_info("scale", TensorProto.FLOAT, []),
@@ -210,7 +210,7 @@ SESSION = quantize_linear()
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.floats(2**-20, 2**10, width=32), st.integers(0, 255))
-def test_the_integers_are_those_of_onnx_runtime(seed: int, scale: float, zero: int) -> None:
+def test_integers_equal_onnx_runtime(seed: int, scale: float, zero: int) -> None:
     generator = np.random.default_rng(seed)
     step = np.float32(scale)
     # Halves of a step among them, which is where rules of rounding part.
@@ -221,7 +221,7 @@ def test_the_integers_are_those_of_onnx_runtime(seed: int, scale: float, zero: i
     np.testing.assert_array_equal(actual.numpy(), expected.astype(np.float32))
 
 
-def test_gradients_are_those_of_lsq() -> None:
+def test_gradients_equal_those_of_lsq() -> None:
     # Esser et al. 2020, equation 3: dv/ds = -v/s + round(v/s) within, -Qn below and Qp above; dv/dx = 1 within, else 0.
     values = torch.tensor([-3.0, 0.3, 0.9, 5.0], requires_grad=True)
     scale = torch.tensor(0.5, requires_grad=True)
@@ -235,14 +235,14 @@ def test_gradients_are_those_of_lsq() -> None:
     torch.testing.assert_close(item, torch.tensor([-4.0, -0.6 + 1, -1.8 + 2, 7]))
 
 
-def test_row_scales_bring_the_largest_weight_to_the_end() -> None:
+def test_row_scales_map_the_largest_weight_to_the_grid_end() -> None:
     weight = torch.tensor([[1.0, -127.0], [0.5, 0.25], [0.0, 0.0]])
     scales = row_scales(weight, 127)
     torch.testing.assert_close(scales[:2], torch.tensor([1.0, 0.5 / 127]))
     assert scales[2] > 0, "a row of zeros has a scale that can be divided by"
 
 
-def test_best_row_scales_are_no_worse_than_any_share_of_the_largest() -> None:
+def test_best_row_scales_beat_every_fraction_of_the_maximum() -> None:
     torch.manual_seed(0)
     weight = torch.randn(6, 64) * torch.tensor([1, 3, 0.1, 1, 1, 1])[:, None]
 
@@ -256,7 +256,7 @@ def test_best_row_scales_are_no_worse_than_any_share_of_the_largest() -> None:
     assert bool((actual < error(row_scales(weight, 7)) * 0.9).any())
 
 
-def test_the_grid_of_activations_holds_zero_and_both_ends() -> None:
+def test_activation_grid_contains_zero_and_both_ends() -> None:
     scale, zero = unsigned_grid(-1.0, 3.0)
     assert scale == 4 / 255 and zero == round(255 / 4)
     assert unsigned_grid(0.5, 2.0) == (2 / 255, 0)
@@ -302,7 +302,7 @@ def test_integers_stay_within_their_bits(bits: int):
     assert quantized.scales.shape == quantized.zero_points.shape == (ROWS, COLUMNS // BLOCK)
 
 
-def test_a_part_at_a_time_is_the_same_as_all_at_once(monkeypatch: pytest.MonkeyPatch):
+def test_chunked_result_equals_unchunked(monkeypatch: pytest.MonkeyPatch):
     whole = quantize_blocks(weight(), 4, BLOCK)
     monkeypatch.setattr(block_quantization, "_AT_ONCE", 2 * BLOCK)
     parts = quantize_blocks(weight(), 4, BLOCK)
@@ -310,7 +310,7 @@ def test_a_part_at_a_time_is_the_same_as_all_at_once(monkeypatch: pytest.MonkeyP
         np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
 
 
-def test_weights_on_the_grid_come_back_exactly():
+def test_weights_on_the_grid_are_reproduced_exactly():
     generator = np.random.default_rng(0)
     integers = generator.integers(0, 16, (ROWS, COLUMNS // BLOCK, BLOCK))
     integers[..., 0], integers[..., 1] = 0, 15

@@ -1,4 +1,4 @@
-"""Pooling, rotation and precisions of embeddings."""
+"""Tests of pooling, rotation and precisions of embeddings."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ MASKS = {
 
 
 def one_by_one(rows: np.ndarray, mode: str) -> np.ndarray:
-    """Of the real tokens [L, H] of one text, by each mode's words."""
+    """Return the pooled embedding of the real tokens [L, H] of one text, for each mode by its definition."""
     places = np.arange(1, len(rows) + 1)[:, None]
     return {
         "cls": rows[0],
@@ -39,13 +39,13 @@ def one_by_one(rows: np.ndarray, mode: str) -> np.ndarray:
 
 @pytest.mark.parametrize("side", MASKS)
 @pytest.mark.parametrize("mode", POOLING_MODES)
-def test_padding_on_either_side_does_not_count(mode: str, side: str) -> None:
+def test_padding_on_either_side_is_ignored(mode: str, side: str) -> None:
     mask = torch.tensor(MASKS[side])
     expected = [one_by_one(rows[keep == 1].numpy(), mode) for rows, keep in zip(HIDDEN, mask, strict=True)]
     np.testing.assert_allclose(pool(HIDDEN, mask, (mode,)), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_several_modes_are_joined_in_their_order() -> None:
+def test_several_modes_are_concatenated_in_order() -> None:
     mask = torch.tensor(MASKS["right"])
     both = pool(HIDDEN, mask, ("max", "cls"))
     assert torch.equal(both, torch.cat([pool(HIDDEN, mask, ("max",)), HIDDEN[:, 0]], dim=1))
@@ -65,23 +65,23 @@ def test_int8_is_off_by_half_a_step_at_most() -> None:
     assert (np.abs(from_int8(to_int8(embeddings, ranges), ranges) - embeddings) <= 0.5001 * step).all()
 
 
-def test_a_dimension_that_never_changes_is_no_division_by_zero() -> None:
+def test_constant_dimension_causes_no_division_by_zero() -> None:
     embeddings = np.full((3, 1), 0.25, np.float32)
     assert np.isfinite(from_int8(to_int8(embeddings, ranges_of(embeddings)), ranges_of(embeddings))).all()
 
 
-def test_bits_are_packed_from_the_highest_on() -> None:
+def test_bits_are_packed_from_the_most_significant() -> None:
     assert to_ubinary(np.array([[1, -1, 1, -1, -1, -1, -1, 2, 5.0]])).tolist() == [[0b10100001, 0b10000000]]
 
 
-def test_hamming_counts_signs_that_differ() -> None:
+def test_hamming_distance_counts_differing_signs() -> None:
     generator = np.random.default_rng(0)
     item, other = generator.normal(size=(4, 20)), generator.normal(size=(6, 20))
     expected = ((item > 0)[:, None] != (other > 0)[None]).sum(axis=2)
     assert np.array_equal(hamming(to_ubinary(item), to_ubinary(other)), expected)
 
 
-def test_binary_search_takes_candidates_by_bits_and_orders_them_by_the_exact_query() -> None:
+def test_binary_search_reranks_candidates_with_the_float_query() -> None:
     generator = np.random.default_rng(1)
     queries, corpus = generator.normal(size=(300, 16)), generator.normal(size=(90, 16))
     query_ids, k = generator.integers(0, 90, 300), 3
@@ -94,7 +94,7 @@ def test_binary_search_takes_candidates_by_bits_and_orders_them_by_the_exact_que
         assert rank == expected
 
 
-def test_what_is_kept_is_what_the_largest_singular_values_hold() -> None:
+def test_kept_dimensions_have_the_largest_singular_values() -> None:
     generator = np.random.default_rng(0)
     embeddings = (generator.normal(size=(50, 8)) * [9, 1, 5, 1, 1, 3, 1, 1] + 2).astype(np.float32)
     values = np.linalg.svd(embeddings.astype(np.float64), compute_uv=False) ** 2
@@ -104,7 +104,7 @@ def test_what_is_kept_is_what_the_largest_singular_values_hold() -> None:
         np.testing.assert_allclose(rotation @ rotation.T, np.eye(dimensions), atol=1e-6)
 
 
-def test_all_dimensions_keep_every_product() -> None:
+def test_rotation_to_all_dimensions_preserves_products() -> None:
     embeddings = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
     rotated = embeddings @ principal_rotation(embeddings, 6).T
     np.testing.assert_allclose(rotated @ rotated.T, embeddings @ embeddings.T, atol=1e-4)
@@ -115,6 +115,6 @@ def test_rows_are_signed_by_their_largest_entry() -> None:
 
 
 @pytest.mark.parametrize(("dimensions", "words"), [(9, "9 of 8 dimensions"), (0, "0 of 8"), (7, "5 embeddings do not")])
-def test_more_than_there_are_cannot_be_kept(dimensions: int, words: str) -> None:
+def test_keeping_too_many_dimensions_is_refused(dimensions: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         principal_rotation(np.ones((5, 8), np.float32), dimensions)

@@ -1,4 +1,4 @@
-"""Scores of pruning, removal of parts and solvers of sparse layers."""
+"""Tests of pruning scores, removal of parts and solvers of sparse layers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def weights() -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.93])
-def test_masks_of_each_layer_are_those_of_torch(sparsity: float):
+def test_masks_of_each_layer_equal_torch(sparsity: float):
     for weight, mask in zip(weights(), magnitude_masks(weights(), sparsity), strict=True):
         layer = nn.Linear(1, 1)
         layer.weight = nn.Parameter(weight)
@@ -46,7 +46,7 @@ def test_masks_of_each_layer_are_those_of_torch(sparsity: float):
         assert torch.equal(mask, layer.weight_mask.bool())
 
 
-def test_ties_fall_in_the_order_of_position():
+def test_ties_are_pruned_in_order_of_position():
     masks = magnitude_masks([torch.tensor([[1.0, -1.0], [1.0, 1.0]])], 0.5)
     assert masks[0].tolist() == [[False, False], [True, True]]
 
@@ -71,7 +71,7 @@ def test_importance_of_heads_is_the_gradient_of_their_gates():
     torch.testing.assert_close(taylor_importance(activation.detach(), gradient, size), expected)
 
 
-def test_the_most_important_come_in_ascending_order_and_ties_fall_to_the_lower_index():
+def test_top_indices_are_ascending_and_ties_prefer_lower_index():
     assert most_important(torch.tensor([0.1, 5.0, 0.3, 2.0]), 2).tolist() == [1, 3]
     assert most_important(torch.tensor([1.0, 2.0, 1.0, 1.0]), 3).tolist() == [0, 1, 2]
 
@@ -96,7 +96,7 @@ def test_importance_of_channels_is_the_gradient_of_their_gates():
 
 
 def by_hand(weight: torch.Tensor, kept: int, of: int) -> torch.Tensor:
-    """N:M along the inputs, one group after another."""
+    """Return the N:M mask along the inputs, one group at a time."""
     mask = torch.zeros_like(weight, dtype=torch.bool)
     flat = weight.flatten(2) if weight.ndim > 2 else weight[..., None]
     for out in range(flat.shape[0]):
@@ -127,7 +127,7 @@ TINY = 1e-7
 
 
 def inputs_of(columns: int, seed: int = 0) -> torch.Tensor:
-    """[n, columns] that depend on each other."""
+    """Return correlated inputs [n, columns]."""
     generator = torch.Generator().manual_seed(seed)
     mixed = torch.randn(columns, columns, generator=generator) / columns**0.5 + torch.eye(columns)
     return torch.randn(6 * columns, columns, generator=generator) @ mixed * torch.linspace(0.3, 3, columns)
@@ -138,7 +138,7 @@ def weight_of(rows: int, columns: int) -> torch.Tensor:
 
 
 def left_out(inputs: torch.Tensor, weight: torch.Tensor, columns: list[int]) -> tuple[torch.Tensor, float]:
-    """The best weight [rows, columns] of these inputs alone for what the whole layer gives, and what it still lacks."""
+    """Return the best weight [rows, columns] on these inputs alone by least squares, and its remaining error."""
     some, expected = inputs.double()[:, columns], inputs.double() @ weight.double().T
     best = torch.linalg.lstsq(some, expected).solution
     return best.T.float(), float((some @ best - expected).square().sum())
@@ -149,7 +149,7 @@ def of_parts(parts: list[int], size: int) -> list[int]:
 
 
 @pytest.mark.parametrize(("size", "count"), [(1, 7), (4, 3)])
-def test_parts_go_as_brute_force_says_and_the_rest_is_fitted_by_least_squares(size: int, count: int) -> None:
+def test_removed_parts_match_brute_force_and_least_squares(size: int, count: int) -> None:
     parts = 12 // size if size > 1 else 12
     inputs, weight = inputs_of(parts * size), weight_of(5, parts * size)
     left = list(range(parts))
@@ -167,7 +167,7 @@ def test_parts_go_as_brute_force_says_and_the_rest_is_fitted_by_least_squares(si
     assert not fitted[:, gone].any()
 
 
-def test_what_others_say_too_goes_without_a_loss() -> None:
+def test_redundant_parts_are_removed_without_loss() -> None:
     inputs, weight = inputs_of(10), weight_of(4, 10)
     inputs[:, 3] = inputs[:, 7] - 2 * inputs[:, 1]
     hessian = inputs.T @ inputs
@@ -185,7 +185,7 @@ def test_inputs_that_were_always_zero_go_first() -> None:
     torch.testing.assert_close(fitted[:, stays], weight[:, stays])
 
 
-def test_many_go_several_at_a_time_and_lose_little_more_than_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batched_removal_is_close_to_one_by_one_removal(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, weight = inputs_of(120), weight_of(20, 120)
     hessian = inputs.T @ inputs / len(inputs)
     one_by_one = output_error(weight, remove_parts(weight, hessian, 1, 60)[1], hessian)
@@ -199,7 +199,7 @@ def test_many_go_several_at_a_time_and_lose_little_more_than_one_by_one(monkeypa
 
 
 @pytest.mark.parametrize("broken", ["weight", "hessian", "zero"])
-def test_what_cannot_be_solved_is_said(broken: str) -> None:
+def test_unsolvable_layers_are_reported(broken: str) -> None:
     inputs, weight = inputs_of(6), weight_of(3, 6)
     hessian = inputs.T @ inputs * (broken != "zero")
     if broken != "zero":
@@ -212,7 +212,7 @@ TWO_OF_FOUR = Pattern.read("2:4")
 
 
 def problem(rows: int, columns: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight [rows, columns], and X^T X / n of inputs that depend on each other."""
+    """Return a weight [rows, columns], and X^T X / n of correlated inputs."""
     generator = torch.Generator().manual_seed(seed)
     mixed = torch.randn(columns, columns, generator=generator) / columns**0.5 + torch.eye(columns)
     inputs = torch.randn(4 * columns, columns, generator=generator) @ mixed * torch.linspace(0.3, 3, columns)
@@ -222,7 +222,7 @@ def problem(rows: int, columns: int, seed: int = 0) -> tuple[torch.Tensor, torch
 def authors_sparsegpt(
     weight: torch.Tensor, hessian: torch.Tensor, sparsity: float, prune: tuple[int, int] | None
 ) -> torch.Tensor:
-    """`SparseGPT.fasterprune` of the authors' repository, in double precision, its threshold an exact count."""
+    """Run `SparseGPT.fasterprune` of the authors' repository in float64, with an exact count as threshold."""
     w, h = weight.double().clone(), hessian.double().clone()
     columns = w.shape[1]
     h.diagonal().add_(0.01 * h.diagonal().mean())
@@ -248,14 +248,14 @@ def authors_sparsegpt(
 
 
 @pytest.mark.parametrize(("sparsity", "prune"), [(0.5, None), (0.7, None), (0.5, (2, 4))])
-def test_sparsegpt_is_its_authors_update(sparsity: float, prune: tuple[int, int] | None) -> None:
+def test_sparsegpt_equals_the_authors_code(sparsity: float, prune: tuple[int, int] | None) -> None:
     weight, hessian = problem(24, 300)
     actual = sparsegpt(weight, hessian, sparsity, TWO_OF_FOUR if prune else None)
     torch.testing.assert_close(actual, authors_sparsegpt(weight, hessian, sparsity, prune), atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("pattern", [None, TWO_OF_FOUR])
-def test_wanda_drops_what_brute_force_finds_least(pattern: Pattern | None) -> None:
+def test_wanda_removes_what_brute_force_removes(pattern: Pattern | None) -> None:
     # Where inputs are independent, what a row loses is the sum of the squared scores of what goes.
     weight, hessian = problem(3, 8, seed=3)
     hessian = torch.diag(hessian.diagonal())
@@ -272,7 +272,7 @@ def test_wanda_drops_what_brute_force_finds_least(pattern: Pattern | None) -> No
             assert all(remaining[at] == row[at] for at in group if at not in gone)
 
 
-def test_patterns_hold_and_shares_are_exact() -> None:
+def test_patterns_and_sparsity_are_exact() -> None:
     weight, hessian = problem(16, 260)
     for solve in (wanda, sparsegpt):
         assert bool(((solve(weight, hessian, 0.5, TWO_OF_FOUR) != 0).view(16, -1, 4).sum(-1) == 2).all())
@@ -281,7 +281,7 @@ def test_patterns_hold_and_shares_are_exact() -> None:
     assert int((sparsegpt(weight, hessian, 0.3) == 0).sum()) == 2 * int(0.3 * 16 * 128) + int(0.3 * 16 * 4)
 
 
-def test_inputs_that_are_always_zero_lose_their_weights_without_harm() -> None:
+def test_weights_of_always_zero_inputs_are_removed_first() -> None:
     weight, hessian = problem(8, 64)
     hessian[5], hessian[:, 5] = 0, 0
     actual = sparsegpt(weight, hessian, 0.25)

@@ -1,4 +1,4 @@
-"""The roofline model, and augmentation of images."""
+"""Tests of the roofline model, and of image augmentation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOF = Roof(bytes_per_s=10e9, fp32_per_s=100e9, int8_per_s=400e9)
 AMOUNT = st.floats(1, 1e15)
 
 
-def test_arithmetic_binds_above_the_ridge() -> None:
+def test_compute_is_the_limit_above_the_ridge_point() -> None:
     """1 GFLOP and 10 MB: 10 ms of arithmetic, 1 ms of memory."""
     assert least_time(ROOF, 1e9, 0, 10e6) == TimeBound(pytest.approx(0.010), pytest.approx(0.001))
     assert least_time(ROOF, 1e9, 0, 10e6).seconds == pytest.approx(0.010)
@@ -26,8 +26,8 @@ def test_both_classes_of_arithmetic_add_up() -> None:
 
 
 @given(AMOUNT, AMOUNT, AMOUNT)
-def test_the_attainable_rate_is_that_of_the_paper(operations: float, moved: float, factor: float) -> None:
-    """Operations over the least time = min(peak, bandwidth · intensity)."""
+def test_attainable_rate_matches_the_paper(operations: float, moved: float, factor: float) -> None:
+    """Operations divided by the minimum time equal min(peak, bandwidth · intensity)."""
     roof = Roof(factor, 1e11, 4e11)
     attainable = min(roof.fp32_per_s, roof.bytes_per_s * operations / moved)
     assert operations / least_time(roof, operations, 0, moved).seconds == pytest.approx(attainable)
@@ -44,12 +44,12 @@ def test_the_attainable_rate_is_that_of_the_paper(operations: float, moved: floa
         (0.0, 1 / 3, 1.0, "memory"),
     ],
 )
-def test_which_side_binds(compute: float, memory: float, measured: float, side: str) -> None:
+def test_limiting_resource(compute: float, memory: float, measured: float, side: str) -> None:
     assert bottleneck(compute, memory, measured) == side
 
 
 @pytest.mark.parametrize("roof", [Roof(0, 1, 1), Roof(1, -1, 1), Roof(1, 1, 0)])
-def test_a_roof_of_nothing_is_refused(roof: Roof) -> None:
+def test_zero_peak_or_bandwidth_is_refused(roof: Roof) -> None:
     with pytest.raises(ValueError, match="above 0"):
         least_time(roof, 1, 1, 1)
 
@@ -58,12 +58,12 @@ FILL = np.array([-1.0, -2.0], np.float32)
 
 
 def images(count: int) -> np.ndarray:
-    """[count, 2, 3, 4], no value twice."""
+    """Return images [count, 2, 3, 4] in which no value occurs twice."""
     return np.arange(count * 24, dtype=np.float32).reshape(count, 2, 3, 4)
 
 
 def moved(image: np.ndarray, down: int, right: int) -> np.ndarray:
-    """Pixel by pixel: what was at (y, x) stands at (y + down, x + right), and what comes in is `FILL`."""
+    """Shift pixel by pixel: (y, x) moves to (y + down, x + right); uncovered pixels become `FILL`."""
     channels, height, width = image.shape
     result = np.empty_like(image)
     for channel in range(channels):
@@ -74,7 +74,7 @@ def moved(image: np.ndarray, down: int, right: int) -> np.ndarray:
     return result
 
 
-def test_a_crop_is_one_of_all_shifts_and_each_comes_equally_often():
+def test_crops_are_uniform_over_all_shifts():
     shown = images(2500)
     cropped = random_crop(shown, 2, FILL, np.random.default_rng(0))
     assert cropped.shape == shown.shape and cropped.dtype == np.float32
@@ -92,7 +92,7 @@ def test_a_crop_is_one_of_all_shifts_and_each_comes_equally_often():
     assert ((counts - 100) ** 2 / 100).sum() < 51.2
 
 
-def test_a_flip_mirrors_columns_of_the_share_asked_for():
+def test_flip_mirrors_the_requested_share_of_images():
     shown = images(2000)
     flipped = random_horizontal_flip(shown, 0.3, np.random.default_rng(0))
     mirrored = np.array([(actual == image[:, :, ::-1]).all() for image, actual in zip(shown, flipped, strict=True)])
@@ -101,7 +101,7 @@ def test_a_flip_mirrors_columns_of_the_share_asked_for():
     assert abs(mirrored.mean() - 0.3) < 3 * np.sqrt(0.3 * 0.7 / 2000)
 
 
-def test_what_is_given_stays_as_it_is():
+def test_input_images_are_not_modified():
     shown = images(8)
     random_crop(shown, 1, FILL, np.random.default_rng(0))
     random_horizontal_flip(shown, 0.9, np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""Sampling of tokens and of lengths that cover a data set."""
+"""Tests of sampling tokens, and of lengths that cover a data set."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from compress.numerics.token_metrics import (
 
 @pytest.mark.parametrize("sizes", list(itertools.product((0, 1, 3, 7), repeat=3)))
 @pytest.mark.parametrize("count", [1, 2, 5, 9])
-def test_shares_are_as_even_as_groups_allow(sizes: tuple[int, ...], count: int):
+def test_samples_are_as_balanced_as_groups_allow(sizes: tuple[int, ...], count: int):
     count = min(count, sum(sizes))
     taken = equal_shares(np.array(sizes), count)
     ways = [way for way in itertools.product(*(range(size + 1) for size in sizes)) if sum(way) == count]
@@ -29,7 +29,7 @@ def test_shares_are_as_even_as_groups_allow(sizes: tuple[int, ...], count: int):
     assert sum(np.square(taken)) == min(sum(np.square(way)) for way in ways)
 
 
-def test_kinds_are_even_and_lengths_are_spread():
+def test_classes_are_balanced_and_lengths_are_spread():
     lengths = np.arange(200) % 50
     kinds = (np.arange(200) >= 20).astype(int)
     chosen = spread_sample(lengths, kinds, 20, seed=3)
@@ -42,7 +42,7 @@ def test_kinds_are_even_and_lengths_are_spread():
     assert all(run[0] <= length <= run[-1] for run, length in zip(runs, drawn, strict=True))
 
 
-def test_a_seed_decides_and_too_few_are_all_taken():
+def test_sample_depends_on_seed_and_small_sets_are_taken_whole():
     lengths = np.random.default_rng(0).integers(3, 30, 60)
     assert (spread_sample(lengths, None, 7, 1) == spread_sample(lengths, None, 7, 1)).all()
     assert (spread_sample(lengths, None, 7, 1) != spread_sample(lengths, None, 7, 2)).any()
@@ -50,13 +50,13 @@ def test_a_seed_decides_and_too_few_are_all_taken():
 
 
 def tokens(lengths: np.ndarray, chosen: tuple[int, ...]) -> int:
-    """What is computed when each example is padded to the least chosen length that holds it."""
+    """Return the token count if each example is padded to the smallest chosen length that fits it."""
     return sum(min(item for item in chosen if item >= length) for length in lengths)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 @pytest.mark.parametrize("seed", range(6))
-def test_no_other_choice_pads_less(count: int, seed: int) -> None:
+def test_chosen_lengths_minimize_padding(count: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
     lengths = generator.integers(1, 12, int(generator.integers(1, 30)))
     longest = int(lengths.max() + generator.integers(0, 4))
@@ -66,13 +66,13 @@ def test_no_other_choice_pads_less(count: int, seed: int) -> None:
     assert tokens(lengths, chosen) == min(tokens(lengths, item) for item in every)
 
 
-def test_no_more_lengths_than_help() -> None:
+def test_useless_lengths_are_not_chosen() -> None:
     assert covering_lengths([5, 5, 5], 4, 16) == (5, 16)
     assert covering_lengths([7, 7], 3, 7) == (7,)
     assert covering_lengths([], 3, 9) == (9,)
 
 
-def test_an_example_beyond_the_longest_is_refused() -> None:
+def test_example_longer_than_the_longest_length_is_refused() -> None:
     with pytest.raises(ValueError, match="12 tokens"):
         covering_lengths([3, 12], 2, 8)
 
@@ -81,7 +81,7 @@ def logits(rows: int, vocabulary: int, seed: int = 0, scale: float = 5.0) -> np.
     return (np.random.default_rng(seed).normal(size=(rows, vocabulary)) * scale).astype(np.float32)
 
 
-def test_losses_are_torchs_over_several_chunks():
+def test_chunked_losses_equal_torch():
     given, tokens = logits(150, 33), np.random.default_rng(1).integers(0, 33, 150)
     expected = torch.nn.functional.cross_entropy(
         torch.from_numpy(given).double(), torch.from_numpy(tokens), reduction="none"
@@ -95,7 +95,7 @@ def test_large_logits_do_not_overflow():
     assert log_probabilities(given)[0].tolist() == [0.0, -1e4]
 
 
-def test_divergence_is_torchs():
+def test_divergence_equals_torch():
     item, other = logits(9, 40), logits(9, 40, seed=1)
     actual = divergence(log_probabilities(item), log_probabilities(other))
     expected = torch.nn.functional.kl_div(
@@ -138,11 +138,11 @@ def test_repeated_share(text, expected):
         ("x" * 15, 0),  # too short to be sure
         ("x" * 16, 1),
         ("It is so. " * 2, 10),
-        ("It is so. " * 2 + "And", 0),  # it got out
+        ("It is so. " * 2 + "And", 0),  # the loop ended
         ("abab" * 4, 2),
         ("once again, he says: " * 2, 21),
         ("", 0),
     ],
 )
-def test_a_loop_is_what_goes_round_at_the_end(text, expected):
+def test_loop_is_detected_only_at_the_end(text, expected):
     assert loop_length(np.array([ord(letter) for letter in text])) == expected

@@ -1,4 +1,4 @@
-"""Intervals and tests of statistics."""
+"""Tests of confidence intervals and statistical tests."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def quantile(samples: np.ndarray, q: float) -> float:
 
 
 @pytest.mark.parametrize("q", [0.25, 0.5, 0.9])
-def test_one_group_is_the_brute_force_over_all_draws_of_its_clusters(q: float) -> None:
+def test_cluster_bootstrap_of_one_group_matches_brute_force(q: float) -> None:
     clusters = [[1.0, 1.0, 3.0], [2.0, 4.0], [10.0, 0.5]]
     draws = product(range(3), repeat=3)
     actual = [quantile(np.concatenate([clusters[i] for i in draw]), q) for draw in draws]
@@ -66,7 +66,7 @@ def test_one_group_is_the_brute_force_over_all_draws_of_its_clusters(q: float) -
     assert (low, high) == pytest.approx(tuple(expected))
 
 
-def test_groups_are_the_brute_force_over_all_draws_of_both() -> None:
+def test_cluster_bootstrap_of_two_groups_matches_brute_force() -> None:
     groups = [[[0.0, 6.0], [1.0]], [[5.0], [7.0, 2.0, 3.0]]]
     actual = []
     for first, second in product(range(2), repeat=2):
@@ -78,7 +78,7 @@ def test_groups_are_the_brute_force_over_all_draws_of_both() -> None:
     assert (low, high) == pytest.approx(tuple(expected))
 
 
-def test_the_bootstrap_sees_what_a_cluster_and_a_group_share() -> None:
+def test_bootstrap_accounts_for_cluster_and_group_correlation() -> None:
     generator = np.random.default_rng(0)
     clusters = [shift + 0.01 * generator.normal(size=50) for shift in generator.normal(size=40)]
     medians = [np.median(cluster) for cluster in clusters]
@@ -90,7 +90,7 @@ def test_the_bootstrap_sees_what_a_cluster_and_a_group_share() -> None:
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
-def test_geometric_interval_is_the_t_interval_of_the_logarithms(confidence: float) -> None:
+def test_geometric_interval_is_the_t_interval_of_logarithms(confidence: float) -> None:
     samples = np.random.default_rng(3).lognormal(0.2, 0.1, 9)
     logs = np.log(samples)
     low, high = stats.t.interval(confidence, 8, loc=logs.mean(), scale=stats.sem(logs))
@@ -113,7 +113,7 @@ def test_geometric_interval_needs_two_positive_samples(samples: list[float]) -> 
 
 
 @pytest.mark.parametrize("n", [7, 31, 200, 3000])
-def test_median_interval_covers_by_the_binomial_law(n: int) -> None:
+def test_median_interval_has_binomial_coverage(n: int) -> None:
     low, high = median_interval(np.arange(1.0, n + 1))
     k = int(low)
     assert high == n + 1 - k
@@ -126,7 +126,7 @@ def test_median_interval_refuses_five_samples() -> None:
         median_interval([1, 2, 3, 4, 5])
 
 
-def test_pearson_and_its_interval_are_fishers() -> None:
+def test_pearson_interval_is_that_of_fisher() -> None:
     actual, targets = [1.0, 2.0, 3.0, 5.0, 4.0, 7.0], [1.0, 3.0, 2.0, 5.0, 6.0, 6.0]
     estimate = pearson(actual, targets)
     expected = np.corrcoef(actual, targets)[0, 1]
@@ -136,18 +136,18 @@ def test_pearson_and_its_interval_are_fishers() -> None:
     assert estimate.high == pytest.approx(np.tanh(np.arctanh(expected) + width), abs=1e-6)
 
 
-def test_spearman_is_pearson_of_ranks_with_ties_in_the_middle() -> None:
+def test_spearman_is_pearson_of_average_ranks() -> None:
     actual, expected = [0.1, 0.4, 0.2, 9.0, 0.3], [1.0, 5.0, 5.0, 7.0, 2.0]
     estimate = spearman(actual, expected)
     assert estimate.value == pytest.approx(np.corrcoef([1, 4, 2, 5, 3], [1, 3.5, 3.5, 5, 2])[0, 1])
     assert estimate.low is not None and estimate.low < estimate.value
 
 
-def test_a_perfect_correlation_has_no_width() -> None:
+def test_interval_of_perfect_correlation_has_zero_width() -> None:
     assert spearman([1, 2, 3, 4], [1, 2, 3, 9]).low == 1
 
 
-def test_differences_are_over_the_spread_of_what_is_expected() -> None:
+def test_differences_are_relative_to_expected_standard_deviation() -> None:
     expected = np.array([[1.0, -1.0], [1.0, -1.0]])
     actual = np.array([[1.5, -1.0], [1.0, -2.0]])
     rms, largest, cosine = output_agreement(expected, actual)
@@ -159,13 +159,13 @@ def test_differences_are_over_the_spread_of_what_is_expected() -> None:
     assert output_agreement(expected, expected) == (0.0, 0.0, 1.0)
 
 
-def test_a_constant_is_measured_by_its_magnitude_and_nothing_is_alike() -> None:
+def test_difference_of_constant_is_relative_to_its_magnitude() -> None:
     assert output_agreement(np.full((2, 3), 4.0), np.full((2, 3), 5.0)).rms == pytest.approx(0.25)
     assert output_agreement(np.zeros((1, 2)), np.zeros((1, 2))) == (0.0, 0.0, 1.0)
     assert output_agreement(np.zeros((1, 2)), np.ones((1, 2))).cosine == 0.0
 
 
-def test_outputs_of_other_sizes_lack_numbers_and_infinite_masks_agree() -> None:
+def test_nan_and_missing_outputs_count_as_zero_and_equal_infinities_agree() -> None:
     longer = output_agreement(np.array([[1.0, -1.0, np.nan]]), np.array([[1.0, -1.0, 2.0]]))
     assert longer.largest == pytest.approx(2.0 / np.array([1.0, -1.0, 0.0]).std())
     assert output_agreement(np.array([[1.0, -1.0]]), np.array([[1.0]])).largest == pytest.approx(1.0)

@@ -1,4 +1,4 @@
-"""Tasks of a recipe, named or recognised from the model's config."""
+"""Tests of the task of a recipe, given or inferred from the model's config."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def test_only_what_names_each_frame_is_trained(tmp_path: Path, config: object, a
         (CTC, "automatic-speech-recognition", {"onnx", "ort", "openvino"}),
     ],
 )
-def test_formats_of_sound_of_any_length(tmp_path: Path, config: dict[str, Any], task: str, written: set[str]) -> None:
+def test_formats_for_audio_of_variable_length(
+    tmp_path: Path, config: dict[str, Any], task: str, written: set[str]
+) -> None:
     kind = get_task(task).specialize(config)
     writers = {spec.written_by for spec in FORMATS.values() if spec.written_by}
     assert {writer for writer in writers if STAGES[writer].supports(kind.capabilities)} == written
@@ -68,7 +70,7 @@ def test_formats_of_sound_of_any_length(tmp_path: Path, config: dict[str, Any], 
             recipe(tmp_path / "other", config, "[finetune, litert]", task)
 
 
-def test_a_broken_config_is_left_to_whoever_reads_the_model(tmp_path: Path) -> None:
+def test_broken_config_is_ignored_by_recipe_validation(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text("{")
     assert recipe(tmp_path, None, TRAINED).labels()
@@ -76,7 +78,7 @@ def test_a_broken_config_is_left_to_whoever_reads_the_model(tmp_path: Path) -> N
 
 @pytest.fixture
 def untyped_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A recipe of a tiny classifier with `task` left out."""
+    """Write a recipe of a tiny classifier without `task`."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
     path = tiny_run.write_all(tmp_path)
     lines = path.read_text().splitlines(keepends=True)
@@ -100,7 +102,7 @@ def refusal(path: Path) -> str:
     return problem.expected
 
 
-def test_the_models_config_tells_it(untyped_recipe: Path, tmp_path: Path) -> None:
+def test_task_is_inferred_from_the_model_config(untyped_recipe: Path, tmp_path: Path) -> None:
     set_architectures(tmp_path / "model", ["BertForSequenceClassification"])
     read = read_recipe(untyped_recipe)
     assert (read.task, read.task_is_inferred) == ("text-classification", True)
@@ -112,14 +114,14 @@ def test_the_models_config_tells_it(untyped_recipe: Path, tmp_path: Path) -> Non
     assert "task: text-classification" in (tmp_path / "own.yaml").read_text()
 
 
-def test_a_task_that_is_given_counts(untyped_recipe: Path, tmp_path: Path) -> None:
+def test_given_task_takes_precedence(untyped_recipe: Path, tmp_path: Path) -> None:
     set_architectures(tmp_path / "model", ["BertModel"])
     untyped_recipe.write_text(untyped_recipe.read_text() + "task: text-classification\n")
     read = read_recipe(untyped_recipe)
     assert (read.task, read.task_is_inferred) == ("text-classification", False)
 
 
-def test_what_the_task_forbids_is_found_as_if_it_had_been_given(untyped_recipe: Path, tmp_path: Path) -> None:
+def test_inferred_task_is_validated_like_a_given_one(untyped_recipe: Path, tmp_path: Path) -> None:
     set_architectures(tmp_path / "model", ["GPT2LMHeadModel"])
     with pytest.raises(RecipeError) as caught:
         read_recipe(untyped_recipe)
@@ -133,13 +135,15 @@ def test_what_the_task_forbids_is_found_as_if_it_had_been_given(untyped_recipe: 
         (["BertForNextSentencePrediction"], "the model's architecture 'BertForNextSentencePrediction' tells none"),
     ],
 )
-def test_configs_that_tell_no_task(untyped_recipe: Path, tmp_path: Path, names: list[str] | None, words: str) -> None:
+def test_configs_without_a_known_task(
+    untyped_recipe: Path, tmp_path: Path, names: list[str] | None, words: str
+) -> None:
     set_architectures(tmp_path / "model", names)
     assert words in refusal(untyped_recipe)
 
 
 @pytest.mark.parametrize("reference", ["sample:minilm", "nobody/never-fetched"])
-def test_a_model_that_is_not_here_yet_tells_none(
+def test_remote_model_has_no_inferred_task(
     untyped_recipe: Path, reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -147,25 +151,25 @@ def test_a_model_that_is_not_here_yet_tells_none(
     assert f"the model '{reference}' is not here yet to tell it" in refusal(untyped_recipe)
 
 
-def test_a_broken_config_is_named(untyped_recipe: Path, tmp_path: Path) -> None:
+def test_broken_config_is_reported(untyped_recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "model" / "config.json").write_text("{")
     assert "not valid JSON" in refusal(untyped_recipe)
 
 
-def test_without_a_model_both_are_asked_for(tmp_path: Path) -> None:
+def test_missing_model_and_task_are_both_reported(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("name: r\ndata: {}\nstages: [onnx]\n")
     with pytest.raises(RecipeError) as caught:
         read_recipe(tmp_path / "r.yaml")
     assert {"task", "model"} <= {problem.field for problem in caught.value.problems}
 
 
-def test_the_schema_lists_names_and_asks_for_none() -> None:
+def test_schema_lists_task_names_and_requires_none() -> None:
     schema = recipe_schema()
     assert "task" not in schema["required"] and "model" in schema["required"]
     assert "text-classification" in schema["properties"]["task"]["enum"]
 
 
-def test_nothing_heavy_is_imported_for_it(untyped_recipe: Path, tmp_path: Path) -> None:
+def test_task_inference_imports_no_heavy_package(untyped_recipe: Path, tmp_path: Path) -> None:
     set_architectures(tmp_path / "model", ["BertForSequenceClassification"])
     code = (
         "from pathlib import Path\nfrom compress.recipe.loading import read_recipe\n"

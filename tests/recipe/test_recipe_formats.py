@@ -1,4 +1,4 @@
-"""Formats of a recipe, and recipes of language models."""
+"""Tests of format checks in recipes, and of recipes of language models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from compress.utils.errors import Problem, RecipeError
 
 
 def problems(folder: Path, stages: list[Any], targets: list[str]) -> list[tuple[str, str, str]]:
-    """(field, found, expected) of a recipe over files that need not be there to be checked."""
+    """Return (field, found, expected) of each problem of a recipe whose files need not exist."""
     path = write_recipe(folder, stages=stages, targets=targets)
     try:
         read_recipe(path)
@@ -40,7 +40,9 @@ TABLES = "4, 5 or 16: GGUF has no type for 8 bits with zero points"
         ({"target_bits": 4.5, "sym": False}, ("stages.0.gptq.sym", "false", SYMMETRIC)),
     ],
 )  # fmt: skip
-def test_groups_and_bits_that_gguf_lacks(gptq: dict[str, Any], expected: tuple[str, str, str], tmp_path: Path) -> None:
+def test_group_sizes_and_bits_unsupported_by_gguf_are_refused(
+    gptq: dict[str, Any], expected: tuple[str, str, str], tmp_path: Path
+) -> None:
     assert problems(tmp_path, [{"gptq": gptq}, "gguf"], ["llama-cpp"]) == [expected]
     # A target brings the format in as well.
     assert problems(tmp_path, [{"gptq": gptq}], ["cpu", "llama-cpp"]) == [expected]
@@ -57,7 +59,7 @@ def test_groups_and_bits_that_gguf_lacks(gptq: dict[str, Any], expected: tuple[s
         {"target_bits": 4.5, "sym": False, "choices": [2, 3, 4], "embedding_bits": 5},
     ],
 )
-def test_what_gguf_holds_is_let_through(gptq: dict[str, Any], tmp_path: Path) -> None:
+def test_settings_supported_by_gguf_are_accepted(gptq: dict[str, Any], tmp_path: Path) -> None:
     assert problems(tmp_path, [{"gptq": gptq}, "gguf"], ["llama-cpp"]) == []
 
 
@@ -68,13 +70,15 @@ def test_what_gguf_holds_is_let_through(gptq: dict[str, Any], tmp_path: Path) ->
         ({"mode": "int4_asym", "group_size": -1}, None),
     ],
 )
-def test_what_of_nncf_gguf_holds(nncf: dict[str, Any], expected: tuple[str, str, str] | None, tmp_path: Path) -> None:
+def test_nncf_settings_supported_by_gguf(
+    nncf: dict[str, Any], expected: tuple[str, str, str] | None, tmp_path: Path
+) -> None:
     refusals = problems(tmp_path, [{"nncf_weights": nncf}, "gguf"], ["llama-cpp"])
     assert refusals == ([] if expected is None else [(f"stages.0.nncf_weights.{expected[0]}", *expected[1:])])
 
 
 @pytest.mark.parametrize("stage", [{"lora_recovery": {"steps": 5}}, {"attach_lora": {"adapter": "mine"}}])
-def test_gguf_has_no_place_for_an_adapter(stage: dict[str, Any], tmp_path: Path) -> None:
+def test_gguf_refuses_an_adapter(stage: dict[str, Any], tmp_path: Path) -> None:
     (kind,) = stage
     expected = (f"stages.1.{kind}", f"{kind}, before gguf", "merge_lora before quantization, or a recipe without GGUF")
     stages = [{"gptq": {"group_size": 32}}, stage]
@@ -84,7 +88,7 @@ def test_gguf_has_no_place_for_an_adapter(stage: dict[str, Any], tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", ["merge_lora", "attach_lora"])
-def test_an_adapter_does_not_fit_layers_that_were_equalized(kind: str, tmp_path: Path) -> None:
+def test_adapter_on_equalized_layers_is_refused(kind: str, tmp_path: Path) -> None:
     stages = {"equalize": {}, "gptq": {"group_size": 32}, kind: {"adapter": "mine"}}
     after = [
         {name: stages[name]} for name in (["equalize", "gptq", kind] if kind == "attach_lora" else ["equalize", kind])
@@ -95,7 +99,7 @@ def test_an_adapter_does_not_fit_layers_that_were_equalized(kind: str, tmp_path:
     assert problems(tmp_path, stages_before, ["cpu"]) == []
 
 
-def test_only_the_last_quantization_counts(tmp_path: Path) -> None:
+def test_only_the_last_quantization_is_checked(tmp_path: Path) -> None:
     stages = [{"gptq": {"group_size": 16}}, {"gptq": {"group_size": 32}}, "gguf"]
     assert problems(tmp_path, stages, ["llama-cpp"]) == []
 
@@ -122,7 +126,7 @@ def problems_of_text(folder: Path, text: str) -> list[Problem]:
     return list(caught.value.problems)
 
 
-def test_a_dumped_recipe_of_the_other_task_reads_although_it_has_all_defaults(tmp_path: Path) -> None:
+def test_dumped_recipe_of_another_task_with_all_defaults_is_valid(tmp_path: Path) -> None:
     lines = [line for line in CLASSES.splitlines() if not line.startswith(("evaluation", "benchmark"))]
     path = tmp_path / "recipe.yaml"
     path.write_text("\n".join(lines))
@@ -132,7 +136,7 @@ def test_a_dumped_recipe_of_the_other_task_reads_although_it_has_all_defaults(tm
     assert read_recipe(path) == recipe
 
 
-def test_fields_of_generation_mean_nothing_for_classes(tmp_path: Path) -> None:
+def test_generation_fields_are_refused_for_classification(tmp_path: Path) -> None:
     refused = problems_of_text(tmp_path, CLASSES)
     assert [problem.field for problem in refused] == [
         "evaluation.windows", "evaluation.stride", "benchmark.contexts", "benchmark.tokens",
@@ -141,7 +145,7 @@ def test_fields_of_generation_mean_nothing_for_classes(tmp_path: Path) -> None:
     assert "it means nothing for text-classification" in refused[0].expected
 
 
-def test_fields_of_rows_mean_nothing_for_running_text(tmp_path: Path) -> None:
+def test_row_fields_are_refused_for_running_text(tmp_path: Path) -> None:
     text = GOOD.replace("data:\n", "data:\n  labels: [good, bad]\n").replace("tokens: 16", "rate: 5, batch_size: 8")
     refused = problems_of_text(tmp_path, f"{text}slices: [{{length: quartiles}}]\n")
     assert {problem.field for problem in refused} == {"data.labels", "slices", "benchmark.rate", "benchmark.batch_size"}
@@ -159,7 +163,7 @@ def test_stages_of_another_task_are_refused(tmp_path: Path) -> None:
     assert problem.expected == f"a recipe for {' and '.join(tasks)}"
 
 
-def test_language_models_have_stages_of_their_own_for_pruning(tmp_path: Path) -> None:
+def test_language_models_have_their_own_pruning_stages(tmp_path: Path) -> None:
     (problem,) = problems_of_text(tmp_path, GOOD.replace("  - onnx", "  - prune: {layers: 1}\n  - onnx"))
     assert problem.found == "prune, for text-generation" and problem.expected.startswith("prune_decoder, or a recipe")
 
@@ -173,7 +177,7 @@ def test_language_models_have_stages_of_their_own_for_pruning(tmp_path: Path) ->
         (CLASSES, "accuracy_level: 1", "1"),
     ],
 )
-def test_fields_of_the_other_export_mean_nothing(tmp_path: Path, text: str, field: str, value: str) -> None:
+def test_fields_of_the_other_export_are_refused(tmp_path: Path, text: str, field: str, value: str) -> None:
     task = "text-generation" if text is GOOD else "text-classification"
     wrong = [problem for problem in problems_of_text(tmp_path, text.replace("- onnx", f"- onnx: {{{field}}}"))
              if problem.field.startswith("stages")]  # fmt: skip

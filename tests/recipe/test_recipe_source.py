@@ -1,4 +1,4 @@
-"""Reading recipes: every mistake at once with its line, overrides, the YAML dialect, writing, the schema."""
+"""Tests of reading recipes: all problems with lines, overrides, the YAML dialect, writing and the schema."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_reads_a_recipe(tmp_path: Path) -> None:
     assert recipe.limits[0].of == "baseline"
 
 
-def test_ten_mistakes_give_ten_problems_with_their_lines(tmp_path: Path) -> None:
+def test_ten_mistakes_give_ten_problems_with_lines(tmp_path: Path) -> None:
     problems = problems_of(write(tmp_path, TEN_MISTAKES))
     assert [(problem.line, problem.field, problem.nearest) for problem in problems] == [
         (1, "name", None), (2, "task", "text-classification"), (5, "data.splits", None),
@@ -144,14 +144,14 @@ def test_one_mistake_is_one_problem(tmp_path: Path, old: str, new: str, line: in
         ("model: org/model", "model: sample:movie-reviews", 3, "model", "'sample:movie-reviews'"),
     ],
 )
-def test_parts_that_do_not_fit_together(tmp_path: Path, old: str, new: str, line: int, field: str, words: str) -> None:
+def test_incompatible_parts_are_refused(tmp_path: Path, old: str, new: str, line: int, field: str, words: str) -> None:
     assert old in GOOD
     problem = only_problem(write(tmp_path, GOOD.replace(old, new)))
     assert (problem.line, problem.field) == (line, field)
     assert words in problem.found
 
 
-def test_stages_that_cannot_chain_name_both_and_what_fits(tmp_path: Path) -> None:
+def test_incompatible_stages_are_named_with_alternatives(tmp_path: Path) -> None:
     problem = only_problem(write(tmp_path, GOOD.replace("  - onnx\n", "")))
     assert problem.field == "stages.2.onnx_int8"
     assert "onnx_int8, which takes an OnnxModel" in problem.found
@@ -159,13 +159,13 @@ def test_stages_that_cannot_chain_name_both_and_what_fits(tmp_path: Path) -> Non
     assert "or onnx between the two" in problem.expected
 
 
-def test_first_stage_takes_the_starting_model(tmp_path: Path) -> None:
+def test_first_stage_must_accept_the_starting_model(tmp_path: Path) -> None:
     text = GOOD[: GOOD.index("stages:")] + "stages: [onnx_int8]\n"
     problem = only_problem(write(tmp_path, text))
     assert "the starting model, which is a TorchModel" in problem.found
 
 
-def test_semantic_problems_do_not_hide_behind_field_errors(tmp_path: Path) -> None:
+def test_semantic_problems_are_reported_beside_field_errors(tmp_path: Path) -> None:
     text = GOOD.replace("teacher: finetune", "teacher: finetun\n      epochs: -1").replace(
         "at_least: 0.9, of: baseline", "at_least: x, of: nobody"
     )
@@ -174,7 +174,7 @@ def test_semantic_problems_do_not_hide_behind_field_errors(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("stages", ["", "stages:\n", "stages: []\n", "stages: {onnx: }\n"])
-def test_missing_stages(tmp_path: Path, stages: str) -> None:
+def test_missing_stages_are_reported(tmp_path: Path, stages: str) -> None:
     problem = only_problem(write(tmp_path, GOOD[: GOOD.index("stages:")] + stages))
     assert problem.field == "stages"
 
@@ -214,7 +214,7 @@ def test_overrides_reach_bare_stages_missing_mappings_lists_and_whole_stages(tmp
         ("stages.1.student.layers.5=1", "stages.1.distill.student.layers.5"),
     ],
 )
-def test_an_override_that_does_not_fit_is_named_without_a_line(tmp_path: Path, option: str, field: str) -> None:
+def test_invalid_override_is_reported_without_a_line(tmp_path: Path, option: str, field: str) -> None:
     problem = only_problem(write(tmp_path, GOOD), (option,))
     assert (problem.file, problem.line, problem.field) == (f"--set {option}", None, field)
 
@@ -231,7 +231,7 @@ def test_an_override_that_does_not_fit_is_named_without_a_line(tmp_path: Path, o
         ("finetune: {weight_decay: 0.1}", "weight_decay"),
     ],
 )
-def test_a_removed_stage_or_field_has_an_error_that_says_what_to_do(stage: str, name: str, tmp_path: Path) -> None:
+def test_removed_stage_or_field_error_gives_advice(stage: str, name: str, tmp_path: Path) -> None:
     text = GOOD.replace("  - onnx\n  - onnx_int8:\n", f"  - {stage}\n")
     (problem,) = problems_of(write(tmp_path, text))
     assert problem.field.split(".")[-1] == name and problem.line == 11
@@ -247,14 +247,14 @@ def test_a_removed_stage_or_field_has_an_error_that_says_what_to_do(stage: str, 
         ("distill: {teacher: finetune, top_k: 8}", "distill.top_k", "the stage distill_language_model"),
     ],
 )
-def test_the_error_of_a_moved_field_has_its_new_place(stage: str, name: str, new_name: str, tmp_path: Path) -> None:
+def test_moved_field_error_names_its_new_path(stage: str, name: str, new_name: str, tmp_path: Path) -> None:
     text = GOOD.replace("  - onnx\n  - onnx_int8:\n", f"  - {stage}\n")
     (problem,) = problems_of(write(tmp_path, text))
     assert problem.field.endswith(name) and problem.line == 11
     assert problem.found == "an unknown field" and problem.expected.startswith(new_name)
 
 
-def test_missing_file_offers_the_nearest(tmp_path: Path) -> None:
+def test_missing_file_error_suggests_the_nearest_name(tmp_path: Path) -> None:
     write(tmp_path, GOOD, "quickstart.yaml")
     problem = only_problem(tmp_path / "quikstart.yaml")
     assert (problem.found, problem.nearest) == ("no such file", "quickstart.yaml")
@@ -267,13 +267,13 @@ def test_a_folder_an_empty_file_and_a_list_are_refused(tmp_path: Path) -> None:
     assert only_problem(write(tmp_path, "- a\n")).found == "a list of 1"
 
 
-def test_not_utf8_tells_the_line(tmp_path: Path) -> None:
+def test_invalid_utf8_error_has_its_line(tmp_path: Path) -> None:
     problem = only_problem(write(tmp_path, b"name: a\ntask: \xff\n"))
     assert problem.line == 2
     assert "0xff" in problem.found
 
 
-def test_syntax_error_tells_line_and_column(tmp_path: Path) -> None:
+def test_syntax_error_has_line_and_column(tmp_path: Path) -> None:
     problem = only_problem(write(tmp_path, "name: a\ntask: b: c\n"))
     assert problem.line == 2
     assert "column 8" in problem.found
@@ -298,19 +298,19 @@ def test_hostile_yaml_is_refused(tmp_path: Path, text: str, words: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["!!python/object/apply:os.system [ls]", "!env HOME", "!!binary aGk="])
-def test_tags_build_nothing(tmp_path: Path, value: str) -> None:
+def test_yaml_tags_construct_no_objects(tmp_path: Path, value: str) -> None:
     problem = only_problem(write(tmp_path, GOOD.replace("org/model", value)))
     assert (problem.line, problem.field) == (3, "model")
     assert "the YAML tag" in problem.found
 
 
-def test_a_repeated_name_tells_both_lines(tmp_path: Path) -> None:
+def test_duplicate_key_error_names_both_lines(tmp_path: Path) -> None:
     problem = only_problem(write(tmp_path, GOOD + "name: again\n"))
     assert (problem.line, problem.field) == (15, "name")
     assert "the first is on line 1" in problem.found
 
 
-def test_nothing_is_taken_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_are_not_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "x")
     recipe = read_recipe(write(tmp_path, GOOD.replace("org/model", "$SECRET/${SECRET}")))
     assert recipe.model == "$SECRET/${SECRET}"
@@ -319,7 +319,7 @@ def test_nothing_is_taken_from_the_environment(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("text", "value"), [("no", "no"), ("on", "on"), ("2024-01-01", "2024-01-01"), ("1:30", "1:30"), ("1_000", "1_000")]
 )
-def test_yaml_1_1_surprises_stay_text(tmp_path: Path, text: str, value: str) -> None:
+def test_yaml_1_1_special_values_stay_strings(tmp_path: Path, text: str, value: str) -> None:
     recipe = read_recipe(write(tmp_path, GOOD.replace("name: good", f"name: good\ndescription: {text}")))
     assert recipe.description == value
 
@@ -327,7 +327,7 @@ def test_yaml_1_1_surprises_stay_text(tmp_path: Path, text: str, value: str) -> 
 @pytest.mark.parametrize(
     ("text", "value"), [("1e-5", 1e-5), ("5E-5", 5e-5), (".5", 0.5), ("1.", 1.0), ("0x10", 16), ("+3", 3)]
 )
-def test_numbers_as_people_write_them(tmp_path: Path, text: str, value: float) -> None:
+def test_common_number_formats_are_read(tmp_path: Path, text: str, value: float) -> None:
     recipe = read_recipe(write(tmp_path, GOOD.replace("epochs: 2", f"optimizer: {{weight_decay: {text}}}")))
     assert recipe.stages[0].optimizer.weight_decay == value
 
@@ -339,12 +339,12 @@ def test_anchors_and_merge_keys(tmp_path: Path) -> None:
     assert (stage.epochs, stage.batch_size) == (3, 8)
 
 
-def test_a_merge_of_no_mapping_hides_no_other_problem(tmp_path: Path) -> None:
+def test_invalid_merge_key_hides_no_other_problem(tmp_path: Path) -> None:
     problems = problems_of(write(tmp_path, GOOD.replace("org/model", "[1]") + "<<: 3\n"))
     assert [(p.line, p.field) for p in problems] == [(3, "model"), (15, "<<")]
 
 
-def test_an_override_below_a_stage_that_is_no_mapping(tmp_path: Path) -> None:
+def test_override_below_a_non_mapping_stage_is_reported(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD.replace("onnx_int8:", "onnx_int8: x"))
     problems = problems_of(path, ("stages.3.embedding_bits=4",))
     assert {p.field for p in problems} == {"stages.3.onnx_int8", "stages.3.embedding_bits"}
@@ -358,7 +358,7 @@ STUDENTS = ({"layers": (0, 7)}, {"config": {"a": [None, True, 1.5e-9, "1e3"]}}, 
 
 @pytest.mark.parametrize("student", STUDENTS)
 @pytest.mark.parametrize("text", TRICKY)
-def test_what_is_written_reads_back_equal(tmp_path: Path, text: str, student: dict[str, Any]) -> None:
+def test_recipe_survives_a_round_trip(tmp_path: Path, text: str, student: dict[str, Any]) -> None:
     data = {"splits": {"train": "a.csv", "test": "b.csv", text: "other.csv"}, "columns": {text: text}}
     distill = {"kind": "distill", "student": student, "epochs": 1e-9, "learning_rate": 1e-300, "teacher": "start"}
     limits = [{"metric": "accuracy", "at_least": 1e-9, "of": "start"}]
@@ -394,7 +394,7 @@ def good_values() -> dict[str, Any]:
     return copy.deepcopy(values)
 
 
-def test_schema_is_a_schema_and_accepts_a_recipe() -> None:
+def test_schema_is_valid_and_accepts_a_recipe() -> None:
     jsonschema.Draft202012Validator.check_schema(recipe_schema())
     assert valid(good_values())
 

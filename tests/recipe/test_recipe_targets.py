@@ -1,4 +1,4 @@
-"""What a recipe may say of its targets: names, fields, files; and where each mistake is."""
+"""Tests of the targets of a recipe: names, fields and files, and the line of each mistake."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def read(recipe: Path, targets: str) -> Recipe:
 
 
 def problems(recipe: Path, targets: str) -> list[tuple[str, str, str, str | None]]:
-    """(field, found, expected, nearest) of each."""
+    """Return (field, found, expected, nearest) of each problem."""
     with pytest.raises(RecipeError) as caught:
         read(recipe, targets)
     return [(problem.field, problem.found, problem.expected, problem.nearest) for problem in caught.value.problems]
 
 
-def test_a_recipe_that_names_no_target_is_for_this_processor(recipe: Path) -> None:
+def test_default_target_is_this_processor(recipe: Path) -> None:
     recipe.write_text(RECIPE.partition("targets:")[0])
     parsed = read_recipe(recipe)
     assert parsed.targets == ("cpu",) and "targets:\n- cpu" in dump_recipe(parsed)
 
 
-def test_names_fields_and_files_become_rows_of_the_table(recipe: Path) -> None:
+def test_names_fields_and_files_become_target_rows(recipe: Path) -> None:
     (recipe.parent / "boards").mkdir()
     (recipe.parent / "boards" / "pi.yaml").write_text(PI)
     android = "{android: {format: ort, threads: 4, max_bytes: 12000000}}"
@@ -67,7 +67,7 @@ def test_names_fields_and_files_become_rows_of_the_table(recipe: Path) -> None:
     assert pi.target.description == "a small board"
 
 
-def test_a_run_keeps_all_of_it_in_its_own_recipe(recipe: Path) -> None:
+def test_run_recipe_contains_complete_targets(recipe: Path) -> None:
     (recipe.parent / "pi.yaml").write_text(PI)
     parsed = read(recipe, "[pi.yaml, {openvino: {tolerance: 0.01}}, desktop]")
     (recipe.parent / "pi.yaml").unlink()
@@ -110,16 +110,16 @@ def test_mistakes_have_lines_and_the_nearest_name(recipe: Path) -> None:
          "nothing: devices are measured with onnxruntime, on ONNX files"),
     ],
 )  # fmt: skip
-def test_what_a_target_cannot_be(recipe: Path, targets: str, field: str, found: str, expected: str) -> None:
+def test_invalid_targets_are_refused(recipe: Path, targets: str, field: str, found: str, expected: str) -> None:
     assert problems(recipe, targets) == [(field, found, expected, None)]
 
 
-def test_a_misspelt_target_with_fields_is_no_target_of_ones_own(recipe: Path) -> None:
+def test_misspelt_target_with_fields_is_not_a_custom_target(recipe: Path) -> None:
     ((field, _, expected, nearest),) = problems(recipe, "[{andriod: {format: ort}}]")
     assert (field, nearest) == ("targets.0.andriod", "android") and "a target of your own" in expected
 
 
-def test_mistakes_in_a_file_are_told_with_its_own_lines(recipe: Path) -> None:
+def test_mistakes_in_a_target_file_have_its_lines(recipe: Path) -> None:
     (recipe.parent / "pi.yaml").write_text("name: pi\nformat: onnx\nthreadz: 4\nmax_bytes: -1\n")
     with pytest.raises(RecipeError) as caught:
         read(recipe, "[pi.yaml, gone.yaml]")
@@ -137,17 +137,17 @@ def test_mistakes_in_a_file_are_told_with_its_own_lines(recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "field"), [("format: onnx\n", "name"), ("name: cpu\nformat: onnx\n", "name"), ("name: pi\n", "format")]
 )
-def test_a_file_names_itself_and_its_format(recipe: Path, text: str, field: str) -> None:
+def test_target_file_has_its_own_name_and_format(recipe: Path, text: str, field: str) -> None:
     (recipe.parent / "pi.yaml").write_text(text)
     assert [problem[0] for problem in problems(recipe, "[pi.yaml]")] == [field]
 
 
-def test_an_option_is_never_taken_for_a_field_of_the_target() -> None:
+def test_option_is_not_treated_as_target_field() -> None:
     for kind in filter(None, (spec.written_by for spec in FORMATS.values())):
         assert not set(STAGES[kind].model_fields) & set(TARGET_FIELDS), kind
 
 
-def test_python_gets_the_same_errors(recipe: Path) -> None:
+def test_python_api_raises_the_same_errors(recipe: Path) -> None:
     values: dict[str, Any] = {**read_recipe(recipe).model_dump(), "targets": [{"openvino": {"precision": "fp17"}}]}
     with pytest.raises(ValueError, match="precision: Input should be 'fp32', 'fp16' or 'int8'"):
         Recipe(**values)

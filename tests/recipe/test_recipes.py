@@ -1,4 +1,4 @@
-"""Every recipe in the tree: its header, its validity, and a whole run at tiny scale."""
+"""Tests of every recipe in the repository: its header, its validity, and a whole run at tiny scale."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ HEADER = ("command:", "hardware:", "time:", "expect:")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_header_says_command_hardware_time_and_figures(path: Path) -> None:
+def test_header_has_command_hardware_time_and_results(path: Path) -> None:
     comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
     text = "\n".join(comments)
     assert all(word in text for word in HEADER)
@@ -56,7 +56,7 @@ def test_header_says_command_hardware_time_and_figures(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of all recipes: what several begin with is trained and exported for the first of them."""
+    """Cache the artifacts of all recipes: shared first stages are trained and exported once."""
     return tmp_path_factory.mktemp("artifacts")
 
 
@@ -73,7 +73,7 @@ def test_runs_at_tiny_scale(path: Path, tmp_path: Path, artifacts: Path) -> None
 
 
 def shrunk(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe on a toy model and toy rows, trained for a few steps, its limits kept for judging."""
+    """Return the recipe on a toy model and toy rows with few training steps, its limits kept for the evaluation."""
     if GENERATES in get_task(recipe.task).capabilities:
         return _shrunk_generation(recipe, folder)
     if DUAL_ENCODER in get_task(recipe.task).capabilities:
@@ -107,7 +107,7 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _shrunk(recipe: Recipe, **changes: Any) -> Recipe:
-    """The recipe with these fields, its stages shrunk, and this machine's processor in place of its targets."""
+    """Return the recipe with these fields, shrunk stages, and this machine's processor as its target."""
     changed = recipe.model_copy(update={"model": "model", "benchmark": QUICK, **changes}).model_dump()
     stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
     limits = [{**limit.model_dump(), "target": "cpu"} for limit in recipe.limits]
@@ -119,9 +119,9 @@ def _local_data(recipe: Recipe, splits: dict[str, str], **changes: Any) -> DataC
 
 
 def _shrunk_generation(recipe: Recipe, folder: Path) -> Recipe:
-    """Two layers of Llama or Mixtral; the prompts stay as long as the recipe's limits speak of."""
+    """Use two layers of Llama or Mixtral; prompts keep the length that the recipe's limits refer to."""
     if any(stage.kind == "gguf" for stage in recipe.stages):
-        save_mergeable_llama(folder / "model")  # llama.cpp wants merges
+        save_mergeable_llama(folder / "model")  # llama.cpp requires merges
     else:
         save = save_tiny_mixture if "mixture" in recipe.description.lower() else save_tiny_llama
         save(folder / "model")
@@ -136,7 +136,7 @@ def _shrunk_generation(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _shrunk_images(recipe: Recipe, folder: Path) -> Recipe:
-    """A tiny ViT or ResNet, by its config alone where the recipe starts so, on squares in class folders."""
+    """Use a tiny ViT or ResNet, by its config alone where the recipe starts so, on squares in class folders."""
     model = tiny_images.vit() if "vit" in recipe.description.lower() else tiny_images.res_net()
     (folder / "model").mkdir()
     model.save(folder / "model")
@@ -151,14 +151,14 @@ def _shrunk_images(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _shrunk_places(recipe: Recipe, folder: Path) -> Recipe:
-    """A tiny detector or segmenter on toy pictures."""
+    """Use a tiny detector or segmenter on toy images."""
     name = "yolos" if recipe.task == tiny_places.DETECTION else "segformer"
     tiny = read_recipe(tiny_places.write_all(folder, name, ["finetune", "onnx"]))
     return _shrunk(recipe, random_weights=False, data=tiny.data, slices=None)
 
 
 def _shrunk_towers(recipe: Recipe, folder: Path) -> Recipe:
-    """A tiny CLIP and a student of half its layers, by their configs alone."""
+    """Use a tiny CLIP and a student of half its layers, by their configs alone."""
     for name, changes in {"model": {}, "student": {"num_hidden_layers": 1}}.items():
         tiny_towers.write_model(folder / name, **changes)
         (folder / name / "model.safetensors").unlink()
@@ -166,14 +166,14 @@ def _shrunk_towers(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _shrunk_questions(recipe: Recipe, folder: Path) -> Recipe:
-    """A tiny LLaVA by its config alone, and squares of which half is bright."""
+    """Use a tiny LLaVA by its config alone, and half-bright squares."""
     tiny_questions.write_model(folder / "model")
     (folder / "model" / "model.safetensors").unlink()
     return _shrunk(recipe, data=_local_data(recipe, tiny_questions.write_splits(folder)))
 
 
 def _shrunk_speech(recipe: Recipe, folder: Path) -> Recipe:
-    """A tiny Whisper on a few recordings."""
+    """Use a tiny Whisper on a few recordings."""
     splits = tiny_speech.write_speech(folder)
     changes = {
         "model": "model",
@@ -184,7 +184,7 @@ def _shrunk_speech(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _shrunk_pictures(recipe: Recipe, folder: Path) -> Recipe:
-    """A tiny pipeline, pictures of random levels, and a judge of random weights."""
+    """Use a tiny pipeline, images of random levels, and an image evaluator of random weights."""
     tiny_pictures = pytest.importorskip("tiny_pictures", reason="the plug-in for diffusion is deleted")
     from tiny_pipelines import pipeline_folder
 
@@ -197,7 +197,7 @@ def _shrunk_pictures(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _shrunk_sounds(recipe: Recipe, folder: Path) -> Recipe:
-    """A tiny transformer over spectrograms of tones, by its config alone."""
+    """Use a tiny transformer over spectrograms of tones, by its config alone."""
     splits = {"train": 16, "validation": 6, "test": 8}
     tiny_sounds.write_splits(folder, splits)
     model = tiny_sounds.write_model(folder / "model", lambda: tiny_sounds.spectrograms(head=False))
@@ -206,14 +206,14 @@ def _shrunk_sounds(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _shrunk_text_to_text(recipe: Recipe, folder: Path) -> Recipe:
-    """A tiny BART on words the other way round."""
+    """Use a tiny BART that reverses words."""
     tiny_text_to_text.save_tiny_bart(folder / "model")
     pairs = tiny_text_to_text.write_pairs(folder)
     return _shrunk(recipe, data=_local_data(recipe, pairs, columns={}, drop_overlap=True, max_length=32))
 
 
 def save_tiny_mixture(folder: Path) -> None:
-    """A Mixtral of the same sizes, with four experts a block."""
+    """Save a Mixtral of the same sizes, with four experts per block."""
     torch.manual_seed(0)
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     sizes = {name: getattr(tiny_llama_config(), name) for name in (*names, "num_key_value_heads")}
@@ -258,7 +258,7 @@ def _shrunk_stage(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_model(folder: Path) -> None:
-    """Two layers of twelve heads, as many as the sample's six have, with a width that has a block size."""
+    """Save two layers of twelve heads, like the sample's six, with a width divisible by the block size."""
     torch.manual_seed(0)
     words = tokenizer()
     config = BertConfig(vocab_size=len(words), hidden_size=48, num_hidden_layers=2, num_attention_heads=12,
@@ -268,7 +268,7 @@ def write_model(folder: Path) -> None:
     words.save_pretrained(folder)
 
 
-def test_dumped_recipe_is_the_recipe(tmp_path: Path) -> None:
+def test_dumped_recipe_equals_the_recipe(tmp_path: Path) -> None:
     for path in RECIPES:
         recipe = read_recipe(path)
         copy = tmp_path / path.name

@@ -1,4 +1,4 @@
-"""Resolution of a model's source, and conversion from GGUF."""
+"""Tests of the resolution of a model's source, and of conversion from GGUF."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ def refusal(reference: str | Path, **options: Path) -> str:
     return str(caught.value)
 
 
-def test_folder_is_taken_as_it_is(bert: Path) -> None:
+def test_folder_is_used_unchanged(bert: Path) -> None:
     assert resolve_model(str(bert)) == bert
 
 
@@ -53,7 +53,7 @@ def test_folder_is_checked(bert: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reference", ["missing.gguf", "./missing", "a/b/c", "no such model", "model.bin"])
-def test_what_can_be_no_hub_id_is_not_looked_for_there(reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_hub_id_causes_no_hub_request(reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("asked the Hub")
 
@@ -96,7 +96,7 @@ assert "torch" not in sys.modules
 
 
 @pytest.mark.parametrize("call", ["resolve_model", "find_model"])
-def test_offline_without_a_copy_says_what_to_do(call: str, tmp_path: Path) -> None:
+def test_offline_without_a_cached_copy_gives_advice(call: str, tmp_path: Path) -> None:
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
     command = [sys.executable, "-c", OFFLINE.format(call=call)]
     done = subprocess.run(command, env=environment, text=True, capture_output=True, check=True)
@@ -105,7 +105,7 @@ def test_offline_without_a_copy_says_what_to_do(call: str, tmp_path: Path) -> No
 
 
 def cached(home: Path, bert: Path) -> Path:
-    """A repository in the layout of the Hub's cache, with links to blobs, as a download leaves it."""
+    """Write a repository in the layout of the Hub's cache, with links to blobs, as a download leaves it."""
     revision = "0" * 39 + "1"
     repository = home / "hub" / "models--someone--some-model"
     snapshot = repository / "snapshots" / revision
@@ -144,12 +144,12 @@ def test_python_files_are_fetched_only_when_trusted(trust: bool, bert: Path, mon
 
 
 def llama_cpp_order(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of a query or key as llama.cpp stores them -> rows as transformers wants them."""
+    """Convert rows of a query or key from llama.cpp's order to transformers' order."""
     rows, columns = weight.shape
     return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def test_gguf_becomes_a_folder_with_the_weights_that_were_written(tmp_path: Path) -> None:
+def test_gguf_is_converted_to_a_folder_with_equal_weights(tmp_path: Path) -> None:
     values = write_llama(tmp_path / "tiny.gguf")
 
     folder = resolve_model(str(tmp_path / "tiny.gguf"), cache=tmp_path / "cache")
@@ -178,20 +178,20 @@ def test_gguf_becomes_a_folder_with_the_weights_that_were_written(tmp_path: Path
 
 
 class Shown(SilentProgress):
-    """Keeps what is shown."""
+    """A progress that records each tracked step."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[str, int, int]] = []
 
     def track(self, items: Iterable[Any], description: str, total: int) -> Iterator[Any]:
-        """Yield ``items`` and note how many there were."""
+        """Yield ``items`` and record their number."""
         count = 0
         for count, item in enumerate(items, 1):  # noqa: B007
             yield item
         self.steps.append((description, total, count))
 
 
-def test_the_run_s_own_progress_shows_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_conversion_reports_to_the_progress_of_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     values = write_llama(tmp_path / "tiny.gguf")
     shown = Shown()
     resolve_model(str(tmp_path / "tiny.gguf"), cache=tmp_path / "cache", progress=shown)
@@ -199,7 +199,7 @@ def test_the_run_s_own_progress_shows_it(tmp_path: Path, capfd: pytest.CaptureFi
     assert "GGUF" not in capfd.readouterr().err
 
 
-def test_the_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gguf_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read, parsed = gguf.GGUFReader, []
 
     def watched(path: str) -> gguf.GGUFReader:
@@ -213,7 +213,7 @@ def test_the_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert gguf.GGUFReader is watched, "another file is not taken for this one"
 
 
-def test_second_call_takes_the_folder_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_conversion_is_a_cache_hit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_llama(tmp_path / "tiny.gguf")
     first = resolve_model(str(tmp_path / "tiny.gguf"), cache=tmp_path / "cache")
 
@@ -225,15 +225,15 @@ def test_second_call_takes_the_folder_that_is_there(tmp_path: Path, monkeypatch:
     assert resolve_model(str(tmp_path / "renamed.gguf"), cache=tmp_path / "cache") == first
 
 
-def test_gguf_that_is_no_whole_model_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_incomplete_gguf_leaves_no_files_behind(tmp_path: Path) -> None:
     write_tensors(tmp_path / "part.gguf")
     with pytest.raises(ModelError, match="not a whole model: it holds 256 weights"):
         resolve_model(str(tmp_path / "part.gguf"), cache=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_digits_are_parted_before_words_where_llama_cpp_does_so(tmp_path: Path) -> None:
-    """llama.cpp cuts "a  1" into "a  " and "1" first, so that the two spaces are one token."""
+def test_digits_are_split_before_words_as_in_llama_cpp(tmp_path: Path) -> None:
+    """llama.cpp first cuts "a  1" into "a  " and "1", so that the two spaces are one token."""
     tokens = {}
     for pre in ("smollm", "gpt-2"):
         write_llama(tmp_path / f"{pre}.gguf", more=("Ġ", "ĠĠ", "1"), pre=pre)

@@ -1,4 +1,4 @@
-"""Networks of timm as a start: what timm itself answers and does to pictures, then ONNX and INT8."""
+"""Tests of timm networks as starting models: predictions and preprocessing of timm, ONNX and INT8."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 
 def write(folder: Path, name: str, classes: int = 2, **pretrained_cfg: Any) -> Any:
-    """A folder as timm writes it, of random weights; ``pretrained_cfg`` goes into its `pretrained_cfg`."""
+    """Save a network with random weights as timm does; ``pretrained_cfg`` updates the config's `pretrained_cfg`."""
     torch.manual_seed(0)
     pretrained_cfg = {"input_size": (3, SIDE, SIDE), "crop_pct": 0.8, **pretrained_cfg}
     network = timm.create_model(name, num_classes=classes, pretrained_cfg_overlay=pretrained_cfg, **NETWORKS[name])
@@ -60,7 +60,7 @@ def start(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_networks_answer_as_in_timm_and_in_8_bits(name: str, tmp_path: Path) -> None:
+def test_logits_match_timm_also_in_int8(name: str, tmp_path: Path) -> None:
     network = write(tmp_path / "net", name)
     started = start(tmp_path / "net")
     assert started == start(tmp_path / "net") == find_resolved(str(tmp_path / "net"), tmp_path / "cache"), "made once"
@@ -82,7 +82,7 @@ def test_networks_answer_as_in_timm_and_in_8_bits(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("told", [{}, {"crop_mode": "squash", "interpolation": "bilinear"}])
-def test_pictures_are_prepared_as_timm_does(told: dict[str, Any], tmp_path: Path) -> None:
+def test_image_preprocessing_matches_timm(told: dict[str, Any], tmp_path: Path) -> None:
     network = write(tmp_path / "net", "test_efficientnet", **told)
     timm_transform = timm.data.create_transform(
         **timm.data.resolve_data_config(network.pretrained_cfg), is_training=False
@@ -95,7 +95,7 @@ def test_pictures_are_prepared_as_timm_does(told: dict[str, Any], tmp_path: Path
         np.testing.assert_allclose(processor([picture])["pixel_values"][0], timm_transform(picture).numpy(), atol=2e-6)
 
 
-def test_a_head_comes_and_goes(tmp_path: Path) -> None:
+def test_classification_head_is_removed_and_added(tmp_path: Path) -> None:
     network = write(tmp_path / "net", "test_efficientnet")
     loaded = get_task("image-feature-extraction").load(start(tmp_path / "net"), None, trust_remote_code=False)
     pixels = torch.randn(2, 3, SIDE, SIDE)
@@ -116,7 +116,7 @@ def test_a_head_comes_and_goes(tmp_path: Path) -> None:
     assert logits.shape == (2, 3)
 
 
-def test_the_task_is_told_and_a_recipe_needs_no_more(tmp_path: Path) -> None:
+def test_task_is_inferred_from_the_timm_config(tmp_path: Path) -> None:
     network = write(tmp_path / "net", "test_efficientnet")
     tensors = [
         *network.parameters(),
@@ -133,7 +133,7 @@ def test_the_task_is_told_and_a_recipe_needs_no_more(tmp_path: Path) -> None:
     assert read_recipe(tmp_path / "small.yaml").task == "image-classification"
 
 
-def test_imagenets_classes_have_their_names_and_others_numbers(tmp_path: Path) -> None:
+def test_imagenet_classes_have_names_and_others_have_numbers(tmp_path: Path) -> None:
     for classes, names in ((1000, ("tench", "goldfish")), (7, ("LABEL_0", "LABEL_1"))):
         write(tmp_path / str(classes), "test_efficientnet", classes)
         config = json.loads((start(tmp_path / str(classes)) / "config.json").read_text())
@@ -152,7 +152,7 @@ def test_imagenets_classes_have_their_names_and_others_numbers(tmp_path: Path) -
         ({"label_names": ["one"]}, "2 classes and 1 names"),
     ],
 )
-def test_a_config_that_says_something_else(change: dict[str, Any], says: str, tmp_path: Path) -> None:
+def test_config_that_contradicts_the_weights_is_refused(change: dict[str, Any], says: str, tmp_path: Path) -> None:
     write(tmp_path / "net", "test_efficientnet")
     config = json.loads((tmp_path / "net/config.json").read_text())
     (tmp_path / "net/config.json").write_text(json.dumps({**config, **change}))
@@ -160,20 +160,20 @@ def test_a_config_that_says_something_else(change: dict[str, Any], says: str, tm
         TASK.load(start(tmp_path / "net"), None, trust_remote_code=False)
 
 
-def test_without_timm_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_timm_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "net", "test_efficientnet")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"'timm'.*\n.*compress\[timm\]"):
         check_config(tmp_path / "net", trust_remote_code=False)
 
 
-def test_pictures_that_no_processor_prepares_so(tmp_path: Path) -> None:
+def test_unsupported_preprocessing_is_refused(tmp_path: Path) -> None:
     for pretrained_cfg in ({"crop_mode": "border"}, {"input_size": (3, 64, 96)}, {"interpolation": "random"}):
         with pytest.raises(ModelError, match="No image processor prepares pictures as the model wants"):
             preparation(pretrained_cfg, tmp_path)
 
 
-def test_weights_that_are_a_pickle_are_no_start(tmp_path: Path) -> None:
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "net", "test_efficientnet")
     (tmp_path / "net/model.safetensors").rename(tmp_path / "net/pytorch_model.bin")
     with pytest.raises(ModelError, match="no weights that a recipe can start from"):

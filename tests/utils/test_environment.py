@@ -33,13 +33,13 @@ def write(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def test_the_first_processor_is_read(tmp_path: Path) -> None:
+def test_first_processor_is_read(tmp_path: Path) -> None:
     root = write(tmp_path, {"proc/cpuinfo": X86})
     assert subject.processor(root) == "Example Processor 9000"
     assert subject.features(root) == ("avx2", "avx512f", "avx512_vnni", "amx_int8")
 
 
-def test_an_arm_processor_is_read(tmp_path: Path) -> None:
+def test_arm_processor_is_read(tmp_path: Path) -> None:
     root = write(tmp_path, {"proc/cpuinfo": ARM})
     assert subject.processor(root).endswith("implementer 0x41 part 0xd4f")
     assert subject.features(root) == ("asimd", "asimddp", "i8mm", "bf16")
@@ -63,7 +63,7 @@ def test_processor_class(machine: str, flags: str, kind: str, tmp_path: Path, mo
     assert subject.processor_class(write(tmp_path, {"proc/cpuinfo": f"flags\t: {flags}\n"})) == kind
 
 
-def test_without_proc_the_rest_is_unknown(tmp_path: Path) -> None:
+def test_fields_are_unknown_without_proc(tmp_path: Path) -> None:
     assert subject.features(tmp_path) == ()
     assert subject.cores_quota(tmp_path) is None
     assert subject.memory_limit_bytes(tmp_path) is None
@@ -71,7 +71,7 @@ def test_without_proc_the_rest_is_unknown(tmp_path: Path) -> None:
     assert subject.governor(tmp_path) is None
 
 
-def test_the_tightest_group_of_version_2_counts(tmp_path: Path) -> None:
+def test_tightest_cgroup_v2_limit_applies(tmp_path: Path) -> None:
     group = "sys/fs/cgroup/jobs/nightly"
     root = write(
         tmp_path,
@@ -90,7 +90,7 @@ def test_the_tightest_group_of_version_2_counts(tmp_path: Path) -> None:
     assert subject.throttling(root) == (3, 1.5)
 
 
-def test_groups_of_version_1_are_read(tmp_path: Path) -> None:
+def test_cgroup_v1_limits_are_read(tmp_path: Path) -> None:
     root = write(
         tmp_path,
         {
@@ -106,7 +106,7 @@ def test_groups_of_version_1_are_read(tmp_path: Path) -> None:
     assert subject.throttling(root) == (2, 0.25)
 
 
-def test_a_group_named_for_the_outside_falls_back_to_the_mount(tmp_path: Path) -> None:
+def test_cgroup_path_of_the_host_falls_back_to_the_mount(tmp_path: Path) -> None:
     """In a container /proc/self/cgroup may name the host's path, while the mount shows only the inside."""
     root = write(tmp_path, {"proc/self/cgroup": "0::/docker/0123\n", "sys/fs/cgroup/cpu.max": "200000 100000\n"})
     assert subject.cores_quota(root) == 2.0
@@ -132,7 +132,9 @@ def test_pinned_cores_avoid_siblings(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (("amx_int8",), False, True),
     ],
 )
-def test_features_decide(present: tuple[str, ...], bf16: bool, dot: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_features_determine_bf16_and_int8_dot_product(
+    present: tuple[str, ...], bf16: bool, dot: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(subject, "features", lambda: present)
     assert subject.has_bf16() is bf16
     assert subject.has_int8_dot_product() is dot
@@ -157,7 +159,7 @@ def test_threads_of_untimed_work(told: str, quota: float | None, threads: int, m
     assert subject.working_threads() == threads
 
 
-def test_the_fingerprint_tells_nothing_of_who_or_where() -> None:
+def test_fingerprint_contains_no_user_host_or_path() -> None:
     text = json.dumps(subject.environment())
     private = {platform.node(), os.environ.get("HOSTNAME"), str(Path.cwd()), str(Path.home())} - {None, "", "/"}
     assert not [name for name in private if len(name or "") > 3 and str(name) in text]

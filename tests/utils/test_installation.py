@@ -1,4 +1,4 @@
-"""Installed packages, append-only logs and tables that fit a terminal."""
+"""Tests of installed packages, append-only logs and tables that fit a terminal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ dev = ["compress[all]", "pytest"]
     return file
 
 
-def test_requirements_are_held_against_what_is_installed(project: Path) -> None:
+def test_requirements_are_compared_with_installed_packages(project: Path) -> None:
     expected = [
         ("numpy", ">=2", version("numpy")), ("onnx", "<1", version("onnx")), ("no-such-package-at-all", ">=3", None),
         ("no-such-runtime", ">=1", None, "gpu"), ("pytest", "", version("pytest"), "dev"),
@@ -49,17 +49,17 @@ def test_requirements_are_held_against_what_is_installed(project: Path) -> None:
     ("package", "extra"),
     [("No_Such.Runtime", "gpu"), ("pytest", "dev"), ("onnx", None), ("compress", None), ("nothing-we-know", None)],
 )
-def test_the_extra_that_installs_a_package(package: str, extra: str | None, project: Path) -> None:
+def test_extra_that_installs_a_package_is_found(package: str, extra: str | None, project: Path) -> None:
     assert environment.extra_containing(package) == extra
 
 
-def test_all_has_every_extra_but_those_that_replace_a_package_are_built_or_need_older_ones() -> None:
+def test_extra_all_contains_every_compatible_extra() -> None:
     extras = tomllib.loads(environment._PYPROJECT.read_text())["project"]["optional-dependencies"]
     (everything,) = (Requirement(text) for text in extras.pop("all"))
     assert everything.extras == set(extras) - {"dev", "gpu", "gptq", "remote"}
 
 
-def test_a_local_version_fits_its_range() -> None:
+def test_local_version_satisfies_its_range() -> None:
     assert RequiredPackage("torch", "<2.14,>=2.13", "2.13.0+cpu").is_satisfied
     assert not RequiredPackage("torch", "<2.14,>=2.13", "2.14.0").is_satisfied
 
@@ -75,7 +75,7 @@ def test_an_installed_package_reads_its_own_metadata(tmp_path: Path, monkeypatch
     assert not environment.is_installed()
 
 
-def test_a_disk_that_takes_few_bytes_at_a_time_gets_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partial_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, content: write(descriptor, content[:3]))
     lines = AppendOnlyFile(tmp_path / "lines")
@@ -84,7 +84,7 @@ def test_a_disk_that_takes_few_bytes_at_a_time_gets_all(tmp_path: Path, monkeypa
     assert lines.path.read_bytes() == b"the first\nthe second\n"
 
 
-def test_a_line_that_fills_the_disk_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partial_line_is_removed_when_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = AppendOnlyFile(tmp_path / "lines")
     lines.add(b"the first")
     write, room = os.write, [4]
@@ -103,7 +103,7 @@ def test_a_line_that_fills_the_disk_is_removed(tmp_path: Path, monkeypatch: pyte
     assert lines.path.read_bytes() == b"the first\n"
 
 
-def test_what_stands_behind_the_last_line_break_is_no_line(tmp_path: Path) -> None:
+def test_bytes_after_the_last_line_break_are_ignored(tmp_path: Path) -> None:
     lines = AppendOnlyFile(tmp_path / "lines")
     lines.add(b"one")
     lines.add("zwei \u2028 lines for str.splitlines".encode())
@@ -130,7 +130,7 @@ def lines(made: ResponsiveTable, width: int) -> list[str]:
     return [line.rstrip() for line in shown(made, width).splitlines()]
 
 
-def test_columns_are_left_out_by_their_ranks_and_named() -> None:
+def test_low_priority_columns_are_hidden_and_named() -> None:
     table_shown = table(("first_one", "1.25 ms", "because", "7"))
     assert lines(table_shown, 40)[0] == "name         value  why      n"
     assert lines(table_shown, 28)[0] == lines(table_shown, 22)[0] == "name         value  n"

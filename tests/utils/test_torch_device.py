@@ -1,4 +1,4 @@
-"""The device that a recipe names: found, refused by name, and in the cache's keys only where it changes bits."""
+"""Tests of the recipe's device: detection, refusal, and cache keys that name it only where it changes results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from compress.utils.torch_device import (
 
 
 def built(patch: pytest.MonkeyPatch, build: str, gpus: int = 0) -> None:
-    """Let torch be of a ``build``, and find so many GPUs."""
+    """Simulate a torch build with the given number of GPUs."""
     patch.setattr(torch_device, "package_versions", lambda names: {"torch": build})
     patch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     patch.setattr(torch.cuda, "device_count", lambda: gpus)
@@ -45,7 +45,7 @@ def with_driver(root: Path) -> Path:
     return root
 
 
-def test_a_fault_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_fault_names_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built(monkeypatch, "2.13.0+cpu", gpus=2)
     assert device_fault("cuda", tmp_path) == "torch 2.13.0+cpu is built for CPUs only"
     built(monkeypatch, "2.13.0+cu130", gpus=2)
@@ -82,13 +82,13 @@ def recipe(**fields: Any) -> dict[str, Any]:
     return document | fields
 
 
-def test_check_refuses_a_device_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_refuses_a_missing_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built(monkeypatch, "2.13.0+cpu")
     with pytest.raises(InputError, match=r"(?s)no device 'cuda'.*install a torch that is built for the device"):
         make_plan(Recipe.model_validate(recipe(device="cuda")), tmp_path, tmp_path / "artifacts")
 
 
-def test_keys_name_a_gpu_only_where_a_stage_computes_there() -> None:
+def test_cache_keys_include_gpu_only_for_stages_that_use_it() -> None:
     parsed = Recipe.model_validate(recipe(stages=["finetune", {"prune": {"heads": 0.5}}, "onnx"]))
 
     def keys(device: str) -> list[str]:
@@ -101,7 +101,7 @@ def test_keys_name_a_gpu_only_where_a_stage_computes_there() -> None:
     assert on_cpu == [plain.stage(stage, "input", ()) for stage in parsed.stages]
 
 
-def test_every_stage_that_reads_the_device_says_so() -> None:
+def test_every_stage_that_reads_the_device_declares_it() -> None:
     def computes(stage: type[Stage[Any, Any]]) -> bool:
         return stage.uses_device or isinstance(stage, Trains)
 
@@ -110,7 +110,7 @@ def test_every_stage_that_reads_the_device_says_so() -> None:
     assert not on_gpu & {"onnx", "gguf", "equalize", "cast", "compressed_tensors"}
 
 
-def test_the_device_ends_with_what_was_done_on_it() -> None:
+def test_device_is_restored_after_its_context() -> None:
     assert current_device() == "cpu"
     with use_device("mps") as use:
         assert not use.was_used and current_device() == "mps" and use.was_used
@@ -119,7 +119,7 @@ def test_the_device_ends_with_what_was_done_on_it() -> None:
 
 
 @pytest.mark.parametrize(("has", "fast"), [(False, False), (True, False), (True, True)])
-def test_the_processor_decides_on_bf16(has: bool, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_features_determine_bf16_use(has: bool, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_device, "has_bf16", lambda: has)
     monkeypatch.setattr(torch_device, "has_fast_bf16", lambda: fast)
     results = [uses_bf16(precision) for precision in ("auto", "fastest", "bf16", "fp32")]
@@ -127,8 +127,8 @@ def test_the_processor_decides_on_bf16(has: bool, fast: bool, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(("fp32", "bf16", "fast"), [(1.0, 2.0, False), (1.0, 0.8, False), (4.4, 1.0, True)])
-def test_timings_decide_on_fast_bf16(fp32: float, bf16: float, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The best round counts: of each kind all but one are slowed by something else."""
+def test_timings_determine_fast_bf16(fp32: float, bf16: float, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fastest round counts: all rounds but one of each kind are slowed down."""
     rounds = [
         duration
         for seconds_of_dtype in (fp32, bf16)
@@ -142,14 +142,14 @@ def test_timings_decide_on_fast_bf16(fp32: float, bf16: float, fast: bool, monke
     assert not torch_device.has_fast_bf16.__wrapped__()
 
 
-def test_each_of_several_processes_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert own_device("cuda:0") == "cuda:0"
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert own_device("cuda:0") == "cuda:1" and own_device("cpu") == "cpu"
 
 
-def test_memory_that_ends_is_told_with_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_error_reports_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 29, 8 << 30))
     pattern = r"block 3 needs more .* cuda:0 has available: .* of 8\.0"
@@ -162,7 +162,7 @@ def test_memory_that_ends_is_told_with_what_is_left(monkeypatch: pytest.MonkeyPa
     assert "lower samples, or set device: cpu" in str(raised.value) and "0.5 of 8.0 GiB are free" in str(raised.value)
 
 
-def test_doctor_says_what_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_the_device_of_auto(monkeypatch: pytest.MonkeyPatch) -> None:
     built(monkeypatch, "2.13.0+cpu")
     (on_cpu,) = device_findings()
     assert on_cpu.what == "stages compute on cpu, torch 2.13.0+cpu is built for CPUs only"

@@ -1,3 +1,5 @@
+"""Tests of benchmark worker processes: requests, errors, memory and termination."""
+
 from __future__ import annotations
 
 import subprocess

@@ -1,3 +1,5 @@
+"""Tests of generation benchmarks: tokens compared with a numpy reference, and metrics with values by hand."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""Tests of noise verdicts from resource usage and the spread of rounds."""
+
 from __future__ import annotations
 
 from dataclasses import replace

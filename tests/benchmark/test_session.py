@@ -1,3 +1,5 @@
+"""Tests of benchmark sessions on small classifiers: metrics, pairing, budgets and failing processes."""
+
 from __future__ import annotations
 
 import os

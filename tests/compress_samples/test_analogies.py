@@ -34,7 +34,7 @@ def test_questions_have_correct_answer_at_varying_positions(tmp_path: Path, prog
         (asked_word,) = {word for word, _ in pairs} & set(question.prompt.split(". ")[1].split())
         assert question.choices[question.answer] == f"{asked_word}s"
         assert len(set(question.choices)) == 4 and (asked_word in question.choices) == section.startswith("gram")
-    assert len({question.answer for question in questions}) == 4, "no place has all the answers"
+    assert len({question.answer for question in questions}) == 4, "correct answers occur at all positions"
 
 
 def test_unexpected_words_file_is_rejected(tmp_path: Path, progress: RecordingProgress) -> None:

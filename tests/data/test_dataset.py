@@ -1,3 +1,5 @@
+"""Tests of datasets: rows, labels, digests, and the overlap of splits with the test split."""
+
 import json
 from pathlib import Path
 
@@ -266,7 +268,7 @@ def test_unlabeled_text_of_test_split_is_dropped(folder):
     notes = Notes()
     data = load(folder, notes, unlabeled=("more.csv", "other.jsonl"))
     assert data.unlabeled.to_pylist() == [{"text": "new"}, {"text": "good film"}, {"text": "other"}]
-    assert notes.said == ["1 unlabeled texts also stand in the test split and are left out"]
+    assert notes.said == ["1 unlabeled texts also occur in the test split and are left out"]
 
 
 def test_overlap_of_task_with_two_inputs_compares_both(folder):

@@ -1,3 +1,5 @@
+"""Tests of data files: rows read from CSV, TSV, JSON and Parquet, and errors of unreadable files."""
+
 import json
 import sys
 

@@ -51,7 +51,7 @@ def test_equal_texts_are_held_out_together(tmp_path: Path) -> None:
         {" ".join(text.casefold().split()) for text in texts(data, split)} for split in ("select", "train")
     )
     assert not chosen & train_texts
-    assert len(texts(data, "select")) == 12, "the pair of the eleventh goes too"
+    assert len(texts(data, "select")) == 12, "the row equal to the eleventh is held out too"
 
 
 def test_validation_rows_are_not_held_out_for_selection(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_unknown_token_label_is_reported_with_its_row(tmp_path: Path) -> None:
 
 def test_sentence_in_two_splits_is_rejected(tmp_path: Path) -> None:
     rows = [{"tokens": ["A", "b"], "tags": ["O", "B-X"]}], [{"tokens": ["a", "B"], "tags": ["O", "O"]}]
-    with pytest.raises(DataError, match="also stand in the test split"):
+    with pytest.raises(DataError, match="also occur in the test split"):
         load_tokens(tmp_path, *rows)
 
 

@@ -50,27 +50,27 @@ def test_matching_mode_is_unchanged() -> None:
 
 
 def test_grayscale_becomes_rgb_with_equal_channels() -> None:
-    assert decoded(encoded(flat("L", 7))) == ([[[7, 7, 7]]], "Of 1 images: 1 grayscale, as RGB of equal parts.")
+    assert decoded(encoded(flat("L", 7))) == ([[[7, 7, 7]]], "Of 1 images: 1 grayscale, converted to RGB.")
 
 
 def test_cmyk_becomes_rgb() -> None:
     # Ink covers paper: red = (255 - cyan)(255 - black) / 255, and so on.
-    picture, note = decoded(encoded(flat("CMYK", (255, 0, 51, 0)), "TIFF"))
-    assert picture == [[[0, 255, 204]]]
+    pixels, note = decoded(encoded(flat("CMYK", (255, 0, 51, 0)), "TIFF"))
+    assert pixels == [[[0, 255, 204]]]
     assert "1 CMYK, as RGB" in note
 
 
 def test_color_becomes_grayscale_by_luma() -> None:
     # ITU-R 601-2: 0.299 R + 0.587 G + 0.114 B
-    picture, note = decoded(encoded(flat("RGB", (100, 50, 200))), "L")
-    assert picture == [[round(0.299 * 100 + 0.587 * 50 + 0.114 * 200)]]
+    pixels, note = decoded(encoded(flat("RGB", (100, 50, 200))), "L")
+    assert pixels == [[round(0.299 * 100 + 0.587 * 50 + 0.114 * 200)]]
     assert "1 RGB, as grayscale" in note
 
 
 def test_transparent_pixels_are_blended_with_white() -> None:
-    picture, note = decoded(encoded(flat("RGBA", (0, 0, 0, 51))))
-    assert picture == [[[204, 204, 204]]]
-    assert "transparent, laid on white" in note
+    pixels, note = decoded(encoded(flat("RGBA", (0, 0, 0, 51))))
+    assert pixels == [[[204, 204, 204]]]
+    assert "transparent, composited on white" in note
     palette = flat("P", 0)
     palette.putpalette([10, 20, 30])
     assert decoded(encoded(palette))[0] == [[[10, 20, 30]]]
@@ -79,8 +79,8 @@ def test_transparent_pixels_are_blended_with_white() -> None:
 
 def test_sixteen_bit_values_are_scaled() -> None:
     deep = Image.fromarray(np.array([[0, 257, 65535]], np.uint16))
-    picture, note = decoded(encoded(deep), "L")
-    assert picture == [[0, 1, 255]]
+    pixels, note = decoded(encoded(deep), "L")
+    assert pixels == [[0, 1, 255]]
     assert "16 bits" in note
 
 
@@ -97,16 +97,16 @@ def test_exif_orientation_is_applied() -> None:
 
 
 def test_first_frame_of_animation_is_used() -> None:
-    pictures = [flat("L", 10), flat("L", 200)]
-    picture, note = decoded(encoded(pictures[0], "GIF", save_all=True, append_images=pictures[1:]), "L")
-    assert picture == [[10]]
+    frames = [flat("L", 10), flat("L", 200)]
+    pixels, note = decoded(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), "L")
+    assert pixels == [[10]]
     assert "first picture" in note
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"not an image", "is no image that Pillow knows"),
+        (b"not an image", "is not an image that Pillow can read"),
         (encoded(Image.effect_noise((64, 64), 50))[:900], "is broken"),
         (encoded(Image.effect_noise((64, 64), 50), "JPEG")[:900], "is broken"),
     ],
@@ -114,7 +114,7 @@ def test_first_frame_of_animation_is_used() -> None:
 def test_broken_image_is_reported(content: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         decoded(content)
-    assert "SHA-256" in str(caught.value.where), "a row is known by its content where it has no path"
+    assert "SHA-256" in str(caught.value.where), "an image without a path is identified by its content"
 
 
 def test_decompression_bomb_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,8 +136,8 @@ def test_missing_pillow_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None
 
 def load(folder: Path, objects: list[Any], **config: Any) -> Dataset:
     """Load a dataset of images of 20 x 10 pixels with these annotations."""
-    pictures = [tiny_places.png(np.full((10, 20, 3), shade, np.uint8)) for shade in range(len(objects))]
-    pa.parquet.write_table(pa.table({"image": pictures, "objects": objects}), folder / "train.parquet")
+    images = [tiny_places.png(np.full((10, 20, 3), shade, np.uint8)) for shade in range(len(objects))]
+    pa.parquet.write_table(pa.table({"image": images, "objects": objects}), folder / "train.parquet")
     given = DataConfig(splits={"train": "train.parquet"}, **config)
     return load_dataset(given, get_task(tiny_places.DETECTION).columns, folder, SilentProgress())
 

@@ -45,7 +45,9 @@ def test_all_checks_are_covered_and_default_instructions_valid() -> None:
     assert {name for name, *_ in CASES} == CHECKS.keys()
     usual = find_instructions(USUAL, Path("nowhere"))
     assert len({instruction.prompt for instruction in usual}) == len(usual) > 50
-    assert not any(all(instruction.passed("").values()) for instruction in usual), "an empty answer follows nothing"
+    assert not any(all(instruction.passed("").values()) for instruction in usual), (
+        "an empty answer must not pass all checks"
+    )
 
 
 def test_failed_checks_are_described_in_words() -> None:

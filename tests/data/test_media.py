@@ -47,7 +47,7 @@ def test_class_folders_are_read_in_order(folder: Path) -> None:
     table = data.split("train")
     assert table["label"].to_pylist() == ["cat", "cat", "dog"]
     assert [content(value) for value in table["image"].to_pylist()] == [b"one", b"two", b"three"]
-    assert table["image"].to_pylist()[0]["bytes"] is None, "files stay where they are"
+    assert table["image"].to_pylist()[0]["bytes"] is None, "files are referenced by path"
     assert data.labels == ("cat", "dog")
 
 
@@ -89,7 +89,7 @@ def test_digest_depends_on_file_content(folder: Path) -> None:
 
 def test_image_overlap_with_test_is_rejected(folder: Path) -> None:
     (folder / "train/dog/again.png").write_bytes(b"one!")
-    with pytest.raises(DataError, match="1 of 4 rows of the split 'train' also stand in the test split") as caught:
+    with pytest.raises(DataError, match="1 of 4 rows of the split 'train' also occur in the test split") as caught:
         load(folder, source=".", splits=SPLITS)
     assert "again.png" in str(caught.value)
     kept_rows = load(folder, source=".", splits=SPLITS, drop_overlap=True).split("train")

@@ -139,7 +139,7 @@ def test_predicates(fields: dict[str, Any], values: list[Any] | None, rows: list
 def test_empty_slice_gives_a_note() -> None:
     nothing = Slice(name="shouted", column="text", contains="!")
     assert rows_by_slice(nothing) == {}
-    assert notes(nothing) == ["The slice 'shouted' holds no row of the test split, so that nothing is said of it."]
+    assert notes(nothing) == ["The slice 'shouted' holds no row of the test split, so nothing can be measured on it."]
 
 
 def test_slices_may_overlap() -> None:

@@ -1,3 +1,5 @@
+"""Tests of data sources: which file, sample or Hub dataset a split refers to, and errors of wrong sources."""
+
 import sys
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""Tests of text embeddings: retrieval metrics with values by hand, pooling, and encoders with and without modules."""
+
 import numpy as np
 import pyarrow as pa
 import pytest

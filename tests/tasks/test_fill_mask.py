@@ -52,7 +52,7 @@ def test_masking_is_reproducible(folder: Path) -> None:
     for example, other in zip(once.inputs[:20], again.inputs, strict=True):
         assert example["input_ids"].tolist() == other["input_ids"].tolist()
     assert (once.labels != -100).sum() == sum(max(1, round(0.15 * (len(x["input_ids"]) - 2))) for x in once.inputs)
-    assert len({tuple(np.flatnonzero(row != -100)) for row in once.labels}) > 3, "places differ from text to text"
+    assert len({tuple(np.flatnonzero(row != -100)) for row in once.labels}) > 3, "masked positions differ between texts"
 
 
 def test_loss_covers_only_masked_tokens() -> None:

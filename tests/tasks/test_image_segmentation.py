@@ -38,9 +38,9 @@ def test_masks_equal_transformers_pipeline(model: TorchModel) -> None:
     pipeline = ImageSegmentationPipeline(model=model.module, image_processor=model.processor, device="cpu")
     kinds = set()
     for row, row_logits in zip(some, logits, strict=True):
-        picture = Image.open(io.BytesIO(row["image"]))
-        (mask,) = masks(row_logits[None], [picture.size[::-1]], model.processor)
-        for part in pipeline(picture, subtask="semantic"):
+        image = Image.open(io.BytesIO(row["image"]))
+        (mask,) = masks(row_logits[None], [image.size[::-1]], model.processor)
+        for part in pipeline(image, subtask="semantic"):
             assert np.array_equal(np.asarray(part["mask"]) > 0, mask == LABELS.index(part["label"]))
             kinds.add(part["label"])
     assert len(kinds) > 1

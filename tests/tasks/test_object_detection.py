@@ -35,11 +35,11 @@ def test_boxes_equal_transformers_pipeline(model: TorchModel) -> None:
     collected = TASK.collect({examples.answer: predict(model.module, examples)}, examples, range(len(examples)))
     pipeline = ObjectDetectionPipeline(model=model.module, image_processor=model.processor, device="cpu")
     shown = 0
-    for picture_answers, row in zip(collected["found"], some, strict=True):
+    for image_predictions, row in zip(collected["found"], some, strict=True):
         expected = pipeline(Image.open(io.BytesIO(row["image"])), threshold=0.4)
-        likely_answers = picture_answers[picture_answers[:, 0] > 0.4]
-        assert len(likely_answers) == len(expected)
-        for (score, kind, left, top, wide, high), theirs in zip(likely_answers.tolist(), expected, strict=True):
+        likely_predictions = image_predictions[image_predictions[:, 0] > 0.4]
+        assert len(likely_predictions) == len(expected)
+        for (score, kind, left, top, wide, high), theirs in zip(likely_predictions.tolist(), expected, strict=True):
             assert theirs["label"] == NAMES[int(kind)] and theirs["score"] == pytest.approx(score, abs=1e-5)
             corners = [theirs["box"][name] for name in ("xmin", "ymin", "xmax", "ymax")]
             # The pipeline truncates coordinates to integers.
@@ -90,7 +90,9 @@ def test_unordered_queries_are_aligned_to_expected_order() -> None:
     np.testing.assert_allclose(Detections(separate=True).aligned(shuffled, expected), expected, atol=2e-4)
     assert Detections().aligned(shuffled, expected) is shuffled
     shuffled[0, 0, 0] = np.nan
-    assert Detections(separate=True).aligned(shuffled, expected) is shuffled, "whoever compares them sees it"
+    assert Detections(separate=True).aligned(shuffled, expected) is shuffled, (
+        "values that are not finite are left for the comparison to report"
+    )
 
 
 def test_denoising_queries_are_not_predictions() -> None:
@@ -120,12 +122,12 @@ def test_padding_is_not_an_object() -> None:
     assert all(not len(other["class_labels"]) and other["boxes"].shape == (0, 4) for other in others)
 
 
-def padded_detections(*pictures: list[tuple[float, ...]]) -> np.ndarray:
+def padded_detections(*detections_by_image: list[tuple[float, ...]]) -> np.ndarray:
     """Return detections [images, boxes, 6] of score, class and box, padded with boxes of score 0 far from others."""
-    most = max(map(len, pictures))
+    most = max(map(len, detections_by_image))
     filled = [
-        [*picture_boxes, *[(0.0, 0, 900 + 9 * number, 900, 1, 1) for number in range(most - len(picture_boxes))]]
-        for picture_boxes in pictures
+        [*image_boxes, *[(0.0, 0, 900 + 9 * number, 900, 1, 1) for number in range(most - len(image_boxes))]]
+        for image_boxes in detections_by_image
     ]
     return np.array(filled, np.float32)
 
@@ -161,7 +163,7 @@ def _ap_after_false_positive() -> float:
 
 
 def test_mean_of_raw_values_per_image_is_the_metric() -> None:
-    gold = np.array([write_gold(picture_gold) for picture_gold in GOLD * 10])
+    gold = np.array([write_gold(image_gold) for image_gold in GOLD * 10])
     answers = np.tile(padded_detections([(0.9, 0, *BOX)], [(0.95, 0, *BOX), (0.7, 1, *BOX)]), (10, 1, 1))
     rows = {row.metric: row for row in TASK.measure({"found": answers, "gold": gold}, None, "m", "t")}
     for name in ("map", "map_50"):
@@ -178,7 +180,7 @@ def test_agreement_ignores_order_and_score() -> None:
     )
     gold = np.array([write_gold(GOLD[0])] * 4)
     (row,) = TASK.compare({"found": mine, "gold": gold}, {"found": theirs, "gold": gold}, "m", "t")
-    assert row.value == 0.5, "the first and the last, where nothing is shown"
+    assert row.value == 0.5, "the first image agrees, and the last, where no detection is above the threshold"
 
 
 def test_iou_equals_pixel_counts() -> None:

@@ -78,7 +78,9 @@ def test_long_context_is_split_into_windows(folder: Path) -> None:
     )
     windows = [example for example in examples.inputs if example["row"] == 0]
     assert len(windows) == 5 and "6 windows of 2 contexts" in examples.note
-    assert [int(example["row"]) for example in examples.inputs[:2]] == [0, 1], "first come all rows' first windows"
+    assert [int(example["row"]) for example in examples.inputs[:2]] == [0, 1], (
+        "the first windows of all rows come first"
+    )
     spans = [tuple(span) for span in examples.labels.tolist()]
     assert spans[1] == (5, 5)
     held = [index for index, span in enumerate(spans) if span != (0, 0) and index != 1]
@@ -121,7 +123,7 @@ def test_empty_answer_is_allowed_if_some_question_has_none() -> None:
     assert measured["exact_match"].raw == (1.0, 1.0, 1.0)
     collected["gold"][0] = '["here"]'
     assert TASK.measure(collected, None, "m", "t")[1].raw == (1.0, 1.0, 1.0), (
-        "here is given, since every question has one"
+        "the empty answer is not allowed, since every question has an answer"
     )
 
 

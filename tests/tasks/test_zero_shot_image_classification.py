@@ -87,13 +87,13 @@ def test_graph_scores_equal_transformers_pipeline(exported: ExportedTowers) -> N
         np.testing.assert_allclose(row.numpy(), [scores[name] for name in CLASSES], atol=1e-5)
 
 
-def kept(images: Any, texts: Any, kinds: Any, captions: Any, pictures: Any) -> dict[str, np.ndarray]:
+def outputs_at_angles(images: Any, texts: Any, kinds: Any, captions: Any, image_ids: Any) -> dict[str, np.ndarray]:
     angles = (np.radians(np.array(degrees, float)) for degrees in (images, texts))
     unit = [np.stack([np.cos(degrees), np.sin(degrees)], axis=1) for degrees in angles]
     return dict(
         zip(
             ("images", "texts", "kind", "caption", "picture"),
-            [*unit, *map(np.array, (kinds, captions, pictures))],
+            [*unit, *map(np.array, (kinds, captions, image_ids))],
             strict=True,
         )
     )
@@ -101,8 +101,8 @@ def kept(images: Any, texts: Any, kinds: Any, captions: Any, pictures: Any) -> d
 
 def test_recall_and_accuracy_match_values_by_hand() -> None:
     # Three rows, the last two with one caption, and two prompts each of two classes, at 0 and 40, and at 80 and 100.
-    collected = kept([10, 60, 88], [0, 70, 70], [0, 1, 1], [0, 1, 1], [0, 1, 2])
-    asked = kept([0, 0, 0, 0], [0, 40, 80, 100], [0, 0, 1, 1], [-1] * 4, [-1] * 4)
+    collected = outputs_at_angles([10, 60, 88], [0, 70, 70], [0, 1, 1], [0, 1, 1], [0, 1, 2])
+    asked = outputs_at_angles([0, 0, 0, 0], [0, 40, 80, 100], [0, 0, 1, 1], [-1] * 4, [-1] * 4)
     both = {name: np.concatenate([collected[name], asked[name]]) for name in collected}
     rows = {row.metric: row for row in TASK.measure(both, None, "m", "cpu")}
     assert rows["recall_at_1_image_to_text"].raw == (1, 1, 1)
@@ -120,7 +120,7 @@ def test_recall_and_accuracy_match_values_by_hand() -> None:
 
 def test_shared_caption_is_a_single_candidate() -> None:
     # The last image is nearer to the caption shared by the six others, which counts once, than to its own.
-    collected = kept([0] * 6 + [50], [50] * 6 + [0], [0] * 6 + [1], [0] * 6 + [1], range(7))
+    collected = outputs_at_angles([0] * 6 + [50], [50] * 6 + [0], [0] * 6 + [1], [0] * 6 + [1], range(7))
     rows = {row.metric: row for row in TASK.measure(collected, None, "m", "cpu")}
     assert rows["recall_at_1_image_to_text"].value == 0
     assert rows["recall_at_5_image_to_text"].value == 1
@@ -134,9 +134,9 @@ def test_rows_of_same_image_or_caption_match(clip: Path) -> None:
     rows = pa.table({"image": pa.array(images, tiny_images.media_type()), "text": texts})
     examples = TASK.encode(rows, processor, None, 16)
     assert examples.labels is not None
-    kinds, captions, pictures = examples.labels.T.tolist()
+    kinds, captions, image_ids = examples.labels.T.tolist()
     assert kinds[0] == kinds[1] == kinds[2] != kinds[3]
-    assert (captions, pictures) == ([0, 1, 1, 2], [0, 0, 1, 2])
+    assert (captions, image_ids) == ([0, 1, 1, 2], [0, 0, 1, 2])
 
 
 def test_prompts_follow_the_rows_and_have_class_labels(clip: Path) -> None:

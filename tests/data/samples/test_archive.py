@@ -1,3 +1,5 @@
+"""Tests of archive extraction: unsafe, incomplete and damaged zip and tar files."""
+
 import io
 import stat
 import tarfile

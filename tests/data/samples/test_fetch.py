@@ -1,3 +1,5 @@
+"""Tests of the sample cache: fetching, damage, interruption, concurrency and location."""
+
 import errno
 import hashlib
 import json

@@ -76,7 +76,7 @@ def answer_findings(
         )
     reason = prepare_runtime(target, progress)
     if reason is not None:
-        return [Finding("ok", f"{target.name}: its answers were not compared: {reason}")], None
+        return [Finding("ok", f"{target.name}: its outputs were not compared: {reason}")], None
     quiet_libraries()
     artifact = find_artifact(model, recipe)
     if (
@@ -95,10 +95,10 @@ def answer_findings(
     comparison = compare_parts(reference.graph, reference.layers, parts, batches, progress)
     if comparison is None:
         raise InputError(
-            f"{reference.name} and the file for {target.name} have no value of one name.",
+            f"{reference.name} and the file for {target.name} have no tensor name in common.",
             where=str(file),
-            expected="two files of one model, written from one export",
-            hint="name the float file that it was made from with --against",
+            expected="two files of one model from the same export",
+            hint="give the float file that it was written from with --against",
         )
     return list(_findings(comparison, target, reference.name)), comparison
 
@@ -120,7 +120,7 @@ def _file_for(model: Path, artifact: Artifact, target: Target, progress: Progres
         raise InputError(
             f"This is a file in the format {form}, and {target.name} opens {target.format}.",
             where=str(artifact.folder),
-            hint=f"name the file for {target.name}, or a run's folder, whose cache has it",
+            hint=f"give the file for {target.name}, or a run's folder, whose cache contains it",
         )
     progress.note(f"taking the run's model for {target.name} from its cache")
     return final_for(run, artifact.recipe, target, progress)
@@ -154,7 +154,7 @@ def _reference(
         raise InputError(
             "There is no reference to compare the file with.",
             where=str(model),
-            hint="name its float file, or the folder of its weights, with --against",
+            hint="give its float file, or the folder of its weights, with --against",
         )
     if not (path.is_dir() and any(path.glob("*.safetensors"))):
         if format_of(path) != OnnxModel.kind:
@@ -181,34 +181,34 @@ def _findings(compared: FormatComparison, target: Target, reference: str) -> Ite
         worst = compared.worst
         yield Finding(
             "ok",
-            f"{target.name}: none of {compared.parts} parts departs from {reference}; on what it reads, {_part(worst)} "
-            f"errs most, by {worst.error:.2g} of the value's spread{_explained(worst)}",
+            f"{target.name}: none of {compared.parts} parts deviates from {reference}; {_part(worst)} has "
+            f"the largest own error, {worst.error:.2g} of the value's spread{_explained(worst)}",
         )
     else:
         # The finding on the first layer that departs from the reference.
         first = bad[0]
         others = ", ".join(dict.fromkeys(departure.layer or departure.name for departure in bad[1:]))
         suffix = f"; so do {len(bad)} of {compared.parts}, also in {others}" if others else ""
-        rewrite = "write the file again; if that changes nothing, the runtime computes this operator in another way"
+        rewrite = "write the file again; if that changes nothing, the runtime computes this operator differently"
         if first.bits >= 32:
-            advice = f"its weights or attributes are not the reference's: {rewrite}"
+            advice = f"its weights or attributes differ from the reference: {rewrite}"
         elif not FORMATS[target.format].own_bits and first.weights:
             advice = (
-                f"`onnx_int8: {{keep: [{first.weights}]}}` leaves it in float; where the method is static, another "
-                f"calibration_method; or its integers are not the reference's: {rewrite}"
+                f"`onnx_int8: {{keep: [{first.weights}]}}` keeps it in float; if the method is static, try another "
+                f"calibration_method; or its integers differ from the reference: {rewrite}"
             )
         else:
-            advice = f"more bits for the weights (`precision`); or its numbers are not the reference's: {rewrite}"
+            advice = f"more bits for the weights (`precision`); or its values differ from the reference: {rewrite}"
         yield Finding(
             "warning",
-            f"{target.name}: the first operator that departs from {reference} is {_part(first)}: on its inputs it "
-            f"errs by {first.error:.2g} of the value's spread{_explained(first)}; in the file as it runs the error "
-            f"is {first.before:.2g} before it and {first.after:.2g} behind it; alone it moves the answers by "
-            f"{first.alone:.2g} of their spread, and all of the file by {compared.answers:.2g}{suffix}",
+            f"{target.name}: the first operator that deviates from {reference} is {_part(first)}: its own error "
+            f"is {first.error:.2g} of the value's spread{_explained(first)}; in the running file the error "
+            f"is {first.before:.2g} before it and {first.after:.2g} after it; alone it changes the outputs by "
+            f"{first.alone:.2g} of their spread, the whole file by {compared.answers:.2g}{suffix}",
             advice,
         )
     share = f"{compared.answers:.2g} of their spread"
-    yield Finding("ok", f"{target.name}: the answers of {compared.examples} examples are off by {share} in all")
+    yield Finding("ok", f"{target.name}: the outputs of {compared.examples} examples differ by {share} in total")
 
 
 def _part(departure: Departure) -> str:

@@ -86,7 +86,7 @@ def _targets() -> Iterator[Finding]:
         elif target.name == "cpu":
             yield Finding("problem", f"target cpu: {reason}", "pip install --force-reinstall onnxruntime")
         else:
-            yield Finding("ok", f"target {target.name}: not here, {reason}; recipes skip it")
+            yield Finding("ok", f"target {target.name}: unavailable, {reason}; recipes skip it")
     # Both packages install the same module, and the later one wins.
     versions = {package.name: package.installed for package in environment.packages()}
     if versions.get("onnxruntime-gpu") and runtime.why_unavailable(TARGETS["gpu"]):
@@ -115,7 +115,7 @@ def _processor(machine: Environment) -> Iterator[Finding]:
     if quota is not None and quota < granted:
         yield Finding(
             "warning",
-            f"a control group grants the time of {quota:g} cores only; timings will be throttled",
+            f"a cgroup limits CPU time to {quota:g} cores; timings will be throttled",
             f"set benchmark.threads to at most {max(1, int(quota))}, or raise the limit",
         )
     if "avx2" in features and not environment.has_int8_dot_product():
@@ -139,7 +139,7 @@ def _processor(machine: Environment) -> Iterator[Finding]:
     # Other work makes timings longer.
     load = os.getloadavg()[0]
     if load > granted:
-        yield Finding("warning", f"the load is {load:.1f} on {granted} cores", "stop what else runs before timing")
+        yield Finding("warning", f"the load is {load:.1f} on {granted} cores", "stop other programs before timing")
 
 
 def _memory_and_disk(machine: Environment) -> Iterator[Finding]:
@@ -153,7 +153,7 @@ def _memory_and_disk(machine: Environment) -> Iterator[Finding]:
     free = shutil.disk_usage(Path.cwd()).free
     text = f"{free / 1e9:.1f} GB free on the disk of the current folder"
     if not os.access(Path.cwd(), os.W_OK):
-        yield Finding("problem", "the current folder cannot be written to", "run from a folder of your own")
+        yield Finding("problem", "the current folder cannot be written to", "run from a folder that you can write to")
     elif free < _LITTLE_DISK_BYTES:
         yield Finding("warning", f"{text}, which is little", "`compress cache prune`, or free some space")
     else:

@@ -87,17 +87,17 @@ def _saturation(products: Sequence[Saturation], processor: Processor) -> Iterato
     saturating = [product for product in products if product.matters]
     saturating.sort(key=lambda product: -(product.error or product.risk))
     if not saturating:
-        yield Finding("ok", f"{processor.name}: none of {len(products)} products saturates noticeably")
+        yield Finding("ok", f"{processor.name}: none of {len(products)} products saturates measurably")
         return
     for product in saturating[:_NAMED]:
         description = (
-            f"{product.cut:.2%} of its sums are cut off on real inputs, its products are off by {product.error:.1%}"
+            f"{product.cut:.2%} of its sums overflow on real inputs, its products have an error of {product.error:.1%}"
             if product.error is not None and product.cut is not None
-            else f"{product.risk:.1%} of its weight pairs can be cut off; name a recipe to know how often they are"
+            else f"{product.risk:.1%} of its weight pairs can overflow; name a recipe to measure how often they do"
         )
         yield Finding("warning", f"{processor.name}: {product.operator} {product.layer} saturates: {description}")
     yield Finding(
         "warning",
         f"{processor.name}: {len(saturating)} of {len(products)} products saturate in 16 bits; predictions will differ",
-        "leave `reduce_range: auto` to the quantize stage there, or set `saturating`: weights that never saturate",
+        "keep `reduce_range: auto` in the quantize stage, or set `saturating`: weights that never saturate",
     )

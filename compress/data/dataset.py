@@ -66,10 +66,10 @@ def overlap_error(split: str, table: pa.Table, rows: Sequence[int], place: Calla
     examples = [f"{place(index)}: {value:.60}" for index, value in zip(rows[:_SHOWN], values, strict=True)]
     more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
     return DataError(
-        f"{len(rows)} of {len(table)} rows of the split {split!r} also stand in the test split, "
+        f"{len(rows)} of {len(table)} rows of the split {split!r} also occur in the test split, "
         "so the test would not be held out.",
         where="; ".join(examples) + more,
-        expected="texts of the test split in no other split, whatever their case and spacing",
+        expected="texts of the test split in no other split, ignoring case and white space",
         hint=f"`data.drop_overlap: true` leaves them out of {split}",
     )
 
@@ -150,7 +150,7 @@ def _drawn(source_keys: Sequence[Key], other_keys: Collection[Key], config: Hold
         chosen += rows_by_key[candidates[index]]
     if len(chosen) < config.rows:
         raise DataError(
-            f"{config.rows:,} rows are to be held out of {config.source!r}, which has {len(chosen):,} that stand in no "
+            f"{config.rows:,} rows are to be held out of {config.source!r}, which has {len(chosen):,} that occur in no "
             "other split.",
             where="data.hold_out.rows",
             hint="hold out fewer",
@@ -283,7 +283,7 @@ def load_dataset(
         rows = overlapping(unlabeled, inputs, held_out)
         unlabeled = without(unlabeled, rows)
         if rows:
-            progress.note(f"{len(rows)} unlabeled texts also stand in the test split and are left out")
+            progress.note(f"{len(rows)} unlabeled texts also occur in the test split and are left out")
     return Dataset(columns, tables, labels, unlabeled, extra_values)
 
 
@@ -355,8 +355,8 @@ def _without_overlap(config: DataConfig, split: str, part: _Part, rows: Sequence
     if not config.drop_overlap:
         raise overlap_error(split, part.table, rows, part.rows.place)
     if len(rows) == len(part.table):
-        raise DataError(f"All rows of the split {split!r} also stand in the test split.", where=part.rows.name)
-    progress.note(f"{len(rows)} rows of {split} also stand in the test split and are left out")
+        raise DataError(f"All rows of the split {split!r} also occur in the test split.", where=part.rows.name)
+    progress.note(f"{len(rows)} rows of {split} also occur in the test split and are left out")
     return without(part.table, rows)
 
 

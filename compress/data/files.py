@@ -37,7 +37,7 @@ def read_file(path: Path, wanted: Collection[str]) -> Rows:
     """Return those of the columns ``wanted`` that a file has. Raises `DataError`."""
     if path.suffix not in FILE_SUFFIXES:
         suffixes = f"{', '.join(FILE_SUFFIXES[:-1])} or {FILE_SUFFIXES[-1]}"
-        raise DataError(f"{path.name} is no data file that can be read.", expected=f"a file ending in {suffixes}")
+        raise DataError(f"{path.name} is not a supported data file.", expected=f"a file ending in {suffixes}")
     try:
         if path.suffix == ".parquet":
             return replace(_read_parquet(path, wanted), folder=path.parent)

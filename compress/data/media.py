@@ -156,17 +156,17 @@ def decode(value: Media, mode: Mode, conversions: Counter[str]) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(encoded))
             if getattr(image, "n_frames", 1) > 1:
-                conversions["animated, of which the first picture counts"] += 1
+                conversions["animated; the first frame is used"] += 1
             image.load()
             upright = ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
-        raise _broken(value, "is no image that Pillow knows") from error
+        raise _broken(value, "is not an image that Pillow can read") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _broken(value, f"is too large to be an example ({error})") from error
     except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
         raise _broken(value, f"is broken ({error})") from error
     if upright.mode in _WIDER:
-        raise _broken(value, "has more than 16 bits a value, so that nobody knows which of them is white")
+        raise _broken(value, "has more than 16 bits per value, so that its white level is unknown")
     if upright.mode == mode and "transparency" not in upright.info:
         return upright
     return _converted(upright, mode, conversions)
@@ -183,7 +183,7 @@ def picture_size(value: Media) -> tuple[int, int]:
             width, height = image.size
             return (height, width) if image.getexif().get(_ORIENTATION, 1) >= _LYING else (width, height)
     except UnidentifiedImageError as error:
-        raise _broken(value, "is no image that Pillow knows") from error
+        raise _broken(value, "is not an image that Pillow can read") from error
     except (OSError, ValueError, SyntaxError) as error:
         raise _broken(value, f"is broken ({error})") from error
 
@@ -197,11 +197,11 @@ def _converted(image: Image.Image, mode: Mode, conversions: Counter[str]) -> Ima
         # A factor of 1 / 257 makes 65535 white.
         image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).round().astype(np.uint8))
     elif image.mode in _TRANSPARENT or (image.mode in ("P", "L", "RGB") and "transparency" in image.info):
-        conversions["transparent, laid on white"] += 1
+        conversions["transparent, composited on white"] += 1
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     elif mode == "RGB" and image.mode in ("L", "1"):
-        conversions["grayscale, as RGB of equal parts"] += 1
+        conversions["grayscale, converted to RGB"] += 1
     elif mode == "L":
         conversions[f"{image.mode}, as grayscale"] += 1
     elif image.mode != "P":

@@ -55,14 +55,14 @@ def find_parts(slices: Sequence[Slice], data: Dataset, split: str, lengths: Leng
         slice_parts = list(_parts(definition, data, split, lengths))
         parts += [part for part in slice_parts if part.rows.any()]
         notes += [
-            f"The slice {part.name!r} holds no row of the {split} split, so that nothing is said of it."
+            f"The slice {part.name!r} holds no row of the {split} split, so nothing can be measured on it."
             for part in slice_parts
             if not part.rows.any()
         ]
         if not slice_parts:
             notes.append(
                 f"No value of the column {definition.column!r} has {definition.min_rows} rows in the {split} split, "
-                "so that it makes no slice."
+                "so no slice is formed."
             )
     twice = [name for name, count in Counter(part.name for part in parts).items() if count > 1]
     if twice:

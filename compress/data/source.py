@@ -185,7 +185,7 @@ def _existing_file(reference: str, folders: list[Path], field: str) -> Path:
         raise _not_found(reference, folders, field)
     if path.suffix not in FILE_SUFFIXES:
         expected = f"a file ending in {', '.join(FILE_SUFFIXES)}"
-        raise DataError(f"{reference} is no data file that can be read.", where=field, expected=expected)
+        raise DataError(f"{reference} is not a supported data file.", where=field, expected=expected)
     return path
 
 

@@ -143,7 +143,7 @@ def repetition_note(measured: Measurement, baseline: Measurement) -> str | None:
     if more.value < _NOTABLE or more.low <= 0:
         return None
     return (
-        f"{measured.model} repeats itself: {measured.value:.0%} of its runs of four tokens stood there before, "
+        f"{measured.model} repeats itself: {measured.value:.0%} of its 4-grams are repetitions, "
         f"{baseline.value:.0%} of the baseline's"
     )
 

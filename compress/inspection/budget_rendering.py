@@ -104,7 +104,7 @@ def _calls(calls: Sequence[PartCall]) -> ResponsiveTable:
     names = ("weights", "multiplications", "memory, fp32", "fp16")
     columns = [TableColumn("one call of"), *(TableColumn(name, right=True) for name in names)]
     columns.append(TableColumn("fp32, attention stored", right=True, rank=1))
-    table = ResponsiveTable("predicted for one picture of the model's own size", columns, _LEFT_OUT)
+    table = ResponsiveTable("predicted for one image of the model's default size", columns, _LEFT_OUT)
     for call in calls:
         sizes = (call.fp32_bytes, call.fp16_bytes, call.fp32_stored_attention_bytes)
         counts = (call.parameters, call.multiplications)

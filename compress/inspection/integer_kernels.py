@@ -20,7 +20,7 @@ INTEGER = frozenset(
 PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Attention", "MultiHeadAttention")
 CONVOLUTIONS = ("Conv", "FusedConv", "ConvTranspose")
 _SMALL = 1024
-_ONLY_WEIGHTS = "its weights are dequantized in each call, since its input is float"
+_ONLY_WEIGHTS = "its weights are dequantized in each call because its input is float"
 _STATIC = "onnx_int8: {method: static}"
 _EMBEDDING = "onnx_int8: {embedding_bits: 8} writes GatherBlockQuantized"
 
@@ -79,7 +79,7 @@ def _reason(node: ir.Node) -> tuple[str, str] | None:
         return None
     if any(_dequantized(value) for _, value in stored):
         return "its weights are float", "quantize its weights too"
-    return "it is not quantized", "quantize the model, or leave it so if an accuracy floor put it back"
+    return "it is not quantized", "quantize the model, or keep it if an accuracy floor left it in float"
 
 
 def _why_apart(node: ir.Node) -> str:
@@ -96,14 +96,14 @@ def _why_apart(node: ir.Node) -> str:
     zeros = [converter.inputs[2] for converter in converters if len(converter.inputs) > 2]
     types = [zero.dtype if zero.const_value is None else zero.const_value.dtype for zero in zeros if zero is not None]
     if ir.DataType.INT8 in types:
-        return "its activations are signed bytes, which ONNX Runtime leaves so on x86 where several operators read them"
+        return "its activations are int8, which ONNX Runtime does not convert on x86 if several operators read them"
     if node.op_type in CONVOLUTIONS and len(node.inputs) > 2 and not _dequantized(node.inputs[2]):
         return "its bias is float"
     if node.op_type == "FusedConv":
-        return "its activation function stands between it and its QuantizeLinear"
+        return "an activation function is between it and its QuantizeLinear"
     if node.op_type in CONVOLUTIONS and not quantizers:
-        return "nothing rounds what it gives, and no kernel for convolutions gives float"
-    return "ONNX Runtime fuses no such pair here"
+        return "its output is not quantized, and no integer convolution kernel has float output"
+    return "ONNX Runtime does not fuse this pair"
 
 
 def _dequantizer(value: ir.Value | None) -> ir.Node | None:

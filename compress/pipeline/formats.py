@@ -50,9 +50,9 @@ def unsupported_reason(recipe: Recipe, start: Path | None, target: Target, from_
     form, runtime = target.format, RUNTIMES[target.runtime]
     spec, files = FORMATS[form], f"it runs {target.format.upper()} files"
     if runtime.one_batch_at_a_time and not {SINGLE_CALL, GENERATES_IMAGES} & capabilities:
-        return f"it answers one batch at a time, and {recipe.task} goes token by token"
+        return f"it runs one batch per call, and {recipe.task} generates token by token"
     if spec.written_by is None:  # what outputs are before they are in a format, the starting model at least
-        return "it runs weights as transformers has them, and an ONNX graph has none" if from_graph else None
+        return "it runs checkpoints of transformers, not ONNX graphs" if from_graph else None
     # Both models that are compared must exist in the target's format.
     for label in (recipe.labels()[-1], recipe.baseline):
         if (reason := _unwritable_reason(recipe, label, form, from_graph)) is not None:

@@ -92,7 +92,7 @@ def explained(
     counted, max_bytes = sizes[result.target], profile.max_bytes or 0
     words = ["compressed"] if profile.downloaded else []
     if counted.runtime is None:
-        words.append("without the runtime, which is not here to be counted")
+        words.append("without the runtime, which is not installed here")
     if not result.passed:
         tensors = read_model(finals[result.target]).tensors
         parts = {**counted.model, **({"the runtime": counted.runtime} if counted.runtime else {})}

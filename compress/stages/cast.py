@@ -75,7 +75,7 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         examples = context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
         share = verify_float16(graph, model.graph, examples, self.tolerance)
         context.note(f"cast: {examples.answer_label} differ by at most {share:.2%} of their range from float32")
-        context.note("cast: this file is for graphics processors; on this processor float32 is faster")
+        context.note("cast: this file is for GPUs; on this processor float32 is faster")
         return OnnxModel(graph, float16_name(model.file_name), model.companions)
 
     def _drawing(self, model: OnnxModel, context: Context) -> OnnxModel:
@@ -97,10 +97,10 @@ class Cast(Stage[OnnxModel, OnnxModel]):
             inputs = image_generation_hook("calibration_inputs")(model, name, context)
             calls = inputs.choose(_EXAMPLES).calls()
             share = verify_float16_calls(graphs[name], graph, calls, inputs.part, self.tolerance)
-            context.note(f"cast: answers of {inputs.part} differ by at most {share:.2%} of their range from float32")
+            context.note(f"cast: outputs of {inputs.part} differ by at most {share:.2%} of their range from float32")
         converted = model.with_graphs(graphs)
         rows = context.data.split("train").slice(0, 1)
         examples = context.task.encode(rows, processor_of(model), None, context.max_length)
         open_model(converted).predict(examples.batch([0]))
-        context.note("cast: these files are for graphics processors; on this processor float32 is faster")
+        context.note("cast: these files are for GPUs; on this processor float32 is faster")
         return converted

@@ -194,7 +194,7 @@ def handling(before: Shape | None, more_seconds: float = 0.0, what: str = "") ->
 
 def _disk(shape: Shape | None, note: str | None) -> Estimate:
     if shape is None:
-        return Estimate.unknown("the size of its output is not known before it runs")
+        return Estimate.unknown("its output size is unknown before it runs")
     if shape.packed_bytes is not None:
         return Estimate(value=shape.packed_bytes, note=note or PACKED)
     matrices, tables = shape.matrix_bits, shape.table_bits

@@ -191,7 +191,7 @@ def predict_cost(stage: AnyStage, before: Shape | None, plan: PlanContext) -> Pr
     if isinstance(stage, PredictsCost):
         return stage.predict(before, plan)
     unknown = predicted(before, before, Estimate.unknown("not predicted by the stage"))
-    return replace(unknown, disk_bytes=Estimate.unknown("the size of its output is not known before it runs"))
+    return replace(unknown, disk_bytes=Estimate.unknown("its output size is unknown before it runs"))
 
 
 def loaded_type(stage: AnyStage, task: Capabilities) -> type[Any]:

@@ -48,7 +48,7 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
         memory = None
         if before is not None:
             memory = Estimate(value=round(8 * before.parameters), note="the model before and after, in fp32")
-        note = "at most: how many tokens go is known once the text has been counted"
+        note = "at most: the number of removed tokens is known after counting the text"
         return predicted(before, before, memory=memory, disk_note=note)
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:

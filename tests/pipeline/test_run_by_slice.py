@@ -118,7 +118,7 @@ def test_report_lists_data_slices_and_empty_ones(done: Done) -> None:
     assert report.data.digest == lock["data"]["test"]
     assert report.slices["source=b"].indices() == tuple(range(1, 60, 3))
     assert next(name for name in report.slices if name.startswith("tokens=")) == "tokens=Q1"
-    assert "The slice 'shouted' holds no row of the test split, so that nothing is said of it." in report.notes
+    assert "The slice 'shouted' holds no row of the test split, so nothing can be measured on it." in report.notes
     assert "shouted" not in report.slices
 
 

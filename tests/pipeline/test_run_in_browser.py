@@ -69,7 +69,7 @@ def test_browser_and_node_skip_autoregressive_tasks(task: str) -> None:
     recipe = SimpleNamespace(task=task)
     for name in ("browser", "node"):
         reason = unsupported_reason(cast(Recipe, recipe), None, TARGETS[name], from_graph=False)
-        assert reason == f"it answers one batch at a time, and {task} goes token by token"
+        assert reason == f"it runs one batch per call, and {task} generates token by token"
 
 
 def test_browser_and_node_support_image_generation() -> None:

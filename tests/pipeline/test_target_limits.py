@@ -66,7 +66,7 @@ def test_runtime_counts_only_where_it_ships_with_model(folder: Path) -> None:
 def test_met_size_limit_reports_what_was_counted(folder: Path) -> None:
     result = check_size_limit(with_budget("android", 1_000_000), folder)
     assert result.passed
-    assert result.reason == "compressed; without the runtime, which is not here to be counted"
+    assert result.reason == "compressed; without the runtime, which is not installed here"
 
 
 def test_missed_size_limit_names_largest_parts_and_remedies(folder: Path) -> None:

@@ -84,7 +84,7 @@ def fetch(
         return home / "files"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        waiting = "waiting for another process that fetches the same sample"
+        waiting = "waiting for another process that downloads the same sample"
         with locked(root / f"{home.name}.lock", lambda: progress.note(waiting)):
             problem = damage(home, contents=verify)
             if problem:

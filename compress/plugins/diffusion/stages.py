@@ -77,7 +77,7 @@ class _DistillsDenoiser(DenoiserDistillation, Stage[TorchModel, TorchModel]):
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Return the budget, or an unknown time."""
-        seconds = Estimate.unknown("what an example costs is not known before it is tried")
+        seconds = Estimate.unknown("the cost of an example is unknown before a first run")
         if self.seconds is not None:
             seconds = Estimate(value=self.seconds, note="the budget")
         return predicted(before, before, seconds)

@@ -119,8 +119,8 @@ def about_starved(layers: Sequence[Layer], minimum: int) -> str:
         return ""
     more = f" and {len(starved) - _SHOWN} more" if len(starved) > _SHOWN else ""
     return (
-        f"starved: {len(starved)} of {len(experts)} experts were sent fewer than {minimum} tokens of the calibration "
-        f"text; all tokens of their layer stand in for the missing ones: {', '.join(starved[:_SHOWN])}{more}"
+        f"starved: {len(starved)} of {len(experts)} experts received fewer than {minimum} tokens of the calibration "
+        f"text; all tokens of their layer supplement them: {', '.join(starved[:_SHOWN])}{more}"
     )
 
 
@@ -140,7 +140,7 @@ def _block_layers(decoder: BlockwiseModel, index: int, config: Quantization) -> 
     block_layers, routing = [], router_layers(block, prefix)
     for name, part in linears(block, prefix).items():
         rows, columns = part.out_features, part.in_features
-        reason = skip_reason(config.keep, name) or ("kept: it routes tokens to experts" if name in routing else "")
+        reason = skip_reason(config.keep, name) or ("kept: it is the router of experts" if name in routing else "")
         # A small matrix, such as one of low rank, may be left alone; a large one has to fit.
         is_small = min(rows, columns) < _NARROW and 2 * min(rows, columns) <= max(rows, columns)
         if not reason and is_small and not fits(rows, columns):

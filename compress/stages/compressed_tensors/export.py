@@ -63,8 +63,8 @@ def write_compressed_tensors(
     }
     left = f"; in float16: {', '.join(others[:3])}{' ...' if len(others) > 3 else ''}" if others else ""
     context.note(
-        f"compressed-tensors: {len(layers)} layers, {', '.join(sorted(kinds))}, every integer and scale read back as "
-        f"it was{left}; no GPU ran it here"
+        f"compressed-tensors: {len(layers)} layers, {', '.join(sorted(kinds))}, every integer and scale verified "
+        f"after writing{left}; not run on a GPU here"
     )
     return exported
 

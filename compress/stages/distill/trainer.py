@@ -106,7 +106,7 @@ class DistillationTrainer:
                     hint="trim the vocabulary after this stage",
                 )
         elif settings.augment is None and self._can_be_kept(examples):
-            context.progress.note("distill: the teacher answers")
+            context.progress.note("distill: computing predictions of the teacher")
             module = self.teacher.module.eval()
             with shortened(module, settings.first_token_only):
                 taught = predict(module, examples, bf16=uses_bf16(settings.precision))

@@ -177,7 +177,7 @@ class LanguageDistillationTrainer:
         context.add_table("Loss while training", ("tokens", "loss"), self.curve)
         done = f"{self._last * self.step_tokens:,} tokens, {self._rate():,.0f} a second"
         if self.states.answered or self.states.found:
-            done += f"; the teacher read {self.states.answered:,} windows, {self.states.found:,} were known"
+            done += f"; teacher states: {self.states.answered:,} windows computed, {self.states.found:,} cached"
         context.note(f"distill_language_model: {recovered}; {done}")
 
     def pieces(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:

@@ -110,7 +110,7 @@ class _Work:
 
     def summary(self) -> str:
         """Return a line on the changed layers and those left as they are."""
-        left = f"; as they were: {len(self.alone)} layers such as {self.alone[0]}" if self.alone else ""
+        left = f"; unchanged: {len(self.alone)} layers such as {self.alone[0]}" if self.alone else ""
         done = "alike columns" if self.stream is None else "smoother inputs"
         return f"equalize: {self.folds} groups of layers with {done}{left}"
 

@@ -145,7 +145,7 @@ class _Work:
         streams = () if text is None else (text,) if self.training is None else (text, text.as_float("float"))
         first = done if done == 0 or all(stream.entering(done).are_whole for stream in streams) else 0
         if first:
-            self.context.progress.note(f"{first} of {len(self.plan)} blocks were done before")
+            self.context.progress.note(f"{first} of {len(self.plan)} blocks were finished by an earlier run")
         remaining = range(first, len(self.plan))
         for index in self.context.progress.track(remaining, "quantizing blocks", len(remaining)):
             with device_memory_errors(f"{self.decoder.prefix}.{index}", _LOWER):

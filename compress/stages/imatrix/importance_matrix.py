@@ -42,7 +42,7 @@ def add_imatrix(checkpoint: Checkpoint, text: Quantization, context: Context) ->
         (target_folder / IMATRIX).unlink(missing_ok=True)
         write_whole(target_folder / IMATRIX, mean_squares, {"tokens": str(ids.numel())})
     unseen = sum(not bool(squares.any()) for squares in mean_squares.values())
-    missing = f"; {unseen} of them, of experts, were sent none of these" if unseen else ""
+    missing = f"; {unseen} of them, of experts, received none of these" if unseen else ""
     context.note(f"imatrix: inputs of {len(mean_squares)} layers on {ids.numel():,} tokens{missing}")
     return Checkpoint(target_folder)
 

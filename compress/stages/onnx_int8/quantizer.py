@@ -70,7 +70,7 @@ def quantize_int8(
     quantizer = _quantizer(model, options, chosen)
     left = excluded_layers(quantizer.layers, options.keep) if options.keep else []
     if left:
-        context.note(f"onnx_int8: {', '.join(left)} left in float, as the recipe says")
+        context.note(f"onnx_int8: {', '.join(left)} left in float, as set in the recipe")
     if options.searches:
         graph = _search(model.graph, quantizer, left, options, inputs, context)
     else:
@@ -83,7 +83,7 @@ def quantize_int8(
         _say_narrowed(quantizer.narrowed, context)
     if isinstance(quantizer, StaticQuantizer):
         if quantizer.split:
-            context.note(f"onnx_int8: {len(quantizer.split)} convolutions split by the parts of what they read")
+            context.note(f"onnx_int8: {len(quantizer.split)} convolutions split by their concatenated inputs")
         for name in quantizer.constant:
             context.note(f"onnx_int8: {name} was the same in every calibration example; are they too few?")
     return graph
@@ -101,14 +101,14 @@ def quantize_dynamically(model: OnnxModel, options: Int8Options, context: Contex
 def _with_lstms(graph: onnx.ModelProto, options: Int8Options, context: Context) -> onnx.ModelProto:
     quantized_graph, count = quantize_recurrent(graph, options.per_channel, options.narrowing() is not False)
     if count:
-        context.note(f"onnx_int8: {count} LSTM at 8 bits, ranges of what they read found in each call")
+        context.note(f"onnx_int8: {count} LSTM at 8 bits, input ranges computed in each call")
     return quantized_graph
 
 
 def _say_narrowed(layers: Sequence[str], context: Context) -> None:
     count = f"weights of {len(layers)} products" if layers else "no product's weights"
     context.note(
-        f"onnx_int8: {count} could saturate on x86 without VNNI; columns that could have a coarser grid, so none does"
+        f"onnx_int8: {count} could saturate on x86 without VNNI; such columns have a coarser grid, so none saturates"
     )
 
 

@@ -135,7 +135,7 @@ class OnnxInt8(Int8Options, Stage[OnnxModel, OnnxModel]):
         """Return the cost: fewer bits if all graphs are quantized, and the time of calibration."""
         seconds = None
         if self.method == "static" and before is not None:
-            seconds = Estimate.unknown("what a calibration example costs is not known before it is tried")
+            seconds = Estimate.unknown("the cost of a calibration example is unknown before a first run")
             answers = plan.answers(before, _WATCHING * self.calibration_examples)
             if answers is not None:
                 what = f" and {self.calibration_examples} calibration examples"

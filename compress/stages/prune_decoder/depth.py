@@ -44,7 +44,7 @@ def compensate_removed_blocks(
 ) -> dict[str, torch.Tensor]:
     """Return the layer that compensates for the removed blocks ``gap``: its tensors by name, as laid out in the files.
 
-    Nothing is returned, with a remark, where the block before the gap has no feed-forward layers that are known or
+    Nothing is returned, with a remark, where the block before the gap has no supported feed-forward layers or
     norms their outputs, and where the sequences are too few or say nothing of others.
     """
     if gap.start == 0:
@@ -82,15 +82,15 @@ class _Compensation:
         block = blocks(decoder.model)[run.index]
         layer = None if block.feed_forward is None else block.feed_forward.output
         if not isinstance(layer, nn.Linear):
-            self.context.note(f"{warning}: {block.name} has no feed-forward layers that are known")
+            self.context.note(f"{warning}: {block.name} has no supported feed-forward layers")
             return {}
         if len(self.stream.ids) < 2:
-            self.context.note(f"{warning}: of one window (samples) none is left to judge by")
+            self.context.note(f"{warning}: one window (samples) leaves none for validation")
             return {}
         counts = _share(run, states[run.slices()[0]], layer)
         name = decoder.name(layer)
         if counts is None:
-            self.context.note(f"{warning}: what {name} gives is not added to the states as it is")
+            self.context.note(f"{warning}: the output of {name} is not added unchanged to the hidden states")
             return {}
         with autocast(False, decoder.device):
             # Regression sums of ``layer``'s inputs and missing outputs, for sequences to solve on and to judge by.
@@ -121,7 +121,7 @@ class _Compensation:
                     hint="give more calibration text (samples), or raise damp_percent",
                 ) from error
         if not left < 1:
-            self.context.note(f"{warning}: what {name} learns of some windows does not help in others (samples)")
+            self.context.note(f"{warning}: what {name} fits on some windows does not generalize to others (samples)")
             return {}
         layer.weight = nn.Parameter(decoder.rounded(name, layer.weight + change.T), requires_grad=False)
         self.context.note(

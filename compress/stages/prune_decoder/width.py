@@ -189,7 +189,7 @@ def narrow(
         if errors:
             # The difference that remains after fitting.
             worst, mean = max(errors, key=errors.__getitem__), sum(errors.values()) / len(errors)
-            left = f"; they give the outputs of all but for {mean:.2%}, at most {errors[worst]:.2%} in {worst}"
+            left = f"; their outputs differ from those of all by {mean:.2%}, at most {errors[worst]:.2%} in {worst}"
         context.note(f"prune_decoder: {sizes}{left}")
     return narrowed
 

@@ -68,7 +68,7 @@ class QatTrainer:
         self._fold()
         chosen, shared = self._choose()
         if settings.augment is None and not {PREDICTS_TOKENS, LOCALIZES} & context.task.capabilities:
-            context.progress.note("qat: the float model answers")
+            context.progress.note("qat: computing predictions of the float model")
             self.answers = torch.from_numpy(predict(module, self.examples, bf16=uses_bf16(settings.precision)))
         else:
             self.teacher = copy.deepcopy(module).requires_grad_(False)
@@ -113,7 +113,7 @@ class QatTrainer:
         if folded:
             self.context.note(f"qat: {folded} batch normalisations folded into the layers before them")
         if left:
-            self.context.note(f"qat: {left} batch normalisations stay in float, for want of one layer before each")
+            self.context.note(f"qat: {left} batch normalisations stay in float, as they follow no single layer")
 
     def _choose(self) -> tuple[dict[str, Quantizable], Grids]:
         """Return the layers that become integers, and the grids they share. Raises `StageError` if there is none."""

@@ -48,7 +48,7 @@ def tune_scales(checkpoint: QuantizedCheckpoint, settings: ScaleTuning, context:
     trainer = _trainer(module, checkpoint, settings, context)
     helped = trainer.helped(trainer.train(context, "tune_scales"))
     if not helped:
-        context.note("tune_scales: no better, so that everything stays as it was; a lower learning_rate may help")
+        context.note("tune_scales: no improvement, so the model is unchanged; a lower learning_rate may help")
     if not is_first() or not helped:
         return checkpoint
     folder = _empty(context.scratch / "tuned")

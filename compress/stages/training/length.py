@@ -121,15 +121,15 @@ def training_prediction(
 
 def _seconds(before: Shape | None, after: Shape | None, plan: PlanContext, flops: Flops) -> Estimate:
     if not plan.reads_text:
-        return Estimate.unknown("what an example costs is not known before it is tried")
+        return Estimate.unknown("the cost of an example is unknown before a first run")
     if before is None or after is None:
         return Estimate.unknown(SIZE_UNKNOWN)
     train = plan.splits.get("train")
     if train is None:
-        return Estimate.unknown("the training text is not here yet")
+        return Estimate.unknown("the training text is not available yet")
     training_flops = flops(before, after, plan.tokens(train))
     if training_flops is None:
-        return Estimate.unknown("the unlabeled text or the teacher is not here yet")
+        return Estimate.unknown("the unlabeled text or the teacher is not available yet")
     return plan.seconds(training_flops)
 
 

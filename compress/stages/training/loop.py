@@ -223,7 +223,7 @@ class _Session:
         if checkpoint is not None and (state := checkpoint.read()) is not None:
             self._restore(state)
             self.sampler.epoch, self.sampler.skipped = divmod(self.done, len(loader))
-            self.progress.note(f"{self.description}: goes on after step {self.done}")
+            self.progress.note(f"{self.description}: resuming after step {self.done}")
         self.length.begin()
         try:
             batches, steps_before = self._batches(loader), self.done

@@ -106,5 +106,5 @@ def with_room(folder: Path, windows: TokenSequences, token_bytes: int, stage: st
     tokens = len(windows.train) * len(windows.train.inputs[0]["input_ids"])
     if shutil.disk_usage(existing).free >= tokens * token_bytes + _SPARE_BYTES:
         return folder
-    context.progress.note(f"{stage}: the disk has no room for the teacher's states; it reads each window anew")
+    context.progress.note(f"{stage}: no disk space to cache the teacher's states; they are recomputed")
     return None

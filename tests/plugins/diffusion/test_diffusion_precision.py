@@ -92,7 +92,7 @@ def test_int8_denoiser_is_calibrated_on_all_timesteps(model: OnnxModel, context:
     assert sum("/part_" in name for name in names) == 8
     stored = [tensor.data_type for tensor in result.graphs[UNET].graph.initializer]
     assert stored.count(onnx.TensorProto.INT8) >= len(names)
-    assert "4 convolutions split by the parts of what they read" in " ".join(context.notes)
+    assert "4 convolutions split by their concatenated inputs" in " ".join(context.notes)
     assert ssim(drawn(result, context), drawn(model, context)).mean() > 0.8
 
 

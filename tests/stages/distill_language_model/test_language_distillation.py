@@ -184,8 +184,8 @@ def test_resumed_training_is_bit_identical(source: Checkpoint, tmp_path: Path, m
             run(source, stage_context, **fields)
         live()
     assert alike(states(run(source, stage_context, **fields)), states(once))
-    assert "distill_language_model: goes on after step 11" in notes.said
-    # What it tells of the model that came out, before how many tokens a second that took.
+    assert "distill_language_model: resuming after step 11" in notes.said
+    # The part of the note about the model, before the tokens per second.
     assert stage_context.notes[-1].split(";")[0] == whole.notes[-1].split(";")[0]
 
 
@@ -199,8 +199,8 @@ def test_second_student_reuses_cached_teacher_outputs(source: Checkpoint, tmp_pa
     assert alike(states(first), states(again)) and alike(states(first), states(without))
     assert not alike(states(first), states(other))
     remarks = [line.rpartition("; ")[2] for line in shared.notes]
-    assert remarks[0] == "the teacher read 24 windows, 0 were known"
-    assert remarks[1:] == ["the teacher read 0 windows, 24 were known"] * 2
+    assert remarks[0] == "teacher states: 24 windows computed, 0 cached"
+    assert remarks[1:] == ["teacher states: 0 windows computed, 24 cached"] * 2
 
 
 def test_damaged_teacher_state_file_is_recomputed(source: Checkpoint, tmp_path: Path) -> None:

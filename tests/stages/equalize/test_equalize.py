@@ -51,7 +51,7 @@ def logits(checkpoint: Checkpoint) -> torch.Tensor:
         ("Qwen2Config", 0),  # biases of q, k, v
         ("Qwen3Config", 0),  # norms of heads, head_dim apart from the width
         ("Gemma2Config", 0),  # norms that multiply by 1 + weight
-        ("PhiConfig", 2),  # one norm for attention and feed-forward; nothing passes through its GELU
+        ("PhiConfig", 2),  # one norm for attention and feed-forward; factors cannot pass through its GELU
         ("Phi3Config", 4),  # fused layers
         ("OlmoConfig", 10),  # norms without weights
     ],
@@ -63,7 +63,7 @@ def test_logits_are_preserved(config: str, left_alone: int, tmp_path: Path) -> N
     assert float((after - logits_before).abs().max()) < 1e-4 * float(logits_before.std())
     linear = [name for name in source.files if name.endswith("proj.weight") or name.endswith("fc1.weight")]
     assert any(not torch.equal(result.stored(name), source.stored(name)) for name in linear)
-    remark = notes.said[-1].partition("as they were: ")[2]
+    remark = notes.said[-1].partition("unchanged: ")[2]
     assert remark.startswith(f"{left_alone} layers") if left_alone else remark == "", notes.said[-1]
 
 
@@ -76,7 +76,7 @@ def test_column_ranges_become_equal(tmp_path: Path) -> None:
         rows = torch.cat([checkpoint.weight(f"{layer}.{name}") for name in ATTENTION[:2]])
         return rows.square().mean(0).sqrt()
 
-    # v's rows were divided for the sake of o; the rows of q and k have the factors of all three.
+    # v's rows were divided to equalize o; the columns of q and k have the factors of all three.
     stacked = torch.cat([source.weight(f"{layer}.{name}") for name in ATTENTION])
     factors = stacked.square().mean(0).rsqrt()
     factors = factors / factors.log().mean().exp()

@@ -127,7 +127,7 @@ def test_out_of_memory_names_stage_and_block_and_keeps_finished_blocks(
     notes = tiny_run.Notes()
     again = StageRunner(recipe, tmp_path, tmp_path / "artifacts", notes)
     again.run_all()
-    assert any("1 of 2 blocks were done before" in line for line in notes.said)
+    assert any("1 of 2 blocks were finished by an earlier run" in line for line in notes.said)
     assert "computed on gpu:0" in again.results["gptq"].record.remarks
     monkeypatch.setattr("compress.pipeline.run_inputs.resolve_device", lambda name: "cpu")
     assert (

@@ -102,8 +102,8 @@ def by_brute_force(
     [
         ("LlamaConfig", [2, 3], 1.0),
         ("LlamaConfig", [2, 3], None),  # one token's states are a hundred times as large
-        ("GraniteConfig", [2], 0.5),  # adds half of what the layer gives
-        ("PhiConfig", [2], 1.0),  # attention beside it
+        ("GraniteConfig", [2], 0.5),  # adds half of the layer's output
+        ("PhiConfig", [2], 1.0),  # parallel attention
         ("GPT2Config", [1], 1.0),
     ],
 )
@@ -136,9 +136,9 @@ def test_layer_before_removed_blocks_matches_brute_force(
 @pytest.mark.parametrize(
     ("config", "gone", "fields", "reason"),
     [
-        ("Gemma2Config", [2], {}, "is not added to the states as it is"),
-        ("MixtralConfig", [2], {}, "has no feed-forward layers that are known"),
-        ("LlamaConfig", [2], {"samples": 1}, "none is left to judge by"),
+        ("Gemma2Config", [2], {}, "is not added unchanged to the hidden states"),
+        ("MixtralConfig", [2], {}, "has no supported feed-forward layers"),
+        ("LlamaConfig", [2], {"samples": 1}, "leaves none for validation"),
     ],
 )
 def test_gap_without_a_suitable_layer_is_left_with_the_reason(

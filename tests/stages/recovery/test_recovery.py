@@ -25,7 +25,7 @@ from compress.stages.training.checkpoint import TrainingCheckpoint, TrainingStat
 from compress.utils.errors import DataError, InputError, ModelError, StageError
 from compress.utils.storage import digest_directory, size_bytes
 
-# peft calls what transformers will remove.
+# peft calls a function that transformers will remove.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
 QUICK: dict[str, Any] = {
@@ -188,7 +188,7 @@ def test_worse_result_is_discarded(source: Checkpoint, tmp_path: Path) -> None:
     bytes_before = {file.name: file.read_bytes() for file in good.folder.iterdir() if file.is_file()}
     left = TuneScales(**{**QUICK, "steps": 2, "learning_rate": 0.5, "warmup_ratio": 0}).run(good, stage_context)
     assert {file.name: file.read_bytes() for file in left.folder.iterdir() if file.is_file()} == bytes_before
-    assert "everything stays as it was" in stage_context.notes[-1]
+    assert "the model is unchanged" in stage_context.notes[-1]
     assert not TuneScales().output_spec().changes_weights, "the check behind the stage lets that pass"
 
 
@@ -250,7 +250,7 @@ def test_resumed_training_is_bit_identical(
     again = stage.run(start, stage_context)
     assert written == list(range(1, 13))
     assert digest_directory(again.folder) == digest_directory(once.folder)
-    assert {"tune_scales: goes on after step 8", "tune_scales: goes on after step 12"} <= set(notes.said)
+    assert {"tune_scales: resuming after step 8", "tune_scales: resuming after step 12"} <= set(notes.said)
 
 
 QUICK_LORA: dict[str, Any] = {**QUICK, "learning_rate": 0.01, "rank": 4}

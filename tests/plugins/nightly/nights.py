@@ -1,4 +1,4 @@
-"""Made-up nights for the tests of history, drift and page: invented figures, no measurement of any model."""
+"""Nights with invented measurements for tests of history, drift and pages."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ FIRST = datetime(2026, 8, 1, 2, 30, tzinfo=UTC)
 
 
 def row(metric: str, value: float, unit: str, model: str = "final", spread: float | None = None) -> Measurement:
-    """One row on cpu; ``spread`` is the interval's half width as a part of the value."""
+    """Return a measurement on cpu; ``spread`` is the interval's half width relative to the value."""
     low, high = (None, None) if spread is None else (value * (1 - spread), value * (1 + spread))
     return Measurement(model=model, metric=metric, target="cpu", value=value, unit=unit, low=low, high=high, n=100)
 
 
 def night(place: int, outcomes: Sequence[EntryOutcome] = (), findings: Sequence[Any] = (), **fields: Any) -> Night:
-    """Night ``place``, counted from 0, one day after the one before."""
+    """Return night number ``place``, counted from 0, with one night per day."""
     started = fields.pop("started", FIRST + timedelta(days=place)).isoformat(timespec="seconds")
     values = {"seconds": 312.0, "host": HOST, "outcomes": tuple(outcomes), "findings": tuple(findings)}
     return Night(suite=SUITE, started=started, **values | fields)
 
 
 def outcome(entry: str = "tiny", status: str = "passed", **more: object) -> EntryOutcome:
-    """An outcome of two minutes."""
+    """Return the outcome of an entry that took two minutes."""
     return EntryOutcome.model_validate(
         {"entry": entry, "status": status, "seconds": 120.0, "recipe_digest": "aa", **more}
     )
 
 
 def ignore(message: str) -> None:
-    """For histories that have nothing to say."""
+    """Fail on any message, for histories that should emit none."""
     raise AssertionError(message)
 
 
 def fill(history: NightHistory, values: Sequence[float], metric: str = "latency_ms", unit: str = "ms") -> None:
-    """A night for each value, all of the final model of one entry."""
+    """Append one night for each value, which is a measurement of one entry's final model."""
     for place, value in enumerate(values):
         history.append(night(place, [outcome()]), {"tiny": (row(metric, value, unit),)})
 
@@ -61,20 +61,20 @@ add(NightHistory(Path(sys.argv[2]), ignore), range(*map(int, sys.argv[4:])), sys
 
 
 def start_writer(path: Path, entry: str, *places: int) -> subprocess.Popen[str]:
-    """Start a process that adds the nights of ``range(*places)`` to a history."""
+    """Start a process that appends the nights of ``range(*places)`` to a history."""
     command = [sys.executable, "-c", WRITER, str(Path(__file__).parent), str(path), entry, *map(str, places)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
 def add(history: NightHistory, places: range, entry: str = "tiny") -> None:
-    """Nights of 40 rows, each of which has a value of its own."""
+    """Append nights of 40 measurements with distinct values."""
     for place in places:
         rows = tuple(row(f"metric_{index}", 100.0 * place + index, "ms", spread=0.01) for index in range(METRICS))
         history.append(night(place, [outcome(entry)]), {entry: rows})
 
 
 def story(path: Path) -> NightHistory:
-    """Seventy nights of two entries: a slower kernel, a ramp that is mended, a lost half point, a night that failed."""
+    """Write 70 nights of two entries with a latency step, a repaired ramp, an accuracy loss and failed nights."""
     random = np.random.default_rng(7)
     history = NightHistory(path, ignore)
     for place in range(70):

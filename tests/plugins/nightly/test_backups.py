@@ -1,4 +1,4 @@
-"""A damaged history goes on from its newest sound backup; the damaged file is kept, and it is said what is lost."""
+"""Tests of history backups: recovery of damaged files, full disks and killed writers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NIGHTS, PAGE = 12, 4096
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a sound history of 12 nights of 40 rows, with its backups."""
+    """Write an undamaged history of 12 nights with 40 measurements each, with its backups, and return the folder."""
     folder = tmp_path_factory.mktemp("whole")
     add(NightHistory(folder / "history.sqlite", ignore), range(NIGHTS))
     return folder
@@ -30,13 +30,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def path(whole: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
+    """Return the path of a copy of this history that tests may damage."""
     shutil.copytree(whole, tmp_path / "kept")
     return tmp_path / "kept" / "history.sqlite"
 
 
 def check_values(history: NightHistory) -> int:
-    """How many nights are there, without a gap; every measurement is what was put in."""
+    """Check that nights have no gaps and all values are as written, and return the number of nights."""
     read = history.read(SUITE)
     assert [past_night.number for past_night in read] == list(range(1, len(read) + 1))
     series = history.series(SUITE)
@@ -48,7 +48,7 @@ def check_values(history: NightHistory) -> int:
 
 
 def damage(path: Path) -> bytes:
-    """Lose the first page."""
+    """Overwrite the first page with zeros and return the damaged content."""
     content = b"\0" * PAGE + path.read_bytes()[PAGE:]
     path.write_bytes(content)
     assert not is_undamaged(path)
@@ -56,7 +56,7 @@ def damage(path: Path) -> bytes:
 
 
 def opened(path: Path) -> tuple[NightHistory, str]:
-    """The history of a damaged file, and what was said while it was read for the first time."""
+    """Recover a damaged history and return it with the message of its first reading."""
     messages: list[str] = []
     NightHistory(path, messages.append).read(SUITE)
     assert is_undamaged(path)
@@ -64,14 +64,14 @@ def opened(path: Path) -> tuple[NightHistory, str]:
     return NightHistory(path, ignore), message
 
 
-def test_each_night_leaves_a_backup_of_which_the_last_three_are_kept(whole: Path) -> None:
+def test_last_three_backups_are_kept(whole: Path) -> None:
     path = whole / "history.sqlite"
     assert [backup.name for backup in backups_of(path)] == [f"history.sqlite.backup-{age}" for age in (1, 2, 3)]
     assert BACKUP_COUNT == 3
     assert [check_values(NightHistory(backup, ignore)) for backup in backups_of(path)] == [12, 11, 10]
 
 
-def test_a_damaged_file_goes_on_from_its_newest_backup_with_nothing_lost(path: Path) -> None:
+def test_damaged_file_is_restored_from_its_newest_backup(path: Path) -> None:
     content = damage(path)
     history, messages = opened(path)
     assert check_values(history) == NIGHTS
@@ -82,7 +82,7 @@ def test_a_damaged_file_goes_on_from_its_newest_backup_with_nothing_lost(path: P
     assert history.append(night(NIGHTS), {}).number == NIGHTS + 1
 
 
-def test_backups_that_are_damaged_too_are_passed_over_and_named(path: Path) -> None:
+def test_damaged_backups_are_skipped_and_named(path: Path) -> None:
     for damaged in (path, *backups_of(path)[:2]):
         damage(damaged)
     history, messages = opened(path)
@@ -91,7 +91,7 @@ def test_backups_that_are_damaged_too_are_passed_over_and_named(path: Path) -> N
     assert "ends with night 10 of 2026-08-10: what a later night had measured is lost" in messages
 
 
-def test_bytes_turned_over_by_chance_never_come_back_as_numbers(whole: Path, tmp_path: Path) -> None:
+def test_random_corruption_is_never_read_as_values(whole: Path, tmp_path: Path) -> None:
     chance, damaged = random.Random(3), 0
     for attempt in range(12):
         folder = tmp_path / str(attempt)
@@ -108,7 +108,7 @@ def test_bytes_turned_over_by_chance_never_come_back_as_numbers(whole: Path, tmp
 
 
 @pytest.mark.parametrize("content", [b"hello\n" * 3000, b"\0" * 20_000, b"x"])
-def test_a_file_that_is_no_history_is_left_alone(tmp_path: Path, content: bytes) -> None:
+def test_file_that_is_no_history_is_not_modified(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
     with pytest.raises(InputError, match="no history"):
@@ -117,7 +117,7 @@ def test_a_file_that_is_no_history_is_left_alone(tmp_path: Path, content: bytes)
     assert {file.name for file in tmp_path.iterdir()} == {"notes.txt", "notes.txt.lock"}
 
 
-def test_without_a_sound_backup_a_damaged_file_is_left_as_it_is(path: Path) -> None:
+def test_damaged_file_without_backup_is_not_modified(path: Path) -> None:
     content = damage(path)
     for backup in backups_of(path):
         damage(backup)
@@ -134,11 +134,11 @@ def test_an_empty_file_becomes_a_history(tmp_path: Path) -> None:
     assert NightHistory(path, ignore).append(night(0), {}).number == 1
 
 
-def test_a_disk_without_room_for_a_backup_keeps_the_night_and_says_so(tmp_path: Path) -> None:
+def test_night_is_kept_if_the_disk_has_no_space_for_its_backup(tmp_path: Path) -> None:
     with disks.mounted(tmp_path / "disk", 4) as disk:
         path = disk / "history.sqlite"
         add(NightHistory(path, ignore), range(NIGHTS))
-        # Room for the journal of a night, which is gone when its backup is written.
+        # Space for the journal of a night, but not for its backup.
         disks.Filler(disk, "", room=path.stat().st_size // 2).fill()
         messages: list[str] = []
         history = NightHistory(path, messages.append)
@@ -154,7 +154,7 @@ def test_a_disk_without_room_for_a_backup_keeps_the_night_and_says_so(tmp_path: 
         assert [past_night.number for past_night in history.read(SUITE)][: NIGHTS + 1] == list(range(1, NIGHTS + 2))
 
 
-def test_a_full_disk_leaves_a_damaged_file_until_there_is_room_for_its_backup(tmp_path: Path) -> None:
+def test_full_disk_postpones_recovery_of_a_damaged_file(tmp_path: Path) -> None:
     with disks.mounted(tmp_path / "disk", 4) as disk:
         path = disk / "history.sqlite"
         add(NightHistory(path, ignore), range(3))
@@ -169,7 +169,7 @@ def test_a_full_disk_leaves_a_damaged_file_until_there_is_room_for_its_backup(tm
         assert check_values(opened(path)[0]) == 3
 
 
-def test_a_process_that_is_killed_while_it_writes_leaves_whole_nights_and_sound_backups(tmp_path: Path) -> None:
+def test_killed_writer_leaves_complete_nights_and_intact_backups(tmp_path: Path) -> None:
     path, known, chance = tmp_path / "history.sqlite", 0, random.Random(5)
     for _ in range(6):
         writer = start_writer(path, "tiny", known, 10_000)

@@ -1,4 +1,4 @@
-"""Change points of a series."""
+"""Tests of change point detection: known series, brute force, and error rates on simulated noise."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ NILE = [
 ]  # fmt: skip
 
 
-def test_the_nile_changed_after_1898() -> None:
-    # The change that every method in the literature finds: the dam begun in 1898, the 28th year of the series.
+def test_nile_series_changes_after_1898() -> None:
+    # The known change: the construction of the dam began in 1898, the 28th year of the series.
     (change,) = change_points(NILE)
     assert 1871 + change.position == 1899
     assert (change.before, change.after) == (np.median(NILE[:28]), np.median(NILE[28:]))
 
 
 def brute_force(values: list[float], penalty: float) -> float:
-    """The least cost over every segmentation into parts of three or more."""
+    """Return the least cost of all segmentations into parts of at least three values."""
     n, best = len(values), math.inf
     for count in range(n // 3):
         for bounds in itertools.combinations(range(3, n - 2), count):
@@ -52,7 +52,7 @@ def brute_force(values: list[float], penalty: float) -> float:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(-20, 20), min_size=6, max_size=12), st.sampled_from([0.5, 5.0, 60.0]))
-def test_the_segmentation_is_the_cheapest_of_all(values: list[int], penalty: float) -> None:
+def test_segmentation_equals_brute_force_optimum(values: list[int], penalty: float) -> None:
     floats = [float(value) for value in values]
     edges = [0, *segment(np.array(floats), penalty), len(floats)]
     parts = [floats[a:b] for a, b in itertools.pairwise(edges)]
@@ -62,21 +62,21 @@ def test_the_segmentation_is_the_cheapest_of_all(values: list[int], penalty: flo
 
 
 def test_t_pools_the_variance_of_all_levels() -> None:
-    # By hand: parts (0, 2, 1), (5, 7, 6), (9, 11, 10): within sum of squares 6, freedom 6, s = 1, t = 5 / sqrt(2/3).
+    # Parts (0, 2, 1), (5, 7, 6), (9, 11, 10): within sum of squares 6, freedom 6, s = 1, t = 5 / sqrt(2/3).
     values = np.array([0, 2, 1, 5, 7, 6, 9, 11, 10], dtype=float)
     assert t_test(values, [0, 3, 6, 9], 1) == pytest.approx(2 * stats.t.sf(5 / math.sqrt(2 / 3), 6))
     # A correlation of 0.6 makes the error √(1.6 / 0.4) = 2 times as large.
     assert t_test(values, [0, 3, 6, 9], 1, 0.6) == pytest.approx(2 * stats.t.sf(2.5 / math.sqrt(2 / 3), 6))
 
 
-def test_noise_is_known_beside_a_step() -> None:
+def test_noise_scale_ignores_a_step() -> None:
     noise = np.random.default_rng(5).normal(0, 0.02, 4000)
     assert noise_scale(noise) == pytest.approx(0.02, rel=0.05)
     noise[2000:] += 5.0
     assert noise_scale(noise) == pytest.approx(0.02, rel=0.05)
 
 
-def test_correlation_of_neighbours_is_found_beside_a_step() -> None:
+def test_autocorrelation_ignores_a_step() -> None:
     random = np.random.default_rng(11)
     series = np.zeros(40_000)
     for index in range(1, len(series)):
@@ -86,9 +86,9 @@ def test_correlation_of_neighbours_is_found_beside_a_step() -> None:
     assert autocorrelation(random.normal(size=40_000)) < 0.03
 
 
-def test_outliers_are_drawn_in_and_levels_left() -> None:
+def test_outliers_are_clipped_and_steps_are_kept() -> None:
     values = np.array([1.0, 9.0, 0.9, 1.1, 1.0, 1.05, 5.0, 5.1, 4.9, 5.0])
-    # The 9 is drawn to three scales above the median of the first five, 1.0; the step at the seventh value stays.
+    # The 9 is clipped to three scales above 1.0, the median of the first five; the step at the seventh value stays.
     assert without_outliers(values, 0.1).tolist() == pytest.approx([1.0, 1.3, *values[2:]])
 
 
@@ -97,14 +97,14 @@ def test_too_few_or_constant_values_have_no_change(values: list[float]) -> None:
     assert change_points(values) == []
 
 
-def test_a_constant_that_changes_is_seen_on_the_third_night() -> None:
+def test_change_of_a_constant_is_detected_after_three_values() -> None:
     level = [5_120_000.0] * 12
     assert change_points([*level, 5_130_000.0, 5_130_000.0]) == []
     (change,) = change_points([*level, *[5_130_000.0] * 3])
     assert (change.position, change.before, change.after) == (12, 5_120_000.0, 5_130_000.0)
 
 
-def test_two_bad_nights_in_a_row_are_no_change_and_hide_none() -> None:
+def test_two_outliers_in_a_row_are_no_change_and_hide_none() -> None:
     random = np.random.default_rng(2)
     values = random.normal(0, 0.01, 40)
     values[[10, 11, 25]] += 0.5
@@ -113,13 +113,13 @@ def test_two_bad_nights_in_a_row_are_no_change_and_hide_none() -> None:
     assert [change.position for change in change_points(values)] == [34]
 
 
-def test_a_regression_that_was_mended_is_two_changes() -> None:
+def test_repaired_regression_is_two_changes() -> None:
     values = np.random.default_rng(4).normal(0, 0.01, 60)
     values[20:32] += 0.06
     assert [change.position for change in change_points(values)] == [20, 32]
 
 
-def test_values_that_are_no_numbers_are_refused() -> None:
+def test_non_finite_values_are_refused() -> None:
     with pytest.raises(ValueError, match="finite"):
         change_points([1.0] * 8 + [math.nan])
     with pytest.raises(ValueError, match="finite"):
@@ -128,7 +128,7 @@ def test_values_that_are_no_numbers_are_refused() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.01, 100), st.floats(-50, 50))
-def test_units_do_not_matter(seed: int, factor: float, shift: float) -> None:
+def test_change_points_do_not_depend_on_scale_and_offset(seed: int, factor: float, shift: float) -> None:
     values = np.random.default_rng(seed).normal(0, 1, 30)
     values[18:] += 6.0
     places = [change.position for change in change_points(values)]
@@ -137,7 +137,7 @@ def test_units_do_not_matter(seed: int, factor: float, shift: float) -> None:
 
 
 def noise(kind: str, random: np.random.Generator, n: int) -> np.ndarray:
-    """Night-to-night noise of 1%: normal, with heavy tails, with one night in twenty disturbed, or correlated."""
+    """Return n values of 1% noise: normal, heavy-tailed, correlated, or with 5% disturbed values."""
     series = random.normal(0, 0.01, n)
     match kind:
         case "heavy tails":
@@ -152,7 +152,7 @@ def noise(kind: str, random: np.random.Generator, n: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("kind", "most"), [("normal", 1), ("heavy tails", 1), ("disturbed", 1), ("correlated", 6)])
 def test_false_alarms_on_stationary_series(kind: str, most: int) -> None:
-    # 150 series, each looked at on eight nights of its four months; correlation is the hard case.
+    # 150 series of 120 nights, each checked on eight of them; correlated noise is the hardest.
     random = np.random.default_rng(1)
     alarms = 0
     for _ in range(150):
@@ -164,7 +164,7 @@ def test_false_alarms_on_stationary_series(kind: str, most: int) -> None:
 @pytest.mark.parametrize(
     ("step", "kind", "share"), [(0.05, "normal", 0.9), (0.04, "normal", 0.8), (0.05, "disturbed", 0.75)]
 )
-def test_a_step_is_found_within_five_nights(step: float, kind: str, share: float) -> None:
+def test_step_is_detected_within_five_nights(step: float, kind: str, share: float) -> None:
     random = np.random.default_rng(1)
     actual = 0
     for _ in range(100):

@@ -1,4 +1,4 @@
-"""The history: what goes in comes out, whole or not at all, in the order of nights."""
+"""Tests of the history database and of drift detection on it."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def history(tmp_path: Path) -> NightHistory:
     return NightHistory(tmp_path / "deep" / "history.sqlite", ignore)
 
 
-def test_nothing_is_there_before_the_first_night(history: NightHistory) -> None:
+def test_history_is_empty_before_the_first_night(history: NightHistory) -> None:
     assert history.read(SUITE) == ()
     assert history.series(SUITE) == ()
     assert not history.path.exists()
 
 
-def test_what_goes_in_comes_out(history: NightHistory) -> None:
+def test_appended_night_is_read_back_unchanged(history: NightHistory) -> None:
     finding = NightFinding(
         entry="tiny", kind="gate", metric="accuracy", target="cpu", effect=-0.01, what="lower", since="1"
     )
@@ -53,7 +53,7 @@ def test_what_goes_in_comes_out(history: NightHistory) -> None:
     assert series[0].points == ((1, first_night.started, 0.75, rows[0].low, rows[0].high, True),)
 
 
-def test_suites_and_hosts_are_kept_apart(history: NightHistory) -> None:
+def test_suites_and_hosts_have_separate_series(history: NightHistory) -> None:
     for number in range(4):
         host = OTHER if number % 2 else HOST
         history.append(night(number, host=host), {"tiny": (row("latency_ms", 1.0 + number, "ms"),)})
@@ -65,7 +65,7 @@ def test_suites_and_hosts_are_kept_apart(history: NightHistory) -> None:
     assert [past_night.number for past_night in history.read("other")] == [5]
 
 
-def test_a_clock_that_jumps_back_changes_no_order_and_is_told(history: NightHistory) -> None:
+def test_clock_set_back_keeps_the_order_and_gives_a_note(history: NightHistory) -> None:
     first = history.append(night(0), {"tiny": (row("latency_ms", 1.0, "ms"),)})
     back = history.append(night(1, started=FIRST - timedelta(days=400)), {"tiny": (row("latency_ms", 2.0, "ms"),)})
     again = history.append(night(2), {"tiny": (row("latency_ms", 3.0, "ms"),)})
@@ -77,7 +77,7 @@ def test_a_clock_that_jumps_back_changes_no_order_and_is_told(history: NightHist
     assert history.read(SUITE)[1].notes == back.notes
 
 
-def test_a_night_that_breaks_off_is_not_in_it(history: NightHistory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_append_leaves_no_night(history: NightHistory, monkeypatch: pytest.MonkeyPatch) -> None:
     history.append(night(0), {"tiny": (row("latency_ms", 1.0, "ms"),)})
 
     def stop(*_: object) -> None:
@@ -90,7 +90,7 @@ def test_a_night_that_breaks_off_is_not_in_it(history: NightHistory, monkeypatch
     assert [past_night.number for past_night in history.read(SUITE)] == [1]
 
 
-def test_nights_that_end_at_once_all_get_in(history: NightHistory) -> None:
+def test_concurrent_writers_lose_no_nights(history: NightHistory) -> None:
     writers = [start_writer(history.path, name, 15) for name in ("a", "b")]
     error_outputs = [writer.communicate(timeout=120)[1] for writer in writers]
     assert [writer.returncode for writer in writers] == [0, 0], error_outputs
@@ -102,7 +102,7 @@ def test_nights_that_end_at_once_all_get_in(history: NightHistory) -> None:
         assert [point.value for point in line.points] == [100.0 * number + index for number in range(15)]
 
 
-def test_a_folder_or_a_stranger_is_no_history(tmp_path: Path) -> None:
+def test_folder_and_foreign_database_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="folder"):
         NightHistory(tmp_path, ignore).read(SUITE)
     stranger = tmp_path / "stranger.sqlite"
@@ -124,7 +124,7 @@ def test_a_newer_schema_is_refused(history: NightHistory) -> None:
         history.read(SUITE)
 
 
-def test_a_history_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
+def test_unwritable_history_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="history cannot be used"):
         NightHistory(tmp_path / "file" / "history.sqlite", ignore).append(night(0), {})
@@ -142,7 +142,7 @@ def noisy(levels: Sequence[float], spread: float = 0.01) -> list[float]:
     return [float(level * np.exp(random.normal(0, spread))) for level in levels]
 
 
-def test_a_step_is_told_with_size_and_night(history: NightHistory) -> None:
+def test_drift_reports_size_and_first_night(history: NightHistory) -> None:
     fill(history, noisy([1.0] * 30 + [1.06] * 5))
     (drift,) = drifts(history)
     assert (drift.first, drift.steps, drift.fails) == (31, 1, True)
@@ -158,13 +158,13 @@ def test_a_step_is_told_with_size_and_night(history: NightHistory) -> None:
     [
         ([1.0] * 35, "latency_ms", "ms"),
         ([1.0] * 30 + [0.9] * 5, "latency_ms", "ms"),  # faster
-        ([1.0] * 20 + [1.06] * 10 + [1.0] * 10, "latency_ms", "ms"),  # mended
+        ([1.0] * 20 + [1.06] * 10 + [1.0] * 10, "latency_ms", "ms"),  # repaired
         ([1.0] * 30 + [1.02] * 30, "latency_ms", "ms"),  # below the margin
         ([1.0] * 30 + [1.06] * 5, "startup_ms", "ms"),  # no rule
         ([1.0] * 30 + [1.06] * 5, "latency_p99_ms", "ms"),  # no rule
     ],
 )
-def test_what_is_no_drift(history: NightHistory, levels: list[float], metric: str, unit: str) -> None:
+def test_harmless_series_have_no_drift(history: NightHistory, levels: list[float], metric: str, unit: str) -> None:
     fill(history, noisy(levels), metric, unit)
     assert drifts(history) == []
 
@@ -183,7 +183,7 @@ def test_accuracy_drifts_in_points(history: NightHistory) -> None:
     assert drift.series.written(drift.effect) == "-0.80 points"
 
 
-def test_a_new_baseline_accepts_what_was_before_it(history: NightHistory) -> None:
+def test_new_baseline_accepts_earlier_changes(history: NightHistory) -> None:
     fill(history, noisy([1.0] * 20 + [1.06] * 20))
     after_step = (FIRST + timedelta(days=25)).isoformat()
     before_step = (FIRST + timedelta(days=5)).isoformat()
@@ -191,7 +191,7 @@ def test_a_new_baseline_accepts_what_was_before_it(history: NightHistory) -> Non
     assert drifts(history, accepted=after_step) == []
 
 
-def test_another_host_and_an_entry_that_was_not_measured_tonight_are_left_alone(history: NightHistory) -> None:
+def test_other_hosts_and_unmeasured_entries_have_no_drift(history: NightHistory) -> None:
     fill(history, noisy([1.0] * 30 + [1.06] * 5))
     other = Host(digest="bb", words="Another processor")
     history.append(night(36, host=other), {"tiny": (row("latency_ms", 9.0, "ms"),)})
@@ -209,14 +209,16 @@ def with_reference(history: NightHistory, levels: Sequence[float], machine: Sequ
 @pytest.mark.parametrize(
     ("level", "kernel", "net", "fails"), [(1.08, 5.4, 0.0, False), (1.12, 5.25, 1.12 / 1.05 - 1, True)]
 )
-def test_machine_change_subtracted(history: NightHistory, level: float, kernel: float, net: float, fails: bool) -> None:
+def test_change_of_machine_speed_is_subtracted(
+    history: NightHistory, level: float, kernel: float, net: float, fails: bool
+) -> None:
     with_reference(history, [1.0] * 20 + [level] * 6, [5.0] * 20 + [kernel] * 6)
     (drift,) = drifts(history)
     assert drift.machine == pytest.approx(kernel / 5 - 1)
     assert (drift.net, drift.fails) == (pytest.approx(net, abs=0.006), fails)
 
 
-def test_disturbed_nights_are_not_judged(history: NightHistory) -> None:
+def test_disturbed_nights_are_excluded_from_drift(history: NightHistory) -> None:
     for number, level in enumerate(noisy([1.0] * 20 + [2.0] * 5 + [1.0])):
         noise = "unusable" if 20 <= number < 25 else "quiet"
         history.append(night(number, [outcome(noise=noise)]), {"tiny": (row("latency_ms", level, "ms"),)})
@@ -225,7 +227,7 @@ def test_disturbed_nights_are_not_judged(history: NightHistory) -> None:
     assert drifts(history) == []
 
 
-def test_the_finding_names_what_was_new_that_night(history: NightHistory) -> None:
+def test_drift_finding_names_changes_of_that_night(history: NightHistory) -> None:
     for number, level in enumerate(noisy([1.0] * 20 + [1.08] * 5)):
         late = number >= 20
         rows = (row("latency_ms", level, "ms"), row("latency_ms", 2 * level, "ms", "baseline"))
@@ -248,7 +250,7 @@ WEIGHT = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
 
 
 def ran(artifacts: Path, place: int, weight: np.ndarray, status: str = "passed") -> Night:
-    """A night whose entry has left a model and a report."""
+    """Write the model and report of one night's entry and return the night."""
     report = "report.json" if status != "failed" else None
     past_night = night(place, [outcome(status=status, report=report)]).model_copy(update={"number": place + 1})
     began = datetime.fromisoformat(past_night.started)
@@ -263,7 +265,7 @@ def ran(artifacts: Path, place: int, weight: np.ndarray, status: str = "passed")
     return past_night
 
 
-def test_the_layer_that_moved_since_the_last_good_night_is_named(tmp_path: Path) -> None:
+def test_layer_changed_since_the_last_passed_night_is_named(tmp_path: Path) -> None:
     nights = [ran(tmp_path, 0, WEIGHT), ran(tmp_path, 1, WEIGHT, "missed"), ran(tmp_path, 2, WEIGHT * 2, "missed")]
     good = last_passed(nights, "tiny")
     assert good is nights[0]
@@ -275,7 +277,7 @@ def test_the_layer_that_moved_since_the_last_good_night_is_named(tmp_path: Path)
     assert with_weight_changes(finding.model_copy(update={"kind": "budget"}), words).what == "fell"
 
 
-def test_nothing_is_said_of_models_that_are_gone(tmp_path: Path) -> None:
+def test_missing_models_give_no_weight_changes(tmp_path: Path) -> None:
     first, second = ran(tmp_path, 0, WEIGHT), ran(tmp_path, 1, WEIGHT)
     (tmp_path / "runs" / "recipe").rename(tmp_path / "elsewhere")
     assert describe_weight_changes(first, second, "tiny", tmp_path) is None

@@ -1,4 +1,4 @@
-"""The trend page in a real Chromium: drawn, filtered, quiet, and within the width of a phone."""
+"""Tests of the trend page in Chromium: lines, filters, injections, and layout at phone width."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def drawn(browser: Browser, page: str, width: int = 1280) -> Any:
     return seen.found
 
 
-def test_an_injection_does_nothing(browser: Browser, page: str) -> None:
+def test_injected_script_is_blocked(browser: Browser, page: str) -> None:
     injected = page.replace("</body>", "<script>document.title='owned'</script></body>")
     seen = browser.look(injected, "document.title")
     assert seen.found.startswith("made-up")
@@ -64,7 +64,7 @@ def test_lines_are_drawn_and_filtered(browser: Browser, page: str) -> None:
     assert sorted(drawing["first"]) == sorted(f"{entry} {name} final" for entry in ("tiny", "narrow") for name in names)
     assert len(drawing["everything"]) == 12
     assert drawing["one"] == ["tiny latency_ms final"]
-    # All but the accuracy of `narrow` changed in the story.
+    # In the story all metrics changed except the accuracy of `narrow`.
     assert sorted(drawing["changed"]) == sorted(set(drawing["first"]) - {"narrow accuracy final"})
     assert drawing["filters"] > 30
     assert all(width > 300 for width in drawing["lines"])
@@ -72,7 +72,7 @@ def test_lines_are_drawn_and_filtered(browser: Browser, page: str) -> None:
 
 
 @pytest.mark.parametrize("width", [1280, 500, 390])
-def test_nothing_overflows_and_no_label_covers_another(browser: Browser, page: str, width: int) -> None:
+def test_page_does_not_overflow_and_labels_do_not_overlap(browser: Browser, page: str, width: int) -> None:
     drawing = drawn(browser, page, width)
     assert (drawing["width"], drawing["overflow"]) == (width, 0)
     for chart in drawing["labels"]:
@@ -80,7 +80,7 @@ def test_nothing_overflows_and_no_label_covers_another(browser: Browser, page: s
         assert covered(chart) == []
 
 
-def test_dark_mode_is_dark(browser: Browser, page: str) -> None:
+def test_dark_mode_has_a_dark_background(browser: Browser, page: str) -> None:
     colour = "getComputedStyle(document.body).backgroundColor"
     colours = [browser.look(page, colour, dark=dark).found for dark in (False, True)]
     assert colours == ["rgb(245, 246, 248)", "rgb(15, 18, 23)"]

@@ -1,4 +1,4 @@
-"""Whole nights: of recipes that cannot start, of budgets too short, and real ones at tiny scale."""
+"""Tests of whole nights with tiny recipes: failures, budgets, interruptions, drift and suites."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write_suite(folder: Path, *entries: str, **fields: Any) -> Path:
     return path
 
 
-def test_a_recipe_that_cannot_be_read_fails_alone_and_is_remembered(tmp_path: Path) -> None:
+def test_unreadable_recipe_fails_only_its_entry_every_night(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("name: a\ntask: txt\n")
     suite = write_suite(tmp_path, "recipe: a.yaml", "{recipe: a.yaml, name: b}")
     done, _ = run_night(suite, tmp_path / "artifacts")
@@ -62,7 +62,7 @@ def test_a_recipe_that_cannot_be_read_fails_alone_and_is_remembered(tmp_path: Pa
     assert {path.name for path in latest.iterdir()} == {"night.html", "night.json", "night.md", "junit.xml"}
 
 
-def test_an_entry_that_the_budget_is_too_short_for_is_not_run_and_goes_first_next_time(tmp_path: Path) -> None:
+def test_entry_beyond_the_budget_is_skipped_and_runs_first_next_time(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.yaml").write_text("name: x\n")
     suite = write_suite(tmp_path, "recipe: a.yaml", "recipe: b.yaml", budget_minutes=20)
@@ -81,7 +81,7 @@ def test_an_entry_that_the_budget_is_too_short_for_is_not_run_and_goes_first_nex
     assert lines[0].startswith("b: not run")
 
 
-def test_a_value_that_is_no_number_fails_its_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_non_finite_value_fails_its_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = "data: {splits: {train: train.csv, test: test.csv}}"
     (tmp_path / "a.yaml").write_text(f"name: a\ntask: text-classification\nmodel: b\n{data}\nstages: [onnx]\n")
     report = Report(recipe="a", measurements=(row("f1", math.nan, "ratio"),)).to_json()
@@ -96,7 +96,7 @@ def test_a_value_that_is_no_number_fails_its_entry(tmp_path: Path, monkeypatch: 
     assert ended.status == "failed" and "finite number: f1 of final is nan" in ended.reason
 
 
-def test_a_damaged_history_goes_on_from_its_backup_and_the_night_says_so(tmp_path: Path) -> None:
+def test_night_restores_a_damaged_history_and_notes_it(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("name: x\n")
     suite = write_suite(tmp_path, "recipe: a.yaml", history="kept.sqlite")
     run_night(suite, tmp_path / "artifacts")
@@ -107,7 +107,7 @@ def test_a_damaged_history_goes_on_from_its_backup_and_the_night_says_so(tmp_pat
     assert any("was damaged" in note and "ends with night 1" in note for note in done.night.notes)
 
 
-def test_the_host_is_the_machine_and_not_its_software() -> None:
+def test_host_identity_excludes_software() -> None:
     machine = environment()
     updated = {**machine, "kernel": "99", "python": "4.0", "packages": {"torch": "9"}}
     updated["memory_bytes"] = (machine["memory_bytes"] or 8e9) + 1000
@@ -117,7 +117,7 @@ def test_the_host_is_the_machine_and_not_its_software() -> None:
         assert host_of({**machine, **change}).digest != HERE.digest
 
 
-def test_the_commit_is_that_of_the_repository_around(tmp_path: Path) -> None:
+def test_commit_is_read_from_the_enclosing_repository(tmp_path: Path) -> None:
     assert commit_of(tmp_path) is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.example"]
     (tmp_path / "file").write_text("1")
@@ -131,7 +131,7 @@ def test_the_commit_is_that_of_the_repository_around(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def night_folder(tiny_ran: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Recipes beside a suite, and the baseline of an undisturbed run for two entries."""
+    """Write recipes for suites, and gate baselines for two entries."""
     folder = shutil.copytree(tiny_ran, tmp_path_factory.mktemp("night") / "place", symlinks=True)
     stages = [{"finetune": {"epochs": 1000, "batch_size": 1}}, {"onnx": {}}]
     tiny_run.write_recipe(folder, "endless", stages=stages, baseline="finetune")
@@ -149,7 +149,7 @@ DEGRADED = "{recipe: tiny.yaml, name: degraded, set: [stages.0.finetune.learning
 
 
 @pytest.mark.slow
-def test_a_night_survives_what_fails_and_hangs_and_names_the_culprit(night_folder: Path) -> None:
+def test_night_completes_despite_failures_and_names_the_regression(night_folder: Path) -> None:
     suite = night_folder / "suite.yaml"
     entries = ("recipe: tiny.yaml", "recipe: broken.yaml", "{recipe: endless.yaml, time_limit_minutes: 0.02}", DEGRADED)
     listed = "\n".join(f"  - {entry}" for entry in entries)
@@ -180,7 +180,7 @@ def test_a_night_survives_what_fails_and_hangs_and_names_the_culprit(night_folde
 
 
 @pytest.mark.slow
-def test_a_level_that_rose_two_nights_ago_fails_the_third(night_folder: Path) -> None:
+def test_level_change_fails_on_its_third_night(night_folder: Path) -> None:
     measured = tiny_run.read_report(night_folder / "artifacts")["measurements"]
     size = {(record["model"], record["metric"]): record["value"] for record in measured}["final", "size_bytes"]
     history = NightHistory(night_folder / "drifting.sqlite", ignore)
@@ -198,10 +198,10 @@ def test_a_level_that_rose_two_nights_ago_fails_the_third(night_folder: Path) ->
 
 
 @pytest.mark.slow
-def test_a_terminated_night_keeps_what_was_finished_and_leaves_no_process(night_folder: Path) -> None:
+def test_terminated_night_keeps_results_and_leaves_no_processes(night_folder: Path) -> None:
     suite = night_folder / "cut.yaml"
     suite.write_text(f"name: cut\n{LENIENT}\nentries: [{{recipe: unread.yaml}}, {{recipe: endless.yaml}}]\n")
-    # As a user starts it; what `tiny_run.start` starts would fork the entries.
+    # Started as a new process like a user's, since `tiny_run.start` would fork the entries.
     process = tiny_run.start_anew("nightly", suite.name, folder=night_folder)
     logs = night_folder / "artifacts" / "nights" / "cut"
     end = time.monotonic() + 300
@@ -233,7 +233,7 @@ def run(folder: Path, script: str, limit: float = 60.0, grace: float = 5.0) -> E
 
 
 def are_gone(pids: list[int]) -> bool:
-    """True if none of these processes lives, zombies apart."""
+    """Return whether all these processes end within 10 s, ignoring zombies."""
     end = time.monotonic() + 10
     while time.monotonic() < end:
         alive = [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
@@ -243,7 +243,7 @@ def are_gone(pids: list[int]) -> bool:
     return False
 
 
-def test_output_error_and_code_are_kept(tmp_path: Path) -> None:
+def test_process_output_errors_and_exit_code_are_kept(tmp_path: Path) -> None:
     script = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(len(sys.stdin.read()) + 7)"
     ended = run(tmp_path, script)
     assert (ended.exit_code, ended.timed_out) == (7, False)
@@ -251,13 +251,13 @@ def test_output_error_and_code_are_kept(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "err\n"
 
 
-def test_a_killed_process_has_its_signal(tmp_path: Path) -> None:
+def test_killed_process_reports_its_signal(tmp_path: Path) -> None:
     ended = run(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     assert (ended.exit_code, ended.timed_out) == (-signal.SIGKILL, False)
 
 
 @pytest.mark.parametrize(("script", "code"), [(FAMILY, -signal.SIGTERM), (STUBBORN, -signal.SIGKILL)])
-def test_one_that_hangs_is_ended_with_all_it_started(tmp_path: Path, script: str, code: int) -> None:
+def test_hanging_process_is_ended_with_its_children(tmp_path: Path, script: str, code: int) -> None:
     ended = run(tmp_path, script, limit=2.0, grace=0.5)
     assert (ended.exit_code, ended.timed_out) == (code, True)
     assert ended.seconds >= 2.0
@@ -278,8 +278,8 @@ except KeyboardInterrupt:
 """
 
 
-def test_an_interrupt_ends_the_process_too(tmp_path: Path) -> None:
-    """A process of its own is interrupted: this one has libraries that look after signals in their ways."""
+def test_interrupt_ends_the_child_processes(tmp_path: Path) -> None:
+    """A separate process is interrupted, since libraries in the test process install signal handlers."""
     night = subprocess.Popen([sys.executable, "-c", INTERRUPTED], cwd=tmp_path)
     out, end = tmp_path / "out", time.monotonic() + 30
     while time.monotonic() < end and not (out.exists() and out.read_text()):
@@ -302,7 +302,7 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_every_field_is_read(tmp_path: Path) -> None:
+def test_every_suite_field_is_read(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         """
@@ -330,7 +330,7 @@ entries:
         select_entries(suite, ["c"])
 
 
-def test_every_problem_is_told_at_once_with_its_line(tmp_path: Path) -> None:
+def test_all_suite_errors_are_reported_with_their_lines(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         """name: a night
@@ -360,12 +360,12 @@ policy: {rules: [{metric: latency_ms, worse_by: much}]}
 
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
-def test_suites_of_the_tree_are_valid(path: Path) -> None:
+def test_suites_in_the_repository_are_valid(path: Path) -> None:
     assert read_suite(path).name == path.stem
     jsonschema.validate(yaml.safe_load(path.read_text()), suite_schema())
 
 
-def test_the_published_schema_is_current_and_refuses_what_the_reader_refuses() -> None:
+def test_published_suite_schema_is_current_and_rejects_unknown_fields() -> None:
     assert json.loads((ROOT / "docs" / "suite.schema.json").read_text()) == suite_schema(), "run `make docs`"
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"name": "x", "entries": [{"recipe": "a", "target": "cpu"}]}, suite_schema())

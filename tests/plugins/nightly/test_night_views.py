@@ -1,4 +1,4 @@
-"""Views of a night: the culprit stands in every one, and nothing of its text runs."""
+"""Tests of a night's views: exit code, JUnit file and page, with escaped text."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def bad_night() -> Night:
     return night(4, outcomes, findings).model_copy(update={"number": 5})
 
 
-def test_the_exit_code_is_that_of_the_worst() -> None:
+def test_exit_code_is_that_of_the_worst_outcome() -> None:
     gate, stage, budget = bad_night().findings
     assert [night(0, [], findings).exit_code for findings in ([], [gate], [budget], [gate, stage])] == [0, 1, 1, 3]
 
@@ -58,18 +58,18 @@ def test_junit_has_errors_failures_and_skips() -> None:
     assert failure.get("message") == "a: latency_ms on cpu: 6.1% higher, since night 3"
 
 
-def test_the_page_marks_each_change_with_night_size_and_commit(story: NightHistory) -> None:
+def test_page_marks_changes_with_night_size_and_commit(story: NightHistory) -> None:
     read = story.read(SUITE)
     page = night_page(read[-1], read, story.series(SUITE))
     marks = re.findall(r'<g class="change (\w+)" tabindex="0">.*?<title>(.*?)</title>', page, re.S)
     step = [words for state, words in marks if state == "worse" and "onnxruntime 1.31.2 \u2192 1.32.0" in words]
-    # The latency of the final model stepped at night 53 by 6.5%, as the story has it.
+    # In the story the final model's latency rose by 6.5% at night 53.
     assert any(re.match(r"\+[67]\.\d% since night 53 \(2026-09-22, commit 0019223\)", words) for words in step)
     assert page.count('class="point failed"') == 18
     assert "1 missed of 2 entries" in page
 
 
-def test_text_of_others_is_escaped_everywhere(tmp_path: Path) -> None:
+def test_external_text_is_escaped_in_all_views(tmp_path: Path) -> None:
     history = NightHistory(tmp_path / "history.sqlite", ignore)
     finding = NightFinding(entry=EVIL, kind="gate", metric=EVIL, target=EVIL, what=EVIL, since=EVIL)
     appended = history.append(
@@ -82,7 +82,7 @@ def test_text_of_others_is_escaped_everywhere(tmp_path: Path) -> None:
     ElementTree.fromstring(night_junit(appended))
 
 
-def test_lines_of_other_hosts_are_charts_of_their_own(tmp_path: Path) -> None:
+def test_other_hosts_have_separate_charts(tmp_path: Path) -> None:
     history = NightHistory(tmp_path / "history.sqlite", ignore)
     other = nights.HOST.model_copy(update={"digest": "bb", "words": "Another processor"})
     for number in range(6):

@@ -1,4 +1,4 @@
-"""A search of invented figures, for its views: two figures are minimized, three stages, one trial failed."""
+"""A search record of invented figures for tests of its views: two objectives, three stages, one failed trial."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LIMIT = "accuracy at least 0.97"
 
 
 def trial(number: int, words: str, status: str, size: float, low: float, **more: Any) -> TrialRecord:
-    """A trial of 4 s that went through three stages, of which the first is everybody's."""
+    """Return a trial of 4 s with three stages, of which all trials share the first."""
     stages = (("finetune", "f", 60.0 * (number == 0), number > 0), ("distill", f"d{number % 2}", 30.0, number > 1),
               ("quantize", f"q{number}", 5.0, False))  # fmt: skip
     values = {
@@ -23,7 +23,7 @@ def trial(number: int, words: str, status: str, size: float, low: float, **more:
 
 
 def record(**changes: Any) -> SearchRecord:
-    """The whole of it."""
+    """Return the record of six trials."""
     trials = (
         trial(0, "the recipe as it stands", "kept", 9e6, 0.01),
         trial(1, "prune.heads 0.25, distill.student.layers [2, 5]", "best", 4.8e6, 0.002),

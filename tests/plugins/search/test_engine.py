@@ -1,4 +1,4 @@
-"""What is tried next, on spaces whose every outcome is made up and known: brute force says what should be found."""
+"""Tests of the search engine on synthetic spaces with known outcomes, against brute force."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ SHARES = (1 / 9, 1 / 3, 1.0)
 
 
 @dataclass
-class Made(RecordedSpace):
-    """A space of layers, width and bits: less of each is smaller, and gets more rows wrong."""
+class SyntheticSpace(RecordedSpace):
+    """A synthetic space of layers, width, bits and kind, in which smaller models get more rows wrong."""
 
     seed: int = 0
     other: int = 0
-    """Seed of how much layers, width, bits and kind each cost; 0 for what the other tests are about."""
+    """Seed of the quality cost of layers, width, bits and kind; 0 for the costs that most tests use."""
     fails: frozenset[Point] = frozenset()
     refuses: frozenset[Point] = frozenset()
     trained: list[tuple[Point, int]] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Made(RecordedSpace):
     )
 
     families = 1
-    """Number of parameters that tell families apart."""
+    """Number of leading parameters that identify a family."""
 
     def points(self, seed: int) -> Iterator[Point]:
         yield from itertools.product(*(range(len(parameter.values)) for parameter in self.parameters))
@@ -84,7 +84,7 @@ class Made(RecordedSpace):
         return 1e5 * (2 + layers * width) * bits / 8
 
     def wrong(self, point: Point, rung: int) -> float:
-        """Share of rows that the baseline has right and this one wrong."""
+        """Return the share of rows that the baseline has right and this recipe wrong."""
         layers, width, bits, kind = (parameter.values[at] for parameter, at in zip(self.parameters, point, strict=True))
         depth, narrow, four, other = np.random.default_rng(self.other).uniform(0.6, 1.4, 4) if self.other else [1] * 4
         loss = 0.03 * depth / layers + 0.02 * narrow * (1 - width) + 0.012 * four * (bits == 4)
@@ -97,7 +97,7 @@ class Made(RecordedSpace):
             return TrialOutcome(error="out of memory", seconds=1.0)
         baseline = np.ones(ROWS)
         baseline[: ROWS // 8] = 0
-        # The same rows are hard for all: a recipe that loses more, loses those too.
+        # All recipes lose rows in the same order.
         order = np.random.default_rng(self.seed).permutation(np.arange(ROWS // 8, ROWS))
         final = baseline.copy()
         final[order[: round(self.wrong(job.point, job.rung) * ROWS)]] = 0
@@ -109,8 +109,8 @@ class Made(RecordedSpace):
         )
 
 
-def rounds(engine: Engine, made: Made, most: int = 10_000) -> Iterator[list[PlannedTrial]]:
-    """Each round of a search, whose outcomes are recorded before the next one."""
+def rounds(engine: Engine, made: SyntheticSpace, most: int = 10_000) -> Iterator[list[PlannedTrial]]:
+    """Yield the jobs of each round, and record their outcomes before the next round."""
     while (jobs := engine.next_round()) and len(engine.observations.outcomes) < most:
         assert len(jobs) <= ROUND
         yield jobs
@@ -118,24 +118,24 @@ def rounds(engine: Engine, made: Made, most: int = 10_000) -> Iterator[list[Plan
             engine.record(job, made.outcome(job))
 
 
-def search(made: Made, seed: int = 0, goal: Goal = GOAL, most: int = 10_000, **more: Any) -> Engine:
+def search(made: SyntheticSpace, seed: int = 0, goal: Goal = GOAL, most: int = 10_000, **more: Any) -> Engine:
     engine = Engine(made, made, goal, SHARES, seed, **more)
     for _ in rounds(engine, made, most):
         pass
     return engine
 
 
-def by_brute_force(made: Made, goal: Goal = GOAL) -> dict[Point, TrialOutcome]:
+def by_brute_force(made: SyntheticSpace, goal: Goal = GOAL) -> dict[Point, TrialOutcome]:
     every = {point: made.outcome(PlannedTrial(point, len(SHARES) - 1)) for point in made.points(0)}
     made.trained.clear()
     return {point: outcome for point, outcome in every.items() if goal.meets_limits(outcome)}
 
 
-def test_it_finds_what_trying_everything_would_find_at_a_fraction_of_the_work() -> None:
-    """The mean of searches in which other choices cost quality; where the limit is nearly kept, chance decides."""
+def test_search_finds_the_brute_force_optimum_at_a_fraction_of_the_cost() -> None:
+    """Results are averaged over spaces with other quality costs, since recipes near the limit are decided by noise."""
     shares, bests = [], []
     for seed in range(16):
-        space = Made(seed, other=seed)
+        space = SyntheticSpace(seed, other=seed)
         keeping_limits = by_brute_force(space)
         assert 5 < len(keeping_limits) < 60, "neither everything nor nothing may keep the limit"
         best = search(space, seed).observations.best()
@@ -148,12 +148,12 @@ def test_it_finds_what_trying_everything_would_find_at_a_fraction_of_the_work() 
     assert np.mean(shares) < 0.3
 
 
-def test_it_goes_on_from_what_is_known_as_if_it_had_never_stopped() -> None:
-    """What a resumed search does: decide again, and be told what the ledger has."""
-    whole = Made()
+def test_resumed_search_repeats_the_same_decisions() -> None:
+    """A resumed search repeats its decisions and is given the outcomes in the ledger."""
+    whole = SyntheticSpace()
     search(whole)
     for stop in (5, 20):
-        again = Made()
+        again = SyntheticSpace()
         engine = Engine(again, again, GOAL, SHARES, 0)
         decided: list[tuple[Point, int]] = []
         while jobs := engine.next_round():
@@ -164,10 +164,10 @@ def test_it_goes_on_from_what_is_known_as_if_it_had_never_stopped() -> None:
         assert decided == whole.trained
 
 
-def test_a_front_of_two_figures_is_what_nothing_else_beats() -> None:
+def test_pareto_front_equals_brute_force() -> None:
     goal = Goal(("size_bytes", "depth"), (LIMIT,), 0.9)
 
-    class Deep(Made):
+    class Deep(SyntheticSpace):
         def outcome(self, job: PlannedTrial) -> TrialOutcome:
             result = super().outcome(job)
             return result.model_copy(update={"final": {**result.final, "depth": float(6 - job.point[0])}})
@@ -183,9 +183,9 @@ def test_a_front_of_two_figures_is_what_nothing_else_beats() -> None:
     assert {goal.objectives(known.finished[point]) for point in known.pareto_front()} == best
 
 
-def test_a_trial_that_fails_is_no_end_and_three_alike_end_the_family() -> None:
-    family = frozenset(point for point in Made().points(0) if point[0] == 2)
-    space = Made(fails=family)
+def test_three_failures_stop_a_family_but_not_the_search() -> None:
+    family = frozenset(point for point in SyntheticSpace().points(0) if point[0] == 2)
+    space = SyntheticSpace(fails=family)
     engine = search(space)
     assert engine.observations.best() is not None
     assert 1 <= sum(point in family for point, _ in space.trained) <= 3 + ROUND
@@ -194,11 +194,11 @@ def test_a_trial_that_fails_is_no_end_and_three_alike_end_the_family() -> None:
     )
 
 
-def test_a_choice_that_always_fails_ends_itself_and_not_its_family() -> None:
-    class OneFamily(Made):
+def test_failing_value_is_avoided_without_stopping_its_family() -> None:
+    class OneFamily(SyntheticSpace):
         families = 0
 
-    narrow = frozenset(point for point in Made().points(0) if point[1] == 3)
+    narrow = frozenset(point for point in SyntheticSpace().points(0) if point[1] == 3)
     space = OneFamily(fails=narrow)
     keeping_limits = by_brute_force(space)
     best = search(space).observations.best()
@@ -206,33 +206,33 @@ def test_a_choice_that_always_fails_ends_itself_and_not_its_family() -> None:
     assert best is not None and space.bytes(best) < 1.1 * min(map(space.bytes, keeping_limits))
 
 
-def test_what_would_not_be_fit_to_ship_is_never_tried() -> None:
-    space = Made()
+def test_recipes_that_may_not_ship_are_never_tried() -> None:
+    space = SyntheticSpace()
     search(space, may_ship=lambda point, known: not point[2])
     assert not any(point[2] for point, _ in space.trained)
     assert any(point != space.origin for point, _ in space.trained)
 
 
-def test_times_are_put_to_the_test_one_by_one_before_two_are_decided_on_together() -> None:
-    space = Made()
+def test_first_timed_trials_run_one_by_one() -> None:
+    space = SyntheticSpace()
     engine = Engine(space, space, Goal(("size_bytes",), (LIMIT, Limit(metric="latency_ms", at_most=1e9)), 0.9), SHARES)
     sizes = [(len(engine.observations.finished), len(jobs)) for jobs in rounds(engine, space)]
     assert all(count == 1 for finished, count in sizes if finished < 3)
     assert max(count for _, count in sizes) == ROUND
 
 
-def test_points_that_are_no_recipe_are_named_and_never_tried() -> None:
-    refused = frozenset(point for point in Made().points(0) if point[1] == 1)
-    space = Made(refuses=refused)
+def test_invalid_points_are_reported_and_never_tried() -> None:
+    refused = frozenset(point for point in SyntheticSpace().points(0) if point[1] == 1)
+    space = SyntheticSpace(refuses=refused)
     engine = search(space)
     assert not refused & {point for point, _ in space.trained}
     assert set(engine.candidates.rejected) <= refused
     assert engine.candidates.rejected
 
 
-def test_what_is_predicted_to_miss_a_limit_never_trains_nor_is_it_foretold_closely_where_it_misses_by_far() -> None:
+def test_predicted_limit_misses_are_not_trained() -> None:
     goal = Goal(("size_bytes",), (LIMIT, Limit(metric="size_bytes", at_most=2.5e5)), 0.9)
-    space = Made()
+    space = SyntheticSpace()
     search(space, goal=goal)
     assert all(space.bytes(point) <= 2.5e5 / 0.98 for point, _ in space.trained if point != space.origin)
     far = {point for point in space.points(0) if (space.predict_analytically(point, "size_bytes") or 0) * 0.75 > 2.5e5}
@@ -240,8 +240,8 @@ def test_what_is_predicted_to_miss_a_limit_never_trains_nor_is_it_foretold_close
     assert space.foretold & far <= {space.origin}
 
 
-def test_of_recipes_that_may_keep_a_foretold_limit_the_likeliest_are_tried_first() -> None:
-    class Timed(Made):
+def test_recipes_likely_to_keep_a_predicted_limit_are_tried_first() -> None:
+    class Timed(SyntheticSpace):
         def tolerance(self, point: Point, metric: str) -> float:
             return 0.2
 
@@ -255,10 +255,10 @@ def test_of_recipes_that_may_keep_a_foretold_limit_the_likeliest_are_tried_first
     assert all(point[3] == 1 for point in tried), "1 ms may turn out to be 0.8 ms, but 0.85 ms is likelier to be under"
 
 
-def test_a_recipe_that_comes_to_nothing_says_no_more_than_one_that_plainly_misses() -> None:
-    """Else what is a little off its limit looks as if it might keep it, beside what is off by half of all rows."""
+def test_extreme_failures_do_not_distort_predictions() -> None:
+    """Otherwise small misses would look feasible next to a recipe that loses 60% of all rows."""
 
-    class Wrecked(Made):
+    class Wrecked(SyntheticSpace):
         lost = 0.0
 
         def wrong(self, point: Point, rung: int) -> float:
@@ -276,13 +276,13 @@ def test_a_recipe_that_comes_to_nothing_says_no_more_than_one_that_plainly_misse
         points = list(space.points(0))
         acquisition.rank(points)
         forecasts.append([acquisition.expected[point].probability for point in points])
-    # Not to the digit: the intervals of what misses by more are wider.
+    # Not exactly equal, since larger misses have wider intervals.
     assert forecasts[0] == pytest.approx(forecasts[1], abs=0.002)
     assert len({round(chance, 6) for chance in forecasts[0]}) > 20
 
 
-class Slow(Made):
-    """Takes a time that nothing foretells: what a layer of that width does."""
+class Slow(SyntheticSpace):
+    """A space with an unpredicted latency of layers x width milliseconds."""
 
     def milliseconds(self, point: Point) -> float:
         layers, width = (parameter.values[at] for parameter, at in zip(self.parameters[:2], point[:2], strict=True))
@@ -293,8 +293,8 @@ class Slow(Made):
         return result.model_copy(update={"final": {**result.final, "latency_ms": self.milliseconds(job.point)}})
 
 
-def test_a_limit_on_what_nothing_foretells_is_gone_by_from_the_second_model_on() -> None:
-    """Half of all recipes are fast enough; most that are timed after the first two are, and those that aren't, last."""
+def test_unpredicted_latency_limit_is_learned_after_two_models() -> None:
+    """Half of all recipes are fast enough, but over 80% of those that are timed after the first two."""
     goal = Goal(("size_bytes",), (LIMIT, Limit(metric="latency_ms", at_most=1.6)), 0.9)
     shares = []
     for seed in range(8):
@@ -304,15 +304,15 @@ def test_a_limit_on_what_nothing_foretells_is_gone_by_from_the_second_model_on()
     assert np.mean(shares) > 0.8, shares
 
 
-class Siblings(Made):
-    """How deep a student is, which decides whether it keeps the limit, and 81 ways to store each, which hardly do."""
+class Siblings(SyntheticSpace):
+    """A space of four student depths, which decide on feasibility, and 81 ways to store each, which hardly matter."""
 
     parameters = (
         SearchParameter("stages.1.distill.student.layers", (12, 1, 2, 4), 1),
         *(SearchParameter(f"stages.2.onnx_int8.{name}", (0, 1, 2), 2, is_after_training=True) for name in "abcd"),
     )
     seconds, loss = (1200, 50, 100, 1000), (0.0, 0.09, 0.06, 0.0)
-    """By depth: those to teach such a student, and what it gets wrong."""
+    """By depth: the seconds to distill the student, and its share of wrong rows."""
 
     def bytes(self, point: Point) -> float:
         return 1e5 * self.parameters[0].values[point[0]] * (1 - 0.01 * sum(point[1:]))
@@ -331,8 +331,8 @@ class Siblings(Made):
         return self.loss[point[0]] + 0.002 * sum(choice == 2 for choice in point[1:])
 
 
-def test_cheap_siblings_of_what_missed_do_not_come_before_what_may_keep_its_limits() -> None:
-    """Two hundred times as cheap, and hopeless as soon as one of them was tried."""
+def test_promising_depths_are_tried_before_cheap_siblings_of_misses() -> None:
+    """Siblings cost a two-hundredth, but one trial shows that they all miss the limit."""
     space = Siblings()
     engine = Engine(
         space, space, Goal(("size_bytes",), (LIMIT, Limit(metric="size_bytes", at_most=5e5)), 0.9), (1.0,), 0
@@ -340,8 +340,8 @@ def test_cheap_siblings_of_what_missed_do_not_come_before_what_may_keep_its_limi
     assert any(engine.observations.feasible for _ in rounds(engine, space, most=10)), space.trained
 
 
-def test_what_two_recipes_of_a_round_would_both_train_is_trained_before_the_second_is_decided_on() -> None:
-    """Two workers would wait for each other, and what comes of the first says whether the second is worth it."""
+def test_shared_training_finishes_before_next_candidate_is_chosen() -> None:
+    """Otherwise two workers would wait for the same training, whose result decides whether the second is worthwhile."""
     space, begun = Siblings(), 0
     engine = Engine(space, space, GOAL, (1.0,), 0)
     for jobs in itertools.islice(rounds(engine, space), 8):
@@ -352,8 +352,8 @@ def test_what_two_recipes_of_a_round_would_both_train_is_trained_before_the_seco
     assert begun == 4, "all depths"
 
 
-def test_the_largest_of_each_family_comes_first_where_the_recipe_itself_misses_a_foretold_limit() -> None:
-    """Small ones are cheaper, and their failing would say little of what a family can come to."""
+def test_largest_recipe_of_each_family_comes_first_if_origin_misses() -> None:
+    """The failure of a small, cheap recipe would say little about the rest of its family."""
 
     class Counted(Siblings):
         def predict(self, point: Point, metric: str) -> float | None:
@@ -368,8 +368,8 @@ def test_the_largest_of_each_family_comes_first_where_the_recipe_itself_misses_a
     assert [point for point, _ in space.trained[:4]] == [space.origin, *((depth, 2, 2, 2, 2) for depth in (1, 2, 3))]
 
 
-def test_where_nothing_keeps_the_limits_it_says_what_comes_nearest() -> None:
-    space = Made()
+def test_nearest_recipes_are_reported_if_none_is_feasible() -> None:
+    space = SyntheticSpace()
     engine = search(space, goal=Goal(("size_bytes",), (Limit(metric="accuracy", at_least=0.999),), 0.9))
     assert engine.observations.best() is engine.observations.pick() is None
     assert engine.observations.ranked() == []
@@ -378,8 +378,8 @@ def test_where_nothing_keeps_the_limits_it_says_what_comes_nearest() -> None:
     assert [short[point] for point in engine.observations.by_shortfall()[:3]] == sorted(short.values())[:3]
 
 
-class Restless(Made):
-    """Every recipe has a hundred rows right that the baseline has wrong, and a hundred more the other way round."""
+class NoisySpace(SyntheticSpace):
+    """A space in which every recipe flips 100 rows from wrong to right and 100 rows from right to wrong."""
 
     def outcome(self, job: PlannedTrial) -> TrialOutcome:
         result = super().outcome(job)
@@ -389,9 +389,9 @@ class Restless(Made):
         return result.model_copy(update={"rows": rows, "final": {**result.final, "accuracy": float(final.mean())}})
 
 
-def test_what_the_rows_leave_open_is_picked_only_where_nothing_is_sure_and_then_the_surest_of_it() -> None:
-    # An interval of 99.999% of 200 rows in 2,000 is wider than what the limit lets go.
-    known = search(Restless(), goal=Goal(GOAL.minimize, GOAL.limits, 0.99999)).observations
+def test_most_certain_uncertain_recipe_is_picked_if_none_is_certain() -> None:
+    # The 99.999% interval of 200 flipped rows of 2,000 is wider than the accuracy loss that the limit allows.
+    known = search(NoisySpace(), goal=Goal(GOAL.minimize, GOAL.limits, 0.99999)).observations
     assert known.best() is None
     inside = {
         point: rooms[limit_name(LIMIT)] for (point, rung), rooms in known.margins.items() if rung == known.full_rung
@@ -400,20 +400,20 @@ def test_what_the_rows_leave_open_is_picked_only_where_nothing_is_sure_and_then_
     assert possible
     assert known.pick() == min(possible, key=lambda point: (-possible[point], point))
     assert set(known.ranked()) == possible.keys()
-    sure = search(Made()).observations
+    sure = search(SyntheticSpace()).observations
     assert sure.pick() == sure.best() is not None
     assert sure.ranked() == sorted(sure.feasible, key=lambda point: (sure.feasible[point], point))
     close = Limit(metric="accuracy", at_least=1.01, of="baseline")
-    doubtful = search(Restless(), goal=Goal(("size_bytes",), (close,), 0.99999)).observations
+    doubtful = search(NoisySpace(), goal=Goal(("size_bytes",), (close,), 0.99999)).observations
     assert doubtful.pick() is None
     least = doubtful.ranked()[0]
     assert doubtful.margins[least, doubtful.full_rung][limit_name(close)].high >= 0  # type: ignore[union-attr]
 
 
-def test_where_nothing_is_sure_it_goes_on_to_what_may_be_much_surer_than_the_pick() -> None:
-    """Before all 81 ways to store a student whose figures keep the limit already, a twentieth as dear."""
+def test_uncertain_search_tries_recipes_that_may_be_more_certain() -> None:
+    """A new depth is tried before all 81 ways to store a student that keeps the limit without certainty."""
 
-    class Depths(Restless, Siblings):
+    class Depths(NoisySpace, Siblings):
         loss = (0.0, 0.024, 0.022, 0.0)
         seconds = (1200, 50, 100, 100)
 
@@ -426,10 +426,13 @@ def test_where_nothing_is_sure_it_goes_on_to_what_may_be_much_surer_than_the_pic
     assert picked is not None and picked[0] == 3
 
 
-class Vast(Made):
-    """The same with so many more choices, which matter to nothing, that nobody can list the space."""
+class Vast(SyntheticSpace):
+    """The same space with so many irrelevant parameters that it cannot be enumerated."""
 
-    parameters = (*Made.parameters, *(SearchParameter(f"stages.3.x.{name}", tuple(range(9)), 3) for name in "abcde"))
+    parameters = (
+        *SyntheticSpace.parameters,
+        *(SearchParameter(f"stages.3.x.{name}", tuple(range(9)), 3) for name in "abcde"),
+    )
 
     is_enumerable = False
 
@@ -442,10 +445,10 @@ class Vast(Made):
         return 1e5 * (2 + layers * width) * bits / 8 + 100 * sum(point[4:])
 
     def wrong(self, point: Point, rung: int) -> float:
-        return Made.wrong(Made(), point[:4], rung)
+        return SyntheticSpace.wrong(SyntheticSpace(), point[:4], rung)
 
 
-def test_a_space_of_millions_is_drawn_from_and_optuna_proposes() -> None:
+def test_large_space_is_sampled_and_optuna_proposes_points() -> None:
     space = Vast()
     engine = search(space, most=30)
     assert engine.observations.best() is not None
@@ -454,8 +457,8 @@ def test_a_space_of_millions_is_drawn_from_and_optuna_proposes() -> None:
     assert space.bytes(engine.observations.best() or space.origin) < 0.6 * space.bytes(space.origin)
 
 
-def test_what_a_sample_of_a_large_space_lacks_is_climbed_to() -> None:
-    """The smallest of 5 ** 12 recipes with predicted sizes is tried second, several choices away from all drawn."""
+def test_local_search_leaves_the_sample_of_a_large_space() -> None:
+    """The smallest of 5 ** 12 recipes by predicted size is tried second, although no sampled point is near it."""
 
     class Wide(Vast):
         parameters = tuple(
@@ -483,8 +486,8 @@ def test_what_a_sample_of_a_large_space_lacks_is_climbed_to() -> None:
     assert space.bytes(second[0].point) == space.bytes((4,) * 12) < drawn
 
 
-class EvaluatedModel(Made):
-    """Four choices of which the second and the last decide a perplexity that nothing foretells, together."""
+class EvaluatedModel(SyntheticSpace):
+    """A space of four parameters; an unpredicted perplexity depends on the second and the last, with an interaction."""
 
     parameters = tuple(SearchParameter(f"stages.1.gptq.choice{index}", (0, 1, 2, 3), 1) for index in range(4))
 
@@ -494,7 +497,7 @@ class EvaluatedModel(Made):
         return 1e6
 
     def marginal_seconds(self, point: Point, share: float = 1.0) -> float:
-        # What helps takes longer, as it does in life.
+        # Better values take longer.
         return (100 + 30 * sum(point)) * (0.5 + 0.5 * share)
 
     def perplexity(self, point: Point, rung: int = 2) -> float:
@@ -508,8 +511,8 @@ class EvaluatedModel(Made):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_figure_that_nothing_foretells_is_expected_by_what_others_came_to(seed: int) -> None:
-    """The best of 256 recipes, or one as good, is among the first 24 trials."""
+def test_unpredicted_metric_is_modelled_from_earlier_trials(seed: int) -> None:
+    """The first 24 trials include the best of 256 recipes or an equally good one."""
     space = EvaluatedModel(seed)
     goal = Goal(("perplexity",), (Limit(metric="size_bytes", at_most=2e6),), 0.95)
     engine = search(space, seed, goal, most=24)
@@ -517,7 +520,7 @@ def test_a_figure_that_nothing_foretells_is_expected_by_what_others_came_to(seed
     assert engine.observations.feasible[engine.observations.best() or space.origin][0] == best
 
 
-def test_a_search_ends_where_nothing_better_is_expected() -> None:
+def test_search_ends_when_no_improvement_is_expected() -> None:
     space = EvaluatedModel()
     engine = search(space, goal=Goal(("perplexity",), (Limit(metric="size_bytes", at_most=2e6),), 0.95))
     assert len(engine.observations.outcomes) < 200 and engine.end_reason

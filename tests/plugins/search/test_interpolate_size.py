@@ -1,4 +1,4 @@
-"""Bytes of ONNX graphs interpolated between two traced sizes."""
+"""Tests of interpolated ONNX graphs: sizes and attributes against graphs built at those widths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HEAD, WIDE = 8, 300
 
 
 def graph_of(heads: int, neurons: int, tokens: int, operator: str = "Relu") -> onnx.ModelProto:
-    """A table, a product into heads, one into neurons and back, and a split that counts the heads."""
+    """Return a graph whose tensor shapes, attributes and constants depend on heads, neurons and tokens."""
     rng = np.random.default_rng(heads)
     shapes = {"table": (tokens, 16), "joint": (16, 3 * heads * HEAD), "bias": (neurons,), "up": (WIDE, neurons)}
     arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
@@ -24,7 +24,7 @@ def graph_of(heads: int, neurons: int, tokens: int, operator: str = "Relu") -> o
     bias = stored[2]
     if len(bias.raw_data) >= 1024:
         bias.data_location = TensorProto.DEFAULT
-    stored.sort(key=lambda tensor: -len(tensor.raw_data))  # as what a quantizer writes: by sizes
+    stored.sort(key=lambda tensor: -len(tensor.raw_data))  # sorted by size, as quantizers write them
     nodes = [
         helper.make_node("Gather", ["table", "ids"], ["rows"]),
         helper.make_node("MatMul", ["rows", "joint"], ["all"]),
@@ -50,12 +50,12 @@ def resized(request: pytest.FixtureRequest) -> InterpolatedGraph:
 
 
 @pytest.mark.parametrize("at", [(12, 384, 5000), (3, 17, 100), (1, 255, 127), (2, 256, 128), (64, 5000, 70_000)])
-def test_bytes_are_those_of_the_graph_that_is_made(resized: InterpolatedGraph, at: tuple[int, int, int]) -> None:
-    """Lengths of numbers in the file, marks of tensors from 1,024 bytes on and all."""
+def test_interpolated_size_equals_built_graph(resized: InterpolatedGraph, at: tuple[int, int, int]) -> None:
+    """The size includes variable-length integers, and fields that only tensors of 1,024 bytes or more have."""
     assert resized.size_bytes(widths(*at)) == graph_of(*at).ByteSize()
 
 
-def test_every_number_but_weights_is_that_of_the_graph_that_is_made(resized: InterpolatedGraph) -> None:
+def test_interpolated_graph_equals_built_graph_except_weights(resized: InterpolatedGraph) -> None:
     at = (3, 300, 77)
     actual, expected = resized.at(widths(*at)), graph_of(*at)
     assert list(actual.graph.node) == list(expected.graph.node)
@@ -69,13 +69,15 @@ def test_every_number_but_weights_is_that_of_the_graph_that_is_made(resized: Int
 @pytest.mark.parametrize(
     ("other", "operator", "words"), [((11, 200, 6009), "Tanh", "op_type"), ((6, 192, 6009), "Relu", "is ambiguous")]
 )
-def test_other_operators_and_ambiguous_numbers(other: tuple[int, int, int], operator: str, words: str) -> None:
+def test_different_operators_and_ambiguous_widths_are_refused(
+    other: tuple[int, int, int], operator: str, words: str
+) -> None:
     first = (12, 384, 5000)
     with pytest.raises(ModelError, match=words):
         InterpolatedGraph(graph_of(*first), widths(*first), graph_of(*other, operator=operator), widths(*other))
 
 
-def test_a_width_of_no_whole_number_is_refused() -> None:
+def test_fractional_width_is_refused() -> None:
     def packed(neurons: int) -> onnx.ModelProto:
         stored = [numpy_helper.from_array(np.zeros((neurons // 2, 4), np.uint8), "packed")]
         return helper.make_model(helper.make_graph([], "g", [], [], stored))

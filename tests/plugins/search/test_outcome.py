@@ -1,4 +1,4 @@
-"""Rows behind a trial's outcome, and how far inside a limit it lies, against closed forms."""
+"""Tests of trial outcomes, limit margins, refit time and early stopping, against closed forms."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ numbers = st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1,
 
 @given(st.one_of(bits, numbers))
 @settings(deadline=None)
-def test_rows_come_back_as_they_were(values: list[float]) -> None:
+def test_unpacked_rows_equal_packed_rows(values: list[float]) -> None:
     assert unpack_rows(pack_rows(values)) == tuple(values)
 
 
@@ -47,7 +47,7 @@ def outcome(final: np.ndarray, baseline: np.ndarray) -> TrialOutcome:
     return TrialOutcome.from_measurements(rows, ("accuracy",))
 
 
-def test_the_room_to_a_limit_of_the_baseline_is_cochran_s_ratio() -> None:
+def test_margin_to_a_relative_limit_uses_cochran_ratio_variance() -> None:
     rng = np.random.default_rng(0)
     x = (rng.random(800) < 0.86).astype(float)
     y = np.where(rng.random(800) < 0.1, 1 - x, x)
@@ -59,7 +59,7 @@ def test_the_room_to_a_limit_of_the_baseline_is_cochran_s_ratio() -> None:
     assert margin.low == pytest.approx((ratio - half) / 0.97 - 1)
 
 
-def test_what_must_be_small_has_room_below_its_bound() -> None:
+def test_margin_to_an_upper_limit() -> None:
     rows = [
         Measurement(model=model, metric="size_bytes", target="cpu", value=value, unit="bytes")
         for model, value in (("final", 30.0), ("baseline", 100.0))
@@ -73,7 +73,7 @@ def test_what_must_be_small_has_room_below_its_bound() -> None:
     assert constraint_margin(Limit(metric="f1", at_least=0.9), trial_outcome, 0.9) is None, "it was not measured"
 
 
-def test_the_difference_of_two_recipes_is_paired_by_row() -> None:
+def test_difference_of_recipes_is_paired_by_row() -> None:
     rng = np.random.default_rng(1)
     x = (rng.random(500) < 0.8).astype(float)
     first_scores = np.where(rng.random(500) < 0.05, 1 - x, x)
@@ -84,7 +84,7 @@ def test_the_difference_of_two_recipes_is_paired_by_row() -> None:
     assert gap.value == pytest.approx(gaps.mean())
     half = NormalDist().inv_cdf(0.95) * gaps.std(ddof=1) / math.sqrt(500)
     assert gap.high - gap.low == pytest.approx(2 * half)
-    # A limit from above turns it round.
+    # An upper limit reverses the sign.
     below = Limit(metric="accuracy", at_most=0.9, of="baseline")
     turned = paired_difference(below, outcome(first_scores, x), outcome(other, x), 0.95)
     assert turned.value == pytest.approx(-gap.value)
@@ -100,7 +100,7 @@ def test_the_difference_of_two_recipes_is_paired_by_row() -> None:
         (Limit(metric="size_bytes", at_most=0.5, of="baseline"), False),
     ],
 )
-def test_the_baseline_is_timed_where_a_limit_compares_times(limit: Limit, compares: bool) -> None:
+def test_relative_time_limits_need_baseline_times(limit: Limit, compares: bool) -> None:
     assert Goal(("latency_ms",), (limit,), 0.95).compares_times is compares
 
 
@@ -111,13 +111,13 @@ def search(budget: str) -> Search:
 
 
 @pytest.mark.parametrize(("budget", "seconds", "within"), [("60s", 12, 12), ("5m", 60, None), ("1h", 60, None)])
-def test_a_short_search_takes_times_within_a_fifth(budget: str, seconds: float, within: float | None) -> None:
+def test_short_search_spends_a_fifth_of_its_budget_on_timing(budget: str, seconds: float, within: float | None) -> None:
     assert expected_timing_seconds(search(budget)) == seconds
     assert timing_budget(search(budget)) == within
 
 
 def ending(ranked: list[tuple[int, ...]], refit: bool = True, width: int = 1, budget: str = "20m") -> FinalEvaluation:
-    """The ending rule of a search in which a training takes 100 s, a refit a tenth more, and judging 15 s."""
+    """Return the final evaluation of a search with 100 s per training, 10% more per refit and 15 s per evaluation."""
     observations = SimpleNamespace(ranked=lambda: ranked, by_shortfall=lambda: [(0,)])
     return FinalEvaluation(
         space=cast("Any", SimpleNamespace(search=search(budget), origin=(0,))),
@@ -128,7 +128,7 @@ def ending(ranked: list[tuple[int, ...]], refit: bool = True, width: int = 1, bu
     )
 
 
-def test_while_there_is_no_winner_no_time_is_kept_for_its_seeds() -> None:
+def test_no_time_is_reserved_for_seeds_without_a_winner() -> None:
     session = 60 + 2 * 15
     assert ending([]).reserved_seconds() == pytest.approx(session + 110)
     assert ending([(1,)]).reserved_seconds() == pytest.approx(session + 3 * 110)
@@ -140,7 +140,7 @@ def test_while_there_is_no_winner_no_time_is_kept_for_its_seeds() -> None:
     ("left", "width", "seeds"), [(1000, 1, 2), (90 + 331, 1, 2), (90 + 329, 1, 1), (90 + 219, 1, 0), (-5, 1, 0),
                                  (90 + 166, 2, 2)],
 )  # fmt: skip
-def test_as_many_seeds_are_trained_as_there_is_time_for(left: float, width: int, seeds: int) -> None:
+def test_number_of_seeds_fits_the_remaining_time(left: float, width: int, seeds: int) -> None:
     assert ending([(1,)], width=width).affordable_seeds((1,), True, left) == seeds
 
 
@@ -149,7 +149,7 @@ ROWS = 400
 
 
 def known(quality: list[float], apart: list[float]) -> Observations:
-    """Recipes looked at after the first rung: right answers as a share of the baseline's, and mean divergences."""
+    """Return observations at the first rung of recipes with these accuracies (baseline: 1) and mean divergences."""
     chance, observations = np.random.default_rng(0), Observations(GOAL, 2, (0,))
     base, order = np.ones(ROWS), np.random.default_rng(1)
     hard = chance.gamma(2.0, 0.5, ROWS)
@@ -174,7 +174,9 @@ def known(quality: list[float], apart: list[float]) -> Observations:
         pytest.param([0.96, 0.95], [0.2, 0.2], [0.7, 0.6], [0.7, 0.6], id="divergences-are-alike"),
     ],
 )
-def test_order_by_divergence(quality: list[float], apart: list[float], before: list[float], after: list[float]) -> None:
+def test_recipes_of_similar_quality_are_ordered_by_divergence(
+    quality: list[float], apart: list[float], before: list[float], after: list[float]
+) -> None:
     going = [((index,), 1) for index in range(len(quality))]
     assert order_by_divergence(known(quality, apart), going, before, lambda _: 0) == after
 
@@ -185,8 +187,8 @@ def test_other_families_and_rungs_are_not_compared() -> None:
     assert order_by_divergence(looked, [((0,), 1), ((1,), 2)], chances, lambda _: 0) == chances
 
 
-def test_of_classes_it_is_the_entropy_between_both_models_answers() -> None:
-    """As scipy has it; rows of 0 probability count as nearly so, and tasks without classes have none."""
+def test_divergence_of_classes_equals_scipy_entropy() -> None:
+    """Zero probabilities are clipped to a small value, and tasks without classes have no divergence."""
     chance = np.random.default_rng(0)
     logits = {label: chance.normal(size=(5, 3)).astype(np.float32) for label in (BASELINE, FINAL)}
 
@@ -215,9 +217,9 @@ EARLY_GOAL = Goal(("size_bytes",), (LIMIT,), 0.9)
 
 
 def recipes(chance: np.random.Generator, rows: int, worse: float = 0.0) -> Iterator[list[TrialOutcome]]:
-    """Recipes that keep exactly 97% of an accuracy of 85%, or so much less, after each rung: early ones some 4% less.
+    """Yield outcomes by rung of recipes that end at exactly 97% of a baseline accuracy of 85%, or ``worse`` below it.
 
-    In full: 0.85 (1 - 0.06) + 0.15 x 0.17 = 0.8245 = 0.97 x 0.85.
+    The accuracy at the last rung is 0.85 (1 - 0.06) + 0.15 x 0.17 = 0.8245 = 0.97 x 0.85, at early rungs some 4% less.
     """
     base = chance.random(rows) < 0.85
 
@@ -232,7 +234,7 @@ def recipes(chance: np.random.Generator, rows: int, worse: float = 0.0) -> Itera
 
 
 def given_up(known: Observations, place: int, rungs: list[TrialOutcome]) -> str:
-    """Train a recipe rung by rung, as far as it is let."""
+    """Record a recipe rung by rung and return the reason why it is stopped early, or an empty string."""
     for rung, trial_outcome in enumerate(rungs):
         known.add((place,), rung, trial_outcome)
         if rung < known.full_rung and (why := early_stopping_reason(known, (place,), rung, SHARES, lambda _: 0)):
@@ -240,8 +242,8 @@ def given_up(known: Observations, place: int, rungs: list[TrialOutcome]) -> str:
     return ""
 
 
-def test_of_equals_no_more_are_given_up_wrongly_than_the_confidence_allows() -> None:
-    """1,000 searches of four recipes that all just keep the limit, each looked at twice, by ever more of its family."""
+def test_equal_recipes_are_rarely_stopped_early() -> None:
+    """In 1,000 searches of four recipes that all just keep the limit, each has two chances to be stopped wrongly."""
     chance = np.random.default_rng(0)
     wrong = looked = 0
     for _ in range(1000):
@@ -253,20 +255,20 @@ def test_of_equals_no_more_are_given_up_wrongly_than_the_confidence_allows() -> 
     assert 0 < share <= 1 - EARLY_GOAL.confidence - noise, "well within, since the error is split over looks"
 
 
-def test_what_is_clearly_worse_is_given_up_and_the_reason_says_by_how_much() -> None:
+def test_clearly_worse_recipe_is_stopped_early_with_the_reason() -> None:
     chance = np.random.default_rng(1)
     known = Observations(EARLY_GOAL, 2, (0,))
     for number, rungs in zip(range(3), recipes(chance, 1500), strict=False):
         assert not given_up(known, number, rungs)
-    # The same rows and baseline, a fifth of the right answers lost.
+    # The same rows and baseline, with 35% of the baseline's right predictions lost.
     base = np.array(known.finished[0,].measurement("baseline", "accuracy").raw)  # type: ignore[union-attr]
     bad = np.where(chance.random(len(base)) < 0.35, 0.0, base)
     why = given_up(known, 9, [outcome(bad, base)] * 3)
     assert why.startswith("accuracy at least 0.97: by 11% of training and 2 trials of its family")
 
 
-def test_a_difference_that_does_not_last_gives_nothing_up() -> None:
-    """Where early gaps were gone in the end, an early gap says nothing."""
+def test_temporary_differences_do_not_stop_a_recipe() -> None:
+    """Earlier recipes made up for their early deficits, so that a deficit does not predict the final quality."""
     chance = np.random.default_rng(2)
     known = Observations(EARLY_GOAL, 2, (0,))
     for number, rungs in zip(range(6), recipes(chance, 1500), strict=False):
@@ -282,8 +284,8 @@ def test_a_difference_that_does_not_last_gives_nothing_up() -> None:
 
 
 @pytest.mark.parametrize("of", [None, "baseline"])
-def test_perplexity_is_judged_by_its_windows(of: str | None) -> None:
-    """Perplexity is e to the mean of windows' logarithms; four kin that end at the limit, and one far behind."""
+def test_early_stopping_compares_perplexity_by_window(of: str | None) -> None:
+    """Perplexity is the exponential of the mean loss per window; four recipes end at the limit, one is far worse."""
     chance = np.random.default_rng(3)
     limit = Limit(metric="perplexity", at_most=1.1 if of else 1.1 * np.exp(3.0), of=of)
     goal = Goal(("size_bytes",), (limit,), 0.9)

@@ -1,4 +1,4 @@
-"""Bytes foretold of recipes that nobody has made, against the bytes of the files once they are made."""
+"""Tests of size and cost predictions and of the search space: predicted sizes against exported files."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ CHOICES = {"stages.1.prune.heads": [0.25, 0.5], "stages.1.prune.feed_forward": [
 SMALLEST: Point = (1, 1, 1, 1, 1)
 
 
-class Watched:
-    """A search's forecasts, and the one recipe that was made."""
+class PredictedSearch:
+    """A search space with its size and cost estimators, and one executed recipe."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -64,70 +64,76 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
-    return Watched(tmp_path_factory.mktemp("foresight"))
+def predicted_search(tmp_path_factory: pytest.TempPathFactory) -> PredictedSearch:
+    return PredictedSearch(tmp_path_factory.mktemp("foresight"))
 
 
-def test_bytes_foretold_are_the_bytes_made(watched: Watched) -> None:
-    """A recipe with other heads, neurons, tokens and bits than those whose graphs are traced."""
-    costs, wide, bits = watched.costs, (0, 0, 0, 1, 0), (0, 0, 0, 1, 1)
+def test_predicted_size_equals_exported_size(predicted_search: PredictedSearch) -> None:
+    """The recipe has other heads, neurons, tokens and bits than the traced graphs."""
+    costs, wide, bits = predicted_search.costs, (0, 0, 0, 1, 0), (0, 0, 0, 1, 1)
     assert costs.predict(wide, SIZE) is None, "nothing is known before a trial has made the baseline"
-    costs.update(SMALLEST, 0.5, TrialOutcome(stages=watched.stages, seconds=10.0))
+    costs.update(SMALLEST, 0.5, TrialOutcome(stages=predicted_search.stages, seconds=10.0))
     largest, *middle, least = (costs.predict(point, SIZE) for point in (wide, bits, (1, 1, 1, 1, 0), SMALLEST))
-    assert least == watched.made
+    assert least == predicted_search.made
     assert all(largest > size > least for size in middle)  # type: ignore[operator]
-    costs.update(SMALLEST, 1.0, TrialOutcome(final={SIZE: watched.made}, stages=watched.stages, seconds=10.0))
+    costs.update(
+        SMALLEST, 1.0, TrialOutcome(final={SIZE: predicted_search.made}, stages=predicted_search.stages, seconds=10.0)
+    )
     assert costs.errors[SIZE] == [0.0]
     assert costs.tolerance(SMALLEST, SIZE) < 0.001 and not costs.imprecision_reasons()
 
 
-def test_bits_of_tables_are_traced_once_whatever_the_layers(watched: Watched) -> None:
-    """As many layers with usual tables, and with other layers both: the same to the byte, and no graph more."""
-    few = foreseen(watched, watched.space, 3)
+def test_embedding_bits_need_no_trace_for_each_layer_count(predicted_search: PredictedSearch) -> None:
+    """Three traced graphs suffice to predict all combinations of layers and embedding bits exactly."""
+    few = size_estimator_for(predicted_search, predicted_search.space, 3)
     for point in ((1, 1, 1, 1, 0), (1, 1, 1, 0, 1), SMALLEST):
         assert few.size_bytes(point) is not None, point
-    assert few.size_bytes(SMALLEST) == watched.made and not few.unavailable_reason
+    assert few.size_bytes(SMALLEST) == predicted_search.made and not few.unavailable_reason
 
 
-def test_what_all_rows_would_make_of_it_is_foretold_too(watched: Watched) -> None:
-    """Its vocabulary has the words of the rows that chose; a limit between the two sizes lets none of both be tried."""
-    watched.size_estimator.start(TrialOutcome(stages=watched.stages))
-    recipe = watched.space.recipe(SMALLEST, refit=True)
-    predicted_bytes = watched.size_estimator.with_data_of(watched.trials.context.runner(recipe)).size_bytes(SMALLEST)
-    actual_bytes = size_bytes(watched.trials.run_recipe(recipe).folder_of("onnx_int8"))
-    assert predicted_bytes == actual_bytes != watched.made
-    refit = Refit(watched.space, watched.trials, watched.size_estimator)
+def test_size_after_refit_is_predicted(predicted_search: PredictedSearch) -> None:
+    """A refit also has the words of the selection rows; a limit between the two sizes excludes the recipe."""
+    predicted_search.size_estimator.start(TrialOutcome(stages=predicted_search.stages))
+    recipe = predicted_search.space.recipe(SMALLEST, refit=True)
+    predicted_bytes = predicted_search.size_estimator.with_data_of(
+        predicted_search.trials.context.runner(recipe)
+    ).size_bytes(SMALLEST)
+    actual_bytes = size_bytes(predicted_search.trials.run_recipe(recipe).folder_of("onnx_int8"))
+    assert predicted_bytes == actual_bytes != predicted_search.made
+    refit = Refit(predicted_search.space, predicted_search.trials, predicted_search.size_estimator)
     for most, may_ship in ((actual_bytes, True), (actual_bytes - 1, False)):
         goal = Goal((SIZE,), (Limit(metric=SIZE, at_most=most),), 0.95)
         known = Observations(goal, 2, SMALLEST, finished={SMALLEST: TrialOutcome(baseline={SIZE: 1e6})})
         assert refit.fits_limits(SMALLEST, known) == may_ship
 
 
-def foreseen(watched: Watched, space: SearchSpace, most: int) -> SizeEstimator:
-    """Predictions for a space on the same start, with a limit on traced structures."""
-    estimator = SizeEstimator(space, lambda: watched.trials.context.runner(watched.space.base))
+def size_estimator_for(predicted_search: PredictedSearch, space: SearchSpace, most: int) -> SizeEstimator:
+    """Return a size estimator for another space of the same model, with a limit on traced structures."""
+    estimator = SizeEstimator(space, lambda: predicted_search.trials.context.runner(predicted_search.space.base))
     estimator.max_structures = most
-    estimator.start(TrialOutcome(stages=watched.stages))
+    estimator.start(TrialOutcome(stages=predicted_search.stages))
     return estimator
 
 
-def other_space(watched: Watched, folder: Path, **block: object) -> SearchSpace:
-    """The same recipe with other choices."""
+def other_space(predicted_search: PredictedSearch, folder: Path, **block: object) -> SearchSpace:
+    """Return a search space of the same recipe with other choices."""
     path = tiny_run.write_all(folder, stages=list(STAGES), search={**block, "select": {"rows": 20}})
-    return SearchSpace(read_document(path), watched.folder)
+    return SearchSpace(read_document(path), predicted_search.folder)
 
 
 LAYERS = {"stages.3.distill.student.layers": [[0, 1], [0]]}
 
 
-def test_bytes_of_a_graph_that_is_not_traced_are_told_by_its_weights(watched: Watched, tmp_path: Path) -> None:
-    """After the first trial, which says how many bytes a model has beside its weights in so many bits."""
+def test_size_of_untraced_graph_is_predicted_from_its_weights(
+    predicted_search: PredictedSearch, tmp_path: Path
+) -> None:
+    """The first trial calibrates the bytes that a model has beside its weights."""
     choices = {**LAYERS, "stages.5.onnx_int8.per_channel": [True, False], "stages.1.prune.heads": [0.25, 0.5]}
-    space = other_space(watched, tmp_path, choices=choices)
-    few, all_ = foreseen(watched, space, 3), foreseen(watched, space, 9)
+    space = other_space(predicted_search, tmp_path, choices=choices)
+    few, all_ = size_estimator_for(predicted_search, space, 3), size_estimator_for(predicted_search, space, 9)
     first = all_.size_bytes(space.origin)
     costs = CostEstimator(space, few)
-    costs.update(space.origin, 1.0, TrialOutcome(stages=watched.stages, final={SIZE: float(first or 0)}))
+    costs.update(space.origin, 1.0, TrialOutcome(stages=predicted_search.stages, final={SIZE: float(first or 0)}))
     for point in ((1, 0, 0), (0, 0, 0), (0, 1, 0)):
         assert few.size_bytes(point) is not None
     assert few.size_bytes((1, 1, 1)) is None and "beyond the traced structures" in few.unavailable_reason
@@ -137,10 +143,10 @@ def test_bytes_of_a_graph_that_is_not_traced_are_told_by_its_weights(watched: Wa
     assert costs.tolerance((1, 1, 1), SIZE) > costs.tolerance((1, 0, 1), SIZE)
 
 
-def test_a_resumed_search_traces_as_many_structures_as_it_did(watched: Watched, tmp_path: Path) -> None:
-    """Even if tracing takes no time by then, since the graphs are cached."""
+def test_resumed_search_keeps_its_limit_on_traced_structures(predicted_search: PredictedSearch, tmp_path: Path) -> None:
+    """The limit is kept although tracing takes no time with cached graphs."""
     choices = {**LAYERS, "stages.5.onnx_int8.per_channel": [True, False], "stages.1.prune.heads": [0.25, 0.5]}
-    hasty = foreseen(watched, other_space(watched, tmp_path, choices=choices), 9)
+    hasty = size_estimator_for(predicted_search, other_space(predicted_search, tmp_path, choices=choices), 9)
     hasty.use_snapshot(tmp_path)
     hasty._spent = 1e9
     assert hasty.size_bytes((0, 0, 0)) is not None and hasty.max_structures == 1
@@ -149,13 +155,13 @@ def test_a_resumed_search_traces_as_many_structures_as_it_did(watched: Watched, 
     assert later.max_structures == 1
 
 
-def test_a_space_of_few_recipes_is_not_worth_tracing(watched: Watched) -> None:
-    few = SizeEstimator(watched.space, lambda: pytest.fail("no data is read"))
-    watched.space.__dict__["_listed"], listed = [SMALLEST], watched.space._listed
+def test_small_search_space_is_not_traced(predicted_search: PredictedSearch) -> None:
+    few = SizeEstimator(predicted_search.space, lambda: pytest.fail("no data is read"))
+    predicted_search.space.__dict__["_listed"], listed = [SMALLEST], predicted_search.space._listed
     try:
-        few.start(TrialOutcome(stages=watched.stages))
+        few.start(TrialOutcome(stages=predicted_search.stages))
     finally:
-        watched.space.__dict__["_listed"] = listed
+        predicted_search.space.__dict__["_listed"] = listed
     assert not few.is_ready and few.size_bytes(SMALLEST) is None
 
 
@@ -176,14 +182,14 @@ def costs(folder: Path) -> CostEstimator:
 
 
 def made(costs: CostEstimator, point: Point, size: float, seconds: float = 10.0) -> TrialOutcome:
-    """A trial each of whose stages took as long."""
+    """Return a trial outcome in which every stage took ``seconds``."""
     steps = costs.predicted_stages(point)
     stages = tuple(StageCost(label=step.kind, key=step.key, seconds=seconds, cached=False) for step in steps)
     return TrialOutcome(final={"size_bytes": size}, stages=stages, seconds=seconds * len(stages) + 2)
 
 
-def test_sizes_follow_the_stages_own_arithmetic_and_what_was_made(costs: CostEstimator) -> None:
-    """Were sizes what the stages foretell times a factor for each choice, all would be known after a few trials."""
+def test_size_predictions_learn_a_factor_for_each_choice(costs: CostEstimator) -> None:
+    """The sizes are the stages' predictions times one factor for each choice, which a few trials determine."""
     factors = {0: (1.1, 1.2, 1.3), 1: (1.0, 0.9), 2: (1.0, 1.05)}
     points = list(costs.space.points(0))
 
@@ -202,7 +208,7 @@ def test_sizes_follow_the_stages_own_arithmetic_and_what_was_made(costs: CostEst
     assert len(costs.errors["size_bytes"]) == len(tried) - 1
 
 
-def test_stages_that_were_done_cost_nothing_again(costs: CostEstimator) -> None:
+def test_finished_stages_have_no_remaining_cost(costs: CostEstimator) -> None:
     origin, bits, width = (0, 0, 0), (0, 0, 1), (1, 0, 0)
     costs.update(origin, 1.0, made(costs, origin, 1000.0))
     beside = costs.corrected_remaining_seconds(origin)
@@ -213,7 +219,7 @@ def test_stages_that_were_done_cost_nothing_again(costs: CostEstimator) -> None:
     assert costs.corrected_remaining_seconds(origin, share=1 / 3) > beside, "less training is another model"
 
 
-def test_recipes_of_as_many_layers_and_the_same_stages_are_a_family(costs: CostEstimator) -> None:
+def test_recipes_with_equal_layers_and_stages_are_one_family(costs: CostEstimator) -> None:
     assert costs.family((0, 0, 0)) == costs.family((1, 0, 1))
     assert costs.family((0, 0, 0)) != costs.family((0, 1, 0))
 
@@ -242,7 +248,7 @@ def space(folder: Path, stages: Any = SPACE_STAGES, **block: Any) -> SearchSpace
     return SearchSpace(read_document(path), folder)
 
 
-def test_each_knob_has_the_recipe_s_own_value_first_and_each_once(folder: Path) -> None:
+def test_parameters_list_the_value_of_the_recipe_first(folder: Path) -> None:
     search_space = space(folder, optional=["trim_vocabulary"])
     assert [(parameter.name, parameter.values) for parameter in search_space.parameters] == [
         ("trim_vocabulary", ("kept", "left out")),
@@ -255,7 +261,7 @@ def test_each_knob_has_the_recipe_s_own_value_first_and_each_once(folder: Path) 
     assert search_space.describe(search_space.origin) == "the recipe as it stands"
 
 
-def test_a_point_s_stages_are_those_of_its_whole_recipe(folder: Path) -> None:
+def test_stages_of_a_point_equal_those_of_its_recipe(folder: Path) -> None:
     search_space = space(folder, optional=["trim_vocabulary"])
     for point in search_space.points(0):
         assert search_space.recipe(point).stages == search_space.stages(point)
@@ -264,7 +270,7 @@ def test_a_point_s_stages_are_those_of_its_whole_recipe(folder: Path) -> None:
     assert search_space.recipe(point).labels() == ("finetune", "prune", "distill", "onnx", "onnx_int8")
 
 
-def test_fields_of_a_stage_that_is_left_out_do_not_count(folder: Path) -> None:
+def test_parameters_of_omitted_stages_are_ignored(folder: Path) -> None:
     search_space = space(folder, optional=["prune"])
     points = list(search_space.points(0))
     # With prune: 2 x 2 x 2; without it only the layers vary.
@@ -274,7 +280,7 @@ def test_fields_of_a_stage_that_is_left_out_do_not_count(folder: Path) -> None:
     assert len({search_space.identity(point) for point in points}) == len(points)
 
 
-def test_only_what_lies_behind_the_baseline_is_trained_for_a_share_of_its_time(folder: Path) -> None:
+def test_only_stages_after_the_baseline_are_trained_for_a_share(folder: Path) -> None:
     search_space = space(folder)
     recipe = search_space.recipe(search_space.origin, share=1 / 3)
     assert [stage.epochs for stage in recipe.stages if stage.kind in ("finetune", "distill")] == [2, pytest.approx(1)]
@@ -282,14 +288,14 @@ def test_only_what_lies_behind_the_baseline_is_trained_for_a_share_of_its_time(f
     assert shorten_training(recipe, 1.0) == recipe.stages
 
 
-def test_rows_that_choose_are_held_out_of_every_recipe(folder: Path) -> None:
+def test_selection_rows_are_held_out_of_every_recipe(folder: Path) -> None:
     search_space = space(folder)
     (held,) = search_space.base.data.hold_out or ()
     assert (held.rows, held.source, held.split) == (20, "train", "select")
     assert search_space.recipe((0, 1, 1)).data == search_space.base.data
 
 
-def test_a_value_that_fits_no_recipe_is_named_and_left_out(folder: Path) -> None:
+def test_invalid_value_is_reported_and_omitted(folder: Path) -> None:
     search_space = space(folder, choices={**SPACE_CHOICES, "stages.1.prune.heads": [0.25, 2]})
     values = {parameter.name: parameter.values for parameter in search_space.parameters}
     assert values["stages.1.prune.heads"] == (0.5, 0.25)
@@ -307,7 +313,7 @@ def test_a_value_that_fits_no_recipe_is_named_and_left_out(folder: Path) -> None
         ({"optional": ["prun"]}, "Did you mean 'prune'"),
     ],
 )
-def test_what_cannot_be_searched_is_refused(folder: Path, block: dict[str, Any], says: str) -> None:
+def test_invalid_search_spaces_are_refused(folder: Path, block: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=re.escape(says)):
         space(folder, **block)
 
@@ -316,7 +322,7 @@ def test_what_cannot_be_searched_is_refused(folder: Path, block: dict[str, Any],
     ("field", "value", "expected"),
     [("budget", "soon", "90s, 60m or 1h30m"), ("rungs", [0.5, 0.2], "rising shares"), ("confidence", 0.4, "0.5")],
 )
-def test_mistakes_in_the_block_are_mistakes_of_the_recipe(folder: Path, field: str, value: Any, expected: str) -> None:
+def test_errors_in_the_search_block_are_recipe_errors(folder: Path, field: str, value: Any, expected: str) -> None:
     with pytest.raises(RecipeError) as caught:
         space(folder, **{field: value})
     assert f"search.{field}" in str(caught.value)

@@ -1,4 +1,4 @@
-"""A whole search of a tiny recipe by the command line: what it leaves, how it goes on, what it refuses."""
+"""Tests of whole searches of a tiny recipe: results, resuming, a lost worker and refused input."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def latest(artifacts: Path) -> Path:
 
 
 def trials(artifacts: Path) -> list[dict[str, Any]]:
-    """The ledger's record of each trial, without times."""
+    """Return the ledger's record of each trial without times."""
     lines = (latest(artifacts) / "ledger.jsonl").read_text().splitlines()[1:]
     records = [json.loads(line) for line in lines]
     for trial in records:
@@ -71,7 +71,7 @@ def trials(artifacts: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a search that has ended, its artifacts in `artifacts`."""
+    """Run a search and return its folder, with its artifacts in `artifacts`."""
     folder = tmp_path_factory.mktemp("searched")
     path = write(folder)
     done = tiny_run.compress("search", path, "--artifacts", folder / "artifacts", "--json")
@@ -80,7 +80,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_smallest_that_keeps_its_limits_wins_and_is_judged_once_on_the_test_rows(searched: Path) -> None:
+def test_smallest_feasible_model_wins_and_is_evaluated_on_test_rows(searched: Path) -> None:
     record = json.loads((searched / "said.json").read_text())
     full = [trial for trial in record["trials"] if trial["share"] == 1 and trial["status"] != "missed"]
     best = next(trial for trial in record["trials"] if trial["status"] == "best")
@@ -89,23 +89,23 @@ def test_the_smallest_that_keeps_its_limits_wins_and_is_judged_once_on_the_test_
     assert judged["winner"]["words"] == best["words"]
     assert set(judged) >= {"winner", "as chosen", "trial 0"}
     assert judged["as chosen"]["words"] == best["words"]
-    # 60 test rows, not the 60 that chose: accuracies are multiples of a sixtieth of other answers.
+    # The confidence is Bonferroni-corrected for the number of evaluated models.
     assert record["final"]["confidence"] == pytest.approx(1 - 0.05 / len(judged))
     assert [trial["seed"] for trial in record["final"]["seeds"]] == [1]
     assert record["stages_shared"] > 0
-    # The page shows every trial, and needs nothing from outside.
+    # The page shows every trial and loads no external resources.
     page = (latest(searched / "artifacts") / "search.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
     for trial in record["trials"]:
         assert f'<th scope="row">{trial["number"]}</th>' in page
 
 
-def test_the_best_recipe_is_ordinary_and_gives_the_same_bytes_from_the_cache(searched: Path) -> None:
+def test_best_recipe_runs_from_the_cache_with_the_same_bytes(searched: Path) -> None:
     artifacts, newest_run = searched / "artifacts", latest(searched / "artifacts")
     text = (newest_run / "best.yaml").read_text()
     values = yaml.safe_load(text)
     assert "search" not in values
-    # It was trained once more, from the rows that chose too: other weights than those that were chosen.
+    # The refit also trains on the selection rows, so that its weights differ from the chosen model's.
     assert "hold_out" not in values["data"]
     record = json.loads((searched / "said.json").read_text())
     assert record["final"]["refit"]
@@ -120,7 +120,7 @@ def test_the_best_recipe_is_ordinary_and_gives_the_same_bytes_from_the_cache(sea
     assert digest_directory(ran) == digest_directory(newest_run / "model")
 
 
-def test_a_failed_refit_ships_the_chosen_model(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_refit_keeps_the_chosen_model(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = shutil.copytree(searched, tmp_path / "again", symlinks=True)
     answers = TrialRunner.evaluate_all
 
@@ -138,14 +138,14 @@ def test_a_failed_refit_ships_the_chosen_model(searched: Path, tmp_path: Path, m
     judged_before = json.loads((searched / "said.json").read_text())["final"]["judged"]
     chosen = next(candidate for candidate in judged_before if candidate["name"] == "as chosen")
     assert [candidate.name for candidate in final.judged][:2] == ["winner", "trial 0"]
-    # The same model, and its seeds would have learned from other rows than it did.
+    # The chosen model ships without seeds, which would have been trained on other rows.
     for metric in ("accuracy", "size_bytes"):
         assert final.winner.final[metric] == chosen["final"][metric]
     assert final.seeds == ()
     assert digest_directory(done.folder / MODEL) == digest_directory(Path(chosen["folder"]))
 
 
-def test_a_killed_search_that_is_resumed_ends_with_the_same_ledger(searched: Path, tmp_path: Path) -> None:
+def test_resumed_search_has_the_ledger_of_an_uninterrupted_one(searched: Path, tmp_path: Path) -> None:
     artifacts = tmp_path / "artifacts"
     command = ["search", searched / "tiny.yaml", "--artifacts", artifacts]
     for _ in range(2):
@@ -163,7 +163,7 @@ def test_a_killed_search_that_is_resumed_ends_with_the_same_ledger(searched: Pat
 
 
 class Cluster:
-    """Two nodes with a folder each; that which is given the third piece of work is killed with it."""
+    """A Ray cluster of two nodes with a folder each; the node that receives the third task is killed."""
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         from ray.cluster_utils import Cluster
@@ -193,7 +193,9 @@ class Cluster:
 
 
 @pytest.mark.skipif(not is_todays("ray"), reason="a real cluster is begun every fourth day")
-def test_two_machines_of_which_one_dies(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_survives_the_loss_of_one_of_two_nodes(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     cluster, notes = Cluster(tmp_path, monkeypatch), tiny_run.Notes()
     try:
@@ -205,7 +207,7 @@ def test_two_machines_of_which_one_dies(searched: Path, tmp_path: Path, monkeypa
         cluster.cluster.shutdown()
     assert any("was lost" in note for note in notes.said), notes.said
     assert trials(tmp_path / "artifacts") == trials(searched / "artifacts")[:4]
-    # What ships was trained once more, from all rows: by the machine that was left.
+    # The remaining node did the refit on all rows.
     assert digest_directory(done.folder / MODEL) == digest_directory(latest(searched / "artifacts") / MODEL)
     assert any((folder / "cache").is_dir() for folder in cluster.folders)
 
@@ -233,7 +235,7 @@ def test_bad_input_is_refused(searched: Path, arguments: list[str], says: str, m
     assert not (searched / "none").exists()
 
 
-def test_a_dry_run_says_what_would_be_varied_and_writes_nothing(searched: Path) -> None:
+def test_dry_run_shows_the_choices_and_writes_no_files(searched: Path) -> None:
     command = ("search", "tiny.yaml", "--dry-run", "--artifacts", "none", "--set", "search.optional=[onnx]")
     answer = tiny_run.compress(*command, folder=searched)
     assert answer.returncode == 0, answer.stderr
@@ -245,8 +247,8 @@ def test_a_dry_run_says_what_would_be_varied_and_writes_nothing(searched: Path) 
     assert not (searched / "none").exists()
 
 
-def test_limits_alone_are_enough_and_one_file_of_rows(tmp_path: Path) -> None:
-    """As a newcomer does: a CSV, a model, a share to keep; what may vary is what the stages say."""
+def test_search_needs_only_a_model_one_data_file_and_limits(tmp_path: Path) -> None:
+    """The stages and choices are the defaults for the task, and test and validation rows are split off."""
     tiny_run.ROWS, rows = {**tiny_run.ROWS, "train": 400}, tiny_run.ROWS
     try:
         tiny_run.write_all(tmp_path)

@@ -1,4 +1,4 @@
-"""The start of a search: its first stages and choices, its checks before any work, and whether it refits."""
+"""Tests of starting a search: initial stages and choices, checks before any work, and refits."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def written(stage: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def initial(task: str, shape: Shape | None = TRANSFORMER, possible: Any = anything) -> list[tuple[str, dict[str, Any]]]:
-    """The stages that a search of a model with this shape begins with."""
+    """Return the (kind, fields) of the initial stages for a task and a model shape."""
     return list(map(written, initial_stages(TASKS[task], TASKS[task].starter["stages"], shape, possible)))
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS, ids=[f"{name}-{type(kind).__name__}" for name, kind in KINDS])
-def test_every_kind_of_task_has_stages_that_fit_it_and_recipes_to_choose_from(name: str, kind: Task) -> None:
+def test_every_task_has_initial_stages_with_choices(name: str, kind: Task) -> None:
     stages = initial_stages(kind, TASKS[name].starter["stages"], TRANSFORMER, anything)
     recipes = 1
     for initial_stage in stages:
@@ -67,7 +67,7 @@ def test_every_kind_of_task_has_stages_that_fit_it_and_recipes_to_choose_from(na
     assert not any("model" in (fields.get("student") or {}) for _, fields in map(written, stages))
 
 
-def test_what_was_trained_is_cut_and_learns_again_by_what_the_architecture_has() -> None:
+def test_initial_stages_prune_and_distill_by_architecture() -> None:
     stages = initial("image-classification")
     assert [kind for kind, _ in stages] == ["finetune", "prune", "distill", "onnx", "onnx_int8"]
     assert stages[1][1] == {"feed_forward": 0.25}
@@ -80,7 +80,7 @@ def test_what_was_trained_is_cut_and_learns_again_by_what_the_architecture_has()
     }  # fmt: skip
 
 
-def test_what_an_architecture_has_not_is_not_cut() -> None:
+def test_impossible_pruning_is_left_out() -> None:
     starter = list(map(written, TASKS["audio-classification"].starter["stages"]))
     narrowed = initial("audio-classification", possible=lambda _, fields: "feed_forward" not in fields)
     assert narrowed[1] == ("prune", {"heads": 0.25})
@@ -88,15 +88,15 @@ def test_what_an_architecture_has_not_is_not_cut() -> None:
 
 
 @pytest.mark.parametrize(("layers", "kept"), [(12, [1, 3, 5, 7, 9, 11]), (4, [1, 3]), (3, [2]), (1, None)])
-def test_a_student_has_half_of_the_model_s_own_layers(layers: int, kept: list[int] | None) -> None:
-    """The starter's layers are those of the model that it names."""
+def test_student_has_half_of_the_layers(layers: int, kept: list[int] | None) -> None:
+    """The layers in the task's starter recipe belong to the starter's model and are not used."""
     fields = dict(initial("text-classification", replace(TRANSFORMER, layers=layers)))
     assert fields["distill"].get("student") == (None if kept is None else {"layers": kept})
     whole = dict(initial("text-classification", possible=lambda *_: False))
     assert "student" not in whole["distill"] and whole["distill"]["teacher"] == "finetune"
 
 
-def test_tables_vary_where_they_weigh_something_and_ranges_of_one_graph_for_the_sake_of_time() -> None:
+def test_quantization_choices_depend_on_embeddings_and_timing() -> None:
     validate = STAGES["onnx_int8"].model_validate
     quantize, encoder = validate({"kind": "onnx_int8"}), validate({"kind": "onnx_int8", "part": "encoder"})
     assert set(search_values(quantize, TRANSFORMER)) == {"embedding_bits", "embedding_block_size"}
@@ -109,7 +109,7 @@ PRUNE = {"prune": {"feed_forward": 0.5, "importance_examples": 8}}
 
 
 def of_recipe(folder: Path, stages: list[Any], choices: dict[str, list[Any]], **block: Any) -> SpaceSummary:
-    """The opening of a recipe that trains for long, over a model of two layers with two heads each."""
+    """Return the dry-run summary of a recipe with long training and a model of two layers with two heads each."""
     every = [{"finetune": {"epochs": 20}}, *stages, {"onnx": {}}, {"onnx_int8": {}}]
     choices = {**choices, f"stages.{len(every) - 1}.onnx_int8.embedding_bits": [8, 4]}
     search = {"choices": choices, "select": {"rows": 20}, **block}
@@ -119,14 +119,14 @@ def of_recipe(folder: Path, stages: list[Any], choices: dict[str, list[Any]], **
 
 
 def of_limits(folder: Path, task: str, *sets: str) -> SpaceSummary:
-    """The opening of a search from a model and data alone."""
+    """Return the dry-run summary of a search that is given only a model and data."""
     asked = SearchOptions(model=str(folder / "model"), data=str(folder), task=task, keep=0.3)
     document, home, origin = build_document(None, asked, sets)
     with prepare_dry_run(document, home, folder / "artifacts") as prepared:
         return prepared.summary(origin)
 
 
-def test_values_that_the_model_cannot_have_are_left_out_each_with_its_reason(tmp_path: Path) -> None:
+def test_impossible_values_are_left_out_with_the_reason(tmp_path: Path) -> None:
     choices = {"stages.1.prune.heads": [0.25, 0.5, 0.75], "stages.2.distill.student.layers": [[0], [0, 1, 2]]}
     opening = of_recipe(tmp_path, [PRUNE, {"distill": {"student": {"layers": [0, 1]}}}], choices)
     others = {choice.name: choice.others for choice in opening.choices}
@@ -146,14 +146,14 @@ def test_values_that_the_model_cannot_have_are_left_out_each_with_its_reason(tmp
         ([{"prune": {"layers": 1}}, {"distill": {"student": {"layers": [0, 1]}}}], r"Layers \[0, 1\] cannot be kept"),
     ],
 )
-def test_a_recipe_that_cannot_run_is_refused_before_any_work(tmp_path: Path, stages: list[Any], says: str) -> None:
-    """The last for what its stages come to together: each by itself fits."""
+def test_impossible_recipe_is_refused_before_any_work(tmp_path: Path, stages: list[Any], says: str) -> None:
+    """In the last case each stage is possible alone, but not both together."""
     with pytest.raises(CompressError, match=says):
         of_recipe(tmp_path, stages, {})
     assert not (tmp_path / "artifacts").exists()
 
 
-def test_a_budget_shorter_than_the_first_trial_is_said_before_it(tmp_path: Path) -> None:
+def test_budget_shorter_than_the_first_trial_gives_a_warning(tmp_path: Path) -> None:
     choices = {"stages.1.prune.feed_forward": [0.25]}
     short, long = (of_recipe(tmp_path / budget, [PRUNE], choices, budget=budget) for budget in ("1s", "10h"))
     assert short.first_seconds > 1
@@ -161,7 +161,7 @@ def test_a_budget_shorter_than_the_first_trial_is_said_before_it(tmp_path: Path)
     assert not any("longer than the budget" in line for line in long.lines())
 
 
-def test_speech_of_few_heads_is_cut_by_what_comes_to_one(tmp_path: Path) -> None:
+def test_pruned_share_removes_at_least_one_of_few_heads(tmp_path: Path) -> None:
     tiny_sounds.write_splits(tmp_path, {"train": 24, "test": 8})
     tiny_sounds.write_model(
         tmp_path / "model", lambda: tiny_sounds.waves("Wav2Vec2", masked=False, ending="CTC"), letters=True
@@ -171,7 +171,7 @@ def test_speech_of_few_heads_is_cut_by_what_comes_to_one(tmp_path: Path) -> None
     assert "would remove nothing" in opening.refused["stages.1.prune.heads=0.25"]
 
 
-def test_masks_without_names_are_told_how_to_name_their_classes(tmp_path: Path) -> None:
+def test_error_for_unnamed_mask_classes_suggests_labels(tmp_path: Path) -> None:
     tiny_places.write_all(tmp_path, "segformer", [])
     with pytest.raises(CompressError, match="the label '0', which the model lacks") as caught:
         of_limits(tmp_path, "image-segmentation")
@@ -180,7 +180,7 @@ def test_masks_without_names_are_told_how_to_name_their_classes(tmp_path: Path) 
     assert "prune" in opening.stages
 
 
-def test_a_language_model_for_llama_cpp_is_searched_among_its_file_types(tmp_path: Path) -> None:
+def test_search_for_llama_cpp_varies_the_gguf_type(tmp_path: Path) -> None:
     words = ("the", "river", "runs", "over", "under", "hill", "red", "stone")
     rows = [json.dumps({"text": " ".join(random.Random(seed).choices(words, k=60))}) for seed in range(800)]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
@@ -235,7 +235,7 @@ def is_refit(made: SearchSpace) -> bool:
     return Refit(made, own_trials, SizeEstimator(made, lambda: own_trials.context.runner(made.base))).enabled
 
 
-def test_all_rows_are_those_that_train_had_before_any_were_held_out(folder: Path) -> None:
+def test_refit_trains_on_the_selection_rows_too(folder: Path) -> None:
     spare = {"rows": 10, "split": "spare"}
     search_space = refit_space(folder, hold_out=[spare, {"rows": 20}])
     context = trials(search_space).context
@@ -248,7 +248,7 @@ def test_all_rows_are_those_that_train_had_before_any_were_held_out(folder: Path
     assert "select" not in whole.splits
 
 
-def test_few_rows_are_not_worth_another_training(folder: Path) -> None:
+def test_refit_needs_enough_selection_rows(folder: Path) -> None:
     count = tiny_run.ROWS["train"]
     few, enough = int(0.04 * count), int(0.06 * count)
     assert not is_refit(refit_space(folder, few))
@@ -257,7 +257,7 @@ def test_few_rows_are_not_worth_another_training(folder: Path) -> None:
     assert not is_refit(refit_space(folder, enough, refit=False))
 
 
-def test_nothing_is_learned_where_nothing_is_trained(folder: Path) -> None:
+def test_search_without_training_has_no_refit(folder: Path) -> None:
     search_space = refit_space(
         folder, stages=[REFIT_STAGES[0], *REFIT_STAGES[2:]], choices={"stages.2.onnx_int8.embedding_bits": [8, 4]}
     )
@@ -272,7 +272,7 @@ def test_nothing_is_learned_where_nothing_is_trained(folder: Path) -> None:
         ([{"rows": 10, "split": "spare"}], "a split of their own"),
     ],
 )
-def test_rows_that_no_refit_can_use_are_refused_where_it_was_requested(folder: Path, hold_out: Any, says: str) -> None:
+def test_requested_refit_with_unusable_rows_is_refused(folder: Path, hold_out: Any, says: str) -> None:
     with pytest.raises(InputError, match=says):
         check_refit(refit_space(folder, hold_out=hold_out, refit=True))
     search_space = refit_space(folder, hold_out=hold_out)

@@ -1,4 +1,4 @@
-"""Gaussian processes averaged over their lengths and shares, against scikit-learn's."""
+"""Tests of the surrogate: Gaussian processes averaged over hyperparameters, against scikit-learn."""
 
 import math
 
@@ -13,7 +13,7 @@ from compress.plugins.search import surrogate
 from compress.plugins.search.surrogate import Surrogate
 
 
-def test_expectations_are_those_of_scikit_learn_weighted_by_likelihood(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_equal_likelihood_weighted_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(surrogate, "_NEGLIGIBLE", -math.inf)
     chance = np.random.default_rng(0)
     known, asked = chance.uniform(size=(9, 3)), chance.uniform(size=(5, 3))
@@ -37,7 +37,7 @@ def test_expectations_are_those_of_scikit_learn_weighted_by_likelihood(monkeypat
     assert ours.mean(asked) == pytest.approx(shares @ np.array(means), abs=1e-6)
     chances = np.array([norm.sf(0.8, mean, spread) for mean, spread in zip(means, spreads, strict=True)])
     assert ours.probability_at_least(asked, np.full(5, 0.8)) == pytest.approx(shares @ chances, abs=1e-6)
-    # Expected improvement as an integral over the mixture's density.
+    # Expected improvement is an integral over the mixture's density.
     better = np.linspace(0.8, 12, 200_001)
     each = np.array([np.trapezoid((better - 0.8) * norm.pdf(better, mean[0], spread[0]), better)
                      for mean, spread in zip(means, spreads, strict=True)])  # fmt: skip

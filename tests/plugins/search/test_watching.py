@@ -1,4 +1,4 @@
-"""The table that a search shows while it runs, on a terminal of any width; lines for everybody else."""
+"""Tests of the live table, ledger, search page and importance analysis."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def drawn(moment: SearchSnapshot, width: int = 80, now: float = 142.0) -> str:
     return out.getvalue()
 
 
-def test_it_says_what_is_best_what_is_tried_why_and_how_much_time_is_left() -> None:
+def test_table_shows_best_and_running_trials_and_remaining_time() -> None:
     text = " ".join(drawn(seen(TRYING)).split())
     assert "size on disk 4.80 MB, latency 0.480 ms (0.436\u20130.533 ms)" in text
     assert "accuracy at least 0.97: +1.20% inside, surely +0.20%" in text
     assert "trial 6, 33% of its training, for 0:42: prune.heads 0.5, distill.student.layers [2]" in text
     assert "29:18 for trials, of 1:00:00 for all" in text
-    # Of two figures the front is listed.
+    # With two objectives the Pareto front is listed.
     assert "1 4.80 MB 0.480 ms" in text and "4 6.00 MB 0.400 ms" in text
     trials = [trial.model_copy(update={"status": "missed"}) for trial in made_up_record.record().trials]
     record = made_up_record.record(minimize=("size_bytes",), trials=trials, best=None, nearest="short by 3%")
@@ -59,11 +59,11 @@ def test_it_says_what_is_best_what_is_tried_why_and_how_much_time_is_left() -> N
 
 
 @pytest.mark.parametrize("width", [30, 80, 200])
-def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+def test_table_fits_the_terminal_width(width: int) -> None:
     assert max(map(cell_len, drawn(seen(TRYING), width).splitlines())) <= width
 
 
-def test_a_file_gets_lines_and_so_does_json() -> None:
+def test_files_and_json_output_get_lines_without_table() -> None:
     for console, lines in ((Console(file=io.StringIO()), False), (terminal(io.StringIO()), True)):
         with SearchConsole(console, lines) as shown:
             shown.show(seen(TRYING))
@@ -74,7 +74,7 @@ def test_a_file_gets_lines_and_so_does_json() -> None:
 
 
 class Terminal:
-    """As much of one as it takes: lines that wrap anew when it becomes narrower, and a cursor that goes up."""
+    """A minimal terminal emulator with cursor-up, clear-line and wrapping of lines when it becomes narrower."""
 
     def __init__(self, written: str, width: int) -> None:
         self.lines, self.row, self.width = [""], 0, width
@@ -97,7 +97,7 @@ class Terminal:
             self.lines[self.row] += part
 
     def narrowed(self, width: int) -> Terminal:
-        """The same, as wide as that: lines that don't fit are wrapped, and the cursor stays in its text."""
+        """Return the terminal at a smaller width, with long lines wrapped and the cursor on the same text."""
         wrapped = [[line[at : at + width] for at in range(0, max(len(line), 1), width)] for line in self.lines]
         other = Terminal("", width)
         other.lines = [piece for line in wrapped for piece in line]
@@ -109,7 +109,7 @@ def terminal(out: io.StringIO, width: int = 80) -> Console:
     return Console(file=out, force_terminal=True, force_interactive=True, width=width, height=60, color_system=None)
 
 
-def test_a_terminal_that_becomes_narrower_has_the_table_once_and_keeps_what_stood_above() -> None:
+def test_narrowed_terminal_shows_the_table_once_below_earlier_text() -> None:
     out = io.StringIO()
     console = terminal(out)
     with SearchConsole(console) as shown:
@@ -138,7 +138,7 @@ def entry(number: int) -> LedgerEntry:
     return LedgerEntry(number=number, point=(number, 0), rung=0, words="prune", identity="abc", outcome=outcome)
 
 
-def test_what_was_added_is_read_in_order_without_a_line_that_was_cut_short(tmp_path: Path) -> None:
+def test_ledger_is_read_in_order_without_a_truncated_line(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.create(header())
     for number in range(3):
@@ -150,7 +150,7 @@ def test_what_was_added_is_read_in_order_without_a_line_that_was_cut_short(tmp_p
     assert ledger.path.read_bytes() == whole
 
 
-def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_complete_ledger_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = Ledger(tmp_path)
     ledger.create(header())
     ledger.append(entry(0))
@@ -168,13 +168,13 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("content", [b"", b"{}\n", b'{"version": 1}\n', b"not json\n"])
-def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_file_that_is_no_ledger_is_refused(tmp_path: Path, content: bytes) -> None:
     Ledger(tmp_path).path.write_bytes(content)
     with pytest.raises(InputError, match="start again"):
         Ledger(tmp_path).read()
 
 
-def test_every_stage_stands_once_below_what_it_follows_with_what_sharing_saved() -> None:
+def test_stage_tree_counts_shared_stages_and_saved_time() -> None:
     shown = stage_tree(made_up_record.record())
     quantized = (2, "quantize", 1, 5.0, 0.0)
     assert [(one.depth, one.label, one.trials, one.seconds, one.saved) for one in shown] == [
@@ -184,8 +184,8 @@ def test_every_stage_stands_once_below_what_it_follows_with_what_sharing_saved()
     assert shown[0].numbers == "0, 1, 2, 3, 4"
 
 
-def test_what_a_limit_forbids_is_tinted_from_the_bound_on() -> None:
-    """Against quality, all below the bound too; of two figures what is too large."""
+def test_chart_tints_the_region_beyond_a_limit() -> None:
+    """A chart of size against accuracy has two infeasible regions here, a chart of size against latency one."""
     assert pareto_chart(made_up_record.record()).count("infeasible") == 1
     assert pareto_chart(made_up_record.record(minimize=("size_bytes",))).count("infeasible") == 2
     free = made_up_record.record(bounds={"size_bytes": 8e8})
@@ -209,7 +209,7 @@ return {{tips: marks.map((one) => one.getAttribute("aria-label")), tip: document
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
-def test_a_reader_sees_every_trial_on_hover_and_what_is_infeasible(browser: Browser, width: int, dark: bool) -> None:
+def test_search_page_shows_trials_on_hover_and_infeasible_region(browser: Browser, width: int, dark: bool) -> None:
     record = made_up_record.record()
     seen = browser.look(search_page(record), _PROBE.replace(BOX, ""), width=width, dark=dark)
     assert seen.said == []
@@ -241,8 +241,8 @@ KNOBS = (
 EVERY = list(itertools.product(range(4), range(2), range(2)))
 
 
-def test_shares_are_those_of_a_sum_whose_variances_add_up() -> None:
-    """f = 3 rank + 2 bit + 0 kind on all of the space: the variance of ranks 0, 1/3, 2/3, 1 is 5/36, of a bit 1/4."""
+def test_importance_equals_variance_shares_of_an_additive_function() -> None:
+    """f = 3 rank + 2 bit over the whole space: the variance of ranks 0, 1/3, 2/3, 1 is 5/36, that of a bit 1/4."""
     points = random.Random(0).sample(EVERY, 14)
     values = np.array([3 * point[0] / 3 + 2 * point[1] for point in points], dtype=float)
     importance = analyze_importance(KNOBS, points, values)
@@ -252,8 +252,8 @@ def test_shares_are_those_of_a_sum_whose_variances_add_up() -> None:
     assert "by 14 recipes" in importance.note
 
 
-def test_what_choices_do_together_is_no_one_s_alone() -> None:
-    """f = 1 where both differ: each alone explains nothing."""
+def test_interactions_are_not_attributed_to_single_parameters() -> None:
+    """f = 1 where the two values differ, so that neither parameter explains any variance alone."""
     points = [(0, 0), (0, 1), (1, 0), (1, 1)] * 3
     values = np.array([float(a != b) for a, b in points])
     importance = analyze_importance(KNOBS[1:], points, values)
@@ -270,13 +270,13 @@ def test_what_choices_do_together_is_no_one_s_alone() -> None:
         (EVERY, list(np.random.default_rng(0).normal(size=16)), "too few to say: of 16 recipes, each predicted"),
     ],
 )
-def test_nothing_is_said_by_too_little(points: list[tuple[int, ...]], values: list[float], says: str) -> None:
+def test_too_few_trials_give_no_importance(points: list[tuple[int, ...]], values: list[float], says: str) -> None:
     importance = analyze_importance(KNOBS, points, np.array(values))
     assert importance.shares is None
     assert says in importance.note
 
 
-def test_a_choice_that_was_tried_with_one_value_has_no_share() -> None:
+def test_parameter_with_one_tried_value_has_no_importance() -> None:
     points = [point for point in EVERY if point[2] == 0]
     importance = analyze_importance(KNOBS, points, np.array([float(point[0]) for point in points]))
     assert importance.shares is not None
@@ -284,8 +284,8 @@ def test_a_choice_that_was_tried_with_one_value_has_no_share() -> None:
     assert importance.shares[0] == pytest.approx(1.0, abs=0.01)
 
 
-def test_a_passed_check_of_widths_is_known_by_what_cuts_before_it(tmp_path: Path) -> None:
-    """A search, which asks once, asks again where other shares go, and not where columns are made alike otherwise."""
+def test_width_check_is_cached_by_the_pruning_before_it(tmp_path: Path) -> None:
+    """The check depends on the pruned share, but not on the settings of equalize."""
 
     def known(share: float, strength: float) -> str:
         cuts = [{"prune_decoder": {"feed_forward": share}}, {"equalize": {"strength": strength}}]

@@ -89,7 +89,7 @@ def test_five_hundred_layers_stay_within_the_budget_and_use_it() -> None:
     units = layers(500, seed=2)
     budget = int(1.4 * size_of(units, (1,) * len(units)))
     actual = allocate_bits(units, budget)
-    # Less than the smallest step that is left: nothing more fits anywhere.
+    # Less than the smallest remaining step: nothing more fits.
     smallest = min(
         options[index + 1].size_bits - options[index].size_bits
         for options, index in zip(units, actual, strict=True)

@@ -31,7 +31,7 @@ def answers(seed: int, queries: int = 4) -> torch.Tensor:
 def test_matching_has_the_lowest_cost(separate: bool) -> None:
     mine, taught = answers(1)[:1], answers(0)[:1]
     theirs, boxes = taught[0, :, :4], taught[0, :, 4:]
-    # Separate classes are as many coins; otherwise the last class is that of no object.
+    # Sigmoid outputs are independent classes; otherwise the last class means no object.
     chances = theirs.sigmoid() if separate else theirs.softmax(-1)
     certain = chances.amax(-1) if separate else 1 - chances[:, -1]
 
@@ -133,7 +133,7 @@ def test_duplicate_text_counts_as_correct() -> None:
 
 
 def test_ranks_and_neighbours_match_a_sorted_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embeddings, "_CHUNK", 7)  # so that there are several, the last one short
+    monkeypatch.setattr(embeddings, "_CHUNK", 7)  # so that there are several chunks, the last one smaller
     generator = np.random.default_rng(0)
     queries, corpus = generator.normal(size=(23, 6)), generator.normal(size=(31, 6))
     given = generator.integers(0, 12, 31)
@@ -173,12 +173,12 @@ def test_query_in_the_corpus_is_not_its_own_match(monkeypatch: pytest.MonkeyPatc
     expected = [
         1 + next((i for i, j in enumerate(row) if kinds[j] == mine), 30) for row, mine in zip(order, kinds, strict=True)
     ]
-    # The last one is the only one of its kind.
+    # The last row is the only one of its class.
     assert expected[-1] == 31
     assert ranks(both, both, kinds, kinds, itself=True).tolist() == expected
     assert nearest(both, both, 5, itself=True).tolist() == [row[:5] for row in order]
     assert nearest(both, both, 99, itself=True).shape == (30, 29)
-    # With so few, all are candidates, and are scored by their bits.
+    # With so few rows, all are candidates, scored by their bits.
     exact = ranks(both, np.where(both > 0, 1.0, -1.0), kinds, kinds, itself=True)
     bits = embeddings.binary_ranks(both, both, kinds, kinds, 10, itself=True)
     assert bits[:-1].tolist() == exact[:-1].tolist() and bits[-1] == 30

@@ -45,7 +45,7 @@ def error_rates(n: int, discordance: float, difference: float, confidence: float
 
 
 def test_interval_is_wald_with_half_an_observation_per_cell() -> None:
-    # The matrix way to the same: multinomial covariance of the four cells, each with 1/2 more.
+    # The same in matrix form: multinomial covariance of the four cells, each plus 1/2.
     only_baseline, only_candidate, n = 132, 107, 1600
     cells = np.array([1000, only_baseline, only_candidate, n - 1000 - only_baseline - only_candidate]) + 0.5
     shares = cells / cells.sum()

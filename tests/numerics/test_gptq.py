@@ -50,7 +50,7 @@ def test_integers_equal_the_textbook_algorithm(
     if act_order:
         order.sort(key=lambda column: -float(hessian[column, column]))
     assert torch.equal(actual.integers, textbook(weight, hessian, actual, order))
-    # Or this test has shown nothing: the order and the updates matter.
+    # Otherwise this test proves nothing: the order and the updates matter.
     assert not torch.equal(actual.integers, textbook(weight, hessian, actual, order[::-1]))
     assert not torch.equal(actual.integers, textbook(weight, torch.eye(COLUMNS), actual, order))
 
@@ -130,7 +130,7 @@ def test_always_zero_inputs_add_no_error() -> None:
     alone = quantize_gptq(weight[:, live], hessian[live][:, live], options)
     assert torch.equal(solution.quantized.integers[:, live], alone.quantized.integers)
     assert solution.error == pytest.approx(alone.error, rel=1e-5)
-    # They are no reason to damp.
+    # They need no extra damping.
     assert quantize_gptq(weight, hessian, replace(options, damping=0.0)).damping == 0.0
 
 

@@ -114,7 +114,7 @@ def test_rounding_is_to_the_nearest_point() -> None:
 
 
 def test_chunked_rows_are_fitted_like_unchunked() -> None:
-    # More than one stretch of rows that fits the cache.
+    # More rows than one cache-sized chunk.
     weight, _ = layer_problem(3000, 64)
     whole = round_to_nearest(weight, GptqSettings(4, 64))
     last = round_to_nearest(weight[-7:], GptqSettings(4, 64))
@@ -213,7 +213,7 @@ SESSION = quantize_linear()
 def test_integers_equal_onnx_runtime(seed: int, scale: float, zero: int) -> None:
     generator = np.random.default_rng(seed)
     step = np.float32(scale)
-    # Halves of a step among them, which is where rules of rounding part.
+    # Includes halves of a step, where rounding rules differ.
     values = np.concatenate([generator.normal(0, 90, 200), generator.integers(-400, 400, 200) + 0.5]).astype(np.float32)
     values = values * step
     (expected,) = SESSION.run(None, {"x": values, "scale": np.array(step), "zero": np.array(zero, np.uint8)})
@@ -288,7 +288,7 @@ def test_an_unclipped_weight_is_off_by_at_most_half_a_scale(bits: int):
     )
     assert inside.mean() > 0.8
     assert (error[inside] <= (scales / 2 * 1.0001).repeat(BLOCK, -1)[inside]).all()
-    # What lies outside is held at the end of the range.
+    # Values outside are clamped to the end of the range.
     outside = blocks_of(quantized.integers)[~inside]
     assert np.isin(outside, (0, 2**bits - 1)).all()
 
@@ -355,7 +355,7 @@ def test_no_range_of_the_grid_has_a_smaller_error(bits: int):
     full_range = quantize_blocks(weight(), bits, BLOCK).scales == np.float32(
         (np.maximum(blocks_of(weight()).max(-1), 0) - np.minimum(blocks_of(weight()).min(-1), 0)) / levels
     )
-    # At four bits clipping must have paid somewhere, or this test has shown nothing.
+    # At four bits clipping must have helped somewhere, or this test proves nothing.
     assert bits == 8 or not full_range.all()
 
 

@@ -82,7 +82,7 @@ def test_bootstrap_accounts_for_cluster_and_group_correlation() -> None:
     generator = np.random.default_rng(0)
     clusters = [shift + 0.01 * generator.normal(size=50) for shift in generator.normal(size=40)]
     medians = [np.median(cluster) for cluster in clusters]
-    # The median rests on 40 clusters, not on 2,000 samples: as wide as that of the clusters' medians.
+    # The median depends on 40 clusters, not 2,000 samples: its interval is as wide as that of cluster medians.
     expected = bootstrap_interval(medians, lambda x: quantile(x, 0.5), seed=0)
     for groups in ([clusters], [[cluster] for cluster in clusters]):
         ((low, high),) = nested_quantile_intervals(groups, [0.5], seed=0)

@@ -41,7 +41,7 @@ def recipe(folder: Path, config: object, stages: str, task: str = "automatic-spe
 
 
 @pytest.mark.parametrize(("config", "allowed"), [(CTC, True), (WHISPER, False), (None, True)])
-def test_only_what_names_each_frame_is_trained(tmp_path: Path, config: object, allowed: bool) -> None:
+def test_only_ctc_speech_models_can_be_trained(tmp_path: Path, config: object, allowed: bool) -> None:
     if allowed:
         assert recipe(tmp_path, config, TRAINED).labels() == ("finetune", "onnx", "onnx_int8")
         return

@@ -67,7 +67,7 @@ def test_names_fields_and_files_become_target_rows(recipe: Path) -> None:
     assert pi.target.description == "a small board"
 
 
-def test_run_recipe_contains_complete_targets(recipe: Path) -> None:
+def test_dumped_recipe_contains_complete_targets(recipe: Path) -> None:
     (recipe.parent / "pi.yaml").write_text(PI)
     parsed = read(recipe, "[pi.yaml, {openvino: {tolerance: 0.01}}, desktop]")
     (recipe.parent / "pi.yaml").unlink()
@@ -137,12 +137,12 @@ def test_mistakes_in_a_target_file_have_its_lines(recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "field"), [("format: onnx\n", "name"), ("name: cpu\nformat: onnx\n", "name"), ("name: pi\n", "format")]
 )
-def test_target_file_has_its_own_name_and_format(recipe: Path, text: str, field: str) -> None:
+def test_target_file_requires_a_new_name_and_a_format(recipe: Path, text: str, field: str) -> None:
     (recipe.parent / "pi.yaml").write_text(text)
     assert [problem[0] for problem in problems(recipe, "[pi.yaml]")] == [field]
 
 
-def test_option_is_not_treated_as_target_field() -> None:
+def test_stage_options_and_target_fields_are_disjoint() -> None:
     for kind in filter(None, (spec.written_by for spec in FORMATS.values())):
         assert not set(STAGES[kind].model_fields) & set(TARGET_FIELDS), kind
 

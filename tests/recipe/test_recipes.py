@@ -258,7 +258,7 @@ def _shrunk_stage(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_model(folder: Path) -> None:
-    """Save two layers of twelve heads, like the sample's six, with a width divisible by the block size."""
+    """Save two layers with twelve heads each, as in the sample's six, and a width divisible by the block size."""
     torch.manual_seed(0)
     words = tokenizer()
     config = BertConfig(vocab_size=len(words), hidden_size=48, num_hidden_layers=2, num_attention_heads=12,

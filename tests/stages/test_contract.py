@@ -64,7 +64,7 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "ort": [{}],
     "litert": [{"lengths": [24]}],
     "openvino": [{"embedding_bits": 4}, {"precision": "fp16"}, {"precision": "fp32"}],
-    "executorch": [],  # lowered once for this and its own tests, in those
+    "executorch": [],  # exported once for this and its own tests, there
     "coreml": [{"embedding_bits": 4}],
     "tune_scales": [RECOVERY, {**RECOVERY, "labels_weight": 0.3, "precision": "fp32"}],
     "lora_recovery": [{**RECOVERY, "rank": 2, "learning_rate": 1e-2}],

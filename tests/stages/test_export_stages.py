@@ -116,7 +116,7 @@ def test_embeddings_and_matmuls_are_quantized(bits: int, tables: int):
     quantized = OnnxInt8(embedding_bits=bits, reduce_range=False).run(float_model, given)
     counts = Counter(node.op_type for node in quantized.graph.graph.node)
     assert counts["MatMulInteger"] == 3 * tiny.LAYERS + 2 and counts["QAttention"] == tiny.LAYERS
-    # Words are looked up; positions are a piece of their table.
+    # Word embeddings are looked up; position embeddings are a slice of their table.
     assert counts["GatherBlockQuantized"] == tables
     assert quantized.file_name == QUANTIZED_GRAPH and quantized.companions == {"config.json": b"{}"}
     remarks = [

@@ -146,7 +146,7 @@ def test_block_arguments_that_depend_on_tokens_are_refused(tmp_path: Path) -> No
 
 
 def test_gram_is_the_mean_outer_product() -> None:
-    # Two panels and a part.
+    # Two whole panels and a partial one.
     inputs = torch.randn(3, 7, 400, generator=torch.Generator().manual_seed(0))
     rows = inputs.reshape(21, 400).double()
     expected = sum(torch.outer(row, row) for row in rows) / 21

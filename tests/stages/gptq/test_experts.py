@@ -110,7 +110,7 @@ def test_quantized_mixture_matches_dequantized_weights(config: str, tmp_path: Pa
 
 @pytest.mark.parametrize("batches", [1, 3])
 def test_expert_hessians_use_routed_tokens_only(batches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Two Hessians of the wider inputs at a time, so that experts take several passes over the text.
+    # Memory for two Hessians of the wider inputs, so that experts need several passes over the text.
     monkeypatch.setattr("compress.stages.blockwise.block_pass.HESSIAN_BYTES", 2 * 4 * 64 * 64)
     checkpoint, ids = save_decoder(tmp_path, "MixtralConfig"), some_ids(6, 10)
     expected = inputs_of_experts(module_of(checkpoint), ids)
@@ -147,7 +147,7 @@ def test_expert_hessians_use_routed_tokens_only(batches: int, tmp_path: Path, mo
     assert sent["model.layers.0.self_attn.q_proj"] is None
     with torch.no_grad():
         plain = module_of(checkpoint).model(input_ids=ids, output_hidden_states=True).hidden_states
-    # The last of transformers' states has passed the last norm.
+    # The last of transformers' hidden states includes the final norm.
     torch.testing.assert_close(decoder.normed(hidden), plain[-1], atol=1e-4, rtol=1e-4)
     assert all(
         part.calibration is None for block in decoder.blocks for part in find_separate_experts(block, "").values()

@@ -127,7 +127,7 @@ def test_float_mixture_matches_transformers_in_prefill_and_decoding(tmp_path: Pa
         expected = module_of(checkpoint)(input_ids=torch.from_numpy(ids)).logits.numpy()
     graph = Graph(export_decoder(checkpoint).graph)
     np.testing.assert_allclose(graph.run(ids)[0], expected, **EXACT)
-    # A single token leaves two of the four experts without any.
+    # A single token leaves two of the four experts without tokens.
     logits, past = graph.run(ids[:1, :1])
     for index in range(1, 21):
         np.testing.assert_allclose(logits[0, 0], expected[0, index - 1], **EXACT)

@@ -67,7 +67,7 @@ def test_gptqmodel_opens_each_checkpoint_unmodified(tmp_path: Path) -> None:
         assert all("gptqmodel" in module for module in kernels)
         assert sum(kernels.values()) == integer_layers(job.made)
         near = nearness(job.made, ids)
-        # A wrong integer would show in the first token already, which no other token's router has touched.
+        # A wrong integer would already show in the first token, which no other token's routing affects.
         assert float(near.float().mean()) >= job.share and bool(near[:, 0].all()), (fields, near)
 
 
@@ -86,6 +86,6 @@ def integer_layers(checkpoint: QuantizedCheckpoint) -> int:
 def nearness(made: QuantizedCheckpoint, ids: torch.Tensor) -> torch.Tensor:
     """Return for each token whether both logits agree, [rows, tokens]."""
     found, expected = load_file(made.folder.with_suffix(".logits"))["logits"], logits(made, ids)
-    # Half precision through two blocks; an integer that is off by one shows ten times as much.
+    # Half precision through two blocks; an integer off by one would deviate ten times as much.
     near = (found - expected).abs().amax(-1) < 0.03 * float(expected.abs().max())
     return near & (torch.nn.functional.cosine_similarity(found, expected, dim=-1) > 0.9995)

@@ -197,7 +197,7 @@ def test_bit_choice_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_flops_of_forward_passes_and_hessians_match_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Panels as narrow, beside these small sides, as they are beside large ones.
+    # Panels that are as narrow relative to these small matrices as to large ones.
     monkeypatch.setattr("compress.stages.blockwise.block_pass._PANEL", 8)
     checkpoint, ids = save_decoder(tmp_path), some_ids(4, 16)
     decoder = build_blockwise_model(checkpoint)
@@ -231,7 +231,7 @@ def test_flops_of_token_weights_match_torch(tmp_path: Path) -> None:
     products = counter.get_flop_counts()["Global"]
     counted = sum(flops for operator, flops in products.items() if "attention" not in str(operator))
     shape = read_shape(checkpoint.folder)
-    # The Hessians that layers no longer share are no part of it.
+    # Hessians that layers no longer share are not included.
     apart = 4 * 16 * 2 * 3 * 64**2
     expected = quantization_flops(guided, shape) - quantization_flops(plain, shape) - apart
     assert expected == pytest.approx(counted, rel=0.1)
@@ -291,7 +291,7 @@ def by_autograd(checkpoint: Checkpoint, ids: torch.Tensor) -> Importance:
             part.register_forward_hook(keep)
     rows = module.get_input_embeddings().weight.detach()[ids].requires_grad_()
     module.get_input_embeddings().register_forward_hook(
-        # What the architecture does to a row of its table, linearly.
+        # The linear scaling that the architecture applies to embeddings.
         lambda _, __, output: rows * (output / rows.detach())
     )
     logits = module(input_ids=ids, use_cache=False).logits

@@ -80,7 +80,7 @@ def test_neurons_without_influence_go_first():
 
 
 def test_neurons_with_zero_activation_go_first():
-    # Their output weights are large, but they are always 0.
+    # Their output weights are large, but their activations are always 0.
     silent, model = list(range(5, 17)), tiny.encoder()
     with torch.no_grad():
         for block in blocks(model.module):
@@ -143,7 +143,7 @@ def test_pruning_on_data_leaves_no_gradients_and_no_hooks():
 
 
 def test_importance_uses_the_requested_number_of_examples():
-    # A single example gives another order than all of them; the choice follows the seed.
+    # One example gives another ranking than all of them; the sampled example depends on the seed.
     def kept(examples: int, seed: int = 0) -> torch.Tensor:
         stage = Prune(feed_forward=0.5, importance_examples=examples)
         model = stage.run(tiny.encoder(), tiny.context(tiny.dataset(48), seed=seed))

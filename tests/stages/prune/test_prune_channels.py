@@ -78,7 +78,7 @@ def test_channels_with_zero_activation_go_first() -> None:
 
 @pytest.mark.parametrize(
     ("share", "multiple", "kept"),
-    # Of the couplings of 16 (in 4 groups), 24, 8, 12 and 20 channels: the nearest multiple that is left.
+    # Coupled sets of 16 (in 4 groups), 24, 8, 12 and 20 channels keep the nearest multiple.
     [(0.5, 1, (8, 12, 4, 6, 10)), (0.5, 8, (8, 16, 8, 8, 8)), (0.3, 4, (12, 16, 4, 8, 16)), (0.8, 1, (4, 5, 2, 2, 4))],
 )
 def test_each_layer_keeps_a_multiple_of_channels(share: float, multiple: int, kept: tuple[int, ...]) -> None:
@@ -98,7 +98,7 @@ def test_global_flops_or_parameter_share_is_reached(name: str, figure: str) -> N
     count: Callable[[TorchModel], int] = flops if figure == "flops" else TorchModel.parameters
     count_before, context = count(model), tiny_images.context(DATA)
     prune(model, context, channel_multiple=2, **{figure: 0.5})
-    # One step more than needed is the least that whole multiples of channels allow.
+    # Whole multiples of channels may remove at most one step more than needed.
     assert 0.35 * count_before < count(model) <= 0.5 * count_before
     match = re.search(
         r"([\d,]+) -> ([\d,]+) multiplications an image, ([\d,]+) -> ([\d,]+) parameters", context.notes[0]

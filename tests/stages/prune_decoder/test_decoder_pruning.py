@@ -336,7 +336,7 @@ def test_fields_that_contradict_each_other_are_refused(fields: dict[str, Any], e
 
 def test_predicted_cost_counts_every_pass() -> None:
     plain = PruneDecoder(layers=2, samples=2, sequence_length=50)
-    # Two passes, and the product of the inputs of the layer that is solved.
+    # Two passes, and the Hessian of the solved layer's inputs.
     flops = 2 * (2 * 100 * 240 + 100 * SHAPE.intermediate**2)
     assert pruning_flops(plain, SHAPE) == flops
     prediction = plain.predict(SHAPE, PLAN)

@@ -159,7 +159,7 @@ def test_convolution_is_bit_identical_to_the_integer_kernel(
     np.testing.assert_array_equal(run(model, values, tmp_path), expected)
     kernels = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert "QLinearConv" in kernels and "Conv" not in kernels and "Relu" not in kernels
-    # Operator by operator, in float: a value that lies between two steps may fall to either.
+    # Operator by operator, in float: a value between two steps may round to either.
     steps = np.abs(run(model, values, tmp_path, optimized=False) - expected) / shipped.output_grid.scale  # type: ignore[union-attr]
     assert steps.max() < 1.01 and (steps > 0.5).mean() < 0.005
 
@@ -311,7 +311,7 @@ def recipe(*on: Any, stages: tuple[Any, ...] = ("onnx_int8", "qat")) -> Recipe:
         ("x86-vnni", ({"desktop": {"processor": "x86-avx2"}},), True),
         ("x86-vnni", ({"desktop": {"processor": "arm64"}},), False),
         ("x86-avx2", ("cpu",), True),
-        ("x86-avx2", ({"android": {"processor": "arm64"}},), True),  # answers are judged here
+        ("x86-avx2", ({"android": {"processor": "arm64"}},), True),  # predictions are evaluated on this machine
         ("arm64", ("cpu",), False),
         ("riscv64", ("cpu",), False),
     ],
@@ -435,7 +435,7 @@ def accuracy(shipped: OnnxModel, model: TorchModel, context: Context) -> float:
 def test_vit_is_trained_and_exported_exactly(bits: int, format: str, tmp_path: Path) -> None:
     model = tiny_images.vit(hidden_size=48, intermediate_size=64)
     shipped, context = taught(model, bits=bits, format=format, learning_rate=2e-3)
-    # By chance 26 of 32 are right in 3 of 10,000 tries. Processors round its training otherwise; on one it came to 28.
+    # By chance 26 of 32 are right in 3 of 10,000 tries. CPUs round differently in training; on one it reached 28.
     assert accuracy(shipped, model, context) > 0.8
     domains = {node.domain for node in shipped.graph.graph.node}
     assert ("com.microsoft" in domains) is (format == "qoperator"), "QDQ is for any runtime"
@@ -487,7 +487,7 @@ def test_teacher_and_student_get_the_same_augmented_images() -> None:
     seen: dict[bool, list[torch.Tensor]] = {True: [], False: []}
 
     def keep(module: nn.Module, _: Any, inputs: dict[str, Any]) -> None:
-        if type(inputs["pixel_values"]) is torch.Tensor:  # and not what traces the graph
+        if type(inputs["pixel_values"]) is torch.Tensor:  # not the tensors that trace the graph
             seen[module.training].append(inputs["pixel_values"].clone())
 
     # The hook is also copied to the teacher.

@@ -53,7 +53,7 @@ def points(count: int, lengths: list[int] | None = None) -> Examples:
 
 
 def test_same_seed_is_bit_identical_and_another_differs():
-    # The tiny BERT has dropout, so the random state counts beside the order of the batches.
+    # The tiny BERT has dropout, so that the random state matters beside the order of batches.
     weights, losses = trained()
     again, same_losses = trained()
     assert same(weights, again) and losses == same_losses
@@ -274,7 +274,7 @@ def test_dense_model_has_no_sparsity_masks():
     assert keep_zeros(model.module) is None
     weight = model.module.bert.encoder.layer[0].intermediate.dense.weight
     with torch.no_grad():
-        # Fewer than one in twenty: not the work of pruning.
+        # Fewer than one in twenty zeros: not caused by pruning.
         weight.view(-1)[: weight.numel() // 25] = 0
     assert keep_zeros(model.module) is None
 

@@ -228,7 +228,7 @@ def test_large_tensors_reuse_freed_memory():
     # 64 MB are 16,384 pages of 4 kB, or 32 of 2 MB.
     assert page_faults("as it is") >= 8 * 32
     assert page_faults() < 32
-    # Larger tensors than asked for are given back.
+    # Tensors larger than requested are returned.
     assert page_faults(str(1 << 22)) >= 8 * 32
 
 
@@ -277,7 +277,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
     monkeypatch.setattr(PartialState, "default_device", property(lambda state: torch.device(DEVICE)))
-    # A parameter of the GPU can't take the place of the processor's in any other way than by being swapped with it.
+    # A GPU parameter can replace a CPU parameter only by swapping.
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
         with fake_gpu(monkeypatch) as mode:

@@ -103,7 +103,7 @@ def test_teacher_decodes_greedily_up_to_an_end_token(
 def test_torch_runs_a_teacher_that_openvino_does_not_support(
     windows: TokenSequences, teacher: TorchModel, source: Checkpoint, tmp_path: Path
 ) -> None:
-    # Its tokenizer is none that OpenVINO can follow.
+    # OpenVINO cannot convert its tokenizer.
     teacher.processor._tokenizer.pre_tokenizer = UnicodeScripts()
     stage_context = context(source, tmp_path)
     with pytest.raises(StageError, match="openvino doesn't run the teacher") as caught:
@@ -193,7 +193,7 @@ def test_teacher_generates_questions_and_replies(
     stage_context = context(source, tmp_path)
     lesson = lesson_text(windows, writes, teacher, stage_context).train
     counts = [note.split(", ")[-1] for note in stage_context.notes]
-    # Of the questions that torch draws one is nothing but the end of a text.
+    # One of the questions that torch samples consists only of the end token.
     assert lesson.labels is None and counts == ["20 questions", f"{19 if runtime == 'torch' else 20} answers"]
     ids = np.concatenate([example["input_ids"] for example in lesson.inputs])
     assert all(len(example["input_ids"]) == LENGTH for example in lesson.inputs)
@@ -202,7 +202,7 @@ def test_teacher_generates_questions_and_replies(
     )
     text = teacher.processor.decode(ids)
     assert text.startswith(teacher.processor.decode(begun)) and text.count(teacher.processor.decode(opened)) >= 2
-    # The first answer is the likeliest text behind the first question.
+    # The first reply is the greedy continuation of the first question.
     answer_start = next(at for at in range(len(ids)) if ids[at : at + len(opened)].tolist() == opened) + len(opened)
     with torch.no_grad():
         for more in range(4):
@@ -277,7 +277,7 @@ def test_each_epoch_augments_images_differently():
     places, pixels = shown(BOTH)
     plain_places, plain = shown(None)
     assert all(map(np.array_equal, places, plain_places)), "the order of the examples is that of plain training"
-    # Black is 0, and preparation takes 0.5 away and divides by 0.5.
+    # Black is 0; preprocessing subtracts 0.5 and divides by 0.5.
     black = np.array([-1.0, -1.0, -1.0], np.float32)
     originals = {row: image.numpy() for row, image in zip(plain_places[0], plain[0], strict=True)}
     originals |= {row: image.numpy() for row, image in zip(plain_places[1], plain[1], strict=True)}

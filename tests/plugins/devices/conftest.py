@@ -1,4 +1,4 @@
-"""One SSH server on the loopback address for all of these tests."""
+"""A fixture with one SSH server on the loopback address for all device tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from loopback_sshd import Server, find_binary, running
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The server; in CI there must be one."""
+    """Start the SSH server, which must be available in CI."""
     binary = find_binary()
     if binary is None and os.environ.get("CI"):
         pytest.fail("no sshd here, and CI must have one (Debian: openssh-server)")

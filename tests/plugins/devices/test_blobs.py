@@ -21,7 +21,7 @@ MEGABYTE = 1 << 20
 
 
 class Cutting(SilentProgress):
-    """Cuts every connection once, after so many steps; counts the steps."""
+    """A progress that counts steps and drops all connections once, after ``after`` steps."""
 
     def __init__(self, server: Server, after: int | None = None) -> None:
         self._server, self._after = server, after
@@ -47,11 +47,11 @@ def sent(connection: Connection, blobs: list[Blob], progress: SilentProgress) ->
 
 @pytest.fixture(autouse=True)
 def room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No environment is made here, so none needs room."""
+    """Require no disk space for an environment, since these tests create none."""
     monkeypatch.setattr("compress.plugins.devices.device_host.ENVIRONMENT_BYTES", 0)
 
 
-def test_what_is_there_is_not_sent_again(server: Server, tmp_path: Path) -> None:
+def test_existing_blobs_are_not_sent_again(server: Server, tmp_path: Path) -> None:
     cache, progress = tmp_path / "cache", Cutting(server)
     first, second = made(tmp_path, "a", 3 * MEGABYTE + 5), made(tmp_path, "b", 7)
     twin = Blob.from_file(tmp_path / "b")
@@ -67,30 +67,30 @@ def test_what_is_there_is_not_sent_again(server: Server, tmp_path: Path) -> None
     assert list((cache / "sessions").iterdir()) == [], "a session that has ended leaves nothing"
 
 
-def test_a_copy_that_was_cut_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:
+def test_interrupted_copy_is_resumed(server: Server, tmp_path: Path) -> None:
     big = made(tmp_path, "big", 8 * MEGABYTE)
     progress = Cutting(server, after=5)
     with server.connect(server.device(tmp_path / "cache")) as connection:
-        # Every byte is counted as often as it was sent.
+        # The count includes bytes that are sent more than once.
         assert sent(connection, [big], progress) == big.size
     assert progress.steps == 8
     assert (tmp_path / "cache" / "blobs" / big.digest).read_bytes() == big.file.read_bytes()
 
 
-def test_what_arrived_earlier_is_used_and_what_arrived_damaged_is_sent_anew(server: Server, tmp_path: Path) -> None:
+def test_partial_blobs_are_resumed_unless_damaged(server: Server, tmp_path: Path) -> None:
     good, bad = made(tmp_path, "good", 4 * MEGABYTE), made(tmp_path, "bad", 2 * MEGABYTE)
     blobs = tmp_path / "cache" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / f"{good.digest}.part").write_bytes(good.file.read_bytes()[: 3 * MEGABYTE + 100])
     (blobs / f"{bad.digest}.part").write_bytes(b"x" * (MEGABYTE + 100))
     with server.connect(server.device(tmp_path / "cache")) as connection:
-        # The last megabyte of `good`, the second of `bad`, and then all of it.
+        # The last MB of `good`, the second MB of `bad`, and then both MB of `bad`.
         assert sent(connection, [good, bad], SilentProgress()) == (1 + 1 + 2) * MEGABYTE
     for blob in (good, bad):
         assert (blobs / blob.digest).read_bytes() == blob.file.read_bytes()
 
 
-def test_a_file_that_changes_while_it_is_sent_never_gets_the_name(server: Server, tmp_path: Path) -> None:
+def test_file_changed_during_the_transfer_is_refused(server: Server, tmp_path: Path) -> None:
     blob = made(tmp_path, "a", 10)
     blob.file.write_bytes(b"other byte")
     device = server.device(tmp_path / "cache")
@@ -99,7 +99,9 @@ def test_a_file_that_changes_while_it_is_sent_never_gets_the_name(server: Server
     assert list((tmp_path / "cache" / "blobs").iterdir()) == []
 
 
-def test_too_little_room_is_refused_at_once(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_insufficient_disk_space_is_refused_before_sending(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("compress.plugins.devices.device_host.ENVIRONMENT_BYTES", ENVIRONMENT_BYTES)
     with disks.mounted(tmp_path / "disk", 30) as disk, server.connect(server.device(disk / "cache")) as connection:
         with pytest.raises(DeviceError, match=r"too little room: 3[01] MB are free") as caught:
@@ -108,7 +110,7 @@ def test_too_little_room_is_refused_at_once(server: Server, tmp_path: Path, monk
         assert list((disk / "cache" / "blobs").iterdir()) == []
 
 
-def test_a_disk_that_fills_up_meanwhile_is_told(server: Server, tmp_path: Path) -> None:
+def test_disk_full_during_the_transfer_is_an_error(server: Server, tmp_path: Path) -> None:
     with disks.mounted(tmp_path / "disk", 30) as disk, server.connect(server.device(disk / "cache")) as connection:
         filling = disks.Filler(disk, "Copying", room=MEGABYTE)
         with pytest.raises(DeviceError, match="cannot write what is sent"):

@@ -1,4 +1,4 @@
-"""Connections to devices over SSH, sessions on them, and their inventory."""
+"""Tests of device connections over SSH, of sessions, and of the inventory."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from compress.utils.progress import SilentProgress
 
 
 def fingerprint(public: Path) -> str:
-    """The key's fingerprint from ssh-keygen."""
+    """Return the fingerprint of a public key from ssh-keygen."""
     command = ["ssh-keygen", "-lf", str(public)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[1]
 
 
-def test_the_agent_answers_from_a_cache_that_is_not_there_yet(server: Server, tmp_path: Path) -> None:
+def test_probe_works_without_an_existing_cache(server: Server, tmp_path: Path) -> None:
     strange = tmp_path / "a cache; touch '$(injected)'"
     with server.connect(server.device(strange)) as connection:
         probed = connection.request("probe", blobs=[], requirements=[])
@@ -43,14 +43,14 @@ def test_the_agent_answers_from_a_cache_that_is_not_there_yet(server: Server, tm
 
 
 def refused(server: Server, error: type[CompressError], says: str, **changed: object) -> str:
-    """The message with which a device is refused at once."""
+    """Return the error message of connecting to a device with changed fields."""
     device = server.device(Path("unused"), **changed)
     with pytest.raises(error, match=says) as caught, server.connect(device):
         pass
     return str(caught.value)
 
 
-def test_another_host_key_is_refused_and_both_are_told(server: Server) -> None:
+def test_other_host_key_is_refused_and_both_are_shown(server: Server) -> None:
     kind, key = (server.folder / "other.pub").read_text().split()[:2]
     message = refused(server, InputError, "another host key", host_key=f"{kind} {key}")
     assert fingerprint(server.folder / "other.pub") in message
@@ -58,11 +58,11 @@ def test_another_host_key_is_refused_and_both_are_told(server: Server) -> None:
     assert f"ssh-keyscan -p {server.port} 127.0.0.1" in message
 
 
-def test_a_key_that_the_device_does_not_know_is_told_with_the_way_to_bring_it_there(server: Server) -> None:
+def test_error_for_an_unknown_client_key_suggests_ssh_copy_id(server: Server) -> None:
     assert f"ssh-copy-id -i other -p {server.port}" in refused(server, DeviceError, "does not let", key="other")
 
 
-def test_a_private_key_must_be_there_be_private_and_have_no_passphrase(server: Server, tmp_path: Path) -> None:
+def test_private_key_must_exist_be_private_and_have_no_passphrase(server: Server, tmp_path: Path) -> None:
     key = tmp_path / "key"
     refused(server, InputError, "cannot be read", key=str(key))
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", str(key)], check=True)
@@ -71,7 +71,7 @@ def test_a_private_key_must_be_there_be_private_and_have_no_passphrase(server: S
     refused(server, InputError, "read by others", key=str(key))
 
 
-def test_an_absent_device_and_a_mute_one_are_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absent_and_unresponsive_devices_time_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compress.plugins.devices.connection._CONNECT_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         port = mute.getsockname()[1]
@@ -80,10 +80,10 @@ def test_an_absent_device_and_a_mute_one_are_given_up(server: Server, monkeypatc
 
 
 @pytest.mark.parametrize("is_old", [False, True])
-def test_no_python_or_an_old_one_is_told(server: Server, tmp_path: Path, is_old: bool) -> None:
+def test_missing_and_old_python_are_errors(server: Server, tmp_path: Path, is_old: bool) -> None:
     python = tmp_path / "my python"
     if is_old:
-        # It runs the command line that it is given, as an older one would.
+        # This script executes its command line with the version of an older Python.
         lines = ["import sys", "sys.version_info, sys.version = (3, 9, 2), '3.9.2 (main)'", "exec(sys.argv[3])"]
         (tmp_path / "old.py").write_text("\n".join(lines))
         python.write_text(f"#!/bin/sh\nexec '{sys.executable}' '{tmp_path / 'old.py'}' \"$@\"\n")
@@ -94,9 +94,9 @@ def test_no_python_or_an_old_one_is_told(server: Server, tmp_path: Path, is_old:
     assert ("this is 3.9.2" if is_old else "No such file") in str(caught.value)
 
 
-def test_a_request_whose_connection_is_cut_is_made_again(server: Server, tmp_path: Path) -> None:
+def test_request_is_repeated_after_a_lost_connection(server: Server, tmp_path: Path) -> None:
     python, asked = tmp_path / "python", tmp_path / "asked"
-    # The first time it is asked, it waits until its connection is cut.
+    # The first request blocks until its connection is dropped.
     python.write_text(f'#!/bin/sh\n[ -e {asked} ] || {{ touch {asked}; sleep 60; }}\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     with server.connect(server.device(tmp_path, python=str(python))) as connection:
@@ -111,19 +111,19 @@ def cut_when(server: Server, asked: Path) -> None:
 
 
 @pytest.mark.parametrize("hangs", [False, True], ids=["closed", "hangs"])
-def test_a_device_that_goes_away_is_given_up(server: Server, tmp_path: Path, hangs: bool) -> None:
+def test_device_that_disappears_is_an_error(server: Server, tmp_path: Path, hangs: bool) -> None:
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nexec sleep 5\n")
     python.chmod(0o755)
     with server.connect(server.device(tmp_path), patience_seconds=1.0) as connection:
         connection.request("probe", blobs=[], requirements=[])
-        # Nobody listens at port 1.
+        # No server listens on port 1.
         connection.device = server.device(tmp_path, **({"python": str(python)} if hangs else {"port": 1}))
         with pytest.raises(DeviceError, match="went away: no answer within" if hangs else "went away"):
             connection.request("probe", timeout=0.5, blobs=[], requirements=[])
 
 
-def test_what_a_device_says_does_nothing_to_the_terminal() -> None:
+def test_control_characters_from_devices_are_replaced() -> None:
     assert printable("Ünable\x1b[2J\rto\nwrite\x07") == "Ünable?[2J?to\nwrite?"
 
 
@@ -139,11 +139,11 @@ def main(place):
         append_progress(folder, {"done": done, "total": 4})
     write_json(folder / RESULT, {"found": (folder / "files" / "sub" / "a").read_text()})
 """
-"""In the place of the harness."""
+"""A stub of the measuring harness."""
 
 
 class Notes(SilentProgress):
-    """Cuts connections when the first launch is done; keeps what was said."""
+    """A progress that drops connections after the first launch and keeps notes."""
 
     def __init__(self, server: Server) -> None:
         self.server, self.notes, self.seen = server, [], []  # type: ignore[var-annotated]
@@ -161,7 +161,7 @@ class Notes(SilentProgress):
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Blob:
-    """A package with the agent and a harness that measures nothing."""
+    """Zip a package with the agent and the stub of the harness."""
     import zipfile
 
     with zipfile.ZipFile(tmp_path / "code.zip", "w") as made:
@@ -187,7 +187,9 @@ def connection(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         yield made
 
 
-def test_a_session_survives_a_lost_link(server: Server, connection: Connection, archive: Blob, tmp_path: Path) -> None:
+def test_session_survives_a_lost_connection(
+    server: Server, connection: Connection, archive: Blob, tmp_path: Path
+) -> None:
     (tmp_path / "a").write_text("content")
     progress = Notes(server)
     assert result(connection, archive, {"sub/a": tmp_path / "a"}, progress) == {"found": "content"}
@@ -197,7 +199,7 @@ def test_a_session_survives_a_lost_link(server: Server, connection: Connection, 
     assert left == {"blobs": 2, "code": 1, "venvs": 1, "sessions": 0}, "only the cache stays"
 
 
-def test_a_second_bench_is_refused_and_told_the_holder(server: Server, connection: Connection, tmp_path: Path) -> None:
+def test_second_session_is_refused_with_the_holder(server: Server, connection: Connection, tmp_path: Path) -> None:
     with open_session(connection) as session, server.connect(server.device(tmp_path / "cache"), "again") as second:
         holder = second.request("probe", blobs=[], requirements=[])["holder"]
         assert holder["session"] == session
@@ -206,7 +208,7 @@ def test_a_second_bench_is_refused_and_told_the_holder(server: Server, connectio
         assert holder["who"] in str(caught.value)
         assert f"since {holder['since']}" in str(caught.value)
         assert second.request("clear")["holder"] == holder, "nor may its cache be removed"
-        # Asking twice, as after a lost connection, starts no second session.
+        # A repeated request, as after a lost connection, starts no second session.
         assert connection.request("begin", session=session, who="x", since="y", program={})["holder"] is None
     with open_session(connection):
         pass
@@ -222,7 +224,7 @@ def test_a_killed_session_frees_the_device(connection: Connection, archive: Blob
         pass
 
 
-def test_a_session_that_nobody_follows_removes_itself(server: Server, connection: Connection, tmp_path: Path) -> None:
+def test_abandoned_session_removes_itself(server: Server, connection: Connection, tmp_path: Path) -> None:
     program = bootstrap_program()
     text = {path: code.replace("WAIT_SECONDS = 300.0", "WAIT_SECONDS = 0.2") for path, code in program.items()}
     connection.request("begin", session="a" * 32, who="x", since="y", program=text)
@@ -234,7 +236,7 @@ def test_a_session_that_nobody_follows_removes_itself(server: Server, connection
         connection.request("touch", session="a" * 32)
 
 
-def test_a_path_that_leads_out_of_the_session_is_refused(connection: Connection, archive: Blob, tmp_path: Path) -> None:
+def test_path_outside_the_session_is_refused(connection: Connection, archive: Blob, tmp_path: Path) -> None:
     (tmp_path / "a").write_text("content")
     with pytest.raises(DeviceError, match="leads out of the session's folder"):
         result(connection, archive, {"sub/../../a": tmp_path / "a"}, SilentProgress())
@@ -250,7 +252,7 @@ def test_missing_packages_leave_no_partial_environment(connection: Connection, a
     assert list((tmp_path / "cache" / "venvs").iterdir()) == []
 
 
-def test_names_from_outside_are_checked_there_too(connection: Connection) -> None:
+def test_device_validates_session_and_blob_names(connection: Connection) -> None:
     for session in ("../x", "a" * 31):
         with pytest.raises(DeviceError, match="is no session"):
             connection.request("end", session=session)
@@ -288,7 +290,7 @@ def refusal(folder: Path, text: str) -> str:
     return str(caught.value)
 
 
-def test_devices_are_read_with_their_defaults(tmp_path: Path) -> None:
+def test_inventory_is_read_with_defaults(tmp_path: Path) -> None:
     inventory = read_inventory(written(tmp_path, GOOD))
     assert list(inventory) == ["pi", "bench-2"]
     pi, bench = inventory.values()
@@ -296,7 +298,7 @@ def test_devices_are_read_with_their_defaults(tmp_path: Path) -> None:
     assert (bench.port, bench.cache) == (2222, "/var/tmp/compress")
 
 
-def test_every_problem_is_told_with_its_line_and_the_nearest_name(tmp_path: Path) -> None:
+def test_inventory_errors_have_lines_and_suggestions(tmp_path: Path) -> None:
     text = GOOD.replace("    host: 192", "    hots: 192").replace("port: 2222", "port: 99999") + "password: x\n"
     problems = refusal(tmp_path, text)
     assert "devices.yaml:4: devices.pi.hots: found an unknown field" in problems
@@ -321,19 +323,19 @@ def test_every_problem_is_told_with_its_line_and_the_nearest_name(tmp_path: Path
         ("host_key", KEY.replace("ssh-ed25519 ", "ssh-rsa ")),
     ],
 )
-def test_values_that_could_be_taken_for_something_else_are_refused(tmp_path: Path, field: str, value: str) -> None:
+def test_values_that_could_inject_options_or_commands_are_refused(tmp_path: Path, field: str, value: str) -> None:
     fields = {"host": "h", "user": "u", "key": "k", "host_key": KEY, field: value}
     lines = "\n".join(f'    {name}: "{field_text}"' for name, field_text in fields.items())
     assert f"devices.pi.{field}: found" in refusal(tmp_path, f"devices:\n  pi:\n{lines}\n")
 
 
 @pytest.mark.parametrize("name", ["all", "Pi", "a b", "../x"])
-def test_names_are_plain(tmp_path: Path, name: str) -> None:
+def test_invalid_device_names_are_refused(tmp_path: Path, name: str) -> None:
     assert "expected a name of up to 40 small letters" in refusal(tmp_path, GOOD.replace("  pi:", f'  "{name}":'))
 
 
 @pytest.mark.parametrize("text", ["", "devices:", "devices: {}", "- pi", "devices: [pi", "devices: 3"])
-def test_a_file_without_devices_is_refused(tmp_path: Path, text: str) -> None:
+def test_inventory_without_devices_is_refused(tmp_path: Path, text: str) -> None:
     assert "inventory" in (problems := refusal(tmp_path, text)) and "recipe" not in problems
 
 
@@ -347,7 +349,7 @@ def test_devices_are_chosen_by_name_or_all(tmp_path: Path) -> None:
     assert "one of pi, bench-2, all" in str(caught.value)
 
 
-def test_the_inventory_lies_beside_the_recipe_or_here(tmp_path: Path) -> None:
+def test_inventory_is_found_beside_the_recipe_or_in_current_folder(tmp_path: Path) -> None:
     recipes, current_folder = tmp_path / "recipes", tmp_path / "here"
     recipes.mkdir()
     current_folder.mkdir()

@@ -1,4 +1,4 @@
-"""Benchmarks on devices, from Python and from the command line."""
+"""Tests of benchmarks on devices, from Python and from the command line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ QUICK = Benchmark(threads=1, batch_size=8, seconds=0.2, examples=40, launches=2)
 
 
 class Dropping(SilentProgress):
-    """Cuts every connection when an environment begins to be made; keeps what was said."""
+    """A progress that drops all connections when the environment is being created, and keeps notes."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -55,12 +55,12 @@ class Dropping(SilentProgress):
 
 @pytest.fixture(scope="module")
 def device(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Device:
-    """A device with a separate cache, so that the environment is made by pip once."""
+    """Return a device with its own cache, in which pip creates the environment once."""
     return server.device(tmp_path_factory.mktemp("device") / "cache")
 
 
 @pytest.mark.slow
-def test_a_bench_on_a_device_brings_its_raw_samples_back(server: Server, device: Device, tmp_path: Path) -> None:
+def test_device_benchmark_returns_raw_samples(server: Server, device: Device, tmp_path: Path) -> None:
     heavy = write_classifier(tmp_path / "heavy", width=128, layers=8)
     light = write_classifier(tmp_path / "light", width=16, layers=1)
     host = DeviceHost("loop", device, server.folder)
@@ -87,13 +87,13 @@ def test_a_bench_on_a_device_brings_its_raw_samples_back(server: Server, device:
     assert "torch" not in packages
     assert result.notes[0].startswith("noise: ")
 
-    # Again, with one of the two: nothing but the batches of the new seed is sent, no environment made.
+    # A second benchmark of one model sends only the batches of the new seed and creates no environment.
     again = Dropping(server)
     measure_side_by_side({"final": light}, examples, TARGETS["cpu"], QUICK, "final", again, seed=2, host=host)
     assert again.notes == []
     assert again.copied == 2
 
-    # What the harness refuses comes back as what it is.
+    # Errors of the harness keep their type.
     (tmp_path / "heavy" / "onnx" / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(ModelError, match="cannot open the graph"):
         measure_side_by_side({"final": heavy}, examples, TARGETS["cpu"], QUICK, "final", again, seed=2, host=host)
@@ -106,7 +106,7 @@ def test_a_bench_on_a_device_brings_its_raw_samples_back(server: Server, device:
 def test_text_generation_on_a_device(server: Server, device: Device, tmp_path: Path) -> None:
     TinyDecoder().write(tmp_path / "small")
     TinyDecoder(width=32).write(tmp_path / "large")
-    # A folder and a file in one.
+    # One model is given as a file, the other as a folder.
     artifacts = {"baseline": tmp_path / "large" / "onnx" / "model.onnx", "final": tmp_path / "small"}
     settings = Benchmark(contexts=(4, 8), tokens=3, threads=1, seconds=0.1, launches=2)
     host = DeviceHost("loop", device, server.folder)
@@ -122,7 +122,7 @@ def test_text_generation_on_a_device(server: Server, device: Device, tmp_path: P
     assert result.environment["cached"] == {"baseline": True, "final": True}
 
 
-def test_other_targets_are_not_had_on_devices(server: Server, device: Device, tmp_path: Path) -> None:
+def test_unsupported_device_target_is_refused(server: Server, device: Device, tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "m", width=4, layers=1)
     host = DeviceHost("loop", device, server.folder)
     with pytest.raises(StageError, match="with ONNX Runtime on their processor"):
@@ -136,7 +136,7 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFw8Wo1fcPJ2YaQh39pku1En4bRAAAtI4N1kU
 
 @pytest.fixture
 def inventory(tmp_path: Path) -> Path:
-    """Two devices at a port where nobody listens."""
+    """Write an inventory of two devices at a port without a server."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -156,7 +156,7 @@ def test_absent_devices_are_listed_with_the_reason(inventory: Path, monkeypatch:
     assert output.startswith("two  nobody@127.0.0.1, port")
 
 
-def test_an_unknown_device_and_an_inventory_for_nothing_are_refused(inventory: Path) -> None:
+def test_unknown_device_and_unused_inventory_are_refused(inventory: Path) -> None:
     with pytest.raises(InputError, match="There is no device 'tow'"):
         CliRunner().invoke(app, ["devices", "tow", "--inventory", str(inventory)], catch_exceptions=False)
     command = ["bench", "model", "--context", "4", "--inventory", str(inventory)]
@@ -164,7 +164,7 @@ def test_an_unknown_device_and_an_inventory_for_nothing_are_refused(inventory: P
         CliRunner().invoke(app, command, catch_exceptions=False)
 
 
-def test_devices_measure_at_once_although_one_fails(inventory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_devices_measure_in_parallel_although_one_fails(inventory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hosts = choose_hosts(["all"], inventory, None)
     together = threading.Barrier(2, timeout=10)
 

@@ -1,4 +1,4 @@
-"""A tiny run to look at, and commands in this process."""
+"""Fixtures of monitoring tests: a tiny run, and commands executed in this process."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from compress.cli import main
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that no test changes."""
+    """Write a tiny run, which tests must not modify."""
     return write_run(tmp_path_factory.mktemp("use") / "a")
 
 
 @pytest.fixture
 def compress(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """Run a command in this process."""
+    """Return a function that runs a command in this process."""
 
     def call(*arguments: str | Path) -> Done:
         monkeypatch.setenv("COLUMNS", "160")

@@ -1,4 +1,4 @@
-"""A/B on recorded traffic: what is read, what is judged after which look, and the command."""
+"""Tests of A/B tests on recorded traffic: reading, sequential verdicts and the command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEXT = (Column("text"),)
 
 
 def write(path: Path, *lines: dict[str, Any]) -> Path:
-    """One JSON object a line."""
+    """Write one JSON object per line."""
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
@@ -58,13 +58,13 @@ def test_labels_arrive_with_a_request_or_later(tmp_path: Path) -> None:
         ([{"id": 1, "label": "x"}], "has no request"),
     ],
 )
-def test_traffic_that_cannot_be_replayed(tmp_path: Path, lines: list[dict[str, Any]], message: str) -> None:
+def test_invalid_traffic_is_refused(tmp_path: Path, lines: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(DataError) as error:
         read_traffic(write(tmp_path / "traffic.jsonl", *lines), TEXT)
     assert message in error.value.what
 
 
-def test_stretches_hold_every_request_once() -> None:
+def test_stretches_contain_every_request_once() -> None:
     for count in (1, 4, 39, 200, 1003):
         parts = stretches(np.arange(count, dtype=float))
         assert [number for part in parts for number in part] == list(range(count))
@@ -72,10 +72,10 @@ def test_stretches_hold_every_request_once() -> None:
         assert min(map(len, parts)) >= min(5, count)
 
 
-def test_answers_are_told_after_the_look_that_a_bettor_needs() -> None:
+def test_accuracy_verdict_comes_when_the_betting_wealth_suffices() -> None:
     labels = [(number, "x") for number in range(60)]
     better = judge_answers(["y"] * 60, ["x"] * 60, labels, 0.05, 0.01)
-    # A stake of s grows by 1 + s at every win; half of all stakes lose what the others make.
+    # A stake of s multiplies by 1 + s at every win; half of the stakes bet on the opposite outcome.
     stakes = np.geomspace(0.01, 0.5, 24)
     first = next(n for n in range(1, 60) if np.mean(np.concatenate([(1 + stakes) ** n, (1 - stakes) ** n])) >= 20)
     assert (better.verdict, better.decided_after, better.change) == ("better", first, 1.0)
@@ -83,21 +83,21 @@ def test_answers_are_told_after_the_look_that_a_bettor_needs() -> None:
     assert (worse.verdict, worse.decided_after, worse.a, worse.b) == ("worse", first, 1.0, 0.0)
 
 
-def test_answers_that_are_the_same_are_so_once_there_are_enough() -> None:
+def test_equal_predictions_are_same_after_enough_labels() -> None:
     labels = [(number, "x") for number in range(900)]
     few = judge_answers(["x"] * 900, ["x"] * 900, labels[:100], 0.05, 0.01)
     many = judge_answers(["x"] * 900, ["x"] * 900, labels, 0.05, 0.02)
     assert (few.verdict, few.decided_after, many.verdict) == ("can't tell", None, "same")
 
 
-def test_times_are_judged_by_the_median_of_the_stretches() -> None:
+def test_times_are_compared_by_median_of_stretches() -> None:
     first, second = ServedRequests([1.0, 2.0, 3.0, 9.0], 40.0), ServedRequests([1.5, 3.0, 4.5, 9.0], 20.0)
     served = [{"A": first, "B": second} for _ in range(12)]
     judgements = {judgement.name: judgement for judgement in judge_times(served, 0.05, 0.05)}
     assert {name: judgement.verdict for name, judgement in judgements.items()} == {
         "latency at p50": "worse", "latency at p99": "same", "processor time a request": "better",
     }  # fmt: skip
-    # Eight stretches say the same before it is told: 2^8 / 9 > 20.
+    # A verdict needs eight stretches in agreement: 2^8 / 9 > 20.
     assert {judgement.decided_after for judgement in judgements.values()} == {8}
     assert judgements["latency at p50"].change == pytest.approx(0.5)
     assert (judgements["latency at p50"].a, judgements["processor time a request"].a) == (2.0, 10.0)
@@ -105,7 +105,7 @@ def test_times_are_judged_by_the_median_of_the_stretches() -> None:
 
 @pytest.fixture(scope="module")
 def traffic(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some 200 requests in half a second, without a label; labels are in a file of their own."""
+    """Write 240 requests in half a second, and their labels in a separate file."""
     folder, rows = tmp_path_factory.mktemp("traffic"), tiny.table(240, seed=7).to_pylist()
     write(
         folder / "labels.jsonl",
@@ -115,7 +115,7 @@ def traffic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(folder / "traffic.jsonl", *requests)
 
 
-def test_a_model_against_one_that_forgot_words(run_folder: Path, tmp_path: Path, traffic: Path, compress: Run) -> None:
+def test_model_with_missing_words_is_worse(run_folder: Path, tmp_path: Path, traffic: Path, compress: Run) -> None:
     other = write_run(tmp_path / "b", forgets=tiny.GOOD)
     late = traffic.with_name("labels.jsonl")
     done = compress("ab", run_folder, other, "--traffic", traffic, "--labels", late, "--json", "--threads", "1")
@@ -130,7 +130,7 @@ def test_a_model_against_one_that_forgot_words(run_folder: Path, tmp_path: Path,
     assert all(math.isfinite(judged[name]["a"]) for name in ("latency at p50", "latency at p99"))
 
 
-def test_a_label_that_is_no_class(run_folder: Path, tmp_path: Path, compress: Run) -> None:
+def test_label_outside_the_classes_is_refused(run_folder: Path, tmp_path: Path, compress: Run) -> None:
     file = write(tmp_path / "traffic.jsonl", {"at": 0, "text": "the film", "label": "so-so"})
     done = compress("ab", run_folder, run_folder, "--traffic", file, "--answers-only")
     assert (done.code, done.stdout) == (2, "")

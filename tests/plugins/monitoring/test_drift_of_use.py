@@ -1,4 +1,4 @@
-"""Drift of use: what each look sees, and that the command finds what was planted and nothing else."""
+"""Tests of input drift: features and activation ranges against known values, and the command on planted shifts."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ Run = Callable[..., Done]
 
 
 def write(path: Path, texts: Sequence[str]) -> Path:
-    """A file of today's inputs."""
+    """Write a CSV file of recent inputs."""
     csv.write_csv(pa.table({"text": list(texts)}), path)
     return path
 
 
 def looks_of(done: Done) -> dict[str, dict[str, Any]]:
-    """The tests of a drift report by their names."""
+    """Return the tests of a drift report by name."""
     return {look["name"]: look for look in json.loads(done.stdout)["tests"]}
 
 
-def test_what_eight_bits_cut_off() -> None:
-    # uint8 with a step of 0.5 and the zero at 10: -5 to 122.5, and half a step beyond rounds back into it.
+def test_share_and_peaks_of_clipped_activations() -> None:
+    # uint8 with scale 0.5 and zero point 10 covers -5 to 122.5; values up to half a step beyond round into the range.
     constants = {"scale": np.float32(0.5), "zero": np.uint8(10)}
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"], name="quantizer"),
@@ -61,12 +61,12 @@ def test_what_eight_bits_cut_off() -> None:
 
     assert seen.cut.tolist() == [[0.0], [0.75]]
     assert seen.peaks.tolist() == [[pytest.approx(122.7)], [300.0]]
-    # A ReLU, and a ReLU6, that the integers stand for.
+    # Ranges of a ReLU and of a ReLU6.
     relu, relu6 = ActivationRange("x", "layer", 0.0, 100.0, 0.5), ActivationRange("x", "layer", 0.0, 6.0, 0.5)
     assert record_activations(graph, [relu, relu6], rows).cut.tolist() == [[0.25, 0.0], [0.5, 0.0]]
 
 
-def test_ranges_are_those_that_the_graph_stores(run_folder: Path) -> None:
+def test_activation_ranges_equal_quantizers_of_the_graph(run_folder: Path) -> None:
     file = run_folder / "model" / "onnx" / "model_quantized.onnx"
     graph = onnx.load(file)
     stored = {initializer.name: numpy_helper.to_array(initializer) for initializer in graph.graph.initializer}
@@ -84,13 +84,13 @@ def test_ranges_are_those_that_the_graph_stores(run_folder: Path) -> None:
         assert input_range.layer
 
 
-def test_traits_of_texts_by_hand() -> None:
+def test_text_features_of_known_texts() -> None:
     tokenizer = tiny.word_piece()
     table = pa.table({"text": ["the film was great", "xq the", "\u2603 the film was a great plot"]})
     features = text_features(table, [Column("text")], tokenizer, max_length=6)
 
     assert features.lengths.tolist() == [6, 2 + len(tokenizer.tokenize("xq the")), 9]
-    # Six places, of which two are the frame's: three of the seven tokens of the last text don't fit.
+    # Of six positions two are special tokens, so that three of the last text's seven tokens are cut.
     assert features.cut[[0, 2]].tolist() == [0.0, pytest.approx(3 / 7)]
     assert features.broken.tolist() == [0.0, 0.5, 0.0]
     assert features.words[1] == {"xq"}
@@ -99,7 +99,7 @@ def test_traits_of_texts_by_hand() -> None:
     assert features.tokens[1].sum() == min(4, len(tokenizer.tokenize("xq the")))
 
 
-def test_traits_of_images_by_hand() -> None:
+def test_image_features_of_a_known_image() -> None:
     image = pytest.importorskip("PIL.Image")
     content = io.BytesIO()
     image.fromarray(np.repeat(np.uint8([[0, 255]]), 3, axis=0)).save(content, "png")
@@ -112,7 +112,7 @@ def test_traits_of_images_by_hand() -> None:
     }
 
 
-def test_traits_of_recordings_by_hand() -> None:
+def test_audio_features_of_a_known_recording() -> None:
     soundfile = pytest.importorskip("soundfile")
     content = io.BytesIO()
     soundfile.write(content, np.tile([0.5, -0.5, 0.5, -1.0], 100), 8000, format="WAV", subtype="FLOAT")
@@ -125,7 +125,7 @@ def test_traits_of_recordings_by_hand() -> None:
     }
 
 
-def test_one_source_is_no_drift_and_a_shift_is_one(run_folder: Path, tmp_path: Path, compress: Run) -> None:
+def test_shifted_inputs_drift_and_equal_source_does_not(run_folder: Path, tmp_path: Path, compress: Run) -> None:
     same = write(tmp_path / "same.csv", tiny.texts(150, seed=9))
     quiet = compress("drift", run_folder, "--recent", same, "--json")
     assert (quiet.code, json.loads(quiet.stdout)["reference"]["name"]) == (0, "the test rows of tiny"), quiet.stdout
@@ -145,8 +145,8 @@ def test_one_source_is_no_drift_and_a_shift_is_one(run_folder: Path, tmp_path: P
     assert "widen the table: put today" in html
 
 
-def test_activations_that_clip_name_layer_and_stage(run_folder: Path, tmp_path: Path, compress: Run) -> None:
-    # Texts of one word over and over are what no calibration row was.
+def test_clipped_activations_name_layer_and_stage(run_folder: Path, tmp_path: Path, compress: Run) -> None:
+    # No calibration row was a text of one repeated word.
     texts = [" ".join([word] * 11) for word in (*tiny.GOOD, *tiny.BAD) for _ in range(10)]
     looks = looks_of(compress("drift", run_folder, "--recent", write(tmp_path / "today.csv", texts), "--json"))
     ranges = looks["ranges"]
@@ -158,7 +158,7 @@ def test_activations_that_clip_name_layer_and_stage(run_folder: Path, tmp_path: 
     assert looks["unknown"]["verdict"] == "none"
 
 
-def test_rows_of_training_are_no_measure_of_sureness(run_folder: Path, tmp_path: Path, compress: Run) -> None:
+def test_training_rows_are_no_reference_for_confidence(run_folder: Path, tmp_path: Path, compress: Run) -> None:
     same = write(tmp_path / "same.csv", tiny.texts(150, seed=9))
     done = compress("drift", run_folder, "--recent", same, "--reference", run_folder / "train.csv", "--json")
     looks = looks_of(done)
@@ -178,7 +178,9 @@ def test_rows_of_training_are_no_measure_of_sureness(run_folder: Path, tmp_path:
         (None, "does not exist"),
     ],
 )
-def test_bad_input_is_told(run_folder: Path, tmp_path: Path, compress: Run, content: str | None, message: str) -> None:
+def test_bad_input_is_refused(
+    run_folder: Path, tmp_path: Path, compress: Run, content: str | None, message: str
+) -> None:
     path = tmp_path / "today.csv"
     if content is not None:
         path.write_text(content)
@@ -188,7 +190,9 @@ def test_bad_input_is_told(run_folder: Path, tmp_path: Path, compress: Run, cont
     assert "Traceback" not in done.stderr
 
 
-def test_a_night_holds_it(run_folder: Path, tmp_path: Path, compress: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nightly_run_reports_input_drift(
+    run_folder: Path, tmp_path: Path, compress: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
     (tmp_path / "runs" / "tiny" / "latest").symlink_to(run_folder)
     write(tmp_path / "today.csv", [f"{text} zyx wvu" for text in tiny.texts(80, seed=9)])
@@ -216,13 +220,13 @@ def test_a_night_holds_it(run_folder: Path, tmp_path: Path, compress: Run, monke
 
 
 def recipe(*stages: Any, **data: Any) -> Recipe:
-    """A recipe with a model that isn't asked for."""
+    """Return a recipe with these stages and data fields."""
     values = {"name": "r", "task": "text-classification", "model": "model", "stages": list(stages)}
     return Recipe.model_validate(values | {"data": {"splits": {"train": "a.csv", "test": "b.csv"}, **data}})
 
 
 def look(name: str, p_value: float, effect: float = 1.0, matters_from: float = 0.1) -> DriftTest:
-    """A look that was tested."""
+    """Return a drift test with a p-value and an effect."""
     return DriftTest(name=name, title=name, verdict="none", effect=effect, matters_from=matters_from, p_value=p_value)
 
 
@@ -235,5 +239,5 @@ def test_verdicts_need_a_corrected_p_value_and_an_effect_that_matters() -> None:
     assert {name: judgement.verdict for name, judgement in verdicts.items()} == {
         "length": "none", "cut": "drift", "classes": "small", "words": "none",
     }  # fmt: skip
-    # Holm by hand: the third smallest of four counts twice.
+    # Holm's correction doubles the third smallest of four p-values.
     assert verdicts["length"].adjusted == pytest.approx(0.006)

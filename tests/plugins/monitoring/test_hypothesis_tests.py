@@ -1,4 +1,4 @@
-"""Intervals that hold at any time, and tests of distributions."""
+"""Tests of confidence sequences and of hypothesis tests of distributions, against exact values and simulations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from compress.plugins.monitoring.hypothesis_tests import (
 
 
 @pytest.mark.parametrize("mean", [-0.4, 0.0, 0.25])
-def test_the_wealth_is_on_average_what_it_was(mean: float) -> None:
+def test_expected_wealth_is_one(mean: float) -> None:
     up = 0.3 + max(mean, 0)
     chances = {1: up, -1: up - mean, 0: 1 - 2 * up + mean}
     average = 0.0
@@ -35,7 +35,7 @@ def test_the_wealth_is_on_average_what_it_was(mean: float) -> None:
     assert average == pytest.approx(1.0, rel=1e-12)
 
 
-def test_an_interval_holds_the_means_that_are_not_refuted() -> None:
+def test_interval_contains_the_means_that_are_not_rejected() -> None:
     actual = mean_sequence(30, 12, 200)
     assert actual.value == pytest.approx(18 / 242)
     means = np.linspace(-0.99, 0.99, 1999)
@@ -44,7 +44,7 @@ def test_an_interval_holds_the_means_that_are_not_refuted() -> None:
     assert np.diff(remaining).max() < 1.5e-3
 
 
-def test_looking_after_every_outcome_is_wrong_seldom() -> None:
+def test_checking_after_every_outcome_is_rarely_wrong() -> None:
     wrong = 0
     for number in range(100):
         outcomes = np.random.default_rng(number).choice([1, -1, 0], size=400, p=[0.08, 0.08, 0.84])
@@ -55,12 +55,12 @@ def test_looking_after_every_outcome_is_wrong_seldom() -> None:
     assert wrong <= 5
 
 
-def test_even_odds_are_the_mixture_of_all_odds() -> None:
+def test_even_odds_equal_the_integral_over_all_odds() -> None:
     mixture, _ = integrate.quad(lambda odds: odds**7 * (1 - odds) ** 3, 0, 1)
     assert math.exp(log_even_odds(7, 3)) == pytest.approx(2**10 * mixture)
 
 
-def test_a_median_is_unknown_until_eight_say_the_same() -> None:
+def test_median_interval_is_infinite_below_eight_values() -> None:
     # 2^n / (n + 1) passes 20 at n = 8: 28.4.
     assert median_sequence([1.0] * 7) == (1.0, -math.inf, math.inf)
     assert median_sequence(list(range(1, 9))) == (4.5, 1.0, 8.0)
@@ -68,12 +68,12 @@ def test_a_median_is_unknown_until_eight_say_the_same() -> None:
         median_sequence([])
 
 
-def test_no_outcome_is_no_mean() -> None:
+def test_mean_of_no_outcomes_is_refused() -> None:
     with pytest.raises(ValueError, match="one or more outcomes"):
         mean_sequence(0, 0, 0)
 
 
-def test_p_values_are_the_share_of_all_splits_that_are_as_extreme() -> None:
+def test_p_value_equals_share_of_extreme_permutations() -> None:
     original, now = np.array([[0.1], [0.4], [0.2], [0.9], [0.3]]), np.array([[0.8], [1.4], [0.7], [0.35]])
     rows = np.concatenate([original, now])[:, 0]
     splits = [list(chosen) for chosen in combinations(range(9), 4)]
@@ -86,24 +86,24 @@ def test_p_values_are_the_share_of_all_splits_that_are_as_extreme() -> None:
     assert actual.effects[0] == pytest.approx(grown[-1] / rows.std(), rel=1e-5)
 
 
-def test_a_column_among_many_needs_more_than_one_alone() -> None:
+def test_p_values_are_corrected_for_the_number_of_columns() -> None:
     chance = np.random.default_rng(1)
     original, now = chance.normal(size=(80, 20)), chance.normal(size=(60, 20))
     now[:, 7] += 0.3
     known = stats.ttest_ind(now[:, 7], original[:, 7], alternative="greater").pvalue
     alone, together = grown_means(original[:, 7], now[:, 7], seed=0), grown_means(original, now, seed=0)
     assert alone.p_values[0] == pytest.approx(known, rel=0.4)
-    # Of independent columns Sidak's correction is exact.
+    # Sidak's correction is exact for independent columns.
     assert together.p_values[7] == pytest.approx(1 - (1 - known) ** 20, rel=0.3)
     assert together.p_values.argmin() == 7
 
 
-def test_what_is_the_same_everywhere_but_for_rounding_has_not_grown() -> None:
+def test_rounding_differences_of_constants_are_no_growth() -> None:
     original, now = np.full((40, 1), 6.27), np.full((30, 1), np.nextafter(6.27, 7))
     assert grown_means(original, now, seed=0) == (pytest.approx([0.0]), pytest.approx([1.0]))
 
 
-def test_shares_of_classes_as_the_chi_square_distribution_has_them() -> None:
+def test_class_shares_equal_the_chi_square_test() -> None:
     original, now = np.repeat([0, 1, 2], [150, 100, 50]), np.repeat([0, 1, 2], [60, 55, 35])
     table = np.array([np.bincount(original, minlength=5), np.bincount(now, minlength=5)])[:, :3]
     known = stats.chi2_contingency(table, correction=False)
@@ -112,7 +112,7 @@ def test_shares_of_classes_as_the_chi_square_distribution_has_them() -> None:
     assert actual.p_value == pytest.approx(known.pvalue, abs=0.03)
 
 
-def test_the_discrepancy_is_that_of_the_paper() -> None:
+def test_mean_discrepancy_equals_the_unbiased_estimator() -> None:
     chance = np.random.default_rng(0)
     x, y = chance.normal(size=(12, 3)), chance.normal(size=(9, 3)) + 1
     kernel = gaussian_kernel(np.concatenate([x, y]))
@@ -125,23 +125,23 @@ def test_the_discrepancy_is_that_of_the_paper() -> None:
     assert actual.p_value < 0.01
 
 
-def test_a_shift_of_no_mean_is_found_by_its_spread() -> None:
+def test_change_of_variance_alone_is_detected() -> None:
     chance = np.random.default_rng(0)
     rows = np.concatenate([chance.normal(size=(150, 4)), 2 * chance.normal(size=(100, 4))])
     assert mean_discrepancy(gaussian_kernel(rows), 150, seed=0).p_value < 0.005
 
 
-def test_kolmogorov_smirnov_counts_small_samples_out() -> None:
-    # All of 3 below all of 4: 2 of the 35 orders are as far apart.
+def test_kolmogorov_smirnov_is_exact_for_small_samples() -> None:
+    # Three values are below four others: 2 of the 35 orders are as extreme.
     actual = kolmogorov_smirnov([1, 2, 3], [4, 5, 6, 7])
     assert actual == (1.0, pytest.approx(2 / 35))
 
 
-def test_holm_by_hand() -> None:
+def test_holm_correction_of_known_p_values() -> None:
     assert holm([0.04, 0.01, 0.03, 0.005]).tolist() == pytest.approx([0.06, 0.03, 0.06, 0.02])
 
 
-def test_alarms_of_one_source_are_as_rare_as_they_say() -> None:
+def test_false_alarm_rate_equals_the_significance_level() -> None:
     alarms = 0
     for number in range(60):
         chance = np.random.default_rng(number)
@@ -160,6 +160,6 @@ def test_alarms_of_one_source_are_as_rare_as_they_say() -> None:
 
 
 @pytest.mark.parametrize("wrong", [[], [np.nan]])
-def test_values_that_are_none_are_refused(wrong: list[float]) -> None:
+def test_empty_and_non_finite_values_are_refused(wrong: list[float]) -> None:
     with pytest.raises(ValueError, match="finite"):
         kolmogorov_smirnov(wrong, [1.0])

@@ -1,4 +1,4 @@
-"""Card, bill of materials and provenance are accepted by the programs that they are for, and say what the run says."""
+"""Tests of model card, bill of materials and provenance, against their official readers; and of pushes to the Hub."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(home: Path) -> Path:
-    """A run with its papers, unsigned; not to be changed."""
+    """Write a run with unsigned provenance files, which tests must not modify."""
     run_folder = write_run(home)
     write_provenance(read_run(run_folder), run_folder)
     return run_folder
 
 
-def test_the_hubs_library_reads_the_card(run: Path) -> None:
+def test_huggingface_hub_reads_the_model_card(run: Path) -> None:
     card = ModelCard.load(run / "README.md")
     card_fields = card.data.to_dict()
     assert str(card) == (run / "README.md").read_text()
@@ -67,7 +67,7 @@ def test_the_hubs_library_reads_the_card(run: Path) -> None:
     assert "contradict each other" in card.text
 
 
-def test_the_official_schema_takes_the_bill(run: Path) -> None:
+def test_bill_of_materials_is_valid_cyclonedx(run: Path) -> None:
     text = (run / "bom.cdx.json").read_text()
     checker = JsonStrictValidator(SchemaVersion.V1_6)
     assert checker.validate_str(text) is None
@@ -76,7 +76,7 @@ def test_the_official_schema_takes_the_bill(run: Path) -> None:
     assert checker.validate_str(json.dumps(broken)) is not None
 
 
-def test_the_bill_has_parents_data_packages_and_figures(run: Path) -> None:
+def test_bill_of_materials_lists_parent_data_packages_and_metrics(run: Path) -> None:
     bill = json.loads((run / "bom.cdx.json").read_text())
     model = bill["metadata"]["component"]
     (parent,) = model["pedigree"]["ancestors"]
@@ -104,7 +104,7 @@ def test_the_bill_has_parents_data_packages_and_figures(run: Path) -> None:
             assert all(name.startswith("LicenseRef-") or licensing.validate(name).errors == [] for name in names)
 
 
-def test_in_totos_own_classes_take_the_statement(run: Path) -> None:
+def test_provenance_is_a_valid_in_toto_statement(run: Path) -> None:
     statement: dict[str, Any] = json.loads((run / "provenance.json").read_text())
     parsed = statement_pb2.Statement()
     json_format.ParseDict(statement, parsed)  # refuses fields that in-toto does not know
@@ -120,12 +120,12 @@ def test_in_totos_own_classes_take_the_statement(run: Path) -> None:
     assert statement["predicate"]["buildDefinition"]["externalParameters"]["recipe"]["model"] == "start"
 
 
-def test_papers_name_no_folder_of_this_machine(run: Path, home: Path) -> None:
+def test_provenance_files_contain_no_local_paths(run: Path, home: Path) -> None:
     for name in ("README.md", "bom.cdx.json", "provenance.json"):
         assert str(home) not in (run / name).read_text() and "6.1.0-of-mine" not in (run / name).read_text()
 
 
-def test_only_a_known_signer_is_believed(tmp_path: Path) -> None:
+def test_only_signatures_of_known_keys_are_accepted(tmp_path: Path) -> None:
     run, key = write_run(tmp_path / "home"), new_key(tmp_path / "keys")
     public = key.with_suffix(".pub")
     shell = CliRunner()
@@ -135,7 +135,7 @@ def test_only_a_known_signer_is_believed(tmp_path: Path) -> None:
     assert sorted(json.loads(done.stdout)["files"]) == files
     allowed = tmp_path / "allowed_signers"
     allowed.write_text(f'me@example.org namespaces="compress-provenance" {public.read_text()}')
-    # OpenSSH itself, as whoever gets the files would ask it.
+    # Verification with OpenSSH, as recipients of the files would do it.
     command = ["ssh-keygen", "-Y", "verify", "-f", str(allowed), "-I", "me@example.org", "-n", "compress-provenance"]
     command += ["-s", str(run / "provenance.json.sig")]
     content = (run / "provenance.json").read_bytes()
@@ -154,7 +154,7 @@ def test_only_a_known_signer_is_believed(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="Another key signed the provenance") as caught:
         verify_statement(run, other)
     assert "do not take the key from where these files came from" in str(caught.value)
-    # Writing them again without a key leaves no signature that fits no longer.
+    # Writing the files again without a key removes the outdated signature.
     write_provenance(read_run(run), run)
     assert verify_statement(run, None).signer is None
     with pytest.raises(BundleError, match="not signed"):
@@ -183,7 +183,7 @@ def test_changed_and_missing_files_are_named(tmp_path: Path) -> None:
         verify_statement(run, None)
 
 
-def test_what_is_no_whole_run(tmp_path: Path) -> None:
+def test_incomplete_run_is_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     with pytest.raises(InputError, match=r"There is no provenance\.json"):
         verify_statement(run, None)
@@ -192,7 +192,7 @@ def test_what_is_no_whole_run(tmp_path: Path) -> None:
     assert isinstance(done.exception, InputError) and "The run has no lock.json" in str(done.exception)
 
 
-def test_a_run_writes_card_bill_and_provenance(tiny_ran: Path) -> None:
+def test_run_writes_card_bill_of_materials_and_provenance(tiny_ran: Path) -> None:
     folder = next((tiny_ran / "artifacts" / "runs").glob("*/latest")).resolve()
     report = load_report(folder / "report.json")
     assert verify_statement(folder, None).files == sum(path.is_file() for path in (folder / "model").rglob("*"))
@@ -206,7 +206,7 @@ def test_a_run_writes_card_bill_and_provenance(tiny_ran: Path) -> None:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """Point the library at the toy hub: it has already read HF_ENDPOINT, HF_TOKEN and HF_HUB_DISABLE_XET."""
+    """Redirect huggingface_hub to the fake Hub by its constants, which it has already set from the environment."""
     with serving(Hub()) as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.address)
         monkeypatch.setattr(
@@ -222,7 +222,7 @@ def command(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, ["push-to-hub", *map(str, arguments)])
 
 
-def test_a_push_sends_what_the_dry_run_shows(hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_push_sends_the_files_of_the_dry_run(hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     run, key = write_run(tmp_path / "home"), new_key(tmp_path / "keys")
     write_provenance(read_run(run), run, key)
@@ -239,7 +239,7 @@ def test_a_push_sends_what_the_dry_run_shows(hub: Hub, tmp_path: Path, caplog: p
     assert hub.repository["onnx/model.onnx"] == b"not a graph"
     assert (hub.created["organization"], hub.created["name"]) == ("me", "toy")
     assert hub.created["visibility"] == "private"
-    # Whoever fetches it proves what they got.
+    # The fetched files can be verified.
     fetched = tmp_path / "fetched"
     for name, content in hub.repository.items():
         (fetched / name).parent.mkdir(parents=True, exist_ok=True)
@@ -249,7 +249,7 @@ def test_a_push_sends_what_the_dry_run_shows(hub: Hub, tmp_path: Path, caplog: p
         assert TOKEN not in text
 
 
-def test_a_refusal_of_the_hub_says_no_token(hub: Hub, tmp_path: Path) -> None:
+def test_error_of_the_hub_does_not_contain_the_token(hub: Hub, tmp_path: Path) -> None:
     hub.refuses = True
     done = command(write_run(tmp_path), "me/toy", "--push")
     assert isinstance(done.exception, StageError) and "403" in str(done.exception)
@@ -260,13 +260,15 @@ def test_a_refusal_of_the_hub_says_no_token(hub: Hub, tmp_path: Path) -> None:
     ("licence", "name", "message"),
     [("cc-by-nd-4.0", "me/toy", "permits no derivatives"), ("cc-by-sa-4.0", "me/toy/again", "OWNER/NAME")],
 )
-def test_a_bad_push_is_refused_before_any_call(hub: Hub, tmp_path: Path, licence: str, name: str, message: str) -> None:
+def test_invalid_push_is_refused_before_any_request(
+    hub: Hub, tmp_path: Path, licence: str, name: str, message: str
+) -> None:
     done = command(write_run(tmp_path, licence), name, "--push")
     assert isinstance(done.exception, InputError) and message in str(done.exception)
     assert hub.calls == []
 
 
-def test_a_card_of_the_hub_is_asked_once(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_model_card_is_requested_once(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     hub.repository["README.md"] = b"---\nlicense: llama2\n---\n"
     data = {"splits": {"test": "test.csv"}}
@@ -279,6 +281,6 @@ def test_a_card_of_the_hub_is_asked_once(hub: Hub, tmp_path: Path, monkeypatch: 
     ]
     fetched = find_licences(recipe, tmp_path, fetch=True)[0]
     assert (fetched.licence, fetched.stated_in) == ("LicenseRef-llama2", "README.md")
-    # `compress check`, which fetches nothing, knows it from then on.
+    # `compress check`, which makes no requests, uses the cached licence from now on.
     hub.calls.clear()
     assert (find_licences(recipe, tmp_path)[0], hub.calls) == (fetched, [])

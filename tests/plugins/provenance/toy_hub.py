@@ -1,4 +1,4 @@
-"""A server that speaks as much of the Hugging Face Hub's protocol as a push needs, and keeps what it was sent.
+"""A server with the part of the Hugging Face Hub's API that a push needs, which keeps the uploaded files.
 
 Endpoints and fields are those that `huggingface_hub` 2.4 calls (`hf_api.py`, `_commit_api.py`, `lfs.py`).
 """
@@ -21,7 +21,7 @@ COMMIT = "a" * 40
 
 
 class Hub(ThreadingHTTPServer):
-    """``repository``: path -> contents after the commit. With ``refuses`` commits are forbidden."""
+    """A fake Hub. ``repository``: path -> content after the commit; with ``refuses`` commits are forbidden."""
 
     def __init__(self, refuses: bool = False) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -37,7 +37,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: Hub
 
     def log_message(self, *_: Any) -> None:
-        """Nothing is printed."""
+        """Discard log messages."""
 
     def do_HEAD(self) -> None:
         self._file(whole=False)
@@ -46,7 +46,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._file(whole=True)
 
     def _file(self, whole: bool) -> None:
-        """`/OWNER/NAME/resolve/main/PATH`."""
+        """Return the file of `/OWNER/NAME/resolve/main/PATH`."""
         self.server.calls.append(self.path)
         content = self.server.repository.get(self.path.partition("/resolve/main/")[2])
         self.send_response(404 if content is None else 200)
@@ -121,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(hub: Hub) -> Iterator[Hub]:
-    """The hub, answering until the end."""
+    """Serve the hub while the context is open."""
     thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

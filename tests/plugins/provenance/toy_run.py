@@ -1,4 +1,4 @@
-"""A run's folder written by hand: a model of a few bytes, its recipe, lock and report; and a key to sign with."""
+"""A hand-written run folder with a model of a few bytes, recipe, lock and report, and a signing key."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROWS = (
 
 
 def write_run(home: Path, licence: str = "cc-by-sa-4.0", **changes: Any) -> Path:
-    """Sources and a run below ``home``; the run's folder. ``licence`` is the starting model's."""
+    """Write sources and a run below ``home`` and return the run's folder; ``licence`` is the source model's."""
     start = home / "start"
     start.mkdir(parents=True)
     (start / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
@@ -50,7 +50,7 @@ def write_run(home: Path, licence: str = "cc-by-sa-4.0", **changes: Any) -> Path
 
 
 def new_key(folder: Path) -> Path:
-    """A private key, its public half beside it."""
+    """Create an SSH key pair and return the private key's path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)], check=True)

@@ -1,4 +1,4 @@
-"""Ray as far as workers call it, in this process: tasks end in an order that is drawn, machines die when told to."""
+"""A fake of the Ray API that workers use, in this process: tasks end in random order, machines die on request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from compress.plugins.ray.task import FOLDER_VARIABLE, MachineInfo
 
 
 class RayError(Exception):
-    """An error that is not the task's fault."""
+    """An error that the task did not cause."""
 
 
 class RayTaskError(RayError):
@@ -38,7 +38,7 @@ class RayTaskError(RayError):
 
 @dataclass(eq=False)
 class Ref:
-    """A task, or an object that was put, with what came of it."""
+    """A reference to a task's result or to an object that was put."""
 
     node: Machine | None = None
     call: Callable[[], Any] | None = None
@@ -48,7 +48,7 @@ class Ref:
 
 @dataclass
 class Machine:
-    """One node. ``deaths``: how many of its next tasks end with their worker; ``told`` changes what it says it is."""
+    """A node. ``deaths``: number of next tasks whose worker dies; ``told``: overrides of its MachineInfo."""
 
     folder: Path
     processors: int = 1
@@ -58,13 +58,13 @@ class Machine:
     told: dict[str, Any] = field(default_factory=dict)
     alive: bool = True
     ran: list[str] = field(default_factory=list)
-    """The stages that it took, or `look`."""
+    """The kinds of the stages that it ran, or `look` for evaluations."""
     datasets: dict[str, Any] = field(default_factory=dict)
     when_run: Callable[[], None] = lambda: None
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Be that machine for a while."""
+        """Run the body with this machine's folder, host name and datasets."""
         host = self.host or socket.gethostname()
         with (
             mock.patch.dict(os.environ, {FOLDER_VARIABLE: str(self.folder)}),
@@ -75,7 +75,7 @@ class Machine:
 
 
 class FakeRay(ModuleType):
-    """The module. ``machines`` are by the name of their node."""
+    """The fake module `ray`. ``machines`` maps node names to machines."""
 
     def __init__(self, machines: dict[str, Machine], seed: int = 0) -> None:
         super().__init__("ray")
@@ -85,7 +85,7 @@ class FakeRay(ModuleType):
         self.exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        """Be what `import ray` gives."""
+        """Make `import ray` return this module."""
         strategies = ModuleType("ray.util.scheduling_strategies")
         strategies.NodeAffinitySchedulingStrategy = lambda node, soft: node  # type: ignore[attr-defined]
         for name, module in (("ray", self), ("ray.util", ModuleType("ray.util")), (strategies.__name__, strategies)):

@@ -1,6 +1,6 @@
-"""Journeys on machines of their own folders: what is made and told is what one process makes, whatever happens to them.
+"""Tests of Ray workers: results equal those of one process, also when workers, disks or transfers fail.
 
-Ray itself is acted here (`fake_ray`); a search on a real cluster is in `tests/plugins/search/test_search_run.py`.
+Ray is replaced by `fake_ray`; a search on a real cluster is in `tests/plugins/search/test_search_run.py`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from compress.utils.errors import DeviceError, InputError, MissingExtraError, St
 
 
 class Nudge(Stage[TorchModel, TorchModel]):
-    """Moves one tensor; below zero it fails."""
+    """A stage that adds ``by`` plus the number of training rows to one tensor, and fails if ``by`` is negative."""
 
     kind: Literal["nudge"] = "nudge"
     by: float = 1.0
@@ -51,7 +51,7 @@ class Nudge(Stage[TorchModel, TorchModel]):
 
 @dataclass(frozen=True)
 class Sum:
-    """The sum of the final model's first tensor."""
+    """An evaluation that returns the sum of the final model's first tensor."""
 
     def __call__(self, runner: StageRunner) -> float:
         model = runner.load(runner.recipe.labels()[-1])
@@ -61,7 +61,7 @@ class Sum:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, rows and a recipe."""
+    """Write a model, data and a recipe, and return their folder."""
     folder = tmp_path_factory.mktemp("journeys")
     tiny_run.write_all(folder)
     return folder
@@ -73,27 +73,27 @@ def recipe(base: Path, *steps: float) -> Recipe:
 
 
 def jobs(base: Path) -> list[Job]:
-    """Four that share their beginnings, one of which fails at its last stage."""
+    """Return four jobs with shared first stages, one of which fails at its last stage."""
     paths = ((0.5, 1), (0.5, 2), (0.5, 1, -3), (0.25,))
     return [Job(recipe(base, *steps), evaluate=Sum(), seconds=len(steps)) for steps in paths]
 
 
 @pytest.fixture(scope="module")
 def here(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[JobResult]:
-    """The results of the same jobs in one process."""
+    """Return the results of the same jobs in one process."""
     context = JobContext(base, tmp_path_factory.mktemp("here"), tiny_run.Notes())
     return list(InProcessWorkers(context).run_all(jobs(base)))
 
 
-def told(results: Sequence[JobResult]) -> list[Any]:
-    """The parts of results that do not depend on the clock."""
+def without_times(results: Sequence[JobResult]) -> list[Any]:
+    """Return the parts of the results that do not depend on time."""
     stages = ([(stage.name, stage.key, stage.cached) for stage in result.stages] for result in results)
     errors = (result.error and result.error.what for result in results)
     return list(zip((result.evaluation for result in results), stages, errors, strict=True))
 
 
-class Acted:
-    """Workers on two machines that are acted, and what was said."""
+class FakeCluster:
+    """Workers on two fake machines, and their notes."""
 
     def __init__(self, base: Path, folder: Path, patch: pytest.MonkeyPatch, seed: int = 0, **more: Machine) -> None:
         self.a, self.b = (Machine(folder / name, host=name) for name in "ab")
@@ -110,27 +110,29 @@ class Acted:
 
 
 @pytest.fixture
-def acted(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Acted]:
-    return lambda **more: Acted(base, tmp_path, monkeypatch, **more)
+def fake_cluster(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeCluster]:
+    return lambda **more: FakeCluster(base, tmp_path, monkeypatch, **more)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_results_are_of_one_process(base: Path, here: list[JobResult], acted: Callable[..., Acted], seed: int) -> None:
-    cast = acted(seed=seed)
+def test_results_equal_those_of_one_process(
+    base: Path, here: list[JobResult], fake_cluster: Callable[..., FakeCluster], seed: int
+) -> None:
+    cast = fake_cluster(seed=seed)
     results = list(cast.workers().run_all(jobs(base)))
-    assert told(results) == told(here)
+    assert without_times(results) == without_times(here)
     assert cast.a.ran and cast.b.ran
-    # Each of the shared beginnings was made once, and everything that was made is here.
+    # Each shared stage ran once, and all stage outputs are in the driver's cache.
     entries = {entry.name for entry in (cast.context.artifacts / "cache").iterdir() if len(entry.name) == 64}
     assert entries == {stage.key for result in here for stage in result.stages}
 
 
-def test_what_travels_is_what_a_machine_lacks_and_what_is_damaged(base: Path, acted: Callable[..., Acted]) -> None:
-    cast = acted()
+def test_only_missing_and_damaged_entries_are_sent(base: Path, fake_cluster: Callable[..., FakeCluster]) -> None:
+    cast = fake_cluster()
     cast.b.alive = False
     workers = cast.workers()
     first = list(workers.run_all(jobs(base)[:1]))
-    # The model and the rows; what it made itself it has.
+    # The model and the data are sent; the machine already has its own outputs.
     assert cast.ray.puts == 2
     key = first[0].stages[-1].key
     weights = next((cast.a.folder / "cache" / key).rglob("model.safetensors"))
@@ -148,17 +150,19 @@ def _moved(base: Path, by: float) -> float:
     return count * (by + tiny_run.ROWS["train"])
 
 
-def test_work_of_a_lost_worker_is_done_again(base: Path, here: list[JobResult], acted: Callable[..., Acted]) -> None:
-    cast = acted()
+def test_work_of_a_lost_worker_is_repeated(
+    base: Path, here: list[JobResult], fake_cluster: Callable[..., FakeCluster]
+) -> None:
+    cast = fake_cluster()
     cast.a.deaths = 1
     cast.b.when_run = lambda: setattr(cast.b, "alive", len(cast.b.ran) < 2)
-    assert told(list(cast.workers().run_all(jobs(base)))) == told(here)
+    assert without_times(list(cast.workers().run_all(jobs(base)))) == without_times(here)
     assert "worker a (a) was lost" in cast.said
     assert "worker b (b) has gone" in cast.said
 
 
-def test_what_ends_three_workers_fails_alone(base: Path, acted: Callable[..., Acted]) -> None:
-    cast = acted()
+def test_task_that_kills_three_workers_fails_alone(base: Path, fake_cluster: Callable[..., FakeCluster]) -> None:
+    cast = fake_cluster()
     cast.a.deaths = cast.b.deaths = 2
     results = cast.workers().run_all([Job(recipe(base, 0.5)), Job(recipe(base, 0.25), evaluate=Sum())])
     errors = [result.error.what for result in results if result.error]
@@ -166,8 +170,8 @@ def test_what_ends_three_workers_fails_alone(base: Path, acted: Callable[..., Ac
     assert all("3 workers were lost" in what for what in errors)
 
 
-def test_where_nobody_is_left_it_says_how_to_go_on(base: Path, acted: Callable[..., Acted]) -> None:
-    cast = acted()
+def test_error_without_remaining_workers_suggests_resume(base: Path, fake_cluster: Callable[..., FakeCluster]) -> None:
+    cast = fake_cluster()
     for machine in (cast.a, cast.b):
         machine.when_run = lambda machine=machine: setattr(machine, "alive", False)  # type: ignore[misc]
     with pytest.raises(DeviceError, match="No worker is left") as caught:
@@ -175,10 +179,10 @@ def test_where_nobody_is_left_it_says_how_to_go_on(base: Path, acted: Callable[.
     assert "--resume" in str(caught.value)
 
 
-def test_a_machine_with_a_full_disk_gets_nothing_more(
-    base: Path, here: list[JobResult], acted: Callable[..., Acted], monkeypatch: pytest.MonkeyPatch
+def test_machine_with_full_disk_gets_no_more_tasks(
+    base: Path, here: list[JobResult], fake_cluster: Callable[..., FakeCluster], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cast, store = acted(), Cache.store
+    cast, store = fake_cluster(), Cache.store
 
     def full(self: Cache, key: str, write: Any) -> Any:
         if self.root.parent == cast.a.folder:
@@ -186,14 +190,16 @@ def test_a_machine_with_a_full_disk_gets_nothing_more(
         return store(self, key, write)
 
     monkeypatch.setattr(Cache, "store", full)
-    assert told(list(cast.workers().run_all(jobs(base)))) == told(here)
+    assert without_times(list(cast.workers().run_all(jobs(base)))) == without_times(here)
     assert "worker a (a) gets nothing more: The disk is full." in cast.said
     assert len(cast.a.ran) <= 4, "what it lacked, and once more"
 
 
-def test_machines_that_differ_are_left_out(base: Path, tmp_path: Path, acted: Callable[..., Acted]) -> None:
+def test_machines_with_other_software_or_processor_are_excluded(
+    base: Path, tmp_path: Path, fake_cluster: Callable[..., FakeCluster]
+) -> None:
     other, old = {"code": "other"}, {"python": "3.9.1"}
-    cast = acted(c=Machine(tmp_path / "c", told=other), d=Machine(tmp_path / "d", told=old))
+    cast = fake_cluster(c=Machine(tmp_path / "c", told=other), d=Machine(tmp_path / "d", told=old))
     cast.a.told = {"processor": "Another 9000", "processor_class": "arm64"}
     cast.b.told = {"packages": {"torch": "1.0"}}
     cast.a.resources = {"target:cpu": 1}
@@ -206,10 +212,10 @@ def test_machines_that_differ_are_left_out(base: Path, tmp_path: Path, acted: Ca
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_times_are_taken_one_at_a_time_where_nothing_else_runs(
-    base: Path, acted: Callable[..., Acted], monkeypatch: pytest.MonkeyPatch, elsewhere: bool
+def test_timings_run_alone_on_an_idle_machine(
+    base: Path, fake_cluster: Callable[..., FakeCluster], monkeypatch: pytest.MonkeyPatch, elsewhere: bool
 ) -> None:
-    cast = acted(t=Machine(Path("unused"), processors=0))
+    cast = fake_cluster(t=Machine(Path("unused"), processors=0))
     cast.a.host = cast.b.host = None  # on the driver's own machine
     target = cast.ray.machines["t"]
     target.folder, target.host = cast.a.folder.with_name("t"), "t"
@@ -229,21 +235,23 @@ def test_times_are_taken_one_at_a_time_where_nothing_else_runs(
     assert (len(target.ran) > 0) == elsewhere
 
 
-def test_idle_workers_begin_what_will_be_needed(base: Path, here: list[JobResult], acted: Callable[..., Acted]) -> None:
-    cast = acted()
+def test_idle_workers_prefetch_expected_jobs(
+    base: Path, here: list[JobResult], fake_cluster: Callable[..., FakeCluster]
+) -> None:
+    cast = fake_cluster()
     workers = cast.workers()
     workers.prefetch([Job(recipe(base, 7.0))])
     guessed = Job(recipe(base, 8.0), evaluate=Sum(), seconds=1)
     results = list(workers.run_all(jobs(base)[:1], lambda arrived: [guessed]))
-    assert told(results) == told(here[:1])
+    assert without_times(results) == without_times(here[:1])
     ran = len(cast.a.ran + cast.b.ran)
     later = list(workers.run_all([Job(recipe(base, 7.0)), guessed]))
     assert [stage.cached for result in later for stage in result.stages] == [False, False], "whoever asks first pays"
     assert len(cast.a.ran + cast.b.ran) <= ran + 2, "nothing was done again"
 
 
-def test_a_journey_broken_off_leaves_nothing_running(base: Path, acted: Callable[..., Acted]) -> None:
-    cast = acted()
+def test_closed_workers_leave_no_pending_tasks(base: Path, fake_cluster: Callable[..., FakeCluster]) -> None:
+    cast = fake_cluster()
     workers = cast.workers()
     results = workers.run_all(jobs(base))
     next(results)
@@ -255,20 +263,20 @@ def test_a_journey_broken_off_leaves_nothing_running(base: Path, acted: Callable
     ("workers", "says"),
     [("slurm", "no workers 'slurm'"), ("ray:somewhere", "no address"), ("ray:127.0.0.1:1", "cannot be reached")],
 )
-def test_an_address_that_is_none_or_has_nobody_is_told_at_once(base: Path, workers: str, says: str) -> None:
+def test_invalid_and_unreachable_addresses_are_refused(base: Path, workers: str, says: str) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     with pytest.raises(InputError, match=says):
         open_workers(workers, JobContext(base, base / "artifacts", tiny_run.Notes()), "cpu", (), tiny_run.Notes())
 
 
-def test_without_ray_it_says_what_to_install(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_ray_names_the_extra(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=re.escape("pip install 'compress[ray]'")):
         open_workers("ray", JobContext(base, base / "artifacts", tiny_run.Notes()), "cpu", (), tiny_run.Notes())
 
 
-def test_an_order_is_of_what_is_read(base: Path) -> None:
-    """A machine is asked to have a stage's inputs, and nothing else that was made before."""
+def test_order_requests_only_the_inputs_of_the_stage(base: Path) -> None:
+    """Outputs of earlier stages that the stage does not read are not needed on the machine."""
     fields = dict.fromkeys(WorkOrder.__dataclass_fields__)
     order = WorkOrder(**{**fields, "earlier": (("a", "1", {}), ("b", "2", {})), "needs": frozenset("b"),
                      "baseline_entries": (("5", {}),), "models": {"m": ("3", "")}, "folders": {}, "data": "4"})  # type: ignore[arg-type]  # fmt: skip
@@ -276,13 +284,13 @@ def test_an_order_is_of_what_is_read(base: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Measures the baseline, and notes in a file that it did."""
+class CountedEvaluation:
+    """An evaluation of the baseline that appends a line to a file on each execution."""
 
     times: Path
 
     def __call__(self, runner: StageRunner) -> bool:
-        """True if somebody had called it before."""
+        """Return whether the evaluation was cached."""
 
         def measure(folder: Path) -> dict[str, Any]:
             with self.times.open("a") as file:
@@ -296,10 +304,12 @@ class Judged:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_baseline_is_judged_once(base: Path, acted: Callable[..., Acted], tmp_path: Path, seed: int) -> None:
-    look = Judged(tmp_path / "times")
+def test_baseline_is_evaluated_once(
+    base: Path, fake_cluster: Callable[..., FakeCluster], tmp_path: Path, seed: int
+) -> None:
+    look = CountedEvaluation(tmp_path / "times")
     asked = [Job(recipe(base, step), evaluate=look, evaluate_baseline=look, seconds=1) for step in (0.5, 1, 2, 3)]
-    cast = acted(seed=seed)
+    cast = fake_cluster(seed=seed)
     results = list(cast.workers().run_all(asked))
     assert [result.evaluation for result in results] == [True] * 4
     assert look.times.read_text().splitlines() == ["judged"]
@@ -308,26 +318,30 @@ def test_a_baseline_is_judged_once(base: Path, acted: Callable[..., Acted], tmp_
     assert [result.evaluation for result in one.run_all(asked[:2])] == [False, True]
 
 
-def test_stages_come_before_looks_that_may_wait(base: Path, acted: Callable[..., Acted], tmp_path: Path) -> None:
-    look, cast = Judged(tmp_path / "times"), acted()
+def test_stages_run_before_evaluations_that_can_wait(
+    base: Path, fake_cluster: Callable[..., FakeCluster], tmp_path: Path
+) -> None:
+    look, cast = CountedEvaluation(tmp_path / "times"), fake_cluster()
     asked = [Job(recipe(base, by), evaluate=look, evaluate_baseline=look, seconds=1) for by in (1, 2)]
     list(cast.workers().run_all(asked))
     assert [cast.a.ran[0], cast.b.ran[0]] == ["nudge", "nudge"]
 
 
-def test_nothing_is_guessed_while_every_machine_will_be_asked(base: Path, acted: Callable[..., Acted]) -> None:
+def test_prefetch_waits_until_a_machine_is_idle(base: Path, fake_cluster: Callable[..., FakeCluster]) -> None:
     known: list[int] = []
 
     def guess(arrived: Mapping[int, JobResult]) -> list[Job]:
         known.append(len(arrived))
         return []
 
-    # The second waits for the first one's stage, and needs the other machine then.
-    list(acted().workers().run_all([Job(recipe(base, 1, by), evaluate=Sum(), seconds=1) for by in (2, 3)], guess))
+    # The second job waits for the first one's stage and then needs the other machine.
+    list(
+        fake_cluster().workers().run_all([Job(recipe(base, 1, by), evaluate=Sum(), seconds=1) for by in (2, 3)], guess)
+    )
     assert known and min(known) == 1
 
 
-def test_what_has_not_arrived_whole_is_no_entry(tmp_path: Path) -> None:
+def test_incomplete_transfer_is_no_cache_entry(tmp_path: Path) -> None:
     def write(folder: Path, text: str = "weights") -> dict[str, Any]:
         (folder / "model").write_text(text)
         return {"name": "stage"}
@@ -345,12 +359,14 @@ def test_what_has_not_arrived_whole_is_no_entry(tmp_path: Path) -> None:
     assert not (tmp_path / "source").exists()
 
 
-def test_workers_run_the_stages_of_a_suite_beforehand(base: Path, tmp_path: Path, acted: Callable[..., Acted]) -> None:
+def test_workers_run_suite_stages_in_advance(
+    base: Path, tmp_path: Path, fake_cluster: Callable[..., FakeCluster]
+) -> None:
     stages = [{"prune": {"feed_forward": 0.5, "importance_examples": 32}}, {"trim_vocabulary": {}}]
     tiny_run.write_recipe(base, "one", stages=stages, baseline="start")
     tiny_run.write_recipe(base, "two", stages=stages[1:], baseline="start")
     entries = [SuiteEntry(recipe=f"{name}.yaml") for name in ("one", "two", "none")]
-    cast = acted()
+    cast = fake_cluster()
     prefetch_stages(entries, base, tmp_path / "driver", "ray", 60, cast.notes)
     for name in ("one", "two"):
         is_cached = CachedStages(tiny_run.load(base / f"{name}.yaml"), base, tmp_path / "driver")

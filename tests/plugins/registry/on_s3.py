@@ -1,4 +1,4 @@
-"""A registry sent to a real S3 server and brought back: run where s3fs and moto are. Prints what was found."""
+"""Push a registry to a real S3 server (moto) and fetch it; needs s3fs and moto. Prints the findings as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ os.environ |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "A
 
 
 def main(folder: Path) -> dict[str, Any]:
-    """Send, lose the server half-way, send again, and bring all into a new folder."""
+    """Push, lose the server half-way, push again, fetch into a new folder, and return the findings."""
     from fsspec.config import conf
     from moto.server import ThreadedMotoServer
     from s3fs import S3FileSystem
@@ -41,7 +41,7 @@ def main(folder: Path) -> dict[str, Any]:
         nonlocal count
         count += 1
         if count == 8:
-            # Nothing listens at this port.
+            # No server listens on this port.
             settings = {**conf["s3"], "client_kwargs": {"endpoint_url": f"{ENDPOINT}:1"}}
             far._system = S3FileSystem(**settings, skip_instance_cache=True)
         put(path, content)

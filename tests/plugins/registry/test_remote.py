@@ -1,4 +1,4 @@
-"""Copies of a registry elsewhere: nothing torn where the other end goes away, gone on with, verified on arrival."""
+"""Tests of remote registries: interrupted and resumed transfers, damage, and a CI workflow."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ WEIGHTS = random.Random(0).randbytes(35_000)
 
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
-    """Two versions whose models are four pieces each."""
+    """Return a registry of two versions whose models have four pieces each."""
     monkeypatch.setattr(remote_module, "PIECE_BYTES", 10_000)
     return made_registry(tmp_path)
 
@@ -65,7 +65,7 @@ def grow(registry: Registry, content: bytes = b"third") -> None:
     registry.register(run, "reviews")
 
 
-def test_what_is_sent_and_brought_is_the_same(registry: Registry, url: str, tmp_path: Path) -> None:
+def test_pushed_registry_is_fetched_unchanged(registry: Registry, url: str, tmp_path: Path) -> None:
     sent = push(registry, Remote(url))
     assert sent.entries == 5 and sent.bytes > 70_000
     assert push(registry, Remote(url)).model_dump() == {"entries": 0, "files": sent.files, "bytes": 0}
@@ -76,7 +76,7 @@ def test_what_is_sent_and_brought_is_the_same(registry: Registry, url: str, tmp_
     grow(registry)
     assert push(registry, Remote(url)).entries == 1
     brought = fetch(other, Remote(url))
-    # The model and the list of files: the rest is that of the others.
+    # The model and the list of files; the other files are shared with earlier versions.
     assert (brought.entries, brought.files) == (1, 2)
     assert other.state().find("reviews@3") == registry.state().find("reviews@3")
     assert pull_remote(Remote(url), "reviews@champion", tmp_path / "out").number == 2
@@ -85,14 +85,14 @@ def test_what_is_sent_and_brought_is_the_same(registry: Registry, url: str, tmp_
 
 
 def copy_over(registry: Registry, url: str, folder: Path) -> Registry:
-    """Another registry, with what this one sent to the address."""
+    """Push a registry and return another one that fetched it."""
     push(registry, Remote(url))
     other = Registry(folder / "other")
     fetch(other, Remote(url))
     return other
 
 
-def test_two_that_part_are_told_so_and_neither_is_changed(registry: Registry, url: str, tmp_path: Path) -> None:
+def test_diverged_registries_are_refused_and_unchanged(registry: Registry, url: str, tmp_path: Path) -> None:
     other = copy_over(registry, url, tmp_path)
     grow(registry)
     push(registry, Remote(url))
@@ -106,7 +106,7 @@ def test_two_that_part_are_told_so_and_neither_is_changed(registry: Registry, ur
         fetch(other, Remote(f"{url}/elsewhere"))
 
 
-def test_of_two_that_send_at_once_one_is_told(registry: Registry, url: str, tmp_path: Path) -> None:
+def test_second_of_two_concurrent_pushes_is_refused(registry: Registry, url: str, tmp_path: Path) -> None:
     other = copy_over(registry, url, tmp_path)
     grow(registry)
     grow(other, b"another")
@@ -125,7 +125,7 @@ def test_of_two_that_send_at_once_one_is_told(registry: Registry, url: str, tmp_
 
 @contextlib.contextmanager
 def vanishing(url: str, name: str, calls: int) -> Iterator[Remote]:
-    """A remote that lets ``calls`` through, cuts the next one short as a broken connection does, and then refuses."""
+    """Yield a remote that completes ``calls`` calls, truncates the next one and then refuses connections."""
     remote, left = Remote(url), calls
     true: Callable[..., Any] = getattr(remote._system, name)
 
@@ -143,30 +143,30 @@ def vanishing(url: str, name: str, calls: int) -> Iterator[Remote]:
         yield remote
 
 
-def test_a_remote_that_vanishes_while_it_is_sent_to_shows_what_it_had(registry: Registry, url: str) -> None:
+def test_interrupted_push_leaves_the_remote_log_unchanged(registry: Registry, url: str) -> None:
     push(registry, Remote(url))
     lines_before = Remote(url).lines()
     grow(registry, b"x" * 30_000)
-    # The last time it is the entry itself that is cut short: what was sent before is not sent again.
+    # The last trial truncates the log entry itself, since files sent earlier are not sent again.
     for calls in (0, 1, 2, 1):
         with vanishing(url, "pipe_file", calls) as remote:
             push(registry, remote)
         assert Remote(url).lines() == lines_before
-        # Half a piece lies there, of a file that no entry names.
+        # Half a piece remains, of a file that no entry refers to.
         assert all(not fault.of for fault in verify_remote(Remote(url)))
     assert push(registry, Remote(url)).entries == 1
     assert Remote(url).lines() == registry.log.lines()
     assert verify_remote(Remote(url)) == ()
 
 
-def test_what_was_half_sent_is_not_sent_again(registry: Registry, url: str) -> None:
+def test_resumed_push_sends_only_missing_pieces(registry: Registry, url: str) -> None:
     whole = push(registry, Remote(f"{url}-other")).bytes
     with vanishing(url, "pipe_file", 5) as remote:
         push(registry, remote)
     assert 0 < push(registry, Remote(url)).bytes < whole - 20_000
 
 
-def test_what_was_half_brought_is_gone_on_with(registry: Registry, url: str, tmp_path: Path) -> None:
+def test_interrupted_fetch_and_pull_are_resumed(registry: Registry, url: str, tmp_path: Path) -> None:
     whole = push(registry, Remote(url)).bytes
     other = Registry(tmp_path / "other")
     for calls in (0, 2, 5, 9):
@@ -182,7 +182,7 @@ def test_what_was_half_brought_is_gone_on_with(registry: Registry, url: str, tmp
     assert (tmp_path / "out" / MODEL).read_bytes() == WEIGHTS + b"\0"
 
 
-def test_damage_at_the_other_end_is_named_and_does_not_arrive(registry: Registry, url: str, tmp_path: Path) -> None:
+def test_damaged_remote_file_is_named_and_not_fetched(registry: Registry, url: str, tmp_path: Path) -> None:
     push(registry, Remote(url))
     digest = registry.contents(registry.state().find("reviews@1")).files[MODEL].sha256
     piece = tmp_path / "far" / "objects" / digest / "00002"
@@ -197,12 +197,12 @@ def test_damage_at_the_other_end_is_named_and_does_not_arrive(registry: Registry
     piece.unlink()
     with pytest.raises(StorageError, match="damaged at the other end"):
         pull_remote(Remote(url), "reviews@1", tmp_path / "out")
-    # A piece that is there under its size is not looked at again, one that is missing is sent.
+    # Pieces of the right size are not checked again; missing ones are sent.
     push(registry, Remote(url))
     assert verify_remote(Remote(url)) == ()
 
 
-def test_a_truncated_log_ends_where_its_checks_end(registry: Registry, url: str, tmp_path: Path) -> None:
+def test_truncated_remote_log_is_read_to_its_last_complete_line(registry: Registry, url: str, tmp_path: Path) -> None:
     push(registry, Remote(url))
     (part,) = (tmp_path / "far" / "log").iterdir()
     whole = part.read_bytes()
@@ -217,7 +217,7 @@ def test_a_truncated_log_ends_where_its_checks_end(registry: Registry, url: str,
                 other.unlink()
 
 
-def test_an_address_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="no address of a remote"):
         Remote("carrier-pigeon://models")
     import fsspec
@@ -230,7 +230,7 @@ def test_an_address_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         Remote("s3://models")
 
 
-def test_a_record_that_points_outside_is_refused() -> None:
+def test_file_name_outside_the_version_is_refused() -> None:
     files = {"../x": {"size_bytes": 1, "sha256": "0" * 64}}
     with pytest.raises(ValueError, match="points outside"):
         VersionContents.model_validate({"recipe": "x", "started": None, "files": files})
@@ -238,7 +238,7 @@ def test_a_record_that_points_outside_is_refused() -> None:
 
 @pytest.fixture
 def sftp(tmp_path: Path) -> Iterator[tuple[str, Any]]:
-    """An address on a real SSH server of this machine, and the server."""
+    """Start a real SSH server on this machine and yield an SFTP address on it, and the server."""
     pytest.importorskip("sshfs")
     from fsspec.config import conf
 
@@ -257,7 +257,7 @@ def sftp(tmp_path: Path) -> Iterator[tuple[str, Any]]:
             yield f"sftp://{device.user}@127.0.0.1:{server.port}{tmp_path}/far", server
 
 
-def test_sftp_loses_its_connection_and_goes_on(registry: Registry, sftp: tuple[str, Any], tmp_path: Path) -> None:
+def test_sftp_push_resumes_after_a_lost_connection(registry: Registry, sftp: tuple[str, Any], tmp_path: Path) -> None:
     url, server = sftp
     remote, sent = Remote(url), 0
     put = remote._put
@@ -281,7 +281,9 @@ def test_sftp_loses_its_connection_and_goes_on(registry: Registry, sftp: tuple[s
     assert verify(other) == () and other.log.path.read_bytes() == registry.log.path.read_bytes()
 
 
-def test_an_unknown_server_is_refused(sftp: tuple[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_sftp_host_key_is_refused(
+    sftp: tuple[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from fsspec.config import conf
 
     url, server = sftp
@@ -298,7 +300,7 @@ def test_an_unknown_server_is_refused(sftp: tuple[str, Any], tmp_path: Path, mon
 
 @pytest.mark.slow
 @pytest.mark.skipif(not is_todays("s3"), reason="a real S3 server is begun every fourth day")
-def test_a_real_s3_server_vanishes_half_way_and_is_gone_on_with(tmp_path: Path) -> None:
+def test_s3_push_resumes_after_the_server_vanishes(tmp_path: Path) -> None:
     made_registry(tmp_path)
     answer = json.loads(S3.run(Path(__file__).with_name("on_s3.py"), str(tmp_path)))
     assert "went away" in answer["vanished"] and answer["lines after"] == 0
@@ -321,14 +323,14 @@ sys.exit(code)
 
 
 def weights(text: str) -> bytes:
-    """An ONNX file whose one matrix is made of a text."""
+    """Return an ONNX file whose single weight matrix [1, 8] encodes a text."""
     matrix = np.frombuffer(text.ljust(8).encode(), np.uint8).astype(np.float32)[None]
     nodes = [helper.make_node("MatMul", ["x", "matrix"], ["y"])]
     return onnx_model(nodes, {"x": [1, 1]}, {"y": [1, 8]}, {"matrix": matrix}, opset=17).SerializeToString()
 
 
 def answer(folder: Path, arguments: list[str]) -> tuple[int, str, str]:
-    """Exit code, standard output and error of a command; `run` leaves what a run leaves, at once."""
+    """Return the exit code, standard output and error of a command; `run` only writes the folder of a run."""
     with contextlib.chdir(folder):
         if arguments[0] == "run":
             recipe = yaml.safe_load(Path(arguments[1]).read_text())
@@ -351,7 +353,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 class Ci:
-    """A bare repository, and runners that check it out as GitHub's do."""
+    """A bare Git repository, and runners that check it out as GitHub's do."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -373,7 +375,7 @@ class Ci:
         git(self.work, "push", "-q", "origin", "HEAD:main")
 
     def _answer(self) -> None:
-        """Do what the program `compress` of the runners is asked for, one after another."""
+        """Serve the commands of the runners' program `compress`, one at a time."""
         while True:
             try:
                 asked, _ = self.socket.accept()
@@ -384,7 +386,7 @@ class Ci:
                 print(json.dumps(answer(Path(sent_path), arguments)), file=lines, flush=True)
 
     def change(self, branch: str, **recipe: Any) -> str:
-        """Commit another recipe on a branch; the commit that it left."""
+        """Commit a changed recipe on a branch and return the commit before it."""
         git(self.work, "switch", "-q", "-C", branch, "origin/main")
         commit_before = git(self.work, "rev-parse", "HEAD")
         recipe_file = self.work / "recipes" / "reviews.yaml"
@@ -400,7 +402,7 @@ class Ci:
         git(self.work, "fetch", "-q")
 
     def run(self, event: str, branch: str, base: str, number: int = 0) -> dict[str, int]:
-        """Every step that is a command, in a fresh clone: name -> exit code of those that ran."""
+        """Run the workflow's shell steps in a fresh clone, and return the exit code of each executed step by name."""
         runner = self.folder / f"runner-{len(list(self.folder.glob('runner-*')))}"
         git(self.folder, "clone", "-q", "-b", branch, "origin.git", runner.name)
         variables = {"REGISTRY": f"file://{self.far}", "BASE": base, "PULL_REQUEST": str(number)}
@@ -419,7 +421,7 @@ class Ci:
         return codes
 
     def champion(self) -> bytes:
-        """The weights that everybody pulls."""
+        """Pull the champion and return its weights."""
         served_folder = self.folder / f"served-{len(list(self.folder.glob('served-*')))}"
         pull_remote(Remote(f"file://{self.far}"), "reviews@champion", served_folder)
         return (served_folder / "model" / "onnx" / "model.onnx").read_bytes()
@@ -433,7 +435,7 @@ def ci(tmp_path: Path) -> Iterator[Ci]:
     service.socket.close()
 
 
-def test_a_change_is_compared_promoted_on_merge_and_a_bad_one_refused(ci: Ci) -> None:
+def test_workflow_promotes_good_changes_and_refuses_bad_ones(ci: Ci) -> None:
     base = ci.change("first", weights="first", accuracy=0.8)
     assert set(ci.run("pull_request", "first", base, 1).values()) == {0}
     assert "Nothing of this name is in use yet." in (ci.comments / "1.md").read_text()
@@ -448,7 +450,7 @@ def test_a_change_is_compared_promoted_on_merge_and_a_bad_one_refused(ci: Ci) ->
     comment = (ci.comments / "2.md").read_text()
     assert "## recipes/reviews.yaml" in comment and "80.00%" in comment and "50.00%" in comment
     assert "matrix" in comment.split("```text")[1], "which weights moved"
-    # Somebody merges it all the same.
+    # The change is merged despite the failed check.
     ci.merge("worse")
     assert ci.run("push", "main", base)["promote what was merged"] == 1
     assert ci.champion() == weights("first")

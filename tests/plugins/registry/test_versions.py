@@ -1,4 +1,4 @@
-"""A registry: what goes in, what an alias stands for, the way back, damage, and several writers."""
+"""Tests of registries: versions, promotion, rollback, damage, garbage collection and concurrent writers."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def registry(tmp_path: Path) -> Registry:
 
 
 def register(registry: Registry, content: bytes, **made: Any) -> int:
-    """The number of a version whose model has those bytes."""
+    """Register a version whose model has these bytes and return its number."""
     run = write_run(registry.root.parent / f"run {content.decode()}", content, **made)
     return registry.register(run, "reviews")[0].number
 
 
 def champions(registry: Registry, *contents: bytes) -> None:
-    """Versions that are registered and promoted one after another."""
+    """Register and promote one version for each content."""
     for content in contents:
         promote(registry, PromotionRequest(f"reviews@{register(registry, content)}"))
 
 
-def test_files_are_linked_once_and_the_same_run_is_the_same_version(registry: Registry, tmp_path: Path) -> None:
+def test_files_are_linked_once_and_equal_runs_are_one_version(registry: Registry, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", b"weights")
     version, new = registry.register(run, "reviews", note="the first")
     assert (version.reference, new, version.note) == ("reviews@1", True, "the first")
@@ -63,7 +63,9 @@ def test_files_are_linked_once_and_the_same_run_is_the_same_version(registry: Re
     assert verify(registry) == ()
 
 
-def test_files_are_copied_without_links(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_copied_where_links_are_impossible(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(*_: Any) -> None:
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
@@ -74,7 +76,7 @@ def test_files_are_copied_without_links(registry: Registry, tmp_path: Path, monk
     assert held.read_bytes() == b"weights" and not held.samefile(run / MODEL)
 
 
-def test_a_run_without_a_report_is_refused_and_leaves_nothing(registry: Registry, tmp_path: Path) -> None:
+def test_run_without_report_is_refused_and_leaves_no_files(registry: Registry, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", b"weights")
     (run / "report.json").unlink()
     with pytest.raises(InputError, match="There is no report"):
@@ -84,7 +86,7 @@ def test_a_run_without_a_report_is_refused_and_leaves_nothing(registry: Registry
     assert list((registry.root / "incoming").iterdir()) == []
 
 
-def test_a_bundle_is_kept_if_it_was_made_of_the_run(registry: Registry, tmp_path: Path) -> None:
+def test_bundle_must_belong_to_the_run(registry: Registry, tmp_path: Path) -> None:
     run, other = write_run(tmp_path / "run", b"weights"), write_run(tmp_path / "other", b"others", accuracy=0.8)
     bundle = tmp_path / "bundle"
     bundle.mkdir()
@@ -96,7 +98,7 @@ def test_a_bundle_is_kept_if_it_was_made_of_the_run(registry: Registry, tmp_path
     assert "bundle/manifest.json" in registry.contents(version).files
 
 
-def test_names_that_are_not_there_are_answered_with_the_nearest(registry: Registry) -> None:
+def test_unknown_references_suggest_the_nearest_name(registry: Registry) -> None:
     champions(registry, b"a")
     state = registry.state()
     for reference, message in (
@@ -116,7 +118,7 @@ def test_names_that_are_not_there_are_answered_with_the_nearest(registry: Regist
             promote(registry, PromotionRequest("reviews@1", alias=alias))
 
 
-def test_the_latest_is_the_newest_that_is_wanted(registry: Registry) -> None:
+def test_latest_skips_retired_versions(registry: Registry) -> None:
     for content in (b"a", b"b", b"c"):
         register(registry, content)
     assert registry.state().find("reviews@latest").number == 3
@@ -124,7 +126,7 @@ def test_the_latest_is_the_newest_that_is_wanted(registry: Registry) -> None:
     assert registry.state().find("reviews@latest").number == 2
 
 
-def test_a_worse_version_is_refused_unless_somebody_says_why(registry: Registry) -> None:
+def test_worse_version_needs_force_and_a_reason(registry: Registry) -> None:
     champions(registry, b"good")
     register(registry, b"bad", accuracy=0.5)
     refused = promote(registry, PromotionRequest("reviews@2"))
@@ -140,11 +142,11 @@ def test_a_worse_version_is_refused_unless_somebody_says_why(registry: Registry)
     assert (newest_entry.gate.status, newest_entry.before) == ("failed", 1)
     assert promote(registry, PromotionRequest("reviews@2")).already
     assert registry.state().entries[-1] == newest_entry
-    # Better than what is there now.
+    # Version 1 is better than the current champion.
     assert promote(registry, PromotionRequest("reviews@1")).judged == GateOutcome(against=2, status="passed")
 
 
-def test_the_gate_is_that_of_the_version_s_recipe(registry: Registry, tmp_path: Path) -> None:
+def test_promotion_uses_the_gate_of_the_version(registry: Registry, tmp_path: Path) -> None:
     champions(registry, b"small")
     run = write_run(tmp_path / "larger", b"larger", size=1001)
     version, _ = registry.register(run, "reviews")
@@ -155,7 +157,7 @@ def test_the_gate_is_that_of_the_version_s_recipe(registry: Registry, tmp_path: 
     assert not promote(registry, PromotionRequest(version.reference)).refused
 
 
-def test_a_version_that_missed_its_own_limits_is_refused(registry: Registry, tmp_path: Path) -> None:
+def test_version_that_missed_its_limits_is_refused(registry: Registry, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", b"weights")
     limit = LimitResult(metric="accuracy", target="cpu", limit=">= 95%", value=0.9, passed=False)
     report = load_report(run / "report.json").model_copy(update={"limits": (limit,)})
@@ -165,7 +167,7 @@ def test_a_version_that_missed_its_own_limits_is_refused(registry: Registry, tmp
     assert refused.refused and refused.judged.failed == ("its own limit was missed: accuracy \u2265 95%",)
 
 
-def test_a_promotion_is_judged_again_after_another_one(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_promotion_is_checked_again_after_a_concurrent_one(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     champions(registry, b"bad")
     register(registry, b"better", accuracy=0.99, rows=2000)
     register(registry, b"good", accuracy=0.95, rows=2000)
@@ -182,7 +184,7 @@ def test_a_promotion_is_judged_again_after_another_one(registry: Registry, monke
     assert registry.state().aliases("reviews") == {"champion": 2}
 
 
-def test_an_alias_goes_back_step_by_step_and_nothing_is_copied(registry: Registry, tmp_path: Path) -> None:
+def test_rollback_goes_back_step_by_step_without_copies(registry: Registry, tmp_path: Path) -> None:
     champions(registry, b"a", b"b", b"c")
     inodes_before = {path: path.stat().st_ino for path in registry.objects.folder.iterdir()}
     assert registry.rollback("reviews", "champion", why="it is slow").before == 3
@@ -197,7 +199,7 @@ def test_an_alias_goes_back_step_by_step_and_nothing_is_copied(registry: Registr
     assert Registry(registry.root).state().stacks == registry.state().stacks
 
 
-def test_a_way_back_leads_past_what_was_retired_and_not_to_what_is_gone(registry: Registry) -> None:
+def test_rollback_skips_retired_and_refuses_missing_versions(registry: Registry) -> None:
     champions(registry, b"a", b"b", b"c")
     registry.retire("reviews@2")
     with pytest.raises(InputError, match="is the champion"):
@@ -212,7 +214,7 @@ def test_a_way_back_leads_past_what_was_retired_and_not_to_what_is_gone(registry
     assert registry.rollback("reviews", "champion").version == 1
 
 
-def test_what_is_pulled_is_verified_and_takes_the_place_of_what_was_pulled(registry: Registry, tmp_path: Path) -> None:
+def test_pull_verifies_files_and_replaces_earlier_pulls_only(registry: Registry, tmp_path: Path) -> None:
     champions(registry, b"a", b"b")
     output = tmp_path / "deep" / "served"
     registry.pull("reviews@1", output)
@@ -232,7 +234,7 @@ def test_what_is_pulled_is_verified_and_takes_the_place_of_what_was_pulled(regis
         registry.pull("reviews@2", tmp_path / "run a", replace=True)
 
 
-def test_gc_keeps_what_an_alias_a_version_or_a_run_needs(registry: Registry, tmp_path: Path) -> None:
+def test_garbage_collection_keeps_files_in_use(registry: Registry, tmp_path: Path) -> None:
     champions(registry, b"a", b"b", b"c")
     runs = tmp_path / "runs"
     register(registry, b"d")
@@ -246,7 +248,7 @@ def test_gc_keeps_what_an_alias_a_version_or_a_run_needs(registry: Registry, tmp
     assert registry.objects.names() == names_before
     done = collect(registry, runs, dry_run=False)
     assert done == planned
-    # The model, and the list: the report and the rest are those of other versions too.
+    # The model and the list of files; the other files are shared with other versions.
     assert len(done.objects) == 2 and registry.objects.names() == names_before - set(done.objects)
     assert verify(registry) == ()
     state = registry.state()
@@ -259,7 +261,7 @@ def test_gc_keeps_what_an_alias_a_version_or_a_run_needs(registry: Registry, tmp
     assert registry.register(tmp_path / "run a", "reviews")[0].number == 5
 
 
-def test_a_line_that_was_cut_short_anywhere_is_taken_off(registry: Registry) -> None:
+def test_truncated_last_log_line_is_removed(registry: Registry) -> None:
     champions(registry, b"a", b"b")
     registry.rollback("reviews", "champion")
     whole = registry.log.path.read_bytes()
@@ -274,7 +276,7 @@ def test_a_line_that_was_cut_short_anywhere_is_taken_off(registry: Registry) -> 
     assert verify(fresh) == ()
 
 
-def test_nothing_is_written_behind_a_damaged_line(registry: Registry) -> None:
+def test_log_with_damaged_line_is_not_extended(registry: Registry) -> None:
     champions(registry, b"a", b"b")
     whole = registry.log.path.read_bytes()
     for offset in (0, 64, 70, whole.find(b"\n"), len(whole) - 80, len(whole) - 1):
@@ -286,7 +288,7 @@ def test_nothing_is_written_behind_a_damaged_line(registry: Registry) -> None:
         registry.log.path.write_bytes(whole)
 
 
-def test_a_registry_of_a_newer_version_is_not_touched(registry: Registry) -> None:
+def test_registry_of_a_newer_version_is_not_modified(registry: Registry) -> None:
     registry.root.mkdir()
     body = b'{"kind":"began","at":"2030-01-01T00:00:00+00:00","who":"a later one","version":2}'
     registry.log.path.write_bytes(line_check(b"", body) + b" " + body + b"\n")
@@ -296,7 +298,7 @@ def test_a_registry_of_a_newer_version_is_not_touched(registry: Registry) -> Non
     assert registry.log.path.read_bytes().endswith(body + b"\n")
 
 
-def test_the_order_is_the_log_s_where_the_clock_jumps_back(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_order_is_kept_if_the_clock_is_set_back(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[str] = []
     registry.note = notes.append
     champions(registry, b"a", b"b")
@@ -313,7 +315,7 @@ def test_the_order_is_the_log_s_where_the_clock_jumps_back(registry: Registry, m
     assert Registry(registry.root).state().aliases("reviews") == {"champion": 1}
 
 
-def test_a_full_disk_leaves_a_sound_registry(tmp_path: Path) -> None:
+def test_full_disk_leaves_an_intact_registry(tmp_path: Path) -> None:
     run, large = write_run(tmp_path / "run", b"weights"), write_run(tmp_path / "large", b"x" * 3_000_000, accuracy=0.91)
     with mounted(tmp_path / "disk", 2) as disk:
         registry = Registry(disk / "registry")
@@ -325,7 +327,7 @@ def test_a_full_disk_leaves_a_sound_registry(tmp_path: Path) -> None:
         promote(registry, PromotionRequest("reviews@1"))
 
 
-def test_what_does_not_belong_there_is_named(registry: Registry) -> None:
+def test_unexpected_files_are_named(registry: Registry) -> None:
     champions(registry, b"a")
     (registry.root / "notes.txt").write_text("mine")
     (registry.objects.folder / ("0" * 64)).write_bytes(b"")
@@ -334,7 +336,7 @@ def test_what_does_not_belong_there_is_named(registry: Registry) -> None:
     assert faults == {("notes.txt", "surplus"), (f"objects/{'0' * 64}", "damaged"), ("incoming/killed", "surplus")}
     collect(registry, registry.root / "none", dry_run=False)
     assert [fault.path for fault in verify(registry)] == ["notes.txt"]
-    # What another writer is bringing in is no fault, and stays.
+    # Incoming files of a live writer are no fault and are kept.
     with registry.objects.incoming() as incoming:
         incoming.put(b"half")
         assert [fault.path for fault in verify(registry)] == ["notes.txt"]
@@ -342,7 +344,7 @@ def test_what_does_not_belong_there_is_named(registry: Registry) -> None:
         assert list(incoming.folder.iterdir())
 
 
-def test_a_missing_file_is_named_with_every_version_that_needs_it(registry: Registry) -> None:
+def test_missing_file_is_named_with_its_versions(registry: Registry) -> None:
     champions(registry, b"a", b"b")
     state = registry.state()
     digest = registry.contents(state.find("reviews@1")).files["model/config.json"].sha256
@@ -351,17 +353,17 @@ def test_a_missing_file_is_named_with_every_version_that_needs_it(registry: Regi
     assert verify(registry) == (Fault(path=f"objects/{digest}", fault="missing", of=of),)
 
 
-def test_two_writers_that_are_killed_lose_nothing(tmp_path: Path) -> None:
+def test_killed_writers_lose_no_confirmed_operations(tmp_path: Path) -> None:
     outcome = kill_writers(tmp_path, operations=14, kills=8)
     assert outcome.sound and outcome.confirmed == 28 and outcome.kills > 0, outcome
 
 
-def test_a_changed_byte_anywhere_is_found_and_named(tmp_path: Path) -> None:
+def test_every_changed_byte_is_detected(tmp_path: Path) -> None:
     assert flip_bytes(tmp_path, 30) == (30, 30)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_registry_has_the_same_versions_aliases_and_figures_there(tmp_path: Path) -> None:
+def test_mlflow_mirror_has_the_versions_aliases_and_metrics(tmp_path: Path) -> None:
     mlflow, uri = pytest.importorskip("mlflow"), f"sqlite:///{tmp_path}/runs.db"
     registry = Registry(tmp_path / "registry")
     for number, accuracy in enumerate((0.9, 0.5)):
@@ -384,7 +386,7 @@ def test_a_registry_has_the_same_versions_aliases_and_figures_there(tmp_path: Pa
 
 
 def answer(*arguments: str | Path, code: int = 0) -> Any:
-    """The JSON that a command writes."""
+    """Return the JSON output of a registry command."""
     result = CliRunner().invoke(app, ["registry", *map(str, arguments), "--json"])
     assert result.exit_code == code, (result.output, result.exception)
     return json.loads(result.stdout)
@@ -392,14 +394,14 @@ def answer(*arguments: str | Path, code: int = 0) -> Any:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a good run and a bad one."""
+    """Change to a folder with a good and a bad run."""
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "good", b"good")
     write_run(tmp_path / "bad", b"bad", accuracy=0.5)
     return tmp_path
 
 
-def test_a_night_goes_wrong_and_the_way_back(place: Path) -> None:
+def test_registry_commands_from_registration_to_garbage_collection(place: Path) -> None:
     first = answer("register", "good", "--name", "reviews", "--note", "Monday's")
     assert (first["version"], first["new"], first["note"]) == (1, True, "Monday's")
     assert not answer("register", "good", "--name", "reviews")["new"]

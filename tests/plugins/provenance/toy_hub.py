@@ -46,7 +46,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._file(whole=True)
 
     def _file(self, whole: bool) -> None:
-        """Return the file of `/OWNER/NAME/resolve/main/PATH`."""
+        """Send the file of `/OWNER/NAME/resolve/main/PATH`; only its headers unless ``whole``."""
         self.server.calls.append(self.path)
         content = self.server.repository.get(self.path.partition("/resolve/main/")[2])
         self.send_response(404 if content is None else 200)

@@ -188,7 +188,7 @@ def test_other_families_and_rungs_are_not_compared() -> None:
 
 
 def test_divergence_of_classes_equals_scipy_entropy() -> None:
-    """Zero probabilities are clipped to a small value, and tasks without classes have no divergence."""
+    """The Kullback-Leibler divergence is measured by row; a task without classes has none."""
     chance = np.random.default_rng(0)
     logits = {label: chance.normal(size=(5, 3)).astype(np.float32) for label in (BASELINE, FINAL)}
 

@@ -107,7 +107,7 @@ def test_unprunable_channels_report_the_reason() -> None:
 
 def test_pruned_model_is_saved_and_loaded(found: tuple[TorchModel, list[Coupling]], tmp_path: Path) -> None:
     model = copy.deepcopy(found[0])
-    for _ in range(2):  # one cut after another
+    for _ in range(2):  # pruned twice in sequence
         original, sets = (
             layer_sizes(network(model)),
             [coupling for coupling in couplings(model)[0] if coupling.prunable_units > 1],

@@ -289,7 +289,7 @@ def test_untied_output_embedding_shrinks_too(tmp_path: Path):
 def test_ids_in_the_generation_config_are_remapped():
     model = language_model("gpt2")
     processor = model.processor
-    # Ids in reverse order: the last ones move down when others go.
+    # Ids in reverse order: the last ones are lowered when others are removed.
     model.module.generation_config.eos_token_id = processor.convert_tokens_to_ids("Ġfilm")
     trim(model, ids_of(processor, KEPT))
     assert model.module.generation_config.eos_token_id == model.processor.convert_tokens_to_ids("Ġfilm")
@@ -322,7 +322,7 @@ def test_length_beyond_existing_positions_changes_nothing():
 
 
 def test_word_final_characters_are_kept():
-    # CLIP writes the end of a word into its last piece, so that each letter stands twice in its vocabulary.
+    # CLIP marks the end of a word in its last token, so that each letter occurs twice in its vocabulary.
     letters = [letter + end for letter in "abcdefghijklmnopqrstuvwxyz" for end in ("", "</w>")]
     vocabulary = {token: index for index, token in enumerate(["<unk>", *letters, "film</w>", "fi", "lm</w>"])}
     merges = [("f", "i"), ("l", "m</w>"), ("fi", "lm</w>")]

@@ -84,7 +84,7 @@ def problem(seed: int, pictures: int = 12) -> tuple[np.ndarray, np.ndarray, np.n
     objects[0] = 2
     owners = np.repeat(np.arange(pictures), chance.integers(0, 5, pictures))
     right = chance.random(len(owners)) < 0.5
-    for picture in range(pictures):  # no more right ones than there are
+    for picture in range(pictures):  # no more true positives than objects
         reference = np.flatnonzero((owners == picture) & right)
         right[reference[objects[picture] :]] = False
     return chance.random(len(owners)), right, owners, objects
@@ -110,7 +110,7 @@ def test_influence_is_the_derivative_of_the_weighted_area(seed: int) -> None:
     assert influence.sum() == pytest.approx(0, abs=1e-9)
 
 
-def test_precision_without_detections_or_objects() -> None:
+def test_area_without_detections_is_zero_and_without_objects_an_error() -> None:
     none = np.zeros(0)
     area, influence = precision_influence(none, none.astype(bool), none.astype(int), np.array([1, 0]))
     assert area == 0 and influence.tolist() == [0, 0]

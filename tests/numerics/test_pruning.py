@@ -77,7 +77,7 @@ def test_top_indices_are_ascending_and_ties_prefer_lower_index():
 
 
 def test_importance_of_channels_is_the_gradient_of_their_gates():
-    # A channel that two layers read, a convolution and a linear layer on the pooled map, under one gate.
+    # One gate for a channel read by two layers, a convolution and a linear layer on the pooled map.
     generator = torch.Generator().manual_seed(2)
     images = torch.randn(3, 4, 5, 5, generator=generator)
     convolution, linear = nn.Conv2d(4, 6, 3), nn.Linear(4, 6)
@@ -116,7 +116,7 @@ def test_n_of_every_m_inputs_are_kept(kept: int, of: int):
     final = magnitude_masks(weights, 1 - kept / of, pattern)
     for mask, weight in zip(final, weights, strict=True):
         assert torch.equal(mask, by_hand(weight, kept, of))
-    # Half way there, as many are zero as asked for, all of them among those that must go, and the smallest of these.
+    # At partial sparsity exactly the requested count is zero: the smallest weights among those the pattern removes.
     half = magnitude_masks(weights, 0.2, pattern)
     for mask, last, weight in zip(half, final, weights, strict=True):
         assert int((~mask).sum()) == int(0.2 * weight.numel()) and not (~mask & last).any()
@@ -256,7 +256,7 @@ def test_sparsegpt_equals_the_authors_code(sparsity: float, prune: tuple[int, in
 
 @pytest.mark.parametrize("pattern", [None, TWO_OF_FOUR])
 def test_wanda_removes_what_brute_force_removes(pattern: Pattern | None) -> None:
-    # Where inputs are independent, what a row loses is the sum of the squared scores of what goes.
+    # For independent inputs the error of a row is the sum of the squared scores of its removed weights.
     weight, hessian = problem(3, 8, seed=3)
     hessian = torch.diag(hessian.diagonal())
     actual = wanda(weight, hessian, 0.5, pattern)

@@ -35,7 +35,7 @@ def test_classes_are_balanced_and_lengths_are_spread():
     chosen = spread_sample(lengths, kinds, 20, seed=3)
     assert len(set(chosen)) == 20 and list(chosen) == sorted(chosen)
     assert np.bincount(kinds[chosen]).tolist() == [10, 10]
-    # 180 rows of the second kind in ten runs by length: one of each.
+    # 180 rows of the second class, sorted by length, in ten bins: one row from each.
     order = np.argsort(lengths[20:], kind="stable")
     runs = np.sort(lengths[20:][order].reshape(10, 18))
     drawn = np.sort(lengths[chosen[kinds[chosen] == 1]])

@@ -44,7 +44,7 @@ def write(folder: Path, name: str, classes: int = 2, **pretrained_cfg: Any) -> A
     tiny_images.shaken(network)
     for part in network.modules():
         if isinstance(part, torch.nn.BatchNorm2d):
-            part.momentum = None  # so that one look is enough
+            part.momentum = None  # so that one batch sets the statistics
     with torch.no_grad():
         network.train()(torch.randn(8, 3, SIDE, SIDE) + torch.randn(8, 3, 1, 1))
     timm.models.save_for_hf(network.eval(), folder, safe_serialization=True, model_args=NETWORKS[name] or None)
@@ -152,7 +152,7 @@ def test_imagenet_classes_have_names_and_others_have_numbers(tmp_path: Path) -> 
         ({"label_names": ["one"]}, "2 classes and 1 names"),
     ],
 )
-def test_config_that_contradicts_the_weights_is_refused(change: dict[str, Any], says: str, tmp_path: Path) -> None:
+def test_invalid_timm_config_is_refused(change: dict[str, Any], says: str, tmp_path: Path) -> None:
     write(tmp_path / "net", "test_efficientnet")
     config = json.loads((tmp_path / "net/config.json").read_text())
     (tmp_path / "net/config.json").write_text(json.dumps({**config, **change}))

@@ -54,7 +54,7 @@ def test_gptqmodel_opens_each_checkpoint_unmodified(tmp_path: Path) -> None:
     for config, fields in MIXTURES:
         source = save_decoder(tmp_path / config / "source", config, hidden_size=128)
         stage = Gptq(samples=6, sequence_length=32, **fields)
-        # Of two experts that are all but equal to a router, half precision may choose the other.
+        # Of two experts with nearly equal router logits, half precision may choose the other.
         jobs.append(Job("gptqmodel", stage.run(source, context(tmp_path / config / "scratch")), 0.5))
     ids = some_ids(2, 20)
     save_file({"ids": ids}, tmp_path / "ids.safetensors")

@@ -324,7 +324,7 @@ def test_blockwise_gradients_equal_full_autograd(config: str, tmp_path: Path) ->
     assert not (tmp_path / "work").exists()
 
 
-def test_token_weights_skip_experts_only(tmp_path: Path) -> None:
+def test_token_weights_exclude_only_routed_experts(tmp_path: Path) -> None:
     token_weights = measured(save_decoder(tmp_path / "model", "Qwen2MoeConfig"), some_ids(2, 16), tmp_path / "work")
     assert not any(".experts." in name for name in token_weights.layers)
     assert "model.layers.0.mlp.shared_expert.down_proj" in token_weights.layers

@@ -100,7 +100,7 @@ def test_tensors_equal_those_of_the_llama_cpp_quantizer(
         library = llama_cpp_library()
     except UnavailableError as error:
         pytest.skip(str(error))
-    # Builds differ in the last digits of a product; so both round by the same one.
+    # Builds differ in the last digits of a matrix product, so both use the same library.
     monkeypatch.setenv(VARIABLE, str(library))
     monkeypatch.setattr("compress.formats.gguf.blocks.library", library_of.__wrapped__)
     source, imatrix = saved(kind, tmp_path / "source"), None

@@ -199,7 +199,7 @@ def test_static_encoder_ranges_use_first_window_of_each_recording(speech_model: 
     (heard, *_) = task.encode(data.split("train"), processor_of(speech_model), None, 24).inputs
     features = heard["input_features"]
     assert features.shape[-1] > FRAMES
-    # The window that ranges were found on, not noise beyond them.
+    # The window that was used for calibration, not noise outside the ranges.
     expected, quantized_answers = (answers(candidate, features[:, :FRAMES]) for candidate in (speech_model, done))
     assert np.abs(quantized_answers - expected).std() / expected.std() < 0.2
 
@@ -284,7 +284,7 @@ def test_floor_that_holds_at_once_needs_one_evaluation():
 
 
 @pytest.mark.full_range
-def test_a_ceiling_on_the_error_needs_no_metric():
+def test_error_ceiling_needs_no_metric():
     layer_quantizer, asked = quantizer(), feeds()
     merit = agreement_with(network(), asked)
     both = (network(), layer_quantizer.quantize())
@@ -324,7 +324,7 @@ class Spoiling:
         return graph
 
 
-def test_a_floor_that_no_layer_holds_is_an_error():
+def test_unreachable_accuracy_floor_is_an_error():
     with pytest.raises(StageError, match=r"No 8-bit layer keeps the metric at 99\.0%"):
         search(network(), Spoiling(), Counted(), 0.99, feeds(), SilentProgress())
 

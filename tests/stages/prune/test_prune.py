@@ -51,7 +51,7 @@ def silence_neurons(model: TorchModel, silent: list[list[int]]) -> None:
 
 
 @pytest.mark.parametrize("silent", [[2, 0], [3, 1]])
-def test_a_head_without_influence_goes_first(silent: list[int]):
+def test_head_without_influence_is_removed_first(silent: list[int]):
     model = tiny.encoder()
     silence_heads(model, silent)
     expected, original = tiny.logits(model, tiny.texts(16)), copy.deepcopy(model)
@@ -65,7 +65,7 @@ def test_a_head_without_influence_goes_first(silent: list[int]):
     torch.testing.assert_close(tiny.logits(model, tiny.texts(16)), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_neurons_without_influence_go_first():
+def test_neurons_without_influence_are_removed_first():
     model = tiny.encoder()
     silent = [list(range(0, 48, 4)), list(range(30, 42))]
     silence_neurons(model, silent)
@@ -79,7 +79,7 @@ def test_neurons_without_influence_go_first():
     torch.testing.assert_close(tiny.logits(model, tiny.texts(16)), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_neurons_with_zero_activation_go_first():
+def test_neurons_with_zero_activation_are_removed_first():
     # Their output weights are large, but their activations are always 0.
     silent, model = list(range(5, 17)), tiny.encoder()
     with torch.no_grad():

@@ -48,7 +48,7 @@ def flops(model: TorchModel) -> int:
     return counter.get_total_flops()
 
 
-def test_channels_without_readers_go_first() -> None:
+def test_channels_without_readers_are_removed_first() -> None:
     model = channel_nets.plain()
     net: Any = model.module.network
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_channels_without_readers_go_first() -> None:
     assert set(original.depthwise_norm.running_mean[8:16].tolist()) < gone
 
 
-def test_channels_with_zero_activation_go_first() -> None:
+def test_channels_with_zero_activation_are_removed_first() -> None:
     silent, model = [0, 3, 8, 9], channel_nets.plain()
     net: Any = model.module.network
     with torch.no_grad():

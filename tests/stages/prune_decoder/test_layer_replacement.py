@@ -141,7 +141,7 @@ def test_layer_before_removed_blocks_matches_brute_force(
         ("LlamaConfig", [2], {"samples": 1}, "leaves none for validation"),
     ],
 )
-def test_gap_without_a_suitable_layer_is_left_with_the_reason(
+def test_gap_that_cannot_be_compensated_is_reported_with_the_reason(
     config: str, gone: list[int], fields: dict[str, Any], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = save_decoder(tmp_path / "source", config, num_hidden_layers=4)

@@ -218,7 +218,7 @@ def test_best_epoch_is_restored(merits: list[float], best: int):
     assert [same(model.module.state_dict(), state) for state in states] == [epoch == best for epoch in range(3)]
 
 
-def test_last_epoch_is_kept_without_keep_best():
+def test_last_epoch_is_kept_if_keep_best_is_off():
     model, examples = classifier()
     states: list[dict[str, torch.Tensor]] = []
     validate = figures([0.9, 0.1], states, model.module)

@@ -94,7 +94,7 @@ def test_attention_dropout_is_kept() -> None:
         assert torch.equal(forward(model.module, batch).logits, forward(model.module, batch).logits)
 
 
-def test_the_stages_pass_their_fields_on() -> None:
+def test_stages_apply_first_token_only() -> None:
     model, context = deep(), tiny.context()
     fields = {"learning_rate": 1e-3, "precision": "fp32", "dropout": 0, "first_token_only": True}
     Finetune(epochs=1, **fields).run(model, context)  # type: ignore[arg-type]

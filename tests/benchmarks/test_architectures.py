@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from rotation import todays
 
+pytestmark = pytest.mark.slow
+
 TABLE: dict[str, Any] = runpy.run_path(
     str(Path(__file__).parents[2] / "benchmarks" / "architectures" / "__main__.py"), run_name="table"
 )

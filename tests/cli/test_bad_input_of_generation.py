@@ -20,6 +20,8 @@ from transformers import MiniMaxConfig, MiniMaxForCausalLM
 
 from compress.pipeline.run import run
 
+pytestmark = pytest.mark.slow
+
 Refuse = Callable[..., str]
 GPTQ: dict[str, Any] = {"bits": 4, "group_size": 32, "samples": 4, "sequence_length": 16, "embedding_bits": 4}
 RECOVERY: dict[str, Any] = {"steps": 4, "batch_size": 2, "sequence_length": 32, "validation_windows": 2}

@@ -13,6 +13,8 @@ from compress.pipeline.run import run
 from compress.utils.errors import RecipeError
 from compress.utils.progress import SilentProgress
 
+pytestmark = pytest.mark.slow
+
 MODELS = ("baseline", "trim_vocabulary", "distill", "reduce_dimensions", "onnx", "onnx_int8", "final")
 
 

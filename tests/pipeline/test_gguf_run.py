@@ -12,6 +12,8 @@ from tiny_run import Notes, load
 from compress.pipeline.run import run
 from compress.report.pages import html_page
 
+pytestmark = pytest.mark.slow
+
 GPTQ = {"gptq": {"bits": 4, "group_size": 32, "samples": 4, "sequence_length": 16, "embedding_bits": 4}}
 
 

@@ -17,6 +17,8 @@ from compress.formats.ort.model import read_ort
 from compress.pipeline.run import run
 from compress.utils.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 NORM = "bert.encoder.layer.0.output.LayerNorm.weight"
 STAGES = [{"finetune": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}}, "onnx", "onnx_int8"]
 PHONE = {"android": {"threads": 1, "max_bytes": 2000, "max_memory_bytes": 10**11}}

@@ -23,6 +23,8 @@ from compress.results.report import Report
 from compress.utils.errors import InputError, RecipeError, StageError
 from compress.utils.progress import SilentProgress
 
+pytestmark = pytest.mark.slow
+
 STATIC = {"onnx_int8": {"method": "static", "calibration_examples": 8}}
 
 

@@ -13,6 +13,8 @@ from tiny_run import Notes, load
 from compress.pipeline.run import Run, run
 from compress.results.report import BASELINE, FINAL
 
+pytestmark = pytest.mark.slow
+
 TRAINED = {"batch_size": 8, "learning_rate": 3e-3, "precision": "fp32"}
 STAGES = [
     {"finetune": {"epochs": 2, **TRAINED}},

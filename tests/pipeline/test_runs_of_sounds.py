@@ -15,6 +15,8 @@ from tiny_sounds import spectrograms, waves, write_model, write_splits
 
 from compress.results.report import BASELINE, FINAL
 
+pytestmark = pytest.mark.slow
+
 TRAINED = {"batch_size": 8, "learning_rate": 3e-3}
 CLASSIFIED: list[Any] = [{"finetune": {"epochs": 8, **TRAINED}}, {"qat": {"epochs": 1, **TRAINED}}]
 SPELLED: list[Any] = [{"finetune": {"epochs": 1, **TRAINED}}, {"onnx": {}}, {"onnx_int8": {}}]

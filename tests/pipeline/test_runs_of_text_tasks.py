@@ -18,6 +18,8 @@ from tiny_tasks import MAKERS, ROWS, write_all
 
 from compress.results.report import BASELINE, FINAL
 
+pytestmark = pytest.mark.slow
+
 TRAINED = {"batch_size": 8, "learning_rate": 3e-3}
 STAGES: list[Any] = [
     {"finetune": {"epochs": 2, **TRAINED}},

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 Item = TypeVar("Item")
-SLOW_PARTS = 3
-"""`make test` runs a third of the files of slow and browser tests, and rotates to another third each hour."""
+SLOW_PARTS = 4
+"""`make test` runs a quarter of the files of slow and browser tests, and rotates to another quarter each hour."""
 
 
 def todays(items: Iterable[Item], days: int, name: Callable[[Item], str]) -> list[Item]:

@@ -26,6 +26,8 @@ from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
 from compress.utils.errors import InputError, IntegrityError, ModelError, StageError
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("executorch")
 TARGET = TARGETS["executorch"]
 LENGTH = 16

@@ -28,6 +28,8 @@ from compress.plugins.apps.verify import verify
 from compress.utils.errors import BundleError, InputError
 from compress.utils.progress import SilentProgress
 
+pytestmark = pytest.mark.slow
+
 # Only located, not imported: an import would take seconds in every worker that collects tests.
 if not all(map(find_spec, ("litert_torch", "executorch", "coremltools"))):
     pytest.skip("a package of these formats is not there", allow_module_level=True)

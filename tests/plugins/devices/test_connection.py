@@ -24,6 +24,8 @@ from compress.plugins.devices.session import bootstrap_program, follow_session, 
 from compress.utils.errors import CompressError, DeviceError, InputError
 from compress.utils.progress import SilentProgress
 
+pytestmark = pytest.mark.slow
+
 
 def fingerprint(public: Path) -> str:
     """Return the fingerprint of a public key from ssh-keygen."""

@@ -42,6 +42,8 @@ from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.tasks.registry import get_task
 from compress.utils.errors import IntegrityError
 
+pytestmark = pytest.mark.slow
+
 UNET, DECODER = "unet/model.onnx", "vae_decoder/model.onnx"
 TASK = get_task("text-to-image")
 

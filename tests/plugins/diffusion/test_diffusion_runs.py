@@ -40,7 +40,7 @@ from compress.tasks.classes import outcome_row
 from compress.tasks.registry import get_task, infer_task
 from compress.utils.errors import InputError, ModelError
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")]
 
 STAGES: list[dict[str, Any]] = [
     {"onnx": {}},

@@ -25,7 +25,7 @@ from compress.utils.errors import InputError, RecipeError
 from compress.utils.progress import SilentProgress
 from compress.utils.storage import size_bytes
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")]
 
 TRAINED = {"epochs": 0.2, "batch_size": 8}
 STAGES = (

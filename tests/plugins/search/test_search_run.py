@@ -31,7 +31,7 @@ from compress.utils.errors import InputError, StageError
 from compress.utils.progress import SilentProgress
 from compress.utils.storage import digest_directory
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")]
 
 STAGES = (
     {"finetune": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}},

@@ -20,6 +20,8 @@ from compress.stages.blockwise.resume import BlockCache
 from compress.stages.registry import STAGES
 from compress.utils.errors import DeviceError
 
+pytestmark = pytest.mark.slow
+
 TEXT: dict[str, Any] = {"samples": 4, "sequence_length": 16, "precision": "fp32"}
 FEW = {**TEXT, "samples": 5, "sequence_length": 32, "group_size": 32}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {

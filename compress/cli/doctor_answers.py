@@ -122,7 +122,7 @@ def _file_for(model: Path, artifact: Artifact, target: Target, progress: Progres
             where=str(artifact.folder),
             hint=f"give the file for {target.name}, or a run's folder, whose cache contains it",
         )
-    progress.note(f"taking the run's model for {target.name} from its cache")
+    progress.note(f"using the run's model for {target.name} from its cache")
     return final_for(run, artifact.recipe, target, progress)
 
 
@@ -165,7 +165,7 @@ def _reference(
         return _Reference(onnx.load(graph), node_modules(graph), f"the float file {graph.name}")
     from compress.models.model import TorchModel
 
-    progress.note("exporting the float weights, as the reference")
+    progress.note("exporting the float weights as the reference")
     # Without fusions, the graph has a value for each layer.
     exported = export_onnx(TorchModel.load(path, artifact.task), examples, opset=None, fusions=False).graph
     with tempfile.TemporaryDirectory() as folder:

@@ -20,9 +20,9 @@ from compress.stages.kinds import CORE_STAGES
 from compress.utils.errors import InputError
 
 _CPU = "CPUExecutionProvider"
-_WEB = Target("browser", "onnxruntime-web", "wasm", "a web page that answers by itself, as WebAssembly", "onnx")
+_WEB = Target("browser", "onnxruntime-web", "wasm", "a web page that runs the model itself, as WebAssembly", "onnx")
 _ANDROID = Target("android", "onnxruntime", _CPU, "an Android app", "onnx")
-_BOARD = Target("linux-arm64", "onnxruntime", _CPU, "a small board with Python", "onnx")
+_BOARD = Target("linux-arm64", "onnxruntime", _CPU, "a single-board computer with Python", "onnx")
 PLATFORMS = (
     AppProfile(_WEB, threads=1, downloaded=True, version=WEB_VERSION),
     AppProfile(_ANDROID, instead_of="an Android phone", downloaded=True),

@@ -87,7 +87,7 @@ def check_target(runtime: Runtime, target: Target, threads: int) -> None:
 def refuse_unavailable(target: Target, reason: str | None) -> None:
     """Raise `StageError` with the reason why a target is not available, if there is one."""
     if reason is not None:
-        raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
+        raise StageError(f"The target {target.name!r} is not available here: {reason}")
 
 
 def why_missing(module: str, distribution: str, extra: str) -> str | None:

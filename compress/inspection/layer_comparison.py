@@ -144,7 +144,7 @@ def compare_parts(
     if not names:
         return None
     comparing = _Comparing(float_parts, candidate, layers, names, whole, running)
-    for batch in progress.track(batches, "compare the values of both", len(batches)):
+    for batch in progress.track(batches, "comparing intermediate values", len(batches)):
         comparing.add(batch)
     parts = [comparing.judged(name) for name in names]
     departing = [part for part in parts if part.error > max(NOISE, FACTOR * part.explained)]

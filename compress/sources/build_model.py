@@ -69,7 +69,7 @@ class ModelOrigin:
         target = cache / f"made-{cache_key(identity)[:32]}"
 
         def write(output: Path) -> None:
-            progress.note(f"making the model in {target}")
+            progress.note(f"creating the model in {target}")
             output.mkdir()
             for path in companions:
                 shutil.copyfile(path, output / path.name)

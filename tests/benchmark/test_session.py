@@ -240,7 +240,7 @@ def test_invalid_benchmark_inputs_are_rejected(tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "m", 8, 1)
     with pytest.raises(InputError, match="not among the models"):
         bench({"final": folder})
-    with pytest.raises(StageError, match="'npu' is not to be had"):
+    with pytest.raises(StageError, match="'npu' is not available here"):
         bench({"baseline": folder}, target=Target("npu", "onnxruntime", "NoSuchProvider", "", "onnx"))
     with pytest.raises(DataError, match="no example"):
         bench({"baseline": folder}, count=0)

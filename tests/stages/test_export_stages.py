@@ -164,7 +164,7 @@ def test_quantized_checkpoint_export_reports_rounding_error(tmp_path: Path) -> N
     quantized = quantize_tiny_llama(save_tiny_llama(tmp_path / "source"), tmp_path / "quantized")
     model, said = export(quantized, tmp_path, rounding_limit=0.5)
     assert model.file_name == "model_q4.onnx"
-    assert "activations in 8 bits move them by" in said[0]
+    assert "8-bit activations change them by" in said[0]
     with pytest.raises(IntegrityError, match="8 bits"):
         export(quantized, tmp_path, rounding_limit=1e-4)
     _, exact = export(quantized, tmp_path, accuracy_level=1, rounding_limit=1e-4)
@@ -258,7 +258,7 @@ def test_report_says_when_llama_cpp_is_missing(tmp_path: Path, monkeypatch: pyte
     assert check(converted, tmp_path).startswith("not looked at: the package no-such-package is not")
 
 
-def test_reduced_embeddings_are_leading_principal_components() -> None:
+def test_reduced_embeddings_use_leading_singular_vectors() -> None:
     model = sentences.encoder(SentenceModules(sentences.WIDTH, steps=(Normalize(),)))
     context = sentences.context()
     examples = context.encode("train", model)
@@ -269,7 +269,7 @@ def test_reduced_embeddings_are_leading_principal_components() -> None:
     expected = exact @ rows[:6].T
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     assert after.shape == (len(examples), 6)
-    # Rows of a decomposition have no sign, so products are compared.
+    # Signs of singular vectors are arbitrary, so products are compared.
     np.testing.assert_allclose(after @ after.T, expected @ expected.T, atol=1e-4)
 
 

@@ -21,7 +21,7 @@ FORMAT = FormatSpec(
     },
     targets=(
         TargetProfile(
-            Target("coreml", "coreml", _CPU, "Core ML on this Mac; elsewhere its package is weighed", "coreml")
+            Target("coreml", "coreml", _CPU, "Core ML on this Mac; elsewhere only its size is measured", "coreml")
         ),
     ),
     taken_by={"ios": App("Core ML", "Core ML: iOS", ())},

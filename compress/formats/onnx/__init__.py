@@ -48,7 +48,7 @@ FORMAT = FormatSpec(
             Target("node", "onnxruntime-web-node", "wasm", "the browser's WebAssembly in Node", "onnx"), threads=1
         ),
         TargetProfile(
-            Target("browser-webgpu", "onnxruntime-web", "webgpu", "the page on a graphics card", "onnx"), threads=1
+            Target("browser-webgpu", "onnxruntime-web", "webgpu", "a web page on a GPU (WebGPU)", "onnx"), threads=1
         ),
     ),
     taken_by={"browser": App("onnxruntime-web", "npm: onnxruntime-web", ("node",)), **APPS},

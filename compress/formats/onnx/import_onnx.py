@@ -230,7 +230,7 @@ def _fold_by_onnxruntime(model: ir.Model) -> tuple[ir.Model, str | None]:
     """Fold constant expressions with ONNX Runtime, which supports branches."""
     optimized = ir.from_proto(optimize_basic(ir.to_proto(model)))
     saved = _count(model) - _count(optimized)
-    return optimized, f"{saved} nodes computed beforehand by ONNX Runtime" if saved > 0 else None
+    return optimized, f"{saved} constant nodes folded by ONNX Runtime" if saved > 0 else None
 
 
 def _is_move(node: ir.Node) -> bool | None:
@@ -247,7 +247,7 @@ def _fold_batch_normalization(model: ir.Model) -> tuple[ir.Model, str | None]:
     rules_to_apply = RewriteRuleSet([rules.fuse_batchnorm_into_conv_rule, rules.fuse_batchnorm_into_gemm_rule])
     count = rules_to_apply.apply_to_model(model)
     common.RemoveUnusedNodesPass()(model)
-    return model, f"{count} normalisations folded into weights" if count else None
+    return model, f"{count} normalizations folded into weights" if count else None
 
 
 def _count(model: ir.Model) -> int:

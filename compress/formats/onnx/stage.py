@@ -113,7 +113,7 @@ class Onnx(Stage[TorchModel, OnnxModel]):
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Predict unpacked weights, and a time that grows with the number of tensors."""
         tracing = _BEGINNING_SECONDS + _TENSOR_SECONDS * before.tensors if before else 0.0
-        seconds = handling(before, tracing, f", tracing and proof: {_TENSOR_SECONDS} s a tensor")
+        seconds = handling(before, tracing, f", tracing and verification: {_TENSOR_SECONDS} s a tensor")
         return predicted(before, before and replace(before, packed_bytes=None), seconds)
 
     def run(self, model: TorchModel | Checkpoint, context: Context) -> OnnxModel:
@@ -249,7 +249,7 @@ def comparison_sequences(checkpoint: Checkpoint, context: Context) -> np.ndarray
     length = min([_WINDOW_LENGTH + chunk, *(int(examples.lengths()[index]) for index in longest)])
     if len(longest) < _WINDOWS or length < 4:
         raise DataError(
-            "The training text is too short to prove the export on.",
+            "The training text is too short to verify the export.",
             where="data, split train",
             expected=f"{_WINDOWS} examples of 4 tokens or more",
         )

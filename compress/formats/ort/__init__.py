@@ -18,7 +18,7 @@ FORMAT = FormatSpec(
     written_by="ort",
     written_from=ONNX.name,
     runtimes={name: replace(ONNX.runtimes[name], on_devices=False) for name in _OPENED_BY},
-    targets=(TargetProfile(Target("ort", "onnxruntime", CPU, "ONNX Runtime's format for phones, run here", "ort")),),
+    targets=(TargetProfile(Target("ort", "onnxruntime", CPU, "ONNX Runtime's phone format, run here", "ort")),),
     taken_by={"node": None, "browser": None, **APPS},
     tensors="compress.formats.ort.model:read_tensors",
     value_graph="compress.formats.onnx.intermediate_values:open_value_graph",

@@ -6,7 +6,7 @@ from compress.formats.spec import FormatSpec, RuntimeSpec
 from compress.formats.target_profile import Target, TargetProfile
 
 _FOLDER = "compress.formats.safetensors"
-_ABOUT = "transformers on this machine's processor, which runs any checkpoint as it is, in float32"
+_ABOUT = "transformers on this machine's processor; runs any checkpoint unchanged, in float32"
 FORMAT = FormatSpec(
     name="safetensors",
     rank=99,

@@ -185,8 +185,8 @@ class TorchRuntime:
         if not has_integers(artifact):
             return None
         return (
-            "its integers were made float to be run: answers are theirs, time and memory are those of float32 "
-            "arithmetic and not of kernels for few bits"
+            "its integers were dequantized to run it: predictions are exact, but time and memory are those of float32 "
+            "arithmetic and not of low-bit kernels"
         )
 
 

@@ -56,8 +56,8 @@ def compare_modules(sessions: Sequence[Session], batches: Sequence[Mapping[str, 
     differences = [ModuleDifference(module=name, error=min(gap.error, 1e9)) for name, gap in gaps.items()]
     first = next((difference for difference in differences if difference.error > NOISE), None)
     unshared = sorted(names[0] ^ names[1])
-    notes = [f"{len(unshared)} modules stand in one of both alone, such as {unshared[0]}"] if unshared else []
-    notes += [f"{len(shapes)} modules give outputs of other shapes, such as {min(shapes)}"] if shapes else []
+    notes = [f"{len(unshared)} modules exist in only one of the models, such as {unshared[0]}"] if unshared else []
+    notes += [f"{len(shapes)} modules have outputs of different shapes, such as {min(shapes)}"] if shapes else []
     return Activations(
         first=first.module if first else None,
         error=first.error if first else 0.0,

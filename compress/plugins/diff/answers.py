@@ -192,7 +192,7 @@ def check_memory(artifacts: Sequence[Path]) -> None:
     free = psutil.virtual_memory().available
     if needed > free:
         raise InputError(
-            f"Both models take {format_bytes(needed)} of memory, and {format_bytes(free)} are free.",
+            f"Both models need {format_bytes(needed)} of memory, and {format_bytes(free)} are free.",
             hint="--depth weights reads them tensor by tensor",
         )
 
@@ -250,7 +250,7 @@ def draw_inputs(before: Path, after: Path) -> RandomInputs:
         images = tuple({"pixel_values": batch} for batch in np.split(pixels, 4))
         return RandomInputs(images, (0,) * len(images), f"{len(pixels)} random images")
     raise InputError(
-        "Nothing says what both models take.",
+        "The inputs of both models are unknown.",
         where=f"{before} and {after}",
         expected="configs with a vocabulary, or with the same image_size and num_channels",
         hint="name a file of rows with --data, and a recipe that says how they are read with --recipe",
@@ -278,10 +278,10 @@ def compare_on_random_inputs(
         old, new = (session.predict(feed(batch)) for session, feed in zip(sessions, feeds, strict=True))
         name = next((output for output in (_LOGITS, *old) if output in old and output in new), None)
         if name is None:
-            note = f"their answers have no name in common: {', '.join(old)} and {', '.join(new)}"
+            note = f"their outputs have no name in common: {', '.join(old)} and {', '.join(new)}"
             return AnswersDiff(inputs=inputs.description, notes=(note,))
         if old[name].shape != new[name].shape:
-            note = f"their answers have other shapes: {name} {list(old[name].shape)} and {list(new[name].shape)}"
+            note = f"their outputs have different shapes: {name} {list(old[name].shape)} and {list(new[name].shape)}"
             return AnswersDiff(inputs=inputs.description, notes=(note,))
         outputs.append((old[name].astype(np.float64), new[name].astype(np.float64)))
     if name == _LOGITS:

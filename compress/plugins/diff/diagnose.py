@@ -34,7 +34,7 @@ def find_causes(read: DifferenceSums, head: Spectrum | None, chunks: Chunks, sha
         shape: Shape of the matrices.
     """
     if read.not_finite[1] > read.not_finite[0]:
-        return (f"{read.not_finite[1]} values are no finite numbers",)
+        return (f"{read.not_finite[1]} values are not finite",)
     causes = tuple(_causes_in_sums(read, chunks, shape))
     if causes or head is None:
         return causes
@@ -58,7 +58,7 @@ def _causes_in_sums(read: DifferenceSums, chunks: Chunks, shape: tuple[int, int]
         zeros = f"row {shown} is all zeros now" if len(zeroed) == 1 else f"rows {shown} are all zeros now"
         # Structured pruning sets whole rows to zero. They then contain the whole difference.
         if read.difference - float(read.rows.difference[zeroed].sum()) <= (_LEFT**2) * read.difference:
-            yield f"{zeros}, the others are as they were"
+            yield f"{zeros}, the others are unchanged"
             return
         if len(zeroed) < shape[0]:
             yield zeros
@@ -73,7 +73,7 @@ def _describe_pruning(read: DifferenceSums, chunks: Chunks, shape: tuple[int, in
     """Describe new zeros by their share and N:M pattern, and state whether the other values changed."""
     before, after = (count / read.size for count in read.zeros)
     unchanged = read.kept / max(read.size - read.zeros[1], 1)
-    others = "the others are as they were" if unchanged > 0.99 else "the others were changed too"
+    others = "the others are unchanged" if unchanged > 0.99 else "the others changed too"
     # The first pattern that no stretch of inputs exceeds.
     for pattern in _PATTERNS:
         if pattern.fits(shape[1]) and all(
@@ -95,8 +95,8 @@ def _permutations(read: DifferenceSums, chunks: Chunks, shape: tuple[int, int]) 
             if order is not None:
                 unit = f"{name}s" if order.block == 1 else f"blocks of {order.block} {name}s"
                 if order.swapped is not None:
-                    yield f"{unit} {order.swapped[0]} and {order.swapped[1]} have changed places"
+                    yield f"{unit} {order.swapped[0]} and {order.swapped[1]} are swapped"
                 else:
                     count = len(order.order) // order.block
-                    yield f"{len(order.displaced):,} of {count:,} {unit} stand in another order"
+                    yield f"{len(order.displaced):,} of {count:,} {unit} are permuted"
                 return

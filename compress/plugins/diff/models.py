@@ -229,7 +229,7 @@ def _answers(
                 )
         elif not activations.modules:
             activations = None
-            not_compared.append("activations: the two have no module of one name and shape")
+            not_compared.append("activations: the models have no module of the same name and shape")
         random_answers = compare_on_random_inputs(before.model, after.model, inputs, sessions, progress)
     except CompressError as error:
         not_compared.append(f"answers to random inputs: {error.what}")
@@ -326,7 +326,7 @@ def _summary(
         yield f"weights: {describe_weights(weights)}"
     if activations is not None and activations.first:
         error = format_number(activations.error, 2)
-        yield f"activations: part first in {activations.first}, by {error} of the value's spread"
+        yield f"activations: differ first in {activations.first}, by {error} of the value's spread"
     elif activations is not None:
         yield f"activations: {'; '.join(activations.notes) or 'the same in all modules'}"
     if answers is not None and answers.rows:

@@ -55,7 +55,7 @@ def compare_weights(before: Path, after: Path, progress: Progress) -> WeightsDif
         read_weights(contents, path if path.is_dir() else path.parent)
         for contents, path in zip(sides, (before, after), strict=True)
     )
-    progress.note("finding out which tensor is which")
+    progress.note("matching tensors")
     # Names identify tensors only within one format.
     matches = match_tensors(old, new, same_layout=sides[0].format == sides[1].format)
     prefix, tensors = model_prefix([pair.before.name for pair in matches.pairs]), []
@@ -193,7 +193,7 @@ class _PairReader:
         if permutation is None or size is None:
             return ()
         self.streams, self._whole, self._order = False, None, np.array(permutation.order)
-        return (f"the rows of each {size} stand in another order, as the format keeps them",)
+        return (f"the rows of each {size} are permuted, as the format stores them",)
 
     def _rounding(self, read: DifferenceSums) -> tuple[float, float | None]:
         """Return the squared error that both grids explain, and the share of weights within half a step.

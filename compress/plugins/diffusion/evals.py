@@ -169,7 +169,7 @@ def judgements(session: TargetSession, parts: Sequence[Part]) -> list[Measuremen
             progress.note(text)
             return [row.model_dump() for row in evaluation.measurements(session.predictions[label].kept[IMAGES])]
 
-        names = (f"judgement of {label}", f"look at what {label} drew")
+        names = (f"judgement of {label}", f"evaluate the images of {label}")
         stored_rows = session.cached_json("judgement", label, key, "rows.json", names, compute)
         measurements += [
             Measurement.model_validate({**row, "model": label, "target": session.target.name}) for row in stored_rows
@@ -243,7 +243,7 @@ def sampling_drifts(session: TargetSession) -> list[DriftRecord]:
                 "parted": None if parting_index is None else float(drift_values.times[parting_index]),
             }
 
-        names = (f"drift of {label}", f"follow {label} step by step")
+        names = (f"drift of {label}", f"compare {label} step by step")
         stored = session.cached_json("drift", label, key, "drift.json", names, compute)
         records.append(DriftRecord.model_validate({**stored, "model": label, "target": session.target.name}))
     return records

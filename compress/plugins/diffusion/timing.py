@@ -174,7 +174,7 @@ class _PictureTimer(GenerationTimer[ImageSetting, ImageTimes]):
 
 _PROMPTS = 8
 """Number of prompts. All images are the same work, so this is enough for a median over several prompts."""
-_A_PICTURE = "a picture is that of one prompt; with guidance the empty prompt's text and steps are part of it"
+_A_PICTURE = "an image is that of one prompt; with guidance, the empty prompt's text encoding and steps are included"
 _PARTS = (TEXT, STEP, DECODER, LOOP)
 
 
@@ -219,7 +219,7 @@ def measure_image_generation(
     began = time.perf_counter()
     check_host(artifacts, baseline, [target], host)
     if host is not LOCAL_HOST:
-        raise InputError("Pictures are timed on this machine alone.", expected="no device: drawing takes torch")
+        raise InputError("Images are only timed locally.", expected="no device: image generation requires torch")
     counts = {len(examples[label]) for label in artifacts}
     if len(counts) != 1:
         raise InputError(f"Different numbers of prompts: {sorted(counts)}.", expected="the same rows for each")
@@ -245,7 +245,7 @@ def measure_image_generation(
                 rows += image_rows(writer, record, name, setting)
                 rows += speedup_rows(writer, record, name, timed_as[baseline], setting) if len(artifacts) > 1 else []
             rows += writer.starts(record, name)
-    precise = "times of pictures", "raise benchmark.seconds or reduce other load on the machine"
+    precise = "times of images", "raise benchmark.seconds or reduce other load on the machine"
     return build_result(timed, plan, conditions, rows, (_A_PICTURE,), precise, timed_as, prompts=len(chosen))
 
 

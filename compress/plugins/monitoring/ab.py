@@ -131,9 +131,9 @@ def compare_in_use(
         if traffic.labels:
             judged.append(judge_answers(answers[A], answers[B], traffic.labels, options.level, options.margin))
         else:
-            notes.append("no request has a label, so that nobody knows which answers are right")
+            notes.append("no request has a label, so correctness is unknown")
     else:
-        notes.append("answers of this task are not one class a request: only latency and cost are judged")
+        notes.append("answers of this task are not one class a request: only latency and cost are compared")
     if options.timed:
         replayed = replay(sides, examples, traffic.at, options.speed, models[0].recipe.seed, progress)
         judged += judge_times([served for _, served in replayed], options.level, options.cost_margin)

@@ -360,7 +360,7 @@ def _range_note(reference: RowActivations, recent: RowActivations, layer_index: 
 
 
 _LEARN = (
-    "label a sample of today's rows and judge it with `compress evaluate`; if it does worse there, put them into "
+    "label a sample of today's rows and evaluate it with `compress evaluate`; if it is worse there, put them into "
     "`data.splits.train`{unlabeled} and run {stages} again"
 )
 _TRAINING = ("finetune", "distill", "distill_language_model", "qat", "sparsify_gradually", "lora_recovery")
@@ -373,7 +373,7 @@ def advice_of(test: DriftTest, recipe: Recipe) -> str:
             # The advice to extend the vocabulary.
             index, stage = _stage(recipe, "trim_vocabulary")
             if stage is None:
-                return f"the tokenizer never had these words: {_retrain(recipe)}"
+                return f"these words are not in the tokenizer's vocabulary: {_retrain(recipe)}"
             fewer = f" and `min_count` to 1 (now {stage.min_count})" if stage.min_count > 1 else ""
             letters = ", `characters: all`" if stage.characters == "seen" else ""
             return (

@@ -112,7 +112,7 @@ def drift_finding(drift: MetricDrift, series: Sequence[Series], nights: Mapping[
             change = _change_between_levels(other, line, drift.best, drift.now)
             if change is not None and line.loss(change) >= drift.margin / 2:
                 size = line.written(change)
-                words.append(f"the baseline model moved by {size} too, so look at the runtime or the machine")
+                words.append(f"the baseline model changed by {size} too, so check the runtime or the machine")
     words += changes_on_night(nights, line.entry, drift.first)
     return NightFinding(
         entry=line.entry,

@@ -142,7 +142,7 @@ class EntryRun:
         failure = _failure(ended, log, limit, by_budget=False)
         if failure:
             outcome = result.outcome.model_copy(update={"status": "failed"})
-            failed = self._failed(outcome, f"drift of use cannot be looked for: {failure}")
+            failed = self._failed(outcome, f"drift of use cannot be tested: {failure}")
             return replace(result, outcome=failed.outcome, findings=(*result.findings, *failed.findings))
         drifts = [
             NightFinding(
@@ -194,7 +194,7 @@ def evaluate_entry(
         if baseline is not None:
             lack = f"at {baseline.name} in the suite's baselines"
         notes.append(f"no baseline {lack}; `compress gate RUN --baseline FILE --update` writes one")
-        return findings, tuple(notes), "limits kept, no baseline to compare with", None
+        return findings, tuple(notes), "limits met, no baseline to compare with", None
     try:
         reference = load_baseline(baseline)
         comparison = compare_reports(reference, report, policy, names=(baseline.name, f"{entry} tonight"))
@@ -229,7 +229,7 @@ def _inconclusive(result: GateResult) -> Iterator[str]:
         name = f"{judged_name(judgement)} ({judgement.margin})"
         metrics.setdefault((judgement.target, judgement.reason), []).append(name)
     for (target, reason), names in metrics.items():
-        note = f"can't tell on {target} whether these got worse by their margins: {', '.join(names)}"
+        note = f"inconclusive on {target} whether these got worse by their margins: {', '.join(names)}"
         yield note + (f"; {reason}" if reason else "")
 
 
@@ -300,7 +300,7 @@ def run_process(
 def _failure(ended: EndedProcess, log: Path, limit_seconds: float, by_budget: bool) -> str:
     """Return why a process counts as failed, with the end of its log; empty for exit codes 0 and 1."""
     if ended.timed_out:
-        limit = "what was left of the night's budget" if by_budget else "its time limit"
+        limit = "the remaining budget of the night" if by_budget else "its time limit"
         return f"it was ended after {limit_seconds / 60:.2g} min, {limit}"
     if ended.exit_code in (0, 1):
         return ""

@@ -114,7 +114,7 @@ def restore(path: Path, note: Callable[[str], None]) -> None:
     unreadable = ", ".join(damaged_backup.name for damaged_backup in backups[: backups.index(backup)])
     also = f" ({unreadable} cannot be read either)" if unreadable else ""
     note(
-        f"The history {path} was damaged and lies beside it as {damaged.name}. It goes on from {backup.name}{also}, "
+        f"The history {path} was damaged and was saved as {damaged.name}. It goes on from {backup.name}{also}, "
         f"which ends with {last}: what a later night had measured is lost from the history."
     )
 

@@ -246,7 +246,7 @@ class NightRun:
             for drift in find_drifts(entry_series, result.policy, result.accepted, numbered):
                 finding = drift_finding(drift, entry_series, by_number)
                 if not drift.fails:
-                    self._note(f"{finding.sentence}: not counted, since the machine explains it")
+                    self._note(f"{finding.sentence}: not counted, because the machine explains it")
                     continue
                 # Compare the models on both sides of the first night of the drift.
                 began = by_number.get(drift.first, numbered)

@@ -71,15 +71,15 @@ class Cluster:
                 "No machine of the Ray cluster can work on this search.",
                 where=address or "this machine",
                 expected=f"{threads} free processors on a machine with the same packages",
-                hint="OMP_NUM_THREADS=1 asks for one processor a piece of work; what speaks against each machine is "
-                "said above",
+                hint="OMP_NUM_THREADS=1 requests one processor per work item; the reason for each machine is "
+                "printed above",
             )
 
     def refresh(self) -> None:
         """Add machines that have joined the cluster, and remove those that have left it."""
         alive = {node["NodeID"]: node["Resources"] for node in self.ray.nodes() if node["Alive"]}
         for lost in [self.nodes.pop(name) for name in self.nodes.keys() - alive.keys()]:
-            self.progress.note(f"worker {lost.name} has gone")
+            self.progress.note(f"worker {lost.name} has disconnected")
         # A node that was dropped stays known, so that it does not come back.
         new = {name: resources for name, resources in alive.items() if name not in self._known}
         self._known |= new.keys()
@@ -106,21 +106,21 @@ class Cluster:
         except self.ray.exceptions.RayError as error:
             why = first_line(error.cause if isinstance(error, self.ray.exceptions.RayTaskError) else error)
             self.progress.note(
-                f"worker {name[:6]} gets nothing: it can't load compress ({why}); pip install 'compress[ray]' there"
+                f"worker {name[:6]} is not used: it cannot import compress ({why}); pip install 'compress[ray]' there"
             )
             return
         node = ClusterNode(name, machine, int(resources.get("CPU", 0)) // self.threads, self.resource in resources)
         if (other := self.here.differs(machine)) is not None:
-            self.progress.note(f"worker {node.name} gets nothing: it has {other}")
+            self.progress.note(f"worker {node.name} is not used: it has {other}")
             return
         note = f"worker {node.name}: {node.slots} at once, {self.threads} threads each"
         if not node.slots and not node.has_target:
             note += f"; it has too few processors for {self.threads} (OMP_NUM_THREADS)"
         if machine.is_timed_as != self.here.is_timed_as:
             node.has_target = False
-            note += f"; no times are taken there, its processor is another ({machine.processor})"
+            note += f"; no times are measured there, its processor differs ({machine.processor})"
             if machine.processor_class != self.here.processor_class:
-                note += f", and nothing is judged there ({machine.processor_class}, here {self.here.processor_class})"
+                note += f", and no evaluations run there ({machine.processor_class}, here {self.here.processor_class})"
         self.progress.note(note)
         self.nodes[name] = node
 
@@ -135,14 +135,14 @@ class Cluster:
     def drop(self, node: ClusterNode, why: str) -> None:
         """Give a machine no more work."""
         self.nodes.pop(node.id, None)
-        self.progress.note(f"worker {node.name} gets nothing more: {why}")
+        self.progress.note(f"worker {node.name} is no longer used: {why}")
 
     def check_any(self) -> None:
         """Raise `DeviceError` if no machine is left."""
         if not any(node.slots for node in self.nodes.values()):
             raise DeviceError(
                 "No worker is left.",
-                hint="start others (ray start --address=...) and go on with --resume; finished stages are kept",
+                hint="start others (ray start --address=...) and continue with --resume; finished stages are kept",
             )
 
     def close(self) -> None:

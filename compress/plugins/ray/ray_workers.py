@@ -259,9 +259,9 @@ class RayWorkers:
             self.cluster.check_any()
             if nodes_before == set(self.cluster.nodes):
                 raise DeviceError(
-                    "No worker can judge what was made.",
+                    "No worker can evaluate the models.",
                     expected=f"a machine whose processor is of the kind {self.cluster.here.processor_class}",
-                    hint="start a worker on one and go on with --resume; finished stages are kept",
+                    hint="start a worker on one and continue with --resume; finished stages are kept",
                 )
             return
         ended, _ = self.ray.wait(list(self._running), num_returns=1)
@@ -273,7 +273,7 @@ class RayWorkers:
             except self.ray.exceptions.RayTaskError as error:
                 if not isinstance(error.cause, ImportError):
                     raise error.as_instanceof_cause() from None
-                self._drop(node, f"it can't load what the recipe needs ({first_line(error.cause)})")
+                self._drop(node, f"it cannot import what the recipe needs ({first_line(error.cause)})")
             except self.ray.exceptions.RayError as error:
                 # A worker died: somebody else does its work.
                 item.tries += 1
@@ -281,10 +281,10 @@ class RayWorkers:
                 self.cluster.refresh()
                 reason = type(error).__name__
                 name = item.label or "judging"
-                self.cluster.progress.note(f"{name}: worker {node.name} was lost ({reason}); it is done again")
+                self.cluster.progress.note(f"{name}: worker {node.name} was lost ({reason}); the work is repeated")
                 if item.tries == _TRIES:
                     item.error = StageError(
-                        f"Stage {name!r}: {_TRIES} workers were lost at it, the last one by {reason}.",
+                        f"Stage {name!r}: {_TRIES} workers were lost while running it, the last one by {reason}.",
                         hint="look at the memory of the machines; with more OMP_NUM_THREADS fewer tasks run at once",
                     )
                 self.cluster.check_any()
@@ -308,7 +308,7 @@ class RayWorkers:
                 item.error = StageError(answer.what, where=answer.where, expected=answer.expected, hint=answer.hint)
             case WorkResult() if item.label is not None and answer.entries[0].key != item.key:
                 # Another key means that the machine computes something else, such as with another package version.
-                self._drop(node, "it makes other files than this machine would")
+                self._drop(node, "its output files differ from those of this machine")
             case WorkResult():
                 entries = [self._receive_entry(sent) for sent in answer.entries]
                 node.holds |= {entry.key for entry in (*entries, *item.available_entries())}
@@ -325,7 +325,7 @@ class RayWorkers:
             return self.cache.admit(sent.key, sent.record, partial(unpack, sent.content))
         entry = self.cache.find(sent.key)
         if entry is None:
-            raise StorageError(f"The cache entry {sent.key[:12]} has gone.", where=str(self.cache.root))
+            raise StorageError(f"The cache entry {sent.key[:12]} was removed.", where=str(self.cache.root))
         return entry
 
     def _result(self, dag_job: DagJob, final: bool) -> JobResult:

@@ -58,7 +58,7 @@ def unpack_verified(content: bytes, digest: str, folder: Path) -> None:
     def write(made: Path) -> None:
         unpack(content, made)
         if digest_directory(made) != digest:
-            raise StorageError(f"The files of {digest[:12]} have not arrived whole.", where=str(folder))
+            raise StorageError(f"The files of {digest[:12]} are incomplete.", where=str(folder))
 
     write_once(folder, write, _MEND)
 

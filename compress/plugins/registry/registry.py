@@ -79,7 +79,7 @@ class Registry:
                 last = state.entries[-1].at
                 # The order of entries is that of the log, since clocks of several machines differ.
                 if datetime.fromisoformat(last) > datetime.fromisoformat(entry.at):
-                    self.note(f"This machine's clock stands before {last}, the last entry's: the order is the log's.")
+                    self.note(f"This machine's clock is behind the last entry, {last}; the log's order is used.")
                 append(entry)
 
             yield state, stamp, add

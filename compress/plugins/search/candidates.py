@@ -109,7 +109,7 @@ class Candidates:
             Point -> reason why it is considered.
         """
         points = list(self.space.points(self.seed))
-        reasons = self._promising(points, acquisition, "most gain for its time")
+        reasons = self._promising(points, acquisition, "largest expected gain per time")
         self.remaining_share = len(reasons) / max(len(points), 1)
         # A sample of a large space has few good points. Add proposals near the good ones.
         if not self.space.is_enumerable:
@@ -131,7 +131,7 @@ class Candidates:
         """
         if self.observations.pareto_front():
             return {}
-        family, reason = self.costs.family, "the first of its family, as large as the limits let it be"
+        family, reason = self.costs.family, "the first of its family, as large as the limits permit"
 
         def extent(point: Point) -> tuple[float, float, int]:
             parameters, size = (self.costs.predict(point, metric) or 1.0 for metric in ("parameters", "size_bytes"))
@@ -172,7 +172,7 @@ class Candidates:
             centres = [point for point in acquisition.rank(reasons)[:_CENTRES] if point not in seen]
             seen.update(centres)
             neighbours = (other for point in centres for other in self._neighbours(point) if other not in reasons)
-            added = self._promising(neighbours, acquisition, "one choice from what promises most")
+            added = self._promising(neighbours, acquisition, "one choice from the most promising")
             if not added:
                 break
             reasons |= added

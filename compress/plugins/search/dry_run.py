@@ -187,4 +187,4 @@ class SpaceSummary(Frozen):
             yield f"  left out: {', '.join(name for name, reason in self.refused.items() if reason == why)}: {why}"
         if self.first_seconds > self.budget_seconds:
             first = f"the first trial alone is predicted to take {format_seconds(self.first_seconds)}"
-            yield f"{first}, longer than the budget of {self.budget}: without more time nothing else will be tried"
+            yield f"{first}, longer than the budget of {self.budget}: without more time no other recipe is tried"

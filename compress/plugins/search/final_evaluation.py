@@ -84,7 +84,7 @@ def check_refit(space: SearchSpace) -> None:
     """Raise `InputError` where the recipe asks for a refit that its rows do not allow."""
     if space.search.refit and (why := _why_not(space)) is not None:
         raise InputError(
-            f"The winner cannot be trained on the selection rows at the end: {why}.",
+            f"The best recipe cannot be retrained on the selection rows at the end: {why}.",
             where="search.refit",
             expected="rows held out of train, the last of what is held out, and a stage that trains",
             hint="remove `refit`",
@@ -264,14 +264,14 @@ class FinalEvaluation:
         purposes = ["on the selection rows too"] * refit
         count = self.affordable_seeds(best, refit, left)
         if count < self.seeds:
-            note(f"there is time for {count or 'none'} of the winner's {self.seeds} further training seeds")
+            note(f"there is time for {count or 'none'} of the best recipe's {self.seeds} further training seeds")
         if count:
             purposes.append(f"with {count} more seed{'s'[: count > 1]}")
         if purposes:
-            announce(f"training the winner again, {' and '.join(purposes)}")
+            announce(f"retraining the best recipe,  {' and '.join(purposes)}")
             failed, seeds = self._retrain(best, count, refit)
             if failed is not None:
-                note(f"that failed, so the winner ships as it was chosen: {first_line(failed)}")
+                note(f"retraining failed, so the best recipe's first model is used:  {first_line(failed)}")
                 # The seeds were trained on the selection rows too, so they do not describe this winner.
                 best, refit, seeds = pick, False, []
         # No speculative work may disturb the measurement of latency.

@@ -113,7 +113,7 @@ def _state(record: SearchRecord) -> tuple[str, str]:
     if record.final is not None:
         return ("passed", "found") if record.final.winner.meets_limits else ("missed", "the winner misses a limit")
     if record.best is not None:
-        return "unknown", "found, and not evaluated yet" if record.ended else "running, found one"
+        return "unknown", "found, but not evaluated yet" if record.ended else "running, found one"
     return ("missed", "no recipe meets every limit") if record.ended else ("unknown", "running")
 
 

@@ -234,7 +234,7 @@ class _Work:
         path, scratch = self.context.scratch / "importance.safetensors", self.context.scratch / "gradients"
         if not path.is_file():
             work = Gradients(self.decoder, self.config, self.ids, scratch, self.context.progress, self.context.seed)
-            with device_memory_errors("measuring which tokens matter", f"{_LOWER}, or guided: false"):
+            with device_memory_errors("measuring token importance", f"{_LOWER}, or guided: false"):
                 work.importance().write(path)
         return Importance.read(path)
 

@@ -47,7 +47,7 @@ class Gradients:
         """Measured now. Raises `StageError` for gradients that are not finite."""
         self.folder.mkdir(parents=True, exist_ok=True)
         count = len(self.decoder.blocks)
-        steps = iter(self.progress.track(range(2 * count), "measuring which tokens matter", 2 * count))
+        steps = iter(self.progress.track(range(2 * count), "measuring token importance", 2 * count))
         with torch.no_grad():
             batches = (self.decoder.embedded(rows) for rows in torch.split(self.ids, 1))
             states = [self._kept("enter-00000.bin", "what enters the first block", batches)]

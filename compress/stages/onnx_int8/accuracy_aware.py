@@ -143,7 +143,7 @@ def rank(
     spread = sum(float(np.square(array - array.mean(axis=0)).sum()) for array in expected)
     layers = [layer for layer in quantizer.layers if layer.name not in left]
     damages_by_layer = []
-    for layer in progress.track(layers, "Measuring each layer's damage", len(layers)):
+    for layer in progress.track(layers, "measuring the error of each layer", len(layers)):
         alone = quantizer.quantize([other.name for other in quantizer.layers if other is not layer])
         pairs = zip(_outputs(alone, feeds), expected, strict=True)
         error = sum(float(np.square(array - exact).sum()) for array, exact in pairs)

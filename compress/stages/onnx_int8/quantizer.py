@@ -141,7 +141,7 @@ def _search(
     for name in outcome.kept:
         context.note(f"onnx_int8: {name} stays in float")
     if outcome.damages:
-        context.add_table("damage of each layer alone in INT8, and what INT8 saves", COLUMNS, outcome.rows())
+        context.add_table("error of each layer alone in INT8, and bytes saved by INT8", COLUMNS, outcome.rows())
     rows = [
         {"layer": damage.layer.name, "weight": damage.layer.weight, "damage": damage.error}
         | {"saved_bytes": damage.saved_bytes, "int8": damage.layer.name not in outcome.kept}

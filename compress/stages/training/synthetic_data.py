@@ -145,7 +145,7 @@ class _Writer:
         parts = list(enumerate(order[start : start + size] for start in range(0, len(order), size)))
         mine = [part for part in parts if processes.is_mine(part[0])]
         generated: dict[int, np.ndarray] = {}
-        for number, places in self._context.progress.track(mine, f"the teacher writes {what}", len(mine)):
+        for number, places in self._context.progress.track(mine, f"the teacher generates {what}", len(mine)):
             texts, most = [begun[position] for position in places], max(room[position] for position in places)
             if self._positions is not None:
                 most = min(most, self._positions - max(map(len, texts)))
@@ -153,7 +153,7 @@ class _Writer:
             generated |= {position: row[: room[position]] for position, row in zip(places, rows, strict=True)}
         generated = processes.together(generated)
         total = sum(map(len, generated.values()))
-        self._context.note(f"the teacher wrote {total:,} tokens, {len(generated)} {what}")
+        self._context.note(f"the teacher generated {total:,} tokens, {len(generated)} {what}")
         return [generated[position] for position in range(len(begun))]
 
     @cached_property

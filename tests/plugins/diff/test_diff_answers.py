@@ -139,7 +139,7 @@ def test_encoder_and_decoder_are_compared_as_far_as_possible(encoder: Path, tmp_
     save_tiny_llama(tmp_path / "decoder")
     diff = found(encoder, tmp_path / "decoder")
     lacking = " ".join(diff["not_compared"])
-    assert "logits [16, 2] and [16, 8, 160]" in lacking and "no module of one name" in lacking
+    assert "logits [16, 2] and [16, 8, 160]" in lacking and "no module of the same name" in lacking
     assert diff["verdict"] == "changed" and diff["weights"]["removed"] and diff["weights"]["added"]
     assert any(difference["field"] == "model_type" for difference in diff["fields"])
 

@@ -242,7 +242,7 @@ def test_drift_finding_names_changes_of_that_night(history: NightHistory) -> Non
     assert "the recipe was changed" in told_of.what
     assert "onnxruntime 1.31.0 \u2192 1.32.0" in told_of.what
     assert "kernel" not in told_of.what
-    assert "the baseline model moved by +" in told_of.what
+    assert "the baseline model changed by +" in told_of.what
     assert all(line.host == HOST for line in series)
 
 

@@ -158,7 +158,7 @@ def test_work_of_a_lost_worker_is_repeated(
     cast.b.when_run = lambda: setattr(cast.b, "alive", len(cast.b.ran) < 2)
     assert without_times(list(cast.workers().run_all(jobs(base)))) == without_times(here)
     assert "worker a (a) was lost" in cast.said
-    assert "worker b (b) has gone" in cast.said
+    assert "worker b (b) has disconnected" in cast.said
 
 
 def test_task_that_kills_three_workers_fails_alone(base: Path, fake_cluster: Callable[..., FakeCluster]) -> None:
@@ -191,7 +191,7 @@ def test_machine_with_full_disk_gets_no_more_tasks(
 
     monkeypatch.setattr(Cache, "store", full)
     assert without_times(list(cast.workers().run_all(jobs(base)))) == without_times(here)
-    assert "worker a (a) gets nothing more: The disk is full." in cast.said
+    assert "worker a (a) is no longer used: The disk is full." in cast.said
     assert len(cast.a.ran) <= 4, "what it lacked, and once more"
 
 
@@ -203,11 +203,13 @@ def test_machines_with_other_software_or_processor_are_excluded(
     cast.a.told = {"processor": "Another 9000", "processor_class": "arm64"}
     cast.b.told = {"packages": {"torch": "1.0"}}
     cast.a.resources = {"target:cpu": 1}
-    with pytest.raises(DeviceError, match="No worker can judge"):
+    with pytest.raises(DeviceError, match="No worker can evaluate"):
         list(cast.workers().run_all(jobs(base)))
-    assert "worker b (b) gets nothing: it has accelerate None" in cast.said
+    assert "worker b (b) is not used: it has accelerate None" in cast.said
     assert "another version of compress itself" in cast.said and "Python 3.9.1" in cast.said
-    assert "no times are taken there, its processor is another (Another 9000), and nothing is judged there" in cast.said
+    assert (
+        "no times are measured there, its processor differs (Another 9000), and no evaluations run there" in cast.said
+    )
     assert not cast.b.ran and "look" not in cast.a.ran and cast.a.ran
 
 

@@ -17,7 +17,7 @@ def trial(number: int, words: str, status: str, size: float, low: float, **more:
         "final": {"size_bytes": size, "latency_ms": size / 1e7},
         "spread": {"latency_ms": (size / 1.1e7, size / 0.9e7)},
         "rooms": (ConstraintMargin(limit=LIMIT, value=low + 0.01, low=low, high=low + 0.02),),
-        "seconds": 4.0, "share": 1.0, "stages": stages, "why": "most gain for its time", "point": (number, 0),
+        "seconds": 4.0, "share": 1.0, "stages": stages, "why": "largest expected gain per time", "point": (number, 0),
     }  # fmt: skip
     return TrialRecord.model_validate({"number": number, "words": words, "status": status, **values, **more})
 

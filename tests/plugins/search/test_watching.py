@@ -30,7 +30,7 @@ from compress.plugins.search.surrogate import analyze_importance
 from compress.stages.protocols import model_checks
 from compress.utils.errors import InputError, StorageError
 
-TRYING = RunningTrial(6, "prune.heads 0.5, distill.student.layers [2]", 1 / 3, "most gain for its time",
+TRYING = RunningTrial(6, "prune.heads 0.5, distill.student.layers [2]", 1 / 3, "largest expected gain per time",
                 Expectation(0.12, 0.71, 130.0), 100.0)  # fmt: skip
 
 
@@ -221,7 +221,7 @@ def test_search_page_shows_trials_on_hover_and_infeasible_region(browser: Browse
     tip = next(tip for tip in found["tips"] if tip.startswith("trial 3"))
     assert tip == (
         "trial 3, 11% of its training: prune.heads 0.5\nSize on disk: 3.00 MB\nLatency: 0.300 ms\n"
-        "accuracy at least 0.97: -9.00% inside, surely -10.00%\ntried because: most gain for its time\n"
+        "accuracy at least 0.97: -9.00% inside, surely -10.00%\ntried because: largest expected gain per time\n"
         "given up: it would end -9.0% inside"
     )
     assert found["tip"] in found["tips"]

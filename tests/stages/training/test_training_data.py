@@ -97,7 +97,7 @@ def test_teacher_decodes_greedily_up_to_an_end_token(
         writer = synthetic_data._RuntimesWriter(teacher, stage_context, False, runtime)
     answers = writer.write("answers", prompts, [LENGTH - len(prompt) for prompt in prompts])
     assert [answer.tolist() for answer in answers] == expected
-    assert stage_context.notes == [f"the teacher wrote {sum(map(len, expected))} tokens, 3 answers"]
+    assert stage_context.notes == [f"the teacher generated {sum(map(len, expected))} tokens, 3 answers"]
 
 
 def test_torch_runs_a_teacher_that_openvino_does_not_support(

@@ -220,7 +220,7 @@ def check_attention(module: PreTrainedModel, examples: Examples) -> str:
                 actual = answers(examples, module(**inputs), batch)
         # A model may call attention in a way that the hooks do not support.
         except (KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            return f"it fails with the traced attention: {' '.join(str(error).split())[:120]}"
+            return f"it fails with traced attention: {' '.join(str(error).split())[:120]}"
     difference = float((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
-    differs = f"its answers differ with the traced attention, by {difference:.1e} of the largest"
+    differs = f"its outputs differ with traced attention, by {difference:.1e} of the largest"
     return "" if difference <= _SAME else differs

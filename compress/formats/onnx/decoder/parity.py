@@ -53,8 +53,8 @@ class DecoderParity:
     def __str__(self) -> str:
         text = f"logits differ by at most {self.difference:.1e} from torch in fp32"
         rounding = (
-            f"; activations in 8 bits move them by {self.rounding:.1%} of their spread, "
-            f"and the likeliest token of {1 - self.agreement:.1%} of the positions"
+            f"; 8-bit activations change them by {self.rounding:.1%} of their spread, "
+            f"and the most likely token at {1 - self.agreement:.1%} of the positions"
         )
         return text + (rounding if self.rounding else "")
 

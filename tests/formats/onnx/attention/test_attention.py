@@ -291,7 +291,7 @@ def test_model_with_different_attention_is_reported(monkeypatch: pytest.MonkeyPa
 
     mapping = modeling_bert.ALL_ATTENTION_FUNCTIONS
     monkeypatch.setitem(mapping, model.module.config._attn_implementation, twice)
-    assert "its answers differ" in check_attention(model.module, encoded)
+    assert "its outputs differ" in check_attention(model.module, encoded)
 
 
 def test_attention_implementation_is_restored_after_an_error():

@@ -145,7 +145,7 @@ def test_missing_provider_is_refused_with_its_reason(tmp_path: Path, weight: np.
     path = write_linear(tmp_path / "m.onnx", weight)
     assert why_unavailable(CPU) is None
     assert "has no CUDAExecutionProvider" in (why_unavailable(TARGETS["gpu"]) or "")
-    with pytest.raises(StageError, match="'gpu' is not to be had"):
+    with pytest.raises(StageError, match="'gpu' is not available here"):
         RUNTIME.open(path, TARGETS["gpu"], threads=1)
 
 

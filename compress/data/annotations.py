@@ -23,7 +23,7 @@ EXPECTED = "`bbox`, a list of [x, y, width, height] in pixels, and `category`, a
 _BOXES, _CATEGORIES = ("bbox", "boxes"), ("category", "category_id", "categories", "label", "labels")
 _TOLERANCE = 1.0
 """Pixels by which a box may exceed the image because of rounding. The excess is cut off."""
-_HINT = "correct the box or take it out; COCO's boxes are [x, y, width, height], not two corners"
+_HINT = "correct or remove the box; COCO's boxes are [x, y, width, height], not two corners"
 
 
 class Objects(NamedTuple):
@@ -90,7 +90,7 @@ def check_inside(row: Mapping[str, Any]) -> None:
     for x, y, wide, high in objects_in(row["objects"]).boxes:
         if min(x, y) < -_TOLERANCE or x + wide > width + _TOLERANCE or y + high > height + _TOLERANCE:
             raise DataError(
-                f"The box {[x, y, wide, high]} reaches out of its picture.",
+                f"The box {[x, y, wide, high]} exceeds the image.",
                 expected=f"x + width up to {width} and y + height up to {height}, the picture's pixels",
                 hint=_HINT,
             )
@@ -112,7 +112,7 @@ def _box(value: object) -> list[float]:
     except (TypeError, ValueError):
         numbers = []
     if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
-        raise DataError(f"The box {value!r:.60} has no four numbers.", expected=EXPECTED)
+        raise DataError(f"The box {value!r:.60} is not four numbers.", expected=EXPECTED)
     if not min(numbers[2:]) > 0:
         raise DataError(f"The box {numbers} is empty.", expected="a width and a height above 0", hint=_HINT)
     return numbers
@@ -133,12 +133,12 @@ def read_mask(encoded: bytes, where: str) -> np.ndarray:
     require_pillow("Reading masks")
     from PIL import Image
 
-    expected = "a PNG file of one channel, whose pixels are ids of classes, or 255 for what does not count"
+    expected = "a PNG file of one channel, whose pixels are class ids, or 255 for ignored pixels"
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             mode, ids = image.mode, np.asarray(image)
     except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{where} is no whole picture: {error}", where=where, expected=expected) from error
+        raise DataError(f"{where} is not a complete image file: {error}", where=where, expected=expected) from error
     if mode not in _IDS:
         hint = "write each class as its id, not a colour"
         raise DataError(f"{where} is a mask of {mode}.", where=where, expected=expected, hint=hint)

@@ -211,7 +211,7 @@ def _converted(rows: Rows, name: str, column: Column) -> list[Any]:
             ) from None
         except UnicodeEncodeError:
             raise DataError(
-                f"The column {name!r} has a value with half of a surrogate pair, which is no character.",
+                f"The column {name!r} has a value with an unpaired surrogate, which is not a valid character.",
                 where=rows.place(index),
             ) from None
         except DataError as error:
@@ -227,7 +227,7 @@ def _converted(rows: Rows, name: str, column: Column) -> list[Any]:
             f"The column {name!r} has {len(empty)} of {len(values)} values missing or empty.",
             where=shown + more,
             expected="a value in every row",
-            hint="fill these rows in or take them out",
+            hint="fill in or remove these rows",
         )
     return converted
 

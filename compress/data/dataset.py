@@ -121,7 +121,7 @@ def hold_out(
         raise DataError(
             f"All {len(source):,} rows of {config.source!r} would be held out.",
             where="data.hold_out.rows",
-            hint="hold out fewer rows, or give more to train on",
+            hint="hold out fewer rows, or add training rows",
         )
     parts = {config.source: remaining, config.split: np.array(chosen)}
     values = beside.get(config.source, {})

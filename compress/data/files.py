@@ -179,7 +179,7 @@ def _read_parquet(path: Path, wanted: Collection[str]) -> Rows:
             rows = file.metadata.num_rows
         columns = {name: table[name].to_pylist() for name in table.column_names}
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(f"{path.name} is no whole Parquet file: {error}", where=str(path)) from error
+        raise DataError(f"{path.name} is not a complete Parquet file: {error}", where=str(path)) from error
     if not rows:
         raise _no_rows(path, "columns and no rows")
     return Rows(path.name, names, columns)
@@ -240,5 +240,5 @@ def _stray(path: Path, folder: Path) -> DataError:
         f"{path.relative_to(folder)} is no image or recording in the folder of a class.",
         where=str(path),
         expected=f"{folder.name}/CLASS/FILE, the file ending in one of {endings}",
-        hint="take it out, or let its name begin with a dot",
+        hint="remove it, or rename it to begin with a dot",
     )

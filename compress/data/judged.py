@@ -53,7 +53,7 @@ def _question(rows: Rows, index: int) -> Question:
     prompt, choices, answer = (rows.columns[name][index] for name in _QUESTION_COLUMNS)
     position = rows.place(index)
     if not isinstance(prompt, str) or not prompt.strip():
-        raise DataError("The prompt is no text.", where=position, expected="the text that a choice follows")
+        raise DataError("The prompt is not text.", where=position, expected="the text before each choice")
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(one, str) and one for one in choices):
         raise DataError(
             f"The choices are {choices!r:.60}.",
@@ -61,7 +61,7 @@ def _question(rows: Rows, index: int) -> Question:
             expected="a list of two texts or more, none of them empty",
         )
     if len(set(choices)) < len(choices):
-        raise DataError("A choice stands there twice.", where=position, expected="distinct texts")
+        raise DataError("A choice occurs twice.", where=position, expected="distinct texts")
     # The answer may be an index or the text of a choice.
     if isinstance(answer, str) and answer in choices:
         answer = choices.index(answer)
@@ -104,7 +104,7 @@ def read_rated_pairs(path: Path) -> RatedPairs:
     for index, (text, pair, score) in enumerate(zip(*(rows.columns[name] for name in _PAIR_COLUMNS), strict=True)):
         for name, value in (("text", text), ("pair", pair)):
             if not isinstance(value, str) or not value.strip():
-                raise DataError(f"The {name} is no text.", where=rows.place(index), expected="a text")
+                raise DataError(f"The {name} is not text.", where=rows.place(index), expected="a text")
         try:
             scores.append(float(score))
         except (TypeError, ValueError):
@@ -235,7 +235,7 @@ def _instruction(rows: Rows, index: int) -> Instruction:
     prompt, checks = (rows.columns[name][index] for name in _COLUMNS)
     position = rows.place(index)
     if not isinstance(prompt, str) or not prompt.strip():
-        raise DataError("The prompt is no text.", where=position, expected="what the model is asked to do")
+        raise DataError("The prompt is not text.", where=position, expected="the instruction for the model")
     if not isinstance(checks, dict) or not checks:
         raise DataError(f"The checks are {checks!r:.60}.", where=position, expected='e.g. {"words_at_most": 20}')
     for name, value in checks.items():

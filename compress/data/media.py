@@ -220,5 +220,5 @@ def _broken(value: Media, what: str) -> DataError:
         f"{describe(value)} {what}.",
         where=describe(value),
         expected="a whole image in a format that Pillow reads, e.g. PNG, JPEG or WebP",
-        hint="take it out of the data, or save it again",
+        hint="remove it from the data, or save it again",
     )

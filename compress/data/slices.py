@@ -105,7 +105,7 @@ class Slice(Frozen):
         defaults = type(self).model_fields
         unused = [name for name in idle if getattr(self, name) != defaults[name].default]
         if unused:
-            raise ValueError(f"no `{unused[0]}`, which means nothing here")
+            raise ValueError(f"no `{unused[0]}`, which does not apply here")
         return self
 
     def predicates(self) -> tuple[str, ...]:

@@ -128,7 +128,7 @@ def logits_reader(session: Session, where: str) -> Callable[[np.ndarray], np.nda
         batch = {"input_ids": ids[None], "attention_mask": np.ones_like(ids)[None]}
         logits: np.ndarray = session.predict(feed(batch))["logits"][0]
         if len(logits) != len(ids):
-            raise ModelError("The model gives logits of the last token alone.", where=where)
+            raise ModelError("The model returns logits of the last token only.", where=where)
         return logits
 
     return read

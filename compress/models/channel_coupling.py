@@ -98,8 +98,8 @@ def find_couplings(network: nn.Module, run: Callable[[], torch.Tensor]) -> tuple
     except _FAILURES as error:
         message = (str(error) or repr(error)).splitlines()[0]
         raise StageError(
-            f"The network cannot be followed from layer to layer: {message}",
-            hint="cut heads, neurons or layers, or make sparse weights instead",
+            f"The network cannot be traced: {message}",
+            hint="prune heads, neurons or layers, or use sparse weights instead",
         ) from error
     # A coupling is prunable if all of its layers are.
     couplings, unprunable = [], {}
@@ -115,7 +115,7 @@ def find_couplings(network: nn.Module, run: Callable[[], torch.Tensor]) -> tuple
     return couplings, unprunable
 
 
-_ANSWERS = "they are the network's answers"
+_ANSWERS = "they are outputs of the network"
 
 
 def _part(item: Any, graph: Any, names: dict[nn.Module, str]) -> CoupledLayer | str | None:
@@ -136,7 +136,7 @@ def _part(item: Any, graph: Any, names: dict[nn.Module, str]) -> CoupledLayer | 
         return f"{names[target]} ({type(target).__name__}) computes over all of them"
     # Some operations lose the mapping from their features to channels.
     if None in item.root_idxs or not item.idxs:
-        return f"{names[target]} reads them in an order that was not followed"
+        return f"{names[target]} reads them in an order that is not supported"
     side: Side = "both" if reads and writes else "in" if reads else "out"
     return CoupledLayer(names[target], side, torch.tensor(item.idxs), torch.tensor(item.root_idxs))
 

@@ -45,7 +45,7 @@ def check_config(folder: Path, trust_remote_code: bool) -> None:
             "The model's config has no model_type.",
             where=where,
             expected="the name of an architecture, such as bert",
-            hint="take config.json from where the weights are from",
+            hint="use the config.json that belongs to the weights",
         )
     if not _known(model_type):
         written = config.get("transformers_version")
@@ -95,7 +95,7 @@ def explain_load_failure(folder: Path, trust_remote_code: bool) -> ModelError | 
                 f"The model's config cannot be used: {message.rstrip('.')}.",
                 where=str(where),
                 expected="fields that fit together",
-                hint="take config.json from where the weights are from",
+                hint="use the config.json that belongs to the weights",
             )
     # A tokenizer may need remote code although the model does not.
     auto_map = read_optional_json(folder / "tokenizer_config.json").get("auto_map")

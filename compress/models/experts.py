@@ -188,7 +188,7 @@ def inseparable_reason(module: nn.Module) -> str:
     shown = ", ".join(f"{leaf} {shape}" for leaf, shape in shapes.items())
     # transformers' own implementations declare their layout.
     if not hasattr(module, "is_transposed"):
-        return f"{type(module).__name__} ({shown}) is no mixture of experts as transformers' own are written"
+        return f"{type(module).__name__} ({shown}) is not a mixture of experts in the form of transformers' own"
     properties = {
         "with its matrices transposed": module.is_transposed,
         "with gate and up interleaved": not module.is_concatenated,

@@ -81,7 +81,7 @@ def refuse_quantized(folder: Path) -> None:
             f"The model is quantized already: its config.json has a quantization_config (quant_method: {method}).",
             where=str(folder),
             expected="weights in float, as they were before they were quantized",
-            hint="start from the float model; quantizing twice loses accuracy for nothing",
+            hint="start from the float model; quantizing twice only loses accuracy",
         )
 
 

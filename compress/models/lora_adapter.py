@@ -140,7 +140,7 @@ def open_adapter(module: PreTrainedModel, folder: Path) -> PeftModel:
     unused = {tensor.name for tensor in read_header(folder / WEIGHTS)} - loaded
     if unused:
         raise ModelError(
-            f"The model has no place for {len(unused)} of the adapter's tensors, such as {min(unused)!r}.",
+            f"The model has no layers for {len(unused)} of the adapter's tensors, such as {min(unused)!r}.",
             where=str(folder / WEIGHTS),
             expected=f"an adapter for {type(module).__name__}",
         )

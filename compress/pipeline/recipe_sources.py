@@ -104,7 +104,7 @@ def _parquet_size(path: Path) -> tuple[Text, tuple[str, ...]]:
     try:
         metadata = pyarrow.parquet.read_metadata(path)
     except pa.ArrowInvalid as error:
-        raise DataError(f"{path.name} is no whole Parquet file: {error}", where=str(path)) from error
+        raise DataError(f"{path.name} is not a complete Parquet file: {error}", where=str(path)) from error
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     uncompressed = sum(group.total_byte_size for group in groups)
     return Text(metadata.num_rows, uncompressed), tuple(metadata.schema.to_arrow_schema().names)
@@ -281,7 +281,7 @@ class Sources:
                             f"The graph is quantized already: it has the operator {operator}.",
                             where=str(graph),
                             expected=f"a float graph, which {stage.kind} takes",
-                            hint="start from the float model; quantizing twice loses accuracy for nothing",
+                            hint="start from the float model; quantizing twice only loses accuracy",
                         )
                 elif (path / "config.json").is_file():
                     check_config(path, self.recipe.trust_remote_code)

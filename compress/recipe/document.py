@@ -278,7 +278,7 @@ class _Values:
         match node.tag.removeprefix(YAML_PREFIX):
             case "str" | "merge":
                 if any("\ud800" <= character <= "\udfff" for character in text):
-                    self.document.problem(path, "half of a surrogate pair", "valid Unicode text")
+                    self.document.problem(path, "an unpaired surrogate", "valid Unicode text")
                     return ""
                 return text
             case "null":

@@ -216,14 +216,14 @@ def infer_task_of_reference(reference: str, recipe_folder: Path) -> tuple[str | 
             return tasks_with(frozenset({TAKES_ARRAYS}))[0], ""
         folder = companions_of(graph)[0].parent if graph else find_resolved(str(path or reference))
         if folder is None:
-            return None, f"the model {reference!r} is not here yet to tell it"
+            return None, f"the model {reference!r} is not available yet to infer it"
         config = model_config(folder)
     except InputError as error:
-        return None, f"the model cannot tell it: {error.what}"
+        return None, f"it cannot be inferred from the model: {error.what}"
     except OSError as error:
         return None, f"the model cannot be read: {error.strerror or error}"
     task = infer_task(config, has_preprocessor(folder))
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures:
-        return task, "the model's config.json names no architectures that tell it"
-    return task, f"the model's architecture {architectures[0]!r} tells none"
+        return task, "the model's config.json names no architectures to infer it from"
+    return task, f"the model's architecture {architectures[0]!r} has no known task"

@@ -156,7 +156,7 @@ def _check_task(document: Document, parts: list[ParsedStage], kinds: Sequence[Ta
             [fields_without_effect(part.stage, capabilities) for capabilities in capability_sets] if part.stage else []
         ):
             document.problem(
-                (*part.path, name), describe(getattr(part.stage, name)), f"nothing: it means nothing for {task}"
+                (*part.path, name), describe(getattr(part.stage, name)), f"nothing: it does not apply to {task}"
             )
     unused_fields = [
         [path for needed, paths in _ONLY.items() if not needed <= capability_set for path in paths]
@@ -168,7 +168,7 @@ def _check_task(document: Document, parts: list[ParsedStage], kinds: Sequence[Ta
             # Running text may have slices by a column of its rows, but not by length.
             value = [part for part in value if isinstance(part, dict) and "length" in part]
         if value not in (None, [], default):
-            document.problem(path, describe(value), f"nothing: it means nothing for {task}")
+            document.problem(path, describe(value), f"nothing: it does not apply to {task}")
 
 
 def _in_all(lists: Sequence[Sequence[T]]) -> list[T]:
@@ -291,7 +291,7 @@ def _check_splits(document: Document, parts: list[ParsedStage]) -> None:
         document.problem(path, f"the splits {listed}", f"a split {split!r}, which {_and(users)} reads")
     for split, source in splits.items():
         if split != "test" and source == splits.get("test") and draws(source, split) is None:
-            expected = "other rows: the test split must be seen by nothing else"
+            expected = "other rows: the test split must not be used by anything else"
             document.problem((*path, split), f"{source!r}, the same as test", expected)
     if _value(document, ("data", "source"), None, broken="?") is None:
         # True if a split's name is the name of a split within a source.

@@ -82,7 +82,7 @@ def read_recording(content: bytes, rate: int, where: str, remarks: Remarks) -> n
             "The recording is silent: no sample reaches -80 dB of full scale.",
             where=where,
             expected="speech",
-            hint="take the row out; a model makes words up where there are none",
+            hint="remove the row; models hallucinate words in silence",
         )
     if samples.shape[1] > 1:
         remarks.add(f"of {samples.shape[1]} channels, mixed down")

@@ -162,7 +162,7 @@ class FrameRecognition(_Recognition):
 
     def predicted_labels(self, outputs: ModelOutput, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Raise `DataError`: every row has a text."""
-        raise DataError("The rows have no texts to learn from.", expected="a column text")
+        raise DataError("The rows have no texts to train on.", expected="a column text")
 
     def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
         """Return the softened KL divergence of logits [B, frames, characters], averaged over frames without padding."""
@@ -280,7 +280,7 @@ class SpeechRecognition(_Recognition):
 
     def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Raise `ModelError`: no stage trains these models."""
-        raise ModelError(f"Models for {self.name} are not trained here.", expected="a stage that does not train")
+        raise ModelError(f"Training is not supported for {self.name}.", expected="a stage that does not train")
 
     def collect(self, outputs: NamedArrays, examples: Examples, indices: Sequence[int]) -> NamedArrays:
         """Return the transcripts, [batch] strings. Raises `DataError` for rows without text."""

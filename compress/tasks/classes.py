@@ -83,7 +83,7 @@ def finite(values: np.ndarray, noun: str = "outputs") -> np.ndarray:
         raise ModelError(
             f"The model's {noun} are not finite.",
             expected=f"finite {noun}",
-            hint="export or quantize it anew; float16 overflows where float32 does not",
+            hint="export or quantize it again; float16 overflows where float32 does not",
         )
     return values
 
@@ -241,7 +241,7 @@ class Classification(Task):
             raise ModelError(
                 f"The model's outputs are not finite for {wrong} of {len(outputs)} examples.",
                 expected="finite logits",
-                hint="export or quantize it anew; float16 overflows where float32 does not",
+                hint="export or quantize it again; float16 overflows where float32 does not",
             ) from error
 
     def compare(self, collected: NamedArrays, reference: NamedArrays, model: str, target: str) -> list[Measurement]:

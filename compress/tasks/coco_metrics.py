@@ -55,7 +55,7 @@ def figures(detections: np.ndarray, gold: Sequence[Gold]) -> Figures:
     """
     names = dict(sorted({pair for reference in gold for pair in zip(reference.ids, reference.names, strict=True)}))
     if not names:
-        raise DataError("The split has no objects, so nothing can be found in it.", expected="boxes in some pictures")
+        raise DataError("The split has no objects to evaluate on.", expected="boxes in some pictures")
     judged = _evaluated(detections, gold, names)
     precision = judged.eval["precision"][..., _MOST]
     values = {

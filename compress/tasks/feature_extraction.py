@@ -128,16 +128,16 @@ class FeatureExtraction(EmbeddingTask):
         examples = self.encode(rows, processor, labels, max_length)
         if examples.labels is None or len(set(examples.labels.tolist())) < 2:
             raise DataError(
-                "There is nothing to find among: the split has fewer than two different pairs.",
+                "Retrieval needs candidates: the split has fewer than two different pairs.",
                 where="data.splits",
-                expected="rows with a `text` and the `pair` that it should find, hundreds of them",
+                expected="hundreds of rows with a `text` and the `pair` that it should retrieve",
             )
         return examples
 
     def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Raise `StageError`: a batch of texts of similar length holds no pairs."""
         raise StageError(
-            "Embeddings are not trained on labels here.", hint="distill from a teacher, with labels_weight: 0"
+            "Training embeddings on labels is not supported.", hint="distill from a teacher, with labels_weight: 0"
         )
 
     def collect(self, outputs: NamedArrays, examples: Examples, indices: Sequence[int]) -> NamedArrays:

@@ -30,7 +30,7 @@ _NOTE = (
     "only agreement with the original graph was measured, not accuracy: no task says what its outputs should be; "
     "name a task, and put the processor's files beside the graph, to measure that"
 )
-_DRAWN = "; inputs were drawn at random in the types and shapes that the graph states, and real ones may fare otherwise"
+_DRAWN = "; inputs were drawn at random in the types and shapes that the graph states; real results may differ"
 
 
 class GraphAgreement(Task):
@@ -69,7 +69,7 @@ class GraphAgreement(Task):
             max_length: Number of tokens after which texts are truncated.
         """
         if not isinstance(processor, GraphInputs):
-            raise DataError("The model takes no plain arrays.", expected="an ONNX graph", where="task")
+            raise DataError("The model does not accept plain arrays.", expected="an ONNX graph", where="task")
         calls, num_random = [], 0
         for value in rows[INPUTS].to_pylist():
             encoded = content(value)
@@ -82,7 +82,7 @@ class GraphAgreement(Task):
 
     def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Raise `StageError`: the task cannot be trained."""
-        raise StageError("A graph of no task is not trained.")
+        raise StageError("A graph without a task cannot be trained.")
 
     def collect(self, outputs: NamedArrays, examples: Examples, indices: Sequence[int]) -> NamedArrays:
         """Return for each output its values, its argmax along the last axis, and the number of values, [1, ...].
@@ -132,7 +132,7 @@ class GraphAgreement(Task):
         names = [name for name in reference if not name.startswith((_CHOICE, _SIZE))]
         agreements = [output_agreement(reference[name], collected[name]) for name in names]
         if not agreements:
-            raise ModelError("The graph has no output of numbers.", expected="at least one to compare")
+            raise ModelError("The graph has no numeric output.", expected="at least one to compare")
         calls = len(reference[names[0]])
         worst = {
             "rms_error": max(agreement.rms for agreement in agreements),

@@ -56,8 +56,8 @@ class PoolerOutput(Head):
         """Return pooled features [B, dimensions, ...] as [B, dimensions]. Raises `ModelError` for None."""
         if pooled is None:
             raise ModelError(
-                f"The model gives no {POOLED}, so that there is no embedding of an image.",
-                expected="a model that pools what it sees, such as ViT, DINOv2, Swin, ConvNeXt or ResNet",
+                f"The model returns no {POOLED}, so there is no image embedding.",
+                expected="a model with a pooling layer, such as ViT, DINOv2, Swin, ConvNeXt or ResNet",
             )
         return pooled.flatten(1)
 
@@ -146,7 +146,7 @@ class ImageFeatureExtraction(EmbeddingTask):
         counts = np.zeros(0, int) if examples.labels is None else np.unique(examples.labels, return_counts=True)[1]
         if len(counts) < 2 or counts.max() < 2:
             raise DataError(
-                "There is nothing to find: the split has no two images of one class, or no second class.",
+                "Retrieval needs two images of one class and a second class; the split lacks them.",
                 where="data.splits",
                 expected="rows with an `image` and its `label`, several of each",
             )

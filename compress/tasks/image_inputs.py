@@ -169,9 +169,9 @@ def check_size(processor: Processor) -> None:
         return
     description = ", ".join(f"{name} {value}" for name, value in dict(size).items() if value) or "as they are"
     raise DataError(
-        f"The model's processor leaves each picture in a size of its own: {description}.",
+        f"The model's processor does not resize images to one size: {description}.",
         where="preprocessor_config.json",
-        expected="one size for all, which the graph that ships is made for",
+        expected="one size for all images, as the exported graph requires",
         hint='write "do_resize": true, "do_pad": false and "size": {"height": 512, "width": 512} into it, in pixels '
         "that suit the model",
     )

@@ -87,7 +87,7 @@ class ImageSegmentation(Task):
         model = load_model(self.name, directory, ("SemanticSegmentation",), labels, trust_remote_code, _plain_answers)
         if not hasattr(model.processor, "post_process_semantic_segmentation"):
             raise ModelError(
-                f"A {type(model.processor).__name__} makes no masks of what a model answers.",
+                f"A {type(model.processor).__name__} does not convert outputs to masks.",
                 where=str(directory),
                 expected="the preprocessor_config.json of a segmenter, e.g. of SegformerImageProcessor",
             )
@@ -114,7 +114,7 @@ class ImageSegmentation(Task):
             raise DataError(
                 "The model's processor counts the classes of masks from 1.",
                 where="preprocessor_config.json",
-                expected="the first class at 0, and 255 for what does not count",
+                expected="the first class at 0, and 255 for ignored pixels",
                 hint='write the masks so, and "do_reduce_labels": false',
             )
         values = rows["image"].to_pylist()
@@ -188,7 +188,7 @@ class ImageSegmentation(Task):
         union = predicted + reference - shared
         present = np.flatnonzero(union.sum(axis=0))
         if not len(present):
-            raise DataError("The masks have no pixel that counts.", expected=f"ids other than {IGNORED}")
+            raise DataError("All pixels of the masks are ignored.", expected=f"ids other than {IGNORED}")
         names = json.loads(collected[_NAMES][0])
         class_rows = [ratio_row(f"iou_{names[key]}", shared[:, key], union[:, key], model, target) for key in present]
         return [

@@ -150,7 +150,7 @@ class ObjectDetection(Task):
             )
         if not hasattr(model.processor, "post_process_object_detection"):
             raise ModelError(
-                f"A {type(model.processor).__name__} makes no boxes of what a model answers.",
+                f"A {type(model.processor).__name__} does not convert outputs to boxes.",
                 where=str(directory),
                 expected="the preprocessor_config.json of a detector, e.g. of YolosImageProcessor",
             )

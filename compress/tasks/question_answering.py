@@ -233,7 +233,7 @@ def _tokens_of(gold: Mapping[str, Any], context: str, offsets: np.ndarray, row: 
                 f"The answer {text!r} is not in its context{actual_text}.",
                 where=f"row {row + 1}",
                 expected="the answer's words as they stand in the context, and where they begin",
-                hint="correct the row; this task finds answers and does not write them",
+                hint="correct the row; this task extracts answers from the context",
             )
         inside = np.flatnonzero((offsets[:, 0] >= 0) & (offsets[:, 1] > start) & (offsets[:, 0] < start + len(text)))
         end = start + len(text)

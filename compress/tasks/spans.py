@@ -34,7 +34,7 @@ def read_answers(value: Any) -> str | None:
     starts = [None] * len(texts) if starts is None else [starts] if isinstance(starts, int) else list(starts)
     if len(starts) != len(texts):
         raise DataError(
-            f"There are {len(texts)} answers and {len(starts)} places.", expected="one answer_start for each text"
+            f"There are {len(texts)} answers and {len(starts)} positions.", expected="one answer_start for each text"
         )
     if any(not text.strip() for text in texts):
         raise DataError("An answer is blank.", expected="words of the context, or an empty list where there are none")

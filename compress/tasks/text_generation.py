@@ -52,7 +52,7 @@ def python_kinds(texts: Sequence[str]) -> np.ndarray:
             byte_kinds += [_bytes(text), np.zeros(len(SEPARATOR), np.int8)]
         except (tokenize.TokenError, SyntaxError) as error:
             raise DataError(
-                f"A text is no Python: {error}.",
+                f"A text is not valid Python: {error}.",
                 where=f"data.also, row {row + 1}",
                 expected="whole files of Python",
                 hint="take it out, or call the split `text` in data.also",
@@ -175,7 +175,7 @@ class TextGeneration(Task):
             raise DataError(
                 f"The text has {len(ids):,} tokens of this model, too few for one window of {body}.",
                 where="data.splits",
-                expected="text of a window at least; perplexity is sharp from some twenty windows on",
+                expected="text of at least one window; perplexity is precise from about twenty windows",
                 hint="give more text, or lower data.max_length",
             )
         chosen = spread(len(windows), evaluation.windows or len(windows))
@@ -211,7 +211,7 @@ class TextGeneration(Task):
         mine, theirs, first = read(rows, processor), read(rows, reference), prefix_tokens(processor)
         if mine is None or theirs is None or whole.labels is None:
             raise DataError(
-                "Nobody knows which text a window of another tokenizer has.",
+                "The text of a window of another tokenizer is unknown.",
                 where="evaluation",
                 expected="fast tokenizers of the baseline and of each model that has another vocabulary",
             )
@@ -219,7 +219,7 @@ class TextGeneration(Task):
         # Of a window that nothing opens, the first token has nothing to be told from.
         counted = ends - np.maximum(firsts, begins + (not first))
         if counted.min() < 1:
-            raise DataError("A window has no token to judge by.", where="data.max_length", hint="raise data.max_length")
+            raise DataError("A window has no token to evaluate.", where="data.max_length", hint="raise data.max_length")
         head, places = np.array(first, dtype=np.int64), zip(begins, ends, strict=True)
         windows = [np.concatenate([head, mine.ids[begin:end]]) for begin, end in places]
         note = (
@@ -364,14 +364,14 @@ def _kept(logits: np.ndarray, examples: Examples, index: int) -> dict[str, np.nd
         raise ModelError(
             f"The model gives logits {list(logits.shape)} for {len(ids)} tokens.",
             expected="logits of every token, [batch, length, vocabulary]",
-            hint="export it anew with the logits of all positions, not of the last alone",
+            hint="export it again with the logits of all positions, not only the last",
         )
     counts = None if examples.labels is None else examples.labels[:, _SCORED]
     scored = examples.num_scored_tokens or len(ids) - 1 if counts is None else int(counts[index])
     followed, answers = ids[-scored:], logits[-scored - 1 : -1]
     if int(followed.max()) >= logits.shape[-1]:
         raise ModelError(
-            f"The text has the token {int(followed.max())}; the model has logits for {logits.shape[-1]}.",
+            f"The text has the token id {int(followed.max())}; the model has logits for {logits.shape[-1]}.",
             expected="the tokenizer that the model was trained with",
         )
     loss = finite(token_metrics.negative_log_likelihood(answers, followed), "logits")

@@ -177,5 +177,5 @@ def _rate_row(
     try:
         interval = statistics.ratio_interval(errors, words, _SEED)
     except ValueError as error:
-        raise DataError("The texts hold no word.", expected="what is said in each recording") from error
+        raise DataError("The texts contain no words.", expected="the transcript of each recording") from error
     return interval_row(metric, interval, len(words), model, target, raw=errors / words.mean())

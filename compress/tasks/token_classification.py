@@ -112,7 +112,7 @@ class TokenClassification(Task):
             max_length: Number of tokens after which texts are truncated.
         """
         if not processor.is_fast:
-            raise ModelError("The tokenizer does not say where tokens stand.", expected="a fast tokenizer")
+            raise ModelError("The tokenizer does not return character offsets.", expected="a fast tokenizer")
         texts = rows["tokens"].to_pylist()
         encoded = processor(texts, truncation=True, max_length=max_length, return_offsets_mapping=True)
         inputs, padding = text_inputs(encoded, processor)

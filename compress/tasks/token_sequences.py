@@ -35,9 +35,9 @@ def text_or_messages(value: object) -> str | None:
         raise TypeError
     if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
         raise DataError(
-            f"Nobody answers in a conversation of {len(messages)} messages.",
+            f"There is no assistant message in a conversation of {len(messages)} messages.",
             expected="at least one message with the role `assistant` and a content",
-            hint="take the row out, or give its answer the role `assistant`",
+            hint="remove the row, or give its answer the role `assistant`",
         )
     return json.dumps({"messages": messages}, ensure_ascii=False)
 
@@ -75,9 +75,9 @@ def rendered(text: str, processor: Processor) -> tuple[str, Spans]:
         with_answer = _applied(processor, messages[: index + 1])
         if not (with_answer.startswith(prefix) and whole.startswith(with_answer)):
             raise DataError(
-                "The model's chat template changes messages once others follow, so that no answer has a place.",
+                "The model's chat template changes earlier messages when others follow, so answers cannot be located.",
                 where="chat_template.jinja",
-                expected="a template that adds each message to those before it",
+                expected="a template that appends each message unchanged",
                 hint="cut each conversation into rows that end with an answer",
             )
         spans.append((len(prefix), len(with_answer)))
@@ -110,7 +110,7 @@ def _check_template(processor: Processor, why: str) -> None:
         raise DataError(
             f"{why}, and the model's tokenizer has no chat template.",
             where="chat_template.jinja",
-            expected="a template that says how the model's turns are written",
+            expected="a template that defines the format of the model's turns",
             hint="give the model's folder the chat_template.jinja of its family, or data of plain text",
         )
 
@@ -126,7 +126,7 @@ def _applied(processor: Processor, messages: list[dict[str, str]], opened: bool 
         raise DataError(
             f"The model's chat template refuses a conversation: {first_line(error)}",
             where="chat_template.jinja",
-            hint="give its messages the roles that the template takes, in the order that it takes them",
+            hint="use the roles that the template supports, in the order that it supports",
         ) from error
     return text
 

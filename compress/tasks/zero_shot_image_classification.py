@@ -155,7 +155,7 @@ class ZeroShotImageClassification(Task):
         assert examples.labels is not None, "captions are labels"
         if len(np.unique(examples.labels[:, 0])) < 2:
             raise DataError(
-                "There is nothing to find among: all images of the split have one caption, or are of one class.",
+                "Retrieval needs candidates: all images of the split have one caption or one class.",
                 where="data.splits",
                 expected="rows with an `image` and a `text` that tells it from others",
             )

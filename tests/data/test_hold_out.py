@@ -145,7 +145,7 @@ def test_rated_pairs_are_read_with_numeric_scores(tmp_path: Path) -> None:
         (GOOD.replace("score", "rating"), "no column 'score'"),
         (GOOD.replace("2.5", "much"), "The score is 'much'"),
         (GOOD.replace("2.5", "nan"), "The score is 'nan'"),
-        (GOOD.replace("c,d", ",d"), "The text is no text"),
+        (GOOD.replace("c,d", ",d"), "The text is not text"),
         ("text,pair,score\na,b,1\n", "1 pairs of 1 different scores"),
         (GOOD.replace("1", "3").replace("2.5", "3"), "4 pairs of 1 different scores"),
     ],

@@ -59,7 +59,7 @@ def test_failed_checks_are_described_in_words() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"prompt": ""}, "prompt is no text"),
+        ({"prompt": ""}, "prompt is not text"),
         ({"checks": {}}, "The checks are"),
         ({"checks": {"word": 3}}, "no check 'word'.*\\n.*\\n.*words"),
         ({"checks": {"words": -1}}, "given -1"),

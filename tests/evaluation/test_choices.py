@@ -84,10 +84,10 @@ def test_correct_choice_is_given_by_index_or_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"prompt": " "}, "prompt is no text"),
+        ({"prompt": " "}, "prompt is not text"),
         ({"choices": ["a"]}, "The choices are"),
         ({"choices": ["a", ""]}, "The choices are"),
-        ({"choices": ["a", "a"]}, "stands there twice"),
+        ({"choices": ["a", "a"]}, "occurs twice"),
         ({"answer": 2}, "The answer is 2"),
         ({"answer": True}, "The answer is True"),
         ({"answer": None}, "The answer is None"),

@@ -152,5 +152,5 @@ def test_untraceable_network_is_refused() -> None:
             raise RuntimeError("no gradients here")
         return torch.zeros(2, 2)
 
-    with pytest.raises(StageError, match="cannot be followed from layer to layer: no gradients here"):
+    with pytest.raises(StageError, match="cannot be traced: no gradients here"):
         find_couplings(nn.Sequential(nn.Conv2d(3, 4, 1)), fails)

@@ -76,7 +76,7 @@ def test_adapter_with_a_missing_tensor_is_refused(base: Path, adapter: Path) -> 
 def test_adapter_with_an_unknown_tensor_is_refused(base: Path, adapter: Path) -> None:
     path = adapter / "adapter_model.safetensors"
     save_file(load_file(path) | {"base_model.model.model.norm.third": torch.ones(2)}, path)
-    with pytest.raises(ModelError, match=r"no place for 1 of the adapter's tensors, such as .*norm\.third"):
+    with pytest.raises(ModelError, match=r"no layers for 1 of the adapter's tensors, such as .*norm\.third"):
         merge(llama(base), adapter)
 
 

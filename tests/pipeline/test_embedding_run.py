@@ -76,7 +76,7 @@ def test_evaluate_command_repeats_metrics_of_run(finished: Path) -> None:
     [
         ({"stages": [{"finetune": {}}, {"onnx": {}}]}, "finetune, for feature-extraction"),
         ({"stages": [{"distill": {"student": {"layers": [0]}, "labels_weight": 0.5}}]}, "labels_weight"),
-        ({"evaluation": {"windows": 3}}, "it means nothing for feature-extraction"),
+        ({"evaluation": {"windows": 3}}, "it does not apply to feature-extraction"),
         ({"task": "text-classification", "stages": [{"onnx": {}}]}, "evaluation.similarity"),
         (
             {"task": "text-classification", "stages": [{"onnx": {"sentence_embedding": True}}], "evaluation": {}},

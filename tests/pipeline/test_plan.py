@@ -402,7 +402,7 @@ def test_parquet_row_count_is_read_from_metadata(tmp_path: Path) -> None:
     text, columns = read_size(path)
     assert (text.rows, columns) == (1234, ("text",))
     path.write_bytes(b"PAR1 and nothing more")
-    with pytest.raises(InputError, match="no whole Parquet file"):
+    with pytest.raises(InputError, match="not a complete Parquet file"):
         read_size(path)
 
 

@@ -138,7 +138,7 @@ def test_unsupported_graphs_and_stages_are_rejected_by_plan(tmp_path: Path) -> N
     foreign_graphs.write(foreign_graphs.classifier(), tmp_path)
     with pytest.raises(RecipeError, match="finetune, which takes a TorchModel, after the starting model"):
         read_recipe(recipe_of(tmp_path, stages=["finetune", "onnx"]))
-    with pytest.raises(RecipeError, match="nothing: it means nothing for graph-agreement"):
+    with pytest.raises(RecipeError, match="nothing: it does not apply to graph-agreement"):
         read_recipe(recipe_of(tmp_path, stages=[{"onnx_int8": {"accuracy_floor": 0.9}}]))
     quantized = foreign_graphs.model(
         [onnx.helper.make_node("DynamicQuantizeLinear", ["x"], ["y", "scale", "zero"])],

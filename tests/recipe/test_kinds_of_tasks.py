@@ -132,7 +132,7 @@ def test_inferred_task_is_validated_like_a_given_one(untyped_recipe: Path, tmp_p
     ("names", "words"),
     [
         *((names, "config.json names no architectures") for names in (None, [], "BertModel")),
-        (["BertForNextSentencePrediction"], "the model's architecture 'BertForNextSentencePrediction' tells none"),
+        (["BertForNextSentencePrediction"], "the model's architecture 'BertForNextSentencePrediction' has no known task"),
     ],
 )
 def test_configs_without_a_known_task(
@@ -148,7 +148,7 @@ def test_remote_model_has_no_inferred_task(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     untyped_recipe.write_text(untyped_recipe.read_text().replace("model: model", f"model: {reference}"))
-    assert f"the model '{reference}' is not here yet to tell it" in refusal(untyped_recipe)
+    assert f"the model '{reference}' is not available yet to infer it" in refusal(untyped_recipe)
 
 
 def test_broken_config_is_reported(untyped_recipe: Path, tmp_path: Path) -> None:

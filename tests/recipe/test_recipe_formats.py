@@ -142,7 +142,7 @@ def test_generation_fields_are_refused_for_classification(tmp_path: Path) -> Non
         "evaluation.windows", "evaluation.stride", "benchmark.contexts", "benchmark.tokens",
     ]  # fmt: skip
     assert {problem.line for problem in refused} == {8, 9}
-    assert "it means nothing for text-classification" in refused[0].expected
+    assert "it does not apply to text-classification" in refused[0].expected
 
 
 def test_row_fields_are_refused_for_running_text(tmp_path: Path) -> None:
@@ -184,4 +184,4 @@ def test_fields_of_the_other_export_are_refused(tmp_path: Path, text: str, field
     (problem,) = wrong
     assert problem.field == f"stages.0.onnx.{field.partition(':')[0]}"
     assert (problem.found, problem.line) == (value, 7)
-    assert problem.expected == f"nothing: it means nothing for {task}"
+    assert problem.expected == f"nothing: it does not apply to {task}"

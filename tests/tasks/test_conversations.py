@@ -78,7 +78,7 @@ def test_column_may_mix_messages_and_text(cells: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (TALK[:1], "Nobody answers in a conversation of 1 messages"),
+        (TALK[:1], "There is no assistant message in a conversation of 1 messages"),
         ([{"role": "assistant", "content": " "}], "Nobody answers"),
         ([{"role": "robot", "content": "a"}], "the role 'robot'"),
     ],
@@ -101,7 +101,7 @@ def test_missing_and_unusable_chat_templates_are_reported() -> None:
     with pytest.raises(DataError, match="no chat template"):
         rendered(row, tokenizer(None))
     last = "{% for message in messages %}{% if loop.last %}<last>{% endif %}{{ message['content'] }}{% endfor %}"
-    with pytest.raises(DataError, match="changes messages once others follow"):
+    with pytest.raises(DataError, match="changes earlier messages when others follow"):
         rendered(row, tokenizer(last))
     with pytest.raises(DataError, match="refuses a conversation: no"):
         rendered(row, tokenizer("{{ raise_exception('no') }}"))

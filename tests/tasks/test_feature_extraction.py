@@ -72,7 +72,7 @@ def test_similarity_to_baseline_is_neighbor_agreement_and_cosine() -> None:
 def test_split_without_candidates_is_rejected() -> None:
     model = sentences.encoder()
     for rows in (ROWS.slice(0, 2), ROWS.select(["text"])):
-        with pytest.raises(DataError, match="nothing to find among"):
+        with pytest.raises(DataError, match="Retrieval needs candidates"):
             TASK.eval_examples(rows, model.processor, None, 24, Evaluation())
 
 

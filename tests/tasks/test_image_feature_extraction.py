@@ -133,5 +133,5 @@ def test_labels_are_class_ids_and_loss_is_contrastive() -> None:
 def test_split_without_matching_images_is_rejected(labels: list[str] | None) -> None:
     table = tiny_images.table(2).select(["image"])
     rows = table if labels is None else pa.table({"image": table["image"], "label": labels})
-    with pytest.raises(DataError, match="nothing to find"):
+    with pytest.raises(DataError, match="Retrieval needs two images"):
         TASK.eval_examples(rows, tiny_images.processor(), None, 128, Evaluation())

@@ -122,7 +122,7 @@ def test_palette_indices_are_class_ids() -> None:
         (encoded(np.zeros((10, 20), np.uint8), "RGB"), "is a mask of RGB"),
         (encoded(np.zeros((20, 10), np.uint8)), "jsonl:2: The picture has 20 x 10 pixels and its mask 10 x 20"),
         (encoded(np.full((10, 20), 3, np.uint8)), "label '3' is not among the labels"),
-        (encoded(np.zeros((10, 20), np.uint8))[:40], "broken|no whole picture|no image"),
+        (encoded(np.zeros((10, 20), np.uint8))[:40], "broken|not a complete image|not an image"),
         (encoded(np.full((10, 20), 700, np.uint16), "I;16"), "has the id 700"),
     ],
     ids=["colours", "size", "id", "broken", "sixteen bits"],

@@ -216,5 +216,5 @@ def test_processor_of_classifier_is_rejected(tmp_path: Path) -> None:
 
     tiny_places.write_model(tmp_path, "yolos")
     tiny_images.processor().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="makes no boxes"):
+    with pytest.raises(ModelError, match="does not convert outputs to boxes"):
         TASK.load(tmp_path, NAMES, trust_remote_code=False)

@@ -183,7 +183,7 @@ class EmbeddedDecoder:
             raise InputError(
                 f"The prompts have {int(places.sum())} tokens for images that have {len(features)} features.",
                 where=self._where,
-                expected="prompts as the model's processor makes them",
+                expected="prompts as the model's processor writes them",
             )
         embeds[places] = features
         return self._read(embeds)

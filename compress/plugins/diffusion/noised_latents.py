@@ -48,7 +48,7 @@ def load_images(
     """
     rows = _select_rows(context, split, indices)
     if _IMAGE not in rows.column_names:
-        raise DataError(f"The {split} split has no images to learn from.", expected=f"a column {_IMAGE!r}")
+        raise DataError(f"The {split} split has no images to train on.", expected=f"a column {_IMAGE!r}")
     levels = decode_images(rows[_IMAGE].to_pylist(), model.processor.image_shape)
     return np.asarray(levels.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1)
 

@@ -91,7 +91,7 @@ class DistillationTrainer:
         self.context = context
         self.examples = self._examples(student)
         if settings.labels_weight and self.examples.labels is None:
-            raise StageError("The training examples have no labels to learn from.", hint="leave labels_weight out")
+            raise StageError("The training examples have no labels to train on.", hint="leave labels_weight out")
         self.taught: torch.Tensor | None = None
 
     def train(self) -> None:
@@ -118,7 +118,7 @@ class DistillationTrainer:
                         "The teacher answers the images that the student is shown, but the two prepare images "
                         "differently.",
                         expected="the same size, scale, mean and deviation in both preprocessor_config.json",
-                        hint="write the same into both, or leave augment out if there is any: then each has its way",
+                        hint="write the same into both, or remove augment: then each uses its own preprocessing",
                     )
         self.teacher.module.eval().requires_grad_(False)
         trainee = Trainee(
@@ -159,7 +159,7 @@ class DistillationTrainer:
                 taught = answers(self.examples, forward(self.teacher.module, batch), batch).float()
         if mine.shape != taught.shape and DUAL_ENCODER not in task.capabilities:
             raise StageError(
-                f"The student answers with {mine.shape[-1]} numbers and the teacher with {taught.shape[-1]}.",
+                f"The student has {mine.shape[-1]} outputs and the teacher {taught.shape[-1]}.",
                 expected="as many classes, or dimensions of an embedding",
                 hint="put reduce_dimensions before or after both, not between them",
             )

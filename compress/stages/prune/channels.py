@@ -248,7 +248,7 @@ def prune_channels(model: TorchModel, settings: Pruning, examples: Examples, con
         raise StageError(
             "No channels of this model can be cut.",
             expected="convolutions or linear layers whose channels other layers read",
-            hint=f"what stood against it: {_listed(whole) or 'its layers have no channels that only layers read'}",
+            hint=f"reasons: {_listed(whole) or 'its layers have no channels that only layers read'}",
         )
     # The importance of each place [places] of each coupling.
     importances = _taylor(net, couplings, examples, context)
@@ -261,7 +261,7 @@ def prune_channels(model: TorchModel, settings: Pruning, examples: Examples, con
     remove_channels(net.network, cuts)
     if not _same(net, expected):
         raise StageError(
-            "Once cut, the network answers otherwise than with zeros in place of the channels that went.",
+            "After pruning, the outputs differ from those with the removed channels set to zero.",
             hint="this is a defect of the stage; please report it with the recipe",
         )
     record(net.module.config, sizes, net.network)
@@ -278,7 +278,7 @@ def _provable(net: Net, context: Context) -> tuple[list[Coupling], dict[str, str
     provable = []
     for coupling in context.progress.track(couplings, "prune: trial cuts", len(couplings)):
         if coupling.prunable_units < 2:
-            whole[coupling.name] = "there is one alone"
+            whole[coupling.name] = "it has only one channel"
             continue
         cuts = [(coupling, coupling.channels_at(torch.arange(0, coupling.prunable_units, 2)))]
         try:
@@ -291,7 +291,7 @@ def _provable(net: Net, context: Context) -> tuple[list[Coupling], dict[str, str
         if is_clean:
             provable.append(coupling)
         else:
-            whole[coupling.name] = "a trial cut changed what the others mean"
+            whole[coupling.name] = "removing its channels changed the others"
     return provable, whole
 
 

@@ -93,7 +93,7 @@ def _cut_blocks(model: TorchModel, settings: Pruning, examples: Examples, contex
 def _not_described(module: Any, what: str) -> StageError:
     return StageError(
         f"Heads or neurons of a {module.config.model_type!r} model cannot be pruned: {what}.",
-        expected="a model without what was cut that answers as the whole one does with zeros there",
+        expected="a pruned model whose outputs equal those with the removed parts set to zero",
         hint="leave heads and feed_forward out, and report the architecture",
     )
 

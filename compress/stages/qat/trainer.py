@@ -132,7 +132,7 @@ class QatTrainer:
             raise StageError(
                 "The model has no layer to quantize.",
                 expected="linear layers of 1,024 weights or more, or convolutions, that stand in the exported graph",
-                hint="leave the stage out: a model without such layers gains nothing from integers",
+                hint="remove the stage: a model without such layers does not benefit from integers",
             )
         return {name: layer for name, layer in layers.items() if name in placed_layers}, grids(places)
 

@@ -77,7 +77,7 @@ def recovery_sequences(checkpoint: Checkpoint, settings: Recovery, context: Cont
     check_enough(learned, judged, settings.batch_size, settings.sequence_length)
     if settings.steps * settings.batch_size > MOST_PASSES * len(learned):
         raise DataError(
-            f"{settings.steps} steps would show each of the {len(learned)} windows more than {MOST_PASSES} times.",
+            f"{settings.steps} steps would repeat each of the {len(learned)} windows more than {MOST_PASSES} times.",
             where="data.splits.train",
             hint="name more text, or lower steps",
         )
@@ -149,7 +149,7 @@ class Body(nn.Module):
             )
         if not difference <= _SAME_LOGITS * float(logits.abs().max()):
             raise StageError(
-                f"{type(self.causal).__name__} does more with its last states than to multiply them with its head.",
+                f"{type(self.causal).__name__} applies more than its head to its last hidden states.",
                 expected="logits that are a plain product, without bias, factor or cap",
                 hint="leave this stage out for such a model",
             )

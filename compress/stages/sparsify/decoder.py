@@ -89,7 +89,7 @@ def _layers(decoder: BlockwiseModel, index: int, pattern: Pattern | None) -> dic
         raise StageError(
             f"{misfit} cannot hold the pattern {pattern}: it has {layers_by_name[misfit].in_features} inputs.",
             where="sparsify_decoder.pattern",
-            hint="choose a pattern that divides them, or do without one",
+            hint="choose a pattern that divides them, or omit it",
         )
     return layers_by_name
 

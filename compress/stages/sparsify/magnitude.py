@@ -48,7 +48,7 @@ def _layers(model: TorchModel, pattern: Pattern | None) -> list[nn.Linear | nn.C
     layers = sparse_layers(model.module)
     if not layers:
         raise StageError(
-            "The model has no layer whose weights may go.",
+            "The model has no layer whose weights can be pruned.",
             expected="linear layers, or convolutions beyond the first that aren't depthwise",
         )
     misfits = [name for name, layer in layers.items() if pattern and not pattern.fits(layer.weight.shape[1])]
@@ -57,7 +57,7 @@ def _layers(model: TorchModel, pattern: Pattern | None) -> list[nn.Linear | nn.C
         inputs = layers[misfits[0]].weight.shape[1]
         raise StageError(
             f"{misfits[0]}{others} cannot hold the pattern {pattern}: it has {inputs} inputs.",
-            hint="choose a pattern that divides them, or do without one",
+            hint="choose a pattern that divides them, or omit it",
         )
     return list(layers.values())
 

@@ -34,7 +34,7 @@ class Augmentation:
         """Return the augmentation of ``examples``. Raises `StageError` if they are no images, or too small."""
         if examples.black_pixel is None:
             raise StageError(
-                "augment varies images, and the training examples are none.",
+                "augment applies to images, and the training examples have none.",
                 expected=f"a task of images: {', '.join(tasks_with(frozenset({TAKES_IMAGES})))}",
                 hint="leave augment out",
             )

@@ -69,9 +69,9 @@ def with_synthetic_text(
     """
     if teacher.processor.get_vocab() != tokenizer.get_vocab():
         raise StageError(
-            "The teacher and the student have other tokens, so that one cannot read what the other writes.",
+            "The teacher and the student have different tokenizers.",
             where="teacher_writes",
-            expected="two models of one tokenizer",
+            expected="two models with the same tokenizer",
             hint="leave teacher_writes out: text can be read by both",
         )
     writer = _Writer(teacher, context, bf16)
@@ -238,7 +238,7 @@ class _RuntimesWriter(_Writer):
                 raise StageError(
                     f"{self._runtime} doesn't run the teacher. {error.what}",
                     where="teacher_writes.runtime",
-                    hint="leave runtime out: torch writes, if more slowly",
+                    hint="remove runtime: torch generates instead, more slowly",
                 ) from error
 
     def _at_once(self, tokens: int) -> int:

@@ -125,7 +125,7 @@ def test_quantized_weights_are_dequantized_once_and_reported(quantized: tuple[Pa
     np.testing.assert_allclose(session.predict({"input_ids": IDS["input_ids"][:1]})["logits"], expected, atol=2e-5)
     assert session.settings["integers_made_float"] is True
     runtime = get_runtime("torch")
-    assert "few bits" in runtime.remark(folder) and runtime.remark(folder.parent / "float") is None  # type: ignore[attr-defined]
+    assert "low-bit" in runtime.remark(folder) and runtime.remark(folder.parent / "float") is None  # type: ignore[attr-defined]
 
 
 def test_adapter_of_a_quantized_checkpoint_is_applied(quantized: tuple[Path, Any], tmp_path: Path) -> None:

@@ -274,5 +274,5 @@ def test_mismatched_embedding_dimension_is_refused() -> None:
         sentences.encoder(MODULES.followed_by(Dense(np.eye(4, 32, dtype="f")))),
     )
     context = dataclasses.replace(sentences.context(), earlier=lambda label: teacher)
-    with pytest.raises(StageError, match="answers with 4 numbers and the teacher with 32"):
+    with pytest.raises(StageError, match="has 4 outputs and the teacher 32"):
         Distill(teacher="start", epochs=1, batch_size=16).run(student, context)

@@ -201,7 +201,7 @@ def test_vit_channels_are_feed_forward_neurons() -> None:
     assert set(getattr(model.module.config, CHANNELS_KEY)) == {
         f"vit.layers.{i}.mlp.fc{j}" for i in (0, 1) for j in (1, 2)
     }
-    assert "a trial cut changed what the others mean" in context.notes[1]
+    assert "removing its channels changed the others" in context.notes[1]
     with pytest.raises(StageError, match="Layers cannot be removed after channels have been pruned"):
         prune(model, layers=1)
 

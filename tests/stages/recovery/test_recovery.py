@@ -199,7 +199,7 @@ def test_teacher_that_postprocesses_logits_is_refused(
     teacher = stage_context.earlier("start")
     teacher.module.lm_head.register_forward_hook(lambda module, inputs, output: output.tanh())
     stage = TuneScales(**QUICK)
-    with pytest.raises(StageError, match="does more with its last states"):
+    with pytest.raises(StageError, match="applies more than its head"):
         RecoveryTrainer.between(
             load_quantized_module(start), teacher, recovery_sequences(start, stage, stage_context), stage
         )
@@ -214,7 +214,7 @@ def test_half_precision_model_is_tuned(
 
 
 def test_excessive_number_of_steps_is_refused(start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"500000 steps would show each of the .* windows more than 1000 times"):
+    with pytest.raises(DataError, match=r"500000 steps would repeat each of the .* windows more than 1000 times"):
         tune(start, source, tmp_path / "scratch", steps=500_000)
 
 

@@ -109,7 +109,7 @@ def test_torch_runs_a_teacher_that_openvino_does_not_support(
     with pytest.raises(StageError, match="openvino doesn't run the teacher") as caught:
         lesson_text(windows, TeacherWrites(conversations=8, runtime="openvino"), teacher, stage_context)
     assert caught.value.where == "teacher_writes.runtime" and caught.value.hint == (
-        "leave runtime out: torch writes, if more slowly"
+        "remove runtime: torch generates instead, more slowly"
     )
     assert not [*tmp_path.iterdir()]
     assert len(lesson_text(windows, TeacherWrites(conversations=8), teacher, stage_context).train)
@@ -339,7 +339,7 @@ def test_teacher_with_other_image_preprocessing_is_refused():
 def test_augment_on_text_is_refused_before_training():
     model = tiny.encoder()
     weight_before = model.module.classifier.weight.detach().clone()
-    with pytest.raises(StageError, match="varies images, and the training examples are none"):
+    with pytest.raises(StageError, match="applies to images, and the training examples have none"):
         Finetune.model_validate({**QUICK, "augment": BOTH}).run(model, tiny.context())
     assert torch.equal(model.module.classifier.weight, weight_before)
 

@@ -177,7 +177,7 @@ def drift_curves(report: Report, target: str) -> str | None:
         plot.add(line(x(tick), SMALL.top, x(tick), SMALL.bottom, "grid"))
         plot.add(text(x(tick), SMALL.bottom + 18, f"{tick:g}", "tick"))
     plot.x_axis_line()
-    plot.add(text((SMALL.left + SMALL.right) / 2, SMALL.bottom + 38, "Timestep, from noise to picture", "axis-title"))
+    plot.add(text((SMALL.left + SMALL.right) / 2, SMALL.bottom + 38, "Timestep, from noise to image", "axis-title"))
     plot.y_axis("Distance over the baseline's own size", lambda value: f"{value:.0%}")
     plot.add(plot.line([(max(times), PARTED), (min(times), PARTED)], "front"))
     labels = []

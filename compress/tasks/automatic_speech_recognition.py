@@ -224,7 +224,7 @@ class SpeechRecognition(_Recognition):
     app_steps = ("log-mel", "transcribe")
     starter = starter_recipe(
         "my-transcriber",
-        "a smaller, faster Whisper, judged on my own recordings and their texts",
+        "a smaller, faster Whisper, evaluated on my own recordings and transcripts",
         "sample:whisper-tiny-en",
         {"splits": {"train": "train.csv", "test": "test.csv"}, "columns": {"audio": "file", "text": "text"}},
         {"onnx": {}, "onnx_int8": {"part": "encoder"}, "onnx_weight_only": {"part": "decoder", "bits": 4}},

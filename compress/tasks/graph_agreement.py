@@ -42,7 +42,7 @@ class GraphAgreement(Task):
     batch_size = 1
     starter = starter_recipe(
         "my-graph",
-        "an ONNX graph in INT8, compared with itself in float",
+        "an ONNX graph in INT8, compared with its float version",
         "model.onnx",
         {},
         {"onnx_int8": {"error_ceiling": 0.05}},

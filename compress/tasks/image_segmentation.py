@@ -65,7 +65,7 @@ class ImageSegmentation(Task):
     app_steps = ("prepare-image", "segment")
     starter = starter_recipe(
         "my-segmenter",
-        "a smaller, faster model that finds what each pixel shows, from my own pictures and masks",
+        "a smaller, faster image segmentation model, from my own images and masks",
         "nvidia/mit-b0",
         split_files("csv", {"image": "image", "mask": "mask"}, labels=["background", "thing"]),
         {

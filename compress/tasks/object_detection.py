@@ -107,7 +107,7 @@ class ObjectDetection(Task):
     architectures = ("ForObjectDetection",)
     starter = starter_recipe(
         "my-detector",
-        "a smaller, faster object detector, from my own pictures and the boxes in them",
+        "a smaller, faster object detector, from my own images and boxes",
         "hustvl/yolos-tiny",
         split_files("jsonl", {"image": "image", "objects": "objects"}),
         {

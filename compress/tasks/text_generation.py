@@ -117,7 +117,7 @@ class TextGeneration(Task):
     app_steps = ("prompt", "generate")
     starter = starter_recipe(
         "my-chat-model",
-        "a language model with 4-bit weights, as ONNX, calibrated and judged on my own texts",
+        "a language model with 4-bit weights, as ONNX, calibrated and evaluated on my own texts",
         "sample:smollm2",
         {"splits": {"train": "train.jsonl", "test": "test.jsonl"}, "columns": {"text": "text"}, "max_length": 512},
         {"equalize": {}, "gptq": {"bits": 4, "group_size": 64, "embedding_bits": 4}, "onnx": {}},

@@ -85,7 +85,7 @@ class TextRanking(Task):
     app_steps = ("tokenize-pair", "relevance")
     starter = starter_recipe(
         "my-reranker",
-        "a smaller, faster cross-encoder that orders what a search has found, from my own judged pairs",
+        "a smaller, faster cross-encoder that ranks search results, from my own pairs with relevance labels",
         "sample:minilm",
         split_files("csv", {"text": "query", "pair": "passage", "label": "label"}),
         {"finetune": {"epochs": 2}, **distill_finetuned(epochs=3), "trim_vocabulary": {}, "onnx": {}, "onnx_int8": {}},

@@ -132,7 +132,7 @@ def test_inferred_task_is_validated_like_a_given_one(untyped_recipe: Path, tmp_p
     ("names", "words"),
     [
         *((names, "config.json names no architectures") for names in (None, [], "BertModel")),
-        (["BertForNextSentencePrediction"], "the model's architecture 'BertForNextSentencePrediction' has no known task"),
+        (["BertForNextSentencePrediction"], "architecture 'BertForNextSentencePrediction' has no known task"),
     ],
 )
 def test_configs_without_a_known_task(

@@ -8,7 +8,7 @@ _PACKAGE = "compress.plugins.diffusion"
 
 SPEC = PluginSpec(
     name="diffusion",
-    summary="Compress, export, judge and time text-to-image diffusion models.",
+    summary="Compress, export, evaluate and time text-to-image diffusion models.",
     stages={
         "prune_denoiser": f"{_PACKAGE}.stages:PruneDenoiser",
         "distill_features": f"{_PACKAGE}.stages:DistillFeatures",

@@ -11,11 +11,11 @@ _COMPONENTS = {
     "scheduler": "Scheduler and guidance",
 }
 METRICS = (
-    Metric("psnr_to_baseline", "PSNR to the baseline's picture", better="higher", unit="dB", relative=True),
-    Metric("ssim_to_baseline", "SSIM to the baseline's picture", better="higher", relative=True),
+    Metric("psnr_to_baseline", "PSNR to the baseline's image", better="higher", unit="dB", relative=True),
+    Metric("ssim_to_baseline", "SSIM to the baseline's image", better="higher", relative=True),
     Metric(
         "perceptual_distance_to_baseline",
-        "Distance to the baseline's picture as the judge sees them",
+        "Distance to the baseline's image in the classifier's features",
         better="lower",
         relative=True,
     ),

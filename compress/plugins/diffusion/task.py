@@ -50,7 +50,7 @@ class TextToImage(Task):
     architectures = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
     starter = starter_recipe(
         "my-pictures",
-        "a smaller, faster model that draws pictures, judged on my own prompts",
+        "a smaller, faster text-to-image model, evaluated on my own prompts",
         "my-pipeline",
         {
             "splits": {"train": "train.jsonl", "test": "test.jsonl"},

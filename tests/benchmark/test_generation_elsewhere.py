@@ -97,7 +97,7 @@ def test_unreadable_text_is_rejected(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
         encode_text(folder, tmp_path, 4)
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="no text in UTF-8"):
+    with pytest.raises(InputError, match="not UTF-8 text"):
         encode_text(folder, tmp_path / "bytes", 4)
 
 

@@ -95,7 +95,7 @@ def test_missing_extra_is_no_problem(machine: dict[str, Any], monkeypatch: pytes
     ("change", "words"),
     [
         ({"features": ["avx2"]}, "lacks VNNI"),
-        ({"cores_quota": 1.5}, "the time of 1.5 cores only"),
+        ({"cores_quota": 1.5}, "CPU time to 1.5 cores"),
         ({"governor": "powersave"}, "'powersave'"),
         ({"memory_limit_bytes": 2_000_000_000}, "2.0 GB of memory is little"),
     ],

@@ -98,7 +98,7 @@ def test_parquet_reads_dictionaries_and_only_wanted_columns(tmp_path):
         ("a.json", '[{"text": "a"}, 3]', "no JSON object: 3", "a.json, row 2"),
         ("a.parquet", b"", "is empty", "a.parquet"),
         ("a.parquet", b"PAR1 but no more", "not a complete Parquet file", "a.parquet"),
-        ("a.txt", "text\na\n", "no data file", None),
+        ("a.txt", "text\na\n", "not a supported data file", None),
     ],
 )
 def test_unreadable_file_is_reported_with_line(tmp_path, name, content, what, where):

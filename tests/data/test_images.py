@@ -100,7 +100,7 @@ def test_first_frame_of_animation_is_used() -> None:
     frames = [flat("L", 10), flat("L", 200)]
     pixels, note = decoded(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), "L")
     assert pixels == [[10]]
-    assert "first picture" in note
+    assert "first frame" in note
 
 
 @pytest.mark.parametrize(
@@ -168,12 +168,12 @@ def test_detection_may_have_one_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("objects", "says"),
     [
-        ({"bbox": [[12, 0, 10, 5]], "category": ["a"]}, r"row 2: The box \[12\.0, 0\.0, 10\.0, 5\.0\] reaches out"),
-        ({"bbox": [[0, 6, 5, 6]], "category": ["a"]}, "row 2: .*reaches out"),
-        ({"bbox": [[-3, 0, 5, 5]], "category": ["a"]}, "row 2: .*reaches out"),
+        ({"bbox": [[12, 0, 10, 5]], "category": ["a"]}, r"row 2: The box \[12\.0, 0\.0, 10\.0, 5\.0\] exceeds the image"),
+        ({"bbox": [[0, 6, 5, 6]], "category": ["a"]}, "row 2: .*exceeds the image"),
+        ({"bbox": [[-3, 0, 5, 5]], "category": ["a"]}, "row 2: .*exceeds the image"),
         ({"bbox": [[3, 3, 0, 5]], "category": ["a"]}, r"row 2: The box \[3\.0, 3\.0, 0\.0, 5\.0\] is empty"),
-        ({"bbox": [[3, 3, 5]], "category": ["a"]}, "no four numbers"),
-        ({"bbox": [[3, 3, 5, float("nan")]], "category": ["a"]}, "no four numbers"),
+        ({"bbox": [[3, 3, 5]], "category": ["a"]}, "not four numbers"),
+        ({"bbox": [[3, 3, 5, float("nan")]], "category": ["a"]}, "not four numbers"),
         ({"bbox": [[3, 3, 5, 5]], "category": ["a", "b"]}, "1 boxes and 2 categories"),
         ({"bbox": [[3, 3, 5, 5]], "category": [" "]}, "no name and no id"),
     ],

@@ -80,7 +80,7 @@ def test_lookup_in_missing_cache_returns_nothing_and_writes_nothing(tmp_path: Pa
 
 def test_second_request_is_a_cache_hit(tmp_path: Path) -> None:
     def never(content: Path) -> Mapping[str, Any]:
-        raise AssertionError("made again")
+        raise AssertionError("recomputed")
 
     first = obtain(tmp_path)
     second = obtain(tmp_path, never)
@@ -156,7 +156,7 @@ def test_damaged_entry_is_detected_and_rebuilt(tmp_path: Path, damage: Callable[
     damage(tmp_path / KEY)
     entry, cached, notes = obtain(tmp_path)
     assert not cached
-    assert [note for note in notes if message in note and "made again" in note] == notes != []
+    assert [note for note in notes if message in note and "recomputed" in note] == notes != []
     assert entry.digest == whole.digest
     assert Cache(tmp_path).find(KEY) == entry
     assert partial_folders(tmp_path) == []

@@ -19,9 +19,9 @@ def test_verdict_names_the_bottleneck() -> None:
     assert verdict_text(profiles.profile()).startswith("Arithmetic and memory each")
     whole = profiles.profile().whole
     fast = whole.model_copy(update={"time_ms": 2.0, "uncounted_ms": 0.0})
-    assert verdict_text(profiles.profile(whole=fast)).startswith("Arithmetic binds")
+    assert verdict_text(profiles.profile(whole=fast)).startswith("Compute-bound")
     moved = fast.model_copy(update={"memory_bound_ms": 1.5})
-    assert verdict_text(profiles.profile(whole=moved)).startswith("Memory binds")
+    assert verdict_text(profiles.profile(whole=moved)).startswith("Memory-bound")
     assert verdict_text(profiles.profile(whole=fast.model_copy(update={"uncounted_ms": 2.0}))).startswith(
         "The costs of"
     )

@@ -79,7 +79,7 @@ def test_column_may_mix_messages_and_text(cells: list[Any]) -> None:
     ("value", "message"),
     [
         (TALK[:1], "There is no assistant message in a conversation of 1 messages"),
-        ([{"role": "assistant", "content": " "}], "Nobody answers"),
+        ([{"role": "assistant", "content": " "}], "no assistant message"),
         ([{"role": "robot", "content": "a"}], "the role 'robot'"),
     ],
 )

@@ -199,7 +199,7 @@ def test_iou_equals_pixel_counts() -> None:
 
 def test_processor_without_fixed_size_is_rejected(model: TorchModel) -> None:
     kind = type(model.processor)
-    with pytest.raises(DataError, match=r"size of its own: .*shortest_edge 20"):
+    with pytest.raises(DataError, match=r"does not resize images to one size: .*shortest_edge 20"):
         TASK.encode(table(DETECTION, scenes(1)), kind(size={"shortest_edge": 20, "longest_edge": 40}), NAMES, 0)
 
 

@@ -128,7 +128,7 @@ def test_config_equals_that_of_llm_compressor(made: dict[str, Made]) -> None:
         "lm_head",
     ]
     assert not (made["W4A16"].after.folder / "quantize_config.json").exists()
-    assert "14 layers, W4A16 in groups of 32" in made["W4A16"].remark and "no GPU" in made["W4A16"].remark
+    assert "14 layers, W4A16 in groups of 32" in made["W4A16"].remark and "not run on a GPU" in made["W4A16"].remark
 
 
 @pytest.mark.parametrize("name", ["W4A16", "W3A16", "W8A8"])

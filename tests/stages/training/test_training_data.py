@@ -175,7 +175,7 @@ def test_teacher_with_other_tokens_or_no_chat_template_is_refused(
     other = TorchModel.load(source.folder, TASK)
     other.processor.add_tokens(["another"])
     writes = TeacherWrites(conversations=4)
-    with pytest.raises(StageError, match="other tokens") as refused:
+    with pytest.raises(StageError, match="different tokenizers") as refused:
         with_synthetic_text(windows, writes, teacher, other.processor, context(source, tmp_path))
     assert refused.value.where == "teacher_writes"
     model = TorchModel.load(source.folder, TASK)

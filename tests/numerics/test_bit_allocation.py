@@ -123,13 +123,6 @@ def test_fewest_finds_every_count_with_logarithmic_trials(count: int):
         assert count not in tried or count == 0
 
 
-def test_timeout_returns_the_smallest_count_known_to_hold():
-    # 1, 2, 4 and 8 are tried; 6 would be the next.
-    left = iter([True] * 4 + [False])
-    actual = fewest(64, lambda k: k >= 5, lambda: next(left))
-    assert actual == 8
-
-
 def test_fewest_needs_two_trials_if_one_is_enough():
     tried: list[int] = []
     assert fewest(1000, lambda k: tried.append(k) or k >= 1) == 1

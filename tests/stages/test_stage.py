@@ -37,7 +37,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "sparsify_gradually": {"sparsity": 0.5},
     "sparsify_decoder": {"sparsity": 0.5},
     "distill_language_model": {"teacher": "start"},
-    "prune_denoiser": {"pairs": 1},
+    "prune_denoiser": {"parameters": 0.3},
     "distill_features": {"teacher": "start"},
     "merge_lora": {"adapter": "mine"},
     "attach_lora": {"adapter": "mine"},

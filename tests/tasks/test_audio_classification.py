@@ -123,6 +123,6 @@ def test_new_head_uses_classes_of_data_and_trained_head_keeps_its_own(tmp_path: 
 
 
 def test_token_options_have_no_effect_for_audio() -> None:
-    stages = [Finetune(first_token_only=True), Distill(teacher="start", first_token_only=True, method="logits")]
+    stages = [Finetune(first_token_only=True), Distill(teacher="start", first_token_only=True)]
     assert all("first_token_only" in fields_without_effect(stage, TASK.capabilities) for stage in stages)
     assert fields_without_effect(LiteRt(lengths=2), TASK.capabilities) == ["lengths"]

@@ -113,7 +113,7 @@ def test_unlabeled_text_comes_from_file_or_sample(tmp_path):
     with pytest.raises(DataError, match="no unlabeled text"):
         locate_unlabeled("sample:movie-reviews", tmp_path, lambda name: tmp_path)
     make(tmp_path / "a.txt")
-    with pytest.raises(DataError, match=r"a\.txt is no data file"):
+    with pytest.raises(DataError, match=r"a\.txt is not a supported data file"):
         locate_unlabeled("a.txt", tmp_path, closed)
     with pytest.raises(DataError, match="does not exist"):
         locate_unlabeled("b.csv", tmp_path, closed)

@@ -146,7 +146,7 @@ def test_padding_does_not_change_distillation_distance() -> None:
     [
         ("zebra", "'zebra' is not in its context"),
         ({"text": ["superb"], "answer_start": [0]}, "there stands 'the su'"),
-        ({"text": ["superb"], "answer_start": [1, 2]}, "1 answers and 2 places"),
+        ({"text": ["superb"], "answer_start": [1, 2]}, "1 answers and 2 positions"),
         ({"text": [" "], "answer_start": [0]}, "blank"),
         (5, "value of type int"),
     ],

@@ -33,7 +33,7 @@ def test_kind_of_each_byte_matches_kinds_by_hand() -> None:
 
 
 def test_invalid_python_is_rejected() -> None:
-    with pytest.raises(DataError, match="no Python"):
+    with pytest.raises(DataError, match="not valid Python"):
         python_kinds(["x = 1", "def f(:\n  '''"])
 
 

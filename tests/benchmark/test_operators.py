@@ -130,7 +130,7 @@ def test_missing_calls_in_profiler_output_are_detected(
 ) -> None:
     read = profile_worker.read_profile
     monkeypatch.setattr(profile_worker, "read_profile", lambda path: read(path)[:-1])
-    with pytest.raises(StageError, match="noted"):
+    with pytest.raises(StageError, match="recorded"):
         profiled(write_classifier(tmp_path / "m", 8, 1), examples)
 
 

@@ -104,7 +104,11 @@ REFUSED: list[tuple[Callable[[Path], None], int, tuple[str, ...]]] = [
     (text_of_one_repeated_token, 2, ("one token 'a'", "data.splits.train", "ordinary text")),
     (text_too_short_for_a_later_stage, 2, ("too short: 1 windows of 32", "data.splits", "lower sequence_length")),
     (too_many_steps_in_a_later_stage, 2, ("900000 steps", "lower steps")),
-    (fields_of_another_task, 2, ("tiny.yaml:", "stages.1.onnx.opset: found 18", "nothing for text-generation")),
+    (
+        fields_of_another_task,
+        2,
+        ("tiny.yaml:", "stages.1.onnx.opset: found 18", "expected nothing: it does not apply to text-generation"),
+    ),
     (tied_head_excluded_from_quantization, 2, ("lm_head has the weights of model.embed_tokens", "embedding_bits: 16")),
     (different_tensors_for_tied_head, 2, ("two different tensors", "tie_word_embeddings: false")),
     (untied_model_without_head_tensor, 2, ("no 'lm_head.weight'", "tie_word_embeddings: true")),

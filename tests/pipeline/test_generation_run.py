@@ -185,11 +185,11 @@ def test_reports_are_paired_only_when_windows_are_equal(done: Done, change: str)
     [
         ("data.splits.test=short.jsonl", "data.splits", "too few for one window of 32"),
         ("evaluation.stride=33", "evaluation.stride", "leave out tokens"),
-        ("data.max_length=300", "data.max_length", "read 300 tokens"),
+        ("data.max_length=300", "data.max_length", "receive 300 tokens"),
         ("benchmark.contexts=[150]", "benchmark.contexts", "timed, and the evaluation text has 64"),
-        ("benchmark.tokens=250", "benchmark.contexts", "read 266 tokens"),
-        ("evaluation.tokens=255", "evaluation.tokens", "read 263 tokens"),
-        ("evaluation={instructions: told.jsonl, answer_tokens: 250}", "evaluation.answer_tokens", "read 260 tokens"),
+        ("benchmark.tokens=250", "benchmark.contexts", "receive 266 tokens"),
+        ("evaluation.tokens=255", "evaluation.tokens", "receive 263 tokens"),
+        ("evaluation={instructions: told.jsonl, answer_tokens: 250}", "evaluation.answer_tokens", "receive 260 tokens"),
         (
             "data={splits: {test: test.jsonl, train: train.jsonl, code: short.jsonl}, also: {code: text}}",
             "data.splits",
@@ -199,7 +199,7 @@ def test_reports_are_paired_only_when_windows_are_equal(done: Done, change: str)
             "data={splits: {test: test.jsonl, train: train.jsonl, code: prose.jsonl}, also: {code: python}, "
             "max_length: 32}",
             "data.also, row 1",
-            "no Python",
+            "not valid Python",
         ),
     ],
 )

@@ -31,8 +31,6 @@ ROWS, BASELINE_ACCURACY, GAINED_SHARE = 1500, 0.857, 0.055
 """Selection rows, the baseline's accuracy on them, and the share that only the student classifies correctly."""
 _SHARED_NOISE, _STUDENT_NOISE = 0.008, 0.004
 """Standard deviations of the accuracy on the selection rows: the part shared by all students, and the part of each."""
-_RECIPE_ERROR, _COMMON_ERROR = 0.04, 0.1
-"""Relative errors of predicted latencies: of each recipe, and of all together until two recipes were timed."""
 BUDGET, OVERHEAD = 1750.0, 20.0
 """Seconds for trials of a search with one hour, and seconds spent when the first trial has ended."""
 
@@ -45,7 +43,6 @@ class EmulatedSearch(RecordedSpace):
     seed: int
     spent: float = 0.0
     done: set[tuple[object, ...]] = field(default_factory=set)
-    timed: int = 0
     is_enumerable = False
 
     def __post_init__(self) -> None:
@@ -64,7 +61,7 @@ class EmulatedSearch(RecordedSpace):
         return (len(self.world.values(point)["distill.student.layers"]),)
 
     def tolerance(self, point: Point, metric: str) -> float:
-        return 1e-4 if metric == "size_bytes" else 0.225 if self.timed < 2 else 0.15
+        return 1e-4
 
     def predict(self, point: Point, metric: str) -> float | None:
         if metric == "size_bytes":
@@ -78,7 +75,6 @@ class EmulatedSearch(RecordedSpace):
 
     def update(self, point: Point, share: float, outcome: TrialOutcome) -> None:
         self.done |= self.world.stages(point, share).keys()
-        self.timed += share == 1
 
     def remaining(self, point: Point, share: float = 1.0) -> Mapping[str, float]:
         stages = self.world.stages(point, share)

@@ -248,7 +248,7 @@ def _shared_notes(timed: TimingResult, conditions: TimingConditions, precise: tu
         quantity, hint = precise
         reached = "unknown (one launch)" if timed.precision == float("inf") else f"{timed.precision:.1%}"
         limit = f"above the target of {conditions.precision:.1%}"
-        notes.append(f"after {record.launches} launches the interval of {quantity} is {reached}, {limit};  {hint}")
+        notes.append(f"after {record.launches} launches the interval of {quantity} is {reached}, {limit}; {hint}")
     return notes
 
 

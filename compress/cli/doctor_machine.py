@@ -122,7 +122,7 @@ def _processor(machine: Environment) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "the processor lacks VNNI: 8-bit products may saturate and int8 gains little speed",
-            "`reduce_range: auto` of the quantize stage keeps weights from saturating",
+            "`reduce_range: auto` of the stage onnx_int8 keeps weights from saturating",
         )
     if features and not environment.has_bf16():
         yield Finding("ok", "no bf16 arithmetic: training runs in fp32")

@@ -99,5 +99,5 @@ def _saturation(products: Sequence[Saturation], processor: Processor) -> Iterato
     yield Finding(
         "warning",
         f"{processor.name}: {len(saturating)} of {len(products)} products saturate in 16 bits; predictions will differ",
-        "keep `reduce_range: auto` in the quantize stage, or set `saturating`: weights that never saturate",
+        "keep `reduce_range: auto` in the stage onnx_int8, or set `saturating`: weights that never saturate",
     )

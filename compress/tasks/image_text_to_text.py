@@ -89,9 +89,8 @@ class ImageTextToText(TextWriting):
     """Hugging Face `image-text-to-text`: models such as LLaVA, which read an image as tokens of a text.
 
     `text` is the question about `image`, `target` the answer. With a chat template, `text` is a user's message after
-    the
-    image; otherwise it is the whole prompt with the image token. The model is trained on the answer only, and generates
-    greedily.
+    the image; otherwise it is the whole prompt with the image token. The model is trained on the answer only, and
+    generates greedily.
     """
 
     name = "image-text-to-text"
@@ -141,8 +140,8 @@ class ImageTextToText(TextWriting):
         Args:
             rows: Rows with the task's columns; label columns are optional.
             processor: Processor of the model.
-            labels: Class names of the model, or None to ignore labels.
-            max_length: Number of tokens after which texts are truncated.
+            labels: Has no effect, since there are no classes.
+            max_length: Most tokens of prompt and answer. A longer prompt is an error; an answer is truncated.
         """
         images, prompts = _prompts(rows, processor, max_length - 1)
         if "target" not in rows.column_names:
@@ -168,7 +167,7 @@ class ImageTextToText(TextWriting):
             rows: Rows of the test split.
             processor: Processor of the model.
             labels: Class names of the model.
-            max_length: Number of tokens after which texts are truncated.
+            max_length: Most tokens of a prompt. A longer one is an error.
             evaluation: The recipe's `evaluation` section.
         """
         targets = np.array(rows["target"].to_pylist()) if "target" in rows.column_names else None

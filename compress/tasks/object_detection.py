@@ -44,8 +44,8 @@ _DENOISING = "denoising_meta_values"
 """Output of RT-DETR that counts the denoising queries added during training."""
 _SIZE, _GOLD = "size", "gold"
 _COORDINATES = 4
-_NOTHING, _UNKNOWN = -1.0, -100.0
-"""Pseudo classes: no object, and an image without annotations."""
+_NOTHING = -1.0
+"""Pseudo class of no object."""
 _BOX_COST, _OVERLAP_COST = 5.0, 2.0
 """Matching costs of a box's distance and overlap relative to that of classes (Carion et al. 2020, section A.4)."""
 
@@ -159,15 +159,14 @@ class ObjectDetection(Task):
     def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Preprocess the images with the model's processor; ``labels`` [n, objects, 5] are class and box.
 
-        Boxes are center, width and height relative to the image; class -1 is no object. ``max_length`` has no effect.
-        Raises
-        `DataError` for a broken image, or a processor that keeps the sizes of images.
+        Boxes are center, width and height relative to the image; class -1 is no object. Raises `DataError` for a
+        broken image, or a processor that keeps the sizes of images.
 
         Args:
             rows: Rows with the task's columns; label columns are optional.
             processor: Processor of the model.
             labels: Class names of the model, or None to ignore labels.
-            max_length: Number of tokens after which texts are truncated.
+            max_length: Has no effect, since there is no text.
         """
 
         from compress.data.media import picture_size

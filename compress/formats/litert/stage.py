@@ -50,7 +50,7 @@ class LiteRt(ExportStage[TorchModel, LiteRtModel]):
         None, description="bits of the token embedding table; default: those of the weights"
     )
     embedding_block_size: Annotated[Blocks | None, _TEXT_ONLY] = Field(
-        32, description="weights of an embedding row that share a scale at 4 bits; default: the whole row"
+        32, description="weights of an embedding row that share a scale at 4 bits; null: the whole row"
     )
     tolerance: float = Field(
         1e-3, gt=0, description="maximum absolute difference of an output element from torch in fp32"

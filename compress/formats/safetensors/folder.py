@@ -46,7 +46,7 @@ def task_of_folder(folder: Path) -> Task:
         task_name = _task_of_class(config, modeling_auto.MODEL_MAPPING_NAMES, EMBEDS, TAKES_IMAGES)
     if task_name is None:
         raise ModelError(
-            f"No task is known for a model of the class {', '.join(config.get('architectures') or ['?'])} is for.",
+            f"No task is known for a model of the class {', '.join(config.get('architectures') or ['?'])}.",
             where=str(folder / "config.json"),
             expected=f"architectures of one of the tasks {', '.join(TASKS)}",
         )

@@ -75,7 +75,7 @@ def find_drifts(series: Sequence[Series], policy: Policy, accepted: str | None, 
         levels = [level for level, end in zip(line.levels, ends, strict=True) if since is None or end >= since]
         if len(levels) < 2:
             continue
-        # Compare with the best accepted level, so that several small steps add up.
+        # Compare with the best level since the baseline, so that several small steps add up.
         losses = [line.loss(line.effect(levels[0].value, level.value)) for level in levels]
         best, now = levels[losses.index(min(losses))], levels[-1]
         effect = line.effect(best.value, now.value)
@@ -131,7 +131,9 @@ def night_label(nights: Mapping[int, Night], number: int) -> str:
 
 
 def _machine_change(series: Sequence[Series], line: Series, best: TrendLevel, now: TrendLevel) -> float | None:
-    """Return the largest change of a reference kernel's time, None if the metric does not depend on machine load."""
+    """Return the largest change of a reference kernel's time.
+
+    None if the metric does not depend on machine load, or if no kernel was timed at both levels."""
     if line.described.style not in TIMES:
         return None
     # Reference kernels are measured with every benchmark and depend on the machine alone.

@@ -25,7 +25,7 @@ from compress.results.report import BASELINE, FINAL, Measurement
 
 _FEWEST_PAIRS = 3
 _REMEMBERED, _LASTING = 12, 0.5
-"""Persistence of early gaps before there are enough recipes, and recipes that it is estimated from."""
+"""Finished recipes that persistence is estimated from, and the persistence of early gaps before there are enough."""
 
 
 def early_stopping_reason(

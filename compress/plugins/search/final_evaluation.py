@@ -268,10 +268,10 @@ class FinalEvaluation:
         if count:
             purposes.append(f"with {count} more seed{'s'[: count > 1]}")
         if purposes:
-            announce(f"retraining the best recipe,  {' and '.join(purposes)}")
+            announce(f"retraining the best recipe, {' and '.join(purposes)}")
             failed, seeds = self._retrain(best, count, refit)
             if failed is not None:
-                note(f"retraining failed, so the best recipe's first model is used:  {first_line(failed)}")
+                note(f"retraining failed, so the best recipe's first model is used: {first_line(failed)}")
                 # The seeds were trained on the selection rows too, so they do not describe this winner.
                 best, refit, seeds = pick, False, []
         # No speculative work may disturb the measurement of latency.

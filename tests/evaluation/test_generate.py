@@ -82,7 +82,7 @@ def test_only_models_more_repetitive_than_the_baseline_are_named() -> None:
     varied, circling = [list(range(start, start + 20)) for start in range(8)], [[1, 2] * 10] * 8
     fine, bad = repetition_row(varied, "baseline", "cpu"), repetition_row(circling, "final", "cpu")
     note = repetition_note(bad, fine)
-    assert note is not None and note.startswith("final repeats itself: 88% of its runs") and "0% of the" in note
+    assert note is not None and note.startswith("final repeats itself: 88% of its 4-grams") and "0% of the" in note
     assert repetition_note(bad, bad) is None
     assert repetition_note(fine, bad) is None
     once = repetition_row([*varied[:7], circling[0]], "final", "cpu")

@@ -83,7 +83,9 @@ def test_shared_signed_activations_stay_in_float(kind: QuantType, integer: bool,
     quantize_static(saved(model, tmp_path), path, reader, activation_type=kind, op_types_to_quantize=["MatMul"])
     kernels = read_kernels(path)
     assert [kernel.integer for kernel in kernels] == [integer, integer]
-    assert integer or all("signed bytes" in each.why and "unsigned activations" in each.help for each in kernels)
+    assert integer or all(
+        "activations are int8" in each.why and "unsigned activations" in each.help for each in kernels
+    )
 
 
 def test_weight_only_quantized_products_are_recognized(tmp_path: Path):

@@ -81,10 +81,10 @@ def make_model(folder: Path) -> None:
     from compress.data.samples.fetch import sample_directory
     from compress.formats.onnx.export import export_onnx
     from compress.models.transformer_pruning import keep_layers
-    from compress.tasks.registry import get_task
+    from compress.tasks.registry import TASKS
 
     torch.manual_seed(0)
-    model = get_task("text-classification").load(sample_directory("minilm"), _LABELS, trust_remote_code=False)
+    model = TASKS["text-classification"].load(sample_directory("minilm"), _LABELS, trust_remote_code=False)
     keep_layers(model.module, [0, 2, 5])
     examples = Examples(
         [{"input_ids": np.full(n, 1000), "attention_mask": np.ones(n, dtype=np.int64)} for n in (8, 32)],

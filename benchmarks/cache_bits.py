@@ -25,7 +25,7 @@ from compress.formats.openvino.runtime import KV_CACHE_PRECISION, StatefulSessio
 from compress.formats.quiet_output import quiet_libraries
 from compress.models.processor import load_tokenizer
 from compress.numerics.statistics import bootstrap_interval
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.tasks.token_sequences import token_ids
 from compress.utils.progress import SilentProgress
 
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def _windows(folder: Path, count: int, length: int) -> list[np.ndarray]:
-    task = get_task("text-generation")
+    task = TASKS["text-generation"]
     data = load_dataset(DataConfig(source="sample:wiki", max_length=512), task.columns, Path(), SilentProgress())
     ids = np.array(token_ids(data.split("test"), load_tokenizer(folder)))
     starts = np.linspace(0, len(ids) - length, count).astype(int)

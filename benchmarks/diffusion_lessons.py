@@ -16,7 +16,7 @@ from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.data.media import decode
 from compress.data.samples.fetch import sample_directory
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.environment import has_bf16
 from compress.utils.progress import Progress
 
@@ -86,7 +86,7 @@ class CaptionedImages:
     @classmethod
     def read(cls, progress: Progress) -> CaptionedImages:
         """Load the train split, and the validation split as held-out images."""
-        columns = get_task("zero-shot-image-classification").columns
+        columns = TASKS["zero-shot-image-classification"].columns
         data = load_dataset(DataConfig(source=SOURCE), columns, Path(), progress)
         train, held_out = data.split("train"), data.split("validation")
         labels, texts = train["label"].to_pylist(), train["text"].to_pylist()

@@ -48,7 +48,7 @@ from compress.pipeline.run import run
 from compress.recipe.recipe import Recipe
 from compress.results.report import Report
 from compress.stages.base import Context
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.tasks.task import CollectedOutputs, Task
 from compress.tasks.tokens import keep_all
 from compress.utils.errors import CompressError, first_line
@@ -143,7 +143,7 @@ def _quantize(
         rows = [row for row in done.report.measurements if row.model == "final" and row.target == "cpu"]
         metrics = {row.metric: row.value for row in rows}
         return metrics, find_graph(done.folder / "model").stat().st_size, _speedup(done.report)
-    task = get_task(recipe.task)
+    task = TASKS[recipe.task]
     data = load_dataset(recipe.data, task.columns, folder, SilentProgress())
     companions = {GRAPH_INPUTS: start.inputs.as_json(), "config.json": b"{}"}
     model = OnnxModel(start.graph, FLOAT_GRAPH, companions)

@@ -93,14 +93,14 @@ def measure(folder: Path, stage: str, fields: dict[str, Any]) -> dict[str, Any]:
     from compress.stages.base import Context
     from compress.stages.blockwise.blockwise_model import build_blockwise_model
     from compress.stages.registry import STAGES
-    from compress.tasks.registry import get_task
+    from compress.tasks.registry import TASKS
     from compress.utils.progress import SilentProgress
 
     class TimedNotes(SilentProgress):
         def note(self, message: str) -> None:
             sys.stderr.write(f"{time.perf_counter() - start:7.1f} s {peak_bytes() / 1e9:5.2f} GB  {message}\n")
 
-    task = get_task("text-generation")
+    task = TASKS["text-generation"]
     generator = torch.Generator().manual_seed(0)
     letters = torch.randint(97, 123, (fields["samples"] * (fields["sequence_length"] + 1),), generator=generator)
     rows = pa.table({"text": [bytes(letters.tolist()).decode()]})

@@ -27,7 +27,7 @@ from compress.models.model import TorchModel
 from compress.models.structure import blocks
 from compress.models.transformer_pruning import keep_heads, keep_layers, keep_neurons
 from compress.recipe.recipe import Benchmark
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.tasks.task import Examples
 from compress.utils.progress import SilentProgress
 
@@ -40,7 +40,7 @@ VARIANTS = {BASELINE: ALL_REWRITES, "all rewrites": (), **{f"without {name}": (n
 def main() -> None:
     """Print a table: model, variant, latency with interval, and the speed-up over the baseline."""
     quiet_libraries()
-    task = get_task("text-classification")
+    task = TASKS["text-classification"]
     data = load_dataset(DataConfig(source="sample:movie-reviews"), task.columns, Path(), SilentProgress())
     torch.manual_seed(0)
     for name, pruned, quantized in (("6 layers fp32", False, False), ("3 layers pruned int8", True, True)):

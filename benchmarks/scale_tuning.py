@@ -30,7 +30,7 @@ from compress.stages.gptq.stage import Gptq
 from compress.stages.recovery.quantized_recovery import learn
 from compress.stages.recovery.stages import TuneScales
 from compress.stages.recovery.trainer import RecoveryTrainer, TokenSequences, recovery_sequences
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.progress import SilentProgress
 
 TASK = "text-generation"
@@ -70,11 +70,11 @@ def main() -> None:
 
 
 def _context(scratch: Path) -> tuple[Context, Checkpoint]:
-    task, progress = get_task(TASK), SilentProgress()
+    task, progress = TASKS[TASK], SilentProgress()
     source = Checkpoint(resolve_model("sample:smollm2", progress=progress))
     data = load_dataset(DataConfig(source="sample:wiki", max_length=LENGTH), task.columns, Path(), progress)
     context = Context(
-        task, data, LENGTH, 0, progress, lambda label: TorchModel.load(source.folder, get_task(TASK)), Path, scratch
+        task, data, LENGTH, 0, progress, lambda label: TorchModel.load(source.folder, TASKS[TASK]), Path, scratch
     )
     return context, source
 

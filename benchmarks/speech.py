@@ -39,12 +39,12 @@ from compress.formats.targets import TARGETS
 from compress.models.checkpoint import Checkpoint
 from compress.recipe.recipe import Benchmark
 from compress.results.report import Measurement
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.tasks.task import Examples
 from compress.utils.progress import SilentProgress
 from compress.utils.storage import size_bytes
 
-TASK = get_task("automatic-speech-recognition")
+TASK = TASKS["automatic-speech-recognition"]
 CPU = TARGETS["cpu"]
 RATIOS_DB = (20.0, 10.0, 5.0)
 RATE = 16_000

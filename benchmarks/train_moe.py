@@ -22,7 +22,7 @@ from compress.cli.output import ConsoleProgress
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
 from compress.formats.quiet_output import quiet_libraries
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.environment import has_bf16
 from compress.utils.errors import CompressError, InputError
 from compress.utils.progress import Progress
@@ -72,7 +72,7 @@ def train(output: Path, steps: int, learning_rate: float, seed: int, progress: P
     """Train tokenizer and model and write the folder. Raises `InputError` if the folder is not empty."""
     if output.exists() and any(output.iterdir()):
         raise InputError(f"The folder {str(output)!r} is not empty.", expected="a new folder, or an empty one")
-    data = load_dataset(DataConfig(source=SOURCE, max_length=LENGTH), get_task(TASK).columns, Path(), progress)
+    data = load_dataset(DataConfig(source=SOURCE, max_length=LENGTH), TASKS[TASK].columns, Path(), progress)
     tokenizer = train_tokenizer(texts(data, "train"))
     ids, held_out = (encode(tokenizer, texts(data, split)) for split in ("train", "validation"))
     progress.note(f"{len(ids):,} tokens of text; {len(held_out):,} held out")

@@ -48,7 +48,7 @@ from compress.models.vocabulary import trim
 from compress.numerics.differences import decide, difference_of_shares, discordant
 from compress.numerics.statistics import IntervalEstimate, geometric_interval, wilson_interval
 from compress.recipe.recipe import Benchmark
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.tasks.task import Examples
 from compress.utils.environment import environment
 from compress.utils.progress import SilentProgress
@@ -68,7 +68,7 @@ Result = dict[str, Any]
 
 def deep_model(layers: int, folder: Path) -> tuple[Path, Examples]:
     """Write an encoder that repeats the sample encoder's layers, each with 2 of 12 heads and 1/16 of its neurons."""
-    task = get_task("text-classification")
+    task = TASKS["text-classification"]
     data = load_dataset(DataConfig(source="sample:movie-reviews"), task.columns, Path(), SilentProgress())
     torch.manual_seed(0)
     model = task.load(sample_directory("minilm"), data.labels, trust_remote_code=False)
@@ -345,7 +345,7 @@ def _outcomes() -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
         row = done.report.find("baseline", "accuracy", "cpu")
         assert row is not None
         assert row.raw is not None
-        task = get_task("text-classification")
+        task = TASKS["text-classification"]
         data = load_dataset(DataConfig(source="sample:movie-reviews"), task.columns, Path(), SilentProgress())
 
         def outcomes(damage: Callable[[TorchModel], object]) -> np.ndarray:

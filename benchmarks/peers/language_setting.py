@@ -22,7 +22,7 @@ from compress.sources.resolve import resolve_model
 from compress.stages.base import Context
 from compress.stages.blockwise.calibration import calibration_sequences
 from compress.tasks.evaluation import Evaluation
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.tasks.task import Examples
 from compress.utils.progress import Progress, SilentProgress
 
@@ -51,7 +51,7 @@ class LanguageSetting:
 
     @cached_property
     def task(self) -> Any:
-        return get_task("text-generation")
+        return TASKS["text-generation"]
 
     @cached_property
     def dataset(self) -> Dataset:

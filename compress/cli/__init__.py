@@ -69,15 +69,13 @@ class CommandGroup(TyperGroup):
             self.add_command(TyperCommand(name, short_help=command.help, help=command.help, rich_help_panel=panel))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Import and return the command that ``args`` calls."""
+        """Import and return the command that ``args`` calls. Raises `InputError` if its plug-in cannot be imported."""
         # A command of a plug-in that is not installed gets an explanation.
         if args[0] not in self.commands and (explanation := explain_missing("commands", args[0])):
             ctx.fail(f"No such command {args[0]!r}. It needs {explanation}.")
         name, _, remaining = super().resolve_command(ctx, args)
-        return name, None if name is None else self.load(name), remaining
-
-    def load(self, name: str) -> Any:
-        """Import and return the command of a name. Raises `InputError` if its plug-in cannot be imported."""
+        if name is None:
+            return name, None, remaining
         reference = self.references[name].reference
         try:
             function = Extension("commands", name, "compress", reference).load()
@@ -94,11 +92,11 @@ class CommandGroup(TyperGroup):
         if isinstance(function, typer.Typer):
             group = typer.main.get_group(function)
             group.name, group.help = name, group.help or self.references[name].help
-            return group
+            return name, group, remaining
         # A plain function becomes a command of its own application.
         single = typer.Typer(add_completion=False)
         single.command(name)(function)
-        return typer.main.get_command(single)
+        return name, typer.main.get_command(single), remaining
 
 
 app = typer.Typer(
@@ -111,19 +109,12 @@ app = typer.Typer(
 )
 
 
-def _version(show: bool) -> None:
-    if show:
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+    """Handle the options that belong to no command."""
+    if version:
         typer.echo(__version__)
         raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
-    ] = False,
-) -> None:
-    """Handle the options that belong to no command."""
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from compress.results.report import FINAL
 from compress.sources.onnx_file import convert_onnx, onnx_file
 from compress.sources.resolve import DEFAULT_CACHE
 from compress.tasks.capability import TAKES_ARRAYS
-from compress.tasks.registry import get_task, tasks_with
+from compress.tasks.registry import TASKS, tasks_with
 from compress.tasks.task import Examples, Task
 from compress.utils.errors import InputError
 from compress.utils.progress import Progress
@@ -41,7 +41,7 @@ class Artifact:
     @property
     def task(self) -> Task:
         """Return the recipe's task, specialized to the model."""
-        return get_task(self.recipe.task).specialize(read_json(self.folder / "config.json"))
+        return TASKS[self.recipe.task].specialize(read_json(self.folder / "config.json"))
 
     def dataset(self, progress: Progress) -> Dataset:
         """Return the recipe's data."""
@@ -78,7 +78,7 @@ def find_artifact(path: Path, recipe: Path | None) -> Artifact:
     # A graph without a folder of its own is converted into one.
     graph = onnx_file(path) if folder is None and recipe is None else None
     if graph is not None:
-        task = get_task(tasks_with(frozenset({TAKES_ARRAYS}))[0])
+        task = TASKS[tasks_with(frozenset({TAKES_ARRAYS}))[0]]
         fields = {"name": "graph", "task": task.name, "model": str(graph), "data": task.data, "stages": ["ort"]}
         model = convert_onnx(graph, DEFAULT_CACHE, arrays=True)
         return Artifact(model, Recipe.model_validate(fields), graph.parent)

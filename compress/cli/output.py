@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import typer
@@ -117,12 +118,12 @@ def bars() -> tuple[ProgressColumn, ...]:
     return text, BarColumn(), MofNCompleteColumn(), _Rate(), TimeLeft()
 
 
+@dataclass(frozen=True)
 class ConsoleProgress:
     """Implementation of `Progress` with bars on a terminal, and occasional lines in files and pipes."""
 
-    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
-        self.clock = clock
+    console: Console = field(default_factory=partial(Console, stderr=True, highlight=False, soft_wrap=True))
+    clock: Callable[[], float] = time.monotonic
 
     def track(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
         """Yield ``items`` while a bar shows steps, rate and time left; the bar goes away at the end."""

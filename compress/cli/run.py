@@ -45,7 +45,7 @@ def run(
         write(tracked_run(finished.report, finished.folder), track, loaded.name)
     from compress.report.console import closing_line, console_table
     from compress.report.run_folder import RUNS
-    from compress.tasks.registry import get_task
+    from compress.tasks.registry import TASKS
 
     if json_:
         typer.echo(finished.report.to_json(), nl=False)
@@ -59,7 +59,7 @@ def run(
     name = loaded.name if artifacts / "runs" == RUNS else str(finished.folder)
     console = Console(stderr=True, highlight=False)
     # A terminal wraps lines between words; in a file the text stays on one line.
-    app = get_task(loaded.task).app_steps is not None
+    app = TASKS[loaded.task].app_steps is not None
     line = closing_line(finished.report, finished.folder, name, app)
     console.print(line, markup=False, soft_wrap=not console.is_terminal)
     if finished.report.missed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -14,7 +13,6 @@ from compress.utils.errors import DataError, did_you_mean, nearest_name
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _SHOWN = 5
 _FILE = "an encoded file's bytes, its path, or both as `bytes` and `path`"
 _EXPECTED = {"text": "a string, or for labels a string or a number"} | dict.fromkeys(
@@ -154,14 +152,6 @@ def choose(rows: Rows, columns: Sequence[Column], mapping: Mapping[str, str]) ->
 
 def _placed(error: DataError, place: str) -> DataError:
     return DataError(f"{place}: {error.what}", where=error.where, expected=error.expected, hint=error.hint)
-
-
-def sorted_labels(values: Collection[str]) -> tuple[str, ...]:
-    """Return the distinct values, sorted as numbers if all of them look like numbers."""
-    distinct = set(values)
-    if all(_NUMBER.fullmatch(value) for value in distinct):
-        return tuple(sorted(distinct, key=lambda value: (float(value), value)))
-    return tuple(sorted(distinct))
 
 
 def are_label_ids(values: Collection[str], labels: Sequence[str]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from compress.utils.pydantic_models import Frozen, FrozenAliased
 
@@ -90,12 +90,12 @@ class DataConfig(Frozen):
             raise ValueError("splits other than test, on which the result is measured")
         return value
 
-    @model_validator(mode="after")
-    def _also_are_splits(self) -> DataConfig:
-        for name in self.also:
-            if name not in self.splits or name in ("train", "validation", "test") or not _NAME.match(name):
-                raise ValueError(
-                    f"in `also` names of `splits` other than train, validation and test, of letters, digits and "
-                    f"hyphens ({name!r})"
-                )
-        return self
+    @field_validator("also")
+    @classmethod
+    def _also_are_splits(cls, value: dict[str, Language], info: ValidationInfo) -> dict[str, Language]:
+        others = info.data.get("splits", {}).keys() - {"train", "validation", "test"}
+        for name in value:
+            if name not in others or not _NAME.match(name):
+                expected = "names of `splits` other than train, validation and test, of letters, digits and hyphens"
+                raise ValueError(f"{expected} ({name!r})")
+        return value

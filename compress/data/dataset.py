@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,7 +20,6 @@ from compress.data.columns import (
     check_mapping,
     choose,
     normalised,
-    sorted_labels,
 )
 from compress.data.config import DataConfig, HoldOut, is_sample
 from compress.data.files import Rows
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 Key = tuple[str, ...]
 _SHOWN = 3
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
 def keys(table: pa.Table, columns: Sequence[str]) -> list[Key]:
@@ -203,13 +204,19 @@ class Dataset:
 
         The order of rows matters. The file format and the order of ``splits`` do not.
         """
-        total = hashlib.sha256()
-        _add(total, self.labels)
         # The order in which a caller names the splits must not change a cache key.
-        for name in sorted(set(splits)):
-            _add_table(total, f"split {name}", self.split(name))
+        tables = {f"split {name}": self.split(name) for name in sorted(set(splits))}
         if unlabeled and self.unlabeled is not None:
-            _add_table(total, "unlabeled", self.unlabeled)
+            tables["unlabeled"] = self.unlabeled
+        lists: list[Sequence[str]] = [self.labels]
+        for name, table in tables.items():
+            lists += [[name, *table.column_names], *map(identities, table.columns)]
+        # Lists are counted and strings length-prefixed, so that no two datasets give the same bytes.
+        total = hashlib.sha256()
+        for values in lists:
+            total.update(f"{len(values)}\n".encode())
+            for encoded in (value.encode() for value in values):
+                total.update(f"{len(encoded)}\n".encode() + encoded)
         return total.hexdigest()
 
 
@@ -242,12 +249,14 @@ def load_dataset(
     """
     check_mapping(config.columns, columns)
     unlabeled_columns = tuple(column for column in columns if not column.label)
-    parts = {
-        split: _read_split(
-            config, split, unlabeled_columns if split in config.without_labels else columns, folder, progress, extra
-        )
-        for split in config.splits
-    }
+    parts: dict[str, _Part] = {}
+    for split in config.splits:
+        split_columns = unlabeled_columns if split in config.without_labels else columns
+        location = locate_split(config, split, folder, partial(sample_directory, progress=progress))
+        assert location is not None, "sample_directory always gives a folder"
+        source_names = {config.columns.get(column.name, column.name) for column in split_columns}
+        source = read(location, {*source_names, *extra})
+        parts[split] = _Part(source, choose(source, split_columns, config.columns))
     if TEST in parts:
         check_extra(parts[TEST].rows, extra)
     label = label_column(columns)
@@ -296,20 +305,6 @@ def _distinct(table: pa.Table, label: Column) -> set[str]:
     return {value for values in label.labels(table) for value in values}
 
 
-def _read_split(
-    config: DataConfig,
-    split: str,
-    columns: Sequence[Column],
-    folder: Path,
-    progress: Progress,
-    extra: Collection[str],
-) -> _Part:
-    location = locate_split(config, split, folder, partial(sample_directory, progress=progress))
-    assert location is not None, "sample_directory always gives a folder"
-    rows = read(location, {*(config.columns.get(column.name, column.name) for column in columns), *extra})
-    return _Part(rows, choose(rows, columns, config.columns))
-
-
 def _name_labels(
     config: DataConfig, parts: dict[str, _Part], label: Column
 ) -> tuple[tuple[str, ...], dict[str, _Part]]:
@@ -324,7 +319,9 @@ def _name_labels(
         valid = tuple(map(str, range(len(labels))))
     elif config.labels is None:
         reference_split = "train" if "train" in labeled else next(iter(labeled))
-        labels = valid = sorted_labels(_distinct(labeled[reference_split].table, label))
+        distinct = sorted(_distinct(labeled[reference_split].table, label))
+        # Class names that all look like numbers are sorted as numbers.
+        labels = valid = tuple(sorted(distinct, key=float if all(map(_NUMBER.fullmatch, distinct)) else None))
         _check_classes(labels, reference_split, label.fewest)
     else:
         labels = valid = config.labels
@@ -373,17 +370,3 @@ def _read_unlabeled(config: DataConfig, columns: Sequence[Column], folder: Path,
         rows = read(path, {mapping.get(column.name, column.name) for column in inputs})
         tables.append(choose(rows, inputs, mapping))
     return pa.concat_tables(tables).combine_chunks()
-
-
-def _add_table(total: hashlib._Hash, name: str, table: pa.Table) -> None:
-    _add(total, [name, *table.column_names])
-    for column in table.columns:
-        _add(total, identities(column))
-
-
-def _add(total: hashlib._Hash, values: Sequence[str]) -> None:
-    """Add strings to a hash, counted and length-prefixed, so that no two lists give the same bytes."""
-    total.update(f"{len(values)}\n".encode())
-    for value in values:
-        encoded = value.encode()
-        total.update(f"{len(encoded)}\n".encode() + encoded)

@@ -86,14 +86,13 @@ def with_contents(table: pa.Table) -> pa.Table:
 
 def identities(column: pa.ChunkedArray) -> list[str]:
     """Return the identity of each value: strings as they are, files by their SHA-256."""
-    values = column.to_pylist()
-    return [value["sha256"] for value in values] if is_media(column) else values
+    return [value if isinstance(value, str) else value["sha256"] for value in column.to_pylist()]
 
 
 def shown(column: pa.ChunkedArray) -> list[str]:
     """Return each value for display: strings as they are, files by name or digest."""
     values = column.to_pylist()
-    return ["/".join(Path(describe(value)).parts[-2:]) for value in values] if is_media(column) else values
+    return [value if isinstance(value, str) else "/".join(Path(describe(value)).parts[-2:]) for value in values]
 
 
 def describe(value: Media) -> str:

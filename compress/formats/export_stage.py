@@ -18,13 +18,12 @@ class ExportStage(Stage[InputModel, OutputModel], Generic[InputModel, OutputMode
     embedding tables in int8, where None stands for those of ``precision``.
     """
 
+    # The model is traced with training rows, calibrated on them, and compared with torch.
+    required_data = Requirements(splits=("train",))
+
     if TYPE_CHECKING:
         precision: str
         embedding_bits: int | None
-
-    def needs(self) -> Requirements:
-        """Return the request for real examples, for tracing, calibration and comparison."""
-        return Requirements(splits=("train",))
 
     def output_spec(self) -> OutputSpec:
         """Return the output specification; weights change unless they stay float32."""

@@ -75,7 +75,12 @@ class InspectedModel:
 
     def digests(self) -> dict[str, str]:
         """Return the SHA-256 of each stored tensor's type, shape and bytes, by name."""
-        return {tensor.name: _digest(tensor, data) for tensor, data in self.how.stored(self.model)}
+        digests = {}
+        for tensor, data in self.how.stored(self.model):
+            digest = hashlib.sha256(f"{tensor.dtype} {tensor.shape}".encode())
+            digest.update(data.data)
+            digests[tensor.name] = digest.hexdigest()
+        return digests
 
     def unavailable_reason(self) -> str | None:
         """Return the reason why the model cannot run here, or ``None``; its runtime may be an optional package."""
@@ -123,12 +128,6 @@ def answers_of(session: Session, examples: Examples) -> np.ndarray:
         return np.concatenate([answers[:, :fewest] for answers in call_answers])
     batch = examples.batch(range(len(examples)))
     return examples.answers(session.predict(feed(batch)), batch)
-
-
-def _digest(tensor: StoredTensor, data: np.ndarray) -> str:
-    digest = hashlib.sha256(f"{tensor.dtype} {tensor.shape}".encode())
-    digest.update(data.data)
-    return digest.hexdigest()
 
 
 def missing_references(form: str) -> list[str]:

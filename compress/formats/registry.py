@@ -107,7 +107,7 @@ def _check_stage(spec: FormatSpec, reference: Reference) -> None:
         raise UnusablePluginError(f"its stage is of the kind {kind!r}; expected {spec.written_by!r}, as it says")
     if spec.own_bits and "precision" not in stage.model_fields:
         raise UnusablePluginError("it has bits of its own, and its stage lacks the field precision")
-    if (kind := getattr(stage.output_type(), "kind", None)) != spec.name:
+    if (kind := getattr(stage.output_type, "kind", None)) != spec.name:
         raise UnusablePluginError(f"its stage gives a model of the kind {kind!r}; expected {spec.name!r}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -134,9 +134,3 @@ def find_processor(name: str) -> Processor:
     local_class = processor_class()
     processor = PROCESSORS.get(local_class)
     return Processor("cpu", processor is None or processor.sums_in_32_bits, f"this machine's: {local_class}")
-
-
-def sum_in_32_bits(profiles: Iterable[TargetProfile]) -> bool:
-    """Return whether pairs of 8-bit products saturate neither on this machine nor on a target's processor."""
-    named = {profile.processor for profile in profiles if profile.processor is not None}
-    return all(find_processor(name).sums_in_32_bits for name in ("cpu", *named))

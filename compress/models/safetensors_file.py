@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.models.stored_tensor import StoredTensor, infer_role, stored
+from compress.models.stored_tensor import INDEX_TYPES, Role, StoredTensor, stored
 from compress.utils.errors import ModelError
 
 if TYPE_CHECKING:
@@ -53,7 +53,9 @@ def read_header(path: Path) -> tuple[StoredTensor, ...]:
     start, tensors = size - sum(sizes), []
     for (name, kind, shape), length in zip(layouts, sizes, strict=True):
         dtype = _TYPES[kind][0]
-        tensors.append(stored(name, dtype, shape, path, (start, length), infer_role(dtype, shape or (1,))))
+        # Other formats store scalars as constants; in a checkpoint a scalar is a parameter.
+        role: Role = "constant" if dtype in INDEX_TYPES else "weight"
+        tensors.append(stored(name, dtype, shape, path, (start, length), role))
         start += length
     return tuple(tensors)
 

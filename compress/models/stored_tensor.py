@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Role = Literal["weight", "quantization", "constant"]
 Content: TypeAlias = bytes
 """Content of a whole file; a tensor's own field `bytes` is a number."""
-_INTEGERS = ("int64", "int32", "uint64", "bool")
+INDEX_TYPES = ("int64", "int32", "uint64", "bool")
 _SUB_BYTE = re.compile(r"(u?int|float)[1-7](_|$)")
 """Types of less than 8 bits: `ml_dtypes` uses a byte per value, files pack several values into a byte."""
 
@@ -132,7 +132,7 @@ def check_spans(tensors: Iterable[StoredTensor], size: int, where: Path) -> None
 
 def infer_role(dtype: str, shape: tuple[int, ...], scales: bool = False) -> Role:
     """Return `quantization` for ``scales``, `constant` for scalars and integers that index, else `weight`."""
-    return "quantization" if scales else "constant" if not shape or dtype in _INTEGERS else "weight"
+    return "quantization" if scales else "constant" if not shape or dtype in INDEX_TYPES else "weight"
 
 
 def numpy_dtype(name: str) -> np.dtype[Any] | None:

@@ -27,7 +27,7 @@ from compress.tasks.capability import (
     GENERATES_IMAGES,
     SINGLE_CALL,
 )
-from compress.tasks.registry import get_task, infer_task, tasks_with
+from compress.tasks.registry import TASKS, infer_task, tasks_with
 from compress.utils.environment import has_package
 from compress.utils.errors import ModelError
 
@@ -45,7 +45,7 @@ def unsupported_reason(recipe: Recipe, start: Path | None, target: Target, from_
         target: The target.
         from_graph: True if the starting model is an ONNX file.
     """
-    task, config = get_task(recipe.task), None if start is None else start / "config.json"
+    task, config = TASKS[recipe.task], None if start is None else start / "config.json"
     capabilities = (task.specialize(read_json(config)) if config and config.is_file() else task).capabilities
     form, runtime = target.format, RUNTIMES[target.runtime]
     spec, files = FORMATS[form], f"it runs {target.format.upper()} files"
@@ -97,7 +97,7 @@ def check_formats(recipe: Recipe, start: Path) -> None:
     Raises `ModelError`.
     """
     formats_by_stage = {spec.written_by: form for form, spec in FORMATS.items() if spec.written_by}
-    for stage in recipe.stages if _ANY_ARCHITECTURE & get_task(recipe.task).capabilities else ():
+    for stage in recipe.stages if _ANY_ARCHITECTURE & TASKS[recipe.task].capabilities else ():
         if stage.kind in formats_by_stage:
             check_writable(start, formats_by_stage[stage.kind])
 
@@ -106,7 +106,7 @@ def format_given(recipe: Recipe, label: str, from_graph: bool) -> str | None:
     """Return the format of a stage's output, or None for a model that any format can be written from."""
     if label == START:
         return OnnxModel.kind if from_graph else None
-    kind = getattr(recipe.stages[recipe.labels().index(label)].output_type(), "kind", None)
+    kind = getattr(recipe.stages[recipe.labels().index(label)].output_type, "kind", None)
     return kind if kind in FORMATS else None
 
 
@@ -230,11 +230,8 @@ class WithHead(Stage[TorchModel, TorchModel]):
     """
 
     packages = ("torch", "transformers")
+    guarantees = OutputSpec(changes_weights=False)
     kind: Literal["with_head"] = "with_head"
-
-    def output_spec(self) -> OutputSpec:
-        """Guarantee that no weight changes."""
-        return OutputSpec(changes_weights=False)
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Return the model itself."""

@@ -16,7 +16,7 @@ from compress.sources.resolve import find_resolved
 from compress.stages.base import AnyStage, all_references
 from compress.stages.protocols import Trains
 from compress.tasks.capability import TAKES_ARRAYS
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.environment import package_versions
 from compress.utils.progress import SilentProgress
 from compress.utils.storage import cache_key, digest_directory
@@ -72,7 +72,7 @@ class Keys:
                 "data": self.data.digest(*needs.splits, *validation, unlabeled=needs.unlabeled) if reads_data else None,
                 "max_length": self.recipe.data.max_length,
                 "seed": self.recipe.seed,
-                "packages": package_versions((*stage.called_packages(), *get_task(self.recipe.task).packages)),
+                "packages": package_versions((*stage.called_packages(), *TASKS[self.recipe.task].packages)),
             }
         )
 
@@ -99,7 +99,7 @@ class CachedStages:
         recipe, cache = self.recipe.resolved(), Cache(self.artifacts / "cache")
         references = all_references(recipe.stages)
         names = [recipe.model, *(reference.name for reference in references if reference.kind == "model")]
-        models_cache, task = cache.root / "models", get_task(recipe.task)
+        models_cache, task = cache.root / "models", TASKS[recipe.task]
         arrays = TAKES_ARRAYS in task.capabilities
         models = {
             name: find_resolved(str(find(name, self.folder) or name), models_cache, arrays, recipe.safety_checker)

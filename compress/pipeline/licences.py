@@ -56,14 +56,6 @@ class Source:
         return self.role in ("data", "test data")
 
 
-@dataclass(frozen=True)
-class Objection:
-    """Remark on a licence; ``forbids`` is True if the licence does not permit the recipe."""
-
-    words: str
-    forbids: bool = False
-
-
 def find_licences(recipe: Recipe, folder: Path, fetch: bool = False) -> tuple[LicenceRecord, ...]:
     """Return the licences of every source of a recipe and of every runtime of its targets.
 
@@ -124,63 +116,61 @@ def carried(records: Iterable[LicenceRecord]) -> str:
     return joined(record.licence for record in records if record.binds)
 
 
-def objections(records: Sequence[LicenceRecord], recipe: Recipe) -> list[Objection]:
+def remarks_on(records: Sequence[LicenceRecord], recipe: Recipe) -> list[str]:
     """Return duties, contradictions between them, unknown terms, and conflicts with the recipe."""
     sources = [record for record in records if not record.of.startswith(RUNTIME)]
-    remarks = [remark for record in sources if (remark := _forbidden(record, sources, recipe))]
-    remarks += [Objection(f"{_shown(record)}: {'; '.join(map(_ASKS.__getitem__, record.duties))}")
+    remarks = []
+    for record in sources:
+        # The user may have a separate permission. The recipe then states the reason, and the report repeats it.
+        if (conflict := _conflict(record, sources, recipe)) is not None:
+            reason = f"; the recipe gives the reason for an exception: {record.allowed}" if record.allowed else ""
+            remarks.append(f"{_shown(record)} {conflict}{reason}")
+    remarks += [f"{_shown(record)}: {'; '.join(map(_ASKS.__getitem__, record.duties))}"
                 for record in sources if record.duties]  # fmt: skip
     # Pairs of share-alike licences and others with duties may not be combined.
     with_duties = [record for record in sources if record.duties and (record.binds or record.of.startswith("data "))]
     remarks += [
-        Objection(
-            f"{_shown(first)} and {_shown(second)} may contradict each other: "
-            "one requires its own terms for derived models, and the other has further duties"
-        )
+        f"{_shown(first)} and {_shown(second)} may contradict each other: "
+        "one requires its own terms for derived models, and the other has further duties"
         for first, second in combinations(with_duties, 2)
         if first.licence != second.licence and "share-alike" in (*first.duties, *second.duties)
     ]
     without_licence = [record.of for record in sources if record.licence == NOT_STATED and record.stated_in != _LATER]
     if without_licence:
         names = ", ".join(without_licence)
-        remarks.append(Objection(f"no licence is stated for {names}; `licences.stated` of the recipe may say it"))
+        remarks.append(f"no licence is stated for {names}; `licences.stated` of the recipe may say it")
     # Unknown licences are not judged. The user has to read them.
     licensed = [record for record in sources if record.licence != NOT_STATED]
     unknown_terms = [_shown(record) for record in licensed if not is_known(record.licence)]
     if unknown_terms:
-        remarks.append(Objection(f"read the terms before you distribute the model: {', '.join(unknown_terms)}"))
+        remarks.append(f"read the terms before you distribute the model: {', '.join(unknown_terms)}")
     return remarks
 
 
-def refuse_forbidden(records: Sequence[LicenceRecord], recipe: Recipe) -> list[str]:
-    """Return remarks on the licences. Raises `InputError` for a recipe that a licence forbids."""
-    remarks = objections(records, recipe)
-    for remark in remarks:
-        if remark.forbids:
+def refuse_forbidden(records: Sequence[LicenceRecord], recipe: Recipe) -> None:
+    """Raise `InputError` for a recipe that a licence forbids."""
+    sources = [record for record in records if not record.of.startswith(RUNTIME)]
+    for record in sources:
+        conflict = _conflict(record, sources, recipe)
+        if conflict is not None and record.allowed is None:
             raise InputError(
-                remark.words,
+                f"The licence of {_shown(record)} {conflict}.",
                 where="licences",
                 expected="a model whose licence permits it",
                 hint="use another model, or give the reason for an exception under `licences.allowed` of the recipe",
             )
-    return [remark.words for remark in remarks]
 
 
-def _forbidden(record: LicenceRecord, sources: Sequence[LicenceRecord], recipe: Recipe) -> Objection | None:
-    """Return an objection if the recipe does what the licence of a model does not permit."""
+def _conflict(record: LicenceRecord, sources: Sequence[LicenceRecord], recipe: Recipe) -> str | None:
+    """Return what the recipe does although the licence of a model does not permit it, or None."""
     changes_weights = any(stage.output_spec().changes_weights for stage in recipe.stages)
+    if record.binds and "no-derivatives" in record.duties and changes_weights:
+        return "permits no derivatives, and the recipe changes the weights"
     # Students with another licence than the model whose output trains them.
     students = [other.name for other in sources if other.of.startswith("student ") and other.licence != record.licence]
-    if record.binds and "no-derivatives" in record.duties and changes_weights:
-        conflict = "permits no derivatives, and the recipe changes the weights"
-    elif record.of == "model" and "no-training" in record.duties and students:
-        conflict = f"forbids training other models on its outputs, which the recipe does for {students[0]}"
-    else:
-        return None
-    # The user may have a separate permission. The recipe then states the reason, and the report repeats it.
-    if record.allowed is not None:
-        return Objection(f"{_shown(record)} {conflict}; the recipe gives the reason for an exception: {record.allowed}")
-    return Objection(f"The licence of {_shown(record)} {conflict}.", forbids=True)
+    if record.of == "model" and "no-training" in record.duties and students:
+        return f"forbids training other models on its outputs, which the recipe does for {students[0]}"
+    return None
 
 
 def _shown(record: LicenceRecord) -> str:

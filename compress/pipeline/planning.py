@@ -17,7 +17,7 @@ from compress.formats.targets import REFERENCE
 from compress.models import PRUNING_TESTED_TYPES
 from compress.models.json_file import read_json
 from compress.pipeline.formats import check_formats, unsupported_reason
-from compress.pipeline.licences import find_licences, refuse_forbidden
+from compress.pipeline.licences import find_licences, refuse_forbidden, remarks_on
 from compress.pipeline.plan import Plan, StagePlan, TargetPlan
 from compress.pipeline.recipe_sources import Sources
 from compress.pipeline.run_checks import check_artifacts, combined_error, disk_error, free_bytes, missing_packages
@@ -28,7 +28,7 @@ from compress.sources.resolve import is_graph
 from compress.stages.cost_model import Estimate, PlanContext, Shape
 from compress.stages.protocols import ChecksModel, Trains, check_stages, loaded_type
 from compress.tasks.capability import GENERATES
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.environment import cores_quota, granted_cores, processor_class
 from compress.utils.errors import CompressError, InputError
 from compress.utils.torch_device import resolve_device
@@ -72,7 +72,7 @@ def make_plan(
         problems.append(disk_error(needed.value, free, artifacts))
     with sources.noting():
         licences = find_licences(recipe, recipe_folder)
-        remarks = refuse_forbidden(licences, recipe)
+        refuse_forbidden(licences, recipe)
     if problems:
         raise combined_error(problems)
     available = [profile for profile, target in zip(recipe.profiles(), targets, strict=True) if target.available]
@@ -94,7 +94,7 @@ def make_plan(
         disk_free_bytes=free,
         artifacts=str(artifacts),
         licences=licences,
-        licence_remarks=tuple(remarks),
+        licence_remarks=tuple(remarks_on(licences, recipe)),
         plugins=tuple(map(str, plugin_problems())),
     )
 
@@ -143,7 +143,7 @@ def _stage_plans(
             label=label,
             kind=stage.kind,
             takes=model_type.__name__,
-            gives=stage.output_type().__name__,
+            gives=stage.output_type.__name__,
             reads=(*needs.splits, *(("unlabeled text",) if needs.unlabeled else ())),
             refers_to=stage.earlier_outputs(),
             cached=cached,
@@ -249,7 +249,7 @@ def _target_plans(recipe: Recipe, start: Path | None, from_graph: bool) -> list[
         plans.append(TargetPlan(name=target.name, available=reason is None, reason=reason or "; ".join(about)))
     if folder is not None:
         check_formats(recipe, folder)
-        if GENERATES in get_task(recipe.task).capabilities:
+        if GENERATES in TASKS[recipe.task].capabilities:
             check_stages(recipe.stages, folder)
     return plans
 

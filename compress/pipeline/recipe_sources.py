@@ -48,7 +48,7 @@ from compress.sources.resolve import find_model, local_task_variants
 from compress.stages.base import all_references
 from compress.stages.cost_model import Shape, Text
 from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, TAKES_ARRAYS
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import CompressError, DataError, InputError, ModelError, StageError
 from compress.utils.progress import Progress, SilentProgress
 
@@ -195,7 +195,7 @@ class Sources:
         self.rows: list[SourcePlan] = []
         self.texts: dict[str, Text] = {}
         self.downloads: dict[str, int] = {}
-        self.task = local_task_variants(get_task(recipe.task), recipe.model, recipe_folder)[0]
+        self.task = local_task_variants(TASKS[recipe.task], recipe.model, recipe_folder)[0]
         """The kind of task that the model is for; the first, where it is not here to tell."""
         self.start: Path | None = None
         """The folder of the starting model, where it is here."""
@@ -270,7 +270,7 @@ class Sources:
                 graph = onnx_file(path)
                 if graph is not None:
                     # Raise `InputError` for a graph that the recipe's stages cannot process.
-                    if TAKES_ARRAYS not in get_task(self.recipe.task).capabilities:
+                    if TAKES_ARRAYS not in TASKS[self.recipe.task].capabilities:
                         companions_of(graph)
                     stage = next(
                         (candidate for candidate in self.recipe.stages if candidate.output_spec().integer_graph), None

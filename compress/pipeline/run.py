@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from compress.data.config import is_file_name
 from compress.data.source import find
 from compress.formats.quiet_output import quiet_libraries
-from compress.pipeline.licences import find_licences, refuse_forbidden
+from compress.pipeline.licences import find_licences, refuse_forbidden, remarks_on
 from compress.pipeline.measurements import Findings, data_record, measure, test_labels
 from compress.pipeline.run_checks import check_artifacts, check_run
 from compress.pipeline.runner import StageRunner
@@ -119,7 +119,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         write_atomically(folder / RECIPE, dump_recipe(absolute))
         # A forbidden licence ends the run before any computation.
         licences = find_licences(recipe, recipe_folder, fetch=True)
-        remarks = refuse_forbidden(licences, recipe)
+        refuse_forbidden(licences, recipe)
         check_run(runner)
         for error in plugin_problems():
             logged.note(str(error))
@@ -127,7 +127,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         # Everything is measured on the files that the stages wrote, through the runtime of each target.
         findings = measure(runner, remeasure)
         findings.notes[:0] = map(str, plugin_problems())
-        findings.notes += remarks
+        findings.notes += remarks_on(licences, recipe)
         _copy_models(runner, findings.finals, folder)
         lock = _write_lock(runner, folder)
         results = [runner.results[label] for label in recipe.labels()]

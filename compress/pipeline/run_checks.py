@@ -27,7 +27,7 @@ from compress.recipe.recipe import START, Recipe
 from compress.stages.base import all_references
 from compress.stages.protocols import ChecksData, model_checks
 from compress.tasks.capability import READS_ROWS
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.tasks.task import Examples
 from compress.utils.environment import extra_containing, has_package
 from compress.utils.errors import CompressError, DataError, InputError, MissingExtraError
@@ -41,7 +41,7 @@ def missing_packages(recipe: Recipe) -> list[CompressError]:
     users = {
         package: f"The stage {stage.kind}" for stage in reversed(recipe.stages) for package in stage.called_packages()
     }
-    users |= dict.fromkeys(get_task(recipe.task).packages, f"The task {recipe.task}")
+    users |= dict.fromkeys(TASKS[recipe.task].packages, f"The task {recipe.task}")
     errors: list[CompressError] = []
     for package, user in users.items():
         if has_package(package):
@@ -125,7 +125,7 @@ def check_run(runner: StageRunner) -> None:
     tested = config.is_file() and read_json(config).get("model_type") in PRUNING_TESTED_TYPES
     checks = model_checks(runner.recipe.stages)
     for check in [check for check in checks if not tested or check.stages != runner.recipe.stages[:1]]:
-        check.ask(inputs.start)
+        check.run(inputs.start)
     # Evaluation files are read now, so that a damaged one ends the run here.
     evaluation = runner.recipe.evaluation
     notes = (

@@ -18,9 +18,9 @@ from compress.sources.build_model import ModelOrigin
 from compress.sources.onnx_file import onnx_file
 from compress.sources.resolve import find_model, resolve_model
 from compress.stages.base import all_references
-from compress.stages.training.processes import own_device
+from compress.stages.training.processes import num_processes, own_device
 from compress.tasks.capability import TAKES_ARRAYS
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.tasks.task import Task
 from compress.utils.errors import InputError
 from compress.utils.progress import Progress
@@ -46,7 +46,7 @@ class RunInputs:
     @cached_property
     def task(self) -> Task:
         """Return the recipe's task, specialized for its model's type."""
-        task = get_task(self.recipe.task)
+        task = TASKS[self.recipe.task]
         return task if len(task.variants()) == 1 else task.specialize(read_json(self.start / "config.json"))
 
     @cached_property
@@ -98,16 +98,42 @@ class RunInputs:
     @cached_property
     def device(self) -> str:
         """Return the torch device of the stages. Raises `InputError` if the recipe's device is not available."""
-        return own_device(resolve_device(self.recipe.device))
+        device = resolve_device(self.recipe.device)
+        return own_device(device) if num_processes() > 1 else device
 
     def resolve(self, reference: str) -> Path:
-        """Return the checked local folder of a model reference. Raises `ModelError` or `SampleError`."""
-        if reference not in self.models:
-            folder = resolve_recipe_model(reference, self.recipe, self.recipe_folder, self.models_cache, self.progress)
-            if onnx_file(folder) is None:
-                check_weights_finite(folder)
-            self.models[reference] = folder
-        return self.models[reference]
+        """Return the checked local folder of a model that the recipe names; fetch or build the model if needed.
+
+        Raises `ModelError` for a missing, damaged or unsafe model, and `SampleError` for a sample that cannot be
+        fetched.
+        """
+        if reference in self.models:
+            return self.models[reference]
+        recipe, path = self.recipe, str(find(reference, self.recipe_folder) or reference)
+        # A model that is built from code or with random weights is built first.
+        module, arguments, random_weights = recipe.module, recipe.module_arguments, recipe.random_weights
+        if reference != recipe.model:
+            module, arguments = None, {}
+            random_weights = any(
+                other.random_weights and other.name == reference for other in all_references(recipe.stages)
+            )
+        if module is not None or random_weights:
+            origin = ModelOrigin(module, random_weights, recipe.seed, self.recipe_folder, arguments)
+            path = str(origin.make(find_model(path, self.progress), self.models_cache, self.progress))
+        folder = resolve_model(
+            path,
+            trust_remote_code=recipe.trust_remote_code,
+            cache=self.models_cache,
+            progress=self.progress,
+            arrays=TAKES_ARRAYS in TASKS[recipe.task].capabilities,
+            checker=recipe.safety_checker,
+        )
+        if recipe.trust_remote_code:
+            allow(str(folder.resolve()), folder)
+        if onnx_file(folder) is None:
+            check_weights_finite(folder)
+        self.models[reference] = folder
+        return folder
 
     def locate(self, reference: str) -> Path:
         """Return a folder that the recipe names, absolute or beside the recipe. Raises `InputError`."""
@@ -115,41 +141,3 @@ class RunInputs:
         if folder is None or not folder.is_dir():
             raise InputError(f"There is no folder {reference!r}.", where=str(self.recipe_folder), hint="check the path")
         return folder
-
-
-def resolve_recipe_model(reference: str, recipe: Recipe, recipe_folder: Path, cache: Path, progress: Progress) -> Path:
-    """Return the local folder of a model that a recipe names; fetch or build the model if needed.
-
-    Args:
-        reference: A path, sample or Hugging Face id, as the recipe has it.
-        recipe: The recipe, which decides whether the model is built from code or with random weights.
-        recipe_folder: The folder that relative paths start from.
-        cache: The folder below which built and converted models are stored.
-        progress: Receives the download's progress.
-
-    Raises:
-        ModelError: If the model is missing, damaged or unsafe.
-        SampleError: If a sample cannot be fetched.
-    """
-    path = str(find(reference, recipe_folder) or reference)
-    # A model that is built from code or with random weights is built first.
-    module, arguments, random_weights = recipe.module, recipe.module_arguments, recipe.random_weights
-    if reference != recipe.model:
-        module, arguments = None, {}
-        random_weights = any(
-            other.random_weights and other.name == reference for other in all_references(recipe.stages)
-        )
-    if module is not None or random_weights:
-        origin = ModelOrigin(module, random_weights, recipe.seed, recipe_folder, arguments)
-        path = str(origin.make(find_model(path, progress), cache, progress))
-    folder = resolve_model(
-        path,
-        trust_remote_code=recipe.trust_remote_code,
-        cache=cache,
-        progress=progress,
-        arrays=TAKES_ARRAYS in get_task(recipe.task).capabilities,
-        checker=recipe.safety_checker,
-    )
-    if recipe.trust_remote_code:
-        allow(str(folder.resolve()), folder)
-    return folder

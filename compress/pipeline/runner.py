@@ -21,7 +21,7 @@ from compress.recipe.recipe import START, Recipe
 from compress.results.report import IntegrityRecord, StageRecord
 from compress.stages.base import AnyStage, Context
 from compress.stages.protocols import Trains, loaded_type
-from compress.stages.training.processes import first_says, is_first, several, wait_for_all
+from compress.stages.training.processes import first_says, is_first, num_processes, wait_for_all
 from compress.utils.errors import CompressError, DeviceError, StageError, StorageError, first_line
 from compress.utils.progress import Progress
 from compress.utils.resource_meter import metered
@@ -77,7 +77,7 @@ class StageRunner:
 
     def run_stage(self, label: str) -> StageResult:
         """Run one stage, whose earlier stages have results already."""
-        apply = self._apply_in_all_processes if several() else self._apply
+        apply = self._apply_in_all_processes if num_processes() > 1 else self._apply
         with use_device(self.inputs.device):
             result = self.results[label] = apply(label, *self._stage_and_input(label))
         return result
@@ -117,7 +117,7 @@ class StageRunner:
         stored_type: type[Any] = OnnxModel if self.inputs.from_graph else TorchModel
         if label != START:
             extra = self.extra_results.get(label)
-            stored_type = (extra[0] if extra else self._stage_and_input(label)[0]).output_type()
+            stored_type = (extra[0] if extra else self._stage_and_input(label)[0]).output_type
         # The stage's own type wins if it is a kind of checkpoint, since it may know more than `Checkpoint`.
         if model_type is Checkpoint and stored_type is not OnnxModel:
             stored_type = stored_type if issubclass(stored_type, Checkpoint) else Checkpoint

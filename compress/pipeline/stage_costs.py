@@ -18,7 +18,7 @@ from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape,
 from compress.stages.protocols import Trains, predict_cost
 from compress.stages.registry import STAGES
 from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, GENERATES
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 
 MEMORY_RANGE, MEASURING_RANGE = (0.8, 1.3), (0.6, 1.8)
 """Lowest and highest factor of the actual cost over a predicted one: of memory, of measuring."""
@@ -120,7 +120,7 @@ def _evaluation_and_timing(
         context: Sizes that costs are predicted from.
         test: Size of the test split.
     """
-    bench, evaluation, task = recipe.benchmark, recipe.evaluation, get_task(recipe.task).capabilities
+    bench, evaluation, task = recipe.benchmark, recipe.evaluation, TASKS[recipe.task].capabilities
     calls, kinds = 2 * bench.launches * _CALLS_PER_LAUNCH, 1 + bench.batched
     if GENERATES in task:
         # Reading text is bound by FLOPs, generating tokens by reading the weights once per token.

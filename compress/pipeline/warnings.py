@@ -59,7 +59,7 @@ def has_integers(recipe: Recipe) -> bool:
 def float_label(recipe: Recipe) -> str | None:
     """Return the label of the float graph that a recipe exports, or None if it exports none."""
     for label, stage in zip(recipe.labels(), recipe.stages, strict=True):
-        if issubclass(stage.output_type(), OnnxModel) and not stage.output_spec().integer_graph:
+        if issubclass(stage.output_type, OnnxModel) and not stage.output_spec().integer_graph:
             return label
     return None
 

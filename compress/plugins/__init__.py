@@ -312,7 +312,12 @@ def _registered(point: str) -> Iterator[Extension]:
 
 def _entry_points(group: str) -> list[tuple[str, str, EntryPoint]]:
     """Return the entry points of a group, each after its package and name, by which they are sorted."""
-    return sorted((_package(entry), entry.name, entry) for entry in entry_points(group=group))
+    entries = entry_points(group=group)
+    packages = [entry.dist and f"{entry.dist.name} {entry.dist.version}" for entry in entries]
+    return sorted(
+        (f"the package {package or entry.module.partition('.')[0]}", entry.name, entry)
+        for package, entry in zip(packages, entries, strict=True)
+    )
 
 
 def _is_free(extension: Extension, name: str, reserved: set[str], extensions: Mapping[str, Extension]) -> bool:
@@ -328,8 +333,3 @@ def _is_free(extension: Extension, name: str, reserved: set[str], extensions: Ma
 
 def _record(point: str, name: str, provider: str, reason: str) -> None:
     _problems[point, provider, name] = PluginProblem(point, name, provider, reason)
-
-
-def _package(entry: EntryPoint) -> str:
-    name = f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else entry.module.partition(".")[0]
-    return f"the package {name}"

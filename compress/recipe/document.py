@@ -162,7 +162,9 @@ def parse_into(document: Document, text: str, keep_lines: bool = True) -> None:
 
     try:
         node = yaml.compose(text, Loader=_CoreLoader)
-        document.values = None if node is None else _Values(document, keep_lines).read(node, ())
+        document.values = (
+            None if node is None else _Values(document, document.lines if keep_lines else {}).read(node, ())
+        )
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         column = f" at column {mark.column + 1}" if mark else ""
@@ -209,16 +211,16 @@ class _TooMuchError(Exception):
 
 @dataclass
 class _Values:
-    """Converter of YAML nodes to values, which records lines and problems."""
+    """Converter of YAML nodes to values, which records lines in ``lines`` and problems in the document."""
 
     document: Document
-    keep_lines: bool
+    lines: dict[FieldPath, int]
     visited: int = 0
     around: list[yaml.Node] = field(default_factory=list)
 
     def read(self, node: yaml.Node, path: FieldPath) -> Any:
         """Return the node's value. Raises `_TooMuchError` for values that no recipe contains."""
-        self._note_line(path, node)
+        self.lines.setdefault(path, node.start_mark.line + 1)
         self.visited += 1
         if node in self.around:
             raise _TooMuchError("an alias to itself", "values that end")
@@ -244,10 +246,10 @@ class _Values:
                         if isinstance(content, dict):
                             merged = {**content, **merged}
                         else:
-                            self._note_line((*path, "<<"), key)
+                            self.lines.setdefault((*path, "<<"), key.start_mark.line + 1)
                             self.document.problem((*path, "<<"), describe(content), "a mapping to merge in")
                 elif not isinstance(key, yaml.ScalarNode):
-                    self._note_line((*path, "?"), key)
+                    self.lines.setdefault((*path, "?"), key.start_mark.line + 1)
                     self.document.problem((*path, "?"), "a list or mapping as a name", "text as a name")
                 else:
                     # Add one entry to a mapping, and record a duplicate name as a problem.
@@ -256,21 +258,16 @@ class _Values:
                     if name in entries:
                         first = self.document.lines.get(field_path)
                         self.document.forget_lines(field_path)
-                        self._note_line(field_path, key)
+                        self.lines.setdefault(field_path, key.start_mark.line + 1)
                         hint = f" (the first is on line {first})" if first else ""
                         self.document.problem(field_path, f"a second {name!r}{hint}", "each name once")
-                    elif self.keep_lines:
-                        self.document.lines[field_path] = key.start_mark.line + 1
+                    else:
+                        self.lines[field_path] = key.start_mark.line + 1
                     entries[name] = self.read(value, field_path)
             return {**merged, **entries}
         if isinstance(node, yaml.SequenceNode) and node.tag == YAML_PREFIX + "seq":
             return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
         return self._scalar(node, path)
-
-    def _note_line(self, path: FieldPath, node: yaml.Node) -> None:
-        """Record the line of a field, unless it has one."""
-        if self.keep_lines and path not in self.document.lines:
-            self.document.lines[path] = node.start_mark.line + 1
 
     def _scalar(self, node: yaml.Node, path: FieldPath) -> Any:
         """Return text, a number, a boolean or None."""

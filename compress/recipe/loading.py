@@ -87,7 +87,8 @@ def parse_recipe(
         near = None if plugin else nearest_name(task, TASK_NAMES)
         document.problem(("task",), describe(task), plugin or f"one of {', '.join(TASK_NAMES)}", near)
     # Stages and targets are validated one by one below, so that each problem gets the line of its field.
-    header = validate(_Header, {**document.values, "stages": [], "targets": []}, document, ())
+    header_values = {name: value for name, value in document.values.items() if name not in ("stages", "targets")}
+    header = validate(_Header, header_values, document, ())
     parts = _stage_parts(document)
     targets: tuple[str | ChosenTarget, ...] = Recipe.model_fields["targets"].default
     if "targets" in document.values:
@@ -101,7 +102,7 @@ def parse_recipe(
     if document.problems:
         raise document.error()
     assert header is not None
-    header_fields = {name: getattr(header, name) for name in header.model_fields_set - {"stages", "targets"}}
+    header_fields = {name: getattr(header, name) for name in header.model_fields_set}
     stage_fields = {"stages": tuple(part.stage for part in parts if part)}
     # Every part is validated already, so the recipe is put together without another validation.
     recipe = Recipe.model_construct(
@@ -124,11 +125,7 @@ def dump_recipe(recipe: Recipe, defaults: bool = True) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML dumper that quotes text which YAML 1.1 or 1.2 would read as something else, and writes no aliases."""
-
-    def ignore_aliases(self, data: object) -> bool:
-        """Write equal values in full."""
-        return True
+    """YAML dumper that quotes text which YAML 1.1 or 1.2 would read as something else."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
         """Use double quotes for text with line breaks, since PyYAML would fold the rare ones (NEL, LS, PS)."""

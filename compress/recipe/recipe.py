@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from compress.data.config import DataConfig, HoldOut
 from compress.data.slices import Slice, check_names
-from compress.formats.target_profile import TargetProfile, sum_in_32_bits
+from compress.formats.target_profile import TargetProfile, find_processor
 from compress.formats.targets import PROFILES
 from compress.recipe.policy import CannotTell, Policy
 from compress.recipe.target_entries import ChosenTarget, ProcessorClass, from_entry, profile_of
@@ -282,15 +282,26 @@ class Recipe(Frozen):
         check_names(value or ())
         return value
 
-    @model_validator(mode="after")
-    def _model_fits(self) -> Recipe:
-        if self.module is None and self.module_arguments:
-            raise ValueError("a `module` that `module_arguments` are for")
-        if self.module is not None and self.task not in _MODULES:
+    @field_validator("module")
+    @classmethod
+    def _task_of_module(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("task") not in (None, *_MODULES):
             raise ValueError(f"no `module`: plain torch modules are for {', '.join(_MODULES)}")
-        if (name := find_conflicting_student(self.model, self.stages)) is not None:
+        return value
+
+    @field_validator("module_arguments")
+    @classmethod
+    def _module_of_arguments(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if value and info.data.get("module", "") is None:
+            raise ValueError("a `module` that `module_arguments` are for")
+        return value
+
+    @field_validator("stages")
+    @classmethod
+    def _students_differ(cls, value: tuple[AnyStage, ...], info: ValidationInfo) -> tuple[AnyStage, ...]:
+        if (name := find_conflicting_student(info.data.get("model", ""), value)) is not None:
             raise ValueError(f"for {name!r}, {CONFLICTING_STUDENT_HINT}")
-        return self
+        return value
 
     @property
     def task_is_inferred(self) -> bool:
@@ -303,7 +314,9 @@ class Recipe(Frozen):
 
     def resolved(self) -> Recipe:
         """Return the recipe with fields that depend on the processors of this machine and of the targets decided."""
-        sums = sum_in_32_bits(self.profiles())
+        # Products of bytes must saturate neither on this machine nor on a target's processor.
+        processors = {"cpu", *(profile.processor for profile in self.profiles() if profile.processor is not None)}
+        sums = all(find_processor(name).sums_in_32_bits for name in processors)
         stages = [stage.resolved(sums) if isinstance(stage, ResolvesForTargets) else stage for stage in self.stages]
         return self.model_copy(update={"stages": tuple(stages)})
 

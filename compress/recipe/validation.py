@@ -112,12 +112,12 @@ def check_consistency(
                 if not capability_sets or any(map(cls_of_kind.supports, capability_sets))
             }
             following = [kind for kind, cls_of_kind in stages.items() if can_follow(previous_type, cls_of_kind, kinds)]
-            connecting = [kind for kind in following if can_follow(stages[kind].output_type(), cls, kinds)]
+            connecting = [kind for kind in following if can_follow(stages[kind].output_type, cls, kinds)]
             suffix = f", or {' or '.join(connecting)} between the two" if connecting else ""
             document.problem(
                 part.path, description, (f"a stage that takes {_a(previous_type)} ({', '.join(following)}){suffix}")
             )
-        previous_type = cls.output_type() if cls else None
+        previous_type = cls.output_type if cls else None
         previous_name = f"the output of stage {part.index} ({part.kind})" if part else ""
     _check_formats(document, parsed, profiles)
     _check_references(document, parts, labels, starts_as)
@@ -202,7 +202,7 @@ def input_types(cls: type[AnyStage], kinds: Sequence[Task]) -> list[type[Any]]:
     """Return the classes that a stage takes, one for each variant of the task that the stage supports."""
     supported = [kind.capabilities for kind in kinds if cls.supports(kind.capabilities)]
     if not issubclass(cls, PrefersInput) or not supported:
-        return [cls.input_type()]
+        return [cls.input_type]
     stage = cls.model_construct(kind=cls.model_fields["kind"].default)
     assert isinstance(stage, PrefersInput)
     return [stage.preferred_input(capabilities) for capabilities in supported]
@@ -244,7 +244,7 @@ def _check_references(
                 output_class = (
                     starts_as
                     if label == START
-                    else referenced.cls.output_type()
+                    else referenced.cls.output_type
                     if referenced and referenced.cls
                     else TorchModel
                 )

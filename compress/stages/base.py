@@ -1,7 +1,7 @@
 """Interface of a stage: one transformation of a model, whose fields are its parameters.
 
-An author of a stage needs ``kind``, fields, `Stage.needs` and `Stage.run`. What some stages do beyond that, such as
-predicting their cost, is declared by the protocols in `compress.stages.protocols`.
+An author of a stage needs ``kind``, fields, `Stage.required_data` and `Stage.run`. What some stages do beyond that,
+such as predicting their cost, is declared by the protocols in `compress.stages.protocols`.
 
 A stage is a pydantic model: its fields are the recipe's fields, and its values are part of the cache key.
 """
@@ -216,17 +216,22 @@ class Stage(BaseModel, ABC, Generic[InputModel, OutputModel]):
     """Capabilities that a task must not have."""
     uses_device: ClassVar[bool] = False
     """Whether `run` computes on the recipe's device (`compress.utils.torch_device`)."""
+    required_data: ClassVar[Requirements] = Requirements()
+    """Data that the recipe must name for every stage of this class."""
+    guarantees: ClassVar[OutputSpec] = OutputSpec()
+    """Properties of the output of every stage of this class."""
+    input_type: ClassVar[type[Any]]
+    """Model class that `run` takes: the first type argument of `Stage`."""
+    output_type: ClassVar[type[Any]]
+    """Model class that `run` returns: the second type argument of `Stage`."""
     kind: str
 
     @classmethod
-    def input_type(cls) -> type[Any]:
-        """Return the model class that `run` takes."""
-        return _type_arguments(cls)[0]
-
-    @classmethod
-    def output_type(cls) -> type[Any]:
-        """Return the model class that `run` returns."""
-        return _type_arguments(cls)[1]
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        arguments = cls.__pydantic_generic_metadata__["args"]
+        # Only `Stage[InputModel, OutputModel]` itself has type arguments; its subclasses inherit both attributes.
+        if len(arguments) == 2:
+            cls.input_type, cls.output_type = arguments
 
     @classmethod
     def supports(cls, task: Capabilities) -> bool:
@@ -238,8 +243,8 @@ class Stage(BaseModel, ABC, Generic[InputModel, OutputModel]):
         return self.packages
 
     def needs(self) -> Requirements:
-        """Return the data that the recipe must name."""
-        return Requirements()
+        """Return the data that the recipe must name: `required_data`, or what the fields of this stage imply."""
+        return self.required_data
 
     def earlier_outputs(self) -> tuple[str, ...]:
         """Return labels of earlier stages (or `start`) whose outputs the stage reads besides its input."""
@@ -250,8 +255,8 @@ class Stage(BaseModel, ABC, Generic[InputModel, OutputModel]):
         return {}
 
     def output_spec(self) -> OutputSpec:
-        """Return the properties of the output that the integrity check verifies and later stages rely on."""
-        return OutputSpec()
+        """Return the properties of the output: `guarantees`, or what the fields of this stage imply."""
+        return self.guarantees
 
     @abstractmethod
     def run(self, model: InputModel, context: Context) -> OutputModel:
@@ -260,14 +265,6 @@ class Stage(BaseModel, ABC, Generic[InputModel, OutputModel]):
 
 AnyStage = Stage[Any, Any]
 """A stage whatever its input and output."""
-
-
-def _type_arguments(cls: type[AnyStage]) -> tuple[type[Any], type[Any]]:
-    for base in cls.__mro__:
-        arguments = getattr(base, "__pydantic_generic_metadata__", {}).get("args", ())
-        if len(arguments) == 2:
-            return arguments[0], arguments[1]
-    raise TypeError(f"{cls.__name__} must subclass Stage[InputModel, OutputModel]")
 
 
 def all_references(stages: Iterable[AnyStage]) -> list[Reference]:

@@ -23,6 +23,8 @@ class Cast(Stage[OnnxModel, OnnxModel]):
 
     packages = ("onnx", "onnxruntime")
     requires = frozenset({SINGLE_CALL})
+    # The cast graph is compared with the float32 one on training rows.
+    required_data = Requirements(splits=("train",))
     kind: Literal["cast"] = "cast"
     dtype: Literal["fp16"] = Field("fp16", description="as transformers.js names it; no runtime here computes in bf16")
     keep: tuple[str, ...] = Field((), description="operator types that stay in float32, e.g. `LayerNormalization`")
@@ -38,10 +40,6 @@ class Cast(Stage[OnnxModel, OnnxModel]):
     def supports(cls, task: Capabilities) -> bool:
         """Return whether a task answers in one call or generates images."""
         return super().supports(task) or GENERATES_IMAGES in task
-
-    def needs(self) -> Requirements:
-        """Return the training split, on which the graph is compared with the float32 one."""
-        return Requirements(splits=("train",))
 
     def output_spec(self) -> OutputSpec:
         """Return at most 0.7 of the size; for one part of several, which may be small, no growth."""

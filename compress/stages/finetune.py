@@ -17,15 +17,12 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
 
     packages = ("torch", "transformers", "accelerate")
     requires = frozenset({HAS_LABELS})
+    required_data = Requirements(splits=("train",), labels=True)
     kind: Literal["finetune"] = "finetune"
     keep_best: bool = KEEP_BEST
     first_token_only: Annotated[bool, AppliesTo(excludes=frozenset({TAKES_IMAGES, TAKES_AUDIO, ANSWERS_PER_TOKEN}))] = (
         FIRST_TOKEN_ONLY
     )
-
-    def needs(self) -> Requirements:
-        """Return labeled training examples."""
-        return Requirements(splits=("train",), labels=True)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Return the cost of the training."""

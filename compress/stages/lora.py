@@ -52,11 +52,8 @@ class AttachLora(GivenAdapter, KeepsShape, Stage[QuantizedCheckpoint, QuantizedC
 
     packages = ("transformers",)
     requires = frozenset({GENERATES})
+    guarantees = OutputSpec(changes_weights=False, adapter_beside=True)
     kind: Literal["attach_lora"] = "attach_lora"
-
-    def output_spec(self) -> OutputSpec:
-        """Return that the base weights stay as they are."""
-        return OutputSpec(changes_weights=False, adapter_beside=True)
 
     def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:
         """Copy base and adapter. Raises `ModelError` where they do not fit."""

@@ -7,9 +7,10 @@ holds for a stage that does not implement the protocol.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 from compress.stages.base import SEARCH, SEARCH_TIMES, AnyStage, AppliesTo, Context, IntegerWeights
 from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, predicted
@@ -196,7 +197,7 @@ def predict_cost(stage: AnyStage, before: Shape | None, plan: PlanContext) -> Pr
 
 def loaded_type(stage: AnyStage, task: Capabilities) -> type[Any]:
     """Return the class that a stage's input is loaded as for a task with these capabilities."""
-    return stage.preferred_input(task) if isinstance(stage, PrefersInput) else stage.input_type()
+    return stage.preferred_input(task) if isinstance(stage, PrefersInput) else stage.input_type
 
 
 def starts_from(cls: type[AnyStage], model_type: type[Any]) -> bool:
@@ -246,36 +247,31 @@ def field_search_values(stage: AnyStage, timed: bool = False) -> dict[str, tuple
 def check_stages(stages: Iterable[AnyStage], start: Path) -> None:
     """Check that every stage can be applied to the model in a folder. Raises a `CompressError`."""
     for check in model_checks(stages):
-        check.ask(start)
+        check.run(start)
 
 
-@dataclass(frozen=True)
-class ModelCheck:
-    """Check of the last of ``stages`` on the starting model, or on its sizes after the stages before it."""
+class ModelCheck(NamedTuple):
+    """Check of a stage on the starting model; ``run`` gets the model's folder and raises a `CompressError`.
+
+    The result depends on ``stages``: the checked stage is the last one. The earlier ones change the sizes of matrices
+    or leave an importance matrix.
+    """
 
     stages: tuple[AnyStage, ...]
-    of_widths: bool
-
-    def ask(self, start: Path) -> None:
-        """Run the check on the model in a folder. Raises a `CompressError`."""
-        *earlier_stages, stage = self.stages
-        if self.of_widths:
-            if isinstance(stage, ChecksWidths):
-                stage.check_widths(start, earlier_stages)
-        elif isinstance(stage, ChecksModel):
-            stage.check_model(start)
+    run: Callable[[Path], None]
+    of_widths: bool = False
 
 
 def model_checks(stages: Iterable[AnyStage]) -> Iterator[ModelCheck]:
-    """Yield the checks of each stage, up to one that continues with another model.
-
-    Of those before it are told that cut widths, or leave an importance matrix.
-    """
-    relevant_stages: list[AnyStage] = []
+    """Yield the checks of each stage, up to a stage that continues with another model."""
+    relevant_stages: tuple[AnyStage, ...] = ()
     for stage in stages:
         if stage.references():
             return
-        yield ModelCheck((stage,), of_widths=False)
-        yield ModelCheck((*relevant_stages, stage), of_widths=True)
+        if isinstance(stage, ChecksModel):
+            yield ModelCheck((stage,), stage.check_model)
+        if isinstance(stage, ChecksWidths):
+            check = partial(stage.check_widths, before=relevant_stages)
+            yield ModelCheck((*relevant_stages, stage), check, of_widths=True)
         if stage.output_spec().imatrix_beside or isinstance(stage, ChangesWidths):
-            relevant_stages.append(stage)
+            relevant_stages += (stage,)

@@ -22,13 +22,10 @@ class ReduceDimensions(KeepsShape, Stage[TorchModel, TorchModel]):
 
     packages = ("torch", "numpy")
     requires = frozenset({EMBEDS, TAKES_TEXT})
+    required_data = Requirements(splits=("train",))
     kind: Literal["reduce_dimensions"] = "reduce_dimensions"
     dimensions: int = Field(ge=1, description="dimensions of the reduced embedding")
     examples: int = Field(10_000, ge=2, description="maximum number of training texts for the rotation")
-
-    def needs(self) -> Requirements:
-        """Return the training split, whose embeddings the rotation is computed from."""
-        return Requirements(splits=("train",))
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Put the rotation at the end of ``model``'s modules, in place. Raises `StageError` for too many dimensions."""

@@ -76,11 +76,6 @@ TASKS: Mapping[str, Task] = _registered()
 TASK_NAMES = tuple(TASKS)
 
 
-def get_task(name: str) -> Task:
-    """Return the task of that name. Raises `KeyError` for a name outside `TASK_NAMES`."""
-    return TASKS[name]
-
-
 def tasks_with(requires: Capabilities, excludes: Capabilities = frozenset()) -> tuple[str, ...]:
     """Return the names of the tasks that have all of ``requires`` and none of ``excludes``."""
     return tuple(name for name, task in TASKS.items() if suits(task.capabilities, requires, excludes))

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from compress.models.model import TorchModel
 from compress.pipeline.cache import Cache
 from compress.pipeline.runner import StageRunner
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import StorageError
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
@@ -161,7 +161,7 @@ def test_full_disk_in_each_stage_keeps_finished_stages(place: Path, small_disk: 
 
 def test_full_disk_while_saving_model_raises_no_space_error(pristine: Path, small_disk: Path) -> None:
     """The free space grows by 4096 bytes per attempt, so that saving fails once in each of the model's files."""
-    model = TorchModel.load(pristine / "model", get_task("text-classification"))
+    model = TorchModel.load(pristine / "model", TASKS["text-classification"])
     failed_at: set[str] = set()
     target = small_disk / "target"
     for room in count(0, 4096):

@@ -23,7 +23,7 @@ from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.stages.cast import Cast
 from compress.stages.onnx_int8.stage import OnnxInt8
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 
 pytestmark = pytest.mark.slow
 TEXTS = ["the film was great and lovely", "a boring plot, an awful cast", "superb", "very dreadful music", "zebra!"]
@@ -80,10 +80,10 @@ def in_optimum(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
 def logits_here(kind: str, folder: Path) -> np.ndarray:
     """Return the logits [n, classes] in ONNX Runtime, computed one row at a time."""
     if kind == "text":
-        task, rows = get_task(tiny.TASK), pa.table({"text": TEXTS, "label": [tiny.LABELS[0]] * len(TEXTS)})
+        task, rows = TASKS[tiny.TASK], pa.table({"text": TEXTS, "label": [tiny.LABELS[0]] * len(TEXTS)})
     else:
         images = pa.array([media(tiny_images.png(image), None) for image in PIXELS], media_type())
-        task = get_task(tiny_images.TASK)
+        task = TASKS[tiny_images.TASK]
         rows = pa.table({"image": images, "label": [tiny_images.LABELS[0]] * len(PIXELS)})
     examples = encode_for_model(folder, task, rows, 24)
     session = get_runtime("onnxruntime").open(folder, TARGETS["cpu"], 1)

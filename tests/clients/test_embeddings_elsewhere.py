@@ -26,7 +26,7 @@ from compress.numerics.embeddings import ranges_of, to_int8, to_ubinary
 from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.stages.reduce_dimensions import ReduceDimensions
 from compress.tasks.inference import predict
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 
 pytestmark = pytest.mark.slow
 TEXTS = ["the film was great and lovely", "a boring plot, an awful cast", "superb", "very dreadful music", "zebra!"]
@@ -37,7 +37,7 @@ ROWS = pa.table({"text": TEXTS, "pair": TEXTS})
 
 def here(artifact: Path) -> np.ndarray:
     """Return the embeddings of the texts, one at a time, since INT8 activations share a scale within a batch."""
-    examples = encode_for_model(artifact, get_task(sentences.TASK), ROWS, 24)
+    examples = encode_for_model(artifact, TASKS[sentences.TASK], ROWS, 24)
     session = get_runtime("onnxruntime").open(artifact, TARGETS["cpu"], 1)
     batches = [examples.batch([row]) for row in range(len(TEXTS))]
     return np.concatenate([examples.answers(session.predict(batch), batch) for batch in batches])

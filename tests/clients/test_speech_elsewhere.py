@@ -20,7 +20,7 @@ from compress.formats.runtime import get_runtime
 from compress.formats.targets import TARGETS
 from compress.models.processor import load_processor
 from compress.tasks.audio import Remarks, features_of, read_recording
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.storage import size_bytes
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ DTYPES = {
     "whole": {"encoder_model": "fp32", "decoder_model_merged": "fp32"},
     "integers": {"encoder_model": "q8", "decoder_model_merged": "q4"},
 }
-TASK = get_task("automatic-speech-recognition")
+TASK = TASKS["automatic-speech-recognition"]
 
 
 def recordings() -> list[dict[str, object]]:

@@ -17,7 +17,7 @@ from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.data.media import content
 from compress.models.processor import load_processor
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import SampleError
 from compress.utils.progress import SilentProgress
 from compress_samples import fashion, fashion_questions, scenes
@@ -57,7 +57,7 @@ def test_fashion_splits_share_no_image(members: Path, tmp_path: Path, monkeypatc
     fashion.write_splits(members, files, SilentProgress())
     splits = {split: str(files / f"{split}.parquet") for split in ("train", "validation", "test")}
     config = DataConfig(splits=splits, labels=fashion.CLASSES)
-    data = load_dataset(config, get_task("image-classification").columns, tmp_path, SilentProgress())
+    data = load_dataset(config, TASKS["image-classification"].columns, tmp_path, SilentProgress())
     first = {split: [_pixel(value) for value in data.split(split)["image"].to_pylist()] for split in data.splits}
     # Row 0 is also in test and row 10 equals row 1, so rows 9 and 11 remain of the last three.
     assert first == {"train": [4, 8, 12, 16, 20, 24, 28, 32], "validation": [36, 44], "test": [200, 0, 201]}
@@ -68,7 +68,7 @@ def test_captions_name_class_of_image(members: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(fashion, "VALIDATION_ROWS", 3)
     fashion.write_captions(members, tmp_path, SilentProgress())
     config = DataConfig(splits={split: str(tmp_path / f"{split}.parquet") for split in ("train", "test")})
-    columns = get_task("zero-shot-image-classification").columns
+    columns = TASKS["zero-shot-image-classification"].columns
     data = load_dataset(config, columns, tmp_path, SilentProgress())
     assert data.split("test")["label"].to_pylist() == ["a dress", "a T-shirt", "an ankle boot"]
     for row in data.split("train").to_pylist():
@@ -229,9 +229,7 @@ def test_scenes_load_for_detection_and_segmentation(tmp_path: Path, monkeypatch:
     write_scenes(tmp_path, tmp_path, SilentProgress())
     splits = {name: f"{name}.parquet" for name in scenes.ROWS}
     for task, labels in (("object-detection", KINDS[1:]), ("image-segmentation", KINDS)):
-        data = load_dataset(
-            DataConfig(splits=splits, labels=labels), get_task(task).columns, tmp_path, SilentProgress()
-        )
+        data = load_dataset(DataConfig(splits=splits, labels=labels), TASKS[task].columns, tmp_path, SilentProgress())
         assert [len(data.split(name)) for name in data.splits] == [6, 3, 4]
         assert data.labels == labels
     assert set(pyarrow.parquet.read_table(tmp_path / "test.parquet").column_names) == {"image", "objects", "mask"}

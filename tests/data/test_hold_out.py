@@ -12,7 +12,7 @@ from compress.data.columns import Column
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.judged import find_rated_pairs, read_rated_pairs
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import DataError
 from compress.utils.progress import SilentProgress
 
@@ -84,7 +84,7 @@ def test_invalid_hold_out_is_reported(tmp_path: Path, hold_out: dict[str, Any], 
     assert says in str(caught.value)
 
 
-TOKEN_COLUMNS = get_task("token-classification").columns
+TOKEN_COLUMNS = TASKS["token-classification"].columns
 
 
 def load_tokens(folder: Path, train: list[dict], test: list[dict], **config: object):

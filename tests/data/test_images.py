@@ -19,7 +19,7 @@ from compress.data.annotations import objects_in, read_objects
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.media import decode, in_words, media, picture_size
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import DataError, MissingExtraError
 from compress.utils.progress import SilentProgress
 
@@ -139,7 +139,7 @@ def load(folder: Path, objects: list[Any], **config: Any) -> Dataset:
     images = [tiny_places.png(np.full((10, 20, 3), shade, np.uint8)) for shade in range(len(objects))]
     pa.parquet.write_table(pa.table({"image": images, "objects": objects}), folder / "train.parquet")
     given = DataConfig(splits={"train": "train.parquet"}, **config)
-    return load_dataset(given, get_task(tiny_places.DETECTION).columns, folder, SilentProgress())
+    return load_dataset(given, TASKS[tiny_places.DETECTION].columns, folder, SilentProgress())
 
 
 def test_objects_may_be_lists_mappings_or_json() -> None:

@@ -23,7 +23,7 @@ from compress.evaluation.generate import answer_instructions, instruction_rows
 from compress.evaluation.zero_shot import choice_rows, choice_scores
 from compress.formats.targets import TARGETS
 from compress.plugins.diffusion.evals import encode_difference_png, encode_png
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import DataError
 from compress.utils.progress import SilentProgress
 
@@ -164,7 +164,7 @@ def test_brighter_pixels_are_red_and_darker_are_blue() -> None:
 
 
 def test_f1_of_a_slice_is_computed_on_its_rows() -> None:
-    task = get_task("token-classification")
+    task = TASKS["token-classification"]
     expected = ["B-X O", "O B-Y", "B-X I-X", "O O"]
     predicted = ["B-X O", "B-X O", "B-X O", "B-Y O"]
     predictions = Predictions({"found": np.array(predicted), "wanted": np.array(expected)}, None)
@@ -179,7 +179,7 @@ def test_f1_of_a_slice_is_computed_on_its_rows() -> None:
 
 
 def test_task_without_ratios_reports_outcomes_by_slice() -> None:
-    task = get_task("text-classification")
+    task = TASKS["text-classification"]
     predictions = Predictions(
         {"logits": np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]], np.float32)}, np.array([0, 0, 0])
     )

@@ -142,7 +142,7 @@ def test_references_of_each_format_exist_and_its_stage_writes_it(spec: FormatSpe
         return
     stage = load(spec.stage)
     assert STAGES[spec.written_by] is stage and stage.model_fields["kind"].default == spec.written_by
-    assert stage.output_type().kind == spec.name
+    assert stage.output_type.kind == spec.name
     assert ("precision" in stage.model_fields) == spec.own_bits
     assert not spec.own_bits or "fp32" in stage.model_fields["precision"].annotation.__args__
 

@@ -17,7 +17,7 @@ from torch import nn
 from compress.models.channel_coupling import Coupling, find_couplings, masked, remove_channels
 from compress.models.model import TorchModel
 from compress.models.pruned_layer_sizes import CHANNELS_KEY, layer_sizes, record
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import ModelError, StageError
 
 MAKERS: dict[str, Callable[[], TorchModel]] = {
@@ -115,7 +115,7 @@ def test_pruned_model_is_saved_and_loaded(found: tuple[TorchModel, list[Coupling
         remove_channels(network(model), [(coupling, some_kept(coupling, 1)) for coupling in sets])
         record(model.module.config, original, network(model))
     model.save(tmp_path)
-    again = TorchModel.load(tmp_path, get_task(tiny_images.TASK))
+    again = TorchModel.load(tmp_path, TASKS[tiny_images.TASK])
     assert layer_sizes(network(again)) == layer_sizes(network(model)) and again.parameters() == model.parameters()
     torch.testing.assert_close(logits(again), logits(model), rtol=0, atol=0)
     shapes = {name: tensor.shape for name, tensor in again.module.state_dict().items()}
@@ -143,7 +143,7 @@ def test_mismatched_pruning_record_is_refused(recorded: Any, message: str, tmp_p
     setattr(model.module.config, CHANNELS_KEY, recorded)
     model.save(tmp_path)
     with pytest.raises(ModelError, match=message):
-        TorchModel.load(tmp_path, get_task(tiny_images.TASK))
+        TorchModel.load(tmp_path, TASKS[tiny_images.TASK])
 
 
 def test_untraceable_network_is_refused() -> None:

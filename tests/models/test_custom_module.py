@@ -25,7 +25,7 @@ from compress.models.model import TorchModel
 from compress.sources.build_model import ModelOrigin
 from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.tasks.image_classification import TASK
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import ModelError
 from compress.utils.progress import SilentProgress
 
@@ -90,7 +90,7 @@ def test_state_dict_becomes_a_folder_with_equal_predictions(folder: Path, networ
 
     (tmp_path / "saved").mkdir()
     model.save(tmp_path / "saved")
-    again = TorchModel.load(tmp_path / "saved", get_task(tiny_images.TASK))
+    again = TorchModel.load(tmp_path / "saved", TASKS[tiny_images.TASK])
     assert again.labels() == tiny_images.LABELS
     with torch.no_grad():
         torch.testing.assert_close(again.module(pixel_values=pixels).logits, network(pixels), rtol=0, atol=0)
@@ -239,7 +239,7 @@ class Detect(nn.Module):
         return {"pred_logits": kinds, "pred_boxes": places} if self.named else (kinds, places)
 """
 PREPARED = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_pad": False, "size": {"height": 32, "width": 32}}
-TASKS: dict[str, tuple[str, str]] = {
+NETWORKS: dict[str, tuple[str, str]] = {
     "image-feature-extraction": ("Embed", "ViTImageProcessor"),
     "image-segmentation": ("Segment", "SegformerImageProcessor"),
     "object-detection": ("Detect", "YolosImageProcessor"),
@@ -248,7 +248,7 @@ TASKS: dict[str, tuple[str, str]] = {
 
 def made_for(task: str, folder: Path, **arguments: Any) -> TorchModel:
     """Return a module of `PLACES` with random weights, loaded for ``task``."""
-    name, processor = TASKS[task]
+    name, processor = NETWORKS[task]
     (folder / "weights").mkdir(exist_ok=True)
     (folder / "nets.py").write_text(PLACES)
     content = json.dumps({"image_processor_type": processor, **PREPARED})
@@ -256,7 +256,7 @@ def made_for(task: str, folder: Path, **arguments: Any) -> TorchModel:
     origin = ModelOrigin(f"nets.py:{name}", True, 0, folder, arguments)
     folder_made = origin.make(folder / "weights", folder / "cache", SilentProgress())
     labels = {"image-segmentation": tiny_places.LABELS, "object-detection": tiny_places.LABELS[1:]}.get(task)
-    return get_task(task).load(folder_made, labels, trust_remote_code=False)
+    return TASKS[task].load(folder_made, labels, trust_remote_code=False)
 
 
 def rows(task: str) -> Any:
@@ -265,9 +265,9 @@ def rows(task: str) -> Any:
     )
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", NETWORKS)
 def test_modules_of_other_tasks_are_exported_and_quantized(task: str, tmp_path: Path) -> None:
-    model, known = made_for(task, tmp_path), get_task(task)
+    model, known = made_for(task, tmp_path), TASKS[task]
     labels = None if task == "image-feature-extraction" else model.labels()
     examples = known.encode(rows(task), model.processor, labels, 128)
     graph = export_onnx(model, examples, None, fusions=True).graph
@@ -287,7 +287,7 @@ def test_modules_of_other_tasks_are_exported_and_quantized(task: str, tmp_path: 
 def test_a_segmenters_loss_is_that_of_segformer(tmp_path: Path) -> None:
     model, theirs = made_for("image-segmentation", tmp_path), tiny_places.segformer()[0]
     named = made_for("image-segmentation", tmp_path, named=True)
-    known = get_task("image-segmentation")
+    known = TASKS["image-segmentation"]
     examples = known.encode(rows("image-segmentation"), model.processor, tiny_places.LABELS, 128)
     labels = torch.from_numpy(examples.labels).long()
     pixels = torch.from_numpy(np.stack([examples.inputs[row]["pixel_values"] for row in range(8)]))
@@ -298,7 +298,7 @@ def test_a_segmenters_loss_is_that_of_segformer(tmp_path: Path) -> None:
 
 
 def test_a_detectors_loss_is_that_of_detr(tmp_path: Path) -> None:
-    model, known = made_for("object-detection", tmp_path, queries=5), get_task("object-detection")
+    model, known = made_for("object-detection", tmp_path, queries=5), TASKS["object-detection"]
     named = made_for("object-detection", tmp_path, queries=5, named=True)
     theirs = tiny_places.detr()[0]
     examples = known.encode(rows("object-detection"), model.processor, tiny_places.LABELS[1:], 128)
@@ -332,7 +332,7 @@ def test_feature_map_is_averaged(tmp_path: Path) -> None:
 def test_outputs_of_another_task_are_refused(
     task: str, other: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(TASKS, task, (other, TASKS[task][1]))
+    monkeypatch.setitem(NETWORKS, task, (other, NETWORKS[task][1]))
     model = made_for(task, tmp_path)
     with pytest.raises(ModelError, match=says):
         model.module(pixel_values=torch.randn(1, 3, 32, 32))

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, ViTImageProcessor, WhisperFeatureExtract
 from compress.models.model import TorchModel
 from compress.models.processor import load_processor
 from compress.models.sentence_modules import Dense, Normalize, SentenceModules, has_modules, read_modules
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import MissingExtraError, ModelError
 from compress.utils.storage import digest_directory
 
@@ -59,7 +59,7 @@ def test_image_model_names_the_missing_extra(tmp_path: Path, monkeypatch: pytest
 
 def test_model_loaded_offline_is_saved_like_any_other(tmp_path: Path) -> None:
     tiny_run.write_model(tmp_path / "model", tiny_run.LABELS)
-    model = get_task("text-classification").load(tmp_path / "model", None, False)
+    model = TASKS["text-classification"].load(tmp_path / "model", None, False)
     saved = []
     for offline in (True, False):
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model", local_files_only=offline)
@@ -76,7 +76,7 @@ def test_other_fields_stay_as_transformers_writes_them(tmp_path: Path, words: st
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     tokenizer.add_special_tokens({"additional_special_tokens": [words]})
     tokenizer.save_pretrained(tmp_path / "theirs")
-    model = get_task("text-classification").load(tmp_path / "model", None, False)
+    model = TASKS["text-classification"].load(tmp_path / "model", None, False)
     TorchModel(model.module, tokenizer).save(tmp_path / "ours")
     theirs = (tmp_path / "theirs" / "tokenizer_config.json").read_text().splitlines()
     ours = (tmp_path / "ours" / "tokenizer_config.json").read_text().splitlines()

@@ -19,7 +19,7 @@ from compress.models.model import TorchModel
 from compress.models.prune_dry_run import check_layer_selection, check_prunable
 from compress.models.structure import blocks, stacks
 from compress.models.transformer_pruning import HEADS_KEY, keep_heads, keep_layers, keep_neurons
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import ModelError, StageError
 
 SIZE = tiny.WIDTH // tiny.HEADS
@@ -125,7 +125,7 @@ def test_head_pruned_model_loads_through_the_task(model: TorchModel, tmp_path: P
     keep_neurons(model.module, [torch.tensor(neurons) for neurons in NEURONS])
     expected = tiny.logits(model, TEXTS)
     model.save(tmp_path)
-    loaded = TorchModel.load(tmp_path, get_task(tiny.TASK))
+    loaded = TorchModel.load(tmp_path, TASKS[tiny.TASK])
     torch.testing.assert_close(tiny.logits(loaded, TEXTS), expected, rtol=0, atol=0)
     assert [block.prunable_units for block in blocks(loaded.module)] == [2, 1]
 
@@ -139,7 +139,7 @@ def test_pruning_can_be_repeated(model: TorchModel, tmp_path: Path):
     keep_layers(model.module, [0])
     assert getattr(model.module.config, HEADS_KEY) == [1]
     model.save(tmp_path)
-    close(TorchModel.load(tmp_path, get_task(tiny.TASK)), tiny.logits(model, TEXTS))
+    close(TorchModel.load(tmp_path, TASKS[tiny.TASK]), tiny.logits(model, TEXTS))
 
 
 def test_plain_transformers_loads_pruned_neurons_and_layers(model: TorchModel, tmp_path: Path):

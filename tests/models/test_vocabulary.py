@@ -27,7 +27,7 @@ from transformers import (
 
 from compress.models.model import TorchModel
 from compress.models.vocabulary import trim, trim_positions
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import StageError
 
 MAKERS = (
@@ -309,7 +309,7 @@ def test_positions_are_truncated_to_the_length(architecture: str, rows: int, tmp
     assert model.module.config.max_position_embeddings == rows and model.processor.model_max_length == 12
     torch.testing.assert_close(tiny.logits(model, texts), original, rtol=0, atol=0)
     model.save(tmp_path)
-    loaded = TorchModel.load(tmp_path, get_task(tiny.TASK))
+    loaded = TorchModel.load(tmp_path, TASKS[tiny.TASK])
     assert loaded.processor.model_max_length == 12
     torch.testing.assert_close(tiny.logits(loaded, texts), original, rtol=0, atol=0)
 

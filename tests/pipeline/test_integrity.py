@@ -22,7 +22,7 @@ from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.model import TorchModel
 from compress.pipeline.integrity import PROBE_ROWS, IntegrityCheck, PredictionProbe, inspector_of, measure_size
 from compress.stages.base import OutputSpec
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import IntegrityError
 
 AnyModel = TorchModel | OnnxModel
@@ -41,7 +41,7 @@ def probe(kind: type[AnyModel]) -> PredictionProbe:
     rows = tiny.table(PROBE_ROWS)
     context = tiny.context()
     return PredictionProbe(
-        load=lambda folder: kind.load(folder, get_task(tiny.TASK)),
+        load=lambda folder: kind.load(folder, TASKS[tiny.TASK]),
         encode=lambda processor: context.task.encode(rows, processor, None, context.max_length),
     )
 
@@ -202,7 +202,7 @@ def test_digests_differ_for_equal_bytes_of_other_shape_or_type(change: Callable[
 
 
 def decoder_probe() -> PredictionProbe:
-    task = get_task("text-generation")
+    task = TASKS["text-generation"]
     rows = tiny.table(PROBE_ROWS).select(["text"])
     return PredictionProbe(
         load=lambda folder: QuantizedCheckpoint.load(folder, "text-generation"),

@@ -21,7 +21,7 @@ from compress.pipeline.licence_detection import (
     joined,
     package_licence,
 )
-from compress.pipeline.licences import carried, find_licences, objections, refuse_forbidden
+from compress.pipeline.licences import carried, find_licences, refuse_forbidden, remarks_on
 from compress.recipe.recipe import Recipe
 from compress.results.report import Report
 from compress.utils.errors import InputError
@@ -156,7 +156,7 @@ def test_licences_of_all_sources_and_runtimes_are_listed(tmp_path: Path) -> None
         "runtime onnxruntime": ("MIT", "its metadata", False),
     }
     assert carried(licences) == "Apache-2.0 AND CC-BY-NC-4.0"
-    words = [objection.words for objection in objections(licences, merged)]
+    words = remarks_on(licences, merged)
     assert "adapter adapter, CC-BY-NC-4.0: no commercial use" in words
     assert [line for line in words if "contradict" in line] == [
         "adapter adapter, CC-BY-NC-4.0 and data train.csv, CC-BY-SA-4.0 may contradict each other: "
@@ -175,8 +175,9 @@ def test_no_derivatives_model_is_rejected_unless_recipe_allows_it(tmp_path: Path
     written = recipe(stages=["onnx"])
     refuse_forbidden(find_licences(written, tmp_path), written)
     allowed = recipe(licences={"allowed": {"model": "letter of 2 May"}})
-    words = refuse_forbidden(find_licences(allowed, tmp_path), allowed)
-    assert "the recipe gives the reason for an exception: letter of 2 May" in words[0]
+    licences = find_licences(allowed, tmp_path)
+    refuse_forbidden(licences, allowed)
+    assert "the recipe gives the reason for an exception: letter of 2 May" in remarks_on(licences, allowed)[0]
     with pytest.raises(ValueError, match="a reason for each"):
         recipe(licences={"allowed": {"model": " "}})
 
@@ -206,7 +207,7 @@ def test_run_of_earlier_run_inherits_licences_of_its_data(tmp_path: Path) -> Non
     licences = {licensed.of: licensed for licensed in find_licences(second, tmp_path)}
     assert (licences["model"].licence, licences["model"].stated_in) == ("Apache-2.0", "run first")
     assert licences["data train.csv of run first"].duties == ("non-commercial",)
-    assert "data train.csv of run first, CC-BY-NC-4.0: no commercial use" in refuse_forbidden(
+    assert "data train.csv of run first, CC-BY-NC-4.0: no commercial use" in remarks_on(
         tuple(licences.values()), second
     )
 

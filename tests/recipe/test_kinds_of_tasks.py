@@ -15,7 +15,7 @@ from compress.pipeline.planning import make_plan
 from compress.recipe.loading import dump_recipe, read_recipe, recipe_schema
 from compress.recipe.recipe import Recipe
 from compress.stages.registry import STAGES
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import RecipeError
 
 TRAINED = "[finetune, onnx, onnx_int8]"
@@ -60,7 +60,7 @@ def test_only_ctc_speech_models_can_be_trained(tmp_path: Path, config: object, a
 def test_formats_for_audio_of_variable_length(
     tmp_path: Path, config: dict[str, Any], task: str, written: set[str]
 ) -> None:
-    kind = get_task(task).specialize(config)
+    kind = TASKS[task].specialize(config)
     writers = {spec.written_by for spec in FORMATS.values() if spec.written_by}
     assert {writer for writer in writers if STAGES[writer].supports(kind.capabilities)} == written
     stages = "[finetune, litert]" if "litert" in written else "[finetune, onnx]"

@@ -31,7 +31,7 @@ from compress.recipe.loading import dump_recipe, read_recipe
 from compress.recipe.recipe import Benchmark, Recipe
 from compress.tasks.capability import DESCRIBES_IMAGES, DUAL_ENCODER, EMBEDS, GENERATES, TAKES_IMAGES
 from compress.tasks.evaluation import Evaluation
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.progress import SilentProgress
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
@@ -67,22 +67,22 @@ def test_runs_at_tiny_scale(path: Path, tmp_path: Path, artifacts: Path) -> None
     assert [stage.name for stage in done.report.stages] == list(recipe.labels())
     rows = {(row.model, row.metric): row.value for row in done.report.measurements}
     assert rows["final", "size_bytes"] < rows["baseline", "size_bytes"]
-    generates = GENERATES in get_task(recipe.task).capabilities
+    generates = GENERATES in TASKS[recipe.task].capabilities
     assert rows["final", "time_per_output_token_ms_context_128" if generates else "latency_ms"] > 0
     assert len(done.report.limits) == len(recipe.limits)
 
 
 def shrunk(recipe: Recipe, folder: Path) -> Recipe:
     """Return the recipe on a toy model and toy rows with few training steps, its limits kept for the evaluation."""
-    if GENERATES in get_task(recipe.task).capabilities:
+    if GENERATES in TASKS[recipe.task].capabilities:
         return _shrunk_generation(recipe, folder)
-    if DUAL_ENCODER in get_task(recipe.task).capabilities:
+    if DUAL_ENCODER in TASKS[recipe.task].capabilities:
         return _shrunk_towers(recipe, folder)
     if recipe.task in (tiny_places.DETECTION, tiny_places.SEGMENTATION):
         return _shrunk_places(recipe, folder)
-    if DESCRIBES_IMAGES in get_task(recipe.task).capabilities:
+    if DESCRIBES_IMAGES in TASKS[recipe.task].capabilities:
         return _shrunk_questions(recipe, folder)
-    if TAKES_IMAGES in get_task(recipe.task).capabilities:
+    if TAKES_IMAGES in TASKS[recipe.task].capabilities:
         return _shrunk_images(recipe, folder)
     if recipe.task == tiny_speech.TASK:
         return _shrunk_speech(recipe, folder)
@@ -96,7 +96,7 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
         tiny = read_recipe(tiny_tasks.write_all(folder, recipe.task, ["finetune", "onnx"]))
         return _shrunk(recipe, data=tiny.data)
     write_model(folder / "model")
-    (write_pairs if EMBEDS in get_task(recipe.task).capabilities else write_rows)(folder)
+    (write_pairs if EMBEDS in TASKS[recipe.task].capabilities else write_rows)(folder)
     with (folder / "unlabeled.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["text"], ["the film was quite moving"], ["the film was quite boring"]])
     splits = {split: f"{split}.csv" for split in ("train", "validation", "test")}

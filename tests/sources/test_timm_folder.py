@@ -23,7 +23,7 @@ from compress.sources.resolve import find_resolved, resolve_model
 from compress.sources.timm_folder import preparation
 from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.tasks.image_classification import TASK
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import MissingExtraError, ModelError
 
 timm = pytest.importorskip("timm")
@@ -97,7 +97,7 @@ def test_image_preprocessing_matches_timm(told: dict[str, Any], tmp_path: Path) 
 
 def test_classification_head_is_removed_and_added(tmp_path: Path) -> None:
     network = write(tmp_path / "net", "test_efficientnet")
-    loaded = get_task("image-feature-extraction").load(start(tmp_path / "net"), None, trust_remote_code=False)
+    loaded = TASKS["image-feature-extraction"].load(start(tmp_path / "net"), None, trust_remote_code=False)
     pixels = torch.randn(2, 3, SIDE, SIDE)
     with torch.no_grad():
         embedded = network.forward_head(network.forward_features(pixels), pre_logits=True)

@@ -33,7 +33,7 @@ from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.stages.reduce_dimensions import ReduceDimensions
 from compress.stages.trim_vocabulary import TrimVocabulary
 from compress.tasks.inference import predict
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import DataError, IntegrityError, StageError
 
 TRAIN = ["the film was great", "the film was boring", "a clumsy plot", "great"]
@@ -46,7 +46,7 @@ def context(max_length: int = 24) -> tuple[Context, Notes]:
         "train": pa.table({"text": TRAIN, "label": ["good", "bad", "bad", "good"]}),
         "test": pa.table({"text": ["lovely noisy"], "label": ["good"]}),
     }
-    data = Dataset(get_task(tiny.TASK).columns, tables, tiny.LABELS, pa.table({"text": MORE}))
+    data = Dataset(TASKS[tiny.TASK].columns, tables, tiny.LABELS, pa.table({"text": MORE}))
     stage_context = tiny.context(data, max_length=max_length)
     return Context(**{**vars(stage_context), "progress": notes}), notes
 
@@ -144,7 +144,7 @@ TEXTS = ["a text of no meaning whatever", "another one, which is longer", "and t
 
 def export(checkpoint: Checkpoint, folder: Path, texts: list[str] = TEXTS, **fields: Any) -> tuple[Any, list[str]]:
     notes = Notes()
-    data = Dataset(get_task("text-generation").columns, {"train": pa.table({"text": texts})}, ())
+    data = Dataset(TASKS["text-generation"].columns, {"train": pa.table({"text": texts})}, ())
     made = stage_context("text-generation", data, 32, progress=notes, scratch=folder / "scratch")
     return Onnx(**fields).run(checkpoint, made), notes.said
 
@@ -172,7 +172,7 @@ def test_quantized_checkpoint_export_reports_rounding_error(tmp_path: Path) -> N
 
 
 def gguf_context(folder: Path, progress: Notes | None = None) -> Context:
-    data = Dataset(get_task("text-generation").columns, {"train": tiny.table(32).select(["text"])}, ())
+    data = Dataset(TASKS["text-generation"].columns, {"train": tiny.table(32).select(["text"])}, ())
     return stage_context("text-generation", data, progress=progress, scratch=folder / "scratch")
 
 

@@ -12,7 +12,7 @@ from compress.data.dataset import Dataset
 from compress.models.checkpoint import Checkpoint
 from compress.models.model import TorchModel
 from compress.stages.base import Context
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.progress import Progress
 
 TASK = "text-generation"
@@ -24,7 +24,7 @@ def text_data(train: int = 64, validation: int = 24) -> Dataset:
     tables = {"train": tiny.table(train, seed=1).select(["text"])}
     if validation:
         tables["validation"] = tiny.table(validation, seed=3).select(["text"])
-    return Dataset(get_task(TASK).columns, tables, ())
+    return Dataset(TASKS[TASK].columns, tables, ())
 
 
 def context(
@@ -33,6 +33,6 @@ def context(
     """Return a context in which every earlier stage resolves to ``teacher``."""
 
     def earlier(label: str) -> TorchModel:
-        return TorchModel.load(teacher.folder, get_task(TASK))
+        return TorchModel.load(teacher.folder, TASKS[TASK])
 
     return stage_context(TASK, data or text_data(), LENGTH, seed, progress, earlier, scratch=scratch)

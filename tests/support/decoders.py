@@ -17,7 +17,7 @@ from stage_context import stage_context
 from compress.data.dataset import Dataset
 from compress.models.checkpoint import Checkpoint
 from compress.stages.base import Context
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.progress import Progress
 
 SMALL = {**SIZES, "intermediate_size": 96, "max_position_embeddings": 128, "pad_token_id": 2}
@@ -104,7 +104,7 @@ def context(
 ) -> Context:
     """Return a stage context whose train split has the single row ``train``."""
     tables = {"train": pa.table({"text": [text(2000) if train is None else train]})}
-    data = Dataset(get_task("text-generation").columns, tables, ())
+    data = Dataset(TASKS["text-generation"].columns, tables, ())
     return stage_context("text-generation", data, length, seed, progress, scratch=scratch)
 
 

@@ -19,7 +19,7 @@ from compress.models.model import TorchModel
 from compress.models.processor import SentenceProcessor
 from compress.models.sentence_modules import SentenceModules
 from compress.stages.base import Context
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 
 TASK = "feature-extraction"
 OTHERWISE = dict(zip((*GOOD[::2], *BAD[::2]), (*GOOD[1::2], *BAD[1::2]), strict=True))
@@ -46,7 +46,7 @@ def dataset(train: int = 48, validation: int = 0, test: int = 24) -> Dataset:
     tables = {"train": pairs(train, seed=1), "test": pairs(test, seed=2)}
     if validation:
         tables["validation"] = pairs(validation, seed=3)
-    return Dataset(get_task(TASK).columns, tables, ())
+    return Dataset(TASKS[TASK].columns, tables, ())
 
 
 def encoder(modules: SentenceModules | None = None, seed: int = 0, **changes: Any) -> TorchModel:

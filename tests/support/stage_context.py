@@ -10,7 +10,7 @@ import yaml
 
 from compress.data.dataset import Dataset
 from compress.stages.base import Context
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.progress import Progress, SilentProgress
 
 
@@ -43,7 +43,7 @@ def stage_context(
     scratch: Path = Path("no scratch"),
 ) -> Context:
     """Return the context of a stage of a recipe for ``task``."""
-    return Context(get_task(task), data, max_length, seed, progress or SilentProgress(), earlier, resolve, scratch)
+    return Context(TASKS[task], data, max_length, seed, progress or SilentProgress(), earlier, resolve, scratch)
 
 
 def write_recipe(

@@ -22,7 +22,7 @@ from compress.models.model import Model, TorchModel
 from compress.pipeline.integrity import PROBE_ROWS, IntegrityCheck, PredictionProbe, inspector_of, measure_size
 from compress.stages.base import Context, Stage
 from compress.stages.registry import STAGES
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.progress import SilentProgress
 
 TRACING = ("onnx", "qat", "openvino", "litert", "executorch", "coreml")
@@ -37,12 +37,12 @@ def stage_of(kind: str, parameters: dict[str, Any]) -> Stage[Any, Any]:
 
 def task_of(stage: Stage[Any, Any]) -> str:
     """Return text classification, or the one task that the stage supports instead."""
-    return next(task for task in (tiny.TASK, LANGUAGE, EMBEDDINGS) if stage.supports(get_task(task).capabilities))
+    return next(task for task in (tiny.TASK, LANGUAGE, EMBEDDINGS) if stage.supports(TASKS[task].capabilities))
 
 
 def make_input(stage: Stage[Any, Any], folder: Path) -> TorchModel | Checkpoint | OnnxModel:
     """Return a valid input of the stage: a tiny encoder, its ONNX graph, or a tiny decoder saved in ``folder``."""
-    if stage.input_type() is OnnxModel:
+    if stage.input_type is OnnxModel:
         exported_model = exported()
         return OnnxModel(exported_model.graph(), FLOAT_GRAPH, exported_model.model.companions())
     if task_of(stage) == EMBEDDINGS:
@@ -52,9 +52,9 @@ def make_input(stage: Stage[Any, Any], folder: Path) -> TorchModel | Checkpoint 
     if stage.kind == "gguf":
         return save_mergeable_llama(folder / "decoder")
     source = save_tiny_llama(folder / "decoder")
-    if stage.input_type() is QuantizedCheckpoint:
+    if stage.input_type is QuantizedCheckpoint:
         return quantize_tiny_llama(source, folder / "quantized decoder")
-    return TorchModel.load(source.folder, get_task(LANGUAGE)) if stage.input_type() is TorchModel else source
+    return TorchModel.load(source.folder, TASKS[LANGUAGE]) if stage.input_type is TorchModel else source
 
 
 def make_context(stage: Stage[Any, Any], folder: Path) -> Context:
@@ -71,7 +71,7 @@ def make_adapter(stage: Stage[Any, Any], folder: Path) -> Path:
     """Save an adapter for the model that `make_input` returns."""
     if task_of(stage) != LANGUAGE:
         return save_adapter(tiny.encoder().module, folder, "query")
-    module = TorchModel.load(save_tiny_llama(folder.with_name("to adapt")).folder, get_task(LANGUAGE)).module
+    module = TorchModel.load(save_tiny_llama(folder.with_name("to adapt")).folder, TASKS[LANGUAGE]).module
     return save_adapter(module, folder, "q_proj", "down_proj")
 
 
@@ -79,9 +79,9 @@ def language_context(folder: Path) -> Context:
     """Return a context with texts of the toy task, one token per letter; the teacher is the unquantized decoder."""
 
     def earlier(label: str) -> TorchModel:
-        return TorchModel.load(save_tiny_llama(folder / "earlier").folder, get_task(LANGUAGE))
+        return TorchModel.load(save_tiny_llama(folder / "earlier").folder, TASKS[LANGUAGE])
 
-    task = get_task(LANGUAGE)
+    task = TASKS[LANGUAGE]
     counts = {"train": 64, "validation": 16, "test": PROBE_ROWS}
     tables = {name: tiny.table(count, seed).select(["text"]) for seed, (name, count) in enumerate(counts.items())}
     data = Dataset(task.columns, tables, ())
@@ -135,13 +135,13 @@ def check_contract(stage: Stage[Any, Any], ran: Ran, folder: Path) -> None:
     (folder / "before").mkdir()
     stage_input.save(folder / "before")
     output, after = ran.output, ran.folder
-    assert type(output) is stage.output_type() and isinstance(output, Model)
+    assert type(output) is stage.output_type and isinstance(output, Model)
 
     context = make_context(stage, folder)
     rows = context.data.split("test")
     assert len(rows) == PROBE_ROWS
     probe = PredictionProbe(
-        load=lambda path: stage.output_type().load(path, get_task(task_of(stage))),
+        load=lambda path: stage.output_type.load(path, TASKS[task_of(stage)]),
         encode=lambda processor: context.task.encode(rows, processor, None, context.max_length),
     )
     if inspector_of(output).unavailable_reason() is None:
@@ -151,7 +151,7 @@ def check_contract(stage: Stage[Any, Any], ran: Ran, folder: Path) -> None:
         np.testing.assert_allclose(reloaded, outputs, atol=1e-6)
     else:
         # Core ML runs on macOS only; every other format must be able to predict here.
-        assert stage.kind == "coreml" and stage.output_type().load(after, get_task(task_of(stage))) == output
+        assert stage.kind == "coreml" and stage.output_type.load(after, TASKS[task_of(stage)]) == output
 
     integrity = IntegrityCheck(stage.kind, stage.output_spec())
     integrity.check(output, inspector_of(stage_input).digests(), measure_size(folder / "before"), after, probe)

@@ -16,7 +16,7 @@ from compress.models.checkpoint import Checkpoint
 from compress.models.model import TorchModel
 from compress.stages.distill_language_model.stage import DistillLanguageModel
 from compress.stages.distill_language_model.trainer import LanguageDistillationTrainer
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.tasks.token_sequences import text_or_messages
 from compress.utils.errors import StageError
 
@@ -42,7 +42,7 @@ def conversations(count: int) -> Dataset:
         for number, text in enumerate(texts)
     ]
     table = tiny.table(count, seed=4).select(["text"])
-    return Dataset(get_task(TASK).columns, {"train": table.set_column(0, "text", [rows])}, ())
+    return Dataset(TASKS[TASK].columns, {"train": table.set_column(0, "text", [rows])}, ())
 
 
 def refusal(folder: Path, rank: int = 0, **settings: Any) -> str:
@@ -85,7 +85,7 @@ def losses(folder: Path, rank: int = 0, **settings: Any) -> list[Any]:
 
     LanguageDistillationTrainer._told = told  # type: ignore[method-assign]
     try:
-        teacher = TorchModel.load(folder / "teacher", get_task(TASK))
+        teacher = TorchModel.load(folder / "teacher", TASKS[TASK])
         stage_context = context(Checkpoint(folder / "teacher"), folder / f"scratch {rank}", conversations(60))
         teacher.processor = tiny_tokenizer()
         student = DistillLanguageModel.model_validate({**SETTINGS, **settings}).run(teacher, stage_context)

@@ -26,7 +26,7 @@ from transformers import (
 from compress.data.dataset import Dataset
 from compress.models.model import TorchModel
 from compress.stages.base import Context
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 
 TASK = "text-classification"
 LABELS = ("bad", "good")
@@ -70,7 +70,7 @@ def dataset(train: int = 64, validation: int = 0, unlabeled: int = 0) -> Dataset
     if validation:
         tables["validation"] = table(validation, seed=3)
     more = table(unlabeled, seed=4).select(["text"]) if unlabeled else None
-    return Dataset(get_task(TASK).columns, tables, LABELS, more)
+    return Dataset(TASKS[TASK].columns, tables, LABELS, more)
 
 
 def context(data: Dataset | None = None, max_length: int = 24, **changes: Any) -> Context:

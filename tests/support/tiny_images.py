@@ -29,7 +29,7 @@ from compress.data.dataset import Dataset
 from compress.data.media import media, media_type
 from compress.models.model import TorchModel
 from compress.stages.base import Context
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 
 TASK = "image-classification"
 LABELS = ("above", "below")
@@ -70,7 +70,7 @@ def write_class_folders(folder: Path) -> None:
 
 def dataset(train: int = 64) -> Dataset:
     """Return train and test splits of the toy task."""
-    return Dataset(get_task(TASK).columns, {"train": table(train, 1), "test": table(32, 2)}, LABELS)
+    return Dataset(TASKS[TASK].columns, {"train": table(train, 1), "test": table(32, 2)}, LABELS)
 
 
 def context(data: Dataset | None = None) -> Context:

@@ -21,7 +21,7 @@ from transformers.models.yolos.image_processing_pil_yolos import YolosImageProce
 
 from compress.data.columns import choose
 from compress.data.files import Rows
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 
 DETECTION, SEGMENTATION = "object-detection", "image-segmentation"
 LABELS = ("background", "green", "red")
@@ -58,9 +58,7 @@ def scenes(count: int, seed: int = 0) -> list[Row]:
 def table(task: str, rows: list[Row]) -> pa.Table:
     """Return ``rows`` as a table with the columns of a task."""
     names = tuple(rows[0])
-    return choose(
-        Rows("here", names, {name: [row[name] for row in rows] for name in names}), get_task(task).columns, {}
-    )
+    return choose(Rows("here", names, {name: [row[name] for row in rows] for name in names}), TASKS[task].columns, {})
 
 
 def yolos(seed: int = 0, **changes: Any) -> tuple[Any, Any]:

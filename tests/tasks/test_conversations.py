@@ -11,7 +11,7 @@ from quantized import tiny_tokenizer
 
 from compress.data.columns import choose
 from compress.data.files import Rows
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.tasks.token_sequences import learned_tokens, rendered, text_or_messages, token_ids
 from compress.utils.errors import DataError
 
@@ -71,7 +71,7 @@ def test_evaluation_text_uses_chat_template() -> None:
 
 @pytest.mark.parametrize("cells", [[TALK, "plain"], [json.loads(json.dumps(TALK)), "plain"]])
 def test_column_may_mix_messages_and_text(cells: list[Any]) -> None:
-    read = choose(Rows("rows.jsonl", ("text",), {"text": cells}), get_task("text-generation").columns, {})
+    read = choose(Rows("rows.jsonl", ("text",), {"text": cells}), TASKS["text-generation"].columns, {})
     assert read["text"].to_pylist() == [text_or_messages(TALK), "plain"]
 
 
@@ -85,7 +85,7 @@ def test_column_may_mix_messages_and_text(cells: list[Any]) -> None:
 )
 def test_conversation_without_answer_is_rejected(value: Any, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
-        choose(Rows("rows.jsonl", ("text",), {"text": ["fine", value]}), get_task("text-generation").columns, {})
+        choose(Rows("rows.jsonl", ("text",), {"text": ["fine", value]}), TASKS["text-generation"].columns, {})
     assert "rows.jsonl" in caught.value.what
 
 

@@ -8,10 +8,10 @@ from transformers import BertConfig, BertModel
 
 from compress.models.sentence_modules import Normalize, SentenceModules
 from compress.tasks.evaluation import Evaluation
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import DataError, ModelError
 
-TASK = get_task(sentences.TASK)
+TASK = TASKS[sentences.TASK]
 ROWS = pa.table({"text": ["a film", "the plot", "A  cast"], "pair": ["great", "Great ", "dreadful"]})
 
 

@@ -18,7 +18,7 @@ from compress.models.model import TorchModel
 from compress.models.processor import load_processor
 from compress.tasks import image_inputs
 from compress.tasks.image_classification import TASK
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import DataError, ModelError
 
 
@@ -93,7 +93,7 @@ def test_metrics_match_values_by_hand() -> None:
 def test_saved_model_loads_with_processor_and_equal_logits(tmp_path: Path) -> None:
     model = tiny_images.vit()
     model.save(tmp_path)
-    again = TorchModel.load(tmp_path, get_task(tiny_images.TASK))
+    again = TorchModel.load(tmp_path, TASKS[tiny_images.TASK])
     examples = TASK.encode(tiny_images.table(4), again.processor, again.labels(), 128)
     pixels = torch.from_numpy(examples.batch(range(4))["pixel_values"])
     with torch.no_grad():

@@ -17,10 +17,10 @@ from compress.data.media import media_type
 from compress.models.processor import load_processor
 from compress.recipe.policy import Margin
 from compress.report.compare.effects import MeasurementPair, is_paired
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import DataError
 
-TASK = get_task("automatic-speech-recognition")
+TASK = TASKS["automatic-speech-recognition"]
 RATE = 16_000
 SAID = np.array(["Dial 9, then the area code.", "He's the colour of money!", "Thank you"])
 HEARD = np.array(["dial nine then the area code", "he is the color of honey", "thank you"])

@@ -52,7 +52,7 @@ def entry_name(sample: Sample) -> str:
     """Return the cache folder of a sample. Another package file or another preparation has another folder."""
     files = "+".join(package.sha256 for package in sample.packages)
     digest = hashlib.sha256(f"{files}:{sample.revision}".encode()).hexdigest()
-    return f"{sample.name}-{sample.version}-{digest[:12]}"
+    return f"{sample.name}-{sample.packages[0].version}-{digest[:12]}"
 
 
 def fetch(

@@ -60,11 +60,6 @@ class Sample:
     spdx: str | None = None
 
     @property
-    def version(self) -> str:
-        """Return the version of the first package."""
-        return self.packages[0].version
-
-    @property
     def download_bytes(self) -> int:
         """Return the size of all packages."""
         return sum(package.download_bytes for package in self.packages)

@@ -60,6 +60,9 @@ class Onnx(Stage[TorchModel, OnnxModel]):
 
     version = 6
     packages = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
+    # The graph is traced with training rows, and compared with torch on them.
+    required_data = Requirements(splits=("train",))
+    guarantees = OutputSpec(changes_weights=False)
     kind: Literal["onnx"] = "onnx"
     opset: Annotated[int | None, _TRACED_ONLY] = Field(
         None, ge=17, description="ONNX operator set of an encoder; default: the newest one that the exporter supports"
@@ -101,14 +104,7 @@ class Onnx(Stage[TorchModel, OnnxModel]):
     def preferred_input(self, task: Capabilities) -> type[Any]:
         """Return a folder for tasks whose models are exported from checkpoints, else a module."""
         return Checkpoint if EXPORTED_FROM_CHECKPOINT in task else TorchModel
-
-    def needs(self) -> Requirements:
-        """Require real examples for tracing and for the comparison with torch."""
         return Requirements(splits=("train",))
-
-    def output_spec(self) -> OutputSpec:
-        """Promise unchanged weights and predictions."""
-        return OutputSpec(changes_weights=False)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Predict unpacked weights, and a time that grows with the number of tensors."""

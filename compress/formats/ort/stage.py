@@ -34,11 +34,8 @@ class Ort(Stage[OnnxModel, OrtModel]):
 
     packages = ("onnx", "onnxruntime")
     requires = frozenset({SINGLE_CALL})
+    guarantees = OutputSpec(changes_weights=False)
     kind: Literal["ort"] = "ort"
-
-    def output_spec(self) -> OutputSpec:
-        """Return the output specification; the weights are those of the graph, in another file."""
-        return OutputSpec(changes_weights=False)
 
     def run(self, model: OnnxModel, context: Context) -> OrtModel:
         """Convert the graph; raise `StageError` if ONNX Runtime refuses it."""

@@ -25,7 +25,7 @@ from compress.plugins.apps.client import ONNXRUNTIME_WEB_PARTS, TRANSFORMERS_JS
 from compress.plugins.apps.image import ImageInputs, UncroppedImages
 from compress.plugins.apps.image_generation import ImageLevels, ImagePrompts
 from compress.plugins.apps.text import MaskedTexts, QuestionPairs, RankingPairs, Sentences, SourceTexts, Texts, Words
-from compress.tasks.registry import TASKS, get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import InputError
 
 APP_TYPES: dict[tuple[str, str], AppType] = {
@@ -63,7 +63,7 @@ def find_app_type(task: str, model: Path | None = None) -> AppType:
     Raises:
         InputError: The task or the model has no application type.
     """
-    task_definition = get_task(task)
+    task_definition = TASKS[task]
     config = {} if model is None else model_config(model)
     steps = (task_definition if model is None else task_definition.specialize(config)).app_steps
     # The task has applications, but none for this architecture.

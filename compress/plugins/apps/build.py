@@ -48,7 +48,7 @@ from compress.plugins.provenance.run_view import SBOM
 from compress.plugins.provenance.signature import sign
 from compress.recipe.recipe import Recipe
 from compress.tasks.capability import GENERATES
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import InputError, ModelError, StageError, StorageError
 from compress.utils.progress import Progress
 from compress.utils.storage import FileRecord, digest_file
@@ -185,7 +185,7 @@ def build(request: BundleRequest, output: Path, progress: Progress) -> Bundle:
         ) from error
     if any(entry.licence == NOT_STATED for entry in manifest.licences):
         progress.note("the model's licence is not stated; name it with --licence, so that an app may ship it")
-    is_page, generates = request.profile.version is not None, GENERATES in get_task(manifest.task).capabilities
+    is_page, generates = request.profile.version is not None, GENERATES in TASKS[manifest.task].capabilities
     if is_page and generates and contents.few_bit_products:
         progress.note(
             "WebAssembly is slow with weights in few bits: with `expand_on_load: true` of the stage onnx a chat model "

@@ -36,7 +36,7 @@ from compress.recipe.recipe import Recipe
 from compress.report import run_folder
 from compress.results.formatting import format_measurement, format_number
 from compress.results.report import Report, load_report
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import CompressError, InputError, nearest_name
 from compress.utils.progress import Progress
 
@@ -265,7 +265,7 @@ def _on_rows(before: Side, after: Side, request: DiffRequest, progress: Progress
         path = str(request.data.resolve())
         data = resolved.data.model_copy(update={"splits": {"test": path}, "unlabeled": (), "hold_out": None})
         resolved = resolved.model_copy(update={"data": data})
-    task = get_task(resolved.task)
+    task = TASKS[resolved.task]
     folder = recipe.parent if recipe is not None else Path()
     return compare_on_rows(before.model, after.model, resolved, folder, task, progress)
 

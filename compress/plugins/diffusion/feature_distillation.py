@@ -106,7 +106,7 @@ def train_on_features(
         extra=list(trainer.projections.parameters()),
         validate=None if probe is None else lambda: -probe.mean_loss(student),
         length=Length(max(1, round(settings.epochs * batches)), settings.seconds),
-        kept=None if processes.several() else TrainingCheckpoint(context.scratch),
+        kept=None if processes.num_processes() > 1 else TrainingCheckpoint(context.scratch),
         stopped=context.note,
         keep_best=settings.keep_best,
     )

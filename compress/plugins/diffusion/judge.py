@@ -23,7 +23,7 @@ from compress.plugins.diffusion.image_metrics import (
 from compress.results.metrics import describe_metric
 from compress.results.report import Measurement
 from compress.tasks.classes import outcome_row
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import DataError, ModelError
 
 _BATCH = 32
@@ -49,7 +49,7 @@ class ImageClassifier:
         """Open it. Raises `ModelError`."""
         from torch import nn
 
-        self._task = get_task("image-classification")
+        self._task = TASKS["image-classification"]
         self._model = self._task.load(folder, None, trust_remote_code=False)
         linear = [module for module in self._model.module.modules() if isinstance(module, nn.Linear)]
         self.classes = judge_classes(folder)

@@ -31,11 +31,8 @@ class PruneDenoiser(DenoiserPruning, Stage[TorchModel, TorchModel]):
 
     packages = ("torch", "transformers", "accelerate", "diffusers")
     requires = frozenset({GENERATES_IMAGES})
+    required_data = Requirements(splits=("train",))
     kind: Literal["prune_denoiser"] = "prune_denoiser"
-
-    def needs(self) -> Requirements:
-        """Return the training split, whose images importance is measured on."""
-        return Requirements(splits=("train",))
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Return an unknown cost."""
@@ -64,12 +61,9 @@ class PruneDenoiser(DenoiserPruning, Stage[TorchModel, TorchModel]):
 class _DistillsDenoiser(DenoiserDistillation, Stage[TorchModel, TorchModel]):
     """Stage that trains a part of a text-to-image model."""
 
+    required_data = Requirements(splits=("train",))
     packages = ("torch", "transformers", "accelerate", "diffusers")
     requires = frozenset({GENERATES_IMAGES})
-
-    def needs(self) -> Requirements:
-        """Return the training split."""
-        return Requirements(splits=("train",))
 
     def earlier_outputs(self) -> tuple[str, ...]:
         """Return the teacher's label."""
@@ -170,6 +164,7 @@ class Schedule(KeepsShape, Stage[TorchModel, TorchModel]):
 
     packages = ("torch", "transformers", "diffusers")
     requires = frozenset({GENERATES_IMAGES})
+    guarantees = OutputSpec(changes_weights=False)
     kind: Literal["schedule"] = "schedule"
     steps: int = Field(
         20, ge=1, le=1000, description="number of sampling steps", json_schema_extra={SEARCH: [4, 6, 8, 12, 20]}
@@ -195,10 +190,6 @@ class Schedule(KeepsShape, Stage[TorchModel, TorchModel]):
     def needs(self) -> Requirements:
         """Return the training split if schedulers are compared on its prompts."""
         return Requirements(splits=("train",) if self.scheduler == _BEST else ())
-
-    def output_spec(self) -> OutputSpec:
-        """Guarantee that no weight changes."""
-        return OutputSpec(changes_weights=False)
 
     def check_model(self, start: Path) -> None:
         """Raise `InputError` for a scheduler that diffusers does not have."""

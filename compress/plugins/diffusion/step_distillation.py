@@ -198,7 +198,7 @@ class StepTrainer:
             after_step=None if averaged is None else lambda *_: averaged.update_average(),
             length=Length(max(1, round(settings.epochs * batches / rounds)), seconds),
             told=lambda done, share, loss: num_steps.append(done),
-            kept=None if processes.several() else TrainingCheckpoint(self.context.scratch / name),
+            kept=None if processes.num_processes() > 1 else TrainingCheckpoint(self.context.scratch / name),
             stopped=self.context.note,
         )
         # Gradients are needed for the student alone.
@@ -211,6 +211,6 @@ class StepTrainer:
         self.context.note(
             f"{label}: {num_steps[-1]:,} training steps; loss {losses[0]:.4g} first, {losses[-1]:.4g} last"
         )
-        if not processes.several():
+        if not processes.num_processes() > 1:
             completed.parent.mkdir(parents=True, exist_ok=True)
             save_file({key: value.contiguous() for key, value in self.student.state_dict().items()}, completed)

@@ -133,7 +133,7 @@ def train_tiny_autoencoder(
         partial(autoencoder_loss, vae),
         validate=None if held_out is None else lambda: -decoding_error(vae, small, held_out),
         length=Length(max(1, round(settings.epochs * batches)), settings.seconds),
-        kept=None if processes.several() else TrainingCheckpoint(context.scratch),
+        kept=None if processes.num_processes() > 1 else TrainingCheckpoint(context.scratch),
         stopped=context.note,
         keep_best=settings.keep_best,
     )

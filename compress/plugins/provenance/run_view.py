@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compress.pipeline.licences import carried, find_licences, objections
+from compress.pipeline.licences import carried, find_licences, remarks_on
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import LOCK, MODEL, RECIPE, find_report, shipped_files
@@ -44,7 +44,7 @@ class RunView:
     @property
     def licence_remarks(self) -> list[str]:
         """Return the duties of the licences for anyone who passes the model on."""
-        return [objection.words for objection in objections(self.licences, self.recipe)]
+        return remarks_on(self.licences, self.recipe)
 
     @property
     def notes(self) -> list[str]:

@@ -84,14 +84,14 @@ def prepare_upload(run: RunView, repository: str, private: bool) -> Upload:
             f"The Hub has no repository of that name: {first_line(error)}", where=repository, expected="OWNER/NAME"
         ) from None
     # Check the licences before anything is written or sent.
-    remarks = refuse_forbidden(run.licences, run.recipe)
+    refuse_forbidden(run.licences, run.recipe)
     if not all((run.folder / name).is_file() for name in (CARD, SBOM, STATEMENT)):
         write_provenance(run, run.folder)
     files = {name.removeprefix(f"{MODEL}/"): run.folder / name for name in shipped_files(run.folder)}
     provenance_files = (CARD, SBOM, STATEMENT, SIGNED.signature)
     # A signature exists only if the run was signed.
     files |= {name: run.folder / name for name in provenance_files if (run.folder / name).is_file()}
-    return Upload(repository, private, dict(sorted(files.items())), tuple(remarks))
+    return Upload(repository, private, dict(sorted(files.items())), tuple(run.licence_remarks))
 
 
 def push_upload(upload: Upload) -> str:

@@ -72,7 +72,7 @@ def _add_default_space(document: Document, folder: Path) -> None:
                 possible = [value for value in candidates if _is_valid(copy, folder, field, value)]
                 if possible:
                     choices[field] = possible
-            if search_values(stage, shape, timed=True) and stage.input_type() is stage.output_type():
+            if search_values(stage, shape, timed=True) and stage.input_type is stage.output_type:
                 optional.append(label)
         # Later stages start from the shape that this stage leaves.
         shape = context.shapes[label] = predict_cost(stage, shape, context).shape

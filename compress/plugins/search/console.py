@@ -223,7 +223,7 @@ class SearchConsole(ProgressDisplay):
         self._console = console or Console(stderr=True, highlight=False)
         self._draws = self._console.is_terminal and not lines
         # Lines on a terminal are wrapped, and those of a file are not.
-        self._lines = ConsoleProgress(self._console if self._draws else console)
+        self._lines = ConsoleProgress(self._console) if self._draws or console else ConsoleProgress()
         self._bars = Progress(*bars(), console=self._console)
         self._live: _Drawn | None = None
         self._table: RenderableType = ""

@@ -120,10 +120,10 @@ class PreparedSearch:
         try:
             for check in model_checks(stages):
                 if (key := (check.of_widths, stages_key(check.stages))) not in self._passed_checks:
-                    check.ask(self._inference.folder)
+                    check.run(self._inference.folder)
                     self._passed_checks.add(key)
             # Shapes are inferred up to the export. Graph stages are checked when they run.
-            trained = tuple(takewhile(lambda stage: stage.input_type() is stage.output_type() is TorchModel, stages))
+            trained = tuple(takewhile(lambda stage: stage.input_type is stage.output_type is TorchModel, stages))
             if trained and not self.space.base.trust_remote_code:
                 with torch.random.fork_rng(devices=[]):
                     self._inference.infer_model(trained)

@@ -235,7 +235,7 @@ class SizeEstimator:
         """Return the stages after the baseline: those before the export, then the export and those after it."""
         recipe = self.space.base
         resolved = self.space.unchecked_recipe(point).resolved().stages[first_varied(recipe) :]
-        count = next((index for index, stage in enumerate(resolved) if stage.output_type() is OnnxModel), len(resolved))
+        count = next((index for index, stage in enumerate(resolved) if stage.output_type is OnnxModel), len(resolved))
         graph_stages = resolved[count:]
         if not graph_stages:
             profile, kind = target_profile(recipe), FORMATS["onnx"].written_by

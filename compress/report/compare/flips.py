@@ -17,7 +17,7 @@ from compress.recipe.loading import read_recipe
 from compress.report.compare.change import ComparedModels, Flip
 from compress.report.run_folder import RECIPE, StoredPredictions, read_predictions
 from compress.results.report import Report
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import CompressError, InputError
 from compress.utils.progress import SilentProgress
 
@@ -108,9 +108,7 @@ def examples_of(sides: Iterable[tuple[Report, Path | None]]) -> Callable[[int], 
                 "unlabeled": (),
                 "labels": record.labels or None,
             }
-            data = load_dataset(
-                config.model_copy(update=changes), get_task(recipe.task).columns, folder, SilentProgress()
-            )
+            data = load_dataset(config.model_copy(update=changes), TASKS[recipe.task].columns, folder, SilentProgress())
             if data.digest(report.data.split) != report.data.digest:
                 raise InputError("the test split has changed since the report was written")
             texts = input_texts(data, report.data.split)

@@ -22,6 +22,8 @@ class CompressedTensors(KeepsShape, Stage[QuantizedCheckpoint, CompressedTensors
 
     packages = ("torch", "transformers", "safetensors", "compressed-tensors")
     requires = frozenset({GENERATES})
+    # The weights are those of the input, in another layout.
+    guarantees = OutputSpec(changes_weights=False, max_size_ratio=1.001)
     kind: Literal["compressed_tensors"] = "compressed_tensors"
     activation_bits: Literal[8, 16] = Field(
         16,
@@ -41,10 +43,6 @@ class CompressedTensors(KeepsShape, Stage[QuantizedCheckpoint, CompressedTensors
             if self.activation_bits == 8 and weights.bits != 8:
                 return None, "weights of 8 bits in all layers, which activation_bits: 8 needs"
         return None
-
-    def output_spec(self) -> OutputSpec:
-        """Return that the weights are those of the input, in another layout."""
-        return OutputSpec(changes_weights=False, max_size_ratio=1.001)
 
     def run(self, model: QuantizedCheckpoint, context: Context) -> CompressedTensorsCheckpoint:
         """Write and read back. Raises `ModelError` for what has no place there, `StageError` if a weight differs."""

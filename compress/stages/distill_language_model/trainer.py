@@ -165,7 +165,7 @@ class LanguageDistillationTrainer:
             pieces=self.pieces,
             together=True,
             told=self._told,
-            kept=None if processes.several() else TrainingCheckpoint(context.scratch),
+            kept=None if processes.num_processes() > 1 else TrainingCheckpoint(context.scratch),
             stopped=context.note,
             freeze_embeddings=self.settings.freeze_embeddings,
             keep_best=self.settings.keep_best,

@@ -26,6 +26,8 @@ class Equalize(KeepsShape, Stage[Checkpoint, Checkpoint]):
     version = 2
     packages = ("torch", "transformers", "accelerate", "safetensors")
     requires = frozenset({GENERATES})
+    # Rescaled 16-bit weights are stored in float32.
+    guarantees = OutputSpec(max_size_ratio=2.05, scales_inputs=True)
     kind: Literal["equalize"] = "equalize"
     strength: float = Field(0.5, gt=0, le=1, description="1: equal magnitude of all columns of a layer; 0.5: halfway")
     smooth_quant: float | None = Field(
@@ -41,10 +43,6 @@ class Equalize(KeepsShape, Stage[Checkpoint, Checkpoint]):
     def needs(self) -> Requirements:
         """Text of the train split, for SmoothQuant."""
         return Requirements(splits=() if self.smooth_quant is None else ("train",))
-
-    def output_spec(self) -> OutputSpec:
-        """Return at most twice the size: float32 in place of 16-bit weights."""
-        return OutputSpec(max_size_ratio=2.05, scales_inputs=True)
 
     def check_data(self, start: Path, context: Context) -> None:
         """Cut the calibration text into windows."""

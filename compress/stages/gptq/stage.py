@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,12 +21,9 @@ from compress.utils.pydantic_models import Frozen
 class ReadsCalibrationText(Frozen):
     """Settings of a stage that always reads calibration text, with the checks of the text."""
 
+    required_data: ClassVar[Requirements] = Requirements(splits=("train",))
     samples: int = Field(16, ge=1, le=100_000, description="sequences of calibration text from the train split")
     sequence_length: int = Field(512, ge=8, le=131_072, description="tokens of a sequence")
-
-    def needs(self) -> Requirements:
-        """Return the training split."""
-        return Requirements(splits=("train",))
 
     def check_data(self, start: Path, context: Context) -> None:
         """Split the calibration text into sequences. Raises `DataError`."""

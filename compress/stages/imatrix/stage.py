@@ -25,6 +25,7 @@ class Imatrix(ReadsCalibrationText, Stage[Checkpoint, Checkpoint]):
     packages = ("torch", "transformers", "accelerate", "safetensors")
     requires = frozenset({GENERATES})
     uses_device = True
+    guarantees = OutputSpec(changes_weights=False, imatrix_beside=True)
     kind: Literal["imatrix"] = "imatrix"
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="data type of the forward passes; `auto`: bf16 if the processor supports it"
@@ -36,10 +37,6 @@ class Imatrix(ReadsCalibrationText, Stage[Checkpoint, Checkpoint]):
             return predicted(None, None)
         flops = FLOPS_FORWARD * (before.attention + before.feed_forward) * self.samples * self.sequence_length
         return predicted(before, before, plan.seconds(flops))
-
-    def output_spec(self) -> OutputSpec:
-        """Return that the weights stay as they are."""
-        return OutputSpec(changes_weights=False, imatrix_beside=True)
 
     def run(self, model: Checkpoint, context: Context) -> Checkpoint:
         """Pass the text through every block. Raises `StageError`, `DataError` or `ModelError`."""

@@ -25,6 +25,8 @@ class NncfWeights(NncfOptions, ReadsCalibrationText, Stage[Checkpoint, Quantized
 
     packages = ("torch", "transformers", "nncf", "safetensors")
     requires = frozenset({GENERATES})
+    # No larger than 16-bit weights; integers of embedding tables come on top of the float16 that the format requires.
+    guarantees = OutputSpec(max_size_ratio=1.5)
     kind: Literal["nncf_weights"] = "nncf_weights"
 
     def check_widths(self, start: Path, before: Sequence[AnyStage]) -> None:
@@ -32,10 +34,6 @@ class NncfWeights(NncfOptions, ReadsCalibrationText, Stage[Checkpoint, Quantized
         from compress.stages.gptq.quantizer import check_fits
 
         check_fits(start, self.equivalent, width_changes(before), any_tables=True)
-
-    def output_spec(self) -> OutputSpec:
-        """No larger than 16-bit weights; integers of the tables come on top of the float16 that the format wants."""
-        return OutputSpec(max_size_ratio=1.5)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Return the cost: the whole model is in memory, and the files are those of `gptq` on the same grid."""

@@ -50,15 +50,11 @@ class Pruning(Frozen):
     importance_examples: int = Field(512, ge=1, description="number of training examples for importance scores")
 
     @model_validator(mode="after")
-    def _removes_something(self) -> Self:
+    def _check_fields(self) -> Self:
         if not (self.heads or self.feed_forward or self.layers or self.removes_channels):
             raise ValueError("some of heads, feed_forward, layers, and one of channels, flops, parameters")
         if sum((bool(self.channels), self.flops is not None, self.parameters is not None)) > 1:
             raise ValueError("one of channels, flops and parameters")
-        return self
-
-    @model_validator(mode="after")
-    def _fields_have_an_effect(self) -> Self:
         if not self.removes_channels and changed_fields(self, ["channel_multiple"]):
             raise ValueError("channels, flops or parameters, since channel_multiple concerns channels")
         return self

@@ -29,15 +29,12 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
     packages = ("torch", "transformers", "accelerate")
     requires = frozenset({HAS_LABELS})
     excludes = frozenset({EXPORTED_FROM_CHECKPOINT})
+    required_data = Requirements(splits=("train",))
     kind: Literal["prune"] = "prune"
 
     def called_packages(self) -> tuple[str, ...]:
         """Return the distributions that the stage calls, with Torch-Pruning if channels are removed."""
         return (*self.packages, "torch-pruning") if self.removes_channels else self.packages
-
-    def needs(self) -> Requirements:
-        """Return the training split, on which importance is measured."""
-        return Requirements(splits=("train",))
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Return the cost of one pass over the examples, forwards and backwards.

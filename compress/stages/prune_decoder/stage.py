@@ -25,11 +25,8 @@ class PruneDecoder(DecoderPruning, Stage[Checkpoint, Checkpoint]):
     packages = ("torch", "transformers", "accelerate")
     requires = frozenset({GENERATES})
     uses_device = True
+    required_data = Requirements(splits=("train",))
     kind: Literal["prune_decoder"] = "prune_decoder"
-
-    def needs(self) -> Requirements:
-        """Return the training split, whose text decides what is removed."""
-        return Requirements(splits=("train",))
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Return the cost of passes over the text. Raises `ModelError` if no layer or head would be left."""

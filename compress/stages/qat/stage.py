@@ -26,15 +26,11 @@ class Qat(QuantizationAwareTraining, Stage[TorchModel, OnnxModel]):
     requires = frozenset({HAS_LABELS})
     # Of wav2vec2 and its like the exported graph answers otherwise than the model in training.
     excludes = frozenset({EXPORTED_FROM_CHECKPOINT, VARIABLE_LENGTH})
+    required_data = Requirements(splits=("train",), labels=True)
+    required_data = Requirements(splits=("train",), labels=True)
+    # Embedding tables may stay float; their share of the model decides how much smaller the output is.
+    guarantees = OutputSpec(max_size_ratio=0.95, integer_graph=True)
     kind: Literal["qat"] = "qat"
-
-    def needs(self) -> Requirements:
-        """Return labeled training examples."""
-        return Requirements(splits=("train",), labels=True)
-
-    def output_spec(self) -> OutputSpec:
-        """Return a smaller output; the share of embedding tables in the model decides by how much."""
-        return OutputSpec(max_size_ratio=0.95, integer_graph=True)
 
     def resolved(self, sums_in_32_bits: bool) -> Qat:
         """`reduce_range: auto` takes 7 bits where 8 may saturate on a target."""

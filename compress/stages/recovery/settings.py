@@ -17,6 +17,7 @@ class Recovery(Frozen):
     The optimizer is AdamW with linear warm-up and decay; each step reads new sequences of the ``train`` split.
     """
 
+    required_data: ClassVar[Requirements] = Requirements(splits=("train",))
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate")
     steps: int = Field(100, ge=1, le=1_000_000, description="number of training steps")
     batch_size: int = Field(2, ge=1, description="sequences per step")
@@ -42,10 +43,6 @@ class Recovery(Frozen):
         fields = type(self).model_fields
         names = ("steps", "batch_size", "sequence_length", "warmup_ratio", "precision")
         return self.model_copy(update={name: fields[name].default for name in names})
-
-    def needs(self) -> Requirements:
-        """Return the training split."""
-        return Requirements(splits=("train",))
 
     def earlier_outputs(self) -> tuple[str, ...]:
         """Return the teacher's label."""

@@ -43,11 +43,8 @@ class TuneScales(ScaleTuning, Recovers):
     training has the float16 values that the file will hold.
     """
 
+    guarantees = OutputSpec(changes_weights=False, max_size_ratio=1.001)
     kind: Literal["tune_scales"] = "tune_scales"
-
-    def output_spec(self) -> OutputSpec:
-        """Return an output of the input's size, whose weights may be unchanged if tuning does not help."""
-        return OutputSpec(changes_weights=False, max_size_ratio=1.001)
 
     def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:
         """Train on the ``train`` split; where that does not help, the model stays as it was, and that is told."""
@@ -65,11 +62,8 @@ class LoraRecovery(AdapterTraining, Recovers):
     """
 
     packages = ("torch", "transformers", "accelerate", "peft")
+    guarantees = OutputSpec(changes_weights=False, adapter_beside=True)
     kind: Literal["lora_recovery"] = "lora_recovery"
-
-    def output_spec(self) -> OutputSpec:
-        """Return that the base weights stay as they are."""
-        return OutputSpec(changes_weights=False, adapter_beside=True)
 
     def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:
         """Train on the ``train`` split. Raises `StageError` where it does not help."""

@@ -268,7 +268,7 @@ class RecoveryTrainer:
             self.windows.train,
             self.loss,
             validate=lambda: -self._error(self.quality()),
-            kept=None if processes.several() else TrainingCheckpoint(context.scratch),
+            kept=None if processes.num_processes() > 1 else TrainingCheckpoint(context.scratch),
         )
         settings = self.settings
         config = TrainingSettings(

@@ -26,11 +26,8 @@ class Sparsify(Sparsity, KeepsShape, Stage[TorchModel, TorchModel]):
     packages = ("torch", "transformers", "accelerate")
     requires = frozenset({HAS_LABELS})
     excludes = frozenset({EXPORTED_FROM_CHECKPOINT})
+    guarantees = OutputSpec(sparse=True)
     kind: Literal["sparsify"] = "sparsify"
-
-    def output_spec(self) -> OutputSpec:
-        """Return that a share of the weights is zero."""
-        return OutputSpec(sparse=True)
 
     def infer_shapes(self, model: TorchModel, context: Context) -> TorchModel:
         """Return the model itself."""
@@ -54,15 +51,10 @@ class SparsifyGradually(GradualSparsity, Stage[TorchModel, TorchModel]):
     packages = ("torch", "transformers", "accelerate")
     requires = frozenset({HAS_LABELS})
     excludes = frozenset({EXPORTED_FROM_CHECKPOINT})
+    required_data = Requirements(splits=("train",), labels=True)
+    required_data = Requirements(splits=("train",), labels=True)
+    guarantees = OutputSpec(sparse=True)
     kind: Literal["sparsify_gradually"] = "sparsify_gradually"
-
-    def needs(self) -> Requirements:
-        """Return labeled training examples."""
-        return Requirements(splits=("train",), labels=True)
-
-    def output_spec(self) -> OutputSpec:
-        """Return that a share of the weights is zero."""
-        return OutputSpec(sparse=True)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Return the cost of the training."""
@@ -94,15 +86,12 @@ class SparsifyDecoder(DecoderSparsity, Stage[Checkpoint, Checkpoint]):
     packages = ("torch", "transformers", "accelerate")
     requires = frozenset({GENERATES})
     uses_device = True
+    guarantees = OutputSpec(sparse=True)
     kind: Literal["sparsify_decoder"] = "sparsify_decoder"
 
     def needs(self) -> Requirements:
         """Return the training split, unless magnitudes alone decide."""
         return Requirements(splits=() if self.method == "magnitude" else ("train",))
-
-    def output_spec(self) -> OutputSpec:
-        """Return that a share of the weights is zero."""
-        return OutputSpec(sparse=True)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Return the cost of one pass over the calibration text."""

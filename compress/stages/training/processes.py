@@ -14,14 +14,9 @@ if TYPE_CHECKING:
 Found = TypeVar("Found")
 
 
-def count() -> int:
+def num_processes() -> int:
     """Return how many processes a launcher started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def several() -> bool:
-    """Return whether a launcher started more than one process."""
-    return count() > 1
 
 
 def is_first() -> bool:
@@ -31,12 +26,12 @@ def is_first() -> bool:
 
 def is_mine(place: int) -> bool:
     """Return whether this process does item ``place`` of work that processes share."""
-    return place % count() == int(os.environ.get("RANK", "0"))
+    return place % num_processes() == int(os.environ.get("RANK", "0"))
 
 
 def together(found: dict[int, Found]) -> dict[int, Found]:
     """Return every process's ``found`` in every process."""
-    if not several():
+    if num_processes() == 1:
         return found
     from accelerate.utils import gather_object
 
@@ -48,8 +43,8 @@ def together(found: dict[int, Found]) -> dict[int, Found]:
 
 
 def own_device(device: str) -> str:
-    """Return this process's GPU if several share a machine's; otherwise ``device`` itself."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if several() and device.startswith("cuda") else device
+    """Return the device of this process where several share a machine: each has a GPU of its own."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device.startswith("cuda") else device
 
 
 def accelerator(split_batches: bool = False) -> Accelerator:
@@ -70,7 +65,7 @@ def accelerator(split_batches: bool = False) -> Accelerator:
 
 def mean(value: torch.Tensor) -> torch.Tensor:
     """Return the mean of a tensor over all processes."""
-    if not several():
+    if num_processes() == 1:
         return value
     from accelerate.utils import reduce
 
@@ -80,13 +75,13 @@ def mean(value: torch.Tensor) -> torch.Tensor:
 
 def wait_for_all() -> None:
     """Return once every process has come here."""
-    if several():
+    if num_processes() > 1:
         accelerator().wait_for_everyone()
 
 
 def first_says(value: bool) -> bool:
     """Return the first process's ``value`` in every process."""
-    if not several():
+    if num_processes() == 1:
         return value
     from accelerate.utils import broadcast_object_list
 

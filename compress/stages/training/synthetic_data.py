@@ -141,7 +141,7 @@ class _Writer:
         # Those that are as long are written together, so that few tokens fill up.
         order = sorted(range(len(begun)), key=lambda position: len(begun[position]))
         size = self._at_once(max((len(prompt) + more for prompt, more in zip(begun, room, strict=True)), default=1))
-        size = max(1, min(size, -(-len(order) // processes.count())))
+        size = max(1, min(size, -(-len(order) // processes.num_processes())))
         parts = list(enumerate(order[start : start + size] for start in range(0, len(order), size)))
         mine = [part for part in parts if processes.is_mine(part[0])]
         generated: dict[int, np.ndarray] = {}

@@ -22,7 +22,7 @@ from compress.formats.runtime import TensorType, get_runtime
 from compress.formats.targets import TARGETS
 from compress.inspection.budget import budget_of
 from compress.models.model import TorchModel
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.tasks.task import Examples
 from compress.utils.errors import InputError, IntegrityError, ModelError, StageError
 
@@ -45,7 +45,7 @@ def examples_of(model: TorchModel) -> Examples:
 @pytest.fixture(scope="module")
 def plain(executorch_program: Path) -> tuple[TorchModel, ExecuTorchModel, Path]:
     """Return a model, its program in fp32 and the folder of that program."""
-    return tiny_encoder(), ExecuTorchModel.load(executorch_program, get_task(tiny.TASK)), executorch_program
+    return tiny_encoder(), ExecuTorchModel.load(executorch_program, TASKS[tiny.TASK]), executorch_program
 
 
 @pytest.fixture(scope="module")

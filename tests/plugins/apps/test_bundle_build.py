@@ -36,7 +36,7 @@ from compress.plugins.apps.text import Texts
 from compress.plugins.apps.tokenizer_fallbacks import expand_whitespace_classes, to_page_tokenizer
 from compress.plugins.apps.verify import verify
 from compress.tasks import registry
-from compress.tasks.registry import TASK_NAMES, get_task
+from compress.tasks.registry import TASK_NAMES, TASKS
 from compress.tasks.text_classification import TextClassification
 from compress.utils.errors import InputError, ModelError
 from compress.utils.progress import SilentProgress
@@ -103,7 +103,7 @@ def test_refused_build_leaves_no_files(run: Path, tmp_path: Path, change: dict[s
 
 
 def test_every_task_with_an_app_can_be_bundled() -> None:
-    bundled_tasks = {name for name in TASK_NAMES if get_task(name).app_steps}
+    bundled_tasks = {name for name in TASK_NAMES if TASKS[name].app_steps}
     assert {find_app_type(name).name for name in bundled_tasks} == bundled_tasks
     assert len(APP_TYPES) == len(bundled_tasks)
 

@@ -26,7 +26,7 @@ from compress.plugins.diff.record import AnswersDiff, Diff
 from compress.plugins.diff.views import html_diff
 from compress.results.report import DataRecord, Report
 from compress.tasks.classes import agreement_row, outcome_row
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 
 VALUE = "bert.encoder.layer.1.attention.self.value.weight"
 
@@ -72,7 +72,7 @@ def found(*arguments: object, code: int = 0) -> dict[str, Any]:
 
 @torch.no_grad()
 def logits(folder: Path, batch: dict[str, np.ndarray]) -> np.ndarray:
-    module = TorchModel.load(folder, get_task(tiny.TASK)).module.eval()
+    module = TorchModel.load(folder, TASKS[tiny.TASK]).module.eval()
     return module(**{name: torch.from_numpy(array) for name, array in batch.items()}).logits.numpy()
 
 
@@ -99,7 +99,7 @@ def test_data_rows_give_accuracy_slices_and_flipped_texts(encoder: Path, changed
     accuracy = next(change for change in compared["changes"] if change["metric"] == "accuracy")
     with rows.open() as file:
         content = list(csv.DictReader(file))
-    models = [TorchModel.load(folder, get_task(tiny.TASK)) for folder in (encoder, changed)]
+    models = [TorchModel.load(folder, TASKS[tiny.TASK]) for folder in (encoder, changed)]
     scores = [tiny.logits(model, [row["text"] for row in content]) for model in models]
     answers = [[tiny.LABELS[label_id] for label_id in side.argmax(1)] for side in scores]
     right = [[answer == row["label"] for answer, row in zip(side, content, strict=True)] for side in answers]

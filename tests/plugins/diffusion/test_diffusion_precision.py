@@ -39,13 +39,13 @@ from compress.stages.base import Context
 from compress.stages.cast import Cast
 from compress.stages.onnx_int8.quantizer import LAYERS, METADATA
 from compress.stages.onnx_int8.stage import OnnxInt8
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import IntegrityError
 
 pytestmark = pytest.mark.slow
 
 UNET, DECODER = "unet/model.onnx", "vae_decoder/model.onnx"
-TASK = get_task("text-to-image")
+TASK = TASKS["text-to-image"]
 
 
 PROMPTS = ["a bag", "the small dark boot of a photo"]

@@ -37,7 +37,7 @@ from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
 from compress.results.report import BASELINE, FINAL, Measurement, Report
 from compress.tasks.classes import outcome_row
-from compress.tasks.registry import get_task, infer_task
+from compress.tasks.registry import TASKS, infer_task
 from compress.utils.errors import InputError, ModelError
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")]
@@ -297,7 +297,7 @@ def test_contrast_and_psnr_of_known_images() -> None:
 
 def test_task_is_inferred_and_other_processors_are_refused() -> None:
     assert infer_task({"architectures": ["StableDiffusionPipeline"]}, False) == "text-to-image"
-    assert get_task("text-to-image") is TASK
+    assert TASKS["text-to-image"] is TASK
     with pytest.raises(ModelError, match="does not prepare prompts"):
         TASK.encode(rows("a bag", "dark boot"), object(), None, 99)
 
@@ -306,8 +306,8 @@ PICTURES = {"picture_steps": (4, 50), "picture_sizes": (64,)}
 
 
 def test_steps_and_sizes_are_refused_for_other_tasks() -> None:
-    refuse_idle(get_task("text-to-image").capabilities, PICTURES)
-    others = get_task("text-classification").capabilities
+    refuse_idle(TASKS["text-to-image"].capabilities, PICTURES)
+    others = TASKS["text-classification"].capabilities
     refuse_idle(others, {"threads": 2})
     with pytest.raises(InputError, match="No effect on this model: --steps and --size"):
         refuse_idle(others, PICTURES)

@@ -26,7 +26,7 @@ from compress.plugins.diffusion.unet_blocks import select_bk_sdm_blocks
 from compress.stages.base import Context
 from compress.stages.protocols import fields_without_effect
 from compress.stages.training.checkpoint import TrainingCheckpoint
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import StageError
 
 NOISING = NoiseProcess.from_scheduler(DDPMScheduler())
@@ -153,7 +153,7 @@ def test_resumed_distillation_equals_uninterrupted_one(tmp_path, monkeypatch):
     assert not torch.equal(whole["conv_in.weight"], small.conv_in.weight)
 
 
-TASK = get_task("text-to-image")
+TASK = TASKS["text-to-image"]
 
 
 @pytest.fixture
@@ -224,4 +224,4 @@ def test_stage_without_required_settings_is_refused() -> None:
 def test_stages_support_only_image_generation() -> None:
     for stage in (PruneDenoiser, DistillFeatures, DistillAutoencoder):
         assert stage.supports(TASK.capabilities)
-        assert not stage.supports(get_task("text-generation").capabilities)
+        assert not stage.supports(TASKS["text-generation"].capabilities)

@@ -16,7 +16,7 @@ from compress.data.dataset import Dataset
 from compress.plugins.diffusion.pipeline_model import load_pipeline
 from compress.plugins.diffusion.sampler import torch_sampler
 from compress.stages.base import Context
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 
 WIDTH, TOKENS = 16, 12
 WORDS = ("a", "picture", "of", "bag", "boot", "coat", "dress", "sandal", "shirt", "small", "dark", "the", "photo")
@@ -108,7 +108,7 @@ def captioned_context(scratch: Path, earlier: Callable[[str], Any] = refuse_earl
     """Return a stage context whose training split has eight captioned images."""
     captions = [f"a {'dark' if row % 2 else 'small'} coat" for row in range(8)]
     rows = pa.table({"image": tiny_images.table(8)["image"], "text": captions})
-    data = Dataset(get_task("text-to-image").columns, {"train": rows, "validation": rows.slice(0, 4), "test": rows}, ())
+    data = Dataset(TASKS["text-to-image"].columns, {"train": rows, "validation": rows.slice(0, 4), "test": rows}, ())
     return stage_context("text-to-image", data, 12, earlier=earlier, scratch=scratch)
 
 

@@ -26,7 +26,7 @@ from toy_run import DIGESTS, new_key, write_run
 from typer.testing import CliRunner
 
 from compress.cli import app
-from compress.pipeline.licences import find_licences, objections
+from compress.pipeline.licences import find_licences, remarks_on
 from compress.plugins.provenance.run_view import read_run
 from compress.plugins.provenance.slsa import verify_statement
 from compress.plugins.provenance.write import write_provenance
@@ -276,7 +276,7 @@ def test_hub_model_card_is_requested_once(hub: Hub, tmp_path: Path, monkeypatch:
     recipe = Recipe.model_validate(fields)
     licences_before = find_licences(recipe, tmp_path)
     assert (licences_before[0].licence, hub.calls) == ("not stated", [])
-    assert [objection.words.split(";")[0] for objection in objections(licences_before, recipe)] == [
+    assert [remark.split(";")[0] for remark in remarks_on(licences_before, recipe)] == [
         "no licence is stated for test data test.csv"
     ]
     fetched = find_licences(recipe, tmp_path, fetch=True)[0]

@@ -35,11 +35,9 @@ from compress.utils.errors import DeviceError, InputError, MissingExtraError, St
 class Nudge(Stage[TorchModel, TorchModel]):
     """A stage that adds ``by`` plus the number of training rows to one tensor, and fails if ``by`` is negative."""
 
+    required_data = Requirements(splits=("train",))
     kind: Literal["nudge"] = "nudge"
     by: float = 1.0
-
-    def needs(self) -> Requirements:
-        return Requirements(splits=("train",))
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         if self.by < 0:

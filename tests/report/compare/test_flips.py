@@ -18,7 +18,7 @@ from compress.report.compare.effects import largest_change, slice_changes
 from compress.report.compare.flips import find_flips
 from compress.report.run_folder import ModelAnswers, write_predictions
 from compress.results.report import DataRecord, Measurement, Report, SliceRecord
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.progress import SilentProgress
 
 TEXTS = ("dull", "lovely", "boring", "superb", "awful", "great")
@@ -49,7 +49,7 @@ def run(folder: Path, answers: Sequence[str], digest: str | None = None) -> Repo
     )
     if digest is None:
         config = DataConfig(splits={"test": "test.csv"})
-        digest = load_dataset(config, get_task("text-classification").columns, folder, SilentProgress()).digest("test")
+        digest = load_dataset(config, TASKS["text-classification"].columns, folder, SilentProgress()).digest("test")
     data = DataRecord(digest=digest, rows=len(raw), labels=("bad", "good"))
     return Report(recipe="recipe", measurements=(row,), data=data)
 

@@ -27,7 +27,7 @@ from compress.stages.distill.stage import Distill
 from compress.stages.finetune import Finetune
 from compress.stages.sparsify.magnitude import sparse_layers
 from compress.tasks.inference import predict
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import StageError
 from compress.utils.progress import SilentProgress
 
@@ -130,7 +130,7 @@ def test_a_narrower_student_learns(tmp_path: Path):
     assert student.labels() == tiny.LABELS
     assert agreement(student, teacher()) >= 0.85 and losses.seen[-1] < losses.seen[0] / 2
     student.save(tmp_path)
-    np.testing.assert_allclose(answers(TorchModel.load(tmp_path, get_task(tiny.TASK))), answers(student), atol=1e-6)
+    np.testing.assert_allclose(answers(TorchModel.load(tmp_path, TASKS[tiny.TASK])), answers(student), atol=1e-6)
 
 
 def test_student_of_selected_layers_starts_from_their_weights():
@@ -200,7 +200,7 @@ def test_student_of_a_head_pruned_teacher_has_all_heads(tmp_path: Path):
     student = Distill(**STILL, student={"config": {"hidden_size": 16}}).run(model, context()[0])
     student_folder = saved(student, tmp_path / "student")
     np.testing.assert_allclose(
-        answers(TorchModel.load(Path(student_folder), get_task(tiny.TASK))), answers(student), atol=1e-6
+        answers(TorchModel.load(Path(student_folder), TASKS[tiny.TASK])), answers(student), atol=1e-6
     )
 
 

@@ -33,10 +33,10 @@ from compress.stages.distill_language_model.trainer import LanguageDistillationT
 from compress.stages.recovery.trainer import Quality
 from compress.stages.training.checkpoint import TrainingCheckpoint
 from compress.stages.training.sequences import training_sequences
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import DataError, StageError
 
-TASK = get_task("text-generation")
+TASK = TASKS["text-generation"]
 QUICK: dict[str, Any] = {
     "teacher": "start",
     "batch_size": 4,

@@ -39,7 +39,7 @@ from compress.stages.onnx_int8.accuracy_aware import agreement_with, merit_of, r
 from compress.stages.onnx_int8.quantizer import LAYERS, METADATA, OneByOne, calibration_set
 from compress.stages.onnx_int8.stage import OnnxInt8
 from compress.stages.onnx_weight_only import OnnxWeightOnly
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import DataError, StageError
 from compress.utils.progress import SilentProgress
 
@@ -189,7 +189,7 @@ def test_already_quantized_part_is_refused(speech_model: OnnxModel):
 def test_static_encoder_ranges_use_first_window_of_each_recording(speech_model: OnnxModel, tmp_path: Path):
     files = write_speech(tmp_path)
     write_recordings(tmp_path, "long", 2, seed=5, seconds=(2.5, 3.5))
-    task = get_task(TASK)
+    task = TASKS[TASK]
     config = DataConfig(source=str(tmp_path), splits={"train": "long.jsonl", "test": files["test"]})
     data = load_dataset(config, task.columns, tmp_path, SilentProgress())
     context = dataclasses.replace(tiny.context(), task=task, data=data)
@@ -348,7 +348,7 @@ def test_damage_is_squared_output_change_over_variance():
         )
 
 
-EMBEDDING_TASK = get_task(sentences.TASK)
+EMBEDDING_TASK = TASKS[sentences.TASK]
 
 
 def lookup(table: np.ndarray) -> onnx.ModelProto:

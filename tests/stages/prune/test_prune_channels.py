@@ -29,7 +29,7 @@ from compress.stages.distill.stage import Distill
 from compress.stages.finetune import Finetune
 from compress.stages.prune.stage import Prune
 from compress.stages.sparsify.stages import SparsifyGradually
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import RecipeError, StageError
 
 DATA = tiny_images.dataset(24)
@@ -114,11 +114,11 @@ def test_pruned_model_keeps_the_stage_contract(tmp_path: Path) -> None:
     stage.run(model, context)
     model.save(tmp_path)
     probe = PredictionProbe(
-        load=lambda folder: TorchModel.load(folder, get_task(tiny_images.TASK)),
+        load=lambda folder: TorchModel.load(folder, TASKS[tiny_images.TASK]),
         encode=lambda processor: context.task.encode(context.data.split("test"), processor, None, 24),
     )
     IntegrityCheck("prune", stage.output_spec()).check(model, digests_before, ModelSize(1, 1), tmp_path, probe)
-    assert TorchModel.load(tmp_path, get_task(tiny_images.TASK)).parameters() == model.parameters()
+    assert TorchModel.load(tmp_path, TASKS[tiny_images.TASK]).parameters() == model.parameters()
 
 
 def test_pruned_nets_are_finetuned_and_distilled() -> None:
@@ -183,7 +183,7 @@ def test_heads_neurons_and_layers_of_a_vit(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
     model.save(tmp_path)
     torch.testing.assert_close(
-        logits(TorchModel.load(tmp_path, get_task(tiny_images.TASK))), logits(model), rtol=0, atol=0
+        logits(TorchModel.load(tmp_path, TASKS[tiny_images.TASK])), logits(model), rtol=0, atol=0
     )
 
 

@@ -28,7 +28,7 @@ from compress.stages.prune_decoder.settings import pruning_flops
 from compress.stages.prune_decoder.stage import PruneDecoder
 from compress.stages.prune_decoder.width_sizes import Sizes
 from compress.stages.sparsify.stages import SparsifyDecoder
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import StageError
 
 SMALL = {"samples": 6, "sequence_length": 24, "precision": "fp32"}
@@ -263,7 +263,7 @@ def test_pruned_decoder_keeps_the_contract_and_is_quantized(tmp_path: Path) -> N
     saved = tmp_path / "saved"
     saved.mkdir()
     result.save(saved)
-    task, rows = get_task("text-generation"), stage_context.data.split("train")
+    task, rows = TASKS["text-generation"], stage_context.data.split("train")
     probe = PredictionProbe(
         lambda folder: Checkpoint.load(folder, task), lambda tokenizer: task.encode(rows, tokenizer, None, 16)
     )
@@ -303,7 +303,7 @@ def test_impossible_pruning_is_refused_before_any_work(
 
 
 LANGUAGE, CLASSES, SPEECH = (
-    get_task(name).capabilities for name in ("text-generation", "text-classification", "automatic-speech-recognition")
+    TASKS[name].capabilities for name in ("text-generation", "text-classification", "automatic-speech-recognition")
 )
 SHAPE = Shape(embeddings=1000, attention=80, feed_forward=160, other=10, layers=4, hidden=10, intermediate=32, heads=4)
 PLAN = PlanContext(64, True, {}, {}, lambda name, random: None, lambda: 1e9, generates=True)
@@ -313,7 +313,7 @@ def test_each_stage_is_for_its_kind_of_model() -> None:
     assert [stage.supports(LANGUAGE) for stage in (Prune, PruneDecoder, SparsifyDecoder)] == [False, True, True]
     assert [stage.supports(CLASSES) for stage in (Prune, PruneDecoder, SparsifyDecoder)] == [True, False, False]
     assert not Prune.supports(SPEECH) and not PruneDecoder.supports(SPEECH)
-    assert (PruneDecoder.input_type(), Prune.input_type()) == (Checkpoint, TorchModel)
+    assert (PruneDecoder.input_type, Prune.input_type) == (Checkpoint, TorchModel)
 
 
 def test_fields_without_an_effect_are_refused() -> None:

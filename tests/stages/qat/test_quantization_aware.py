@@ -38,7 +38,7 @@ from compress.stages.qat.layers import QuantizedLayer, put_in, quantizable, star
 from compress.stages.qat.stage import Qat
 from compress.stages.qat.trainer import fold_batch_norms
 from compress.tasks.image_classification import TASK
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import ModelError, StageError
 
 Conv = dict[str, int]
@@ -478,7 +478,7 @@ def test_a_gptq_folder_is_refused_before_it_is_loaded(task: str, tmp_path: Path)
     # transformers would ask for packages that quantize, or fail inside them with a NameError.
     quantize_tiny_llama(save_tiny_llama(tmp_path / "float"), tmp_path / "gptq")
     with pytest.raises(ModelError, match=r"quantized already: .* \(quant_method: gptq\)") as refused:
-        get_task(task).load(tmp_path / "gptq", ["good", "bad"], trust_remote_code=False)
+        TASKS[task].load(tmp_path / "gptq", ["good", "bad"], trust_remote_code=False)
     assert refused.value.where == str(tmp_path / "gptq")
 
 

@@ -30,7 +30,7 @@ from compress.stages.training.length import Length
 from compress.stages.training.partial_forward import shortened
 from compress.tasks.capability import EMBEDS, HAS_CLASSES, TAKES_IMAGES
 from compress.tasks.inference import forward, predict, tensors
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import StageError
 
 LAYERS = 3
@@ -311,7 +311,7 @@ def taught(source: Checkpoint, folder: Path) -> TorchModel:
     fields: dict[str, Any] = {"batch_size": 4, "tokens": 3 * 4 * causal.LENGTH, "precision": "fp32"}
     fields |= {"teacher": "start", "student": {"layers": [1]}}
     stage = STAGES["distill_language_model"].model_validate({"kind": "distill_language_model", **fields})
-    return stage.run(TorchModel.load(source.folder, get_task(causal.TASK)), causal.context(source, folder))
+    return stage.run(TorchModel.load(source.folder, TASKS[causal.TASK]), causal.context(source, folder))
 
 
 def test_language_model_is_distilled_on_the_gpu(tmp_path: Path, request: pytest.FixtureRequest) -> None:

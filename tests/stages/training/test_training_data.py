@@ -33,11 +33,11 @@ from compress.stages.training.sequences import TokenSequences, training_sequence
 from compress.stages.training.settings import Augment, TeacherWrites, Training
 from compress.stages.training.synthetic_data import with_synthetic_text
 from compress.tasks.inference import tensors
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import DataError, StageError
 from compress.utils.progress import SilentProgress
 
-TASK = get_task("text-generation")
+TASK = TASKS["text-generation"]
 STAGE = DistillLanguageModel(teacher="start", batch_size=4, precision="fp32")
 TURNS = "{% for turn in messages %}<s>{{ turn.role }} {{ turn.content }}</s>{% endfor %}"
 TEMPLATE = TURNS + "{% if add_generation_prompt %}<s>a {% endif %}"
@@ -360,5 +360,5 @@ def test_out_of_range_fields_are_refused():
 def test_augment_has_no_effect_on_text_tasks(kind: type[Any]):
     more = {"teacher": "start"} if kind is Distill else {"sparsity": 0.5} if kind is SparsifyGradually else {}
     stage = kind.model_validate({**more, "augment": BOTH})
-    assert "augment" in fields_without_effect(stage, get_task("text-classification").capabilities)
-    assert "augment" not in fields_without_effect(stage, get_task("image-classification").capabilities)
+    assert "augment" in fields_without_effect(stage, TASKS["text-classification"].capabilities)
+    assert "augment" not in fields_without_effect(stage, TASKS["image-classification"].capabilities)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from compress.formats.target_profile import find_processor
 from compress.stages.base import SEARCH_TIMES, AppliesTo
@@ -91,11 +91,12 @@ class Int8Options(Frozen):
         "the error",
     )
 
-    @model_validator(mode="after")
-    def _one_bound(self) -> Int8Options:
-        if self.accuracy_floor is not None and self.error_ceiling is not None:
+    @field_validator("error_ceiling")
+    @classmethod
+    def _one_bound(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("accuracy_floor") is not None:
             raise ValueError("accuracy_floor or error_ceiling, not both")
-        return self
+        return value
 
     @property
     def searches(self) -> bool:

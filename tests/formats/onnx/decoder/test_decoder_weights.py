@@ -32,7 +32,7 @@ from compress.models.lora_adapter import low_rank
 from compress.models.model import TorchModel
 from compress.models.quantized_module import load_quantized_module
 from compress.numerics.integer_grid import QuantizedWeight
-from compress.tasks.registry import get_task
+from compress.tasks.registry import TASKS
 from compress.utils.errors import ModelError
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -171,7 +171,7 @@ def adapted(tmp_path: Path, *targets: str, quantized: bool = True, **fields: obj
     """Return a checkpoint with a LoRA adapter; the head is untied if adapted, since peft cannot adapt a tied head."""
     source = save_tiny_llama(tmp_path / "source", tie_word_embeddings="lm_head" not in targets)
     checkpoint = quantize_tiny_llama(source, tmp_path / "quantized") if quantized else source
-    module = TorchModel.load(source.folder, get_task("text-generation")).module
+    module = TorchModel.load(source.folder, TASKS["text-generation"]).module
     save_adapter(module, checkpoint.folder / "adapter", *targets, **fields)
     return checkpoint
 

@@ -17,16 +17,10 @@ class Pt2(Stage[TorchModel, Pt2Model]):
 
     packages = ("torch", "transformers")
     requires = frozenset({HAS_CLASSES, TAKES_TEXT})
+    required_data = Requirements(splits=("train",))
+    guarantees = OutputSpec(changes_weights=False)
     kind: Literal["pt2"] = "pt2"
     tolerance: float = Field(1e-4, gt=0, description="largest accepted difference of a logit from torch")
-
-    def needs(self) -> Requirements:
-        """Real examples, for the trace and for the proof."""
-        return Requirements(splits=("train",))
-
-    def output_spec(self) -> OutputSpec:
-        """Same weights, same predictions."""
-        return OutputSpec(changes_weights=False)
 
     def run(self, model: TorchModel, context: Context) -> Pt2Model:
         """Trace, save, open again, compare. Raises `IntegrityError` where the answers differ."""

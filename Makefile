@@ -56,7 +56,7 @@ $(STAMP): $(CORE) $(EXTRAS)
 	@$(COMPILE)
 	@touch $@
 
-test: $(STAMP) ## run the tests, with a quarter of the slow ones; ROTATION=slow: with all of them
+test: $(STAMP) ## run the tests, with an eighth of the slow ones; ROTATION=slow: with all of them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n $(WORKERS) $(ORDER)
 	$(BIN)/python -m pytest -m alone $(ALONE)
 

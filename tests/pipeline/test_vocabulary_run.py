@@ -33,6 +33,7 @@ STAGES = [
 
 
 @pytest.mark.filterwarnings("ignore:Tracing")
+@pytest.mark.slow
 def test_student_with_smaller_vocabulary_is_compared_on_same_text(tmp_path: Path) -> None:
     source = save_mergeable_llama(tmp_path / "model")
     student = TorchModel.load(source.folder, TASK)

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 Item = TypeVar("Item")
-SLOW_PARTS = 4
-"""`make test` runs a quarter of the files of slow and browser tests, and rotates to another quarter each hour."""
+SLOW_PARTS = 8
+"""`make test` runs one eighth of the files of slow and browser tests, and rotates to another eighth each hour."""
 
 
 def todays(items: Iterable[Item], days: int, name: Callable[[Item], str]) -> list[Item]:

@@ -65,6 +65,7 @@ def test_logits_equal_transformers_pipeline(folder: Path) -> None:
     assert merit(TASK, module, examples) == np.mean(predicted.argmax(-1) == examples.labels)
 
 
+@pytest.mark.slow
 def test_exported_graph_has_dynamic_length_and_mask(waves: Path) -> None:
     model = TASK.load(waves, LABELS, trust_remote_code=False)
     examples = TASK.encode(table([wav(samples) for _, samples in tones(6)]), model.processor, None, 8)

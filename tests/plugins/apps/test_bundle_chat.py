@@ -227,6 +227,7 @@ def with_beams(folder: Path, beams: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_text_to_text_example_equals_transformers(rewriting_run: Path) -> None:
     bundle = build(wanted_of(rewriting_run), rewriting_run / "out", SilentProgress())
     assert isinstance(bundle.manifest.postprocessing, Rewrite)

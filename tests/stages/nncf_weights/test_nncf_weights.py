@@ -174,6 +174,7 @@ assert "Stub" in type(telemetry).__name__ or "Mock" in type(telemetry).__name__,
 """
 
 
+@pytest.mark.slow
 def test_stage_prints_nothing_and_sends_no_telemetry(source: Checkpoint, tmp_path: Path) -> None:
     # In a process of its own: NNCF sends nothing from within pytest, and here it is imported by the stage.
     tests_folder = Path(__file__).parent

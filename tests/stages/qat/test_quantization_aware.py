@@ -449,6 +449,7 @@ def test_vit_is_trained_and_exported_exactly(bits: int, format: str, tmp_path: P
 
 
 @pytest.mark.full_range(own_kernels=True)
+@pytest.mark.slow
 def test_convolutional_net_is_trained_and_exported_exactly(tmp_path: Path) -> None:
     model = tiny_images.mobile_net()
     shipped, context = taught(model, bits=8, learning_rate=3e-3)

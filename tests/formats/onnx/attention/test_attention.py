@@ -321,6 +321,7 @@ def family_model(name: str) -> TorchModel:
     return TorchModel(model_of_kind(name, FAMILIES[name][0], noise=0.1), None)
 
 
+@pytest.mark.slow
 def test_output_bytes_do_not_depend_on_hash_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     """ModernBERT iterates over a set of its layer types, whose order differs from process to process."""
 

@@ -176,6 +176,7 @@ LINEAR = {"linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_ke
     "linear_num_value_heads": 4, "linear_conv_kernel_dim": 4, "shared_expert_intermediate_size": 48,
     "layer_types": ["linear_attention", "full_attention"]}  # fmt: skip
 MAMBA = {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1, "chunk_size": 8}
+SLOW_FAMILIES = ("mamba2", "qwen3_next")
 FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
     "gemma2": ({**SIZES, "sliding_window": 6, "query_pre_attn_scalar": 24}, ""),  # windows, soft caps, norms about 1
     # sinks, experts with biases
@@ -215,7 +216,9 @@ def some_ids(length: int) -> np.ndarray:
     return np.random.default_rng(0).integers(3, 96, (2, length))
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind in SLOW_FAMILIES else ()) for kind in FAMILIES]
+)
 def test_each_family_matches_torch_and_reports_unfused_attention(kind: str, tmp_path) -> None:
     fields, unfused = FAMILIES[kind]
     checkpoint, _ = save(kind, fields, tmp_path)

@@ -48,10 +48,9 @@ def commands() -> str:
 
 
 def _leaves(command: typer.core.TyperCommand, name: str) -> list[tuple[str, typer.core.TyperCommand]]:
-    group = isinstance(command, typer.core.TyperGroup)
-    names = command.list_commands(typer.Context(command)) if group else []
-    load = getattr(command, "load", None) or command.commands.get if group else None
-    children = {child: load(child) for child in names} if load else {}
+    context = typer.Context(command)
+    names = command.list_commands(context) if isinstance(command, typer.core.TyperGroup) else []
+    children = {child: command.resolve_command(context, [child])[1] for child in names}
     own = [] if children and not getattr(command, "invoke_without_command", False) else [(name, command)]
     return own + [leaf for child, below in children.items() for leaf in _leaves(below, f"{name} {child}")]
 

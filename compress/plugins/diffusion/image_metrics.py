@@ -1,6 +1,6 @@
-"""Metrics of generated images: similarity to a reference image, and distance of image sets by a classifier's features.
+"""Metrics of generated images: PSNR, SSIM and LPIPS of image pairs, and the Fréchet distance (FID) of image sets.
 
-Images are [n, height, width, channels]. n: generated images, m: real images, d: features.
+Images are [n, height, width, channels]. n: generated images, m: real images, d: features that a classifier computes.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ if TYPE_CHECKING:
 
 SSIM_WINDOW = 11
 """Side of the Gaussian window of SSIM, in pixels."""
-_LEVELS = 255
-_SEED = 0
-_SINGULAR = 1e-10
+_MAX_LEVEL = 255
+"""Largest value of an 8-bit channel."""
+_BOOTSTRAP_SEED = 0
+_EIGENVALUE_TOLERANCE = 1e-10
 """Eigenvalues below this share of the largest count as 0."""
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
     """Convert images from 0 to 1 to uint8, rounded as diffusers does."""
-    return (images * _LEVELS).round().astype(np.uint8)
+    return (images * _MAX_LEVEL).round().astype(np.uint8)
 
 
 def decode_images(values: Sequence[Mapping[str, object]], shape: tuple[int, int, int]) -> np.ndarray:
@@ -46,6 +47,7 @@ def decode_images(values: Sequence[Mapping[str, object]], shape: tuple[int, int,
     """
     channels, height, width = shape
     conversions: Counter[str] = Counter()
+    # `decode` counts images that it converted to another color mode. The counts are not reported here.
     images = (decode(value, "L" if channels == 1 else "RGB", conversions) for value in values)
     return np.stack([np.asarray(fit_size(image, height, width)).reshape(height, width, -1) for image in images])
 
@@ -70,14 +72,14 @@ def mean_measurement(metric: str, values: np.ndarray, model: str = "", target: s
         model: Label of the model.
         target: Name of the target.
     """
-    value, low, high = mean_interval(values, _SEED)
+    value, low, high = mean_interval(values, _BOOTSTRAP_SEED)
     bounds = {"low": low, "high": high} if len(values) > 1 else {}
     unit, raw = describe_metric(metric).unit, tuple(values.tolist())
     return Measurement(model=model, metric=metric, target=target, value=value, unit=unit, n=len(raw), raw=raw, **bounds)
 
 
 def contrast_row(images: np.ndarray, model: str, target: str) -> Measurement:
-    """Return the mean standard deviation of an image's levels."""
+    """Return the mean over images of the standard deviation of an image's values. It is near 0 for a blank image."""
     return mean_measurement("picture_contrast", images.reshape(len(images), -1).std(axis=1), model, target)
 
 
@@ -90,31 +92,36 @@ def similarity_rows(images: np.ndarray, reference: np.ndarray, model: str, targe
         model: Label of the model.
         target: Name of the target.
     """
-    rows = [mean_measurement("psnr_to_baseline", psnr(images, reference, span=_LEVELS), model, target)]
+    rows = [mean_measurement("psnr_to_baseline", psnr(images, reference, _MAX_LEVEL), model, target)]
     if min(images.shape[1:3]) >= SSIM_WINDOW:
-        rows.append(mean_measurement("ssim_to_baseline", ssim(images, reference, span=_LEVELS), model, target))
+        rows.append(mean_measurement("ssim_to_baseline", ssim(images, reference, _MAX_LEVEL), model, target))
     return rows
 
 
-def psnr(images: ArrayLike, reference: ArrayLike, span: float = 1.0) -> Floats:
-    """Return the peak signal-to-noise ratio of each pair in decibels, [n]: 10 log10(span² / mean squared error).
+def psnr(images: ArrayLike, reference: ArrayLike, data_range: float = 1.0) -> Floats:
+    """Return the peak signal-to-noise ratio of each pair in decibels, [n]: 10 log10(data_range² / mean squared error).
 
-    The error counts as at least 1/12 of a squared 8-bit level, the average error of rounding. Equal images therefore
-    have 58.9 dB instead of infinity.
+    The squared error counts as at least 1/12 of a squared 8-bit step, the mean squared error of rounding to 8 bits.
+    Equal images therefore have 58.9 dB instead of infinity.
+
+    Args:
+        images: Generated images.
+        reference: Image to compare each of them with.
+        data_range: Difference between the largest and the smallest possible value.
 
     Raises:
         ValueError: The images do not pair.
     """
     first, second = _pair_arrays(images, reference)
-    errors = np.square(first - second).reshape(len(first), -1).mean(axis=1)
-    return np.asarray(10 * np.log10(span**2 / np.maximum(errors, (span / _LEVELS) ** 2 / 12)), np.float64)
+    mse = np.square(first - second).reshape(len(first), -1).mean(axis=1)
+    return np.asarray(10 * np.log10(data_range**2 / np.maximum(mse, (data_range / _MAX_LEVEL) ** 2 / 12)), np.float64)
 
 
-def ssim(images: ArrayLike, reference: ArrayLike, span: float = 1.0) -> Floats:
-    """Return the structural similarity of each pair, [n], the mean over channels (Wang et al. 2004, section III-B).
+def ssim(images: ArrayLike, reference: ArrayLike, data_range: float = 1.0) -> Floats:
+    """Return the structural similarity of each pair, [n], the mean over channels (Wang et al. 2004, equation 13).
 
-    Means, variances and covariance are those of a Gaussian window of 11 x 11 pixels with a deviation of 1.5, at each
-    position inside the image. K1 is 0.01, K2 0.03.
+    Means, variances and covariance are those of a Gaussian window of 11 x 11 pixels with a standard deviation of 1.5,
+    at each position inside the image. K1 is 0.01, K2 0.03, as in section III-C of the paper.
 
     Raises:
         ValueError: The images do not pair, or are smaller than the window.
@@ -122,7 +129,7 @@ def ssim(images: ArrayLike, reference: ArrayLike, span: float = 1.0) -> Floats:
     x, y = _pair_arrays(images, reference)
     if x.ndim != 4 or min(x.shape[1:3]) < SSIM_WINDOW:
         raise ValueError(f"expected images of {SSIM_WINDOW} x {SSIM_WINDOW} pixels or more, found {list(x.shape)}")
-    c1, c2 = (0.01 * span) ** 2, (0.03 * span) ** 2
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     mean_x, mean_y = _gaussian_window(x), _gaussian_window(y)
     variance_x = _gaussian_window(x**2) - mean_x**2
     variance_y = _gaussian_window(y**2) - mean_y**2
@@ -133,13 +140,13 @@ def ssim(images: ArrayLike, reference: ArrayLike, span: float = 1.0) -> Floats:
 
 
 def perceptual_distance(layers: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> Floats:
-    """Return the distance of image pairs in a network's layers, [n] (Zhang et al. 2018, equation 1, all weights 1).
+    """Return the LPIPS distance of image pairs, [n] (Zhang et al. 2018, equation 1, all weights 1).
 
     At each position the channels are scaled to length 1. The squared distance is averaged over positions and summed
     over layers, so that it lies between 0 and 4 times the number of layers.
 
     Args:
-        layers: Outputs of each layer for the images, [n, channels, ...].
+        layers: Outputs of each layer of a network for the images, [n, channels, ...].
         reference: Outputs of the same layers for the reference images.
 
     Raises:
@@ -149,6 +156,7 @@ def perceptual_distance(layers: Sequence[np.ndarray], reference: Sequence[np.nda
         raise ValueError(f"expected the same layers of both, found {len(layers)} and {len(reference)}")
     total = np.zeros(len(layers[0]))
     for layer, reference_layer in zip(layers, reference, strict=True):
+        # The small addend, also of the lpips package, avoids division by zero.
         first, second = (
             array / (np.linalg.norm(array, axis=1, keepdims=True) + 1e-10)
             for array in _pair_arrays(layer, reference_layer)
@@ -158,7 +166,7 @@ def perceptual_distance(layers: Sequence[np.ndarray], reference: Sequence[np.nda
 
 
 def _gaussian_window(images: Floats) -> Floats:
-    """Return weighted means under the window at each position inside, [n, height - 10, width - 10, channels]."""
+    """Return Gaussian-weighted means at each position of the window inside, [n, height - 10, width - 10, channels]."""
     from scipy.ndimage import correlate1d
 
     half = SSIM_WINDOW // 2
@@ -196,10 +204,12 @@ def fit_gaussian(features: ArrayLike) -> Gaussian:
 def gaussian_frechet_distance(first: Gaussian, second: Gaussian) -> float:
     """Return the squared Fréchet distance of two normal distributions (Dowson and Landau 1982).
 
-    |m - w|² + tr(C + S - 2 (C S)^½). The trace of the root is computed from (C^½ S C^½)^½, which is symmetric.
+    It is |m - w|² + tr(C + S - 2 (C S)^½), where w and S are mean and covariance of ``first``, m and C those of
+    ``second``. (C S)^½ has the same trace as (C^½ S C^½)^½, which is symmetric and therefore computed here.
     """
     root = _matrix_power(second.covariance, 0.5)
     eigenvalues = np.linalg.eigvalsh(root @ first.covariance @ root)
+    # A trace of a matrix root is the sum of the roots of the eigenvalues. Rounding can make them slightly negative.
     between_means = float(np.square(first.mean - second.mean).sum())
     traces = float(np.trace(first.covariance) + np.trace(second.covariance))
     return max(between_means + traces - 2 * float(np.sqrt(np.maximum(eigenvalues, 0)).sum()), 0.0)
@@ -208,8 +218,8 @@ def gaussian_frechet_distance(first: Gaussian, second: Gaussian) -> float:
 def frechet_distance(features: ArrayLike, reference: ArrayLike) -> float:
     """Return the Fréchet Inception distance of features [n, d] and [m, d] (Heusel et al. 2017, equation 6).
 
-    The features may come from another network than Inception. Few images have a larger distance than many of the same
-    distribution, so only distances of equally many images compare.
+    The features may come from another network than Inception. The distance of few images is larger than that of many
+    images of the same distribution, so compare only distances of equally many images.
     """
     return gaussian_frechet_distance(fit_gaussian(features), fit_gaussian(reference))
 
@@ -254,18 +264,19 @@ def frechet_contributions(features: ArrayLike, reference: ArrayLike) -> Floats:
     generated = fit_gaussian(rows)
     root = _matrix_power(real.covariance, 0.5)
     transport = root @ _matrix_power(root @ generated.covariance @ root, -0.5) @ root
-    residual = np.eye(width) - transport
+    identity_minus_transport = np.eye(width) - transport
     centered = rows - generated.mean
-    spread = count / (count - 1) * np.einsum("nd,de,ne->n", centered, residual, centered)
-    shift = 2 * centered @ (generated.mean - real.mean)
-    trace = np.trace(residual @ generated.covariance)
-    return np.asarray(gaussian_frechet_distance(generated, real) + shift + spread - trace, np.float64)
+    # Covariances are divided by n - 1. With this factor the mean of the contributions is exactly the distance.
+    covariance_term = count / (count - 1) * np.einsum("nd,de,ne->n", centered, identity_minus_transport, centered)
+    mean_term = 2 * centered @ (generated.mean - real.mean)
+    trace = np.trace(identity_minus_transport @ generated.covariance)
+    return np.asarray(gaussian_frechet_distance(generated, real) + mean_term + covariance_term - trace, np.float64)
 
 
 def _matrix_power(matrix: Floats, exponent: float) -> Floats:
     """Return a power of a symmetric, positive semidefinite matrix. Eigenvalues of 0 stay 0."""
     values, vectors = np.linalg.eigh(matrix)
-    positive = values > _SINGULAR * max(values[-1], 0)
+    positive = values > _EIGENVALUE_TOLERANCE * max(values[-1], 0)
     powers = np.where(positive, np.where(positive, values, 1.0) ** exponent, 0.0)
     return np.asarray((vectors * powers) @ vectors.T, np.float64)
 

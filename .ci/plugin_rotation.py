@@ -63,7 +63,7 @@ listed = set(group.commands) & set(catalogue)
 if listed != expected:
     sys.exit(f"the commands {sorted(listed)} are listed, expected {sorted(expected)}")
 for name in group.commands:
-    group.load(name)
+    group.resolve_command(typer.Context(group), [name])
 """
 RECIPES = """
 import sys

@@ -1,4 +1,14 @@
-"""Which layer gets how many bits: the least expected divergence that a budget of bits allows, found exactly."""
+"""Choice of the bits of each layer under a budget for the whole model (`target_bits` or `max_bytes`).
+
+Some layers tolerate coarse rounding better than others, so a model of a given size is more accurate if its sensitive
+layers get more bits. The bits are chosen in two steps:
+
+1. `Survey` measures the sensitivity of each layer: the KL divergence of the next-token probabilities of a model in
+   which only this layer is rounded, at `PROBE_BITS`, from those of the float model. For other numbers of bits it is
+   scaled by the layer's squared output error tr(E H Eᵀ), E = W - Q, to which small divergences are proportional.
+2. `allocate` minimizes the sum of these divergences within the budget. This is a multiple-choice knapsack problem,
+   which `compress.numerics.bit_allocation` solves exactly.
+"""
 
 from __future__ import annotations
 
@@ -26,31 +36,42 @@ from compress.utils.errors import StageError
 from compress.utils.progress import Progress
 
 TABLES = "tables"
-"""The embedding and the head together, among the names of `Sensitivity`."""
+"""Key of `Sensitivity` for the tables, which are the input embeddings and the output head."""
 PROBE_BITS = 3
-"""At which a layer is coarse while its price is measured: coarse enough to stand out from float32's own rounding."""
+"""Bits of a layer while its sensitivity is measured: few enough that the effect exceeds rounding in float32."""
 STATES_BYTES = 1 << 28
-"""Of all variants' hidden states; the probe text is cut to keep to it."""
-_LONGEST = 128
-_AT_ONCE = 16
-"""Variants that pass a block together."""
-_LONGEST_ROUTED = 512
-"""With experts, each of which sees a few of the tokens only."""
-_JUDGED = 32
-"""Positions of each variant whose answers are compared, evenly spread."""
+"""Largest size of the hidden states of all variants. The probe text is shortened to keep to it."""
+_PROBE_TOKENS = 128
+_BATCH_SIZE = 16
+"""Variants that pass through a block in one batch."""
+_PROBE_TOKENS_WITH_EXPERTS = 512
+"""Mixtures of experts need a longer probe text, since each expert receives only a few of its tokens."""
+_COMPARED_POSITIONS = 32
+"""Evenly spaced positions at which the probabilities of a variant are compared with those of the float model."""
 
 
 Heads = Callable[[torch.Tensor], Mapping[int, torch.Tensor]]
-"""Given the Hessian of the head's inputs, what the head would be at some bits, [vocabulary, hidden]."""
+"""Function from the Hessian of the head's inputs to the dequantized heads [vocabulary, hidden] by bits."""
 Sensitivity = Mapping[str, Mapping[int, float]]
-"""``[name][bits]``: the divergence that a layer at so many bits is expected to add, in nats a token."""
+"""``[name][bits]``: the divergence that rounding a layer to this number of bits adds, in nats per token."""
 
 
 @dataclass
 class Survey:
-    """A pass over the float model with a variant for each layer of ``plan``, or for one matrix of all experts.
+    """Measurement of the sensitivity of each layer in one pass over the float model, block by block.
 
-    ``folder`` is for states at work.
+    A variant of the model has a single layer rounded to `PROBE_BITS`, or the same matrix of all experts of a block.
+    The hidden states of all variants go through the model together. A variant begins at the block of its layer, since
+    it equals the float model before.
+
+    Attributes:
+        decoder: Model whose blocks are loaded one at a time.
+        config: Settings of the quantization.
+        plan: Layers of each block.
+        choices: Numbers of bits that a layer may get.
+        progress: Receives the number of finished blocks.
+        folder: Folder for temporary hidden states.
+        importance: Weight of each token of the calibration text; None if all count alike.
     """
 
     decoder: BlockwiseModel
@@ -63,30 +84,38 @@ class Survey:
 
     @torch.no_grad()
     def run(self, ids: torch.Tensor, embeddings: Mapping[int, torch.Tensor], heads: Heads) -> Sensitivity:
-        """Measure on token ids [windows, length]. ``embeddings``: the table at some bits, [vocabulary, hidden].
+        """Return the sensitivity of each layer and, unless ``embeddings`` is empty, of the tables.
 
-        Raises `StageError` where the model's answers are not finite.
+        Args:
+            ids: Token ids of the calibration text, [windows, length]. The first window is the probe text.
+            embeddings: Dequantized embeddings [vocabulary, hidden] by bits.
+            heads: Returns the dequantized heads by bits.
+
+        Raises:
+            StageError: The model's logits are not finite.
         """
         decoder, block_indices = self.decoder, range(len(self.plan))
         variants = [variant for index in block_indices for variant in self._variants(index)]
         # The probe: the first tokens of one sequence, [1, length].
-        longest = _LONGEST_ROUTED if any(map(self._experts, block_indices)) else _LONGEST
+        max_tokens = _PROBE_TOKENS_WITH_EXPERTS if any(map(self._experts, block_indices)) else _PROBE_TOKENS
         state_count = len(variants) + len(embeddings) + 1
-        probe = ids[:1, : min(longest, max(STATES_BYTES // (4 * decoder.hidden_size * state_count), 8))]
-        # Found before any layer is watched, since finding them may run a block.
+        probe = ids[:1, : min(max_tokens, max(STATES_BYTES // (4 * decoder.hidden_size * state_count), 8))]
+        # Cache the arguments of the blocks now. It may run a block, which must not happen while inputs are captured.
         decoder.calls(probe)
         embedded, original_table = [], decoder.table
         for table in (None, *embeddings.values()):
             decoder.table = table
             embedded.append(decoder.embedded(probe))
         decoder.table = original_table
+        # States of the float model come first, then those of coarse tables, then those of each block's variants.
         states = torch.cat(embedded)
         errors: dict[str, dict[int, float]] = {}
         shares: dict[str, float] = {}
+        # The whole text passes through the model as well, because the heads are rounded under its Hessian.
         text = CalibrationActivations(decoder, self.config, ids, self.folder, self.importance) if embeddings else None
         for index in self.progress.track(block_indices, "measuring sensitivity", len(block_indices)):
             decoder.load(index)
-            states = self._block(index, probe, states, errors, shares)
+            states = self._run_block(index, probe, states, errors, shares)
             if text is not None:
                 text.advance(index)
             decoder.unload(index)
@@ -94,26 +123,27 @@ class Survey:
         losses: dict[str, Mapping[int, float]] = {}
         for variant, divergence in zip(variants, divergences[len(embeddings) :], strict=True):
             for name in variant:
-                unit = shares.get(name, 1.0) * divergence / max(errors[name][PROBE_BITS], 1e-30)
-                losses[name] = {bits: unit * errors[name][bits] for bits in self.choices}
+                # A divergence grows in proportion to the squared output error while both are small.
+                ratio = shares.get(name, 1.0) * divergence / max(errors[name][PROBE_BITS], 1e-30)
+                losses[name] = {bits: ratio * errors[name][bits] for bits in self.choices}
         if embeddings:
-            losses[TABLES] = dict(zip(embeddings, divergences, strict=False)) | {16: 0.0}
+            losses[TABLES] = dict(zip(embeddings, divergences, strict=False)) | {FLOAT_BITS: 0.0}
         return losses
 
     def _experts(self, index: int) -> dict[str, SeparateExperts]:
         return find_separate_experts(self.decoder.blocks[index], f"{self.decoder.prefix}.{index}")
 
     def _variants(self, index: int) -> list[tuple[str, ...]]:
-        """Return the layers of a block that are coarse together: each alone, but the same matrix of all experts."""
+        """Return the layers that are rounded in each variant of a block: one, or the same matrix of all experts."""
         variants: dict[str, tuple[str, ...]] = {}
         experts = self._experts(index)
         for name in (layer.name for layer in self.plan[index] if layer.bits):
             owner = owning_experts(name, experts)
-            shared = f"{owner}.*.{name.rpartition('.')[2]}" if owner else name
-            variants[shared] = (*variants.get(shared, ()), name)
+            key = f"{owner}.*.{name.rpartition('.')[2]}" if owner else name
+            variants[key] = (*variants.get(key, ()), name)
         return list(variants.values())
 
-    def _block(
+    def _run_block(
         self,
         index: int,
         probe: torch.Tensor,
@@ -121,11 +151,19 @@ class Survey:
         errors: dict[str, dict[int, float]],
         shares: dict[str, float],
     ) -> torch.Tensor:
-        """Return all variants' states [variants, length, hidden] after a block, its own layers' variants last."""
+        """Return all states [1 + variants, length, hidden] after a block, with the variants of the block's layers last.
+
+        Args:
+            index: Index of the block, which is loaded.
+            probe: Token ids of the probe text, [1, length].
+            states: States before the block. The first are those of the float model.
+            errors: Receives the relative squared output error of each layer of the block by bits.
+            shares: Receives the share of each expert's layer in the divergence of its variant.
+        """
         prefix = f"{self.decoder.prefix}.{index}"
         layers_by_name = linears(self.decoder.blocks[index], prefix)
         groups = {layer.name: layer.group_size for layer in self.plan[index] if layer.bits}
-        modules = {name: part for name, part in layers_by_name.items() if name in groups}
+        modules = {name: linear for name, linear in layers_by_name.items() if name in groups}
         coarse: dict[str, torch.Tensor] = {}
 
         def run(hidden: torch.Tensor) -> torch.Tensor:
@@ -134,48 +172,52 @@ class Survey:
         def measure(names: Sequence[str], hessian: torch.Tensor) -> None:
             for name in names:
                 weight = modules[name].weight
-                whole, relative_errors = max(output_energy(weight, hessian), 1e-30), errors.setdefault(name, {})
+                energy, relative_errors = max(output_energy(weight, hessian), 1e-30), errors.setdefault(name, {})
                 for bits in sorted({*self.choices, PROBE_BITS}):
                     settings = settings_for(self.config, bits, groups[name] or weight.shape[1])
                     rounded = round_to_nearest(weight, settings, hessian.diagonal()).dequantize()
-                    relative_errors[bits] = output_energy(weight - rounded, hessian) / whole
+                    relative_errors[bits] = output_energy(weight - rounded, hessian) / energy
                     if bits == PROBE_BITS:
                         coarse[name] = rounded
 
-        first, experts = states[:1], self._experts(index)
-        work = BlockPass(prefix, modules, run, [lambda: first], experts, self.config.expert_tokens)
-        after = [*work.solve(measure), *(run(some) for some in torch.split(states[1:], _AT_ONCE) if len(some))]
-        parts = _parts(experts, lambda: run(first)) if experts else {}
+        original, experts = states[:1], self._experts(index)
+        # `solve` calls `measure` with the Hessians of the float model's inputs, and yields the float model's states.
+        block_pass = BlockPass(prefix, modules, run, [lambda: original], experts, self.config.expert_tokens)
+        outputs = [*block_pass.solve(measure), *(run(rows) for rows in states[1:].split(_BATCH_SIZE) if len(rows))]
+        expert_outputs = _expert_outputs(experts, lambda: run(original)) if experts else {}
         # In the order of the plan, which need not be that of the calls.
         for variant in self._variants(index):
-            with _replaced({modules[name]: coarse[name] for name in variant}):
-                changed = _parts(experts, lambda: after.append(run(first)))
-            shares.update(_shares(variant, parts, changed))
-        return torch.cat(after)
+            with _replaced_weights({modules[name]: coarse[name] for name in variant}):
+                changed = _expert_outputs(experts, lambda: outputs.append(run(original)))
+            shares.update(_shares_of_experts(variant, expert_outputs, changed))
+        return torch.cat(outputs)
 
     def _divergences(self, states: torch.Tensor, heads: Sequence[torch.Tensor]) -> list[float]:
-        """KL(model as it is || variant) of each variant, in nats a token, over `_JUDGED` positions."""
-        places = torch.linspace(0, states.shape[1] - 1, min(_JUDGED, states.shape[1])).round().long()
-        judged = states[:, places]
-        original = self._answers(judged[:1])
+        """Return KL(float model || variant) of each variant in nats per token, over `_COMPARED_POSITIONS` positions.
+
+        Variants with coarse embeddings come first in ``states``. Their heads are ``heads``.
+        """
+        count = min(_COMPARED_POSITIONS, states.shape[1])
+        compared = states[:, torch.linspace(0, states.shape[1] - 1, count).round().long()]
+        original = self._log_probabilities(compared[:1])
         divergences = []
-        for variant, hidden in enumerate(judged[1:]):
-            answers = self._answers(hidden[None], heads[variant] if variant < len(heads) else None)
-            divergence = torch.nn.functional.kl_div(answers, original, reduction="sum", log_target=True)
-            divergences.append(float(divergence) / len(places))
+        for variant, hidden in enumerate(compared[1:]):
+            log_probabilities = self._log_probabilities(hidden[None], heads[variant] if variant < len(heads) else None)
+            divergence = torch.nn.functional.kl_div(log_probabilities, original, reduction="sum", log_target=True)
+            divergences.append(float(divergence) / count)
         if not all(map(math.isfinite, divergences)):
             raise StageError("The model's answers to the calibration text are not finite.", expected="finite logits")
-        # Rounding can leave a variant that changes nothing a hair below zero.
+        # Rounding can make the divergence of a variant that changes nothing slightly negative.
         return [max(value, 0.0) for value in divergences]
 
-    def _answers(self, hidden: torch.Tensor, head: torch.Tensor | None = None) -> torch.Tensor:
-        """Log-probabilities [1, positions, vocabulary]."""
+    def _log_probabilities(self, hidden: torch.Tensor, head: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the log-probabilities [1, positions, vocabulary] of the next tokens."""
         return torch.log_softmax(self.decoder.logits(hidden, head), dim=-1)
 
 
 @contextmanager
-def _replaced(changed: Mapping[nn.Linear, torch.Tensor]) -> Iterator[None]:
-    """Let layers have other weights for a while."""
+def _replaced_weights(changed: Mapping[nn.Linear, torch.Tensor]) -> Iterator[None]:
+    """Give layers other weights within a `with` block."""
     original_weights = {linear: linear.weight for linear in changed}
     for linear, weight in changed.items():
         linear.weight = nn.Parameter(weight, requires_grad=False)
@@ -186,15 +228,15 @@ def _replaced(changed: Mapping[nn.Linear, torch.Tensor]) -> Iterator[None]:
             linear.weight = weight
 
 
-def _parts(experts: Mapping[str, SeparateExperts], run: Callable[[], object]) -> dict[str, torch.Tensor]:
-    """Return each expert's contribution to its block's output, [its tokens, hidden] by name, for one ``run``."""
+def _expert_outputs(experts: Mapping[str, SeparateExperts], run: Callable[[], object]) -> dict[str, torch.Tensor]:
+    """Call ``run`` and return the part [its tokens, hidden] of the block's output that each expert adds, by name."""
     outputs_by_expert: dict[str, torch.Tensor] = {}
 
-    def note(owner: str, number: int, part: torch.Tensor) -> None:
-        outputs_by_expert[f"{owner}.{number}"] = part
+    def record(owner: str, number: int, output: torch.Tensor) -> None:
+        outputs_by_expert[f"{owner}.{number}"] = output
 
     for owner, module in experts.items():
-        module.on_output = partial(note, owner)
+        module.on_output = partial(record, owner)
     try:
         run()
     finally:
@@ -203,34 +245,38 @@ def _parts(experts: Mapping[str, SeparateExperts], run: Callable[[], object]) ->
     return outputs_by_expert
 
 
-def _shares(
-    variant: Sequence[str], parts: Mapping[str, torch.Tensor], changed: Mapping[str, torch.Tensor]
+def _shares_of_experts(
+    variant: Sequence[str], outputs: Mapping[str, torch.Tensor], changed: Mapping[str, torch.Tensor]
 ) -> dict[str, float]:
-    """Return the part of a variant's price that falls to each of its layers.
+    """Return the share of each layer in the divergence of a variant that rounds a layer of several experts.
 
-    It goes by the squared change of what an expert adds, with one token more for each, of an average change: that the
-    probe missed an expert doesn't mean that it is never needed.
+    The share is proportional to the squared change of the expert's outputs. To each expert, the average change of one
+    token is added, because an expert that received no token of the probe text may still be needed.
     """
-    owners = [name.rpartition(".")[0] for name in variant]
+    experts = [name.rpartition(".")[0] for name in variant]
     if len(variant) == 1:
         return {}
-    changes = {owner: float((changed[owner] - parts[owner]).square().sum()) for owner in owners if owner in parts}
-    tokens = sum(len(parts[owner]) for owner in changes)
+    changes = {name: float((changed[name] - outputs[name]).square().sum()) for name in experts if name in outputs}
+    tokens = sum(len(outputs[name]) for name in changes)
     average = sum(changes.values()) / max(tokens, 1)
-    whole = sum(changes.values()) + average * len(owners)
+    total = sum(changes.values()) + average * len(experts)
     return {
-        name: (changes.get(owner, 0.0) + average) / whole if whole else 1 / len(owners)
-        for name, owner in zip(variant, owners, strict=True)
+        layer: (changes.get(expert, 0.0) + average) / total if total else 1 / len(experts)
+        for layer, expert in zip(variant, experts, strict=True)
     }
 
 
 FLOAT_BITS = 16
+"""Bits of a parameter that is not quantized: float16 or bfloat16."""
 _SCALE_BITS = 16
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """The bits of each layer by name, and of the tables; ``average`` counts every parameter and every scale."""
+    """Chosen bits of each layer by name, and of the tables, with the sum of the predicted divergences.
+
+    ``average`` is the number of bits per parameter over the whole model, scales and zero points included.
+    """
 
     bits: Mapping[str, int]
     tables: int
@@ -239,7 +285,10 @@ class Allocation:
 
 
 def stored_bits(layer: Layer, bits: int | None, symmetric: bool) -> int:
-    """Return the bits a layer takes at ``bits``: integers, scales and, if needed, zero points."""
+    """Return the stored size of a layer in bits: integers of ``bits`` bits, scales and, unless symmetric, zero points.
+
+    ``bits`` None is a layer that stays float16.
+    """
     elements = layer.rows * layer.columns
     if bits is None or bits == FLOAT_BITS:
         return FLOAT_BITS * elements
@@ -249,7 +298,7 @@ def stored_bits(layer: Layer, bits: int | None, symmetric: bool) -> int:
 
 
 def average_bits(plan: Sequence[Sequence[Layer]], tables: Sequence[Layer], parameters: int, symmetric: bool) -> float:
-    """Bits of a parameter, on average over all of the model's ``parameters``, those that stay float16 included."""
+    """Return the bits per parameter, on average over all ``parameters`` of the model, including those left float16."""
     layers = [*tables, *(layer for block in plan for layer in block)]
     counted = sum(stored_bits(layer, layer.bits, symmetric) for layer in layers)
     other_parameters = parameters - sum(layer.rows * layer.columns for layer in layers)
@@ -264,14 +313,17 @@ def allocate(
     sensitivity: Sensitivity,
     table_choices: Sequence[int],
 ) -> Allocation:
-    """Choose the bits of each layer with the least predicted loss within ``target_bits`` or ``max_bytes``.
+    """Choose the bits of each layer so that the sum of predicted divergences is least within the budget.
+
+    A layer is one unit of the knapsack problem, all tables together are another. An option of a unit is a number of
+    bits, with its size and its predicted divergence. Parameters outside these layers take `FLOAT_BITS` each.
 
     Args:
-        config: Budget and choices of bits.
+        config: Budget: ``max_bytes``, or else ``target_bits`` per parameter.
         plan: Layers of each block.
         tables: Embedding tables, with the group size that they would have. All get the same bits.
         parameters: Parameters of the whole model.
-        sensitivity: Measured loss of each layer and number of bits.
+        sensitivity: Predicted divergence of each layer and number of bits.
         table_choices: Bits that the tables may get.
 
     Raises:
@@ -290,23 +342,23 @@ def allocate(
             for bits in table_choices
         ]
     )
-    alone = parameters - sum(layer.rows * layer.columns for layer in (*layers, *tables))
+    other_parameters = parameters - sum(layer.rows * layer.columns for layer in (*layers, *tables))
     if config.max_bytes is not None:
-        budget, goal = 8 * config.max_bytes, f"max_bytes: {config.max_bytes:,}"
+        budget, budget_name = 8 * config.max_bytes, f"max_bytes: {config.max_bytes:,}"
     else:
         assert config.target_bits is not None
-        budget, goal = int(config.target_bits * parameters), f"target_bits: {config.target_bits:g}"
+        budget, budget_name = int(config.target_bits * parameters), f"target_bits: {config.target_bits:g}"
     try:
-        chosen = allocate_bits(units, budget - FLOAT_BITS * alone)
+        chosen = allocate_bits(units, budget - FLOAT_BITS * other_parameters)
     except ValueError as error:
-        least = sum(min(option.size_bits for option in unit) for unit in units) + FLOAT_BITS * alone
+        least = sum(min(option.size_bits for option in unit) for unit in units) + FLOAT_BITS * other_parameters
         raise StageError(
-            f"No choice of bits keeps to {goal}: the least possible is {least / parameters:.2f} bits on "
+            f"No choice of bits keeps to {budget_name}: the least possible is {least / parameters:.2f} bits on "
             f"average, {ceil(least / 8):,} bytes.",
             hint="raise target_bits or max_bytes, allow fewer bits in `choices`, or widen group_size",
         ) from error
     options = [unit[index] for unit, index in zip(units, chosen, strict=True)]
-    size = sum(option.size_bits for option in options) + FLOAT_BITS * alone
+    size = sum(option.size_bits for option in options) + FLOAT_BITS * other_parameters
     bits = [allowed[index] for allowed, index in zip(choices, chosen, strict=True)]
     layer_bits = {layer.name: chosen_bits for layer, chosen_bits in zip(layers, bits[:-1], strict=True)}
     return Allocation(layer_bits, bits[-1], size / parameters, sum(option.loss for option in options))

@@ -35,7 +35,6 @@ from compress.plugins.apps.build import Bundle, build
 from compress.plugins.apps.text import Texts
 from compress.plugins.apps.tokenizer_fallbacks import expand_whitespace_classes, to_page_tokenizer
 from compress.plugins.apps.verify import verify
-from compress.tasks import registry
 from compress.tasks.registry import TASK_NAMES, TASKS
 from compress.tasks.text_classification import TextClassification
 from compress.utils.errors import InputError, ModelError
@@ -178,7 +177,7 @@ class Sentiment(TextClassification):
 
 
 def test_app_type_is_chosen_by_the_task_preprocessing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "TASKS", {**registry.TASKS, "sentiment": Sentiment()})
+    monkeypatch.setitem(TASKS, "sentiment", Sentiment())
     assert app_types.find_app_type("sentiment") is app_types.find_app_type("text-classification")
     monkeypatch.setattr(Sentiment, "app_steps", None)
     with pytest.raises(InputError, match="no app for a model of sentiment"):

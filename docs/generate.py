@@ -33,7 +33,10 @@ def commands() -> str:
     root = typer.main.get_command(app)
     lines = ["# Commands", "", "Written by `make docs` from the code.", ""]
     for name, command in sorted(_leaves(root, "compress")):
-        lines += [f"## {name}", "", (command.help or "").strip(), "", "| parameter | meaning |", "|---|---|"]
+        lines += [f"## {name}", "", (command.help or "").strip(), ""]
+        if command.epilog:
+            lines += [f"`{command.epilog.removeprefix('Example: ')}`", ""]
+        lines += ["| parameter | meaning |", "|---|---|"]
         for parameter in command.params:
             if parameter.name in ("help", "install_completion", "show_completion"):
                 continue

@@ -4,56 +4,131 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from importlib.metadata import distributions
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from compress import __version__
+from compress import DISTRIBUTION, __version__
 from compress.plugins import Command, Extension, explain_missing, find_commands
 
 INTERRUPTED = 130
 CORE_COMMANDS: Mapping[str, Command] = {
-    "run": Command("compress.cli.run:run", "Run a recipe. Finished stages come from the cache."),
+    "run": Command(
+        "compress.cli.run:run",
+        "Run a recipe. Finished stages come from the cache.",
+        "compress run quickstart --set distill.epochs=2",
+        "Start",
+    ),
     "check": Command(
         "compress.cli.run:check",
         "Prove that a recipe can run, and predict its time, memory and disk, without loading a model.",
+        "compress check quickstart",
+        "Start",
     ),
     "inspect": Command(
-        "compress.cli.inspect:inspect", "Show where a model's bytes and parameters are, by module, type and share."
+        "compress.cli.inspect:inspect",
+        "Show where a model's bytes and parameters are, by module, type and share.",
+        "compress inspect quickstart --depth 2",
+        "Inspect",
     ),
     "evaluate": Command(
         "compress.cli.evaluate:evaluate",
         "Measure an artifact's metrics, with intervals, through the runtime of a target.",
+        "compress evaluate quickstart --by-slice",
+        "Compare",
     ),
-    "bench": Command("compress.cli.bench:bench", "Time an artifact on real examples, or as it generates text."),
+    "bench": Command(
+        "compress.cli.bench:bench",
+        "Time an artifact on real examples, or as it generates text.",
+        "compress bench quickstart --threads 1",
+        "Compare",
+    ),
     "profile": Command(
         "compress.cli.profile:profile",
         "Time every operator, against the arithmetic and bandwidth that this machine reaches.",
+        "compress profile quickstart --html profile.html",
+        "Inspect",
     ),
     "compare": Command(
         "compress.cli.compare:compare",
         "Compare two runs, or a run's model with its own baseline: better, same, worse, or inconclusive.",
+        "compress compare quickstart",
+        "Compare",
     ),
     "gate": Command(
         "compress.cli.compare:gate",
         "Judge a run against a baseline by a policy. Exit code 1: something got worse than allowed.",
+        "compress gate quickstart --baseline baseline/report.json",
+        "Compare",
     ),
-    "report": Command("compress.cli.run:report", "Show the report of a finished run."),
+    "report": Command(
+        "compress.cli.run:report",
+        "Show the report of a finished run.",
+        "compress report quickstart --format html > report.html",
+        "Start",
+    ),
     "doctor": Command(
         "compress.cli.doctor:doctor",
         "Check this machine and installation, or a model. Exit code 1: something must be fixed first.",
+        "compress doctor quickstart",
+        "Inspect",
     ),
     "targets": Command(
-        "compress.cli.targets:targets", "List the targets, and why some are unavailable on this machine."
+        "compress.cli.targets:targets",
+        "List the targets, and why some are unavailable on this machine.",
+        "compress targets ios",
+        "Inspect",
     ),
     "recipes": Command(
-        "compress.cli.recipes:recipes_app", "List recipes, write their JSON Schema, or start a new one."
+        "compress.cli.recipes:recipes_app",
+        "List recipes, write their JSON Schema, or start a new one.",
+        "compress recipes copy quickstart",
+        "Inspect",
     ),
-    "samples": Command("compress.cli.samples:samples_app", "List samples and fetch them into the user's cache folder."),
-    "cache": Command("compress.cli.cache:cache_app", "List or remove the outputs of finished stages."),
+    "samples": Command(
+        "compress.cli.samples:samples_app",
+        "List samples and fetch them into the user's cache folder.",
+        "compress samples fetch minilm",
+        "Inspect",
+    ),
+    "cache": Command(
+        "compress.cli.cache:cache_app",
+        "List or remove the outputs of finished stages.",
+        "compress cache prune --older-than-days 30",
+        "Operate",
+    ),
 }
-PLUGIN_PANEL = "Commands of plug-ins"
+PANELS = ("Start", "Inspect", "Compare", "Ship", "Operate")
+EXAMPLES = """Examples:
+compress run quickstart        # run a recipe that is installed with compress
+compress check my-recipe.yaml  # check a recipe and its data, and predict time
+compress report quickstart --format html > report.html"""
+
+
+def _example(command: Command) -> str | None:
+    return f"Example: {command.example}" if command.example else None
+
+
+def _shorten_types(parameters: list[Any], context: typer.Context) -> list[Any]:
+    """Remove the type of flags from their help, and separate choices by spaces, at which lines may wrap."""
+    for parameter in parameters:
+        shown = parameter.display_type_rich(context)
+        if parameter.metavar is None and getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+        elif parameter.metavar is None and "|" in (shown or ""):
+            parameter.metavar = shown.strip("<>").replace("|", " | ")
+    return parameters
+
+
+def _shorten_all_types(command: Any, parent: typer.Context) -> Any:
+    """Shorten the types in the help of a command and its subcommands, and return the command."""
+    context = typer.Context(command, parent=parent)
+    _shorten_types(command.get_params(context), context)
+    for child in getattr(command, "commands", {}).values():
+        _shorten_all_types(child, context)
+    return command
 
 
 class CommandGroup(TyperGroup):
@@ -61,12 +136,19 @@ class CommandGroup(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        plugin_commands = find_commands(reserved=CORE_COMMANDS)
-        self.references = {**CORE_COMMANDS, **plugin_commands}
+        self.references = {**CORE_COMMANDS, **find_commands(reserved=CORE_COMMANDS)}
+        # `compress --help` shows the panels in the order in which their first commands are added.
+        ranks = {panel: rank for rank, panel in enumerate(PANELS)}
+        in_order = sorted(self.references.items(), key=lambda item: ranks.get(item[1].panel, len(ranks)))
         # `compress --help` and the suggestions for a mistyped name need names and help texts alone.
-        for name, command in self.references.items():
-            panel = PLUGIN_PANEL if name in plugin_commands else None
-            self.add_command(TyperCommand(name, short_help=command.help, help=command.help, rich_help_panel=panel))
+        for name, command in in_order:
+            self.add_command(
+                TyperCommand(name, help=command.help, rich_help_panel=command.panel, hidden=command.hidden)
+            )
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options of `compress` itself."""
+        return _shorten_types(super().get_params(ctx), ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Import and return the command that ``args`` calls. Raises `InputError` if its plug-in cannot be imported."""
@@ -89,20 +171,23 @@ class CommandGroup(TyperGroup):
                 f"The command {name!r} cannot be imported from {reference}: {type(error).__name__}: {error}",
                 hint="fix or uninstall the plug-in that registers it; `compress doctor` names it",
             ) from error
+        epilog = _example(self.references[name])
         if isinstance(function, typer.Typer):
             group = typer.main.get_group(function)
-            group.name, group.help = name, group.help or self.references[name].help
-            return name, group, remaining
+            group.name, group.help, group.epilog = name, group.help or self.references[name].help, epilog
+            return name, _shorten_all_types(group, ctx), remaining
         # A plain function becomes a command of its own application.
         single = typer.Typer(add_completion=False)
-        single.command(name)(function)
-        return name, typer.main.get_command(single), remaining
+        single.command(name, epilog=epilog)(function)
+        return name, _shorten_all_types(typer.main.get_command(single), ctx), remaining
 
 
 app = typer.Typer(
     cls=CommandGroup,
     name="compress",
     help="Turn a trained model into the smallest, fastest artifact that still does its job, and prove it.",
+    epilog=EXAMPLES,
+    context_settings={"help_option_names": ["--help", "-h"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=True,
@@ -121,6 +206,10 @@ def main() -> None:
     """Run a command. Exit codes: 0 success, 1 limit missed, 2 bad input, 3 failed stage, 130 interrupted."""
     from compress.utils.errors import CompressError
 
+    # The modules of the other project lie in the same folder, so either may be broken.
+    if any(distributions(name="compress")):
+        other = "The unrelated package `compress` is installed too, and its files mix with those of this program"
+        typer.echo(f"warning: {other}; pip uninstall compress; pip install --force-reinstall {DISTRIBUTION}", err=True)
     try:
         app(prog_name="compress")
     except CompressError as error:

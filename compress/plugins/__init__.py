@@ -37,10 +37,16 @@ class Command:
     Attributes:
         reference: ``"module:attribute"`` of a function or a `typer.Typer`.
         help: Line of the command in `compress --help`.
+        example: Command line that the command's own help shows.
+        panel: Title of the panel of `compress --help`. The core has Start, Inspect, Compare, Ship and Operate.
+        hidden: Whether `compress --help` leaves the command out, as for the former name of a command.
     """
 
     reference: str
     help: str
+    example: str = ""
+    panel: str = "Commands of plug-ins"
+    hidden: bool = False
 
 
 def _extension_point() -> Any:

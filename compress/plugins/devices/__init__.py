@@ -14,6 +14,8 @@ SPEC = PluginSpec(
         "devices": Command(
             "compress.plugins.devices.cli:devices",
             "List the devices of an inventory, and whether each answers, is free and has a Python for the harness.",
+            "compress devices --inventory devices.yaml",
+            "Operate",
         ),
     },
     hosts={"ssh": "compress.plugins.devices.device_host:find_devices"},

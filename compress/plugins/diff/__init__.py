@@ -11,6 +11,8 @@ SPEC = PluginSpec(
         "diff": Command(
             "compress.plugins.diff.cli:diff",
             "Show what differs between two models: files and recipe, every tensor, answers; and what to look at first.",
+            "compress diff quickstart other-run --format html > diff.html",
+            "Compare",
         ),
     },
 )

@@ -16,6 +16,8 @@ SPEC = PluginSpec(
         "nightly": Command(
             "compress.plugins.nightly.cli:nightly",
             "Run every recipe of a suite, gate it against its baseline, and look for drift in the history.",
+            "compress nightly suite.yaml",
+            "Operate",
         ),
     },
 )

@@ -11,14 +11,20 @@ SPEC = PluginSpec(
         "papers": Command(
             "compress.plugins.provenance.cli:write_run_provenance",
             "Write model card, bill of materials and provenance of a run, and list what its licences require.",
+            "compress papers quickstart --output papers",
+            "Ship",
         ),
         "papers-verify": Command(
             "compress.plugins.provenance.cli:verify_run_provenance",
             "Compare every file with the provenance that came with it, and prove who signed it.",
+            "compress papers-verify quickstart",
+            "Ship",
         ),
         "push-to-hub": Command(
             "compress.plugins.provenance.cli:push_to_hub",
             "List the files of a run for the Hugging Face Hub, with sizes and card; send them with --push.",
+            "compress push-to-hub quickstart my-org/quickstart",
+            "Ship",
         ),
     },
     run_finished={"provenance": "compress.plugins.provenance.write:write_after_run"},

@@ -11,6 +11,8 @@ SPEC = PluginSpec(
         "registry": Command(
             "compress.plugins.registry.cli:app",
             "Versions of models: register, promote behind a gate, roll back, verify, pull.",
+            "compress registry register quickstart --name reviews",
+            "Ship",
         ),
     },
 )

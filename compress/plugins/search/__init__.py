@@ -12,6 +12,8 @@ SPEC = PluginSpec(
         "search": Command(
             "compress.plugins.search.cli:search",
             "Find the recipe that meets the limits and is smallest or fastest; Ctrl-C and --resume continue it.",
+            "compress search --model sample:minilm --data reviews.csv --budget 30m",
+            "Start",
         ),
     },
 )

@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # done beside the core.
 APART := jaxlib litert-converter ray openvino xllamacpp executorch ai-edge-litert coremltools onnxruntime-genai pandas \
 	antlr4-python3-runtime rouge-score seqeval
-REQUIRED := pyproject.toml recipes/samples/pyproject.toml constraints.txt
+REQUIRED := pyproject.toml constraints.txt
 WORKERS ?= 2
 # Files whole, the longest first (tests/durations.json). A worker that dies ends the tests: a new one would begin with
 # the test that it died of.
@@ -42,7 +42,7 @@ $(MADE): $(REQUIRED)
 	@touch $@
 
 $(CORE): $(MADE)
-	$(INSTALL) --no-warn-conflicts --editable . --editable recipes/samples
+	$(INSTALL) --no-warn-conflicts --editable .
 	@nice $(COMPILE) & # while the demo begins, or the rest is installed
 	@touch $@
 
@@ -84,4 +84,4 @@ site: $(STAMP) ## build the documentation as a site in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # with --quiet no warning would count
 
 clean: ## remove the virtual environment and caches (artifacts stay)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache site *.egg-info recipes/samples/*.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache site *.egg-info

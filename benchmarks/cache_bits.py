@@ -8,7 +8,7 @@ lines differ only in the precision of the cache, except the last, which has Open
 of the test split of `sample:wiki`. The interval is that of the difference, over windows.
 
 Runs on any processor, but the first line takes more than three minutes on two cores with AVX2 (reduce `--windows` and
-`--context`). Requires `pip install 'compress[openvino]'` and the sample `wiki`.
+`--context`). Requires `pip install 'compress-models[openvino]'` and the sample `wiki`.
 """
 
 from __future__ import annotations

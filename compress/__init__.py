@@ -4,6 +4,8 @@ import os
 import sys
 
 __version__ = "0.1.0"
+DISTRIBUTION = "compress-models"
+"""Name on a package index. Another project is called `compress` there and has a package of the same name."""
 
 # No library used here may tell its makers anything, nor write down an id for this machine. Each looks when it is first
 # imported, so that this comes before any: ONNX Runtime (and its genai), huggingface_hub, MLflow, Ray, and OpenVINO with

@@ -16,6 +16,7 @@ from compress.formats.registry import PLUGGED
 from compress.formats.targets import TARGETS
 from compress.stages import registry as stages  # noqa: F401, which records the stages of plug-ins that cannot be used
 from compress.utils import environment
+from compress.utils.errors import install_command
 from compress.utils.torch_device import CPU, describe_device, device_fault, has_fast_bf16, resolve_device
 
 Environment = Mapping[str, Any]
@@ -56,7 +57,7 @@ def _installation() -> Iterator[Finding]:
             package.name for package in environment.packages() if package.extra == extra and not package.is_satisfied
         ]
         state = f"not installed (lacks {', '.join(missing_of_extra)})" if missing_of_extra else "installed"
-        yield Finding("ok", f"extra {extra}: {state}", f"pip install 'compress[{extra}]'" if missing_of_extra else None)
+        yield Finding("ok", f"extra {extra}: {state}", install_command(extra) if missing_of_extra else None)
 
 
 def _plugins() -> Iterator[Finding]:

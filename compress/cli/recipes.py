@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ recipes_app = typer.Typer(help="List recipes, write their JSON Schema, or start 
 _Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
 RecipeRow = dict[str, Any]
 """Fields of a recipe in the list."""
-_Folder = Annotated[Path | None, typer.Argument(help="Folder to look in; default: ./recipes.")]
+_Folder = Annotated[Path | None, typer.Argument(help="Folder to look in; default: the shipped recipes.")]
 
 
 @recipes_app.callback(invoke_without_command=True)
@@ -28,6 +29,20 @@ def recipes(context: typer.Context, json_: _Json = False) -> None:
 def list_recipes(folder: _Folder = None, json_: _Json = False) -> None:
     """List the recipes of a folder: name, description, task, stages."""
     _show(_described(folder), json_)
+
+
+@recipes_app.command("copy")
+def copy(
+    name: Annotated[str, typer.Argument(help="Name of a shipped recipe, as `compress recipes` lists it.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to copy to.")] = Path(),
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    json_: _Json = False,
+) -> None:
+    """Copy a recipe that is installed with compress, with the files that it names, to change it."""
+    from compress.recipe.shipped import copy_recipe
+
+    copies = [str(path) for path in copy_recipe(name, folder, force)]
+    typer.echo(json.dumps(copies) if json_ else "\n".join(copies))
 
 
 @recipes_app.command("schema")
@@ -73,17 +88,16 @@ def new(
 
 def _described(folder: Path | None) -> list[RecipeRow]:
     from compress.recipe.loading import read_recipe
+    from compress.recipe.shipped import SHIPPED, header_field
 
-    if folder is None:
-        # Without `./recipes`, list the recipes beside the package in a source checkout.
-        folder, shipped = Path("recipes"), Path(__file__).parents[2] / "recipes"
-        folder = shipped if shipped.is_dir() and not folder.is_dir() else folder
+    folder = folder or SHIPPED
     if not folder.is_dir():
         hint = "name a folder with recipes, or start one with `compress recipes new`"
         raise InputError("There is no such folder of recipes.", where=str(folder), hint=hint)
     described = []
     for path in sorted(folder.rglob("*.yaml")):
         row: RecipeRow = {"path": str(path), "name": path.stem, "description": "", "task": None}
+        row |= {"time": header_field(path, "time"), "expect": header_field(path, "expect")}
         try:
             recipe = read_recipe(path)
         except RecipeError as error:
@@ -99,13 +113,18 @@ def _show(described: list[RecipeRow], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(described, indent=2))
         return
-    for row in described:
-        typer.echo(f"{row['path']}: {row['name']}" + (f" ({row['task']})" if row["task"] else ""))
-        if row["description"]:
-            typer.echo(f"    {row['description']}")
-        if row["problems"]:
-            typer.echo(f"    {len(row['problems'])} problems: compress check {row['path']}")
-        else:
-            typer.echo(f"    {' -> '.join(row['stages'])}")
     if not described:
         typer.echo("no recipes", err=True)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "task", "result", "time", box=None, pad_edge=False)
+    for row in described:
+        count = len(row["problems"])
+        result = f"{count} problem{'s' * (count != 1)}: compress check {row['path']}" if count else row["expect"]
+        # The first clause; the recipe itself has all of it.
+        cells = [re.split(r"[;,(]|\. | on ", text)[0] if not count else text for text in (result, row["time"])]
+        table.add_row(row["name"], row["task"] or "", cells[0] or row["description"], cells[1])
+    Console().print(table)
+    typer.echo("compress run NAME runs a recipe, and compress recipes copy NAME copies it to this folder.", err=True)

@@ -9,13 +9,15 @@ import typer
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    recipe: Annotated[Path, typer.Argument(help="The recipe: a YAML file, or the name of a shipped recipe.")],
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, e.g. stages.1.distill.epochs=2."),
     ] = None,
     artifacts: Annotated[Path, typer.Option(help="Folder of the cache and the runs.")] = Path("artifacts"),
-    remeasure: Annotated[bool, typer.Option(help="Measure times again even if nothing changed.")] = False,
+    remeasure: Annotated[
+        bool, typer.Option(show_default=False, help="Measure times again even if nothing changed.")
+    ] = False,
     track: Annotated[
         str | None, typer.Option(metavar="URI", help="Also write to MLflow: http://host:5000 or sqlite:///runs.db.")
     ] = None,
@@ -24,9 +26,11 @@ def run(
     """Run a recipe. Finished stages come from the cache, so a stopped run continues where it was."""
     from rich.console import Console
 
-    from compress.cli.output import ConsoleProgress
     from compress.recipe.loading import read_recipe
+    from compress.recipe.shipped import find_recipe
+    from compress.report.progress import ConsoleProgress
 
+    recipe = find_recipe(recipe)
     loaded = read_recipe(recipe, set_ or ())
     # The recipe is read before torch is imported, so that an error in it shows at once.
     from compress.pipeline.run import run as run_recipe
@@ -69,7 +73,7 @@ def run(
 
 
 def check(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    recipe: Annotated[Path, typer.Argument(help="The recipe: a YAML file, or the name of a shipped recipe.")],
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, e.g. stages.1.distill.epochs=2."),
@@ -82,7 +86,9 @@ def check(
     from compress.pipeline.plan import render_plan
     from compress.pipeline.planning import make_plan
     from compress.recipe.loading import read_recipe
+    from compress.recipe.shipped import find_recipe
 
+    recipe = find_recipe(recipe)
     loaded = read_recipe(recipe, set_ or ())
     cached_stages = CachedStages(loaded, recipe.parent, artifacts)
     plan = make_plan(loaded, recipe.parent, cached_stages, artifacts, looks_into_model=True)

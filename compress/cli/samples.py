@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from compress import DISTRIBUTION
+
 samples_app = typer.Typer(help="List samples and fetch them into the user's cache folder.")
 SampleRow = dict[str, Any]
 """Fields of a sample in the list."""
@@ -35,9 +37,9 @@ def fetch_samples(
     json_: _Json = False,
 ) -> None:
     """Fetch samples that are not fetched yet."""
-    from compress.cli.output import ConsoleProgress
     from compress.data.samples.fetch import sample_directory
     from compress.data.samples.sample import find_sample
+    from compress.report.progress import ConsoleProgress
     from compress.utils.progress import SilentProgress
 
     selected = [find_sample(name) for name in names]
@@ -76,9 +78,7 @@ def _show(described: list[SampleRow], as_json: bool) -> None:
         typer.echo(json.dumps(described, indent=2))
         return
     if not described:
-        from compress.data.samples.sample import INSTALL
-
-        typer.echo(f"No package of samples is installed: {INSTALL} in a checkout of compress.", err=True)
+        typer.echo(f"No package of samples is installed: pip install --force-reinstall {DISTRIBUTION}", err=True)
     for sample in described:
         size = f"{sample['download_bytes'] / 1e6:.1f} MB"
         state = f"in {sample['folder']}" if sample["folder"] else "not fetched"

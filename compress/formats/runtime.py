@@ -14,7 +14,7 @@ import numpy as np
 from compress.formats.registry import FORMATS, RUNTIMES
 from compress.formats.spec import load
 from compress.formats.target_profile import Target
-from compress.utils.errors import InputError, SampleError, StageError, StorageError
+from compress.utils.errors import InputError, SampleError, StageError, StorageError, install_command
 from compress.utils.progress import Progress
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def refuse_unavailable(target: Target, reason: str | None) -> None:
 def why_missing(module: str, distribution: str, extra: str) -> str | None:
     """Return the reason why the runtime of a package is not installed, or ``None`` if it is installed."""
     module_spec = importlib.util.find_spec(module)
-    return None if module_spec else f"{distribution} is not installed (pip install 'compress[{extra}]')"
+    return None if module_spec else f"{distribution} is not installed ({install_command(extra)})"
 
 
 class PackagedRuntime:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from pydantic import BaseModel
 
+from compress import DISTRIBUTION
 from compress.data.config import is_file_name
 from compress.data.source import find
 from compress.formats.quiet_output import quiet_libraries
@@ -246,7 +247,7 @@ def _write_lock(runner: StageRunner, folder: Path) -> dict[str, object]:
     lock = {
         "seed": runner.recipe.seed,
         "threads": torch.get_num_threads(),
-        "packages": package_versions(("compress", *packages)),
+        "packages": package_versions((DISTRIBUTION, *packages)),
         "data": {split: runner.inputs.data.digest(split) for split in splits},
         START: digest_directory(runner.inputs.start),
         "stages": {label: finished.entry.digest for label, finished in runner.results.items()},

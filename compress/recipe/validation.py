@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic_core import to_jsonable_python
 
 from compress.data.config import DataConfig, is_file_name
-from compress.data.samples.sample import INSTALL, known_samples
+from compress.data.samples.sample import known_samples
 from compress.data.source import draws
 from compress.formats.target_profile import TargetProfile
 from compress.models.checkpoint import Checkpoint
@@ -347,7 +347,7 @@ def _check_models(document: Document, parts: list[ParsedStage]) -> None:
             names = [f"sample:{name}" for name, sample in known_samples().items() if sample.kind == kind]
             if reference not in names:
                 suggestion = nearest_name(reference, names)
-                listed = ", ".join(names) or f"those of a package that is not installed: {INSTALL} in a checkout"
+                listed = ", ".join(names) or "of an installed package, of which there is none"
                 document.problem(path, describe(reference), f"one of the {kind} samples {listed}", suggestion)
     # A student with random weights needs another name than a model with trained weights.
     model = _value(document, ("model",), None)

@@ -13,9 +13,11 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from compress import DISTRIBUTION
+
 PACKAGES = (
     "accelerate",
-    "compress",
+    DISTRIBUTION,
     "datasets",
     "nncf",
     "numpy",
@@ -239,7 +241,6 @@ def _text(path: Path) -> str | None:
         return None
 
 
-NAME = "compress"
 _PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
@@ -262,7 +263,7 @@ class RequiredPackage:
 
 def is_installed() -> bool:
     """Return True if this package is installed, rather than imported from the current folder."""
-    return _version(NAME) is not None
+    return _version(DISTRIBUTION) is not None
 
 
 def has_package(name: str) -> bool:
@@ -292,7 +293,7 @@ def packages() -> list[RequiredPackage]:
     for text in _requirements():
         requirement = Requirement(text)
         # An extra that includes other extras refers to the package itself.
-        if requirement.name == NAME:
+        if requirement.name == DISTRIBUTION:
             continue
         # The marker `extra == "gpu"` names the extra.
         marker = str(requirement.marker or "")
@@ -307,7 +308,7 @@ def _requirements() -> list[str]:
     """Return requirements in the form of package metadata, read from the project file if it is present."""
     # An installed package has metadata instead of a project file.
     if not _PYPROJECT.exists():
-        return distribution(NAME).requires or []
+        return distribution(DISTRIBUTION).requires or []
     project = tomllib.loads(_PYPROJECT.read_text(encoding="utf-8"))["project"]
     texts: list[str] = list(project["dependencies"])
     for extra, names in project.get("optional-dependencies", {}).items():

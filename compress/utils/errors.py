@@ -22,6 +22,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from compress import DISTRIBUTION
+
 
 class CompressError(Exception):
     """Base class of all expected errors, which the command line prints without a traceback.
@@ -31,6 +33,7 @@ class CompressError(Exception):
         where: File, line or field.
         expected: Values that would have been valid.
         hint: Action that fixes the cause.
+        errors: The errors that this one lists, if it stands for several.
     """
 
     exit_code = 3
@@ -42,6 +45,7 @@ class CompressError(Exception):
         self.where = where
         self.expected = expected
         self.hint = hint
+        self.errors: tuple[CompressError, ...] = ()
         super().__init__(what)
 
     def __str__(self) -> str:
@@ -116,6 +120,15 @@ class ModelError(InputError):
 class DataError(InputError):
     """A data file, split, column or label that cannot be used."""
 
+    @classmethod
+    def of_all(cls, errors: Sequence[DataError]) -> DataError:
+        """Return one error that lists all ``errors``, or the error itself if it is the only one."""
+        if len(errors) == 1:
+            return errors[0]
+        combined = cls("\n".join([f"The data has {len(errors)} problems:", *map(str, errors)]))
+        combined.errors = tuple(errors)
+        return combined
+
 
 class SampleError(InputError):
     """A sample that cannot be fetched, or whose digest differs from the pinned one."""
@@ -125,13 +138,18 @@ class BundleError(InputError):
     """A bundle that was changed, is unsafe to open, or whose model contradicts its manifest."""
 
 
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra of this distribution."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
 class MissingExtraError(InputError):
     """A required optional package that is not installed."""
 
     def __init__(self, package: str, extra: str, needed_by: str) -> None:
         super().__init__(
             f"{needed_by} needs the package {package!r}, which is not installed.",
-            hint=f"pip install 'compress[{extra}]'",
+            hint=install_command(extra),
         )
 
 

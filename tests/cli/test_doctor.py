@@ -88,7 +88,7 @@ def test_wrong_package_fails_with_pip_command(machine: dict[str, Any], monkeypat
 def test_missing_extra_is_no_problem(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "packages", lambda: [RequiredPackage("tensorrt", "", None, "gpu")])
     assert diagnose()[0] == 0
-    assert findings("ok")["extra gpu: not installed (lacks tensorrt)"] == "pip install 'compress[gpu]'"
+    assert findings("ok")["extra gpu: not installed (lacks tensorrt)"] == "pip install 'compress-models[gpu]'"
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_hub_dataset_without_datasets_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError) as error:
         read_hub_split(HubSplit("no/such", "train"), {"text"})
-    assert error.value.hint == "pip install 'compress[hub]'"
+    assert error.value.hint == "pip install 'compress-models[hub]'"
 
 
 def test_hub_dataset_without_network_is_reported(monkeypatch):

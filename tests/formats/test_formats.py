@@ -226,7 +226,7 @@ def test_unknown_target_name_gets_a_suggestion() -> None:
 @pytest.mark.parametrize("target", ["executorch", "litert", "openvino"])
 def test_a_target_without_its_package_names_the_extra(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert f"compress[{target}]" in str(why_unavailable(find_profile(target).target))
+    assert f"compress-models[{target}]" in str(why_unavailable(find_profile(target).target))
 
 
 PROGRAM = """

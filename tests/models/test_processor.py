@@ -54,7 +54,7 @@ def test_image_model_names_the_missing_extra(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(MissingExtraError) as caught:
         load_processor(tmp_path)
-    assert "compress[vision]" in str(caught.value)
+    assert "compress-models[vision]" in str(caught.value)
 
 
 def test_model_loaded_offline_is_saved_like_any_other(tmp_path: Path) -> None:

@@ -374,7 +374,7 @@ def test_missing_package_error_names_pip_command(folder: Path, tmp_path: Path, m
     monkeypatch.setattr(compress.utils.environment, "version", _without("onnxscript"))
     needs = ["onnx>=1", "onnxscript>=0.7; extra == 'export'"]
     monkeypatch.setattr(compress.utils.environment, "_requirements", lambda: needs)
-    assert "pip install 'compress[export]'" in refusal(recipe(), folder, tmp_path)
+    assert "pip install 'compress-models[export]'" in refusal(recipe(), folder, tmp_path)
 
 
 LONG = json.dumps({"text": "word " * 30_000}) + "\n"

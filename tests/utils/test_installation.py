@@ -28,8 +28,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 dependencies = ["numpy>=2", "onnx<1", "no-such-package-at-all>=3", "pywin32; sys_platform == 'win32'"]
 [project.optional-dependencies]
 gpu = ["no-such-runtime>=1", "pywin32; sys_platform == 'win32'"]
-all = ["compress[gpu]"]
-dev = ["compress[all]", "pytest"]
+all = ["compress-models[gpu]"]
+dev = ["compress-models[all]", "pytest"]
 """
     )
     monkeypatch.setattr(environment, "_PYPROJECT", file)

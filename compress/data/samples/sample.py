@@ -8,6 +8,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Literal
 
+from compress import DISTRIBUTION
 from compress.plugins import UnusablePluginError, find_extensions, load_extension, plugin_problems
 from compress.utils.errors import SampleError, did_you_mean
 
@@ -70,10 +71,6 @@ class Sample:
         return ", ".join(package.requirement for package in self.packages)
 
 
-INSTALL = "pip install ./recipes/samples"
-"""Command that installs the samples of the recipes, in a checkout of this project."""
-
-
 @cache
 def known_samples() -> Mapping[str, Sample]:
     """Return every sample by name. An entry point names a tuple of samples; unusable ones are in `plugin_problems`."""
@@ -105,5 +102,5 @@ def find_sample(name: str) -> Sample:
     raise SampleError(
         " ".join(sentences),
         expected=f"one of {', '.join(samples)}" if samples else "a package of samples, of which none is installed",
-        hint="`compress samples` lists them" if samples else f"{INSTALL} in a checkout of compress",
+        hint="`compress samples` lists them" if samples else f"pip install --force-reinstall {DISTRIBUTION}",
     )

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.utils.errors import InputError, MissingExtraError, ModelError, StageError
+from compress.utils.errors import InputError, MissingExtraError, ModelError, StageError, install_command
 from compress.utils.storage import digest_file
 
 PACKAGE = "xllamacpp"
@@ -123,7 +123,7 @@ def why_missing() -> str | None:
     try:
         installed = version(PACKAGE)
     except PackageNotFoundError:
-        return f"the package {PACKAGE} is not installed; pip install 'compress[{EXTRA}]'"
+        return f"the package {PACKAGE} is not installed; {install_command(EXTRA)}"
     if installed != VERSION:
         return f"{PACKAGE} {installed} is installed, whose C interface may be another than that of {VERSION}"
     return None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from compress.formats.model_file import FileModel
 from compress.models.stored_tensor import Content, StoredTensor, infer_role, stored
-from compress.utils.errors import ModelError
+from compress.utils.errors import ModelError, install_command
 
 # Recipes load this module, and `compress recipes` must not wait for NumPy.
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def read_litert(content: Content, file: Path) -> list[StoredTensor]:
         raise ModelError(
             f"{file.name} cannot be read without the package that has its schema.",
             where=str(file),
-            hint="pip install 'compress[litert]'",
+            hint=install_command("litert"),
         ) from error
     try:
         # The tensors in file order, with numbers added to names that occur more than once.

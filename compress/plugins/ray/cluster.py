@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.plugins.ray.task import MachineInfo, machine_info
 from compress.utils.environment import granted_cores
-from compress.utils.errors import DeviceError, InputError, MissingExtraError, first_line
+from compress.utils.errors import DeviceError, InputError, MissingExtraError, first_line, install_command
 from compress.utils.progress import Progress
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Cluster:
         except self.ray.exceptions.RayError as error:
             why = first_line(error.cause if isinstance(error, self.ray.exceptions.RayTaskError) else error)
             self.progress.note(
-                f"worker {name[:6]} is not used: it cannot import compress ({why}); pip install 'compress[ray]' there"
+                f"worker {name[:6]} is not used: it cannot import compress ({why}); {install_command('ray')} there"
             )
             return
         node = ClusterNode(name, machine, int(resources.get("CPU", 0)) // self.threads, self.resource in resources)

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress import DISTRIBUTION
 from compress.pipeline.cache import CONTENT, Cache, Entry
 from compress.sources.build_model import write_once
 from compress.utils.environment import PACKAGES, features, package_versions, processor, processor_class
@@ -108,7 +109,7 @@ def machine_info(packages: Sequence[str]) -> MachineInfo:
         host=socket.gethostname(),
         python=platform.python_version(),
         code=code.hexdigest(),
-        packages=package_versions(tuple(sorted({*PACKAGES, *packages} - {"compress"}))),
+        packages=package_versions(tuple(sorted({*PACKAGES, *packages} - {DISTRIBUTION}))),
         processor=processor(),
         features=features(),
         processor_class=processor_class(),

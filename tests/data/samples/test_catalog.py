@@ -57,7 +57,7 @@ def test_unknown_sample_gives_installation_command(registered: list[tuple[str, s
     with pytest.raises(SampleError) as caught:
         find_sample("minilm")
     assert "no sample 'minilm'" in str(caught.value)
-    assert "pip install ./recipes/samples" in str(caught.value)
+    assert "pip install --force-reinstall compress-models" in str(caught.value)
 
 
 @pytest.mark.parametrize(

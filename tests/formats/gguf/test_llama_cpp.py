@@ -103,7 +103,7 @@ def test_target_is_unavailable_without_a_matching_package(tmp_path: Path, monkey
     llama_cpp_library.library.cache_clear()
     assert "is installed, whose C interface" in str(why_unavailable(TARGET))
     monkeypatch.setattr(llama_cpp_library, "PACKAGE", "no-such-package")
-    assert "pip install 'compress[llama-cpp]'" in str(why_unavailable(TARGET))
+    assert "pip install 'compress-models[llama-cpp]'" in str(why_unavailable(TARGET))
     with pytest.raises(MissingExtraError, match="llama-cpp"):
         get_runtime("llama-cpp").open(tmp_path / "tiny.gguf", TARGET, 1)
 

@@ -213,7 +213,7 @@ def test_verification_without_the_runtime(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     done = CliRunner().invoke(app, ["bundle-verify", str(folder)])
     assert done.exit_code == 0, done.output
-    assert f"pip install 'compress[{form}]'" in done.stdout
+    assert f"pip install 'compress-models[{form}]'" in done.stdout
     assert "10 texts are prepared as they should be; their scores could not be compared" in done.stdout
     assert "the manifest could not be compared with the model" in done.stdout
     run = all_made[form].folder.parent / "run"

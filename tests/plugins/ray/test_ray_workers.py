@@ -271,7 +271,7 @@ def test_invalid_and_unreachable_addresses_are_refused(base: Path, workers: str,
 
 def test_error_without_ray_names_the_extra(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtraError, match=re.escape("pip install 'compress[ray]'")):
+    with pytest.raises(MissingExtraError, match=re.escape("pip install 'compress-models[ray]'")):
         open_workers("ray", JobContext(base, base / "artifacts", tiny_run.Notes()), "cpu", (), tiny_run.Notes())
 
 

@@ -226,7 +226,7 @@ def test_invalid_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec.core, "get_filesystem_class", missing)
-    with pytest.raises(MissingExtraError, match=re.escape("compress[remote]")):
+    with pytest.raises(MissingExtraError, match=re.escape("compress-models[remote]")):
         Remote("s3://models")
 
 

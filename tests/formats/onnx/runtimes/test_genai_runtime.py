@@ -149,7 +149,7 @@ def test_target_is_unavailable_without_the_package(exact: Path, monkeypatch: pyt
     assert why_unavailable(TARGET) is None
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     onnxruntime_genai._library.cache_clear()
-    assert "pip install 'compress[genai]'" in str(why_unavailable(TARGET))
+    assert "pip install 'compress-models[genai]'" in str(why_unavailable(TARGET))
     with pytest.raises(MissingExtraError, match="genai"):
         opened(exact)
     monkeypatch.undo()

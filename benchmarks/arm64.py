@@ -24,10 +24,10 @@ import onnxruntime
 import typer
 
 from compress.cli.doctor_model import Finding, real_inputs
-from compress.cli.output import ConsoleProgress
 from compress.formats.onnx.int8.observers import Feed, stream_activations
 from compress.formats.onnx.model import find_graphs
 from compress.formats.onnx.runtimes.profile import CPU, original_name, write_optimized
+from compress.report.progress import ConsoleProgress
 from compress.utils.errors import CompressError, StageError
 
 _EXAMPLES = 4

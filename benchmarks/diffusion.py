@@ -26,7 +26,6 @@ import numpy as np
 import typer
 from bundle_page import serve, summarize, visit
 
-from compress.cli.output import ConsoleProgress
 from compress.formats.quiet_output import quiet_libraries
 from compress.numerics.differences import difference_of_shares
 from compress.pipeline.run import run
@@ -37,6 +36,7 @@ from compress.plugins.diffusion.stage_settings import StepDistillation
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
 from compress.report.compare.machine_match import machine_summary
+from compress.report.progress import ConsoleProgress
 from compress.report.run_folder import find_report
 from compress.results.formatting import format_measurement, format_number
 from compress.results.metrics import describe_metric

@@ -22,13 +22,13 @@ import numpy as np
 import pyarrow as pa
 import typer
 
-from compress.cli.artifact import Artifact, find_artifact
 from compress.data.samples.fetch import sample_directory
 from compress.evaluation.evaluate import predict
 from compress.formats.quiet_output import quiet_libraries
 from compress.formats.targets import find_target
 from compress.models.processor import load_processor
 from compress.numerics.differences import difference_of_shares
+from compress.pipeline.artifact import Artifact, find_artifact
 from compress.plugins.monitoring.ab import judge_times, replay
 from compress.plugins.monitoring.drift import LEVEL, judged, run_drift_tests
 from compress.plugins.monitoring.hypothesis_tests import log_wealth

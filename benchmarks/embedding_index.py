@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from compress.cli.output import ConsoleProgress
 from compress.data.samples.fetch import sample_directory
 from compress.evaluation.evaluate import predict
 from compress.formats.targets import TARGETS
 from compress.models.processor import load_processor
 from compress.numerics.embeddings import normalized, principal_rotation, retained_share
+from compress.report.progress import ConsoleProgress
 from compress.tasks.embeddings import EMBEDDING
 from compress.tasks.feature_extraction import TASK
 

@@ -39,7 +39,6 @@ from peers.int8_table import Line, Table, clear_outdated, load_table, save_table
 from peers.int8_ways import PLAIN, SPEECH, Int8Comparison
 
 from compress.benchmark.session import measure_side_by_side
-from compress.cli.output import ConsoleProgress
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.evaluation.evaluate import encode_for_model, predict
@@ -52,6 +51,7 @@ from compress.pipeline.runner import StageRunner
 from compress.recipe.loading import read_recipe
 from compress.recipe.policy import Margin
 from compress.report.compare.effects import MeasurementPair, paired_change
+from compress.report.progress import ConsoleProgress
 from compress.results.metrics import describe_metric
 from compress.results.report import Measurement
 from compress.utils.errors import CompressError, InputError

@@ -19,7 +19,6 @@ from typing import Annotated
 
 import typer
 
-from compress.cli.output import ConsoleProgress
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.model import OnnxModel
@@ -27,6 +26,7 @@ from compress.formats.quiet_output import quiet_libraries
 from compress.models.processor import labels_of, processor_of
 from compress.pipeline.runner import StageRunner
 from compress.recipe.loading import read_recipe
+from compress.report.progress import ConsoleProgress
 from compress.stages.onnx_int8.accuracy_aware import Merit, merit_of, search
 from compress.stages.onnx_int8.quantizer import calibration_set
 from compress.utils.progress import Progress

@@ -40,10 +40,10 @@ from peers.language_peers import CONTEXT, PEERS, TOKENS, PeerResult, decode_in_t
 from peers.language_setting import LanguageSetting
 
 from compress.benchmark.generation import measure_generation
-from compress.cli.output import ConsoleProgress
 from compress.formats.quiet_output import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.recipe.recipe import Benchmark
+from compress.report.progress import ConsoleProgress
 from compress.utils.environment import environment
 from compress.utils.errors import CompressError
 

@@ -34,7 +34,6 @@ import typer
 from foreign.calls import write_calls
 from foreign.files import FILES, PACKAGES, ForeignFile, fetch_file
 
-from compress.cli.output import ConsoleProgress
 from compress.data.dataset import Dataset, load_dataset
 from compress.formats.onnx.import_onnx import ImportedGraph, import_graph
 from compress.formats.onnx.int8.observers import open_session
@@ -46,6 +45,7 @@ from compress.models.processor import processor_of
 from compress.numerics.output_agreement import output_agreement
 from compress.pipeline.run import run
 from compress.recipe.recipe import Recipe
+from compress.report.progress import ConsoleProgress
 from compress.results.report import Report
 from compress.stages.base import Context
 from compress.tasks.registry import TASKS

@@ -33,9 +33,9 @@ class _PredictedSpace:
     """A search space with its size estimator."""
 
     def __init__(self, artifacts: Path) -> None:
-        from compress.cli.output import ConsoleProgress
         from compress.formats.quiet_output import quiet_libraries
         from compress.recipe.document import read_document
+        from compress.report.progress import ConsoleProgress
 
         quiet_libraries()
         self.space = SearchSpace(read_document(RECIPE), RECIPE.parent)

@@ -22,13 +22,13 @@ def found(
     write: Write = False,
 ) -> None:
     """Compare quality, size and latency of both models."""
-    from compress.cli.output import ConsoleProgress
     from compress.formats.quiet_output import quiet_libraries
     from compress.pipeline.formats import measurable
     from compress.pipeline.runner import StageRunner
     from compress.pipeline.target_session import TargetSession
     from compress.plugins.search.record import SearchRecord
     from compress.recipe.loading import read_recipe
+    from compress.report.progress import ConsoleProgress
     from compress.results.formatting import format_seconds
     from compress.results.metrics import describe_metric
     from compress.results.report import BASELINE, FINAL

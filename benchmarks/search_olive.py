@@ -36,12 +36,12 @@ def olive(
     write: Write = False,
 ) -> None:
     """Run both searches, ours in a share of Olive's time, and compare the results on the test rows."""
-    from compress.cli.output import ConsoleProgress
     from compress.formats.quiet_output import quiet_libraries
     from compress.plugins.ray.jobs import JobContext
     from compress.plugins.search.record import SearchRecord
     from compress.plugins.search.space import SearchSpace
     from compress.recipe.document import read_document
+    from compress.report.progress import ConsoleProgress
 
     quiet_libraries()
     space = SearchSpace(read_document(RECIPE), RECIPE.parent)

@@ -41,12 +41,12 @@ def collect(
     output: Annotated[Path, typer.Option(help="File for the recorded trials.")] = TABLE,
 ) -> None:
     """Run every recipe to every rung and evaluate it on the held-out rows and on the test rows."""
-    from compress.cli.output import ConsoleProgress
     from compress.formats.quiet_output import quiet_libraries
     from compress.plugins.ray.jobs import JobContext
     from compress.plugins.search.space import SearchSpace
     from compress.plugins.search.trial import BarsOnly, EvaluateModels, TrialRunner
     from compress.recipe.document import read_document
+    from compress.report.progress import ConsoleProgress
 
     quiet_libraries()
     space = SearchSpace(read_document(RECIPE), RECIPE.parent)

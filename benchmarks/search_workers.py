@@ -43,10 +43,10 @@ def _run_search(recipe: Path, folder: Path, nodes: int) -> dict[str, Any]:
     import torch
     from ray.cluster_utils import Cluster
 
-    from compress.cli.output import ConsoleProgress
     from compress.plugins.search.observations import Ledger
     from compress.plugins.search.run import SearchRun
     from compress.recipe.document import read_document
+    from compress.report.progress import ConsoleProgress
 
     torch.set_num_threads(1)
     cluster = Cluster()

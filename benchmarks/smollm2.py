@@ -30,7 +30,6 @@ from peers.llama_cpp_library import llama_cpp_library
 
 from compress.benchmark.generation import measure_generation
 from compress.benchmark.session import BenchmarkResult
-from compress.cli.output import ConsoleProgress
 from compress.formats.gguf.export import write_companions, write_gguf
 from compress.formats.gguf.llama_cpp_library import VARIABLE
 from compress.formats.openvino.decoder import write_decoder
@@ -41,6 +40,7 @@ from compress.pipeline.cache import Cache
 from compress.pipeline.run import Run, run
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Benchmark, Recipe
+from compress.report.progress import ConsoleProgress
 from compress.results.report import BASELINE, FINAL
 from compress.utils.environment import environment
 from compress.utils.errors import CompressError

@@ -14,13 +14,13 @@ from loopback_sshd import find_binary, running
 
 from compress.benchmark.restarts import LOCAL_HOST, BenchmarkHost
 from compress.benchmark.session import BenchmarkResult
-from compress.cli.artifact import find_artifact
-from compress.cli.output import ConsoleProgress
 from compress.evaluation.evaluate import encode_for_model
 from compress.formats.quiet_output import quiet_libraries
 from compress.formats.targets import TARGETS
+from compress.pipeline.artifact import find_artifact
 from compress.pipeline.timing import time_artifacts
 from compress.plugins.devices.device_host import DeviceHost
+from compress.report.progress import ConsoleProgress
 
 METRICS = ("latency_ms", "startup_ms", "session_load_ms", "peak_memory_bytes")
 ORDER = ("here", "ssh", "ssh", "here")

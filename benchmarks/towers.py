@@ -21,7 +21,6 @@ from typing import Any
 import onnx
 
 from compress.benchmark.session import measure_side_by_side
-from compress.cli.output import ConsoleProgress
 from compress.data.columns import choose
 from compress.data.samples.fetch import sample_directory
 from compress.data.source import read_columns
@@ -30,6 +29,7 @@ from compress.formats.onnx.model import FLOAT_GRAPH, GRAPH_FOLDER, find_graph
 from compress.formats.targets import TARGETS
 from compress.models.processor import load_processor
 from compress.recipe.recipe import Benchmark
+from compress.report.progress import ConsoleProgress
 from compress.tasks.zero_shot_image_classification import TASK
 from compress.utils.storage import size_bytes
 

@@ -39,10 +39,10 @@ from diffusion_lessons import (
 from restartable import Training, load_or_make_plan, remove_checkpoint, seconds_per_step
 from restartable import train as train_module
 
-from compress.cli.output import ConsoleProgress
 from compress.formats.quiet_output import quiet_libraries
 from compress.plugins.diffusion.image_metrics import frechet_distance, psnr
 from compress.plugins.diffusion.pipeline_model import SAMPLING, Sampling, import_diffusers
+from compress.report.progress import ConsoleProgress
 from compress.utils.errors import CompressError, InputError
 from compress.utils.progress import Progress
 

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 import typer
 
-from compress.cli.output import ConsoleProgress
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
 from compress.formats.quiet_output import quiet_libraries
+from compress.report.progress import ConsoleProgress
 from compress.tasks.registry import TASKS
 from compress.utils.environment import has_bf16
 from compress.utils.errors import CompressError, InputError

@@ -84,7 +84,7 @@ def _measure(measure: Measure, hosts: Mapping[str, BenchmarkHost], json_: bool) 
     """Measure on the given hosts, or on this machine without any, and print the results."""
     from compress.benchmark.restarts import LOCAL_HOST
     from compress.cli.bench_measurement import bench_on_hosts
-    from compress.cli.output import ConsoleProgress
+    from compress.report.progress import ConsoleProgress
 
     if hosts:
         show_outcome(bench_on_hosts(hosts, measure), json_)
@@ -104,9 +104,9 @@ def _bench_on_data(
         target: Name of the target.
         changed: Benchmark settings that replace the recipe's.
     """
-    from compress.cli.artifact import check_opens, find_artifact
-    from compress.cli.output import ConsoleProgress
     from compress.formats.targets import find_target
+    from compress.pipeline.artifact import check_opens, find_artifact
+    from compress.report.progress import ConsoleProgress
 
     subject = find_artifact(artifact, recipe)
     reference = find_artifact(baseline, recipe) if baseline else None

@@ -15,13 +15,13 @@ from typing import TypeVar
 from compress.benchmark.generation import encode_text, measure_generation
 from compress.benchmark.restarts import BenchmarkHost, find_hosts
 from compress.benchmark.session import BenchmarkResult
-from compress.cli.artifact import model_folder
-from compress.cli.output import ConsoleProgress
 from compress.formats.model_file import format_of
 from compress.formats.quiet_output import quiet_libraries
 from compress.formats.target_profile import Target
 from compress.formats.targets import TARGETS, find_target
+from compress.pipeline.artifact import model_folder
 from compress.recipe.recipe import Benchmark
+from compress.report.progress import ConsoleProgress
 from compress.utils.errors import CompressError, InputError
 from compress.utils.progress import Progress, Total, expected_steps
 

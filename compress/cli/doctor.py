@@ -103,9 +103,9 @@ def _of_model(model: Path, target: str | None, recipe: Path | None, against: Pat
         against: Float file of the model.
     """
     from compress.cli.doctor_model import model_findings
-    from compress.cli.output import ConsoleProgress
     from compress.formats.target_profile import PROCESSORS
     from compress.formats.targets import TARGETS
+    from compress.report.progress import ConsoleProgress
 
     progress = ConsoleProgress()
     # Files for other formats are compared by value. Processors are checked by the instructions that they have.

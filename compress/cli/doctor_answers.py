@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.cli.artifact import Artifact, final_for, find_artifact, outputs_of, run_of
 from compress.cli.output import Finding
 from compress.formats.model_file import format_of, model_file, model_files
 from compress.formats.onnx.export import export_onnx
@@ -28,6 +27,7 @@ from compress.inspection.layer_comparison import (
 )
 from compress.inspection.layers import node_modules
 from compress.numerics.sampling import spread_sample
+from compress.pipeline.artifact import Artifact, final_for, find_artifact, outputs_of, run_of
 from compress.pipeline.warnings import float_label
 from compress.tasks.capability import GENERATES, READS_ROWS
 from compress.tasks.task import Examples

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from compress.cli.artifact import find_artifact, has_recipe
 from compress.cli.output import Finding
 from compress.formats.onnx.int8.observers import Feed
 from compress.formats.onnx.model import find_graphs, graph_label
@@ -15,6 +14,7 @@ from compress.formats.target_profile import Processor, find_processor
 from compress.inspection.activation_clipping import Saturation, find_saturation, transcription_calls
 from compress.inspection.integer_kernels import WeightedKernel, read_kernels
 from compress.numerics.sampling import spread_sample
+from compress.pipeline.artifact import find_artifact, has_recipe
 from compress.report.run_folder import MODEL
 from compress.utils.progress import Progress
 

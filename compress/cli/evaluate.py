@@ -22,10 +22,11 @@ def evaluate(
     json_: Annotated[bool, typer.Option("--json", help="Write the measurements as JSON.")] = False,
 ) -> None:
     """Measure the task's metrics of an artifact, with intervals, through the runtime of a target."""
-    from compress.cli.artifact import check_opens, find_artifact
-    from compress.cli.output import ConsoleProgress, render_rows
+    from compress.cli.output import render_rows
     from compress.formats.target_profile import TargetProfile
     from compress.formats.targets import find_target
+    from compress.pipeline.artifact import check_opens, find_artifact
+    from compress.report.progress import ConsoleProgress
 
     loaded = find_artifact(artifact, recipe)
     profile = TargetProfile(find_target(target))

@@ -26,8 +26,8 @@ def inspect(
     json_: Annotated[bool, typer.Option("--json", help="Write everything as JSON.")] = False,
 ) -> None:
     """Show where a model's bytes and parameters are, by module, type and share."""
-    from compress.cli.output import ConsoleProgress
     from compress.inspection.budget import budget_of
+    from compress.report.progress import ConsoleProgress
     from compress.sources.resolve import find_model
     from compress.utils.progress import SilentProgress
 

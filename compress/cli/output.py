@@ -1,24 +1,18 @@
-"""Output of commands: views and tables on standard output, progress bars and notes on standard error."""
+"""Output of commands: views and tables on standard output."""
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeVar
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.progress import TimeRemainingColumn as TimeLeft
-from rich.text import Text
 
-from compress.results.formatting import format_interval, format_measurement, format_seconds, format_value
+from compress.results.formatting import format_interval, format_measurement, format_value
 from compress.results.metrics import context_of, describe_metric
 from compress.results.report import Measurement
-from compress.utils.progress import Total, expected_steps
 from compress.utils.responsive_table import ResponsiveTable, TableColumn
 
 if TYPE_CHECKING:
@@ -96,54 +90,3 @@ def render_generation(rows: Iterable[Measurement]) -> ResponsiveTable:
                 )
             table.add(str(context), model, *cells)
     return table
-
-
-Item = TypeVar("Item")
-
-PERIOD_SECONDS = 30.0
-"""Interval of progress lines where standard error is not a terminal."""
-
-
-class _Rate(ProgressColumn):
-    """Column with the steps per second, empty until known."""
-
-    def render(self, task: Task) -> Text:
-        """Return the rate as text."""
-        return Text("" if task.speed is None else f"{task.speed:.1f}/s")
-
-
-def bars() -> tuple[ProgressColumn, ...]:
-    """Return the columns of a progress bar: description, bar, steps, rate and time left."""
-    text = TextColumn("{task.description}", markup=False)
-    return text, BarColumn(), MofNCompleteColumn(), _Rate(), TimeLeft()
-
-
-@dataclass(frozen=True)
-class ConsoleProgress:
-    """Implementation of `Progress` with bars on a terminal, and occasional lines in files and pipes."""
-
-    console: Console = field(default_factory=partial(Console, stderr=True, highlight=False, soft_wrap=True))
-    clock: Callable[[], float] = time.monotonic
-
-    def track(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
-        """Yield ``items`` while a bar shows steps, rate and time left; the bar goes away at the end."""
-        if self.console.is_terminal:
-            with Progress(*bars(), console=self.console, transient=True) as bar:
-                task = bar.add_task(description, total=expected_steps(total))
-                for item in items:
-                    yield item
-                    bar.update(task, advance=1, total=expected_steps(total))
-            return
-        # Bars would fill a file with copies of their line. Print a line with the time left every `PERIOD_SECONDS`.
-        began = last_line = self.clock()
-        for done, item in enumerate(items, 1):
-            yield item
-            now, steps = self.clock(), expected_steps(total)
-            if now - last_line >= PERIOD_SECONDS and done < steps:
-                last_line = now
-                seconds_left = (now - began) / done * (steps - done)
-                self.note(f"{description}: {done} of {steps}, about {format_seconds(seconds_left)} left")
-
-    def note(self, message: str) -> None:
-        """Print one line."""
-        self.console.print(message, markup=False)

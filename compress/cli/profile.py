@@ -12,8 +12,8 @@ import typer
 if TYPE_CHECKING:
     from compress.benchmark.profile import OperatorProfile
     from compress.benchmark.profiled_calls import ProfiledCalls, TextPhase
-    from compress.cli.artifact import Artifact
     from compress.formats.target_profile import Target
+    from compress.pipeline.artifact import Artifact
     from compress.utils.progress import Progress
 
 
@@ -42,9 +42,9 @@ def profile(
     json_: Annotated[bool, typer.Option("--json", help="Write the profile as JSON.")] = False,
 ) -> None:
     """Time every operator on real examples or text, against the arithmetic and bandwidth that this machine reaches."""
-    from compress.cli.artifact import check_opens, find_artifact
-    from compress.cli.output import ConsoleProgress
     from compress.formats.targets import find_target
+    from compress.pipeline.artifact import check_opens, find_artifact
+    from compress.report.progress import ConsoleProgress
     from compress.tasks.capability import GENERATES_IMAGES
     from compress.utils.errors import InputError
 

@@ -6,11 +6,10 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from compress.cli.artifact import find_artifact
-from compress.cli.output import ConsoleProgress
 from compress.formats.quiet_output import quiet_libraries
 from compress.formats.target_profile import TargetProfile
 from compress.formats.targets import find_target
+from compress.pipeline.artifact import find_artifact
 from compress.pipeline.measurements import Findings, data_record, measure_answers, test_labels
 from compress.pipeline.run import with_absolute_paths
 from compress.pipeline.target_session import TargetSession
@@ -18,6 +17,7 @@ from compress.recipe.loading import dump_recipe
 from compress.recipe.policy import Policy, default_margin
 from compress.report.compare.change import Comparison
 from compress.report.compare.reports import compare_reports
+from compress.report.progress import ConsoleProgress
 from compress.report.run_folder import RECIPE, write_predictions
 from compress.results.report import BASELINE, FINAL, Report
 from compress.tasks.capability import GENERATES

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from compress.cli.output import ConsoleProgress
+from compress.report.progress import ConsoleProgress
 
 
 def test_terminal_shows_count_and_items_pass_through():

@@ -12,8 +12,8 @@ import pytest
 from command_line import output_of
 from tiny_run import Notes, load, write_all
 
-from compress.cli.artifact import outputs_of
 from compress.formats.ort.model import read_ort
+from compress.pipeline.artifact import outputs_of
 from compress.pipeline.run import run
 from compress.utils.errors import InputError
 

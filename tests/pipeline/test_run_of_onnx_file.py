@@ -14,7 +14,7 @@ import tiny_run
 import yaml
 from recurrent_graph import recurrent
 
-from compress.cli.artifact import find_artifact
+from compress.pipeline.artifact import find_artifact
 from compress.pipeline.keys import CachedStages
 from compress.pipeline.planning import make_plan
 from compress.pipeline.run import run

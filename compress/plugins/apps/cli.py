@@ -38,9 +38,9 @@ def bundle(
     json_: Annotated[bool, typer.Option("--json", help="Write the manifest as JSON.")] = False,
 ) -> None:
     """Bundle a model with all that an app needs: manifest, self-test, card, examples; for browsers a page."""
-    from compress.cli.artifact import find_artifact, written_for
-    from compress.cli.output import ConsoleProgress
     from compress.formats.targets import find_app_profile
+    from compress.pipeline.artifact import find_artifact, written_for
+    from compress.report.progress import ConsoleProgress
     from compress.report.run_folder import RECIPE
 
     profile = find_app_profile(target)

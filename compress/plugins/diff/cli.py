@@ -44,10 +44,11 @@ def diff(
     json_: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """Say what differs between two models: files and recipe, every tensor, answers; and what to look at first."""
-    from compress.cli.output import ConsoleProgress, show
+    from compress.cli.output import show
     from compress.formats.quiet_output import quiet_libraries
     from compress.plugins.diff.models import DiffRequest, compare_models, read_limits
     from compress.plugins.diff.views import console_diff, html_diff
+    from compress.report.progress import ConsoleProgress
     from compress.utils.progress import SilentProgress
 
     limits = read_limits(at_most or ())
@@ -71,7 +72,7 @@ def find_side(name: str, progress: Progress) -> Side:
     Raises:
         ModelError: No such model exists.
     """
-    from compress.cli.artifact import model_folder
+    from compress.pipeline.artifact import model_folder
     from compress.plugins.diff.models import Side
     from compress.report.run_folder import RECIPE, REPORT
     from compress.sources.resolve import find_model

@@ -35,12 +35,13 @@ def ab(
     json_: Annotated[bool, typer.Option("--json", help="Write everything as JSON.")] = False,
 ) -> None:
     """Replay requests through both: better, same, worse, or can't tell. Exit code 1: B is worse in a quantity."""
-    from compress.cli.artifact import check_opens, find_artifact
-    from compress.cli.output import ConsoleProgress, show
+    from compress.cli.output import show
     from compress.formats.targets import find_target
+    from compress.pipeline.artifact import check_opens, find_artifact
     from compress.plugins.monitoring.outputs import ServedModel
     from compress.plugins.monitoring.rows import input_columns
     from compress.plugins.monitoring.traffic import read_traffic
+    from compress.report.progress import ConsoleProgress
     from compress.utils.errors import InputError
     from compress.utils.progress import SilentProgress
 
@@ -90,9 +91,10 @@ def drift(
     json_: Annotated[bool, typer.Option("--json", help="Write everything as JSON.")] = False,
 ) -> None:
     """Test words, lengths, activations and answers for drift, and advise what to do. Exit code 1: there is drift."""
-    from compress.cli.artifact import check_opens, find_artifact
-    from compress.cli.output import ConsoleProgress, show
+    from compress.cli.output import show
     from compress.formats.targets import find_target
+    from compress.pipeline.artifact import check_opens, find_artifact
+    from compress.report.progress import ConsoleProgress
     from compress.utils.errors import InputError
     from compress.utils.progress import SilentProgress
 

@@ -23,8 +23,8 @@ def nightly(
     json_: Annotated[bool, typer.Option("--json", help="Write night.json to standard output.")] = False,
 ) -> None:
     """Run every recipe of a suite, gate it against its baseline, and look for drift in the history."""
-    from compress.cli.output import ConsoleProgress
     from compress.plugins.nightly.suite import read_suite, select_entries
+    from compress.report.progress import ConsoleProgress
 
     # Read the suite before the heavy imports, so that a mistake in it shows at once.
     loaded = select_entries(read_suite(suite), only or ())

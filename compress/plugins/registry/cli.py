@@ -224,9 +224,9 @@ _Remote = Annotated[str | None, typer.Option(metavar="URL", help="Remote address
 @app.command()
 def push(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
     """Send the files that the copy at an address lacks; each piece is read again. Resumes an interrupted push."""
-    from compress.cli.output import ConsoleProgress
     from compress.plugins.registry.remote import Remote
     from compress.plugins.registry.remote import push as send
+    from compress.report.progress import ConsoleProgress
 
     transfer = send(_open(registry), Remote(url), ConsoleProgress())
     words = f"{transfer.entries} new entries, {transfer.files} files, {transfer.bytes / 1e6:.2f} MB sent"
@@ -236,9 +236,9 @@ def push(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
 @app.command()
 def fetch(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
     """Download the files that a registry lacks from its copy at an address, and verify every byte."""
-    from compress.cli.output import ConsoleProgress
     from compress.plugins.registry.remote import Remote
     from compress.plugins.registry.remote import fetch as bring
+    from compress.report.progress import ConsoleProgress
 
     transfer = bring(_open(registry), Remote(url), ConsoleProgress())
     words = f"{transfer.entries} new entries, {transfer.files} new files, {transfer.bytes / 1e6:.2f} MB received"
@@ -248,9 +248,9 @@ def fetch(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
 @app.command()
 def verify(remote: _Remote = None, registry: _Root = _ROOT, json_: _Json = False) -> None:
     """Read every byte and name every damaged, missing or surplus file. Exit code 1: there is one."""
-    from compress.cli.output import ConsoleProgress
     from compress.plugins.registry.remote import Remote, verify_remote
     from compress.plugins.registry.upkeep import verify as look
+    from compress.report.progress import ConsoleProgress
 
     progress = ConsoleProgress()
     faults = look(_open(registry), progress) if remote is None else verify_remote(Remote(remote), progress)

@@ -18,7 +18,6 @@ from rich.segment import ControlType
 from rich.table import Table
 from rich.text import Text
 
-from compress.cli.output import ConsoleProgress, bars
 from compress.plugins.search.acquisition import Expectation
 from compress.plugins.search.record import (
     SearchRecord,
@@ -27,6 +26,7 @@ from compress.plugins.search.record import (
     format_objectives,
     prediction_error_lines,
 )
+from compress.report.progress import ConsoleProgress, bars
 from compress.results.formatting import format_seconds, format_value
 from compress.results.metrics import describe_metric
 from compress.utils.progress import Total, expected_steps

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from compress.recipe.document import Document, FieldPath, describe, dotted, parse_into
-from compress.recipe.recipe import stage_labels
+from compress.recipe.recipe import Recipe, stage_labels
 from compress.stages.registry import STAGES
 from compress.utils.errors import nearest_name
 
@@ -32,14 +32,18 @@ def normalize_stages(document: Document) -> None:
 
 
 def apply_override(document: Document, option: str) -> None:
-    """Replace one field by ``option``, `FIELD=VALUE`. Record a problem if there is no such field."""
+    """Replace one field by ``option``, `FIELD=VALUE`. Record a problem if there is no such field.
+
+    A field of a stage is named by the stage's label (`distill.epochs`) or its position (`stages.1.distill.epochs`).
+    """
     override = Document(f"--set {option}")
     name, equals, text = option.partition("=")
     tokens = name.strip().split(".")
     if not equals or not all(tokens):
-        override.problem((), describe(option), "FIELD=VALUE, e.g. stages.1.distill.epochs=2")
+        override.problem((), describe(option), "FIELD=VALUE, e.g. distill.epochs=2")
     else:
         parse_into(override, text, keep_lines=False)
+        tokens = _with_position(document, override, tokens)
     if not override.problems:
         _replace(document, override, tokens)
     document.problems += override.problems
@@ -50,8 +54,7 @@ def drop_stages(document: Document, labels: Sequence[str]) -> None:
     stages = document.values.get("stages")
     if not isinstance(stages, list):
         return
-    kinds = [next(iter(item), "") if isinstance(item, dict) else "" for item in stages]
-    all_labels = stage_labels(kinds)
+    all_labels = stage_labels(_kinds(document))
     for label in labels:
         if label not in all_labels:
             document.problem(
@@ -63,6 +66,34 @@ def drop_stages(document: Document, labels: Sequence[str]) -> None:
     lines = {path: line for path, line in document.lines.items() if path[:1] != ("stages",) or len(path) == 1}
     lines |= {(*new_paths[path[:2]], *path[2:]): line for path, line in document.lines.items() if path[:2] in new_paths}
     document.lines = lines
+
+
+def _kinds(document: Document) -> list[str]:
+    """Return the kind of each stage, "" for a stage that is written wrongly."""
+    stages = document.values.get("stages")
+    return [
+        next(iter(item), "") if isinstance(item, dict) else "" for item in (stages if isinstance(stages, list) else ())
+    ]
+
+
+def _with_position(document: Document, override: Document, tokens: list[str]) -> list[str]:
+    """Replace a stage's label at the start of a field's name by position and kind. Record a problem if it is unknown.
+
+    Args:
+        document: The recipe.
+        override: The override, which receives problems.
+        tokens: Parts of the field's name.
+    """
+    kinds, first = _kinds(document), tokens[0]
+    labels = stage_labels(kinds)
+    if first in labels:
+        index = labels.index(first)
+        return ["stages", str(index), kinds[index], *tokens[1:]]
+    if first not in Recipe.model_fields:
+        names = (*filter(None, labels), *Recipe.model_fields)
+        expected = f"a stage ({', '.join(filter(None, labels))}) or another field of the recipe"
+        override.problem((first,), "no stage or field of this name", expected, nearest_name(first, names))
+    return tokens
 
 
 def _replace(document: Document, given: Document, tokens: list[str]) -> None:

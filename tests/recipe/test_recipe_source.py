@@ -202,8 +202,31 @@ def test_overrides_reach_bare_stages_missing_mappings_lists_and_whole_stages(tmp
 
 
 @pytest.mark.parametrize(
+    ("option", "epochs"),
+    [
+        ("finetune.epochs=7", (7, 4)),
+        ("finetune-2.epochs=7", (2, 7)),
+        ("finetune={epochs: 7}", (7, 4)),
+        ("stages.1.finetune.epochs=7", (2, 7)),
+    ],
+)
+def test_override_names_a_stage_by_its_label_or_position(tmp_path: Path, option: str, epochs: tuple[int, int]) -> None:
+    path = write(tmp_path, GOOD.replace("  - distill:", "  - finetune: {epochs: 4}\n  - distill:"))
+    assert tuple(stage.epochs for stage in read_recipe(path, [option]).stages[:2]) == epochs
+
+
+def test_override_of_an_unknown_stage_names_the_labels(tmp_path: Path) -> None:
+    problem = only_problem(write(tmp_path, GOOD), ("distil.epochs=2",))
+    assert problem.nearest == "distill"
+    assert "a stage (finetune, distill, onnx, onnx_int8)" in problem.expected
+
+
+@pytest.mark.parametrize(
     ("option", "field"),
     [
+        ("distil.epochs=1", "distil"),
+        ("distill.epoch=1", "stages.1.distill.epoch"),
+        ("distill-2.epochs=1", "distill-2"),
         ("stages.9.epochs=1", "stages.9"),
         ("stages.0.prune.epochs=1", "stages.0.prune"),
         ("stages.0.epoch=1", "stages.0.finetune.epoch"),

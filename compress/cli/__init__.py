@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from importlib.metadata import distributions
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +17,12 @@ from compress.plugins import Command, Extension, explain_missing, find_commands
 
 INTERRUPTED = 130
 CORE_COMMANDS: Mapping[str, Command] = {
+    "init": Command(
+        "compress.cli.init:init",
+        "Write a short recipe for a model and data.",
+        "compress init --model sample:minilm --data reviews.csv",
+        "Start",
+    ),
     "run": Command(
         "compress.cli.run:run",
         "Run a recipe. Finished stages come from the cache.",
@@ -213,6 +221,8 @@ def main() -> None:
     try:
         app(prog_name="compress")
     except CompressError as error:
+        if "--json" in sys.argv or "--format=json" in sys.argv or ("--format", "json") in pairwise(sys.argv):
+            typer.echo(json.dumps({"error": error.as_dict()}, indent=2))
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except SystemExit as end:

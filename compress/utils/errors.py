@@ -19,7 +19,7 @@ A missed limit or gate is not an error: the run is complete, its report contains
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 
 from compress import DISTRIBUTION
@@ -47,6 +47,11 @@ class CompressError(Exception):
         self.hint = hint
         self.errors: tuple[CompressError, ...] = ()
         super().__init__(what)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return type, message, place, expectation and hint, the JSON view of the error."""
+        parts = {"message": self.what, "where": self.where, "expected": self.expected, "hint": self.hint}
+        return {"type": type(self).__name__, **parts}
 
     def __str__(self) -> str:
         # Aligned labels make the optional parts easy to find.
@@ -111,6 +116,10 @@ class RecipeError(InputError):
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         lines = "\n".join(f"  {problem}" for problem in self.problems)
         super().__init__(f"{subject} has {count}:\n{lines}", hint=hint)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the parts of any error and the list of problems with file, line and field."""
+        return {**super().as_dict(), "problems": [asdict(problem) for problem in self.problems]}
 
 
 class ModelError(InputError):

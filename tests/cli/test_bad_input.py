@@ -236,6 +236,32 @@ def test_report_of_missing_run_is_rejected(refuse: Refuse) -> None:
     assert "'nothing'" in refuse("report", "nothing")
 
 
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_json_error_lists_the_problems_of_a_recipe(place: Path, here: Callable[..., Any], command: str) -> None:
+    replace_fields(place / "tiny.yaml", task="text-clasification", seed=-1)
+    done = here(command, "tiny.yaml", "--json", folder=place)
+    assert done.returncode == 2 and "error: The recipe has 2 problems" in done.stderr
+    error = json.loads(done.stdout)["error"]
+    assert error["type"] == "RecipeError" and error["message"].startswith("The recipe has 2 problems")
+    lines = (place / "tiny.yaml").read_text().splitlines()
+    for problem in error["problems"]:
+        assert lines[problem["line"] - 1].startswith(f"{problem['field']}:"), problem
+    assert {problem["field"]: problem["nearest"] for problem in error["problems"]} == {
+        "task": "text-classification",
+        "seed": None,
+    }
+
+
+@pytest.mark.parametrize("option", [("--format", "json"), ("--format=json",), ("--json",)])
+def test_json_error_has_the_parts_of_the_message(
+    option: tuple[str, ...], here: Callable[..., Any], tmp_path: Path
+) -> None:
+    done = here("report", "nothing", *option, folder=tmp_path)
+    error = json.loads(done.stdout)["error"]
+    assert done.returncode == 2 and set(error) == {"type", "message", "where", "expected", "hint"}
+    assert done.stderr.splitlines()[-1].endswith(error["hint"] or error["expected"] or error["where"])
+
+
 @pytest.mark.parametrize("arguments", [("run", "tiny.yaml", "--sett", "a=1"), ("run",), ("rum",)])
 def test_unknown_option_or_command_prints_usage(
     arguments: tuple[str, ...], here: Callable[..., Any], tmp_path: Path

@@ -23,7 +23,8 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 def assert_refused(done: subprocess.CompletedProcess[str], message: str) -> None:
     """Assert that a command failed with code 2 and ``message``; the lines of a usage error's box are removed first."""
-    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == "" or set(json.loads(done.stdout)) == {"error"}
     assert message in " ".join(done.stderr.replace("│", " ").split()) and "Traceback" not in done.stderr
 
 

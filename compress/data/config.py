@@ -9,7 +9,10 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from compress.utils.pydantic_models import Frozen, FrozenAliased
 
-FILE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+FILE_SUFFIXES = (*TABLE_SUFFIXES, ".txt")
+SPREADSHEET_SUFFIXES = (".xlsx", ".xls", ".ods")
+"""Files that are named as data and refused when they are read."""
 _SAMPLE = re.compile(r"^sample:[a-z0-9-]+$")
 _NAME = re.compile(r"^[A-Za-z0-9-]+$")
 Language = Literal["text", "python"]
@@ -17,7 +20,7 @@ Language = Literal["text", "python"]
 
 def is_file_name(value: str) -> bool:
     """Return whether a split or unlabeled source is a data file and not the name of a split."""
-    return value.endswith(FILE_SUFFIXES)
+    return value.lower().endswith((*FILE_SUFFIXES, *SPREADSHEET_SUFFIXES))
 
 
 def is_sample(value: str) -> bool:
@@ -50,14 +53,17 @@ class DataConfig(Frozen):
     )
     splits: dict[str, str] = Field(
         {"train": "train", "validation": "validation", "test": "test"},
-        description="maps a split to its name in the source; a CSV, JSONL or Parquet file; a folder with one "
-        "subfolder per class of images or recordings; `sample:NAME/SPLIT`; or, for an ONNX file without a task, a "
-        "folder of .npz files or `random:COUNT`",
+        description="maps a split to its name in the source; a CSV, TSV, JSONL, JSON, Parquet or text file; a folder "
+        "with one subfolder per class of images or recordings; `sample:NAME/SPLIT`; or, for an ONNX file without a "
+        "task, a folder of .npz files or `random:COUNT`",
     )
     without_labels: tuple[str, ...] = Field(
         (), description="splits without labels, which can be used for export and calibration but not for training"
     )
-    columns: dict[str, str] = Field({}, description="maps the task's column names to the column names in the files")
+    columns: dict[str, str] = Field(
+        {},
+        description="maps the task's column names to those in the files, e.g. `doc.body` for a nested JSON field",
+    )
     labels: tuple[str, ...] | None = Field(None, min_length=2, description="class names in the order of their ids")
     unlabeled: tuple[str, ...] = Field(
         (), description="extra inputs for distillation: `sample:NAME` or files with the task's input columns"

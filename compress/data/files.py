@@ -1,17 +1,22 @@
-"""Read CSV, TSV, JSONL, JSON and Parquet files and class folders into columns, with the line of each row."""
+"""Read CSV, TSV, JSONL, JSON, text and Parquet files and class folders into columns, with the line of each row."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from compress.data.config import FILE_SUFFIXES
+from compress.data.config import FILE_SUFFIXES, SPREADSHEET_SUFFIXES
 from compress.utils.errors import DataError
+
+_HEAD_BYTES = 1 << 16
+_SEPARATORS = ",;\t|"
+_UNDEFINED_IN_CP1252 = (b"\x81", b"\x8d", b"\x8f", b"\x90", b"\x9d")
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,8 @@ class Rows:
     """Rows of a source. ``names`` lists all columns, ``columns`` holds only the requested ones.
 
     A value is ``None`` where the source has none. ``lines`` holds the line on which each row begins, from 1, or is
-    ``None`` for sources without lines. Relative paths among the values are resolved against ``folder``.
+    ``None`` for sources without lines. Relative paths among the values are resolved against ``folder``. ``notes`` tell
+    the user what was guessed or ignored.
     """
 
     name: str
@@ -27,42 +33,121 @@ class Rows:
     columns: Mapping[str, Sequence[Any]]
     lines: Sequence[int] | None = None
     folder: Path | None = None
+    notes: tuple[str, ...] = ()
 
     def place(self, index: int) -> str:
         """Return the position of the row at ``index`` (from 0), for a message."""
         return f"{self.name}:{self.lines[index]}" if self.lines else f"{self.name}, row {index + 1}"
 
 
+def unsupported(path: Path, where: str | None = None) -> DataError:
+    """Return the error for a file of another type than `FILE_SUFFIXES`."""
+    kind, hint = "not a supported data file", None
+    if path.suffix.lower() in SPREADSHEET_SUFFIXES:
+        kind, hint = "a spreadsheet, which cannot be read", "open it and save the sheet with the rows as CSV (UTF-8)"
+    suffixes = f"{', '.join(FILE_SUFFIXES[:-1])} or {FILE_SUFFIXES[-1]}"
+    return DataError(f"{path.name} is {kind}.", where=where, expected=f"a file ending in {suffixes}", hint=hint)
+
+
 def read_file(path: Path, wanted: Collection[str]) -> Rows:
     """Return those of the columns ``wanted`` that a file has. Raises `DataError`."""
-    if path.suffix not in FILE_SUFFIXES:
-        suffixes = f"{', '.join(FILE_SUFFIXES[:-1])} or {FILE_SUFFIXES[-1]}"
-        raise DataError(f"{path.name} is not a supported data file.", expected=f"a file ending in {suffixes}")
+    suffix = path.suffix.lower()
+    if suffix not in FILE_SUFFIXES:
+        raise unsupported(path)
     try:
-        if path.suffix == ".parquet":
+        if suffix == ".parquet":
             return replace(_read_parquet(path, wanted), folder=path.parent)
-        text = _read_text(path)
+        encoding, notes = find_encoding(path)
+        # The csv module needs line ends as they are. A JSON string may contain any line separator but \n.
+        with path.open(encoding=encoding, newline="\n" if suffix == ".jsonl" else "") as file:
+            rows = _READERS[suffix](path, file, wanted)
     except OSError as error:
         raise DataError(f"{path.name} cannot be read: {error.strerror or error}.", where=str(path)) from error
-    rows = (_read_csv if path.suffix in (".csv", ".tsv") else _from_objects)(path, text, wanted)
-    return replace(rows, folder=path.parent)
-
-
-def _read_text(path: Path) -> str:
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path.name} is not UTF-8: byte 0x{content[error.start]:02x} cannot be decoded.",
-            where=f"{path}:{line}",
-            expected="text in UTF-8",
-            hint=f"save it as UTF-8, e.g. iconv -f WINDOWS-1252 -t UTF-8 {path.name}, if that is what it is",
-        ) from error
-    if not text.strip():
+    except UnicodeError as error:
+        raise DataError(f"{path.name} cannot be decoded: {error}.", where=str(path)) from error
+    if not rows.names:
         raise DataError(f"{path.name} is empty.", where=str(path), expected="at least one row")
-    return text
+    return replace(rows, folder=path.parent, notes=notes)
+
+
+def find_encoding(path: Path) -> tuple[str, tuple[str, ...]]:
+    """Return the encoding of a text file, and a note if it is a guess. Raises `DataError` for binary content.
+
+    UTF-16 is recognized by its byte order mark. A file that is not valid UTF-8 is taken for Windows-1252, of which
+    Latin-1 text is a part, unless some of its bytes have no meaning there or others are letters in UTF-8.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+        if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return "utf-16", ()
+        if b"\0" in head:
+            raise _undecodable(path, 1 + head.count(b"\n", 0, head.index(b"\0")), "it has NUL bytes")
+        file.seek(0)
+        error, has_utf8_letters = None, head.startswith(codecs.BOM_UTF8)
+        for number, line in enumerate(file, start=1):
+            if line.isascii():
+                continue
+            try:
+                line.decode()
+                has_utf8_letters = True
+            except UnicodeDecodeError as found:
+                has_utf8_letters |= not line[: found.start].isascii()
+                problem = f"byte 0x{line[found.start]:02x} cannot be decoded"
+                error = error or _undecodable(path, number, problem)
+                if any(byte in line for byte in _UNDEFINED_IN_CP1252):
+                    raise error from None
+            if error and has_utf8_letters:
+                raise error
+    if error is None:
+        return "utf-8-sig", ()
+    note = f"{path.name} is not UTF-8 and is read as Windows-1252, which is a guess"
+    return "cp1252", (f"{note}: if accented letters are wrong, save it as UTF-8",)
+
+
+def _undecodable(path: Path, line: int, problem: str) -> DataError:
+    return DataError(
+        f"{path.name} is neither UTF-8 nor Windows-1252 text: {problem}.",
+        where=f"{path}:{line}",
+        expected="text in UTF-8, in UTF-16 with a byte order mark, or in Windows-1252 throughout",
+        hint="save it as UTF-8",
+    )
+
+
+def find_separator(head: str, suffix: str) -> str:
+    """Return the separator of a CSV or TSV file: the one by which most records have as many fields as the header.
+
+    Separators within quoted fields do not count. Without any separator in the header it is the usual one of the suffix.
+
+    Args:
+        head: The first characters of the file.
+        suffix: The file's suffix.
+    """
+
+    def agreement(separator: str) -> float:
+        widths = [len(record) for record in csv.reader(io.StringIO(head, newline=""), delimiter=separator) if record]
+        # The last record may be cut off.
+        complete = widths[:-1] if len(widths) > 2 else widths
+        return complete.count(complete[0]) / len(complete) if complete and complete[0] > 1 else 0.0
+
+    usual = "\t" if suffix == ".tsv" else ","
+    return max(sorted(_SEPARATORS, key=usual.__ne__), key=agreement)
+
+
+def field_names(item: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the keys of a JSON object and, joined by dots, those of the objects in it."""
+    for key, value in item.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from field_names(value, f"{prefix}{key}.")
+
+
+def _field(item: Any, name: str) -> Any:
+    """Return the value at a key of a JSON object, or else at the path of keys that the dots of ``name`` separate."""
+    if name in item:
+        return item[name]
+    for key in name.split("."):
+        item = item.get(key) if isinstance(item, dict) else None
+    return item
 
 
 def _no_rows(path: Path, found: str) -> DataError:
@@ -75,13 +160,17 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
             raise DataError(f"{path.name} has the column {name!r} twice.", where=str(path))
 
 
-def _read_csv(path: Path, text: str, wanted: Collection[str]) -> Rows:
-    records = list(_csv_records(path, text))
-    (_, header), body = records[0], records[1:]
+def _read_csv(path: Path, file: TextIO, wanted: Collection[str]) -> Rows:
+    separator = find_separator(file.read(_HEAD_BYTES), path.suffix.lower())
+    file.seek(0)
+    records = _csv_records(path, file, separator)
+    _, header = next(records, (0, []))
     _check_names(path, header)
-    if not body:
-        raise _no_rows(path, "a header and no rows")
-    for line, record in body:
+    # Only the wanted columns are kept, so that memory does not grow with the others.
+    columns = {name: list[str]() for name in header if name in wanted}
+    chosen = [(position, columns[name]) for position, name in enumerate(header) if name in columns]
+    lines = list[int]()
+    for line, record in records:
         if len(record) != len(header):
             raise DataError(
                 f"{path.name} has a row with {len(record)} fields.",
@@ -89,16 +178,19 @@ def _read_csv(path: Path, text: str, wanted: Collection[str]) -> Rows:
                 expected=f"{len(header)} fields, as its header has",
                 hint='put a value with a separator, quote or line break in "quotes"; a quote within is ""',
             )
-    columns = {name: [record[position] for _, record in body] for position, name in enumerate(header) if name in wanted}
-    return Rows(path.name, tuple(header), columns, [line for line, _ in body])
+        lines.append(line)
+        for position, values in chosen:
+            values.append(record[position])
+    if any(name.strip() for name in header) and not lines:
+        raise _no_rows(path, "a header and no rows")
+    return Rows(path.name, tuple(header) if lines else (), columns, lines)
 
 
-def _csv_records(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+def _csv_records(path: Path, file: TextIO, separator: str) -> Iterator[tuple[int, list[str]]]:
     """Yield each record that is not a blank line, with the line on which it begins."""
-    delimiter = "\t" if path.suffix == ".tsv" else ","
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(file, delimiter=separator, strict=True)
     # A field may be as long as the file; the limit is global to the csv module, so it is restored.
-    previous_limit = csv.field_size_limit(max(len(text), 1))
+    previous_limit = csv.field_size_limit(path.stat().st_size + 1)
     line = 1
     try:
         for record in reader:
@@ -115,54 +207,77 @@ def _csv_records(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
         csv.field_size_limit(previous_limit)
 
 
-def _from_objects(path: Path, text: str, wanted: Collection[str]) -> Rows:
-    if path.suffix == ".jsonl":
-        lines, objects = _parse_lines(path, text)
-    else:
-        try:
-            items = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-            raise DataError(
-                f"{path.name} is not JSON: {error}.",
-                where=f"{path}{line}",
-                expected="an array of objects",
-                hint="a file with one object on each line must be called .jsonl",
-            ) from error
-        if not isinstance(items, list):
-            raise DataError(f"{path.name} holds {_short(items)}.", where=str(path), expected="an array of objects")
-        if not items:
-            raise _no_rows(path, "an array without items")
-        lines, objects = None, items
+def _read_lines(path: Path, file: TextIO, wanted: Collection[str]) -> Rows:
+    """Return one text per line of a .txt file, as the column `text`."""
+    rows = [(number, line.strip()) for number, line in enumerate(file, start=1) if line.strip()]
+    columns = {TEXT: [text for _, text in rows]} if TEXT in wanted else {}
+    return Rows(path.name, (TEXT,) if rows else (), columns, [number for number, _ in rows])
+
+
+def _read_json(path: Path, file: TextIO, wanted: Collection[str]) -> Rows:
+    text = file.read()
+    if not text.strip():
+        return Rows(path.name, (), {})
+    try:
+        items = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise DataError(
+            f"{path.name} is not JSON: {error}.",
+            where=f"{path}{line}",
+            expected="an array of objects",
+            hint="a file with one object on each line must be called .jsonl",
+        ) from error
+    if not isinstance(items, list):
+        raise DataError(f"{path.name} holds {_short(items)}.", where=str(path), expected="an array of objects")
+    if not items:
+        raise _no_rows(path, "an array without items")
+    places = ((f"{path}, row {number}", item) for number, item in enumerate(items, start=1))
+    return Rows(path.name, *_columns_of(path, places, wanted))
+
+
+def _read_jsonl(path: Path, file: TextIO, wanted: Collection[str]) -> Rows:
+    lines = list[int]()
+
+    def parsed() -> Iterator[tuple[str, Any]]:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                item = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(
+                    f"{path.name} has a line that is not JSON: {error}.",
+                    where=f"{path}:{number}",
+                    expected="one JSON object on each line",
+                ) from error
+            lines.append(number)
+            yield f"{path}:{number}", item
+
+    return Rows(path.name, *_columns_of(path, parsed(), wanted), lines)
+
+
+def _columns_of(
+    path: Path, items: Iterable[tuple[str, Any]], wanted: Collection[str]
+) -> tuple[tuple[str, ...], dict[str, list[Any]]]:
+    """Return the names of all fields, and the wanted columns, of JSON objects with their positions.
+
+    Fields of nested objects are listed for the first row, and where a row has a wanted one.
+    """
     names: dict[str, None] = {}
-    for index, item in enumerate(objects):
+    columns = {name: list[Any]() for name in wanted}
+    for place, item in items:
         if not isinstance(item, dict):
-            place = f"{path}:{lines[index]}" if lines else f"{path}, row {index + 1}"
             raise DataError(
                 f"{path.name} has a row that is no JSON object: {_short(item)}.",
                 where=place,
                 expected='an object such as {"text": "...", "label": "..."}',
             )
-        names.update(dict.fromkeys(item))
-    columns = {name: [item.get(name) for item in objects] for name in names if name in wanted}
-    return Rows(path.name, tuple(names), columns, lines)
-
-
-def _parse_lines(path: Path, text: str) -> tuple[list[int], list[Any]]:
-    lines, objects = [], []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            objects.append(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{path.name} has a line that is not JSON: {error}.",
-                where=f"{path}:{number}",
-                expected="one JSON object on each line",
-            ) from error
-        lines.append(number)
-    return lines, objects
+        names.update(dict.fromkeys(item if names else field_names(item)))
+        for name, values in columns.items():
+            values.append(_field(item, name))
+    names |= {name: None for name, values in columns.items() if any(value is not None for value in values)}
+    return tuple(names), {name: values for name, values in columns.items() if name in names}
 
 
 def _read_parquet(path: Path, wanted: Collection[str]) -> Rows:
@@ -196,6 +311,14 @@ KINDS = {
 }
 """Column name -> file suffixes."""
 LABEL = "label"
+TEXT = "text"
+_READERS = {
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".txt": _read_lines,
+}
 
 
 def read_class_folder(folder: Path, wanted: Collection[str]) -> Rows:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.data.config import FILE_SUFFIXES, is_sample
+from compress.data.config import TABLE_SUFFIXES, is_sample
 from compress.data.files import Rows
 from compress.data.samples.fetch import sample_directory
 from compress.data.source import find_file, read_columns
@@ -89,8 +89,8 @@ class RatedPairs:
 def find_rated_pairs(reference: str, folder: Path, progress: Progress) -> list[RatedPairs]:
     """Return the rated pairs of a file, or of every file of a sample. Raises `DataError`, `SampleError`."""
     if is_sample(reference):
-        files = sorted(path for path in sample_directory(reference, progress).iterdir() if path.suffix in FILE_SUFFIXES)
-        return [read_rated_pairs(path) for path in files]
+        files = sorted(sample_directory(reference, progress).iterdir())
+        return [read_rated_pairs(path) for path in files if path.suffix in TABLE_SUFFIXES]
     return [read_rated_pairs(find_file(reference, folder, "evaluation.similarity", "a sample, or a file"))]
 
 

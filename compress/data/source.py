@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.data.config import FILE_SUFFIXES, DataConfig, is_file_name, is_sample, sample_split
-from compress.data.files import Rows, read_class_folder, read_file
+from compress.data.config import FILE_SUFFIXES, TABLE_SUFFIXES, DataConfig, is_file_name, is_sample, sample_split
+from compress.data.files import Rows, read_class_folder, read_file, unsupported
 from compress.data.samples.sample import find_sample
 from compress.utils.errors import DataError, MissingExtraError, nearest_name
 
@@ -183,9 +183,8 @@ def _existing_file(reference: str, folders: list[Path], field: str) -> Path:
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         raise _not_found(reference, folders, field)
-    if path.suffix not in FILE_SUFFIXES:
-        expected = f"a file ending in {', '.join(FILE_SUFFIXES)}"
-        raise DataError(f"{reference} is not a supported data file.", where=field, expected=expected)
+    if path.suffix.lower() not in FILE_SUFFIXES:
+        raise unsupported(path, field)
     return path
 
 
@@ -212,8 +211,11 @@ def _data_sample(reference: str, open_sample: OpenSample) -> Path | None:
 def _file_of(directory: Path, name: str, split: str, source: str) -> Path:
     """Return the one data file of ``directory`` with the stem ``name``, or the folder of that name."""
     entries = sorted(directory.iterdir())
-    files = [path for path in entries if path.suffix in FILE_SUFFIXES and path.is_file()]
+    files = [path for path in entries if path.suffix.lower() in TABLE_SUFFIXES and path.is_file()]
     folders = [path for path in entries if path.is_dir() and not path.name.startswith(".")]
+    # A text file beside tables or class folders is more often a list of their files than a split.
+    texts = [] if files or folders else [path for path in entries if path.suffix.lower() == ".txt"]
+    files += texts
     matching = [path for path in files if path.stem == name] or [path for path in folders if path.name == name]
     if len(matching) == 1:
         return matching[0]

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic_core import to_jsonable_python
 
-from compress.data.config import DataConfig, is_file_name
+from compress.data.config import FILE_SUFFIXES, DataConfig, is_file_name
 from compress.data.samples.sample import known_samples
 from compress.data.source import draws
 from compress.formats.target_profile import TargetProfile
@@ -301,7 +301,7 @@ def _check_splits(document: Document, parts: list[ParsedStage]) -> None:
             if (not is_file_name(source) and "/" not in source and draws(source, "") is None)
         ]
         if unlocated:
-            expected = "a source, since not every split names a file (.csv, .jsonl, .json or .parquet)"
+            expected = f"a source, since not every split names a file ({', '.join(FILE_SUFFIXES)})"
             document.problem(("data", "source"), f"no source for {', '.join(map(repr, unlocated))}", expected)
 
 

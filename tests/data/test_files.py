@@ -1,5 +1,7 @@
 """Tests of data files: rows read from CSV, TSV, JSON and Parquet, and errors of unreadable files."""
 
+import csv
+import io
 import json
 import sys
 
@@ -41,6 +43,82 @@ def test_csv_reads_what_pyarrow_writes(tmp_path, texts):
     rows = read_file(tmp_path / "a.csv", WANTED)
     assert rows.columns["text"] == texts
     assert rows.columns["label"] == [str(i) for i in range(len(texts))]
+
+
+@pytest.mark.parametrize("separator", list(",;\t|"))
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_separator_and_encoding_are_detected(tmp_path, separator, suffix, encoding):
+    # Every text contains all separators, quoted as a spreadsheet would, and quotes and line breaks.
+    texts = [f'a, b; c\td|e "{index}"\nline 2, € é' for index in range(20)]
+    content = io.StringIO(newline="")
+    writer = csv.writer(content, delimiter=separator)
+    writer.writerows([("id", "text", "label"), *((index, text, index % 2) for index, text in enumerate(texts))])
+    rows = read_file(write(tmp_path / f"a{suffix}", content.getvalue().encode(encoding)), WANTED)
+    assert rows.names == ("id", "text", "label")
+    assert rows.columns == {"text": texts, "label": ["0", "1"] * 10}
+    assert rows.place(1) == f"a{suffix}:4"
+    assert rows.notes == ()
+
+
+def test_unquoted_separators_of_other_kinds_do_not_count(tmp_path):
+    content = "text,label, such as x; or y\na;b,x,1\nc;d;e,y,2\n"
+    rows = read_file(write(tmp_path / "a.csv", content), {"label"})
+    assert rows.columns == {"label": ["x", "y"]}
+
+
+def test_record_that_the_head_cuts_off_does_not_count(tmp_path):
+    text = "long, " * 20_000
+    rows = read_file(write(tmp_path / "a.csv", f'text;a,b\nshort;1\n"{text}";2\nshort;3\n'), {"text"})
+    assert rows.columns == {"text": ["short", text, "short"]}
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json", "a.txt"])
+def test_text_that_is_not_utf8_is_read_as_windows_1252_with_a_note(tmp_path, name):
+    contents = {
+        ".csv": "text\ncafé\n“crème” 5 €\n",
+        ".txt": "café\n\n“crème” 5 €\n",
+        ".jsonl": '{"text": "café"}\n{"text": "“crème” 5 €"}\n',
+        ".json": '[{"text": "café"},\n{"text": "“crème” 5 €"}]',
+    }
+    path = tmp_path / name
+    rows = read_file(write(path, contents[path.suffix].encode("cp1252")), WANTED)
+    assert rows.columns["text"] == ["café", "“crème” 5 €"]
+    assert len(rows.notes) == 1
+    assert "Windows-1252, which is a guess" in rows.notes[0]
+
+
+def test_text_file_has_one_text_per_line(tmp_path):
+    rows = read_file(write(tmp_path / "a.txt", '\ufeffone, "two"\r\n\r\n three\n'), WANTED)
+    assert rows.names == ("text",)
+    assert rows.columns == {"text": ['one, "two"', "three"]}
+    assert rows.place(1) == "a.txt:3"
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_nested_fields_are_columns_by_path(tmp_path, name):
+    items = [
+        {"doc": {"body": "a", "more": {"tags": [1]}}, "label": "x"},
+        {"doc": None},
+        {"doc": {"body": "b"}, "doc.label": "y", "late": {"field": 1}},
+    ]
+    content = "\n".join(map(json.dumps, items)) if name == "a.jsonl" else json.dumps(items)
+    rows = read_file(
+        write(tmp_path / name, content), {"doc.body", "doc.label", "doc.more.tags", "late.field", "no.such"}
+    )
+    assert rows.columns == {
+        "doc.body": ["a", None, "b"],
+        "doc.label": [None, None, "y"],
+        "doc.more.tags": [[1], None, None],
+        "late.field": [None, None, 1],
+    }
+    assert set(rows.names) == {
+        *("doc", "doc.body", "doc.more", "doc.more.tags", "label", "doc.label", "late", "late.field"),
+    }
+
+
+def test_suffix_may_be_in_capitals(tmp_path):
+    assert read_file(write(tmp_path / "A.CSV", "text;label\na;x\n"), WANTED).columns["label"] == ["x"]
 
 
 def test_csv_field_may_exceed_limit_of_csv_module(tmp_path):
@@ -87,8 +165,12 @@ def test_parquet_reads_dictionaries_and_only_wanted_columns(tmp_path):
         ("a.csv", "text,label\na,x\nb\n", "a row with 1 fields", "a.csv:3"),
         ("a.csv", 'text,label\na,x\n"b,x\nc,y\n', "cannot be parsed", "a.csv:3"),
         ("a.csv", 'text,label\n"a" b,x\n', "cannot be parsed", "a.csv:2"),
-        ("a.csv", "text,label\na,x\ncafé,y\n".encode("cp1252"), "byte 0xe9", "a.csv:3"),
-        ("a.csv", "text,label\na,x\n".encode("utf-16"), "not UTF-8", "a.csv:1"),
+        ("a.csv", b"text,label\na,x\nb\x9d\xe9,y\n", "byte 0x9d", "a.csv:3"),
+        ("a.csv", "text,label\né,x\n".encode() + b"caf\xe9,y\n", "byte 0xe9", "a.csv:3"),
+        ("a.csv", b"caf\xe9,label\na,x\n" + "é,y\n".encode(), "byte 0xe9", "a.csv:1"),
+        ("a.csv", b"text,label\nPK\x03\x04\x00\x00,x\n", "NUL bytes", "a.csv:2"),
+        ("a.csv", "text,label\na,x\n".encode("utf-16-le"), "NUL bytes", "a.csv:1"),
+        ("a.csv", "text,label\na,x\n".encode("utf-16") + b"\n", "cannot be decoded", "a.csv"),
         ("a.jsonl", '{"text": "a"}\n{"text": \n', "not JSON", "a.jsonl:2"),
         ("a.jsonl", '{"text": "a"}\n["b"]\n', "no JSON object", "a.jsonl:2"),
         ("a.jsonl", "", "is empty", "a.jsonl"),
@@ -98,7 +180,9 @@ def test_parquet_reads_dictionaries_and_only_wanted_columns(tmp_path):
         ("a.json", '[{"text": "a"}, 3]', "no JSON object: 3", "a.json, row 2"),
         ("a.parquet", b"", "is empty", "a.parquet"),
         ("a.parquet", b"PAR1 but no more", "not a complete Parquet file", "a.parquet"),
-        ("a.txt", "text\na\n", "not a supported data file", None),
+        ("a.txt", " \n\n", "is empty", "a.txt"),
+        ("a.docx", "text\na\n", "not a supported data file", None),
+        ("a.xlsx", b"PK\x03\x04", "a spreadsheet", None),
     ],
 )
 def test_unreadable_file_is_reported_with_line(tmp_path, name, content, what, where):

@@ -59,8 +59,8 @@ def test_missing_file_is_reported_with_suggestion_and_searched_folders(tmp_path)
 
 
 def test_a_split_without_a_source_must_be_a_data_file(tmp_path):
-    error = failure(tmp_path, splits={"train": "train.txt"})
-    assert "'train.txt'" in error.what
+    error = failure(tmp_path, splits={"train": "train.docx"})
+    assert "'train.docx'" in error.what
     assert ".csv" in error.expected
 
 
@@ -77,6 +77,21 @@ def test_folder_with_two_files_for_one_split_is_rejected(tmp_path):
     make(tmp_path / "data" / "train.csv")
     make(tmp_path / "data" / "train.jsonl")
     assert "train.csv, train.jsonl" in failure(tmp_path, source="data").what
+
+
+def test_text_files_are_splits_only_without_tables_and_folders(tmp_path):
+    text = make(tmp_path / "data" / "train.txt")
+    assert locate(tmp_path, source="data") == text
+    folder = tmp_path / "data" / "train"
+    folder.mkdir()
+    assert locate(tmp_path, source="data") == folder
+
+
+def test_spreadsheet_is_refused_with_advice_to_save_it_as_csv(tmp_path):
+    make(tmp_path / "data.xlsx")
+    error = failure(tmp_path, splits={"train": "data.xlsx"})
+    assert error.where == "data.splits.train"
+    assert "as CSV" in error.hint
 
 
 def test_file_as_source_gives_hint_to_use_splits(tmp_path):
@@ -112,9 +127,9 @@ def test_unlabeled_text_comes_from_file_or_sample(tmp_path):
     assert locate_unlabeled("sample:snippets", tmp_path, closed) is None
     with pytest.raises(DataError, match="no unlabeled text"):
         locate_unlabeled("sample:movie-reviews", tmp_path, lambda name: tmp_path)
-    make(tmp_path / "a.txt")
-    with pytest.raises(DataError, match=r"a\.txt is not a supported data file"):
-        locate_unlabeled("a.txt", tmp_path, closed)
+    make(tmp_path / "a.docx")
+    with pytest.raises(DataError, match=r"a\.docx is not a supported data file"):
+        locate_unlabeled("a.docx", tmp_path, closed)
     with pytest.raises(DataError, match="does not exist"):
         locate_unlabeled("b.csv", tmp_path, closed)
 

@@ -267,7 +267,8 @@ class RecoveryTrainer:
             self.student,
             self.windows.train,
             self.loss,
-            validate=lambda: -self._error(self.quality()),
+            validate=lambda: self._error(self.quality()),
+            validates_loss=True,
             kept=None if processes.num_processes() > 1 else TrainingCheckpoint(context.scratch),
         )
         settings = self.settings

@@ -50,8 +50,8 @@ class Trainee:
     ``loss`` gets the module (wrapped, for several processes) and a batch of model inputs with ``labels`` [B] and
     ``index`` [B] (positions in ``examples``).
     ``extra`` are parameters outside the module, such as projections. ``after_step`` may put weights back in shape.
-    ``validate`` returns a figure of merit; larger is better. ``first_token_only``: the last layer computes what a
-    classifier reads, the first token.
+    ``validate`` returns a metric, of which more is better, or with ``validates_loss`` a loss. ``first_token_only``: the
+    last layer computes what a classifier reads, the first token.
 
     ``length`` is how long is trained, where the settings' epochs don't say it. ``pieces`` cuts a batch into several
     that go forwards and backwards one by one, whose losses add up to the batch's. ``together``: the batch size is that
@@ -59,7 +59,7 @@ class Trainee:
     of all, and the loss. With ``kept`` a killed training goes on where it was last kept, and one that comes to numbers
     that are not finite ends there, of which ``stopped`` hears. ``freeze_embeddings``: the embedding tables do not
     learn. ``augment`` varies the images of ``examples`` anew in every epoch. With ``keep_best`` the epoch with the
-    largest ``validate`` is kept.
+    best ``validate`` is kept.
     """
 
     module: nn.Module
@@ -68,6 +68,7 @@ class Trainee:
     extra: list[nn.Parameter] = field(default_factory=list)
     after_step: Callable[[int, int], None] | None = None
     validate: Callable[[], float] | None = None
+    validates_loss: bool = False
     first_token_only: bool = False
     length: Length | None = None
     pieces: Callable[[dict[str, torch.Tensor]], list[dict[str, torch.Tensor]]] | None = None
@@ -340,8 +341,9 @@ class _Session:
             self.progress.note(summary)
             return
         self.trainee.module.eval()
-        merit = self.trainee.validate()
-        self.progress.note(f"{summary}, validation {merit:.4f}")
+        value = self.trainee.validate()
+        merit = -value if self.trainee.validates_loss else value
+        self.progress.note(f"{summary}, validation {'loss ' if self.trainee.validates_loss else ''}{value:.4f}")
         if self.trainee.keep_best and (self.best is None or merit > self.best[0]):
             state = {name: tensor.detach().clone() for name, tensor in self.trainee.module.state_dict().items()}
             self.best = merit, state

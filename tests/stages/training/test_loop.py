@@ -218,6 +218,21 @@ def test_best_epoch_is_restored(merits: list[float], best: int):
     assert [same(model.module.state_dict(), state) for state in states] == [epoch == best for epoch in range(3)]
 
 
+def test_validation_loss_is_shown_as_it_is_and_the_epoch_with_the_smallest_is_restored():
+    model, examples = classifier()
+    states: list[dict[str, torch.Tensor]] = []
+    validate = figures([1.5, 0.25, 0.75], states, model.module)
+    trainee = Trainee(model.module, examples, task_loss, validate=validate, validates_loss=True)
+    notes = Notes()
+    train(trainee, FAST.model_copy(update={"epochs": 3.0}), 0, notes, "test")
+    assert [same(model.module.state_dict(), state) for state in states] == [False, True, False]
+    assert [note.rpartition(", ")[2] for note in notes.said] == [
+        "validation loss 1.5000",
+        "validation loss 0.2500",
+        "validation loss 0.7500",
+    ]
+
+
 def test_last_epoch_is_kept_if_keep_best_is_off():
     model, examples = classifier()
     states: list[dict[str, torch.Tensor]] = []

@@ -8,7 +8,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from compress.report.headline import verdict
-from compress.report.rows import limit_bound, limit_result, limit_state, run_line
+from compress.report.limits import unusable_machine
+from compress.report.rows import limit_bound, limit_result, limit_state, models_of, run_line
 from compress.results.formatting import format_improvement, format_value
 from compress.results.metrics import Metric, context_of, describe_metric, main_metrics, shortest_context
 from compress.results.report import BASELINE, FINAL, Report
@@ -32,7 +33,7 @@ _SIGNS = {"passed": "\u2713", "missed": "\u2717", "skipped": "\u2013", "unknown"
 def console_table(report: Report) -> RenderableType:
     """Return every model's main metrics and ratios to the baseline, the limits, skipped targets and the verdict."""
     parts: list[RenderableType] = []
-    for target in report.targets:
+    for target in report.headed:
         units = report.metrics(target)
         limited_metrics = list(dict.fromkeys(limit.metric for limit in report.limits if limit.target == target))
         generates_text = shortest_context(units) is not None
@@ -54,10 +55,9 @@ def console_table(report: Report) -> RenderableType:
         headings = [_WRITING.get(_bare(metric), metric.title) if generates_text else metric.title for metric in metrics]
         columns = [TableColumn(heading, right=True, rank=rank) for heading, rank in zip(headings, ranks, strict=True)]
         table = ResponsiveTable(f"{report.recipe} on {target}", [TableColumn("Model"), *columns], "in the report")
-        for model in report.models:
+        for model, name in models_of(report, target, metrics).items():
             cells = [_cell(report, model, metric, target) for metric in metrics]
-            if any(cells):
-                table.add(model, *cells, style="bold" if model == FINAL else "dim" if model == BASELINE else "")
+            table.add(name, *cells, style="bold" if model == FINAL else "dim" if model == BASELINE else "")
         parts.append(table)
     for limit in report.limits:
         state = limit_state(limit)
@@ -82,6 +82,13 @@ def _cell(report: Report, model: str, metric: Metric, target: str) -> str:
     if row is None:
         return ""
     value = format_value(metric, row.value).removesuffix(" tokens/s").removesuffix(" bits")
+    if metric.timed:
+        # On a machine that is too noisy a time is approximate. The speed-up has a column of its own, from pairs of
+        # calls, and a ratio of two medians beside it would be a second number.
+        approximate = unusable_machine(report.environment) and not (metric.relative and model == BASELINE)
+        value = f"~{value}" if approximate else value
+        if any(name.startswith("speedup") for name in report.metrics(target)):
+            return value
     change = format_improvement(metric, row.value, baseline.value) if baseline and model != BASELINE else ""
     ratio = change.partition(" ")[0] if change.endswith((metric.gain, "%")) else change
     return f"{value}\n{ratio}" if ratio and ratio != "same" else value

@@ -172,9 +172,9 @@ def markdown_report(report: Report) -> str:
 def _measured(report: Report, target: str, columns: Sequence[Metric]) -> tuple[list[str], Cells]:
     """Return a table of every model with its values and their intervals."""
     cells = []
-    for model in rows.models_of(report, target, columns):
+    for model, name in rows.models_of(report, target, columns).items():
         measurements = [report.find(model, metric.name, target) for metric in columns]
-        cells.append([model, *(format_measurement(row) if row else "" for row in measurements)])
+        cells.append([name, *(format_measurement(row) if row else "" for row in measurements)])
     return ["Model", *(metric.title for metric in columns)], cells
 
 
@@ -183,10 +183,10 @@ def _against(report: Report, target: str, columns: Sequence[Metric]) -> tuple[li
     baseline = {metric.name: report.find(BASELINE, metric.name, target) for metric in columns}
     compared = [metric for metric in columns if baseline[metric.name]]
     cells = []
-    for model in rows.models_of(report, target, compared):
+    for model, name in rows.models_of(report, target, compared).items():
         if model == BASELINE:
             continue
-        cells.append([model])
+        cells.append([name])
         for metric in compared:
             row, baseline_row = report.find(model, metric.name, target), baseline[metric.name]
             cells[-1].append(format_improvement(metric, row.value, baseline_row.value) if row and baseline_row else "")

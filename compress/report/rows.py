@@ -79,9 +79,23 @@ def licence_rows(report: Report) -> list[tuple[str, str]]:
     ]
 
 
-def models_of(report: Report, target: str, metrics: Sequence[Metric]) -> list[str]:
-    """Return the models for which one of the metrics was measured on the target."""
-    return [model for model in report.models if any(report.find(model, metric.name, target) for metric in metrics)]
+def models_of(report: Report, target: str, metrics: Sequence[Metric]) -> dict[str, str]:
+    """Return the models for which one of the metrics was measured on the target, with the names that tables show.
+
+    The last stage usually gives the final model. Its row is then left out, and `final (onnx_int8)` names it.
+    """
+    models = [model for model in report.models if any(report.find(model, metric.name, target) for metric in metrics)]
+    names = {model: model for model in models}
+    # Times and memory of one file differ between two measurements, unlike its size and its answers.
+    fixed = [metric.name for metric in metrics if metric.from_file or metric.quality]
+    values = {
+        model: [row and row.value for row in (report.find(model, name, target) for name in fixed)]
+        for model in models[-2:]
+    }
+    if models[-1:] == [FINAL] and len(models) > 1 and models[-2] != BASELINE and values[models[-2]] == values[FINAL]:
+        names[FINAL] = f"{FINAL} ({models[-2]})"
+        del names[models[-2]]
+    return names
 
 
 def improvement_cell(report: Report, model: str, metric: Metric, target: str) -> str:

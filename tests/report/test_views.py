@@ -12,7 +12,9 @@ from compress.report.console import console_table
 from compress.report.headline import headlines, verdict
 from compress.report.junit import junit_report
 from compress.report.pages import escape_markdown, html_page, markdown_report
-from compress.results.report import LimitResult, Report
+from compress.results.formatting import format_value
+from compress.results.metrics import describe_metric
+from compress.results.report import FINAL, LimitResult, Report
 
 
 def tables(markdown: str) -> dict[str, list[list[str]]]:
@@ -118,7 +120,9 @@ def test_run_without_measurements_says_so(report: Report) -> None:
 def test_markdown_has_every_model_with_its_figures(report: Report) -> None:
     parsed = tables(markdown_report(report))
     heads, _, *rows = parsed["Measured on cpu"]
-    assert [row[0] for row in rows] == list(report.models)
+    # The last stage gave the final model, and has no row of its own.
+    *earlier, last, final = report.models
+    assert [row[0] for row in rows] == [*earlier, f"{final} ({last})"]
     final = dict(zip(heads, rows[-1], strict=True))
     assert final["Accuracy"] == "86.85% (85.37\u201388.33%)"  # 1737 / 2000, 1.7% of it either way
     assert final["Size on disk"] == "5.12 MB"
@@ -188,3 +192,30 @@ def test_narrow_terminal_prefers_columns_named_by_limits(build: Callable[..., Re
     limited = build(limits=[Limit(metric="startup_ms", at_most=900), Limit(metric="parameters", at_most=5e6)])
     heading = next(line for line in shown(console_table(limited), 50).splitlines() if line.startswith("Model"))
     assert heading.split() == ["Model", "Accuracy", "Parameters", "Start-up"]
+
+
+def test_stage_that_gave_the_final_model_has_no_row_of_its_own(build: Callable[..., Report]) -> None:
+    report = build()
+    last = report.models[-2]
+    final = [row for row in report.measurements if row.model == FINAL]
+    kept = [row for row in report.measurements if row.model != last]
+    # The same file, whose latency was measured a second time.
+    times = {"latency_ms": 1.01}
+    copies = [row.model_copy(update={"model": last, "value": row.value * times.get(row.metric, 1)}) for row in final]
+    repeated = report.model_copy(update={"measurements": (*kept, *copies)})
+    lines = shown(console_table(repeated), 120).splitlines()
+    assert [line for line in lines if line.startswith(f"{FINAL} ({last})")]
+    assert not [line for line in lines if line.startswith(last)]
+    other = [row.model_copy(update={"value": row.value + 1}) if row.metric == "size_bytes" else row for row in copies]
+    lines = shown(console_table(report.model_copy(update={"measurements": (*kept, *other)})), 120).splitlines()
+    assert [line for line in lines if line.startswith(last)]
+
+
+def test_times_of_a_noisy_machine_are_marked_as_approximate(build: Callable[..., Report]) -> None:
+    report = build()
+    noise = {"verdict": "unusable", "reasons": ["the rounds vary by 40%"]}
+    noisy = report.model_copy(update={"environment": {**report.environment, "noise": noise}})
+    quiet_text, noisy_text = shown(console_table(report), 160), shown(console_table(noisy), 160)
+    assert "~" not in quiet_text
+    latency = format_value(describe_metric("latency_ms", "ms"), report.find(FINAL, "latency_ms", "cpu").value)
+    assert latency in quiet_text and f"~{latency}" in noisy_text

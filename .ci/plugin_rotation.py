@@ -78,7 +78,7 @@ recipes = sorted(Path("recipes").glob("*.yaml"))
 for path in recipes:
     try:
         recipe = read_recipe(path)
-        make_plan(recipe, path.parent, lambda label: False, Path("artifacts"), looks_into_model=False)
+        make_plan(recipe, path.parent, lambda label, data: False, Path("artifacts"), looks_into_model=False)
     except SampleError:
         pass  # the recipe is valid, and its data are not on this machine
     except CompressError as error:

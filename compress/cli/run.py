@@ -12,7 +12,7 @@ def run(
     recipe: Annotated[Path, typer.Argument(help="The recipe: a YAML file, or the name of a shipped recipe.")],
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, e.g. stages.1.distill.epochs=2."),
+        typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, e.g. distill.epochs=2."),
     ] = None,
     artifacts: Annotated[Path, typer.Option(help="Folder of the cache and the runs.")] = Path("artifacts"),
     remeasure: Annotated[
@@ -26,22 +26,17 @@ def run(
     """Run a recipe. Finished stages come from the cache, so a stopped run continues where it was."""
     from rich.console import Console
 
-    from compress.recipe.loading import read_recipe
-    from compress.recipe.shipped import find_recipe
-    from compress.report.progress import ConsoleProgress
-
-    recipe = find_recipe(recipe)
-    loaded = read_recipe(recipe, set_ or ())
-    # The recipe is read before torch is imported, so that an error in it shows at once.
-    from compress.pipeline.run import run as run_recipe
-    from compress.pipeline.run import take_part
+    from compress import api
     from compress.stages.training.processes import is_first
 
     # Further training processes only take part in stages that train together.
     if not is_first():
-        take_part(loaded, recipe.parent, artifacts)
+        from compress.pipeline.run import take_part
+
+        take_part(*api.read_recipe(recipe, set_ or ()), artifacts)
         return
-    finished = run_recipe(loaded, recipe.parent, artifacts, ConsoleProgress(), remeasure)
+    finished = api.run(recipe, set=set_ or (), artifacts=artifacts, remeasure=remeasure, progress=True)
+    loaded = finished.recipe
     if track is not None:
         from compress.report.tracking import track as write
         from compress.report.tracking import tracked_run
@@ -76,26 +71,21 @@ def check(
     recipe: Annotated[Path, typer.Argument(help="The recipe: a YAML file, or the name of a shipped recipe.")],
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, e.g. stages.1.distill.epochs=2."),
+        typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field, e.g. distill.epochs=2."),
     ] = None,
     artifacts: Annotated[Path, typer.Option(help="Folder of the cache and the runs.")] = Path("artifacts"),
     json_: Annotated[bool, typer.Option("--json", help="Write the plan as JSON.")] = False,
 ) -> None:
     """Check that a recipe can run, and predict its time, memory and disk, before any model is loaded."""
-    from compress.pipeline.keys import CachedStages
-    from compress.pipeline.plan import render_plan
-    from compress.pipeline.planning import make_plan
-    from compress.recipe.loading import read_recipe
-    from compress.recipe.shipped import find_recipe
+    from compress import api
 
-    recipe = find_recipe(recipe)
-    loaded = read_recipe(recipe, set_ or ())
-    cached_stages = CachedStages(loaded, recipe.parent, artifacts)
-    plan = make_plan(loaded, recipe.parent, cached_stages, artifacts, looks_into_model=True)
+    plan = api.check(recipe, set=set_ or (), artifacts=artifacts, progress=True)
     if json_:
         typer.echo(plan.model_dump_json(indent=2))
         return
     from rich.console import Console
+
+    from compress.pipeline.plan import render_plan
 
     Console().print(render_plan(plan))
 

@@ -119,24 +119,32 @@ def check_extra(rows: Rows, extra: Collection[str]) -> None:
 
 
 def choose(rows: Rows, columns: Sequence[Column], mapping: Mapping[str, str]) -> pa.Table:
-    """Return a table with the task's column names; labels as the source spells them. Raises `DataError`."""
+    """Return a table with the task's column names; labels as the source spells them.
+
+    Raises `DataError` with the problems of all columns.
+    """
     import pyarrow as pa
 
-    arrays = {}
+    arrays, errors = dict[str, list[Any]](), list[DataError]()
     for column in columns:
         source_name = mapping.get(column.name, column.name)
-        if source_name not in rows.names:
-            if column.optional and column.name not in mapping:
-                continue
+        if source_name in rows.names:
+            try:
+                arrays[column.name] = _converted(rows, source_name, column)
+            except DataError as error:
+                errors.append(error)
+        elif not column.optional or column.name in mapping:
             example = nearest_name(source_name, rows.names) or "COLUMN"
-            raise DataError(
+            missing = DataError(
                 f"{rows.name} has no column {source_name!r}." + did_you_mean(source_name, rows.names),
                 where=rows.name,
                 expected=f"one of its columns: {', '.join(rows.names)}",
                 hint=f"say which column it is, e.g. data: {{columns: {{{column.name}: {example}}}}}, or --set "
                 f"data.columns.{column.name}=...",
             )
-        arrays[column.name] = _converted(rows, source_name, column)
+            errors.append(missing)
+    if errors:
+        raise DataError.of_all(errors)
     # Some values are valid only beside the others of their row, such as a box within its image.
     checks = [column.check for column in columns if column.check is not None]
     for index, values in enumerate(zip(*arrays.values(), strict=True) if checks else ()):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,8 +25,8 @@ from compress.data.columns import (
 from compress.data.config import DataConfig, HoldOut, is_sample
 from compress.data.files import Rows
 from compress.data.media import identities, shown
-from compress.data.samples.fetch import sample_directory
-from compress.data.source import locate_split, locate_unlabeled, read
+from compress.data.samples.fetch import cached_directory, sample_directory
+from compress.data.source import HubSplit, OpenSample, locate_split, locate_unlabeled, read
 from compress.utils.errors import DataError
 from compress.utils.progress import Progress
 
@@ -168,7 +169,8 @@ class Dataset:
 
     Values are strings, or media values as in `compress.data.media`. Labels are class names. ``unlabeled`` has only the
     task's input columns. ``extra`` maps split -> column -> one value per row; slices read it and the task does not, so
-    it is not part of `digest`.
+    it is not part of `digest`. ``rows_read`` has the number of rows of each source, such as `split train` or
+    `unlabeled more.csv`, before rows are dropped or held out.
     """
 
     columns: tuple[Column, ...]
@@ -176,6 +178,7 @@ class Dataset:
     labels: tuple[str, ...]
     unlabeled: pa.Table | None = None
     extra: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
+    rows_read: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -229,7 +232,12 @@ class _Part:
 
 
 def load_dataset(
-    config: DataConfig, columns: tuple[Column, ...], folder: Path, progress: Progress, extra: Collection[str] = ()
+    config: DataConfig,
+    columns: tuple[Column, ...],
+    folder: Path,
+    progress: Progress,
+    extra: Collection[str] = (),
+    fetch: bool = True,
 ) -> Dataset:
     """Read and validate the data of a recipe.
 
@@ -239,32 +247,34 @@ def load_dataset(
         folder: Folder that relative paths are resolved against, before the current directory.
         progress: Receives notes about rows that are left out.
         extra: Further columns to keep. The test split must have them, other splits may.
+        fetch: Download samples and data of the Hub. If False, the dataset lacks the splits that are not local, and has
+            no class names if one of them is missing.
 
     Returns:
         The dataset.
 
     Raises:
-        DataError: If a row, a column or a label is invalid.
+        DataError: With the problems of all files, if rows, columns or labels are invalid.
         SampleError: If a sample cannot be fetched.
     """
+    import pyarrow as pa
+
     check_mapping(config.columns, columns)
-    unlabeled_columns = tuple(column for column in columns if not column.label)
-    parts: dict[str, _Part] = {}
-    for split in config.splits:
-        split_columns = unlabeled_columns if split in config.without_labels else columns
-        location = locate_split(config, split, folder, partial(sample_directory, progress=progress))
-        assert location is not None, "sample_directory always gives a folder"
-        source_names = {config.columns.get(column.name, column.name) for column in split_columns}
-        source = read(location, {*source_names, *extra})
-        parts[split] = _Part(source, choose(source, split_columns, config.columns))
-    if TEST in parts:
-        check_extra(parts[TEST].rows, extra)
-    label = label_column(columns)
+    # Errors of all files are collected, because a user wants to see them at once.
+    errors: list[DataError] = []
+    open_sample = partial(sample_directory, progress=progress) if fetch else cached_directory
+    parts = _read_splits(config, columns, folder, open_sample, extra, errors)
+    unlabeled_parts = _read_unlabeled(config, columns, folder, open_sample, errors)
+    rows_read = {f"split {split}": len(part.table) for split, part in parts.items()}
+    rows_read |= {f"unlabeled {reference}": len(table) for reference, table in unlabeled_parts.items()}
+    label, is_whole = label_column(columns), len(parts) == len(config.splits)
     labels: tuple[str, ...] = ()
-    if label:
-        labels, parts = _name_labels(config, parts, label)
-    elif config.labels is not None:
-        raise DataError("The task has no labels.", where="data.labels", hint="remove them from the recipe")
+    with _collected(errors):
+        if label is None and config.labels is not None:
+            raise DataError("The task has no labels.", where="data.labels", hint="remove them from the recipe")
+        # A class may occur only in a split that could not be read.
+        if label and is_whole:
+            labels, parts = _name_labels(config, parts, label)
     # Rows of the judging splits must not occur in any other split: compare normalized inputs.
     inputs = [column.name for column in columns if column.is_input]
     judges = {TEST, *config.also}
@@ -273,27 +283,77 @@ def load_dataset(
     extra_values: dict[str, Mapping[str, Sequence[Any]]] = {}
     for split, part in parts.items():
         rows = overlapping(part.table, inputs, held_out) if split not in judges else []
-        tables[split] = _without_overlap(config, split, part, rows, progress) if rows else part.table
-        # The values of each extra column that the source has, without the dropped rows.
-        dropped_rows = set(rows)
-        extra_values[split] = {
-            name: [value for index, value in enumerate(part.rows.columns[name]) if index not in dropped_rows]
-            for name in extra
-            if name in part.rows.columns
-        }
+        with _collected(errors):
+            tables[split] = _without_overlap(config, split, part, rows, progress) if rows else part.table
+        extra_values[split] = _extra_values(part, rows, extra)
+    if errors:
+        raise DataError.of_all(errors)
     # Rows that are held out for model selection come from the splits as they are now, without overlap.
-    for held_out_config in config.hold_out or ():
+    for held_out_config in (config.hold_out or ()) if is_whole else ():
         tables, extra_values = hold_out(held_out_config, tables, extra_values, inputs)
     if label and "train" in tables and "train" not in config.without_labels:
         _check_classes(_distinct(tables["train"], label), "train", label.fewest)
     unlabeled = None
-    if config.unlabeled:
-        unlabeled = _read_unlabeled(config, columns, folder, progress)
+    if unlabeled_parts:
+        unlabeled = pa.concat_tables(unlabeled_parts.values()).combine_chunks()
         rows = overlapping(unlabeled, inputs, held_out)
         unlabeled = without(unlabeled, rows)
         if rows:
             progress.note(f"{len(rows)} unlabeled texts also occur in the test split and are left out")
-    return Dataset(columns, tables, labels, unlabeled, extra_values)
+    return Dataset(columns, tables, labels, unlabeled, extra_values, rows_read)
+
+
+@contextmanager
+def _collected(errors: list[DataError]) -> Iterator[None]:
+    """Append an error of the data to ``errors`` and continue."""
+    try:
+        yield
+    except DataError as error:
+        errors += [part for part in error.errors if isinstance(part, DataError)] or [error]
+
+
+def _read_splits(
+    config: DataConfig,
+    columns: tuple[Column, ...],
+    folder: Path,
+    open_sample: OpenSample,
+    extra: Collection[str],
+    errors: list[DataError],
+) -> dict[str, _Part]:
+    """Return the valid splits.
+
+    Args:
+        config: The recipe's `data` section.
+        columns: Columns that the task reads.
+        folder: Folder that relative paths are resolved against.
+        open_sample: Opens a sample by name. If it opens only what is cached, splits on the Hub are left out as well.
+        extra: Further columns to keep.
+        errors: Receives the errors of the other splits.
+    """
+    unlabeled_columns = tuple(column for column in columns if not column.label)
+    parts: dict[str, _Part] = {}
+    for split in config.splits:
+        split_columns = unlabeled_columns if split in config.without_labels else columns
+        source_names = {config.columns.get(column.name, column.name) for column in split_columns}
+        with _collected(errors):
+            location = locate_split(config, split, folder, open_sample)
+            if location is None or (isinstance(location, HubSplit) and open_sample is cached_directory):
+                continue
+            source = read(location, {*source_names, *extra})
+            if split == TEST:
+                check_extra(source, extra)
+            parts[split] = _Part(source, choose(source, split_columns, config.columns))
+    return parts
+
+
+def _extra_values(part: _Part, dropped: Collection[int], extra: Collection[str]) -> dict[str, Sequence[Any]]:
+    """Return the values of each extra column that the source has, without the dropped rows."""
+    dropped_rows = set(dropped)
+    return {
+        name: [value for index, value in enumerate(part.rows.columns[name]) if index not in dropped_rows]
+        for name in extra
+        if name in part.rows.columns
+    }
 
 
 def label_column(columns: Sequence[Column]) -> Column | None:
@@ -331,8 +391,12 @@ def _name_labels(
             position = part.table.column_names.index(label.name)
             named = pa.array(label.renamed(part.table, labels), pa.string())
             labeled[split] = replace(part, table=part.table.set_column(position, label.name, named))
+    errors: list[DataError] = []
     for part in labeled.values():
-        check_labels(part.table, label, valid, part.rows.place)
+        with _collected(errors):
+            check_labels(part.table, label, valid, part.rows.place)
+    if errors:
+        raise DataError.of_all(errors)
     return labels, {**parts, **labeled}
 
 
@@ -357,16 +421,31 @@ def _without_overlap(config: DataConfig, split: str, part: _Part, rows: Sequence
     return without(part.table, rows)
 
 
-def _read_unlabeled(config: DataConfig, columns: Sequence[Column], folder: Path, progress: Progress) -> pa.Table:
-    import pyarrow as pa
+def _read_unlabeled(
+    config: DataConfig,
+    columns: Sequence[Column],
+    folder: Path,
+    open_sample: OpenSample,
+    errors: list[DataError],
+) -> dict[str, pa.Table]:
+    """Return the unlabeled inputs by reference, without samples that ``open_sample`` does not open.
 
+    Args:
+        config: The recipe's `data` section.
+        columns: Columns that the task reads.
+        folder: Folder that relative paths are resolved against.
+        open_sample: Opens a sample by name.
+        errors: Receives the errors of the other files.
+    """
     inputs = [column for column in columns if column.is_input]
-    tables = []
+    tables = {}
     for reference in config.unlabeled:
-        path = locate_unlabeled(reference, folder, partial(sample_directory, progress=progress))
-        assert path is not None, "sample_directory always gives a folder"
-        # A sample's columns are called as the task calls them, whatever the user's files do.
-        mapping = {} if is_sample(reference) else config.columns
-        rows = read(path, {mapping.get(column.name, column.name) for column in inputs})
-        tables.append(choose(rows, inputs, mapping))
-    return pa.concat_tables(tables).combine_chunks()
+        with _collected(errors):
+            path = locate_unlabeled(reference, folder, open_sample)
+            if path is None:
+                continue
+            # A sample's columns are called as the task calls them, whatever the user's files do.
+            mapping = {} if is_sample(reference) else config.columns
+            rows = read(path, {mapping.get(column.name, column.name) for column in inputs})
+            tables[reference] = choose(rows, inputs, mapping)
+    return tables

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from compress.data.dataset import Dataset, load_dataset
-from compress.data.samples.fetch import cached_directory
-from compress.data.source import HubSplit, find, locate_split, locate_unlabeled
+from compress.data.source import find
 from compress.pipeline.cache import Cache
 from compress.recipe.recipe import START, Recipe
 from compress.sources.resolve import find_resolved
@@ -77,24 +75,26 @@ class Keys:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class CachedStages:
     """Forecast of which stages `compress run` would take from the cache, called with a stage's label.
 
     Nothing is downloaded or written, and manifests are trusted. If a model or the data is not local, no stage counts as
-    cached. The first call reads the data and raises `DataError` for data that a run would refuse.
+    cached. The first call reads the data if it gets none, and raises `DataError` for data that a run would refuse.
     """
 
     recipe: Recipe
     folder: Path
     artifacts: Path
+    _digests: dict[str, str] | None = field(default=None, init=False)
 
-    def __call__(self, label: str) -> bool:
-        """Return True if the stage's output is in the cache."""
-        return label in self._known
+    def __call__(self, label: str, data: Dataset | None = None) -> bool:
+        """Return True if the stage's output is in the cache. ``data`` is the recipe's data that is local."""
+        if self._digests is None:
+            self._digests = self._find_digests(data)
+        return label in self._digests
 
-    @cached_property
-    def _known(self) -> dict[str, str]:
+    def _find_digests(self, data: Dataset | None) -> dict[str, str]:
         """Return the digest of each cached stage's output by label."""
         recipe, cache = self.recipe.resolved(), Cache(self.artifacts / "cache")
         references = all_references(recipe.stages)
@@ -110,11 +110,9 @@ class CachedStages:
         # Without all inputs the keys cannot be computed, and nothing may be downloaded for a forecast.
         if None in (*models.values(), *folders.values()) or not cache.root.is_dir():
             return {}
-        splits = [locate_split(recipe.data, split, self.folder, cached_directory) for split in recipe.data.splits]
-        unlabeled = [locate_unlabeled(name, self.folder, cached_directory) for name in recipe.data.unlabeled]
-        if any(location is None or isinstance(location, HubSplit) for location in (*splits, *unlabeled)):
+        data = data or load_dataset(recipe.data, task.columns, self.folder, SilentProgress(), fetch=False)
+        if len(data.rows_read) < len(recipe.data.splits) + len(set(recipe.data.unlabeled)):
             return {}
-        data = load_dataset(recipe.data, task.columns, self.folder, SilentProgress())
         digests, folder_digests = (
             {name: digest_directory(path) for name, path in paths.items() if path} for paths in (models, folders)
         )

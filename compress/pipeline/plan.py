@@ -12,6 +12,7 @@ from rich.text import Text
 
 from compress.formats.target_profile import PROCESSORS
 from compress.recipe.recipe import Limit
+from compress.report.notebook import terminal_view
 from compress.results.formatting import format_bytes
 from compress.results.report import LicenceRecord
 from compress.stages.cost_model import Estimate
@@ -48,7 +49,7 @@ class SourcePlan(Frozen):
     path: str | None
     size_bytes: int | None = None
     parameters: int | None = None
-    rows: int | None = Field(None, description="rows of data; estimated from the first rows except for Parquet")
+    rows: int | None = Field(None, description="rows of data that was read")
     note: str = ""
 
 
@@ -87,6 +88,10 @@ class Plan(Frozen):
     )
     licence_remarks: tuple[str, ...] = Field((), description="obligations of these licences for redistribution")
     plugins: tuple[str, ...] = Field((), description="plug-ins of other packages that cannot be used, with reasons")
+
+    def _repr_html_(self) -> str:
+        """Return the tables of the terminal for notebooks."""
+        return terminal_view(render_plan(self))
 
 
 def render_plan(plan: Plan) -> RenderableType:

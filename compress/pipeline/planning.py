@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
+from compress.data.dataset import Dataset
 from compress.formats.quiet_output import quiet_libraries
 from compress.formats.runtime import why_unavailable
 from compress.formats.target_profile import describe_limits
@@ -31,8 +32,10 @@ from compress.tasks.capability import GENERATES
 from compress.tasks.registry import TASKS
 from compress.utils.environment import cores_quota, granted_cores, processor_class
 from compress.utils.errors import CompressError, InputError
+from compress.utils.progress import Progress
 from compress.utils.torch_device import resolve_device
 
+IsCached = Callable[[str, Dataset], bool]
 _UNPACKED = 2
 """Disk space of a fetched sample over its download: the archive and its files."""
 _MIN_ROUNDS = 5
@@ -41,24 +44,26 @@ _MIN_ROUNDS = 5
 def make_plan(
     recipe: Recipe,
     recipe_folder: Path,
-    is_cached: Callable[[str], bool] | None = None,
+    is_cached: IsCached | None = None,
     artifacts: Path = Path("artifacts"),
     looks_into_model: bool = False,
+    progress: Progress | None = None,
 ) -> Plan:
-    """Find every source, check that the run can begin, and predict every stage. Loads no weights, downloads nothing.
+    """Read the local data, check that the run can begin, and predict every stage. Loads no weights, downloads nothing.
 
     Args:
         recipe: The recipe.
         recipe_folder: The folder that relative paths start from.
-        is_cached: Returns True for the label of a stage whose output is in the cache.
+        is_cached: Returns True for the label of a stage whose output is in the cache, given the recipe's data.
         artifacts: The folder of the cache and the runs.
         looks_into_model: Check formats and stages against the model's structure, which imports torch and runs its
             blocks without weights.
+        progress: Receives notes about the data.
 
     Raises:
         InputError: With all problems at once.
     """
-    sources = Sources(recipe, recipe_folder)
+    sources = Sources(recipe, recipe_folder, progress)
     problems, context = sources.problems, plan_context(recipe, sources, sources.find_all())
     _check_requirements(recipe, sources, artifacts)
     stages = _stage_plans(recipe, sources, context, is_cached)
@@ -109,23 +114,21 @@ def _check_requirements(recipe: Recipe, sources: Sources, artifacts: Path) -> No
     sources.problems += _inapplicable_stages(recipe, sources) if not sources.problems else []
 
 
-def _stage_plans(
-    recipe: Recipe, sources: Sources, context: PlanContext, is_cached: Callable[[str], bool] | None
-) -> list[StagePlan]:
+def _stage_plans(recipe: Recipe, sources: Sources, context: PlanContext, is_cached: IsCached | None) -> list[StagePlan]:
     """Return the plans of the stages, up to the first one that cannot be planned, whose error becomes a problem.
 
     Args:
         recipe: The recipe.
         sources: Its model and data.
         context: Sizes that costs are predicted from; the shape of each stage's output is added to it.
-        is_cached: Returns True for the label of a stage whose output is in the cache.
+        is_cached: Returns True for the label of a stage whose output is in the cache, given the recipe's data.
     """
     plans: list[StagePlan] = []
     shape, held_bytes = context.shapes[START], 0.0
     for stage, label in zip(recipe.stages, recipe.labels(), strict=True):
         model_type = loaded_type(stage, sources.task.capabilities)
         try:
-            cached = is_cached(label) if is_cached and not sources.problems else None
+            cached = is_cached(label, sources.data) if is_cached and sources.data and not sources.problems else None
             prediction = predict_stage_cost(stage, shape, context, model_type, held_bytes)
         except InputError as error:
             sources.problems.append(error)

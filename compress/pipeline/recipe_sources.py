@@ -1,37 +1,24 @@
-"""Sizes and problems of a recipe's model and data, without reading weights or rows."""
+"""Sizes and problems of a recipe's model and data, without reading weights."""
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import io
-import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from compress.data.columns import check_extra
+import pyarrow.parquet
+
 from compress.data.config import is_sample, sample_split
-from compress.data.dataset import TEST
-from compress.data.files import LABEL, read_class_folder
+from compress.data.dataset import Dataset, load_dataset
 from compress.data.judged import find_instructions, find_questions, find_rated_pairs
 from compress.data.samples.fetch import cached_directory
 from compress.data.samples.sample import find_sample
 from compress.data.slices import extra_columns
-from compress.data.source import (
-    INPUTS,
-    Draws,
-    HubSplit,
-    Location,
-    array_files,
-    find,
-    locate_split,
-    locate_unlabeled,
-    read,
-)
+from compress.data.source import Draws, HubSplit, Location, find, locate_split, locate_unlabeled
 from compress.formats.gguf.model import read_gguf
 from compress.formats.onnx.graph_reader import first_integer_operator, read_graph
 from compress.formats.onnx.stored_tensors import read_tensors
@@ -49,65 +36,16 @@ from compress.stages.base import all_references
 from compress.stages.cost_model import Shape, Text
 from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, TAKES_ARRAYS
 from compress.tasks.registry import TASKS
-from compress.utils.errors import CompressError, DataError, InputError, ModelError, StageError
+from compress.utils.errors import CompressError, InputError, ModelError, StageError
 from compress.utils.progress import Progress, SilentProgress
 
-_HEAD_BYTES = 1 << 16
 
-
-def read_size(path: Path) -> tuple[Text, tuple[str, ...]]:
-    """Return rows and bytes of a data file or class folder, and its column names if known. Raises `DataError`."""
-    if path.is_dir() and (files := array_files(path)):
-        return Text(len(files), folder_bytes(path)), (INPUTS,)
-    if path.is_dir():
-        rows = read_class_folder(path, (LABEL,))
-        return Text(len(rows.columns[LABEL]), folder_bytes(path)), rows.names
-    try:
-        text, columns = _parquet_size(path) if path.suffix == ".parquet" else _text_size(path)
-    except OSError as error:
-        raise DataError(f"{path.name} cannot be read: {error.strerror or error}.", where=str(path)) from error
-    if text.rows < 1:
-        problem = "has columns and no rows" if columns else "is empty"
-        raise DataError(f"{path.name} {problem}.", where=str(path), expected="at least one row")
-    return text, columns
-
-
-def _text_size(path: Path) -> tuple[Text, tuple[str, ...]]:
-    """Estimate the rows of a text file from its first lines."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        # Up to the end of a line, since one document may be longer than the head.
-        head = file.read(_HEAD_BYTES) + file.readline()
-    text = head.decode("utf-8-sig", errors="replace")
-    if path.suffix == ".json":
-        rows_in_head = text.count("}")
-    else:
-        rows_in_head = text.count("\n") if size > len(head) else len(text.splitlines())
-    columns: tuple[str, ...] = ()
-    if path.suffix == ".csv":
-        columns = tuple(next(csv.reader(io.StringIO(text)), ()))
-    elif path.suffix == ".jsonl":
-        with suppress(ValueError):  # reported when the rows are read
-            first = json.loads(text.split("\n", 1)[0])
-            columns = tuple(first) if isinstance(first, dict) else ()
-    rows = round(rows_in_head * size / max(len(head), 1)) - bool(columns and path.suffix == ".csv")
-    return Text(rows, size), columns
-
-
-def _parquet_size(path: Path) -> tuple[Text, tuple[str, ...]]:
-    """Return rows, uncompressed bytes and columns of a Parquet file from its metadata."""
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    if path.stat().st_size == 0:
-        return Text(0, 0), ()
-    try:
-        metadata = pyarrow.parquet.read_metadata(path)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path.name} is not a complete Parquet file: {error}", where=str(path)) from error
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    uncompressed = sum(group.total_byte_size for group in groups)
-    return Text(metadata.num_rows, uncompressed), tuple(metadata.schema.to_arrow_schema().names)
+def content_bytes(path: Path) -> int:
+    """Return the bytes of a data file or folder, uncompressed for Parquet."""
+    if path.suffix != ".parquet":
+        return folder_bytes(path)
+    metadata = pyarrow.parquet.read_metadata(path)
+    return sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
 
 
 def folder_bytes(path: Path) -> int:
@@ -186,11 +124,15 @@ _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?$")
 
 
 class Sources:
-    """Model and data of a recipe as they are on this machine, with all ``problems`` found."""
+    """Model and data of a recipe as they are on this machine, with all ``problems`` found.
 
-    def __init__(self, recipe: Recipe, recipe_folder: Path) -> None:
+    ``progress`` receives notes about rows that are left out. Nothing is downloaded.
+    """
+
+    def __init__(self, recipe: Recipe, recipe_folder: Path, progress: Progress | None = None) -> None:
         self.recipe = recipe
         self.folder = recipe_folder
+        self.progress = progress or SilentProgress()
         self.problems: list[CompressError] = []
         self.rows: list[SourcePlan] = []
         self.texts: dict[str, Text] = {}
@@ -199,6 +141,8 @@ class Sources:
         """The kind of task that the model is for; the first, where it is not here to tell."""
         self.start: Path | None = None
         """The folder of the starting model, where it is here."""
+        self.data: Dataset | None = None
+        """Data that is local, or None if it has problems."""
 
     def find_all(self) -> Shape | None:
         """Describe the model and every data source; return the starting model's shape if it is local."""
@@ -209,13 +153,12 @@ class Sources:
             self._made_model(recipe.model, "model", recipe.module, recipe.random_weights)
         elif shape is not None:
             self.start = self._model_path(recipe.model)
-        for split, reference in recipe.data.splits.items():
-            with self.noting():
-                self._split(split, reference)
-        for reference in recipe.data.unlabeled:
-            with self.noting():
-                location = locate_unlabeled(reference, self.folder, cached_directory)
-                self._describe(f"unlabeled {reference}", reference, location, (), reference)
+        with self.noting():
+            extra = extra_columns(recipe.slices or (), (column.name for column in self.task.columns))
+            self.data = load_dataset(
+                recipe.data, self.task.columns, self.folder, self.progress, extra=extra, fetch=False
+            )
+            self._describe_data(self.data)
         folders = [reference for reference in all_references(recipe.stages) if reference.kind != "model"]
         for kind, name in dict.fromkeys((reference.kind, reference.name) for reference in folders):
             with self.noting():
@@ -240,7 +183,7 @@ class Sources:
         try:
             yield
         except (InputError, StageError) as error:
-            self.problems.append(error)
+            self.problems += error.errors or (error,)
 
     def _here(self, role: str, reference: str, path: Path, **more: object) -> None:
         """Add the row of a local file or folder."""
@@ -338,49 +281,38 @@ class Sources:
                 raise
             return None
 
-    def _split(self, split: str, reference: str) -> None:
-        """Describe a split of the data."""
-        source = self.recipe.data.source
-        sample = sample_split(reference)
-        source = sample[0] if sample else source
-        shown = reference if source is None or sample else f"{source} ({reference})"
-        location = locate_split(self.recipe.data, split, self.folder, cached_directory)
-        self._describe(f"split {split}", shown, location, self.recipe.data.columns.values(), source)
-        if split == TEST and isinstance(location, Path):
-            # Raise `DataError` for a slice whose column the test split does not have.
-            task = (column.name for column in self.task.columns)
-            extra = extra_columns(self.recipe.slices or (), task)
-            if extra:
-                check_extra(read(location, ()), extra)
+    def _describe_data(self, data: Dataset) -> None:
+        """Add the row of every split and of unlabeled text."""
+        config = self.recipe.data
+        for split, reference in config.splits.items():
+            sample = sample_split(reference)
+            source = sample[0] if sample else config.source
+            shown = reference if source is None or sample else f"{source} ({reference})"
+            location = locate_split(config, split, self.folder, cached_directory)
+            self._describe(f"split {split}", shown, location, source, data.rows_read)
+        for reference in config.unlabeled:
+            path = locate_unlabeled(reference, self.folder, cached_directory)
+            self._describe(f"unlabeled {reference}", reference, path, reference, data.rows_read)
 
     def _describe(
-        self, role: str, shown: str, place: Location | None, columns: Iterable[str], source: str | None
+        self, role: str, shown: str, location: Location | None, source: str | None, rows_read: Mapping[str, int]
     ) -> None:
-        """Add the row of a data source and check its columns.
+        """Add the row of a data source.
 
         Args:
             role: Role of the data, such as `split test`.
             shown: Reference as shown to the user.
-            place: Location of the data, or None if it must be downloaded.
-            columns: Columns that the recipe names.
+            location: Location of the data, or None if it must be downloaded.
             source: Reference of the source.
+            rows_read: Number of rows by role.
         """
-        if place is None or isinstance(place, HubSplit):
+        if location is None or isinstance(location, HubSplit):
             self._unknown(role, shown, source)
-            return
-        if isinstance(place, Draws):
-            self.rows.append(SourcePlan(role=role, reference=shown, status="here", path=None, rows=place.count))
-            return
-        text, names = read_size(place)
-        missing = [column for column in columns if names and column not in names]
-        if missing:
-            raise DataError(
-                f"{place.name} has no column {missing[0]!r}.",
-                where=f"{place}, named in data.columns",
-                expected=f"one of its columns: {', '.join(names)}",
-            )
-        self.texts[role] = text
-        self._here(role, shown, place, rows=text.rows)
+        elif isinstance(location, Draws):
+            self.rows.append(SourcePlan(role=role, reference=shown, status="here", path=None, rows=location.count))
+        else:
+            self.texts[role] = Text(rows_read[role], content_bytes(location))
+            self._here(role, shown, location, rows=rows_read[role])
 
     def _unknown(self, role: str, shown: str, source: str | None = None) -> None:
         """Add the row of a source that must be downloaded."""

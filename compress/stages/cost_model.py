@@ -91,7 +91,7 @@ class Estimate(Frozen):
 
 @dataclass(frozen=True)
 class Text:
-    """Size of a data file. ``rows`` is exact for Parquet and else estimated from the file's beginning."""
+    """Number of rows and bytes of a data file."""
 
     rows: int
     size_bytes: int

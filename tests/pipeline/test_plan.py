@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import torch
@@ -23,7 +24,7 @@ import compress.pipeline.planning
 import compress.utils.environment
 from compress.pipeline.plan import render_plan
 from compress.pipeline.planning import machine_flops_per_second, make_plan
-from compress.pipeline.recipe_sources import read_shape, read_size
+from compress.pipeline.recipe_sources import read_shape
 from compress.pipeline.stage_costs import GRAPH_BYTES, LIBRARIES_BYTES
 from compress.recipe.recipe import Recipe
 from compress.stages.cost_model import PlanContext, Shape, Text
@@ -72,8 +73,8 @@ def folder(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty-cache"))
     monkeypatch.setattr("compress.pipeline.planning.machine_flops_per_second", lambda: 1e9)
     for split, rows in (("train", 100), ("validation", 10), ("test", 20)):
-        row = "w" * 36 + ",no\n"
-        (tmp_path / f"{split}.csv").write_text("text,label\n" + row * rows)
+        lines = [f"{split + ' ' + str(row):w<36},{('no', 'ok')[row % 2]}\n" for row in range(rows)]
+        (tmp_path / f"{split}.csv").write_text("text,label\n" + "".join(lines))
     return tmp_path
 
 
@@ -209,7 +210,7 @@ def test_disk_use_of_stages_and_run_is_predicted(folder: Path, tmp_path: Path, m
 
 
 def test_cached_stages_cost_nothing(folder: Path, tmp_path: Path) -> None:
-    plan = make_plan(recipe(), folder, lambda label: label != "onnx_int8", tmp_path)
+    plan = make_plan(recipe(), folder, lambda label, data: label != "onnx_int8", tmp_path)
     assert [stage.cached for stage in plan.stages] == [True, True, False]
     assert plan.stages[0].seconds.value == 0
     quantized = plan.stages[2].disk_bytes.value
@@ -329,7 +330,7 @@ def _truncated(folder: Path) -> None:
         (lambda folder: (folder / "model" / "model.safetensors").unlink(), "no safetensors weights"),
         (lambda folder: (folder / "train.csv").unlink(), "train.csv does not exist"),
         (lambda folder: (folder / "train.csv").write_text(""), "train.csv is empty"),
-        (lambda folder: (folder / "train.csv").write_text("text,label\n"), "columns and no rows"),
+        (lambda folder: (folder / "train.csv").write_text("text,label\n"), "a header and no rows"),
         (lambda folder: (folder / "artifacts").write_text(""), "artifacts folder is a file"),
     ],
 )
@@ -377,33 +378,23 @@ def test_missing_package_error_names_pip_command(folder: Path, tmp_path: Path, m
     assert "pip install 'compress-models[export]'" in refusal(recipe(), folder, tmp_path)
 
 
-LONG = json.dumps({"text": "word " * 30_000}) + "\n"
-"""A row longer than the part of a file that is read to estimate the number of rows."""
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "rows"),
-    [
-        ("x.json", json.dumps([{"text": f"sentence {i}"} for i in range(50)]), 50),
-        ("x.jsonl", "\n".join(json.dumps({"text": f"sentence {i}"}) for i in range(50)), 50),
-        ("x.csv", "text\n" + "".join(f"row number {i:07d}\n" for i in range(20_000)), pytest.approx(20_000, rel=0.01)),
-        *(("x.jsonl", LONG * count, count) for count in (1, 3, 10)),
-    ],
-)
-def test_row_count_is_estimated_from_start_of_file(tmp_path: Path, name: str, content: str, rows: int) -> None:
-    (tmp_path / name).write_text(content)
-    text, columns = read_size(tmp_path / name)
-    assert (text.rows, columns) == (rows, () if name == "x.json" else ("text",))
-
-
-def test_parquet_row_count_is_read_from_metadata(tmp_path: Path) -> None:
-    path = tmp_path / "x.parquet"
-    pyarrow.parquet.write_table(pa.table({"text": [f"sentence {i}" for i in range(1234)]}), path)
-    text, columns = read_size(path)
-    assert (text.rows, columns) == (1234, ("text",))
-    path.write_bytes(b"PAR1 and nothing more")
-    with pytest.raises(InputError, match="not a complete Parquet file"):
-        read_size(path)
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "parquet"])
+def test_row_counts_are_exact(suffix: str, folder: Path, tmp_path: Path) -> None:
+    # One text is longer than the others by far, and another one has two lines.
+    rows = [{"text": text, "label": "no"} for text in ("word " * 30_000, "two\nlines", *map(str, range(48)))]
+    table, path = pa.Table.from_pylist([*rows, {"text": "last", "label": "ok"}]), folder / f"train.{suffix}"
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(table, path)
+    elif suffix == "csv":
+        pyarrow.csv.write_csv(table, path)
+    elif suffix == "json":
+        path.write_text(json.dumps(table.to_pylist()))
+    else:
+        path.write_text("\n".join(map(json.dumps, table.to_pylist())))
+    splits = {"train": path.name, "validation": "validation.csv", "test": "test.csv"}
+    plan = make_plan(recipe(data={"splits": splits, "unlabeled": ["validation.csv"]}), folder, None, tmp_path)
+    rows_by_role = {row.role: row.rows for row in plan.sources}
+    assert (rows_by_role["split train"], rows_by_role["unlabeled validation.csv"]) == (51, 10)
 
 
 def test_measured_flops_per_second_are_plausible() -> None:
@@ -431,3 +422,41 @@ def test_planning_loads_no_torch(folder: Path) -> None:
     )
     imported = packages_imported_by(code, folder, json.dumps(recipe().model_dump(mode="json")))
     assert imported.isdisjoint({"torch", "transformers", "datasets"})
+
+
+def test_problems_of_all_data_files_are_reported_at_once_on_every_call(folder: Path, tmp_path: Path) -> None:
+    valid = (folder / "test.csv").read_text()
+    (folder / "missing.csv").write_text("text,label\n,no\na,ok\nb,\n")
+    (folder / "quote.tsv").write_text('text\tlabel\n"open\tno\nx\tok\n')
+    (folder / "dicts.jsonl").write_text('{"text": "a", "label": "no"}\n{"text": {"en": "b"}, "label": "no"}\n')
+    (folder / "overlap.csv").write_text("text,label\nnew,no\n" + valid.splitlines()[3] + "\n")
+    names = {"train": "missing.csv", "a": "quote.tsv", "b": "dicts.jsonl", "c": "overlap.csv", "d": "none.csv"}
+    read = recipe(data={"splits": {**names, "test": "test.csv"}, "unlabeled": ["quote.tsv"]})
+    text = refusal(read, folder, tmp_path / "artifacts")
+    assert "for 7 reasons" in text
+    for words in (
+        "'text' has 1 of 3 values missing or empty.\n  where:    missing.csv:2\n",
+        "'label' has 1 of 3 values missing or empty.\n  where:    missing.csv:4\n",
+        "quote.tsv:2\n",
+        "dicts.jsonl:2\n",
+        "overlap.csv:3: ",
+        "none.csv does not exist",
+    ):
+        assert words in text
+    (tmp_path / "artifacts" / "cache").mkdir(parents=True)
+    assert refusal(read, folder, tmp_path / "artifacts") == text
+
+
+def test_local_splits_are_read_although_others_must_be_downloaded(folder: Path, tmp_path: Path) -> None:
+    splits = {"train": "sample:movie-reviews/train", "validation": "validation.csv", "test": "test.csv"}
+    read = recipe(data={"splits": splits, "unlabeled": ["sample:snippets"], "hold_out": [{"rows": 5}]})
+    rows = {row.role: row.rows for row in make_plan(read, folder, None, tmp_path / "artifacts").sources}
+    assert rows == {
+        "model": None,
+        "split train": None,
+        "split validation": 10,
+        "split test": 20,
+        "unlabeled sample:snippets": None,
+    }
+    (folder / "test.csv").write_text("text,label\n,no\n")
+    assert "test.csv:2" in refusal(read, folder, tmp_path / "artifacts")

@@ -1,7 +1,16 @@
 """Compress a trained model into the smallest, fastest artifact that still does its job, and prove it."""
 
+from __future__ import annotations
+
 import os
 import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compress.api import CompressError, Recipe, check, evaluate, load, run, search
+
+__all__ = ["CompressError", "Recipe", "check", "evaluate", "load", "run", "search"]
 
 __version__ = "0.1.0"
 DISTRIBUTION = "compress-models"
@@ -15,3 +24,16 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
+def __getattr__(name: str) -> Any:
+    """Return a name of the Python API, which is imported at its first use."""
+    # A submodule of that name is imported by the import system, which asks here first.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module("compress.api"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

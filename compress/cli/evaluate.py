@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -22,39 +21,16 @@ def evaluate(
     json_: Annotated[bool, typer.Option("--json", help="Write the measurements as JSON.")] = False,
 ) -> None:
     """Measure the task's metrics of an artifact, with intervals, through the runtime of a target."""
-    from compress.cli.output import render_rows
-    from compress.formats.target_profile import TargetProfile
-    from compress.formats.targets import find_target
-    from compress.pipeline.artifact import check_opens, find_artifact
-    from compress.report.progress import ConsoleProgress
+    from compress import api
 
-    loaded = find_artifact(artifact, recipe)
-    profile = TargetProfile(find_target(target))
-    check_opens(loaded.folder, profile.target)
-    from compress.formats.quiet_output import quiet_libraries
-    from compress.pipeline import generation_evals
-    from compress.pipeline.target_session import TargetSession
-
-    quiet_libraries()
-    progress, name = ConsoleProgress(), loaded.folder.name
-    # The session caches predictions, which nothing else needs.
-    with tempfile.TemporaryDirectory(prefix="compress-evaluate-") as scratch:
-        runner = loaded.runner(Path(scratch), progress, threads=threads)
-        session = TargetSession(runner, profile, {name: loaded.folder}, split)
-        parts, notes = session.parts() if by_slice else ([], [])
-        for note in filter(None, [session.examples(name).note, *notes]):
-            progress.note(note)
-        rows = [
-            *session.accuracies(parts),
-            *generation_evals.generations(session)[0],
-            *generation_evals.choices(session),
-            *generation_evals.instructed(session)[0],
-            *generation_evals.similarities(session),
-            *generation_evals.judgements(session, parts),
-        ]
+    rows = api.evaluate(
+        artifact, recipe=recipe, split=split, target=target, threads=threads, by_slice=by_slice, progress=True
+    )
     if json_:
         typer.echo(json.dumps([row.model_dump() for row in rows], indent=1))
         return
     from rich.console import Console
+
+    from compress.cli.output import render_rows
 
     Console().print(render_rows(rows))

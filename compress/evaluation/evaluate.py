@@ -105,7 +105,7 @@ def predict(
     """
     session = get_runtime(target.runtime).open(artifact, target, threads)
     feed = feeder(session, str(artifact))
-    _check_outputs(session, examples, artifact)
+    check_outputs(session, examples, artifact)
     batches = by_length(examples, 1 if examples.full_call else task.batch_size)
     tracked = progress.track(batches, description, len(batches))
     outputs = keep_all(task, examples, tracked, lambda indices: session.predict(feed(examples.batch(indices))))
@@ -134,7 +134,7 @@ def logits_reader(session: Session, where: str) -> Callable[[np.ndarray], np.nda
     return read
 
 
-def _check_outputs(session: Session, examples: Examples, artifact: Path) -> None:
+def check_outputs(session: Session, examples: Examples, artifact: Path) -> None:
     """Raise `ModelError` for a graph that lacks the outputs of the task."""
     output_types = session.output_types
     missing = [name for name in examples.outputs if name not in output_types]

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from compress.data.dataset import Dataset, load_dataset
 from compress.evaluation.evaluate import encode_for_model
+from compress.evaluation.loaded_model import LoadedModel
 from compress.formats.model_file import format_of, holds, model_files
 from compress.formats.registry import FORMATS
-from compress.formats.target_profile import AppProfile, Target
-from compress.formats.targets import PROFILES
+from compress.formats.target_profile import AppProfile, Target, TargetProfile
+from compress.formats.targets import PROFILES, find_target
 from compress.models.config_checks import allow
 from compress.models.json_file import read_json
 from compress.pipeline.cache import Cache
@@ -26,6 +27,7 @@ from compress.sources.resolve import DEFAULT_CACHE
 from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import TASKS, tasks_with
 from compress.tasks.task import Examples, Task
+from compress.utils.environment import working_threads
 from compress.utils.errors import InputError
 from compress.utils.progress import Progress
 
@@ -46,6 +48,17 @@ class Artifact:
     def dataset(self, progress: Progress) -> Dataset:
         """Return the recipe's data."""
         return load_dataset(self.recipe.data, self.task.columns, self.recipe_folder, progress)
+
+    def open(self, target: str | None = None, threads: int | None = None) -> LoadedModel:
+        """Open the model for predictions, by default with the first target of its format.
+
+        A target that the run wrote files for opens those. Raises `InputError` if the target does not open the model.
+        """
+        written = self.folder.parent / TARGETS / (target or "")
+        folder = written if target and self.folder.name == MODEL and written.is_dir() else self.folder
+        profile = FORMATS[format_of(folder)].targets[0] if target is None else TargetProfile(find_target(target))
+        check_opens(folder, profile.target)
+        return LoadedModel(folder, self.task, self.recipe.data.max_length, profile.target, threads or working_threads())
 
     def examples(self, progress: Progress, folder: Path | None = None) -> Examples:
         """Return the test split, encoded by the processor beside the model or in ``folder``."""
@@ -93,7 +106,7 @@ def find_artifact(path: Path, recipe: Path | None) -> Artifact:
         raise InputError(
             "There is no recipe with the task and data of this model.",
             where=str(folder),
-            hint="name a recipe with --recipe; its task, data and benchmark sections are used",
+            hint="name a recipe with --recipe, in Python with recipe=; its task, data and benchmark sections are used",
         )
     loaded = read_recipe(source)
     # Raise an error for a folder without model files now, and not after the data is read.

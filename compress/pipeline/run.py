@@ -18,7 +18,9 @@ from pydantic import BaseModel
 from compress import DISTRIBUTION
 from compress.data.config import is_file_name
 from compress.data.source import find
+from compress.evaluation.loaded_model import LoadedModel
 from compress.formats.quiet_output import quiet_libraries
+from compress.pipeline.artifact import find_artifact
 from compress.pipeline.licences import find_licences, refuse_forbidden, remarks_on
 from compress.pipeline.measurements import Findings, data_record, measure, test_labels
 from compress.pipeline.run_checks import check_artifacts, check_run
@@ -28,6 +30,7 @@ from compress.plugins import find_extensions, load_extension, plugin_problems
 from compress.recipe.loading import dump_recipe
 from compress.recipe.recipe import START, Recipe
 from compress.report.limits import check_limits
+from compress.report.notebook import report_table
 from compress.report.pages import write_report
 from compress.report.run_folder import (
     LOCK,
@@ -52,10 +55,27 @@ LOG = "run.log"
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its report and its folder."""
+    """A finished run: its report, its folder and its recipe."""
 
     report: Report
     folder: Path
+    recipe: Recipe
+
+    def load(self, target: str | None = None, threads: int | None = None) -> LoadedModel:
+        """Open the final model for predictions on raw inputs.
+
+        Args:
+            target: Target that runs the model; by default the first one of its format, which for ONNX is `cpu`.
+            threads: Number of threads; by default all cores that this process may use.
+
+        Raises:
+            InputError: The target does not open the model.
+        """
+        return find_artifact(self.folder, None).open(target, threads)
+
+    def _repr_html_(self) -> str:
+        """Return the report's table for notebooks."""
+        return report_table(self.report)
 
 
 @dataclass(frozen=True)
@@ -151,7 +171,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         with storage_errors(folder.parent):
             # The link moves last: `latest` always names a complete run.
             update_latest_link(folder)
-    return Run(report, folder)
+    return Run(report, folder, recipe)
 
 
 def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:

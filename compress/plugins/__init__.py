@@ -75,6 +75,7 @@ class PluginSpec:
         image_generation: Functions for models that generate images, by the names of
             `compress.models.pipeline_folder.HOOKS`.
         bundled_formats: Objects of `BundledFormat` of the plug-in apps, by the name of the format.
+        functions: Functions of the Python API, by their name in `compress`, such as `search`.
     """
 
     name: str
@@ -93,6 +94,7 @@ class PluginSpec:
     metrics: Mapping[str, str] = _extension_point()
     image_generation: Mapping[str, str] = _extension_point()
     bundled_formats: Mapping[str, str] = _extension_point()
+    functions: Mapping[str, str] = _extension_point()
 
 
 EXTENSION_POINTS = tuple(spec.name for spec in fields(PluginSpec) if spec.metadata.get("extension_point"))

@@ -9,6 +9,7 @@ import base64
 import json
 import math
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -404,6 +405,12 @@ class Report(FrozenRecord):
     def metrics(self, target: str) -> dict[str, str]:
         """Return metric -> unit of everything measured on ``target``, in the order of the rows."""
         return {row.metric: row.unit for row in self.measurements if row.target == target}
+
+    def _repr_html_(self) -> str:
+        """Return a table of the main metrics for notebooks."""
+        # By name, since views lie in a higher layer than the record that they show.
+        table: str = import_module("compress.report.notebook").report_table(self)
+        return table
 
     def to_json(self) -> str:
         """Return `report.json`: indented, with one line for each row, whatever its number of samples."""

@@ -192,6 +192,27 @@ class FrameRecognition(_Recognition):
         right = rate.model_copy(update={"metric": "word_accuracy", **turned, **ends})
         return [right, rate, character_row(heard, texts, model, target), *others]
 
+    def interpret(
+        self,
+        answers: Sequence[Any],
+        examples: Examples,
+        rows: pa.Table,
+        processor: Processor,
+        labels: Sequence[str] | None,
+    ) -> list[Any]:
+        """Return the transcript of each recording.
+
+        Args:
+            answers: Answer to each example, as `Examples.answers` returns them, or a generated text.
+            examples: The examples that `raw_examples` made of the rows.
+            rows: Rows of raw inputs.
+            processor: Processor of the model.
+            labels: Class names of the model, if it has any.
+        """
+        head = examples.head
+        assert isinstance(head, Frames), "`encode` sets it"
+        return [head.transcript(finite(logits, "logits")) for logits in answers]
+
 
 def frames(samples: torch.Tensor, longest: int, count: int) -> torch.Tensor:
     """Return how many of ``count`` frames belong to each recording of a batch, [B].

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from compress.data.slices import Slice
 from compress.results.report import Measurement
@@ -243,6 +243,31 @@ class Classification(Task):
                 expected="finite logits",
                 hint="export or quantize it again; float16 overflows where float32 does not",
             ) from error
+
+    def interpret(
+        self,
+        answers: Sequence[Any],
+        examples: Examples,
+        rows: pa.Table,
+        processor: Processor,
+        labels: Sequence[str] | None,
+    ) -> list[Any]:
+        """Return `label` and its probability `score` for each row, and the probabilities of all labels as `scores`.
+
+        Args:
+            answers: Answer to each example, as `Examples.answers` returns them, or a generated text.
+            examples: The examples that `raw_examples` made of the rows.
+            rows: Rows of raw inputs.
+            processor: Processor of the model.
+            labels: Class names of the model, if it has any.
+        """
+        logits = np.stack(answers)
+        probabilities, chosen = self.probabilities({LOGITS: logits}), logits.argmax(axis=-1)
+        names = labels or [str(index) for index in range(logits.shape[-1])]
+        return [
+            {"label": names[index], "score": float(row[index]), "scores": dict(zip(names, row.tolist(), strict=True))}
+            for index, row in zip(chosen.tolist(), probabilities, strict=True)
+        ]
 
     def compare(self, collected: NamedArrays, reference: NamedArrays, model: str, target: str) -> list[Measurement]:
         """Return the share of examples for which both models choose the same class. See `Task.compare`.

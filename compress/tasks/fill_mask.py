@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
@@ -19,7 +19,7 @@ from compress.tasks.capability import (
     TAKES_TEXT,
 )
 from compress.tasks.classes import agreement_row, cross_entropy, finite, ratio_row
-from compress.tasks.lazy_modules import np, pa, token_metrics, torch
+from compress.tasks.lazy_modules import calibration, np, pa, token_metrics, torch
 from compress.tasks.task import (
     LOGITS,
     Examples,
@@ -44,6 +44,8 @@ _LOSS, _RANK, _FIRST = "loss", "rank", "first"
 _SHARE = 0.15
 """Share of a text's tokens that are masked, at least one (Devlin et al. 2019, section 3.1)."""
 _NONE = -1
+_MOST_LIKELY = 5
+"""Number of tokens that are predicted for a mask."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,59 @@ class FillMask(Task):
             ratio_row("top_5_accuracy", ((rank <= 5) & real).sum(axis=1), tokens, model, target),
             loss,
         ]
+
+    def raw_examples(
+        self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int
+    ) -> Examples:
+        """Tokenize texts that contain mask tokens. Raises `DataError` for a text without one.
+
+        Args:
+            rows: Rows with the input columns.
+            processor: Processor of the model.
+            labels: Has no effect, since there are no classes.
+            max_length: Number of tokens after which texts are truncated.
+        """
+        mask, texts = _mask_id(processor), rows["text"].to_pylist()
+        inputs, padding = text_inputs(processor(texts, truncation=True, max_length=max_length), processor)
+        for index, example in enumerate(inputs):
+            if mask not in example["input_ids"]:
+                raise DataError(
+                    f"{texts[index][:60]!r} has no {processor.mask_token} among its first {max_length} tokens.",
+                    where=f"row {index + 1}",
+                    expected=f"{processor.mask_token} in place of a word",
+                )
+        return Examples(inputs, padding, head=MaskedLogits(mask))
+
+    def interpret(
+        self,
+        answers: Sequence[Any],
+        examples: Examples,
+        rows: pa.Table,
+        processor: Processor,
+        labels: Sequence[str] | None,
+    ) -> list[Any]:
+        """Return the likeliest tokens in place of the mask, each with `token_str` and `score`.
+
+        A text with several masks has a list for each of them.
+
+        Args:
+            answers: Answer to each example, as `Examples.answers` returns them, or a generated text.
+            examples: The examples that `raw_examples` made of the rows.
+            rows: Rows of raw inputs.
+            processor: Processor of the model.
+            labels: Class names of the model, if it has any.
+        """
+        predictions = []
+        for logits, example in zip(answers, examples.inputs, strict=True):
+            count = int((example["input_ids"] == processor.mask_token_id).sum())
+            places = []
+            for probabilities in calibration.softmax(finite(logits[:count])):
+                first = np.argsort(-probabilities, kind="stable")[:_MOST_LIKELY]
+                places.append(
+                    [{"token_str": processor.decode([i]).strip(), "score": float(probabilities[i])} for i in first]
+                )
+            predictions.append(places[0] if count == 1 else places)
+        return predictions
 
     def compare(self, collected: NamedArrays, reference: NamedArrays, model: str, target: str) -> list[Measurement]:
         """Return the share of masked tokens for which both models have the same most likely token.

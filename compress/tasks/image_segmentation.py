@@ -197,6 +197,27 @@ class ImageSegmentation(Task):
             *(row.model_copy(update={"raw": None}) for row in class_rows),
         ]
 
+    def interpret(
+        self,
+        answers: Sequence[Any],
+        examples: Examples,
+        rows: pa.Table,
+        processor: Processor,
+        labels: Sequence[str] | None,
+    ) -> list[Any]:
+        """Return the class id of each pixel of each image, [height, width].
+
+        Args:
+            answers: Answer to each example, as `Examples.answers` returns them, or a generated text.
+            examples: The examples that `raw_examples` made of the rows.
+            rows: Rows of raw inputs.
+            processor: Processor of the model.
+            labels: Class names of the model, if it has any.
+        """
+        inputs = getattr(examples.inputs, "more", examples.inputs.__getitem__)
+        sizes = [tuple(inputs(index)[_SIZE].tolist()) for index in range(len(examples))]
+        return list(masks(finite(np.stack(answers)), sizes, processor))
+
     def compare(self, collected: NamedArrays, reference: NamedArrays, model: str, target: str) -> list[Measurement]:
         """Return the share of positions for which both models predict the same class.
 

@@ -46,6 +46,8 @@ _DENOISING = "denoising_meta_values"
 _SIZE, _GOLD = "size", "gold"
 """Additional inputs of an example: height and width of the image, and its reference objects as JSON."""
 _COORDINATES = 4
+_LEAST_SCORE = 0.5
+"""Score from which a detection counts as an object for users, as in transformers' pipeline."""
 _NO_OBJECT = -1.0
 """Class id in labels that marks no object. Labels are padded with it."""
 _BOX_COST, _OVERLAP_COST = 5.0, 2.0
@@ -238,6 +240,36 @@ class ObjectDetection(Task):
             target: Name of the target in the report.
         """
         return rows(collected, model, target)
+
+    def interpret(
+        self,
+        answers: Sequence[Any],
+        examples: Examples,
+        rows: pa.Table,
+        processor: Processor,
+        labels: Sequence[str] | None,
+    ) -> list[Any]:
+        """Return the objects in each image with a `score` of at least 0.5, as `label`, `score` and `box` in pixels.
+
+        Args:
+            answers: Answer to each example, as `Examples.answers` returns them, or a generated text.
+            examples: The examples that `raw_examples` made of the rows.
+            rows: Rows of raw inputs.
+            processor: Processor of the model.
+            labels: Class names of the model, if it has any.
+        """
+        inputs = getattr(examples.inputs, "more", examples.inputs.__getitem__)
+        sizes = np.stack([inputs(index)[_SIZE] for index in range(len(examples))])
+        predictions = []
+        for image in detections(finite(np.stack(answers)), sizes, processor):
+            objects = []
+            for score, class_id, x, y, width, height in image[image[:, 0].argsort()[::-1]].tolist():
+                if score >= _LEAST_SCORE:
+                    label = labels[int(class_id)] if labels else str(int(class_id))
+                    box = {"xmin": x, "ymin": y, "xmax": x + width, "ymax": y + height}
+                    objects.append({"label": label, "score": score, "box": box})
+            predictions.append(objects)
+        return predictions
 
     def compare(self, collected: NamedArrays, reference: NamedArrays, model: str, target: str) -> list[Measurement]:
         """Return the share of images in which both models detect the same objects.

@@ -12,7 +12,7 @@ from compress.data.columns import Column
 from compress.data.slices import Slice
 from compress.tasks.capability import ANSWERS_PER_TOKEN, HAS_CLASSES, READS_ROWS, SINGLE_CALL, TAKES_PAIRS, TAKES_TEXT
 from compress.tasks.classes import agreement_row, cross_entropy, finite, mean_row, outcome_row, required
-from compress.tasks.lazy_modules import losses, np, pa, torch
+from compress.tasks.lazy_modules import calibration, losses, np, pa, torch
 from compress.tasks.spans import best_span, exact, read_answers, word_f1
 from compress.tasks.task import (
     Examples,
@@ -197,6 +197,40 @@ class QuestionAnswering(Task):
         f1 = np.array([max(word_f1(answer, reference) for reference in references) for answer, references in pairs])
         right = np.array([any(exact(answer, reference) for reference in references) for answer, references in pairs])
         return [mean_row("f1", f1, model, target), outcome_row("exact_match", right, model, target)]
+
+    def interpret(
+        self,
+        answers: Sequence[Any],
+        examples: Examples,
+        rows: pa.Table,
+        processor: Processor,
+        labels: Sequence[str] | None,
+    ) -> list[Any]:
+        """Return the best `answer` in each context, its `score`, and where it `start`s and `end`s in the context.
+
+        Args:
+            answers: Answer to each example, as `Examples.answers` returns them, or a generated text.
+            examples: The examples that `raw_examples` made of the rows.
+            rows: Rows of raw inputs.
+            processor: Processor of the model.
+            labels: Class names of the model, if it has any.
+        """
+        nothing: dict[str, Any] = {"answer": "", "score": 0.0, "start": 0, "end": 0}
+        best = [(float("-inf"), nothing)] * len(rows)
+        for logits, example in zip(answers, examples.inputs, strict=True):
+            starts, ends = example["offsets"]
+            inside = starts >= 0
+            first, last = finite(logits[:, : len(starts)])
+            at, to, score = best_span(first, last, inside)
+            if best[row := int(example["row"])][0] >= score:
+                continue
+            # The probability of the span among the tokens of the context, as in transformers' pipeline.
+            chances = (calibration.softmax(first[inside]), calibration.softmax(last[inside]))
+            places = np.cumsum(inside) - 1
+            span = {"score": float(chances[0][places[at]] * chances[1][places[to]])}
+            span |= {"start": int(starts[at]), "end": int(ends[to])}
+            best[row] = (score, {"answer": str(example["context"])[starts[at] : ends[to]], **span})
+        return [answer for _, answer in best]
 
     def compare(self, collected: NamedArrays, reference: NamedArrays, model: str, target: str) -> list[Measurement]:
         """Return the share of answers that equal the baseline's.

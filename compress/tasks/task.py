@@ -420,6 +420,38 @@ class Task(Protocol):
         """Return class probabilities, [n, classes], or None if answers are no classes. Raises `ModelError`."""
         return None
 
+    def raw_examples(
+        self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int
+    ) -> Examples:
+        """Return the model inputs of raw inputs, which have no expected outputs. See `encode`.
+
+        Args:
+            rows: Rows with the input columns.
+            processor: Processor of the model.
+            labels: Class names of the model, if it has any.
+            max_length: Number of tokens after which texts are truncated.
+        """
+        return self.encode(rows, processor, labels, max_length)
+
+    def interpret(
+        self,
+        answers: Sequence[Any],
+        examples: Examples,
+        rows: pa.Table,
+        processor: Processor,
+        labels: Sequence[str] | None,
+    ) -> list[Any]:
+        """Return the prediction for each row in the form of transformers' pipelines; by default the answers unchanged.
+
+        Args:
+            answers: Answer to each example, as `Examples.answers` returns them, or a generated text.
+            examples: The examples that `raw_examples` made of the rows.
+            rows: Rows of raw inputs.
+            processor: Processor of the model.
+            labels: Class names of the model, if it has any.
+        """
+        return list(answers)
+
 
 def starter_recipe(
     name: str,

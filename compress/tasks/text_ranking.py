@@ -13,7 +13,7 @@ from compress.data.slices import Slice
 from compress.tasks.capability import HAS_CLASSES, READS_ROWS, SINGLE_CALL, TAKES_PAIRS, TAKES_TEXT
 from compress.tasks.classes import agreement_row, finite, mean_row, outcome_row, required
 from compress.tasks.embeddings import numbers
-from compress.tasks.lazy_modules import np, pa, torch
+from compress.tasks.lazy_modules import calibration, np, pa, torch
 from compress.tasks.task import (
     LOGITS,
     Examples,
@@ -183,6 +183,26 @@ class TextRanking(Task):
             mean_row("mean_reciprocal_rank", 1 / ranks, model, target),
             accuracy,
         ]
+
+    def interpret(
+        self,
+        answers: Sequence[Any],
+        examples: Examples,
+        rows: pa.Table,
+        processor: Processor,
+        labels: Sequence[str] | None,
+    ) -> list[Any]:
+        """Return the probability of relevance of each pair as `score`.
+
+        Args:
+            answers: Answer to each example, as `Examples.answers` returns them, or a generated text.
+            examples: The examples that `raw_examples` made of the rows.
+            rows: Rows of raw inputs.
+            processor: Processor of the model.
+            labels: Class names of the model, if it has any.
+        """
+        probabilities = calibration.softmax(finite(np.stack(answers), "scores"))
+        return [{"score": float(relevance)} for relevance in probabilities[:, 1]]
 
     def compare(self, collected: NamedArrays, reference: NamedArrays, model: str, target: str) -> list[Measurement]:
         """Return the share of queries for which both models rank the same candidate first.

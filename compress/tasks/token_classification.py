@@ -10,7 +10,7 @@ from compress.data.columns import Column, Spaced
 from compress.data.slices import Slice
 from compress.tasks.capability import ANSWERS_PER_TOKEN, HAS_CLASSES, READS_ROWS, SINGLE_CALL, TAKES_TEXT
 from compress.tasks.classes import agreement_row, cross_entropy, finite, outcome_row, ratio_row, required
-from compress.tasks.lazy_modules import np, pa, torch
+from compress.tasks.lazy_modules import calibration, np, pa, torch
 from compress.tasks.spans import OUTSIDE, check_schemes, entities, scheme_of
 from compress.tasks.task import (
     Examples,
@@ -201,6 +201,35 @@ class TokenClassification(Task):
             by_word,
             *(_of_kind(kind, sets, model, target) for kind in kinds if len(kinds) > 1),
         ]
+
+    def interpret(
+        self,
+        answers: Sequence[Any],
+        examples: Examples,
+        rows: pa.Table,
+        processor: Processor,
+        labels: Sequence[str] | None,
+    ) -> list[Any]:
+        """Return `word`, `label` and `score` of each word in a row. A word without a token is outside of all entities.
+
+        Args:
+            answers: Answer to each example, as `Examples.answers` returns them, or a generated text.
+            examples: The examples that `raw_examples` made of the rows.
+            rows: Rows of raw inputs.
+            processor: Processor of the model.
+            labels: Class names of the model, if it has any.
+        """
+        names, predictions = required(labels, "labels", "tags"), []
+        for text, example, logits in zip(rows["tokens"].to_pylist(), examples.inputs, answers, strict=True):
+            length = len(example["input_ids"])
+            encoded = processor(text, truncation=True, max_length=length, return_offsets_mapping=True)
+            probabilities, words = calibration.softmax(finite(logits[:length])), []
+            for word, token in zip(text.split(" "), first_tokens(text, encoded["offset_mapping"]), strict=True):
+                row = None if token is None else probabilities[token]
+                label, score = (OUTSIDE, 0.0) if row is None else (names[int(row.argmax())], float(row.max()))
+                words.append({"word": word, "label": label, "score": score})
+            predictions.append(words)
+        return predictions
 
     def compare(self, collected: NamedArrays, reference: NamedArrays, model: str, target: str) -> list[Measurement]:
         """Return the share of rows for which both models predict the same labels.

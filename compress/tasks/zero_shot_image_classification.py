@@ -231,6 +231,26 @@ class ZeroShotImageClassification(Task):
         chosen = _chosen(collected)
         return recalls if chosen is None else [*recalls, outcome_row(_ACCURACY, chosen == kinds, model, target)]
 
+    def interpret(
+        self,
+        answers: Sequence[Any],
+        examples: Examples,
+        rows: pa.Table,
+        processor: Processor,
+        labels: Sequence[str] | None,
+    ) -> list[Any]:
+        """Return the cosine of the embeddings of each image and its text as `score`.
+
+        Args:
+            answers: Answer to each example, as `Examples.answers` returns them, or a generated text.
+            examples: The examples that `raw_examples` made of the rows.
+            rows: Rows of raw inputs.
+            processor: Processor of the model.
+            labels: Class names of the model, if it has any.
+        """
+        images, texts = np.split(finite(np.stack(answers), "embeddings"), 2, axis=-1)
+        return [{"score": float(cosine)} for cosine in (images * texts).sum(axis=-1)]
+
     def compare(self, collected: NamedArrays, reference: NamedArrays, model: str, target: str) -> list[Measurement]:
         """Return the share of images with the same class or nearest caption, and the cosine of embeddings.
 

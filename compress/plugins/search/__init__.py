@@ -16,4 +16,5 @@ SPEC = PluginSpec(
             "Start",
         ),
     },
+    functions={"search": "compress.plugins.search.function:search"},
 )

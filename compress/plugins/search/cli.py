@@ -47,11 +47,13 @@ def search(
     from compress.plugins.search.cli_options import SearchOptions, build_document
     from compress.plugins.search.console import SearchConsole
     from compress.plugins.search.run import SearchRun
+    from compress.recipe.document import read_document
 
     options = SearchOptions(
         model, data, task, keep, max_size, max_latency, tuple(minimize or ()), target, budget, trials
     )
-    document, folder, origin = build_document(recipe, options, set_ or ())
+    given = None if recipe is None else read_document(recipe)
+    document, folder, origin = build_document(given, options, set_ or ())
     if dry_run:
         from compress.plugins.search.dry_run import prepare_dry_run
 

@@ -23,7 +23,7 @@ from compress.models.json_file import read_json
 from compress.pipeline.planning import plan_context
 from compress.pipeline.recipe_sources import Sources, read_shape
 from compress.plugins.search.space import StageFields, first_varied
-from compress.recipe.document import Document, read_document
+from compress.recipe.document import Document
 from compress.recipe.loading import infer_task_of_document, parse_recipe
 from compress.recipe.overrides import apply_override
 from compress.results.formatting import parse_duration
@@ -199,7 +199,7 @@ class SearchOptions:
 
 
 def build_document(
-    recipe: Path | None, options: SearchOptions, overrides: Sequence[str] = ()
+    recipe: Document | None, options: SearchOptions, overrides: Sequence[str] = ()
 ) -> tuple[Document, Path, str]:
     """Return the recipe to search, the folder that its paths are relative to, and a description of its source.
 
@@ -213,7 +213,7 @@ def build_document(
             hint="compress search RECIPE, or compress search --model M --data D --keep 0.985",
         )
     if recipe is not None:
-        document, folder, origin = read_document(recipe), recipe.parent, str(recipe)
+        document, folder, origin = recipe, Path(recipe.file).parent, recipe.file
     else:
         quiet_libraries()
         document, origin = _starter_document(options)

@@ -145,8 +145,9 @@ def result_pages() -> dict[str, str]:
 
 def _result_page(name: str, documents: list[dict[str, Any]]) -> str:
     """Return a page that holds the tables of one or several result files."""
-    title = "Architectures" if name == "architectures.md" else documents[0]["title"]
-    lines = [f"# {title}", "", "Written by `make docs` from `benchmarks/results/*.json`."]
+    ticks = _ticks(documents[0]["tables"]) if name == "architectures.md" else []
+    title = "Supported model families" if ticks else documents[0]["title"]
+    lines = [f"# {title}", "", "Written by `make docs` from `benchmarks/results/*.json`.", *ticks]
     for document in documents:
         if document["title"] != title:
             lines += ["", f"## {document['title']}"]
@@ -157,6 +158,32 @@ def _result_page(name: str, documents: list[dict[str, Any]]) -> str:
         for table in document["tables"]:
             lines += ["", *_table(table)]
     return "\n".join([*lines, ""])
+
+
+TICKS = {
+    "ONNX": "ONNX",
+    "INT8": "INT8 error",
+    "4 bits": "4 bits",
+    "fused attention": "attention",
+    "GGUF": "GGUF",
+    "prune heads": "pruned heads",
+    "prune neurons": "pruned neurons",
+    "prune layers": "pruned layers",
+}
+"""Columns of the table of ticks -> columns of the measurements."""
+
+
+def _ticks(tables: list[dict[str, Any]]) -> list[str]:
+    """Return a table for each kind of model that has a tick where a measurement found that something works."""
+    lines = ["", "✓ works, – does not. The [details](#details) have numbers and reasons."]
+    for table in tables:
+        columns = {title: table["columns"].index(name) for title, name in TICKS.items() if name in table["columns"]}
+        lines += ["", f"## {table['title']}", "", f"| {' | '.join(('model', *columns))} |"]
+        lines += [f"|---|{':---:|' * len(columns)}"]
+        for row in table["rows"]:
+            cells = ("–" if row[index] in ("no", "none", "as it is") else "✓" for index in columns.values())
+            lines.append(f"| `{row[0]}` | {' | '.join(cells)} |")
+    return [*lines, "", "## Details"]
 
 
 def _table(table: dict[str, Any]) -> Iterator[str]:

@@ -175,13 +175,13 @@ TICKS = {
 
 def _ticks(tables: list[dict[str, Any]]) -> list[str]:
     """Return a table for each kind of model that has a tick where a measurement found that something works."""
-    lines = ["", "✓ works, – does not. The [details](#details) have numbers and reasons."]
+    lines = ["", "✓ works, ✗ does not. The [details](#details) have numbers and reasons."]
     for table in tables:
         columns = {title: table["columns"].index(name) for title, name in TICKS.items() if name in table["columns"]}
         lines += ["", f"## {table['title']}", "", f"| {' | '.join(('model', *columns))} |"]
         lines += [f"|---|{':---:|' * len(columns)}"]
         for row in table["rows"]:
-            cells = ("–" if row[index] in ("no", "none", "as it is") else "✓" for index in columns.values())
+            cells = ("✗" if row[index] in ("no", "none", "as it is") else "✓" for index in columns.values())
             lines.append(f"| `{row[0]}` | {' | '.join(cells)} |")
     return [*lines, "", "## Details"]
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import shlex
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
+from packaging.requirements import Requirement
 
-from compress.cli import CORE_COMMANDS
+from compress.cli import CORE_COMMANDS, app
 from compress.plugins import find_commands
 from compress.recipe.loading import read_recipe
 
@@ -55,6 +60,62 @@ def test_links_between_pages_exist() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {target}"
+
+
+def written_commands(page: Path) -> Iterator[list[str]]:
+    """Yield the words of every `compress` command of a page: in code blocks, indented blocks and inline code."""
+    text = page.read_text()
+    blocks = re.findall(r"^```(?:console|sh|bash|text)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", "").splitlines()]
+    lines += [line.strip() for line in text.splitlines() if line.startswith("    ")]
+    lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    for line in lines:
+        if re.match(r"compress [a-z-]", line):
+            yield shlex.split(re.split(r" (?:\||>|&&|;|<) ?", line)[0], comments=True)[1:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_in_the_documentation_exist_with_their_options(page: Path) -> None:
+    for words in written_commands(page):
+        command, rest = typer.main.get_command(app), words
+        while rest and isinstance(command, typer.core.TyperGroup):
+            context = typer.Context(command)
+            # Groups such as `compress recipes` may have arguments of their own.
+            if rest[0] not in command.list_commands(context):
+                assert rest != words, f"compress {rest[0]}: no such command"
+                break
+            command, rest = command.resolve_command(context, rest)[1], rest[1:]
+        options = {"--help", "-h", *(name for parameter in command.params for name in parameter.opts)}
+        unknown = [word for word in rest if re.match(r"--?[a-z]", word) and word.split("=")[0] not in options]
+        assert not unknown, f"compress {shlex.join(words)}: no option {', '.join(unknown)}"
+
+
+def test_commands_are_found_in_every_kind_of_code(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("Run `compress check a.yaml`.\n\n    compress nightly s\n\n```console\ncompress run b  # c\n```\n")
+    assert list(written_commands(page)) == [["run", "b"], ["nightly", "s"], ["check", "a.yaml"]]
+
+
+def test_install_page_lists_every_extra_with_its_packages() -> None:
+    """The extra `dev` is for contributors, and `all` consists of others."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    expected = {extra: {Requirement(package).name for package in extras[extra]} for extra in {*extras} - {"dev", "all"}}
+    page = (DOCS / "install.md").read_text()
+    rows = re.findall(r"^\| `([a-z-]+)` \| [^|]+ \| ([^|]+) \| [^|]+ \|$", page, re.MULTILINE)
+    assert {extra: set(packages.split(", ")) for extra, packages in rows} == expected | {"all": {"most of the others"}}
+
+
+def test_troubleshooting_quotes_messages_of_the_code() -> None:
+    # Literals that are continued on the next line are one message.
+    code = "\n".join(
+        path.read_text() for path in (ROOT / "compress").rglob("*.py") if "shipped_recipes" not in path.parts
+    )
+    code = re.sub(r"""["']\s*\n\s*f?["']""", "", code)
+    headings = re.findall(r"^## `(.+)`$", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(headings) >= 10
+    for heading in headings:
+        for piece in filter(None, map(str.strip, re.split("[…,;.]", heading))):
+            assert piece in code, f"{heading}: {piece}"
 
 
 def test_readme_and_architecture_page_are_short() -> None:

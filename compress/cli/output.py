@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import typer
@@ -13,6 +14,7 @@ from rich.console import Console
 from compress.results.formatting import format_interval, format_measurement, format_value
 from compress.results.metrics import context_of, describe_metric
 from compress.results.report import Measurement
+from compress.utils.errors import InputError
 from compress.utils.responsive_table import ResponsiveTable, TableColumn
 
 if TYPE_CHECKING:
@@ -26,6 +28,18 @@ def show(view: RenderableType) -> None:
         typer.echo(view.removesuffix("\n").encode("utf-8"))
         return
     Console(file=sys.stdout).print(view)
+
+
+def write_new_file(path: Path, text: str, replace: bool) -> None:
+    """Write a file. Raises `InputError` if it cannot be written, or exists and may not be replaced."""
+    try:
+        with path.open("w" if replace else "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        hint = "give another name, or --force to replace it"
+        raise InputError(f"{path} exists already.", where=str(path), hint=hint) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}.", where=str(path)) from error
 
 
 @dataclass(frozen=True)

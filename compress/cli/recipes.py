@@ -62,22 +62,18 @@ def new(
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     json_: _Json = False,
 ) -> None:
-    """Write a commented starter recipe, every field explained."""
+    """Write a task's starter recipe, every field explained; `compress init` writes one for your model and data."""
+    from compress.cli.output import write_new_file
     from compress.recipe.json_schema import starter, starters
+
+    typer.echo("`compress init` writes a short recipe for your model and data, with --full every field.", err=True)
 
     if task not in starters():
         message = f"There is no starter for the task {task!r}.{did_you_mean(task, starters())}"
         raise InputError(message, expected=f"one of {', '.join(starters())}")
     text = starter(task)
     if output is not None:
-        try:
-            with output.open("w" if force else "x", encoding="utf-8") as file:
-                file.write(text)
-        except FileExistsError as error:
-            hint = "give another name, or --force to replace it"
-            raise InputError(f"{output} exists already.", where=str(output), hint=hint) from error
-        except OSError as error:
-            raise InputError(f"{output} cannot be written: {error.strerror}.", where=str(output)) from error
+        write_new_file(output, text, force)
     if json_:
         typer.echo(json.dumps({"task": task, "file": str(output) if output else None, "recipe": text}))
     elif output is None:
@@ -92,7 +88,7 @@ def _described(folder: Path | None) -> list[RecipeRow]:
 
     folder = folder or SHIPPED
     if not folder.is_dir():
-        hint = "name a folder with recipes, or start one with `compress recipes new`"
+        hint = "name a folder with recipes, or start one with `compress init`"
         raise InputError("There is no such folder of recipes.", where=str(folder), hint=hint)
     described = []
     for path in sorted(folder.rglob("*.yaml")):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import textwrap
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
@@ -133,7 +133,11 @@ def starters() -> list[str]:
 
 def starter(task: str) -> str:
     """Return the starter recipe of a task as YAML. Raises `KeyError` for an unknown task."""
-    values = {**TASKS[task].starter, "task": task}
+    return full_recipe({**TASKS[task].starter, "task": task})
+
+
+def full_recipe(values: Mapping[str, Any]) -> str:
+    """Return a recipe's fields as YAML with every other field commented out, all of them explained."""
     stages: list[tuple[str, dict[str, Any], list[str]]] = []
     explained: set[str] = set()
     for stage in values["stages"]:
@@ -142,6 +146,13 @@ def starter(task: str) -> str:
         shared = set(Training.model_fields) if issubclass(STAGES[kind], Training) else set[str]()
         stages.append((kind, chosen, sorted((shared & explained) - chosen.keys())))
         explained |= shared
+    context = {"known": STAGES, "nested": _NESTED, "limits": Limit, "fields": _fields, "line": _line}
+    page = load_template("starter.yaml", comment=_comment)
+    return page.render(task=values["task"], recipe=Recipe, values=values, stages=stages, **context)
+
+
+def load_template(name: str, **filters: Callable[[Any], str]) -> Template:
+    """Return a template of recipes, in which these filters exist."""
     templates = Environment(
         loader=PackageLoader("compress", "recipe/templates"),
         undefined=StrictUndefined,
@@ -149,10 +160,8 @@ def starter(task: str) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.filters["comment"] = _comment
-    page = templates.get_template("starter.yaml")
-    context = {"known": STAGES, "nested": _NESTED, "limits": Limit, "fields": _fields, "line": _line}
-    return page.render(task=task, recipe=Recipe, values=values, stages=stages, **context)
+    templates.filters |= filters
+    return templates.get_template(name)
 
 
 def _fields(model: type[BaseModel], chosen: dict[str, Any], skip: Collection[str] = ()) -> str:

@@ -44,7 +44,7 @@ _Header = create_model("_Header", __base__=Recipe, stages=(Any, ()), targets=(An
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe; each of ``overrides`` (`stages.1.distill.epochs=2`) replaces one field.
+    """Read a recipe; each of ``overrides`` (`distill.epochs=2`) replaces one field.
 
     A missing task is inferred from the model's config. Raises `RecipeError` with every problem of the file: syntax,
     fields, and inconsistencies between fields.
@@ -121,10 +121,10 @@ def dump_recipe(recipe: Recipe, defaults: bool = True) -> str:
         for stage in recipe.stages
     ]
     values["targets"] = [entry if isinstance(entry, str) else entry.as_entry() for entry in recipe.targets]
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(values, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=110)
 
 
-class _Dumper(yaml.SafeDumper):
+class RecipeDumper(yaml.SafeDumper):
     """YAML dumper that quotes text which YAML 1.1 or 1.2 would read as something else."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
@@ -133,9 +133,9 @@ class _Dumper(yaml.SafeDumper):
         return self.represent_scalar(YAML_PREFIX + "str", data, style)
 
 
-_Dumper.add_representer(str, _Dumper.represent_str)
+RecipeDumper.add_representer(str, RecipeDumper.represent_str)
 for _tag, _pattern, _first in CORE_SCHEMA:
-    _Dumper.add_implicit_resolver(YAML_PREFIX + _tag, core_pattern(_pattern), _first)
+    RecipeDumper.add_implicit_resolver(YAML_PREFIX + _tag, core_pattern(_pattern), _first)
 
 
 def _plain(value: object, defaults: bool = True) -> Any:

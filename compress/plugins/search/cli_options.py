@@ -17,23 +17,21 @@ from compress.data.config import is_file_name, is_sample
 from compress.data.dataset import label_column
 from compress.data.source import find, read
 from compress.formats.quiet_output import quiet_libraries
-from compress.formats.registry import FORMATS
-from compress.formats.targets import TARGETS
 from compress.models.json_file import read_json
 from compress.pipeline.planning import plan_context
 from compress.pipeline.recipe_sources import Sources, read_shape
 from compress.plugins.search.space import StageFields, first_varied
 from compress.recipe.document import Document
+from compress.recipe.initial_recipe import adapt_stages, first_stages
 from compress.recipe.loading import infer_task_of_document, parse_recipe
 from compress.recipe.overrides import apply_override
 from compress.results.formatting import parse_duration
 from compress.results.metrics import describe_metric
 from compress.sources.resolve import resolve_model
 from compress.stages.cost_model import Shape
-from compress.stages.distill.settings import spread_layers
 from compress.stages.protocols import ChecksModel, predict_cost, search_values
 from compress.stages.registry import STAGES
-from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, SINGLE_CALL, TAKES_ARRAYS
+from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import TASK_NAMES, TASKS
 from compress.tasks.task import Task
 from compress.utils.errors import CompressError, InputError, RecipeError, did_you_mean
@@ -126,20 +124,11 @@ def initial_stages(
     Returns:
         Stages as a recipe writes them.
     """
-    stages: list[StageFields] = []
-    for stage in starter:
-        if EXPORTED_FROM_CHECKPOINT in task.capabilities and stage == {"onnx_int8": {}}:
-            # The encoder of an encoder-decoder model uses INT8 and the decoder weight-only quantization.
-            stages += [{"onnx_int8": {"part": "encoder"}}, {"onnx_weight_only": {"part": "decoder", "bits": 8}}]
-        elif "model" not in ((stage.get(_DISTILL) or {}).get("student") or {}):
-            stages.append(deepcopy(dict(_with_half_the_layers(stage, shape, is_possible))))
+    stages = adapt_stages(task, starter, shape, is_possible)
     kinds = [next(iter(stage)) for stage in stages]
-    if SINGLE_CALL in task.capabilities and any("part" in next(iter(stage.values())) for stage in stages):
-        # The starter is for encoder-decoder models with two graphs, and this model answers in one call.
-        stages = [{_FINETUNE: {"epochs": 2}}, *deepcopy(_FULL_SIZE)]
-    elif _PRUNE in kinds or shape is None or not _fits(_PRUNE, task):
+    if _PRUNE in kinds or shape is None or not _fits(_PRUNE, task):
         return stages
-    elif _FINETUNE not in kinds:
+    if _FINETUNE not in kinds:
         if not _fits(_FINETUNE, task) or kinds[: len(_FULL_SIZE)] != [next(iter(stage)) for stage in _FULL_SIZE]:
             return stages
         stages.insert(0, {_FINETUNE: {"epochs": 2}})
@@ -154,19 +143,6 @@ def initial_stages(
         settings = {name: value for name, value in stages[position][_FINETUNE].items() if name != "learning_rate"}
         more.append({_DISTILL: {"teacher": _FINETUNE, **settings}})
     return [*stages[: position + 1], *more, *stages[position + 1 :]]
-
-
-def _with_half_the_layers(
-    stage: StageFields, shape: Shape | None, is_possible: Callable[[str, StageFields], bool]
-) -> StageFields:
-    """Return a stage whose student has half of the model's layers, or all where layers cannot be removed."""
-    fields = stage.get(_DISTILL) or {}
-    if shape is None or "layers" not in (fields.get("student") or {}):
-        return stage
-    half = {**fields, "student": {"layers": spread_layers(shape.layers, max(shape.layers // 2, 1))}}
-    if shape.layers > 1 and is_possible(_DISTILL, half):
-        return {_DISTILL: half}
-    return {_DISTILL: {name: value for name, value in fields.items() if name != "student"}}
 
 
 def _fits(kind: str, task: Task) -> bool:
@@ -270,12 +246,8 @@ def _stages(
         return [dict(stage) for stage in starter], []
     folder = resolve_model(model)
     kind = task.specialize(read_json(folder / "config.json"))
-    # Start from the stages of the target's format, unless they do not apply to the task.
-    searched = FORMATS[TARGETS[target].format].searched if target in TARGETS else ()
-    first_stages: Sequence[StageFields] = [dict(stage) for stage in searched]
-    if not first_stages or not all(STAGES[next(iter(s))].supports(kind.capabilities) for s in first_stages):
-        first_stages = starter
-    stages = initial_stages(kind, first_stages, read_shape(folder), partial(is_possible, folder))
+    first = first_stages(kind, starter, target)
+    stages = initial_stages(kind, first, read_shape(folder), partial(is_possible, folder))
     starter_kinds = [next(iter(stage)) for stage in starter]
     return stages, [stage for stage in stages if next(iter(stage)) not in starter_kinds]
 

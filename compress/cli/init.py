@@ -1,0 +1,234 @@
+"""Command `compress init`: from a model and data to a short recipe."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from compress.utils.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from compress.recipe.initial_recipe import InitialModel
+    from compress.tasks.task import Task
+
+
+def init(
+    model: Annotated[
+        str | None, typer.Option(help="Local folder, GGUF or ONNX file, sample:NAME, or Hugging Face id.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="A data file, a folder with a file per split or per class, or sample:NAME.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Hugging Face name of the task; default: from the model and the columns.")
+    ] = None,
+    target: Annotated[str, typer.Option(help="Target of the result, as `compress targets` lists them.")] = "cpu",
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN=NAME", help="Name in the files of a column, e.g. label=stars; repeat it."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write; default: NAME.yaml.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the recipe; default: that of the output or data.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Write and explain every field.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Write JSON to standard output, and ask nothing.")] = False,
+) -> None:
+    """Write a short recipe for a model and data. On a terminal, missing values are asked for."""
+    from compress.cli.output import write_new_file
+    from compress.data.column_names import column_names
+    from compress.data.layout import Layout, find_layout
+    from compress.formats.targets import find_target
+    from compress.recipe.initial_recipe import initial_values, short_recipe
+    from compress.recipe.json_schema import full_recipe
+    from compress.tasks.registry import TASK_NAMES, TASKS
+
+    asks = not json_ and sys.stdin.isatty() and sys.stdout.isatty()
+    if task is not None and task not in TASK_NAMES:
+        message = f"There is no task {task!r}.{did_you_mean(task, TASK_NAMES)}"
+        raise InputError(message, where="--task", expected=f"one of {', '.join(TASK_NAMES)}")
+    find_target(target)
+    given = dict(map(_parse_column, column or ()))
+    model = model or _ask("--model", "Model (folder, GGUF or ONNX file, sample:NAME, Hugging Face id)", _models(), asks)
+    folder = Path() if output is None else output.parent
+    found = _find_model(model, task)
+    if data is None and not (found.task and TASKS[found.task].data):
+        data = _ask("--data", "Data (file, folder or sample:NAME)", _data_files(), asks)
+    layout = Layout({}, None) if data is None else find_layout(data, folder)
+    names = column_names(layout.example) if layout.example is not None else ()
+    task = task or _choose_task(found, names, asks)
+    columns = _match(TASKS[task], names, given, data or "", asks) if names else given
+    name = name or _default_name(output.stem if output else Path(data or model).resolve().stem)
+    output = output or Path(f"{name}.yaml")
+    values = initial_values(name, found.of_task(task, model, folder), layout.fields, columns, target)
+    text = full_recipe(values) if full else short_recipe(values)
+    write_new_file(output, text, force)
+    commands = [f"compress check {output}", f"compress run {output}"]
+    if json_:
+        typer.echo(
+            json.dumps({"file": str(output), "task": task, "columns": columns, "recipe": text, "next": commands})
+        )
+        return
+    renamed = ", ".join(f"{other} is {own}" for own, other in columns.items() if own != other)
+    typer.echo(f"{output}: {task}" + (f" ({renamed})" if renamed else ""))
+    typer.echo("\n".join(["Next:", *(f"  {command}" for command in commands)]))
+
+
+@dataclass(frozen=True)
+class _FoundModel:
+    """A model that the user names: its path, None if it must be fetched first, and the task of its config."""
+
+    path: Path | None
+    task: str | None
+    reason: str
+
+    def of_task(self, task: str, reference: str, recipe_folder: Path) -> InitialModel:
+        """Return the model with its sizes, as a recipe for ``task`` in a folder names it."""
+        from compress.data.layout import relative_to_recipe
+        from compress.pipeline.recipe_sources import read_shape
+        from compress.recipe.initial_recipe import InitialModel
+        from compress.sources.resolve import is_graph, local_task_variants
+        from compress.tasks.registry import TASKS
+
+        kind = local_task_variants(TASKS[task], reference, Path())[0]
+        shape = None if self.path is None else read_shape(self.path)
+        local = Path(reference).expanduser()
+        written = relative_to_recipe(local, recipe_folder) if local.exists() else reference
+        return InitialModel(written, kind, shape, is_graph(reference, Path()))
+
+
+def _find_model(reference: str, task: str | None) -> _FoundModel:
+    """Return a model without downloading it.
+
+    Raises `ModelError` or `InputError` if it is not on this machine, unless the user gives the task.
+    """
+    from compress.data.samples.sample import find_sample
+    from compress.recipe.loading import infer_task_of_reference
+    from compress.sources.resolve import find_model, local_model_path
+    from compress.utils.errors import ModelError
+
+    path = local_model_path(reference, Path())
+    if path is None and reference.startswith("sample:"):
+        sample = find_sample(reference)
+        if task is None:
+            fetch = f"run `compress samples fetch {sample.name}`, or name the task with --task"
+            raise InputError(f"{reference} is not on this machine yet.", where="--model", hint=fetch)
+    elif path is None:
+        try:
+            path = find_model(reference)
+        except ModelError as error:
+            # Without a path and a cached copy it may still be an id on the Hub.
+            is_id = error.hint is not None and "hf download" in error.hint
+            if not is_id or task is None:
+                hint = f"run `hf download {reference}`, or name the task with --task" if is_id else error.hint
+                raise ModelError(error.what, where="--model", expected=error.expected, hint=hint) from error
+    if path is None:
+        return _FoundModel(None, task, "")
+    own, reason = infer_task_of_reference(reference, Path())
+    return _FoundModel(path, task or own or _gguf_task(path), reason)
+
+
+def _gguf_task(path: Path) -> str | None:
+    """Return the task of a GGUF file that is not converted yet, None for other files."""
+    from compress.formats.gguf.model import read_gguf
+    from compress.tasks.capability import GENERATES, REWRITES
+    from compress.tasks.registry import tasks_with
+
+    if path.suffix.lower() != ".gguf":
+        return None
+    architecture = str(read_gguf(path).metadata.get("general.architecture"))
+    return tasks_with(frozenset({REWRITES if "t5" in architecture else GENERATES}))[0]
+
+
+def _choose_task(model: _FoundModel, names: Sequence[str], asks: bool) -> str:
+    """Return the task of the model and the columns, or the user's answer. Raises `InputError` if nothing tells."""
+    from compress.recipe.initial_recipe import choose_task, tasks_for_columns
+    from compress.tasks.registry import TASK_NAMES
+
+    task = choose_task(model.task, names)
+    if task is None and asks:
+        return _ask_one_of("Task", TASK_NAMES, next(iter(tasks_for_columns(names)), None))
+    if task is None:
+        raise InputError(
+            f"Neither the model nor the columns {', '.join(names) or '(unknown)'} tell the task: {model.reason}.",
+            where="--task",
+            expected=f"one of {', '.join(TASK_NAMES)}",
+        )
+    return task
+
+
+def _match(task: Task, names: Sequence[str], given: Mapping[str, str], data: str, asks: bool) -> dict[str, str]:
+    """Return the name in the data for each column of the task. Raises `InputError` for one without a match."""
+    from compress.data.column_names import match_columns
+    from compress.data.columns import check_mapping
+    from compress.recipe.initial_recipe import tasks_for_columns
+
+    check_mapping(given, task.columns)
+    if unknown := [name for name in given.values() if name not in names]:
+        message = f"{data} has no column {unknown[0]!r}.{did_you_mean(unknown[0], names)}"
+        raise InputError(message, where="--column", expected=f"one of {', '.join(names)}")
+    matches, missing = match_columns(task.columns, names, given)
+    if missing and not asks:
+        others = [f"--task {name}" for name in tasks_for_columns(names) if name != task.name]
+        options = " ".join(f"--column {name}=NAME" for name in missing)
+        raise InputError(
+            f"{data} has no column for {' and '.join(missing)}, which {task.name} reads.",
+            where="--column",
+            expected=f"{options}, with one of its columns: {', '.join(names)}",
+            hint=f"or another task, whose columns it has: {' or '.join(others)}" if others else None,
+        )
+    guessed = {column: name for column, name in matches.items() if name not in (column, given.get(column))}
+    proposal = " and ".join(f"{name!r} as {column}" for column, name in guessed.items())
+    if asks and (missing or (guessed and not typer.confirm(f"Read {proposal}?", default=True))):
+        for column in (*missing, *guessed):
+            matches[column] = _ask_one_of(f"Column of {data} for {column}", names, matches.get(column))
+    return matches
+
+
+def _parse_column(option: str) -> tuple[str, str]:
+    column, equals, name = option.partition("=")
+    if not (column and equals and name):
+        raise InputError(f"{option!r} names no column.", where="--column", expected="COLUMN=NAME, e.g. label=stars")
+    return column, name
+
+
+def _ask(flag: str, question: str, candidates: Iterable[str], asks: bool) -> str:
+    """Return the user's answer; without a terminal raise `InputError` for the missing value of ``flag``."""
+    if not asks:
+        raise InputError(f"{flag} is missing.", where=flag, expected=question, hint="see `compress init --help`")
+    answer: str = typer.prompt(question, default=next(iter(candidates), None))
+    return answer
+
+
+def _ask_one_of(question: str, choices: Sequence[str], default: str | None) -> str:
+    """Return the user's choice, after asking again for anything else."""
+    while (answer := typer.prompt(f"{question} ({', '.join(choices)})", default=default)) not in choices:
+        typer.echo(f"{answer!r} is not one of them.{did_you_mean(answer, choices)}", err=True)
+    return str(answer)
+
+
+def _models() -> list[str]:
+    """Return the models in the current folder."""
+    return [
+        path.name
+        for path in sorted(Path().iterdir())
+        if path.suffix.lower() in (".gguf", ".onnx") or (path / "config.json").is_file()
+    ]
+
+
+def _data_files() -> list[str]:
+    """Return the data files in the current folder."""
+    from compress.data.config import is_file_name
+
+    return [path.name for path in sorted(Path().iterdir()) if path.is_file() and is_file_name(path.name)]
+
+
+def _default_name(text: str) -> str:
+    """Return a valid recipe name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "recipe"

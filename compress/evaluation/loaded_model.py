@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,9 +29,6 @@ from compress.utils.errors import DataError, InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-_EXPECTED_OUTPUT = "target"
-"""Column of text that a model is to write. Tasks count it as an input, but users do not have it."""
 
 
 class LoadedModel:
@@ -65,7 +61,7 @@ class LoadedModel:
     @property
     def input_names(self) -> tuple[str, ...]:
         """Return the names of the values of one input, such as `question` and `context`."""
-        return tuple(column.name for column in self._columns)
+        return tuple(column.name for column in self.task.raw_columns)
 
     def predict(self, inputs: Any, max_new_tokens: int = 64) -> list[Any]:
         """Return the prediction for each input, in the form of transformers' pipelines.
@@ -125,15 +121,9 @@ class LoadedModel:
         tokens = list(written_tokens(decoder, ids, room, end_tokens(self.folder)))
         return str(self._processor.decode(tokens, skip_special_tokens=True))
 
-    @property
-    def _columns(self) -> list[Column]:
-        """Return the task's columns that hold inputs."""
-        columns = (column for column in self.task.columns if column.is_input and not column.optional)
-        return [column for column in columns if column.name != _EXPECTED_OUTPUT]
-
     def _rows(self, inputs: Any) -> pa.Table:
         """Return raw inputs as rows. Raises `DataError`."""
-        columns, names = self._columns, self.input_names
+        columns, names = self.task.raw_columns, self.input_names
         is_single = isinstance(inputs, str | bytes | Path | Mapping) or not isinstance(inputs, Iterable)
         # A tuple is one input of a task with several values, such as a pair of texts, and otherwise a list of inputs.
         if is_single or (len(columns) > 1 and isinstance(inputs, tuple)) or _is_array(inputs):
@@ -151,7 +141,7 @@ class LoadedModel:
                 )
             for column in columns:
                 values[column.name].append(_plain(fields[column.name], column))
-        return choose(Rows("inputs", names, values), [replace(column, optional=False) for column in columns], {})
+        return choose(Rows("inputs", names, values), columns, {})
 
     def _fields(self, item: Any) -> Mapping[str, Any] | None:
         """Return the values of one input by the names of their columns, or None if their number is wrong."""

@@ -82,6 +82,21 @@ class _Recognition(Task):
 
     name = "automatic-speech-recognition"
     columns = (Column("audio", kind="audio"), Column("text"))
+    metrics = (
+        "word_accuracy",
+        "word_error_rate",
+        "word_error_rate_as_written",
+        "character_error_rate",
+        "word_errors",
+        "words",
+        "word_error_rate_to_baseline",
+        "agreement",
+    )
+
+    @property
+    def raw_columns(self) -> tuple[Column, ...]:
+        """Return the column of recordings."""
+        return self.columns[:1]
 
     def compare(self, collected: NamedArrays, reference: NamedArrays, model: str, target: str) -> list[Measurement]:
         """Return the share of transcripts that equal the baseline's, and the word error rate against them.

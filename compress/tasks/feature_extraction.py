@@ -26,7 +26,7 @@ from compress.tasks.task import (
     starter_recipe,
 )
 from compress.tasks.tokens import text_inputs
-from compress.utils.errors import DataError, StageError
+from compress.utils.errors import DataError, ModelError, StageError
 
 if TYPE_CHECKING:
     from transformers.utils import ModelOutput
@@ -100,6 +100,12 @@ class FeatureExtraction(EmbeddingTask):
             labels: Class names of the model, or None to ignore labels.
             max_length: Number of tokens after which texts are truncated.
         """
+        if not hasattr(processor, "modules"):
+            raise ModelError(
+                "The model's folder does not say how the vectors of tokens become an embedding.",
+                expected="a modules.json, as `compress` and sentence-transformers write it",
+                hint="export the model with a recipe, which adds mean pooling",
+            )
         texts, ids = rows["text"].to_pylist(), None
         if "pair" in rows.column_names:
             pairs = rows["pair"].to_pylist()

@@ -192,7 +192,7 @@ class FillMask(Task):
         """Tokenize texts that contain mask tokens. Raises `DataError` for a text without one.
 
         Args:
-            rows: Rows with the input columns.
+            rows: Rows with the `raw_columns`.
             processor: Processor of the model.
             labels: Has no effect, since there are no classes.
             max_length: Number of tokens after which texts are truncated.

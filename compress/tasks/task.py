@@ -420,13 +420,18 @@ class Task(Protocol):
         """Return class probabilities, [n, classes], or None if answers are no classes. Raises `ModelError`."""
         return None
 
+    @property
+    def raw_columns(self) -> tuple[Column, ...]:
+        """Return the columns of a raw input, which a user gives to a model. The others hold expected outputs."""
+        return tuple(column for column in self.columns if column.is_input and not column.optional)
+
     def raw_examples(
         self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int
     ) -> Examples:
         """Return the model inputs of raw inputs, which have no expected outputs. See `encode`.
 
         Args:
-            rows: Rows with the input columns.
+            rows: Rows with the `raw_columns`.
             processor: Processor of the model.
             labels: Class names of the model, if it has any.
             max_length: Number of tokens after which texts are truncated.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
+from compress.data.columns import Column
 from compress.results.report import Measurement
 from compress.tasks.classes import agreement_row, finite, interval_row, mean_row, required
 from compress.tasks.lazy_modules import np, statistics, token_metrics
@@ -28,6 +29,11 @@ _LOSS, _RIGHT = "loss", "right"
 
 class TextWriting(Task):
     """Generation of a text for each row, evaluated by its similarity to a target."""
+
+    @property
+    def raw_columns(self) -> tuple[Column, ...]:
+        """Return the input columns without the text that the model is to write."""
+        return tuple(column for column in super().raw_columns if column.name != "target")
 
     @abstractmethod
     def text_rows(self, texts: Sequence[str], references: Sequence[str], model: str, target: str) -> list[Measurement]:

@@ -21,6 +21,8 @@ from compress.recipe.loading import read_recipe
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md")))
+GENERATED = (DOCS / "reference", DOCS / "results", DOCS / "architectures.md")
+WRITTEN = [page for page in PAGES if not any(page.is_relative_to(generated) for generated in GENERATED)]
 RECIPES = [
     pytest.param(block, id=f"{page.relative_to(ROOT)}:{number}")
     for page in PAGES
@@ -116,6 +118,26 @@ def test_troubleshooting_quotes_messages_of_the_code() -> None:
     for heading in headings:
         for piece in filter(None, map(str.strip, re.split("[…,;.]", heading))):
             assert piece in code, f"{heading}: {piece}"
+
+
+def sentences(text: str) -> Iterator[str]:
+    """Yield the sentences of a page's prose, without code blocks, tables and headings; inline code is one word."""
+    text = re.sub(r"^```.*?^```$", "\n", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^(?:    (?! *[-*0-9]).*|\|.*|#.*)$", "\n", text, flags=re.MULTILINE)
+    text = re.sub(r"!?\[([^]]*)\]\([^)]*\)", r"\1", re.sub(r"`[^`]+`", "code", text))
+    for paragraph in re.split(r"\n\s*\n|^\s*(?:[-*]|\d+\.) ", text, flags=re.MULTILINE):
+        yield from re.split(r"(?<=[.!?])\s+", " ".join(paragraph.split()))
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_sentences_have_at_most_thirty_words(page: Path) -> None:
+    long = [sentence for sentence in sentences(page.read_text()) if len(sentence.split()) > 30]
+    assert not long
+
+
+def test_sentences_are_separated() -> None:
+    page = "# Title\n\nOne `a b c`\ntwo. [Three](x.md)!\n\n- four\n- five\n\n| six |\n\n    seven\n\n```\neight\n```\n"
+    assert list(filter(None, sentences(page))) == ["One code two.", "Three!", "four", "five"]
 
 
 def test_readme_and_architecture_page_are_short() -> None:

@@ -27,7 +27,7 @@ RECIPES = [
     pytest.param(block, id=f"{page.relative_to(ROOT)}:{number}")
     for page in PAGES
     if page.name != "extending.md"  # its plugin is needed: tests/third_party
-    for number, block in enumerate(re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL))
+    for number, block in enumerate(re.findall(r"```yaml(?: title=\"[^\"]+\")?\n(.*?)```", page.read_text(), re.DOTALL))
     if re.search(r"^name:", block, re.MULTILINE) and re.search(r"^stages:", block, re.MULTILINE)
 ]
 

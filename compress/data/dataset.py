@@ -170,7 +170,7 @@ class Dataset:
     Values are strings, or media values as in `compress.data.media`. Labels are class names. ``unlabeled`` has only the
     task's input columns. ``extra`` maps split -> column -> one value per row; slices read it and the task does not, so
     it is not part of `digest`. ``rows_read`` has the number of rows of each source, such as `split train` or
-    `unlabeled more.csv`, before rows are dropped or held out.
+    `unlabeled more.csv`, before rows are dropped or held out. ``notes`` tell what was guessed, ignored or split.
     """
 
     columns: tuple[Column, ...]
@@ -179,6 +179,7 @@ class Dataset:
     unlabeled: pa.Table | None = None
     extra: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
     rows_read: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -266,7 +267,10 @@ def load_dataset(
     parts = _read_splits(config, columns, folder, open_sample, extra, errors)
     unlabeled_parts = _read_unlabeled(config, columns, folder, open_sample, errors)
     rows_read = {f"split {split}": len(part.table) for split, part in parts.items()}
-    rows_read |= {f"unlabeled {reference}": len(table) for reference, table in unlabeled_parts.items()}
+    rows_read |= {f"unlabeled {reference}": len(part.table) for reference, part in unlabeled_parts.items()}
+    notes = dict.fromkeys(note for part in (*parts.values(), *unlabeled_parts.values()) for note in part.rows.notes)
+    for note in notes:
+        progress.note(note)
     label, is_whole = label_column(columns), len(parts) == len(config.splits)
     labels: tuple[str, ...] = ()
     with _collected(errors):
@@ -295,12 +299,12 @@ def load_dataset(
         _check_classes(_distinct(tables["train"], label), "train", label.fewest)
     unlabeled = None
     if unlabeled_parts:
-        unlabeled = pa.concat_tables(unlabeled_parts.values()).combine_chunks()
+        unlabeled = pa.concat_tables([part.table for part in unlabeled_parts.values()]).combine_chunks()
         rows = overlapping(unlabeled, inputs, held_out)
         unlabeled = without(unlabeled, rows)
         if rows:
             progress.note(f"{len(rows)} unlabeled texts also occur in the test split and are left out")
-    return Dataset(columns, tables, labels, unlabeled, extra_values, rows_read)
+    return Dataset(columns, tables, labels, unlabeled, extra_values, rows_read, tuple(notes))
 
 
 @contextmanager
@@ -427,7 +431,7 @@ def _read_unlabeled(
     folder: Path,
     open_sample: OpenSample,
     errors: list[DataError],
-) -> dict[str, pa.Table]:
+) -> dict[str, _Part]:
     """Return the unlabeled inputs by reference, without samples that ``open_sample`` does not open.
 
     Args:
@@ -438,7 +442,7 @@ def _read_unlabeled(
         errors: Receives the errors of the other files.
     """
     inputs = [column for column in columns if column.is_input]
-    tables = {}
+    parts = {}
     for reference in config.unlabeled:
         with _collected(errors):
             path = locate_unlabeled(reference, folder, open_sample)
@@ -447,5 +451,5 @@ def _read_unlabeled(
             # A sample's columns are called as the task calls them, whatever the user's files do.
             mapping = {} if is_sample(reference) else config.columns
             rows = read(path, {mapping.get(column.name, column.name) for column in inputs})
-            tables[reference] = choose(rows, inputs, mapping)
-    return tables
+            parts[reference] = _Part(rows, choose(rows, inputs, mapping))
+    return parts

@@ -310,6 +310,8 @@ KINDS = {
     "audio": (".wav", ".flac", ".ogg", ".mp3"),
 }
 """Column name -> file suffixes."""
+_ENDINGS = ", ".join(suffix for suffixes in KINDS.values() for suffix in suffixes)
+_SHOWN = 3
 LABEL = "label"
 TEXT = "text"
 _READERS = {
@@ -324,44 +326,72 @@ _READERS = {
 def read_class_folder(folder: Path, wanted: Collection[str]) -> Rows:
     """Read the files of class folders: paths in a column `image` or `audio`, folder names in `label`, sorted by name.
 
-    Hidden files are ignored. Raises `DataError` for any other file and for a file outside a class folder.
+    Hidden and other files are ignored, with a note that counts them. Raises `DataError` for a class folder without
+    images or recordings, and for one of these in any other place.
     """
-    paths, labels = [], []
-    for class_folder in _visible(folder):
-        if not class_folder.is_dir():
-            raise _stray(class_folder, folder)
-        for path in _visible(class_folder):
-            if not path.is_file() or _kind(path) is None:
-                raise _stray(path, folder)
-            paths.append(path)
-            labels.append(class_folder.name)
-    kinds = sorted({_kind(path) or "" for path in paths})
+    paths, labels, ignored = list[Path](), list[str](), list[str]()
+    for class_folder in _entries(folder):
+        if class_folder.name.startswith(".") or not class_folder.is_dir():
+            _ignore(class_folder, folder, ignored)
+            continue
+        in_class = list[Path]()
+        for path in _entries(class_folder):
+            if path.name.startswith(".") or media_kind(path) is None or not path.is_file():
+                _ignore(path, folder, ignored)
+            else:
+                in_class.append(path)
+        if not in_class:
+            raise DataError(
+                f"The class folder {folder.name}/{class_folder.name} holds no image or recording.",
+                where=str(class_folder),
+                expected=f"files ending in one of {_ENDINGS}",
+                hint="add files of the class, or remove the folder",
+            )
+        paths += in_class
+        labels += [class_folder.name] * len(in_class)
+    kinds = sorted({media_kind(path) or "" for path in paths})
     if len(kinds) != 1:
         raise DataError(
-            f"{folder.name} holds {' and '.join(kinds) or 'no files'}.",
+            f"{folder.name} holds {' and '.join(kinds) or 'no class folders'}.",
             where=str(folder),
             expected="one folder for each class, with images or with recordings in it",
         )
     columns: dict[str, list[Any]] = {kinds[0]: [str(path.absolute()) for path in paths], LABEL: labels}
-    return Rows(folder.name, (kinds[0], LABEL), {name: values for name, values in columns.items() if name in wanted})
+    chosen = {name: values for name, values in columns.items() if name in wanted}
+    return Rows(folder.name, (kinds[0], LABEL), chosen, notes=_ignored_note(folder, ignored))
 
 
-def _visible(folder: Path) -> list[Path]:
+def _entries(folder: Path) -> list[Path]:
     try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        return sorted(folder.iterdir())
     except OSError as error:
         raise DataError(f"{folder.name} cannot be read: {error.strerror or error}.", where=str(folder)) from error
 
 
-def _kind(path: Path) -> str | None:
+def media_kind(path: Path) -> str | None:
+    """Return `image` or `audio` by a file's suffix, or ``None`` for another file."""
     return next((kind for kind, suffixes in KINDS.items() if path.suffix.lower() in suffixes), None)
 
 
-def _stray(path: Path, folder: Path) -> DataError:
-    endings = ", ".join(suffix for suffixes in KINDS.values() for suffix in suffixes)
-    return DataError(
-        f"{path.relative_to(folder)} is no image or recording in the folder of a class.",
-        where=str(path),
-        expected=f"{folder.name}/CLASS/FILE, the file ending in one of {endings}",
-        hint="remove it, or rename it to begin with a dot",
-    )
+def _ignore(path: Path, folder: Path, ignored: list[str]) -> None:
+    """Record an ignored file. Raises `DataError` for an image or a visible folder, whose rows would be lost."""
+    name = str(path.relative_to(folder))
+    is_hidden = path.name.startswith(".")
+    if not is_hidden and (media_kind(path) or path.is_dir()):
+        kind = "a folder within" if path.is_dir() else "an image or recording outside"
+        raise DataError(
+            f"{name} is {kind} the folder of a class.",
+            where=str(path),
+            expected=f"{folder.name}/CLASS/FILE, the file ending in one of {_ENDINGS}",
+            hint="move or remove it, or rename it to begin with a dot",
+        )
+    ignored.append(name)
+
+
+def _ignored_note(folder: Path, ignored: Sequence[str]) -> tuple[str, ...]:
+    """Return a note that counts the ignored files and names the first ones."""
+    if not ignored:
+        return ()
+    shown = ", ".join(ignored[:_SHOWN]) + (", ..." if len(ignored) > _SHOWN else "")
+    files = "1 file is" if len(ignored) == 1 else f"{len(ignored)} files are"
+    return (f"{folder.name}: {files} ignored, being hidden or no image or recording: {shown}",)

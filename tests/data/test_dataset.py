@@ -55,6 +55,16 @@ def folder(tmp_path):
     return tmp_path
 
 
+def test_notes_on_files_are_shown_once_and_kept(tmp_path):
+    for split, text in (("train", "café"), ("test", "crème")):
+        (tmp_path / f"{split}.csv").write_bytes(f"text;label\n{text};x\nb {split};y\n".encode("cp1252"))
+    (tmp_path / "more.txt").write_bytes("voilà\n".encode("cp1252"))
+    notes = Notes()
+    data = load(tmp_path, notes, unlabeled=["more.txt", "more.txt"])
+    assert [note.split(" ")[0] for note in data.notes] == ["train.csv", "test.csv", "more.txt"]
+    assert notes.said == list(data.notes)
+
+
 def test_rows_labels_and_ids(folder):
     data = load(folder)
     assert data.splits == ("train", "test")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from compress.data.columns import Column
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
+from compress.data.files import read_class_folder
 from compress.data.media import content, identities
 from compress.data.membership import character_lengths
 from compress.utils.errors import DataError
@@ -142,11 +144,29 @@ def test_class_folder_with_other_files_is_rejected(folder: Path) -> None:
         path.unlink()
         return str(caught.value)
 
-    assert "1.png is no image or recording in the folder of a class" in refused("1.png")
-    assert "cat/notes.txt is no image" in refused("cat/notes.txt")
+    assert "1.png is an image or recording outside the folder of a class" in refused("1.png")
     assert "holds audio and image" in refused("cat/miaow.wav")
-    (folder / "train/cat/.thumbs").write_bytes(b"x")
-    assert len(load(folder, source=".", splits=SPLITS).split("train")) == 3
+    assert "cat/kittens is a folder within the folder of a class" in refused("cat/kittens/1.png")
+    (folder / "train/cat/kittens").rmdir()
+    assert "train/bird holds no image or recording" in refused("bird/1.heic")
+    with pytest.raises(DataError, match="train/bird holds no image or recording"):
+        load(folder, source=".", splits=SPLITS)
+
+
+def test_other_files_beside_media_are_ignored_with_one_note(folder: Path) -> None:
+    before = read_class_folder(folder / "train", {"image", "label"})
+    assert before.notes == ()
+    for name in ("cat/Thumbs.db", "cat/.DS_Store", "cat/._1.png", "notes.txt", ".DS_Store"):
+        (folder / "train" / name).write_bytes(b"x")
+    (folder / "train/.thumbnails").mkdir()
+    rows = read_class_folder(folder / "train", {"image", "label"})
+    assert (rows.columns, rows.names) == (before.columns, before.names)
+    assert len(rows.notes) == 1
+    assert rows.notes[0].startswith("train: 6 files are ignored")
+    shutil.rmtree(folder / "train/cat")
+    shutil.rmtree(folder / "train/dog")
+    with pytest.raises(DataError, match="no class folders"):
+        read_class_folder(folder / "train", {"label"})
 
 
 def test_character_lengths_require_a_text_column(folder: Path) -> None:

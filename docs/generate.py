@@ -18,7 +18,9 @@ from compress.cli import app
 from compress.plugins import CATALOGUE, EXTENSION_POINTS, read_specs
 from compress.plugins.apps.app_types import APP_TYPES
 from compress.plugins.nightly.suite import suite_schema
+from compress.recipe.document import read_document
 from compress.recipe.loading import recipe_schema
+from compress.recipe.shipped import SHIPPED, header_field
 from compress.stages.base import SEARCH, SEARCH_TIMES
 from compress.stages.registry import STAGES
 from compress.tasks.registry import TASKS
@@ -132,7 +134,13 @@ def result_pages() -> dict[str, str]:
         documents.setdefault(document["page"], []).append(document)
     pages = {name: _result_page(name, parts) for name, parts in documents.items()}
     # The index lists each page with the first sentence of its first conclusion.
-    index = ["# Results", "", "Written by `make docs` from `benchmarks/results/*.json`.", ""]
+    index = [
+        "# Results",
+        "",
+        "Written by `make docs` from `benchmarks/results/*.json` and the headers of the recipes.",
+        "",
+    ]
+    index += ["## By task", "", *_by_task(), "", "## All measurements", ""]
     index += ["Each page names the machine, the date and the command of its measurements.", ""]
     for name, parts in documents.items():
         if name.startswith("results/"):
@@ -141,6 +149,23 @@ def result_pages() -> dict[str, str]:
             link = f"[{parts[0]['title']}]({name.removeprefix('results/')})"
             index.append(f"- {link}: {re.split(r'(?<=[.])[ ]', summary)[0]}" if summary else f"- {link}")
     return pages | {"results/index.md": "\n".join([*index, ""])}
+
+
+def _by_task() -> Iterator[str]:
+    """Yield the rows of a table of recipes whose header states a quality, a size and a speed."""
+    yield "Each line is a shipped recipe. Its header states the hardware, the time, more results, and whether the speed is"
+    yield "approximate because other programs ran. [Language models](language-models.md) are measured by perplexity."
+    yield from ("", "| task | recipe | quality | size | speed at batch 1 |", "|---|---|---|---|---|")
+    rows = []
+    for path in SHIPPED.glob("*.yaml"):
+        expected = header_field(path, "expect")
+        quality = re.match(r"[A-Za-z][^,(]*% -> [^,(]*", expected)
+        size = re.search(r"([\d.]+ [kM]B) -> ([\d.]+ [kM]B)", expected)
+        speed = re.search(r"([\d.]+x) (?:faster|as fast)", expected)
+        if quality and size and speed:
+            task = read_document(path).values["task"]
+            rows.append(f"| {task} | `{path.stem}` | {quality[0].strip()} | {size[1]} → {size[2]} | {speed[1]} |")
+    yield from sorted(rows)
 
 
 def _result_page(name: str, documents: list[dict[str, Any]]) -> str:

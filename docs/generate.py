@@ -153,7 +153,7 @@ def result_pages() -> dict[str, str]:
 
 def _by_task() -> Iterator[str]:
     """Yield the rows of a table of recipes whose header states a quality, a size and a speed."""
-    yield "Each line is a shipped recipe. Its header states the hardware, the time, more results, and whether the speed is"
+    yield "Each line is a shipped recipe. Its header states the hardware, the time, more results, and if the speed is"
     yield "approximate because other programs ran. [Language models](language-models.md) are measured by perplexity."
     yield from ("", "| task | recipe | quality | size | speed at batch 1 |", "|---|---|---|---|---|")
     rows = []

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from compress.cli import CORE_COMMANDS, app
 from compress.plugins import find_commands
 from compress.recipe.loading import read_recipe
+from compress.recipe.shipped import SHIPPED
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -90,6 +91,17 @@ def test_commands_in_the_documentation_exist_with_their_options(page: Path) -> N
         options = {"--help", "-h", *(name for parameter in command.params for name in parameter.opts)}
         unknown = [word for word in rest if re.match(r"--?[a-z]", word) and word.split("=")[0] not in options]
         assert not unknown, f"compress {shlex.join(words)}: no option {', '.join(unknown)}"
+
+
+def test_recipes_that_the_documentation_runs_by_name_are_shipped() -> None:
+    names = {
+        words[1]
+        for page in WRITTEN
+        for words in written_commands(page)
+        if words[0] in ("run", "check") and re.fullmatch("[a-z0-9-]+", words[1])
+    }
+    assert {"quickstart", "smollm2-int4"} <= names
+    assert names <= {path.stem for path in SHIPPED.glob("*.yaml")}
 
 
 def test_commands_are_found_in_every_kind_of_code(tmp_path: Path) -> None:

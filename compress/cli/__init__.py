@@ -203,8 +203,15 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def _options(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show errors and results only.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also show details, such as each layer.")] = False,
+) -> None:
     """Handle the options that belong to no command."""
+    from compress.utils.progress import set_verbosity
+
+    set_verbosity(quiet, verbose)
     if version:
         typer.echo(__version__)
         raise typer.Exit

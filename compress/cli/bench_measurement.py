@@ -101,6 +101,10 @@ class _HostProgress:
         """Print one line; hosts put their own name into it."""
         self._console.note(message)
 
+    def detail(self, message: str) -> None:
+        """Print one line if `--verbose` was given."""
+        self._console.detail(message)
+
 
 def refuse_together(context: list[int] | None, **options: object) -> None:
     """Raise `InputError` for options that have no effect with ``--context``, or without it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,12 +23,18 @@ def run(
         str | None, typer.Option(metavar="URI", help="Also write to MLflow: http://host:5000 or sqlite:///runs.db.")
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write report.json to standard output.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show errors and results only.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also show details, such as each layer.")] = False,
 ) -> None:
     """Run a recipe. Finished stages come from the cache, so a stopped run continues where it was."""
     from rich.console import Console
 
     from compress import api
     from compress.stages.training.processes import is_first
+    from compress.utils.progress import is_shown, set_verbosity
+
+    if quiet or verbose:
+        set_verbosity(quiet, verbose)
 
     # Further training processes only take part in stages that train together.
     if not is_first():
@@ -55,12 +62,13 @@ def run(
         if limit.unknown and policy == "warn":
             reason = limit.reason or "missed within chance"
             typer.echo(f"warning: {limit.metric} on {limit.target}, {limit.limit}: {reason}", err=True)
-    name = loaded.name if artifacts / "runs" == RUNS else str(finished.folder)
-    console = Console(stderr=True, highlight=False)
-    # A terminal wraps lines between words; in a file the text stays on one line.
-    app = TASKS[loaded.task].app_steps is not None
-    line = closing_line(finished.report, finished.folder, name, app)
-    console.print(line, markup=False, soft_wrap=not console.is_terminal)
+    if is_shown(logging.INFO):
+        name = loaded.name if artifacts / "runs" == RUNS else str(finished.folder)
+        console = Console(stderr=True, highlight=False)
+        # A terminal wraps lines between words; in a file the text stays on one line.
+        app = TASKS[loaded.task].app_steps is not None
+        line = closing_line(finished.report, finished.folder, name, app)
+        console.print(line, markup=False, soft_wrap=not console.is_terminal)
     if finished.report.missed:
         raise typer.Exit(1)
     if finished.report.unfit:

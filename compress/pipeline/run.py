@@ -293,6 +293,11 @@ class _LoggedProgress:
         self.write(message)
         self.inner.note(message)
 
+    def detail(self, message: str) -> None:
+        """Log one line, which the inner progress may show."""
+        self.write(message)
+        self.inner.detail(message)
+
     def write(self, message: str) -> None:
         """Log one line without showing it."""
         line = f"{datetime.now(UTC).astimezone().isoformat(timespec='milliseconds')} {message}\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.text import Text
 
 from compress.results.formatting import format_seconds
-from compress.utils.progress import Total, expected_steps
+from compress.utils.progress import Total, expected_steps, is_shown
 
 Item = TypeVar("Item")
 
@@ -45,6 +46,9 @@ class ConsoleProgress:
 
     def track(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
         """Yield ``items`` while a bar shows steps, rate and time left; the bar goes away at the end."""
+        if not is_shown(logging.INFO):
+            yield from items
+            return
         if self.console.is_terminal:
             with Progress(*bars(), console=self.console, transient=True) as bar:
                 task = bar.add_task(description, total=expected_steps(total))
@@ -63,5 +67,11 @@ class ConsoleProgress:
                 self.note(f"{description}: {done} of {steps}, about {format_seconds(seconds_left)} left")
 
     def note(self, message: str) -> None:
-        """Print one line."""
-        self.console.print(message, markup=False)
+        """Print one line, unless `--quiet` was given."""
+        if is_shown(logging.INFO):
+            self.console.print(message, markup=False)
+
+    def detail(self, message: str) -> None:
+        """Print one line if `--verbose` was given."""
+        if is_shown(logging.DEBUG):
+            self.console.print(message, markup=False)

@@ -71,6 +71,11 @@ class Context:
         self.notes.append(text)
         self.progress.note(text)
 
+    def detail(self, text: str) -> None:
+        """Record a line for the report about one layer. The console shows it with `--verbose` only."""
+        self.notes.append(text)
+        self.progress.detail(text)
+
     def add_table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
         """Record a table that the report shows with the stage."""
         self.tables.append(StageTable(title=title, columns=tuple(columns), rows=tuple(tuple(row) for row in rows)))

@@ -26,6 +26,9 @@ class Notes(SilentProgress):
         if self._stop is not None:
             self._stop(message)
 
+    def detail(self, message: str) -> None:
+        self.note(message)
+
 
 def refuse_earlier(label: str) -> Any:
     """Fail the test when a stage requests the output of an earlier one."""

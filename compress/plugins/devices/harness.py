@@ -46,6 +46,9 @@ class LineProgress:
         """Write one line."""
         append_progress(self._folder, {"note": message})
 
+    def detail(self, message: str) -> None:
+        """Discard the line: the requesting machine keeps notes only."""
+
 
 def main(session_folder: str) -> None:
     """Carry out the order in the session's folder, and write the result beside it."""

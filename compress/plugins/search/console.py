@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import Counter
@@ -29,7 +30,7 @@ from compress.plugins.search.record import (
 from compress.report.progress import ConsoleProgress, bars
 from compress.results.formatting import format_seconds, format_value
 from compress.results.metrics import describe_metric
-from compress.utils.progress import Total, expected_steps
+from compress.utils.progress import Total, expected_steps, is_shown
 from compress.utils.responsive_table import ResponsiveTable, TableColumn
 
 
@@ -221,7 +222,7 @@ class SearchConsole(ProgressDisplay):
     def __init__(self, console: Console | None = None, lines: bool = False) -> None:
         """Open the display; with ``lines`` there is no table."""
         self._console = console or Console(stderr=True, highlight=False)
-        self._draws = self._console.is_terminal and not lines
+        self._draws = self._console.is_terminal and not lines and is_shown(logging.INFO)
         # Lines on a terminal are wrapped, and those of a file are not.
         self._lines = ConsoleProgress(self._console) if self._draws or console else ConsoleProgress()
         self._bars = Progress(*bars(), console=self._console)
@@ -256,6 +257,11 @@ class SearchConsole(ProgressDisplay):
         """Print one line."""
         with self.lock:
             self._lines.note(message)
+
+    def detail(self, message: str) -> None:
+        """Print one line if `--verbose` was given."""
+        with self.lock:
+            self._lines.detail(message)
 
     def track(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
         """Yield ``items`` and show their progress as a bar below the table."""

@@ -187,7 +187,7 @@ class _Work:
                     # The block's error after training replaces the layer's own one in the report.
                     layer = replace(solved_layers[layer_name].layer, block_error=trained.after)
                     solved_layers[layer_name] = Solved(weight, layer)
-                (self.context.note if trained.stopped else self.context.progress.note)(f"{trainer.name}: {trained}")
+                (self.context.note if trained.stopped else self.context.progress.detail)(f"{trainer.name}: {trained}")
                 vectors = trained.vectors
                 outputs = (work.run(batch()) for batch in work.batches)
             streams[0].leave(index, outputs)
@@ -203,7 +203,7 @@ class _Work:
             + (f"left alone ({layer.why})" if layer.bits is None else f"{layer.bits} bits {layer.error:.2%}")
             for layer in layers
         ]
-        self.context.progress.note(f"{name}: {', '.join(results)}")
+        self.context.progress.detail(f"{name}: {', '.join(results)}")
 
     def _trainer(
         self, index: int, modules: Mapping[str, nn.Linear], text: CalibrationActivations, floats: CalibrationActivations

@@ -139,7 +139,7 @@ def _search(
     outcome = search(graph, made, merit, share, feeds, context.progress, left, ceiling is not None)
     context.note(f"onnx_int8: {outcome.verdict()}")
     for name in outcome.kept:
-        context.note(f"onnx_int8: {name} stays in float")
+        context.detail(f"onnx_int8: {name} stays in float")
     if outcome.damages:
         context.add_table("error of each layer alone in INT8, and bytes saved by INT8", COLUMNS, outcome.rows())
     rows = [

@@ -259,7 +259,7 @@ class RecoveryTrainer:
     def train(self, context: Context, description: str) -> Recovered:
         """Train the student in place, and report the change."""
         quality_before = self.quality()
-        context.progress.note(
+        context.progress.detail(
             f"{description}: KL to the teacher {quality_before.divergence:.4f} nats a token, perplexity "
             f"{quality_before.perplexity:.2f} (teacher {quality_before.teacher_perplexity:.2f}) before"
         )

@@ -78,6 +78,7 @@ class Plan(Frozen):
         {}, description="maps a stage's label to its choices that depend on the target processors"
     )
     limits: tuple[Limit, ...]
+    limit_remarks: tuple[str, ...] = Field((), description="limits that so few test rows cannot test")
     measuring: Estimate = Field(description="seconds for the evaluation and timing of all models")
     seconds: Estimate
     disk_needed_bytes: Estimate
@@ -129,7 +130,7 @@ def render_plan(plan: Plan) -> RenderableType:
         bound += f" of {limit.of}" if limit.of else ""
         limits.append((limit.metric, limit.target, bound + (f" on {limit.processor}" if limit.processor else "")))
     parts += [_table("limits", ("metric", "target", "bound"), limits)] if limits else []
-    parts += [Text(remark, style="yellow") for remark in plan.licence_remarks]
+    parts += [Text(remark, style="yellow") for remark in (*plan.limit_remarks, *plan.licence_remarks)]
     return Group(*parts, *map(Text, plan.plugins), totals)
 
 

@@ -18,6 +18,7 @@ from compress.formats.target_profile import TargetProfile
 from compress.models.checkpoint import Checkpoint
 from compress.models.model import TorchModel
 from compress.recipe.document import Document, FieldPath, describe
+from compress.recipe.limit_checks import check_limits
 from compress.recipe.recipe import CONFLICTING_STUDENT_HINT, START, Benchmark, find_conflicting_student, stage_labels
 from compress.recipe.target_entries import ChosenTarget, profile_of
 from compress.recipe.target_entries import writer as writer_of
@@ -133,6 +134,7 @@ def check_consistency(
     _check_needs(document, parsed)
     _check_models(document, parsed)
     _check_task(document, parsed, kinds)
+    check_limits(document, kinds)
 
 
 def _check_task(document: Document, parts: list[ParsedStage], kinds: Sequence[Task]) -> None:

@@ -15,6 +15,20 @@ from compress.plugins import find_extensions, load_extension
 
 Style = Literal["percent", "bytes", "count", "milliseconds", "rate", "times", "plain"]
 Direction = Literal["higher", "lower", "unknown"]
+Part = Literal[
+    "task",
+    "always",
+    "calls",
+    "batches",
+    "requests",
+    "images",
+    "generation",
+    "continuations",
+    "questions",
+    "instructions",
+    "similarity",
+]
+"""Part of a run that measures a metric: the task's own functions, every run, or the part of that name."""
 Aggregation = Literal["by task", "mean", "exp of mean", "ratio of sums", "all examples", "median", "exact"]
 
 
@@ -39,6 +53,7 @@ class Metric:
         on_card: Whether model cards show it.
         hub_name: Name of the metric on the Hugging Face Hub, where it differs.
         words: Words after a ratio that is an improvement or a loss, as in `3x smaller`. Default: by style.
+        measured_by: Part of a run that measures it.
     """
 
     name: str
@@ -56,6 +71,7 @@ class Metric:
     on_card: bool = False
     hub_name: str = ""
     words: tuple[str, str] | None = None
+    measured_by: Part = "task"
 
     @property
     def gain(self) -> str:
@@ -119,12 +135,13 @@ def share(name: str, title: str, **columns: Any) -> Metric:
 
 def milliseconds(name: str, title: str, **columns: Any) -> Metric:
     """Return the row of a time in milliseconds."""
-    return replace(Metric(name, title, "milliseconds", "lower", aggregation="median"), **columns)
+    row = Metric(name, title, "milliseconds", "lower", aggregation="median", measured_by="calls")
+    return replace(row, **columns)
 
 
 def speedup(name: str, title: str, **columns: Any) -> Metric:
     """Return the row of a ratio of times to the baseline's."""
-    return replace(Metric(name, title, "times", "higher", relative=True), **columns)
+    return replace(Metric(name, title, "times", "higher", relative=True, measured_by="calls"), **columns)
 
 
 def cost(name: str, title: str, style: Style = "plain", **columns: Any) -> Metric:
@@ -139,17 +156,19 @@ def error_rate(name: str, title: str, **columns: Any) -> Metric:
 
 def stored(name: str, title: str, style: Style = "plain", **columns: Any) -> Metric:
     """Return the row of a quantity that is read from files."""
-    return cost(name, title, style, aggregation="exact", **columns)
+    return cost(name, title, style, aggregation="exact", measured_by="always", **columns)
 
 
 def memory(name: str, title: str, **columns: Any) -> Metric:
     """Return the row of a resident memory in bytes."""
-    return cost(name, title, "bytes", aggregation="median", margin="2%", **columns)
+    row = cost(name, title, "bytes", aggregation="median", margin="2%", measured_by="always")
+    return replace(row, **columns)
 
 
 def tokens_rate(name: str, title: str) -> Metric:
     """Return the row of a number of tokens per second, which tables show."""
-    return Metric(name, title, "rate", "higher", "tokens/s", aggregation="median", column=True)
+    row = Metric(name, title, "rate", "higher", "tokens/s", aggregation="median", column=True)
+    return replace(row, measured_by="generation")
 
 
 METRICS = (
@@ -171,8 +190,20 @@ METRICS = (
     share("recall_at_{number}_{embedding}", "Recall at {number}, {embedding} embeddings", quality=False),
     share("mean_reciprocal_rank", "Mean reciprocal rank", aggregation="mean"),
     share("ndcg_at_{number}", "NDCG at {number}", aggregation="mean"),
-    Metric("spearman_{label}", "Spearman correlation, {label}", better="higher", aggregation="all examples"),
-    Metric("pearson_{label}", "Pearson correlation, {label}", better="higher", aggregation="all examples"),
+    Metric(
+        "spearman_{label}",
+        "Spearman correlation, {label}",
+        better="higher",
+        aggregation="all examples",
+        measured_by="similarity",
+    ),
+    Metric(
+        "pearson_{label}",
+        "Pearson correlation, {label}",
+        better="higher",
+        aggregation="all examples",
+        measured_by="similarity",
+    ),
     Metric("loss", "Loss", better="lower", quality=True, aggregation="mean", gate_margin="1%"),
     Metric("calibration_error", "Calibration error", "percent", "lower", aggregation="all examples", on_card=True),
     Metric("brier_score", "Brier score", better="lower", aggregation="mean"),
@@ -195,14 +226,36 @@ METRICS = (
     cost("perplexity", "Perplexity", quality=True, aggregation="exp of mean", gate_margin="1%", on_card=True),
     cost("bits_per_byte", "Bits a byte of text", unit="bits", aggregation="ratio of sums", words=_COUNTED),
     share("next_token_accuracy", "Next token right", aggregation="mean"),
-    share("choice_accuracy", "Choices right", aggregation="mean"),
-    share("choice_accuracy_normalized", "Choices right, by length", aggregation="mean"),
-    share("instructions_followed", "Instructions followed", aggregation="mean"),
-    share("checks_passed", "Checks of answers passed", quality=False, aggregation="mean"),
+    share("choice_accuracy", "Choices right", aggregation="mean", measured_by="questions"),
+    share("choice_accuracy_normalized", "Choices right, by length", aggregation="mean", measured_by="questions"),
+    share("instructions_followed", "Instructions followed", aggregation="mean", measured_by="instructions"),
+    share("checks_passed", "Checks of answers passed", quality=False, aggregation="mean", measured_by="instructions"),
     # The task's own perplexity is the quality of a language model. This one and the next two come beside it.
-    cost("answer_perplexity", "Perplexity of the baseline's answers", aggregation="exp of mean", margin="2%"),
-    Metric("repetition", "Repeated runs of four tokens", "percent", "lower", aggregation="mean", margin="5 points"),
-    Metric("looping", "Continuations that end in a loop", "percent", "lower", aggregation="mean", margin="5 points"),
+    cost(
+        "answer_perplexity",
+        "Perplexity of the baseline's answers",
+        aggregation="exp of mean",
+        margin="2%",
+        measured_by="continuations",
+    ),
+    Metric(
+        "repetition",
+        "Repeated runs of four tokens",
+        "percent",
+        "lower",
+        aggregation="mean",
+        margin="5 points",
+        measured_by="continuations",
+    ),
+    Metric(
+        "looping",
+        "Continuations that end in a loop",
+        "percent",
+        "lower",
+        aggregation="mean",
+        margin="5 points",
+        measured_by="continuations",
+    ),
     # Speech.
     error_rate(
         "word_error_rate", "Word error rate", quality=True, gate_margin="0.5 points", on_card=True, hub_name="wer"
@@ -231,40 +284,75 @@ METRICS = (
     milliseconds("latency_p90_ms", "Latency p90", column=True),
     milliseconds("latency_p99_ms", "Latency p99"),
     milliseconds("latency_ms_length_{low}_{high}", "Latency, {low}\u2013{high} tokens"),
-    milliseconds("latency_ms_batch_{number}", "Latency, batch {number}", gate_margin="5%"),
-    milliseconds("latency_ms_rate_{rate}", "Latency at {rate}/s"),
-    milliseconds("latency_p99_ms_rate_{rate}", "Latency p99 at {rate}/s"),
-    cost("real_time_factor", "Real-time factor", column=True, words=("faster", "slower")),
-    Metric("throughput", "Throughput", "rate", "higher", "examples/s", aggregation="median", column=True),
+    milliseconds("latency_ms_batch_{number}", "Latency, batch {number}", gate_margin="5%", measured_by="batches"),
+    milliseconds("latency_ms_rate_{rate}", "Latency at {rate}/s", measured_by="requests"),
+    milliseconds("latency_p99_ms_rate_{rate}", "Latency p99 at {rate}/s", measured_by="requests"),
+    cost("real_time_factor", "Real-time factor", column=True, words=("faster", "slower"), measured_by="calls"),
+    Metric(
+        "throughput",
+        "Throughput",
+        "rate",
+        "higher",
+        "examples/s",
+        aggregation="median",
+        column=True,
+        measured_by="batches",
+    ),
     # Times of text generation, each after a prompt of so many tokens.
     milliseconds(
-        "time_to_first_token_ms_context_{context}", "Time to first token, context {context}", gate_margin="5%"
+        "time_to_first_token_ms_context_{context}",
+        "Time to first token, context {context}",
+        gate_margin="5%",
+        measured_by="generation",
     ),
     milliseconds(
-        "time_per_output_token_ms_context_{context}", "Time per output token, context {context}", gate_margin="5%"
+        "time_per_output_token_ms_context_{context}",
+        "Time per output token, context {context}",
+        gate_margin="5%",
+        measured_by="generation",
     ),
     tokens_rate("tokens_per_second_context_{context}", "Tokens per second, context {context}"),
     tokens_rate("prefill_tokens_per_second_context_{context}", "Prompt tokens per second, context {context}"),
     # Start-up, memory and energy.
-    milliseconds("startup_ms", "Start-up", margin="5%", gate_margin="10%", column=True),
-    milliseconds("session_load_ms", "Session load", margin="5%"),
+    milliseconds("startup_ms", "Start-up", margin="5%", gate_margin="10%", column=True, measured_by="always"),
+    milliseconds("session_load_ms", "Session load", margin="5%", measured_by="always"),
     memory("peak_memory_bytes", "Peak memory", gate_margin="5%", column=True, words=("less", "more")),
-    memory("peak_memory_bytes_batch_{number}", "Peak memory, batch {number}", gate_margin="5%", words=("less", "more")),
+    memory(
+        "peak_memory_bytes_batch_{number}",
+        "Peak memory, batch {number}",
+        gate_margin="5%",
+        words=("less", "more"),
+        measured_by="batches",
+    ),
     memory("runtime_memory_bytes", "Runtime memory"),
     milliseconds("cpu_ms", "Processor time a call"),
-    Metric("energy_mj", "Energy a call", better="lower", unit="mJ", aggregation="median", words=("less", "more")),
+    Metric(
+        "energy_mj",
+        "Energy a call",
+        better="lower",
+        unit="mJ",
+        aggregation="median",
+        words=("less", "more"),
+        measured_by="calls",
+    ),
     # Speed-ups over the baseline in the same session.
     speedup("speedup", "Speed-up", column=True, on_card=True),
-    speedup("speedup_batch_{number}", "Speed-up, batch {number}"),
+    speedup("speedup_batch_{number}", "Speed-up, batch {number}", measured_by="batches"),
     speedup(
-        "speedup_time_per_output_token_context_{context}", "Speed-up per output token, context {context}", column=True
+        "speedup_time_per_output_token_context_{context}",
+        "Speed-up per output token, context {context}",
+        column=True,
+        measured_by="generation",
     ),
     speedup(
-        "speedup_time_to_first_token_context_{context}", "Speed-up to the first token, context {context}", column=True
+        "speedup_time_to_first_token_context_{context}",
+        "Speed-up to the first token, context {context}",
+        column=True,
+        measured_by="generation",
     ),
     # Fixed work that is timed beside the models.
-    milliseconds("reference_matmul_ms", "Reference product"),
-    milliseconds("reference_copy_ms", "Reference copy"),
+    milliseconds("reference_matmul_ms", "Reference product", measured_by="always"),
+    milliseconds("reference_copy_ms", "Reference copy", measured_by="always"),
 )
 """Metrics of the core. Plug-ins add rows at the extension point `metrics`."""
 _CONTEXT = "_context_{context}"
@@ -338,6 +426,22 @@ def describe_metric(name: str, unit: str = "") -> Metric:
         title = f"{row.title}, {_SAMPLING_TITLES[sampling[2]].format(sampling[3])}"
         return replace(row, name=name, title=title, unit=unit or row.unit)
     return _metric_by_unit(name, unit)
+
+
+def row_of(name: str) -> tuple[Metric, dict[str, str]] | None:
+    """Return the row of the table for a metric's name, and the values of its placeholders, or None if no row covers it.
+
+    The row of `accuracy[label=a]`, `agreement_against_torch` and `perplexity_on_code` is that of the metric before it.
+    """
+    if row := metrics_table().fixed.get(name):
+        return row, {}
+    whole = slice_of(name) or _AGAINST.match(name) or split_of(name)
+    if whole:
+        return row_of(whole[0] if isinstance(whole, tuple) else whole[1])
+    if matched := _match_pattern(name):
+        return matched
+    sampling = _SAMPLING.match(name)
+    return row_of(sampling[1]) if sampling else None
 
 
 def _metric_by_unit(name: str, unit: str) -> Metric:

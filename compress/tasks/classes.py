@@ -181,6 +181,7 @@ class Classification(Task):
     """Assignment of one class per example, by logits [batch, classes]."""
 
     slices: tuple[Slice, ...] = (Slice(column="label"),)
+    metrics: tuple[str, ...] = ("accuracy", "f1", "calibration_error", "brier_score", "agreement")
 
     @abstractmethod
     def encode_inputs(self, rows: pa.Table, processor: Processor, max_length: int) -> Examples:

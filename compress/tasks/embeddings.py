@@ -23,6 +23,10 @@ def numbers(values: Iterable[str]) -> np.ndarray:
 class EmbeddingTask(Task):
     """Embedding of each example, evaluated by nearest-neighbor search of queries in a corpus by cosine similarity."""
 
+    metrics: tuple[str, ...] = (
+        *("recall_at_1", "recall_at_10", "recall_at_{number}_{embedding}", "mean_reciprocal_rank"),
+        *("embedding_bytes", "embedding_bytes_int8", "embedding_bytes_binary", "embedding_cosine", "agreement"),
+    )
     searches_itself: bool = False
     """True if the corpus is the queries, and no query retrieves itself; else it is the second half of the examples."""
 

@@ -91,6 +91,7 @@ class FillMask(Task):
     )
     slices = (Slice(length="quartiles"),)
     ratios = ("top_1_accuracy", "top_5_accuracy", "loss")
+    metrics = ("top_1_accuracy", "top_5_accuracy", "loss", "agreement")
     batch_size = 8
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:

@@ -39,6 +39,7 @@ class GraphAgreement(Task):
     name = "graph-agreement"
     columns = (Column(INPUTS, kind="arrays"),)
     capabilities = frozenset({READS_ROWS, TAKES_ARRAYS, SINGLE_CALL})
+    metrics = ("rms_error", "largest_error", "output_cosine", "agreement")
     batch_size = 1
     starter = starter_recipe(
         "my-graph",

@@ -29,6 +29,7 @@ class ImageClassification(Classification):
     columns = (Column("image", kind="image"), Column("label", label=True))
     capabilities = frozenset({READS_ROWS, TAKES_IMAGES, HAS_CLASSES, SINGLE_CALL})
     architectures = ("ForImageClassification", "ForImageClassificationWithTeacher")
+    metrics = (*Classification.metrics, "top_5_accuracy")
     app_steps = ("prepare-image", "softmax")
     starter = starter_recipe(
         "my-image-classifier",

@@ -79,6 +79,7 @@ class ImageFeatureExtraction(EmbeddingTask):
     architectures = ("Dinov2Model", "Dinov2WithRegistersModel", "DINOv3ViTModel", "IJepaModel")
     app_steps = ("prepare-image", "embed")
     searches_itself = True
+    metrics = (*EmbeddingTask.metrics, "precision_at_{number}")
     starter = starter_recipe(
         "my-image-search",
         "a smaller, faster model of images for search by example, from my own photographs, a folder a class",

@@ -77,6 +77,7 @@ class ImageSegmentation(Task):
         baseline="finetune",
     )
     ratios = ("mean_iou", "pixel_accuracy")
+    metrics = ("mean_iou", "pixel_accuracy", "iou_{label}", "agreement")
     batch_size = 16
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:

@@ -106,6 +106,7 @@ class ImageTextToText(TextWriting):
         {READS_ROWS, TAKES_IMAGES, TAKES_TEXT, HAS_LABELS, PREDICTS_TOKENS, EXPORTED_FROM_CHECKPOINT, DESCRIBES_IMAGES}
     )
     architectures = tuple(f"{family}ForConditionalGeneration" for family in _FAMILIES.split())
+    metrics = ("exact_match", "f1", "next_token_accuracy", "agreement")
     starter = starter_recipe(
         "my-picture-reader",
         "a small vision-language model that answers questions about my own pictures",

@@ -126,6 +126,7 @@ class ObjectDetection(Task):
         baseline="finetune",
     )
     ratios = ("map", "map_50")
+    metrics = ("map", "map_50", "map_75", "map_{object_size}", "mar_{number}", "ap_{label}", "agreement")
 
     def __init__(self, separate: bool = False) -> None:
         """Set whether classes are ``separate``: each has an independent sigmoid, and no class means no object."""

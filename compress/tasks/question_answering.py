@@ -71,6 +71,7 @@ class QuestionAnswering(Task):
     )
     capabilities = frozenset({READS_ROWS, TAKES_TEXT, TAKES_PAIRS, HAS_CLASSES, SINGLE_CALL, ANSWERS_PER_TOKEN})
     architectures = ("ForQuestionAnswering", "ForQuestionAnsweringSimple")
+    metrics = ("f1", "exact_match", "agreement")
     app_steps = ("tokenize-pair", "span")
     starter = starter_recipe(
         "my-answerer",

@@ -272,6 +272,9 @@ class Task(Protocol):
     """Default of a recipe's `data` section, or empty if the recipe must have one."""
     packages: tuple[str, ...] = ()
     """Distributions that the models call besides torch and transformers. Their versions are part of cache keys."""
+    metrics: tuple[str, ...] = ()
+    """Metrics that `measure` and `compare` return, as `compress.results.metrics` names their rows; limits on metrics of
+    other tasks are refused. Empty if unknown, as for tasks of other packages."""
     ratios: tuple[str, ...] = ()
     """Metrics that are not means of per-example outcomes, so that they are computed anew for each slice."""
 

@@ -66,6 +66,7 @@ class TextToText(TextWriting):
     )
     slices = (Slice(length="quartiles"),)
     batch_size = 8
+    metrics = ("chrf", "bleu", "rouge_l", "exact_match", "next_token_accuracy", "agreement")
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights in fp32 and the tokenizer. Raises `ModelError` for files that do not load."""

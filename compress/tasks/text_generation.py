@@ -114,6 +114,7 @@ class TextGeneration(Task):
     capabilities = frozenset({TAKES_TEXT, GENERATES, EXPORTED_FROM_CHECKPOINT})
     architectures = ("ForCausalLM", "LMHeadModel")
     ratios = ("perplexity", "next_token_accuracy", "bits_per_byte")
+    metrics = ("perplexity", "next_token_accuracy", "bits_per_byte", "agreement", "kl_divergence")
     app_steps = ("prompt", "generate")
     starter = starter_recipe(
         "my-chat-model",

@@ -93,6 +93,7 @@ class TextRanking(Task):
         baseline="finetune",
     )
     slices = (Slice(length="quartiles"),)
+    metrics = ("ndcg_at_{number}", "mean_reciprocal_rank", "accuracy", "agreement")
 
     def matches_config(self, config: Mapping[str, Any]) -> bool:
         """Return whether sentence-transformers wrote the config as a CrossEncoder."""

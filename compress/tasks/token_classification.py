@@ -84,6 +84,7 @@ class TokenClassification(Task):
     )
     slices = (Slice(length="quartiles"),)
     ratios = ("f1", "precision", "recall", "token_accuracy")
+    metrics = ("f1", "precision", "recall", "exact_match", "token_accuracy", "f1_{label}", "agreement")
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights and tokenizer. A missing head is initialized randomly.

@@ -99,6 +99,13 @@ class ZeroShotImageClassification(Task):
         relative_limit("recall_at_10_image_to_text", 0.98),
     )
     slices = (Slice(length="quartiles"),)
+    metrics = (
+        "recall_at_{number}_image_to_text",
+        "recall_at_{number}_text_to_image",
+        "zero_shot_accuracy",
+        "embedding_cosine",
+        "agreement",
+    )
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights, tokenizer and image processor. Raises `ModelError` for files that do not load."""

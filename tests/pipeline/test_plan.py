@@ -460,3 +460,22 @@ def test_local_splits_are_read_although_others_must_be_downloaded(folder: Path, 
     }
     (folder / "test.csv").write_text("text,label\n,no\n")
     assert "test.csv:2" in refusal(read, folder, tmp_path / "artifacts")
+
+
+@pytest.mark.parametrize(
+    ("limit", "least_rows"),
+    [
+        # Of 20 rows, one is 5%.
+        ({"metric": "accuracy", "at_least": 0.96, "of": "baseline"}, "25"),
+        ({"metric": "agreement", "at_least": 0.999}, "1,000"),
+        ({"metric": "accuracy", "at_least": 0.95, "of": "baseline"}, None),
+        ({"metric": "speedup", "at_least": 0.99}, None),
+        ({"metric": "accuracy", "at_least": 1}, None),
+    ],
+)
+def test_plan_warns_of_limit_that_one_test_row_decides(
+    limit: dict[str, Any], least_rows: str | None, folder: Path, tmp_path: Path
+) -> None:
+    remarks = make_plan(recipe(limits=[limit]), folder, None, tmp_path).limit_remarks
+    assert ["cannot be tested with 20 test rows" in remark for remark in remarks] == [True] * bool(least_rows)
+    assert all(f"at least {least_rows} rows" in remark for remark in remarks)

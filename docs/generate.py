@@ -54,7 +54,8 @@ def commands() -> str:
 
 def _leaves(command: typer.core.TyperCommand, name: str) -> list[tuple[str, typer.core.TyperCommand]]:
     context = typer.Context(command)
-    names = command.list_commands(context) if isinstance(command, typer.core.TyperGroup) else []
+    group = command if isinstance(command, typer.core.TyperGroup) else None
+    names = [child for child, entry in group.commands.items() if not entry.hidden] if group else []
     children = {child: command.resolve_command(context, [child])[1] for child in names}
     own = [] if children and not getattr(command, "invoke_without_command", False) else [(name, command)]
     return own + [leaf for child, below in children.items() for leaf in _leaves(below, f"{name} {child}")]

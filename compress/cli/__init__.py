@@ -101,6 +101,16 @@ CORE_COMMANDS: Mapping[str, Command] = {
         "compress samples fetch minilm",
         "Inspect",
     ),
+    "verify": Command(
+        "compress.cli.verify:verify",
+        "Verify a bundle, a run with its provenance, or a registry: every byte and the signature.",
+        "compress verify app.zip",
+        "Ship",
+    ),
+    **{
+        alias: Command("compress.cli.verify:verify", "Former name of `compress verify`.", hidden=True)
+        for alias in ("bundle-verify", "papers-verify")
+    },
     "cache": Command(
         "compress.cli.cache:cache_app",
         "List or remove the outputs of finished stages.",

@@ -70,6 +70,7 @@ class PluginSpec:
         samples: Samples for recipes and tests.
         hosts: Functions with the signature of `compress.benchmark.restarts.HostFinder`, which open other machines.
         run_finished: Functions that receive a `compress.pipeline.run.FinishedRun` after its report is written.
+        verifiers: Objects of `compress.cli.verify.Verifier`, for `compress verify`.
         doctor_checks: Functions without parameters that return findings for `compress doctor`.
         metrics: Sequences of `compress.results.metrics.Metric`, rows of the metrics table.
         image_generation: Functions for models that generate images, by the names of
@@ -90,6 +91,7 @@ class PluginSpec:
     samples: Mapping[str, str] = _extension_point()
     hosts: Mapping[str, str] = _extension_point()
     run_finished: Mapping[str, str] = _extension_point()
+    verifiers: Mapping[str, str] = _extension_point()
     doctor_checks: Mapping[str, str] = _extension_point()
     metrics: Mapping[str, str] = _extension_point()
     image_generation: Mapping[str, str] = _extension_point()

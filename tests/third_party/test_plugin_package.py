@@ -96,7 +96,7 @@ def test_bundle_of_plugin_format_runs_with_torch_only(run: Path, compress: Comma
     pytest.importorskip("compress.plugins.apps")
     bundle = tmp_path / "bundle"
     compress("bundle", run / "targets" / "pt2", "--target", "desktop", "-o", bundle)
-    compress("bundle-verify", bundle)
+    compress("verify", bundle)
     assert json.loads((bundle / "manifest.json").read_text())["format"] == "pt2"
     alone = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     command = [sys.executable, str(bundle / "examples" / "run.py"), "--selftest"]

@@ -14,17 +14,12 @@ SPEC = PluginSpec(
         "ort": f"{_FORMATS}.onnx.bundle:ORT_BUNDLE",
     },
     requires=("provenance",),
+    verifiers={"bundle": "compress.plugins.apps.cli:BUNDLE"},
     commands={
         "bundle": Command(
             "compress.plugins.apps.cli:bundle",
             "Bundle a model with all that an app needs: manifest, self-test, card, examples; for browsers a page.",
             "compress bundle quickstart --target android --output app",
-            "Ship",
-        ),
-        "bundle-verify": Command(
-            "compress.plugins.apps.cli:bundle_verify",
-            "Find any changed, added or missing byte of a bundle, and run its self-test.",
-            "compress bundle-verify app.zip",
             "Ship",
         ),
     },

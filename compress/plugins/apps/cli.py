@@ -1,13 +1,14 @@
-"""Commands `compress bundle` and `compress bundle-verify`."""
+"""Command `compress bundle`, and the verification of bundles by `compress verify`."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from compress.cli.verify import Verified, Verifier
 
 
 def bundle(
@@ -64,31 +65,28 @@ def bundle(
         typer.echo(f"look at it: python3 -m http.server --directory {result.folder}")
 
 
-def bundle_verify(
-    path: Annotated[Path, typer.Argument(metavar="FOLDER|ZIP", help="Bundle folder or zip file.")],
-    signer: Annotated[
-        Path | None, typer.Option(metavar="KEY.pub", help="The public key that must have signed it.")
-    ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Write the results as JSON.")] = False,
-) -> None:
-    """Find any changed, added or missing byte of a bundle, compare the manifest with the model, run the self-test."""
+def _is_bundle(path: Path) -> bool:
+    from compress.plugins.apps.manifest import MANIFEST
+
+    return path.suffix == ".zip" or (path / MANIFEST).is_file()
+
+
+def _verify_bundle(path: Path, signer: Path | None) -> Verified:
     from compress.plugins.apps.verify import verify
 
     result = verify(path, signer)
-    if json_:
-        typer.echo(json.dumps(asdict(result), indent=1))
-        return
-    typer.echo(
-        f"{result.name} for {result.target}: {result.files} files as they were written, "
-        f"{result.size_bytes / 1e6:.2f} MB"
-    )
+    size = f"{result.size_bytes / 1e6:.2f} MB"
     prepared = f"self-test: {result.cases} {result.of} are prepared as they should be"
+    lines = [f"{result.name} for {result.target}: {result.files} files as they were written, {size}"]
     if result.worst is None:
-        typer.echo(f"{prepared}; their {result.compared} could not be compared: {result.unanswered}")
+        lines.append(f"{prepared}; their {result.compared} could not be compared: {result.unanswered}")
     else:
-        typer.echo(f"{prepared}, {result.compared} within {result.worst:.1%} of the tolerance")
+        lines.append(f"{prepared}, {result.compared} within {result.worst:.1%} of the tolerance")
     if result.unread is not None:
-        typer.echo(f"the manifest could not be compared with the model: {result.unread}")
-    typer.echo(
-        f"signed by {result.signer}" if result.signer else "not signed: whoever changed it could have sealed it anew"
-    )
+        lines.append(f"the manifest could not be compared with the model: {result.unread}")
+    unsigned = "not signed: whoever changed it could have sealed it anew"
+    lines.append(f"signed by {result.signer}" if result.signer else unsigned)
+    return Verified(asdict(result), tuple(lines))
+
+
+BUNDLE = Verifier("a bundle's folder or zip file", _is_bundle, _verify_bundle)

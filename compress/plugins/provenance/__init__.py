@@ -7,17 +7,12 @@ from compress.plugins import Command, PluginSpec
 SPEC = PluginSpec(
     name="provenance",
     summary="Write model card, bill of materials and signed provenance of a run.",
+    verifiers={"provenance": "compress.plugins.provenance.cli:PROVENANCE"},
     commands={
         "papers": Command(
             "compress.plugins.provenance.cli:write_run_provenance",
             "Write model card, bill of materials and provenance of a run, and list what its licences require.",
             "compress papers quickstart --output papers",
-            "Ship",
-        ),
-        "papers-verify": Command(
-            "compress.plugins.provenance.cli:verify_run_provenance",
-            "Compare every file with the provenance that came with it, and prove who signed it.",
-            "compress papers-verify quickstart",
             "Ship",
         ),
         "push-to-hub": Command(

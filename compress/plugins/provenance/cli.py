@@ -1,4 +1,4 @@
-"""Commands `compress papers RUN`, `compress papers-verify` and `compress push-to-hub RUN REPOSITORY`."""
+"""Commands `compress papers RUN` and `compress push-to-hub RUN REPOSITORY`, and the verification of provenance."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from compress.cli.verify import Verified, Verifier
 
 Run = Annotated[Path, typer.Argument(help="A run's folder, or a recipe's name.")]
 
@@ -44,25 +46,25 @@ def write_run_provenance(
         typer.echo(remark)
 
 
-def verify_run_provenance(
-    folder: Annotated[Path, typer.Argument(help="A run's folder, or a copy of its files with provenance.json.")],
-    signer: Annotated[
-        Path | None,
-        typer.Option(metavar="KEY.pub", help="The public key that must have signed, or OpenSSH's allowed_signers."),
-    ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Write the result as JSON.")] = False,
-) -> None:
-    """Compare every file with the provenance that came with it, and prove who signed it."""
+def _has_statement(path: Path) -> bool:
+    from compress.plugins.provenance.slsa import STATEMENT
+
+    return (path / STATEMENT).is_file()
+
+
+def _verify_provenance(folder: Path, signer: Path | None) -> Verified:
     from compress.plugins.provenance.slsa import verify_statement
 
-    verified = verify_statement(folder, signer)
-    if json_:
-        typer.echo(json.dumps(asdict(verified), indent=1))
-        return
-    typer.echo(f"{verified.recipe}: {verified.files} files as they were written")
-    typer.echo(
-        f"signed by {verified.signer}" if verified.signer else "not signed: anyone could have rewritten the files"
+    result = verify_statement(folder, signer)
+    unsigned = "not signed: anyone could have rewritten the files"
+    lines = (
+        f"{result.recipe}: {result.files} files as they were written",
+        f"signed by {result.signer}" if result.signer else unsigned,
     )
+    return Verified(asdict(result), lines)
+
+
+PROVENANCE = Verifier("a run's files with provenance.json", _has_statement, _verify_provenance)
 
 
 def push_to_hub(

@@ -134,7 +134,12 @@ def verify_statement(folder: Path, signer: Path | None) -> VerifiedStatement:
         inside = [path for path in candidates if path.resolve().is_relative_to(folder.resolve())]
         file = next((path for path in inside if path.is_file()), None)
         if file is None:
-            raise BundleError(f"The file {subject.name} is missing.", where=str(folder))
+            raise BundleError(
+                f"The file {subject.name} is missing.",
+                where=str(folder),
+                expected="all files that provenance.json names",
+                hint="verify the run itself or a complete copy; `compress papers --output` does not copy the model",
+            )
         expected_digest = subject.digest.get("sha256")
         if expected_digest is None or digest_file(file) != expected_digest:
             raise BundleError(

@@ -7,6 +7,7 @@ from compress.plugins import Command, PluginSpec
 SPEC = PluginSpec(
     name="registry",
     summary="Register versions of models, promote them behind a gate, roll back, verify and pull.",
+    verifiers={"registry": "compress.plugins.registry.cli:REGISTRY"},
     commands={
         "registry": Command(
             "compress.plugins.registry.cli:app",

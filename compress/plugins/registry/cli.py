@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from compress.cli.verify import Verified, Verifier
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from compress.plugins.registry.registry import Registry
     from compress.plugins.registry.state import State, Version
+    from compress.plugins.registry.upkeep import Fault
 
 app = typer.Typer()
 _Root = Annotated[
@@ -254,14 +259,40 @@ def verify(remote: _Remote = None, registry: _Root = _ROOT, json_: _Json = False
 
     progress = ConsoleProgress()
     faults = look(_open(registry), progress) if remote is None else verify_remote(Remote(remote), progress)
+    verified = _verified(faults)
+    _print(json_, verified.content, *verified.lines)
+    if faults:
+        raise typer.Exit(1)
+
+
+def _verified(faults: Sequence[Fault]) -> Verified:
+    """Return the result of a verification from the faults of a registry."""
     lines = []
     for fault in faults:
         lines.append(f"{fault.fault}: {fault.path}" + (f": {fault.why}" if fault.why else ""))
         lines += [f"  {file}" for file in fault.of]
     records = [fault.model_dump(mode="json") for fault in faults]
-    _print(json_, {"sound": not faults, "faults": records}, *(lines or ["every file is as it was written"]))
-    if faults:
-        raise typer.Exit(1)
+    content = {"sound": not faults, "faults": records}
+    return Verified(content, tuple(lines) or ("every file is as it was written",), not faults)
+
+
+def _is_registry(path: Path) -> bool:
+    from compress.plugins.registry.log import Log
+
+    return Log(path).path.is_file()
+
+
+def _verify_registry(path: Path, signer: Path | None) -> Verified:
+    from compress.plugins.registry.upkeep import verify as look
+    from compress.report.progress import ConsoleProgress
+    from compress.utils.errors import InputError
+
+    if signer is not None:
+        raise InputError("A registry is not signed.", where="--signer", hint="leave it out")
+    return _verified(look(_open(path), ConsoleProgress()))
+
+
+REGISTRY = Verifier("a registry's folder", _is_registry, _verify_registry)
 
 
 @app.command()

@@ -146,7 +146,7 @@ def test_bundle_keeps_provenance_and_measurements_of_the_run(run: Path, tmp_path
     assert card.data.license == "mit"
     # There are no measurements on the target "desktop", so that all are shown.
     assert [eval_result.metric_value for eval_result in card.data.eval_results] == [0.875, 0.75]
-    again = CliRunner().invoke(app, ["bundle-verify", str(tmp_path / "out.zip"), "--json"])
+    again = CliRunner().invoke(app, ["verify", str(tmp_path / "out.zip"), "--json"])
     assert json.loads(again.stdout)["cases"] == 10
 
 

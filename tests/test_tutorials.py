@@ -22,7 +22,7 @@ def write_reviews(folder: Path) -> None:
     """Write the file that the reader of the tutorial has: rows of the sample under other names of columns."""
     import pyarrow.parquet as pq
 
-    rows = pq.read_table(sample_directory("movie-reviews") / "train.parquet").slice(0, 600).to_pylist()
+    rows = pq.read_table(sample_directory("movie-reviews") / "train.parquet").slice(0, 300).to_pylist()
     with (folder / "reviews.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("review", "sentiment"), *((row["text"], row["label"]) for row in rows)])
 

@@ -21,9 +21,9 @@ Settings = dict[str, Any]
 
 
 def bench(
-    artifact: Annotated[Path, typer.Argument(help="A run's folder or its model/ folder, or any exported model.")],
+    artifact: Annotated[Path, typer.Argument(help="A run's folder or name, its model/ folder, or any exported model.")],
     baseline: Annotated[
-        Path | None, typer.Option(help="Another artifact to compare with; both are timed alternately.")
+        Path | None, typer.Option(help="Another run or model to compare with; both are timed alternately.")
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="Recipe; default: the recipe.yaml beside the model.")] = None,
     target: Annotated[str, typer.Option(help="Target of the model; see `compress targets`.")] = "cpu",

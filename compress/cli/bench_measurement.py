@@ -19,9 +19,9 @@ from compress.formats.model_file import format_of
 from compress.formats.quiet_output import quiet_libraries
 from compress.formats.target_profile import Target
 from compress.formats.targets import TARGETS, find_target
-from compress.pipeline.artifact import model_folder
 from compress.recipe.recipe import Benchmark
 from compress.report.progress import ConsoleProgress
+from compress.report.run_folder import model_folder
 from compress.utils.errors import CompressError, InputError
 from compress.utils.progress import Progress, Total, expected_steps
 

@@ -10,7 +10,7 @@ import typer
 
 
 def evaluate(
-    artifact: Annotated[Path, typer.Argument(help="A run's folder or its model/ folder, or any exported model.")],
+    artifact: Annotated[Path, typer.Argument(help="A run's folder or name, its model/ folder, or any exported model.")],
     recipe: Annotated[Path | None, typer.Option(help="Recipe; default: the recipe.yaml beside the model.")] = None,
     split: Annotated[str, typer.Option(help="The split to evaluate on.")] = "test",
     target: Annotated[str, typer.Option(help="Target of the model; see `compress targets`.")] = "cpu",

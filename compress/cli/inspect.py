@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +11,10 @@ import typer
 def inspect(
     model: Annotated[
         str,
-        typer.Argument(help="A folder, a .safetensors, .gguf or .onnx file, sample:NAME, or a downloaded Hub id."),
+        typer.Argument(
+            help="A run's folder or name, a model's folder, a .safetensors, .gguf or .onnx file, sample:NAME, or the id of "
+            "a model downloaded from the Hub."
+        ),
     ],
     depth: Annotated[int, typer.Option(min=0, help="Levels of modules in the tree.")] = 3,
     weights: Annotated[
@@ -28,11 +32,13 @@ def inspect(
     """Show where a model's bytes and parameters are, by module, type and share."""
     from compress.inspection.budget import budget_of
     from compress.report.progress import ConsoleProgress
+    from compress.report.run_folder import model_folder
     from compress.sources.resolve import find_model
     from compress.utils.progress import SilentProgress
 
     progress = SilentProgress() if json_ else ConsoleProgress()
-    budget = budget_of(find_model(model, progress), weights=weights, calls=calls, progress=progress, name=model)
+    path = find_model(str(model_folder(Path(model)) or model), progress)
+    budget = budget_of(path, weights=weights, calls=calls, progress=progress, name=model)
     if json_:
         typer.echo(budget.model_dump_json(indent=2))
         return

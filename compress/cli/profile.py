@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def profile(
-    artifact: Annotated[Path, typer.Argument(help="A run's folder or its model/ folder, or any exported model.")],
+    artifact: Annotated[Path, typer.Argument(help="A run's folder or name, its model/ folder, or any exported model.")],
     recipe: Annotated[Path | None, typer.Option(help="Recipe; default: the recipe.yaml beside the model.")] = None,
     target: Annotated[str, typer.Option(help="Target of the model, on the processor.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime; default: the recipe's.")] = None,

@@ -20,7 +20,7 @@ from compress.pipeline.formats import measurable, unsupported_reason
 from compress.pipeline.runner import StageRunner
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
-from compress.report.run_folder import MODEL, RECIPE, REPORT, TARGETS
+from compress.report.run_folder import MODEL, RECIPE, REPORT, TARGETS, model_folder
 from compress.results.report import FINAL
 from compress.sources.onnx_file import convert_onnx, onnx_file
 from compress.sources.resolve import DEFAULT_CACHE
@@ -143,13 +143,6 @@ def written_for(artifact: Artifact, profile: AppProfile) -> Path:
     folder = artifact.folder.parent / TARGETS / profile.name
     fits = artifact.folder.name == MODEL and folder.is_dir() and format_of(folder) in profile.apps
     return folder if fits else artifact.folder
-
-
-def model_folder(path: Path) -> Path | None:
-    """Return the model folder of a run's folder, of a recipe's latest run, or at the path itself; None without any."""
-    named = Path("artifacts") / "runs" / path / "latest"
-    folders = (path / MODEL, path / "latest" / MODEL, path, named / MODEL)
-    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
 
 
 def run_of(model: Path) -> Path | None:

@@ -81,6 +81,12 @@ def find_report(run: Path, runs: Path = RUNS) -> Path:
     )
 
 
+def model_folder(path: Path) -> Path | None:
+    """Return the model folder of a run's folder, of a recipe's latest run, or at the path itself; None without any."""
+    folders = (path / MODEL, path / LATEST / MODEL, path, RUNS / path / LATEST / MODEL)
+    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
+
+
 def write_atomically(path: Path, content: str | bytes, what: str = "report") -> None:
     """Write a temporary file beside ``path`` and rename it. Raises `StorageError`, which names ``what`` failed."""
     temporary: Path | None = None

@@ -42,3 +42,13 @@ def test_bad_input_error_names_the_file(model: Path, name: str) -> None:
 def test_inspect_imports_neither_torch_nor_transformers(model: Path) -> None:
     code = "from compress.cli.inspect import inspect\ninspect(sys.argv[1], depth=2, weights=True, top=3, json_=True)"
     assert packages_imported_by(code, model).isdisjoint({"torch", "transformers", "onnxruntime"})
+
+
+@pytest.mark.parametrize("name", ["tiny", "artifacts/runs/tiny", "artifacts/runs/tiny/latest"])
+def test_run_is_named_like_everywhere_and_only_its_model_counts(
+    name: str, tiny_ran: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_ran)
+    model = tiny_ran / "artifacts" / "runs" / "tiny" / "latest" / "model"
+    budget = json.loads(output_of("inspect", name, "--json"))
+    assert budget["total_bytes"] == sum(path.stat().st_size for path in model.rglob("*") if path.is_file())

@@ -12,7 +12,7 @@ from compress.cli.verify import Verified, Verifier
 
 
 def bundle(
-    artifact: Annotated[Path, typer.Argument(help="A run's folder or its model/ folder, or a recipe's name.")],
+    artifact: Annotated[Path, typer.Argument(help="A run's folder or name, or its model/ folder.")],
     target: Annotated[str, typer.Option(help="browser, android, ios, linux-arm64 or desktop.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; FOLDER.zip is written next to it.")],
     recipe: Annotated[

@@ -72,9 +72,8 @@ def find_side(name: str, progress: Progress) -> Side:
     Raises:
         ModelError: No such model exists.
     """
-    from compress.pipeline.artifact import model_folder
     from compress.plugins.diff.models import Side
-    from compress.report.run_folder import RECIPE, REPORT
+    from compress.report.run_folder import RECIPE, REPORT, model_folder
     from compress.sources.resolve import find_model
 
     path = model_folder(Path(name)) or Path(name)

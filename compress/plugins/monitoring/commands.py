@@ -9,7 +9,9 @@ import typer
 
 
 def ab(
-    a: Annotated[Path, typer.Argument(metavar="A", help="The model in use: a run's folder or its model/ folder.")],
+    a: Annotated[
+        Path, typer.Argument(metavar="A", help="The model in use: a run's folder or name, or its model/ folder.")
+    ],
     b: Annotated[Path, typer.Argument(metavar="B", help="The model that may replace it.")],
     traffic: Annotated[
         Path,
@@ -69,7 +71,7 @@ def ab(
 
 
 def drift(
-    artifact: Annotated[Path, typer.Argument(help="A run's folder or its model/ folder, or any exported model.")],
+    artifact: Annotated[Path, typer.Argument(help="A run's folder or name, its model/ folder, or any exported model.")],
     recent: Annotated[
         str, typer.Option(help="Today's inputs: a file with the columns of the recipe's data, or sample:NAME/SPLIT.")
     ],

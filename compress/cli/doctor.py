@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from compress.cli.output import Finding
     from compress.inspection.layer_comparison import FormatComparison
 
-_MARKS = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
+_MARKS = {"ok": "ok     ", "absent": "-      ", "warning": "warning", "problem": "PROBLEM"}
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,19 @@ def _print(result: _Examination, machine: dict[str, object], failed: bool, json_
             typer.echo(f"{_MARKS[finding.level]}  {finding.what}")
             if finding.advice:
                 typer.echo(f"         -> {finding.advice}")
+        typer.echo(_summary(result.findings))
+
+
+def _summary(findings: list[Finding]) -> str:
+    """Return a line with the number of findings of each level."""
+    counts = Counter(finding.level for finding in findings)
+    parts = [f"{counts['ok']} ok"]
+    parts += [f"{counts['absent']} optional parts absent (-)"] if counts["absent"] else []
+    parts += [
+        f"{counts[level]} {level}{'s' * (counts[level] > 1)}" for level in ("warning", "problem") if counts[level]
+    ]
+    advice = "fix the problems before a run" if counts["problem"] else "nothing has to be fixed before a run"
+    return f"{', '.join(parts)}: {advice}"
 
 
 def _of_model(model: Path, target: str | None, recipe: Path | None, against: Path | None) -> _Examination:

@@ -57,7 +57,8 @@ def _installation() -> Iterator[Finding]:
             package.name for package in environment.packages() if package.extra == extra and not package.is_satisfied
         ]
         state = f"not installed (lacks {', '.join(missing_of_extra)})" if missing_of_extra else "installed"
-        yield Finding("ok", f"extra {extra}: {state}", install_command(extra) if missing_of_extra else None)
+        advice = install_command(extra) if missing_of_extra else None
+        yield Finding("absent" if missing_of_extra else "ok", f"extra {extra}: {state}", advice)
 
 
 def _plugins() -> Iterator[Finding]:
@@ -87,7 +88,7 @@ def _targets() -> Iterator[Finding]:
         elif target.name == "cpu":
             yield Finding("problem", f"target cpu: {reason}", "pip install --force-reinstall onnxruntime")
         else:
-            yield Finding("ok", f"target {target.name}: unavailable, {reason}; recipes skip it")
+            yield Finding("absent", f"target {target.name}: unavailable, {reason}; recipes skip it")
     # Both packages install the same module, and the later one wins.
     versions = {package.name: package.installed for package in environment.packages()}
     if versions.get("onnxruntime-gpu") and runtime.why_unavailable(TARGETS["gpu"]):

@@ -12,8 +12,8 @@ def inspect(
     model: Annotated[
         str,
         typer.Argument(
-            help="A run's folder or name, a model's folder, a .safetensors, .gguf or .onnx file, sample:NAME, or the id of "
-            "a model downloaded from the Hub."
+            help="A run's folder or name, a model's folder, a .safetensors, .gguf or .onnx file, sample:NAME, "
+            "or the id of a model downloaded from the Hub."
         ),
     ],
     depth: Annotated[int, typer.Option(min=0, help="Levels of modules in the tree.")] = 3,

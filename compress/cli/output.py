@@ -44,9 +44,9 @@ def write_new_file(path: Path, text: str, replace: bool) -> None:
 
 @dataclass(frozen=True)
 class Finding:
-    """Result of one check of `compress doctor`. ``advice`` is the way to fix a finding that is not ``ok``."""
+    """Result of one check of `compress doctor`. ``advice`` is the way to fix a finding, or to get what is absent."""
 
-    level: Literal["ok", "warning", "problem"]
+    level: Literal["ok", "absent", "warning", "problem"]
     what: str
     advice: str | None = None
 

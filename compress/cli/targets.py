@@ -9,8 +9,9 @@ import typer
 
 
 def targets(
-    file: Annotated[
-        Path | None, typer.Argument(help="File that describes a custom target: validate and show only that target.")
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME|FILE", help="Show only the target of this name, or that a YAML file describes."),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write the list as JSON.")] = False,
 ) -> None:
@@ -19,24 +20,26 @@ def targets(
 
     from compress.formats.runtime import why_unavailable
     from compress.formats.target_profile import AppProfile
-    from compress.formats.targets import PROFILES
+    from compress.formats.targets import PROFILES, find_profile
 
-    if file is None:
+    if target is None:
         profiles = list(PROFILES.values())
-    else:
+    elif target not in PROFILES and (Path(target).exists() or Path(target).suffix in {".yaml", ".yml"}):
         from compress.recipe.target_entries import read_target_file
 
-        profiles = [read_target_file(file)]
+        profiles = [read_target_file(Path(target))]
+    else:
+        profiles = [find_profile(target)]
     rows: list[dict[str, Any]] = []
     for profile in profiles:
-        target = profile.target
-        reason = why_unavailable(target)
+        shown = profile.target
+        reason = why_unavailable(shown)
         rows.append(
             {
-                "name": target.name,
-                "description": target.description,
-                "runtime": target.runtime,
-                "provider": target.provider,
+                "name": shown.name,
+                "description": shown.description,
+                "runtime": shown.runtime,
+                "provider": shown.provider,
                 "formats": list(profile.allowed),
                 "threads": profile.threads,
                 "max_bytes": profile.max_bytes,

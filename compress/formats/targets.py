@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 
 from compress.formats.registry import FORMATS, PLATFORMS
 from compress.formats.target_profile import AppProfile, Target, TargetProfile
-from compress.utils.errors import InputError
+from compress.utils.errors import InputError, nearest_name
 
 
 def _with_formats(profile: TargetProfile) -> TargetProfile:
@@ -48,6 +47,17 @@ def in_format(profile: TargetProfile, form: str) -> TargetProfile:
     return replace(profile, target=replace(target, format=form, runtime=runtime, provider=runtime_spec.provider))
 
 
+def _suggestion(name: str, names: Sequence[str]) -> str | None:
+    """Return a question with the most similar of ``names``, or with the target whose description has the name."""
+    described = (
+        other
+        for other in names
+        if name.lower() in f"{PROFILES[other].target.description} {PROFILES[other].instead_of}".lower()
+    )
+    near = nearest_name(name, names) or next(described, None)
+    return f"did you mean {near!r}?" if near else None
+
+
 def find_profile(name: str) -> TargetProfile:
     """Return the profile of that name.
 
@@ -55,8 +65,7 @@ def find_profile(name: str) -> TargetProfile:
         InputError: The name is unknown; the message lists the known names and the nearest one.
     """
     if name not in PROFILES:
-        near = get_close_matches(name, PROFILES, 1)
-        hint = f"did you mean {near[0]!r}?" if near else None
+        hint = _suggestion(name, list(PROFILES))
         raise InputError(f"There is no target {name!r}.", expected=f"one of {', '.join(PROFILES)}", hint=hint)
     return PROFILES[name]
 
@@ -72,8 +81,9 @@ def find_app_profile(name: str) -> AppProfile:
     Raises:
         InputError: There is no such profile, or no app is bundled for it.
     """
-    profile = find_profile(name)
+    profile = PROFILES.get(name)
     if not isinstance(profile, AppProfile):
         bundled = [other.name for other in PROFILES.values() if isinstance(other, AppProfile)]
-        raise InputError(f"There are no bundles for the target {name!r}.", expected=f"one of {', '.join(bundled)}")
+        what = f"There are no bundles for the target {name!r}." if profile else f"There is no target {name!r}."
+        raise InputError(what, expected=f"one of {', '.join(bundled)}", hint=_suggestion(name, bundled))
     return profile

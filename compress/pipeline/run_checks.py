@@ -85,7 +85,9 @@ def combined_error(problems: Sequence[CompressError]) -> InputError:
     """Return one error that lists all problems, or the problem itself if it is the only one."""
     listed = "\n".join(str(problem) for problem in problems)
     if len(problems) > 1:
-        return InputError(f"The recipe cannot run here, for {len(problems)} reasons:\n{listed}")
+        error = InputError(f"The recipe cannot run here, for {len(problems)} reasons:\n{listed}")
+        error.errors = tuple(problems)
+        return error
     problem = problems[0]
     return problem if isinstance(problem, InputError) else InputError(f"The recipe cannot run here: {listed}")
 

@@ -18,6 +18,7 @@ A missed limit or gate is not an error: the run is complete, its report contains
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -49,9 +50,21 @@ class CompressError(Exception):
         super().__init__(what)
 
     def as_dict(self) -> dict[str, object]:
-        """Return type, message, place, expectation and hint, the JSON view of the error."""
+        """Return type, message, place, expectation and hint, the JSON view of the error, and the problems it lists."""
         parts = {"message": self.what, "where": self.where, "expected": self.expected, "hint": self.hint}
-        return {"type": type(self).__name__, **parts}
+        content: dict[str, object] = {"type": type(self).__name__, **parts}
+        problems = self.problem_records()
+        return {**content, "problems": problems} if problems else content
+
+    def problem_records(self) -> list[dict[str, object]]:
+        """Return a record for each problem that the error lists: message, file, line, and what is known besides."""
+        records: list[dict[str, object]] = []
+        for error in self.errors:
+            # The place of an error in a file is written as FILE:LINE.
+            position = re.match(r"(.+?):(\d+)(?=\D|$)", error.where or "")
+            place = {"file": position[1] if position else error.where, "line": int(position[2]) if position else None}
+            records += error.problem_records() or [{**error.as_dict(), **place}]
+        return records
 
     def __str__(self) -> str:
         # Aligned labels make the optional parts easy to find.
@@ -117,9 +130,9 @@ class RecipeError(InputError):
         lines = "\n".join(f"  {problem}" for problem in self.problems)
         super().__init__(f"{subject} has {count}:\n{lines}", hint=hint)
 
-    def as_dict(self) -> dict[str, object]:
-        """Return the parts of any error and the list of problems with file, line and field."""
-        return {**super().as_dict(), "problems": [asdict(problem) for problem in self.problems]}
+    def problem_records(self) -> list[dict[str, object]]:
+        """Return a record with message, file, line and field for each problem."""
+        return [{"message": str(problem), **asdict(problem)} for problem in self.problems]
 
 
 class ModelError(InputError):

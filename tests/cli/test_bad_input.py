@@ -252,6 +252,18 @@ def test_json_error_lists_the_problems_of_a_recipe(place: Path, here: Callable[.
     }
 
 
+def test_json_error_lists_the_problems_of_data_with_positions(place: Path, here: Callable[..., Any]) -> None:
+    for split, line in (("train", 2), ("test", 3)):
+        lines = (place / f"{split}.csv").read_text().splitlines()
+        lines[line - 1] = "," + lines[line - 1].rpartition(",")[2]
+        (place / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    done = here("check", "tiny.yaml", "--json", folder=place)
+    problems = json.loads(done.stdout)["error"]["problems"]
+    assert done.returncode == 2
+    positions = [(Path(problem["file"]).name, problem["line"]) for problem in problems]
+    assert positions == [("train.csv", 2), ("test.csv", 3)]
+
+
 @pytest.mark.parametrize("option", [("--format", "json"), ("--format=json",), ("--json",)])
 def test_json_error_has_the_parts_of_the_message(
     option: tuple[str, ...], here: Callable[..., Any], tmp_path: Path

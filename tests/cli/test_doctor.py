@@ -66,6 +66,20 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     return described
 
 
+def test_absent_options_are_marked_and_the_last_line_counts_all(
+    machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = [RequiredPackage("numpy", ">=2", "2.4.6"), RequiredPackage("nothing", ">=1", None, "rare")]
+    monkeypatch.setattr(environment, "packages", lambda: packages)
+    code, text = diagnose()
+    lines = text.splitlines()
+    assert code == 0 and "-        extra rare: not installed (lacks nothing)" in lines
+    counts = {mark: sum(line.startswith(mark) for line in lines) for mark in ("ok ", "- ", "warning ")}
+    warnings = f", {counts['warning ']} warning{'s' * (counts['warning '] > 1)}" if counts["warning "] else ""
+    expected = f"{counts['ok ']} ok, {counts['- ']} optional parts absent (-){warnings}"
+    assert lines[-1] == f"{expected}: nothing has to be fixed before a run"
+
+
 def test_machine_without_problems_passes(machine: dict[str, Any]) -> None:
     assert diagnose("--json")[0] == 0
     assert findings("warning") == {}
@@ -88,7 +102,7 @@ def test_wrong_package_fails_with_pip_command(machine: dict[str, Any], monkeypat
 def test_missing_extra_is_no_problem(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "packages", lambda: [RequiredPackage("tensorrt", "", None, "gpu")])
     assert diagnose()[0] == 0
-    assert findings("ok")["extra gpu: not installed (lacks tensorrt)"] == "pip install 'compress-models[gpu]'"
+    assert findings("absent")["extra gpu: not installed (lacks tensorrt)"] == "pip install 'compress-models[gpu]'"
 
 
 @pytest.mark.parametrize(

@@ -42,3 +42,25 @@ def test_phone_target_names_runtime_measured_instead() -> None:
     assert (android["runtime"], android["formats"]) == ("onnxruntime", ["onnx", "ort", "litert", "executorch"])
     assert android["apps"]["ort"] == "Maven: com.microsoft.onnxruntime:onnxruntime-android"
     assert android["measured_instead_of"] == "an Android phone" and rows["desktop"]["measured_instead_of"] is None
+
+
+def test_target_is_listed_by_name() -> None:
+    (row,) = json.loads(output_of("targets", "ios", "--json"))
+    assert (row["name"], row["measured_instead_of"]) == ("ios", "an iPhone")
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"), [("iphone", "ios"), ("andriod", "android"), ("raspberry-7", None), ("openvno", "openvino")]
+)
+def test_unknown_target_lists_all_and_suggests_one(name: str, suggestion: str | None) -> None:
+    with pytest.raises(InputError) as error:
+        output_of("targets", name)
+    assert error.value.expected == f"one of {', '.join(TARGETS)}"
+    assert error.value.hint == (suggestion and f"did you mean {suggestion!r}?")
+
+
+@pytest.mark.parametrize("name", ["iphone", "cpu"])
+def test_targets_of_bundles_are_listed_at_once(name: str) -> None:
+    with pytest.raises(InputError) as error:
+        output_of("bundle", "nothing", "--target", name, "--output", "app")
+    assert error.value.expected == "one of browser, android, ios, linux-arm64, desktop"

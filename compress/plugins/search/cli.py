@@ -19,7 +19,9 @@ def search(
     data: Annotated[
         str | None, typer.Option(help="A folder with one file per split, a single file, sample:NAME, or a dataset id.")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Hugging Face name of the task.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Task, such as text-classification or text-generation; default: the model's.")
+    ] = None,
     keep: Annotated[
         float | None, typer.Option(help="Share of the uncompressed model's quality to keep, e.g. 0.985.")
     ] = None,
@@ -48,11 +50,12 @@ def search(
     from compress.plugins.search.console import SearchConsole
     from compress.plugins.search.run import SearchRun
     from compress.recipe.document import read_document
+    from compress.recipe.shipped import find_recipe
 
     options = SearchOptions(
         model, data, task, keep, max_size, max_latency, tuple(minimize or ()), target, budget, trials
     )
-    given = None if recipe is None else read_document(recipe)
+    given = None if recipe is None else read_document(find_recipe(recipe))
     document, folder, origin = build_document(given, options, set_ or ())
     if dry_run:
         from compress.plugins.search.dry_run import prepare_dry_run

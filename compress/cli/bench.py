@@ -169,7 +169,7 @@ def show(result: BenchmarkResult, json_: bool, where: str = "") -> None:
         return
     from rich.console import Console
 
-    from compress.cli.output import render_generation, render_rows
+    from compress.cli.output import render_generation, render_rows, show_hint
     from compress.results.metrics import context_of
 
     # Measurements of text generation have a table of their own, with a line for each context.
@@ -178,7 +178,7 @@ def show(result: BenchmarkResult, json_: bool, where: str = "") -> None:
         Console().print(render_generation(result.measurements))
     Console().print(render_rows(rows))
     for note in result.notes:
-        typer.echo(f"{where}{note}", err=True)
+        show_hint(f"{where}{note}")
 
 
 def show_outcome(outcome: HostResults, json_: bool) -> None:

@@ -120,7 +120,7 @@ def gate(
     json_: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """Judge a run against a baseline by a policy. Exit code 1: something got worse than allowed."""
-    from compress.cli.output import show
+    from compress.cli.output import show, show_hint
     from compress.report.compare.gate import find_policy, judge_comparison
     from compress.report.compare.views import gate_view
     from compress.utils.errors import InputError
@@ -134,7 +134,7 @@ def gate(
     if update:
         _update(run_file, baseline, rules, why, json_)
         return
-    typer.echo(f"policy: {source}", err=True)
+    show_hint(f"policy: {source}")
     result = judge_comparison(_compare(_load_report(baseline), run_file, rules, across_hosts), rules)
     show(gate_view(result, "json" if json_ else format))
     if result.failed:

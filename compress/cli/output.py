@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,10 +16,17 @@ from compress.results.formatting import format_interval, format_measurement, for
 from compress.results.metrics import context_of, describe_metric
 from compress.results.report import Measurement
 from compress.utils.errors import InputError
+from compress.utils.progress import is_shown
 from compress.utils.responsive_table import ResponsiveTable, TableColumn
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+
+def show_hint(message: str) -> None:
+    """Print a line that is no result on standard error, unless `--quiet` was given."""
+    if is_shown(logging.INFO):
+        typer.echo(message, err=True)
 
 
 def show(view: RenderableType) -> None:

@@ -101,12 +101,13 @@ def _print_profile(result: OperatorProfile, html: Path | None, json_: bool, prog
         return
     from rich.console import Console
 
+    from compress.cli.output import show_hint
     from compress.report.profile_formatting import method_notes
     from compress.report.profile_views import console_profile
 
     Console().print(console_profile(result))
     for note in method_notes(result):
-        typer.echo(note, err=True)
+        show_hint(note)
 
 
 def _part_calls(

@@ -63,10 +63,10 @@ def new(
     json_: _Json = False,
 ) -> None:
     """Write a task's starter recipe, every field explained; `compress init` writes one for your model and data."""
-    from compress.cli.output import write_new_file
+    from compress.cli.output import show_hint, write_new_file
     from compress.recipe.json_schema import starter, starters
 
-    typer.echo("`compress init` writes a short recipe for your model and data, with --full every field.", err=True)
+    show_hint("`compress init` writes a short recipe for your model and data, with --full every field.")
 
     if task not in starters():
         message = f"There is no starter for the task {task!r}.{did_you_mean(task, starters())}"
@@ -115,6 +115,8 @@ def _show(described: list[RecipeRow], as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from compress.cli.output import show_hint
+
     table = Table("name", "task", "result", "time", box=None, pad_edge=False)
     for row in described:
         count = len(row["problems"])
@@ -123,4 +125,4 @@ def _show(described: list[RecipeRow], as_json: bool) -> None:
         cells = [re.split(r"[;,(]|\. | on ", text)[0] if not count else text for text in (result, row["time"])]
         table.add_row(row["name"], row["task"] or "", cells[0] or row["description"], cells[1])
     Console().print(table)
-    typer.echo("compress run NAME runs a recipe, and compress recipes copy NAME copies it to this folder.", err=True)
+    show_hint("compress run NAME runs a recipe, and compress recipes copy NAME copies it to this folder.")

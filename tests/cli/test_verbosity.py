@@ -81,3 +81,10 @@ def test_lines_of_layers_are_in_the_log_and_on_a_verbose_console(here: Call, tmp
         assert len(LAYERS.findall(log)) == 2
         assert len(LAYERS.findall(done.stderr)) == (2 if option else 0)
         assert len(re.findall("quantized \\d+ layers", done.stderr)) == 1
+
+
+@pytest.mark.parametrize(("options", "lines"), [((), 1), (("-q",), 0)])
+def test_quiet_hides_hints(options: tuple[str, ...], lines: int, here: Call, tmp_path: Path) -> None:
+    done = here(*options, "recipes", "list", folder=tmp_path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (0, lines)
+    assert "quickstart" in done.stdout

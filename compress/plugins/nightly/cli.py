@@ -23,6 +23,7 @@ def nightly(
     json_: Annotated[bool, typer.Option("--json", help="Write night.json to standard output.")] = False,
 ) -> None:
     """Run every recipe of a suite, gate it against its baseline, and look for drift in the history."""
+    from compress.cli.output import show_hint
     from compress.plugins.nightly.suite import read_suite, select_entries
     from compress.report.progress import ConsoleProgress
 
@@ -41,8 +42,8 @@ def nightly(
         from compress.plugins.nightly.views import night_table
 
         Console().print(night_table(result.night))
-    typer.echo(f"report: {result.folder / 'night.html'}", err=True)
-    typer.echo(f"history: {result.history}", err=True)
+    show_hint(f"report: {result.folder / 'night.html'}")
+    show_hint(f"history: {result.history}")
     code = _INTERRUPTED if result.interrupted else result.night.exit_code
     if code:
         raise typer.Exit(code)

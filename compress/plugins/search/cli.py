@@ -73,6 +73,7 @@ def _print_result(result: SearchResult, track: str | None, json_: bool) -> None:
     """Track and print a finished search. Exits with code 1 if no recipe meets the limits."""
     from rich.console import Console
 
+    from compress.cli.output import show_hint
     from compress.plugins.search.console import search_table
 
     if track is not None:
@@ -87,6 +88,6 @@ def _print_result(result: SearchResult, track: str | None, json_: bool) -> None:
     final = result.record.final
     names = "search.html" if final is None else "best.yaml, model/ and search.html"
     after = "" if final is None else f" Next: compress run {result.folder / 'best.yaml'}"
-    typer.echo(f"{result.folder} has {names}.{after}", err=True)
+    show_hint(f"{result.folder} has {names}.{after}")
     if final is None or not final.winner.meets_limits:
         raise typer.Exit(1)

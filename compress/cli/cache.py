@@ -34,7 +34,7 @@ def show(context: typer.Context, artifacts: _Artifacts = Path("artifacts"), json
     typer.echo(f"{len(rows)} entries, {sum(row['bytes'] for row in rows) / 1e6:.2f} MB")
 
 
-@cache_app.command()
+@cache_app.command(epilog="Example: compress cache prune --older-than-days 30")
 def prune(
     artifacts: _Artifacts = Path("artifacts"),
     older_than_days: Annotated[float, typer.Option(min=0, help="Remove entries older than this; 0: all.")] = 0.0,

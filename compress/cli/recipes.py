@@ -25,13 +25,13 @@ def recipes(context: typer.Context, json_: _Json = False) -> None:
         _show(_described(None), json_)
 
 
-@recipes_app.command("list")
+@recipes_app.command("list", epilog="Example: compress recipes list my-recipes")
 def list_recipes(folder: _Folder = None, json_: _Json = False) -> None:
     """List the recipes of a folder: name, description, task, stages."""
     _show(_described(folder), json_)
 
 
-@recipes_app.command("copy")
+@recipes_app.command("copy", epilog="Example: compress recipes copy quickstart")
 def copy(
     name: Annotated[str, typer.Argument(help="Name of a shipped recipe, as `compress recipes` lists it.")],
     folder: Annotated[Path, typer.Argument(help="Folder to copy to.")] = Path(),
@@ -45,7 +45,7 @@ def copy(
     typer.echo(json.dumps(copies) if json_ else "\n".join(copies))
 
 
-@recipes_app.command("schema")
+@recipes_app.command("schema", epilog="Example: compress recipes schema > recipe.schema.json")
 def schema(
     json_: Annotated[bool, typer.Option("--json", help="Has no effect: the schema is JSON.")] = False,
 ) -> None:
@@ -55,7 +55,7 @@ def schema(
     typer.echo(json.dumps(recipe_schema(), indent=2))
 
 
-@recipes_app.command("new")
+@recipes_app.command("new", epilog="Example: compress recipes new --output recipe.yaml")
 def new(
     task: Annotated[str, typer.Option(help="Hugging Face name of the task.")] = "text-classification",
     output: Annotated[Path | None, typer.Option(help="File to write; default: standard output.")] = None,

@@ -22,13 +22,13 @@ def samples(context: typer.Context, json_: _Json = False) -> None:
         _show(_described(), json_)
 
 
-@samples_app.command("list")
+@samples_app.command("list", epilog="Example: compress samples list")
 def list_samples(json_: _Json = False) -> None:
     """List all samples with description, licence, size and state."""
     _show(_described(), json_)
 
 
-@samples_app.command("fetch")
+@samples_app.command("fetch", epilog="Example: compress samples fetch minilm")
 def fetch_samples(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Samples, as listed by `samples`.")],
     verify: Annotated[

@@ -52,7 +52,7 @@ def _fields(state: State, version: Version) -> dict[str, Any]:
     return {"name": fields.pop("name"), "version": fields.pop("number"), "aliases": aliases, **fields}
 
 
-@app.command()
+@app.command(epilog="Example: compress registry register quickstart --name reviews")
 def register(
     run: Annotated[Path, typer.Argument(help="A finished run: its folder, or a recipe's name for its latest run.")],
     name: Annotated[str, typer.Option(help="Name of the model, such as reviews.")],
@@ -68,7 +68,7 @@ def register(
     _print(json_, fields, f"{version.reference}{'' if new else ' has these files already'}: {version.summary}")
 
 
-@app.command("list")
+@app.command("list", epilog="Example: compress registry list reviews")
 def list_(
     name: Annotated[str | None, typer.Argument(help="Only the versions of this model.")] = None,
     registry: _Root = _ROOT,
@@ -93,7 +93,7 @@ def list_(
     show_view(table)
 
 
-@app.command()
+@app.command(epilog="Example: compress registry show reviews@latest")
 def show(version: _Version, registry: _Root = _ROOT, json_: _Json = False) -> None:
     """Show the contents of a version, its measurements, and its history."""
     from compress.cli.output import render_rows
@@ -120,7 +120,7 @@ def show(version: _Version, registry: _Root = _ROOT, json_: _Json = False) -> No
     _print(False, None, *map(_line, actions))
 
 
-@app.command()
+@app.command(epilog="Example: compress registry history reviews")
 def history(
     name: Annotated[str | None, typer.Argument(help="Only the actions on this model.")] = None,
     registry: _Root = _ROOT,
@@ -145,7 +145,7 @@ def _line(entry: dict[str, Any]) -> str:
     return " ".join(words) + (f": {why}" if why else "")
 
 
-@app.command()
+@app.command(epilog="Example: compress registry promote reviews@2 --as champion")
 def promote(
     version: _Version,
     alias: _Alias = "champion",
@@ -183,7 +183,7 @@ def promote(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog="Example: compress registry rollback reviews")
 def rollback(
     name: Annotated[str, typer.Argument(help="The model, such as reviews.")],
     alias: _Alias = "champion",
@@ -197,7 +197,7 @@ def rollback(
     _print(json_, entry.model_dump(mode="json"), summary)
 
 
-@app.command()
+@app.command(epilog="Example: compress registry retire reviews@1")
 def retire(version: _Version, why: _Why = "", registry: _Root = _ROOT, json_: _Json = False) -> None:
     """Retire a version, so that `gc` may remove its files."""
     opened = _open(registry)
@@ -205,7 +205,7 @@ def retire(version: _Version, why: _Why = "", registry: _Root = _ROOT, json_: _J
     _print(json_, _fields(opened.state(), retired), f"{retired.reference} is retired")
 
 
-@app.command()
+@app.command(epilog="Example: compress registry aliases reviews")
 def aliases(
     name: Annotated[str | None, typer.Argument(help="Only aliases of this model.")] = None,
     registry: _Root = _ROOT,
@@ -226,7 +226,7 @@ _Url = Annotated[
 _Remote = Annotated[str | None, typer.Option(metavar="URL", help="Remote address to use instead of a local folder.")]
 
 
-@app.command()
+@app.command(epilog="Example: compress registry push s3://bucket/models")
 def push(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
     """Send the files that the copy at an address lacks; each piece is read again. Resumes an interrupted push."""
     from compress.plugins.registry.remote import Remote
@@ -238,7 +238,7 @@ def push(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
     _print(json_, transfer.model_dump(), f"{url}: {words}")
 
 
-@app.command()
+@app.command(epilog="Example: compress registry fetch s3://bucket/models")
 def fetch(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
     """Download the files that a registry lacks from its copy at an address, and verify every byte."""
     from compress.plugins.registry.remote import Remote
@@ -250,7 +250,7 @@ def fetch(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
     _print(json_, transfer.model_dump(), f"{registry}: {words}")
 
 
-@app.command()
+@app.command(epilog="Example: compress registry verify --remote s3://bucket/models")
 def verify(remote: _Remote = None, registry: _Root = _ROOT, json_: _Json = False) -> None:
     """Read every byte and name every damaged, missing or surplus file. Exit code 1: there is one."""
     from compress.plugins.registry.remote import Remote, verify_remote
@@ -295,7 +295,7 @@ def _verify_registry(path: Path, signer: Path | None) -> Verified:
 REGISTRY = Verifier("a registry's folder", _is_registry, _verify_registry)
 
 
-@app.command()
+@app.command(epilog="Example: compress registry pull reviews@champion --output model")
 def pull(
     version: _Version,
     output: Annotated[
@@ -315,7 +315,7 @@ def pull(
     _print(json_, fields, f"{output}: {pulled.reference}, verified")
 
 
-@app.command()
+@app.command(epilog="Example: compress registry mirror reviews sqlite:///runs.db")
 def mirror(
     name: Annotated[str, typer.Argument(help="The model, such as reviews.")],
     uri: Annotated[str, typer.Argument(help="MLflow: http://host:5000 or sqlite:///runs.db.")],
@@ -330,7 +330,7 @@ def mirror(
     _print(json_, numbers, *(f"{reference} is version {number} there" for reference, number in numbers.items()))
 
 
-@app.command()
+@app.command(epilog="Example: compress registry gc --dry-run")
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files.")] = False,
     artifacts: Annotated[Path, typer.Option(help="Folder of runs; the input models of these runs are kept.")] = Path(

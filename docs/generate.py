@@ -37,7 +37,7 @@ def commands() -> str:
     for name, command in sorted(_leaves(root, "compress")):
         lines += [f"## {name}", "", (command.help or "").strip(), ""]
         if command.epilog:
-            lines += [f"`{command.epilog.removeprefix('Example: ')}`", ""]
+            lines += ["```console", command.epilog.removeprefix("Example: ").removeprefix("Examples:\n"), "```", ""]
         lines += ["| parameter | meaning |", "|---|---|"]
         for parameter in command.params:
             if parameter.name in ("help", "install_completion", "show_completion"):

@@ -60,7 +60,7 @@ def init(
     found = _find_model(model, task)
     if data is None and not (found.task and TASKS[found.task].data):
         data = _ask("--data", "Data (file, folder or sample:NAME)", _data_files(), asks)
-    layout = Layout({}, None) if data is None else find_layout(data, folder)
+    layout = Layout() if data is None else find_layout(data, folder)
     names = column_names(layout.example) if layout.example is not None else ()
     task = task or _choose_task(found, names, asks)
     columns = _match(TASKS[task], names, given, data or "", asks) if names else given
@@ -130,19 +130,24 @@ def _find_model(reference: str, task: str | None) -> _FoundModel:
                 raise ModelError(error.what, where="--model", expected=error.expected, hint=hint) from error
     if path is None:
         return _FoundModel(None, task, "")
+    # The header of a GGUF file tells its task before the file is converted.
+    if gguf_task := _gguf_task(path):
+        return _FoundModel(path, task or gguf_task, "")
     own, reason = infer_task_of_reference(reference, Path())
-    return _FoundModel(path, task or own or _gguf_task(path), reason)
+    return _FoundModel(path, task or own, reason)
 
 
 def _gguf_task(path: Path) -> str | None:
-    """Return the task of a GGUF file that is not converted yet, None for other files."""
+    """Return the task of a GGUF file, or of a folder with one and no config; None for other models."""
     from compress.formats.gguf.model import read_gguf
     from compress.tasks.capability import GENERATES, REWRITES
     from compress.tasks.registry import tasks_with
 
-    if path.suffix.lower() != ".gguf":
+    folder_files = sorted(path.glob("*.gguf")) if not (path / "config.json").is_file() else []
+    file = next(iter(folder_files), path)
+    if file.suffix.lower() != ".gguf":
         return None
-    architecture = str(read_gguf(path).metadata.get("general.architecture"))
+    architecture = str(read_gguf(file).metadata.get("general.architecture"))
     return tasks_with(frozenset({REWRITES if "t5" in architecture else GENERATES}))[0]
 
 

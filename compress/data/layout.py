@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from compress.data.config import is_file_name, is_sample
@@ -21,12 +21,19 @@ class Layout:
     """Where the rows of each split are.
 
     Attributes:
-        fields: `source` and `splits` of a recipe's `data` section.
+        source: Source of a recipe's `data` section; empty for the task's own data.
         example: A file or class folder with the columns; None for a sample that is not on this machine.
+        splits: Name of each split in the source, if these are not the usual ones.
     """
 
-    fields: Mapping[str, object]
-    example: Path | None
+    source: str = ""
+    example: Path | None = None
+    splits: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def fields(self) -> dict[str, object]:
+        """Return the fields of the `data` section."""
+        return {name: value for name, value in (("source", self.source), ("splits", dict(self.splits))) if value}
 
 
 def find_layout(reference: str, recipe_folder: Path) -> Layout:
@@ -38,8 +45,12 @@ def find_layout(reference: str, recipe_folder: Path) -> Layout:
     """
     if is_sample(reference):
         folder = cached_directory(find_sample(reference).name)
-        layout = None if folder is None else _folder_layout(folder, reference)
-        return layout or Layout({"source": reference}, None)
+        if folder is None:
+            return Layout(reference)
+        layout = _folder_layout(folder, reference)
+        # The splits of a sample have names and not files.
+        splits = {split: Path(file).stem for split, file in layout.splits.items()}
+        return replace(layout, splits={} if len(splits) == len(SPLIT_NAMES) else splits)
     path = Path(reference).expanduser()
     if not path.exists():
         raise DataError(
@@ -49,7 +60,7 @@ def find_layout(reference: str, recipe_folder: Path) -> Layout:
             hint="fetch a dataset of the Hugging Face Hub with `hf download --repo-type dataset`, and name its folder",
         )
     source = relative_to_recipe(path, recipe_folder)
-    return Layout({"source": source}, path) if path.is_file() else _folder_layout(path, source)
+    return Layout(source, path) if path.is_file() else _folder_layout(path, source)
 
 
 def relative_to_recipe(path: Path, recipe_folder: Path) -> str:
@@ -62,13 +73,15 @@ def _folder_layout(folder: Path, source: str) -> Layout:
     entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     files = [path for path in entries if path.is_file() and is_file_name(path.name)]
     folders = [path for path in entries if path.is_dir()]
+    # A text file beside tables or folders is rather a note than rows.
+    files = [path for path in files if path.suffix.lower() != ".txt"] or ([] if folders else files)
     splits = {
         split: next((path for path in (*files, *folders) if path.stem.lower() in names), None)
         for split, names in SPLIT_NAMES.items()
     }
     found = {split: path.name for split, path in splits.items() if path is not None}
     if splits["train"] is not None and splits["test"] is not None:
-        return Layout({"source": source, "splits": found}, splits["train"])
+        return Layout(source, splits["train"], found)
     if found:
         missing = "test" if splits["train"] is not None else "train"
         raise DataError(
@@ -78,9 +91,9 @@ def _folder_layout(folder: Path, source: str) -> Layout:
             hint=f"add {missing}, or join the rows in one file, which is split automatically",
         )
     if len(files) == 1:
-        return Layout({"source": f"{source}/{files[0].name}"}, files[0])
+        return Layout(f"{source}/{files[0].name}", files[0])
     if not files and folders:
-        return Layout({"source": source}, folder)
+        return Layout(source, folder)
     names = ", ".join(path.name for path in files[:5])
     raise DataError(
         f"{folder} has {f'several data files: {names}' if files else 'no data file and no folder'}.",

@@ -21,6 +21,7 @@ from command_line import invoke, output_of
 from mergeable import save_mergeable_llama
 
 from compress.data.column_names import column_names, match_columns
+from compress.data.config import DataConfig
 from compress.recipe.initial_recipe import choose_task
 from compress.recipe.loading import read_recipe
 from compress.tasks.registry import TASKS
@@ -64,7 +65,7 @@ def test_folder_with_splits_becomes_a_short_valid_recipe(place: Path) -> None:
 
 def test_other_column_names_are_mapped(place: Path) -> None:
     output_of("init", "--model", "encoder", "--data", "reviews.csv")
-    fields = yaml.safe_load((place / "reviews.yaml").read_text())
+    fields = checked(place / "reviews.yaml")
     assert fields["data"] == {"source": "reviews.csv", "columns": {"text": "review", "label": "sentiment"}}
     assert fields["task"] == "text-classification"
 
@@ -94,6 +95,26 @@ def test_task_is_inferred_and_its_recipe_passes_check(
     data = "data" if (tmp_path / "data").is_dir() else "."
     output_of("init", "--model", "model", "--data", data, "--output", "mine.yaml")
     assert checked(tmp_path / "mine.yaml")["task"] == task
+
+
+def test_class_folders_without_splits_and_a_note_beside_them_are_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    image_folder(tmp_path)
+    (tmp_path / "data" / "train" / "note.txt").write_text("taken in May\n")
+    output_of("init", "--model", "model", "--data", "data/train", "--output", "mine.yaml")
+    assert checked(tmp_path / "mine.yaml")["data"] == {"source": "data/train"}
+
+
+def test_sample_is_named_by_its_splits(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compress.data.layout.cached_directory", lambda name: place / "splits")
+    (place / "splits" / "dev.csv").rename(place / "splits" / "validation.csv")
+    output_of("init", "--model", "encoder", "--data", "sample:movie-reviews", "--output", "whole.yaml")
+    assert read_recipe(place / "whole.yaml").data == DataConfig(source="sample:movie-reviews")
+    (place / "splits" / "validation.csv").unlink()
+    output_of("init", "--model", "encoder", "--data", "sample:movie-reviews", "--output", "two.yaml")
+    assert yaml.safe_load((place / "two.yaml").read_text())["data"]["splits"] == {"train": "train", "test": "test"}
 
 
 def test_onnx_file_needs_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

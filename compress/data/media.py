@@ -10,11 +10,14 @@ import hashlib
 import io
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from compress.utils.environment import granted_cores
 from compress.utils.errors import DataError, MissingExtraError
+from compress.utils.progress import Progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -169,6 +172,26 @@ def decode(value: Media, mode: Mode, conversions: Counter[str]) -> Image.Image:
     if upright.mode == mode and "transparency" not in upright.info:
         return upright
     return _converted(upright, mode, conversions)
+
+
+def broken_images(tables: Sequence[pa.Table], columns: Sequence[str], progress: Progress) -> list[DataError]:
+    """Return one error for each file in the image ``columns`` that cannot be decoded."""
+    values = [
+        value for table in tables for name in columns if name in table.column_names for value in table[name].to_pylist()
+    ]
+
+    def error_of(value: Media) -> DataError | None:
+        try:
+            decode(value, "RGB", Counter())
+        except DataError as error:
+            return error
+        return None
+
+    # Pillow releases the interpreter lock while it decodes.
+    with ThreadPoolExecutor(len(granted_cores())) as threads:
+        results = threads.map(error_of, values)
+        errors = list(progress.track(results, "open images", len(values))) if values else []
+    return [error for error in errors if error is not None]
 
 
 def picture_size(value: Media) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from compress.formats.target_profile import describe_limits
 from compress.formats.targets import REFERENCE
 from compress.models import PRUNING_TESTED_TYPES
 from compress.models.json_file import read_json
+from compress.pipeline.first_batch import check_first_batch
 from compress.pipeline.formats import check_formats, unsupported_reason
 from compress.pipeline.licences import find_licences, refuse_forbidden, remarks_on
 from compress.pipeline.plan import Plan, StagePlan, TargetPlan
@@ -30,7 +31,7 @@ from compress.results.metrics import describe_metric, slice_of
 from compress.sources.resolve import is_graph
 from compress.stages.cost_model import Estimate, PlanContext, Shape
 from compress.stages.protocols import ChecksModel, Trains, check_stages, loaded_type
-from compress.tasks.capability import GENERATES, READS_ROWS
+from compress.tasks.capability import GENERATES, READS_ROWS, takes_media
 from compress.tasks.registry import TASKS
 from compress.utils.environment import cores_quota, granted_cores, processor_class
 from compress.utils.errors import CompressError, InputError
@@ -72,7 +73,10 @@ def make_plan(
     with sources.noting():
         from_graph = is_graph(recipe.model, recipe_folder)
         # The model's structure is looked at only if the recipe has no other problem, since this imports torch.
-        targets = _target_plans(recipe, sources.start if looks_into_model and not problems else None, from_graph)
+        looks_into_model = looks_into_model and not problems
+        targets = _target_plans(recipe, sources.start if looks_into_model else None, from_graph)
+        if looks_into_model:
+            _check_first_batch(recipe, sources)
     # All problems are collected, so that one call of `compress check` shows them together.
     needed, free = _disk_needed(stages, sources), free_bytes(artifacts)
     if needed.value is not None and needed.value > free:
@@ -281,6 +285,17 @@ def _target_plans(recipe: Recipe, start: Path | None, from_graph: bool) -> list[
         if GENERATES in TASKS[recipe.task].capabilities:
             check_stages(recipe.stages, folder)
     return plans
+
+
+def _check_first_batch(recipe: Recipe, sources: Sources) -> None:
+    """Check that test rows pass through the model's preprocessing, if both are local. Raises `InputError`."""
+    start, data = sources.start, sources.data
+    if start is None or data is None or not (start / "config.json").is_file():
+        return
+    # Texts pass without transformers, whose import takes seconds.
+    if takes_media(sources.task.capabilities):
+        quiet_libraries()
+    check_first_batch(sources.task, start, data, recipe.data.max_length)
 
 
 def _inapplicable_stages(recipe: Recipe, sources: Sources) -> list[CompressError]:

@@ -48,7 +48,8 @@ class DataConfig(Frozen):
 
     source: str | None = Field(
         None,
-        description="`sample:NAME`, a folder with one file or folder per split, or a Hugging Face dataset id. "
+        description="`sample:NAME`, a folder with one file or folder per split, a file or a folder with one folder per "
+        "class, which is split automatically, or a Hugging Face dataset id. "
         "Optional if every split names a file or, by a path with a slash, a folder.",
     )
     splits: dict[str, str] = Field(

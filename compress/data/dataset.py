@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress.data.automatic_split import describe_division, divide_rows
 from compress.data.columns import (
     Column,
     are_label_ids,
@@ -24,9 +25,9 @@ from compress.data.columns import (
 )
 from compress.data.config import DataConfig, HoldOut, is_sample
 from compress.data.files import Rows
-from compress.data.media import identities, shown
+from compress.data.media import broken_images, identities, shown
 from compress.data.samples.fetch import cached_directory, sample_directory
-from compress.data.source import HubSplit, OpenSample, locate_split, locate_unlabeled, read
+from compress.data.source import HubSplit, OpenSample, Undivided, locate_split, locate_unlabeled, read
 from compress.utils.errors import DataError
 from compress.utils.progress import Progress
 
@@ -239,6 +240,7 @@ def load_dataset(
     progress: Progress,
     extra: Collection[str] = (),
     fetch: bool = True,
+    decode_images: bool = False,
 ) -> Dataset:
     """Read and validate the data of a recipe.
 
@@ -250,6 +252,7 @@ def load_dataset(
         extra: Further columns to keep. The test split must have them, other splits may.
         fetch: Download samples and data of the Hub. If False, the dataset lacks the splits that are not local, and has
             no class names if one of them is missing.
+        decode_images: Decode every input image, so that all broken ones are reported.
 
     Returns:
         The dataset.
@@ -271,6 +274,8 @@ def load_dataset(
     notes = dict.fromkeys(note for part in (*parts.values(), *unlabeled_parts.values()) for note in part.rows.notes)
     for note in notes:
         progress.note(note)
+    images = [column.name for column in columns if column.is_input and column.kind == "image"] if decode_images else []
+    errors += broken_images([part.table for part in (*parts.values(), *unlabeled_parts.values())], images, progress)
     label, is_whole = label_column(columns), len(parts) == len(config.splits)
     labels: tuple[str, ...] = ()
     with _collected(errors):
@@ -336,6 +341,7 @@ def _read_splits(
     """
     unlabeled_columns = tuple(column for column in columns if not column.label)
     parts: dict[str, _Part] = {}
+    undivided: Undivided | None = None
     for split in config.splits:
         split_columns = unlabeled_columns if split in config.without_labels else columns
         source_names = {config.columns.get(column.name, column.name) for column in split_columns}
@@ -343,10 +349,47 @@ def _read_splits(
             location = locate_split(config, split, folder, open_sample)
             if location is None or (isinstance(location, HubSplit) and open_sample is cached_directory):
                 continue
+            if isinstance(location, Undivided):
+                # The rows of all such splits are read once, and the errors in them are reported once.
+                if undivided is None:
+                    undivided = location
+                    parts |= _divided(config, columns, location, extra)
+                continue
             source = read(location, {*source_names, *extra})
             if split == TEST:
                 check_extra(source, extra)
             parts[split] = _Part(source, choose(source, split_columns, config.columns))
+    return {split: parts[split] for split in config.splits if split in parts}
+
+
+def _divided(
+    config: DataConfig, columns: tuple[Column, ...], location: Undivided, extra: Collection[str]
+) -> dict[str, _Part]:
+    """Return train, validation and test of a source that has no splits. Without a validation split, train has its rows.
+
+    Args:
+        config: The recipe's `data` section.
+        columns: Columns that the task reads.
+        location: The source.
+        extra: Further columns to keep.
+
+    Raises:
+        DataError: If a row is invalid, or there are too few.
+    """
+    source = read(location, {*(config.columns.get(column.name, column.name) for column in columns), *extra})
+    check_extra(source, extra)
+    table = choose(source, columns, config.columns)
+    label = label_column(columns)
+    labels = label.labels(table) if label and label.kind == "text" else [()] * len(table)
+    row_keys = keys(table, [column.name for column in columns if column.is_input])
+    rows = divide_rows(source.name, row_keys, labels)
+    if "validation" not in config.splits:
+        rows["train"] = sorted(rows["train"] + rows.pop("validation"))
+    note = describe_division(source.name, rows, label is not None)
+    parts = {}
+    for split, indices in rows.items():
+        unlabeled = [label.name] if label and split in config.without_labels else []
+        parts[split] = _Part(source.take(indices, note), table.take(indices).drop_columns(unlabeled))
     return parts
 
 

@@ -39,6 +39,12 @@ class Rows:
         """Return the position of the row at ``index`` (from 0), for a message."""
         return f"{self.name}:{self.lines[index]}" if self.lines else f"{self.name}, row {index + 1}"
 
+    def take(self, indices: Sequence[int], note: str) -> Rows:
+        """Return some of the rows, with a further note."""
+        columns = {name: [values[index] for index in indices] for name, values in self.columns.items()}
+        lines = self.lines and [self.lines[index] for index in indices]
+        return replace(self, columns=columns, lines=lines, notes=(*self.notes, note))
+
 
 def unsupported(path: Path, where: str | None = None) -> DataError:
     """Return the error for a file of another type than `FILE_SUFFIXES`."""

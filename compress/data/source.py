@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compress.data.automatic_split import SPLITS
 from compress.data.config import FILE_SUFFIXES, TABLE_SUFFIXES, DataConfig, is_file_name, is_sample, sample_split
-from compress.data.files import Rows, read_class_folder, read_file, unsupported
+from compress.data.files import Rows, media_kind, read_class_folder, read_file, unsupported
 from compress.data.samples.sample import find_sample
 from compress.utils.errors import DataError, MissingExtraError, nearest_name
 
@@ -66,8 +67,16 @@ class HubSplit:
     split: str
 
 
-Location = Path | HubSplit | Draws
-"""Data file, folder (one folder per class, or array files), split on the Hub, or inputs to generate at random."""
+@dataclass(frozen=True)
+class Undivided:
+    """File, or folder with one folder per class, whose rows are split automatically."""
+
+    path: Path
+
+
+Location = Path | HubSplit | Draws | Undivided
+"""Data file, folder (one folder per class, or array files), split on the Hub, inputs to generate at random, or a file
+or folder with the rows of all splits."""
 
 
 def locate_split(config: DataConfig, split: str, folder: Path, open_sample: OpenSample) -> Location | None:
@@ -107,18 +116,32 @@ def locate_split(config: DataConfig, split: str, folder: Path, open_sample: Open
     if is_sample(source):
         directory = _data_sample(source, open_sample)
         return _file_of(directory, name, split, source) if directory else None
-    if directory is not None and directory.is_dir():
-        return _file_of(directory, name, split, source)
     if directory is not None:
-        raise DataError(
-            f"The source {source!r} is a file.",
-            where="data.source",
-            expected="a folder, a sample or a dataset id",
-            hint=f"name the file under `data.splits`, e.g. splits: {{train: {source}}}",
-        )
+        return _local_split(config, split, directory)
     if not _HUB_ID.match(source) or Path(source).suffix in FILE_SUFFIXES:
         raise _not_found(source, [folder], "data.source")
     return HubSplit(source, name)
+
+
+def _local_split(config: DataConfig, split: str, source: Path) -> Location:
+    """Return the location of a split in a local source. Raises `DataError`."""
+    if source.is_dir() and not _has_classes(source, config.splits.values()):
+        return _file_of(source, config.splits[split], split, str(config.source))
+    if split not in SPLITS:
+        raise DataError(
+            f"{source.name} has no split {split!r}: its rows are split automatically.",
+            where=f"data.splits.{split}",
+            expected=f"one of {', '.join(SPLITS)}, or a file with the rows of {split}",
+        )
+    return Undivided(source)
+
+
+def _has_classes(folder: Path, splits: Collection[str]) -> bool:
+    """Return whether a folder has one folder per class, and neither data files nor one of the ``splits``."""
+    entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    if any(path.stem in splits or path.suffix.lower() in TABLE_SUFFIXES for path in entries):
+        return False
+    return any(media_kind(file) for path in entries if path.is_dir() for file in path.iterdir())
 
 
 def locate_unlabeled(reference: str, folder: Path, open_sample: OpenSample) -> Path | None:
@@ -133,7 +156,9 @@ def locate_unlabeled(reference: str, folder: Path, open_sample: OpenSample) -> P
 
 
 def read(location: Location, wanted: Collection[str]) -> Rows:
-    """Return the rows at a location. Raises `DataError`."""
+    """Return the rows at a location, those of all splits if it is undivided. Raises `DataError`."""
+    if isinstance(location, Undivided):
+        location = location.path
     if isinstance(location, HubSplit):
         return read_hub_split(location, wanted)
     if isinstance(location, Draws):

@@ -12,13 +12,14 @@ from typing import Any
 
 import pyarrow.parquet
 
+from compress.data.automatic_split import SPLITS
 from compress.data.config import is_sample, sample_split
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.judged import find_instructions, find_questions, find_rated_pairs
 from compress.data.samples.fetch import cached_directory
 from compress.data.samples.sample import find_sample
 from compress.data.slices import extra_columns
-from compress.data.source import Draws, HubSplit, Location, find, locate_split, locate_unlabeled
+from compress.data.source import Draws, HubSplit, Location, Undivided, find, locate_split, locate_unlabeled
 from compress.formats.gguf.model import read_gguf
 from compress.formats.onnx.graph_reader import first_integer_operator, read_graph
 from compress.formats.onnx.stored_tensors import read_tensors
@@ -156,7 +157,7 @@ class Sources:
         with self.noting():
             extra = extra_columns(recipe.slices or (), (column.name for column in self.task.columns))
             self.data = load_dataset(
-                recipe.data, self.task.columns, self.folder, self.progress, extra=extra, fetch=False
+                recipe.data, self.task.columns, self.folder, self.progress, extra=extra, fetch=False, decode_images=True
             )
             self._describe_data(self.data)
         folders = [reference for reference in all_references(recipe.stages) if reference.kind != "model"]
@@ -310,6 +311,12 @@ class Sources:
             self._unknown(role, shown, source)
         elif isinstance(location, Draws):
             self.rows.append(SourcePlan(role=role, reference=shown, status="here", path=None, rows=location.count))
+        elif isinstance(location, Undivided):
+            # Every split is a part of the one file.
+            total = sum(count for other, count in rows_read.items() if other.removeprefix("split ") in SPLITS)
+            num_bytes = round(content_bytes(location.path) * rows_read[role] / total)
+            self.texts[role] = Text(rows_read[role], num_bytes)
+            self._here(role, shown, location.path, rows=rows_read[role], note="split automatically")
         else:
             self.texts[role] = Text(rows_read[role], content_bytes(location))
             self._here(role, shown, location, rows=rows_read[role])

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from compress import DISTRIBUTION
 from compress.data.config import is_file_name
 from compress.data.source import find
+from compress.data.summary import summarize
 from compress.evaluation.loaded_model import LoadedModel
 from compress.formats.quiet_output import quiet_libraries
 from compress.pipeline.artifact import find_artifact
@@ -42,7 +43,7 @@ from compress.report.run_folder import (
     write_atomically,
     write_predictions,
 )
-from compress.results.report import LimitResult, Report
+from compress.results.report import BASELINE, LimitResult, Report
 from compress.utils.environment import package_versions
 from compress.utils.errors import CompressError
 from compress.utils.progress import Progress, SilentProgress, Total
@@ -144,11 +145,18 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         check_run(runner)
         for error in plugin_problems():
             logged.note(str(error))
+        summary = summarize(runner.inputs.data)
+        if summary is not None:
+            for line in (*summary.lines(), *summary.warnings()):
+                logged.note(line)
         runner.run_all()
         # Everything is measured on the files that the stages wrote, through the runtime of each target.
         findings = measure(runner, remeasure)
         findings.notes[:0] = map(str, plugin_problems())
-        findings.notes += remarks_on(licences, recipe)
+        if summary is not None:
+            rows = (row for row in findings.measurements if (row.model, row.metric) == (BASELINE, "accuracy"))
+            findings.notes += summary.warnings([row.value for row in rows])
+        findings.notes += [*runner.inputs.data.notes, *remarks_on(licences, recipe)]
         _copy_models(runner, findings.finals, folder)
         lock = _write_lock(runner, folder)
         results = [runner.results[label] for label in recipe.labels()]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from compress.data.config import DataConfig
-from compress.data.source import HubSplit, locate_split, locate_unlabeled, read_hub_split, rows_of
+from compress.data.source import HubSplit, Undivided, locate_split, locate_unlabeled, read_hub_split, rows_of
 from compress.utils.errors import DataError, MissingExtraError
 
 
@@ -94,9 +94,24 @@ def test_spreadsheet_is_refused_with_advice_to_save_it_as_csv(tmp_path):
     assert "as CSV" in error.hint
 
 
-def test_file_as_source_gives_hint_to_use_splits(tmp_path):
-    make(tmp_path / "a.csv")
-    assert "{train: a.csv}" in failure(tmp_path, source="a.csv").hint
+def test_file_as_source_has_the_usual_splits_and_no_others(tmp_path):
+    path = make(tmp_path / "a.csv")
+    other = make(tmp_path / "b.csv")
+    splits = {"train": "train", "test": "b.csv", "code": "code"}
+    assert locate(tmp_path, source="a.csv", splits=splits) == Undivided(path)
+    assert locate(tmp_path, source="a.csv", splits=splits, split="test") == other
+    error = failure(tmp_path, source="a.csv", splits=splits, split="code")
+    assert "no split 'code'" in error.what
+    assert "train, validation, test" in error.expected
+
+
+def test_class_folders_are_undivided_unless_they_are_named_as_splits(tmp_path):
+    for name in ("photos/cat/1.png", "photos/dog/1.png", "sets/train/cat/1.png", "sets/test/cat/1.png"):
+        make(tmp_path / name)
+    assert locate(tmp_path, source="photos") == Undivided(tmp_path / "photos")
+    assert locate(tmp_path, source="photos", splits={"train": "cat"}) == tmp_path / "photos/cat"
+    assert locate(tmp_path, source="sets", splits={"train": "train", "test": "test"}) == tmp_path / "sets/train"
+    assert "no split 'validation'" in failure(tmp_path, source="sets", split="validation").what
 
 
 @pytest.mark.parametrize("source", ["./nowhere", "a/b/c", "nowhere.csv", "no such folder"])

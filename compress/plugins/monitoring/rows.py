@@ -12,7 +12,7 @@ from compress.data.columns import Column, choose
 from compress.data.config import DataConfig
 from compress.data.dataset import TEST, keys, load_dataset
 from compress.data.samples.fetch import cached_directory
-from compress.data.source import locate_split, read
+from compress.data.source import Undivided, locate_split, read
 from compress.recipe.recipe import Recipe
 from compress.utils.errors import CompressError, DataError
 from compress.utils.progress import Progress
@@ -102,7 +102,7 @@ def _mostly_training_rows(
     names = [column.name for column in columns]
     try:
         split_path = locate_split(recipe.data, "train", folder, cached_directory)
-        if split_path is None or not isinstance(split_path, Path):
+        if split_path is None or not isinstance(split_path, Path | Undivided):
             return False
         rows = read(split_path, {config.columns.get(name, name) for name in names})
         # Rows are identified by the contents of the input columns.

@@ -54,9 +54,8 @@ def _add_default_space(document: Document, folder: Path) -> None:
     start = sources.find_all()
     # Hold out at most the given share of the training rows.
     rows = next((source.rows for source in sources.rows if source.role == "split train" and source.rows), None)
-    share, most = _SHARES["select"]
-    if rows is not None and selection["rows"] == most and share * rows < most:
-        selection["rows"] = values["search"]["select"]["rows"] = max(int(share * rows), 2)
+    if rows is not None and selection["rows"] == _SELECT_ROWS and _SELECT_SHARE * rows < _SELECT_ROWS:
+        selection["rows"] = values["search"]["select"]["rows"] = max(int(_SELECT_SHARE * rows), 2)
     context = plan_context(recipe, sources, start)
     metrics = (*values["search"]["minimize"], *(limit.metric for limit in recipe.limits))
     timed = any(describe_metric(name).timed for name in metrics)
@@ -154,8 +153,8 @@ _FACTORS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
 _LATENCY = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s)")
 _IN_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 _SPLITS = ("train", "validation", "test")
-_SHARES = {"test": (0.2, 2000), "validation": (0.05, 500), "select": (0.2, 1500)}
-"""For data in a single file: share of the rows that is held out for each split, and the largest number."""
+_SELECT_SHARE, _SELECT_ROWS = 0.2, 1500
+"""Share of the training rows that is held out to select by, and the largest number."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +232,7 @@ def _starter_document(options: SearchOptions) -> tuple[Document, str]:
     }
     document = Document("the options given")
     document.values = values
-    source = f"the starter of {task} (compress recipes new --task {task})"
+    source = f"the starter of {task}"
     source += f", with {' and '.join(next(iter(stage)) for stage in more)}" if more else ""
     return document, source + (_hint_at_labels(task, options.data) if options.task is None else "")
 
@@ -297,7 +296,7 @@ def _source(reference: str | None, starter: Mapping[str, Any]) -> dict[str, obje
     lengths = {name: value for name, value in starter.items() if name == "max_length"}
     columns = {name: value for name, value in (starter.get("columns") or {}).items() if name != value}
     if is_sample(reference) or not (is_file_name(reference) or find(reference, Path())):
-        return {"source": reference, "hold_out": [_hold_out("select", 1500)], **lengths}
+        return {"source": reference, "hold_out": [_hold_out("select", _SELECT_ROWS)], **lengths}
     path = find(reference, Path())
     if path is None:
         raise InputError(f"{reference} does not exist.", where="--data", expected="a file or a folder")
@@ -306,19 +305,14 @@ def _source(reference: str | None, starter: Mapping[str, Any]) -> dict[str, obje
         names = read(path, set()).names
         rows = read(path, names[:1])
         count = len(next(iter(rows.columns.values()), ()))
-        sizes = {split: min(int(share * count), most) for split, (share, most) in _SHARES.items()}
-        if min(sizes.values()) < 2:
+        if (rows_to_select_by := min(int(_SELECT_SHARE * count), _SELECT_ROWS)) < 2:
             raise InputError(
                 f"{reference} has {count} rows, too few for training, selection and test.",
                 where="--data",
                 expected="some hundred rows, or a folder with one file a split",
             )
-        return {
-            "splits": {"train": str(path.resolve())},
-            "hold_out": [_hold_out(split, rows) for split, rows in sizes.items()],
-            **_columns(columns, names),
-            **lengths,
-        }
+        hold_out = [_hold_out("select", rows_to_select_by)]
+        return {"source": str(path.resolve()), "hold_out": hold_out, **_columns(columns, names), **lengths}
     entries = [entry for entry in sorted(path.iterdir()) if entry.is_dir() or is_file_name(entry.name)]
     splits = {entry.stem: entry.name for entry in entries if entry.stem in _SPLITS}
     if missing := [split for split in ("train", "test") if split not in splits]:
@@ -329,7 +323,7 @@ def _source(reference: str | None, starter: Mapping[str, Any]) -> dict[str, obje
         )
     train = path / splits["train"]
     more = lengths | _columns(columns, read(train, set()).names if train.is_file() else ())
-    return {"source": str(path.resolve()), "splits": splits, "hold_out": [_hold_out("select", 1500)], **more}
+    return {"source": str(path.resolve()), "splits": splits, "hold_out": [_hold_out("select", _SELECT_ROWS)], **more}
 
 
 def _columns(starter: Mapping[str, str], names: Collection[str]) -> dict[str, object]:

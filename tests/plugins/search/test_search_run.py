@@ -269,4 +269,5 @@ def test_search_needs_only_a_model_one_data_file_and_limits(tmp_path: Path) -> N
     best_recipe = yaml.safe_load(
         (tmp_path / "artifacts" / "searches" / record["name"] / "latest" / "best.yaml").read_text()
     )
-    assert [held_out.get("split") for held_out in best_recipe["data"]["hold_out"]] == ["test", "validation"]
+    assert best_recipe["data"]["source"] == str(tmp_path / "train.csv")
+    assert not best_recipe["data"].get("hold_out"), "selection rows are for training once the search is over"

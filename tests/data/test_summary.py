@@ -1,0 +1,94 @@
+"""Tests of the summary of data: counts by brute force, the accuracy of guessing, and warnings on useless data."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+import pytest
+from sklearn.dummy import DummyClassifier
+
+from compress.data.columns import Column, Spaced
+from compress.data.dataset import Dataset
+from compress.data.summary import DataSummary, summarize
+
+Pairs = Sequence[tuple[str, str]]
+
+
+def dataset(splits: Mapping[str, Pairs]) -> Dataset:
+    tables = {
+        split: pa.table({"text": [text for text, _ in rows], "label": [label for _, label in rows]})
+        for split, rows in splits.items()
+    }
+    labels = tuple(sorted({label for rows in splits.values() for _, label in rows}))
+    return Dataset((Column("text"), Column("label", label=True)), tables, labels)
+
+
+def summary(splits: Mapping[str, Pairs]) -> DataSummary:
+    result = summarize(dataset(splits))
+    assert result is not None
+    return result
+
+
+def test_counts_agree_with_brute_force_and_scikit_learn() -> None:
+    rng = random.Random(0)
+    rows = [(f"text {rng.randrange(60)}", rng.choice("aaabbc")) for _ in range(100)]
+    splits = {"train": rows[:60], "test": [(f"test {text}", label) for text, label in rows[60:]]}
+    result = summary(splits)
+    every = [row for pairs in splits.values() for row in pairs]
+    assert result.repeated == sum(
+        text in [other for other, _ in every[:index]] for index, (text, _) in enumerate(every)
+    )
+    assert result.contradictory == sum(
+        len({label for other, label in every if other == text}) > 1 for text in {text for text, _ in every}
+    )
+    assert result.classes["train"] == Counter(label for _, label in splits["train"])
+    texts, labels = zip(*splits["test"], strict=True)
+    guess = DummyClassifier(strategy="most_frequent").fit(texts, labels)
+    assert result.guess_accuracy == guess.score(texts, labels)
+    assert result.largest == guess.predict(["any"])[0]
+
+
+def test_case_and_white_space_do_not_make_rows_different() -> None:
+    rows = [("A  text", "x"), ("a text ", "y"), ("other", "x"), ("OTHER", "x")]
+    result = summary({"test": rows})
+    assert (result.repeated, result.contradictory) == (2, 1)
+    assert any("1 inputs occur with different labels" in warning for warning in result.warnings())
+
+
+def many(label: str, count: int, split: str) -> Pairs:
+    return [(f"{label} {split} {index}", label) for index in range(count)]
+
+
+def test_rare_classes_and_those_of_one_split_are_warned_of() -> None:
+    splits = {
+        "train": [*many("good", 30, "train"), *many("few", 9, "train"), *many("rare", 1, "train")],
+        "test": [*many("good", 10, "test"), *many("few", 9, "test"), *many("new", 12, "test")],
+    }
+    warnings = summary(splits).warnings()
+    assert len(warnings) == 2
+    assert warnings[0].endswith("tested: rare (in train), new (in test)")
+    assert "fewer than 10 test rows" in warnings[1]
+    assert warnings[1].endswith(": few 9")
+
+
+def test_baseline_that_is_no_better_than_guessing_is_warned_of() -> None:
+    result = summary({split: [*many("a", 30, split), *many("b", 10, split)] for split in ("train", "test")})
+    assert result.warnings() == result.warnings([0.76, 0.9]) == []
+    assert "75.00%, is no better than always answering 'a' (75.00%)" in result.warnings([0.9, 0.75])[0]
+
+
+def test_thousands_of_classes_are_summarized_in_two_lines() -> None:
+    result = summary({"test": [row for index in range(5000) for row in many(f"class {index}", 1 + index % 3, "test")]})
+    assert len(result.lines()) == 2
+    assert "5,000 classes" in result.lines()[1]
+    assert all(len(line) < 250 for line in (*result.lines(), *result.warnings()))
+    assert "4,995 more" in result.warnings()[0]
+
+
+@pytest.mark.parametrize("columns", [(Column("text"),), (Column("text"), Column("label", label=True, within=Spaced()))])
+def test_data_without_one_class_per_row_has_no_summary(columns: tuple[Column, ...]) -> None:
+    data = dataset({"test": many("a", 20, "test")})
+    assert summarize(Dataset(columns, data.tables, ())) is None

@@ -36,26 +36,29 @@ if TYPE_CHECKING:
     from compress.results.report import Measurement
 
 _PLAIN_LOGITS, BOXES = "pred_logits", "pred_boxes"
-_LOSS = "ForObjectDetection"
+"""Names of the outputs in DETR's own code; transformers has the same name for boxes only."""
+_LOSS_TYPE = "ForObjectDetection"
 """transformers' name of the loss of models whose last class means no object."""
-_SEPARATE = frozenset({"rt_detr", "rt_detr_v2", "d_fine"})
-"""Models whose queries are the highest-scoring positions, with an independent sigmoid per class."""
+_SEPARATE_MODEL_TYPES = frozenset({"rt_detr", "rt_detr_v2", "d_fine"})
+"""Model types that select the highest-scoring positions as queries and have an independent sigmoid per class."""
 _DENOISING = "denoising_meta_values"
 """Output of RT-DETR that counts the denoising queries added during training."""
 _SIZE, _GOLD = "size", "gold"
+"""Additional inputs of an example: height and width of the image, and its reference objects as JSON."""
 _COORDINATES = 4
-_NOTHING = -1.0
-"""Pseudo class of no object."""
+_NO_OBJECT = -1.0
+"""Class id in labels that marks no object. Labels are padded with it."""
 _BOX_COST, _OVERLAP_COST = 5.0, 2.0
-"""Matching costs of a box's distance and overlap relative to that of classes (Carion et al. 2020, section A.4)."""
+"""Matching costs of a box's L1 distance and overlap relative to that of classes (Carion et al. 2020, section A.4)."""
 
 
 @dataclass(frozen=True)
 class Detections(Head):
     """Class logits and box of each query.
 
-    The last class means no object, unless classes are ``separate``. Boxes are center, width and height relative to the
-    image. ``processor`` converts them to detections, ``labels`` are the class names.
+    The last class means no object, unless classes are ``separate``: then each class has an independent sigmoid. Boxes
+    are center, width and height relative to the image. ``processor`` converts them to detections, ``labels`` are the
+    class names.
     """
 
     processor: Processor = None
@@ -69,8 +72,9 @@ class Detections(Head):
     def read(self, outputs: Mapping[str, Any], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return [B, queries, classes + 4 (+ 1)], without the queries that exist only during training."""
         answers = torch.cat([outputs[LOGITS], outputs[BOXES]], dim=-1)
-        more = outputs.get(_DENOISING)
-        return answers if more is None else answers[:, more["dn_num_split"][0] :]
+        denoising = outputs.get(_DENOISING)
+        # `dn_num_split` is the number of denoising queries, which come first, and that of the other queries.
+        return answers if denoising is None else answers[:, denoising["dn_num_split"][0] :]
 
     def aligned(self, candidates: np.ndarray, expected: np.ndarray) -> np.ndarray:
         """Return the answers with their queries in the order of ``expected``, for models that sort queries by score.
@@ -81,9 +85,10 @@ class Detections(Head):
 
         if not self.separate or not (np.isfinite(candidates).all() and np.isfinite(expected).all()):
             return candidates
-        apart = np.abs(expected[:, :, None] - candidates[:, None]).max(axis=-1)
+        # The largest difference of logits and boxes for each pair of queries, [B, expected, candidates].
+        differences = np.abs(expected[:, :, None] - candidates[:, None]).max(axis=-1)
         return np.stack(
-            [queries[linear_sum_assignment(cost)[1]] for queries, cost in zip(candidates, apart, strict=True)]
+            [queries[linear_sum_assignment(cost)[1]] for queries, cost in zip(candidates, differences, strict=True)]
         )
 
 
@@ -121,7 +126,7 @@ class ObjectDetection(Task):
     ratios = ("map", "map_50")
 
     def __init__(self, separate: bool = False) -> None:
-        """Set whether classes are ``separate``, so that there is no class for no object."""
+        """Set whether classes are ``separate``: each has an independent sigmoid, and no class means no object."""
         self._separate = separate
         self.app_steps = ("prepare-image", "boxes")
 
@@ -141,7 +146,7 @@ class ObjectDetection(Task):
         model = load_model(self.name, directory, ("ObjectDetection",), labels, trust_remote_code, _plain_answers)
         config = model.module.config.to_dict()
         known = MODULE_KEY in config or is_separate(config)
-        if not known and getattr(model.module, "loss_type", None) != _LOSS:
+        if not known and getattr(model.module, "loss_type", None) != _LOSS_TYPE:
             raise ModelError(
                 f"The queries of a {type(model.module).__name__} don't choose one class or none.",
                 where=str(directory),
@@ -173,19 +178,19 @@ class ObjectDetection(Task):
 
         values = rows["image"].to_pylist()
         sizes = [picture_size(value) for value in values]
-        more: list[dict[str, np.ndarray]] = [{_SIZE: np.array(size[::-1])} for size in sizes]
+        extra_inputs: list[dict[str, np.ndarray]] = [{_SIZE: np.array(size[::-1])} for size in sizes]
         head = Detections(processor, None if labels is None else tuple(labels), self._separate)
         if labels is None or "objects" not in rows.column_names:
-            return replace(encode_places(values, processor, more), head=head)
+            return replace(encode_places(values, processor, extra_inputs), head=head)
         annotations = [objects_in(value) for value in rows["objects"].to_pylist()]
-        most = max([1, *(len(objects.boxes) for objects in annotations)])
-        label_array = np.full((len(annotations), most, 1 + _COORDINATES), _NOTHING, "f4")
+        max_objects = max([1, *(len(objects.boxes) for objects in annotations)])
+        label_array = np.full((len(annotations), max_objects, 1 + _COORDINATES), _NO_OBJECT, "f4")
         for row, (objects, size) in enumerate(zip(annotations, sizes, strict=True)):
             ids = label_ids(objects.categories, labels)
-            more[row][_GOLD] = np.array(write_gold(Gold(ids.tolist(), objects.categories, objects.boxes)))
+            extra_inputs[row][_GOLD] = np.array(write_gold(Gold(ids.tolist(), objects.categories, objects.boxes)))
             label_array[row, : len(ids), 0] = ids
-            label_array[row, : len(ids), 1:] = shares(np.array(objects.boxes).reshape(-1, _COORDINATES), size)
-        return replace(encode_places(values, processor, more), labels=label_array, head=head)
+            label_array[row, : len(ids), 1:] = relative_boxes(np.array(objects.boxes).reshape(-1, _COORDINATES), size)
+        return replace(encode_places(values, processor, extra_inputs), labels=label_array, head=head)
 
     def targets(self, labels: torch.Tensor) -> Mapping[str, Any]:
         """Return classes and boxes of each image in the form that transformers' models match with their predictions."""
@@ -203,10 +208,11 @@ class ObjectDetection(Task):
 
     def predicted_labels(self, outputs: ModelOutput, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the objects that the model detects, as labels."""
-        best, chosen = outputs.logits.detach().max(dim=-1, keepdim=True)
-        nothing = best < 0 if self._separate else chosen == outputs.logits.shape[-1] - 1
-        chosen = torch.where(nothing, _NOTHING, chosen.float())
-        return torch.cat([chosen, outputs.pred_boxes.detach()], dim=-1)
+        best_logits, classes = outputs.logits.detach().max(dim=-1, keepdim=True)
+        # A logit below 0 is a sigmoid below 0.5. Without separate classes, the last class means no object.
+        is_empty = best_logits < 0 if self._separate else classes == outputs.logits.shape[-1] - 1
+        classes = torch.where(is_empty, _NO_OBJECT, classes.float())
+        return torch.cat([classes, outputs.pred_boxes.detach()], dim=-1)
 
     def collect(self, outputs: NamedArrays, examples: Examples, indices: Sequence[int]) -> NamedArrays:
         """Return detections [batch, queries, 6], as in `coco_metrics`, and references as JSON.
@@ -215,6 +221,7 @@ class ObjectDetection(Task):
         """
         required(examples.labels, "boxes", "objects")
         answers = finite(examples.answers(outputs, {}))
+        # `Joined.more` reads the additional inputs without decoding the image.
         inputs = getattr(examples.inputs, "more", examples.inputs.__getitem__)
         rows = [inputs(index) for index in indices]
         sizes = np.stack([row[_SIZE] for row in rows])
@@ -222,7 +229,7 @@ class ObjectDetection(Task):
         return {"found": detected, _GOLD: np.array([str(row[_GOLD]) for row in rows])}
 
     def measure(self, collected: NamedArrays, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-        """Return COCO's mAP and its parts, with intervals over images.
+        """Return COCO's mAP and the metrics that belong to it, with intervals over images.
 
         Args:
             collected: Collected outputs of all examples.
@@ -246,15 +253,19 @@ class ObjectDetection(Task):
 
 def is_separate(config: Mapping[str, Any]) -> bool:
     """Return whether the model of a config has an independent sigmoid per class."""
-    return config.get("model_type") in _SEPARATE
+    return config.get("model_type") in _SEPARATE_MODEL_TYPES
 
 
 def _plain_answers(outputs: ModelOutput, targets: Any, config: PretrainedConfig) -> ModelOutput:
-    """Return a plain network's class logits and boxes, in this order or by DETR's names, with DETR's loss."""
+    """Convert the outputs of a torch module that is no transformers model to DETR's, with DETR's loss.
+
+    The module returns class logits and boxes, in this order or by the names in DETR's own code.
+    """
     from transformers import DetrConfig
     from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
     from transformers.models.detr.modeling_detr import DetrObjectDetectionOutput
 
+    # A plain network returns a dictionary or a pair.
     pair = tuple(outputs.get(name) for name in (_PLAIN_LOGITS, BOXES)) if isinstance(outputs, Mapping) else outputs
     if not isinstance(pair, tuple) or len(pair) != 2 or any(getattr(tensor, "ndim", 0) != 3 for tensor in pair):
         raise ModelError(
@@ -266,34 +277,37 @@ def _plain_answers(outputs: ModelOutput, targets: Any, config: PretrainedConfig)
     logits, boxes = pair
     loss = None
     if targets is not None:
-        costs = DetrConfig(num_labels=config.num_labels)
-        loss, *_ = ForObjectDetectionLoss(logits, targets, logits.device, boxes, costs)
+        # The config supplies DETR's weights of the parts of the loss.
+        detr_config = DetrConfig(num_labels=config.num_labels)
+        loss, *_ = ForObjectDetectionLoss(logits, targets, logits.device, boxes, detr_config)
     return DetrObjectDetectionOutput(loss=loss, logits=logits, pred_boxes=boxes)
 
 
-def shares(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def relative_boxes(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return boxes [k, 4] (x, y, width, height in pixels) as center, width and height relative to the image.
 
     ``size`` is width and height. Parts outside the image are cut off.
     """
-    whole = np.array(size, dtype=np.float64)
-    first = np.clip(boxes[:, :2] / whole, 0, 1)
-    last = np.clip((boxes[:, :2] + boxes[:, 2:]) / whole, 0, 1)
-    return np.concatenate([(first + last) / 2, last - first], axis=1)
+    image_size = np.array(size, dtype=np.float64)
+    top_left = np.clip(boxes[:, :2] / image_size, 0, 1)
+    bottom_right = np.clip((boxes[:, :2] + boxes[:, 2:]) / image_size, 0, 1)
+    return np.concatenate([(top_left + bottom_right) / 2, bottom_right - top_left], axis=1)
 
 
 def detections(answers: np.ndarray, sizes: np.ndarray, processor: Processor) -> np.ndarray:
     """Return answers [B, queries, ...] as detections [B, queries, 6] in the format of `coco_metrics`.
 
-    ``sizes`` [B, 2] are heights and widths. Every query counts, whatever its score.
+    ``sizes`` [B, 2] are heights and widths. Every query is returned, whatever its score.
     """
+    # The processor expects a model output, so answers are split into logits and boxes again.
     logits, boxes = (torch.from_numpy(part) for part in np.split(answers, [answers.shape[-1] - _COORDINATES], axis=-1))
     outputs = SimpleNamespace(logits=logits, pred_boxes=boxes)
     results = processor.post_process_object_detection(outputs, threshold=-1.0, target_sizes=torch.from_numpy(sizes))
     parts = [[result["scores"][:, None], result["labels"][:, None], result["boxes"]] for result in results]
-    corners = np.stack([torch.cat([part.float() for part in fields], dim=-1).numpy() for fields in parts])
-    corners[..., 4:] -= corners[..., 2:4]
-    return corners
+    stacked = np.stack([torch.cat([part.float() for part in fields], dim=-1).numpy() for fields in parts])
+    # The processor returns corners (x1, y1, x2, y2), and `coco_metrics` expects x, y, width and height.
+    stacked[..., 4:] -= stacked[..., 2:4]
+    return stacked
 
 
 TASK, SEPARATE = ObjectDetection(), ObjectDetection(separate=True)

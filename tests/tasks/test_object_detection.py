@@ -17,7 +17,7 @@ from transformers import ObjectDetectionPipeline
 from compress.models.model import TorchModel
 from compress.tasks.coco_metrics import Gold, figures, overlaps, write_gold
 from compress.tasks.inference import loss_of, predict, tensors
-from compress.tasks.object_detection import SEPARATE, TASK, Detections, detections, shares
+from compress.tasks.object_detection import SEPARATE, TASK, Detections, detections, relative_boxes
 from compress.utils.errors import DataError, ModelError
 
 NAMES = LABELS[1:]
@@ -79,8 +79,8 @@ def test_unlabeled_images_are_trained_on_predicted_labels(model: TorchModel) -> 
 
 
 def test_boxes_are_relative_to_image_size() -> None:
-    relative_boxes = shares(np.array([[10.0, 5, 20, 10], [-1, 0, 11, 20.5]]), (40, 20))
-    np.testing.assert_allclose(relative_boxes, [[0.5, 0.5, 0.5, 0.5], [0.125, 0.5, 0.25, 1]])
+    boxes = relative_boxes(np.array([[10.0, 5, 20, 10], [-1, 0, 11, 20.5]]), (40, 20))
+    np.testing.assert_allclose(boxes, [[0.5, 0.5, 0.5, 0.5], [0.125, 0.5, 0.25, 1]])
 
 
 def test_unordered_queries_are_aligned_to_expected_order() -> None:

@@ -18,8 +18,10 @@ from compress.plugins.diff.weight_difference import smallest_steps
 
 CHUNK = 1 << 22
 """Number of elements of a chunk of rows, the part of a tensor that is in memory at a time."""
-_COMPANION = re.compile(r"^(?P<weight>.+?)[_/.](?P<part>scale|zero_point|offset)s?$")
-_INTEGER = re.compile(r"^(?P<unsigned>u?)(int|i)(?P<bits>\d+)$|^u(?P<bare>\d+)$")
+_QUANTIZATION_PARAMETER = re.compile(r"^(?P<weight>.+?)[_/.](?P<part>scale|zero_point|offset)s?$")
+"""Name of a tensor with the scales or zero points of a weight, such as `linear.weight_scale`."""
+_INTEGER_TYPE = re.compile(r"^(?P<unsigned>u?)(int|i)(?P<bits>\d+)$|^u(?P<bare>\d+)$")
+"""Names of integer types as formats write them: `int8`, `uint4`, `i4` or `u4`. ``bare`` are the bits in `u4`."""
 
 ValuesAndSteps = tuple[np.ndarray, np.ndarray | None]
 """Values of a tensor, and the quantization step of each value, or None for floating point."""
@@ -29,8 +31,14 @@ ValuesAndSteps = tuple[np.ndarray, np.ndarray | None]
 class Weight:
     """Tensor of weights that is read on demand.
 
-    ``read`` returns all values. ``plain`` returns the stored array if its numbers are the values. ``bits`` counts the
-    bits of a stored weight. ``scaled`` is False for integers whose scales are unknown.
+    Attributes:
+        name: Name of the tensor.
+        shape: Shape of its values, which differs from the stored shape if several weights share an integer.
+        dtype: Stored type.
+        bits: Bits of a stored weight, the scales of block formats included.
+        read: Returns all values with their quantization steps.
+        plain: Returns the stored array. None if its numbers have to be decoded.
+        scaled: False for integers whose scales are unknown, so that values are the integers themselves.
     """
 
     name: str
@@ -71,7 +79,7 @@ class Weight:
         return replace(self, shape=self.shape[::-1], read=read, plain=None)
 
     def halves_exchanged(self) -> Weight:
-        """Return the weight as read with the upper half of each byte first."""
+        """Return a weight of 4 bits as if the upper half of each byte came first, so that neighbours are exchanged."""
 
         def read() -> ValuesAndSteps:
             values, steps = self.read()
@@ -86,10 +94,10 @@ class Weight:
     def stored_chunks(self) -> Iterator[np.ndarray]:
         """Yield its rows in chunks, in the stored type if the file's bytes are the values."""
         rows, columns = self.flat
-        step = max(1, CHUNK // max(columns, 1))
-        whole = (self.read()[0] if self.plain is None else self.plain()).reshape(rows, columns)
-        for start in range(0, rows, step):
-            yield whole[start : start + step]
+        rows_per_chunk = max(1, CHUNK // max(columns, 1))
+        matrix = (self.read()[0] if self.plain is None else self.plain()).reshape(rows, columns)
+        for start in range(0, rows, rows_per_chunk):
+            yield matrix[start : start + rows_per_chunk]
 
 
 def paired_chunks(one: Weight, other: Weight) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -107,7 +115,7 @@ def read_weights(contents: ModelContents, folder: Path) -> tuple[dict[str, Weigh
     # The scales and zero points of each quantized weight, by the weight's name.
     companions: dict[str, dict[str, StoredTensor]] = defaultdict(dict)
     for tensor in contents.tensors:
-        if tensor.role == "quantization" and (match := _COMPANION.match(tensor.name)):
+        if tensor.role == "quantization" and (match := _QUANTIZATION_PARAMETER.match(tensor.name)):
             companions[match["weight"]][match["part"]] = tensor
     for tensor in contents.tensors:
         if tensor.role != "weight" or tensor.tied_to or not tensor.elements:
@@ -122,19 +130,21 @@ def read_weights(contents: ModelContents, folder: Path) -> tuple[dict[str, Weigh
 
 def _stored_weight(tensor: StoredTensor, companions: Mapping[str, StoredTensor]) -> Weight | None:
     """Return a weight with its scales and zero points, or None for a layout that cannot be read."""
-    integer = _INTEGER.match(tensor.dtype)
+    integer = _INTEGER_TYPE.match(tensor.dtype)
     if integer is None:
         return _floats(tensor) if tensor.readable and "complex" not in tensor.dtype else None
-    # Several weights may share a stored integer. The number of parameters then exceeds the number of elements.
+    # Several weights may share a stored integer. The number of parameters then exceeds the number of elements, and
+    # ``dtype`` is that of the stored integer, so the bits of a weight follow from the size.
     shares_bytes = tensor.packed and tensor.parameters > tensor.elements
     bits = 8 * tensor.stored_bytes // tensor.parameters if shares_bytes else int(integer["bits"] or integer["bare"])
     if not tensor.readable and 8 % bits:
+        # `_unpack` splits single bytes, in which weights of e.g. 3 bits would not end.
         return None
     shape, signed = tensor.shape, not (integer["unsigned"] or integer["bare"])
     if shares_bytes:
         shape = (shape[0], tensor.elements // shape[0] * 8 // bits)
     elif len(shape) == 3 and bits < 8:
-        # The blocks of a row are joined.
+        # [rows, blocks, block size], as ONNX Runtime's MatMulNBits stores weights: the blocks of a row are joined.
         shape = (shape[0], shape[1] * shape[2])
 
     def read() -> ValuesAndSteps:
@@ -154,6 +164,7 @@ def _floats(tensor: StoredTensor) -> Weight:
         if dtype is not None:
             return values, None
         rows = values.reshape(len(values) if values.ndim > 1 else 1, -1)
+        # The step of a block is not stored as such, so it is found as the smallest difference of its values.
         return values, smallest_steps(rows).reshape(values.shape)
 
     plain = None if dtype is None or tensor.decode is not None else tensor.values
@@ -178,12 +189,14 @@ def _packed_weight(tensor: StoredTensor, folder: Path) -> Weight | None:
         values = layer.dequantize().numpy()
         return values, np.repeat(np.abs(layer.scales.numpy()), layer.group_size, axis=1)[:, : values.shape[1]]
 
+    # `qweight` is int32 [in * bits / 32, out], the weight [out, in].
     shape = (tensor.shape[1], tensor.shape[0] * 32 // bits) if packed else tensor.shape
     return Weight(f"{module}.weight", shape, tensor.dtype, bits, read)
 
 
 def _integers(tensor: StoredTensor, bits: int, signed: bool) -> np.ndarray:
     """Return one integer for each weight in the layout of its scales: [rows, blocks, block size] for block formats."""
+    # `values` decodes the stored bytes to one number for each element, `data` returns the bytes.
     is_decoded = tensor.decode is not None or tensor.readable
     stored = tensor.values() if is_decoded else tensor.data()
     if tensor.packed and tensor.parameters > tensor.elements and not is_decoded:
@@ -195,9 +208,9 @@ def _integers(tensor: StoredTensor, bits: int, signed: bool) -> np.ndarray:
         # Bytes with several weights are unsigned, whatever the type is called.
         return unpacked.reshape(*stored.shape[:-1], -1)
     # Signed weights are stored in two's complement of ``bits`` bits. This extends their sign to a byte.
-    flat = unpacked.reshape(-1)[: tensor.elements].reshape(tensor.shape).astype(np.int8)
+    integers = unpacked.reshape(-1)[: tensor.elements].reshape(tensor.shape).astype(np.int8)
     sign_bit = 1 << bits - 1
-    return (flat ^ sign_bit) - sign_bit if signed else flat
+    return (integers ^ sign_bit) - sign_bit if signed else integers
 
 
 def _dequantize(integers: np.ndarray, companions: Mapping[str, StoredTensor], bits: int) -> ValuesAndSteps:
@@ -207,7 +220,7 @@ def _dequantize(integers: np.ndarray, companions: Mapping[str, StoredTensor], bi
     scales = np.asarray(companions["scale"].values(), np.float32)
     tensor = companions.get("zero_point") or companions.get("offset")
     if tensor is None:
-        # Unsigned weights without zero points are centred.
+        # Unsigned weights of less than 8 bits without zero points have the zero point in the middle of their range.
         zeros = np.full(scales.shape, 1 << bits - 1 if bits < 8 and integers.dtype == np.uint8 else 0)
     else:
         zeros = np.asarray(tensor.values() if tensor.readable else tensor.data())
@@ -218,6 +231,7 @@ def _dequantize(integers: np.ndarray, companions: Mapping[str, StoredTensor], bi
         zeros = zeros.reshape(scales.shape)
     step, zero = _broadcastable(scales, integers), _broadcastable(zeros.astype(np.float32), integers)
     values = (integers.astype(np.float32) - zero) * step
+    # Three axes with several scales per row are [rows, blocks, block size]: the blocks of a row are joined.
     shape = values.shape if values.ndim < 3 or scales.size <= values.shape[0] else (values.shape[0], -1)
     return values.reshape(shape), np.broadcast_to(np.abs(step), values.shape).reshape(shape)
 
@@ -228,7 +242,10 @@ def _unpack(stored: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _broadcastable(part: np.ndarray, integers: np.ndarray) -> np.ndarray:
-    """Reshape scales or zero points so that they broadcast over the integers: per tensor, per axis or per block."""
+    """Reshape scales or zero points so that they broadcast over the integers: per tensor, per axis or per block.
+
+    The format's own axis attribute is not known here, so the axis is inferred.
+    """
     if part.size == 1:
         return part.reshape(())
     if part.ndim == integers.ndim and all(a in (1, b) for a, b in zip(part.shape, integers.shape, strict=True)):
@@ -238,23 +255,31 @@ def _broadcastable(part: np.ndarray, integers: np.ndarray) -> np.ndarray:
     if part.ndim == 2 and len(part) == len(integers) and integers.shape[1] % part.shape[1] == 0:
         return part.repeat(integers.shape[1] // part.shape[1], axis=1)
 
-    def reach(axis: int) -> float:
+    def low_peak(axis: int) -> float:
         """Return the 10th percentile of the channels' largest magnitudes."""
+        # Unsigned 8-bit weights are distances from their usual zero point, 128.
         magnitudes = np.abs(integers.astype(np.int32) - (128 if integers.dtype == np.uint8 else 0))
         others = tuple(index for index in range(integers.ndim) if index != axis)
         return float(np.quantile(magnitudes.max(axis=others), 0.1))
 
-    # If several axes have the right size, the one on which each channel reaches an end of the integer range is meant.
-    axis = max((axis for axis, size in enumerate(integers.shape) if size == part.size), key=reach, default=0)
+    # If several axes have the right size, take the one on which nearly every channel has a large integer: a channel's
+    # scale is chosen so that its largest weight is rounded to an end of the integer range.
+    axis = max((axis for axis, size in enumerate(integers.shape) if size == part.size), key=low_peak, default=0)
     return part.reshape([-1 if index == axis else 1 for index in range(integers.ndim)])
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Tensor ``before`` and its counterpart: all of ``after``, or ``count`` of its rows from ``start``.
+    """Tensor of the first model and its counterpart in the second model.
 
-    ``turned``: ``after`` is transposed. ``by``: rule that matched the pair, `name` or `content`. ``plus``: row that is
-    added to each row of ``before``.
+    Attributes:
+        before: Tensor of the first model.
+        after: Tensor of the second model, which may contain more than the counterpart.
+        by: Rule that matched the pair, `name` or `content`.
+        turned: True if ``after`` is transposed.
+        start: First row of the counterpart in ``after``.
+        count: Number of rows of the counterpart. None for all.
+        plus: Row that an exporter added to each row of ``before``, such as a token type embedding.
     """
 
     before: Weight
@@ -268,8 +293,8 @@ class Pair:
     @property
     def whole(self) -> bool:
         """True if both tensors have the same layout and can be read in parallel."""
-        alike = self.before.shape == self.after.shape
-        return alike and not self.turned and self.count is None and self.plus is None
+        same_shape = self.before.shape == self.after.shape
+        return same_shape and not self.turned and self.count is None and self.plus is None
 
 
 def aligned_matrices(pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -283,6 +308,7 @@ def aligned_matrices(pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray | N
 def _in_layout_of_first(pair: Pair, array: np.ndarray) -> np.ndarray:
     """Return an array of the second tensor as a matrix in the layout of the first."""
     shape, (rows, columns) = pair.before.shape, pair.before.flat
+    # Tensors with different numbers of axes are compared as matrices.
     is_matrix = array.ndim == 2 or array.ndim != len(shape)
     if pair.turned and is_matrix:
         array = array.reshape(-1, array.shape[-1]).T
@@ -291,6 +317,7 @@ def _in_layout_of_first(pair: Pair, array: np.ndarray) -> np.ndarray:
         array = np.moveaxis(array, -1, 1)
     if pair.count is not None:
         array = (array.reshape(-1) if len(shape) < 2 else array)[pair.start :][: pair.count]
+    # Pairs that are not marked as turned may store channels last too.
     elif array.ndim > 2 and array.shape != shape and (array.shape[0] != shape[0] or array.shape[-1] == shape[1]):
         array = np.moveaxis(array, -1, 1)
     return np.asarray(array, np.float32).reshape(-1, columns)[:rows]
@@ -299,12 +326,12 @@ def _in_layout_of_first(pair: Pair, array: np.ndarray) -> np.ndarray:
 def row_slice(pair: Pair) -> Weight:
     """Return the rows of ``pair.after`` that match ``pair.before`` as a tensor with the layout of ``pair.before``."""
 
-    whole, shape = pair.after, pair.before.shape
+    after, shape = pair.after, pair.before.shape
 
     def read() -> ValuesAndSteps:
-        values, steps = whole.read()
+        values, steps = after.read()
         row_steps = None if steps is None else _in_layout_of_first(pair, steps).reshape(shape)
         return _in_layout_of_first(pair, values).reshape(shape), row_steps
 
-    name = f"{whole.name}[{pair.start}:{pair.start + (pair.count or 0)}]"
-    return Weight(name, shape, whole.dtype, whole.bits, read, scaled=whole.scaled)
+    name = f"{after.name}[{pair.start}:{pair.start + (pair.count or 0)}]"
+    return Weight(name, shape, after.dtype, after.bits, read, scaled=after.scaled)

@@ -182,8 +182,8 @@ class Survey:
 
         original, experts = states[:1], self._experts(index)
         # `solve` calls `measure` with the Hessians of the float model's inputs, and yields the float model's states.
-        block_pass = BlockPass(prefix, modules, run, [lambda: original], experts, self.config.expert_tokens)
-        outputs = [*block_pass.solve(measure), *(run(rows) for rows in states[1:].split(_BATCH_SIZE) if len(rows))]
+        passes = BlockPass(prefix, modules, run, [lambda: original], experts, self.config.expert_tokens)
+        outputs = [*passes.solve(measure), *(run(rows) for rows in torch.split(states[1:], _BATCH_SIZE) if len(rows))]
         expert_outputs = _expert_outputs(experts, lambda: run(original)) if experts else {}
         # In the order of the plan, which need not be that of the calls.
         for variant in self._variants(index):

@@ -1,7 +1,11 @@
 """Early stopping of partly trained recipes, and the proxy metric that orders them.
 
-A recipe is stopped if it would miss a limit when trained in full. The divergence of its answers from the baseline's,
-which needs no labels, distinguishes recipes whose quality cannot be distinguished yet.
+The search trains a recipe in rungs, which are rising shares of its full training (as in successive halving), and
+evaluates it after each. A recipe is stopped at a rung if it would miss a limit when trained in full. The divergence of
+its answers from the baseline's, which needs no labels, distinguishes recipes whose quality cannot be distinguished yet.
+
+A point is a recipe of the search space. Recipes of one family are comparable when partly trained. A margin is the
+distance from a limit as a share of its bound, and negative if the limit is missed.
 """
 
 from __future__ import annotations
@@ -23,9 +27,10 @@ from compress.recipe.recipe import Limit
 from compress.results.metrics import describe_metric
 from compress.results.report import BASELINE, FINAL, Measurement
 
-_FEWEST_PAIRS = 3
-_REMEMBERED, _LASTING = 12, 0.5
-"""Finished recipes that persistence is estimated from, and the persistence of early gaps before there are enough."""
+_MIN_PAIRS = 3
+"""Fewest pairs of finished recipes from which the persistence of gaps is estimated."""
+_MAX_FINISHED, _DEFAULT_PERSISTENCE = 12, 0.5
+"""Most finished recipes that persistence is estimated from, and the persistence before there are enough pairs."""
 
 
 def early_stopping_reason(
@@ -33,12 +38,13 @@ def early_stopping_reason(
 ) -> str:
     """Return why a partly trained recipe would miss a limit; an empty string where it may meet all.
 
-    The final quality is predicted row by row: the mean of recipes of the same family that were trained in
-    full, plus the recipe's gap to them after as much training, times the share of such gaps that persisted.
-    The recipe is stopped where the upper end of the interval of this prediction misses the limit. The error
-    probability is split over limits, rungs and repeated looks (Bonferroni). Looks happen at 1, 2, 4, ...
-    finished recipes of the family, and the k-th look gets 1 / (k (k + 1)) of the error. A recipe that would
-    meet its limits is therefore stopped with a probability of at most 1 - confidence.
+    The final quality is predicted for each row of the data: the mean of recipes of the same family that were trained
+    in full, plus the recipe's gap to them after as much training, times the share of such gaps that persisted. The
+    recipe is stopped where the upper end of the interval of this prediction misses the limit.
+
+    The test is repeated as recipes of the family finish: looks (interim analyses) happen at 1, 2, 4, ... of them. The
+    error probability 1 - confidence is split evenly over limits and rungs (Bonferroni), and the k-th look gets
+    1 / (k (k + 1)) of it. A recipe that would meet its limits is therefore stopped with at most this probability.
 
     Args:
         observations: All trials so far.
@@ -54,16 +60,16 @@ def early_stopping_reason(
     relatives = [other for other in _completed_after(observations, rung) if family(other) == family(point)]
     if not relatives:
         return ""
-    # Look only when the number of finished relatives has doubled, and use exactly that many, so that a later look does
-    # not repeat an earlier test with more chances.
+    # Use exactly 1, 2, 4, ... finished relatives. Until their number has doubled, the test is the same as at the last
+    # look, so that it has no further chance of stopping the recipe by error.
     look = int(math.log2(len(relatives))) + 1
     relatives = relatives[: 2 ** (look - 1)]
-    # Spend 1 / (k (k + 1)) of the error on look k. These shares sum to 1.
-    allowed = (1 - goal.confidence) / (max(len(shares) - 1, 1) * max(len(goal.quality_limits), 1) * look * (look + 1))
+    # Spend 1 / (k (k + 1)) of the error on look k. These shares sum to 1. The last rung needs no test.
+    error = (1 - goal.confidence) / (max(len(shares) - 1, 1) * max(len(goal.quality_limits), 1) * look * (look + 1))
     for limit in goal.quality_limits:
         persistence = _gap_persistence(observations, limit, rung)
         pairs = [(observations.outcomes[other, rung], observations.finished[other]) for other in relatives]
-        predicted = _predict_final_margin(limit, outcome, pairs, persistence, allowed)
+        predicted = _predict_final_margin(limit, outcome, pairs, persistence, error)
         if predicted is not None and predicted.high < 0:
             return (
                 f"{limit_name(limit)}: by {shares[rung]:.0%} of training and {len(relatives)} trials of its family, "
@@ -90,18 +96,20 @@ def _predict_final_margin(
     """
     metric = limit.metric
     early, finished = ([_rows(values, FINAL, metric) for values in column] for column in zip(*relatives, strict=True))
+    # A relative limit is a factor of the baseline's quality.
     base = _rows(relatives[0][1], BASELINE, metric) if limit.of is not None else None
     columns = [_rows(partial, FINAL, metric), *early, *finished, *([base] if limit.of is not None else [])]
     rows = [values for values in columns if values is not None]
     # The prediction pairs rows, so all outcomes must be of the same rows.
     if len(rows) < len(columns) or len({len(values) for values in rows}) > 1 or len(rows[0]) < 2:
         return None
-    # Predict each row: mean of the finished relatives plus the gap that persists.
+    # Predict each row: mean of the finished relatives plus the gap that persists. ``rows`` holds the recipe, the early
+    # relatives, the finished relatives and the baseline, in this order.
     count = len(relatives)
     final = rows[0] * persistence + np.mean(rows[1 + count : 1 + 2 * count], axis=0)
     final -= np.mean(rows[1 : 1 + count], axis=0) * persistence
     if describe_metric(limit.metric).exponential:
-        # The rows hold logarithms, whose differences are logarithms of ratios of the metric.
+        # The rows hold logarithms. Their difference is the logarithm of a ratio, which is near the relative margin.
         inside = final - math.log(limit.bound) - (0.0 if base is None else base)
     elif base is None:
         inside = final / limit.bound - 1
@@ -121,20 +129,23 @@ def _completed_after(observations: Observations, rung: int) -> list[Point]:
 
 
 def _gap_persistence(observations: Observations, limit: Limit, rung: int) -> float:
-    """Return the share of a gap in quality at this rung that remains in the end: a slope through 0, at most 1."""
+    """Return the share of a gap in quality at this rung that remains in the end, from 0 to 1.
+
+    It is the slope of a regression through the origin of final gaps on early gaps of finished recipes.
+    """
     name, pairs = limit_name(limit), []
     # Compare pairs of finished recipes: their gap at this rung and their gap in the end.
-    for first, second in itertools.combinations(_completed_after(observations, rung)[-_REMEMBERED:], 2):
+    for first, second in itertools.combinations(_completed_after(observations, rung)[-_MAX_FINISHED:], 2):
+        # The margins of both at this rung come first, then those in the end.
         keys = itertools.product((rung, observations.full_rung), (first, second))
-        rooms = [observations.margins[point, stage][name] for stage, point in keys]
-        values = [room.value for room in rooms if room is not None]
-        if len(values) == len(rooms):
+        margins = [observations.margins[point, trained_to][name] for trained_to, point in keys]
+        values = [margin.value for margin in margins if margin is not None]
+        if len(values) == len(margins):
             pairs.append((values[0] - values[1], values[2] - values[3]))
-    # Regress final gaps on early gaps through the origin.
-    total = sum(early_gap * early_gap for early_gap, _ in pairs)
-    if len(pairs) < _FEWEST_PAIRS or not total:
-        return _LASTING
-    return min(max(sum(early_gap * final_gap for early_gap, final_gap in pairs) / total, 0.0), 1.0)
+    squares = sum(early_gap * early_gap for early_gap, _ in pairs)
+    if len(pairs) < _MIN_PAIRS or not squares:
+        return _DEFAULT_PERSISTENCE
+    return min(max(sum(early_gap * final_gap for early_gap, final_gap in pairs) / squares, 0.0), 1.0)
 
 
 DIVERGENCE = "kl_divergence"
@@ -145,7 +156,7 @@ PROXY_METRICS = (DIVERGENCE, "embedding_cosine", "agreement")
 def measure_divergence(session: TargetSession) -> list[Measurement]:
     """Measure the Kullback-Leibler divergence from the baseline's class probabilities on each row, in nats.
 
-    Other tasks than classification compare models in `Task.compare`.
+    Returns nothing for tasks without class probabilities, whose proxy metric comes from `Task.compare`.
     """
     task, predictions = session.runner.inputs.task, session.predictions
     teacher, student = (task.probabilities(predictions[label].kept) for label in (BASELINE, FINAL))
@@ -164,49 +175,49 @@ def measure_divergence(session: TargetSession) -> list[Measurement]:
 
 def order_by_divergence(
     observations: Observations,
-    going: Sequence[tuple[Point, int]],
-    chances: Sequence[float],
+    promotions: Sequence[tuple[Point, int]],
+    probabilities: Sequence[float],
     family: Callable[[Point], object],
 ) -> list[float]:
-    """Return the probabilities of recipes, exchanged so that they follow the divergence where quality cannot.
+    """Return the probabilities of recipes to meet their limits, ordered by divergence where quality decides nothing.
 
-    Two recipes of a family at the same rung exchange their probabilities where their quality cannot be
-    distinguished but the paired interval of their divergences can: the one nearer to the baseline gets the
-    higher probability.
+    Two recipes of a family at the same rung exchange their probabilities if their quality cannot be distinguished but
+    their divergences can, by paired intervals: the one nearer to the baseline gets the higher probability.
 
     Args:
         observations: All trials so far.
-        going: Recipes, each with the rung that it would go to.
-        chances: Probability of each recipe to meet its limits.
+        promotions: Recipes, each with the next rung that it would be trained to.
+        probabilities: Probability of each recipe to meet its limits.
         family: Function that returns the family of a point.
 
     Returns:
-        The probabilities in the order of ``going``.
+        The probabilities in the order of ``promotions``.
     """
-    ordered = list(chances)
+    exchanged = list(probabilities)
+    # Indices of comparable recipes, by rung and family. Recipes that were not evaluated yet have no divergence.
     groups: dict[tuple[int, object], list[int]] = {}
-    for index, (point, rung) in enumerate(going):
+    for index, (point, rung) in enumerate(promotions):
         if (point, rung - 1) in observations.margins:
             groups.setdefault((rung, family(point)), []).append(index)
     for (rung, _), indices in groups.items():
-        outcomes = {index: observations.outcomes[going[index][0], rung - 1] for index in indices}
-        order = sorted(indices, key=lambda index: -ordered[index])
+        outcomes = {index: observations.outcomes[promotions[index][0], rung - 1] for index in indices}
+        order = sorted(indices, key=lambda index: -exchanged[index])
         # This is bubble sort. "Nearer" is no total order, since it requires significance, so `sorted` cannot be used.
         for _ in order:
             for position in range(len(order) - 1):
                 better, worse = order[position], order[position + 1]
-                if ordered[better] > ordered[worse] and _nearer(observations, outcomes[worse], outcomes[better]):
-                    ordered[better], ordered[worse] = ordered[worse], ordered[better]
+                if exchanged[better] > exchanged[worse] and _is_nearer(observations, outcomes[worse], outcomes[better]):
+                    exchanged[better], exchanged[worse] = exchanged[worse], exchanged[better]
                     order[position], order[position + 1] = worse, better
-    return ordered
+    return exchanged
 
 
-def _nearer(observations: Observations, first: TrialOutcome, second: TrialOutcome) -> bool:
-    """Return whether ``first`` is significantly nearer to the baseline, and no limit separates it from ``second``."""
+def _is_nearer(observations: Observations, first: TrialOutcome, second: TrialOutcome) -> bool:
+    """Return whether ``first`` is significantly nearer to the baseline, and quality does not distinguish the two."""
     confidence = observations.goal.confidence
     for limit in observations.goal.quality_limits:
-        # Quality separates the two recipes, so the divergence is not needed.
         gap = paired_difference(limit, first, second, confidence)
+        # An interval without 0 means that quality distinguishes the recipes, so the divergence is not needed.
         if gap is None or not gap.low < 0 < gap.high:
             return False
     near, far = _divergences(first), _divergences(second)
@@ -220,6 +231,6 @@ def _divergences(outcome: TrialOutcome) -> Floats | None:
     for metric in PROXY_METRICS:
         rows = _rows(outcome, FINAL, metric)
         if rows is not None:
-            # Cosine and agreement are larger if models are closer.
+            # Cosine and agreement are 1 for equal models.
             return rows if metric == DIVERGENCE else 1 - rows
     return None

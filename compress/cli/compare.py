@@ -1,4 +1,9 @@
-"""Commands `compress compare A B`, which judges changes, and `compress gate RUN`, which passes or fails by a policy."""
+"""Commands `compress compare A B`, which judges changes, and `compress gate RUN`, which passes or fails by a policy.
+
+A run is the folder of one execution of a recipe, with its `report.json` of measurements. A policy says which metrics
+matter and which changes are too small to count. A gate's baseline is a JSON file with the measurements of an accepted
+run, usually in version control, and the baseline model of a run is the model before compression.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReportFile:
-    """Report with its path. ``folder`` is None for a baseline file, beside which there are no other files."""
+    """Report of a run or of a baseline file.
+
+    Attributes:
+        report: Measurements.
+        path: File that the report was read from.
+        name: Run as given on the command line.
+        folder: Folder of the run, whose other files can be compared too. None for a baseline file.
+    """
 
     report: Report
     path: Path
@@ -72,14 +84,15 @@ def compare(
 
     rules = (read_policy(policy) if policy else comparison_policy()).model_copy(update={"model": model})
     view = "json" if json_ else format
-    # Measuring both models now cancels differences between the sessions.
+    # Models that are measured alternately now have the same load of the machine, unlike those of two old reports.
     if now:
         from compress.cli.side_by_side import compare_now
 
         show(comparison_view(compare_now(baseline, candidate, rules, recipe, target, threads, budget), view))
         return
-    first = _find_side(baseline)
-    second = _find_side(candidate) if candidate else first
+    first = _load_report(baseline)
+    # Without B, the final model of A is compared with the baseline model of the same report.
+    second = _load_report(candidate) if candidate else first
     show(comparison_view(_compare(first, second, rules, across_hosts, None if candidate else BASELINE), view))
 
 
@@ -114,15 +127,15 @@ def gate(
 
     if why is not None and not update:
         raise InputError("--why is the reason for replacing a baseline.", hint="give --update with it, or leave it out")
-    run_file = _find_side(run)
+    run_file = _load_report(run)
     rules, source = find_policy(policy, run_file.folder)
     rules = rules if model is None else rules.model_copy(update={"model": model})
-    # An update needs no verdict, only the metrics that would get a lower bar.
+    # An update judges nothing. It only lists metrics on which the new baseline would demand less.
     if update:
         _update(run_file, baseline, rules, why, json_)
         return
     typer.echo(f"policy: {source}", err=True)
-    result = judge_comparison(_compare(_find_side(baseline), run_file, rules, across_hosts), rules)
+    result = judge_comparison(_compare(_load_report(baseline), run_file, rules, across_hosts), rules)
     show(gate_view(result, "json" if json_ else format))
     if result.failed:
         raise typer.Exit(1)
@@ -131,6 +144,7 @@ def gate(
 def _compare(
     baseline: ReportFile, candidate: ReportFile, rules: Policy, across_hosts: bool, baseline_model: str | None = None
 ) -> Comparison:
+    """Compare two reports. ``baseline_model`` is the model of ``baseline``; by default the one that ``rules`` name."""
     from compress.report.compare.reports import compare_reports
 
     names, folders = (baseline.name, candidate.name), (baseline.folder, candidate.folder)
@@ -170,8 +184,8 @@ def _update(run: ReportFile, path: Path, rules: Policy, why: str | None, as_json
             where=str(path),
             expected="a file such as baselines/my-recipe.json; a run's own report is never changed",
         )
-    previous = _find_side(path) if path.exists() else None
-    # The machines may differ: a new baseline is written on the machine that judges from now on.
+    previous = _load_report(path) if path.exists() else None
+    # The machines may differ, since a baseline may be replaced by one that was measured on a new machine.
     lowered = lowered_metrics(_compare(previous, run, rules, across_hosts=True), rules) if previous else ()
     if lowered and not (why or "").strip():
         lines = "\n".join(f"  {change_sentence(change)}" for change in lowered)
@@ -190,8 +204,8 @@ def _update(run: ReportFile, path: Path, rules: Policy, why: str | None, as_json
         typer.echo(f"{path}: {run.name} ({rules.model}), by {origin.who}: {origin.why}")
 
 
-def _find_side(argument: Path) -> ReportFile:
-    """Return the report of a run's folder, a file, or a recipe's latest run. Raises `InputError`."""
+def _load_report(argument: Path) -> ReportFile:
+    """Read the report of a run's folder, a JSON file, or a recipe's latest run. Raises `InputError` if none exists."""
     from compress.report.compare.baseline import load_baseline
     from compress.report.run_folder import find_report
 

@@ -1,4 +1,7 @@
-"""Image-text-to-text: small vision-language models, evaluated by their answers. Imports no torch."""
+"""Image-text-to-text: small vision-language models, trained and evaluated on answers to questions about images.
+
+Importing this imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -46,10 +49,11 @@ if TYPE_CHECKING:
 
 _IDS, _MASK = "input_ids", "attention_mask"
 _IGNORED = -100
-_READ = frozenset({_IDS, _MASK, "pixel_values"})
-"""Inputs of the supported models; other inputs have a different batch axis or none."""
-_WHOLE = frozenset({"pixel_attention_mask"})
-"""Inputs that can be dropped if each image is resized to one square without padding."""
+"""Label of positions without a loss, as in transformers."""
+_SUPPORTED_INPUTS = frozenset({_IDS, _MASK, "pixel_values"})
+"""Inputs of the supported models. Other inputs, such as `image_grid_thw`, have a different batch axis or none."""
+_DROPPABLE_INPUTS = frozenset({"pixel_attention_mask"})
+"""Inputs that say nothing if each image is resized to one square without padding, so that they can be dropped."""
 
 _FAMILIES = """
     Apertus1p5 Aria AyaVision Blip Blip2 Chameleon Cohere2Vision CohereCompass Cosmos3Edge Cosmos3Omni DeepseekOcr2
@@ -66,7 +70,7 @@ _FAMILIES = """
 
 @dataclass(frozen=True)
 class AnswerLogits(Head):
-    """Logits that predict each token of an answer, padded with 0."""
+    """Logits that predict each token of an answer, without those of prompt and image, padded with 0."""
 
     answer: ClassVar[str] = "answer_logits"
 
@@ -75,13 +79,16 @@ class AnswerLogits(Head):
         from torch.nn.utils.rnn import pad_sequence
 
         logits = outputs[LOGITS]
-        pairs = zip(logits[:, :-1], _foretold(logits, batch["labels"]), strict=True)
+        pairs = zip(logits[:, :-1], _next_token_labels(logits, batch["labels"]), strict=True)
         padded: torch.Tensor = pad_sequence([row[labels != _IGNORED] for row, labels in pairs], batch_first=True)
         return padded
 
 
-def _foretold(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the label of each position but the first, [B, length - 1], truncated to the length of the logits."""
+def _next_token_labels(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the labels that the logits of each position but the last predict, [B, length - 1].
+
+    Labels may be longer than the logits because of padding, which is cut off.
+    """
     return labels[:, 1 : logits.shape[1]].long()
 
 
@@ -132,7 +139,7 @@ class ImageTextToText(TextWriting):
         return model
 
     def encode(self, rows: pa.Table, processor: Processor, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """Return prompt and answer; ``labels`` [n, longest] are the answer's tokens at their positions, -100 elsewhere.
+        """Return prompts with answers; ``labels`` [n, longest] are the answer's tokens in place, -100 elsewhere.
 
         Raises `DataError` for a broken image, a prompt without the image, or a prompt that leaves no room for an
         answer.
@@ -143,15 +150,16 @@ class ImageTextToText(TextWriting):
             labels: Has no effect, since there are no classes.
             max_length: Most tokens of prompt and answer. A longer prompt is an error; an answer is truncated.
         """
+        # Leave room for at least one token of the answer.
         images, prompts = _prompts(rows, processor, max_length - 1)
         if "target" not in rows.column_names:
-            return _joined(images, prompts, processor)
-        end = processor.tokenizer.eos_token_id
+            return _join_inputs(images, prompts, processor)
+        eos = processor.tokenizer.eos_token_id
         answers = processor.tokenizer(rows["target"].to_pylist(), add_special_tokens=False)[_IDS]
-        pairs = [(asked, [*ids, end][: max_length - len(asked)]) for asked, ids in zip(prompts, answers, strict=True)]
-        whole = [[*asked, *ids] for asked, ids in pairs]
-        label_rows = [[_IGNORED] * len(asked) + ids for asked, ids in pairs]
-        return replace(_joined(images, whole, processor), labels=ragged(label_rows, _IGNORED), head=AnswerLogits())
+        answers = [[*ids, eos][: max_length - len(prompt)] for prompt, ids in zip(prompts, answers, strict=True)]
+        texts = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        label_rows = [[_IGNORED] * len(prompt) + answer for prompt, answer in zip(prompts, answers, strict=True)]
+        return replace(_join_inputs(images, texts, processor), labels=ragged(label_rows, _IGNORED), head=AnswerLogits())
 
     def eval_examples(
         self,
@@ -171,13 +179,13 @@ class ImageTextToText(TextWriting):
             evaluation: The recipe's `evaluation` section.
         """
         targets = np.array(rows["target"].to_pylist()) if "target" in rows.column_names else None
-        return replace(_joined(*_prompts(rows, processor, max_length), processor), labels=targets)
+        return replace(_join_inputs(*_prompts(rows, processor, max_length), processor), labels=targets)
 
     def loss(self, outputs: ModelOutput, labels: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy of the answer's tokens."""
-        targets = _foretold(outputs.logits, labels)
-        chosen = targets != _IGNORED
-        return cross_entropy(outputs.logits[:, :-1][chosen].float(), targets[chosen])
+        targets = _next_token_labels(outputs.logits, labels)
+        in_answer = targets != _IGNORED
+        return cross_entropy(outputs.logits[:, :-1][in_answer].float(), targets[in_answer])
 
     def text_rows(self, texts: Sequence[str], references: Sequence[str], model: str, target: str) -> list[Measurement]:
         """Return exact match and word F1 with intervals over rows.
@@ -198,15 +206,20 @@ class ImageTextToText(TextWriting):
 
 
 def unfit_processor(processor: Processor) -> str:
-    """Return why a processor is not supported, or an empty string."""
+    """Return why a processor is not supported, or an empty string.
+
+    Supported are processors that make one array of pixels of each image and repeat an image token in the text.
+    """
     if not hasattr(processor, "image_token"):
         return f"its {type(processor).__name__} has no token that stands for an image"
     if processor.tokenizer.eos_token_id is None:
         return "its tokenizer has no eos_token, which an answer ends in"
-    tiles = getattr(processor.image_processor, "do_image_splitting", None)
-    if tiles:
+    # True, False, or None for processors that never cut images into tiles.
+    splits_images = getattr(processor.image_processor, "do_image_splitting", None)
+    if splits_images:
         return "it cuts an image into tiles, unless preprocessor_config.json says do_image_splitting: false"
-    others = sorted(set(processor.model_input_names) - _READ - (_WHOLE if tiles is False else frozenset()))
+    droppable = _DROPPABLE_INPUTS if splits_images is False else frozenset()
+    others = sorted(set(processor.model_input_names) - _SUPPORTED_INPUTS - droppable)
     return f"beside tokens and the pixels of one image it is given {', '.join(others)}" if others else ""
 
 
@@ -214,6 +227,7 @@ def _unfit_tokens(module: Any, processor: Processor) -> str:
     """Return why the number of image tokens differs from the number of image features, or an empty string."""
     from PIL import Image
 
+    # `image_size` is a number, or height and width.
     side = int(np.ravel(module.config.vision_config.image_size)[0])
     black = Image.new(mode_of(processor.image_processor), (side, side))
     pixels = torch.as_tensor(np.array(one_by_one(processor.image_processor)([black])[PIXELS]))
@@ -233,6 +247,7 @@ def _unfit_tokens(module: Any, processor: Processor) -> str:
 
 def _image_tokens(processor: Processor, pixels: Any) -> str:
     """Return the text that stands for an image with ``pixels`` [1, ...], which is not split into tiles."""
+    # Processors of models with tiles also read their numbers of rows and columns, which are 0 without tiles.
     tokens: str = processor.replace_image_token({"pixel_values": pixels, "rows": [[0]], "cols": [[0]]}, 0)
     return tokens
 
@@ -244,10 +259,10 @@ def prompt_of(processor: Processor, text: str, row: int) -> str:
     """
     token, prompt = processor.image_token, text
     if processor.chat_template is not None and token not in text:
-        content = [{"type": "image"}, {"type": "text", "text": text}]
-        messages = [{"role": "user", "content": content}]
+        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
         prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     count = prompt.count(token)
+    # With a chat template, an image token in the text itself is an error, since the template writes another.
     if count == 1 and (processor.chat_template is None or prompt is not text):
         return prompt
     if processor.chat_template is None:
@@ -268,12 +283,13 @@ def _prompts(rows: pa.Table, processor: Processor, longest: int) -> tuple[Exampl
     prompts = [prompt_of(processor, text, row) for row, text in enumerate(rows["text"].to_pylist())]
     if not prompts:
         return images, []
-    # All images have one shape, and so as many features.
+    # All images have one shape, and therefore the same number of features, for each of which the text has a token.
     tokens = _image_tokens(processor, images.inputs[0][PIXELS][None])
     texts = [prompt.replace(processor.image_token, tokens) for prompt in prompts]
-    begun = processor.tokenizer.bos_token is not None and texts[0].startswith(processor.tokenizer.bos_token)
-    token_rows: list[list[int]] = processor.tokenizer(texts, add_special_tokens=not begun)[_IDS]
-    row = max(range(len(token_rows)), key=lambda place: len(token_rows[place]))
+    has_bos = processor.tokenizer.bos_token is not None and texts[0].startswith(processor.tokenizer.bos_token)
+    # A chat template may have written the BOS token already.
+    token_rows: list[list[int]] = processor.tokenizer(texts, add_special_tokens=not has_bos)[_IDS]
+    row = max(range(len(token_rows)), key=lambda index: len(token_rows[index]))
     if len(token_rows[row]) > longest:
         raise DataError(
             f"The prompt of row {row + 1} has {len(token_rows[row])} tokens, those of its image included.",
@@ -284,7 +300,7 @@ def _prompts(rows: pa.Table, processor: Processor, longest: int) -> tuple[Exampl
     return images, token_rows
 
 
-def _joined(images: Examples, texts: Sequence[Sequence[int]], processor: Processor) -> Examples:
+def _join_inputs(images: Examples, texts: Sequence[Sequence[int]], processor: Processor) -> Examples:
     """Return the images merged with the tokens of their prompts."""
     inputs, padding = text_inputs({_IDS: texts}, processor.tokenizer)
     sizes = np.array([len(ids) for ids in texts], dtype=np.int64)

@@ -1,7 +1,17 @@
-"""llama.cpp runtime: GGUF files on the processor, greedy decoding, and inspection for integrity checks.
+"""Runtime of the target `llama-cpp`, which runs GGUF files through llama.cpp on the CPU.
 
-With several threads llama.cpp spins at every operator, so that a busy core slows down all threads. On a machine that
-does other work as well, one thread is often faster than two.
+The module has three parts:
+
+- `LlamaCppRuntime` opens a file as a `LlamaCppSession`, which returns the logits of all tokens of complete texts. It is
+  used to measure quality, for example perplexity.
+- `LlamaCppDecoder` generates text greedily, token by token, with llama.cpp's key-value cache. It is used to measure
+  answers and speed of generation.
+- `INSPECTOR` gives stored tensors and the logits of a few probe texts to checks of a model's integrity.
+
+All of them call the C functions in `compress.formats.gguf.llama_cpp_library`.
+
+llama.cpp's threads wait for each other at every operator by spinning, so that one busy core slows down all threads. On
+a machine that does other work as well, one thread is often faster than two.
 """
 
 from __future__ import annotations
@@ -32,15 +42,16 @@ from compress.utils.errors import InputError
 
 _IDS, _MASK, _LOGITS = "input_ids", "attention_mask", "logits"
 PROVIDER = "cpu"
+"""Name of the device in reports, as ONNX Runtime calls it an execution provider."""
 
 _TARGET = TARGETS["llama-cpp"]
 
-_FIRST_LENGTH = 512
-"""Initial number of tokens of a context, which is doubled when it is full."""
+_INITIAL_LENGTH = 512
+"""Initial number of tokens that a decoder's key-value cache has room for, which is doubled when it is full."""
 
 
 class LlamaCppSession:
-    """Opened GGUF model; every call of `predict` starts new texts."""
+    """Opened GGUF model that computes logits of complete texts. No call of `predict` depends on earlier ones."""
 
     inputs = (_IDS,)
     provider = PROVIDER
@@ -75,22 +86,23 @@ class LlamaCppSession:
             )
         check_ids(ids, self._model.vocabulary, self._file)
         if self._context is None or self._context.length < ids.shape[1]:
-            # The old context is freed before the larger one is allocated.
+            # Free the old context before the larger one is allocated. `EVERY` requests the logits of all tokens.
             self._context = None
             self._context = LlamaContext(self._model, ids.shape[1], self._threads, answers=EVERY)
-        rows = []
+        # A context holds one sequence, so texts run one after the other.
+        logits = []
         for row in ids:
             self._context.clear()
-            rows.append(self._context.append(row))
-        return {_LOGITS: np.stack(rows)}
+            logits.append(self._context.append(row))
+        return {_LOGITS: np.stack(logits)}
 
     def decoder(self) -> LlamaCppDecoder:
-        """Return a greedy decoder that uses llama.cpp's own cache."""
+        """Return a greedy decoder that uses llama.cpp's key-value cache."""
         return LlamaCppDecoder(self._model, self._file, self._threads)
 
 
 class LlamaCppRuntime:
-    """Runtime that opens GGUF files through llama.cpp."""
+    """Implementation of the `Runtime` protocol for GGUF files."""
 
     name = "llama-cpp"
 
@@ -99,8 +111,9 @@ class LlamaCppRuntime:
         if threads < 1:
             raise InputError(f"{threads} threads cannot run a model.", expected="at least 1")
         file = find_gguf(artifact)
+        # Raise an error for a missing or wrong llama.cpp before the file is read.
         library()
-        # llama.cpp aborts the process for some invalid files. The header is enough to refuse them before.
+        # llama.cpp aborts the process for some invalid files. Our reader raises an error for them first.
         read_gguf(file)
         return LlamaCppSession(LlamaModel(file), file, threads)
 
@@ -117,13 +130,14 @@ RUNTIME = LlamaCppRuntime()
 
 
 def stored_arrays(model: GgufModel) -> Stored:
-    """Return every tensor with its bytes, mapped from the file."""
+    """Return every tensor with its stored bytes, memory-mapped from the file."""
     return ((tensor, tensor.data()) for tensor in read_gguf(model.file).tensors)
 
 
 def probe_logits(model: GgufModel, encode: Encode) -> np.ndarray:
-    """Return the logits [windows * positions, vocabulary] at the last positions of a few short windows."""
+    """Return the logits [windows * positions, vocabulary] at the last positions of a few short windows of text."""
     ids = [example["input_ids"][:TOKENS] for example in encode(load_tokenizer(model.folder)).inputs[:WINDOWS]]
+    # Windows of one length give arrays of one shape.
     length = min(len(row) for row in ids)
     session = get_runtime(_TARGET.runtime).open(model.file, _TARGET, threads=1)
     window_logits = [session.predict({"input_ids": row[None, :length]})["logits"][0, -POSITIONS:] for row in ids]
@@ -134,14 +148,17 @@ INSPECTOR = ModelInspector(stored_arrays, probe_logits, "llama-cpp")
 
 
 class LlamaCppDecoder:
-    """Greedy text generation with llama.cpp's cache."""
+    """Greedy text generation with llama.cpp's key-value cache, which holds the tokens so far.
+
+    ``cached`` tells callers that a step costs one token, not the whole sequence.
+    """
 
     cached = True
 
     def __init__(self, model: LlamaModel, file: Path, threads: int) -> None:
         """Allocate a context for ``model``; ``file`` names the model in error messages."""
         self._model, self._file, self._threads = model, file, threads
-        self._context = LlamaContext(model, min(_FIRST_LENGTH, model.positions), threads)
+        self._context = LlamaContext(model, min(_INITIAL_LENGTH, model.positions), threads)
         self.vocabulary = model.vocabulary
         self._ids: list[int] = []
 
@@ -156,18 +173,21 @@ class LlamaCppDecoder:
         return self._append([token])
 
     def _append(self, ids: Sequence[int]) -> int:
+        """Run the model on more tokens of the sequence and return the token that is most likely to follow."""
         check_ids(np.asarray(ids), self.vocabulary, self._file)
-        unread = list(ids)
-        self._ids += unread
+        # Tokens that are not in the cache yet.
+        uncached = list(ids)
+        self._ids += uncached
         length = self._context.length
         if len(self._ids) > length:
             while length < len(self._ids):
                 length *= 2
-            # Free the old context before the larger one is allocated. The larger one reads the whole sequence again.
+            # Free the old context before the larger one is allocated. The larger one runs the whole sequence again,
+            # since llama.cpp cannot enlarge a cache.
             del self._context
             self._context = LlamaContext(self._model, length, self._threads)
-            unread = self._ids
-        return likeliest(self._context.append(np.asarray(unread))[-1], str(self._file))
+            uncached = self._ids
+        return likeliest(self._context.append(np.asarray(uncached))[-1], str(self._file))
 
 
 def check_ids(ids: np.ndarray, vocabulary: int, file: Path) -> None:

@@ -92,7 +92,7 @@ def _predict_final_margin(
         partial: Outcome of the partly trained recipe.
         relatives: Outcomes of each recipe of the family, after as much training and in full.
         persistence: Share of a gap that persists until training is complete.
-        error: Probability with which the interval misses the margin.
+        error: Probability with which each end of the interval is exceeded.
     """
     metric = limit.metric
     early, finished = ([_rows(values, FINAL, metric) for values in column] for column in zip(*relatives, strict=True))

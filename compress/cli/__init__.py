@@ -102,7 +102,7 @@ class CommandGroup(TyperGroup):
 app = typer.Typer(
     cls=CommandGroup,
     name="compress",
-    help="Turn a trained model into the smallest, fastest artifact that still does its job, and prove it.",
+    help="Make a trained model as small and fast as possible on a target, and measure the file that ships.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=True,

@@ -85,7 +85,9 @@ def tasks() -> str:
     for kind in kinds:
         able = [STAGES[stage].supports(kind.capabilities) for stage in columns] + [kind.app_steps in APP_TYPES]
         cells = " | ".join("yes" if one else "" for one in able)
-        lines += {f"| {kind.name} | {', '.join(sorted(kind.capabilities))} | {cells} |"}.difference(lines)
+        row = f"| {kind.name} | {', '.join(sorted(kind.capabilities))} | {cells} |"
+        # Variants of a task may have the same capabilities.
+        lines += [] if row in lines else [row]
     lines += ["", "A task with two rows has two kinds of models. `has classes` includes `has labels`. Stages need:", ""]
     lines += ["| stage | required capabilities | excluded capabilities |", "|---|---|---|"]
     for stage in (*columns, *for_one):

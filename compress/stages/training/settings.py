@@ -90,7 +90,7 @@ class TrainingSettings(Frozen):
 
     epochs: float = Field(3.0, gt=0, le=1000, description="passes over the training examples")
     learning_rate: float = Field(5e-5, gt=0, le=1, description="peak learning rate")
-    batch_size: int = Field(32, ge=1, description="examples per step in each process; distill_language_model: of all")
+    batch_size: int = Field(32, ge=1, description="examples per step in each process")
     optimizer: Optimizer = Field(Optimizer(), description="AdamW and its schedule")
     precision: Precision = PRECISION
     dropout: float | None = Field(

@@ -22,7 +22,6 @@ QUICK_TESTS = (
     "tests/test_imports.py",
     "tests/test_plugins.py",
     "tests/cli/test_start_up.py",
-    "tests/cli/test_json_output.py",
     "tests/pipeline/test_cache.py",
     "tests/pipeline/test_licences.py",
     "tests/pipeline/test_plan.py",

@@ -161,7 +161,7 @@ def write(rows: Mapping[str, list[str]]) -> None:
         "title": "Answers of transformers' own pipelines",
         "order": 9,
         "command": "python benchmarks/pipelines.py --write",
-        "machine": "any processor",
+        "machine": "one thread; the kind of processor does not matter",
         "measured": datetime.now(UTC).date().isoformat(),
         "text": "The float model of a recipe as an fp32 ONNX file, evaluated on test rows, is compared with "
         f"`pipeline(task)` of transformers {transformers.__version__} on the checkpoint.",

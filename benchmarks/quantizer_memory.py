@@ -1,7 +1,7 @@
 """Peak memory and time of a stage that processes one block at a time, on Llama-shaped models of several sizes.
 
     python benchmarks/quantizer_memory.py 3B                                             gptq
-    python benchmarks/quantizer_memory.py 3B --stage prune --set feed_forward=0.25
+    python benchmarks/quantizer_memory.py 3B --stage prune_decoder --set feed_forward=0.25
     python benchmarks/quantizer_memory.py 3B --stage block_qat --set epochs=1 held_out=2
 
 Each size runs in its own process. The time per parameter is processor time, which depends less on other processes than

@@ -66,7 +66,7 @@ def stages() -> str:
     lines = ["# Stages", "", "Written by `make docs` from the code.", ""]
     for kind, cls in sorted(STAGES.items()):
         lines += [f"## {kind}", "", _paragraphs(cls.__doc__ or ""), ""]
-        lines += ["| field | default | meaning |", "|---|---|---|"]
+        lines += ["| field | default | meaning |", "|---|---|---|"] if len(cls.model_fields) > 1 else []
         for name, field in cls.model_fields.items():
             if name != "kind":
                 lines.append(
@@ -83,17 +83,19 @@ def tasks() -> str:
     for_all = sorted(stage for stage, found in names.items() if len(found) == len(kinds))
     for_one = {stage: found[0] for stage, found in sorted(names.items()) if len(found) == 1}
     columns = [stage for stage, found in names.items() if 1 < len(found) < len(kinds)]
-    lines = ["# Tasks", "", "Written by `make docs` from the code: which stages are for which tasks.", ""]
-    lines += [f"For every task: {', '.join(f'`{stage}`' for stage in for_all)}."]
+    lines = ["# Tasks", "", "Written by `make docs` from the code: the stages that support each task.", ""]
+    lines += [f"- For every task: {', '.join(f'`{stage}`' for stage in for_all)}."]
     for name in dict.fromkeys(for_one.values()):
-        lines += [f"For {name} alone: {', '.join(f'`{stage}`' for stage in for_one if for_one[stage] == name)}."]
-    lines += ["", f"| task | what it is | {' | '.join(columns)} | app |", f"|---|---{'|---' * len(columns)}|---|"]
+        lines += [f"- Only for {name}: {', '.join(f'`{stage}`' for stage in for_one if for_one[stage] == name)}."]
+    lines += ["", f"| task | capabilities | {' | '.join(columns)} | app |", f"|---|---{'|---' * len(columns)}|---|"]
     for kind in kinds:
         able = [STAGES[stage].supports(kind.capabilities) for stage in columns] + [kind.app_steps in APP_TYPES]
         cells = " | ".join("yes" if one else "" for one in able)
-        lines.append(f"| {kind.name} | {', '.join(sorted(kind.capabilities))} | {cells} |")
-    lines += ["", "`compress check` refuses the others, by what a stage asks of a task:", ""]
-    lines += ["| stage | what it has to be | what it must not be |", "|---|---|---|"]
+        row = f"| {kind.name} | {', '.join(sorted(kind.capabilities))} | {cells} |"
+        # Variants of a task may have the same capabilities.
+        lines += [] if row in lines else [row]
+    lines += ["", "A task with two rows has two kinds of models. `has classes` includes `has labels`. Stages need:", ""]
+    lines += ["| stage | required capabilities | excluded capabilities |", "|---|---|---|"]
     for stage in (*columns, *for_one):
         asked = (", ".join(sorted(one)) for one in (STAGES[stage].requires, STAGES[stage].excludes))
         lines.append(f"| `{stage}` | {' | '.join(asked)} |")

@@ -43,7 +43,9 @@ def written_by(home: Path, *command: str) -> list[str]:
     return sorted(str(path.relative_to(home)) for path in home.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("library", USES)
+@pytest.mark.parametrize(
+    "library", [pytest.param(name, marks=pytest.mark.slow if name in ("nncf", "mlflow") else ()) for name in USES]
+)
 def test_libraries_store_no_telemetry_after_importing_compress(library: str, tmp_path: Path) -> None:
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"{library} is not installed")

@@ -56,12 +56,12 @@ def write(record: Record) -> None:
         "order": 1,
         "page": "architectures.md",
         "command": "python benchmarks/architectures --write",
-        "machine": "any processor: tiny models with random weights",
+        "machine": "tiny models with random weights; the kind of processor does not matter",
         "measured": datetime.now(UTC).date().isoformat(),
-        "text": "*ONNX, 4 bits*: largest difference of a logit from torch. *GGUF*: llama.cpp's name of the family, "
-        "where its logits and tokens equal those of transformers. *INT8 error*: RMS error divided by the standard "
-        "deviation of the logits. *INT8 size*: INT8 bytes divided by fp32 bytes. *pruned heads, neurons, layers*: "
-        "'yes' if the pruned model equals the original with those weights set to zero.",
+        "text": "*ONNX, 4 bits*: largest difference of a logit from torch. *attention*: fused operators. *GGUF*: "
+        "llama.cpp's family, if logits and tokens equal those of transformers. *INT8 error*: RMS error divided by "
+        "the standard deviation of the logits. *INT8 size*: INT8 bytes / fp32 bytes. *pruned heads, neurons, "
+        "layers*: 'yes' if the pruned model equals the original with those weights set to zero.",
         "tables": [
             {
                 "title": group.title,

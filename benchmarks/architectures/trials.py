@@ -63,7 +63,7 @@ class Group:
         """Return how many models succeed in each column."""
         columns = enumerate(self.columns[1:-1], start=1)
         counts = (f"{column} {sum(_rank(row[index]) > 1 for row in rows)}" for index, column in columns)
-        return f"Of {len(rows)}: {', '.join(counts)}."
+        return f"Successes of {len(rows)} models: {', '.join(counts)}."
 
 
 def _rank(cell: str) -> int:

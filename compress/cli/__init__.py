@@ -203,7 +203,7 @@ class CommandGroup(TyperGroup):
 app = typer.Typer(
     cls=CommandGroup,
     name="compress",
-    help="Turn a trained model into the smallest, fastest artifact that still does its job, and prove it.",
+    help="Make a trained model as small and fast as possible on a target, and measure the file that ships.",
     epilog=EXAMPLES,
     context_settings={"help_option_names": ["--help", "-h"]},
     no_args_is_help=True,

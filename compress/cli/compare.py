@@ -91,7 +91,7 @@ def compare(
         show(comparison_view(compare_now(baseline, candidate, rules, recipe, target, threads, budget), view))
         return
     first = _load_report(baseline)
-    # Without B, the final model of A is compared with the baseline model of the same report.
+    # Without B, the model `--model` of A is compared with the baseline model of the same report.
     second = _load_report(candidate) if candidate else first
     show(comparison_view(_compare(first, second, rules, across_hosts, None if candidate else BASELINE), view))
 

@@ -49,7 +49,7 @@ def copy(
 def schema(
     json_: Annotated[bool, typer.Option("--json", help="Has no effect: the schema is JSON.")] = False,
 ) -> None:
-    """Write the JSON Schema of recipes, by which editors complete and check them."""
+    """Write the JSON Schema of recipes, with which editors complete and check them."""
     from compress.recipe.loading import recipe_schema
 
     typer.echo(json.dumps(recipe_schema(), indent=2))

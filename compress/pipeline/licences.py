@@ -149,9 +149,8 @@ def remarks_on(records: Sequence[LicenceRecord], recipe: Recipe) -> list[str]:
 
 def refuse_forbidden(records: Sequence[LicenceRecord], recipe: Recipe) -> None:
     """Raise `InputError` for a recipe that a licence forbids."""
-    sources = [record for record in records if not record.of.startswith(RUNTIME)]
-    for record in sources:
-        conflict = _conflict(record, sources, recipe)
+    for record in records:
+        conflict = _conflict(record, records, recipe)
         if conflict is not None and record.allowed is None:
             raise InputError(
                 f"The licence of {_shown(record)} {conflict}.",

@@ -322,12 +322,11 @@ def _registered(point: str) -> Iterator[Extension]:
 
 def _entry_points(group: str) -> list[tuple[str, str, EntryPoint]]:
     """Return the entry points of a group, each after its package and name, by which they are sorted."""
-    entries = entry_points(group=group)
-    packages = [entry.dist and f"{entry.dist.name} {entry.dist.version}" for entry in entries]
-    return sorted(
-        (f"the package {package or entry.module.partition('.')[0]}", entry.name, entry)
-        for package, entry in zip(packages, entries, strict=True)
-    )
+    entries = []
+    for entry in entry_points(group=group):
+        package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.module.partition(".")[0]
+        entries.append((f"the package {package}", entry.name, entry))
+    return sorted(entries)
 
 
 def _is_free(extension: Extension, name: str, reserved: set[str], extensions: Mapping[str, Extension]) -> bool:

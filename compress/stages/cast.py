@@ -15,10 +15,10 @@ _EXAMPLES = 64
 
 
 class Cast(Stage[OnnxModel, OnnxModel]):
-    """float16 weights and arithmetic, for graphics processors and WebGPU; half the size.
+    """float16 weights and arithmetic, for GPUs and WebGPU; half the size.
 
-    ONNX Runtime's processor has few float16 kernels: it runs such a file with casts around float32 ones, slower than
-    the float32 file, so that its answers can be proven here and its speed can't.
+    ONNX Runtime has few float16 kernels for CPUs: it inserts casts around float32 kernels, so the file is slower there
+    than the float32 file. Outputs can be checked on a CPU, the speed cannot.
     """
 
     packages = ("onnx", "onnxruntime")

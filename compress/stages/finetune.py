@@ -13,7 +13,7 @@ from compress.tasks.capability import ANSWERS_PER_TOKEN, HAS_LABELS, TAKES_AUDIO
 
 
 class Finetune(Training, Stage[TorchModel, TorchModel]):
-    """Train all weights on the task's own loss: makes a teacher, or recovers quality after pruning."""
+    """Train all weights on the task's own loss: produces a teacher, or recovers quality after pruning."""
 
     packages = ("torch", "transformers", "accelerate")
     requires = frozenset({HAS_LABELS})

@@ -31,7 +31,7 @@ class GivenAdapter(Frozen):
 
 
 class MergeLora(GivenAdapter, KeepsShape, Stage[TorchModel, TorchModel]):
-    """Add the product of an adapter's factors to the weights that it is for (Hu et al. 2021, section 4.1)."""
+    """Add the product of a peft adapter's factors to the weights that it adapts (Hu et al. 2021, section 4.1)."""
 
     packages = ("torch", "transformers", "peft")
     kind: Literal["merge_lora"] = "merge_lora"
@@ -45,9 +45,9 @@ class MergeLora(GivenAdapter, KeepsShape, Stage[TorchModel, TorchModel]):
 
 
 class AttachLora(GivenAdapter, KeepsShape, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
-    """Copy a peft adapter untouched into the folder `adapter/` of the checkpoint, once it is proven to fit.
+    """Copy a peft adapter unchanged into the folder `adapter/` of the checkpoint, after checking that it fits.
 
-    `PeftModel.from_pretrained(model, "CHECKPOINT/adapter")` puts it on the quantized model.
+    `PeftModel.from_pretrained(model, "CHECKPOINT/adapter")` applies it to the quantized model.
     """
 
     packages = ("transformers",)

@@ -15,10 +15,10 @@ from compress.utils.errors import StageError
 class OnnxWeightOnly(Stage[OnnxModel, OnnxModel]):
     """Weight-only quantization, round to nearest in blocks with the best of several scales (`MatMulNBits`).
 
-    For graphs whose time goes into reading weights, such as decoders that answer token by token; where many tokens
-    are computed at once, as in encoders, `onnx_int8` is faster. Embeddings are quantized too, and a head tied to one is
-    stored once; fused attention is taken apart, since its operator takes floats. Tensors that float16 holds exactly are
-    stored so.
+    For graphs that spend their time on reading weights, such as decoders that generate token by token. Where many
+    tokens are computed at once, as in encoders, `onnx_int8` is faster. Embeddings are quantized too, and a tied head is
+    stored once. Fused attention is split into its operators, because the fused one needs float weights. Float tensors
+    whose values float16 represents exactly are stored as float16.
     """
 
     version = 2

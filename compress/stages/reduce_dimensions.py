@@ -14,10 +14,10 @@ from compress.utils.errors import StageError
 
 
 class ReduceDimensions(KeepsShape, Stage[TorchModel, TorchModel]):
-    """Rotate embeddings so that the first dimensions hold most, and keep those (principal components, not centered).
+    """Rotate embeddings to their principal components (not centered) and keep the first dimensions.
 
-    The rotation is a linear layer before the last normalisation: a module `Dense` of sentence-transformers, or, with
-    `onnx: {sentence_embedding: true}`, a part of the graph. What it saves is the index: bytes and time a comparison.
+    The rotation is a linear layer before the final normalization: a module `Dense` of sentence-transformers, or, with
+    `onnx: {sentence_embedding: true}`, a part of the graph. It saves bytes of the index, and time per comparison.
     """
 
     packages = ("torch", "numpy")

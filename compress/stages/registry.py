@@ -25,6 +25,8 @@ def _accepted(found: object) -> type[AnyStage]:
     """Return an extension's stage. Raises `UnusablePluginError`."""
     if not (isinstance(found, type) and issubclass(found, Stage)):
         raise UnusablePluginError(f"{found!r} is no stage; expected a subclass of compress.stages.base.Stage")
+    if not hasattr(found, "output_type"):
+        raise UnusablePluginError(f"{found.__name__} must subclass Stage[InputModel, OutputModel]")
     if lacking := sorted(found.__abstractmethods__):
         raise UnusablePluginError(f"{found.__name__} lacks {', '.join(lacking)}")
     if not isinstance(found.model_fields["kind"].default, str):

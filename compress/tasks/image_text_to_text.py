@@ -271,7 +271,7 @@ def prompt_of(processor: Processor, text: str, row: int) -> str:
     else:
         hint = f"take {token} out of the text: the chat template puts the image before it"
     raise DataError(
-        f"The prompt {text[:60]!r} has the image's token {token} {text.count(token)} times.",
+        f"The prompt {text[:60]!r} has the image's token {token} {count} times.",
         where=f"row {row + 1}",
         expected="one image in each prompt, where its token or the model's chat template has it",
         hint=hint,

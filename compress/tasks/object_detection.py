@@ -330,7 +330,8 @@ def relative_boxes(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def detections(answers: np.ndarray, sizes: np.ndarray, processor: Processor) -> np.ndarray:
     """Return answers [B, queries, ...] as detections [B, queries, 6] in the format of `coco_metrics`.
 
-    ``sizes`` [B, 2] are heights and widths. Every query is returned, whatever its score.
+    ``sizes`` [B, 2] are heights and widths. There are as many detections as queries, whatever their
+    scores; processors that choose pairs of query and class may return one query several times.
     """
     # The processor expects a model output, so answers are split into logits and boxes again.
     logits, boxes = (torch.from_numpy(part) for part in np.split(answers, [answers.shape[-1] - _COORDINATES], axis=-1))

@@ -36,7 +36,7 @@ from compress.utils.progress import SilentProgress
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 ALWAYS = [path for path in RECIPES if path.stem in ("quickstart", "smollm2-int4")]
-TODAY = [*ALWAYS, *todays([path for path in RECIPES if path not in ALWAYS], 4, lambda path: path.stem)]
+TODAY = [*ALWAYS, *todays([path for path in RECIPES if path not in ALWAYS], 6, lambda path: path.stem)]
 """Those that are run at tiny scale today: whole runs of each task and format are tests of their own."""
 QUICK = Benchmark(budget_seconds=0.1, examples=8, batch_size=4, launches=2, every_stage=False)
 """One launch of each model: that it is timed, and not how well, matters here."""

@@ -16,7 +16,9 @@ from compress.formats.openvino.stage import OpenVino
 from compress.models.model import TorchModel
 from compress.pipeline.keys import Keys
 from compress.pipeline.run import with_absolute_paths
+from compress.plugins import UnusablePluginError
 from compress.recipe.recipe import Recipe
+from compress.stages import registry
 from compress.stages.base import Context, Reference, Stage, all_references
 from compress.stages.cost_model import PlanContext, Shape, Text
 from compress.stages.distill.stage import Distill
@@ -199,3 +201,21 @@ def test_every_field_that_names_a_file_is_made_absolute(tmp_path: Any) -> None:
 def test_gguf_refuses_integers_without_a_block_type(stage: Stage[Any, Any], field: str | None) -> None:
     conflict = Gguf().conflicts_with(stage)
     assert (conflict and conflict[0]) == field
+
+
+def test_stage_of_a_plugin_must_name_its_model_classes() -> None:
+    class Bare(Stage):
+        kind: Literal["bare"] = "bare"
+
+        def run(self, model: TorchModel, context: Context) -> TorchModel:
+            return model
+
+    class Whole(Stage[TorchModel, TorchModel]):
+        kind: Literal["whole"] = "whole"
+
+        def run(self, model: TorchModel, context: Context) -> TorchModel:
+            return model
+
+    assert registry._accepted(Whole) is Whole and Whole.input_type is Whole.output_type is TorchModel
+    with pytest.raises(UnusablePluginError, match=r"Bare must subclass Stage\[InputModel, OutputModel\]"):
+        registry._accepted(Bare)

@@ -18,7 +18,7 @@ class CoreMl(ExportStage[TorchModel, CoreMlModel]):
 
     The model takes one row at a time, of any length up to the recipe's `max_length`; images keep their size. The traced
     model is compared with torch, and the stored weights are read back. Core ML runs on macOS only, so on other systems
-    the package's own answers are not checked.
+    the outputs of the package are not checked.
     """
 
     packages = ("torch", "transformers", "coremltools")

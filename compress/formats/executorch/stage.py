@@ -14,12 +14,12 @@ from compress.tasks.capability import DUAL_ENCODER, SINGLE_CALL, TAKES_PAIRS, VA
 
 
 class ExecuTorch(ExportStage[TorchModel, ExecuTorchModel]):
-    """ExecuTorch's `.pte` program, for apps on phones and boards, run by XNNPACK on their processors.
+    """ExecuTorch's `.pte` program, for apps on phones and boards; XNNPACK runs it on their CPUs.
 
     The model takes up to 8 rows at a time, of any length up to the recipe's `max_length`; images keep their size. In
-    int8, products have a scale per channel and round their inputs in each call. Models with convolutions are calibrated
-    on examples of the train split instead (PT2E), because XNNPACK needs their ranges in advance. The program's answers
-    are compared with torch in ExecuTorch's own runtime.
+    int8, matrix products have a weight scale per channel and quantize their inputs in each call. Models with
+    convolutions are calibrated on examples of the train split instead (PT2E), because XNNPACK needs their ranges in
+    advance. The program's outputs are compared with torch in ExecuTorch's own runtime.
     """
 
     version = 3

@@ -183,7 +183,7 @@ class LlamaCppDecoder:
             while length < len(self._ids):
                 length *= 2
             # Free the old context before the larger one is allocated. The larger one runs the whole sequence again,
-            # since llama.cpp cannot enlarge a cache.
+            # since llama.cpp cannot enlarge a cache. It may exceed the positions that the model was trained with.
             del self._context
             self._context = LlamaContext(self._model, length, self._threads)
             uncached = self._ids

@@ -33,13 +33,13 @@ _RUNTIME = "xllamacpp"
 
 
 class Gguf(Stage[Checkpoint, GgufModel]):
-    """GGUF for llama.cpp: quantized integers unchanged, in the smallest block type that holds them exactly.
+    """GGUF for llama.cpp: quantized integers unchanged, in the smallest block type that stores them exactly.
 
     Four bits in groups of 32, 64, ... become Q4_0, and eight bits Q8_0. Four bits with zero points become Q4_1, whose
     minima are rounded to float16. Weights that are not quantized are stored as ``float_type``. The file is read back
     with llama.cpp's own Python package and compared with the checkpoint.
 
-    With a ``type``, ggml itself rounds float weights, each to the type that `llama-quantize` gives it. With the stage
+    If ``type`` is set, ggml rounds float weights, each to the type that `llama-quantize` chooses. With the stage
     `imatrix` before it, errors are smaller for large inputs.
     """
 

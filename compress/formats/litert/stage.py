@@ -25,11 +25,11 @@ _TEXT_ONLY = AppliesTo(excludes=frozenset({TAKES_IMAGES, TAKES_AUDIO}))
 
 
 class LiteRt(ExportStage[TorchModel, LiteRtModel]):
-    """LiteRT (`.tflite`), for the runtime of Android and other phones: a signature for each fixed length of a text.
+    """LiteRT (`.tflite`), for Android and other phones, with a signature for each of several fixed text lengths.
 
-    The signatures share the weights; an app pads a text to the shortest signature that holds it. The file's answers are
-    compared with torch in LiteRT's own interpreter: in fp32 they must agree, and in fewer bits the note states the
-    difference.
+    The signatures share the weights; an app pads a text to the shortest signature that fits. The file's outputs are
+    compared with torch in LiteRT's own interpreter: in fp32 they must be equal within `tolerance`, with fewer bits the
+    report states the difference.
     """
 
     packages = ("torch", "transformers", "litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer")

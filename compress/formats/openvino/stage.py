@@ -21,11 +21,11 @@ Precision = Literal["fp32", "fp16", "int8"]
 
 
 class OpenVino(ExportStage[TorchModel, OpenVinoModel]):
-    """OpenVINO's IR, for Intel's processors and graphics, under the file names that optimum-intel opens.
+    """OpenVINO IR, for Intel's processors and GPUs, under the file names that optimum-intel opens.
 
-    Answers are compared in OpenVINO itself: in fp32 they must equal torch's, and in fewer bits the note states the
-    difference. A language model keeps its quantized integers, and openvino-genai opens its folder, which contains the
-    tokenizer as IR.
+    Outputs are compared in OpenVINO itself: in fp32 they must equal torch's within `tolerance`, with fewer bits the
+    report states the difference. A language model keeps its quantized integers, and openvino-genai opens its folder,
+    which contains the tokenizer as IR.
     """
 
     version = 2

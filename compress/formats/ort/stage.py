@@ -28,8 +28,8 @@ _ALIGNMENT = 16
 class Ort(Stage[OnnxModel, OrtModel]):
     """ONNX Runtime's own format (`.ort`) for phones and small boards, the only format that a minimal build opens.
 
-    ONNX Runtime optimizes the graph once, here, for any processor. The list of operators and types for the build option
-    `--include_ops_by_config` lies beside it.
+    The graph is optimized once, when it is written, for any processor. The list of operators and types for the build
+    option `--include_ops_by_config` is written beside it. The stage has no fields.
     """
 
     packages = ("onnx", "onnxruntime")

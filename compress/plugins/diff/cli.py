@@ -43,7 +43,7 @@ def diff(
     format: Annotated[Literal["console", "html", "json"], typer.Option(help="Format of the output.")] = "console",
     json_: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
-    """Say what differs between two models: files and recipe, every tensor, answers; and what to look at first."""
+    """List the differences of two models: files, recipe, tensors and answers; the most important ones first."""
     from compress.cli.output import show
     from compress.formats.quiet_output import quiet_libraries
     from compress.plugins.diff.models import DiffRequest, compare_models, read_limits

@@ -53,7 +53,7 @@ def decode_images(values: Sequence[Mapping[str, object]], shape: tuple[int, int,
 
 
 def fit_size(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Center a smaller image on black, or scale a larger one down and crop it evenly."""
+    """Center a smaller image on black, or scale any other one to cover the size and crop it evenly."""
     from PIL import Image, ImageOps
 
     if image.height <= height and image.width <= width:
@@ -106,7 +106,7 @@ def psnr(images: ArrayLike, reference: ArrayLike, data_range: float = 1.0) -> Fl
 
     Args:
         images: Generated images.
-        reference: Image to compare each of them with.
+        reference: Reference image of each generated image, of the same shape.
         data_range: Difference between the largest and the smallest possible value.
 
     Raises:

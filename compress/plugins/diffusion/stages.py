@@ -105,9 +105,9 @@ class DistillFeatures(FeatureDistillation, _KeepsDenoiserShape, _DistillsDenoise
 
 
 class DistillSteps(ProgressiveDistillation, _KeepsDenoiserShape, _DistillsDenoiser):
-    """Progressive distillation of a denoiser: one step learns to do what two did, round by round.
+    """Progressive distillation of a denoiser: in each round, one student step learns to replace two teacher steps.
 
-    After each round the student is the teacher of the next (Salimans and Ho 2022, algorithm 2). The output has the
+    After each round the student is the teacher of the next (Salimans and Ho 2022, algorithm 2). The output contains the
     DDIM scheduler that samples from the student.
     """
 
@@ -123,8 +123,8 @@ class DistillSteps(ProgressiveDistillation, _KeepsDenoiserShape, _DistillsDenois
 class DistillConsistency(ConsistencyDistillation, _KeepsDenoiserShape, _DistillsDenoiser):
     """Latent consistency distillation of a denoiser (Luo et al. 2023, algorithm 1).
 
-    The denoiser learns to predict the end of a trajectory from each of its points. The output has the LCM scheduler
-    that samples from the student.
+    The denoiser learns to predict the end of a trajectory from each of its points. The output contains the LCM
+    scheduler that samples from the student.
     """
 
     kind: Literal["distill_consistency"] = "distill_consistency"
@@ -155,9 +155,9 @@ _BEST = "best"
 
 
 class Schedule(KeepsShape, Stage[TorchModel, TorchModel]):
-    """Another scheduler of diffusers for the same denoiser, and how many steps it takes; weights stay as they are.
+    """Set another diffusers scheduler and number of steps for the same denoiser; weights do not change.
 
-    `best` takes the scheduler whose pictures in so many steps are nearest to those in `reference_steps`, from the same
+    `best` chooses the scheduler whose images in `steps` steps are closest to those in `reference_steps`, from the same
     noise and for prompts of the train split: DDIM (Song et al. 2021), DPM-Solver++ (Lu et al. 2022), UniPC (Zhao et al.
     2023) and Euler (Karras et al. 2022), each with the timesteps of Lin et al. 2024, table 2.
     """

@@ -36,7 +36,7 @@ def ab(
     ] = True,
     json_: Annotated[bool, typer.Option("--json", help="Write everything as JSON.")] = False,
 ) -> None:
-    """Replay requests through both: better, same, worse, or can't tell. Exit code 1: B is worse in a quantity."""
+    """Replay requests through A and B: better, same, worse, or can't tell. Exit code 1: B is worse in a quantity."""
     from compress.cli.output import show
     from compress.formats.targets import find_target
     from compress.pipeline.artifact import check_opens, find_artifact
@@ -92,7 +92,7 @@ def drift(
     html: Annotated[Path | None, typer.Option(help="Write a page with charts to this file.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write everything as JSON.")] = False,
 ) -> None:
-    """Test words, lengths, activations and answers for drift, and advise what to do. Exit code 1: there is drift."""
+    """Test words, lengths, activations and answers for drift, and recommend stages. Exit code 1: there is drift."""
     from compress.cli.output import show
     from compress.formats.targets import find_target
     from compress.pipeline.artifact import check_opens, find_artifact

@@ -59,7 +59,7 @@ class MetricDrift:
 def find_drifts(series: Sequence[Series], policy: Policy, accepted: str | None, night: Night) -> list[MetricDrift]:
     """Return the drifts of one entry, a recipe that runs every night, at ``night``.
 
-    Series without a measurement of ``night`` are left out, and so are those of other hosts.
+    Series without a measurement of ``night`` are left out, and so are those of other hosts: a night has one host.
 
     Args:
         series: All series of the entry.

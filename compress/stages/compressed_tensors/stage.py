@@ -13,10 +13,10 @@ from compress.tasks.capability import GENERATES
 
 
 class CompressedTensors(KeepsShape, Stage[QuantizedCheckpoint, CompressedTensorsCheckpoint]):
-    """The checkpoint as compressed-tensors, the layout of llm-compressor, which vLLM, SGLang and transformers read.
+    """The checkpoint in the format compressed-tensors of llm-compressor, which vLLM, SGLang and transformers read.
 
-    Integers and scales are those that `gptq` found, and are read back with the package compressed-tensors. With
-    `activation_bits: 8` the server rounds the inputs of each layer, by a scale for each token, and multiplies integers
+    It contains the integers and scales of `gptq` and is read back with the package compressed-tensors. With
+    `activation_bits: 8` the server quantizes the inputs of each layer, with a scale per token, and multiplies integers
     (W8A8); weights then need `gptq: {bits: 8, group_size: -1}`, best after `equalize: {smooth_quant: 0.5}`.
     """
 

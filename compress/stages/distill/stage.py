@@ -14,10 +14,10 @@ from compress.tasks.capability import DESCRIBES_IMAGES, GENERATES, GENERATES_IMA
 
 
 class Distill(Distillation, Stage[TorchModel, TorchModel]):
-    """Knowledge distillation of a model's answers (Hinton et al. 2015).
+    """Knowledge distillation of a model's outputs (Hinton et al. 2015).
 
-    If a task's answers are embeddings, the loss on them is their squared distance (Reimers and Gurevych 2020) in place
-    of the one on logits.
+    For tasks whose outputs are embeddings, the loss is their squared distance (Reimers and Gurevych 2020) instead of
+    the loss on logits.
     """
 
     packages = ("torch", "transformers", "accelerate")

@@ -52,6 +52,7 @@ class MemorySaving(Frozen):
 class LanguageDistillation(TeacherAndStudent, BudgetedTraining):
     """Settings of a training in which a language model learns the next-token predictions of another."""
 
+    batch_size: int = Field(32, ge=1, description="sequences per step of all processes together")
     loss: LanguageLoss = Field(LanguageLoss(), description="losses and their weights")
     keep_best: bool = KEEP_BEST
     freeze_embeddings: bool = Field(False, description="do not train the embedding tables")

@@ -15,11 +15,11 @@ from compress.tasks.capability import GENERATES
 
 
 class Equalize(KeepsShape, Stage[Checkpoint, Checkpoint]):
-    """Scale the inputs of linear layers and take it back in the norm or layer before: the same function.
+    """Scale the inputs of linear layers and undo it in the preceding norm or layer: the function does not change.
 
-    Cross-layer equalization (Nagel et al. 2019, section 4.1): weights that share a scale then fill its range; no text
-    is read. Or SmoothQuant (Xiao et al. 2023, equation 4), for runtimes that round the inputs of layers too. Where
-    factors can be taken back is found by trying it on each block; one block is in memory at a time. What changes is
+    Cross-layer equalization (Nagel et al. 2019, section 4.1): weights that share a scale then use its whole range. It
+    reads no text. Or SmoothQuant (Xiao et al. 2023, equation 4), for runtimes that also quantize the inputs of layers.
+    The stage tests on each block where the scaling can be undone. One block is in memory at a time. Changed tensors are
     stored in float32.
     """
 

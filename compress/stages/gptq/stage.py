@@ -75,8 +75,8 @@ class DecoderQuantization(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
 class Gptq(DecoderQuantization):
     """Weight-only quantization with GPTQ (Frantar et al. 2022, section 3), block by block.
 
-    Each linear layer of the decoder's blocks is rounded so that its outputs on calibration text change least, given
-    what the quantized layers before it give. One block is in memory at a time. Gives a checkpoint in GPTQ format.
+    Each linear layer of a block is rounded so that its outputs on calibration text change least, given the outputs of
+    the quantized layers before it. One block is in memory at a time. The result is a checkpoint in GPTQ format.
     """
 
     version = 2

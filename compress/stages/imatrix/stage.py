@@ -16,9 +16,9 @@ from compress.tasks.capability import GENERATES
 
 
 class Imatrix(ReadsCalibrationText, Stage[Checkpoint, Checkpoint]):
-    """Measure on text how large the inputs of every linear layer are, column by column: llama.cpp's importance matrix.
+    """Measure the mean square of each input column of every linear layer on text: llama.cpp's importance matrix.
 
-    Weights stay as they are; `gguf: {type: Q4_K_M}` rounds them so that errors are small where inputs are large. One
+    Weights do not change; `gguf: {type: Q4_K_M}` then rounds them so that errors are small where inputs are large. One
     block is in memory at a time.
     """
 

@@ -19,8 +19,8 @@ from compress.tasks.capability import GENERATES
 class NncfWeights(NncfOptions, ReadsCalibrationText, Stage[Checkpoint, QuantizedCheckpoint]):
     """NNCF's `compress_weights` with AWQ (Lin et al. 2023) and scale estimation, as an alternative to `gptq`.
 
-    The integers and scales that NNCF chooses are kept as they are, in the same checkpoint that `gptq` gives. NNCF has
-    the whole model in memory, in float32, and begins anew when it is killed.
+    The integers and scales of NNCF are stored unchanged in a checkpoint of the same format as that of `gptq`. NNCF
+    holds the whole model in memory in float32 and starts from the beginning after it was killed.
     """
 
     packages = ("torch", "transformers", "nncf", "safetensors")

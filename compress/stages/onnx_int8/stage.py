@@ -41,11 +41,11 @@ _OVERHEAD_BYTES = 32_768
 
 
 class OnnxInt8(Int8Options, Stage[OnnxModel, OnnxModel]):
-    """INT8 through ONNX Runtime: weights are stored as int8; activations are quantized as they come, or by calibration.
+    """INT8 through ONNX Runtime: weights are stored as int8; activations are quantized dynamically or statically.
 
-    Dynamic quantization finds the range of each activation anew in each call; static quantization takes it from
-    training examples, so that a call computes less and an answer does not depend on its neighbours in the batch.
-    Embedding tables are quantized too, at 8 or 4 bits in blocks along a row.
+    Dynamic quantization computes the range of each activation in each call; static quantization takes it from training
+    examples, so a call computes less and an output does not depend on other rows of the batch. Embedding tables are
+    quantized too, at 8 or 4 bits in blocks along a row.
     """
 
     version = 8

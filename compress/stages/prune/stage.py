@@ -20,9 +20,9 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
     """Structured pruning by importance measured on data; tensors get smaller.
 
     The first-order Taylor importance of each attention head and feed-forward neuron (Michel et al. 2019, section 4.1;
-    Molchanov et al. 2019, section 3.1) is accumulated over training examples, and the least important are removed. In
-    vision models, channels of convolutions are removed with everything that they are coupled to (Fang et al. 2023,
-    DepGraph, section 3): a share in each layer, or those that matter least for a share of all FLOPs or parameters.
+    Molchanov et al. 2019, section 3.1) is accumulated over training examples, and the least important ones are removed.
+    In vision models, channels of convolutions are removed together with everything coupled to them (Fang et al. 2023,
+    DepGraph, section 3): a share of each layer, or the least important ones up to a share of all FLOPs or parameters.
     """
 
     version = 4

@@ -17,9 +17,9 @@ from compress.tasks.capability import GENERATES
 class PruneDecoder(DecoderPruning, Stage[Checkpoint, Checkpoint]):
     """Structured pruning of a language model, read tensor by tensor with one block in memory at a time.
 
-    Whole layers: consecutive ones that change hidden states least (Gromov et al. 2024, figure 1); the layer before
-    them compensates (Shopkhoev et al. 2025, ReplaceMe). Groups of heads with their keys and values, and neurons, such
-    that the others can compensate (Kurtic et al. 2023, ZipLM, section 3.1). Experts by how seldom they are chosen.
+    Whole layers: the consecutive ones that change hidden states least (Gromov et al. 2024, figure 1); the layer before
+    compensates (Shopkhoev et al. 2025, ReplaceMe). Head groups with keys and values, and neurons: those for which the
+    others can compensate (Kurtic et al. 2023, ZipLM, section 3.1). Experts: those that the router selects least.
     """
 
     packages = ("torch", "transformers", "accelerate")

@@ -14,12 +14,12 @@ from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, HAS_LABELS, VARI
 
 
 class Qat(QuantizationAwareTraining, Stage[TorchModel, OnnxModel]):
-    """Quantization-aware training of linear layers and convolutions, the float model teaching meanwhile; gives ONNX.
+    """Quantization-aware training of linear layers and convolutions, with the float model as teacher; writes ONNX.
 
-    Activations are 8-bit with learned steps, weights 8-bit or, with learned steps, 4-bit (LSQ: Esser et al. 2020,
-    sections 2.1 to 2.3); batch normalisation is folded before (Jacob et al. 2018, section 3.2). A layer computes in
-    training what ONNX Runtime's integer kernel gives, bit for bit. The loss on logits is that of distillation (Hinton
-    et al. 2015, section 2).
+    Activations have 8 bits with learned step sizes, weights 8 bits or, with learned step sizes, 4 bits (LSQ: Esser et
+    al. 2020, sections 2.1 to 2.3). Batch normalization is folded before (Jacob et al. 2018, section 3.2). In training,
+    a layer computes bit for bit what ONNX Runtime's integer kernel computes. The loss on logits is that of distillation
+    (Hinton et al. 2015, section 2).
     """
 
     packages = ("torch", "transformers", "accelerate", "onnx", "onnx_ir", "onnxscript", "onnxruntime")

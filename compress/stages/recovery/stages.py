@@ -35,12 +35,12 @@ class Recovers(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
 
 
 class TuneScales(ScaleTuning, Recovers):
-    """Train the scales end to end while every integer stays, so that the files keep their size and format.
+    """Train the scales end to end; integers do not change, so size and format of the files stay the same.
 
-    The second phase of EfficientQAT (Chen et al. 2024, section 3.3), with the norms as in NormTweaking (Li et al.
-    2023), the tables of embeddings too, and for a loss the KL to the model before quantization, so that the text's
-    own content is not learned; the paper's own loss is that of the text (``labels_weight``). What is computed while
-    training has the float16 values that the file will hold.
+    The second phase of EfficientQAT (Chen et al. 2024, section 3.3). It also trains norms, as NormTweaking does (Li et
+    al. 2023), and embedding tables. The loss is the KL divergence from the model before quantization, so that the
+    content of the text is not learned; the paper's own loss, that of the text, has the weight ``labels_weight``.
+    Training computes with the float16 values that the file will store.
     """
 
     guarantees = OutputSpec(changes_weights=False, max_size_ratio=1.001)
@@ -56,9 +56,9 @@ class TuneScales(ScaleTuning, Recovers):
 class LoraRecovery(AdapterTraining, Recovers):
     """Train a low-rank adapter on the frozen quantized model (QLoRA: Dettmers et al. 2023, section 3).
 
-    It learns to predict as the model before quantization does. The base keeps every byte; the
-    adapter is an ordinary one of peft's, in the folder `adapter/` of the checkpoint:
-    `PeftModel.from_pretrained(model, "CHECKPOINT/adapter")` puts it on the quantized model.
+    It learns the predictions of the model before quantization. The quantized weights do not change. The peft adapter is
+    written to the folder `adapter/` of the checkpoint: `PeftModel.from_pretrained(model, "CHECKPOINT/adapter")` applies
+    it to the quantized model.
     """
 
     packages = ("torch", "transformers", "accelerate", "peft")

@@ -19,8 +19,8 @@ from compress.tasks.capability import EXPORTED_FROM_CHECKPOINT, GENERATES, HAS_L
 class Sparsify(Sparsity, KeepsShape, Stage[TorchModel, TorchModel]):
     """Unstructured pruning by magnitude: the smallest weights of convolutions and linear layers become zero.
 
-    Zeros may keep to a pattern, N of every M (Mishra et al. 2021, section 3). The first convolution, depthwise ones and
-    the head stay dense.
+    Zeros can follow a pattern, N of every M (Mishra et al. 2021, section 3). The first convolution, depthwise
+    convolutions and the head stay dense.
     """
 
     packages = ("torch", "transformers", "accelerate")
@@ -44,8 +44,8 @@ class Sparsify(Sparsity, KeepsShape, Stage[TorchModel, TorchModel]):
 class SparsifyGradually(GradualSparsity, Stage[TorchModel, TorchModel]):
     """Unstructured pruning by magnitude while training, along a cubic schedule (Zhu and Gupta 2017, section 3).
 
-    The smallest weights of convolutions and linear layers become zero, more of them from step to step. Zeros may keep
-    to a pattern, as in `sparsify`. The last epoch is kept, since earlier ones are less sparse.
+    The smallest weights of convolutions and linear layers become zero, more of them with each step. Zeros can follow a
+    pattern, as in `sparsify`. The result is the last epoch, since earlier ones are less sparse.
     """
 
     packages = ("torch", "transformers", "accelerate")
@@ -80,7 +80,7 @@ class SparsifyDecoder(DecoderSparsity, Stage[Checkpoint, Checkpoint]):
     """Unstructured pruning of a language model, one block in memory at a time.
 
     Weights of the blocks' linear layers become zero by magnitude, by Wanda (Sun et al. 2023, section 3) or by SparseGPT
-    (Frantar and Alistarh 2023, section 3). Zeros may keep to a pattern, N of every M.
+    (Frantar and Alistarh 2023, section 3). Zeros can follow a pattern, N of every M.
     """
 
     packages = ("torch", "transformers", "accelerate")

@@ -187,6 +187,7 @@ def test_only_accuracy_level_4_computes_in_integers(level: int, integers: bool, 
     assert find_bundled_format("onnx").contents(graph).integers is integers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("expand_on_load", "target", "said"), [(False, "browser", 1), (False, "desktop", 0), (True, "browser", 0)]
 )

@@ -70,6 +70,7 @@ def denoiser(network: nn.Module) -> GuidedDenoiser:
     return GuidedDenoiser(network, "v_prediction", table())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "few",
     [

@@ -224,6 +224,7 @@ def page_faults(*how: str) -> int:
     return int(ended.stdout)
 
 
+@pytest.mark.slow
 def test_large_tensors_reuse_freed_memory():
     # 64 MB are 16,384 pages of 4 kB, or 32 of 2 MB.
     assert page_faults("as it is") >= 8 * 32

@@ -191,7 +191,8 @@ def _scores_before_reshape(node: ir.Node, factor: float) -> _Scores | None:
     (source, shape), value = node.inputs, node.outputs[0]
     scores = _find_scores(source, factor) if (rank(source), rank(value)) == (3, 4) else None
     if scores is not None:
-        # The terms, which are added after it, are reshaped from [batch * heads, ...] to [batch, heads, ...] too.
+        # The terms were added to scores of [batch * heads, ...]. The operator adds them to [batch, heads, ...].
+        # Nodes that are written for a match that fails later have no readers, and `clean` removes them.
         writer = NodeWriter(node.graph, node, f"{value.name}_split")
         scores.terms = [(writer.node("Reshape", [term, shape], value.shape), factor) for term, factor in scores.terms]
     return scores

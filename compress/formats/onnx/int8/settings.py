@@ -35,13 +35,13 @@ class Int8Options(Frozen):
     reduce_range: bool | Literal["auto", "saturating"] = Field(
         "auto",
         description="x86 processors without VNNI add pairs of 8-bit products in 16 bits, where they may saturate. "
-        "`saturating`: a coarser grid for those columns of weights that may, so that none does; true: 7-bit weights "
-        "everywhere; false: neither; auto: `saturating` unless the processors of all targets add in 32 bits",
+        "`saturating`: a coarser grid for the weight columns that could saturate; true: 7-bit weights "
+        "everywhere; false: no protection; auto: `saturating` unless the processors of all targets add in 32 bits",
     )
     calibration_method: Literal["minmax", "percentile", "mse"] = Field(
         "minmax",
-        description="static: percentage of the observed activations that a range covers; 99.99 clips the few outlier "
-        "channels that transformers rely on",
+        description="static: a range covers all observed activations (minmax) or 99.99% of them (percentile), which "
+        "clips the few outlier channels that transformers rely on; mse: the range with the least squared error",
     )
     calibration_examples: int = Field(
         256, ge=1, description="static: calibration examples from the train split, balanced over labels and lengths"

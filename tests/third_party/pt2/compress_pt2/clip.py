@@ -1,4 +1,4 @@
-"""Clip the outliers of matrices, which 8-bit grids would be stretched by."""
+"""Clip outliers of matrices, because they would widen the grid of 8-bit weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two texts, one label: whether the second follows from the first, answers it, says the same."""
+"""Classification of text pairs, such as whether the second text follows from the first one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class PairClassification(TextClassification):
-    """Rows of `text`, `pair` and `label`; all else is as for one text."""
+    """Rows of `text`, `pair` and `label`; the rest is as in text classification."""
 
     name = "text-pair-classification"
     columns = (Column("text"), Column("pair"), Column("label", label=True))
@@ -22,7 +22,7 @@ class PairClassification(TextClassification):
     app_steps = ()
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
-        """Tokenize both texts as one input, with what tells them apart. Raises `DataError`."""
+        """Tokenize both texts as one input, with token types. Raises `DataError`."""
         import numpy as np
 
         from compress.tasks.classes import label_ids

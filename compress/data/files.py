@@ -195,8 +195,9 @@ def _read_csv(path: Path, file: TextIO, wanted: Collection[str]) -> Rows:
 def _csv_records(path: Path, file: TextIO, separator: str) -> Iterator[tuple[int, list[str]]]:
     """Yield each record that is not a blank line, with the line on which it begins."""
     reader = csv.reader(file, delimiter=separator, strict=True)
-    # A field may be as long as the file; the limit is global to the csv module, so it is restored.
-    previous_limit = csv.field_size_limit(path.stat().st_size + 1)
+    # A field may be as long as the file. The limit is global to the csv module, and files are read in turns and by
+    # several threads, so it is only ever raised.
+    csv.field_size_limit(max(csv.field_size_limit(), path.stat().st_size + 1))
     line = 1
     try:
         for record in reader:
@@ -209,8 +210,6 @@ def _csv_records(path: Path, file: TextIO, separator: str) -> Iterator[tuple[int
             where=f"{path}:{line}",
             expected='fields in "quotes" end with a quote, and a quote within them is doubled ("")',
         ) from error
-    finally:
-        csv.field_size_limit(previous_limit)
 
 
 def _read_lines(path: Path, file: TextIO, wanted: Collection[str]) -> Rows:

@@ -208,7 +208,7 @@ def test_unusable_evaluation_text_fails_before_any_stage(
 ) -> None:
     (done.folder / "short.jsonl").write_text(json.dumps({"text": "too short"}))
     (done.folder / "prose.jsonl").write_text(json.dumps({"text": "it's no Python (and never ends" * 9}))
-    recipe = load(done.folder / "tiny.yaml", "evaluation.windows=2", change)
+    recipe = load(done.folder / "tiny.yaml", "evaluation.windows=2", "limits=[]", change)
     with pytest.raises(DataError, match=words) as caught:
         run(recipe, done.folder, tmp_path, Notes())
     assert caught.value.where == where

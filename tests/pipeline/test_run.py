@@ -283,11 +283,11 @@ def test_remeasure_repeats_timings_only(recipe_folder: Path, first: Done, warm_a
     assert not any("earlier run" in note for note in report.notes)
 
 
-@pytest.mark.parametrize(("at_least", "code"), [(0.0, 0), (1.01, 1)])
+@pytest.mark.parametrize(("at_least", "code"), [(0.0, 0), (3.0, 1)])
 def test_missed_limit_exits_with_1_and_complete_report(
     recipe_folder: Path, warm_artifacts: Path, at_least: float, code: int
 ) -> None:
-    limits = f'limits=[{{"metric": "accuracy", "at_least": {at_least}}}]'
+    limits = f'limits=[{{"metric": "accuracy", "at_least": {at_least}, "of": "baseline"}}]'
     result = invoke(
         "run", recipe_folder / "tiny.yaml", "--artifacts", warm_artifacts, "--set", limits, "--set", BOTH, "--json"
     )

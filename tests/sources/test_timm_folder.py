@@ -163,7 +163,7 @@ def test_invalid_timm_config_is_refused(change: dict[str, Any], says: str, tmp_p
 def test_missing_timm_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "net", "test_efficientnet")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"'timm'.*\n.*compress\[timm\]"):
+    with pytest.raises(MissingExtraError, match=r"'timm'.*\n.*compress-models\[timm\]"):
         check_config(tmp_path / "net", trust_remote_code=False)
 
 

@@ -66,12 +66,12 @@ def test_local_version_satisfies_its_range() -> None:
 
 def test_an_installed_package_reads_its_own_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "_PYPROJECT", tmp_path / "none.toml")
-    monkeypatch.setattr(environment, "NAME", "rich")
+    monkeypatch.setattr(environment, "DISTRIBUTION", "rich")
     # From rich's own project file; its third requirement, ipywidgets, comes with the extra "jupyter".
     names = {package.name: package.extra for package in environment.packages()}
     assert names == {"markdown-it-py": None, "pygments": None, "ipywidgets": "jupyter"}
     assert environment.is_installed()
-    monkeypatch.setattr(environment, "NAME", "no-such-package-at-all")
+    monkeypatch.setattr(environment, "DISTRIBUTION", "no-such-package-at-all")
     assert not environment.is_installed()
 
 

@@ -301,17 +301,7 @@ def _source(reference: str | None, starter: Mapping[str, Any]) -> dict[str, obje
     if path is None:
         raise InputError(f"{reference} does not exist.", where="--data", expected="a file or a folder")
     if path.is_file():
-        # Read the names first, so that only one column is loaded for counting.
-        names = read(path, set()).names
-        rows = read(path, names[:1])
-        count = len(next(iter(rows.columns.values()), ()))
-        if (rows_to_select_by := min(int(_SELECT_SHARE * count), _SELECT_ROWS)) < 2:
-            raise InputError(
-                f"{reference} has {count} rows, too few for training, selection and test.",
-                where="--data",
-                expected="some hundred rows, or a folder with one file a split",
-            )
-        hold_out = [_hold_out("select", rows_to_select_by)]
+        names, hold_out = _read_selection(path, reference)
         return {"source": str(path.resolve()), "hold_out": hold_out, **_columns(columns, names), **lengths}
     entries = [entry for entry in sorted(path.iterdir()) if entry.is_dir() or is_file_name(entry.name)]
     splits = {entry.stem: entry.name for entry in entries if entry.stem in _SPLITS}
@@ -322,8 +312,30 @@ def _source(reference: str | None, starter: Mapping[str, Any]) -> dict[str, obje
             expected="a file or folder for each of train, test and, if you have it, validation",
         )
     train = path / splits["train"]
-    more = lengths | _columns(columns, read(train, set()).names if train.is_file() else ())
-    return {"source": str(path.resolve()), "splits": splits, "hold_out": [_hold_out("select", _SELECT_ROWS)], **more}
+    names, hold_out = (
+        _read_selection(train, reference) if train.is_file() else ((), [_hold_out("select", _SELECT_ROWS)])
+    )
+    return {
+        "source": str(path.resolve()),
+        "splits": splits,
+        "hold_out": hold_out,
+        **_columns(columns, names),
+        **lengths,
+    }
+
+
+def _read_selection(path: Path, reference: str) -> tuple[tuple[str, ...], list[dict[str, object]]]:
+    """Return the column names of a file with training rows, and which share of its rows is for selection."""
+    # Read the names first, so that only one column is loaded for counting.
+    names = read(path, set()).names
+    count = len(next(iter(read(path, names[:1]).columns.values()), ()))
+    if (rows_to_select_by := min(int(_SELECT_SHARE * count), _SELECT_ROWS)) < 2:
+        raise InputError(
+            f"{reference} has {count} rows, too few for training, selection and test.",
+            where="--data",
+            expected="some hundred rows, or a folder with one file a split",
+        )
+    return names, [_hold_out("select", rows_to_select_by)]
 
 
 def _columns(starter: Mapping[str, str], names: Collection[str]) -> dict[str, object]:

@@ -158,17 +158,54 @@ def _by_task() -> Iterator[str]:
     """Yield the rows of a table of recipes whose header states a quality, a size and a speed."""
     yield "Each line is a shipped recipe. Its header states the hardware, the time, more results, and if the speed is"
     yield "approximate because other programs ran. [Language models](language-models.md) are measured by perplexity."
+    yield from ("", "![The ratios of size and speed as bars](../pictures/by-task.svg)")
     yield from ("", "| task | recipe | quality | size | speed at batch 1 |", "|---|---|---|---|---|")
+    for task, recipe, quality, before, after, speed in _expectations():
+        yield f"| {task} | `{recipe}` | {quality} | {before} → {after} | {speed}x |"
+
+
+def _expectations() -> list[tuple[str, ...]]:
+    """Return task, name, quality, sizes before and after, and speed-up of recipes whose header states them."""
     rows = []
     for path in SHIPPED.glob("*.yaml"):
         expected = header_field(path, "expect")
         quality = re.match(r"[A-Za-z][^,(]*% -> [^,(]*", expected)
         size = re.search(r"([\d.]+ [kM]B) -> ([\d.]+ [kM]B)", expected)
-        speed = re.search(r"([\d.]+x) (?:faster|as fast)", expected)
+        speed = re.search(r"([\d.]+)x (?:faster|as fast)", expected)
         if quality and size and speed:
             task = read_document(path).values["task"]
-            rows.append(f"| {task} | `{path.stem}` | {quality[0].strip()} | {size[1]} → {size[2]} | {speed[1]} |")
-    yield from sorted(rows)
+            rows.append((task, path.stem, quality[0].strip(), size[1], size[2], speed[1]))
+    return sorted(rows)
+
+
+def chart() -> str:
+    """Return bars of how many times smaller and faster each recipe's result is, as SVG."""
+    rows, step, left, colors = _expectations(), 50, 190, ("#00796b", "#f9a825")
+    ratios = [(_bytes(before) / _bytes(after), float(speed)) for *_, before, after, speed in rows]
+    scale, height = 390 / max(map(max, ratios)), step * len(rows) + 50
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {height}" width="640" '
+        'font-family="sans-serif" font-size="15">',
+        f'<rect width="640" height="{height}" rx="8" fill="#f7f9fa"/>',
+    ]
+    for column, (name, color) in enumerate(zip(("times smaller", "times faster"), colors, strict=True)):
+        x = left + 150 * column
+        lines.append(
+            f'<rect x="{x}" y="15" width="14" height="14" fill="{color}"/><text x="{x + 20}" y="27">{name}</text>'
+        )
+    for number, (row, pair) in enumerate(zip(rows, ratios, strict=True)):
+        y = 45 + step * number
+        lines.append(f'<text x="{left - 10}" y="{y + 24}" text-anchor="end">{row[1]}</text>')
+        for place, (ratio, color) in enumerate(zip(pair, colors, strict=True)):
+            top, width = y + 19 * place, round(ratio * scale)
+            lines.append(f'<rect x="{left}" y="{top}" width="{width}" height="16" fill="{color}"/>')
+            lines.append(f'<text x="{left + width + 6}" y="{top + 13}" font-size="13">{ratio:.3g}</text>')
+    return "\n".join([*lines, "</svg>", ""])
+
+
+def _bytes(size: str) -> float:
+    number, unit = size.split()
+    return float(number) * {"kB": 1e3, "MB": 1e6}[unit]
 
 
 def _result_page(name: str, documents: list[dict[str, Any]]) -> str:
@@ -240,6 +277,7 @@ PAGES = {
     "reference/stages.md": stages,
     "reference/tasks.md": tasks,
     "extending.md": extending,
+    "pictures/by-task.svg": chart,
 } | {name: partial(str, text) for name, text in result_pages().items()}
 
 

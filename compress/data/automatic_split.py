@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Hashable, Sequence
-
-import numpy as np
 
 from compress.utils.errors import DataError
 
@@ -43,10 +42,9 @@ def divide_rows(
     groups: dict[Hashable, list[int]] = {}
     for row, key in enumerate(row_keys):
         groups.setdefault(key, []).append(row)
-    order = list(groups.values())
-    shuffled = [order[index] for index in np.random.default_rng(seed).permutation(len(order))]
-    # Sorting is stable: classes follow each other, and the order within a class is random.
-    shuffled.sort(key=lambda rows: list(row_labels[rows[0]]))
+    generator = random.Random(seed)
+    # Classes follow each other, and the order within a class is random.
+    shuffled = sorted(groups.values(), key=lambda rows: (list(row_labels[rows[0]]), generator.random()))
     sizes = {split: min(round(share * total), most) for split, (share, most) in _SHARES.items()}
     # Rows that each split lacks, times the number of all rows, so that the sums are exact.
     due = dict.fromkeys(sizes, 0)
@@ -66,7 +64,7 @@ def divide_rows(
         parts[split] += rows
     if min(map(len, parts.values())) < _FEWEST:
         raise DataError(
-            f"{name} has {total:,} rows with {len(order):,} different inputs, too few to split.",
+            f"{name} has {total:,} rows with {len(groups):,} different inputs, too few to split.",
             where=name,
             expected="some hundred rows, or one file for each of train, validation and test",
         )

@@ -14,7 +14,7 @@ from pydantic_core import to_jsonable_python
 
 from compress.plugins import explain_missing, find_extensions
 from compress.recipe.document import Document, parse_into, read_document
-from compress.recipe.loading import dump_recipe, parse_recipe
+from compress.recipe.loading import dump_recipe, located, parse_recipe
 from compress.recipe.recipe import Recipe
 from compress.recipe.shipped import find_recipe
 from compress.utils.errors import CompressError, InputError
@@ -54,9 +54,11 @@ def check(
     from compress.pipeline.keys import CachedStages
     from compress.pipeline.planning import make_plan
 
-    loaded, folder = read_recipe(recipe, set)
+    loaded, document = _parsed(recipe, set)
+    folder = Path(document.file).parent
     cached, shown = CachedStages(loaded, folder, Path(artifacts)), _progress(progress)
-    return make_plan(loaded, folder, cached, Path(artifacts), looks_into_model=True, progress=shown)
+    with located(document):
+        return make_plan(loaded, folder, cached, Path(artifacts), looks_into_model=True, progress=shown)
 
 
 def run(
@@ -79,10 +81,11 @@ def run(
     Raises:
         CompressError: Finished stages stay in the cache; a missed limit is no error, see `Report.missed`.
     """
-    loaded, folder = read_recipe(recipe, set)
+    loaded, document = _parsed(recipe, set)
     from compress.pipeline.run import run as run_recipe
 
-    return run_recipe(loaded, folder, Path(artifacts), _progress(progress), remeasure)
+    with located(document):
+        return run_recipe(loaded, Path(document.file).parent, Path(artifacts), _progress(progress), remeasure)
 
 
 def evaluate(
@@ -193,9 +196,14 @@ def search(
 
 def read_recipe(recipe: RecipeLike, overrides: Sequence[str] = ()) -> tuple[Recipe, Path]:
     """Return a checked recipe and the folder that its relative paths start from. Raises `RecipeError`."""
+    loaded, document = _parsed(recipe, overrides)
+    return loaded, Path(document.file).parent
+
+
+def _parsed(recipe: RecipeLike, overrides: Sequence[str]) -> tuple[Recipe, Document]:
+    """Return a checked recipe and its document, which has the lines of its fields."""
     document = _document(recipe)
-    folder = Path(document.file).parent
-    return parse_recipe(document, folder, overrides), folder
+    return parse_recipe(document, Path(document.file).parent, overrides), document
 
 
 def _document(recipe: RecipeLike) -> Document:

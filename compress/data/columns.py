@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _SHOWN = 5
+_SHOWN_LABELS = 50
 _FILE = "an encoded file's bytes, its path, or both as `bytes` and `path`"
 _EXPECTED = {"text": "a string, or for labels a string or a number"} | dict.fromkeys(
     ("image", "audio", "arrays"), _FILE
@@ -184,9 +185,14 @@ def check_labels(table: pa.Table, column: Column, labels: Sequence[str], place: 
             raise DataError(
                 f"The label {value!r} is not among the labels." + did_you_mean(value, labels),
                 where=place(index),
-                expected=f"one of {', '.join(labels)}",
+                expected=f"one of {', '.join(labels[:_SHOWN_LABELS])}{_more(labels)}",
                 hint="correct the row, or list every class under `data.labels` in the order of their ids",
             )
+
+
+def _more(labels: Sequence[str]) -> str:
+    """Return the number of labels that are not shown, in words."""
+    return f" and {len(labels) - _SHOWN_LABELS:,} more" if len(labels) > _SHOWN_LABELS else ""
 
 
 def _converted(rows: Rows, name: str, column: Column) -> list[Any]:

@@ -281,9 +281,11 @@ def load_dataset(
     with _collected(errors):
         if label is None and config.labels is not None:
             raise DataError("The task has no labels.", where="data.labels", hint="remove them from the recipe")
-        # A class may occur only in a split that could not be read.
-        if label and is_whole:
-            labels, parts = _name_labels(config, parts, label)
+        # Without all splits, labels are only compared with those of train or of the recipe.
+        has_names = config.labels is not None or ("train" in parts and "train" not in config.without_labels)
+        if label and (is_whole or (has_names and label.kind == "text")):
+            named = _name_labels(config, parts, label)
+            labels, parts = named if is_whole else (labels, parts)
     # Rows of the judging splits must not occur in any other split: compare normalized inputs.
     inputs = [column.name for column in columns if column.is_input]
     judges = {TEST, *config.also}

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import date
 
 from compress.data.dataset import TEST, Dataset, keys, label_column
 
 _SHOWN = 5
 _FEWEST_TEST_ROWS = 10
+_MANY_CLASSES, _FEWEST_ROWS_OF_CLASS = 20, 10
+"""From so many classes on, labels are taken for values of another kind if there are fewer rows for each on average."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,13 @@ class DataSummary:
         ]
         alone = [f"{label} (in {present[label][0]})" for label in alone]
         warnings = []
+        rows = sum(counts.total() for counts in self.classes.values())
+        are_dates = all(map(_is_date, labels))
+        if are_dates or (len(labels) >= _MANY_CLASSES and rows < _FEWEST_ROWS_OF_CLASS * len(labels)):
+            warnings.append(
+                f"{len(labels):,} classes for {rows:,} rows, such as {next(iter(labels))!r}; dates, numbers and ids "
+                "are no classes: check that `data.columns` names the right column as the label"
+            )
         if alone:
             warnings.append(f"classes of one split only, so not both trained and tested: {_listed(alone)}")
         if few:
@@ -102,6 +112,15 @@ def summarize(data: Dataset) -> DataSummary | None:
         repeated=num_labeled - len(labels_by_key),
         contradictory=sum(len(labels) > 1 for labels in labels_by_key.values()),
     )
+
+
+def _is_date(label: str) -> bool:
+    """Return whether a label is a date such as 2024-01-31."""
+    try:
+        date.fromisoformat(label)
+    except ValueError:
+        return False
+    return not label.isdecimal()
 
 
 def _listed(items: list[str]) -> str:

@@ -68,6 +68,8 @@ class Plan(Frozen):
     task: str
     task_is_inferred: bool = Field(False, description="whether the task was inferred from the model's config")
     sources: tuple[SourcePlan, ...]
+    data: tuple[str, ...] = Field((), description="rows, classes and repeated rows of labeled data")
+    data_warnings: tuple[str, ...] = Field((), description="reasons why no model can be judged by this data")
     stages: tuple[StagePlan, ...]
     targets: tuple[TargetPlan, ...]
     stand_in: str | None = Field(
@@ -78,7 +80,6 @@ class Plan(Frozen):
         {}, description="maps a stage's label to its choices that depend on the target processors"
     )
     limits: tuple[Limit, ...]
-    limit_remarks: tuple[str, ...] = Field((), description="limits that so few test rows cannot test")
     measuring: Estimate = Field(description="seconds for the evaluation and timing of all models")
     seconds: Estimate
     disk_needed_bytes: Estimate
@@ -112,6 +113,8 @@ def render_plan(plan: Plan) -> RenderableType:
     parts: list[RenderableType] = [
         Text(f"{plan.recipe}: {plan.task}{suffix}", style="bold"),
         _table("reads", ("what", "from", "size", "state"), [_source(row) for row in plan.sources]),
+        *map(Text, plan.data),
+        *(Text(warning, style="yellow") for warning in plan.data_warnings),
         _table(
             "stages",
             ("stage", "gives", "reads", "cached", "time", "peak memory", "disk"),
@@ -130,7 +133,7 @@ def render_plan(plan: Plan) -> RenderableType:
         bound += f" of {limit.of}" if limit.of else ""
         limits.append((limit.metric, limit.target, bound + (f" on {limit.processor}" if limit.processor else "")))
     parts += [_table("limits", ("metric", "target", "bound"), limits)] if limits else []
-    parts += [Text(remark, style="yellow") for remark in (*plan.limit_remarks, *plan.licence_remarks)]
+    parts += [Text(remark, style="yellow") for remark in plan.licence_remarks]
     return Group(*parts, *map(Text, plan.plugins), totals)
 
 

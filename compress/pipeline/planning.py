@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from compress.data.dataset import TEST, Dataset
+from compress.data.summary import summarize
 from compress.formats.quiet_output import quiet_libraries
 from compress.formats.runtime import why_unavailable
 from compress.formats.target_profile import describe_limits
@@ -23,15 +23,21 @@ from compress.pipeline.formats import check_formats, unsupported_reason
 from compress.pipeline.licences import find_licences, refuse_forbidden, remarks_on
 from compress.pipeline.plan import Plan, StagePlan, TargetPlan
 from compress.pipeline.recipe_sources import Sources
-from compress.pipeline.run_checks import check_artifacts, combined_error, disk_error, free_bytes, missing_packages
+from compress.pipeline.run_checks import (
+    check_artifacts,
+    combined_error,
+    disk_error,
+    free_bytes,
+    missing_packages,
+    untestable_limits,
+)
 from compress.pipeline.stage_costs import predict_measuring, predict_stage_cost
 from compress.plugins import plugin_problems
 from compress.recipe.recipe import START, Recipe
-from compress.results.metrics import describe_metric, slice_of
 from compress.sources.resolve import is_graph
 from compress.stages.cost_model import Estimate, PlanContext, Shape
 from compress.stages.protocols import ChecksModel, Trains, check_stages, loaded_type
-from compress.tasks.capability import GENERATES, READS_ROWS, takes_media
+from compress.tasks.capability import GENERATES, takes_media
 from compress.tasks.registry import TASKS
 from compress.utils.environment import cores_quota, granted_cores, processor_class
 from compress.utils.errors import CompressError, InputError
@@ -78,6 +84,7 @@ def make_plan(
         if looks_into_model:
             _check_first_batch(recipe, sources)
     # All problems are collected, so that one call of `compress check` shows them together.
+    problems += untestable_limits(recipe, sources.task, sources.data) if sources.data else []
     needed, free = _disk_needed(stages, sources), free_bytes(artifacts)
     if needed.value is not None and needed.value > free:
         problems.append(disk_error(needed.value, free, artifacts))
@@ -86,6 +93,8 @@ def make_plan(
         refuse_forbidden(licences, recipe)
     if problems:
         raise combined_error(problems)
+    # Without class names, a split must be downloaded first.
+    summary = summarize(sources.data) if sources.data and sources.data.labels and TEST in sources.data.tables else None
     available = [profile for profile, target in zip(recipe.profiles(), targets, strict=True) if target.available]
     measuring = predict_measuring(recipe, available or recipe.profiles()[:1], context)
     return Plan(
@@ -93,13 +102,14 @@ def make_plan(
         task=recipe.task,
         task_is_inferred=recipe.task_is_inferred,
         sources=tuple(sources.rows),
+        data=tuple(summary.lines()) if summary else (),
+        data_warnings=tuple(summary.warnings()) if summary else (),
         stages=tuple(stages),
         targets=tuple(targets),
         stand_in=None if available else "cpu" if from_graph else REFERENCE.name,
         processor=processor_class(),
         decided=_resolved_fields(recipe),
         limits=recipe.limits,
-        limit_remarks=tuple(_untestable_limits(recipe, sources)),
         measuring=measuring,
         seconds=_total({**{stage.label: stage.seconds for stage in stages}, "measuring": measuring}),
         disk_needed_bytes=needed,
@@ -109,29 +119,6 @@ def make_plan(
         licence_remarks=tuple(remarks_on(licences, recipe)),
         plugins=tuple(map(str, plugin_problems())),
     )
-
-
-def _untestable_limits(recipe: Recipe, sources: Sources) -> list[str]:
-    """Return a remark on each limit on a share of right rows that a single changed row of the test split decides."""
-    rows = len(sources.data.tables.get(TEST, ())) if sources.data else 0
-    if not rows or READS_ROWS not in sources.task.capabilities:
-        return []
-    remarks = []
-    for limit in recipe.limits:
-        metric = describe_metric(limit.metric)
-        # The mean over a slice has fewer rows, whose number is not known yet.
-        is_share_of_rows = metric.style == "percent" and metric.better == "higher" and metric.aggregation == "mean"
-        if not is_share_of_rows or slice_of(limit.metric) or limit.at_least is None or limit.at_least >= 1:
-            continue
-        # Rounding must not make a limit of exactly one row look tighter.
-        least_rows = math.ceil(1 / (1 - limit.at_least) - 1e-6)
-        if rows < least_rows:
-            bound = f"at least {limit.at_least:g}{f' of {limit.of}' if limit.of else ''}"
-            remarks.append(
-                f"The limit {limit.metric} {bound} cannot be tested with {rows:,} test rows, since one changed row "
-                f"decides. Use at least {least_rows:,} rows or a lower bound."
-            )
-    return remarks
 
 
 def _check_requirements(recipe: Recipe, sources: Sources, artifacts: Path) -> None:

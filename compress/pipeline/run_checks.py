@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from pyarrow import Table
 
+from compress.data.dataset import Dataset
 from compress.data.membership import character_lengths, find_parts
 from compress.data.slices import Unit
 from compress.evaluation.evaluate import encode_for_model
@@ -24,11 +26,12 @@ from compress.pipeline.keys import cached_digests
 from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_session import SPLIT
 from compress.recipe.recipe import START, Recipe
+from compress.results.metrics import describe_metric, slice_of
 from compress.stages.base import all_references
 from compress.stages.protocols import ChecksData, model_checks
 from compress.tasks.capability import READS_ROWS
 from compress.tasks.registry import TASKS
-from compress.tasks.task import Examples
+from compress.tasks.task import Examples, Task
 from compress.utils.environment import extra_containing, has_package
 from compress.utils.errors import CompressError, DataError, InputError, MissingExtraError
 
@@ -92,16 +95,49 @@ def combined_error(problems: Sequence[CompressError]) -> InputError:
     return problem if isinstance(problem, InputError) else InputError(f"The recipe cannot run here: {listed}")
 
 
+def untestable_limits(recipe: Recipe, task: Task, data: Dataset) -> list[CompressError]:
+    """Return an error for each limit on a share of right rows that a single row of the test split decides.
+
+    Args:
+        recipe: The recipe.
+        task: Its task.
+        data: Its data. Without a test split, limits are not checked.
+    """
+    rows = len(data.tables.get(SPLIT, ()))
+    if not rows or READS_ROWS not in task.capabilities:
+        return []
+    errors: list[CompressError] = []
+    for index, limit in enumerate(recipe.limits):
+        metric = describe_metric(limit.metric)
+        # The mean over a slice has fewer rows, whose number is not known yet.
+        is_share_of_rows = metric.style == "percent" and metric.better == "higher" and metric.aggregation == "mean"
+        if not is_share_of_rows or slice_of(limit.metric) or limit.at_least is None or limit.at_least >= 1:
+            continue
+        # Rounding must not make a limit of exactly one row look tighter.
+        least_rows = math.ceil(1 / (1 - limit.at_least) - 1e-6)
+        if rows < least_rows:
+            bound = f"at least {limit.at_least:g}{f' of {limit.of}' if limit.of else ''}"
+            most = math.floor((1 - 1 / rows) * 1000) / 1000
+            error = InputError(
+                f"The limit {limit.metric} {bound} cannot be tested with {rows:,} test rows: one changed row decides.",
+                where=f"limits.{index}.at_least",
+                expected=f"at least {least_rows:,} test rows, or a bound of at most {most:g}",
+                hint="add test rows or lower the bound; a bound of 1 means that no row may get worse",
+            )
+            errors.append(error)
+    return errors
+
+
 def check_run(runner: StageRunner) -> None:
     """Check everything that can be checked before the first stage, so that no error comes after hours of training.
 
     Raises:
         CompressError: With what is wrong and where.
     """
-    problems = missing_packages(runner.recipe)
+    inputs = runner.inputs
+    problems = missing_packages(runner.recipe) or untestable_limits(runner.recipe, inputs.task, inputs.data)
     if problems:
         raise combined_error(problems)
-    inputs = runner.inputs
     # Data first: these checks read files, but no model. The task's own slices fit its columns.
     if runner.recipe.slices is not None:
         check_slices(runner)

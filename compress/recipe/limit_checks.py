@@ -42,9 +42,9 @@ def check_limits(document: Document, kinds: Sequence[Task]) -> None:
             main = [name for name, row in measured.items() if row is None or row.column]
             expected = f"a metric that this recipe measures, such as {', '.join(main)}"
             document.problem(("limits", index, "metric"), found, expected, near)
-        elif (row := row_of(limit.metric)) and (expected := _expected_bound(limit, row[0])):
+        elif (row := row_of(limit.metric)) and (meant := _expected_bound(limit, row[0])):
             field = "at_least" if limit.at_least is not None else "at_most"
-            document.problem(("limits", index, field), describe(limit.bound), expected)
+            document.problem(("limits", index, field), describe(limit.bound), meant)
 
 
 def measured_metrics(kinds: Sequence[Task], evaluation: Evaluation, benchmark: Benchmark) -> dict[str, Metric | None]:

@@ -5,7 +5,8 @@ All problems of a file are collected, because a user wants to see them at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import yaml
 from pydantic import BaseModel, create_model
 from pydantic_core import to_jsonable_python
 
+from compress.data.config import FILE_SUFFIXES
 from compress.formats.onnx.model import OnnxModel
 from compress.models.model import TorchModel
 from compress.plugins import explain_missing
@@ -36,9 +38,9 @@ from compress.stages.registry import STAGES
 from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import TASK_NAMES, TASKS, infer_task, tasks_with
 from compress.tasks.task import Task
-from compress.utils.errors import InputError, nearest_name
+from compress.utils.errors import CompressError, InputError, nearest_name
 
-__all__ = ["dump_recipe", "parse_recipe", "read_recipe", "recipe_schema"]
+__all__ = ["dump_recipe", "located", "parse_recipe", "read_recipe", "recipe_schema"]
 
 _Header = create_model("_Header", __base__=Recipe, stages=(Any, ()), targets=(Any, ()))
 
@@ -111,6 +113,22 @@ def parse_recipe(
     if task_was_inferred:
         recipe.model_fields_set.discard("task")
     return recipe
+
+
+@contextmanager
+def located(document: Document) -> Iterator[None]:
+    """Add file and line in the recipe to a later error's problems that name one of its fields."""
+    try:
+        yield
+    except CompressError as error:
+        for problem in error.errors or (error,):
+            field = (problem.where or "").partition(", ")[0]
+            path = tuple(int(key) if key.isdecimal() else key for key in field.split("."))
+            # A data file may be called like a section, such as data.csv.
+            is_field = path[0] in Recipe.model_fields and Path(field).suffix not in FILE_SUFFIXES
+            if is_field or path in document.lines:
+                problem.position = (*document.location(path), field)
+        raise
 
 
 def dump_recipe(recipe: Recipe, defaults: bool = True) -> str:

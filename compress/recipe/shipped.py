@@ -8,18 +8,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from compress.recipe.document import read_document
-from compress.utils.errors import InputError, did_you_mean
+from compress.recipe.document import RECIPE, nearest_sibling, read_document
+from compress.utils.errors import InputError, Problem, RecipeError, did_you_mean, nearest_name
 
 SHIPPED = Path(__file__).parents[1] / "shipped_recipes"
 """Folder of the recipes, with the model configs and modules that they name. In a checkout, a link to `recipes/`."""
 
 
 def find_recipe(reference: Path) -> Path:
-    """Return ``reference`` itself, or the recipe of that name that is installed with the package."""
+    """Return ``reference`` itself, or the recipe of that name that is installed with the package.
+
+    Raises `RecipeError` if there is neither, with the most similar name of a file beside it or of a shipped recipe.
+    """
+    try:
+        exists = reference.exists()
+    except OSError:
+        # Reading it says why it is not accessible.
+        exists = True
+    if exists:
+        return reference
     shipped = SHIPPED / f"{reference}.yaml"
-    is_name = len(reference.parts) == 1 and not reference.suffix and not reference.exists()
-    return shipped if is_name and shipped.is_file() else reference
+    if len(reference.parts) == 1 and not reference.suffix and shipped.is_file():
+        return shipped
+    names = [path.stem for path in SHIPPED.glob("*.yaml")]
+    nearest = nearest_sibling(reference) or nearest_name(reference.stem, names)
+    expected = f"a YAML recipe, or one of the {len(names)} shipped recipes, which `compress recipes` lists"
+    problem = Problem(str(reference), None, RECIPE.name, "no such file", expected, nearest)
+    raise RecipeError([problem], RECIPE.subject)
 
 
 def header_field(path: Path, name: str) -> str:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 from compress import DISTRIBUTION
@@ -35,6 +35,7 @@ class CompressError(Exception):
         expected: Values that would have been valid.
         hint: Action that fixes the cause.
         errors: The errors that this one lists, if it stands for several.
+        position: File, line and field of a field that ``where`` names, if they are known.
     """
 
     exit_code = 3
@@ -47,24 +48,23 @@ class CompressError(Exception):
         self.expected = expected
         self.hint = hint
         self.errors: tuple[CompressError, ...] = ()
+        self.position: tuple[str, int | None, str] | None = None
         super().__init__(what)
 
     def as_dict(self) -> dict[str, object]:
-        """Return type, message, place, expectation and hint, the JSON view of the error, and the problems it lists."""
+        """Return type, message, place, expectation and hint, the JSON view of the error, and its problems."""
         parts = {"message": self.what, "where": self.where, "expected": self.expected, "hint": self.hint}
-        content: dict[str, object] = {"type": type(self).__name__, **parts}
-        problems = self.problem_records()
-        return {**content, "problems": problems} if problems else content
+        return {"type": type(self).__name__, **parts, "problems": self.problem_records()}
 
     def problem_records(self) -> list[dict[str, object]]:
-        """Return a record for each problem that the error lists: message, file, line, and what is known besides."""
-        records: list[dict[str, object]] = []
-        for error in self.errors:
-            # The place of an error in a file is written as FILE:LINE.
-            position = re.match(r"(.+?):(\d+)(?=\D|$)", error.where or "")
-            place = {"file": position[1] if position else error.where, "line": int(position[2]) if position else None}
-            records += error.problem_records() or [{**error.as_dict(), **place}]
-        return records
+        """Return a record for each problem that the error lists, or for itself, with its position for editors."""
+        if self.errors:
+            return [record for error in self.errors for record in error.problem_records()]
+        file, line, field = self.position or (self.where, None, None)
+        # The place of an error in a file is written as FILE:LINE.
+        if self.position is None and (place := re.match(r"(.+?):(\d+)(?=\D|$)", self.where or "")):
+            file, line = place[1], int(place[2])
+        return [_record(self.what, file, line, field, self.expected, self.hint)]
 
     def __str__(self) -> str:
         # Aligned labels make the optional parts easy to find.
@@ -131,8 +131,26 @@ class RecipeError(InputError):
         super().__init__(f"{subject} has {count}:\n{lines}", hint=hint)
 
     def problem_records(self) -> list[dict[str, object]]:
-        """Return a record with message, file, line and field for each problem."""
-        return [{"message": str(problem), **asdict(problem)} for problem in self.problems]
+        """Return a record with file, line and field for each problem."""
+        return [
+            _record(
+                f"{problem.field}: found {problem.found}",
+                problem.file,
+                problem.line,
+                problem.field,
+                problem.expected,
+                f"did you mean {problem.nearest!r}?" if problem.nearest else self.hint,
+            )
+            for problem in self.problems
+        ]
+
+
+def _record(
+    message: str, file: str | None, line: int | None, field: str | None, expected: str | None, hint: str | None
+) -> dict[str, object]:
+    """Return the JSON view of a problem. All problems are errors; a plan lists its warnings itself."""
+    place = {"file": file, "line": line, "field": field}
+    return {"severity": "error", "message": message, **place, "expected": expected, "hint": hint}
 
 
 class ModelError(InputError):

@@ -246,8 +246,10 @@ def test_json_error_lists_the_problems_of_a_recipe(place: Path, here: Callable[.
     lines = (place / "tiny.yaml").read_text().splitlines()
     for problem in error["problems"]:
         assert lines[problem["line"] - 1].startswith(f"{problem['field']}:"), problem
-    assert {problem["field"]: problem["nearest"] for problem in error["problems"]} == {
-        "task": "text-classification",
+        assert set(problem) == {"severity", "message", "file", "line", "field", "expected", "hint"}
+        assert (problem["severity"], problem["file"]) == ("error", "tiny.yaml")
+    assert {problem["field"]: problem["hint"] for problem in error["problems"]} == {
+        "task": "did you mean 'text-classification'?",
         "seed": None,
     }
 
@@ -262,6 +264,20 @@ def test_json_error_lists_the_problems_of_data_with_positions(place: Path, here:
     assert done.returncode == 2
     positions = [(Path(problem["file"]).name, problem["line"]) for problem in problems]
     assert positions == [("train.csv", 2), ("test.csv", 3)]
+    assert {problem["severity"] for problem in problems} == {"error"}
+
+
+def test_json_error_has_the_line_of_the_field_that_names_missing_data(place: Path, here: Callable[..., Any]) -> None:
+    (place / "test.csv").unlink()
+    limits = "limits=[{metric: accuracy, at_least: 0.5}]"
+    done = here("check", "tiny.yaml", "--json", "--set", limits, folder=place)
+    (problem,) = json.loads(done.stdout)["error"]["problems"]
+    assert (problem["file"], problem["field"]) == ("tiny.yaml", "data.splits.test")
+    assert (place / "tiny.yaml").read_text().splitlines()[problem["line"] - 1].strip() == "test: test.csv"
+    # A field given on the command line has no line.
+    done = here("check", "tiny.yaml", "--json", "--set", "data.splits.test=none.csv", folder=place)
+    (problem,) = json.loads(done.stdout)["error"]["problems"]
+    assert (problem["file"], problem["line"]) == ("--set data.splits.test=none.csv", None)
 
 
 @pytest.mark.parametrize("option", [("--format", "json"), ("--format=json",), ("--json",)])
@@ -270,7 +286,9 @@ def test_json_error_has_the_parts_of_the_message(
 ) -> None:
     done = here("report", "nothing", *option, folder=tmp_path)
     error = json.loads(done.stdout)["error"]
-    assert done.returncode == 2 and set(error) == {"type", "message", "where", "expected", "hint"}
+    assert done.returncode == 2 and set(error) == {"type", "message", "where", "expected", "hint", "problems"}
+    (problem,) = error["problems"]
+    assert (problem["message"], problem["hint"]) == (error["message"], error["hint"])
     assert done.stderr.splitlines()[-1].endswith(error["hint"] or error["expected"] or error["where"])
 
 

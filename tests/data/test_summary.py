@@ -85,10 +85,30 @@ def test_thousands_of_classes_are_summarized_in_two_lines() -> None:
     assert len(result.lines()) == 2
     assert "5,000 classes" in result.lines()[1]
     assert all(len(line) < 250 for line in (*result.lines(), *result.warnings()))
-    assert "4,995 more" in result.warnings()[0]
+    assert "4,995 more" in result.warnings()[1]
 
 
 @pytest.mark.parametrize("columns", [(Column("text"),), (Column("text"), Column("label", label=True, within=Spaced()))])
 def test_data_without_one_class_per_row_has_no_summary(columns: tuple[Column, ...]) -> None:
     data = dataset({"test": many("a", 20, "test")})
     assert summarize(Dataset(columns, data.tables, ())) is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "warns"),
+    [
+        ([f"class {index}" for index in range(5000)], True),
+        ([f"2024-01-{day:02d}" for day in range(1, 4)] * 50, True),
+        (["20240101", "20240102"] * 50, False),
+        ([f"class {index % 20}" for index in range(200)], False),
+        ([f"class {index % 20}" for index in range(199)], True),
+        (["a", "b", "c"], False),
+    ],
+)
+def test_labels_that_are_probably_another_column_are_warned_of(labels: list[str], warns: bool) -> None:
+    rows = [(f"text {index}", label) for index, label in enumerate(labels)]
+    warnings = [text for text in summary({"test": rows}).warnings() if "are no classes" in text]
+    assert len(warnings) == warns
+    assert all(
+        f"{len(set(labels)):,} classes for {len(labels):,} rows, such as {labels[0]!r}" in text for text in warnings
+    )

@@ -473,9 +473,13 @@ def test_local_splits_are_read_although_others_must_be_downloaded(folder: Path, 
         ({"metric": "accuracy", "at_least": 1}, None),
     ],
 )
-def test_plan_warns_of_limit_that_one_test_row_decides(
+def test_limit_that_one_test_row_decides_is_refused(
     limit: dict[str, Any], least_rows: str | None, folder: Path, tmp_path: Path
 ) -> None:
-    remarks = make_plan(recipe(limits=[limit]), folder, None, tmp_path).limit_remarks
-    assert ["cannot be tested with 20 test rows" in remark for remark in remarks] == [True] * bool(least_rows)
-    assert all(f"at least {least_rows} rows" in remark for remark in remarks)
+    limited = recipe(limits=[limit])
+    if least_rows is None:
+        assert make_plan(limited, folder, None, tmp_path)
+    else:
+        text = refusal(limited, folder, tmp_path)
+        assert "cannot be tested with 20 test rows" in text and "limits.0.at_least" in text
+        assert f"at least {least_rows} test rows, or a bound of at most 0.95" in text

@@ -8,16 +8,34 @@ import pytest
 
 from compress.recipe.loading import read_recipe
 from compress.recipe.shipped import SHIPPED, copy_recipe, find_recipe, header_field
-from compress.utils.errors import InputError
+from compress.utils.errors import InputError, RecipeError
 
 
 def test_name_without_such_a_file_is_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_recipe(Path("quickstart")) == SHIPPED / "quickstart.yaml"
-    assert find_recipe(Path("no-such-recipe")) == Path("no-such-recipe")
     (tmp_path / "quickstart").write_text("name: mine")
     assert find_recipe(Path("quickstart")) == Path("quickstart")
-    assert find_recipe(Path("recipes/quickstart")) == Path("recipes/quickstart")
+
+
+@pytest.mark.parametrize(
+    ("reference", "nearest"),
+    [
+        ("quickstrat", "quickstart"),
+        ("quikstart.yaml", "quickstart"),
+        ("recipes/quickstart", "quickstart"),
+        ("recipes/nope", None),
+        ("mine.yml", "mine.yaml"),
+    ],
+)
+def test_unknown_recipe_gets_a_suggestion(
+    reference: str, nearest: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("name: mine")
+    with pytest.raises(RecipeError, match=r"no such file; expected a YAML recipe, or one of .* shipped") as caught:
+        find_recipe(Path(reference))
+    assert [problem.nearest for problem in caught.value.problems] == [nearest]
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
@@ -43,7 +61,7 @@ def test_existing_file_is_replaced_only_by_force(tmp_path: Path) -> None:
     assert (tmp_path / "tiny.yaml").read_text() == (SHIPPED / "tiny.yaml").read_text()
 
 
-def test_unknown_recipe_gets_a_suggestion(tmp_path: Path) -> None:
+def test_unknown_recipe_to_copy_gets_a_suggestion(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no shipped recipe 'quikstart'.*'quickstart'"):
         copy_recipe("quikstart", tmp_path)
 

@@ -308,8 +308,8 @@ def describe_field(change: FieldChange) -> str:
 
 
 def percent(value: float) -> str:
-    """Format a share as a percentage."""
-    return f"{format_number(value * 100, 3)}%"
+    """Format a share as a percentage. A share of almost 0 has no meaning beyond being large."""
+    return f"{format_number(value * 100, 3)}%" if value < 100 else "over 10,000%"
 
 
 def _summary(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 from pydantic import Field
@@ -39,6 +38,7 @@ class TensorChange(Frozen):
     by: str = Field("name", description="rule that matched it to a tensor of the second model: `name` or `content`")
     relative: float = Field(0.0, description="norm of the difference over the norm of the tensor")
     unexplained: float = Field(0.0, description="like `relative`, without the part that the stored bits explain")
+    squares: tuple[float, float] = Field((0, 0), description="sums of squares of the first tensor and the difference")
     times_rounding: float | None = Field(None, description="difference over the error of rounding to the step")
     within_half_step: float | None = Field(None, description="share of the weights no more than half a step away")
     cosine: float = 1.0
@@ -55,11 +55,6 @@ class TensorChange(Frozen):
     )
     rank: int | None = Field(None, description="rank of the difference, if a few directions hold 99.9% of it")
     causes: tuple[str, ...] = Field((), description="likely causes of the change")
-
-    @property
-    def entries(self) -> int:
-        """Number of weights."""
-        return math.prod(self.shape)
 
 
 class LayerChange(Frozen):

@@ -156,6 +156,7 @@ class _PairReader:
             by=self.pair.by,
             relative=_finite(read.relative),
             unexplained=_finite(unexplained),
+            squares=(read.before, read.difference),
             times_rounding=_finite(ratio(read.difference, rounding)) if rounding else None,
             within_half_step=within,
             cosine=read.cosine,
@@ -244,24 +245,32 @@ def _finite(value: float) -> float:
     return value if np.isfinite(value) else 1e9
 
 
+def _unexplained_squares(tensor: TensorChange) -> float:
+    """Return the part of the squared difference that rounding does not explain, infinite for values not finite."""
+    if tensor.unexplained > max(tensor.relative, 1.0):
+        return float("inf")
+    return tensor.squares[1] * (tensor.unexplained / tensor.relative) ** 2 if tensor.relative else 0.0
+
+
 def layers_changed(tensors: Iterable[TensorChange]) -> tuple[LayerChange, ...]:
-    """Return the layers with a changed tensor, the largest unexplained change first."""
+    """Return the layers with a changed tensor, the largest unexplained change first.
+
+    The change of a layer is relative to all its weights, so that a bias near 0 doesn't hide its matrix.
+    """
     by_layer: dict[str, list[TensorChange]] = defaultdict(list)
     for tensor in tensors:
         by_layer[tensor.layer].append(tensor)
-    # Summarise a layer. The change of each tensor counts by its number of weights.
     changes: list[LayerChange] = []
     for name, members in by_layer.items():
         if any(change.how != "identical" for change in members):
-            worst = max(members, key=lambda tensor: (tensor.unexplained, tensor.relative))
-            weights = sum(tensor.entries for tensor in members)
-            squares = sum(tensor.entries * min(tensor.relative, 1e3) ** 2 for tensor in members)
-            unexplained = sum(tensor.entries * min(tensor.unexplained, 1e3) ** 2 for tensor in members)
+            worst = max(members, key=lambda tensor: (_unexplained_squares(tensor), tensor.squares[1]))
+            before = sum(tensor.squares[0] for tensor in members)
+            unexplained = sum(map(_unexplained_squares, members))
             changes.append(
                 LayerChange(
                     name=name,
-                    relative=float(np.sqrt(squares / weights)),
-                    unexplained=float(np.sqrt(unexplained / weights)),
+                    relative=_finite(ratio(sum(tensor.squares[1] for tensor in members), before)),
+                    unexplained=_finite(ratio(unexplained, before)),
                     changed=sum(tensor.how == "changed" for tensor in members),
                     tensors=len(members),
                     worst=worst.name,

@@ -190,7 +190,7 @@ def evaluate_entry(
     ]
     notes = [f"{skip.target} was skipped: {skip.reason}" for skip in report.skipped]
     if baseline is None or not baseline.is_file():
-        lack = ": the suite names no folder of baselines"
+        lack = "(the suite names no folder of baselines)"
         if baseline is not None:
             lack = f"at {baseline.name} in the suite's baselines"
         notes.append(f"no baseline {lack}; `compress gate RUN --baseline FILE --update` writes one")
@@ -202,7 +202,8 @@ def evaluate_entry(
         findings.append(NightFinding(entry=entry, kind="gate", what=f"cannot be compared with its baseline: {error}"))
         return findings, tuple(notes), "", None
     # Failed metrics are findings. Metrics that the gate could not decide are notes, since noise is no regression.
-    result = judge_comparison(comparison, policy)
+    # The limits are findings of their own already.
+    result = judge_comparison(comparison.model_copy(update={"limits": ()}), policy)
     for judgement in result.having("failed"):
         part = f"on the slice {judgement.slice}: " if judgement.slice else ""
         findings.append(

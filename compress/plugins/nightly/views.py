@@ -271,7 +271,8 @@ def trend_chart(series: Series, nights: Mapping[int, Night], failed: AbstractSet
     _changes(plot, level_changes(series, nights))
     for point in points:
         plot.add(_point(plot, series, point, night_label(nights, point.night), point.night in failed))
-    return plot.svg(f"{metric.title} of {series.model} of {series.entry} over {len(points)} nights")
+    nights_shown = f"{len(points)} night{'s' * (len(points) != 1)}"
+    return plot.svg(f"{metric.title} of {series.model} of {series.entry} over {nights_shown}")
 
 
 def _days(plot: Plot, points: Sequence[TrendPoint]) -> None:

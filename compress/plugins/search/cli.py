@@ -87,7 +87,11 @@ def _print_result(result: SearchResult, track: str | None, json_: bool) -> None:
         Console().print(search_table(result.record))
     final = result.record.final
     names = "search.html" if final is None else "best.yaml, model/ and search.html"
-    after = "" if final is None else f" Next: compress run {result.folder / 'best.yaml'}"
+    after = ""
+    if final is not None and final.winner.meets_limits:
+        after = f" Next: compress run {result.folder / 'best.yaml'}"
+    elif final is not None:
+        after = " model/ is the winner, which misses a limit. Next: the same command with --resume, or looser limits"
     show_hint(f"{result.folder} has {names}.{after}")
     if final is None or not final.winner.meets_limits:
         raise typer.Exit(1)

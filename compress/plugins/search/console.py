@@ -161,7 +161,7 @@ def _counts(record: SearchRecord) -> Text:
         else "in full" if last_trial.share == 1 else "on their way" for last_trial in last.values()
     )  # fmt: skip
     parts = [f"{states[name]} {name}" for name in ("in full", "ended early", "failed", "on their way") if states[name]]
-    left = "" if record.left is None else f"; predictions leave {record.left:,} more"
+    left = "" if record.left is None else f"; {record.left:,} untried ones may meet the limits"
     recipes = f"{len(last)} of {record.size:,} recipes"
     return Text(f"{len(record.trials)} done, {recipes}: {', '.join(parts) or 'none yet'}{left}")
 

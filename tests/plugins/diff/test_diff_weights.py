@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from stage_contract import language_context, stage_of
 
 from compress.plugins.diff.activations import compare_files
+from compress.plugins.diff.models import percent
 from compress.plugins.diff.record import TensorChange, WeightsDiff
 from compress.plugins.diff.weights import compare_weights
 from compress.utils.errors import ModelError
@@ -72,6 +73,22 @@ def test_layers_are_sorted_by_change(tmp_path: Path) -> None:
     assert [layer.name for layer in diff.layers] == ["layers.1", "layers.0"]
     expected_distance = 0.2 * np.linalg.norm(noise) / np.linalg.norm(OTHER)
     assert diff.having("changed")[1].unexplained == pytest.approx(expected_distance, rel=1e-4)
+
+
+def test_bias_of_zeros_does_not_hide_the_change_of_its_matrix(tmp_path: Path) -> None:
+    """A change relative to a bias of zeros is infinite, and says nothing about its layer."""
+    before = {**TENSORS, "pooler.weight": WEIGHT, "pooler.bias": np.zeros(48, np.float32)}
+    bias = np.full(48, 1e-3, np.float32)
+    after = {**before, "pooler.weight": WEIGHT * np.float32(1.1), "pooler.bias": bias, NAMES[1]: OTHER * 2}
+    diff = compared(tmp_path, after, before)
+    assert [layer.name for layer in diff.layers] == ["layers.1", "pooler"]
+    difference = np.linalg.norm(0.1 * WEIGHT) ** 2 + np.linalg.norm(bias) ** 2
+    assert diff.layers[1].relative == pytest.approx(np.sqrt(difference) / np.linalg.norm(WEIGHT), rel=1e-4)
+    assert diff.layers[1].worst == "pooler.weight"
+
+
+def test_share_of_almost_nothing_is_short() -> None:
+    assert (percent(0.0312), percent(1.5), percent(1e9)) == ("3.12%", "150%", "over 10,000%")
 
 
 def test_added_removed_and_resized_tensors_are_named(tmp_path: Path) -> None:

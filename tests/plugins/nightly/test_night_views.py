@@ -69,6 +69,16 @@ def test_page_marks_changes_with_night_size_and_commit(story: NightHistory) -> N
     assert "1 missed of 2 entries" in page
 
 
+def test_page_of_a_single_night_has_no_plural(tmp_path: Path) -> None:
+    history = NightHistory(tmp_path / "history.sqlite", ignore)
+    first = history.append(night(0, [outcome()]), {"tiny": (row("latency_ms", 1.0, "ms"),)})
+    page = night_page(first, [first], history.series(SUITE))
+    assert ">This night</th>" in page
+    assert not re.search(r"\b1 nights", page)
+    second = history.append(night(1, [outcome()]), {"tiny": (row("latency_ms", 1.0, "ms"),)})
+    assert ">Last 2 nights</th>" in night_page(second, history.read(SUITE), history.series(SUITE))
+
+
 def test_external_text_is_escaped_in_all_views(tmp_path: Path) -> None:
     history = NightHistory(tmp_path / "history.sqlite", ignore)
     finding = NightFinding(entry=EVIL, kind="gate", metric=EVIL, target=EVIL, what=EVIL, since=EVIL)

@@ -194,6 +194,14 @@ def test_chart_tints_the_region_beyond_a_limit() -> None:
     assert pareto_chart(made_up_record.record(trials=made_up_record.record().trials[:1])) == "", "it needs two trials"
 
 
+def test_choices_tried_with_one_value_share_one_line() -> None:
+    """A row for each would have nothing to show."""
+    page = search_page(made_up_record.record())
+    assert "Tried with one value, so their effect is unknown: trim_vocabulary</p>" in page
+    assert '<th scope="row">trim_vocabulary</th>' not in page
+    assert '<th scope="row">stages.1.prune.heads</th>' in page
+
+
 _PROBE = f"""
 {BOX}
 const marks = [...document.querySelectorAll(".chart g[tabindex]")];

@@ -15,7 +15,7 @@ if (form) {
       panel.hidden = !fit;
       count += fit;
     }
-    shown.textContent = `${count} of ${panels.length} lines`;
+    shown.textContent = `${count} of ${panels.length} charts`;
   };
   form.hidden = false;
   form.addEventListener("change", apply);

@@ -40,13 +40,14 @@ from compress.plugins.apps.manifest import (
     ManifestRuntime,
     TensorRecord,
 )
-from compress.plugins.apps.provenance import RunMeasurements, find_licences, find_measurements, find_provenance
+from compress.plugins.apps.provenance import find_licences, find_measurements, find_provenance
 from compress.plugins.apps.selftest import ModelUnderTest, SelfTest, make_selftest, unmeasured_selftest
 from compress.plugins.apps.templates import examples, model_card, page
 from compress.plugins.apps.verify import verify_folder
 from compress.plugins.provenance.run_view import SBOM
 from compress.plugins.provenance.signature import sign
 from compress.recipe.recipe import Recipe
+from compress.results.report import Measurement
 from compress.tasks.capability import GENERATES
 from compress.tasks.registry import TASKS
 from compress.utils.errors import InputError, ModelError, StageError, StorageError
@@ -246,8 +247,8 @@ def _fill(folder: Path, request: BundleRequest, progress: Progress) -> tuple[Man
         _check_fits(preparation.feed(cases[0]), shape.inputs)
         tested_model = ModelUnderTest(session, preparation, kind.answers, postprocessing)
         selftest = make_selftest(tested_model, cases, contents.integers, made_with)
-    figures = find_measurements(request.recipe, request.recipe_file, request.run, profile.name)
-    if figures is not None and (request.run / SBOM).is_file():
+    figures = find_measurements(request.recipe_file, request.run, profile.name)
+    if figures and (request.run / SBOM).is_file():
         shutil.copyfile(request.run / SBOM, folder / SBOM)
     licences = find_licences(request.recipe, request.recipe_file.parent, request.licence)
     manifest = Manifest(
@@ -305,7 +306,7 @@ def _write(
     preparation: Inputs,
     profile: AppProfile,
     test: SelfTest,
-    figures: RunMeasurements | None,
+    figures: Sequence[Measurement],
     progress: Progress,
 ) -> Manifest:
     """Write self-test, card, examples and page, and then the manifest with the digests of all files.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import EvalResult
 from pydantic import ValidationError
 
 from compress import __version__
@@ -14,7 +12,6 @@ from compress.pipeline.licence_detection import NOT_STATED
 from compress.pipeline.licences import RUNTIME, carried, data_names
 from compress.pipeline.licences import find_licences as licences_of
 from compress.plugins.apps.manifest import Licence, Provenance
-from compress.plugins.provenance.card import eval_results
 from compress.plugins.provenance.run_view import card_rows, read_lock
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import LOCK, RECIPE, REPORT
@@ -25,20 +22,11 @@ from compress.utils.storage import digest_file
 _SAMPLE = "sample:"
 
 
-@dataclass(frozen=True)
-class RunMeasurements:
-    """Measurements of a run's final model, and their entries for a model card's front matter."""
-
-    rows: tuple[Measurement, ...]
-    results: list[EvalResult]
-
-
-def find_measurements(recipe: Recipe, recipe_file: Path, run: Path, target: str) -> RunMeasurements | None:
-    """Return the measurements on ``target``, or all if there are none on it; None for a model without a run.
+def find_measurements(recipe_file: Path, run: Path, target: str) -> list[Measurement]:
+    """Return the measurements on ``target``, or all if there are none on it, or none for a model without a run.
 
     Args:
-        recipe: Recipe of the model.
-        recipe_file: Its file.
+        recipe_file: File of the model's recipe.
         run: Folder of the run.
         target: Target of the bundle.
 
@@ -46,11 +34,9 @@ def find_measurements(recipe: Recipe, recipe_file: Path, run: Path, target: str)
         InputError: The report cannot be read.
     """
     if not _is_run(recipe_file, run):
-        return None
-    report = load_report(run / REPORT)
-    rows = card_rows(report)
-    rows = [row for row in rows if row.target == target] or rows
-    return RunMeasurements(tuple(rows), eval_results(recipe, rows, report.data)) if rows else None
+        return []
+    rows = card_rows(load_report(run / REPORT))
+    return [row for row in rows if row.target == target] or rows
 
 
 def _is_run(recipe_file: Path, run: Path) -> bool:
@@ -86,10 +72,10 @@ def find_provenance(recipe: Recipe, recipe_file: Path, run: Path, target: str) -
     # A lock or report of another recipe says nothing about this model.
     if not _is_run(recipe_file, run):
         return provenance
-    lock, figures = read_lock(run / LOCK), find_measurements(recipe, recipe_file, run, target)
+    lock, figures = read_lock(run / LOCK), find_measurements(recipe_file, run, target)
     fields = provenance.model_dump() | {"report_sha256": digest_file(run / REPORT)}
     fields |= {name: lock[name] for name in ("seed", "start", "data", "stages", "packages") if name in lock}
-    fields["measured"] = {f"{row.metric} on {row.target}": row.value for row in figures.rows} if figures else {}
+    fields["measured"] = {f"{row.metric} on {row.target}": row.value for row in figures}
     try:
         return Provenance.model_validate(fields)
     except ValidationError as error:

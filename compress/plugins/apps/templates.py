@@ -16,8 +16,8 @@ from compress.formats.target_profile import AppProfile
 from compress.plugins.apps.app_type import SCRIPTS, AppType, Case
 from compress.plugins.apps.format import find_bundled_format
 from compress.plugins.apps.manifest import MANIFEST, SELFTEST, SIGNATURE, Manifest
-from compress.plugins.apps.provenance import RunMeasurements
 from compress.plugins.provenance.card import card_data, render_card
+from compress.results.report import Measurement
 
 PAGE = "index.html"
 EXAMPLES = "examples"
@@ -72,7 +72,7 @@ def page(manifest: Manifest, kind: AppType, cases: Sequence[Case]) -> dict[str, 
 
 
 def model_card(
-    manifest: Manifest, kind: AppType, profile: AppProfile, unmeasured: str | None, figures: RunMeasurements | None
+    manifest: Manifest, kind: AppType, profile: AppProfile, unmeasured: str | None, figures: Sequence[Measurement]
 ) -> str:
     """Return the model card (README.md): purpose, use in an app, limits and measurements.
 
@@ -90,10 +90,9 @@ def model_card(
     library = FORMATS[manifest.format].library or manifest.format
     return render_card(
         "plugins/apps/card.md",
-        card_data(
-            licence, manifest.task, library, model_name=manifest.name, eval_results=figures.results if figures else None
-        ),
-        figures.rows if figures else (),
+        # The results stand in the table alone. As front matter they would hide the text from readers of the file.
+        card_data(licence, manifest.task, library),
+        figures,
         title=manifest.name,
         licences=[(entry.of, entry.licence) for entry in manifest.licences],
         manifest=manifest,
@@ -104,7 +103,7 @@ def model_card(
         too_large=too_large,
         gets=gets,
         trust=trust,
-        examples=", ".join(f"`{EXAMPLES}/{SCRIPTS[language]}`" for language in languages),
+        examples=[f"{EXAMPLES}/{SCRIPTS[language]}" for language in languages],
         manifest_file=MANIFEST,
         selftest=SELFTEST,
         signature=SIGNATURE,

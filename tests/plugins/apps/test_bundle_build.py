@@ -22,7 +22,7 @@ from huggingface_hub import ModelCard
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from toy_bundles import EMBEDDINGS, LABELS, MATRIX, changed_json, tokenizer, wanted_of
+from toy_bundles import EMBEDDINGS, LABELS, MATRIX, changed_json, run_example, tokenizer, wanted_of
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
@@ -82,6 +82,13 @@ def test_example_equals_closed_form_and_writes_no_files(made: Bundle, tmp_path: 
     shares = np.exp(logits) / np.exp(logits).sum()
     order = np.argsort(-shares)
     assert lines == [word for index in order for word in (f"{shares[index]:.2%}", LABELS[index])]
+
+
+def test_help_of_the_example_names_packages_and_usage(made: Bundle) -> None:
+    for option in ("--help", "-h"):
+        text = run_example(made.folder, option)
+        assert 'python examples/run.py "A lovely film."' in text and "pip install tokenizers numpy" in text
+        assert "%" not in text
 
 
 @pytest.mark.parametrize(
@@ -145,7 +152,8 @@ def test_bundle_keeps_provenance_and_measurements_of_the_run(run: Path, tmp_path
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.license == "mit"
     # There are no measurements on the target "desktop", so that all are shown.
-    assert [eval_result.metric_value for eval_result in card.data.eval_results] == [0.875, 0.75]
+    assert "| Accuracy | cpu | 87.50% |" in card.text and "| Accuracy | android | 75.00% |" in card.text
+    assert card.data.eval_results is None  # a hundred lines of front matter would hide the text
     again = CliRunner().invoke(app, ["verify", str(tmp_path / "out.zip"), "--json"])
     assert json.loads(again.stdout)["cases"] == 10
 

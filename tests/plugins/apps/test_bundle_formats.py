@@ -217,7 +217,7 @@ def test_verification_without_the_runtime(
     assert "10 texts are prepared as they should be; their scores could not be compared" in done.stdout
     assert "the manifest could not be compared with the model" in done.stdout
     run = all_made[form].folder.parent / "run"
-    with pytest.raises(InputError, match=rf"(?s)cannot be bundled here.*compress\[{form}\]"):
+    with pytest.raises(InputError, match=rf"(?s)cannot be bundled here.*compress-models\[{form}\]"):
         build(wanted_of(run, PLATFORM[form]), tmp_path / "none", SilentProgress())
     with changed_json(folder / "selftest.json") as test:
         test["cases"][2]["input_ids"][1] += 1

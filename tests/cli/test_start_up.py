@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import tiny_run
+
+import compress
 
 HEAVY = (
     "torch",
@@ -60,3 +63,17 @@ def test_check_with_cache_imports_no_heavy_library(recipe: Path, tmp_path: Path)
     modules = imported("check", recipe, "--artifacts", tmp_path)
     assert modules.isdisjoint(HEAVY), modules
     assert "pyarrow" in modules, "the data's digest is part of the keys"
+
+
+def test_unrelated_distribution_of_the_same_name_is_named_in_one_line(tmp_path: Path) -> None:
+    """Both distributions install a package `compress` into one folder, so that either may be broken."""
+    folder = tmp_path / "compress-0.1.1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: compress\nVersion: 0.1.1\n")
+    command = [sys.executable, "-m", "compress", "--version"]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == compress.__version__
+    (line,) = done.stderr.splitlines()
+    assert "unrelated package `compress`" in line and "pip install --force-reinstall compress-models" in line

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from compress.numerics.differences import mcnemar_mid_p
 from compress.report.limits import paired_ratio_interval
 from compress.results.formatting import format_improvement, format_number, format_value
 from compress.results.metrics import describe_metric, quality_metric, shortest_context
@@ -13,6 +14,7 @@ from compress.results.report import BASELINE, FINAL, Measurement, Report
 
 _FEW_BITS = 8.5
 """Number of bits with their scales below which the headline names the storage of weights."""
+_SIGNIFICANT = 0.05
 Status = Literal["passed", "missed", "unknown", "none"]
 
 
@@ -169,7 +171,22 @@ def _agreement(report: Report, target: str) -> Iterator[Headline]:
         divergence = report.find(FINAL, "kl_divergence", target)
         if divergence:
             explanation = f"same next token as the baseline; KL divergence {format_number(divergence.value)} nats"
+        elif changes := _changed_answers(report, target):
+            explanation = f"{explanation}; {changes}"
         yield _tile(report, target, "Agreement", figure, explanation, "agreement")
+
+
+def _changed_answers(report: Report, target: str) -> str:
+    """Return how many answers became wrong and right, and whether chance explains the difference (McNemar's test)."""
+    pair = _pair(report, "accuracy", target)
+    outcomes = [row.raw or () for row in pair or ()]
+    if not pair or not outcomes[0] or len(outcomes[0]) != len(outcomes[1]) or {*outcomes[0], *outcomes[1]} - {0.0, 1.0}:
+        return ""
+    wrong = sum(before > after for before, after in zip(*outcomes, strict=True))
+    right = sum(before < after for before, after in zip(*outcomes, strict=True))
+    differs = mcnemar_mid_p(wrong, right) <= _SIGNIFICANT
+    kind = ("worse" if wrong > right else "better") if differs else "no loss beyond chance"
+    return f"{wrong:,} became wrong, {right:,} right ({kind})"
 
 
 def _figure(name: str, pair: tuple[Measurement, Measurement]) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from rich.text import Text
 from compress.benchmark.profile import MachineLimits, OperatorProfile, ProfileRow
 from compress.report import profile_formatting as words
 from compress.report import rows
+from compress.report.limits import unusable_machine
 from compress.report.pages import render
 from compress.report.plot import CHARACTER, Frame, Plot, Scale, element, shape, with_tooltip
 from compress.report.profile_formatting import bottleneck_text, rate_text, share_text, time_text
@@ -92,6 +93,7 @@ def profile_page(profile: OperatorProfile) -> str:
         profile=profile,
         drawing=roofline_chart(profile),
         words=words,
+        noise=unusable_machine(profile.environment),
         rows=rows,
     )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from compress.formats.targets import TARGETS
 from compress.results.formatting import format_bytes, format_improvement, format_interval, format_seconds, format_value
 from compress.results.metrics import Metric, describe_metric
 from compress.results.report import BASELINE, FINAL, Cell, LayerBytes, LimitResult, Report, StageRecord, StageTable
@@ -64,10 +65,32 @@ def comparison_signs(limit: str) -> str:
     return limit.replace(">=", "\u2265").replace("<=", "\u2264")
 
 
-def warnings_and_skips(report: Report) -> list[str]:
-    """Return the lines above the numbers: notes, skipped targets, failed checks."""
-    lines = [*report.notes, *(f"Target {skip.target} was skipped: {skip.reason}" for skip in report.skipped)]
-    return lines + [f"{check.stage}: {check.check}: {check.found}" for check in report.integrity if not check.passed]
+_WARNING = re.compile(
+    r"^data: |noise: (noisy|unusable)|above the target|not stable|no VNNI|larger than|contradict|[Nn]o licence"
+)
+"""Words of notes that make a number or the model questionable. Other notes say how something was measured."""
+
+
+def notes_by_severity(report: Report) -> dict[str, list[str]]:
+    """Return failed checks, warnings and notes under their headings, the most severe first."""
+    skips = [(skip.failed, f"Target {skip.target} was skipped: {skip.reason}") for skip in report.skipped]
+    failed = [f"{check.stage}: {check.check}: {check.found}" for check in report.integrity if not check.passed]
+    warnings = [note for note in report.notes if _WARNING.search(note)]
+    return {
+        "Failed": failed + [line for is_failure, line in skips if is_failure],
+        "Warnings": warnings + [line for is_failure, line in skips if not is_failure],
+        "Notes": [note for note in report.notes if note not in warnings],
+    }
+
+
+def target_lines(report: Report) -> list[str]:
+    """Return one line for each target with headlines: its runtime, and the size of the batches that are timed."""
+    lines = []
+    for target in report.headed:
+        profile = TARGETS.get(target)
+        timed = "; batch 1: one example per call, as for one user" if report.find(FINAL, "latency_ms", target) else ""
+        lines += [f"{target}: {profile.description}{timed}"] if profile and profile.description else []
+    return lines
 
 
 def licence_rows(report: Report) -> list[tuple[str, str]]:

@@ -43,7 +43,7 @@ def test_page_is_well_formed_without_external_links(report: Report) -> None:
     page = parse_page(html_page(report))
     for _, attributes in page.tags:
         assert attributes.get("src") is None
-        assert attributes.get("href") in (None, "data:,")
+        assert attributes.get("href") in (None, "data:,", "model/")
         assert "style" not in attributes
         assert not any(name.startswith("on") for name in attributes)
     assert not re.search(r"url\(|@import|https?://", html_page(report))
@@ -130,3 +130,51 @@ def test_target_with_sizes_only_is_not_listed_as_measured(report: Report) -> Non
     )
     assert weighed.targets == ("cpu", "gpu")
     assert "measured on cpu<" in html_page(weighed)
+
+
+def test_notes_have_headings_by_severity(report: Report) -> None:
+    notes = ("cpu: energy: skipped, no counter", "cpu: noise: unusable (the rounds vary by 43%)", "data: few rows")
+    failed = SkippedTarget(target="gpu", reason="out of memory", failed=True)
+    skipped = SkippedTarget(target="node", reason="not installed")
+    page = parse_page(html_page(report.model_copy(update={"notes": notes, "skipped": (skipped, failed)})))
+    texts = [text.strip() for text in page.texts]
+    order = [
+        "Failed",
+        "Target gpu was skipped: out of memory",
+        "Warnings",
+        notes[1],
+        notes[2],
+        "Target node was skipped: not installed",
+        "Notes",
+        notes[0],
+    ]
+    positions = [texts.index(text) for text in order]
+    assert positions == sorted(positions)
+
+
+def test_target_without_measurements_has_no_tables(report: Report) -> None:
+    sizes = [row for row in report.measurements if row.metric == "size_bytes" and row.target == "cpu"]
+    rows = (*report.measurements, *(row.model_copy(update={"target": "gpu"}) for row in sizes))
+    skipped = report.model_copy(
+        update={"measurements": rows, "skipped": (SkippedTarget(target="gpu", reason="no device"),)}
+    )
+    texts = parse_page(html_page(skipped)).texts
+    assert any(text.strip() == "Every model" for text in texts)
+    assert not any("on gpu" in text for text in texts)
+
+
+def test_agreement_says_whether_changed_answers_are_worse(report: Report) -> None:
+    def page_with(final: tuple[float, ...]) -> str:
+        raw = {"baseline": (1.0,) * 12 + (0.0,) * 8, "final": final}
+        rows = tuple(
+            row.model_copy(update={"raw": raw[row.model], "value": sum(raw[row.model]) / 20, "n": 20})
+            if row.metric == "accuracy" and row.target == "cpu" and row.model in raw
+            else row
+            for row in report.measurements
+        )
+        return " ".join(parse_page(html_page(report.model_copy(update={"measurements": rows}))).texts)
+
+    # 10 against 0 of 10 changed answers: the mid-p of McNemar's test is 2 ** -10. 2 against 2 is as likely as can be.
+    assert "10 became wrong, 0 right (worse)" in page_with((0.0,) * 10 + (1.0,) * 2 + (0.0,) * 8)
+    assert "2 became wrong, 2 right (no loss beyond chance)" in page_with((0.0,) * 2 + (1.0,) * 12 + (0.0,) * 6)
+    assert "0 became wrong, 8 right (better)" in page_with((1.0,) * 20)

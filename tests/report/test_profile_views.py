@@ -66,3 +66,11 @@ def test_the_page_has_every_table_and_its_own_json() -> None:
         assert words in page
     assert page.count('scope="row">') == 4 + 3 + 4
     assert "default-src 'none'" in page
+
+
+def test_noisy_machine_has_a_banner() -> None:
+    banner = "The machine was too noisy"
+    assert banner not in profile_page(profiles.profile())
+    noise = {"noise": {"verdict": "unusable", "reasons": ["other processes took 81% of the processor"]}}
+    page = profile_page(profiles.profile(environment=noise))
+    assert banner in page and "other processes took 81% of the processor" in page.partition(banner)[2]

@@ -80,6 +80,7 @@ class Plan(Frozen):
         {}, description="maps a stage's label to its choices that depend on the target processors"
     )
     limits: tuple[Limit, ...]
+    size_warnings: tuple[str, ...] = Field((), description="a final model that is larger than the given model")
     measuring: Estimate = Field(description="seconds for the evaluation and timing of all models")
     seconds: Estimate
     disk_needed_bytes: Estimate
@@ -133,7 +134,8 @@ def render_plan(plan: Plan) -> RenderableType:
         bound += f" of {limit.of}" if limit.of else ""
         limits.append((limit.metric, limit.target, bound + (f" on {limit.processor}" if limit.processor else "")))
     parts += [_table("limits", ("metric", "target", "bound"), limits)] if limits else []
-    parts += [Text(remark, style="yellow") for remark in plan.licence_remarks]
+    remarks = (*plan.size_warnings, *plan.licence_remarks)
+    parts += [Text(remark, style="yellow") for remark in remarks]
     return Group(*parts, *map(Text, plan.plugins), totals)
 
 

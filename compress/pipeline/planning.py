@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
@@ -31,6 +31,7 @@ from compress.pipeline.run_checks import (
     missing_packages,
     untestable_limits,
 )
+from compress.pipeline.size_warnings import predicted_warning
 from compress.pipeline.stage_costs import predict_measuring, predict_stage_cost
 from compress.plugins import plugin_problems
 from compress.recipe.recipe import START, Recipe
@@ -94,7 +95,10 @@ def make_plan(
     if problems:
         raise combined_error(problems)
     # Without class names, a split must be downloaded first.
-    summary = summarize(sources.data) if sources.data and sources.data.labels and TEST in sources.data.tables else None
+    summary = None
+    if sources.data and sources.data.labels and TEST in sources.data.tables:
+        tokenizer = sources.start and sources.start / "tokenizer.json"
+        summary = summarize(sources.data, tokenizer, recipe.data.max_length)
     available = [profile for profile, target in zip(recipe.profiles(), targets, strict=True) if target.available]
     measuring = predict_measuring(recipe, available or recipe.profiles()[:1], context)
     return Plan(
@@ -110,6 +114,7 @@ def make_plan(
         processor=processor_class(),
         decided=_resolved_fields(recipe),
         limits=recipe.limits,
+        size_warnings=tuple(_size_warnings(recipe, sources, context, stages)),
         measuring=measuring,
         seconds=_total({**{stage.label: stage.seconds for stage in stages}, "measuring": measuring}),
         disk_needed_bytes=needed,
@@ -119,6 +124,17 @@ def make_plan(
         licence_remarks=tuple(remarks_on(licences, recipe)),
         plugins=tuple(map(str, plugin_problems())),
     )
+
+
+def _size_warnings(
+    recipe: Recipe, sources: Sources, context: PlanContext, stages: Sequence[StagePlan]
+) -> Iterator[str]:
+    """Yield a warning if the last stage's output is predicted to be larger than the given model."""
+    if sources.start is not None and stages:
+        last = stages[-1]
+        shape, size = context.shapes[last.label], last.disk_bytes.value
+        if warning := predicted_warning(recipe, sources.start, shape, size):
+            yield warning
 
 
 def _check_requirements(recipe: Recipe, sources: Sources, artifacts: Path) -> None:

@@ -26,6 +26,7 @@ from compress.pipeline.licences import find_licences, refuse_forbidden, remarks_
 from compress.pipeline.measurements import Findings, data_record, measure, test_labels
 from compress.pipeline.run_checks import check_artifacts, check_run
 from compress.pipeline.runner import StageRunner
+from compress.pipeline.size_warnings import measured_warnings
 from compress.pipeline.target_limits import explained, target_limits
 from compress.plugins import find_extensions, load_extension, plugin_problems
 from compress.recipe.loading import dump_recipe
@@ -145,7 +146,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         check_run(runner)
         for error in plugin_problems():
             logged.note(str(error))
-        summary = summarize(runner.inputs.data)
+        summary = summarize(runner.inputs.data, runner.inputs.start / "tokenizer.json", recipe.data.max_length)
         if summary is not None:
             for line in (*summary.lines(), *summary.warnings()):
                 logged.note(line)
@@ -155,8 +156,10 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         findings.notes[:0] = map(str, plugin_problems())
         if summary is not None:
             rows = (row for row in findings.measurements if (row.model, row.metric) == (BASELINE, "accuracy"))
-            findings.notes += summary.warnings([row.value for row in rows])
+            findings.notes += [*summary.lines(), *summary.warnings([row.value for row in rows])]
         findings.notes += [*runner.inputs.data.notes, *remarks_on(licences, recipe)]
+        final = runner.folder_of(recipe.labels()[-1])
+        findings.notes += measured_warnings(recipe, runner.inputs.given, final, findings.finals)
         _copy_models(runner, findings.finals, folder)
         lock = _write_lock(runner, folder)
         results = [runner.results[label] for label in recipe.labels()]

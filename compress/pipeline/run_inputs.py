@@ -91,6 +91,11 @@ class RunInputs:
         return self.resolve(self.recipe.model)
 
     @cached_property
+    def given(self) -> Path:
+        """Return the file or folder of the starting model as the user gave it, before any conversion."""
+        return find_model(str(find(self.recipe.model, self.recipe_folder) or self.recipe.model), self.progress)
+
+    @cached_property
     def from_graph(self) -> bool:
         """Return True if the starting model is an ONNX file."""
         return onnx_file(self.start) is not None

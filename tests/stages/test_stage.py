@@ -108,7 +108,7 @@ def test_stage_without_predictions_keeps_the_shape_for_later_stages() -> None:
 
 def test_bits_stay_until_another_stage_changes_them() -> None:
     shape = SHAPE
-    for stage in (Gptq(group_size=16), TuneScales(), Onnx()):
+    for stage in (Gptq(group_size=16, embedding_bits=16), TuneScales(), Onnx()):
         previous, shape = shape, predict_cost(stage, shape, plan()).shape
         assert (shape.matrix_bits, shape.table_bits) == (4, 32)
         assert (shape.packed_bytes is None) is isinstance(stage, Onnx)
@@ -189,6 +189,7 @@ def test_every_field_that_names_a_file_is_made_absolute(tmp_path: Any) -> None:
     [
         (Gptq(sym=False, bits=8), "sym"),
         (Gptq(sym=False, bits=4), None),
+        (Gptq(sym=False, bits=2), None),
         (Gptq(sym=False, bits=4, embedding_bits=8), "embedding_bits"),
         (Gptq(group_size=16, sym=False, bits=8), "group_size"),
         (Gptq(embedding_bits=4, embedding_group_size=16), "embedding_group_size"),

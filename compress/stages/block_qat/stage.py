@@ -22,7 +22,7 @@ class BlockQat(BlockTraining, DecoderQuantization):
     One block with its optimizer is in memory at a time. `tune_scales` after it is the second phase.
     """
 
-    version = 1
+    version = 2
     kind: Literal["block_qat"] = "block_qat"
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compress.stages.cost_model import SIZE_UNKNOWN, Estimate, PlanContext, Prediction, Shape, handling, predicted
-from compress.stages.gptq.settings import BlockTraining, Quantization
+from compress.stages.gptq.settings import FLOAT_BITS, BlockTraining, Quantization
 
 _ACTIVATION_BYTES = 1 << 30
 """As in `compress.stages.blockwise.calibration`, which imports torch."""
@@ -77,8 +77,11 @@ def packed(config: Quantization, shape: Shape | None) -> Shape | None:
     """Return the shape of the GPTQ checkpoint made from a model."""
     if shape is None:
         return None
-    tables = (config.embedding_bits if config.integer_tables else None) or 32
-    return replace(shape.in_bits(config.bits, tables), packed_bytes=round(checkpoint_bytes(config, shape)))
+    bits = _table_bits(config, shape)
+    return replace(
+        shape.in_bits(config.bits, bits if bits < FLOAT_BITS else 32),
+        packed_bytes=round(checkpoint_bytes(config, shape)),
+    )
 
 
 def quantization_flops(config: Quantization, shape: Shape) -> float:
@@ -125,6 +128,12 @@ def checkpoint_bytes(config: Quantization, shape: Shape) -> float:
     bits = config.target_bits or config.bits
     packed = (shape.attention + shape.feed_forward) * (bits + (16 + bits) / max(size, 1)) / 8
     tables = 0.0
-    if config.embedding_bits and config.integer_tables:
-        tables = shape.embeddings * (config.embedding_bits + 16 / config.embedding_group_size) / 8
+    if (table_bits := _table_bits(config, shape)) < FLOAT_BITS:
+        tables = shape.embeddings * (table_bits + 16 / config.embedding_group_size) / 8
     return packed + 2 * (shape.embeddings + shape.other) + tables + shape.processor_bytes
+
+
+def _table_bits(config: Quantization, shape: Shape) -> int:
+    """Return the bits of the tables; float16 where a budget chooses them."""
+    others = shape.parameters - shape.embeddings
+    return FLOAT_BITS if config.chooses_tables else config.table_bits(shape.embeddings, others)

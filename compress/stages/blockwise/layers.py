@@ -12,7 +12,7 @@ from torch import nn
 from compress.models.experts import inseparable_reason, is_fused, router_layers
 from compress.models.gptq_layout import fits
 from compress.stages.blockwise.blockwise_model import BlockwiseModel
-from compress.stages.gptq.settings import Quantization
+from compress.stages.gptq.settings import FLOAT_BITS, Quantization
 from compress.utils.errors import ModelError, StageError
 
 _SHOWN = 7
@@ -84,7 +84,8 @@ def plan_layers(decoder: BlockwiseModel, config: Quantization) -> tuple[tuple[La
             expected=f"patterns of names such as {names[0]!r}; * stands for anything",
         )
     embedding, head = tables
-    quantizes_table = config.integer_tables or config.chooses_tables
+    # By default the table stays in float with its head.
+    quantizes_table = config.chooses_tables or config.embedding_bits not in (None, FLOAT_BITS)
     if decoder.tied and quantizes_table and skip_reason(config.keep, head) and not skip_reason(config.keep, embedding):
         raise ModelError(
             f"keep: {head} has the weights of {embedding}, which is not kept.",

@@ -21,7 +21,7 @@ from compress.numerics.integer_grid import QuantizedWeight
 from compress.stages.blockwise.blockwise_model import BlockwiseModel
 from compress.stages.blockwise.calibration import CalibrationActivations
 from compress.stages.blockwise.layers import Layer, skip_reason
-from compress.stages.gptq.settings import Quantization
+from compress.stages.gptq.settings import FLOAT_BITS, Quantization
 from compress.stages.gptq.solver import solve_layers
 from compress.utils.errors import ModelError
 
@@ -121,6 +121,14 @@ def plan_tables(decoder: BlockwiseModel, config: Quantization, bits: int | None)
             )
         tables.append(Layer(name, rows, columns, bits, config.embedding_group_size))
     return tuple(tables)
+
+
+def choose_table_bits(decoder: BlockwiseModel, config: Quantization) -> int:
+    """Return the bits of the embedding and the head: those of ``config``, or by their share of the model's weights."""
+    if decoder.tied and skip_reason(config.keep, decoder.name(decoder.model.get_output_embeddings())):
+        return FLOAT_BITS
+    weights = decoder.vocabulary * decoder.embedding.embedding_dim * (1 if decoder.tied else 2)
+    return config.table_bits(weights, decoder.count_parameters() - weights)
 
 
 def quantize_tables(

@@ -30,7 +30,7 @@ from compress.stages.blockwise.block_pass import BlockPass
 from compress.stages.blockwise.blockwise_model import BlockwiseModel
 from compress.stages.blockwise.calibration import CalibrationActivations, Importance
 from compress.stages.blockwise.layers import Layer, linears
-from compress.stages.gptq.settings import Quantization
+from compress.stages.gptq.settings import FLOAT_BITS, Quantization
 from compress.stages.gptq.solver import settings_for
 from compress.utils.errors import StageError
 from compress.utils.progress import Progress
@@ -266,8 +266,6 @@ def _shares_of_experts(
     }
 
 
-FLOAT_BITS = 16
-"""Bits of a parameter that is not quantized: float16 or bfloat16."""
 _SCALE_BITS = 16
 
 

@@ -21,10 +21,17 @@ from compress.stages.block_qat.trainer import BlockTrainer
 from compress.stages.blockwise.blockwise_model import BlockwiseModel, build_blockwise_model
 from compress.stages.blockwise.calibration import BlockRun, CalibrationActivations, Importance, calibration_sequences
 from compress.stages.blockwise.layers import Layer, about_starved, linears, plan_layers, with_bits
-from compress.stages.blockwise.resume import TABLE_BITS, BlockCache, EmbeddingTables, plan_tables, quantize_tables
+from compress.stages.blockwise.resume import (
+    TABLE_BITS,
+    BlockCache,
+    EmbeddingTables,
+    choose_table_bits,
+    plan_tables,
+    quantize_tables,
+)
 from compress.stages.blockwise.write import Result, cached_json
-from compress.stages.gptq.bit_allocation import FLOAT_BITS, Allocation, Survey, allocate, average_bits
-from compress.stages.gptq.settings import BlockTraining, Quantization
+from compress.stages.gptq.bit_allocation import Allocation, Survey, allocate, average_bits
+from compress.stages.gptq.settings import FLOAT_BITS, BlockTraining, Quantization
 from compress.stages.gptq.solver import Solved, solve_layers
 from compress.stages.gptq.token_weighting import Gradients
 from compress.stages.training.malloc import give_back_freed_memory, keep_freed_memory
@@ -98,7 +105,7 @@ class _Work:
     training: BlockTraining | None = None
 
     def run(self) -> QuantizedCheckpoint:
-        table_bits = self.config.embedding_bits or FLOAT_BITS
+        table_bits = choose_table_bits(self.decoder, self.config)
         importance = self._importance()
         # Mixed precision: choose the bits of each layer before anything is quantized.
         if self.config.mixed:
@@ -109,6 +116,8 @@ class _Work:
             self.context.note(
                 f"mixed bits: {layers}, the tables at {chosen.tables}; {chosen.average:.2f} bits on average"
             )
+        elif self.config.embedding_bits is None:
+            self.context.note(f"embedding and head: {table_bits} bits, since `embedding_bits` is not set")
         # From here on the model computes with the types that the file will store.
         self.decoder.shipped = torch.float16
         self.decoder.exact = frozenset(layer.name for block in self.plan for layer in block if layer.bits)

@@ -11,6 +11,8 @@ from compress.utils.pydantic_models import Frozen
 
 Bits = Literal[2, 3, 4, 8]
 GroupSize = Literal[-1, 16, 32, 64, 128, 256, 512, 1024]
+FLOAT_BITS = 16
+"""Bits of a parameter that is not quantized: float16 or bfloat16."""
 
 
 class Quantization(Frozen):
@@ -46,8 +48,9 @@ class Quantization(Frozen):
     )
     embedding_bits: Literal[4, 5, 8, 16] | None = Field(
         None,
-        description="bits of the embedding table and the output head; 16: float16. Default: 16, or as `target_bits` "
-        "or `max_bytes` chooses",
+        description="bits of the embedding table and the output head; 16: float16. Default: 8; 5 if 8-bit tables "
+        "would be larger than all other weights, or with `sym: false`, unless `bits` is 8; or as `target_bits` or "
+        "`max_bytes` chooses",
         json_schema_extra={SEARCH: [4, 8]},
     )
     embedding_group_size: Literal[16, 32, 64, 128, 256] = Field(
@@ -88,13 +91,29 @@ class Quantization(Frozen):
 
     @property
     def integer_tables(self) -> bool:
-        """Return whether the embedding and the head are quantized."""
-        return self.embedding_bits not in (None, 16)
+        """Return whether the embedding and the head are quantized, unless `keep` names them."""
+        return self.embedding_bits != FLOAT_BITS
 
     @property
     def chooses_tables(self) -> bool:
         """Return whether the bits of the embedding and the head are chosen under a budget, too."""
         return self.mixed and self.embedding_bits is None
+
+    def table_bits(self, table_weights: float, other_weights: float) -> int:
+        """Return the bits of the embedding and the head, which have ``table_weights`` weights together.
+
+        By default these are 8, which hardly change the answers. If the tables then needed more bytes than all other
+        weights, as in a small model with a large vocabulary, these are 5, and 5 with zero points too, which GGUF stores
+        for at most 5 bits. Tables beside 8-bit layers have 8.
+
+        Args:
+            table_weights: Number of weights of the tables.
+            other_weights: Number of all other weights of the model.
+        """
+        if self.embedding_bits is not None:
+            return self.embedding_bits
+        dominate = 8 * table_weights > self.bits * other_weights
+        return 5 if self.bits < 8 and (dominate or not self.sym) else 8
 
 
 class BlockTraining(Frozen):

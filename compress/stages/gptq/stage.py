@@ -58,15 +58,16 @@ class DecoderQuantization(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
 
     def output_spec(self) -> OutputSpec:
         """Return the size limit: that of 16-bit weights, plus integers of the tables."""
-        return OutputSpec(max_size_ratio=1.5 if self.integer_tables or self.chooses_tables else 1.0)
+        return OutputSpec(max_size_ratio=1.5 if self.integer_tables else 1.0)
 
     def integer_weights(self) -> tuple[IntegerWeights, ...]:
         """Return the layers of the blocks and, if they are quantized, the tables."""
         most = max(self.choices) if self.mixed else self.bits
         layers = IntegerWeights(most, self.group_size, not self.sym, "group_size", "sym", "true")
-        if not (self.integer_tables or self.chooses_tables):
+        if not self.integer_tables:
             return (layers,)
-        bits = 8 if self.chooses_tables else self.embedding_bits or 0
+        # The most bits that tables get, which a model with small tables has.
+        bits = 8 if self.chooses_tables else self.table_bits(0, 1)
         size = -1 if self.chooses_tables else self.embedding_group_size
         fewer = "4, 5 or 16"
         return layers, IntegerWeights(bits, size, not self.sym, "embedding_group_size", "embedding_bits", fewer)
@@ -79,7 +80,7 @@ class Gptq(DecoderQuantization):
     the quantized layers before it. One block is in memory at a time. The result is a checkpoint in GPTQ format.
     """
 
-    version = 2
+    version = 3
     kind: Literal["gptq"] = "gptq"
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:

@@ -23,8 +23,7 @@ from compress.stages.blockwise.calibration import calibration_sequences
 from compress.stages.blockwise.layers import Layer, plan_layers
 from compress.stages.blockwise.resume import BlockCache, EmbeddingTables, keep_tables, plan_tables
 from compress.stages.blockwise.write import Result
-from compress.stages.gptq.bit_allocation import FLOAT_BITS
-from compress.stages.gptq.settings import NncfOptions
+from compress.stages.gptq.settings import FLOAT_BITS, NncfOptions
 from compress.utils.errors import StageError
 from compress.utils.progress import Progress
 from compress.utils.storage import storage_errors

@@ -29,7 +29,7 @@ from compress.stages.gptq.stage import Gptq
 from compress.utils.storage import digest_directory
 
 SMALL: dict[str, Any] = {"bits": 2, "group_size": 32, "samples": 40, "sequence_length": 32, "precision": "fp32"}
-SMALL |= {"guided": False}
+SMALL |= {"guided": False, "embedding_bits": 16}
 RATES = {"learning_rate": 0.003}
 QUICK: dict[str, Any] = {**SMALL, **RATES, "epochs": 4, "batch_size": 4, "held_out": 2}
 

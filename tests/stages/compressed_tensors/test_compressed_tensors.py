@@ -37,7 +37,7 @@ QUANTIZED: dict[str, dict[str, Any]] = {
     "W4A16": {"bits": 4, "group_size": 32, "embedding_bits": 4},
     "W4A16 but for down": {"bits": 4, "group_size": 64, "keep": ("*.down_proj",)},
     "W3A16": {"bits": 3, "group_size": 64},
-    "W8A16": {"bits": 8, "group_size": -1},
+    "W8A16": {"bits": 8, "group_size": -1, "embedding_bits": 16},
 }
 
 

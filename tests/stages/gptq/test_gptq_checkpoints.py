@@ -7,14 +7,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_decoders
 import torch
 import transformers
 from decoders import Notes, context, inputs_of_layers, layers_of, module_of, save_decoder, text
+from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from compress.formats.onnx.decoder import export_decoder
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.quantized_module import load_quantized_module
 from compress.numerics import language_head
@@ -58,7 +61,7 @@ def as_module(checkpoint: QuantizedCheckpoint, source: Checkpoint) -> Any:
 def test_layers_are_solved_on_outputs_of_quantized_earlier_layers(tmp_path: Path) -> None:
     # Reference: the finished model in transformers, with the solver run again on inputs captured by hooks.
     source = save_decoder(tmp_path / "source")
-    result = quantized(source, tmp_path / "scratch", guided=False)
+    result = quantized(source, tmp_path / "scratch", guided=False, embedding_bits=16)
     seen = inputs_of_layers(as_module(result, source), calibration_sequences(context(tmp_path), source, 6, 24))
     layers = layers_of(result.folder)
     for name in (f"model.layers.{index}.{short}" for index in range(2) for short in LINEARS):
@@ -155,6 +158,68 @@ def test_tied_embeddings_are_solved_as_head_and_as_rows(tmp_path: Path) -> None:
     expected = quantize_gptq(weight, hessian, GptqSettings(bits=4, group_size=32))
     assert float((expected.quantized.integers != table.integers).float().mean()) < 0.02
     assert layers_of(result.folder)["model.embed_tokens"]["error"] == pytest.approx(expected.error, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("fields", "tables", "others", "expected"),
+    [
+        # Gemma-3-270M and SmolLM2-135M: their tables have 63% and 21% of the weights.
+        ({}, 262_144 * 640, 100_330_496, 5),
+        ({}, 49_152 * 576, 106_203_456, 8),
+        # 4-bit layers are as large as tables of 8 bits with half as many weights, and 2-bit layers with a quarter.
+        ({}, 50, 100, 8),
+        ({}, 51, 100, 5),
+        ({"bits": 2}, 25, 100, 8),
+        ({"bits": 2}, 26, 100, 5),
+        ({"bits": 8}, 1000, 1, 8),
+        ({"bits": 8, "sym": False}, 1000, 1, 8),
+        ({"sym": False}, 1, 1000, 5),
+        ({"embedding_bits": 16}, 1000, 1, 16),
+        ({"embedding_bits": 4}, 1, 1000, 4),
+    ],
+)
+def test_tables_have_eight_bits_or_five_if_they_dominate(
+    fields: dict[str, Any], tables: int, others: int, expected: int
+) -> None:
+    assert Gptq(**fields).table_bits(tables, others) == expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fields", "expected"),
+    [
+        # A block has 26,624 weights, so that the tables of 160 and of 1,024 rows are smaller and larger than half.
+        ({}, {}, {"model.embed_tokens": 8}),
+        ({"vocab_size": 1024}, {}, {"model.embed_tokens": 5}),
+        ({"vocab_size": 300}, {}, {"model.embed_tokens": 8}),
+        # An untied head counts like the embedding.
+        ({"vocab_size": 300, "tie_word_embeddings": False}, {}, {"model.embed_tokens": 5, "lm_head": 5}),
+        ({}, {"keep": ("lm_head",)}, {}),
+        ({}, {"keep": ("model.embed_tokens",)}, {}),
+        ({"tie_word_embeddings": False}, {"keep": ("lm_head",)}, {"model.embed_tokens": 8}),
+    ],
+)
+def test_default_bits_of_embedding_and_head(
+    sizes: dict[str, Any], fields: dict[str, Any], expected: dict[str, int], tmp_path: Path
+) -> None:
+    source = save_decoder(tmp_path / "source", **sizes)
+    result = quantized(source, tmp_path / "scratch", method="rtn", **fields)
+    assert {name: table["bits"] for name, table in result.tables.items()} == expected
+
+
+def test_onnx_stores_a_large_table_once_with_five_bits(tmp_path: Path) -> None:
+    rows, columns = 1024, 64
+    result = quantized(save_decoder(tmp_path / "source", vocab_size=rows), tmp_path / "scratch")
+    graph = export_decoder(result).graph.graph
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    table = [array for name, array in stored.items() if name.startswith(("model.embed_tokens", "lm_head"))]
+    assert sum(array.nbytes for array in table) == rows * columns * (5 + 16 / 32) / 8
+    assert max(array.nbytes for array in stored.values() if array.dtype == np.float32) == columns * 4
+    # A byte of the first plane has the low 4 bits of two columns, one of the second has the high bits of 8 columns.
+    scales, low, high = (array.reshape(rows, -1) for array in table)
+    values = np.concatenate([low & 15, low >> 4], axis=1)
+    values = values + 16 * np.concatenate([high >> bit & 1 for bit in range(8)], axis=1)
+    expected = (values.astype(np.float32) - 16) * scales.repeat(32, axis=1).astype(np.float32)
+    np.testing.assert_array_equal(result.stored("model.embed_tokens.weight").numpy(), expected.astype(np.float16))
 
 
 @pytest.mark.parametrize(("bits", "tolerance"), [(5, 0.08), (8, 0.01)])
@@ -285,7 +350,7 @@ def test_values_beyond_float16_are_refused(tmp_path: Path) -> None:
     tensors["model.norm.weight"] *= 1e6
     save_file(tensors, tmp_path / "source" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(StageError, match=r"'model\.norm\.weight' holds values beyond float16"):
-        quantized(Checkpoint(tmp_path / "source"), tmp_path / "scratch")
+        quantized(Checkpoint(tmp_path / "source"), tmp_path / "scratch", embedding_bits=16)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def measured_warnings(recipe: Recipe, given: Path, final: Path, others: Mapping[
             name = f"{_described(largest)} in {largest.dtype}"
             is_float, is_table = bool(_FLOAT.match(largest.dtype.lower())), bool(_TABLE.search(largest.name))
             part = _Part(name, largest.bytes, math.prod(largest.shape), is_table, is_float)
-            warnings.append(f"The final model{target} has {_comparison(recipe, given.name, before, after, part)}")
+            warnings.append(f"The final model{target} is {_comparison(recipe, given.name, before, after, part)}")
     return warnings
 
 
@@ -88,20 +88,20 @@ def predicted_warning(recipe: Recipe, given: Path, shape: Shape | None, after: f
     else:
         name = f"matrices at {shape.matrix_bits} bits"
         part = _Part(name, matrices, shape.working, False, shape.matrix_bits >= 16)
-    return f"The final model will have about {_comparison(recipe, recipe.model, before, after, part)}"
+    return f"The final model will be {_comparison(recipe, recipe.model, before, after, part)}"
 
 
 def _comparison(recipe: Recipe, given: str, before: float, after: float, part: _Part) -> str:
     """Return both sizes, the largest part, and the field that makes it smaller if there is one."""
-    sizes = f"{format_bytes(round(after))}, more than the {format_bytes(before)} of {given}"
+    sizes = f"larger than {given}: {format_bytes(round(after))} instead of {format_bytes(before)}"
     largest = f"{format_bytes(round(part.bytes))} of it are {part.name}"
     found = _remedy(recipe, part, before - (after - part.bytes)) if part.is_float else None
     if found is None:
-        return f"{sizes}: {largest}."
+        return f"{sizes}. {largest}."
     field, bits = found
     smaller = part.weights * (bits + _SCALE_BITS) / 8
     return (
-        f"{sizes}: {largest}. With {field} these would be about {format_bytes(round(smaller))}, and the "
+        f"{sizes}. {largest}. With {field} these would be about {format_bytes(round(smaller))}, and the "
         f"model {format_bytes(round(after - part.bytes + smaller))}."
     )
 

@@ -56,7 +56,7 @@ def test_warning_starts_one_byte_above_the_given_size(final: Path, tmp_path: Pat
     same, smaller = save_given(tmp_path / "same", size), save_given(tmp_path / "smaller", size - 1)
     assert measured_warnings(plain, same, final, {"cpu": final}) == []
     (warning,) = measured_warnings(plain, smaller, final, {"cpu": final})
-    assert warning.startswith("The final model has 257 kB, more than the 257 kB of given.gguf: 256 kB of it are")
+    assert warning.startswith("The final model is larger than given.gguf: 257 kB instead of 257 kB. 256 kB of it are")
     built = recipe("onnx", random_weights=True)
     assert measured_warnings(built, smaller, final, {"cpu": final}) == []
 
@@ -105,7 +105,7 @@ def test_each_larger_file_of_a_target_is_named(final: Path, tmp_path: Path) -> N
     small = save_final(tmp_path / "small", np.zeros((2, COLUMNS), np.float32))
     given = save_given(tmp_path / "given", 100_000)
     warnings = measured_warnings(recipe("gptq"), given, small, {"cpu": final, "genai": final, "other": small})
-    assert [warning.partition(" has ")[0] for warning in warnings] == ["The final model for genai"]
+    assert [warning.partition(" is ")[0] for warning in warnings] == ["The final model for genai"]
 
 
 def test_external_data_of_a_given_graph_counts(final: Path, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_external_data_of_a_given_graph_counts(final: Path, tmp_path: Path) -> N
     assert given.stat().st_size < 1000
     # The final folder has another file of 1,000 bytes.
     (warning,) = measured_warnings(recipe("onnx"), given, final, {})
-    assert "has 257 kB, more than the 256 kB of model.onnx" in warning
+    assert "larger than model.onnx: 257 kB instead of 256 kB." in warning
 
 
 def test_predicted_size_is_compared_with_the_file(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_predicted_size_is_compared_with_the_file(tmp_path: Path) -> None:
     after = 4 * ROWS * COLUMNS + 5_000
     warning = predicted_warning(recipe({"gptq": {"embedding_bits": 16}}, "onnx"), given, shape, after)
     assert warning == (
-        "The final model will have about 261 kB, more than the 64.1 kB of m: 256 kB of it are "
+        "The final model will be larger than m: 261 kB instead of 64.1 kB. 256 kB of it are "
         "model.embed_tokens.weight [1000, 64] at 32 bits. With `gptq: {embedding_bits: 4}` these would be about "
         "36.0 kB, and the model 41.0 kB."
     )

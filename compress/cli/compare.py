@@ -74,6 +74,9 @@ def compare(
         Literal["console", "markdown", "html", "json"], typer.Option(help="Format of the output.")
     ] = "console",
     json_: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also show intervals, margins and the samples needed.")
+    ] = False,
 ) -> None:
     """Compare two runs, or a run's model with its own baseline: better, same, worse, or inconclusive."""
     from compress.cli.output import show
@@ -81,7 +84,10 @@ def compare(
     from compress.report.compare.gate import read_policy
     from compress.report.compare.views import comparison_view
     from compress.results.report import BASELINE
+    from compress.utils.progress import set_verbosity
 
+    if verbose:
+        set_verbosity(quiet=False, verbose=True)
     rules = (read_policy(policy) if policy else comparison_policy()).model_copy(update={"model": model})
     view = "json" if json_ else format
     # Models that are measured alternately now have the same load of the machine, unlike those of two old reports.
@@ -118,13 +124,19 @@ def gate(
         typer.Option(help="Format of the output."),
     ] = "console",
     json_: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also show intervals, margins and the samples needed.")
+    ] = False,
 ) -> None:
     """Judge a run against a baseline by a policy. Exit code 1: something got worse than allowed."""
     from compress.cli.output import show, show_hint
     from compress.report.compare.gate import find_policy, judge_comparison
     from compress.report.compare.views import gate_view
     from compress.utils.errors import InputError
+    from compress.utils.progress import set_verbosity
 
+    if verbose:
+        set_verbosity(quiet=False, verbose=True)
     if why is not None and not update:
         raise InputError("--why is the reason for replacing a baseline.", hint="give --update with it, or leave it out")
     run_file = _load_report(run)

@@ -58,10 +58,9 @@ def run(
     else:
         Console().print(console_table(finished.report))
     for limit in finished.report.limits:
-        policy = loaded.verdicts.cannot_tell if limit.verdict == "cannot tell" else loaded.verdicts.within_chance
-        if limit.unknown and policy == "warn":
-            reason = limit.reason or "missed within chance"
-            typer.echo(f"warning: {limit.metric} on {limit.target}, {limit.limit}: {reason}", err=True)
+        if limit.unknown and loaded.verdicts.action(bool(limit.within_chance)) == "warn":
+            name = f"{limit.metric} on {limit.target}, {limit.limit}"
+            typer.echo(f"warning: {name}: inconclusive, {limit.reason}", err=True)
     if is_shown(logging.INFO):
         name = loaded.name if artifacts / "runs" == RUNS else str(finished.folder)
         console = Console(stderr=True, highlight=False)

@@ -115,16 +115,19 @@ class Limit(Frozen):
 
 
 class Verdicts(Frozen):
-    """Effect of a limit on the exit code if noise or chance may explain the result."""
+    """Effect of an inconclusive limit on the exit code: the limit is inside the interval of the value."""
 
     cannot_tell: CannotTell = Field(
         "warn",
-        description="action for a limit on a time whose interval contains the limit, or that was measured on an "
-        "unsuitable machine",
+        description="action for an inconclusive limit: `pass`, `warn` (exit code 0) or `fail` (exit code 1)",
     )
-    within_chance: CannotTell = Field(
-        "fail", description="action for a missed limit on quality that chance may explain, given the number of rows"
+    within_chance: CannotTell | None = Field(
+        None, description="the same for limits on quality only, if it differs from `cannot_tell`"
     )
+
+    def action(self, is_quality: bool) -> CannotTell:
+        """Return the action for an inconclusive limit on a quality, or on something else."""
+        return (self.within_chance if is_quality else None) or self.cannot_tell
 
 
 class Licences(Frozen):
@@ -252,7 +255,7 @@ class Recipe(Frozen):
         None, description="parts of the test data that are also evaluated separately; default: those of the task"
     )
     limits: tuple[Limit, ...] = Field((), description="bounds on metrics of the final model")
-    verdicts: Verdicts = Field(Verdicts(), description="exit code for limits whose result noise or chance may explain")
+    verdicts: Verdicts = Field(Verdicts(), description="exit code for limits that are inside the interval of the value")
     licences: Licences = Field(Licences(), description="licences that the sources do not state, and permissions")
     search: Search | None = Field(None, description="fields that `compress search` varies; ignored by a run")
     gate: Policy | None = Field(

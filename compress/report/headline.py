@@ -8,6 +8,7 @@ from typing import Literal
 
 from compress.numerics.differences import mcnemar_mid_p
 from compress.report.limits import paired_ratio_interval
+from compress.report.rows import limit_state
 from compress.results.formatting import format_improvement, format_number, format_value
 from compress.results.metrics import describe_metric, quality_metric, shortest_context
 from compress.results.report import BASELINE, FINAL, Measurement, Report
@@ -55,21 +56,15 @@ def verdict(report: Report) -> tuple[Status, str]:
 
 
 def _kept(report: Report) -> str:
-    judged, missed = report.judged, report.missed
-    unknown = [limit for limit in judged if limit.unknown]
-    # A missed limit that chance could explain is not counted as missed.
-    chance = [limit for limit in unknown if limit.verdict == "missed"]
-    inconclusive = len(unknown) - len(chance)
-    details = (
-        [f"{inconclusive} of them inconclusive" if missed or chance else f"{inconclusive} inconclusive"]
-        if inconclusive
-        else []
-    )
-    details += [f"{len(chance)} missed within chance"] if chance else []
+    """Return `all 3 limits are kept`, `2 of 3 limits kept, 1 inconclusive`, or `1 of 3 limits missed`."""
+    judged = report.judged
+    missed = [limit for limit in judged if limit_state(limit) == "missed"]
+    unknown = [limit for limit in judged if limit_state(limit) == "unknown"]
+    inconclusive = [f"{len(unknown)} inconclusive"] if unknown else []
     if missed:
-        return ", ".join([f"{len(missed)} of {len(judged)} {_limits(len(judged))} missed", *details])
-    if details:
-        return ", ".join([f"{len(judged) - len(unknown)} of {len(judged)} {_limits(len(judged))} kept", *details])
+        return ", ".join([f"{len(missed)} of {len(judged)} {_limits(len(judged))} missed", *inconclusive])
+    if unknown:
+        return ", ".join([f"{len(judged) - len(unknown)} of {len(judged)} {_limits(len(judged))} kept", *inconclusive])
     return f"{'the limit is' if len(judged) == 1 else f'all {len(judged)} limits are'} kept"
 
 

@@ -63,7 +63,7 @@ def _case(report: Report, limit: LimitResult) -> JunitCase:
     names, result = (f"{report.recipe}.{limit.target}", f"{limit.metric} {limit.limit}"), limit_result(report, limit)
     if limit.skipped:
         return JunitCase(*names, "skipped", message=limit.reason or "the target was skipped")
-    if limit.unknown:
+    if limit.unknown and not limit.missed:
         outcome = "inconclusive" if limit.verdict == "cannot tell" else limit.verdict
         return JunitCase(*names, "skipped", message=f"{outcome}: {result}")
     if not limit.passed:

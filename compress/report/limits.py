@@ -11,10 +11,12 @@ from compress.numerics.statistics import t_interval
 from compress.recipe.recipe import Limit, Verdicts
 from compress.results.formatting import format_bytes
 from compress.results.metrics import describe_metric
-from compress.results.report import BASELINE, FINAL, LimitResult, Measurement, SkippedTarget
+from compress.results.report import BASELINE, FINAL, LimitResult, Measurement, SkippedTarget, Verdict
 
 _COUNTS = {"word_error_rate": "word_errors"}
 """Error rates of rows of different lengths -> the metric that keeps the errors of each row."""
+INSIDE = "the limit is inside the interval"
+"""Reason of an inconclusive limit."""
 
 
 def check_limits(
@@ -36,7 +38,7 @@ def check_limits(
         baseline_label: Stage (or `start`) that the rows named `baseline` stand for. A limit may use either name.
         skipped: Skipped targets.
         machines: Environment in which each target was measured.
-        verdicts: Limits whose miss is a failure. None: all of them.
+        verdicts: Effect of an inconclusive limit on the exit code. None: the defaults.
     """
     results = []
     for limit in limits:
@@ -58,15 +60,27 @@ def check_limits(
             skipped=judgement["verdict"] == "skipped",
             **judgement,
         )
-        results.append(result.model_copy(update={"fails": _fails(result, verdicts)}))
+        results.append(result.model_copy(update={"fails": _fails(result, verdicts or Verdicts())}))
     return results
 
 
-def _fails(result: LimitResult, verdicts: Verdicts | None) -> bool:
-    if result.verdict == "cannot tell":
-        return verdicts is None or verdicts.cannot_tell == "fail"
-    tolerated = bool(result.within_chance) and verdicts is not None and verdicts.within_chance != "fail"
-    return result.verdict == "missed" and not tolerated
+def interval_verdict(limit: Limit, low: float, high: float) -> Verdict:
+    """Return the verdict on a value with the interval ``low``..``high``. Every limit is judged by this rule.
+
+    *kept* if the whole interval meets the limit, *missed* if no part of it does, *cannot tell* (inconclusive)
+    otherwise. An exact value has an interval of width 0. NaN misses every limit.
+    """
+    meets = {_within(limit, low), _within(limit, high)}
+    if len(meets) == 2:
+        return "cannot tell"
+    return "kept" if meets == {True} else "missed"
+
+
+def _fails(result: LimitResult, verdicts: Verdicts) -> bool:
+    """Return whether the exit code is 1 because of the limit."""
+    if result.verdict != "cannot tell":
+        return result.verdict == "missed"
+    return verdicts.action(bool(result.within_chance)) == "fail"
 
 
 def _judge(
@@ -97,7 +111,7 @@ def _judge(
         return {"verdict": "missed", "reason": _absent(rows, FINAL, limit)}
     # An absolute bound needs no other model.
     if limit.of is None:
-        return {"verdict": "kept"} if _within(limit, final.value) else _verdict(limit, final, None, machine)
+        return _verdict(limit, final, None, machine)
     reference = _find(rows, limit.of, limit)
     # The baseline may be named by its role or by its stage.
     if reference is None and limit.of in (BASELINE, baseline_label):
@@ -110,43 +124,42 @@ def _judge(
     ratio = final.value / reference.value
     counts = _counted(rows, final), _counted(rows, reference)
     low, high = paired_ratio_interval(*counts) or (None, None)
-    verdict = {"verdict": "kept"} if _within(limit, ratio) else _verdict(limit, *counts, machine)
-    return {"ratio": ratio, "ratio_low": low, "ratio_high": high, **verdict}
+    return {"ratio": ratio, "ratio_low": low, "ratio_high": high, **_verdict(limit, *counts, machine, ratio)}
 
 
 def _verdict(
-    limit: Limit, final: Measurement, other: Measurement | None, machine: Mapping[str, object]
+    limit: Limit,
+    final: Measurement,
+    other: Measurement | None,
+    machine: Mapping[str, object],
+    ratio: float | None = None,
 ) -> dict[str, Any]:
-    """Return the verdict of a limit that the value alone does not meet.
-
-    A time is inconclusive if noise could explain the miss. A quality is missed, and `within_chance` says whether its
-    test rows could explain the miss.
+    """Return the verdict of a limit, with the reason if it is inconclusive.
 
     Args:
         limit: Limit of the recipe.
         final: Measurement of the final model.
         other: Measurement of the model that the limit refers to, or None.
         machine: Environment of the target.
+        ratio: Value of the final model over that of the other, or None.
     """
+    value = final.value if ratio is None else ratio
     interval = _interval(final, other)
-    # Chance explains the miss if any value of the interval meets the limit.
-    beyond = interval is None or not any(_within(limit, end) for end in interval)
+    verdict = interval_verdict(limit, *(interval or (value, value)))
     if describe_metric(limit.metric, final.unit).timed:
-        if noise := unusable_machine(machine):
+        # Times of an unsuitable machine, and single times, prove no miss.
+        if verdict != "kept" and (noise := unusable_machine(machine)):
             return {"verdict": "cannot tell", "reason": f"the machine was too noisy: {noise}"}
-        if interval is None:
+        if verdict == "missed" and interval is None:
             return {"verdict": "cannot tell", "reason": "too few timings to distinguish it from noise"}
-        if not beyond:
-            return {"verdict": "cannot tell", "reason": "noise could explain the miss"}
-        return {"verdict": "missed"}
-    if interval is None or not final.raw:
-        return {"verdict": "missed"}
-    return {
-        "verdict": "missed",
-        "within_chance": not beyond,
-        "rows": len(final.raw),
-        "rows_lost": _lost(limit, final, other),
-    }
+    result: dict[str, Any] = {"verdict": verdict}
+    if verdict == "cannot tell":
+        result["reason"] = INSIDE
+    if verdict != "kept" and interval is not None and final.raw and not describe_metric(limit.metric, final.unit).timed:
+        result["within_chance"] = verdict == "cannot tell"
+        result["rows"] = len(final.raw)
+        result["rows_lost"] = _lost(limit, final, other)
+    return result
 
 
 def _interval(final: Measurement, other: Measurement | None) -> tuple[float, float] | None:

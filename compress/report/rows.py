@@ -44,15 +44,17 @@ def limit_result(report: Report, limit: LimitResult) -> str:
     else:
         interval = format_interval(metric, limit.low, limit.high)
         text = f"{value} ({interval})" if interval else value
-    chance = ""
-    if limit.within_chance is not None:  # a missed limit on quality: `7 of 2,000 rows, within chance (99.4-99.8%)`
-        lost = f"{limit.rows_lost:,} of " if limit.rows_lost is not None else ""
-        chance = f"{lost}{limit.rows or 0:,} rows, {'within' if limit.within_chance else 'beyond'} chance"
+    evidence = ""
+    if limit.within_chance is not None:  # a limit on quality that is not kept: `7 of 2,000 rows (99.4-99.8%)`
+        lost = f"{limit.rows_lost:,} of " if limit.rows_lost is not None and limit.rows_lost > 0 else ""
+        # Older reports have missed limits that chance could explain.
+        chance = "" if limit.verdict == "cannot tell" else f", {'within' if limit.within_chance else 'beyond'} chance"
+        evidence = f"{lost}{limit.rows or 0:,} rows{chance}"
         if limit.ratio_low is not None and limit.ratio_high is not None:
-            chance += f" ({limit.ratio_low * 100:.1f}\u2013{limit.ratio_high * 100:.1f}%)"
+            evidence += f" ({limit.ratio_low * 100:.1f}\u2013{limit.ratio_high * 100:.1f}%)"
     # The reason is stated once, with the target.
     target_skipped = limit.skipped and any(skip.target == limit.target for skip in report.skipped)
-    return "; ".join(filter(None, (text, chance, "target skipped" if target_skipped else limit.reason)))
+    return "; ".join(filter(None, (text, evidence, "target skipped" if target_skipped else limit.reason)))
 
 
 def limit_bound(limit: LimitResult) -> str:

@@ -113,9 +113,9 @@ class LimitResult(FrozenRecord):
     high: float | None = None
     skipped: bool = False
     reason: str | None = Field(None, description="reason why nothing was compared or why the result is inconclusive")
-    verdict: Verdict | None = Field(None, description="`cannot tell`: noise could explain that a time misses its limit")
+    verdict: Verdict | None = Field(None, description="`cannot tell`: inconclusive, the limit is inside the interval")
     within_chance: bool | None = Field(
-        None, description="missed limit on quality: whether chance could explain it, given the number of rows"
+        None, description="limit on quality that is not kept: whether it is inside the interval for this number of rows"
     )
     rows: int | None = Field(None, ge=1, description="number of rows that the metric was measured on")
     rows_lost: int | None = Field(
@@ -131,8 +131,8 @@ class LimitResult(FrozenRecord):
 
     @property
     def unknown(self) -> bool:
-        """Return whether the limit is inconclusive and that is no failure."""
-        return not self.missed and not self.passed and not self.skipped
+        """Return whether the limit is inconclusive, which `missed` may count as a failure or not."""
+        return self.verdict == "cannot tell" or (not self.missed and not self.passed and not self.skipped)
 
 
 class SkippedTarget(FrozenRecord):

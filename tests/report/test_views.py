@@ -88,9 +88,9 @@ ELSEWHERE = LimitResult(
 def test_inconclusive_limit_is_neither_kept_nor_missed(report: Report) -> None:
     assert verdict(with_limits(report, UNTOLD, KEPT)) == ("unknown", "1 of 2 limits kept, 1 inconclusive")
     both = with_limits(report, UNTOLD, CHANCE, KEPT)
-    assert verdict(both) == ("missed", "1 of 3 limits missed, 1 of them inconclusive")
+    assert verdict(both) == ("missed", "1 of 3 limits missed, 1 inconclusive")
     mild = CHANCE.model_copy(update={"fails": False})
-    assert verdict(with_limits(report, mild, KEPT)) == ("unknown", "1 of 2 limits kept, 1 missed within chance")
+    assert verdict(with_limits(report, mild, KEPT)) == ("unknown", "1 of 2 limits kept, 1 inconclusive")
     other = with_limits(report, KEPT, ELSEWHERE)
     assert verdict(other) == ("passed", "The limit is kept (1 not judged: for another processor)")
     text = shown(console_table(both))

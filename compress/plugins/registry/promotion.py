@@ -122,7 +122,8 @@ def _judge(
             raise
         failed = (*missed, f"not compared: {error.what}")
         return GateOutcome(against=current.number, status="failed", failed=failed), None
-    result = judge_comparison(comparison, policy)
+    # The limits were judged already.
+    result = judge_comparison(comparison.model_copy(update={"limits": ()}), policy)
     failed = (*missed, *map(judgement_text, result.having("failed")))
     return GateOutcome(against=current.number, status="failed" if failed else result.status, failed=failed), result
 

@@ -42,6 +42,8 @@ class MetricChange(FrozenAliased):
     more: int | None = Field(0, description="further pairs that should settle it; 0 if settled, None if none would")
     method: str = Field(description="how the interval was made, e.g. `paired rounds, t interval over process launches`")
     note: str | None = Field(None, description="reason of the verdict, if the numbers do not show it")
+    noisy: bool = Field(False, description="whether it is a time that was measured on a machine too noisy for times")
+    identical: bool = Field(False, description="whether both sides are one measurement")
 
 
 class SliceChange(FrozenAliased):
@@ -50,6 +52,17 @@ class SliceChange(FrozenAliased):
     name: str = Field(description="name of the slice in the recipe")
     rows: int = Field(ge=1)
     change: MetricChange
+
+
+class JudgedLimit(FrozenAliased):
+    """Limit of the candidate's recipe with the verdict of its report."""
+
+    metric: str
+    target: str
+    limit: str = Field(description="limit as text")
+    verdict: Literal["kept", "missed", "cannot tell"]
+    result: str = Field(description="measured value as text")
+    fails: bool = Field(description="whether the exit code of the run is 1 because of it")
 
 
 class Flip(FrozenAliased):
@@ -101,6 +114,7 @@ class Comparison(FrozenAliased):
     how: Method
     changes: tuple[MetricChange, ...]
     slices: tuple[SliceChange, ...] = ()
+    limits: tuple[JudgedLimit, ...] = Field((), description="limits of the candidate's recipe, as its report has them")
     flips: tuple[Flip, ...] = ()
     continuations: tuple[ContinuationChange, ...] = ()
     host_differences: tuple[str, ...] = Field(

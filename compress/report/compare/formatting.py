@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from compress.numerics.differences import Verdict
-from compress.report.compare.change import ComparedModel, Comparison, MetricChange
+from compress.report.compare.change import ComparedModel, Comparison, JudgedLimit, MetricChange
 from compress.report.compare.gate import GateResult, Judgement
 from compress.report.plot import Scale, nice_ticks
 from compress.results.formatting import format_number, format_value
@@ -29,7 +29,8 @@ def value_text(change: MetricChange, value: float) -> str:
     """Return a value of the metric, with all digits of bytes if rounding would hide the change."""
     metric = describe_metric(change.metric, change.unit)
     rounded = [format_value(metric, side) for side in (change.baseline, change.candidate)]
-    if metric.style in ("bytes", "count") and change.baseline != change.candidate and rounded[0] == rounded[1]:
+    differs = change.baseline != change.candidate and change.verdict != "same"
+    if metric.style in ("bytes", "count") and differs and rounded[0] == rounded[1]:
         return f"{value:,.0f} {change.unit}"
     return format_value(metric, value)
 
@@ -67,13 +68,14 @@ def confidence_text(change: MetricChange) -> str:
 
 
 def value_cells(change: MetricChange) -> list[str]:
-    """Return before, now, change, and the interval of the change with its confidence."""
+    """Return before, now, change, and the interval of the change with its confidence. `~` marks noisy times."""
     interval = interval_text(change)
     interval_cell = f"{interval} ({confidence_text(change)})" if interval else ""
+    mark = "~" if change.noisy else ""
     return [
-        value_text(change, change.baseline),
-        value_text(change, change.candidate),
-        effect_text(change),
+        mark + value_text(change, change.baseline),
+        mark + value_text(change, change.candidate),
+        mark + effect_text(change),
         interval_cell,
     ]
 
@@ -87,7 +89,7 @@ def judgement_cells(judgement: Judgement) -> list[str]:
     """Return a judgement as a row: metric, target, `value_cells`, margin, verdict or the reason for its absence."""
     change = judgement.change
     cells = value_cells(change) if change else [""] * 4
-    last = verdict_text(change) if change else judgement.reason
+    last = verdict_text(change) if change else limit_verdict_text(judgement) or judgement.reason
     return [judged_name(judgement), judgement.target, *cells, judgement.margin, last]
 
 
@@ -100,7 +102,26 @@ def verdict_text(change: MetricChange) -> str:
     """Return the verdict, and for an inconclusive one the number of further pairs that should settle it."""
     if change.verdict == "can't tell" and change.more:
         return f"inconclusive (about {change.more:,} more samples needed)"
-    return VERDICT_TEXTS[change.verdict]
+    return short_verdict(change)
+
+
+def short_verdict(change: MetricChange) -> str:
+    """Return the verdict as one word."""
+    return "identical" if change.identical else VERDICT_TEXTS[change.verdict]
+
+
+LIMIT_VERDICTS = {"kept": "kept", "missed": "missed", "cannot tell": "inconclusive"}
+"""Verdicts on limits as readers see them."""
+
+
+def limit_verdict_text(judgement: Judgement) -> str:
+    """Return the verdict on a limit, or nothing for another judgement."""
+    return LIMIT_VERDICTS[judgement.limit] if judgement.limit else ""
+
+
+def limit_line(limit: JudgedLimit) -> str:
+    """Return `limit accuracy on cpu ≥ 98.5% of baseline: kept, 99.20% of baseline (86.10%)`."""
+    return f"limit {limit.metric} on {limit.target} {limit.limit}: {LIMIT_VERDICTS[limit.verdict]}, {limit.result}"
 
 
 def change_sentence(change: MetricChange) -> str:
@@ -118,6 +139,9 @@ def judged_name(judgement: Judgement) -> str:
 
 def judgement_text(judgement: Judgement) -> str:
     """Return the reason of a judgement, in one line."""
+    if judgement.limit:
+        verdict = LIMIT_VERDICTS[judgement.limit]
+        return f"limit {judgement.metric} on {judgement.target} {judgement.margin}: {verdict}, {judgement.reason}"
     if judgement.change is None:
         return f"{judged_name(judgement)} on {judgement.target}: {judgement.reason}"
     slice_phrase = f" in {judgement.slice}" if judgement.slice else ""
@@ -141,16 +165,18 @@ def gate_sentence(result: GateResult) -> str:
 
 def comparison_sentence(comparison: Comparison) -> str:
     """Return `Worse: accuracy; better: size_bytes, latency_ms`."""
-    parts = []
+    if all(change.identical for change in comparison.changes):
+        return "Identical"
+    parts, changes = [], distinct(comparison.changes)
     changed: tuple[Verdict, ...] = ("worse", "better")
     for verdict in changed:
-        names = [change.metric for change in comparison.changes if change.verdict == verdict]
+        names = [change.metric for change in changes if change.verdict == verdict]
         if names:
             more = f" and {len(names) - 6} more" if len(names) > 6 else ""
             parts.append(f"{verdict}: {', '.join(dict.fromkeys(names[:6]))}{more}")
     unchanged: tuple[Verdict, ...] = ("same", "can't tell")
     for verdict in unchanged:
-        count = sum(change.verdict == verdict for change in comparison.changes)
+        count = sum(change.verdict == verdict for change in changes)
         parts += [f"{count} {VERDICT_TEXTS[verdict]}"] if count else []
     text = "; ".join(parts)
     return text[:1].upper() + text[1:]
@@ -165,6 +191,17 @@ def side_text(side: ComparedModel) -> str:
 def by_importance(comparison: Comparison) -> list[MetricChange]:
     """Return changes in the order of `ORDER`, and otherwise in the order of the rows."""
     return sorted(comparison.changes, key=lambda change: ORDER.index(change.verdict))
+
+
+def distinct(changes: Iterable[MetricChange]) -> list[MetricChange]:
+    """Return changes without repetitions: the size of one file is measured on each target."""
+    kept: dict[tuple[object, ...], MetricChange] = {}
+    for change in changes:
+        is_file = describe_metric(change.metric, change.unit).from_file
+        kept.setdefault(
+            (change.metric, *((change.baseline, change.candidate) if is_file else (change.target,))), change
+        )
+    return list(kept.values())
 
 
 def evidence_lines(comparison: Comparison) -> list[str]:

@@ -12,7 +12,7 @@ from pydantic import Field
 from compress.recipe.document import FileKind, read_document
 from compress.recipe.policy import Policy, Rule
 from compress.recipe.validation_errors import validate
-from compress.report.compare.change import Comparison, MetricChange, SliceChange
+from compress.report.compare.change import Comparison, JudgedLimit, MetricChange, SliceChange
 from compress.report.run_folder import RECIPE
 from compress.utils.pydantic_models import FrozenAliased
 
@@ -30,6 +30,9 @@ class Judgement(FrozenAliased):
     slice: str | None = Field(None, description="slice that is judged; None: all data")
     change: MetricChange | None = Field(None, description="comparison; None if nothing could be compared")
     reason: str = Field("", description="reason, if the change itself does not show it")
+    limit: Literal["kept", "missed", "cannot tell"] | None = Field(
+        None, description="verdict of a limit of the candidate's recipe; None: a rule of the policy"
+    )
 
 
 class GateResult(FrozenAliased):
@@ -58,7 +61,9 @@ class GateResult(FrozenAliased):
 
 
 def judge_comparison(comparison: Comparison, policy: Policy) -> GateResult:
-    """Judge every change that a rule of ``policy`` covers, and the worst slice if a rule asks for it.
+    """Judge every change that a rule of ``policy`` covers, the worst slice if a rule asks for it, and the limits.
+
+    Limits of the candidate's recipe have the verdicts of its report.
 
     *worse* fails, *better* and *same* pass, and an inconclusive change has the effect that the rule or the policy
     states. A metric that a rule covers and only the candidate lacks fails. A rule without anything to judge is
@@ -88,6 +93,7 @@ def judge_comparison(comparison: Comparison, policy: Policy) -> GateResult:
         if worst and (rule := policy.slice_rule(worst.change.metric)):
             judged.append(_judge(rule, worst.change, policy, worst))
     judged += _idle(judged, policy)
+    judged += map(_judged_limit, comparison.limits)
     order = ["failed", "warned", "passed"]
     judged.sort(key=lambda judgement: order.index(judgement.status))
     return GateResult(comparison=comparison, judgements=tuple(judged))
@@ -104,6 +110,18 @@ def _judge(rule: Rule, change: MetricChange, policy: Policy, part: SliceChange |
         slice=part.name if part else None,
         change=change,
         reason=(change.note or "") if change.verdict == "can't tell" else "",
+    )
+
+
+def _judged_limit(limit: JudgedLimit) -> Judgement:
+    status: Status = "failed" if limit.fails else "passed" if limit.verdict == "kept" else "warned"
+    return Judgement(
+        metric=limit.metric,
+        target=limit.target,
+        status=status,
+        margin=limit.limit,
+        reason=limit.result,
+        limit=limit.verdict,
     )
 
 

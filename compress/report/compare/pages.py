@@ -188,6 +188,7 @@ def _markdown(
         ],
         flips=flips,
         written=[(item.prompt, item.baseline, item.candidate, item.parting) for item in comparison.continuations],
+        limits=[formatting.limit_line(limit) for limit in comparison.limits],
         evidence=[*sides, *formatting.evidence_lines(comparison), *methods],
         words=formatting,
     )

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from compress.recipe.policy import Margin, Policy, comparison_policy, default_margin
 from compress.report.compare import effects
@@ -19,6 +20,7 @@ from compress.report.compare.change import (
     Comparison,
     ContinuationChange,
     Flip,
+    JudgedLimit,
     MetricChange,
     SliceChange,
     UncomparedMetric,
@@ -28,8 +30,9 @@ from compress.report.compare.flips import find_answer_flips, find_flips
 from compress.report.compare.machine_match import MachineDifferences, machine_differences, machine_summary
 from compress.report.generated_outputs import pair_by_prompt
 from compress.report.limits import unusable_machine
+from compress.report.rows import limit_bound, limit_result, limit_state
 from compress.results.metrics import Metric, context_of, describe_metric, slice_of, split_of
-from compress.results.report import BASELINE, MACHINE, Measurement, Report
+from compress.results.report import BASELINE, FINAL, MACHINE, Measurement, Report
 from compress.utils.errors import InputError
 
 REFERENCES = ("reference_matmul_ms", "reference_copy_ms")
@@ -98,6 +101,7 @@ def compare_reports(
         changes=changes,
         uncompared=tuple(result for result in compared if isinstance(result, UncomparedMetric)),
         slices=tuple(ways.slices(changes)),
+        limits=tuple(ways.limits()),
         flips=ways.find_flips(changes),
         continuations=ways.continuations(),
         host_differences=ways.hosts.machine,
@@ -118,6 +122,11 @@ class _Ways:
     def one_session(self) -> bool:
         """Return whether both are models of one report."""
         return self.sides.baseline is self.sides.candidate or self.sides.baseline == self.sides.candidate
+
+    @property
+    def one_model(self) -> bool:
+        """Return whether both sides are one model of one run."""
+        return self.one_session and self.sides.baseline_model == self.sides.candidate_model
 
     @cached_property
     def hosts(self) -> MachineDifferences:
@@ -164,7 +173,29 @@ class _Ways:
             reason = "the baseline is 0, so there is no ratio to it"
             return UncomparedMetric(metric=metric, target=target, reason=reason)
         by_kind = self.policy.time_confidence if _varies(described) else self.policy.quality_confidence
-        return self._change(pair, described, (rule and rule.confidence) or by_kind)
+        if self.one_model:
+            return effects.exact_change(pair).model_copy(update={"identical": True})
+        change = self._change(pair, described, (rule and rule.confidence) or by_kind)
+        reports = (self.sides.baseline, self.sides.candidate)
+        noisy = described.timed and any(unusable_machine(report.environment) for report in reports)
+        return change.model_copy(update={"noisy": noisy})
+
+    def limits(self) -> Iterator[JudgedLimit]:
+        """Yield the limits that the candidate's report judged. Limits apply to the final model only."""
+        report = self.sides.candidate
+        words: dict[str, Literal["kept", "missed", "cannot tell"]] = {
+            "passed": "kept", "missed": "missed", "unknown": "cannot tell"
+        }  # fmt: skip
+        for limit in report.judged if self.policy.model == FINAL else ():
+            if not self.policy.targets or limit.target in self.policy.targets:
+                yield JudgedLimit(
+                    metric=limit.metric,
+                    target=limit.target,
+                    limit=limit_bound(limit),
+                    verdict=words[limit_state(limit)],
+                    result=limit_result(report, limit),
+                    fails=limit.missed,
+                )
 
     def _change(self, pair: MeasurementPair, metric: Metric, confidence: float) -> MetricChange:
         if metric.from_file:
@@ -281,7 +312,7 @@ class _Ways:
         """Yield notes on the comparison as a whole."""
         baseline, candidate = self.sides.baseline, self.sides.candidate
         if self.one_session:
-            if self.sides.baseline_model == self.policy.model:
+            if self.one_model:
                 yield "both sides are the same run"
             if noise := unusable_machine(candidate.environment):
                 yield f"the machine was too noisy for precise times: {noise}"

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from compress.report.compare import formatting
-from compress.report.compare.change import Comparison, SliceChange
+from compress.report.compare.change import Comparison, MetricChange, SliceChange
 from compress.report.compare.effects import largest_change
 from compress.report.compare.formatting import gate_sentence, judged_name, judgement_text, side_text
 from compress.report.compare.gate import GateResult, Judgement
 from compress.report.compare.pages import html_comparison, html_gate, markdown_comparison, markdown_gate
 from compress.report.junit import JunitCase, JunitSuite, junit_xml
+from compress.utils.progress import is_shown
 from compress.utils.responsive_table import ResponsiveTable, TableColumn
 
 _STYLES = {
     "worse": "bold red", "better": "green", "same": "dim", "can't tell": "yellow",
     "failed": "bold red", "warned": "yellow", "passed": "green",
 }  # fmt: skip
+_LIMIT_STYLES = {"kept": "green", "missed": "bold red", "cannot tell": "yellow"}
 _CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")
-_FIGURES = (
-    TableColumn("before", right=True, rank=1),
-    TableColumn("now", right=True, rank=1),
-    TableColumn("change", right=True),
-    TableColumn("interval", rank=3),
-)
-_LEFT_OUT = "hidden at this width; see --json and --format html"
+_FIGURES = (TableColumn("before", right=True), TableColumn("now", right=True), TableColumn("change", right=True))
+_LEFT_OUT = "too wide for this terminal; --json and --format html have them"
+_DETAILS = "Intervals, margins and the number of samples needed: -v, --json or --format html."
 _MARKS = {"failed": "\u2717", "warned": "?", "passed": "\u2713"}
 
 
@@ -41,28 +41,44 @@ def _text(text: str, style: str = "") -> Text:
     return Text(_plain(text), style=style)
 
 
-def console_comparison(comparison: Comparison) -> RenderableType:
-    """Return a line for each metric, the worst slice, notes, and the verdict."""
-    table = _table("Comparison", "matters from")
-    for change in formatting.by_importance(comparison):
-        cells = [formatting.SIGNS[change.verdict], *formatting.change_cells(change)]
-        table.add(*map(_plain, cells), style=_STYLES[change.verdict])
-    parts: list[RenderableType] = [*_sides(comparison), table, *_below(comparison)]
+def console_comparison(comparison: Comparison, verbose: bool = False) -> RenderableType:
+    """Return a line for each metric, the limits, the worst slice, notes, and the verdict.
+
+    Args:
+        comparison: Comparison that is shown.
+        verbose: Whether intervals, margins and numbers of samples are shown too.
+    """
+    rows = [
+        ([formatting.SIGNS[change.verdict], *formatting.change_cells(change)], _STYLES[change.verdict], change)
+        for change in formatting.distinct(formatting.by_importance(comparison))
+    ]
+    limits = [_text(formatting.limit_line(limit), style=_LIMIT_STYLES[limit.verdict]) for limit in comparison.limits]
+    parts: list[RenderableType] = [
+        *_sides(comparison), _table("Comparison", "matters from", rows, verbose), *limits, *_below(comparison, verbose)
+    ]  # fmt: skip
     return Group(*parts, _text(f"{formatting.comparison_sentence(comparison)}."))
 
 
-def console_gate(result: GateResult) -> RenderableType:
-    """Return a line for each judgement, then notes and the verdict."""
-    table = _table("Gate", "allowed")
-    for judgement in result.judgements:
-        cells = [_MARKS[judgement.status], *formatting.judgement_cells(judgement)]
-        table.add(*map(_plain, cells), style=_STYLES[judgement.status])
-    open_questions = (*result.having("failed"), *result.having("warned"))
+def console_gate(result: GateResult, verbose: bool = False) -> RenderableType:
+    """Return a line for each judgement, then notes and the verdict.
+
+    Args:
+        result: Gate that is shown.
+        verbose: Whether intervals, margins and numbers of samples are shown too.
+    """
+    shown = {id(change) for change in formatting.distinct(item.change for item in result.judgements if item.change)}
+    rows = [
+        ([_MARKS[item.status], *formatting.judgement_cells(item)], _STYLES[item.status], item.change)
+        for item in result.judgements
+        if not item.limit and (item.slice or item.change is None or id(item.change) in shown)
+    ]
+    limits = [item for item in result.judgements if item.limit]
+    open_questions = [item for item in (*result.having("failed"), *result.having("warned")) if item not in limits]
     reasons = [_text(f"{_MARKS[item.status]} {formatting.judgement_text(item)}", style=_STYLES[item.status])
-           for item in open_questions]  # fmt: skip
+           for item in (*limits, *open_questions)]  # fmt: skip
     return Group(
-        *_sides(result.comparison), table, *_below(result.comparison), *reasons,
-        _text(f"{formatting.gate_sentence(result)}.", style=_STYLES[result.status]),
+        *_sides(result.comparison), _table("Gate", "allowed", rows, verbose), *_below(result.comparison, verbose),
+        *reasons, _text(f"{formatting.gate_sentence(result)}.", style=_STYLES[result.status]),
     )  # fmt: skip
 
 
@@ -71,13 +87,35 @@ def _sides(comparison: Comparison) -> Iterator[Text]:
     yield _text(f"candidate: {formatting.side_text(comparison.candidate)}", style="dim")
 
 
-def _table(title: str, margin: str) -> ResponsiveTable:
-    first = (TableColumn(""), TableColumn("metric"), TableColumn("on", rank=4))
-    last = (TableColumn(margin, right=True, rank=2), TableColumn("verdict"))
-    return ResponsiveTable(title, [*first, *_FIGURES, *last], _LEFT_OUT)
+def _table(
+    title: str, margin: str, rows: Sequence[tuple[list[str], str, MetricChange | None]], verbose: bool
+) -> ResponsiveTable:
+    """Return a table of rows with their styles and changes.
+
+    Args:
+        title: Title of the table.
+        margin: Heading of the column of margins.
+        rows: Cells of `change_cells` or `judgement_cells` behind a sign, the style, and the change.
+        verbose: Whether intervals, margins and numbers of samples are shown too.
+    """
+    targets = dict.fromkeys(cells[2] for cells, _, _ in rows)
+    on = [TableColumn("on")] if len(targets) > 1 else []
+    details = [TableColumn("interval", rank=3), TableColumn(margin, right=True, rank=2)] if verbose else []
+    title = title if on or not targets else f"{title} on {next(iter(targets))}"
+    columns = [TableColumn(""), TableColumn("metric"), *on, *_FIGURES, *details, TableColumn("verdict")]
+    table = ResponsiveTable(title, columns, _LEFT_OUT)
+    for (sign, metric, target, *figures, interval, allowed, last), style, change in rows:
+        verdict = last if verbose or change is None else formatting.short_verdict(change)
+        # The rates of a table have one unit, which would only widen it.
+        figures = [figure.removesuffix(" examples/s") for figure in figures]
+        cells = [sign, metric, *([target] if on else []), *figures, *([interval, allowed] if verbose else []), verdict]
+        table.add(*map(_plain, cells), style=style)
+    return table
 
 
-def _below(comparison: Comparison) -> Iterator[Text]:
+def _below(comparison: Comparison, verbose: bool) -> Iterator[Text]:
+    if not verbose and any(change.confidence for change in comparison.changes):
+        yield _text(_DETAILS, style="dim")
     worst = comparison.worst_slice
     if worst:
         yield _slice("worst slice", worst)
@@ -104,14 +142,17 @@ def _slice(title: str, slice_change: SliceChange) -> Text:
 
 def comparison_view(comparison: Comparison, name: str) -> RenderableType:
     """Return text, or an object that the console renders."""
-    views = {"console": console_comparison, "markdown": markdown_comparison, "html": html_comparison}
+    views: dict[str, Callable[[Comparison], RenderableType]] = {
+        "console": partial(console_comparison, verbose=is_shown(logging.DEBUG)),
+        "markdown": markdown_comparison, "html": html_comparison,
+    }  # fmt: skip
     return comparison.model_dump_json(indent=2) if name == "json" else views[name](comparison)
 
 
 def gate_view(result: GateResult, name: str) -> RenderableType:
     """Return a view of a gate as text, or an object that the console renders."""
     views: dict[str, Callable[[GateResult], RenderableType]] = {
-        "console": console_gate, "markdown": markdown_gate, "html": html_gate,
+        "console": partial(console_gate, verbose=is_shown(logging.DEBUG)), "markdown": markdown_gate, "html": html_gate,
         "junit": junit_gate, "github": github_gate,
     }  # fmt: skip
     return result.to_json() if name == "json" else views[name](result)
@@ -153,6 +194,8 @@ def junit_gate(result: GateResult) -> str:
 
 def _case(judgement: Judgement) -> JunitCase:
     name = f"{judged_name(judgement)} no more than {judgement.margin} worse"
+    if judgement.limit:
+        name = f"{judgement.metric} {judgement.margin}"
     names, text = (f"gate.{judgement.target}", name), judgement_text(judgement)
     match judgement.status:
         case "failed":

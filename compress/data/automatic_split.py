@@ -11,10 +11,11 @@ _SHARES = {"test": (0.2, 2000), "validation": (0.1, 1000)}
 """Split -> share of the rows, and largest number of rows. The other rows are for training."""
 SPLITS = ("train", "validation", "test")
 _FEWEST = 2
+_SEED = 0
 
 
 def divide_rows(
-    name: str, row_keys: Sequence[Hashable], row_labels: Sequence[Sequence[str]], seed: int = 0
+    name: str, row_keys: Sequence[Hashable], row_labels: Sequence[Sequence[str]], seed: int = _SEED
 ) -> dict[str, list[int]]:
     """Return the indices of the rows of each split, drawn at random in proportion within each class.
 
@@ -75,4 +76,4 @@ def describe_division(name: str, parts: dict[str, list[int]], has_labels: bool) 
     """Return a note on how the rows of a file were divided."""
     counts = ", ".join(f"{len(rows):,} {split}" for split, rows in parts.items())
     within = ", in proportion within each class" if has_labels else ""
-    return f"{name} is split at random into {counts} rows{within}; equal rows stay together"
+    return f"{name} is split at random (seed {_SEED}) into {counts} rows{within}; equal rows stay together"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,15 +36,17 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-Key = tuple[str, ...]
+Key = bytes
+"""Digest of the inputs of a row, which takes less memory than long texts."""
 _SHOWN = 3
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
 def keys(table: pa.Table, columns: Sequence[str]) -> list[Key]:
     """Return the identity of each row: normalized texts and content digests of files. Labels do not count."""
-    values = [[normalised(value) for value in identities(table[name])] for name in columns]
-    return list(zip(*values, strict=True))
+    rows = zip(*(identities(table[name]) for name in columns), strict=True)
+    # JSON separates the values, so that no two rows are written alike.
+    return [hashlib.blake2b(json.dumps([*map(normalised, row)]).encode(), digest_size=16).digest() for row in rows]
 
 
 def overlapping(table: pa.Table, columns: Sequence[str], held_out: set[Key]) -> list[int]:
@@ -213,13 +216,14 @@ class Dataset:
         tables = {f"split {name}": self.split(name) for name in sorted(set(splits))}
         if unlabeled and self.unlabeled is not None:
             tables["unlabeled"] = self.unlabeled
-        lists: list[Sequence[str]] = [self.labels]
+        lists: list[tuple[int, Iterable[str]]] = [(len(self.labels), self.labels)]
         for name, table in tables.items():
-            lists += [[name, *table.column_names], *map(identities, table.columns)]
+            names = [name, *table.column_names]
+            lists += [(len(names), names), *((len(table), identities(column)) for column in table.columns)]
         # Lists are counted and strings length-prefixed, so that no two datasets give the same bytes.
         total = hashlib.sha256()
-        for values in lists:
-            total.update(f"{len(values)}\n".encode())
+        for length, values in lists:
+            total.update(f"{length}\n".encode())
             for encoded in (value.encode() for value in values):
                 total.update(f"{len(encoded)}\n".encode() + encoded)
         return total.hexdigest()
@@ -360,7 +364,8 @@ def _read_splits(
             source = read(location, {*source_names, *extra})
             if split == TEST:
                 check_extra(source, extra)
-            parts[split] = _Part(source, choose(source, split_columns, config.columns))
+            table = choose(source, split_columns, config.columns)
+            parts[split] = _Part(source.keep(extra), table)
     return {split: parts[split] for split in config.splits if split in parts}
 
 
@@ -381,6 +386,7 @@ def _divided(
     source = read(location, {*(config.columns.get(column.name, column.name) for column in columns), *extra})
     check_extra(source, extra)
     table = choose(source, columns, config.columns)
+    source = source.keep(extra)
     label = label_column(columns)
     labels = label.labels(table) if label and label.kind == "text" else [()] * len(table)
     row_keys = keys(table, [column.name for column in columns if column.is_input])

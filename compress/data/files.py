@@ -6,6 +6,7 @@ import codecs
 import csv
 import io
 import json
+from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,10 +40,14 @@ class Rows:
         """Return the position of the row at ``index`` (from 0), for a message."""
         return f"{self.name}:{self.lines[index]}" if self.lines else f"{self.name}, row {index + 1}"
 
+    def keep(self, names: Collection[str]) -> Rows:
+        """Return the rows with the values of some columns only, so that the memory of the others can be freed."""
+        return replace(self, columns={name: values for name, values in self.columns.items() if name in names})
+
     def take(self, indices: Sequence[int], note: str) -> Rows:
         """Return some of the rows, with a further note."""
         columns = {name: [values[index] for index in indices] for name, values in self.columns.items()}
-        lines = self.lines and [self.lines[index] for index in indices]
+        lines = self.lines and array("Q", (self.lines[index] for index in indices))
         return replace(self, columns=columns, lines=lines, notes=(*self.notes, note))
 
 
@@ -175,7 +180,7 @@ def _read_csv(path: Path, file: TextIO, wanted: Collection[str]) -> Rows:
     # Only the wanted columns are kept, so that memory does not grow with the others.
     columns = {name: list[str]() for name in header if name in wanted}
     chosen = [(position, columns[name]) for position, name in enumerate(header) if name in columns]
-    lines = list[int]()
+    lines = array("Q")
     for line, record in records:
         if len(record) != len(header):
             raise DataError(

@@ -10,7 +10,7 @@ import hashlib
 import io
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Media = Mapping[str, Any]
 """Mapping with `bytes` or `path`, and `sha256`."""
+_PART_ROWS = 10_000
 
 
 def media_type() -> pa.DataType:
@@ -87,9 +88,12 @@ def with_contents(table: pa.Table) -> pa.Table:
     return table
 
 
-def identities(column: pa.ChunkedArray) -> list[str]:
-    """Return the identity of each value: strings as they are, files by their SHA-256."""
-    return [value if isinstance(value, str) else value["sha256"] for value in column.to_pylist()]
+def identities(column: pa.ChunkedArray) -> Iterator[str]:
+    """Yield the identity of each value: strings as they are, files by their SHA-256."""
+    # In parts, because Python strings of a whole column may take more memory than the column.
+    for start in range(0, len(column), _PART_ROWS):
+        for value in column.slice(start, _PART_ROWS).to_pylist():
+            yield value if isinstance(value, str) else value["sha256"]
 
 
 def shown(column: pa.ChunkedArray) -> list[str]:

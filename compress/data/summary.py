@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 
-from compress.data.dataset import TEST, Dataset, keys, label_column
+from compress.data.dataset import TEST, Dataset, Key, keys, label_column
 
 _SHOWN = 5
+_MOST_TOKENIZED = 10_000
 _FEWEST_TEST_ROWS = 10
 _MANY_CLASSES, _FEWEST_ROWS_OF_CLASS = 20, 10
 """From so many classes on, labels are taken for values of another kind if there are fewer rows for each on average."""
@@ -26,6 +28,7 @@ class DataSummary:
         guess_accuracy: Accuracy on the test split of always answering the largest class.
         repeated: Number of rows whose inputs occur in an earlier row.
         contradictory: Number of distinct inputs that have several labels.
+        long_texts: Line on test texts that are longer than `max_length`, or an empty string.
     """
 
     classes: dict[str, Counter[str]]
@@ -34,18 +37,20 @@ class DataSummary:
     guess_accuracy: float
     repeated: int
     contradictory: int
+    long_texts: str = ""
 
     def lines(self) -> list[str]:
         """Return the summary as a few lines."""
         totals = sum(self.classes.values(), Counter[str]())
         counts = [f"{label} {count:,}" for label, count in totals.most_common()]
         shown = counts if len(counts) <= _SHOWN else [*counts[: _SHOWN - 1], "...", counts[-1]]
-        return [
-            f"data: {', '.join(f'{count:,} {split}' for split, count in self.rows.items())} rows; "
-            f"{self.repeated:,} repeat another row",
-            f"{len(counts):,} classes: {', '.join(shown)}; always answering {self.largest!r} is right in "
-            f"{self.guess_accuracy:.2%} of the test rows",
+        repeat = "1 row repeats another" if self.repeated == 1 else f"{self.repeated:,} rows repeat another"
+        lines = [
+            f"data: {', '.join(f'{count:,} {split}' for split, count in self.rows.items())} rows; {repeat}",
+            f"{len(counts):,} {'class' if len(counts) == 1 else 'classes'}: {', '.join(shown)}; "
+            f"always answering {self.largest!r} is right in {self.guess_accuracy:.2%} of the test rows",
         ]
+        return [*lines, self.long_texts] if self.long_texts else lines
 
     def warnings(self, accuracies: Iterable[float] = ()) -> list[str]:
         """Return warnings on data by which no model can be judged, and on a baseline that has learned nothing.
@@ -71,13 +76,16 @@ class DataSummary:
                 "are no classes: check that `data.columns` names the right column as the label"
             )
         if alone:
-            warnings.append(f"classes of one split only, so not both trained and tested: {_listed(alone)}")
+            label = "a class" if len(alone) == 1 else "classes"
+            warnings.append(f"{label} of one split only, so not both trained and tested: {_listed(alone)}")
         if few:
+            label, those = ("a class", "it") if len(few) == 1 else ("classes", "them")
             warnings.append(
-                f"classes with fewer than {_FEWEST_TEST_ROWS} test rows, too few to judge them: {_listed(few)}"
+                f"{label} with fewer than {_FEWEST_TEST_ROWS} test rows, too few to judge {those}: {_listed(few)}"
             )
         if self.contradictory:
-            warnings.append(f"{self.contradictory:,} inputs occur with different labels; no model can learn these")
+            inputs = "1 input occurs" if self.contradictory == 1 else f"{self.contradictory:,} inputs occur"
+            warnings.append(f"{inputs} with different labels, which no model can learn")
         if (lowest := min(accuracies, default=1.0)) <= self.guess_accuracy:
             warnings.append(
                 f"the baseline's accuracy, {lowest:.2%}, is no better than always answering {self.largest!r} "
@@ -86,14 +94,20 @@ class DataSummary:
         return [f"data: {warning}" for warning in warnings]
 
 
-def summarize(data: Dataset) -> DataSummary | None:
-    """Return the summary of data whose test rows have one class each, or ``None`` for other data."""
+def summarize(data: Dataset, tokenizer: Path | None = None, max_length: int = 0) -> DataSummary | None:
+    """Return the summary of data whose test rows have one class each, or ``None`` for other data.
+
+    Args:
+        data: The data, with a test split.
+        tokenizer: A tokenizer.json, by which the tokens of texts are counted. A missing file is ignored.
+        max_length: Number of tokens after which texts are truncated.
+    """
     label = label_column(data.columns)
     if label is None or label.within is not None or label.name not in data.split(TEST).column_names:
         return None
     inputs = [column.name for column in data.columns if column.is_input]
     classes = dict[str, Counter[str]]()
-    labels_by_key = dict[tuple[str, ...], set[str]]()
+    labels_by_key = dict[Key, set[str]]()
     num_labeled = 0
     for split, table in data.tables.items():
         if label.name not in table.column_names:
@@ -111,6 +125,30 @@ def summarize(data: Dataset) -> DataSummary | None:
         guess_accuracy=count / classes[TEST].total(),
         repeated=num_labeled - len(labels_by_key),
         contradictory=sum(len(labels) > 1 for labels in labels_by_key.values()),
+        long_texts=_long_texts(data, tokenizer, max_length) if tokenizer and tokenizer.is_file() else "",
+    )
+
+
+def _long_texts(data: Dataset, tokenizer_file: Path, max_length: int) -> str:
+    """Return a line on the test texts with more than ``max_length`` tokens, or an empty string if there are none."""
+    texts = [column.name for column in data.columns if column.is_input and column.kind == "text"]
+    if len(texts) != 1:
+        return ""
+    # Not with transformers, whose import takes seconds.
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    values = data.split(TEST)[texts[0]].slice(0, _MOST_TOKENIZED).to_pylist()
+    long = sum(len(encoding.ids) > max_length for encoding in tokenizer.encode_batch(values))
+    if not long:
+        return ""
+    are = "is" if long == 1 else "are"
+    first = "first " if len(data.split(TEST)) > len(values) else ""
+    return (
+        f"{long:,} of the {first}{len(values):,} test texts ({long / len(values):.1%}) {are} longer than "
+        f"`data.max_length` ({max_length:,} tokens) and cut there"
     )
 
 

@@ -136,7 +136,7 @@ class ZeroShotImageClassification(Task):
         from compress.data.media import identities
 
         texts = rows["text"].to_pylist()
-        captions, pictures = numbers(texts), numbers(identities(rows["image"]))
+        captions, pictures = numbers(texts), numbers(list(identities(rows["image"])))
         kinds = numbers(rows["label"].to_pylist()) if "label" in rows.column_names else together(captions, pictures)
         examples = _pairs(rows["image"].to_pylist(), texts, processor, max_length)
         return replace(examples, labels=np.stack([kinds, captions, pictures], axis=1))

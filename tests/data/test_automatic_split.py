@@ -80,7 +80,7 @@ def test_a_file_is_split_with_a_note(tmp_path: Path) -> None:
     keys = {split: set(map(normalised, values)) for split, values in texts.items()}
     assert not keys["train"] & keys["test"] | keys["train"] & keys["validation"] | keys["validation"] & keys["test"]
     counts = ", ".join(f"{len(texts[split])} {split}" for split in ("train", "validation", "test"))
-    assert any(f"all.csv is split at random into {counts} rows" in note for note in data.notes)
+    assert any(f"all.csv is split at random (seed 0) into {counts} rows" in note for note in data.notes)
     assert len(data.notes) == 2
     assert notes.said == list(data.notes)
     # The same test rows result if only the test split is loaded, as for a comparison of two reports.

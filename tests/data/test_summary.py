@@ -55,7 +55,7 @@ def test_case_and_white_space_do_not_make_rows_different() -> None:
     rows = [("A  text", "x"), ("a text ", "y"), ("other", "x"), ("OTHER", "x")]
     result = summary({"test": rows})
     assert (result.repeated, result.contradictory) == (2, 1)
-    assert any("1 inputs occur with different labels" in warning for warning in result.warnings())
+    assert any("1 input occurs with different labels" in warning for warning in result.warnings())
 
 
 def many(label: str, count: int, split: str) -> Pairs:

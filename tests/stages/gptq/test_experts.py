@@ -36,7 +36,8 @@ EXPERTS = "model.layers.{}.block_sparse_moe.experts"
 
 
 def quantized(source: Checkpoint, scratch: Path, notes: Notes | None = None, **fields: Any) -> QuantizedCheckpoint:
-    return Gptq(**{**SMALL, **fields}).run(source, context(scratch, progress=notes))
+    tables = {} if fields.keys() & {"target_bits", "max_bytes"} else {"embedding_bits": 16}
+    return Gptq(**{**SMALL, **tables, **fields}).run(source, context(scratch, progress=notes))
 
 
 def routed(module: Any, ids: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv
@@ -224,3 +225,14 @@ def test_parquet_without_rows_is_rejected(tmp_path):
     pa.parquet.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="no rows"):
         read_file(tmp_path / "a.parquet", WANTED)
+
+
+def test_unfinished_reader_leaves_no_small_limit_of_fields(tmp_path: Path) -> None:
+    (tmp_path / "bad.csv").write_text("text,label\na,b,c\n")
+    (tmp_path / "good.csv").write_text(f"text,label\n{'word ' * 40}end,b\n")
+    with pytest.raises(DataError) as unfinished:
+        read_file(tmp_path / "bad.csv", {"text"})
+    # The traceback keeps the reader of the bad file alive.
+    assert unfinished.value.__traceback__ is not None
+    assert csv.field_size_limit() >= 131072
+    assert read_file(tmp_path / "good.csv", {"text"}).columns["text"] == ["word " * 40 + "end"]

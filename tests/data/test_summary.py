@@ -5,10 +5,14 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from sklearn.dummy import DummyClassifier
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from compress.data.columns import Column, Spaced
 from compress.data.dataset import Dataset
@@ -112,3 +116,19 @@ def test_labels_that_are_probably_another_column_are_warned_of(labels: list[str]
     assert all(
         f"{len(set(labels)):,} classes for {len(labels):,} rows, such as {labels[0]!r}" in text for text in warnings
     )
+
+
+def test_texts_that_are_cut_are_counted_by_the_tokenizer(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0}, "[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.enable_truncation(2)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    rows = [("word " * length + str(index), "ab"[index % 2]) for index, length in enumerate([1, 2, 3, 4, 5])]
+    result = summarize(dataset({"test": rows}), tmp_path / "tokenizer.json", 4)
+    assert result is not None
+    assert (
+        result.lines()[2] == "2 of the 5 test texts (40.0%) are longer than `data.max_length` (4 tokens) and cut there"
+    )
+    short = summarize(dataset({"test": rows}), tmp_path / "tokenizer.json", 6)
+    assert short is not None
+    assert len(short.lines()) == 2

@@ -7,8 +7,9 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +18,9 @@ from compress.utils.errors import InputError, did_you_mean
 if TYPE_CHECKING:
     from compress.recipe.initial_recipe import InitialModel
     from compress.tasks.task import Task
+
+_FEW_FILES, _FEW_BYTES = 1000, 5_000_000
+"""Files and bytes from which on data has enough rows for the limits of a first recipe."""
 
 
 def init(
@@ -67,6 +71,8 @@ def init(
     name = name or _default_name(output.stem if output else Path(data or model).resolve().stem)
     output = output or Path(f"{name}.yaml")
     values = initial_values(name, found.of_task(task, model, folder), layout.fields, columns, target)
+    if layout.example is not None and _is_small(layout.example):
+        _fit_limits(values, TASKS[task], folder)
     text = full_recipe(values) if full else short_recipe(values)
     write_new_file(output, text, force)
     commands = [f"compress check {output}", f"compress run {output}"]
@@ -78,6 +84,31 @@ def init(
     renamed = ", ".join(f"{other} is {own}" for own, other in columns.items() if own != other)
     typer.echo(f"{output}: {task}" + (f" ({renamed})" if renamed else ""))
     typer.echo("\n".join(["Next:", *(f"  {command}" for command in commands)]))
+
+
+def _is_small(path: Path) -> bool:
+    """Return whether a data file or class folder may have so few rows that limits depend on their number."""
+    files = list(islice(path.rglob("*"), _FEW_FILES)) if path.is_dir() else [path]
+    return len(files) < _FEW_FILES and sum(file.stat().st_size for file in files) < _FEW_BYTES
+
+
+def _fit_limits(values: dict[str, Any], task: Task, recipe_folder: Path) -> None:
+    """Lower limits on a share of right rows that so few test rows cannot test."""
+    from compress.data.config import DataConfig
+    from compress.data.dataset import TEST, load_dataset
+    from compress.recipe.limit_checks import is_share_of_rows, tightest_bound
+    from compress.utils.errors import DataError
+    from compress.utils.progress import SilentProgress
+
+    config = DataConfig.model_validate(values["data"])
+    try:
+        data = load_dataset(config, task.columns, recipe_folder, SilentProgress(), fetch=False)
+    except DataError:
+        # `compress check` reports the problems of the data.
+        return
+    for limit in values["limits"]:
+        if TEST in data.tables and "at_least" in limit and is_share_of_rows(limit["metric"]):
+            limit["at_least"] = min(limit["at_least"], tightest_bound(len(data.tables[TEST])))
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from compress.pipeline.formats import check_formats
 from compress.pipeline.keys import cached_digests
 from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_session import SPLIT
+from compress.recipe.limit_checks import is_share_of_rows, tightest_bound
 from compress.recipe.recipe import START, Recipe
-from compress.results.metrics import describe_metric, slice_of
 from compress.stages.base import all_references
 from compress.stages.protocols import ChecksData, model_checks
 from compress.tasks.capability import READS_ROWS
@@ -108,20 +108,16 @@ def untestable_limits(recipe: Recipe, task: Task, data: Dataset) -> list[Compres
         return []
     errors: list[CompressError] = []
     for index, limit in enumerate(recipe.limits):
-        metric = describe_metric(limit.metric)
-        # The mean over a slice has fewer rows, whose number is not known yet.
-        is_share_of_rows = metric.style == "percent" and metric.better == "higher" and metric.aggregation == "mean"
-        if not is_share_of_rows or slice_of(limit.metric) or limit.at_least is None or limit.at_least >= 1:
+        if not is_share_of_rows(limit.metric) or limit.at_least is None or limit.at_least >= 1:
             continue
         # Rounding must not make a limit of exactly one row look tighter.
         least_rows = math.ceil(1 / (1 - limit.at_least) - 1e-6)
         if rows < least_rows:
             bound = f"at least {limit.at_least:g}{f' of {limit.of}' if limit.of else ''}"
-            most = math.floor((1 - 1 / rows) * 1000) / 1000
             error = InputError(
                 f"The limit {limit.metric} {bound} cannot be tested with {rows:,} test rows: one changed row decides.",
                 where=f"limits.{index}.at_least",
-                expected=f"at least {least_rows:,} test rows, or a bound of at most {most:g}",
+                expected=f"at least {least_rows:,} test rows, or a bound of at most {tightest_bound(rows):g}",
                 hint="add test rows or lower the bound; a bound of 1 means that no row may get worse",
             )
             errors.append(error)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from compress.recipe.document import Document, describe
 from compress.recipe.recipe import Benchmark, Limit
 from compress.recipe.validation_errors import AnyModel, validate_partly
-from compress.results.metrics import Metric, metrics_table, row_of
+from compress.results.metrics import Metric, describe_metric, metrics_table, row_of, slice_of
 from compress.tasks.capability import GENERATES, GENERATES_IMAGES
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Task
@@ -71,6 +72,19 @@ def measured_metrics(kinds: Sequence[Task], evaluation: Evaluation, benchmark: B
                 names = [row.name.replace(f"{{{placeholder}}}", f"{value:g}") for value in values if value]
         metrics |= dict.fromkeys(names, row)
     return metrics
+
+
+def is_share_of_rows(metric: str) -> bool:
+    """Return whether a metric is the share of the test split's rows that are right."""
+    row = describe_metric(metric)
+    # The mean over a slice has fewer rows, whose number is not known before the run.
+    is_share = row.style == "percent" and row.better == "higher" and row.aggregation == "mean"
+    return is_share and not slice_of(metric)
+
+
+def tightest_bound(rows: int) -> float:
+    """Return the largest bound of a share of rows, in thousandths, that one changed row does not decide."""
+    return math.floor((1 - 1 / rows) * 1000) / 1000
 
 
 def _section(document: Document, name: str, default: AnyModel) -> AnyModel:

@@ -60,8 +60,8 @@ class CompressError(Exception):
         """Return a record for each problem that the error lists, or for itself, with its position for editors."""
         if self.errors:
             return [record for error in self.errors for record in error.problem_records()]
-        file, line, field = self.position or (self.where, None, None)
-        # The place of an error in a file is written as FILE:LINE.
+        # The place of an error in a file is written as FILE:LINE, or as "FILE, row ROW".
+        file, line, field = self.position or ((self.where or "").partition(", row ")[0] or None, None, None)
         if self.position is None and (place := re.match(r"(.+?):(\d+)(?=\D|$)", self.where or "")):
             file, line = place[1], int(place[2])
         return [_record(self.what, file, line, field, self.expected, self.hint)]

@@ -107,6 +107,15 @@ def test_class_folders_without_splits_and_a_note_beside_them_are_data(
     assert checked(tmp_path / "mine.yaml")["data"] == {"source": "data/train"}
 
 
+@pytest.mark.parametrize(("rows", "bound"), [(100, 0.95), (400, 0.98)])
+def test_limit_is_lowered_for_few_test_rows(rows: int, bound: float, place: Path) -> None:
+    lines = [f"text {number},{('bad', 'good')[number % 2]}" for number in range(rows)]
+    (place / "few.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    output_of("init", "--model", "encoder", "--data", "few.csv")
+    # A fifth of the rows is the test split.
+    assert checked(place / "few.yaml")["limits"] == [{"metric": "accuracy", "at_least": bound, "of": "baseline"}]
+
+
 def test_sample_is_named_by_its_splits(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compress.data.layout.cached_directory", lambda name: place / "splits")
     (place / "splits" / "dev.csv").rename(place / "splits" / "validation.csv")

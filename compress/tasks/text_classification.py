@@ -18,7 +18,6 @@ from compress.tasks.tokens import load_encoder, text_inputs
 if TYPE_CHECKING:
     from compress.models.model import Processor
 
-_NOTABLE_SHARE = 0.01
 _QUICK = {"batch_size": 64, "precision": "fastest"}
 
 
@@ -59,9 +58,7 @@ class TextClassification(Classification):
     def encode_inputs(self, rows: pa.Table, processor: Processor, max_length: int) -> Examples:
         """Tokenize the texts. Token type ids are omitted because they are zero for single texts."""
         encoded = processor(rows["text"].to_pylist(), truncation=True, max_length=max_length)
-        share = sum(len(ids) == max_length for ids in encoded["input_ids"]) / max(len(rows), 1)
-        note = f"{share:.1%} of the texts have {max_length} tokens or more, at which they are cut (`data.max_length`)"
-        return Examples(*text_inputs(encoded, processor), note=note if share >= _NOTABLE_SHARE else "")
+        return Examples(*text_inputs(encoded, processor))
 
 
 TASK = TextClassification()

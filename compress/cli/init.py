@@ -237,7 +237,12 @@ def _parse_column(option: str) -> tuple[str, str]:
 def _ask(flag: str, question: str, candidates: Iterable[str], asks: bool) -> str:
     """Return the user's answer; without a terminal raise `InputError` for the missing value of ``flag``."""
     if not asks:
-        raise InputError(f"{flag} is missing.", where=flag, expected=question, hint="give --model and --data, or run it on a terminal, where it asks")
+        raise InputError(
+            f"{flag} is missing.",
+            where=flag,
+            expected=question,
+            hint="give --model and --data, or run it on a terminal, where it asks",
+        )
     answer: str = typer.prompt(question, default=next(iter(candidates), None))
     return answer
 

@@ -247,6 +247,7 @@ def test_dry_run_shows_the_choices_and_writes_no_files(searched: Path) -> None:
     assert not (searched / "none").exists()
 
 
+@pytest.mark.slow
 def test_search_needs_only_a_model_one_data_file_and_limits(tmp_path: Path) -> None:
     """The stages and choices are the defaults for the task, and test and validation rows are split off."""
     tiny_run.ROWS, rows = {**tiny_run.ROWS, "train": 400}, tiny_run.ROWS

@@ -73,7 +73,12 @@ def test_runs_at_tiny_scale(path: Path, tmp_path: Path, artifacts: Path) -> None
 
 
 def shrunk(recipe: Recipe, folder: Path) -> Recipe:
-    """Return the recipe on a toy model and toy rows with few training steps, its limits kept for the evaluation."""
+    """Return the recipe on a toy model and toy rows with few training steps, with limits that so few rows can test."""
+    limits = [
+        limit.model_copy(update={"at_least": min(limit.at_least, 0.5)}) if limit.at_least is not None else limit
+        for limit in recipe.limits
+    ]
+    recipe = recipe.model_copy(update={"limits": tuple(limits)})
     if GENERATES in TASKS[recipe.task].capabilities:
         return _shrunk_generation(recipe, folder)
     if DUAL_ENCODER in TASKS[recipe.task].capabilities:

@@ -246,9 +246,10 @@ def _shared_notes(timed: TimingResult, conditions: TimingConditions, precise: tu
         notes.append(f"times were not stable after most warm-ups: {', '.join(unsteady)}")
     if timed.precision > conditions.precision:
         quantity, hint = precise
-        reached = "unknown (one launch)" if timed.precision == float("inf") else f"{timed.precision:.1%}"
+        launches = f"{record.launches} launch{'es' if record.launches > 1 else ''}"
+        reached = "unknown" if timed.precision == float("inf") else f"{timed.precision:.1%}"
         limit = f"above the target of {conditions.precision:.1%}"
-        notes.append(f"after {record.launches} launches the interval of {quantity} is {reached}, {limit}; {hint}")
+        notes.append(f"after {launches} the interval of {quantity} is {reached}, {limit}; {hint}")
     return notes
 
 

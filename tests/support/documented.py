@@ -192,6 +192,10 @@ def questions(folder: Path) -> None:
     tiny_questions.write_model(folder / "model")
     tiny_questions.write_splits(folder / "photos")
     rename(folder / "photos", "jsonl")
+    for path in (folder / "photos").glob("*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        named = [{"image": row["image"], "question": row["text"], "answer": row["target"]} for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in named))
 
 
 def texts(folder: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -211,11 +213,8 @@ def wide_texts(folder: Path) -> None:
 
 def calls(folder: Path) -> None:
     """Write the model of the page's program, and a NumPy file for each call."""
-    import contextlib
-
     program = next(block for block in code_blocks("docs/tutorials/onnx-file.md") if block.file == "make_model.py")
-    with contextlib.chdir(folder):
-        exec(program.text, {})
+    subprocess.run([sys.executable, "-c", program.text], cwd=folder, check=True, capture_output=True)
     generator = np.random.default_rng(0)
     for split in ("train", "test"):
         (folder / "calls" / split).mkdir(parents=True)

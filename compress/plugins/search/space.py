@@ -334,11 +334,16 @@ class SearchSpace:
 
     def _field_parameter(self, name: str, values: Sequence[object]) -> SearchParameter:
         tokens = name.split(".")
+        if tokens[0] in self.labels and len(tokens) > 1:
+            # A stage named by its label, as `--set` accepts it.
+            index = self.labels.index(tokens[0])
+            tokens = ["stages", str(index), self.base.stages[index].kind, *tokens[1:]]
+            name = ".".join(tokens)
         if tokens[0] != "stages" or len(tokens) < 3 or not tokens[1].isdecimal() or int(tokens[1]) >= len(self.labels):
             raise InputError(
                 f"{name!r} cannot vary in a search.",
                 where="search.choices",
-                expected=f"a field of a stage, from stages.0 to stages.{len(self.labels) - 1}, as `--set` names it",
+                expected=f"a field of one of the stages {', '.join(self.labels)}, such as {self.labels[0]}.FIELD",
             )
         index = int(tokens[1])
         self._require_after_baseline(index, "search.choices", name)

@@ -127,7 +127,8 @@ def of_limits(folder: Path, task: str, *sets: str) -> SpaceSummary:
 
 
 def test_impossible_values_are_left_out_with_the_reason(tmp_path: Path) -> None:
-    choices = {"stages.1.prune.heads": [0.25, 0.5, 0.75], "stages.2.distill.student.layers": [[0], [0, 1, 2]]}
+    # The second field is named by the stage's label.
+    choices = {"stages.1.prune.heads": [0.25, 0.5, 0.75], "distill.student.layers": [[0], [0, 1, 2]]}
     opening = of_recipe(tmp_path, [PRUNE, {"distill": {"student": {"layers": [0, 1]}}}], choices)
     others = {choice.name: choice.others for choice in opening.choices}
     assert others["stages.1.prune.heads"] == ("0.25", "0.5")

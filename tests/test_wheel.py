@@ -72,7 +72,7 @@ def test_wheel_alone_runs_the_quickstart_to_its_report(
 ) -> None:
     # A few steps of training, so that the limits are missed: what ships and what is measured is the same.
     changes = ("finetune.epochs=0.05", "distill.epochs=0.05", "benchmark.seconds=0.5", "targets=[cpu]")
-    changes += ("data.unlabeled=null", "distill.use_unlabeled=false", "trim_vocabulary.use_unlabeled=false")
+    changes += ("data.unlabeled=[]", "distill.use_unlabeled=false", "trim_vocabulary.use_unlabeled=false")
     short = [part for change in changes for part in ("--set", change)]
     finished = compress("run", "quickstart", "--artifacts", str(tmp_path), *short)
     assert finished.returncode in (0, 1), finished.stderr

@@ -66,7 +66,11 @@ def init(
         data = _ask("--data", "Data (file, folder or sample:NAME)", _data_files(), asks)
     layout = Layout() if data is None else find_layout(data, folder)
     names = column_names(layout.example) if layout.example is not None else ()
-    task = task or _choose_task(found, names, asks)
+    if task is None:
+        task = _choose_task(found, names, asks)
+        if not given.keys() <= {column.name for column in TASKS[task].columns}:
+            # Columns that the user named tell the task.
+            task = _choose_task(found, (*given, *(name for name in names if name not in given.values())), asks)
     columns = _match(TASKS[task], names, given, data or "", asks) if names else given
     name = name or _default_name(output.stem if output else Path(data or model).resolve().stem)
     output = output or Path(f"{name}.yaml")
@@ -212,12 +216,14 @@ def _match(task: Task, names: Sequence[str], given: Mapping[str, str], data: str
     matches, missing = match_columns(task.columns, names, given)
     if missing and not asks:
         others = [f"--task {name}" for name in tasks_for_columns(names) if name != task.name]
+        if not others and any(column.name == "text" for column in task.columns):
+            others = ["--task text-classification --column label=NAME"]
         options = " ".join(f"--column {name}=NAME" for name in missing)
         raise InputError(
             f"{data} has no column for {' and '.join(missing)}, which {task.name} reads.",
             where="--column",
             expected=f"{options}, with one of its columns: {', '.join(names)}",
-            hint=f"or another task, whose columns it has: {' or '.join(others)}" if others else None,
+            hint=f"or another task: {' or '.join(others)}" if others else None,
         )
     guessed = {column: name for column, name in matches.items() if name not in (column, given.get(column))}
     proposal = " and ".join(f"{name!r} as {column}" for column, name in guessed.items())

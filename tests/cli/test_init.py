@@ -70,6 +70,20 @@ def test_other_column_names_are_mapped(place: Path) -> None:
     assert fields["task"] == "text-classification"
 
 
+def test_named_columns_tell_the_task(place: Path) -> None:
+    rows = (place / "reviews.csv").read_text().splitlines()[1:]
+    (place / "tickets.csv").write_text("Beschreibung;Bereich\n" + "\n".join(rows) + "\n")
+    error = refused("--model", "encoder", "--data", "tickets.csv", "--column", "text=Beschreibung")
+    assert "--task text-classification --column label=NAME" in str(error)
+    output_of(
+        "init", "--model", "encoder", "--data", "tickets.csv", "--column", "text=Beschreibung",
+        "--column", "label=Bereich",
+    )  # fmt: skip
+    fields = checked(place / "tickets.yaml")
+    assert fields["task"] == "text-classification"
+    assert fields["data"] == {"source": "tickets.csv", "columns": {"text": "Beschreibung", "label": "Bereich"}}
+
+
 def image_folder(folder: Path) -> None:
     tiny_images.write_class_folders(folder / "data")
     tiny_images.vit().save(folder / "model")

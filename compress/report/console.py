@@ -54,9 +54,10 @@ def console_table(report: Report) -> RenderableType:
         ]
         headings = [_WRITING.get(_bare(metric), metric.title) if generates_text else metric.title for metric in metrics]
         columns = [TableColumn(heading, right=True, rank=rank) for heading, rank in zip(headings, ranks, strict=True)]
-        table = ResponsiveTable(f"{report.recipe} on {target}", [TableColumn("Model"), *columns], "in the report")
+        table = ResponsiveTable(f"{report.recipe} on {target}", [TableColumn("Model"), *columns], "see report.html")
         for model, name in models_of(report, target, metrics).items():
             cells = [_cell(report, model, metric, target) for metric in metrics]
+            name = f"{name}\n  of baseline" if any("\n" in cell for cell in cells) else name
             table.add(name, *cells, style="bold" if model == FINAL else "dim" if model == BASELINE else "")
         parts.append(table)
     for limit in report.limits:
@@ -78,6 +79,7 @@ def _bare(metric: Metric) -> str:
 
 
 def _cell(report: Report, model: str, metric: Metric, target: str) -> str:
+    """Return the value and, on a second line, its ratio to the baseline's value."""
     row, baseline = report.find(model, metric.name, target), report.find(BASELINE, metric.name, target)
     if row is None:
         return ""
@@ -89,9 +91,9 @@ def _cell(report: Report, model: str, metric: Metric, target: str) -> str:
         value = f"~{value}" if approximate else value
         if any(name.startswith("speedup") for name in report.metrics(target)):
             return value
-    change = format_improvement(metric, row.value, baseline.value) if baseline and model != BASELINE else ""
-    ratio = change.partition(" ")[0] if change.endswith((metric.gain, "%")) else change
-    return f"{value}\n{ratio}" if ratio and ratio != "same" else value
+    if baseline is None or model == BASELINE or not format_improvement(metric, row.value, baseline.value):
+        return value
+    return f"{value}\n{row.value / baseline.value:.2%}"
 
 
 def closing_line(report: Report, folder: Path, name: str, app: bool = True) -> str:
@@ -112,7 +114,5 @@ def closing_line(report: Report, folder: Path, name: str, app: bool = True) -> s
             summary = f"No target of the recipe could run the model here{cause}; {measured}."
             return f"{summary} {contents} Next: compress targets"
         return f"Nothing could be run here{cause}; only sizes are measured. {contents} Next: compress targets"
-    if report.missed:
-        return f"{contents} Next: compress compare {name}, to see what changed against the baseline"
-    bundle = f"compress bundle {name} --target desktop --output app, or " if app else ""
-    return f"{contents} Next: {bundle}compress compare OTHER-RUN {name}"
+    bundle = f"compress bundle {name} --target desktop --output app, or " if app and not report.missed else ""
+    return f"{contents} Next: {bundle}compress compare {name}, which shows what changed against the baseline"

@@ -14,7 +14,7 @@ from compress.report.junit import junit_report
 from compress.report.pages import escape_markdown, html_page, markdown_report
 from compress.results.formatting import format_value
 from compress.results.metrics import describe_metric
-from compress.results.report import FINAL, LimitResult, Report
+from compress.results.report import BASELINE, FINAL, LimitResult, Report
 
 
 def tables(markdown: str) -> dict[str, list[list[str]]]:
@@ -188,7 +188,14 @@ def test_narrow_terminal_prefers_columns_named_by_limits(build: Callable[..., Re
     text = shown(console_table(whole), 80)
     heading = next(line for line in text.splitlines() if line.startswith("Model"))
     assert heading.split() == ["Model", "Accuracy", "F1", "Agreement", "Size", "on", "disk", "Latency", "Speed-up"]
-    assert "Parameters: in the report" in text
+    assert "Parameters: see report.html" in text
+    # The line below the final model's numbers names what they are compared with, as its limits do.
+    ratios = next(line for line in text.splitlines() if line.startswith("  of baseline")).split()[2:]
+    accuracy, size = (
+        whole.find(FINAL, name, "cpu").value / whole.find(BASELINE, name, "cpu").value
+        for name in ("accuracy", "size_bytes")
+    )
+    assert (ratios[0], ratios[2]) == (f"{accuracy:.2%}", f"{size:.2%}")
     limited = build(limits=[Limit(metric="startup_ms", at_most=900), Limit(metric="parameters", at_most=5e6)])
     heading = next(line for line in shown(console_table(limited), 50).splitlines() if line.startswith("Model"))
     assert heading.split() == ["Model", "Accuracy", "Parameters", "Start-up"]

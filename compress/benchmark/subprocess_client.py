@@ -174,9 +174,8 @@ class WorkerProcess:
             batches: File with a first batch.
             timeout: Longest wait for the answer in seconds.
         """
-        code = {reference: str(folder) for reference, folder in allowed_code().items()}
         message = {"do": "open", "artifact": str(artifact.absolute()), "target": asdict(target), "threads": threads}
-        return self.request({**message, "cores": list(cores), "batches": str(batches), "code": code}, timeout)
+        return self.request({**message, "cores": list(cores), "batches": str(batches), "code": allowed_code()}, timeout)
 
     def load(self, batches: Path, timeout: float) -> str | None:
         """Let the process read all batches, and return why energy can't be measured there, or None if it can."""

@@ -45,7 +45,7 @@ from compress.benchmark.subprocess_client import Reply, serve
 from compress.formats.generation.decoder import GreedyDecoder, WritesItself, open_decoder
 from compress.formats.runtime import Batch, ComponentSession, Session, TimesItself, get_runtime
 from compress.formats.target_profile import Target
-from compress.models.config_checks import allow
+from compress.models.config_checks import allow_as
 from compress.models.pipeline_folder import image_generation_hook, is_pipeline
 from compress.utils.errors import StageError
 
@@ -240,8 +240,7 @@ class Worker:
         """
         pin(message["cores"])
         target = Target(**message["target"])
-        for reference, folder in message.get("code", {}).items():
-            allow(reference, Path(folder))
+        allow_as(message.get("code", {}))
         runtime = get_runtime(target.runtime)
         # Batches and libraries are loaded first, so that the memory and time below are the model's.
         self._batches = read_batches(Path(message["batches"]))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from compress.models.json_file import read_json, read_optional_json
@@ -137,22 +137,53 @@ MODULE_KEY = "compress_module"
 """Key in config.json with the function that builds the model; see `custom_module`."""
 TIMM_NETWORK = "compress.models.timm_models:build"
 """Function that builds networks of timm; as a part of this package it is always allowed."""
-_allowed: dict[str, Path] = {TIMM_NETWORK: Path()}
 
 
-def allow(reference: str, folder: Path) -> None:
-    """Allow modules built by ``reference``: `package.module:function`, or `file.py:function` in ``folder``.
+@dataclass
+class AllowedCode:
+    """Code that may run: its folder, and the arguments that it may be called with (None: any)."""
 
-    A model's own folder as reference allows the Python files in that folder.
+    folder: Path
+    arguments: list[dict[str, Any]] | None = None
+
+
+_allowed: dict[str, AllowedCode] = {TIMM_NETWORK: AllowedCode(Path())}
+
+
+def allow_module(reference: str, folder: Path, arguments: Mapping[str, Any]) -> None:
+    """Allow the call of ``reference``, `package.module:function` or `file.py:function` in ``folder``.
+
+    Only a recipe that the user named may give the reference and the arguments, never a model's config or a recipe
+    that lies beside a model.
     """
-    _allowed[reference] = folder
+    entry = _allowed.setdefault(reference, AllowedCode(folder, []))
+    entry.folder = folder
+    if entry.arguments is not None and dict(arguments) not in entry.arguments:
+        entry.arguments.append(dict(arguments))
 
 
-def is_allowed(reference: str) -> bool:
-    """Return True if a recipe of this process names the reference, or it is part of this package."""
-    return reference in _allowed
+def allow_repository_code(folder: Path) -> None:
+    """Allow the Python files of a model's folder, to which the recipe's ``trust_remote_code`` consents."""
+    _allowed[str(folder.resolve())] = AllowedCode(folder)
 
 
-def allowed_code() -> Mapping[str, Path]:
-    """Return the allowed references and the folders of the recipes that name them."""
-    return MappingProxyType(_allowed)
+def allows_repository_code(folder: Path) -> bool:
+    """Return True if a recipe consents to the Python files of the model's folder."""
+    return str(folder.resolve()) in _allowed
+
+
+def allowed_module(reference: str) -> AllowedCode | None:
+    """Return the consent to call ``reference``, or None if no recipe of this process names it."""
+    return _allowed.get(reference)
+
+
+def allowed_code() -> dict[str, dict[str, Any]]:
+    """Return all consents of this process as JSON values, for its workers."""
+    return {
+        name: {"folder": str(code.folder.absolute()), "arguments": code.arguments} for name, code in _allowed.items()
+    }
+
+
+def allow_as(code: Mapping[str, Mapping[str, Any]]) -> None:
+    """Allow what the process that started this one allows, as its `allowed_code` returned it."""
+    _allowed.update({name: AllowedCode(Path(entry["folder"]), entry["arguments"]) for name, entry in code.items()})

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Callable, Mapping
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from safetensors.torch import load_model, save_model
@@ -20,7 +21,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import ImageClassifierOutput, ModelOutput
 
-from compress.models.config_checks import MODULE_KEY, allowed_code, is_allowed
+from compress.models.config_checks import MODULE_KEY, allowed_module
 from compress.models.folder_checks import WEIGHTS
 from compress.models.pruned_layer_sizes import resize_to_recorded
 from compress.utils.errors import ModelError, first_line
@@ -71,16 +72,21 @@ def load_custom_module(directory: Path, config: PreTrainedConfig, answers: Answe
 
 def make_network(reference: str, arguments: Mapping[str, object], where: str) -> nn.Module:
     """Call the function ``reference``. Raises `ModelError` if no recipe names it or it returns no module."""
-    # A config may come from anywhere, so its code needs the recipe's consent.
-    if not is_allowed(reference):
+    consent = allowed_module(reference)
+    # A config may come from anywhere, so its code and the arguments need the consent of the user's recipe.
+    if consent is None or (consent.arguments is not None and dict(arguments) not in consent.arguments):
+        subject = "the code" if consent is None else "other arguments of the code"
         raise ModelError(
-            f"The model is built by the code {reference!r}, which this recipe does not name.",
+            f"The model's config asks for {subject} {reference!r}, which no recipe that you named gives.",
             where=where,
-            expected="a recipe that names all code which it runs",
-            hint=f"if you trust that code, write `module: {reference}` into the recipe",
+            expected="a recipe that names all code which it runs, with its arguments",
+            hint=f"if you trust that code, name a recipe of your own (--recipe) with `module: {reference}` and its "
+            "`module_arguments`",
         )
+    function = _function(reference, consent.folder)
+    _check_builds_module(function, reference)
     try:
-        network = _function(reference, allowed_code()[reference])(**arguments)
+        network = function(**arguments)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         fault = f"{reference}({shown}) fails: {error}"
@@ -94,7 +100,9 @@ def code_digest(reference: str) -> str:
     """Return an identifier of the code's version: the file's SHA-256, or the package's version."""
     source = reference.partition(":")[0]
     if source.endswith(".py"):
-        return f"sha256:{hashlib.sha256(_file(source, allowed_code()[reference]).read_bytes()).hexdigest()}"
+        consent = allowed_module(reference)
+        assert consent is not None, "the recipe that names the file allows it"
+        return f"sha256:{hashlib.sha256(_file(source, consent.folder).read_bytes()).hexdigest()}"
     package = source.partition(".")[0]
     # A module may belong to a distribution of another name.
     names = packages_distributions().get(package, [])
@@ -147,6 +155,29 @@ def _function(reference: str, folder: Path) -> Callable[..., object]:
             hint=f"pip install the package that has {source}" if isinstance(error, ModuleNotFoundError) else None,
         ) from error
     return function  # type: ignore[no-any-return]
+
+
+def _check_builds_module(function: Callable[..., object], reference: str) -> None:
+    """Raise `ModelError` before a callable runs that is not known to build a module.
+
+    Allowed are classes of modules with their class methods, functions of a package whose return annotation is a
+    module, and whatever a file beside the recipe defines.
+    """
+    if reference.partition(":")[0].endswith(".py"):
+        return
+    built: object = getattr(function, "__self__", function)
+    if inspect.isfunction(function):
+        try:
+            built = get_type_hints(function).get("return")
+        except (NameError, TypeError):  # an annotation that cannot be evaluated
+            built = None
+    if not (isinstance(built, type) and issubclass(built, nn.Module)):
+        raise ModelError(
+            f"{reference} is not known to build a torch module, so that it is not called.",
+            where="module",
+            expected="a class of torch.nn.Module, its class method, or a function annotated to return one",
+            hint="write a function that returns the module into a file beside the recipe, and name `file.py:function`",
+        )
 
 
 def _file(name: str, folder: Path) -> Path:

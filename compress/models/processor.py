@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from compress.models.config_checks import explain_load_failure, is_allowed, load_error_types
+from compress.models.config_checks import allows_repository_code, explain_load_failure, load_error_types
 from compress.models.folder_checks import TOKENIZER_FILES
 from compress.models.graph_inputs import GRAPH_INPUTS, read_graph_inputs
 from compress.models.json_file import read_json, read_optional_json
@@ -99,7 +99,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _load(auto: Any, folder: Path, what: str, expected: str, **options: str) -> Any:
-    allowed = is_allowed(str(folder.resolve()))
+    allowed = allows_repository_code(folder)
     try:
         return auto.from_pretrained(folder, trust_remote_code=allowed, **options)
     except load_error_types() as error:

@@ -13,7 +13,7 @@ from compress.formats.model_file import format_of, holds, model_files
 from compress.formats.registry import FORMATS
 from compress.formats.target_profile import AppProfile, Target, TargetProfile
 from compress.formats.targets import PROFILES, find_target
-from compress.models.config_checks import allow
+from compress.models.config_checks import allow_module
 from compress.models.json_file import read_json
 from compress.pipeline.cache import Cache
 from compress.pipeline.formats import measurable, unsupported_reason
@@ -109,10 +109,13 @@ def find_artifact(path: Path, recipe: Path | None) -> Artifact:
             hint="name a recipe with --recipe, in Python with recipe=; its task, data and benchmark sections are used",
         )
     loaded = read_recipe(source)
+    if recipe is None:
+        # Whoever sends a run may have written its recipe, which therefore permits no code.
+        loaded = loaded.model_copy(update={"module": None, "module_arguments": {}, "trust_remote_code": False})
     # Raise an error for a folder without model files now, and not after the data is read.
     model_files(folder)
     if loaded.module is not None:
-        allow(loaded.module, source.parent)
+        allow_module(loaded.module, source.parent, loaded.module_arguments)
     return Artifact(folder, loaded, source.parent)
 
 

@@ -10,7 +10,7 @@ from compress.data.dataset import Dataset, load_dataset
 from compress.data.judged import Instruction, Question, RatedPairs, find_instructions, find_questions, find_rated_pairs
 from compress.data.slices import Slice, extra_columns
 from compress.data.source import find
-from compress.models.config_checks import allow
+from compress.models.config_checks import allow_repository_code
 from compress.models.folder_checks import check_weights_finite
 from compress.models.json_file import read_json
 from compress.recipe.recipe import Recipe
@@ -134,7 +134,7 @@ class RunInputs:
             checker=recipe.safety_checker,
         )
         if recipe.trust_remote_code:
-            allow(str(folder.resolve()), folder)
+            allow_repository_code(folder)
         if onnx_file(folder) is None:
             check_weights_finite(folder)
         self.models[reference] = folder

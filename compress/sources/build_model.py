@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.models.config_checks import MODULE_KEY, allow, load_error_types
+from compress.models.config_checks import MODULE_KEY, allow_module, load_error_types
 from compress.models.folder_checks import INDEX, PROCESSOR_FILES, WEIGHTS
 from compress.models.json_file import read_json, read_optional_json
 from compress.utils.errors import ModelError, StorageError, first_line
@@ -54,7 +54,7 @@ class ModelOrigin:
         if not self.random_weights and weights is None:
             weights = _weights(folder)
         if self.module is not None:
-            allow(self.module, self.recipe_folder)
+            allow_module(self.module, self.recipe_folder, self.arguments)
         # The folder's name contains the key of everything that affects its content.
         companions, config = _beside(folder), folder / "config.json"
         identity = {

@@ -109,15 +109,31 @@ def test_onnx_export_maps_pixel_values_to_logits(folder: Path) -> None:
 def test_only_code_named_in_the_recipe_is_run(folder: Path) -> None:
     folder_made = make(folder)
     config_checks._allowed.clear()
-    with pytest.raises(ModelError, match=r"built by the code 'net\.py:build', which this recipe does not name"):
+    with pytest.raises(ModelError, match=r"asks for the code 'net\.py:build', which no recipe that you named gives"):
         TASK.load(folder_made, None, trust_remote_code=False)
     # A foreign folder can't have other code run by naming it.
     make(folder)
     config = json.loads((folder_made / "config.json").read_text())
     config["compress_module"] = {"module": "os:mkdir", "arguments": {"path": str(folder / "broken in")}}
     (folder_made / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="'os:mkdir', which this recipe does not name"):
+    with pytest.raises(ModelError, match="'os:mkdir', which no recipe that you named gives"):
         TASK.load(folder_made, None, trust_remote_code=False)
+    assert not (folder / "broken in").exists()
+    # Nor can it have the recipe's code run with arguments of its own.
+    config["compress_module"] = {"module": "net.py:build", "arguments": {"width": 6, "classes": 10**9}}
+    (folder_made / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="asks for other arguments of the code 'net"):
+        TASK.load(folder_made, None, trust_remote_code=False)
+
+
+def test_callables_that_build_no_module_are_not_called(folder: Path) -> None:
+    command = {"args": f"touch {folder / 'broken in'}", "shell": True}
+    for reference, arguments in [
+        ("subprocess:check_output", command),
+        ("os:mkdir", {"path": str(folder / "broken in")}),
+    ]:
+        with pytest.raises(ModelError, match="is not known to build a torch module"):
+            make(folder, module=reference, arguments=arguments)
     assert not (folder / "broken in").exists()
 
 
@@ -174,7 +190,7 @@ def test_transformers_model_is_built_from_its_config(tmp_path: Path) -> None:
         ({"module": "net.py:bild"}, "net.py:bild cannot be imported"),
         ({"module": "no_such_package.net:build"}, "no_such_package.net:build cannot be imported"),
         ({"module": "net.py:number"}, "fails: 'int' object is not callable"),
-        ({"module": "collections:OrderedDict", "arguments": {}}, "gives OrderedDict"),
+        ({"module": "net.py:nn.ModuleList.__len__", "arguments": {}}, "missing 1 required positional argument"),
         ({"arguments": {"depth": 3}}, "unexpected keyword argument 'depth'"),
         ({"arguments": {"width": 5}}, "The weights are not those of the module"),
     ],

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, RegNetConfig, RegNetForImageClassification
 
-from compress.models.config_checks import MODULE_KEY, allow
+from compress.models.config_checks import MODULE_KEY, allow_module
 from compress.models.custom_module import CustomModule
 from compress.models.model import TorchModel
 
@@ -94,7 +94,7 @@ def plain(network: type[nn.Module] = Knot, seed: int = 0) -> TorchModel:
     """Return the network as a custom module with a module reference in its config, so that it can be loaded again."""
     torch.manual_seed(seed)
     reference = f"{network.__module__}:{network.__name__}"
-    allow(reference, tiny_images.Path())
+    allow_module(reference, tiny_images.Path(), {})
     config = PreTrainedConfig(**tiny_images.names(), **{MODULE_KEY: {"module": reference, "arguments": {}}})
     return TorchModel(CustomModule(lively(network(), seed), config), tiny_images.processor())
 

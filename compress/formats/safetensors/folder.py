@@ -8,7 +8,7 @@ from typing import Any
 
 from compress.formats.quiet_output import suppress_output
 from compress.models.checkpoint import Checkpoint
-from compress.models.config_checks import is_allowed
+from compress.models.config_checks import allows_repository_code
 from compress.models.folder_checks import check_model_folder, weight_files
 from compress.models.json_file import read_json
 from compress.models.lora_adapter import ADAPTER, merge
@@ -60,7 +60,7 @@ def load_folder(artifact: Path) -> tuple[Task, TorchModel]:
     task = task_of_folder(folder)
     # transformers itself opens compressed-tensors; the other layouts are dequantized here.
     if GENERATES not in task.capabilities or not has_integers(folder):
-        model = task.load(folder, None, trust_remote_code=is_allowed(str(folder.resolve())))
+        model = task.load(folder, None, trust_remote_code=allows_repository_code(folder))
     elif Checkpoint(folder).is_compressed_tensors:
         model = _as_served(folder)
     else:

@@ -276,7 +276,7 @@ class OrderExecution:
 
     def _runner(self) -> StageRunner:
         """Return a runner of the recipe whose inputs are the received files."""
-        from compress.models.config_checks import allow
+        from compress.models.config_checks import allow_repository_code
         from compress.pipeline.runner import StageRunner
         from compress.utils.progress import SilentProgress
 
@@ -286,7 +286,7 @@ class OrderExecution:
         runner.inputs.local_folders |= self.folders
         if self.order.recipe.trust_remote_code:
             for model in self.models.values():
-                allow(str(model.resolve()), model)
+                allow_repository_code(model)
         for label, key, record in self.order.earlier:
             # Earlier stages are not run again.
             runner.use_cached(label, Entry(key, runner.cache.root / key / CONTENT, dict(record)))

@@ -20,7 +20,7 @@ def read_json(path: Path) -> dict[str, Any]:
             expected=f"a {path.name} in Hugging Face layout",
             hint="Name the folder that save_pretrained wrote.",
         ) from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of 5,000 digits, or 100,000 brackets
         raise ModelError(
             f"{path.name} is not valid JSON: {error}.", where=str(path), hint="Fetch or write the file again."
         ) from error

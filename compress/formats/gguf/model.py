@@ -27,6 +27,8 @@ GGUF_FILE = "model.gguf"
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _DEFAULT_ALIGNMENT = 32
+_MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
+_MAX_ARRAY_DEPTH = 8
 _PLAIN = {
     "F16": "float16", "F32": "float32", "F64": "float64", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
 }  # fmt: skip
@@ -125,22 +127,26 @@ class _Cursor:
         self.position += length
         return self.data[self.position - length : self.position].decode()
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, depth: int = 0) -> Any:
         if kind == _STRING:
             return self.string()
         if kind != _ARRAY:
             return self.scalar(_SCALARS[kind])
+        if depth == _MAX_ARRAY_DEPTH:
+            raise ValueError(f"arrays nested more than {_MAX_ARRAY_DEPTH} deep")
         # Skip the entries of an array, of which only the length is returned.
         kind, length = self.scalar("I"), int(self.scalar("Q"))
         if kind in _SCALARS:
             self.position += length * struct.calcsize("<" + _SCALARS[kind])
         else:
             for _ in range(length):
-                self.value(kind)
+                self.value(kind, depth + 1)
         return length
 
     def entry(self) -> tuple[str, tuple[int, ...], int, int]:
         name, dimensions = self.string(), self.scalar("I")
+        if dimensions > _MAX_DIMENSIONS:
+            raise ValueError(f"the tensor {name!r} has {dimensions} dimensions, where at most {_MAX_DIMENSIONS} are allowed")
         return name, tuple(self.scalar("Q") for _ in range(dimensions))[::-1], self.scalar("I"), self.scalar("Q")
 
 

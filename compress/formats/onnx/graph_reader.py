@@ -106,6 +106,12 @@ class _Wire:
             if shift > 63:
                 raise ValueError("an integer of more than 64 bits")
 
+    def messages(self, position: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (field number, start, stop) of a message whose known fields all have bytes; skip other integers."""
+        for number, begin, end in self.fields(position, stop):
+            if end >= 0:
+                yield number, begin, end
+
     def fields(self, position: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """Yield (field number, value, -1) for integers and (field number, start, stop) for everything else."""
         while position < stop:
@@ -130,27 +136,27 @@ class _Wire:
     def model(self, stop: int) -> bool:
         """Read a ModelProto; return whether it holds a graph."""
         has_graph = False
-        for number, start, end in self.fields(0, stop):
-            if number == 7 and end >= 0:
+        for number, start, end in self.messages(0, stop):
+            if number == 7:
                 self.subgraph(start, end)
                 has_graph = True
             # The nodes of a FunctionProto.
-            elif number == 25 and end >= 0:
-                for field_number, begin, field_end in self.fields(start, end):
+            elif number == 25:
+                for field_number, begin, field_end in self.messages(start, end):
                     if field_number == 7:
                         self.node(begin, field_end)
         return has_graph
 
     def subgraph(self, start: int, stop: int) -> None:
         """Read a GraphProto."""
-        for number, begin, end in self.fields(start, stop):
+        for number, begin, end in self.messages(start, stop):
             if number == 1:
                 self.node(begin, end)
             elif number == 5:
                 self.graph.initializers.append(self.tensor(begin, end))
             # The values and indices of a SparseTensorProto.
             elif number == 15:
-                parts = [self.tensor(first, last) for part, first, last in self.fields(begin, end) if part in (1, 2)]
+                parts = [self.tensor(first, last) for part, first, last in self.messages(begin, end) if part in (1, 2)]
                 for part in parts[1:]:
                     part.name = f"{parts[0].name}_indices"
                 self.graph.initializers += parts
@@ -159,7 +165,7 @@ class _Wire:
         """Read a NodeProto."""
         node = GraphNode()
         attributes = []
-        for number, begin, end in self.fields(start, stop):
+        for number, begin, end in self.messages(start, stop):
             if number == 1:
                 node.inputs.append(self.text(begin, end))
             elif number == 2:
@@ -181,10 +187,12 @@ class _Wire:
         """Read an AttributeProto into ``node``; tensors and subgraphs in it are added to the graph."""
         name = ""
         for number, begin, end in self.fields(start, stop):
-            if number == 1:
-                name = self.text(begin, end)
-            elif number == 3:
+            if number == 3 and end < 0:
                 node.integers[name] = begin
+            elif end < 0:
+                continue
+            elif number == 1:
+                name = self.text(begin, end)
             elif number in (5, 10):
                 tensor = self.tensor(begin, end)
                 tensor.name = (node.outputs or [node.name])[0]
@@ -199,14 +207,14 @@ class _Wire:
         for number, begin, end in self.fields(start, stop):
             if number == 1:
                 shape += [begin] if end < 0 else self.packed(begin, end)
-            elif number == 2:
+            elif number == 2 and end < 0:
                 tensor.dtype = DTYPES[begin]
-            elif number == 8:
+            elif number == 8 and end >= 0:
                 tensor.name = self.text(begin, end)
             elif number in _PAYLOADS:
                 # A varint has seven bits per byte.
                 tensor.bytes += max(1, (begin.bit_length() + 6) // 7) if end < 0 else end - begin
-            elif number == 13:
+            elif number == 13 and end >= 0:
                 tensor.external.update([self.pair(begin, end)])
         tensor.shape = tuple(shape)
         return tensor
@@ -221,7 +229,7 @@ class _Wire:
 
     def pair(self, start: int, stop: int) -> tuple[str, str]:
         """Read the key and the value of a StringStringEntryProto."""
-        both = {number: self.text(begin, end) for number, begin, end in self.fields(start, stop)}
+        both = {number: self.text(begin, end) for number, begin, end in self.messages(start, stop)}
         return both.get(1, ""), both.get(2, "")
 
 

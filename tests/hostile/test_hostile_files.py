@@ -1,0 +1,112 @@
+"""Crafted files from strangers end with an error about the file, within bounded memory and time."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+MAX_BYTES = 1 << 30  # of address space that a command may gain, most of which are mapped libraries
+INSPECT = """
+import resource, sys
+from pathlib import Path
+{imports}
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + {limit}, used + {limit}))
+from compress.utils.errors import CompressError
+try:
+    {call}
+except CompressError as error:
+    print(str(error).splitlines()[0])
+"""
+
+
+def read_in_child(imports: str, call: str, path: Path, limit: int = MAX_BYTES) -> str:
+    """Return what a reader prints about a file in a child process of bounded memory and 20 seconds."""
+    code = INSPECT.format(imports=imports, call=call, limit=limit)
+    child = subprocess.run([sys.executable, "-P", "-c", code, path], capture_output=True, text=True, timeout=20)
+    assert child.returncode == 0, child.stderr
+    return child.stdout.strip()
+
+
+def varint(value: int) -> bytes:
+    """Return an integer as protobuf stores it."""
+    content = b""
+    while value > 0x7F:
+        content, value = content + bytes([value & 0x7F | 0x80]), value >> 7
+    return content + bytes([value])
+
+
+def message(number: int, content: bytes) -> bytes:
+    """Return a field of bytes as protobuf stores it."""
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def integers_for_names() -> bytes:
+    return message(7, message(1, b"\x08\x14" * 500_000))  # field 1 of a node is a text
+
+
+def deep_subgraphs() -> bytes:
+    graph = b""
+    for _ in range(2000):
+        graph = message(1, message(5, message(6, graph)))
+    return message(7, graph)
+
+
+def empty_nodes() -> bytes:
+    return message(7, message(1, b"") * 500_000)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(integers_for_names, ""), (deep_subgraphs, "Not a whole ONNX file: its contents are invalid"), (empty_nodes, "")],
+)
+def test_onnx_file_of_one_megabyte_needs_bounded_memory(
+    tmp_path: Path, content: Callable[[], bytes], expected: str
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(content())
+    imports = "from compress.formats.onnx.graph_reader import read_graph"
+    printed = read_in_child(imports, "read_graph(Path(sys.argv[1]))", tmp_path / "model.onnx")
+    assert printed.startswith(expected) and bool(printed) == bool(expected)
+
+
+def gguf(tensors: int, pairs: int, body: bytes) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, pairs) + body
+
+
+def key(name: bytes) -> bytes:
+    return struct.pack("<Q", len(name)) + name
+
+
+NESTED = gguf(0, 1, key(b"a") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 80_000 + struct.pack("<IQ", 4, 0))
+DIMENSIONS = gguf(1, 0, key(b"t") + struct.pack("<I", 120_000) + struct.pack("<Q", 2**64 - 1) * 120_000)
+HUGE = gguf(1, 0, key(b"t") + struct.pack("<IQQQQIQ", 4, *[2**64 - 1] * 4, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (NESTED, "Not a valid GGUF file: its header cannot be read (arrays nested more than 8 deep)"),
+        (DIMENSIONS, "Not a valid GGUF file: its header cannot be read (the tensor 't' has 120000 dimensions"),
+        (HUGE, "The GGUF file is truncated: it has"),
+        (gguf(2**64 - 1, 2**64 - 1, b""), "The GGUF file is truncated"),
+    ],
+)
+def test_gguf_header_that_asks_for_too_much_is_refused(tmp_path: Path, content: bytes, expected: str) -> None:
+    (tmp_path / "model.gguf").write_bytes(content)
+    imports = "from compress.formats.gguf.model import read_gguf\nimport gguf"
+    assert read_in_child(imports, "read_gguf(Path(sys.argv[1]))", tmp_path / "model.gguf").startswith(expected)
+
+
+@pytest.mark.parametrize(
+    "content", ['{"a": ' + "1" * 5000 + "}", '{"a": ' + "[" * 200_000 + "]" * 200_000 + "}", "[" * 200_000]
+)
+def test_json_that_python_cannot_read_is_not_valid(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    imports = "from compress.models.json_file import read_json"
+    printed = read_in_child(imports, "read_json(Path(sys.argv[1]))", tmp_path / "config.json")
+    assert printed.startswith("config.json is not valid JSON: ")

@@ -20,6 +20,8 @@ FieldPath = tuple[str | int, ...]
 MAX_FILE_BYTES = 1_000_000
 MAX_NODES = 20_000
 MAX_DEPTH = 40
+MAX_PROBLEMS = 100
+"""Problems that are listed. Each further one would be compared with all before it."""
 
 YAML_PREFIX = "tag:yaml.org,2002:"
 CORE_SCHEMA = (
@@ -98,10 +100,19 @@ class Document:
             found: The value found, in words.
             expected: The value expected, in words.
             nearest: A similar valid name, if any.
+
+        Raises:
+            RecipeError: With the problems so far, if there are `MAX_PROBLEMS`.
         """
         file, line = self.location(path)
         self.broken.add(path)
         self.problems.append(Problem(file, line, dotted(path) or self.kind.name, found, expected, nearest))
+        if len(self.problems) == MAX_PROBLEMS:
+            expected = "fewer problems; correct these first"
+            self.problems.append(
+                Problem(self.file, None, self.kind.name, f"at least {MAX_PROBLEMS} problems", expected)
+            )
+            raise self.error()
 
     def error(self) -> RecipeError:
         """Return all problems as one error, in the order of their lines."""

@@ -229,7 +229,7 @@ class Recipe(Frozen):
         None, description="text to image: keep or remove the pipeline's safety checker; required if it has one"
     )
     data: DataConfig = Field(description="data for training, calibration and evaluation")
-    seed: int = Field(0, ge=0, description="seed of all random numbers; the same seed gives the same model")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of all random numbers; the same seed gives the same model")
     device: str = Field(
         "auto",
         pattern=PATTERN,

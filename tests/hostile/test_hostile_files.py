@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from compress.recipe.loading import read_recipe
+from compress.utils.errors import RecipeError
+
 MAX_BYTES = 1 << 30  # of address space that a command may gain, most of which are mapped libraries
 INSPECT = """
 import resource, sys
@@ -110,3 +113,20 @@ def test_json_that_python_cannot_read_is_not_valid(tmp_path: Path, content: str)
     imports = "from compress.models.json_file import read_json"
     printed = read_in_child(imports, "read_json(Path(sys.argv[1]))", tmp_path / "config.json")
     assert printed.startswith("config.json is not valid JSON: ")
+
+
+@pytest.mark.parametrize("lines", ["k{}: 1\n", "name: {}\n", "- {{nosuch{}: 1}}\n"])
+def test_recipe_with_thousands_of_mistakes_lists_the_first_hundred(tmp_path: Path, lines: str) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    start = "stages:\n" if lines.startswith("-") else "name: a\n"
+    recipe.write_text(start + "".join(lines.format(number) for number in range(9500)))
+    imports = "from compress.recipe.loading import read_recipe"
+    printed = read_in_child(imports, "read_recipe(Path(sys.argv[1]))", recipe)
+    assert "101 problems" in printed
+
+
+@pytest.mark.parametrize("seed", [99999999999999999999, 2**32])
+def test_seed_that_random_generators_refuse_is_a_problem(tmp_path: Path, seed: int) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"name: a\nseed: {seed}\n")
+    with pytest.raises(RecipeError, match="seed"):
+        read_recipe(tmp_path / "recipe.yaml")

@@ -146,7 +146,7 @@ class _Cursor:
     def entry(self) -> tuple[str, tuple[int, ...], int, int]:
         name, dimensions = self.string(), self.scalar("I")
         if dimensions > _MAX_DIMENSIONS:
-            raise ValueError(f"the tensor {name!r} has {dimensions} dimensions, where at most {_MAX_DIMENSIONS} are allowed")
+            raise ValueError(f"the tensor {name!r} has {dimensions} dimensions, more than {_MAX_DIMENSIONS}")
         return name, tuple(self.scalar("Q") for _ in range(dimensions))[::-1], self.scalar("I"), self.scalar("Q")
 
 

@@ -114,7 +114,7 @@ class Candidates:
         # A sample of a large space has few good points. Add proposals near the good ones.
         if not self.space.is_enumerable:
             # Each round has its own seed, which does not depend on the process, so that a resumed search repeats it.
-            seed = self.seed * 100_003 + number
+            seed = (self.seed * 100_003 + number) % 2**32
             proposed = propose_with_optuna(self.space.parameters, self.observations, given_up, seed)
             reasons |= self._promising(proposed, acquisition, "proposed by Optuna")
             centres = (self.observations.pareto_front() or self.observations.by_shortfall())[:_CENTRES]

@@ -16,6 +16,7 @@ from typing import Self
 from filelock import FileLock
 from pydantic import ValidationError
 
+from compress import DISTRIBUTION
 from compress.plugins.registry.state import ENTRY, VERSION, Began, Entry, State
 from compress.utils.errors import InputError
 from compress.utils.storage import AppendOnlyFile, storage_errors
@@ -55,13 +56,13 @@ class LogReader:
             body = line[65:]
             # Check the version before the fields, since the fields of a newer version may be unknown.
             if not self.number:
-                version = json.loads(body).get("version")
-                if isinstance(version, int) and version > VERSION:
+                version = _version(body)
+                if version > VERSION:
                     raise InputError(
                         f"The registry is of version {version}, which is newer than this compress reads.",
                         where=self.where,
                         expected=f"a registry of version {VERSION}",
-                        hint="pip install --upgrade compress",
+                        hint=f"pip install --upgrade {DISTRIBUTION}",
                     )
             try:
                 entry = ENTRY.validate_json(body)
@@ -70,7 +71,10 @@ class LogReader:
             # A second beginning would reset the versions without a trace.
             if isinstance(entry, Began) != (not self.number):
                 raise self.damaged("only the first line begins a registry")
-            self.state.apply(entry)
+            try:
+                self.state.apply(entry)
+            except ValueError as error:
+                raise self.damaged(str(error)) from error
             # The check of a line stands for all lines up to it.
             self.check = line[:64]
             self.number += 1
@@ -85,6 +89,16 @@ class LogReader:
             hint=f"put a sound copy of the file {LOG} in its place, from a backup or a remote; "
             "`compress registry verify` names whatever else is damaged",
         )
+
+
+def _version(body: bytes) -> int:
+    """Return the version that the first line of a log states, or 0 if it states none."""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        return 0
+    version = content.get("version") if isinstance(content, dict) else None
+    return version if isinstance(version, int) else 0
 
 
 class Log:

@@ -225,7 +225,7 @@ def write_pulled(
 def check_name(name: str, owner: str) -> None:
     """Raise `InputError` if ``name`` is no valid name for ``owner``, such as "an alias"."""
     alias = owner == "an alias"
-    if not re.match(NAME_PATTERN, name) or (alias and (name.isdigit() or name == LATEST)):
+    if not re.fullmatch(NAME_PATTERN, name) or (alias and (name.isdigit() or name == LATEST)):
         also = f", neither digits alone nor {LATEST}" if alias else ""
         raise InputError(
             f"{name!r} cannot be the name of {owner}.", expected=f"letters, digits, '.', '_' and '-'{also}"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Annotated, Literal, assert_never
 
-from pydantic import Field, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from compress.utils.errors import InputError, did_you_mean
 from compress.utils.pydantic_models import Frozen
@@ -20,8 +21,17 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 DIGEST = r"^[0-9a-f]{64}$"
 
 
+def _timestamp(text: str) -> str:
+    """Return the text if it is a time with an offset from UTC. Raises `ValueError`."""
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("a time without an offset from UTC")
+    return text
+
+
 class _Action(Frozen):
-    at: str = Field(description="ISO 8601, with the offset from UTC; the order of entries is that of the log")
+    at: Annotated[str, AfterValidator(_timestamp)] = Field(
+        description="ISO 8601, with the offset from UTC; the order of entries is that of the log"
+    )
     who: str
 
 
@@ -58,7 +68,7 @@ class Promoted(_Action):
     kind: Literal["promoted"] = "promoted"
     name: str
     version: int
-    alias: str
+    alias: str = Field(pattern=NAME_PATTERN)
     before: int | None
     gate: GateOutcome
     forced: bool = Field(False, description="promoted although the gate or a limit refused it")
@@ -127,7 +137,8 @@ class State:
     """Versions that an alias referred to by (model, alias), the present one last, without those rolled back."""
 
     def apply(self, entry: Entry) -> None:
-        """Apply the next entry of the log."""
+        """Apply the next entry of the log. Raises `ValueError` for one that does not follow from those before it."""
+        self._check(entry)
         self.entries.append(entry)
         match entry:
             case Began():
@@ -150,6 +161,21 @@ class State:
                     self.versions[name][number] = replace(self.versions[name][number], collected=True)
             case _:
                 assert_never(entry)
+
+    def _check(self, entry: Entry) -> None:
+        """Raise `ValueError` if the entry is about a version or an alias that earlier entries do not have."""
+        if isinstance(entry, Began):
+            return
+        if isinstance(entry, Registered):
+            if entry.version != len(self.versions.get(entry.name, {})) + 1:
+                raise ValueError(f"it registers {entry.name}@{entry.version} out of order")
+            return
+        subjects = entry.versions if isinstance(entry, Collected) else ((entry.name, entry.version),)
+        for name, number in subjects:
+            if number not in self.versions.get(name, {}):
+                raise ValueError(f"it is about {name}@{number}, which was not registered")
+        if isinstance(entry, RolledBack) and entry.version not in self.stacks.get((entry.name, entry.alias), ()):
+            raise ValueError(f"{entry.name}@{entry.version} was never {entry.alias}")
 
     def all(self) -> Iterator[Version]:
         """Yield every version in the order of names and numbers."""
@@ -209,7 +235,7 @@ class State:
         # Numbers come first, since an alias cannot be a number.
         versions, aliases = {version.number: version for version in self.of(name)}, self.aliases(name)
         if selector.isascii() and selector.isdigit():
-            if int(selector) not in versions:
+            if selector.lstrip("0") not in map(str, versions):
                 raise InputError(f"There is no version {selector} of {name}.", expected=f"1 to {max(versions)}")
             return versions[int(selector)]
         if selector == LATEST:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from compress import DISTRIBUTION
 from compress.recipe.policy import Policy
 from compress.report.compare.change import Comparison, MetricChange
 from compress.report.compare.machine_match import fingerprint
@@ -114,7 +115,7 @@ def parse_baseline(content: dict[str, Any], path: Path) -> BaselineFile:
             f"The baseline has schema {schema!r}; this compress reads {SCHEMA}.",
             where=str(path),
             expected=f"a baseline of schema {SCHEMA}",
-            hint="pip install --upgrade compress" if newer else update_hint,
+            hint=f"pip install --upgrade {DISTRIBUTION}" if newer else update_hint,
         )
     try:
         return BaselineFile.model_validate(content)

@@ -18,6 +18,9 @@ _MAPPINGS = ("auto_mappings", "configuration_auto")
 """transformers' modules that list every `model_type`; the first one is plain data."""
 
 
+_IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
+
+
 def check_config(folder: Path, trust_remote_code: bool) -> None:
     """Check that transformers, timm or allowed code can build the model of a folder's config.json.
 
@@ -25,6 +28,7 @@ def check_config(folder: Path, trust_remote_code: bool) -> None:
     """
     where, config = str(folder / "config.json"), read_json(folder / "config.json")
     model_type = config.get("model_type")
+    _refuse_downloaded_kernels(config, where)
     if is_timm(config) and importlib.util.find_spec("timm") is None:
         raise MissingExtraError("timm", "timm", "A model of timm")
     # These are not built by transformers.
@@ -56,6 +60,20 @@ def check_config(folder: Path, trust_remote_code: bool) -> None:
             expected="a model_type that the installed version knows",
             hint="check the name, or install a transformers that has it (pip install -U transformers)",
         )
+
+
+def _refuse_downloaded_kernels(config: Mapping[str, Any], where: str) -> None:
+    """Raise `ModelError` if a config names a repository as its attention, whose code `kernels` would fetch and run."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            _refuse_downloaded_kernels(value, where)
+        elif name.strip("_").startswith(_IMPLEMENTATIONS) and "/" in str(value):
+            raise ModelError(
+                f"The config's {name} names the repository {str(value)[:80]!r}, whose code would be fetched and run.",
+                where=where,
+                expected="an implementation of transformers itself, such as sdpa",
+                hint=f"remove {name} from config.json",
+            )
 
 
 def is_timm(config: Mapping[str, Any]) -> bool:

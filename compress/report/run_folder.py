@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -52,9 +52,23 @@ def update_latest_link(folder: Path) -> None:
 
 
 def shipped_files(folder: Path) -> list[str]:
-    """Return the paths, relative to a run's folder, of every file that ships."""
-    paths = (path for subfolder in (MODEL, TARGETS) for path in (folder / subfolder).rglob("*") if path.is_file())
+    """Return the paths, relative to a run's folder, of every shipped file. Raises `InputError` for a link outside."""
+    paths = [path for subfolder in (MODEL, TARGETS) for path in (folder / subfolder).rglob("*") if path.is_file()]
+    require_inside(folder, paths)
     return sorted(path.relative_to(folder).as_posix() for path in paths)
+
+
+def require_inside(folder: Path, paths: Iterable[Path]) -> None:
+    """Raise `InputError` for a link to a file outside ``folder``, which would be copied or sent with the others."""
+    root = folder.resolve()
+    for path in paths:
+        if not path.resolve().is_relative_to(root):
+            raise InputError(
+                f"{path.relative_to(folder)} is a link to a file outside the folder.",
+                where=str(path),
+                expected="files of the folder itself, as `compress run` writes them",
+                hint="remove the link, or put the file in its place",
+            )
 
 
 RUNS = Path("artifacts") / "runs"

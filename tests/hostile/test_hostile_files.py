@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
 import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from compress.formats.onnx.stored_tensors import read_tensors
+from compress.models.config_checks import check_config
 from compress.recipe.loading import read_recipe
-from compress.utils.errors import RecipeError
+from compress.report.run_folder import shipped_files
+from compress.utils.errors import InputError, ModelError, RecipeError
 
 MAX_BYTES = 1 << 30  # of address space that a command may gain, most of which are mapped libraries
 INSPECT = """
@@ -130,3 +136,56 @@ def test_seed_that_random_generators_refuse_is_a_problem(tmp_path: Path, seed: i
     (tmp_path / "recipe.yaml").write_text(f"name: a\nseed: {seed}\n")
     with pytest.raises(RecipeError, match="seed"):
         read_recipe(tmp_path / "recipe.yaml")
+
+
+def external_onnx(folder: Path, shape: list[int], **external: str) -> Path:
+    """Write a graph with one float tensor in another file, and return its path."""
+    from onnx import TensorProto, helper
+
+    tensor = TensorProto(name="w", data_type=1, dims=shape, data_location=TensorProto.EXTERNAL)
+    for name, value in external.items():
+        tensor.external_data.add(key=name, value=value)
+    values = [helper.make_tensor_value_info(name, 1, shape) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", values[:1], values[1:], [tensor])
+    (folder / "model.onnx").write_bytes(helper.make_model(graph).SerializeToString())
+    return folder / "model.onnx"
+
+
+@pytest.mark.parametrize(
+    ("external", "expected"),
+    [
+        ({"location": "w\0.bin"}, "The file 'w\\x00.bin' with the weights is missing"),
+        ({"location": "w.bin", "length": "15"}, "has 15 bytes of external data, too many or too few"),
+        ({"location": "w.bin", "length": "64"}, "has 64 bytes of external data, too many or too few"),
+        ({"location": "w.bin", "offset": "9" * 5000}, "The place of 'w' in its file"),
+        ({"location": "w.bin"}, None),
+        ({"location": "w.bin", "offset": "32", "length": "16"}, None),
+    ],
+)
+def test_external_data_must_have_the_bytes_of_its_shape(
+    tmp_path: Path, external: dict[str, str], expected: str | None
+) -> None:
+    (tmp_path / "w.bin").write_bytes(bytes(64))
+    file = external_onnx(tmp_path, [4], **external)
+    if expected is None:
+        assert read_tensors(file, tmp_path)[0].bytes == 16
+    else:
+        with pytest.raises(ModelError, match=re.escape(expected)):
+            read_tensors(file, tmp_path)
+
+
+@pytest.mark.parametrize("part", [{}, {"text_config": {}}])
+def test_config_whose_attention_is_a_repository_is_refused(tmp_path: Path, part: dict[str, dict[str, str]]) -> None:
+    config: dict[str, Any] = {"model_type": "bert", **part}
+    config.get("text_config", config)["_attn_implementation"] = "evil/kernels"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="names the repository 'evil/kernels'"):
+        check_config(tmp_path, trust_remote_code=False)
+
+
+def test_link_out_of_a_run_is_neither_registered_nor_sent(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "run/model").mkdir(parents=True)
+    (tmp_path / "run/model/config.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(InputError, match=r"model/config\.json is a link to a file outside the folder"):
+        shipped_files(tmp_path / "run")

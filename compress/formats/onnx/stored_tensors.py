@@ -235,6 +235,11 @@ def _scopes(node: GraphNode) -> str:
 
 
 _NUMBERS = {name: number for number, name in DTYPES.items()}
+_BITS = {"bool": 8} | {
+    name: int(digits[0])
+    for name in DTYPES.values()
+    if (digits := re.search(r"\d+", name)) and not name.startswith("float6")  # whose packing differs by version
+}
 
 
 def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
@@ -281,7 +286,7 @@ def _external(item: Initializer, file: Path) -> tuple[Path, int, int]:
     """Return file, offset and length of external data. Raises `ModelError` if they are invalid."""
     location = item.external.get("location", "")
     pure = PurePosixPath(location)
-    path = file.parent / location
+    path = file.parent / location.replace("\0", "?")
     # External data must not lie outside the model folder, through links neither.
     inside = path.resolve().is_relative_to(file.parent.resolve())
     if not location or pure.is_absolute() or ".." in pure.parts or not inside:
@@ -312,6 +317,17 @@ def _external(item: Initializer, file: Path) -> tuple[Path, int, int]:
         raise ModelError(
             f"The external data is truncated: {item.name!r} ends at byte {offset + length} of {size}.",
             where=str(path),
+            hint="Fetch, copy or export the model again.",
+        )
+    bits = _BITS.get(item.dtype)
+    needed = length if bits is None else -(-math.prod(item.shape) * bits // 8)
+    if not item.external.get("length"):
+        length = min(length, needed)
+    if length != needed:
+        raise ModelError(
+            f"The tensor {item.name!r} has {length} bytes of external data, too many or too few for its shape.",
+            where=str(path),
+            expected=f"those of {item.dtype} values of the shape {list(item.shape)}",
             hint="Fetch, copy or export the model again.",
         )
     return path, offset, length

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from compress.plugins.registry.object_store import Incoming, ObjectStore
 from compress.plugins.registry.state import Version
-from compress.report.run_folder import LOCK, MODEL, RECIPE, REPORT, find_report, shipped_files
+from compress.report.run_folder import LOCK, MODEL, RECIPE, REPORT, find_report, require_inside, shipped_files
 from compress.results.formatting import format_value
 from compress.results.metrics import describe_metric, quality_metric
 from compress.results.report import FINAL, Report, load_report
@@ -74,6 +74,7 @@ def add_run(run: Path, bundle: Path | None, incoming: Incoming) -> tuple[str, Re
             expected=f"a folder that `compress run` wrote, with {MODEL}/ beside {REPORT}",
         )
     sources = {name: folder / name for name in (REPORT, RECIPE, LOCK) if (folder / name).is_file()}
+    require_inside(folder, sources.values())
     sources |= {path: folder / path for path in shipped_files(folder)}
     if bundle is not None:
         # The files of a bundle by their path in the version.
@@ -93,7 +94,8 @@ def add_run(run: Path, bundle: Path | None, incoming: Incoming) -> tuple[str, Re
                 expected=f"one that was made of {report_file.parent}",
                 hint="bundle the run anew: compress bundle RUN --target TARGET -o FOLDER",
             )
-        paths = (path for path in sorted(bundle.rglob("*")) if path.is_file())
+        paths = [path for path in sorted(bundle.rglob("*")) if path.is_file()]
+        require_inside(bundle, paths)
         sources |= {f"{BUNDLE}/{path.relative_to(bundle).as_posix()}": path for path in paths}
     files = {}
     for path, source in sources.items():

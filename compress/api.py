@@ -17,7 +17,7 @@ from compress.recipe.document import Document, parse_into, read_document
 from compress.recipe.loading import dump_recipe, located, parse_recipe
 from compress.recipe.recipe import Recipe
 from compress.recipe.shipped import find_recipe
-from compress.utils.errors import CompressError, InputError
+from compress.utils.errors import CompressError, InputError, RecipeError
 from compress.utils.progress import Progress, SilentProgress
 
 # The functions import what they need, so that a mistake in a recipe is reported before torch is imported.
@@ -52,10 +52,15 @@ def check(
         InputError: With all problems of the recipe, its model and its data.
     """
     from compress.pipeline.keys import CachedStages
-    from compress.pipeline.planning import make_plan
+    from compress.pipeline.planning import make_plan, with_problems_of_files
 
-    loaded, document = _parsed(recipe, set)
+    document = _document(recipe)
     folder = Path(document.file).parent
+    try:
+        loaded = parse_recipe(document, folder, set)
+    except RecipeError as error:
+        with located(document):
+            raise with_problems_of_files(error, folder) from None
     cached, shown = CachedStages(loaded, folder, Path(artifacts)), _progress(progress)
     with located(document):
         return make_plan(loaded, folder, cached, Path(artifacts), looks_into_model=True, progress=shown)

@@ -41,7 +41,7 @@ from compress.stages.protocols import ChecksModel, Trains, check_stages, loaded_
 from compress.tasks.capability import GENERATES, takes_media
 from compress.tasks.registry import TASKS
 from compress.utils.environment import cores_quota, granted_cores, processor_class
-from compress.utils.errors import CompressError, InputError
+from compress.utils.errors import CompressError, InputError, RecipeError
 from compress.utils.progress import Progress
 from compress.utils.torch_device import resolve_device
 
@@ -126,6 +126,19 @@ def make_plan(
     )
 
 
+def with_problems_of_files(error: RecipeError, recipe_folder: Path) -> InputError:
+    """Return the error of a recipe with the problems of its model and its data, if the recipe names them validly."""
+    part: Recipe | None = error.valid_part
+    if part is None:
+        return error
+    sources = Sources(part, recipe_folder)
+    if error.model_is_valid:
+        sources.find_start()
+    sources.find_data()
+    problems: list[CompressError] = [error, *sources.problems]
+    return combined_error(problems) if sources.problems else error
+
+
 def _size_warnings(
     recipe: Recipe, sources: Sources, context: PlanContext, stages: Sequence[StagePlan]
 ) -> Iterator[str]:
@@ -158,12 +171,13 @@ def _stage_plans(recipe: Recipe, sources: Sources, context: PlanContext, is_cach
     """
     plans: list[StagePlan] = []
     shape, held_bytes = context.shapes[START], 0.0
-    for stage, label in zip(recipe.stages, recipe.labels(), strict=True):
+    for number, (stage, label) in enumerate(zip(recipe.stages, recipe.labels(), strict=True)):
         model_type = loaded_type(stage, sources.task.capabilities)
         try:
             cached = is_cached(label, sources.data) if is_cached and sources.data and not sources.problems else None
             prediction = predict_stage_cost(stage, shape, context, model_type, held_bytes)
         except InputError as error:
+            error.where = error.where or f"stages.{number}.{stage.kind}"
             sources.problems.append(error)
             return plans
         # The shape of a cached output is still needed for the stages after it.

@@ -145,21 +145,30 @@ class Sources:
         self.data: Dataset | None = None
         """Data that is local, or None if it has problems."""
 
-    def find_all(self) -> Shape | None:
-        """Describe the model and every data source; return the starting model's shape if it is local."""
+    def find_start(self) -> Shape | None:
+        """Describe the starting model; return its shape if it is local."""
         recipe = self.recipe
-        is_built = recipe.module is not None or recipe.random_weights
-        shape = None if is_built else self.model(recipe.model, "model")
-        if is_built:
+        if recipe.module is not None or recipe.random_weights:
             self._made_model(recipe.model, "model", recipe.module, recipe.random_weights)
-        elif shape is not None:
-            self.start = self._model_path(recipe.model)
+            return None
+        shape = self.model(recipe.model, "model")
+        self.start = None if shape is None else self._model_path(recipe.model)
+        return shape
+
+    def find_data(self) -> None:
+        """Read and describe the local data."""
+        recipe = self.recipe
         with self.noting():
             extra = extra_columns(recipe.slices or (), (column.name for column in self.task.columns))
             self.data = load_dataset(
                 recipe.data, self.task.columns, self.folder, self.progress, extra=extra, fetch=False, decode_images=True
             )
             self._describe_data(self.data)
+
+    def find_all(self) -> Shape | None:
+        """Describe the model and every data source; return the starting model's shape if it is local."""
+        recipe, shape = self.recipe, self.find_start()
+        self.find_data()
         folders = [reference for reference in all_references(recipe.stages) if reference.kind != "model"]
         for kind, name in dict.fromkeys((reference.kind, reference.name) for reference in folders):
             with self.noting():

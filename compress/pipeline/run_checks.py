@@ -88,7 +88,8 @@ def combined_error(problems: Sequence[CompressError]) -> InputError:
     """Return one error that lists all problems, or the problem itself if it is the only one."""
     listed = "\n".join(str(problem) for problem in problems)
     if len(problems) > 1:
-        error = InputError(f"The recipe cannot run here, for {len(problems)} reasons:\n{listed}")
+        count = sum(len(problem.problem_records()) for problem in problems)
+        error = InputError(f"The recipe cannot run here, for {count} reasons:\n{listed}")
         error.errors = tuple(problems)
         return error
     problem = problems[0]

@@ -30,20 +30,23 @@ def check_limits(document: Document, kinds: Sequence[Task]) -> None:
     values = document.values.get("limits")
     evaluation, benchmark = _section(document, "evaluation", Evaluation()), _section(document, "benchmark", Benchmark())
     for index, value in enumerate(values if isinstance(values, list) else ()):
-        limit = validate_partly(Limit, value)
-        if limit is None or any(path[:2] == ("limits", index) for path in document.broken):
+        broken_fields = {path[2:3] for path in document.broken if path[:2] == ("limits", index)}
+        name = value.get("metric") if isinstance(value, dict) and not broken_fields & {(), ("metric",)} else None
+        limit = None if broken_fields else validate_partly(Limit, value)
+        if not isinstance(name, str):
             continue
-        if kinds and not any(_measures(kind, limit.metric, evaluation, benchmark) for kind in kinds):
+        if kinds and not any(_measures(kind, name, evaluation, benchmark) for kind in kinds):
             measured = measured_metrics(kinds, evaluation, benchmark)
-            is_known = row_of(limit.metric) is not None
-            found = f"{limit.metric!r}, which no run of this recipe measures"
-            found = found if is_known else f"an unknown metric {limit.metric!r}"
-            near = None if is_known else nearest_name(limit.metric, measured)
+            is_known = row_of(name) is not None
+            found = f"{name!r}, which no run of this recipe measures"
+            found = found if is_known else f"an unknown metric {name!r}"
+            near = None if is_known else nearest_name(name, measured)
             # Few users need more than the metrics of the task and the columns of tables.
-            main = [name for name, row in measured.items() if row is None or row.column]
-            expected = f"a metric that this recipe measures, such as {', '.join(main)}"
+            main = [other for other, row in measured.items() if row is None or row.column]
+            examples = "" if near else f", such as {', '.join(main)}"
+            expected = f"a metric that this recipe measures{examples}"
             document.problem(("limits", index, "metric"), found, expected, near)
-        elif (row := row_of(limit.metric)) and (meant := _expected_bound(limit, row[0])):
+        elif limit and (row := row_of(name)) and (meant := _expected_bound(limit, row[0])):
             field = "at_least" if limit.at_least is not None else "at_most"
             document.problem(("limits", index, field), describe(limit.bound), meant)
 

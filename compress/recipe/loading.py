@@ -33,12 +33,12 @@ from compress.recipe.overrides import apply_override, drop_stages, normalize_sta
 from compress.recipe.recipe import Recipe
 from compress.recipe.target_entries import ChosenTarget, read_targets
 from compress.recipe.validation import ParsedStage, check_consistency
-from compress.recipe.validation_errors import validate, validate_partly
+from compress.recipe.validation_errors import expected_names, validate, validate_partly
 from compress.stages.registry import STAGES
 from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import TASK_NAMES, TASKS, infer_task, tasks_with
 from compress.tasks.task import Task
-from compress.utils.errors import CompressError, InputError, nearest_name
+from compress.utils.errors import CompressError, InputError, RecipeError, SampleError, nearest_name
 
 __all__ = ["dump_recipe", "located", "parse_recipe", "read_recipe", "recipe_schema"]
 
@@ -68,7 +68,7 @@ def parse_recipe(
     Raises:
         RecipeError: With every problem.
     """
-    from compress.sources.resolve import is_graph, local_task_variants
+    from compress.sources.resolve import local_task_variants
 
     normalize_stages(document)
     for option in overrides:
@@ -95,14 +95,9 @@ def parse_recipe(
     targets: tuple[str | ChosenTarget, ...] = Recipe.model_fields["targets"].default
     if "targets" in document.values:
         targets = read_targets(document, folder, [part.kind if part else "" for part in parts])
-    starts_as: type[Any] = TorchModel
-    try:
-        starts_as = OnnxModel if isinstance(reference, str) and is_graph(reference, folder) else TorchModel
-    except InputError as error:  # of a folder with several graphs
-        document.problem(("model",), describe(reference), f"{error.expected}: {error.what}")
-    check_consistency(document, parts, targets, kinds, starts_as)
+    check_consistency(document, parts, targets, kinds, _starting_type(document, reference, folder))
     if document.problems:
-        raise document.error()
+        raise _error_with_valid_part(document, header_values)
     assert header is not None
     header_fields = {name: getattr(header, name) for name in header.model_fields_set}
     stage_fields = {"stages": tuple(part.stage for part in parts if part)}
@@ -113,6 +108,32 @@ def parse_recipe(
     if task_was_inferred:
         recipe.model_fields_set.discard("task")
     return recipe
+
+
+def _starting_type(document: Document, reference: object, folder: Path) -> type[Any]:
+    """Return the class of the starting model; record a problem of a folder with several graphs."""
+    from compress.sources.resolve import is_graph
+
+    try:
+        return OnnxModel if isinstance(reference, str) and is_graph(reference, folder) else TorchModel
+    except InputError as error:
+        if not isinstance(error, SampleError):  # `check_consistency` records an unknown sample
+            document.problem(("model",), describe(reference), f"{error.expected}: {error.what}")
+        return TorchModel
+
+
+def _error_with_valid_part(document: Document, values: dict[str, Any]) -> RecipeError:
+    """Return the document's problems, with a recipe of its model, task and data if these are valid.
+
+    Their files can then be checked in spite of the problems.
+    """
+    error = document.error()
+    broken = {path[0] for path in document.broken if path}
+    header = validate_partly(_Header, {name: value for name, value in values.items() if name not in broken - {"model"}})
+    if header is not None and {"task", "data", "model"} <= header.model_fields_set:
+        error.valid_part = Recipe.model_construct(**dict(header) | {"stages": (), "targets": ()})
+        error.model_is_valid = "model" not in broken
+    return error
 
 
 @contextmanager
@@ -189,7 +210,7 @@ def _stage_parts(document: Document) -> list[ParsedStage | None]:
         if cls is None:
             replacement = explain_missing("stages", kind) or OLD_NAMES.get(kind)
             suggestion = None if replacement else nearest_name(kind, list(STAGES))
-            expected = replacement or f"a stage: one of {', '.join(STAGES)}"
+            expected = replacement or expected_names(suggestion, STAGES, "stage")
             document.problem(path, f"an unknown stage {kind!r}", expected, suggestion)
         elif not isinstance(fields, dict):
             document.problem(path, describe(fields), f"the fields of {kind} as a mapping")

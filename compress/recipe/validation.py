@@ -350,7 +350,12 @@ def _check_models(document: Document, parts: list[ParsedStage]) -> None:
             if reference not in names:
                 suggestion = nearest_name(reference, names)
                 listed = ", ".join(names) or "of an installed package, of which there is none"
-                document.problem(path, describe(reference), f"one of the {kind} samples {listed}", suggestion)
+                expected = (
+                    f"a known {kind} sample (`compress samples`)"
+                    if suggestion
+                    else f"one of the {kind} samples {listed}"
+                )
+                document.problem(path, describe(reference), expected, suggestion)
     # A student with random weights needs another name than a model with trained weights.
     model = _value(document, ("model",), None)
     stages = [part.stage for part in parts if part.stage]

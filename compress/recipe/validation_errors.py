@@ -16,6 +16,8 @@ from compress.recipe.document import Document, FieldPath, describe
 from compress.recipe.old_names import OLD_NAMES
 from compress.utils.errors import nearest_name
 
+_PERCENT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?%")
+
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 _EXPECTED = {
@@ -115,6 +117,8 @@ def _note(detail: ErrorDetails, model: type[BaseModel], fields: Any, document: D
     else:
         expected = _expected(detail)
         near = plugin = None
+        if detail["type"] == "float_type" and (percent := _PERCENT.fullmatch(str(detail["input"]))):
+            expected = f"a share: {float(percent[1]) / 100:g} for {percent[0]}"
         if detail["type"] in ("literal_error", "enum") and isinstance(detail["input"], str):
             plugin = explain_missing("formats", detail["input"]) if location[-1:] == ("format",) else None
             near = None if plugin else nearest_name(detail["input"], re.findall(r"'([^']*)'", expected))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from compress.utils.errors import InputError
 from compress.utils.pydantic_models import Frozen
 
 
@@ -44,6 +45,16 @@ class Shape:
     def in_bits(self, matrices: int, tables: int) -> Shape:
         """Return the shape with weights of other bit widths."""
         return replace(self, matrix_bits=matrices, table_bits=tables)
+
+    def with_kept_layers(self, kept: Sequence[int]) -> Shape:
+        """Return the shape with some of the layers. Raises `InputError` for an index that the model does not have."""
+        if self.layers and not (len(set(kept)) == len(kept) and set(kept) <= set(range(self.layers))):
+            raise InputError(
+                f"Layers {list(kept)} cannot be kept in a model with {self.layers}.",
+                expected=f"distinct indices from 0 to {self.layers - 1}",
+                hint="keep others, evenly spread",
+            )
+        return self.with_layers(len(kept))
 
     def with_layers(self, layers: int) -> Shape:
         """Return the shape with another number of layers, all of them alike."""

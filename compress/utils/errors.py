@@ -22,6 +22,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
 from compress import DISTRIBUTION
 
@@ -126,6 +127,9 @@ class RecipeError(InputError):
 
     def __init__(self, problems: Sequence[Problem], subject: str = "The recipe", hint: str | None = None) -> None:
         self.problems = tuple(problems)
+        self.valid_part: Any = None
+        """The recipe of the valid model and data, if the file has them."""
+        self.model_is_valid = False
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         lines = "\n".join(f"  {problem}" for problem in self.problems)
         super().__init__(f"{subject} has {count}:\n{lines}", hint=hint)

@@ -228,3 +228,32 @@ def test_tokenizer_file_that_cannot_be_read_is_found(place: Path) -> None:
     path = place / "model" / "tokenizer.json"
     path.write_text(path.read_text().replace('"BertPreTokenizer"', '"Other"'))
     assert "The tokenizer cannot be used" in str(refusal(place))
+
+
+def test_mistakes_of_stages_limits_and_data_are_listed_together(place: Path) -> None:
+    fields: dict[str, Any] = {
+        "stages": [{"finetune": {"epoch": 1}}, {"onxx": {}}],
+        "limits": [{"metric": "acuracy", "at_least": "98%"}],
+        "data": with_files(["ragged row", "empty text"], place),
+    }
+    records = refusal(place, **fields).problem_records()
+    messages = " ".join(str(record["message"]) for record in records)
+    assert len(records) == 6 and BAD_FILES["ragged row"][2] in messages and BAD_FILES["empty text"][2] in messages
+    assert {record["field"] for record in records} >= {
+        "stages.0.finetune.epoch", "stages.1.onxx", "limits.0.metric", "limits.0.at_least"
+    }  # fmt: skip
+    assert {"did you mean 'epochs'?", "did you mean 'onnx'?", "did you mean 'accuracy'?"} <= {
+        record["hint"] for record in records
+    }
+    assert "a share: 0.98 for 98%" in {record["expected"] for record in records}
+    # A model that does not exist does not hide the data's problems.
+    records = refusal(place, **fields, model="sample:minilmm").problem_records()
+    assert len(records) == 7 and "did you mean 'sample:minilm'?" in {record["hint"] for record in records}
+
+
+@pytest.mark.parametrize("layers", [[0, 9], [0, 0], [-1]])
+def test_layers_that_the_model_lacks_are_found(place: Path, layers: list[int]) -> None:
+    distill = {"teacher": "finetune", "student": {"layers": layers}}
+    (record,) = refusal(place, stages=[STAGES[0], {"distill": distill}, STAGES[1]]).problem_records()
+    assert f"Layers {layers} cannot be kept in a model with 2" in str(record["message"])
+    assert record["field"] == "stages.1.distill" and record["line"] is not None

@@ -44,8 +44,10 @@ def refusal(folder: Path, limit: dict[str, Any], **fields: Any) -> str:
 def test_unknown_metric_is_refused_with_nearest_name(metric: str, nearest: str, tmp_path: Path) -> None:
     text = refusal(tmp_path, {"metric": metric, "at_least": 0.5})
     assert f"an unknown metric {metric!r}" in text
+    # The long list of metrics is shown only if none is similar.
+    assert text.endswith(f"expected a metric that this recipe measures. Did you mean {nearest!r}?")
+    text = refusal(tmp_path, {"metric": "qqq", "at_least": 0.5})
     assert "such as accuracy, f1, calibration_error, brier_score, agreement, size_bytes" in text
-    assert text.endswith(f"Did you mean {nearest!r}?")
 
 
 @pytest.mark.parametrize(

@@ -97,10 +97,12 @@ def find_sample(name: str) -> Sample:
     samples = known_samples()
     if bare in samples:
         return samples[bare]
-    sentences = [f"There is no sample {bare!r}." + did_you_mean(bare, samples)]
+    sentences = [f"There is no sample {bare!r}."]
     sentences += [str(problem) for problem in plugin_problems() if problem.point == "samples"]
     raise SampleError(
         " ".join(sentences),
-        expected=f"one of {', '.join(samples)}" if samples else "a package of samples, of which none is installed",
-        hint="`compress samples` lists them" if samples else f"pip install --force-reinstall {DISTRIBUTION}",
+        expected="a known sample" if samples else "a package of samples, of which none is installed",
+        hint=f"{did_you_mean(bare, samples)} `compress samples` lists them".strip()
+        if samples
+        else f"pip install --force-reinstall {DISTRIBUTION}",
     )

@@ -89,6 +89,12 @@ CORE_COMMANDS: Mapping[str, Command] = {
         "compress targets ios",
         "Inspect",
     ),
+    "tasks": Command(
+        "compress.cli.tasks:tasks",
+        "List the tasks, with the columns of their data and their metrics.",
+        "compress tasks",
+        "Inspect",
+    ),
     "recipes": Command(
         "compress.cli.recipes:recipes_app",
         "List recipes, write their JSON Schema, or start a new one.",
@@ -149,6 +155,20 @@ def _shorten_all_types(command: Any, parent: typer.Context) -> Any:
     return command
 
 
+_VERBOSITY = {"-q": "quiet", "--quiet": "quiet", "-v": "verbose", "--verbose": "verbose"}
+"""Options of `compress` itself that are accepted behind a command too."""
+
+
+def _take_verbosity(context: typer.Context, command: Any, arguments: list[str]) -> list[str]:
+    """Move `-q` and `-v` from a command's arguments to `compress` itself, unless they are the command's own options."""
+    commands = [command, *getattr(command, "commands", {}).values()]
+    own = {name for each in commands for parameter in each.params for name in parameter.opts}
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    moved = [name for name in arguments[:end] if name in _VERBOSITY.keys() - own]
+    context.params.update({_VERBOSITY[name]: True for name in moved})
+    return [name for name in arguments[:end] if name not in moved] + arguments[end:]
+
+
 class CommandGroup(TyperGroup):
     """Commands of the core and of the plug-ins, each of which is imported when it is called and not to list it."""
 
@@ -193,11 +213,12 @@ class CommandGroup(TyperGroup):
         if isinstance(function, typer.Typer):
             group = typer.main.get_group(function)
             group.name, group.help, group.epilog = name, group.help or self.references[name].help, epilog
-            return name, _shorten_all_types(group, ctx), remaining
+            return name, _shorten_all_types(group, ctx), _take_verbosity(ctx, group, remaining)
         # A plain function becomes a command of its own application.
         single = typer.Typer(add_completion=False)
         single.command(name, epilog=epilog)(function)
-        return name, _shorten_all_types(typer.main.get_command(single), ctx), remaining
+        command = typer.main.get_command(single)
+        return name, _shorten_all_types(command, ctx), _take_verbosity(ctx, command, remaining)
 
 
 app = typer.Typer(

@@ -92,9 +92,10 @@ def check(
         return
     from rich.console import Console
 
-    from compress.pipeline.plan import render_plan
+    from compress.pipeline.plan import render_plan, render_warnings
+    from compress.utils.progress import is_shown
 
-    Console().print(render_plan(plan))
+    Console().print(render_plan(plan) if is_shown(logging.INFO) else render_warnings(plan))
 
 
 def report(
@@ -106,11 +107,13 @@ def report(
     json_: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """Show the report of a finished run."""
-    from compress.cli.output import show
-    from compress.report.run_folder import find_report
+    from compress.cli.output import show, show_hint
+    from compress.report.run_folder import find_report, unfinished_run
     from compress.results.report import parse_report, read_text
 
     path = find_report(run)
+    if (unfinished := unfinished_run(run)) is not None:
+        show_hint(f"A later run has no report: {unfinished}. It was interrupted, failed, or still runs.")
     text = read_text(path)
     parsed = parse_report(text, str(path))
     # The file itself is the JSON view, so that no field is lost.

@@ -102,6 +102,8 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     if pickles:
         raise pickle_error(pickles[0])
     fault, hint = "holds no safetensors weights", "Name the folder that save_pretrained wrote."
+    if (folder / "config.json").is_file():
+        hint += " To train from random weights, write `random_weights: true` into the recipe."
     if (folder / "adapter_model.safetensors").is_file():
         fault = "holds an adapter, not a model"
         hint = "Merge it into its base model with peft's merge_and_unload, then save_pretrained."

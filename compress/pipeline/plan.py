@@ -139,6 +139,14 @@ def render_plan(plan: Plan) -> RenderableType:
     return Group(*parts, *map(Text, plan.plugins), totals)
 
 
+def render_warnings(plan: Plan) -> RenderableType:
+    """Return the plan's warnings, and its totals in one line."""
+    warnings = (*plan.data_warnings, *plan.size_warnings, *plan.licence_remarks)
+    disk = _bytes(plan.disk_needed_bytes.value)
+    summary = Text(f"{plan.recipe} can run: {_seconds(plan.seconds)}, {disk} of disk")
+    return Group(*(Text(warning, style="yellow") for warning in warnings), summary)
+
+
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> ResponsiveTable:
     """Return a table that fits the terminal."""
     table = ResponsiveTable(title, [TableColumn(heading) for heading in columns])

@@ -29,12 +29,13 @@ from compress.pipeline.runner import StageRunner
 from compress.pipeline.size_warnings import measured_warnings
 from compress.pipeline.target_limits import explained, target_limits
 from compress.plugins import find_extensions, load_extension, plugin_problems
-from compress.recipe.loading import dump_recipe
+from compress.recipe.loading import dump_recipe, read_recipe
 from compress.recipe.recipe import START, Recipe
 from compress.report.limits import check_limits
 from compress.report.notebook import report_table
 from compress.report.pages import write_report
 from compress.report.run_folder import (
+    LATEST,
     LOCK,
     MODEL,
     RECIPE,
@@ -144,8 +145,8 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         licences = find_licences(recipe, recipe_folder, fetch=True)
         refuse_forbidden(licences, recipe)
         check_run(runner)
-        for error in plugin_problems():
-            logged.note(str(error))
+        for note in (*map(str, plugin_problems()), *notes_on_other_recipe(absolute, folder.parent)):
+            logged.note(note)
         summary = summarize(runner.inputs.data, runner.inputs.start / "tokenizer.json", recipe.data.max_length)
         if summary is not None:
             for line in (*summary.lines(), *summary.warnings()):
@@ -183,6 +184,21 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
             # The link moves last: `latest` always names a complete run.
             update_latest_link(folder)
     return Run(report, folder, recipe)
+
+
+def notes_on_other_recipe(recipe: Recipe, runs: Path) -> tuple[str, ...]:
+    """Return a note if the latest run of the same name used another model or other data."""
+    try:
+        latest = read_recipe(runs / LATEST / RECIPE)
+    except CompressError:  # there is none, or an older compress wrote it
+        return ()
+    if (latest.model, latest.data.source, latest.data.splits) == (recipe.model, recipe.data.source, recipe.data.splits):
+        return ()
+    name = recipe.name
+    return (
+        f"the latest run named {name} used another model or other data ({latest.model}); runs of both recipes lie in "
+        f"{runs}, and `{name}` now refers to this one. Another `name` in one of the recipes keeps them apart",
+    )
 
 
 def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:

@@ -85,6 +85,12 @@ def find_report(run: Path, runs: Path = RUNS) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
+    if (unfinished := unfinished_run(run, runs)) is not None:
+        raise InputError(
+            f"The run of {run.stem} has no report yet: it was interrupted, failed, or still runs.",
+            where=str(unfinished),
+            hint="repeat the same `compress run`: it continues after the last finished stage. run.log there says more",
+        )
     names = sorted(path.parent.name for path in runs.glob("*/latest")) if runs.is_dir() else []
     alternatives = f", or name one of: {', '.join(names)}" if names else ""
     raise InputError(
@@ -93,6 +99,13 @@ def find_report(run: Path, runs: Path = RUNS) -> Path:
         expected="a run's folder, its report.json, or the name of a recipe that was run",
         hint=f"run it first (compress run RECIPE){alternatives}",
     )
+
+
+def unfinished_run(run: Path, runs: Path = RUNS) -> Path | None:
+    """Return the newest folder of a recipe's runs if it has no report: the run was interrupted, failed, or goes on."""
+    folder = run if run.is_dir() else runs / run.stem
+    newest = max((path for path in folder.glob("2*") if path.is_dir()), default=None, key=lambda path: path.name)
+    return newest if newest is not None and not (newest / REPORT).is_file() else None
 
 
 def model_folder(path: Path) -> Path | None:

@@ -71,6 +71,18 @@ def test_quiet_run_prints_its_result_only(
     assert "from the cache" in log
 
 
+@pytest.mark.parametrize("arguments", [("check", "tiny.yaml", "-q"), ("-q", "check", "tiny.yaml")])
+def test_quiet_check_prints_warnings_and_one_line(
+    arguments: tuple[str, ...], tiny_ran: Path, here: Call, tmp_path: Path
+) -> None:
+    place = shutil.copytree(tiny_ran, tmp_path / "place", symlinks=True)
+    done = here(*arguments, folder=place)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1].startswith("tiny can run: ") and "peak memory" not in done.stdout
+    # An option's value and words after -- are no options.
+    assert here("check", "--", "-q", folder=place).returncode == 2
+
+
 @pytest.mark.slow
 def test_lines_of_layers_are_in_the_log_and_on_a_verbose_console(here: Call, tmp_path: Path) -> None:
     tiny_generation.write_all(tmp_path, stages=[tiny_generation.STAGES[0]], benchmark=tiny_generation.ONE_LAUNCH)

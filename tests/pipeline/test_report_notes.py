@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_run
 from onnx import helper
 from onnx_graphs import onnx_model
 
@@ -15,8 +16,11 @@ from compress.benchmark import machine
 from compress.formats import target_profile
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.targets import TARGETS
+from compress.pipeline.run import notes_on_other_recipe, with_absolute_paths
 from compress.pipeline.warnings import processor_notes, sparse_notes
+from compress.recipe.loading import dump_recipe, read_recipe
 from compress.recipe.recipe import Recipe
+from compress.report.run_folder import update_latest_link
 from compress.results.report import Measurement
 
 
@@ -92,3 +96,18 @@ def test_note_states_share_of_zero_weights_and_speedup(speed: tuple[float, ...],
 
 def test_files_are_not_read_when_no_stage_sparsifies(tmp_path: Path) -> None:
     assert sparse_notes(recipe_with_stage(prune={"heads": 0.5}), {"prune": tmp_path / "gone"}, [], TARGETS["cpu"]) == []
+
+
+def test_other_recipe_of_the_same_name_is_noted(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    folder = runs / "2026-12-01T10-00-00"
+    folder.mkdir(parents=True)
+    tiny_run.write_all(tmp_path)
+    tiny = with_absolute_paths(read_recipe(tmp_path / "tiny.yaml"), tmp_path)
+    assert notes_on_other_recipe(tiny, runs) == ()
+    (folder / "recipe.yaml").write_text(dump_recipe(tiny))
+    update_latest_link(folder)
+    assert notes_on_other_recipe(tiny, runs) == ()
+    other = tiny.model_copy(update={"model": "org/other"})
+    (note,) = notes_on_other_recipe(other, runs)
+    assert "used another model or other data" in note and str(runs) in note

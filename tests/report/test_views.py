@@ -12,6 +12,7 @@ from compress.report.console import console_table
 from compress.report.headline import headlines, verdict
 from compress.report.junit import junit_report
 from compress.report.pages import escape_markdown, html_page, markdown_report
+from compress.report.rows import notes_by_severity
 from compress.results.formatting import format_value
 from compress.results.metrics import describe_metric
 from compress.results.report import BASELINE, FINAL, LimitResult, Report
@@ -226,3 +227,17 @@ def test_times_of_a_noisy_machine_are_marked_as_approximate(build: Callable[...,
     assert "~" not in quiet_text
     latency = format_value(describe_metric("latency_ms", "ms"), report.find(FINAL, "latency_ms", "cpu").value)
     assert latency in quiet_text and f"~{latency}" in noisy_text
+
+
+@pytest.mark.parametrize(
+    ("note", "heading"),
+    [
+        ("data: 7,541 train, 2,000 test rows; 0 rows repeat another", "Notes"),
+        ("data: 7,541 train, 2,000 test rows; 1 row repeats another", "Notes"),
+        ("data: a class with fewer than 10 test rows, too few to judge it: a 3", "Warnings"),
+        ("cpu: noise: quiet (rounds vary by 7.8% at most)", "Notes"),
+        ("cpu: noise: noisy (other processes took 35% of the processor)", "Warnings"),
+    ],
+)
+def test_notes_that_question_a_number_are_warnings(note: str, heading: str) -> None:
+    assert notes_by_severity(Report(recipe="r", notes=(note,)))[heading] == [note]

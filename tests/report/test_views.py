@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from xml.etree import ElementTree
 
+import pytest
 from narrow import shown
 
 from compress.recipe.recipe import Limit

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import shlex
 import sys
+import tempfile
+import traceback
 from collections.abc import Mapping
 from importlib.metadata import distributions
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from compress import DISTRIBUTION, __version__
 from compress.plugins import Command, Extension, explain_missing, find_commands
+
+if TYPE_CHECKING:
+    from compress.utils.errors import CompressError
 
 INTERRUPTED = 130
 CORE_COMMANDS: Mapping[str, Command] = {
@@ -248,9 +256,27 @@ def _options(
         raise typer.Exit
 
 
+def _fail(error: CompressError) -> NoReturn:
+    """Print an error, as JSON too if the command writes JSON, and exit with its code."""
+    # Standard output may be what failed.
+    with contextlib.suppress(OSError):
+        if "--json" in sys.argv or "--format=json" in sys.argv or ("--format", "json") in pairwise(sys.argv):
+            typer.echo(json.dumps({"error": error.as_dict()}, indent=2))
+    with contextlib.suppress(OSError):
+        typer.echo(f"error: {error}", err=True)
+    sys.exit(error.exit_code)
+
+
 def main() -> None:
-    """Run a command. Exit codes: 0 success, 1 limit missed, 2 bad input, 3 failed stage, 130 interrupted."""
-    from compress.utils.errors import CompressError
+    """Run a command.
+
+    Exit codes: 0 success, 1 limit missed, 2 bad input, 3 failed stage, 70 a bug of this program, 130 interrupted.
+    """
+    from compress.utils.errors import BugError, CompressError, StorageError, first_line
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for names that the terminal's encoding does not have
 
     # The modules of the other project lie in the same folder, so either may be broken.
     if any(distributions(name="compress")):
@@ -259,10 +285,14 @@ def main() -> None:
     try:
         app(prog_name="compress")
     except CompressError as error:
-        if "--json" in sys.argv or "--format=json" in sys.argv or ("--format", "json") in pairwise(sys.argv):
-            typer.echo(json.dumps({"error": error.as_dict()}, indent=2))
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+        _fail(error)
+    except OSError as error:
+        # The disk of the output is full, or its reader is gone.
+        _fail(StorageError(f"The operating system refuses: {error.strerror or error}.", where=error.filename))
+    except Exception as error:  # noqa: BLE001 - the last place that can say that it is a bug
+        with tempfile.NamedTemporaryFile("w", prefix="compress-bug-", suffix=".log", delete=False) as log:
+            log.write(f"compress {__version__}: {shlex.join(sys.argv)}\n{traceback.format_exc()}")
+        _fail(BugError(f"{type(error).__name__}: {first_line(error)}", where=log.name))
     except SystemExit as end:
         # typer has turned Ctrl-C into this exit code without a message.
         if end.code == INTERRUPTED:

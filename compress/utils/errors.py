@@ -201,6 +201,19 @@ class DeviceError(CompressError):
     """A device that cannot be reached, is in use, was lost, or lacks a requirement."""
 
 
+class BugError(CompressError):
+    """An exception that nobody expected. Its exit code is that of no verdict, so that a gate cannot mistake it."""
+
+    exit_code = 70
+
+    def __init__(self, what: str, *, where: str) -> None:
+        super().__init__(
+            f"This is a bug of compress, not of your input: {what}",
+            where=where,
+            hint="report it with this file, which has the command and the traceback",
+        )
+
+
 class StageError(CompressError):
     """Failure of a stage of the pipeline."""
 

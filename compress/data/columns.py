@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import operator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from compress.data.column_values import Chunk, ColumnWriter, parts, release_pages, values_of
 from compress.data.files import Rows
 from compress.data.media import media, media_type
 from compress.utils.errors import DataError, did_you_mean, nearest_name
@@ -78,16 +80,20 @@ class Column:
         """Return whether the column is a model input and not an expected output."""
         return self.given and not self.label
 
-    def labels(self, table: pa.Table) -> list[list[str]]:
-        """Return the labels of each row of a label column."""
-        values: list[Any] = table[self.name].to_pylist()
-        return [[value] if self.within is None else self.within.find(value) for value in values]
+    def labels(self, table: pa.Table) -> Iterator[list[str]]:
+        """Yield the labels of each row of a label column."""
+        return ([value] if self.within is None else self.within.find(value) for value in values_of(table[self.name]))
+
+    def distinct_labels(self, table: pa.Table) -> set[str]:
+        """Return the labels that occur in a label column."""
+        if self.kind == "text" and self.within is None:
+            return set(table[self.name].unique().to_pylist())
+        return {label for labels in self.labels(table) for label in labels}
 
     def renamed(self, table: pa.Table, names: Sequence[str]) -> list[Any]:
         """Return the values of a label column with ``names`` in place of their ids."""
-        values: list[Any] = table[self.name].to_pylist()
         new_labels = ([names[int(label)] for label in labels] for labels in self.labels(table))
-        pairs = zip(values, new_labels, strict=True)
+        pairs = zip(values_of(table[self.name]), new_labels, strict=True)
         return [new[0] if self.within is None else self.within.rename(value, new) for value, new in pairs]
 
 
@@ -126,7 +132,7 @@ def choose(rows: Rows, columns: Sequence[Column], mapping: Mapping[str, str]) ->
     """
     import pyarrow as pa
 
-    arrays, errors = dict[str, list[Any]](), list[DataError]()
+    arrays, errors = dict[str, pa.ChunkedArray](), list[DataError]()
     for column in columns:
         source_name = mapping.get(column.name, column.name)
         if source_name in rows.names:
@@ -148,15 +154,13 @@ def choose(rows: Rows, columns: Sequence[Column], mapping: Mapping[str, str]) ->
         raise DataError.of_all(errors)
     # Some values are valid only beside the others of their row, such as a box within its image.
     checks = [column.check for column in columns if column.check is not None]
-    for index, values in enumerate(zip(*arrays.values(), strict=True) if checks else ()):
+    for index, values in enumerate(zip(*map(values_of, arrays.values()), strict=True) if checks else ()):
         try:
             for check in checks:
                 check(dict(zip(arrays, values, strict=True)))
         except DataError as error:
             raise _placed(error, rows.place(index)) from error
-    chosen = [column for column in columns if column.name in arrays]
-    types = [(column.name, pa.string() if column.kind == "text" else media_type()) for column in chosen]
-    return pa.table(arrays, schema=pa.schema(types))
+    return pa.table(arrays)
 
 
 def _placed(error: DataError, place: str) -> DataError:
@@ -179,6 +183,8 @@ def check_labels(table: pa.Table, column: Column, labels: Sequence[str], place: 
         place: Returns the position of a row, for the message.
     """
     valid = set(labels)
+    if column.distinct_labels(table) <= valid:
+        return
     for index, values in enumerate(column.labels(table)):
         value = next((value for value in values if value not in valid), None)
         if value is not None:
@@ -195,45 +201,61 @@ def _more(labels: Sequence[str]) -> str:
     return f" and {len(labels) - _SHOWN_LABELS:,} more" if len(labels) > _SHOWN_LABELS else ""
 
 
-def _converted(rows: Rows, name: str, column: Column) -> list[Any]:
+def _converted(rows: Rows, name: str, column: Column) -> pa.ChunkedArray:
     """Return strings or media values; ``name`` is the column's name in the source."""
-    values, converted, empty = rows.columns[name], list[Any](), list[int]()
-    result: object
-    for index, value in enumerate(values):
-        try:
-            if column.read is not None:
-                result = None if value is None else column.read(value)
-            elif column.kind != "text":
-                result = media(value, rows.folder)
-            else:
-                result = _text(value, column.label)
-        except TypeError:
-            raise DataError(
-                f"The column {name!r} has a value of type {type(value).__name__}: {value!r:.60}.",
-                where=rows.place(index),
-                expected=column.expected or _EXPECTED[column.kind],
-            ) from None
-        except UnicodeEncodeError:
-            raise DataError(
-                f"The column {name!r} has a value with an unpaired surrogate, which is not a valid character.",
-                where=rows.place(index),
-            ) from None
-        except DataError as error:
-            raise _placed(error, rows.place(index)) from error
-        if result is None:
-            empty.append(index)
-        else:
-            converted.append(result)
+    import pyarrow as pa
+
+    writer, empty, index = ColumnWriter(pa.string() if column.kind == "text" else media_type()), list[int](), 0
+    for chunk in parts(rows.columns[name]):
+        values = chunk.to_list()
+        converted = [_convert(value, rows, index + offset, name, column) for offset, value in enumerate(values)]
+        if None in converted:
+            empty += [index + offset for offset, value in enumerate(converted) if value is None]
+        elif not empty:
+            _append(writer, chunk, values, converted)
+        index += len(values)
+        release_pages()
     if empty:
         shown = ", ".join(rows.place(index) for index in empty[:_SHOWN])
         more = f" and {len(empty) - _SHOWN} more" if len(empty) > _SHOWN else ""
         raise DataError(
-            f"The column {name!r} has {len(empty)} of {len(values)} values missing or empty.",
+            f"The column {name!r} has {len(empty)} of {len(rows.columns[name])} values missing or empty.",
             where=shown + more,
             expected="a value in every row",
             hint="fill in or remove these rows",
         )
-    return converted
+    return pa.chunked_array([chunk.values for chunk in writer.finish().chunks], writer.data_type)
+
+
+def _append(writer: ColumnWriter, chunk: Chunk, values: list[Any], converted: list[Any]) -> None:
+    """Append converted values: the chunk itself if they are its strings, because it may be stored in a file."""
+    is_stored = not isinstance(chunk.values, list) and chunk.values.type == writer.data_type and not chunk.is_json
+    if is_stored and all(map(operator.is_, values, converted)):
+        writer.add(chunk)
+    else:
+        for value in converted:
+            writer.append(value)
+
+
+def _convert(value: Any, rows: Rows, index: int, name: str, column: Column) -> object:
+    """Return a value as a string or media value, or ``None`` if it is missing. Raises `DataError`."""
+    try:
+        if column.read is not None:
+            return None if value is None else column.read(value)
+        return media(value, rows.folder) if column.kind != "text" else _text(value, column.label)
+    except TypeError:
+        raise DataError(
+            f"The column {name!r} has a value of type {type(value).__name__}: {value!r:.60}.",
+            where=rows.place(index),
+            expected=column.expected or _EXPECTED[column.kind],
+        ) from None
+    except UnicodeEncodeError:
+        raise DataError(
+            f"The column {name!r} has a value with an unpaired surrogate, which is not a valid character.",
+            where=rows.place(index),
+        ) from None
+    except DataError as error:
+        raise _placed(error, rows.place(index)) from error
 
 
 def _text(value: object, is_label: bool) -> str | None:

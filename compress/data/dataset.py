@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compress.data.automatic_split import describe_division, divide_rows
-from compress.data.columns import (
-    Column,
-    are_label_ids,
-    check_extra,
-    check_labels,
-    check_mapping,
-    choose,
-    normalised,
-)
+from compress.data.column_values import take_rows, take_values
+from compress.data.columns import Column, are_label_ids, check_extra, check_labels, check_mapping, choose
 from compress.data.config import DataConfig, HoldOut, is_sample
 from compress.data.files import Rows
 from compress.data.media import broken_images, identities, shown
+from compress.data.row_keys import group_rows, keys, members
 from compress.data.samples.fetch import cached_directory, sample_directory
 from compress.data.source import HubSplit, OpenSample, Undivided, locate_split, locate_unlabeled, read
 from compress.utils.errors import DataError
@@ -36,30 +30,23 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-Key = bytes
-"""Digest of the inputs of a row, which takes less memory than long texts."""
 _SHOWN = 3
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
-def keys(table: pa.Table, columns: Sequence[str]) -> list[Key]:
-    """Return the identity of each row: normalized texts and content digests of files. Labels do not count."""
-    rows = zip(*(identities(table[name]) for name in columns), strict=True)
-    # JSON separates the values, so that no two rows are written alike.
-    return [hashlib.blake2b(json.dumps([*map(normalised, row)]).encode(), digest_size=16).digest() for row in rows]
-
-
-def overlapping(table: pa.Table, columns: Sequence[str], held_out: set[Key]) -> list[int]:
-    """Return the indices of the rows whose inputs occur in ``held_out``."""
-    return [index for index, key in enumerate(keys(table, columns)) if key in held_out]
-
-
-def without(table: pa.Table, rows: Sequence[int]) -> pa.Table:
+def without(table: pa.Table, rows: np.ndarray) -> pa.Table:
     """Return the table without the given rows."""
-    return table.take(np.setdiff1d(np.arange(len(table)), rows))
+    return take_rows(table, remaining(len(table), rows))
 
 
-def overlap_error(split: str, table: pa.Table, rows: Sequence[int], place: Callable[[int], str]) -> DataError:
+def remaining(total: int, rows: np.ndarray) -> np.ndarray:
+    """Return the indices below ``total`` that are not among ``rows``, rising."""
+    is_kept = np.ones(total, bool)
+    is_kept[rows] = False
+    return np.flatnonzero(is_kept)
+
+
+def overlap_error(split: str, table: pa.Table, rows: np.ndarray, place: Callable[[int], str]) -> DataError:
     """Return the error for rows of a split that also occur in the test split.
 
     Args:
@@ -69,7 +56,7 @@ def overlap_error(split: str, table: pa.Table, rows: Sequence[int], place: Calla
         place: Returns the position of a row, for the message.
     """
     values = shown(table[table.column_names[0]].take(rows[:_SHOWN]))
-    examples = [f"{place(index)}: {value:.60}" for index, value in zip(rows[:_SHOWN], values, strict=True)]
+    examples = [f"{place(index)}: {value:.60}" for index, value in zip(rows[:_SHOWN].tolist(), values, strict=True)]
     more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
     return DataError(
         f"{len(rows)} of {len(table)} rows of the split {split!r} also occur in the test split, "
@@ -85,8 +72,8 @@ Beside = Mapping[str, Mapping[str, Sequence[Any]]]
 
 
 def hold_out(
-    config: HoldOut, tables: Mapping[str, pa.Table], beside: Beside, inputs: Sequence[str]
-) -> tuple[dict[str, pa.Table], dict[str, Mapping[str, Sequence[Any]]]]:
+    config: HoldOut, tables: Mapping[str, pa.Table], beside: Beside, row_keys: Mapping[str, np.ndarray]
+) -> tuple[dict[str, pa.Table], dict[str, Mapping[str, Sequence[Any]]], dict[str, np.ndarray]]:
     """Move rows of one split into a new split. Equal rows move together.
 
     Rows that also occur in another split, such as validation, are not candidates. Rows are sampled with the seed and
@@ -96,10 +83,10 @@ def hold_out(
         config: Number of rows, source split, name of the new split, and seed.
         tables: Split -> rows.
         beside: Values of the extra columns.
-        inputs: Names of the input columns, by which rows are compared.
+        row_keys: Identity of each row, by which rows are compared.
 
     Returns:
-        The splits and the extra values, both with the new split.
+        The splits, the extra values and the identities, all with the new split.
 
     Raises:
         DataError: If the source split does not exist or has too few rows.
@@ -117,43 +104,42 @@ def hold_out(
             where="data.hold_out.split",
             hint="give the rows that are held out another name",
         )
-    # Rows are compared by their inputs, not by their position.
-    source_keys = keys(source, inputs)
-    other_keys = {key for split, table in tables.items() if split != config.source for key in keys(table, inputs)}
-    chosen = _drawn(source_keys, other_keys, config)
-    # Sorted indices keep the order of the rows in both parts.
-    remaining = np.setdiff1d(np.arange(len(source)), chosen)
-    if not len(remaining):
+    chosen = _drawn(row_keys, config)
+    # Rising indices keep the order of the rows in both parts.
+    parts = {config.source: remaining(len(source), chosen), config.split: chosen}
+    if not len(parts[config.source]):
         raise DataError(
             f"All {len(source):,} rows of {config.source!r} would be held out.",
             where="data.hold_out.rows",
             hint="hold out fewer rows, or add training rows",
         )
-    parts = {config.source: remaining, config.split: np.array(chosen)}
     values = beside.get(config.source, {})
     extra_parts = {
-        split: {name: [column[index] for index in indices.tolist()] for name, column in values.items()}
+        split: {name: take_values(column, indices) for name, column in values.items()}
         for split, indices in parts.items()
     }
+    key_parts = {split: row_keys[config.source][indices] for split, indices in parts.items()}
     return (
-        {**tables, **{split: source.take(indices) for split, indices in parts.items()}},
+        {**tables, **{split: take_rows(source, indices) for split, indices in parts.items()}},
         {**beside, **extra_parts},
+        {**row_keys, **key_parts},
     )
 
 
-def _drawn(source_keys: Sequence[Key], other_keys: Collection[Key], config: HoldOut) -> list[int]:
-    """Return the sorted indices of the rows to hold out; rows with one key go together."""
-    rows_by_key: dict[Key, list[int]] = {}
-    for row, key in enumerate(source_keys):
-        rows_by_key.setdefault(key, []).append(row)
+def _drawn(row_keys: Mapping[str, np.ndarray], config: HoldOut) -> np.ndarray:
+    """Return the rising indices of the rows to hold out; rows with one key go together."""
+    source_keys = row_keys[config.source]
+    groups = group_rows(source_keys)
     # A row that also stands in another split must stay where it is, or the splits would overlap.
-    candidates = [key for key in rows_by_key if key not in other_keys]
+    is_elsewhere = np.zeros(len(source_keys), bool)
+    is_elsewhere[members(source_keys, (keys for split, keys in row_keys.items() if split != config.source))] = True
+    candidates = np.flatnonzero(~is_elsewhere[groups.rows[groups.starts]])
     chosen: list[int] = []
     # The permutation depends on the seed alone, so that the same rows are held out on every machine.
     for index in np.random.default_rng(config.seed).permutation(len(candidates)):
         if len(chosen) >= config.rows:
             break
-        chosen += rows_by_key[candidates[index]]
+        chosen += groups.rows_of(candidates[index]).tolist()
     if len(chosen) < config.rows:
         raise DataError(
             f"{config.rows:,} rows are to be held out of {config.source!r}, which has {len(chosen):,} that occur in no "
@@ -161,7 +147,7 @@ def _drawn(source_keys: Sequence[Key], other_keys: Collection[Key], config: Hold
             where="data.hold_out.rows",
             hint="hold out fewer",
         )
-    return sorted(chosen)
+    return np.array(sorted(chosen), np.int64)
 
 
 TEST = "test"
@@ -175,6 +161,7 @@ class Dataset:
     task's input columns. ``extra`` maps split -> column -> one value per row; slices read it and the task does not, so
     it is not part of `digest`. ``rows_read`` has the number of rows of each source, such as `split train` or
     `unlabeled more.csv`, before rows are dropped or held out. ``notes`` tell what was guessed, ignored or split.
+    ``row_keys`` has the identity of each row as far as it is known.
     """
 
     columns: tuple[Column, ...]
@@ -184,6 +171,7 @@ class Dataset:
     extra: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
     rows_read: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    row_keys: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -199,6 +187,11 @@ class Dataset:
                 expected=f"one of {', '.join(self.splits)}",
             )
         return self.tables[name]
+
+    def keys(self, split: str) -> np.ndarray:
+        """Return the identity of each row of a split, [n] S16."""
+        inputs = [column.name for column in self.columns if column.is_input]
+        return self.row_keys[split] if split in self.row_keys else keys(self.split(split), inputs)
 
     def label_ids(self, split: str) -> np.ndarray:
         """Return the label id of each row, [n] int64."""
@@ -235,6 +228,7 @@ class _Part:
 
     rows: Rows
     table: pa.Table
+    keys: np.ndarray | None = None
 
 
 def load_dataset(
@@ -293,29 +287,32 @@ def load_dataset(
     # Rows of the judging splits must not occur in any other split: compare normalized inputs.
     inputs = [column.name for column in columns if column.is_input]
     judges = {TEST, *config.also}
-    held_out = {key for split in judges & parts.keys() for key in keys(parts[split].table, inputs)}
+    row_keys = {split: keys(part.table, inputs) if part.keys is None else part.keys for split, part in parts.items()}
+    held_out = [row_keys[split] for split in judges & parts.keys()]
     tables: dict[str, pa.Table] = {}
     extra_values: dict[str, Mapping[str, Sequence[Any]]] = {}
     for split, part in parts.items():
-        rows = overlapping(part.table, inputs, held_out) if split not in judges else []
+        rows = members(row_keys[split], held_out if split not in judges else [])
         with _collected(errors):
-            tables[split] = _without_overlap(config, split, part, rows, progress) if rows else part.table
-        extra_values[split] = _extra_values(part, rows, extra)
+            tables[split] = _without_overlap(config, split, part, rows, progress) if len(rows) else part.table
+        kept = remaining(len(part.table), rows)
+        extra_values[split] = _extra_values(part, kept, extra)
+        row_keys[split] = row_keys[split][kept]
     if errors:
         raise DataError.of_all(errors)
     # Rows that are held out for model selection come from the splits as they are now, without overlap.
     for held_out_config in (config.hold_out or ()) if is_whole else ():
-        tables, extra_values = hold_out(held_out_config, tables, extra_values, inputs)
+        tables, extra_values, row_keys = hold_out(held_out_config, tables, extra_values, row_keys)
     if label and "train" in tables and "train" not in config.without_labels:
-        _check_classes(_distinct(tables["train"], label), "train", label.fewest)
+        _check_classes(label.distinct_labels(tables["train"]), "train", label.fewest)
     unlabeled = None
     if unlabeled_parts:
-        unlabeled = pa.concat_tables([part.table for part in unlabeled_parts.values()]).combine_chunks()
-        rows = overlapping(unlabeled, inputs, held_out)
+        unlabeled = pa.concat_tables([part.table for part in unlabeled_parts.values()])
+        rows = members(keys(unlabeled, inputs), held_out)
         unlabeled = without(unlabeled, rows)
-        if rows:
+        if len(rows):
             progress.note(f"{len(rows)} unlabeled texts also occur in the test split and are left out")
-    return Dataset(columns, tables, labels, unlabeled, extra_values, rows_read, tuple(notes))
+    return Dataset(columns, tables, labels, unlabeled, extra_values, rows_read, tuple(notes), row_keys)
 
 
 @contextmanager
@@ -388,36 +385,28 @@ def _divided(
     table = choose(source, columns, config.columns)
     source = source.keep(extra)
     label = label_column(columns)
-    labels = label.labels(table) if label and label.kind == "text" else [()] * len(table)
+    labels = label.labels(table) if label and label.kind == "text" else repeat((), len(table))
     row_keys = keys(table, [column.name for column in columns if column.is_input])
     rows = divide_rows(source.name, row_keys, labels)
     if "validation" not in config.splits:
-        rows["train"] = sorted(rows["train"] + rows.pop("validation"))
+        rows["train"] = np.sort(np.concatenate((rows["train"], rows.pop("validation"))))
     note = describe_division(source.name, rows, label is not None)
     parts = {}
     for split, indices in rows.items():
         unlabeled = [label.name] if label and split in config.without_labels else []
-        parts[split] = _Part(source.take(indices, note), table.take(indices).drop_columns(unlabeled))
+        part_table = take_rows(table, indices).drop_columns(unlabeled)
+        parts[split] = _Part(source.take(indices, note), part_table, row_keys[indices])
     return parts
 
 
-def _extra_values(part: _Part, dropped: Collection[int], extra: Collection[str]) -> dict[str, Sequence[Any]]:
-    """Return the values of each extra column that the source has, without the dropped rows."""
-    dropped_rows = set(dropped)
-    return {
-        name: [value for index, value in enumerate(part.rows.columns[name]) if index not in dropped_rows]
-        for name in extra
-        if name in part.rows.columns
-    }
+def _extra_values(part: _Part, indices: np.ndarray, extra: Collection[str]) -> dict[str, Sequence[Any]]:
+    """Return the values of each extra column that the source has, in the rows at rising ``indices``."""
+    return {name: take_values(part.rows.columns[name], indices) for name in extra if name in part.rows.columns}
 
 
 def label_column(columns: Sequence[Column]) -> Column | None:
     """Return the label column, if the task has one."""
     return next((column for column in columns if column.label), None)
-
-
-def _distinct(table: pa.Table, label: Column) -> set[str]:
-    return {value for values in label.labels(table) for value in values}
 
 
 def _name_labels(
@@ -427,14 +416,14 @@ def _name_labels(
     import pyarrow as pa
 
     labeled = {split: part for split, part in parts.items() if split not in config.without_labels}
-    all_values = {value for part in labeled.values() for value in _distinct(part.table, label)}
+    all_values = {value for part in labeled.values() for value in label.distinct_labels(part.table)}
     if label.kind == "image":
         # The classes of masks are the ids of their pixels, and stay ids.
         labels = config.labels or tuple(map(str, range(max(map(int, all_values), default=-1) + 1)))
         valid = tuple(map(str, range(len(labels))))
     elif config.labels is None:
         reference_split = "train" if "train" in labeled else next(iter(labeled))
-        distinct = sorted(_distinct(labeled[reference_split].table, label))
+        distinct = sorted(label.distinct_labels(labeled[reference_split].table))
         # Class names that all look like numbers are sorted as numbers.
         labels = valid = tuple(sorted(distinct, key=float if all(map(_NUMBER.fullmatch, distinct)) else None))
         _check_classes(labels, reference_split, label.fewest)
@@ -466,7 +455,7 @@ def _check_classes(labels: Collection[str], split: str, fewest: int) -> None:
         )
 
 
-def _without_overlap(config: DataConfig, split: str, part: _Part, rows: Sequence[int], progress: Progress) -> pa.Table:
+def _without_overlap(config: DataConfig, split: str, part: _Part, rows: np.ndarray, progress: Progress) -> pa.Table:
     """Return the table of a split without ``rows``, which also occur in a judging split."""
     if not config.drop_overlap:
         raise overlap_error(split, part.table, rows, part.rows.place)

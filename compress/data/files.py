@@ -10,12 +10,18 @@ from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from compress.data.column_values import ColumnWriter, take_lines, take_values
 from compress.data.config import FILE_SUFFIXES, SPREADSHEET_SUFFIXES
 from compress.utils.errors import DataError
 
+if TYPE_CHECKING:
+    import numpy as np
+
 _HEAD_BYTES = 1 << 16
+_LONGEST_FIELD = 1 << 26
+"""Characters of a CSV field at most, so that a quote without an end does not take the memory of a whole file."""
 _SEPARATORS = ",;\t|"
 _UNDEFINED_IN_CP1252 = (b"\x81", b"\x8d", b"\x8f", b"\x90", b"\x9d")
 
@@ -44,10 +50,10 @@ class Rows:
         """Return the rows with the values of some columns only, so that the memory of the others can be freed."""
         return replace(self, columns={name: values for name, values in self.columns.items() if name in names})
 
-    def take(self, indices: Sequence[int], note: str) -> Rows:
-        """Return some of the rows, with a further note."""
-        columns = {name: [values[index] for index in indices] for name, values in self.columns.items()}
-        lines = self.lines and array("Q", (self.lines[index] for index in indices))
+    def take(self, indices: np.ndarray, note: str) -> Rows:
+        """Return the rows at rising ``indices``, [n] int, with a further note."""
+        columns = {name: take_values(values, indices) for name, values in self.columns.items()}
+        lines = self.lines and take_lines(self.lines, indices)
         return replace(self, columns=columns, lines=lines, notes=(*self.notes, note))
 
 
@@ -178,7 +184,7 @@ def _read_csv(path: Path, file: TextIO, wanted: Collection[str]) -> Rows:
     _, header = next(records, (0, []))
     _check_names(path, header)
     # Only the wanted columns are kept, so that memory does not grow with the others.
-    columns = {name: list[str]() for name in header if name in wanted}
+    columns = {name: ColumnWriter() for name in header if name in wanted}
     chosen = [(position, columns[name]) for position, name in enumerate(header) if name in columns]
     lines = array("Q")
     for line, record in records:
@@ -194,15 +200,19 @@ def _read_csv(path: Path, file: TextIO, wanted: Collection[str]) -> Rows:
             values.append(record[position])
     if any(name.strip() for name in header) and not lines:
         raise _no_rows(path, "a header and no rows")
-    return Rows(path.name, tuple(header) if lines else (), columns, lines)
+    return Rows(path.name, tuple(header) if lines else (), _finished(columns), lines)
+
+
+def _finished(columns: Mapping[str, ColumnWriter]) -> dict[str, Sequence[Any]]:
+    return {name: writer.finish() for name, writer in columns.items()}
 
 
 def _csv_records(path: Path, file: TextIO, separator: str) -> Iterator[tuple[int, list[str]]]:
     """Yield each record that is not a blank line, with the line on which it begins."""
     reader = csv.reader(file, delimiter=separator, strict=True)
-    # A field may be as long as the file. The limit is global to the csv module, and files are read in turns and by
+    # A field may be as long as a small file. The limit is global to the csv module, and files are read in turns and by
     # several threads, so it is only ever raised.
-    csv.field_size_limit(max(csv.field_size_limit(), path.stat().st_size + 1))
+    csv.field_size_limit(max(csv.field_size_limit(), min(path.stat().st_size + 1, _LONGEST_FIELD)))
     line = 1
     try:
         for record in reader:
@@ -219,9 +229,13 @@ def _csv_records(path: Path, file: TextIO, separator: str) -> Iterator[tuple[int
 
 def _read_lines(path: Path, file: TextIO, wanted: Collection[str]) -> Rows:
     """Return one text per line of a .txt file, as the column `text`."""
-    rows = [(number, line.strip()) for number, line in enumerate(file, start=1) if line.strip()]
-    columns = {TEXT: [text for _, text in rows]} if TEXT in wanted else {}
-    return Rows(path.name, (TEXT,) if rows else (), columns, [number for number, _ in rows])
+    lines, columns = array("Q"), {name: ColumnWriter() for name in {TEXT}.intersection(wanted)}
+    for number, line in enumerate(file, start=1):
+        if text := line.strip():
+            lines.append(number)
+            for values in columns.values():
+                values.append(text)
+    return Rows(path.name, (TEXT,) if lines else (), _finished(columns), lines)
 
 
 def _read_json(path: Path, file: TextIO, wanted: Collection[str]) -> Rows:
@@ -247,7 +261,7 @@ def _read_json(path: Path, file: TextIO, wanted: Collection[str]) -> Rows:
 
 
 def _read_jsonl(path: Path, file: TextIO, wanted: Collection[str]) -> Rows:
-    lines = list[int]()
+    lines = array("Q")
 
     def parsed() -> Iterator[tuple[str, Any]]:
         for number, line in enumerate(file, start=1):
@@ -269,13 +283,13 @@ def _read_jsonl(path: Path, file: TextIO, wanted: Collection[str]) -> Rows:
 
 def _columns_of(
     path: Path, items: Iterable[tuple[str, Any]], wanted: Collection[str]
-) -> tuple[tuple[str, ...], dict[str, list[Any]]]:
+) -> tuple[tuple[str, ...], dict[str, Sequence[Any]]]:
     """Return the names of all fields, and the wanted columns, of JSON objects with their positions.
 
     Fields of nested objects are listed for the first row, and where a row has a wanted one.
     """
     names: dict[str, None] = {}
-    columns = {name: list[Any]() for name in wanted}
+    columns = {name: ColumnWriter() for name in wanted}
     for place, item in items:
         if not isinstance(item, dict):
             raise DataError(
@@ -286,8 +300,8 @@ def _columns_of(
         names.update(dict.fromkeys(item if names else field_names(item)))
         for name, values in columns.items():
             values.append(_field(item, name))
-    names |= {name: None for name, values in columns.items() if any(value is not None for value in values)}
-    return tuple(names), {name: values for name, values in columns.items() if name in names}
+    names |= {name: None for name, values in columns.items() if values.has_values}
+    return tuple(names), _finished({name: values for name, values in columns.items() if name in names})
 
 
 def _read_parquet(path: Path, wanted: Collection[str]) -> Rows:

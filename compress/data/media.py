@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from compress.data.column_values import values_of
 from compress.utils.environment import granted_cores
 from compress.utils.errors import DataError, MissingExtraError
 from compress.utils.progress import Progress
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 Media = Mapping[str, Any]
 """Mapping with `bytes` or `path`, and `sha256`."""
-_PART_ROWS = 10_000
 
 
 def media_type() -> pa.DataType:
@@ -90,10 +90,8 @@ def with_contents(table: pa.Table) -> pa.Table:
 
 def identities(column: pa.ChunkedArray) -> Iterator[str]:
     """Yield the identity of each value: strings as they are, files by their SHA-256."""
-    # In parts, because Python strings of a whole column may take more memory than the column.
-    for start in range(0, len(column), _PART_ROWS):
-        for value in column.slice(start, _PART_ROWS).to_pylist():
-            yield value if isinstance(value, str) else value["sha256"]
+    for value in values_of(column):
+        yield value if isinstance(value, str) else value["sha256"]
 
 
 def shown(column: pa.ChunkedArray) -> list[str]:

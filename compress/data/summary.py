@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from compress.data.dataset import TEST, Dataset, Key, keys, label_column
+import numpy as np
+
+from compress.data.column_values import values_of
+from compress.data.dataset import TEST, Dataset, label_column
+from compress.data.row_keys import group_rows
 
 _SHOWN = 5
 _MOST_TOKENIZED = 10_000
@@ -105,26 +110,25 @@ def summarize(data: Dataset, tokenizer: Path | None = None, max_length: int = 0)
     label = label_column(data.columns)
     if label is None or label.within is not None or label.name not in data.split(TEST).column_names:
         return None
-    inputs = [column.name for column in data.columns if column.is_input]
-    classes = dict[str, Counter[str]]()
-    labels_by_key = dict[Key, set[str]]()
-    num_labeled = 0
+    classes, row_keys = dict[str, Counter[str]](), list[np.ndarray]()
+    numbers, labels = dict[str, int](), array("i")
     for split, table in data.tables.items():
         if label.name not in table.column_names:
             continue
-        values = table[label.name].to_pylist()
-        classes[split] = Counter(values)
-        num_labeled += len(values)
-        for key, value in zip(keys(table, inputs), values, strict=True):
-            labels_by_key.setdefault(key, set()).add(value)
+        classes[split] = Counter(values_of(table[label.name]))
+        labels.extend(numbers.setdefault(value, len(numbers)) for value in values_of(table[label.name]))
+        row_keys.append(data.keys(split))
+    groups = group_rows(np.concatenate(row_keys))
+    grouped, starts = np.frombuffer(labels, np.int32)[groups.rows], np.sort(groups.starts)
+    lowest, highest = (function.reduceat(grouped, starts) for function in (np.minimum, np.maximum))
     largest, count = classes[TEST].most_common(1)[0]
     return DataSummary(
         classes=classes,
         rows={split: len(table) for split, table in data.tables.items()},
         largest=largest,
         guess_accuracy=count / classes[TEST].total(),
-        repeated=num_labeled - len(labels_by_key),
-        contradictory=sum(len(labels) > 1 for labels in labels_by_key.values()),
+        repeated=len(labels) - len(groups.sizes),
+        contradictory=int(np.count_nonzero(lowest != highest)),
         long_texts=_long_texts(data, tokenizer, max_length) if tokenizer and tokenizer.is_file() else "",
     )
 

@@ -24,7 +24,8 @@ def load(folder: Path, progress: SilentProgress | None = None, **config: object)
 
 
 def divide(labels: list[str], keys: list[int] | None = None, seed: int = 0) -> dict[str, list[int]]:
-    return divide_rows("a.csv", keys or list(range(len(labels))), [[label] for label in labels], seed)
+    parts = divide_rows("a.csv", keys or list(range(len(labels))), [[label] for label in labels], seed)
+    return {split: rows.tolist() for split, rows in parts.items()}
 
 
 def test_every_class_is_divided_in_proportion() -> None:

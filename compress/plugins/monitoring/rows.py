@@ -10,7 +10,8 @@ import numpy as np
 
 from compress.data.columns import Column, choose
 from compress.data.config import DataConfig
-from compress.data.dataset import TEST, keys, load_dataset
+from compress.data.dataset import TEST, load_dataset
+from compress.data.row_keys import keys, members
 from compress.data.samples.fetch import cached_directory
 from compress.data.source import Undivided, locate_split, read
 from compress.recipe.recipe import Recipe
@@ -106,8 +107,8 @@ def _mostly_training_rows(
             return False
         rows = read(split_path, {config.columns.get(name, name) for name in names})
         # Rows are identified by the contents of the input columns.
-        training_keys = set(keys(choose(rows, columns, config.columns), names))
+        training_keys = keys(choose(rows, columns, config.columns), names)
     except CompressError:
         # The training data may be absent where the model is in use. Then the origin of the rows is unknown.
         return False
-    return sum(key in training_keys for key in keys(table, names)) > len(table) / 2
+    return len(members(keys(table, names), [training_keys])) > len(table) / 2

@@ -234,7 +234,13 @@ def take_rows(table: pa.Table, indices: np.ndarray) -> pa.Table:
 
     cuts = np.flatnonzero(np.diff(indices) != 1) + 1
     if _SHORT_RUN * len(cuts) >= len(indices):
-        return table.take(indices)
+        # Taking from all chunks at once would join them in memory.
+        batches, start = [], 0
+        for batch in table.to_batches():
+            first, last = indices.searchsorted((start, start + len(batch)))
+            batches += [batch.take(pa.array(indices[first:last] - start))] if last > first else []
+            start += len(batch)
+        return pa.Table.from_batches(batches, table.schema)
     bounds = [0, *cuts.tolist(), len(indices)]
     return pa.concat_tables([table.slice(int(indices[start]), end - start) for start, end in pairwise(bounds)])
 

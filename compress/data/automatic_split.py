@@ -8,12 +8,12 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from compress.data.config import SPLITS
 from compress.data.row_keys import RowGroups, group_rows
 from compress.utils.errors import DataError
 
 _SHARES = {"test": (0.2, 2000), "validation": (0.1, 1000)}
 """Split -> share of the rows, and largest number of rows. The other rows are for training."""
-SPLITS = ("train", "validation", "test")
 _FEWEST = 2
 _PART_GROUPS = 100_000
 _SEED = 0

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from compress.utils.pydantic_models import Frozen, FrozenAliased
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+SPLITS = ("train", "validation", "test")
 FILE_SUFFIXES = (*TABLE_SUFFIXES, ".txt")
 SPREADSHEET_SUFFIXES = (".xlsx", ".xls", ".ods")
 """Files that are named as data and refused when they are read."""

@@ -10,8 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.data.automatic_split import SPLITS
-from compress.data.config import FILE_SUFFIXES, TABLE_SUFFIXES, DataConfig, is_file_name, is_sample, sample_split
+from compress.data.config import (
+    FILE_SUFFIXES,
+    SPLITS,
+    TABLE_SUFFIXES,
+    DataConfig,
+    is_file_name,
+    is_sample,
+    sample_split,
+)
 from compress.data.files import Rows, media_kind, read_class_folder, read_file, unsupported
 from compress.data.samples.sample import find_sample
 from compress.utils.errors import DataError, MissingExtraError, nearest_name

@@ -12,8 +12,7 @@ from typing import Any
 
 import pyarrow.parquet
 
-from compress.data.automatic_split import SPLITS
-from compress.data.config import is_sample, sample_split
+from compress.data.config import SPLITS, is_sample, sample_split
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.judged import find_instructions, find_questions, find_rated_pairs
 from compress.data.samples.fetch import cached_directory

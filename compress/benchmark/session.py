@@ -118,10 +118,16 @@ def measure_side_by_side(
         if name not in record.lost_models:
             writer = MeasurementWriter(label, conditions.target.name, seed)
             rows += writer.all(record, name, timed_as[baseline], lengths[sampled], settings, seconds)
-    precise = "ratios of latencies", "raise benchmark.seconds or reduce other load on the machine"
+    precise = "ratios of latencies", more_precise(settings)
     return build_result(
         timed, workload.plan, conditions, rows, [*_notes(timed, settings), *unbatched], precise, timed_as
     )
+
+
+def more_precise(settings: Benchmark) -> str:
+    """Return the advice on times whose intervals are too wide. It names the field that ended the session."""
+    field = "seconds" if settings.budget_seconds is None else "budget_seconds"
+    return f"raise benchmark.{field} or reduce other load on the machine"
 
 
 def _batched_if_possible(settings: Benchmark, examples: Sequence[Examples]) -> tuple[Benchmark, list[str]]:

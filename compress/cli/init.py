@@ -97,10 +97,11 @@ def _is_small(path: Path) -> bool:
 
 
 def _fit_limits(values: dict[str, Any], task: Task, recipe_folder: Path) -> None:
-    """Lower limits on a share of right rows that so few test rows cannot test."""
+    """Lower limits on a share of right rows to a bound that so few test rows can decide."""
     from compress.data.config import DataConfig
     from compress.data.dataset import TEST, load_dataset
-    from compress.recipe.limit_checks import is_share_of_rows, tightest_bound
+    from compress.recipe.limit_checks import changed_rows_share, decidable_bound, is_share_of_rows
+    from compress.stages.registry import STAGES
     from compress.utils.errors import DataError
     from compress.utils.progress import SilentProgress
 
@@ -110,9 +111,15 @@ def _fit_limits(values: dict[str, Any], task: Task, recipe_folder: Path) -> None
     except DataError:
         # `compress check` reports the problems of the data.
         return
+    kinds = [next(iter(stage)) for stage in values["stages"]]
+    # The baseline is a stage of a starter, or the starting model.
+    baseline = values.get("baseline")
+    changed = changed_rows_share(
+        [STAGES[kind] for kind in kinds[kinds.index(baseline) + 1 if baseline in kinds else 0 :]]
+    )
     for limit in values["limits"]:
         if TEST in data.tables and "at_least" in limit and is_share_of_rows(limit["metric"]):
-            limit["at_least"] = min(limit["at_least"], tightest_bound(len(data.tables[TEST])))
+            limit["at_least"] = min(limit["at_least"], decidable_bound(len(data.tables[TEST]), changed))
 
 
 @dataclass(frozen=True)

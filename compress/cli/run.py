@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -56,7 +57,9 @@ def run(
     if json_:
         typer.echo(finished.report.to_json(), nl=False)
     else:
-        Console().print(console_table(finished.report))
+        # Standard error has shown them already.
+        shown = finished.announced if is_shown(logging.INFO) else ()
+        Console().print(console_table(finished.report, shown))
     for limit in finished.report.limits:
         if limit.unknown and loaded.verdicts.action(bool(limit.within_chance)) == "warn":
             name = f"{limit.metric} on {limit.target}, {limit.limit}"
@@ -109,7 +112,7 @@ def report(
     """Show the report of a finished run."""
     from compress.cli.output import show, show_hint
     from compress.report.run_folder import find_report, unfinished_run
-    from compress.results.report import parse_report, read_text
+    from compress.results.report import Report, parse_report, read_text
 
     path = find_report(run)
     if (unfinished := unfinished_run(run)) is not None:
@@ -124,5 +127,10 @@ def report(
     from compress.report.junit import junit_report
     from compress.report.pages import html_page, markdown_report
 
-    views = {"console": console_table, "markdown": markdown_report, "html": html_page, "junit": junit_report}
+    views: dict[str, Callable[[Report], Any]] = {
+        "console": console_table,
+        "markdown": markdown_report,
+        "html": html_page,
+        "junit": junit_report,
+    }
     show(views[format](parsed))

@@ -124,6 +124,7 @@ def measure(runner: StageRunner, remeasure: bool) -> Findings:
 
     Evaluations come from the cache if nothing changed, and so do timings, unless ``remeasure``.
     """
+    runner.progress.note("measure: evaluating and timing the models on each target")
     machine = environment()
     findings = Findings(environment=machine)
     sessions: list[TargetSession] = []

@@ -10,6 +10,7 @@ from pydantic import Field
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from compress.data.dataset import TEST
 from compress.formats.target_profile import PROCESSORS
 from compress.recipe.recipe import Limit
 from compress.report.notebook import terminal_view
@@ -80,6 +81,7 @@ class Plan(Frozen):
         {}, description="maps a stage's label to its choices that depend on the target processors"
     )
     limits: tuple[Limit, ...]
+    limit_warnings: tuple[str, ...] = Field((), description="limits that so few test rows will probably not decide")
     size_warnings: tuple[str, ...] = Field((), description="a final model that is larger than the given model")
     measuring: Estimate = Field(description="seconds for the evaluation and timing of all models")
     seconds: Estimate
@@ -113,13 +115,13 @@ def render_plan(plan: Plan) -> RenderableType:
     suffix = " (inferred from the model's config)" if plan.task_is_inferred else ""
     parts: list[RenderableType] = [
         Text(f"{plan.recipe}: {plan.task}{suffix}", style="bold"),
-        _table("reads", ("what", "from", "size", "state"), [_source(row) for row in plan.sources]),
+        _table("reads", ("what", "from", "size", "state"), _sources(plan.sources)),
         *map(Text, plan.data),
         *(Text(warning, style="yellow") for warning in plan.data_warnings),
         _table(
             "stages",
             ("stage", "gives", "reads", "cached", "time", "peak memory", "disk"),
-            [_stage(stage) for stage in plan.stages],
+            [*map(_stage, plan.stages), ("measure", "report", TEST, "-", _seconds(plan.measuring), "-", "-")],
         ),
         *_notes(plan),
     ]
@@ -134,7 +136,7 @@ def render_plan(plan: Plan) -> RenderableType:
         bound += f" of {limit.of}" if limit.of else ""
         limits.append((limit.metric, limit.target, bound + (f" on {limit.processor}" if limit.processor else "")))
     parts += [_table("limits", ("metric", "target", "bound"), limits)] if limits else []
-    remarks = (*plan.size_warnings, *plan.licence_remarks)
+    remarks = (*plan.limit_warnings, *plan.size_warnings, *plan.licence_remarks)
     parts += [Text(remark, style="yellow") for remark in remarks]
     return Group(*parts, *map(Text, plan.plugins), totals)
 
@@ -155,12 +157,18 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
     return table
 
 
-def _source(row: SourcePlan) -> tuple[str, ...]:
+def _sources(rows: Sequence[SourcePlan]) -> list[tuple[str, ...]]:
+    """Return the table rows of the sources. The first one of each file shows the size of the file."""
+    paths = [row.path for row in rows]
+    return [_source(row, row.path not in paths[:index]) for index, row in enumerate(rows)]
+
+
+def _source(row: SourcePlan, shows_size: bool) -> tuple[str, ...]:
     """Return the table row of a source."""
     sizes = [
         f"{row.parameters / 1e6:.1f}M parameters" if row.parameters is not None else "",
         f"{row.rows:,} rows" if row.rows is not None else "",
-        _bytes(row.size_bytes) if row.size_bytes is not None else "",
+        _bytes(row.size_bytes) if row.size_bytes is not None and shows_size else "",
     ]
     state = row.status + (f" ({row.note})" if row.note else "")
     return row.role, row.reference, ", ".join(size for size in sizes if size) or "?", state
@@ -189,7 +197,7 @@ def _notes(plan: Plan) -> list[RenderableType]:
         for quantity, estimate in estimates:
             if estimate.note != "cached":
                 users.setdefault((quantity, estimate.note), []).append(stage.label)
-    users.setdefault(("time", plan.measuring.note), []).append("measuring")
+    users.setdefault(("time", plan.measuring.note), []).append("measure")
     lines = [f"{quantity} of {', '.join(labels)}: {note}" for (quantity, note), labels in users.items()]
     return [Text("\n".join(lines), style="dim")] if lines else []
 

@@ -29,6 +29,7 @@ from compress.pipeline.run_checks import (
     disk_error,
     free_bytes,
     missing_packages,
+    undecided_limits,
     untestable_limits,
 )
 from compress.pipeline.size_warnings import predicted_warning
@@ -114,9 +115,10 @@ def make_plan(
         processor=processor_class(),
         decided=_resolved_fields(recipe),
         limits=recipe.limits,
+        limit_warnings=tuple(undecided_limits(recipe, sources.task, sources.data)) if sources.data else (),
         size_warnings=tuple(_size_warnings(recipe, sources, context, stages)),
         measuring=measuring,
-        seconds=_total({**{stage.label: stage.seconds for stage in stages}, "measuring": measuring}),
+        seconds=_total({**{stage.label: stage.seconds for stage in stages}, "measure": measuring}),
         disk_needed_bytes=needed,
         disk_free_bytes=free,
         artifacts=str(artifacts),

@@ -22,6 +22,7 @@ from compress.data.source import Draws, HubSplit, Location, Undivided, find, loc
 from compress.formats.gguf.model import read_gguf
 from compress.formats.onnx.graph_reader import first_integer_operator, read_graph
 from compress.formats.onnx.stored_tensors import read_tensors
+from compress.formats.quiet_output import quiet_libraries
 from compress.models.config_checks import check_config
 from compress.models.folder_checks import check_model_folder, refuse_quantized, weight_files
 from compress.models.json_file import read_json
@@ -77,6 +78,18 @@ def read_shape(path: Path) -> Shape:
     tensors = [tensor for file in files for tensor in read_header(file)]
     config = {} if is_pipeline(path) else read_json(path / "config.json")
     return count(((tensor.name, tensor.shape) for tensor in tensors), config, processor)
+
+
+def random_shape(folder: Path) -> Shape:
+    """Return the shape of the model that a folder's config.json describes, whose weights are made at random.
+
+    The config is built without memory for weights, which imports torch. Raises `ModelError`.
+    """
+    from compress.sources.build_model import random_shapes
+
+    quiet_libraries()
+    processor = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    return count(random_shapes(folder), read_json(folder / "config.json"), processor)
 
 
 _GGUF_SIZES = {
@@ -148,8 +161,7 @@ class Sources:
         """Describe the starting model; return its shape if it is local."""
         recipe = self.recipe
         if recipe.module is not None or recipe.random_weights:
-            self._made_model(recipe.model, "model", recipe.module, recipe.random_weights)
-            return None
+            return self._made_model(recipe.model, "model", recipe.module, recipe.random_weights)
         shape = self.model(recipe.model, "model")
         self.start = None if shape is None else self._model_path(recipe.model)
         return shape
@@ -252,11 +264,12 @@ class Sources:
         """Describe a model that a stage names and return its shape if its weights are local."""
         if not random_weights:
             return self.model(reference, "student")
-        self._made_model(reference, "student", None, random_weights=True)
-        return None
+        return self._made_model(reference, "student", None, random_weights=True)
 
-    def _made_model(self, reference: str, role: str, module: str | None, random_weights: bool) -> None:
-        """Describe a model that is built from code or a config. Its shape is unknown until the code has run.
+    def _made_model(self, reference: str, role: str, module: str | None, random_weights: bool) -> Shape | None:
+        """Describe a model that is built from code or a config, and return the shape that its config tells.
+
+        The shape of a model that code builds is unknown until the code has run.
 
         Args:
             reference: The config's or code's folder.
@@ -270,9 +283,14 @@ class Sources:
                 check_module(module, self.folder)
             if path is None:
                 self._unknown(role, reference)
-                return
+                return None
             origin = "random weights" if random_weights else "its weights"
-            self._here(role, reference, path, note=f"made by {module or 'its config'}, with {origin}")
+            shape = random_shape(path) if module is None and (path / "config.json").is_file() else None
+            parameters = None if shape is None else round(shape.parameters)
+            note = f"made by {module or 'its config'}, with {origin}"
+            self._here(role, reference, path, parameters=parameters, note=note)
+            return shape
+        return None
 
     def _model_path(self, reference: str) -> Path | None:
         """Return the path of a model, or None if it must be downloaded. Raises `ModelError` or `SampleError`."""

@@ -58,11 +58,12 @@ LOG = "run.log"
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its report, its folder and its recipe."""
+    """A finished run: its report, its folder and its recipe. ``announced``: notes on the data, shown at its start."""
 
     report: Report
     folder: Path
     recipe: Recipe
+    announced: tuple[str, ...] = ()
 
     def load(self, target: str | None = None, threads: int | None = None) -> LoadedModel:
         """Open the final model for predictions on raw inputs.
@@ -148,9 +149,9 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         for note in (*map(str, plugin_problems()), *notes_on_other_recipe(absolute, folder.parent)):
             logged.note(note)
         summary = summarize(runner.inputs.data, runner.inputs.start / "tokenizer.json", recipe.data.max_length)
-        if summary is not None:
-            for line in (*summary.lines(), *summary.warnings()):
-                logged.note(line)
+        facts = () if summary is None else (*summary.lines(), *summary.warnings())
+        for line in facts:
+            logged.note(line)
         runner.run_all()
         # Everything is measured on the files that the stages wrote, through the runtime of each target.
         findings = measure(runner, remeasure)
@@ -183,7 +184,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         with storage_errors(folder.parent):
             # The link moves last: `latest` always names a complete run.
             update_latest_link(folder)
-    return Run(report, folder, recipe)
+    return Run(report, folder, recipe, (*facts, *runner.inputs.data.notes))
 
 
 def notes_on_other_recipe(recipe: Recipe, runs: Path) -> tuple[str, ...]:

@@ -25,7 +25,14 @@ from compress.pipeline.formats import check_formats
 from compress.pipeline.keys import cached_digests
 from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_session import SPLIT
-from compress.recipe.limit_checks import is_share_of_rows, tightest_bound
+from compress.recipe.limit_checks import (
+    changed_rows_share,
+    decidable_bound,
+    is_share_of_rows,
+    ratio_half_width,
+    rows_to_decide,
+    tightest_bound,
+)
 from compress.recipe.recipe import START, Recipe
 from compress.stages.base import all_references
 from compress.stages.protocols import ChecksData, model_checks
@@ -123,6 +130,33 @@ def untestable_limits(recipe: Recipe, task: Task, data: Dataset) -> list[Compres
             )
             errors.append(error)
     return errors
+
+
+def undecided_limits(recipe: Recipe, task: Task, data: Dataset) -> list[str]:
+    """Return a warning for each limit on a ratio of shares of right rows that the test split will hardly decide.
+
+    Bounds that a single row decides are errors of `untestable_limits`. An absolute bound depends on the value.
+    """
+    rows = len(data.tables.get(SPLIT, ()))
+    if not rows or READS_ROWS not in task.capabilities:
+        return []
+    labels = (START, *recipe.labels())
+    warnings = []
+    for limit in recipe.limits:
+        bound = limit.at_least
+        if limit.of is None or bound is None or bound >= 1 or not is_share_of_rows(limit.metric):
+            continue
+        # Only the stages after the model that the limit refers to can change its answers.
+        first = labels.index(limit.of if limit.of in labels else recipe.baseline)
+        changed = changed_rows_share([type(stage) for stage in recipe.stages[first:]])
+        if (half_width := ratio_half_width(rows, changed)) > 1 - bound:
+            warnings.append(
+                f"{limit.metric} on {limit.target} at least {bound:g} of {limit.of}: with {rows:,} test rows the "
+                f"interval of the ratio is about \u00b1{half_width:.1%}, so this limit will probably be inconclusive; "
+                f"it needs about {rows_to_decide(bound, changed):,} test rows, or a bound of about "
+                f"{decidable_bound(rows, changed):g}"
+            )
+    return warnings
 
 
 def check_run(runner: StageRunner) -> None:

@@ -23,7 +23,7 @@ from compress.stages.base import AnyStage, Context
 from compress.stages.protocols import Trains, loaded_type
 from compress.stages.training.processes import first_says, is_first, num_processes, wait_for_all
 from compress.utils.errors import CompressError, DeviceError, StageError, StorageError, first_line
-from compress.utils.progress import Progress
+from compress.utils.progress import NotesAsDetails, Progress
 from compress.utils.resource_meter import metered
 from compress.utils.storage import digest_directory, disk_full, size_bytes
 from compress.utils.torch_device import CPU, describe_device, use_device
@@ -177,7 +177,8 @@ class StageRunner:
         # The entry is complete, so half-finished work on it has no use.
         self.cache.drop_scratch(key)
         if cached:
-            self.progress.note(f"{label}: from the cache")
+            show = self.progress.note if label in self.recipe.labels() else self.progress.detail
+            show(f"{label}: from the cache")
         return _result(label, entry, cached)
 
     def _apply_in_all_processes(self, label: str, stage: AnyStage, input_label: str) -> StageResult:
@@ -206,6 +207,9 @@ class StageRunner:
                 # Before the stage runs, since it may change the model in place.
                 digests = inspector_of(model).digests()
             spec, context = stage.output_spec(), self.context(key)
+            if label not in self.recipe.labels():
+                self.progress.note(f"measure: writing {label}")
+                context = replace(context, progress=NotesAsDetails(self.progress))
             # A graph from another tool may have no tensor that the stage shrinks, so its size may stay the same.
             if self.inputs.from_graph and spec.max_size_ratio is not None:
                 spec = replace(spec, max_size_ratio=1.0)

@@ -38,6 +38,8 @@ _GENERATION_BATCH, _TOKEN_SECONDS = 8, 2e-3
 """Texts that are generated together in an evaluation, and the seconds of one more token of each."""
 _GRAPH_SPEED = 0.7
 """Time of a forward pass as a graph over its time in torch."""
+_ENDS = 2
+"""Models that are always measured: the baseline and the final model."""
 _INSTRUCTIONS = 56
 """Number of instructions that come with the package."""
 
@@ -83,6 +85,7 @@ def predict_measuring(recipe: Recipe, profiles: Sequence[TargetProfile], context
     labels, launches = list(dict.fromkeys([recipe.baseline, *outputs])), 2 * recipe.benchmark.launches
     rows, budget = context.splits.get(TEST), recipe.benchmark.budget_seconds
     unknown = [] if rows else ["the test rows"]
+    shorter = f"to shorten it, set {', '.join(_shortening_fields(recipe, len(labels)))}"
     seconds = _SETUP_SECONDS
     for profile in profiles:
         timing = launches * len(labels) * _LAUNCH_SECONDS
@@ -104,9 +107,22 @@ def predict_measuring(recipe: Recipe, profiles: Sequence[TargetProfile], context
         seconds += timing if budget is None else budget
     if unknown:
         note = f"at least: {', '.join(dict.fromkeys(unknown))} not known before a first run here"
-        return Estimate(value=seconds, note=note).within(1.0, 5.0)
+        return Estimate(value=seconds, note=f"{note}; {shorter}").within(1.0, 5.0)
     note = f"{len(labels)} models evaluated on {rows.rows if rows else 0:,} rows and timed in {launches} launches"
-    return Estimate(value=seconds, note=note).within(*MEASURING_RANGE)
+    return Estimate(value=seconds, note=f"{note}; {shorter}").within(*MEASURING_RANGE)
+
+
+def _shortening_fields(recipe: Recipe, num_models: int) -> list[str]:
+    """Return the fields of the recipe that shorten evaluation and timing, in the order of their usual effect."""
+    bench, evaluation = recipe.benchmark, recipe.evaluation
+    fields = ["benchmark.every_stage: false"] if bench.every_stage and num_models > _ENDS else []
+    fields += ["a lower benchmark.budget_seconds" if bench.budget_seconds else "benchmark.budget_seconds"]
+    # A budget replaces the seconds for each model.
+    fields += [] if bench.budget_seconds else ["lower benchmark.seconds"]
+    if GENERATES in TASKS[recipe.task].capabilities:
+        fields += ["lower evaluation.windows" if evaluation.windows else "evaluation.windows"]
+        fields += ["lower evaluation.prompts"] if evaluation.prompts else []
+    return fields
 
 
 def _evaluation_and_timing(

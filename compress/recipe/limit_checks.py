@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from compress.models.model import TorchModel
 from compress.recipe.document import Document, describe
 from compress.recipe.recipe import Benchmark, Limit
 from compress.recipe.validation_errors import AnyModel, validate_partly
 from compress.results.metrics import Metric, describe_metric, metrics_table, row_of, slice_of
+from compress.stages.base import AnyStage
 from compress.tasks.capability import GENERATES, GENERATES_IMAGES
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Task
@@ -16,6 +18,12 @@ from compress.utils.errors import nearest_name
 
 _LARGEST_ERROR_RATE = 2.0
 """Bound of an error rate above which it is taken for a percentage."""
+_CHANGED, _CHANGED_BY_EXPORT = 0.1, 0.02
+"""Assumed share of test rows that become right or wrong by pruning and training, and by export and quantization."""
+_USUAL_ACCURACY = 0.8
+"""Assumed accuracy of the baseline, which is unknown before the run."""
+_Z = 1.96
+"""Quantile of the normal distribution for an interval at 95%."""
 _PERCENT_OF_MODEL = 10.0
 """Ratio of a share to another model's from which the bound is taken for a percentage, such as 98.5."""
 
@@ -88,6 +96,36 @@ def is_share_of_rows(metric: str) -> bool:
 def tightest_bound(rows: int) -> float:
     """Return the largest bound of a share of rows, in thousandths, that one changed row does not decide."""
     return math.floor((1 - 1 / rows) * 1000) / 1000
+
+
+def changed_rows_share(stages: Iterable[type[AnyStage]]) -> float:
+    """Return the share of test rows that such stages usually change between right and wrong: an assumption."""
+    return _CHANGED if any(stage.output_type is TorchModel for stage in stages) else _CHANGED_BY_EXPORT
+
+
+def ratio_half_width(rows: int, changed: float) -> float:
+    """Return half the width that the 95% interval of a ratio of two accuracies will probably have.
+
+    With a share d of changed rows among n and the baseline's accuracy p this is 1.96 sqrt(d / n) / p: the paired
+    interval of `compress.report.limits.paired_ratio_interval` at the ratio 1.
+
+    Args:
+        rows: Number of test rows, n.
+        changed: Share of the rows that are right for one model and wrong for the other, d.
+    """
+    return _Z * math.sqrt(changed / rows) / _USUAL_ACCURACY
+
+
+def decidable_bound(rows: int, changed: float) -> float:
+    """Return the largest bound of a ratio, in hundredths, that a model as accurate as the baseline probably keeps."""
+    return max(0.0, math.floor((1 - ratio_half_width(rows, changed)) * 100 + 1e-9) / 100)
+
+
+def rows_to_decide(bound: float, changed: float) -> int:
+    """Return the test rows, two digits, from which a model as accurate as the baseline probably keeps a bound."""
+    rows = changed * (_Z / _USUAL_ACCURACY / (1 - bound)) ** 2
+    step = 10 ** max(0, math.floor(math.log10(rows)) - 1) if rows >= 1 else 1
+    return max(1, round(rows / step)) * step
 
 
 def _section(document: Document, name: str, default: AnyModel) -> AnyModel:

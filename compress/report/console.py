@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -26,12 +27,18 @@ _WRITING = {
     "speedup_time_per_output_token": "Speed-up",
 }
 """Metrics of a language model in order, with headings that fit into a narrow terminal."""
+_HIDDEN = "not shown at this width, see report.html"
 _STYLES = {"passed": "green", "missed": "bold red", "skipped": "yellow", "unknown": "yellow", "none": "dim"}
 _SIGNS = {"passed": "\u2713", "missed": "\u2717", "skipped": "\u2013", "unknown": "?"}
 
 
-def console_table(report: Report) -> RenderableType:
-    """Return every model's main metrics and ratios to the baseline, the limits, skipped targets and the verdict."""
+def console_table(report: Report, shown_notes: Collection[str] = ()) -> RenderableType:
+    """Return every model's main metrics and ratios to the baseline, the limits, skipped targets and the verdict.
+
+    Args:
+        report: Report of the run.
+        shown_notes: Notes of the report that the user has seen already, which are left out.
+    """
     parts: list[RenderableType] = []
     for target in report.headed:
         units = report.metrics(target)
@@ -54,18 +61,21 @@ def console_table(report: Report) -> RenderableType:
         ]
         headings = [_WRITING.get(_bare(metric), metric.title) if generates_text else metric.title for metric in metrics]
         columns = [TableColumn(heading, right=True, rank=rank) for heading, rank in zip(headings, ranks, strict=True)]
-        table = ResponsiveTable(f"{report.recipe} on {target}", [TableColumn("Model"), *columns], "see report.html")
+        table = ResponsiveTable(f"{report.recipe} on {target}", [TableColumn("Model"), *columns], _HIDDEN)
         for model, name in models_of(report, target, metrics).items():
             cells = [_cell(report, model, metric, target) for metric in metrics]
-            name = f"{name}\n  of baseline" if any("\n" in cell for cell in cells) else name
-            table.add(name, *cells, style="bold" if model == FINAL else "dim" if model == BASELINE else "")
+            style = "bold" if model == FINAL else "dim" if model == BASELINE else ""
+            table.add(name, *(value for value, _ in cells), style=style)
+            # The ratios have a row of their own, so that their label stays beside them where a name is wrapped.
+            if any(ratio for _, ratio in cells):
+                table.add("  of baseline", *(ratio for _, ratio in cells), style=style)
         parts.append(table)
     for limit in report.limits:
         state = limit_state(limit)
         requirement = f"{_SIGNS[state]} {limit.metric} on {limit.target} {limit_bound(limit)}"
         parts.append(Text(f"{requirement}: {limit_result(report, limit)}", style=_STYLES[state]))
     parts += [Text(f"Skipped target {skip.target}: {skip.reason}", style="yellow") for skip in report.skipped]
-    parts += [Text(note, style="yellow") for note in report.notes]
+    parts += [Text(note, style="yellow") for note in report.notes if note not in shown_notes]
     status, sentence = verdict(report)
     timing = run_line(report)
     parts.append(Text(f"{sentence}." + (f" Run {timing}." if timing else ""), style=_STYLES[status]))
@@ -78,11 +88,11 @@ def _bare(metric: Metric) -> str:
     return metric.name if context is None else context[0]
 
 
-def _cell(report: Report, model: str, metric: Metric, target: str) -> str:
-    """Return the value and, on a second line, its ratio to the baseline's value."""
+def _cell(report: Report, model: str, metric: Metric, target: str) -> tuple[str, str]:
+    """Return the value and its ratio to the baseline's value, as texts that may be empty."""
     row, baseline = report.find(model, metric.name, target), report.find(BASELINE, metric.name, target)
     if row is None:
-        return ""
+        return "", ""
     value = format_value(metric, row.value).removesuffix(" tokens/s").removesuffix(" bits")
     if metric.timed:
         # On a machine that is too noisy a time is approximate. The speed-up has a column of its own, from pairs of
@@ -90,10 +100,10 @@ def _cell(report: Report, model: str, metric: Metric, target: str) -> str:
         approximate = unusable_machine(report.environment) and not (metric.relative and model == BASELINE)
         value = f"~{value}" if approximate else value
         if any(name.startswith("speedup") for name in report.metrics(target)):
-            return value
+            return value, ""
     if baseline is None or model == BASELINE or not format_improvement(metric, row.value, baseline.value):
-        return value
-    return f"{value}\n{row.value / baseline.value:.2%}"
+        return value, ""
+    return value, f"{row.value / baseline.value:.2%}"
 
 
 def closing_line(report: Report, folder: Path, name: str, app: bool = True) -> str:

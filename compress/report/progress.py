@@ -19,8 +19,8 @@ from compress.utils.progress import Total, expected_steps, is_shown
 
 Item = TypeVar("Item")
 
-PERIOD_SECONDS = 30.0
-"""Interval of progress lines where standard error is not a terminal."""
+FIRST_SECONDS, PERIOD_SECONDS = 5.0, 30.0
+"""Seconds before the first progress line, and between the next ones, where standard error is not a terminal."""
 
 
 class _Rate(ProgressColumn):
@@ -56,13 +56,14 @@ class ConsoleProgress:
                     yield item
                     bar.update(task, advance=1, total=expected_steps(total))
             return
-        # Bars would fill a file with copies of their line. Print a line with the time left every `PERIOD_SECONDS`.
-        began = last_line = self.clock()
+        # Bars would fill a file with copies of their line. Print lines with the time left, the first one soon.
+        began = self.clock()
+        next_line = began + FIRST_SECONDS
         for done, item in enumerate(items, 1):
             yield item
             now, steps = self.clock(), expected_steps(total)
-            if now - last_line >= PERIOD_SECONDS and done < steps:
-                last_line = now
+            if now >= next_line and done < steps:
+                next_line = now + PERIOD_SECONDS
                 seconds_left = (now - began) / done * (steps - done)
                 self.note(f"{description}: {done} of {steps}, about {format_seconds(seconds_left)} left")
 

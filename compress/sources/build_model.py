@@ -130,6 +130,18 @@ def write_once(target: Path, write: Callable[[Path], None], hint: str = _MORE_SP
     return target
 
 
+def random_shapes(folder: Path) -> list[tuple[str, tuple[int, ...]]]:
+    """Return the names and shapes of the tensors that a model with random weights has. Allocates no weights.
+
+    Raises `ModelError` for a config that no model can be built from.
+    """
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        model = _random_model(folder)
+    return [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
+
+
 def _random_model(folder: Path) -> PreTrainedModel:
     """Build the architecture of `config.json` with random weights, without a head (added when labels are known).
 

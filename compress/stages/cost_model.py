@@ -159,6 +159,10 @@ class Prediction:
     disk_bytes: Estimate
 
 
+UNPREDICTED = "not predicted"
+"""Note on time or memory that libraries need; `predict_cost` adds the names of the stage and of its libraries."""
+
+
 def predicted(
     before: Shape | None,
     after: Shape | None,
@@ -171,7 +175,7 @@ def predicted(
     ``disk_note`` is said of the size in place of how it was computed.
     """
     seconds = seconds or handling(before)
-    memory = memory or Estimate.unknown("not predicted: it depends on the tool that is called")
+    memory = memory or Estimate.unknown(UNPREDICTED)
     if before is None or after is None:
         memory = Estimate.unknown(SIZE_UNKNOWN)
     return Prediction(after, seconds, memory, _disk(after, disk_note))
@@ -191,7 +195,7 @@ def in_precision(before: Shape | None, precision: str, table_bits: int | None = 
     bits = _PRECISIONS[precision]
     tables = (table_bits or bits) if bits == 8 else bits
     after = before.in_bits(min(bits, before.matrix_bits), min(tables, before.table_bits))
-    unknown = Estimate.unknown("not predicted: it depends on the tool that is called")
+    unknown = Estimate.unknown(UNPREDICTED)
     return predicted(before, replace(after, packed_bytes=None), unknown)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 from compress.stages.base import SEARCH, SEARCH_TIMES, AnyStage, AppliesTo, Context, IntegerWeights
-from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, predicted
+from compress.stages.cost_model import UNPREDICTED, Estimate, PlanContext, Prediction, Shape, predicted
 from compress.tasks.capability import Capabilities, suits
 from compress.utils.pydantic_models import changed_fields
 
@@ -190,7 +190,15 @@ def fields_without_effect(stage: AnyStage, task: Capabilities) -> list[str]:
 def predict_cost(stage: AnyStage, before: Shape | None, plan: PlanContext) -> Prediction:
     """Return the predicted cost of a stage; without `PredictsCost` the shape is kept and the costs are unknown."""
     if isinstance(stage, PredictsCost):
-        return stage.predict(before, plan)
+        prediction = stage.predict(before, plan)
+        libraries = f"{stage.kind} calls {', '.join(stage.packages)}, whose needs differ from model to model"
+        named = Estimate.unknown(f"{UNPREDICTED}: {libraries}")
+        seconds, memory = prediction.seconds, prediction.peak_memory_bytes
+        return replace(
+            prediction,
+            seconds=named if seconds.note == UNPREDICTED else seconds,
+            peak_memory_bytes=named if memory.note == UNPREDICTED else memory,
+        )
     unknown = predicted(before, before, Estimate.unknown("not predicted by the stage"))
     return replace(unknown, disk_bytes=Estimate.unknown("its output size is unknown before it runs"))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
@@ -42,6 +43,25 @@ class Progress(Protocol):
 
     def detail(self, message: str) -> None:
         """Write one line, such as one for each layer, to the log file, and show it with `--verbose`."""
+
+
+@dataclass(frozen=True)
+class NotesAsDetails:
+    """Progress of work that the user did not ask for: its notes are details. Steps are shown."""
+
+    inner: Progress
+
+    def track(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
+        """Yield ``items`` through the inner progress."""
+        yield from self.inner.track(items, description, total)
+
+    def note(self, message: str) -> None:
+        """Pass the line on as a detail."""
+        self.inner.detail(message)
+
+    def detail(self, message: str) -> None:
+        """Pass the line on."""
+        self.inner.detail(message)
 
 
 class SilentProgress:

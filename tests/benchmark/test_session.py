@@ -16,7 +16,7 @@ from onnx_graphs import make_examples, write_classifier
 from scipy import stats
 
 from compress.benchmark.rounds import RoundTimes
-from compress.benchmark.session import BenchmarkResult, measure_side_by_side
+from compress.benchmark.session import BenchmarkResult, measure_side_by_side, more_precise
 from compress.benchmark.subprocess_client import WorkerProcess
 from compress.formats.target_profile import Target
 from compress.formats.targets import TARGETS
@@ -246,3 +246,9 @@ def test_invalid_benchmark_inputs_are_rejected(tmp_path: Path) -> None:
         bench({"baseline": folder}, count=0)
     with pytest.raises(ModelError, match="does not exist"):
         bench({"baseline": tmp_path / "nowhere"})
+
+
+@pytest.mark.parametrize(("fields", "name"), [({}, "seconds"), ({"budget_seconds": 5}, "budget_seconds")])
+def test_advice_on_wide_intervals_names_the_field_that_ends_the_session(fields: dict[str, float], name: str) -> None:
+    advice = more_precise(Benchmark.model_validate(fields))
+    assert advice == f"raise benchmark.{name} or reduce other load on the machine"

@@ -121,7 +121,7 @@ def test_class_folders_without_splits_and_a_note_beside_them_are_data(
     assert checked(tmp_path / "mine.yaml")["data"] == {"source": "data/train"}
 
 
-@pytest.mark.parametrize(("rows", "bound"), [(100, 0.95), (400, 0.98)])
+@pytest.mark.parametrize(("rows", "bound"), [(100, 0.82), (400, 0.91), (8000, 0.98)])
 def test_limit_is_lowered_for_few_test_rows(rows: int, bound: float, place: Path) -> None:
     lines = [f"text {number},{('bad', 'good')[number % 2]}" for number in range(rows)]
     (place / "few.csv").write_text("\n".join(["text,label", *lines]) + "\n")

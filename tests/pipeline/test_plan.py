@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
@@ -22,11 +23,13 @@ from transformers import BertConfig, BertForSequenceClassification, MPNetConfig,
 
 import compress.pipeline.planning
 import compress.utils.environment
+from compress.data.config import DataConfig
 from compress.pipeline.plan import render_plan
 from compress.pipeline.planning import machine_flops_per_second, make_plan
 from compress.pipeline.recipe_sources import read_shape
 from compress.pipeline.stage_costs import GRAPH_BYTES, LIBRARIES_BYTES
 from compress.recipe.recipe import Recipe
+from compress.sources.build_model import ModelOrigin
 from compress.stages.cost_model import PlanContext, Shape, Text
 from compress.stages.distill.stage import Distill
 from compress.stages.distill_language_model.stage import DistillLanguageModel
@@ -34,6 +37,7 @@ from compress.stages.finetune import Finetune
 from compress.stages.prune.stage import Prune
 from compress.stages.training.length import activation_bytes
 from compress.utils.errors import InputError
+from compress.utils.progress import SilentProgress
 
 CONFIG: dict[str, Any] = {
     "vocab_size": 40,
@@ -483,3 +487,78 @@ def test_limit_that_one_test_row_decides_is_refused(
         text = refusal(limited, folder, tmp_path)
         assert "cannot be tested with 20 test rows" in text and "limits.0.at_least" in text
         assert f"at least {least_rows} test rows, or a bound of at most 0.95" in text
+
+
+@pytest.mark.parametrize(
+    ("stages", "limit", "half_width", "rows", "bound"),
+    [
+        # 1.96 sqrt(0.1 / 20) / 0.8 after training, 1.96 sqrt(0.02 / 20) / 0.8 after an export.
+        (["finetune"], {"at_least": 0.9, "of": "start"}, "17.3%", "60", "0.82"),
+        (["finetune", "onnx"], {"at_least": 0.9, "of": "finetune"}, "7.7%", None, None),
+        (["finetune", "onnx"], {"at_least": 0.94, "of": "finetune"}, "7.7%", "33", "0.92"),
+        (["finetune"], {"at_least": 0.82, "of": "start"}, "", None, None),
+        (["finetune"], {"at_least": 0.9}, "", None, None),
+    ],
+)
+def test_limit_that_the_test_rows_will_hardly_decide_is_a_warning(
+    stages: list[str],
+    limit: dict[str, Any],
+    half_width: str,
+    rows: str | None,
+    bound: str,
+    folder: Path,
+    tmp_path: Path,
+) -> None:
+    limited = recipe(stages=stages, limits=[{"metric": "accuracy", **limit}])
+    plan = make_plan(limited, folder, None, tmp_path)
+    if rows is None:
+        assert plan.limit_warnings == ()
+        return
+    (warning,) = plan.limit_warnings
+    assert f"with 20 test rows the interval of the ratio is about \u00b1{half_width}" in warning
+    assert warning.endswith(f"about {rows} test rows, or a bound of about {bound}")
+    assert warning in " ".join(shown(render_plan(plan), 100).split())
+
+
+def test_measuring_is_a_row_that_completes_the_total_and_names_its_fields(folder: Path, tmp_path: Path) -> None:
+    plan = make_plan(recipe(stages=["finetune", "onnx", "onnx_int8"]), folder, None, tmp_path)
+    known = [stage.seconds for stage in plan.stages] + [plan.measuring]
+    assert plan.seconds.value == pytest.approx(sum(estimate.value or 0 for estimate in known))
+    assert plan.seconds.high == pytest.approx(sum(estimate.high or estimate.value or 0 for estimate in known))
+    (row,) = [line for line in shown(render_plan(plan), 100).splitlines() if line.startswith("measure ")]
+    assert row.split()[1:3] == ["report", "test"]
+    fields = "set benchmark.every_stage: false, benchmark.budget_seconds, lower benchmark.seconds"
+    assert plan.measuring.note.endswith(f"to shorten it, {fields}")
+    limited = recipe(stages=["finetune", "onnx"], benchmark={"budget_seconds": 9, "every_stage": False})
+    measuring = make_plan(limited, folder, None, tmp_path).measuring
+    assert measuring.note.endswith("to shorten it, set a lower benchmark.budget_seconds")
+
+
+def test_size_of_a_file_is_shown_once_for_all_its_splits(folder: Path, tmp_path: Path) -> None:
+    lines = [f"text {number},{('bad', 'good')[number % 2]}" for number in range(100)]
+    (folder / "all.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
+    read = recipe()
+    alone = read.model_copy(update={"data": DataConfig(source="all.csv", max_length=8)})
+    text = shown(render_plan(make_plan(alone, folder, None, tmp_path)), 100)
+    rows = [line for line in text.splitlines() if line.startswith("split ")]
+    assert len(rows) == 3 and [" kB" in row or " B" in row for row in rows] == [True, False, False]
+
+
+def test_size_of_random_weights_is_that_of_the_made_model(folder: Path, model: Path, tmp_path: Path) -> None:
+    only_config = folder / "config-only"
+    only_config.mkdir()
+    for file in model.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copyfile(file, only_config / file.name)
+    read = recipe(model="config-only", random_weights=True, stages=["finetune"])
+    plan = make_plan(read, folder, None, tmp_path)
+    made = ModelOrigin(None, True, 0, folder).make(only_config, tmp_path / "made", SilentProgress())
+    assert plan.sources[0].parameters == read_shape(made).parameters
+    of_made = make_plan(recipe(model=str(made), stages=["finetune"]), folder, None, tmp_path)
+    assert plan.stages[0].disk_bytes.value == pytest.approx(of_made.stages[0].disk_bytes.value, rel=0.02)
+    assert plan.stages[0].seconds.value == pytest.approx(of_made.stages[0].seconds.value)
+
+
+def test_stage_without_prediction_names_its_libraries(folder: Path, tmp_path: Path) -> None:
+    note = make_plan(recipe(stages=["openvino"]), folder, None, tmp_path).stages[0].seconds.note
+    assert note.startswith("not predicted: openvino calls ") and "openvino" in note.split("calls", 1)[1]

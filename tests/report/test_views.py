@@ -190,7 +190,7 @@ def test_narrow_terminal_prefers_columns_named_by_limits(build: Callable[..., Re
     text = shown(console_table(whole), 80)
     heading = next(line for line in text.splitlines() if line.startswith("Model"))
     assert heading.split() == ["Model", "Accuracy", "F1", "Agreement", "Size", "on", "disk", "Latency", "Speed-up"]
-    assert "Parameters: see report.html" in text
+    assert "Parameters: not shown at this width, see report.html" in text
     # The line below the final model's numbers names what they are compared with, as its limits do.
     ratios = [line for line in text.splitlines() if line.startswith("  of baseline")][-1].split()[2:]
     accuracy, size = (
@@ -242,3 +242,10 @@ def test_times_of_a_noisy_machine_are_marked_as_approximate(build: Callable[...,
 )
 def test_notes_that_question_a_number_are_warnings(note: str, heading: str) -> None:
     assert notes_by_severity(Report(recipe="r", notes=(note,)))[heading] == [note]
+
+
+def test_notes_that_the_run_has_shown_are_left_out(build: Callable[..., Report]) -> None:
+    report = build().model_copy(update={"notes": ("data: 3 rows", "cpu: noise")})
+    assert "data: 3 rows" in shown(console_table(report), 80)
+    text = shown(console_table(report, ("data: 3 rows",)), 80)
+    assert "data: 3 rows" not in text and "cpu: noise" in text

@@ -96,8 +96,9 @@ def test_export_note_reports_deviation_and_agreement(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(onnx_export, "export_onnx", lambda *_: exported_graph)
     result = Onnx().run(model, given)
     assert isinstance(result, OnnxModel) and result.file_name == FLOAT_GRAPH and result.graph is graph
-    (note,) = notes.said
-    assert note.startswith("onnx: logits differ by at most ") and note.endswith("rewrites: attention 2, first_token 6")
+    check, rewrites = notes.said
+    assert check.startswith("onnx: checked, logits differ by at most ") and check.endswith(" is allowed")
+    assert rewrites == "onnx: graph rewrites: attention 2, first_token 6"
     assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= set(result.companions)
 
 

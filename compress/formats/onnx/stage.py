@@ -170,8 +170,10 @@ class Onnx(Stage[TorchModel, OnnxModel]):
         # The report names every rewrite, so that a rewrite that stops matching is noticed.
         matched = ", ".join(f"{name} {count}" for name, count in exported.rewrites.items()) or "none"
         context.note(
-            f"onnx: {examples.answer_label} differ by at most {difference:.1e} from torch; rewrites: {matched}"
+            f"onnx: checked, {examples.answer_label} differ by at most {difference:.1e} from torch, "
+            f"and {self.tolerance:g} is allowed"
         )
+        context.detail(f"onnx: graph rewrites: {matched}")
         if exported.unfused:
             context.note(f"onnx: {exported.unfused}")
         return OnnxModel(exported.graph, FLOAT_GRAPH, model.companions())

@@ -29,6 +29,7 @@ from compress.benchmark.session import (
     build_result,
     check_host,
     find_equal_artifacts,
+    more_precise,
     time_workload,
 )
 from compress.benchmark.subprocess_client import WorkerProcess
@@ -245,7 +246,7 @@ def measure_image_generation(
                 rows += image_rows(writer, record, name, setting)
                 rows += speedup_rows(writer, record, name, timed_as[baseline], setting) if len(artifacts) > 1 else []
             rows += writer.starts(record, name)
-    precise = "times of images", "raise benchmark.seconds or reduce other load on the machine"
+    precise = "times of images", more_precise(settings)
     return build_result(timed, plan, conditions, rows, (_A_PICTURE,), precise, timed_as, prompts=len(chosen))
 
 

@@ -143,7 +143,7 @@ def render_plan(plan: Plan) -> RenderableType:
 
 def render_warnings(plan: Plan) -> RenderableType:
     """Return the plan's warnings, and its totals in one line."""
-    warnings = (*plan.data_warnings, *plan.size_warnings, *plan.licence_remarks)
+    warnings = (*plan.data_warnings, *plan.limit_warnings, *plan.size_warnings, *plan.licence_remarks)
     disk = _bytes(plan.disk_needed_bytes.value)
     summary = Text(f"{plan.recipe} can run: {_seconds(plan.seconds)}, {disk} of disk")
     return Group(*(Text(warning, style="yellow") for warning in warnings), summary)

@@ -24,7 +24,7 @@ from transformers import BertConfig, BertForSequenceClassification, MPNetConfig,
 import compress.pipeline.planning
 import compress.utils.environment
 from compress.data.config import DataConfig
-from compress.pipeline.plan import render_plan
+from compress.pipeline.plan import render_plan, render_warnings
 from compress.pipeline.planning import machine_flops_per_second, make_plan
 from compress.pipeline.recipe_sources import read_shape
 from compress.pipeline.stage_costs import GRAPH_BYTES, LIBRARIES_BYTES
@@ -517,7 +517,8 @@ def test_limit_that_the_test_rows_will_hardly_decide_is_a_warning(
     (warning,) = plan.limit_warnings
     assert f"with 20 test rows the interval of the ratio is about \u00b1{half_width}" in warning
     assert warning.endswith(f"about {rows} test rows, or a bound of about {bound}")
-    assert warning in " ".join(shown(render_plan(plan), 100).split())
+    for render in (render_plan, render_warnings):
+        assert warning in " ".join(shown(render(plan), 100).split())
 
 
 def test_measuring_is_a_row_that_completes_the_total_and_names_its_fields(folder: Path, tmp_path: Path) -> None:

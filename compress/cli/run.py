@@ -86,7 +86,10 @@ def check(
     artifacts: Annotated[Path, typer.Option(help="Folder of the cache and the runs.")] = Path("artifacts"),
     json_: Annotated[bool, typer.Option("--json", help="Write the plan as JSON.")] = False,
 ) -> None:
-    """Check that a recipe can run, and predict its time, memory and disk, before any model is loaded."""
+    """Check that a recipe can run, and predict its time, memory and disk, before any model is loaded.
+
+    With --verbose it also says how each number is estimated.
+    """
     from compress import api
 
     plan = api.check(recipe, set=set_ or (), artifacts=artifacts, progress=True)
@@ -98,7 +101,10 @@ def check(
     from compress.pipeline.plan import render_plan, render_warnings
     from compress.utils.progress import is_shown
 
-    Console().print(render_plan(plan) if is_shown(logging.INFO) else render_warnings(plan))
+    if not is_shown(logging.INFO):
+        Console().print(render_warnings(plan))
+        return
+    Console().print(render_plan(plan, details=is_shown(logging.DEBUG)))
 
 
 def report(

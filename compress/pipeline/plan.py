@@ -99,8 +99,8 @@ class Plan(Frozen):
         return terminal_view(render_plan(self))
 
 
-def render_plan(plan: Plan) -> RenderableType:
-    """Return tables of sources, stages, targets, limits and totals."""
+def render_plan(plan: Plan, details: bool = False) -> RenderableType:
+    """Return tables of sources, stages, targets, limits and totals, with ``details`` also how each was estimated."""
     processor = PROCESSORS.get(plan.processor)
     summation = "8-bit products are summed in 32 bits"
     if processor is not None and not processor.sums_in_32_bits:
@@ -123,7 +123,7 @@ def render_plan(plan: Plan) -> RenderableType:
             ("stage", "gives", "reads", "cached", "time", "peak memory", "disk"),
             [*map(_stage, plan.stages), ("measure", "report", TEST, "-", _seconds(plan.measuring), "-", "-")],
         ),
-        *_notes(plan),
+        *_notes(plan, details),
     ]
     states = [(target.name, "yes" if target.available else "no, will be skipped", target.reason)
               for target in plan.targets]  # fmt: skip
@@ -189,13 +189,13 @@ def _stage(stage: StagePlan) -> tuple[str, ...]:
     )
 
 
-def _notes(plan: Plan) -> list[RenderableType]:
-    """Return each note on estimates once, with the stages that it applies to."""
+def _notes(plan: Plan, details: bool) -> list[RenderableType]:
+    """Return each note on estimates once, with its stages; without ``details`` only those on unknown values."""
     users: dict[tuple[str, str], list[str]] = {}
     for stage in plan.stages:
         estimates = (("time", stage.seconds), ("memory", stage.peak_memory_bytes), ("disk", stage.disk_bytes))
         for quantity, estimate in estimates:
-            if estimate.note != "cached":
+            if estimate.note != "cached" and (details or estimate.value is None):
                 users.setdefault((quantity, estimate.note), []).append(stage.label)
     users.setdefault(("time", plan.measuring.note), []).append("measure")
     lines = [f"{quantity} of {', '.join(labels)}: {note}" for (quantity, note), labels in users.items()]

@@ -563,3 +563,11 @@ def test_size_of_random_weights_is_that_of_the_made_model(folder: Path, model: P
 def test_stage_without_prediction_names_its_libraries(folder: Path, tmp_path: Path) -> None:
     note = make_plan(recipe(stages=["openvino"]), folder, None, tmp_path).stages[0].seconds.note
     assert note.startswith("not predicted: openvino calls ") and "openvino" in note.split("calls", 1)[1]
+
+
+def test_only_a_detailed_plan_says_how_known_numbers_are_estimated(folder: Path, tmp_path: Path) -> None:
+    plan = make_plan(recipe(), folder, None, tmp_path)
+    brief, detailed = shown(render_plan(plan), 200), shown(render_plan(plan, details=True), 200)
+    known = [line for line in detailed.splitlines() if line.startswith(("time of ", "memory of "))]
+    assert len(known) > 2 and [line for line in known if line in brief.splitlines()] == [known[-1]]
+    assert known[-1].startswith("time of measure: ")

@@ -17,6 +17,7 @@ from compress.evaluation.generate import end_tokens
 from compress.formats.generation.decoder import open_decoder, written_tokens
 from compress.formats.runtime import get_runtime
 from compress.formats.targets import find_target
+from compress.models.chat_template import apply_chat_template
 from compress.models.json_file import read_json
 from compress.models.processor import load_tokenizer
 from compress.numerics.token_metrics import negative_log_likelihood
@@ -98,7 +99,7 @@ class CompressLM(TemplateLM):  # type: ignore[misc]  # the harness has no types 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Return messages in the model's template. Without a generation prompt, the last message is continued."""
         options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
-        return str(self.tokenizer.apply_chat_template(chat_history, tokenize=False, **options))
+        return apply_chat_template(self.tokenizer, chat_history, **options)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[object, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: object

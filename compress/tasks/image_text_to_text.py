@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
+from compress.models.chat_template import apply_chat_template
 from compress.models.model import TorchModel
 from compress.tasks.capability import (
     DESCRIBES_IMAGES,
@@ -261,7 +262,7 @@ def prompt_of(processor: Processor, text: str, row: int) -> str:
     token, prompt = processor.image_token, text
     if processor.chat_template is not None and token not in text:
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
-        prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        prompt = apply_chat_template(processor, messages, add_generation_prompt=True)
     count = prompt.count(token)
     # With a chat template, an image token in the text itself is an error, since the template writes another.
     if count == 1 and (processor.chat_template is None or prompt is not text):

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from compress.models.chat_template import apply_chat_template
 from compress.tasks.lazy_modules import np, pa
-from compress.utils.errors import DataError, first_line
+from compress.utils.errors import DataError
 
 if TYPE_CHECKING:
     from compress.models.model import Processor
@@ -116,19 +117,9 @@ def _check_template(processor: Processor, why: str) -> None:
 
 
 def _applied(processor: Processor, messages: list[dict[str, str]], opened: bool = False) -> str:
-    from jinja2 import TemplateError
-
     if not messages and not opened:
         return ""
-    try:
-        text: str = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened)
-    except (TemplateError, ValueError, TypeError) as error:
-        raise DataError(
-            f"The model's chat template refuses a conversation: {first_line(error)}",
-            where="chat_template.jinja",
-            hint="use the roles that the template supports, in the order that it supports",
-        ) from error
-    return text
+    return apply_chat_template(processor, messages, add_generation_prompt=opened)
 
 
 SEPARATOR = "\n\n"

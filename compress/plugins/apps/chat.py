@@ -17,6 +17,7 @@ import numpy as np
 from compress.evaluation.generate import end_tokens
 from compress.formats.generation.decoder import PAST, PRESENT, Decoder, likeliest
 from compress.formats.runtime import Batch, Session
+from compress.models.chat_template import apply_chat_template
 from compress.models.json_file import read_json
 from compress.plugins.apps.app_type import Answers, Numbers, Reply, Rounding, round_to_float32
 from compress.plugins.apps.manifest import MODEL_FOLDER, TensorRecord
@@ -25,7 +26,7 @@ from compress.plugins.apps.preprocess import Prompt
 from compress.plugins.apps.text import SHOWN_IDS, TextCase, Texts, TokenizedInputs, id_difference
 from compress.plugins.apps.tokenizer_fallbacks import to_page_tokenizer
 from compress.tasks.task import LOGITS
-from compress.utils.errors import InputError, ModelError
+from compress.utils.errors import DataError, InputError, ModelError
 
 if TYPE_CHECKING:
     from compress.models.model import Processor
@@ -270,13 +271,11 @@ class ChatPrompts(TokenizedInputs):
 
 def render_prompt(processor: Processor, message: str) -> str:
     """Return the prompt of one message by the tokenizer's chat template. Raises `ModelError` if the template fails."""
-    from jinja2.exceptions import TemplateError
-
     messages = [{"role": "user", "content": message}]
     try:
-        return str(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except (TemplateError, TypeError, ValueError) as error:
-        raise _no_chat_rule(f"it fails for {message[:60]!r}: {error}") from error
+        return apply_chat_template(processor, messages, add_generation_prompt=True)
+    except DataError as error:
+        raise _no_chat_rule(f"it fails for {message[:60]!r}: {error.what}") from error
 
 
 def _no_chat_rule(reason: str) -> ModelError:

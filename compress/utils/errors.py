@@ -87,6 +87,8 @@ def nearest_name(name: str, names: Iterable[str]) -> str | None:
     # Compare without case, but return the original spelling.
     by_lower = {candidate.lower(): candidate for candidate in names}
     matches = get_close_matches(name.lower(), list(by_lower), n=1)
+    if not matches and len(name) > 2:
+        matches = [candidate for candidate in by_lower if candidate.startswith(name.lower())]
     return by_lower[matches[0]] if matches else None
 
 

@@ -39,7 +39,8 @@ def refusal(folder: Path, limit: dict[str, Any], **fields: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("metric", "nearest"), [("acuracy", "accuracy"), ("latency", "latency_ms"), ("Accuracy", "accuracy")]
+    ("metric", "nearest"),
+    [("acuracy", "accuracy"), ("acc", "accuracy"), ("latency", "latency_ms"), ("Accuracy", "accuracy")],
 )
 def test_unknown_metric_is_refused_with_nearest_name(metric: str, nearest: str, tmp_path: Path) -> None:
     text = refusal(tmp_path, {"metric": metric, "at_least": 0.5})

@@ -233,9 +233,10 @@ def push(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
     from compress.plugins.registry.remote import push as send
     from compress.report.progress import ConsoleProgress
 
-    transfer = send(_open(registry), Remote(url), ConsoleProgress())
+    remote = Remote(url)
+    transfer = send(_open(registry), remote, ConsoleProgress())
     words = f"{transfer.entries} new entries, {transfer.files} files, {transfer.bytes / 1e6:.2f} MB sent"
-    _print(json_, transfer.model_dump(), f"{url}: {words}")
+    _print(json_, transfer.model_dump(), f"{remote.url}: {words}")
 
 
 @app.command(epilog="Example: compress registry fetch s3://bucket/models")

@@ -126,12 +126,13 @@ class Registry:
         return contents
 
     def rollback(self, name: str, alias: str, why: str = "") -> RolledBack:
-        """Let an alias refer to its previous version. Only the sizes of files are checked, so that this is fast."""
-        self.state()
+        """Let an alias refer to its previous version, whose files are compared with their digests."""
+        verified = self.state().previous(name, alias)
+        self.verified(verified)
         with self.writing() as (state, stamp, add):
             current, previous = state.find(f"{name}@{alias}"), state.previous(name, alias)
-            # A rollback is an emergency, so it must not read gigabytes first.
-            check_files(previous, self.contents(previous), self.objects, thorough=False)
+            # The bytes are read before the registry is locked, unless somebody has changed the alias meanwhile.
+            check_files(previous, self.contents(previous), self.objects, thorough=previous != verified)
             fields = {"name": name, "version": previous.number, "alias": alias, "before": current.number, "why": why}
             entry = RolledBack.model_validate(stamp | fields)
             add(entry)

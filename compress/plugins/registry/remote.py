@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import posixpath
+import re
 import shutil
 import sys
 from collections import defaultdict
@@ -47,7 +48,7 @@ class Remote:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        self.url = without_password(url)
         with self._errors():
             try:
                 import fsspec
@@ -62,11 +63,11 @@ class Remote:
             except ImportError as error:
                 if protocol in _PACKAGES:
                     raise MissingExtraError(_PACKAGES[protocol], "remote", f"{protocol}://") from error
-                raise InputError(first_line(error), where=url, hint="install the package that it names") from error
+                raise InputError(first_line(error), where=self.url, hint="install the package that it names") from error
             except ValueError as error:
                 raise InputError(
-                    f"This is no address of a remote: {first_line(error)}",
-                    where=url,
+                    f"This is no address of a remote: {first_line(error).replace(url, self.url)}",
+                    where=self.url,
                     expected="s3://bucket/folder, sftp://user@host/folder, or another that fsspec knows",
                 ) from error
         self._system, self._base = system, str(path).rstrip("/")
@@ -250,6 +251,11 @@ class Remote:
                 expected="an address that fsspec opens, and the right to write there",
                 hint="give the same command again: what has arrived is not sent again",
             ) from error
+
+
+def without_password(url: str) -> str:
+    """Return an address without the password of its user, for messages."""
+    return re.sub(r"(://[^/:@]*):[^/]*@", r"\1:***@", url)
 
 
 def _first(part: str) -> int:

@@ -11,12 +11,14 @@ import pytest
 from registry import write_run
 
 from compress.plugins.registry.log import LOG, line_check
+from compress.plugins.registry.promotion import PromotionRequest, promote
 from compress.plugins.registry.registry import Registry
-from compress.plugins.registry.remote import Remote, fetch, push
-from compress.utils.errors import InputError
+from compress.plugins.registry.remote import Remote, fetch, push, without_password
+from compress.utils.errors import CompressError, InputError
 
 pytest.importorskip("fsspec")
 
+MODEL = "model/onnx/model.onnx"
 WHEN = {"at": "2026-01-01T00:00:00+00:00", "who": "a"}
 GATE = {"against": None, "status": "passed"}
 PROMOTED = {"kind": "promoted", "name": "m", "version": 1, "alias": "champion", "before": None, "gate": GATE, **WHEN}
@@ -80,3 +82,24 @@ def test_reference_to_no_version_is_refused(tmp_path: Path, reference: str) -> N
         registry.state().find(reference)
     with pytest.raises(InputError, match="cannot be the name of"):
         registry.register(tmp_path / "run", "name\n")
+
+
+@pytest.mark.parametrize("scheme", ["sftp", "http", "ftp", "nosuch"])
+def test_password_in_an_address_is_not_shown(tmp_path: Path, scheme: str) -> None:
+    url = f"{scheme}://user:SECRET@pass@127.0.0.1:1/folder"
+    with pytest.raises(CompressError) as caught:
+        push(Registry(tmp_path), Remote(url))
+    assert "SECRET" not in f"{caught.value} {json.dumps(caught.value.as_dict())}"
+    assert without_password("s3://bucket/a:b@c") == "s3://bucket/a:b@c"
+
+
+def test_rollback_reads_the_bytes_of_the_version(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    for number in (1, 2):
+        version, _ = registry.register(write_run(tmp_path / f"run{number}", b"weights%d" % number), "m")
+        promote(registry, PromotionRequest(version.reference))
+    damaged = registry.objects.path(registry.contents(registry.state().find("m@1")).files[MODEL].sha256)
+    damaged.write_bytes(b"WEIGHTS1")
+    with pytest.raises(InputError, match="m@1"):
+        registry.rollback("m", "champion")
+    assert registry.state().find("m@champion").number == 2

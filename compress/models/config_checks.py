@@ -18,6 +18,7 @@ _MAPPINGS = ("auto_mappings", "configuration_auto")
 """transformers' modules that list every `model_type`; the first one is plain data."""
 
 
+_MAX_LAYERS = 10_000
 _IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
 
 
@@ -29,6 +30,7 @@ def check_config(folder: Path, trust_remote_code: bool) -> None:
     where, config = str(folder / "config.json"), read_json(folder / "config.json")
     model_type = config.get("model_type")
     _refuse_downloaded_kernels(config, where)
+    _refuse_many_layers(config, where)
     if is_timm(config) and importlib.util.find_spec("timm") is None:
         raise MissingExtraError("timm", "timm", "A model of timm")
     # These are not built by transformers.
@@ -60,6 +62,15 @@ def check_config(folder: Path, trust_remote_code: bool) -> None:
             expected="a model_type that the installed version knows",
             hint="check the name, or install a transformers that has it (pip install -U transformers)",
         )
+
+
+def _refuse_many_layers(config: Mapping[str, Any], where: str) -> None:
+    """Raise `ModelError` for a number of layers that would keep the construction of the model from ending."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            _refuse_many_layers(value, where)
+        elif "layer" in name and isinstance(value, int) and value > _MAX_LAYERS:
+            raise ModelError(f"The config's {name} is {value:,}.", where=where, expected=f"at most {_MAX_LAYERS:,}")
 
 
 def _refuse_downloaded_kernels(config: Mapping[str, Any], where: str) -> None:

@@ -8,9 +8,14 @@ from typing import Any
 
 from compress.utils.errors import ModelError
 
+MAX_BYTES = 100_000_000
+
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises `ModelError` for a missing file or other content."""
+    """Read a JSON object. Raises `ModelError` for a missing, giant or special file, or other content."""
+    if path.exists() and (not path.is_file() or path.stat().st_size > MAX_BYTES):
+        found = f"has {path.stat().st_size:,} bytes" if path.is_file() else "is no regular file"
+        raise ModelError(f"{path.name} {found}.", where=str(path), expected=f"a file of JSON below {MAX_BYTES:,} bytes")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -285,7 +285,9 @@ class Sources:
                 self._unknown(role, reference)
                 return None
             origin = "random weights" if random_weights else "its weights"
-            shape = random_shape(path) if module is None and (path / "config.json").is_file() else None
+            if module is None:
+                check_config(path, self.recipe.trust_remote_code)
+            shape = random_shape(path) if module is None else None
             parameters = None if shape is None else round(shape.parameters)
             note = f"made by {module or 'its config'}, with {origin}"
             self._here(role, reference, path, parameters=parameters, note=note)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 import subprocess
@@ -189,3 +190,23 @@ def test_link_out_of_a_run_is_neither_registered_nor_sent(tmp_path: Path) -> Non
     (tmp_path / "run/model/config.json").symlink_to(tmp_path / "secret")
     with pytest.raises(InputError, match=r"model/config\.json is a link to a file outside the folder"):
         shipped_files(tmp_path / "run")
+
+
+def test_config_that_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    for name, make in {"fifo": os.mkfifo, "zero": lambda path: path.symlink_to("/dev/zero")}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        make(folder / "config.json")
+        with pytest.raises(ModelError, match=r"config\.json is no regular file"):
+            check_config(folder, trust_remote_code=False)
+    (tmp_path / "config.json").touch()
+    os.truncate(tmp_path / "config.json", 10**12)
+    with pytest.raises(ModelError, match=r"config\.json has 1,000,000,000,000 bytes"):
+        check_config(tmp_path, trust_remote_code=False)
+
+
+@pytest.mark.parametrize("name", ["num_hidden_layers", "encoder_layers", "n_layer"])
+def test_config_of_millions_of_layers_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "text_config": {name: 10**7}}))
+    with pytest.raises(ModelError, match=f"The config's {name} is 10,000,000"):
+        check_config(tmp_path, trust_remote_code=False)

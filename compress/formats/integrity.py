@@ -19,7 +19,7 @@ from compress.formats.targets import TARGETS
 from compress.models.folder_checks import CHUNK_ELEMENTS
 from compress.models.model import files_in
 from compress.models.processor import processor_of
-from compress.models.stored_tensor import StoredTensor, stored
+from compress.models.stored_tensor import Role, StoredTensor, stored
 
 if TYPE_CHECKING:
     from compress.formats.model_file import FileModel
@@ -62,13 +62,14 @@ class InspectedModel:
     def float_arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield every floating-point weight and scale with its name; a large one is split into pieces.
 
-        A scalar may be infinite, such as the addend of a mask. It is left out.
+        A constant of the graph may be infinite, such as the mask of an attention or a router. It is left out.
         """
         for tensor, data in self.how.stored(self.model):
             # Packed weights are decoded to the values that the model computes with.
             values = tensor.decoded(data) if tensor.readable else data
-            infinite_scalar = tensor.role == "constant" and values.ndim == 0 and bool(np.isinf(values))
-            if "float" in values.dtype.name and not infinite_scalar:
+            if "float" not in values.dtype.name:
+                continue
+            if not (tensor.role == "constant" and np.isinf(values).any() and not np.isnan(values).any()):
                 flat = values.reshape(-1)
                 starts = range(0, max(flat.size, 1), CHUNK_ELEMENTS)
                 yield from ((tensor.name, flat[start : start + CHUNK_ELEMENTS]) for start in starts)
@@ -91,11 +92,12 @@ class InspectedModel:
         return self.how.logits(self.model, encode)
 
 
-def stored_arrays(arrays: Iterable[tuple[str, np.ndarray]]) -> Stored:
-    """Return arrays in memory as stored tensors."""
+def stored_arrays(arrays: Iterable[tuple[str, np.ndarray]], constants: str | None = None) -> Stored:
+    """Return arrays in memory as stored tensors; names that begin with ``constants`` are constants of a graph."""
     for name, array in arrays:
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        yield stored(name, array.dtype.name, array.shape, Path(), (0, data.nbytes)), data
+        role: Role = "constant" if constants is not None and name.startswith(constants) else "weight"
+        yield stored(name, array.dtype.name, array.shape, Path(), (0, data.nbytes), role=role), data
 
 
 def file_inspector(form: str) -> ModelInspector:

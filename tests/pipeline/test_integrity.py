@@ -17,9 +17,11 @@ from onnx import numpy_helper
 from quantized import quantize_tiny_llama, save_tiny_llama
 from safetensors.torch import load_file, save_file
 
+from compress.formats.integrity import InspectedModel, ModelInspector
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.model import TorchModel
+from compress.models.stored_tensor import stored
 from compress.pipeline.integrity import PROBE_ROWS, IntegrityCheck, PredictionProbe, inspector_of, measure_size
 from compress.stages.base import OutputSpec
 from compress.tasks.registry import TASKS
@@ -259,3 +261,24 @@ def test_large_tensor_is_checked_in_chunks(tmp_path: Path, monkeypatch: pytest.M
     pieces = [array for name, array in inspector_of(source).float_arrays() if name == "model.embed_tokens.weight"]
     assert [len(piece) for piece in pieces] == [1000] * 10 + [240]
     np.testing.assert_array_equal(np.concatenate(pieces), source.stored("model.embed_tokens.weight").flatten().numpy())
+
+
+@pytest.mark.parametrize(
+    ("role", "values", "is_checked"),
+    [
+        ("constant", [-np.inf, 0.0], False),  # the mask of a router that prefers groups of experts
+        ("constant", -np.inf, False),
+        ("constant", [np.nan, -np.inf], True),
+        ("constant", [1.0, 2.0], True),
+        ("weight", [-np.inf, 0.0], True),
+    ],
+)
+def test_only_constants_may_be_infinite(role: str, values: Any, is_checked: bool) -> None:
+    data = np.asarray(values, np.float32)
+
+    def stored_tensors(_: object) -> Any:
+        raw = data.reshape(-1).view(np.uint8)
+        yield stored("value", "float32", data.shape, Path(), (0, raw.nbytes), role=role), raw
+
+    inspected = InspectedModel(None, ModelInspector(stored_tensors, lambda *_: data))
+    assert bool([*inspected.float_arrays()]) == is_checked

@@ -48,6 +48,8 @@ _COMPANIONS: dict[str, dict[int, tuple[int, ...]]] = {
 """Operator -> its weight's input -> the inputs with that weight's scale, zero point and order."""
 _BIAS_INPUT = {"SkipLayerNormalization": 4}
 _MAX_HOPS = 6
+_CONSTANTS = "constants."
+"""Beginning of the names of constants in exported decoders."""
 _INTEGERS = ("int8", "uint8", "int4", "uint4", "int2", "uint2")
 
 _RECORDINGS = 3
@@ -99,7 +101,7 @@ class _Names:
             return InitializerRole(name, "quantization", 0, item.dtype)
         count = math.prod(item.shape)
         if self.is_constant(item, count):
-            name = item.name if "." in item.name else f"constants.{item.name}"
+            name = item.name if "." in item.name else _CONSTANTS + item.name
             return InitializerRole(name, "constant", 0, item.dtype)
         parameters, dtype = self.unpacked(item, count)
         return InitializerRole(names[item.name], "weight", parameters, dtype, packed=dtype != item.dtype)
@@ -127,7 +129,7 @@ class _Names:
 
     def is_constant(self, item: Initializer, count: int) -> bool:
         """Return whether an initializer is a constant of the graph, such as a shape, rather than a weight."""
-        if item.name.startswith("constants."):
+        if item.name.startswith(_CONSTANTS):
             return True
         if "float" in item.dtype or "complex" in item.dtype:
             return count <= 1 and "." not in item.name
@@ -339,7 +341,7 @@ def stored_tensors_of(model: OnnxModel) -> Stored:
 
     graphs = (graph for whole in model.graphs.values() for graph in all_graphs(whole.graph))
     tensors = (tensor for graph in graphs for tensor in graph.initializer)
-    return stored_arrays((tensor.name, numpy_helper.to_array(tensor)) for tensor in tensors)
+    return stored_arrays(((tensor.name, numpy_helper.to_array(tensor)) for tensor in tensors), _CONSTANTS)
 
 
 def probe_logits(model: OnnxModel, encode: Encode) -> np.ndarray:

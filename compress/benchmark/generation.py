@@ -94,7 +94,8 @@ def measure_generation(
         "prompts": "text" if texts else "random",
     }
     notes, labels = _notes(timed.record, plan, conditions), {name: name for name in artifacts}
-    precise = "times", "raise --seconds or --budget, or reduce other load on the machine"
+    longer = "raise benchmark.seconds and benchmark.budget_seconds (`compress bench`: --seconds and --budget)"
+    precise = "times", f"{longer}, or reduce other load on the machine"
     return build_result(timed, plan, conditions, rows, notes, precise, labels, **own_environment)
 
 

@@ -258,12 +258,14 @@ def _options(
 
 def _fail(error: CompressError) -> NoReturn:
     """Print an error, as JSON too if the command writes JSON, and exit with its code."""
+    from compress.utils.terminal import printable
+
     # Standard output may be what failed.
     with contextlib.suppress(OSError):
         if "--json" in sys.argv or "--format=json" in sys.argv or ("--format", "json") in pairwise(sys.argv):
             typer.echo(json.dumps({"error": error.as_dict()}, indent=2))
     with contextlib.suppress(OSError):
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(printable(f"error: {error}"), err=True)
     sys.exit(error.exit_code)
 
 

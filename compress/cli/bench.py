@@ -167,10 +167,9 @@ def show(result: BenchmarkResult, json_: bool, where: str = "") -> None:
     if json_:
         typer.echo(json.dumps(as_values(result)))
         return
-    from rich.console import Console
-
     from compress.cli.output import render_generation, render_rows, show_hint
     from compress.results.metrics import context_of
+    from compress.utils.terminal import Console
 
     # Measurements of text generation have a table of their own, with a line for each context.
     rows = [row for row in result.measurements if context_of(row.metric) is None]

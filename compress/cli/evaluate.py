@@ -29,8 +29,7 @@ def evaluate(
     if json_:
         typer.echo(json.dumps([row.model_dump() for row in rows], indent=1))
         return
-    from rich.console import Console
-
     from compress.cli.output import render_rows
+    from compress.utils.terminal import Console
 
     Console().print(render_rows(rows))

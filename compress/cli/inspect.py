@@ -42,8 +42,7 @@ def inspect(
     if json_:
         typer.echo(budget.model_dump_json(indent=2))
         return
-    from rich.console import Console
-
     from compress.inspection.budget_rendering import write_budget
+    from compress.utils.terminal import Console
 
     write_budget(budget, depth, top, Console())

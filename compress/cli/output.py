@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import typer
-from rich.console import Console
 
 from compress.results.formatting import format_interval, format_measurement, format_value
 from compress.results.metrics import context_of, describe_metric
@@ -18,6 +17,7 @@ from compress.results.report import Measurement
 from compress.utils.errors import InputError
 from compress.utils.progress import is_shown
 from compress.utils.responsive_table import ResponsiveTable, TableColumn
+from compress.utils.terminal import Console, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def show_hint(message: str) -> None:
     """Print a line that is no result on standard error, unless `--quiet` was given."""
     if is_shown(logging.INFO):
-        typer.echo(message, err=True)
+        typer.echo(printable(message), err=True)
 
 
 def show(view: RenderableType) -> None:

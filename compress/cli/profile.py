@@ -99,11 +99,10 @@ def _print_profile(result: OperatorProfile, html: Path | None, json_: bool, prog
     if json_:
         typer.echo(json.dumps(result.to_json()))
         return
-    from rich.console import Console
-
     from compress.cli.output import show_hint
     from compress.report.profile_formatting import method_notes
     from compress.report.profile_views import console_profile
+    from compress.utils.terminal import Console
 
     Console().print(console_profile(result))
     for note in method_notes(result):

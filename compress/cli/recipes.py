@@ -112,10 +112,10 @@ def _show(described: list[RecipeRow], as_json: bool) -> None:
     if not described:
         typer.echo("no recipes", err=True)
         return
-    from rich.console import Console
     from rich.table import Table
 
     from compress.cli.output import show_hint
+    from compress.utils.terminal import Console
 
     table = Table("name", "task", "result", "time", box=None, pad_edge=False)
     for row in described:

@@ -28,11 +28,10 @@ def run(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also show details, such as each layer.")] = False,
 ) -> None:
     """Run a recipe. Finished stages come from the cache, so a stopped run continues where it was."""
-    from rich.console import Console
-
     from compress import api
     from compress.stages.training.processes import is_first
     from compress.utils.progress import is_shown, set_verbosity
+    from compress.utils.terminal import Console
 
     if quiet or verbose:
         set_verbosity(quiet, verbose)
@@ -96,10 +95,9 @@ def check(
     if json_:
         typer.echo(plan.model_dump_json(indent=2))
         return
-    from rich.console import Console
-
     from compress.pipeline.plan import render_plan, render_warnings
     from compress.utils.progress import is_shown
+    from compress.utils.terminal import Console
 
     if not is_shown(logging.INFO):
         Console().print(render_warnings(plan))

@@ -63,6 +63,7 @@ def verify(
     from compress.plugins import find_extensions, load_extension
     from compress.report.run_folder import LATEST, RUNS
     from compress.utils.errors import InputError
+    from compress.utils.terminal import printable
 
     # A run's name stands for its latest run.
     candidates = (path, path / LATEST) if path.exists() else (RUNS / path / LATEST,)
@@ -83,6 +84,6 @@ def verify(
     if json_:
         typer.echo(json.dumps(verified.content, indent=1))
     else:
-        typer.echo("\n".join(verified.lines))
+        typer.echo(printable("\n".join(verified.lines)))
     if not verified.sound:
         raise typer.Exit(1)

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from rich.console import Console
+import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.text import Text
 
 from compress.results.formatting import format_seconds
 from compress.utils.progress import Total, expected_steps, is_shown
+from compress.utils.terminal import Console
 
 Item = TypeVar("Item")
 
@@ -41,7 +42,9 @@ def bars() -> tuple[ProgressColumn, ...]:
 class ConsoleProgress:
     """Implementation of `Progress` with bars on a terminal, and occasional lines in files and pipes."""
 
-    console: Console = field(default_factory=partial(Console, stderr=True, highlight=False, soft_wrap=True))
+    console: rich.console.Console = field(
+        default_factory=partial(Console, stderr=True, highlight=False, soft_wrap=True)
+    )
     clock: Callable[[], float] = time.monotonic
 
     def track(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:

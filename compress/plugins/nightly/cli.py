@@ -37,9 +37,8 @@ def nightly(
     if json_:
         typer.echo(night_json(result), nl=False)
     else:
-        from rich.console import Console
-
         from compress.plugins.nightly.views import night_table
+        from compress.utils.terminal import Console
 
         Console().print(night_table(result.night))
     show_hint(f"report: {result.folder / 'night.html'}")

@@ -39,8 +39,10 @@ def _print(as_json: bool, fields: object, *lines: str) -> None:
     """Print fields as JSON, or lines."""
     if as_json:
         typer.echo(json.dumps(fields, indent=2, ensure_ascii=False))
+    from compress.utils.terminal import printable
+
     for line in () if as_json else lines:
-        typer.echo(line)
+        typer.echo(printable(line))
 
 
 def _fields(state: State, version: Version) -> dict[str, Any]:

@@ -71,10 +71,9 @@ def search(
 
 def _print_result(result: SearchResult, track: str | None, json_: bool) -> None:
     """Track and print a finished search. Exits with code 1 if no recipe meets the limits."""
-    from rich.console import Console
-
     from compress.cli.output import show_hint
     from compress.plugins.search.console import search_table
+    from compress.utils.terminal import Console
 
     if track is not None:
         from compress.plugins.search.record import tracked_run

@@ -30,6 +30,7 @@ from compress.plugins.search.record import (
 from compress.report.progress import ConsoleProgress, bars
 from compress.results.formatting import format_seconds, format_value
 from compress.results.metrics import describe_metric
+from compress.utils import terminal
 from compress.utils.progress import Total, expected_steps, is_shown
 from compress.utils.responsive_table import ResponsiveTable, TableColumn
 
@@ -221,7 +222,7 @@ class SearchConsole(ProgressDisplay):
 
     def __init__(self, console: Console | None = None, lines: bool = False) -> None:
         """Open the display; with ``lines`` there is no table."""
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or terminal.Console(stderr=True, highlight=False)
         self._draws = self._console.is_terminal and not lines and is_shown(logging.INFO)
         # Lines on a terminal are wrapped, and those of a file are not.
         self._lines = ConsoleProgress(self._console) if self._draws or console else ConsoleProgress()

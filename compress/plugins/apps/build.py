@@ -16,6 +16,8 @@ from compress.formats.runtime import Batch, get_runtime, why_unavailable
 from compress.formats.target_profile import AppProfile
 from compress.formats.targets import TARGETS, in_format
 from compress.inspection.budget import size_advice
+from compress.models.config_checks import max_positions
+from compress.models.json_file import read_optional_json
 from compress.models.processor import load_processor
 from compress.pipeline.licence_detection import NOT_STATED
 from compress.plugins.apps.app_type import AppType, Inputs
@@ -235,8 +237,10 @@ def _fill(folder: Path, request: BundleRequest, progress: Progress) -> tuple[Man
         session = open_model(bundled_format, file if kind.graphs == 1 else model)
     shape = record_interface(bundled_format.interface(file, session), kind, str(file))
     # The rules come from the processor of transformers. Every built-in and user sample verifies them.
-    processor, max_length = load_processor(request.model), request.recipe.data.max_length
-    rule = kind.inputs.find_rule(folder, processor, min(max_length, shape.longest or max_length))
+    processor, positions = load_processor(request.model), max_positions(read_optional_json(model / "config.json"))
+    # A model with learned positions cannot read beyond them, whatever the recipe says.
+    longest = min(filter(None, (request.recipe.data.max_length, shape.longest, positions)))
+    rule = kind.inputs.find_rule(folder, processor, longest)
     postprocessing = kind.answers.find_postprocessing(model, shape.outputs)
     preparation = kind.inputs(folder, rule)
     cases = preparation.make_cases(request.samples, processor)

@@ -238,3 +238,17 @@ def test_expanded_whitespace_classes_match_in_javascript_as_in_rust(node: str) -
         matches[pattern] = json.loads(done.stdout)
     assert matches[expanded] == right
     assert matches[plain] != right, "then nothing need be written out"
+
+
+def test_texts_are_cut_to_the_positions_of_the_model(run: Path, tmp_path: Path) -> None:
+    short = shutil.copytree(run, tmp_path / "run")
+    config = json.loads((short / "model/config.json").read_text())
+    (short / "model/config.json").write_text(json.dumps({**config, "max_position_embeddings": 12}))
+    request = wanted_of(short)
+    data = request.recipe.data.model_copy(update={"max_length": 512})
+    recipe = request.recipe.model_copy(update={"data": data})
+    bundle = build(wanted_of(short, recipe=recipe), tmp_path / "out", SilentProgress())
+    assert bundle.manifest.preprocessing.max_length == 12
+    assert (
+        max(len(case["input_ids"]) for case in json.loads((bundle.folder / "selftest.json").read_text())["cases"]) == 12
+    )

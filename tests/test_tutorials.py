@@ -47,11 +47,11 @@ ELSEWHERE = {
 """Page and language of the only such block -> where it is executed."""
 
 
-def write_reviews(path: Path) -> None:
+def write_reviews(path: Path, count: int = 400) -> None:
     """Write the file that the reader of a page has: rows of the sample under other names of columns."""
     import pyarrow.parquet as pq
 
-    rows = pq.read_table(sample_directory("movie-reviews") / "train.parquet").slice(0, 400).to_pylist()
+    rows = pq.read_table(sample_directory("movie-reviews") / "train.parquet").slice(0, count).to_pylist()
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([("review", "sentiment"), *((row["text"], row["label"]) for row in rows)])
 
@@ -166,7 +166,11 @@ def test_commands_of_a_page_work(page: str, tmp_path: Path) -> None:
         assert json.loads((run / "report.json").read_text())["schema"] == 1
         assert any((run / "model").rglob("*.onnx"))
     if (page, "yaml") in ELSEWHERE:
-        written = (tmp_path / "reviews.yaml").read_text()
+        # The page's numbers are those of more rows, by which epochs and limits are chosen.
+        (tmp_path / "more").mkdir()
+        write_reviews(tmp_path / "more" / "reviews.csv", 1500)
+        run_line("compress init --model sample:minilm --data reviews.csv", tmp_path / "more")
+        written = (tmp_path / "more" / "reviews.yaml").read_text()
         assert [block.text for block in code_blocks(page) if block.language == "yaml"] == [written]
 
 

@@ -253,9 +253,11 @@ def _shared_notes(timed: TimingResult, conditions: TimingConditions, precise: tu
     if timed.precision > conditions.precision:
         quantity, hint = precise
         launches = f"{record.launches} launch{'es' if record.launches > 1 else ''}"
-        reached = "unknown" if timed.precision == float("inf") else f"{timed.precision:.1%}"
-        limit = f"above the target of {conditions.precision:.1%}"
-        notes.append(f"after {launches} the interval of {quantity} is {reached}, {limit}; {hint}")
+        target = f"above the target of {conditions.precision:.1%}"
+        reached = f"the interval of {quantity} is {timed.precision:.1%}, {target}"
+        if timed.precision == float("inf"):
+            reached = f"{quantity} have no interval yet"
+        notes.append(f"after {launches} {reached}; {hint}")
     return notes
 
 

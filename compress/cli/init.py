@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _FEW_FILES, _FEW_BYTES = 1000, 5_000_000
 """Files and bytes from which on data has enough rows for the limits of a first recipe."""
+_FEWEST_STEPS, _MOST_EPOCHS = 30, 20
+"""Steps of training below which epochs are added, and the most epochs for that."""
 
 
 def init(
@@ -45,7 +48,7 @@ def init(
     json_: Annotated[bool, typer.Option("--json", help="Write JSON to standard output, and ask nothing.")] = False,
 ) -> None:
     """Write a short recipe for a model and data. On a terminal, missing values are asked for."""
-    from compress.cli.output import write_new_file
+    from compress.cli.output import show_hint, write_new_file
     from compress.data.column_names import column_names
     from compress.data.layout import Layout, find_layout
     from compress.formats.targets import find_target
@@ -75,8 +78,9 @@ def init(
     name = name or _default_name(output.stem if output else Path(data or model).resolve().stem)
     output = output or Path(f"{name}.yaml")
     values = initial_values(name, found.of_task(task, model, folder), layout.fields, columns, target)
+    notes: list[str] = []
     if layout.example is not None and _is_small(layout.example):
-        _fit_limits(values, TASKS[task], folder)
+        notes = _fit_to_rows(values, TASKS[task], folder)
     text = full_recipe(values) if full else short_recipe(values)
     write_new_file(output, text, force)
     commands = [f"compress check {output}", f"compress run {output}"]
@@ -87,6 +91,8 @@ def init(
         return
     renamed = ", ".join(f"{other} is {own}" for own, other in columns.items() if own != other)
     typer.echo(f"{output}: {task}" + (f" ({renamed})" if renamed else ""))
+    for note in notes:
+        show_hint(note)
     typer.echo("\n".join(["Next:", *(f"  {command}" for command in commands)]))
 
 
@@ -96,8 +102,11 @@ def _is_small(path: Path) -> bool:
     return len(files) < _FEW_FILES and sum(file.stat().st_size for file in files) < _FEW_BYTES
 
 
-def _fit_limits(values: dict[str, Any], task: Task, recipe_folder: Path) -> None:
-    """Lower limits on a share of right rows to a bound that so few test rows can decide."""
+def _fit_to_rows(values: dict[str, Any], task: Task, recipe_folder: Path) -> list[str]:
+    """Raise epochs that so few training rows make too short, and lower limits that so few test rows cannot decide.
+
+    Returns a note on each change.
+    """
     from compress.data.config import DataConfig
     from compress.data.dataset import TEST, load_dataset
     from compress.recipe.limit_checks import changed_rows_share, decidable_bound, is_share_of_rows
@@ -110,7 +119,8 @@ def _fit_limits(values: dict[str, Any], task: Task, recipe_folder: Path) -> None
         data = load_dataset(config, task.columns, recipe_folder, SilentProgress(), fetch=False)
     except DataError:
         # `compress check` reports the problems of the data.
-        return
+        return []
+    notes = _more_epochs(values["stages"], len(data.tables.get("train", ())))
     kinds = [next(iter(stage)) for stage in values["stages"]]
     # The baseline is a stage of a starter, or the starting model.
     baseline = values.get("baseline")
@@ -119,7 +129,28 @@ def _fit_limits(values: dict[str, Any], task: Task, recipe_folder: Path) -> None
     )
     for limit in values["limits"]:
         if TEST in data.tables and "at_least" in limit and is_share_of_rows(limit["metric"]):
-            limit["at_least"] = min(limit["at_least"], decidable_bound(len(data.tables[TEST]), changed))
+            rows = len(data.tables[TEST])
+            bound = decidable_bound(rows, changed)
+            if bound < limit["at_least"]:
+                limit["at_least"] = bound
+                notes.append(
+                    f"{limit['metric']} at least {bound:g}: {rows:,} test rows can hardly decide a higher limit"
+                )
+    return notes
+
+
+def _more_epochs(stages: Iterable[dict[str, Any]], rows: int) -> list[str]:
+    """Raise the epochs of stages with too few steps for any learning, and return a note on each change."""
+    notes = []
+    for stage in stages:
+        ((kind, fields),) = stage.items()
+        if rows and {"epochs", "batch_size"} <= fields.keys():
+            steps = math.ceil(rows / fields["batch_size"])
+            epochs = min(math.ceil(_FEWEST_STEPS / steps), _MOST_EPOCHS)
+            if epochs > fields["epochs"]:
+                fields["epochs"] = epochs
+                notes.append(f"{kind}: {epochs} epochs, because {rows:,} training rows are {steps} steps an epoch")
+    return notes
 
 
 @dataclass(frozen=True)
@@ -223,9 +254,15 @@ def _match(task: Task, names: Sequence[str], given: Mapping[str, str], data: str
     matches, missing = match_columns(task.columns, names, given)
     if missing and not asks:
         others = [f"--task {name}" for name in tasks_for_columns(names) if name != task.name]
-        if not others and any(column.name == "text" for column in task.columns):
-            others = ["--task text-classification --column label=NAME"]
-        options = " ".join(f"--column {name}=NAME" for name in missing)
+        classes = "text-classification"
+        if not others and task.name != classes and any(column.name == "text" for column in task.columns):
+            text, label = names if len(names) == 2 else ("NAME", "NAME")
+            others = [f"--task {classes} --column text={text} --column label={label}"]
+        only = len(names) == len(missing)
+        options = " ".join(
+            f"--column {name}={found if only else 'NAME'}"
+            for name, found in zip(missing, names if only else missing, strict=True)
+        )
         raise InputError(
             f"{data} has no column for {' and '.join(missing)}, which {task.name} reads.",
             where="--column",

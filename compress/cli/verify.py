@@ -62,7 +62,7 @@ def verify(
 
     from compress.plugins import find_extensions, load_extension
     from compress.report.run_folder import LATEST, RUNS
-    from compress.utils.errors import InputError
+    from compress.utils.errors import BundleError, InputError
     from compress.utils.terminal import printable
 
     # A run's name stands for its latest run.
@@ -80,7 +80,11 @@ def verify(
             expected=" or ".join(verifier.subject for verifier in verifiers),
         )
     verifier, place = match
-    verified = verifier.verify(place, signer)
+    try:
+        verified = verifier.verify(place, signer)
+    except BundleError as error:
+        error.exit_code = 1  # a fault, and not a wrong use of the command
+        raise
     if json_:
         typer.echo(json.dumps(verified.content, indent=1))
     else:

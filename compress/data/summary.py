@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import Counter
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from compress.data.row_keys import group_rows
 _SHOWN = 5
 _MOST_TOKENIZED = 10_000
 _FEWEST_TEST_ROWS = 10
+_DEVIATIONS = 1.96  # of a normal distribution, for an interval of 95%
 _MANY_CLASSES, _FEWEST_ROWS_OF_CLASS = 20, 10
 """From so many classes on, labels are taken for values of another kind if there are fewer rows for each on average."""
 
@@ -91,10 +93,12 @@ class DataSummary:
         if self.contradictory:
             inputs = "1 input occurs" if self.contradictory == 1 else f"{self.contradictory:,} inputs occur"
             warnings.append(f"{inputs} with different labels, which no model can learn")
-        if (lowest := min(accuracies, default=1.0)) <= self.guess_accuracy:
+        lowest, test_rows = min(accuracies, default=1.0), max(self.classes[TEST].total(), 1)
+        if lowest - _DEVIATIONS * math.sqrt(lowest * (1 - lowest) / test_rows) <= self.guess_accuracy:
             warnings.append(
-                f"the baseline's accuracy, {lowest:.2%}, is no better than always answering {self.largest!r} "
-                f"({self.guess_accuracy:.2%}); a limit that refers to it says nothing"
+                f"the baseline's accuracy, {lowest:.2%} of {test_rows:,} test rows, is hardly better than always "
+                f"answering {self.largest!r} ({self.guess_accuracy:.2%}); train it for more epochs, since a limit that "
+                "refers to it says nothing"
             )
         return [f"data: {warning}" for warning in warnings]
 

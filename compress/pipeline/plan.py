@@ -13,7 +13,7 @@ from rich.text import Text
 from compress.data.dataset import TEST
 from compress.formats.target_profile import PROCESSORS
 from compress.recipe.recipe import Limit
-from compress.report.notebook import terminal_view
+from compress.report.notebook import terminal_text, terminal_view
 from compress.results.formatting import format_bytes
 from compress.results.report import LicenceRecord
 from compress.stages.cost_model import Estimate
@@ -97,6 +97,9 @@ class Plan(Frozen):
     def _repr_html_(self) -> str:
         """Return the tables of the terminal for notebooks."""
         return terminal_view(render_plan(self))
+
+    def __str__(self) -> str:
+        return terminal_text(render_plan(self))
 
 
 def render_plan(plan: Plan, details: bool = False) -> RenderableType:

@@ -31,8 +31,9 @@ from compress.pipeline.target_limits import explained, target_limits
 from compress.plugins import find_extensions, load_extension, plugin_problems
 from compress.recipe.loading import dump_recipe, read_recipe
 from compress.recipe.recipe import START, Recipe
+from compress.report.console import console_table
 from compress.report.limits import check_limits
-from compress.report.notebook import report_table
+from compress.report.notebook import report_table, terminal_text
 from compress.report.pages import write_report
 from compress.report.run_folder import (
     LATEST,
@@ -80,6 +81,9 @@ class Run:
     def _repr_html_(self) -> str:
         """Return the report's table for notebooks."""
         return report_table(self.report)
+
+    def __str__(self) -> str:
+        return terminal_text(console_table(self.report))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,6 +69,12 @@ def check_artifacts(artifacts: Path) -> None:
     """Raise `InputError` if the artifacts folder is a file, or its disk has no room for a run's own files."""
     if artifacts.exists() and not artifacts.is_dir():
         raise InputError("The artifacts folder is a file.", where=str(artifacts), expected="a folder")
+    if not os.access(_nearest_folder(artifacts), os.W_OK):
+        raise InputError(
+            "The artifacts folder cannot be written.",
+            where=str(artifacts),
+            hint="name another folder with --artifacts, or give yourself the right to write there",
+        )
     free = free_bytes(artifacts)
     if free < _RUN_FILES_BYTES:
         raise disk_error(_RUN_FILES_BYTES, free, artifacts)
@@ -75,11 +82,15 @@ def check_artifacts(artifacts: Path) -> None:
 
 def free_bytes(artifacts: Path) -> int:
     """Return the free bytes of the disk on which the artifacts folder is, or will be."""
-    folder = artifacts.absolute()
-    # The folder may not exist yet. Its nearest existing parent lies on the same disk.
+    return shutil.disk_usage(_nearest_folder(artifacts)).free
+
+
+def _nearest_folder(path: Path) -> Path:
+    """Return the folder, or its nearest existing parent, which lies on the same disk."""
+    folder = path.absolute()
     while not folder.is_dir():
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return folder
 
 
 def disk_error(needed_bytes: float, free_bytes: int, artifacts: Path) -> InputError:

@@ -34,6 +34,14 @@ def terminal_view(view: RenderableType) -> str:
     return console.export_html(inline_styles=True, code_format='<pre style="line-height: 1.2">{code}</pre>')
 
 
+def terminal_text(view: RenderableType) -> str:
+    """Return tables for the terminal as plain text."""
+    console = Console(width=_WIDTH, file=io.StringIO(), no_color=True)
+    with console.capture() as capture:
+        console.print(view)
+    return capture.get().rstrip()
+
+
 def _rows(report: Report, target: str) -> list[tuple[str, ...]]:
     """Return the cells of the metrics with a limit, and of the main metrics of the task."""
     units = report.metrics(target)

@@ -68,8 +68,8 @@ def comparison_signs(limit: str) -> str:
 
 
 _WARNING = re.compile(
-    r"^data: (?!.* rows?; .* repeats? another)|noise: (noisy|unusable)|above the target|not stable|no VNNI|larger than"
-    r"|contradict|[Nn]o licence"
+    r"^data: (?!.* rows?; .* repeats? another)|noise: (noisy|unusable)|above the target|no interval yet|not stable"
+    r"|no VNNI|larger than|contradict|[Nn]o licence"
 )
 """Words of notes that make a number or the model questionable. Other notes say how something was measured."""
 

@@ -70,7 +70,10 @@ class CompressError(Exception):
     def __str__(self) -> str:
         # Aligned labels make the optional parts easy to find.
         lines = [self.what]
-        lines += [f"  where:    {self.where}"] if self.where else []
+        where = self.where
+        if self.position is not None and self.position[1] is not None:
+            where = f"{self.position[0]}:{self.position[1]}, {where}"
+        lines += [f"  where:    {where}"] if where else []
         lines += [f"  expected: {self.expected}"] if self.expected else []
         lines += [f"  hint:     {self.hint}"] if self.hint else []
         return "\n".join(lines)
@@ -121,7 +124,9 @@ class Problem:
     def __str__(self) -> str:
         location = self.file if self.line is None else f"{self.file}:{self.line}"
         hint = f" Did you mean {self.nearest!r}?" if self.nearest else ""
-        return f"{location}: {self.field}: found {self.found}; expected {self.expected}.{hint}"
+        # A misspelt name has a suggestion in place of the long list of valid names.
+        expected = "" if self.nearest and self.expected.startswith("a known ") else f"; expected {self.expected}"
+        return f"{location}: {self.field}: found {self.found}{expected}.{hint}"
 
 
 class RecipeError(InputError):

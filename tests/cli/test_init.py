@@ -74,7 +74,7 @@ def test_named_columns_tell_the_task(place: Path) -> None:
     rows = (place / "reviews.csv").read_text().splitlines()[1:]
     (place / "tickets.csv").write_text("Beschreibung;Bereich\n" + "\n".join(rows) + "\n")
     error = refused("--model", "encoder", "--data", "tickets.csv", "--column", "text=Beschreibung")
-    assert "--task text-classification --column label=NAME" in str(error)
+    assert "--task text-classification --column text=Beschreibung --column label=Bereich" in str(error)
     output_of(
         "init", "--model", "encoder", "--data", "tickets.csv", "--column", "text=Beschreibung",
         "--column", "label=Bereich",
@@ -128,6 +128,28 @@ def test_limit_is_lowered_for_few_test_rows(rows: int, bound: float, place: Path
     output_of("init", "--model", "encoder", "--data", "few.csv")
     # A fifth of the rows is the test split.
     assert checked(place / "few.yaml")["limits"] == [{"metric": "accuracy", "at_least": bound, "of": "baseline"}]
+
+
+@pytest.mark.parametrize(("rows", "epochs"), [(281, 8), (400, 6), (2000, 2)])
+def test_few_training_rows_get_more_epochs(rows: int, epochs: int, place: Path) -> None:
+    lines = [f"text {number},{('bad', 'good')[number % 2]}" for number in range(rows)]
+    (place / "few.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    output_of("init", "--model", "encoder", "--data", "few.csv")
+    stages = yaml.safe_load((place / "few.yaml").read_text())["stages"]
+    # At least 30 steps of 64 rows, of which seven in ten are for training.
+    assert stages[0]["finetune"]["epochs"] == epochs
+
+
+def test_hint_for_other_columns_is_a_command_that_works(place: Path) -> None:
+    lines = [f"so {number};{('gut', 'schlecht')[number % 2]}" for number in range(90)]
+    (place / "k.csv").write_text("\n".join(["Kommentar;Note", *lines]) + "\n")
+    with pytest.raises(InputError) as caught:
+        output_of("init", "--model", "encoder", "--data", "k.csv")
+    assert caught.value.hint is not None
+    options = caught.value.hint.removeprefix("or another task: ").split()
+    assert options == ["--task", "text-classification", "--column", "text=Kommentar", "--column", "label=Note"]
+    output_of("init", "--model", "encoder", "--data", "k.csv", *options)
+    assert checked(place / "k.yaml")["data"]["columns"] == {"text": "Kommentar", "label": "Note"}
 
 
 def test_sample_is_named_by_its_splits(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

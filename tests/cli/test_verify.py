@@ -32,7 +32,7 @@ def test_changed_byte_of_a_run_is_found(folder: Path, here: Call) -> None:
     config = folder / "artifacts/runs/tiny/latest/model/config.json"
     config.write_bytes(config.read_bytes() + b" ")
     done = here("verify", "tiny", folder=folder)
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (1, "")
     assert "model/config.json was changed" in done.stderr
 
 
@@ -52,7 +52,7 @@ def test_registry_is_verified_and_a_fault_gives_exit_code_1(folder: Path, here: 
 def test_zip_file_is_taken_for_a_bundle(tmp_path: Path, here: Call) -> None:
     (tmp_path / "app.zip").write_bytes(b"nothing")
     done = here("verify", "app.zip", folder=tmp_path)
-    assert done.returncode == 2 and "app.zip" in done.stderr and "can be verified" not in done.stderr
+    assert done.returncode == 1 and "app.zip" in done.stderr and "can be verified" not in done.stderr
 
 
 @pytest.mark.parametrize(("path", "message"), [("nothing", "no such file, folder or run"), (".", "nothing here")])

@@ -80,8 +80,11 @@ def test_rare_classes_and_those_of_one_split_are_warned_of() -> None:
 
 def test_baseline_that_is_no_better_than_guessing_is_warned_of() -> None:
     result = summary({split: [*many("a", 30, split), *many("b", 10, split)] for split in ("train", "test")})
-    assert result.warnings() == result.warnings([0.76, 0.9]) == []
-    assert "75.00%, is no better than always answering 'a' (75.00%)" in result.warnings([0.9, 0.75])[0]
+    assert result.warnings() == result.warnings([0.9]) == []
+    words = "of 40 test rows, is hardly better than always answering 'a' (75.00%)"
+    assert f"75.00% {words}" in result.warnings([0.9, 0.75])[0]
+    # The lower end of 85% of 40 rows is 85 - 1.96 * 5.6 = 73.9%.
+    assert f"85.00% {words}" in result.warnings([0.85])[0]
 
 
 def test_thousands_of_classes_are_summarized_in_two_lines() -> None:

@@ -41,10 +41,12 @@ def examples(manifest: Manifest, kind: AppType, profile: AppProfile) -> dict[str
     for language in profile.apps[manifest.format].languages:
         path = f"{EXAMPLES}/{kind.examples}/{SCRIPTS[language]}"
         if language == "python":
-            contents[SCRIPTS[language]] = TEMPLATES.get_template(f"{path}.jinja").render(_values(manifest)).encode()
-            # Every format has its own part of the example that runs the model.
+            # Every format has its own part of the example that runs the model, and names its package.
             model = files(find_bundled_format(manifest.format).examples) / EXAMPLES / "model.py"
             contents["model.py"] = model.read_bytes()
+            package = contents["model.py"].decode().partition("pip install ")[2].split()[0]
+            values = {**_values(manifest), "package": package}
+            contents[SCRIPTS[language]] = TEMPLATES.get_template(f"{path}.jinja").render(values).encode()
         else:
             # Node examples are no templates: JavaScript uses braces itself.
             contents[SCRIPTS[language]] = (_SOURCES / path).read_bytes()

@@ -58,7 +58,7 @@ def _verify_provenance(folder: Path, signer: Path | None) -> Verified:
     result = verify_statement(folder, signer)
     unsigned = "not signed: anyone could have rewritten the files"
     lines = (
-        f"{result.recipe}: {result.files} files as they were written",
+        f"{result.recipe}: the {result.files} files of the model are as they were written; reports are not covered",
         f"signed by {result.signer}" if result.signer else unsigned,
     )
     return Verified(asdict(result), lines)

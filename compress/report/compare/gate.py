@@ -154,7 +154,7 @@ _POLICY = FileKind(
     "The policy",
     "a YAML policy",
     "a mapping such as `rules: [{metric: accuracy, worse_by: 0.5 points}]`",
-    "docs/recipe.schema.json describes every field, under `gate`",
+    "`compress recipes schema` describes every field, under `gate`",
 )
 
 

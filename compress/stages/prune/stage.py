@@ -100,9 +100,14 @@ def pruned_shape(shape: Shape, layers: int, heads: float, feed_forward: float, e
         experts: share of experts that are removed in each mixture.
     """
     if layers and layers >= shape.layers > 0:
-        raise ModelError(f"Pruning removes {layers} layers of a model that has {shape.layers}.")
+        raise ModelError(
+            f"Pruning removes {layers} layers of a model that has {shape.layers}.",
+            expected=f"at most {shape.layers - 1}",
+        )
     if shape.heads and round(shape.heads * (1 - heads)) < 1:
-        raise ModelError(f"Pruning removes {heads:.0%} of {shape.heads} heads, which leaves none.")
+        raise ModelError(
+            f"Pruning removes {heads:.0%} of {shape.heads} heads, which leaves none.", expected="a smaller share"
+        )
     shorter = shape.with_layers(shape.layers - layers)
     return replace(
         shorter,

@@ -571,3 +571,19 @@ def test_only_a_detailed_plan_says_how_known_numbers_are_estimated(folder: Path,
     known = [line for line in detailed.splitlines() if line.startswith(("time of ", "memory of "))]
     assert len(known) > 2 and [line for line in known if line in brief.splitlines()] == [known[-1]]
     assert known[-1].startswith("time of measure: ")
+    assert str(plan).splitlines() == shown(render_plan(plan), 100).rstrip().splitlines()
+
+
+def test_folder_that_cannot_be_written_is_a_problem_of_the_plan(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def access(path: Path, mode: int) -> bool:
+        asked.append(path)
+        return False
+
+    monkeypatch.setattr("compress.pipeline.run_checks.os.access", access)
+    with pytest.raises(InputError, match="The artifacts folder cannot be written"):
+        make_plan(recipe(), folder, None, tmp_path / "no" / "such")
+    assert asked == [tmp_path], "the nearest folder that exists"

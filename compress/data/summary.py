@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -19,6 +19,7 @@ from compress.data.row_keys import group_rows
 _SHOWN = 5
 _MOST_TOKENIZED = 10_000
 _FEWEST_TEST_ROWS = 10
+_SHOWN_CHARACTERS = 60
 _DEVIATIONS = 1.96  # of a normal distribution, for an interval of 95%
 _MANY_CLASSES, _FEWEST_ROWS_OF_CLASS = 20, 10
 """From so many classes on, labels are taken for values of another kind if there are fewer rows for each on average."""
@@ -35,6 +36,7 @@ class DataSummary:
         guess_accuracy: Accuracy on the test split of always answering the largest class.
         repeated: Number of rows whose inputs occur in an earlier row.
         contradictory: Number of distinct inputs that have several labels.
+        contradiction: The first of these inputs, if they are texts, with its split; else an empty string.
         long_texts: Line on test texts that are longer than `max_length`, or an empty string.
     """
 
@@ -44,6 +46,7 @@ class DataSummary:
     guess_accuracy: float
     repeated: int
     contradictory: int
+    contradiction: str = ""
     long_texts: str = ""
 
     def lines(self) -> list[str]:
@@ -92,7 +95,8 @@ class DataSummary:
             )
         if self.contradictory:
             inputs = "1 input occurs" if self.contradictory == 1 else f"{self.contradictory:,} inputs occur"
-            warnings.append(f"{inputs} with different labels, which no model can learn")
+            example = f": {self.contradiction}" if self.contradiction else ""
+            warnings.append(f"{inputs} with different labels, which no model can learn{example}")
         lowest, test_rows = min(accuracies, default=1.0), max(self.classes[TEST].total(), 1)
         if lowest - _DEVIATIONS * math.sqrt(lowest * (1 - lowest) / test_rows) <= self.guess_accuracy:
             warnings.append(
@@ -125,6 +129,7 @@ def summarize(data: Dataset, tokenizer: Path | None = None, max_length: int = 0)
     groups = group_rows(np.concatenate(row_keys))
     grouped, starts = np.frombuffer(labels, np.int32)[groups.rows], np.sort(groups.starts)
     lowest, highest = (function.reduceat(grouped, starts) for function in (np.minimum, np.maximum))
+    contradictory = groups.rows[starts[np.flatnonzero(lowest != highest)]]
     largest, count = classes[TEST].most_common(1)[0]
     return DataSummary(
         classes=classes,
@@ -132,9 +137,23 @@ def summarize(data: Dataset, tokenizer: Path | None = None, max_length: int = 0)
         largest=largest,
         guess_accuracy=count / classes[TEST].total(),
         repeated=len(labels) - len(groups.sizes),
-        contradictory=int(np.count_nonzero(lowest != highest)),
+        contradictory=len(contradictory),
+        contradiction=_shown_text(data, tuple(classes), int(contradictory.min())) if len(contradictory) else "",
         long_texts=_long_texts(data, tokenizer, max_length) if tokenizer and tokenizer.is_file() else "",
     )
+
+
+def _shown_text(data: Dataset, splits: Sequence[str], row: int) -> str:
+    """Return the beginning of a row's text with its split, counted over ``splits``; "" for other inputs."""
+    texts = [column.name for column in data.columns if column.is_input and column.kind == "text"]
+    for split in splits:
+        table = data.tables[split]
+        if row < len(table):
+            text = str(table[texts[0]][row].as_py()) if texts else ""
+            shown = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
+            return f"{shown!r} ({split})" if shown else ""
+        row -= len(table)
+    raise IndexError(row)
 
 
 def _long_texts(data: Dataset, tokenizer_file: Path, max_length: int) -> str:

@@ -59,7 +59,11 @@ def test_case_and_white_space_do_not_make_rows_different() -> None:
     rows = [("A  text", "x"), ("a text ", "y"), ("other", "x"), ("OTHER", "x")]
     result = summary({"test": rows})
     assert (result.repeated, result.contradictory) == (2, 1)
-    assert any("1 input occurs with different labels" in warning for warning in result.warnings())
+    (warning,) = (text for text in result.warnings() if "1 input occurs with different labels" in text)
+    assert warning.endswith("which no model can learn: 'A  text' (test)")
+    # The first row of those, counted over the splits, is named; a long text is cut.
+    splits = {"train": [("plain", "x"), ("b" * 99, "y")], "test": [("c", "x"), ("c", "y"), ("b" * 99, "x")]}
+    assert summary(splits).contradiction == repr("b" * 60 + "...") + " (train)"
 
 
 def many(label: str, count: int, split: str) -> Pairs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from compress.utils.errors import InputError
+from compress.utils.progress import is_shown
 
 if TYPE_CHECKING:
     from compress.cli.output import Finding
@@ -88,10 +90,19 @@ def _print(result: _Examination, machine: dict[str, object], failed: bool, json_
             report["answers"] = asdict(result.answers)
         typer.echo(json.dumps(report, indent=2))
     else:
+        # What is absent may not be needed, and would hide the rest.
+        absent = [finding for finding in result.findings if finding.level == "absent"]
+        brief = len(absent) > 1 and not is_shown(logging.DEBUG)
         for finding in result.findings:
+            if brief and finding.level == "absent":
+                continue
             typer.echo(f"{_MARKS[finding.level]}  {finding.what}")
             if finding.advice:
                 typer.echo(f"         -> {finding.advice}")
+        if brief:
+            names = ", ".join(finding.what.partition(":")[0] for finding in absent)
+            typer.echo(f"{_MARKS['absent']}  not on this machine: {names}")
+            typer.echo("         -> compress doctor -v says why, and how to install it")
         typer.echo(_summary(result.findings))
 
 

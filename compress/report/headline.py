@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from compress.numerics.differences import mcnemar_mid_p
-from compress.report.limits import paired_ratio_interval
+from compress.report.limits import paired_ratio_interval, unusable_machine
 from compress.report.rows import limit_state
 from compress.results.formatting import format_improvement, format_number, format_value
 from compress.results.metrics import describe_metric, quality_metric, shortest_context
@@ -127,13 +127,18 @@ def _speed(report: Report, target: str) -> Iterator[Headline]:
     paired = report.find(FINAL, "speedup", target)
     # The paired ratio is preferred: it removes noise that both models share.
     if paired is not None:
-        figure, word = f"{format_number(paired.value)}x", "Faster" if paired.value >= 1 else "The speed"
+        figure, word = _ratio(report, paired), "Faster" if paired.value >= 1 else "The speed"
     elif pair is not None:
         figure, word = _figure("latency_ms", pair)
     else:
         return
     detail = "; ".join(filter(None, [_from_to(report, "latency_ms", target), _times_interval(paired)]))
     yield _tile(report, target, f"{word} at batch 1", figure, detail, "speedup", "latency_ms")
+
+
+def _ratio(report: Report, row: Measurement) -> str:
+    """Return a speed-up, marked as approximate if other programs disturbed the measurement."""
+    return f"{'~' if unusable_machine(report.environment) else ''}{format_number(row.value)}x"
 
 
 def _times_interval(row: Measurement | None) -> str:
@@ -155,7 +160,7 @@ def _generation(report: Report, target: str) -> Iterator[Headline]:
         if row is not None:
             detail = _from_to(report, f"{rate}_context_{context}", target) + f", prompt of {context}"
             detail = "; ".join(filter(None, [detail, _times_interval(row)]))
-            yield _tile(report, target, label, f"{format_number(row.value)}x", detail, row.metric)
+            yield _tile(report, target, label, _ratio(report, row), detail, row.metric)
 
 
 def _agreement(report: Report, target: str) -> Iterator[Headline]:

@@ -71,9 +71,8 @@ def test_absent_options_are_marked_and_the_last_line_counts_all(
 ) -> None:
     packages = [RequiredPackage("numpy", ">=2", "2.4.6"), RequiredPackage("nothing", ">=1", None, "rare")]
     monkeypatch.setattr(environment, "packages", lambda: packages)
-    brief = diagnose()[1].splitlines()
     code, text = diagnose("-v")
-    lines = text.splitlines()
+    lines, brief = text.splitlines(), diagnose()[1].splitlines()
     # What is absent takes one line, whose reasons and remedies -v shows.
     (absent,) = (line for line in brief if line.startswith("- "))
     assert "extra rare" in absent and "not installed" not in absent and len(brief) < len(lines)

@@ -93,9 +93,7 @@ def _print(result: _Examination, machine: dict[str, object], failed: bool, json_
         # What is absent may not be needed, and would hide the rest.
         absent = [finding for finding in result.findings if finding.level == "absent"]
         brief = len(absent) > 1 and not is_shown(logging.DEBUG)
-        for finding in result.findings:
-            if brief and finding.level == "absent":
-                continue
+        for finding in [f for f in result.findings if not (brief and f in absent)]:
             typer.echo(f"{_MARKS[finding.level]}  {finding.what}")
             if finding.advice:
                 typer.echo(f"         -> {finding.advice}")

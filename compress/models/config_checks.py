@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -66,25 +66,30 @@ def check_config(folder: Path, trust_remote_code: bool) -> None:
 
 def _refuse_many_layers(config: Mapping[str, Any], where: str) -> None:
     """Raise `ModelError` for a number of layers that would keep the construction of the model from ending."""
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            _refuse_many_layers(value, where)
-        elif "layer" in name and isinstance(value, int) and value > _MAX_LAYERS:
+    for name, value in _fields(config):
+        if "layer" in name and isinstance(value, int) and value > _MAX_LAYERS:
             raise ModelError(f"The config's {name} is {value:,}.", where=where, expected=f"at most {_MAX_LAYERS:,}")
 
 
 def _refuse_downloaded_kernels(config: Mapping[str, Any], where: str) -> None:
     """Raise `ModelError` if a config names a repository as its attention, whose code `kernels` would fetch and run."""
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            _refuse_downloaded_kernels(value, where)
-        elif name.strip("_").startswith(_IMPLEMENTATIONS) and "/" in str(value):
+    for name, value in _fields(config):
+        if name.strip("_").startswith(_IMPLEMENTATIONS) and "/" in str(value):
             raise ModelError(
                 f"The config's {name} names the repository {str(value)[:80]!r}, whose code would be fetched and run.",
                 where=where,
                 expected="an implementation of transformers itself, such as sdpa",
                 hint=f"remove {name} from config.json",
             )
+
+
+def _fields(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield names and values of a config and of the configs in it, such as `text_config`."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _fields(value)
+        else:
+            yield name, value
 
 
 def is_timm(config: Mapping[str, Any]) -> bool:

@@ -6,13 +6,14 @@ import io
 from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
 from compress.report.headline import verdict
 from compress.report.rows import improvement_cell, limit_bound, limit_state
 from compress.results.formatting import format_value
 from compress.results.metrics import describe_metric, main_metrics
 from compress.results.report import BASELINE, FINAL, Report
+from compress.utils.terminal import Console
 
 _WIDTH = 100
 _HEADINGS = ("metric", "baseline", "final", "change", "verdict")

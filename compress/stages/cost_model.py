@@ -46,15 +46,15 @@ class Shape:
         """Return the shape with weights of other bit widths."""
         return replace(self, matrix_bits=matrices, table_bits=tables)
 
-    def with_kept_layers(self, kept: Sequence[int]) -> Shape:
+    def with_selected_layers(self, indices: Sequence[int]) -> Shape:
         """Return the shape with some of the layers. Raises `InputError` for an index that the model does not have."""
-        if self.layers and not (len(set(kept)) == len(kept) and set(kept) <= set(range(self.layers))):
+        if self.layers and not (len(set(indices)) == len(indices) and set(indices) <= set(range(self.layers))):
             raise InputError(
-                f"Layers {list(kept)} cannot be kept in a model with {self.layers}.",
+                f"Layers {list(indices)} cannot be kept in a model with {self.layers}.",
                 expected=f"distinct indices from 0 to {self.layers - 1}",
                 hint="keep others, evenly spread",
             )
-        return self.with_layers(len(kept))
+        return self.with_layers(len(indices))
 
     def with_layers(self, layers: int) -> Shape:
         """Return the shape with another number of layers, all of them alike."""

@@ -13,6 +13,7 @@ from command_line import invoke
 from rich.text import Text
 from safetensors.numpy import save_file
 
+from compress.report.notebook import terminal_text
 from compress.report.pages import write_report
 from compress.results.report import Report
 from compress.utils.terminal import Console, printable
@@ -33,6 +34,11 @@ def test_control_characters_are_shown_as_escapes() -> None:
     written = out.getvalue()
     assert written.count("a\\x1b]0;titleb") > 1 and "\x1b[1;31m" in written
     assert not {"\x07", "\x9b", "\u202e"} & set(written) and "\x1b]0" not in written and "\x1b[2J" not in written
+
+
+def test_printed_views_show_no_control_characters() -> None:
+    text = terminal_text(Text(HOSTILE))
+    assert "\\x1b]0;titleb" in text and not {"\x07", "\x9b", "\x1b", "\u202e"} & set(text)
 
 
 def test_commands_show_no_control_characters_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

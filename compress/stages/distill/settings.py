@@ -91,7 +91,7 @@ def student_and_teacher_shapes(
         after = plan.find_model(student.model, student.random_weights)
     elif student is not None and before is not None:
         layers = student.layers
-        after = before.with_kept_layers(layers) if layers else reconfigured(before, student.config or {})
+        after = before.with_selected_layers(layers) if layers else reconfigured(before, student.config or {})
     return after, teacher
 
 

@@ -174,7 +174,12 @@ def _measured(report: Report, target: str, columns: Sequence[Metric]) -> tuple[l
     cells = []
     for model, name in rows.models_of(report, target, columns).items():
         measurements = [report.find(model, metric.name, target) for metric in columns]
-        cells.append([name, *(format_measurement(row) if row else "" for row in measurements)])
+        cells.append(
+            [
+                name,
+                *(rows.approximate_mark(report, row) + format_measurement(row) if row else "" for row in measurements),
+            ]
+        )
     return ["Model", *(metric.title for metric in columns)], cells
 
 

@@ -28,7 +28,8 @@ _LIMIT_STYLES = {"kept": "green", "missed": "bold red", "cannot tell": "yellow"}
 _CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")
 _FIGURES = (TableColumn("before", right=True), TableColumn("now", right=True), TableColumn("change", right=True))
 _LEFT_OUT = "too wide for this terminal; --json and --format html have them"
-_DETAILS = "Intervals, margins and the number of samples needed: -v, --json or --format html."
+_DETAILS = "intervals, margins and the number of samples needed"
+_SOURCES = ": -v, --json or --format html."
 _MARKS = {"failed": "\u2717", "warned": "?", "passed": "\u2713"}
 
 
@@ -42,19 +43,23 @@ def _text(text: str, style: str = "") -> Text:
 
 
 def console_comparison(comparison: Comparison, verbose: bool = False) -> RenderableType:
-    """Return a line for each metric, the limits, the worst slice, notes, and the verdict.
+    """Return a line for each main metric, the limits, the worst slice, notes, and the verdict.
 
     Args:
         comparison: Comparison that is shown.
-        verbose: Whether intervals, margins and numbers of samples are shown too.
+        verbose: Whether all metrics, intervals, margins and numbers of samples are shown too.
     """
+    changes = formatting.distinct(formatting.by_importance(comparison))
+    shown = changes if verbose else formatting.main_changes(changes, comparison)
     rows = [
         ([formatting.SIGNS[change.verdict], *formatting.change_cells(change)], _STYLES[change.verdict], change)
-        for change in formatting.distinct(formatting.by_importance(comparison))
+        for change in shown
     ]
+    hidden = len(changes) - len(shown)
     limits = [_text(formatting.limit_line(limit), style=_LIMIT_STYLES[limit.verdict]) for limit in comparison.limits]
     parts: list[RenderableType] = [
-        *_sides(comparison), _table("Comparison", "matters from", rows, verbose), *limits, *_below(comparison, verbose)
+        *_sides(comparison), _table("Comparison", "matters from", rows, verbose), *limits,
+        *_below(comparison, verbose, hidden),
     ]  # fmt: skip
     return Group(*parts, _text(f"{formatting.comparison_sentence(comparison)}."))
 
@@ -113,9 +118,12 @@ def _table(
     return table
 
 
-def _below(comparison: Comparison, verbose: bool) -> Iterator[Text]:
-    if not verbose and any(change.confidence for change in comparison.changes):
-        yield _text(_DETAILS, style="dim")
+def _below(comparison: Comparison, verbose: bool, hidden: int = 0) -> Iterator[Text]:
+    more = f"{hidden} more metrics, none of them worse" if hidden > 1 else "1 more metric, not worse" if hidden else ""
+    details = _DETAILS if any(change.confidence for change in comparison.changes) else ""
+    if not verbose and (more or details):
+        text = "; ".join(filter(None, (more, details))) + _SOURCES
+        yield _text(text[:1].upper() + text[1:], style="dim")
     worst = comparison.worst_slice
     if worst:
         yield _slice("worst slice", worst)
@@ -136,7 +144,7 @@ def _slice(title: str, slice_change: SliceChange) -> Text:
     change = slice_change.change
     interval = formatting.interval_text(change)
     text = f"{title}: {slice_change.name} ({slice_change.rows:,} rows), {formatting.effect_text(change)}"
-    interval_phrase = f", {interval} at {formatting.confidence_text(change)}" if interval else ""
+    interval_phrase = f", interval {interval}" if interval else ""
     return _text(f"{text}{interval_phrase}: {formatting.VERDICT_TEXTS[change.verdict]}", style=_STYLES[change.verdict])
 
 

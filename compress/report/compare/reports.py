@@ -354,8 +354,12 @@ class _Ways:
             yield _CORRECTED
         if self.reused:
             yield f"times are {_REUSED}"
-        elif any(_varies(describe_metric(change.metric, change.unit)) for change in changes):
+        elif any(_varies(describe_metric(change.metric, change.unit)) and self._matters(change) for change in changes):
             yield _SHARPER
+
+    def _matters(self, change: MetricChange) -> bool:
+        """Return whether the policy has a rule for the change, or none that would choose among the metrics."""
+        return not self.policy.rules or self.policy.rule(change.metric) is not None
 
 
 def _varies(metric: Metric) -> bool:

@@ -78,7 +78,9 @@ def console_gate(result: GateResult, verbose: bool = False) -> RenderableType:
         if not item.limit and (item.slice or item.change is None or id(item.change) in shown)
     ]
     limits = [item for item in result.judgements if item.limit]
-    open_questions = [item for item in (*result.having("failed"), *result.having("warned")) if item not in limits]
+    # `_below` has the reasons of changes that more samples would not settle.
+    warned = [item for item in result.having("warned") if item.change is None or item.change.more is not None]
+    open_questions = [item for item in (*result.having("failed"), *warned) if item not in limits]
     reasons = [_text(f"{_MARKS[item.status]} {formatting.judgement_text(item)}", style=_STYLES[item.status])
            for item in (*limits, *open_questions)]  # fmt: skip
     return Group(

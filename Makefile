@@ -5,11 +5,10 @@ MADE := $(VENV)/.made
 CORE := $(VENV)/.core
 EXTRAS := $(VENV)/.extras
 STAMP := $(VENV)/.installed
-# What takes pip longest of the extras, to unpack or to build, which it does on one core: `make --jobs=2 setup` has it
-# done beside the core.
-APART := jaxlib litert-converter ray openvino xllamacpp executorch ai-edge-litert coremltools onnxruntime-genai pandas \
-	antlr4-python3-runtime rouge-score seqeval
-REQUIRED := pyproject.toml constraints.txt
+# Written by `make requirements` from constraints.txt, with the SHA-256 of every file. apart.txt has what takes pip
+# longest to unpack or to build, which `make --jobs=2 setup` does beside the core.
+HASHED := .ci/requirements
+REQUIRED := pyproject.toml $(wildcard $(HASHED)/*.txt)
 WORKERS ?= 2
 # Files whole, the longest first (tests/durations.json). A worker that dies ends the tests: a new one would begin with
 # the test that it died of.
@@ -29,8 +28,9 @@ setup: $(STAMP) ## make the virtual environment and install everything pinned
 demo: $(CORE) ## run the quickstart recipe on real data and show its report; installs only what it needs
 	$(BIN)/compress run recipes/quickstart.yaml
 
-# Editable, with nothing compiled by pip, which does so on one core and compiles packages' own tests too.
-INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
+# Nothing is compiled by pip, which does so on one core and compiles packages' own tests too. Packages from source are
+# built by the setuptools of build.txt, and not by one that pip would download without a hash.
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile --no-deps --no-build-isolation
 # Models of transformers are some hundred packages, of which a run imports a few; of ExecuTorch's backends it imports
 # XNNPACK. A file for another version of Python is left as it is.
 COMPILE = $(BIN)/python -W ignore -m compileall -qq -j 0 -x '$(SKIPPED)' $(VENV)/lib || true
@@ -39,19 +39,21 @@ SKIPPED = /tests/|/transformers/models/|/ray/(rllib|tune|serve|data|train)/|/exe
 $(MADE): $(REQUIRED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "compress needs Python 3.11 or newer; name one with PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --require-hashes --requirement $(HASHED)/build.txt
 	@touch $@
 
 $(CORE): $(MADE)
-	$(INSTALL) --no-warn-conflicts --editable .
+	$(INSTALL) --require-hashes --requirement $(HASHED)/core.txt
+	$(INSTALL) --editable .
 	@nice $(COMPILE) & # while the demo begins, or the rest is installed
 	@touch $@
 
 $(EXTRAS): $(MADE)
-	$(INSTALL) --no-warn-conflicts --no-deps $(APART)
+	$(INSTALL) --require-hashes --requirement $(HASHED)/apart.txt
 	@touch $@
 
 $(STAMP): $(CORE) $(EXTRAS)
-	$(INSTALL) --editable '.[dev]'
+	$(INSTALL) --require-hashes --requirement $(HASHED)/rest.txt
 	$(BIN)/python -m pip check
 	@$(COMPILE)
 	@touch $@

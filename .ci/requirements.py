@@ -1,0 +1,105 @@
+#!/usr/bin/env python3
+"""Write .ci/requirements/*.txt, the packages that `make setup` installs, each with the SHA-256 of its files.
+
+Usage: `requirements.py [--upgrade]`. The versions are those of constraints.txt. With --upgrade they are the newest that
+pyproject.toml permits, and constraints.txt is written too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / ".ci" / "requirements"
+CONSTRAINTS = ROOT / "constraints.txt"
+UV = "uv==0.13.9"
+PYTHON = "3.11.7"
+BUILD = ("setuptools",)
+"""Packages that build others from source, which are installed first."""
+APART = (
+    "jaxlib", "litert-converter", "ray", "openvino", "xllamacpp", "executorch", "ai-edge-litert", "coremltools",
+    "onnxruntime-genai", "pandas", "antlr4-python3-runtime", "rouge-score", "seqeval",
+)  # fmt: skip
+"""Packages that take pip longest to unpack or to build, which it does on one core: they are installed beside the core."""
+CPU_BUILDS = ("torch", "torchvision")
+"""Packages with a build for CPUs alone, whose version ends in +cpu. Either build is accepted."""
+
+Requirements = dict[str, tuple[str, list[str]]]
+"""Name -> version and hashes."""
+
+
+def main() -> None:
+    """Write the requirements, and with --upgrade the constraints."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        subprocess.run([f"{folder}/bin/pip", "install", "-q", UV], check=True)
+        uv = f"{folder}/bin/uv"
+        if "--upgrade" in sys.argv[1:]:
+            newest = _compile(uv, "--extra", "dev", *_limits())
+            names = newest.keys() - {*BUILD, "six"}
+            CONSTRAINTS.write_text("".join(f"{name}=={newest[name][0]}\n" for name in sorted(names)))
+        pinned = ("--constraint", str(CONSTRAINTS))
+        everything = _compile(uv, "--extra", "dev", *pinned)
+        core = _compile(uv, *pinned).keys()
+        any_builds = "".join(f"{name}=={everything[name][0]}\n" for name in CPU_BUILDS)
+        for name, (_, hashes) in _compile(uv, "--no-deps", text=any_builds, links=False).items():
+            known = [*everything[name][1], *hashes, *_known_hashes(name, everything[name][0])]
+            everything[name][1][:] = sorted(set(known))
+    FOLDER.mkdir(exist_ok=True)
+    parts = {"build": {*BUILD}, "core": core - {*BUILD}, "apart": {*APART}}
+    parts["rest"] = everything.keys() - set().union(*parts.values())
+    for part, names in parts.items():
+        _write(FOLDER / f"{part}.txt", {name: everything[name] for name in sorted(names)})
+
+
+def _compile(uv: str, *options: str, text: str | None = None, links: bool = True) -> Requirements:
+    """Return what uv resolves for pyproject.toml, or for requirements as ``text``.
+
+    Args:
+        uv: The program.
+        options: Its further options.
+        text: Requirements.
+        links: Whether wheels in the folder PIP_FIND_LINKS count.
+    """
+    found = os.environ.get("PIP_FIND_LINKS") if links else None
+    command = [
+        uv, "pip", "compile", "-" if text else "pyproject.toml", "--quiet", "--generate-hashes", "--no-header",
+        "--no-annotate", "--python-version", PYTHON, *(["--find-links", found] if found else []), *options,
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, input=text, stdout=subprocess.PIPE, text=True, check=True)
+    requirements: Requirements = {}
+    for name, version, hashes in re.findall(r"^([\w.-]+)==(\S+)((?: \\\n    --hash=\S+)*)", done.stdout, re.MULTILINE):
+        requirements[name] = version.removesuffix("+cpu"), re.findall(r"--hash=(\S+)", hashes)
+    return requirements
+
+
+def _limits() -> Sequence[str]:
+    """Return the constraint that pip has on this machine, such as the newest version for which it has a wheel."""
+    command = [sys.executable, "-m", "pip", "config", "get", "global.constraint"]
+    file = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return ("--constraint", file) if file else ()
+
+
+def _known_hashes(name: str, version: str) -> list[str]:
+    """Return the hashes that the files have already, since the build for CPUs is not at every index."""
+    texts = [path.read_text() for path in FOLDER.glob("*.txt")]
+    lines = "".join(texts).replace(" \\\n", " ").splitlines()
+    line = next((line for line in lines if line.startswith(f"{name}=={version} ")), "")
+    return re.findall(r"--hash=(\S+)", line)
+
+
+def _write(path: Path, requirements: Requirements) -> None:
+    lines = ["# Written by `make requirements`.\n"]
+    for name, (version, hashes) in requirements.items():
+        lines.append(" \\\n".join([f"{name}=={version}", *(f"    --hash={digest}" for digest in hashes)]) + "\n")
+    path.write_text("".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ ALONE := $(addprefix tests/,benchmark/test_noise.py benchmark/test_session.py be
 	formats/onnx/runtimes/test_onnxruntime_web.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick durations lint format docs site clean
+.PHONY: help setup demo test test-quick requirements durations lint format docs site clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -43,6 +43,8 @@ $(MADE): $(REQUIRED)
 	@touch $@
 
 $(CORE): $(MADE)
+	$(INSTALL) --require-hashes --requirement $(HASHED)/torch-cpu.txt || \
+		$(INSTALL) --require-hashes --requirement $(HASHED)/torch-cuda.txt
 	$(INSTALL) --require-hashes --requirement $(HASHED)/core.txt
 	$(INSTALL) --editable .
 	@nice $(COMPILE) & # while the demo begins, or the rest is installed
@@ -65,6 +67,9 @@ test: $(STAMP) ## run the tests, with an eighth of the slow ones; ROTATION=slow:
 test-quick: $(STAMP) ## run the tests that need no download and no browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not browser and not alone" -n $(WORKERS) $(ORDER)
 	$(BIN)/python -m pytest -m "not slow and not browser and alone" $(ALONE)
+
+requirements: ## write .ci/requirements/, after a change of constraints.txt or pyproject.toml
+	$(PYTHON) .ci/requirements.py
 
 durations: $(STAMP) ## run every test and record how long each file takes, by which files are ordered
 	ROTATION=slow COMPRESS_RECORD_DURATIONS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n $(WORKERS) $(ORDER)

@@ -27,8 +27,8 @@ APART = (
     "onnxruntime-genai", "pandas", "antlr4-python3-runtime", "rouge-score", "seqeval",
 )  # fmt: skip
 """Packages that take pip longest to unpack or to build, which it does on one core: they are installed beside the core."""
-CPU_BUILDS = ("torch", "torchvision")
-"""Packages with a build for CPUs alone, whose version ends in +cpu. Either build is accepted."""
+TORCH = ("torch", "torchvision")
+"""Packages with a build for CPUs alone, whose version ends in +cpu, and one with CUDA, which needs further packages."""
 
 Requirements = dict[str, tuple[str, list[str]]]
 """Name -> version and hashes."""
@@ -43,39 +43,45 @@ def main() -> None:
         if "--upgrade" in sys.argv[1:]:
             newest = _compile(uv, "--extra", "dev", *_limits())
             names = newest.keys() - {*BUILD, "six"}
-            CONSTRAINTS.write_text("".join(f"{name}=={newest[name][0]}\n" for name in sorted(names)))
+            CONSTRAINTS.write_text(
+                "".join(f"{name}=={newest[name][0].removesuffix('+cpu')}\n" for name in sorted(names))
+            )
         pinned = ("--constraint", str(CONSTRAINTS))
         everything = _compile(uv, "--extra", "dev", *pinned)
+        if not all(everything[name][0].endswith("+cpu") for name in TORCH):
+            sys.exit(
+                "torch has no build for CPUs here: name its index in UV_EXTRA_INDEX_URL, or a folder in UV_FIND_LINKS"
+            )
         core = _compile(uv, *pinned).keys()
-        any_builds = "".join(f"{name}=={everything[name][0]}\n" for name in CPU_BUILDS)
-        for name, (_, hashes) in _compile(uv, "--no-deps", text=any_builds, links=False).items():
-            known = [*everything[name][1], *hashes, *_known_hashes(name, everything[name][0])]
-            everything[name][1][:] = sorted(set(known))
+        with_cuda = _compile(uv, "--extra", "dev", *pinned, links=False)
     FOLDER.mkdir(exist_ok=True)
-    parts = {"build": {*BUILD}, "core": core - {*BUILD}, "apart": {*APART}}
+    parts = {"build": {*BUILD}, "torch-cpu": {*TORCH}, "core": core - {*BUILD, *TORCH}, "apart": {*APART}}
     parts["rest"] = everything.keys() - set().union(*parts.values())
     for part, names in parts.items():
         _write(FOLDER / f"{part}.txt", {name: everything[name] for name in sorted(names)})
+    names = {*TORCH} | (with_cuda.keys() - everything.keys())
+    _write(FOLDER / "torch-cuda.txt", {name: with_cuda[name] for name in sorted(names)})
 
 
-def _compile(uv: str, *options: str, text: str | None = None, links: bool = True) -> Requirements:
-    """Return what uv resolves for pyproject.toml, or for requirements as ``text``.
+def _compile(uv: str, *options: str, links: bool = True) -> Requirements:
+    """Return what uv resolves for pyproject.toml.
 
     Args:
         uv: The program.
         options: Its further options.
-        text: Requirements.
-        links: Whether wheels in the folder PIP_FIND_LINKS count.
+        links: Whether further indexes and folders of wheels count, in which builds for CPUs lie.
     """
-    found = os.environ.get("PIP_FIND_LINKS") if links else None
+    variables = {name: value for name, value in os.environ.items() if links or not name.startswith("UV_")}
+    if links and "PIP_FIND_LINKS" in variables:
+        variables.setdefault("UV_FIND_LINKS", variables["PIP_FIND_LINKS"])
     command = [
-        uv, "pip", "compile", "-" if text else "pyproject.toml", "--quiet", "--generate-hashes", "--no-header",
-        "--no-annotate", "--python-version", PYTHON, *(["--find-links", found] if found else []), *options,
+        uv, "pip", "compile", "pyproject.toml", "--quiet", "--generate-hashes", "--no-header", "--no-annotate",
+        "--python-version", PYTHON, *options,
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, input=text, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True, check=True)
     requirements: Requirements = {}
     for name, version, hashes in re.findall(r"^([\w.-]+)==(\S+)((?: \\\n    --hash=\S+)*)", done.stdout, re.MULTILINE):
-        requirements[name] = version.removesuffix("+cpu"), re.findall(r"--hash=(\S+)", hashes)
+        requirements[name] = version, re.findall(r"--hash=(\S+)", hashes)
     return requirements
 
 
@@ -84,14 +90,6 @@ def _limits() -> Sequence[str]:
     command = [sys.executable, "-m", "pip", "config", "get", "global.constraint"]
     file = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return ("--constraint", file) if file else ()
-
-
-def _known_hashes(name: str, version: str) -> list[str]:
-    """Return the hashes that the files have already, since the build for CPUs is not at every index."""
-    texts = [path.read_text() for path in FOLDER.glob("*.txt")]
-    lines = "".join(texts).replace(" \\\n", " ").splitlines()
-    line = next((line for line in lines if line.startswith(f"{name}=={version} ")), "")
-    return re.findall(r"--hash=(\S+)", line)
 
 
 def _write(path: Path, requirements: Requirements) -> None:

@@ -18,7 +18,7 @@ ALONE := $(addprefix tests/,benchmark/test_noise.py benchmark/test_session.py be
 	formats/onnx/runtimes/test_onnxruntime_web.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick requirements durations lint format docs site clean
+.PHONY: help setup demo test test-quick requirements upgrade sbom durations lint format docs site clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -70,6 +70,12 @@ test-quick: $(STAMP) ## run the tests that need no download and no browser
 
 requirements: ## write .ci/requirements/, after a change of constraints.txt or pyproject.toml
 	$(PYTHON) .ci/requirements.py
+
+upgrade: ## install the newest versions into a copy, run the quick tests, and write upgrade.md
+	$(PYTHON) .ci/upgrade.py
+
+sbom: $(STAMP) ## write the bill of materials of this tool, CycloneDX
+	$(BIN)/python -P .ci/sbom.py bom.cdx.json
 
 durations: $(STAMP) ## run every test and record how long each file takes, by which files are ordered
 	ROTATION=slow COMPRESS_RECORD_DURATIONS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not alone" -n $(WORKERS) $(ORDER)

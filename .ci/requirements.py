@@ -26,7 +26,7 @@ APART = (
     "jaxlib", "litert-converter", "ray", "openvino", "xllamacpp", "executorch", "ai-edge-litert", "coremltools",
     "onnxruntime-genai", "pandas", "antlr4-python3-runtime", "rouge-score", "seqeval",
 )  # fmt: skip
-"""Packages that take pip longest to unpack or to build, which it does on one core: they are installed beside the core."""
+"""Packages that take pip longest to unpack or to build, on one core: they are installed beside the core."""
 TORCH = ("torch", "torchvision")
 """Packages with a build for CPUs alone, whose version ends in +cpu, and one with CUDA, which needs further packages."""
 
@@ -43,9 +43,8 @@ def main() -> None:
         if "--upgrade" in sys.argv[1:]:
             newest = _compile(uv, "--extra", "dev", *_limits())
             names = newest.keys() - {*BUILD, "six"}
-            CONSTRAINTS.write_text(
-                "".join(f"{name}=={newest[name][0].removesuffix('+cpu')}\n" for name in sorted(names))
-            )
+            lines = [f"{name}=={newest[name][0].removesuffix('+cpu')}\n" for name in sorted(names)]
+            CONSTRAINTS.write_text("".join(lines))
         pinned = ("--constraint", str(CONSTRAINTS))
         everything = _compile(uv, "--extra", "dev", *pinned)
         if not all(everything[name][0].endswith("+cpu") for name in TORCH):

@@ -152,7 +152,8 @@ def improvement_cell(report: Report, model: str, metric: Metric, target: str) ->
     if row is None or baseline is None or model == BASELINE:
         return ""
     text = format_improvement(metric, row.value, baseline.value)
-    return f"{text} of baseline" if text and metric.style == "percent" else text
+    mark = approximate_mark(report, row) if text else ""
+    return f"{mark}{text} of baseline" if text and metric.style == "percent" else mark + text
 
 
 def stage_cells(stage: StageRecord) -> tuple[str, str, str, str]:

@@ -135,6 +135,11 @@ def change_sentence(change: MetricChange) -> str:
     return f"{change.metric} on {change.target}: {values}, {effect_text(change)}{interval_phrase}"
 
 
+def detailed_sentence(change: MetricChange) -> str:
+    """Return `change_sentence` with the smallest change that matters, and the verdict with the samples needed."""
+    return f"{change_sentence(change)}, {margin_phrase(change)}: {verdict_text(change)}"
+
+
 def judged_name(judgement: Judgement) -> str:
     """Return `accuracy`, or `accuracy in label=negative`."""
     return f"{judgement.metric} in {judgement.slice}" if judgement.slice else judgement.metric

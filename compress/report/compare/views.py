@@ -27,7 +27,6 @@ _STYLES = {
 _LIMIT_STYLES = {"kept": "green", "missed": "bold red", "cannot tell": "yellow"}
 _CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")
 _FIGURES = (TableColumn("before", right=True), TableColumn("now", right=True), TableColumn("change", right=True))
-_LEFT_OUT = "too wide for this terminal; --json and --format html have them"
 _DETAILS = "intervals, margins and the number of samples needed"
 _SOURCES = ": -v, --json or --format html."
 _MARKS = {"failed": "\u2717", "warned": "?", "passed": "\u2713"}
@@ -56,9 +55,10 @@ def console_comparison(comparison: Comparison, verbose: bool = False) -> Rendera
         for change in shown
     ]
     hidden = len(changes) - len(shown)
+    details = [_text(formatting.detailed_sentence(change)) for change in shown] if verbose else []
     limits = [_text(formatting.limit_line(limit), style=_LIMIT_STYLES[limit.verdict]) for limit in comparison.limits]
     parts: list[RenderableType] = [
-        *_sides(comparison), _table("Comparison", "matters from", rows, verbose), *limits,
+        *_sides(comparison), _table("Comparison", rows), *details, *limits,
         *_below(comparison, verbose, hidden),
     ]  # fmt: skip
     return Group(*parts, _text(f"{formatting.comparison_sentence(comparison)}."))
@@ -77,6 +77,7 @@ def console_gate(result: GateResult, verbose: bool = False) -> RenderableType:
         for item in result.judgements
         if not item.limit and (item.slice or item.change is None or id(item.change) in shown)
     ]
+    details = [_text(formatting.detailed_sentence(change)) for _, _, change in rows if change] if verbose else []
     limits = [item for item in result.judgements if item.limit]
     # `_below` has the reasons of changes that more samples would not settle.
     warned = [item for item in result.having("warned") if item.change is None or item.change.more is not None]
@@ -84,7 +85,7 @@ def console_gate(result: GateResult, verbose: bool = False) -> RenderableType:
     reasons = [_text(f"{_MARKS[item.status]} {formatting.judgement_text(item)}", style=_STYLES[item.status])
            for item in (*limits, *open_questions)]  # fmt: skip
     return Group(
-        *_sides(result.comparison), _table("Gate", "allowed", rows, verbose), *_below(result.comparison, verbose),
+        *_sides(result.comparison), _table("Gate", rows), *details, *_below(result.comparison, verbose),
         *reasons, _text(f"{formatting.gate_sentence(result)}.", style=_STYLES[result.status]),
     )  # fmt: skip
 
@@ -94,29 +95,23 @@ def _sides(comparison: Comparison) -> Iterator[Text]:
     yield _text(f"candidate: {formatting.side_text(comparison.candidate)}", style="dim")
 
 
-def _table(
-    title: str, margin: str, rows: Sequence[tuple[list[str], str, MetricChange | None]], verbose: bool
-) -> ResponsiveTable:
+def _table(title: str, rows: Sequence[tuple[list[str], str, MetricChange | None]]) -> ResponsiveTable:
     """Return a table of rows with their styles and changes.
 
     Args:
         title: Title of the table.
-        margin: Heading of the column of margins.
         rows: Cells of `change_cells` or `judgement_cells` behind a sign, the style, and the change.
-        verbose: Whether intervals, margins and numbers of samples are shown too.
     """
     targets = dict.fromkeys(cells[2] for cells, _, _ in rows)
     on = [TableColumn("on")] if len(targets) > 1 else []
-    details = [TableColumn("interval", rank=3), TableColumn(margin, right=True, rank=2)] if verbose else []
     title = title if on or not targets else f"{title} on {next(iter(targets))}"
-    columns = [TableColumn(""), TableColumn("metric"), *on, *_FIGURES, *details, TableColumn("verdict")]
-    table = ResponsiveTable(title, columns, _LEFT_OUT)
-    for (sign, metric, target, *figures, interval, allowed, last), style, change in rows:
-        verdict = last if verbose or change is None else formatting.short_verdict(change)
+    columns = [TableColumn(""), TableColumn("metric"), *on, *_FIGURES, TableColumn("verdict")]
+    table = ResponsiveTable(title, columns)
+    for (sign, metric, target, *figures, _interval, _margin, last), style, change in rows:
+        verdict = last if change is None else formatting.short_verdict(change)
         # The rates of a table have one unit, which would only widen it.
         figures = [figure.removesuffix(" examples/s") for figure in figures]
-        cells = [sign, metric, *([target] if on else []), *figures, *([interval, allowed] if verbose else []), verdict]
-        table.add(*map(_plain, cells), style=style)
+        table.add(*map(_plain, (sign, metric, *([target] if on else []), *figures, verdict)), style=style)
     return table
 
 

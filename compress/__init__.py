@@ -23,6 +23,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# transformers would fetch kernels from the Hub, which are code, and from 5.25 on refuses models without them.
+os.environ.setdefault("USE_HUB_KERNELS", "0")
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from compress.utils.errors import CompressError
 
 INTERRUPTED = 130
+PROGRAM = "compress"
+"""Context object of commands that the program runs, rather than a test or a documentation script."""
 CORE_COMMANDS: Mapping[str, Command] = {
     "init": Command(
         "compress.cli.init:init",
@@ -48,18 +50,21 @@ CORE_COMMANDS: Mapping[str, Command] = {
         "Show where a model's bytes and parameters are, by module, type and share.",
         "compress inspect quickstart --depth 2",
         "Inspect",
+        isolation="read",
     ),
     "evaluate": Command(
         "compress.cli.evaluate:evaluate",
         "Measure an artifact's metrics, with intervals, through the runtime of a target.",
         "compress evaluate quickstart --by-slice",
         "Compare",
+        isolation="run",
     ),
     "bench": Command(
         "compress.cli.bench:bench",
         "Time an artifact on real examples, or as it generates text.",
         "compress bench quickstart --threads 1",
         "Compare",
+        isolation="run",
     ),
     "profile": Command(
         "compress.cli.profile:profile",
@@ -225,8 +230,15 @@ class CommandGroup(TyperGroup):
         # A plain function becomes a command of its own application.
         single = typer.Typer(add_completion=False)
         single.command(name, epilog=epilog)(function)
-        command = typer.main.get_command(single)
-        return name, _shorten_all_types(command, ctx), _take_verbosity(ctx, command, remaining)
+        command = _shorten_all_types(typer.main.get_command(single), ctx)
+        remaining = _take_verbosity(ctx, command, remaining)
+        isolation = self.references[name].isolation
+        # Only the program itself has a context object: commands that are called in tests stay in their process.
+        if ctx.obj is not None and isolation is not None and not ctx.resilient_parsing:
+            from compress.cli.isolation import isolate_command
+
+            isolate_command(command, remaining, isolation == "run", ctx.params.get("verbose", False))
+        return name, command, remaining
 
 
 app = typer.Typer(
@@ -285,13 +297,17 @@ def main() -> None:
         other = "The unrelated package `compress` is installed too, and its files mix with those of this program"
         typer.echo(f"warning: {other}; pip uninstall compress; pip install --force-reinstall {DISTRIBUTION}", err=True)
     try:
-        app(prog_name="compress")
+        app(prog_name="compress", obj=PROGRAM)
     except CompressError as error:
         _fail(error)
     except OSError as error:
         # The disk of the output is full, or its reader is gone.
         _fail(StorageError(f"The operating system refuses: {error.strerror or error}.", where=error.filename))
     except Exception as error:  # noqa: BLE001 - the last place that can say that it is a bug
+        from compress.utils.isolation import memory_error
+
+        if (reason := memory_error(error)) is not None:
+            _fail(reason)
         with tempfile.NamedTemporaryFile("w", prefix="compress-bug-", suffix=".log", delete=False) as log:
             log.write(f"compress {__version__}: {shlex.join(sys.argv)}\n{traceback.format_exc()}")
         _fail(BugError(f"{type(error).__name__}: {first_line(error)}", where=log.name))

@@ -158,8 +158,11 @@ def _without_none(options: Settings) -> Settings:
 
 def as_values(result: BenchmarkResult) -> dict[str, object]:
     """Return a result as plain values."""
+    from compress.utils.isolation import isolation_record
+
     measured = [row.model_dump() for row in result.measurements]
-    return {"measurements": measured, "notes": result.notes, "environment": result.environment}
+    facts = {"environment": result.environment, "isolation": isolation_record()}
+    return {"measurements": measured, "notes": result.notes, **facts}
 
 
 def show(result: BenchmarkResult, json_: bool, where: str = "") -> None:

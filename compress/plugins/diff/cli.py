@@ -44,7 +44,7 @@ def diff(
     json_: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """List the differences of two models: files, recipe, tensors and answers; the most important ones first."""
-    from compress.cli.output import show
+    from compress.cli.output import json_with_isolation, show
     from compress.formats.quiet_output import quiet_libraries
     from compress.plugins.diff.models import DiffRequest, compare_models, read_limits
     from compress.plugins.diff.views import console_diff, html_diff
@@ -59,7 +59,7 @@ def diff(
         quiet_libraries()
     result = compare_models(*sides, DiffRequest(depth, data, recipe, limits), progress)
     if view == "json":
-        show(result.model_dump_json(indent=2, by_alias=True))
+        show(json_with_isolation(result))
     else:
         show(html_diff(result) if view == "html" else console_diff(result))
     if any(limit.state == "missed" for limit in result.limits):

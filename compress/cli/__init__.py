@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from compress.utils.errors import CompressError
 
 INTERRUPTED = 130
-PROGRAM = "compress"
-"""Context object of commands that the program runs, rather than a test or a documentation script."""
 CORE_COMMANDS: Mapping[str, Command] = {
     "init": Command(
         "compress.cli.init:init",
@@ -233,8 +231,8 @@ class CommandGroup(TyperGroup):
         command = _shorten_all_types(typer.main.get_command(single), ctx)
         remaining = _take_verbosity(ctx, command, remaining)
         isolation = self.references[name].isolation
-        # Only the program itself has a context object: commands that are called in tests stay in their process.
-        if ctx.obj is not None and isolation is not None and not ctx.resilient_parsing:
+        # The context's object says whether to isolate. Without `main`, as in tests, there is none.
+        if ctx.obj and isolation is not None and not ctx.resilient_parsing:
             from compress.cli.isolation import isolate_command
 
             isolate_command(command, remaining, isolation == "run", ctx.params.get("verbose", False))
@@ -281,8 +279,8 @@ def _fail(error: CompressError) -> NoReturn:
     sys.exit(error.exit_code)
 
 
-def main() -> None:
-    """Run a command.
+def main(*, isolated: bool = True) -> None:
+    """Run a command, and let those that open models of strangers do it in a child process if ``isolated``.
 
     Exit codes: 0 success, 1 limit missed, 2 bad input, 3 failed stage, 70 a bug of this program, 130 interrupted.
     """
@@ -297,7 +295,7 @@ def main() -> None:
         other = "The unrelated package `compress` is installed too, and its files mix with those of this program"
         typer.echo(f"warning: {other}; pip uninstall compress; pip install --force-reinstall {DISTRIBUTION}", err=True)
     try:
-        app(prog_name="compress", obj=PROGRAM)
+        app(prog_name="compress", obj=isolated)
     except CompressError as error:
         _fail(error)
     except OSError as error:

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from compress.utils.errors import ModelError
-
-MAX_BYTES = 100_000_000
+from compress.utils.read_limits import LIMITS, refuse_above
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises `ModelError` for a missing, giant or special file, or other content."""
-    if path.exists() and (not path.is_file() or path.stat().st_size > MAX_BYTES):
-        found = f"has {path.stat().st_size:,} bytes" if path.is_file() else "is no regular file"
-        raise ModelError(f"{path.name} {found}.", where=str(path), expected=f"a file of JSON below {MAX_BYTES:,} bytes")
+    if path.exists() and not path.is_file():
+        raise ModelError(f"{path.name} is no regular file.", where=str(path), expected="a file of JSON")
+    if path.exists():
+        refuse_above(LIMITS.json_bytes, path.stat().st_size, path.name, "bytes", path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

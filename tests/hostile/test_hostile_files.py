@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from crafted import gguf, key, message
 
 from compress.formats.onnx.stored_tensors import read_tensors
 from compress.models.config_checks import check_config
@@ -43,19 +44,6 @@ def read_in_child(imports: str, call: str, path: Path, limit: int = MAX_BYTES) -
     return child.stdout.strip()
 
 
-def varint(value: int) -> bytes:
-    """Return an integer as protobuf stores it."""
-    content = b""
-    while value > 0x7F:
-        content, value = content + bytes([value & 0x7F | 0x80]), value >> 7
-    return content + bytes([value])
-
-
-def message(number: int, content: bytes) -> bytes:
-    """Return a field of bytes as protobuf stores it."""
-    return varint(number << 3 | 2) + varint(len(content)) + content
-
-
 def integers_for_names() -> bytes:
     return message(7, message(1, b"\x08\x14" * 500_000))  # field 1 of a node is a text
 
@@ -84,14 +72,6 @@ def test_onnx_file_of_one_megabyte_needs_bounded_memory(
     assert printed.startswith(expected) and bool(printed) == bool(expected)
 
 
-def gguf(tensors: int, pairs: int, body: bytes) -> bytes:
-    return b"GGUF" + struct.pack("<IQQ", 3, tensors, pairs) + body
-
-
-def key(name: bytes) -> bytes:
-    return struct.pack("<Q", len(name)) + name
-
-
 NESTED = gguf(0, 1, key(b"a") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 80_000 + struct.pack("<IQ", 4, 0))
 DIMENSIONS = gguf(1, 0, key(b"t") + struct.pack("<I", 120_000) + struct.pack("<Q", 2**64 - 1) * 120_000)
 HUGE = gguf(1, 0, key(b"t") + struct.pack("<IQQQQIQ", 4, *[2**64 - 1] * 4, 0, 0))
@@ -103,7 +83,9 @@ HUGE = gguf(1, 0, key(b"t") + struct.pack("<IQQQQIQ", 4, *[2**64 - 1] * 4, 0, 0)
         (NESTED, "Not a valid GGUF file: its header cannot be read (arrays nested more than 8 deep)"),
         (DIMENSIONS, "Not a valid GGUF file: its header cannot be read (the tensor 't' has 120000 dimensions"),
         (HUGE, "The GGUF file is truncated: it has"),
-        (gguf(2**64 - 1, 2**64 - 1, b""), "The GGUF file is truncated"),
+        (gguf(2**64 - 1, 2**64 - 1, b""), "model.gguf has 18,446,744,073,709,551,615 tensors."),
+        (gguf(0, 2**64 - 1, b""), "The header has 18,446,744,073,709,551,615 metadata entries."),
+        (gguf(1000, 1000, b""), "The GGUF file is truncated"),
     ],
 )
 def test_gguf_header_that_asks_for_too_much_is_refused(tmp_path: Path, content: bytes, expected: str) -> None:

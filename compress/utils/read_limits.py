@@ -61,15 +61,17 @@ def refuse_above(limit: float, number: float, subject: str, unit: str, where: ob
         where: Path of the file.
     """
     if number > limit:
-        raise ReadLimitError(
-            f"{subject} has {number:,} {unit}.",
-            where=str(where),
-            expected=f"at most {limit:,}",
-            hint="the file is damaged, or made to exhaust its reader: write it again, or use one that you trust",
-        )
+        raise _error(f"{subject} has {number:,} {unit}.", where, limit)
 
 
 def refuse_expansion(expanded_bytes: int, file_bytes: int, subject: str, where: object) -> None:
     """Raise `ReadLimitError` if a compressed file of ``file_bytes`` would expand to far more."""
     limit = max(LIMITS.expanded_bytes, LIMITS.expansion * file_bytes)
-    refuse_above(limit, expanded_bytes, f"{subject} of {file_bytes:,} bytes, expanded,", "bytes", where)
+    if expanded_bytes > limit:
+        what = f"{subject} of {file_bytes:,} bytes would expand to {expanded_bytes:,} bytes."
+        raise _error(what, where, limit)
+
+
+def _error(what: str, where: object, limit: float) -> ReadLimitError:
+    hint = "the file is damaged, or made to exhaust its reader: write it again, or use one that you trust"
+    return ReadLimitError(what, where=str(where), expected=f"at most {limit:,}", hint=hint)

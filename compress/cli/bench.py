@@ -186,6 +186,7 @@ def show(result: BenchmarkResult, json_: bool, where: str = "") -> None:
 def show_outcome(outcome: HostResults, json_: bool) -> None:
     """Print the results of all hosts, and raise the first error if one failed."""
     from compress.report.compare.machine_match import machine_summary
+    from compress.utils.terminal import printable
 
     if json_:
         values = {name: as_values(result) for name, result in outcome.results.items()}
@@ -193,7 +194,7 @@ def show_outcome(outcome: HostResults, json_: bool) -> None:
         typer.echo(json.dumps({"devices": values, "failed": failed}))
     else:
         for name, result in outcome.results.items():
-            typer.echo(f"{name}: {machine_summary(result.environment)}")
+            typer.echo(printable(f"{name}: {machine_summary(result.environment)}"))
             show(result, json_=False, where=f"{name}: ")
     # The exit code is that of the first error, and `main` prints it.
     errors = list(outcome.failures.values())

@@ -290,13 +290,15 @@ class WorkerProcess:
             return self._failure(f"ended with exit code {code}")
         # A negative exit code is the number of the signal that ended the process.
         number = signal.Signals(-code)
-        hint = " (the system may have run out of memory)" if number == signal.SIGKILL else ""
-        error = self._failure(f"was killed by {number.name}{hint}")
         if self._opened is not None and number in (*CRASHES, signal.SIGXCPU):
-            # The fault is that of the file, as if it had been refused.
-            error.where, error.exit_code = str(self._opened), 2
-            error.hint = "the file is damaged, or made to attack its reader; use one that you trust"
-        return error
+            # The fault is that of the file, as if it had been refused. Native code writes pages of addresses.
+            hint = "the file is damaged, or made to attack its reader: write it again, or use one that you trust"
+            what = f"The process that measures {self.label!r} was killed by {number.name}."
+            error = StageError(what, where=str(self._opened), expected="a model that its runtime can run", hint=hint)
+            error.exit_code = 2
+            return error
+        hint = " (the system may have run out of memory)" if number == signal.SIGKILL else ""
+        return self._failure(f"was killed by {number.name}{hint}")
 
     def _failure(self, what: str) -> StageError:
         self._piped.process.kill()

@@ -143,6 +143,8 @@ def _apply(wanted: Limits, parent: int) -> Limits:
         if value is not None:
             resource.setrlimit(number, (min(bounds), hard))
         in_force[name] = min(bounds, default=None)
+    # llama.cpp would start a debugger when it crashes.
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt_once())
     return Limits(**in_force, network=network)

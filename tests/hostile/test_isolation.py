@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf_samples import write_llama
 from safetensors.numpy import save_file
 
 from compress.benchmark.subprocess_client import WorkerProcess
@@ -87,6 +88,20 @@ def test_library_that_crashes_is_named(model: Path, tmp_path: Path) -> None:
     (folder / "__init__.py").write_text("import ctypes\ndef parse():\n    ctypes.memmove(0, b'x', 1)\n")
     code, _, stderr = run(model, f"sys.path.insert(0, {str(folder.parent)!r}); import parserlib; parserlib.parse()")
     assert code == 2 and "It made parserlib crash (SIGSEGV)." in stderr
+
+
+def test_gguf_file_that_makes_llama_cpp_abort_is_refused(tmp_path: Path) -> None:
+    write_llama(tmp_path / "model.gguf")
+    content = bytearray((tmp_path / "model.gguf").read_bytes())
+    # The value is behind the key's text and type.
+    position = content.index(b"llama.block_count") + len("llama.block_count") + 4
+    content[position : position + 4] = (2**31).to_bytes(4, "little")
+    (tmp_path / "model.gguf").write_bytes(content)
+    options = ["--target", "llama-cpp", "--context", "4", "--tokens", "2", "--budget", "1"]
+    command = [sys.executable, "-P", "-m", "compress", "bench", str(tmp_path), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 2 and "was killed by SIGABRT" in done.stderr, done.stderr
+    assert f"where:    {tmp_path}" in done.stderr and len(done.stderr.splitlines()) < 8
 
 
 def test_output_and_exit_codes_are_those_of_the_command(model: Path, tmp_path: Path) -> None:

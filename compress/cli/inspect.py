@@ -30,18 +30,19 @@ def inspect(
     json_: Annotated[bool, typer.Option("--json", help="Write everything as JSON.")] = False,
 ) -> None:
     """Show where a model's bytes and parameters are, by module, type and share."""
-    from compress.cli.output import json_with_isolation
     from compress.inspection.budget import budget_of
     from compress.report.progress import ConsoleProgress
     from compress.report.run_folder import model_folder
     from compress.sources.resolve import find_model
+    from compress.utils.isolation import isolation_record
     from compress.utils.progress import SilentProgress
 
     progress = SilentProgress() if json_ else ConsoleProgress()
     path = find_model(str(model_folder(Path(model)) or model), progress)
     budget = budget_of(path, weights=weights, calls=calls, progress=progress, name=model)
+    budget = budget.model_copy(update={"isolation": isolation_record()})
     if json_:
-        typer.echo(json_with_isolation(budget))
+        typer.echo(budget.model_dump_json(indent=2))
         return
     from compress.inspection.budget_rendering import write_budget
     from compress.utils.terminal import Console

@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import typer
-from pydantic import BaseModel
-from pydantic_core import to_json
 
 from compress.results.formatting import format_interval, format_measurement, format_value
 from compress.results.metrics import context_of, describe_metric
 from compress.results.report import Measurement
 from compress.utils.errors import InputError
-from compress.utils.isolation import isolation_record
 from compress.utils.progress import is_shown
 from compress.utils.responsive_table import ResponsiveTable, TableColumn
 from compress.utils.terminal import Console, printable
@@ -40,12 +37,6 @@ def show(view: RenderableType) -> None:
         typer.echo(text.removesuffix("\n").encode("utf-8"))
         return
     Console(file=sys.stdout).print(view)
-
-
-def json_with_isolation(result: BaseModel) -> str:
-    """Return a result as JSON, with the limits of the process that opened the models."""
-    values = {**result.model_dump(mode="json", by_alias=True), "isolation": isolation_record()}
-    return to_json(values, indent=2, inf_nan_mode="null").decode()
 
 
 def write_new_file(path: Path, text: str, replace: bool) -> None:

@@ -70,7 +70,7 @@ class _State:
 _state = _State()
 
 
-def isolation_record() -> dict[str, object]:
+def isolation_record() -> dict[str, int | bool | None]:
     """Return the limits of this process as plain values, for JSON."""
     return asdict(_state.limits)
 

@@ -44,11 +44,12 @@ def diff(
     json_: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """List the differences of two models: files, recipe, tensors and answers; the most important ones first."""
-    from compress.cli.output import json_with_isolation, show
+    from compress.cli.output import show
     from compress.formats.quiet_output import quiet_libraries
     from compress.plugins.diff.models import DiffRequest, compare_models, read_limits
     from compress.plugins.diff.views import console_diff, html_diff
     from compress.report.progress import ConsoleProgress
+    from compress.utils.isolation import isolation_record
     from compress.utils.progress import SilentProgress
 
     limits = read_limits(at_most or ())
@@ -58,8 +59,9 @@ def diff(
     if depth == "answers":
         quiet_libraries()
     result = compare_models(*sides, DiffRequest(depth, data, recipe, limits), progress)
+    result = result.model_copy(update={"isolation": isolation_record()})
     if view == "json":
-        show(json_with_isolation(result))
+        show(result.model_dump_json(indent=2, by_alias=True))
     else:
         show(html_diff(result) if view == "html" else console_diff(result))
     if any(limit.state == "missed" for limit in result.limits):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from compress.data.media import Media, content, describe, picture_size, require_pillow
 from compress.utils.errors import DataError
-from compress.utils.read_limits import refuse_expansion
+from compress.utils.read_limits import parse_json, refuse_expansion
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +41,7 @@ def read_objects(value: object) -> str:
     """
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = parse_json(value)
         except ValueError:
             raise TypeError from None
     boxes: object

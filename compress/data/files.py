@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from compress.data.column_values import ColumnWriter, take_lines, take_values
 from compress.data.config import FILE_SUFFIXES, SPREADSHEET_SUFFIXES
 from compress.utils.errors import DataError
-from compress.utils.read_limits import LIMITS, refuse_expansion
+from compress.utils.read_limits import LIMITS, parse_json, refuse_expansion
 
 if TYPE_CHECKING:
     import numpy as np
@@ -251,8 +251,8 @@ def _read_json(path: Path, file: TextIO, wanted: Collection[str]) -> Rows:
     if not text.strip():
         return Rows(path.name, (), {})
     try:
-        items = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        items = parse_json(text)
+    except ValueError as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(
             f"{path.name} is not JSON: {error}.",
@@ -276,8 +276,8 @@ def _read_jsonl(path: Path, file: TextIO, wanted: Collection[str]) -> Rows:
             if not line.strip():
                 continue
             try:
-                item = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                item = parse_json(line)
+            except ValueError as error:
                 raise DataError(
                     f"{path.name} has a line that is not JSON: {error}.",
                     where=f"{path}:{number}",

@@ -5,7 +5,9 @@ Within these limits, the worst file of a megabyte that is known takes its reader
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 from compress.utils.errors import BundleError, DataError, ModelError
 
@@ -48,6 +50,14 @@ LIMITS = ReadLimits()
 
 class ReadLimitError(ModelError, DataError, BundleError):
     """A file that asks its reader for more than `LIMITS`, whether it is a model, data or a bundle."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of JSON from strangers. Raises `ValueError`, also for too deep nesting and too long numbers."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def refuse_above(limit: float, number: float, subject: str, unit: str, where: object) -> None:

@@ -104,6 +104,48 @@ def test_json_that_python_cannot_read_is_not_valid(tmp_path: Path, content: str)
     assert printed.startswith("config.json is not valid JSON: ")
 
 
+@pytest.mark.parametrize("content", ["[" * 200_000, '{"a": ' + "1" * 5000 + "}"], ids=["brackets", "digits"])
+@pytest.mark.parametrize(
+    ("name", "imports", "call"),
+    [
+        ("report.json", "from compress.report.compare.baseline import load_baseline as read", "read(file)"),
+        ("report.json", "from compress.pipeline.artifact import outputs_of as read", "read(file.parent)"),
+        ("modules.json", "from compress.models.sentence_modules import read_modules as read", "read(file.parent)"),
+        ("config.json", "from compress.formats.executorch.model import read_interface as read", "read(file.parent)"),
+        ("config.json", "from compress.models.model import minified_content as read", "read(file)"),
+        ("rows.json", "from compress.data.files import read_file as read", "read(file, ['text'])"),
+        ("rows.jsonl", "from compress.data.files import read_file as read", "read(file, ['text'])"),
+        ("answers", "from compress.tasks.spans import read_answers as read", "read('{' + file.read_text())"),
+    ],
+)
+def test_every_reader_of_json_refuses_what_python_cannot_read(
+    tmp_path: Path, name: str, imports: str, call: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    printed = read_in_child(f"{imports}\nfile = Path(sys.argv[1])", call, tmp_path / name)
+    assert printed, "an error that names the file"
+
+
+def test_front_matter_of_a_card_takes_bounded_memory(tmp_path: Path) -> None:
+    deep = "[" * 15_000
+    laughs = "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 300))])
+    merges = "\n".join(["a0: &a0 {x: y}", *(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}" for n in range(1, 300))])
+    imports = "from compress.pipeline.licence_detection import find_licence"
+    for number, (front, expected) in enumerate(
+        [
+            (f"license: {deep}", "The card's front matter is no YAML"),
+            (f"{laughs}\nlicense: *a299", "not stated"),
+            (f"{merges}\nlicense: mit", "MIT"),
+            ("license: null", "not stated"),
+        ]
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "README.md").write_text(f"---\n{front}\n---\n")
+        printed = read_in_child(imports, "print(find_licence(Path(sys.argv[1])).licence)", folder)
+        assert expected in printed, printed
+
+
 @pytest.mark.parametrize("lines", ["k{}: 1\n", "name: {}\n", "- {{nosuch{}: 1}}\n"])
 def test_recipe_with_thousands_of_mistakes_lists_the_first_hundred(tmp_path: Path, lines: str) -> None:
     recipe = tmp_path / "recipe.yaml"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import stat
 import zipfile
@@ -12,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from compress.plugins.apps.manifest import MANIFEST, SIGNATURE
 from compress.utils.errors import BundleError, StorageError
-from compress.utils.read_limits import LIMITS, refuse_above, refuse_expansion
+from compress.utils.read_limits import LIMITS, parse_json, refuse_above, refuse_expansion
 from compress.utils.storage import is_plain, unsafe_member_reason
 
 _MARK = b"compress bundle, sha256 of all before this digest: "
@@ -139,8 +138,8 @@ def _promised(archive: Path, opened: zipfile.ZipFile, entries: dict[str, zipfile
     with opened.open(entries[MANIFEST]) as source:
         content = source.read(size + 1)
     try:
-        listed = {str(name): int(record["size_bytes"]) for name, record in json.loads(content)["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        listed = {str(name): int(record["size_bytes"]) for name, record in parse_json(content)["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"The {MANIFEST} lists no files: {error}", where=str(archive)) from None
     # The manifest does not list itself or its signature, which is created afterwards.
     listed[MANIFEST] = size

@@ -17,7 +17,7 @@ from compress.plugins.provenance.signature import SignedFile
 from compress.tasks.registry import TASKS
 from compress.utils.errors import BundleError
 from compress.utils.pydantic_models import FrozenAliased
-from compress.utils.read_limits import LIMITS, refuse_above
+from compress.utils.read_limits import LIMITS, parse_json, refuse_above
 from compress.utils.storage import FileRecord
 
 SCHEMA = 1
@@ -133,9 +133,8 @@ def read_manifest(path: Path) -> Manifest:
     refuse_above(LIMITS.manifest_bytes, path.stat().st_size, f"The {MANIFEST}", "bytes", path)
     content = path.read_bytes()
     try:
-        fields: Any = json.loads(content)
-    # Deeply nested JSON exceeds the recursion limit of the parser.
-    except (ValueError, RecursionError) as error:
+        fields: Any = parse_json(content)
+    except ValueError as error:
         raise BundleError(f"The {MANIFEST} is not JSON: {error}", where=str(path)) from None
     schema = fields.get("schema") if isinstance(fields, dict) else None
     if schema != SCHEMA:

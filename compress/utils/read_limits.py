@@ -35,7 +35,8 @@ class ReadLimits:
     yaml_nodes: int = 20_000
     problems: int = 100  # of a recipe. Each further one would be compared with all before it
     layers: int = 10_000  # of a config
-    # Nesting. JSON is bounded by the recursion limit of Python.
+    # Nesting.
+    json_depth: int = 200  # functions that walk through a value may use the stack of Python
     yaml_depth: int = 40
     array_depth: int = 8  # of GGUF
     # Seconds of processor time, and memory, of what is a program: chat templates and patterns.
@@ -46,6 +47,7 @@ class ReadLimits:
 
 
 LIMITS = ReadLimits()
+_TOO_DEEP = f"it is nested more than {LIMITS.json_depth} deep"
 
 
 class ReadLimitError(ModelError, DataError, BundleError):
@@ -55,9 +57,19 @@ class ReadLimitError(ModelError, DataError, BundleError):
 def parse_json(text: str | bytes) -> Any:
     """Return the value of JSON from strangers. Raises `ValueError`, also for too deep nesting and too long numbers."""
     try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    # Each level takes two brackets.
+    if len(text) <= 2 * LIMITS.json_depth or not isinstance(value, dict | list):
+        return value
+    level = [value]
+    for _ in range(LIMITS.json_depth):
+        children = (parent.values() if isinstance(parent, dict) else parent for parent in level)
+        level = [child for each in children for child in each if isinstance(child, dict | list)]
+        if not level:
+            return value
+    raise ValueError(_TOO_DEEP)
 
 
 def refuse_above(limit: float, number: float, subject: str, unit: str, where: object) -> None:

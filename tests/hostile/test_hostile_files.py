@@ -104,7 +104,11 @@ def test_json_that_python_cannot_read_is_not_valid(tmp_path: Path, content: str)
     assert printed.startswith("config.json is not valid JSON: ")
 
 
-@pytest.mark.parametrize("content", ["[" * 200_000, '{"a": ' + "1" * 5000 + "}"], ids=["brackets", "digits"])
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 200_000, '{"a": ' + "1" * 5000 + "}", '{"a":' * 900 + "1" + "}" * 900],
+    ids=["brackets", "digits", "objects"],
+)
 @pytest.mark.parametrize(
     ("name", "imports", "call"),
     [

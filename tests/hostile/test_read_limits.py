@@ -13,7 +13,7 @@ from crafted import Crafted, crafted_files
 
 from compress.models.quantization_config import layer_settings
 from compress.utils.errors import BundleError, DataError, ModelError
-from compress.utils.read_limits import LIMITS, ReadLimitError, refuse_expansion
+from compress.utils.read_limits import LIMITS, ReadLimitError, parse_json, refuse_expansion
 
 MAX_BYTES, MAX_SECONDS = 500_000_000, 5.0
 CHILD = """
@@ -83,3 +83,14 @@ def test_pattern_of_a_config_that_does_not_end_is_refused(config: dict[str, obje
 def test_pattern_that_is_none_is_refused() -> None:
     with pytest.raises(ModelError, match=r"The pattern '\(' is no regular expression"):
         layer_settings({"quant_method": "gptq", "dynamic": {"(": {"bits": 8}}}, "a")
+
+
+@pytest.mark.parametrize(("open_", "close"), [("[", "]"), ('{"a":', "}")])
+def test_json_is_bounded_in_depth_and_not_in_length(open_: str, close: str) -> None:
+    for depth in (1, LIMITS.json_depth):
+        text = open_ * depth + "1" + close * depth
+        assert parse_json(text) == parse_json(text.encode()) == json.loads(text)
+    with pytest.raises(ValueError, match="nested more than 200 deep"):
+        parse_json(open_ * (LIMITS.json_depth + 1) + "1" + close * (LIMITS.json_depth + 1))
+    many = json.dumps([{"a": [1, {}]}] * 1000)
+    assert parse_json(many) == json.loads(many)

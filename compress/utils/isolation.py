@@ -16,13 +16,12 @@ import signal
 import socket
 import struct
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import IO, NoReturn
+from typing import NoReturn
 
 from compress.utils.errors import ModelError
 
@@ -111,19 +110,19 @@ def isolate(subject: str, wanted: Limits) -> None:
         sys.stdout.flush(), sys.stderr.flush()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED | {signal.SIGCHLD})
-        with tempfile.TemporaryFile() as crash:
-            child = os.fork()
-            if child == 0:
-                _state.subject, _state.limits = subject, _apply(wanted, parent)
-                faulthandler.enable(os.dup(crash.fileno()), all_threads=False)
-                signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-                return
-            status = _wait(child)
+        # The file is in memory, because the disk may be full.
+        crash = os.memfd_create("crash")
+        child = os.fork()
+        if child == 0:
+            _state.subject, _state.limits = subject, _apply(wanted, parent)
+            faulthandler.enable(crash, all_threads=False)
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-            if os.waitstatus_to_exitcode(status) == _NO_NAMESPACE:
-                wanted = replace(wanted, network=True)
-                continue
-            _end(status, subject, wanted, crash)
+            return
+        status = _wait(child)
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+        if os.waitstatus_to_exitcode(status) != _NO_NAMESPACE:
+            _end(status, subject, wanted, os.pread(crash, 1 << 16, 0))
+        wanted = replace(wanted, network=True)
 
 
 def _apply(wanted: Limits, parent: int) -> Limits:
@@ -200,15 +199,14 @@ def _wait(child: int) -> int:
             os.kill(child, received.si_signo)
 
 
-def _end(status: int, subject: str, limits: Limits, crash: IO[bytes]) -> NoReturn:
+def _end(status: int, subject: str, limits: Limits, stack: bytes) -> NoReturn:
     """End as the child ended. Raises `ModelError` if its end says something about the model."""
     if os.WIFEXITED(status):
         os._exit(os.WEXITSTATUS(status))
     number = signal.Signals(os.WTERMSIG(status))
     if number in CRASHES:
-        crash.seek(0)
         # The first line that names a file is the innermost call.
-        innermost = re.search(rb'File "([^"]*)"', crash.read())
+        innermost = re.search(rb'File "([^"]*)"', stack)
         library = innermost and re.search(rb"/site-packages/(\w+)", innermost[1])
         name = library[1].decode() if library else "native code"
         raise ModelError(

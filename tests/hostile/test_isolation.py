@@ -148,12 +148,17 @@ def test_network_is_blocked_but_for_the_own_loopback(model: Path, port: int) -> 
 
 
 UNPRIVILEGED = """
-import ctypes, encodings.idna, os, socket
+import ctypes, encodings.idna, os, socket, sys
+from pathlib import Path
 from compress.utils.isolation import Limits, isolate, network_is_blocked
 if os.getuid() == 0:
     os.setgroups([]), os.setgid(65534), os.setuid(65534)
     ctypes.CDLL(None).prctl(4, 1)  # dumpable, as a process that the user has started
 user = os.getuid()
+if len(sys.argv) > 1:
+    def refuse(*_):
+        raise PermissionError
+    Path.write_text = refuse
 isolate("a", Limits(network=False))
 try:
     socket.create_connection(("127.0.0.1", {port}), 5)
@@ -161,11 +166,14 @@ try:
 except OSError:
     connected = False
 print(os.getuid() == user, connected != network_is_blocked())
+if len(sys.argv) > 1:
+    assert connected, "a namespace without its rights is given up"
 """
 
 
-def test_user_without_rights_keeps_the_id_in_the_namespace(port: int) -> None:
-    command = [sys.executable, "-P", "-c", UNPRIVILEGED.format(port=port)]
+@pytest.mark.parametrize("without_map", [[], ["without-map"]])
+def test_user_without_rights_keeps_the_id_in_the_namespace(port: int, without_map: list[str]) -> None:
+    command = [sys.executable, "-P", "-c", UNPRIVILEGED.format(port=port), *without_map]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == "True True\n", done.stderr
 

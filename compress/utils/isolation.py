@@ -144,8 +144,10 @@ def _apply(wanted: Limits, parent: int) -> Limits:
         in_force[name] = min(bounds, default=None)
     # llama.cpp would start a debugger when it crashes.
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt_once())
+    interrupt = _interrupt_once()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.default_int_handler:
+            signal.signal(number, interrupt)
     return Limits(**in_force, network=network)
 
 

@@ -213,13 +213,14 @@ def test_signals_reach_the_child_and_no_process_is_left(
     assert child != process.pid and is_running(child)
     (os.killpg if to_group else os.kill)(process.pid, number)
     _, stderr = process.communicate(timeout=20)
-    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    interrupts = number in (signal.SIGINT, signal.SIGTERM)
+    assert process.returncode == (130 if interrupts else -number)
     for _ in range(50):
         if not is_running(child):
             break
         time.sleep(0.1)
     assert not is_running(child)
-    if number == signal.SIGINT:
+    if interrupts:
         assert stderr.count("Interrupted") == 1 and "Traceback" not in stderr
         assert file.with_suffix(".cleaned").exists()
 

@@ -6,6 +6,7 @@ parent waits, passes signals on and turns a crash of native code into an error a
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import faulthandler
 import fcntl
@@ -148,6 +149,8 @@ def _apply(wanted: Limits, parent: int) -> Limits:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is signal.default_int_handler:
             signal.signal(number, interrupt)
+            # At its end, Python would restore the handler that kills the process.
+            atexit.register(signal.signal, number, signal.SIG_IGN)
     return Limits(**in_force, network=network)
 
 

@@ -179,8 +179,8 @@ def test_user_without_rights_keeps_the_id_in_the_namespace(port: int, without_ma
 
 
 WAIT = """
-pathlib.Path({file!r}).write_text(str(os.getpid()))
 try:
+    pathlib.Path({file!r}).write_text(str(os.getpid()))
     time.sleep(60)
 finally:
     pathlib.Path({file!r} + ".cleaned").touch()
